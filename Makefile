@@ -1,0 +1,48 @@
+# Each target calls one tool, set up as bin/test sets it up. `make` lists them.
+SHELL := bash
+TOOLS := .venv/bin
+ARGS ?=
+SEEDS ?= 2000
+
+.PHONY: help setup fmt lint types layers test soak fuzz bench demo audit lock
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: ## Make or refresh .venv
+	@bin/setup --test
+
+fmt: setup ## Format the code and sort the imports
+	$(TOOLS)/ruff check --quiet --fix --select I . && $(TOOLS)/ruff format .
+
+lint: setup ## Find what is wrong with the code by its looks
+	$(TOOLS)/ruff check .
+
+types: setup ## Check the types
+	$(TOOLS)/mypy --strict -p dstash
+
+layers: setup ## Check that imports point down
+	$(TOOLS)/lint-imports --no-logo
+
+test: ## Run everything that must pass; ARGS go to pytest
+	bin/test $(ARGS)
+
+soak: setup ## Run the simulation, and changes of real peers, for a long time: SEEDS=2000
+	$(TOOLS)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
+	DSTASH_SOAK=10 $(TOOLS)/pytest --timeout=0 tests/integration/test_scaling.py
+
+fuzz: setup ## Throw garbage at the codec and at peers for a long time
+	$(TOOLS)/python -m tests.fuzz $(ARGS)
+
+bench: setup ## Measure against Redis and Redis Cluster; ARGS=--save writes docs/benchmarks.md
+	$(TOOLS)/python -m tests.bench $(ARGS)
+
+demo: ## Show the main job on real data; ARGS="--consul --keep"
+	bin/demo $(ARGS)
+
+audit: setup ## Look for known holes in what is pinned
+	$(TOOLS)/pip-audit --require-hashes --disable-pip -r requirements/run.txt -r requirements/test.txt
+
+lock: ## Pin the requirements again; ARGS=--upgrade takes the newest of all
+	bin/lock $(ARGS)
