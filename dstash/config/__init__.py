@@ -1,0 +1,18 @@
+"""Settings: flag, then ``DSTASH_*``, then TOML file, then default."""
+
+from dstash.config.client import ClientSettings
+from dstash.config.layers import Layered, layered, unknown_variables
+from dstash.config.load import load_client, load_peer
+from dstash.config.peer import PeerSettings
+from dstash.config.shared import SharedSettings
+
+__all__ = [
+    "ClientSettings",
+    "Layered",
+    "PeerSettings",
+    "SharedSettings",
+    "layered",
+    "load_client",
+    "load_peer",
+    "unknown_variables",
+]

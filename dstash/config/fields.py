@@ -1,0 +1,148 @@
+"""The kinds of value that settings have, each with its own check.
+
+A check raises ``ValueError`` with a text that completes the sentence "<key> is <value>; ...".
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import NoDecode
+
+MAX_NAME: Final = 64
+_KEY_LENGTH: Final = 40
+_Z85: Final = {
+    char: value
+    for value, char in enumerate(
+        "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+    )
+}
+#: host, host:port, [v6] or [v6]:port
+_HOST: Final = r"(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)"
+_HOST_PORT: Final = re.compile(rf"{_HOST}(?::(?P<port>\d{{1,5}}))?")
+
+
+class Conflict(ValueError):
+    """Two settings contradict each other; ``key`` is the one to blame."""
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text)
+        self.key = key
+
+
+def _name(text: str) -> str:
+    # Names become file names, Consul keys and parts of URLs.
+    legal = 1 <= len(text) <= MAX_NAME and text.isprintable() and text not in (".", "..")
+    if not legal or any(char in "/\\" or char.isspace() for char in text):
+        raise ValueError(f"allowed are 1 to {MAX_NAME} printable characters, no slash, no space")
+    return text
+
+
+def _host(text: str) -> str:
+    bare = text.removeprefix("[").removesuffix("]")
+    if text == "*" or _is_address(bare) or re.fullmatch(_HOST, text):
+        return bare
+    raise ValueError("allowed is an address or a host name of this machine, without port")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a socket that is bound to ``host``."""
+    if _is_address(host):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _advertise(text: str) -> str:
+    match = _HOST_PORT.fullmatch(text)
+    if match is None or int(match["port"] or 1) not in range(1, 65_536):
+        raise ValueError("allowed is host or host:port, with a port from 1 to 65535")
+    return text
+
+
+def _endpoint(text: str) -> str:
+    rest = text.strip().removeprefix("tcp://")
+    match = _HOST_PORT.fullmatch(rest)
+    if match is None or not match["port"] or int(match["port"]) not in range(1, 65_536):
+        raise ValueError("allowed is tcp://host:port, with a port from 1 to 65535")
+    return f"tcp://{rest}"
+
+
+def _split(raw: Any) -> Any:
+    if isinstance(raw, str):
+        return [part for part in raw.split(",") if part.strip()]
+    return raw
+
+
+def is_key(text: str) -> bool:
+    """Whether a text is a CURVE key: 40 characters that stand for 32 bytes (Z85, ZeroMQ RFC 32)."""
+    if len(text) != _KEY_LENGTH or not set(text) <= _Z85.keys():
+        return False
+    values = [_Z85[char] for char in text]
+    numbers = [
+        functools.reduce(lambda number, value: number * 85 + value, values[i : i + 5])
+        for i in range(0, _KEY_LENGTH, 5)
+    ]
+    return max(numbers) < 1 << 32
+
+
+def _key(text: str) -> str:
+    if not is_key(text.strip()):
+        raise ValueError("allowed are public keys of 40 characters, as dstash cert new prints them")
+    return text.strip()
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number
+        good = False
+    if not good or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("allowed is http://host:port or https://host:port")
+    if parts.username or parts.password:
+        raise ValueError("a URL shows up in logs; give the token by consul_token_file instead")
+    return text.rstrip("/")
+
+
+def _not_empty(raw: Any) -> Any:
+    if raw == "":  # Path("") would silently be the working directory
+        raise ValueError("allowed is a path")
+    return raw
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Host = Annotated[str, AfterValidator(_host)]
+Advertise = Annotated[str, AfterValidator(_advertise)]
+#: Comma-separated where only text is possible: in the environment and on the command line.
+Endpoints = Annotated[
+    list[Annotated[str, AfterValidator(_endpoint)]], NoDecode, BeforeValidator(_split)
+]
+#: One or more; commas between them where only text is possible.
+PublicKeys = Annotated[
+    list[Annotated[str, AfterValidator(_key)]], NoDecode, BeforeValidator(_split)
+]
+Url = Annotated[str, AfterValidator(_url)]
+File = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_expanded)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Seconds = Annotated[float, Field(gt=0, le=100 * 31_557_600, allow_inf_nan=False)]

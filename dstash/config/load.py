@@ -1,0 +1,35 @@
+"""Loading settings, for peers and for clients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dstash.config.client import ClientSettings
+from dstash.config.layers import layered
+from dstash.config.peer import PeerSettings
+
+
+def load_peer(
+    file: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ
+) -> PeerSettings:
+    """Return the settings of a peer.
+
+    Args:
+        file: a TOML file such as ``conf/peer.toml``; None for none.
+        flags: what the command line says, by key; None means not given.
+        environ: where the ``DSTASH_*`` variables are.
+
+    Raises:
+        ConfigError: names file and line (or variable), key, and what is allowed.
+    """
+    return layered(PeerSettings, file, flags, environ).settings
+
+
+def load_client(
+    file: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ
+) -> ClientSettings:
+    """Return the settings of a client; arguments and errors as in ``load_peer``."""
+    return layered(ClientSettings, file, flags, environ).settings

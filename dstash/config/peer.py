@@ -1,0 +1,97 @@
+"""The settings of a peer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dstash.config.fields import (
+    Advertise,
+    Conflict,
+    File,
+    Host,
+    Name,
+    Port,
+    Seconds,
+    Url,
+    is_loopback,
+)
+from dstash.config.shared import SharedSettings, state_dir
+from dstash.limits import MAX_CLOCK_SKEW_MS, MAX_FRAME_BYTES, MIB
+from dstash.types import Durability
+
+Count = Annotated[int, Field(ge=1)]
+Milliseconds = Annotated[int, Field(ge=1, le=60_000)]
+
+
+class PeerSettings(SharedSettings):
+    """Settings of one ``dstash-peer``. ``conf/peer.toml`` gives the reason for each.
+
+    Attributes:
+        id: the data directory's leaf name when None.
+        zone: the machine's host name when None.
+        local_dir: ``membership_dir()`` tells where it is when None.
+        http_port: None is off, 0 any free port.
+        plain_port: a second port, without CURVE, only while an open cluster is being closed.
+        drain_seconds, down_out_after, hint_max_age: seconds.
+    """
+
+    data_dir: File
+    bind: Host = "127.0.0.1"
+    port: Port = 5000
+    advertise: Advertise | None = None
+    id: Name | None = None
+    zone: Name | None = None
+    weight: Annotated[float, Field(gt=0, lt=1e6, allow_inf_nan=False)] = 1.0
+
+    membership: Literal["local", "consul"] = "local"
+    consul: Url = "http://127.0.0.1:8500"
+    replicas: Annotated[int, Field(ge=1, le=64)] = 3
+    min_peers: Count = 1
+    join: Literal["auto", "manual"] = "auto"
+    down_out_after: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 600.0
+
+    durability: Durability = Durability.SYNC
+    sync_interval_ms: Milliseconds = 1000
+    max_clock_skew_ms: Milliseconds = MAX_CLOCK_SKEW_MS
+    max_connections: Count = 10_000
+    max_requests_in_hand: Count = 1024
+    max_bytes_in_hand: Annotated[int, Field(ge=2 * MAX_FRAME_BYTES)] = 128 * MIB
+    hint_limit: Annotated[int, Field(ge=0)] = 100_000
+    hint_max_age: Seconds = 10_800.0
+    compare_interval: Seconds = 10.0
+    bury_interval: Seconds = 30.0
+    bury_lag: Seconds = 30.0
+    disk_reserve: Annotated[int, Field(ge=0)] = 64 * MIB
+    on_corrupt: Literal["stop", "resync"] = "stop"
+    drain_seconds: Seconds = 8.0
+
+    http_bind: Host = "127.0.0.1"
+    http_port: Port | None = None
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    insecure: bool = False
+    authorised_keys: File | None = None
+    plain_port: Port | None = None
+
+    @model_validator(mode="after")
+    def _check_peer(self) -> Self:
+        # CURVE without a list of keys lets any key in, so the list is not optional.
+        self._check_curve(needed=("authorised_keys",))
+        self._check_consul_tls(self.consul)
+        if self.plain_port is not None and not self.curve:
+            raise Conflict("plain_port", "has no effect without curve = true; remove it")
+        is_closed = self.curve and self.plain_port is None
+        if not (is_loopback(self.bind) or is_closed or self.insecure):
+            raise Conflict(
+                "bind",
+                "other machines could read and write everything there: set curve = true, "
+                "or insecure = true if the network is trusted",
+            )
+        return self
+
+    def membership_dir(self) -> Path:
+        """Return the directory of the embedded membership."""
+        return self.local_dir or state_dir(self.cluster)

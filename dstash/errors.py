@@ -1,0 +1,312 @@
+"""The one error tree. Each class has a stable wire code and says whether a retry can help.
+
+::
+
+    DStashError
+    ├── UsageError                the caller asked for something that cannot be
+    │   ├── LimitError            a limit of the data model was passed
+    │   └── UnsupportedType       a key or value of a type dstash cannot carry
+    ├── ConfigError               a setting is wrong; names file, key, and what is allowed
+    ├── ProtocolError             a message that the other side should not have sent
+    │   └── VersionMismatch       no protocol version in common
+    ├── Refused                   a peer read the request and said no
+    │   ├── StaleEpoch            the sender's topology is older (the newer one is attached)
+    │   ├── WrongCluster          the peer belongs to another cluster
+    │   ├── Misrouted             the peer holds no replica of that key
+    │   ├── NotReady              the peer is starting, stopping, or not yet synced
+    │   ├── Forming               fewer members than min_peers
+    │   ├── Busy                  too much in hand; says when to come back
+    │   ├── ClockSkew             the version is too far ahead of the peer's clock
+    │   ├── BelowFloor            the version is older than what the peer may still accept
+    │   ├── DiskFull              no room to store
+    │   ├── StoreFailed           the peer's disk failed
+    │   ├── CorruptRecord         the stored record fails its checksum
+    │   ├── DeadlinePassed        the request came too late to be worth doing
+    │   └── Unauthorised          the key may not do this
+    ├── Unavailable               not enough replicas answered
+    │   └── NoPeers               none answered at all
+    ├── TimedOut                  the deadline passed; what was written is unknown
+    ├── BatchError                part of a batch failed; carries the per-key outcomes
+    ├── ClosedError               the client was closed
+    ├── StoreError                a data directory cannot be used
+    │   ├── StoreInUse, ForeignStore, CorruptStore
+    └── MembershipError           the membership cannot do what was asked
+        ├── MembershipUnreachable, PeerIdInUse, ChangeConflict
+
+The codes are append-only. The idea of codes beside prose is HTTP's: programs branch on the
+number, people read the text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from dstash.types import Outcome
+
+
+class DStashError(Exception):
+    """Base of all errors. ``code`` is stable on the wire; ``facts`` are machine-readable."""
+
+    code: ClassVar[int] = 1
+    #: Whether the same request may succeed later, or on another replica.
+    retryable: ClassVar[bool] = False
+    #: Exit status of the command line.
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.facts = facts
+
+
+class UsageError(DStashError, ValueError):
+    """The caller asked for something that cannot be."""
+
+    code = 2
+    exit_code = 2
+
+
+class LimitError(UsageError):
+    """A limit was passed. The text names the limit and what is allowed."""
+
+    code = 3
+
+
+class UnsupportedType(UsageError, TypeError):
+    """A key or value has a type that dstash cannot carry."""
+
+    code = 4
+
+
+class ConfigError(DStashError):
+    """A setting is wrong."""
+
+    code = 5
+    exit_code = 2
+
+
+class ProtocolError(DStashError):
+    """A message that the other side should not have sent."""
+
+    code = 10
+
+
+class VersionMismatch(ProtocolError):
+    """The two sides have no protocol version in common."""
+
+    code = 11
+
+
+class Refused(DStashError):
+    """A peer read the request and said no."""
+
+    code = 20
+
+
+class StaleEpoch(Refused):
+    """The sender's topology is older than the peer's; ``facts['topology']`` is the newer one."""
+
+    code = 21
+    retryable = True
+
+
+class WrongCluster(Refused):
+    """The peer belongs to another cluster."""
+
+    code = 22
+
+
+class Misrouted(Refused):
+    """The peer holds no replica of that key."""
+
+    code = 23
+    retryable = True
+
+
+class NotReady(Refused):
+    """The peer is starting, stopping, or not yet synced."""
+
+    code = 24
+    retryable = True
+    exit_code = 5
+
+
+class Forming(Refused):
+    """The cluster has fewer members than ``min_peers``."""
+
+    code = 25
+    retryable = True
+    exit_code = 5
+
+
+class Busy(Refused):
+    """The peer has too much in hand; ``facts['retry_after_ms']`` says when to come back."""
+
+    code = 26
+    retryable = True
+    exit_code = 5
+
+
+class ClockSkew(Refused):
+    """The version is too far ahead of the peer's clock; the text says by how much."""
+
+    code = 27
+    retryable = True
+
+
+class BelowFloor(Refused):
+    """The version is older than what the peer may still accept: stamp it anew."""
+
+    code = 28
+    retryable = True
+
+
+class DiskFull(Refused):
+    """The peer has no room to store."""
+
+    code = 29
+    exit_code = 5
+
+
+class StoreFailed(Refused):
+    """The peer's disk failed; nothing of the request was acked."""
+
+    code = 30
+    retryable = True
+    exit_code = 5
+
+
+class CorruptRecord(Refused):
+    """The stored record fails its checksum."""
+
+    code = 31
+    retryable = True
+
+
+class DeadlinePassed(Refused):
+    """The request reached the peer too late to be worth doing."""
+
+    code = 32
+    retryable = True
+    exit_code = 6
+
+
+class Unauthorised(Refused):
+    """The key may not do this."""
+
+    code = 33
+    exit_code = 7
+
+
+class Unavailable(DStashError):
+    """Not enough replicas answered for the level that was asked."""
+
+    code = 40
+    retryable = True
+    exit_code = 5
+
+
+class NoPeers(Unavailable):
+    """None of the known peers answered."""
+
+    code = 41
+
+
+class TimedOut(DStashError, TimeoutError):
+    """The deadline passed. A write may or may not have been stored."""
+
+    code = 42
+    retryable = True
+    exit_code = 6
+
+
+class BatchError(DStashError):
+    """Part of a batch failed. ``outcomes`` maps each key that was not stored to its outcome."""
+
+    code = 43
+    exit_code = 9
+
+    def __init__(self, message: str, outcomes: dict[Any, Outcome] | None = None) -> None:
+        super().__init__(message)
+        self.outcomes: dict[Any, Outcome] = outcomes or {}
+
+
+class ClosedError(DStashError):
+    """The client was closed."""
+
+    code = 44
+
+
+class StoreError(DStashError):
+    """A data directory cannot be used."""
+
+    code = 50
+
+
+class StoreInUse(StoreError):
+    """Another process has the data directory open."""
+
+    code = 51
+
+
+class ForeignStore(StoreError):
+    """The data directory belongs to another cluster or peer."""
+
+    code = 52
+
+
+class CorruptStore(StoreError):
+    """LMDB cannot open the data directory."""
+
+    code = 53
+
+
+class MembershipError(DStashError):
+    """The membership cannot do what was asked."""
+
+    code = 60
+
+
+class MembershipUnreachable(MembershipError):
+    """The membership (Consul, or the shared directory) does not answer."""
+
+    code = 61
+    retryable = True
+    exit_code = 5
+
+
+class PeerIdInUse(MembershipError):
+    """A live process holds the lock of that peer id."""
+
+    code = 62
+
+
+class ChangeConflict(MembershipError):
+    """Another change of the topology is under way, or came first."""
+
+    code = 63
+    retryable = True
+
+
+def _family(base: type[DStashError]) -> list[type[DStashError]]:
+    return [base, *(cls for child in base.__subclasses__() for cls in _family(child))]
+
+
+def _index_by_code() -> dict[int, type[DStashError]]:
+    table: dict[int, type[DStashError]] = {}
+    for cls in _family(DStashError):
+        if "code" not in vars(cls):
+            continue  # it never travels: it only has its own exit status
+        if table.setdefault(cls.code, cls) is not cls:
+            raise AssertionError(f"{cls.__name__} and {table[cls.code].__name__} share {cls.code}")
+    return table
+
+
+BY_CODE: dict[int, type[DStashError]] = _index_by_code()
+
+
+def from_wire(code: int, message: str, facts: dict[str, Any]) -> DStashError:
+    """Rebuild the error that a peer sent. An unknown code becomes a plain ``Refused``."""
+    error = BY_CODE.get(code, Refused)(message)
+    error.facts = facts  # not by keyword: the other side chose the names
+    return error

@@ -1,0 +1,62 @@
+"""Every limit of the data model and the wire, in one place.
+
+Clients check them before anything is sent; peers check them again, because a client may be
+written in another language, or be hostile.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dstash.errors import LimitError
+
+MIB: Final = 1024 * 1024
+
+#: P, the number of hash slots. Fixed for the life of a cluster: it decides where data is.
+PARTITIONS: Final = 4096
+
+MAX_INDEX_BYTES: Final = 64
+#: An LMDB key holds 511 bytes: partition (2) + index length (1) + index (64) + key (400) fit.
+MAX_KEY_BYTES: Final = 400
+MAX_VALUE_BYTES: Final = 8 * MIB
+#: One ZeroMQ frame. A value of the largest size fits together with its key.
+MAX_FRAME_BYTES: Final = 16 * MIB
+MAX_FRAME_PARTS: Final = 8
+MAX_KEYS_PER_FRAME: Final = 65_536
+#: 100 years of 365.25 days, in seconds.
+MAX_TTL_SECONDS: Final = 100 * 31_557_600
+MAX_HEADER_BYTES: Final = 4 * MIB
+
+#: How far ahead of a peer's clock a version may be (milliseconds).
+MAX_CLOCK_SKEW_MS: Final = 500
+
+
+def check_index(name: str) -> bytes:
+    """Return the UTF-8 form of an index name; ``LimitError`` when it is not a legal one."""
+    if not isinstance(name, str):
+        raise LimitError(f"index name must be str, not {type(name).__name__}")
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        raise LimitError(f"index name {name!r} is not valid Unicode text") from None
+    if not 1 <= len(encoded) <= MAX_INDEX_BYTES:
+        raise LimitError(
+            f"index name has {len(encoded)} bytes; allowed are 1 to {MAX_INDEX_BYTES} bytes"
+        )
+    if not name.isprintable() or name != name.strip():
+        raise LimitError(
+            f"index name {name!r} has control characters or outer spaces; "
+            "allowed are printable characters"
+        )
+    return encoded
+
+
+def check_ttl(ttl: float | None) -> int | None:
+    """Return a time to live (seconds) as whole milliseconds, at least 1; None stays None."""
+    if ttl is None:
+        return None
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float):
+        raise LimitError(f"ttl must be a number of seconds, not {type(ttl).__name__}")
+    if not 0 < ttl < MAX_TTL_SECONDS:  # false for NaN too
+        raise LimitError(f"ttl is {ttl} s; allowed is more than 0 s and less than 100 years")
+    return max(1, round(ttl * 1000))
