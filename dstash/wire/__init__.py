@@ -1,0 +1,1 @@
+"""What travels: message kinds, their encoding, keys and values as bytes, sockets."""

@@ -1,0 +1,209 @@
+"""msgpack with bounds: the only place where bytes from the network become objects.
+
+msgpack raises half a dozen unrelated exception types for bad input, and happily builds 75 MB of
+empty lists from 1 MiB of input. Here every container is bounded, and every failure is a
+``ProtocolError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import msgpack
+
+from dstash.errors import ProtocolError
+from dstash.limits import (
+    MAX_FRAME_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_KEY_BYTES,
+    MAX_KEYS_PER_FRAME,
+    MAX_VALUE_BYTES,
+)
+
+#: All that msgpack is known to raise on malformed input.
+_MALFORMED: Final = (
+    ValueError,  # covers ExtraData, FormatError, StackError, UnicodeDecodeError, limits passed
+    TypeError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    msgpack.exceptions.UnpackException,
+)
+
+_HEADER_CONTAINERS: Final = 20_000
+
+#: A header of so many bytes needs no counting: it holds fewer containers than bytes.
+_HARMLESS: Final = 1024
+
+
+class _Containers:
+    """Counts lists and maps while msgpack is still decoding, before they cost memory."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def __call__(self, items: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("too many lists or maps within one another")
+        return items
+
+
+def unpack_header(frame: bytes) -> list[Any]:
+    """Decode a header frame into its list of fields.
+
+    Raises:
+        ProtocolError: truncated, oversized, not an array, or with text that is not UTF-8.
+    """
+    if len(frame) > MAX_HEADER_BYTES:
+        raise ProtocolError(f"header of {len(frame)} bytes; at most {MAX_HEADER_BYTES} are allowed")
+    if len(frame) <= _HARMLESS:
+        return _unpack_small(frame)
+    count = _Containers(_HEADER_CONTAINERS + MAX_KEYS_PER_FRAME)
+    try:
+        fields = msgpack.unpackb(
+            frame,
+            list_hook=count,
+            object_hook=count,
+            max_array_len=_HEADER_CONTAINERS + MAX_KEYS_PER_FRAME,
+            max_map_len=_HEADER_CONTAINERS,
+            max_ext_len=0,
+            strict_map_key=False,
+        )
+    except _MALFORMED as error:
+        raise ProtocolError(f"header is not valid msgpack: {_reason(error)}") from None
+    return _checked(fields)
+
+
+def _unpack_small(frame: bytes) -> list[Any]:
+    """Decode a header so short that it cannot become much, whatever is in it."""
+    try:
+        return _checked(msgpack.unpackb(frame, max_ext_len=0, strict_map_key=False))
+    except _MALFORMED as error:
+        raise ProtocolError(f"header is not valid msgpack: {_reason(error)}") from None
+
+
+def _checked(fields: Any) -> list[Any]:
+    if type(fields) is not list:
+        raise ProtocolError(f"header is a msgpack {type(fields).__name__}, not an array")
+    return fields
+
+
+def pack_header(fields: Sequence[Any]) -> bytes:
+    """Encode the fields of a header."""
+    return _packb(fields)
+
+
+def pack_blobs(blobs: Sequence[bytes | None]) -> bytes:
+    """Encode a body frame: one array of byte strings (None becomes nil)."""
+    return _packb(blobs)
+
+
+def unpack_keys(frame: bytes) -> list[bytes]:
+    """Decode a body frame of encoded keys, each 1 to 400 bytes, at most 65,536 of them."""
+    keys = _unpack_blobs(frame, MAX_KEY_BYTES)
+    if set(map(type, keys)) - {bytes}:
+        raise ProtocolError("a key frame holds something other than byte strings")
+    if b"" in keys:
+        raise ProtocolError("a key frame holds an empty key")
+    return keys
+
+
+def unpack_blobs(frame: bytes) -> list[bytes]:
+    """Decode a body frame of byte strings, each at most a value and its record head."""
+    blobs = _unpack_blobs(frame, MAX_VALUE_BYTES + 4096)
+    if set(map(type, blobs)) - {bytes}:
+        raise ProtocolError("a body frame holds something other than byte strings")
+    return blobs
+
+
+def unpack_optional_blobs(frame: bytes) -> list[bytes | None]:
+    """Decode a body frame of byte strings and nils."""
+    blobs: list[bytes | None] = _unpack_blobs(frame, MAX_VALUE_BYTES + 4096)
+    if set(map(type, blobs)) - {bytes, type(None)}:
+        raise ProtocolError("a body frame holds something other than byte strings and nil")
+    return blobs
+
+
+def join_payloads(payloads: Sequence[bytes]) -> bytes:
+    """Build one msgpack array out of encoded values without decoding any of them."""
+    return array_header(len(payloads)) + b"".join(payloads)
+
+
+def array_header(length: int) -> bytes:
+    """Return the msgpack array header for ``length`` elements (msgpack specification)."""
+    if length < 16:
+        return bytes((0x90 | length,))
+    if length < 1 << 16:
+        return b"\xdc" + length.to_bytes(2, "big")
+    return b"\xdd" + length.to_bytes(4, "big")
+
+
+def malformed_payloads(payloads: Sequence[bytes]) -> list[int]:
+    """Return the positions of payloads that are not exactly one well-formed msgpack object.
+
+    Peers check this before they store: one value that is too short or too long would shift all
+    its neighbours when a reply is joined.
+    """
+    if all(map(_all_well_formed, _runs(payloads))):
+        return []
+    return [place for place, payload in enumerate(payloads) if not _all_well_formed([payload])]
+
+
+def _runs(payloads: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Cut payloads into runs that do not take much memory at once."""
+    begin = weight = 0
+    for place, payload in enumerate(payloads):
+        if place > begin and weight + len(payload) > MAX_FRAME_BYTES:
+            yield payloads[begin:place]
+            begin, weight = place, 0
+        weight += len(payload)
+    yield payloads[begin:]
+
+
+def _all_well_formed(payloads: Sequence[bytes]) -> bool:
+    # Each as the one element of an array: that is how deep it will stand when it is read.
+    fed = b"".join([b"\x91" + payload for payload in payloads])
+    unpacker = msgpack.Unpacker(max_buffer_size=max(1, len(fed)))
+    unpacker.feed(fed)
+    skip, tell = unpacker.skip, unpacker.tell
+    end = 0
+    try:
+        for payload in payloads:
+            end += 1 + len(payload)
+            skip()
+            if tell() != end:
+                return False
+    except _MALFORMED:
+        return False
+    return True
+
+
+def _unpack_blobs(frame: bytes, largest: int) -> list[Any]:
+    if len(frame) > MAX_FRAME_BYTES:
+        raise ProtocolError(f"frame of {len(frame)} bytes; at most {MAX_FRAME_BYTES} are allowed")
+    try:
+        blobs = msgpack.unpackb(
+            frame,
+            list_hook=_Containers(1),
+            max_bin_len=largest,
+            max_array_len=MAX_KEYS_PER_FRAME,
+            max_str_len=0,
+            max_map_len=0,
+            max_ext_len=0,
+        )
+    except _MALFORMED as error:
+        raise ProtocolError(f"body frame is not valid: {_reason(error)}") from None
+    if type(blobs) is not list:
+        raise ProtocolError(f"body frame is a msgpack {type(blobs).__name__}, not an array")
+    return blobs
+
+
+def _packb(value: Any) -> bytes:
+    packed: bytes = msgpack.packb(value)
+    return packed
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
