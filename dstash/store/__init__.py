@@ -1,0 +1,1 @@
+"""What stays: records, the LMDB store, digests, and the dictionary twin used by tests."""

@@ -1,0 +1,89 @@
+"""Digests: whether two replicas of a partition hold the same, in 16 bytes.
+
+A digest is the sum, modulo 2**128, of a hash of (storage key, version) over all records; sums do
+not depend on order, so replicas need not walk in step. Dynamo and Cassandra use Merkle trees
+for this; with 4096 partitions and 256 buckets in each, two levels do.
+
+What is dead (a tombstone, or expired) up to the partition's horizon is left out: whether it is
+still on disk makes no difference any more. So is a damaged record: it must look missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
+
+from dstash.limits import PARTITIONS
+from dstash.store.record import (
+    CHECKSUM_END,
+    EXPIRY_BEGIN,
+    HEAD_BYTES,
+    PLAIN,
+    VERSION_END,
+    is_sound,
+)
+from dstash.types import NEVER, RecordFlag
+from dstash.version import Stamp, Version, newest_stamp, stamp_milliseconds
+
+DIGEST_BYTES: Final = 16
+BUCKETS: Final = 256
+EMPTY: Final = bytes(DIGEST_BYTES)
+
+_MODULUS: Final = (1 << 128) - 1
+_BUCKET_SHIFT: Final = PARTITIONS.bit_length() - 1
+
+
+def bucket_of(storage_key: bytes) -> int:
+    """Return the bucket of a record: eight bits of the key's hash that partitions do not use."""
+    key = storage_key[3 + storage_key[2] :]
+    return (xxh3_64_intdigest(key) >> _BUCKET_SHIFT) & (BUCKETS - 1)
+
+
+def version_of(record: bytes) -> Version:
+    """Return the version of a stored record."""
+    return record[CHECKSUM_END:VERSION_END]
+
+
+def is_dead_at(record: bytes, stamp: Stamp) -> bool:
+    """Whether a record was dead already at ``stamp``, on every clock, and is not newer."""
+    if newest_stamp(version_of(record)) > stamp:
+        return False
+    if record[VERSION_END] & RecordFlag.TOMBSTONE:
+        return True
+    expiry = int.from_bytes(record[EXPIRY_BEGIN:HEAD_BYTES], "big")
+    return expiry != NEVER and expiry <= stamp_milliseconds(stamp)
+
+
+class Sum:
+    """Adds up records."""
+
+    def __init__(self, horizon: Stamp = 0, until: Stamp | None = None) -> None:
+        self.horizon = horizon
+        self.until = until
+        self.value = 0
+        self.damaged: list[bytes] = []
+        self.mortal = False
+        self.count = 0
+
+    def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
+        """Add (storage key, record) pairs: those up to ``until``, if it is given."""
+        horizon, until, value = self.horizon, self.until, self.value
+        for storage_key, record in entries:
+            if not is_sound(storage_key, record):
+                self.damaged.append(storage_key)
+                continue
+            self.count += 1
+            if not self.mortal and record[VERSION_END:HEAD_BYTES] != PLAIN:
+                self.mortal = True
+            if horizon and is_dead_at(record, horizon):
+                continue
+            version = record[CHECKSUM_END:VERSION_END]
+            if until is None or newest_stamp(version) <= until:
+                value += xxh3_128_intdigest(storage_key + version)
+        self.value = value & _MODULUS
+
+    def digest(self) -> bytes:
+        """Return the sum as 16 bytes."""
+        return self.value.to_bytes(DIGEST_BYTES, "big")

@@ -1,0 +1,139 @@
+"""What the layers above ask of a store. LMDB fulfils it; so does the dictionary twin of tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from dstash.version import Stamp, Version
+
+
+class Identity(NamedTuple):
+    """Who a store belongs to. ``store_id`` is made with the store and never given twice."""
+
+    cluster: str
+    peer: str
+    store_id: str
+
+
+class Snapshot(Protocol):
+    """A consistent view of the records. Short-lived: it pins pages on disk."""
+
+    def get(self, storage_key: bytes) -> bytes | None:
+        """Return a record."""
+        ...
+
+    def walk(self, begin: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (storage key, record) with ``begin <= storage key < end``, in order."""
+        ...
+
+
+class Transaction(Protocol):
+    """A write transaction: all of it is on disk, or none of it."""
+
+    def get(self, storage_key: bytes) -> bytes | None:
+        """Return a record, as this transaction sees it."""
+        ...
+
+    def put(self, storage_key: bytes, record: bytes) -> object:
+        """Store a record."""
+        ...
+
+    def delete(self, storage_key: bytes) -> object:
+        """Remove a record."""
+        ...
+
+
+@dataclass(slots=True)
+class Write:
+    """Records to be merged: the higher version wins, key by key.
+
+    ``entries`` are (storage key, record) pairs. ``now`` is the peer's clock, which decides what
+    counts as existing. ``drops`` are (storage key, version) pairs: such a record leaves the disk,
+    if it is still that version. ``horizons`` (by partition) guards against the past: where all
+    replicas agreed on everything up to a stamp, nothing older comes in any more. ``marks`` are
+    (name, content) pairs that belong to the store itself and commit together with the records.
+    """
+
+    entries: Sequence[tuple[bytes, bytes]]
+    now: int
+    newest: Stamp = 0
+    drops: Sequence[tuple[bytes, Version]] = ()
+    horizons: Sequence[Stamp] | None = None
+    marks: Sequence[tuple[bytes, bytes]] = ()
+
+
+@dataclass(slots=True)
+class Merged:
+    """What became of one ``Write``: the superseded positions, and which keys were live before."""
+
+    superseded: list[tuple[int, Version]] = field(default_factory=list)
+    existed: bytearray = field(default_factory=bytearray)
+
+
+class StoreStats(NamedTuple):
+    """Sizes of a store, in records and bytes."""
+
+    records: int
+    used_bytes: int
+    map_bytes: int
+    free_bytes: int
+
+
+class Store(Protocol):
+    """Durable records of one peer."""
+
+    store_id: str
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who the store belongs to; None until it has joined a cluster."""
+        ...
+
+    @property
+    def high_water(self) -> Stamp:
+        """The newest stamp ever committed."""
+        ...
+
+    def adopt(self, identity: Identity) -> None:
+        """Write down who the store belongs to; ``ForeignStore`` if it belongs to another."""
+        ...
+
+    def mark(self, name: bytes, content: bytes) -> None:
+        """Keep something about the store itself under a name, durably."""
+        ...
+
+    def marked(self, name: bytes) -> bytes | None:
+        """Return what is kept under a name."""
+        ...
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """Return a consistent view for reading."""
+        ...
+
+    def commit(self, writes: Sequence[Write]) -> list[Merged]:
+        """Merge writes in one transaction and return when they are as durable as configured.
+
+        Raises:
+            DiskFull: nothing was stored, reading goes on.
+            StoreFailed: the disk failed; the store is closed to writes for good.
+        """
+        ...
+
+    def has_room(self, reserve: int) -> bool:
+        """Whether more than ``reserve`` bytes are free on the disk."""
+        ...
+
+    def check_writable(self) -> str | None:
+        """Return None when the store takes writes, else the reason why not."""
+        ...
+
+    def stats(self) -> StoreStats:
+        """Return sizes."""
+        ...
+
+    def close(self) -> None:
+        """Release the directory."""
+        ...

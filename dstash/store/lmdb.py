@@ -1,0 +1,389 @@
+"""Records in LMDB: one environment a peer, one commit for all writes that wait.
+
+LMDB gives readers a consistent snapshot that never waits for the writer, and a commit that is
+either on disk or not there. What it does not give is handled here: records carry checksums, the
+map grows, a full disk is an answer and not the end, and a failed sync is the end.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import lmdb
+
+from dstash.errors import CorruptStore, DiskFull, ForeignStore, StoreError, StoreFailed
+from dstash.limits import MIB
+from dstash.store.interface import Identity, Merged, Snapshot, StoreStats, Write
+from dstash.store.lock import DirectoryLock
+from dstash.store.merge import merge
+from dstash.types import Durability
+from dstash.version import Stamp
+
+T = TypeVar("T")
+
+FORMAT: Final = 1
+DATA_FILE: Final = "data.mdb"
+#: There while a store is being made: a process that dies then leaves an empty data file behind.
+_MAKING_FILE: Final = "MAKING"
+_PROBE_FILE: Final = "PROBE"
+_FIRST_MAP: Final = 64 * MIB
+_LARGEST_STEP: Final = 1024 * MIB
+_DATABASES: Final = 8
+
+#: How a disk says that it is full: altogether, for this user, or for a file of this size.
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: What a commit takes beside its records, at most: copies of the pages that lead to them (bytes).
+_PAGES_PER_RECORD: Final = 8192
+_PAGES_PER_COMMIT: Final = MIB // 4
+
+_KEY_FORMAT: Final = b"format"
+_KEY_STORE_ID: Final = b"store_id"
+_KEY_CLUSTER: Final = b"cluster"
+_KEY_PEER: Final = b"peer"
+_KEY_HIGH_WATER: Final = b"high_water"
+_MARK: Final = b"mark:"
+
+
+class _Walkable:
+    """A read transaction in the words of ``Snapshot``."""
+
+    def __init__(self, transaction: Any, database: Any) -> None:
+        self.get: Callable[[bytes], bytes | None] = transaction.get
+        self._transaction = transaction
+        self._database = database
+
+    def walk(self, begin: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        with self._transaction.cursor(self._database) as cursor:
+            if not cursor.set_range(begin):
+                return
+            for storage_key, record in cursor.iternext(keys=True, values=True):
+                if storage_key >= end:
+                    return
+                yield storage_key, record
+
+
+class LmdbStore:
+    """The records of one peer, in one directory.
+
+    Safe for one committing thread beside any number of reading threads.
+
+    Args:
+        directory: made when missing; exactly one process may hold it.
+        durability: when commits are synced. With ``INTERVAL`` somebody calls ``sync`` regularly.
+
+    Raises:
+        StoreInUse: another process holds the directory.
+        CorruptStore: LMDB cannot open it, or its data file was emptied.
+        StoreError: it cannot be made, read or written.
+    """
+
+    def __init__(self, directory: Path, durability: Durability = Durability.SYNC) -> None:
+        self.directory = directory
+        self._growing = threading.Lock()  # held to read, or to grow the map; never across a sync
+        self._writing = threading.Lock()  # held to write: the map must not grow meanwhile
+        self._failed: str | None = None
+        _make_directory(directory)
+        self._lock = DirectoryLock(directory)
+        try:
+            self._open(durability)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, durability: Durability) -> None:
+        making = self.directory / _MAKING_FILE
+        with _translated(self.directory):
+            if not (self.directory / DATA_FILE).exists():
+                making.touch()
+            is_new = making.exists()
+            self._env = lmdb.open(
+                os.fspath(self.directory),
+                map_size=_map_size_for(self.directory / DATA_FILE),
+                max_dbs=_DATABASES,
+                max_readers=126,
+                sync=durability is Durability.SYNC,
+                metasync=True,
+                readahead=False,  # records are found by hash: the next page is never the next need
+                writemap=False,  # with it a full disk is a SIGBUS instead of an error
+                lock=True,
+            )
+            with self._whole():
+                self._env.reader_check()
+                self._meta = self._env.open_db(b"meta")
+                self._records = self._env.open_db(b"records")
+            self._read_meta(is_new)
+            making.unlink(missing_ok=True)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Open the databases; refuse a data file that was cut off.
+
+        A page beyond the end of the file is not an error but a SIGBUS. A short file alone proves
+        nothing: pages that were freed by the commit that took them are never written. So the file
+        is made as long as it should be, and what is in it is read: zeros are no page of a tree.
+        """
+        file = self.directory / DATA_FILE
+        used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+        size = file.stat().st_size
+        if size >= used:
+            yield
+            return
+        os.truncate(file, used)
+        try:
+            yield
+            self._read_all()
+        except lmdb.Error:
+            self._env.close()
+            os.truncate(file, size)
+            raise CorruptStore(f"{file} was cut off: it has {size} of {used} bytes") from None
+
+    def _read_all(self) -> None:
+        for database in (self._meta, self._records):
+            with self._env.begin(database) as transaction, transaction.cursor() as cursor:
+                for _ in cursor.iternext(keys=True, values=True):
+                    continue
+
+    def _read_meta(self, is_new: bool) -> None:
+        with self._env.begin(self._meta, write=True) as transaction:
+            found = transaction.get(_KEY_FORMAT)
+            if found is None:
+                if not is_new:
+                    raise CorruptStore(
+                        f"{self.directory / DATA_FILE} is empty or not a dstash store; "
+                        "move it away to start with an empty one"
+                    )
+                transaction.put(_KEY_FORMAT, str(FORMAT).encode())
+                transaction.put(_KEY_STORE_ID, uuid.uuid4().hex.encode())
+            elif int(found) != FORMAT:
+                raise StoreError(
+                    f"{self.directory} has store format {int(found)}; this version reads {FORMAT}"
+                )
+            self.store_id: str = transaction.get(_KEY_STORE_ID, b"").decode()
+            self._identity = self._read_identity(transaction)
+            self._high_water = int.from_bytes(transaction.get(_KEY_HIGH_WATER, b"\0"), "big")
+
+    def _read_identity(self, transaction: Any) -> Identity | None:
+        cluster, peer = transaction.get(_KEY_CLUSTER), transaction.get(_KEY_PEER)
+        if cluster is None or peer is None:
+            return None
+        return Identity(cluster.decode(), peer.decode(), self.store_id)
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who the store belongs to; None until it has joined a cluster."""
+        return self._identity
+
+    @property
+    def high_water(self) -> Stamp:
+        """The newest stamp ever committed."""
+        return self._high_water
+
+    def adopt(self, identity: Identity) -> None:
+        """Write down who the store belongs to."""
+        if self._identity is not None:
+            self._check_same(identity)
+            return
+
+        def write(transaction: Any) -> None:
+            transaction.put(_KEY_CLUSTER, identity.cluster.encode(), db=self._meta)
+            transaction.put(_KEY_PEER, identity.peer.encode(), db=self._meta)
+
+        self._write(write)
+        self.sync()
+        self._identity = identity._replace(store_id=self.store_id)
+
+    def mark(self, name: bytes, content: bytes) -> None:
+        """Keep something about the store itself under a name, durably."""
+        self._write(lambda transaction: transaction.put(_MARK + name, content, db=self._meta))
+
+    def marked(self, name: bytes) -> bytes | None:
+        """Return what is kept under a name."""
+        with self._growing, _translated(self.directory), self._env.begin(self._meta) as transaction:
+            kept: bytes | None = transaction.get(_MARK + name)
+            return kept
+
+    def _check_same(self, identity: Identity) -> None:
+        mine = self._identity
+        if mine is not None and (mine.cluster, mine.peer) != (identity.cluster, identity.peer):
+            raise ForeignStore(
+                f"data directory {self.directory} belongs to peer {mine.peer!r} of cluster "
+                f"{mine.cluster!r}, not to peer {identity.peer!r} of cluster {identity.cluster!r}"
+            )
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """Return a consistent view. Keep it for milliseconds: it holds up growth and pins pages."""
+        with (
+            self._growing,
+            _translated(self.directory, self._fail),
+            self._env.begin(self._records) as transaction,
+        ):
+            yield _Walkable(transaction, self._records)
+
+    def commit(self, writes: Sequence[Write]) -> list[Merged]:
+        """Merge writes in one transaction."""
+        high_water = max([self._high_water, *(write.newest for write in writes)])
+
+        def work(transaction: Any) -> list[Merged]:
+            merged = merge(transaction, writes)
+            if high_water != self._high_water:
+                transaction.put(_KEY_HIGH_WATER, high_water.to_bytes(8, "big"), db=self._meta)
+            for name, content in (mark for write in writes for mark in write.marks):
+                transaction.put(_MARK + name, content, db=self._meta)
+            return merged
+
+        merged = self._write(work, (record for write in writes for _, record in write.entries))
+        self._high_water = high_water
+        return merged
+
+    def _write(self, work: Callable[[Any], T], records: Iterable[bytes] = ()) -> T:
+        """Do something in a transaction, with a larger map when it turns out to be full."""
+        if self._failed:
+            raise StoreFailed(self._failed)
+
+        def is_full() -> bool:
+            sizes = [len(record) + _PAGES_PER_RECORD for record in records]
+            return _lacks_room(self.directory, sum(sizes) + _PAGES_PER_COMMIT)
+
+        with self._writing:
+            while True:
+                try:
+                    with (
+                        _translated(self.directory, self._fail, is_full),
+                        self._env.begin(self._records, write=True) as transaction,
+                    ):
+                        return work(transaction)
+                except lmdb.MapFullError:
+                    self._grow()
+
+    def _grow(self) -> None:
+        with self._growing:
+            size = self._env.info()["map_size"]
+            self._env.set_mapsize(size + min(size, _LARGEST_STEP))
+
+    def _fail(self, reason: str) -> None:
+        # After a failed fsync the next one may report success for pages that never reached the
+        # disk ("fsyncgate"): no write of this process can be trusted from here on.
+        self._failed = reason
+
+    def sync(self) -> None:
+        """Flush what earlier commits left to the operating system (durability ``interval``)."""
+        with _translated(self.directory, self._fail):
+            self._env.sync(True)
+
+    def has_room(self, reserve: int) -> bool:
+        """Whether more than ``reserve`` bytes are free on the disk."""
+        disk = os.statvfs(self.directory)
+        return disk.f_bavail * disk.f_frsize > reserve
+
+    def check_writable(self) -> str | None:
+        """Return None when the store takes writes, else the reason why not."""
+        return self._failed
+
+    def stats(self) -> StoreStats:
+        """Return sizes."""
+        with self._growing, self._env.begin(self._records) as transaction:
+            entries = transaction.stat(self._records)["entries"]
+            info, page = self._env.info(), self._env.stat()["psize"]
+        disk = os.statvfs(self.directory)
+        return StoreStats(
+            records=entries,
+            used_bytes=(info["last_pgno"] + 1) * page,
+            map_bytes=info["map_size"],
+            free_bytes=disk.f_bavail * disk.f_frsize,
+        )
+
+    def close(self) -> None:
+        """Sync, close and release the directory."""
+        with self._writing, self._growing:
+            try:
+                if not self._failed:
+                    self.sync()
+            finally:
+                self._env.close()
+                self._lock.release()
+
+
+def set_aside(directory: Path) -> Path:
+    """Move a closed store out of the way, within its directory; returns where it is now."""
+    aside = directory / f"set-aside-{uuid.uuid4().hex[:8]}"
+    try:
+        aside.mkdir()
+        for name in (DATA_FILE, "lock.mdb"):
+            if (directory / name).exists():
+                (directory / name).rename(aside / name)
+    except OSError as error:
+        raise StoreError(f"cannot set aside the store in {directory}: {error.strerror}") from None
+    return aside
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"cannot make data directory {directory}: {error.strerror or error}"
+        ) from None
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        raise StoreError(f"data directory {directory} cannot be read and written by this user")
+
+
+def _map_size_for(data_file: Path) -> int:
+    size = data_file.stat().st_size if data_file.exists() else 0
+    map_size = _FIRST_MAP
+    while map_size < size * 2:
+        map_size += min(map_size, _LARGEST_STEP)
+    return map_size
+
+
+def _lacks_room(directory: Path, needed: int) -> bool:
+    """Whether the data file could not grow by so many bytes.
+
+    LMDB calls a write that was cut short by a full disk an I/O error. So another file is made to
+    grow from the same length: that meets limits of the disk, the user, the process and the file.
+    """
+    path = directory / _PROBE_FILE
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.lseek(handle, (directory / DATA_FILE).stat().st_size, os.SEEK_SET)
+            while needed > 0:
+                needed -= os.write(handle, bytes(min(needed, MIB)))
+        finally:
+            path.unlink()
+            os.close(handle)
+    except OSError as error:
+        return error.errno in _FULL
+    return False
+
+
+@contextmanager
+def _translated(
+    directory: Path,
+    on_failure: Callable[[str], None] = lambda reason: None,
+    is_full: Callable[[], bool] = lambda: False,
+) -> Iterator[None]:
+    """Turn LMDB's errors into dstash's, at this one place. A full map passes through."""
+    try:
+        yield
+    except (lmdb.MapFullError, lmdb.MapResizedError):
+        raise
+    except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError) as error:
+        on_failure(f"{directory}: {error}")
+        raise CorruptStore(f"{directory}: LMDB cannot read it: {error}") from None
+    except lmdb.Error as error:
+        reason = f"{directory}: {error}"
+        is_failure = isinstance(error, lmdb.DiskError) or os.strerror(errno.EIO) in str(error)
+        if any(os.strerror(number) in str(error) for number in _FULL) or (is_failure and is_full()):
+            raise DiskFull(f"no room left on the disk of {directory}") from None
+        if is_failure:
+            on_failure(reason)
+            raise StoreFailed(f"{directory}: the disk failed: {error}") from None
+        raise StoreError(reason) from None

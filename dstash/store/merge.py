@@ -1,0 +1,63 @@
+"""Last write wins: the one rule by which records meet, whoever brings them.
+
+A put by a client, a read repair, a hint replayed, a partition transferred: all are merges of
+records into a transaction. Merging is commutative, associative and idempotent, so messages may
+arrive late, twice, or in any order (Shapiro et al., "Conflict-free Replicated Data Types", 2011).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from dstash.store.interface import Merged, Transaction, Write
+from dstash.store.record import (
+    CHECKSUM_END,
+    HEAD_BYTES,
+    VERSION_END,
+    is_live_head,
+    is_sound,
+)
+from dstash.version import Stamp, newest_stamp
+
+
+def merge(transaction: Transaction, writes: Iterable[Write]) -> list[Merged]:
+    """Merge every write into the transaction, in order, and tell what became of each."""
+    return [_merge_one(transaction, write) for write in writes]
+
+
+def _merge_one(transaction: Transaction, write: Write) -> Merged:
+    get, put, now, horizons = transaction.get, transaction.put, write.now, write.horizons
+    merged = Merged(existed=bytearray(len(write.entries)))
+    for place, (storage_key, record) in enumerate(write.entries):
+        stored = get(storage_key)
+        if horizons is not None and _is_past(storage_key, record, stored, horizons):
+            continue
+        if stored == record:
+            continue  # a retry, a hint, a repair that was not needed
+        if stored is not None:
+            higher = stored[CHECKSUM_END:VERSION_END] > record[CHECKSUM_END:VERSION_END]
+            # A damaged record may claim any version; it never stands in the way.
+            if higher and is_sound(storage_key, stored):
+                merged.superseded.append((place, stored[CHECKSUM_END:VERSION_END]))
+                continue
+            if is_live_head(stored[VERSION_END:HEAD_BYTES], now):
+                merged.existed[place] = 1
+        put(storage_key, record)
+    for storage_key, version in write.drops:
+        stored = get(storage_key)
+        if stored is not None and stored[CHECKSUM_END:VERSION_END] == version:
+            transaction.delete(storage_key)
+    return merged
+
+
+def _is_past(
+    storage_key: bytes, record: bytes, stored: bytes | None, horizons: Sequence[Stamp]
+) -> bool:
+    """Whether a record is older than what all replicas agreed on, and so must not come back.
+
+    A damaged record may be replaced all the same: by the truth that all agreed on.
+    """
+    horizon = horizons[int.from_bytes(storage_key[:2], "big")]
+    if newest_stamp(record[CHECKSUM_END:VERSION_END]) > horizon:
+        return False
+    return stored is None or is_sound(storage_key, stored)

@@ -1,0 +1,59 @@
+"""Reading every record of a store and checking it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
+
+from dstash.limits import PARTITIONS
+from dstash.store.interface import Store
+from dstash.store.record import is_sound, open_record, partition_of, split_storage_key
+
+#: Records checked between two snapshots: none is held for long.
+_SLICE: Final = 5000
+_END: Final = PARTITIONS.to_bytes(2, "big")
+
+
+@dataclass
+class Scrubbed:
+    """What a scrub found. ``damaged`` are descriptions, for people."""
+
+    records: int = 0
+    tombstones: int = 0
+    bytes: int = 0
+    indexes: Counter[str] = field(default_factory=Counter)
+    damaged: list[str] = field(default_factory=list)
+
+
+def scrub(store: Store) -> Iterator[Scrubbed]:
+    """Check every record; yields the same findings, grown, after each slice."""
+    found = Scrubbed()
+    after = b"\0\0"
+    while True:
+        with store.snapshot() as snapshot:
+            entries = list(islice(snapshot.walk(after, _END), _SLICE))
+        for storage_key, record in entries:
+            _check(found, storage_key, record)
+        yield found
+        if len(entries) < _SLICE:
+            return
+        after = entries[-1][0] + b"\0"
+
+
+def _check(found: Scrubbed, storage_key: bytes, record: bytes) -> None:
+    found.records += 1
+    found.bytes += len(storage_key) + len(record)
+    if len(storage_key) < 4 or not is_sound(storage_key, record):
+        found.damaged.append(f"{storage_key!r}: the record fails its checksum")
+        return
+    partition, index, key = split_storage_key(storage_key)
+    if partition != partition_of(key):
+        found.damaged.append(f"{storage_key!r}: the record stands in the wrong partition")
+        return
+    if open_record(record).is_tombstone:
+        found.tombstones += 1
+    else:
+        found.indexes[index.decode(errors="replace")] += 1

@@ -1,0 +1,94 @@
+"""The dictionary twin: what a store should do, in a dictionary.
+
+Model tests compare LMDB with it; the simulation runs peers on it, where it loses on a crash what
+was not synced.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from dstash.errors import ForeignStore
+from dstash.store.interface import Identity, Merged, Snapshot, StoreStats, Write
+from dstash.store.merge import merge
+from dstash.version import Stamp
+
+
+class TwinStore:
+    """Records in memory, in the words of ``Store``."""
+
+    def __init__(self, store_id: str = "twin") -> None:
+        self.records: dict[bytes, bytes] = {}
+        self.store_id = store_id
+        self.identity: Identity | None = None
+        self.high_water: Stamp = 0
+        self.marks: dict[bytes, bytes] = {}
+
+    def adopt(self, identity: Identity) -> None:
+        """Write down who the store belongs to."""
+        mine = self.identity
+        if mine is not None and (mine.cluster, mine.peer) != (identity.cluster, identity.peer):
+            raise ForeignStore(f"twin belongs to {mine}, not to {identity}")
+        self.identity = identity._replace(store_id=self.store_id)
+
+    def mark(self, name: bytes, content: bytes) -> None:
+        """Keep something about the store itself under a name."""
+        self.marks[name] = content
+
+    def marked(self, name: bytes) -> bytes | None:
+        """Return what is kept under a name."""
+        return self.marks.get(name)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """Return a view of the records as they are now."""
+        yield _TwinSnapshot(dict(self.records))
+
+    def commit(self, writes: Sequence[Write]) -> list[Merged]:
+        """Merge writes."""
+        merged = merge(_TwinTransaction(self.records), writes)
+        for write in writes:
+            self.marks.update(write.marks)
+        self.high_water = max([self.high_water, *(write.newest for write in writes)])
+        return merged
+
+    def has_room(self, reserve: int) -> bool:
+        """Return True: a dictionary has no disk."""
+        return True
+
+    def check_writable(self) -> str | None:
+        """Return None: a dictionary always takes writes."""
+        return None
+
+    def stats(self) -> StoreStats:
+        """Return sizes."""
+        used = sum(len(key) + len(record) for key, record in self.records.items())
+        return StoreStats(len(self.records), used, used, used)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class _TwinTransaction:
+    def __init__(self, records: dict[bytes, bytes]) -> None:
+        self.get = records.get
+        self.put = records.__setitem__
+        self._records = records
+
+    def delete(self, storage_key: bytes) -> None:
+        self._records.pop(storage_key, None)
+
+
+class _TwinSnapshot:
+    def __init__(self, records: dict[bytes, bytes]) -> None:
+        self.get = records.get
+        self._records = records
+
+    def walk(self, begin: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        ordered = sorted(self._records)
+        for storage_key in ordered[bisect.bisect_left(ordered, begin) :]:
+            if storage_key >= end:
+                return
+            yield storage_key, self._records[storage_key]
