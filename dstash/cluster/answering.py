@@ -1,0 +1,204 @@
+"""How a peer answers the questions of other peers: as tasks, slice by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, Final
+
+from dstash.cluster.holdings import SLICE, Holdings
+from dstash.cluster.tasks import Effect, Merge, Pause, Settle
+from dstash.errors import ProtocolError
+from dstash.limits import PARTITIONS
+from dstash.store.digest import BUCKETS, EMPTY, bucket_of, version_of
+from dstash.store.record import is_sound
+from dstash.version import stamp_at
+from dstash.wire import codec
+from dstash.wire.messages import (
+    AskBuckets,
+    AskCopy,
+    AskDigests,
+    AskFloor,
+    AskSeen,
+    AskVersions,
+    BucketsAre,
+    CopyIs,
+    DigestsAre,
+    Frame,
+    HorizonIs,
+    Message,
+    Pull,
+    Records,
+    SeenIs,
+    SetHorizon,
+    VersionsAre,
+)
+
+#: What one page of records weighs (bytes), at most, but for a single larger record.
+PAGE_BYTES: Final = 512 * 1024
+PAGE_KEYS: Final = 4000
+_COPY_SLICE: Final = 256
+
+Answering = Generator[Effect, Any, Message]
+
+
+def unpack_partitions(packed: bytes) -> list[int]:
+    """Return partition numbers; ``ProtocolError`` when they are not such."""
+    if len(packed) % 2 or len(packed) > 2 * PARTITIONS:
+        raise ProtocolError("partitions are not a sequence of 16-bit numbers")
+    numbers = [int.from_bytes(packed[i : i + 2], "big") for i in range(0, len(packed), 2)]
+    for number in numbers:
+        check_partition(number)
+    return numbers
+
+
+def pack_partitions(numbers: Sequence[int]) -> bytes:
+    """Return partition numbers as they travel."""
+    return b"".join([number.to_bytes(2, "big") for number in numbers])
+
+
+def check_partition(number: int) -> None:
+    """Refuse a number that is no partition."""
+    if number >= PARTITIONS:
+        raise ProtocolError(f"partition {number} is not below {PARTITIONS}")
+
+
+def digests(holdings: Holdings, question: AskDigests, now: int) -> Answering:
+    """Answer with a digest per partition."""
+    # What was accepted under an older epoch must be in the answer: see ``transfer``.
+    yield Settle()
+    found, busy, counts, horizons = [], bytearray(), [], []
+    for partition in unpack_partitions(question.partitions):
+        is_skipped = question.skip_busy and holdings.is_busy(partition, now)
+        found.append(EMPTY if is_skipped else (yield from holdings.digest(partition)))
+        busy.append(is_skipped)
+        counts.append(holdings.count(partition).to_bytes(4, "big"))
+        horizons.append(holdings.horizons[partition].to_bytes(8, "big"))
+        if len(found) % 64 == 0:
+            yield Pause()
+    return DigestsAre(b"".join(found), bytes(busy), b"".join(counts), b"".join(horizons))
+
+
+def buckets(holdings: Holdings, question: AskBuckets, now: int) -> Answering:
+    """Answer with a digest per bucket."""
+    check_partition(question.partition)
+    yield Settle()
+    return BucketsAre((yield from holdings.buckets(question.partition)))
+
+
+def versions(holdings: Holdings, question: AskVersions, now: int) -> Answering:
+    """Answer with a page of keys and versions."""
+    partitions = unpack_partitions(question.partitions)
+    if not question.after:
+        yield Settle()
+    wanted = set(question.buckets or range(BUCKETS))
+    keys: list[bytes] = []
+    found: list[bytes] = []
+    after = question.after
+    while len(keys) < PAGE_KEYS:
+        entries = holdings.walk_all(partitions, after)
+        for storage_key, record in entries:
+            if bucket_of(storage_key) in wanted and is_sound(storage_key, record):
+                keys.append(storage_key)
+                found.append(version_of(record))
+        after = entries[-1][0] if len(entries) == SLICE else b""
+        if not after:
+            break
+        yield Pause()
+    return VersionsAre(after, b"".join(found), Frame(codec.pack_blobs(keys)))
+
+
+def copy(holdings: Holdings, question: AskCopy, now: int) -> Answering:
+    """Answer with a page of whole records."""
+    partitions = unpack_partitions(question.partitions)
+    if not question.after:
+        yield Settle()
+    page = _CopyPage(question.after)
+    while page.weight < PAGE_BYTES:
+        entries = holdings.walk_all(partitions, page.after, _COPY_SLICE)
+        page.take(entries)
+        if len(entries) < _COPY_SLICE and page.weight < PAGE_BYTES:
+            page.after = b""
+            break
+        yield Pause()
+    return CopyIs(
+        page.after, Frame(codec.pack_blobs(page.keys)), Frame(codec.pack_blobs(page.records))
+    )
+
+
+class _CopyPage:
+    """Records on their way into one answer."""
+
+    def __init__(self, after: bytes) -> None:
+        self.after = after
+        self.keys: list[bytes] = []
+        self.records: list[bytes] = []
+        self.weight = 0
+
+    def take(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
+        """Add what is sound, until the page is full."""
+        for storage_key, record in entries:
+            self.after = storage_key
+            self.weight += len(storage_key) + len(record)
+            if is_sound(storage_key, record):
+                self.keys.append(storage_key)
+                self.records.append(record)
+            if self.weight >= PAGE_BYTES:
+                return
+
+
+def pull(holdings: Holdings, question: Pull, now: int) -> Answering:
+    """Answer with the records of storage keys; fewer when the answer would become too large."""
+    keys = codec.unpack_blobs(question.keys)
+    records: list[bytes | None] = []
+    damaged: list[int] = []
+    weight = 0
+    for begin in range(0, len(keys), SLICE):
+        with holdings.store.snapshot() as snapshot:
+            for storage_key in keys[begin : begin + SLICE]:
+                record = snapshot.get(storage_key)
+                if record is not None and not is_sound(storage_key, record):
+                    damaged.append(len(records))
+                    record = None
+                records.append(record)
+                weight += len(record or b"")
+                if weight >= PAGE_BYTES:
+                    return Records(damaged, Frame(codec.pack_blobs(records)))
+        yield Pause()
+    return Records(damaged, Frame(codec.pack_blobs(records)))
+
+
+def floor(holdings: Holdings, question: AskFloor, now: int) -> Answering:
+    """Promise to refuse what is stamped up to a moment, and answer with what is there."""
+    partitions = unpack_partitions(question.partitions)
+    if question.stamp > stamp_at(now):
+        raise ProtocolError("a floor in the future")
+    holdings.floor = max(holdings.floor, question.stamp)
+    for partition in partitions:
+        holdings.promise(partition, question.stamp, now)
+    yield Settle()
+    found = []
+    for partition in partitions:
+        found.append((yield from holdings.digest(partition, question.stamp)))
+        if len(found) % 16 == 0:
+            yield Pause()
+    return DigestsAre(b"".join(found), bytes(len(found)), bytes(4 * len(found)))
+
+
+def seen(holdings: Holdings, question: AskSeen, now: int) -> Answering:
+    """Answer with what was seen of the asking peer; and see what it holds now."""
+    before = holdings.seen.get(question.peer, 0)
+    holdings.seen[question.peer] = max(before, question.high_water)
+    yield Pause()
+    return SeenIs(before, holdings.store.high_water)
+
+
+def horizon(holdings: Holdings, question: SetHorizon, now: int) -> Answering:
+    """Set the horizon where the promise for it still holds."""
+    kept = [
+        partition
+        for partition in unpack_partitions(question.partitions)
+        if holdings.has_promised(partition, question.stamp, now)
+    ]
+    if kept:
+        yield Merge(marks=[holdings.advance(kept, question.stamp)])
+    return HorizonIs(pack_partitions(kept))

@@ -1,0 +1,122 @@
+"""How the dead leave the disk: by proof that every replica knows of the death, never by a timer.
+
+The first replica of a partition asks all of them for a promise (``AskFloor``): refuse whatever is
+stamped up to a moment H, and say what is alive there at H. When all N answers are equal, all hold
+the same truth up to H. H becomes the horizon (``SetHorizon``): from then on nothing stamped up to
+H comes in any more, whoever sends it, so tombstones and expired records below H can go. While a
+replica is away, or placement changes, the horizon waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, Final
+
+from dstash.cluster import answering
+from dstash.cluster.answering import pack_partitions
+from dstash.cluster.holdings import SLICE, Entries
+from dstash.cluster.replica import Replica
+from dstash.cluster.syncing import ask, split_digests
+from dstash.cluster.tasks import Effect, Merge, Pause
+from dstash.errors import DStashError
+from dstash.limits import PARTITIONS
+from dstash.store.digest import is_dead_at, version_of
+from dstash.store.record import is_sound
+from dstash.version import Stamp, Version, stamp_at
+from dstash.wire.messages import AskFloor, DigestsAre, HorizonIs, SetHorizon
+
+Burying = Generator[Effect, Any, None]
+
+_BATCH: Final = 256
+#: Records dropped in one transaction.
+_DROPS: Final = 1000
+
+
+def agree_all(replica: Replica, lag: int) -> Burying:
+    """Move the horizon of every partition that this peer is the first replica of.
+
+    Args:
+        lag: how far it stays behind the clock (milliseconds): writes in flight are younger.
+    """
+    stamp = stamp_at(replica.now() - lag)
+    for peers, partitions in _by_replicas(replica).items():
+        for begin in range(0, len(partitions), _BATCH):
+            some = partitions[begin : begin + _BATCH]
+            try:
+                yield from _agree(replica, peers, some, stamp)
+            except DStashError:
+                continue  # somebody went away: the horizon waits
+
+
+def _by_replicas(replica: Replica) -> dict[tuple[str, ...], list[int]]:
+    view = replica.view()
+    groups: dict[tuple[str, ...], list[int]] = {}
+    if view.topology.change is not None:
+        return groups
+    for partition in range(PARTITIONS):
+        peers = view.readers[partition]
+        whole = all(peer in view.alive and view.members[peer].synced for peer in peers)
+        if peers and peers[0] == replica.me and whole and replica.holdings.has_mortals(partition):
+            groups.setdefault(peers, []).append(partition)
+    return groups
+
+
+def _agree(replica: Replica, peers: Sequence[str], partitions: list[int], stamp: Stamp) -> Burying:
+    epoch = replica.view().epoch
+    question = AskFloor(pack_partitions(partitions), stamp)
+    mine = yield from answering.floor(replica.holdings, question, replica.now())
+    if not isinstance(mine, DigestsAre):
+        raise AssertionError("floor answers with digests")
+    equal = dict(zip(partitions, split_digests(mine.digests, len(partitions)), strict=True))
+    others = [peer for peer in peers if peer != replica.me]
+    for peer in others:
+        answer = yield from ask(peer, question, DigestsAre)
+        digests = split_digests(answer.digests, len(partitions))
+        for partition, digest in zip(partitions, digests, strict=True):
+            if equal.get(partition) != digest:
+                equal.pop(partition, None)
+    if not equal or replica.view().epoch != epoch:
+        return
+    verdict = SetHorizon(pack_partitions(list(equal)), stamp)
+    for peer in others:
+        yield from ask(peer, verdict, HorizonIs)
+    yield from answering.horizon(replica.holdings, verdict, replica.now())
+
+
+def bury_all(replica: Replica) -> Burying:
+    """Drop from disk what is dead up to the horizons, in small transactions."""
+    holdings = replica.holdings
+    partitions = [
+        partition
+        for partition in range(PARTITIONS)
+        if holdings.horizons[partition] and holdings.has_mortals(partition)
+    ]
+    after = b""
+    dead: list[tuple[bytes, Version]] = []
+    while True:
+        entries = holdings.walk_all(partitions, after)
+        dead += _dead_among(entries, holdings.horizons)
+        is_last = len(entries) < SLICE
+        if dead and (is_last or len(dead) >= _DROPS):
+            yield Merge(drops=dead)
+            dead = []
+        if is_last:
+            return
+        after = entries[-1][0]
+        yield Pause()
+
+
+def _dead_among(entries: Entries, horizons: Sequence[Stamp]) -> list[tuple[bytes, Version]]:
+    # A damaged record may look dead; it must stay until it has been repaired.
+    return [
+        (storage_key, version_of(record))
+        for storage_key, record in entries
+        if is_dead_at(record, horizons[int.from_bytes(storage_key[:2], "big")])
+        and is_sound(storage_key, record)
+    ]
+
+
+def vacate(replica: Replica, partitions: Sequence[int]) -> Burying:
+    """Drop partitions (ascending) that this peer holds no replica of any more."""
+    while entries := replica.holdings.walk_all(partitions, b""):
+        yield Merge(drops=[(key, version_of(record)) for key, record in entries])

@@ -1,0 +1,258 @@
+"""The steps of a change of placement: pure functions from one topology to the next.
+
+Each returns None when there is nothing to do, so each may be proposed by anybody, any number of
+times; compare-and-set makes one of them win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from dstash.cluster.joining import is_newcomer, member_of, with_new_change, without_data
+from dstash.cluster.membership import Announcement
+from dstash.cluster.topology import Change, Member, State, Topology
+from dstash.cluster.view import placement
+from dstash.errors import ChangeConflict, UsageError
+from dstash.types import Level
+
+
+def gains(topology: Topology, peer: str) -> list[int]:
+    """Return the partitions that a member must be filled with by the change under way."""
+    if topology.change is None:
+        return []
+    before = placement(topology.before(), topology.replicas)
+    after = placement(topology.after(), topology.replicas)
+    pairs = zip(before, after, strict=True)
+    return [
+        number
+        for number, (old, new) in enumerate(pairs)
+        if peer in new and (peer not in old or shrinks(len(old), len(new)))
+    ]
+
+
+def shrinks(old: int, new: int) -> bool:
+    """Whether so much fewer replicas are left that those who stay may have missed a write.
+
+    It was acked by a quorum of the old ones; a quorum of the new ones may be all others.
+    """
+    return old - Level.QUORUM.needed(new) >= Level.QUORUM.needed(old)
+
+
+def complete(topology: Topology, peer: str, number: int) -> Topology | None:
+    """Return the topology in which a member has all it gains by change ``number``."""
+    change = topology.change
+    if change is None or change.number != number or peer in change.complete:
+        return None
+    done = tuple(sorted({*change.complete, peer}))
+    return replace(topology, change=replace(change, complete=done)).next()
+
+
+def switch(topology: Topology) -> Topology | None:
+    """Return the topology in which reads use the new placement: all gains are complete.
+
+    Writes go on to both, for others may read from the old one still, by an older topology.
+    """
+    change = topology.change
+    if change is None or change.switched:
+        return None
+    waiting = [one for one in topology.after() if one.id not in change.complete]
+    if any(gains(topology, member.id) for member in waiting):
+        return None
+    return replace(topology, change=replace(change, switched=True)).next()
+
+
+def finish(topology: Topology, number: int) -> Topology | None:
+    """Return the topology after change ``number``.
+
+    To be proposed when nobody can read from the old replica sets any more (see ``switching``).
+    """
+    change = topology.change
+    if change is None or change.number != number or not change.switched:
+        return None
+    members = tuple(replace(one, state=State.ACTIVE) for one in topology.after())
+    return replace(topology, members=members, change=None).next()
+
+
+def filled(topology: Topology, peer: str, store_id: str) -> Topology | None:
+    """Return the topology in which a member's new store holds its data again."""
+    member = topology.member(peer)
+    if member is None or member.synced or member.store_id != store_id:
+        return None
+    return topology.with_member(replace(member, synced=True)).next()
+
+
+def lost(topology: Topology, peer: str, store_id: str) -> Topology | None:
+    """Return the topology in which a member's store must be filled before it counts."""
+    member, change = topology.member(peer), topology.change
+    if member is None or not member.synced or member.store_id != store_id:
+        return None
+    if is_newcomer(topology, member) and (change is None or peer not in change.complete):
+        return None  # nothing counts on it yet
+    return without_data(topology, member).next()
+
+
+def remove(topology: Topology, peers: Sequence[str]) -> Topology:
+    """Return the topology in which members begin to leave.
+
+    Raises:
+        ChangeConflict: unknown members, one that is joining, or nobody would be left.
+    """
+    leaving = {_known(topology, peer).id for peer in peers}
+    for peer in leaving:
+        if _known(topology, peer).state is State.JOINING:
+            raise ChangeConflict(f"peer {peer!r} is joining; cancel that instead")
+    members = tuple(
+        replace(one, state=State.LEAVING) if one.id in leaving else one for one in topology.members
+    )
+    return _begin(topology, members)
+
+
+def forget(topology: Topology, dead: Sequence[str], down: int) -> Topology | None:
+    """Return the topology in which dead members leave, so that others take their data.
+
+    Never when more than a third of the members are down (``down`` of them): then it is likelier
+    that this peer sees badly. Nor when too few would be left to hold every replica: nothing
+    would be gained.
+    """
+    left = len(topology.members) - len(dead)
+    if not dead or down * 3 > len(topology.members) or left < topology.replicas:
+        return None
+    return remove(topology, dead)
+
+
+def add(topology: Topology, announcements: Sequence[Announcement]) -> Topology:
+    """Return the topology in which candidates begin to join.
+
+    Raises:
+        ChangeConflict: one of them is a member already.
+    """
+    joined = topology
+    for announcement in announcements:
+        if topology.member(announcement.peer) is not None:
+            raise ChangeConflict(f"peer {announcement.peer!r} is a member already")
+        joined = joined.with_member(member_of(announcement, State.JOINING))
+    return _begin(topology, joined.members)
+
+
+def swap(topology: Topology, old: str, announcement: Announcement) -> Topology:
+    """Return the topology in which a candidate begins to take the place of a member."""
+    added = add(topology, [announcement])
+    member = replace(_known(topology, old), state=State.LEAVING)
+    return replace(added, members=added.with_member(member).members)
+
+
+def abandon(topology: Topology, dead: Sequence[str], down: int) -> Topology | None:
+    """Return the topology without dead members that were about to join: they hold up the rest.
+
+    Like ``forget``, never when more than a third of the members are down.
+    """
+    gone = [one.id for one in topology.members if one.id in dead and one.state is State.JOINING]
+    if not gone or down * 3 > len(topology.members) or _under_way(topology).switched:
+        return None
+    left = topology.without(gone)
+    if all(one.state is State.ACTIVE for one in left.members):
+        return cancel(topology)
+    return _begin(topology, left.members)
+
+
+def cancel(topology: Topology) -> Topology:
+    """Return the topology with the placement from before the change under way.
+
+    Nothing is lost: every write was acked by the old replica sets too.
+    """
+    _check_not_switched(topology)
+    _under_way(topology)
+    members = tuple(replace(one, state=State.ACTIVE) for one in topology.before())
+    return replace(topology, members=members, change=None).next()
+
+
+def steer(topology: Topology, *, paused: bool | None = None, rate: int | None = None) -> Topology:
+    """Return the topology with the change under way paused, resumed, or at another rate."""
+    change = _under_way(topology)
+    change = replace(
+        change,
+        paused=change.paused if paused is None else paused,
+        rate=change.rate if rate is None else rate,
+    )
+    return replace(topology, change=change).next()
+
+
+def _begin(topology: Topology, members: tuple[Member, ...]) -> Topology:
+    if not topology.formed:
+        raise ChangeConflict("the cluster has not formed yet")
+    _check_not_switched(topology)
+    begun = replace(topology, members=members)
+    if not begun.after():
+        raise ChangeConflict("no member would be left")
+    return with_new_change(begun).next()
+
+
+def _check_not_switched(topology: Topology) -> None:
+    if topology.change is not None and topology.change.switched:
+        raise ChangeConflict("a change of placement is complete and ends now; try again then")
+
+
+def _known(topology: Topology, peer: str) -> Member:
+    member = topology.member(peer)
+    if member is None:
+        known = ", ".join(one.id for one in topology.members)
+        raise ChangeConflict(f"no member {peer!r}; members are {known}")
+    return member
+
+
+def _under_way(topology: Topology) -> Change:
+    if topology.change is None:
+        raise ChangeConflict("no change is under way")
+    return topology.change
+
+
+def ordered(
+    topology: Topology,
+    alive: Mapping[str, Announcement],
+    action: str,
+    peers: Sequence[str],
+    rate: int,
+) -> Topology:
+    """Return the topology that an operator's order asks for.
+
+    Args:
+        alive: the live peers, members and candidates.
+        action: ``add``, ``remove``, ``replace`` (old, new), ``cancel``, ``pause``, ``resume``
+            or ``rate``.
+        peers: whom it is about.
+        rate: bytes a second, for ``rate``, and for what begins a change (0: as it was).
+
+    Raises:
+        ChangeConflict: it cannot be done now; the text says why.
+        UsageError: no such action, or the wrong number of peers.
+    """
+    match action, list(peers):
+        case "add", [_, *_]:
+            return _bounded(add(topology, [_candidate(alive, peer) for peer in peers]), rate)
+        case "remove", [_, *_]:
+            return _bounded(remove(topology, peers), rate)
+        case "replace", [old, new]:
+            return _bounded(swap(topology, old, _candidate(alive, new)), rate)
+        case "cancel", []:
+            return cancel(topology)
+        case "pause", []:
+            return steer(topology, paused=True)
+        case "resume", []:
+            return steer(topology, paused=False)
+        case "rate", []:
+            return steer(topology, rate=rate)
+    raise UsageError(f"{action!r} with {len(peers)} peers is not an order")
+
+
+def _bounded(begun: Topology, rate: int) -> Topology:
+    change = _under_way(begun)
+    return replace(begun, change=replace(change, rate=rate or change.rate))
+
+
+def _candidate(alive: Mapping[str, Announcement], peer: str) -> Announcement:
+    announcement = alive.get(peer)
+    if announcement is None:
+        known = ", ".join(sorted(alive)) or "none"
+        raise ChangeConflict(f"peer {peer!r} is not running; running are {known}")
+    return announcement

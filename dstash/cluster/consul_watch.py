@@ -1,0 +1,109 @@
+"""Blocking queries in a thread, so that the one who watches can be woken at any time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from typing import Final
+
+from dstash.errors import MembershipUnreachable
+
+#: Asks for what there is beyond an index: gives the new index and what to compare.
+Query = Callable[[int], tuple[int, Hashable]]
+
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 2.0
+#: Between two answers that tell nothing new: Consul may answer early, even at once.
+_BREATH: Final = 0.05
+
+
+class Watcher:
+    """Runs a blocking query over and over, from the first ``watch`` until ``close``."""
+
+    def __init__(self, query: Query) -> None:
+        self._query = query
+        self._condition = threading.Condition()
+        self._seen: Hashable = None  # nothing seen yet: the first answer is a change
+        self._is_changed = False
+        self._is_woken = False
+        self._is_closed = False
+        self._error: MembershipUnreachable | None = None
+        self._thread: threading.Thread | None = None
+
+    def watch(self, timeout: float) -> bool:
+        """Wait for a change; False after ``timeout`` seconds, ``wake`` or ``close``.
+
+        Raises:
+            MembershipUnreachable: the last query failed. The next one is under way.
+        """
+        self._start()
+        with self._condition:
+            self._condition.wait_for(self._has_news, timeout)
+            error, self._error = self._error, None
+            self._is_woken = False
+            if error is not None:
+                raise error
+            is_changed, self._is_changed = self._is_changed, False
+            return is_changed
+
+    def wake(self) -> None:
+        """End a ``watch`` that waits, or the next one."""
+        with self._condition:
+            self._is_woken = True
+            self._condition.notify_all()
+
+    def close(self) -> None:
+        """Run no further query. The one under way must be broken off elsewhere; then ``join``."""
+        with self._condition:
+            self._is_closed = True
+            self._condition.notify_all()
+
+    def join(self) -> None:
+        """Wait for the thread to end."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _start(self) -> None:
+        with self._condition:
+            if self._thread is None and not self._is_closed:
+                self._thread = threading.Thread(target=self._run, name="dstash-watch", daemon=True)
+                self._thread.start()
+
+    def _has_news(self) -> bool:
+        return self._is_changed or self._is_woken or self._is_closed or self._error is not None
+
+    def _run(self) -> None:
+        index, pause = 0, _FIRST_PAUSE
+        while not self._is_closed:
+            try:
+                found, seen = self._query(index)
+            except MembershipUnreachable as error:
+                self._tell(error)
+                # Who knows what comes back: an empty Consul begins to count anew.
+                index = 0
+                self._rest(pause)
+                pause = min(_LONGEST_PAUSE, pause * 2)
+                continue
+            index, pause = (found if found >= index else 0), _FIRST_PAUSE
+            if not self._compare(seen):
+                self._rest(_BREATH)
+
+    def _tell(self, error: MembershipUnreachable) -> None:
+        with self._condition:
+            if not self._is_closed:  # else it is close that broke the query off
+                self._error = error
+            self._condition.notify_all()
+
+    def _compare(self, seen: Hashable) -> bool:
+        """Note what was seen; whether it differs from what was seen before."""
+        with self._condition:
+            self._error = None
+            if seen == self._seen:
+                return False
+            self._seen, self._is_changed = seen, True
+            self._condition.notify_all()
+            return True
+
+    def _rest(self, seconds: float) -> None:
+        with self._condition:
+            self._condition.wait_for(lambda: self._is_closed, seconds)

@@ -1,0 +1,129 @@
+"""Bringing a peer the data it should have: after a change of placement, or a lost store.
+
+A partition counts as filled when this peer has everything that N - W + 1 of its current replicas
+have. An acked write is on W of N replicas, so any N - W + 1 of them include one that has it. The
+sources answer under the epoch of the change: from then on they refuse writes of the old one, and
+``Settle`` makes what they accepted before part of their answer.
+
+This peer may have held the partition before, and missed what happened since: what it has from up
+to a source's horizon, and the source has not, was deleted and buried meanwhile. It is dropped, and
+the horizon taken over, so that it cannot come back by another way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Final
+
+from dstash.cluster.answering import pack_partitions
+from dstash.cluster.replica import Replica
+from dstash.cluster.syncing import ask, copy, pull_newer, split_digests
+from dstash.cluster.tasks import Effect, Merge, Pause, Settle
+from dstash.errors import DStashError
+from dstash.store.digest import EMPTY
+from dstash.types import Level
+from dstash.version import Stamp
+from dstash.wire.messages import AskDigests, DigestsAre
+
+Filling = Generator[Effect, Any, None]
+
+#: Partitions whose digests are asked for in one message.
+_BATCH: Final = 512
+_RETRY_MS: Final = 300
+
+
+def sources(replica: Replica, partition: int) -> tuple[list[str], int]:
+    """Return the peers that may give a partition, and how many of them are needed."""
+    view = replica.view()
+    owners = view.readers[partition]
+    synced = [peer for peer in owners if view.members[peer].synced]
+    others = [peer for peer in synced if peer != replica.me]
+    alive_first = sorted(others, key=lambda peer: peer not in view.alive)
+    needed = len(owners) - Level.QUORUM.needed(len(owners)) + 1
+    return alive_first, needed - (replica.me in synced)
+
+
+def fill(replica: Replica, partitions: Sequence[int], done: Callable[[int], None]) -> Filling:
+    """Fill partitions, however long it takes; ``done`` is called with each that is complete."""
+    waiting = list(partitions)
+    yield Settle()  # what was dropped here before must not count as held
+    while waiting:
+        left: list[int] = []
+        for begin in range(0, len(waiting), _BATCH):
+            left += yield from _fill_some(replica, waiting[begin : begin + _BATCH], done)
+        waiting = left
+        if waiting:
+            yield Pause(_RETRY_MS)
+
+
+def _fill_some(
+    replica: Replica, partitions: Sequence[int], done: Callable[[int], None]
+) -> Generator[Effect, Any, list[int]]:
+    """Fill what can be filled; returns the rest."""
+    left: list[int] = []
+    for chosen, members in _by_sources(replica, partitions).items():
+        if chosen is None:
+            left += members
+            continue
+        try:
+            left += yield from _fill_from(replica, chosen, members, done)
+        except DStashError:
+            left += members  # a source went away: another one, or the same again, later
+    return left
+
+
+def _by_sources(
+    replica: Replica, partitions: Sequence[int]
+) -> dict[tuple[str, ...] | None, list[int]]:
+    groups: dict[tuple[str, ...] | None, list[int]] = {}
+    for partition in partitions:
+        able, needed = sources(replica, partition)
+        chosen = tuple(able[:needed]) if len(able) >= needed else None
+        groups.setdefault(chosen, []).append(partition)
+    return groups
+
+
+def _fill_from(
+    replica: Replica,
+    chosen: Sequence[str],
+    partitions: list[int],
+    done: Callable[[int], None],
+) -> Generator[Effect, Any, list[int]]:
+    """Take from each chosen source what is not here yet; all of them together are enough."""
+    horizons: dict[int, Stamp] = {}
+    for source in chosen:
+        question = AskDigests(pack_partitions(partitions))
+        answer = yield from ask(source, question, DigestsAre)
+        theirs = split_digests(answer.digests, len(partitions))
+        beyond = _beyond(replica, partitions, answer.horizons)
+        empty: list[int] = []
+        differing: list[int] = []
+        for partition, digest in zip(partitions, theirs, strict=True):
+            mine = yield from replica.holdings.digest(partition)
+            if digest == mine or (digest == EMPTY and partition not in beyond):
+                continue
+            nothing_here = mine == EMPTY and not replica.holdings.walk(partition, limit=1)
+            (empty if nothing_here else differing).append(partition)
+        if empty:
+            yield from copy(replica, empty, source)
+        if differing:
+            yield from pull_newer(replica, differing, source, beyond)
+        for partition, stamp in beyond.items():
+            horizons[partition] = max(stamp, horizons.get(partition, 0))
+    if horizons:
+        yield Merge(marks=[replica.holdings.adopt(horizons)])
+    for partition in partitions:
+        done(partition)
+    return []
+
+
+def _beyond(replica: Replica, partitions: Sequence[int], packed: bytes) -> dict[int, Stamp]:
+    """Return where a source knows the whole truth up to a later stamp than this peer does."""
+    if len(packed) != 8 * len(partitions):
+        return {}  # a peer of an earlier version, which does not say
+    stamps = [int.from_bytes(packed[i : i + 8], "big") for i in range(0, len(packed), 8)]
+    return {
+        partition: stamp
+        for partition, stamp in zip(partitions, stamps, strict=True)
+        if stamp > replica.holdings.horizons[partition]
+    }

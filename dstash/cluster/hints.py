@@ -1,0 +1,122 @@
+"""Hints: which keys a replica missed while it was away (hinted handoff, after Dynamo).
+
+A hint is only (peer, key): the record is here anyway, for this peer is a replica of it too. Hints
+live in memory, bounded by count; past the bound only the partition is remembered as dirty. What
+is lost with the memory, anti-entropy finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from typing import Any, Final
+
+from dstash.cluster.replica import Replica
+from dstash.cluster.syncing import Entries, exchange_large, push
+from dstash.cluster.tasks import Effect, Pause
+from dstash.errors import DStashError
+
+Replaying = Generator[Effect, Any, None]
+
+_AT_ONCE: Final = 1000
+
+
+class Hints:
+    """The hints one peer keeps.
+
+    Args:
+        limit: how many keys to remember, over all peers.
+        max_age: milliseconds after which a hint becomes a dirty partition.
+    """
+
+    def __init__(self, limit: int, max_age: int) -> None:
+        self._limit = limit
+        self._max_age = max_age
+        self._keys: dict[str, dict[bytes, int]] = {}
+        self._dirty: dict[str, set[int]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._keys.values()))
+
+    def add(self, peer: str, storage_keys: Iterable[bytes], now: int) -> None:
+        """Remember that ``peer`` missed keys."""
+        keys = self._keys.setdefault(peer, {})
+        for storage_key in storage_keys:
+            if len(self) < self._limit:
+                keys[storage_key] = now
+            else:
+                self._mark_dirty(peer, storage_key)
+
+    def age(self, now: int) -> None:
+        """Turn old hints into dirty partitions."""
+        for peer, keys in self._keys.items():
+            old = [key for key, since in keys.items() if now - since > self._max_age]
+            for storage_key in old:
+                del keys[storage_key]
+                self._mark_dirty(peer, storage_key)
+
+    def waiting(self) -> list[str]:
+        """Return the peers that missed something."""
+        return sorted(
+            {peer for peer, keys in self._keys.items() if keys}
+            | {peer for peer, dirty in self._dirty.items() if dirty}
+        )
+
+    def forget(self, peer: str) -> None:
+        """Drop what is remembered for a peer that is no longer a member."""
+        self._keys.pop(peer, None)
+        self._dirty.pop(peer, None)
+
+    def take(self, peer: str) -> list[bytes]:
+        """Return some keys that a peer missed, and forget them."""
+        keys = self._keys.get(peer, {})
+        some = list(keys)[:_AT_ONCE]
+        for storage_key in some:
+            del keys[storage_key]
+        return some
+
+    def take_dirty(self, peer: str) -> int | None:
+        """Return a dirty partition of a peer, and forget it."""
+        dirty = self._dirty.get(peer)
+        return dirty.pop() if dirty else None
+
+    def mark_dirty(self, peer: str, partition: int) -> None:
+        """Remember that a peer missed something of a partition."""
+        self._dirty.setdefault(peer, set()).add(partition)
+
+    def _mark_dirty(self, peer: str, storage_key: bytes) -> None:
+        self.mark_dirty(peer, int.from_bytes(storage_key[:2], "big"))
+
+    def facts(self) -> dict[str, int]:
+        """Return how many keys wait for each peer (a dirty partition counts as one)."""
+        return {
+            peer: len(self._keys.get(peer, ())) + len(self._dirty.get(peer, ()))
+            for peer in self.waiting()
+        }
+
+
+def replay(replica: Replica, hints: Hints, peer: str) -> Replaying:
+    """Bring a peer that is back what it missed."""
+    while some := hints.take(peer):
+        try:
+            yield from push(peer, _records(replica, peer, some))
+        except DStashError:
+            hints.add(peer, some, replica.now())
+            raise
+        yield Pause()
+    while (partition := hints.take_dirty(peer)) is not None:
+        try:
+            if replica.is_replica(peer, partition) and replica.is_replica(replica.me, partition):
+                yield from exchange_large(replica, partition, peer)
+        except DStashError:
+            hints.mark_dirty(peer, partition)
+            raise
+
+
+def _records(replica: Replica, peer: str, storage_keys: Iterable[bytes]) -> Entries:
+    with replica.holdings.store.snapshot() as snapshot:
+        found = [(one, snapshot.get(one)) for one in storage_keys]
+    return [
+        (storage_key, record)
+        for storage_key, record in found
+        if record is not None and replica.is_replica(peer, int.from_bytes(storage_key[:2], "big"))
+    ]

@@ -1,0 +1,187 @@
+"""What one peer holds, partition by partition: digests, horizons, and what changed when.
+
+Digests are worked out when somebody asks, and kept while their partition does not change. A walk
+goes in slices, each with a snapshot of its own, so that none is held for long.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Final
+
+from dstash.cluster.tasks import Effect, Pause
+from dstash.limits import PARTITIONS
+from dstash.store.digest import BUCKETS, Sum, bucket_of
+from dstash.store.interface import Store
+from dstash.version import Stamp
+
+#: Records walked between two turns of the scheduler.
+SLICE: Final = 400
+
+#: A partition that changed within this time (milliseconds) is busy: replicas differ in passing.
+BUSY_MS: Final = 2000
+
+#: How long other peers' repairs of the past are refused while a horizon is being agreed on.
+PROMISE_MS: Final = 10_000
+
+HORIZONS_MARK: Final = b"horizons"
+
+Entries = list[tuple[bytes, bytes]]
+
+Walking = Generator[Effect, None, "bytes"]
+
+
+def bounds(partition: int) -> tuple[bytes, bytes]:
+    """Return the range of storage keys of a partition."""
+    end = partition + 1
+    return partition.to_bytes(2, "big"), end.to_bytes(2, "big")
+
+
+class Holdings:
+    """The partitions of one store, and what is known about them."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.damaged_found = 0
+        self._digests: dict[int, bytes] = {}
+        self._changes = array("Q", bytes(8 * PARTITIONS))
+        self._changed_at = array("Q", bytes(8 * PARTITIONS))
+        #: When (milliseconds) a partition was last compared with another replica.
+        self.compared_at = array("Q", bytes(8 * PARTITIONS))
+        self.horizons: array[int] = array("Q")
+        kept = store.marked(HORIZONS_MARK)
+        self.horizons.frombytes(kept or bytes(8 * PARTITIONS))
+        self._promises: dict[int, tuple[Stamp, int]] = {}
+        self._mortal: dict[int, bool] = {}
+        self._counts = array("L", bytes(array("L").itemsize * PARTITIONS))
+        #: The newest stamp that each other peer's store was seen to hold.
+        self.seen: dict[str, Stamp] = {}
+        #: Writes of clients up to this stamp are refused; the client stamps them anew.
+        self.floor: Stamp = 0
+
+    # -- changes
+
+    def changed(self, partitions: Iterable[int], now: int) -> None:
+        """Take note that records of partitions changed."""
+        for partition in partitions:
+            self._digests.pop(partition, None)
+            self._changes[partition] += 1
+            self._changed_at[partition] = now
+
+    def is_busy(self, partition: int, now: int) -> bool:
+        """Whether a partition changed only just now."""
+        return now - self._changed_at[partition] < BUSY_MS
+
+    def changes(self, partition: int) -> int:
+        """Return a number that grows with each change of a partition."""
+        return self._changes[partition]
+
+    def forget_digest(self, partition: int) -> None:
+        """Work the digest out anew next time: it is also how damage is found."""
+        self._digests.pop(partition, None)
+
+    def has_mortals(self, partition: int) -> bool:
+        """Whether a partition held tombstones, or records that expire, when last walked."""
+        return self._mortal.get(partition, False)
+
+    def count(self, partition: int) -> int:
+        """Return how many records a partition held when last walked."""
+        return self._counts[partition]
+
+    # -- horizons
+
+    def promise(self, partition: int, stamp: Stamp, now: int) -> None:
+        """Refuse repairs up to ``stamp`` for some seconds."""
+        self._promises[partition] = (stamp, now + PROMISE_MS)
+
+    def has_promised(self, partition: int, stamp: Stamp, now: int) -> bool:
+        """Whether a promise for exactly that stamp still holds."""
+        promised, until = self._promises.get(partition, (0, 0))
+        return promised == stamp and now < until
+
+    def advance(self, partitions: Iterable[int], stamp: Stamp) -> tuple[bytes, bytes]:
+        """Set horizons; returns the mark that keeps them."""
+        for partition in partitions:
+            self.horizons[partition] = max(stamp, self.horizons[partition])
+            self._promises.pop(partition, None)
+            self._digests.pop(partition, None)
+        return HORIZONS_MARK, self.horizons.tobytes()
+
+    def adopt(self, horizons: Mapping[int, Stamp]) -> tuple[bytes, bytes]:
+        """Take over horizons, by partition, with the truth up to them; returns the mark."""
+        for partition, stamp in horizons.items():
+            self.advance([partition], stamp)
+            self.floor = max(self.floor, stamp)
+        return HORIZONS_MARK, self.horizons.tobytes()
+
+    def reset(self, partitions: Iterable[int]) -> tuple[bytes, bytes]:
+        """Forget horizons (a partition that is gained anew begins without)."""
+        for partition in partitions:
+            self.horizons[partition] = 0
+        return HORIZONS_MARK, self.horizons.tobytes()
+
+    def promises(self, now: int) -> dict[int, Stamp]:
+        """Return, by partition, the stamp up to which repairs are refused at the moment."""
+        return {one: stamp for one, (stamp, until) in self._promises.items() if until > now}
+
+    # -- walks
+
+    def walk(self, partition: int, after: bytes = b"", limit: int = SLICE) -> Entries:
+        """Return the next (storage key, record) pairs; fewer than asked at the partition's end."""
+        begin, end = bounds(partition)
+        with self.store.snapshot() as snapshot:
+            return list(islice(snapshot.walk(after + b"\0" if after else begin, end), limit))
+
+    def walk_all(self, partitions: Sequence[int], after: bytes, limit: int = SLICE) -> Entries:
+        """Like ``walk``, over several partitions in ascending order."""
+        entries: Entries = []
+        first = int.from_bytes(after[:2], "big") if after else 0
+        with self.store.snapshot() as snapshot:
+            for partition in partitions[bisect_left(partitions, first) :]:
+                begin, end = bounds(partition)
+                begin = max(begin, after + b"\0") if after else begin
+                entries += islice(snapshot.walk(begin, end), limit - len(entries))
+                if len(entries) >= limit:
+                    break
+        return entries
+
+    def slices(self, partition: int) -> Iterator[Entries]:
+        """Yield a partition slice by slice, each from a snapshot of its own."""
+        after = b""
+        while True:
+            entries = self.walk(partition, after)
+            yield entries
+            if len(entries) < SLICE:
+                return
+            after = entries[-1][0]
+
+    def digest(self, partition: int, until: Stamp | None = None) -> Walking:
+        """Return (as a task) the digest of a partition, of its records up to ``until`` if given."""
+        if until is None and partition in self._digests:
+            return self._digests[partition]
+        # Up to a horizon that is being agreed on, only what is alive at it has to be the same:
+        # some replicas may have dropped the dead already, and others not yet.
+        total = Sum(self.horizons[partition] if until is None else until, until)
+        before = self._changes[partition]
+        for entries in self.slices(partition):
+            total.add(entries)
+            if len(entries) == SLICE:
+                yield Pause()
+        self.damaged_found += len(total.damaged)
+        if until is None and before == self._changes[partition]:
+            self._digests[partition] = total.digest()
+            self._mortal[partition] = total.mortal
+            self._counts[partition] = total.count
+        return total.digest()
+
+    def buckets(self, partition: int) -> Walking:
+        """Return (as a task) the digests of the buckets of a partition, one behind the other."""
+        sums = [Sum(self.horizons[partition]) for _ in range(BUCKETS)]
+        for entries in self.slices(partition):
+            for entry in entries:
+                sums[bucket_of(entry[0])].add([entry])
+            yield Pause()
+        return b"".join([one.digest() for one in sums])

@@ -1,0 +1,106 @@
+"""How a peer comes into the topology: pure decisions, applied by compare-and-set.
+
+A cluster forms when ``min_peers`` have joined. Until then nothing can have been written, so a
+peer joins at once. Afterwards it joins as ``joining``, and a change of placement brings its data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dstash.cluster.membership import Announcement
+from dstash.cluster.topology import Change, Member, State, Topology
+
+
+def member_of(announcement: Announcement, state: State = State.ACTIVE) -> Member:
+    """Return a peer as a member."""
+    return Member(
+        id=announcement.peer,
+        address=announcement.address,
+        store_id=announcement.store_id,
+        zone=announcement.zone,
+        weight=announcement.weight,
+        http=announcement.http,
+        state=state,
+        key=announcement.key,
+        plain=announcement.plain,
+    )
+
+
+def found(
+    announcement: Announcement, cluster: str, cluster_id: str, replicas: int, min_peers: int
+) -> Topology:
+    """Return the first topology of a cluster, with its first member."""
+    return Topology(
+        cluster=cluster,
+        cluster_id=cluster_id,
+        epoch=1,
+        replicas=replicas,
+        min_peers=min_peers,
+        formed=min_peers <= 1,
+        members=(member_of(announcement),),
+    )
+
+
+def join(topology: Topology, announcement: Announcement) -> Topology | None:
+    """Return the topology with a peer in it as it is now; None when there is nothing to do.
+
+    A member that comes back with another store has lost its data: it stays a member, but counts
+    as not synced until it has been filled again. While a change comes to its end a newcomer waits.
+    """
+    known = topology.member(announcement.peer)
+    if known is not None:
+        return _update(topology, known, announcement)
+    if not topology.formed:
+        grown = topology.with_member(member_of(announcement))
+        return replace(grown, formed=len(grown.members) >= grown.min_peers).next()
+    if topology.change is not None and topology.change.switched:
+        return None
+    grown = topology.with_member(member_of(announcement, State.JOINING))
+    return with_new_change(grown).next()
+
+
+def with_new_change(topology: Topology) -> Topology:
+    """Return the topology with a change that begins with the next epoch.
+
+    Several at once are one change. One that is under way begins anew: those that have their data
+    already find so by comparing digests.
+    """
+    number, running = topology.epoch + 1, topology.change
+    if running is None:
+        return replace(topology, change=Change(number))
+    return replace(topology, change=replace(running, number=number, complete=()))
+
+
+def is_newcomer(topology: Topology, member: Member) -> bool:
+    """Whether nobody reads from a member yet."""
+    switched = topology.change is not None and topology.change.switched
+    return member.state is State.JOINING and not switched
+
+
+def without_data(topology: Topology, member: Member) -> Topology:
+    """Return the topology in which a member's store does not hold its data.
+
+    What it had gained by a change under way is gone too, so that begins anew. A newcomer holds
+    nothing anyway, and its acks of new writes count: every write is acked elsewhere as well.
+    """
+    waits = not is_newcomer(topology, member)
+    emptied = topology.with_member(replace(member, synced=member.synced and not waits))
+    if topology.change is None or topology.change.switched:
+        return emptied
+    return with_new_change(emptied)
+
+
+def _update(topology: Topology, known: Member, announcement: Announcement) -> Topology | None:
+    current = replace(
+        member_of(announcement, known.state),
+        # The weight and the zone decide where data is: they change with a change of placement.
+        weight=known.weight,
+        zone=known.zone,
+        synced=known.synced,
+    )
+    if current == known:
+        return None
+    if known.store_id != current.store_id and topology.formed:
+        return without_data(topology, current).next()
+    return topology.with_member(current).next()

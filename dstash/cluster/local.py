@@ -1,0 +1,197 @@
+"""Membership in a directory, for peers of one machine; no server is needed.
+
+In ``<directory>/<cluster>/`` lie ``topology.lmdb``, one lock file a peer under ``peers``, its
+content the announcement, and the named locks under ``locks``. The kernel frees the locks of a
+process that dies, so a peer's death is seen at the next look.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from dstash.cluster.announcement import decode, encode
+from dstash.cluster.local_lock import PATIENCE, LockFile, read_if_held
+from dstash.cluster.local_topology import TopologyFile
+from dstash.cluster.membership import Announcement, Stored, Token
+from dstash.cluster.names import safe_name
+from dstash.cluster.topology import Topology
+from dstash.errors import MembershipError, MembershipUnreachable, PeerIdInUse
+
+_POLL: Final = 0.1
+_HALF_WRITTEN_TRIES: Final = 5
+_HALF_WRITTEN_PAUSE: Final = 0.002
+
+_log = structlog.get_logger("dstash.membership")
+
+_Look = tuple[Token, dict[str, Announcement]]
+
+
+class LocalMembership:
+    """A ``Membership`` kept in a directory of this machine (not on a network file system).
+
+    Any number of them may be open in one process, but none is of use after a fork.
+
+    Args:
+        directory: made when missing, shared by all peers of the cluster.
+        cluster: name of the cluster.
+
+    Raises:
+        MembershipError: the directory cannot be used.
+    """
+
+    def __init__(self, directory: Path, cluster: str) -> None:
+        self.cluster = cluster
+        home = directory / safe_name(cluster)
+        self._peers, self._locks = home / "peers", home / "locks"
+        try:
+            for folder in (self._peers, self._locks):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise MembershipError(f"cannot use {directory}: {error.strerror}") from None
+        self._topology = TopologyFile.open(home / "topology.lmdb")
+        self._mutex = threading.Lock()  # guards the three that follow
+        self._peer: str | None = None
+        self._held: LockFile | None = None
+        self._named: dict[str, LockFile] = {}
+        self._seen: _Look | None = None
+        self._woken = threading.Event()
+        self._is_closed = False
+
+    def read(self) -> Stored:
+        """See ``Membership.read``. ``MembershipError`` when what is stored is no topology."""
+        with self._usable():
+            return self._topology.read()
+
+    def compare_and_set(self, topology: Topology, token: Token) -> bool:
+        """See ``Membership.compare_and_set``."""
+        with self._usable():
+            return self._topology.compare_and_set(topology, token)
+
+    def announce(self, announcement: Announcement) -> None:
+        """See ``Membership.announce``."""
+        path = self._peers / safe_name(announcement.peer)
+        with self._usable(), self._mutex:
+            if self._peer not in (None, announcement.peer):
+                raise MembershipError(f"announced as {self._peer!r} already: resign first")
+            if self._held is None:
+                self._held, self._peer = _take(path, announcement.peer), announcement.peer
+                _log.info("announced", peer=announcement.peer)
+            self._held.write(encode(announcement))
+
+    def is_announced(self) -> bool:
+        """See ``Membership.is_announced``."""
+        return self._held is not None
+
+    def alive(self) -> Mapping[str, Announcement]:
+        """See ``Membership.alive``."""
+        with self._usable():
+            return self._alive()
+
+    def watch(self, timeout: float) -> bool:
+        """See ``Membership.watch``. The first one returns True at once."""
+        try:
+            return self._wait_for_change(time.monotonic() + timeout)
+        except MembershipError:
+            if self._is_closed:  # by another thread, while this one looked
+                return False
+            raise
+
+    def wake(self) -> None:
+        """See ``Membership.wake``."""
+        self._woken.set()
+
+    def acquire(self, name: str) -> bool:
+        """See ``Membership.acquire``. False too while this peer is not announced."""
+        path = self._locks / safe_name(name)
+        with self._usable(), self._mutex:
+            if self._held is None:
+                return False
+            if name not in self._named and (lock := LockFile.take(path)) is not None:
+                self._named[name] = lock
+            return name in self._named
+
+    def release(self, name: str) -> None:
+        """See ``Membership.release``."""
+        with self._mutex:
+            if (lock := self._named.pop(name, None)) is not None:
+                lock.release()
+
+    def resign(self) -> None:
+        """See ``Membership.resign``."""
+        with self._mutex:
+            for lock in self._named.values():
+                lock.release()
+            self._named.clear()
+            if self._held is not None:
+                self._held.release()
+                _log.info("resigned", peer=self._peer)
+            self._held = self._peer = None
+
+    def close(self) -> None:
+        """See ``Membership.close``."""
+        self.resign()
+        with self._mutex:
+            was_closed, self._is_closed = self._is_closed, True
+        self._woken.set()
+        if not was_closed:
+            self._topology.close()
+
+    def _wait_for_change(self, deadline: float) -> bool:
+        while not self._has_changed():
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return False
+            if self._woken.wait(min(_POLL, remaining)):
+                self._woken.clear()
+                return self._has_changed()
+        return True
+
+    def _has_changed(self) -> bool:
+        with self._usable():
+            seen = self._topology.token(), self._alive()
+        is_changed = seen != self._seen
+        self._seen = seen
+        return is_changed
+
+    def _alive(self) -> dict[str, Announcement]:
+        found = (_read(Path(entry.path)) for entry in os.scandir(self._peers))
+        return {one.peer: one for one in found if one is not None}
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        if self._is_closed:
+            raise MembershipError("the membership is closed")
+        try:
+            yield
+        except OSError as error:
+            where = error.filename or self._peers.parent
+            raise MembershipUnreachable(f"{where}: {error.strerror}") from None
+
+
+def _take(path: Path, peer: str) -> LockFile:
+    lock = LockFile.take(path, PATIENCE)
+    if lock is not None:
+        return lock
+    holder = _read(path)
+    where = f" at {holder.address}" if holder is not None else ""
+    raise PeerIdInUse(f"peer id {peer!r} is in use by a live process{where}")
+
+
+def _read(path: Path) -> Announcement | None:
+    """Return what a live peer says of itself, giving it time to finish writing it."""
+    for _ in range(_HALF_WRITTEN_TRIES):
+        content = read_if_held(path)
+        if content is None:
+            return None
+        if (announcement := decode(content)) is not None:
+            return announcement
+        time.sleep(_HALF_WRITTEN_PAUSE)
+    return None

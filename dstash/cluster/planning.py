@@ -1,0 +1,196 @@
+"""What a change of placement would move, worked out before anything moves: pure functions.
+
+Two topologies say where each partition is and where it would be. What a partition weighs is the
+average over the peers that answered: hashing spreads keys evenly, so it is close.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from dstash.cluster.rendezvous import Table
+from dstash.cluster.topology import Member, Topology
+from dstash.cluster.view import placement
+from dstash.types import Level
+
+
+class Weight(NamedTuple):
+    """What one copy of a partition holds, on average."""
+
+    records: float = 0.0
+    bytes: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerPlan:
+    """One peer, before and after. Partitions count copies; the rest is estimated from them."""
+
+    id: str
+    zone: str
+    before: int
+    after: int
+    gains: int
+    loses: int
+    records: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ZonePlan:
+    """One zone, before and after, in copies of partitions."""
+
+    zone: str
+    before: int
+    after: int
+    gains: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What would move: ``records`` and ``bytes`` in all, and what would become impossible."""
+
+    peers: tuple[PeerPlan, ...]
+    zones: tuple[ZonePlan, ...]
+    partitions: int
+    records: int
+    bytes: int
+    problems: tuple[str, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """Return the plan as plain data."""
+        return asdict(self) | {
+            "peers": [asdict(one) for one in self.peers],
+            "zones": [asdict(one) for one in self.zones],
+            "problems": list(self.problems),
+        }
+
+
+def plan(before: Topology, after: Topology, status: Mapping[str, Mapping[str, Any]]) -> Plan:
+    """Return what it takes to come from one placement to another.
+
+    Args:
+        before: the topology as it is.
+        after: the topology with the change under way.
+        status: by member, what those that answered say of themselves (``records``,
+            ``used_bytes``, ``free_bytes``).
+    """
+    old = placement(before.before(), before.replicas)
+    new = placement(after.after(), after.replicas)
+    peers = _peers(before, after, old, new, weigh(old, status))
+    problems = [
+        *_too_few(before, after),
+        *_no_room(peers, status),
+        *_no_source(after, old, new, status),
+    ]
+    return Plan(
+        peers,
+        _zones(peers),
+        sum(one.gains for one in peers),
+        sum(one.records for one in peers),
+        sum(one.bytes for one in peers),
+        tuple(problems),
+    )
+
+
+def weigh(table: Table, status: Mapping[str, Mapping[str, Any]]) -> Weight:
+    """Return what one copy of a partition weighs on the peers that answered."""
+    held = Counter(peer for peers in table for peer in peers)
+    copies = sum(held[peer] for peer in status)
+    if not copies:
+        return Weight()
+    sums = (
+        sum(facts.get(name, 0) for peer, facts in status.items() if held[peer])
+        for name in ("records", "used_bytes")
+    )
+    return Weight(*(total / copies for total in sums))
+
+
+def _peers(
+    before: Topology, after: Topology, old: Table, new: Table, weight: Weight
+) -> tuple[PeerPlan, ...]:
+    had = Counter(peer for peers in old for peer in peers)
+    gets = Counter(peer for peers in new for peer in peers)
+    pairs = list(zip(old, new, strict=True))
+    gains = Counter(peer for was, will in pairs for peer in will if peer not in was)
+    loses = Counter(peer for was, will in pairs for peer in was if peer not in will)
+    members = {one.id: one for one in (*before.members, *after.members)}
+    return tuple(
+        PeerPlan(
+            peer,
+            member.zone,
+            had[peer],
+            gets[peer],
+            gains[peer],
+            loses[peer],
+            round(gains[peer] * weight.records),
+            round(gains[peer] * weight.bytes),
+        )
+        for peer, member in sorted(members.items())
+    )
+
+
+def _zones(peers: Sequence[PeerPlan]) -> tuple[ZonePlan, ...]:
+    return tuple(
+        ZonePlan(
+            zone,
+            sum(one.before for one in peers if one.zone == zone),
+            sum(one.after for one in peers if one.zone == zone),
+            sum(one.gains for one in peers if one.zone == zone),
+        )
+        for zone in sorted({one.zone for one in peers})
+    )
+
+
+def _too_few(before: Topology, after: Topology) -> list[str]:
+    """Say where there would be fewer members, or zones, than replicas."""
+    wanted = after.replicas
+    left = after.after()
+    problems = []
+    if len(left) < wanted:
+        problems.append(f"{_many(len(left), 'member')} for {wanted} replicas: fewer copies")
+    had, zones = _zone_names(before.before()), _zone_names(left)
+    if len(zones) < min(wanted, len(had)):
+        problems.append(
+            f"{_many(len(zones), 'zone')} for {wanted} replicas: "
+            "a zone that fails may take a quorum with it"
+        )
+    return problems
+
+
+def _no_room(peers: Sequence[PeerPlan], status: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say which peers would gain more than they have room for."""
+    rooms = {peer: facts.get("free_bytes") for peer, facts in status.items()}
+    return [
+        f"peer {one.id} would gain {one.bytes} bytes and has room for {room}"
+        for one in peers
+        if (room := rooms.get(one.id)) is not None and one.bytes > room
+    ]
+
+
+def _no_source(
+    after: Topology, old: Table, new: Table, status: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Say how many partitions have too few live replicas to be copied completely."""
+    synced = {one.id for one in after.members if one.synced and one.id in status}
+    waiting = 0
+    missing: set[str] = set()
+    for was, will in zip(old, new, strict=True):
+        needed = len(was) - Level.QUORUM.needed(len(was)) + 1
+        if set(will) - set(was) and len(synced.intersection(was)) < needed:
+            waiting += 1
+            missing |= set(was) - synced
+    if not waiting:
+        return []
+    names = ", ".join(sorted(missing))
+    return [f"{_many(waiting, 'partition')} could not be copied until one of {names} is back"]
+
+
+def _zone_names(members: Sequence[Member]) -> set[str]:
+    return {one.zone for one in members}
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

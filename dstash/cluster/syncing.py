@@ -1,0 +1,279 @@
+"""Making two replicas of a partition equal by moving what differs, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+from dstash.cluster.answering import PAGE_BYTES, pack_partitions
+from dstash.cluster.holdings import SLICE
+from dstash.cluster.replica import Replica
+from dstash.cluster.tasks import Ask, Effect, Merge, Pause
+from dstash.errors import ProtocolError
+from dstash.store.digest import DIGEST_BYTES, bucket_of, is_dead_at, version_of
+from dstash.version import VERSION_BYTES, ZERO, Stamp, Version, newest_stamp
+from dstash.wire import codec
+from dstash.wire.messages import (
+    AskBuckets,
+    AskCopy,
+    AskVersions,
+    BucketsAre,
+    CopyIs,
+    Frame,
+    Message,
+    Pull,
+    Push,
+    Records,
+    Stored,
+    VersionsAre,
+)
+
+_Answer = TypeVar("_Answer", bound=Message)
+
+Counting = Generator[Effect, Any, int]
+Entries = list[tuple[bytes, bytes]]
+
+#: Tasks that fill a peer side by side; each keeps to its share of the rate.
+FILLERS: Final = 4
+
+#: How long a change of the rate may take to be noticed.
+_RATE_MS: Final = 200
+
+#: Buckets compared at once: bounds the memory that a huge partition takes.
+_BUCKETS_AT_ONCE: Final = 64
+
+
+def copy(replica: Replica, partitions: Sequence[int], source: str) -> Counting:
+    """Copy whole partitions (ascending); returns the number of records."""
+    after, copied = b"", 0
+    packed = pack_partitions(partitions)
+    while True:
+        page = yield from ask(source, AskCopy(packed, after), CopyIs)
+        keys, records = codec.unpack_blobs(page.keys), codec.unpack_blobs(page.records)
+        entries = list(zip(keys, records, strict=True))
+        if entries:
+            yield Merge(entries)
+        copied += len(entries)
+        yield from _throttle(replica, entries)
+        after = page.after
+        if not after:
+            return copied
+
+
+def pull_newer(
+    replica: Replica, partitions: Sequence[int], source: str, horizons: Mapping[int, Stamp]
+) -> Counting:
+    """Fetch what ``source`` has newer than this peer, and drop what it has buried.
+
+    Args:
+        horizons: by partition, up to where the source knows the whole truth.
+
+    Returns:
+        the number of records that came.
+    """
+    pulled, after = 0, b""
+    buried = [partition for partition in partitions if partition in horizons]
+    while True:
+        begin = after
+        page, after = yield from _versions_page(source, partitions, (), begin)
+        newer = yield from _newer_there(replica, page)
+        pulled += yield from _pull(replica, source, newer)
+        yield from _drop_buried(replica, buried, _Span(begin, after, page), horizons)
+        if not after:
+            return pulled
+
+
+class _Span(NamedTuple):
+    """A page of versions, and the storage keys it lies between (empty: no bound)."""
+
+    begin: bytes
+    end: bytes
+    versions: Mapping[bytes, Version]
+
+
+def _drop_buried(
+    replica: Replica, partitions: Sequence[int], span: _Span, horizons: Mapping[int, Stamp]
+) -> Generator[Effect, Any, None]:
+    after = span.begin
+    while partitions:
+        entries = replica.holdings.walk_all(partitions, after)
+        buried = [
+            (storage_key, version_of(record))
+            for storage_key, record in entries
+            if not (span.end and storage_key > span.end)
+            and version_of(record) > span.versions.get(storage_key, ZERO)
+            and newest_stamp(version_of(record)) <= horizons[int.from_bytes(storage_key[:2], "big")]
+        ]
+        if buried:
+            yield Merge(drops=buried)
+        after = entries[-1][0] if len(entries) == SLICE else b""
+        if not after or (span.end and after >= span.end):
+            return
+        yield Pause()
+
+
+def exchange(replica: Replica, partitions: Sequence[int], other: str) -> Counting:
+    """Make both replicas of small partitions (ascending) equal; returns the records moved."""
+    return (yield from _exchange(replica, partitions, (), other))
+
+
+def exchange_large(replica: Replica, partition: int, other: str) -> Counting:
+    """Like ``exchange``, for one partition of many records: only buckets that differ."""
+    mine = yield from replica.holdings.buckets(partition)
+    answer = yield from ask(other, AskBuckets(partition), BucketsAre)
+    differing = _differing_buckets(mine, answer.digests)
+    moved = 0
+    for begin in range(0, len(differing), _BUCKETS_AT_ONCE):
+        some = differing[begin : begin + _BUCKETS_AT_ONCE]
+        moved += yield from _exchange(replica, [partition], some, other)
+    return moved
+
+
+def _exchange(
+    replica: Replica, partitions: Sequence[int], buckets: Sequence[int], other: str
+) -> Counting:
+    theirs: dict[bytes, Version] = {}
+    after = b""
+    while True:
+        page, after = yield from _versions_page(other, partitions, buckets, after)
+        theirs.update(page)
+        if not after:
+            break
+    newer = yield from _newer_there(replica, theirs)
+    moved = yield from _pull(replica, other, newer)
+    moved += yield from _push_newer(replica, partitions, set(buckets), theirs, other)
+    replica.healed += moved
+    return moved
+
+
+def _push_newer(
+    replica: Replica,
+    partitions: Sequence[int],
+    buckets: set[int],
+    theirs: dict[bytes, Version],
+    other: str,
+) -> Counting:
+    holdings = replica.holdings
+    pushed, after, missed = 0, b"", Entries()
+    while True:
+        entries = holdings.walk_all(partitions, after)
+        missed += [
+            (storage_key, record)
+            for storage_key, record in entries
+            if version_of(record) > theirs.get(storage_key, ZERO)
+            and (not buckets or bucket_of(storage_key) in buckets)
+            and not is_dead_at(record, holdings.horizons[int.from_bytes(storage_key[:2], "big")])
+        ]
+        if len(entries) < SLICE or len(missed) > 2000:
+            pushed += yield from push(other, missed)
+            missed = []
+        if len(entries) < SLICE:
+            return pushed
+        after = entries[-1][0]
+        yield Pause()
+
+
+def push(other: str, entries: Entries) -> Counting:
+    """Send records to another replica; returns how many, once they are on its disk."""
+    for part in batches(entries):
+        keys, records = zip(*part, strict=True)
+        message = Push(Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(records)))
+        yield from ask(other, message, Stored)
+    return len(entries)
+
+
+def _versions_page(
+    source: str, partitions: Sequence[int], buckets: Sequence[int], after: bytes
+) -> Generator[Effect, Any, tuple[dict[bytes, Version], bytes]]:
+    question = AskVersions(pack_partitions(partitions), bytes(buckets), after)
+    page = yield from ask(source, question, VersionsAre)
+    keys = codec.unpack_blobs(page.keys)
+    if len(page.versions) != len(keys) * VERSION_BYTES:
+        raise ProtocolError(f"{source} sent versions that do not fit their keys")
+    return dict(zip(keys, _split(page.versions, VERSION_BYTES), strict=True)), page.after
+
+
+def ask(peer: str, question: Message, kind: type[_Answer]) -> Generator[Effect, Any, _Answer]:
+    """Ask a peer; ``ProtocolError`` when the answer is of another kind."""
+    answer = yield Ask(peer, question)
+    if not isinstance(answer, kind):
+        raise ProtocolError(f"{peer} answered with an unexpected {type(answer).__name__}")
+    return answer
+
+
+def batches(entries: Entries) -> Iterator[Entries]:
+    """Cut entries into runs that fit into one message."""
+    run: Entries = []
+    weight = 0
+    for entry in entries:
+        cost = len(entry[0]) + len(entry[1])
+        if run and (weight + cost > PAGE_BYTES or len(run) >= 4000):
+            yield run
+            run, weight = [], 0
+        run.append(entry)
+        weight += cost
+    if run:
+        yield run
+
+
+def _newer_there(
+    replica: Replica, theirs: dict[bytes, Version]
+) -> Generator[Effect, Any, list[bytes]]:
+    newer: list[bytes] = []
+    offered = list(theirs.items())
+    for begin in range(0, len(offered), SLICE):
+        with replica.holdings.store.snapshot() as snapshot:
+            for storage_key, version in offered[begin : begin + SLICE]:
+                record = snapshot.get(storage_key)
+                if record is None or version_of(record) < version:
+                    newer.append(storage_key)
+        yield Pause()
+    return newer
+
+
+def _pull(replica: Replica, source: str, keys: list[bytes]) -> Counting:
+    pulled = 0
+    while keys:
+        some, rest = keys[:2000], keys[2000:]
+        answer = yield from ask(source, Pull(Frame(codec.pack_blobs(some))), Records)
+        records = codec.unpack_optional_blobs(answer.records)
+        if not records:
+            raise ProtocolError(f"{source} answered a pull with nothing")
+        entries = [(key, one) for key, one in zip(some, records, strict=False) if one is not None]
+        if entries:
+            yield Merge(entries)
+        yield from _throttle(replica, entries)
+        pulled += len(entries)
+        keys = some[len(records) :] + rest
+    return pulled
+
+
+def _throttle(replica: Replica, entries: Entries) -> Generator[Effect, Any, None]:
+    """Count what came in, and keep to the rate of the change under way."""
+    weight = sum(len(key) + len(record) for key, record in entries)
+    replica.progress.records += len(entries)
+    replica.progress.bytes += weight
+    began = replica.now()
+    while (change := replica.view().topology.change) is not None and change.rate:
+        left = began + 1000 * FILLERS * weight // change.rate - replica.now()
+        if left <= 0:
+            return
+        yield Pause(min(_RATE_MS, left))
+
+
+def _differing_buckets(mine: bytes, theirs: bytes) -> list[int]:
+    if len(theirs) != len(mine):
+        raise ProtocolError("a peer answered with another number of buckets")
+    pairs = zip(_split(mine, DIGEST_BYTES), _split(theirs, DIGEST_BYTES), strict=True)
+    return [number for number, (one, other) in enumerate(pairs) if one != other]
+
+
+def split_digests(packed: bytes, count: int) -> list[bytes]:
+    """Return ``count`` digests; ``ProtocolError`` when there are not so many."""
+    if len(packed) != count * DIGEST_BYTES:
+        raise ProtocolError("a peer answered with another number of digests")
+    return list(_split(packed, DIGEST_BYTES))
+
+
+def _split(packed: bytes, size: int) -> Iterable[bytes]:
+    return (packed[begin : begin + size] for begin in range(0, len(packed), size))

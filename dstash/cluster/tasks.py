@@ -1,0 +1,232 @@
+"""Background work as generators that ask for what they need and do nothing themselves.
+
+A task yields an effect and is resumed with its result, or with an exception at that place::
+
+    reply = yield Ask("peer2", AskDigests(partitions))
+    yield Merge(entries)
+    yield Pause(50)
+
+The scheduler turns effects into messages and writes. It does no I/O and has no clock, so the same
+tasks run under the simulation. Between two effects a task does a few hundred microseconds of
+work at most: requests never wait for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from dstash.errors import DStashError, TimedOut, Unavailable
+from dstash.version import Version
+from dstash.wire.messages import Envelope, Error, Message, encode
+
+#: How long another peer may take to answer (milliseconds).
+ANSWER_MS: Final = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Send a request to a peer; resumes with its answer, or raises what it refused with."""
+
+    peer: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Send a message that has no answer."""
+
+    peer: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Merge (storage key, record) pairs, drop (storage key, version) pairs, keep marks; durably."""
+
+    entries: Sequence[tuple[bytes, bytes]] = ()
+    drops: Sequence[tuple[bytes, Version]] = ()
+    marks: Sequence[tuple[bytes, bytes]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Wait until every write accepted so far is on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait; 0 lets others have a turn."""
+
+    milliseconds: int = 0
+
+
+Effect = Ask | Tell | Merge | Settle | Pause
+
+#: A task; what it returns is its result.
+Task = Generator[Effect, Any, Any]
+
+#: Called when a task ends: with its result, or with the error that ended it.
+Ended = Callable[[Any, DStashError | None], None]
+
+
+class Outgoing(NamedTuple):
+    """Frames for another peer."""
+
+    peer: str
+    frames: list[bytes]
+    correlation: int
+
+
+class _Job:
+    """A task under way."""
+
+    def __init__(self, name: str, task: Task, ended: Ended | None) -> None:
+        self.name = name
+        self.task = task
+        self.ended = ended
+
+
+class Scheduler:
+    """Runs tasks.
+
+    Args:
+        commit: takes a ``Merge`` and a callback for its result: queues a write.
+        settle: takes a callback: calls it when all writes accepted so far are on disk.
+        epoch: returns the epoch that requests carry.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[Merge, Callable[[DStashError | None], None]], None],
+        settle: Callable[[Callable[[], None]], None],
+        epoch: Callable[[], int],
+    ) -> None:
+        self._commit = commit
+        self._settle = settle
+        self._epoch = epoch
+        self._ready: deque[tuple[_Job, Any, BaseException | None]] = deque()
+        self._asked: dict[int, tuple[_Job, str, int]] = {}
+        self._paused: list[tuple[int, _Job]] = []
+        self._jobs: set[_Job] = set()
+        self._correlations = itertools.count(1)
+        self._out: list[Outgoing] = []
+        self.failures: list[tuple[str, BaseException]] = []
+
+    def spawn(self, name: str, task: Task, ended: Ended | None = None) -> None:
+        """Begin a task; ``name`` is for people and for ``running``."""
+        job = _Job(name, task, ended)
+        self._jobs.add(job)
+        self._ready.append((job, None, None))
+
+    def running(self, name: str) -> bool:
+        """Whether a task of that name has not ended."""
+        return any(job.name == name for job in self._jobs)
+
+    def cancel(self, prefix: str) -> None:
+        """End the tasks whose names begin so, where they stand."""
+        gone = {job for job in self._jobs if job.name.startswith(prefix)}
+        self._jobs -= gone
+        self._ready = deque(entry for entry in self._ready if entry[0] not in gone)
+        self._paused = [entry for entry in self._paused if entry[1] not in gone]
+        self._asked = {one: entry for one, entry in self._asked.items() if entry[0] not in gone}
+        for job in gone:
+            job.task.close()
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether a task could go on now."""
+        return bool(self._ready)
+
+    def wakeup(self) -> int | None:
+        """Return when ``tick`` is due at the latest (milliseconds since 1970)."""
+        moments = [when for when, _ in self._paused]
+        moments += [expires for _, _, expires in self._asked.values()]
+        return min(moments, default=None)
+
+    def tick(self, now: int, steps: int = 8) -> list[Outgoing]:
+        """Let tasks go on, a few steps in all; returns what they send."""
+        self._wake(now)
+        for _ in range(min(steps, len(self._ready))):
+            job, value, error = self._ready.popleft()
+            if job in self._jobs:  # else cancelled while something came in for it
+                self._step(job, value, error, now)
+        out, self._out = self._out, []
+        return out
+
+    def answered(self, envelope: Envelope) -> None:
+        """Take an answer of another peer."""
+        asked = self._asked.pop(envelope.correlation, None)
+        if asked is None:
+            return
+        message = envelope.message
+        if isinstance(message, Error):
+            self._ready.append((asked[0], None, message.error()))
+        else:
+            self._ready.append((asked[0], message, None))
+
+    def lost(self, peer: str) -> None:
+        """Take note that the connection to a peer broke."""
+        for correlation in [one for one, asked in self._asked.items() if asked[1] == peer]:
+            self.unsent(peer, correlation)
+
+    def unsent(self, peer: str, correlation: int) -> None:
+        """Take note that a request could not be sent, or cannot be answered any more."""
+        asked = self._asked.pop(correlation, None)
+        if asked is not None:
+            self._ready.append((asked[0], None, Unavailable(f"{peer} is not connected")))
+
+    def _wake(self, now: int) -> None:
+        due = [job for when, job in self._paused if when <= now]
+        self._paused = [entry for entry in self._paused if entry[0] > now]
+        self._ready.extend((job, None, None) for job in due)
+        late = [one for one, (_, _, expires) in self._asked.items() if expires <= now]
+        for correlation in late:
+            job, peer, _ = self._asked.pop(correlation)
+            self._ready.append((job, None, TimedOut(f"{peer} did not answer in time")))
+
+    def _step(self, job: _Job, value: Any, error: BaseException | None, now: int) -> None:
+        try:
+            effect = job.task.send(value) if error is None else job.task.throw(error)
+        except StopIteration as stop:
+            self._end(job, stop.value, None)
+        except DStashError as failure:
+            self._end(job, None, failure)
+        else:
+            self._apply(job, effect, now)
+
+    def _end(self, job: _Job, result: Any, failure: DStashError | None) -> None:
+        self._jobs.discard(job)
+        if failure is not None:
+            self.failures.append((job.name, failure))
+            del self.failures[:-100]
+        if job.ended is not None:
+            job.ended(result, failure)
+
+    def _apply(self, job: _Job, effect: Effect, now: int) -> None:
+        match effect:
+            case Ask(peer, message):
+                correlation = self._send(peer, message, now)
+                self._asked[correlation] = (job, peer, now + ANSWER_MS)
+            case Tell(peer, message):
+                self._send(peer, message, now)
+                self._ready.append((job, None, None))
+            case Merge():
+                self._commit(effect, lambda error: self._ready.append((job, None, error)))
+            case Settle():
+                self._settle(lambda: self._ready.append((job, None, None)))
+            case Pause(milliseconds):
+                if milliseconds <= 0:
+                    self._ready.append((job, None, None))
+                else:
+                    self._paused.append((now + milliseconds, job))
+
+    def _send(self, peer: str, message: Message, now: int) -> int:
+        correlation = next(self._correlations)
+        # Deadline 0: the clocks of two peers may differ, and maintenance is idempotent.
+        envelope = Envelope(correlation, self._epoch(), 0, message)
+        self._out.append(Outgoing(peer, encode(envelope), correlation))
+        return correlation
