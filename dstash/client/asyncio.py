@@ -1,0 +1,317 @@
+"""The asyncio client: the same names as the blocking one, with ``await`` and ``async for``."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from dstash.client.async_index import AsyncIndex
+from dstash.client.calls import Calls, steady_wall
+from dstash.client.dispatch import Dispatch
+from dstash.client.facts import describe_cluster, describe_place
+from dstash.client.results import BatchResult
+from dstash.client.scans import PageOperation, StatusOperation, Walk
+from dstash.client.seeds import way_of
+from dstash.client.session import Session
+from dstash.cluster.view import View
+from dstash.config import ClientSettings, load_client
+from dstash.errors import LimitError
+from dstash.limits import check_index, check_ttl
+from dstash.store.record import Record
+from dstash.types import NEVER, Level
+from dstash.wire import codec
+from dstash.wire.keys import Entries, Key, decode_key, encode_key
+from dstash.wire.messages import Count, Page, Scan, ScanKeys
+from dstash.wire.values import TypeRegistry
+
+T = TypeVar("T")
+
+#: Pairs of a batch that are encoded and sent before more are taken from an iterable: few enough
+#: not to hold up the loop for long.
+_ROUND = 25_000
+
+
+class AsyncClient:
+    """A client of a dstash cluster for one event loop, on which any number of tasks may use it.
+
+    Calls for one key (``lookup``, ``exists``, ``put``, ``delete``) that are made in the same turn
+    of the loop travel together. Cancelling a call is clean: others go on, and a write that was
+    cancelled may be stored or not.
+
+    Args:
+        *peers, **settings: as for ``Client``.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        UsageError: it is used on another event loop than the first time.
+        NoPeers: on the first call, when no peer answers in time.
+    """
+
+    def __init__(self, *peers: str, **settings: Any) -> None:
+        if peers:
+            settings["peers"] = list(peers)
+        self._begin(load_client(None, settings, os.environ))
+
+    @classmethod
+    def from_config(cls, path: str | os.PathLike[str]) -> Self:
+        """Return a client with the settings of a TOML file."""
+        return cls.from_settings(load_client(Path(path), {}, os.environ))
+
+    @classmethod
+    def from_settings(cls, settings: ClientSettings) -> Self:
+        """Return a client with settings that were loaded before."""
+        client = cls.__new__(cls)
+        client._begin(settings)
+        return client
+
+    def _begin(self, settings: ClientSettings) -> None:
+        self.settings = settings
+        self.types = TypeRegistry()
+        self._session = Session(steady_wall(), zone=settings.zone or "", way=way_of(settings))
+        self._calls = Calls(settings, self._session, self.types)
+        self._dispatch = Dispatch(settings, self._session, self._calls, self.types)
+
+    async def __aenter__(self) -> Self:
+        self._dispatch.on_loop()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every connection. Calls under way in other tasks fail."""
+        await self._dispatch.close()
+
+    # -- one key
+
+    async def put(
+        self,
+        index: str,
+        key: Key,
+        value: Any,
+        ttl: float | None = None,
+        *,
+        timeout: float | None = None,
+        write: str | Level | None = None,
+    ) -> None:
+        """Store a value; arguments and errors as in ``Client.put``.
+
+        Of puts of one key that are made one after the other in the same turn, the last wins.
+        """
+        item = (key, encode_key(key), self.types.encode(value))
+        group = self._dispatch.turn().put(index, item, ttl, timeout, write)
+        await self._dispatch.answer(group, key, None)
+
+    async def lookup(
+        self,
+        index: str,
+        key: Key,
+        default: Any = None,
+        *,
+        timeout: float | None = None,
+        read: str | Level | None = None,
+    ) -> Any:
+        """Return the value of a key, or ``default``."""
+        group = self._dispatch.turn().lookup(index, key, timeout, read)
+        return await self._dispatch.answer(group, key, default)
+
+    async def delete(
+        self,
+        index: str,
+        key: Key,
+        *,
+        timeout: float | None = None,
+        write: str | Level | None = None,
+    ) -> bool:
+        """Delete a key; whether it was there."""
+        item = (key, encode_key(key), b"")
+        group = self._dispatch.turn().delete(index, item, timeout, write)
+        return bool(await self._dispatch.answer(group, key, False))
+
+    async def exists(
+        self,
+        index: str,
+        key: Key,
+        *,
+        timeout: float | None = None,
+        read: str | Level | None = None,
+    ) -> bool:
+        """Whether a key is there."""
+        group = self._dispatch.turn().exists(index, key, timeout, read)
+        return bool(await self._dispatch.answer(group, key, False))
+
+    async def ttl(
+        self,
+        index: str,
+        key: Key,
+        *,
+        timeout: float | None = None,
+        read: str | Level | None = None,
+    ) -> float | None:
+        """Return the seconds a key has left: None when it never expires.
+
+        Raises:
+            KeyError: there is no such key.
+        """
+        record = await self._record(index, key, timeout, read)
+        if record is None:
+            raise KeyError(key)
+        if record.expiry == NEVER:
+            return None
+        return max(0, record.expiry - self._session.cluster_time()) / 1000
+
+    async def touch(
+        self,
+        index: str,
+        key: Key,
+        ttl: float | None,
+        *,
+        timeout: float | None = None,
+        write: str | Level | None = None,
+    ) -> bool:
+        """Give a key a new time to live (None: for ever); whether it was there."""
+        check_ttl(ttl)
+        record = await self._record(index, key, timeout, None)
+        if record is None:
+            return False
+        touched = self._calls.touch(index, key, record, ttl, timeout, write)
+        result: BatchResult = await self._dispatch.run(touched)
+        result.raise_first()
+        return True
+
+    # -- many keys
+
+    async def batch_put(
+        self,
+        index: str,
+        entries: Entries,
+        ttl: float | None = None,
+        *,
+        timeout: float | None = None,
+        write: str | Level | None = None,
+    ) -> BatchResult:
+        """Store many values, any number; a key that comes twice keeps its last value.
+
+        Returns:
+            As ``Client.batch_put``. ``timeout`` is per 25,000 keys.
+        """
+        pairs = entries.items() if isinstance(entries, Mapping) else entries
+        total = BatchResult()
+        for chunk in _rounds(pairs):
+            put = self._calls.put(index, dict(chunk), ttl, timeout, write)
+            total.add(await self._dispatch.run(put))
+        return total
+
+    async def batch_lookup(
+        self,
+        index: str,
+        keys: Iterable[Key],
+        *,
+        timeout: float | None = None,
+        read: str | Level | None = None,
+    ) -> dict[Key, Any]:
+        """Return the values of those keys that are there, in no particular order."""
+        if isinstance(keys, str | bytes):
+            raise LimitError("batch_lookup takes an iterable of keys, not one key")
+        operation = self._calls.lookup(index, list(keys), timeout, read)
+        found: dict[Key, Any] = await self._dispatch.run(operation)
+        return found
+
+    async def batch_delete(
+        self,
+        index: str,
+        keys: Iterable[Key],
+        *,
+        timeout: float | None = None,
+        write: str | Level | None = None,
+    ) -> BatchResult:
+        """Delete many keys. ``deleted`` of the result counts those that were there."""
+        if isinstance(keys, str | bytes):
+            raise LimitError("batch_delete takes an iterable of keys, not one key")
+        total = BatchResult()
+        for chunk in _rounds(dict.fromkeys(keys)):
+            deletion = self._calls.delete(index, chunk, timeout, write)
+            total.add(await self._dispatch.run(deletion))
+        return total
+
+    # -- walking
+
+    async def items(
+        self, index: str, prefix: str | bytes = "", *, timeout: float | None = None
+    ) -> AsyncIterator[tuple[Key, Any]]:
+        """Yield (key, value) of an index; see ``Client.items``."""
+        async for page in self._pages(self._calls.walk(index, prefix, Scan), timeout):
+            values = self.types.decode_array(page.values)
+            for pair in zip(map(decode_key, codec.unpack_keys(page.keys)), values, strict=True):
+                yield pair
+
+    async def keys(
+        self, index: str, prefix: str | bytes = "", *, timeout: float | None = None
+    ) -> AsyncIterator[Key]:
+        """Yield the keys of an index; see ``items``."""
+        async for page in self._pages(self._calls.walk(index, prefix, ScanKeys), timeout):
+            for key in map(decode_key, codec.unpack_keys(page.keys)):
+                yield key
+
+    async def count(
+        self, index: str, prefix: str | bytes = "", *, timeout: float | None = None
+    ) -> int:
+        """Count the keys of an index."""
+        walk = self._calls.walk(index, prefix, Count)
+        return sum([page.count async for page in self._pages(walk, timeout)])
+
+    def index(self, name: str) -> AsyncIndex:
+        """Return one index, with the methods above but without the index name."""
+        check_index(name)
+        return AsyncIndex(self, name)
+
+    # -- the cluster
+
+    async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return the cluster, its members, who is alive, and what each says of itself."""
+        view = await self._view(timeout)
+        deadline = self._calls.deadline(timeout)
+        answers = await self._dispatch.run(
+            StatusOperation(self._session, deadline, list(view.members))
+        )
+        return describe_cluster(view, answers)
+
+    async def where(self, index: str, key: Key, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return the partition of a key and the replicas that hold it, in rank order."""
+        check_index(index)
+        encoded = encode_key(key)
+        return describe_place(await self._view(timeout), encoded)
+
+    # -- inside
+
+    async def _record(
+        self, index: str, key: Key, timeout: float | None, read: str | Level | None
+    ) -> Record | None:
+        found = await self._dispatch.run(self._calls.records(index, [key], timeout, read))
+        record: Record | None = found.get(key)
+        return record
+
+    async def _pages(self, walk: Walk, timeout: float | None) -> AsyncIterator[Page]:
+        while not walk.done:
+            deadline = self._calls.deadline(timeout)
+            yield await self._dispatch.run(PageOperation(self._session, deadline, walk))
+
+    async def _view(self, timeout: float | None) -> View:
+        await self._dispatch.discover(self._calls.deadline(timeout))
+        return self._session.known_view()
+
+
+def _rounds(entries: Iterable[T]) -> Iterator[list[T]]:
+    """Cut any iterable into lists of a bounded size."""
+    source = iter(entries)
+    while chunk := list(itertools.islice(source, _ROUND)):
+        yield chunk

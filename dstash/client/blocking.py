@@ -1,0 +1,416 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from dstash.client.calls import Calls, steady_wall
+from dstash.client.channel import Channel
+from dstash.client.core import Operation
+from dstash.client.facts import describe_cluster, describe_place
+from dstash.client.index import Index
+from dstash.client.orders import OrderOperation
+from dstash.client.results import BatchResult
+from dstash.client.scans import PageOperation, StatusOperation, Walk
+from dstash.client.seeds import identity, way_of
+from dstash.client.session import Session
+from dstash.cluster.topology import Topology
+from dstash.cluster.view import View
+from dstash.config import ClientSettings, load_client
+from dstash.errors import ClosedError, DStashError, LimitError
+from dstash.limits import check_index, check_ttl
+from dstash.store.record import Record
+from dstash.types import NEVER, Level
+from dstash.wire import codec
+from dstash.wire.keys import Entries, Key, decode_key, encode_key
+from dstash.wire.messages import Count, Order, Page, Scan, ScanKeys
+from dstash.wire.sockets import Context
+from dstash.wire.values import TypeRegistry
+
+T = TypeVar("T")
+
+#: Pairs of a batch that are encoded and sent before more are taken from an iterable.
+_ROUND = 100_000
+
+
+class Client:
+    """A client of a dstash cluster. Thread-safe; usable after a fork.
+
+    Args:
+        *peers: addresses of one or more peers (``tcp://host:port``); the rest is found by itself.
+            Without any, ``DSTASH_PEERS``, Consul, or a cluster on this machine is used.
+        settings: see ``conf/client.toml`` for all of them: ``consul``, ``cluster``, ``read`` and
+            ``write`` (levels), ``timeout`` (seconds), ``zone``, ...
+
+    Raises:
+        ConfigError: a setting is wrong.
+        NoPeers: on the first call, when no peer answers in time.
+    """
+
+    def __init__(self, *peers: str, **settings: Any) -> None:
+        if peers:
+            settings["peers"] = list(peers)
+        self._begin(load_client(None, settings, os.environ))
+
+    @classmethod
+    def from_config(cls, path: str | os.PathLike[str]) -> Self:
+        """Return a client with the settings of a TOML file."""
+        return cls.from_settings(load_client(Path(path), {}, os.environ))
+
+    @classmethod
+    def from_settings(cls, settings: ClientSettings) -> Self:
+        """Return a client with settings that were loaded before."""
+        client = cls.__new__(cls)
+        client._begin(settings)
+        return client
+
+    def _begin(self, settings: ClientSettings) -> None:
+        self.settings = settings
+        self.types = TypeRegistry()
+        self._closed = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # one of the parent may be held, by a thread not here
+        self._context = Context(keys=identity(self.settings))
+        self._session = Session(
+            steady_wall(), zone=self.settings.zone or "", way=way_of(self.settings)
+        )
+        self._calls = Calls(self.settings, self._session, self.types)
+        self._idle: list[Channel] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection. Calls under way in other threads fail."""
+        if os.getpid() != self._pid:
+            self._reset()
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for channel in idle:
+            channel.close()
+        self._context.close()
+
+    # -- one key
+
+    def put(
+        self,
+        index: str,
+        key: Key,
+        value: Any,
+        ttl: float | None = None,
+        *,
+        timeout: float | None = None,
+        write: str | Level | None = None,
+    ) -> None:
+        """Store a value; on return, enough replicas have it on disk.
+
+        Args:
+            index: name of the keyspace.
+            key: str, bytes or int, 1 to 400 bytes encoded.
+            value: any msgpack type, datetime, Decimal, UUID, set, tuple, or a registered type.
+            ttl: seconds after which the key is gone; None for never.
+            timeout: seconds for the whole call, retries included.
+            write: ``one``, ``quorum`` or ``all``.
+
+        Raises:
+            LimitError, UnsupportedType: nothing was sent.
+            Unavailable: not enough replicas could be reached.
+            TimedOut: not enough of them answered; the value may or may not be stored.
+        """
+        self._run(self._calls.put(index, {key: value}, ttl, timeout, write)).raise_first()
+
+    def lookup(
+        self,
+        index: str,
+        key: Key,
+        default: Any = None,
+        *,
+        timeout: float | None = None,
+        read: str | Level | None = None,
+    ) -> Any:
+        """Return the value of a key, or ``default``."""
+        return self._run(self._calls.lookup(index, [key], timeout, read)).get(key, default)
+
+    def delete(
+        self,
+        index: str,
+        key: Key,
+        *,
+        timeout: float | None = None,
+        write: str | Level | None = None,
+    ) -> bool:
+        """Delete a key; whether it was there."""
+        result = self._run(self._calls.delete(index, [key], timeout, write))
+        result.raise_first()
+        return bool(result.deleted)
+
+    def exists(
+        self,
+        index: str,
+        key: Key,
+        *,
+        timeout: float | None = None,
+        read: str | Level | None = None,
+    ) -> bool:
+        """Whether a key is there."""
+        return bool(self._run(self._calls.exists(index, [key], timeout, read)))
+
+    def ttl(
+        self,
+        index: str,
+        key: Key,
+        *,
+        timeout: float | None = None,
+        read: str | Level | None = None,
+    ) -> float | None:
+        """Return the seconds a key has left: None when it never expires.
+
+        Raises:
+            KeyError: there is no such key.
+        """
+        record = self._record(index, key, timeout, read)
+        if record is None:
+            raise KeyError(key)
+        if record.expiry == NEVER:
+            return None
+        return max(0, record.expiry - self._session.cluster_time()) / 1000
+
+    def touch(
+        self,
+        index: str,
+        key: Key,
+        ttl: float | None,
+        *,
+        timeout: float | None = None,
+        write: str | Level | None = None,
+    ) -> bool:
+        """Give a key a new time to live (None: for ever); whether it was there.
+
+        The value stays. A put that runs at the same time wins, whichever came first.
+        """
+        check_ttl(ttl)
+        record = self._record(index, key, timeout, None)
+        if record is None:
+            return False
+        self._run(self._calls.touch(index, key, record, ttl, timeout, write)).raise_first()
+        return True
+
+    # -- many keys
+
+    def batch_put(
+        self,
+        index: str,
+        entries: Entries,
+        ttl: float | None = None,
+        *,
+        timeout: float | None = None,
+        write: str | Level | None = None,
+    ) -> BatchResult:
+        """Store many values, any number; a key that comes twice keeps its last value.
+
+        Returns:
+            The outcome per key that was not stored. It raises nothing for those: see
+            ``BatchResult.raise_for_failures``. ``timeout`` is per 100,000 keys.
+        """
+        pairs = entries.items() if isinstance(entries, Mapping) else entries
+        total = BatchResult()
+        for chunk in _rounds(pairs):
+            total.add(self._run(self._calls.put(index, dict(chunk), ttl, timeout, write)))
+        return total
+
+    def batch_lookup(
+        self,
+        index: str,
+        keys: Iterable[Key],
+        *,
+        timeout: float | None = None,
+        read: str | Level | None = None,
+    ) -> dict[Key, Any]:
+        """Return the values of those keys that are there, in no particular order.
+
+        Raises:
+            Unavailable, TimedOut: some keys could not be read at the level asked for.
+        """
+        if isinstance(keys, str | bytes):
+            raise LimitError("batch_lookup takes an iterable of keys, not one key")
+        found: dict[Key, Any] = self._run(self._calls.lookup(index, list(keys), timeout, read))
+        return found
+
+    def batch_delete(
+        self,
+        index: str,
+        keys: Iterable[Key],
+        *,
+        timeout: float | None = None,
+        write: str | Level | None = None,
+    ) -> BatchResult:
+        """Delete many keys. ``deleted`` of the result counts those that were there."""
+        if isinstance(keys, str | bytes):
+            raise LimitError("batch_delete takes an iterable of keys, not one key")
+        total = BatchResult()
+        for chunk in _rounds(dict.fromkeys(keys)):
+            total.add(self._run(self._calls.delete(index, chunk, timeout, write)))
+        return total
+
+    # -- walking
+
+    def items(
+        self, index: str, prefix: str | bytes = "", *, timeout: float | None = None
+    ) -> Iterator[tuple[Key, Any]]:
+        """Yield (key, value) of an index, in no particular order, in bounded memory.
+
+        A key that is there during the whole walk is seen once; one that comes or goes meanwhile
+        may be seen or not. ``timeout`` is per page. ``prefix`` limits it to keys that begin so.
+        """
+        for page in self._pages(self._calls.walk(index, prefix, Scan), timeout):
+            values = self.types.decode_array(page.values)
+            yield from zip(map(decode_key, codec.unpack_keys(page.keys)), values, strict=True)
+
+    def keys(
+        self, index: str, prefix: str | bytes = "", *, timeout: float | None = None
+    ) -> Iterator[Key]:
+        """Yield the keys of an index; see ``items``."""
+        for page in self._pages(self._calls.walk(index, prefix, ScanKeys), timeout):
+            yield from map(decode_key, codec.unpack_keys(page.keys))
+
+    def count(self, index: str, prefix: str | bytes = "", *, timeout: float | None = None) -> int:
+        """Count the keys of an index."""
+        walk = self._calls.walk(index, prefix, Count)
+        return sum(page.count for page in self._pages(walk, timeout))
+
+    def index(self, name: str) -> Index:
+        """Return one index as a mapping."""
+        check_index(name)
+        return Index(self, name)
+
+    # -- the cluster
+
+    def status(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return the cluster, its members, who is alive, and what each says of itself."""
+        view = self._view(timeout)
+        deadline = self._calls.deadline(timeout)
+        answers = self._run(StatusOperation(self._session, deadline, list(view.members)))
+        return describe_cluster(view, answers)
+
+    def where(self, index: str, key: Key, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return the partition of a key and the replicas that hold it, in rank order."""
+        check_index(index)
+        encoded = encode_key(key)
+        return describe_place(self._view(timeout), encoded)
+
+    def topology(self, *, timeout: float | None = None) -> Topology:
+        """Return the topology as a peer knows it now."""
+        return self._view(timeout).topology
+
+    def order(
+        self,
+        action: str,
+        peers: Sequence[str] = (),
+        *,
+        rate: int = 0,
+        dry: bool = False,
+        timeout: float | None = None,
+    ) -> Topology:
+        """Change where data is, or steer the change under way.
+
+        Args:
+            action: ``add``, ``remove``, ``replace`` (old, new), ``cancel``, ``pause``,
+                ``resume`` or ``rate``.
+            peers: ids of those it is about.
+            rate: bytes a second that each gaining peer may take; 0 for no bound.
+            dry: change nothing, and return what the topology would become.
+
+        Returns:
+            The topology with the change in it. The data moves afterwards: see ``status``.
+
+        Raises:
+            ChangeConflict: it cannot be done now; the text says why.
+            TimedOut: nobody knows whether it was carried out; it was not sent twice.
+        """
+        order = Order(action, list(peers), rate, dry)
+        self._view(timeout)
+        topology: Topology = self._run(
+            OrderOperation(self._session, self._calls.deadline(timeout), order)
+        )
+        return topology
+
+    # -- inside
+
+    def _record(
+        self, index: str, key: Key, timeout: float | None, read: str | Level | None
+    ) -> Record | None:
+        found = self._run(self._calls.records(index, [key], timeout, read))
+        record: Record | None = found.get(key)
+        return record
+
+    def _pages(self, walk: Walk, timeout: float | None) -> Iterator[Page]:
+        while not walk.done:
+            yield self._run(PageOperation(self._session, self._calls.deadline(timeout), walk))
+
+    def _view(self, timeout: float | None) -> View:
+        deadline = self._calls.deadline(timeout)
+        with self._channel() as channel:
+            channel.run(self._calls.discovery(deadline))
+        return self._session.known_view()
+
+    def _run(self, operation: Operation) -> Any:
+        with self._channel() as channel:
+            if self._session.is_lost:
+                channel.run(self._calls.discovery(operation.deadline))
+            return channel.run(operation, self._calls.discovery)
+
+    @contextmanager
+    def _channel(self) -> Iterator[Channel]:
+        """Lend a channel to the calling thread; it is kept for the next call unless it broke."""
+        if os.getpid() != self._pid:
+            self._reset()  # connections do not survive a fork
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the client was closed")
+            channel = self._idle.pop() if self._idle else None
+        channel = channel or Channel(self._context, self._session)
+        try:
+            yield channel
+        except DStashError:
+            self._give_back(channel)
+            if self._closed:
+                raise ClosedError("the client was closed") from None
+            raise
+        except BaseException:
+            channel.close()  # interrupted in the middle of a message
+            raise
+        self._give_back(channel)
+
+    def _give_back(self, channel: Channel) -> None:
+        with self._lock:
+            closed = self._closed
+            if not closed:
+                self._idle.append(channel)
+        if closed:
+            channel.close()
+
+
+def _rounds(entries: Iterable[T]) -> Iterator[list[T]]:
+    """Cut any iterable into lists of a bounded size."""
+    source = iter(entries)
+    while chunk := list(itertools.islice(source, _ROUND)):
+        yield chunk

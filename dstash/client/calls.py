@@ -1,0 +1,173 @@
+"""From what users write to operations: arguments are checked here, before anything is sent.
+
+Shared by the blocking and the asyncio client, so that both refuse the same things in the same
+words.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from dstash.client.reads import KEYS_PER_SLAB, ExistsOperation, LookupOperation, RecordOperation
+from dstash.client.scans import DiscoverOperation, Request, Walk
+from dstash.client.seeds import find_seeds
+from dstash.client.session import Session
+from dstash.client.writes import ApplyOperation, DeleteOperation, PutOperation
+from dstash.config import ClientSettings
+from dstash.errors import LimitError
+from dstash.limits import check_index, check_ttl
+from dstash.store.record import Record, build_record
+from dstash.types import NEVER, Level
+from dstash.version import with_touch
+from dstash.wire.keys import Key, encode_key, encode_keys, encode_prefix
+from dstash.wire.values import TypeRegistry
+
+
+def steady_wall() -> Callable[[], int]:
+    """Return a clock: milliseconds since 1970 that never go back, even when the machine's do."""
+    offset = time.time() - time.monotonic()
+    return lambda: int((time.monotonic() + offset) * 1000)
+
+
+_Read = TypeVar("_Read", bound=LookupOperation)
+
+
+class Calls:
+    """Makes the operations of one client."""
+
+    def __init__(self, settings: ClientSettings, session: Session, types: TypeRegistry) -> None:
+        self._settings = settings
+        self._session = session
+        self._types = types
+
+    def deadline(self, timeout: float | None) -> int:
+        """Return when a call that begins now gives up.
+
+        Raises:
+            LimitError: ``timeout`` is not a finite number of seconds above 0.
+        """
+        seconds = self._settings.timeout if timeout is None else timeout
+        if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+            raise LimitError(f"timeout is {seconds!r}; allowed is a finite number of seconds > 0")
+        return self._session.wall() + max(1, round(seconds * 1000))
+
+    def read_level(self, read: str | Level | None) -> Level:
+        """Return the level of a read, None meaning the one of the settings."""
+        return Level.parse(read if read is not None else self._settings.read)
+
+    def write_level(self, write: str | Level | None) -> Level:
+        """Return the level of a write, None meaning the one of the settings."""
+        return Level.parse(write if write is not None else self._settings.write)
+
+    def discovery(self, deadline: int) -> DiscoverOperation:
+        """Return the operation that finds the cluster."""
+        view = self._session.view
+        found = [self._session.endpoint(peer) for peer in view.members] if view else []
+        known = [endpoint for endpoint in found if endpoint is not None]
+        seeds = list(dict.fromkeys([*known, *find_seeds(self._settings)]))
+        return DiscoverOperation(self._session, deadline, seeds, self._settings.cluster)
+
+    def put(
+        self,
+        index: str,
+        entries: Mapping[Key, Any],
+        ttl: float | None,
+        timeout: float | None,
+        write: str | Level | None,
+    ) -> PutOperation:
+        """Return the operation that stores values."""
+        check_index(index)
+        milliseconds = check_ttl(ttl)
+        keys = list(entries)
+        payloads = self._types.encode_many(list(entries.values()))
+        items = list(zip(keys, encode_keys(keys), payloads, strict=True))
+        return PutOperation(
+            self._session,
+            self.deadline(timeout),
+            index,
+            self.write_level(write),
+            items,
+            milliseconds,
+        )
+
+    def delete(
+        self, index: str, keys: Sequence[Key], timeout: float | None, write: str | Level | None
+    ) -> DeleteOperation:
+        """Return the operation that deletes keys."""
+        check_index(index)
+        coded = zip(keys, encode_keys(keys), strict=True)
+        items = [(key, encoded, b"") for key, encoded in coded]
+        return DeleteOperation(
+            self._session, self.deadline(timeout), index, self.write_level(write), items
+        )
+
+    def touch(
+        self,
+        index: str,
+        key: Key,
+        record: Record,
+        ttl: float | None,
+        timeout: float | None,
+        write: str | Level | None,
+    ) -> ApplyOperation:
+        """Return the operation that gives ``record`` a new expiry."""
+        milliseconds = check_ttl(ttl)
+        expiry = NEVER if milliseconds is None else self._session.cluster_time() + milliseconds
+        version = with_touch(record.version, self._session.stamp())
+        encoded = encode_key(key)
+        content = build_record(
+            check_index(index), encoded, record._replace(version=version, expiry=expiry)
+        )
+        return ApplyOperation(
+            self._session,
+            self.deadline(timeout),
+            index,
+            self.write_level(write),
+            [(key, encoded, content)],
+        )
+
+    def lookup(
+        self, index: str, keys: Sequence[Key], timeout: float | None, read: str | Level | None
+    ) -> LookupOperation:
+        """Return the operation that looks keys up."""
+        return self._read(LookupOperation, index, keys, timeout, read)
+
+    def exists(
+        self, index: str, keys: Sequence[Key], timeout: float | None, read: str | Level | None
+    ) -> ExistsOperation:
+        """Return the operation that asks which keys exist."""
+        return self._read(ExistsOperation, index, keys, timeout, read)
+
+    def records(
+        self, index: str, keys: Sequence[Key], timeout: float | None, read: str | Level | None
+    ) -> RecordOperation:
+        """Return the operation that fetches whole records."""
+        return self._read(RecordOperation, index, keys, timeout, read)
+
+    def walk(self, index: str, prefix: str | bytes, request: Request) -> Walk:
+        """Return the walk over an index."""
+        check_index(index)
+        return Walk(index, encode_prefix(prefix), request)
+
+    def _read(
+        self,
+        kind: type[_Read],
+        index: str,
+        keys: Sequence[Key],
+        timeout: float | None,
+        read: str | Level | None,
+    ) -> _Read:
+        check_index(index)
+        # The rest of a larger batch is checked slab by slab, as it is sent.
+        encode_keys(keys[:KEYS_PER_SLAB])
+        return kind(
+            self._session,
+            self.deadline(timeout),
+            index,
+            keys,
+            self.read_level(read),
+            self._types.decode_array,
+        )

@@ -1,0 +1,338 @@
+"""The engine of every client call, without I/O: requests go out, replies come in, chunks finish.
+
+An ``Operation`` is one call. It is cut into chunks; a chunk is what one set of peers is asked
+in one message each. The shells (blocking, asyncio) move the messages and tell the time::
+
+    while not operation.done:
+        send(operation.more(now))            # as long as operation.hungry
+        send(operation.receive(peer, envelope, now))
+        send(operation.lost(peer, now))      # when a connection breaks
+        send(operation.tick(now))            # at operation.wakeup(), at the latest
+    operation.result()
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from dstash.client.session import SILENCE_MS, Send, Session
+from dstash.errors import (
+    Busy,
+    DStashError,
+    Misrouted,
+    ProtocolError,
+    Refused,
+    StaleEpoch,
+    StoreFailed,
+    TimedOut,
+    Unavailable,
+    UsageError,
+)
+from dstash.wire.messages import Envelope, Error, Message, TopologyIs, Welcome
+
+#: Requests one call may have in hand: enough to keep every peer busy, few enough to bound memory.
+WINDOW: Final = 48
+
+#: Answers that bring a view.
+_VIEWS: Final = (Welcome, TopologyIs)
+
+#: Waiting times between tries (milliseconds).
+BACKOFF_MS: Final = (10, 30, 80, 200, 400)
+
+
+#: What a busy peer may ask for, at most (milliseconds).
+LONGEST_HOLD_MS: Final = 5000
+
+
+class Failure(NamedTuple):
+    """Why a peer did not do what it was asked. ``definite``: it surely did nothing."""
+
+    error: DStashError
+    definite: bool
+
+
+class Chunk(ABC):
+    """A part of a call: one request to each of a few peers, and what came of it."""
+
+    attempt: int = 0
+    #: The epoch of the view it was routed by; None when that does not matter.
+    epoch: int | None = None
+    #: How long (milliseconds) a peer may say nothing before ``silent`` is called.
+    patience: int = SILENCE_MS
+    #: How long (milliseconds) a busy peer asked to be left alone.
+    hold: int = 0
+
+    @abstractmethod
+    def begin(self, now: int) -> list[Send]:
+        """Send the first requests."""
+
+    @abstractmethod
+    def answered(self, peer: str, message: Message, now: int) -> list[Send]:
+        """Take a reply."""
+
+    @abstractmethod
+    def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
+        """Take note that a peer will not answer."""
+
+    @abstractmethod
+    def silent(self, peer: str, now: int) -> list[Send]:
+        """Take note that a peer has said nothing for a while."""
+
+    @abstractmethod
+    def expired(self, error: DStashError) -> None:
+        """Give up: the deadline of the call has passed."""
+
+
+class _Pending(NamedTuple):
+    peer: str
+    chunk: Chunk
+    sent: int
+    #: Since when it has been waited for in vain, as far as patience goes.
+    since: int
+
+
+class Operation(ABC):
+    """One call of a client.
+
+    Args:
+        session: what the calls of this client share.
+        deadline: when the call gives up, in milliseconds of the session's wall clock.
+    """
+
+    def __init__(self, session: Session, deadline: int) -> None:
+        self.session = session
+        self.deadline = deadline
+        self.error: DStashError | None = None
+        self._source = self._chunks()
+        self._exhausted = False
+        self._pending: dict[int, _Pending] = {}
+        self._open: set[Chunk] = set()
+        self._heard: dict[str, int] = {}
+        self._later: list[tuple[int, Chunk]] = []
+        self._reasons: dict[str, str] = {}
+
+    # -- for subclasses
+
+    @abstractmethod
+    def _chunks(self) -> Iterator[list[Chunk]]:
+        """Yield the chunks of the call, a slab at a time."""
+
+    def ask(self, peer: str, chunk: Chunk, message: Message, now: int) -> Send:
+        """Send a request on behalf of a chunk."""
+        correlation = self.session.next_correlation()
+        self._pending[correlation] = _Pending(peer, chunk, now, now)
+        return self.session.request(peer, correlation, self.deadline, message, chunk.epoch)
+
+    def start(self, chunks: list[Chunk], now: int) -> list[Send]:
+        """Begin chunks."""
+        sends = []
+        self._open.update(chunks)
+        for chunk in chunks:
+            sends += chunk.begin(now)
+        return sends
+
+    def finish(self, chunk: Chunk) -> None:
+        """Take a chunk as done; what is still to come for it is ignored."""
+        self._open.discard(chunk)
+        stale = [number for number, one in self._pending.items() if one.chunk is chunk]
+        for number in stale:
+            del self._pending[number]
+
+    def replace(self, chunk: Chunk, successors: list[Chunk], now: int) -> list[Send]:
+        """Go on with other chunks in place of one."""
+        self.finish(chunk)
+        return self.start(successors, now)
+
+    def replace_later(self, chunk: Chunk, successors: list[Chunk], now: int) -> list[Send]:
+        """Like ``replace``, after a pause that grows with the attempts."""
+        self.finish(chunk)
+        self._open.update(successors)
+        for successor in successors:
+            successor.hold = chunk.hold
+            self.again_later(successor, now)
+        return []
+
+    def again_later(self, chunk: Chunk, now: int) -> None:
+        """Begin a chunk (again) after a pause that grows with its attempts.
+
+        It is as long as a busy peer asked for, at least, and a little longer by chance, so that
+        not all clients come back at once.
+        """
+        pause = max(BACKOFF_MS[min(chunk.attempt, len(BACKOFF_MS) - 1)], chunk.hold)
+        chunk.hold = 0
+        self._later.append((now + self.session.jittered(pause), chunk))
+
+    def fail(self, error: DStashError) -> None:
+        """End the whole call with an error."""
+        self.error = self.error or error
+        self._exhausted = True
+        self._pending.clear()
+        self._open.clear()
+        self._later.clear()
+
+    # -- for shells
+
+    def share(self, heard: dict[str, int]) -> None:
+        """Note in ``heard`` who spoke when, with all calls on the same connections."""
+        self._heard = heard
+
+    @property
+    def done(self) -> bool:
+        """Whether the call has ended."""
+        return self._exhausted and not self._open
+
+    @property
+    def hungry(self) -> bool:
+        """Whether ``more`` has something to send now."""
+        return not self._exhausted and len(self._pending) < WINDOW
+
+    def more(self, now: int) -> list[Send]:
+        """Cut and send the next slab."""
+        chunks = next(self._source, None)
+        if chunks is None:
+            self._exhausted = True
+            return []
+        return self.start(chunks, now)
+
+    def receive(self, peer: str, envelope: Envelope, now: int) -> list[Send]:
+        """Take one message from a peer."""
+        self._heard[peer] = now
+        self.session.heard(peer)
+        try:
+            return self._take(peer, envelope, now)
+        except DStashError as error:
+            self.fail(error)
+            return []
+
+    def lost(self, peer: str, now: int, reason: str = "connection lost") -> list[Send]:
+        """Take note that the connection to a peer broke: what was asked of it is unknown."""
+        self.session.avoid(peer, now)
+        gone = [number for number, one in self._pending.items() if one.peer == peer]
+        sends = []
+        for number in gone:
+            pending = self._pending.pop(number, None)
+            if pending is not None:
+                failure = Failure(Unavailable(f"{peer}: {reason}"), definite=False)
+                sends += self._failed(pending, failure, now)
+        return sends
+
+    def unsent(self, send: Send, now: int) -> list[Send]:
+        """Take note that a request could not be sent: that peer surely did nothing."""
+        self.session.avoid(send.peer, now)
+        pending = self._pending.pop(send.correlation, None)
+        if pending is None:
+            return []
+        failure = Failure(Unavailable(f"{send.peer}: not connected"), definite=True)
+        return self._failed(pending, failure, now)
+
+    def tick(self, now: int) -> list[Send]:
+        """Do what is due: give up, try again, or stop waiting for the silent."""
+        if now >= self.deadline:
+            self._expire(now)
+            return []
+        sends = self.session.probes(now) + self._begin_due(now)
+        for number, pending in list(self._pending.items()):
+            if number in self._pending and now >= self._patience_ends(pending):
+                self._pending[number] = pending._replace(since=now)
+                self.session.avoid(pending.peer, now)
+                self._reasons[pending.peer] = "no answer"
+                sends += pending.chunk.silent(pending.peer, now)
+        return sends
+
+    def wakeup(self) -> int:
+        """Return when ``tick`` is due at the latest."""
+        moments = [self.deadline, *(when for when, _ in self._later)]
+        moments += [self._patience_ends(one) for one in self._pending.values()]
+        return min(moments)
+
+    def result(self) -> Any:
+        """Return what the call returns, or raise what it raises."""
+        if self.error is not None:
+            raise self.error
+        return None
+
+    # -- inside
+
+    def _begin_due(self, now: int) -> list[Send]:
+        due = [chunk for when, chunk in self._later if when <= now]
+        self._later = [entry for entry in self._later if entry[0] > now]
+        return [send for chunk in due if chunk in self._open for send in chunk.begin(now)]
+
+    def _patience_ends(self, pending: _Pending) -> int:
+        quiet_since = max(pending.since, self._heard.get(pending.peer, 0))
+        return quiet_since + (pending.chunk.patience << min(pending.chunk.attempt, 6))
+
+    def _take(self, peer: str, envelope: Envelope, now: int) -> list[Send]:
+        message = envelope.message
+        if isinstance(message, _VIEWS):
+            self.session.install(message.topology, message.alive)
+        pending = self._pending.pop(envelope.correlation, None)
+        if pending is None:
+            sent = self.session.probe_sent(peer, envelope.correlation)
+            if sent is not None:
+                self.session.learn_clock(peer, envelope.moment, sent, now)
+            return []
+        # Only the answer to a request of this call: one that waited to be read since the last
+        # call would make the peer's clock look slow by all the time between.
+        name = message.peer if isinstance(message, Welcome) else peer
+        self.session.learn_clock(name, envelope.moment, pending.sent, now)
+        if isinstance(message, Error):
+            return self._refused(pending, message.error(), now)
+        return pending.chunk.answered(peer, message, now)
+
+    def _refused(self, pending: _Pending, error: DStashError, now: int) -> list[Send]:
+        if isinstance(error, StaleEpoch) and isinstance(error.facts.get("topology"), bytes):
+            self.session.install(error.facts["topology"], [])
+        elif isinstance(error, Busy):
+            pending.chunk.hold = max(pending.chunk.hold, _hold(error))
+        elif not isinstance(error, Misrouted):
+            self.session.avoid(pending.peer, now)
+        return self._failed(pending, Failure(error, definite=_is_definite(error)), now)
+
+    def _failed(self, pending: _Pending, failure: Failure, now: int) -> list[Send]:
+        self._reasons[pending.peer] = str(failure.error).removeprefix(f"{pending.peer}: ")
+        return pending.chunk.failed(pending.peer, failure, now)
+
+    def _expire(self, now: int) -> None:
+        for pending in self._pending.values():
+            # It may have dropped the request as late, for its clock was set: a ping will tell.
+            self.session.avoid(pending.peer, now)
+        reasons = "; ".join(f"{peer}: {why}" for peer, why in sorted(self._reasons.items()))
+        waiting = bool(self._pending) or not self._exhausted
+        for pending in self._pending.values():
+            if self._heard.get(pending.peer, -1) < pending.sent:
+                self.session.avoid(pending.peer, self.session.wall())
+        kind = TimedOut if waiting else Unavailable
+        what = "no answer in time" if waiting else "not enough replicas answered"
+        error = kind(f"{what}{f' ({reasons})' if reasons else ''}")
+        for chunk in list(self._open):
+            chunk.expired(error)
+        self._expire_unsent(error)
+        self._exhausted = True
+        self._pending.clear()
+        self._open.clear()
+
+    def _expire_unsent(self, error: DStashError) -> None:
+        """Give up what was never sent: a part of a call must not pass for the whole."""
+        for chunks in self._source:
+            for chunk in chunks:
+                chunk.expired(error)
+            if self.error is not None:
+                return  # the call fails as a whole; no outcomes are asked for
+
+
+def _hold(error: Busy) -> int:
+    wanted = error.facts.get("retry_after_ms")
+    return min(wanted, LONGEST_HOLD_MS) if type(wanted) is int and wanted > 0 else 0
+
+
+def _is_definite(error: DStashError) -> bool:
+    """Whether a peer that answers so surely stored nothing.
+
+    After a sync that failed nobody knows what is on disk; nor with an error of a later version.
+    """
+    if isinstance(error, StoreFailed) or type(error) is Refused:
+        return False
+    return isinstance(error, Refused | ProtocolError | UsageError)

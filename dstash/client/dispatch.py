@@ -1,0 +1,194 @@
+"""Between the methods of the asyncio client and its connections: which loop, which turn, close."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from functools import partial
+from typing import Any, Final
+
+from dstash.client.async_channel import AsyncChannel
+from dstash.client.calls import Calls
+from dstash.client.core import Operation
+from dstash.client.gathered import Group, Waiter
+from dstash.client.seeds import identity
+from dstash.client.session import Session
+from dstash.client.turns import Turn
+from dstash.client.writes import WriteOperation
+from dstash.config import ClientSettings
+from dstash.errors import ClosedError, DStashError, NoPeers, UsageError
+from dstash.wire.keys import Key
+from dstash.wire.sockets import Context
+from dstash.wire.values import TypeRegistry
+
+#: How long (milliseconds) to look for the cluster in the middle of calls, and when to look again.
+_SEARCH_MS: Final = 1000
+_SEARCH_AGAIN_MS: Final = 500
+
+
+class Dispatch:
+    """Runs the calls of one client on the event loop on which it is first used."""
+
+    def __init__(
+        self, settings: ClientSettings, session: Session, calls: Calls, types: TypeRegistry
+    ) -> None:
+        self._settings = settings
+        self._session = session
+        self._calls = calls
+        self._turn = Turn(session, calls, types)
+        self._flush: asyncio.Handle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._next_search = 0
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._context: Context
+        self._channel: AsyncChannel
+        self._finding: asyncio.Lock
+
+    def on_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop of this client, which must be the running one.
+
+        Raises:
+            ClosedError: the client was closed.
+            UsageError: it belongs to another loop.
+        """
+        loop = asyncio.get_running_loop()
+        if self._closed:
+            raise ClosedError("the client was closed")
+        if loop is not self._loop:
+            self._settle_on(loop)
+        return loop
+
+    def turn(self) -> Turn:
+        """Return what gathers the calls of this turn of the loop."""
+        loop = self.on_loop()
+        if self._flush is None:
+            self._flush = loop.call_soon(self.flush)
+        return self._turn
+
+    async def answer(self, group: Group, key: Key, default: Any) -> Any:
+        """Wait for the answer to one key of a group."""
+        future = self.on_loop().create_future()
+        group.waiting.setdefault(key, []).append(Waiter(future, default))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if group.drop(key, future) and group.operation is not None:
+                self._channel.abandon(group.operation)
+            raise
+
+    async def run(self, operation: Operation) -> Any:
+        """Drive one call to its end and return its result, or raise its error."""
+        self.on_loop()
+        if isinstance(operation, WriteOperation):
+            self.flush()  # what was asked first is stamped first
+        if self._session.is_lost:
+            await asyncio.sleep(0)  # what was flushed is in the queue before this
+            await self._find(operation.deadline)
+        return await self._channel.run(operation)
+
+    async def discover(self, deadline: int) -> None:
+        """Ask the peers anew how the cluster looks.
+
+        Raises:
+            NoPeers: no peer answered until the deadline.
+        """
+        self.on_loop()
+        await self._channel.run(await self._discovery(deadline))
+
+    async def close(self) -> None:
+        """Fail what is under way, and close every connection."""
+        if self._closed or self._loop is None:
+            self._closed = True
+            return
+        self.on_loop()
+        self._closed = True
+        for group in self._turn.take():
+            self._ended(group, ClosedError("the client was closed"))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._channel.close()
+        self._context.close()
+
+    def flush(self) -> None:
+        """Begin what was gathered."""
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+        groups = self._turn.take()
+        if groups and self._session.is_lost:
+            for group in groups:
+                self._begin_when_found(group)
+        else:
+            self._begin(groups)
+
+    # -- inside
+
+    def _settle_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not None:
+            raise UsageError("this AsyncClient belongs to another event loop; make one for each")
+        self._context = Context(keys=identity(self._settings))
+        self._channel = AsyncChannel(self._context, self._session, loop, self._search)
+        self._finding = asyncio.Lock()
+        self._loop = loop
+
+    def _begin(self, groups: Iterable[Group]) -> None:
+        for group in groups:
+            if group.is_wanted():
+                self._channel.start(group.begin(), partial(self._ended, group))
+
+    def _ended(self, group: Group, error: Exception | None) -> None:
+        self._begin(group.ended(error))
+
+    def _begin_when_found(self, group: Group) -> None:
+        self._spawn(self._find_and_begin(group))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _search(self) -> None:
+        """Look for the cluster while calls are under way: every member may have moved."""
+        now = self._session.wall()
+        if now >= self._next_search and not self._closed:
+            self._next_search = now + _SEARCH_MS + _SEARCH_AGAIN_MS
+            self._spawn(self._search_once(now + _SEARCH_MS))
+
+    async def _search_once(self, deadline: int) -> None:
+        try:
+            await self.discover(deadline)
+        except DStashError:
+            return  # the calls themselves know better what becomes of them
+        self._next_search = 0
+
+    async def _find_and_begin(self, group: Group) -> None:
+        try:
+            await self._find(group.deadline)
+        except asyncio.CancelledError:
+            self._ended(group, ClosedError("the client was closed"))
+            raise
+        except Exception as error:
+            self._ended(group, error)
+        else:
+            self._begin([group])
+
+    async def _find(self, deadline: int) -> None:
+        """Find the cluster, unless another call has done so meanwhile."""
+        try:
+            async with asyncio.timeout((deadline - self._session.wall()) / 1000):
+                await self._finding.acquire()
+        except TimeoutError:
+            raise NoPeers("no peer answered in time") from None
+        try:
+            if self._session.is_lost:
+                await self.discover(deadline)
+        finally:
+            self._finding.release()
+
+    async def _discovery(self, deadline: int) -> Operation:
+        if self._settings.peers:
+            return self._calls.discovery(deadline)
+        # Consul, or a directory, is asked: that takes its time.
+        return await asyncio.to_thread(self._calls.discovery, deadline)

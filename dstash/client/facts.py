@@ -1,0 +1,57 @@
+"""What ``status`` and ``where`` say, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from dstash.cluster.topology import Change
+from dstash.cluster.view import View
+from dstash.store.record import partition_of
+
+
+def describe_cluster(view: View, answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the cluster and its members; ``answers`` is what each said of itself."""
+    topology = view.topology
+    change = topology.change
+    return {
+        "cluster": topology.cluster,
+        "cluster_id": topology.cluster_id,
+        "epoch": topology.epoch,
+        "replicas": topology.replicas,
+        "min_peers": topology.min_peers,
+        "formed": topology.formed,
+        "partitions": topology.partitions,
+        "change": None if change is None else describe_change(change),
+        "candidates": sorted(view.alive - view.members.keys()),
+        "members": [
+            asdict(member)
+            | {"state": str(member.state), "alive": member.id in view.alive}
+            | {"answers": member.id in answers}
+            | dict(answers.get(member.id, {}))
+            for member in topology.members
+        ],
+    }
+
+
+def describe_change(change: Change) -> dict[str, Any]:
+    """Return a change of placement."""
+    return asdict(change) | {"complete": list(change.complete)}
+
+
+def describe_place(view: View, encoded: bytes) -> dict[str, Any]:
+    """Return where an encoded key is kept."""
+    partition = partition_of(encoded)
+    return {
+        "partition": partition,
+        "replicas": [
+            {
+                "id": peer,
+                "address": view.members[peer].address,
+                "zone": view.members[peer].zone,
+                "alive": peer in view.alive,
+            }
+            for peer in view.readers[partition]
+        ],
+    }

@@ -1,0 +1,241 @@
+"""Calls alike that travel together: one operation asks for all, each caller has a future.
+
+A future is set as soon as the answer to its key is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+from dstash.client.core import Operation
+from dstash.client.reads import ExistsOperation, LookupOperation
+from dstash.client.writes import DeleteOperation, Item, PutOperation, WriteChunk, WriteOperation
+from dstash.errors import CorruptRecord, DStashError, UnsupportedType
+from dstash.store.record import Record
+from dstash.wire.keys import Key
+from dstash.wire.messages import Values
+from dstash.wire.values import TypeRegistry
+
+#: Types whose values two callers may share: neither can change what the other sees.
+_SHAREABLE: Final = (str, bytes, int, float, bool, type(None))
+
+
+class Waiter(NamedTuple):
+    """Who waits for a key, and what to answer when it is not there."""
+
+    future: asyncio.Future[Any]
+    default: Any
+
+    def settle(self, value: Any) -> None:
+        """Hand over an answer."""
+        if not self.future.done():
+            self.future.set_result(value)
+
+    def refuse(self, error: Exception) -> None:
+        """Hand over an error: a copy, because every raise writes on it."""
+        if not self.future.done():
+            self.future.set_exception(_copy(error))
+
+
+class Group(ABC):
+    """Calls alike, by key.
+
+    Args:
+        number: says in which order the groups of a turn were opened.
+        deadline: of the calls, in milliseconds of the session's wall clock.
+    """
+
+    def __init__(self, number: int, deadline: int) -> None:
+        self.number = number
+        self.deadline = deadline
+        self.waiting: dict[Key, list[Waiter]] = {}
+        self.operation: Operation | None = None
+
+    @abstractmethod
+    def begin(self) -> Operation:
+        """Make the operation, for the keys that are still waited for."""
+
+    @abstractmethod
+    def alone(self, key: Key, waiters: list[Waiter]) -> Group:
+        """Return a group like this one, for one key."""
+
+    @abstractmethod
+    def _not_told(self, waiter: Waiter) -> None:
+        """Answer a caller whose key the operation, which succeeded, said nothing of."""
+
+    def ended(self, error: Exception | None) -> Iterable[Group]:
+        """Answer whoever still waits; returns groups to begin, for calls that need another try.
+
+        One bad record must not fail its neighbours: each is asked for alone then (as a failing
+        call is in bbolt's ``Batch``).
+        """
+        error = error or self._outcome()
+        if error is not None and len(self.waiting) > 1 and _is_about_one_key(error):
+            return [self.alone(key, waiters) for key, waiters in self.waiting.items()]
+        for waiter in self._drain():
+            if error is None:
+                self._not_told(waiter)
+            else:
+                waiter.refuse(error)
+        return []
+
+    def drop(self, key: Key, future: asyncio.Future[Any]) -> bool:
+        """Forget a caller that was cancelled; whether nobody is left."""
+        kept = [one for one in self.waiting.pop(key, ()) if one.future is not future]
+        if kept:
+            self.waiting[key] = kept
+        return not self.waiting
+
+    def is_wanted(self) -> bool:
+        """Whether anybody waits, once the callers that were cancelled meanwhile are forgotten."""
+        for key, waiters in list(self.waiting.items()):
+            for waiter in waiters:
+                if waiter.future.cancelled():
+                    self.drop(key, waiter.future)
+        return bool(self.waiting)
+
+    def _drain(self) -> list[Waiter]:
+        waiting, self.waiting = self.waiting, {}
+        return [waiter for waiters in waiting.values() for waiter in waiters]
+
+    def _outcome(self) -> Exception | None:
+        try:
+            if self.operation is not None:
+                self.operation.result()
+        except Exception as error:
+            return error
+        return None
+
+
+class ReadGroup(Group):
+    """Look-ups, or questions whether keys exist."""
+
+    def __init__(
+        self,
+        number: int,
+        deadline: int,
+        make: Callable[[ReadGroup], LookupOperation],
+        types: TypeRegistry,
+    ) -> None:
+        super().__init__(number, deadline)
+        self._make = make
+        self._types = types
+
+    def begin(self) -> LookupOperation:
+        """Make the operation."""
+        made = self.operation = self._make(self)
+        return made
+
+    def alone(self, key: Key, waiters: list[Waiter]) -> Group:
+        """Return a group for one key."""
+        group = ReadGroup(self.number, self.deadline, self._make, self._types)
+        group.waiting[key] = waiters
+        return group
+
+    def _not_told(self, waiter: Waiter) -> None:
+        waiter.settle(waiter.default)  # replicas that were compared record by record have none
+
+    def told(self, keys: Sequence[Key], found: dict[Key, Any]) -> None:
+        """Answer those that wait for ``keys``."""
+        for key in keys:
+            waiters = self.waiting.pop(key, ())
+            for place, waiter in enumerate(waiters):
+                value = found.get(key, waiter.default)
+                if place and key in found and type(value) not in _SHAREABLE:
+                    value = self._types.decode(self._types.encode(value))
+                waiter.settle(value)
+
+
+class TellingLookup(LookupOperation):
+    """Tells its group of every answer when it comes."""
+
+    group: ReadGroup
+
+    def deliver(self, keys: Sequence[Key], values: Values) -> None:
+        """Take the answer to a look-up of ``keys``."""
+        super().deliver(keys, values)
+        self.group.told(keys, self.found)
+
+    def deliver_record(self, key: Key, record: Record) -> None:
+        """Take the winner among replicas that disagreed."""
+        super().deliver_record(key, record)
+        self.group.told([key], self.found)
+
+
+class TellingExists(TellingLookup, ExistsOperation):
+    """The same, for existence."""
+
+
+class WriteGroup(Group):
+    """Puts that live equally long, or deletes; each key comes once."""
+
+    def __init__(
+        self, number: int, deadline: int, make: Callable[[WriteGroup, list[Item]], WriteOperation]
+    ) -> None:
+        super().__init__(number, deadline)
+        self._make = make
+        self.items: dict[Key, Item] = {}
+
+    def begin(self) -> WriteOperation:
+        """Make the operation."""
+        items = [item for key, item in self.items.items() if key in self.waiting]
+        made = self.operation = self._make(self, items)
+        return made
+
+    def alone(self, key: Key, waiters: list[Waiter]) -> Group:
+        """Return a group for one key."""
+        group = WriteGroup(self.number, self.deadline, self._make)
+        group.waiting[key], group.items[key] = waiters, self.items[key]
+        return group
+
+    def _not_told(self, waiter: Waiter) -> None:
+        waiter.refuse(AssertionError("a write ended without an outcome"))
+
+    def told(self, key: Key, existed: bool, error: DStashError | None) -> None:
+        """Answer who waits for a key."""
+        for waiter in self.waiting.pop(key, ()):
+            if error is None:
+                waiter.settle(existed)
+            else:
+                waiter.refuse(error)
+
+
+class TellingWrite(WriteOperation):
+    """Tells its group of every outcome when it is known."""
+
+    group: WriteGroup
+
+    def settle(self, chunk: WriteChunk, rejected: dict[int, DStashError]) -> None:
+        """Take a chunk as written, but for the items that were rejected."""
+        super().settle(chunk, rejected)
+        for place, (key, _, _) in enumerate(chunk.items):
+            self.group.told(key, bool(chunk.existed[place]), rejected.get(place))
+
+    def give_up(self, chunk: WriteChunk, error: DStashError) -> None:
+        """Take a chunk as not written."""
+        super().give_up(chunk, error)
+        for key, _, _ in chunk.items:
+            self.group.told(key, False, error)
+
+
+class TellingPut(TellingWrite, PutOperation):
+    """For puts."""
+
+
+class TellingDelete(TellingWrite, DeleteOperation):
+    """For deletes."""
+
+
+def _copy(error: Exception) -> Exception:
+    try:
+        return copy.copy(error)
+    except Exception:  # a class with a constructor of its own
+        return error
+
+
+def _is_about_one_key(error: Exception) -> bool:
+    return isinstance(error, CorruptRecord | UnsupportedType) or not isinstance(error, DStashError)

@@ -1,0 +1,87 @@
+"""One index as a Python mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from dstash.client.results import BatchResult
+from dstash.wire.keys import Entries, Key
+
+if TYPE_CHECKING:
+    from dstash.client.blocking import Client
+
+_MISSING = object()
+
+
+class Index(MutableMapping[Key, Any]):
+    """A ``MutableMapping`` over one index, plus the client's methods without the index name."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client = client
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<dstash index {self.name!r}>"
+
+    def __getitem__(self, key: Key) -> Any:
+        value = self._client.lookup(self.name, key, default=_MISSING)
+        if value is _MISSING:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: Key, value: Any) -> None:
+        self._client.put(self.name, key, value)
+
+    def __delitem__(self, key: Key) -> None:
+        if not self._client.delete(self.name, key):
+            raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str | bytes | int) and self._client.exists(self.name, key)
+
+    def __iter__(self) -> Iterator[Key]:
+        return self._client.keys(self.name)
+
+    def __len__(self) -> int:
+        return self._client.count(self.name)
+
+    def put(self, key: Key, value: Any, **options: Any) -> None:
+        """Store a value; options as in ``Client.put``."""
+        self._client.put(self.name, key, value, **options)
+
+    def lookup(self, key: Key, default: Any = None, **options: Any) -> Any:
+        """Return a value, or ``default``."""
+        return self._client.lookup(self.name, key, default, **options)
+
+    def delete(self, key: Key, **options: Any) -> bool:
+        """Delete a key; whether it was there."""
+        return self._client.delete(self.name, key, **options)
+
+    def batch_put(self, entries: Entries, **options: Any) -> BatchResult:
+        """Store many values."""
+        return self._client.batch_put(self.name, entries, **options)
+
+    def batch_lookup(self, keys: Iterable[Key], **options: Any) -> dict[Key, Any]:
+        """Return the values of those keys that are there."""
+        return self._client.batch_lookup(self.name, keys, **options)
+
+    def batch_delete(self, keys: Iterable[Key], **options: Any) -> BatchResult:
+        """Delete many keys."""
+        return self._client.batch_delete(self.name, keys, **options)
+
+    def exists(self, key: Key, **options: Any) -> bool:
+        """Whether a key is there."""
+        return self._client.exists(self.name, key, **options)
+
+    def ttl(self, key: Key, **options: Any) -> float | None:
+        """Return the seconds left; see ``Client.ttl``."""
+        return self._client.ttl(self.name, key, **options)
+
+    def touch(self, key: Key, ttl: float | None, **options: Any) -> bool:
+        """Change the time to live of a key; whether it was there."""
+        return self._client.touch(self.name, key, ttl, **options)
+
+    def count(self, prefix: str | bytes = "", **options: Any) -> int:
+        """Count keys."""
+        return self._client.count(self.name, prefix, **options)

@@ -1,0 +1,169 @@
+"""Orders about the topology: add, remove and replace peers, and steer what is under way.
+
+An order is sent to one peer. When the answer is lost nobody knows whether it was carried out, and
+a second one might begin another change: so it is never sent again then. The topology is read
+instead, and tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dstash.client.core import Chunk, Failure, Operation
+from dstash.client.session import Send, Session
+from dstash.cluster.topology import State, Topology
+from dstash.errors import (
+    Busy,
+    ChangeConflict,
+    DStashError,
+    NotReady,
+    ProtocolError,
+    TimedOut,
+    Unavailable,
+)
+from dstash.wire.messages import AskTopology, Message, Order, Ordered, TopologyIs
+
+#: How long (milliseconds) a peer may take: it asks the membership, which may be slow.
+_PATIENCE_MS = 600_000
+
+
+class OrderOperation(Operation):
+    """Gives an order; the result is the topology that came, or would come, of it.
+
+    Raises:
+        ChangeConflict: it cannot be done now; the text says why.
+        TimedOut: the answer was lost, and the topology does not show what came of it.
+    """
+
+    def __init__(self, session: Session, deadline: int, order: Order) -> None:
+        super().__init__(session, deadline)
+        self.order = order
+        self.topology: Topology | None = None
+
+    def _chunks(self) -> Iterator[list[Chunk]]:
+        yield [_OrderChunk(self)]
+
+    def peers(self) -> list[str]:
+        """Return whom to ask, the likeliest to answer first."""
+        view = self.session.known_view()
+        known = sorted(view.members)
+        return sorted(
+            known, key=lambda peer: (self.session.is_avoided(peer), peer not in view.alive)
+        )
+
+    def result(self) -> Topology:
+        """Return the topology."""
+        super().result()
+        if self.topology is None:
+            raise AssertionError("an order ended without topology or error")
+        return self.topology
+
+
+class _OrderChunk(Chunk):
+    """The order itself: sent to the next peer only while it surely was not carried out."""
+
+    patience = _PATIENCE_MS
+
+    def __init__(self, operation: OrderOperation) -> None:
+        self.operation = operation
+        self._left = operation.peers()
+        self._asked = False
+        self._why: DStashError | None = None
+
+    def begin(self, now: int) -> list[Send]:
+        if not self._left:
+            return self._nobody()
+        self._asked = True
+        return [self.operation.ask(self._left.pop(0), self, self.operation.order, now)]
+
+    def _nobody(self) -> list[Send]:
+        raise self._why or Unavailable("no peer takes orders at the moment")
+
+    def answered(self, peer: str, message: Message, now: int) -> list[Send]:
+        if not isinstance(message, Ordered):
+            raise ProtocolError(f"{peer} answered with an unexpected {type(message).__name__}")
+        self.operation.topology = Topology.decode(message.topology)
+        if not self.operation.order.dry:
+            self.operation.session.install(message.topology, [])
+        self.operation.finish(self)
+        return []
+
+    def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
+        self._why = failure.error
+        is_sure = failure.definite or isinstance(failure.error, ChangeConflict)
+        if is_sure and not isinstance(failure.error, NotReady | Busy | Unavailable):
+            raise failure.error
+        if is_sure or self.operation.order.dry:
+            self._asked = False
+            return self.begin(now)
+        return self.operation.replace(self, [_DoubtChunk(self.operation)], now)
+
+    def silent(self, peer: str, now: int) -> list[Send]:
+        return []
+
+    def expired(self, error: DStashError) -> None:
+        kind = _unknown(self.operation.order) if self._asked else error
+        self.operation.error = self.operation.error or kind
+
+
+class _DoubtChunk(Chunk):
+    """Reads the topology until it shows that the order was carried out."""
+
+    def __init__(self, operation: OrderOperation) -> None:
+        self.operation = operation
+
+    def begin(self, now: int) -> list[Send]:
+        return [
+            self.operation.ask(peer, self, AskTopology(), now) for peer in self.operation.peers()
+        ]
+
+    def answered(self, peer: str, message: Message, now: int) -> list[Send]:
+        if isinstance(message, TopologyIs):
+            topology = Topology.decode(message.topology)
+            if shows(topology, self.operation.order):
+                self.operation.topology = topology
+                self.operation.finish(self)
+                return []
+        return self._again(now)
+
+    def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
+        return self._again(now)
+
+    def silent(self, peer: str, now: int) -> list[Send]:
+        return self._again(now)
+
+    def _again(self, now: int) -> list[Send]:
+        successor = _DoubtChunk(self.operation)
+        successor.attempt = self.attempt + 1
+        return self.operation.replace_later(self, [successor], now)
+
+    def expired(self, error: DStashError) -> None:
+        self.operation.error = self.operation.error or _unknown(self.operation.order)
+
+
+def shows(topology: Topology, order: Order) -> bool:
+    """Whether a topology is as an order wants it to be."""
+    change = topology.change
+    here = {one.id for one in topology.members}
+    staying = {one.id for one in topology.members if one.state is not State.LEAVING}
+    match order.action, list(order.peers):
+        case "add", peers:
+            return here.issuperset(peers)
+        case "remove", peers:
+            return staying.isdisjoint(peers)
+        case "replace", [old, new]:
+            return old not in staying and new in here
+        case "cancel", _:
+            return change is None
+        case "pause" | "resume" as action, _:
+            return change is not None and change.paused is (action == "pause")
+        case "rate", _:
+            return change is not None and change.rate == order.rate
+    return False
+
+
+def _unknown(order: Order) -> TimedOut:
+    return TimedOut(
+        f"no answer to {order.action!r} in time: it may or may not be carried out; "
+        "look at the status before you try again"
+    )

@@ -1,0 +1,387 @@
+"""Reading: look-ups at a level, and the reconciliation of replicas that disagree.
+
+At level ``one`` a chunk asks one replica for values. Above, it asks one replica for values and
+the others for a digest over the versions of the same keys (Cassandra's digest reads). Only when
+digests differ does it fetch whole records, pick the highest version of each key, and bring the
+losers up to date before it answers (Dynamo's read repair).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from dstash.client.core import Chunk, Failure, Operation
+from dstash.client.routing import Peers, group
+from dstash.client.session import Send, Session
+from dstash.errors import (
+    CorruptRecord,
+    DStashError,
+    Misrouted,
+    ProtocolError,
+    StaleEpoch,
+    Unauthorised,
+)
+from dstash.store.record import ABSENT, CHECKSUM_END, VERSION_END, Record, open_record
+from dstash.types import Level
+from dstash.wire import codec
+from dstash.wire.keys import Key, encode_keys
+from dstash.wire.messages import Apply, Fetch, Frame, Lookup, Message, Records, Stored, Values, Want
+
+#: Keys in one request: large enough to amortise a message, small enough to overlap work.
+KEYS_PER_CHUNK: Final = 4096
+KEYS_PER_SLAB: Final = 24_576
+#: What a reply should weigh (bytes) at most; peers cut longer ones.
+REPLY_BYTES: Final = 4 * 1024 * 1024
+
+#: A plain number: arithmetic with flags is slow.
+_DIGEST: Final = Want.DIGEST.value
+
+Decode = Callable[[bytes], list[Any]]
+
+
+class LookupOperation(Operation):
+    """Looks up any number of distinct keys; the result maps those found to their values."""
+
+    #: The bits of ``Want`` for the replica that gives values.
+    wanted: int = Want.VALUES.value
+
+    def __init__(
+        self,
+        session: Session,
+        deadline: int,
+        index: str,
+        keys: Sequence[Key],
+        level: Level,
+        decode: Decode,
+    ) -> None:
+        super().__init__(session, deadline)
+        self.index = index
+        self.level = level
+        self.decode = decode
+        self.found: dict[Key, Any] = {}
+        self._keys = keys
+
+    def _chunks(self) -> Iterator[list[Chunk]]:
+        for begin in range(0, len(self._keys), KEYS_PER_SLAB):
+            yield self.cut(self._keys[begin : begin + KEYS_PER_SLAB])
+
+    def cut(self, keys: Sequence[Key], attempt: int = 0) -> list[Chunk]:
+        """Return chunks for keys, routed by the view at hand."""
+        table = self.session.read_targets(self.level)
+        size = max(1, min(KEYS_PER_CHUNK, int(REPLY_BYTES / self.session.value_bytes)))
+        return [
+            ReadChunk(self, targets, members[begin : begin + size], attempt)
+            for targets, members in group(encode_keys(keys), keys, table).items()
+            for begin in range(0, len(members), size)
+        ]
+
+    def cut_reconciliations(
+        self, keys: Sequence[Key], level: Level | None, attempt: int
+    ) -> list[Chunk]:
+        """Return chunks that compare replicas record by record: all there are if level is None."""
+        size = max(1, min(KEYS_PER_CHUNK, int(REPLY_BYTES / self.session.value_bytes)))
+        session = self.session
+        table = session.all_targets() if level is None else session.read_targets(level)
+        return [
+            Reconciliation(self, peers, members[begin : begin + size], level, attempt)
+            for peers, members in group(encode_keys(keys), keys, table).items()
+            for begin in range(0, len(members), size)
+        ]
+
+    def deliver(self, keys: Sequence[Key], values: Values) -> None:
+        """Take the answer to a look-up of ``keys``."""
+        decoded = self.decode(values.values)
+        if len(decoded) != len(keys):
+            raise ProtocolError(f"a peer answered {len(decoded)} values for {len(keys)} keys")
+        self._learn_size(values)
+        if values.missing:
+            absent = set(values.missing)
+            self.found.update(
+                (key, value)
+                for place, (key, value) in enumerate(zip(keys, decoded, strict=True))
+                if place not in absent
+            )
+        else:
+            self.found.update(zip(keys, decoded, strict=True))
+
+    def deliver_record(self, key: Key, record: Record) -> None:
+        """Take the winner among replicas that disagreed: a live record."""
+        [self.found[key]] = self.decode(codec.join_payloads([record.payload]))
+
+    def _learn_size(self, values: Values) -> None:
+        mean = len(values.values) / max(1, values.answered)
+        self.session.value_bytes += (mean - self.session.value_bytes) / 8
+
+    def result(self) -> dict[Key, Any]:
+        """Return the values found."""
+        super().result()
+        return self.found
+
+
+class ExistsOperation(LookupOperation):
+    """Asks which keys exist; the result has those that do."""
+
+    wanted = 0
+
+    def deliver(self, keys: Sequence[Key], values: Values) -> None:
+        """Take the answer: only what is missing was asked."""
+        self.found.update(dict.fromkeys(keys, True))
+        for place in values.missing:
+            self.found.pop(keys[place], None)
+
+    def deliver_record(self, key: Key, record: Record) -> None:
+        """Take the winner among replicas that disagreed."""
+        self.found[key] = True
+
+
+class RecordOperation(LookupOperation):
+    """Fetches whole records; the result maps keys to live ``Record``s."""
+
+    def cut(self, keys: Sequence[Key], attempt: int = 0) -> list[Chunk]:
+        """Return chunks for keys: replicas are compared record by record."""
+        return self.cut_reconciliations(keys, self.level, attempt)
+
+    def deliver_record(self, key: Key, record: Record) -> None:
+        """Take the winner among the replicas."""
+        self.found[key] = record
+
+
+class ReadChunk(Chunk):
+    """Keys that are read from the same replicas, the first of which gives the values."""
+
+    def __init__(
+        self, operation: LookupOperation, targets: Peers, keys: Sequence[Key], attempt: int
+    ) -> None:
+        self.operation = operation
+        self.targets = targets
+        self.keys = keys
+        self.attempt = attempt
+        self.epoch: int = operation.session.epoch
+        self._frame = Frame(codec.pack_blobs(encode_keys(keys)))
+        self._digests: dict[str, bytes] = {}
+        self._values: Values | None = None
+
+    def begin(self, now: int) -> list[Send]:
+        """Ask every target."""
+        if not self.targets:
+            return self._reroute(now, self.attempt + 1)
+        compared = _DIGEST if len(self.targets) > 1 else 0
+        wants = [self.operation.wanted | compared] + [compared] * (len(self.targets) - 1)
+        return [
+            self.operation.ask(peer, self, Lookup(self.operation.index, want, self._frame), now)
+            for peer, want in zip(self.targets, wants, strict=True)
+        ]
+
+    def answered(self, peer: str, message: Message, now: int) -> list[Send]:
+        """Take values or a digest; with all of them in, compare."""
+        if not isinstance(message, Values):
+            return self.failed(peer, _unexpected(peer, message), now)
+        self._digests[peer] = message.digest
+        if peer == self.targets[0]:
+            self._values = message
+        if len(self._digests) < len(self.targets) or self._values is None:
+            return []
+        return self._compare(self._values, now)
+
+    def _compare(self, values: Values, now: int) -> list[Send]:
+        if values.answered < len(self.keys):
+            return self._split(values, now)
+        if values.damaged or len(set(self._digests.values())) > 1:
+            level = max(self.operation.level, Level.QUORUM, key=list(Level).index)
+            # A damaged record is no vote: others have to make up for it.
+            chunks = self.operation.cut_reconciliations(
+                self.keys, None if values.damaged else level, self.attempt
+            )
+            return self.operation.replace(self, chunks, now)
+        self.operation.deliver(self.keys, values)
+        self.operation.finish(self)
+        return []
+
+    def _split(self, values: Values, now: int) -> list[Send]:
+        # The answer would have been too large: the first part is known to fit.
+        size = max(1, values.answered)
+        self.operation.session.value_bytes = max(
+            self.operation.session.value_bytes, len(values.values) / size
+        )
+        chunks: list[Chunk] = [
+            ReadChunk(self.operation, self.targets, self.keys[i : i + size], self.attempt)
+            for i in range(0, len(self.keys), size)
+        ]
+        return self.operation.replace(self, chunks, now)
+
+    def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
+        """Route the keys anew: the session knows by now whom to avoid."""
+        if not _worth_retrying(failure):
+            self.operation.fail(failure.error)
+            return []
+        learned = self.operation.session.epoch > self.epoch
+        return self._reroute(now, self.attempt if learned else self.attempt + 1)
+
+    def silent(self, peer: str, now: int) -> list[Send]:
+        """Ask another replica, unless there is none."""
+        return self._reroute(now, self.attempt + 1)
+
+    def _reroute(self, now: int, attempt: int) -> list[Send]:
+        chunks = self.operation.cut(self.keys, attempt)
+        same = len(chunks) == 1 and getattr(chunks[0], "targets", None) == self.targets
+        if same and attempt > self.attempt:
+            return self.operation.replace_later(self, chunks, now)
+        return self.operation.replace(self, chunks, now)
+
+    def expired(self, error: DStashError) -> None:
+        """Reading has no partial result: the call fails."""
+        self.operation.error = self.operation.error or error
+
+
+class Reconciliation(Chunk):
+    """Keys whose replicas disagree: fetch all versions, pick winners, repair losers, answer."""
+
+    def __init__(
+        self,
+        operation: LookupOperation,
+        peers: Peers,
+        keys: Sequence[Key],
+        level: Level | None,
+        attempt: int,
+    ) -> None:
+        self.operation = operation
+        self.peers = peers
+        self.keys = list(keys)
+        self.encoded = encode_keys(keys)
+        self.level = level
+        self.attempt = attempt
+        self._records: dict[str, list[bytes | None]] = {}
+        self._repairing: set[str] = set()
+        #: By position, how many of the replicas hold a damaged record.
+        self._damaged: Counter[int] = Counter()
+
+    def begin(self, now: int) -> list[Send]:
+        """Fetch the records from every replica that took part."""
+        if not self.peers:
+            return self._from_the_start(now)
+        fetch = Fetch(self.operation.index, Frame(codec.pack_blobs(self.encoded)))
+        return [self.operation.ask(peer, self, fetch, now) for peer in self.peers]
+
+    def answered(self, peer: str, message: Message, now: int) -> list[Send]:
+        """Take records, then the acks of the repairs."""
+        if isinstance(message, Records):
+            self._records[peer] = codec.unpack_optional_blobs(message.records)
+            self._damaged.update(message.damaged)
+            return self._repair(now) if len(self._records) == len(self.peers) else []
+        if isinstance(message, Stored):
+            self._repairing.discard(peer)
+            if not self._repairing:
+                self._deliver()
+            return []
+        return self.failed(peer, _unexpected(peer, message), now)
+
+    def _repair(self, now: int) -> list[Send]:
+        rest = self._drop_unanswered()
+        damaged = [place for place in self._damaged if place < len(self.keys)]
+        if damaged and self.level is not None:
+            wider = self.operation.cut_reconciliations(self.keys, None, self.attempt)
+            return self.operation.replace(self, rest + wider, now)
+        for place in damaged:
+            self._check_enough_are_sound(place)
+        sends = self.operation.start(rest, now)
+        winners = [newest(column) for column in zip(*self._records.values(), strict=True)]
+        for peer, records in self._records.items():
+            sends += self._repair_one(peer, records, winners, now)
+        if not self._repairing:
+            self._deliver()
+        return sends
+
+    def _repair_one(
+        self,
+        peer: str,
+        records: list[bytes | None],
+        winners: list[bytes | None],
+        now: int,
+    ) -> list[Send]:
+        losses = [
+            (key, winner)
+            for key, mine, winner in zip(self.encoded, records, winners, strict=True)
+            if winner is not None and version_in(mine) < version_in(winner)
+        ]
+        if not losses:
+            return []
+        self._repairing.add(peer)
+        keys, lost = zip(*losses, strict=True)
+        apply = Apply(
+            self.operation.index, Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(lost))
+        )
+        return [self.operation.ask(peer, self, apply, now)]
+
+    def _check_enough_are_sound(self, place: int) -> None:
+        """Refuse to answer, and to repair, unless the sound replicas must know the last write.
+
+        A write is on a quorum W of N replicas, so any N - W + 1 of them include one that has it.
+        """
+        replicas = len(self.operation.session.replicas_of(self.encoded[place]))
+        sound = len(self.peers) - self._damaged[place]
+        if sound < replicas - Level.QUORUM.needed(replicas) + 1:
+            raise CorruptRecord(f"too many replicas of {self.keys[place]!r} are damaged or away")
+
+    def _drop_unanswered(self) -> list[Chunk]:
+        """Cut off what did not fit into the shortest answer, and return chunks for it."""
+        fitted = min(map(len, self._records.values()))
+        rest = self.keys[fitted:]
+        self.keys, self.encoded = self.keys[:fitted], self.encoded[:fitted]
+        self._records = {peer: found[:fitted] for peer, found in self._records.items()}
+        return self.operation.cut(rest, self.attempt) if rest else []
+
+    def _deliver(self) -> None:
+        operation = self.operation
+        columns = zip(*self._records.values(), strict=True)
+        for key, column in zip(self.keys, columns, strict=True):
+            winner = newest(column)
+            record = open_record(winner) if winner is not None else None
+            if record is not None and record.is_live(operation.session.cluster_time()):
+                operation.deliver_record(key, record)
+        operation.finish(self)
+
+    def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
+        """Begin again from the look-up, unless it is only that this reader may not repair."""
+        if isinstance(failure.error, Unauthorised) and peer in self._repairing:
+            self._repairing.discard(peer)
+            if not self._repairing:
+                self._deliver()
+            return []
+        if not _worth_retrying(failure):
+            self.operation.fail(failure.error)
+            return []
+        return self._from_the_start(now)
+
+    def silent(self, peer: str, now: int) -> list[Send]:
+        """Begin again from the look-up, with others."""
+        return self._from_the_start(now)
+
+    def _from_the_start(self, now: int) -> list[Send]:
+        chunks = self.operation.cut(self.keys, self.attempt + 1)
+        return self.operation.replace_later(self, chunks, now)
+
+    def expired(self, error: DStashError) -> None:
+        """Reading has no partial result: the call fails."""
+        self.operation.error = self.operation.error or error
+
+
+def newest(records: Sequence[bytes | None]) -> bytes | None:
+    """Return the record with the highest version, None when there is none."""
+    return max((record for record in records if record is not None), key=version_in, default=None)
+
+
+def version_in(record: bytes | None) -> bytes:
+    """Return the version of a record, the lowest of all when there is none."""
+    return ABSENT if record is None else record[CHECKSUM_END:VERSION_END]
+
+
+def _worth_retrying(failure: Failure) -> bool:
+    error = failure.error
+    return error.retryable or isinstance(error, StaleEpoch | Misrouted | CorruptRecord)
+
+
+def _unexpected(peer: str, message: Message) -> Failure:
+    error = ProtocolError(f"{peer} answered with an unexpected {type(message).__name__}")
+    return Failure(error, definite=False)

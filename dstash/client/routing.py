@@ -1,0 +1,120 @@
+"""Where a key goes: tables from partition to peers, and the grouping of keys by them.
+
+Routing one key is a hash, a mask and a list look-up. All else is worked out once per view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from xxhash import xxh3_64_intdigest
+
+from dstash.cluster.view import View
+from dstash.limits import PARTITIONS
+from dstash.types import Level
+
+Peers = tuple[str, ...]
+
+T = TypeVar("T")
+
+_MASK = PARTITIONS - 1
+
+
+class WriteSet(NamedTuple):
+    """Who must hear of a write: ``old`` and ``new`` differ only while a change is under way.
+
+    ``counted`` are the members whose acks count: a member that has lost its data is written to,
+    but proves nothing.
+    """
+
+    peers: Peers
+    old: Peers
+    new: Peers
+    counted: frozenset[str]
+
+    def is_met(self, acks: Collection[str], level: Level) -> bool:
+        """Whether those acks fulfil the level in both sets."""
+        return all(
+            len([one for one in side if one in acks and one in self.counted])
+            >= level.needed(len(side))
+            for side in (self.old, self.new)
+        )
+
+
+def read_table(view: View, level: Level, zone: str, avoid: Collection[str]) -> list[Peers]:
+    """Return whom to ask for each partition: the first gives values, the others digests.
+
+    Members of ``avoid`` come last, then those without their lock; the own zone comes first.
+    Members that have lost their data are never asked. Where too few are left for the level,
+    nobody is: fewer could not tell a key that is missing from one that they missed.
+    """
+    members, alive = view.members, view.alive
+
+    def reluctance(peer: str) -> tuple[bool, bool, bool]:
+        return peer in avoid, peer not in alive, bool(zone) and members[peer].zone != zone
+
+    cost = {peer: reluctance(peer) for peer in members}
+    synced = {peer for peer, member in members.items() if member.synced}
+
+    def choose(replicas: Peers) -> Peers:
+        able = sorted((peer for peer in replicas if peer in synced), key=cost.__getitem__)
+        enough = len(able) >= _least(level, len(replicas))
+        return tuple(able[: level.needed(len(replicas))]) if enough else ()
+
+    return _per_set(view.readers, choose)
+
+
+def _least(level: Level, replicas: int) -> int:
+    """Return how many replicas must have their data for a read at a level.
+
+    Any N - W + 1 replicas include one that has what a quorum W of N acked.
+    """
+    if level is Level.QUORUM:
+        return replicas - level.needed(replicas) + 1
+    return max(1, level.needed(replicas))
+
+
+def all_table(view: View) -> list[Peers]:
+    """Return all replicas of each partition that have their data."""
+    synced = {peer for peer, member in view.members.items() if member.synced}
+    return _per_set(view.readers, lambda row: tuple(peer for peer in row if peer in synced))
+
+
+def write_table(view: View) -> list[WriteSet]:
+    """Return who must hear of a write to each partition."""
+    synced = frozenset(peer for peer, member in view.members.items() if member.synced)
+
+    def union(sides: tuple[Peers, Peers]) -> WriteSet:
+        old, new = (tuple(sorted(side)) for side in sides)
+        return WriteSet(tuple(sorted({*old, *new})), old, new, synced)
+
+    return _per_set(zip(view.before, view.writers, strict=True), union)
+
+
+def _per_set(keys: Iterable[Any], make: Callable[[Any], T]) -> list[T]:
+    """Map ``make`` over the partitions, once per distinct replica set."""
+    made: dict[Any, T] = {}
+    return [made[key] if key in made else made.setdefault(key, make(key)) for key in keys]
+
+
+def group(encoded: Sequence[bytes], items: Iterable[T], table: Sequence[Any]) -> dict[Any, list[T]]:
+    """Sort ``items`` (one per encoded key) into lists by what ``table`` says of their key.
+
+    The lists of a large batch are in the order of partitions, which is the order on disk: a chunk
+    cut from one touches few pages of a peer's tree, where keys at random would touch most of it.
+    """
+    groups: dict[Any, list[T]] = {}
+    digests = map(xxh3_64_intdigest, encoded)
+    if len(encoded) < len(table):  # not worth a look at every partition
+        for digest, item in zip(digests, items, strict=True):
+            groups.setdefault(table[digest & _MASK], []).append(item)
+        return groups
+    partitions: list[list[T]] = [[] for _ in table]
+    append_of = [members.append for members in partitions]
+    for digest, item in zip(digests, items, strict=True):
+        append_of[digest & _MASK](item)
+    for target, members in zip(table, partitions, strict=True):
+        if members:
+            groups.setdefault(target, []).extend(members)
+    return groups

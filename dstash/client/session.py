@@ -1,0 +1,260 @@
+"""What all calls of one client share: the view, the clock, whom not to trust for a while.
+
+No I/O and no clock of its own: time is handed in. Safe to share between threads: every change
+is the replacement of one attribute or one dictionary entry.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from statistics import median_low
+from typing import NamedTuple
+
+from dstash.client.routing import Peers, WriteSet, all_table, read_table, write_table
+from dstash.cluster.topology import Topology, Way
+from dstash.cluster.view import View
+from dstash.errors import WrongCluster
+from dstash.limits import MAX_CLOCK_SKEW_MS
+from dstash.store.record import partition_of
+from dstash.types import Level
+from dstash.version import WRITER_BYTES, Clock, Stamp, Version, pack, stamp_milliseconds
+from dstash.wire.messages import AskTopology, Envelope, Hello, Message, Ping, encode
+
+#: A peer that says nothing for this long, with a request in hand, is asked last from then on.
+SILENCE_MS = 300
+#: How often such a peer is asked whether it is back.
+PROBE_MS = 500
+
+#: Requests without a deadline: they cost little, and tell how the peer's clock stands.
+_ALWAYS_ANSWERED = (AskTopology, Hello, Ping)
+
+
+class Send(NamedTuple):
+    """Frames for a peer, and the correlation id of the request they are."""
+
+    peer: str
+    frames: list[bytes]
+    correlation: int
+
+
+class _ReadTable(NamedTuple):
+    """A routing table and what it was made from."""
+
+    view: View
+    avoid: frozenset[str]
+    targets: list[Peers]
+
+
+class Session:
+    """The shared state of a client.
+
+    Args:
+        wall: returns milliseconds since 1970 on this machine, never going back.
+        zone: prefer peers of this zone; empty for none.
+        way: how to connect to peers.
+        random_bytes: source of the writer id, and of the chance in pauses.
+    """
+
+    def __init__(
+        self,
+        wall: Callable[[], int],
+        *,
+        zone: str = "",
+        way: Way = Way.OPEN,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.wall = wall
+        self.zone = zone
+        self.way = way
+        self._random_bytes = random_bytes
+        self.writer = random_bytes(WRITER_BYTES)
+        self.view: View | None = None
+        self.value_bytes = 100.0  # running mean, to size requests by what their answers weigh
+        self._offsets: dict[str, int] = {}
+        self._avoid: dict[str, int] = {}  # peer -> when it may be probed next
+        self._probes: dict[str, tuple[int, int]] = {}  # peer -> (correlation, when it was sent)
+        self._clock = Clock(self.cluster_time)
+        self._correlations = itertools.count(1)
+        self._read_tables: dict[Level, _ReadTable] = {}
+        self._write_table: tuple[View, list[WriteSet]] | None = None
+
+    # -- time
+
+    def cluster_time(self) -> int:
+        """Return milliseconds since 1970 by the peers' clocks (the median, so one may be wrong)."""
+        return self.wall() + self._offset()
+
+    def _offset(self) -> int:
+        offsets = list(self._offsets.values())
+        return median_low(offsets) if offsets else 0
+
+    def peer_time(self, peer: str, moment: int) -> int:
+        """Return a moment of this machine's clock by the clock of ``peer``."""
+        offset = self._offsets.get(peer)
+        return moment + (self._offset() if offset is None else offset)
+
+    def stamp(self) -> Stamp:
+        """Return a stamp for a write."""
+        if self.is_from_the_future(self._clock.last):
+            # It followed the clock of a peer that turned out to be wrong.
+            self._clock = Clock(self.cluster_time)
+        return self._clock.tick()
+
+    def is_from_the_future(self, stamp: Stamp) -> bool:
+        """Whether peers refuse a stamp, by all that is known of their clocks."""
+        return stamp_milliseconds(stamp) > self.cluster_time() + MAX_CLOCK_SKEW_MS
+
+    def new_version(self) -> Version:
+        """Return a version for a write, above all that this client gave out or saw."""
+        return pack(self.stamp(), self.writer)
+
+    def observe(self, stamp: Stamp) -> None:
+        """Move the clock past a stamp that beat one of ours, unless it would be refused then."""
+        if not self.is_from_the_future(stamp):
+            self._clock.observe(stamp)
+
+    def jittered(self, pause: int) -> int:
+        """Return a pause, made longer by up to a half of it, by chance."""
+        chance = int.from_bytes(self._random_bytes(2), "big") / 65_536
+        return pause + round(pause * chance / 2)
+
+    # -- peers
+
+    def heard(self, peer: str) -> None:
+        """Take note that a peer spoke."""
+        self._avoid.pop(peer, None)
+
+    def learn_clock(self, peer: str, clock: int, sent: int, now: int) -> None:
+        """Take a reading of a peer's clock from its answer to a request (0: it gave none).
+
+        It was taken between the moments ``sent`` and ``now``, so the offset lies between two
+        bounds (Cristian, "Probabilistic Clock Synchronization", 1989). What is known is kept
+        as far as it fits: a slow answer says little, a quick one much.
+        """
+        if clock:
+            lowest, highest = clock - now, clock - sent
+            known = self._offsets.get(peer, lowest)
+            self._offsets[peer] = min(max(known, lowest), highest)
+
+    def avoid(self, peer: str, now: int) -> None:
+        """Ask this peer last until it is heard again."""
+        self._avoid.setdefault(peer, now + PROBE_MS)
+
+    def is_avoided(self, peer: str) -> bool:
+        """Whether this peer has not been heard since it failed."""
+        return peer in self._avoid
+
+    def probes(self, now: int) -> list[Send]:
+        """Return pings for avoided peers, each now and then: any answer brings them back.
+
+        Another peer is asked for the topology meanwhile: they may have moved.
+        """
+        members = self.view.members if self.view else {}
+        due = [peer for peer, when in list(self._avoid.items()) if when <= now and peer in members]
+        sends = []
+        for peer in due:
+            self._avoid[peer] = now + PROBE_MS
+            send = self.request(peer, self.next_correlation(), 0, Ping())
+            self._probes[peer] = (send.correlation, now)
+            sends.append(send)
+        others = [peer for peer in members if peer not in self._avoid] if due else []
+        if others:
+            sends.append(self.request(others[0], self.next_correlation(), 0, AskTopology()))
+        return sends
+
+    def probe_sent(self, peer: str, correlation: int) -> int | None:
+        """Return when the last ping for a peer was sent, if this is its correlation id."""
+        known, sent = self._probes.get(peer, (0, 0))
+        return sent if known == correlation else None
+
+    # -- topology
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the cluster must be found (again): no member is known to be where it was."""
+        return self.view is None or all(peer in self._avoid for peer in self.view.members)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the view at hand, 0 before there is one."""
+        return self.view.epoch if self.view else 0
+
+    def install(self, topology: bytes, alive: list[str]) -> None:
+        """Take a view from a peer, unless it is older than the one at hand.
+
+        Raises:
+            WrongCluster: it belongs to another cluster than the view at hand.
+            ProtocolError: it is not a topology.
+        """
+        fresh = Topology.decode(topology)
+        current = self.view
+        if current is not None and current.topology.cluster_id != fresh.cluster_id:
+            raise WrongCluster(
+                f"expected cluster {current.topology.cluster!r} ({current.topology.cluster_id}), "
+                f"a peer answered for {fresh.cluster!r} ({fresh.cluster_id})"
+            )
+        if current is not None and fresh.epoch < current.epoch:
+            return
+        self.view = View(fresh, frozenset(alive) if alive else (current or View(fresh)).alive)
+
+    def endpoint(self, peer: str) -> str | None:
+        """Return where (and under which key) a peer is; None when it is not known."""
+        if "://" in peer:
+            return peer  # a seed: its id is not known yet
+        member = self.view.members.get(peer) if self.view else None
+        return member.endpoint(self.way) if member else None
+
+    def read_targets(self, level: Level) -> list[Peers]:
+        """Return whom to ask for each partition."""
+        view, avoid = self.known_view(), frozenset(self._avoid)
+        kept = self._read_tables.get(level)
+        if kept is None or kept.view is not view or kept.avoid != avoid:
+            kept = _ReadTable(view, avoid, read_table(view, level, self.zone, avoid))
+            self._read_tables[level] = kept
+        return kept.targets
+
+    def all_targets(self) -> list[Peers]:
+        """Return all who can be asked for each partition."""
+        return all_table(self.known_view())
+
+    def write_targets(self, view: View) -> list[WriteSet]:
+        """Return who must hear of a write to each partition."""
+        kept = self._write_table
+        if kept is None or kept[0] is not view:
+            kept = self._write_table = (view, write_table(view))
+        return kept[1]
+
+    def replicas_of(self, encoded: bytes) -> Peers:
+        """Return the replica set of an encoded key, as reads use it."""
+        return self.known_view().readers[partition_of(encoded)]
+
+    def known_view(self) -> View:
+        """Return the view at hand; there must be one."""
+        if self.view is None:
+            raise AssertionError("a call began before the view was known")
+        return self.view
+
+    # -- messages
+
+    def next_correlation(self) -> int:
+        """Return a number for a request, never used before by this client."""
+        return next(self._correlations)
+
+    def request(
+        self,
+        peer: str,
+        correlation: int,
+        deadline: int,
+        message: Message,
+        epoch: int | None = None,
+    ) -> Send:
+        """Return a message for a peer, under the epoch it was routed by: the one at hand if None.
+
+        Under a later one it would be accepted by replicas that it was not meant to rely on.
+        """
+        moment = 0 if isinstance(message, _ALWAYS_ANSWERED) else self.peer_time(peer, deadline)
+        under = self.epoch if epoch is None else epoch
+        envelope = Envelope(correlation, under, moment, message)
+        return Send(peer, encode(envelope), correlation)

@@ -1,0 +1,161 @@
+"""What is asked in one turn of an event loop, gathered.
+
+A look-up costs a message each way and some work at both ends, whether it asks for one key or for
+hundreds; so calls wait until the turn ends, and travel together (Nagle's idea without a delay; as
+in Facebook's DataLoader).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dstash.client.calls import Calls
+from dstash.client.gathered import (
+    Group,
+    ReadGroup,
+    TellingDelete,
+    TellingExists,
+    TellingLookup,
+    TellingPut,
+    WriteGroup,
+)
+from dstash.client.session import Session
+from dstash.client.writes import Item
+from dstash.limits import check_index, check_ttl
+from dstash.types import Level
+from dstash.wire.keys import Key, encode_key
+from dstash.wire.values import TypeRegistry
+
+
+class Turn:
+    """Gathers calls until ``take`` is called.
+
+    Args:
+        session: the shared state of the client.
+        calls: knows the settings.
+        types: encodes and decodes values.
+    """
+
+    def __init__(self, session: Session, calls: Calls, types: TypeRegistry) -> None:
+        self._session = session
+        self._calls = calls
+        self._types = types
+        self._groups: list[Group] = []
+        self._reads: dict[tuple[Any, ...], ReadGroup] = {}
+        self._writes: dict[tuple[Any, ...], WriteGroup] = {}
+        self._written: dict[tuple[str, Key], int] = {}
+
+    def take(self) -> list[Group]:
+        """Return what was gathered, in the order in which it must begin."""
+        groups, self._groups = self._groups, []
+        self._reads, self._writes, self._written = {}, {}, {}
+        return groups
+
+    def lookup(
+        self, index: str, key: Key, timeout: float | None, read: str | Level | None
+    ) -> ReadGroup:
+        """Return the group for a look-up, the key checked."""
+        return self._read(TellingLookup, index, key, timeout, read)
+
+    def exists(
+        self, index: str, key: Key, timeout: float | None, read: str | Level | None
+    ) -> ReadGroup:
+        """Return the group for a question whether a key exists."""
+        return self._read(TellingExists, index, key, timeout, read)
+
+    def put(
+        self,
+        index: str,
+        item: Item,
+        ttl: float | None,
+        timeout: float | None,
+        write: str | Level | None,
+    ) -> WriteGroup:
+        """Return the group for a put, the item in it."""
+        slot = (TellingPut, index, ttl, timeout, write)
+        return self._write(slot, item, lambda: self._puts(index, ttl, timeout, write))
+
+    def delete(
+        self, index: str, item: Item, timeout: float | None, write: str | Level | None
+    ) -> WriteGroup:
+        """Return the group for a delete, the item in it."""
+        slot = (TellingDelete, index, timeout, write)
+        return self._write(slot, item, lambda: self._deletes(index, timeout, write))
+
+    # -- inside
+
+    def _read(
+        self,
+        kind: type[TellingLookup],
+        index: str,
+        key: Key,
+        timeout: float | None,
+        read: str | Level | None,
+    ) -> ReadGroup:
+        encode_key(key)  # refuses what cannot be a key, before others depend on it
+        slot = (kind, index, timeout, read)
+        group = self._reads.get(slot)
+        if group is None:
+            group = self._reads[slot] = self._new_reads(kind, index, timeout, read)
+            self._groups.append(group)
+        return group
+
+    def _new_reads(
+        self,
+        kind: type[TellingLookup],
+        index: str,
+        timeout: float | None,
+        read: str | Level | None,
+    ) -> ReadGroup:
+        check_index(index)
+        deadline, level = self._calls.deadline(timeout), self._calls.read_level(read)
+        decode = self._types.decode_array
+
+        def make(group: ReadGroup) -> TellingLookup:
+            keys = list(group.waiting)
+            operation = kind(self._session, deadline, index, keys, level, decode)
+            operation.group = group
+            return operation
+
+        return ReadGroup(len(self._groups), deadline, make, self._types)
+
+    def _write(
+        self, slot: tuple[Any, ...], item: Item, make: Callable[[], WriteGroup]
+    ) -> WriteGroup:
+        """Return the group of a slot, unless the order of writes of one key would be lost in it."""
+        key = item[0]
+        place = (slot[1], key)
+        latest = self._written.get(place, -1)
+        group = self._writes.get(slot)
+        if group is None or group.number < latest or key in group.items:
+            group = self._writes[slot] = make()
+            self._groups.append(group)
+        self._written[place] = group.number
+        group.items[key] = item
+        return group
+
+    def _puts(
+        self, index: str, ttl: float | None, timeout: float | None, write: str | Level | None
+    ) -> WriteGroup:
+        check_index(index)
+        deadline, level = self._calls.deadline(timeout), self._calls.write_level(write)
+        milliseconds = check_ttl(ttl)
+
+        def make(group: WriteGroup, items: list[Item]) -> TellingPut:
+            operation = TellingPut(self._session, deadline, index, level, items, milliseconds)
+            operation.group = group
+            return operation
+
+        return WriteGroup(len(self._groups), deadline, make)
+
+    def _deletes(self, index: str, timeout: float | None, write: str | Level | None) -> WriteGroup:
+        check_index(index)
+        deadline, level = self._calls.deadline(timeout), self._calls.write_level(write)
+
+        def make(group: WriteGroup, items: list[Item]) -> TellingDelete:
+            operation = TellingDelete(self._session, deadline, index, level, items)
+            operation.group = group
+            return operation
+
+        return WriteGroup(len(self._groups), deadline, make)
