@@ -1,0 +1,358 @@
+"""Group commit: all writes that wait become one transaction, one sync, many acks.
+
+The idea is old (DeWitt et al., "Implementation Techniques for Main Memory Database Systems",
+1984); bbolt's ``Batch`` is a model of it. One bad item fails alone: it is taken out before the
+transaction begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import starmap
+from typing import Any, Final, NamedTuple
+
+from dstash.cluster.tasks import Merge
+from dstash.errors import (
+    BelowFloor,
+    Busy,
+    ClockSkew,
+    CorruptRecord,
+    DiskFull,
+    DStashError,
+    LimitError,
+    Misrouted,
+    ProtocolError,
+)
+from dstash.limits import MAX_KEY_BYTES, MAX_TTL_SECONDS, MAX_VALUE_BYTES
+from dstash.store.digest import version_of
+from dstash.store.interface import Merged, Store, Write
+from dstash.store.record import (
+    HEAD_BYTES,
+    VERSION_END,
+    Keyspace,
+    head,
+    is_sound,
+    locate,
+    partition_of,
+    seal,
+    split_storage_key,
+)
+from dstash.types import RecordFlag
+from dstash.version import VERSION_BYTES, Stamp, newest_stamp, stamp_milliseconds
+from dstash.wire import codec
+from dstash.wire.messages import Apply, Delete, Error, Message, Push, Put, Stored
+
+#: What one transaction takes at most (bytes of requests): bounds how long an ack can take.
+COMMIT_BYTES: Final = 2 * 1024 * 1024
+
+#: The payload of a tombstone: nothing.
+_NOTHING: Final = b""
+
+Rejected = list[list[Any]]
+
+
+class Ticket(NamedTuple):
+    """Whom to answer."""
+
+    sender: bytes
+    correlation: int
+
+
+class Prepared(NamedTuple):
+    """A write that is ready for the transaction, and what was taken out of it before."""
+
+    write: Write
+    rejected: Rejected
+    #: For each entry of the write, its position in the request.
+    places: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Internal:
+    """A write of this peer's own maintenance; ``done`` is called with the error, if any."""
+
+    merge: Merge
+    done: Callable[[DStashError | None], None]
+
+
+class Rules(NamedTuple):
+    """What a commit checks its writes against.
+
+    ``floor``: clients' writes stamped up to there are refused. ``promises`` (by partition):
+    repairs stamped up to there come at the wrong moment. ``horizons`` (by partition): records up
+    to there are the past. See ``cluster/burying.py``. ``owned`` are the partitions held here.
+    ``has_room``: false when only what frees or heals may still be written.
+    """
+
+    now: int
+    max_skew: int
+    floor: Stamp
+    promises: Mapping[int, Stamp]
+    horizons: Sequence[Stamp]
+    owned: frozenset[int]
+    has_room: bool
+
+
+@dataclass(slots=True)
+class WaitingWrite:
+    """A write that waits for a commit; one of this peer's own has neither ticket nor space."""
+
+    ticket: Ticket
+    message: Put | Delete | Apply | Push | Internal
+    space: Keyspace | None
+    weight: int
+
+
+@dataclass(slots=True)
+class Commit:
+    """A group of writes on its way to disk. ``run`` does it, on any thread."""
+
+    waiting: list[WaitingWrite]
+    rules: Rules
+    replies: list[tuple[Ticket, Message]] = field(default_factory=list)
+    #: What became of this peer's own writes.
+    done: list[tuple[Internal, DStashError | None]] = field(default_factory=list)
+    #: Partitions with records that may have changed.
+    changed: set[int] = field(default_factory=set)
+    #: Set when the disk failed for good: the peer must stop.
+    fatal: DStashError | None = None
+
+    def run(self, store: Store) -> None:
+        """Commit all that can be committed; afterwards every write has its answer."""
+        prepared = [(one, self._prepare(one)) for one in self.waiting]
+        ready = [(one, what) for one, what in prepared if isinstance(what, Prepared)]
+        for one, what in prepared:
+            if isinstance(what, DStashError):
+                self._refuse(one, what)
+        try:
+            merged = store.commit([what.write for _, what in ready]) if ready else []
+        except DStashError as error:
+            for one, _ in ready:
+                self._refuse(one, error)
+            self.fatal = error if store.check_writable() else None
+            return
+        for (one, what), result in zip(ready, merged, strict=True):
+            self._accept(one, what, result)
+
+    def _prepare(self, one: WaitingWrite) -> Prepared | DStashError:
+        try:
+            return _PREPARE[type(one.message)](one.message, one.space, self.rules)
+        except DStashError as error:
+            return error
+
+    def _refuse(self, one: WaitingWrite, error: DStashError) -> None:
+        if isinstance(one.message, Internal):
+            self.done.append((one.message, error))
+        else:
+            self.replies.append((one.ticket, Error.of(error)))
+
+    def _accept(self, one: WaitingWrite, prepared: Prepared, merged: Merged) -> None:
+        write = prepared.write
+        prefixes = {key[:2] for key, _ in write.entries} | {key[:2] for key, _ in write.drops}
+        self.changed.update(int.from_bytes(prefix, "big") for prefix in prefixes)
+        if isinstance(one.message, Internal):
+            self.done.append((one.message, None))
+        else:
+            self.replies.append((one.ticket, _answer(one.message, prepared, merged)))
+
+
+def check_skew(version: bytes, now: int, max_skew: int) -> None:
+    """Refuse a version from the future; the text says how far off the clocks are."""
+    ahead = stamp_milliseconds(newest_stamp(version)) - now
+    if ahead > max_skew:
+        raise ClockSkew(
+            f"version is {ahead} ms ahead of this peer's clock; allowed are {max_skew} ms",
+            ahead_ms=ahead,
+        )
+
+
+def _prepare_put(message: Put, space: Keyspace, rules: Rules) -> Prepared:
+    if not rules.has_room:
+        raise DiskFull("the disk is full; puts are refused, reads and deletes go on")
+    _check_client_version(message.version, rules)
+    if message.expiry > rules.now + MAX_TTL_SECONDS * 1000:
+        raise LimitError("the time to live is longer than 100 years")
+    keys, payloads = codec.unpack_blobs(message.keys), codec.unpack_blobs(message.payloads)
+    _check_lengths(keys, payloads)
+    rejected = _bad_keys(keys) + _bad_payloads(payloads)
+    places, keys, payloads = _without(rejected, keys, payloads)
+    entries = seal(space, keys, head(message.version, 0, message.expiry), payloads)
+    return Prepared(Write(entries, rules.now, newest_stamp(message.version)), rejected, places)
+
+
+def _prepare_delete(message: Delete, space: Keyspace, rules: Rules) -> Prepared:
+    _check_client_version(message.version, rules)
+    keys = codec.unpack_blobs(message.keys)
+    rejected = _bad_keys(keys)
+    places, keys, _ = _without(rejected, keys, keys)
+    tombstone = head(message.version, RecordFlag.TOMBSTONE)
+    entries = seal(space, keys, tombstone, [_NOTHING] * len(keys))
+    return Prepared(Write(entries, rules.now, newest_stamp(message.version)), rejected, places)
+
+
+def _prepare_apply(message: Apply, space: Keyspace, rules: Rules) -> Prepared:
+    keys, records = codec.unpack_blobs(message.keys), codec.unpack_blobs(message.records)
+    _check_lengths(keys, records)
+    rejected = _bad_keys(keys)
+    bad = {entry[0] for entry in rejected}
+    good = [place for place in range(len(keys)) if place not in bad]
+    located = locate(space, [keys[place] for place in good])
+    entries = [(one, records[place]) for one, place in zip(located, good, strict=True)]
+    return _prepare_records(entries, good, rejected, rules)
+
+
+def _prepare_push(message: Push, space: None, rules: Rules) -> Prepared:
+    keys, records = codec.unpack_blobs(message.keys), codec.unpack_blobs(message.records)
+    _check_lengths(keys, records)
+    for storage_key in keys:
+        _check_storage_key(storage_key, rules.owned)
+    return _prepare_records(list(zip(keys, records, strict=True)), range(len(keys)), [], rules)
+
+
+def _prepare_records(
+    entries: list[tuple[bytes, bytes]], places: Sequence[int], rejected: Rejected, rules: Rules
+) -> Prepared:
+    """Sort out records that are damaged, from the future, or at the wrong moment."""
+    good: list[tuple[bytes, bytes]] = []
+    kept: list[int] = []
+    newest = 0
+    all_good = _are_good(entries, rules)
+    for place, entry in zip(places, entries, strict=True):
+        error = None if all_good else _bad_record(*entry, rules)
+        if error is not None:
+            rejected.append([place, error.code, str(error)])
+            continue
+        good.append(entry)
+        kept.append(place)
+        newest = max(newest, newest_stamp(version_of(entry[1])))
+    return Prepared(Write(good, rules.now, newest, horizons=rules.horizons), rejected, kept)
+
+
+def _prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
+    merge = message.merge
+    if not _are_good(merge.entries, rules):
+        for entry in merge.entries:
+            error = _bad_record(*entry, rules)
+            if error is not None:
+                raise error
+    stamps = [newest_stamp(version_of(record)) for _, record in merge.entries]
+    write = Write(
+        merge.entries,
+        rules.now,
+        max(stamps, default=0),
+        merge.drops,
+        rules.horizons,
+        merge.marks,
+    )
+    return Prepared(write, [], range(len(merge.entries)))
+
+
+_PREPARE: Final[dict[type, Callable[[Any, Any, Rules], Prepared]]] = {
+    Put: _prepare_put,
+    Delete: _prepare_delete,
+    Apply: _prepare_apply,
+    Push: _prepare_push,
+    Internal: _prepare_internal,
+}
+
+
+def _check_client_version(version: bytes, rules: Rules) -> None:
+    if len(version) != VERSION_BYTES:
+        raise ProtocolError(f"a version has {VERSION_BYTES} bytes, not {len(version)}")
+    check_skew(version, rules.now, rules.max_skew)
+    if newest_stamp(version) <= rules.floor:
+        raise BelowFloor("the version is too old to be accepted", floor=rules.floor)
+
+
+def _check_storage_key(storage_key: bytes, owned: frozenset[int]) -> None:
+    if len(storage_key) < 4 or len(storage_key) < 4 + storage_key[2]:
+        raise ProtocolError("a storage key is too short")
+    partition, _, key = split_storage_key(storage_key)
+    if partition != partition_of(key):
+        raise ProtocolError("a storage key stands in the wrong partition")
+    if partition not in owned:
+        raise Misrouted(f"this peer holds no replica of partition {partition}")
+
+
+def _answer(message: Message, prepared: Prepared, merged: Merged) -> Stored:
+    places = prepared.places
+    beaten = [[places[place], 0, version] for place, version in merged.superseded]
+    existed = b""
+    if isinstance(message, Delete):
+        by_place = bytearray(max(places, default=-1) + 1)
+        for place, flag in zip(places, merged.existed, strict=True):
+            by_place[place] = flag
+        existed = bytes(by_place)
+    return Stored(prepared.rejected + beaten, existed)
+
+
+def _check_lengths(keys: Sequence[bytes], others: Sequence[bytes]) -> None:
+    if len(keys) != len(others):
+        raise ProtocolError(f"{len(keys)} keys came with {len(others)} values")
+
+
+def _bad_keys(keys: Sequence[bytes]) -> Rejected:
+    if not keys or (min(map(len, keys)) >= 1 and max(map(len, keys)) <= MAX_KEY_BYTES):
+        return []
+    text = f"a key must have 1 to {MAX_KEY_BYTES} bytes"
+    return [
+        [place, LimitError.code, f"{text}, not {len(key)}"]
+        for place, key in enumerate(keys)
+        if not 1 <= len(key) <= MAX_KEY_BYTES
+    ]
+
+
+def _bad_payloads(payloads: Sequence[bytes]) -> Rejected:
+    rejected: Rejected = [
+        [place, ProtocolError.code, "the value is not one well-formed msgpack object"]
+        for place in codec.malformed_payloads(payloads)
+    ]
+    if max(map(len, payloads), default=0) > MAX_VALUE_BYTES:
+        rejected += [
+            [place, LimitError.code, f"a value has at most {MAX_VALUE_BYTES} bytes"]
+            for place, payload in enumerate(payloads)
+            if len(payload) > MAX_VALUE_BYTES
+        ]
+    return rejected
+
+
+def _are_good(entries: Sequence[tuple[bytes, bytes]], rules: Rules) -> bool:
+    """Whether all records may surely come in: ``_bad_record`` for many at once, and quicker."""
+    if rules.promises or not all(starmap(is_sound, entries)):
+        return False
+    records = [record for _, record in entries]
+    newest = max(map(newest_stamp, map(version_of, records)), default=0)
+    payloads = [
+        record[HEAD_BYTES:] for record in records if not record[VERSION_END] & RecordFlag.TOMBSTONE
+    ]
+    is_late = stamp_milliseconds(newest) - rules.now > rules.max_skew
+    return not is_late and not codec.malformed_payloads(payloads)
+
+
+def _bad_record(storage_key: bytes, record: bytes, rules: Rules) -> DStashError | None:
+    if not is_sound(storage_key, record):
+        return CorruptRecord("the record fails its checksum")
+    version = version_of(record)
+    promised = rules.promises.get(int.from_bytes(storage_key[:2], "big"), 0)
+    if promised and newest_stamp(version) <= promised:
+        return Busy("replicas are agreeing on the past; come back in a moment")
+    payload = record[HEAD_BYTES:]
+    if not record[VERSION_END] & RecordFlag.TOMBSTONE and codec.malformed_payloads([payload]):
+        return ProtocolError("the record's value is not one well-formed msgpack object")
+    try:
+        check_skew(version, rules.now, rules.max_skew)
+    except ClockSkew as error:
+        return error
+    return None
+
+
+def _without(
+    rejected: Rejected, keys: list[bytes], others: list[bytes]
+) -> tuple[Sequence[int], list[bytes], list[bytes]]:
+    """Return (places, keys, others) less the rejected places."""
+    if not rejected:
+        return range(len(keys)), keys, others
+    bad = {entry[0] for entry in rejected}
+    places = [place for place in range(len(keys)) if place not in bad]
+    return places, [keys[place] for place in places], [others[place] for place in places]

@@ -1,0 +1,680 @@
+"""The peer without I/O: messages in, messages out; time, store and view are handed in.
+
+The shell calls ``receive`` for each message, takes a ``Commit`` with ``next_commit`` whenever the
+committing thread is free, runs it there, and gives it back to ``committed``. Reads are answered
+at once, from a snapshot; writes when their commit is done.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+from dstash.about import __version__
+from dstash.cluster import answering
+from dstash.cluster.answering import Answering
+from dstash.cluster.hints import Hints
+from dstash.cluster.holdings import Holdings
+from dstash.cluster.replica import Replica
+from dstash.cluster.tasks import Merge, Outgoing, Scheduler
+from dstash.cluster.topology import State, Topology
+from dstash.cluster.view import View
+from dstash.errors import (
+    Busy,
+    DStashError,
+    Forming,
+    NotReady,
+    ProtocolError,
+    StaleEpoch,
+    StoreError,
+    StoreFailed,
+    Unauthorised,
+    WrongCluster,
+)
+from dstash.limits import (
+    MAX_FRAME_BYTES,
+    MAX_INDEX_BYTES,
+    MAX_KEY_BYTES,
+    MAX_KEYS_PER_FRAME,
+    MAX_VALUE_BYTES,
+    PARTITIONS,
+    check_index,
+)
+from dstash.peer.authority import Authority
+from dstash.peer.commits import COMMIT_BYTES, Commit, Internal, Rules, Ticket, WaitingWrite
+from dstash.peer.healer import Healer, Pace, Proposal
+from dstash.peer.inbox import Patience
+from dstash.peer.lookups import PageBuilder, Span, fetch, look_up
+from dstash.store.interface import Store
+from dstash.store.record import Keyspace, keyspace, locate
+from dstash.version import stamp_at
+from dstash.wire import codec
+from dstash.wire.messages import (
+    HIGHEST_PROTOCOL,
+    LOWEST_PROTOCOL,
+    Apply,
+    AskBuckets,
+    AskCopy,
+    AskDigests,
+    AskFloor,
+    AskSeen,
+    AskStatus,
+    AskTopology,
+    AskVersions,
+    Count,
+    Delete,
+    Envelope,
+    Error,
+    Fetch,
+    Hello,
+    Hint,
+    Lookup,
+    Message,
+    Order,
+    Ping,
+    Pong,
+    Pull,
+    Push,
+    Put,
+    Scan,
+    ScanKeys,
+    SetHorizon,
+    StatusIs,
+    TopologyIs,
+    Welcome,
+    decode,
+    encode,
+)
+
+#: Requests that wait for a newer topology, at most; and for how long (milliseconds) they do.
+_PATIENT: Final = 1000
+_PATIENCE_MS: Final = 1000
+#: A write that would wait longer (milliseconds) is told to come back; unless only few wait.
+_LONG_MS: Final = 300
+_FEW: Final = 64
+
+
+class Reply(NamedTuple):
+    """Frames for whoever sent a request."""
+
+    to: bytes
+    frames: list[bytes]
+
+
+class Settings(NamedTuple):
+    """What the core needs to know of the configuration."""
+
+    peer: str
+    cluster: str
+    max_clock_skew_ms: int = 500
+    hint_limit: int = 100_000
+    hint_max_age_ms: int = 3 * 3600 * 1000
+    pace: Pace = Pace()
+    disk_reserve: int = 0
+    #: Bytes of writes that may wait for the disk before new ones are told to come back.
+    max_waiting_bytes: int = 64 * 1024 * 1024
+    #: Requests that may wait for the disk, or for an answer that takes time.
+    max_requests: int = 1024
+
+
+class Request(NamedTuple):
+    """A message, who sent it (a routing id, and the public key that was proved), and its size."""
+
+    sender: bytes
+    user: str | None
+    envelope: Envelope
+    came: int
+    size: int
+
+
+class PendingOrder(NamedTuple):
+    """An operator's order, and what turns its answer into a reply."""
+
+    order: Order
+    answer: Callable[[Message, int], list[Reply]]
+
+
+class PeerCore:
+    """One peer.
+
+    ``view`` is None until the peer has joined. ``wants_refresh`` is set when a request spoke of
+    a newer epoch: the shell should look at the membership and ``install`` what it finds.
+    ``now`` is the time of the start: writes stamped before it are refused, because what was
+    promised about them before a crash (see ``cluster/burying.py``) is not remembered.
+    """
+
+    def __init__(self, settings: Settings, store: Store, now: int) -> None:
+        self.settings = settings
+        self.store = store
+        self.now = self._started = now
+        self.holdings = Holdings(store)
+        self.holdings.floor = stamp_at(now)
+        self.hints = Hints(settings.hint_limit, settings.hint_max_age_ms)
+        self.scheduler = Scheduler(self._commit_internal, self._settle, self._epoch)
+        replica = Replica(settings.peer, self.holdings, self._current_view, self._current_time)
+        self.healer = Healer(replica, self.scheduler, self.hints, settings.pace, now)
+        self.view: View | None = None
+        self.stopping = False
+        self.not_ready: str | None = "the peer is starting"
+        self.wants_refresh = False
+        self.failure: DStashError | None = None
+        self.counts: Counter[str] = Counter()
+        self._owned: frozenset[int] = frozenset()
+        self._waiting: deque[WaitingWrite] = deque()
+        self._waiting_bytes = 0
+        self._in_commit = 0
+        self._early: deque[Request] = deque()
+        self._early_bytes = 0
+        self._authority: Authority | None = None
+        self._topology_bytes = b""
+        self._accepted = 0
+        self._settled = 0
+        self._asked = 0
+        self._patience = Patience()
+        self._write_ms = 0.0  # what a write takes, as a running mean
+        self._commit_began = now
+        self._settling: deque[tuple[int, Callable[[], None]]] = deque()
+        self._answers: list[Reply] = []
+        self._orders: list[PendingOrder] = []
+
+    # -- what the shell calls
+
+    @property
+    def authority(self) -> Authority | None:
+        """Who may do what; None in an open cluster, where everybody may do everything."""
+        return self._authority
+
+    def authorise(self, authority: Authority) -> None:
+        """Go by another list of keys, from the next message on."""
+        self._authority = authority
+        if self.view is not None:
+            self._topology_bytes = self._trusted(self.view.topology).encode()
+
+    def receive(
+        self, sender: bytes, parts: list[bytes], now: int, user: str | None = None
+    ) -> list[Reply]:
+        """Take a message; ``now`` is this peer's clock in milliseconds since 1970.
+
+        ``user`` is the public key that the sender has proved to be its own; None without CURVE.
+        """
+        try:
+            envelope = decode(parts)
+        except ProtocolError as error:
+            self.counts["malformed"] += 1
+            correlation = error.facts.pop("correlation", None)
+            if correlation is None:
+                return []
+            return [self._reply(sender, correlation, Error.of(error), now)]
+        self.now = now
+        size = sum(map(len, parts))
+        return self._handle(Request(sender, user, envelope, now, size), now)
+
+    def turn_away(self, sender: bytes, parts: list[bytes], now: int, why: str) -> list[Reply]:
+        """Tell the sender of a message to come back later, whatever it wants."""
+        try:
+            correlation = decode(parts).correlation
+        except ProtocolError:
+            return []
+        self.counts["turned_away"] += 1
+        return [self._reply(sender, correlation, Error.of(self._busy(why)), now)]
+
+    def receive_answer(self, peer: str, parts: list[bytes], now: int) -> None:
+        """Take a message from another peer, on a connection that this one made."""
+        self.now = now
+        try:
+            envelope = decode(parts)
+        except ProtocolError:
+            self.counts["malformed"] += 1
+            return
+        if self.view is not None and envelope.epoch > self.view.epoch:
+            self.wants_refresh = True
+        self.scheduler.answered(envelope)
+
+    def lost(self, peer: str) -> None:
+        """Take note that the connection to another peer broke."""
+        self.scheduler.lost(peer)
+
+    def unsent(self, outgoing: Outgoing) -> None:
+        """Take note that a message to another peer could not be sent."""
+        self.scheduler.unsent(outgoing.peer, outgoing.correlation)
+
+    def tick(self, now: int) -> tuple[list[Reply], list[Outgoing]]:
+        """Let maintenance go on a little; returns answers, and messages for other peers."""
+        self.now = now
+        if not self.stopping:
+            self.healer.tick(now)
+        outgoing = self.scheduler.tick(now)
+        answers, self._answers = self._answers + self._give_up_early(now), []
+        if (broken := self.store.check_writable()) is not None:
+            self.failure = self.failure or StoreFailed(broken)
+        return answers, outgoing
+
+    def wakeup(self, now: int) -> int:
+        """Return how many milliseconds may pass before ``tick`` is due."""
+        if self.scheduler.has_ready or self._answers:
+            return 0
+        due = self.scheduler.wakeup()
+        return 1000 if due is None else max(0, min(1000, due - now))
+
+    def take_orders(self) -> list[PendingOrder]:
+        """Return what operators ordered, and forget it."""
+        orders, self._orders = self._orders, []
+        return orders
+
+    def take_proposals(self) -> list[Proposal]:
+        """Return what should change in the topology, and forget it."""
+        proposals, self.healer.proposals = self.healer.proposals, []
+        return proposals
+
+    def install(self, view: View, now: int) -> list[Reply]:
+        """Take a view, unless it is older than the one at hand; answer who waited for it."""
+        if self.view is not None and view.epoch < self.view.epoch:
+            return []
+        if self.view is None or view.epoch != self.view.epoch:
+            self._topology_bytes = self._trusted(view.topology).encode()
+            self._owned = view.owned_by(self.settings.peer)
+        self.view = view
+        self.now = now
+        self.wants_refresh = False
+        self.healer.install(view, now)
+        early, self._early, self._early_bytes = self._early, deque(), 0
+        return [reply for request in early for reply in self._handle(request, now)]
+
+    def next_commit(self, now: int) -> Commit | None:
+        """Return the writes that wait, as one commit; None when none does."""
+        if not self._waiting:
+            return None
+        group: list[WaitingWrite] = []
+        weight = 0
+        while self._waiting and weight < COMMIT_BYTES:
+            group.append(self._waiting.popleft())
+            weight += group[-1].weight
+        self._in_commit += weight
+        self._commit_began = now
+        rules = Rules(
+            now,
+            self.settings.max_clock_skew_ms,
+            self.holdings.floor,
+            self.holdings.promises(now),
+            self.holdings.horizons[:],
+            self._owned,
+            self.store.has_room(self.settings.disk_reserve),
+        )
+        return Commit(group, rules)
+
+    def committed(self, commit: Commit, now: int) -> list[Reply]:
+        """Take back a commit that was run; returns the acks."""
+        weight = sum(one.weight for one in commit.waiting)
+        self._in_commit -= weight
+        self._waiting_bytes -= weight
+        self.failure = self.failure or commit.fatal
+        self.counts["commits"] += 1
+        mean = max(0, now - self._commit_began) / max(1, len(commit.waiting))
+        self._write_ms += (mean - self._write_ms) / 4
+        self.holdings.changed(commit.changed, now)
+        for internal, error in commit.done:
+            internal.done(error)
+        self._settled += len(commit.waiting)
+        while self._settling and self._settling[0][0] <= self._settled:
+            self._settling.popleft()[1]()
+        return [
+            self._reply(ticket.sender, ticket.correlation, message, now)
+            for ticket, message in commit.replies
+        ]
+
+    @property
+    def has_work(self) -> bool:
+        """Whether writes wait for a commit, or are in one."""
+        return bool(self._waiting or self._in_commit)
+
+    def why_not_ready(self) -> str | None:
+        """Return None when the peer serves requests, else the reason why not."""
+        if self.stopping:
+            return "the peer is stopping"
+        if self.not_ready is not None:
+            return self.not_ready
+        if self.view is not None and not self.healer.recollected:
+            return "the peer is asking the others whether its store is as new as it was"
+        if self.view is None:
+            return "the peer has not joined a cluster"
+        if not self.view.topology.formed:
+            return str(self._forming(self.view))
+        member = self.view.members.get(self.settings.peer)
+        if member is None:
+            return "the peer is not a member of the cluster"
+        if not member.synced:
+            return "the peer's store is new or too old, and is being filled from other replicas"
+        if member.state is State.JOINING:
+            return "the peer is joining; its data is being copied from other replicas"
+        return self.store.check_writable()
+
+    # -- inside
+
+    def _handle(self, request: Request, now: int) -> list[Reply]:
+        correlation, _, deadline, message = request.envelope
+        if deadline and deadline < now:
+            self.counts["late"] += 1
+            return []
+        self.counts[type(message).__name__] += 1
+        try:
+            answer = self._answer(request, now)
+        except StoreError as error:
+            # The disk, or the file, failed: this peer must stop, and others must answer.
+            self.failure = self.failure or error
+            answer = Error.of(NotReady(f"{self.settings.peer}: {error}"))
+        except DStashError as error:
+            self.counts[f"refused:{type(error).__name__}"] += 1
+            answer = Error.of(error)
+        return [] if answer is None else [self._reply(request.sender, correlation, answer, now)]
+
+    def _answer(self, request: Request, now: int) -> Message | None:
+        sender, envelope = request.sender, request.envelope
+        message = envelope.message
+        if self._authority is not None:
+            self._authority.check(request.user, message)
+        if isinstance(message, Order):
+            self._orders.append(self._await_order(sender, envelope.correlation, message))
+            return None
+        plain = _PLAIN.get(type(message))
+        if plain is not None:
+            return plain(self, message, now)
+        if type(message) not in _DATA and type(message) not in _QUESTIONS:
+            raise ProtocolError(f"a {type(message).__name__} is not a request")
+        if self._is_early(envelope):
+            self._wait_for_topology(request)
+            return None
+        self._check_ready(envelope)
+        self._check_membership(request)
+        if isinstance(message, _READS):
+            self._check_synced()
+            self._patience.served()
+            return self._read(message, self._keyspace(message.index), now)
+        self._begin(sender, envelope, now)
+        return None
+
+    def _begin(self, sender: bytes, envelope: Envelope, now: int) -> None:
+        """Begin what is answered later, or never."""
+        correlation, message = envelope.correlation, envelope.message
+        if isinstance(message, _WRITES):
+            self._check_recollected()
+            self._enqueue(sender, correlation, message, self._keyspace(message.index))
+        elif isinstance(message, Push):
+            self._enqueue(sender, correlation, message, None)
+        elif isinstance(message, Hint):
+            self._take_hint(message, now)
+        else:
+            self._begin_answer(sender, envelope, _QUESTIONS[type(message)], now)
+
+    def _is_early(self, envelope: Envelope) -> bool:
+        return self.view is not None and envelope.epoch > self.view.epoch
+
+    def _wait_for_topology(self, request: Request) -> None:
+        waiting = self._early_bytes + request.size
+        if len(self._early) >= _PATIENT or waiting > self.settings.max_waiting_bytes:
+            raise self._busy("too many requests wait for the topology")
+        # One look for all that wait: an epoch that was made up must not keep the keeper busy.
+        self.wants_refresh = self.wants_refresh or not self._early
+        self._early.append(request)
+        self._early_bytes = waiting
+
+    def _give_up_early(self, now: int) -> list[Reply]:
+        """Answer those that have waited too long: nobody here knows of their epoch."""
+        replies = []
+        while self._early and now - self._early[0].came > _PATIENCE_MS:
+            request = self._early.popleft()
+            self._early_bytes -= request.size
+            error = NotReady(f"epoch {request.envelope.epoch} is not known here")
+            correlation = request.envelope.correlation
+            replies.append(self._reply(request.sender, correlation, Error.of(error), now))
+        return replies
+
+    def _check_membership(self, request: Request) -> None:
+        """Refuse what only peers may ask to those that the topology does not list."""
+        authority, view = self._authority, self.view
+        if authority is None or view is None:
+            return
+        if authority.needs_membership(request.user, request.envelope.message) and not any(
+            member.key == request.user for member in view.topology.members
+        ):
+            raise Unauthorised("no member of the cluster has this key")
+
+    def _trusted(self, topology: Topology) -> Topology:
+        """Return the topology as others may know it: without keys that nobody here vouches for.
+
+        Who can write to the membership can add a member, but cannot make anyone talk to it.
+        """
+        authority = self._authority
+        if authority is None:
+            return topology
+        members = tuple(
+            one if authority.is_peer(one.key) else replace(one, key="") for one in topology.members
+        )
+        return replace(topology, members=members)
+
+    def _check_ready(self, envelope: Envelope) -> None:
+        view = self.view
+        if self.stopping or self.not_ready or view is None:
+            raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
+        if envelope.epoch < view.epoch:
+            raise StaleEpoch(
+                f"epoch {envelope.epoch} is over; now is {view.epoch}",
+                topology=self._topology_bytes,
+            )
+        if not view.topology.formed:
+            raise self._forming(view)
+
+    def _forming(self, view: View) -> Forming:
+        topology = view.topology
+        return Forming(
+            f"cluster {topology.cluster!r} has {len(topology.members)} of at least "
+            f"{topology.min_peers} peers (min_peers)"
+        )
+
+    def _keyspace(self, index: str) -> Keyspace:
+        return keyspace(check_index(index), self._owned)
+
+    def _check_recollected(self) -> None:
+        if not self.healer.recollected:
+            raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
+
+    def _check_synced(self) -> None:
+        self._check_recollected()
+        member = self.view.members.get(self.settings.peer) if self.view else None
+        if member is None or not member.synced:
+            raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
+
+    def _enqueue(
+        self,
+        sender: bytes,
+        correlation: int,
+        message: Put | Delete | Apply | Push,
+        space: Keyspace | None,
+    ) -> None:
+        weight = len(message.keys) + len(
+            getattr(message, "payloads", b"") or getattr(message, "records", b"")
+        )
+        if self._waiting_bytes + weight > max(self.settings.max_waiting_bytes, weight):
+            raise self._busy("too many writes wait for the disk")
+        self._check_requests()
+        self._patience.served()
+        self._wait(WaitingWrite(Ticket(sender, correlation), message, space, weight))
+
+    def _check_requests(self) -> None:
+        in_hand = self._accepted - self._settled + self._asked
+        delay = round(in_hand * self._write_ms)
+        if in_hand >= self.settings.max_requests or (in_hand > _FEW and delay > _LONG_MS):
+            raise self._busy("too many requests are in hand")
+
+    def _busy(self, text: str) -> Busy:
+        return Busy(text, retry_after_ms=self._patience.sent_away())
+
+    def _wait(self, write: WaitingWrite) -> None:
+        self._waiting_bytes += write.weight
+        self._accepted += 1
+        self._waiting.append(write)
+
+    # -- for the tasks
+
+    def _commit_internal(self, merge: Merge, done: Callable[[DStashError | None], None]) -> None:
+        weight = sum(len(key) + len(record) for key, record in merge.entries)
+        self._wait(WaitingWrite(Ticket(b"", 0), Internal(merge, done), None, weight))
+
+    def _settle(self, done: Callable[[], None]) -> None:
+        if self._settled == self._accepted:
+            done()
+        else:
+            self._settling.append((self._accepted, done))
+
+    def _epoch(self) -> int:
+        return self.view.epoch if self.view else 0
+
+    def _current_view(self) -> View:
+        if self.view is None:
+            raise AssertionError("a task began before the view was known")
+        return self.view
+
+    def _current_time(self) -> int:
+        return self.now
+
+    def _begin_answer(
+        self, sender: bytes, envelope: Envelope, answer: Callable[..., Answering], now: int
+    ) -> None:
+        correlation = envelope.correlation
+        self._check_requests()
+        self._asked += 1
+
+        def ended(result: Message, failure: DStashError | None) -> None:
+            self._asked -= 1
+            message = result if failure is None else Error.of(failure)
+            self._answers.append(self._reply(sender, correlation, message, self.now))
+
+        task = answer(self.holdings, envelope.message, now)
+        self.scheduler.spawn(f"answer:{type(envelope.message).__name__}", task, ended)
+
+    def _await_order(self, sender: bytes, correlation: int, order: Order) -> PendingOrder:
+        def answer(message: Message, now: int) -> list[Reply]:
+            return [self._reply(sender, correlation, message, now)]
+
+        return PendingOrder(order, answer)
+
+    def _take_hint(self, hint: Hint, now: int) -> None:
+        if self.view is not None and hint.peer in self.view.members:
+            keys = codec.unpack_keys(hint.keys)
+            self.hints.add(hint.peer, locate(self._keyspace(hint.index), keys), now)
+
+    def _read(self, message: Message, space: Keyspace, now: int) -> Message:
+        with self.store.snapshot() as snapshot:
+            if isinstance(message, Lookup):
+                keys = codec.unpack_keys(message.keys)
+                return look_up(snapshot, space, keys, message.want, now)
+            if isinstance(message, Fetch):
+                return fetch(snapshot, space, codec.unpack_keys(message.keys))
+            if isinstance(message, Scan | ScanKeys | Count):
+                builder = PageBuilder(snapshot, space, _span(message), now)
+                return builder.build(
+                    with_keys=not isinstance(message, Count),
+                    with_values=isinstance(message, Scan),
+                )
+        raise AssertionError(f"{type(message).__name__} is in _DATA, but is not handled")
+
+    def _hello(self, hello: Hello, now: int) -> Message:
+        if hello.cluster not in ("", self.settings.cluster):
+            raise WrongCluster(f"this is cluster {self.settings.cluster!r}, not {hello.cluster!r}")
+        if self.view is None:
+            raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
+        return Welcome(
+            self.settings.cluster,
+            self.settings.peer,
+            LOWEST_PROTOCOL,
+            HIGHEST_PROTOCOL,
+            LIMITS,
+            self._topology_bytes,
+            sorted(self.view.alive),
+        )
+
+    def _ask_topology(self, message: AskTopology, now: int) -> Message:
+        if self.view is None:
+            raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
+        return TopologyIs(self._topology_bytes, sorted(self.view.alive))
+
+    def _ping(self, message: Ping, now: int) -> Message:
+        return Pong()
+
+    def _status(self, message: AskStatus, now: int) -> Message:
+        return StatusIs(self.status())
+
+    def status(self) -> dict[str, Any]:
+        """Return plain facts about this peer."""
+        stats = self.store.stats()
+        return {
+            "ready": self.why_not_ready() is None,
+            "why_not_ready": self.why_not_ready() or "",
+            "records": stats.records,
+            "used_bytes": stats.used_bytes,
+            "map_bytes": stats.map_bytes,
+            "free_bytes": stats.free_bytes,
+            "waiting_bytes": self._waiting_bytes,
+            "epoch": self._epoch(),
+            "uptime_s": (self.now - self._started) // 1000,
+            "version": __version__,
+            "healing": self.healer.facts(),
+            "counts": dict(self.counts),
+        }
+
+    def _reply(self, to: bytes, correlation: int, message: Message, now: int) -> Reply:
+        epoch = self.view.epoch if self.view else 0
+        return Reply(to, encode(Envelope(correlation, epoch, now, message)))
+
+
+#: Announced in ``Welcome``, so that clients in other languages need not guess.
+LIMITS: Final = {
+    "partitions": PARTITIONS,
+    "index_bytes": MAX_INDEX_BYTES,
+    "key_bytes": MAX_KEY_BYTES,
+    "value_bytes": MAX_VALUE_BYTES,
+    "message_bytes": MAX_FRAME_BYTES,
+    "keys_per_frame": MAX_KEYS_PER_FRAME,
+}
+
+#: Requests that are answered whatever the state of the cluster.
+_PLAIN: Final[dict[type, Callable[[PeerCore, Any, int], Message]]] = {
+    Hello: PeerCore._hello,
+    Ping: PeerCore._ping,
+    AskTopology: PeerCore._ask_topology,
+    AskStatus: PeerCore._status,
+}
+
+#: Requests about keys: they need a formed cluster, a current epoch and an index.
+_READS: Final = (Lookup, Fetch, Scan, ScanKeys, Count)
+_WRITES: Final = (Put, Delete, Apply)
+_DATA: Final = {*_READS, *_WRITES, Push, Hint}
+
+#: Questions of other peers, answered by tasks.
+_QUESTIONS: Final[dict[type, Callable[..., Answering]]] = {
+    AskDigests: answering.digests,
+    AskBuckets: answering.buckets,
+    AskVersions: answering.versions,
+    AskCopy: answering.copy,
+    Pull: answering.pull,
+    AskFloor: answering.floor,
+    AskSeen: answering.seen,
+    SetHorizon: answering.horizon,
+}
+
+
+def _span(message: Scan | ScanKeys | Count) -> Span:
+    packed = message.partitions
+    if len(packed) % 2 or len(packed) > 2 * PARTITIONS:
+        raise ProtocolError("partitions are not a sequence of 16-bit numbers")
+    partitions = [int.from_bytes(packed[i : i + 2], "big") for i in range(0, len(packed), 2)]
+    if max(partitions, default=0) >= PARTITIONS:
+        raise ProtocolError(f"a partition is not below {PARTITIONS}")
+    return Span(
+        message.prefix,
+        partitions,
+        message.after,
+        max(1, min(message.max_keys, MAX_KEYS_PER_FRAME)),
+        max(1, min(message.max_bytes, MAX_FRAME_BYTES // 4)),
+    )

@@ -1,0 +1,306 @@
+"""Puts a peer together from its settings, runs it, and takes it apart again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import structlog
+
+from dstash.cluster.consul import ConsulMembership
+from dstash.cluster.local import LocalMembership
+from dstash.cluster.membership import Announcement, Membership
+from dstash.config import PeerSettings
+from dstash.errors import CorruptStore, DStashError, ForeignStore, UsageError
+from dstash.peer.core import PeerCore, Settings
+from dstash.peer.guard import open_door
+from dstash.peer.healer import Pace
+from dstash.peer.http import Answer, HttpServer
+from dstash.peer.keeper import Keeper
+from dstash.peer.metrics import PeerMetrics
+from dstash.peer.notify import notify
+from dstash.peer.server import PeerServer, wall
+from dstash.store.lmdb import LmdbStore, set_aside
+from dstash.types import Durability
+from dstash.wire.connections import Limits
+from dstash.wire.security import Doorkeeper
+from dstash.wire.sockets import Context, Router
+
+_log = structlog.get_logger("dstash.peer")
+
+#: A loop that has not turned for so long (seconds) hangs.
+_HANGING = 10.0
+
+
+class Daemon:
+    """One peer process.
+
+    Raises (from the constructor, with nothing left open):
+        StoreError: the data directory cannot be used.
+        UsageError: an address cannot be bound.
+        MembershipError: the id is in use, or the membership does not answer.
+    """
+
+    def __init__(self, settings: PeerSettings) -> None:
+        self.settings = settings
+        self._undo: list[Any] = []
+        self._started = time.monotonic()
+        try:
+            self._build()
+        except BaseException:
+            self._take_apart()
+            raise
+
+    def _build(self) -> None:
+        settings = self.settings
+        self._door = open_door(settings)
+        store = open_store(settings)
+        self._undo.append(lambda: store.close())
+        self.peer = _peer_id(settings, store)
+        membership = open_membership(settings)
+        self._undo.append(membership.close)
+        if was_removed(store, self.peer, membership):
+            store.close()
+            aside = set_aside(settings.data_dir)
+            _log.warning("this peer was removed; it joins empty", old_store=str(aside))
+            store = LmdbStore(settings.data_dir, settings.durability)
+        context = Context(keys=self._door.keys)
+        self._undo.append(context.close)
+        router = self._open_router(context)
+        self._undo.append(lambda: router.close_after(0))
+        self.core = PeerCore(
+            Settings(
+                self.peer,
+                settings.cluster,
+                settings.max_clock_skew_ms,
+                settings.hint_limit,
+                round(settings.hint_max_age * 1000),
+                Pace(
+                    round(settings.compare_interval * 1000),
+                    round(settings.bury_interval * 1000),
+                    round(settings.bury_lag * 1000),
+                ),
+                settings.disk_reserve,
+                max_waiting_bytes=settings.max_bytes_in_hand,
+                max_requests=settings.max_requests_in_hand,
+            ),
+            store,
+            wall(),
+        )
+        self.server = PeerServer(
+            self.core,
+            router,
+            context,
+            drain=settings.drain_seconds,
+            way=self._door.way,
+        )
+        self.http = self._open_http()
+        self.address = _advertised(settings, router.address)
+        self.plain = _advertised(settings, router.plain_address) if router.plain_address else ""
+        self._store = store
+        self.keeper = self._open_keeper(store, membership)
+
+    def _open_router(self, context: Context) -> Router:
+        settings, guard = self.settings, self._door.guard
+        if guard is not None:
+            Doorkeeper(context, guard.admits)
+            self._undo.append(guard.stop)
+        host, plain = _bracketed(settings.bind), settings.plain_port
+        return Router(
+            context,
+            f"tcp://{host}:{settings.port}",
+            None if plain is None else f"tcp://{host}:{plain}",
+            Limits.of(settings.max_connections, settings.max_bytes_in_hand),
+        )
+
+    def _open_http(self) -> HttpServer | None:
+        if self.settings.http_port is None:
+            return None
+        pages = {
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+            "/status": self._status,
+            "/metrics": PeerMetrics(self.server, self.core).page,
+        }
+        http = HttpServer(self.settings.http_bind, self.settings.http_port, pages)
+        self._undo.append(http.stop)
+        return http
+
+    def _open_keeper(self, store: LmdbStore, membership: Membership) -> Keeper:
+        settings = self.settings
+        announcement = Announcement(
+            peer=self.peer,
+            address=self.address,
+            store_id=store.store_id,
+            zone=settings.zone or socket.gethostname(),
+            weight=settings.weight,
+            http=self.http.address if self.http else "",
+            key=self._door.keys.public if self._door.keys else "",
+            plain=self.plain,
+        )
+        keeper = Keeper(
+            membership,
+            announcement,
+            store,
+            cluster=settings.cluster,
+            replicas=settings.replicas,
+            min_peers=settings.min_peers,
+            waits_to_be_added=settings.join == "manual",
+            down_out_after=settings.down_out_after,
+            publish=self.server.install,
+            removed=self.server.stop,
+        )
+        self._undo.append(keeper.stop)
+        self.server.attach(keeper)
+        keeper.join()
+        return keeper
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; raises ``StoreFailed`` when the disk fails."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self._watch_keys()
+        self.core.not_ready = None
+        if self.http:
+            self.http.start()
+        self._start_syncing()
+        self.keeper.start()
+        _log.info(
+            "serving",
+            peer=self.peer,
+            address=self.address,
+            cluster=self.settings.cluster,
+            http=self.http.address if self.http else None,
+        )
+        notify("READY=1")  # it listens; whether the cluster is formed is for /readyz
+        try:
+            self.server.run()
+        finally:
+            notify("STOPPING=1")
+            self._take_apart()
+        _log.info("stopped", peer=self.peer)
+
+    def _watch_keys(self) -> None:
+        guard = self._door.guard
+        signal.signal(signal.SIGHUP, lambda *_: guard.reload() if guard else None)
+        if guard is not None:
+            self.core.authorise(guard.authority)
+            guard.start(self.server.authorise)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.server.stop()
+
+    def _start_syncing(self) -> None:
+        if self.settings.durability is Durability.INTERVAL:
+            stop = threading.Event()
+            thread = threading.Thread(target=self._sync_often, args=(stop,), daemon=True)
+            self._undo += [thread.join, stop.set]  # last first: told to stop, then waited for
+            thread.start()
+
+    def _sync_often(self, stop: threading.Event) -> None:
+        while not stop.wait(self.settings.sync_interval_ms / 1000):
+            try:
+                self._store.sync()
+            except DStashError as error:  # the store takes no more writes: the loop sees and stops
+                _log.error("sync failed", error=str(error))
+                return
+
+    def _take_apart(self) -> None:
+        """Undo what was built, last first; one failure does not keep the rest from it."""
+        while self._undo:
+            undo = self._undo.pop()
+            try:
+                undo()
+            except Exception:
+                _log.exception("could not close cleanly")
+
+    # -- pages
+
+    def _healthz(self) -> Answer:
+        quiet = self.server.seconds_since_turn()
+        hangs = quiet > _HANGING
+        return Answer.json(503 if hangs else 200, {"healthy": not hangs, "seconds_quiet": quiet})
+
+    def _readyz(self) -> Answer:
+        why = self.core.why_not_ready()
+        return Answer.json(503 if why else 200, {"ready": why is None, "why": why})
+
+    def _status(self) -> Answer:
+        return Answer.json(200, self.core.status() | {"id": self.peer, "pid": os.getpid()})
+
+
+def open_membership(settings: PeerSettings) -> Membership:
+    """Return the membership that the settings name."""
+    if settings.membership == "local":
+        return LocalMembership(settings.membership_dir(), settings.cluster)
+    return ConsulMembership(
+        settings.consul,
+        settings.cluster,
+        token=settings.token(),
+        ca_file=settings.consul_ca_file,
+        cert_file=settings.consul_cert_file,
+        key_file=settings.consul_key_file,
+    )
+
+
+def open_store(settings: PeerSettings) -> LmdbStore:
+    """Open the store; set a damaged one aside if the settings allow it.
+
+    Raises:
+        StoreError: it cannot be used.
+    """
+    try:
+        return LmdbStore(settings.data_dir, settings.durability)
+    except CorruptStore as error:
+        if settings.on_corrupt == "stop":
+            raise CorruptStore(
+                f"{error}; start with on_corrupt = 'resync' to set it aside and fill a new store "
+                "from the other replicas"
+            ) from None
+        aside = set_aside(settings.data_dir)
+        _log.error("the store is damaged; set aside", error=str(error), old_store=str(aside))
+        return LmdbStore(settings.data_dir, settings.durability)
+
+
+def was_removed(store: LmdbStore, peer: str, membership: Membership) -> bool:
+    """Whether a store belongs to a peer that its cluster has gone on without.
+
+    What was deleted in the meantime must not come back with it.
+    """
+    identity, topology = store.identity, membership.read().topology
+    return (
+        identity is not None
+        and topology is not None
+        and topology.formed
+        and topology.cluster_id == identity.cluster
+        and topology.member(peer) is None
+    )
+
+
+def _peer_id(settings: PeerSettings, store: LmdbStore) -> str:
+    kept = store.identity.peer if store.identity else None
+    if kept is not None and settings.id not in (None, kept):
+        raise ForeignStore(
+            f"data directory {settings.data_dir} belongs to peer {kept!r}, not to {settings.id!r}"
+        )
+    return kept or settings.id or settings.data_dir.resolve().name
+
+
+def _advertised(settings: PeerSettings, bound: str) -> str:
+    port = bound.rsplit(":", 1)[1]
+    if settings.advertise:
+        host, _, given = settings.advertise.rpartition(":")
+        whole = settings.advertise if host and given.isdigit() else f"{settings.advertise}:{port}"
+        return f"tcp://{whole}"
+    if settings.bind in ("0.0.0.0", "::", "*"):  # noqa: S104  # compared, not bound
+        raise UsageError(f"bind = {settings.bind!r} needs advertise: the host others connect to")
+    return f"tcp://{_bracketed(settings.bind)}:{port}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

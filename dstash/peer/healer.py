@@ -1,0 +1,284 @@
+"""Decides which background tasks a peer needs, from its view and the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from dstash.cluster import changing
+from dstash.cluster.antientropy import compare_all
+from dstash.cluster.burying import agree_all, bury_all, vacate
+from dstash.cluster.filling import fill
+from dstash.cluster.hints import Hints, replay
+from dstash.cluster.joining import is_newcomer
+from dstash.cluster.remembering import recollect, tell_all
+from dstash.cluster.replica import Progress, Replica
+from dstash.cluster.switching import conductor, witness
+from dstash.cluster.syncing import FILLERS, ask
+from dstash.cluster.tasks import Merge, Pause, Scheduler, Task
+from dstash.cluster.topology import Topology
+from dstash.cluster.view import View
+from dstash.errors import DStashError
+from dstash.limits import PARTITIONS
+from dstash.wire.messages import AskTopology, TopologyIs
+
+#: A step that should be made in the topology; returns None when it is moot.
+Proposal = Callable[[Topology], Topology | None]
+
+#: How long (milliseconds) a peer is left alone that would not take its hints.
+_REPLAY_PAUSE_MS: Final = 1000
+#: Each round of comparison works out so many digests anew, which finds damage on disk.
+_SCRUBBED_PER_ROUND: Final = PARTITIONS // 360 + 1
+
+
+class Pace(NamedTuple):
+    """How often things are done (milliseconds)."""
+
+    compare_ms: int = 10_000
+    bury_ms: int = 30_000
+    bury_lag_ms: int = 30_000
+
+
+class Healer:
+    """Keeps one peer's replicas equal to those of the others.
+
+    ``proposals`` collects what should change in the topology, for the shell to carry out.
+    """
+
+    def __init__(
+        self, replica: Replica, scheduler: Scheduler, hints: Hints, pace: Pace, now: int
+    ) -> None:
+        self.replica = replica
+        self.hints = hints
+        self.proposals: list[Proposal] = []
+        self._scheduler = scheduler
+        self._pace = pace
+        self._view: View | None = None
+        self._filling: tuple[Any, ...] | None = None
+        self._unfilled: set[int] = set()
+        self._ending = 0
+        self._next_compare = now + pace.compare_ms // 5
+        self._next_bury = now + pace.bury_ms
+        self._scrubbed = 0
+        self._replay_after: dict[str, int] = {}
+        #: Whether the others were asked what they remember of this store.
+        self.recollected = False
+
+    def install(self, view: View, now: int) -> None:
+        """Take a new view: begin, or stop, filling; look at peers that are back."""
+        before, self._view = self._view, view
+        if before is None:
+            self._recollect(view)
+        if before is not None and view.alive - before.alive:
+            self._next_compare = min(self._next_compare, now + 1000)
+        self._forget_old_stores(before, view)
+        self.recollected = self.recollected or not self._votes(view)
+        if before is None or before.epoch != view.epoch:
+            self._fill_if_needed(view)
+            self._vacate_if_needed(before, view)
+            for peer in self.hints.waiting():
+                if peer not in view.members:
+                    self.hints.forget(peer)
+
+    def tick(self, now: int) -> None:
+        """Begin what is due."""
+        view = self._view
+        if view is None or self.replica.me not in view.members:
+            return
+        for peer in self.hints.waiting():
+            if peer in view.alive and now >= self._replay_after.get(peer, 0):
+                self._replay(peer)
+        if now >= self._next_compare:
+            self._next_compare = now + self._pace.compare_ms
+            self.hints.age(now)
+            self._scrub_some()
+            self._once("compare", self._compare)
+        if now >= self._next_bury:
+            self._next_bury = now + self._pace.bury_ms
+            self._once("bury", self._bury)
+        self._end_if_switched(view)
+
+    def facts(self) -> dict[str, Any]:
+        """Return how healing goes, for people."""
+        progress = self.replica.progress
+        return {
+            "filling": len(self._unfilled),
+            "filling_of": progress.partitions,
+            "filling_ms": progress.milliseconds(self.replica.now()),
+            "filled_records": progress.records,
+            "filled_bytes": progress.bytes,
+            "healed_records": self.replica.healed,
+            "hints": self.hints.facts(),
+            "damaged_found": self.replica.holdings.damaged_found,
+        }
+
+    # -- inside
+
+    def _replay(self, peer: str) -> None:
+        """Replay hints; a peer that refuses them is left alone for a while, not asked at once."""
+
+        def ended(result: Any, failure: DStashError | None) -> None:
+            if failure is not None:
+                self._replay_after[peer] = self.replica.now() + _REPLAY_PAUSE_MS
+
+        name = f"hints:{peer}"
+        if not self._scheduler.running(name):
+            self._scheduler.spawn(name, replay(self.replica, self.hints, peer), ended)
+
+    def _once(self, name: str, make: Callable[..., Task], *arguments: Any) -> None:
+        if not self._scheduler.running(name):
+            self._scheduler.spawn(name, make(*arguments))
+
+    def _recollect(self, view: View) -> None:
+        if not self._votes(view):
+            self.recollected = True
+            return
+        store_id = view.members[self.replica.me].store_id
+
+        def ended(is_old: Any, failure: DStashError | None) -> None:
+            if is_old:
+                me = self.replica.me
+                self.proposals.append(lambda latest: changing.lost(latest, me, store_id))
+            self.recollected = not is_old
+
+        self._scheduler.spawn("recollect", recollect(self.replica), ended)
+
+    def _votes(self, view: View) -> bool:
+        """Whether others count on what this peer's store holds."""
+        member, change = view.members.get(self.replica.me), view.topology.change
+        if member is None or not member.synced:
+            return False
+        is_complete = change is not None and member.id in change.complete
+        return is_complete or not is_newcomer(view.topology, member)
+
+    def _forget_old_stores(self, before: View | None, view: View) -> None:
+        """Forget what was seen of a store when its peer has another one, or has left."""
+        seen, known = self.replica.holdings.seen, before.members if before else {}
+        for peer in list(seen):
+            was, member = known.get(peer), view.members.get(peer)
+            if member is None or (was is not None and was.store_id != member.store_id):
+                del seen[peer]
+
+    def _compare(self) -> Task:
+        yield from tell_all(self.replica)
+        yield from compare_all(self.replica)
+
+    def _bury(self) -> Task:
+        yield from agree_all(self.replica, self._pace.bury_lag_ms)
+        yield from bury_all(self.replica)
+
+    def _scrub_some(self) -> None:
+        for _ in range(_SCRUBBED_PER_ROUND):
+            self._scrubbed = (self._scrubbed + 1) % PARTITIONS
+            self.replica.holdings.forget_digest(self._scrubbed)
+
+    def _fill_if_needed(self, view: View) -> None:
+        wanted = self._wanted(view)
+        purpose = None if wanted is None else wanted[0]
+        if purpose == self._filling:
+            return
+        self._scheduler.cancel("fill:")
+        self._filling = purpose
+        self._unfilled = set()
+        if wanted is not None:
+            self._begin_filling(*wanted)
+
+    def _wanted(self, view: View) -> tuple[tuple[Any, ...], list[int], Proposal] | None:
+        """Return the purpose, the partitions and the final step of what must be filled."""
+        topology, me = view.topology, self.replica.me
+        member = view.members.get(me)
+        if member is None:
+            return None
+        if not member.synced:
+            held = [number for number in range(PARTITIONS) if me in view.readers[number]]
+            store_id = member.store_id
+            return (
+                ("store", store_id, view.readers),
+                held,
+                lambda latest: changing.filled(latest, me, store_id),
+            )
+        change = topology.change
+        if change is None or change.switched or change.paused or me in change.complete:
+            return None
+        gained = changing.gains(topology, me)
+        if not gained:
+            return None
+        number = change.number
+        return ("change", number), gained, lambda latest: changing.complete(latest, me, number)
+
+    def _begin_filling(
+        self, purpose: tuple[Any, ...], partitions: list[int], step: Proposal
+    ) -> None:
+        self._unfilled = set(partitions)
+        progress = Progress(len(partitions), self.replica.now())
+        self.replica.progress = progress
+        fillers = [partitions[begin::FILLERS] for begin in range(FILLERS)]
+        working = sum(map(bool, fillers))
+
+        def ended(result: Any, failure: DStashError | None) -> None:
+            nonlocal working
+            working -= 1
+            if not working and self._filling == purpose and not self._unfilled:
+                progress.ended = self.replica.now()
+                self.proposals.append(step)
+
+        if not working:
+            self.proposals.append(step)
+        for number, share in enumerate(fillers):
+            if share:
+                task = fill(self.replica, share, self._unfilled.discard)
+                self._scheduler.spawn(f"fill:{number}", task, ended)
+
+    def _end_if_switched(self, view: View) -> None:
+        change = view.topology.change
+        if change is None or not change.switched or self._ending == change.number:
+            return
+        if conductor(view) != self.replica.me:
+            return
+        number = self._ending = change.number
+
+        def ended(result: Any, failure: DStashError | None) -> None:
+            self.proposals.append(lambda latest: changing.finish(latest, number))
+
+        self._scheduler.spawn("switch", witness(self.replica), ended)
+
+    def _vacate_if_needed(self, before: View | None, view: View) -> None:
+        me = self.replica.me
+        if view.topology.change is not None or me not in view.members:
+            self._scheduler.cancel("vacate")
+            return
+        moved = (
+            before is None
+            or before.topology.change is not None  # perhaps cancelled, half way
+            or before.readers is not view.readers
+        )
+        if moved and not self._scheduler.running("vacate"):
+            foreign = sorted(set(range(PARTITIONS)) - view.owned_by(me))
+            self._scheduler.spawn("vacate", _vacate_safely(self.replica, view.epoch, foreign))
+
+
+def _vacate_safely(replica: Replica, epoch: int, foreign: list[int]) -> Task:
+    """Drop partitions held no more, once every live peer has left the epoch that knew of them."""
+    full = []
+    for partition in foreign:
+        if replica.holdings.walk(partition, limit=1):
+            full.append(partition)
+        if partition % 32 == 0:
+            yield Pause()
+    if not full:
+        return
+    for peer in sorted(replica.view().alive - {replica.me}):
+        yield from _wait_for_epoch(replica, peer, epoch)
+    yield from vacate(replica, full)
+    yield Merge(marks=[replica.holdings.reset(full)])
+
+
+def _wait_for_epoch(replica: Replica, peer: str, epoch: int) -> Task:
+    while replica.is_alive(peer) and peer in replica.view().members:
+        try:
+            answer = yield from ask(peer, AskTopology(), TopologyIs)
+            if Topology.decode(answer.topology).epoch >= epoch:
+                return
+        except DStashError:
+            pass  # it may have gone: the loop's condition tells
+        yield Pause(500)

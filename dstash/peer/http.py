@@ -1,0 +1,81 @@
+"""Health over HTTP: ``/healthz`` (the process works) and ``/readyz`` (it serves requests)."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final, NamedTuple
+
+from dstash.errors import UsageError
+
+
+class Answer(NamedTuple):
+    """What a page says."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+
+    @classmethod
+    def json(cls, status: int, facts: dict[str, Any]) -> Answer:
+        """Return facts as JSON."""
+        return cls(status, json.dumps(facts).encode() + b"\n")
+
+
+Page = Callable[[], Answer]
+
+_NOT_FOUND: Final = Answer.json(404, {"error": "no such page"})
+
+
+class HttpServer:
+    """Serves pages by path, read-only.
+
+    Raises:
+        UsageError: the address cannot be bound.
+    """
+
+    def __init__(self, host: str, port: int, pages: dict[str, Page]) -> None:
+        handler = type("Handler", (_Handler,), {"pages": pages})
+        try:
+            self._server = ThreadingHTTPServer((host, port), handler)
+        except OSError as error:
+            raise UsageError(f"cannot serve HTTP on {host}:{port}: {error.strerror}") from None
+        self._server.daemon_threads = True
+        self.address = f"http://{host}:{self._server.server_address[1]}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="http", daemon=True
+        )
+
+    def start(self) -> None:
+        """Serve in the background."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop serving."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join(timeout=5)
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    pages: dict[str, Page]
+    timeout = 5  # a client that says nothing does not keep a thread
+    protocol_version = "HTTP/1.1"
+    server_version = "dstash"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        page = self.pages.get(self.path.split("?", 1)[0])
+        answer = page() if page is not None else _NOT_FOUND
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.content_type)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(answer.body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: probes come every second."""

@@ -1,0 +1,260 @@
+"""Keeps a peer in its cluster: announces it, joins it, and watches for changes, on one thread.
+
+When the membership does not answer, nothing changes: the peer serves with the view it has, and
+this thread goes on trying.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from dstash.cluster.changing import abandon, forget, ordered, switch
+from dstash.cluster.joining import found, join
+from dstash.cluster.membership import Announcement, Membership, Stored
+from dstash.cluster.topology import Topology
+from dstash.cluster.view import View
+from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable, ProtocolError
+from dstash.peer.healer import Proposal
+from dstash.store.interface import Identity, Store
+from dstash.wire.messages import Error, Message, Order, Ordered
+
+_log = structlog.get_logger("dstash.keeper")
+
+#: How long to wait for news (seconds) before looking anyway.
+_PATIENCE = 2.0
+
+#: Under which name the store keeps the newest topology, for the day the membership has lost it.
+_TOPOLOGY = b"topology"
+
+
+class Keeper:
+    """Keeps one peer in its cluster.
+
+    Args:
+        waits_to_be_added: join a formed cluster only by an operator's order.
+        down_out_after: seconds after which a dead member is made to leave; 0 for never.
+        publish: called with each new view, on this thread.
+        removed: called when the peer is no longer a member.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        announcement: Announcement,
+        store: Store,
+        *,
+        cluster: str,
+        replicas: int,
+        min_peers: int,
+        waits_to_be_added: bool,
+        down_out_after: float,
+        publish: Callable[[View], None],
+        removed: Callable[[], None],
+    ) -> None:
+        self._membership = membership
+        self._announcement = announcement
+        self._store = store
+        self._cluster = cluster
+        self._replicas = replicas
+        self._min_peers = min_peers
+        self._waits_to_be_added = waits_to_be_added
+        self._down_out_after = down_out_after
+        self._publish = publish
+        self._removed = removed
+        self._proposals: deque[Proposal] = deque()
+        self._orders: deque[tuple[Order, Callable[[Message], None]]] = deque()
+        self._down_since: dict[str, float] = {}
+        self._view: View | None = None
+        self._reachable = True
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+
+    def join(self) -> View:
+        """Take the lock and a place in the topology; returns the first view.
+
+        Raises:
+            PeerIdInUse: a live process has this id.
+            ForeignStore: the store belongs to another cluster.
+            MembershipUnreachable: the membership does not answer.
+        """
+        self._membership.announce(self._announcement)
+        self._look()
+        if self._view is None:
+            raise MembershipUnreachable("the membership lost the topology while joining")
+        return self._view
+
+    def start(self) -> None:
+        """Watch in the background."""
+        self._thread.start()
+
+    def refresh(self) -> None:
+        """Look at the membership soon."""
+        self._membership.wake()
+
+    def propose(self, proposals: Iterable[Proposal]) -> None:
+        """Make steps in the topology soon: again and again, until each is made or moot."""
+        self._proposals.extend(proposals)
+        self._membership.wake()
+
+    def order(self, order: Order, answer: Callable[[Message], None]) -> None:
+        """Carry out an operator's order soon; ``answer`` is called on this object's thread."""
+        self._orders.append((order, answer))
+        self._membership.wake()
+
+    def stop(self) -> None:
+        """Stop watching and release the lock; the peer stays a member."""
+        self._stop.set()
+        self._membership.wake()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+        self._membership.close()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._membership.watch(_PATIENCE)
+                if not self._stop.is_set():
+                    self._carry_out_orders()
+                    self._look()
+                self._note_reachable(None)
+            except MembershipUnreachable as error:
+                self._note_reachable(error)
+                self._stop.wait(0.5)
+            except DStashError as error:
+                _log.error("membership is at odds with this peer", error=str(error))
+                self._stop.wait(1.0)
+
+    def _note_reachable(self, error: DStashError | None) -> None:
+        if error is not None and self._reachable:
+            _log.warning("membership out of reach; serving on with the last view", error=str(error))
+        elif error is None and not self._reachable:
+            _log.info("membership is back")
+        self._reachable = error is None
+
+    def _carry_out_orders(self) -> None:
+        while self._orders:
+            order, answer = self._orders[0]
+            try:
+                answer(Ordered(self._carry_out(order).encode()))
+            except DStashError as error:
+                answer(Error.of(error))
+            self._orders.popleft()
+
+    def _carry_out(self, order: Order) -> Topology:
+        while True:
+            stored = self._membership.read()
+            if stored.topology is None:
+                raise ChangeConflict("there is no topology yet")
+            alive = self._membership.alive()
+            wanted = ordered(stored.topology, alive, order.action, order.peers, order.rate)
+            if order.dry or self._membership.compare_and_set(wanted, stored.token):
+                _log.info("order", action=order.action, peers=order.peers, dry=order.dry)
+                return wanted
+
+    def _look(self) -> None:
+        """Bring topology and membership up to date with each other, and publish the view."""
+        while True:
+            stored = self._membership.read()
+            step = self._next_step(stored)
+            if step is None:
+                break
+            self._membership.compare_and_set(step, stored.token)
+        if stored.topology is not None:
+            self._adopt(stored.topology)
+
+    def _next_step(self, stored: Stored) -> Topology | None:
+        """Return what the topology should become, None when it is right as it is."""
+        topology = stored.topology
+        if topology is not None and self._was_removed(topology):
+            return None
+        step = self._restore_or_join(topology)
+        if step is not None or topology is None:
+            return step
+        while self._proposals:
+            step = self._proposals[0](topology)
+            if step is not None:
+                return step
+            self._proposals.popleft()
+        return switch(topology) or self._forget_the_dead(topology)
+
+    def _forget_the_dead(self, topology: Topology) -> Topology | None:
+        """Make members leave that have been dead for long, if others can take their data."""
+        alive = self._membership.alive()
+        now = time.monotonic()
+        self._down_since = {
+            member.id: self._down_since.get(member.id, now)
+            for member in topology.members
+            if member.id not in alive
+        }
+        if not self._down_out_after:
+            return None
+        expired = now - self._down_out_after
+        dead = [peer for peer, since in self._down_since.items() if since < expired]
+        step = forget if topology.change is None else abandon
+        return step(topology, dead, len(self._down_since))
+
+    def _was_removed(self, topology: Topology) -> bool:
+        me, view = self._announcement.peer, self._view
+        return (
+            view is not None
+            and view.topology.cluster_id == topology.cluster_id
+            and view.epoch < topology.epoch
+            and me in view.members
+            and topology.member(me) is None
+        )
+
+    def _restore_or_join(self, topology: Topology | None) -> Topology | None:
+        last = self._last()
+        if topology is None:
+            if last is not None:
+                _log.warning("the membership has lost the topology; restoring", epoch=last.epoch)
+                return last.next()
+            return found(
+                self._announcement, self._cluster, uuid.uuid4().hex, self._replicas, self._min_peers
+            )
+        is_same = last is not None and last.cluster_id == topology.cluster_id
+        if is_same and last is not None and last.epoch > topology.epoch:
+            return last.next()
+        self._check_cluster(topology)
+        is_new = topology.member(self._announcement.peer) is None
+        if is_new and topology.formed and self._waits_to_be_added:
+            return None
+        return join(topology, self._announcement)
+
+    def _last(self) -> Topology | None:
+        if self._view is not None:
+            return self._view.topology
+        kept = self._store.marked(_TOPOLOGY)
+        try:
+            return None if kept is None else Topology.decode(kept)
+        except ProtocolError:
+            return None
+
+    def _check_cluster(self, topology: Topology) -> None:
+        # Raises ForeignStore when the data directory is of another cluster.
+        self._store.adopt(
+            Identity(topology.cluster_id, self._announcement.peer, self._announcement.store_id)
+        )
+
+    def _adopt(self, topology: Topology) -> None:
+        self._check_cluster(topology)
+        if self._was_removed(topology):
+            _log.info("this peer was removed from the cluster", epoch=topology.epoch)
+            self._stop.set()
+            self._removed()
+            return
+        alive = frozenset(self._membership.alive())
+        before = self._view
+        if before is not None and (before.epoch, before.alive) == (topology.epoch, alive):
+            return
+        if before is None or before.epoch != topology.epoch:
+            self._store.mark(_TOPOLOGY, topology.encode())
+            _log.info("topology", epoch=topology.epoch, members=len(topology.members))
+        self._view = View(topology, alive)
+        self._publish(self._view)

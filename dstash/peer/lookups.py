@@ -1,0 +1,257 @@
+"""Answering reads from a snapshot: look-ups, whole records, pages. Pure, but for the snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
+
+from dstash.store.interface import Snapshot
+from dstash.store.record import (
+    ABSENT,
+    CHECKSUM_END,
+    HEAD_BYTES,
+    MASK,
+    PLAIN,
+    VERSION_END,
+    Keyspace,
+    is_intact,
+    is_live_head,
+)
+from dstash.types import RecordFlag
+from dstash.version import VERSION_BYTES
+from dstash.wire import codec
+from dstash.wire.messages import Frame, Page, Records, Values, Want
+
+#: A reply that grows beyond this is cut; the client asks for the rest.
+REPLY_BYTES: Final = 4 * 1024 * 1024
+
+#: Records a page looks at, at most: tombstones and other indexes cost time too.
+VISITS: Final = 20_000
+
+NIL: Final = b"\xc0"
+
+#: Plain numbers: arithmetic with flags takes longer than to look a key up.
+_VALUES: Final = Want.VALUES.value
+_DIGEST: Final = Want.DIGEST.value
+
+#: Records read before their weight is looked at.
+_RUN: Final = 32
+
+#: What stands for a record that is not there, where only heads are looked at.
+_NO_RECORD: Final = bytes(CHECKSUM_END) + ABSENT + bytes((RecordFlag.TOMBSTONE,)) + bytes(8)
+
+
+def look_up(
+    snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes], want: int, now: int
+) -> Values:
+    """Answer a look-up.
+
+    Raises:
+        Misrouted: a key whose partition is not held here.
+    """
+    if want & _VALUES:
+        return _look_up_values(snapshot, space, keys, want, now)
+    heads = _heads(snapshot, space, keys)
+    digest = _digest([one[:VERSION_BYTES] for one in heads]) if want & _DIGEST else b""
+    missing = [
+        place
+        for place, one in enumerate(heads)
+        if not one.endswith(PLAIN) and not _is_live_tail(one[VERSION_BYTES:], now)
+    ]
+    return Values(len(keys), digest, missing, [], Frame(codec.array_header(0)))
+
+
+def _look_up_values(
+    snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes], want: int, now: int
+) -> Values:
+    hashes = list(map(xxh3_64_intdigest, keys))
+    records = _read(snapshot, space, hashes, keys)
+    digest = digest_of(records) if want & _DIGEST else b""
+    payloads, missing, damaged = _payloads(space.salt, hashes, records, now)
+    return Values(len(records), digest, missing, damaged, Frame(codec.join_payloads(payloads)))
+
+
+def fetch(snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes]) -> Records:
+    """Answer a fetch of whole records; damaged ones are left out and named."""
+    records = _read(snapshot, space, list(map(xxh3_64_intdigest, keys)), keys)
+    damaged = [
+        place
+        for place, (key, record) in enumerate(zip(keys, records, strict=False))
+        if record is not None and not is_intact(record, key, space.salt)
+    ]
+    sound: list[bytes | None] = list(records)
+    for place in damaged:
+        sound[place] = None
+    return Records(damaged, Frame(codec.pack_blobs(sound)))
+
+
+def digest_of(records: Sequence[bytes | None]) -> bytes:
+    """Return a digest over the versions of records, in order."""
+    return _digest([ABSENT if one is None else one[CHECKSUM_END:VERSION_END] for one in records])
+
+
+def _digest(versions: Sequence[bytes]) -> bytes:
+    return xxh3_128_digest(b"".join(versions))
+
+
+def _read(
+    snapshot: Snapshot, space: Keyspace, hashes: Sequence[int], keys: Sequence[bytes]
+) -> list[bytes | None]:
+    """Return the records of keys; fewer when they would make the reply too large.
+
+    Read a few at a time: a request names many keys, and any value may be as large as allowed.
+    """
+    get, prefixes = snapshot.get, space.prefixes
+    records: list[bytes | None] = []
+    weight = 0
+    try:
+        for begin in range(0, len(keys), _RUN):
+            run = slice(begin, begin + _RUN)
+            records += [
+                get(prefixes[number & MASK] + key)  # type: ignore[operator]  # see Keyspace
+                for number, key in zip(hashes[run], keys[run], strict=True)
+            ]
+            weight += sum(map(len, filter(None, records[begin:])))
+            if weight > REPLY_BYTES:
+                return records[: _fitting(records)]
+    except TypeError:
+        raise space.misrouted() from None
+    return records
+
+
+def _heads(snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes]) -> list[bytes]:
+    """Return version, flags and expiry of each key, and keep nothing else of the records."""
+    get, prefixes = snapshot.get, space.prefixes
+    try:
+        return [
+            (
+                get(prefixes[xxh3_64_intdigest(key) & MASK] + key)  # type: ignore[operator]
+                or _NO_RECORD
+            )[CHECKSUM_END:HEAD_BYTES]
+            for key in keys
+        ]
+    except TypeError:
+        raise space.misrouted() from None
+
+
+def _fitting(records: Sequence[bytes | None]) -> int:
+    weight = 0
+    for place, record in enumerate(records):
+        weight += len(record or b"")
+        if weight > REPLY_BYTES:
+            return max(1, place)
+    return len(records)
+
+
+def _payloads(
+    salt: int, hashes: Sequence[int], records: Sequence[bytes | None], now: int
+) -> tuple[list[bytes], list[int], list[int]]:
+    """Return the payloads (nil where there is none to give), what is missing, what is damaged."""
+    payloads: list[bytes] = []
+    missing: list[int] = []
+    damaged: list[int] = []
+    add = payloads.append
+    for number, record in zip(hashes, records, strict=False):  # fewer, if they were cut
+        if record is None:
+            missing.append(len(payloads))
+            add(NIL)
+        elif (
+            xxh3_64_digest(record[CHECKSUM_END:], number ^ salt) != record[:CHECKSUM_END]
+            or len(record) < HEAD_BYTES
+        ):
+            damaged.append(len(payloads))
+            add(NIL)
+        elif (tail := record[VERSION_END:HEAD_BYTES]) == PLAIN or is_live_head(tail, now):
+            add(record[HEAD_BYTES:])
+        else:
+            missing.append(len(payloads))
+            add(NIL)
+    return payloads, missing, damaged
+
+
+def _is_live_tail(tail: bytes, now: int) -> bool:
+    return len(tail) == len(PLAIN) and is_live_head(tail, now)  # a damaged record may be shorter
+
+
+class Span(NamedTuple):
+    """What a page should cover."""
+
+    prefix: bytes
+    partitions: Sequence[int]
+    after: bytes
+    max_keys: int
+    max_bytes: int
+
+
+class PageBuilder:
+    """Builds one page of a walk over partitions, within bounds of keys, bytes and visits."""
+
+    def __init__(self, snapshot: Snapshot, space: Keyspace, span: Span, now: int) -> None:
+        self._snapshot = snapshot
+        self._space = space
+        self._span = span
+        self._now = now
+        self._visits = 0
+        self._weight = 0
+        self._count = 0
+        self.keys: list[bytes] = []
+        self.records: list[bytes] = []
+
+    def build(self, *, with_keys: bool, with_values: bool) -> Page:
+        """Walk until a bound is reached or the partitions end."""
+        after = self._span.after
+        for done, partition in enumerate(self._span.partitions):
+            last = self._walk(partition, after, with_keys=with_keys, with_values=with_values)
+            if last:
+                return self._page(done, last)
+            after = b""
+        return self._page(len(self._span.partitions), b"")
+
+    def _walk(self, partition: int, after: bytes, *, with_keys: bool, with_values: bool) -> bytes:
+        """Walk one partition; return the last key seen if a bound stopped it, else empty."""
+        begin = self._space.prefix(partition)
+        self._visits += 1
+        for storage_key, record in self._records(begin, after):
+            key = storage_key[len(begin) :]
+            if is_live_head(record[VERSION_END:HEAD_BYTES], self._now) and is_intact(
+                record, key, self._space.salt
+            ):
+                self._take(key, record, with_keys=with_keys, with_values=with_values)
+            self._visits += 1
+            if self._is_full():
+                return key
+        return b""
+
+    def _records(self, begin: bytes, after: bytes) -> Iterator[tuple[bytes, bytes]]:
+        first = begin + (
+            after + b"\0" if after >= self._span.prefix and after else self._span.prefix
+        )
+        return self._snapshot.walk(first, _end_of(begin + self._span.prefix))
+
+    def _take(self, key: bytes, record: bytes, *, with_keys: bool, with_values: bool) -> None:
+        self._count += 1
+        if with_keys:
+            self.keys.append(key)
+            self._weight += len(key)
+        if with_values:
+            self.records.append(record)
+            self._weight += len(record)
+
+    def _is_full(self) -> bool:
+        return (
+            len(self.keys) >= self._span.max_keys
+            or self._weight >= self._span.max_bytes
+            or self._visits >= VISITS
+        )
+
+    def _page(self, done: int, after: bytes) -> Page:
+        values = codec.join_payloads([record[HEAD_BYTES:] for record in self.records])
+        return Page(done, after, self._count, Frame(codec.pack_blobs(self.keys)), Frame(values))
+
+
+def _end_of(prefix: bytes) -> bytes:
+    """Return the first storage key behind all those that begin with ``prefix``."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else b"\xff" * 512

@@ -1,0 +1,79 @@
+"""What the peer's threads count as they go: cheap enough for every request, never done per key.
+
+Each meter is fed by one thread and read by others, so it needs no lock: a reader sees a count that
+was true a moment ago.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Final
+
+from dstash.errors import BY_CODE, Refused
+from dstash.peer.commits import Commit, Internal
+from dstash.wire.messages import Error, Message, Stored
+
+#: Upper bounds of buckets: seconds, from what memory takes to what a tired disk takes.
+SECONDS: Final = (
+    *(0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+#: Upper bounds of buckets: how many requests became one commit.
+REQUESTS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+#: Upper bounds of buckets: bytes, to a little beyond what one commit takes.
+BYTES: Final = (256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
+
+
+class Histogram:
+    """How many observations fell below each of some bounds (inclusive), and their sum."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.total = 0.0
+        self._counts = [0] * (len(bounds) + 1)
+
+    def observe(self, value: float) -> None:
+        """Count one observation."""
+        self._counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def cumulative(self) -> list[int]:
+        """Return the counts up to each bound, and of all."""
+        return list(accumulate(self._counts))
+
+
+class Meters:
+    """The meters of one peer."""
+
+    def __init__(self) -> None:
+        #: Taking one message, and answering it if it is a read: the socket's thread.
+        self.handling = Histogram(SECONDS)
+        #: The others: the committing thread.
+        self.commit_seconds = Histogram(SECONDS)
+        self.commit_requests = Histogram(REQUESTS)
+        self.commit_bytes = Histogram(BYTES)
+        #: Writes by (kind, outcome), both named after classes.
+        self.writes: Counter[tuple[str, str]] = Counter()
+
+    def committed(self, commit: Commit, seconds: float) -> None:
+        """Count a commit that was run, and what became of the requests in it."""
+        self.commit_seconds.observe(seconds)
+        self.commit_requests.observe(len(commit.waiting))
+        self.commit_bytes.observe(sum(one.weight for one in commit.waiting))
+        outcomes = {ticket: outcome_of(message) for ticket, message in commit.replies}
+        for one in commit.waiting:
+            if not isinstance(one.message, Internal):
+                outcome = outcomes.get(one.ticket, "Unanswered")
+                self.writes[type(one.message).__name__, outcome] += 1
+        for _, error in commit.done:
+            self.writes["Internal", "Stored" if error is None else type(error).__name__] += 1
+
+
+def outcome_of(message: Message) -> str:
+    """Return what the answer to a write says: ``Stored``, ``Partly``, or the error's name."""
+    if isinstance(message, Error):
+        return BY_CODE.get(message.code, Refused).__name__
+    return "Partly" if isinstance(message, Stored) and message.rejected else "Stored"

@@ -1,0 +1,192 @@
+"""``/metrics``: what a peer knows of itself, for Prometheus.
+
+Nothing here runs between scrapes. Names and units follow
+https://prometheus.io/docs/practices/naming: base units, ``_total`` for what only grows. The core
+is asked on its own thread; when that hangs, what can be said without it is still said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from dstash.cluster.topology import State
+from dstash.cluster.view import View
+from dstash.peer.core import PeerCore
+from dstash.peer.http import Answer
+from dstash.peer.meters import Histogram
+from dstash.peer.server import PeerServer
+
+#: How long (seconds) a scrape waits for the socket's thread.
+_PATIENCE: Final = 2.0
+_REFUSED: Final = "refused:"
+
+#: Gauges of ``PeerCore.status()``: name, key, text.
+_GAUGES: Final = (
+    ("dstash_uptime_seconds", "uptime_s", "Seconds since the peer started."),
+    ("dstash_epoch", "epoch", "The epoch of the topology that this peer goes by."),
+    ("dstash_records", "records", "Records on disk, tombstones included."),
+    ("dstash_store_used_bytes", "used_bytes", "Bytes of LMDB pages that were ever in use."),
+    ("dstash_store_map_bytes", "map_bytes", "Size of LMDB's memory map; it grows by itself."),
+    ("dstash_disk_free_bytes", "free_bytes", "Bytes that are free on the disk of the store."),
+    ("dstash_waiting_bytes", "waiting_bytes", "Bytes of writes that wait for the disk."),
+)
+#: Gauges and counters of ``status()["healing"]``.
+_HEALING_GAUGES: Final = (
+    ("dstash_filling_partitions", "filling", "Partitions that this peer still has to fill."),
+    ("dstash_filling_goal_partitions", "filling_of", "Partitions of the filling under way."),
+    ("dstash_filled_records", "filled_records", "Records taken by the filling under way."),
+    ("dstash_filled_bytes", "filled_bytes", "Bytes taken by the filling under way."),
+)
+_HEALING_COUNTERS: Final = (
+    ("dstash_healed_records_total", "healed_records", "Records taken to be equal to a replica."),
+    ("dstash_damaged_records_total", "damaged_found", "Records found with a wrong checksum."),
+)
+#: Counters of ``PeerCore.counts``.
+_COUNTS: Final = (
+    ("dstash_commits_total", "commits", "Group commits."),
+    ("dstash_late_total", "late", "Requests dropped because their deadline had passed."),
+    ("dstash_malformed_total", "malformed", "Messages that could not be understood."),
+    ("dstash_undelivered_total", "undelivered", "Answers whose client had gone, or did not read."),
+)
+
+
+class Facts(NamedTuple):
+    """What the core said at one moment. A view is immutable: any thread may look at it."""
+
+    status: dict[str, Any]
+    view: View | None
+
+
+class PeerMetrics:
+    """The metrics page of one peer; its registry is its own."""
+
+    def __init__(self, server: PeerServer, core: PeerCore) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(PeerCollector(server, core))
+        ProcessCollector(registry=self.registry)
+
+    def page(self) -> Answer:
+        """Return all of it, in Prometheus' text format."""
+        return Answer(200, generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4)
+
+
+class PeerCollector(Collector):
+    """Turns what a peer knows into metric families, at each scrape."""
+
+    def __init__(self, server: PeerServer, core: PeerCore) -> None:
+        self._server = server
+        self._core = core
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family; those of the core only when its thread answers in time."""
+        quiet = self._server.seconds_since_turn()
+        yield _gauge("dstash_loop_quiet_seconds", "Seconds since the peer's loop turned.", quiet)
+        yield from self._meters()
+        facts = self._server.ask(lambda: Facts(self._core.status(), self._core.view), _PATIENCE)
+        text = "Whether the peer's loop answered this scrape."
+        yield _gauge("dstash_responsive", text, facts is not None)
+        if facts is not None:
+            yield from self._core_families(facts)
+
+    def _meters(self) -> Iterator[Metric]:
+        meters = self._server.meters
+        text = "Taking one message, and answering it if it is a read."
+        yield _histogram("dstash_handling_seconds", text, meters.handling)
+        text = "Running one group commit, its sync included."
+        yield _histogram("dstash_commit_seconds", text, meters.commit_seconds)
+        text = "Requests that became one group commit."
+        yield _histogram("dstash_commit_requests", text, meters.commit_requests)
+        yield _histogram("dstash_commit_bytes", "Bytes of one group commit.", meters.commit_bytes)
+        text = "Writes by kind and outcome: stored, partly, or why not."
+        writes = CounterMetricFamily("dstash_writes_total", text, labels=["kind", "outcome"])
+        for (kind, outcome), count in meters.writes.copy().items():
+            writes.add_metric([snake(kind), snake(outcome)], count)
+        yield writes
+
+    def _core_families(self, facts: Facts) -> Iterator[Metric]:
+        status, settings = facts.status, self._core.settings
+        names = {"peer": settings.peer, "cluster": settings.cluster, "version": status["version"]}
+        yield InfoMetricFamily("dstash_peer", "Who this peer is.", value=names)
+        yield _gauge("dstash_ready", "Whether the peer serves requests.", status["ready"])
+        for name, key, text in _GAUGES:
+            yield _gauge(name, text, status[key])
+        yield from _cluster(facts.view, settings.peer)
+        yield from _healing(status["healing"])
+        yield from _requests(status["counts"])
+
+
+def snake(name: str) -> str:
+    """Return the name of a class as labels have it: ``ScanKeys`` is ``scan_keys``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+def _cluster(view: View | None, peer: str) -> Iterator[Metric]:
+    topology = view.topology if view else None
+    states = Counter(one.state for one in topology.members) if topology else Counter[State]()
+    members = GaugeMetricFamily("dstash_members", "Members by state.", labels=["state"])
+    for state in State:
+        members.add_metric([state.value], states[state])
+    yield members
+    alive = len(view.alive & view.members.keys()) if view else 0
+    yield _gauge("dstash_members_alive", "Members whose lock is held.", alive)
+    changing = topology is not None and topology.change is not None
+    yield _gauge("dstash_change_running", "Whether placement is changing.", changing)
+    owned = len(view.owned_by(peer)) if view else 0
+    yield _gauge("dstash_partitions", "Partitions that this peer holds a replica of.", owned)
+
+
+def _healing(healing: Mapping[str, Any]) -> Iterator[Metric]:
+    for name, key, text in _HEALING_GAUGES:
+        yield _gauge(name, text, healing[key])
+    for name, key, text in _HEALING_COUNTERS:
+        yield CounterMetricFamily(name, text, value=healing[key])
+    text = "Keys that another peer missed; a partition to compare counts as one."
+    hints = GaugeMetricFamily("dstash_hints", text, labels=["for_peer"])
+    for peer, count in healing["hints"].items():
+        hints.add_metric([peer], count)
+    yield hints
+
+
+def _requests(counts: Mapping[str, int]) -> Iterator[Metric]:
+    for name, key, text in _COUNTS:
+        yield CounterMetricFamily(name, text, value=counts.get(key, 0))
+    kinds = [(key, count) for key, count in counts.items() if key[:1].isupper()]
+    yield _labelled("dstash_requests_total", "Requests by kind.", "kind", kinds)
+    refused = [
+        (key.removeprefix(_REFUSED), count)
+        for key, count in counts.items()
+        if key.startswith(_REFUSED)
+    ]
+    text = "Requests refused at once, by reason; see dstash_writes_total for commits."
+    yield _labelled("dstash_refused_total", text, "reason", refused)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _labelled(name: str, text: str, label: str, counts: Iterable[tuple[str, int]]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for one, count in counts:
+        family.add_metric([snake(one)], count)
+    return family
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    total, counts = histogram.total, histogram.cumulative()
+    bounds = [*map(str, map(float, histogram.bounds)), "+Inf"]
+    return HistogramMetricFamily(name, text, list(zip(bounds, counts, strict=True)), total)

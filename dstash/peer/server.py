@@ -1,0 +1,318 @@
+"""The peer's shell: sockets, threads and clocks around the core.
+
+One thread owns the socket and the core; it answers reads. One thread commits, so that a sync
+never holds up a read. Everything else reaches the core through ``post``.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Protocol, TypeVar
+
+import structlog
+
+from dstash.cluster.topology import Member, Way
+from dstash.cluster.view import View
+from dstash.errors import DStashError, NotReady, StoreFailed
+from dstash.peer.authority import Authority
+from dstash.peer.commits import Commit
+from dstash.peer.core import PeerCore, PendingOrder, Reply
+from dstash.peer.healer import Proposal
+from dstash.peer.inbox import Inbox
+from dstash.peer.meters import Meters
+from dstash.wire.links import Links
+from dstash.wire.messages import Envelope, Error, Hello, Message, Order, encode
+from dstash.wire.sockets import Context, Poller, Received, Router, Waker
+
+_log = structlog.get_logger("dstash.peer")
+
+T = TypeVar("T")
+
+#: Messages taken in one turn before writes are handed on and posts are seen to.
+_BURST = 128
+
+_TURN_MS = 200
+#: How often (seconds) the socket is looked at while messages wait already.
+_LOOK_AGAIN = 0.001
+#: Messages that are told to come back for each one served, by an overloaded peer, at most.
+_REFUSALS = 50
+
+
+def wall() -> int:
+    """Return milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class TopologyKeeper(Protocol):
+    """Who looks after the topology, on a thread of its own; see ``keeper.py``."""
+
+    def refresh(self) -> None:
+        """Look at the membership soon."""
+
+    def propose(self, proposals: Iterable[Proposal]) -> None:
+        """Make steps in the topology soon."""
+
+    def order(self, order: Order, answer: Callable[[Message], None]) -> None:
+        """Carry out an operator's order soon."""
+
+
+class _NobodyYet:
+    def refresh(self) -> None:
+        """Nothing to look at."""
+
+    def propose(self, proposals: Iterable[Proposal]) -> None:
+        """Nobody to make a step."""
+
+    def order(self, order: Order, answer: Callable[[Message], None]) -> None:
+        answer(Error.of(NotReady("the peer is starting")))
+
+
+class PeerServer:
+    """Runs a core on a socket until it is told to stop.
+
+    Args:
+        router: the bound socket; closed at the end.
+        context: for connections to other peers.
+        drain: how long (seconds) a stop may take to answer what is in hand.
+        way: how it connects to other peers.
+    """
+
+    def __init__(
+        self,
+        core: PeerCore,
+        router: Router,
+        context: Context,
+        *,
+        drain: float,
+        way: Way = Way.OPEN,
+    ) -> None:
+        self.meters = Meters()
+        self._core = core
+        self._router = router
+        self._keeper: TopologyKeeper = _NobodyYet()
+        self._drain = drain
+        self._way = way
+        self._waker = Waker()
+        self._poller = Poller()
+        self._links = Links(context, self._poller, self._greeting)
+        self._inbox: Inbox[Received] = Inbox(core.settings.max_waiting_bytes // 2)
+        self._posts: deque[Callable[[], list[Reply]]] = deque()
+        self._commits: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
+        self._committing = False
+        self._stop = threading.Event()
+        self._deadline = 0.0
+        self._last_turn = time.monotonic()
+        self._committer = threading.Thread(target=self._commit_all, name="committer", daemon=True)
+
+    def attach(self, keeper: TopologyKeeper) -> None:
+        """Name who looks after the topology; before ``run``."""
+        self._keeper = keeper
+
+    # -- for other threads
+
+    def post(self, action: Callable[[], list[Reply]]) -> None:
+        """Run ``action`` on the socket's thread; what it returns is sent."""
+        self._posts.append(action)
+        self._waker.wake()
+
+    def ask(self, question: Callable[[], T], timeout: float) -> T | None:
+        """Return what ``question`` finds on the socket's thread; None if not in time (seconds)."""
+        answers: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+
+        def answer() -> list[Reply]:
+            try:
+                answers.put(question())
+            except Exception:  # whoever asks must not be able to end the peer
+                _log.exception("a question about this peer failed")
+                answers.put(None)
+            return []
+
+        self.post(answer)
+        try:
+            return answers.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def install(self, view: View) -> None:
+        """Hand a view to the core."""
+        self.post(lambda: self._core.install(view, wall()))
+
+    def authorise(self, authority: Authority) -> None:
+        """Hand a list of authorised keys to the core."""
+
+        def take() -> list[Reply]:
+            self._core.authorise(authority)
+            return []
+
+        self.post(take)
+
+    def stop(self) -> None:
+        """Refuse new requests, answer those in hand, and return from ``run``. Signal-safe."""
+        self._stop.set()
+        self._waker.wake()
+
+    def seconds_since_turn(self) -> float:
+        """Return how long ago the loop last turned: much more than 0.2 means it hangs."""
+        return time.monotonic() - self._last_turn
+
+    # -- the socket's thread
+
+    def run(self) -> None:
+        """Serve until ``stop``.
+
+        Raises:
+            StoreFailed: the disk failed; nothing that was not synced has been acked.
+        """
+        self._poller.watch(self._router.socket, self._waker.handle)
+        self._committer.start()
+        try:
+            while not self._finished():
+                self._turn()
+        finally:
+            self._commits.put(None)
+            self._committer.join(timeout=10)
+            self._links.close()
+            self._router.close_after(0.5)
+            self._waker.close()
+        if self._core.failure is not None:
+            raise StoreFailed(str(self._core.failure))
+
+    def _turn(self) -> None:
+        self._last_turn = time.monotonic()
+        ready = self._poller.wait(min(_TURN_MS, self._core.wakeup(wall())))
+        for one in ready:
+            if one == self._waker.handle:
+                self._waker.clear()
+            elif one is not self._router.socket:
+                self._take_events(one)
+        self._run_posts()
+        self._receive_burst()
+        self._maintain()
+        self._hand_over()
+
+    def _take_events(self, ready: object) -> None:
+        for peer, parts in self._links.events(ready):
+            if parts is None:
+                self._core.lost(peer)
+            else:
+                self._core.receive_answer(peer, parts, wall())
+
+    def _maintain(self) -> None:
+        replies, outgoing = self._core.tick(wall())
+        self._send(replies)
+        members = self._core.view.members if self._core.view else {}
+        for one in outgoing:
+            address = self._endpoint(members.get(one.peer))
+            if self._links.moved(one.peer, address):
+                self._core.lost(one.peer)
+            if not self._links.send(one.peer, address, one.frames):
+                self._core.unsent(one)
+        if self._core.wants_refresh:
+            self._core.wants_refresh = False
+            self._keeper.refresh()
+        proposals = self._core.take_proposals()
+        if proposals:
+            self._keeper.propose(proposals)
+        for pending in self._core.take_orders():
+            self._keeper.order(pending.order, partial(self._post_answer, pending))
+
+    def _endpoint(self, member: Member | None) -> str | None:
+        authority = self._core.authority
+        if member is None:
+            return None
+        if authority is not None and member.key and not authority.is_peer(member.key):
+            return None  # the membership names it, but nobody vouches for its key
+        return member.endpoint(self._way)
+
+    def _post_answer(self, pending: PendingOrder, message: Message) -> None:
+        self.post(lambda: pending.answer(message, wall()))
+
+    def _greeting(self) -> list[bytes]:
+        settings = self._core.settings
+        return encode(Envelope(0, 0, 0, Hello(settings.cluster, sender=settings.peer)))
+
+    def _finished(self) -> bool:
+        if self._core.failure is not None:
+            return True
+        if not self._stop.is_set():
+            return False
+        if not self._core.stopping:
+            self._core.stopping = True
+            self._deadline = time.monotonic() + self._drain
+            _log.info("stopping: answering what is in hand")
+            return False
+        return not self._core.has_work or time.monotonic() > self._deadline
+
+    def _run_posts(self) -> None:
+        while self._posts:
+            self._send(self._posts.popleft()())
+
+    def _receive_burst(self) -> None:
+        inbox, filled = self._inbox, 0.0
+        for _ in range(_BURST):
+            began = time.perf_counter()
+            if not inbox or began - filled > _LOOK_AGAIN:
+                self._fill_inbox(began)
+                filled = began
+            received = inbox.take(began)
+            if received is None:
+                return
+            replies = self._answer(received)
+            self.meters.handling.observe(time.perf_counter() - began)
+            self._send(replies)
+            self._send_away(inbox.surplus())
+        self._waker.wake()  # more may wait: do not sleep on it
+
+    def _fill_inbox(self, now: float) -> None:
+        while self._inbox.has_room and (received := self._router.receive()) is not None:
+            size = sum(map(len, received.parts))
+            self._inbox.put(received.sender, received, size, now)
+
+    def _send_away(self, surplus: list[Received]) -> None:
+        # To tell all of them would leave no time for work; who is told nothing asks elsewhere.
+        for sender, parts, _ in surplus[:_REFUSALS]:
+            self._send(self._core.turn_away(sender, parts, wall(), "the peer is overloaded"))
+        self._core.counts["dropped"] += len(surplus[_REFUSALS:])
+
+    def _answer(self, received: Received) -> list[Reply]:
+        sender, parts, user = received
+        if self._router.is_slow(sender):
+            return self._core.turn_away(sender, parts, wall(), "you leave your answers unread")
+        return self._core.receive(sender, parts, wall(), user)
+
+    def _send(self, replies: list[Reply]) -> None:
+        for reply in replies:
+            if not self._router.send(reply.to, reply.frames):
+                self._core.counts["undelivered"] += 1
+
+    def _hand_over(self) -> None:
+        if self._committing:
+            return
+        commit = self._core.next_commit(wall())
+        if commit is not None:
+            self._committing = True
+            self._commits.put(commit)
+
+    # -- the committing thread
+
+    def _commit_all(self) -> None:
+        while (commit := self._commits.get()) is not None:
+            began = time.perf_counter()
+            try:
+                commit.run(self._core.store)
+            except Exception as error:  # a bug: the writes are not acked, the peer must not limp on
+                _log.exception("commit failed")
+                commit.fatal = DStashError(f"commit failed: {error!r}")
+            self.meters.committed(commit, time.perf_counter() - began)
+            self.post(lambda done=commit: self._committed(done))  # type: ignore[misc]
+
+    def _committed(self, commit: Commit) -> list[Reply]:
+        self._committing = False
+        replies = self._core.committed(commit, wall())
+        self._hand_over()
+        return replies
