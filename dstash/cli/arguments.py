@@ -1,0 +1,73 @@
+"""Arguments and options that several commands share, and how their text becomes keys and values."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+import typer
+
+from dstash.cli import tagged
+from dstash.errors import LimitError, UsageError
+from dstash.limits import MAX_VALUE_BYTES
+from dstash.wire.keys import Key
+
+STDIN: Final = "-"
+
+IndexName = Annotated[str, typer.Argument(metavar="INDEX", help="Name of the index.")]
+KeyText = Annotated[str, typer.Argument(metavar="KEY")]
+KeyTexts = Annotated[list[str], typer.Argument(metavar="KEY...")]
+Prefix = Annotated[
+    str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin so.", show_default=False)
+]
+IntKeys = Annotated[bool, typer.Option("--int", help="Keys are whole numbers, not text.")]
+HexKeys = Annotated[bool, typer.Option("--hex", help="Keys are bytes, written in hexadecimal.")]
+Ttl = Annotated[
+    float | None, typer.Option("--ttl", metavar="SECONDS", help="Expire after so many seconds.")
+]
+
+
+def parse_key(text: str, as_int: bool, as_hex: bool) -> Key:
+    """Return the key that a text on the command line means."""
+    if as_int and as_hex:
+        raise UsageError("--int and --hex exclude each other")
+    try:
+        if as_int:
+            return int(text)
+        return bytes.fromhex(text) if as_hex else text
+    except ValueError:
+        wanted = "a whole number" if as_int else "hexadecimal bytes"
+        raise UsageError(f"key {text!r} is not {wanted}") from None
+
+
+def parse_keys(texts: Sequence[str], as_int: bool, as_hex: bool) -> list[Key]:
+    """Return the keys that texts on the command line mean."""
+    return [parse_key(text, as_int, as_hex) for text in texts]
+
+
+def parse_value(text: str | None, as_json: bool, as_bytes: bool, as_text: bool) -> Any:
+    """Return the value to store.
+
+    An argument is text; what comes from stdin (no argument, or ``-``) is bytes, so that the
+    type in the store never depends on what the bytes happen to look like.
+    """
+    if as_json + as_bytes + as_text > 1:
+        raise UsageError("--json, --bytes and --text exclude each other")
+    raw = _read_stdin() if text in (None, STDIN) else os.fsencode(str(text))
+    if as_json:
+        return tagged.loads(raw)
+    if as_bytes or (text in (None, STDIN) and not as_text):
+        return raw
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"value is not UTF-8 text (byte {error.start}); use --bytes") from None
+
+
+def _read_stdin() -> bytes:
+    raw = sys.stdin.buffer.read(MAX_VALUE_BYTES + 1)
+    if len(raw) > MAX_VALUE_BYTES:
+        raise LimitError(f"value has more than {MAX_VALUE_BYTES} bytes, which is what is allowed")
+    return raw

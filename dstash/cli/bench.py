@@ -1,0 +1,137 @@
+"""``dstash bench``: put a load on a cluster, and say how long its answers took."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from dstash.cli import invocation, output
+from dstash.cli.invocation import Interrupted, PartlyFailed
+from dstash.cli.load_progress import load_progress
+from dstash.cli.workload import PERCENTILES, Distribution, Load, Record, Shape, Work, new_histogram
+from dstash.errors import UsageError
+
+_HEADINGS: Final = ("call", "calls", "per s", "mean ms", *(f"p{one:g} ms" for one in PERCENTILES))
+
+
+def bench(
+    ctx: typer.Context,
+    work: Annotated[Work, typer.Argument(help="mixed and batch read nine times out of ten.")],
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", min=1, max=100_000, help="Calls under way at once.")
+    ] = 16,
+    size: Annotated[int, typer.Option("--size", min=0, help="Bytes of a value.")] = 100,
+    keys: Annotated[int, typer.Option("--keys", min=1, help="How many different keys.")] = 10_000,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Keys of one call of batch work.")
+    ] = 1000,
+    distribution: Annotated[
+        Distribution, typer.Option("--distribution", help="Which keys are asked for how often.")
+    ] = Distribution.UNIFORM,
+    duration: Annotated[
+        float, typer.Option("--duration", metavar="SECONDS", min=0.1, help="How long.")
+    ] = 10.0,
+    index: Annotated[str, typer.Option("--index", help="Where; the keys go after an hour.")] = (
+        "bench"
+    ),
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw times and throughput.")
+    ] = None,
+) -> None:
+    """Measure how fast a cluster answers. Levels: dstash --read one --write all bench ..."""
+    run = invocation.of(ctx)
+    if plot is not None:
+        _check_plot()
+    shape = Shape(work, index, duration, concurrency, size, keys, batch, distribution)
+    record, finished = _measure(run, shape)
+    _report(run, shape, record)
+    if plot is not None:
+        from dstash.cli.plots import draw_load
+
+        draw_load(record, f"dstash bench {work}, {concurrency} at once, {size} B", plot)
+    if not finished:
+        raise Interrupted(f"interrupted after {record.seconds:.1f} s")
+    if record.errors:
+        told = ", ".join(f"{count} x {name}" for name, count in record.errors.most_common())
+        raise PartlyFailed(f"some calls failed: {told}")
+
+
+def _check_plot() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "--plot needs the package matplotlib: pip install 'dstash[plot]'"
+        ) from None
+
+
+def _measure(run: invocation.Invocation, shape: Shape) -> tuple[Record, bool]:
+    """Return what was recorded, and whether the time was used to its end."""
+    loads: list[Load] = []
+    new_histogram()  # an error, if the package is missing, before anything else
+    try:
+        asyncio.run(_work(run, shape, loads))
+    except KeyboardInterrupt:
+        if not loads:
+            raise
+        return loads[0].record, False
+    return loads[0].record, True
+
+
+async def _work(run: invocation.Invocation, shape: Shape, loads: list[Load]) -> None:
+    from dstash.client.asyncio import AsyncClient
+
+    async with AsyncClient.from_settings(run.settings()) as client:
+        with load_progress(shape.seconds) as tick:
+            load = Load(client, shape, tick)
+            await load.fill()
+            loads.append(load)
+            await load.run()
+
+
+def _report(run: invocation.Invocation, shape: Shape, record: Record) -> None:
+    if run.as_json:
+        output.json_line(_facts(run, shape, record))
+        return
+    rows = []
+    for kind, histogram in sorted(record.kinds.items()):
+        calls = histogram.get_total_count()
+        times = [histogram.get_mean_value(), *map(histogram.get_value_at_percentile, PERCENTILES)]
+        rate = calls / record.seconds
+        rows.append([kind, f"{calls:,}", f"{rate:,.0f}", *(f"{one / 1000:.2f}" for one in times)])
+    output.table(_HEADINGS, rows)
+
+
+def _facts(run: invocation.Invocation, shape: Shape, record: Record) -> dict[str, Any]:
+    settings = run.settings()
+    levels = {"read": str(settings.read), "write": str(settings.write)}
+    plain = {
+        name: value if isinstance(value, int | float) else str(value)
+        for name, value in asdict(shape).items()
+    }
+    return (
+        plain
+        | levels
+        | {
+            "ran_seconds": round(record.seconds, 3),
+            "errors": dict(record.errors),
+            "calls": {kind: _times(one, record.seconds) for kind, one in record.kinds.items()},
+            "timeline": [second._asdict() for second in record.timeline],
+        }
+    )
+
+
+def _times(histogram: Any, seconds: float) -> dict[str, float]:
+    """Return one kind of call as figures; times are in microseconds."""
+    calls = histogram.get_total_count()
+    return {
+        "calls": calls,
+        "per_second": round(calls / seconds, 1),
+        "mean": round(histogram.get_mean_value(), 1),
+        **{f"p{one:g}": histogram.get_value_at_percentile(one) for one in PERCENTILES},
+        "max": histogram.get_max_value(),
+    }

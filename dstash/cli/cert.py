@@ -1,0 +1,43 @@
+"""``dstash cert``: key pairs for CURVE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dstash.cli import output
+from dstash.errors import ConfigError
+from dstash.wire.security import KeyPair, load_public
+
+app = typer.Typer(help="Make keys for encrypted connections.", no_args_is_help=True)
+
+
+@app.command()
+def new(
+    name: Annotated[
+        Path,
+        typer.Argument(
+            metavar="NAME", help="Makes NAME.key (public) and NAME.key_secret (for you alone)."
+        ),
+    ],
+) -> None:
+    """Make a key pair. Prints the public key, as authorised_keys and server_key want it."""
+    if not name.parent.is_dir():
+        raise ConfigError(f"there is no directory {name.parent}")
+    cert_file, key_file = Path(f"{name}.key"), Path(f"{name}.key_secret")
+    if cert_file.exists():
+        raise ConfigError(f"{cert_file} is there already; a key is not overwritten")
+    keys = KeyPair.generate()
+    keys.save(cert_file, key_file)
+    output.line(keys.public)
+    output.message(f"cert_file = {str(cert_file)!r}, key_file = {str(key_file)!r}")
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="NAME.key or NAME.key_secret.")],
+) -> None:
+    """Print the public key in a file."""
+    output.line(load_public(file))

@@ -1,0 +1,219 @@
+"""``dstash cluster``: change where data is, look before, watch it, and steer it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from dstash.cli import invocation, output, transfers
+from dstash.cli.units import parse_rate, size
+from dstash.client.facts import describe_change
+from dstash.cluster import planning
+from dstash.cluster.planning import Plan
+from dstash.errors import UsageError
+
+if TYPE_CHECKING:
+    from dstash.client.blocking import Client
+
+app = typer.Typer(help="Add, remove and replace peers; watch and steer it.", no_args_is_help=True)
+
+#: What an order may take: the peer asks the membership, and may have to try again.
+_PATIENCE: Final = 30.0
+
+Peers = Annotated[list[str], typer.Argument(metavar="PEER...")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would move.")]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
+Follow = Annotated[bool, typer.Option("--watch", help="Watch until the data has moved.")]
+Rate = Annotated[
+    str | None, typer.Option("--rate", metavar="20MB/s", help="What each peer may take in.")
+]
+
+
+@app.command()
+def plan(
+    ctx: typer.Context,
+    action: Annotated[str, typer.Argument(metavar="add|remove|replace")],
+    peers: Peers,
+) -> None:
+    """Show what would move, and what would become impossible; change nothing."""
+    _move(ctx, action, peers, dry_run=True, yes=True, rate=None, watch=False)
+
+
+@app.command()
+def add(
+    ctx: typer.Context,
+    peers: Peers,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    rate: Rate = None,
+    watch: Follow = False,
+) -> None:
+    """Let peers that wait (join = "manual") into the cluster."""
+    _move(ctx, "add", peers, dry_run, yes, rate, watch)
+
+
+@app.command()
+def remove(
+    ctx: typer.Context,
+    peers: Peers,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    rate: Rate = None,
+    watch: Follow = False,
+) -> None:
+    """Drain peers; when their data has moved their processes end by themselves."""
+    _move(ctx, "remove", peers, dry_run, yes, rate, watch)
+
+
+@app.command()
+def replace(
+    ctx: typer.Context,
+    old: Annotated[str, typer.Argument(metavar="OLD")],
+    new: Annotated[str, typer.Argument(metavar="NEW")],
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    rate: Rate = None,
+    watch: Follow = False,
+) -> None:
+    """Put a peer that waits in the place of another; what moves, moves once."""
+    _move(ctx, "replace", [old, new], dry_run, yes, rate, watch)
+
+
+@app.command()
+def forget(
+    ctx: typer.Context,
+    peers: Peers,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    rate: Rate = None,
+    watch: Follow = False,
+) -> None:
+    """Give up peers that are dead: the others copy what they held from each other."""
+    with invocation.of(ctx).client() as client:
+        facts = client.status()
+    living = [one["id"] for one in facts["members"] if one["id"] in peers and one["alive"]]
+    if living:
+        raise UsageError(f"peer {living[0]!r} is alive; remove it, or stop it first")
+    _move(ctx, "remove", peers, dry_run, yes, rate, watch)
+
+
+@app.command()
+def cancel(ctx: typer.Context, dry_run: DryRun = False) -> None:
+    """Go back to the placement from before the change under way; nothing is lost."""
+    _steer(ctx, "cancel", dry_run=dry_run, said="cancelled: the placement is as it was before")
+
+
+@app.command()
+def pause(ctx: typer.Context, dry_run: DryRun = False) -> None:
+    """Let the change under way rest; requests go on."""
+    _steer(ctx, "pause", dry_run=dry_run, said="paused")
+
+
+@app.command()
+def resume(ctx: typer.Context, dry_run: DryRun = False) -> None:
+    """Let a change that was paused go on."""
+    _steer(ctx, "resume", dry_run=dry_run, said="resumed")
+
+
+@app.command()
+def rate(
+    ctx: typer.Context,
+    bound: Annotated[str, typer.Argument(metavar="20MB/s|off")],
+    dry_run: DryRun = False,
+) -> None:
+    """Set how much each gaining peer may take in, while it runs."""
+    parsed = parse_rate(bound)
+    said = f"each gaining peer takes {size(parsed)}/s at most" if parsed else "no bound"
+    _steer(ctx, "rate", dry_run=dry_run, said=said, rate=parsed)
+
+
+@app.command()
+def watch(ctx: typer.Context) -> None:
+    """Show how the change under way goes, until it has ended."""
+    run = invocation.of(ctx)
+    with run.client() as client:
+        transfers.follow(client, as_json=run.as_json)
+
+
+def _move(
+    ctx: typer.Context,
+    action: str,
+    peers: Sequence[str],
+    dry_run: bool,
+    yes: bool,
+    rate: str | None,
+    watch: bool,
+) -> None:
+    """Plan, show, ask, order, and perhaps watch."""
+    run = invocation.of(ctx)
+    if action not in ("add", "remove", "replace"):
+        raise UsageError(f"{action!r} is not add, remove or replace")
+    bound = parse_rate(rate)
+    with run.client() as client:
+        worked_out = _plan(client, action, peers)
+        if dry_run or not yes:
+            _show(worked_out, as_json=run.as_json)
+        if dry_run:
+            return
+        if not yes:
+            typer.confirm(f"{action} {' '.join(peers)}?", abort=True, err=True)
+        patience = run.patience(_PATIENCE)
+        begun = client.order(action, peers, rate=bound, timeout=patience)
+        _announce(run, begun.epoch, worked_out, watch)
+        if watch:
+            transfers.follow(client, as_json=run.as_json)
+
+
+def _announce(run: invocation.Invocation, epoch: int, worked_out: Plan, watch: bool) -> None:
+    for problem in worked_out.problems:
+        output.message(f"warning: {problem}")
+    if run.as_json and not watch:
+        output.json_line({"epoch": epoch, "plan": worked_out.facts()})
+    elif not watch:
+        output.message("begun; `dstash cluster watch` shows how it goes")
+
+
+def _plan(client: Client, action: str, peers: Sequence[str]) -> Plan:
+    facts = client.status()
+    before = client.topology()
+    after = client.order(action, peers, dry=True)
+    answered = {one["id"]: one for one in facts["members"] if one["answers"]}
+    return planning.plan(before, after, answered)
+
+
+def _show(worked_out: Plan, *, as_json: bool) -> None:
+    if as_json:
+        output.json_line(worked_out.facts())
+        return
+    output.line(
+        f"{worked_out.partitions} copies of partitions would move: about "
+        f"{worked_out.records} records, {size(worked_out.bytes)}"
+    )
+    output.table(_PEER_COLUMNS, [_row(asdict(one), _PEER_COLUMNS) for one in worked_out.peers])
+    if len(worked_out.zones) > 1:
+        output.table(_ZONE_COLUMNS, [_row(asdict(one), _ZONE_COLUMNS) for one in worked_out.zones])
+    for problem in worked_out.problems:
+        output.message(f"warning: {problem}")
+
+
+_PEER_COLUMNS: Final = ("id", "zone", "before", "after", "gains", "loses", "records", "bytes")
+_ZONE_COLUMNS: Final = ("zone", "before", "after", "gains")
+
+
+def _row(facts: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    return [size(facts[one]) if one == "bytes" else str(facts[one]) for one in columns]
+
+
+def _steer(ctx: typer.Context, action: str, *, dry_run: bool, said: str, rate: int = 0) -> None:
+    run = invocation.of(ctx)
+    with run.client() as client:
+        patience = run.patience(_PATIENCE)
+        topology = client.order(action, rate=rate, dry=dry_run, timeout=patience)
+    if run.as_json:
+        change = None if topology.change is None else describe_change(topology.change)
+        output.json_line({"epoch": topology.epoch, "change": change, "dry_run": dry_run})
+        return
+    output.message(f"would be {said}" if dry_run else said)

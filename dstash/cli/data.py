@@ -1,0 +1,222 @@
+"""Commands on single keys, and walks over an index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Annotated, Any
+
+import typer
+
+from dstash.cli import invocation, output, tagged
+from dstash.cli.arguments import (
+    HexKeys,
+    IndexName,
+    IntKeys,
+    KeyText,
+    KeyTexts,
+    Prefix,
+    Ttl,
+    parse_key,
+    parse_keys,
+    parse_value,
+)
+from dstash.cli.invocation import KeyMissing
+from dstash.errors import UsageError
+from dstash.wire.keys import Key
+
+_ABSENT = object()
+
+
+def put(
+    ctx: typer.Context,
+    index: IndexName,
+    key: KeyText,
+    value: Annotated[
+        str | None, typer.Argument(metavar="[VALUE]", help="Text; - or nothing: bytes from stdin.")
+    ] = None,
+    ttl: Ttl = None,
+    json: Annotated[bool, typer.Option("--json", help="VALUE is JSON.")] = False,
+    as_bytes: Annotated[bool, typer.Option("--bytes", help="Store VALUE as bytes.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Store what comes from stdin as text.")] = (
+        False
+    ),
+    as_int: IntKeys = False,
+    as_hex: HexKeys = False,
+) -> None:
+    """Store a value; when it returns, enough replicas have it on disk."""
+    parsed_key = parse_key(key, as_int, as_hex)
+    parsed = parse_value(value, json, as_bytes, text)
+    with invocation.of(ctx).client() as client:
+        client.put(index, parsed_key, parsed, ttl)
+
+
+def get(
+    ctx: typer.Context,
+    index: IndexName,
+    keys: KeyTexts,
+    as_int: IntKeys = False,
+    as_hex: HexKeys = False,
+) -> None:
+    """Print the value of a key, byte for byte; of several keys, a table or JSON lines.
+
+    Values that are neither text nor bytes are printed as JSON.
+    """
+    run = invocation.of(ctx)
+    wanted = parse_keys(keys, as_int, as_hex)
+    with run.client() as client:
+        found = client.batch_lookup(index, wanted)
+    present = [key for key in wanted if key in found]
+    if run.as_json:
+        for key in present:
+            output.json_line({"key": key, "value": found[key]})
+    elif len(wanted) > 1 and present:
+        output.table(("key", "value"), ((_cell(key), _cell(found[key])) for key in present))
+    elif present:
+        output.exact(_bytes(found[wanted[0]]))
+    _expect_none(index, [key for key in wanted if key not in found])
+
+
+def delete(
+    ctx: typer.Context,
+    index: IndexName,
+    keys: KeyTexts,
+    as_int: IntKeys = False,
+    as_hex: HexKeys = False,
+) -> None:
+    """Delete keys."""
+    doomed = list(dict.fromkeys(parse_keys(keys, as_int, as_hex)))
+    with invocation.of(ctx).client() as client:
+        if len(doomed) == 1:
+            gone = int(client.delete(index, doomed[0]))
+        else:
+            result = client.batch_delete(index, doomed)
+            result.raise_for_failures()
+            gone = result.deleted
+    if gone < len(doomed):
+        raise (
+            _missing(index, doomed[0])
+            if len(doomed) == 1
+            else KeyMissing(
+                f"{len(doomed) - gone} of {len(doomed)} keys were not in index '{index}'"
+            )
+        )
+
+
+def exists(
+    ctx: typer.Context,
+    index: IndexName,
+    key: KeyText,
+    as_int: IntKeys = False,
+    as_hex: HexKeys = False,
+) -> None:
+    """Say whether a key is there: true, or false and exit code 3."""
+    run = invocation.of(ctx)
+    parsed = parse_key(key, as_int, as_hex)
+    with run.client() as client:
+        there = client.exists(index, parsed)
+    output.json_line({"key": parsed, "exists": there} if run.as_json else there)
+    if not there:
+        raise typer.Exit(KeyMissing.exit_code)
+
+
+def ttl(
+    ctx: typer.Context,
+    index: IndexName,
+    key: KeyText,
+    as_int: IntKeys = False,
+    as_hex: HexKeys = False,
+) -> None:
+    """Print how many seconds a key has left, or never."""
+    run = invocation.of(ctx)
+    parsed = parse_key(key, as_int, as_hex)
+    with run.client() as client:
+        try:
+            left = client.ttl(index, parsed)
+        except KeyError:
+            raise _missing(index, parsed) from None
+    if run.as_json:
+        output.json_line({"key": parsed, "ttl": left})
+    else:
+        output.line("never" if left is None else f"{left:.3f}")
+
+
+def touch(
+    ctx: typer.Context,
+    index: IndexName,
+    key: KeyText,
+    ttl: Ttl = None,
+    forever: Annotated[bool, typer.Option("--forever", help="Never expire.")] = False,
+    as_int: IntKeys = False,
+    as_hex: HexKeys = False,
+) -> None:
+    """Give a key a new time to live; the value stays."""
+    if (ttl is None) != forever:
+        raise UsageError("touch takes either --ttl SECONDS or --forever")
+    parsed = parse_key(key, as_int, as_hex)
+    with invocation.of(ctx).client() as client:
+        if not client.touch(index, parsed, ttl):
+            raise _missing(index, parsed)
+
+
+def scan(
+    ctx: typer.Context,
+    index: IndexName,
+    prefix: Prefix = "",
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=0, help="Stop after so many.")
+    ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Only the keys.")] = False,
+) -> None:
+    """Print the keys and values of an index, in no particular order.
+
+    One line each: key, tab, value, with tabs and newlines inside them escaped; or JSON.
+    """
+    run = invocation.of(ctx)
+    with run.client() as client:
+        found: Iterable[tuple[Key, Any]] = client.items(index, prefix)
+        if keys:
+            found = ((key, _ABSENT) for key in client.keys(index, prefix))
+        lines = output.LineWriter()
+        for key, value in islice(found, limit):
+            lines.write(_json_pair(key, value) if run.as_json else _text_pair(key, value))
+        lines.flush()
+
+
+def count(ctx: typer.Context, index: IndexName, prefix: Prefix = "") -> None:
+    """Count the keys of an index."""
+    run = invocation.of(ctx)
+    with run.client() as client:
+        number = client.count(index, prefix)
+    output.json_line({"index": index, "prefix": prefix, "count": number} if run.as_json else number)
+
+
+def _text_pair(key: Key, value: Any) -> str:
+    return output.visible(key) if value is _ABSENT else f"{_cell(key)}\t{_cell(value)}"
+
+
+def _json_pair(key: Key, value: Any) -> str:
+    return tagged.dumps({"key": key} | ({} if value is _ABSENT else {"value": value}))
+
+
+def _cell(value: Any) -> str:
+    return output.visible(value)
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    return (value if isinstance(value, str) else tagged.dumps(value)).encode()
+
+
+def _missing(index: str, key: Key) -> KeyMissing:
+    return KeyMissing(f"no key {tagged.dumps(key)} in index '{index}'")
+
+
+def _expect_none(index: str, missing: list[Key]) -> None:
+    if len(missing) == 1:
+        raise _missing(index, missing[0])
+    if missing:
+        names = ", ".join(map(tagged.dumps, missing[:10]))
+        more = ", ..." if missing[10:] else ""
+        raise KeyMissing(f"{len(missing)} keys are not in index '{index}': {names}{more}")

@@ -1,0 +1,204 @@
+"""``dstash dev``: a cluster for development, on this machine, without any server."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from dstash.cli import invocation, output
+from dstash.cli.processes import STATE_FILE, DevCluster, Process, stop
+from dstash.config.client import DEV_MEMBERSHIP
+from dstash.errors import DStashError, TimedOut
+
+app = typer.Typer(help="Run a cluster for development on this machine.", no_args_is_help=True)
+
+DEFAULT_ROOT: Final = DEV_MEMBERSHIP.parent
+_FIRST_PORT: Final = 5000
+_FIRST_HTTP_PORT: Final = 5100
+_STOP_SECONDS: Final = 10.0
+_PAUSE: Final = 0.05
+_MAX_STATUS: Final = 1 << 20
+
+Root = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where everything of it lives.")]
+
+
+@app.command()
+def up(
+    ctx: typer.Context,
+    number: Annotated[int, typer.Option("-n", "--peers", min=1, max=32)] = 3,
+    root: Root = DEFAULT_ROOT,
+    wait: Annotated[float, typer.Option(metavar="SECONDS", min=0)] = 60,
+) -> None:
+    """Start peers, and return when all of them are ready. What runs already stays."""
+    cluster = DevCluster(root.absolute())
+    with cluster.locked():
+        known = {one.id: one for one in cluster.load()}
+        options = _options(cluster, number)
+        running = [
+            _start(cluster, peer, known.get(peer), ports, options)
+            for peer, ports in zip(_names(number, known), _ports(known), strict=False)
+        ]
+        running = _await_ready(cluster, running, options, wait)
+    _tell(ctx, cluster, running)
+
+
+@app.command()
+def down(
+    root: Root = DEFAULT_ROOT,
+    purge: Annotated[bool, typer.Option("--purge", help="Also remove all data.")] = False,
+) -> None:
+    """Stop the peers; the data stays, for the next dev up."""
+    cluster = DevCluster(root.absolute())
+    if not (cluster.root / STATE_FILE).exists():
+        output.message(f"there is no dev cluster in {root}")
+        return
+    with cluster.locked():
+        running = [process for process in cluster.load() if process.runs()]
+        for process in stop(running, _STOP_SECONDS):
+            output.message(f"{process.id} did not end within {_STOP_SECONDS:.0f} s and was killed")
+        if purge:
+            _purge(cluster)
+    output.message(f"stopped {len(running)} peers" + (f" and removed {root}" if purge else ""))
+
+
+@app.command()
+def status(ctx: typer.Context, root: Root = DEFAULT_ROOT) -> None:
+    """Show the processes of the dev cluster."""
+    cluster = DevCluster(root.absolute())
+    columns = ("id", "pid", "address", "http", "state", "log")
+    rows = [
+        (one.id, str(one.pid), one.address, one.http, _state(one), str(cluster.log(one.id)))
+        for one in cluster.load()
+    ]
+    if invocation.of(ctx).as_json:
+        output.json_line([dict(zip(columns, row, strict=True)) for row in rows])
+    elif rows:
+        output.table(columns, rows)
+    if not rows:
+        output.message(f"there is no dev cluster in {root}")
+
+
+def _names(number: int, known: dict[str, Process]) -> list[str]:
+    # Peers of an earlier, larger cluster are members, and hold data: bring them up as well.
+    return [f"peer{n}" for n in range(1, max(number, len(known)) + 1)]
+
+
+def _options(cluster: DevCluster, number: int) -> list[str]:
+    options = ["--membership", "local", "--local-dir", str(cluster.membership)]
+    return [*options, "--min-peers", str(number), "--log-format", "json"]
+
+
+def _ports(known: dict[str, Process]) -> Iterator[tuple[int, int]]:
+    taken = {port for one in known.values() for port in (one.port, one.http_port)}
+    for n in range(1000):
+        ports = (_FIRST_PORT + n, _FIRST_HTTP_PORT + n)
+        if taken.isdisjoint(ports):
+            yield ports
+
+
+def _start(
+    cluster: DevCluster,
+    peer: str,
+    before: Process | None,
+    wished: tuple[int, int],
+    options: Sequence[str],
+) -> Process:
+    """Start a peer unless it runs: on the ports it had before, those wished for, or any."""
+    if before is not None and before.runs():
+        return before
+    port, http_port = (before.port, before.http_port) if before else wished
+    return cluster.start(peer, _free(port), _free(http_port), options)
+
+
+def _free(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
+        chosen: int = probe.getsockname()[1]
+        return chosen
+
+
+def _await_ready(
+    cluster: DevCluster, processes: Sequence[Process], options: Sequence[str], wait: float
+) -> list[Process]:
+    """Return the peers once all of them are ready."""
+    deadline = time.monotonic() + wait
+    peers = list(processes)
+    while True:
+        peers = [one if one.runs() else _start_again(cluster, one, options) for one in peers]
+        late = [one.id for one in peers if not _is_ready(one)]
+        if not late:
+            return peers
+        if time.monotonic() > deadline:
+            raise TimedOut(f"not ready in {wait:g} s: {', '.join(late)}; logs: {cluster.root}")
+        time.sleep(_PAUSE)
+
+
+def _start_again(cluster: DevCluster, process: Process, options: Sequence[str]) -> Process:
+    """Start a peer on other ports, if somebody took one of its ports after it was found free."""
+    port, http_port = _free(process.port), _free(process.http_port)
+    if (port, http_port) == (process.port, process.http_port):
+        raise DStashError(f"{process.id} ended: {_last_words(cluster, process)}")
+    return cluster.start(process.id, port, http_port, options)
+
+
+def _is_ready(process: Process) -> bool:
+    # Not /readyz: somebody else's peer may answer there, if it took the port first.
+    try:
+        with urllib.request.urlopen(f"{process.http}/status", timeout=1) as answer:  # noqa: S310
+            status = json.loads(answer.read(_MAX_STATUS))
+    except (urllib.error.URLError, OSError, ValueError):
+        return False  # not listening yet, or no peer at all
+    return bool(status.get("pid") == process.pid and status.get("ready"))
+
+
+def _last_words(cluster: DevCluster, process: Process) -> str:
+    log = cluster.log(process.id)
+    try:
+        lines = log.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return f"{lines[-1] if lines else 'without a word'} (log: {log})"
+
+
+def _state(process: Process) -> str:
+    if not process.runs():
+        return "stopped"
+    return "ready" if _is_ready(process) else "starting"
+
+
+def _purge(cluster: DevCluster) -> None:
+    """Remove what ``dev up`` made, and nothing that somebody else put there."""
+    for process in cluster.load():
+        shutil.rmtree(cluster.data(process.id), ignore_errors=True)
+        cluster.log(process.id).unlink(missing_ok=True)
+    shutil.rmtree(cluster.membership, ignore_errors=True)
+    for name in (STATE_FILE, "dev.lock"):
+        (cluster.root / name).unlink(missing_ok=True)
+    if not any(cluster.root.iterdir()):
+        cluster.root.rmdir()
+
+
+def _tell(ctx: typer.Context, cluster: DevCluster, processes: Sequence[Process]) -> None:
+    peers = ",".join(process.address for process in processes)
+    if invocation.of(ctx).as_json:
+        output.json_line({"peers": peers.split(","), "dir": str(cluster.root)})
+        return
+    output.message(f"{len(processes)} peers are ready; data and logs are in {cluster.root}")
+    if cluster.membership == DEV_MEMBERSHIP.absolute():
+        output.message("here, dstash finds them by itself; try: dstash put myIndex myKey myValue")
+    output.message("from elsewhere:")
+    output.line(f"export DSTASH_PEERS={shlex.quote(peers)}")

@@ -1,0 +1,151 @@
+"""The ``dstash`` command: global options, the commands, and how errors end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dstash.cli import bench, bulk, cert, cluster, data, dev, operate, output, settings, store
+from dstash.cli.invocation import Interrupted, Invocation, Output
+from dstash.config import unknown_variables
+from dstash.errors import DStashError, UsageError
+
+#: What a shell reports for a program that SIGPIPE ended.
+_PIPE_CLOSED = 141
+#: Set by a shell that asks for completions.
+_COMPLETE = "_DSTASH_COMPLETE"
+
+app = typer.Typer(
+    name="dstash",
+    help="Talk to a dstash cluster. stdout is data, stderr is messages.",
+    epilog="Exit codes: 0 ok, 1 error, 2 usage, 3 key missing, 5 unavailable or no quorum, "
+    "6 timeout, 7 not authorised, 8 unhealthy, 9 part of a batch failed.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "put": data.put,
+    "get": data.get,
+    "del": data.delete,
+    "exists": data.exists,
+    "ttl": data.ttl,
+    "touch": data.touch,
+    "scan": data.scan,
+    "count": data.count,
+    "import": bulk.import_,
+    "export": bulk.export,
+    "status": operate.status,
+    "health": operate.health,
+    "where": operate.where,
+    "bench": bench.bench,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)
+app.add_typer(cluster.app, name="cluster")
+app.add_typer(dev.app, name="dev")
+app.add_typer(settings.app, name="config")
+app.add_typer(cert.app, name="cert")
+app.add_typer(store.app, name="store")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        output.line(f"dstash {version('dstash')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option("-c", "--config", metavar="FILE", envvar="DSTASH_CONFIG"),
+    ] = None,
+    peers: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT,...", help="One or more peers.")
+    ] = None,
+    consul: Annotated[str | None, typer.Option(metavar="URL", help="Learn peers here.")] = None,
+    cluster: Annotated[str | None, typer.Option(metavar="NAME")] = None,
+    form: Annotated[Output, typer.Option("-o", "--output")] = Output.TABLE,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Per call.")] = None,
+    read: Annotated[str | None, typer.Option(metavar="one|quorum|all")] = None,
+    write: Annotated[str | None, typer.Option(metavar="one|quorum|all")] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Keep the global options for the command that follows."""
+    flags = {"peers": peers, "consul": consul, "cluster": cluster}
+    ctx.obj = Invocation(config, flags | {"timeout": timeout, "read": read, "write": write}, form)
+    for name in unknown_variables():
+        output.message(f"warning: {name} is no setting of dstash; it has no effect")
+    if ctx.invoked_subcommand is None:
+        with redirect_stdout(sys.stderr):  # rich prints the help by itself
+            typer.echo(ctx.get_help())
+        raise typer.Exit(UsageError.exit_code)
+
+
+def main() -> None:
+    """Run the command line; every error ends in one line on stderr and its exit code."""
+    code = _run()
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # the reader went away, or the disk is full
+        code = code or _explain(error)
+        _forget_stdout()
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        code = app(prog_name="dstash", standalone_mode=False)
+        if code == Interrupted.exit_code:
+            output.message("interrupted")
+        return int(code or 0)
+    except SystemExit:
+        if _COMPLETE in os.environ:
+            raise
+        return _PIPE_CLOSED  # Typer's only other reason to exit by itself
+    except Exception as error:
+        if os.environ.get("DSTASH_DEBUG") == "1":
+            raise
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    if isinstance(error, DStashError):
+        output.message(str(error))
+        return error.exit_code
+    if isinstance(error, typer.TyperException):
+        if text := error.format_message():  # empty: a group without command showed its help
+            output.message(f"{text} (dstash --help lists what there is)")
+        return UsageError.exit_code
+    if isinstance(error, typer.Abort):
+        output.message("interrupted")
+        return Interrupted.exit_code
+    if isinstance(error, BrokenPipeError):
+        return _PIPE_CLOSED
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        output.message(f"{where}{error.strerror or error}")
+    else:  # a defect: say so, and how to see more
+        name = type(error).__name__
+        output.message(f"internal error: {name}: {error} (DSTASH_DEBUG=1 shows the traceback)")
+    return 1
+
+
+def _forget_stdout() -> None:
+    # The interpreter flushes stdout once more at exit, and would complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Commands that look at the cluster as a whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from dstash.cli import invocation, output
+from dstash.cli.arguments import HexKeys, IndexName, IntKeys, KeyText, parse_key
+from dstash.cli.invocation import Unhealthy
+from dstash.cli.units import duration, size
+from dstash.errors import DStashError
+
+if TYPE_CHECKING:
+    from dstash.client.blocking import Client
+
+_PAUSE: Final = 0.25
+#: One question of a health check; a peer that hangs must not use up the whole wait.
+_PATIENCE: Final = 2.0
+
+
+def status(ctx: typer.Context) -> None:
+    """Show the cluster, its members, and what each of them holds."""
+    run = invocation.of(ctx)
+    with run.client() as client:
+        facts = client.status()
+    if run.as_json:
+        output.json_line(facts)
+        return
+    output.line(_summary(facts))
+    output.table(_COLUMNS, [_member_row(member) for member in facts["members"]])
+
+
+def health(
+    ctx: typer.Context,
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Wait so long for it to be healthy.")
+    ] = 0,
+) -> None:
+    """Say whether all members are alive, synced and answering; exit code 8 if not."""
+    run = invocation.of(ctx)
+    deadline = time.monotonic() + wait
+    with run.client() as client:
+        while (reasons := _ask(client)) and time.monotonic() < deadline:
+            time.sleep(min(_PAUSE, max(0.0, deadline - time.monotonic())))
+    if run.as_json:
+        output.json_line({"healthy": not reasons, "reasons": reasons})
+    elif not reasons:
+        output.line("healthy")
+    if reasons:
+        raise Unhealthy(f"unhealthy: {'; '.join(reasons)}")
+
+
+def where(
+    ctx: typer.Context,
+    index: IndexName,
+    key: KeyText,
+    as_int: IntKeys = False,
+    as_hex: HexKeys = False,
+) -> None:
+    """Show which partition a key is in, and which peers hold it, in rank order."""
+    run = invocation.of(ctx)
+    parsed = parse_key(key, as_int, as_hex)
+    with run.client() as client:
+        place = client.where(index, parsed)
+    if run.as_json:
+        output.json_line({"key": parsed} | place)
+        return
+    output.line(f"partition {place['partition']}")
+    columns = ("rank", "id", "address", "zone", "alive")
+    replicas = enumerate(place["replicas"], start=1)
+    output.table(columns, [(str(rank), *_cells(one, columns[1:])) for rank, one in replicas])
+
+
+def unhealthy_because(facts: Mapping[str, Any]) -> list[str]:
+    """Return what keeps a cluster with this status from being healthy; nothing if it is."""
+    members = facts["members"]
+    reasons = [f"{one['id']} {trouble}" for one in members for trouble in _troubles(one)]
+    if not facts["formed"]:
+        reasons.append(f"{len(members)} of {facts['min_peers']} peers have joined")
+    return reasons
+
+
+def _ask(client: Client) -> list[str]:
+    try:
+        return unhealthy_because(client.status(timeout=_PATIENCE))
+    except DStashError as error:
+        if error.exit_code == 2:  # a wrong setting will not get better
+            raise
+        return [str(error)]
+
+
+def _troubles(member: Mapping[str, Any]) -> list[str]:
+    if not member["alive"]:
+        return ["is not alive"]
+    if not member["answers"]:
+        return ["does not answer"]
+    if not member["synced"]:
+        return ["is not synced"]
+    why = member.get("why_not_ready", "")
+    return [f"is not ready: {why}"] if why else []
+
+
+_COLUMNS: Final = (
+    "id", "address", "zone", "weight", "state", "health", "records", "used", "free", "up",
+    "version",
+)  # fmt: skip
+
+
+def _member_row(member: Mapping[str, Any]) -> list[str]:
+    shown = dict(member)
+    shown["address"] = member["address"].removeprefix("tcp://")
+    shown["health"] = ", ".join(_troubles(member)).removeprefix("is ") or "ok"
+    shown["used"] = size(member.get("used_bytes"))
+    shown["free"] = size(member.get("free_bytes"))
+    shown["up"] = duration(member.get("uptime_s"))
+    return _cells(shown, _COLUMNS)
+
+
+def _cells(facts: Mapping[str, Any], columns: tuple[str, ...]) -> list[str]:
+    return [_cell(facts.get(column)) for column in columns]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None or value == "" else str(value)
+
+
+def _summary(facts: Mapping[str, Any]) -> str:
+    members = facts["members"]
+    alive = sum(bool(member["alive"]) for member in members)
+    state = "formed" if facts["formed"] else f"waiting for {facts['min_peers']} peers"
+    change = "" if facts.get("change") is None else ", change of placement under way"
+    return (
+        f"cluster {facts['cluster']}: {state}, {alive} of {len(members)} members alive, "
+        f"{facts['replicas']} replicas, epoch {facts['epoch']}{change}"
+    )

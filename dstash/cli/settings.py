@@ -1,0 +1,130 @@
+"""``dstash config``: is a file right, and which settings are in force."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import SecretStr
+
+from dstash.cli import invocation, output
+from dstash.config import ClientSettings, Layered, PeerSettings, SharedSettings, layered
+from dstash.errors import ConfigError
+
+app = typer.Typer(help="Check settings, and show where each comes from.", no_args_is_help=True)
+
+
+class Kind(StrEnum):
+    """Whose settings a file has."""
+
+    PEER = "peer"
+    CLIENT = "client"
+
+
+_MODELS: dict[Kind, type[SharedSettings]] = {Kind.PEER: PeerSettings, Kind.CLIENT: ClientSettings}
+
+KindOption = Annotated[
+    Kind | None, typer.Option("--kind", help="Whose settings; by default seen from the keys.")
+]
+
+
+@app.command()
+def check(
+    ctx: typer.Context,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="FILE...", help="Default: the file of --config.", show_default=False
+        ),
+    ] = None,
+    kind: KindOption = None,
+) -> None:
+    """Find everything that is wrong with settings files, and with the environment."""
+    run = invocation.of(ctx)
+    wanted: Sequence[Path | None] = files or [run.config]
+    problems = [problem for file in wanted for problem in _problems(file, kind, run)]
+    for problem in problems[1:]:
+        output.message(problem)
+    if problems:
+        raise ConfigError(problems[0])
+
+
+@app.command()
+def show(
+    ctx: typer.Context,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="Default: the file of --config."),
+    ] = None,
+    kind: KindOption = None,
+) -> None:
+    """Show every setting in force, and where it comes from. Secrets are masked."""
+    run = invocation.of(ctx)
+    loaded = _load(file or run.config, kind, run)
+    values = {key: _plain(getattr(loaded.settings, key)) for key in _keys(loaded)}
+    if run.as_json:
+        origins = {key: loaded.origins.get(key, "default") for key in values}
+        output.json_line({key: {"value": values[key], "from": origins[key]} for key in values})
+        return
+    rows = [
+        (key, _cell(value), loaded.origins.get(key, "default")) for key, value in values.items()
+    ]
+    output.table(("setting", "value", "from"), rows)
+
+
+def _problems(file: Path | None, kind: Kind | None, run: invocation.Invocation) -> list[str]:
+    try:
+        _load(file, kind, run)
+    except ConfigError as error:
+        problems: list[str] = error.facts.get("problems", [str(error)])
+        return problems
+    output.line(f"{file or 'environment'}: ok")
+    return []
+
+
+def _load(
+    file: Path | None, kind: Kind | None, run: invocation.Invocation
+) -> Layered[SharedSettings]:
+    keys = _keys_of_file(file)
+    kind = kind or _guess(file, keys)
+    flags: dict[str, Any] = dict(run.flags) if kind is Kind.CLIENT else {}
+    if kind is Kind.PEER and "data_dir" not in keys and "DSTASH_DATA_DIR" not in os.environ:
+        flags["data_dir"] = "DATA_DIR"  # dstash-peer takes it as its first argument
+    loaded: Layered[SharedSettings] = layered(_MODELS[kind], file, flags, os.environ)
+    return loaded
+
+
+def _keys_of_file(file: Path | None) -> set[str]:
+    try:
+        return set(tomllib.loads(file.read_text())) if file else set()
+    except (OSError, ValueError):
+        return set()  # loading it says what is wrong
+
+
+def _guess(file: Path | None, keys: set[str]) -> Kind:
+    """Tell whose settings a file has: by what is in it; else by its name."""
+    peer, client = (len(keys & set(_MODELS[kind].model_fields)) for kind in Kind)
+    if peer == client:
+        return Kind.PEER if file is not None and "peer" in file.name else Kind.CLIENT
+    return Kind.PEER if peer > client else Kind.CLIENT
+
+
+def _keys(loaded: Layered[SharedSettings]) -> list[str]:
+    return sorted(type(loaded.settings).model_fields)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return str(value)  # asterisks
+    return str(value) if isinstance(value, Path | StrEnum) else value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return ", ".join(value) if isinstance(value, list) else str(value)

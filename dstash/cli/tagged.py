@@ -1,0 +1,160 @@
+"""JSON for every value dstash can hold: what JSON lacks is an object with one tagged entry.
+
+::
+
+    bytes      {"$bytes": "AP8="}  (base64)      bytearray  {"$bytearray": "AP8="}
+    datetime   {"$datetime": "2024-01-31T10:00:00+00:00"}   date, time: likewise
+    timedelta  {"$timedelta": [days, seconds, microseconds]}
+    Decimal    {"$decimal": "1.10"}              UUID       {"$uuid": "..."}
+    tuple      {"$tuple": [...]}                 set, frozenset: likewise
+    complex    {"$complex": ["1.0", "-2.0"]}     nan, inf   {"$float": "nan"}
+    int beyond 64 bits  {"$int": "0x1..."}       Timestamp  {"$timestamp": [s, ns]}
+    dict with keys that are no str, or that looks like one of the above
+               {"$map": [[key, value], ...]}
+
+The idea is MongoDB's Extended JSON. An object with another ``$name`` is an ordinary dict.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import json
+import math
+import uuid
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final, NoReturn
+
+import msgpack
+
+from dstash.errors import UsageError
+
+_TOO_DEEP: Final = "nested too deeply for JSON"
+
+
+def dumps(value: Any) -> str:
+    """Return a value as one line of JSON; ``UsageError`` when it has no such form."""
+    try:
+        return json.dumps(to_plain(value), ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        raise UsageError(f"value is {_TOO_DEEP}; msgpack can carry it") from None
+
+
+def loads(text: str | bytes) -> Any:
+    """Return the value of a JSON text; ``UsageError`` says what is wrong with it."""
+    try:
+        return _DECODER.decode(text if isinstance(text, str) else text.decode())
+    except json.JSONDecodeError as error:
+        raise UsageError(f"not JSON: {error.msg} (column {error.pos + 1})") from None
+    except RecursionError:
+        raise UsageError(_TOO_DEEP) from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"not UTF-8 text (byte {error.start})") from None
+    except UsageError:
+        raise
+    except ValueError as error:  # an int of thousands of digits
+        raise UsageError(f"not JSON: {error}") from None
+
+
+def to_plain(value: Any) -> Any:
+    """Return a value in terms of what JSON has."""
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return value
+    if kind is dict:
+        return _plain_dict(value)
+    if kind is list:
+        return [to_plain(item) for item in value]
+    write = _WRITERS.get(kind)
+    if write is None and isinstance(value, str):  # an enumeration's word
+        return str(value)
+    if write is None:
+        raise UsageError(f"values of type {kind.__name__} have no form in JSON")
+    return write(value)
+
+
+def _plain_dict(value: dict[Any, Any]) -> Any:
+    if all(type(key) is str for key in value) and not (len(value) == 1 and _READERS.keys() & value):
+        return {key: to_plain(item) for key, item in value.items()}
+    return {"$map": [[to_plain(key), to_plain(item)] for key, item in value.items()]}
+
+
+def _plain_int(value: int) -> Any:
+    return value if -(1 << 63) <= value < 1 << 64 else {"$int": hex(value)}
+
+
+def _plain_float(value: float) -> Any:
+    return value if math.isfinite(value) else {"$float": str(value)}
+
+
+def _tagging(tag: str, write: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: {tag: write(value)}
+
+
+def _items(value: Any) -> list[Any]:
+    return [to_plain(item) for item in value]
+
+
+def _base64(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+_WRITERS: Final[dict[type, Callable[[Any], Any]]] = {
+    int: _plain_int,
+    float: _plain_float,
+    bytes: _tagging("$bytes", _base64),
+    bytearray: _tagging("$bytearray", _base64),
+    dt.datetime: _tagging("$datetime", dt.datetime.isoformat),
+    dt.date: _tagging("$date", dt.date.isoformat),
+    dt.time: _tagging("$time", dt.time.isoformat),
+    dt.timedelta: _tagging("$timedelta", lambda v: [v.days, v.seconds, v.microseconds]),
+    Decimal: _tagging("$decimal", str),
+    uuid.UUID: _tagging("$uuid", str),
+    tuple: _tagging("$tuple", _items),
+    set: _tagging("$set", _items),
+    frozenset: _tagging("$frozenset", _items),
+    complex: _tagging("$complex", lambda v: [repr(v.real), repr(v.imag)]),
+    msgpack.Timestamp: _tagging("$timestamp", lambda v: [v.seconds, v.nanoseconds]),
+}
+
+
+def _debase64(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+_READERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "$bytes": _debase64,
+    "$bytearray": lambda text: bytearray(_debase64(text)),
+    "$datetime": dt.datetime.fromisoformat,
+    "$date": dt.date.fromisoformat,
+    "$time": dt.time.fromisoformat,
+    "$timedelta": lambda parts: dt.timedelta(*parts),
+    "$decimal": Decimal,
+    "$uuid": uuid.UUID,
+    "$tuple": tuple,
+    "$set": set,
+    "$frozenset": frozenset,
+    "$complex": lambda parts: complex(*map(float, parts)),
+    "$float": float,
+    "$int": lambda text: int(text, 16),
+    "$timestamp": lambda parts: msgpack.Timestamp(*parts),
+    "$map": dict,
+}
+
+
+def _from_pairs(pairs: list[tuple[str, Any]]) -> Any:
+    if len(pairs) != 1 or pairs[0][0] not in _READERS:
+        return dict(pairs)
+    tag, content = pairs[0]
+    try:
+        return _READERS[tag](content)
+    except (ValueError, TypeError, AttributeError, OverflowError, InvalidOperation) as error:
+        raise UsageError(f"bad {tag}: {error}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise UsageError(f'not JSON: {name}; write {{"$float": "{name.lower()}"}}')
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_from_pairs, parse_constant=_refuse_constant)
