@@ -1,0 +1,112 @@
+"""dstash: three peers with the embedded membership, and the blocking client."""
+
+from __future__ import annotations
+
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dstash import Client
+from tests.bench.servers import START_SECONDS, Server
+from tests.bench.store import Pairs, Store, System
+from tests.harness.ports import free_ports
+from tests.harness.waiting import wait_until
+
+INDEX = "bench"
+_PEERS = 3
+
+
+class DStashCluster(System):
+    """Three peers that keep ``replicas`` copies of each key and sync before they ack."""
+
+    def __init__(self, folder: Path, replicas: int) -> None:
+        self.replicas = replicas
+        self._folder = folder / f"dstash-{replicas}"
+        self._ports = free_ports(2 * _PEERS)
+        self.peers: dict[int, Server] = {}
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the peers are."""
+        return [f"tcp://127.0.0.1:{self._ports[number]}" for number in range(_PEERS)]
+
+    def start(self) -> None:
+        """Start three peers, which form a cluster."""
+        self._folder.mkdir()
+        for number in range(_PEERS):
+            self.start_peer(number)
+        for number in range(_PEERS):
+            self.await_ready(number)
+
+    def stop(self) -> None:
+        """Stop them."""
+        for number in list(self.peers):
+            self.stop_peer(number)
+
+    def start_peer(self, number: int) -> None:
+        """Start one peer, on its own directory and ports."""
+        name = f"peer{number}"
+        port, http = self._ports[number], self._ports[_PEERS + number]
+        command = [str(Path(sys.executable).parent / "dstash-peer"), str(self._folder / name)]
+        command += ["127.0.0.1", str(port), "--http-port", str(http), "--membership", "local"]
+        command += ["--local-dir", str(self._folder / "membership")]
+        command += ["--min-peers", str(_PEERS), "--replicas", str(self.replicas)]
+        self.peers[number] = Server(name, command, self._folder)
+
+    def stop_peer(self, number: int) -> None:
+        """Stop one peer."""
+        self.peers.pop(number).stop()
+
+    def await_ready(self, number: int) -> None:
+        """Wait until one peer serves."""
+        url = f"http://127.0.0.1:{self._ports[_PEERS + number]}/readyz"
+        wait_until(lambda: self._is_ready(number, url), START_SECONDS, f"peer {number} is ready")
+
+    def restart_seconds(self, number: int) -> float:
+        """Stop one peer, start it, and return how long it takes until it serves."""
+        self.stop_peer(number)
+        began = time.perf_counter()
+        self.start_peer(number)
+        self.await_ready(number)
+        return time.perf_counter() - began
+
+    def _is_ready(self, number: int, url: str) -> bool:
+        self.peers[number].check()
+        try:
+            with urllib.request.urlopen(url, timeout=5):  # noqa: S310
+                return True
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+class DStash(Store):
+    """The blocking client at one level, for reads and writes alike."""
+
+    def __init__(self, cluster: DStashCluster, level: str) -> None:
+        self.name = f"dstash N={cluster.replicas} {level}"
+        self._client = Client(*cluster.addresses, read=level, write=level, timeout=60)
+
+    def put(self, pairs: Pairs) -> None:
+        """Store; every ack means synced to disk."""
+        self._client.batch_put(INDEX, pairs.items()).raise_for_failures()
+
+    def get(self, keys: Sequence[str]) -> Any:
+        """Look up."""
+        return self._client.batch_lookup(INDEX, keys)
+
+    def settle(self) -> None:
+        """Wait for the replicas that a level does not wait for: they commit in order."""
+        self._client.put(INDEX, "settle", None, write="all")
+
+    def found(self, answer: Any, keys: Sequence[str]) -> Mapping[str, bytes]:
+        """Return the answer: it is a mapping already."""
+        found: Mapping[str, bytes] = answer
+        return found
+
+    def close(self) -> None:
+        """Close the client."""
+        self._client.close()

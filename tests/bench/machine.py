@@ -1,0 +1,42 @@
+"""Where and with what something was measured."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.bench.footprint import MIB
+from tests.bench.servers import fetched
+
+_PACKAGES = ("dstash", "pyzmq", "lmdb", "msgpack", "xxhash", "redis", "hiredis")
+
+
+def describe() -> dict[str, str]:
+    """Return facts about the machine, the versions and the day. No name of the machine."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    packages = {name: version(name) for name in _PACKAGES}
+    return {
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "processor": f"{len(os.sched_getaffinity(0))} cores, {_processor()}",
+        "memory": f"{pages / MIB / 1024:.0f} GiB",
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "redis-server": _redis_version(),
+        **packages,
+    }
+
+
+def _processor() -> str:
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else platform.machine()
+
+
+def _redis_version() -> str:
+    said = subprocess.run([fetched("get-redis"), "--version"], capture_output=True, text=True)
+    found = re.search(r"v=(\S+)", said.stdout)
+    return found[1] if found else "unknown"

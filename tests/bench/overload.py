@@ -1,0 +1,214 @@
+"""How much a peer still does when ten times as much is asked of it as it can do.
+
+``python -m tests.bench.overload``: one peer, and ever more clients, each of which wants to ask as
+often as before. Goodput is what was answered, with what was asked for, in time. It should stay
+above 80% of its peak at ten times the load, and be back at once when the load goes. The clients
+take processor time too: on a machine with few of them, and with other work on it, the share by
+the peer's own processor time says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import os
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Final, NamedTuple
+
+import zmq
+
+from dstash.version import pack, stamp_at
+from dstash.wire import codec
+from dstash.wire.keys import encode_keys
+from dstash.wire.messages import (
+    Envelope,
+    Error,
+    Frame,
+    Lookup,
+    Message,
+    Put,
+    Stored,
+    Values,
+    decode,
+    encode,
+)
+from tests.harness.peers import Peer, Peers
+from tests.security.attackers import Attacker
+from tests.security.closed import memory
+
+#: Within which an answer is of use (milliseconds), keys in a request, and connections.
+TIMEOUT_MS: Final = 1000
+KEYS: Final = 200
+CONNECTIONS: Final = 8
+#: How many clients want as much as the peer can do.
+CLIENTS: Final = 200
+_GOOD: Final = (Values, Stored)
+_FRAME: Final = Frame(codec.pack_blobs(encode_keys([f"key{n}" for n in range(KEYS)])))
+_PAYLOADS: Final = Frame(codec.pack_blobs([b"\xc4\x64" + b"v" * 100] * KEYS))
+
+
+class Result(NamedTuple):
+    """Requests a second: answered well and in time, asked, and told to come back."""
+
+    good: float
+    asked: float
+    busy: float
+    #: Good answers for each second of the peer's processor: other work on the machine counts less.
+    thrift: float
+
+
+def look_up() -> Message:
+    """Return a read."""
+    return Lookup("bench", 1, _FRAME)
+
+
+def put() -> Message:
+    """Return a write."""
+    version = pack(stamp_at(time.time_ns() // 1_000_000), bytes(12))
+    return Put("bench", version, 0, _FRAME, _PAYLOADS)
+
+
+def _processor_seconds(peer: Peer) -> float:
+    assert peer.process is not None
+    fields = Path(f"/proc/{peer.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Load:
+    """Clients that each ask one thing at a time, and come back as politely as ours do.
+
+    Together they want ``rate`` requests a second. Who is told to come back does so after the
+    time given and up to a half more by chance; who is told nothing asks again after the timeout.
+    """
+
+    def __init__(self, peer: Peer, make: Callable[[], Message], epoch: int) -> None:
+        self._peer, self._make, self._epoch = peer, make, epoch
+        self._ends = [Attacker(peer.address) for _ in range(CONNECTIONS)]
+        self._random = Random(1)
+        self._sent: dict[int, tuple[float, float]] = {}
+        self._ready: list[float] = []
+        self._late: deque[tuple[float, int]] = deque()
+        self._next = self._good = self._busy = 0
+        self._interval = 0.0
+
+    def close(self) -> None:
+        """Close the connections."""
+        for end in self._ends:
+            end.__exit__()
+
+    def run(self, seconds: float, clients: int, rate: float = 1e9) -> Result:
+        """Let so many clients work."""
+        self._good = self._busy = asked = 0
+        self._sent.clear()
+        self._late.clear()
+        self._interval = clients / rate
+        worked = _processor_seconds(self._peer)
+        began = now = time.monotonic()
+        self._ready = [began + self._random.random() * self._interval for _ in range(clients)]
+        heapq.heapify(self._ready)
+        while (now := time.monotonic()) < began + seconds:
+            asked += self._ask_all(now)
+            self._give_up(now)
+            self._collect()
+        spent = now - began
+        worked = _processor_seconds(self._peer) - worked
+        return Result(self._good / spent, asked / spent, self._busy / spent, self._good / worked)
+
+    def _ask_all(self, now: float) -> int:
+        asked = 0
+        while self._ready and self._ready[0] <= now and asked < 50:
+            self._ask(now, heapq.heappop(self._ready))
+            asked += 1
+        return asked
+
+    def _ask(self, now: float, wanted: float) -> None:
+        self._next += 1
+        deadline = time.time_ns() // 1_000_000 + TIMEOUT_MS
+        envelope = Envelope(self._next, self._epoch, deadline, self._make())
+        self._ends[self._next % CONNECTIONS].socket.send_multipart(encode(envelope))
+        self._sent[self._next] = (now, wanted)
+        self._late.append((now + TIMEOUT_MS / 1000, self._next))
+
+    def _give_up(self, now: float) -> None:
+        while self._late and self._late[0][0] < now:
+            _, number = self._late.popleft()
+            if self._sent.pop(number, None) is not None:
+                heapq.heappush(self._ready, now)
+
+    def _collect(self) -> None:
+        idle = True
+        for end in self._ends:
+            for _ in range(50):
+                try:
+                    parts = end.socket.recv_multipart(zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                idle = False
+                self._count(decode(parts))
+        if idle:
+            self._ends[0].socket.poll(1)
+
+    def _count(self, envelope: Envelope) -> None:
+        sent = self._sent.pop(envelope.correlation, None)
+        if sent is None:
+            return  # too late
+        now = time.monotonic()
+        if isinstance(envelope.message, _GOOD):
+            self._good += 1
+            heapq.heappush(self._ready, max(now, sent[1] + self._interval))
+            return
+        self._busy += 1
+        facts = envelope.message.facts if isinstance(envelope.message, Error) else {}
+        hold = facts.get("retry_after_ms", 50) / 1000
+        heapq.heappush(self._ready, now + hold * (1 + self._random.random() / 2))
+
+
+def measure(peer: Peer, make: Callable[[], Message], seconds: float) -> None:
+    """Find the peak, overload the peer, and see it recover."""
+    load = Load(peer, make, int(peer.page("/status")["epoch"]))
+    name = make().__class__.__name__
+    try:
+        load.run(1, clients=64)
+        peak = max(load.run(seconds, clients=one) for one in (16, 64, 128))
+        for factor in (1, 2, 5, 10):
+            result = load.run(seconds, CLIENTS * factor, peak.good * factor)
+            _tell(f"{name} x{factor}", result, peak, peer)
+        time.sleep(2 * TIMEOUT_MS / 1000)
+        _tell(f"{name} after", load.run(seconds, clients=64), peak, peer)
+    finally:
+        load.close()
+
+
+def _tell(name: str, result: Result, peak: Result, peer: Peer) -> None:
+    sys.stdout.write(
+        f"{name:<13} asked {result.asked:>7.0f}/s  good {result.good:>6.0f}/s "
+        f"({result.good / peak.good:>4.0%} of the peak; {result.thrift / peak.thrift:>4.0%} by the "
+        f"peer's processor time)  refused {result.busy:>6.0f}/s  "
+        f"memory {memory(peer):>4.0f} MiB\n"
+    )
+
+
+def main() -> None:
+    """Measure reads and writes."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.overload", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each load")
+    options = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Peers.local(Path(folder), "--replicas", "1") as peers,
+    ):
+        peers.form("p1")
+        with peers.client() as client:
+            client.batch_put("bench", {f"key{n}": b"v" * 100 for n in range(KEYS)})
+        for make in (look_up, put):
+            measure(peers["p1"], make, options.seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Server processes: started on free ports, logging to files, gone when the benchmark goes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.harness.process import mortal
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+START_SECONDS = 60.0
+_STOP_SECONDS = 20.0
+
+
+class Server:
+    """One server process."""
+
+    def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
+        # Settings of the shell that are meant for other peers must not reach these.
+        environ = {key: text for key, text in os.environ.items() if not key.startswith("DSTASH_")}
+        self.log = folder / f"{name}.log"
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                mortal(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ
+            )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def check(self) -> None:
+        """Fail when it has ended."""
+        assert self._process.poll() is None, f"a server ended by itself: see {self.log}"
+
+    def stop(self) -> None:
+        """End it, politely at first."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def fetched(script: str) -> str:
+    """Return the path of a server that ``bin/<script>`` finds or fetches."""
+    done = subprocess.run([ROOT / "bin" / script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr.strip()
+    return done.stdout.strip()

@@ -1,0 +1,98 @@
+"""``dstash bench`` on real peers: what it reports is about what was really done."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from dstash.cli.workload import Distribution, Record, Shape, Work, draw
+from tests.harness.devcluster import InProcess
+
+SHORT = ("--duration", "0.3", "--keys", "50", "--concurrency", "4")
+
+
+def shape(distribution: Distribution, keys: int) -> Shape:
+    return Shape(Work.GET, "bench", 1.0, 1, 10, keys, 1, distribution)
+
+
+def test_uniform_keys_come_equally_often() -> None:
+    numbers = draw(shape(Distribution.UNIFORM, 10), seed=1)
+    seen = Counter(next(numbers) for _ in range(10_000))
+    assert set(seen) == set(range(10))
+    assert max(seen.values()) < 1.3 * min(seen.values())
+
+
+def test_of_zipf_keys_few_come_often() -> None:
+    numbers = draw(shape(Distribution.ZIPF, 1000), seed=1)
+    seen = Counter(next(numbers) for _ in range(10_000))
+    assert [number for number, _ in seen.most_common(2)] == [0, 1]
+    assert seen[0] > 10 * seen[99]
+
+
+def test_a_record_keeps_seconds_apart() -> None:
+    record = Record()
+    for microseconds in (100, 200, 300):
+        record.add("get", microseconds)
+    assert record.close_second() == (3, 200, 300)
+    record.add("put", 10**12)  # more than can be kept
+    assert record.close_second().calls == 1
+    assert record.kinds["get"].get_total_count() == 3
+    assert record.close_second() == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("work", "calls"),
+    [
+        ("put", {"put"}),
+        ("get", {"get"}),
+        ("mixed", {"get", "put"}),
+        ("batch", {"batch lookup", "batch put"}),
+    ],
+)
+def test_each_kind_of_work(inside: InProcess, index: str, work: str, calls: set[str]) -> None:
+    words = ("bench", work, *SHORT, "--index", index, "--batch", "20", "--size", "7")
+    told: dict[str, Any] = json.loads(inside.out("-o", "json", "--read", "one", *words))
+    assert set(told["calls"]) <= calls
+    assert (told["work"], told["read"], told["write"]) == (work, "one", "quorum")
+    assert told["errors"] == {}
+    for figures in told["calls"].values():
+        assert figures["calls"] > 0
+        assert 0 < figures["p50"] <= figures["p99"] <= figures["max"]
+    assert 1 <= int(inside.out("count", index)) <= 50
+
+
+def test_a_table_for_people(inside: InProcess, index: str) -> None:
+    lines = inside.out("bench", "get", *SHORT, "--index", index).splitlines()
+    assert lines[0].split("  ")[0] == "call"
+    assert lines[1].startswith("get")
+
+
+def test_a_plot(inside: InProcess, index: str, tmp_path: Path) -> None:
+    file = tmp_path / "times.png"
+    inside.out("bench", "mixed", "--duration", "1.2", "--index", index, "--plot", str(file))
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_calls_that_fail_are_counted(inside: InProcess, index: str) -> None:
+    words = ("--timeout", "0.001", "bench", "put", *SHORT, "--size", "2000000", "--index", index)
+    done = inside.run(*words)
+    assert done.returncode in (5, 9)  # 5: not even the first peer was found in time
+    assert done.stderr.decode().startswith("dstash: ")
+
+
+@pytest.mark.parametrize(
+    ("module", "words"), [("hdrh.histogram", ()), ("matplotlib", ("--plot", "x.png"))]
+)
+def test_a_package_that_is_missing_is_named(
+    inside: InProcess, module: str, words: tuple[str, ...]
+) -> None:
+    with mock.patch.dict(sys.modules, {module: None}):
+        code, text = inside.refusal("bench", "get", *SHORT, *words)
+    assert code == 2
+    assert "pip install 'dstash[" in text

@@ -1,0 +1,164 @@
+"""Import and export, against real peers."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.harness import devcluster
+from tests.harness.devcluster import DevCluster, InProcess
+
+
+def jsonl(*records: object) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+@pytest.fixture(autouse=True)
+def every_replica_hears(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write to all: scans and counts ask one replica of each partition."""
+    monkeypatch.setitem(devcluster.settings, "DSTASH_WRITE", "all")
+
+
+def test_import_and_export_are_each_others_inverse(dev: DevCluster, index: str) -> None:
+    records = [
+        {"key": "text", "value": "ä\n"},
+        {"key": 5, "value": {"$bytes": "AP8="}},
+        {"key": {"$bytes": "AA=="}, "value": {"$map": [[1, {"$tuple": []}]]}},
+        {"key": "none", "value": None},
+    ]
+    dev.out("import", index, "-", stdin=jsonl(*records))
+    for name in ("x.jsonl", "x.msgpack"):
+        dev.out("export", index, name)
+        dev.out("import", f"{index}2", name)
+        lines = dev.out("export", f"{index}2", "-").splitlines()
+        by_line = sorted(map(str, map(json.loads, lines)))
+        assert by_line == sorted(map(str, records))
+        dev.out("del", f"{index}2", "text")
+    assert dev.out("count", index) == "4\n"
+
+
+def test_csv(inside: InProcess, index: str) -> None:
+    (inside.folder / "x.csv").write_text('id,name,note\n1,one,"a, b"\n2,two,\n')
+    inside.out("import", index, "x.csv", "--int")
+    assert inside.out("get", index, "1", "--int") == '{"name":"one","note":"a, b"}'
+    inside.out("export", index, "y.csv", "--key", "id")
+    lines = (inside.folder / "y.csv").read_text().splitlines()
+    assert lines[0] == "id,name,note"
+    assert sorted(lines[1:]) == ['1,one,"a, b"', "2,two,"]
+    inside.out("import", index, "x.csv", "--key", "name", "--value", "id")
+    assert inside.out("get", index, "two") == "2"
+
+
+def test_time_to_live_is_kept(inside: InProcess, index: str) -> None:
+    lines = jsonl({"key": "a", "value": 1, "ttl": 500}, {"key": "b", "value": 2})
+    inside.out("import", index, "-", "--ttl", "5000", stdin=lines)
+    assert 400 < float(inside.out("ttl", index, "a")) <= 500
+    assert 4900 < float(inside.out("ttl", index, "b")) <= 5000
+    exported = map(json.loads, inside.out("export", index, "-", "--with-ttl").splitlines())
+    assert {one["key"]: one["ttl"] > 400 for one in exported} == {"a": True, "b": True}
+
+
+def test_a_broken_line_stops_and_says_how_far_it_came(inside: InProcess, index: str) -> None:
+    lines = (
+        jsonl({"key": "a", "value": 1}) + b'\n{"key": broken}\n' + jsonl({"key": "b", "value": 1})
+    )
+    code, text = inside.refusal("import", index, "-", stdin=lines)
+    assert code == 1
+    assert text == ("-, line 3: not JSON: Expecting value (column 9); stored 1 record")
+    assert inside.out("-o", "json", "scan", index, "--keys") == '{"key":"a"}\n'
+
+
+def test_broken_lines_are_skipped_counted_and_named(inside: InProcess, index: str) -> None:
+    lines = b"x\n" + jsonl({"key": "a", "value": 1}) + b"y\n" + jsonl({"key": "b", "value": 1})
+    words = ("-o", "json", "import", index, "-", "--on-error", "skip")
+    done = inside.run(*words, stdin=lines)
+    assert done.returncode == 9
+    counts = json.loads(done.stdout)
+    assert (counts["stored"], counts["skipped"], counts["failed"]) == (2, 2, 0)
+    first, second = done.stderr.decode().splitlines()
+    assert first.startswith("dstash: imported 2 records in")
+    assert second == (
+        "dstash: -: skipped 2 (lines 1, 3; line 1: not JSON: Expecting value (column 1))"
+    )
+    assert inside.out("count", index) == "2\n"
+
+
+def test_the_last_of_a_key_wins(inside: InProcess, index: str) -> None:
+    lines = jsonl(*({"key": "k", "value": n} for n in range(50)))
+    inside.out("import", index, "-", stdin=lines)
+    assert inside.out("get", index, "k") == "49"
+
+
+def test_an_export_that_fails_leaves_no_file(inside: InProcess, index: str) -> None:
+    lines = jsonl({"key": "a", "value": {"x": 1}}, {"key": "b", "value": {"y": 1}})
+    inside.out("import", index, "-", stdin=lines)
+    before = sorted(os.listdir(inside.folder))
+    code, text = inside.refusal("export", index, "partial.csv")
+    assert code == 2
+    assert "its columns are not those of the first record" in text
+    assert sorted(os.listdir(inside.folder)) == before
+
+
+def test_exported_files_have_the_usual_mode(inside: InProcess, index: str) -> None:
+    inside.out("export", index, "mode.jsonl")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (inside.folder / "mode.jsonl").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_no_peer_says_that_nothing_was_stored(inside: InProcess, index: str) -> None:
+    words = ("--peers", "127.0.0.1:1", "--timeout", "0.3", "import", index, "-")
+    done = inside.run(*words, stdin=jsonl({"key": "a", "value": 1}))
+    assert done.returncode == 5
+    assert b"stored 0 records" in done.stderr
+    assert b"no peer answered" in done.stderr
+
+
+def test_ctrl_c_says_how_many_are_stored(dev: DevCluster, index: str) -> None:
+    process = dev.start(
+        ["import", index, "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    # More than one batch, then a pause in the input, as of someone typing: the first is stored.
+    for start in range(0, 60_000, 1000):
+        numbers = range(start, start + 1000)
+        process.stdin.write(jsonl(*({"key": n, "value": n} for n in numbers)))
+    process.stdin.flush()
+    while int(dev.out("count", index)) < 50_000:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.decode() == "dstash: interrupted; stored 50,000 records\n"
+    assert dev.out("count", index) == "50000\n"
+
+
+@pytest.mark.parametrize("words", [["import", "{index}", "many.jsonl"], ["export", "{index}", "-"]])
+def test_a_terminal_gets_a_bar_on_stderr(dev: DevCluster, index: str, words: list[str]) -> None:
+    index = index[:30]
+    lines = jsonl(*({"key": n, "value": "v" * 50} for n in range(3000)))
+    Path(dev.folder / "many.jsonl").write_bytes(lines)
+    dev.out("import", index, "many.jsonl")
+    ours, theirs = pty.openpty()
+    command = [word.format(index=index) for word in words]
+    process = dev.start(command, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 10_000):
+            shown += chunk
+    except OSError:  # how a terminal says that the other side is gone
+        pass
+    os.close(ours)
+    assert process.wait(60) == 0
+    assert f"{words[0]} {index}".encode() in shown
+    assert b"3,000 records in" in shown

@@ -1,0 +1,112 @@
+"""``dstash cluster`` against real peers: plans, orders, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.devcluster import InProcess
+from tests.harness.peers import PATIENCE, Peers
+from tests.harness.waiting import wait_until
+
+
+class Here(InProcess):
+    """Commands that find their cluster in a directory."""
+
+    def __init__(self, peers: Peers) -> None:
+        super().__init__(peers.folder)
+        self.membership = peers.folder / "membership"
+
+    def ask(self, *words: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        """Run ``dstash``; return the exit code, stdout and stderr."""
+        where = {"DSTASH_LOCAL_DIR": str(self.membership)}
+        done = self.run(*words, stdin=stdin, environ=where)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.fixture(scope="module")
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
+    """Three members and one peer that waits to be added."""
+    with Peers.local(Path(tmp_path_factory.mktemp("cluster"))) as cluster:
+        cluster.form("p1", "p2", "p3")
+        cluster.start("p4", "--join", "manual")
+        client = cluster.client()
+        client.batch_put("data", {f"k{n}": n for n in range(1000)}).raise_for_failures()
+        wait_until(lambda: client.status()["candidates"], PATIENCE, "p4 waits")
+        yield cluster
+
+
+@pytest.fixture
+def here(peers: Peers) -> Here:
+    """The command line, in that cluster."""
+    return Here(peers)
+
+
+def test_plan_changes_nothing(here: Here) -> None:
+    code, out, err = here.ask("cluster", "plan", "add", "p4")
+    assert (code, err) == (0, "")
+    first, head, *rows = out.splitlines()
+    assert "copies of partitions would move: about" in first
+    assert head.split()[:5] == ["id", "zone", "before", "after", "gains"]
+    assert [row.split()[0] for row in rows[:4]] == ["p1", "p2", "p3", "p4"]
+    status = json.loads(here.ask("-o", "json", "status")[1])
+    assert status["change"] is None
+    assert status["candidates"] == ["p4"]
+
+
+def test_plan_warns_and_speaks_json(here: Here) -> None:
+    code, out, _ = here.ask("-o", "json", "cluster", "plan", "remove", "p3")
+    plan = json.loads(out)
+    assert code == 0
+    assert plan["partitions"] == 0
+    assert any(one.startswith("2 members for 3 replicas") for one in plan["problems"])
+    assert here.ask("cluster", "remove", "p3", "--dry-run")[2].count("warning: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("plan", "add", "p9"), 1, "peer 'p9' is not running"),
+        (("plan", "add", "p1"), 1, "peer 'p1' is a member already"),
+        (("plan", "move", "p1"), 2, "'move' is not add, remove or replace"),
+        (("remove", "p9", "-y"), 1, "no member 'p9'"),
+        (("forget", "p1", "-y"), 2, "peer 'p1' is alive"),
+        (("cancel",), 1, "no change is under way"),
+        (("pause",), 1, "no change is under way"),
+        (("rate", "fast"), 2, "rate 'fast' is not like 20MB/s"),
+        (("add", "p4", "-y", "--rate", "x"), 2, "rate 'x' is not like 20MB/s"),
+    ],
+)
+def test_what_is_refused(here: Here, words: tuple[str, ...], code: int, said: str) -> None:
+    done, out, err = here.ask("cluster", *words)
+    assert (done, out) == (code, "")
+    assert said in err
+
+
+def test_no_is_no(here: Here) -> None:
+    code, _, err = here.ask("cluster", "add", "p4", stdin=b"n\n")
+    assert code == 130
+    assert "add p4?" in err
+    assert json.loads(here.ask("-o", "json", "status")[1])["candidates"] == ["p4"]
+
+
+def test_a_change_from_its_beginning_to_its_end(here: Here, peers: Peers) -> None:
+    code, out, _ = here.ask("-o", "json", "cluster", "add", "p4", "-y", "--rate", "1kB/s")
+    assert code == 0
+    assert json.loads(out)["plan"]["partitions"] > 0
+    paused = json.loads(here.ask("-o", "json", "cluster", "pause")[1])
+    assert paused["change"]["paused"] is True
+    assert paused["change"]["rate"] == 1000
+    assert here.ask("cluster", "rate", "10MB/s")[2].endswith("takes 9.5 MiB/s at most\n")
+    assert here.ask("cluster", "resume")[2] == "dstash: resumed\n"
+    code, out, _ = here.ask("cluster", "watch")
+    assert code == 0
+    last = json.loads(out.splitlines()[-1])
+    assert last["change"] is None
+    assert {"epoch", "change", "transfers"} == last.keys()
+    code, out, _ = here.ask("cluster", "remove", "p4", "-y", "--watch")
+    assert code == 0
+    assert peers["p4"].wait_end() == 0

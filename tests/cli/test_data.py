@@ -1,0 +1,186 @@
+"""The commands on keys, against real peers."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+
+import pytest
+
+from tests.harness import devcluster
+from tests.harness.devcluster import DevCluster, InProcess
+
+
+@pytest.fixture(autouse=True)
+def every_replica_hears(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write to all: scans and counts ask one replica of each partition."""
+    monkeypatch.setitem(devcluster.settings, "DSTASH_WRITE", "all")
+
+
+def test_put_and_get_a_text(dev: DevCluster, index: str) -> None:
+    assert dev.out("put", index, "k", "välue") == ""
+    assert dev.out("get", index, "k") == "välue"
+    assert dev.out("-o", "json", "get", index, "k") == '{"key":"k","value":"välue"}\n'
+
+
+@pytest.mark.parametrize("content", [b"", b"text\n", b"\x00\xff\xfe\r\n", bytes(range(256)) * 4000])
+def test_bytes_go_through_pipes_as_they_are(dev: DevCluster, index: str, content: bytes) -> None:
+    assert dev.run("put", index[:60], "k", stdin=content).returncode == 0
+    assert dev.run("get", index[:60], "k").stdout == content
+
+
+def test_what_comes_from_stdin_is_bytes_unless_said_otherwise(
+    inside: InProcess, index: str
+) -> None:
+    def stored(*words: str, stdin: bytes = b"") -> object:
+        inside.out("put", index, "k", *words, stdin=stdin)
+        return json.loads(inside.out("-o", "json", "get", index, "k"))["value"]
+
+    assert stored(stdin=b"x") == {"$bytes": "eA=="}
+    assert stored("-", stdin=b"x") == {"$bytes": "eA=="}
+    assert stored("--text", stdin=b"x") == "x"
+    assert stored("--json", stdin=b'{"a": [1]}') == {"a": [1]}
+    assert stored("x", "--bytes") == {"$bytes": "eA=="}
+    assert stored("[1, 2]", "--json") == [1, 2]
+    assert stored("[1, 2]") == "[1, 2]"
+    code, text = inside.refusal("put", index, "k", "--text", stdin=b"\xff")
+    assert (code, text) == (2, "value is not UTF-8 text (byte 0); use --bytes")
+
+
+def test_other_values_are_printed_as_json(inside: InProcess, index: str) -> None:
+    inside.out("put", index, "k", '{"t": {"$datetime": "2024-01-01T00:00:00"}}', "--json")
+    assert inside.out("get", index, "k") == '{"t":{"$datetime":"2024-01-01T00:00:00"}}'
+
+
+def test_several_keys(inside: InProcess, index: str) -> None:
+    inside.out("put", index, "a", "1\n")
+    inside.out("put", index, "b", "2")
+    assert inside.out("get", index, "b", "a").splitlines() == ["key  value", "b    2", "a    1\\n"]
+    done = inside.run("-o", "json", "get", index, "a", "zz", "b", "yy")
+    assert done.returncode == 3
+    assert done.stdout == b'{"key":"a","value":"1\\n"}\n{"key":"b","value":"2"}\n'
+    expected = f'dstash: 2 keys are not in index \'{index}\': "zz", "yy"\n'
+    assert done.stderr.decode() == expected
+
+
+def test_a_missing_key_is_exit_code_3(inside: InProcess, index: str) -> None:
+    text = f"no key \"k\" in index '{index}'"
+    assert inside.refusal("get", index, "k") == (3, text)
+    assert inside.refusal("del", index, "k") == (3, text)
+    assert inside.refusal("ttl", index, "k") == (3, text)
+    assert inside.refusal("touch", index, "k", "--ttl", "5") == (3, text)
+    done = inside.run("exists", index, "k")
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"false\n", b"")
+
+
+def test_delete(inside: InProcess, index: str) -> None:
+    for key in "abc":
+        inside.out("put", index, key, "v")
+    assert inside.out("exists", index, "a") == "true\n"
+    inside.out("del", index, "a")
+    inside.out("del", index, "b", "b")
+    assert inside.refusal("del", index, "b", "c", "d") == (
+        3,
+        f"2 of 3 keys were not in index '{index}'",
+    )
+    assert inside.out("count", index) == "0\n"
+
+
+def test_keys_that_are_numbers_or_bytes(inside: InProcess, index: str) -> None:
+    inside.out("put", index, "5", "text")
+    inside.out("put", index, "5", "number", "--int")
+    inside.out("put", index, "35", "bytes", "--hex")
+    assert inside.out("get", index, "5") == "text"
+    assert inside.out("get", index, "5", "--int") == "number"
+    assert inside.out("get", index, "35", "--hex") == "bytes"
+    keys = {
+        line.split('"key":')[1]
+        for line in inside.out("-o", "json", "scan", index, "--keys").split()
+    }
+    assert keys == {'"5"}', "5}", '{"$bytes":"NQ=="}}'}
+    assert inside.run("put", index, "--int", "--", "-7", "v").returncode == 0
+    assert inside.out("get", index, "--int", "--", "-7") == "v"
+
+
+def test_time_to_live(inside: InProcess, index: str) -> None:
+    inside.out("put", index, "k", "v", "--ttl", "1000")
+    assert 900 < float(inside.out("ttl", index, "k")) <= 1000
+    inside.out("touch", index, "k", "--ttl", "5000")
+    assert 4900 < json.loads(inside.out("-o", "json", "ttl", index, "k"))["ttl"] <= 5000
+    inside.out("touch", index, "k", "--forever")
+    assert inside.out("ttl", index, "k") == "never\n"
+    code, text = inside.refusal("put", index, "k", "v", "--ttl", "-1")
+    assert (code, "ttl is -1.0 s" in text) == (2, True)
+
+
+def test_scan_and_count(inside: InProcess, index: str) -> None:
+    for key in ("a1", "a2", "b\t1"):
+        inside.out("put", index, key, f"v-{key}")
+    assert sorted(inside.out("scan", index).splitlines()) == [
+        "a1\tv-a1",
+        "a2\tv-a2",
+        "b\\t1\tv-b\\t1",
+    ]
+    assert sorted(inside.out("scan", index, "a", "--keys").splitlines()) == ["a1", "a2"]
+    assert len(inside.out("scan", index, "-n", "2").splitlines()) == 2
+    assert inside.out("scan", index, "-n", "0") == ""
+    assert inside.out("count", index) == "3\n"
+    assert inside.out("-o", "json", "count", index, "a") == (
+        f'{{"index":"{index}","prefix":"a","count":2}}\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["put", "x" * 65, "k", "v"], "65 bytes; allowed are 1 to 64 bytes"),
+        (["put", "tab\t", "k", "v"], "control characters"),
+        (["put", "i", "", "v"], "key is empty"),
+        (["put", "i", "k" * 401, "v"], "401 bytes encoded; allowed are 1 to 400 bytes"),
+        (["get", "i", "9" * 30, "--int"], "key"),
+        (["put", "i", "k\udcff", "v"], "not valid Unicode"),
+    ],
+)
+def test_limits_are_named(inside: InProcess, words: list[str], text: str) -> None:
+    code, line = inside.refusal(*words)
+    assert code == 2
+    assert text in line
+
+
+def test_a_value_that_is_too_large(inside: InProcess, index: str) -> None:
+    code, line = inside.refusal("put", index, "k", stdin=bytes(8 * 1024 * 1024 + 1))
+    assert code == 2
+    assert "8388608" in line
+
+
+def test_a_terminal_gets_a_newline(dev: DevCluster, index: str) -> None:
+    dev.out("put", index, "k", "v")
+    ours, theirs = pty.openpty()
+    process = dev.start(["get", index, "k"], stdout=theirs)
+    os.close(theirs)
+    assert process.wait(60) == 0
+    assert os.read(ours, 100) == b"v\r\n"
+    os.close(ours)
+
+
+def test_a_reader_that_goes_away_is_no_news(dev: DevCluster, index: str) -> None:
+    lines = b"".join(b'{"key": %d, "value": "%s"}\n' % (n, b"v" * 1000) for n in range(500))
+    dev.out("import", index, "-", stdin=lines)
+    process = dev.start(["scan", index], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 141
+
+
+def test_a_full_disk_is_one_line(dev: DevCluster, index: str) -> None:
+    dev.out("put", index, "k", "v")
+    with open("/dev/full", "wb") as full:
+        process = dev.start(["get", index, "k"], stdout=full.fileno(), stderr=subprocess.PIPE)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (1, b"dstash: No space left on device\n")

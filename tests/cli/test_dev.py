@@ -1,0 +1,162 @@
+"""``dstash dev``: clusters come, go, and come back with their data."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dstash.cli import dev
+from dstash.cli.dev import _free as free_port
+from dstash.cli.processes import DevCluster as State
+from dstash.cli.processes import Process
+from dstash.errors import DStashError
+from tests.harness.devcluster import DevCluster, InProcess
+from tests.harness.waiting import wait_until
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[DevCluster]:
+    """A folder for a cluster of the test's own, which is gone after it."""
+    cluster = DevCluster(tmp_path)
+    yield cluster
+    cluster.run("dev", "down", "--purge")
+
+
+def processes(cluster: DevCluster) -> list[Process]:
+    return State(cluster.folder / ".dstash").load()
+
+
+def test_up_down_up_keeps_the_data(own: DevCluster) -> None:
+    own.out("dev", "up", "-n", "2")
+    own.out("put", "i", "k", "v")
+    first = processes(own)
+    assert all(process.runs() for process in first)
+    done = own.run("dev", "down")
+    assert (done.returncode, done.stderr) == (0, b"dstash: stopped 2 peers\n")
+    assert not any(process.runs() for process in first)
+    assert own.refusal("--timeout", "0.5", "get", "i", "k")[0] == 5
+    own.out("dev", "up", "-n", "2")
+    assert own.out("get", "i", "k") == "v"
+    assert [one.address for one in processes(own)] == [one.address for one in first]
+
+
+def test_up_starts_only_what_is_missing(own: DevCluster) -> None:
+    own.out("dev", "up", "-n", "2")
+    one, two = processes(own)
+    os.kill(one.pid, signal.SIGKILL)
+    wait_until(lambda: not one.runs(), 10, "the peer is gone")
+    states = json.loads(own.out("-o", "json", "dev", "status"))
+    assert [state["state"] for state in states] == ["stopped", "ready"]
+    assert own.run("health").returncode == 8
+    own.out("dev", "up", "-n", "1")  # peers of a larger cluster come up as well
+    again, same = processes(own)
+    assert again.pid != one.pid
+    assert same == two
+    assert own.out("health", "--wait", "30") == "healthy\n"
+
+
+def test_peers_are_found_from_elsewhere(own: DevCluster, tmp_path: Path) -> None:
+    line = own.out("dev", "up", "-n", "1", "--dir", str(tmp_path / "there"))
+    name, _, peers = line.strip().removeprefix("export ").partition("=")
+    done = own.run("put", "i", "k", "v", environ={name: peers})
+    assert done.returncode == 0
+    assert own.run("get", "i", "k", environ={name: peers}).stdout == b"v"
+    assert own.out("dev", "status") == ""
+    own.out("dev", "down", "--purge", "--dir", str(tmp_path / "there"))
+    assert not (tmp_path / "there").exists()
+
+
+def test_purge_leaves_alone_what_is_not_its_own(own: DevCluster) -> None:
+    own.out("dev", "up", "-n", "1")
+    (own.folder / ".dstash/mine.txt").write_text("mine")
+    own.out("dev", "down", "--purge")
+    assert os.listdir(own.folder / ".dstash") == ["mine.txt"]
+
+
+def test_down_without_a_cluster(own: DevCluster) -> None:
+    done = own.run("dev", "down")
+    assert (done.returncode, done.stderr) == (0, b"dstash: there is no dev cluster in .dstash\n")
+    assert not (own.folder / ".dstash").exists()
+
+
+def test_a_port_in_use_is_avoided(own: DevCluster) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        # The state says that the peer had this port before.
+        port = taken.getsockname()[1]
+        (own.folder / ".dstash").mkdir()
+        State(own.folder / ".dstash").save([Process("peer1", 0, 0, port, 0)])
+        own.out("dev", "up", "-n", "1")
+        assert processes(own)[0].port != port
+        own.out("put", "i", "k", "v")
+
+
+def test_a_port_that_is_taken_after_it_was_found_free(
+    own: DevCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = InProcess(own.folder)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        answers = iter([port, 0])  # the first look says that it is free
+        monkeypatch.setattr(dev, "_free", lambda wished: next(answers, None) or free_port(wished))
+        inside.out("dev", "up", "-n", "1")
+    (process,) = processes(own)
+    assert port not in (process.port, process.http_port)
+    own.out("dev", "down")
+    os.waitpid(process.pid, 0)  # started inside this process, it is this process's child
+
+
+def test_a_peer_that_cannot_start_is_told_with_its_reason(own: DevCluster) -> None:
+    (own.folder / ".dstash").mkdir()
+    (own.folder / ".dstash/peer1").write_text("a file where the data should be")
+    code, text = own.refusal("dev", "up", "-n", "1")
+    assert code == 1
+    assert text.startswith("peer1 ended: ")
+    assert "peer1.log" in text
+
+
+def test_only_one_at_a_time(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    with state.locked(), pytest.raises(DStashError, match="another dstash dev"), state.locked():
+        pass
+
+
+def test_a_damaged_state_file_is_told(own: DevCluster) -> None:
+    (own.folder / ".dstash").mkdir()
+    (own.folder / ".dstash/dev.json").write_text("{")
+    code, text = own.refusal("dev", "down")
+    assert code == 1
+    assert "dev.json is damaged" in text
+    (own.folder / ".dstash/dev.json").unlink()
+
+
+def test_a_process_that_is_not_ours_is_left_alone() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True); input()", "peer1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()  # until its image is in place, it has no command line to tell it by
+        stat = Path(f"/proc/{other.pid}/stat").read_text()
+        started = int(stat.rpartition(")")[2].split()[19])
+        process = Process("peer1", other.pid, started, 1, 2)
+        assert not process.runs()  # it is no peer of dstash
+        process.signal(signal.SIGKILL)
+        assert not replace(process, started=started + 1).runs()
+        assert other.poll() is None
+        other.communicate(b"\n")
+        assert other.returncode == 0
+    assert not process.runs()

@@ -1,0 +1,225 @@
+"""Reading and writing files of records; every bad line is found and named."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+from typing import Any
+
+import pytest
+
+from dstash.cli.formats import BadRow, Columns, Format, Row, format_of, read_rows, rows, writer
+from dstash.errors import UsageError
+
+NO_COLUMNS = Columns()
+
+
+def read(form: Format, data: bytes, columns: Columns = NO_COLUMNS) -> list[Row | BadRow]:
+    return list(read_rows(form, io.BytesIO(data), columns))
+
+
+def good(found: list[Row | BadRow]) -> list[tuple[Any, Any]]:
+    return [(row.key, row.value) for row in found if isinstance(row, Row)]
+
+
+def bad(found: list[Row | BadRow]) -> dict[int, str]:
+    return {row.line: row.text for row in found if isinstance(row, BadRow)}
+
+
+def test_the_name_tells_the_format() -> None:
+    assert format_of("a.JSONL", None) is Format.JSONL
+    assert format_of("dir.csv/a.ndjson", None) is Format.JSONL
+    assert format_of("a.csv", None) is Format.CSV
+    assert format_of("-", None) is Format.JSONL
+    assert format_of("a.csv", Format.MSGPACK) is Format.MSGPACK
+    with pytest.raises(UsageError, match="use --format"):
+        format_of("a.txt", None)
+
+
+def test_jsonl() -> None:
+    text = '\ufeff{"key": "ä", "value": {"x": 1}, "ttl": 5}\n\n{"key": -7, "value": null}'
+    first, second = read(Format.JSONL, text.encode())
+    assert isinstance(first, Row)
+    assert first[:4] == (1, "ä", {"x": 1}, 5)
+    assert isinstance(second, Row)
+    assert second[:4] == (3, -7, None, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"key": "a"', "not JSON"),
+        (b"[1]", "not an object with key and value, but list"),
+        (b'"text"', "but str"),
+        (b'{"key": "a"}', "no 'value' in it"),
+        (b'{"value": 1}', "no 'key' in it"),
+        (b'{"key": "a", "value": 1, "tll": 5}', "unknown field 'tll'"),
+        (b'{"key": "", "value": 1}', "key is empty"),
+        (b'{"key": 1.5, "value": 1}', "key"),
+        (b'{"key": true, "value": 1}', "key"),
+        (b'{"key": null, "value": 1}', "key"),
+        (b'{"key": ["a"], "value": 1}', "key"),
+        (b'{"key": "' + b"k" * 401 + b'", "value": 1}', "401 bytes"),
+        (b'{"key": "a", "value": 1, "ttl": -1}', "ttl is -1"),
+        (b'{"key": "a", "value": 1, "ttl": "5"}', "ttl must be a number"),
+        (b'{"key": "a", "value": 1, "ttl": NaN}', "NaN"),
+        (b'{"key": "a\\ud800", "value": 1}', "not valid Unicode"),
+        (b'{"key": "a", "value": "\\ud800"}', "value cannot be stored"),
+        (b'{"key": "a", "value": "' + b"v" * (8 << 20) + b'"}', "8388613 bytes"),
+        (b"\xff\xfe", "not UTF-8"),
+    ],
+)
+def test_a_bad_line_of_jsonl_is_named_and_its_neighbours_are_read(line: bytes, words: str) -> None:
+    before, after = b'{"key": "b", "value": 1}\n', b'\n{"key": "c", "value": 2}\n'
+    found = read(Format.JSONL, before + line + after)
+    assert good(found) == [("b", 1), ("c", 2)]
+    assert list(bad(found)) == [2]
+    assert words in bad(found)[2]
+
+
+def test_an_endless_line_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dstash.cli.formats.jsonl.MAX_LINE_BYTES", 50)
+    line = b'{"key": "a", "value": "%s"}\n'
+    found = read(Format.JSONL, line % (b"v" * 500) + line % b"v")
+    assert good(found) == [("a", "v")]
+    assert "longer than 50 bytes" in bad(found)[1]
+
+
+def test_integer_keys() -> None:
+    data = b'{"key": "12", "value": 1}\n{"key": "x", "value": 1}\n{"key": 5, "value": 1}\n'
+    found = read(Format.JSONL, data, Columns(as_int=True))
+    assert good(found) == [(12, 1), (5, 1)]
+    assert bad(found) == {2: "key 'x' is not a whole number"}
+
+
+def test_csv_values_are_the_other_columns() -> None:
+    data = b'\xef\xbb\xbfname,char,note\r\nA,"1\n2","say ""hi"""\r\nB,,\r\n'
+    found = read(Format.CSV, data)
+    expected = [("A", {"char": "1\n2", "note": 'say "hi"'}), ("B", {"char": "", "note": ""})]
+    assert good(found) == expected
+    assert [row.line for row in found] == [2, 4]
+
+
+def test_csv_columns_by_name() -> None:
+    data = b"id,name\n1,one\n"
+    assert good(read(Format.CSV, data, Columns(key="name"))) == [("one", {"id": "1"})]
+    assert good(read(Format.CSV, data, Columns(value="name"))) == [("1", "one")]
+    assert good(read(Format.CSV, data, Columns("id", "name", as_int=True))) == [(1, "one")]
+
+
+@pytest.mark.parametrize(
+    ("data", "columns", "words"),
+    [
+        (b"", NO_COLUMNS, "line 1: no header"),
+        (b"\n", NO_COLUMNS, "line 1: no header"),
+        (b"a,a\n1,2\n", NO_COLUMNS, "column 'a' stands there twice"),
+        (b"a,b\n", Columns(key="c"), "no column 'c'; there are a, b"),
+        (b"a,b\n", Columns(value="c"), "no column 'c'"),
+        (b'"a,b\n', NO_COLUMNS, "line 1: not CSV"),
+    ],
+)
+def test_bad_headers(data: bytes, columns: Columns, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(Format.CSV, data, columns)
+    assert words in str(caught.value)
+
+
+def test_bad_rows_of_csv_are_named_and_their_neighbours_are_read() -> None:
+    data = b'k,v\na,1\nb\n"c"x,1\nd,\xff\n,1\ne,5\n"f,1\n'
+    found = read(Format.CSV, data)
+    assert good(found) == [("a", {"v": "1"}), ("e", {"v": "5"})]
+    problems = bad(found)
+    assert list(problems) == [3, 4, 5, 6, 8]
+    assert problems[3] == "1 cells, but the header has 2"
+    assert "not CSV" in problems[4]
+    assert "value cannot be stored" in problems[5]
+    assert "key is empty" in problems[6]
+    assert "not CSV: unexpected end of data" in problems[8]
+
+
+def test_a_quote_that_is_never_closed_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dstash.cli.formats.delimited.MAX_VALUE_BYTES", 1000)
+    found = read(Format.CSV, b'k,v\n"a,1\n' + b"b,2\n" * 1000)
+    assert "field larger than field limit" in bad(found)[2]
+
+
+RECORDS: list[tuple[Any, Any, float | None]] = [
+    ("text", "v\n", None),
+    (5, {"a": b"\xff", 1: (2,)}, 60.5),
+    (b"\x00k", dt.datetime(2024, 1, 1, tzinfo=dt.UTC), None),
+    ("none", None, None),
+]
+
+
+@pytest.mark.parametrize("form", [Format.JSONL, Format.MSGPACK])
+def test_what_is_written_is_read_back(form: Format) -> None:
+    target = io.BytesIO()
+    out = writer(form, target, NO_COLUMNS)
+    for key, value, ttl in RECORDS:
+        out.write(key, value, ttl)
+    found = read(form, target.getvalue())
+    assert [(row.key, row.value, row.ttl) for row in found if isinstance(row, Row)] == RECORDS
+
+
+def test_msgpack_that_is_cut_short_or_garbage() -> None:
+    target = io.BytesIO()
+    out = writer(Format.MSGPACK, target, NO_COLUMNS)
+    for number in range(50_000):  # more than one chunk of the file
+        out.write(number, "v" * (number % 50), None)
+    whole = target.getvalue()
+    assert len(read(Format.MSGPACK, whole)) == 50_000
+    with pytest.raises(UsageError, match="record 50000: cut short"):
+        read(Format.MSGPACK, whole[:-1])
+    with pytest.raises(UsageError, match="record 50001: not msgpack"):
+        read(Format.MSGPACK, whole + b"\xc1")
+    assert bad(read(Format.MSGPACK, b"\x05"))[1].startswith("not an object")
+
+
+def test_msgpack_records_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dstash.cli.formats.packed.MAX_FRAME_BYTES", 100_000)
+    with pytest.raises(UsageError, match="record 1: larger than 100000 bytes"):
+        read(Format.MSGPACK, b"\xc6\x00\x10\x00\x00" + bytes(1 << 20))
+
+
+def write_csv(records: list[tuple[Any, Any]], columns: Columns = NO_COLUMNS) -> str:
+    target = io.BytesIO()
+    out = writer(Format.CSV, target, columns)
+    for key, value in records:
+        out.write(key, value, None)
+    return target.getvalue().decode()
+
+
+def test_csv_is_written_with_the_columns_of_the_first_record() -> None:
+    records = [("a", {"x": "1", "y": 'q"\n'}), ("b", {"y": None, "x": 2})]
+    text = write_csv(records)
+    assert text == 'key,x,y\na,1,"q""\n"\nb,2,null\n'
+    assert good(read(Format.CSV, text.encode())) == [
+        ("a", {"x": "1", "y": 'q"\n'}),
+        ("b", {"x": "2", "y": "null"}),
+    ]
+    assert write_csv([("a", "x"), (2, [1])], Columns(key="k")) == "k,value\na,x\n2,[1]\n"
+    assert write_csv([("a", {"x": 1})], Columns(value="v")) == 'key,v\na,"{""x"":1}"\n'
+
+
+def test_csv_refuses_what_it_would_lose() -> None:
+    with pytest.raises(UsageError, match="its columns are not those of the first record"):
+        write_csv([("a", {"x": 1}), ("b", {"x": 1, "z": 2})])
+    with pytest.raises(UsageError, match="its columns are not those"):
+        write_csv([("a", {"x": 1}), ("b", "text")])
+    with pytest.raises(UsageError, match="keys that are bytes"):
+        write_csv([(b"a", "x")])
+    with pytest.raises(UsageError, match="time to live"):
+        writer(Format.CSV, io.BytesIO(), NO_COLUMNS).write("a", "x", 5.0)
+
+
+def test_columns_are_for_csv_only() -> None:
+    for form in (Format.JSONL, Format.MSGPACK):
+        with pytest.raises(UsageError, match="columns of CSV"):
+            read(form, b"", Columns(key="a"))
+        with pytest.raises(UsageError, match="columns of CSV"):
+            writer(form, io.BytesIO(), Columns(value="a"))
+
+
+def test_rows_know_their_size() -> None:
+    row = rows.record(1, "key", "v" * 100, None, NO_COLUMNS)
+    assert row.size == 3 + 102

@@ -1,0 +1,138 @@
+"""Global options, and how every error ends: one line on stderr, and its exit code."""
+
+from __future__ import annotations
+
+import pytest
+
+from dstash.cli import data
+from dstash.cli.invocation import Invocation
+from tests.cli.conftest import Dstash
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["fetch"], "No such command 'fetch'"),
+        (["get"], "Missing argument 'INDEX'"),
+        (["get", "index"], "Missing argument 'KEY...'"),
+        (["--nope"], "No such option: --nope"),
+        (["-o", "xml", "count", "i"], "'xml' is not one of 'table', 'json'"),
+        (["put", "i", "k", "v", "--ttl", "soon"], "--ttl"),
+        (["put", "i", "k", "v", "--json", "--bytes"], "exclude each other"),
+        (["put", "i", "k", "{", "--json"], "not JSON: Expecting property name"),
+        (["put", "i", "k", '{"$bytes": 1}', "--json"], "bad $bytes"),
+        (["get", "i", "x", "--int"], "key 'x' is not a whole number"),
+        (["get", "i", "x", "--hex"], "key 'x' is not hexadecimal bytes"),
+        (["get", "i", "1", "--hex", "--int"], "--int and --hex exclude each other"),
+        (["touch", "i", "k"], "either --ttl SECONDS or --forever"),
+        (["touch", "i", "k", "--ttl", "5", "--forever"], "either --ttl SECONDS or --forever"),
+        (["import", "", "x.jsonl"], "index name has 0 bytes"),
+        (["import", "i", "x.txt"], "use --format"),
+        (["import", "i", "x.jsonl"], "x.jsonl: No such file or directory"),
+        (["import", "i", "x.jsonl", "--ttl", "nan"], "ttl is nan s"),
+        (["import", "i", "x.jsonl", "--on-error", "pray"], "--on-error"),
+        (["export", "i", "no/such/x.jsonl"], "no/such/x.jsonl: No such file or directory"),
+        (["--timeout", "0", "count", "i"], "timeout is 0.0; allowed is a number above 0"),
+        (["--read", "most", "count", "i"], "read is 'most'; allowed is one | quorum | all"),
+        (["--peers", "here", "count", "i"], "allowed is tcp://host:port"),
+        (["-c", "none.toml", "count", "i"], "none.toml: cannot be read"),
+        (["dev", "up", "-n", "0"], "-n"),
+        (["health", "--wait", "-1"], "--wait"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(dstash: Dstash, words: list[str], text: str) -> None:
+    done = dstash(*words)
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err.count("\n") == 1
+    assert done.err.startswith("dstash: ")
+    assert text in done.err
+
+
+def test_no_peer_is_exit_code_5(dstash: Dstash) -> None:
+    done = dstash("--peers", "127.0.0.1:1", "--timeout", "0.3", "count", "i")
+    assert (done.code, done.out, done.err.count("\n")) == (5, "", 1)
+    assert "no peer answered" in done.err
+
+
+def test_no_peer_is_unhealthy(dstash: Dstash) -> None:
+    done = dstash("--peers", "127.0.0.1:1", "-o", "json", "health", "--wait", "0.1")
+    assert done.code == 8
+    assert done.out.startswith('{"healthy":false,"reasons":["no peer answered')
+    assert done.err.startswith("dstash: unhealthy: no peer answered")
+
+
+def test_help_and_version(dstash: Dstash) -> None:
+    assert dstash("--version").out.startswith("dstash 0.")
+    done = dstash("-h")
+    assert done.code == 0
+    assert "Exit codes" in done.out
+    for command in ("put", "import", "dev", "config"):
+        assert dstash(command, "--help").code == 0
+
+
+def test_no_command_is_usage(dstash: Dstash) -> None:
+    done = dstash()
+    assert (done.code, done.out) == (2, "")
+    assert "Usage" in done.err
+
+
+def test_a_group_without_command_shows_its_help(dstash: Dstash) -> None:
+    done = dstash("dev")
+    assert (done.code, done.err) == (2, "")
+    assert "status" in done.out
+
+
+def test_unknown_variables_are_warned_about(
+    dstash: Dstash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSTASH_TIMOUT", "5")
+    done = dstash("config", "show")
+    assert done.code == 0
+    assert done.err == "dstash: warning: DSTASH_TIMOUT is no setting of dstash; it has no effect\n"
+
+
+class Broken:
+    """Stands for a client with a defect, and one that is interrupted."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __enter__(self) -> Broken:
+        raise self._error
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_a_defect_is_one_line_too(dstash: Dstash, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Invocation, "client", lambda self: Broken(KeyError("oops\nmore")))
+    done = dstash("count", "i")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "internal error: KeyError" in done.err
+    assert "DSTASH_DEBUG=1" in done.err
+
+
+def test_the_traceback_is_there_for_who_asks(
+    dstash: Dstash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Invocation, "client", lambda self: Broken(KeyError("oops")))
+    monkeypatch.setenv("DSTASH_DEBUG", "1")
+    with pytest.raises(KeyError):
+        dstash("count", "i")
+
+
+def test_ctrl_c_is_exit_code_130(dstash: Dstash, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Invocation, "client", lambda self: Broken(KeyboardInterrupt()))
+    assert dstash("count", "i") == (130, "", "dstash: interrupted\n")
+
+
+def test_errors_of_the_system_are_one_line(dstash: Dstash, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = OSError(28, "No space left on device", "/data/x")
+    monkeypatch.setattr(Invocation, "client", lambda self: Broken(error))
+    assert dstash("count", "i") == (1, "", "dstash: /data/x: No space left on device\n")
+
+
+def test_every_command_is_described() -> None:
+    for command in (data.put, data.get, data.delete, data.scan):
+        assert command.__doc__

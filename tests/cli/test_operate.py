@@ -1,0 +1,63 @@
+"""Status, health and where: what they make of the facts, and against real peers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from dstash.cli.operate import unhealthy_because
+from tests.harness.devcluster import InProcess
+
+
+def facts(**member: Any) -> dict[str, Any]:
+    good = {"id": "peer1", "alive": True, "answers": True, "synced": True}
+    return {"formed": True, "min_peers": 3, "members": [good, good | {"id": "peer2"} | member]}
+
+
+@pytest.mark.parametrize(
+    ("member", "reasons"),
+    [
+        ({}, []),
+        ({"alive": False, "answers": False}, ["peer2 is not alive"]),
+        ({"answers": False}, ["peer2 does not answer"]),
+        ({"synced": False}, ["peer2 is not synced"]),
+        ({"why_not_ready": "disk is full"}, ["peer2 is not ready: disk is full"]),
+        ({"why_not_ready": ""}, []),
+    ],
+)
+def test_what_makes_a_cluster_unhealthy(member: dict[str, Any], reasons: list[str]) -> None:
+    assert unhealthy_because(facts(**member)) == reasons
+
+
+def test_a_cluster_that_has_not_formed_is_unhealthy() -> None:
+    assert unhealthy_because(facts() | {"formed": False}) == ["2 of 3 peers have joined"]
+
+
+def test_status(inside: InProcess) -> None:
+    status = json.loads(inside.out("-o", "json", "status"))
+    assert status["formed"] is True
+    assert status["replicas"] == 3
+    assert [member["id"] for member in status["members"]] == ["peer1", "peer2", "peer3"]
+    first, head, *rows = inside.out("status").splitlines()
+    assert first.startswith("cluster dstash: formed, 3 of 3 members alive, 3 replicas, epoch ")
+    assert head.split()[:3] == ["id", "address", "zone"]
+    assert [row.split()[0] for row in rows] == ["peer1", "peer2", "peer3"]
+    assert all(" ok " in row for row in rows)
+
+
+def test_health(inside: InProcess) -> None:
+    assert inside.out("health", "--wait", "30") == "healthy\n"
+    assert inside.out("-o", "json", "health") == '{"healthy":true,"reasons":[]}\n'
+
+
+def test_where(inside: InProcess) -> None:
+    place = json.loads(inside.out("-o", "json", "where", "any", "key"))
+    assert 0 <= place["partition"] < 4096
+    assert sorted(one["id"] for one in place["replicas"]) == ["peer1", "peer2", "peer3"]
+    first, _, *rows = inside.out("where", "other", "key").splitlines()
+    assert first == f"partition {place['partition']}"
+    assert [row.split()[:2] for row in rows] == [
+        [str(rank), one["id"]] for rank, one in enumerate(place["replicas"], start=1)
+    ]

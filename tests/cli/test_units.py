@@ -1,0 +1,37 @@
+"""Rates, sizes and durations."""
+
+from __future__ import annotations
+
+import pytest
+
+from dstash.cli.units import duration, parse_rate, size
+from dstash.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("20MB/s", 20_000_000),
+        ("20mb", 20_000_000),
+        ("500kB/s", 500_000),
+        ("1.5MiB/s", 1_572_864),
+        ("1 GB/s", 10**9),
+        ("4096", 4096),
+        ("off", 0),
+        ("0", 0),
+        (None, 0),
+    ],
+)
+def test_rates(text: str | None, rate: int) -> None:
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize("text", ["", "fast", "-1MB/s", "20MB/h", "1e3", "0.1", "20 TB/s"])
+def test_what_is_no_rate(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_rate(text)
+
+
+def test_sizes_and_durations() -> None:
+    assert [size(one) for one in (None, 0, 1024, 20_000_000)] == ["-", "0 B", "1.0 KiB", "19.1 MiB"]
+    assert [duration(one) for one in (None, 0.2, 61, 90_061)] == ["-", "0s", "1m 1s", "1d 1h 1m 1s"]

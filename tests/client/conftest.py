@@ -1,0 +1,37 @@
+"""A real cluster of three peers for the tests of the clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from dstash import Client
+from tests.harness.peers import Peers
+
+
+@pytest.fixture(scope="session")
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
+    """Three peers that hold three copies of each key. Each test takes an index of its own."""
+    with Peers.local(tmp_path_factory.mktemp("peers")) as made:
+        made.form("a", "b", "c")
+        yield made
+
+
+@pytest.fixture(scope="session")
+def seeds(peers: Peers) -> list[str]:
+    """Where the peers are."""
+    return [peer.address for peer in peers.all.values()]
+
+
+@pytest.fixture(scope="session")
+def blocking(peers: Peers) -> Client:
+    """A blocking client, closed at the end."""
+    return peers.client()
+
+
+@pytest.fixture
+def index(request: pytest.FixtureRequest) -> str:
+    """The name of an index that no other test uses."""
+    name = "".join(char if char.isalnum() else "-" for char in request.node.name)
+    return f"{name[:40]}-{abs(hash(request.node.nodeid)) % 10**9}"

@@ -1,0 +1,445 @@
+"""What only the asyncio client does: gather, cancel, share connections, belong to one loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from dstash import AsyncClient, Client
+from dstash.client import reads
+from dstash.errors import (
+    ClosedError,
+    DStashError,
+    LimitError,
+    TimedOut,
+    UnsupportedType,
+    UsageError,
+)
+from tests.harness.peers import Peers
+
+Test = Callable[[AsyncClient], Awaitable[None]]
+
+
+@pytest.fixture
+def on_client(seeds: list[str]) -> Callable[[Test], None]:
+    """Runs a coroutine function with a client, and sees to it that nothing is left over."""
+    return lambda test: asyncio.run(_with_client(seeds, test))
+
+
+async def _with_client(seeds: list[str], test: Test) -> None:
+    async with AsyncClient(*seeds, timeout=20) as client:
+        await test(client)
+        assert _under_way(client) == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def _under_way(client: AsyncClient) -> int:
+    channel = client._dispatch._channel
+    return len(channel._flights) + len(channel._asker)
+
+
+@pytest.fixture
+def requests(blocking: Client) -> Callable[[], Counter[str]]:
+    """Returns how many requests of each kind the peers took since the last call."""
+    seen: Counter[str] = Counter()
+
+    def count() -> Counter[str]:
+        members = blocking.status()["members"]
+        now = sum((Counter(member["counts"]) for member in members), Counter[str]())
+        fresh = now - seen
+        seen.update(fresh)
+        return fresh
+
+    count()
+    return count
+
+
+@contextmanager
+def standing_still(peers: Peers) -> Iterator[None]:
+    """Freeze all peers: connections stay open, and nothing answers."""
+    for peer in peers.all.values():
+        peer.freeze()
+    try:
+        yield
+    finally:
+        for peer in peers.all.values():
+            peer.thaw()
+
+
+# -- what is asked in one turn travels together
+
+
+def test_look_ups_of_one_turn_are_one_message_per_peer(
+    on_client: Any, blocking: Client, index: str, requests: Any
+) -> None:
+    entries = {f"key-{number}": number for number in range(256)}
+    blocking.batch_put(index, entries)
+
+    async def test(client: AsyncClient) -> None:
+        await client.status()
+        requests()
+        found = await asyncio.gather(*(client.lookup(index, key, read="one") for key in entries))
+        assert found == list(entries.values())
+        assert requests()["Lookup"] <= 3
+        there = await asyncio.gather(*(client.exists(index, key) for key in [*entries, "missing"]))
+        assert there == [True] * 256 + [False]
+        assert requests()["Lookup"] <= 12
+
+    on_client(test)
+
+
+def test_writes_of_one_turn_are_one_message_per_peer(
+    on_client: Any, blocking: Client, index: str, requests: Any
+) -> None:
+    async def test(client: AsyncClient) -> None:
+        await client.status()
+        requests()
+        await asyncio.gather(*(client.put(index, number, 1, write="all") for number in range(200)))
+        assert requests()["Put"] == 3
+        deleted = await asyncio.gather(
+            *(client.delete(index, one, write="all") for one in range(100, 300))
+        )
+        assert deleted == [True] * 100 + [False] * 100
+        assert requests()["Delete"] == 3
+
+    on_client(test)
+    assert sorted(blocking.keys(index)) == list(range(100))
+
+
+def test_calls_that_differ_do_not_travel_together(
+    on_client: Any, index: str, requests: Any
+) -> None:
+    async def test(client: AsyncClient) -> None:
+        await client.put(index, "key", 1)
+        requests()
+        await asyncio.gather(
+            client.put(index, "a", 1, ttl=60),
+            client.put(index, "b", 1, ttl=70),
+            client.put(f"{index}-other"[:64], "c", 1, ttl=60),
+            client.put(index, "d", 1, ttl=60, write="all"),
+            client.put(index, "e", 1, ttl=60, timeout=5),
+            client.put(index, "f", 1, ttl=60),
+        )
+        assert requests()["Put"] == 5 * 3
+
+    on_client(test)
+
+
+def test_of_writes_of_one_key_in_one_turn_the_last_wins(on_client: Any, index: str) -> None:
+    async def test(client: AsyncClient) -> None:
+        calls: list[Awaitable[Any]] = [client.put(index, "a", number) for number in range(20)]
+        calls += [client.delete(index, "x"), client.put(index, "b", 1), client.delete(index, "b")]
+        calls += [client.delete(index, "c"), client.put(index, "c", 1), client.put(index, "c", 2)]
+        calls += [client.put(index, "d", 1), client.batch_put(index, {"d": 2})]
+        await asyncio.gather(*calls)
+        keys = ["a", "b", "c", "d"]
+        found = await asyncio.gather(*(client.lookup(index, key) for key in keys))
+        assert found == [19, None, 2, 2]
+
+    on_client(test)
+
+
+def test_callers_of_one_key_do_not_share_what_they_get(on_client: Any, index: str) -> None:
+    async def test(client: AsyncClient) -> None:
+        await client.put(index, "key", {"list": [1], "tuple": (1, 2)})
+        one, other = await asyncio.gather(*(client.lookup(index, "key") for _ in range(2)))
+        one["list"].append(2)
+        assert other == {"list": [1], "tuple": (1, 2)}
+        assert await client.lookup(index, "key") == other
+
+    on_client(test)
+
+
+def test_each_caller_has_a_default_of_its_own(on_client: Any, index: str) -> None:
+    async def test(client: AsyncClient) -> None:
+        calls = (client.lookup(index, "missing", number) for number in range(5))
+        assert await asyncio.gather(*calls) == [0, 1, 2, 3, 4]
+
+    on_client(test)
+
+
+def test_an_error_reaches_only_whom_it_concerns(
+    on_client: Any, blocking: Client, index: str
+) -> None:
+    blocking.types.register(
+        range, code=7, encode=lambda one: b"%d" % one.stop, decode=lambda data: range(int(data))
+    )
+    blocking.batch_put(index, {"sound": 1, "strange": range(3), "sound too": 2})
+
+    async def test(client: AsyncClient) -> None:
+        keys: list[Any] = ["sound", "strange", "sound too", 1.5, "", "strange", "missing"]
+        calls = [client.lookup(index, key) for key in keys]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert [found[0], found[2], found[6]] == [1, 2, None]
+        kinds = [type(found[place]) for place in (1, 3, 4, 5)]
+        assert kinds == [UnsupportedType, UnsupportedType, LimitError, UnsupportedType]
+        assert found[1] is not found[5]
+
+    on_client(test)
+
+
+def test_a_reader_that_was_wrong_about_a_record_is_not_alone(on_client: Any, index: str) -> None:
+    def explode(data: bytes) -> range:
+        raise ZeroDivisionError
+
+    async def test(client: AsyncClient) -> None:
+        client.types.register(range, code=8, encode=lambda one: b"", decode=explode)
+        await client.batch_put(index, {"bad": range(3), "good": 1})
+        calls = (client.lookup(index, key) for key in ("bad", "good"))
+        bad, good = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(bad, DStashError)
+        assert good == 1
+
+    on_client(test)
+
+
+# -- many at once
+
+
+def test_256_tasks_at_once(on_client: Any, index: str) -> None:
+    async def work(client: AsyncClient, number: int) -> None:
+        order = random.Random(number)
+        for turn in range(8):
+            await client.put(index, f"{number}", [number, turn], write="all")
+            await asyncio.sleep(order.random() / 500)
+            assert await client.lookup(index, f"{number}") == [number, turn]
+
+    async def test(client: AsyncClient) -> None:
+        await asyncio.gather(*(work(client, number) for number in range(256)))
+        assert await client.count(index) == 256
+
+    on_client(test)
+
+
+def test_batches_beside_single_calls(
+    on_client: Any, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Many more slabs than may be in hand at once.
+    monkeypatch.setattr(reads, "KEYS_PER_CHUNK", 20)
+    monkeypatch.setattr(reads, "KEYS_PER_SLAB", 100)
+    entries = {f"key-{number}": number for number in range(10_000)}
+
+    async def test(client: AsyncClient) -> None:
+        assert (await client.batch_put(index, entries, write="all")).ok
+        batch = asyncio.create_task(client.batch_lookup(index, entries))
+        for number in range(20):
+            assert await client.lookup(index, f"key-{number}") == number
+        assert await batch == entries
+        walked = [pair async for pair in client.items(index)]
+        assert dict(walked) == entries
+        assert len(walked) == len(entries)
+
+    on_client(test)
+
+
+def test_a_walk_may_be_left_early(on_client: Any, blocking: Client, index: str) -> None:
+    blocking.batch_put(index, [(number, number) for number in range(100)])
+
+    async def test(client: AsyncClient) -> None:
+        async for key in client.index(index):
+            assert key in range(100)
+            break
+
+    on_client(test)
+
+
+# -- cancelling
+
+
+def test_cancelled_before_it_is_sent(on_client: Any, index: str, requests: Any) -> None:
+    async def test(client: AsyncClient) -> None:
+        await client.put(index, "key", 1)
+        requests()
+        calls = [asyncio.create_task(client.put(index, one, one)) for one in range(3)]
+        await asyncio.sleep(0)  # they have asked; the turn has not ended
+        for call in calls[:2]:
+            call.cancel()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(one) for one in results[:2]] == [asyncio.CancelledError] * 2
+        found = await asyncio.gather(*(client.lookup(index, one) for one in range(3)))
+        assert found == [None, None, 2]
+
+    on_client(test)
+
+
+def test_cancelled_while_others_wait_for_the_same(on_client: Any, index: str) -> None:
+    async def test(client: AsyncClient) -> None:
+        await client.batch_put(index, [(number, number) for number in range(100)])
+        calls = [asyncio.create_task(client.lookup(index, one % 50)) for one in range(100)]
+        for _ in range(2):
+            await asyncio.sleep(0)  # sent, not answered
+        assert _under_way(client)
+        for call in calls[10:]:
+            call.cancel()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert results[:10] == list(range(10))
+        assert all(isinstance(one, asyncio.CancelledError) for one in results[10:])
+
+    on_client(test)
+
+
+def test_a_call_that_nobody_waits_for_is_abandoned(on_client: Any, index: str) -> None:
+    async def test(client: AsyncClient) -> None:
+        await client.status()
+        calls: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(client.lookup(index, "key")),
+            asyncio.ensure_future(client.batch_lookup(index, range(1000))),
+            asyncio.ensure_future(client.put(index, "key", 1)),
+        ]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert _under_way(client) == 0
+        assert await client.lookup(index, "other") is None
+
+    on_client(test)
+
+
+# -- peers that do not answer
+
+
+def test_time_runs_out(on_client: Any, index: str, peers: Peers) -> None:
+    async def test(client: AsyncClient) -> None:
+        await client.put(index, "key", 1)
+        with standing_still(peers):
+            calls: list[Awaitable[Any]] = [
+                client.lookup(index, "key", timeout=0.2),
+                client.put(index, "other", 1, timeout=0.2),
+                client.batch_lookup(index, ["key"], timeout=0.2),
+                asyncio.wait_for(client.lookup(index, "key"), 0.2),
+            ]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(one) for one in results] == [TimedOut, TimedOut, TimedOut, TimeoutError]
+        assert await client.lookup(index, "key") == 1
+
+    on_client(test)
+
+
+def test_a_loop_that_was_held_up_reads_its_answers_first(on_client: Any, index: str) -> None:
+    async def test(client: AsyncClient) -> None:
+        await client.put(index, "key", 1, write="all")
+        call = asyncio.create_task(client.lookup(index, "key", timeout=0.4, read="one"))
+        for _ in range(2):
+            await asyncio.sleep(0)
+        # Somebody computes for longer than the timeout; the answer comes meanwhile.
+        end = time.monotonic() + 0.6
+        while time.monotonic() < end:
+            pass
+        assert await call == 1
+
+    on_client(test)
+
+
+def test_a_peer_is_killed_under_load(
+    on_client: Any, index: str, peers: Peers, blocking: Client
+) -> None:
+    stored: dict[str, int] = {}
+    stop = asyncio.Event()
+
+    async def work(client: AsyncClient, number: int) -> None:
+        turn = 0
+        while not stop.is_set() or turn < 2:
+            turn += 1
+            key = f"{number}-{turn}"
+            await client.put(index, key, turn)
+            stored[key] = turn
+            assert await client.lookup(index, key) == turn
+
+    async def test(client: AsyncClient) -> None:
+        tasks = [asyncio.create_task(work(client, number)) for number in range(32)]
+        await asyncio.sleep(0.2)
+        peers["b"].signal(signal.SIGKILL)
+        await asyncio.sleep(0.5)
+        stop.set()
+        await asyncio.gather(*tasks)
+        assert await client.batch_lookup(index, list(stored)) == stored
+
+    try:
+        on_client(test)
+    finally:
+        peers["b"].wait_end()
+        peers["b"].start()
+        peers["b"].wait_ready()
+    assert blocking.batch_lookup(index, list(stored)) == stored
+
+
+# -- loops, and the end
+
+
+def test_it_belongs_to_one_loop(seeds: list[str], index: str) -> None:
+    client = AsyncClient(*seeds)
+
+    async def first() -> None:
+        await client.put(index, "key", 1)
+
+    async def second() -> None:
+        with pytest.raises(UsageError, match="another event loop"):
+            await client.lookup(index, "key")
+        with pytest.raises(UsageError, match="another event loop"):
+            await client.close()
+
+    with asyncio.Runner() as runner, asyncio.Runner() as other:
+        runner.run(first())
+        other.run(second())
+        runner.run(client.close())
+
+
+def test_closing_fails_what_is_under_way(seeds: list[str], index: str, peers: Peers) -> None:
+    async def test() -> None:
+        client = AsyncClient(*seeds)
+        await client.put(index, "key", 1)
+        with standing_still(peers):
+            calls = [asyncio.ensure_future(client.lookup(index, "key")) for _ in range(3)]
+            calls.append(asyncio.ensure_future(client.batch_lookup(index, ["key"])))
+            await asyncio.sleep(0.01)
+            calls.append(asyncio.ensure_future(client.put(index, "late", 1)))
+            await asyncio.sleep(0)
+            await client.close()
+            results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(one) for one in results] == [ClosedError] * 5
+        with pytest.raises(ClosedError):
+            await client.lookup(index, "key")
+        await client.close()
+
+    asyncio.run(test())
+
+
+def test_closing_while_the_cluster_is_looked_for() -> None:
+    async def test() -> None:
+        client = AsyncClient("tcp://127.0.0.1:9", timeout=20)
+        call = asyncio.ensure_future(client.lookup("i", "key"))
+        await asyncio.sleep(0.05)
+        await client.close()
+        with pytest.raises(ClosedError):
+            await call
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(test())
+
+
+def test_nothing_is_left_open(seeds: list[str], index: str) -> None:
+    async def use() -> None:
+        async with AsyncClient(*seeds) as client:
+            await asyncio.gather(*(client.put(index, number, 1) for number in range(10)))
+
+    asyncio.run(use())
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        asyncio.run(use())
+    # The blocking client of these tests may find a peer again meanwhile.
+    assert len(os.listdir("/proc/self/fd")) < before + 10
+
+
+def test_a_client_that_was_never_used_closes() -> None:
+    asyncio.run(AsyncClient("tcp://127.0.0.1:9").close())

@@ -1,0 +1,162 @@
+"""What the blocking and the asyncio client have in common: everything but how one waits."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from dstash import Client
+from dstash.errors import LimitError, NoPeers, UnsupportedType, UsageError
+from tests.harness.asynchronous import driven
+from tests.harness.ports import free_port
+
+VALUES: list[Any] = [None, True, 0, -(2**70), 1.5, "ü", b"\x00\xff", [1, [2]], {"a": {1: None}}]
+VALUES += [(1, 2), {1, 2}, Decimal("1.10"), dt.datetime(2024, 2, 29, 1, 2, 3, tzinfo=dt.UTC)]
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def client(request: pytest.FixtureRequest, seeds: list[str]) -> Iterator[Any]:
+    """A client of either kind."""
+    if request.param == "blocking":
+        with Client(*seeds, timeout=20) as client:
+            yield client
+        return
+    with asyncio.Runner() as runner:
+        made = driven(runner, *seeds, timeout=20)
+        yield made
+        made.close()
+
+
+def test_values_come_back_as_they_were(client: Any, index: str) -> None:
+    for number, value in enumerate(VALUES):
+        client.put(index, number, value)
+        found = client.lookup(index, number, default="missing")
+        assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.parametrize("key", ["text", b"bytes", 7, -(2**63), "ü" * 200])
+def test_keys_of_every_type(client: Any, index: str, key: Any) -> None:
+    client.put(index, key, "value", write="all")
+    assert client.lookup(index, key) == "value"
+    assert list(client.keys(index)) == [key]
+
+
+def test_a_missing_key_gives_the_default(client: Any, index: str) -> None:
+    assert client.lookup(index, "missing") is None
+    assert client.lookup(index, "missing", 5) == 5
+    assert client.exists(index, "missing") is False
+    with pytest.raises(KeyError):
+        client.ttl(index, "missing")
+
+
+def test_none_is_a_value(client: Any, index: str) -> None:
+    client.put(index, "key", None)
+    assert client.lookup(index, "key", "default") is None
+    assert client.exists(index, "key") is True
+
+
+def test_delete_says_whether_the_key_was_there(client: Any, index: str) -> None:
+    client.put(index, "key", 1)
+    assert client.delete(index, "key") is True
+    assert client.delete(index, "key") is False
+    assert client.exists(index, "key") is False
+
+
+def test_time_to_live(client: Any, index: str) -> None:
+    client.put(index, "key", 1, ttl=60)
+    assert 50 < client.ttl(index, "key") <= 60
+    assert client.touch(index, "key", None) is True
+    assert client.ttl(index, "key") is None
+    assert client.touch(index, "key", 30) is True
+    assert 20 < client.ttl(index, "key") <= 30
+    assert client.touch(index, "missing", 30) is False
+
+
+def test_batches(client: Any, index: str) -> None:
+    entries = {f"key-{number}": number for number in range(5000)}
+    result = client.batch_put(index, entries, write="all")
+    assert (result.ok, result.stored) == (True, 5000)
+    assert client.batch_put(index, iter([("again", 1), ("again", 2)]), write="all").stored == 1
+    assert client.batch_lookup(index, [*entries, "missing"]) == entries
+    assert client.count(index) == 5001
+    assert client.batch_delete(index, ["again", "missing"], write="all").deleted == 1
+    assert dict(client.items(index)) == entries
+    assert set(client.keys(index, prefix="key-49")) == {one for one in entries if "key-49" in one}
+
+
+def test_an_index_of_its_own(client: Any, index: str) -> None:
+    users = client.index(index)
+    users.put("ada", {"born": 1815}, write="all")
+    users.batch_put({"alan": {"born": 1912}}, write="all")
+    assert users.lookup("ada") == {"born": 1815}
+    assert users.batch_lookup(["alan", "bob"]) == {"alan": {"born": 1912}}
+    assert users.count() == 2
+    assert users.exists("ada")
+    assert users.delete("ada")
+    assert users.touch("alan", 60)
+    assert users.ttl("alan") > 50
+    assert users.batch_delete(["alan"]).deleted == 1
+
+
+def test_registered_types(client: Any, index: str) -> None:
+    client.types.register(
+        range, code=3, encode=lambda one: b"%d" % one.stop, decode=lambda data: range(int(data))
+    )
+    client.put(index, "key", [range(5)])
+    assert client.lookup(index, "key") == [range(5)]
+
+
+def test_levels(client: Any, index: str) -> None:
+    for level in ("one", "quorum", "all"):
+        client.put(index, "key", level, write=level)
+        assert client.lookup(index, "key", read="all") == level
+        assert client.lookup(index, "key", read="quorum") == level
+
+
+def test_the_cluster_as_it_is_seen(client: Any, index: str) -> None:
+    facts = client.status()
+    assert [member["answers"] for member in facts["members"]] == [True] * 3
+    assert len(client.where(index, "key")["replicas"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda client: client.put("i", "", 1), LimitError),
+        (lambda client: client.put("i", "k" * 401, 1), LimitError),
+        (lambda client: client.put("", "key", 1), LimitError),
+        (lambda client: client.put("i", 1.5, 1), UnsupportedType),
+        (lambda client: client.put("i", "key", object()), UnsupportedType),
+        (lambda client: client.put("i", "key", 1, ttl=0), LimitError),
+        (lambda client: client.put("i", "key", bytes(9 * 2**20)), LimitError),
+        (lambda client: client.put("i", "key", 1, write="some"), UsageError),
+        (lambda client: client.lookup("i", True), UnsupportedType),
+        (lambda client: client.lookup("i", "key", timeout=-1), LimitError),
+        (lambda client: client.lookup("i", "key", read="some"), UsageError),
+        (lambda client: client.batch_lookup("i", "key"), LimitError),
+        (lambda client: client.batch_delete("i", b"key"), LimitError),
+        (lambda client: client.index("x" * 65), LimitError),
+        (lambda client: client.touch("i", "key", -1), LimitError),
+    ],
+)
+def test_what_cannot_be_is_refused(client: Any, call: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        call(client)
+
+
+def test_nobody_there() -> None:
+    seed = f"tcp://127.0.0.1:{free_port()}"
+    with Client(seed, timeout=0.2) as blocking, pytest.raises(NoPeers):
+        blocking.lookup("i", "key")
+    with asyncio.Runner() as runner:
+        client = driven(runner, seed, timeout=0.2)
+        with pytest.raises(NoPeers):
+            client.lookup("i", "key")
+        with pytest.raises(NoPeers):
+            client.batch_put("i", {"key": 1})
+        client.close()

@@ -1,0 +1,116 @@
+"""A write counts the acks of the replica sets that it was routed by, and of no others.
+
+A request says under which epoch it was routed, so that a peer which knows better refuses it. When
+the view changes while a write waits for its next try, it must go to the new replicas too: acks of
+the old ones alone would not survive the change.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from dstash.client.core import Operation
+from dstash.client.session import Send, Session
+from dstash.client.writes import PutOperation
+from dstash.cluster.topology import Change, Member, State, Topology
+from dstash.errors import NotReady
+from dstash.types import Level, Outcome
+from dstash.wire.messages import Envelope, Error, Put, Stored, decode
+
+NOW = 1000
+
+
+def member(name: str, state: State = State.ACTIVE) -> Member:
+    return Member(name, f"tcp://{name}:1", f"store-{name}", name, state=state)
+
+
+def topology(epoch: int, *members: Member, change: Change | None = None) -> bytes:
+    return Topology(
+        cluster="c", cluster_id="id", epoch=epoch, members=members, formed=True, change=change
+    ).encode()
+
+
+BEFORE = topology(1, *map(member, "abc"))
+MOVING = topology(
+    2,
+    member("a"),
+    member("b", State.LEAVING),
+    member("c", State.LEAVING),
+    member("d", State.JOINING),
+    member("e", State.JOINING),
+    change=Change(number=2),
+)
+
+
+@pytest.fixture
+def session() -> Session:
+    made = Session(lambda: NOW)
+    made.install(BEFORE, ["a", "b", "c"])
+    return made
+
+
+def put(session: Session) -> PutOperation:
+    return PutOperation(session, NOW + 5000, "i", Level.QUORUM, [("k", b"k", b"\x01")], None)
+
+
+def receivers(sends: list[Send], epoch: int) -> set[str]:
+    """Return who was sent a put under that epoch."""
+    puts = {send.peer: decode(send.frames) for send in sends}
+    assert {one.epoch for one in puts.values() if isinstance(one.message, Put)} == {epoch}
+    return {peer for peer, one in puts.items() if isinstance(one.message, Put)}
+
+
+def answer(operation: Operation, send: Send, message: Stored | Error, now: int) -> list[Send]:
+    correlation = decode(send.frames).correlation
+    return operation.receive(send.peer, Envelope(correlation, 1, now, message), now)
+
+
+def test_a_write_that_waited_for_its_next_try_goes_to_the_new_replicas(session: Session) -> None:
+    operation = put(session)
+    first = operation.more(NOW)
+    assert receivers(first, epoch=1) == {"a", "b", "c"}
+    for send in first:
+        answer(operation, send, Error.of(NotReady("starting")), NOW)
+    session.install(MOVING, [])
+    again = operation.tick(operation.wakeup())
+    assert receivers(again, epoch=2) == {"a", "b", "c", "d", "e"}
+
+
+def test_acks_of_the_old_replicas_are_not_enough(session: Session) -> None:
+    operation = put(session)
+    for send in operation.more(NOW):
+        answer(operation, send, Error.of(NotReady("starting")), NOW)
+    session.install(MOVING, [])
+    for send in operation.tick(operation.wakeup()):
+        if send.peer in "abc":
+            answer(operation, send, Stored([]), NOW)
+    operation.more(NOW)
+    assert not operation.done
+    operation.tick(NOW + 5000)
+    assert set(operation.result().outcomes.values()) == {Outcome.UNKNOWN}
+
+
+def test_a_view_that_comes_between_routing_and_sending_is_noticed(session: Session) -> None:
+    operation = put(session)
+    chunks = next(operation._source)
+    session.install(MOVING, [])  # as another thread of the client may do
+    sends = operation.start(chunks, NOW)
+    assert receivers(sends, epoch=2) == {"a", "b", "c", "d", "e"}
+
+
+def test_a_request_says_under_which_epoch_it_was_routed(session: Session) -> None:
+    operation = put(session)
+    first, *_ = operation.more(NOW)
+    session.install(MOVING, [])
+    assert decode(first.frames).epoch == 1
+
+
+def test_a_write_that_was_never_sent_under_the_old_epoch_is_not_tainted(session: Session) -> None:
+    operation = put(session)
+    chunks = next(operation._source)
+    session.install(MOVING, [])
+    for send in operation.start(chunks, NOW):
+        operation.unsent(send, NOW)
+    operation.more(NOW)
+    operation.tick(NOW + 5000)
+    assert set(operation.result().outcomes.values()) == {Outcome.FAILED}

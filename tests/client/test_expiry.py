@@ -1,0 +1,72 @@
+"""A call whose deadline passes between two slabs: what was never sent must not be passed over."""
+
+from __future__ import annotations
+
+import pytest
+
+from dstash.client.core import Operation
+from dstash.client.reads import KEYS_PER_SLAB, LookupOperation
+from dstash.client.session import Send, Session
+from dstash.client.writes import PutOperation
+from dstash.cluster.topology import Member, Topology
+from dstash.errors import TimedOut
+from dstash.types import Level, Outcome
+from dstash.wire import codec
+from dstash.wire.messages import Envelope, Frame, Lookup, Stored, Values, decode
+from dstash.wire.values import TypeRegistry
+
+DEADLINE = 5000
+KEYS = [f"key-{number}" for number in range(KEYS_PER_SLAB + 100)]
+
+
+@pytest.fixture
+def session() -> Session:
+    made = Session(lambda: 1000)
+    members = tuple(Member(name, f"tcp://{name}:1", f"store-{name}", name) for name in "abc")
+    topology = Topology(cluster="c", cluster_id="id", epoch=1, members=members, formed=True)
+    made.install(topology.encode(), ["a", "b", "c"])
+    return made
+
+
+def answer_all(operation: Operation, sends: list[Send]) -> None:
+    for send in sends:
+        envelope = decode(send.frames)
+        request = envelope.message
+        if isinstance(request, Lookup):
+            count = len(codec.unpack_keys(request.keys))
+            nothing = codec.join_payloads([b"\xc0"] * count)
+            message: Values | Stored = Values(count, b"", list(range(count)), [], Frame(nothing))
+        else:
+            message = Stored([], b"")
+        answer = Envelope(envelope.correlation, 1, 1000, message)
+        assert operation.receive(send.peer, answer, 1000) == []
+
+
+def test_a_look_up_fails_when_a_part_was_never_asked(session: Session) -> None:
+    decoder = TypeRegistry().decode_array
+    operation = LookupOperation(session, DEADLINE, "i", KEYS, Level.ONE, decoder)
+    answer_all(operation, operation.more(1000))
+    operation.tick(DEADLINE)
+    with pytest.raises(TimedOut):
+        operation.result()
+
+
+def test_a_write_names_what_was_never_sent_as_failed(session: Session) -> None:
+    items = [(key, key.encode(), b"\x01") for key in KEYS]
+    operation = PutOperation(session, DEADLINE, "i", Level.ALL, items, None)
+    answer_all(operation, operation.more(1000))
+    operation.tick(DEADLINE)
+    outcome = operation.result()
+    assert outcome.stored == KEYS_PER_SLAB
+    assert set(outcome.outcomes.values()) == {Outcome.FAILED}
+    assert len(outcome.outcomes) == 100
+
+
+def test_a_write_names_what_was_sent_in_vain_as_unknown(session: Session) -> None:
+    items = [(key, key.encode(), b"\x01") for key in KEYS]
+    operation = PutOperation(session, DEADLINE, "i", Level.ALL, items, None)
+    operation.more(1000)
+    operation.tick(DEADLINE)
+    outcomes = list(operation.result().outcomes.values())
+    assert outcomes.count(Outcome.UNKNOWN) == KEYS_PER_SLAB
+    assert outcomes.count(Outcome.FAILED) == 100

@@ -1,0 +1,291 @@
+"""The client's core against peer cores, joined in memory: every way in which replicas disagree."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dstash.client.reads import LookupOperation
+from dstash.errors import CorruptRecord, TimedOut, Unavailable
+from dstash.store.record import open_record
+from dstash.types import Level, Outcome
+from dstash.version import pack, stamp_at, unpack
+from dstash.wire.messages import Apply, Fetch, Lookup, Put
+from tests.harness.joined import START, TYPES, Joined
+
+LEVELS = ["one", "quorum", "all"]
+
+
+@pytest.fixture
+def joined() -> Joined:
+    return Joined()
+
+
+def kinds(joined: Joined) -> list[str]:
+    return [type(envelope.message).__name__ for _, envelope in joined.asked]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_was_put_is_found(joined: Joined, level: str) -> None:
+    assert joined.put({"a": 1, "b": None}, level).stored == 2
+    assert joined.lookup("a", "b", "c", level=level) == {"a": 1, "b": None}
+    assert joined.delete("a", "c", level=level).deleted == 1
+    assert joined.lookup("a", "b", "c", level=level) == {"b": None}
+
+
+def test_a_quorum_read_costs_one_value_and_one_digest(joined: Joined) -> None:
+    joined.put({"a": 1}, "all")
+    joined.asked.clear()
+    joined.lookup("a")
+    assert sorted(envelope.message.want for _, envelope in joined.asked) == [2, 3]
+
+
+class TestDisagreement:
+    def test_the_newest_wins_and_the_loser_is_repaired_before_the_answer(
+        self, joined: Joined
+    ) -> None:
+        joined.put({"k": "old"}, "all")
+        joined.silent = {"c"}
+        joined.put({"k": "new"})
+        joined.silent = set()
+        assert joined.lookup("k", level="all") == {"k": "new"}
+        assert joined.record("c", "k") == joined.record("a", "k")
+        assert "Apply" in kinds(joined)
+
+    def test_who_missed_a_key_gets_it(self, joined: Joined) -> None:
+        joined.put({"k": 1, "other": 2}, "all")
+        joined.forget("b", "k")
+        assert joined.lookup("k", "other", level="all") == {"k": 1, "other": 2}
+        assert joined.record("b", "k") == joined.record("a", "k")
+
+    def test_a_delete_that_one_missed_stays_a_delete(self, joined: Joined) -> None:
+        joined.put({"k": 1}, "all")
+        joined.silent = {"a"}
+        joined.delete("k")
+        joined.silent = set()
+        for level in ("quorum", "all"):
+            assert joined.lookup("k", level=level) == {}
+        assert open_record(joined.record("a", "k") or b"").is_tombstone
+
+    @pytest.mark.parametrize("missed", "abc")
+    def test_any_two_of_three_know_a_quorum_write(self, missed: str) -> None:
+        joined = Joined()
+        joined.silent = {missed}
+        joined.put({"k": 1})
+        joined.silent = set()
+        for away in set("abc") - {missed}:
+            joined.down = {away}
+            assert joined.lookup("k") == {"k": 1}
+
+
+class TestDamage:
+    @pytest.mark.parametrize("level", LEVELS)
+    @pytest.mark.parametrize("damaged", "abc")
+    def test_is_answered_from_another_replica_and_repaired(self, level: str, damaged: str) -> None:
+        joined = Joined()
+        joined.put({"k": 1, "other": 2}, "all")
+        whole = joined.record(damaged, "k")
+        joined.damage(damaged, "k")
+        assert joined.lookup("k", "other", level=level) == {"k": 1, "other": 2}
+        if any(isinstance(envelope.message, Fetch) for _, envelope in joined.asked):
+            assert joined.record(damaged, "k") == whole
+
+    def test_does_not_bring_back_what_was_overwritten(self, joined: Joined) -> None:
+        """One replica missed the write, one holds it damaged: only the third can tell."""
+        joined.put({"k": "old"}, "all")
+        joined.silent = {"b"}
+        joined.put({"k": "new"})
+        joined.silent = set()
+        for damaged, level in (("a", "quorum"), ("a", "all"), ("c", "quorum")):
+            whole = joined.record(damaged, "k")
+            joined.damage(damaged, "k")
+            assert joined.lookup("k", level=level) == {"k": "new"}
+            joined.stores[damaged].records[joined.place("k")] = whole or b""
+
+    def test_with_too_few_sound_replicas_is_an_error_not_an_answer(self, joined: Joined) -> None:
+        joined.put({"k": 1}, "all")
+        for peer in "ab":
+            joined.damage(peer, "k")
+        with pytest.raises(CorruptRecord, match="'k'"):
+            joined.lookup("k", level="all")
+
+    def test_is_overwritten_by_the_next_put(self, joined: Joined) -> None:
+        joined.put({"k": 1}, "all")
+        for peer in "abc":
+            joined.damage(peer, "k")
+        assert joined.put({"k": 2}, "all").ok
+        assert joined.lookup("k", level="all") == {"k": 2}
+
+
+class TestSuperseded:
+    def test_a_slow_clock_loses_no_write(self, joined: Joined) -> None:
+        ahead = pack(stamp_at(joined.now + 400), b"\xff" * 4)
+
+        def stamp_ahead(peer: str, envelope: Any) -> Any:
+            message = envelope.message
+            if isinstance(message, Put):
+                message = replace(message, version=ahead)
+            return envelope._replace(message=message)
+
+        joined.tamper = stamp_ahead
+        joined.put({"k": "of one with a fast clock"}, "all")
+        joined.tamper = lambda peer, envelope: envelope
+        assert joined.put({"k": "mine", "other": 1}).stored == 2
+        assert joined.lookup("k", "other", level="all") == {"k": "mine", "other": 1}
+        version = open_record(joined.record("a", "k") or b"").version
+        assert unpack(version)[0] > unpack(ahead)[0]
+
+    def test_a_version_too_far_ahead_is_refused_and_says_by_how_much(self, joined: Joined) -> None:
+        core = joined.peers["a"]
+        joined.silent = {"b", "c"}
+        replies = []
+
+        def far_ahead(peer: str, envelope: Any) -> Any:
+            message = replace(envelope.message, version=pack(stamp_at(joined.now + 2000), b"aaaa"))
+            return envelope._replace(message=message)
+
+        joined.tamper = far_ahead
+        original = core._reply
+
+        def reply(*args: Any) -> Any:
+            replies.append(args[2])
+            return original(*args)
+
+        core._reply = reply  # type: ignore[method-assign]
+        joined.put({"k": 1}, "one", timeout=100)
+        assert "2000 ms ahead of this peer's clock; allowed are 500 ms" in replies[0].text
+
+
+class TestOutcomes:
+    def test_nobody_reached_is_failed(self, joined: Joined) -> None:
+        joined.down = {"a", "b", "c"}
+        result = joined.put({"k": 1})
+        assert result.outcomes == {"k": Outcome.FAILED}
+        assert isinstance(result.reasons[0], Unavailable)
+        with pytest.raises(Unavailable, match=r"\(b: not connected\)"):
+            joined.lookup("k")
+
+    def test_nobody_answers_is_unknown(self, joined: Joined) -> None:
+        joined.silent = {"a", "b", "c"}
+        result = joined.put({"k": 1})
+        assert result.outcomes == {"k": Outcome.UNKNOWN}
+        assert isinstance(result.reasons[0], TimedOut)
+        with pytest.raises((TimedOut, Unavailable), match="no answer"):
+            joined.lookup("k")
+
+    def test_one_ack_where_two_are_needed_is_unknown(self, joined: Joined) -> None:
+        joined.down = {"b", "c"}
+        assert joined.put({"k": 1}).outcomes == {"k": Outcome.UNKNOWN}
+        joined.down = set()
+        assert joined.lookup("k") in ({}, {"k": 1})
+
+    def test_refused_by_all_is_failed(self, joined: Joined) -> None:
+        for core in joined.peers.values():
+            core.stopping = True
+        assert joined.put({"k": 1}).outcomes == {"k": Outcome.FAILED}
+
+    def test_time_does_not_run_beyond_the_deadline(self, joined: Joined) -> None:
+        began = joined.now
+        joined.silent = {"a", "b", "c"}
+        joined.put({"k": 1}, timeout=700)
+        assert joined.now == began + 700
+
+    def test_a_bad_item_fails_alone(self, joined: Joined) -> None:
+        def spoil(peer: str, envelope: Any) -> Any:
+            message = envelope.message
+            if isinstance(message, Put):
+                message = replace(
+                    message, payloads=message.payloads.replace(b"\xa3bad", b"\xd9\xffbd")
+                )
+            return envelope._replace(message=message)
+
+        joined.tamper = spoil
+        result = joined.put({"k": 1, "spoilt": "bad", "l": 2})
+        assert result.outcomes == {"spoilt": Outcome.FAILED}
+        assert result.stored == 2
+        assert joined.lookup("k", "spoilt", "l") == {"k": 1, "l": 2}
+
+
+class TestFailover:
+    @pytest.mark.parametrize("away", "abc")
+    def test_one_that_is_down_is_not_missed(self, away: str) -> None:
+        joined = Joined()
+        joined.down = {away}
+        began = joined.now
+        assert joined.put({"k": 1}).ok
+        assert joined.lookup("k") == {"k": 1}
+        assert joined.now == began
+
+    @pytest.mark.parametrize("level", ["one", "quorum"])
+    def test_one_that_says_nothing_is_hedged(self, level: str) -> None:
+        for quiet in "abc":
+            joined = Joined()
+            keys = {str(number): number for number in range(50)}
+            joined.put(keys, "all")
+            joined.silent = {quiet}
+            began = joined.now
+            assert joined.lookup(*keys, level=level) == keys
+            assert joined.now - began <= 700
+            later = joined.now
+            assert joined.lookup(*keys, level=level) == keys
+            assert joined.now == later  # it is asked last from now on
+
+    def test_a_reply_that_is_too_large_is_asked_for_in_parts(self, joined: Joined) -> None:
+        large = {f"large-{number}": bytes(1 << 20) for number in range(12)}
+        assert joined.put(large, "all").ok
+        assert joined.lookup(*large, level="all") == large
+        for key in large:
+            joined.forget("b", key)
+        assert joined.lookup(*large, level="all") == large  # and so are whole records
+        assert all(joined.record("b", key) for key in large)
+
+
+class TestTopology:
+    def test_an_old_epoch_is_refused_with_the_new_topology_and_the_call_goes_on(self) -> None:
+        joined = Joined("abcd")
+        newer = replace(joined.topology, epoch=9)
+        joined.install(newer)
+        assert joined.put({"k": 1}).ok
+        assert joined.session.epoch == 9
+        assert joined.lookup("k") == {"k": 1}
+
+    def test_each_of_many_chunks_finds_its_way(self) -> None:
+        joined = Joined("abcdef")
+        keys = {str(number): number for number in range(300)}
+        joined.put(keys, "all")
+        joined.install(replace(joined.topology, epoch=9))
+        assert joined.lookup(*keys) == keys
+
+    def test_a_peer_that_knows_less_answers_when_it_has_caught_up(self, joined: Joined) -> None:
+        newer = replace(joined.topology, epoch=9)
+        joined.session.install(newer.encode(), ["a", "b", "c"])
+        joined.install(newer, "a", "b")
+        assert joined.put({"k": 1}).ok
+        assert joined.peers["c"].wants_refresh
+        assert joined.record("c", "k") is None
+        joined.install(newer, "c")
+        joined._commit("c")
+        assert joined.record("c", "k") is not None
+
+
+def test_the_window_bounds_what_is_in_hand() -> None:
+    joined = Joined("abcdefgh")
+    keys = {str(number): number for number in range(60_000)}
+    joined.put(keys, "one")
+    in_hand: list[int] = []
+
+    def look(peer: str, envelope: Any) -> Any:
+        in_hand.append(len(operation._pending))
+        return envelope
+
+    joined.tamper = look
+    operation = LookupOperation(
+        joined.session, joined.now + 5000, "i", list(keys), Level.ONE, TYPES.decode_array
+    )
+    assert len(joined.run(operation)) == len(keys)
+    assert joined.now > START
+    assert max(in_hand) < 48 + 8 * 8 * 8  # the window, and one slab: a chunk per replica set
+    assert not [one for one in joined.asked if isinstance(one[1].message, Apply | Fetch)]
+    assert any(isinstance(one[1].message, Lookup) for one in joined.asked)

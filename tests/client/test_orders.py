@@ -1,0 +1,129 @@
+"""Orders: an answer that is lost never leads to a second order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dstash.client.orders import OrderOperation, shows
+from dstash.client.session import Send, Session
+from dstash.cluster import changing
+from dstash.cluster.topology import Member, Topology
+from dstash.errors import ChangeConflict, DStashError, NotReady, TimedOut, Unavailable
+from dstash.wire.messages import AskTopology, Envelope, Error, Message, Order, Ordered, TopologyIs
+from dstash.wire.messages import decode as decode_message
+
+NAMES = ("a", "b", "c", "d")
+NOW = 1_000_000
+
+
+def cluster() -> Topology:
+    members = tuple(Member(name, f"tcp://{name}:1", f"store-{name}", name) for name in NAMES)
+    return Topology("test", "id", 7, 3, formed=True, members=members)
+
+
+class Talk:
+    """One order, and peers that say what the test has them say."""
+
+    def __init__(self, order: Order) -> None:
+        self.session = Session(lambda: NOW)
+        self.session.install(cluster().encode(), list(NAMES))
+        self.operation = OrderOperation(self.session, NOW + 5000, order)
+        self.sent = self.operation.more(NOW)
+        assert self.operation.more(NOW) == []
+
+    def message(self, place: int = 0) -> Message:
+        return decode_message(self.sent[place].frames).message
+
+    def answer(self, message: Message) -> None:
+        """Answer the first of what was sent."""
+        send = self.sent.pop(0)
+        envelope = Envelope(send.correlation, 7, 0, message)
+        self._take(self.operation.receive(send.peer, envelope, NOW))
+
+    def lose(self) -> None:
+        """Break the connection on which the first was sent."""
+        self._take(self.operation.lost(self.sent.pop(0).peer, NOW))
+
+    def later(self, milliseconds: int) -> None:
+        self._take(self.operation.tick(NOW + milliseconds))
+
+    def _take(self, more: list[Send]) -> None:
+        self.sent += more
+
+
+def test_the_answer_is_the_topology_that_came_of_it() -> None:
+    talk = Talk(Order("remove", ["d"]))
+    assert talk.message() == Order("remove", ["d"])
+    begun = changing.remove(cluster(), ["d"])
+    talk.answer(Ordered(begun.encode()))
+    assert talk.operation.done
+    assert talk.operation.result() == begun
+    assert talk.session.epoch == begun.epoch
+
+
+def test_a_dry_order_leaves_the_view_alone() -> None:
+    talk = Talk(Order("remove", ["d"], dry=True))
+    talk.answer(Ordered(changing.remove(cluster(), ["d"]).encode()))
+    assert talk.operation.result().change is not None
+    assert talk.session.epoch == 7
+
+
+@pytest.mark.parametrize("error", [NotReady("starting"), Unavailable("gone")])
+def test_another_peer_is_asked_while_nothing_can_have_happened(error: DStashError) -> None:
+    talk = Talk(Order("remove", ["d"], dry=isinstance(error, Unavailable)))
+    first = talk.sent[0].peer
+    talk.answer(Error.of(error))
+    assert isinstance(talk.message(), Order)
+    assert talk.sent[0].peer != first
+
+
+def test_what_cannot_be_is_said_at_once() -> None:
+    talk = Talk(Order("pause", []))
+    talk.answer(Error.of(ChangeConflict("no change is under way")))
+    assert talk.operation.done
+    with pytest.raises(ChangeConflict):
+        talk.operation.result()
+
+
+def test_a_lost_answer_is_looked_for_in_the_topology() -> None:
+    talk = Talk(Order("remove", ["d"]))
+    talk.lose()
+    assert {type(talk.message(place)) for place in range(len(talk.sent))} == {AskTopology}
+    talk.answer(TopologyIs(changing.remove(cluster(), ["d"]).encode(), list(NAMES)))
+    assert talk.operation.done
+    assert talk.operation.result().change is not None
+
+
+def test_nobody_pretends_to_know_when_the_topology_does_not_show_it() -> None:
+    talk = Talk(Order("remove", ["d"]))
+    talk.lose()
+    talk.answer(TopologyIs(cluster().encode(), list(NAMES)))
+    talk.sent.clear()
+    talk.later(1000)
+    asked = {type(talk.message(place)) for place in range(len(talk.sent))}
+    assert AskTopology in asked
+    assert Order not in asked
+    talk.later(6000)
+    with pytest.raises(TimedOut, match="may or may not"):
+        talk.operation.result()
+
+
+def test_when_an_order_shows() -> None:
+    calm = cluster()
+    leaving = changing.remove(calm, ["d"])
+    paused = changing.steer(leaving, paused=True, rate=5)
+    assert shows(leaving, Order("remove", ["d"]))
+    assert shows(calm.without("d"), Order("remove", ["d"]))
+    assert not shows(calm, Order("remove", ["d"]))
+    assert shows(calm, Order("add", ["a"]))
+    assert not shows(calm, Order("add", ["e"]))
+    assert shows(leaving, Order("replace", ["d", "a"]))
+    assert not shows(calm, Order("replace", ["d", "a"]))
+    assert shows(calm, Order("cancel", []))
+    assert not shows(leaving, Order("cancel", []))
+    assert shows(paused, Order("pause", []))
+    assert not shows(paused, Order("resume", []))
+    assert shows(paused, Order("rate", [], rate=5))
+    assert not shows(replace(paused, change=None), Order("rate", [], rate=5))

@@ -1,0 +1,216 @@
+"""The steps of a change of placement, and that no two of them let a read miss a write."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations, pairwise
+
+import pytest
+
+from dstash.client.routing import WriteSet, write_table
+from dstash.cluster import changing, joining
+from dstash.cluster.membership import Announcement
+from dstash.cluster.switching import can_read
+from dstash.cluster.topology import Member, State, Topology
+from dstash.cluster.view import View
+from dstash.errors import ChangeConflict
+from dstash.types import Level
+
+
+def cluster(*names: str, replicas: int = 3) -> Topology:
+    """Return a formed cluster, every member in a zone of its own."""
+    members = tuple(Member(name, f"tcp://{name}:1", f"store-{name}", name) for name in names)
+    return Topology("test", "id", 7, replicas, formed=True, members=members)
+
+
+def candidate(name: str, store: str = "") -> Announcement:
+    return Announcement(name, f"tcp://{name}:1", store or f"store-{name}", name, 1.0)
+
+
+def completed(topology: Topology) -> Topology:
+    """Return the topology in which every member has all it gains."""
+    for member in topology.after():
+        assert topology.change is not None
+        topology = changing.complete(topology, member.id, topology.change.number) or topology
+    return topology
+
+
+def steps(before: Topology, begun: Topology) -> list[Topology]:
+    """Return the topologies of a change from its beginning to its end."""
+    complete = completed(begun)
+    switched = changing.switch(complete)
+    assert switched is not None
+    assert switched.change is not None
+    ended = changing.finish(switched, switched.change.number)
+    assert ended is not None
+    return [before, begun, complete, switched, ended]
+
+
+def read_quorums(view: View, partition: int) -> list[set[str]]:
+    peers = view.readers[partition]
+    return [set(some) for some in combinations(peers, Level.QUORUM.needed(len(peers)))]
+
+
+def write_quorums(table: list[WriteSet], partition: int) -> list[set[str]]:
+    target = table[partition]
+    return [
+        set(some)
+        for count in range(1, len(target.peers) + 1)
+        for some in combinations(target.peers, count)
+        if target.is_met(some, Level.QUORUM)
+    ]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("names", "joining_", "leaving"),
+    [
+        ("abc", "d", ""),
+        ("abcd", "", "d"),
+        ("abcd", "ef", "ab"),
+        ("ab", "c", ""),
+        ("abcde", "f", "a"),
+    ],
+)
+def test_no_read_misses_a_write_of_the_next_step(
+    replicas: int, names: str, joining_: str, leaving: str
+) -> None:
+    before = cluster(*names, replicas=replicas)
+    begun = changing.add(before, [candidate(name) for name in joining_]) if joining_ else before
+    begun = changing.remove(begun, list(leaving)) if leaving else begun
+    topologies = steps(before, begun)
+    for earlier, later in pairwise(topologies):
+        old, table = View(earlier), write_table(View(later))
+        for partition in range(0, 4096, 97):
+            for read in read_quorums(old, partition):
+                assert all(read & write for write in write_quorums(table, partition))
+
+
+def test_only_when_old_readers_are_gone_may_writes_leave_them() -> None:
+    before = cluster("a", "b", "c")
+    topologies = steps(before, changing.swap(before, "c", candidate("d")))
+    unswitched, switched, ended = (View(one) for one in topologies[2:])
+    missed = [
+        (read, write)
+        for read in read_quorums(unswitched, 0)
+        for write in write_quorums(write_table(ended), 0)
+        if not read & write
+    ]
+    assert missed  # so it must not come to that
+    assert can_read(switched, frozenset())
+    assert can_read(switched, frozenset("a"))
+    assert can_read(switched, frozenset("d"))
+    for passed in combinations("abc", 2):
+        assert not can_read(switched, frozenset(passed))
+        for read, _ in missed:
+            assert read & set(passed)
+
+
+def test_those_who_stay_are_filled_when_too_few_are_left() -> None:
+    three = cluster("a", "b", "c")
+    assert changing.gains(changing.remove(three, ["c"]), "a") == []
+    # A write may have been acked by b and c alone.
+    assert len(changing.gains(changing.remove(three, ["b", "c"]), "a")) == 4096
+    five = cluster(*"abcde", replicas=5)
+    assert len(changing.gains(changing.remove(five, ["d", "e"]), "a")) == 4096
+
+
+@pytest.mark.parametrize("old", range(1, 8))
+@pytest.mark.parametrize("new", range(1, 8))
+def test_a_quorum_of_those_who_stay_has_every_write(old: int, new: int) -> None:
+    written, read = Level.QUORUM.needed(old), Level.QUORUM.needed(new)
+    can_miss = old - written < read  # those who did not ack are fewer than a read asks
+    if not changing.shrinks(old, new):
+        assert can_miss
+
+
+def test_a_change_that_is_switched_cannot_be_cancelled_or_joined() -> None:
+    before = cluster("a", "b", "c", "d")
+    switched = steps(before, changing.remove(before, ["d"]))[3]
+    with pytest.raises(ChangeConflict):
+        changing.cancel(switched)
+    with pytest.raises(ChangeConflict):
+        changing.remove(switched, ["a"])
+    with pytest.raises(ChangeConflict):
+        changing.add(switched, [candidate("e")])
+    assert joining.join(switched, candidate("e")) is None
+
+
+def test_a_joiner_that_lost_its_store_is_filled_again() -> None:
+    begun = changing.add(cluster("a", "b", "c"), [candidate("d")])
+    done = completed(begun)
+    assert done.change is not None
+    assert "d" in done.change.complete
+    back = joining.join(done, candidate("d", "another store"))
+    assert back is not None
+    assert back.change is not None
+    assert back.change.complete == ()
+    assert back.change.number == back.epoch
+    joiner = back.member("d")
+    assert joiner is not None
+    assert joiner.synced  # else nobody could ever fill it: it has nothing before the change
+    assert changing.gains(back, "d")
+
+
+def test_a_member_that_lost_its_store_loses_what_it_had_gained() -> None:
+    begun = changing.remove(cluster("a", "b", "c", "d"), ["d"])
+    done = completed(begun)
+    back = joining.join(done, candidate("a", "another store"))
+    assert back is not None
+    assert back.change is not None
+    assert back.change.complete == ()
+    member = back.member("a")
+    assert member is not None
+    assert not member.synced
+    assert changing.switch(back) is None
+
+
+def test_a_store_that_is_older_than_it_was() -> None:
+    begun = changing.add(cluster("a", "b", "c"), [candidate("d")])
+    assert changing.lost(begun, "d", "store-d") is None  # nothing counts on it yet
+    lost = changing.lost(completed(begun), "d", "store-d")
+    assert lost is not None
+    assert changing.lost(lost, "d", "store-d") is None  # once is enough
+    emptied = changing.lost(begun, "a", "store-a")
+    assert emptied is not None
+    assert changing.lost(emptied, "a", "store-a") is None
+
+
+def test_a_newcomer_keeps_the_rate_and_the_pause_of_the_change_under_way() -> None:
+    begun = changing.ordered(cluster("a", "b", "c", "d"), {}, "remove", ["d"], 1000)
+    paused = changing.steer(begun, paused=True)
+    grown = joining.join(paused, candidate("e"))
+    assert grown is not None
+    assert grown.change is not None
+    assert (grown.change.rate, grown.change.paused) == (1000, True)
+    assert grown.change.number == grown.epoch
+
+
+def test_a_dead_joiner_does_not_hold_up_the_others_for_ever() -> None:
+    before = cluster("a", "b", "c", "d", "e")
+    begun = changing.add(before, [candidate("f")])
+    assert changing.abandon(begun, ["a"], 1) is None
+    alone = changing.abandon(begun, ["f"], 1)
+    assert alone is not None
+    assert alone.change is None
+    assert [one.id for one in alone.members] == list("abcde")
+    mixed = changing.abandon(changing.remove(begun, ["e"]), ["f"], 1)
+    assert mixed is not None
+    assert mixed.change is not None
+    assert mixed.change.number == mixed.epoch
+    assert [one.state for one in mixed.members][-1] is State.LEAVING
+    assert changing.abandon(begun, ["f"], 3) is None  # this peer sees badly, rather
+
+
+def test_forgetting_waits_while_too_many_are_down() -> None:
+    before = cluster("a", "b", "c", "d")
+    assert changing.forget(before, ["d"], 1) is not None
+    assert changing.forget(before, ["c", "d"], 2) is None
+    assert changing.forget(before, [], 0) is None
+    assert changing.forget(cluster("a", "b", "c"), ["c"], 1) is None  # nothing would be gained
+
+
+def test_a_change_goes_through_its_json_form() -> None:
+    switched = steps(cluster("a", "b", "c", "d"), changing.remove(cluster(*"abcd"), ["d"]))[3]
+    assert Topology.decode(switched.encode()) == switched
+    assert replace(switched, change=None) != switched

@@ -1,0 +1,130 @@
+"""Filling a peer: from enough sources, and without bringing back what was buried meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dstash.cluster import answering, changing
+from dstash.cluster.burying import bury_all
+from dstash.cluster.filling import fill, sources
+from dstash.cluster.holdings import Holdings
+from dstash.cluster.membership import Announcement
+from dstash.cluster.replica import Replica
+from dstash.cluster.tasks import Ask, Merge, Task
+from dstash.cluster.topology import Member, Topology
+from dstash.cluster.view import View
+from dstash.store.interface import Write
+from dstash.store.record import head, keyspace, partition_of, seal
+from dstash.store.twin import TwinStore
+from dstash.types import RecordFlag
+from dstash.version import WRITER_BYTES, Stamp, pack, stamp_at
+from dstash.wire.messages import AskCopy, AskDigests, AskVersions, Message, Pull
+
+NOW = 1_700_000_000_000
+KEY = b"key"
+PARTITION = partition_of(KEY)
+_ANSWERS: dict[type, Callable[..., Any]] = {
+    AskDigests: answering.digests,
+    AskCopy: answering.copy,
+    AskVersions: answering.versions,
+    Pull: answering.pull,
+}
+
+
+class Cluster:
+    """Peers a, b, c that hold everything, and d that is added. Tasks run to their end at once."""
+
+    def __init__(self) -> None:
+        members = tuple(Member(one, f"tcp://{one}:1", f"store-{one}", one) for one in "abc")
+        before = Topology("test", "id", 1, 3, formed=True, members=members)
+        joiner = Announcement("d", "tcp://d:1", "store-d", "d", 1.0)
+        self.view = View(changing.add(before, [joiner]), frozenset("abcd"))
+        self.peers = {
+            name: Replica(
+                name, Holdings(TwinStore(f"store-{name}")), lambda: self.view, lambda: NOW
+            )
+            for name in "abcd"
+        }
+
+    def write(self, peer: str, stamp: Stamp, *, flags: int = 0) -> None:
+        version = pack(stamp, bytes(WRITER_BYTES))
+        space = keyspace(b"index", frozenset(range(4096)))
+        entries = seal(space, [KEY], head(version, flags), [b"" if flags else b"\x01"])
+        self.commit(peer, Merge(entries))
+
+    def commit(self, peer: str, merge: Merge) -> None:
+        holdings = self.peers[peer].holdings
+        write = Write(merge.entries, NOW, 0, merge.drops, holdings.horizons[:], merge.marks)
+        holdings.store.commit([write])
+        holdings.changed([PARTITION], NOW)
+
+    def records(self, peer: str) -> int:
+        return len(self.peers[peer].holdings.walk(PARTITION))
+
+    def run(self, peer: str, task: Task) -> Any:
+        reply: Any = None
+        while True:
+            try:
+                effect = task.send(reply)
+            except StopIteration as stop:
+                return stop.value
+            reply = None
+            if isinstance(effect, Merge):
+                self.commit(peer, effect)
+            elif isinstance(effect, Ask):
+                reply = self.ask(effect.peer, effect.message)
+
+    def ask(self, peer: str, message: Message) -> Any:
+        return self.run(peer, _ANSWERS[type(message)](self.peers[peer].holdings, message, NOW))
+
+    def fill(self, peer: str) -> list[int]:
+        done: list[int] = []
+        self.run(peer, fill(self.peers[peer], [PARTITION], done.append))
+        return done
+
+    def bury(self, stamp: Stamp) -> None:
+        """Have all replicas agree on the past, and drop the dead."""
+        for peer in "abc":
+            holdings = self.peers[peer].holdings
+            self.run(peer, holdings.digest(PARTITION))  # learns that there are mortals
+            self.commit(peer, Merge(marks=[holdings.advance([PARTITION], stamp)]))
+            self.run(peer, bury_all(self.peers[peer]))
+
+
+def test_a_write_that_one_replica_missed_is_filled_in() -> None:
+    for missed_by in "abc":
+        cluster = Cluster()
+        for peer in set("abc") - {missed_by}:
+            cluster.write(peer, stamp_at(NOW))
+        assert cluster.fill("d") == [PARTITION]
+        assert cluster.records("d") == 1
+
+
+def test_so_many_sources_are_needed_that_no_write_can_be_missed() -> None:
+    cluster = Cluster()
+    able, needed = sources(cluster.peers["d"], PARTITION)
+    assert (sorted(able), needed) == (["a", "b", "c"], 2)
+    able, needed = sources(cluster.peers["a"], PARTITION)  # one of them is itself
+    assert (sorted(able), needed) == (["b", "c"], 1)
+
+
+@pytest.mark.parametrize("keeps_another", [False, True])
+def test_what_was_deleted_and_buried_meanwhile_does_not_come_back(keeps_another: bool) -> None:
+    cluster = Cluster()
+    for peer in "abcd":  # d held the partition once, and was not cleared since
+        cluster.write(peer, stamp_at(NOW - 90_000))
+    for peer in "abc":
+        cluster.write(peer, stamp_at(NOW - 80_000), flags=RecordFlag.TOMBSTONE)
+    cluster.bury(stamp_at(NOW - 60_000))
+    assert [cluster.records(peer) for peer in "abcd"] == [0, 0, 0, 1]
+    if keeps_another:
+        for peer in "abc":
+            cluster.write(peer, stamp_at(NOW - 1000))
+    assert cluster.fill("d") == [PARTITION]
+    assert cluster.records("d") == int(keeps_another)
+    # And it does not come in by another way: the horizon came along.
+    cluster.write("d", stamp_at(NOW - 90_000))
+    assert cluster.records("d") == int(keeps_another)

@@ -1,0 +1,35 @@
+"""Fixtures for all tests. What they are made of is in ``tests/harness``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.harness.consul import ConsulAgent
+
+# No deadline per example, no check of speed: a machine that is busy is not a bug.
+settings.register_profile(
+    "dstash",
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("dstash")
+
+
+@pytest.fixture(scope="session")
+def consul_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsulAgent]:
+    """A real Consul agent for all tests that do not harm it: use a cluster name of your own.
+
+    Tests fail when Consul cannot be had; they are not skipped.
+    """
+    agent = ConsulAgent(Path(tmp_path_factory.mktemp("consul")))
+    agent.start()
+    try:
+        agent.wait_ready()
+        yield agent
+    finally:
+        agent.stop()

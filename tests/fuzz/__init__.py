@@ -1,0 +1,1 @@
+"""Garbage for the codec, the core and real peers, for as long as wanted: ``make fuzz``."""

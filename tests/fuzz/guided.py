@@ -1,0 +1,38 @@
+"""``python -m tests.fuzz.guided``: what the core is given is guided by what it reaches.
+
+Needs ``atheris`` (a Clang with libFuzzer, or one of its wheels), which the other checks do
+without. The command line is libFuzzer's: ``-runs=1000000 folder_for_the_corpus``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+
+def main() -> None:
+    """Run until something is found, or for as many runs as asked for."""
+    atheris = importlib.import_module("atheris")
+    with atheris.instrument_imports(include=["dstash"]):
+        target = importlib.import_module("tests.fuzz.target")
+        mutation = importlib.import_module("tests.fuzz.mutation")
+    core = target.Target()
+
+    def one(data: bytes) -> None:
+        provider = atheris.FuzzedDataProvider(data)
+        seeds = mutation.seeds(target.NOW)
+        chosen = seeds[provider.ConsumeIntInRange(0, len(seeds) - 1)]
+        parts = mutation.frames(chosen, target.EPOCH)
+        place = provider.ConsumeIntInRange(0, len(parts) - 1)
+        at = provider.ConsumeIntInRange(0, len(parts[place]))
+        cut = provider.ConsumeIntInRange(0, 16)
+        given = provider.ConsumeBytes(200)
+        parts[place] = parts[place][:at] + given + parts[place][at + cut :]
+        core.hit(parts)
+
+    atheris.Setup(sys.argv, one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What tests share: waiting, ports, other processes, a real Consul."""

@@ -1,0 +1,188 @@
+"""Client core and peer cores joined in memory: no sockets, no clock, no chance.
+
+Messages go back and forth until nobody has anything to say. A test decides who is down, who says
+nothing, and what time it is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from dstash.client.core import Operation
+from dstash.client.reads import LookupOperation
+from dstash.client.session import Send, Session
+from dstash.client.writes import DeleteOperation, PutOperation
+from dstash.cluster.topology import Member, Topology
+from dstash.cluster.view import View
+from dstash.peer.core import PeerCore, Reply, Settings
+from dstash.store.record import keyspace, locate
+from dstash.store.twin import TwinStore
+from dstash.types import Level
+from dstash.wire.keys import encode_keys
+from dstash.wire.messages import Envelope, decode, encode
+from dstash.wire.values import TypeRegistry
+
+TYPES = TypeRegistry()
+START = 1_700_000_000_000
+
+
+class Joined:
+    """A cluster in memory, and a client of it.
+
+    ``down`` peers refuse connections, ``silent`` ones take messages and never answer. ``tamper``
+    may change what a peer is sent; it returns None to lose it.
+    """
+
+    def __init__(self, names: str = "abc", replicas: int = 3, **settings: Any) -> None:
+        self.now = START
+        members = tuple(Member(one, f"tcp://{one}:1", f"store-{one}", f"z-{one}") for one in names)
+        self.topology = Topology(
+            "c", "id", 5, replicas, formed=True, members=members, min_peers=len(names)
+        )
+        self.stores = {name: TwinStore(f"store-{name}") for name in names}
+        self.peers = {
+            name: PeerCore(Settings(name, "c", **settings), store, self.now)
+            for name, store in self.stores.items()
+        }
+        self.down: set[str] = set()
+        self.silent: set[str] = set()
+        self.tamper: Callable[[str, Envelope], Envelope | None] = lambda peer, envelope: envelope
+        self.asked: list[tuple[str, Envelope]] = []
+        self._answers: deque[tuple[str, list[bytes]]] = deque()
+        self.now += 1000  # after the start: what is stamped before it is refused
+        for core in self.peers.values():
+            core.not_ready = None
+        self.install(self.topology)
+        self.settle()
+        self.session = Session(lambda: self.now, random_bytes=bytes)
+        self.session.install(self.topology.encode(), list(names))
+
+    # -- peers
+
+    def install(self, topology: Topology, *names: str) -> None:
+        """Give peers (all, if none is named) a topology."""
+        for name in names or self.peers:
+            view = View(topology, frozenset(self.peers))
+            self._answer_each(name, self.peers[name].install(view, self.now))
+
+    def settle(self) -> None:
+        """Let the peers talk among themselves until they have nothing to say."""
+        for _ in range(50):
+            if sum(map(self._tick, self.peers)) == 0:
+                return
+
+    def _tick(self, name: str) -> bool:
+        core = self.peers[name]
+        replies, outgoing = core.tick(self.now)
+        self._answer_each(name, replies)
+        for one in outgoing:
+            core_of_other = self.peers.get(one.peer)
+            if core_of_other is None or one.peer in self.down:
+                core.unsent(one)
+                continue
+            sender = f"{name}:{one.correlation}".encode()
+            self._answer_each(one.peer, core_of_other.receive(sender, one.frames, self.now))
+        self._commit(name)
+        return bool(replies or outgoing or core.scheduler.has_ready)
+
+    def _commit(self, name: str) -> None:
+        core = self.peers[name]
+        while (commit := core.next_commit(self.now)) is not None:
+            commit.run(self.stores[name])
+            self._answer_each(name, core.committed(commit, self.now))
+
+    def _answer_each(self, name: str, replies: list[Reply]) -> None:
+        for reply in replies:
+            if reply.to == b"client":
+                self._answers.append((name, reply.frames))
+            elif reply.to:
+                asker = reply.to.decode().split(":")[0]
+                self.peers[asker].receive_answer(name, reply.frames, self.now)
+
+    # -- the client
+
+    def run(self, operation: Operation) -> Any:
+        """Drive a call to its end; time passes only when nothing else can happen."""
+        self._answers = deque()
+        sends: deque[Send] = deque()
+        while not operation.done:
+            if operation.hungry:
+                sends.extend(operation.more(self.now))
+            while sends or self._answers:
+                self._move(operation, sends)
+            if not operation.done and not operation.hungry:
+                self.now = max(self.now, operation.wakeup())
+                sends.extend(operation.tick(self.now))
+        return operation.result()
+
+    def _move(self, operation: Operation, sends: deque[Send]) -> None:
+        if sends:
+            sends.extend(self._deliver(operation, sends.popleft()))
+            return
+        name, frames = self._answers.popleft()
+        sends.extend(operation.receive(name, decode(frames), self.now))
+
+    def _deliver(self, operation: Operation, send: Send) -> list[Send]:
+        envelope = decode(send.frames)
+        self.asked.append((send.peer, envelope))
+        if send.peer in self.down:
+            return operation.unsent(send, self.now)
+        changed = self.tamper(send.peer, envelope)
+        if send.peer in self.silent or changed is None:
+            return []
+        core = self.peers[send.peer]
+        frames = send.frames if changed is envelope else changed_frames(changed)
+        self._answer_each(send.peer, core.receive(b"client", frames, self.now))
+        self._commit(send.peer)
+        return []
+
+    def put(self, entries: dict[str, Any], level: str = "quorum", timeout: int = 5000) -> Any:
+        """Store values; returns the ``BatchResult``."""
+        keys = list(entries)
+        payloads = TYPES.encode_many(list(entries.values()))
+        items: list[Any] = list(zip(keys, encode_keys(keys), payloads, strict=True))
+        deadline = self.now + timeout
+        return self.run(PutOperation(self.session, deadline, "i", Level(level), items, None))
+
+    def delete(self, *keys: str, level: str = "quorum") -> Any:
+        """Delete keys; returns the ``BatchResult``."""
+        items: list[Any] = [(key, key.encode(), b"") for key in keys]
+        return self.run(DeleteOperation(self.session, self.now + 5000, "i", Level(level), items))
+
+    def lookup(self, *keys: str, level: str = "quorum", timeout: int = 5000) -> dict[Any, Any]:
+        """Look keys up."""
+        deadline, decode_array = self.now + timeout, TYPES.decode_array
+        operation = LookupOperation(
+            self.session, deadline, "i", list(keys), Level(level), decode_array
+        )
+        found: dict[Any, Any] = self.run(operation)
+        return found
+
+    # -- what is on disk
+
+    def place(self, key: str) -> bytes:
+        """Return the storage key of a key."""
+        return locate(keyspace(b"i", frozenset(range(4096))), [key.encode()])[0]
+
+    def record(self, peer: str, key: str) -> bytes | None:
+        """Return what a peer has stored."""
+        return self.stores[peer].records.get(self.place(key))
+
+    def damage(self, peer: str, key: str) -> None:
+        """Flip a bit of a record."""
+        place = self.place(key)
+        record = bytearray(self.stores[peer].records[place])
+        record[-1] ^= 1
+        self.stores[peer].records[place] = bytes(record)
+
+    def forget(self, peer: str, *keys: str) -> None:
+        """Make a peer miss keys."""
+        for key in keys:
+            self.stores[peer].records.pop(self.place(key), None)
+
+
+def changed_frames(envelope: Envelope) -> list[bytes]:
+    """Return the frames of a message that a test made."""
+    return encode(envelope)

@@ -1,0 +1,31 @@
+"""What a test leaves behind: processes and threads of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.waiting import wait_until
+
+
+def children() -> set[str]:
+    """Return the pids of the processes that this one started and has not waited for."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {pid for task in tasks for pid in task.read_text().split()}
+
+
+def working_threads() -> set[threading.Thread]:
+    """Return the threads that would keep this process from ending."""
+    return {one for one in threading.enumerate() if not one.daemon}
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Fail the test when processes or threads that it started outlive it."""
+    processes, threads = children(), working_threads()
+    yield
+    wait_until(lambda: children() <= processes, 5, "the test's processes have ended")
+    wait_until(lambda: working_threads() <= threads, 5, "the test's threads have ended")

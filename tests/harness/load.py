@@ -1,0 +1,124 @@
+"""A steady mixed load that knows what must be in the cluster, and checks every answer."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dstash import Client, DStashError
+
+INDEX = "load"
+_KEYS = 300
+
+
+@dataclass
+class _Worker:
+    """One thread: it alone writes its keys, so that it knows what each must be."""
+
+    number: int
+    expected: dict[str, str | None] = field(default_factory=dict)
+    operations: int = 0
+
+    def key(self, rng: random.Random) -> str:
+        return f"w{self.number}-{rng.randrange(_KEYS)}"
+
+
+class Load:
+    """Threads that put, look up and delete through one client until they are told to stop.
+
+    Args:
+        client: shared by the threads.
+        threads: how many.
+        pause: seconds that each rests after a step, to leave the machine some air.
+    """
+
+    def __init__(self, client: Client, threads: int = 3, pause: float = 0.0) -> None:
+        self.client = client
+        self.errors: list[str] = []
+        self.slowest = 0.0
+        self._pause = pause
+        self._stop = threading.Event()
+        self._workers = [_Worker(number) for number in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(worker,), daemon=True)
+            for worker in self._workers
+        ]
+
+    @property
+    def operations(self) -> int:
+        """How many calls came back."""
+        return sum(worker.operations for worker in self._workers)
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=60)
+
+    def check(self, client: Client) -> None:
+        """Stop, and read everything back at level ALL: what was acked, and what was deleted."""
+        self.__exit__()
+        assert not self.errors, self.errors[:5]
+        assert self.operations > 0
+        for worker in self._workers:
+            keys = list(worker.expected)
+            found = client.batch_lookup(INDEX, keys, read="all", timeout=60)
+            wrong = {
+                key: (worker.expected[key], found.get(key))
+                for key in keys
+                if found.get(key) != worker.expected[key]
+            }
+            assert not wrong, f"expected, found: {list(wrong.items())[:5]} and {len(wrong)} in all"
+
+    def _run(self, worker: _Worker) -> None:
+        rng = random.Random(worker.number)
+        while not self._stop.is_set() and len(self.errors) < 100:
+            began = time.monotonic()
+            try:
+                rng.choice((self._put, self._put_some, self._get, self._get_some, self._delete))(
+                    worker, rng
+                )
+            except DStashError as error:
+                self.errors.append(f"{type(error).__name__}: {error}")
+                return  # what the key is now is unknown: this thread cannot check any more
+            worker.operations += 1
+            self.slowest = max(self.slowest, time.monotonic() - began)
+            time.sleep(self._pause)
+
+    def _put(self, worker: _Worker, rng: random.Random) -> None:
+        key, value = worker.key(rng), _value(rng)
+        self.client.put(INDEX, key, value)
+        worker.expected[key] = value
+
+    def _put_some(self, worker: _Worker, rng: random.Random) -> None:
+        batch = {worker.key(rng): _value(rng) for _ in range(20)}
+        self.client.batch_put(INDEX, batch).raise_for_failures()
+        worker.expected.update(batch)
+
+    def _delete(self, worker: _Worker, rng: random.Random) -> None:
+        key = worker.key(rng)
+        self.client.delete(INDEX, key)
+        worker.expected[key] = None
+
+    def _get(self, worker: _Worker, rng: random.Random) -> None:
+        self._compare(worker, [worker.key(rng)])
+
+    def _get_some(self, worker: _Worker, rng: random.Random) -> None:
+        self._compare(worker, [worker.key(rng) for _ in range(20)])
+
+    def _compare(self, worker: _Worker, keys: Sequence[str]) -> None:
+        found = self.client.batch_lookup(INDEX, keys)
+        for key in keys:
+            if found.get(key) != worker.expected.get(key):
+                self.errors.append(f"{key} is {found.get(key)}, not {worker.expected.get(key)}")
+
+
+def _value(rng: random.Random) -> str:
+    return f"{rng.getrandbits(64):x}" * rng.randrange(1, 20)

@@ -1,0 +1,186 @@
+"""Peers as real processes: started, stopped, killed and frozen one by one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from dstash import Client
+from tests.harness.devcluster import clean_environment
+from tests.harness.ports import free_ports
+from tests.harness.process import mortal
+from tests.harness.waiting import wait_until
+
+DSTASH_PEER = str(Path(sys.executable).parent / "dstash-peer")
+#: Generous: the machine may be busy with other tests.
+PATIENCE = 60.0
+
+
+class Peer:
+    """One peer and its data directory. A restart takes the same port, unless told otherwise."""
+
+    def __init__(self, name: str, folder: Path, options: list[str]) -> None:
+        self.name = name
+        self.data = folder / name
+        self.log = folder / f"{name}.log"
+        self.options = options
+        self.port, self.http_port = free_ports(2)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where clients reach it."""
+        return f"tcp://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start the process; it is of use after ``wait_ready``."""
+        command = [DSTASH_PEER, str(self.data), "127.0.0.1", str(self.port)]
+        command += ["--http-port", str(self.http_port), "--log-format", "json", *self.options]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                mortal(command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=clean_environment(),
+            )
+
+    def move(self) -> None:
+        """Take other ports at the next start."""
+        self.port, self.http_port = free_ports(2)
+
+    def runs(self) -> bool:
+        """Whether there is a process."""
+        return self.process is not None and self.process.poll() is None
+
+    def stop(self) -> int:
+        """End it politely; returns the exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait_end()
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.signal(signal.SIGKILL)
+        self.wait_end()
+
+    def freeze(self) -> None:
+        """Stop it from running; its sockets stay open."""
+        self.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.signal(signal.SIGCONT)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self.process is not None
+        os.kill(self.process.pid, number)
+
+    def wait_end(self) -> int:
+        """Wait for it to end; returns the exit code."""
+        assert self.process is not None
+        return self.process.wait(timeout=PATIENCE)
+
+    def page(self, path: str) -> dict[str, Any]:
+        """Return what an HTTP page says; nothing when it does not answer."""
+        url = f"http://127.0.0.1:{self.http_port}{path}"
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:
+                return dict(json.loads(answer.read()))
+        except urllib.error.HTTPError as refusal:
+            return dict(json.loads(refusal.read()))
+        except OSError:
+            return {}
+
+    def is_ready(self) -> bool:
+        """Whether it says that it serves requests."""
+        assert self.runs(), f"{self.name} ended: {self.log.read_text()[-2000:]}"
+        return bool(self.page("/readyz").get("ready"))
+
+    def wait_ready(self) -> None:
+        """Wait until it says that it serves requests."""
+        wait_until(self.is_ready, PATIENCE, f"{self.name} is ready (see {self.log})")
+
+
+class Peers:
+    """The peers of one cluster, and a client for the test itself.
+
+    Args:
+        folder: for data and logs.
+        where: options that name the membership.
+        options: for every peer.
+    """
+
+    def __init__(
+        self, folder: Path, where: list[str], *options: str, cluster: str = "dstash"
+    ) -> None:
+        self.folder = folder
+        self.cluster = cluster
+        self.options = [*where, "--cluster", cluster, *options]
+        self.all: dict[str, Peer] = {}
+        self._clients: list[Client] = []
+
+    @classmethod
+    def local(cls, folder: Path, *options: str) -> Peers:
+        """Return a cluster with the embedded membership."""
+        where = ["--membership", "local", "--local-dir", str(folder / "membership")]
+        return cls(folder, where, *options)
+
+    @classmethod
+    def consul(cls, folder: Path, url: str, cluster: str, *options: str) -> Peers:
+        """Return a cluster on Consul."""
+        where = ["--membership", "consul", "--consul", url]
+        return cls(folder, where, *options, cluster=cluster)
+
+    def __getitem__(self, name: str) -> Peer:
+        return self.all[name]
+
+    def __enter__(self) -> Peers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for client in self._clients:
+            client.close()
+        for peer in self.all.values():
+            if peer.runs():
+                peer.kill()
+
+    def form(self, *names: str, zones: str = "") -> None:
+        """Start the first peers, and wait until they serve."""
+        for place, name in enumerate(names):
+            more = ["--zone", zones[place]] if zones else ["--zone", f"zone-{name}"]
+            self.start(name, "--min-peers", str(len(names)), *more)
+        for name in names:
+            self[name].wait_ready()
+
+    def start(self, name: str, *options: str) -> Peer:
+        """Start a peer that is new, in a zone of its own unless the options name one."""
+        zone = [] if "--zone" in options else ["--zone", f"zone-{name}"]
+        peer = Peer(name, self.folder, [*self.options, *zone, *options])
+        self.all[name] = peer
+        peer.start()
+        return peer
+
+    def client(self, **settings: Any) -> Client:
+        """Return a new client that knows where every peer was at the beginning."""
+        seeds = [peer.address for peer in self.all.values()]
+        client = Client(*seeds, **({"timeout": 20.0, "cluster": self.cluster} | settings))
+        self._clients.append(client)
+        return client
+
+    def settle(self, client: Client) -> None:
+        """Wait until no change is under way."""
+        wait_until(
+            lambda: client.topology().change is None, PATIENCE, "the change of placement has ended"
+        )
+
+    def members(self, client: Client) -> set[str]:
+        """Return the ids of the members."""
+        return {one.id for one in client.topology().members}

@@ -1,0 +1,39 @@
+"""Waiting for what happens elsewhere, without sleeping for longer than it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_POLL = 0.02
+
+
+def wait_until(predicate: Callable[[], T], timeout: float, what: str) -> T:
+    """Call ``predicate`` until it gives something true, and return that.
+
+    Args:
+        predicate: called every 20 ms or so.
+        timeout: seconds.
+        what: what is waited for, for the message of the failure.
+
+    Raises:
+        AssertionError: it did not happen in time.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        if found := predicate():
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout:g} s: {what} (last seen: {found!r})")
+        time.sleep(_POLL)
+
+
+def stays_true(predicate: Callable[[], object], seconds: float, what: str) -> None:
+    """Fail as soon as ``predicate`` gives something false during ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert predicate(), f"no longer so: {what}"
+        time.sleep(_POLL)

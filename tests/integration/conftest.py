@@ -1,0 +1,29 @@
+"""Clusters of real processes. A test that harms its cluster makes one of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.leaks import no_leaks
+from tests.harness.peers import Peers
+
+__all__ = ["no_leaks"]
+
+
+@pytest.fixture(scope="session")
+def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
+    """Three peers that all tests share: nobody stops them."""
+    with Peers.local(tmp_path_factory.mktemp("trio")) as peers:
+        peers.form("a", "b", "c")
+        yield peers
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Peers]:
+    """Three peers of this test's own."""
+    with Peers.local(tmp_path) as peers:
+        peers.form("a", "b", "c")
+        yield peers

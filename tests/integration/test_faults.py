@@ -1,0 +1,210 @@
+"""Peers die, freeze, stop and come back, under load, and nothing that was acked is lost."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from dstash.errors import TimedOut, Unavailable
+from tests.harness.consul import ConsulAgent
+from tests.harness.load import Load
+from tests.harness.peers import Peers
+from tests.harness.waiting import stays_true, wait_until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+def more(load: Load, operations: int) -> None:
+    """Wait until so many more calls came back."""
+    goal = load.operations + operations
+    wait_until(lambda: load.operations >= goal or load.errors, 60, f"{operations} more calls")
+    assert not load.errors, load.errors
+
+
+def placement(peers: Peers) -> list[list[str]]:
+    """Return who holds some keys, in rank order."""
+    with peers.client() as client:
+        found = [client.where("i", f"key-{number}") for number in range(20)]
+    return [[replica["id"] for replica in one["replicas"]] for one in found]
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_three_that_start_at_once_form_one_cluster(tmp_path: Path, attempt: int) -> None:
+    with Peers.local(tmp_path) as peers:
+        peers.form("a", "b", "c")
+        said = [peers.client().status() for _ in "abc"]
+        assert len({one["cluster_id"] for one in said}) == 1
+        assert said[0]["formed"]
+        assert [one["id"] for one in said[0]["members"]] == ["a", "b", "c"]
+        assert {one["state"] for one in said[0]["members"]} == {"active"}
+
+
+def test_below_min_peers_requests_are_refused_and_say_so(tmp_path: Path) -> None:
+    with Peers.local(tmp_path) as peers:
+        lonely = peers.start("a", "--min-peers", "3")
+        client = peers.client(timeout=5.0)
+        expected = "has 1 of at least 3 peers (min_peers)"
+        wait_until(lambda: expected in str(lonely.page("/readyz").get("why")), 30, "it says why")
+        for call in (
+            lambda: client.put("i", "k", 1, timeout=4),
+            lambda: client.lookup("i", "k", timeout=4),
+        ):
+            with pytest.raises((Unavailable, TimedOut)) as caught:
+                call()
+            assert expected in str(caught.value)
+        counts = lonely.page("/status")["counts"]
+        assert counts["Put"] >= 6, "it is asked again, after pauses that grow"
+        assert counts["Lookup"] >= 6
+        for name in "bc":
+            peers.start(name, "--min-peers", "3")
+        client.put("i", "k", 1, timeout=30)
+
+
+def test_a_peer_that_comes_back_takes_its_place_without_moving_data(own: Peers) -> None:
+    client = own.client()
+    client.batch_put("i", {str(number): number for number in range(500)}).raise_for_failures()
+    before, epoch = placement(own), client.status()["epoch"]
+    assert own["b"].stop() == 0
+    client.put("i", "meanwhile", 1)
+    own["b"].start()
+    own["b"].wait_ready()
+    assert placement(own) == before
+    assert own.client().status()["epoch"] == epoch
+    assert client.lookup("i", "meanwhile", read="all") == 1
+    assert client.count("i") == 501
+
+
+def test_one_that_moved_to_another_port_is_found(own: Peers) -> None:
+    client = own.client()
+    client.put("i", "k", 1)
+    own["b"].stop()
+    own["b"].move()
+    own["b"].start()
+    own["b"].wait_ready()
+    wait_until(lambda: client.lookup("i", "k", read="all", timeout=5) == 1, 30, "it is asked again")
+
+
+def test_kill_9_under_load_fails_no_request_and_loses_no_acked_write(own: Peers) -> None:
+    with Load(own.client()) as load:
+        more(load, 200)
+        own["b"].kill()
+        more(load, 400)
+        own["b"].start()
+        own["b"].wait_ready()
+        more(load, 200)
+    load.check(own.client())
+
+
+def test_all_killed_at_once_under_load_come_back_with_all_that_was_acked(own: Peers) -> None:
+    with Load(own.client(timeout=60.0)) as load:
+        more(load, 200)
+        for name in "abc":
+            own[name].kill()
+        for name in "abc":
+            own[name].start()
+        more(load, 100)
+    load.check(own.client())
+
+
+def test_reads_and_quorum_writes_go_on_at_once_after_kill_9(own: Peers) -> None:
+    client = own.client()
+    client.batch_put("i", {str(number): number for number in range(300)}).raise_for_failures()
+    own["c"].kill()
+    for number in range(300):
+        began = time.monotonic()
+        assert client.lookup("i", str(number)) == number
+        client.put("i", str(number), -number)
+        assert time.monotonic() - began < 1.5
+
+
+def test_two_of_three_gone_is_unavailable_and_over_when_one_is_back(own: Peers) -> None:
+    client = own.client()
+    client.put("i", "k", 1)
+    own["b"].kill()
+    own["c"].kill()
+    assert client.lookup("i", "k", read="one") == 1
+    with pytest.raises((Unavailable, TimedOut), match=r"(b|c): "):
+        client.put("i", "k", 2, timeout=1)
+    with pytest.raises((Unavailable, TimedOut), match=r"(b|c): "):
+        client.lookup("i", "k", timeout=1)
+    own["b"].start()
+    own["b"].wait_ready()
+    client.put("i", "k", 3)
+    assert client.lookup("i", "k") == 3
+
+
+def test_a_frozen_peer_holds_up_no_call_for_a_second(own: Peers) -> None:
+    client = own.client()
+    client.batch_put("i", {str(number): number for number in range(200)}).raise_for_failures()
+    own["a"].freeze()
+    try:
+        slowest = 0.0
+        for number in range(100):
+            began = time.monotonic()
+            assert client.lookup("i", str(number)) == number
+            client.put("i", str(number), -number)
+            slowest = max(slowest, time.monotonic() - began)
+        assert slowest < 1.5  # one second, and what a busy machine takes
+        assert client.batch_lookup("i", [str(n) for n in range(100)]) == {
+            str(n): -n for n in range(100)
+        }
+    finally:
+        own["a"].thaw()
+    wait_until(lambda: client.lookup("i", "5", read="all", timeout=5) == -5, 30, "it is back")
+
+
+def test_sigterm_under_load_fails_no_request_and_ends_in_ten_seconds(own: Peers) -> None:
+    with Load(own.client()) as load:
+        more(load, 200)
+        began = time.monotonic()
+        assert own["b"].stop() == 0
+        assert time.monotonic() - began < 10
+        more(load, 200)
+        own["b"].start()
+        own["b"].wait_ready()
+        more(load, 100)
+    load.check(own.client())
+    assert "Traceback" not in own["b"].log.read_text()
+
+
+def test_one_after_the_other_restarted_under_load_fails_no_request(own: Peers) -> None:
+    with Load(own.client()) as load:
+        for name in "abc":
+            more(load, 100)
+            assert own[name].stop() == 0
+            own[name].start()
+            own[name].wait_ready()
+        more(load, 100)
+    load.check(own.client())
+
+
+def test_consul_that_stops_and_comes_back_empty_fails_no_request(tmp_path: Path) -> None:
+    consul = ConsulAgent(tmp_path)
+    consul.start()
+    try:
+        consul.wait_ready()
+        with Peers.consul(tmp_path, consul.url, "away") as peers:
+            peers.form("a", "b", "c")
+            before = placement(peers)
+            with Load(peers.client()) as load:
+                more(load, 100)
+                consul.stop()
+                stays_true(lambda: not load.errors, 6, "no request fails while Consul is away")
+                more(load, 200)
+                consul.start()
+                consul.wait_ready()
+                wait_until(
+                    lambda: (
+                        len(peers.client().status()["members"]) == 3
+                        and all(peers[name].is_ready() for name in "abc")
+                    ),
+                    30,
+                    "the cluster is in Consul again",
+                )
+                more(load, 100)
+            load.check(peers.client())
+            assert placement(peers) == before
+    finally:
+        consul.stop()

@@ -1,0 +1,30 @@
+"""Peers that move to other addresses while calls wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from dstash import AsyncClient
+from tests.harness.peers import Peers
+
+
+def test_every_peer_moves_while_calls_wait(tmp_path: Path) -> None:
+    async def test(peers: Peers) -> None:
+        seeds = [peer.address for peer in peers.all.values()]
+        async with AsyncClient(*seeds, timeout=60) as client:
+            await client.put("index", "key", 1)
+            for name in "abc":
+                peers[name].kill()
+            calls = [asyncio.create_task(client.lookup("index", "key")) for _ in range(3)]
+            # One of them stays where it was: it tells where the others are now.
+            for name in "bc":
+                peers[name].move()
+            for name in "abc":
+                peers[name].start()
+            assert await asyncio.gather(*calls) == [1, 1, 1]
+            await client.put("index", "key", 2, write="all")
+
+    with Peers.local(tmp_path) as peers:
+        peers.form("a", "b", "c")
+        asyncio.run(test(peers))

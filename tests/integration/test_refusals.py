@@ -1,0 +1,136 @@
+"""A peer that cannot start says why in one line on stderr, and with the right exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.harness.devcluster import clean_environment
+from tests.harness.peers import DSTASH_PEER, Peers
+from tests.harness.ports import free_port
+from tests.harness.process import mortal
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+def refusal(
+    data: Path, membership: Path, *options: str, port: int | None = None, before: str = ""
+) -> tuple[int, str]:
+    """Start a peer that must not start; returns its exit code and the one line it said."""
+    command = [DSTASH_PEER, str(data), "127.0.0.1", str(port or free_port())]
+    command += ["--local-dir", str(membership), "--log-level", "error", *options]
+    if before:
+        command = ["sh", "-c", f'{before} && exec "$@"', "sh", *command]
+    done = subprocess.run(
+        mortal(command), capture_output=True, text=True, timeout=60, env=clean_environment()
+    )
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("dstash-peer: ")
+    return done.returncode, done.stderr.strip()
+
+
+def test_a_second_process_with_the_same_id(trio: Peers, tmp_path: Path) -> None:
+    code, said = refusal(tmp_path / "other", trio.folder / "membership", "--id", "a")
+    assert code == 1
+    assert "peer id 'a' is in use by a live process" in said
+    assert trio["a"].is_ready()
+
+
+def test_a_second_process_on_the_same_data(trio: Peers) -> None:
+    code, said = refusal(trio["a"].data, trio.folder / "membership")
+    assert code == 1
+    assert trio["a"].process is not None
+    assert f"{trio['a'].data} is in use by process" in said
+    assert trio["a"].is_ready()
+
+
+def test_a_port_in_use(trio: Peers, tmp_path: Path) -> None:
+    code, said = refusal(tmp_path / "data", tmp_path / "membership", port=trio["a"].port)
+    assert code == 2
+    assert f"cannot listen on tcp://127.0.0.1:{trio['a'].port}: Address already in use" in said
+    code, said = refusal(
+        tmp_path / "data", tmp_path / "membership", "--http-port", str(trio["a"].http_port)
+    )
+    assert code == 2
+    assert "cannot serve HTTP on" in said
+
+
+def test_data_of_another_cluster_or_peer(tmp_path: Path) -> None:
+    with Peers.local(tmp_path) as peers:
+        peers.form("a")
+        assert peers["a"].stop() == 0
+        data = peers["a"].data
+    code, said = refusal(data, tmp_path / "membership", "--id", "b")
+    assert code == 1
+    assert "belongs to peer 'a', not to 'b'" in said
+    with Peers.local(tmp_path / "other") as others:
+        (tmp_path / "other").mkdir()
+        others.form("x")
+        code, said = refusal(data, tmp_path / "other" / "membership")
+    assert code == 1
+    assert "belongs to peer 'a' of cluster" in said
+
+
+def test_data_that_is_damaged(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "data.mdb").write_bytes(b"garbage" * 5000)
+    code, said = refusal(data, tmp_path / "membership")
+    assert code == 1
+    assert "data" in said
+
+
+def test_a_data_directory_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    code, said = refusal(tmp_path / "data", tmp_path / "membership")
+    assert code == 1
+    assert "cannot make data directory" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it takes the right to mount")
+def test_a_read_only_disk(tmp_path: Path) -> None:
+    for folder in ("data", "membership"):
+        (tmp_path / folder).mkdir()
+    data, membership = tmp_path / "data", tmp_path / "membership"
+    alone = "exec unshare -m sh -c 'mount --bind -o ro {0} {0} && mount -o remount,bind,ro {0}"
+    # The shell that mounts runs what is left of the command.
+    before = alone.format(data) + ' && exec "$@"\' sh "$@" && true'
+    code, said = refusal(data, membership, before=before)
+    assert code == 1
+    assert "data" in said
+
+
+def test_consul_out_of_reach(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    code, said = refusal(tmp_path / "data", tmp_path / "membership", "--consul", url)
+    assert code == 5
+    assert url in said
+
+
+def test_a_cluster_that_does_not_exist_yet_leaves_nothing_behind_when_refused(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "membership").write_text("not a directory")
+    code, said = refusal(tmp_path / "data", tmp_path / "membership")
+    assert code == 1
+    assert str(tmp_path / "membership") in said
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--durability", "maybe"], "sync | interval | none"),
+        (["--weight", "0"], "weight"),
+        (["--replicas", "0"], "replicas"),
+        (["--zone", ""], "zone"),
+    ],
+)
+def test_a_setting_that_cannot_be(tmp_path: Path, options: list[str], text: str) -> None:
+    code, said = refusal(tmp_path / "data", tmp_path / "membership", *options)
+    assert code == 2
+    assert text in said

@@ -1,0 +1,257 @@
+"""Growing, shrinking, replacing and restarting real peers while clients are at work.
+
+What is asked of every run: no call fails, every acked write is there, what was deleted stays
+deleted. ``DSTASH_SOAK=10`` makes the runs ten times as long (``make soak``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dstash import Client
+from dstash.cluster.topology import State
+from dstash.errors import ChangeConflict
+from tests.harness.consul import ConsulAgent
+from tests.harness.load import Load
+from tests.harness.peers import PATIENCE, Peer, Peers
+from tests.harness.waiting import stays_true, wait_until
+
+SOAK = int(os.environ.get("DSTASH_SOAK", "1"))
+#: Enough to be stopped in the middle at a low rate.
+RECORDS = 3000
+SLOW = 60_000
+
+pytestmark = pytest.mark.timeout(300 * SOAK)
+
+
+@pytest.fixture
+def peers(tmp_path: Path) -> Iterator[Peers]:
+    """Three peers, each in a zone of its own, that compare often."""
+    with Peers.local(tmp_path) as cluster:
+        cluster.form("p1", "p2", "p3")
+        yield cluster
+
+
+def fill(client: Client) -> None:
+    """Store what is to be moved."""
+    client.batch_put("data", {f"k{n}": "v" * 100 for n in range(RECORDS)}).raise_for_failures()
+
+
+def check_data(client: Client) -> None:
+    """Look at every record, on every replica."""
+    keys = [f"k{n}" for n in range(RECORDS)]
+    assert len(client.batch_lookup("data", keys, read="all", timeout=60)) == RECORDS
+
+
+def candidate(cluster: Peers, client: Client, name: str) -> Peer:
+    """Start a peer that waits to be added, and wait until it does."""
+    cluster.start(name, "--join", "manual")
+    wait_for_candidate(cluster, client, name)
+    return cluster[name]
+
+
+def wait_for_candidate(cluster: Peers, client: Client, name: str) -> None:
+    """Start a peer if it is not running, and wait until it can be added."""
+    peer = cluster[name]
+    if not peer.runs():
+        peer.start()
+    # The others may still take the process that was killed for alive: it has to say so itself.
+    waits = "not a member"
+    wait_until(lambda: waits in str(peer.page("/readyz").get("why")), PATIENCE, f"{name} waits")
+    wait_until(lambda: name in client.status()["candidates"], PATIENCE, f"{name} is seen")
+
+
+def begin(cluster: Peers, client: Client, action: str, *names: str) -> None:
+    """Begin a change so slow that it can be met in the middle."""
+    client.order(action, names, rate=SLOW)
+    gaining = [one.id for one in client.topology().after() if action == "remove" or one.id in names]
+    wait_until(
+        lambda: any(
+            member.get("healing", {}).get("filled_records")
+            for member in client.status()["members"]
+            if member["id"] in gaining and member.get("healing", {}).get("filling")
+        ),
+        PATIENCE,
+        "records move",
+    )
+    assert client.topology().change is not None
+
+
+def hurry(cluster: Peers, client: Client) -> None:
+    """Let the change run to its end."""
+    with contextlib.suppress(ChangeConflict):  # it has ended already
+        client.order("rate", rate=0)
+    cluster.settle(client)
+
+
+def scale(cluster: Peers, client: Client) -> None:
+    """3 -> 5 -> 3 peers -> replace one."""
+    for name in ("p4", "p5"):
+        cluster.start(name)
+    wait_until(lambda: len(cluster.members(client)) == 5, PATIENCE, "five members")
+    cluster.settle(client)
+    client.order("remove", ["p4", "p5"])
+    assert [cluster[name].wait_end() for name in ("p4", "p5")] == [0, 0]
+    cluster.settle(client)
+    candidate(cluster, client, "p6")
+    client.order("replace", ["p1", "p6"])
+    assert cluster["p1"].wait_end() == 0
+    cluster.settle(client)
+    assert cluster.members(client) == {"p2", "p3", "p6"}
+
+
+def test_three_five_three_and_replace_one(peers: Peers) -> None:
+    client = peers.client()
+    fill(client)
+    with Load(peers.client()) as load:
+        scale(peers, client)
+    load.check(client)
+    check_data(client)
+    peers["p1"].start()  # it was removed: it comes back without what it held
+    peers["p1"].wait_ready()
+    peers.settle(client)
+    (aside,) = peers["p1"].data.glob("set-aside-*")
+    assert str(aside) in peers["p1"].log.read_text()
+    load.check(client)
+
+
+def test_on_consul(tmp_path: Path, consul_agent: ConsulAgent) -> None:
+    name = f"scaling-{uuid.uuid4().hex[:8]}"
+    with Peers.consul(tmp_path, consul_agent.url, name) as cluster:
+        cluster.form("p1", "p2", "p3")
+        client = cluster.client()
+        fill(client)
+        for _ in range(SOAK):
+            with Load(cluster.client()) as load:
+                scale(cluster, client)
+            load.check(client)
+            check_data(client)
+            if SOAK > 1:  # back to where it began
+                candidate(cluster, client, "p1")
+                client.order("replace", ["p6", "p1"])
+                cluster["p6"].wait_end()
+                cluster.settle(client)
+
+
+def test_changes_survive_who_dies_in_the_middle(peers: Peers) -> None:
+    client = peers.client()
+    fill(client)
+    candidate(peers, client, "p4")
+    with Load(peers.client()) as load:
+        for _ in range(SOAK):
+            joiner_dies_and_comes_back(peers, client)
+            source_dies_and_comes_back(peers, client)
+            joiner_stays_dead_and_is_cancelled(peers, client)
+            leaver_dies(peers, client)
+    load.check(client)
+    check_data(client)
+
+
+def joiner_dies_and_comes_back(cluster: Peers, client: Client) -> None:
+    """Kill a joiner in the middle: it goes on when it is back."""
+    begin(cluster, client, "add", "p4")
+    cluster["p4"].kill()
+    cluster["p4"].start()
+    hurry(cluster, client)
+    assert cluster.members(client) == {"p1", "p2", "p3", "p4"}
+
+
+def source_dies_and_comes_back(cluster: Peers, client: Client) -> None:
+    """Kill one of those the data comes from, and who may conduct, while another leaves."""
+    begin(cluster, client, "remove", "p4")
+    cluster["p1"].kill()
+    cluster["p1"].start()
+    hurry(cluster, client)
+    assert cluster["p4"].wait_end() == 0
+    assert cluster.members(client) == {"p1", "p2", "p3"}
+
+
+def joiner_stays_dead_and_is_cancelled(cluster: Peers, client: Client) -> None:
+    """Kill a joiner, and go back to the placement from before."""
+    wait_for_candidate(cluster, client, "p4")
+    begin(cluster, client, "add", "p4")
+    cluster["p4"].kill()
+    client.order("cancel")
+    assert client.topology().change is None
+    assert cluster.members(client) == {"p1", "p2", "p3"}
+
+
+def leaver_dies(cluster: Peers, client: Client) -> None:
+    """Kill a peer that leaves: the others have what it held. It comes back empty."""
+    wait_for_candidate(cluster, client, "p4")
+    client.order("add", ["p4"])
+    cluster.settle(client)
+    begin(cluster, client, "remove", "p4")
+    cluster["p4"].kill()
+    hurry(cluster, client)
+    assert cluster.members(client) == {"p1", "p2", "p3"}
+    wait_for_candidate(cluster, client, "p4")
+
+
+def test_pause_holds_everything_still_and_cancel_goes_back(peers: Peers) -> None:
+    client = peers.client()
+    fill(client)
+    joiner = candidate(peers, client, "p4")
+    begin(peers, client, "add", "p4")
+    client.order("pause")
+
+    def held() -> int:
+        return int(joiner.page("/status")["records"])
+
+    wait_until(lambda: joiner.page("/status")["healing"]["filling"] == 0, PATIENCE, "it pauses")
+    wait_until(lambda: held() == held(), PATIENCE, "what was under way has come in")
+    before = held()
+    stays_true(lambda: held() == before, 1.5 * SOAK, "nothing moves")
+    client.order("resume")
+    wait_until(lambda: held() > before, PATIENCE, "it goes on")
+    with Load(peers.client()) as load:
+        client.order("cancel")
+        assert joiner.wait_end() == 0
+    assert peers.members(client) == {"p1", "p2", "p3"}
+    assert all(one.state is State.ACTIVE for one in client.topology().members)
+    load.check(client)
+    check_data(client)
+
+
+def test_a_zone_can_be_lost_and_peers_restarted_one_by_one(tmp_path: Path) -> None:
+    with Peers.local(tmp_path) as cluster:
+        cluster.form("p1", "p2", "p3", "p4", zones="abcc")
+        client = cluster.client()
+        idle = Client(local_dir=str(tmp_path / "membership"), timeout=20)
+        fill(idle)
+        with Load(cluster.client()) as load:
+            lose_zone(cluster, load)
+            for _ in range(SOAK):
+                for peer in cluster.all.values():
+                    restart(peer, peer.move if peer.name == "p1" else lambda: None)
+        load.check(client)
+        for peer in cluster.all.values():
+            restart(peer, peer.move)
+        check_data(idle)  # it slept through all of it, and every address is another one now
+        idle.close()
+
+
+def lose_zone(cluster: Peers, load: Load) -> None:
+    """Kill a whole zone, wait until much was read and written without it, and bring it back."""
+    for name in ("p3", "p4"):
+        cluster[name].kill()
+    before = load.operations
+    wait_until(lambda: load.errors or load.operations > before + 300, PATIENCE, "work goes on")
+    for name in ("p3", "p4"):
+        cluster[name].start()
+    for name in ("p3", "p4"):
+        cluster[name].wait_ready()
+
+
+def restart(peer: Peer, between: Callable[[], None]) -> None:
+    """Restart a peer as an operator does."""
+    assert peer.stop() == 0
+    between()
+    peer.start()
+    peer.wait_ready()

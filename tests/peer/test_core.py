@@ -1,0 +1,420 @@
+"""The peer's core: what it answers, what it refuses, what it drops; and that nothing breaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dstash.cluster.topology import Member, Topology
+from dstash.cluster.view import View
+from dstash.errors import (
+    BelowFloor,
+    Busy,
+    ClockSkew,
+    Forming,
+    LimitError,
+    Misrouted,
+    NotReady,
+    ProtocolError,
+    StaleEpoch,
+    VersionMismatch,
+    WrongCluster,
+)
+from dstash.limits import PARTITIONS
+from dstash.peer.core import PeerCore, Settings
+from dstash.store.record import partition_of
+from dstash.store.twin import TwinStore
+from dstash.version import pack, stamp_at
+from dstash.wire import codec
+from dstash.wire.messages import (
+    Apply,
+    AskStatus,
+    AskTopology,
+    Count,
+    Delete,
+    Envelope,
+    Error,
+    Fetch,
+    Frame,
+    Hello,
+    Lookup,
+    Message,
+    Page,
+    Ping,
+    Pong,
+    Put,
+    Records,
+    Scan,
+    ScanKeys,
+    StatusIs,
+    Stored,
+    TopologyIs,
+    Values,
+    Welcome,
+    decode,
+    encode,
+)
+
+START = 1_700_000_000_000
+EPOCH = 5
+EVERYWHERE = b"".join(number.to_bytes(2, "big") for number in range(PARTITIONS))
+
+
+def topology(
+    names: str = "a", *, epoch: int = EPOCH, replicas: int = 3, least: int = 1
+) -> Topology:
+    members = tuple(Member(one, f"tcp://{one}:1", f"store-{one}", one) for one in names)
+    return Topology("c", "id", epoch, replicas, least, formed=len(names) >= least, members=members)
+
+
+class Peer:
+    """A core that is driven as its shell does."""
+
+    def __init__(self, view: Topology | None = None, **settings: Any) -> None:
+        self.store = TwinStore()
+        self.core = PeerCore(Settings("a", "c", **settings), self.store, START)
+        self.core.not_ready = None
+        self.now = START + 1000
+        if view is not None:
+            self.core.install(View(view, frozenset(one.id for one in view.members)), self.now)
+            self.turn()
+
+    def turn(self) -> list[Message]:
+        replies = []
+        for _ in range(20):
+            ticked, _ = self.core.tick(self.now)
+            replies += ticked
+            while (commit := self.core.next_commit(self.now)) is not None:
+                commit.run(self.store)
+                replies += self.core.committed(commit, self.now)
+        return [decode(reply.frames).message for reply in replies]
+
+    def ask(self, message: Message, *, epoch: int = EPOCH, deadline: int = 0) -> Message | None:
+        envelope = Envelope(7, epoch, deadline, message)
+        replies = self.core.receive(b"client", encode(envelope), self.now)
+        answers = [decode(reply.frames).message for reply in replies] + self.turn()
+        assert len(answers) <= 1
+        return answers[0] if answers else None
+
+    def refusal(self, message: Message, **surroundings: int) -> Any:
+        answer = self.ask(message, **surroundings)
+        assert isinstance(answer, Error), answer
+        return answer.error()
+
+
+@pytest.fixture
+def peer() -> Peer:
+    return Peer(topology())
+
+
+def keys(*some: bytes) -> Frame:
+    return Frame(codec.pack_blobs(some))
+
+
+def version(milliseconds: int = START + 1000) -> bytes:
+    return pack(stamp_at(milliseconds), b"abcd")
+
+
+def put(*some: bytes, value: bytes = b"\x01", at: int = START + 1000, expiry: int = 0) -> Put:
+    payloads = Frame(codec.pack_blobs([value] * len(some)))
+    return Put("i", version(at), expiry, keys(*some), payloads)
+
+
+def found(peer: Peer, *some: bytes) -> list[Any]:
+    answer = peer.ask(Lookup("i", 1, keys(*some)))
+    assert isinstance(answer, Values)
+    values: list[Any] = msgpack.unpackb(answer.values)
+    return ["missing" if place in answer.missing else one for place, one in enumerate(values)]
+
+
+class TestAnswers:
+    def test_a_put_is_acked_after_its_commit_and_found(self, peer: Peer) -> None:
+        envelope = Envelope(7, EPOCH, 0, put(b"k", b"l"))
+        assert peer.core.receive(b"client", encode(envelope), peer.now) == []
+        assert peer.core.has_work
+        assert peer.turn() == [Stored([])]
+        assert not peer.core.has_work
+        assert found(peer, b"k", b"m", b"l") == [1, "missing", 1]
+
+    def test_many_puts_are_one_commit(self, peer: Peer) -> None:
+        for number in range(10):
+            envelope = Envelope(number, EPOCH, 0, put(b"%d" % number))
+            peer.core.receive(b"client", encode(envelope), peer.now)
+        commits = peer.core.counts["commits"]
+        assert peer.turn() == [Stored([])] * 10
+        assert peer.core.counts["commits"] == commits + 1
+
+    def test_a_delete_says_what_was_there(self, peer: Peer) -> None:
+        peer.ask(put(b"k"))
+        later = version(peer.now + 1)
+        assert peer.ask(Delete("i", later, keys(b"k", b"l"))) == Stored([], b"\x01\x00")
+        assert found(peer, b"k") == ["missing"]
+
+    def test_an_older_put_is_told_by_what_it_was_beaten(self, peer: Peer) -> None:
+        peer.ask(put(b"k", at=peer.now + 9))
+        answer = peer.ask(put(b"k", b"l", value=b"\x02"))
+        assert answer == Stored([[0, 0, version(peer.now + 9)]])
+        assert found(peer, b"k", b"l") == [1, 2]
+
+    def test_what_has_expired_is_missing(self, peer: Peer) -> None:
+        peer.ask(put(b"k", expiry=peer.now + 50))
+        assert found(peer, b"k") == [1]
+        peer.now += 50
+        assert found(peer, b"k") == ["missing"]
+        assert peer.ask(Count("i", b"", EVERYWHERE, b"", 10, 10**6)).count == 0  # type: ignore[union-attr]
+
+    def test_whole_records_can_be_fetched_and_applied_elsewhere(self, peer: Peer) -> None:
+        peer.ask(put(b"k"))
+        answer = peer.ask(Fetch("i", keys(b"k", b"l")))
+        assert isinstance(answer, Records)
+        record, nothing = codec.unpack_optional_blobs(answer.records)
+        assert nothing is None
+        other = Peer(topology())
+        assert record is not None
+        assert other.ask(Apply("i", keys(b"k"), keys(record))) == Stored([])
+        assert found(other, b"k") == [1]
+
+    def test_a_damaged_record_is_named_and_never_passed_on(self, peer: Peer) -> None:
+        peer.ask(put(b"k", b"l"))
+        place = next(one for one in peer.store.records if one.endswith(b"k"))
+        peer.store.records[place] = peer.store.records[place][:-1] + b"\x02"
+        answer = peer.ask(Lookup("i", 1, keys(b"k", b"l")))
+        assert isinstance(answer, Values)
+        assert answer.damaged == [0]
+        fetched = peer.ask(Fetch("i", keys(b"k", b"l")))
+        assert isinstance(fetched, Records)
+        assert fetched.damaged == [0]
+        assert codec.unpack_optional_blobs(fetched.records)[0] is None
+        page = peer.ask(ScanKeys("i", b"", EVERYWHERE, b"", 10, 10**6))
+        assert isinstance(page, Page)
+        assert codec.unpack_keys(page.keys) == [b"l"]
+
+    @pytest.mark.parametrize("length", [0, 8, 28, 36])
+    def test_a_record_that_was_cut_off_breaks_nothing(self, peer: Peer, length: int) -> None:
+        peer.ask(put(b"k"))
+        place = next(iter(peer.store.records))
+        peer.store.records[place] = peer.store.records[place][:length]
+        for want in (0, 1, 2, 3):
+            assert isinstance(peer.ask(Lookup("i", want, keys(b"k"))), Values)
+        assert isinstance(peer.ask(Fetch("i", keys(b"k"))), Records)
+        assert isinstance(peer.ask(Scan("i", b"", EVERYWHERE, b"", 10, 10**6)), Page)
+        assert peer.ask(put(b"k")) == Stored([])
+        assert found(peer, b"k") == [1]
+
+    def test_a_walk_meets_every_key_once_however_small_its_pages(self, peer: Peer) -> None:
+        some = [b"%d" % number for number in range(60)]
+        peer.ask(put(*some))
+        for size in (1, 7, 1000):
+            met: list[bytes] = []
+            partitions, after = EVERYWHERE, b""
+            while partitions:
+                page = peer.ask(Scan("i", b"", partitions, after, size, 10**6))
+                assert isinstance(page, Page)
+                got = codec.unpack_keys(page.keys)
+                assert len(msgpack.unpackb(page.values)) == len(got) == page.count <= size
+                met += got
+                partitions, after = partitions[2 * page.done :], page.after
+            assert sorted(met) == sorted(some)
+
+    def test_plain_questions_are_answered_in_any_state(self) -> None:
+        waiting = Peer(topology(least=3))
+        assert isinstance(waiting.ask(Hello(), epoch=0), Welcome)
+        assert waiting.ask(Ping(), epoch=0) == Pong()
+        assert isinstance(waiting.ask(AskTopology(), epoch=0), TopologyIs)
+        status = waiting.ask(AskStatus(), epoch=0)
+        assert isinstance(status, StatusIs)
+        assert not status.status["ready"]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("make", [put, lambda key: Lookup("i", 1, keys(key))])
+    def test_before_it_has_joined_or_while_it_stops(self, make: Callable[..., Message]) -> None:
+        peer = Peer()
+        assert isinstance(peer.refusal(make(b"k")), NotReady)
+        peer = Peer(topology())
+        peer.core.stopping = True
+        assert isinstance(peer.refusal(make(b"k")), NotReady)
+        assert "stopping" in str(peer.refusal(make(b"k")))
+
+    def test_below_min_peers(self) -> None:
+        error = Peer(topology(least=3)).refusal(put(b"k"))
+        assert isinstance(error, Forming)
+        assert "1 of at least 3 peers (min_peers)" in str(error)
+
+    def test_an_old_epoch_with_the_new_topology(self, peer: Peer) -> None:
+        error = peer.refusal(put(b"k"), epoch=EPOCH - 1)
+        assert isinstance(error, StaleEpoch)
+        assert Topology.decode(error.facts["topology"]) == topology()
+
+    def test_another_cluster(self, peer: Peer) -> None:
+        assert isinstance(peer.refusal(Hello("other"), epoch=0), WrongCluster)
+
+    def test_a_key_that_is_not_held_here(self) -> None:
+        seen = View(topology("abc", replicas=1))
+        peer = Peer(seen.topology)
+        number = next(n for n, row in enumerate(seen.readers) if row != ("a",))
+        key = next(k for k in (b"%d" % n for n in range(10**6)) if partition_of(k) == number)
+        for message in (
+            put(key),
+            Lookup("i", 1, keys(key)),
+            Fetch("i", keys(key)),
+            Delete("i", version(), keys(key)),
+            Scan("i", b"", number.to_bytes(2, "big"), b"", 9, 9),
+        ):
+            error = peer.refusal(message)
+            assert isinstance(error, Misrouted | NotReady)
+
+    def test_a_version_from_the_future_says_by_how_much(self, peer: Peer) -> None:
+        peer.ask(put(b"k", at=peer.now + 500))
+        error = peer.refusal(put(b"k", at=peer.now + 501))
+        assert isinstance(error, ClockSkew)
+        assert "501 ms ahead" in str(error)
+        assert "allowed are 500 ms" in str(error)
+        assert error.facts == {"ahead_ms": 501}
+
+    def test_a_version_from_before_the_start(self, peer: Peer) -> None:
+        error = peer.refusal(put(b"k", at=START))
+        assert isinstance(error, BelowFloor)
+        assert error.facts["floor"] >= stamp_at(START)
+
+    def test_too_much_in_hand_says_when_to_come_back(self) -> None:
+        peer = Peer(topology(), max_waiting_bytes=1000)
+        large = put(b"k", value=b"\xc5\x02\x00" + bytes(512))
+        answers = []
+        for number in range(3):
+            frames = encode(Envelope(number, EPOCH, 0, large))
+            answers += peer.core.receive(b"client", frames, peer.now)
+        [reply] = [decode(one.frames).message for one in answers][:1]
+        assert isinstance(reply, Error)
+        assert isinstance(reply.error(), Busy)
+        assert reply.error().facts["retry_after_ms"] > 0
+        assert Stored([]) in peer.turn()
+        assert peer.ask(large) == Stored([])
+
+    def test_a_bad_item_fails_alone(self, peer: Peer) -> None:
+        payloads = Frame(codec.pack_blobs([b"\x01", b"\xa5cut", b"\x02", b"\x01\x02"]))
+        some = keys(b"good", b"cut", b"x" * 400, b"two")
+        answer = peer.ask(Put("i", version(), 0, some, payloads))
+        assert isinstance(answer, Stored)
+        assert [(place, code) for place, code, _ in answer.rejected] == [
+            (1, ProtocolError.code),
+            (3, ProtocolError.code),
+        ]
+        assert found(peer, b"good", b"cut", b"x" * 400, b"two") == [1, "missing", 2, "missing"]
+
+    def test_keys_beyond_the_limits_fail_alone_too(self, peer: Peer) -> None:
+        answer = peer.ask(put(b"good", b"", b"x" * 401))
+        assert isinstance(answer, Stored)
+        assert [(place, code) for place, code, _ in answer.rejected] == [
+            (1, LimitError.code),
+            (2, LimitError.code),
+        ]
+        assert found(peer, b"good") == [1]
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            Put("i", b"short", 0, keys(b"k"), keys(b"\x01")),
+            Put("i", version() + b"long", 0, keys(b"k"), keys(b"\x01")),
+            Put("", version(), 0, keys(b"k"), keys(b"\x01")),
+            Put("i" * 65, version(), 0, keys(b"k"), keys(b"\x01")),
+            Put("i\n", version(), 0, keys(b"k"), keys(b"\x01")),
+            Put("i", version(), 0, keys(b"k", b"l"), keys(b"\x01")),
+            Put("i", version(), 0, Frame(b"garbage"), keys(b"\x01")),
+            Put("i", version(), 0, keys(b"k"), Frame(b"\x91\xc0")),
+            Delete("i", b"", keys(b"k")),
+            Lookup("i", 1, Frame(b"")),
+            Lookup("i", 1, Frame(b"\x91\xa1k")),
+            Fetch("i", Frame(b"\xdd\xff\xff\xff\xff")),
+            Scan("i", b"", b"odd", b"", 9, 9),
+            Scan("i", b"", b"\xff\xff", b"", 9, 9),
+            Scan("i", b"", EVERYWHERE * 2, b"", 9, 9),
+            Pong(),
+            Stored([]),
+            Error(1, "text"),
+        ],
+        ids=lambda message: type(message).__name__,
+    )
+    def test_what_makes_no_sense_is_answered_and_harms_nothing(
+        self, peer: Peer, message: Message
+    ) -> None:
+        assert isinstance(peer.refusal(message), ProtocolError | LimitError)
+        assert peer.core.failure is None
+        assert peer.ask(put(b"k")) == Stored([])
+
+
+class TestDrops:
+    def test_what_is_past_its_deadline(self, peer: Peer) -> None:
+        assert peer.ask(put(b"k"), deadline=peer.now - 1) is None
+        assert peer.core.counts["late"] == 1
+        assert peer.store.records == {}
+        assert peer.ask(put(b"k"), deadline=peer.now) == Stored([])
+
+    @pytest.mark.parametrize("parts", [[], [b""], [b"\x00"], [b"\x91\x01"], [b"garbage"] * 20])
+    def test_what_nobody_can_be_answered_for(self, peer: Peer, parts: list[bytes]) -> None:
+        assert peer.core.receive(b"client", parts, peer.now) == []
+        assert peer.core.counts["malformed"] == 1
+
+    def test_not_what_can_be_answered(self, peer: Peer) -> None:
+        for header, error in (
+            ([1, 999, 7, 5, 0], ProtocolError),
+            ([9, 4, 7, 5, 0], VersionMismatch),
+        ):
+            [reply] = peer.core.receive(b"client", [msgpack.packb(header)], peer.now)
+            answer = decode(reply.frames)
+            assert answer.correlation == 7
+            assert isinstance(answer.message, Error)
+            assert isinstance(answer.message.error(), error)
+
+    @given(st.lists(st.binary(max_size=50), max_size=9))
+    def test_garbage(self, parts: list[bytes]) -> None:
+        peer = Peer(topology())
+        for reply in peer.core.receive(b"client", parts, peer.now):
+            assert isinstance(decode(reply.frames).message, Error)
+
+    @given(st.integers(0, 60), st.data())
+    def test_real_messages_with_any_fields(self, kind: int, data: st.DataObject) -> None:
+        peer = Peer(topology())
+        field = st.integers(0, 2**64 - 1) | st.binary(max_size=30) | st.text(max_size=5)
+        more = data.draw(st.lists(field | st.lists(field, max_size=3), max_size=7))
+        body = data.draw(st.lists(st.binary(max_size=30), max_size=3))
+        header = msgpack.packb([1, kind, 7, EPOCH, 0, *more])
+        peer.core.receive(b"client", [header, *body], peer.now)
+        peer.turn()
+        assert peer.core.failure is None
+
+
+class TestEarly:
+    def test_a_newer_epoch_waits_for_its_topology(self, peer: Peer) -> None:
+        assert peer.ask(put(b"k"), epoch=EPOCH + 1) is None
+        assert peer.core.wants_refresh
+        newer = View(replace(topology(), epoch=EPOCH + 1), frozenset("a"))
+        assert peer.core.install(newer, peer.now) == []
+        assert peer.turn() == [Stored([])]
+        assert not peer.core.wants_refresh
+
+    def test_a_made_up_epoch_is_answered_in_the_end(self, peer: Peer) -> None:
+        assert peer.ask(put(b"k"), epoch=2**40) is None
+        peer.now += 60_000
+        [answer] = peer.turn()
+        assert isinstance(answer, Error)
+        assert isinstance(answer.error(), NotReady)
+
+    def test_those_that_wait_are_bounded(self, peer: Peer) -> None:
+        frames = encode(Envelope(7, EPOCH + 1, 0, Lookup("i", 1, keys(b"k"))))
+        replies = [one for _ in range(1500) for one in peer.core.receive(b"x", frames, peer.now)]
+        assert 0 < len(replies) < 1500
+        assert all(
+            isinstance(decode(one.frames).message.error(), Busy)  # type: ignore[attr-defined]
+            for one in replies
+        )
+
+    def test_an_older_topology_is_not_taken(self, peer: Peer) -> None:
+        peer.core.install(View(replace(topology(), epoch=EPOCH - 1)), peer.now)
+        assert peer.ask(put(b"k")) == Stored([])

@@ -1,0 +1,86 @@
+"""What a peer counts as it goes."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from dstash.errors import Busy, DiskFull, StaleEpoch
+from dstash.peer.commits import Commit, Internal, Rules, Ticket, WaitingWrite
+from dstash.peer.core import PeerCore
+from dstash.peer.meters import Histogram, Meters, outcome_of
+from dstash.peer.metrics import PeerCollector, snake
+from dstash.peer.server import PeerServer
+from dstash.wire.messages import Error, Message, Put, Stored
+
+
+def test_bounds_of_buckets_are_inclusive() -> None:
+    histogram = Histogram((1, 2, 4))
+    for value in (0.5, 1, 1.5, 4, 5):
+        histogram.observe(value)
+    assert histogram.cumulative() == [2, 3, 4, 5]
+    assert histogram.total == 12
+
+
+def test_an_answer_has_one_outcome() -> None:
+    answers: list[Message] = [
+        Stored([]),
+        Stored([[0, 0, b"version"]]),
+        Error.of(DiskFull("full")),
+        Error(9999, "of a newer version"),
+    ]
+    assert [outcome_of(one) for one in answers] == ["Stored", "Partly", "DiskFull", "Refused"]
+
+
+def _write(message: Any, correlation: int) -> WaitingWrite:
+    return WaitingWrite(Ticket(b"client", correlation), message, None, 100)
+
+
+def test_a_commit_counts_every_write_in_it_once() -> None:
+    put = Put.__new__(Put)  # never looked into
+    internal = Internal(cast(Any, None), lambda error: None)
+    waiting = [_write(put, 1), _write(put, 2), _write(put, 3), _write(internal, 0)]
+    commit = Commit(waiting, cast(Rules, None))
+    commit.replies = [
+        (Ticket(b"client", 1), Stored([])),
+        (Ticket(b"client", 2), Error.of(Busy(""))),
+    ]
+    commit.done = [(internal, None)]
+    meters = Meters()
+    meters.committed(commit, 0.003)
+    assert meters.writes == {
+        ("Put", "Stored"): 1,
+        ("Put", "Busy"): 1,
+        ("Put", "Unanswered"): 1,  # the commit failed before it came to it
+        ("Internal", "Stored"): 1,
+    }
+    assert meters.commit_requests.total == 4
+    assert meters.commit_bytes.total == 400
+    assert meters.commit_seconds.total == 0.003
+
+
+def test_labels_are_in_snake_case() -> None:
+    assert [snake(one) for one in ("ScanKeys", "Put", StaleEpoch.__name__)] == [
+        "scan_keys",
+        "put",
+        "stale_epoch",
+    ]
+
+
+class _Hanging:
+    """A server whose loop does not turn."""
+
+    meters = Meters()
+
+    def seconds_since_turn(self) -> float:
+        return 12.5
+
+    def ask(self, question: object, timeout: float) -> None:
+        return None
+
+
+def test_a_peer_that_hangs_still_says_so() -> None:
+    collector = PeerCollector(cast(PeerServer, _Hanging()), cast(PeerCore, None))
+    samples = {one.name: one.value for family in collector.collect() for one in family.samples}
+    assert samples["dstash_responsive"] == 0
+    assert samples["dstash_loop_quiet_seconds"] == 12.5
+    assert "dstash_ready" not in samples

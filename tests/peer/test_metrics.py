@@ -1,0 +1,168 @@
+"""The metrics of a peer: a real scrape, and that dashboard and alerts name what exists."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.harness.peers import PATIENCE, Peer, Peers
+from tests.harness.waiting import wait_until
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+DASHBOARD = CONF / "grafana" / "dashboard.json"
+ALERTS = CONF / "prometheus" / "alerts.yml"
+
+#: Name of a sample, and its labels.
+Series = tuple[str, frozenset[tuple[str, str]]]
+
+
+class Scrape:
+    """What one scrape said."""
+
+    def __init__(self, text: str) -> None:
+        self.families = {one.name: one for one in text_string_to_metric_families(text)}
+        self.samples: dict[Series, float] = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in self.families.values()
+            for sample in family.samples
+        }
+        self.names = {name for name, _ in self.samples}
+
+    def get(self, name: str, **labels: str) -> float:
+        """Return a sample; 0 when it is not there, as for a counter that never counted."""
+        return self.samples.get((name, frozenset(labels.items())), 0.0)
+
+
+def scrape(peer: Peer) -> Scrape:
+    """Scrape a peer."""
+    url = f"http://127.0.0.1:{peer.http_port}/metrics"
+    with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        return Scrape(answer.read().decode())
+
+
+@pytest.fixture(scope="module")
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
+    """Two peers that have been written to and read from."""
+    with Peers.local(tmp_path_factory.mktemp("metrics"), "--replicas", "2") as peers:
+        peers.form("a", "b")
+        client = peers.client()
+        client.batch_put("numbers", {n: n for n in range(500)}, write="all").raise_for_failures()
+        client.batch_lookup("numbers", range(500))
+        client.delete("numbers", 1)
+        yield peers
+
+
+def test_a_scrape_tells_what_was_done(peers: Peers) -> None:
+    found = scrape(peers["a"])
+    assert found.get("dstash_writes_total", kind="put", outcome="stored") >= 1
+    assert found.get("dstash_requests_total", kind="put") >= 1
+    lookups = [
+        scrape(one).get("dstash_requests_total", kind="lookup") for one in peers.all.values()
+    ]
+    assert sum(lookups) >= 2, "values from one replica, a digest from the other"
+    assert found.get("dstash_records") >= 500
+    assert found.get("dstash_commit_seconds_count") >= 1
+    assert found.get("dstash_commit_seconds_sum") > 0
+    assert found.get("dstash_commit_bytes_sum") > 500
+    assert found.get("dstash_handling_seconds_count") >= 2
+
+
+def test_a_scrape_tells_the_state_of_peer_and_cluster(peers: Peers) -> None:
+    found = scrape(peers["a"])
+    assert found.get("dstash_ready") == 1
+    assert found.get("dstash_responsive") == 1
+    assert found.get("dstash_members", state="active") == 2
+    assert found.get("dstash_members", state="joining") == 0
+    assert found.get("dstash_partitions") == 4096
+    assert found.get("dstash_epoch") >= 1
+    assert found.get("dstash_store_map_bytes") >= found.get("dstash_store_used_bytes") > 0
+    assert found.get("dstash_disk_free_bytes") > 0
+    assert found.get("process_open_fds") > 0
+    (info,) = [dict(labels) for name, labels in found.samples if name == "dstash_peer_info"]
+    assert (info["peer"], info["cluster"]) == ("a", "dstash")
+
+
+def test_the_members_alive_are_counted(peers: Peers) -> None:
+    peers["b"].freeze()  # its lock stays: it is alive until it is gone
+    assert scrape(peers["a"]).get("dstash_members_alive") == 2
+    peers["b"].thaw()
+    peers["b"].kill()
+    wait_until(
+        lambda: scrape(peers["a"]).get("dstash_members_alive") == 1, PATIENCE, "one is alive"
+    )
+    peers["b"].start()
+    peers["b"].wait_ready()
+    wait_until(
+        lambda: scrape(peers["a"]).get("dstash_members_alive") == 2, PATIENCE, "two are alive"
+    )
+
+
+def test_every_metric_has_a_text_and_a_name_that_follows_the_rules(peers: Peers) -> None:
+    for name, family in scrape(peers["a"]).families.items():
+        assert name.startswith(("dstash_", "process_")), name
+        assert family.documentation.strip(), name
+        assert family.type in {"counter", "gauge", "histogram"}, name
+        if family.type == "counter":
+            assert all(sample.name.endswith("_total") for sample in family.samples)
+
+
+def _names(expressions: list[str]) -> set[str]:
+    return {
+        name for text in expressions for name in re.findall(r"\b(?:dstash|process)_[a-z_]+", text)
+    }
+
+
+def _all_names(found: Scrape) -> set[str]:
+    """Return the names of all families, also of those without samples yet."""
+    counters = {f"{one.name}_total" for one in found.families.values() if one.type == "counter"}
+    return found.names | counters | set(found.families)
+
+
+def _panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def test_the_dashboard_shows_metrics_that_exist(peers: Peers) -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    expressions = [one["expr"] for panel in _panels(dashboard) for one in panel["targets"]]
+    expressions += [str(one.get("query", "")) for one in dashboard["templating"]["list"]]
+    named = _names(expressions)
+    assert len(named) >= 15
+    assert named - _all_names(scrape(peers["a"])) == set()
+
+
+def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not taken & cells, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_alerts_watch_metrics_that_exist(peers: Peers) -> None:
+    groups = yaml.safe_load(ALERTS.read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert _names([rule["expr"] for rule in rules]) - _all_names(scrape(peers["a"])) == set()
+    for rule in rules:
+        assert rule["labels"]["severity"] in {"page", "ticket"}, rule["alert"]
+        assert rule["annotations"].keys() == {"summary", "action"}, rule["alert"]
+    names = [rule["alert"] for rule in rules]
+    assert len(names) == len(set(names)) >= 8

@@ -1,0 +1,99 @@
+"""Clients that do what no honest client does."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import zmq
+
+from dstash.wire.messages import Envelope, Message, decode, encode
+from dstash.wire.security import KeyPair
+
+#: The greeting of ZMTP 3.0 with mechanism NULL.
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + bytes(32)
+
+
+class Attacker:
+    """A DEALER without any of the care that ``Link`` takes."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        keys: KeyPair | None = None,
+        server: str = "",
+        identity: bytes = b"",
+        high_water: int = 0,
+    ) -> None:
+        self._context = zmq.Context()
+        self.socket = self._context.socket(zmq.DEALER)
+        self.socket.set(zmq.LINGER, 0)
+        self.socket.set(zmq.SNDHWM, high_water)
+        self.socket.set(zmq.RCVHWM, high_water)
+        if identity:
+            self.socket.set(zmq.ROUTING_ID, identity)
+        if keys is not None:
+            self.socket.set(zmq.CURVE_SERVERKEY, server.encode())
+            self.socket.set(zmq.CURVE_PUBLICKEY, keys.public.encode())
+            self.socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
+        self.socket.connect(address)
+
+    def __enter__(self) -> Attacker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.socket.close(linger=0)
+        self._context.term()
+
+    def send(self, *parts: bytes) -> None:
+        """Send frames as they are."""
+        self.socket.send_multipart(parts)
+
+    def ask(
+        self, message: Message, *, epoch: int = 0, deadline: int = 0, timeout: float = 10.0
+    ) -> Message | None:
+        """Send a message and return the next answer; None when there is none in time."""
+        self.send(*encode(Envelope(7, epoch, deadline, message)))
+        return self.next(timeout)
+
+    def next(self, timeout: float = 10.0) -> Message | None:
+        """Return the next answer; None when there is none in time."""
+        if not self.socket.poll(int(timeout * 1000)):
+            return None
+        return decode(self.socket.recv_multipart()).message
+
+
+@contextmanager
+def raw(port: int) -> Iterator[socket.socket]:
+    """A TCP connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        yield connection
+
+
+def shake_hands(connection: socket.socket) -> None:
+    """Do the NULL handshake of ZMTP by hand."""
+    connection.sendall(GREETING)
+    ready = b"\x05READY" + _property(b"Socket-Type", b"DEALER") + _property(b"Identity", b"")
+    connection.sendall(bytes((4, len(ready))) + ready)
+    answer = b""
+    while b"READY" not in answer:
+        answer += connection.recv(1000)
+
+
+def _property(name: bytes, value: bytes) -> bytes:
+    return bytes((len(name),)) + name + len(value).to_bytes(4, "big") + value
+
+
+def endless(connection: socket.socket, frame: bytes, most: int) -> int:
+    """Send frames of one message that never ends; returns how many bytes the peer let in."""
+    size = len(frame)
+    head = bytes((1, size)) if size < 256 else b"\x03" + size.to_bytes(8, "big")
+    burst = (head + frame) * max(1, 65536 // (size + 9))
+    sent = 0
+    with suppress(OSError):
+        while sent < most:
+            connection.sendall(burst)
+            sent += len(burst)
+    return sent

@@ -1,0 +1,130 @@
+"""A cluster with CURVE: keys, the list of who may do what, and clients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dstash import Client
+from dstash.wire.messages import Hello, Message, Welcome
+from dstash.wire.security import KeyPair, load_public
+from tests.harness.peers import Peer, Peers
+from tests.harness.waiting import wait_until
+from tests.security.attackers import Attacker
+
+PATIENCE = 30.0
+
+
+class Closed:
+    """Peers that let in only whom the list names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.listed = folder / "authorised_keys"
+        self.lines: dict[str, str] = {}
+        self.peers = Peers.local(folder, "--replicas", "3")
+
+    def __enter__(self) -> Closed:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.peers.__exit__(*error)
+
+    def keys(self, name: str) -> KeyPair:
+        """Return the keys of somebody; made when asked for first."""
+        cert_file, key_file = self.folder / f"{name}.key", self.folder / f"{name}.key_secret"
+        if not cert_file.exists():
+            KeyPair.generate().save(cert_file, key_file)
+        return KeyPair.load(cert_file, key_file)
+
+    def grant(self, name: str, rights: str) -> KeyPair:
+        """Let somebody in, once the peers have read the list again."""
+        keys = self.keys(name)
+        self.lines[name] = f"{keys.public} {rights}"
+        self._write()
+        return keys
+
+    def revoke(self, name: str) -> None:
+        """Take somebody off the list."""
+        del self.lines[name]
+        self._write()
+
+    def _write(self) -> None:
+        new = self.folder / "authorised_keys.new"
+        new.write_text("# who may do what\n" + "\n".join(self.lines.values()) + "\n")
+        new.chmod(0o644)
+        new.replace(self.listed)
+
+    def options(self, name: str) -> list[str]:
+        """Return the options of a peer with keys of its own."""
+        files = {"cert-file": f"{name}.key", "key-file": f"{name}.key_secret"}
+        paths = [word for key, file in files.items() for word in (f"--{key}", self._path(file))]
+        return ["--curve", *paths, "--authorised-keys", str(self.listed)]
+
+    def _path(self, file: str) -> str:
+        return str(self.folder / file)
+
+    def form(self, *names: str) -> None:
+        """Start the first peers, and wait until they serve."""
+        for name in names:
+            self.grant(name, "peer")
+        for name in names:
+            self.peers.start(name, "--min-peers", str(len(names)), *self.options(name))
+        for name in names:
+            self.peers[name].wait_ready()
+
+    def server_key(self, name: str) -> str:
+        """Return the public key of a peer."""
+        return load_public(self.folder / f"{name}.key")
+
+    def client(self, name: str, peer: str = "p1", **settings: Any) -> Client:
+        """Return a client with the keys of somebody, that knows one peer."""
+        self.keys(name)
+        given: dict[str, Any] = {
+            "curve": True,
+            "cert_file": self._path(f"{name}.key"),
+            "key_file": self._path(f"{name}.key_secret"),
+            "server_key": [self.server_key(peer)],
+            "timeout": PATIENCE,
+        }
+        return Client(self.peers[peer].address, **given | settings)
+
+    def attacker(self, name: str, peer: str = "p1", **options: Any) -> Attacker:
+        """Return a bare connection with the keys of somebody."""
+        server = self.server_key(peer)
+        address = self.peers[peer].address
+        return Attacker(address, keys=self.keys(name), server=server, **options)
+
+    def await_let_in(self, name: str) -> None:
+        """Wait until the list is in force as far as somebody is concerned."""
+
+        def is_let_in() -> bool:
+            with self.attacker(name) as one:
+                return isinstance(one.ask(Hello(), timeout=1.0), Welcome)
+
+        wait_until(is_let_in, PATIENCE, f"{name} is let in")
+
+    def await_shut_out(self, name: str, peer: str) -> None:
+        """Wait until a peer does not let somebody in any more."""
+
+        def is_shut_out() -> bool:
+            with self.attacker(name, peer) as one:
+                return one.ask(Hello(), timeout=1.0) is None
+
+        wait_until(is_shut_out, PATIENCE, f"{name} is not let in any more")
+
+    def epoch(self) -> int:
+        """Return the epoch of the topology, as the first peer knows it."""
+        return int(next(iter(self.peers.all.values())).page("/status")["epoch"])
+
+
+def memory(peer: Peer) -> float:
+    """Return the mebibytes that a peer has for itself."""
+    assert peer.process is not None
+    _, resident, shared, *_ = Path(f"/proc/{peer.process.pid}/statm").read_text().split()
+    return (int(resident) - int(shared)) * 4096 / 2**20
+
+
+def code_of(answer: Message | None) -> int:
+    """Return the code of an error, 0 for anything else."""
+    return int(getattr(answer, "code", 0))

@@ -1,0 +1,221 @@
+"""A closed cluster: who is let in, what each may do, and how that ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from dstash.cluster.local import LocalMembership
+from dstash.cluster.topology import Member
+from dstash.errors import DStashError, NoPeers, Unauthorised
+from dstash.wire import codec
+from dstash.wire.keys import encode_keys
+from dstash.wire.messages import (
+    AskCopy,
+    AskDigests,
+    CopyIs,
+    Delete,
+    DigestsAre,
+    Error,
+    Frame,
+    Hello,
+    Lookup,
+    Message,
+    Order,
+    Push,
+    Values,
+    Welcome,
+)
+from dstash.wire.security import Doorkeeper, KeyPair
+from dstash.wire.sockets import Context, Router
+from tests.harness.waiting import wait_until
+from tests.security.closed import PATIENCE, Closed, code_of
+
+KEYS = Frame(codec.pack_blobs(encode_keys(["k"])))
+ONE_PARTITION = b"\x00\x00"
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
+    with Closed(tmp_path_factory.mktemp("closed")) as cluster:
+        for name, rights in {
+            "admin": "admin",
+            "writer": "write",
+            "reader": "read",
+            "narrow": "write mine",
+            "spy": "peer",
+        }.items():
+            cluster.grant(name, rights)
+        cluster.form("p1", "p2")
+        with cluster.client("writer") as client:
+            client.put("i", "k", "v")
+        yield cluster
+
+
+def test_who_is_listed_reads_and_writes_through_all_peers(closed: Closed) -> None:
+    with closed.client("writer") as writer, closed.client("reader", "p2") as reader:
+        writer.batch_put("i", {f"key{n}": n for n in range(500)}).raise_for_failures()
+        assert len(reader.batch_lookup("i", [f"key{n}" for n in range(500)])) == 500
+
+
+def test_an_unknown_key_is_told_so_and_gets_nothing(closed: Closed) -> None:
+    with (
+        closed.client("nobody", timeout=2) as client,
+        pytest.raises(NoPeers, match="does not know the key"),
+    ):
+        client.lookup("i", "k")
+    with closed.attacker("nobody") as attacker:
+        assert attacker.ask(Hello(), timeout=1.5) is None
+
+
+def test_a_client_without_curve_gets_nothing(closed: Closed) -> None:
+    with closed.peers.client(timeout=2) as client, pytest.raises(NoPeers):
+        client.lookup("i", "k")
+
+
+def test_a_peer_that_cannot_prove_its_key_is_told_nothing(closed: Closed) -> None:
+    with (
+        closed.client("writer", server_key=[closed.keys("nobody").public], timeout=2) as client,
+        pytest.raises(NoPeers),
+    ):
+        client.lookup("i", "k")
+
+
+def test_one_of_several_server_keys_is_enough(closed: Closed) -> None:
+    known = [closed.keys("nobody").public, closed.server_key("p1")]
+    with closed.client("reader", server_key=known) as client:
+        assert client.lookup("i", "k") == "v"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("reader", Delete("i", bytes(20), KEYS)),
+        ("reader", Order("pause", [])),
+        ("writer", Order("remove", ["p2"])),
+        ("writer", Push(KEYS, KEYS)),
+        ("admin", AskCopy(ONE_PARTITION, b"")),
+        ("narrow", Lookup("i", 1, KEYS)),
+        ("spy", Lookup("i", 1, KEYS)),  # a peer's key opens no client's door
+        ("writer", Welcome("dstash", "p1", 1, 1, {}, b"", [])),
+        ("writer", Error(1, "I refuse")),
+    ],
+    ids=str,
+)
+def test_a_role_does_not_allow_the_rest(closed: Closed, name: str, message: Message) -> None:
+    with closed.attacker(name) as attacker:
+        answer = attacker.ask(message, epoch=closed.epoch())
+        assert code_of(answer) == Unauthorised.code
+
+
+def test_peers_verbs_need_a_key_that_the_topology_lists(closed: Closed) -> None:
+    for message in (AskDigests(ONE_PARTITION), AskCopy(ONE_PARTITION, b""), Push(KEYS, KEYS)):
+        with closed.attacker("spy") as spy:
+            assert code_of(spy.ask(message, epoch=closed.epoch())) == Unauthorised.code
+    with closed.attacker("p2") as member:
+        assert isinstance(member.ask(AskDigests(ONE_PARTITION), epoch=closed.epoch()), DigestsAre)
+        assert isinstance(member.ask(AskCopy(ONE_PARTITION, b""), epoch=closed.epoch()), CopyIs)
+
+
+def test_a_limited_key_uses_its_indexes_alone(closed: Closed) -> None:
+    with closed.client("narrow") as client:
+        client.put("mine", "k", 1)
+        assert client.lookup("mine", "k") == 1
+        with pytest.raises(Unauthorised, match="may not use index 'i'"):
+            client.lookup("i", "k")
+        with pytest.raises(Unauthorised):
+            client.put("i", "k", 1)
+
+
+def test_revoking_ends_what_live_connections_may_do(closed: Closed) -> None:
+    closed.grant("temp", "read")
+    closed.await_let_in("temp")
+    with closed.attacker("temp") as temp:
+        look = Lookup("i", 1, KEYS)
+        assert isinstance(temp.ask(look, epoch=closed.epoch()), Values)
+        closed.revoke("temp")
+        began = time.monotonic()
+        wait_until(
+            lambda: code_of(temp.ask(look, epoch=closed.epoch())) == Unauthorised.code,
+            PATIENCE,
+            "the revoked key is refused on the connection it has",
+        )
+        assert time.monotonic() - began < PATIENCE
+
+
+def test_a_list_with_a_mistake_changes_nothing(closed: Closed) -> None:
+    good = closed.listed.read_text()
+    closed.listed.write_text(good + "not a key\n")
+    log = closed.peers["p1"].log
+    try:
+        wait_until(lambda: "has a mistake" in log.read_text(), PATIENCE, "the mistake is told")
+        with closed.client("reader") as client:
+            assert client.lookup("i", "k") == "v"
+    finally:
+        closed.listed.write_text(good)
+
+
+def test_a_stolen_routing_id_gets_nobodys_answers(closed: Closed) -> None:
+    with closed.attacker("writer", identity=b"victim") as victim:
+        assert isinstance(victim.ask(Hello()), Welcome)
+        with closed.attacker("reader", identity=b"victim") as thief:
+            assert thief.ask(Hello(), timeout=1.0) is None  # the id is taken
+            for _ in range(20):
+                assert isinstance(victim.ask(Lookup("i", 1, KEYS), epoch=closed.epoch()), Values)
+            assert thief.next(timeout=0.3) is None
+    # The id is free again; the rights are those of the key, whoever used the id before.
+    with closed.attacker("reader", identity=b"victim") as heir:
+        delete = Delete("i", bytes(20), KEYS)
+        answer = heir.ask(delete, epoch=closed.epoch(), timeout=1.0) or heir.ask(delete)
+        assert code_of(answer) == Unauthorised.code
+
+
+def test_a_member_that_nobody_vouches_for_is_not_talked_to(tmp_path: Path) -> None:
+    """Who can write to the membership can add a member, but nobody connects to it."""
+    thief = KeyPair.generate()
+    context = Context(keys=thief)
+    door = Doorkeeper(context, lambda key: False)
+    router = Router(context, "tcp://127.0.0.1:*")
+    try:
+        with Closed(tmp_path) as closed:
+            closed.grant("reader", "read")
+            closed.form("p1")
+            port = router.address.rpartition(":")[2]
+            rogue = Member("rogue", f"tcp://127.0.0.1:{port}", "store", "zone", key=thief.public)
+            add_member(closed, rogue)
+            wait_until(lambda: closed.epoch() > 1, PATIENCE, "the peer knows the topology")
+            with closed.client("reader", timeout=3) as client:
+                members = {one.id: one.key for one in client.topology().members}
+                assert members == {"p1": closed.server_key("p1"), "rogue": ""}
+                with suppress(DStashError):
+                    client.lookup("i", "k")
+        assert door.refused == 0
+        assert router.receive() is None
+    finally:
+        router.close_after(0)
+        context.close()
+
+
+def add_member(closed: Closed, member: Member) -> None:
+    """Do what somebody can who may write to the membership, and nothing else."""
+    membership = LocalMembership(closed.folder / "membership", "dstash")
+    try:
+        while True:
+            stored = membership.read()
+            assert stored.topology is not None
+            grown = stored.topology.with_member(member).next()
+            if membership.compare_and_set(grown, stored.token):
+                return
+    finally:
+        membership.close()
+
+
+def test_secret_keys_stay_out_of_logs_and_pages(closed: Closed) -> None:
+    peer = closed.peers["p1"]
+    told = peer.log.read_text() + str(peer.page("/status")) + str(peer.page("/readyz"))
+    for name in ("p1", "p2", "writer"):
+        assert closed.keys(name).secret not in told

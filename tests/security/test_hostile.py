@@ -1,0 +1,253 @@
+"""Hostile clients of an open peer: what they cost is bounded, and others are served."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+import zmq
+
+from dstash import Client
+from dstash.errors import Busy, ClockSkew, NotReady, ProtocolError
+from dstash.limits import MAX_FRAME_BYTES
+from dstash.wire import codec
+from dstash.wire.keys import encode_keys
+from dstash.wire.messages import (
+    AskCopy,
+    AskDigests,
+    Delete,
+    Envelope,
+    Frame,
+    Lookup,
+    Put,
+    Stored,
+    Values,
+    encode,
+)
+from tests.harness.peers import Peer, Peers
+from tests.harness.waiting import stays_true, wait_until
+from tests.security.attackers import GREETING, Attacker, endless, raw, shake_hands
+from tests.security.closed import PATIENCE, code_of, memory
+
+#: What max_bytes_in_hand is here (mebibytes), and what a peer takes when it has nothing to do.
+IN_HAND, IDLE = 64, 150
+DESCRIPTORS = 200
+
+BOMBS = [
+    b"\xdc\xff\xff" + b"\x90" * 65_535,  # empty lists
+    b"\xdd\xff\xff\xff\xff",  # four billion elements announced
+    b"\x91" * 100_000,  # nesting
+    b"\xdf\xff\xff\xff\xff",  # a map of four billion
+    b"\xc6\xff\xff\xff\xff",  # four billion bytes announced
+    b"\xc9\xff\xff\xff\xff\x01",
+    b"\x95\x01\xcf" + b"\xff" * 8,
+    b"",
+    b"\xc1",
+]
+
+
+@pytest.fixture(scope="module")
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
+    """One peer with few descriptors and little memory for what waits."""
+    folder = tmp_path_factory.mktemp("hostile")
+    config = folder / "peer.toml"
+    config.write_text(f"max_bytes_in_hand = {IN_HAND * 2**20}\nreplicas = 1\n")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Peers.local(folder, "--config", str(config)) as cluster:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, before[1]))
+        try:
+            cluster.form("p1")
+            limit_descriptors(cluster["p1"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        yield cluster
+
+
+def limit_descriptors(peer: Peer) -> None:
+    """Take back what the peer gave itself: it raises the soft limit to the hard one."""
+    assert peer.process is not None
+    resource.prlimit(peer.process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+
+
+@pytest.fixture(scope="module")
+def peer(peers: Peers) -> Peer:
+    return peers["p1"]
+
+
+@pytest.fixture
+def good(peers: Peers) -> Iterator[Client]:
+    """A client that wants nothing but to work."""
+    with peers.client() as client:
+        client.put("i", "k", "v")
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def bystander(peer: Peer, good: Client) -> Iterator[None]:
+    """While anything here happens the peer lives, and somebody else is served afterwards."""
+    yield
+    assert peer.runs()
+    assert good.lookup("i", "k") == "v"
+    fits = lambda: memory(peer) < IDLE + 2 * IN_HAND  # noqa: E731
+    wait_until(fits, PATIENCE, "the peer gives memory back")
+
+
+@pytest.fixture
+def attacker(peer: Peer) -> Iterator[Attacker]:
+    with Attacker(peer.address) as one:
+        yield one
+
+
+def keys(*names: str) -> Frame:
+    return Frame(codec.pack_blobs(encode_keys(list(names))))
+
+
+def values(*items: object) -> Frame:
+    return Frame(codec.pack_blobs([codec.pack_header([item])[1:] for item in items]))
+
+
+def epoch_of(peer: Peer) -> int:
+    return int(peer.page("/status")["epoch"])
+
+
+@pytest.mark.parametrize("bomb", BOMBS, ids=range(len(BOMBS)))
+def test_bombs_in_headers_and_bodies(peer: Peer, attacker: Attacker, bomb: bytes) -> None:
+    attacker.send(bomb)
+    attacker.send(bomb, bomb, bomb)
+    epoch = epoch_of(peer)
+    for message in (
+        Lookup("i", 1, Frame(bomb)),
+        Put("i", bytes(20), 0, Frame(bomb), Frame(bomb)),
+        Put("i", bytes(20), 0, keys("a"), values(1)),
+    ):
+        attacker.send(*encode(Envelope(9, epoch, 0, message)))
+    answer = attacker.ask(Lookup("i", 1, keys("k")), epoch=epoch)
+    while answer is not None and not isinstance(answer, Values):
+        answer = attacker.next(timeout=5)
+    assert isinstance(answer, Values)
+
+
+def test_frames_beyond_the_limit(attacker: Attacker) -> None:
+    attacker.send(bytes(MAX_FRAME_BYTES + 1))
+    attacker.send(*[b""] * 10_000)
+    attacker.send(b"\x90", *[bytes(3 * 2**20)] * 7)  # each is small enough, all are not
+
+
+def test_versions_from_the_future(peer: Peer, attacker: Attacker, good: Client) -> None:
+    epoch = epoch_of(peer)
+    for version in (b"\xff" * 20, b"\x80" + bytes(19), (2**62).to_bytes(8, "big") + bytes(12)):
+        for message in (
+            Put("i", version, 0, keys("k"), values("forged")),
+            Delete("i", version, keys("k")),
+        ):
+            assert code_of(attacker.ask(message, epoch=epoch)) == ClockSkew.code
+    assert code_of(attacker.ask(Delete("i", b"\xff", keys("k")), epoch=epoch)) == ProtocolError.code
+    good.put("i", "k", "v")
+
+
+def test_epochs_that_do_not_exist(peer: Peer, good: Client, attacker: Attacker) -> None:
+    for epoch in (2**63, 2**64 - 1):
+        for _ in range(1500):  # more than may wait for a topology
+            attacker.send(*encode(Envelope(5, epoch, 0, Lookup("i", 1, keys("k")))))
+    assert good.lookup("i", "k") == "v"
+    # Not all are answered: who does not read them in time loses some.
+    while (answer := attacker.next()) is not None and code_of(answer) != NotReady.code:
+        continue
+    assert code_of(answer) == NotReady.code
+    assert good.lookup("i", "k") == "v"
+
+
+def test_peers_verbs_with_nonsense(peer: Peer, attacker: Attacker) -> None:
+    epoch = epoch_of(peer)
+    for partitions in (b"\x00", b"\xff\xff", b"\x00" * 20_000):
+        for message in (AskDigests(partitions), AskCopy(partitions, b"\xff" * 500)):
+            assert code_of(attacker.ask(message, epoch=epoch)) == ProtocolError.code
+
+
+def test_a_replayed_write_changes_nothing_newer(
+    peer: Peer, attacker: Attacker, good: Client
+) -> None:
+    good.put("i", "again", "old")
+    session = good._session
+    old = Put("i", session.new_version(), 0, keys("again"), Frame(codec.pack_blobs([b"\xa3old"])))
+    frames = encode(Envelope(3, epoch_of(peer), 0, old))
+    attacker.send(*frames)
+    assert isinstance(attacker.next(), Stored)
+    good.put("i", "again", "new")
+    for _ in range(100):
+        attacker.send(*frames)
+    answers = [attacker.next() for _ in range(100)]
+    assert all(isinstance(one, Stored) or code_of(one) == Busy.code for one in answers)
+    assert good.lookup("i", "again") == "new"
+
+
+def test_idle_and_half_open_connections_keep_nobody_out(peer: Peer, good: Client) -> None:
+    stop = threading.Event()
+    crowd = [threading.Thread(target=crowd_in, args=(peer, stop, say)) for say in (b"", GREETING)]
+    for thread in crowd:
+        thread.start()
+    try:
+        deadline = time.monotonic() + 4
+        while time.monotonic() < deadline:
+            good.put("i", "crowd", 1)
+            assert good.lookup("i", "k") == "v"
+    finally:
+        stop.set()
+        for thread in crowd:
+            thread.join()
+    with Client(peer.address, timeout=PATIENCE) as newcomer:
+        assert newcomer.lookup("i", "k") == "v"
+
+
+def crowd_in(peer: Peer, stop: threading.Event, say: bytes) -> None:
+    """Keep 150 connections open that say nothing more, and make new ones all the time."""
+    with ExitStack() as kept:
+        mine: list[socket.socket] = []
+        while not stop.is_set():
+            with suppress(OSError):
+                one = socket.create_connection(("127.0.0.1", peer.port), timeout=1)
+                mine.append(kept.enter_context(one))
+                one.sendall(say)
+            if len(mine) > 150:
+                mine.pop(0).close()
+            time.sleep(0.002)
+
+
+@pytest.mark.parametrize("size", [0, 1000, 2**20])
+def test_a_message_without_end_is_cut_off(peer: Peer, size: int) -> None:
+    with raw(peer.port) as connection:
+        connection.settimeout(2)
+        shake_hands(connection)
+        allowed = 4 * IN_HAND * 2**20
+        assert endless(connection, bytes(size), 2 * allowed) < allowed
+    # What was there before, what may wait, and what came in until the next check.
+    assert memory(peer) < IDLE + 256 + 6 * IN_HAND
+
+
+def test_who_never_reads_answers_gets_no_more(peer: Peer, good: Client) -> None:
+    good.batch_put("i", {f"big{n}": b"v" * 100_000 for n in range(100)}).raise_for_failures()
+    question = Lookup("i", 1, keys(*(f"big{n}" for n in range(100))))  # 10 MB each time
+    frames = encode(Envelope(4, epoch_of(peer), 0, question))
+    highest = 0.0
+    with Attacker(peer.address, high_water=1) as attacker:
+        for _ in range(2000):
+            with suppress(zmq.Again):
+                attacker.socket.send_multipart(frames, zmq.NOBLOCK)
+            time.sleep(0.001)
+            highest = max(highest, memory(peer))
+        assert good.lookup("i", "k") == "v"
+    assert highest < IDLE + 5 * IN_HAND
+
+
+def test_it_stays_within_its_memory_afterwards(peer: Peer) -> None:
+    stays_true(lambda: memory(peer) < IDLE + 2 * IN_HAND, 0.5, "memory is bounded")
+
+
+def test_the_log_tells_what_was_cut(peer: Peer) -> None:
+    assert "connection cut" in Path(peer.log).read_text()

@@ -1,0 +1,98 @@
+"""Whom an overloaded peer serves, and when the others are to come back."""
+
+from __future__ import annotations
+
+from dstash.peer.inbox import Inbox, Patience
+
+
+def taken(inbox: Inbox[int], now: float) -> list[int]:
+    found = []
+    while (one := inbox.take(now)) is not None:
+        found.append(one)
+    return found
+
+
+def test_who_came_first_is_served_first() -> None:
+    inbox = Inbox[int](1000)
+    for number in range(5):
+        inbox.put(b"a", number, 1, 0.01 * number)
+    assert taken(inbox, 0.05) == [0, 1, 2, 3, 4]
+    assert inbox.take(0.05) is None
+
+
+def test_senders_take_turns() -> None:
+    inbox = Inbox[int](1000)
+    for number in range(100):
+        inbox.put(b"greedy", number, 1, 0.0)
+    inbox.put(b"modest", 1000, 1, 0.0)
+    assert [inbox.take(0.01) for _ in range(4)] == [0, 1000, 1, 2]
+
+
+def test_a_sender_that_is_behind_gets_its_newest_served() -> None:
+    inbox = Inbox[int](1000)
+    for number in range(5):
+        inbox.put(b"a", number, 1, 0.1 * number)
+    assert [inbox.take(0.41), inbox.take(0.41)] == [4, 3]
+    assert inbox.surplus() == []  # it may only have been interrupted
+
+
+def test_the_oldest_of_who_sends_too_much_are_sent_away() -> None:
+    inbox = Inbox[int](1000)
+    served, gone = [], []
+    for step in range(100):
+        now = step / 100
+        for number in range(3):
+            inbox.put(b"a", 10 * step + number, 1, now)
+        served.append(inbox.take(now))
+        gone += inbox.surplus()
+    assert gone == sorted(gone)
+    assert len(gone) > 50
+    assert len(inbox) < 100
+    assert served[-1] == 992  # fresh
+
+
+def test_many_that_send_little_are_too_much_together() -> None:
+    inbox = Inbox[int](100_000)
+    waits, gone = [], []
+    for step in range(400):
+        now = step / 100
+        for number in range(5):
+            inbox.put(b"%d" % (5 * step + number), step, 1, now)
+        served = inbox.take(now)
+        assert served is not None
+        waits.append(step - served)
+        gone += inbox.surplus()
+    assert gone
+    assert max(waits[200:]) <= 26  # hundredths of a second
+
+
+def test_who_has_caught_up_is_not_overloaded() -> None:
+    inbox = Inbox[int](1000)
+    for step in range(10):
+        for number in range(3):
+            inbox.put(b"a", number, 1, step / 10)
+        inbox.take(step / 10)
+    taken(inbox, 1.0)
+    inbox.surplus()
+    inbox.put(b"a", 7, 1, 2.0)
+    assert inbox.take(2.0) == 7
+    assert inbox.surplus() == []
+
+
+def test_what_waits_is_bounded() -> None:
+    inbox = Inbox[int](100)
+    inbox.put(b"a", 1, 5000, 0.0)  # a single message may be larger
+    full = inbox.has_room
+    assert inbox.take(0.0) == 1
+    assert (full, inbox.has_room, len(inbox)) == (False, True, 0)
+
+
+def test_patience_grows_with_the_crowd_and_shrinks_with_work() -> None:
+    patience = Patience()
+    first = patience.sent_away()
+    for _ in range(1000):
+        longest = patience.sent_away()
+    assert first < 100 < longest <= 1000
+    for _ in range(1000):
+        patience.served()
+    assert patience.sent_away() <= first

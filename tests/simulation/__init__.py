@@ -1,0 +1,1 @@
+"""The whole cluster in one process: real cores, and a world around them made from one seed."""

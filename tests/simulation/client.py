@@ -1,0 +1,200 @@
+"""A virtual client: the real calls, session and channel, over the virtual network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from dstash.client.calls import Calls
+from dstash.client.channel import _FIND_AGAIN_MS, _FIND_MS, Channel, Find
+from dstash.client.core import Operation
+from dstash.client.session import Session
+from dstash.config import ClientSettings
+from dstash.errors import DStashError
+from dstash.types import Level
+from dstash.wire.values import TypeRegistry
+from tests.simulation.clock import WallClock
+from tests.simulation.events import MS
+from tests.simulation.links import VirtualLinks
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+#: Called with the operation when it is done.
+Done = Callable[[Operation], None]
+
+_TYPES: Final = TypeRegistry()
+
+
+class VirtualChannel(Channel):
+    """The real channel with another loop: it is told what is ready instead of polling for it."""
+
+    def __init__(self, client: VirtualClient, session: Session) -> None:
+        self._client = client
+        self._session = session
+        self._connections = VirtualLinks(client.world.network, client, self._greeting, self._notice)
+        self._links = self._connections
+        self._running = []
+        self._next_find = 0
+        self._find: Find | None = None
+        self._done: Done | None = None
+        self._alarm = 0
+
+    def begin(self, operation: Operation, done: Done, find: Find | None = None) -> None:
+        """Drive a call; ``done`` is called at its end. ``find`` as in ``Channel.run``."""
+        self._running, self._done, self._find = [operation], done, find
+        self._alarm = 0
+        try:
+            self._send(self._session.probes(self._session.wall()), operation)
+        except DStashError as error:
+            operation.fail(error)
+        self.pump()
+
+    def _notice(self) -> None:
+        if self._running:
+            self._client.do(self.pump)
+
+    def pump(self) -> None:
+        """Do what a turn of the real loop does after its poll."""
+        if not self._running:
+            return
+        operation = self._running[0]
+        try:
+            self._turn()
+        except DStashError as error:  # the real loop would raise it to the caller
+            operation.fail(error)
+        if operation.done:
+            self._end(operation)
+        else:
+            self._set_alarm(self._running[-1].wakeup() - self._session.wall())
+
+    def _turn(self) -> None:
+        for handle in self._connections.ready():
+            for peer, parts in self._links.events(handle):
+                if parts is None:
+                    self._lost(peer, self._links.reasons.get(peer, "connection lost"))
+                else:
+                    self._receive(peer, parts)
+        self._end_search()
+        now = self._session.wall()
+        is_alone = self._find is not None and len(self._running) == 1
+        if is_alone and self._session.is_lost and now >= self._next_find:
+            self._begin_search(now)
+        current = self._running[-1]
+        while not current.done and current.hungry:
+            self._send(current.more(now), current)
+        if not current.done and now >= current.wakeup():
+            self._send(current.tick(now), current)
+        self._end_search()
+
+    def _begin_search(self, now: int) -> None:
+        if self._find is not None:
+            search = self._find(now + _FIND_MS)
+            self._running.append(search)
+            self._send(self._session.probes(now), search)
+
+    def _end_search(self) -> None:
+        if len(self._running) == 2 and any(one.done for one in self._running):
+            search = self._running.pop()
+            if search.error is not None:
+                self._next_find = self._session.wall() + _FIND_AGAIN_MS
+
+    def _end(self, operation: Operation) -> None:
+        done, self._running, self._done = self._done, [], None
+        if done is not None:
+            done(operation)
+
+    def _set_alarm(self, milliseconds: int) -> None:
+        events = self._client.world.events
+        when = events.now + max(1, milliseconds) * MS
+        if not self._alarm or when < self._alarm or self._alarm <= events.now:
+            self._alarm = when
+            events.at(when, self._ring, when)
+
+    def _ring(self, when: int) -> None:
+        if when == self._alarm:
+            self._alarm = 0
+            self._client.do(self.pump)
+
+
+class VirtualClient:
+    """One client process: it makes one call at a time."""
+
+    def __init__(self, world: World, name: str, clock: WallClock, settings: ClientSettings) -> None:
+        self.name = name
+        self.world = world
+        self.clock = clock
+        self.is_paused = False
+        self.values_made = 0
+        self._deferred: list[Callable[[], None]] = []
+        self.session = Session(
+            clock, zone=settings.zone or "", random_bytes=lambda n: world.rng.randbytes(n)
+        )
+        self.calls = Calls(settings, self.session, _TYPES)
+        self.channel = VirtualChannel(self, self.session)
+
+    @property
+    def answers(self) -> bool:
+        """Whether the process runs."""
+        return not self.is_paused
+
+    @property
+    def refuses(self) -> bool:
+        """Nobody connects to a client."""
+        return True
+
+    def do(self, action: Callable[[], None]) -> None:
+        """Do something, when the process is not paused."""
+        if self.is_paused:
+            if action not in self._deferred:
+                self._deferred.append(action)
+            return
+        self.world.guard(self.name, action)
+
+    def pause(self) -> None:
+        """Stop the process as SIGSTOP does."""
+        self.is_paused = True
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self.is_paused = False
+        deferred, self._deferred = self._deferred, []
+        for action in deferred:
+            self.do(action)
+
+    def run(self, operation: Operation, done: Callable[[Any, DStashError | None], None]) -> None:
+        """Make a call, after finding the cluster if need be, as the blocking client does."""
+
+        def ended(operation: Operation) -> None:
+            try:
+                result = operation.result()
+            except DStashError as error:
+                done(None, error)
+            else:
+                done(result, None)
+
+        def discovered(discovery: Operation) -> None:
+            try:
+                discovery.result()
+            except DStashError as error:
+                done(None, error)
+            else:
+                self.do(lambda: self.channel.begin(operation, ended, self.calls.discovery))
+
+        if self.session.is_lost:
+            discovery = self.calls.discovery(operation.deadline)
+            self.channel.begin(discovery, discovered)
+        else:
+            self.channel.begin(operation, ended, self.calls.discovery)
+
+
+def client_settings(seeds: list[str], timeout: float, zone: str | None) -> ClientSettings:
+    """Return the settings of a virtual client."""
+    return ClientSettings.model_construct(
+        peers=seeds,
+        cluster="simulated",
+        read=Level.QUORUM,
+        write=Level.QUORUM,
+        timeout=timeout,
+        zone=zone,
+    )

@@ -1,0 +1,54 @@
+"""The clocks of virtual machines: each is off by something of its own, and drifts."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.simulation.events import Events
+
+#: When the world begins, in milliseconds since 1970.
+BEGIN_MS: Final = 1_900_000_000_000
+
+
+class WallClock:
+    """Milliseconds since 1970 as one machine believes them to be.
+
+    Args:
+        offset_ms: how far it is ahead of the truth.
+        drift_ppm: how much further it gets ahead (microseconds a second).
+    """
+
+    def __init__(self, events: Events, offset_ms: int = 0, drift_ppm: int = 0) -> None:
+        self._events = events
+        self.offset_ms = offset_ms
+        self.drift_ppm = drift_ppm
+        #: The largest error it ever had.
+        self.worst_ms = abs(offset_ms)
+
+    def __call__(self) -> int:
+        """Return what the clock shows."""
+        return BEGIN_MS + self.offset_ms + (self._events.now + self._drifted()) // 1_000
+
+    def _drifted(self) -> int:
+        return self._events.now * self.drift_ppm // 1_000_000
+
+    def error_ms(self) -> int:
+        """Return the largest error this clock has had so far, drift included."""
+        return max(self.worst_ms, abs(self.offset_ms) + abs(self._drifted()) // 1_000 + 1)
+
+    def step(self, milliseconds: int) -> None:
+        """Set the clock forward or back."""
+        self.worst_ms = self.error_ms()
+        self.offset_ms += milliseconds
+        self.worst_ms = max(self.worst_ms, self.error_ms())
+
+    def set_right(self, within_ms: int = 200) -> None:
+        """Bring a clock that is far off back to where peers accept its versions."""
+        error = self.offset_ms + self._drifted() // 1_000
+        if abs(error) > within_ms:
+            self.step(-error)
+
+
+def true_ms(moment: int) -> int:
+    """Return a moment of the world as milliseconds since 1970, rounded down."""
+    return BEGIN_MS + moment // 1_000

@@ -1,0 +1,95 @@
+"""Under what conditions a run happens: how many machines, how good, and what befalls them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from dstash.peer.healer import Pace
+from tests.simulation.events import MS, SECOND
+from tests.simulation.faults import KINDS
+
+#: Clock regimes: the largest offset of a node (ms), that of one odd node, and steps while it runs.
+_CLOCKS: Final = (
+    (5, 5, (-3, 3)),
+    (150, 150, (-100, 100)),
+    (240, 240, (-200, 200)),
+    (50, 3_000, (-400, 400)),
+    (50, 20_000, (-5_000, 5_000)),
+)
+
+#: Kinds of faults that peers are known not to survive yet: left out unless asked for.
+AWAITED: Final = frozenset({"damage"})
+
+#: A promise about the past holds up repairs for 10 s: horizons may not be sought more often.
+_PACES: Final = (Pace(), Pace(3_000, 15_000, 5_000), Pace(2_000, 12_000, 500))
+
+_LEVELS: Final = (
+    (0, 1, 0),
+    (1, 6, 1),
+    (3, 3, 3),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """The conditions of one run. Times are in microseconds, but for those that say otherwise.
+
+    Attributes:
+        levels: weights of the levels one, quorum, all.
+        offsets_ms: how far the clock of each peer is off.
+        pause: mean pause of a client between calls.
+        calm: mean time between faults.
+        pace: how often peers compare replicas and agree on horizons.
+        spares: machines that may join.
+    """
+
+    peers: int
+    replicas: int
+    zones: int
+    clients: int
+    calls: int
+    keys: int
+    levels: tuple[int, int, int]
+    offsets_ms: tuple[int, ...]
+    client_offset_ms: int
+    clock_steps: tuple[int, ...]
+    timeout: float
+    pause: int
+    calm: int
+    jitter: int
+    duplication: float
+    pace: Pace
+    spares: int
+    faults: tuple[str, ...]
+
+
+def draw(rng: Random, calls: int) -> Conditions:
+    """Draw the conditions of a run with about that many calls."""
+    peers = rng.choice((3, 3, 3, 4, 5))
+    small, odd, steps = rng.choice(_CLOCKS)
+    offsets = [rng.randint(-small, small) for _ in range(peers)]
+    offsets[rng.randrange(peers)] = rng.choice((-odd, odd))
+    clients = rng.randint(2, 5)
+    count = rng.randint(1, 7)
+    return Conditions(
+        peers=peers,
+        replicas=rng.choice((3, 3, 3, 3, 2)),
+        zones=rng.choice((peers, peers, 2)),
+        clients=clients,
+        calls=max(1, calls // clients),
+        keys=rng.choice((3, 8, 25)),
+        levels=rng.choice(_LEVELS),
+        offsets_ms=tuple(offsets),
+        client_offset_ms=rng.choice((0, 100, 3_600_000)),
+        clock_steps=steps,
+        timeout=rng.choice((0.7, 2.0, 5.0)),
+        pause=rng.choice((20 * MS, 100 * MS, 300 * MS)),
+        calm=rng.choice((300 * MS, SECOND, 3 * SECOND)),
+        jitter=rng.choice((100, 1_000, 10_000)),
+        duplication=rng.choice((0.0, 0.0, 0.05)),
+        pace=rng.choice(_PACES),
+        spares=rng.choice((1, 2)),
+        faults=tuple(rng.sample(sorted(KINDS.keys() - AWAITED), count)),
+    )

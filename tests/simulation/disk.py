@@ -1,0 +1,98 @@
+"""The disk of a virtual machine: a store in memory that can be slow, full, broken and wiped."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from random import Random
+
+from dstash.errors import DiskFull, StoreFailed
+from dstash.store.interface import Merged, Snapshot, Write
+from dstash.store.twin import TwinStore
+
+
+class SimulatedStore(TwinStore):
+    """The dictionary twin with the misfortunes of a disk.
+
+    A commit that returned is on disk. One that was under way when the process died, or whose sync
+    failed, is there wholly or not at all: chance decides, when the store is opened again.
+    """
+
+    def __init__(self, store_id: str, rng: Random) -> None:
+        super().__init__(store_id)
+        self._rng = rng
+        self._sorted: list[bytes] | None = None
+        self._limbo: list[Sequence[Write]] = []
+        self._broken: str | None = None
+        #: Set from outside: there is no room; the next sync fails.
+        self.is_full = False
+        self.fails_next = False
+
+    def open_again(self) -> None:
+        """Begin the life of another process on this disk."""
+        limbo, self._limbo, self._broken = self._limbo, [], None
+        for writes in limbo:
+            if self._rng.random() < 0.5:
+                self._merge(writes)
+
+    def leave_in_limbo(self, writes: Sequence[Write]) -> None:
+        """Take writes whose sync never returned."""
+        self._limbo.append(writes)
+
+    def commit(self, writes: Sequence[Write]) -> list[Merged]:
+        """Merge writes, if the disk lets them."""
+        if self._broken:
+            raise StoreFailed(self._broken)
+        if self.is_full:
+            raise DiskFull("no room left on the virtual disk")
+        if self.fails_next:
+            self.fails_next = False
+            self._broken = "the virtual disk failed to sync"
+            self.leave_in_limbo(writes)
+            raise StoreFailed(self._broken)
+        return self._merge(writes)
+
+    def _merge(self, writes: Sequence[Write]) -> list[Merged]:
+        self._sorted = None
+        return super().commit(writes)
+
+    def check_writable(self) -> str | None:
+        """Return why nothing can be written any more, if it is so."""
+        return self._broken
+
+    def damage(self, storage_key: bytes, place: int) -> None:
+        """Flip a bit of a record."""
+        record = bytearray(self.records[storage_key])
+        record[place % len(record)] ^= 1 << (place % 8)
+        self.records[storage_key] = bytes(record)
+
+    def forget_order(self) -> None:
+        """Hear that somebody changed the records behind this object's back."""
+        self._sorted = None
+
+    def ordered(self) -> list[bytes]:
+        """Return the storage keys in order."""
+        if self._sorted is None:
+            self._sorted = sorted(self.records)
+        return self._sorted
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """Return a view of the records; nothing can change them before it is closed."""
+        yield _View(self)
+
+
+class _View:
+    """Looks at the store itself: in the simulation, whoever holds a snapshot runs to its end."""
+
+    def __init__(self, store: SimulatedStore) -> None:
+        self._store = store
+        self.get = store.records.get
+
+    def walk(self, begin: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        ordered, records = self._store.ordered(), self._store.records
+        for storage_key in ordered[
+            bisect.bisect_left(ordered, begin) : bisect.bisect_left(ordered, end)
+        ]:
+            yield storage_key, records[storage_key]

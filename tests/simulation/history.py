@@ -1,0 +1,124 @@
+"""What clients asked for and what they were told: the material of the checker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from dstash.client.results import BatchResult
+from dstash.client.writes import Item, WriteChunk, WriteOperation
+from dstash.errors import DStashError
+from dstash.store.record import open_record
+from dstash.types import NEVER, Level, Outcome
+from dstash.version import Version
+from dstash.wire.keys import Key
+from dstash.wire.messages import Frame, Message
+
+#: A place in the data: index and key.
+Place = tuple[str, str]
+
+#: When something that never returned did.
+NEVER_RETURNED: Final = 1 << 62
+
+
+@dataclass(slots=True)
+class Write:
+    """One key of one call that writes.
+
+    ``versions`` are all under which it was ever sent; ``acked`` is the one that was acked.
+    ``value`` is None for a delete. A touch carries the value of the record it saw.
+    """
+
+    kind: str
+    client: str
+    place: Place
+    level: Level
+    invoked: int
+    value: Any = None
+    expiry: int = NEVER
+    returned: int = NEVER_RETURNED
+    outcome: Outcome = Outcome.UNKNOWN
+    acked: Version | None = None
+    error: str = ""
+    versions: list[Version] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Read:
+    """One key of one call that reads. ``value`` is None when nothing was found.
+
+    ``version`` is known only when a whole record was read; ``is_blind`` says that only whether
+    there is a value was asked.
+    """
+
+    client: str
+    place: Place
+    level: Level
+    invoked: int
+    returned: int
+    value: Any
+    version: Version | None = None
+    is_blind: bool = False
+    is_last: bool = False
+
+
+@dataclass(slots=True)
+class History:
+    """All calls of one run."""
+
+    writes: dict[Place, list[Write]] = field(default_factory=dict)
+    reads: list[Read] = field(default_factory=list)
+    #: What went wrong that no call should ever meet.
+    broken: list[str] = field(default_factory=list)
+
+    def add(self, write: Write) -> Write:
+        """Take note of a write that begins."""
+        self.writes.setdefault(write.place, []).append(write)
+        return write
+
+    def counts(self) -> dict[str, int]:
+        """Return how many writes had which outcome, and how many reads were answered."""
+        counts = {"reads": len(self.reads)}
+        for writes in self.writes.values():
+            for write in writes:
+                counts[write.outcome.value] = counts.get(write.outcome.value, 0) + 1
+        return counts
+
+
+def follow(operation: WriteOperation, writes: dict[Key, Write]) -> None:
+    """Note under which versions the items of a write travel, and which are acked."""
+    message, settle = operation.message, operation.settle
+
+    def noting_message(version: Version, items: list[Item], keys: Frame) -> Message:
+        for key, _, content in items:
+            write = writes[key]
+            sent = open_record(content).version if write.kind == "touch" else version
+            if sent not in write.versions:
+                write.versions.append(sent)
+        return message(version, items, keys)
+
+    def noting_settle(chunk: WriteChunk, rejected: dict[int, DStashError]) -> None:
+        for place, (key, _, _) in enumerate(chunk.items):
+            if place not in rejected:
+                write = writes[key]
+                write.acked = write.versions[0] if write.kind == "touch" else chunk.version
+        settle(chunk, rejected)
+
+    operation.message = noting_message  # type: ignore[assignment]
+    operation.settle = noting_settle  # type: ignore[method-assign]
+
+
+def conclude(
+    writes: dict[Key, Write], result: BatchResult | None, error: DStashError | None, now: int
+) -> None:
+    """Write down what the caller of a write was told."""
+    for key, write in writes.items():
+        write.returned = now
+        if result is None:
+            # An error that is raised as a whole says nothing about single keys.
+            write.outcome, write.error = Outcome.UNKNOWN, repr(error)
+        else:
+            write.outcome = result.outcomes.get(key, Outcome.STORED)
+            write.error = repr(result.reasons[:3]) if key in result.outcomes else ""
+        if write.outcome is not Outcome.STORED:
+            write.acked = None

@@ -1,0 +1,167 @@
+"""The outside truth about a virtual cluster: one value behind compare-and-set, and locks.
+
+Follows ``dstash.cluster.membership``, as Consul keeps it: a lock is lost some time after its
+holder stopped answering, those who watch hear of changes late, and at times nobody gets through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+from typing import Final, Protocol
+
+from dstash.cluster.membership import NOTHING, Announcement, Stored, Token
+from dstash.cluster.topology import Topology
+from dstash.errors import MembershipUnreachable, PeerIdInUse
+from tests.simulation.events import MS, SECOND, Events
+from tests.simulation.trace import Trace
+
+#: How long a lock outlives the last sign of life of its holder.
+_SESSION: Final = 2 * SECOND
+_SWEEP: Final = 250 * MS
+
+
+class Watcher(Protocol):
+    """A peer, as the membership sees it."""
+
+    name: str
+
+    @property
+    def answers(self) -> bool:
+        """Whether its process runs."""
+        ...
+
+    def look_soon(self) -> None:
+        """Hear that something may have changed."""
+        ...
+
+
+class _Lock:
+    def __init__(self, announcement: Announcement, holder: Watcher, now: int) -> None:
+        self.announcement = announcement
+        self.holder = holder
+        self.last_sign = now
+        self.is_held = True
+
+
+class VirtualMembership:
+    """Holds the topology and the locks."""
+
+    def __init__(self, events: Events, rng: Random, trace: Trace) -> None:
+        self._events = events
+        self._rng = rng
+        self._trace = trace
+        self.topology: Topology | None = None
+        #: Whether data ever moved from one peer to another.
+        self.moved_data = False
+        self._token: Token = NOTHING
+        self._locks: dict[str, _Lock] = {}
+        #: Who does not get through, and how often that was said.
+        self._cut_off: dict[str, int] = {}
+        #: Lag of the news, at most.
+        self.lag = 300 * MS
+        events.after(_SWEEP, self._sweep)
+
+    # -- faults
+
+    def cut_off(self, name: str) -> None:
+        """Let a peer get through no more."""
+        self._cut_off[name] = self._cut_off.get(name, 0) + 1
+
+    def let_through(self, name: str) -> None:
+        """Take one ``cut_off`` back."""
+        self._cut_off[name] -= 1
+        if not self._cut_off[name]:
+            del self._cut_off[name]
+
+    def lose_locks(self) -> None:
+        """Forget every session at once, as an election does; they are taken again later."""
+        for lock in self._locks.values():
+            lock.is_held = False
+        self._spread()
+
+    # -- what peers call
+
+    def delay(self) -> int:
+        """Return how long a request takes."""
+        return 500 + int(self._rng.expovariate(1 / 3_000))
+
+    def check(self, name: str) -> None:
+        """Refuse who does not get through."""
+        if name in self._cut_off:
+            raise MembershipUnreachable("the virtual membership does not answer")
+
+    def read(self, name: str) -> Stored:
+        """Return the topology as stored now."""
+        self.check(name)
+        return Stored(self.topology, self._token)
+
+    def compare_and_set(self, name: str, topology: Topology, token: Token) -> bool:
+        """Store a topology if the stored one still has that token."""
+        self.check(name)
+        if token != self._token:
+            return False
+        self.topology = topology
+        self.moved_data |= topology.change is not None
+        self._token += 1
+        members = ",".join(
+            f"{one.id}{'' if one.state == 'active' else f'({one.state})'}"
+            f"{'' if one.synced else '(not synced)'}"
+            for one in topology.members
+        )
+        self._trace.note(self._events.now, f"topology {topology.epoch} by {name}: {members}")
+        self._spread()
+        return True
+
+    def announce(self, holder: Watcher, announcement: Announcement) -> None:
+        """Take the lock of a peer."""
+        self.check(holder.name)
+        known = self._locks.get(announcement.peer)
+        if known is not None and known.is_held and known.holder is not holder:
+            raise PeerIdInUse(f"{announcement.peer} is held")
+        self._locks[announcement.peer] = _Lock(announcement, holder, self._events.now)
+        self._spread()
+
+    def alive(self, name: str) -> Mapping[str, Announcement]:
+        """Return who holds a lock."""
+        self.check(name)
+        return {
+            peer: lock.announcement for peer, lock in sorted(self._locks.items()) if lock.is_held
+        }
+
+    def resign(self, peer: str) -> None:
+        """Let go of a lock."""
+        if self._locks.pop(peer, None) is not None:
+            self._spread()
+
+    # -- inside
+
+    def _sweep(self) -> None:
+        now = self._events.now
+        changed = False
+        for name, lock in self._locks.items():
+            if lock.holder.answers and name not in self._cut_off:
+                lock.last_sign = now
+                changed |= not lock.is_held
+                lock.is_held = True
+            elif lock.is_held and now - lock.last_sign > _SESSION:
+                changed, lock.is_held = True, False
+        if changed:
+            self._spread()
+        self._events.after(_SWEEP, self._sweep)
+
+    def _spread(self) -> None:
+        for lock in self._locks.values():
+            self._events.after(int(self._rng.random() * self.lag), lock.holder.look_soon)
+
+
+class Handle:
+    """The membership as one peer's ``Keeper`` asks it: only ``alive`` is asked directly."""
+
+    def __init__(self, membership: VirtualMembership, name: str) -> None:
+        self._membership = membership
+        self._name = name
+
+    def alive(self) -> Mapping[str, Announcement]:
+        """Return who holds a lock."""
+        return self._membership.alive(self._name)

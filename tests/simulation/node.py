@@ -1,0 +1,402 @@
+"""A virtual machine with one peer on it: the real core and keeper, driven as the daemon does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
+
+from dstash.cluster.membership import Announcement, Stored
+from dstash.cluster.topology import Topology
+from dstash.cluster.view import View
+from dstash.errors import DStashError, MembershipUnreachable, PeerIdInUse
+from dstash.peer.commits import Commit
+from dstash.peer.core import PeerCore, Reply, Settings
+from dstash.peer.keeper import Keeper
+from dstash.wire.messages import Envelope, Hello, encode
+from tests.simulation.clock import WallClock
+from tests.simulation.events import MS, SECOND
+from tests.simulation.links import VirtualLinks
+from tests.simulation.membership import Handle
+from tests.simulation.network import Connection
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+#: How long a keeper waits for news before it looks anyway; and after the membership was out.
+_PATIENCE: Final = 2 * SECOND
+_RETRY: Final = 500 * MS
+#: What a turn of the loop takes, about.
+_TURN: Final = 150
+#: How long a stop may take to answer what is in hand.
+_DRAIN: Final = 5 * SECOND
+
+#: One object per set of partitions: peers that hold the same share it, and compare it at once.
+_OWNED: dict[frozenset[int], frozenset[int]] = {}
+
+
+class Node:
+    """One peer and its machine. Its disk and its clock outlive its process."""
+
+    def __init__(self, world: World, name: str, zone: str, clock: WallClock) -> None:
+        self.name = name
+        self.zone = zone
+        self.clock = clock
+        self.world = world
+        self.stores = 1
+        self.store = world.make_store(f"{name}-store1")
+        self.address = f"sim://{name}:1"
+        self.core: PeerCore | None = None
+        self.is_paused = False
+        self.waits_to_be_added = False
+        self.has_power = True
+        #: How long a commit takes, at least (microseconds).
+        self.sync_time = 300
+        self._lives = 0
+        self._keeper: Keeper | None = None
+        self._links: VirtualLinks | None = None
+        self._turning = 0
+        self._looking = False
+        self._look_again = False
+        self._committing: Commit | None = None
+        self._connections: dict[bytes, Connection] = {}
+        self._deferred: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+
+    @property
+    def rng(self) -> Random:
+        """The one source of chance."""
+        return self.world.rng
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a process, be it paused."""
+        return self.core is not None
+
+    @property
+    def answers(self) -> bool:
+        """Whether the process runs."""
+        return self.core is not None and not self.is_paused
+
+    @property
+    def life(self) -> int:
+        """Which process this is."""
+        return self._lives
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the machine runs without the process."""
+        return self.core is None and self.has_power
+
+    # -- a life
+
+    def start(self) -> None:
+        """Start the process, as the daemon does: lock, topology, and only then requests."""
+        self._lives += 1
+        self.has_power = True
+        if self.was_removed():
+            self.wipe()  # the daemon sets the old store aside
+        self.store.open_again()
+        settings = Settings(self.name, self.world.cluster, pace=self.world.conditions.pace)
+        self.core = self.world.make_core(settings, self.store, self.clock())
+        self._links = VirtualLinks(self.world.network, self, self._greeting, self._woken)
+        self._turning = 0
+        self._looking = self._look_again = False
+        self._committing = None
+        announcement = Announcement(
+            self.name, self.address, self.store.store_id, self.zone, 1.0, http=""
+        )
+        self._keeper = Keeper(
+            Handle(self.world.membership, self.name),  # type: ignore[arg-type]  # all that is asked
+            announcement,
+            self.store,
+            cluster=self.world.cluster,
+            replicas=self.world.conditions.replicas,
+            min_peers=self.world.conditions.peers,
+            waits_to_be_added=self.waits_to_be_added,
+            down_out_after=0,
+            publish=self._publish,
+            removed=self.stop,
+        )
+        self.note("starts")
+        self.world.network.listen(self.address, self)
+        self._announce(announcement)
+
+    def was_removed(self) -> bool:
+        """Whether the cluster has gone on without the peer of this disk, as the daemon sees it."""
+        identity, topology = self.store.identity, self.world.membership.topology
+        return (
+            identity is not None
+            and topology is not None
+            and topology.formed
+            and topology.member(self.name) is None
+        )
+
+    def _announce(self, announcement: Announcement) -> None:
+        try:
+            self.world.membership.announce(self, announcement)
+        except (MembershipUnreachable, PeerIdInUse):
+            self._later(_RETRY, self._announce, announcement)
+            return
+        self.look_soon()
+        self._watch()
+
+    def kill(self, *, power: bool) -> None:
+        """End the process where it stands; without power nobody is told."""
+        if self.core is None:
+            return
+        self.note("loses power" if power else "is killed")
+        self._end()
+        self.has_power = not power
+        if not power:
+            self.world.network.reset(self)
+
+    def _end(self) -> None:
+        if self._committing is not None:
+            self.store.leave_in_limbo(self._committing_writes())
+        self.world.crashed(self)
+        self.core = self._keeper = self._committing = None
+        self.is_paused = False
+        self._lives += 1
+        self._links = None
+        self._deferred.clear()
+        self._connections.clear()
+        self.world.network.leave(self.address)
+        if self.has_power:
+            self.world.network.listen(self.address, self)  # to refuse connections
+
+    def _committing_writes(self) -> list[Any]:
+        if self._committing is None:
+            return []
+        prepared = [self._committing._prepare(one) for one in self._committing.waiting]
+        return [one.write for one in prepared if not isinstance(one, DStashError)]
+
+    def stop(self) -> None:
+        """Ask the process to stop: it answers what is in hand and lets go of its lock."""
+        if self.core is not None and not self.core.stopping:
+            self.note("is asked to stop")
+            self.core.stopping = True
+            self._later(0, self._stop_when_drained, self.world.events.now + _DRAIN)
+
+    def _stop_when_drained(self, deadline: int) -> None:
+        if self.core is None:
+            return
+        if self.core.has_work and self.world.events.now < deadline:
+            self._later(50 * MS, self._stop_when_drained, deadline)
+            return
+        self.note("stops")
+        self.world.membership.resign(self.name)
+        self._end()
+        self.world.network.reset(self)
+
+    def pause(self) -> None:
+        """Stop the process as SIGSTOP does."""
+        if self.core is not None and not self.is_paused:
+            self.note("is paused")
+            self.is_paused = True
+
+    def resume(self) -> None:
+        """Let it go on: with all that came in meanwhile."""
+        if self.is_paused:
+            self.note("goes on")
+            self.is_paused = False
+            deferred, self._deferred = self._deferred, []
+            for action, args in deferred:
+                self._run(self._lives, action, args)
+
+    def wipe(self) -> None:
+        """Put an empty disk in place of the one it had."""
+        self.stores += 1
+        self.note(f"has an empty disk (store {self.stores})")
+        self.store = self.world.make_store(f"{self.name}-store{self.stores}")
+
+    def move(self) -> None:
+        """Give the machine another address; the process must be down."""
+        self.world.network.leave(self.address)
+        self.world.seeds.remove(self.address)
+        self.address = f"sim://{self.name}:{self._lives + 1}"
+        self.world.seeds.append(self.address)
+
+    # -- time
+
+    def _later(self, delay: int, action: Callable[..., object], *args: Any) -> None:
+        """Do something in this life of the process, when it is not paused."""
+        self.world.events.after(delay, self._run, self._lives, action, args)
+
+    def _run(self, life: int, action: Callable[..., object], args: tuple[Any, ...]) -> None:
+        if life != self._lives:
+            return
+        if self.is_paused:
+            self._deferred.append((action, args))
+            return
+        self.world.guard(self.name, action, *args)
+
+    def note(self, text: str) -> None:
+        """Write into the trace."""
+        self.world.trace.note(self.world.events.now, f"{self.name} {text}")
+
+    # -- requests
+
+    def take(self, connection: Connection, parts: list[bytes]) -> None:
+        """Take a message from the network."""
+        if self.core is None:
+            if self.has_power:
+                connection.break_(self.world.network.delay("", ""))
+            return
+        if connection.is_open and connection.life != self._lives:
+            connection.break_(self.world.network.delay("", ""))  # of a process that is gone
+            return
+        self._run(self._lives, self._receive, (connection, parts))
+
+    def _receive(self, connection: Connection, parts: list[bytes]) -> None:
+        if self.core is None:
+            return
+        self._connections[connection.id] = connection
+        self._send(self.core.receive(connection.id, parts, self.clock()))
+        self._turn()
+
+    def _send(self, replies: list[Reply]) -> None:
+        for reply in replies:
+            connection = self._connections.get(reply.to)
+            if connection is not None and not connection.to_owner(reply.frames):
+                del self._connections[reply.to]
+
+    def _woken(self) -> None:
+        self._run(self._lives, self._turn, ())
+
+    def _greeting(self) -> list[bytes]:
+        return encode(Envelope(0, 0, 0, Hello(self.world.cluster, sender=self.name)))
+
+    def _turn(self) -> None:
+        """Do what a turn of the real loop does beside receiving requests."""
+        core, links = self.core, self._links
+        if core is None or links is None:
+            return
+        for handle in links.ready():
+            for peer, parts in links.events(handle):
+                if parts is None:
+                    core.lost(peer)
+                else:
+                    core.receive_answer(peer, parts, self.clock())
+        self._maintain(core, links)
+        self._hand_over()
+        self._turn_again(core.wakeup(self.clock()))
+
+    def _maintain(self, core: PeerCore, links: VirtualLinks) -> None:
+        replies, outgoing = core.tick(self.clock())
+        self._send(replies)
+        members = core.view.members if core.view else {}
+        for one in outgoing:
+            member = members.get(one.peer)
+            address = member.address if member else None
+            if links.moved(one.peer, address):
+                core.lost(one.peer)
+            if not links.send(one.peer, address, one.frames):
+                core.unsent(one)
+        if core.wants_refresh:
+            core.wants_refresh = False
+            self.look_soon()
+        proposals = core.take_proposals()
+        if proposals and self._keeper is not None:
+            self._keeper._proposals.extend(proposals)
+            self.look_soon()
+
+    def _turn_again(self, milliseconds: int) -> None:
+        """Turn when the core wants to, unless a turn is due before that anyway."""
+        when = self.world.events.now + max(_TURN, min(milliseconds, 200) * MS)
+        if not self.world.events.now < self._turning <= when:
+            self._turning = when
+            self._later(when - self.world.events.now, self._turn_due, when)
+
+    def _turn_due(self, when: int) -> None:
+        if when == self._turning:
+            self._turning = 0
+            self._turn()
+
+    # -- commits
+
+    def _hand_over(self) -> None:
+        if self._committing is not None or self.core is None:
+            return
+        commit = self.core.next_commit(self.clock())
+        if commit is not None:
+            self._committing = commit
+            pace = self.sync_time + int(self.rng.expovariate(1 / 400))
+            self._later(pace, self._commit, commit)
+
+    def _commit(self, commit: Commit) -> None:
+        core = self.core
+        if core is None:
+            return
+        self.world.run_commit(self, commit)
+        self._committing = None
+        self._send(core.committed(commit, self.clock()))
+        if core.failure is not None:
+            self.note(f"stops: {core.failure}")
+            self.world.events.after(10 * MS, self._died, self._lives)
+            core.stopping = True
+            return
+        self._turn()
+
+    def _died(self, life: int) -> None:
+        if life == self._lives:
+            self._end()
+            self.world.network.reset(self)
+            self.world.restart_later(self)
+
+    # -- the keeper
+
+    def look_soon(self) -> None:
+        """Look at the membership, or once more if a look is under way."""
+        if self._keeper is None:
+            return
+        if self._looking:
+            self._look_again = True
+            return
+        self._looking = True
+        self._later(self.world.membership.delay(), self._read)
+
+    def _watch(self) -> None:
+        self.look_soon()
+        self._later(_PATIENCE, self._watch)
+
+    def _read(self) -> None:
+        try:
+            self._decide(self.world.membership.read(self.name))
+        except MembershipUnreachable:
+            self._looked(_RETRY)
+
+    def _decide(self, stored: Stored) -> None:
+        if self._keeper is None:
+            return
+        proposal = self.world.propose(self._keeper, stored)
+        if proposal is not None:
+            self._later(self.world.membership.delay(), self._set, proposal, stored)
+            return
+        if stored.topology is not None:
+            self._keeper._adopt(stored.topology)
+        if self.core is not None and self.core.view is not None:
+            self.core.not_ready = None
+        self._looked(0)
+
+    def _set(self, proposal: Topology, stored: Stored) -> None:
+        try:
+            self.world.membership.compare_and_set(self.name, proposal, stored.token)
+        except MembershipUnreachable:
+            self._looked(_RETRY)
+            return
+        self._later(self.world.membership.delay(), self._read)
+
+    def _looked(self, pause: int) -> None:
+        self._looking = False
+        if self._look_again or pause:
+            self._look_again = False
+            self._later(pause, self.look_soon)
+
+    def _publish(self, view: View) -> None:
+        if self.core is None:
+            return
+        replies = self.core.install(view, self.clock())
+        owned = self.core._owned
+        self.core._owned = _OWNED.setdefault(owned, owned)
+        self._send(replies)
+        self._turn()

@@ -1,0 +1,81 @@
+"""Runs the simulation: some hundred seeds, those that once failed, and planted faults.
+
+Each test runs it in processes of its own, because clusters there have fewer partitions.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+_SEEDS = Path(__file__).with_name("seeds.txt")
+
+#: How many worlds a test looks at until the planted fault shows.
+_PATIENCE = 40
+
+
+def simulate(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
+    """Run the simulation as from the command line."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.simulation", *arguments],
+        cwd=_ROOT,
+        env=os.environ | {"PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def once_failed() -> list[tuple[str, ...]]:
+    """Return (seed, calls, partitions) of the seeds that once failed."""
+    lines = [line.split("#")[0].split() for line in _SEEDS.read_text().splitlines()]
+    return [tuple(line) for line in lines if line]
+
+
+@pytest.mark.timeout(600)
+def test_the_invariants_hold_in_some_hundred_worlds() -> None:
+    run = simulate("--seeds", "200", "--calls", "100")
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.timeout(300)
+def test_they_hold_with_as_many_partitions_as_in_life() -> None:
+    run = simulate("--seeds", "4", "--calls", "60", "--partitions", "4096")
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.timeout(300)
+def test_seeds_that_once_failed_stay_sound() -> None:
+    for seed, calls, partitions in once_failed():
+        run = simulate("--only", seed, "--calls", calls, "--partitions", partitions, "--jobs", "1")
+        assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.timeout(300)
+def test_a_seed_replays_exactly() -> None:
+    first = simulate("--seeds", "6", "--digests", "--jobs", "1", hash_seed="1")
+    second = simulate("--seeds", "6", "--digests", "--jobs", "1", hash_seed="2")
+    assert first.stdout.splitlines()[:6] == second.stdout.splitlines()[:6]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("fault", "invariants"),
+    [
+        ("ack-before-sync", ("I1", "I3")),
+        ("ignore-versions", ("I1", "I3")),
+        ("tombstones-on-a-timer", ("I3",)),
+        ("amnesiacs-vote", ("I1", "I3")),
+    ],
+)
+def test_a_planted_fault_is_caught(fault: str, invariants: tuple[str, ...]) -> None:
+    run = simulate("--seeds", str(_PATIENCE), "--planted", fault, "--stop", "--brief")
+    assert run.returncode == 1, run.stdout + run.stderr
+    found = {line.split()[0].strip(":") for line in run.stdout.splitlines() if line[:3] == "  I"}
+    assert found, run.stdout + run.stderr
+    assert found <= set(invariants)

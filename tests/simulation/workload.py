@@ -1,0 +1,297 @@
+"""What virtual clients do all day: a bit of everything, each value unique."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from dstash.client.core import Operation
+from dstash.client.reads import ExistsOperation, LookupOperation, RecordOperation
+from dstash.client.scans import PageOperation
+from dstash.client.writes import WriteOperation
+from dstash.errors import DStashError
+from dstash.store.record import open_record
+from dstash.types import NEVER, Level
+from dstash.wire import codec
+from dstash.wire.keys import Key, decode_key
+from dstash.wire.messages import Scan
+from tests.simulation.client import VirtualClient
+from tests.simulation.events import MS
+from tests.simulation.history import Place, Read, Write, conclude, follow
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+#: A script yields microseconds to sleep, or an operation; it is sent (result, error) for those.
+Script = Generator[Any, Any, None]
+#: A part of a script that ends with (result, error).
+Call = Generator[Any, Any, tuple[Any, DStashError | None]]
+
+_MIX: Final = {
+    "put": 30,
+    "put_ttl": 8,
+    "lookup": 26,
+    "delete": 9,
+    "touch": 6,
+    "record": 5,
+    "exists": 3,
+    "batch_put": 6,
+    "batch_lookup": 7,
+    "batch_delete": 3,
+    "scan": 1,
+}
+
+_KINDS: Final = list(_MIX)
+_WEIGHTS: Final = list(_MIX.values())
+
+
+class Runner:
+    """Runs the script of a client."""
+
+    def __init__(self, client: VirtualClient, script: Script, finished: Callable[[], None]) -> None:
+        self._client = client
+        self._script = script
+        self._finished = finished
+        client.world.events.after(1, self._go_on, None)
+
+    def _go_on(self, value: Any) -> None:
+        self._client.do(lambda: self._step(value))
+
+    def _step(self, value: Any) -> None:
+        try:
+            wanted = self._script.send(value)
+        except StopIteration:
+            self._finished()
+            return
+        if isinstance(wanted, int):
+            self._client.world.events.after(wanted, self._go_on, None)
+        else:
+            self._client.run(wanted, self._done)
+
+    def _done(self, result: Any, error: DStashError | None) -> None:
+        self._client.world.events.after(1, self._go_on, (result, error))
+
+
+class Workload:
+    """The calls of one client, written into the history of the world."""
+
+    def __init__(self, world: World, client: VirtualClient) -> None:
+        self._world = world
+        self._client = client
+        self._calls = client.calls
+        self._timeout = world.conditions.timeout
+
+    # -- scripts
+
+    def script(self, calls: int) -> Script:
+        """Make that many calls, with pauses."""
+        rng, pause = self._world.rng, self._world.conditions.pause
+        for _ in range(calls):
+            if self._world.is_healing:
+                return
+            yield int(rng.expovariate(1 / pause)) + 1
+            kind = rng.choices(_KINDS, _WEIGHTS)[0]
+            yield from getattr(self, f"_{kind}")()
+
+    def read_back(self, places: Sequence[Place]) -> Script:
+        """Read every place at level ``all`` until that works: what stands at the end."""
+        for index in sorted({index for index, _ in places}):
+            keys = [key for one, key in places if one == index]
+            for _ in range(30):
+                _, error = yield from self._lookup_of(index, keys, Level.ALL, is_last=True)
+                if error is None:
+                    break
+                yield 500 * MS
+            else:
+                text = f"{index} cannot be read at level all: {error!r}"
+                self._world.history.broken.append(text)
+
+    def last_words(self, place: Place) -> Script:
+        """Check that this client, which lived through it all, can still write and read."""
+        index, key = place
+        # A call or two may fail over what has changed meanwhile, and learn of it.
+        for left in (4, 3, 2, 1, 0):
+            yield 300 * MS
+            yield from self._write("put", index, [key], Level.QUORUM, must_work=not left)
+            if self._world.history.writes[place][-1].acked is not None:
+                break
+        yield from self._lookup_of(index, [key], Level.QUORUM, is_last=True)
+
+    # -- kinds of calls
+
+    def _put(self) -> Script:
+        index, key = self._place()
+        yield from self._write("put", index, [key], self._level())
+
+    def _put_ttl(self) -> Script:
+        index, key = self._place()
+        ttl = self._world.rng.choice((0.05, 0.4, 2.0, 10.0))
+        yield from self._write("put", index, [key], self._level(), ttl)
+
+    def _delete(self) -> Script:
+        index, key = self._place()
+        yield from self._write("delete", index, [key], self._level())
+
+    def _batch_put(self) -> Script:
+        index, keys = self._places()
+        yield from self._write("put", index, keys, self._level())
+
+    def _batch_delete(self) -> Script:
+        index, keys = self._places()
+        yield from self._write("delete", index, keys, self._level())
+
+    def _lookup(self) -> Script:
+        index, key = self._place()
+        yield from self._lookup_of(index, [key], self._level())
+
+    def _batch_lookup(self) -> Script:
+        index, keys = self._places()
+        yield from self._lookup_of(index, keys, self._level())
+
+    def _exists(self) -> Script:
+        index, key = self._place()
+        yield from self._read_of(self._calls.exists, index, [key], self._level())
+
+    def _record(self) -> Script:
+        index, key = self._place()
+        yield from self._read_of(self._calls.records, index, [key], self._level())
+
+    def _touch(self) -> Script:
+        index, key = self._place()
+        found, error = yield from self._read_of(self._calls.records, index, [key], Level.QUORUM)
+        if error is not None or key not in found:
+            return
+        record, level = found[key], self._level()
+        ttl = self._world.rng.choice((None, 0.3, 3.0, 20.0))
+        operation = self._calls.touch(index, key, record, ttl, self._timeout, level)
+        write = self._world.history.add(
+            Write("touch", self._client.name, (index, key), level, self._now(), _value(record))
+        )
+        [(_, _, content)] = operation._items
+        write.expiry = open_record(content).expiry
+        yield from self._run_write(operation, {key: write})
+
+    def _scan(self) -> Script:
+        index = self._world.rng.choice(self._world.indexes)
+        walk = self._calls.walk(index, "", Scan)
+        while not walk.done:
+            began = self._now()
+            operation = PageOperation(
+                self._client.session, self._calls.deadline(self._timeout), walk
+            )
+            page, error = yield operation
+            if error is not None:
+                return
+            keys = [str(decode_key(key)) for key in codec.unpack_keys(page.keys)]
+            values = self._client.calls._types.decode_array(page.values)
+            for key, value in zip(keys, values, strict=True):
+                self._note_read(Level.ONE, (index, key), began, value)
+
+    # -- how they are made
+
+    def _write(
+        self,
+        kind: str,
+        index: str,
+        keys: list[str],
+        level: Level,
+        ttl: float | None = None,
+        *,
+        must_work: bool = False,
+    ) -> Script:
+        values: dict[Key, Any] = {key: self._value() if kind == "put" else None for key in keys}
+        writes = {
+            key: self._world.history.add(
+                Write(kind, self._client.name, (index, key), level, self._now(), values[key])
+            )
+            for key in keys
+        }
+        operation: WriteOperation
+        if kind == "put":
+            operation = self._calls.put(index, values, ttl, self._timeout, level)
+        else:
+            operation = self._calls.delete(index, keys, self._timeout, level)
+        yield from self._run_write(operation, writes)
+        if must_work:
+            for write in writes.values():
+                if write.acked is None:
+                    text = f"{self._client.name} cannot write any more: {write.error}"
+                    self._world.history.broken.append(text)
+
+    def _run_write(self, operation: WriteOperation, writes: dict[str, Write]) -> Script:
+        follow(operation, writes)  # type: ignore[arg-type]  # a str is a Key
+        result, error = yield operation
+        for write in writes.values():
+            if write.kind == "put":
+                write.expiry = getattr(operation, "expiry", NEVER)
+        conclude(writes, result, error, self._now())  # type: ignore[arg-type]
+        for key, write in writes.items():
+            text = f"{write.client} {write.kind} {write.value!r} at {write.level}: {write.outcome}"
+            self._world.note(text, key.encode())
+
+    def _lookup_of(
+        self, index: str, keys: list[str], level: Level, *, is_last: bool = False
+    ) -> Call:
+        return (yield from self._read_of(self._calls.lookup, index, keys, level, is_last=is_last))
+
+    def _read_of(
+        self,
+        make: Callable[..., LookupOperation],
+        index: str,
+        keys: list[str],
+        level: Level,
+        *,
+        is_last: bool = False,
+    ) -> Call:
+        operation = make(index, keys, self._timeout, level)
+        began = self._now()
+        found, error = yield operation
+        for key in keys if error is None else ():
+            answer = found.get(key)
+            is_record = isinstance(operation, RecordOperation) and answer is not None
+            self._note_read(
+                level,
+                (index, key),
+                began,
+                _value(answer) if is_record else answer,
+                version=answer.version if is_record else None,
+                is_blind=isinstance(operation, ExistsOperation) and answer is not None,
+                is_last=is_last,
+            )
+        return found, error
+
+    def _note_read(self, level: Level, place: Place, began: int, value: Any, **more: Any) -> None:
+        read = Read(self._client.name, place, level, began, self._now(), value, **more)
+        self._world.history.reads.append(read)
+        text = f"{read.client} read {value!r} at {level} (since {began / 1e6:.6f})"
+        self._world.note(text, place[1].encode())
+
+    # -- choices
+
+    def _value(self) -> str:
+        self._client.values_made += 1
+        return f"{self._client.name}.{self._client.values_made}"
+
+    def _place(self) -> Place:
+        return self._world.rng.choice(self._world.places)
+
+    def _places(self) -> tuple[str, list[str]]:
+        index, _ = self._place()
+        keys = [key for one, key in self._world.places if one == index]
+        return index, self._world.rng.sample(keys, min(len(keys), self._world.rng.randint(2, 6)))
+
+    def _level(self) -> Level:
+        return self._world.rng.choices(list(Level), self._world.conditions.levels)[0]
+
+    def _now(self) -> int:
+        return self._world.events.now
+
+
+def _value(record: Any) -> str:
+    """Return the value of a record (a short msgpack string)."""
+    payload: bytes = record.payload
+    return payload[1:].decode()
+
+
+#: Kinds of operation that a script may yield.
+Wanted = Operation | int

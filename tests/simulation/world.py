@@ -1,0 +1,354 @@
+"""One run: a world from a seed, chaos, healing, and the judgement of the checker."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any, Final
+
+import structlog
+
+from dstash.cluster.joining import found
+from dstash.cluster.membership import Announcement, Stored
+from dstash.cluster.topology import Topology
+from dstash.cluster.view import View
+from dstash.limits import PARTITIONS
+from dstash.peer.commits import Commit
+from dstash.peer.core import PeerCore, Settings
+from dstash.peer.keeper import Keeper
+from dstash.store.record import partition_of
+from dstash.store.twin import TwinStore
+from tests.simulation.checker import Checker, Terms, Violation, compare, describe_writes
+from tests.simulation.client import VirtualClient, client_settings
+from tests.simulation.clock import WallClock
+from tests.simulation.conditions import Conditions, draw
+from tests.simulation.disk import SimulatedStore
+from tests.simulation.events import MS, SECOND, Events
+from tests.simulation.faults import Faults
+from tests.simulation.history import History, Place
+from tests.simulation.membership import VirtualMembership
+from tests.simulation.network import Network
+from tests.simulation.node import Node
+from tests.simulation.trace import Trace, around
+from tests.simulation.workload import Runner, Script, Workload
+
+#: How long chaos lasts at most, and how long the cluster has to heal.
+CHAOS: Final = 120 * SECOND
+HEALING: Final = 60 * SECOND
+
+_READER: Final = "reader"
+
+
+@dataclass
+class Report:
+    """What came of a run."""
+
+    seed: int
+    conditions: Conditions
+    violations: list[Violation]
+    digest: str
+    counts: dict[str, int]
+    traces: dict[Place | None, list[str]] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every invariant held."""
+        return not self.violations
+
+    def __str__(self) -> str:
+        if self.ok:
+            return f"seed {self.seed}: ok {self.counts}"
+        lines = [f"seed {self.seed}: {len(self.violations)} violations", f"    {self.conditions}"]
+        for violation in self.violations:
+            lines.append(f"  {violation}")
+            lines += around(self.traces.pop(violation.place, []))
+        return "\n".join(lines)
+
+
+class World:
+    """A cluster, its clients and its misfortunes, all from one seed.
+
+    Tests plant faults by overriding the methods under "what can be bent".
+    """
+
+    cluster = "simulated"
+
+    def __init__(
+        self,
+        seed: int,
+        calls: int = 200,
+        conditions: Conditions | None = None,
+        always: tuple[str, ...] = (),
+    ) -> None:
+        self.seed = seed
+        self.rng = Random(seed)
+        drawn = conditions or draw(self.rng, calls)
+        faults = tuple(sorted({*drawn.faults, *always}))
+        self.conditions = replace(drawn, faults=faults)
+        self.events = Events()
+        self.trace = Trace()
+        self.history = History()
+        self.network = Network(self.events, self.rng, self.trace)
+        self.membership = VirtualMembership(self.events, self.rng, self.trace)
+        self.wiped = False
+        self.damaged = False
+        self.is_healing = False
+        self.indexes = ["a", "b"]
+        keys = self.conditions.keys
+        self.places: list[Place] = [(self.indexes[i % 2], f"key{i // 2}") for i in range(keys)]
+        machines = self.conditions.peers + self.conditions.spares
+        self.nodes = [self._make_node(number) for number in range(machines)]
+        #: Where peers are now, as clients would hear from Consul or from DNS.
+        self.seeds = [node.address for node in self.nodes]
+        self.clients = [self._make_client(f"c{i + 1}") for i in range(self.conditions.clients)]
+        self.faults = Faults(self)
+        self._running = 0
+
+    def _make_node(self, number: int) -> Node:
+        name = f"n{number + 1}"
+        clock = WallClock(
+            self.events,
+            self.conditions.offsets_ms[number % self.conditions.peers],
+            self.rng.randint(-100, 100),
+        )
+        return Node(self, name, f"z{number % self.conditions.zones}", clock)
+
+    def _make_client(self, name: str) -> VirtualClient:
+        offset = self.conditions.client_offset_ms
+        clock = WallClock(
+            self.events, self.rng.randint(-offset, offset), self.rng.randint(-100, 100)
+        )
+        zone = self.rng.choice((None, "z0"))
+        return VirtualClient(
+            self, name, clock, client_settings(self.seeds, self.conditions.timeout, zone)
+        )
+
+    # -- what can be bent
+
+    def make_store(self, store_id: str) -> SimulatedStore:
+        """Return an empty disk."""
+        return SimulatedStore(store_id, self.rng)
+
+    def make_core(self, settings: Settings, store: TwinStore, now: int) -> PeerCore:
+        """Return the core of a process that starts."""
+        return PeerCore(settings, store, now)
+
+    def run_commit(self, node: Node, commit: Commit) -> None:
+        """Bring a commit to disk."""
+        commit.run(node.store)
+
+    def propose(self, keeper: Keeper, stored: Stored) -> Topology | None:
+        """Return what a keeper wants the topology to become."""
+        return keeper._next_step(stored)
+
+    def crashed(self, node: Node) -> None:
+        """Take from a disk what was not synced."""
+
+    # -- what others call
+
+    def note(self, text: str, key: bytes | None = None) -> None:
+        """Write into the trace."""
+        self.trace.note(self.events.now, text, key)
+
+    def guard(self, name: str, action: Callable[..., object], *args: Any) -> None:
+        """Run a piece of a process; what it should never raise is a violation, and its end."""
+        try:
+            action(*args)
+        except Exception:
+            self.history.broken.append(f"{name} fell over:\n{traceback.format_exc()}")
+            for node in self.nodes:
+                if node.name == name:
+                    node.kill(power=False)
+                    self.restart_later(node)
+
+    def restart_later(self, node: Node) -> None:
+        """Start a process again some time after it ended by itself, as a supervisor does."""
+
+        def restart() -> None:
+            if not node.is_running and self.is_member(node):
+                node.start()
+
+        self.events.after(int(self.rng.random() * 2 * SECOND), restart)
+
+    # -- the run
+
+    def run(self) -> Report:
+        """Let it all happen."""
+        with _quiet():
+            self._form()
+            self._work()
+            self._heal()
+            violations = self._judge()
+        return self._report(violations)
+
+    def _form(self) -> None:
+        first = self.nodes[0]
+        announcement = Announcement(
+            first.name, first.address, first.store.store_id, first.zone, 1.0, http=""
+        )
+        # Made here because its id should come from the seed as well.
+        self.membership.topology = found(
+            announcement,
+            self.cluster,
+            f"cluster-{self.seed}",
+            self.conditions.replicas,
+            self.conditions.peers,
+        )
+        for node in self.nodes[: self.conditions.peers]:
+            self.events.after(self.rng.randint(0, 50 * MS), node.start)
+        self.network.jitter = self.conditions.jitter
+
+    def _work(self) -> None:
+        self.network.duplication = self.conditions.duplication
+        for client in self.clients:
+            self._start_script(client, Workload(self, client).script(self.conditions.calls))
+        self.events.after(700 * MS, self.faults.begin)
+        self.events.run_until(CHAOS, lambda: not self._running)
+
+    def _start_script(self, client: VirtualClient, script: Script) -> None:
+        self._running += 1
+        Runner(client, script, self._script_ended)
+
+    def _script_ended(self) -> None:
+        self._running -= 1
+
+    def _heal(self) -> None:
+        self.note("healing begins")
+        self.is_healing = True
+        self.faults.end()
+        self.network.duplication = 0.0
+        for node in self.nodes:
+            node.sync_time = 300
+            node.clock.set_right()
+            if not node.is_running and self.is_member(node):
+                node.start()
+            self._scrub(node)
+        self._settle()
+        self.note("healing ends")
+
+    def _scrub(self, node: Node) -> None:
+        """Let the slow scrub find at once what it finds within the hour."""
+        if self.damaged and node.core is not None:
+            for partition in range(PARTITIONS):
+                node.core.holdings.forget_digest(partition)
+
+    def _settle(self) -> None:
+        """Wait until replicas are equal, as long as that may take at most."""
+        end = self.events.now + HEALING
+        # A peer that started with a fast clock refuses what is older than that, for so long.
+        fastest = max(0, *(node.clock.worst_ms for node in self.nodes)) * MS
+        if fastest > SECOND:
+            self.events.run_until(min(end, self.events.now + fastest))
+        while self.events.now < end:
+            self.events.run_until(self.events.now + 2 * SECOND)
+            if self._is_whole() and not self._compare():
+                return
+
+    def _is_whole(self) -> bool:
+        topology = self.membership.topology
+        return (
+            not self._running
+            and topology is not None
+            and topology.change is None
+            and all(member.synced for member in topology.members)
+            and all(
+                node.core is not None and node.core.why_not_ready() is None
+                for node in self.nodes
+                if self.is_member(node)
+            )
+        )
+
+    def is_member(self, node: Node) -> bool:
+        """Whether a peer is in the topology."""
+        topology = self.membership.topology
+        return topology is not None and topology.member(node.name) is not None
+
+    def _judge(self) -> list[Violation]:
+        if self._running:
+            self.history.broken.append(f"{self._running} clients never came to their end")
+            self._running = 0
+        found = self._compare()
+        if not self._is_whole():
+            found.append(Violation("I4", None, f"not healed: {self.membership.topology}"))
+        reader = self._make_client(_READER)
+        self.clients.append(reader)
+        self._await([(reader, Workload(self, reader).read_back(self.places))])
+        survivors = [client for client in self.clients if client is not reader]
+        self._await(
+            [
+                (client, Workload(self, client).last_words(("a", f"last-{client.name}")))
+                for client in survivors
+            ]
+        )
+        return Checker(self.history, self._terms()).check() + found
+
+    def _await(self, scripts: Iterable[tuple[VirtualClient, Script]]) -> None:
+        for client, script in scripts:
+            self._start_script(client, script)
+        if not self.events.run_until(self.events.now + 100 * SECOND, lambda: not self._running):
+            self.history.broken.append("the cluster does not answer after healing")
+            self._running = 0
+
+    def _terms(self) -> Terms:
+        clocks = [node.clock for node in self.nodes]
+        slack = max(clock.error_ms() for clock in clocks) + 50
+        # A partition that moves is copied from as many replicas as quorums need, and no more.
+        loses_ones = self.wiped or self.damaged or self.membership.moved_data
+        return Terms(
+            self.conditions.replicas,
+            slack,
+            keeps_ones=not loses_ones,
+            delivers_once=not self.conditions.duplication,
+        )
+
+    def _compare(self) -> list[Violation]:
+        topology = self.membership.topology
+        if topology is None:
+            return [Violation("I4", None, "there is no topology")]
+        view = View(topology)
+        unsynced = {member.id for member in topology.members if not member.synced}
+        stores = {node.name: node.store for node in self.nodes}
+        owners = {
+            storage_key: [
+                peer
+                for peer in view.readers[int.from_bytes(storage_key[:2], "big")]
+                if peer not in unsynced
+            ]
+            for storage_key in self._storage_keys()
+        }
+        return compare(stores, owners)
+
+    def _storage_keys(self) -> Iterator[bytes]:
+        for index, key in self.places:
+            encoded = key.encode()
+            name = index.encode()
+            yield partition_of(encoded).to_bytes(2, "big") + bytes((len(name),)) + name + encoded
+
+    def _report(self, violations: list[Violation]) -> Report:
+        traces: dict[Place | None, list[str]] = {}
+        for place in {one.place for one in violations if one.place is not None}:
+            lines = self.trace.of_key(place[1].encode())
+            traces[place] = [*describe_writes(self.history, place), "", *lines]
+        return Report(
+            self.seed,
+            self.conditions,
+            violations,
+            self.trace.digest(),
+            {**self.history.counts(), "messages": self.trace.deliveries},
+            traces,
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what peers log out of the way: hundreds of them live in one test."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)

@@ -1,0 +1,409 @@
+"""The store on a real disk: what it keeps, what it refuses, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from dstash.errors import CorruptStore, DiskFull, ForeignStore, StoreError, StoreInUse
+from dstash.limits import MIB, PARTITIONS
+from dstash.store import lmdb as store_module
+from dstash.store.interface import Identity, Write
+from dstash.store.lmdb import DATA_FILE, LmdbStore
+from dstash.store.record import head, keyspace, seal
+from dstash.types import Durability
+from dstash.version import pack, stamp_at
+from tests.harness.process import mortal
+
+SPACE = keyspace(b"index", frozenset(range(PARTITIONS)))
+NOW = 1_000_000
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def entries(*names: str, value: bytes = b"\x01", stamp: int = 1) -> list[tuple[bytes, bytes]]:
+    keys = [name.encode() for name in names]
+    return seal(SPACE, keys, head(pack(stamp_at(stamp), b"abcd")), [value] * len(keys))
+
+
+def put(store: LmdbStore, *names: str, value: bytes = b"\x01", stamp: int = 1) -> None:
+    store.commit([Write(entries(*names, value=value, stamp=stamp), NOW, stamp_at(stamp))])
+
+
+def held(store: LmdbStore) -> dict[bytes, bytes]:
+    with store.snapshot() as snapshot:
+        return dict(snapshot.walk(b"", b"\xff" * 511))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def store(folder: Path) -> Iterator[LmdbStore]:
+    store = LmdbStore(folder)
+    yield store
+    store.close()
+
+
+def elsewhere(code: str, *arguments: object, ok: bool = True) -> str:
+    """Run code in a process of its own; returns what it printed."""
+    done = subprocess.run(
+        mortal([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode == 0) == ok, done.stderr
+    return done.stdout
+
+
+class TestKeeping:
+    def test_what_was_committed_is_there_after_a_restart(self, folder: Path) -> None:
+        store = LmdbStore(folder)
+        put(store, "a", "b")
+        store.adopt(Identity("cluster", "peer", "ignored"))
+        store.mark(b"topology", b"content")
+        kept, store_id, records = held(store), store.store_id, store.stats().records
+        store.close()
+        store = LmdbStore(folder)
+        assert held(store) == kept == dict(entries("a", "b"))
+        assert store.store_id == store_id
+        assert store.identity == Identity("cluster", "peer", store_id)
+        assert store.marked(b"topology") == b"content"
+        assert store.marked(b"other") is None
+        assert store.high_water == stamp_at(1)
+        assert store.stats().records == records == 2
+        store.close()
+
+    @pytest.mark.parametrize("durability", Durability)
+    def test_what_was_committed_outlives_the_process(
+        self, folder: Path, durability: Durability
+    ) -> None:
+        elsewhere(
+            """
+            import os, sys
+            from pathlib import Path
+            from dstash.store.lmdb import LmdbStore
+            from dstash.types import Durability
+            from tests.store.test_lmdb import put
+            store = LmdbStore(Path(sys.argv[1]), Durability(sys.argv[2]))
+            put(store, "a", "b")
+            put(store, "b", stamp=2)
+            os.kill(os.getpid(), 9)
+            """,
+            folder,
+            durability,
+            ok=False,
+        )
+        store = LmdbStore(folder)
+        assert held(store) == dict(entries("a") + entries("b", stamp=2))
+        assert store.high_water == stamp_at(2)
+        store.close()
+
+    def test_a_process_that_died_while_making_the_store_leaves_nothing_in_the_way(
+        self, folder: Path
+    ) -> None:
+        elsewhere(
+            """
+            import os, sys
+            from pathlib import Path
+            from dstash.store.lmdb import LmdbStore
+            LmdbStore._read_meta = lambda *args: os.kill(os.getpid(), 9)
+            LmdbStore(Path(sys.argv[1]))
+            """,
+            folder,
+            ok=False,
+        )
+        assert (folder / DATA_FILE).exists()
+        store = LmdbStore(folder)
+        put(store, "a")
+        store.close()
+
+    def test_each_store_has_an_id_of_its_own(self, tmp_path: Path) -> None:
+        stores = [LmdbStore(tmp_path / name) for name in "ab"]
+        assert stores[0].store_id != stores[1].store_id
+        for store in stores:
+            store.close()
+
+    def test_a_commit_is_whole_or_not_at_all(
+        self, store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put(store, "a")
+        before, high = held(store), store.high_water
+        bad = [*entries("b", stamp=5), (b"x" * 600, b"too long a key for LMDB")]
+        with pytest.raises(StoreError):
+            store.commit([Write(bad, NOW, stamp_at(5))])
+        assert held(store) == before
+        assert store.high_water == high
+        put(store, "b")  # one mistake does not close it
+
+    def test_marks_commit_together_with_records(self, store: LmdbStore) -> None:
+        store.commit([Write(entries("a"), NOW, marks=[(b"name", b"content")])])
+        assert store.marked(b"name") == b"content"
+
+    def test_drops_remove_only_the_version_that_was_meant(self, store: LmdbStore) -> None:
+        put(store, "a", "b")
+        put(store, "b", stamp=2)
+        drops = [(key, pack(stamp_at(1), b"abcd")) for key, _ in entries("a", "b")]
+        store.commit([Write([], NOW, drops=drops)])
+        assert held(store) == dict(entries("b", stamp=2))
+
+
+class TestReading:
+    def test_a_snapshot_does_not_see_later_writes(self, store: LmdbStore) -> None:
+        put(store, "a")
+        [(key, old)] = entries("a")
+        with store.snapshot() as snapshot:
+            thread = threading.Thread(target=put, args=(store, "a"), kwargs={"stamp": 2})
+            thread.start()
+            thread.join()
+            assert snapshot.get(key) == old
+        with store.snapshot() as snapshot:
+            assert snapshot.get(key) != old
+
+    def test_a_walk_goes_from_begin_to_before_end(self, store: LmdbStore) -> None:
+        put(store, *map(str, range(50)))
+        everything = sorted(dict(entries(*map(str, range(50)))))
+        with store.snapshot() as snapshot:
+            for begin, end in ((0, 50), (10, 20), (49, 49)):
+                upper = everything[end] if end < 50 else b"\xff" * 9
+                found = [key for key, _ in snapshot.walk(everything[begin], upper)]
+                assert found == everything[begin:end]
+            assert list(snapshot.walk(b"\xff" * 9, b"\xff" * 10)) == []
+
+
+class TestGrowing:
+    @pytest.fixture(autouse=True)
+    def small_map(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(store_module, "_FIRST_MAP", MIB // 4)
+
+    def test_the_map_grows_by_itself_and_stays_grown(self, folder: Path) -> None:
+        store = LmdbStore(folder)
+        for number in range(40):
+            put(store, f"key-{number}", value=b"\xc5\xff\xf0" + bytes(0xFFF0))
+        assert store.stats().map_bytes > 2 * MIB
+        kept = held(store)
+        store.close()
+        store = LmdbStore(folder)
+        assert held(store) == kept
+        put(store, "more")
+        store.close()
+
+    def test_one_commit_may_be_larger_than_the_map(self, store: LmdbStore) -> None:
+        put(store, *map(str, range(300)), value=b"\xc5\xff\xf0" + bytes(0xFFF0))
+        assert store.stats().records == 300
+
+    def test_marks_grow_the_map_too(self, store: LmdbStore) -> None:
+        for number in range(8):
+            store.mark(b"large-%d" % number, bytes(MIB // 8))
+        assert store.marked(b"large-0") == bytes(MIB // 8)
+
+    def test_an_identity_grows_the_map_too(self, store: LmdbStore) -> None:
+        store.adopt(Identity("c" * MIB, "peer", ""))
+        assert store.identity is not None
+
+    def test_growing_under_readers_and_other_writers(self, store: LmdbStore) -> None:
+        """The map moves in memory when it grows: nobody may be looking at it then."""
+        stop = threading.Event()
+        failures: list[BaseException] = []
+
+        def until_stopped(action: object) -> None:
+            try:
+                while not stop.is_set():
+                    action()  # type: ignore[operator]
+            except BaseException as error:
+                failures.append(error)
+
+        def mark() -> None:
+            store.mark(b"name", os.urandom(3000))
+
+        actions = [mark, lambda: held(store), lambda: store.marked(b"name"), store.stats]
+        threads = [threading.Thread(target=until_stopped, args=(one,)) for one in actions]
+        for thread in threads:
+            thread.start()
+        for number in range(120):
+            put(store, f"key-{number}", value=b"\xc5\xff\xf0" + bytes(0xFFF0))
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert store.stats().map_bytes > 8 * MIB
+
+
+class TestRefusing:
+    def test_a_directory_in_use_by_another_process_names_it(
+        self, store: LmdbStore, folder: Path
+    ) -> None:
+        said = elsewhere(
+            """
+            import sys
+            from pathlib import Path
+            from dstash.errors import StoreInUse
+            from dstash.store.lmdb import LmdbStore
+            try:
+                LmdbStore(Path(sys.argv[1]))
+            except StoreInUse as error:
+                print(error)
+            """,
+            folder,
+        )
+        assert said.strip() == f"data directory {folder} is in use by process {os.getpid()}"
+
+    def test_a_directory_in_use_by_this_process(self, store: LmdbStore, folder: Path) -> None:
+        with pytest.raises(StoreInUse):
+            LmdbStore(folder)
+        put(store, "a")  # the one who holds it is not disturbed
+
+    def test_a_lock_file_of_a_dead_process_is_not_in_the_way(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "LOCK").write_text("1")
+        LmdbStore(folder).close()
+
+    def test_a_store_of_another_cluster_or_peer(self, folder: Path) -> None:
+        store = LmdbStore(folder)
+        store.adopt(Identity("cluster", "peer", ""))
+        store.adopt(Identity("cluster", "peer", "whatever"))
+        for other in (Identity("other", "peer", ""), Identity("cluster", "other", "")):
+            with pytest.raises(ForeignStore, match="belongs to peer 'peer' of cluster 'cluster'"):
+                store.adopt(other)
+        store.close()
+
+    @pytest.mark.parametrize("content", [b"", b"garbage" * 10_000, bytes(100_000)])
+    def test_a_data_file_that_was_emptied_or_overwritten(
+        self, folder: Path, content: bytes
+    ) -> None:
+        LmdbStore(folder).close()
+        (folder / DATA_FILE).write_bytes(content)
+        with pytest.raises(CorruptStore):
+            LmdbStore(folder)
+        (folder / DATA_FILE).unlink()
+        (folder / "lock.mdb").unlink()
+        LmdbStore(folder).close()  # the refusal left no lock behind
+
+    def test_a_data_file_that_was_cut_off(self, folder: Path) -> None:
+        store = LmdbStore(folder)
+        put(store, *map(str, range(500)), value=b"\xc5\x10\x00" + bytes(0x1000))
+        store.close()
+        os.truncate(folder / DATA_FILE, (folder / DATA_FILE).stat().st_size // 2)
+        with pytest.raises(CorruptStore, match="was cut off"):
+            LmdbStore(folder)
+
+    def test_a_database_of_somebody_else(self, folder: Path) -> None:
+        folder.mkdir()
+        lmdb.open(os.fspath(folder)).close()
+        with pytest.raises(CorruptStore, match="not a dstash store"):
+            LmdbStore(folder)
+
+    def test_a_store_of_a_later_format(self, folder: Path) -> None:
+        LmdbStore(folder).close()
+        with lmdb.open(os.fspath(folder), max_dbs=8) as env, env.begin(write=True) as transaction:
+            transaction.put(b"format", b"99", db=env.open_db(b"meta", transaction))
+        with pytest.raises(StoreError, match="format 99; this version reads 1"):
+            LmdbStore(folder)
+
+    def test_a_path_that_is_a_file(self, folder: Path) -> None:
+        folder.write_text("not a directory")
+        for path in (folder, folder / "below"):
+            with pytest.raises(StoreError, match="cannot make data directory"):
+                LmdbStore(path)
+
+    def test_a_directory_that_may_not_be_written(self, folder: Path) -> None:
+        folder.mkdir()
+        folder.chmod(0o555)
+        for parent in folder.parents:  # down to where pytest keeps its directories
+            if parent.stat().st_mode & 0o1000:
+                break
+            parent.chmod(0o755)
+        said = elsewhere(
+            """
+            import os, sys
+            from pathlib import Path
+            from dstash.errors import StoreError
+            from dstash.store.lmdb import LmdbStore
+            if os.geteuid() == 0:  # whom no mode keeps out
+                os.setgid(65534), os.setuid(65534)
+            try:
+                LmdbStore(Path(sys.argv[1]))
+            except StoreError as error:
+                print(error)
+            """,
+            folder,
+        )
+        folder.chmod(0o700)
+        assert said.startswith("data directory ")
+        assert said.strip().endswith("cannot be read and written by this user")
+
+
+FULL_DISK = """
+import json, os, resource, sys
+from pathlib import Path
+from dstash.errors import DiskFull, DStashError
+from dstash.store.lmdb import LmdbStore
+from tests.store.test_lmdb import held, put
+
+folder, limit = Path(sys.argv[1]), int(sys.argv[2])
+store = LmdbStore(folder)
+put(store, "first")
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+stored, errors = ["first"], []
+for number in range(400):
+    try:
+        put(store, f"key-{number}", value=b"\\xc5\\xff\\xf0" + bytes(0xfff0))
+        stored.append(f"key-{number}")
+    except DStashError as error:
+        errors.append([type(error).__name__, str(error), error.retryable])
+        if len(errors) > 3:
+            break
+readable = len(held(store))
+print(json.dumps([stored, errors, readable, store.check_writable()]))
+sys.stdout.flush()
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    if store.check_writable() is None:
+        put(store, "after")
+store.close()
+store = LmdbStore(folder)
+assert len(held(store)) >= readable
+store.close()
+"""
+
+
+class TestFullDisk:
+    def check(self, said: str) -> None:
+        stored, errors, readable, broken = json.loads(said.splitlines()[-1])
+        assert errors, "the disk never became full"
+        assert readable == len(stored), "what was acked is read, and nothing else is"
+        assert {name for name, _, _ in errors} == {DiskFull.__name__}
+        assert "no room left on the disk" in errors[0][1]
+        assert broken is None, "room may be made: the store is not closed for good"
+
+    def test_a_file_system_without_room_is_an_answer_and_reads_go_on(self, tmp_path: Path) -> None:
+        if shutil.which("unshare") is None or os.geteuid() != 0:
+            pytest.skip("a small file system takes the right to mount one")
+        mount = f'mount -t tmpfs -o size=4m tmpfs {tmp_path} && exec "$@"'
+        command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "data"), "0"]
+        done = subprocess.run(
+            mortal(["unshare", "-m", "sh", "-c", mount, "sh", *command]),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        self.check(done.stdout)
+
+    def test_a_file_that_may_not_grow_is_an_answer_and_reads_go_on(self, tmp_path: Path) -> None:
+        self.check(elsewhere(FULL_DISK, tmp_path / "data", 4 * MIB))

@@ -1,0 +1,115 @@
+"""Merging: whatever order records arrive in, and however often, all replicas end up the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dstash.limits import PARTITIONS
+from dstash.store.interface import Write
+from dstash.store.record import HEAD_BYTES, head, keyspace, seal
+from dstash.store.twin import TwinStore
+from dstash.types import RecordFlag
+from dstash.version import pack
+
+SPACE = keyspace(b"index", frozenset(range(PARTITIONS)))
+NOW = 1_000_000
+
+Entry = tuple[bytes, bytes]
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> Entry:
+    """Return a record of one of few keys, with a version of its own as clients make them."""
+    stamp, writer = draw(st.integers(1, 6)), draw(st.sampled_from([b"aaaa", b"bbbb"]))
+    touched = draw(st.sampled_from([0, 7, 8]))
+    key = draw(st.sampled_from([b"x", b"y", b"z"]))
+    is_tombstone = (stamp + len(key)) % 3 == 0 and not touched
+    # What a version stands for is the same wherever it is met: that is what makes it a version.
+    flags, expiry = (RecordFlag.TOMBSTONE, 0) if is_tombstone else (0, touched * 1000)
+    payload = b"" if is_tombstone else b"\xa1" + bytes([stamp]) + writer
+    return seal(SPACE, [key], head(pack(stamp, writer, touched), flags, expiry), [payload])[0]
+
+
+def merged(groups: Sequence[Sequence[Entry]]) -> dict[bytes, bytes]:
+    store = TwinStore()
+    for group in groups:
+        store.commit([Write(group, NOW)])
+    return store.records
+
+
+@given(st.lists(entries(), max_size=12), st.randoms())
+def test_order_does_not_matter(some: list[Entry], random: object) -> None:
+    shuffled = list(some)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert merged([some]) == merged([shuffled])
+
+
+@given(st.lists(entries(), max_size=6), st.lists(entries(), max_size=6))
+def test_repetition_does_not_matter(some: list[Entry], more: list[Entry]) -> None:
+    assert merged([some, more, some, more]) == merged([some, more])
+
+
+@given(*[st.lists(entries(), max_size=5)] * 3)
+def test_grouping_does_not_matter(one: list[Entry], two: list[Entry], three: list[Entry]) -> None:
+    assert merged([one + two, three]) == merged([one, two + three]) == merged([one, two, three])
+
+
+@given(st.lists(entries(), min_size=1, max_size=12))
+def test_the_highest_version_of_each_key_stays(some: list[Entry]) -> None:
+    for storage_key, record in merged([some]).items():
+        versions = [other[8:28] for key, other in some if key == storage_key]
+        assert record[8:28] == max(versions)
+
+
+@given(st.lists(entries(), max_size=8), entries())
+def test_who_was_beaten_is_told_by_what(some: list[Entry], one: Entry) -> None:
+    store = TwinStore()
+    store.commit([Write(some, NOW)])
+    before = store.records.get(one[0])
+    [result] = store.commit([Write([one], NOW)])
+    if before is not None and before[8:28] > one[1][8:28]:
+        assert result.superseded == [(0, before[8:28])]
+        assert store.records[one[0]] == before
+    else:
+        assert result.superseded == []
+        assert store.records[one[0]] == one[1]
+
+
+def put(stamp: int, expiry: int = 0, flags: int = 0) -> Entry:
+    return seal(SPACE, [b"x"], head(pack(stamp, b"aaaa"), flags, expiry), [b"\x01"])[0]
+
+
+def test_whether_a_live_record_was_there_before_is_told() -> None:
+    store = TwinStore()
+
+    def existed(entry: Entry, now: int = NOW) -> bool:
+        [result] = store.commit([Write([entry], now)])
+        return bool(result.existed[0])
+
+    assert not existed(put(1))
+    assert existed(put(2, expiry=NOW + 1))
+    assert not existed(put(3), now=NOW + 1)
+    assert existed(put(4, flags=RecordFlag.TOMBSTONE))
+    assert not existed(put(5))
+
+
+def test_a_damaged_record_stands_in_nobodys_way() -> None:
+    storage_key, record = put(9)
+    for damaged in (record[:8] + b"\xff" * 20 + record[28:], record[:-1] + b"\x02"):
+        store = TwinStore()
+        store.records[storage_key] = damaged
+        [result] = store.commit([Write([put(5)], NOW)])
+        assert result.superseded == []
+        assert store.records[storage_key] == put(5)[1]
+
+
+def test_a_record_that_was_cut_off_stands_in_nobodys_way() -> None:
+    storage_key, record = put(9)
+    for length in range(HEAD_BYTES):
+        store = TwinStore()
+        store.records[storage_key] = record[:length]
+        store.commit([Write([put(5)], NOW)])
+        assert store.records[storage_key] == put(5)[1]

@@ -1,0 +1,93 @@
+"""The store against its twin, a dictionary: any sequence of commits, restarts and walks."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from dstash.limits import MIB, PARTITIONS
+from dstash.store import lmdb as store_module
+from dstash.store.interface import Write
+from dstash.store.lmdb import LmdbStore
+from dstash.store.record import head, keyspace, seal
+from dstash.store.twin import TwinStore
+from dstash.types import Durability, RecordFlag
+from dstash.version import pack
+
+SPACES = [keyspace(name, frozenset(range(PARTITIONS))) for name in (b"i", b"index")]
+KEYS = [b"%d" % number for number in range(12)]
+
+heads = st.builds(
+    head,
+    st.builds(pack, st.integers(1, 40), st.sampled_from([b"aaaa", b"bbbb"]), st.integers(0, 40)),
+    st.sampled_from([0, 0, RecordFlag.TOMBSTONE]),
+    st.sampled_from([0, 0, 500, 1500]),
+)
+payloads = st.binary(min_size=1, max_size=8) | st.integers(1, 40).map(lambda n: bytes(n * 1000))
+
+
+@st.composite
+def writes(draw: st.DrawFn) -> Write:
+    keys = draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=6))
+    content = [draw(payloads) for _ in keys]
+    entries = seal(draw(st.sampled_from(SPACES)), keys, draw(heads), content)
+    drops = [(key, record[8:28]) for key, record in entries] if draw(st.booleans()) else []
+    marks = [(b"mark", draw(st.binary(max_size=9)))] if draw(st.booleans()) else []
+    horizons = [draw(st.integers(0, 30))] * PARTITIONS if draw(st.booleans()) else None
+    newest = draw(st.integers(0, 2**64 - 1))
+    return Write(entries, draw(st.sampled_from([100, 1000, 2000])), newest, drops, horizons, marks)
+
+
+class StoreAgainstTwin(RuleBasedStateMachine):
+    """Both do the same; at any moment both hold the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.first_map = store_module._FIRST_MAP
+        store_module._FIRST_MAP = MIB // 4  # so that growing is part of it
+        self.twin = TwinStore()
+        self.open(Durability.NONE)
+
+    def open(self, durability: Durability) -> None:
+        self.store = LmdbStore(Path(self.folder.name), durability)
+
+    @rule(group=st.lists(writes(), min_size=1, max_size=4))
+    def commit(self, group: list[Write]) -> None:
+        assert self.store.commit(group) == self.twin.commit(group)
+
+    @rule(content=st.binary(max_size=20))
+    def mark(self, content: bytes) -> None:
+        self.store.mark(b"mark", content)
+        self.twin.mark(b"mark", content)
+
+    @rule(durability=st.sampled_from(Durability))
+    def reopen(self, durability: Durability) -> None:
+        self.store.close()
+        self.open(durability)
+
+    @rule(begin=st.binary(max_size=4), end=st.binary(max_size=4))
+    def walk(self, begin: bytes, end: bytes) -> None:
+        with self.store.snapshot() as mine, self.twin.snapshot() as twins:
+            assert list(mine.walk(begin, end)) == list(twins.walk(begin, end))
+
+    @invariant()
+    def holds_the_same(self) -> None:
+        with self.store.snapshot() as snapshot:
+            assert dict(snapshot.walk(b"", b"\xff" * 9)) == self.twin.records
+        assert self.store.stats().records == len(self.twin.records)
+        assert self.store.high_water == self.twin.high_water
+        assert self.store.marked(b"mark") == self.twin.marked(b"mark")
+
+    def teardown(self) -> None:
+        self.store.close()
+        self.folder.cleanup()
+        store_module._FIRST_MAP = self.first_map
+
+
+TestStoreAgainstTwin = StoreAgainstTwin.TestCase
+TestStoreAgainstTwin.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)

@@ -1,0 +1,262 @@
+"""Settings: layers, messages, and the files under conf/."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dstash.config import (
+    ClientSettings,
+    PeerSettings,
+    SharedSettings,
+    layered,
+    load_client,
+    load_peer,
+    unknown_variables,
+)
+from dstash.errors import ConfigError
+from dstash.types import Durability, Level
+
+KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
+CONF = Path(__file__).parent.parent / "conf"
+
+
+def refusal(load: Any, file: Path | None = None, environ: Any = None, **flags: Any) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load(file, flags, environ or {})
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_strength_is_flag_then_environment_then_file_then_default(tmp_path: Path) -> None:
+    text = 'data_dir = "d"\nport = 1\nweight = 1.5\nreplicas = 1\n'
+    file = write(tmp_path / "peer.toml", text)
+    environ = {"DSTASH_PORT": "2", "DSTASH_WEIGHT": "2.5", "DSTASH_JOIN": ""}
+    settings = load_peer(file, {"port": 3, "weight": None}, environ)
+    assert (settings.port, settings.weight, settings.replicas) == (3, 2.5, 1)
+    assert settings.join == "auto"  # an empty variable counts as not set
+    assert settings.durability is Durability.SYNC
+
+
+def test_origins_name_the_layer(tmp_path: Path) -> None:
+    file = write(tmp_path / "peer.toml", 'data_dir = "d"\n\nport = 1\n')
+    loaded = layered(PeerSettings, file, {"id": "a"}, {"DSTASH_ZONE": "z"})
+    assert loaded.origins == {
+        "data_dir": f"{file}, line 1",
+        "port": f"{file}, line 3",
+        "id": "command line",
+        "zone": "DSTASH_ZONE",
+    }
+
+
+def test_the_process_environment_is_not_read_behind_the_callers_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DSTASH_TIMEOUT", "77")
+    assert load_client(None, {}, {}).timeout == 5.0
+    assert load_client(None, {}).timeout == 77.0
+
+
+def test_every_problem_is_found_at_once(tmp_path: Path) -> None:
+    file = write(tmp_path / "x.toml", 'data_dir = "d"\nport = 70000\nrepicas = 3\n[tls]\na = 1\n')
+    error = refusal(load_peer, file, {"DSTASH_DURABILITY": "fast"})
+    assert str(error).endswith("(and 3 more)")
+    assert error.exit_code == 2
+    problems = error.facts["problems"]
+    assert problems[0] == f"{file}, line 3: unknown key 'repicas'; did you mean 'replicas'?"
+    assert problems[1].startswith(f"{file}, line 4: unknown key 'tls'; allowed are advertise,")
+    assert problems[2:] == [
+        f"{file}, line 2: port is 70000; allowed is a whole number from 0 to 65535",
+        "DSTASH_DURABILITY: durability is 'fast'; allowed is sync | interval | none",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"port": "x"}, "port is 'x'; allowed is a whole number from 0 to 65535"),
+        ({"weight": 0}, "weight is 0; allowed is a number above 0 below 1000000"),
+        ({"weight": float("nan")}, "weight is nan"),
+        ({"insecure": "perhaps"}, "insecure is 'perhaps'; allowed is true or false"),
+        ({"data_dir": 5}, "data_dir is 5; allowed is a path"),
+        ({"data_dir": ""}, "data_dir is ''; allowed is a path"),
+        ({"membership": "etcd"}, "allowed is local | consul"),
+        ({"id": "a/b"}, "no slash"),
+        ({"cluster": "x" * 65}, "1 to 64 printable"),
+        ({"zone": ".."}, "1 to 64 printable"),
+        ({"advertise": "host:0"}, "host or host:port"),
+        ({"advertise": "host:99999"}, "host or host:port"),
+        ({"bind": "tcp://x"}, "an address or a host name"),
+        ({"bind": "0.0.0.0"}, "insecure = true"),  # noqa: S104
+        ({"bind": "::"}, "insecure = true"),
+        ({"bind": "*"}, "insecure = true"),
+        ({"bind": "eth0"}, "insecure = true"),
+        ({"curve": True}, "curve: needs cert_file"),
+        ({"cert_file": "x"}, "cert_file: has no effect without curve = true"),
+        ({"authorised_keys": "x"}, "authorised_keys: has no effect"),
+        ({"consul": "127.0.0.1:8500"}, "http://host:port"),
+        ({"consul": "http://me:secret@x:1"}, "consul_token_file"),
+        ({"consul": "http://x:port"}, "http://host:port"),
+        ({"consul_key_file": "x"}, "consul_key_file: needs consul_cert_file"),
+        ({"consul_ca_file": "x"}, "https://"),
+        ({"drain_seconds": float("inf")}, "drain_seconds is inf"),
+        ({"replicas": 0}, "from 1 to 64"),
+        ({"max_bytes_in_hand": 5}, "from 33554432"),
+        ({"data_dri": "x"}, "unknown key 'data_dri'; did you mean 'data_dir'?"),
+    ],
+)
+def test_wrong_peer_settings_say_what_is_allowed(flags: dict[str, Any], words: str) -> None:
+    assert words in str(refusal(load_peer, **{"data_dir": "d"} | flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"timeout": 0}, "timeout is 0; allowed is a number above 0"),
+        ({"timeout": float("inf")}, "timeout is inf"),
+        ({"read": "two"}, "read is 'two'; allowed is one | quorum | all"),
+        ({"peers": "localhost"}, "tcp://host:port"),
+        ({"peers": ["tcp://h:70000"]}, "tcp://host:port"),
+        ({"peers": 5}, "allowed is a list of texts"),
+        ({"curve": True}, "needs cert_file"),
+        ({"server_key": KEY}, "has no effect without curve"),
+        ({"server_key": KEY[1:]}, "public keys of 40 characters"),
+        ({"server_key": "#" * 40}, "public keys of 40 characters"),
+    ],
+)
+def test_wrong_client_settings_say_what_is_allowed(flags: dict[str, Any], words: str) -> None:
+    assert words in str(refusal(load_client, **flags))
+
+
+def test_data_dir_is_required() -> None:
+    assert "data_dir is required" in str(refusal(load_peer))
+
+
+def test_loopback_and_encrypted_addresses_need_no_insecure(tmp_path: Path) -> None:
+    for bind in ("127.0.0.1", "127.0.0.9", "::1", "[::1]", "localhost"):
+        load_peer(None, {"data_dir": "d", "bind": bind}, {})
+    key = write(tmp_path / "key", "")
+    keys = dict.fromkeys(("cert_file", "key_file", "authorised_keys"), key)
+    curve: dict[str, Any] = {"data_dir": "d", "bind": "0.0.0.0", "curve": True}  # noqa: S104
+    load_peer(None, curve | keys, {})
+    error = refusal(load_peer, **curve | keys | {"key_file": tmp_path / "missing"})
+    assert "there must be a readable file" in str(error)
+    load_peer(None, curve | keys | {"authorised_keys": tmp_path}, {})
+    assert "insecure" in str(refusal(load_peer, **curve | keys | {"plain_port": 5100}))
+    load_peer(None, curve | keys | {"plain_port": 5100, "insecure": True}, {})
+    assert "plain_port: has no effect" in str(refusal(load_peer, data_dir="d", plain_port=5100))
+
+
+def test_peers_come_as_list_or_with_commas() -> None:
+    environ = {"DSTASH_PEERS": "a:1, tcp://b:2,,[::1]:3"}
+    assert load_client(None, {}, environ).peers == ["tcp://a:1", "tcp://b:2", "tcp://[::1]:3"]
+    assert load_client(None, {"peers": ["a:1"]}, environ).peers == ["tcp://a:1"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a = 1\nb = = 2\n", ", line 2: is not TOML: Invalid value"),
+        (b"port = 1\nport = 2\n", "is not TOML"),
+        (b"\xff\xfe", "is not UTF-8 text (byte 0)"),
+    ],
+)
+def test_unreadable_files(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "x.toml"
+    file.write_bytes(content)
+    assert words in str(refusal(load_client, file))
+
+
+def test_missing_files_and_directories(tmp_path: Path) -> None:
+    assert "cannot be read: No such file" in str(refusal(load_client, tmp_path / "none.toml"))
+    assert "cannot be read: Is a directory" in str(refusal(load_client, tmp_path))
+
+
+def test_the_consul_token_is_never_shown(tmp_path: Path) -> None:
+    settings = load_client(None, {}, {"DSTASH_CONSUL_TOKEN": "s3cret"})
+    assert settings.token() == "s3cret"
+    assert "s3cret" not in repr(settings) + str(settings.model_dump())
+    file = write(tmp_path / "x.toml", 'consul_token = "s3cret"')
+    error = refusal(load_client, file)
+    assert "line 1: consul_token must not stand in a file" in str(error)
+    assert "s3cret" not in str(error)
+    assert "s3cret" not in str(refusal(load_client, consul_token=["s3cret"]))
+
+
+def test_the_consul_token_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "token", "s3cret\n")
+    assert load_client(None, {"consul_token_file": file}, {}).token() == "s3cret"
+    assert load_client(None, {}, {}).token() is None
+    settings = ClientSettings(consul_token_file=tmp_path / "gone")
+    with pytest.raises(ConfigError, match="gone"):
+        settings.token()
+
+
+def test_unknown_variables_are_told() -> None:
+    environ = {"DSTASH_PROT": "1", "DSTASH_PORT": "1", "DSTASH_TIMEOUT": "1", "HOME": "/"}
+    assert unknown_variables(environ) == ["DSTASH_PROT"]
+
+
+def test_membership_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    own = tmp_path / "state" / "dstash" / "blue"
+    assert PeerSettings(data_dir=Path("d"), cluster="blue").membership_dir() == own
+    assert ClientSettings(cluster="blue").membership_dir() == own
+    (tmp_path / ".dstash/membership").mkdir(parents=True)
+    assert ClientSettings(cluster="blue").membership_dir() == Path(".dstash/membership")
+    assert ClientSettings(local_dir=Path("x")).membership_dir() == Path("x")
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    assert PeerSettings(data_dir=Path("d")).membership_dir().is_relative_to(Path.home())
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [(PeerSettings, "peer.toml"), (ClientSettings, "client.toml")]
+)
+def test_each_setting_stands_in_the_file_with_its_default(
+    model: type[SharedSettings], name: str
+) -> None:
+    text = (CONF / name).read_text()
+    active = tomllib.loads(text)
+    examples = set(re.findall(r"^# (\w+) = ", text, re.MULTILINE))
+    for key, field in model.model_fields.items():
+        default = field.get_default(call_default_factory=True, validated_data={})
+        if key == "consul_token":
+            assert "DSTASH_CONSUL_TOKEN" in text
+        elif default is None:
+            assert key in examples, f"{key} should stand in {name} as a comment"
+        elif not field.is_required():
+            assert active[key] == default, f"{key} should stand in {name} with its default"
+    assert examples | set(active) <= set(model.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [(PeerSettings, "peer.toml"), (ClientSettings, "client.toml")]
+)
+def test_examples_in_comments_are_legal(model: type[SharedSettings], name: str) -> None:
+    text = (CONF / name).read_text()
+    # Those that need each other, or files, are checked elsewhere.
+    skipped = re.compile(r"_file|authorised_keys|server_key|plain_port")
+    lines = re.findall(r"^# (\w+ = .*)$", text, re.MULTILINE)
+    examples = tomllib.loads("\n".join(line for line in lines if not skipped.search(line)))
+    assert examples
+    layered(model, None, {"data_dir": "d"} | examples if "peer" in name else examples, {})
+
+
+def test_conf_files_load() -> None:
+    assert load_client(CONF / "client.toml", {}, {}) == ClientSettings()
+    peer = load_peer(CONF / "peer.toml", {}, {})
+    assert peer == PeerSettings(data_dir=peer.data_dir)
+    trio = [load_peer(CONF / f"cluster-consul/peer{n}.toml", {}, {}) for n in (1, 2, 3)]
+    assert [one.min_peers for one in trio] == [3, 3, 3]
+    assert len({one.port for one in trio}) == len({one.data_dir for one in trio}) == 3
+    assert load_client(None, {}, {}).read is Level.QUORUM

@@ -1,0 +1,346 @@
+"""What ``conf/`` has for systemd, Docker and Kubernetes: valid by its schema, and of one mind."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import kubernetes_validate  # type: ignore[import-untyped]  # ships no annotations
+import pytest
+import yaml
+
+from dstash.config import PeerSettings, load_peer, unknown_variables
+from tests.harness.devcluster import clean_environment
+from tests.harness.ports import free_ports
+from tests.harness.process import mortal
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+UNIT = CONF / "systemd" / "dstash-peer.service"
+DOCKERFILE = CONF / "docker" / "Dockerfile"
+ENTRYPOINT = CONF / "docker" / "entrypoint.sh"
+COMPOSE = CONF / "docker" / "compose.yaml"
+KUBERNETES = CONF / "kubernetes"
+PATIENCE: Final = 60.0
+#: Oldest and newest Kubernetes that the manifests are for.
+VERSIONS: Final = ("1.32", "1.37")
+DRAIN: Final = float(PeerSettings.model_fields["drain_seconds"].default)
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze"
+)
+
+# -- systemd
+
+
+def _analyze(unit: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["systemd-analyze", *words, str(unit)], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stderr
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit, with the command of this environment: verify looks whether it is there."""
+    here = str(Path(sys.executable).parent / "dstash-peer")
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text().replace("/opt/dstash/bin/dstash-peer", here))
+    return copy
+
+
+@needs_systemd
+def test_systemd_finds_nothing_wrong_with_the_unit(unit: Path) -> None:
+    assert unit.name not in _analyze(unit, "verify", "--man=no")
+
+
+@needs_systemd
+def test_the_unit_is_hardened(unit: Path) -> None:
+    _analyze(unit, "security", "--offline=true", "--threshold=20", "--no-pager")
+
+
+def test_the_unit_waits_for_the_peer_to_drain() -> None:
+    parser = configparser.RawConfigParser(strict=False)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # the documented way
+    parser.read_string(UNIT.read_text())
+    assert float(parser["Service"]["TimeoutStopSec"]) > DRAIN
+    assert parser["Service"]["Type"] == "notify"
+
+
+# -- the start script of the container, outside one
+
+
+def _environment(data: Path, **more: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return clean_environment(PATH=path, DSTASH_DATA_DIR=str(data / "peer1"), **more)
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """What systemd would listen on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(PATIENCE)
+        yield listener
+
+
+def _settings(folder: Path, port: int, http: int) -> dict[str, str]:
+    return {
+        "NOTIFY_SOCKET": str(folder / "notify"),
+        "DSTASH_PORT": str(port),
+        "DSTASH_HTTP_PORT": str(http),
+        "DSTASH_HTTP_BIND": "127.0.0.1",
+        "DSTASH_ADVERTISE": "127.0.0.1",
+        "DSTASH_LOCAL_DIR": str(folder / "membership"),
+        "DSTASH_INSECURE": "true",
+    }
+
+
+def _page(port: int, path: str) -> bytes:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answer:
+        body: bytes = answer.read()
+    return body
+
+
+def test_the_start_script_runs_a_peer(tmp_path: Path, manager: socket.socket) -> None:
+    port, http = free_ports(2)
+    environment = _environment(tmp_path, **_settings(tmp_path, port, http))
+    command = mortal([str(ENTRYPOINT), "--cluster", "boxed"])
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        assert manager.recv(100) == b"READY=1"
+        assert b'"healthy": true' in _page(http, "/healthz")
+        assert b'cluster="boxed",peer="peer1"' in _page(http, "/metrics")
+        process.send_signal(signal.SIGTERM)  # to the peer itself: the script is gone
+        assert manager.recv(100) == b"STOPPING=1"
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_start_script_opens_nothing_by_itself(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(ENTRYPOINT)], env=_environment(tmp_path), capture_output=True, timeout=PATIENCE
+    )
+    assert done.returncode == 2
+    assert b"set curve = true, or insecure = true" in done.stderr
+
+
+def test_the_start_script_runs_other_commands(tmp_path: Path) -> None:
+    command = [str(ENTRYPOINT), "dstash", "--version"]
+    done = subprocess.run(
+        command, env=_environment(tmp_path), capture_output=True, timeout=PATIENCE
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+# -- Docker
+
+
+def test_the_image_is_made_of_files_that_exist_and_are_sent_to_the_builder() -> None:
+    sent = [one[1:] for one in (ROOT / ".dockerignore").read_text().split() if one[0] == "!"]
+    text = DOCKERFILE.read_text()
+    copied = [
+        source
+        for line in re.findall(r"^COPY (?!--from)(?:--\S+ )?(.*)$", text, re.M)
+        for source in line.split()[:-1]
+    ]
+    assert len(copied) >= 6
+    for source in copied:
+        assert (ROOT / source).exists(), source
+        assert any(source == one or source.startswith(f"{one}/") for one in sent), source
+
+
+def test_the_image_does_not_run_as_root_and_names_its_ports() -> None:
+    text = DOCKERFILE.read_text()
+    assert re.findall(r"^USER (.*)$", text, re.M) == ["10001"]
+    assert re.findall(r"^EXPOSE (.*)$", text, re.M) == [f"{_default('port')} 8080"]
+    assert "DSTASH_HTTP_PORT:-8080" in ENTRYPOINT.read_text()
+
+
+def _default(key: str) -> Any:
+    return PeerSettings.model_fields[key].default
+
+
+def test_compose_follows_its_schema() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run(
+        [*command, str(COMPOSE)], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _peer_settings(given: dict[str, str], name: str) -> PeerSettings:
+    """Return the settings of a container, as the start script completes them."""
+    environment = {
+        "DSTASH_DATA_DIR": f"/data/{name}",
+        "DSTASH_ADVERTISE": name,
+        "DSTASH_BIND": "0.0.0.0",  # noqa: S104  # what is reached there is up to the network
+        "DSTASH_HTTP_PORT": "8080",
+    } | given
+    assert unknown_variables(environment) == []
+    return load_peer(None, {}, environment)
+
+
+def test_the_peers_of_compose_have_settings_that_fit_together() -> None:
+    compose = yaml.safe_load(COMPOSE.read_text())
+    peers = {name: one for name, one in compose["services"].items() if "hostname" in one}
+    settings = [_peer_settings(one["environment"], one["hostname"]) for one in peers.values()]
+    assert {one.min_peers for one in settings} == {len(peers)} == {_default("replicas")}
+    assert len({one.zone for one in settings}) == len(peers)
+    assert {one.consul for one in settings} == {"http://consul:8500"}
+    mounts = [mount for one in compose["services"].values() for mount in one["volumes"]]
+    assert {mount.split(":")[0] for mount in mounts} == compose["volumes"].keys()
+    for name, one in peers.items():
+        assert one["hostname"] == name
+        assert float(one["stop_grace_period"].removesuffix("s")) > DRAIN
+
+
+# -- Kubernetes
+
+
+Manifest = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def manifests() -> dict[tuple[str, str], Manifest]:
+    """What kustomization.yaml lists, by kind and name."""
+    kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
+    found = [
+        manifest
+        for name in kustomization["resources"]
+        for manifest in yaml.safe_load_all((KUBERNETES / name).read_text())
+    ]
+    return {(one["kind"], one["metadata"]["name"]): one for one in found}
+
+
+@pytest.fixture(scope="module")
+def pod(manifests: dict[tuple[str, str], Manifest]) -> Manifest:
+    """The template of the pods."""
+    template: Manifest = manifests["StatefulSet", "dstash"]["spec"]["template"]
+    return template
+
+
+@pytest.fixture(scope="module")
+def peer(pod: Manifest) -> Manifest:
+    """The one container."""
+    (container,) = pod["spec"]["containers"]
+    return dict(container)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_manifests_follow_their_schemas(
+    manifests: dict[tuple[str, str], Manifest], version: str
+) -> None:
+    for manifest in manifests.values():
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_every_manifest_is_listed() -> None:
+    kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
+    files = {one.name for one in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
+    assert set(kustomization["resources"]) == files
+    for generator in kustomization["configMapGenerator"]:
+        assert all((KUBERNETES / name).exists() for name in generator["envs"])
+
+
+def test_everything_selects_the_pods(
+    manifests: dict[tuple[str, str], Manifest], pod: Manifest
+) -> None:
+    labels = pod["metadata"]["labels"]
+    specs = {kind: one["spec"] for (kind, _), one in manifests.items()}
+    assert specs["StatefulSet"]["selector"]["matchLabels"] == labels
+    assert specs["PodDisruptionBudget"]["selector"]["matchLabels"] == labels
+    assert specs["NetworkPolicy"]["podSelector"]["matchLabels"] == labels
+    for (kind, _), one in manifests.items():
+        assert kind != "Service" or one["spec"]["selector"] == labels
+    for spread in pod["spec"]["topologySpreadConstraints"]:
+        assert spread["labelSelector"]["matchLabels"] == labels
+
+
+def test_ports_are_named_alike_everywhere(
+    manifests: dict[tuple[str, str], Manifest], pod: Manifest, peer: Manifest
+) -> None:
+    ports = {one["name"]: one["containerPort"] for one in peer["ports"]}
+    assert ports == {"dstash": _default("port"), "http": 8080}
+    for (kind, _), one in manifests.items():
+        if kind == "Service":
+            for port in one["spec"]["ports"]:
+                assert ports[port["targetPort"]] == port["port"]
+    rules = manifests["NetworkPolicy", "dstash"]["spec"]["ingress"]
+    assert {port["port"] for rule in rules for port in rule["ports"]} == ports.keys()
+    assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(ports["http"])
+
+
+def test_probes_ask_pages_that_a_peer_serves(peer: Manifest) -> None:
+    paths = {kind: peer[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
+    assert {kind: one["path"] for kind, one in paths.items()} == {
+        "startup": "/healthz",
+        "liveness": "/healthz",
+        "readiness": "/readyz",
+    }
+    assert {one["port"] for one in paths.values()} == {"http"}
+
+
+def test_the_pods_know_each_other_by_the_headless_service(
+    manifests: dict[tuple[str, str], Manifest], peer: Manifest
+) -> None:
+    name = manifests["StatefulSet", "dstash"]["spec"]["serviceName"]
+    service = manifests["Service", name]["spec"]
+    assert service["clusterIP"] == "None"
+    assert service["publishNotReadyAddresses"] is True
+    advertise = next(one["value"] for one in peer["env"] if one["name"] == "DSTASH_ADVERTISE")
+    assert advertise == f"$(POD_NAME).{name}.$(POD_NAMESPACE).svc"
+
+
+def test_the_pods_get_settings_that_are_valid(peer: Manifest) -> None:
+    lines = (KUBERNETES / "peer.env").read_text().splitlines()
+    shared = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    own = {one["name"]: one.get("value", "") for one in peer["env"]}
+    known = {"POD_NAME": "dstash-0", "POD_NAMESPACE": "default", "HOST_IP": "10.0.0.1"}
+    given = {
+        name: re.sub(r"\$\((\w+)\)", lambda found: known[found[1]], text)
+        for name, text in (shared | own).items()
+        if name.startswith("DSTASH_")
+    }
+    settings = _peer_settings(given, "dstash-0")
+    assert settings.advertise == "dstash-0.dstash-peers.default.svc"
+    assert settings.consul == "http://10.0.0.1:8500"
+    assert settings.membership == "consul"
+
+
+def test_the_cluster_can_form_and_survive_a_drain(
+    manifests: dict[tuple[str, str], Manifest], pod: Manifest, peer: Manifest
+) -> None:
+    spec = manifests["StatefulSet", "dstash"]["spec"]
+    env = (KUBERNETES / "peer.env").read_text()
+    assert f"DSTASH_MIN_PEERS={spec['replicas']}\n" in env
+    assert spec["podManagementPolicy"] == "Parallel", "in order, the first would wait for ever"
+    assert manifests["PodDisruptionBudget", "dstash"]["spec"]["maxUnavailable"] == 1
+    sleep = peer["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["spec"]["terminationGracePeriodSeconds"] > DRAIN + sleep
+
+
+def test_the_container_may_only_write_its_volume(
+    manifests: dict[tuple[str, str], Manifest], pod: Manifest, peer: Manifest
+) -> None:
+    claims = manifests["StatefulSet", "dstash"]["spec"]["volumeClaimTemplates"]
+    names = [one["metadata"]["name"] for one in claims]
+    assert [(one["name"], one["mountPath"]) for one in peer["volumeMounts"]] == [
+        (names[0], "/data")
+    ]
+    assert peer["securityContext"]["readOnlyRootFilesystem"] is True
+    user = re.findall(r"^USER (.*)$", DOCKERFILE.read_text(), re.M)
+    assert [str(pod["spec"]["securityContext"]["runAsUser"])] == user
+    assert f"VOLUME {peer['volumeMounts'][0]['mountPath']}\n" in DOCKERFILE.read_text()

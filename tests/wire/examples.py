@@ -1,0 +1,159 @@
+"""One message of each kind: what ``docs/protocol.md`` shows in bytes.
+
+Run as a module it prints the blocks of the document, for when a kind is added:
+``python -m tests.wire.examples``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any
+
+from dstash.store.digest import DIGEST_BYTES
+from dstash.store.record import Record, build_record
+from dstash.version import pack, stamp_at
+from dstash.wire import codec
+from dstash.wire.messages import (
+    Apply,
+    AskBuckets,
+    AskCopy,
+    AskDigests,
+    AskFloor,
+    AskSeen,
+    AskStatus,
+    AskTopology,
+    AskVersions,
+    BucketsAre,
+    CopyIs,
+    Count,
+    Delete,
+    DigestsAre,
+    Envelope,
+    Error,
+    Fetch,
+    Frame,
+    Hello,
+    Hint,
+    HorizonIs,
+    Lookup,
+    Message,
+    Order,
+    Ordered,
+    Page,
+    Ping,
+    Pong,
+    Pull,
+    Push,
+    Put,
+    Records,
+    Scan,
+    ScanKeys,
+    SeenIs,
+    SetHorizon,
+    StatusIs,
+    Stored,
+    TopologyIs,
+    Values,
+    VersionsAre,
+    Want,
+    Welcome,
+    encode,
+)
+
+#: 2023-11-14 22:13:20 UTC, in milliseconds.
+NOW = 1_700_000_000_000
+EPOCH = 3
+VERSION = pack(stamp_at(NOW, 1), b"\xde\xad\xbe\xef")
+KEYS = Frame(codec.pack_blobs([b"key", b"no"]))
+ONE_KEY = Frame(codec.pack_blobs([b"key"]))
+VALUE = b"\xa5value"
+RECORD = build_record(b"index", b"key", Record(VERSION, 0, 0, VALUE))
+STORAGE_KEY = b"\x05\xe3\x05indexkey"
+PARTITIONS = bytes.fromhex("05e3")
+TOPOLOGY = json.dumps({"cluster": "dstash", "epoch": EPOCH}).encode()  # shortened
+
+
+def blobs(*some: bytes | None) -> Frame:
+    return Frame(codec.pack_blobs(some))
+
+
+#: (correlation id, moment): requests carry a deadline, replies the peer's clock.
+REQUEST, REPLY = (7, NOW + 5000), (7, NOW)
+
+EXAMPLES: list[tuple[tuple[int, int], Message]] = [
+    ((1, 0), Hello("dstash")),
+    (
+        (1, NOW),
+        Welcome("dstash", "peer1", 1, 1, {"key_bytes": 400}, TOPOLOGY, ["peer1", "peer2"]),
+    ),
+    (REPLY, Error(26, "too many writes wait for the disk", {"retry_after_ms": 20})),
+    (REQUEST, Ping()),
+    (REPLY, Pong()),
+    (REQUEST, AskTopology()),
+    (REPLY, TopologyIs(TOPOLOGY, ["peer1"])),
+    (REQUEST, Lookup("index", Want.VALUES | Want.DIGEST, KEYS)),
+    (
+        REPLY,
+        Values(2, bytes(range(16)), [1], [], Frame(codec.join_payloads([VALUE, b"\xc0"]))),
+    ),
+    (REQUEST, Put("index", VERSION, 0, ONE_KEY, blobs(VALUE))),
+    (REPLY, Stored([[0, 0, VERSION]])),
+    (REQUEST, Delete("index", VERSION, ONE_KEY)),
+    (REQUEST, Fetch("index", KEYS)),
+    (REPLY, Records([], blobs(RECORD, None))),
+    (REQUEST, Apply("index", ONE_KEY, blobs(RECORD))),
+    (REQUEST, Scan("index", b"k", PARTITIONS, b"", 2000, 2097152)),
+    (REPLY, Page(1, b"", 1, ONE_KEY, Frame(codec.join_payloads([VALUE])))),
+    (REQUEST, AskStatus()),
+    (REPLY, StatusIs({"ready": True, "records": 1})),
+    (REQUEST, ScanKeys("index", b"", PARTITIONS, b"key", 2000, 2097152)),
+    (REQUEST, Count("index", b"", PARTITIONS, b"", 2000, 2097152)),
+    (REQUEST, Order("remove", ["peer3"])),
+    (REPLY, Ordered(TOPOLOGY)),
+    ((7, 0), AskDigests(PARTITIONS)),
+    (REPLY, DigestsAre(bytes(range(DIGEST_BYTES)), b"\0", bytes([0, 0, 0, 1]), bytes(8))),
+    ((7, 0), AskBuckets(1507)),
+    (REPLY, BucketsAre(bytes(range(DIGEST_BYTES)))),  # shortened: there are 256
+    ((7, 0), AskVersions(PARTITIONS, b"", b"")),
+    (REPLY, VersionsAre(b"", VERSION, blobs(STORAGE_KEY))),
+    ((7, 0), Pull(blobs(STORAGE_KEY))),
+    ((7, 0), Push(blobs(STORAGE_KEY), blobs(RECORD))),
+    ((7, 0), AskCopy(PARTITIONS, b"")),
+    (REPLY, CopyIs(b"", blobs(STORAGE_KEY), blobs(RECORD))),
+    (REQUEST, Hint("index", "peer3", ONE_KEY)),
+    ((7, 0), AskFloor(PARTITIONS, stamp_at(NOW))),
+    ((7, 0), SetHorizon(PARTITIONS, stamp_at(NOW))),
+    (REPLY, HorizonIs(PARTITIONS)),
+    ((7, 0), AskSeen("peer1", stamp_at(NOW))),
+    (REPLY, SeenIs(stamp_at(NOW), stamp_at(NOW))),
+]
+
+
+def envelope(surroundings: tuple[int, int], message: Message) -> Envelope:
+    """Return a message with its correlation id and moment, under the epoch of the examples."""
+    correlation, moment = surroundings
+    return Envelope(correlation, EPOCH if correlation != 1 or moment else 0, moment, message)
+
+
+def signature(cls: Any) -> str:
+    """Return kind, name and fields as the headings of the document show them."""
+    names = {"int": "uint", "str": "str", "bytes": "bin", "bool": "bool", "Frame": "frame"}
+
+    def form(one: Any) -> str:
+        plain = one.type.split("[")[0]
+        return f"{one.name} {names.get(plain, 'map' if plain == 'dict' else 'array')}"
+
+    given = ", ".join(form(one) for one in fields(cls))
+    return f"{cls.KIND} {cls.__name__}({given})"
+
+
+def block(one: Envelope) -> str:
+    """Return the fenced block that shows a message, a frame a line."""
+    lines = "\n".join(frame.hex() for frame in encode(one))
+    return f"```frames {type(one.message).__name__}\n{lines}\n```"
+
+
+if __name__ == "__main__":
+    for surroundings, message in EXAMPLES:
+        print(f"#### {signature(type(message))}\n\n{block(envelope(surroundings, message))}\n")  # noqa: T201

@@ -1,0 +1,227 @@
+"""Messages: every kind comes back as it went out; what is not one is refused, and answerable."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import fields
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dstash.errors import BY_CODE, DStashError, LimitError, ProtocolError, VersionMismatch
+from dstash.limits import MAX_FRAME_BYTES, MAX_FRAME_PARTS
+from dstash.wire import messages
+from dstash.wire.messages import (
+    HIGHEST_PROTOCOL,
+    Envelope,
+    Error,
+    Frame,
+    Hello,
+    Lookup,
+    Message,
+    Ping,
+    Pong,
+    Put,
+    Stored,
+    decode,
+    encode,
+)
+
+KINDS = {shape.build.KIND: shape.build for shape in messages._SHAPES.values()}
+WORDS = st.integers(0, 2**64 - 1)
+VERSION = bytes(20)
+
+
+def like(hint: str) -> st.SearchStrategy[Any]:
+    """Return what may stand in a field of that type."""
+    plain: dict[str, st.SearchStrategy[Any]] = {
+        "int": WORDS,
+        "bool": st.booleans(),
+        "str": st.text(max_size=20),
+        "bytes": st.binary(max_size=40),
+        "Frame": st.binary(max_size=40).map(Frame),
+        "list[int]": st.lists(WORDS, max_size=5),
+        "list[str]": st.lists(st.text(max_size=5), max_size=5),
+        "list[list[Any]]": st.lists(st.tuples(WORDS, WORDS, st.text()).map(list), max_size=3),
+        "dict[str, int]": st.dictionaries(st.text(max_size=5), WORDS, max_size=3),
+        "dict[str, Any]": st.dictionaries(st.text(max_size=5), WORDS | st.binary(), max_size=3),
+    }
+    return plain[hint]
+
+
+@st.composite
+def any_message(draw: st.DrawFn) -> Message:
+    kind = draw(st.sampled_from(sorted(KINDS)))
+    cls: Any = KINDS[kind]
+    return cls(**{one.name: draw(like(one.type)) for one in fields(cls)})
+
+
+envelopes = st.builds(Envelope, WORDS, WORDS, WORDS, any_message())
+
+
+@given(envelopes)
+def test_messages_come_back(envelope: Envelope) -> None:
+    assert decode(encode(envelope)) == envelope
+
+
+@given(envelopes, st.lists(st.integers(0, 9) | st.text(max_size=3), min_size=1, max_size=3))
+def test_fields_of_a_later_version_are_ignored(envelope: Envelope, more: list[Any]) -> None:
+    parts = encode(envelope)
+    header = msgpack.unpackb(parts[0], strict_map_key=False) + more
+    assert decode([msgpack.packb(header), *parts[1:]]) == envelope
+
+
+@given(envelopes)
+def test_frames_of_a_later_version_are_ignored(envelope: Envelope) -> None:
+    parts = encode(envelope)
+    assert decode([*parts, b"more"][:MAX_FRAME_PARTS]) == envelope
+
+
+def test_fields_that_an_earlier_version_lacks_have_defaults() -> None:
+    assert decode([msgpack.packb([1, Hello.KIND, 7, 0, 0])]).message == Hello()
+    assert decode([msgpack.packb([1, Stored.KIND, 7, 0, 0, []])]).message == Stored([])
+
+
+def put(**changes: Any) -> list[bytes]:
+    """Return the frames of a put, with header fields replaced by position."""
+    message = Put("index", VERSION, 0, Frame(b"\x90"), Frame(b"\x90"))
+    parts = encode(Envelope(7, 1, 0, message))
+    header = msgpack.unpackb(parts[0])
+    for place, value in changes.items():
+        header[int(place[1:])] = value
+    return [msgpack.packb(header), *parts[1:]]
+
+
+@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize("bad", [-1, "1", 1.0, None, True, [], b"1"], ids=repr)
+def test_a_header_begins_with_five_unsigned_integers(place: int, bad: Any) -> None:
+    with pytest.raises(ProtocolError, match="five unsigned integers") as caught:
+        decode(put(**{f"_{place}": bad}))
+    assert "correlation" not in caught.value.facts  # nobody can be answered
+
+
+@pytest.mark.parametrize(
+    ("place", "bad"),
+    [(5, b"index"), (5, 1), (6, "version"), (6, None), (7, -1), (7, 1.5), (7, True), (7, "0")],
+)
+def test_a_field_of_the_wrong_type_is_answered_by_its_name(place: int, bad: Any) -> None:
+    with pytest.raises(ProtocolError, match=r"Put\.(index|version|expiry)") as caught:
+        decode(put(**{f"_{place}": bad}))
+    assert caught.value.facts["correlation"] == 7
+
+
+def test_a_missing_field_or_frame_is_answered() -> None:
+    whole = put()
+    short = msgpack.packb(msgpack.unpackb(whole[0])[:-1])
+    for parts in ([short, *whole[1:]], whole[:2], whole[:1]):
+        with pytest.raises(ProtocolError) as caught:
+            decode(parts)
+        assert caught.value.facts["correlation"] == 7
+
+
+@pytest.mark.parametrize("protocol", [0, HIGHEST_PROTOCOL + 1, 2**64 - 1])
+def test_another_protocol_version_is_answered_with_those_spoken(protocol: int) -> None:
+    with pytest.raises(VersionMismatch) as caught:
+        decode(encode(Envelope(7, 0, 0, Ping()), protocol))
+    assert caught.value.facts == {"correlation": 7, "lowest": 1, "highest": HIGHEST_PROTOCOL}
+
+
+@pytest.mark.parametrize("kind", sorted({0, 8, 9, 12, 13, 200, 2**64 - 1} - set(KINDS)))
+def test_an_unknown_kind_is_answered(kind: int) -> None:
+    with pytest.raises(ProtocolError, match=f"unknown message kind {kind}") as caught:
+        decode(put(_1=kind))
+    assert caught.value.facts["correlation"] == 7
+
+
+def test_messages_have_a_bounded_number_and_size_of_frames() -> None:
+    whole = encode(Envelope(7, 0, 0, Ping()))
+    for parts in ([], whole * (MAX_FRAME_PARTS + 1), [*whole, bytes(MAX_FRAME_BYTES)]):
+        with pytest.raises(ProtocolError):
+            decode(parts)
+
+
+@given(st.lists(st.binary(max_size=60), max_size=10))
+def test_garbage_is_refused(parts: list[bytes]) -> None:
+    with pytest.raises(ProtocolError):
+        decode(parts)
+
+
+@given(envelopes, st.data())
+def test_damage_is_refused_or_read_as_something(envelope: Envelope, data: st.DataObject) -> None:
+    header, *frames = encode(envelope)
+    place = data.draw(st.integers(0, len(header) - 1))
+    damaged = header[:place] + bytes([data.draw(st.integers(0, 255))]) + header[place + 1 :]
+    for bad in (damaged, header[:place]):
+        with contextlib.suppress(ProtocolError):
+            assert isinstance(decode([bad, *frames]), Envelope)
+
+
+def test_kinds_are_what_they_always_were() -> None:
+    once = {
+        "Hello": 1,
+        "Welcome": 2,
+        "Error": 3,
+        "Ping": 4,
+        "Pong": 5,
+        "AskTopology": 6,
+        "TopologyIs": 7,
+        "Lookup": 10,
+        "Values": 11,
+        "Put": 14,
+        "Stored": 15,
+        "Delete": 16,
+        "Fetch": 17,
+        "Records": 18,
+        "Apply": 19,
+        "Scan": 20,
+        "Page": 21,
+        "AskStatus": 22,
+        "StatusIs": 23,
+        "ScanKeys": 24,
+        "Count": 25,
+    }
+    now = {cls.__name__: kind for kind, cls in KINDS.items()}
+    assert {name: now.get(name) for name in once} == once
+
+
+def test_a_kind_cannot_be_given_twice() -> None:
+    class Usurper(Message):
+        KIND = Lookup.KIND
+
+    with pytest.raises(AssertionError, match="taken by Lookup"):
+        messages.message(Usurper)
+
+
+class TestErrors:
+    @pytest.mark.parametrize("code", sorted(BY_CODE))
+    def test_every_error_comes_back_with_its_text_and_facts(self, code: int) -> None:
+        sent = BY_CODE[code]("what happened")
+        sent.facts = {"number": 5, "bytes": b"x"}
+        message = decode(encode(Envelope(1, 0, 0, Error.of(sent)))).message
+        assert isinstance(message, Error)
+        back = message.error()
+        assert type(back) is BY_CODE[code]
+        assert str(back) == "what happened"
+        if not hasattr(back, "outcomes"):
+            assert back.facts == sent.facts
+
+    @pytest.mark.parametrize(
+        "facts", [{"message": "x"}, {1: 2}, {"self": 1}, {"": 0}, {b"k": 1}, {"code": 1, "args": 2}]
+    )
+    def test_hostile_facts_are_harmless(self, facts: dict[Any, Any]) -> None:
+        for code in BY_CODE:
+            assert isinstance(Error(code, "text", facts).error(), DStashError)
+
+    def test_an_unknown_code_is_still_an_error(self) -> None:
+        assert isinstance(Error(60_000, "from the future").error(), DStashError)
+
+    def test_a_peers_limit_error_is_the_clients_limit_error(self) -> None:
+        with pytest.raises(LimitError, match="too long"):
+            raise Error.of(LimitError("too long")).error()
+
+
+def test_a_pong_is_as_small_as_can_be() -> None:
+    assert encode(Envelope(1, 1, 0, Pong())) == [b"\x95\x01\x05\x01\x01\x00"]

@@ -1,0 +1,130 @@
+"""``docs/protocol.md``: every byte, number and table in it is what the code does."""
+
+from __future__ import annotations
+
+import re
+from ast import literal_eval
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dstash import limits
+from dstash.cluster.rendezvous import Candidate, place, scores
+from dstash.errors import BY_CODE
+from dstash.peer.core import LIMITS
+from dstash.store.record import (
+    HEAD_BYTES,
+    is_sound,
+    open_record,
+    partition_of,
+    split_storage_key,
+)
+from dstash.types import Level
+from dstash.version import VERSION_BYTES
+from dstash.wire import codec, messages
+from dstash.wire.keys import encode_key
+from dstash.wire.messages import HIGHEST_PROTOCOL, decode, encode
+from dstash.wire.values import MAX_EXTENSION_NESTING, MAX_NESTING, TypeRegistry
+from tests.wire.examples import EXAMPLES, RECORD, block, envelope, signature
+
+TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "protocol.md").read_text()
+KINDS = {shape.build.KIND: shape.build for shape in messages._SHAPES.values()}
+
+
+def table(first: str) -> list[list[str]]:
+    """Return the rows of the table whose header begins with that word."""
+    found = re.search(rf"^\| {re.escape(first)} \|.*\n\|[-|]+\n((?:\|.*\n)+)", TEXT, re.MULTILINE)
+    assert found is not None, f"no table begins with {first}"
+    return [[cell.strip() for cell in row[1:-1].split("|")] for row in found[1].splitlines()]
+
+
+def blocks() -> Iterator[tuple[str, list[bytes]]]:
+    """Yield (name, frames) of every example."""
+    for name, lines in re.findall(r"^```frames (\w+)\n(.*?)\n```$", TEXT, re.MULTILINE | re.DOTALL):
+        yield name, [bytes.fromhex(line) for line in lines.splitlines()]
+
+
+BLOCKS = dict(blocks())
+
+
+def test_every_kind_of_message_is_there_once() -> None:
+    headings = re.findall(r"^#### (.*)$", TEXT, re.MULTILINE)
+    assert sorted(headings) == sorted(signature(cls) for cls in KINDS.values())
+    assert sorted(name for name, _ in blocks()) == sorted(cls.__name__ for cls in KINDS.values())
+
+
+@pytest.mark.parametrize(
+    "one", [envelope(*example) for example in EXAMPLES], ids=lambda one: one.message.KIND
+)
+def test_the_bytes_are_those_of_the_code(one: messages.Envelope) -> None:
+    frames = BLOCKS[type(one.message).__name__]
+    assert frames == encode(one)
+    assert decode(frames) == one
+    assert f"#### {signature(type(one.message))}\n" in TEXT
+    assert block(one) in TEXT
+
+
+def test_errors() -> None:
+    rows = {int(code): (name, retry == "yes") for code, name, retry, _ in table("code | error")}
+    assert rows == {code: (cls.__name__, cls.retryable) for code, cls in BY_CODE.items()}
+
+
+def test_keys() -> None:
+    for key, form, partition in table("key | bytes | partition"):
+        encoded = encode_key(literal_eval(key))
+        assert encoded.hex() == form
+        assert partition_of(encoded) == int(partition)
+
+
+def test_values() -> None:
+    rows = {int(code) for code, *_ in table("code | type")}
+    builtin = {code for code in TypeRegistry()._by_code if code >= 100}
+    assert rows == builtin
+    assert f"nest at most {MAX_NESTING} deep; extensions at most {MAX_EXTENSION_NESTING}." in TEXT
+
+
+def test_placement() -> None:
+    members = [Candidate(f"peer{number}", f"z{number}") for number in (1, 2, 3)]
+    placed = place(members, 2)
+    for partition, *numbers, row in table("partition | score of peer1"):
+        assert [scores(one)[int(partition)] for one in members] == [float(one) for one in numbers]
+        assert ", ".join(placed[int(partition)]) == row
+    assert f"AND {limits.PARTITIONS - 1}" in TEXT
+
+
+def test_versions_and_records() -> None:
+    parts = dict(table("part"))
+    storage_key, record = bytes.fromhex(parts["storage key"]), bytes.fromhex(parts["record"])
+    assert split_storage_key(storage_key) == (partition_of(b"key"), b"index", b"key")
+    assert record == RECORD
+    assert is_sound(storage_key, record)
+    assert open_record(record).version.hex() == parts["version"]
+    assert open_record(record).payload.hex() == parts["payload"]
+    assert f"A version has {VERSION_BYTES} bytes" in TEXT
+    assert f"| {HEAD_BYTES}- | payload |" in TEXT
+
+
+def test_levels() -> None:
+    for level, *needed in table("level"):
+        assert [Level(level).needed(of) for of in (1, 2, 3, 5)] == [int(one) for one in needed]
+
+
+def test_limits() -> None:
+    said = {what: [int(n) for n in re.findall(r"\d+", limit)] for what, limit in table("what")}
+    most_containers = codec._HEADER_CONTAINERS + limits.MAX_KEYS_PER_FRAME
+    assert said["index name"][:2] == [1, limits.MAX_INDEX_BYTES]
+    assert said["key, encoded"] == [1, limits.MAX_KEY_BYTES]
+    assert said["value, encoded"] == [limits.MAX_VALUE_BYTES]
+    assert said["message"] == [limits.MAX_FRAME_BYTES, limits.MAX_FRAME_PARTS]
+    assert said["header"] == [limits.MAX_HEADER_BYTES]
+    assert said["keys of a message"] == [limits.MAX_KEYS_PER_FRAME]
+    assert said["lists and maps of a header"] == [most_containers]
+    assert said["stamps ahead of the peer's clock"] == [limits.MAX_CLOCK_SKEW_MS]
+    assert limits.MAX_TTL_SECONDS == 100 * 365.25 * 86400
+    for name in LIMITS:
+        assert f"`{name}`" in TEXT
+
+
+def test_the_version_is_the_one_spoken() -> None:
+    assert TEXT.startswith(f"# The wire protocol, version {HIGHEST_PROTOCOL}\n")

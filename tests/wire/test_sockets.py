@@ -1,0 +1,207 @@
+"""Sockets: real ones, in one process. What is sent arrives, or the sender is told."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import pytest
+
+from dstash.errors import UsageError
+from dstash.limits import MAX_FRAME_BYTES
+from dstash.wire.sockets import Context, Link, LinkState, Poller, Received, Router, Waker
+from tests.harness.ports import free_port
+from tests.harness.waiting import wait_until
+
+GREETING = [b"hello"]
+
+
+@pytest.fixture
+def context() -> Iterator[Context]:
+    context = Context()
+    yield context
+    context.close()  # hangs when a socket was left open
+
+
+@pytest.fixture
+def router(context: Context) -> Iterator[Router]:
+    router = Router(context, f"tcp://127.0.0.1:{free_port()}")
+    yield router
+    router.close_after(0)
+
+
+@pytest.fixture
+def link(context: Context, router: Router) -> Iterator[Link]:
+    link = Link(context, router.address, GREETING)
+    yield link
+    link.close()
+
+
+def states(link: Link, *wanted: LinkState) -> None:
+    """Wait until a link has gone through those states."""
+    seen: list[LinkState] = []
+
+    def look() -> bool:
+        seen.extend(link.changes())
+        return [one for one in seen if one in wanted] == list(wanted)
+
+    wait_until(look, 5, f"link goes through {wanted}, not {seen}")
+
+
+def take(receive: Callable[[], object]) -> object:
+    return wait_until(receive, 5, "a message arrives")
+
+
+def test_the_greeting_comes_first_then_what_waited(link: Link, router: Router) -> None:
+    assert link.send([b"one"])
+    assert link.send([b"two", b"frames"])
+    states(link, LinkState.UP)
+    received = [take(router.receive) for _ in range(3)]
+    assert [one.parts for one in received] == [[b"hello"], [b"one"], [b"two", b"frames"]]  # type: ignore[attr-defined]
+
+
+def test_answers_find_their_way_back(link: Link, router: Router) -> None:
+    states(link, LinkState.UP)
+    received = take(router.receive)
+    assert isinstance(received, Received)
+    assert router.send(received.sender, [b"answer"])
+    assert take(link.receive) == [b"answer"]
+    assert link.receive() is None
+
+
+def test_nobody_to_answer_is_said_at_once(router: Router) -> None:
+    assert not router.send(b"nobody", [b"answer"])
+
+
+def test_nothing_waits_for_a_peer_that_is_down(context: Context) -> None:
+    link = Link(context, f"tcp://127.0.0.1:{free_port()}", GREETING)
+    try:
+        assert link.send([b"waits while the first try is under way"])
+        states(link, LinkState.DOWN)
+        assert not link.send([b"refused"])
+    finally:
+        link.close()
+
+
+def test_a_link_comes_back_with_a_greeting_and_without_old_messages(context: Context) -> None:
+    port = free_port()
+    link = Link(context, f"tcp://127.0.0.1:{port}", GREETING)
+    try:
+        link.send([b"old"])
+        states(link, LinkState.DOWN)
+        router = Router(context, f"tcp://127.0.0.1:{port}")
+        states(link, LinkState.UP)
+        assert link.send([b"new"])
+        first, second = take(router.receive), take(router.receive)
+        assert [first[1], second[1]] == [[b"hello"], [b"new"]]  # type: ignore[index]
+        router.close_after(0)
+        states(link, LinkState.DOWN)
+        assert not link.send([b"lost"])
+    finally:
+        link.close()
+
+
+def test_a_message_beyond_the_limit_ends_the_connection_not_the_router(
+    context: Context, link: Link, router: Router
+) -> None:
+    states(link, LinkState.UP)
+    assert link.send([bytes(MAX_FRAME_BYTES + 1)])
+    states(link, LinkState.DOWN)
+    other = Link(context, router.address, GREETING)
+    try:
+        states(other, LinkState.UP)
+        assert take(router.receive)
+    finally:
+        other.close()
+
+
+def test_raw_connections_that_say_nothing_are_dropped(router: Router) -> None:
+    host, port = router.address.removeprefix("tcp://").rsplit(":", 1)
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=5) as raw:
+        began = time.monotonic()
+        while raw.recv(1000):  # the greeting of ZMTP, then the end
+            continue
+        assert time.monotonic() - began < 4
+
+
+def test_garbage_on_the_port_is_dropped(context: Context, link: Link, router: Router) -> None:
+    host, port = router.address.removeprefix("tcp://").rsplit(":", 1)
+    for garbage in (b"GET / HTTP/1.1\r\n\r\n", bytes(100), b"\xff" * 100):
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5) as raw:
+            raw.sendall(garbage)
+    states(link, LinkState.UP)
+    assert take(router.receive)
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://256.0.0.1:5", "nonsense", "tcp://127.0.0.1", "tcp://192.0.2.1:5000"]
+)
+def test_an_address_that_cannot_be_bound_is_named(context: Context, address: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot listen on .*"):
+        Router(context, address)
+
+
+def test_a_port_in_use_is_named(context: Context, router: Router) -> None:
+    with pytest.raises(UsageError, match=r"cannot listen on .*: Address already in use$"):
+        Router(context, router.address)
+
+
+def test_an_address_that_makes_no_sense_is_named(context: Context) -> None:
+    with pytest.raises(UsageError, match="cannot connect to 'nonsense'"):
+        Link(context, "nonsense", GREETING)
+
+
+class TestWaker:
+    @pytest.fixture
+    def waker(self) -> Iterator[Waker]:
+        waker = Waker()
+        yield waker
+        waker.close()
+
+    def test_wakes_a_poller_from_another_thread(self, waker: Waker) -> None:
+        poller = Poller()
+        poller.watch(waker.handle)
+        assert poller.wait(0) == []
+        thread = threading.Thread(target=waker.wake)
+        thread.start()
+        assert poller.wait(5000) == [waker.handle]
+        thread.join()
+        waker.clear()
+        assert poller.wait(0) == []
+        waker.clear()  # nothing to forget is fine
+
+    def test_may_be_called_from_a_signal_handler_at_any_moment(self, waker: Waker) -> None:
+        caught = 0
+
+        def handler(number: int, frame: FrameType | None) -> None:
+            nonlocal caught
+            caught += 1
+            waker.wake()
+
+        before = signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
+        try:
+            deadline = time.monotonic() + 20
+            while caught < 500:  # deadlocks here when a wake cannot interrupt a wake
+                waker.wake()
+                assert time.monotonic() < deadline
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def test_is_harmless_after_it_was_closed(self) -> None:
+        waker = Waker()
+        waker.close()
+        waker.wake()
+        waker.close()
+
+
+def test_a_context_of_the_parent_is_left_alone_by_a_child(context: Context) -> None:
+    context.pid += 1  # as if this were a forked child
+    context.close()
+    context.pid -= 1
+    Router(context, "tcp://127.0.0.1:*").close_after(0)  # still of use

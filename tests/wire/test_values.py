@@ -1,0 +1,285 @@
+"""Values: every type comes back as it went in, and what cannot is refused in words."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import math
+import uuid
+from collections import namedtuple
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import IntEnum
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dstash.errors import CorruptRecord, DStashError, LimitError, UnsupportedType, UsageError
+from dstash.limits import MAX_VALUE_BYTES
+from dstash.wire import codec
+from dstash.wire.values import MAX_EXTENSION_NESTING, MAX_NESTING, TypeRegistry
+from tests.harness.memory import at_most
+
+TYPES = TypeRegistry()
+
+_zones = st.sampled_from([None, dt.UTC, dt.timezone(dt.timedelta(0, 7))])
+_hashable = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.datetimes(timezones=_zones)
+    | st.dates()
+    | st.times()
+    | st.timedeltas()
+    | st.decimals(allow_nan=False)
+    | st.uuids()
+    | st.complex_numbers(allow_nan=False),
+    lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3),
+    max_leaves=6,
+)
+values = st.recursive(
+    _hashable,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(_hashable, inner, max_size=4)
+        | st.sets(_hashable, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def there_and_back(value: Any) -> Any:
+    return TYPES.decode(TYPES.encode(value))
+
+
+@given(values)
+def test_any_value_comes_back_equal_and_of_its_type(value: Any) -> None:
+    back = there_and_back(value)
+    assert back == value
+    assert type(back) is type(value)
+
+
+@given(st.lists(values, max_size=20))
+def test_payloads_joined_by_a_peer_are_read_as_one_array(many: list[Any]) -> None:
+    joined = codec.join_payloads(TYPES.encode_many(many))
+    assert TYPES.decode_array(joined) == many
+
+
+@pytest.mark.parametrize("value", [bytearray(b"abc"), memoryview(b"abc")], ids=["array", "view"])
+def test_other_forms_of_bytes_come_back_as_bytes(value: Any) -> None:
+    assert there_and_back(value) == b"abc"
+
+
+def test_not_a_number_comes_back() -> None:
+    assert math.isnan(there_and_back(math.nan))
+    assert there_and_back(Decimal("NaN")).is_nan()
+    assert there_and_back(Decimal("-0")).is_signed()
+
+
+def test_a_named_time_zone_becomes_its_offset_at_that_moment() -> None:
+    moment = dt.datetime(2024, 7, 1, 12, tzinfo=ZoneInfo("Europe/Berlin"))
+    back = there_and_back(moment)
+    assert back == moment
+    assert back.utcoffset() == dt.timedelta(hours=2)
+
+
+@pytest.mark.parametrize("bits", [63, 64, 65, 200, 10_000])
+def test_integers_of_any_usual_size(bits: int) -> None:
+    for value in (2**bits, 2**bits - 1, -(2**bits), -(2**bits) - 1):
+        assert there_and_back(value) == value
+
+
+class Colour(IntEnum):
+    RED = 1
+
+
+Pair = namedtuple("Pair", "a b")
+
+
+@dataclass(frozen=True)
+class Money:
+    cents: int
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), range(3), print, Colour.RED, Pair(1, 2), Money(1), [Money(1)], {1: {2, Money(3)}}],
+    ids=lambda value: type(value).__name__,
+)
+def test_other_types_are_refused_by_name(value: Any) -> None:
+    with pytest.raises(UnsupportedType, match=r"cannot be stored; register it with"):
+        TYPES.encode(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("\ud800", "surrogates"), (10**5000, "4300 digits")],
+    ids=["surrogate", "endless integer"],
+)
+def test_values_that_have_no_form_are_refused(value: Any, text: str) -> None:
+    with pytest.raises(LimitError, match=text):
+        TYPES.encode(value)
+
+
+def test_the_largest_value_fits_and_one_byte_more_does_not() -> None:
+    head = len(msgpack.packb(bytes(MAX_VALUE_BYTES - 5))) - (MAX_VALUE_BYTES - 5)
+    assert len(TYPES.encode(bytes(MAX_VALUE_BYTES - head))) == MAX_VALUE_BYTES
+    with pytest.raises(LimitError, match=str(MAX_VALUE_BYTES)):
+        TYPES.encode(bytes(MAX_VALUE_BYTES - head + 1))
+
+
+def nested(value: Any, around: Any, levels: int) -> Any:
+    for _ in range(levels):
+        value = around(value)
+    return value
+
+
+def content(value: Any) -> Any:
+    return next(iter(value.values() if type(value) is dict else value))
+
+
+SHAPES = {
+    "list": lambda inner: [inner],
+    "dict": lambda inner: {"k": inner},
+    "tuple": lambda inner: (inner,),
+    "frozenset": lambda inner: frozenset([inner]),
+    "tuple in list": lambda inner: [(inner,)],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("levels", [1, 10, 30, 33, 64, 100, 300, 998, 1000, 1022, 1023, 1024, 5000])
+def test_what_can_be_written_can_be_read_however_deep(shape: str, levels: int) -> None:
+    value = nested(1, SHAPES[shape], levels)
+    try:
+        payload = TYPES.encode(value)
+    except LimitError as error:
+        assert "nested too deeply" in str(error)  # noqa: PT017
+        assert levels > 30
+        return
+    joined = codec.join_payloads([payload])
+    decoded = TYPES.decode_array(joined)[0]
+    while type(value) in (list, dict, tuple, frozenset):  # comparing them would recurse
+        assert type(decoded) is type(value)
+        value, decoded = (
+            next(iter(v.values() if type(v) is dict else v)) for v in (value, decoded)
+        )
+    assert decoded == 1
+
+
+@pytest.mark.parametrize("levels", [900, 1022, 1023, 1024])
+def test_what_is_deep_inside_a_tuple_counts_too(levels: int) -> None:
+    value = (nested(1, SHAPES["list"], levels),)
+    try:
+        payload = TYPES.encode(value)
+    except LimitError:
+        assert levels > MAX_NESTING
+        return
+    assert len(TYPES.decode(payload)) == 1
+
+
+def test_plain_nesting_up_to_the_limit_is_allowed() -> None:
+    assert TYPES.encode(nested(1, SHAPES["list"], MAX_NESTING))
+    value = nested(1, SHAPES["tuple"], MAX_EXTENSION_NESTING)
+    assert there_and_back(value) == value
+
+
+def wrapped(code: int, levels: int, inner: bytes = b"\xc0") -> bytes:
+    """Return an extension in an extension in an extension."""
+    for _ in range(levels):
+        inner = msgpack.packb(msgpack.ExtType(code, b"\x91" + inner))
+    return inner
+
+
+@pytest.mark.parametrize("levels", [40, 200, 1000, 3000])
+def test_a_hostile_tower_of_tuples_is_refused(levels: int) -> None:
+    with pytest.raises(CorruptRecord):
+        TYPES.decode(wrapped(108, levels))
+
+
+def test_a_tower_of_large_tuples_does_not_multiply_in_memory() -> None:
+    tower = wrapped(108, 300, inner=msgpack.packb(bytes(1 << 20)))
+    with at_most(64), pytest.raises(CorruptRecord):
+        TYPES.decode(tower)
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_a_value_or_an_error_of_ours(data: bytes) -> None:
+    with contextlib.suppress(DStashError):
+        TYPES.decode(data)
+
+
+@given(st.sampled_from(range(100, 128)), st.binary(max_size=40))
+def test_garbage_in_an_extension_is_a_value_or_an_error_of_ours(code: int, data: bytes) -> None:
+    with contextlib.suppress(DStashError):
+        TYPES.decode(msgpack.packb(msgpack.ExtType(code, data)))
+
+
+class TestRegistry:
+    def test_a_registered_type_comes_back_alone_and_inside_others(self) -> None:
+        types = TypeRegistry()
+        types.register(
+            Money,
+            code=7,
+            encode=lambda money: b"%d" % money.cents,
+            decode=lambda data: Money(int(data)),
+        )
+        value = [Money(5), {"a": (Money(1), {Money(2)})}]
+        assert types.decode(types.encode(value)) == value
+        assert types.encode(Money(5)) == b"\xd4\x075"
+
+    def test_a_reader_without_the_type_is_told_its_code(self) -> None:
+        types = TypeRegistry()
+        types.register(Money, code=7, encode=lambda money: b"", decode=lambda data: Money(0))
+        with pytest.raises(UnsupportedType, match="type code 7"):
+            TypeRegistry().decode(types.encode(Money(1)))
+
+    @pytest.mark.parametrize("code", [-1, 100, 127, 1.0, True, "1", None])
+    def test_codes_out_of_range_are_refused(self, code: Any) -> None:
+        with pytest.raises(UsageError, match="0 to 99"):
+            TypeRegistry().register(Money, code=code, encode=repr, decode=Money)  # type: ignore[arg-type]
+
+    def test_a_code_or_type_that_is_taken_is_refused(self) -> None:
+        types = TypeRegistry()
+        types.register(Money, code=7, encode=lambda m: b"", decode=lambda d: Money(0))
+        with pytest.raises(UsageError, match="taken by Money"):
+            types.register(Colour, code=7, encode=lambda m: b"", decode=lambda d: Colour.RED)
+        with pytest.raises(UsageError, match="registered already, under code 7"):
+            types.register(Money, code=8, encode=lambda m: b"", decode=lambda d: Money(0))
+        with pytest.raises(UsageError, match="UUID is registered already"):
+            types.register(
+                uuid.UUID, code=8, encode=lambda u: b"", decode=lambda d: uuid.UUID(bytes=d)
+            )
+
+    def test_the_same_type_under_the_same_code_replaces_its_functions(self) -> None:
+        types = TypeRegistry()
+        types.register(Money, code=7, encode=lambda m: b"", decode=lambda d: Money(0))
+        types.register(Money, code=7, encode=lambda m: b"", decode=lambda d: Money(9))
+        assert types.decode(types.encode(Money(1))) == Money(9)
+
+    def test_an_encoder_must_return_bytes(self) -> None:
+        types = TypeRegistry()
+        types.register(Money, code=7, encode=repr, decode=Money)  # type: ignore[arg-type]
+        with pytest.raises(UnsupportedType, match="encoder of Money returned str, not bytes"):
+            types.encode(Money(1))
+
+    def test_a_decoder_that_fails_is_an_error_of_ours(self) -> None:
+        types = TypeRegistry()
+        types.register(Money, code=7, encode=lambda m: b"", decode=lambda d: 1 // 0)
+        with pytest.raises(CorruptRecord, match="division"):
+            types.decode(types.encode(Money(1)))
+
+
+def test_nothing_is_ever_unpickled() -> None:
+    import pickle
+
+    payload = msgpack.packb(msgpack.ExtType(42, pickle.dumps(print)))
+    with pytest.raises(UnsupportedType):
+        TYPES.decode(payload)
