@@ -93,6 +93,9 @@ class LmdbStore:
         self._lock = DirectoryLock(directory)
         try:
             self._open(durability)
+        except OSError as error:
+            self._lock.release()
+            raise StoreError(f"{directory}: {error.strerror or error}") from None
         except BaseException:
             self._lock.release()
             raise
@@ -120,6 +123,8 @@ class LmdbStore:
                 self._records = self._env.open_db(b"records")
             self._read_meta(is_new)
             making.unlink(missing_ok=True)
+            if is_new:
+                _sync_names(self.directory)
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
@@ -309,6 +314,18 @@ class LmdbStore:
             finally:
                 self._env.close()
                 self._lock.release()
+
+
+def _sync_names(directory: Path) -> None:
+    """Put the names of a new store's files on disk: syncing a file does not sync its name."""
+    for folder in (directory, directory.resolve().parent):
+        if not os.access(folder, os.R_OK):
+            continue  # nothing can be opened there, so whoever made it has to care
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def set_aside(directory: Path) -> Path:
