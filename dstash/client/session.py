@@ -197,7 +197,14 @@ class Session:
             )
         if current is not None and fresh.epoch < current.epoch:
             return
+        self._forget_clocks(fresh)
         self.view = View(fresh, frozenset(alive) if alive else (current or View(fresh)).alive)
+
+    def _forget_clocks(self, topology: Topology) -> None:
+        """Go by the clocks of members alone: those that left must not outvote those that stay."""
+        members = {member.id for member in topology.members}
+        if not members.issuperset(self._offsets):
+            self._offsets = {one: by for one, by in self._offsets.items() if one in members}
 
     def endpoint(self, peer: str) -> str | None:
         """Return where (and under which key) a peer is; None when it is not known."""
