@@ -23,6 +23,9 @@ app = typer.Typer(help="Add, remove and replace peers; watch and steer it.", no_
 #: What an order may take: the peer asks the membership, and may have to try again.
 _PATIENCE: Final = 30.0
 
+#: What moves data, and can be looked at before.
+_PLANNED: Final = ("add", "remove", "replace", "forget")
+
 Peers = Annotated[list[str], typer.Argument(metavar="PEER...")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would move.")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
@@ -35,7 +38,7 @@ Rate = Annotated[
 @app.command()
 def plan(
     ctx: typer.Context,
-    action: Annotated[str, typer.Argument(metavar="add|remove|replace")],
+    action: Annotated[str, typer.Argument(metavar="|".join(_PLANNED))],
     peers: Peers,
 ) -> None:
     """Show what would move, and what would become impossible; change nothing."""
@@ -92,12 +95,7 @@ def forget(
     watch: Follow = False,
 ) -> None:
     """Give up peers that are dead: the others copy what they held from each other."""
-    with invocation.of(ctx).client() as client:
-        facts = client.status()
-    living = [one["id"] for one in facts["members"] if one["id"] in peers and one["alive"]]
-    if living:
-        raise UsageError(f"peer {living[0]!r} is alive; remove it, or stop it first")
-    _move(ctx, "remove", peers, dry_run, yes, rate, watch)
+    _move(ctx, "forget", peers, dry_run, yes, rate, watch)
 
 
 @app.command()
@@ -149,8 +147,8 @@ def _move(
 ) -> None:
     """Plan, show, ask, order, and perhaps watch."""
     run = invocation.of(ctx)
-    if action not in ("add", "remove", "replace"):
-        raise UsageError(f"{action!r} is not add, remove or replace")
+    if action not in _PLANNED:
+        raise UsageError(f"{action!r} is not {', '.join(_PLANNED[:-1])} or {_PLANNED[-1]}")
     bound = parse_rate(rate)
     with run.client() as client:
         worked_out = _plan(client, action, peers)

@@ -45,11 +45,9 @@ class Transfer:
 def transfers(topology: Topology, status: Mapping[str, Any]) -> list[Transfer]:
     """Return how far every gaining peer is."""
     members = {one["id"]: one for one in status["members"]}
-    totals = {one.id: len(gains(topology, one.id)) for one in topology.after()}
     return [
-        _transfer(topology, peer, total, members.get(peer, {}))
-        for peer, total in totals.items()
-        if total
+        _transfer(topology, peer, len(partitions), members.get(peer, {}))
+        for peer, partitions in sorted(gains(topology).items())
     ]
 
 

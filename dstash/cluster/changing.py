@@ -6,7 +6,7 @@ times; compare-and-set makes one of them win.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from dstash.cluster.joining import is_newcomer, member_of, with_new_change, without_data
@@ -17,18 +17,18 @@ from dstash.errors import ChangeConflict, UsageError
 from dstash.types import Level
 
 
-def gains(topology: Topology, peer: str) -> list[int]:
-    """Return the partitions that a member must be filled with by the change under way."""
+def gains(topology: Topology) -> dict[str, list[int]]:
+    """Return, by member, the partitions it must be filled with by the change under way."""
+    gained: dict[str, list[int]] = {}
     if topology.change is None:
-        return []
+        return gained
     before = placement(topology.before(), topology.replicas)
     after = placement(topology.after(), topology.replicas)
-    pairs = zip(before, after, strict=True)
-    return [
-        number
-        for number, (old, new) in enumerate(pairs)
-        if peer in new and (peer not in old or shrinks(len(old), len(new)))
-    ]
+    for number, (old, new) in enumerate(zip(before, after, strict=True)):
+        if old != new:
+            for peer in new if shrinks(len(old), len(new)) else set(new).difference(old):
+                gained.setdefault(peer, []).append(number)
+    return gained
 
 
 def shrinks(old: int, new: int) -> bool:
@@ -56,8 +56,7 @@ def switch(topology: Topology) -> Topology | None:
     change = topology.change
     if change is None or change.switched:
         return None
-    waiting = [one for one in topology.after() if one.id not in change.complete]
-    if any(gains(topology, member.id) for member in waiting):
+    if gains(topology).keys() - set(change.complete):
         return None
     return replace(topology, change=replace(change, switched=True)).next()
 
@@ -98,14 +97,26 @@ def remove(topology: Topology, peers: Sequence[str]) -> Topology:
     Raises:
         ChangeConflict: unknown members, one that is joining, or nobody would be left.
     """
-    leaving = {_known(topology, peer).id for peer in peers}
-    for peer in leaving:
-        if _known(topology, peer).state is State.JOINING:
-            raise ChangeConflict(f"peer {peer!r} is joining; cancel that instead")
-    members = tuple(
-        replace(one, state=State.LEAVING) if one.id in leaving else one for one in topology.members
-    )
-    return _begin(topology, members)
+    return _begin(topology, _with_leaving(topology, peers))
+
+
+def give_up(topology: Topology, peers: Sequence[str], alive: Collection[str]) -> Topology:
+    """Return the topology in which dead members leave because an operator gave them up.
+
+    Raises:
+        ChangeConflict: one of them is alive; or more than a third of the members are down.
+    """
+    living = [peer for peer in peers if peer in alive]
+    if living:
+        raise ChangeConflict(f"peer {living[0]!r} is alive; remove it, or stop it first")
+    down = [one.id for one in topology.members if one.id not in alive]
+    if _sees_badly(topology, len(down)):
+        raise ChangeConflict(
+            f"{len(down)} of {len(topology.members)} members are down ({', '.join(down)}), more "
+            "than a third: is it the control plane that is lost? Members that are really dead "
+            "can be removed"
+        )
+    return remove(topology, peers)
 
 
 def forget(topology: Topology, dead: Sequence[str], down: int) -> Topology | None:
@@ -116,7 +127,7 @@ def forget(topology: Topology, dead: Sequence[str], down: int) -> Topology | Non
     would be gained.
     """
     left = len(topology.members) - len(dead)
-    if not dead or down * 3 > len(topology.members) or left < topology.replicas:
+    if not dead or _sees_badly(topology, down) or left < topology.replicas:
         return None
     return remove(topology, dead)
 
@@ -138,8 +149,7 @@ def add(topology: Topology, announcements: Sequence[Announcement]) -> Topology:
 def swap(topology: Topology, old: str, announcement: Announcement) -> Topology:
     """Return the topology in which a candidate begins to take the place of a member."""
     added = add(topology, [announcement])
-    member = replace(_known(topology, old), state=State.LEAVING)
-    return replace(added, members=added.with_member(member).members)
+    return replace(added, members=_with_leaving(added, [old]))
 
 
 def abandon(topology: Topology, dead: Sequence[str], down: int) -> Topology | None:
@@ -148,7 +158,7 @@ def abandon(topology: Topology, dead: Sequence[str], down: int) -> Topology | No
     Like ``forget``, never when more than a third of the members are down.
     """
     gone = [one.id for one in topology.members if one.id in dead and one.state is State.JOINING]
-    if not gone or down * 3 > len(topology.members) or _under_way(topology).switched:
+    if not gone or _sees_badly(topology, down) or _under_way(topology).switched:
         return None
     left = topology.without(gone)
     if all(one.state is State.ACTIVE for one in left.members):
@@ -188,6 +198,22 @@ def _begin(topology: Topology, members: tuple[Member, ...]) -> Topology:
     return with_new_change(begun).next()
 
 
+def _with_leaving(topology: Topology, peers: Sequence[str]) -> tuple[Member, ...]:
+    leaving = {_known(topology, peer).id for peer in peers}
+    for peer in peers:
+        if _known(topology, peer).state is State.JOINING:
+            # Who leaves is read from until the end; who joins has nothing to be read yet.
+            raise ChangeConflict(f"peer {peer!r} is joining; cancel that instead")
+    return tuple(
+        replace(one, state=State.LEAVING) if one.id in leaving else one for one in topology.members
+    )
+
+
+def _sees_badly(topology: Topology, down: int) -> bool:
+    """Whether so many members look dead that it is likelier the control plane that is lost."""
+    return down * 3 > len(topology.members)
+
+
 def _check_not_switched(topology: Topology) -> None:
     if topology.change is not None and topology.change.switched:
         raise ChangeConflict("a change of placement is complete and ends now; try again then")
@@ -218,8 +244,8 @@ def ordered(
 
     Args:
         alive: the live peers, members and candidates.
-        action: ``add``, ``remove``, ``replace`` (old, new), ``cancel``, ``pause``, ``resume``
-            or ``rate``.
+        action: ``add``, ``remove``, ``forget``, ``replace`` (old, new), ``cancel``, ``pause``,
+            ``resume`` or ``rate``.
         peers: whom it is about.
         rate: bytes a second, for ``rate``, and for what begins a change (0: as it was).
 
@@ -232,6 +258,8 @@ def ordered(
             return _bounded(add(topology, [_candidate(alive, peer) for peer in peers]), rate)
         case "remove", [_, *_]:
             return _bounded(remove(topology, peers), rate)
+        case "forget", [_, *_]:
+            return _bounded(give_up(topology, peers, alive), rate)
         case "replace", [old, new]:
             return _bounded(swap(topology, old, _candidate(alive, new)), rate)
         case "cancel", []:

@@ -200,7 +200,7 @@ class Healer:
         change = topology.change
         if change is None or change.switched or change.paused or me in change.complete:
             return None
-        gained = changing.gains(topology, me)
+        gained = changing.gains(topology).get(me)
         if not gained:
             return None
         number = change.number

@@ -71,9 +71,9 @@ def test_plan_warns_and_speaks_json(here: Here) -> None:
     [
         (("plan", "add", "p9"), 1, "peer 'p9' is not running"),
         (("plan", "add", "p1"), 1, "peer 'p1' is a member already"),
-        (("plan", "move", "p1"), 2, "'move' is not add, remove or replace"),
+        (("plan", "move", "p1"), 2, "'move' is not add, remove, replace or forget"),
         (("remove", "p9", "-y"), 1, "no member 'p9'"),
-        (("forget", "p1", "-y"), 2, "peer 'p1' is alive"),
+        (("forget", "p1", "-y"), 1, "peer 'p1' is alive"),
         (("cancel",), 1, "no change is under way"),
         (("pause",), 1, "no change is under way"),
         (("rate", "fast"), 2, "rate 'fast' is not like 20MB/s"),

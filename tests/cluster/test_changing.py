@@ -108,11 +108,11 @@ def test_only_when_old_readers_are_gone_may_writes_leave_them() -> None:
 
 def test_those_who_stay_are_filled_when_too_few_are_left() -> None:
     three = cluster("a", "b", "c")
-    assert changing.gains(changing.remove(three, ["c"]), "a") == []
+    assert changing.gains(changing.remove(three, ["c"])) == {}
     # A write may have been acked by b and c alone.
-    assert len(changing.gains(changing.remove(three, ["b", "c"]), "a")) == 4096
+    assert len(changing.gains(changing.remove(three, ["b", "c"]))["a"]) == 4096
     five = cluster(*"abcde", replicas=5)
-    assert len(changing.gains(changing.remove(five, ["d", "e"]), "a")) == 4096
+    assert len(changing.gains(changing.remove(five, ["d", "e"]))["a"]) == 4096
 
 
 @pytest.mark.parametrize("old", range(1, 8))
@@ -149,7 +149,7 @@ def test_a_joiner_that_lost_its_store_is_filled_again() -> None:
     joiner = back.member("d")
     assert joiner is not None
     assert joiner.synced  # else nobody could ever fill it: it has nothing before the change
-    assert changing.gains(back, "d")
+    assert changing.gains(back)["d"]
 
 
 def test_a_member_that_lost_its_store_loses_what_it_had_gained() -> None:
@@ -208,6 +208,33 @@ def test_forgetting_waits_while_too_many_are_down() -> None:
     assert changing.forget(before, ["c", "d"], 2) is None
     assert changing.forget(before, [], 0) is None
     assert changing.forget(cluster("a", "b", "c"), ["c"], 1) is None  # nothing would be gained
+
+
+def test_who_has_not_joined_yet_cannot_be_replaced() -> None:
+    begun = changing.add(cluster("a", "b", "c"), [candidate("d")])
+    for refused in (
+        lambda: changing.swap(begun, "d", candidate("e")),  # reads would come to it
+        lambda: changing.remove(begun, ["d"]),
+    ):
+        with pytest.raises(ChangeConflict, match="'d' is joining"):
+            refused()
+    both = changing.swap(begun, "a", candidate("e"))
+    assert [one.id for one in both.before()] == ["a", "b", "c"]
+    assert [one.id for one in both.after()] == ["b", "c", "d", "e"]
+
+
+def test_only_the_dead_are_forgotten_and_only_by_those_who_see_well() -> None:
+    before = cluster(*"abcdef")
+    alive = {name: candidate(name) for name in "abcdef"}
+    with pytest.raises(ChangeConflict, match="'f' is alive"):
+        changing.ordered(before, alive, "forget", ["f"], 0)
+    del alive["f"], alive["e"]
+    begun = changing.ordered(before, alive, "forget", ["f"], 0)
+    assert [one.state for one in begun.members][-2:] == [State.ACTIVE, State.LEAVING]
+    del alive["d"]
+    with pytest.raises(ChangeConflict, match=r"3 of 6 members are down \(d, e, f\)"):
+        changing.ordered(before, alive, "forget", ["f"], 0)
+    assert changing.ordered(before, alive, "remove", ["f"], 0).members == begun.members
 
 
 def test_a_change_goes_through_its_json_form() -> None:
