@@ -26,17 +26,21 @@ def gains(topology: Topology) -> dict[str, list[int]]:
     after = placement(topology.after(), topology.replicas)
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
         if old != new:
-            for peer in new if shrinks(len(old), len(new)) else set(new).difference(old):
+            for peer in new if thins_out(old, new) else set(new).difference(old):
                 gained.setdefault(peer, []).append(number)
     return gained
 
 
-def shrinks(old: int, new: int) -> bool:
-    """Whether so much fewer replicas are left that those who stay may have missed a write.
+def thins_out(old: Sequence[str], new: Sequence[str]) -> bool:
+    """Whether those who stay must be filled too, because too few of them have every write.
 
-    It was acked by a quorum of the old ones; a quorum of the new ones may be all others.
+    A write that was acked is on a quorum of its replicas: all that reads, and later changes, rely
+    on. Of a quorum of the old ones those who leave may be part; who is filled has everything.
+    With as many replicas as before that makes a quorum again, with fewer it may not.
     """
-    return old - Level.QUORUM.needed(new) >= Level.QUORUM.needed(old)
+    leaving, gaining = set(old).difference(new), set(new).difference(old)
+    have_it = Level.QUORUM.needed(len(old)) - len(leaving) + len(gaining)
+    return have_it < Level.QUORUM.needed(len(new))
 
 
 def complete(topology: Topology, peer: str, number: int) -> Topology | None:
