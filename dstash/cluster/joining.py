@@ -7,9 +7,15 @@ peer joins at once. Afterwards it joins as ``joining``, and a change of placemen
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from dstash.cluster.membership import Announcement
 from dstash.cluster.topology import Change, Member, State, Topology
+from dstash.errors import ProtocolError
+from dstash.store.interface import Store
+
+#: Under which name the store keeps the newest topology, for the day the membership has lost it.
+KEPT: Final = b"topology"
 
 
 def member_of(announcement: Announcement, state: State = State.ACTIVE) -> Member:
@@ -58,6 +64,33 @@ def join(topology: Topology, announcement: Announcement) -> Topology | None:
         return None
     grown = topology.with_member(member_of(announcement, State.JOINING))
     return with_new_change(grown).next()
+
+
+def last_known(store: Store) -> Topology | None:
+    """Return the topology that the peer of this store went by last; None if there was none."""
+    kept = store.marked(KEPT)
+    try:
+        return None if kept is None else Topology.decode(kept)
+    except ProtocolError:
+        return None
+
+
+def was_removed(store: Store, peer: str, topology: Topology | None) -> bool:
+    """Whether a store belongs to a peer that its cluster has gone on without.
+
+    What was deleted in the meantime must not come back with it. A peer that waited to be added,
+    and never was, has nothing to bring back; and a topology older than the last known one (the
+    membership was restored from a copy) proves nothing.
+    """
+    last = last_known(store)
+    return (
+        topology is not None
+        and last is not None
+        and last.cluster_id == topology.cluster_id
+        and last.epoch < topology.epoch
+        and last.member(peer) is not None
+        and topology.member(peer) is None
+    )
 
 
 def with_new_change(topology: Topology) -> Topology:

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from dstash.cluster.consul import ConsulMembership
+from dstash.cluster.joining import was_removed
 from dstash.cluster.local import LocalMembership
 from dstash.cluster.membership import Announcement, Membership
 from dstash.config import PeerSettings
@@ -64,7 +65,7 @@ class Daemon:
         self.peer = _peer_id(settings, store)
         membership = open_membership(settings)
         self._undo.append(membership.close)
-        if was_removed(store, self.peer, membership):
+        if was_removed(store, self.peer, membership.read().topology):
             store.close()
             aside = set_aside(settings.data_dir)
             _log.warning("this peer was removed; it joins empty", old_store=str(aside))
@@ -265,21 +266,6 @@ def open_store(settings: PeerSettings) -> LmdbStore:
         aside = set_aside(settings.data_dir)
         _log.error("the store is damaged; set aside", error=str(error), old_store=str(aside))
         return LmdbStore(settings.data_dir, settings.durability)
-
-
-def was_removed(store: LmdbStore, peer: str, membership: Membership) -> bool:
-    """Whether a store belongs to a peer that its cluster has gone on without.
-
-    What was deleted in the meantime must not come back with it.
-    """
-    identity, topology = store.identity, membership.read().topology
-    return (
-        identity is not None
-        and topology is not None
-        and topology.formed
-        and topology.cluster_id == identity.cluster
-        and topology.member(peer) is None
-    )
 
 
 def _peer_id(settings: PeerSettings, store: LmdbStore) -> str:

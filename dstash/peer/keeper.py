@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from dstash.cluster.changing import abandon, forget, ordered, switch
-from dstash.cluster.joining import found, join
+from dstash.cluster.joining import KEPT, found, join, last_known, was_removed
 from dstash.cluster.membership import Announcement, Membership, Stored
 from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
-from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable, ProtocolError
+from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable
 from dstash.peer.healer import Proposal
 from dstash.store.interface import Identity, Store
 from dstash.wire.messages import Error, Message, Order, Ordered
@@ -29,8 +29,8 @@ _log = structlog.get_logger("dstash.keeper")
 #: How long to wait for news (seconds) before looking anyway.
 _PATIENCE = 2.0
 
-#: Under which name the store keeps the newest topology, for the day the membership has lost it.
-_TOPOLOGY = b"topology"
+#: Who has not looked for so long (seconds) does not know who was down all the time.
+_BLIND = 5 * _PATIENCE
 
 
 class Keeper:
@@ -41,6 +41,7 @@ class Keeper:
         down_out_after: seconds after which a dead member is made to leave; 0 for never.
         publish: called with each new view, on this thread.
         removed: called when the peer is no longer a member.
+        clock: returns seconds, never going back.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Keeper:
         down_out_after: float,
         publish: Callable[[View], None],
         removed: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._membership = membership
         self._announcement = announcement
@@ -67,6 +69,8 @@ class Keeper:
         self._down_out_after = down_out_after
         self._publish = publish
         self._removed = removed
+        self._clock = clock
+        self._looked = clock()
         self._proposals: deque[Proposal] = deque()
         self._orders: deque[tuple[Order, Callable[[Message], None]]] = deque()
         self._down_since: dict[str, float] = {}
@@ -186,9 +190,13 @@ class Keeper:
     def _forget_the_dead(self, topology: Topology) -> Topology | None:
         """Make members leave that have been dead for long, if others can take their data."""
         alive = self._membership.alive()
-        now = time.monotonic()
+        now = self._clock()
+        # Where the membership was out of reach, or this process did not run, nobody here knows
+        # whether a peer was down all the time; and all take their locks again one by one.
+        known = self._down_since if now - self._looked < _BLIND else {}
+        self._looked = now
         self._down_since = {
-            member.id: self._down_since.get(member.id, now)
+            member.id: known.get(member.id, now)
             for member in topology.members
             if member.id not in alive
         }
@@ -222,19 +230,15 @@ class Keeper:
         if is_same and last is not None and last.epoch > topology.epoch:
             return last.next()
         self._check_cluster(topology)
+        if self._view is None and was_removed(self._store, self._announcement.peer, topology):
+            raise ChangeConflict("the cluster has just gone on without this peer; start it again")
         is_new = topology.member(self._announcement.peer) is None
         if is_new and topology.formed and self._waits_to_be_added:
             return None
         return join(topology, self._announcement)
 
     def _last(self) -> Topology | None:
-        if self._view is not None:
-            return self._view.topology
-        kept = self._store.marked(_TOPOLOGY)
-        try:
-            return None if kept is None else Topology.decode(kept)
-        except ProtocolError:
-            return None
+        return last_known(self._store) if self._view is None else self._view.topology
 
     def _check_cluster(self, topology: Topology) -> None:
         # Raises ForeignStore when the data directory is of another cluster.
@@ -254,7 +258,7 @@ class Keeper:
         if before is not None and (before.epoch, before.alive) == (topology.epoch, alive):
             return
         if before is None or before.epoch != topology.epoch:
-            self._store.mark(_TOPOLOGY, topology.encode())
+            self._store.mark(KEPT, topology.encode())
             _log.info("topology", epoch=topology.epoch, members=len(topology.members))
         self._view = View(topology, alive)
         self._publish(self._view)

@@ -43,6 +43,7 @@ class Conditions:
         calm: mean time between faults.
         pace: how often peers compare replicas and agree on horizons.
         spares: machines that may join.
+        down_out_after: seconds after which peers give up one that is down; 0 for never.
     """
 
     peers: int
@@ -62,6 +63,7 @@ class Conditions:
     duplication: float
     pace: Pace
     spares: int
+    down_out_after: float
     faults: tuple[str, ...]
 
 
@@ -91,5 +93,6 @@ def draw(rng: Random, calls: int) -> Conditions:
         duplication=rng.choice((0.0, 0.0, 0.05)),
         pace=rng.choice(_PACES),
         spares=rng.choice((1, 2)),
+        down_out_after=rng.choice((0.0, 0.0, 2.5, 8.0)),
         faults=tuple(rng.sample(sorted(KINDS.keys() - AWAITED), count)),
     )

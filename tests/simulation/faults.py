@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from dstash.cluster.changing import ordered
-from dstash.cluster.topology import State, Topology
-from dstash.errors import DStashError
 from tests.simulation.events import MS, SECOND
 from tests.simulation.node import Node
+from tests.simulation.orders import Operator
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -34,6 +32,7 @@ class Faults:
         #: The one machine whose disk is wiped or rots: more than one would be beyond what
         #: replicas can make up for.
         self._unlucky = world.rng.choice(world.nodes[: world.conditions.peers])
+        self._operator = Operator(world)
 
     def begin(self) -> None:
         """Let faults happen from now on."""
@@ -292,69 +291,10 @@ class Faults:
         self._world.membership.lose_locks()
         return None
 
-    # -- changes of placement: no faults, but what operators do in between
+    # -- no fault, but what operators do in between
 
     def _change(self) -> Undo:
-        topology = self._world.membership.topology
-        if topology is None or not topology.formed:
-            return None
-        under_way = ("cancel", "pause", "resume", "add", "remove")
-        at_rest = ("add", "add", "remove", "replace")
-        action = self._rng.choice(at_rest if topology.change is None else under_way)
-        if action == "add":
-            return self._add_spare()
-        if action == "replace":
-            return self._replace_one(topology)
-        if action == "remove":
-            stay = [one.id for one in topology.members if one.state is not State.LEAVING]
-            if len(stay) > max(2, topology.replicas):
-                self._order("remove", [self._rng.choice(stay)])
-        else:
-            self._order(action, [])
-        return self._resume if action == "pause" else None
-
-    def _spares(self) -> list[Node]:
-        return [node for node in self._world.nodes if not self._world.is_member(node)]
-
-    def _add_spare(self) -> Undo:
-        idle = [node for node in self._spares() if not node.is_running]
-        if idle:
-            node = self._rng.choice(idle)
-            node.waits_to_be_added = False
-            node.start()
-        return None
-
-    def _replace_one(self, topology: Topology) -> Undo:
-        waiting = [node for node in self._spares() if node.is_running]
-        if waiting:
-            old = self._rng.choice([member.id for member in topology.members])
-            self._order("replace", [old, self._rng.choice(waiting).name])
-            return None
-        idle = self._spares()
-        if idle:
-            node = self._rng.choice(idle)
-            node.waits_to_be_added = True
-            node.start()
-        return None
-
-    def _resume(self) -> None:
-        topology = self._world.membership.topology
-        if topology is not None and topology.change is not None and topology.change.paused:
-            self._order("resume", [])
-
-    def _order(self, action: str, peers: list[str]) -> None:
-        """Carry out an order at once, as a peer does that is asked to."""
-        membership = self._world.membership
-        topology = membership.topology
-        if topology is None:
-            return
-        try:
-            wanted = ordered(topology, membership.alive(""), action, peers, 0)
-        except DStashError as error:
-            self._note(f"{action} {peers}: {error}")
-            return
-        self._world.note(f"order: {action} {', '.join(peers)}")
-        membership.compare_and_set("", wanted, membership.read("").token)
+        return self._operator.act()
 
 
 KINDS: Final[dict[str, Callable[[Faults], Undo]]] = {

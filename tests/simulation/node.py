@@ -6,10 +6,11 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
+from dstash.cluster.joining import was_removed
 from dstash.cluster.membership import Announcement, Stored
 from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
-from dstash.errors import DStashError, MembershipUnreachable, PeerIdInUse
+from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable, PeerIdInUse
 from dstash.peer.commits import Commit
 from dstash.peer.core import PeerCore, Reply, Settings
 from dstash.peer.keeper import Keeper
@@ -93,7 +94,7 @@ class Node:
         """Start the process, as the daemon does: lock, topology, and only then requests."""
         self._lives += 1
         self.has_power = True
-        if self.was_removed():
+        if was_removed(self.store, self.name, self.world.membership.topology):
             self.wipe()  # the daemon sets the old store aside
         self.store.open_again()
         settings = Settings(self.name, self.world.cluster, pace=self.world.conditions.pace)
@@ -113,23 +114,14 @@ class Node:
             replicas=self.world.conditions.replicas,
             min_peers=self.world.conditions.peers,
             waits_to_be_added=self.waits_to_be_added,
-            down_out_after=0,
+            down_out_after=self.world.conditions.down_out_after,
             publish=self._publish,
             removed=self.stop,
+            clock=lambda: self.world.events.now / SECOND,
         )
         self.note("starts")
         self.world.network.listen(self.address, self)
         self._announce(announcement)
-
-    def was_removed(self) -> bool:
-        """Whether the cluster has gone on without the peer of this disk, as the daemon sees it."""
-        identity, topology = self.store.identity, self.world.membership.topology
-        return (
-            identity is not None
-            and topology is not None
-            and topology.formed
-            and topology.member(self.name) is None
-        )
 
     def _announce(self, announcement: Announcement) -> None:
         try:
@@ -364,6 +356,9 @@ class Node:
             self._decide(self.world.membership.read(self.name))
         except MembershipUnreachable:
             self._looked(_RETRY)
+        except ChangeConflict as error:  # it was removed while it started
+            self.note(f"stops: {error}")
+            self._died(self._lives)
 
     def _decide(self, stored: Stored) -> None:
         if self._keeper is None:

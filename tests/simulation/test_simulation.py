@@ -32,7 +32,7 @@ def simulate(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProce
 
 
 def once_failed() -> list[tuple[str, ...]]:
-    """Return (seed, calls, partitions) of the seeds that once failed."""
+    """Return (seed, calls, partitions, faults...) of the seeds that once failed."""
     lines = [line.split("#")[0].split() for line in _SEEDS.read_text().splitlines()]
     return [tuple(line) for line in lines if line]
 
@@ -51,8 +51,9 @@ def test_they_hold_with_as_many_partitions_as_in_life() -> None:
 
 @pytest.mark.timeout(300)
 def test_seeds_that_once_failed_stay_sound() -> None:
-    for seed, calls, partitions in once_failed():
-        run = simulate("--only", seed, "--calls", calls, "--partitions", partitions, "--jobs", "1")
+    for seed, calls, partitions, *faults in once_failed():
+        words = ["--only", seed, "--calls", calls, "--partitions", partitions, "--jobs", "1"]
+        run = simulate(*words, "--with", ",".join(faults))
         assert run.returncode == 0, run.stdout + run.stderr
 
 

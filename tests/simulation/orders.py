@@ -1,0 +1,115 @@
+"""What operators do while everything else goes wrong: changes of placement, of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dstash.cluster.changing import ordered
+from dstash.cluster.topology import State, Topology
+from dstash.errors import DStashError
+from tests.simulation.node import Node
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+
+class Operator:
+    """Changes the cluster at random, one order at a time."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._rng = world.rng
+
+    def act(self) -> Callable[[], object] | None:
+        """Give an order that may make sense now, or start a machine that may join.
+
+        Returns what takes it back, if anything has to.
+        """
+        topology = self._world.membership.topology
+        if topology is None or not topology.formed:
+            return None
+        under_way = ("cancel", "pause", "resume", "rate", "add", "remove", "forget")
+        at_rest = ("add", "add", "remove", "replace", "replace", "forget")
+        action = self._rng.choice(at_rest if topology.change is None else under_way)
+        match action:
+            case "add":
+                self._add_spares()
+            case "replace":
+                self._replace_one(topology)
+            case "remove":
+                self._remove_some(topology)
+            case "forget":
+                self._forget_one(topology)
+            case "rate":
+                self._order("rate", [], self._rng.choice((500, 20_000)))
+                return self._go_on
+            case "pause":
+                self._order("pause", [])
+                return self._go_on
+            case _:
+                self._order(action, [])
+        return None
+
+    def _spares(self) -> list[Node]:
+        return [node for node in self._world.nodes if not self._world.is_member(node)]
+
+    def _add_spares(self) -> None:
+        """Let one or two machines join: by themselves, or by an order that names both."""
+        waiting = [node.name for node in self._spares() if node.is_running]
+        if waiting:
+            self._order("add", waiting)
+            return
+        idle = self._spares()
+        waits_to_be_added = self._rng.random() < 0.3
+        for node in self._rng.sample(idle, min(len(idle), self._rng.choice((1, 1, 2)))):
+            node.waits_to_be_added = waits_to_be_added
+            node.start()
+
+    def _remove_some(self, topology: Topology) -> None:
+        """Let one or two members leave; at times so many that fewer are left than replicas."""
+        stay = [one.id for one in topology.members if one.state is not State.LEAVING]
+        least = max(2, topology.replicas - self._rng.choice((0, 0, 1)))
+        leaving = min(len(stay) - least, self._rng.choice((1, 1, 2)))
+        if leaving > 0:
+            self._order("remove", self._rng.sample(stay, leaving))
+
+    def _forget_one(self, topology: Topology) -> None:
+        alive = self._world.membership.alive("")
+        dead = [one.id for one in topology.members if one.id not in alive]
+        if dead and len(topology.members) > max(2, topology.replicas - 1):
+            self._order("forget", [self._rng.choice(dead)])
+
+    def _replace_one(self, topology: Topology) -> None:
+        waiting = [node for node in self._spares() if node.is_running]
+        if waiting:
+            old = self._rng.choice([member.id for member in topology.members])
+            self._order("replace", [old, self._rng.choice(waiting).name])
+            return
+        idle = self._spares()
+        if idle:
+            node = self._rng.choice(idle)
+            node.waits_to_be_added = True
+            node.start()
+
+    def _go_on(self) -> None:
+        """Let a change that rests, or creeps, come to its end."""
+        topology = self._world.membership.topology
+        if topology is not None and topology.change is not None:
+            self._order("rate", [], 0)
+            if topology.change.paused:
+                self._order("resume", [])
+
+    def _order(self, action: str, peers: list[str], rate: int = 0) -> None:
+        """Carry out an order at once, as a peer does that is asked to."""
+        membership = self._world.membership
+        topology = membership.topology
+        if topology is None:
+            return
+        try:
+            wanted = ordered(topology, membership.alive(""), action, peers, rate)
+        except DStashError as error:
+            self._world.note(f"{action} {peers}: {error}")
+            return
+        self._world.note(f"order: {action} {', '.join(peers)}")
+        membership.compare_and_set("", wanted, membership.read("").token)
