@@ -240,6 +240,7 @@ class AsyncChannel:
         self._take(events)
 
     def _lose(self, peer: str, reason: str) -> None:
+        self._session.forget_protocol(peer)
         for flight in list(self._flights.values()):
             lost = flight.operation.lost
             self._step(flight, lambda now, lost=lost: lost(peer, now, reason))  # type: ignore[misc]

@@ -107,6 +107,7 @@ class Channel:
             self._send(operation.tick(now), operation)
 
     def _lost(self, peer: str, why: str) -> None:
+        self._session.forget_protocol(peer)
         for operation in tuple(self._running):
             self._send(operation.lost(peer, self._session.wall(), why), operation)
 

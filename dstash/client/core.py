@@ -22,6 +22,7 @@ from dstash.errors import (
     Busy,
     DStashError,
     Misrouted,
+    NotReady,
     ProtocolError,
     Refused,
     StaleEpoch,
@@ -29,6 +30,7 @@ from dstash.errors import (
     TimedOut,
     Unavailable,
     UsageError,
+    VersionMismatch,
 )
 from dstash.wire.messages import Envelope, Error, Message, TopologyIs, Welcome
 
@@ -268,6 +270,8 @@ class Operation(ABC):
         message = envelope.message
         if isinstance(message, _VIEWS):
             self.session.install(message.topology, message.alive)
+        if isinstance(message, Welcome):
+            self.session.learn_protocol(peer, message.lowest, message.highest)
         pending = self._pending.pop(envelope.correlation, None)
         if pending is None:
             sent = self.session.probe_sent(peer, envelope.correlation)
@@ -287,9 +291,15 @@ class Operation(ABC):
             self.session.install(error.facts["topology"], [])
         elif isinstance(error, Busy):
             pending.chunk.hold = max(pending.chunk.hold, _hold(error))
+        elif isinstance(error, VersionMismatch) and self._shares_protocol(pending.peer, error):
+            error = NotReady(str(error))  # asked again, it is asked as it understands
         elif not isinstance(error, Misrouted):
             self.session.avoid(pending.peer, now)
         return self._failed(pending, Failure(error, definite=_is_definite(error)), now)
+
+    def _shares_protocol(self, peer: str, error: VersionMismatch) -> bool:
+        facts = error.facts
+        return self.session.learn_protocol(peer, facts.get("lowest"), facts.get("highest"))
 
     def _failed(self, pending: _Pending, failure: Failure, now: int) -> list[Send]:
         self._reasons[pending.peer] = str(failure.error).removeprefix(f"{pending.peer}: ")

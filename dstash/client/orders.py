@@ -149,7 +149,7 @@ def shows(topology: Topology, order: Order) -> bool:
     match order.action, list(order.peers):
         case "add", peers:
             return here.issuperset(peers)
-        case "remove", peers:
+        case "remove" | "forget", peers:
             return staying.isdisjoint(peers)
         case "replace", [old, new]:
             return old not in staying and new in here

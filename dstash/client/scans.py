@@ -7,7 +7,14 @@ from typing import Any, Final
 
 from dstash.client.core import Chunk, Failure, Operation
 from dstash.client.session import Send, Session
-from dstash.errors import DStashError, NoPeers, ProtocolError, Unauthorised, WrongCluster
+from dstash.errors import (
+    DStashError,
+    NoPeers,
+    ProtocolError,
+    Unauthorised,
+    VersionMismatch,
+    WrongCluster,
+)
 from dstash.limits import PARTITIONS
 from dstash.types import Level
 from dstash.wire.messages import (
@@ -196,9 +203,8 @@ class _GreetingChunk(Chunk):
         self._failures[peer] = failure.error
         if len(self._failures) < len(self.operation.seeds):
             return []
-        final = [
-            one for one in self._failures.values() if isinstance(one, WrongCluster | Unauthorised)
-        ]
+        hopeless = WrongCluster | Unauthorised | VersionMismatch
+        final = [one for one in self._failures.values() if isinstance(one, hopeless)]
         if final:
             raise final[0]
         self.operation.again_later(self, now)

@@ -20,7 +20,16 @@ from dstash.limits import MAX_CLOCK_SKEW_MS
 from dstash.store.record import partition_of
 from dstash.types import Level
 from dstash.version import WRITER_BYTES, Clock, Stamp, Version, pack, stamp_milliseconds
-from dstash.wire.messages import AskTopology, Envelope, Hello, Message, Ping, encode
+from dstash.wire.messages import (
+    LOWEST_PROTOCOL,
+    AskTopology,
+    Envelope,
+    Hello,
+    Message,
+    Ping,
+    common_protocol,
+    encode,
+)
 
 #: A peer that says nothing for this long, with a request in hand, is asked last from then on.
 SILENCE_MS = 300
@@ -75,6 +84,7 @@ class Session:
         self._offsets: dict[str, int] = {}
         self._avoid: dict[str, int] = {}  # peer -> when it may be probed next
         self._probes: dict[str, tuple[int, int]] = {}  # peer -> (correlation, when it was sent)
+        self._protocols: dict[str, int] = {}  # peer -> the version that both sides speak
         self._clock = Clock(self.cluster_time)
         self._correlations = itertools.count(1)
         self._read_tables: dict[Level, _ReadTable] = {}
@@ -137,6 +147,17 @@ class Session:
             lowest, highest = clock - now, clock - sent
             known = self._offsets.get(peer, lowest)
             self._offsets[peer] = min(max(known, lowest), highest)
+
+    def learn_protocol(self, peer: str, lowest: object, highest: object) -> bool:
+        """Take note of the versions a peer speaks; whether there is one in common."""
+        shared = common_protocol(lowest, highest)
+        if shared is not None:
+            self._protocols[peer] = shared
+        return shared is not None
+
+    def forget_protocol(self, peer: str) -> None:
+        """Take note that a connection broke: the peer may come back as an earlier version."""
+        self._protocols.pop(peer, None)
 
     def avoid(self, peer: str, now: int) -> None:
         """Ask this peer last until it is heard again."""
@@ -263,5 +284,6 @@ class Session:
         """
         moment = 0 if isinstance(message, _ALWAYS_ANSWERED) else self.peer_time(peer, deadline)
         under = self.epoch if epoch is None else epoch
-        envelope = Envelope(correlation, under, moment, message)
+        protocol = self._protocols.get(peer, LOWEST_PROTOCOL)
+        envelope = Envelope(correlation, under, moment, message, protocol)
         return Send(peer, encode(envelope), correlation)

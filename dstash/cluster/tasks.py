@@ -19,9 +19,17 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from dstash.errors import DStashError, TimedOut, Unavailable
+from dstash.errors import DStashError, TimedOut, Unavailable, VersionMismatch
 from dstash.version import Version
-from dstash.wire.messages import Envelope, Error, Message, encode
+from dstash.wire.messages import (
+    LOWEST_PROTOCOL,
+    Envelope,
+    Error,
+    Message,
+    Welcome,
+    common_protocol,
+    encode,
+)
 
 #: How long another peer may take to answer (milliseconds).
 ANSWER_MS: Final = 5000
@@ -114,6 +122,8 @@ class Scheduler:
         self._jobs: set[_Job] = set()
         self._correlations = itertools.count(1)
         self._out: list[Outgoing] = []
+        #: The protocol version that other peers and this one have in common.
+        self._protocols: dict[str, int] = {}
         self.failures: list[tuple[str, BaseException]] = []
 
     def spawn(self, name: str, task: Task, ended: Ended | None = None) -> None:
@@ -157,19 +167,24 @@ class Scheduler:
         out, self._out = self._out, []
         return out
 
-    def answered(self, envelope: Envelope) -> None:
+    def answered(self, peer: str, envelope: Envelope) -> None:
         """Take an answer of another peer."""
-        asked = self._asked.pop(envelope.correlation, None)
-        if asked is None:
-            return
         message = envelope.message
-        if isinstance(message, Error):
-            self._ready.append((asked[0], None, message.error()))
-        else:
-            self._ready.append((asked[0], message, None))
+        error = message.error() if isinstance(message, Error) else None
+        if isinstance(message, Welcome):
+            self._learn_protocol(peer, message.lowest, message.highest)
+        elif isinstance(error, VersionMismatch):
+            self._learn_protocol(peer, error.facts.get("lowest"), error.facts.get("highest"))
+        asked = self._asked.pop(envelope.correlation, None)
+        if asked is not None:
+            self._ready.append((asked[0], None if error else message, error))
+
+    def _learn_protocol(self, peer: str, lowest: object, highest: object) -> None:
+        self._protocols[peer] = common_protocol(lowest, highest) or LOWEST_PROTOCOL
 
     def lost(self, peer: str) -> None:
         """Take note that the connection to a peer broke."""
+        self._protocols.pop(peer, None)
         for correlation in [one for one, asked in self._asked.items() if asked[1] == peer]:
             self.unsent(peer, correlation)
 
@@ -227,6 +242,7 @@ class Scheduler:
     def _send(self, peer: str, message: Message, now: int) -> int:
         correlation = next(self._correlations)
         # Deadline 0: the clocks of two peers may differ, and maintenance is idempotent.
-        envelope = Envelope(correlation, self._epoch(), 0, message)
+        protocol = self._protocols.get(peer, LOWEST_PROTOCOL)
+        envelope = Envelope(correlation, self._epoch(), 0, message, protocol)
         self._out.append(Outgoing(peer, encode(envelope), correlation))
         return correlation

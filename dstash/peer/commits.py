@@ -41,7 +41,16 @@ from dstash.store.record import (
 from dstash.types import RecordFlag
 from dstash.version import VERSION_BYTES, Stamp, newest_stamp, stamp_milliseconds
 from dstash.wire import codec
-from dstash.wire.messages import Apply, Delete, Error, Message, Push, Put, Stored
+from dstash.wire.messages import (
+    LOWEST_PROTOCOL,
+    Apply,
+    Delete,
+    Error,
+    Message,
+    Push,
+    Put,
+    Stored,
+)
 
 #: What one transaction takes at most (bytes of requests): bounds how long an ack can take.
 COMMIT_BYTES: Final = 2 * 1024 * 1024
@@ -53,10 +62,11 @@ Rejected = list[list[Any]]
 
 
 class Ticket(NamedTuple):
-    """Whom to answer."""
+    """Whom to answer, and under which protocol version."""
 
     sender: bytes
     correlation: int
+    protocol: int = LOWEST_PROTOCOL
 
 
 class Prepared(NamedTuple):

@@ -84,8 +84,10 @@ from dstash.wire.messages import (
     StatusIs,
     TopologyIs,
     Welcome,
+    common_protocol,
     decode,
     encode,
+    mismatch,
 )
 
 #: Requests that wait for a newer topology, at most; and for how long (milliseconds) they do.
@@ -127,6 +129,11 @@ class Request(NamedTuple):
     envelope: Envelope
     came: int
     size: int
+
+    @property
+    def ticket(self) -> Ticket:
+        """Whom to answer."""
+        return Ticket(self.sender, self.envelope.correlation, self.envelope.protocol)
 
 
 class PendingOrder(NamedTuple):
@@ -206,7 +213,7 @@ class PeerCore:
             correlation = error.facts.pop("correlation", None)
             if correlation is None:
                 return []
-            return [self._reply(sender, correlation, Error.of(error), now)]
+            return [self._reply(Ticket(sender, correlation), Error.of(error), now)]
         self.now = now
         size = sum(map(len, parts))
         return self._handle(Request(sender, user, envelope, now, size), now)
@@ -214,11 +221,12 @@ class PeerCore:
     def turn_away(self, sender: bytes, parts: list[bytes], now: int, why: str) -> list[Reply]:
         """Tell the sender of a message to come back later, whatever it wants."""
         try:
-            correlation = decode(parts).correlation
+            envelope = decode(parts)
         except ProtocolError:
             return []
         self.counts["turned_away"] += 1
-        return [self._reply(sender, correlation, Error.of(self._busy(why)), now)]
+        ticket = Ticket(sender, envelope.correlation, envelope.protocol)
+        return [self._reply(ticket, Error.of(self._busy(why)), now)]
 
     def receive_answer(self, peer: str, parts: list[bytes], now: int) -> None:
         """Take a message from another peer, on a connection that this one made."""
@@ -230,7 +238,7 @@ class PeerCore:
             return
         if self.view is not None and envelope.epoch > self.view.epoch:
             self.wants_refresh = True
-        self.scheduler.answered(envelope)
+        self.scheduler.answered(peer, envelope)
 
     def lost(self, peer: str) -> None:
         """Take note that the connection to another peer broke."""
@@ -319,10 +327,7 @@ class PeerCore:
         self._settled += len(commit.waiting)
         while self._settling and self._settling[0][0] <= self._settled:
             self._settling.popleft()[1]()
-        return [
-            self._reply(ticket.sender, ticket.correlation, message, now)
-            for ticket, message in commit.replies
-        ]
+        return [self._reply(ticket, message, now) for ticket, message in commit.replies]
 
     @property
     def has_work(self) -> bool:
@@ -353,7 +358,7 @@ class PeerCore:
     # -- inside
 
     def _handle(self, request: Request, now: int) -> list[Reply]:
-        correlation, _, deadline, message = request.envelope
+        deadline, message = request.envelope.moment, request.envelope.message
         if deadline and deadline < now:
             self.counts["late"] += 1
             return []
@@ -367,15 +372,15 @@ class PeerCore:
         except DStashError as error:
             self.counts[f"refused:{type(error).__name__}"] += 1
             answer = Error.of(error)
-        return [] if answer is None else [self._reply(request.sender, correlation, answer, now)]
+        return [] if answer is None else [self._reply(request.ticket, answer, now)]
 
     def _answer(self, request: Request, now: int) -> Message | None:
-        sender, envelope = request.sender, request.envelope
+        envelope = request.envelope
         message = envelope.message
         if self._authority is not None:
             self._authority.check(request.user, message)
         if isinstance(message, Order):
-            self._orders.append(self._await_order(sender, envelope.correlation, message))
+            self._orders.append(self._await_order(request.ticket, message))
             return None
         plain = _PLAIN.get(type(message))
         if plain is not None:
@@ -391,21 +396,20 @@ class PeerCore:
             self._check_synced()
             self._patience.served()
             return self._read(message, self._keyspace(message.index), now)
-        self._begin(sender, envelope, now)
+        self._begin(request.ticket, message, now)
         return None
 
-    def _begin(self, sender: bytes, envelope: Envelope, now: int) -> None:
+    def _begin(self, ticket: Ticket, message: Message, now: int) -> None:
         """Begin what is answered later, or never."""
-        correlation, message = envelope.correlation, envelope.message
         if isinstance(message, _WRITES):
             self._check_recollected()
-            self._enqueue(sender, correlation, message, self._keyspace(message.index))
+            self._enqueue(ticket, message, self._keyspace(message.index))
         elif isinstance(message, Push):
-            self._enqueue(sender, correlation, message, None)
+            self._enqueue(ticket, message, None)
         elif isinstance(message, Hint):
             self._take_hint(message, now)
         else:
-            self._begin_answer(sender, envelope, _QUESTIONS[type(message)], now)
+            self._begin_answer(ticket, message, _QUESTIONS[type(message)], now)
 
     def _is_early(self, envelope: Envelope) -> bool:
         return self.view is not None and envelope.epoch > self.view.epoch
@@ -426,8 +430,7 @@ class PeerCore:
             request = self._early.popleft()
             self._early_bytes -= request.size
             error = NotReady(f"epoch {request.envelope.epoch} is not known here")
-            correlation = request.envelope.correlation
-            replies.append(self._reply(request.sender, correlation, Error.of(error), now))
+            replies.append(self._reply(request.ticket, Error.of(error), now))
         return replies
 
     def _check_membership(self, request: Request) -> None:
@@ -486,11 +489,7 @@ class PeerCore:
             raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
 
     def _enqueue(
-        self,
-        sender: bytes,
-        correlation: int,
-        message: Put | Delete | Apply | Push,
-        space: Keyspace | None,
+        self, ticket: Ticket, message: Put | Delete | Apply | Push, space: Keyspace | None
     ) -> None:
         weight = len(message.keys) + len(
             getattr(message, "payloads", b"") or getattr(message, "records", b"")
@@ -499,7 +498,7 @@ class PeerCore:
             raise self._busy("too many writes wait for the disk")
         self._check_requests()
         self._patience.served()
-        self._wait(WaitingWrite(Ticket(sender, correlation), message, space, weight))
+        self._wait(WaitingWrite(ticket, message, space, weight))
 
     def _check_requests(self) -> None:
         in_hand = self._accepted - self._settled + self._asked
@@ -539,23 +538,22 @@ class PeerCore:
         return self.now
 
     def _begin_answer(
-        self, sender: bytes, envelope: Envelope, answer: Callable[..., Answering], now: int
+        self, ticket: Ticket, question: Message, answer: Callable[..., Answering], now: int
     ) -> None:
-        correlation = envelope.correlation
         self._check_requests()
         self._asked += 1
 
         def ended(result: Message, failure: DStashError | None) -> None:
             self._asked -= 1
             message = result if failure is None else Error.of(failure)
-            self._answers.append(self._reply(sender, correlation, message, self.now))
+            self._answers.append(self._reply(ticket, message, self.now))
 
-        task = answer(self.holdings, envelope.message, now)
-        self.scheduler.spawn(f"answer:{type(envelope.message).__name__}", task, ended)
+        task = answer(self.holdings, question, now)
+        self.scheduler.spawn(f"answer:{type(question).__name__}", task, ended)
 
-    def _await_order(self, sender: bytes, correlation: int, order: Order) -> PendingOrder:
+    def _await_order(self, ticket: Ticket, order: Order) -> PendingOrder:
         def answer(message: Message, now: int) -> list[Reply]:
-            return [self._reply(sender, correlation, message, now)]
+            return [self._reply(ticket, message, now)]
 
         return PendingOrder(order, answer)
 
@@ -580,6 +578,8 @@ class PeerCore:
         raise AssertionError(f"{type(message).__name__} is in _DATA, but is not handled")
 
     def _hello(self, hello: Hello, now: int) -> Message:
+        if common_protocol(hello.lowest, hello.highest) is None:
+            raise mismatch(f"{hello.lowest} to {hello.highest}")
         if hello.cluster not in ("", self.settings.cluster):
             raise WrongCluster(f"this is cluster {self.settings.cluster!r}, not {hello.cluster!r}")
         if self.view is None:
@@ -623,9 +623,10 @@ class PeerCore:
             "counts": dict(self.counts),
         }
 
-    def _reply(self, to: bytes, correlation: int, message: Message, now: int) -> Reply:
+    def _reply(self, ticket: Ticket, message: Message, now: int) -> Reply:
+        sender, correlation, protocol = ticket
         epoch = self.view.epoch if self.view else 0
-        return Reply(to, encode(Envelope(correlation, epoch, now, message)))
+        return Reply(sender, encode(Envelope(correlation, epoch, now, message, protocol)))
 
 
 #: Announced in ``Welcome``, so that clients in other languages need not guess.

@@ -27,7 +27,9 @@ from dstash.errors import DStashError, ProtocolError, VersionMismatch, from_wire
 from dstash.limits import MAX_FRAME_BYTES, MAX_FRAME_PARTS
 from dstash.wire import codec
 
-#: The lowest and highest protocol version this code speaks.
+#: The lowest and highest protocol version this code speaks. A connection begins under the lowest;
+#: once both sides have said what they speak (``Hello``, ``Welcome``), requests on it go under the
+#: highest that both do, and a reply goes under the version of its request.
 LOWEST_PROTOCOL: Final = 1
 HIGHEST_PROTOCOL: Final = 1
 
@@ -550,11 +552,31 @@ class Envelope(NamedTuple):
     epoch: int
     moment: int
     message: Message
+    protocol: int = LOWEST_PROTOCOL
 
 
-def encode(envelope: Envelope, protocol: int = HIGHEST_PROTOCOL) -> list[bytes]:
+#: How sides meet that may have no version in common: read whatever version they came under.
+_MEETING: Final = frozenset({Hello.KIND, Welcome.KIND, Error.KIND})
+
+
+def common_protocol(lowest: object, highest: object) -> int | None:
+    """Return the highest version that this side and one that speaks those have in common."""
+    if not isinstance(lowest, int) or not isinstance(highest, int):
+        return None
+    shared = min(highest, HIGHEST_PROTOCOL)
+    return shared if shared >= max(lowest, LOWEST_PROTOCOL) else None
+
+
+def mismatch(theirs: str, **facts: Any) -> VersionMismatch:
+    """Return the error that says which versions are spoken here, and what came instead."""
+    spoken = f"{LOWEST_PROTOCOL} to {HIGHEST_PROTOCOL}"
+    facts |= {"lowest": LOWEST_PROTOCOL, "highest": HIGHEST_PROTOCOL}
+    return VersionMismatch(f"protocol version {theirs}; this side speaks {spoken}", **facts)
+
+
+def encode(envelope: Envelope) -> list[bytes]:
     """Return the frames of a message."""
-    correlation, epoch, moment, message = envelope
+    correlation, epoch, moment, message, protocol = envelope
     shape = _SHAPES[message.KIND]
     header = (protocol, message.KIND, correlation, epoch, moment, *shape.plain_of(message))
     return [codec.pack_header(header), *shape.frames_of(message)]
@@ -568,7 +590,7 @@ def decode(parts: list[bytes]) -> Envelope:
         ProtocolError: anything else that is wrong with the frames.
     """
     header = _read_header(parts)
-    _, kind, correlation, epoch, moment, *given = header
+    protocol, kind, correlation, epoch, moment, *given = header
     shape = _SHAPES.get(kind)
     if shape is None:
         raise ProtocolError(f"unknown message kind {kind}", correlation=correlation)
@@ -579,7 +601,7 @@ def decode(parts: list[bytes]) -> Envelope:
         )
     values = _read_fields(shape, given, correlation)
     values.update(zip(shape.frames, parts[1:], strict=False))
-    return Envelope(correlation, epoch, moment, shape.build(**values))
+    return Envelope(correlation, epoch, moment, shape.build(**values), protocol)
 
 
 def _read_header(parts: list[bytes]) -> list[Any]:
@@ -590,14 +612,9 @@ def _read_header(parts: list[bytes]) -> list[Any]:
     header = codec.unpack_header(parts[0])
     if len(header) < 5 or not all(map(_is_word, header[:5])):
         raise ProtocolError("header does not begin with five unsigned integers")
-    if not LOWEST_PROTOCOL <= header[0] <= HIGHEST_PROTOCOL:
-        raise VersionMismatch(
-            f"protocol version {header[0]}; this side speaks {LOWEST_PROTOCOL} to "
-            f"{HIGHEST_PROTOCOL}",
-            correlation=header[2],
-            lowest=LOWEST_PROTOCOL,
-            highest=HIGHEST_PROTOCOL,
-        )
+    is_spoken = LOWEST_PROTOCOL <= header[0] <= HIGHEST_PROTOCOL
+    if not is_spoken and header[1] not in _MEETING:
+        raise mismatch(str(header[0]), correlation=header[2])
     return header
 
 

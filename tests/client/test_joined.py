@@ -150,7 +150,7 @@ class TestSuperseded:
         original = core._reply
 
         def reply(*args: Any) -> Any:
-            replies.append(args[2])
+            replies.append(args[1])
             return original(*args)
 
         core._reply = reply  # type: ignore[method-assign]

@@ -31,6 +31,7 @@ class Peer:
         self.data = folder / name
         self.log = folder / f"{name}.log"
         self.options = options
+        self.command = [DSTASH_PEER]
         self.port, self.http_port = free_ports(2)
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -41,7 +42,7 @@ class Peer:
 
     def start(self) -> None:
         """Start the process; it is of use after ``wait_ready``."""
-        command = [DSTASH_PEER, str(self.data), "127.0.0.1", str(self.port)]
+        command = [*self.command, str(self.data), "127.0.0.1", str(self.port)]
         command += ["--http-port", str(self.http_port), "--log-format", "json", *self.options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

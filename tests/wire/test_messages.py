@@ -16,6 +16,7 @@ from dstash.limits import MAX_FRAME_BYTES, MAX_FRAME_PARTS
 from dstash.wire import messages
 from dstash.wire.messages import (
     HIGHEST_PROTOCOL,
+    LOWEST_PROTOCOL,
     Envelope,
     Error,
     Frame,
@@ -59,7 +60,9 @@ def any_message(draw: st.DrawFn) -> Message:
     return cls(**{one.name: draw(like(one.type)) for one in fields(cls)})
 
 
-envelopes = st.builds(Envelope, WORDS, WORDS, WORDS, any_message())
+SPOKEN = st.integers(LOWEST_PROTOCOL, HIGHEST_PROTOCOL)
+
+envelopes = st.builds(Envelope, WORDS, WORDS, WORDS, any_message(), SPOKEN)
 
 
 @given(envelopes)
@@ -125,8 +128,26 @@ def test_a_missing_field_or_frame_is_answered() -> None:
 @pytest.mark.parametrize("protocol", [0, HIGHEST_PROTOCOL + 1, 2**64 - 1])
 def test_another_protocol_version_is_answered_with_those_spoken(protocol: int) -> None:
     with pytest.raises(VersionMismatch) as caught:
-        decode(encode(Envelope(7, 0, 0, Ping()), protocol))
+        decode(encode(Envelope(7, 0, 0, Ping(), protocol)))
     assert caught.value.facts == {"correlation": 7, "lowest": 1, "highest": HIGHEST_PROTOCOL}
+
+
+@pytest.mark.parametrize(
+    "message", [Hello(lowest=9, highest=12), Error(11, "9 to 12 are spoken here", {})]
+)
+def test_sides_without_a_version_in_common_understand_each_other_so_far(message: Message) -> None:
+    assert decode(encode(Envelope(7, 0, 0, message, 9))).message == message
+
+
+@pytest.mark.parametrize(
+    ("theirs", "common"),
+    [((1, 1), 1), ((1, 3), 2), ((2, 9), 2), ((3, 4), None), ((0, 0), None), (("1", 2), None)],
+)
+def test_the_highest_version_that_both_speak(
+    monkeypatch: pytest.MonkeyPatch, theirs: tuple[object, object], common: int | None
+) -> None:
+    monkeypatch.setattr(messages, "HIGHEST_PROTOCOL", 2)
+    assert messages.common_protocol(*theirs) == common
 
 
 @pytest.mark.parametrize("kind", sorted({0, 8, 9, 12, 13, 200, 2**64 - 1} - set(KINDS)))

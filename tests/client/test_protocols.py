@@ -1,0 +1,83 @@
+"""Under which protocol version a client speaks to each peer."""
+
+from __future__ import annotations
+
+import pytest
+
+from dstash.client.reads import LookupOperation
+from dstash.client.scans import DiscoverOperation
+from dstash.client.session import Session
+from dstash.cluster.topology import Member, Topology
+from dstash.errors import VersionMismatch
+from dstash.types import Level
+from dstash.wire import messages
+from dstash.wire.messages import Envelope, Error, Hello, Ping, Values, Welcome, decode
+
+NOW = 1000
+TOPOLOGY = Topology(
+    "c", "id", 1, replicas=1, formed=True, members=(Member("a", "tcp://a:1", "s", "z"),)
+).encode()
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> Session:
+    """A client that speaks versions 1 and 2, and knows one peer."""
+    monkeypatch.setattr(messages, "HIGHEST_PROTOCOL", 2)
+    made = Session(lambda: NOW)
+    made.install(TOPOLOGY, ["a"])
+    return made
+
+
+def protocol(session: Session) -> int:
+    """Return the version of a request to the peer."""
+    return decode(session.request("a", 7, NOW, Ping()).frames).protocol
+
+
+def lookup(session: Session) -> LookupOperation:
+    return LookupOperation(session, NOW + 5000, "i", ["k"], Level.ONE, list)
+
+
+def test_the_lowest_until_the_peer_has_said_what_it_speaks(session: Session) -> None:
+    assert protocol(session) == 1
+    assert session.learn_protocol("a", 1, 3)
+    assert protocol(session) == 2
+    session.forget_protocol("a")  # it may come back as another one
+    assert protocol(session) == 1
+
+
+def test_a_welcome_tells(session: Session) -> None:
+    operation = lookup(session)
+    operation.more(NOW)
+    welcome = Welcome("c", "a", 1, 2, {}, TOPOLOGY, ["a"])
+    operation.receive("a", Envelope(99, 1, NOW, welcome), NOW)
+    assert protocol(session) == 2
+
+
+def test_one_that_understands_only_later_versions_is_asked_again(session: Session) -> None:
+    operation = lookup(session)
+    (first,) = operation.more(NOW)
+    request = decode(first.frames)
+    assert request.protocol == 1
+    error = VersionMismatch("protocol version 1; this side speaks 2 to 4", lowest=2, highest=4)
+    operation.receive("a", Envelope(request.correlation, 1, NOW, Error.of(error)), NOW)
+    assert not operation.done
+    (again,) = [
+        send
+        for send in operation.tick(operation.wakeup())
+        if not isinstance(decode(send.frames).message, Ping)
+    ]
+    assert decode(again.frames).protocol == 2
+    values = Values(1, b"", [], [], messages.Frame(b"\x91\x01"))
+    operation.receive("a", Envelope(decode(again.frames).correlation, 1, NOW, values), NOW)
+    assert operation.done
+
+
+def test_none_in_common_is_said_at_once(session: Session) -> None:
+    operation = DiscoverOperation(session, NOW + 5000, ["tcp://a:1"], "c")
+    (hello,) = operation.more(NOW)
+    greeting = decode(hello.frames)
+    assert isinstance(greeting.message, Hello)
+    error = VersionMismatch("protocol version 1 to 2; this side speaks 3 to 4")
+    operation.receive("tcp://a:1", Envelope(greeting.correlation, 0, NOW, Error.of(error)), NOW)
+    with pytest.raises(VersionMismatch, match="this side speaks 3 to 4"):
+        operation.result()

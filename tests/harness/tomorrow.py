@@ -1,0 +1,76 @@
+"""``python -P tests/harness/tomorrow.py dstash-peer|dstash ...``: the next version of dstash.
+
+It speaks protocol version 2 beside 1, its messages have fields more, and so has the topology. At
+its end it says which versions it was spoken to in. There is no such version yet: today's modules
+are read, edited as somebody will edit them, and run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import CodeType, ModuleType
+from typing import Final
+
+#: By module, what stands there today and what will stand there.
+EDITS: Final = {
+    "dstash.wire.messages": (
+        ("HIGHEST_PROTOCOL: Final = 1", "HIGHEST_PROTOCOL: Final = 2"),
+        ("    keys: Frame\n    payloads: Frame\n", '{}    tenant: str = "somebody"\n'),
+        ('    existed: bytes = b""\n', "{}    took_us: int = 5\n"),
+        ("    values = _read_fields(", "    _note(protocol)\n{}"),
+        (
+            "def decode(",
+            "_heard = set()\n\n\ndef _note(protocol):\n    _heard.add(protocol)\n\n\n{}",
+        ),
+    ),
+    "dstash.cluster.topology": (('    plain: str = ""\n', '{}    rack: str = "r1"\n'),),
+    "dstash.about": ((' = version("dstash")', '{} + ".next"'),),
+}
+
+
+class Tomorrow(SourceFileLoader):
+    """Loads a module as it will be."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the code of the edited source."""
+        source = self.get_source(fullname) or ""
+        for today, tomorrow in EDITS[fullname]:
+            if today not in source:
+                raise AssertionError(f"{today!r} is not in {fullname} any more")
+            source = source.replace(today, tomorrow.replace("{}", today))
+        code: CodeType = compile(source, self.path, "exec", dont_inherit=True)
+        return code
+
+
+class Finder(MetaPathFinder):
+    """Finds the modules that will be others."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return where a module is; None to leave it to others."""
+        spec = PathFinder.find_spec(fullname, path) if fullname in EDITS else None
+        if spec is not None and spec.origin is not None:
+            spec.loader = Tomorrow(fullname, spec.origin)
+        return spec
+
+
+def main() -> None:
+    """Run what the command line names."""
+    sys.meta_path.insert(0, Finder())
+    from dstash.cli.main import main as dstash
+    from dstash.peer.main import main as dstash_peer
+    from dstash.wire import messages
+
+    del sys.argv[0]
+    try:
+        {"dstash": dstash, "dstash-peer": dstash_peer}[sys.argv[0]]()
+    finally:
+        sys.stderr.write(f"heard versions {sorted(messages._heard)}\n")  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()

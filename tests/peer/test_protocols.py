@@ -1,0 +1,66 @@
+"""Protocol versions: what a peer says it speaks, and under which version it speaks to others."""
+
+from __future__ import annotations
+
+import pytest
+
+from dstash.cluster.syncing import ask
+from dstash.errors import VersionMismatch
+from dstash.wire import messages
+from dstash.wire.messages import (
+    AskSeen,
+    Envelope,
+    Hello,
+    Lookup,
+    Message,
+    SeenIs,
+    Welcome,
+    decode,
+    encode,
+)
+from tests.peer.test_core import EPOCH, Peer, keys, peer, put, topology
+
+__all__ = ["peer"]
+
+
+def test_one_without_a_version_in_common_is_told_what_is_spoken(peer: Peer) -> None:
+    refusal = peer.refusal(Hello("c", lowest=2, highest=5))
+    assert isinstance(refusal, VersionMismatch)
+    assert str(refusal) == "protocol version 2 to 5; this side speaks 1 to 1"
+    assert (refusal.facts["lowest"], refusal.facts["highest"]) == (1, 1)
+    assert isinstance(peer.ask(Hello("c", lowest=1, highest=5)), Welcome)
+
+
+@pytest.mark.parametrize("message", [put(b"k"), Lookup("i", 1, keys(b"k")), AskSeen("b", 0)])
+def test_a_reply_is_of_the_version_of_its_request(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch, message: Message
+) -> None:
+    monkeypatch.setattr(messages, "HIGHEST_PROTOCOL", 2)
+    for protocol in (1, 2):
+        request = Envelope(7, EPOCH, 0, message, protocol)
+        replies = peer.core.receive(b"client", encode(request), peer.now)
+        while not replies:
+            replies, _ = peer.core.tick(peer.now)
+            while (commit := peer.core.next_commit(peer.now)) is not None:
+                commit.run(peer.store)
+                replies += peer.core.committed(commit, peer.now)
+        assert [decode(reply.frames).protocol for reply in replies] == [protocol]
+
+
+def test_other_peers_are_spoken_to_in_the_highest_that_both_speak(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(messages, "HIGHEST_PROTOCOL", 2)
+    peer = Peer(topology("ab"))
+    welcome = Welcome("c", "b", 1, 3, {}, b"", [])
+
+    def spoken() -> set[int]:
+        peer.core.scheduler.spawn("asks", ask("b", AskSeen("a", 0), SeenIs))
+        _, outgoing = peer.core.tick(peer.now)
+        return {decode(one.frames).protocol for one in outgoing}
+
+    assert spoken() == {1}
+    peer.core.receive_answer("b", encode(Envelope(0, EPOCH, 0, welcome)), peer.now)
+    assert spoken() == {2}
+    peer.core.lost("b")
+    assert spoken() == {1}
