@@ -256,6 +256,7 @@ class Reconciliation(Chunk):
         self._repairing: set[str] = set()
         #: By position, how many of the replicas hold a damaged record.
         self._damaged: Counter[int] = Counter()
+        self._damaged_at: dict[str, set[int]] = {}
 
     def begin(self, now: int) -> list[Send]:
         """Fetch the records from every replica that took part."""
@@ -269,6 +270,7 @@ class Reconciliation(Chunk):
         if isinstance(message, Records):
             self._records[peer] = codec.unpack_optional_blobs(message.records)
             self._damaged.update(message.damaged)
+            self._damaged_at[peer] = set(message.damaged)
             return self._repair(now) if len(self._records) == len(self.peers) else []
         if isinstance(message, Stored):
             self._repairing.discard(peer)
@@ -300,10 +302,13 @@ class Reconciliation(Chunk):
         winners: list[bytes | None],
         now: int,
     ) -> list[Send]:
+        damaged = self._damaged_at[peer]  # which that peer mends itself
         losses = [
             (key, winner)
-            for key, mine, winner in zip(self.encoded, records, winners, strict=True)
-            if winner is not None and version_in(mine) < version_in(winner)
+            for place, (key, mine, winner) in enumerate(
+                zip(self.encoded, records, winners, strict=True)
+            )
+            if winner is not None and version_in(mine) < version_in(winner) and place not in damaged
         ]
         if not losses:
             return []

@@ -8,6 +8,7 @@ from typing import Any, Final
 from dstash.client.core import Chunk, Failure, Operation
 from dstash.client.session import Send, Session
 from dstash.errors import (
+    CorruptRecord,
     DStashError,
     NoPeers,
     ProtocolError,
@@ -51,11 +52,17 @@ class Walk:
         """Whether every partition was walked."""
         return not self.remaining
 
-    def next_request(self, session: Session) -> tuple[str | None, Message]:
-        """Return the peer to ask for the next page (None: nobody can answer) and what to ask."""
-        table = session.read_targets(Level.ONE)
+    def next_request(
+        self, session: Session, damaged: frozenset[str] = frozenset()
+    ) -> tuple[str | None, Message]:
+        """Return the peer to ask for the next page (None: nobody can answer) and what to ask.
+
+        ``damaged`` are peers that cannot read a record of this page: they are asked last.
+        """
+        table = session.all_targets() if damaged else session.read_targets(Level.ONE)
         targets = table[self.remaining[0]]
-        peer = targets[0] if targets else None
+        by_use = sorted(targets, key=lambda one: (one in damaged, session.is_avoided(one)))
+        peer = by_use[0] if by_use else None
         self._asked = [number for number in self.remaining if table[number] == targets]
         partitions = b"".join([number.to_bytes(2, "big") for number in self._asked])
         return peer, self.request(
@@ -98,9 +105,10 @@ class PageOperation(Operation):
 class _PageChunk(Chunk):
     def __init__(self, operation: PageOperation) -> None:
         self.operation = operation
+        self.damaged: frozenset[str] = frozenset()
 
     def begin(self, now: int) -> list[Send]:
-        peer, request = self.operation.walk.next_request(self.operation.session)
+        peer, request = self.operation.walk.next_request(self.operation.session, self.damaged)
         if peer is None:
             return self._again(now)
         return [self.operation.ask(peer, self, request, now)]
@@ -115,6 +123,8 @@ class _PageChunk(Chunk):
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
         if not failure.error.retryable:
             raise failure.error
+        if isinstance(failure.error, CorruptRecord):
+            self.damaged |= {peer}
         return self._again(now)
 
     def silent(self, peer: str, now: int) -> list[Send]:
@@ -122,6 +132,7 @@ class _PageChunk(Chunk):
 
     def _again(self, now: int) -> list[Send]:
         successor = _PageChunk(self.operation)
+        successor.damaged = self.damaged
         successor.attempt = self.attempt + 1
         return self.operation.replace_later(self, [successor], now)
 

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 from dstash.cluster.holdings import SLICE, Holdings
 from dstash.cluster.tasks import Effect, Merge, Pause, Settle
-from dstash.errors import ProtocolError
+from dstash.errors import CorruptRecord, ProtocolError
 from dstash.limits import PARTITIONS
 from dstash.store.digest import BUCKETS, EMPTY, bucket_of, version_of
-from dstash.store.record import is_sound
+from dstash.store.record import ABSENT, is_sound
 from dstash.version import stamp_at
 from dstash.wire import codec
 from dstash.wire.messages import (
@@ -37,6 +37,10 @@ from dstash.wire.messages import (
 PAGE_BYTES: Final = 512 * 1024
 PAGE_KEYS: Final = 4000
 _COPY_SLICE: Final = 256
+
+#: In ``DigestsAre.busy``: the partition was left out; its digest lacks records that are damaged.
+BUSY: Final = 1
+DAMAGED: Final = 2
 
 Answering = Generator[Effect, Any, Message]
 
@@ -70,7 +74,8 @@ def digests(holdings: Holdings, question: AskDigests, now: int) -> Answering:
     for partition in unpack_partitions(question.partitions):
         is_skipped = question.skip_busy and holdings.is_busy(partition, now)
         found.append(EMPTY if is_skipped else (yield from holdings.digest(partition)))
-        busy.append(is_skipped)
+        is_whole = partition not in holdings.damage
+        busy.append(BUSY if is_skipped else 0 if is_whole else DAMAGED)
         counts.append(holdings.count(partition).to_bytes(4, "big"))
         horizons.append(holdings.horizons[partition].to_bytes(8, "big"))
         if len(found) % 64 == 0:
@@ -86,7 +91,7 @@ def buckets(holdings: Holdings, question: AskBuckets, now: int) -> Answering:
 
 
 def versions(holdings: Holdings, question: AskVersions, now: int) -> Answering:
-    """Answer with a page of keys and versions."""
+    """Answer with a page of keys and versions; that of a damaged record is all zero."""
     partitions = unpack_partitions(question.partitions)
     if not question.after:
         yield Settle()
@@ -97,9 +102,14 @@ def versions(holdings: Holdings, question: AskVersions, now: int) -> Answering:
     while len(keys) < PAGE_KEYS:
         entries = holdings.walk_all(partitions, after)
         for storage_key, record in entries:
-            if bucket_of(storage_key) in wanted and is_sound(storage_key, record):
-                keys.append(storage_key)
+            if bucket_of(storage_key) not in wanted:
+                continue
+            keys.append(storage_key)
+            if is_sound(storage_key, record):
                 found.append(version_of(record))
+            else:
+                found.append(ABSENT)
+                holdings.damage.report([storage_key])
         after = entries[-1][0] if len(entries) == SLICE else b""
         if not after:
             break
@@ -108,7 +118,11 @@ def versions(holdings: Holdings, question: AskVersions, now: int) -> Answering:
 
 
 def copy(holdings: Holdings, question: AskCopy, now: int) -> Answering:
-    """Answer with a page of whole records."""
+    """Answer with a page of whole records.
+
+    Raises:
+        CorruptRecord: one is damaged. To leave it out would tell that there is none.
+    """
     partitions = unpack_partitions(question.partitions)
     if not question.after:
         yield Settle()
@@ -116,6 +130,9 @@ def copy(holdings: Holdings, question: AskCopy, now: int) -> Answering:
     while page.weight < PAGE_BYTES:
         entries = holdings.walk_all(partitions, page.after, _COPY_SLICE)
         page.take(entries)
+        if page.damaged:
+            holdings.damage.report(page.damaged)
+            raise CorruptRecord("a record to be copied is damaged; it has to be mended first")
         if len(entries) < _COPY_SLICE and page.weight < PAGE_BYTES:
             page.after = b""
             break
@@ -132,16 +149,18 @@ class _CopyPage:
         self.after = after
         self.keys: list[bytes] = []
         self.records: list[bytes] = []
+        self.damaged: list[bytes] = []
         self.weight = 0
 
     def take(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
-        """Add what is sound, until the page is full."""
+        """Add records, until the page is full."""
         for storage_key, record in entries:
             self.after = storage_key
             self.weight += len(storage_key) + len(record)
-            if is_sound(storage_key, record):
-                self.keys.append(storage_key)
-                self.records.append(record)
+            if not is_sound(storage_key, record):
+                self.damaged.append(storage_key)
+            self.keys.append(storage_key)
+            self.records.append(record)
             if self.weight >= PAGE_BYTES:
                 return
 
@@ -158,6 +177,7 @@ def pull(holdings: Holdings, question: Pull, now: int) -> Answering:
                 record = snapshot.get(storage_key)
                 if record is not None and not is_sound(storage_key, record):
                     damaged.append(len(records))
+                    holdings.damage.report([storage_key])
                     record = None
                 records.append(record)
                 weight += len(record or b"")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from typing import Any, Final
 
-from dstash.cluster.answering import pack_partitions, unpack_partitions
+from dstash.cluster.answering import BUSY, pack_partitions, unpack_partitions
 from dstash.cluster.replica import Replica
 from dstash.cluster.syncing import ask, exchange, exchange_large, split_digests
 from dstash.cluster.tasks import Effect, Pause
@@ -97,7 +97,7 @@ def _differing(
     theirs = split_digests(answer.digests, len(partitions))
     differing: list[tuple[int, int]] = []
     for place, (partition, digest) in enumerate(zip(partitions, theirs, strict=True)):
-        if answer.busy[place]:
+        if answer.busy[place] == BUSY:
             continue
         mine = yield from holdings.digest(partition)
         holdings.compared_at[partition] = replica.now()

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final
 
-from dstash.cluster.answering import pack_partitions
+from dstash.cluster.answering import DAMAGED, pack_partitions
 from dstash.cluster.replica import Replica
 from dstash.cluster.syncing import ask, copy, pull_newer, split_digests
 from dstash.cluster.tasks import Effect, Merge, Pause, Settle
@@ -89,13 +89,20 @@ def _fill_from(
     partitions: list[int],
     done: Callable[[int], None],
 ) -> Generator[Effect, Any, list[int]]:
-    """Take from each chosen source what is not here yet; all of them together are enough."""
+    """Take from each chosen source what is not here yet; all of them together are enough.
+
+    Returns the partitions of which one has damaged records, and so less than it should: they are
+    for later, when it has mended them.
+    """
     horizons: dict[int, Stamp] = {}
+    damaged: set[int] = set()
     for source in chosen:
         question = AskDigests(pack_partitions(partitions))
         answer = yield from ask(source, question, DigestsAre)
         theirs = split_digests(answer.digests, len(partitions))
         beyond = _beyond(replica, partitions, answer.horizons)
+        flags = zip(partitions, answer.busy, strict=True)
+        damaged.update(partition for partition, flag in flags if flag == DAMAGED)
         empty: list[int] = []
         differing: list[int] = []
         for partition, digest in zip(partitions, theirs, strict=True):
@@ -110,11 +117,13 @@ def _fill_from(
             yield from pull_newer(replica, differing, source, beyond)
         for partition, stamp in beyond.items():
             horizons[partition] = max(stamp, horizons.get(partition, 0))
-    if horizons:
-        yield Merge(marks=[replica.holdings.adopt(horizons)])
+    whole = {partition: stamp for partition, stamp in horizons.items() if partition not in damaged}
+    if whole:
+        yield Merge(marks=[replica.holdings.adopt(whole)])
     for partition in partitions:
-        done(partition)
-    return []
+        if partition not in damaged:
+            done(partition)
+    return sorted(damaged)
 
 
 def _beyond(replica: Replica, partitions: Sequence[int], packed: bytes) -> dict[int, Stamp]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from dstash.cluster.replica import Replica
 from dstash.cluster.syncing import Entries, exchange_large, push
 from dstash.cluster.tasks import Effect, Pause
-from dstash.errors import DStashError
+from dstash.errors import Busy, DStashError
 
 Replaying = Generator[Effect, Any, None]
 
@@ -95,13 +95,20 @@ class Hints:
 
 
 def replay(replica: Replica, hints: Hints, peer: str) -> Replaying:
-    """Bring a peer that is back what it missed."""
+    """Bring a peer that is back what it missed.
+
+    Raises:
+        Busy: it would not take some records now; their hints are kept.
+    """
     while some := hints.take(peer):
         try:
-            yield from push(peer, _records(replica, peer, some))
+            refused = yield from push(peer, _records(replica, peer, some))
         except DStashError:
             hints.add(peer, some, replica.now())
             raise
+        if refused:
+            hints.add(peer, refused, replica.now())
+            raise Busy(f"{peer} would not take {len(refused)} records")
         yield Pause()
     while (partition := hints.take_dirty(peer)) is not None:
         try:

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
+from dstash.cluster.damage import Damage
 from dstash.cluster.tasks import Effect, Pause
 from dstash.limits import PARTITIONS
 from dstash.store.digest import BUCKETS, Sum, bucket_of
@@ -45,7 +46,7 @@ class Holdings:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.damaged_found = 0
+        self.damage = Damage()
         self._digests: dict[int, bytes] = {}
         self._changes = array("Q", bytes(8 * PARTITIONS))
         self._changed_at = array("Q", bytes(8 * PARTITIONS))
@@ -79,9 +80,10 @@ class Holdings:
         """Return a number that grows with each change of a partition."""
         return self._changes[partition]
 
-    def forget_digest(self, partition: int) -> None:
-        """Work the digest out anew next time: it is also how damage is found."""
+    def scrub(self, partition: int) -> Walking:
+        """Check every record of a partition, and work its digest out anew."""
         self._digests.pop(partition, None)
+        return (yield from self.digest(partition))
 
     def has_mortals(self, partition: int) -> bool:
         """Whether a partition held tombstones, or records that expire, when last walked."""
@@ -170,7 +172,7 @@ class Holdings:
             total.add(entries)
             if len(entries) == SLICE:
                 yield Pause()
-        self.damaged_found += len(total.damaged)
+        self.damage.report(total.damaged)
         if until is None and before == self._changes[partition]:
             self._digests[partition] = total.digest()
             self._mortal[partition] = total.mortal
@@ -184,4 +186,6 @@ class Holdings:
             for entry in entries:
                 sums[bucket_of(entry[0])].add([entry])
             yield Pause()
+        for one in sums:
+            self.damage.report(one.damaged)
         return b"".join([one.digest() for one in sums])

@@ -9,8 +9,9 @@ from dstash.cluster.answering import PAGE_BYTES, pack_partitions
 from dstash.cluster.holdings import SLICE
 from dstash.cluster.replica import Replica
 from dstash.cluster.tasks import Ask, Effect, Merge, Pause
-from dstash.errors import ProtocolError
+from dstash.errors import CorruptRecord, ProtocolError
 from dstash.store.digest import DIGEST_BYTES, bucket_of, is_dead_at, version_of
+from dstash.store.record import ABSENT, is_sound
 from dstash.version import VERSION_BYTES, ZERO, Stamp, Version, newest_stamp
 from dstash.wire import codec
 from dstash.wire.messages import (
@@ -70,12 +71,17 @@ def pull_newer(
 
     Returns:
         the number of records that came.
+
+    Raises:
+        CorruptRecord: the source holds a damaged record, so it has less than it should.
     """
     pulled, after = 0, b""
     buried = [partition for partition in partitions if partition in horizons]
     while True:
         begin = after
         page, after = yield from _versions_page(source, partitions, (), begin)
+        if ABSENT in page.values():
+            raise CorruptRecord(f"{source} holds a damaged record; it has to be mended first")
         newer = yield from _newer_there(replica, page)
         pulled += yield from _pull(replica, source, newer)
         yield from _drop_buried(replica, buried, _Span(begin, after, page), horizons)
@@ -136,7 +142,7 @@ def _exchange(
     after = b""
     while True:
         page, after = yield from _versions_page(other, partitions, buckets, after)
-        theirs.update(page)
+        theirs.update((key, version) for key, version in page.items() if version != ABSENT)
         if not after:
             break
     newer = yield from _newer_there(replica, theirs)
@@ -165,7 +171,7 @@ def _push_newer(
             and not is_dead_at(record, holdings.horizons[int.from_bytes(storage_key[:2], "big")])
         ]
         if len(entries) < SLICE or len(missed) > 2000:
-            pushed += yield from push(other, missed)
+            pushed += len(missed) - len((yield from push(other, missed)))
             missed = []
         if len(entries) < SLICE:
             return pushed
@@ -173,13 +179,20 @@ def _push_newer(
         yield Pause()
 
 
-def push(other: str, entries: Entries) -> Counting:
-    """Send records to another replica; returns how many, once they are on its disk."""
-    for part in batches(entries):
+def push(other: str, entries: Entries) -> Generator[Effect, Any, list[bytes]]:
+    """Send records to another replica, and wait until they are on its disk.
+
+    Returns:
+        the storage keys of those that it would not take.
+    """
+    refused: list[bytes] = []
+    sound = [(key, record) for key, record in entries if is_sound(key, record)]
+    for part in batches(sound):
         keys, records = zip(*part, strict=True)
         message = Push(Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(records)))
-        yield from ask(other, message, Stored)
-    return len(entries)
+        answer = yield from ask(other, message, Stored)
+        refused += [keys[place] for place, code, *_ in answer.rejected if code]
+    return refused
 
 
 def _versions_page(
@@ -239,6 +252,8 @@ def _pull(replica: Replica, source: str, keys: list[bytes]) -> Counting:
         records = codec.unpack_optional_blobs(answer.records)
         if not records:
             raise ProtocolError(f"{source} answered a pull with nothing")
+        if answer.damaged:
+            raise CorruptRecord(f"{source} holds a damaged record; it has to be mended first")
         entries = [(key, one) for key, one in zip(some, records, strict=False) if one is not None]
         if entries:
             yield Merge(entries)

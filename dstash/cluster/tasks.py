@@ -53,11 +53,12 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Merge (storage key, record) pairs, drop (storage key, version) pairs, keep marks; durably."""
+    """Merge, drop, mark and cure, durably: see ``Write``."""
 
     entries: Sequence[tuple[bytes, bytes]] = ()
     drops: Sequence[tuple[bytes, Version]] = ()
     marks: Sequence[tuple[bytes, bytes]] = ()
+    cures: Sequence[tuple[bytes, bytes | None]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,16 @@ from dstash.store.record import (
     split_storage_key,
 )
 from dstash.types import RecordFlag
-from dstash.version import VERSION_BYTES, Stamp, newest_stamp, stamp_milliseconds
+from dstash.version import (
+    MAX_STAMP,
+    VERSION_BYTES,
+    WRITER_BYTES,
+    Stamp,
+    Version,
+    newest_stamp,
+    pack,
+    stamp_milliseconds,
+)
 from dstash.wire import codec
 from dstash.wire.messages import (
     LOWEST_PROTOCOL,
@@ -92,7 +101,8 @@ class Rules(NamedTuple):
     ``floor``: clients' writes stamped up to there are refused. ``promises`` (by partition):
     repairs stamped up to there come at the wrong moment. ``horizons`` (by partition): records up
     to there are the past. See ``cluster/burying.py``. ``owned`` are the partitions held here.
-    ``has_room``: false when only what frees or heals may still be written.
+    ``has_room``: false when only what frees or heals may still be written. ``doubt``: what a
+    damaged record may have been, at most.
     """
 
     now: int
@@ -102,6 +112,7 @@ class Rules(NamedTuple):
     horizons: Sequence[Stamp]
     owned: frozenset[int]
     has_room: bool
+    doubt: Stamp = MAX_STAMP
 
 
 @dataclass(slots=True)
@@ -125,6 +136,8 @@ class Commit:
     done: list[tuple[Internal, DStashError | None]] = field(default_factory=list)
     #: Partitions with records that may have changed.
     changed: set[int] = field(default_factory=set)
+    #: Storage keys whose records turned out to be damaged.
+    damaged: list[bytes] = field(default_factory=list)
     #: Set when the disk failed for good: the peer must stop.
     fatal: DStashError | None = None
 
@@ -159,7 +172,9 @@ class Commit:
 
     def _accept(self, one: WaitingWrite, prepared: Prepared, merged: Merged) -> None:
         write = prepared.write
-        prefixes = {key[:2] for key, _ in write.entries} | {key[:2] for key, _ in write.drops}
+        touched = (*write.entries, *write.drops, *write.cures)
+        prefixes = {key[:2] for key, _ in touched}
+        self.damaged += [write.entries[place][0] for place in merged.damaged]
         self.changed.update(int.from_bytes(prefix, "big") for prefix in prefixes)
         if isinstance(one.message, Internal):
             self.done.append((one.message, None))
@@ -188,7 +203,7 @@ def _prepare_put(message: Put, space: Keyspace, rules: Rules) -> Prepared:
     rejected = _bad_keys(keys) + _bad_payloads(payloads)
     places, keys, payloads = _without(rejected, keys, payloads)
     entries = seal(space, keys, head(message.version, 0, message.expiry), payloads)
-    return Prepared(Write(entries, rules.now, newest_stamp(message.version)), rejected, places)
+    return Prepared(_client_write(entries, message.version, rules), rejected, places)
 
 
 def _prepare_delete(message: Delete, space: Keyspace, rules: Rules) -> Prepared:
@@ -198,7 +213,11 @@ def _prepare_delete(message: Delete, space: Keyspace, rules: Rules) -> Prepared:
     places, keys, _ = _without(rejected, keys, keys)
     tombstone = head(message.version, RecordFlag.TOMBSTONE)
     entries = seal(space, keys, tombstone, [_NOTHING] * len(keys))
-    return Prepared(Write(entries, rules.now, newest_stamp(message.version)), rejected, places)
+    return Prepared(_client_write(entries, message.version, rules), rejected, places)
+
+
+def _client_write(entries: list[tuple[bytes, bytes]], version: Version, rules: Rules) -> Write:
+    return Write(entries, rules.now, newest_stamp(version), doubt=rules.doubt)
 
 
 def _prepare_apply(message: Apply, space: Keyspace, rules: Rules) -> Prepared:
@@ -254,6 +273,7 @@ def _prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
         merge.drops,
         rules.horizons,
         merge.marks,
+        merge.cures,
     )
     return Prepared(write, [], range(len(merge.entries)))
 
@@ -288,6 +308,7 @@ def _check_storage_key(storage_key: bytes, owned: frozenset[int]) -> None:
 def _answer(message: Message, prepared: Prepared, merged: Merged) -> Stored:
     places = prepared.places
     beaten = [[places[place], 0, version] for place, version in merged.superseded]
+    beaten += [_doubted(message, prepared, place) for place in merged.damaged]
     existed = b""
     if isinstance(message, Delete):
         by_place = bytearray(max(places, default=-1) + 1)
@@ -295,6 +316,18 @@ def _answer(message: Message, prepared: Prepared, merged: Merged) -> Stored:
             by_place[place] = flag
         existed = bytes(by_place)
     return Stored(prepared.rejected + beaten, existed)
+
+
+def _doubted(message: Message, prepared: Prepared, place: int) -> list[Any]:
+    """Answer a write that met a damaged record: what that was, this peer cannot tell.
+
+    A client is told the highest version that it may have been, and stamps past it. Records that
+    were written elsewhere keep their versions, so they have to wait.
+    """
+    if isinstance(message, Put | Delete):
+        return [prepared.places[place], 0, pack(prepared.write.doubt, b"\xff" * WRITER_BYTES)]
+    text = "the record here is damaged, and other replicas have not told yet what it was"
+    return [prepared.places[place], CorruptRecord.code, text]
 
 
 def _check_lengths(keys: Sequence[bytes], others: Sequence[bytes]) -> None:

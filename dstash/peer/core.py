@@ -47,7 +47,7 @@ from dstash.peer.commits import COMMIT_BYTES, Commit, Internal, Rules, Ticket, W
 from dstash.peer.healer import Healer, Pace, Proposal
 from dstash.peer.inbox import Patience
 from dstash.peer.lookups import PageBuilder, Span, fetch, look_up
-from dstash.store.interface import Store
+from dstash.store.interface import Snapshot, Store
 from dstash.store.record import Keyspace, keyspace, locate
 from dstash.version import stamp_at
 from dstash.wire import codec
@@ -78,11 +78,13 @@ from dstash.wire.messages import (
     Pull,
     Push,
     Put,
+    Records,
     Scan,
     ScanKeys,
     SetHorizon,
     StatusIs,
     TopologyIs,
+    Values,
     Welcome,
     common_protocol,
     decode,
@@ -309,6 +311,7 @@ class PeerCore:
             self.holdings.horizons[:],
             self._owned,
             self.store.has_room(self.settings.disk_reserve),
+            self.store.high_water,
         )
         return Commit(group, rules)
 
@@ -322,6 +325,7 @@ class PeerCore:
         mean = max(0, now - self._commit_began) / max(1, len(commit.waiting))
         self._write_ms += (mean - self._write_ms) / 4
         self.holdings.changed(commit.changed, now)
+        self.holdings.damage.report(commit.damaged)
         for internal, error in commit.done:
             internal.done(error)
         self._settled += len(commit.waiting)
@@ -409,6 +413,8 @@ class PeerCore:
         elif isinstance(message, Hint):
             self._take_hint(message, now)
         else:
+            if not isinstance(message, AskSeen):  # which is how the others find out themselves
+                self._check_recollected()
             self._begin_answer(ticket, message, _QUESTIONS[type(message)], now)
 
     def _is_early(self, envelope: Envelope) -> bool:
@@ -564,18 +570,32 @@ class PeerCore:
 
     def _read(self, message: Message, space: Keyspace, now: int) -> Message:
         with self.store.snapshot() as snapshot:
-            if isinstance(message, Lookup):
-                keys = codec.unpack_keys(message.keys)
-                return look_up(snapshot, space, keys, message.want, now)
-            if isinstance(message, Fetch):
-                return fetch(snapshot, space, codec.unpack_keys(message.keys))
+            if isinstance(message, Lookup | Fetch):
+                return self._read_keys(message, snapshot, space, now)
             if isinstance(message, Scan | ScanKeys | Count):
-                builder = PageBuilder(snapshot, space, _span(message), now)
-                return builder.build(
-                    with_keys=not isinstance(message, Count),
-                    with_values=isinstance(message, Scan),
-                )
+                return self._read_page(message, PageBuilder(snapshot, space, _span(message), now))
         raise AssertionError(f"{type(message).__name__} is in _DATA, but is not handled")
+
+    def _read_keys(
+        self, message: Lookup | Fetch, snapshot: Snapshot, space: Keyspace, now: int
+    ) -> Message:
+        keys = codec.unpack_keys(message.keys)
+        answer: Values | Records
+        if isinstance(message, Lookup):
+            answer = look_up(snapshot, space, keys, message.want, now)
+        else:
+            answer = fetch(snapshot, space, keys)
+        if answer.damaged:
+            self.holdings.damage.report(locate(space, [keys[place] for place in answer.damaged]))
+        return answer
+
+    def _read_page(self, message: Message, builder: PageBuilder) -> Message:
+        try:
+            return builder.build(
+                with_keys=not isinstance(message, Count), with_values=isinstance(message, Scan)
+            )
+        finally:
+            self.holdings.damage.report(builder.damaged)
 
     def _hello(self, hello: Hello, now: int) -> Message:
         if common_protocol(hello.lowest, hello.highest) is None:

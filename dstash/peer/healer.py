@@ -11,6 +11,7 @@ from dstash.cluster.burying import agree_all, bury_all, vacate
 from dstash.cluster.filling import fill
 from dstash.cluster.hints import Hints, replay
 from dstash.cluster.joining import is_newcomer
+from dstash.cluster.mending import mend_all
 from dstash.cluster.remembering import recollect, tell_all
 from dstash.cluster.replica import Progress, Replica
 from dstash.cluster.switching import conductor, witness
@@ -27,7 +28,9 @@ Proposal = Callable[[Topology], Topology | None]
 
 #: How long (milliseconds) a peer is left alone that would not take its hints.
 _REPLAY_PAUSE_MS: Final = 1000
-#: Each round of comparison works out so many digests anew, which finds damage on disk.
+#: How long (milliseconds) damage is left that the other replicas could not help with.
+_MEND_PAUSE_MS: Final = 1000
+#: Each round of comparison reads so many partitions anew and checks every record: in an hour all.
 _SCRUBBED_PER_ROUND: Final = PARTITIONS // 360 + 1
 
 
@@ -61,6 +64,7 @@ class Healer:
         self._next_bury = now + pace.bury_ms
         self._scrubbed = 0
         self._replay_after: dict[str, int] = {}
+        self._mend_after = 0
         #: Whether the others were asked what they remember of this store.
         self.recollected = False
 
@@ -88,10 +92,12 @@ class Healer:
         for peer in self.hints.waiting():
             if peer in view.alive and now >= self._replay_after.get(peer, 0):
                 self._replay(peer)
+        if len(self.replica.holdings.damage) and now >= self._mend_after:
+            self._mend()
         if now >= self._next_compare:
             self._next_compare = now + self._pace.compare_ms
             self.hints.age(now)
-            self._scrub_some()
+            self._once("scrub", self._scrub)
             self._once("compare", self._compare)
         if now >= self._next_bury:
             self._next_bury = now + self._pace.bury_ms
@@ -109,7 +115,9 @@ class Healer:
             "filled_bytes": progress.bytes,
             "healed_records": self.replica.healed,
             "hints": self.hints.facts(),
-            "damaged_found": self.replica.holdings.damaged_found,
+            "damaged": len(self.replica.holdings.damage),
+            "damaged_found": self.replica.holdings.damage.found,
+            "damaged_mended": self.replica.holdings.damage.mended,
         }
 
     # -- inside
@@ -124,6 +132,15 @@ class Healer:
         name = f"hints:{peer}"
         if not self._scheduler.running(name):
             self._scheduler.spawn(name, replay(self.replica, self.hints, peer), ended)
+
+    def _mend(self) -> None:
+
+        def ended(result: Any, failure: DStashError | None) -> None:
+            if failure is not None:
+                self._mend_after = self.replica.now() + _MEND_PAUSE_MS
+
+        if not self._scheduler.running("mend"):
+            self._scheduler.spawn("mend", mend_all(self.replica), ended)
 
     def _once(self, name: str, make: Callable[..., Task], *arguments: Any) -> None:
         if not self._scheduler.running(name):
@@ -167,10 +184,11 @@ class Healer:
         yield from agree_all(self.replica, self._pace.bury_lag_ms)
         yield from bury_all(self.replica)
 
-    def _scrub_some(self) -> None:
+    def _scrub(self) -> Task:
         for _ in range(_SCRUBBED_PER_ROUND):
             self._scrubbed = (self._scrubbed + 1) % PARTITIONS
-            self.replica.holdings.forget_digest(self._scrubbed)
+            yield from self.replica.holdings.scrub(self._scrubbed)
+            yield Pause()
 
     def _fill_if_needed(self, view: View) -> None:
         wanted = self._wanted(view)

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
+from dstash.errors import CorruptRecord
 from dstash.store.interface import Snapshot
 from dstash.store.record import (
     ABSENT,
@@ -40,7 +41,7 @@ _DIGEST: Final = Want.DIGEST.value
 _RUN: Final = 32
 
 #: What stands for a record that is not there, where only heads are looked at.
-_NO_RECORD: Final = bytes(CHECKSUM_END) + ABSENT + bytes((RecordFlag.TOMBSTONE,)) + bytes(8)
+_NO_HEAD: Final = ABSENT + bytes((RecordFlag.TOMBSTONE,)) + bytes(8)
 
 
 def look_up(
@@ -53,14 +54,14 @@ def look_up(
     """
     if want & _VALUES:
         return _look_up_values(snapshot, space, keys, want, now)
-    heads = _heads(snapshot, space, keys)
+    heads, damaged = _heads(snapshot, space, keys)
     digest = _digest([one[:VERSION_BYTES] for one in heads]) if want & _DIGEST else b""
     missing = [
         place
         for place, one in enumerate(heads)
-        if not one.endswith(PLAIN) and not _is_live_tail(one[VERSION_BYTES:], now)
+        if not one.endswith(PLAIN) and not is_live_head(one[VERSION_BYTES:], now)
     ]
-    return Values(len(keys), digest, missing, [], Frame(codec.array_header(0)))
+    return Values(len(keys), digest, missing, damaged, Frame(codec.array_header(0)))
 
 
 def _look_up_values(
@@ -121,19 +122,32 @@ def _read(
     return records
 
 
-def _heads(snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes]) -> list[bytes]:
-    """Return version, flags and expiry of each key, and keep nothing else of the records."""
+def _heads(
+    snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes]
+) -> tuple[list[bytes], list[int]]:
+    """Return version, flags and expiry of each key, and the places of those that are damaged.
+
+    Checked is only what does not look like a live record that never expires: damage to the
+    version shows when replicas compare, damage to the payload when somebody reads it.
+    """
     get, prefixes = snapshot.get, space.prefixes
+    heads: list[bytes] = []
+    damaged: list[int] = []
     try:
-        return [
-            (
-                get(prefixes[xxh3_64_intdigest(key) & MASK] + key)  # type: ignore[operator]
-                or _NO_RECORD
-            )[CHECKSUM_END:HEAD_BYTES]
-            for key in keys
-        ]
+        for key in keys:
+            record = get(prefixes[xxh3_64_intdigest(key) & MASK] + key)  # type: ignore[operator]
+            if record is None:
+                heads.append(_NO_HEAD)
+                continue
+            head = record[CHECKSUM_END:HEAD_BYTES]
+            is_plain = head.endswith(PLAIN) and len(record) > HEAD_BYTES
+            if not is_plain and not is_intact(record, key, space.salt):
+                damaged.append(len(heads))
+                head = _NO_HEAD
+            heads.append(head)
     except TypeError:
         raise space.misrouted() from None
+    return heads, damaged
 
 
 def _fitting(records: Sequence[bytes | None]) -> int:
@@ -171,10 +185,6 @@ def _payloads(
     return payloads, missing, damaged
 
 
-def _is_live_tail(tail: bytes, now: int) -> bool:
-    return len(tail) == len(PLAIN) and is_live_head(tail, now)  # a damaged record may be shorter
-
-
 class Span(NamedTuple):
     """What a page should cover."""
 
@@ -198,30 +208,42 @@ class PageBuilder:
         self._count = 0
         self.keys: list[bytes] = []
         self.records: list[bytes] = []
+        #: The storage key of a damaged record that ended the page.
+        self.damaged: list[bytes] = []
 
     def build(self, *, with_keys: bool, with_values: bool) -> Page:
-        """Walk until a bound is reached or the partitions end."""
+        """Walk until a bound is reached, a record is damaged, or the partitions end.
+
+        Raises:
+            CorruptRecord: the first record is damaged. By the next try it may have been mended;
+                else another replica can tell.
+        """
         after = self._span.after
         for done, partition in enumerate(self._span.partitions):
             last = self._walk(partition, after, with_keys=with_keys, with_values=with_values)
-            if last:
+            if self.damaged and not done and not last:
+                raise CorruptRecord("a record of this page fails its checksum")
+            if last or self.damaged:
                 return self._page(done, last)
             after = b""
         return self._page(len(self._span.partitions), b"")
 
     def _walk(self, partition: int, after: bytes, *, with_keys: bool, with_values: bool) -> bytes:
-        """Walk one partition; return the last key seen if a bound stopped it, else empty."""
+        """Walk one partition; return the last key seen if something stopped it, else empty."""
         begin = self._space.prefix(partition)
         self._visits += 1
+        last = b""
         for storage_key, record in self._records(begin, after):
             key = storage_key[len(begin) :]
-            if is_live_head(record[VERSION_END:HEAD_BYTES], self._now) and is_intact(
-                record, key, self._space.salt
-            ):
+            if not is_intact(record, key, self._space.salt):
+                self.damaged.append(storage_key)
+                return last
+            if is_live_head(record[VERSION_END:HEAD_BYTES], self._now):
                 self._take(key, record, with_keys=with_keys, with_values=with_values)
             self._visits += 1
+            last = key
             if self._is_full():
-                return key
+                return last
         return b""
 
     def _records(self, begin: bytes, after: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from dstash.version import Stamp, Version
+from dstash.version import MAX_STAMP, Stamp, Version
 
 
 class Identity(NamedTuple):
@@ -55,6 +55,10 @@ class Write:
     if it is still that version. ``horizons`` (by partition) guards against the past: where all
     replicas agreed on everything up to a stamp, nothing older comes in any more. ``marks`` are
     (name, content) pairs that belong to the store itself and commit together with the records.
+
+    A damaged record may have had any version up to ``doubt``, so it gives way only to what is
+    stamped after it; and to ``cures``, (storage key, record or None) pairs: what is known to be
+    right takes the place of a record that is damaged still.
     """
 
     entries: Sequence[tuple[bytes, bytes]]
@@ -63,13 +67,19 @@ class Write:
     drops: Sequence[tuple[bytes, Version]] = ()
     horizons: Sequence[Stamp] | None = None
     marks: Sequence[tuple[bytes, bytes]] = ()
+    cures: Sequence[tuple[bytes, bytes | None]] = ()
+    doubt: Stamp = MAX_STAMP
 
 
 @dataclass(slots=True)
 class Merged:
-    """What became of one ``Write``: the superseded positions, and which keys were live before."""
+    """What became of one ``Write``: by position what was superseded, and what damage kept out.
+
+    ``existed`` has a byte for each entry: whether the key was live before.
+    """
 
     superseded: list[tuple[int, Version]] = field(default_factory=list)
+    damaged: list[int] = field(default_factory=list)
     existed: bytearray = field(default_factory=bytearray)
 
 

@@ -27,17 +27,22 @@ def merge(transaction: Transaction, writes: Iterable[Write]) -> list[Merged]:
 
 def _merge_one(transaction: Transaction, write: Write) -> Merged:
     get, put, now, horizons = transaction.get, transaction.put, write.now, write.horizons
+    doubt = write.doubt
     merged = Merged(existed=bytearray(len(write.entries)))
     for place, (storage_key, record) in enumerate(write.entries):
         stored = get(storage_key)
-        if horizons is not None and _is_past(storage_key, record, stored, horizons):
+        if horizons is not None and _is_past(storage_key, record, horizons):
             continue
         if stored == record:
             continue  # a retry, a hint, a repair that was not needed
         if stored is not None:
-            higher = stored[CHECKSUM_END:VERSION_END] > record[CHECKSUM_END:VERSION_END]
-            # A damaged record may claim any version; it never stands in the way.
-            if higher and is_sound(storage_key, stored):
+            if not is_sound(storage_key, stored):  # what it says of its version means nothing
+                if newest_stamp(record[CHECKSUM_END:VERSION_END]) > doubt:
+                    put(storage_key, record)
+                else:
+                    merged.damaged.append(place)
+                continue
+            if stored[CHECKSUM_END:VERSION_END] > record[CHECKSUM_END:VERSION_END]:
                 merged.superseded.append((place, stored[CHECKSUM_END:VERSION_END]))
                 continue
             if is_live_head(stored[VERSION_END:HEAD_BYTES], now):
@@ -47,17 +52,22 @@ def _merge_one(transaction: Transaction, write: Write) -> Merged:
         stored = get(storage_key)
         if stored is not None and stored[CHECKSUM_END:VERSION_END] == version:
             transaction.delete(storage_key)
+    for storage_key, cure in write.cures:
+        _cure(transaction, storage_key, cure)
     return merged
 
 
-def _is_past(
-    storage_key: bytes, record: bytes, stored: bytes | None, horizons: Sequence[Stamp]
-) -> bool:
-    """Whether a record is older than what all replicas agreed on, and so must not come back.
+def _cure(transaction: Transaction, storage_key: bytes, record: bytes | None) -> None:
+    stored = transaction.get(storage_key)
+    if stored is None or is_sound(storage_key, stored):
+        return  # it was written anew meanwhile
+    if record is None:
+        transaction.delete(storage_key)
+    else:
+        transaction.put(storage_key, record)
 
-    A damaged record may be replaced all the same: by the truth that all agreed on.
-    """
+
+def _is_past(storage_key: bytes, record: bytes, horizons: Sequence[Stamp]) -> bool:
+    """Whether a record is older than what all replicas agreed on, and so must not come back."""
     horizon = horizons[int.from_bytes(storage_key[:2], "big")]
-    if newest_stamp(record[CHECKSUM_END:VERSION_END]) > horizon:
-        return False
-    return stored is None or is_sound(storage_key, stored)
+    return newest_stamp(record[CHECKSUM_END:VERSION_END]) <= horizon

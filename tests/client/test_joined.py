@@ -90,7 +90,10 @@ class TestDamage:
         joined.damage(damaged, "k")
         assert joined.lookup("k", "other", level=level) == {"k": 1, "other": 2}
         if any(isinstance(envelope.message, Fetch) for _, envelope in joined.asked):
+            joined.settle()
             assert joined.record(damaged, "k") == whole
+            damage = joined.peers[damaged].holdings.damage
+            assert (damage.found, damage.mended, len(damage)) == (1, 1, 0)
 
     def test_does_not_bring_back_what_was_overwritten(self, joined: Joined) -> None:
         """One replica missed the write, one holds it damaged: only the third can tell."""
@@ -117,6 +120,50 @@ class TestDamage:
             joined.damage(peer, "k")
         assert joined.put({"k": 2}, "all").ok
         assert joined.lookup("k", level="all") == {"k": 2}
+
+    def test_is_not_mended_by_a_replica_that_missed_the_write(self, joined: Joined) -> None:
+        """What is damaged was acked here and on ``b``: what ``c`` has is not enough."""
+        joined.put({"k": "old"}, "all")
+        joined.down = {"c"}
+        joined.put({"k": "new"})
+        joined.down = {"b"}
+        joined.damage("a", "k")
+        lost = joined.record("a", "k")
+        with pytest.raises((CorruptRecord, TimedOut, Unavailable)):
+            joined.lookup("k")
+        joined.settle()
+        assert joined.record("a", "k") == lost
+        joined.down = set()
+        joined.now += 2000  # a try failed: the next one comes after a pause
+        joined.settle()
+        assert joined.record("a", "k") == joined.record("b", "k")
+
+    def test_keeps_a_page_back_until_it_is_mended(self, joined: Joined) -> None:
+        joined.put({str(number): number for number in range(50)}, "all")
+        for peer in "abc":
+            joined.damage(peer, str("abc".index(peer)))
+        assert joined.scan() == {str(number): number for number in range(50)}
+        joined.settle()
+        assert all(len(core.holdings.damage) == 0 for core in joined.peers.values())
+
+    def test_that_looks_like_a_delete_is_not_taken_for_one(self, joined: Joined) -> None:
+        joined.put({"k": 1}, "all")
+        for peer in "abc":
+            whole = joined.record(peer, "k") or b""
+            joined.alter(peer, "k", lambda record: record[:28] + b"\x01" + record[29:])
+            for level in LEVELS:
+                assert joined.exists("k", level=level) == {"k": True}
+                joined.alter(peer, "k", lambda record: record[:28] + b"\x01" + record[29:])
+            joined.stores[peer].records[joined.place("k")] = whole
+
+    def test_that_looks_like_life_is_not_taken_for_it(self, joined: Joined) -> None:
+        joined.put({"k": 1}, "all")
+        joined.delete("k", level="all")
+        for peer in "abc":
+            for level in LEVELS:
+                joined.alter(peer, "k", lambda record: record[:28] + b"\x00" + record[29:])
+                assert joined.exists("k", level=level) == {}
+                joined.settle()
 
 
 class TestSuperseded:

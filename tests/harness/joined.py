@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dstash.client.core import Operation
-from dstash.client.reads import LookupOperation
+from dstash.client.reads import ExistsOperation, LookupOperation
+from dstash.client.scans import PageOperation, Walk
 from dstash.client.session import Send, Session
 from dstash.client.writes import DeleteOperation, PutOperation
 from dstash.cluster.topology import Member, Topology
@@ -20,8 +21,9 @@ from dstash.peer.core import PeerCore, Reply, Settings
 from dstash.store.record import keyspace, locate
 from dstash.store.twin import TwinStore
 from dstash.types import Level
+from dstash.wire import codec
 from dstash.wire.keys import encode_keys
-from dstash.wire.messages import Envelope, decode, encode
+from dstash.wire.messages import Envelope, Scan, decode, encode
 from dstash.wire.values import TypeRegistry
 
 TYPES = TypeRegistry()
@@ -160,6 +162,23 @@ class Joined:
         found: dict[Any, Any] = self.run(operation)
         return found
 
+    def exists(self, *keys: str, level: str = "quorum") -> dict[Any, Any]:
+        """Ask which keys exist."""
+        operation = ExistsOperation(
+            self.session, self.now + 5000, "i", list(keys), Level(level), TYPES.decode_array
+        )
+        found: dict[Any, Any] = self.run(operation)
+        return found
+
+    def scan(self) -> dict[str, Any]:
+        """Walk the index."""
+        walk, found = Walk("i", b"", Scan), {}
+        while not walk.done:
+            page = self.run(PageOperation(self.session, self.now + 5000, walk))
+            keys = [key.decode() for key in codec.unpack_blobs(page.keys)]
+            found.update(zip(keys, TYPES.decode_array(page.values), strict=True))
+        return found
+
     # -- what is on disk
 
     def place(self, key: str) -> bytes:
@@ -176,6 +195,11 @@ class Joined:
         record = bytearray(self.stores[peer].records[place])
         record[-1] ^= 1
         self.stores[peer].records[place] = bytes(record)
+
+    def alter(self, peer: str, key: str, how: Callable[[bytes], bytes]) -> None:
+        """Do something to a record on disk."""
+        place = self.place(key)
+        self.stores[peer].records[place] = how(self.stores[peer].records[place])
 
     def forget(self, peer: str, *keys: str) -> None:
         """Make a peer miss keys."""

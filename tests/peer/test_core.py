@@ -17,6 +17,7 @@ from dstash.errors import (
     BelowFloor,
     Busy,
     ClockSkew,
+    CorruptRecord,
     Forming,
     LimitError,
     Misrouted,
@@ -30,7 +31,7 @@ from dstash.limits import PARTITIONS
 from dstash.peer.core import PeerCore, Settings
 from dstash.store.record import partition_of
 from dstash.store.twin import TwinStore
-from dstash.version import pack, stamp_at
+from dstash.version import newest_stamp, pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.messages import (
     Apply,
@@ -191,9 +192,18 @@ class TestAnswers:
         assert isinstance(fetched, Records)
         assert fetched.damaged == [0]
         assert codec.unpack_optional_blobs(fetched.records)[0] is None
-        page = peer.ask(ScanKeys("i", b"", EVERYWHERE, b"", 10, 10**6))
+        assert peer.core.status()["healing"]["damaged"] == 1
+
+    def test_a_page_ends_before_a_damaged_record_and_none_begins_with_one(self, peer: Peer) -> None:
+        peer.ask(put(*(b"%d" % number for number in range(60))))
+        order = sorted(peer.store.records)
+        place = order[40]
+        peer.store.records[place] = peer.store.records[place][:-1] + b"\x02"
+        page = peer.ask(ScanKeys("i", b"", EVERYWHERE, b"", 100, 10**6))
         assert isinstance(page, Page)
-        assert codec.unpack_keys(page.keys) == [b"l"]
+        assert codec.unpack_keys(page.keys) == [one[4:] for one in order[:40]]
+        rest = ScanKeys("i", b"", EVERYWHERE[2 * page.done :], page.after, 100, 10**6)
+        assert isinstance(peer.refusal(rest), CorruptRecord)
 
     @pytest.mark.parametrize("length", [0, 8, 28, 36])
     def test_a_record_that_was_cut_off_breaks_nothing(self, peer: Peer, length: int) -> None:
@@ -204,7 +214,12 @@ class TestAnswers:
             assert isinstance(peer.ask(Lookup("i", want, keys(b"k"))), Values)
         assert isinstance(peer.ask(Fetch("i", keys(b"k"))), Records)
         assert isinstance(peer.ask(Scan("i", b"", EVERYWHERE, b"", 10, 10**6)), Page)
-        assert peer.ask(put(b"k")) == Stored([])
+        answer = peer.ask(put(b"k"))
+        assert isinstance(answer, Stored)
+        [[_, code, highest]] = answer.rejected
+        assert code == 0, "nobody knows what it was: it may be the newest that was ever here"
+        newer = pack(newest_stamp(highest) + 1, b"test")
+        assert peer.ask(replace(put(b"k"), version=newer)) == Stored([])
         assert found(peer, b"k") == [1]
 
     def test_a_walk_meets_every_key_once_however_small_its_pages(self, peer: Peer) -> None:

@@ -234,7 +234,8 @@ class World:
         """Let the slow scrub find at once what it finds within the hour."""
         if self.damaged and node.core is not None:
             for partition in range(PARTITIONS):
-                node.core.holdings.forget_digest(partition)
+                task = node.core.holdings.scrub(partition)
+                node.core.scheduler.spawn(f"scrub:{partition}", task)
 
     def _settle(self) -> None:
         """Wait until replicas are equal, as long as that may take at most."""

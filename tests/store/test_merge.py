@@ -96,20 +96,41 @@ def test_whether_a_live_record_was_there_before_is_told() -> None:
     assert not existed(put(5))
 
 
-def test_a_damaged_record_stands_in_nobodys_way() -> None:
-    storage_key, record = put(9)
-    for damaged in (record[:8] + b"\xff" * 20 + record[28:], record[:-1] + b"\x02"):
-        store = TwinStore()
-        store.records[storage_key] = damaged
-        [result] = store.commit([Write([put(5)], NOW)])
-        assert result.superseded == []
-        assert store.records[storage_key] == put(5)[1]
+def damaged_forms() -> list[bytes]:
+    """Return a record of version 9 in which bits flipped, or that was cut off."""
+    _, record = put(9)
+    flipped = [
+        record[:8] + b"\xff" * 20 + record[28:],
+        record[:8] + bytes(20) + record[28:],
+        record[:-1] + b"\x02",
+    ]
+    return [*flipped, *(record[:length] for length in range(HEAD_BYTES))]
 
 
-def test_a_record_that_was_cut_off_stands_in_nobodys_way() -> None:
-    storage_key, record = put(9)
-    for length in range(HEAD_BYTES):
-        store = TwinStore()
-        store.records[storage_key] = record[:length]
-        store.commit([Write([put(5)], NOW)])
-        assert store.records[storage_key] == put(5)[1]
+def damaged_store(form: bytes) -> TwinStore:
+    store = TwinStore()
+    store.records[put(9)[0]] = form
+    return store
+
+
+def test_a_damaged_record_gives_way_only_to_what_is_surely_newer() -> None:
+    for form in damaged_forms():
+        store = damaged_store(form)
+        for write in (Write([put(9)], NOW, doubt=9), Write([put(99)], NOW)):
+            [result] = store.commit([write])
+            assert (result.superseded, result.damaged) == ([], [0])
+            assert store.records[put(9)[0]] == form
+        [result] = store.commit([Write([put(10)], NOW, doubt=9)])
+        assert (result.superseded, result.damaged) == ([], [])
+        assert store.records[put(9)[0]] == put(10)[1]
+
+
+def test_a_damaged_record_gives_way_to_a_cure_and_a_sound_one_does_not() -> None:
+    for form in damaged_forms():
+        for cure in (put(3)[1], None):
+            store = damaged_store(form)
+            store.commit([Write([], NOW, cures=[(put(9)[0], cure)])])
+            assert store.records.get(put(9)[0]) == cure
+            store = damaged_store(put(2)[1])
+            store.commit([Write([], NOW, cures=[(put(9)[0], cure)])])
+            assert store.records[put(9)[0]] == put(2)[1]
