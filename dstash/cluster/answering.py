@@ -209,7 +209,7 @@ def seen(holdings: Holdings, question: AskSeen, now: int) -> Answering:
     before = holdings.seen.get(question.peer, 0)
     holdings.seen[question.peer] = max(before, question.high_water)
     yield Pause()
-    return SeenIs(before, holdings.store.high_water)
+    return SeenIs(before, holdings.store.high_water if holdings.recollected else 0)
 
 
 def horizon(holdings: Holdings, question: SetHorizon, now: int) -> Answering:

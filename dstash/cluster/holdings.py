@@ -58,6 +58,8 @@ class Holdings:
         self._promises: dict[int, tuple[Stamp, int]] = {}
         self._mortal: dict[int, bool] = {}
         self._counts = array("L", bytes(array("L").itemsize * PARTITIONS))
+        #: Whether it is known that the store is as new as the other peers remember it.
+        self.recollected = False
         #: The newest stamp that each other peer's store was seen to hold.
         self.seen: dict[str, Stamp] = {}
         #: Writes of clients up to this stamp are refused; the client stamps them anew.

@@ -18,13 +18,17 @@ from dstash.version import Stamp
 from dstash.wire.messages import AskSeen, SeenIs
 
 
-def recollect(replica: Replica) -> Generator[Effect, Any, bool]:
-    """Ask every live peer; returns whether this store is older than one of them remembers."""
-    own = replica.holdings.store.high_water
+def recollect(replica: Replica, own: Stamp) -> Generator[Effect, Any, bool]:
+    """Ask every live peer; returns whether this store is older than one of them remembers.
+
+    Args:
+        own: how new the store was when its process began. What others bring it meanwhile must
+            neither hide what it has lost, nor, told to them, look like something it had before.
+    """
     newest: Stamp = 0
     for peer in sorted(replica.view().alive - {replica.me}):
         if peer in replica.view().members:
-            newest = max(newest, (yield from _ask(replica, peer, own)))
+            newest = max(newest, (yield from _ask(replica, peer, 0)))
     return newest > own
 
 

@@ -65,8 +65,6 @@ class Healer:
         self._scrubbed = 0
         self._replay_after: dict[str, int] = {}
         self._mend_after = 0
-        #: Whether the others were asked what they remember of this store.
-        self.recollected = False
 
     def install(self, view: View, now: int) -> None:
         """Take a new view: begin, or stop, filling; look at peers that are back."""
@@ -76,7 +74,7 @@ class Healer:
         if before is not None and view.alive - before.alive:
             self._next_compare = min(self._next_compare, now + 1000)
         self._forget_old_stores(before, view)
-        self.recollected = self.recollected or not self._votes(view)
+        self.replica.holdings.recollected = self.recollected or not self._votes(view)
         if before is None or before.epoch != view.epoch:
             self._fill_if_needed(view)
             self._vacate_if_needed(before, view)
@@ -103,6 +101,11 @@ class Healer:
             self._next_bury = now + self._pace.bury_ms
             self._once("bury", self._bury)
         self._end_if_switched(view)
+
+    @property
+    def recollected(self) -> bool:
+        """Whether the others were asked what they remember of this store."""
+        return self.replica.holdings.recollected
 
     def facts(self) -> dict[str, Any]:
         """Return how healing goes, for people."""
@@ -148,7 +151,7 @@ class Healer:
 
     def _recollect(self, view: View) -> None:
         if not self._votes(view):
-            self.recollected = True
+            self.replica.holdings.recollected = True
             return
         store_id = view.members[self.replica.me].store_id
 
@@ -156,9 +159,10 @@ class Healer:
             if is_old:
                 me = self.replica.me
                 self.proposals.append(lambda latest: changing.lost(latest, me, store_id))
-            self.recollected = not is_old
+            self.replica.holdings.recollected = not is_old
 
-        self._scheduler.spawn("recollect", recollect(self.replica), ended)
+        own = self.replica.holdings.store.high_water
+        self._scheduler.spawn("recollect", recollect(self.replica, own), ended)
 
     def _votes(self, view: View) -> bool:
         """Whether others count on what this peer's store holds."""
@@ -177,7 +181,8 @@ class Healer:
                 del seen[peer]
 
     def _compare(self) -> Task:
-        yield from tell_all(self.replica)
+        if self.recollected:
+            yield from tell_all(self.replica)
         yield from compare_all(self.replica)
 
     def _bury(self) -> Task:
