@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from dstash.cli import invocation, output, transfers
+from dstash.cli import invocation, output, repairs, transfers
 from dstash.cli.units import parse_rate, size
 from dstash.client.facts import describe_change
 from dstash.cluster import planning
@@ -134,6 +134,26 @@ def watch(ctx: typer.Context) -> None:
     run = invocation.of(ctx)
     with run.client() as client:
         transfers.follow(client, as_json=run.as_json)
+
+
+@app.command()
+def repair(
+    ctx: typer.Context,
+    watch: Annotated[bool, typer.Option("--watch", help="Watch until it has ended.")] = False,
+) -> None:
+    """Have every peer check all its records, and compare them with the other replicas, now."""
+    run = invocation.of(ctx)
+    with run.client() as client:
+        begun = client.repair(timeout=run.patience(_PATIENCE))
+        for one in begun["members"]:
+            if not one["answers"]:
+                output.message(f"warning: {one['id']} does not answer, and is not repaired")
+        if watch:
+            repairs.follow(client, begun, as_json=run.as_json)
+        elif run.as_json:
+            output.json_line({"begun": [one["id"] for one in begun["members"] if one["answers"]]})
+        else:
+            output.message("begun; `dstash status` shows how it goes")
 
 
 def _move(

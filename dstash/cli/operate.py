@@ -11,6 +11,7 @@ import typer
 from dstash.cli import invocation, output
 from dstash.cli.arguments import HexKeys, IndexName, IntKeys, KeyText, parse_key
 from dstash.cli.invocation import Unhealthy
+from dstash.cli.repairs import healing_of
 from dstash.cli.units import duration, size
 from dstash.errors import DStashError
 
@@ -105,8 +106,8 @@ def _troubles(member: Mapping[str, Any]) -> list[str]:
 
 
 _COLUMNS: Final = (
-    "id", "address", "zone", "weight", "state", "health", "records", "used", "free", "up",
-    "version",
+    "id", "address", "zone", "weight", "state", "health", "healing", "records", "used", "free",
+    "up", "version",
 )  # fmt: skip
 
 
@@ -114,6 +115,7 @@ def _member_row(member: Mapping[str, Any]) -> list[str]:
     shown = dict(member)
     shown["address"] = member["address"].removeprefix("tcp://")
     shown["health"] = ", ".join(_troubles(member)).removeprefix("is ") or "ok"
+    shown["healing"] = healing_of(member)
     shown["used"] = size(member.get("used_bytes"))
     shown["free"] = size(member.get("free_bytes"))
     shown["up"] = duration(member.get("uptime_s"))

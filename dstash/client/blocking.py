@@ -18,7 +18,7 @@ from dstash.client.facts import describe_cluster, describe_place
 from dstash.client.index import Index
 from dstash.client.orders import OrderOperation
 from dstash.client.results import BatchResult
-from dstash.client.scans import PageOperation, StatusOperation, Walk
+from dstash.client.scans import PageOperation, RepairOperation, StatusOperation, Walk
 from dstash.client.seeds import identity, way_of
 from dstash.client.session import Session
 from dstash.cluster.topology import Topology
@@ -309,6 +309,21 @@ class Client:
         view = self._view(timeout)
         deadline = self._calls.deadline(timeout)
         answers = self._run(StatusOperation(self._session, deadline, list(view.members)))
+        return describe_cluster(view, answers)
+
+    def repair(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """Have every peer check all its records, and compare them with the other replicas, now.
+
+        Returns:
+            What ``status`` does. Under ``healing`` and ``repair`` each member that answers says
+            how far it is; a repair has come to its end when ``ended`` has grown.
+
+        Raises:
+            Unauthorised: it takes the key of an admin.
+        """
+        view = self._view(timeout)
+        deadline = self._calls.deadline(timeout)
+        answers = self._run(RepairOperation(self._session, deadline, list(view.members)))
         return describe_cluster(view, answers)
 
     def where(self, index: str, key: Key, *, timeout: float | None = None) -> dict[str, Any]:

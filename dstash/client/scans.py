@@ -24,6 +24,7 @@ from dstash.wire.messages import (
     Hello,
     Message,
     Page,
+    Repair,
     Scan,
     ScanKeys,
     StatusIs,
@@ -143,6 +144,8 @@ class _PageChunk(Chunk):
 class StatusOperation(Operation):
     """Asks every member how it does; the result maps those that answered to their facts."""
 
+    question: type[AskStatus] | type[Repair] = AskStatus
+
     def __init__(self, session: Session, deadline: int, peers: Sequence[str]) -> None:
         super().__init__(session, deadline)
         self.peers = peers
@@ -157,13 +160,19 @@ class StatusOperation(Operation):
         return self.answers
 
 
+class RepairOperation(StatusOperation):
+    """Has every member check and compare what it holds; the result is as that of the status."""
+
+    question = Repair
+
+
 class _StatusChunk(Chunk):
     def __init__(self, operation: StatusOperation, peer: str) -> None:
         self.operation = operation
         self.peer = peer
 
     def begin(self, now: int) -> list[Send]:
-        return [self.operation.ask(self.peer, self, AskStatus(), now)]
+        return [self.operation.ask(self.peer, self, self.operation.question(), now)]
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
         if isinstance(message, StatusIs):
@@ -172,6 +181,8 @@ class _StatusChunk(Chunk):
         return []
 
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
+        if isinstance(failure.error, Unauthorised):
+            raise failure.error
         self.operation.finish(self)
         return []
 

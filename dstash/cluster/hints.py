@@ -102,7 +102,7 @@ def replay(replica: Replica, hints: Hints, peer: str) -> Replaying:
     """
     while some := hints.take(peer):
         try:
-            refused = yield from push(peer, _records(replica, peer, some))
+            refused = yield from push(replica, peer, _records(replica, peer, some))
         except DStashError:
             hints.add(peer, some, replica.now())
             raise

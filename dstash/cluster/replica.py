@@ -28,6 +28,38 @@ class Progress:
 
 
 @dataclass
+class RepairProgress:
+    """How far a repair has come, in partitions, and what it could not do.
+
+    ``ended`` counts the repairs that came to their end; ``failed`` the replicas that this one
+    could not compare itself with.
+    """
+
+    left: int = 0
+    of: int = 0
+    failed: int = 0
+    ended: int = 0
+    _healed: int = 0
+
+    def begin(self, partitions: int, healed: int) -> None:
+        """Begin a repair; ``healed`` is how many records were ever healed before."""
+        self.left = self.of = partitions
+        self.failed = 0
+        self._healed = healed
+
+    def end(self) -> None:
+        """Come to the end."""
+        self.left = 0
+        self.ended += 1
+
+    def facts(self, healed: int) -> dict[str, int]:
+        """Return it for people."""
+        moved = healed - self._healed
+        facts = {"left": self.left, "of": self.of, "failed": self.failed, "ended": self.ended}
+        return facts | {"records": moved}
+
+
+@dataclass
 class Replica:
     """One peer, as its background tasks see it.
 
@@ -39,7 +71,16 @@ class Replica:
     view: Callable[[], View]
     now: Callable[[], int]
     progress: Progress = field(default_factory=Progress)
+    repair: RepairProgress = field(default_factory=RepairProgress)
     healed: int = 0
+    #: Bytes a second that may be moved to heal; 0 for no bound.
+    heal_rate: int = 0
+
+    @property
+    def rate(self) -> int:
+        """Bytes a second that this peer may take in now: what an operator said, or the setting."""
+        change = self.view().topology.change
+        return self.heal_rate if change is None else change.rate
 
     def is_replica(self, peer: str, partition: int) -> bool:
         """Whether a peer holds a partition, before or after the change under way."""

@@ -171,7 +171,7 @@ def _push_newer(
             and not is_dead_at(record, holdings.horizons[int.from_bytes(storage_key[:2], "big")])
         ]
         if len(entries) < SLICE or len(missed) > 2000:
-            pushed += len(missed) - len((yield from push(other, missed)))
+            pushed += len(missed) - len((yield from push(replica, other, missed)))
             missed = []
         if len(entries) < SLICE:
             return pushed
@@ -179,7 +179,7 @@ def _push_newer(
         yield Pause()
 
 
-def push(other: str, entries: Entries) -> Generator[Effect, Any, list[bytes]]:
+def push(replica: Replica, other: str, entries: Entries) -> Generator[Effect, Any, list[bytes]]:
     """Send records to another replica, and wait until they are on its disk.
 
     Returns:
@@ -192,6 +192,7 @@ def push(other: str, entries: Entries) -> Generator[Effect, Any, list[bytes]]:
         message = Push(Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(records)))
         answer = yield from ask(other, message, Stored)
         refused += [keys[place] for place, code, *_ in answer.rejected if code]
+        yield from _keep_to_rate(replica, _weight(part))
     return refused
 
 
@@ -264,16 +265,24 @@ def _pull(replica: Replica, source: str, keys: list[bytes]) -> Counting:
 
 
 def _throttle(replica: Replica, entries: Entries) -> Generator[Effect, Any, None]:
-    """Count what came in, and keep to the rate of the change under way."""
-    weight = sum(len(key) + len(record) for key, record in entries)
+    """Count what came in, and keep to the rate."""
+    weight = _weight(entries)
     replica.progress.records += len(entries)
     replica.progress.bytes += weight
+    yield from _keep_to_rate(replica, FILLERS * weight)
+
+
+def _keep_to_rate(replica: Replica, weight: int) -> Generator[Effect, Any, None]:
     began = replica.now()
-    while (change := replica.view().topology.change) is not None and change.rate:
-        left = began + 1000 * FILLERS * weight // change.rate - replica.now()
+    while rate := replica.rate:
+        left = began + 1000 * weight // rate - replica.now()
         if left <= 0:
             return
         yield Pause(min(_RATE_MS, left))
+
+
+def _weight(entries: Entries) -> int:
+    return sum(len(key) + len(record) for key, record in entries)
 
 
 def _differing_buckets(mine: bytes, theirs: bytes) -> list[int]:

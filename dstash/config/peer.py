@@ -64,6 +64,7 @@ class PeerSettings(SharedSettings):
     compare_interval: Seconds = 10.0
     bury_interval: Seconds = 30.0
     bury_lag: Seconds = 30.0
+    heal_rate: Annotated[int, Field(ge=0)] = 32 * MIB
     disk_reserve: Annotated[int, Field(ge=0)] = 64 * MIB
     on_corrupt: Literal["stop", "resync"] = "stop"
     drain_seconds: Seconds = 8.0

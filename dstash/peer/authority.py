@@ -44,6 +44,7 @@ from dstash.wire.messages import (
     Pull,
     Push,
     Put,
+    Repair,
     Scan,
     ScanKeys,
     SetHorizon,
@@ -72,7 +73,7 @@ _NEEDED: Final[Mapping[type[Message], frozenset[Role]]] = {
     **dict.fromkeys((Hello, Ping, AskTopology, AskStatus), _ANYBODY),
     **dict.fromkeys((Lookup, Fetch, Scan, ScanKeys, Count), _NOT_PEER),
     **dict.fromkeys((Put, Delete, Apply, Hint), _WRITERS),
-    Order: frozenset({Role.ADMIN}),
+    **dict.fromkeys((Order, Repair), frozenset({Role.ADMIN})),
     **dict.fromkeys(
         (
             *(Push, Pull, AskDigests, AskBuckets, AskVersions, AskCopy),

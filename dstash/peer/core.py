@@ -79,6 +79,7 @@ from dstash.wire.messages import (
     Push,
     Put,
     Records,
+    Repair,
     Scan,
     ScanKeys,
     SetHorizon,
@@ -625,6 +626,12 @@ class PeerCore:
     def _status(self, message: AskStatus, now: int) -> Message:
         return StatusIs(self.status())
 
+    def _repair(self, message: Repair, now: int) -> Message:
+        if self.view is None or self.not_ready:
+            raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
+        self.healer.repair()
+        return StatusIs(self.status())
+
     def status(self) -> dict[str, Any]:
         """Return plain facts about this peer."""
         stats = self.store.stats()
@@ -665,6 +672,7 @@ _PLAIN: Final[dict[type, Callable[[PeerCore, Any, int], Message]]] = {
     Ping: PeerCore._ping,
     AskTopology: PeerCore._ask_topology,
     AskStatus: PeerCore._status,
+    Repair: PeerCore._repair,
 }
 
 #: Requests about keys: they need a formed cluster, a current epoch and an index.

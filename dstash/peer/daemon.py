@@ -85,6 +85,7 @@ class Daemon:
                     round(settings.compare_interval * 1000),
                     round(settings.bury_interval * 1000),
                     round(settings.bury_lag * 1000),
+                    settings.heal_rate,
                 ),
                 settings.disk_reserve,
                 max_waiting_bytes=settings.max_bytes_in_hand,

@@ -13,6 +13,7 @@ from dstash.cluster.hints import Hints, replay
 from dstash.cluster.joining import is_newcomer
 from dstash.cluster.mending import mend_all
 from dstash.cluster.remembering import recollect, tell_all
+from dstash.cluster.repairing import repair
 from dstash.cluster.replica import Progress, Replica
 from dstash.cluster.switching import conductor, witness
 from dstash.cluster.syncing import FILLERS, ask
@@ -40,6 +41,8 @@ class Pace(NamedTuple):
     compare_ms: int = 10_000
     bury_ms: int = 30_000
     bury_lag_ms: int = 30_000
+    #: Bytes a second; 0 for no bound.
+    heal_rate: int = 0
 
 
 class Healer:
@@ -56,6 +59,7 @@ class Healer:
         self.proposals: list[Proposal] = []
         self._scheduler = scheduler
         self._pace = pace
+        replica.heal_rate = pace.heal_rate
         self._view: View | None = None
         self._filling: tuple[Any, ...] | None = None
         self._unfilled: set[int] = set()
@@ -102,6 +106,10 @@ class Healer:
             self._once("bury", self._bury)
         self._end_if_switched(view)
 
+    def repair(self) -> None:
+        """Check and compare all that this peer holds, unless that is under way."""
+        self._once("repair", repair, self.replica)
+
     @property
     def recollected(self) -> bool:
         """Whether the others were asked what they remember of this store."""
@@ -117,6 +125,7 @@ class Healer:
             "filled_records": progress.records,
             "filled_bytes": progress.bytes,
             "healed_records": self.replica.healed,
+            "repair": self.replica.repair.facts(self.replica.healed),
             "hints": self.hints.facts(),
             "damaged": len(self.replica.holdings.damage),
             "damaged_found": self.replica.holdings.damage.found,

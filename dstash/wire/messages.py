@@ -376,6 +376,13 @@ class Ordered(Message):
     topology: bytes
 
 
+@message
+class Repair(Message):
+    """Has a peer check and compare all that it holds, now; answered by ``StatusIs``."""
+
+    KIND = 32
+
+
 # Between peers. Storage keys are partition, index and key as they stand on disk; ``partitions`` is
 # a sequence of big-endian 16-bit numbers; a digest has 16 bytes.
 
@@ -394,7 +401,8 @@ class DigestsAre(Message):
     """Answers ``AskDigests``: a digest per partition, in order; all zero for an empty one.
 
     ``busy`` has a byte per partition: 1 where the digest was left out, because writes came in
-    during the last moments and a difference would mean little. ``counts`` has 4 bytes per
+    during the last moments and a difference would mean little; 2 where damaged records are, which
+    the digest leaves out. ``counts`` has 4 bytes per
     partition: how many records it holds. ``horizons`` has 8 bytes per partition: the stamp up to
     which the answering peer holds the whole truth.
     """
@@ -438,6 +446,8 @@ class AskVersions(Message):
 @message
 class VersionsAre(Message):
     """Answers ``AskVersions`` with one page: storage keys, and a version (20 bytes) for each.
+
+    The version of a damaged record is all zero.
 
     ``after`` is to be given for the next page; it is empty when this was the last one.
     """

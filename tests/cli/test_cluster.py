@@ -110,3 +110,20 @@ def test_a_change_from_its_beginning_to_its_end(here: Here, peers: Peers) -> Non
     code, out, _ = here.ask("cluster", "remove", "p4", "-y", "--watch")
     assert code == 0
     assert peers["p4"].wait_end() == 0
+
+
+def test_repair_checks_and_compares_everything(here: Here) -> None:
+    code, out, err = here.ask("cluster", "repair", "--watch")
+    assert (code, err) == (0, "")
+    assert {line.split(":")[0] for line in out.splitlines() if "done" in line} >= {"p1", "p2", "p3"}
+    code, out, _ = here.ask("-o", "json", "cluster", "repair", "--watch")
+    assert code == 0
+    last = {one["peer"]: one for one in map(json.loads, out.splitlines())}
+    assert set(last) >= {"p1", "p2", "p3"}
+    assert all(one["left"] == one["failed"] == one["damaged"] == 0 for one in last.values())
+    assert all(one["of"] > 0 for one in last.values())
+    code, out, err = here.ask("cluster", "repair")
+    assert (code, out) == (0, "")
+    assert "begun" in err
+    code, out, _ = here.ask("status")
+    assert "healing" in out.splitlines()[1].split()
