@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from dstash.about import __version__
 from dstash.cluster import answering
-from dstash.cluster.answering import Answering
+from dstash.cluster.answering import PAGE_BYTES, Answering
 from dstash.cluster.hints import Hints
 from dstash.cluster.holdings import Holdings
 from dstash.cluster.replica import Replica
@@ -181,7 +181,7 @@ class PeerCore:
         self._topology_bytes = b""
         self._accepted = 0
         self._settled = 0
-        self._asked = 0
+        self._asked = self._asked_bytes = 0
         self._patience = Patience()
         self._write_ms = 0.0  # what a write takes, as a running mean
         self._commit_began = now
@@ -385,7 +385,7 @@ class PeerCore:
         if self._authority is not None:
             self._authority.check(request.user, message)
         if isinstance(message, Order):
-            self._orders.append(self._await_order(request.ticket, message))
+            self._orders.append(self._await_order(request, message))
             return None
         plain = _PLAIN.get(type(message))
         if plain is not None:
@@ -401,11 +401,12 @@ class PeerCore:
             self._check_synced()
             self._patience.served()
             return self._read(message, self._keyspace(message.index), now)
-        self._begin(request.ticket, message, now)
+        self._begin(request, now)
         return None
 
-    def _begin(self, ticket: Ticket, message: Message, now: int) -> None:
+    def _begin(self, request: Request, now: int) -> None:
         """Begin what is answered later, or never."""
+        ticket, message = request.ticket, request.envelope.message
         if isinstance(message, _WRITES):
             self._check_recollected()
             self._enqueue(ticket, message, self._keyspace(message.index))
@@ -416,7 +417,7 @@ class PeerCore:
         else:
             if not isinstance(message, AskSeen):  # which is how the others find out themselves
                 self._check_recollected()
-            self._begin_answer(ticket, message, _QUESTIONS[type(message)], now)
+            self._begin_answer(request, _QUESTIONS[type(message)], now)
 
     def _is_early(self, envelope: Envelope) -> bool:
         return self.view is not None and envelope.epoch > self.view.epoch
@@ -442,13 +443,15 @@ class PeerCore:
 
     def _check_membership(self, request: Request) -> None:
         """Refuse what only peers may ask to those that the topology does not list."""
-        authority, view = self._authority, self.view
-        if authority is None or view is None:
-            return
-        if authority.needs_membership(request.user, request.envelope.message) and not any(
-            member.key == request.user for member in view.topology.members
-        ):
-            raise Unauthorised("no member of the cluster has this key")
+        authority, view, message = self._authority, self.view, request.envelope.message
+        members = view.topology.members if view else ()
+        if authority is not None and authority.needs_membership(request.user, message):
+            members = tuple(one for one in members if one.key == request.user)
+            if not members:
+                raise Unauthorised("no member of the cluster has this key")
+        if isinstance(message, AskSeen) and message.peer not in {one.id for one in members}:
+            # What is said there is remembered: by members, and of themselves.
+            raise Unauthorised(f"{message.peer!r} is not the member that asks")
 
     def _trusted(self, topology: Topology) -> Topology:
         """Return the topology as others may know it: without keys that nobody here vouches for.
@@ -544,25 +547,41 @@ class PeerCore:
     def _current_time(self) -> int:
         return self.now
 
-    def _begin_answer(
-        self, ticket: Ticket, question: Message, answer: Callable[..., Answering], now: int
-    ) -> None:
-        self._check_requests()
-        self._asked += 1
+    def _begin_answer(self, request: Request, answer: Callable[..., Answering], now: int) -> None:
+        ticket, question = request.ticket, request.envelope.message
+        # The question is kept until it is answered, and so is what was found so far.
+        let_go = self._take_in_hand(request.size + PAGE_BYTES)
 
         def ended(result: Message, failure: DStashError | None) -> None:
-            self._asked -= 1
+            let_go()
             message = result if failure is None else Error.of(failure)
             self._answers.append(self._reply(ticket, message, self.now))
 
         task = answer(self.holdings, question, now)
         self.scheduler.spawn(f"answer:{type(question).__name__}", task, ended)
 
-    def _await_order(self, ticket: Ticket, order: Order) -> PendingOrder:
+    def _await_order(self, request: Request, order: Order) -> PendingOrder:
+        let_go = self._take_in_hand(request.size)
+
         def answer(message: Message, now: int) -> list[Reply]:
-            return [self._reply(ticket, message, now)]
+            let_go()
+            return [self._reply(request.ticket, message, now)]
 
         return PendingOrder(order, answer)
+
+    def _take_in_hand(self, weight: int) -> Callable[[], None]:
+        """Count what is answered later; returns what is to be called then."""
+        self._check_requests()
+        if self._asked and self._asked_bytes + weight > self.settings.max_waiting_bytes:
+            raise self._busy("too many questions are in hand")
+        self._asked += 1
+        self._asked_bytes += weight
+
+        def let_go() -> None:
+            self._asked -= 1
+            self._asked_bytes -= weight
+
+        return let_go
 
     def _take_hint(self, hint: Hint, now: int) -> None:
         if self.view is not None and hint.peer in self.view.members:

@@ -28,8 +28,10 @@ from dstash.wire.messages import Frame, Page, Records, Values, Want
 #: A reply that grows beyond this is cut; the client asks for the rest.
 REPLY_BYTES: Final = 4 * 1024 * 1024
 
-#: Records a page looks at, at most: tombstones and other indexes cost time too.
+#: Records a page looks at, at most: tombstones and other indexes cost time too. A large record
+#: counts as one more for each so many bytes: all of it is read, to see whether it is intact.
 VISITS: Final = 20_000
+_VISIT_BYTES: Final = 4096
 
 NIL: Final = b"\xc0"
 
@@ -240,7 +242,7 @@ class PageBuilder:
                 return last
             if is_live_head(record[VERSION_END:HEAD_BYTES], self._now):
                 self._take(key, record, with_keys=with_keys, with_values=with_values)
-            self._visits += 1
+            self._visits += 1 + len(record) // _VISIT_BYTES
             last = key
             if self._is_full():
                 return last

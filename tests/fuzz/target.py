@@ -12,7 +12,7 @@ from dstash.store.twin import TwinStore
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.keys import encode_keys
-from dstash.wire.messages import Envelope, Frame, Put, decode, encode
+from dstash.wire.messages import Envelope, Frame, Ordered, Put, decode, encode
 
 NOW: Final = 1_800_000_000_000
 EPOCH: Final = 3
@@ -59,7 +59,8 @@ class Target:
                 commit.run(self.core.store)
                 assert commit.fatal is None
                 replies += self.core.committed(commit, NOW)
-        self.core.take_orders()
+        for pending in self.core.take_orders():
+            replies += pending.answer(Ordered(b""), NOW)
         self.core.take_proposals()
         assert self.core.failure is None
         return replies
