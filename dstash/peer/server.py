@@ -39,6 +39,8 @@ _BURST = 128
 _TURN_MS = 200
 #: How often (seconds) the socket is looked at while messages wait already.
 _LOOK_AGAIN = 0.001
+#: Messages taken off the socket at one look: a flood must not keep the loop from work.
+_LOOK_MOST = 500
 #: Messages that are told to come back for each one served, by an overloaded peer, at most.
 _REFUSALS = 50
 
@@ -258,7 +260,7 @@ class PeerServer:
             began = time.perf_counter()
             if not inbox or began - filled > _LOOK_AGAIN:
                 self._fill_inbox(began)
-                filled = began
+                filled = time.perf_counter()
             received = inbox.take(began)
             if received is None:
                 return
@@ -269,7 +271,9 @@ class PeerServer:
         self._waker.wake()  # more may wait: do not sleep on it
 
     def _fill_inbox(self, now: float) -> None:
-        while self._inbox.has_room and (received := self._router.receive()) is not None:
+        for _ in range(_LOOK_MOST):
+            if not self._inbox.has_room or (received := self._router.receive()) is None:
+                return
             size = sum(map(len, received.parts))
             self._inbox.put(received.sender, received, size, now)
 

@@ -198,6 +198,12 @@ class Connections:
             return False
         return connection.sample() and connection.debt >= self.limits.out_one // 2
 
+    def send_away(self, sender: bytes, why: str) -> None:
+        """Cut the connection of a client that does what no honest one does."""
+        connection = self._by_sender.get(sender)
+        if connection is not None and not connection.is_cut:
+            self._cut(connection, why)
+
     # -- the watching thread
 
     def opened(self, fd: int) -> Connection | None:

@@ -21,7 +21,7 @@ import structlog
 import zmq
 
 from dstash.errors import ClosedError, DStashError, UsageError
-from dstash.limits import MAX_FRAME_BYTES
+from dstash.limits import MAX_FRAME_BYTES, MAX_FRAME_PARTS
 from dstash.wire.connections import Connections, Limits
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ _EVENT: Final = struct.Struct("=hi")
 
 #: How often (seconds) connections are checked when there are few.
 _CHECK_EVERY: Final = 0.05
+#: Frames of one message that are dropped in one go.
+_DISCARD: Final = 10_000
 #: Messages that may wait in one connection before it counts as stuck.
 _HIGH_WATER: Final = 512
 
@@ -135,6 +137,7 @@ class Router:
     ) -> None:
         self.socket = context.socket(zmq.ROUTER)
         self._has_keys = context.keys is not None
+        self._is_discarding = False
         self.connections: Connections | None = None
         self._watch: _Watch | None = None
         if limits is not None:
@@ -164,18 +167,38 @@ class Router:
         return endpoint.decode().rstrip("\0") if isinstance(endpoint, bytes) else address
 
     def receive(self) -> Received | None:
-        """Return one message, None when none waits."""
+        """Return one message, None when none waits.
+
+        Of a message with too many frames the first are returned, and the connection is cut.
+        """
+        if self._is_discarding:
+            self._discard()
+            return None
         try:
-            first = self.socket.recv(zmq.NOBLOCK, copy=False)
-            parts = self.socket.recv_multipart(zmq.NOBLOCK)
+            first = frame = self.socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return None
+        parts: list[bytes] = []
+        while frame.more and len(parts) <= MAX_FRAME_PARTS:
+            frame = self.socket.recv(zmq.NOBLOCK, copy=False)
+            parts.append(frame.bytes)
         sender = first.bytes
         if self.connections is not None:
             if not self.connections.knows(sender):
                 self.connections.introduce(sender, int(str(first.get("__fd"))))
             self.connections.took(sender, parts)
+        if frame.more:
+            self._is_discarding = True
+            if self.connections is not None:
+                self.connections.send_away(sender, "its message has too many frames")
         return Received(sender, parts, self._user(first) if self._has_keys else None)
+
+    def _discard(self) -> None:
+        """Drop frames of a message of which enough was seen: there may be millions."""
+        for _ in range(_DISCARD):
+            if not self.socket.recv(zmq.NOBLOCK, copy=False).more:
+                self._is_discarding = False
+                return
 
     def _user(self, frame: zmq.Frame) -> str | None:
         try:
