@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import SHUT_RDWR
 from typing import Any, Final, NamedTuple
 
+import structlog
+
 from dstash.errors import UsageError
+
+_log = structlog.get_logger("dstash.peer")
 
 
 class Answer(NamedTuple):
@@ -26,6 +33,9 @@ class Answer(NamedTuple):
 
 Page = Callable[[], Answer]
 
+#: Connections at once, at most: each has a thread and a descriptor.
+_MOST: Final = 32
+
 _NOT_FOUND: Final = Answer.json(404, {"error": "no such page"})
 
 
@@ -39,10 +49,9 @@ class HttpServer:
     def __init__(self, host: str, port: int, pages: dict[str, Page]) -> None:
         handler = type("Handler", (_Handler,), {"pages": pages})
         try:
-            self._server = ThreadingHTTPServer((host, port), handler)
+            self._server = _Server((host, port), handler)
         except OSError as error:
             raise UsageError(f"cannot serve HTTP on {host}:{port}: {error.strerror}") from None
-        self._server.daemon_threads = True
         self.address = f"http://{host}:{self._server.server_address[1]}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="http", daemon=True
@@ -58,6 +67,37 @@ class HttpServer:
             self._server.shutdown()
             self._thread.join(timeout=5)
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    """Past so many connections the oldest is closed, so that a probe still comes through."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._open: dict[Any, None] = {}  # in the order in which they came
+        self._mutex = threading.Lock()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._mutex:
+            while len(self._open) >= _MOST:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                with suppress(OSError):  # its thread was faster
+                    oldest.shutdown(SHUT_RDWR)
+            self._open[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._mutex:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Tell of our own mistakes; that somebody went away is none."""
+        if not isinstance(sys.exception(), OSError):
+            _log.exception("a page failed")
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -145,7 +145,7 @@ class Connections:
         self._by_fd: dict[int, Connection] = {}
         self._by_sender: dict[bytes, Connection] = {}
         self._memory = Memory()
-        self._used = 0
+        self._used = self._memory.private()
         self._sampled = time.monotonic()
         self.cuts = 0
         self._next_word = 0.0
@@ -277,7 +277,9 @@ class Connections:
 
     def _cut_when_memory_is_short(self, open_ones: list[Connection]) -> None:
         before, self._used = self._used, self._memory.private()
-        if self._used <= max(self.limits.memory, before) or not open_ones:
+        grown = self._used - before
+        # Tiny frames take memory quickly: what the next check would find counts as found.
+        if grown <= 0 or self._used + grown <= self.limits.memory or not open_ones:
             return
         greediest = max(open_ones, key=lambda one: max(one.backlog, one.debt))
         if max(greediest.backlog, greediest.debt) > _BLAMELESS:

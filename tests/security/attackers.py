@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import selectors
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import zmq
 
@@ -70,6 +73,80 @@ def raw(port: int) -> Iterator[socket.socket]:
     """A TCP connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         yield connection
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Wait until the other side has closed a connection, or a time-out of the socket."""
+    try:
+        while connection.recv(65536):
+            continue
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+class Crowd:
+    """Connections that say nothing, or only so much, and that are made anew when they are closed.
+
+    Args:
+        port: of the peer.
+        sizes: how many connections say what.
+    """
+
+    def __init__(self, port: int, sizes: dict[bytes, int]) -> None:
+        self._port = port
+        self._sizes = sizes
+        self._selector = selectors.DefaultSelector()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        #: How many were let in, and closed again.
+        self.made = self.closed = 0
+
+    def __enter__(self) -> Crowd:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        for key in list(self._selector.get_map().values()):
+            self._close(key.fileobj)
+        self._selector.close()
+
+    def _run(self) -> None:
+        for say, size in self._sizes.items():
+            for _ in range(size):
+                self._open(say)
+        while not self._stop.is_set():
+            for key, _ in self._selector.select(timeout=0.1):
+                self._go_on(key.fileobj, key.events, key.data)
+
+    def _open(self, say: bytes) -> None:
+        one = socket.socket()
+        one.setblocking(False)
+        one.connect_ex(("127.0.0.1", self._port))
+        self._selector.register(one, selectors.EVENT_WRITE, say)
+
+    def _go_on(self, one: Any, events: int, say: bytes) -> None:
+        try:
+            if events == selectors.EVENT_WRITE:  # it stands, or was refused
+                one.send(say)
+                self.made += 1
+                self._selector.modify(one, selectors.EVENT_READ, say)
+                return
+            if one.recv(1000):
+                return
+        except OSError:
+            pass
+        self.closed += 1
+        self._close(one)
+        self._open(say)
+
+    def _close(self, one: Any) -> None:
+        self._selector.unregister(one)
+        one.close()
 
 
 def shake_hands(connection: socket.socket) -> None:

@@ -125,6 +125,20 @@ def memory(peer: Peer) -> float:
     return (int(resident) - int(shared)) * 4096 / 2**20
 
 
+def forget_peak(peer: Peer) -> None:
+    """Begin anew to note how much memory a peer takes at most (proc_pid_clear_refs(5))."""
+    assert peer.process is not None
+    Path(f"/proc/{peer.process.pid}/clear_refs").write_text("5")
+
+
+def peak(peer: Peer) -> float:
+    """Return the most mebibytes that a peer has taken since ``forget_peak``, mapped files too."""
+    assert peer.process is not None
+    lines = Path(f"/proc/{peer.process.pid}/status").read_text().splitlines()
+    [kibibytes] = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(kibibytes) / 1024
+
+
 def code_of(answer: Message | None) -> int:
     """Return the code of an error, 0 for anything else."""
     return int(getattr(answer, "code", 0))
