@@ -12,7 +12,19 @@ from typing import Annotated
 
 import typer
 
-from dstash.cli import bench, bulk, cert, cluster, data, dev, operate, output, settings, store
+from dstash.cli import (
+    backup,
+    bench,
+    bulk,
+    cert,
+    cluster,
+    data,
+    dev,
+    operate,
+    output,
+    settings,
+    store,
+)
 from dstash.cli.invocation import Interrupted, Invocation, Output
 from dstash.config import unknown_variables
 from dstash.errors import DStashError, UsageError
@@ -50,6 +62,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(backup.app, name="backup")
 app.add_typer(dev.app, name="dev")
 app.add_typer(settings.app, name="config")
 app.add_typer(cert.app, name="cert")

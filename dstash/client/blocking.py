@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -367,6 +367,26 @@ class Client:
             OrderOperation(self._session, self._calls.deadline(timeout), order)
         )
         return topology
+
+    # -- for tools, such as backups
+
+    def run(
+        self, make: Callable[[Session, int], Operation], *, timeout: float | None = None
+    ) -> Any:
+        """Run an operation and return its result.
+
+        Args:
+            make: returns it, given what the calls of this client share, and when it gives up.
+            timeout: seconds for the whole call.
+        """
+        session = self.session(timeout=timeout)
+        return self._run(make(session, self._calls.deadline(timeout)))
+
+    def session(self, *, timeout: float | None = None) -> Session:
+        """Return what the calls of this client share, once it knows the cluster."""
+        if self._session.view is None:
+            self._view(timeout)
+        return self._session
 
     # -- inside
 

@@ -106,8 +106,13 @@ class LookupOperation(Operation):
         else:
             self.found.update(zip(keys, decoded, strict=True))
 
+    def deliver_winner(self, key: Key, record: Record) -> None:
+        """Take the winner among replicas that disagreed."""
+        if record.is_live(self.session.cluster_time()):
+            self.deliver_record(key, record)
+
     def deliver_record(self, key: Key, record: Record) -> None:
-        """Take the winner among replicas that disagreed: a live record."""
+        """Take a winner that is live."""
         [self.found[key]] = self.decode(codec.join_payloads([record.payload]))
 
     def _learn_size(self, values: Values) -> None:
@@ -132,7 +137,7 @@ class ExistsOperation(LookupOperation):
             self.found.pop(keys[place], None)
 
     def deliver_record(self, key: Key, record: Record) -> None:
-        """Take the winner among replicas that disagreed."""
+        """Take a winner that is live."""
         self.found[key] = True
 
 
@@ -144,6 +149,14 @@ class RecordOperation(LookupOperation):
         return self.cut_reconciliations(keys, self.level, attempt)
 
     def deliver_record(self, key: Key, record: Record) -> None:
+        """Take a winner that is live."""
+        self.found[key] = record
+
+
+class StateOperation(RecordOperation):
+    """Fetches whole records, dead ones too: tombstones, and what has expired."""
+
+    def deliver_winner(self, key: Key, record: Record) -> None:
         """Take the winner among the replicas."""
         self.found[key] = record
 
@@ -342,9 +355,8 @@ class Reconciliation(Chunk):
         columns = zip(*self._records.values(), strict=True)
         for key, column in zip(self.keys, columns, strict=True):
             winner = newest(column)
-            record = open_record(winner) if winner is not None else None
-            if record is not None and record.is_live(operation.session.cluster_time()):
-                operation.deliver_record(key, record)
+            if winner is not None:
+                operation.deliver_winner(key, open_record(winner))
         operation.finish(self)
 
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:

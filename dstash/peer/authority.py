@@ -74,13 +74,9 @@ _NEEDED: Final[Mapping[type[Message], frozenset[Role]]] = {
     **dict.fromkeys((Lookup, Fetch, Scan, ScanKeys, Count), _NOT_PEER),
     **dict.fromkeys((Put, Delete, Apply, Hint), _WRITERS),
     **dict.fromkeys((Order, Repair), frozenset({Role.ADMIN})),
-    **dict.fromkeys(
-        (
-            *(Push, Pull, AskDigests, AskBuckets, AskVersions, AskCopy),
-            *(AskFloor, AskSeen, SetHorizon),
-        ),
-        _PEERS,
-    ),
+    # What a backup is made of.
+    **dict.fromkeys((AskDigests, AskCopy), _PEERS | {Role.ADMIN}),
+    **dict.fromkeys((Push, Pull, AskBuckets, AskVersions, AskFloor, AskSeen, SetHorizon), _PEERS),
 }
 
 
@@ -144,7 +140,9 @@ class Authority:
         """Whether a request is only for those whose key the topology lists."""
         if user is None and self._admits_plain:
             return False
-        return _NEEDED.get(type(message)) == _PEERS
+        needed = _NEEDED.get(type(message), _ANYBODY)
+        grant = self._grants.get(user or "")
+        return needed != _ANYBODY and (grant is None or grant.role is Role.PEER)
 
 
 def read_authority(path: Path, *, admits_plain: bool = False) -> Authority:

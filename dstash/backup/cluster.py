@@ -1,0 +1,131 @@
+"""A running cluster, as saving and restoring see it, through a client."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+from dstash.backup.choosing import Choice, Fate, Rule, into_same
+from dstash.backup.copying import Routes
+from dstash.backup.pieces import Entries
+from dstash.client.asking import AskOperation
+from dstash.client.blocking import Client
+from dstash.client.core import Operation
+from dstash.client.reads import StateOperation
+from dstash.client.session import Session
+from dstash.client.writes import ApplyOperation
+from dstash.cluster.topology import Topology
+from dstash.errors import ProtocolError
+from dstash.store.record import Record, build_record, open_record
+from dstash.types import Level
+from dstash.version import newest_stamp
+from dstash.wire.keys import Key, decode_key
+from dstash.wire.messages import Message
+
+#: How long (seconds) a call may take. It is less than horizons stay behind the clock
+#: (``peer/healer.py``): a record that is stamped when its call begins is above them until the end.
+LONGEST: Final = 20.0
+
+
+class LiveCluster:
+    """Answers questions, and takes records back.
+
+    Args:
+        client: of the cluster.
+        timeout: seconds for one call.
+    """
+
+    def __init__(self, client: Client, timeout: float) -> None:
+        self._client = client
+        self._timeout = min(timeout, LONGEST)
+        self._write = Level.parse(client.settings.write)
+
+    def topology(self) -> Topology:
+        """Return the topology."""
+        return self._client.topology(timeout=self._timeout)
+
+    # -- saving
+
+    def routes(self) -> Routes:
+        """Return whom to ask now, at the level of a quorum."""
+        session = self._client.session(timeout=self._timeout)
+        return Routes(session.epoch, session.read_targets(Level.QUORUM))
+
+    def ask(self, peer: str, question: Message, epoch: int) -> Message:
+        """Return a peer's answer; raise what it refused with, or why it did not answer."""
+        answer: Message = self._run(
+            lambda session, deadline: AskOperation(session, deadline, peer, question, epoch)
+        )
+        return answer
+
+    # -- restoring
+
+    def restore(self, index: bytes, entries: Entries, rule: Rule) -> Counter[Fate]:
+        """Write (encoded key, record) pairs as the rule says; returns what became of them.
+
+        Raises:
+            DStashError: some were not written; it says why.
+        """
+        there = self._states(index, [key for key, _ in entries])
+        choices = self._choices(entries, there, rule)
+        written = [(key, one.record) for key, one in choices.items() if one.record is not None]
+        self._apply(index, written)
+        stored = {key: one for key, one in written if choices[key].fate is Fate.STORED}
+        refused = self._refused(index, stored) if rule is into_same else set()
+        return Counter(
+            Fate.DELETED_KEPT if key in refused else one.fate for key, one in choices.items()
+        )
+
+    def _states(self, index: bytes, keys: list[bytes]) -> dict[bytes, Record]:
+        """Return the newest records of those keys that have one."""
+        if not keys:
+            return {}
+        names = {name: key for key in keys if (name := _name(key)) is not None}
+        found: dict[Key, Record] = self._run(
+            lambda session, deadline: StateOperation(
+                session, deadline, index.decode(), list(names), Level.QUORUM, _no_values
+            )
+        )
+        return {names[name]: record for name, record in found.items()}
+
+    def _choices(
+        self, entries: Entries, there: dict[bytes, Record], rule: Rule
+    ) -> dict[bytes, Choice]:
+        session = self._client.session(timeout=self._timeout)
+        for record in there.values():
+            session.observe(newest_stamp(record.version))
+        fresh, now = session.new_version(), session.cluster_time()
+        return {key: rule(open_record(saved), there.get(key), now, fresh) for key, saved in entries}
+
+    def _apply(self, index: bytes, written: list[tuple[bytes, Record]]) -> None:
+        if written:
+            items = [(key, key, build_record(index, key, record)) for key, record in written]
+            self._run(
+                lambda session, deadline: ApplyOperation(
+                    session, deadline, index.decode(), self._write, items
+                )
+            ).raise_first()
+
+    def _refused(self, index: bytes, stored: dict[bytes, Record]) -> set[bytes]:
+        """Return the keys that are not there although they were written: deleted long ago."""
+        named = [key for key in stored if _name(key) is not None]
+        there = self._states(index, named)
+        return {
+            key for key in named if key not in there or there[key].version < stored[key].version
+        }
+
+    def _run(self, make: Callable[[Session, int], Operation]) -> Any:
+        return self._client.run(make, timeout=self._timeout)
+
+
+def _name(encoded: bytes) -> Key | None:
+    """Return a key as clients name it; None for one that only another language can have made."""
+    try:
+        return decode_key(encoded)
+    except ProtocolError:
+        return None
+
+
+def _no_values(packed: bytes) -> list[object]:
+    raise AssertionError("states are fetched as records")

@@ -1,0 +1,275 @@
+"""The layout of a piece: a file with all records of some partitions.
+
+::
+
+    header    a line of JSON: format, cluster id, P, number of the piece, its partitions
+    block     two lengths of 4 bytes, an array of storage keys, an array of records (msgpack)
+    ...
+    end       two lengths of 0
+    trailer   a line of JSON: how many records, and the SHA-256 of all bytes before the trailer
+
+Storage keys and records are those of peers (``dstash/store/record.py``): versions, expiries and
+tombstones are kept, and each record carries its own checksum. The trailer tells an interrupted
+save that the piece is whole; the manifest has the SHA-256 of the whole file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final, NamedTuple
+
+from dstash.backup.manifest import FORMAT, PARTITIONS_PER_PIECE, BackupError, Piece, parse_object
+from dstash.errors import ProtocolError
+from dstash.limits import MAX_FRAME_BYTES, PARTITIONS
+from dstash.store.record import VERSION_END, is_sound, partition_of, split_storage_key
+from dstash.types import RecordFlag
+from dstash.wire import codec
+
+Entries = list[tuple[bytes, bytes]]
+
+#: What a block weighs (bytes) and holds at most, but for a single larger record.
+BLOCK_BYTES: Final = 512 * 1024
+BLOCK_RECORDS: Final = 4000
+
+_LENGTHS: Final = struct.Struct(">II")
+_LONGEST_LINE: Final = 64 * 1024
+_CUT_SHORT: Final = "it is cut short"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Which piece it is, and of which cluster."""
+
+    cluster_id: str
+    number: int
+
+    @property
+    def partitions(self) -> range:
+        """The partitions of the piece."""
+        return partitions_of(self.number)
+
+    def encode(self) -> bytes:
+        """Return the line that a piece begins with."""
+        partitions = self.partitions
+        plain = {
+            "dstash": "piece of a backup",
+            "format": FORMAT,
+            "cluster_id": self.cluster_id,
+            "partitions": PARTITIONS,
+            "number": self.number,
+            "first": partitions[0],
+            "last": partitions[-1],
+        }
+        return _line(plain)
+
+    @classmethod
+    def decode(cls, line: bytes) -> Header:
+        """Read the line; ``BackupError`` when it is not as ``encode`` writes it."""
+        raw = parse_object(line, "it is damaged, or no piece of a backup")
+        if raw.get("format") != FORMAT:
+            raise BackupError(f"its format is {raw.get('format')!r}; this version reads {FORMAT}")
+        if raw.get("partitions") != PARTITIONS:
+            raise BackupError(
+                f"it is of a cluster with {raw.get('partitions')!r} partitions; "
+                f"this version has {PARTITIONS}"
+            )
+        header = cls(str(raw.get("cluster_id")), raw.get("number", -1))
+        if type(header.number) is not int or header.encode() != line:
+            raise BackupError("its first line is damaged")
+        return header
+
+
+def partitions_of(number: int) -> range:
+    """Return the partitions of a piece."""
+    return range(number * PARTITIONS_PER_PIECE, (number + 1) * PARTITIONS_PER_PIECE)
+
+
+def file_of(number: int) -> str:
+    """Return the name of a piece's file."""
+    return f"piece-{number:03d}.dstash"
+
+
+class Mark(NamedTuple):
+    """A place in a piece that is being written, to come back to."""
+
+    offset: int
+    digest: Any
+    records: int
+    tombstones: int
+
+
+class PieceWriter:
+    """Writes one piece to a file that can be cut off."""
+
+    def __init__(self, target: BinaryIO, header: Header, began: str) -> None:
+        self.header = header
+        self._target = target
+        self._digest = hashlib.sha256()
+        self._began = began
+        self._records = self._tombstones = 0
+        self._put(header.encode())
+
+    @property
+    def records(self) -> int:
+        """How many records were written."""
+        return self._records
+
+    def write(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
+        """Append (storage key, record) pairs."""
+        for block in _blocks(entries):
+            keys, records = zip(*block, strict=True)
+            frames = codec.pack_blobs(keys), codec.pack_blobs(records)
+            self._put(_LENGTHS.pack(*map(len, frames)) + frames[0] + frames[1])
+            self._records += len(block)
+            self._tombstones += sum(map(_is_tombstone, records))
+
+    def mark(self) -> Mark:
+        """Return where the piece stands now."""
+        return Mark(self._target.tell(), self._digest.copy(), self._records, self._tombstones)
+
+    def rewind(self, mark: Mark) -> None:
+        """Forget what was written since the mark."""
+        self._target.seek(mark.offset)
+        self._target.truncate()
+        self._digest = mark.digest.copy()
+        self._records, self._tombstones = mark.records, mark.tombstones
+
+    def finish(self, moving: int, ended: str) -> Piece:
+        """Write the end; returns what the manifest says of the piece."""
+        self._put(_LENGTHS.pack(0, 0))
+        trailer = {
+            "records": self._records,
+            "tombstones": self._tombstones,
+            "moving": moving,
+            "began": self._began,
+            "ended": ended,
+        }
+        self._put(_line(trailer | {"sha256": self._digest.hexdigest()}))
+        partitions = self.header.partitions
+        return Piece(
+            file_of(self.header.number),
+            partitions[0],
+            partitions[-1],
+            bytes=self._target.tell(),
+            sha256=self._digest.hexdigest(),
+            **trailer,  # type: ignore[arg-type]
+        )
+
+    def _put(self, data: bytes) -> None:
+        self._target.write(data)
+        self._digest.update(data)
+
+
+class PieceReader:
+    """Reads one piece, and checks all of it on the way.
+
+    Raises:
+        BackupError: from every method: what is wrong, and where. The caller knows the file.
+    """
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._digest = hashlib.sha256()
+        self._offset = 0
+        self.header = Header.decode(self._line())
+        #: What the manifest should say; known when all blocks were read.
+        self.piece: Piece | None = None
+
+    def blocks(self) -> Iterator[Entries]:
+        """Yield the records, block by block; afterwards the whole piece is known to be sound."""
+        records = tombstones = 0
+        while any(lengths := _LENGTHS.unpack(self._take(_LENGTHS.size))):
+            block = self._block(*lengths)
+            records += len(block)
+            tombstones += sum(_is_tombstone(record) for _, record in block)
+            yield block
+        self.piece = self._end(records, tombstones)
+
+    def _block(self, *lengths: int) -> Entries:
+        at = self._offset - _LENGTHS.size
+        if max(lengths) > MAX_FRAME_BYTES:
+            raise BackupError(f"it is damaged: no block begins at byte {at}")
+        try:
+            keys, records = (codec.unpack_blobs(self._take(length)) for length in lengths)
+        except ProtocolError:
+            raise BackupError(f"it is damaged: the block at byte {at} cannot be read") from None
+        if len(keys) != len(records):
+            raise BackupError(f"it is damaged: the block at byte {at} lacks something")
+        block = list(zip(keys, records, strict=True))
+        for storage_key, record in block:
+            self._check(storage_key, record, at)
+        return block
+
+    def _check(self, storage_key: bytes, record: bytes, at: int) -> None:
+        if len(storage_key) < 4 or len(storage_key) < 4 + storage_key[2]:
+            raise BackupError(f"it is damaged: a key in the block at byte {at} is too short")
+        if not is_sound(storage_key, record):
+            raise BackupError(f"it is damaged: a record in the block at byte {at} fails its check")
+        partition, _, key = split_storage_key(storage_key)
+        if partition != partition_of(key) or partition not in self.header.partitions:
+            raise BackupError(f"a record in the block at byte {at} is of another key space")
+
+    def _end(self, records: int, tombstones: int) -> Piece:
+        found = self._digest.hexdigest()
+        raw = parse_object(self._line(), "it is damaged: its last line cannot be read")
+        if self._source.read(1):
+            raise BackupError("it goes on behind its end")
+        said = (raw.get("records"), raw.get("tombstones"), raw.get("sha256"))
+        if said != (records, tombstones, found):
+            raise BackupError("it is damaged: its checksum does not fit its content")
+        partitions = self.header.partitions
+        return Piece(
+            file_of(self.header.number),
+            partitions[0],
+            partitions[-1],
+            records,
+            tombstones,
+            raw.get("moving", 0),
+            self._offset,
+            str(raw.get("began")),
+            str(raw.get("ended")),
+            self._digest.hexdigest(),
+        )
+
+    def _line(self) -> bytes:
+        line = self._source.readline(_LONGEST_LINE)
+        if not line.endswith(b"\n"):
+            raise BackupError(_CUT_SHORT)
+        return self._seen(line)
+
+    def _take(self, length: int) -> bytes:
+        data = self._source.read(length)
+        if len(data) < length:
+            raise BackupError(_CUT_SHORT)
+        return self._seen(data)
+
+    def _seen(self, data: bytes) -> bytes:
+        self._digest.update(data)
+        self._offset += len(data)
+        return data
+
+
+def _blocks(entries: Iterable[tuple[bytes, bytes]]) -> Iterator[Entries]:
+    block: Entries = []
+    weight = 0
+    for entry in entries:
+        cost = len(entry[0]) + len(entry[1])
+        if block and (weight + cost > BLOCK_BYTES or len(block) >= BLOCK_RECORDS):
+            yield block
+            block, weight = [], 0
+        block.append(entry)
+        weight += cost
+    if block:
+        yield block
+
+
+def _is_tombstone(record: bytes) -> bool:
+    return bool(record[VERSION_END] & RecordFlag.TOMBSTONE)
+
+
+def _line(plain: dict[str, Any]) -> bytes:
+    return json.dumps(plain).encode() + b"\n"

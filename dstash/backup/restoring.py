@@ -1,0 +1,107 @@
+"""Restoring a backup into a running cluster, piece by piece, side by side.
+
+Everything may be done twice: a restore that was interrupted is simply begun again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Final, Protocol
+
+from dstash.backup.choosing import Fate, Rule
+from dstash.backup.folder import Folder
+from dstash.backup.manifest import Manifest, Piece
+from dstash.backup.pieces import Entries
+from dstash.backup.workers import Workers
+from dstash.store.record import split_storage_key
+
+#: Records that go out in one call, and what they weigh (bytes), at most.
+_BATCH_RECORDS: Final = 8000
+_BATCH_BYTES: Final = 4 * 1024 * 1024
+
+
+class Target(Protocol):
+    """A cluster that takes records back."""
+
+    def restore(self, index: bytes, entries: Entries, rule: Rule) -> Counter[Fate]:
+        """Write (encoded key, record) pairs as the rule says; returns what became of them."""
+        ...
+
+
+class Restore:
+    """One run of a restore.
+
+    Args:
+        folder: where from; it was verified.
+        manifest: of the backup.
+        target: where to.
+        rule: what to do about each record.
+        indexes: only these; all if empty.
+        parallel: how many pieces are restored at once.
+        told: called now and then.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        manifest: Manifest,
+        target: Target,
+        rule: Rule,
+        indexes: Collection[str],
+        parallel: int,
+        told: Callable[[Restore], None],
+    ) -> None:
+        self._folder = folder
+        self._manifest = manifest
+        self._target = target
+        self._rule = rule
+        self._indexes = frozenset(name.encode() for name in indexes)
+        self._workers = Workers(parallel, lambda: told(self))
+        self._fates: list[Counter[Fate]] = []
+
+    @property
+    def fates(self) -> Counter[Fate]:
+        """How many records came to what, so far."""
+        total: Counter[Fate] = Counter()
+        for one in list(self._fates):
+            total += one
+        return total
+
+    def run(self) -> Counter[Fate]:
+        """Restore; returns what became of the records.
+
+        Raises:
+            BackupError: a piece is not what it was when it was verified.
+            DStashError: the cluster did not take a record; all before it are restored.
+        """
+        self._workers.run(self._restore, self._manifest.pieces)
+        return self.fates
+
+    def _restore(self, piece: Piece) -> None:
+        with self._folder.reading(piece.file) as reader:
+            for index, batch in _batches(self._wanted(reader.blocks())):
+                self._workers.check()
+                self._fates.append(self._target.restore(index, batch, self._rule))
+
+    def _wanted(self, blocks: Iterable[Entries]) -> Iterator[tuple[bytes, bytes, bytes]]:
+        for block in blocks:
+            for storage_key, record in block:
+                _, index, key = split_storage_key(storage_key)
+                if not self._indexes or index in self._indexes:
+                    yield index, key, record
+
+
+def _batches(records: Iterable[tuple[bytes, bytes, bytes]]) -> Iterator[tuple[bytes, Entries]]:
+    """Gather records by index, in bounded memory."""
+    waiting: dict[bytes, Entries] = defaultdict(list)
+    count = weight = 0
+    for index, key, record in records:
+        waiting[index].append((key, record))
+        count += 1
+        weight += len(key) + len(record)
+        if count >= _BATCH_RECORDS or weight >= _BATCH_BYTES:
+            yield from waiting.items()
+            waiting.clear()
+            count = weight = 0
+    yield from waiting.items()

@@ -1,0 +1,63 @@
+"""The same work on many pieces side by side, until all is done, one fails, or somebody stops it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from typing import Final, TypeVar
+
+from dstash.errors import DStashError
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+#: How often (seconds) progress is told.
+_REFRESH: Final = 0.1
+
+
+class Stopped(DStashError):
+    """Another piece failed, or the user has had enough: this one is given up."""
+
+
+class Workers:
+    """Threads that end together.
+
+    Args:
+        count: how many.
+        told: called now and then, from the thread that waits.
+    """
+
+    def __init__(self, count: int, told: Callable[[], None]) -> None:
+        self._count = count
+        self._told = told
+        self._stop = threading.Event()
+
+    def check(self) -> None:
+        """Raise ``Stopped`` in a thread that should end."""
+        if self._stop.is_set():
+            raise Stopped("given up")
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not for longer than until ``check`` would raise."""
+        self._stop.wait(seconds)
+
+    def run(self, work: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
+        """Do the work on each item; returns the results, in no particular order.
+
+        Raises:
+            whatever the first failure was; the other threads have ended then.
+        """
+        done: list[_R] = []
+        with ThreadPoolExecutor(self._count, "backup") as pool:
+            waiting = {pool.submit(work, item) for item in items}
+            try:
+                while waiting:
+                    ended, waiting = wait(waiting, _REFRESH, FIRST_COMPLETED)
+                    done += [one.result() for one in ended]
+                    self._told()
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return done

@@ -1,0 +1,78 @@
+"""One question to one peer, of those that peers ask each other: what a backup is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from dstash.client.core import Chunk, Failure, Operation
+from dstash.client.session import Send, Session
+from dstash.errors import Busy, DStashError, TimedOut
+from dstash.wire.messages import Message
+
+#: How long (milliseconds) a peer may say nothing: as long as other peers wait for such answers.
+_PATIENCE_MS: Final = 5000
+
+
+class AskOperation(Operation):
+    """Asks a peer; the result is its answer.
+
+    Nobody else is asked in its place: whoever asks decides what to do when it fails.
+
+    Args:
+        session: what the calls of this client share.
+        deadline: when the call gives up, in milliseconds of the session's wall clock.
+        peer: whom to ask.
+        question: what.
+        epoch: that of the view by which the peer was chosen.
+    """
+
+    def __init__(
+        self, session: Session, deadline: int, peer: str, question: Message, epoch: int
+    ) -> None:
+        super().__init__(session, deadline)
+        self.peer = peer
+        self.question = question
+        self.epoch = epoch
+        self.answer: Message | None = None
+
+    def _chunks(self) -> Iterator[list[Chunk]]:
+        yield [_AskChunk(self)]
+
+    def result(self) -> Message:
+        """Return the answer."""
+        super().result()
+        if self.answer is None:
+            raise AssertionError("a question ended without answer or error")
+        return self.answer
+
+
+class _AskChunk(Chunk):
+    patience = _PATIENCE_MS
+
+    def __init__(self, operation: AskOperation) -> None:
+        self.operation = operation
+        self.epoch: int = operation.epoch
+
+    def begin(self, now: int) -> list[Send]:
+        return [self.operation.ask(self.operation.peer, self, self.operation.question, now)]
+
+    def answered(self, peer: str, message: Message, now: int) -> list[Send]:
+        self.operation.answer = message
+        self.operation.finish(self)
+        return []
+
+    def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
+        if isinstance(failure.error, Busy):
+            self.operation.again_later(self, now)
+            self.attempt += 1
+        else:
+            self.operation.fail(failure.error)
+        return []
+
+    def silent(self, peer: str, now: int) -> list[Send]:
+        self.operation.fail(TimedOut(f"{peer}: no answer in {_PATIENCE_MS / 1000:g} s"))
+        return []
+
+    def expired(self, error: DStashError) -> None:
+        self.operation.error = self.operation.error or error
