@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from dstash.backup.choosing import Choice, Fate, Rule, into_same
 from dstash.backup.copying import Routes
 from dstash.backup.pieces import Entries
 from dstash.client.asking import AskOperation
-from dstash.client.blocking import Client
 from dstash.client.core import Operation
 from dstash.client.reads import StateOperation
 from dstash.client.session import Session
 from dstash.client.writes import ApplyOperation
 from dstash.cluster.topology import Topology
-from dstash.errors import ProtocolError
+from dstash.errors import CorruptRecord, ProtocolError
 from dstash.store.record import Record, build_record, open_record
 from dstash.types import Level
 from dstash.version import newest_stamp
@@ -28,22 +27,37 @@ from dstash.wire.messages import Message
 LONGEST: Final = 20.0
 
 
+class Caller(Protocol):
+    """What runs operations: the blocking client."""
+
+    def session(self, *, timeout: float | None = None) -> Session:
+        """Return what calls share, once the cluster is known."""
+        ...
+
+    def run(
+        self, make: Callable[[Session, int], Operation], *, timeout: float | None = None
+    ) -> Any:
+        """Run the operation that ``make`` returns for a session and a deadline."""
+        ...
+
+
 class LiveCluster:
     """Answers questions, and takes records back.
 
     Args:
         client: of the cluster.
+        write: how many replicas must have on disk what is restored.
         timeout: seconds for one call.
     """
 
-    def __init__(self, client: Client, timeout: float) -> None:
+    def __init__(self, client: Caller, write: Level, timeout: float) -> None:
         self._client = client
+        self._write = write
         self._timeout = min(timeout, LONGEST)
-        self._write = Level.parse(client.settings.write)
 
     def topology(self) -> Topology:
         """Return the topology."""
-        return self._client.topology(timeout=self._timeout)
+        return self._client.session(timeout=self._timeout).known_view().topology
 
     # -- saving
 
@@ -78,15 +92,23 @@ class LiveCluster:
         )
 
     def _states(self, index: bytes, keys: list[bytes]) -> dict[bytes, Record]:
-        """Return the newest records of those keys that have one."""
+        """Return the newest records of those keys that have one.
+
+        One that is damaged everywhere counts as none: the backup is what heals it.
+        """
         if not keys:
             return {}
         names = {name: key for key in keys if (name := _name(key)) is not None}
-        found: dict[Key, Record] = self._run(
-            lambda session, deadline: StateOperation(
-                session, deadline, index.decode(), list(names), Level.QUORUM, _no_values
+        try:
+            found: dict[Key, Record] = self._run(
+                lambda session, deadline: StateOperation(
+                    session, deadline, index.decode(), list(names), Level.QUORUM, _no_values
+                )
             )
-        )
+        except CorruptRecord:
+            half = len(keys) // 2
+            parts = (keys[:half], keys[half:]) if half else ()
+            return {key: one for part in parts for key, one in self._states(index, part).items()}
         return {names[name]: record for name, record in found.items()}
 
     def _choices(

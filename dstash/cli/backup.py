@@ -20,6 +20,7 @@ from dstash.cli.progress import progress_bar
 from dstash.cli.units import size
 from dstash.errors import UsageError
 from dstash.limits import check_index
+from dstash.types import Level
 
 if TYPE_CHECKING:
     from dstash.backup.cluster import LiveCluster
@@ -153,8 +154,11 @@ def restore(
 def _cluster(run: Invocation) -> Iterator[LiveCluster]:
     from dstash.backup.cluster import LiveCluster
 
+    settings = run.settings()
     with run.client() as client:
-        yield LiveCluster(client, run.patience(_CALL) or run.settings().timeout)
+        yield LiveCluster(
+            client, Level.parse(settings.write), run.patience(_CALL) or settings.timeout
+        )
 
 
 def _usable(directory: Path, wanted: Sequence[str]) -> tuple[Manifest, int]:

@@ -26,6 +26,7 @@ from dstash.wire.messages import (
     Lookup,
     Message,
     Order,
+    Pull,
     Push,
     Values,
     Welcome,
@@ -98,7 +99,8 @@ def test_one_of_several_server_keys_is_enough(closed: Closed) -> None:
         ("reader", Order("pause", [])),
         ("writer", Order("remove", ["p2"])),
         ("writer", Push(KEYS, KEYS)),
-        ("admin", AskCopy(ONE_PARTITION, b"")),
+        ("writer", AskCopy(ONE_PARTITION, b"")),
+        ("admin", Pull(KEYS)),
         ("narrow", Lookup("i", 1, KEYS)),
         ("spy", Lookup("i", 1, KEYS)),  # a peer's key opens no client's door
         ("writer", Welcome("dstash", "p1", 1, 1, {}, b"", [])),
@@ -110,6 +112,12 @@ def test_a_role_does_not_allow_the_rest(closed: Closed, name: str, message: Mess
     with closed.attacker(name) as attacker:
         answer = attacker.ask(message, epoch=closed.epoch())
         assert code_of(answer) == Unauthorised.code
+
+
+def test_an_admin_may_make_a_backup(closed: Closed) -> None:
+    with closed.attacker("admin") as admin:
+        assert isinstance(admin.ask(AskDigests(ONE_PARTITION), epoch=closed.epoch()), DigestsAre)
+        assert isinstance(admin.ask(AskCopy(ONE_PARTITION, b""), epoch=closed.epoch()), CopyIs)
 
 
 def test_peers_verbs_need_a_key_that_the_topology_lists(closed: Closed) -> None:

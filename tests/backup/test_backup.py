@@ -1,0 +1,247 @@
+"""Backups of real clusters: saved under load, interrupted, damaged, and restored elsewhere."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import shutil
+import signal
+import uuid
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dstash.backup.manifest import PIECES
+from tests.backup.conftest import Cluster
+from tests.harness.load import INDEX as LOAD
+from tests.harness.load import Load
+from tests.harness.waiting import wait_until
+
+VALUES: list[Any] = [
+    "text", "", b"\x00\xff", 5, -(1 << 70), 1.5, True, None, [1, [2]], {"a": {1: 2}}, (1, 2),
+    {1, 2}, frozenset({3}), dt.datetime(2024, 1, 1, tzinfo=dt.UTC), dt.date(2024, 1, 1),
+    dt.timedelta(1, 2, 3), Decimal("1.10"), uuid.UUID(int=5), 1j, "v" * 20_000,
+]  # fmt: skip
+KEYS: list[Any] = [f"key{number}" for number in range(1500)] + [b"\x00", b"\xff" * 300, 0, -7]
+
+
+def content(cluster: Cluster, *indexes: str) -> dict[tuple[str, Any], Any]:
+    """Return all that a cluster holds in some indexes."""
+    return {(index, key): value for index in indexes for key, value in cluster.client.items(index)}
+
+
+def fill(cluster: Cluster, index: str) -> None:
+    """Put values of all types, delete some, and give some a time to live."""
+    client = cluster.client
+    client.batch_put(index, [(key, VALUES[n % len(VALUES)]) for n, key in enumerate(KEYS)])
+    client.batch_delete(index, KEYS[100:200])
+    client.batch_put(index, [(key, "brief") for key in KEYS[300:320]], ttl=3600)
+    client.put(index, "gone", 1, ttl=0.001)
+
+
+def expect_equal(source: Cluster, target: Cluster, index: str) -> None:
+    """Compare two clusters key by key, with what was deleted and the times to live."""
+    assert content(target, index) == content(source, index)
+    assert not target.client.batch_lookup(index, KEYS[100:200])
+    for key in KEYS[300:320]:
+        theirs, ours = source.client.ttl(index, key), target.client.ttl(index, key)
+        assert ours is not None
+        assert theirs == pytest.approx(ours, abs=5)
+    assert target.client.ttl(index, KEYS[0]) is None
+
+
+def test_saved_under_load_and_restored_into_another_cluster(
+    source: Cluster, target: Cluster
+) -> None:
+    fill(source, "full")
+    with Load(source.client, threads=2, pause=0.01) as load:
+        wait_until(lambda: load.operations > 100, 30, "the load is on")
+        during = source.backup("save", "during")
+    assert not load.errors
+    assert target.backup("restore", "during")["stored"] > 1400
+    expect_equal(source, target, "full")
+    # What changed after that is newer, there as well.
+    source.client.put("full", KEYS[0], "newer")
+    source.client.delete("full", KEYS[1])
+    source.backup("save", "after")
+    fates = target.backup("restore", "after")
+    assert fates["unchanged"] > 1400
+    assert content(target, "full", LOAD) == content(source, "full", LOAD)
+    again = target.backup("restore", "during", "--index", "full")
+    assert (again["stored"], again["newer_kept"], again["deleted_kept"]) == (0, 1, 1)
+    assert content(target, "full") == content(source, "full")
+    assert during["cluster_id"] == source.client.topology().cluster_id
+
+
+def test_what_is_newer_stays_unless_it_is_asked_for(source: Cluster) -> None:
+    client = source.client
+    client.batch_put("old", {"same": 1, "changed": 1, "deleted": 1})
+    client.batch_put("other", {"changed": 1})
+    source.backup("save", "old")
+    client.batch_put("old", {"changed": 2, "new": 2})
+    client.put("other", "changed", 2)
+    client.delete("old", "deleted")
+    now = {"same": 1, "changed": 2, "new": 2}
+    fates = source.backup("restore", "old", "--index", "old")
+    expected = {"stored": 0, "unchanged": 1, "newer_kept": 1, "deleted_kept": 1}
+    assert fates.items() >= expected.items()
+    assert dict(client.items("old")) == now
+    fates = source.backup("restore", "old", "--index", "old", "--as-of-backup")
+    assert fates.items() >= {"stored": 2, "unchanged": 1}.items()
+    assert dict(client.items("old")) == now | {"changed": 1, "deleted": 1}
+    assert client.lookup("other", "changed") == 2  # another index
+
+
+def test_a_save_goes_on_where_it_was_interrupted(source: Cluster, folder: Path) -> None:
+    fill(source, "interrupted")
+    done = folder / "interrupted"
+
+    def pieces() -> set[str]:
+        return {one.name for one in done.glob("piece-*.dstash")} if done.exists() else set()
+
+    process = source.start("save", "interrupted", "--parallel", "1")
+    wait_until(lambda: len(pieces()) > 10, 60, "some pieces are saved")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    kept = len(pieces())
+    assert process.returncode == 130
+    assert said.decode() == (
+        f"dstash: interrupted; {kept} of {PIECES} pieces are saved; "
+        "the same command goes on from there\n"
+    )
+    assert not list(done.glob("*.partial"))
+    code, lines = source.refused("verify", "interrupted")
+    assert (code, lines) == (
+        1,
+        ["dstash: interrupted is not finished: save into it again, and it goes on"],
+    )
+    process = source.start("save", "interrupted", "--parallel", "1")
+    wait_until(lambda: len(pieces()) > kept + 5, 60, "some more pieces are saved")
+    process.kill()
+    process.communicate()
+    crashed = len(pieces())
+    assert crashed < PIECES
+    broken = done / "piece-002.dstash"
+    broken.write_bytes(broken.read_bytes()[:-1])
+    facts = source.backup("save", "interrupted")
+    assert facts["pieces_kept"] == crashed - 1
+    assert source.backup("verify", "interrupted")["ok"] is True
+    code, lines = source.refused("save", "interrupted")
+    assert code == 2
+    assert "holds a finished backup" in lines[0]
+
+
+def test_a_peer_that_dies_does_not_stop_a_save(source: Cluster, folder: Path) -> None:
+    fill(source, "dying")
+    process = source.start("save", "dying", "--parallel", "2")
+    wait_until(lambda: (folder / "dying" / "piece-005.dstash").exists(), 60, "it has begun")
+    source.peers["b"].kill()
+    try:
+        _, said = process.communicate(timeout=100)
+        assert process.returncode == 0, said
+    finally:
+        source.peers["b"].start()
+        source.peers["b"].wait_ready()
+    indexes = source.backup("verify", "dying")["indexes"]
+    assert (indexes["dying"]["records"], indexes["dying"]["deleted"]) == (len(KEYS) - 99, 100)
+
+
+@pytest.fixture(scope="module")
+def sound(source: Cluster, folder: Path) -> Path:
+    """A backup to be damaged, in copies."""
+    source.client.batch_put("sound", dict.fromkeys(KEYS, "value"))
+    source.backup("save", "sound")
+    return folder / "sound"
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
+def swap(folder: Path) -> None:
+    (folder / "piece-008.dstash").replace(folder / "piece-007.dstash")
+    shutil.copy(folder / "piece-009.dstash", folder / "piece-008.dstash")
+
+
+def edit(path: Path, before: str, after: str) -> None:
+    path.write_text(path.read_text().replace(before, after, 1))
+
+
+DAMAGES: dict[str, Any] = {
+    "flipped bit": (lambda one: flip(one / "piece-007.dstash"), "piece-007.dstash: it is damaged"),
+    "missing piece": (
+        lambda one: (one / "piece-255.dstash").unlink(),
+        "piece-255.dstash is missing",
+    ),
+    "swapped pieces": (swap, "piece-007.dstash: it is another piece under this name"),
+    "cut short": (
+        lambda one: (one / "piece-007.dstash").write_bytes(b""),
+        "piece-007.dstash: it is cut short",
+    ),
+    "manifest": (
+        lambda one: edit(one / "manifest.json", '"epoch": ', '"epoch": 1'),
+        "its checksum",
+    ),
+    "unknown format": (
+        lambda one: edit(one / "manifest.json", '"format": 1', '"format": 2'),
+        "manifest.json: its format is 2; this version reads 1",
+    ),
+    "no manifest": (lambda one: (one / "manifest.json").unlink(), "is not finished"),
+    "nothing": (shutil.rmtree, "is no backup: it has no manifest.json"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_is_wrong_is_named_and_nothing_is_written(
+    source: Cluster, folder: Path, sound: Path, name: str
+) -> None:
+    harm, words = DAMAGES[name]
+    broken = folder / f"broken {name}"
+    shutil.copytree(sound, broken)
+    harm(broken)
+    source.client.put("sound", KEYS[0], "newer")
+    for command in (["verify"], ["restore", "--as-of-backup"]):
+        code, lines = source.refused(*command, broken.name)
+        assert code == 1
+        assert words in lines[0]
+    assert source.client.lookup("sound", KEYS[0]) == "newer"
+
+
+def test_a_piece_of_another_cluster_is_refused(
+    source: Cluster, target: Cluster, folder: Path, sound: Path
+) -> None:
+    mixed = folder / "mixed"
+    shutil.copytree(sound, mixed)
+    (mixed / "manifest.json").unlink()
+    code, lines = target.refused("save", "mixed")
+    assert code == 1
+    assert "is of another cluster" in lines[0]
+
+
+def test_every_problem_has_its_line(source: Cluster, folder: Path, sound: Path) -> None:
+    broken = folder / "twice"
+    shutil.copytree(sound, broken)
+    flip(broken / "piece-001.dstash")
+    flip(broken / "piece-200.dstash")
+    code, lines = source.refused("verify", "twice")
+    assert code == 1
+    assert ["piece-001" in lines[0], "piece-200" in lines[1], len(lines)] == [True, True, 2]
+
+
+def test_an_unknown_index_is_named(source: Cluster, sound: Path) -> None:
+    code, lines = source.refused("restore", "sound", "--index", "sund")
+    assert code == 2
+    assert lines[0].startswith("dstash: sound has no index 'sund'; there are: ")
+
+
+def test_other_files_are_not_mixed_with_a_backup(source: Cluster, folder: Path) -> None:
+    (folder / "busy").mkdir()
+    (folder / "busy" / "letter.txt").touch()
+    code, lines = source.refused("save", "busy")
+    assert code == 2
+    assert "holds other files (letter.txt)" in lines[0]
+    assert json.dumps(sorted(one.name for one in (folder / "busy").iterdir())) == '["letter.txt"]'

@@ -1,0 +1,182 @@
+"""What a restore does about one record; and that replicas hold to it, in a cluster in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from dstash.backup.choosing import (
+    Choice,
+    Fate,
+    Rule,
+    as_of_backup,
+    into_other,
+    into_same,
+)
+from dstash.store.record import Record, open_record
+from dstash.types import NEVER, RecordFlag
+from dstash.version import ZERO, pack, stamp_at, with_touch
+from tests.backup.memory import Caller
+
+NOW = 1_000_000
+FRESH = pack(stamp_at(NOW), b"mine")
+
+
+def version(moment: int) -> bytes:
+    return pack(stamp_at(moment), b"them")
+
+
+def live(moment: int, payload: bytes = b"\x01", expiry: int = NEVER) -> Record:
+    return Record(version(moment), 0, expiry, payload)
+
+
+def dead(moment: int) -> Record:
+    return Record(version(moment), RecordFlag.TOMBSTONE, NEVER, b"")
+
+
+OLD, SAVED, NEW = live(1), live(5), live(9)
+
+
+@pytest.mark.parametrize("rule", [into_same, into_other])
+@pytest.mark.parametrize(
+    ("saved", "there", "fate", "is_written"),
+    [
+        (SAVED, None, Fate.STORED, True),
+        (SAVED, OLD, Fate.STORED, True),
+        (SAVED, dead(1), Fate.STORED, True),
+        (SAVED, SAVED, Fate.UNCHANGED, False),
+        (SAVED, NEW, Fate.NEWER_KEPT, False),
+        (SAVED, dead(9), Fate.DELETED_KEPT, False),
+        (SAVED, live(9, expiry=NOW), Fate.DELETED_KEPT, False),
+        (dead(5), OLD, Fate.DELETED, True),
+        (dead(5), NEW, Fate.NEWER_KEPT, False),
+        (dead(5), dead(9), Fate.UNCHANGED, False),
+        (live(5, expiry=NOW), OLD, Fate.EXPIRED, True),
+        (live(5, expiry=NOW), NEW, Fate.NEWER_KEPT, False),
+    ],
+)
+def test_the_newer_one_wins(
+    rule: Rule, saved: Record, there: Record | None, fate: Fate, is_written: bool
+) -> None:
+    choice = rule(saved, there, NOW, FRESH)
+    assert choice.fate is fate
+    assert (choice.record is not None) is is_written
+
+
+def test_into_the_same_cluster_a_record_keeps_its_version() -> None:
+    assert into_same(SAVED, OLD, NOW, FRESH) == Choice(Fate.STORED, SAVED)
+
+
+def test_into_another_it_is_touched_and_still_loses_to_any_later_write() -> None:
+    record = into_other(SAVED, OLD, NOW, FRESH).record
+    assert record == SAVED._replace(version=with_touch(SAVED.version, stamp_at(NOW)))
+    assert record.version < live(6).version
+    again = into_other(SAVED, record, NOW + 1, FRESH)
+    assert again == Choice(Fate.UNCHANGED)
+    later = SAVED._replace(version=with_touch(SAVED.version, stamp_at(2 * NOW)))
+    assert into_other(later, None, NOW, FRESH).record == later  # never back in time
+
+
+def test_what_has_expired_comes_into_another_cluster_as_a_tombstone() -> None:
+    record = into_other(live(5, b"large", NOW), OLD, NOW, FRESH).record
+    assert record is not None
+    assert (record.is_tombstone, record.payload) == (True, b"")
+
+
+@pytest.mark.parametrize(
+    ("saved", "there", "expected"),
+    [
+        (SAVED, None, Choice(Fate.STORED, SAVED._replace(version=FRESH))),
+        (SAVED, dead(9), Choice(Fate.STORED, SAVED._replace(version=FRESH))),
+        (SAVED, live(9, b"\x02"), Choice(Fate.STORED, SAVED._replace(version=FRESH))),
+        (SAVED, live(9, expiry=2 * NOW), Choice(Fate.STORED, SAVED._replace(version=FRESH))),
+        (SAVED, NEW, Choice(Fate.UNCHANGED)),
+        (dead(5), NEW, Choice(Fate.DELETED, Record(FRESH, RecordFlag.TOMBSTONE, NEVER, b""))),
+        (dead(5), None, Choice(Fate.UNCHANGED)),
+        (live(5, expiry=NOW), NEW, Choice(Fate.EXPIRED)),
+    ],
+)
+def test_as_of_the_backup_whatever_is_there_is_overwritten(
+    saved: Record, there: Record | None, expected: Choice
+) -> None:
+    assert as_of_backup(saved, there, NOW, FRESH) == expected
+
+
+class TestReplicas:
+    """The rules against real replicas, whose horizons pass over the saved versions."""
+
+    def saved(self) -> tuple[Caller, list[tuple[bytes, bytes]]]:
+        """Return a cluster, and what it held before one key was deleted and one changed."""
+        joined = Caller()
+        joined.put({"gone": 1, "changed": 1, "same": 1}, "all")
+        entries = self.entries(joined, "gone", "changed", "same")
+        joined.now += 10
+        joined.delete("gone", level="all")
+        joined.put({"changed": 2}, "all")
+        return joined, entries
+
+    def entries(self, joined: Caller, *keys: str) -> list[tuple[bytes, bytes]]:
+        records = [joined.record("a", key) for key in keys]
+        return [(key.encode(), one) for key, one in zip(keys, records, strict=True) if one]
+
+    def restore(self, joined: Caller, entries: Any, rule: Rule) -> Counter[Fate]:
+        return joined.cluster.restore(b"i", entries, rule)
+
+    def test_what_was_deleted_and_buried_stays_so_in_the_same_cluster(self) -> None:
+        joined, entries = self.saved()
+        kept = Counter({Fate.DELETED_KEPT: 1, Fate.NEWER_KEPT: 1, Fate.UNCHANGED: 1})
+        assert self.restore(joined, entries, into_same) == kept
+        joined.bury()
+        assert joined.record("a", "gone") is None
+        assert self.restore(joined, entries, into_same) == kept
+        assert joined.lookup("gone", "changed", "same") == {"changed": 2, "same": 1}
+
+    def test_what_a_cluster_has_lost_comes_back_under_its_version(self) -> None:
+        joined, entries = self.saved()
+        for peer in "abc":
+            joined.forget(peer, "same")
+        assert self.restore(joined, entries, into_same)[Fate.STORED] == 1
+        assert (b"same", joined.record("a", "same")) in entries
+
+    def test_another_cluster_takes_what_is_below_its_horizons(self) -> None:
+        _, entries = self.saved()
+        other = Caller()
+        other.put({"own": 1}, "all")
+        other.delete("own", level="all")
+        other.bury()
+        assert min(other.peers["a"].holdings.horizons[i] for i in range(4096)) == 0
+        other.now += 10
+        horizon = max(other.peers["a"].holdings.horizons)
+        for core in other.peers.values():
+            core.holdings.advance(range(4096), horizon)
+        fates = self.restore(other, entries, into_other)
+        assert fates == Counter({Fate.STORED: 3})
+        assert other.lookup("gone", "changed", "same") == {"gone": 1, "changed": 1, "same": 1}
+        assert self.restore(other, entries, into_other) == Counter({Fate.UNCHANGED: 3})
+
+    def test_as_of_the_backup_all_is_as_it_was(self) -> None:
+        joined, entries = self.saved()
+        joined.bury()
+        fates = self.restore(joined, entries, as_of_backup)
+        assert fates == Counter({Fate.STORED: 2, Fate.UNCHANGED: 1})
+        assert joined.lookup("gone", "changed", "same") == {"gone": 1, "changed": 1, "same": 1}
+
+    def test_a_damaged_record_does_not_stand_in_the_way(self) -> None:
+        joined, entries = self.saved()
+        joined.bury()
+        for peer in "abc":
+            joined.damage(peer, "same")
+        self.restore(joined, entries[2:], into_same)
+        assert all((b"same", joined.record(peer, "same")) in entries for peer in "abc")
+
+    def test_versions_begin_above_what_is_there(self) -> None:
+        joined, entries = self.saved()
+        record = joined.record("a", "changed")
+        assert record is not None
+        before = open_record(record).version
+        self.restore(joined, entries, as_of_backup)
+        record = joined.record("a", "changed")
+        assert record is not None
+        assert open_record(record).version > before > ZERO

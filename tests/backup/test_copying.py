@@ -1,0 +1,138 @@
+"""Copying one piece of a cluster in memory, whatever its replicas are up to."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import pytest
+
+from dstash.errors import Unavailable
+from dstash.store.record import open_record, partition_of
+from dstash.wire.messages import AskCopy, Envelope
+from tests.backup.memory import PARTITIONS, Caller
+
+#: Keys that are in the piece that is copied.
+KEYS = list(
+    itertools.islice(
+        (name for name in map(str, itertools.count()) if partition_of(name.encode()) in PARTITIONS),
+        12,
+    )
+)
+A, B, *REST = KEYS
+
+
+@pytest.fixture
+def joined() -> Caller:
+    return Caller()
+
+
+def values(joined: Caller, found: dict[bytes, bytes]) -> dict[str, bytes | None]:
+    """Return the payloads by key, None for a tombstone."""
+    records = {
+        key: open_record(found[joined.place(key)]) for key in KEYS if _is_in(joined, key, found)
+    }
+    return {key: None if record.is_tombstone else record.payload for key, record in records.items()}
+
+
+def _is_in(joined: Caller, key: str, found: dict[bytes, bytes]) -> bool:
+    return joined.place(key) in found
+
+
+def test_what_all_replicas_have_is_copied_once_with_its_tombstones(joined: Caller) -> None:
+    joined.put(dict.fromkeys(KEYS, 1) | {"elsewhere": 1}, "all")
+    joined.delete(A, level="all")
+    joined.asked.clear()
+    moving, entries = joined.saved()
+    assert moving == 0
+    assert values(joined, dict(entries)) == {A: None, B: b"\x01"} | dict.fromkeys(REST, b"\x01")
+    assert len(entries) == len(KEYS)
+    kinds = Counter(type(envelope.message).__name__ for _, envelope in joined.asked)
+    assert kinds["AskCopy"] <= 3  # one for each peer that gives something
+
+
+def test_what_one_replica_missed_is_in_the_copy(joined: Caller) -> None:
+    joined.put(dict.fromkeys(KEYS, 1), "all")
+    for peer in "abc":
+        # Each write is on two of three replicas, whichever two are asked.
+        joined.silent = {peer}
+        joined.put({KEYS["abc".index(peer)]: peer})
+        joined.delete(KEYS[3 + "abc".index(peer)])
+        joined.silent = set()
+    found = values(joined, joined.save())
+    assert [found[key] for key in KEYS[:7]] == [
+        b"\xa1a",
+        b"\xa1b",
+        b"\xa1c",
+        None,
+        None,
+        None,
+        b"\x01",
+    ]
+
+
+def test_a_damaged_record_is_taken_from_another_replica(joined: Caller) -> None:
+    joined.put(dict.fromkeys(KEYS, 1), "all")
+    for peer in "ab":
+        joined.damage(peer, KEYS["ab".index(peer)])
+        joined.peers[peer].holdings.changed(PARTITIONS, joined.now)
+    assert values(joined, joined.save()) == dict.fromkeys(KEYS, b"\x01")
+
+
+def test_a_partition_that_changes_meanwhile_is_copied_again(joined: Caller) -> None:
+    joined.put(dict.fromkeys(KEYS, 1), "all")
+    copies = itertools.count()
+
+    def write_before(peer: str, envelope: Envelope) -> Envelope:
+        if isinstance(envelope.message, AskCopy) and next(copies) == 0:
+            entry, record = joined.place(A), joined.record(peer, B)
+            assert record is not None
+            for store in joined.stores.values():  # as if a write came in between
+                store.records.pop(entry)
+            for core in joined.peers.values():
+                core.holdings.changed(PARTITIONS, joined.now)
+        return envelope
+
+    joined.tamper = write_before
+    moving, entries = joined.saved()
+    assert moving == 0
+    assert joined.place(A) not in dict(entries)
+    assert len(entries) == len(KEYS) - 1
+
+
+def test_one_that_never_stands_still_is_taken_as_it_is(joined: Caller) -> None:
+    joined.put(dict.fromkeys(KEYS, 1), "all")
+    stored = dict(joined.stores["a"].records)
+
+    def come_and_go(peer: str, envelope: Envelope) -> Envelope:
+        records = joined.stores[peer].records
+        if isinstance(envelope.message, AskCopy):
+            records.pop(joined.place(A), None)
+        else:
+            records[joined.place(A)] = stored[joined.place(A)]
+        joined.peers[peer].holdings.changed(PARTITIONS, joined.now)
+        return envelope
+
+    joined.tamper = come_and_go
+    moving, entries = joined.saved()
+    assert moving == 1
+    assert len(entries) == len({key for key, _ in entries}) == len(KEYS) - 1
+
+
+def test_what_is_buried_is_not_there_any_more(joined: Caller) -> None:
+    joined.put(dict.fromkeys(KEYS, 1), "all")
+    joined.delete(A, level="all")
+    joined.bury()
+    assert values(joined, joined.save()) == dict.fromkeys([B, *REST], b"\x01")
+
+
+def test_a_quorum_is_enough_and_less_is_not(joined: Caller) -> None:
+    joined.put(dict.fromkeys(KEYS, 1), "all")
+    joined.down = {"b"}
+    with pytest.raises(Unavailable):
+        joined.save()  # the session learns that b is away
+    assert len(joined.save()) == len(KEYS)
+    joined.down = {"b", "c"}
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            joined.save()
