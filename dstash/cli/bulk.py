@@ -34,11 +34,14 @@ FormatOption = Annotated[
     Format | None, typer.Option("--format", help="By default, what the file's name says.")
 ]
 KeyColumn = Annotated[
-    str | None, typer.Option("--key", metavar="COLUMN", help="CSV: the key (default: the first).")
+    str | None,
+    typer.Option("--key", metavar="COLUMN", help="CSV, parquet: the key (default: the first)."),
 ]
 ValueColumn = Annotated[
     str | None,
-    typer.Option("--value", metavar="COLUMN", help="CSV: the value (default: all the others)."),
+    typer.Option(
+        "--value", metavar="COLUMN", help="CSV, parquet: the value (default: all the others)."
+    ),
 ]
 
 
@@ -58,13 +61,13 @@ def import_(
     """Store the records of a file; a key that is there already gets the new value.
 
     jsonl: {"key": ..., "value": ..., "ttl": seconds} a line, ttl may be left out.
-    csv: with a header line. msgpack: maps like those of jsonl.
+    csv: with a header line. msgpack: maps like those of jsonl. parquet: needs dstash[parquet].
     With --on-error skip, exit code 9 says that something was skipped.
     """
     check_index(index)
     check_ttl(ttl)
     kind = format_of(file, form)
-    noun = "record" if kind is Format.MSGPACK else "line"
+    noun = "record" if kind in (Format.MSGPACK, Format.PARQUET) else "line"
     run = invocation.of(ctx)
     began = time.monotonic()
     with _source(file) as source, run.client() as client:
@@ -72,7 +75,9 @@ def import_(
         rows = read_rows(kind, source, Columns(key, value, as_int))
         with (
             _said_how_far(importer, file),
-            progress_bar(f"import {index}", _size(source), _bytes_done(source, importer)) as bar,
+            progress_bar(
+                f"import {index}", _size(source, kind), _bytes_done(source, importer)
+            ) as bar,
         ):
             importer.run(rows, bar)
     seconds = time.monotonic() - began
@@ -96,7 +101,8 @@ def export(
 ) -> None:
     """Write the records of an index to a file that import reads back.
 
-    A file appears under its name only when it is complete. CSV makes text of every value.
+    A file appears under its name only when it is complete. CSV makes text of every value; parquet
+    has a column for each name if all values are maps with the same names.
     """
     check_index(index)
     kind = format_of(file, form)
@@ -111,6 +117,7 @@ def export(
                 out.write(one, item, left)
                 number += 1
                 progress(number)
+        out.finish()
     output.message(f"exported {_rate(number, time.monotonic() - began)} from index '{index}'")
 
 
@@ -192,8 +199,8 @@ def _bytes_done(source: BinaryIO, importer: Importer) -> Callable[[], int]:
     return lambda: int(source.tell() * importer.settled())
 
 
-def _size(source: BinaryIO) -> int | None:
-    if isinstance(source, _Counted):
+def _size(source: BinaryIO, kind: Format) -> int | None:
+    if isinstance(source, _Counted) or kind is Format.PARQUET:  # it is not read from front to back
         return None
     size = os.fstat(source.fileno()).st_size
     return size or None

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import os
+import sys
+import uuid
+from decimal import Decimal
 from typing import Any
 
+import msgpack
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dstash.cli.formats import BadRow, Columns, Format, Row, format_of, read_rows, rows, writer
@@ -151,14 +158,53 @@ RECORDS: list[tuple[Any, Any, float | None]] = [
 ]
 
 
-@pytest.mark.parametrize("form", [Format.JSONL, Format.MSGPACK])
-def test_what_is_written_is_read_back(form: Format) -> None:
+#: Every type of value; the types that are alike follow each other, as in a real index.
+VALUES: list[Any] = [
+    "text", 5, -(1 << 63), (1 << 64) - 1, -(1 << 70), 1.5, float("inf"), True, None, b"\x00\xff",
+    [1, [2.5, "x"]], {"a": {1: 2}}, {"key": 1, "ttl": 2}, {}, (1, (2,)), {1, 2},
+    frozenset({"x"}), dt.datetime(2024, 1, 1, tzinfo=dt.UTC), dt.datetime(2024, 1, 1, 5, 6, 7, 8),
+    dt.datetime(2024, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=2))), dt.date(2024, 1, 1),
+    dt.time(5, 6, 7), dt.timedelta(1, 2, 3), Decimal("1.10"), uuid.UUID(int=5), 1 - 2j,
+    msgpack.Timestamp(5, 6),
+]  # fmt: skip
+LOSSLESS = [Format.JSONL, Format.MSGPACK, Format.PARQUET]
+
+
+def written(form: Format, records: list[tuple[Any, Any, float | None]]) -> bytes:
     target = io.BytesIO()
     out = writer(form, target, NO_COLUMNS)
-    for key, value, ttl in RECORDS:
-        out.write(key, value, ttl)
-    found = read(form, target.getvalue())
-    assert [(row.key, row.value, row.ttl) for row in found if isinstance(row, Row)] == RECORDS
+    for record in records:
+        out.write(*record)
+    out.finish()
+    return target.getvalue()
+
+
+def read_back(form: Format, records: list[tuple[Any, Any, float | None]]) -> list[Any]:
+    found = read(form, written(form, records))
+    return [(row.key, row.value, row.ttl) for row in found if isinstance(row, Row)]
+
+
+@pytest.mark.parametrize("form", LOSSLESS)
+def test_what_is_written_is_read_back(form: Format) -> None:
+    assert read_back(form, RECORDS) == RECORDS
+    assert read_back(form, []) == []
+
+
+@pytest.mark.parametrize("form", LOSSLESS)
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_every_type_of_value_is_read_back(form: Format, value: Any) -> None:
+    """Alone, among others of its type, among all others, and inside of a map."""
+    for values in ([value], [value, value, None], [value, *VALUES], [{"x": value, "y": 1}] * 2):
+        found = [one for _, one, _ in read_back(form, [("k", one, None) for one in values])]
+        assert found == values
+        assert list(map(type, found)) == list(map(type, values))
+
+
+@pytest.mark.parametrize("form", LOSSLESS)
+@pytest.mark.parametrize("key", ["ä", b"\xff", 0, -(1 << 63), (1 << 64) - 1], ids=repr)
+def test_every_type_of_key_is_read_back(form: Format, key: Any) -> None:
+    for keys in ([key], [key, "text", 5, b"\x00"]):
+        assert [one for one, _, _ in read_back(form, [(one, 1, 2.5) for one in keys])] == keys
 
 
 def test_msgpack_that_is_cut_short_or_garbage() -> None:
@@ -210,6 +256,77 @@ def test_csv_refuses_what_it_would_lose() -> None:
         write_csv([(b"a", "x")])
     with pytest.raises(UsageError, match="time to live"):
         writer(Format.CSV, io.BytesIO(), NO_COLUMNS).write("a", "x", 5.0)
+
+
+class TestParquet:
+    def table(self, **columns: list[Any]) -> bytes:
+        """Return a file as other programs write them."""
+        target = pa.BufferOutputStream()
+        pq.write_table(pa.table(columns), target)
+        return bytes(target.getvalue())
+
+    def test_a_file_of_another_program_is_read_like_csv_with_its_types(self) -> None:
+        data = self.table(id=[1, 2], x=[1.5, None], y=[[1], []], ttl=["a", "b"])
+        first = {"x": 1.5, "y": [1], "ttl": "a"}
+        assert good(read(Format.PARQUET, data)) == [
+            (1, first),
+            (2, {"x": None, "y": [], "ttl": "b"}),
+        ]
+        assert good(read(Format.PARQUET, data, Columns(key="ttl", value="x")))[0] == ("a", 1.5)
+
+    def test_maps_with_the_same_names_become_columns(self) -> None:
+        moment = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+        values = [
+            {"n": 1, "s": "x", "t": moment, "any": [1]},
+            {"n": None, "s": "", "t": moment, "any": 2},
+        ]
+        data = written(Format.PARQUET, [("a", values[0], None), ("b", values[1], 5.0)])
+        schema = pq.read_schema(pa.BufferReader(data))
+        assert schema.names == ["key", "n", "s", "t", "any", "ttl"]
+        assert list(map(str, schema.types))[1:4] == ["int64", "string", "timestamp[us, tz=UTC]"]
+        assert good(read(Format.PARQUET, data)) == [("a", values[0]), ("b", values[1])]
+
+    def test_bad_rows_are_numbered_and_their_neighbours_are_read(self) -> None:
+        data = self.table(k=["a", "", None, "d"], v=[1, 2, 3, 4])
+        found = read(Format.PARQUET, data)
+        assert good(found) == [("a", {"v": 1}), ("d", {"v": 4})]
+        assert bad(found).keys() == {2, 3}
+        assert "key is empty" in bad(found)[2]
+
+    def test_what_does_not_fit_the_columns_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("dstash.cli.formats.columnar._GROUP_ROWS", 1)
+        with pytest.raises(UsageError, match="key 'b': its columns are not those of the first"):
+            written(Format.PARQUET, [("a", {"x": 1}, None), ("b", {"y": 1}, None)])
+        with pytest.raises(UsageError, match="key 'b': column 'x' has values of type int, not str"):
+            written(Format.PARQUET, [("a", {"x": 1}, None), ("b", {"x": "1"}, None)])
+
+    def test_groups_bound_the_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("dstash.cli.formats.columnar._GROUP_BYTES", 1000)
+        records: list[Any] = [(number, {"v": "x" * 100}, None) for number in range(100)]
+        data = written(Format.PARQUET, records)
+        assert pq.ParquetFile(pa.BufferReader(data)).num_row_groups == 10
+        assert good(read(Format.PARQUET, data)) == [(key, value) for key, value, _ in records]
+
+    def test_garbage_and_pipes(self) -> None:
+        data = self.table(k=["a"])
+        for broken in (b"", b"PAR1", data[:-1], data[4:]):
+            with pytest.raises(UsageError, match="record 1: not parquet"):
+                read(Format.PARQUET, broken)
+        with pytest.raises(UsageError, match="no column 'x'; there are k"):
+            read(Format.PARQUET, data, Columns(key="x"))
+        with os.fdopen(os.pipe()[0], "rb") as pipe, pytest.raises(UsageError, match="from a pipe"):
+            list(read_rows(Format.PARQUET, pipe, NO_COLUMNS))
+
+    def test_without_pyarrow_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+        with pytest.raises(UsageError, match=r"pip install 'dstash\[parquet\]'"):
+            written(Format.PARQUET, [])
+
+
+def test_an_empty_csv_can_be_read_back() -> None:
+    assert written(Format.CSV, []) == b"key,value\n"
 
 
 def test_columns_are_for_csv_only() -> None:

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from dstash.cli.formats.columnar import ParquetWriter, read_parquet
 from dstash.cli.formats.delimited import CsvWriter, read_csv
 from dstash.cli.formats.jsonl import JsonlWriter, read_jsonl
 from dstash.cli.formats.packed import MsgpackWriter, read_msgpack
@@ -23,13 +24,18 @@ class Format(StrEnum):
     JSONL = "jsonl"
     CSV = "csv"
     MSGPACK = "msgpack"
+    PARQUET = "parquet"
 
 
 class Writer(Protocol):
-    """Writes records, one by one."""
+    """Writes records, one by one; ``finish`` when there are no more."""
 
     def write(self, key: Key, value: object, ttl: float | None) -> None:
         """Write one record."""
+        ...
+
+    def finish(self) -> None:
+        """Write what is still to be written."""
         ...
 
 
@@ -38,6 +44,7 @@ _SUFFIXES = {
     ".ndjson": Format.JSONL,
     ".csv": Format.CSV,
     ".msgpack": Format.MSGPACK,
+    ".parquet": Format.PARQUET,
 }
 
 
@@ -60,6 +67,8 @@ def read_rows(form: Format, source: BinaryIO, columns: Columns) -> Iterator[Row 
     """Yield the records of a file, and in their place those that cannot be read."""
     if form is Format.CSV:
         return read_csv(source, columns)
+    if form is Format.PARQUET:
+        return read_parquet(source, columns)
     columns.refuse_names(form)
     return read_jsonl(source, columns) if form is Format.JSONL else read_msgpack(source, columns)
 
@@ -68,5 +77,7 @@ def writer(form: Format, target: BinaryIO, columns: Columns) -> Writer:
     """Return a writer of records."""
     if form is Format.CSV:
         return CsvWriter(target, columns)
+    if form is Format.PARQUET:
+        return ParquetWriter(target, columns)
     columns.refuse_names(form)
     return JsonlWriter(target) if form is Format.JSONL else MsgpackWriter(target)

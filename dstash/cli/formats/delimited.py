@@ -122,6 +122,11 @@ class CsvWriter:
             self._begin(value)
         self._row([str(key), *self._cells(key, value)])
 
+    def finish(self) -> None:
+        """Write the header of a file without records: it can then be read back."""
+        if self._fields is None:
+            self._begin(None)
+
     def _begin(self, value: object) -> None:
         if self._value_column is None and isinstance(value, dict):
             self._fields = [str(name) for name in value]

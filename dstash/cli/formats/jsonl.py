@@ -50,3 +50,6 @@ class JsonlWriter:
         if ttl is not None:
             fields["ttl"] = ttl
         self._target.write(tagged.dumps(fields).encode() + b"\n")
+
+    def finish(self) -> None:
+        """Nothing is left."""

@@ -78,3 +78,6 @@ class MsgpackWriter:
         """Write one record."""
         fields = {"key": key, "value": value} | ({} if ttl is None else {"ttl": ttl})
         self._target.write(self._types.encode(fields))
+
+    def finish(self) -> None:
+        """Nothing is left."""

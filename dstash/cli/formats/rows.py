@@ -36,7 +36,7 @@ class BadRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a CSV file are what, and whether keys are whole numbers."""
+    """Which columns of a CSV or parquet file are what, and whether keys are whole numbers."""
 
     key: str | None = None
     value: str | None = None
@@ -45,7 +45,9 @@ class Columns:
     def refuse_names(self, form: str) -> None:
         """Raise ``UsageError`` if columns are named for a format that has none."""
         if self.key or self.value:
-            raise UsageError(f"--key and --value name columns of CSV; the format is {form}")
+            raise UsageError(
+                f"--key and --value name columns of CSV and parquet; the format is {form}"
+            )
 
 
 def checked(line: int, fields: Any, columns: Columns) -> Row:
