@@ -18,9 +18,9 @@ STDIN: Final = "-"
 
 IndexName = Annotated[str, typer.Argument(metavar="INDEX", help="Name of the index.")]
 KeyText = Annotated[str, typer.Argument(metavar="KEY")]
-KeyTexts = Annotated[list[str], typer.Argument(metavar="KEY...")]
+KeyTexts = Annotated[list[str], typer.Argument(metavar="KEY")]
 Prefix = Annotated[
-    str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin so.", show_default=False)
+    str, typer.Argument(metavar="PREFIX", help="Only keys that begin so.", show_default=False)
 ]
 IntKeys = Annotated[bool, typer.Option("--int", help="Keys are whole numbers, not text.")]
 HexKeys = Annotated[bool, typer.Option("--hex", help="Keys are bytes, written in hexadecimal.")]

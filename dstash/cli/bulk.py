@@ -118,7 +118,10 @@ def export(
                 number += 1
                 progress(number)
         out.finish()
-    output.message(f"exported {_rate(number, time.monotonic() - began)} from index '{index}'")
+    seconds = time.monotonic() - began
+    if run.as_json and file != STDIN:  # else stdout has the records
+        output.json_line({"index": index, "exported": number, "seconds": round(seconds, 3)})
+    output.message(f"exported {_rate(number, seconds)} from index '{index}'")
 
 
 def _records(

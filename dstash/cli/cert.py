@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dstash.cli import output
+from dstash.cli import invocation, output
 from dstash.errors import ConfigError
 from dstash.wire.security import KeyPair, load_public
 
@@ -16,6 +16,7 @@ app = typer.Typer(help="Make keys for encrypted connections.", no_args_is_help=T
 
 @app.command()
 def new(
+    ctx: typer.Context,
     name: Annotated[
         Path,
         typer.Argument(
@@ -31,13 +32,22 @@ def new(
         raise ConfigError(f"{cert_file} is there already; a key is not overwritten")
     keys = KeyPair.generate()
     keys.save(cert_file, key_file)
+    if invocation.of(ctx).as_json:
+        files = {"cert_file": str(cert_file), "key_file": str(key_file)}
+        output.json_line({"public": keys.public} | files)
+        return
     output.line(keys.public)
     output.message(f"cert_file = {str(cert_file)!r}, key_file = {str(key_file)!r}")
 
 
 @app.command()
 def show(
+    ctx: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="NAME.key or NAME.key_secret.")],
 ) -> None:
     """Print the public key in a file."""
-    output.line(load_public(file))
+    public = load_public(file)
+    if invocation.of(ctx).as_json:
+        output.json_line({"public": public})
+    else:
+        output.line(public)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from dstash.cli import invocation, output, repairs, transfers
+from dstash.cli.completion import candidate_ids, member_ids, peer_ids
 from dstash.cli.units import parse_rate, size
 from dstash.client.facts import describe_change
 from dstash.cluster import planning
@@ -26,7 +27,9 @@ _PATIENCE: Final = 30.0
 #: What moves data, and can be looked at before.
 _PLANNED: Final = ("add", "remove", "replace", "forget")
 
-Peers = Annotated[list[str], typer.Argument(metavar="PEER...")]
+Members = Annotated[list[str], typer.Argument(metavar="PEER...", autocompletion=member_ids)]
+Known = Annotated[list[str], typer.Argument(metavar="PEER...", autocompletion=peer_ids)]
+Waiting = Annotated[list[str], typer.Argument(metavar="PEER...", autocompletion=candidate_ids)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would move.")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 Follow = Annotated[bool, typer.Option("--watch", help="Watch until the data has moved.")]
@@ -39,7 +42,7 @@ Rate = Annotated[
 def plan(
     ctx: typer.Context,
     action: Annotated[str, typer.Argument(metavar="|".join(_PLANNED))],
-    peers: Peers,
+    peers: Known,
 ) -> None:
     """Show what would move, and what would become impossible; change nothing."""
     _move(ctx, action, peers, dry_run=True, yes=True, rate=None, watch=False)
@@ -48,7 +51,7 @@ def plan(
 @app.command()
 def add(
     ctx: typer.Context,
-    peers: Peers,
+    peers: Waiting,
     dry_run: DryRun = False,
     yes: Yes = False,
     rate: Rate = None,
@@ -61,7 +64,7 @@ def add(
 @app.command()
 def remove(
     ctx: typer.Context,
-    peers: Peers,
+    peers: Members,
     dry_run: DryRun = False,
     yes: Yes = False,
     rate: Rate = None,
@@ -74,8 +77,8 @@ def remove(
 @app.command()
 def replace(
     ctx: typer.Context,
-    old: Annotated[str, typer.Argument(metavar="OLD")],
-    new: Annotated[str, typer.Argument(metavar="NEW")],
+    old: Annotated[str, typer.Argument(metavar="OLD", autocompletion=member_ids)],
+    new: Annotated[str, typer.Argument(metavar="NEW", autocompletion=candidate_ids)],
     dry_run: DryRun = False,
     yes: Yes = False,
     rate: Rate = None,
@@ -88,7 +91,7 @@ def replace(
 @app.command()
 def forget(
     ctx: typer.Context,
-    peers: Peers,
+    peers: Members,
     dry_run: DryRun = False,
     yes: Yes = False,
     rate: Rate = None,

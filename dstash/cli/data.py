@@ -33,7 +33,7 @@ def put(
     index: IndexName,
     key: KeyText,
     value: Annotated[
-        str | None, typer.Argument(metavar="[VALUE]", help="Text; - or nothing: bytes from stdin.")
+        str | None, typer.Argument(metavar="VALUE", help="Text; - or nothing: bytes from stdin.")
     ] = None,
     ttl: Ttl = None,
     json: Annotated[bool, typer.Option("--json", help="VALUE is JSON.")] = False,
@@ -47,8 +47,11 @@ def put(
     """Store a value; when it returns, enough replicas have it on disk."""
     parsed_key = parse_key(key, as_int, as_hex)
     parsed = parse_value(value, json, as_bytes, text)
-    with invocation.of(ctx).client() as client:
+    run = invocation.of(ctx)
+    with run.client() as client:
         client.put(index, parsed_key, parsed, ttl)
+    if run.as_json:
+        output.json_line({"key": parsed_key, "stored": True})
 
 
 def get(
@@ -73,7 +76,8 @@ def get(
     elif len(wanted) > 1 and present:
         output.table(("key", "value"), ((_cell(key), _cell(found[key])) for key in present))
     elif present:
-        output.exact(_bytes(found[wanted[0]]))
+        write = output.exact if run.kept is None else output.ended  # a shell has more to say
+        write(_bytes(found[wanted[0]]))
     _expect_none(index, [key for key in wanted if key not in found])
 
 
@@ -85,14 +89,17 @@ def delete(
     as_hex: HexKeys = False,
 ) -> None:
     """Delete keys."""
+    run = invocation.of(ctx)
     doomed = list(dict.fromkeys(parse_keys(keys, as_int, as_hex)))
-    with invocation.of(ctx).client() as client:
+    with run.client() as client:
         if len(doomed) == 1:
             gone = int(client.delete(index, doomed[0]))
         else:
             result = client.batch_delete(index, doomed)
             result.raise_for_failures()
             gone = result.deleted
+    if run.as_json:
+        output.json_line({"deleted": gone, "missing": len(doomed) - gone})
     if gone < len(doomed):
         raise (
             _missing(index, doomed[0])
@@ -154,9 +161,12 @@ def touch(
     if (ttl is None) != forever:
         raise UsageError("touch takes either --ttl SECONDS or --forever")
     parsed = parse_key(key, as_int, as_hex)
-    with invocation.of(ctx).client() as client:
+    run = invocation.of(ctx)
+    with run.client() as client:
         if not client.touch(index, parsed, ttl):
             raise _missing(index, parsed)
+    if run.as_json:
+        output.json_line({"key": parsed, "ttl": ttl})
 
 
 def scan(

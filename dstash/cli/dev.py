@@ -54,12 +54,16 @@ def up(
 
 @app.command()
 def down(
+    ctx: typer.Context,
     root: Root = DEFAULT_ROOT,
     purge: Annotated[bool, typer.Option("--purge", help="Also remove all data.")] = False,
 ) -> None:
     """Stop the peers; the data stays, for the next dev up."""
+    run = invocation.of(ctx)
     cluster = DevCluster(root.absolute())
     if not (cluster.root / STATE_FILE).exists():
+        if run.as_json:
+            output.json_line({"stopped": 0, "purged": False})
         output.message(f"there is no dev cluster in {root}")
         return
     with cluster.locked():
@@ -68,6 +72,8 @@ def down(
             output.message(f"{process.id} did not end within {_STOP_SECONDS:.0f} s and was killed")
         if purge:
             _purge(cluster)
+    if run.as_json:
+        output.json_line({"stopped": len(running), "purged": purge})
     output.message(f"stopped {len(running)} peers" + (f" and removed {root}" if purge else ""))
 
 
@@ -81,7 +87,8 @@ def status(ctx: typer.Context, root: Root = DEFAULT_ROOT) -> None:
         for one in cluster.load()
     ]
     if invocation.of(ctx).as_json:
-        output.json_line([dict(zip(columns, row, strict=True)) for row in rows])
+        facts = [dict(zip(columns, row, strict=True)) for row in rows]
+        output.json_line([one | {"pid": int(one["pid"])} for one in facts])
     elif rows:
         output.table(columns, rows)
     if not rows:
@@ -143,7 +150,8 @@ def _await_ready(
         if not late:
             return peers
         if time.monotonic() > deadline:
-            raise TimedOut(f"not ready in {wait:g} s: {', '.join(late)}; logs: {cluster.root}")
+            names = ", ".join(late)
+            raise TimedOut(f"not ready in {wait:g} s: {names}; logs: {cluster.root}", advice="")
         time.sleep(_PAUSE)
 
 

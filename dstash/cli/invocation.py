@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dstash.config import ClientSettings, Layered, layered
-from dstash.errors import DStashError
+from dstash.errors import DStashError, UsageError
 
 if TYPE_CHECKING:
     from dstash.client.blocking import Client
@@ -51,11 +52,16 @@ class Interrupted(DStashError):
 
 @dataclass(frozen=True)
 class Invocation:
-    """The global options. Settings are loaded only by the commands that need them."""
+    """The global options. Settings are loaded only by the commands that need them.
+
+    Attributes:
+        kept: the client of the shell in which a command runs; None outside of one.
+    """
 
     config: Path | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
     output: Output = Output.TABLE
+    kept: Client | None = None
 
     @property
     def as_json(self) -> bool:
@@ -80,8 +86,21 @@ class Invocation:
     def _layered(self) -> Layered[ClientSettings]:
         return layered(ClientSettings, self.config, self.flags, os.environ)
 
-    def client(self) -> Client:
-        """Open a client; to be used as a context manager."""
+    def within(self, flags: Mapping[str, Any], output: Output) -> Invocation:
+        """Return the invocation of a command in a shell, whose own this is.
+
+        Raises:
+            UsageError: an option was given that holds for the whole shell.
+        """
+        given = [name for name, value in flags.items() if value is not None]
+        if given:
+            raise UsageError(f"--{given[0]} is for the whole shell: dstash --{given[0]} ... shell")
+        return replace(self, output=output)
+
+    def client(self) -> AbstractContextManager[Client]:
+        """Open a client, or lend the shell's."""
+        if self.kept is not None:
+            return nullcontext(self.kept)
         from dstash.client.blocking import Client  # heavy, and most errors come before it
 
         return Client.from_settings(self.settings())

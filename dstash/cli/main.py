@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,19 +20,16 @@ from dstash.cli import (
     cluster,
     data,
     dev,
+    failures,
     operate,
     output,
     settings,
+    shell,
     store,
 )
-from dstash.cli.invocation import Interrupted, Invocation, Output
+from dstash.cli.invocation import Invocation, Output
 from dstash.config import unknown_variables
-from dstash.errors import DStashError, UsageError
-
-#: What a shell reports for a program that SIGPIPE ended.
-_PIPE_CLOSED = 141
-#: Set by a shell that asks for completions.
-_COMPLETE = "_DSTASH_COMPLETE"
+from dstash.errors import UsageError
 
 app = typer.Typer(
     name="dstash",
@@ -58,6 +55,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "health": operate.health,
     "where": operate.where,
     "bench": bench.bench,
+    "shell": shell.shell,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
@@ -96,8 +94,10 @@ def options(
     ] = False,
 ) -> None:
     """Keep the global options for the command that follows."""
-    flags = {"peers": peers, "consul": consul, "cluster": cluster}
-    ctx.obj = Invocation(config, flags | {"timeout": timeout, "read": read, "write": write}, form)
+    flags: dict[str, Any] = {"peers": peers, "consul": consul, "cluster": cluster}
+    flags |= {"timeout": timeout, "read": read, "write": write}
+    outer: Invocation | None = ctx.obj  # what the shell keeps, when this is one of its lines
+    ctx.obj = outer.within(flags, form) if outer else Invocation(config, flags, form)
     for name in unknown_variables():
         output.message(f"warning: {name} is no setting of dstash; it has no effect")
     if ctx.invoked_subcommand is None:
@@ -112,47 +112,18 @@ def main() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:  # the reader went away, or the disk is full
-        code = code or _explain(error)
+        code = code or failures.explain(error)
         _forget_stdout()
     sys.exit(code)
 
 
 def _run() -> int:
     try:
-        code = app(prog_name="dstash", standalone_mode=False)
-        if code == Interrupted.exit_code:
-            output.message("interrupted")
-        return int(code or 0)
-    except SystemExit:
-        if _COMPLETE in os.environ:
-            raise
-        return _PIPE_CLOSED  # Typer's only other reason to exit by itself
-    except Exception as error:
-        if os.environ.get("DSTASH_DEBUG") == "1":
-            raise
-        return _explain(error)
-
-
-def _explain(error: Exception) -> int:
-    if isinstance(error, DStashError):
-        output.message(str(error))
-        return error.exit_code
-    if isinstance(error, typer.TyperException):
-        if text := error.format_message():  # empty: a group without command showed its help
-            output.message(f"{text} (dstash --help lists what there is)")
-        return UsageError.exit_code
-    if isinstance(error, typer.Abort):
-        output.message("interrupted")
-        return Interrupted.exit_code
-    if isinstance(error, BrokenPipeError):
-        return _PIPE_CLOSED
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        output.message(f"{where}{error.strerror or error}")
-    else:  # a defect: say so, and how to see more
-        name = type(error).__name__
-        output.message(f"internal error: {name}: {error} (DSTASH_DEBUG=1 shows the traceback)")
-    return 1
+        return failures.code_of(lambda: app(prog_name="dstash", standalone_mode=False))
+    except SystemExit as end:  # Typer's: completion is done, or it could not write
+        if isinstance(end.__context__, OSError):
+            return failures.PIPE_CLOSED
+        raise
 
 
 def _forget_stdout() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -24,15 +26,16 @@ _PATIENCE: Final = 2.0
 
 
 def status(ctx: typer.Context) -> None:
-    """Show the cluster, its members, and what each of them holds."""
+    """Say whether all is well, and show the cluster and what each member holds."""
     run = invocation.of(ctx)
     with run.client() as client:
         facts = client.status()
     if run.as_json:
         output.json_line(facts)
         return
+    output.line(_verdict(unhealthy_because(facts)))
     output.line(_summary(facts))
-    output.table(_COLUMNS, [_member_row(member) for member in facts["members"]])
+    _show_members(facts["members"])
 
 
 def health(
@@ -50,9 +53,9 @@ def health(
     if run.as_json:
         output.json_line({"healthy": not reasons, "reasons": reasons})
     elif not reasons:
-        output.line("healthy")
+        output.line(_verdict(reasons))
     if reasons:
-        raise Unhealthy(f"unhealthy: {'; '.join(reasons)}")
+        raise Unhealthy(_verdict(reasons))
 
 
 def where(
@@ -109,9 +112,34 @@ _COLUMNS: Final = (
     "id", "address", "zone", "weight", "state", "health", "healing", "records", "used", "free",
     "up", "version",
 )  # fmt: skip
+#: Shown only where members differ in it: a line has to fit on a screen.
+_MOSTLY_ALIKE: Final = ("weight", "version")
+#: Lines of a screen that are not members: the two above, the table's frame, and the prompt.
+_NOT_MEMBERS: Final = 8
 
 
-def _member_row(member: Mapping[str, Any]) -> list[str]:
+def _verdict(reasons: Sequence[str]) -> str:
+    return f"unhealthy: {'; '.join(reasons)}" if reasons else "healthy"
+
+
+def _show_members(members: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table; what does not fit on a terminal are members that are well."""
+    columns = [
+        column
+        for column in _COLUMNS
+        if column not in _MOSTLY_ALIKE or len({str(one.get(column)) for one in members}) > 1
+    ]
+    shown = list(members)
+    if sys.stdout.isatty():
+        room = max(get_terminal_size().lines - _NOT_MEMBERS, 1)
+        shown = sorted(shown, key=lambda one: not _troubles(one))
+        shown = shown[: max(room, sum(bool(_troubles(one)) for one in shown))]
+    output.table(columns, [_member_row(member, columns) for member in shown])
+    if len(shown) < len(members):
+        output.line(f"and {len(members) - len(shown)} more, all ok")
+
+
+def _member_row(member: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     shown = dict(member)
     shown["address"] = member["address"].removeprefix("tcp://")
     shown["health"] = ", ".join(_troubles(member)).removeprefix("is ") or "ok"
@@ -119,10 +147,10 @@ def _member_row(member: Mapping[str, Any]) -> list[str]:
     shown["used"] = size(member.get("used_bytes"))
     shown["free"] = size(member.get("free_bytes"))
     shown["up"] = duration(member.get("uptime_s"))
-    return _cells(shown, _COLUMNS)
+    return _cells(shown, columns)
 
 
-def _cells(facts: Mapping[str, Any], columns: tuple[str, ...]) -> list[str]:
+def _cells(facts: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     return [_cell(facts.get(column)) for column in columns]
 
 

@@ -49,6 +49,11 @@ def exact(value: bytes) -> None:
     typer.echo(value, nl=sys.stdout.isatty())
 
 
+def ended(value: bytes) -> None:
+    """Write bytes as they are, and a newline."""
+    typer.echo(value)
+
+
 def visible(value: Any) -> str:
     """Return a value on one line, with control characters made visible.
 

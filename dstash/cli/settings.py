@@ -38,16 +38,17 @@ def check(
     ctx: typer.Context,
     files: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="FILE...", help="Default: the file of --config.", show_default=False
-        ),
+        typer.Argument(metavar="FILE", help="Default: the file of --config.", show_default=False),
     ] = None,
     kind: KindOption = None,
 ) -> None:
     """Find everything that is wrong with settings files, and with the environment."""
     run = invocation.of(ctx)
     wanted: Sequence[Path | None] = files or [run.config]
-    problems = [problem for file in wanted for problem in _problems(file, kind, run)]
+    found = {file: _problems(file, kind, run) for file in wanted}
+    for file, wrong in found.items():
+        _tell(file, wrong, run)
+    problems = [problem for wrong in found.values() for problem in wrong]
     for problem in problems[1:]:
         output.message(problem)
     if problems:
@@ -59,7 +60,7 @@ def show(
     ctx: typer.Context,
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE]", help="Default: the file of --config."),
+        typer.Argument(metavar="FILE", help="Default: the file of --config."),
     ] = None,
     kind: KindOption = None,
 ) -> None:
@@ -83,8 +84,15 @@ def _problems(file: Path | None, kind: Kind | None, run: invocation.Invocation) 
     except ConfigError as error:
         problems: list[str] = error.facts.get("problems", [str(error)])
         return problems
-    output.line(f"{file or 'environment'}: ok")
     return []
+
+
+def _tell(file: Path | None, problems: list[str], run: invocation.Invocation) -> None:
+    name = str(file or "environment")
+    if run.as_json:
+        output.json_line({"file": name, "ok": not problems, "problems": problems})
+    elif not problems:
+        output.line(f"{name}: ok")
 
 
 def _load(

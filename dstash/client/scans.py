@@ -237,7 +237,8 @@ class _GreetingChunk(Chunk):
         return []
 
     def expired(self, error: DStashError) -> None:
-        why = "; ".join(str(one) for one in self._failures.values()) or "no answer"
+        reasons = [str(one).removeprefix(f"{seed}: ") for seed, one in self._failures.items()]
+        why = "; ".join(dict.fromkeys(reasons)) or "no answer"
         places = dict.fromkeys(seed.partition(" ")[0] for seed in self.operation.seeds)
         self.operation.error = NoPeers(
             f"no peer answered at {', '.join(places)} ({why}); is it running?"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.schema import check
 from tests.harness.devcluster import InProcess
 from tests.harness.peers import PATIENCE, Peers
 from tests.harness.waiting import wait_until
@@ -59,7 +60,7 @@ def test_plan_changes_nothing(here: Here) -> None:
 
 def test_plan_warns_and_speaks_json(here: Here) -> None:
     code, out, _ = here.ask("-o", "json", "cluster", "plan", "remove", "p3")
-    plan = json.loads(out)
+    (plan,) = check("cluster plan", out)
     assert code == 0
     assert plan["partitions"] == 0
     assert any(one.startswith("2 members for 3 replicas") for one in plan["problems"])
@@ -96,19 +97,20 @@ def test_no_is_no(here: Here) -> None:
 def test_a_change_from_its_beginning_to_its_end(here: Here, peers: Peers) -> None:
     code, out, _ = here.ask("-o", "json", "cluster", "add", "p4", "-y", "--rate", "1kB/s")
     assert code == 0
-    assert json.loads(out)["plan"]["partitions"] > 0
-    paused = json.loads(here.ask("-o", "json", "cluster", "pause")[1])
+    assert check("cluster add", out)[0]["plan"]["partitions"] > 0
+    (paused,) = check("cluster pause", here.ask("-o", "json", "cluster", "pause")[1])
     assert paused["change"]["paused"] is True
     assert paused["change"]["rate"] == 1000
     assert here.ask("cluster", "rate", "10MB/s")[2].endswith("takes 9.5 MiB/s at most\n")
     assert here.ask("cluster", "resume")[2] == "dstash: resumed\n"
     code, out, _ = here.ask("cluster", "watch")
     assert code == 0
-    last = json.loads(out.splitlines()[-1])
+    first, *_, last = check("cluster watch", out)
+    assert [one["peer"] for one in first["transfers"]] == ["p4"]
     assert last["change"] is None
-    assert {"epoch", "change", "transfers"} == last.keys()
-    code, out, _ = here.ask("cluster", "remove", "p4", "-y", "--watch")
+    code, out, _ = here.ask("-o", "json", "cluster", "remove", "p4", "-y", "--watch")
     assert code == 0
+    check("cluster remove", out)
     assert peers["p4"].wait_end() == 0
 
 

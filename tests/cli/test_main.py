@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dstash import errors
 from dstash.cli import data
 from dstash.cli.invocation import Invocation
 from tests.cli.conftest import Dstash
@@ -14,7 +15,7 @@ from tests.cli.conftest import Dstash
     [
         (["fetch"], "No such command 'fetch'"),
         (["get"], "Missing argument 'INDEX'"),
-        (["get", "index"], "Missing argument 'KEY...'"),
+        (["get", "index"], "Missing argument 'KEY'"),
         (["--nope"], "No such option: --nope"),
         (["-o", "xml", "count", "i"], "'xml' is not one of 'table', 'json'"),
         (["put", "i", "k", "v", "--ttl", "soon"], "--ttl"),
@@ -136,3 +137,18 @@ def test_errors_of_the_system_are_one_line(dstash: Dstash, monkeypatch: pytest.M
 def test_every_command_is_described() -> None:
     for command in (data.put, data.get, data.delete, data.scan):
         assert command.__doc__
+
+
+def test_errors_say_what_to_do_next(dstash: Dstash, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = dstash("--peers", "127.0.0.1:1", "--timeout", "0.3", "get", "i", "k")
+    assert done.err == (
+        "dstash: no peer answered at tcp://127.0.0.1:1 (not connected); is it running? "
+        "try dstash dev up, or say where it is with --peers or --consul\n"
+    )
+    for error, step in (
+        (errors.Unavailable("too few"), "too few; dstash status shows who is away"),
+        (errors.Unauthorised("no"), "no; the peers' authorised_keys decide; see docs/security.md"),
+        (errors.UsageError("bad"), "bad"),  # the text says it already
+    ):
+        monkeypatch.setattr(Invocation, "client", lambda self, error=error: Broken(error))
+        assert dstash("count", "i").err == f"dstash: {step}\n"

@@ -40,7 +40,8 @@ def test_status(inside: InProcess) -> None:
     assert status["formed"] is True
     assert status["replicas"] == 3
     assert [member["id"] for member in status["members"]] == ["peer1", "peer2", "peer3"]
-    first, head, *rows = inside.out("status").splitlines()
+    verdict, first, head, *rows = inside.out("status").splitlines()
+    assert verdict == "healthy"
     assert first.startswith("cluster dstash: formed, 3 of 3 members alive, 3 replicas, epoch ")
     assert head.split()[:3] == ["id", "address", "zone"]
     assert [row.split()[0] for row in rows] == ["peer1", "peer2", "peer3"]

@@ -1,0 +1,22 @@
+"""docs/cli-schema.json, and what a command printed held to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import jsonschema
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+SCHEMA: Final[dict[str, Any]] = json.loads((ROOT / "docs" / "cli-schema.json").read_text())
+
+
+def check(command: str, out: str) -> list[Any]:
+    """Hold every line of an output to the schema of its command, and return them."""
+    schema = SCHEMA["commands"][command] | {"$defs": SCHEMA["$defs"]}
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert lines, f"{command} printed nothing"
+    for line in lines:
+        jsonschema.validate(line, schema, jsonschema.Draft202012Validator)
+    return lines

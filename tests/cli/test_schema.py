@@ -1,0 +1,98 @@
+"""What ``-o json`` prints is what docs/cli-schema.json says, for every command there is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import jsonschema
+import pytest
+import typer
+
+from dstash.cli.main import app
+from tests.cli.schema import ROOT, SCHEMA, check
+from tests.harness.devcluster import InProcess
+
+#: What has no lines of its own: the shell prints what its commands print.
+WITHOUT: Final = {"shell"}
+
+
+def names(group: Any, prefix: str = "") -> Iterator[str]:
+    """Yield every command, as it is typed."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from names(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name
+
+
+def test_every_command_has_a_schema() -> None:
+    there = set(names(typer.main.get_command(app))) - WITHOUT
+    assert there == SCHEMA["commands"].keys(), "write it in docs/cli-schema.json, then: make docs"
+
+
+def test_the_schemas_are_schemas() -> None:
+    for schema in SCHEMA["commands"].values():
+        jsonschema.Draft202012Validator.check_schema(schema | {"$defs": SCHEMA["$defs"]})
+
+
+#: In this order: some need what those before them have made.
+TYPED: Final = (
+    "put INDEX k v",
+    'put INDEX k --json {"a":[1,null]}',
+    "put INDEX 7 x --int",
+    "put INDEX ff00 x --hex",
+    "get INDEX k",
+    "exists INDEX k",
+    "ttl INDEX k",
+    "touch INDEX k --ttl 60",
+    "ttl INDEX k",
+    "touch INDEX k --forever",
+    "scan INDEX",
+    "scan INDEX --keys",
+    "count INDEX",
+    "where INDEX 7 --int",
+    "export INDEX FOLDER/x.jsonl",
+    "import INDEX FOLDER/x.jsonl",
+    "del INDEX k",
+    "status",
+    "health",
+    "bench mixed --duration 0.1 --keys 10 --index INDEX",
+    "cluster plan remove peer1",
+    "cluster watch",
+    "dev up",
+    "dev status",
+    "config show",
+    "config check CONF/peer.toml CONF/client.toml",
+    "cert new FOLDER/mine",
+    "cert show FOLDER/mine.key",
+)
+
+
+def test_commands_follow_their_schemas(inside: InProcess, tmp_path: Path) -> None:
+    known = {"INDEX": "schema", "FOLDER": str(tmp_path), "CONF": str(ROOT / "conf")}
+    for line in TYPED:
+        words = [re.sub(r"[A-Z]{4,}", lambda found: known[found[0]], word) for word in line.split()]
+        two = " ".join(words[:2])
+        command = two if two in SCHEMA["commands"] else words[0]
+        check(command, inside.out("-o", "json", *words))
+
+
+def test_what_is_not_in_the_schema_is_an_error() -> None:
+    with pytest.raises(jsonschema.ValidationError, match="more"):
+        check("count", '{"index": "i", "prefix": "", "count": 1, "more": 2}')
+    with pytest.raises(jsonschema.ValidationError, match="prefix"):
+        check("count", '{"index": "i", "count": 1}')
+
+
+def test_commands_on_what_was_stopped_follow_their_schemas(tmp_path: Path) -> None:
+    own = InProcess(tmp_path)
+    own.out("dev", "up", "-n", "1")
+    own.out("put", "things", "k", "v")
+    (down,) = check("dev down", own.out("-o", "json", "dev", "down"))
+    assert down == {"stopped": 1, "purged": False}
+    (found,) = check("store check", own.out("-o", "json", "store", "check", ".dstash/peer1"))
+    assert (found["records"], found["indexes"], found["damaged"]) == (1, {"things": 1}, 0)
+    check("dev down", own.out("-o", "json", "dev", "down", "--purge"))

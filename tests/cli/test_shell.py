@@ -1,0 +1,151 @@
+"""``dstash shell``, from a pipe and in a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import shlex
+import signal
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.harness.devcluster import DSTASH, DevCluster, InProcess, clean_environment
+
+PATIENCE: Final = 30.0
+
+
+def test_a_script_is_obeyed_line_by_line(inside: InProcess, index: str) -> None:
+    script = f"# a comment\nput {index} ada 1815\nput {index} 'two words' x\n\ncount {index}\n"
+    script += f"get {index} ada\n-o json get {index} 'two words'\nexit\ndel {index} ada\n"
+    assert inside.out("shell", stdin=script.encode()) == (
+        '2\n1815\n{"key":"two words","value":"x"}\n'
+    )
+    assert inside.out("get", index, "ada") == "1815"
+
+
+def test_the_output_form_holds_for_the_whole_shell(inside: InProcess, index: str) -> None:
+    out = inside.out("-o", "json", "shell", stdin=f"count {index}\n".encode())
+    assert out == f'{{"index":"{index}","prefix":"","count":0}}\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "text"),
+    [
+        ("get INDEX nobody", 3, 'no key "nobody"'),
+        ("fetch", 2, "No such command 'fetch'"),
+        ('put INDEX "a b', 2, "no closing quotation"),
+        ("put INDEX key", 2, "stdin is where commands come from"),
+        ("import INDEX - --format jsonl", 2, "stdin is where commands come from"),
+        ("--peers 127.0.0.1:1 count INDEX", 2, "--peers is for the whole shell"),
+        ("shell", 2, "this is the shell already"),
+    ],
+    ids=lambda part: "",
+)
+def test_errors_are_told_and_the_next_line_runs(
+    inside: InProcess, index: str, line: str, code: int, text: str
+) -> None:
+    index = shlex.quote(index)
+    script = f"{line.replace('INDEX', index)}\nput {index} after 1\ncount {index}\nnone\n"
+    done = inside.run("shell", stdin=script.encode())
+    assert (done.returncode, done.stdout) == (code, b"1\n")
+    first, second = done.stderr.decode().splitlines()
+    assert text in first
+    assert "No such command 'none'" in second
+
+
+class Terminal:
+    """A person in front of a shell."""
+
+    def __init__(self, cluster: DevCluster, home: Path) -> None:
+        self.seen = ""
+        self._pid, self._screen = pty.fork()
+        if not self._pid:
+            os.chdir(cluster.folder)
+            environment = clean_environment(HOME=str(home), TERM="xterm", LINES="24")
+            os.execve(DSTASH, [DSTASH, "shell"], environment)  # noqa: S606
+
+    def type(self, keys: str) -> None:
+        """Press keys."""
+        self.seen = ""
+        os.write(self._screen, keys.encode())
+
+    def await_text(self, text: str) -> None:
+        """Wait until it is on the screen since the last key."""
+        deadline = time.monotonic() + PATIENCE
+        while text not in self.seen:
+            assert time.monotonic() < deadline, self.seen
+            assert self._read(), self.seen
+        self.seen = self.seen.partition(text)[2]
+
+    def await_prompt(self) -> None:
+        """Wait until it asks for the next line: a fresh one, below what was typed."""
+        self.await_text("\x1b[6n")
+        self.await_text("dstash>")
+
+    def end(self) -> int:
+        """Press Ctrl-C and Ctrl-D, read to the end, and return the exit code."""
+        os.write(self._screen, b"\x03\x04")
+        while self._read():
+            pass
+        pid, self._pid = self._pid, 0
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        os.close(self._screen)
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._screen], [], [], PATIENCE)
+        try:
+            raw = os.read(self._screen, 1 << 16) if ready else b""
+        except OSError:  # how a terminal says that nobody writes any more
+            return False
+        if b"\x1b[6n" in raw:  # each prompt begins so: where is the cursor?
+            os.write(self._screen, b"\x1b[1;1R")
+        self.seen += re.sub(r"\x1b\[(?!6n)[?0-9;]*[a-zA-Z]", "", raw.decode(errors="replace"))
+        return bool(raw)
+
+
+@pytest.fixture
+def terminal(dev: DevCluster, tmp_path: Path) -> Iterator[Terminal]:
+    """A shell that shows its first prompt."""
+    one = Terminal(dev, tmp_path)
+    try:
+        one.await_text("healthy")
+        one.await_prompt()
+        yield one
+    finally:
+        one.close()
+
+
+def test_a_person_gets_help_from_the_keyboard(
+    terminal: Terminal, tmp_path: Path, index: str
+) -> None:
+    terminal.type(f"put {index} k hello\r")
+    terminal.await_prompt()
+    terminal.type(f" get {index} k\r")
+    terminal.await_text("hello")
+    terminal.await_prompt()
+    terminal.type("cluster for\t")
+    terminal.await_text("forget")
+    terminal.type(" pe\t")
+    terminal.await_text("peer2")
+    terminal.type("\x03")  # Ctrl-C drops the line
+    terminal.await_prompt()
+    terminal.type("\x1b[A")  # the line before
+    terminal.await_text("get")
+    assert terminal.end() == 0
+    history = tmp_path / ".local" / "state" / "dstash" / ".shell_history"
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+    assert f"+put {index} k hello\n" in history.read_text()
+    assert "+ get" not in history.read_text()
