@@ -27,9 +27,9 @@ _PATIENCE: Final = 30.0
 #: What moves data, and can be looked at before.
 _PLANNED: Final = ("add", "remove", "replace", "forget")
 
-Members = Annotated[list[str], typer.Argument(metavar="PEER...", autocompletion=member_ids)]
-Known = Annotated[list[str], typer.Argument(metavar="PEER...", autocompletion=peer_ids)]
-Waiting = Annotated[list[str], typer.Argument(metavar="PEER...", autocompletion=candidate_ids)]
+Members = Annotated[list[str], typer.Argument(metavar="PEER", autocompletion=member_ids)]
+Known = Annotated[list[str], typer.Argument(metavar="PEER", autocompletion=peer_ids)]
+Waiting = Annotated[list[str], typer.Argument(metavar="PEER", autocompletion=candidate_ids)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would move.")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 Follow = Annotated[bool, typer.Option("--watch", help="Watch until the data has moved.")]
