@@ -101,8 +101,8 @@ class Rules(NamedTuple):
     ``floor``: clients' writes stamped up to there are refused. ``promises`` (by partition):
     repairs stamped up to there come at the wrong moment. ``horizons`` (by partition): records up
     to there are the past. See ``cluster/burying.py``. ``owned`` are the partitions held here.
-    ``has_room``: false when only what frees or heals may still be written. ``doubt``: what a
-    damaged record may have been, at most.
+    ``has_room``: false when only what frees or heals may still be written; ``has_spare``: false
+    when not even what heals, unless it frees. ``doubt``: what a damaged record may have been.
     """
 
     now: int
@@ -112,6 +112,7 @@ class Rules(NamedTuple):
     horizons: Sequence[Stamp]
     owned: frozenset[int]
     has_room: bool
+    has_spare: bool = True
     doubt: Stamp = MAX_STAMP
 
 
@@ -292,7 +293,10 @@ def _check_client_version(version: bytes, rules: Rules) -> None:
         raise ProtocolError(f"a version has {VERSION_BYTES} bytes, not {len(version)}")
     check_skew(version, rules.now, rules.max_skew)
     if newest_stamp(version) <= rules.floor:
-        raise BelowFloor("the version is too old to be accepted", floor=rules.floor)
+        behind = stamp_milliseconds(rules.floor) - stamp_milliseconds(newest_stamp(version))
+        raise BelowFloor(
+            f"the version is {behind} ms older than what may still be accepted", floor=rules.floor
+        )
 
 
 def _check_storage_key(storage_key: bytes, owned: frozenset[int]) -> None:
@@ -362,7 +366,7 @@ def _bad_payloads(payloads: Sequence[bytes]) -> Rejected:
 
 def _are_good(entries: Sequence[tuple[bytes, bytes]], rules: Rules) -> bool:
     """Whether all records may surely come in: ``_bad_record`` for many at once, and quicker."""
-    if rules.promises or not all(starmap(is_sound, entries)):
+    if rules.promises or not rules.has_spare or not all(starmap(is_sound, entries)):
         return False
     records = [record for _, record in entries]
     newest = max(map(newest_stamp, map(version_of, records)), default=0)
@@ -380,9 +384,11 @@ def _bad_record(storage_key: bytes, record: bytes, rules: Rules) -> DStashError 
     promised = rules.promises.get(int.from_bytes(storage_key[:2], "big"), 0)
     if promised and newest_stamp(version) <= promised:
         return Busy("replicas are agreeing on the past; come back in a moment")
-    payload = record[HEAD_BYTES:]
-    if not record[VERSION_END] & RecordFlag.TOMBSTONE and codec.malformed_payloads([payload]):
-        return ProtocolError("the record's value is not one well-formed msgpack object")
+    if not record[VERSION_END] & RecordFlag.TOMBSTONE:
+        if not rules.has_spare:
+            return DiskFull("the disk is full; only deletes go on")
+        if codec.malformed_payloads([record[HEAD_BYTES:]]):
+            return ProtocolError("the record's value is not one well-formed msgpack object")
     try:
         check_skew(version, rules.now, rules.max_skew)
     except ClockSkew as error:

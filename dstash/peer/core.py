@@ -160,7 +160,8 @@ class PeerCore:
         self.store = store
         self.now = self._started = now
         self.holdings = Holdings(store)
-        self.holdings.floor = stamp_at(now)
+        # Nor what is below a horizon, should the clock have been set back meanwhile.
+        self.holdings.floor = max(stamp_at(now), *self.holdings.horizons)
         self.hints = Hints(settings.hint_limit, settings.hint_max_age_ms)
         self.scheduler = Scheduler(self._commit_internal, self._settle, self._epoch)
         replica = Replica(settings.peer, self.holdings, self._current_view, self._current_time)
@@ -312,6 +313,7 @@ class PeerCore:
             self.holdings.horizons[:],
             self._owned,
             self.store.has_room(self.settings.disk_reserve),
+            self.store.has_room(self.settings.disk_reserve // 2),
             self.store.high_water,
         )
         return Commit(group, rules)

@@ -133,7 +133,7 @@ class Store(Protocol):
         ...
 
     def has_room(self, reserve: int) -> bool:
-        """Whether more than ``reserve`` bytes are free on the disk."""
+        """Whether more than ``reserve`` bytes are free, on the disk or in the store's own file."""
         ...
 
     def check_writable(self) -> str | None:

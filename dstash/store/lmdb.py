@@ -12,7 +12,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -33,6 +33,8 @@ DATA_FILE: Final = "data.mdb"
 #: There while a store is being made: a process that dies then leaves an empty data file behind.
 _MAKING_FILE: Final = "MAKING"
 _PROBE_FILE: Final = "PROBE"
+#: There once LMDB could not read the store any more: says why.
+_DAMAGED_FILE: Final = "DAMAGED"
 _FIRST_MAP: Final = 64 * MIB
 _LARGEST_STEP: Final = 1024 * MIB
 _DATABASES: Final = 8
@@ -80,7 +82,8 @@ class LmdbStore:
 
     Raises:
         StoreInUse: another process holds the directory.
-        CorruptStore: LMDB cannot open it, or its data file was emptied.
+        CorruptStore: LMDB cannot open it, its data file was emptied, or LMDB could not read it
+            when it was open last.
         StoreError: it cannot be made, read or written.
     """
 
@@ -92,6 +95,7 @@ class LmdbStore:
         _make_directory(directory)
         self._lock = DirectoryLock(directory)
         try:
+            self._check_mark()
             self._open(durability)
         except OSError as error:
             self._lock.release()
@@ -99,6 +103,14 @@ class LmdbStore:
         except BaseException:
             self._lock.release()
             raise
+
+    def _check_mark(self) -> None:
+        mark = self.directory / _DAMAGED_FILE
+        if mark.exists():
+            raise CorruptStore(
+                f"{mark.read_text(errors='replace').strip()} (found at work; remove {mark} to "
+                "open it all the same)"
+            )
 
     def _open(self, durability: Durability) -> None:
         making = self.directory / _MAKING_FILE
@@ -227,10 +239,23 @@ class LmdbStore:
         """Return a consistent view. Keep it for milliseconds: it holds up growth and pins pages."""
         with (
             self._growing,
-            _translated(self.directory, self._fail),
+            self._translated(),
             self._env.begin(self._records) as transaction,
         ):
             yield _Walkable(transaction, self._records)
+
+    @contextmanager
+    def _translated(self, is_full: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Translate errors; the store takes no more writes after those that are for good."""
+        try:
+            with _translated(self.directory, self._fail, is_full):
+                yield
+        except CorruptStore as error:
+            # What cannot be read now will not be readable after a restart: that must not be tried
+            # again and again. If this fails too, the next start finds out by itself.
+            with suppress(OSError):
+                (self.directory / _DAMAGED_FILE).write_text(f"{error}\n")
+            raise
 
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
         """Merge writes in one transaction."""
@@ -261,7 +286,7 @@ class LmdbStore:
             while True:
                 try:
                     with (
-                        _translated(self.directory, self._fail, is_full),
+                        self._translated(is_full),
                         self._env.begin(self._records, write=True) as transaction,
                     ):
                         return work(transaction)
@@ -284,9 +309,20 @@ class LmdbStore:
             self._env.sync(True)
 
     def has_room(self, reserve: int) -> bool:
-        """Whether more than ``reserve`` bytes are free on the disk."""
+        """Whether more than ``reserve`` bytes are free, on the disk or in the file itself."""
         disk = os.statvfs(self.directory)
-        return disk.f_bavail * disk.f_frsize > reserve
+        free = disk.f_bavail * disk.f_frsize
+        return free > reserve or free + self._reusable() > reserve
+
+    def _reusable(self) -> int:
+        """Return how many bytes of the file hold nothing: the file never becomes smaller."""
+        with self._growing, self._env.begin(self._records) as transaction:
+            info = self._env.info()
+            trees = [transaction.stat(one) for one in (self._records, self._meta)]
+        pages = sum(
+            one["branch_pages"] + one["leaf_pages"] + one["overflow_pages"] for one in trees
+        )
+        return int((info["last_pgno"] + 1 - pages) * trees[0]["psize"])
 
     def check_writable(self) -> str | None:
         """Return None when the store takes writes, else the reason why not."""
@@ -333,7 +369,7 @@ def set_aside(directory: Path) -> Path:
     aside = directory / f"set-aside-{uuid.uuid4().hex[:8]}"
     try:
         aside.mkdir()
-        for name in (DATA_FILE, "lock.mdb"):
+        for name in (DATA_FILE, "lock.mdb", _DAMAGED_FILE):
             if (directory / name).exists():
                 (directory / name).rename(aside / name)
     except OSError as error:
@@ -381,6 +417,15 @@ def _lacks_room(directory: Path, needed: int) -> bool:
     return False
 
 
+_CORRUPT: Final = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+    lmdb.IncompatibleError,
+)
+
+
 @contextmanager
 def _translated(
     directory: Path,
@@ -392,12 +437,14 @@ def _translated(
         yield
     except (lmdb.MapFullError, lmdb.MapResizedError):
         raise
-    except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError) as error:
+    except _CORRUPT as error:
         on_failure(f"{directory}: {error}")
         raise CorruptStore(f"{directory}: LMDB cannot read it: {error}") from None
     except lmdb.Error as error:
         reason = f"{directory}: {error}"
-        is_failure = isinstance(error, lmdb.DiskError) or os.strerror(errno.EIO) in str(error)
+        is_failure = isinstance(error, lmdb.DiskError | lmdb.PanicError) or os.strerror(
+            errno.EIO
+        ) in str(error)
         if any(os.strerror(number) in str(error) for number in _FULL) or (is_failure and is_full()):
             raise DiskFull(f"no room left on the disk of {directory}") from None
         if is_failure:
