@@ -65,6 +65,23 @@ def stamp_milliseconds(stamp: Stamp) -> int:
     return stamp >> COUNTER_BITS
 
 
+class Steady:
+    """Turns wall time into one that never goes back: for pauses, which must end all the same.
+
+    A step back counts as no time at all; one forward, as time.
+    """
+
+    def __init__(self, now: int) -> None:
+        self._last = now
+        self._lost = 0
+
+    def at(self, now: int) -> int:
+        """Return the steady time at a wall time, both in milliseconds."""
+        self._lost += max(0, self._last - now)
+        self._last = now
+        return now + self._lost
+
+
 class Clock:
     """A hybrid logical clock. Not thread-safe by itself; wall time is handed in.
 

@@ -38,7 +38,7 @@ def agree_all(replica: Replica, lag: int) -> Burying:
     Args:
         lag: how far it stays behind the clock (milliseconds): writes in flight are younger.
     """
-    stamp = stamp_at(replica.now() - lag)
+    stamp = stamp_at(replica.wall() - lag)
     yield from _look_at_lonely(replica)
     for peers, partitions in _by_replicas(replica).items():
         for begin in range(0, len(partitions), _BATCH):
@@ -75,7 +75,7 @@ def _by_replicas(replica: Replica) -> dict[tuple[str, ...], list[int]]:
 def _agree(replica: Replica, peers: Sequence[str], partitions: list[int], stamp: Stamp) -> Burying:
     epoch = replica.view().epoch
     question = AskFloor(pack_partitions(partitions), stamp)
-    mine = yield from answering.floor(replica.holdings, question, replica.now())
+    mine = yield from answering.floor(replica.holdings, question, replica.wall())
     if not isinstance(mine, DigestsAre):
         raise AssertionError("floor answers with digests")
     equal = dict(zip(partitions, split_digests(mine.digests, len(partitions)), strict=True))
@@ -91,7 +91,7 @@ def _agree(replica: Replica, peers: Sequence[str], partitions: list[int], stamp:
     verdict = SetHorizon(pack_partitions(list(equal)), stamp)
     for peer in others:
         yield from ask(peer, verdict, HorizonIs)
-    yield from answering.horizon(replica.holdings, verdict, replica.now())
+    yield from answering.horizon(replica.holdings, verdict, replica.wall())
 
 
 def bury_all(replica: Replica) -> Burying:

@@ -76,7 +76,7 @@ class Holdings:
 
     def is_busy(self, partition: int, now: int) -> bool:
         """Whether a partition changed only just now."""
-        return now - self._changed_at[partition] < BUSY_MS
+        return 0 <= now - self._changed_at[partition] < BUSY_MS  # else the clock was set back
 
     def changes(self, partition: int) -> int:
         """Return a number that grows with each change of a partition."""
@@ -103,8 +103,7 @@ class Holdings:
 
     def has_promised(self, partition: int, stamp: Stamp, now: int) -> bool:
         """Whether a promise for exactly that stamp still holds."""
-        promised, until = self._promises.get(partition, (0, 0))
-        return promised == stamp and now < until
+        return self.promises(now).get(partition) == stamp
 
     def advance(self, partitions: Iterable[int], stamp: Stamp) -> tuple[bytes, bytes]:
         """Set horizons; returns the mark that keeps them."""
@@ -128,8 +127,17 @@ class Holdings:
         return HORIZONS_MARK, self.horizons.tobytes()
 
     def promises(self, now: int) -> dict[int, Stamp]:
-        """Return, by partition, the stamp up to which repairs are refused at the moment."""
-        return {one: stamp for one, (stamp, until) in self._promises.items() if until > now}
+        """Return, by partition, the stamp up to which repairs are refused at the moment.
+
+        One that has expired is gone for good, and none lasts longer because the clock is set back.
+        """
+        latest = now + PROMISE_MS
+        self._promises = {
+            one: (stamp, min(until, latest))
+            for one, (stamp, until) in self._promises.items()
+            if until > now
+        }
+        return {one: stamp for one, (stamp, _) in self._promises.items()}
 
     # -- walks
 

@@ -63,13 +63,15 @@ class RepairProgress:
 class Replica:
     """One peer, as its background tasks see it.
 
-    ``view`` and ``now`` return what is current when they are called, for a task lives long.
+    ``view``, ``now`` and ``wall`` return what is current when they are called, for a task lives
+    long. ``wall`` is what versions are stamped by; ``now`` never goes back.
     """
 
     me: str
     holdings: Holdings
     view: Callable[[], View]
     now: Callable[[], int]
+    wall: Callable[[], int]
     progress: Progress = field(default_factory=Progress)
     repair: RepairProgress = field(default_factory=RepairProgress)
     healed: int = 0

@@ -49,7 +49,7 @@ from dstash.peer.inbox import Patience
 from dstash.peer.lookups import PageBuilder, Span, fetch, look_up
 from dstash.store.interface import Snapshot, Store
 from dstash.store.record import Keyspace, keyspace, locate
-from dstash.version import stamp_at
+from dstash.version import Steady, stamp_at
 from dstash.wire import codec
 from dstash.wire.messages import (
     HIGHEST_PROTOCOL,
@@ -164,7 +164,10 @@ class PeerCore:
         self.holdings.floor = max(stamp_at(now), *self.holdings.horizons)
         self.hints = Hints(settings.hint_limit, settings.hint_max_age_ms)
         self.scheduler = Scheduler(self._commit_internal, self._settle, self._epoch)
-        replica = Replica(settings.peer, self.holdings, self._current_view, self._current_time)
+        self._steady = Steady(now)
+        replica = Replica(
+            settings.peer, self.holdings, self._current_view, self._steady_time, lambda: self.now
+        )
         self.healer = Healer(replica, self.scheduler, self.hints, settings.pace, now)
         self.view: View | None = None
         self.stopping = False
@@ -255,9 +258,10 @@ class PeerCore:
     def tick(self, now: int) -> tuple[list[Reply], list[Outgoing]]:
         """Let maintenance go on a little; returns answers, and messages for other peers."""
         self.now = now
+        steady = self._steady.at(now)
         if not self.stopping:
-            self.healer.tick(now)
-        outgoing = self.scheduler.tick(now)
+            self.healer.tick(steady)
+        outgoing = self.scheduler.tick(steady)
         answers, self._answers = self._answers + self._give_up_early(now), []
         if (broken := self.store.check_writable()) is not None:
             self.failure = self.failure or StoreFailed(broken)
@@ -268,7 +272,7 @@ class PeerCore:
         if self.scheduler.has_ready or self._answers:
             return 0
         due = self.scheduler.wakeup()
-        return 1000 if due is None else max(0, min(1000, due - now))
+        return 1000 if due is None else max(0, min(1000, due - self._steady.at(now)))
 
     def take_orders(self) -> list[PendingOrder]:
         """Return what operators ordered, and forget it."""
@@ -290,7 +294,7 @@ class PeerCore:
         self.view = view
         self.now = now
         self.wants_refresh = False
-        self.healer.install(view, now)
+        self.healer.install(view, self._steady.at(now))
         early, self._early, self._early_bytes = self._early, deque(), 0
         return [reply for request in early for reply in self._handle(request, now)]
 
@@ -546,8 +550,8 @@ class PeerCore:
             raise AssertionError("a task began before the view was known")
         return self.view
 
-    def _current_time(self) -> int:
-        return self.now
+    def _steady_time(self) -> int:
+        return self._steady.at(self.now)
 
     def _begin_answer(self, request: Request, answer: Callable[..., Answering], now: int) -> None:
         ticket, question = request.ticket, request.envelope.message
@@ -588,7 +592,7 @@ class PeerCore:
     def _take_hint(self, hint: Hint, now: int) -> None:
         if self.view is not None and hint.peer in self.view.members:
             keys = codec.unpack_keys(hint.keys)
-            self.hints.add(hint.peer, locate(self._keyspace(hint.index), keys), now)
+            self.hints.add(hint.peer, locate(self._keyspace(hint.index), keys), self._steady_time())
 
     def _read(self, message: Message, space: Keyspace, now: int) -> Message:
         with self.store.snapshot() as snapshot:

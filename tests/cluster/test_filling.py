@@ -44,7 +44,11 @@ class Cluster:
         self.view = View(changing.add(before, [joiner]), frozenset("abcd"))
         self.peers = {
             name: Replica(
-                name, Holdings(TwinStore(f"store-{name}")), lambda: self.view, lambda: NOW
+                name,
+                Holdings(TwinStore(f"store-{name}")),
+                lambda: self.view,
+                lambda: NOW,
+                lambda: NOW,
             )
             for name in "abcd"
         }
