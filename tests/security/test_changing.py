@@ -1,32 +1,36 @@
-"""docs/security.md, step by step: closing an open cluster, and a new key for a peer."""
+"""docs/security.md as it stands: closing an open cluster, and a new key for a peer."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from dstash import Client
-from dstash.errors import DStashError, NoPeers
-from tests.harness.peers import Peer
-from tests.harness.ports import free_port
+from dstash.errors import DStashError, NoPeers, Unauthorised
 from tests.harness.waiting import wait_until
-from tests.security.closed import PATIENCE, Closed
+from tests.security.closed import PATIENCE
+from tests.security.manual import Block, Machine, Site, chapter
 
-NAMES = ("p1", "p2", "p3")
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with Site(tmp_path) as site:
+        yield site
 
 
 @contextmanager
-def always_served(client: Client) -> Iterator[list[int]]:
+def always_served(settings: Path) -> Iterator[Client]:
     """Write and read all the time; nothing may fail."""
     stop = threading.Event()
     done, errors = [0], list[DStashError]()
 
     def work() -> None:
-        while not stop.wait(0.01) and not errors:
+        while not errors and not (stop.wait(0.01) and done[0] > 3):
             try:
                 client.put("i", "count", done[0] + 1)
                 assert client.lookup("i", "count") == done[0] + 1
@@ -34,82 +38,136 @@ def always_served(client: Client) -> Iterator[list[int]]:
             except DStashError as error:
                 errors.append(error)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield done
-    finally:
-        stop.set()
-        thread.join()
+    with Client.from_config(settings) as client:
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield client
+        finally:
+            stop.set()
+            thread.join()
     assert not errors
 
 
-def restart(closed: Closed, peer: Peer) -> None:
-    """Restart a peer, and wait until the others know it as it is now."""
-    assert peer.stop() == 0
-    peer.start()
-    peer.wait_ready()
+def restart(site: Site, machine: Machine) -> None:
+    """Do what systemd does, and wait until the peer serves: to the others it may still be gone."""
+    assert machine.stop() == 0
+    machine.start()
+    machine.wait_ready()
     wait_until(
-        lambda: len({one.page("/status").get("epoch") for one in closed.peers.all.values()}) == 1,
+        lambda: len({one.page("/status").get("epoch") for one in site.machines.values()}) == 1,
         PATIENCE,
         "all know the topology",
     )
 
 
+def put_in_place(machine: Machine, site: Site, lines: Block) -> None:
+    """Put lines into the settings of a peer, in place of its port."""
+    assert lines.language == "toml"
+    text = site.local(f"{site.unchanged(machine.name)}{lines.text}", machine.name)
+    site.write(machine.settings, text)
+
+
+def patient(text: str) -> str:
+    return f"{text}timeout = {PATIENCE}\n"
+
+
 @pytest.mark.timeout(300)
-def test_an_open_cluster_is_closed_without_stopping(tmp_path: Path) -> None:
-    with Closed(tmp_path) as closed:
-        closed.peers.form(*NAMES)
-        old = closed.peers.client(timeout=PATIENCE)
+def test_an_open_cluster_is_closed_without_stopping(site: Site) -> None:
+    title = "Closing an open cluster without stopping it"
+    peer_keys, app_keys, listed, both, begin, keyed, status, end, strangers = chapter(title)
+    site.open_up()
+    site.write(site.client, patient(site.client.read_text()))
+    open_client = site.folder / "old.toml"
+    open_client.write_text(site.client.read_text())
+    with always_served(open_client) as old:
         old.put("i", "before", 1)
-        with always_served(old) as calls:
-            # 1. Keys for all, and the list of them.
-            for name in NAMES:
-                closed.grant(name, "peer")
-            closed.grant("app", "write")
-            # 2. Peer after peer takes CURVE at a new port, and goes on without at the old one.
-            for name in NAMES:
-                peer = closed.peers[name]
-                both = tmp_path / f"{name}.toml"
-                both.write_text(f"plain_port = {peer.port}\n")
-                peer.port = free_port()
-                peer.options += [*closed.options(name), "--config", str(both)]
-                restart(closed, peer)
-            members = old.topology(timeout=PATIENCE).members
-            assert {one.key for one in members} == {closed.server_key(name) for name in NAMES}
-            # 3. Clients get their keys.
-            new = closed.client("app", "p2")
-            assert new.lookup("i", "before") == 1
-            wait_until(lambda: calls[0] > 3, PATIENCE, "the old client is served all the time")
-        with always_served(new):
-            # 4. Peer after peer gives up the old port.
-            for name in NAMES:
-                (tmp_path / f"{name}.toml").write_text("")
-                restart(closed, closed.peers[name])
+        # 1.
+        for name in site.machines:
+            site.run(Block("sh", site.local(peer_keys.text, name)))
+        site.run(Block("sh", site.local(app_keys.text)))
+        site.run(Block("sh", site.local(listed.text)))
+        # 2.
+        for name, machine in site.machines.items():
+            put_in_place(machine, site, both)
+            local = Block("sh", site.local(begin.text, name))
+            site.run(local, partial(restart, site, machine))
+        members = old.topology().members
+        assert {one.key for one in members} == {site.key(name) for name in site.machines}
+        # 3.
+        site.write(site.client, patient(site.local(keyed.text)))
+        site.run(Block("sh", site.local(status.text)))
+    with always_served(site.client) as new:
+        # 4.
+        for name, machine in site.machines.items():
+            local = Block("sh", site.local(end.text, name))
+            site.run(local, partial(restart, site, machine))
         assert {one.plain for one in new.topology().members} == {""}
         assert new.lookup("i", "before") == 1
-        with pytest.raises((NoPeers, DStashError)):
-            old.lookup("i", "before", timeout=2)
-        with closed.peers.client(timeout=2) as stranger, pytest.raises(NoPeers):
-            stranger.lookup("i", "before")
-        new.close()
+    for line in site.local(strangers.text).splitlines():
+        done = site.attempt(line)
+        assert done.returncode == NoPeers.exit_code, line
+    with Client.from_config(open_client) as stranger, pytest.raises(NoPeers):
+        stranger.lookup("i", "before", timeout=2)
+
+
+def begin_closed(site: Site) -> None:
+    """Start the cluster of the chapter on new closed ones."""
+    site.make_keys()
+    settings, client = chapter("A new closed cluster")
+    for name, machine in site.machines.items():
+        rest = settings.text.partition("\n")[2]  # but for where its data is
+        site.write(machine.settings, site.local(site.unchanged(name) + rest, name))
+        machine.start()
+    for machine in site.machines.values():
+        machine.wait_ready()
+    site.write(site.client, patient(site.local(client.text)))
 
 
 @pytest.mark.timeout(300)
-def test_a_peer_gets_a_new_key_without_downtime(tmp_path: Path) -> None:
-    with Closed(tmp_path) as closed:
-        closed.grant("app", "write")
-        closed.form(*NAMES)
-        app, peer = closed.client("app", "p2"), closed.peers["p1"]
-        with always_served(app):
-            # 1. The new key stands in the list beside the old one. 2. The peer starts with it.
-            closed.grant("p1-new", "peer")
-            peer.options = [word.replace("/p1.key", "/p1-new.key") for word in peer.options]
-            restart(closed, peer)
-            members = {one.id: one.key for one in app.topology().members}
-            assert members["p1"] == closed.server_key("p1-new")
-            # 3. The old key goes, and is of no use to anybody.
-            closed.revoke("p1")
-            closed.await_shut_out("p1", "p2")
-            app.batch_put("i", {f"k{n}": n for n in range(300)}).raise_for_failures()
-        app.close()
+def test_a_peer_gets_a_new_key_without_downtime(site: Site) -> None:
+    begin_closed(site)
+    machine, old_key = site.machines["peer1"], site.key("peer1")
+    added, used, taken = (
+        Block(one.language, site.local(one.text)) for one in chapter("A new key for a peer")
+    )
+    with always_served(site.client) as app:
+        # 1. and 2.
+        site.run(added)
+        site.run(used, partial(restart, site, machine))
+        members = {one.id: one.key for one in app.topology().members}
+        assert members["peer1"] == site.key("peer1-new") != old_key
+        # 3. The client goes on as it is.
+        # 4.
+        stolen = {
+            part: (site.folder / f"peer1.{part}").read_bytes() for part in ("key", "key_secret")
+        }
+        site.run(taken)
+        app.batch_put("i", {f"k{n}": n for n in range(300)}).raise_for_failures()
+        # The old key is of no use to anybody.
+        assert_shut_out(site, stolen)
+    # Whoever starts anew needs the new key.
+    text = site.client.read_text().replace(old_key, site.key("peer1-new"))
+    site.write(site.client, text)
+    with Client.from_config(site.client) as newcomer:
+        assert newcomer.lookup("i", "k7") == 7
+
+
+def assert_shut_out(site: Site, stolen: dict[str, bytes]) -> None:
+    for part, content in stolen.items():
+        file = site.folder / f"stolen.{part}"
+        file.write_bytes(content)
+        file.chmod(0o600)
+    text = site.client.read_text().replace("/app.key", "/stolen.key")
+    thief = site.folder / "thief.toml"
+    thief.write_text(text)
+
+    def is_shut_out() -> bool:
+        with Client.from_config(thief) as client:
+            try:
+                client.topology(timeout=1.0)
+            except (NoPeers, Unauthorised):
+                return True
+            return False
+
+    wait_until(is_shut_out, PATIENCE, "the old key opens nothing any more")

@@ -1,0 +1,156 @@
+"""docs/security.md as a program: its settings and commands, for the machines of a test."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from dstash.wire.security import KeyPair, load_public
+from tests.harness.devcluster import clean_environment
+from tests.harness.peers import DSTASH_PEER, Peer
+from tests.harness.ports import free_port
+from tests.harness.process import mortal
+
+_MANUAL = Path(__file__).resolve().parent.parent.parent / "docs" / "security.md"
+_BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+_RESTART = "systemctl restart dstash-peer"
+
+
+class Block(NamedTuple):
+    """A block of the manual, and what it is written in."""
+
+    language: str
+    text: str
+
+
+def chapter(title: str) -> list[Block]:
+    """Return the blocks of one chapter of the manual."""
+    _, _, rest = _MANUAL.read_text().partition(f"\n## {title}\n")
+    assert rest, f"there is no chapter {title!r}"
+    found = _BLOCK.findall(rest.partition("\n## ")[0])
+    return [Block(language, textwrap.dedent(text)) for _, language, text in found]
+
+
+class Machine(Peer):
+    """A peer that has all its settings from a file, but for what only tests need."""
+
+    def __init__(self, name: str, folder: Path, settings: Path) -> None:
+        super().__init__(name, folder, [])
+        self.settings = settings
+        self.plain_port, self.port = self.port, free_port()  # as the manual numbers them
+
+    def start(self) -> None:
+        """Start the process."""
+        command = [DSTASH_PEER, "--config", str(self.settings), "--log-format", "json"]
+        command += ["--http-port", str(self.http_port)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                mortal(command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=clean_environment(),
+            )
+
+
+class Site:
+    """Three machines that stand in one folder, at loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.machines = {
+            name: Machine(name, folder, folder / f"{name}.toml")
+            for name in ("peer1", "peer2", "peer3")
+        }
+        self.client = folder / "client.toml"
+
+    def __enter__(self) -> Site:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for one in self.machines.values():
+            if one.runs():
+                one.kill()
+
+    def open_up(self) -> None:
+        """Start an open cluster, and write the settings of its client."""
+        for name, one in self.machines.items():
+            self.write(one.settings, self.local(f"{self.unchanged(name)}port = 5000\n", name))
+            one.start()
+        for one in self.machines.values():
+            one.wait_ready()
+        peers = '"tcp://peer1.example.org:5000", "tcp://peer2.example.org:5000"'
+        self.write(self.client, self.local(f"peers = [{peers}]\n"))
+
+    def unchanged(self, name: str) -> str:
+        """Return the settings of a peer that no step of the manual touches."""
+        return (
+            f'data_dir = "{self.folder / name}"\nlocal_dir = "{self.folder}/membership"\n'
+            f'zone = "{name}"\nmin_peers = 3\n'
+        )
+
+    def local(self, text: str, name: str = "peer1") -> str:
+        """Return a text of the manual, which is about ``peer1``, for a peer of the test."""
+        for other, one in self.machines.items():
+            for number, port in ((5000, one.plain_port), (5100, one.port)):
+                text = text.replace(f"{other}.example.org:{number}", f"127.0.0.1:{port}")
+            text = text.replace(f"the public key of {other}", self.key(other))
+        one = self.machines[name]
+        text = re.sub(r"\bport = 5000\b", f"port = {one.plain_port}", text)
+        text = re.sub(r"plain_port = 5000\b", f"plain_port = {one.plain_port}", text)
+        text = re.sub(r"\bport = 5100\b", f"port = {one.port}", text)
+        text = text.replace('"0.0.0.0"', '"127.0.0.1"').replace("peer1.example.org", "127.0.0.1")
+        text = re.sub(r"/etc/dstash/peer1\b", f"/etc/dstash/{name}", text)
+        return text.replace("/etc/dstash", str(self.folder))
+
+    def make_keys(self) -> None:
+        """Make the keys of all, and the list, without the commands of the manual."""
+        lines = []
+        for name, role in [*((one, "peer") for one in self.machines), ("app", "write")]:
+            pair = KeyPair.generate()
+            pair.save(self.folder / f"{name}.key", self.folder / f"{name}.key_secret")
+            lines.append(f"{pair.public} {role}\n")
+        listed = self.folder / "authorised_keys"
+        listed.write_text("".join(lines))
+        listed.chmod(0o644)
+
+    def key(self, name: str) -> str:
+        """Return a public key; nothing while there is none."""
+        file = self.folder / f"{name}.key"
+        return load_public(file) if file.exists() else ""
+
+    def write(self, file: Path, text: str) -> None:
+        """Write a file of settings."""
+        file.write_text(text)
+
+    def run(self, block: Block, restart: Callable[[], None] | None = None) -> None:
+        """Run commands as they are printed; all must succeed. ``restart`` stands for systemd."""
+        assert block.language == "sh", block
+        first, *others = block.text.split(_RESTART + "\n")
+        self.shell(first)
+        for text in others:
+            assert restart is not None, block
+            restart()
+            self.shell(text)
+
+    def shell(self, text: str) -> None:
+        """Run lines of a shell; all must succeed."""
+        done = self.attempt(text)
+        assert done.returncode == 0, (text, done.stderr)
+
+    def attempt(self, text: str) -> subprocess.CompletedProcess[str]:
+        """Run lines of a shell."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return subprocess.run(
+            ["bash", "-euc", text],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            env=clean_environment(PATH=path),
+        )
