@@ -37,6 +37,7 @@ class ConsulAgent:
         host: the address it listens on.
         ports: HTTP, server RPC, serf LAN and serf WAN; free ones when not given.
         token: an ACL token for our own questions.
+        ca_file: with it, the agent serves HTTPS alone, as its options must say, too.
     """
 
     def __init__(
@@ -46,16 +47,20 @@ class ConsulAgent:
         host: str = "127.0.0.1",
         ports: Sequence[int] | None = None,
         token: str = "",
+        ca_file: Path | None = None,
     ) -> None:
         self.host = host
         self.ports = dict(zip(_PORTS, ports or free_ports(len(_PORTS), host), strict=True))
-        self.url = f"http://{host}:{self.ports['http']}"
+        scheme = "https" if ca_file else "http"
+        self.url = f"{scheme}://{host}:{self.ports['http']}"
+        self._ca_file = str(ca_file) if ca_file else True
         self.log = folder / f"consul-{self.ports['http']}-{host}.log"
         self._headers = {"X-Consul-Token": token} if token else {}
         self._process: subprocess.Popen[bytes] | None = None
         self._command = [
             *mortal([consul_binary(), "agent", *options]),
             *(part for name, port in self.ports.items() for part in (f"-{name}-port", str(port))),
+            *(("-http-port", "-1", "-https-port", str(self.ports["http"])) if ca_file else ()),
             *("-dns-port", "-1", "-grpc-port", "-1"),
             *("-bind", host, "-client", host, "-node", f"node-{host}-{self.ports['http']}"),
         ]
@@ -97,7 +102,7 @@ class ConsulAgent:
 
     def get(self, path: str) -> Any:
         """Return what the HTTP API says at ``/v1/<path>``; None when it says not found."""
-        answer = requests.get(f"{self.url}/v1/{path}", headers=self._headers, timeout=5)
+        answer = self._request("GET", path)
         if answer.status_code == 404:
             return None
         answer.raise_for_status()
@@ -105,9 +110,19 @@ class ConsulAgent:
 
     def put(self, path: str, data: str = "") -> Any:
         """Do something through the HTTP API."""
-        answer = requests.put(f"{self.url}/v1/{path}", data=data, headers=self._headers, timeout=5)
+        answer = self._request("PUT", path, data)
         answer.raise_for_status()
         return answer.json() if answer.text.strip() else None
+
+    def _request(self, method: str, path: str, data: str = "") -> requests.Response:
+        return requests.request(
+            method,
+            f"{self.url}/v1/{path}",
+            data=data,
+            headers=self._headers,
+            timeout=5,
+            verify=self._ca_file,
+        )
 
     @property
     def is_leader(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,19 @@ PATIENCE = 30.0
 
 
 class Closed:
-    """Peers that let in only whom the list names."""
+    """Peers that let in only whom the list names.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for keys, data and logs.
+        options: for every peer; they name the membership when ``local`` is false.
+    """
+
+    def __init__(self, folder: Path, *options: str, local: bool = True) -> None:
         self.folder = folder
         self.listed = folder / "authorised_keys"
         self.lines: dict[str, str] = {}
-        self.peers = Peers.local(folder, "--replicas", "3")
+        more = ("--replicas", "3", *options)
+        self.peers = Peers.local(folder, *more) if local else Peers(folder, [], *more)
 
     def __enter__(self) -> Closed:
         return self
@@ -116,6 +123,22 @@ class Closed:
     def epoch(self) -> int:
         """Return the epoch of the topology, as the first peer knows it."""
         return int(next(iter(self.peers.all.values())).page("/status")["epoch"])
+
+
+#: What a peer shows over HTTP, and what it does not have.
+PAGES = ("/", "/healthz", "/readyz", "/status", "/metrics", "/nothing")
+
+
+def text_of(peer: Peer) -> str:
+    """Return all that a peer shows: its log, and its pages."""
+    shown = [peer.log.read_text()]
+    for path in PAGES:
+        connection = HTTPConnection("127.0.0.1", peer.http_port, timeout=20)
+        connection.request("GET", path)
+        shown.append(connection.getresponse().read().decode())
+        connection.close()
+    assert all(shown)
+    return "\n".join(shown)
 
 
 def memory(peer: Peer) -> float:
