@@ -28,6 +28,7 @@ from dstash.wire.messages import (
     AskCopy,
     AskDigests,
     AskFloor,
+    AskHistory,
     AskSeen,
     AskStatus,
     AskTopology,
@@ -76,7 +77,13 @@ _NEEDED: Final[Mapping[type[Message], frozenset[Role]]] = {
     **dict.fromkeys((Order, Repair), frozenset({Role.ADMIN})),
     # What a backup is made of.
     **dict.fromkeys((AskDigests, AskCopy), _PEERS | {Role.ADMIN}),
-    **dict.fromkeys((Push, Pull, AskBuckets, AskVersions, AskFloor, AskSeen, SetHorizon), _PEERS),
+    **dict.fromkeys(
+        (
+            *(Push, Pull, AskBuckets, AskVersions),
+            *(AskFloor, AskSeen, SetHorizon, AskHistory),
+        ),
+        _PEERS,
+    ),
 }
 
 

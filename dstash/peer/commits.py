@@ -135,6 +135,8 @@ class Commit:
     replies: list[tuple[Ticket, Message]] = field(default_factory=list)
     #: What became of this peer's own writes.
     done: list[tuple[Internal, DStashError | None]] = field(default_factory=list)
+    #: How many keys each of the others had, as far as they were taken.
+    sizes: list[int] = field(default_factory=list)
     #: Partitions with records that may have changed.
     changed: set[int] = field(default_factory=set)
     #: Storage keys whose records turned out to be damaged.
@@ -180,6 +182,7 @@ class Commit:
         if isinstance(one.message, Internal):
             self.done.append((one.message, None))
         else:
+            self.sizes.append(len(write.entries))
             self.replies.append((one.ticket, _answer(one.message, prepared, merged)))
 
 

@@ -45,8 +45,11 @@ from dstash.limits import (
 from dstash.peer.authority import Authority
 from dstash.peer.commits import COMMIT_BYTES, Commit, Internal, Rules, Ticket, WaitingWrite
 from dstash.peer.healer import Healer, Pace, Proposal
+from dstash.peer.history import History, pack_samples
 from dstash.peer.inbox import Patience
 from dstash.peer.lookups import PageBuilder, Span, fetch, look_up
+from dstash.peer.meters import Meters
+from dstash.peer.observer import Observer
 from dstash.store.interface import Snapshot, Store
 from dstash.store.record import Keyspace, keyspace, locate
 from dstash.version import Steady, stamp_at
@@ -59,6 +62,7 @@ from dstash.wire.messages import (
     AskCopy,
     AskDigests,
     AskFloor,
+    AskHistory,
     AskSeen,
     AskStatus,
     AskTopology,
@@ -70,6 +74,7 @@ from dstash.wire.messages import (
     Fetch,
     Hello,
     Hint,
+    HistoryIs,
     Lookup,
     Message,
     Order,
@@ -86,6 +91,7 @@ from dstash.wire.messages import (
     StatusIs,
     TopologyIs,
     Values,
+    Want,
     Welcome,
     common_protocol,
     decode,
@@ -169,6 +175,9 @@ class PeerCore:
             settings.peer, self.holdings, self._current_view, self._steady_time, lambda: self.now
         )
         self.healer = Healer(replica, self.scheduler, self.hints, settings.pace, now)
+        self.meters = Meters()
+        self.history = History(self.meters, now)
+        self.observer = Observer(settings.peer, self.scheduler)
         self.view: View | None = None
         self.stopping = False
         self.not_ready: str | None = "the peer is starting"
@@ -250,6 +259,7 @@ class PeerCore:
     def lost(self, peer: str) -> None:
         """Take note that the connection to another peer broke."""
         self.scheduler.lost(peer)
+        self.observer.lost(peer)
 
     def unsent(self, outgoing: Outgoing) -> None:
         """Take note that a message to another peer could not be sent."""
@@ -261,6 +271,8 @@ class PeerCore:
         steady = self._steady.at(now)
         if not self.stopping:
             self.healer.tick(steady)
+            self.observer.tick(self.view, now)
+        self.history.note(now)
         outgoing = self.scheduler.tick(steady)
         answers, self._answers = self._answers + self._give_up_early(now), []
         if (broken := self.store.check_writable()) is not None:
@@ -376,13 +388,16 @@ class PeerCore:
         self.counts[type(message).__name__] += 1
         try:
             answer = self._answer(request, now)
+            outcome = _ACCEPTED if answer is None else _ANSWERED
         except StoreError as error:
             # The disk, or the file, failed: this peer must stop, and others must answer.
             self.failure = self.failure or error
-            answer = Error.of(NotReady(f"{self.settings.peer}: {error}"))
+            answer, outcome = Error.of(NotReady(f"{self.settings.peer}: {error}")), "NotReady"
         except DStashError as error:
-            self.counts[f"refused:{type(error).__name__}"] += 1
+            outcome = type(error).__name__
+            self.counts[f"refused:{outcome}"] += 1
             answer = Error.of(error)
+        self.meters.requests[type(message).__name__, _level(message), outcome] += 1
         return [] if answer is None else [self._reply(request.ticket, answer, now)]
 
     def _answer(self, request: Request, now: int) -> Message | None:
@@ -608,6 +623,8 @@ class PeerCore:
         keys = codec.unpack_keys(message.keys)
         answer: Values | Records
         if isinstance(message, Lookup):
+            if message.want & _VALUES:  # else it only checks what another replica answers
+                self.meters.read_keys.observe(len(keys))
             answer = look_up(snapshot, space, keys, message.want, now)
         else:
             answer = fetch(snapshot, space, keys)
@@ -656,6 +673,8 @@ class PeerCore:
             raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
         self.healer.repair()
         return StatusIs(self.status())
+    def _history(self, message: AskHistory, now: int) -> Message:
+        return HistoryIs(pack_samples(self.history.since(message.after)))
 
     def status(self) -> dict[str, Any]:
         """Return plain facts about this peer."""
@@ -698,6 +717,7 @@ _PLAIN: Final[dict[type, Callable[[PeerCore, Any, int], Message]]] = {
     AskTopology: PeerCore._ask_topology,
     AskStatus: PeerCore._status,
     Repair: PeerCore._repair,
+    AskHistory: PeerCore._history,
 }
 
 #: Requests about keys: they need a formed cluster, a current epoch and an index.
@@ -716,6 +736,22 @@ _QUESTIONS: Final[dict[type, Callable[..., Answering]]] = {
     AskSeen: answering.seen,
     SetHorizon: answering.horizon,
 }
+
+
+#: Outcomes of requests that were not refused. What was accepted is answered later.
+_ANSWERED: Final = "Answered"
+_ACCEPTED: Final = "Accepted"
+
+#: Plain numbers: arithmetic with flags takes longer than all the rest of counting.
+_VALUES: Final = Want.VALUES.value
+_DIGEST: Final = Want.DIGEST.value
+
+
+def _level(message: Message) -> str:
+    """Return at which level a look-up reads, as far as one replica can tell; else nothing."""
+    if type(message) is not Lookup:
+        return ""
+    return "quorum" if message.want & _DIGEST else "one"
 
 
 def _span(message: Scan | ScanKeys | Count) -> Span:

@@ -25,6 +25,7 @@ from dstash.peer.http import Answer, HttpServer
 from dstash.peer.keeper import Keeper
 from dstash.peer.metrics import PeerMetrics
 from dstash.peer.notify import notify
+from dstash.peer.pages import Dashboard
 from dstash.peer.server import PeerServer, wall
 from dstash.store.lmdb import LmdbStore, set_aside
 from dstash.types import Durability
@@ -128,6 +129,7 @@ class Daemon:
             "/readyz": self._readyz,
             "/status": self._status,
             "/metrics": PeerMetrics(self.server, self.core).page,
+            **Dashboard(self.server, self.core, lambda: self.keeper.trouble).pages(),
         }
         http = HttpServer(self.settings.http_bind, self.settings.http_port, pages)
         self._undo.append(http.stop)

@@ -1,4 +1,8 @@
-"""Health over HTTP: ``/healthz`` (the process works) and ``/readyz`` (it serves requests)."""
+"""Pages over HTTP, read-only: health, metrics, the dashboard.
+
+Each connection has a thread of its own, so that one which reads slowly, or says nothing, holds up
+nobody. There are few of them: when one more comes, the oldest has to go.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +39,11 @@ Page = Callable[[], Answer]
 
 #: Connections at once, at most: each has a thread and a descriptor.
 _MOST: Final = 32
+#: Pages take nothing from elsewhere, run no code but their own, and stand in no frame.
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 _NOT_FOUND: Final = Answer.json(404, {"error": "no such page"})
 
@@ -114,6 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
         self.send_header("Cache-Control", "no-store")
+        self.send_header("Content-Security-Policy", _POLICY)
+        self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
         self.wfile.write(answer.body)
 

@@ -75,7 +75,8 @@ class Keeper:
         self._orders: deque[tuple[Order, Callable[[Message], None]]] = deque()
         self._down_since: dict[str, float] = {}
         self._view: View | None = None
-        self._reachable = True
+        #: Why the membership cannot be reached, empty when it can; for people.
+        self.trouble = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
 
@@ -135,11 +136,11 @@ class Keeper:
                 self._stop.wait(1.0)
 
     def _note_reachable(self, error: DStashError | None) -> None:
-        if error is not None and self._reachable:
+        if error is not None and not self.trouble:
             _log.warning("membership out of reach; serving on with the last view", error=str(error))
-        elif error is None and not self._reachable:
+        elif error is None and self.trouble:
             _log.info("membership is back")
-        self._reachable = error is None
+        self.trouble = "" if error is None else str(error)
 
     def _carry_out_orders(self) -> None:
         while self._orders:

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Final
+from typing import ClassVar, Final
 
 from dstash.errors import BY_CODE, Refused
 from dstash.peer.commits import Commit, Internal
@@ -23,6 +23,8 @@ SECONDS: Final = (
 )
 #: Upper bounds of buckets: how many requests became one commit.
 REQUESTS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+#: Upper bounds of buckets: how many keys came in one request.
+KEYS: Final = (1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536)
 #: Upper bounds of buckets: bytes, to a little beyond what one commit takes.
 BYTES: Final = (256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
 
@@ -34,6 +36,11 @@ class Histogram:
         self.bounds = bounds
         self.total = 0.0
         self._counts = [0] * (len(bounds) + 1)
+
+    @property
+    def count(self) -> int:
+        """How many observations there were."""
+        return sum(self._counts)
 
     def observe(self, value: float) -> None:
         """Count one observation."""
@@ -48,19 +55,36 @@ class Histogram:
 class Meters:
     """The meters of one peer."""
 
+    #: The bounds of every histogram of time.
+    seconds: ClassVar = SECONDS
+
     def __init__(self) -> None:
         #: Taking one message, and answering it if it is a read: the socket's thread.
         self.handling = Histogram(SECONDS)
+        #: Keys of one request that was read or written; ``read_keys``: the socket's thread.
+        self.read_keys = Histogram(KEYS)
+        self.written_keys = Histogram(KEYS)
+        #: Requests by (kind, level, outcome), counted once each: the socket's thread.
+        self.requests: Counter[tuple[str, str, str]] = Counter()
         #: The others: the committing thread.
         self.commit_seconds = Histogram(SECONDS)
+        self.sync_seconds = Histogram(SECONDS)
         self.commit_requests = Histogram(REQUESTS)
         self.commit_bytes = Histogram(BYTES)
         #: Writes by (kind, outcome), both named after classes.
         self.writes: Counter[tuple[str, str]] = Counter()
 
-    def committed(self, commit: Commit, seconds: float) -> None:
-        """Count a commit that was run, and what became of the requests in it."""
+    def committed(self, commit: Commit, seconds: float, sync: float) -> None:
+        """Count a commit that was run, and what became of the requests in it.
+
+        Args:
+            seconds: what it took in all.
+            sync: what of that went by until the disk had it.
+        """
         self.commit_seconds.observe(seconds)
+        self.sync_seconds.observe(sync)
+        for keys in commit.sizes:
+            self.written_keys.observe(keys)
         self.commit_requests.observe(len(commit.waiting))
         self.commit_bytes.observe(sum(one.weight for one in commit.waiting))
         outcomes = {ticket: outcome_of(message) for ticket, message in commit.replies}

@@ -24,7 +24,6 @@ from dstash.peer.commits import Commit
 from dstash.peer.core import PeerCore, PendingOrder, Reply
 from dstash.peer.healer import Proposal
 from dstash.peer.inbox import Inbox
-from dstash.peer.meters import Meters
 from dstash.wire.links import Links
 from dstash.wire.messages import Envelope, Error, Hello, Message, Order, encode
 from dstash.wire.sockets import Context, Poller, Received, Router, Waker
@@ -93,7 +92,7 @@ class PeerServer:
         drain: float,
         way: Way = Way.OPEN,
     ) -> None:
-        self.meters = Meters()
+        self.meters = core.meters
         self._core = core
         self._router = router
         self._keeper: TopologyKeeper = _NobodyYet()
@@ -312,7 +311,8 @@ class PeerServer:
             except Exception as error:  # a bug: the writes are not acked, the peer must not limp on
                 _log.exception("commit failed")
                 commit.fatal = DStashError(f"commit failed: {error!r}")
-            self.meters.committed(commit, time.perf_counter() - began)
+            took = time.perf_counter() - began
+            self.meters.committed(commit, took, min(took, self._core.store.synced_in))
             self.post(lambda done=commit: self._committed(done))  # type: ignore[misc]
 
     def _committed(self, commit: Commit) -> list[Reply]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from dstash.version import MAX_STAMP, Stamp, Version
@@ -90,12 +91,16 @@ class StoreStats(NamedTuple):
     used_bytes: int
     map_bytes: int
     free_bytes: int
+    #: Pages of the tree of records, by what they are: branch, leaf, overflow; and all the others.
+    pages: Mapping[str, int] = MappingProxyType({})
 
 
 class Store(Protocol):
     """Durable records of one peer."""
 
     store_id: str
+    #: How long (seconds) it took until the disk had the last commit.
+    synced_in: float
 
     @property
     def identity(self) -> Identity | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -92,6 +93,7 @@ class LmdbStore:
         self._growing = threading.Lock()  # held to read, or to grow the map; never across a sync
         self._writing = threading.Lock()  # held to write: the map must not grow meanwhile
         self._failed: str | None = None
+        self._merged_at = self.synced_in = 0.0
         _make_directory(directory)
         self._lock = DirectoryLock(directory)
         try:
@@ -267,9 +269,11 @@ class LmdbStore:
                 transaction.put(_KEY_HIGH_WATER, high_water.to_bytes(8, "big"), db=self._meta)
             for name, content in (mark for write in writes for mark in write.marks):
                 transaction.put(_MARK + name, content, db=self._meta)
+            self._merged_at = time.perf_counter()
             return merged
 
         merged = self._write(work, (record for write in writes for _, record in write.entries))
+        self.synced_in = time.perf_counter() - self._merged_at
         self._high_water = high_water
         return merged
 
@@ -331,14 +335,21 @@ class LmdbStore:
     def stats(self) -> StoreStats:
         """Return sizes."""
         with self._growing, self._env.begin(self._records) as transaction:
-            entries = transaction.stat(self._records)["entries"]
+            tree = transaction.stat(self._records)
             info, page = self._env.info(), self._env.stat()["psize"]
         disk = os.statvfs(self.directory)
+        pages = {
+            "branch": tree["branch_pages"],
+            "leaf": tree["leaf_pages"],
+            "overflow": tree["overflow_pages"],
+        }
+        pages["other"] = info["last_pgno"] + 1 - sum(pages.values())
         return StoreStats(
-            records=entries,
+            records=tree["entries"],
             used_bytes=(info["last_pgno"] + 1) * page,
             map_bytes=info["map_size"],
             free_bytes=disk.f_bavail * disk.f_frsize,
+            pages=pages,
         )
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ class TwinStore:
         self.identity: Identity | None = None
         self.high_water: Stamp = 0
         self.marks: dict[bytes, bytes] = {}
+        self.synced_in = 0.0
 
     def adopt(self, identity: Identity) -> None:
         """Write down who the store belongs to."""

@@ -555,6 +555,27 @@ class SeenIs(Message):
     high_water: int
 
 
+@message
+class AskHistory(Message):
+    """Asks for the load of the last minutes, as far as it is newer than a moment (milliseconds)."""
+
+    KIND = 60
+    after: int = 0
+
+
+@message
+class HistoryIs(Message):
+    """Answers ``AskHistory``: a sample a second, oldest first.
+
+    A sample has 40 bytes, all big-endian: its end (milliseconds since 1970, 8 bytes), then 4 bytes
+    each for requests read and written, keys read and written, and the 50th and 99th percentile of
+    handling a message and of a commit (microseconds).
+    """
+
+    KIND = 61
+    samples: bytes
+
+
 class Envelope(NamedTuple):
     """A message with what surrounds it."""
 

@@ -46,7 +46,8 @@ def test_a_commit_counts_every_write_in_it_once() -> None:
     ]
     commit.done = [(internal, None)]
     meters = Meters()
-    meters.committed(commit, 0.003)
+    commit.sizes = [5]
+    meters.committed(commit, 0.003, 0.002)
     assert meters.writes == {
         ("Put", "Stored"): 1,
         ("Put", "Busy"): 1,
@@ -56,6 +57,8 @@ def test_a_commit_counts_every_write_in_it_once() -> None:
     assert meters.commit_requests.total == 4
     assert meters.commit_bytes.total == 400
     assert meters.commit_seconds.total == 0.003
+    assert meters.sync_seconds.total == 0.002
+    assert (meters.written_keys.count, meters.written_keys.total) == (1, 5)
 
 
 def test_labels_are_in_snake_case() -> None:

@@ -10,6 +10,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
+from dstash.peer.history import Sample, pack_samples
 from dstash.store.digest import DIGEST_BYTES
 from dstash.store.record import Record, build_record
 from dstash.version import pack, stamp_at
@@ -20,6 +21,7 @@ from dstash.wire.messages import (
     AskCopy,
     AskDigests,
     AskFloor,
+    AskHistory,
     AskSeen,
     AskStatus,
     AskTopology,
@@ -35,6 +37,7 @@ from dstash.wire.messages import (
     Frame,
     Hello,
     Hint,
+    HistoryIs,
     HorizonIs,
     Lookup,
     Message,
@@ -129,6 +132,8 @@ EXAMPLES: list[tuple[tuple[int, int], Message]] = [
     (REPLY, HorizonIs(PARTITIONS)),
     ((7, 0), AskSeen("peer1", stamp_at(NOW))),
     (REPLY, SeenIs(stamp_at(NOW), stamp_at(NOW))),
+    ((7, 0), AskHistory(NOW - 2000)),
+    (REPLY, HistoryIs(pack_samples([Sample(NOW, 10, 2, 4000, 2, 40, 900, 2000, 9000)]))),
 ]
 
 

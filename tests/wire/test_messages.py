@@ -203,6 +203,8 @@ def test_kinds_are_what_they_always_were() -> None:
         "StatusIs": 23,
         "ScanKeys": 24,
         "Count": 25,
+        "AskHistory": 60,
+        "HistoryIs": 61,
     }
     now = {cls.__name__: kind for kind, cls in KINDS.items()}
     assert {name: now.get(name) for name in once} == once

@@ -1,0 +1,152 @@
+// The ring: an arc for each replica set, in a track for each rank; and who is in which zone.
+
+import { $, make, say, sum, whole } from "./elements.js";
+
+const HUES = [255, 190, 300, 155, 225, 335, 120, 275];
+let chosen = null; // the peer whose partitions are shown alone
+
+const INNER = 78, OUTER = 158;
+
+function point(radius, turn) {
+  const angle = 2 * Math.PI * turn - Math.PI / 2;
+  return `${(200 + radius * Math.cos(angle)).toFixed(2)} ${(200 + radius * Math.sin(angle)).toFixed(2)}`;
+}
+
+function arc(inner, outer, from, to) {
+  to = Math.min(to, from + 0.99999); // a whole circle has no beginning
+  const large = to - from > 0.5 ? 1 : 0;
+  return `M${point(outer, from)}A${outer} ${outer} 0 ${large} 1 ${point(outer, to)}` +
+    `L${point(inner, to)}A${inner} ${inner} 0 ${large} 0 ${point(inner, from)}Z`;
+}
+
+function bow(radius, from, to) {
+  to = Math.min(to, from + 0.99999);
+  return `M${point(radius, from)}A${radius} ${radius} 0 ${to - from > 0.5 ? 1 : 0} 1 ${point(radius, to)}`;
+}
+
+export function colours(members) {
+  const zones = [...new Set(members.map((one) => one.zone))].sort();
+  const inZone = {};
+  return Object.fromEntries(members.map((one) => {
+    const place = inZone[one.zone] = (inZone[one.zone] ?? -1) + 1;
+    const hue = HUES[zones.indexOf(one.zone) % HUES.length];
+    return [one.id, { "--hue": hue, "--shift": [0, 0.12, -0.12, 0.2][place % 4] }];
+  }));
+}
+
+function tracks(ranks) {
+  const share = [1, 0.55, 0.45, 0.35, 0.3].slice(0, ranks);
+  const unit = (OUTER - INNER) / sum(share);
+  let edge = OUTER;
+  return share.map((one) => { const outer = edge; edge -= one * unit; return [edge + 2, outer]; });
+}
+
+export function showRing(facts) {
+  const known = Object.fromEntries(facts.members.map((one) => [one.id, one]));
+  const said = JSON.stringify([facts.sets, facts.members.map((one) => [one.id, one.zone, one.badness])]);
+  if ($("ring").dataset.said !== said) {
+    $("ring").dataset.said = said;
+    drawRing(facts, known);
+    drawLegend(facts);
+  }
+  choose(chosen);
+}
+
+function drawRing(facts, known) {
+  const zoneOf = (one) => known[one.peers[0]].zone;
+  const key = (one) => [zoneOf(one), ...one.peers].join("\n");
+  const sets = [...facts.sets].sort((one, other) => (key(one) < key(other) ? -1 : 1));
+  const all = sum(sets.map((one) => one.partitions)) || 1;
+  const hues = colours(facts.members);
+  const rings = tracks(Math.max(1, ...sets.map((one) => one.peers.length)));
+  const parts = [], firsts = new Map(), zones = new Map();
+  let turn = 0;
+  for (const one of sets) {
+    const end = turn + one.partitions / all;
+    one.peers.forEach((peer, rank) => {
+      const lost = known[peer].badness ? " lost" : "";
+      const path = make("path", { d: arc(...rings[rank], turn, end), class: `set${lost}`,
+        "data-peers": one.peers.join("\n"), style: hues[peer], opacity: [1, 0.72, 0.5][rank] ?? 0.4 });
+      path.append(make("title", {}, `${whole(one.partitions)} partitions on ${one.peers.join(", ")}`));
+      parts.push(path);
+    });
+    if (one.moving) parts.push(make("path", { class: "moving", d: bow(OUTER + 3, turn, turn + one.moving / all) }));
+    extend(firsts, one.peers[0], turn, end);
+    extend(zones, zoneOf(one), turn, end);
+    turn = end;
+  }
+  for (const [zone, [from, to]] of zones) parts.push(...zoneLabel(zone, from, to));
+  for (const [peer, [from, to]] of firsts) parts.push(...peerLabel(known[peer], rings[0], from, to));
+  $("ring").replaceChildren($("ring-text"), hatch(), ...parts, ...centre(facts));
+  say($("ring-text"), describeRing(facts));
+}
+
+function extend(spans, key, from, to) {
+  const span = spans.get(key);
+  if (span) span[1] = to; else spans.set(key, [from, to]);
+}
+
+function zoneLabel(zone, from, to) {
+  const gap = Math.min(0.003, (to - from) / 4);
+  const line = make("path", { class: "zone", d: bow(OUTER + 8, from + gap, to - gap) });
+  if ((to - from) * 2 * Math.PI * OUTER < 7 * (zone.length + 5)) return [line];
+  const middle = (from + to) / 2;
+  const [x, y] = point(OUTER + 19, middle).split(" ");
+  const upright = middle > 0.25 && middle < 0.75 ? 180 : 0;
+  const transform = `rotate(${360 * middle + upright} ${x} ${y})`;
+  return [line, make("text", { x, y, transform }, `zone ${zone}`)];
+}
+
+function peerLabel(member, [inner, outer], from, to) {
+  const radius = (inner + outer) / 2;
+  if ((to - from) * 2 * Math.PI * radius < 8 * member.id.length) return [];
+  const middle = (from + to) / 2;
+  const [x, y] = point(radius, middle).split(" ");
+  const upright = middle > 0.25 && middle < 0.75 ? 180 : 0;
+  const name = member.badness ? "name lost-name" : "name";
+  return [make("text", { x, y, class: name, transform: `rotate(${360 * middle + upright} ${x} ${y})` }, member.id)];
+}
+
+function hatch() {
+  return make("defs", {}, make("pattern",
+    { id: "hatch", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
+    make("rect", { width: 6, height: 6 }), make("path", { d: "M0 0V6" })));
+}
+
+function centre(facts) {
+  if (!facts.sets.length) return [make("text", { x: 200, y: 200 }, "no data is placed yet")];
+  return [
+    make("text", { x: 200, y: 190, class: "whole" }, whole(facts.partitions)),
+    make("text", { x: 200, y: 214 }, "partitions"),
+    make("text", { x: 200, y: 231 }, facts.replicas === 1 ? "1 replica" : `${facts.replicas} replicas each`),
+  ];
+}
+
+function describeRing(facts) {
+  const held = facts.members.map((one) => `${one.id} in zone ${one.zone} holds ${one.held}`);
+  return `${facts.partitions} partitions. ${held.join("; ")}.`;
+}
+
+function drawLegend(facts) {
+  const hues = colours(facts.members);
+  const zones = new Map();
+  for (const one of facts.members) zones.set(one.zone, [...(zones.get(one.zone) || []), one]);
+  $("legend").replaceChildren(...[...zones].sort().map(([zone, members]) =>
+    make("li", {}, make("small", {}, `zone ${zone}`), ...members.map((one) => chooser(one.id, hues[one.id])))));
+}
+
+export function chooser(peer, hue) {
+  const button = make("button", { type: "button", "data-choose": peer, title: `Show the partitions of ${peer}` },
+    make("span", { class: "swatch", style: hue }), peer);
+  button.addEventListener("click", () => choose(chosen === peer ? null : peer));
+  return button;
+}
+
+function choose(peer) {
+  chosen = peer;
+  $("ring").toggleAttribute("data-chosen", peer !== null);
+  for (const path of $("ring").querySelectorAll(".set"))
+    path.classList.toggle("chosen", path.dataset.peers.split("\n").includes(peer));
+  for (const button of document.querySelectorAll("[data-choose]"))
+    button.setAttribute("aria-pressed", button.dataset.choose === peer);
+}

@@ -1,0 +1,138 @@
+"""The load of the last minutes, a sample a second: what the dashboard draws.
+
+A sample is the difference between two looks at the meters, so requests pay nothing for it. It
+takes 40 bytes, and a peer keeps five minutes of them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from dstash.errors import ProtocolError
+from dstash.peer.meters import Meters
+
+#: Samples that are kept, and milliseconds between them.
+KEPT: Final = 300
+STEP_MS: Final = 1000
+
+_LAYOUT: Final = struct.Struct(">Q8I")
+_MOST: Final = (1 << 32) - 1
+
+
+class Sample(NamedTuple):
+    """One second of load; ``at`` is its end (milliseconds since 1970 on the peer's clock).
+
+    Reads and writes are requests, ``read_keys`` and ``written_keys`` what was in them. The
+    others are percentiles in microseconds; 0 when nothing happened.
+    """
+
+    at: int
+    reads: int = 0
+    writes: int = 0
+    read_keys: int = 0
+    written_keys: int = 0
+    handling_p50: int = 0
+    handling_p99: int = 0
+    commit_p50: int = 0
+    commit_p99: int = 0
+
+
+class History:
+    """Collects samples. ``note`` is called often, and mostly does nothing."""
+
+    def __init__(self, meters: Meters, now: int) -> None:
+        self._meters = meters
+        self._samples: deque[Sample] = deque(maxlen=KEPT)
+        self._next = _next(now)
+        self._before = _look(meters)
+
+    def note(self, now: int) -> None:
+        """Take a sample when one is due."""
+        if now < self._next:
+            return
+        self._next = _next(now)
+        before, self._before = self._before, _look(self._meters)
+        self._samples.append(_sample(now, before, self._before))
+
+    def since(self, moment: int) -> list[Sample]:
+        """Return the samples that ended after a moment (milliseconds since 1970), oldest first."""
+        return [one for one in self._samples if one.at > moment]
+
+
+def _next(now: int) -> int:
+    """Return the next full second: the samples of all peers fit together."""
+    return (now // STEP_MS + 1) * STEP_MS
+
+
+class _Look(NamedTuple):
+    """What the meters said at one moment."""
+
+    requests: tuple[int, int]
+    keys: tuple[int, int]
+    handling: list[int]
+    commits: list[int]
+
+
+def _look(meters: Meters) -> _Look:
+    read, written = meters.read_keys, meters.written_keys
+    return _Look(
+        (read.count, written.count),
+        (int(read.total), int(written.total)),
+        meters.handling.cumulative(),
+        meters.commit_seconds.cumulative(),
+    )
+
+
+def _sample(now: int, before: _Look, after: _Look) -> Sample:
+    bounds = Meters.seconds
+    handling = _difference(after.handling, before.handling)
+    commits = _difference(after.commits, before.commits)
+    return Sample(
+        now,
+        *_difference(after.requests, before.requests),
+        *_difference(after.keys, before.keys),
+        *(percentile(bounds, handling, part) for part in (0.5, 0.99)),
+        *(percentile(bounds, commits, part) for part in (0.5, 0.99)),
+    )
+
+
+def _difference(after: Sequence[int], before: Sequence[int]) -> list[int]:
+    return [min(_MOST, max(0, new - old)) for new, old in zip(after, before, strict=True)]
+
+
+def percentile(bounds: Sequence[float], cumulative: Sequence[int], part: float) -> int:
+    """Return a percentile of a histogram in microseconds, by straight lines within buckets.
+
+    What lies beyond the last bound counts as that bound; an empty histogram gives 0.
+    """
+    wanted = part * cumulative[-1]
+    edges = [0.0, *bounds]
+    counts = [0, *cumulative]
+    for (low, high), (below, up_to) in zip(pairwise(edges), pairwise(counts), strict=False):
+        if up_to >= wanted and up_to > below:
+            return round(1e6 * (low + (high - low) * (wanted - below) / (up_to - below)))
+    return round(1e6 * edges[-1]) if cumulative[-1] else 0
+
+
+def pack_samples(samples: Sequence[Sample]) -> bytes:
+    """Return samples as they travel."""
+    return b"".join(_LAYOUT.pack(*one) for one in samples)
+
+
+def unpack_samples(packed: bytes) -> list[Sample]:
+    """Return samples that came from another peer.
+
+    Raises:
+        ProtocolError: they are no samples, or more than a peer keeps.
+    """
+    if len(packed) % _LAYOUT.size or len(packed) > KEPT * _LAYOUT.size:
+        raise ProtocolError(f"{len(packed)} bytes are not samples of {_LAYOUT.size} bytes")
+    return list(_samples(packed))
+
+
+def _samples(packed: bytes) -> Iterator[Sample]:
+    return (Sample(*values) for values in _LAYOUT.iter_unpack(packed))

@@ -1,0 +1,116 @@
+"""The dashboard: its files, and what they ask for once a second.
+
+The files are served as they are; they need no build step and nothing from elsewhere. What one
+second's answer costs is paid once, however many watch.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from dstash.peer import board
+from dstash.peer.board import Known
+from dstash.peer.core import PeerCore
+from dstash.peer.history import KEPT
+from dstash.peer.http import Answer, Page
+from dstash.peer.server import PeerServer, wall
+from dstash.peer.troubles import troubles
+
+_FILES: Final = Path(__file__).parent / "dashboard"
+_TYPES: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+}
+#: How long (seconds) to wait for the socket's thread.
+_PATIENCE: Final = 1.0
+#: An answer is good for so long (seconds).
+_FRESH: Final = 0.5
+
+
+class Dashboard:
+    """The pages of one peer.
+
+    Args:
+        membership: returns why the membership is out of reach, or nothing.
+    """
+
+    def __init__(self, server: PeerServer, core: PeerCore, membership: Callable[[], str]) -> None:
+        self._server = server
+        self._core = core
+        self._membership = membership
+
+    def pages(self) -> dict[str, Page]:
+        """Return them by path."""
+        files = {f"/{one.name}": _file(one) for one in _FILES.iterdir() if one.suffix in _TYPES}
+        return {
+            **files,
+            "/": files["/index.html"],
+            "/dashboard": files["/index.html"],
+            "/dashboard/cluster": _shared(self._cluster),
+            "/dashboard/load": _shared(self._load),
+        }
+
+    def _cluster(self) -> Answer:
+        known = self._known()
+        if known is None:
+            return Answer.json(200, self._hangs())
+        facts = board.describe(known)
+        facts["troubles"] = troubles(known, facts)
+        facts["sets"] = board.shorten(facts["sets"])
+        return Answer.json(200, facts)
+
+    def _load(self) -> Answer:
+        known = self._known()
+        return Answer.json(200, {} if known is None else board.load(known, KEPT))
+
+    def _hangs(self) -> dict[str, Any]:
+        settings, quiet = self._core.settings, self._server.seconds_since_turn()
+        return board.unknown(settings.peer, settings.cluster, quiet)
+
+    def _known(self) -> Known | None:
+        return self._server.ask(self._look, _PATIENCE)
+
+    def _look(self) -> Known:
+        """Look at the core, on its own thread; what is returned is nobody else's."""
+        core, now = self._core, wall()
+        core.observer.watch(now)
+        sights = {
+            peer: replace(sight, samples=sight.samples.copy())
+            for peer, sight in core.observer.sights.items()
+        }
+        settings = core.settings
+        return Known(
+            settings.peer,
+            settings.cluster,
+            now,
+            core.view,
+            core.status(),
+            core.history.since(0),
+            sights,
+            self._membership(),
+        )
+
+
+def _file(path: Path) -> Page:
+    answer = Answer(200, path.read_bytes(), _TYPES[path.suffix])
+    return lambda: answer
+
+
+def _shared(page: Page) -> Page:
+    """Return a page that is made anew only when the last one is old; by one thread at a time."""
+    lock = threading.Lock()
+    kept: list[tuple[float, Answer]] = []
+
+    def answer() -> Answer:
+        with lock:
+            if not kept or time.monotonic() - kept[0][0] > _FRESH:
+                kept[:] = [(time.monotonic(), page())]
+            return kept[0][1]
+
+    return answer
