@@ -4,7 +4,7 @@ TOOLS := .venv/bin
 ARGS ?=
 SEEDS ?= 2000
 
-.PHONY: help setup fmt lint types layers test soak fuzz bench demo audit lock
+.PHONY: help setup fmt lint types layers docs test soak fuzz bench demo audit lock
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -24,6 +24,9 @@ types: setup ## Check the types
 
 layers: setup ## Check that imports point down
 	$(TOOLS)/lint-imports --no-logo
+
+docs: setup ## Make docs/api.md, docs/cli.md and docs/cli-json.md anew
+	$(TOOLS)/python -m tests.documents
 
 test: ## Run everything that must pass; ARGS go to pytest
 	bin/test $(ARGS)

@@ -1,0 +1,88 @@
+"""The code blocks of the documents, and what their info strings say of them.
+
+CONTRIBUTING.md has the convention.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from markdown_it import MarkdownIt
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+
+#: Blocks that a test of their own runs, which names the page: (page, language) -> test.
+HELD_ELSEWHERE: Final = {
+    ("docs/operations.md", "bash"): "tests/integration/test_operations.py",
+    ("docs/cli.md", "usage"): "tests/documents/test_reference.py",
+    ("docs/protocol.md", "frames"): "tests/wire/test_protocol.py",
+}
+
+#: A language, perhaps a name that means something to it, perhaps why it is not run.
+_INFO: Final = re.compile(r'^([a-z]+)(?: [A-Z]\w*)?(?: not-run="(.+)")?$')
+
+
+@dataclass(frozen=True)
+class Block:
+    """One code block.
+
+    Attributes:
+        line: where its text begins, counted from 1.
+        why_not_run: the reason why no test can run it; None when one can.
+    """
+
+    page: str
+    line: int
+    language: str
+    text: str
+    why_not_run: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it stands, as editors like it."""
+        return f"{self.page}:{self.line}"
+
+    @property
+    def held_by(self) -> str | None:
+        """The test that runs it, where that is another one."""
+        return HELD_ELSEWHERE.get((self.page, self.language))
+
+
+def pages() -> list[str]:
+    """Return every document, relative to the root."""
+    found = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    return sorted(str(one.relative_to(ROOT)) for one in found)
+
+
+def blocks(page: str) -> list[Block]:
+    """Return the blocks of a page.
+
+    Raises:
+        ValueError: an info string is missing, or is not like the convention.
+    """
+    return list(parse(page, (ROOT / page).read_text()))
+
+
+def parse(page: str, text: str) -> Iterator[Block]:
+    """Yield the blocks of a Markdown text."""
+    for token in MarkdownIt("commonmark").parse(text):
+        if token.type not in ("fence", "code_block"):
+            continue
+        assert token.map is not None
+        first = token.map[0] + 1
+        if token.type == "code_block":
+            raise ValueError(f"{page}:{first}: fence the block, and say what is in it")
+        yield _block(page, first + 1, token.info, token.content)
+
+
+def _block(page: str, line: int, info: str, text: str) -> Block:
+    found = _INFO.match(info.strip())
+    if found is None:
+        raise ValueError(
+            f'{page}:{line}: {info!r} is not a language, or a language and not-run="the reason"'
+        )
+    return Block(page, line, found[1], text, found[2])

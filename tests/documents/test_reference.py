@@ -1,0 +1,13 @@
+"""docs/api.md, docs/cli.md and docs/cli-json.md are what the code says today."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.documents.blocks import ROOT
+from tests.documents.reference import PAGES
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_that_is_made_is_up_to_date(page: str) -> None:
+    assert (ROOT / page).read_text() == PAGES[page](), "run: make docs"
