@@ -673,6 +673,7 @@ class PeerCore:
             raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
         self.healer.repair()
         return StatusIs(self.status())
+
     def _history(self, message: AskHistory, now: int) -> Message:
         return HistoryIs(pack_samples(self.history.since(message.after)))
 
