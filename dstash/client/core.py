@@ -28,11 +28,13 @@ from dstash.errors import (
     StaleEpoch,
     StoreFailed,
     TimedOut,
+    Unauthorised,
     Unavailable,
     UsageError,
     VersionMismatch,
 )
 from dstash.wire.messages import Envelope, Error, Message, TopologyIs, Welcome
+from dstash.wire.sockets import KEY_UNKNOWN
 
 #: Requests one call may have in hand: enough to keep every peer busy, few enough to bound memory.
 WINDOW: Final = 48
@@ -216,7 +218,8 @@ class Operation(ABC):
         for number in gone:
             pending = self._pending.pop(number, None)
             if pending is not None:
-                failure = Failure(Unavailable(f"{peer}: {reason}"), definite=False)
+                kind = Unauthorised if reason == KEY_UNKNOWN else Unavailable
+                failure = Failure(kind(f"{peer}: {reason}"), definite=False)
                 sends += self._failed(pending, failure, now)
         return sends
 

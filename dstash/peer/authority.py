@@ -111,6 +111,11 @@ class Authority:
     def __len__(self) -> int:
         return len(self._grants)
 
+    @property
+    def keys(self) -> frozenset[str]:
+        """The public keys that may connect."""
+        return frozenset(self._grants)
+
     def admits(self, key: str) -> bool:
         """Whether a key may connect at all."""
         return key in self._grants

@@ -147,7 +147,9 @@ class PeerServer:
         """Hand a list of authorised keys to the core."""
 
         def take() -> list[Reply]:
+            before = self._core.authority
             self._core.authorise(authority)
+            self._router.shut_out(before.keys - authority.keys if before else ())
             return []
 
         self.post(take)

@@ -16,7 +16,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -82,6 +82,8 @@ class Connection:
     acked: int = 0
     taken: int = 0
     given: int = 0
+    #: The public key that its client has proved; None without CURVE.
+    user: str | None = None
     is_heard: bool = False
     is_cut: bool = False
 
@@ -168,13 +170,13 @@ class Connections:
         """Whether a routing id surely belongs to a known connection: libzmq chose it itself."""
         return sender[:1] == b"\0" and sender in self._by_sender
 
-    def introduce(self, sender: bytes, fd: int) -> None:
-        """Take note of which connection a routing id belongs to."""
+    def introduce(self, sender: bytes, fd: int, user: str | None) -> None:
+        """Take note of which connection, and which key, a routing id belongs to."""
         connection = self._by_fd.get(fd)
         if connection is None:
             connection = self.opened(fd)
         if connection is not None:
-            connection.is_heard = True
+            connection.is_heard, connection.user = True, user
             self._by_sender[sender] = connection
 
     def took(self, sender: bytes, parts: Sequence[bytes]) -> None:
@@ -203,6 +205,12 @@ class Connections:
         connection = self._by_sender.get(sender)
         if connection is not None and not connection.is_cut:
             self._cut(connection, why)
+
+    def shut_out(self, users: Collection[str]) -> None:
+        """Cut the connections of keys that are welcome no more, and those that may be theirs."""
+        for one in list(self._by_fd.values()) if users else ():
+            if not one.is_cut and (one.user in users or not one.is_heard):
+                self._cut(one, "its key was taken off the list")
 
     # -- the watching thread
 

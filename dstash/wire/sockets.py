@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -182,16 +182,16 @@ class Router:
         while frame.more and len(parts) <= MAX_FRAME_PARTS:
             frame = self.socket.recv(zmq.NOBLOCK, copy=False)
             parts.append(frame.bytes)
-        sender = first.bytes
+        sender, user = first.bytes, self._user(first) if self._has_keys else None
         if self.connections is not None:
             if not self.connections.knows(sender):
-                self.connections.introduce(sender, int(str(first.get("__fd"))))
+                self.connections.introduce(sender, int(str(first.get("__fd"))), user)
             self.connections.took(sender, parts)
         if frame.more:
             self._is_discarding = True
             if self.connections is not None:
                 self.connections.send_away(sender, "its message has too many frames")
-        return Received(sender, parts, self._user(first) if self._has_keys else None)
+        return Received(sender, parts, user)
 
     def _discard(self) -> None:
         """Drop frames of a message of which enough was seen: there may be millions."""
@@ -219,6 +219,11 @@ class Router:
     def is_slow(self, sender: bytes) -> bool:
         """Whether a client leaves too many answers unread to be given more."""
         return self.connections is not None and self.connections.is_slow(sender)
+
+    def shut_out(self, users: Collection[str]) -> None:
+        """End the connections of public keys that may connect no more."""
+        if self.connections is not None:
+            self.connections.shut_out(users)
 
     def close_after(self, seconds: float) -> None:
         """Close; answers already given have that long to leave."""
@@ -270,13 +275,17 @@ class _Watch:
             self._connections.opened(value)
 
 
+#: Why a peer that was reached does not talk to this side.
+KEY_UNKNOWN: Final = "it does not know the key of this side"
+
+
 class LinkState(Enum):
     """Where a connection to a peer stands. From the last two ZeroMQ does not try again."""
 
     CONNECTING = "connecting"
     UP = "up"
     DOWN = "connection lost"
-    REFUSED = "it does not know the key of this side"
+    REFUSED = KEY_UNKNOWN
     FOREIGN = "one side asks for CURVE and the other does not, or it does not speak ZeroMQ"
 
     @property
