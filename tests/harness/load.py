@@ -21,6 +21,7 @@ class _Worker:
     number: int
     expected: dict[str, str | None] = field(default_factory=dict)
     operations: int = 0
+    keys: int = 0
 
     def key(self, rng: random.Random) -> str:
         return f"w{self.number}-{rng.randrange(_KEYS)}"
@@ -39,6 +40,7 @@ class Load:
         self.client = client
         self.errors: list[str] = []
         self.slowest = 0.0
+        self._began = self._ended = 0.0
         self._pause = pause
         self._stop = threading.Event()
         self._workers = [_Worker(number) for number in range(threads)]
@@ -48,11 +50,17 @@ class Load:
         ]
 
     @property
+    def rate(self) -> float:
+        """How many keys were put, looked up or deleted in a second."""
+        return sum(worker.keys for worker in self._workers) / (self._ended - self._began)
+
+    @property
     def operations(self) -> int:
         """How many calls came back."""
         return sum(worker.operations for worker in self._workers)
 
     def __enter__(self) -> Load:
+        self._began = time.monotonic()
         for thread in self._threads:
             thread.start()
         return self
@@ -61,6 +69,7 @@ class Load:
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=60)
+        self._ended = self._ended or time.monotonic()
 
     def check(self, client: Client) -> None:
         """Stop, and read everything back at level ALL: what was acked, and what was deleted."""
@@ -95,16 +104,19 @@ class Load:
     def _put(self, worker: _Worker, rng: random.Random) -> None:
         key, value = worker.key(rng), _value(rng)
         self.client.put(INDEX, key, value)
+        worker.keys += 1
         worker.expected[key] = value
 
     def _put_some(self, worker: _Worker, rng: random.Random) -> None:
         batch = {worker.key(rng): _value(rng) for _ in range(20)}
         self.client.batch_put(INDEX, batch).raise_for_failures()
         worker.expected.update(batch)
+        worker.keys += len(batch)
 
     def _delete(self, worker: _Worker, rng: random.Random) -> None:
         key = worker.key(rng)
         self.client.delete(INDEX, key)
+        worker.keys += 1
         worker.expected[key] = None
 
     def _get(self, worker: _Worker, rng: random.Random) -> None:
@@ -115,6 +127,7 @@ class Load:
 
     def _compare(self, worker: _Worker, keys: Sequence[str]) -> None:
         found = self.client.batch_lookup(INDEX, keys)
+        worker.keys += len(keys)
         for key in keys:
             if found.get(key) != worker.expected.get(key):
                 self.errors.append(f"{key} is {found.get(key)}, not {worker.expected.get(key)}")

@@ -117,28 +117,36 @@ class Peers:
         folder: for data and logs.
         where: options that name the membership.
         options: for every peer.
+        finder: settings of a client that name the membership.
     """
 
     def __init__(
-        self, folder: Path, where: list[str], *options: str, cluster: str = "dstash"
+        self,
+        folder: Path,
+        where: list[str],
+        *options: str,
+        finder: dict[str, str],
+        cluster: str = "dstash",
     ) -> None:
         self.folder = folder
         self.cluster = cluster
         self.options = [*where, "--cluster", cluster, *options]
         self.all: dict[str, Peer] = {}
+        self._finder = finder
         self._clients: list[Client] = []
 
     @classmethod
     def local(cls, folder: Path, *options: str) -> Peers:
         """Return a cluster with the embedded membership."""
         where = ["--membership", "local", "--local-dir", str(folder / "membership")]
-        return cls(folder, where, *options)
+        return cls(folder, where, *options, finder={"local_dir": str(folder / "membership")})
 
     @classmethod
     def consul(cls, folder: Path, url: str, cluster: str, *options: str) -> Peers:
         """Return a cluster on Consul."""
         where = ["--membership", "consul", "--consul", url]
-        return cls(folder, where, *options, cluster=cluster)
+        finder = {"consul": url, "cluster": cluster}
+        return cls(folder, where, *options, cluster=cluster, finder=finder)
 
     def __getitem__(self, name: str) -> Peer:
         return self.all[name]
@@ -173,6 +181,12 @@ class Peers:
         """Return a new client that knows where every peer was at the beginning."""
         seeds = [peer.address for peer in self.all.values()]
         client = Client(*seeds, **({"timeout": 20.0, "cluster": self.cluster} | settings))
+        self._clients.append(client)
+        return client
+
+    def finder(self) -> Client:
+        """Return a new client that finds the peers as they do each other."""
+        client = Client(**self._finder, timeout=20.0)  # type: ignore[arg-type]
         self._clients.append(client)
         return client
 

@@ -1,0 +1,116 @@
+"""Who is given up, and when: by those who saw it dead all the time, and see the others well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dstash.cluster.local import LocalMembership
+from dstash.cluster.membership import Announcement
+from dstash.cluster.topology import State
+from dstash.errors import ChangeConflict
+from dstash.peer.keeper import Keeper
+from dstash.store.twin import TwinStore
+
+AFTER = 600.0
+
+
+class Cluster:
+    """Five peers that have joined. The first one looks when it is told to, by a clock of ours."""
+
+    def __init__(self, folder: Path, names: str = "abcde") -> None:
+        self.now = 1000.0
+        self.members = {name: LocalMembership(folder, "c") for name in names}
+        self.stores = {name: TwinStore(f"store-{name}") for name in names}
+        self.keepers = {name: self.keeper(name) for name in names}
+        for keeper in self.keepers.values():
+            keeper.join()
+
+    def keeper(self, name: str) -> Keeper:
+        return Keeper(
+            self.members[name],
+            Announcement(name, f"tcp://{name}:1", self.stores[name].store_id, name, 1.0),
+            self.stores[name],
+            cluster="c",
+            replicas=3,
+            min_peers=len(self.members),
+            waits_to_be_added=False,
+            down_out_after=AFTER,
+            publish=lambda view: None,
+            removed=lambda: None,
+            clock=lambda: self.now,
+        )
+
+    def wait(self, seconds: float, *, watching: bool = True) -> None:
+        """Let time pass; the first peer looks every two seconds."""
+        end = self.now + seconds
+        while watching and self.now < end - 2:
+            self.now += 2
+            self.keepers["a"]._look()
+        self.now = end
+        self.keepers["a"]._look()
+
+    def leaving(self) -> list[str]:
+        topology = self.members["a"].read().topology
+        assert topology is not None
+        return [one.id for one in topology.members if one.state is State.LEAVING]
+
+    def edit(self, change: Callable[..., object]) -> None:
+        """Change the topology as some other peer does."""
+        stored = self.members["a"].read()
+        assert self.members["a"].compare_and_set(change(stored.topology), stored.token)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    made = Cluster(tmp_path)
+    yield made
+    for membership in made.members.values():
+        membership.close()
+
+
+def test_one_that_is_dead_for_long_is_given_up(cluster: Cluster) -> None:
+    cluster.members["e"].resign()
+    cluster.wait(AFTER - 5)
+    assert cluster.leaving() == []
+    cluster.wait(10)
+    assert cluster.leaving() == ["e"]
+
+
+def test_one_that_was_back_meanwhile_is_not(cluster: Cluster) -> None:
+    cluster.members["e"].resign()
+    cluster.wait(AFTER - 5)
+    cluster.members["e"].announce(cluster.keepers["e"]._announcement)
+    cluster.wait(4)
+    cluster.members["e"].resign()
+    cluster.wait(AFTER - 5)
+    assert cluster.leaving() == []
+
+
+def test_when_more_than_a_third_are_down_nobody_is(cluster: Cluster) -> None:
+    cluster.members["d"].resign()
+    cluster.members["e"].resign()
+    cluster.wait(3 * AFTER)
+    assert cluster.leaving() == []
+
+
+def test_time_in_which_nobody_looked_does_not_count(cluster: Cluster) -> None:
+    cluster.members["e"].resign()
+    cluster.wait(20)
+    cluster.wait(2 * AFTER, watching=False)  # the membership was out of reach
+    assert cluster.leaving() == []
+    cluster.wait(AFTER + 5)
+    assert cluster.leaving() == ["e"]
+
+
+def test_one_that_was_removed_while_it_started_does_not_join_with_what_it_held(
+    cluster: Cluster,
+) -> None:
+    cluster.members["e"].resign()
+    cluster.edit(lambda topology: topology.without(["e"]).next())
+    with pytest.raises(ChangeConflict, match="gone on without this peer"):
+        cluster.keeper("e").join()
+    cluster.stores["e"] = TwinStore("another")  # what it held was set aside
+    assert "e" in cluster.keeper("e").join().members
