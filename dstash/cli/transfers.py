@@ -56,16 +56,14 @@ def _transfer(topology: Topology, peer: str, total: int, member: Mapping[str, An
     left = healing.get("filling", 0) if healing.get("filling_of") else total
     if topology.change is None or peer in topology.change.complete:
         left = 0
-    done = total - min(left, total)
-    seconds = healing.get("filling_ms", 0) / 1000
     return Transfer(
         peer,
         total,
-        done,
+        total - min(left, total),
         healing.get("filled_records", 0),
         healing.get("filled_bytes", 0),
-        round(healing.get("filled_bytes", 0) / seconds) if seconds else 0,
-        seconds * left / done if done and seconds else (None if left else 0.0),
+        healing.get("filling_bytes_per_second", 0),
+        healing.get("filling_seconds_left") if left else 0.0,
         bool(member.get("alive")),
     )
 

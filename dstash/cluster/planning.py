@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from dstash.cluster.changing import thins_out
 from dstash.cluster.rendezvous import Table
 from dstash.cluster.topology import Member, Topology
 from dstash.cluster.view import placement
@@ -179,7 +180,8 @@ def _no_source(
     missing: set[str] = set()
     for was, will in zip(old, new, strict=True):
         needed = len(was) - Level.QUORUM.needed(len(was)) + 1
-        if set(will) - set(was) and len(synced.intersection(was)) < needed:
+        gains = set(will) - set(was) or thins_out(was, will)
+        if gains and len(synced.intersection(was)) < needed:
             waiting += 1
             missing |= set(was) - synced
     if not waiting:

@@ -26,6 +26,17 @@ class Progress:
         """Return how long it has taken."""
         return (self.ended or now) - self.began
 
+    def bytes_per_second(self, now: int) -> int:
+        """Return how fast it came in so far."""
+        return 1000 * self.bytes // max(1, self.milliseconds(now))
+
+    def seconds_left(self, unfilled: int, now: int) -> float | None:
+        """Return how long the rest takes at this pace; None while nobody can tell."""
+        done = self.partitions - unfilled
+        if not unfilled:
+            return 0.0
+        return self.milliseconds(now) / 1000 * unfilled / done if done else None
+
 
 @dataclass
 class RepairProgress:

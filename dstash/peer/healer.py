@@ -117,11 +117,13 @@ class Healer:
 
     def facts(self) -> dict[str, Any]:
         """Return how healing goes, for people."""
-        progress = self.replica.progress
+        progress, now = self.replica.progress, self.replica.now()
         return {
             "filling": len(self._unfilled),
             "filling_of": progress.partitions,
-            "filling_ms": progress.milliseconds(self.replica.now()),
+            "filling_ms": progress.milliseconds(now),
+            "filling_bytes_per_second": progress.bytes_per_second(now),
+            "filling_seconds_left": progress.seconds_left(len(self._unfilled), now),
             "filled_records": progress.records,
             "filled_bytes": progress.bytes,
             "healed_records": self.replica.healed,
@@ -207,11 +209,13 @@ class Healer:
     def _fill_if_needed(self, view: View) -> None:
         wanted = self._wanted(view)
         purpose = None if wanted is None else wanted[0]
+        change = view.topology.change
+        if wanted is None and not (change is not None and change.paused):
+            self._unfilled = set()  # what is paused has still to be filled
         if purpose == self._filling:
             return
         self._scheduler.cancel("fill:")
         self._filling = purpose
-        self._unfilled = set()
         if wanted is not None:
             self._begin_filling(*wanted)
 

@@ -7,6 +7,7 @@ is asked on its own thread; when that hangs, what can be said without it is stil
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,6 +51,8 @@ _HEALING_GAUGES: Final = (
     ("dstash_filling_goal_partitions", "filling_of", "Partitions of the filling under way."),
     ("dstash_filled_records", "filled_records", "Records taken by the filling under way."),
     ("dstash_filled_bytes", "filled_bytes", "Bytes taken by the filling under way."),
+    ("dstash_filling_bytes_per_second", "filling_bytes_per_second", "What it took in a second."),
+    ("dstash_filling_left_seconds", "filling_seconds_left", "How long it takes still, about."),
 )
 _HEALING_COUNTERS: Final = (
     ("dstash_healed_records_total", "healed_records", "Records taken to be equal to a replica."),
@@ -143,15 +146,20 @@ def _cluster(view: View | None, peer: str) -> Iterator[Metric]:
     yield members
     alive = len(view.alive & view.members.keys()) if view else 0
     yield _gauge("dstash_members_alive", "Members whose lock is held.", alive)
-    changing = topology is not None and topology.change is not None
-    yield _gauge("dstash_change_running", "Whether placement is changing.", changing)
+    change = topology.change if topology else None
+    yield _gauge("dstash_change_running", "Whether placement is changing.", change is not None)
+    paused = change is not None and change.paused
+    yield _gauge("dstash_change_paused", "Whether the change under way is paused.", paused)
+    bound = change.rate if change else 0
+    text = "Bytes a second that each gaining peer may take in; 0 for no bound."
+    yield _gauge("dstash_change_rate_bytes", text, bound)
     owned = len(view.owned_by(peer)) if view else 0
     yield _gauge("dstash_partitions", "Partitions that this peer holds a replica of.", owned)
 
 
 def _healing(healing: Mapping[str, Any]) -> Iterator[Metric]:
     for name, key, text in _HEALING_GAUGES:
-        yield _gauge(name, text, healing[key])
+        yield _gauge(name, text, math.nan if healing[key] is None else healing[key])
     for name, key, text in _HEALING_COUNTERS:
         yield CounterMetricFamily(name, text, value=healing[key])
     text = "Keys that another peer missed; a partition to compare counts as one."
