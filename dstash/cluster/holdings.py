@@ -25,7 +25,7 @@ SLICE: Final = 400
 #: A partition that changed within this time (milliseconds) is busy: replicas differ in passing.
 BUSY_MS: Final = 2000
 
-#: How long other peers' repairs of the past are refused while a horizon is being agreed on.
+#: How long, at most, repairs of the past are refused while a horizon is being agreed on.
 PROMISE_MS: Final = 10_000
 
 HORIZONS_MARK: Final = b"horizons"
@@ -56,6 +56,8 @@ class Holdings:
         kept = store.marked(HORIZONS_MARK)
         self.horizons.frombytes(kept or bytes(8 * PARTITIONS))
         self._promises: dict[int, tuple[Stamp, int]] = {}
+        #: Shorter where horizons are sought often: between two promises there must be room to heal.
+        self.promise_ms = PROMISE_MS
         self._mortal: dict[int, bool] = {}
         self._counts = array("L", bytes(array("L").itemsize * PARTITIONS))
         #: Whether it is known that the store is as new as the other peers remember it.
@@ -99,7 +101,7 @@ class Holdings:
 
     def promise(self, partition: int, stamp: Stamp, now: int) -> None:
         """Refuse repairs up to ``stamp`` for some seconds."""
-        self._promises[partition] = (stamp, now + PROMISE_MS)
+        self._promises[partition] = (stamp, now + self.promise_ms)
 
     def has_promised(self, partition: int, stamp: Stamp, now: int) -> bool:
         """Whether a promise for exactly that stamp still holds."""
@@ -131,7 +133,7 @@ class Holdings:
 
         One that has expired is gone for good, and none lasts longer because the clock is set back.
         """
-        latest = now + PROMISE_MS
+        latest = now + self.promise_ms
         self._promises = {
             one: (stamp, min(until, latest))
             for one, (stamp, until) in self._promises.items()

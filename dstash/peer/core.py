@@ -16,7 +16,7 @@ from dstash.about import __version__
 from dstash.cluster import answering
 from dstash.cluster.answering import PAGE_BYTES, Answering
 from dstash.cluster.hints import Hints
-from dstash.cluster.holdings import Holdings
+from dstash.cluster.holdings import PROMISE_MS, Holdings
 from dstash.cluster.replica import Replica
 from dstash.cluster.tasks import Merge, Outgoing, Scheduler
 from dstash.cluster.topology import State, Topology
@@ -168,6 +168,7 @@ class PeerCore:
         self.holdings = Holdings(store)
         # Nor what is below a horizon, should the clock have been set back meanwhile.
         self.holdings.floor = max(stamp_at(now), *self.holdings.horizons)
+        self.holdings.promise_ms = min(PROMISE_MS, settings.pace.bury_ms // 2)
         self.hints = Hints(settings.hint_limit, settings.hint_max_age_ms)
         self.scheduler = Scheduler(self._commit_internal, self._settle, self._epoch)
         self._steady = Steady(now)

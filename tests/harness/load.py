@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -12,19 +13,20 @@ from dstash import Client, DStashError
 
 INDEX = "load"
 _KEYS = 300
+_NUMBERS = itertools.count(1)
 
 
 @dataclass
 class _Worker:
     """One thread: it alone writes its keys, so that it knows what each must be."""
 
-    number: int
+    name: str
     expected: dict[str, str | None] = field(default_factory=dict)
     operations: int = 0
     keys: int = 0
 
     def key(self, rng: random.Random) -> str:
-        return f"w{self.number}-{rng.randrange(_KEYS)}"
+        return f"{self.name}-{rng.randrange(_KEYS)}"
 
 
 class Load:
@@ -43,7 +45,9 @@ class Load:
         self._began = self._ended = 0.0
         self._pause = pause
         self._stop = threading.Event()
-        self._workers = [_Worker(number) for number in range(threads)]
+        #: No two loads share a key: one cluster may see several.
+        number = next(_NUMBERS)
+        self._workers = [_Worker(f"l{number}w{worker}") for worker in range(threads)]
         self._threads = [
             threading.Thread(target=self._run, args=(worker,), daemon=True)
             for worker in self._workers
@@ -87,7 +91,7 @@ class Load:
             assert not wrong, f"expected, found: {list(wrong.items())[:5]} and {len(wrong)} in all"
 
     def _run(self, worker: _Worker) -> None:
-        rng = random.Random(worker.number)
+        rng = random.Random(worker.name)
         while not self._stop.is_set() and len(self.errors) < 100:
             began = time.monotonic()
             try:

@@ -33,6 +33,12 @@ class Peer:
         self.options = options
         self.command = [DSTASH_PEER]
         self.port, self.http_port = free_ports(2)
+        #: The port of a proxy before it, if there is one.
+        self.front = 0
+        #: What the command line begins with, such as a namespace to run in.
+        self.before: list[str] = []
+        #: Settings, as environment variables.
+        self.environ: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -42,7 +48,7 @@ class Peer:
 
     def start(self) -> None:
         """Start the process; it is of use after ``wait_ready``."""
-        command = [*self.command, str(self.data), "127.0.0.1", str(self.port)]
+        command = [*self.before, *self.command, str(self.data), "127.0.0.1", str(self.port)]
         command += ["--http-port", str(self.http_port), "--log-format", "json", *self.options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -50,7 +56,7 @@ class Peer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=clean_environment(),
+                env=clean_environment() | self.environ,
             )
 
     def move(self) -> None:
@@ -131,6 +137,8 @@ class Peers:
         self.folder = folder
         self.cluster = cluster
         self.options = [*where, "--cluster", cluster, *options]
+        #: Settings of every peer that is made, as environment variables.
+        self.environ: dict[str, str] = {}
         self.all: dict[str, Peer] = {}
         self._finder = finder
         self._clients: list[Client] = []
@@ -172,9 +180,15 @@ class Peers:
     def start(self, name: str, *options: str) -> Peer:
         """Start a peer that is new, in a zone of its own unless the options name one."""
         zone = [] if "--zone" in options else ["--zone", f"zone-{name}"]
-        peer = Peer(name, self.folder, [*self.options, *zone, *options])
+        peer = self.make(name, [*self.options, *zone, *options])
         self.all[name] = peer
         peer.start()
+        return peer
+
+    def make(self, name: str, options: list[str]) -> Peer:
+        """Return a peer that is not started yet."""
+        peer = Peer(name, self.folder, options)
+        peer.environ |= self.environ
         return peer
 
     def client(self, **settings: Any) -> Client:

@@ -1,0 +1,236 @@
+"""Faults that befall real processes; after each the invariants I1 to I6 are asked for by name.
+
+``DSTASH_SOAK=10`` makes the runs ten times as long (``make soak``).
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.consul import ConsulAgent, ConsulCluster
+from tests.harness.invariants import check_invariants
+from tests.harness.load import Load
+from tests.harness.peers import PATIENCE, Peers
+from tests.harness.waiting import wait_until
+from tests.harness.wires import CLIENT, WiredPeers
+
+SOAK = int(os.environ.get("DSTASH_SOAK", "1"))
+#: Everything that is done now and then is done often.
+HASTY = {
+    "DSTASH_COMPARE_INTERVAL": "1",
+    "DSTASH_BURY_INTERVAL": "2",
+    "DSTASH_BURY_LAG": "1",
+}
+NAMES = ("a", "b", "c")
+
+pytestmark = pytest.mark.timeout(300 * SOAK)
+
+Way = tuple[str, str]
+
+
+@pytest.fixture(scope="module")
+def wired(
+    tmp_path_factory: pytest.TempPathFactory, consul_agent: ConsulAgent
+) -> Iterator[WiredPeers]:
+    """Three peers on Consul, with a proxy before each. Every test leaves them well."""
+    where = ["--membership", "consul", "--consul", consul_agent.url]
+    name = f"wired-{uuid.uuid4().hex[:8]}"
+    with WiredPeers(tmp_path_factory.mktemp("wired"), where, cluster=name) as peers:
+        peers.environ |= HASTY
+        peers.form(*NAMES)
+        yield peers
+
+
+def more(load: Load, operations: int) -> None:
+    """Wait until so many more calls came back."""
+    goal = load.operations + operations
+    wait_until(lambda: load.operations >= goal or load.errors, 60, f"{operations} more calls")
+    assert not load.errors, load.errors
+
+
+def back(peers: Peers, *names: str) -> None:
+    """Wait until peers serve again."""
+    for name in names:
+        peers[name].wait_ready()
+
+
+def test_one_is_killed_in_the_middle_of_acked_writes(wired: WiredPeers) -> None:
+    for name in NAMES * SOAK if SOAK > 1 else "b":
+        with Load(wired.client()) as load:
+            more(load, 100)
+            wired[name].kill()
+            more(load, 150)
+            wired[name].start()
+            back(wired, name)
+            more(load, 50)
+        check_invariants(wired, load)
+
+
+def test_all_are_killed_in_the_middle_of_acked_writes(wired: WiredPeers) -> None:
+    for _ in range(SOAK):
+        with Load(wired.client(timeout=60.0)) as load:
+            more(load, 150)
+            for name in NAMES:
+                wired[name].kill()
+            for name in NAMES:
+                wired[name].start()
+            more(load, 50)
+            back(wired, *NAMES)
+        check_invariants(wired, load)
+
+
+def test_one_is_stopped_for_longer_than_its_session_lives(wired: WiredPeers) -> None:
+    client = wired.client()
+
+    def is_alive(name: str) -> bool:
+        return next(bool(one["alive"]) for one in client.status()["members"] if one["id"] == name)
+
+    for name in NAMES * SOAK if SOAK > 1 else "c":
+        with Load(wired.client()) as load:
+            more(load, 50)
+            wired[name].freeze()
+            wait_until(lambda one=name: not is_alive(one), 30, "its session is over")  # type: ignore[misc]
+            more(load, 100)
+            wired[name].thaw()
+            wait_until(lambda one=name: is_alive(one), 30, "it has another session")  # type: ignore[misc]
+            more(load, 50)
+        check_invariants(wired, load)
+
+
+def ways(name: str) -> dict[str, list[Way]]:
+    """Return what can be cut around a peer."""
+    others = [one for one in (*NAMES, CLIENT) if one != name]
+    into, out = [(one, name) for one in others], [(name, one) for one in others]
+    return {"both": into + out, "in": into, "out": out}
+
+
+def test_each_is_cut_off_in_turn_one_way_and_both(wired: WiredPeers) -> None:
+    every = [(name, how) for name in NAMES for how in ("both", "in", "out")] * SOAK
+    for name, how in every if SOAK > 1 else zip(NAMES, ("both", "in", "out"), strict=True):
+        with Load(wired.client()) as load:
+            more(load, 50)
+            wired.wires.cut(ways(name)[how])
+            more(load, 100)
+            wired.wires.heal()
+            more(load, 50)
+        check_invariants(wired, load)
+
+
+def test_peers_that_cannot_hear_each_other_serve_clients_that_hear_all(wired: WiredPeers) -> None:
+    for _ in range(SOAK):
+        with Load(wired.client()) as load:
+            more(load, 50)
+            wired.wires.cut([(one, other) for one in NAMES for other in NAMES if one != other])
+            more(load, 150)
+            wired.wires.heal()
+            more(load, 50)
+        check_invariants(wired, load)
+
+
+def records(peers: Peers, *names: str) -> list[int]:
+    """Return how many records peers hold on disk, tombstones included."""
+    return [int(peers[name].page("/status").get("records", -1)) for name in names]
+
+
+def test_what_is_deleted_while_a_replica_is_away_stays_deleted(wired: WiredPeers) -> None:
+    """I3, by name: and the tombstones wait on disk for the one that is away, then go."""
+    client = wired.client()
+    keys = [f"gone-{number}" for number in range(200)]
+    for name in "a" if SOAK == 1 else NAMES * SOAK:
+        client.batch_put("deleted", dict.fromkeys(keys, "old"), write="all").raise_for_failures()
+        others = [one for one in NAMES if one != name]
+        wired[name].kill()
+        client.batch_delete("deleted", keys).raise_for_failures()
+        before = records(wired, *others)
+        rounds = [wired[one].page("/status")["counts"].get("SetHorizon", 0) for one in others]
+        with Load(wired.client()) as load:  # as long as it takes to bury twice, if it could
+            more(load, 400)
+        held = records(wired, *others)
+        assert all(now >= then for now, then in zip(held, before, strict=True)), (before, held)
+        assert rounds == [
+            wired[one].page("/status")["counts"].get("SetHorizon", 0) for one in others
+        ], "a horizon was set without it"
+        wired[name].start()
+        back(wired, name)
+        check_invariants(wired, load)
+        for level in ("one", "quorum", "all"):
+            assert client.batch_lookup("deleted", keys, read=level) == {}
+        without = min(before) - len(keys)
+        wait_until(
+            lambda most=without: max(records(wired, *NAMES)) <= most,  # type: ignore[misc]
+            PATIENCE,
+            "the tombstones have left every disk",
+        )
+        assert client.batch_lookup("deleted", keys, read="all") == {}
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_a_replica_away_past_the_horizon_comes_back_empty(tmp_path: Path) -> None:
+    """I3, by name: it was given up, the dead were buried without it, and then it is back."""
+    with Peers.local(tmp_path) as peers:
+        peers.environ |= HASTY
+        peers.form("a", "b", "c", "d")
+        client = peers.client()
+        keys = [f"gone-{number}" for number in range(200)]
+        kept = {f"kept-{number}": number for number in range(100)}
+        client.batch_put("i", dict.fromkeys(keys, "old") | kept, write="all").raise_for_failures()
+        peers["d"].kill()
+        client.batch_delete("i", keys).raise_for_failures()
+        wait_until(lambda: not_alive(peers, "d"), PATIENCE, "d is known to be dead")
+        client.order("remove", ["d"])
+        peers.settle(client)
+        wait_until(
+            lambda: records(peers, "a", "b", "c") == [len(kept)] * 3,
+            PATIENCE,
+            "the dead are buried",
+        )
+        peers["d"].start()
+        back(peers, "d")
+        peers.settle(client)
+        assert list(peers["d"].data.glob("set-aside-*")), "its old store is kept aside"
+        assert client.batch_lookup("i", keys, read="all") == {}
+        assert client.batch_lookup("i", list(kept), read="all") == kept
+        with Load(peers.client()) as load:
+            more(load, 50)
+        load.check(client)
+
+
+def not_alive(peers: Peers, name: str) -> bool:
+    """Whether a peer is a member that is known to be away."""
+    members = peers.client().status()["members"]
+    return any(one["id"] == name and not one["alive"] for one in members)
+
+
+def leads(servers: list[ConsulAgent]) -> bool:
+    """Whether one of these leads."""
+    return any(one.is_leader for one in servers)
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_the_leader_of_consul_is_killed_again_and_again(tmp_path: Path) -> None:
+    consul = ConsulCluster(tmp_path)
+    consul.start()
+    try:
+        where = ["--membership", "consul", "--consul", consul.followers()[0].url]
+        with Peers(tmp_path, where, cluster="elections") as peers:
+            peers.environ |= HASTY
+            peers.form(*NAMES)
+            with Load(peers.client()) as load:
+                for _ in range(SOAK if SOAK > 1 else 2):
+                    leader = consul.leader()
+                    leader.stop()
+                    more(load, 50)
+                    left = [one for one in consul.servers if one is not leader]
+                    wait_until(lambda some=left: leads(some), 60, "another leader")  # type: ignore[misc]
+                    leader.start()
+                    leader.wait_ready()
+                    more(load, 20)
+                wait_until(lambda: all(peers[one].is_ready() for one in NAMES), PATIENCE, "ready")
+            check_invariants(peers, load)
+    finally:
+        consul.stop()
