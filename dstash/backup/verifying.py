@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dstash.backup.folder import Folder
 from dstash.backup.manifest import PIECES, BackupError, Manifest, Piece
-from dstash.backup.pieces import Entries, file_of, partitions_of
-from dstash.store.record import VERSION_END, split_storage_key
-from dstash.types import RecordFlag
+from dstash.backup.pieces import TOMBSTONE, Entries, file_of, partitions_of
+from dstash.store.record import VERSION_END
+
+
+class Held:
+    """What a backup holds of one index. ``bytes`` are those of keys and records."""
+
+    __slots__ = ("bytes", "records", "tombstones")
+
+    def __init__(self) -> None:
+        self.records = self.tombstones = self.bytes = 0
 
 
 @dataclass
@@ -19,21 +27,25 @@ class Findings:
 
     manifest: Manifest | None = None
     problems: list[str] = field(default_factory=list)
-    records: Counter[str] = field(default_factory=Counter)
-    tombstones: Counter[str] = field(default_factory=Counter)
-    bytes: Counter[str] = field(default_factory=Counter)
     read: int = 0
+    _held: dict[bytes, Held] = field(default_factory=lambda: defaultdict(Held))
 
     def count(self, block: Entries) -> None:
         """Take note of some records."""
+        held = self._held
         for storage_key, record in block:
-            index = split_storage_key(storage_key)[1].decode(errors="backslashreplace")
-            if record[VERSION_END] & RecordFlag.TOMBSTONE:
-                self.tombstones[index] += 1
+            one = held[storage_key[3 : 3 + storage_key[2]]]
+            if record[VERSION_END] & TOMBSTONE:
+                one.tombstones += 1
             else:
-                self.records[index] += 1
-            self.bytes[index] += len(storage_key) + len(record)
+                one.records += 1
+            one.bytes += len(storage_key) + len(record)
         self.read += len(block)
+
+    def indexes(self) -> dict[str, Held]:
+        """Return what is held, by the name of the index."""
+        named = {name.decode(errors="backslashreplace"): one for name, one in self._held.items()}
+        return dict(sorted(named.items()))
 
 
 def verify(folder: Folder, told: Callable[[Findings], None]) -> Findings:

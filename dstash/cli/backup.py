@@ -165,12 +165,12 @@ def _usable(directory: Path, wanted: Sequence[str]) -> tuple[Manifest, int]:
     """Return the manifest of a sound backup, and how many records of those indexes it holds."""
     found = _verified(Folder(directory))
     manifest = _expect_sound(directory, found)
-    held = found.records + found.tombstones
+    held = found.indexes()
     unknown = [name for name in wanted if name not in held]
     if unknown:
-        there = ", ".join(sorted(held)) or "none"
+        there = ", ".join(held) or "none"
         raise UsageError(f"{directory} has no index {unknown[0]!r}; there are: {there}")
-    return manifest, sum(held[name] for name in wanted) if wanted else held.total()
+    return manifest, sum(held[name].records + held[name].tombstones for name in wanted or held)
 
 
 def _verified(folder: Folder) -> Findings:
@@ -197,10 +197,7 @@ _COLUMNS: Final = ("index", "records", "deleted", "bytes")
 
 
 def _rows(found: Findings) -> list[tuple[str, int, int, int]]:
-    return [
-        (name, found.records[name], found.tombstones[name], weight)
-        for name, weight in sorted(found.bytes.items())
-    ]
+    return [(name, one.records, one.tombstones, one.bytes) for name, one in found.indexes().items()]
 
 
 def _facts(directory: Path, manifest: Manifest) -> dict[str, Any]:
