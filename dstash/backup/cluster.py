@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from dstash.backup.choosing import Choice, Fate, Rule, into_same
 from dstash.backup.copying import Routes
 from dstash.backup.pieces import Entries
 from dstash.client.asking import AskOperation
 from dstash.client.core import Operation
-from dstash.client.reads import StateOperation
+from dstash.client.reads import ExistsOperation, StateOperation
 from dstash.client.session import Session
 from dstash.client.writes import ApplyOperation
 from dstash.cluster.topology import Topology
-from dstash.errors import CorruptRecord, ProtocolError
+from dstash.errors import CorruptRecord, ProtocolError, TimedOut
 from dstash.store.record import Record, build_record, open_record
 from dstash.types import Level
 from dstash.version import newest_stamp
 from dstash.wire.keys import Key, decode_key
 from dstash.wire.messages import Message
-
-#: How long (seconds) a call may take. It is less than horizons stay behind the clock
-#: (``peer/healer.py``): a record that is stamped when its call begins is above them until the end.
-LONGEST: Final = 20.0
 
 
 class Caller(Protocol):
@@ -53,7 +49,7 @@ class LiveCluster:
     def __init__(self, client: Caller, write: Level, timeout: float) -> None:
         self._client = client
         self._write = write
-        self._timeout = min(timeout, LONGEST)
+        self._timeout = timeout
 
     def topology(self) -> Topology:
         """Return the topology."""
@@ -78,6 +74,8 @@ class LiveCluster:
     def restore(self, index: bytes, entries: Entries, rule: Rule) -> Counter[Fate]:
         """Write (encoded key, record) pairs as the rule says; returns what became of them.
 
+        What counts as stored was looked for afterwards, and is there.
+
         Raises:
             DStashError: some were not written; it says why.
         """
@@ -85,8 +83,12 @@ class LiveCluster:
         choices = self._choices(entries, there, rule)
         written = [(key, one.record) for key, one in choices.items() if one.record is not None]
         self._apply(index, written)
-        stored = {key: one for key, one in written if choices[key].fate is Fate.STORED}
-        refused = self._refused(index, stored) if rule is into_same else set()
+        refused = self._refused(
+            index, [one for one in written if choices[one[0]].fate is Fate.STORED]
+        )
+        if refused and rule is not into_same:
+            # Stamped when the call began, and horizons have passed over that since.
+            raise TimedOut(f"{len(refused)} records came too late to be kept; run it again")
         return Counter(
             Fate.DELETED_KEPT if key in refused else one.fate for key, one in choices.items()
         )
@@ -129,12 +131,24 @@ class LiveCluster:
                 )
             ).raise_first()
 
-    def _refused(self, index: bytes, stored: dict[bytes, Record]) -> set[bytes]:
-        """Return the keys that are not there although they were written: deleted long ago."""
-        named = [key for key in stored if _name(key) is not None]
-        there = self._states(index, named)
+    def _refused(self, index: bytes, stored: list[tuple[bytes, Record]]) -> set[bytes]:
+        """Return the keys that are not there although they were written.
+
+        Replicas take no record whose version is not above the horizon, and do not say so.
+        """
+        names = {name: one for one in stored if (name := _name(one[0])) is not None}
+        if not names:
+            return set()
+        found = self._run(
+            lambda session, deadline: ExistsOperation(
+                session, deadline, index.decode(), list(names), Level.QUORUM, _no_values
+            )
+        )
+        now = self._client.session(timeout=self._timeout).cluster_time()
         return {
-            key for key in named if key not in there or there[key].version < stored[key].version
+            key
+            for name, (key, record) in names.items()
+            if name not in found and record.is_live(now)
         }
 
     def _run(self, make: Callable[[Session, int], Operation]) -> Any:

@@ -6,6 +6,7 @@ written under another name, synced, and renamed.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +16,10 @@ from typing import BinaryIO, Final
 from dstash.backup.manifest import PIECES, BackupError, Manifest, Piece
 from dstash.backup.pieces import PieceReader, file_of
 from dstash.errors import StoreInUse, UsageError
-from dstash.store.lock import DirectoryLock
 
 MANIFEST: Final = "manifest.json"
-_LOCK: Final = "LOCK"
 _PARTIAL: Final = ".partial"
-_OURS: Final = frozenset({MANIFEST, _LOCK, *map(file_of, range(PIECES))})
+_OURS: Final = frozenset({MANIFEST, *map(file_of, range(PIECES))})
 _LARGEST_MANIFEST: Final = 16 * 1024 * 1024
 
 
@@ -45,18 +44,17 @@ class Folder:
             raise UsageError(f"{self.path} holds other files ({foreign[0]}); name an empty folder")
         if MANIFEST in names:
             raise UsageError(f"{self.path} holds a finished backup; name another folder")
+        handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            lock = DirectoryLock(self.path)
-        except StoreInUse:
-            raise StoreInUse(f"{self.path}: another save is at work in it") from None
-        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it with us
             for name in names:
                 if name.endswith(_PARTIAL):
                     (self.path / name).unlink(missing_ok=True)
             yield
+        except BlockingIOError:
+            raise StoreInUse(f"{self.path}: another save is at work in it") from None
         finally:
-            (self.path / _LOCK).unlink(missing_ok=True)
-            lock.release()
+            os.close(handle)
 
     def manifest(self) -> Manifest:
         """Read the manifest.

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from dstash.backup.folder import Folder
 from dstash.backup.manifest import PIECES
 from tests.backup.conftest import Cluster
 from tests.harness.load import INDEX as LOAD
 from tests.harness.load import Load
+from tests.harness.peers import Peers
 from tests.harness.waiting import wait_until
 
 VALUES: list[Any] = [
@@ -92,6 +94,37 @@ def test_what_is_newer_stays_unless_it_is_asked_for(source: Cluster) -> None:
     assert fates.items() >= {"stored": 2, "unchanged": 1}.items()
     assert dict(client.items("old")) == now | {"changed": 1, "deleted": 1}
     assert client.lookup("other", "changed") == 2  # another index
+
+
+def test_what_was_deleted_long_ago_stays_so_in_its_cluster(
+    target: Cluster, folder: Path, tmp_path: Path
+) -> None:
+    settings = tmp_path / "peer.toml"
+    settings.write_text("compare_interval = 0.2\nbury_interval = 0.2\nbury_lag = 0.2\n")
+    with Peers.local(tmp_path, "--config", str(settings)) as peers:
+        peers.form("h", "i")
+        cluster = Cluster(peers, folder)
+        cluster.client.batch_put("buried", {"deleted": 1, "same": 1})
+        cluster.backup("save", "buried")
+        cluster.client.delete("buried", "deleted")
+        wait_until(lambda: records(cluster) == 2, 60, "the tombstone has left the disk")
+        fates = cluster.backup("restore", "buried")
+        assert fates.items() >= {"deleted_kept": 1, "unchanged": 1, "stored": 0}.items()
+        assert dict(cluster.client.items("buried")) == {"same": 1}
+    # Another cluster never knew of it, and has horizons of its own.
+    assert target.backup("restore", "buried")["stored"] == 2
+
+
+def records(cluster: Cluster) -> int:
+    """Return how many records stand on the disks, dead ones too."""
+    return sum(one["records"] for one in cluster.client.status()["members"])
+
+
+def test_two_saves_do_not_share_a_folder(source: Cluster, folder: Path) -> None:
+    with Folder(folder / "shared").taken():
+        code, lines = source.refused("save", "shared")
+    assert code == 1
+    assert "another save is at work in it" in lines[0]
 
 
 def test_a_save_goes_on_where_it_was_interrupted(source: Cluster, folder: Path) -> None:
