@@ -15,6 +15,7 @@ from dstash.backup.choosing import (
     into_other,
     into_same,
 )
+from dstash.client.session import Session
 from dstash.store.record import Record, open_record
 from dstash.types import NEVER, RecordFlag
 from dstash.version import ZERO, pack, stamp_at, with_touch
@@ -171,8 +172,12 @@ class TestReplicas:
         self.restore(joined, entries[2:], into_same)
         assert all((b"same", joined.record(peer, "same")) in entries for peer in "abc")
 
-    def test_versions_begin_above_what_is_there(self) -> None:
+    def test_versions_begin_above_what_a_client_with_a_fast_clock_wrote(self) -> None:
         joined, entries = self.saved()
+        joined.session.observe(stamp_at(joined.now + 400))
+        joined.put({"changed": 3}, "all")
+        joined.session = Session(lambda: joined.now, random_bytes=bytes)
+        joined.session.install(joined.topology.encode(), list("abc"))
         record = joined.record("a", "changed")
         assert record is not None
         before = open_record(record).version

@@ -9,14 +9,15 @@ import pytest
 
 from dstash.errors import Unavailable
 from dstash.store.record import open_record, partition_of
+from dstash.version import stamp_at
 from dstash.wire.messages import AskCopy, Envelope
 from tests.backup.memory import PARTITIONS, Caller
 
-#: Keys that are in the piece that is copied.
+#: Keys that are in the piece that is copied, several in each partition.
 KEYS = list(
     itertools.islice(
         (name for name in map(str, itertools.count()) if partition_of(name.encode()) in PARTITIONS),
-        12,
+        60,
     )
 )
 A, B, *REST = KEYS
@@ -124,6 +125,16 @@ def test_what_is_buried_is_not_there_any_more(joined: Caller) -> None:
     joined.delete(A, level="all")
     joined.bury()
     assert values(joined, joined.save()) == dict.fromkeys([B, *REST], b"\x01")
+
+
+def test_what_is_about_to_be_buried_does_not_count(joined: Caller) -> None:
+    joined.put(dict.fromkeys(KEYS, 1), "all")
+    joined.delete(A, level="all")
+    joined.now += 10
+    for core in joined.peers.values():
+        core.holdings.advance(PARTITIONS, stamp_at(joined.now))
+    moving, entries = joined.saved()
+    assert (moving, len(entries)) == (0, len(KEYS))
 
 
 def test_a_quorum_is_enough_and_less_is_not(joined: Caller) -> None:
