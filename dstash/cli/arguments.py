@@ -22,7 +22,9 @@ KeyTexts = Annotated[list[str], typer.Argument(metavar="KEY")]
 Prefix = Annotated[
     str, typer.Argument(metavar="PREFIX", help="Only keys that begin so.", show_default=False)
 ]
-IntKeys = Annotated[bool, typer.Option("--int", help="Keys are whole numbers, not text.")]
+IntKeys = Annotated[
+    bool, typer.Option("--int", help="Keys are whole numbers, not text; -- before negative ones.")
+]
 HexKeys = Annotated[bool, typer.Option("--hex", help="Keys are bytes, written in hexadecimal.")]
 Ttl = Annotated[
     float | None, typer.Option("--ttl", metavar="SECONDS", help="Expire after so many seconds.")

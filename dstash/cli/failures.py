@@ -37,6 +37,7 @@ def explain(error: Exception) -> int:
         return error.exit_code
     if isinstance(error, typer.TyperException):
         if text := error.format_message():  # empty: a group without command showed its help
+            text = text.replace("Value error, ", "")  # pydantic's own word for it
             output.message(f"{text} (dstash --help lists what there is)")
         return UsageError.exit_code
     if isinstance(error, typer.Abort):
@@ -45,8 +46,9 @@ def explain(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):
         return PIPE_CLOSED
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        output.message(f"{where}{error.strerror or error}")
+        # What has no name is stdin or stdout: all else that can fail so is translated.
+        where = error.filename or "reading stdin or writing stdout"
+        output.message(f"{where}: {error.strerror or error}")
     else:  # a defect: say so, and how to see more
         name = type(error).__name__
         output.message(f"internal error: {name}: {error} (DSTASH_DEBUG=1 shows the traceback)")

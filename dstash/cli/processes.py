@@ -153,7 +153,7 @@ def _peer_command() -> list[str]:
     script = Path(sys.executable).parent / "dstash-peer"
     if script.exists():
         return [str(script)]
-    return [sys.executable, "-c", "from dstash.peer.main import main; main()"]
+    return [sys.executable, "-c", "from dstash.peer.start import main; main()"]
 
 
 def stop(processes: Sequence[Process], patience: float) -> list[Process]:

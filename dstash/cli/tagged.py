@@ -149,7 +149,9 @@ def _from_pairs(pairs: list[tuple[str, Any]]) -> Any:
     tag, content = pairs[0]
     try:
         return _READERS[tag](content)
-    except (ValueError, TypeError, AttributeError, OverflowError, InvalidOperation) as error:
+    except InvalidOperation:
+        raise UsageError(f"bad {tag}: {content!r} is not a decimal number") from None
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UsageError(f"bad {tag}: {error}") from None
 
 

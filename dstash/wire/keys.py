@@ -86,10 +86,8 @@ def decode_key(encoded: bytes) -> Key:
 
 def encode_prefix(prefix: str | bytes) -> bytes:
     """Encode the beginning of keys: all keys of that type that start so. ``""`` is every key."""
-    if isinstance(prefix, str):
-        return prefix.encode()
-    if isinstance(prefix, bytes):
-        return _BYTES_MARK + prefix
+    if isinstance(prefix, str | bytes):
+        return _encode(prefix)
     raise UnsupportedType(f"prefix must be str or bytes, not {type(prefix).__name__}")
 
 

@@ -1,0 +1,69 @@
+"""The first moments of a command: loading takes a while, and a stream may be missing."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.harness.devcluster import DSTASH, clean_environment
+from tests.harness.peers import DSTASH_PEER
+
+
+def run(script: str) -> tuple[int, str]:
+    """Run a line of shell in which ``$0`` is ``dstash``; returns the exit code and both outputs."""
+    done = subprocess.run(
+        ["sh", "-c", script, DSTASH],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        env=clean_environment(),
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("command", [[DSTASH, "import", "i", "-"], [DSTASH_PEER]])
+def test_ctrl_c_while_loading_is_no_traceback(command: list[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", *command],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+    ) as process:
+        assert process.stderr is not None
+        said = iter(process.stderr)
+        assert any("pydantic" in line for line in said), "it tells what it has loaded"
+        process.send_signal(signal.SIGINT)
+        rest = "".join(line for line in said if not line.startswith("import time:"))
+        process.communicate()
+    # It may be done with loading before the signal arrives.
+    assert process.returncode in (-signal.SIGINT, 130, 2)
+    assert "Traceback" not in rest
+    assert "KeyboardInterrupt" not in rest
+
+
+def test_a_closed_stdout_is_an_error_for_who_has_something_to_say() -> None:
+    code, said = run('"$0" --version 2>&1 >&-')
+    assert (code, said) == (1, "dstash: reading stdin or writing stdout: Bad file descriptor\n")
+
+
+def test_a_closed_stdin_is_an_error_for_who_wants_to_read() -> None:
+    code, said = run('"$0" put index key <&-')
+    assert (code, said) == (1, "dstash: reading stdin or writing stdout: Bad file descriptor\n")
+
+
+def test_a_closed_stderr_leaves_the_exit_code() -> None:
+    assert run('"$0" put "" key value 2>&-') == (2, "")
+
+
+def test_the_public_names_are_there() -> None:
+    script = "import dstash; [getattr(dstash, name) for name in dstash.__all__]; dstash.Nothing"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == (
+        "AttributeError: module 'dstash' has no attribute 'Nothing'"
+    )
