@@ -207,7 +207,7 @@ class AsyncClient:
         pairs = entries.items() if isinstance(entries, Mapping) else entries
         total = BatchResult()
         for chunk in _rounds(pairs):
-            put = self._calls.put(index, dict(chunk), ttl, timeout, write)
+            put = self._calls.put(index, chunk, ttl, timeout, write)
             total.add(await self._dispatch.run(put))
         return total
 

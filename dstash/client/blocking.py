@@ -136,7 +136,7 @@ class Client:
             Unavailable: not enough replicas could be reached.
             TimedOut: not enough of them answered; the value may or may not be stored.
         """
-        self._run(self._calls.put(index, {key: value}, ttl, timeout, write)).raise_first()
+        self._run(self._calls.put(index, [(key, value)], ttl, timeout, write)).raise_first()
 
     def lookup(
         self,
@@ -234,7 +234,7 @@ class Client:
         pairs = entries.items() if isinstance(entries, Mapping) else entries
         total = BatchResult()
         for chunk in _rounds(pairs):
-            total.add(self._run(self._calls.put(index, dict(chunk), ttl, timeout, write)))
+            total.add(self._run(self._calls.put(index, chunk, ttl, timeout, write)))
         return total
 
     def batch_lookup(

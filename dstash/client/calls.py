@@ -6,9 +6,8 @@ words.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from dstash.client.reads import KEYS_PER_SLAB, ExistsOperation, LookupOperation, RecordOperation
@@ -17,8 +16,8 @@ from dstash.client.seeds import find_seeds
 from dstash.client.session import Session
 from dstash.client.writes import ApplyOperation, DeleteOperation, PutOperation
 from dstash.config import ClientSettings
-from dstash.errors import LimitError
-from dstash.limits import check_index, check_ttl
+from dstash.errors import LimitError, NoPeers, UsageError
+from dstash.limits import MAX_TTL_SECONDS, check_index, check_ttl
 from dstash.store.record import Record, build_record
 from dstash.types import NEVER, Level
 from dstash.version import with_touch
@@ -50,8 +49,11 @@ class Calls:
             LimitError: ``timeout`` is not a finite number of seconds above 0.
         """
         seconds = self._settings.timeout if timeout is None else timeout
-        if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
-            raise LimitError(f"timeout is {seconds!r}; allowed is a finite number of seconds > 0")
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not is_number or not 0 < seconds <= MAX_TTL_SECONDS:  # false for NaN too
+            raise LimitError(
+                f"timeout is {seconds!r}; allowed is a number of seconds above 0, up to 100 years"
+            )
         return self._session.wall() + max(1, round(seconds * 1000))
 
     def read_level(self, read: str | Level | None) -> Level:
@@ -63,24 +65,39 @@ class Calls:
         return Level.parse(write if write is not None else self._settings.write)
 
     def discovery(self, deadline: int) -> DiscoverOperation:
-        """Return the operation that finds the cluster."""
+        """Return the operation that finds the cluster.
+
+        Raises:
+            NoPeers: the membership does not tell of any, and none was known before.
+        """
         view = self._session.view
         found = [self._session.endpoint(peer) for peer in view.members] if view else []
         known = [endpoint for endpoint in found if endpoint is not None]
-        seeds = list(dict.fromkeys([*known, *find_seeds(self._settings)]))
+        seeds = list(dict.fromkeys([*known, *self._seeds(deadline, known)]))
         return DiscoverOperation(self._session, deadline, seeds, self._settings.cluster)
+
+    def _seeds(self, deadline: int, known: Sequence[str]) -> list[str]:
+        """Ask the membership; those known before must do while it is away."""
+        left = max(1, deadline - self._session.wall()) / 1000
+        try:
+            return find_seeds(self._settings, left / 2 if known else left)
+        except NoPeers:
+            if not known:
+                raise
+            return []
 
     def put(
         self,
         index: str,
-        entries: Mapping[Key, Any],
+        pairs: Sequence[tuple[Key, Any]],
         ttl: float | None,
         timeout: float | None,
         write: str | Level | None,
     ) -> PutOperation:
-        """Return the operation that stores values."""
+        """Return the operation that stores values; of a key that comes twice, the last one."""
         check_index(index)
         milliseconds = check_ttl(ttl)
+        entries = _by_key(pairs)
         keys = list(entries)
         payloads = self._types.encode_many(list(entries.values()))
         items = list(zip(keys, encode_keys(keys), payloads, strict=True))
@@ -171,3 +188,17 @@ class Calls:
             self.read_level(read),
             self._types.decode_array,
         )
+
+
+def _by_key(pairs: Sequence[Any]) -> dict[Key, Any]:
+    try:
+        return dict(pairs)
+    except (TypeError, ValueError):
+        for pair in pairs:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise UsageError(
+                    "a batch is a mapping, or an iterable of (key, value) pairs; "
+                    f"there is a {type(pair).__name__} in it"
+                ) from None
+            encode_key(pair[0])  # what cannot be hashed is no key either
+        raise

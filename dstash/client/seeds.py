@@ -33,8 +33,10 @@ def way_of(settings: ClientSettings) -> Way:
     return Way.CLOSED if settings.curve else Way.OPEN
 
 
-def find_seeds(settings: ClientSettings) -> list[str]:
+def find_seeds(settings: ClientSettings, patience: float) -> list[str]:
     """Return where to greet peers, from the settings, from the membership, or the local default.
+
+    ``patience``: seconds for each answer of Consul.
 
     With CURVE each address comes once with each key of ``server_key``: which of them it has is
     not known yet. What the membership says of keys is not asked, for it proves nothing.
@@ -42,17 +44,17 @@ def find_seeds(settings: ClientSettings) -> list[str]:
     Raises:
         NoPeers: the membership was asked and knows no peer of the cluster, or does not answer.
     """
-    addresses = _addresses(settings)
+    addresses = _addresses(settings, patience)
     if not settings.curve:
         return addresses
     return [f"{address} {key}" for address in addresses for key in settings.server_key or ()]
 
 
-def _addresses(settings: ClientSettings) -> list[str]:
+def _addresses(settings: ClientSettings, patience: float) -> list[str]:
     if settings.peers:
         return [with_scheme(peer) for peer in settings.peers]
     if settings.consul:
-        return _ask(_consul(settings), f"Consul at {settings.consul}", settings)
+        return _ask(_consul(settings, patience), f"Consul at {settings.consul}", settings)
     if settings.local_dir or settings.membership_dir().is_dir():
         directory = settings.membership_dir()
         return _ask(_local(settings), f"directory {directory}", settings)
@@ -70,7 +72,7 @@ def _local(settings: ClientSettings) -> Membership:
     return LocalMembership(settings.membership_dir(), settings.cluster)
 
 
-def _consul(settings: ClientSettings) -> Membership:
+def _consul(settings: ClientSettings, patience: float) -> Membership:
     from dstash.cluster.consul import ConsulMembership
 
     return ConsulMembership(
@@ -80,6 +82,7 @@ def _consul(settings: ClientSettings) -> Membership:
         ca_file=settings.consul_ca_file,
         cert_file=settings.consul_cert_file,
         key_file=settings.consul_key_file,
+        patience=patience,
     )
 
 

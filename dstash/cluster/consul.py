@@ -14,7 +14,7 @@ from typing import Any
 
 from dstash.cluster.announcement import decode
 from dstash.cluster.consul_hold import Hold, folder
-from dstash.cluster.consul_http import ConsulClient
+from dstash.cluster.consul_http import READ_TIMEOUT, ConsulClient
 from dstash.cluster.consul_lease import Lease
 from dstash.cluster.consul_watch import Watcher
 from dstash.cluster.membership import NOTHING, Announcement, Stored, Token
@@ -33,6 +33,7 @@ class ConsulMembership:
         token: ACL token; needs to write ``dstash/<cluster>/`` keys, sessions, and the service.
         ca_file, cert_file, key_file: PEM files for ``https``.
         wait: longest time of one blocking query, in seconds.
+        patience: for an answer that Consul does not hold back, in seconds.
 
     Raises:
         ConfigError: the URL is not one, or a file is not there.
@@ -48,10 +49,16 @@ class ConsulMembership:
         cert_file: str | Path | None = None,
         key_file: str | Path | None = None,
         wait: float = 30.0,
+        patience: float = READ_TIMEOUT,
     ) -> None:
         self.cluster = cluster
         self._client = ConsulClient(
-            url, token=token, ca_file=ca_file, cert_file=cert_file, key_file=key_file
+            url,
+            token=token,
+            ca_file=ca_file,
+            cert_file=cert_file,
+            key_file=key_file,
+            patience=patience,
         )
         self._folder = folder(cluster)
         self._topology_key = f"{self._folder}topology"

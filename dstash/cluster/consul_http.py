@@ -44,6 +44,7 @@ class ConsulClient(base.Consul):  # type: ignore[misc]  # the base class has no 
         ca_file: PEM file of the authorities to trust in place of the usual ones.
         cert_file: PEM file of the client's certificate; ``key_file`` that of its key, unless
             they are one file.
+        patience: seconds for an answer, beyond what a blocking query waits.
 
     Raises:
         ConfigError: the URL is not one, or a file is not there.
@@ -57,11 +58,13 @@ class ConsulClient(base.Consul):  # type: ignore[misc]  # the base class has no 
         ca_file: str | Path | None = None,
         cert_file: str | Path | None = None,
         key_file: str | Path | None = None,
+        patience: float = READ_TIMEOUT,
     ) -> None:
         # The base class's own constructor is passed over: it lets CONSUL_HTTP_* in the
         # environment overrule its arguments, while our settings have an order of their own.
         verify: Verify = True if ca_file is None else _file(ca_file)
-        self.http = ConsulHttp(checked_url(url), token, verify, _certificate(cert_file, key_file))
+        cert = _certificate(cert_file, key_file)
+        self.http = ConsulHttp(checked_url(url), token, verify, cert, patience)
         self.token = None  # the base class would put it into URLs
         self.scheme = self.http.scheme
         self.dc = None
@@ -79,9 +82,12 @@ class ConsulClient(base.Consul):  # type: ignore[misc]  # the base class has no 
 class ConsulHttp(base.HTTPClient):  # type: ignore[misc]  # the base class has no annotations
     """One keep-alive HTTP session with one agent."""
 
-    def __init__(self, url: str, token: str | None, verify: Verify, cert: Certificate) -> None:
+    def __init__(
+        self, url: str, token: str | None, verify: Verify, cert: Certificate, patience: float
+    ) -> None:
         super().__init__(scheme=urlsplit(url).scheme, verify=verify, cert=cert)
         self.base_uri = url
+        self._patience = patience
         self._connections = _Connections()
         self._session = requests.Session()
         self._session.trust_env = False  # no web proxy, and no password out of ~/.netrc
@@ -123,7 +129,10 @@ class ConsulHttp(base.HTTPClient):  # type: ignore[misc]  # the base class has n
                 method,
                 self.uri(path, params),
                 data=data,
-                timeout=(CONNECT_TIMEOUT, read_timeout(params)),
+                timeout=(
+                    min(CONNECT_TIMEOUT, self._patience),
+                    read_timeout(params, self._patience),
+                ),
                 verify=self.verify,
                 cert=self.cert,
                 allow_redirects=False,  # the token is for this address alone
@@ -193,15 +202,13 @@ class _Adapter(HTTPAdapter):
         }
 
 
-def read_timeout(params: Params) -> float:
-    """Return how long an answer may take, in seconds.
+def read_timeout(params: Params, patience: float = READ_TIMEOUT) -> float:
+    """Return how long an answer may take, in seconds: ``patience``, if it is not held back.
 
     A blocking query is answered after its wait, to which Consul adds up to a sixteenth.
     """
-    wait = dict(params or ()).get("wait")
-    if wait is None:
-        return READ_TIMEOUT
-    return float(wait.removesuffix("s")) * 17 / 16 + READ_TIMEOUT
+    wait = dict(params or ()).get("wait", "0s")
+    return float(wait.removesuffix("s")) * 17 / 16 + patience
 
 
 def checked_url(url: str) -> str:
@@ -236,7 +243,7 @@ def _file(path: str | Path) -> str:
 def _reason(error: Exception) -> str:
     """Say in a few words what happened, with nothing of the request in it."""
     if isinstance(error, requests.ConnectTimeout):
-        return f"no connection within {CONNECT_TIMEOUT:g} s"
+        return "no connection in time"
     if isinstance(error, requests.Timeout):
         return "no answer in time"
     if isinstance(error, base.ConsulException):

@@ -29,6 +29,7 @@ from dstash.errors import (
     LimitError,
     NoPeers,
     UnsupportedType,
+    UsageError,
 )
 from tests.harness.peers import Peers
 from tests.harness.ports import free_port
@@ -165,7 +166,14 @@ class TestRefusals:
             (lambda c: c.put("i", "k", 1, ttl=float("inf")), LimitError),
             (lambda c: c.put("i", "k", 1, timeout=0), LimitError),
             (lambda c: c.put("i", "k", 1, write="most"), DStashError),
+            (lambda c: c.put("i", "k", 1, timeout=1e300), LimitError),
+            (lambda c: c.put("i", "k", 1, timeout=True), LimitError),
+            (lambda c: c.put("i", bytearray(b"k"), 1), UnsupportedType),
+            (lambda c: c.batch_put("i", [(["k"], 1)]), UnsupportedType),
+            (lambda c: c.batch_put("i", ["key"]), UsageError),
+            (lambda c: c.batch_put("i", [("k", 1, 2)]), UsageError),
             (lambda c: c.batch_lookup("i", "key"), LimitError),
+            (lambda c: c.count("i", "\ud800"), LimitError),
         ],
     )
     def test_are_made_before_anything_is_sent(self, call: Any, error: type[Exception]) -> None:

@@ -208,7 +208,7 @@ class Workload:
         }
         operation: WriteOperation
         if kind == "put":
-            operation = self._calls.put(index, values, ttl, self._timeout, level)
+            operation = self._calls.put(index, list(values.items()), ttl, self._timeout, level)
         else:
             operation = self._calls.delete(index, keys, self._timeout, level)
         yield from self._run_write(operation, writes)
