@@ -93,6 +93,7 @@ class Lease:
         self._log.info("resigned")
 
     def _wait_for_lock(self, deadline: float) -> None:
+        is_waiting = False
         while True:
             beaten = time.monotonic()
             if self._hold.take():
@@ -100,6 +101,9 @@ class Lease:
                 return
             if beaten > deadline:
                 raise PeerIdInUse(self._in_use())
+            if not is_waiting:
+                is_waiting = True
+                self._log.info("waiting for the lock of an earlier run to fall")
             time.sleep(_POLL)
 
     def _in_use(self) -> str:
