@@ -23,8 +23,8 @@ class Progress:
     bytes: int = 0
 
     def milliseconds(self, now: int) -> int:
-        """Return how long it has taken."""
-        return (self.ended or now) - self.began
+        """Return how long it has taken; 0 when there was none yet."""
+        return (self.ended or now) - self.began if self.began else 0
 
     def bytes_per_second(self, now: int) -> int:
         """Return how fast it came in so far."""

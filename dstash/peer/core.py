@@ -377,6 +377,8 @@ class PeerCore:
             return "the peer's store is new or too old, and is being filled from other replicas"
         if member.state is State.JOINING:
             return "the peer is joining; its data is being copied from other replicas"
+        if not self.store.has_room(self.settings.disk_reserve):
+            return "the disk is full; puts are refused"
         return self.store.check_writable()
 
     # -- inside

@@ -99,9 +99,6 @@ class LmdbStore:
         try:
             self._check_mark()
             self._open(durability)
-        except OSError as error:
-            self._lock.release()
-            raise StoreError(f"{directory}: {error.strerror or error}") from None
         except BaseException:
             self._lock.release()
             raise
@@ -446,13 +443,16 @@ def _translated(
     """Turn LMDB's errors into dstash's, at this one place. A full map passes through."""
     try:
         yield
+    except OSError as error:  # of a file beside the database
+        raise StoreError(f"cannot use {directory}: {error.strerror}") from None
     except (lmdb.MapFullError, lmdb.MapResizedError):
         raise
     except _CORRUPT as error:
         on_failure(f"{directory}: {error}")
         raise CorruptStore(f"{directory}: LMDB cannot read it: {error}") from None
     except lmdb.Error as error:
-        reason = f"{directory}: {error}"
+        # The text of an error of opening begins with the path already.
+        reason = f"{directory}: {str(error).removeprefix(f'{directory}: ')}"
         is_failure = isinstance(error, lmdb.DiskError | lmdb.PanicError) or os.strerror(
             errno.EIO
         ) in str(error)

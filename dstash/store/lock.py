@@ -29,8 +29,12 @@ class DirectoryLock:
             raise StoreInUse(
                 f"data directory {directory} is in use by process {holder or 'unknown'}"
             ) from None
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, str(os.getpid()).encode(), 0)
+        try:
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            self.release()
+            raise StoreError(f"cannot use {directory}: {error.strerror}") from None
 
     def release(self) -> None:
         """Let go of the directory."""

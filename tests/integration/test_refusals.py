@@ -105,6 +105,12 @@ def test_a_read_only_disk(tmp_path: Path) -> None:
     assert "data" in said
 
 
+def test_a_disk_without_room_for_a_byte(tmp_path: Path) -> None:
+    code, said = refusal(tmp_path / "data", tmp_path / "membership", before="ulimit -f 0")
+    assert code == 1
+    assert f"cannot use {tmp_path / 'data'}: " in said
+
+
 def test_consul_out_of_reach(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     code, said = refusal(tmp_path / "data", tmp_path / "membership", "--consul", url)

@@ -134,6 +134,14 @@ def found(peer: Peer, *some: bytes) -> list[Any]:
     return ["missing" if place in answer.missing else one for place, one in enumerate(values)]
 
 
+def test_a_full_disk_is_told_to_who_asks_for_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = Peer(topology(), disk_reserve=7)
+    assert peer.core.status()["ready"]
+    monkeypatch.setattr(peer.store, "has_room", lambda reserve: reserve != 7)
+    assert peer.core.why_not_ready() == "the disk is full; puts are refused"
+    assert peer.ask(Lookup("i", 1, keys(b"k"))), "reads go on"
+
+
 class TestAnswers:
     def test_a_put_is_acked_after_its_commit_and_found(self, peer: Peer) -> None:
         envelope = Envelope(7, EPOCH, 0, put(b"k", b"l"))
