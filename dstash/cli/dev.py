@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 import shutil
 import socket
@@ -28,6 +30,7 @@ _FIRST_HTTP_PORT: Final = 5100
 _STOP_SECONDS: Final = 10.0
 _PAUSE: Final = 0.05
 _MAX_STATUS: Final = 1 << 20
+_IN_USE: Final = os.strerror(errno.EADDRINUSE)
 
 Root = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where everything of it lives.")]
 
@@ -158,8 +161,10 @@ def _await_ready(
 def _start_again(cluster: DevCluster, process: Process, options: Sequence[str]) -> Process:
     """Start a peer on other ports, if somebody took one of its ports after it was found free."""
     port, http_port = _free(process.port), _free(process.http_port)
-    if (port, http_port) == (process.port, process.http_port):
-        raise DStashError(f"{process.id} ended: {_last_words(cluster, process)}")
+    said = _last_words(cluster, process)
+    # It may be free again by now.
+    if (port, http_port) == (process.port, process.http_port) and _IN_USE not in said:
+        raise DStashError(f"{process.id} ended: {said}")
     return cluster.start(process.id, port, http_port, options)
 
 

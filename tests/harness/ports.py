@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-import random
+import fcntl
+import os
 import socket
+import tempfile
+from pathlib import Path
+from typing import Final
 
-_random = random.SystemRandom()  # a seeded one would give two test processes the same ports
+#: Below the range that the system uses for outgoing connections, so that none of those takes a
+#: port before its server is up.
+_LOWEST: Final = 10_000
+_COUNT: Final = 22_000
+_CURSOR: Final = Path(tempfile.gettempdir()) / f"dstash-test-ports-{os.getuid()}"
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port of ``host`` that is free for TCP and UDP at the moment."""
+    """Return a port of ``host`` that is free for TCP and UDP, and given to nobody else."""
     return free_ports(1, host)[0]
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Return ``count`` different ports of ``host`` that are free for TCP and UDP at the moment.
+    """Return ``count`` different ports of ``host`` that are free for TCP and UDP.
 
-    Taken from below the range that the system uses for outgoing connections, so that none of
-    those takes one before its server is up.
+    All test processes of this machine take turns at one cursor: between choosing a port and
+    using it no other test can choose it, nor while its server is being restarted.
     """
-    found: list[int] = []
-    while len(found) < count:
-        port = _random.randrange(10_000, 32_000)
-        if port not in found and _is_free(host, port):
-            found.append(port)
+    with _CURSOR.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        at = int(file.read() or os.getpid() % _COUNT)
+        found: list[int] = []
+        while len(found) < count:
+            at = (at + 1) % _COUNT
+            if _is_free(host, _LOWEST + at):
+                found.append(_LOWEST + at)
+        file.seek(0)
+        file.truncate()
+        file.write(str(at))
     return found
 
 
