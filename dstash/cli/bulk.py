@@ -70,11 +70,12 @@ def import_(
     noun = "record" if kind in (Format.MSGPACK, Format.PARQUET) else "line"
     run = invocation.of(ctx)
     began = time.monotonic()
+    name = "stdin" if file == STDIN else file
     with _source(file) as source, run.client() as client:
         importer = Importer(client, index, ttl, on_error, noun, run.patience(_BATCH_SECONDS))
         rows = read_rows(kind, source, Columns(key, value, as_int))
         with (
-            _said_how_far(importer, file),
+            _said_how_far(importer, name),
             progress_bar(
                 f"import {index}", _size(source, kind), _bytes_done(source, importer)
             ) as bar,
@@ -84,7 +85,7 @@ def import_(
     if run.as_json:
         output.json_line({"index": index} | _counts(importer) | {"seconds": round(seconds, 3)})
     output.message(f"imported {_rate(importer.stored, seconds)} into index '{index}'")
-    _expect_all(importer, file)
+    _expect_all(importer, name)
 
 
 def export(
@@ -228,7 +229,7 @@ def _said_how_far(importer: Importer, file: str) -> Iterator[None]:
 
 
 def _so_far(importer: Importer) -> str:
-    doubt = f", and perhaps some of the next {importer.in_doubt}" if importer.in_doubt else ""
+    doubt = f", and perhaps some of the next {importer.in_doubt:,}" if importer.in_doubt else ""
     skipped = f", skipped {importer.skipped}" if importer.skipped.count else ""
     return f"stored {_counted(importer.stored)}{doubt}{skipped}"
 

@@ -49,10 +49,10 @@ def check(
     for file, wrong in found.items():
         _tell(file, wrong, run)
     problems = [problem for wrong in found.values() for problem in wrong]
-    for problem in problems[1:]:
+    for problem in problems[:-1]:
         output.message(problem)
     if problems:
-        raise ConfigError(problems[0])
+        raise ConfigError(problems[-1])
 
 
 @app.command()
