@@ -1,88 +1,133 @@
-"""``python -m tests.bench``: run, show, save."""
+"""``python -m tests.bench``: measure dstash beside others; print a table, draw a plot.
+
+Parts: batches (100,000 x 100 B at every level), sizes (10 B to 64 KiB, 1 to 100,000 keys), singles
+(one key a call), clients (1 to 16), growth (100,000 to 10,000,000 records), squeeze (more data than
+memory), stages (where the time goes).
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 
-from tests.bench.dstash_store import DStash, DStashCluster
-from tests.bench.footprint import Footprint, measure
+from tests.bench import batches, clients, growth, page, plot, singles, squeeze, stages
+from tests.bench.lab import Lab
 from tests.bench.machine import describe
-from tests.bench.redis_store import Redis, RedisCluster, RedisClustered, RedisServer
-from tests.bench.report import Report
-from tests.bench.runner import Case, Note, Runner, Shape
 from tests.bench.servers import ROOT
-from tests.bench.store import Store
 from tests.bench.targets import judge
+from tests.bench.work import Case
 
-_WIDTH = 100  # of the tables, also where there is no terminal
-_LEVELS = ("one", "quorum", "all")
-_JSON = ROOT / ".cache" / "bench"
-_PAGE = ROOT / "docs" / "benchmarks.md"
+_WIDTH: Final = 110  # of the table, also where there is no terminal
+_KEPT: Final = ROOT / ".cache" / "bench"
+_DOCS: Final = ROOT / "docs"
+_PAGE: Final = "benchmarks.md"
+_PLOT: Final = "benchmarks.png"
 
+#: Measures a part, with so many rounds.
+Measure = Callable[[Lab, int], list[Case]]
 
-def compare(folder: Path, shape: Shape, rounds: int, note: Note) -> list[Case]:
-    """Start every system, take turns between them, and return what was measured."""
-    with ExitStack() as stack:
-        note("starting the servers")
-        stores = start_stores(folder, stack)
-        for store in stores:
-            stack.callback(store.close)
-        runner = Runner(stores, shape, note)
-        runner.run(rounds)
-        return runner.cases
-
-
-def start_stores(folder: Path, stack: ExitStack) -> list[Store]:
-    """Start the servers; the stack stops them."""
-    single, clustered = RedisServer(folder), RedisCluster(folder)
-    one_copy, three_copies = DStashCluster(folder, 1), DStashCluster(folder, 3)
-    for system in (single, clustered, one_copy, three_copies):
-        stack.enter_context(system)
-    return [
-        Redis(single),
-        RedisClustered(clustered),
-        DStash(one_copy, "one"),
-        *(DStash(three_copies, level) for level in _LEVELS),
-    ]
+#: In the order in which they run, and how many rounds of each count.
+PARTS: Final[Mapping[str, tuple[Measure, int]]] = {
+    "batches": (batches.measure, 7),
+    "singles": (singles.measure, 9),
+    "stages": (stages.measure, 5),
+    "clients": (clients.measure, 3),
+    "sizes": (batches.measure_sizes, 3),
+    "squeeze": (squeeze.measure, 5),
+    "growth": (growth.measure, 5),
+}
 
 
 def parse() -> argparse.Namespace:
     """Return the options."""
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--keys", type=int, default=100_000, help="keys in a batch")
-    parser.add_argument("--value-bytes", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=7, help="0: no times")
-    parser.add_argument("--footprint-keys", type=int, default=1_000_000, help="0: no footprint")
-    parser.add_argument("--save", action="store_true", help="write docs/benchmarks.md")
+    parser = argparse.ArgumentParser(
+        prog="make bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", nargs="+", metavar="PART", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rounds", type=int, help="in place of each part's own number")
+    parser.add_argument("--save", action="store_true", help=f"write docs/{_PAGE} and docs/{_PLOT}")
+    parser.add_argument(
+        "--full", action="store_true", help="also 10,000,000 records, 2 GiB of data, large batches"
+    )
     return parser.parse_args()
 
 
+def run(options: argparse.Namespace, folder: Path, note: Callable[[str], None]) -> _Outcome:
+    """Measure the parts that were asked for."""
+    measured: dict[str, list[Case]] = {}
+    with ExitStack() as stack:
+        lab = Lab(folder, stack, note, full=options.full)
+        for name, (measure, rounds) in PARTS.items():
+            if name in options.only:
+                note(f"part {name}")
+                measured[name] = measure(lab, options.rounds or rounds)
+        return _Outcome(measured, lab.remarks)
+
+
+class _Outcome:
+    """What a run has found out."""
+
+    def __init__(self, parts: Mapping[str, Sequence[Case]], remarks: Sequence[str]) -> None:
+        self.parts, self.remarks = parts, remarks
+        self.cases = [case for part in parts.values() for case in part]
+        self.machine = describe()
+        self.verdicts = judge(self.cases)
+
+    def keep(self, options: argparse.Namespace) -> Path:
+        """Write page, plot and figures, and return where they are."""
+        folder = _KEPT / self.machine["date"]
+        folder.mkdir(parents=True, exist_ok=True)
+        plot.draw(self.cases, folder / _PLOT)
+        said = " ".join(sys.argv[1:])
+        text = page.write(
+            self.machine,
+            self.parts,
+            self.verdicts,
+            self.remarks,
+            options=said,
+            full=options.full,
+        )
+        (folder / _PAGE).write_text(text)
+        (folder / "figures.json").write_text(json.dumps(self._plain(), indent=1) + "\n")
+        if options.save:
+            for name in (_PAGE, _PLOT):
+                shutil.copy(folder / name, _DOCS / name)
+        return folder
+
+    def _plain(self) -> dict[str, object]:
+        figures = [
+            {**case.work._asdict(), "store": case.store, "unit": case.unit, "samples": case.samples}
+            for case in self.cases
+        ]
+        return {"machine": self.machine, "figures": figures, "remarks": self.remarks}
+
+
 def main() -> int:
-    """Run; the exit code says whether every target was reached."""
+    """Run. A target that is missed is told, and no failure of the run."""
     options = parse()
-    shape = Shape(options.keys, options.value_bytes)
-    console, progress = Console(width=_WIDTH), Console(stderr=True)
-    cases: list[Case] = []
-    footprint: Footprint | None = None
+    progress, began = Console(stderr=True), time.monotonic()
+
+    def note(text: str) -> None:
+        progress.print(f"{time.monotonic() - began:5.0f} s  {text}", highlight=False)
+
     with tempfile.TemporaryDirectory(prefix="dstash-bench-") as folder:
-        if options.rounds:
-            cases = compare(Path(folder), shape, options.rounds, progress.print)
-    with tempfile.TemporaryDirectory(prefix="dstash-bench-") as folder:
-        if options.footprint_keys:
-            footprint = measure(Path(folder), options.footprint_keys, progress.print)
-    machine = describe()
-    report = Report(machine, shape, cases, footprint, judge(cases, footprint))
-    report.show(console)
-    report.save_json(_JSON / f"{machine['date']}.json")
-    if options.save:
-        _PAGE.write_text(report.markdown())
-    return 0 if all(one.met for one in report.verdicts) else 1
+        outcome = run(options, Path(folder), note)
+    kept = outcome.keep(options)
+    page.outcome(outcome.verdicts).show(Console(width=_WIDTH))
+    note(f"page, plot and figures: {_DOCS if options.save else kept}")
+    return 0
 
 
 if __name__ == "__main__":

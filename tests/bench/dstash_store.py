@@ -6,7 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,17 @@ _PEERS = 3
 
 
 class DStashCluster(System):
-    """Three peers that keep ``replicas`` copies of each key and sync before they ack."""
+    """Three peers that keep ``replicas`` copies of each key and sync before they ack.
 
-    def __init__(self, folder: Path, replicas: int) -> None:
+    ``confine``, one for each peer, is told the id of its process.
+    """
+
+    def __init__(
+        self, folder: Path, replicas: int, confine: Sequence[Callable[[int], None]] | None = None
+    ) -> None:
         self.replicas = replicas
-        self._folder = folder / f"dstash-{replicas}"
+        self._folder = folder
+        self._confine = confine
         self._ports = free_ports(2 * _PEERS)
         self.peers: dict[int, Server] = {}
 
@@ -36,7 +42,7 @@ class DStashCluster(System):
 
     def start(self) -> None:
         """Start three peers, which form a cluster."""
-        self._folder.mkdir()
+        self._folder.mkdir(parents=True)
         for number in range(_PEERS):
             self.start_peer(number)
         for number in range(_PEERS):
@@ -55,7 +61,8 @@ class DStashCluster(System):
         command += ["127.0.0.1", str(port), "--http-port", str(http), "--membership", "local"]
         command += ["--local-dir", str(self._folder / "membership")]
         command += ["--min-peers", str(_PEERS), "--replicas", str(self.replicas)]
-        self.peers[number] = Server(name, command, self._folder)
+        confine = self._confine[number] if self._confine else None
+        self.peers[number] = Server(name, command, self._folder, confine)
 
     def stop_peer(self, number: int) -> None:
         """Stop one peer."""
@@ -86,17 +93,22 @@ class DStashCluster(System):
 class DStash(Store):
     """The blocking client at one level, for reads and writes alike."""
 
-    def __init__(self, cluster: DStashCluster, level: str) -> None:
-        self.name = f"dstash N={cluster.replicas} {level}"
-        self._client = Client(*cluster.addresses, read=level, write=level, timeout=60)
+    def __init__(self, name: str, addresses: Sequence[str], level: str) -> None:
+        self.name = name
+        self._client = Client(*addresses, read=level, write=level, timeout=60)
 
     def put(self, pairs: Pairs) -> None:
         """Store; every ack means synced to disk."""
-        self._client.batch_put(INDEX, pairs.items()).raise_for_failures()
+        self._client.batch_put(INDEX, pairs).raise_for_failures()
 
     def get(self, keys: Sequence[str]) -> Any:
         """Look up."""
         return self._client.batch_lookup(INDEX, keys)
+
+    def get_one(self, key: str) -> bytes | None:
+        """Look one key up."""
+        value: bytes | None = self._client.lookup(INDEX, key)
+        return value
 
     def settle(self) -> None:
         """Wait for the replicas that a level does not wait for: they commit in order."""

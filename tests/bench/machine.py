@@ -10,25 +10,29 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.bench.footprint import MIB
+from tests.bench.memory import MIB
 from tests.bench.servers import fetched
 
-_PACKAGES = ("dstash", "pyzmq", "lmdb", "msgpack", "xxhash", "redis", "hiredis")
+_PACKAGES = ("dstash", "pyzmq", "lmdb", "msgpack", "xxhash", "redis", "hiredis", "pymemcache")
 
 
 def describe() -> dict[str, str]:
     """Return facts about the machine, the versions and the day. No name of the machine."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    packages = {name: version(name) for name in _PACKAGES}
+    packages = {_shown(name): version(name) for name in _PACKAGES}
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "processor": f"{len(os.sched_getaffinity(0))} cores, {_processor()}",
         "memory": f"{pages / MIB / 1024:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "redis-server": _redis_version(),
+        **{name: _server_version(f"get-{name}") for name in ("redis", "memcached", "etcd")},
         **packages,
     }
+
+
+def _shown(package: str) -> str:
+    return "redis-py" if package == "redis" else package
 
 
 def _processor() -> str:
@@ -36,7 +40,7 @@ def _processor() -> str:
     return found[1] if found else platform.machine()
 
 
-def _redis_version() -> str:
-    said = subprocess.run([fetched("get-redis"), "--version"], capture_output=True, text=True)
-    found = re.search(r"v=(\S+)", said.stdout)
-    return found[1] if found else "unknown"
+def _server_version(script: str) -> str:
+    said = subprocess.run([fetched(script), "--version"], capture_output=True, text=True)
+    found = re.search(r"\d+\.\d+\.\d+", said.stdout)
+    return found[0] if found else "unknown"

@@ -20,7 +20,7 @@ _SLOTS = 16_384
 
 def _start(folder: Path, port: int, options: Sequence[str] = ()) -> Server:
     directory = folder / f"redis-{port}"
-    directory.mkdir()
+    directory.mkdir(parents=True)
     command = [fetched("get-redis"), "--port", str(port), "--bind", "127.0.0.1"]
     command += ["--dir", str(directory), "--save", "", "--appendonly", "yes"]
     return Server(f"redis-{port}", [*command, "--appendfsync", "everysec", *options], folder)
@@ -47,17 +47,17 @@ class RedisServer(System):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         [self.port] = free_ports(1)
-        self._server: Server | None = None
+        self.servers: list[Server] = []
 
     def start(self) -> None:
         """Start it."""
-        self._server = _start(self._folder, self.port)
-        _await_answer(self.port, self._server)
+        self.servers.append(_start(self._folder, self.port))
+        _await_answer(self.port, self.servers[0])
 
     def stop(self) -> None:
         """Stop it."""
-        if self._server is not None:
-            self._server.stop()
+        for server in self.servers:
+            server.stop()
 
 
 class RedisCluster(System):
@@ -107,8 +107,8 @@ class Redis(Store):
 
     name = "redis"
 
-    def __init__(self, server: RedisServer) -> None:
-        self._client: Any = _node(server.port)
+    def __init__(self, port: int) -> None:
+        self._client: Any = _node(port)
 
     def put(self, pairs: Pairs) -> None:
         """Store all with one MSET."""
@@ -117,6 +117,11 @@ class Redis(Store):
     def get(self, keys: Sequence[str]) -> Any:
         """Look all up with one MGET."""
         return self._client.mget(keys)
+
+    def get_one(self, key: str) -> bytes | None:
+        """Look one key up."""
+        value: bytes | None = self._client.get(key)
+        return value
 
     def close(self) -> None:
         """Close the client."""
@@ -128,8 +133,8 @@ class RedisClustered(Store):
 
     name = "redis cluster"
 
-    def __init__(self, cluster: RedisCluster) -> None:
-        self._client: Any = redis.RedisCluster(host="127.0.0.1", port=cluster.ports[0])
+    def __init__(self, port: int) -> None:
+        self._client: Any = redis.RedisCluster(host="127.0.0.1", port=port)
 
     def put(self, pairs: Pairs) -> None:
         """Store all."""
@@ -138,6 +143,11 @@ class RedisClustered(Store):
     def get(self, keys: Sequence[str]) -> Any:
         """Look all up."""
         return self._client.mget_nonatomic(keys)
+
+    def get_one(self, key: str) -> bytes | None:
+        """Look one key up."""
+        value: bytes | None = self._client.get(key)
+        return value
 
     def close(self) -> None:
         """Close the client."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.harness.process import mortal
@@ -16,16 +16,29 @@ _STOP_SECONDS = 20.0
 
 
 class Server:
-    """One server process."""
+    """One server process; ``confine`` is told its id as soon as it has one."""
 
-    def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        folder: Path,
+        confine: Callable[[int], None] | None = None,
+    ) -> None:
         # Settings of the shell that are meant for other peers must not reach these.
         environ = {key: text for key, text in os.environ.items() if not key.startswith("DSTASH_")}
         self.log = folder / f"{name}.log"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                mortal(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ
+                mortal(command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environ,
+                cwd=ROOT,
             )
+        if confine is not None:
+            confine(self.pid)
 
     @property
     def pid(self) -> int:

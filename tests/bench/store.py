@@ -1,10 +1,10 @@
-"""What a system under measurement looks like to the runner."""
+"""What a system under measurement looks like to those who measure."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 Pairs = dict[str, bytes]
 
@@ -20,7 +20,7 @@ class System(ABC):
     def stop(self) -> None:
         """Stop what was started, also after half a start."""
 
-    def __enter__(self) -> System:
+    def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:
@@ -48,6 +48,10 @@ class Store(ABC):
     @abstractmethod
     def get(self, keys: Sequence[str]) -> Any:
         """Look all keys up in one batch; returns whatever the client returns."""
+
+    @abstractmethod
+    def get_one(self, key: str) -> bytes | None:
+        """Look one key up, the way one does that."""
 
     def settle(self) -> None:  # noqa: B027  # most have nothing to wait for
         """Wait until the servers have done what a put left to be done after its ack. Not timed."""

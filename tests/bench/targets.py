@@ -1,73 +1,175 @@
-"""What is to be reached: ratios to other systems in the same run, and bounds on a peer."""
+"""What is to be reached: ratios to others in the same run, and bounds on a peer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import median
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
 
-from tests.bench.footprint import MIB, Footprint
-from tests.bench.runner import Case
+from tests.bench import batches, clients, growth, singles, squeeze
+from tests.bench.memory import MIB
+from tests.bench.work import Case, Work, find, ratio
+
+#: A case, by what was done and on which system.
+Subject = tuple[Work, str]
+
+_ONE: Final = "dstash N=3 one"
+_QUORUM: Final = "dstash N=3 quorum"
+_LOOKUP: Final = batches.lookup()
+_PUT: Final = batches.put()
+_STORED: Final = "after storing them"
 
 
-class Target(NamedTuple):
-    """``store`` takes at most ``limit`` times as long as ``against`` for ``work``."""
+class Ratio(NamedTuple):
+    """``of`` shows at most (or, with ``least``, at least) so many times what ``to`` shows."""
 
-    work: str
-    store: str
-    against: str
+    what: str
+    of: Subject
+    to: Subject
     limit: float
+    least: bool = False
 
 
-TARGETS = (
-    Target("get", "dstash N=3 one", "redis cluster", 0.4),
-    Target("get", "dstash N=3 quorum", "redis cluster", 0.7),
-    Target("put", "dstash N=3 quorum", "redis cluster", 3.0),
-)
+class Bound(NamedTuple):
+    """``of`` shows at most so much."""
 
-IDLE_MIB = 60.0
-GROWTH_MIB = 10.0
+    what: str
+    of: Subject
+    limit: float
+    scale: float
+    unit: str
+
+
+class Shown(NamedTuple):
+    """``of`` works; how long it takes is shown."""
+
+    what: str
+    of: Subject
 
 
 class Verdict(NamedTuple):
-    """A target, and what came of it."""
+    """A target, and what came of it; ``met`` is None where nothing was measured."""
 
     what: str
     target: str
     reached: str
-    met: bool
+    met: bool | None
 
 
-def ratio(cases: Sequence[Case], work: str, store: str, against: str) -> float | None:
-    """Return the median over the rounds of how much longer ``store`` took; None if not run."""
-    samples = {case.store.name: case.samples for case in cases if case.work == work}
-    if store not in samples or against not in samples:
-        return None
-    return median(a / b for a, b in zip(samples[store], samples[against], strict=True))
+TARGETS: Final[tuple[Ratio | Bound | Shown, ...]] = (
+    Ratio("batch lookup, level one / Redis", (_LOOKUP, _ONE), (_LOOKUP, "redis"), 1.0),
+    Ratio(
+        "batch lookup, level one / Redis Cluster",
+        (_LOOKUP, _ONE),
+        (_LOOKUP, "redis cluster"),
+        0.25,
+    ),
+    Ratio("batch lookup, quorum / Redis", (_LOOKUP, _QUORUM), (_LOOKUP, "redis"), 1.4),
+    Ratio("batch put, N=1, fsync / Redis", (_PUT, "dstash N=1"), (_PUT, "redis"), 1.2),
+    Ratio(
+        "batch put, N=3, quorum, fsync / Redis Cluster",
+        (_PUT, _QUORUM),
+        (_PUT, "redis cluster"),
+        1.5,
+    ),
+    Ratio(
+        "single lookup, blocking, level one, p50 / raw echo",
+        (singles.ONE, _ONE),
+        (singles.ONE, "echo"),
+        1.3,
+    ),
+    Ratio(
+        "256 concurrent lookups, AsyncClient / raw echo",
+        (singles.CONCURRENT, _ONE),
+        (singles.CONCURRENT, "echo"),
+        3.0,
+        least=True,
+    ),
+    Ratio(
+        "256 concurrent lookups, AsyncClient / redis-py asyncio",
+        (singles.CONCURRENT, _ONE),
+        (singles.CONCURRENT, "redis"),
+        5.0,
+        least=True,
+    ),
+    Ratio(
+        "single durable puts, 64 clients, N=3 quorum / etcd",
+        (singles.DURABLE, _QUORUM),
+        (singles.DURABLE, "etcd"),
+        5.0,
+        least=True,
+    ),
+    Ratio(
+        "lookup at 10,000,000 records / at 100,000",
+        (growth.lookup(growth.LARGE), growth.STORE),
+        (growth.lookup(growth.SMALL), growth.STORE),
+        2.0,
+    ),
+    Shown(
+        "lookup of 10,000 x 1 KiB, data twice the memory allowed",
+        (squeeze.BATCH, squeeze.SQUEEZED),
+    ),
+    Bound(
+        "a peer's private memory, 10,000,000 records",
+        (growth.private(growth.LARGE), _STORED),
+        100,
+        MIB,
+        "MB",
+    ),
+    Bound(
+        "a peer's private memory, 1,000,000 records",
+        (growth.private(growth.MIDDLE), _STORED),
+        100,
+        MIB,
+        "MB",
+    ),
+    Bound("a peer's private memory, full load", (clients.FULL_LOAD, _QUORUM), 250, MIB, "MB"),
+    Bound(
+        "a peer's start with 10,000,000 records",
+        (growth.start(growth.LARGE), growth.STORE),
+        2,
+        1,
+        "s",
+    ),
+)
 
 
-def judge(cases: Sequence[Case], footprint: Footprint | None) -> list[Verdict]:
+def judge(cases: Sequence[Case]) -> list[Verdict]:
     """Compare what was measured with what is to be reached."""
-    return [*_ratios(cases), *_bounds(footprint)]
+    return [_judged(target, cases) for target in TARGETS]
 
 
-def _ratios(cases: Sequence[Case]) -> list[Verdict]:
-    verdicts = []
-    for work, store, against, limit in TARGETS:
-        reached = ratio(cases, work, store, against)
-        if reached is not None:
-            what = f"{work}: {store} / {against}"
-            verdicts.append(Verdict(what, f"<= {limit:g}", f"{reached:.2f}", reached <= limit))
-    return verdicts
+def _judged(target: Ratio | Bound | Shown, cases: Sequence[Case]) -> Verdict:
+    subject = find(cases, *target.of)
+    if isinstance(target, Shown):
+        return _shown(target, subject)
+    if isinstance(target, Bound):
+        bound = f"< {target.limit:g} {target.unit}"
+        if subject is None:
+            return _not_measured(target.what, bound)
+        value = subject.middle / target.scale
+        return Verdict(target.what, bound, f"{value:.3g} {target.unit}", value < target.limit)
+    sign = ">=" if target.least else "<="
+    wanted = f"{sign} {target.limit:g}x"
+    against = find(cases, *target.to)
+    if subject is None or against is None:
+        return _not_measured(target.what, wanted)
+    reached = ratio(subject, against)
+    met = reached >= target.limit if target.least else reached <= target.limit
+    return Verdict(target.what, wanted, f"{reached:.2f}x", met)
 
 
-def _bounds(footprint: Footprint | None) -> list[Verdict]:
-    if footprint is None:
-        return []
-    idle = footprint.idle.private / MIB
-    growth = (footprint.restarted.private - footprint.idle.private) / MIB
-    name = f"growth of an idle peer by {footprint.keys:,} keys"
-    return [
-        Verdict("memory of an idle peer", f"<= {IDLE_MIB:g} MiB", f"{idle:.0f}", idle <= IDLE_MIB),
-        Verdict(name, f"<= {GROWTH_MIB:g} MiB", f"{growth:.0f}", growth <= GROWTH_MIB),
-    ]
+def _shown(target: Shown, subject: Case | None) -> Verdict:
+    if subject is None:
+        return _not_measured(target.what, "works")
+    return Verdict(target.what, "works", f"{subject.middle * 1000:,.0f} ms", met=True)
+
+
+def _not_measured(what: str, wanted: str) -> Verdict:
+    return Verdict(what, wanted, "not measured", None)
+
+
+def rows(verdicts: Sequence[Verdict]) -> Iterator[list[str]]:
+    """Yield lines of a table with the headings work, target, reached, and whether."""
+    words = {True: "reached", False: "missed", None: "-"}
+    for one in verdicts:
+        yield [one.what, one.target, one.reached, words[one.met]]

@@ -1,0 +1,137 @@
+"""Parts ``batches`` and ``sizes``: one client, one batch at a time."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from tests.bench import data
+from tests.bench.lab import Lab
+from tests.bench.store import Pairs, Store
+from tests.bench.work import Case, Work, take_turns
+
+#: The batch that the targets speak of.
+KEYS: Final = 100_000
+VALUE_BYTES: Final = 100
+
+_SIZES: Final = (10, 100, 1024, 65_536)
+_BATCHES: Final = (1, 100, 10_000, 100_000)
+_STORES: Final = (
+    "redis",
+    "redis cluster",
+    "memcached",
+    "dstash N=1",
+    "dstash N=3 one",
+    "dstash N=3 quorum",
+    "lmdb",
+)
+#: Combinations that would move more bytes are left out.
+_MOST_BYTES: Final = 128 << 20
+_MOST_BYTES_FULL: Final = 1 << 30
+#: A sample of a small batch is the mean over so many keys, or so many batches.
+_KEYS_A_SAMPLE: Final = 2000
+_BATCHES_A_SAMPLE: Final = 100
+_CHECKED: Final = 1000
+
+
+def lookup(keys: int = KEYS, value_bytes: int = VALUE_BYTES) -> Work:
+    """Return the name of a batch look-up."""
+    return Work("lookup", keys, value_bytes)
+
+
+def put(keys: int = KEYS, value_bytes: int = VALUE_BYTES) -> Work:
+    """Return the name of a batch put."""
+    return Work("put", keys, value_bytes)
+
+
+def measure(lab: Lab, rounds: int) -> list[Case]:
+    """Measure the batch that the targets speak of, on every system at every level."""
+    cases = [
+        case
+        for make in (_lookups, _puts)
+        for store in lab.stores.values()
+        for case in [make(store, KEYS, VALUE_BYTES)]
+    ]
+    return list(take_turns(cases, rounds, lab.note))
+
+
+def measure_sizes(lab: Lab, rounds: int) -> list[Case]:
+    """Measure batches and values of many sizes."""
+    measured: list[Case] = []
+    for keys, value_bytes in combinations(most_bytes(full=lab.full)):
+        lab.note(f"batches of {keys:,} x {value_bytes:,} B")
+        cases = [
+            make(lab.stores[name], keys, value_bytes)
+            for make in (_lookups, _puts)
+            for name in _STORES
+        ]
+        measured += take_turns(cases, rounds, lambda text: None)
+    return measured
+
+
+def most_bytes(*, full: bool) -> int:
+    """Return how many bytes a batch may have to be measured."""
+    return _MOST_BYTES_FULL if full else _MOST_BYTES
+
+
+def combinations(most: int) -> Iterator[tuple[int, int]]:
+    """Yield the batches that are measured."""
+    for value_bytes in _SIZES:
+        for keys in _BATCHES:
+            if keys * (value_bytes + data.KEY_BYTES) <= most:
+                yield keys, value_bytes
+
+
+def _lookups(store: Store, keys: int, value_bytes: int) -> Case:
+    pairs = data.fresh(keys, value_bytes)
+    order = data.shuffled(pairs)
+    store.put(pairs)
+    store.settle()
+    assert store.found(store.get(order), order) == pairs, f"{store.name} answered wrongly"
+    times = _times(keys)
+
+    def take() -> float:
+        answers: list[object] = [None]
+
+        def look_up() -> None:
+            for _ in range(times):
+                answers[0] = store.get(order)
+
+        seconds = timed(look_up)
+        assert len(store.found(answers[0], order)) == keys, f"{store.name} answered wrongly"
+        return seconds / times
+
+    return Case(lookup(keys, value_bytes), store.name, take)
+
+
+def _puts(store: Store, keys: int, value_bytes: int) -> Case:
+    times = _times(keys)
+
+    def take() -> float:
+        batches = [data.fresh(keys, value_bytes) for _ in range(times)]
+        seconds = timed(lambda: [store.put(pairs) for pairs in batches])
+        store.settle()
+        _check(store, batches[-1])
+        return seconds / times
+
+    return Case(put(keys, value_bytes), store.name, take)
+
+
+def _check(store: Store, pairs: Pairs) -> None:
+    some = list(pairs)[:: max(1, len(pairs) // _CHECKED)]
+    found = store.found(store.get(some), some)
+    assert found == {key: pairs[key] for key in some}, f"{store.name} lost what was put"
+
+
+def _times(keys: int) -> int:
+    return max(1, min(_KEYS_A_SAMPLE // keys, _BATCHES_A_SAMPLE))
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Return the seconds that something takes, with no garbage of others in them."""
+    gc.collect()
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began

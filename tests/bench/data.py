@@ -1,0 +1,53 @@
+"""What is stored: keys of 17 bytes, values of an exact size, never twice the same key."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Final
+
+from tests.bench.store import Pairs
+
+KEY_BYTES: Final = 17
+_DIGITS: Final = KEY_BYTES - 7
+
+_series = itertools.count(1)
+_random = random.Random(2)
+
+
+def key(series: int, number: int) -> str:
+    """Return one key; no two series share any."""
+    return f"{series:06d}:{number:0{_DIGITS}d}"
+
+
+def value(of: str, size: int) -> bytes:
+    """Return the value of a key: it begins with the key, as far as that fits."""
+    return of.encode().ljust(size, b".")[:size]
+
+
+def pairs(series: int, count: int, size: int, first: int = 0) -> Pairs:
+    """Return ``count`` pairs of a series, beginning with number ``first``."""
+    keys = [key(series, number) for number in range(first, first + count)]
+    return {one: value(one, size) for one in keys}
+
+
+def fresh(count: int, size: int) -> Pairs:
+    """Return pairs of which no key was ever used in this run."""
+    return pairs(next(_series), count, size)
+
+
+def shuffled(some: Pairs) -> list[str]:
+    """Return the keys in an order that tells nothing, the same each time."""
+    return random.Random(1).sample(sorted(some), len(some))
+
+
+def chunks(series: int, count: int, size: int, most: int = 100_000) -> Iterator[Pairs]:
+    """Yield ``count`` pairs of a series in batches."""
+    for first in range(0, count, most):
+        yield pairs(series, min(most, count - first), size, first)
+
+
+def scattered(count: int, below: int) -> list[int]:
+    """Return different numbers, others each time."""
+    return _random.sample(range(below), count)

@@ -1,0 +1,87 @@
+"""Raw pyzmq: a ROUTER that sends back what comes, and a DEALER. No store made of it is faster.
+
+``python -m tests.bench.echo PORT`` is the server. What goes to and fro has the size of a look-up
+of one key and of its answer.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import zmq
+
+from tests.bench.servers import START_SECONDS, Server
+from tests.bench.store import System
+from tests.harness.ports import free_ports
+
+#: Bytes of the two frames of a message.
+_FRAMES: Final = (bytes(40), bytes(128))
+_WINDOW: Final = 256
+
+
+class EchoServer(System):
+    """The server, in a process of its own as all others are."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        [self.port] = free_ports(1)
+        self._server: Server | None = None
+
+    def start(self) -> None:
+        """Start it."""
+        self._folder.mkdir(parents=True)
+        command = [sys.executable, "-m", "tests.bench.echo", str(self.port)]
+        self._server = Server("echo", command, self._folder)
+
+    def stop(self) -> None:
+        """Stop it."""
+        if self._server is not None:
+            self._server.stop()
+
+
+class EchoClient:
+    """A DEALER that sends and gets back."""
+
+    def __init__(self, port: int) -> None:
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.connect(f"tcp://127.0.0.1:{port}")
+        self._socket.set(zmq.RCVTIMEO, int(START_SECONDS * 1000))
+        self.round_trip()  # waits until the server is there
+
+    def round_trip(self) -> None:
+        """Send one message and wait until it is back."""
+        self._socket.send_multipart(_FRAMES)
+        self._socket.recv_multipart()
+
+    def rate(self, messages: int) -> float:
+        """Return how many messages a second come back when 256 are always under way."""
+        began = time.perf_counter()
+        for _ in range(_WINDOW):
+            self._socket.send_multipart(_FRAMES)
+        for _ in range(messages - _WINDOW):
+            self._socket.recv_multipart()
+            self._socket.send_multipart(_FRAMES)
+        for _ in range(_WINDOW):
+            self._socket.recv_multipart()
+        return messages / (time.perf_counter() - began)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close(linger=0)
+        self._context.term()
+
+
+def serve(port: int) -> None:
+    """Send back what comes, for ever."""
+    router = zmq.Context().socket(zmq.ROUTER)
+    router.bind(f"tcp://127.0.0.1:{port}")
+    while True:
+        router.send_multipart(router.recv_multipart())
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

@@ -1,0 +1,129 @@
+"""The systems of a run: started when a part first asks for them, stopped when the run ends."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tests.bench.crew import Connect, Crew
+from tests.bench.dstash_store import DStash, DStashCluster
+from tests.bench.echo import EchoServer
+from tests.bench.etcd import EtcdServer
+from tests.bench.lmdb_store import Lmdb
+from tests.bench.memcached_store import Memcached, MemcachedServers
+from tests.bench.redis_store import Redis, RedisCluster, RedisClustered, RedisServer
+from tests.bench.store import Store, System
+from tests.bench.work import Note
+
+S = TypeVar("S", bound=System)
+C = TypeVar("C", bound=AbstractContextManager[Any])
+
+LEVELS = ("one", "quorum", "all")
+
+
+class Lab:
+    """Where a run takes place.
+
+    Args:
+        folder: for data and logs.
+        stack: closes and stops everything.
+        note: told what happens.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack, note: Note, *, full: bool) -> None:
+        self.folder = folder
+        self.note = note
+        self.full = full
+        #: What has to be said beside the figures.
+        self.remarks: list[str] = []
+        self._stack = stack
+
+    def started(self, system: S) -> S:
+        """Start a system, and stop it when the run ends."""
+        self.note(f"starting {type(system).__name__}")
+        self._stack.enter_context(system)
+        return system
+
+    def entered(self, client: C) -> C:
+        """Close a client when the run ends."""
+        self._stack.enter_context(client)
+        return client
+
+    # -- servers
+
+    @cached_property
+    def redis(self) -> RedisServer:
+        """One Redis."""
+        return self.started(RedisServer(self.folder / "redis"))
+
+    @cached_property
+    def redis_cluster(self) -> RedisCluster:
+        """Three masters."""
+        return self.started(RedisCluster(self.folder / "redis-cluster"))
+
+    @cached_property
+    def memcached(self) -> MemcachedServers:
+        """Three servers."""
+        return self.started(MemcachedServers(self.folder / "memcached"))
+
+    @cached_property
+    def etcd(self) -> EtcdServer:
+        """One server."""
+        return self.started(EtcdServer(self.folder / "etcd"))
+
+    @cached_property
+    def echo(self) -> EchoServer:
+        """One server."""
+        return self.started(EchoServer(self.folder / "echo"))
+
+    @cached_property
+    def one_copy(self) -> DStashCluster:
+        """Three peers, each key on one of them."""
+        return self.started(DStashCluster(self.folder / "dstash-1", 1))
+
+    @cached_property
+    def three_copies(self) -> DStashCluster:
+        """Three peers, each key on all of them."""
+        return self.started(DStashCluster(self.folder / "dstash-3", 3))
+
+    # -- stores
+
+    @cached_property
+    def rivals(self) -> list[Connect]:
+        """What a user would pick instead."""
+        return [
+            partial(Redis, self.redis.port),
+            partial(RedisClustered, self.redis_cluster.ports[0]),
+            partial(Memcached, self.memcached.ports),
+        ]
+
+    def dstash(self, *levels: str) -> list[Connect]:
+        """Return dstash with three copies, at each of those levels."""
+        return [
+            partial(DStash, f"dstash N=3 {level}", self.three_copies.addresses, level)
+            for level in levels
+        ]
+
+    @cached_property
+    def dstash_one_copy(self) -> Connect:
+        """dstash with one copy, for which all levels are the same."""
+        return partial(DStash, "dstash N=1", self.one_copy.addresses, "one")
+
+    @cached_property
+    def stores(self) -> dict[str, Store]:
+        """A client of each, in this process, by name."""
+        connects = [*self.rivals, self.dstash_one_copy, *self.dstash(*LEVELS)]
+        stores: list[Store] = [connect() for connect in connects]
+        stores.append(Lmdb(self.folder / "lmdb"))
+        for store in stores:
+            self._stack.callback(store.close)
+        return {store.name: store for store in stores}
+
+    @cached_property
+    def crew(self) -> Crew:
+        """Processes with a client of each."""
+        crew = Crew([*self.rivals, *self.dstash("one", "quorum")])
+        self._stack.callback(crew.close)
+        return crew

@@ -1,0 +1,144 @@
+"""Part ``singles``: one key a call. One caller who waits; 256 on an event loop; 64 durable puts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from statistics import median
+from typing import Any, Final
+
+import redis.asyncio
+
+from dstash import AsyncClient
+from tests.bench import data, etcd
+from tests.bench.batches import VALUE_BYTES
+from tests.bench.dstash_store import INDEX
+from tests.bench.echo import EchoClient
+from tests.bench.lab import Lab
+from tests.bench.work import Case, Unit, Work, take_turns
+
+ONE: Final = Work("lookup, one caller", 1, VALUE_BYTES)
+CONCURRENT: Final = Work("lookups on an event loop", 1, VALUE_BYTES, 256)
+DURABLE: Final = Work("durable puts", 1, VALUE_BYTES, 64)
+
+_CALLS: Final = 500
+_CONCURRENT_CALLS: Final = 20_000
+_DURABLE_CALLS: Final = 3000
+_KEYS: Final = 10_000
+_ASKED: Final = ("redis", "redis cluster", "memcached", "dstash N=3 one", "dstash N=3 quorum")
+
+#: Yields whom to call: given the next key, returns what is to be awaited.
+Ask = Callable[[str], Awaitable[Any]]
+
+
+def measure(lab: Lab, rounds: int) -> list[Case]:
+    """Measure all three."""
+    pairs = data.fresh(_KEYS, VALUE_BYTES)
+    keys = data.shuffled(pairs)
+    for name in _ASKED:
+        lab.stores[name].put(pairs)
+        lab.stores[name].settle()
+    echo = EchoClient(lab.echo.port)
+    with asyncio.Runner() as runner:
+        try:
+            cases = [*_one(lab, echo, keys), *_concurrent(lab, echo, runner, keys)]
+            cases += _durable(lab, runner)
+            return list(take_turns(cases, rounds, lab.note))
+        finally:
+            echo.close()
+
+
+def _one(lab: Lab, echo: EchoClient, keys: list[str]) -> Iterator[Case]:
+    yield Case(ONE, "echo", lambda: _middle(lambda key: echo.round_trip(), keys))
+    for name in _ASKED:
+        yield Case(ONE, name, partial(_middle, lab.stores[name].get_one, keys))
+
+
+def _middle(ask: Callable[[str], object], keys: list[str]) -> float:
+    """Return the median of many calls, one after the other (seconds)."""
+    samples = []
+    for key in keys[:_CALLS]:
+        began = time.perf_counter()
+        ask(key)
+        samples.append(time.perf_counter() - began)
+    return median(samples)
+
+
+def _concurrent(
+    lab: Lab, echo: EchoClient, runner: asyncio.Runner, keys: list[str]
+) -> Iterator[Case]:
+    def sample(connect: Callable[[], Any]) -> float:
+        return runner.run(_lookups(connect(), keys))
+
+    yield Case(CONCURRENT, "echo", lambda: echo.rate(_CONCURRENT_CALLS), Unit.RATE)
+    port = lab.redis.port
+    yield Case(CONCURRENT, "redis", lambda: sample(partial(_redis, port)), Unit.RATE)
+    for level in ("one", "quorum"):
+        connect = partial(_dstash, lab.three_copies.addresses, level)
+        take = partial(sample, connect)
+        yield Case(CONCURRENT, f"dstash N=3 {level}", take, Unit.RATE)
+
+
+class _Asked:
+    """A client on an event loop, in the few words that are needed here."""
+
+    def __init__(self, client: Any, get: Ask, close: Callable[[], Awaitable[Any]]) -> None:
+        self.client, self.get, self.close = client, get, close
+
+
+def _redis(port: int) -> _Asked:
+    client = redis.asyncio.Redis(host="127.0.0.1", port=port, max_connections=CONCURRENT.clients)
+    return _Asked(client, client.get, client.aclose)
+
+
+def _dstash(addresses: list[str], level: str) -> _Asked:
+    client = AsyncClient(*addresses, read=level, write=level, timeout=60)
+    return _Asked(client, partial(client.lookup, INDEX), client.close)
+
+
+async def _lookups(asked: _Asked, keys: list[str]) -> float:
+    """Let 256 callers look up one key after the other; returns look-ups a second."""
+    try:
+        await asyncio.gather(*map(asked.get, keys[: CONCURRENT.clients]))  # connects
+        order = iter(range(_CONCURRENT_CALLS))
+
+        async def call() -> None:
+            for number in order:
+                assert await asked.get(keys[number % _KEYS]) is not None
+
+        began = time.perf_counter()
+        await asyncio.gather(*(call() for _ in range(CONCURRENT.clients)))
+        return _CONCURRENT_CALLS / (time.perf_counter() - began)
+    finally:
+        await asked.close()
+
+
+def _durable(lab: Lab, runner: asyncio.Runner) -> Iterator[Case]:
+    def sample(put_all: Callable[[Iterator[tuple[str, bytes]]], Any]) -> float:
+        pairs = data.fresh(_DURABLE_CALLS, VALUE_BYTES)
+        began = time.perf_counter()
+        runner.run(put_all(iter(pairs.items())))
+        return _DURABLE_CALLS / (time.perf_counter() - began)
+
+    async def to_etcd(pairs: Iterator[tuple[str, bytes]]) -> None:
+        await etcd.put_all(lab.etcd.port, pairs, DURABLE.clients)
+
+    yield Case(DURABLE, "etcd", lambda: sample(to_etcd), Unit.RATE)
+    for name, cluster, level in (
+        ("dstash N=1", lab.one_copy, "one"),
+        ("dstash N=3 quorum", lab.three_copies, "quorum"),
+    ):
+        put_all = partial(_puts, cluster.addresses, level)
+        yield Case(DURABLE, name, partial(sample, put_all), Unit.RATE)
+
+
+async def _puts(addresses: list[str], level: str, pairs: Iterator[tuple[str, bytes]]) -> None:
+    async with AsyncClient(*addresses, write=level, timeout=60) as client:
+
+        async def call() -> None:
+            for key, value in pairs:
+                await client.put(INDEX, key, value)
+
+        await asyncio.gather(*(call() for _ in range(DURABLE.clients)))

@@ -1,0 +1,86 @@
+"""Part ``squeeze``: data twice the memory that a peer is allowed, beside a peer that has plenty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from dstash import Client
+from dstash.wire.keys import Key
+from tests.bench import data
+from tests.bench.batches import timed
+from tests.bench.confinement import Confinement, confined
+from tests.bench.dstash_store import INDEX, DStashCluster
+from tests.bench.lab import Lab
+from tests.bench.memory import MIB
+from tests.bench.work import Case, Work, take_turns
+
+SQUEEZED: Final = "dstash N=3 quorum, memory limited"
+PLENTY: Final = "dstash N=3 quorum, memory not limited"
+VALUE_BYTES: Final = 1024
+BATCH: Final = Work("lookup", 10_000, VALUE_BYTES)
+ONE: Final = Work("lookup, one caller", 1, VALUE_BYTES)
+PUT: Final = Work("put", 10_000, VALUE_BYTES)
+
+_LIMIT: Final = 192 * MIB
+_LIMIT_FULL: Final = 1024 * MIB
+#: What a record takes on disk, at least: value, key, and what stands before them.
+_ON_DISK: Final = VALUE_BYTES + 100
+_CALLS: Final = 200
+_SERIES: Final = 700_000
+
+
+def measure(lab: Lab, rounds: int) -> list[Case]:
+    """Fill two clusters, one of them short of memory, and take turns between them."""
+    limit = _LIMIT_FULL if lab.full else _LIMIT
+    records = 2 * limit // _ON_DISK
+    with ExitStack() as stack:
+        places = [stack.enter_context(confined(f"peer{number}", limit)) for number in range(3)]
+        how = f"{limit // MIB} MiB for each peer by {places[0].how}, {records:,} records"
+        lab.remarks.append(f"Data twice the memory allowed: {how}.")
+        cases = []
+        for name, where in ((SQUEEZED, places), (PLENTY, None)):
+            cluster = stack.enter_context(_cluster(lab, where))
+            client = stack.enter_context(Client(*cluster.addresses, timeout=120))
+            lab.note(f"storing {records:,} records of 1 KiB: {name}")
+            for pairs in data.chunks(_SERIES, records, VALUE_BYTES, most=20_000):
+                client.batch_put(INDEX, pairs, write="all").raise_for_failures()
+            cases += _cases(client, name, records)
+        return list(take_turns(cases, rounds, lab.note))
+
+
+def _cluster(lab: Lab, places: list[Confinement] | None) -> DStashCluster:
+    folder: Path = lab.folder / ("squeezed" if places else "plenty")
+    confine = [place.confine for place in places] if places else None
+    return DStashCluster(folder, 3, confine)
+
+
+def _cases(client: Client, name: str, records: int) -> list[Case]:
+    def keys(count: int) -> list[str]:
+        return [data.key(_SERIES, number) for number in data.scattered(count, records)]
+
+    return [
+        Case(BATCH, name, lambda: _batch(client, keys(BATCH.keys))),
+        Case(ONE, name, lambda: _ones(client, keys(_CALLS))),
+        Case(PUT, name, partial(_put, client)),
+    ]
+
+
+def _batch(client: Client, keys: list[str]) -> float:
+    found: list[Mapping[Key, bytes]] = []
+    seconds = timed(lambda: found.append(client.batch_lookup(INDEX, keys)))
+    assert all(found[0][key] == data.value(key, VALUE_BYTES) for key in keys), "wrong answer"
+    return seconds
+
+
+def _ones(client: Client, keys: list[str]) -> float:
+    return median(timed(lambda key=key: client.lookup(INDEX, key)) for key in keys)  # type: ignore[misc]
+
+
+def _put(client: Client) -> float:
+    pairs = data.fresh(PUT.keys, VALUE_BYTES)
+    return timed(lambda: client.batch_put(INDEX, pairs).raise_for_failures())

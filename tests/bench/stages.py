@@ -1,0 +1,238 @@
+"""Part ``stages``: where the time of a batch goes, stage by stage, and process by process.
+
+The stages are dstash's own functions, run one after the other in this process on a store of their
+own: what they take together is what one core would need. Below that no arrangement of processes
+and messages can go.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+from dstash.client.routing import group
+from dstash.limits import PARTITIONS
+from dstash.peer.commits import Commit, Rules, Ticket, WaitingWrite
+from dstash.peer.lookups import look_up
+from dstash.store.lmdb import LmdbStore
+from dstash.store.record import Keyspace, keyspace, locate
+from dstash.types import Durability
+from dstash.version import pack, stamp_at
+from dstash.wire import codec
+from dstash.wire.keys import encode_keys
+from dstash.wire.messages import Frame, Put, Want
+from dstash.wire.values import TypeRegistry
+from tests.bench import batches, data
+from tests.bench.dstash_store import DStashCluster
+from tests.bench.lab import Lab
+from tests.bench.servers import Server
+from tests.bench.work import Case, Unit, Work, known, take_turns
+
+#: Names of stages, as the page speaks of them.
+LMDB: Final = "peer: LMDB's own look-ups"
+PEER: Final = "peer: all of it, for values"
+LOOKUP_STAGES: Final = (
+    "client: encode the keys",
+    "client: sort them by partition",
+    "both: pack and unpack the keys",
+    LMDB,
+    PEER,
+    "peer: all of it, for a digest",
+    "client: decode the values",
+    "client: make the dictionary",
+)
+PUT_STAGES: Final = (
+    "client: encode keys and values",
+    "both: pack and unpack them",
+    "peer: check and seal the records",
+    "peer: all of a commit but the sync",
+)
+WALL: Final = "from call to answer"
+CLIENT: Final = "processor time of the client"
+SERVERS: Final = "processor time of the servers"
+
+_CHUNK: Final = 4096
+_OWNED: Final = frozenset(range(PARTITIONS))
+_PEER: Final = ("peer",)
+_TABLE: Final = [_PEER] * PARTITIONS
+_MEASURED: Final = ("redis", "dstash N=1", "dstash N=3 one", "dstash N=3 quorum")
+
+
+def stage(action: str, name: str) -> tuple[Work, str]:
+    """Return how a stage is filed."""
+    return Work(f"stage of {action}", batches.KEYS, batches.VALUE_BYTES), name
+
+
+def share(action: str, name: str) -> Work:
+    """Return the name of a share of the time of a whole batch."""
+    return Work(f"{action}: {name}", batches.KEYS, batches.VALUE_BYTES)
+
+
+def measure(lab: Lab, rounds: int) -> list[Case]:
+    """Measure the stages alone, then where the time of whole batches is spent."""
+    bench = _Stages(lab.folder / "stages")
+    lab.entered(bench)
+    cases = [Case(*stage(action, name), take) for action, name, take in bench.stages()]
+    return [*take_turns(cases, rounds, lab.note), *_shares(lab, rounds)]
+
+
+class _Batch:
+    """One batch as it stands on a peer: chunks of encoded keys, sorted, and of values."""
+
+    def __init__(self, types: TypeRegistry) -> None:
+        self.pairs = data.fresh(batches.KEYS, batches.VALUE_BYTES)
+        self.keys = data.shuffled(self.pairs)
+        self.encoded = encode_keys(self.keys)
+        self.sorted: list[str] = group(self.encoded, self.keys, _TABLE)[_PEER]
+        runs = [self.sorted[begin : begin + _CHUNK] for begin in range(0, batches.KEYS, _CHUNK)]
+        self.chunks = [encode_keys(run) for run in runs]
+        self.values = [types.encode_many([self.pairs[key] for key in run]) for run in runs]
+
+    def commit(self, space: Keyspace) -> Commit:
+        """Return the commit that stores it."""
+        now = time.time_ns() // 1_000_000
+        rules = Rules(now, 500, 0, {}, [0] * PARTITIONS, _OWNED, has_room=True)
+        version = pack(stamp_at(now), bytes(12))
+        puts = [
+            Put("bench", version, 0, Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(values)))
+            for keys, values in zip(self.chunks, self.values, strict=True)
+        ]
+        return Commit([WaitingWrite(Ticket(b"", 0), put, space, 0) for put in puts], rules)
+
+
+class _Stages:
+    """Every stage, on a store in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._store = LmdbStore(folder, Durability.NONE)
+        self._space = keyspace(b"bench", _OWNED)
+        self._types = TypeRegistry()
+        self._batch = _Batch(self._types)
+        self._batch.commit(self._space).run(self._store)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._store.close()
+
+    def stages(self) -> Iterator[tuple[str, str, Callable[[], float]]]:
+        """Yield (action, stage) and what takes a sample of it."""
+        batch = self._batch
+        answers = self._look_up(Want.VALUES)
+        decoded = list(map(self._types.decode_array, answers))
+        lookups: tuple[Callable[[], object], ...] = (
+            lambda: encode_keys(batch.keys),
+            lambda: group(batch.encoded, batch.keys, _TABLE),
+            lambda: [codec.unpack_keys(codec.pack_blobs(chunk)) for chunk in batch.chunks],
+            self._get,
+            lambda: self._look_up(Want.VALUES),
+            lambda: self._look_up(Want.DIGEST),
+            lambda: list(map(self._types.decode_array, answers)),
+            lambda: self._collect(decoded),
+        )
+        for name, action in zip(LOOKUP_STAGES, lookups, strict=True):
+            yield "lookup", name, partial(batches.timed, action)
+        puts: tuple[Callable[[], float], ...] = (
+            partial(batches.timed, self._encode),
+            partial(batches.timed, self._pack),
+            partial(batches.timed, self._prepare),
+            self._commit,
+        )
+        for name, take in zip(PUT_STAGES, puts, strict=True):
+            yield "put", name, take
+
+    def _get(self) -> None:
+        located = [locate(self._space, chunk) for chunk in self._batch.chunks]
+        with self._store.snapshot() as snapshot:
+            for chunk in located:
+                list(map(snapshot.get, chunk))
+
+    def _look_up(self, want: Want) -> list[Frame]:
+        now = time.time_ns() // 1_000_000
+        with self._store.snapshot() as snapshot:
+            return [
+                look_up(snapshot, self._space, chunk, want.value, now).values
+                for chunk in self._batch.chunks
+            ]
+
+    def _collect(self, decoded: Sequence[list[Any]]) -> None:
+        found: dict[str, Any] = {}
+        for number, values in enumerate(decoded):
+            found.update(zip(self._batch.sorted[number * _CHUNK :], values, strict=False))
+
+    def _encode(self) -> None:
+        encode_keys(self._batch.keys)
+        self._types.encode_many(list(self._batch.pairs.values()))
+
+    def _pack(self) -> None:
+        for blobs in (*self._batch.chunks, *self._batch.values):
+            codec.unpack_blobs(codec.pack_blobs(blobs))
+
+    def _prepare(self) -> None:
+        commit = self._batch.commit(self._space)
+        for one in commit.waiting:
+            commit._prepare(one)
+
+    def _commit(self) -> float:
+        commit = _Batch(self._types).commit(self._space)
+        return batches.timed(lambda: commit.run(self._store))
+
+
+class _Spent(NamedTuple):
+    """Seconds: from call to answer, and of the processors."""
+
+    wall: float
+    client: float
+    servers: float
+
+
+def _shares(lab: Lab, rounds: int) -> Iterator[Case]:
+    pairs = data.fresh(batches.KEYS, batches.VALUE_BYTES)
+    keys = data.shuffled(pairs)
+    spent: dict[tuple[str, str], list[_Spent]] = {}
+    for name in _MEASURED:
+        lab.stores[name].put(pairs)
+        lab.stores[name].settle()
+    for _ in range(rounds):
+        for name in _MEASURED:
+            store, servers = lab.stores[name], _servers(lab, name)
+            get = _spend(servers, partial(store.get, keys), store.settle)
+            more = data.fresh(batches.KEYS, batches.VALUE_BYTES)
+            put = _spend(servers, partial(store.put, more), store.settle)
+            spent.setdefault(("lookup", name), []).append(get)
+            spent.setdefault(("put", name), []).append(put)
+    for (action, name), samples in spent.items():
+        for title, part in zip((WALL, CLIENT, SERVERS), zip(*samples, strict=True), strict=True):
+            yield known(share(action, title), name, Unit.SECONDS, part)
+
+
+def _servers(lab: Lab, name: str) -> list[Server]:
+    if name == "redis":
+        return lab.redis.servers
+    cluster: DStashCluster = lab.one_copy if name == "dstash N=1" else lab.three_copies
+    return list(cluster.peers.values())
+
+
+def _spend(
+    servers: Sequence[Server], action: Callable[[], object], settle: Callable[[], None]
+) -> _Spent:
+    worked, client = sum(map(_processor_seconds, servers)), time.process_time()
+    wall = batches.timed(action)
+    client = time.process_time() - client
+    settle()  # what replicas do after the answer belongs to the batch
+    return _Spent(wall, client, sum(map(_processor_seconds, servers)) - worked)
+
+
+def _processor_seconds(server: Server) -> float:
+    try:
+        threads = list(Path(f"/proc/{server.pid}/task").iterdir())
+        times = [int((one / "schedstat").read_text().split()[0]) for one in threads]
+        return sum(times) / 1e9
+    except OSError:  # a kernel without it
+        fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
