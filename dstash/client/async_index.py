@@ -52,9 +52,11 @@ class AsyncIndex:
         """Change the time to live of a key; whether it was there."""
         return await self._client.touch(self.name, key, ttl, **options)
 
-    async def batch_put(self, entries: Entries, **options: Any) -> BatchResult:
+    async def batch_put(
+        self, entries: Entries, ttl: float | None = None, **options: Any
+    ) -> BatchResult:
         """Store many values."""
-        return await self._client.batch_put(self.name, entries, **options)
+        return await self._client.batch_put(self.name, entries, ttl, **options)
 
     async def batch_lookup(self, keys: Iterable[Key], **options: Any) -> dict[Key, Any]:
         """Return the values of those keys that are there."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -13,10 +14,12 @@ from dstash.client.async_index import AsyncIndex
 from dstash.client.calls import Calls, steady_wall
 from dstash.client.dispatch import Dispatch
 from dstash.client.facts import describe_cluster, describe_place
+from dstash.client.orders import OrderOperation
 from dstash.client.results import BatchResult
 from dstash.client.scans import PageOperation, StatusOperation, Walk
 from dstash.client.seeds import way_of
 from dstash.client.session import Session
+from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
 from dstash.config import ClientSettings, load_client
 from dstash.errors import LimitError
@@ -25,7 +28,7 @@ from dstash.store.record import Record
 from dstash.types import NEVER, Level
 from dstash.wire import codec
 from dstash.wire.keys import Entries, Key, decode_key, encode_key
-from dstash.wire.messages import Count, Page, Scan, ScanKeys
+from dstash.wire.messages import Count, Order, Page, Scan, ScanKeys
 from dstash.wire.values import TypeRegistry
 
 T = TypeVar("T")
@@ -122,7 +125,12 @@ class AsyncClient:
     ) -> Any:
         """Return the value of a key, or ``default``."""
         group = self._dispatch.turn().lookup(index, key, timeout, read)
-        return await self._dispatch.answer(group, key, default)
+        future = group.join(key, default)
+        try:  # what ``answer`` does, without a second coroutine: this is asked most
+            return await future
+        except asyncio.CancelledError:
+            self._dispatch.leave(group, key, future)
+            raise
 
     async def delete(
         self,
@@ -290,6 +298,26 @@ class AsyncClient:
         check_index(index)
         encoded = encode_key(key)
         return describe_place(await self._view(timeout), encoded)
+
+    async def topology(self, *, timeout: float | None = None) -> Topology:
+        """Return the topology as a peer knows it now."""
+        return (await self._view(timeout)).topology
+
+    async def order(
+        self,
+        action: str,
+        peers: Sequence[str] = (),
+        *,
+        rate: int = 0,
+        dry: bool = False,
+        timeout: float | None = None,
+    ) -> Topology:
+        """Change where data is, or steer the change under way; as ``Client.order``."""
+        order = Order(action, list(peers), rate, dry)
+        await self._view(timeout)
+        operation = OrderOperation(self._session, self._calls.deadline(timeout), order)
+        topology: Topology = await self._dispatch.run(operation)
+        return topology
 
     # -- inside
 

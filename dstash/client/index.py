@@ -46,9 +46,9 @@ class Index(MutableMapping[Key, Any]):
     def __len__(self) -> int:
         return self._client.count(self.name)
 
-    def put(self, key: Key, value: Any, **options: Any) -> None:
+    def put(self, key: Key, value: Any, ttl: float | None = None, **options: Any) -> None:
         """Store a value; options as in ``Client.put``."""
-        self._client.put(self.name, key, value, **options)
+        self._client.put(self.name, key, value, ttl, **options)
 
     def lookup(self, key: Key, default: Any = None, **options: Any) -> Any:
         """Return a value, or ``default``."""
@@ -58,9 +58,9 @@ class Index(MutableMapping[Key, Any]):
         """Delete a key; whether it was there."""
         return self._client.delete(self.name, key, **options)
 
-    def batch_put(self, entries: Entries, **options: Any) -> BatchResult:
+    def batch_put(self, entries: Entries, ttl: float | None = None, **options: Any) -> BatchResult:
         """Store many values."""
-        return self._client.batch_put(self.name, entries, **options)
+        return self._client.batch_put(self.name, entries, ttl, **options)
 
     def batch_lookup(self, keys: Iterable[Key], **options: Any) -> dict[Key, Any]:
         """Return the values of those keys that are there."""

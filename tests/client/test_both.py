@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dstash import Client
-from dstash.errors import LimitError, NoPeers, UnsupportedType, UsageError
+from dstash.errors import ChangeConflict, LimitError, NoPeers, UnsupportedType, UsageError
 from tests.harness.asynchronous import driven
 from tests.harness.ports import free_port
 
@@ -122,6 +122,17 @@ def test_the_cluster_as_it_is_seen(client: Any, index: str) -> None:
     facts = client.status()
     assert [member["answers"] for member in facts["members"]] == [True] * 3
     assert len(client.where(index, "key")["replicas"]) == 3
+    assert [member.id for member in client.topology().members] == sorted(
+        member["id"] for member in facts["members"]
+    )
+
+
+def test_an_order_that_is_only_tried(client: Any) -> None:
+    leaving = client.topology().members[0].id
+    planned = client.order("remove", [leaving], dry=True)
+    assert planned.epoch == client.topology().epoch + 1
+    with pytest.raises(ChangeConflict):
+        client.order("remove", ["nobody"], dry=True)
 
 
 @pytest.mark.parametrize(

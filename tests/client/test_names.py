@@ -1,0 +1,65 @@
+"""Both clients have the same methods, which take the same arguments."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from typing import Any
+
+import pytest
+
+from dstash import AsyncClient, Client
+from dstash.client.async_index import AsyncIndex
+from dstash.client.index import Index
+
+#: What makes an index a mapping cannot be awaited.
+MAPPING = {name for name in dir(MutableMapping) if not name.startswith("_")}
+
+
+def methods(of: type) -> dict[str, Callable[..., Any]]:
+    return {
+        name: member
+        for name, member in inspect.getmembers(of, callable)
+        if not name.startswith("_")
+    }
+
+
+def plain(annotation: Any) -> Any:
+    """Return what a call yields or returns, however one waits for it."""
+    if typing.get_origin(annotation) in (Iterator, AsyncIterator):
+        return ("walk", typing.get_args(annotation))
+    return annotation
+
+
+def arguments(method: Callable[..., Any]) -> list[tuple[str, Any, Any, Any]]:
+    hints = typing.get_type_hints(method)
+    return [
+        (one.name, one.kind, one.default, hints.get(one.name))
+        for one in inspect.signature(method).parameters.values()
+    ]
+
+
+def test_clients_have_the_same_methods() -> None:
+    assert methods(AsyncClient).keys() == methods(Client).keys()
+
+
+def test_indexes_have_the_same_methods() -> None:
+    extra = methods(Index).keys() - methods(AsyncIndex).keys()
+    assert extra <= MAPPING
+    assert methods(AsyncIndex).keys() <= methods(Index).keys()
+
+
+@pytest.mark.parametrize("name", sorted(methods(Client)))
+def test_methods_of_clients_are_alike(name: str) -> None:
+    blocking, awaited = getattr(Client, name), getattr(AsyncClient, name)
+    assert arguments(blocking) == arguments(awaited)
+    if name not in ("from_config", "from_settings", "index"):
+        results = [typing.get_type_hints(method)["return"] for method in (blocking, awaited)]
+        assert plain(results[0]) == plain(results[1])
+        assert inspect.iscoroutinefunction(awaited) or inspect.isasyncgenfunction(awaited)
+
+
+@pytest.mark.parametrize("name", sorted(methods(AsyncIndex).keys() - MAPPING))
+def test_methods_of_indexes_are_alike(name: str) -> None:
+    assert arguments(getattr(Index, name)) == arguments(getattr(AsyncIndex, name))
