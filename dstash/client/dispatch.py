@@ -10,7 +10,7 @@ from typing import Any, Final
 from dstash.client.async_channel import AsyncChannel
 from dstash.client.calls import Calls
 from dstash.client.core import Operation
-from dstash.client.gathered import Group, Waiter
+from dstash.client.gathered import Group
 from dstash.client.seeds import identity
 from dstash.client.session import Session
 from dstash.client.turns import Turn
@@ -68,14 +68,17 @@ class Dispatch:
 
     async def answer(self, group: Group, key: Key, default: Any) -> Any:
         """Wait for the answer to one key of a group."""
-        future = self.on_loop().create_future()
-        group.waiting.setdefault(key, []).append(Waiter(future, default))
+        future = group.join(key, default)
         try:
             return await future
         except asyncio.CancelledError:
-            if group.drop(key, future) and group.operation is not None:
-                self._channel.abandon(group.operation)
+            self.leave(group, key, future)
             raise
+
+    def leave(self, group: Group, key: Key, future: asyncio.Future[Any]) -> None:
+        """Take note that the caller who waited for one key of a group was cancelled."""
+        if group.drop(key, future) and group.operation is not None:
+            self._channel.abandon(group.operation)
 
     async def run(self, operation: Operation) -> Any:
         """Drive one call to its end and return its result, or raise its error."""

@@ -9,7 +9,7 @@ import asyncio
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from dstash.client.core import Operation
 from dstash.client.reads import ExistsOperation, LookupOperation
@@ -24,21 +24,9 @@ from dstash.wire.values import TypeRegistry
 _SHAREABLE: Final = (str, bytes, int, float, bool, type(None))
 
 
-class Waiter(NamedTuple):
-    """Who waits for a key, and what to answer when it is not there."""
-
-    future: asyncio.Future[Any]
-    default: Any
-
-    def settle(self, value: Any) -> None:
-        """Hand over an answer."""
-        if not self.future.done():
-            self.future.set_result(value)
-
-    def refuse(self, error: Exception) -> None:
-        """Hand over an error: a copy, because every raise writes on it."""
-        if not self.future.done():
-            self.future.set_exception(_copy(error))
+#: Who waits for a key, and what to answer when it is not there. A plain tuple: there is one for
+#: every call.
+Waiter = tuple[asyncio.Future[Any], Any]
 
 
 class Group(ABC):
@@ -54,6 +42,17 @@ class Group(ABC):
         self.deadline = deadline
         self.waiting: dict[Key, list[Waiter]] = {}
         self.operation: Operation | None = None
+        self._new_future = asyncio.get_running_loop().create_future
+
+    def join(self, key: Key, default: Any) -> asyncio.Future[Any]:
+        """Return a future that gets the answer to a key; ``default`` when it is not there."""
+        future = self._new_future()
+        waiters = self.waiting.get(key)
+        if waiters is None:
+            self.waiting[key] = [(future, default)]
+        else:
+            waiters.append((future, default))
+        return future
 
     @abstractmethod
     def begin(self) -> Operation:
@@ -64,7 +63,7 @@ class Group(ABC):
         """Return a group like this one, for one key."""
 
     @abstractmethod
-    def _not_told(self, waiter: Waiter) -> None:
+    def _not_told(self, future: asyncio.Future[Any], default: Any) -> None:
         """Answer a caller whose key the operation, which succeeded, said nothing of."""
 
     def ended(self, error: Exception | None) -> Iterable[Group]:
@@ -76,16 +75,16 @@ class Group(ABC):
         error = error or self._outcome()
         if error is not None and len(self.waiting) > 1 and _is_about_one_key(error):
             return [self.alone(key, waiters) for key, waiters in self.waiting.items()]
-        for waiter in self._drain():
+        for future, default in self._drain():
             if error is None:
-                self._not_told(waiter)
+                self._not_told(future, default)
             else:
-                waiter.refuse(error)
+                _refuse(future, error)
         return []
 
     def drop(self, key: Key, future: asyncio.Future[Any]) -> bool:
         """Forget a caller that was cancelled; whether nobody is left."""
-        kept = [one for one in self.waiting.pop(key, ()) if one.future is not future]
+        kept = [one for one in self.waiting.pop(key, ()) if one[0] is not future]
         if kept:
             self.waiting[key] = kept
         return not self.waiting
@@ -93,9 +92,9 @@ class Group(ABC):
     def is_wanted(self) -> bool:
         """Whether anybody waits, once the callers that were cancelled meanwhile are forgotten."""
         for key, waiters in list(self.waiting.items()):
-            for waiter in waiters:
-                if waiter.future.cancelled():
-                    self.drop(key, waiter.future)
+            for future, _ in waiters:
+                if future.cancelled():
+                    self.drop(key, future)
         return bool(self.waiting)
 
     def _drain(self) -> list[Waiter]:
@@ -136,18 +135,20 @@ class ReadGroup(Group):
         group.waiting[key] = waiters
         return group
 
-    def _not_told(self, waiter: Waiter) -> None:
-        waiter.settle(waiter.default)  # replicas that were compared record by record have none
+    def _not_told(self, future: asyncio.Future[Any], default: Any) -> None:
+        _settle(future, default)  # replicas that were compared record by record have none
 
     def told(self, keys: Sequence[Key], found: dict[Key, Any]) -> None:
         """Answer those that wait for ``keys``."""
+        waiting = self.waiting
         for key in keys:
-            waiters = self.waiting.pop(key, ())
-            for place, waiter in enumerate(waiters):
-                value = found.get(key, waiter.default)
+            waiters = waiting.pop(key, ())
+            for place, (future, default) in enumerate(waiters):
+                value = found.get(key, default)
                 if place and key in found and type(value) not in _SHAREABLE:
                     value = self._types.decode(self._types.encode(value))
-                waiter.settle(value)
+                if not future.done():
+                    future.set_result(value)
 
 
 class TellingLookup(LookupOperation):
@@ -192,16 +193,16 @@ class WriteGroup(Group):
         group.waiting[key], group.items[key] = waiters, self.items[key]
         return group
 
-    def _not_told(self, waiter: Waiter) -> None:
-        waiter.refuse(AssertionError("a write ended without an outcome"))
+    def _not_told(self, future: asyncio.Future[Any], default: Any) -> None:
+        _refuse(future, AssertionError("a write ended without an outcome"))
 
     def told(self, key: Key, existed: bool, error: DStashError | None) -> None:
         """Answer who waits for a key."""
-        for waiter in self.waiting.pop(key, ()):
+        for future, _ in self.waiting.pop(key, ()):
             if error is None:
-                waiter.settle(existed)
+                _settle(future, existed)
             else:
-                waiter.refuse(error)
+                _refuse(future, error)
 
 
 class TellingWrite(WriteOperation):
@@ -228,6 +229,17 @@ class TellingPut(TellingWrite, PutOperation):
 
 class TellingDelete(TellingWrite, DeleteOperation):
     """For deletes."""
+
+
+def _settle(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _refuse(future: asyncio.Future[Any], error: Exception) -> None:
+    """Hand over an error: a copy, because every raise writes on it."""
+    if not future.done():
+        future.set_exception(_copy(error))
 
 
 def _copy(error: Exception) -> Exception:

@@ -22,7 +22,7 @@ from dstash.client.gathered import (
 )
 from dstash.client.session import Session
 from dstash.client.writes import Item
-from dstash.limits import check_index, check_ttl
+from dstash.limits import MAX_KEY_BYTES, check_index, check_ttl
 from dstash.types import Level
 from dstash.wire.keys import Key, encode_key
 from dstash.wire.values import TypeRegistry
@@ -93,7 +93,8 @@ class Turn:
         timeout: float | None,
         read: str | Level | None,
     ) -> ReadGroup:
-        encode_key(key)  # refuses what cannot be a key, before others depend on it
+        if type(key) is not str or not key.isascii() or not 0 < len(key) <= MAX_KEY_BYTES:
+            encode_key(key)  # refuses what cannot be a key, before others depend on it
         slot = (kind, index, timeout, read)
         group = self._reads.get(slot)
         if group is None:

@@ -55,8 +55,8 @@ class WriteOperation(Operation):
         self._items = items
 
     @abstractmethod
-    def message(self, version: Version, items: Sequence[Item], keys: Frame) -> Message:
-        """Return the request that writes ``items``."""
+    def message(self, version: Version, keys: Frame, contents: Sequence[bytes]) -> Message:
+        """Return the request that writes ``contents`` under ``keys``."""
 
     def _chunks(self) -> Iterator[list[Chunk]]:
         version = self.session.new_version()
@@ -118,16 +118,15 @@ class PutOperation(WriteOperation):
             self.expiry = self.session.cluster_time() + self.ttl
         yield from super()._chunks()
 
-    def message(self, version: Version, items: Sequence[Item], keys: Frame) -> Message:
+    def message(self, version: Version, keys: Frame, contents: Sequence[bytes]) -> Message:
         """Return a ``Put``."""
-        payloads = Frame(codec.pack_blobs([content for _, _, content in items]))
-        return Put(self.index, version, self.expiry, keys, payloads)
+        return Put(self.index, version, self.expiry, keys, Frame(codec.pack_blobs(contents)))
 
 
 class DeleteOperation(WriteOperation):
     """Writes tombstones."""
 
-    def message(self, version: Version, items: Sequence[Item], keys: Frame) -> Message:
+    def message(self, version: Version, keys: Frame, contents: Sequence[bytes]) -> Message:
         """Return a ``Delete``."""
         return Delete(self.index, version, keys)
 
@@ -135,10 +134,9 @@ class DeleteOperation(WriteOperation):
 class ApplyOperation(WriteOperation):
     """Writes whole records under the versions they carry. Being beaten is as good as stored."""
 
-    def message(self, version: Version, items: Sequence[Item], keys: Frame) -> Message:
+    def message(self, version: Version, keys: Frame, contents: Sequence[bytes]) -> Message:
         """Return an ``Apply``."""
-        records = Frame(codec.pack_blobs([content for _, _, content in items]))
-        return Apply(self.index, keys, records)
+        return Apply(self.index, keys, Frame(codec.pack_blobs(contents)))
 
 
 class WriteChunk(Chunk):
@@ -179,8 +177,9 @@ class WriteChunk(Chunk):
         if self.operation.session.epoch > self.epoch:
             return self._reroute(self.version, now)
         if self._message is None:
-            keys = Frame(codec.pack_blobs([encoded for _, encoded, _ in self.items]))
-            self._message = self.operation.message(self.version, self.items, keys)
+            _, encoded, contents = zip(*self.items, strict=True)
+            keys = Frame(codec.pack_blobs(encoded))
+            self._message = self.operation.message(self.version, keys, contents)
         if self._begun and self._waiting():
             self.tainted = True  # they are asked twice, so one answer does not settle it
         self._begun = True
@@ -347,16 +346,18 @@ def _parts(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
     """Cut items into runs that fit into one message."""
     for begin in range(0, len(items), KEYS_PER_CHUNK):
         run = items[begin : begin + KEYS_PER_CHUNK]
-        weights = [len(encoded) + len(content) + 10 for _, encoded, content in run]
-        if sum(weights) <= BYTES_PER_CHUNK:
+        _, encoded, contents = zip(*run, strict=True)
+        weight = sum(map(len, encoded)) + sum(map(len, contents)) + 10 * len(run)
+        if weight <= BYTES_PER_CHUNK:
             yield run
         else:
-            yield from _parts_by_weight(run, weights)
+            yield from _parts_by_weight(run)
 
 
-def _parts_by_weight(items: Sequence[Item], weights: Sequence[int]) -> Iterator[Sequence[Item]]:
+def _parts_by_weight(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
     begin = total = 0
-    for place, weight in enumerate(weights):
+    for place, (_, encoded, content) in enumerate(items):
+        weight = len(encoded) + len(content) + 10
         if place > begin and total + weight > BYTES_PER_CHUNK:
             yield items[begin:place]
             begin, total = place, 0

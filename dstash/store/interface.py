@@ -42,6 +42,10 @@ class Transaction(Protocol):
         """Store a record."""
         ...
 
+    def insert(self, storage_key: bytes, record: bytes) -> bool:
+        """Store a record unless there is one under that key; whether it was stored."""
+        ...
+
     def delete(self, storage_key: bytes) -> object:
         """Remove a record."""
         ...

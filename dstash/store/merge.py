@@ -26,10 +26,12 @@ def merge(transaction: Transaction, writes: Iterable[Write]) -> list[Merged]:
 
 
 def _merge_one(transaction: Transaction, write: Write) -> Merged:
-    get, put, now, horizons = transaction.get, transaction.put, write.now, write.horizons
-    doubt = write.doubt
+    get, put, insert = transaction.get, transaction.put, transaction.insert
+    now, horizons, doubt = write.now, write.horizons, write.doubt
     merged = Merged(existed=bytearray(len(write.entries)))
     for place, (storage_key, record) in enumerate(write.entries):
+        if horizons is None and insert(storage_key, record):
+            continue  # most keys are new, and looking for what is there costs as much as storing
         stored = get(storage_key)
         if horizons is not None and _is_past(storage_key, record, horizons):
             continue

@@ -78,6 +78,9 @@ class _TwinTransaction:
         self.put = records.__setitem__
         self._records = records
 
+    def insert(self, storage_key: bytes, record: bytes) -> bool:
+        return self._records.setdefault(storage_key, record) is record
+
     def delete(self, storage_key: bytes) -> None:
         self._records.pop(storage_key, None)
 

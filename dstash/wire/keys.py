@@ -28,6 +28,7 @@ Entries = (
     | Iterable[tuple[Key, Any]]
 )
 
+_ALLOWED_LENGTHS: Final = frozenset(range(1, MAX_KEY_BYTES + 1))
 _INT_MARK: Final = b"\xfe"
 _BYTES_MARK: Final = b"\xff"
 _INT_BYTES: Final = 10
@@ -42,7 +43,7 @@ def encode_keys(keys: Sequence[Key]) -> list[bytes]:
         encoded = list(map(str.encode, keys))  # type: ignore[arg-type]  # TypeError is the slow path
     except (TypeError, UnicodeEncodeError):
         return [encode_key(key) for key in keys]
-    if encoded and (min(map(len, encoded)) < 1 or max(map(len, encoded)) > MAX_KEY_BYTES):
+    if not _ALLOWED_LENGTHS.issuperset(map(len, encoded)):
         for key in keys:
             encode_key(key)
     return encoded

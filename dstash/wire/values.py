@@ -105,7 +105,8 @@ class TypeRegistry:
         largest = max(map(len, payloads), default=0)
         if largest > MAX_VALUE_BYTES:
             raise LimitError(f"value has {largest} bytes encoded; allowed are {MAX_VALUE_BYTES}")
-        _check_nesting(payloads)
+        if largest >= MAX_NESTING:
+            _check_nesting(payloads)
         return payloads
 
     def decode(self, payload: bytes) -> Any:
