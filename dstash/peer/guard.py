@@ -71,10 +71,16 @@ class Guard:
             if self._stop.is_set():
                 return
             self._look.clear()
-            now = fingerprint(self._path)
-            if asked or now != self._seen:
-                self._seen = now
-                self._take()
+            try:
+                self._look_again(asked)
+            except Exception:  # this thread must not end: nobody could be shut out any more
+                _log.exception("could not look at the list of keys")
+
+    def _look_again(self, asked: bool) -> None:
+        now = fingerprint(self._path)
+        if asked or now != self._seen:
+            self._seen = now
+            self._take()
 
     def _take(self) -> None:
         try:

@@ -17,6 +17,20 @@ from dstash.wire.security import KeyPair
 #: The greeting of ZMTP 3.0 with mechanism NULL.
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + bytes(32)
 
+#: The same as ZMTP 2.0 and 1.0 begin, which know of no mechanism: a DEALER without an identity.
+GREETING_2 = b"\xff" + bytes(8) + b"\x7f\x01\x05" + b"\x00\x00"
+GREETING_1 = b"\x01\x00"
+
+
+def _property(name: bytes, value: bytes) -> bytes:
+    return bytes((len(name),)) + name + len(value).to_bytes(4, "big") + value
+
+
+_BODY = b"\x05READY" + _property(b"Socket-Type", b"DEALER") + _property(b"Identity", b"")
+
+#: The command that ends the handshake of mechanism NULL.
+READY = bytes((4, len(_BODY))) + _BODY
+
 
 class Attacker:
     """A DEALER without any of the care that ``Link`` takes."""
@@ -87,6 +101,39 @@ def is_closed(connection: socket.socket) -> bool:
     return True
 
 
+class Recorder:
+    """Stands between a client and a peer, and remembers what the client sent."""
+
+    def __init__(self, port: int) -> None:
+        self._peer = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.sent = b""
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Recorder:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.join()
+        self._listener.close()
+
+    def _run(self) -> None:
+        """Pass on what one client and the peer say, until one of them goes."""
+        client, _ = self._listener.accept()
+        with client, raw(self._peer) as peer, selectors.DefaultSelector() as selector:
+            selector.register(client, selectors.EVENT_READ, peer)
+            selector.register(peer, selectors.EVENT_READ, client)
+            while True:
+                for key, _ in selector.select():
+                    said = key.fileobj.recv(65536)  # type: ignore[union-attr]
+                    if not said:
+                        return
+                    self.sent += said if key.fileobj is client else b""
+                    key.data.sendall(said)
+
+
 class Crowd:
     """Connections that say nothing, or only so much, and that are made anew when they are closed.
 
@@ -152,15 +199,10 @@ class Crowd:
 def shake_hands(connection: socket.socket) -> None:
     """Do the NULL handshake of ZMTP by hand."""
     connection.sendall(GREETING)
-    ready = b"\x05READY" + _property(b"Socket-Type", b"DEALER") + _property(b"Identity", b"")
-    connection.sendall(bytes((4, len(ready))) + ready)
+    connection.sendall(READY)
     answer = b""
     while b"READY" not in answer:
         answer += connection.recv(1000)
-
-
-def _property(name: bytes, value: bytes) -> bytes:
-    return bytes((len(name),)) + name + len(value).to_bytes(4, "big") + value
 
 
 def endless(connection: socket.socket, frame: bytes, most: int) -> int:

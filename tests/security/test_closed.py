@@ -12,14 +12,17 @@ import zmq
 from dstash.cluster.local import LocalMembership
 from dstash.cluster.topology import Member
 from dstash.errors import BelowFloor, DStashError, NoPeers, Unauthorised
+from dstash.version import pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.keys import encode_keys
 from dstash.wire.messages import (
     AskCopy,
     AskDigests,
+    AskSeen,
     CopyIs,
     Delete,
     DigestsAre,
+    Envelope,
     Error,
     Frame,
     Hello,
@@ -28,12 +31,24 @@ from dstash.wire.messages import (
     Order,
     Pull,
     Push,
+    SeenIs,
     Values,
     Welcome,
+    encode,
 )
 from dstash.wire.security import Doorkeeper, KeyPair
 from dstash.wire.sockets import Context, Router
 from tests.harness.waiting import wait_until
+from tests.security.attackers import (
+    GREETING,
+    GREETING_1,
+    GREETING_2,
+    READY,
+    Attacker,
+    Recorder,
+    is_closed,
+    raw,
+)
 from tests.security.closed import PATIENCE, Closed, code_of, text_of
 
 KEYS = Frame(codec.pack_blobs(encode_keys(["k"])))
@@ -73,6 +88,43 @@ def test_an_unknown_key_is_told_so_and_gets_nothing(closed: Closed) -> None:
 def test_a_client_without_curve_gets_nothing(closed: Closed) -> None:
     with closed.peers.client(timeout=2) as client, pytest.raises(NoPeers):
         client.lookup("i", "k")
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [GREETING + READY, GREETING_2, GREETING_1, b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 100],
+    ids=["NULL", "ZMTP 2.0", "ZMTP 1.0", "HTTP", "noise"],
+)
+def test_nobody_talks_the_peer_out_of_curve(closed: Closed, greeting: bytes) -> None:
+    hello = encode(Envelope(1, 0, 0, Hello()))
+    with raw(closed.peers["p1"].port) as connection:
+        connection.settimeout(PATIENCE)
+        connection.sendall(greeting)
+        with suppress(OSError):
+            for part in hello:
+                connection.sendall(bytes((0, len(part))) + part)
+        said = b""
+        with suppress(ConnectionError):
+            while more := connection.recv(1000):
+                said += more
+    assert b"dstash" not in said
+
+
+def test_a_recorded_connection_cannot_be_replayed(closed: Closed) -> None:
+    peer, keys = closed.peers["p1"], closed.keys("writer")
+    stranger = Delete("i", pack(stamp_at(0), bytes(12)), KEYS)
+    with (
+        Recorder(peer.port) as recorder,
+        Attacker(recorder.address, keys=keys, server=closed.server_key("p1")) as victim,
+    ):
+        assert code_of(victim.ask(stranger, epoch=closed.epoch())) == BelowFloor.code
+    assert recorder.sent
+    before = peer.page("/status")["counts"]["Delete"]
+    with raw(peer.port) as connection:
+        connection.settimeout(PATIENCE)
+        connection.sendall(recorder.sent)
+        assert is_closed(connection)
+    assert peer.page("/status")["counts"]["Delete"] == before
 
 
 def test_a_peer_that_cannot_prove_its_key_is_told_nothing(closed: Closed) -> None:
@@ -122,6 +174,8 @@ def test_peers_verbs_need_a_key_that_the_topology_lists(closed: Closed) -> None:
         with closed.attacker("spy") as spy:
             assert code_of(spy.ask(message, epoch=closed.epoch())) == Unauthorised.code
     with closed.attacker("p2") as member:
+        for name, kind in {"p2": SeenIs, "p1": Error}.items():  # it speaks for itself alone
+            assert isinstance(member.ask(AskSeen(name, 1), epoch=closed.epoch()), kind)
         assert isinstance(member.ask(AskDigests(ONE_PARTITION), epoch=closed.epoch()), DigestsAre)
         assert isinstance(member.ask(AskCopy(ONE_PARTITION, b""), epoch=closed.epoch()), CopyIs)
 
