@@ -169,7 +169,8 @@ class Router:
     def receive(self) -> Received | None:
         """Return one message, None when none waits.
 
-        Of a message with too many frames the first are returned, and the connection is cut.
+        Of a message with too many frames the first are returned, and the connection is cut. Of
+        one whose connection cannot be known, and so cannot be bounded, none are.
         """
         if self._is_discarding:
             self._discard()
@@ -182,14 +183,16 @@ class Router:
         while frame.more and len(parts) <= MAX_FRAME_PARTS:
             frame = self.socket.recv(zmq.NOBLOCK, copy=False)
             parts.append(frame.bytes)
+        self._is_discarding = frame.more
         sender, user = first.bytes, self._user(first) if self._has_keys else None
         if self.connections is not None:
             if not self.connections.knows(sender):
-                self.connections.introduce(sender, int(str(first.get("__fd"))), user)
+                fd = _descriptor(first)
+                if fd is None:
+                    return Received(sender, [], user)
+                self.connections.introduce(sender, fd, user)
             self.connections.took(sender, parts)
-        if frame.more:
-            self._is_discarding = True
-            if self.connections is not None:
+            if self._is_discarding:
                 self.connections.send_away(sender, "its message has too many frames")
         return Received(sender, parts, user)
 
@@ -231,6 +234,14 @@ class Router:
             self._watch.close()
             self._watch = None
         self.socket.close(linger=int(seconds * 1000))
+
+
+def _descriptor(frame: zmq.Frame) -> int | None:
+    """Return the socket that a frame came from; None from a client of before ZMTP 3.0 (2013)."""
+    try:
+        return int(str(frame.get("__fd")))
+    except zmq.ZMQError:
+        return None
 
 
 class _Watch:

@@ -24,6 +24,7 @@ from dstash.wire.messages import (
     Delete,
     Envelope,
     Frame,
+    Hello,
     Lookup,
     Message,
     Ping,
@@ -39,6 +40,8 @@ from tests.harness.peers import Peer, Peers
 from tests.harness.waiting import stays_true, wait_until
 from tests.security.attackers import (
     GREETING,
+    GREETING_1,
+    GREETING_2,
     Attacker,
     Crowd,
     endless,
@@ -164,6 +167,26 @@ def test_who_sends_too_many_frames_is_cut_off(peer: Peer) -> None:
         shake_hands(connection)
         connection.sendall(b"\x01\x00" * 20_000 + b"\x00\x00")
         assert is_closed(connection)
+
+
+@pytest.mark.parametrize("greeting", [GREETING_2, GREETING_1], ids=["2.0", "1.0"])
+def test_who_speaks_an_old_zmtp_is_not_heard(peer: Peer, greeting: bytes) -> None:
+    [hello] = encode(Envelope(1, 0, 0, Hello()))
+    head = bytes((0, len(hello))) if greeting is GREETING_2 else bytes((len(hello) + 1, 0))
+    with raw(peer.port) as connection:
+        malformed = peer.page("/status")["counts"].get("malformed", 0)
+        connection.sendall(greeting + head + hello)
+        wait_until(
+            lambda: peer.page("/status")["counts"].get("malformed", 0) > malformed,
+            PATIENCE,
+            "the message came in",
+        )
+        connection.settimeout(0.2)
+        said = b""
+        with suppress(TimeoutError):
+            while more := connection.recv(1000):
+                said += more
+        assert b"dstash" not in said
 
 
 def test_frames_that_are_too_large_together(peer: Peer, attacker: Attacker) -> None:
