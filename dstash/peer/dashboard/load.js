@@ -41,6 +41,7 @@ const CHARTS = {
 };
 
 export function showLoad() {
+  if (!load.size) return; // the peer has just started
   for (const [id, chart] of Object.entries(CHARTS)) drawChart($(id), chart);
 }
 
@@ -64,7 +65,7 @@ function drawChart(figure, chart) {
   }
   for (const [name, style] of chart.lines) parts.push(...line(rows, name, style, x, y, chart.area && box));
   svg.setAttribute("viewBox", `0 0 ${box.width} ${box.height}`);
-  svg.replaceChildren(...(Number.isFinite(newest) ? parts : []));
+  svg.replaceChildren(...parts);
   showKey(figure, chart);
 }
 
