@@ -101,7 +101,9 @@ def _differing(
             continue
         mine = yield from holdings.digest(partition)
         holdings.compared_at[partition] = replica.now()
+        replica.compared += 1
         if mine != digest:
+            replica.differed += 1
             there = int.from_bytes(answer.counts[4 * place : 4 * place + 4], "big")
             differing.append((partition, max(there, holdings.count(partition))))
         if place % 64 == 0:

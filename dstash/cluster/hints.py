@@ -102,7 +102,9 @@ def replay(replica: Replica, hints: Hints, peer: str) -> Replaying:
     """
     while some := hints.take(peer):
         try:
-            refused = yield from push(replica, peer, _records(replica, peer, some))
+            records = _records(replica, peer, some)
+            refused = yield from push(replica, peer, records)
+            replica.replayed += len(records) - len(refused)
         except DStashError:
             hints.add(peer, some, replica.now())
             raise

@@ -86,6 +86,10 @@ class Replica:
     progress: Progress = field(default_factory=Progress)
     repair: RepairProgress = field(default_factory=RepairProgress)
     healed: int = 0
+    #: Partitions compared with another replica, those that differed, and keys replayed from hints.
+    compared: int = 0
+    differed: int = 0
+    replayed: int = 0
     #: Bytes a second that may be moved to heal; 0 for no bound.
     heal_rate: int = 0
 

@@ -689,6 +689,7 @@ class PeerCore:
             "records": stats.records,
             "used_bytes": stats.used_bytes,
             "map_bytes": stats.map_bytes,
+            "pages": dict(stats.pages),
             "free_bytes": stats.free_bytes,
             "waiting_bytes": self._waiting_bytes,
             "epoch": self._epoch(),

@@ -30,6 +30,7 @@ from dstash.peer.core import PeerCore
 from dstash.peer.http import Answer
 from dstash.peer.meters import Histogram
 from dstash.peer.server import PeerServer
+from dstash.wire.connections import Connections
 
 #: How long (seconds) a scrape waits for the socket's thread.
 _PATIENCE: Final = 2.0
@@ -57,12 +58,17 @@ _HEALING_GAUGES: Final = (
 _HEALING_COUNTERS: Final = (
     ("dstash_healed_records_total", "healed_records", "Records taken to be equal to a replica."),
     ("dstash_damaged_records_total", "damaged_found", "Records found with a wrong checksum."),
+    ("dstash_compared_partitions_total", "compared", "Partitions compared with another replica."),
+    ("dstash_differing_partitions_total", "differed", "Compared partitions that differed."),
+    ("dstash_hints_replayed_total", "replayed", "Keys brought to a peer that had missed them."),
 )
 #: Counters of ``PeerCore.counts``.
 _COUNTS: Final = (
     ("dstash_commits_total", "commits", "Group commits."),
     ("dstash_late_total", "late", "Requests dropped because their deadline had passed."),
     ("dstash_malformed_total", "malformed", "Messages that could not be understood."),
+    ("dstash_turned_away_total", "turned_away", "Requests told to come back: overload."),
+    ("dstash_dropped_total", "dropped", "Requests dropped without an answer: overload."),
     ("dstash_undelivered_total", "undelivered", "Answers whose client had gone, or did not read."),
 )
 
@@ -99,6 +105,7 @@ class PeerCollector(Collector):
         quiet = self._server.seconds_since_turn()
         yield _gauge("dstash_loop_quiet_seconds", "Seconds since the peer's loop turned.", quiet)
         yield from self._meters()
+        yield from _connections(self._server.connections)
         facts = self._server.ask(lambda: Facts(self._core.status(), self._core.view), _PATIENCE)
         text = "Whether the peer's loop answered this scrape."
         yield _gauge("dstash_responsive", text, facts is not None)
@@ -111,6 +118,12 @@ class PeerCollector(Collector):
         yield _histogram("dstash_handling_seconds", text, meters.handling)
         text = "Running one group commit, its sync included."
         yield _histogram("dstash_commit_seconds", text, meters.commit_seconds)
+        text = "What of a group commit went by until the disk had it."
+        yield _histogram("dstash_commit_sync_seconds", text, meters.sync_seconds)
+        text = "Keys of one look-up that asked for values."
+        yield _histogram("dstash_read_keys", text, meters.read_keys)
+        text = "Keys of one write, on this replica."
+        yield _histogram("dstash_written_keys", text, meters.written_keys)
         text = "Requests that became one group commit."
         yield _histogram("dstash_commit_requests", text, meters.commit_requests)
         yield _histogram("dstash_commit_bytes", "Bytes of one group commit.", meters.commit_bytes)
@@ -119,6 +132,16 @@ class PeerCollector(Collector):
         for (kind, outcome), count in meters.writes.copy().items():
             writes.add_metric([snake(kind), snake(outcome)], count)
         yield writes
+        text = (
+            "Requests by kind, outcome (answered, accepted and answered later, or why not) and, "
+            "of look-ups, level: one, or quorum, which stands for all as well."
+        )
+        requests = CounterMetricFamily(
+            "dstash_requests_total", text, labels=["kind", "level", "outcome"]
+        )
+        for (kind, level, outcome), count in meters.requests.copy().items():
+            requests.add_metric([snake(kind), level, snake(outcome)], count)
+        yield requests
 
     def _core_families(self, facts: Facts) -> Iterator[Metric]:
         status, settings = facts.status, self._core.settings
@@ -127,6 +150,11 @@ class PeerCollector(Collector):
         yield _gauge("dstash_ready", "Whether the peer serves requests.", status["ready"])
         for name, key, text in _GAUGES:
             yield _gauge(name, text, status[key])
+        text = "LMDB pages of the tree of records by kind, and all others: free, or LMDB's own."
+        pages = GaugeMetricFamily("dstash_store_pages", text, labels=["kind"])
+        for kind, count in status["pages"].items():
+            pages.add_metric([kind], count)
+        yield pages
         yield from _cluster(facts.view, settings.peer)
         yield from _healing(status["healing"])
         yield from _requests(status["counts"])
@@ -169,11 +197,20 @@ def _healing(healing: Mapping[str, Any]) -> Iterator[Metric]:
     yield hints
 
 
+def _connections(connections: Connections | None) -> Iterator[Metric]:
+    if connections is None:
+        return
+    text = "Connections of clients and other peers."
+    yield _gauge("dstash_connections", text, len(connections))
+    text = "Connections that there may be at most."
+    yield _gauge("dstash_connections_limit", text, connections.limits.connections)
+    text = "Connections cut because they held too much, or were too many."
+    yield CounterMetricFamily("dstash_connections_cut_total", text, value=connections.cuts)
+
+
 def _requests(counts: Mapping[str, int]) -> Iterator[Metric]:
     for name, key, text in _COUNTS:
         yield CounterMetricFamily(name, text, value=counts.get(key, 0))
-    kinds = [(key, count) for key, count in counts.items() if key[:1].isupper()]
-    yield _labelled("dstash_requests_total", "Requests by kind.", "kind", kinds)
     refused = [
         (key.removeprefix(_REFUSED), count)
         for key, count in counts.items()

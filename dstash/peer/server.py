@@ -24,6 +24,7 @@ from dstash.peer.commits import Commit
 from dstash.peer.core import PeerCore, PendingOrder, Reply
 from dstash.peer.healer import Proposal
 from dstash.peer.inbox import Inbox
+from dstash.wire.connections import Connections
 from dstash.wire.links import Links
 from dstash.wire.messages import Envelope, Error, Hello, Message, Order, encode
 from dstash.wire.sockets import Context, Poller, Received, Router, Waker
@@ -162,6 +163,11 @@ class PeerServer:
     def seconds_since_turn(self) -> float:
         """Return how long ago the loop last turned: much more than 0.2 means it hangs."""
         return time.monotonic() - self._last_turn
+
+    @property
+    def connections(self) -> Connections | None:
+        """What is known of the connections of clients and peers; numbers in it may be read."""
+        return self._router.connections
 
     # -- the socket's thread
 

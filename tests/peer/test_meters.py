@@ -73,6 +73,7 @@ class _Hanging:
     """A server whose loop does not turn."""
 
     meters = Meters()
+    connections = None
 
     def seconds_since_turn(self) -> float:
         return 12.5

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from dstash import DStashError
 from tests.harness.peers import PATIENCE, Peer, Peers
 from tests.harness.waiting import wait_until
 
@@ -64,11 +65,15 @@ def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
 def test_a_scrape_tells_what_was_done(peers: Peers) -> None:
     found = scrape(peers["a"])
     assert found.get("dstash_writes_total", kind="put", outcome="stored") >= 1
-    assert found.get("dstash_requests_total", kind="put") >= 1
-    lookups = [
-        scrape(one).get("dstash_requests_total", kind="lookup") for one in peers.all.values()
-    ]
+    put = {"kind": "put", "level": "", "outcome": "accepted"}
+    assert found.get("dstash_requests_total", **put) >= 1
+    quorum = {"kind": "lookup", "level": "quorum", "outcome": "answered"}
+    lookups = [scrape(one).get("dstash_requests_total", **quorum) for one in peers.all.values()]
     assert sum(lookups) >= 2, "values from one replica, a digest from the other"
+    reads = [scrape(one).get("dstash_read_keys_sum") for one in peers.all.values()]
+    assert sum(reads) == 500, "each key from one replica"
+    assert found.get("dstash_written_keys_sum") == 501
+    assert 0 < found.get("dstash_commit_sync_seconds_sum") < found.get("dstash_commit_seconds_sum")
     assert found.get("dstash_records") >= 500
     assert found.get("dstash_commit_seconds_count") >= 1
     assert found.get("dstash_commit_seconds_sum") > 0
@@ -86,9 +91,21 @@ def test_a_scrape_tells_the_state_of_peer_and_cluster(peers: Peers) -> None:
     assert found.get("dstash_epoch") >= 1
     assert found.get("dstash_store_map_bytes") >= found.get("dstash_store_used_bytes") > 0
     assert found.get("dstash_disk_free_bytes") > 0
+    assert found.get("dstash_store_pages", kind="leaf") > 0
+    assert 0 < found.get("dstash_connections") < found.get("dstash_connections_limit")
     assert found.get("process_open_fds") > 0
     (info,) = [dict(labels) for name, labels in found.samples if name == "dstash_peer_info"]
     assert (info["peer"], info["cluster"]) == ("a", "dstash")
+
+
+def test_what_is_refused_is_counted_by_reason(peers: Peers) -> None:
+    with pytest.raises(DStashError):
+        peers.client(cluster="another", timeout=2.0).lookup("numbers", 1)
+    found = sum(
+        scrape(one).get("dstash_requests_total", kind="hello", level="", outcome="wrong_cluster")
+        for one in peers.all.values()
+    )
+    assert found >= 1
 
 
 def test_the_members_alive_are_counted(peers: Peers) -> None:
