@@ -82,6 +82,7 @@ class _Server(ThreadingHTTPServer):
     """Past so many connections the oldest is closed, so that a probe still comes through."""
 
     daemon_threads = True
+    request_queue_size = _MOST
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._open: dict[Any, None] = {}  # in the order in which they came

@@ -1,0 +1,147 @@
+"""What the dashboard shows, and what it says is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from dstash.cluster.topology import Change, Member, State, Topology
+from dstash.cluster.view import View
+from dstash.peer import board
+from dstash.peer.board import Known
+from dstash.peer.history import Sample
+from dstash.peer.observer import Sight
+from dstash.peer.troubles import troubles
+
+NOW = 1_700_000_000_000
+WELL: dict[str, Any] = {"version": "1", "epoch": 7, "why_not_ready": "", "healing": {}}
+
+
+def member(name: str, **more: Any) -> Member:
+    return Member(name, f"tcp://{name}:1", "store", f"zone-{name}", **more)
+
+
+def topology(*members: Member, **more: Any) -> Topology:
+    return Topology("dstash", "id", 7, formed=True, members=members, **more)
+
+
+def known(one: Topology | None, alive: str = "abc", **more: Any) -> Known:
+    """Return what peer a knows; it has heard of the others just now."""
+    view = None if one is None else View(one, frozenset(alive))
+    others = [each.id for each in one.members if each.id != "a"] if one else []
+    sights = {peer: Sight(dict(WELL), heard=NOW) for peer in others}
+    return Known("a", "dstash", NOW, view, WELL, [], sights, "")._replace(**more)
+
+
+TRIO = topology(member("a"), member("b"), member("c"))
+
+
+def said(what: Known) -> list[tuple[int, str]]:
+    return [(one["badness"], one["text"]) for one in troubles(what, board.describe(what))]
+
+
+def healths(what: Known) -> dict[str, str]:
+    return {one["id"]: one["health"] for one in board.describe(what)["members"]}
+
+
+def test_a_cluster_that_is_well() -> None:
+    facts = board.describe(known(TRIO))
+    assert said(known(TRIO)) == []
+    assert [one["health"] for one in facts["members"]] == ["ok"] * 3
+    assert sum(one["partitions"] for one in facts["sets"]) == 4096
+    assert {one["held"] for one in facts["members"]} == {4096}
+    assert facts["change"] is None
+
+
+def test_a_peer_that_is_down_is_named_and_costs_a_replica() -> None:
+    (fewer, down) = said(known(TRIO, "ac"))
+    assert fewer == (1, "4096 of 4096 partitions have a replica less; they have a quorum")
+    assert down[0] == 1
+    assert down[1].startswith("b is down: ")
+
+
+def test_two_of_three_down_leave_no_quorum() -> None:
+    badness, text = said(known(TRIO, "a"))[0]
+    assert badness == 2
+    assert text.startswith("no quorum for 4096 of 4096 partitions")
+
+
+def test_a_lock_that_is_held_does_not_hide_a_lost_connection() -> None:
+    what = known(TRIO)
+    what.sights["b"].is_gone = True  # type: ignore[index]
+    what.sights["c"].heard = NOW - 3500  # type: ignore[index]
+    assert healths(what) == {"a": "ok", "b": "down", "c": "silent"}
+
+
+def test_a_member_without_its_data_does_not_count_as_a_replica() -> None:
+    lost = topology(member("a"), member("b", synced=False), member("c", synced=False))
+    assert healths(known(lost)) == {"a": "ok", "b": "filling", "c": "filling"}
+    assert said(known(lost))[0][1].startswith("no quorum for 4096")
+
+
+def test_the_membership_out_of_reach() -> None:
+    ((badness, text),) = said(known(TRIO, membership="Consul does not answer"))
+    assert badness == 1
+    assert "the membership is out of reach (Consul does not answer)" in text
+
+
+def test_peers_that_have_not_joined() -> None:
+    assert said(known(None)) == [(2, "peer a has not joined a cluster")]
+    ((_, text),) = said(known(topology(member("b"), member("c"))))
+    assert "a is not a member; let it in with: dstash cluster add a" in text
+    forming = replace(TRIO, formed=False, min_peers=5)
+    assert said(known(forming))[0] == (2, "3 of 5 peers have joined; no request is served before")
+
+
+def test_a_join_is_shown_with_how_far_it_is() -> None:
+    joining = topology(*TRIO.members, member("d", state=State.JOINING), change=Change(7, rate=9))
+    what = known(joining, "abcd")
+    total = len([one for one in View(joining).writers if "d" in one])
+    healing = {"filling": 1, "filling_of": total, "filling_ms": 2000, "filled_bytes": 5000}
+    what.sights["d"].status["healing"] = healing  # type: ignore[index]
+    facts = board.describe(what)
+    transfer = {one["peer"]: one for one in facts["change"]["transfers"]}["d"]
+    assert (transfer["partitions"], transfer["done"], transfer["rate"]) == (total, total - 1, 2500)
+    assert facts["change"]["joining"] == ["d"]
+    assert sum(one["moving"] for one in facts["sets"]) == total
+    assert troubles(what, facts) == []
+
+
+def test_the_lag_is_what_others_keep_hints_of() -> None:
+    what = known(TRIO)
+    for peer, count in (("b", 30), ("c", 12)):
+        what.sights[peer].status["healing"] = {"hints": {"a": count}}  # type: ignore[index]
+    assert {one["id"]: one["lag"] for one in board.describe(what)["members"]}["a"] == 42
+
+
+def test_the_load_is_that_of_all_peers() -> None:
+    what = known(TRIO, samples=[Sample(NOW - 5000, 1, 3, 10, 30, 100, 200, 0, 0)])
+    what.sights["b"].samples.append(Sample(NOW - 4400, 2, 3, 20, 30, 300, 900, 70, 80))  # type: ignore[index]
+    what.sights["c"].samples.append(Sample(NOW, 9, 9, 9, 9, 9, 9, 9, 9))  # type: ignore[index]
+    load = board.load(what, 60)
+    assert load == {
+        "at": [NOW // 1000 - 5],
+        "reads": [3],
+        "writes": [2],
+        "read_keys": [30],
+        "written_keys": [20],
+        "handling_p50": [200],
+        "handling_p99": [900],
+        "commit_p50": [70],
+        "commit_p99": [80],
+    }
+
+
+def test_a_large_cluster_is_shortened_to_the_first_peers() -> None:
+    large = topology(*(member(f"p{number}") for number in range(15)))
+    sets = board.describe(known(large))["sets"]
+    short = board.shorten(sets)
+    assert len(short) == 15 < 500 < len(sets)
+    assert sum(one["partitions"] for one in short) == 4096
+    assert board.shorten(sets[:10]) == sets[:10]
+
+
+def test_a_peer_that_hangs_still_has_a_page() -> None:
+    facts = board.unknown("a", "dstash", 12.3)
+    assert facts.keys() == board.describe(known(TRIO)).keys() | {"troubles"}
+    assert "a hangs: its loop has not turned for 12 s" in facts["troubles"][0]["text"]

@@ -1,0 +1,105 @@
+"""Whom a peer asks while somebody looks at its dashboard, and when not."""
+
+from __future__ import annotations
+
+from dstash.cluster.tasks import Outgoing, Scheduler
+from dstash.cluster.topology import Member, Topology
+from dstash.cluster.view import View
+from dstash.peer.history import Sample, pack_samples
+from dstash.peer.observer import Observer
+from dstash.wire.messages import (
+    AskHistory,
+    AskStatus,
+    Envelope,
+    HistoryIs,
+    Message,
+    StatusIs,
+    decode,
+)
+
+NOW = 1_700_000_000_000
+MEMBERS = tuple(Member(one, f"tcp://{one}:1", "store", one) for one in "abc")
+VIEW = View(Topology("dstash", "id", 1, formed=True, members=MEMBERS), frozenset("abc"))
+
+
+class Bench:
+    """An observer, and what it sends."""
+
+    def __init__(self) -> None:
+        self.scheduler = Scheduler(lambda merge, done: None, lambda done: None, lambda: 1)
+        self.observer = Observer("a", self.scheduler)
+
+    def tick(self, now: int) -> list[Outgoing]:
+        self.observer.tick(VIEW, now)
+        return self.scheduler.tick(now)
+
+    def answer(self, outgoing: Outgoing, message: Message, now: int) -> list[Outgoing]:
+        self.scheduler.answered(Envelope(outgoing.correlation, 1, now, message))
+        return self.tick(now)
+
+
+def _asked(outgoing: list[Outgoing]) -> dict[str, Message]:
+    return {one.peer: decode(one.frames).message for one in outgoing}
+
+
+def test_nobody_is_asked_while_nobody_looks() -> None:
+    bench = Bench()
+    assert bench.tick(NOW) == []
+    bench.observer.watch(NOW)
+    assert _asked(bench.tick(NOW)) == {"b": AskStatus(), "c": AskStatus()}
+    assert bench.tick(NOW + 4000) == [], "the last look is long ago"
+
+
+def test_a_peer_that_does_not_answer_is_not_asked_again() -> None:
+    bench = Bench()
+    bench.observer.watch(NOW)
+    first = bench.tick(NOW)
+    assert len(first) == 2
+    assert bench.tick(NOW + 1000) == []
+    to_b = next(one for one in first if one.peer == "b")
+    (second,) = bench.answer(to_b, StatusIs({"ready": True}), NOW + 1100)
+    assert _asked([second]) == {"b": AskHistory(0)}
+    samples = HistoryIs(pack_samples([Sample(NOW, reads=7)]))
+    assert bench.answer(second, samples, NOW + 1200) == []
+    sight = bench.observer.sights["b"]
+    assert (sight.status, sight.heard, sight.trouble) == ({"ready": True}, NOW + 1100, "")
+    assert [one.reads for one in sight.samples] == [7]
+    (third,) = bench.tick(NOW + 2000)
+    (fourth,) = bench.answer(third, StatusIs({}), NOW + 2100)
+    assert _asked([fourth]) == {"b": AskHistory(NOW)}, "only what is new"
+
+
+def test_a_broken_connection_is_seen_at_once_and_until_an_answer() -> None:
+    bench = Bench()
+    bench.observer.watch(NOW)
+    first = bench.tick(NOW)
+    bench.observer.lost("b")
+    assert bench.observer.sights["b"].is_gone
+    for one in first:
+        bench.scheduler.unsent(one.peer, one.correlation)
+    bench.tick(NOW + 500)
+    assert bench.observer.sights["b"].trouble == "b is not connected"
+    for one in bench.tick(NOW + 1000):
+        more = bench.answer(one, StatusIs({}), NOW + 1100)
+        bench.answer(more[0], HistoryIs(b""), NOW + 1200)
+    assert not bench.observer.sights["b"].is_gone
+
+
+def test_garbage_from_another_peer_is_trouble_with_that_peer() -> None:
+    bench = Bench()
+    bench.observer.watch(NOW)
+    first = bench.tick(NOW)[0]
+    second = bench.answer(first, StatusIs({}), NOW)[-1]
+    bench.answer(second, HistoryIs(b"garbage"), NOW)
+    sight = bench.observer.sights[first.peer]
+    assert "samples" in sight.trouble
+    assert not sight.is_gone
+
+
+def test_a_look_after_a_pause_begins_anew() -> None:
+    bench = Bench()
+    bench.observer.watch(NOW)
+    bench.tick(NOW)
+    bench.observer.sights["b"].heard = NOW
+    bench.observer.watch(NOW + 60_000)
+    assert bench.observer.sights == {}
