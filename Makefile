@@ -4,7 +4,7 @@ TOOLS := .venv/bin
 ARGS ?=
 SEEDS ?= 2000
 
-.PHONY: help setup fmt lint types layers docs test soak fuzz bench demo audit lock
+.PHONY: help setup fmt lint types layers docs test soak fuzz bench screenshot demo audit lock
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -40,6 +40,9 @@ fuzz: setup ## Throw garbage at the codec and at peers for a long time
 
 bench: setup ## Measure against Redis and Redis Cluster; ARGS=--save writes docs/benchmarks.md
 	$(TOOLS)/python -m tests.bench $(ARGS)
+
+screenshot: setup ## Make the picture of the dashboard again, in some six minutes
+	$(TOOLS)/python -m tests.screenshot $(ARGS)
 
 demo: ## Show the main job on real data; ARGS="--consul --keep"
 	bin/demo $(ARGS)

@@ -192,6 +192,12 @@ def test_consul_that_stops_and_comes_back_empty_fails_no_request(tmp_path: Path)
                 more(load, 100)
                 consul.stop()
                 stays_true(lambda: not load.errors, 6, "no request fails while Consul is away")
+                said = "the membership is out of reach"
+                wait_until(
+                    lambda: said in str(peers["a"].page("/dashboard/cluster")),
+                    30,
+                    "the dashboard says so",
+                )
                 more(load, 200)
                 consul.start()
                 consul.wait_ready()

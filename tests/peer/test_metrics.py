@@ -19,6 +19,7 @@ from tests.harness.waiting import wait_until
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 DASHBOARD = CONF / "grafana" / "dashboard.json"
+DOCUMENT = CONF.parent / "docs" / "dashboard.md"
 ALERTS = CONF / "prometheus" / "alerts.yml"
 
 #: Name of a sample, and its labels.
@@ -130,6 +131,17 @@ def test_every_metric_has_a_text_and_a_name_that_follows_the_rules(peers: Peers)
         assert family.type in {"counter", "gauge", "histogram"}, name
         if family.type == "counter":
             assert all(sample.name.endswith("_total") for sample in family.samples)
+
+
+def test_the_documentation_lists_every_metric_and_no_other(peers: Peers) -> None:
+    listed = set(re.findall(r"`(dstash_[a-z_]+)`", DOCUMENT.read_text()))
+    families = scrape(peers["a"]).families.values()
+    ours = {
+        f"{one.name}_total" if one.type == "counter" else one.name
+        for one in families
+        if one.name.startswith("dstash_")
+    }
+    assert listed == ours
 
 
 def _names(expressions: list[str]) -> set[str]:
