@@ -388,7 +388,9 @@ class PeerCore:
         if deadline and deadline < now:
             self.counts["late"] += 1
             return []
-        self.counts[type(message).__name__] += 1
+        level = ""
+        if type(message) is Lookup:
+            level = "quorum" if message.want & _DIGEST else "one"
         try:
             answer = self._answer(request, now)
             outcome = _ACCEPTED if answer is None else _ANSWERED
@@ -400,7 +402,7 @@ class PeerCore:
             outcome = type(error).__name__
             self.counts[f"refused:{outcome}"] += 1
             answer = Error.of(error)
-        self.meters.requests[type(message).__name__, _level(message), outcome] += 1
+        self.meters.requests[type(message).__name__, level, outcome] += 1
         return [] if answer is None else [self._reply(request.ticket, answer, now)]
 
     def _answer(self, request: Request, now: int) -> Message | None:
@@ -696,7 +698,7 @@ class PeerCore:
             "uptime_s": (self.now - self._started) // 1000,
             "version": __version__,
             "healing": self.healer.facts(),
-            "counts": dict(self.counts),
+            "counts": dict(self.counts + self.meters.kinds()),
         }
 
     def _reply(self, ticket: Ticket, message: Message, now: int) -> Reply:
@@ -750,13 +752,6 @@ _ACCEPTED: Final = "Accepted"
 #: Plain numbers: arithmetic with flags takes longer than all the rest of counting.
 _VALUES: Final = Want.VALUES.value
 _DIGEST: Final = Want.DIGEST.value
-
-
-def _level(message: Message) -> str:
-    """Return at which level a look-up reads, as far as one replica can tell; else nothing."""
-    if type(message) is not Lookup:
-        return ""
-    return "quorum" if message.want & _DIGEST else "one"
 
 
 def _span(message: Scan | ScanKeys | Count) -> Span:

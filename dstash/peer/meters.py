@@ -74,6 +74,13 @@ class Meters:
         #: Writes by (kind, outcome), both named after classes.
         self.writes: Counter[tuple[str, str]] = Counter()
 
+    def kinds(self) -> Counter[str]:
+        """Return how many requests of each kind there were."""
+        kinds: Counter[str] = Counter()
+        for (kind, _, _), count in self.requests.copy().items():
+            kinds[kind] += count
+        return kinds
+
     def committed(self, commit: Commit, seconds: float, sync: float) -> None:
         """Count a commit that was run, and what became of the requests in it.
 
