@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from dstash import Client
 from tests.harness.devcluster import COMMAND_TIMEOUT, DevCluster, clean_environment
+from tests.harness.ports import free_ports
+from tests.harness.process import mortal
+from tests.harness.waiting import wait_until
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 Done = subprocess.CompletedProcess[str]
@@ -18,26 +29,31 @@ Run = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Runs an example against three peers."""
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Three peers, as ``DSTASH_PEERS`` has them."""
     cluster = DevCluster(tmp_path_factory.mktemp("examples"))
     try:
         cluster.out("dev", "up", "-n", "3")
         status = json.loads(cluster.out("-o", "json", "dev", "status"))
-        peers = ",".join(one["address"] for one in status)
-
-        def example(name: str, *words: str) -> Done:
-            return subprocess.run(
-                [sys.executable, str(EXAMPLES / name), *words],
-                capture_output=True,
-                text=True,
-                env=clean_environment(DSTASH_PEERS=peers),
-                timeout=COMMAND_TIMEOUT,
-            )
-
-        yield example
+        yield ",".join(one["address"] for one in status)
     finally:
         cluster.out("dev", "down")
+
+
+@pytest.fixture(scope="module")
+def run(peers: str) -> Run:
+    """Runs an example against three peers."""
+
+    def example(name: str, *words: str) -> Done:
+        return subprocess.run(
+            [sys.executable, str(EXAMPLES / name), *words],
+            capture_output=True,
+            text=True,
+            env=clean_environment(DSTASH_PEERS=peers),
+            timeout=COMMAND_TIMEOUT,
+        )
+
+    return example
 
 
 def _printed(done: Done) -> str:
@@ -85,6 +101,87 @@ def test_a_wrong_column_or_file_ends_in_one_line(run: Run, tmp_path: Path) -> No
         done = run("bulk_load.py", *words)
         assert done.returncode == 1
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_secrets_are_rotated_and_forgeries_noticed(run: Run) -> None:
+    printed = _printed(run("key_management.py"))
+    assert printed == "2 keys rotated, same=True, noticed=True, shredded=True"
+
+
+def test_peers_never_see_a_secret(peers: str) -> None:
+    spec = importlib.util.spec_from_file_location("vault", EXAMPLES / "key_management.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with Client(*peers.split(","), timeout=30) as client:
+        old, new = bytes(32), bytes(range(32))
+        vault = module.Vault(client, {"old": old}, "own")
+        vault.store("token", b"the secret")
+        vault.store("token", b"the secret itself")
+        assert client.count("own.keys") == 1  # the key of the first is shredded
+        stored = [*client.items("own"), *client.items("own.keys")]
+        assert b"secret" not in repr(stored).encode()
+        both = module.Vault(client, {"old": old, "new": new}, "own")
+        assert both.read("token") == b"the secret itself"
+        assert (both.rotate(), both.rotate()) == (1, 0)
+        with pytest.raises(KeyError):
+            vault.read("token")  # the old master key opens nothing any more
+        with pytest.raises(KeyError):
+            both.read("nothing")
+
+
+@pytest.fixture
+def service(peers: str) -> Iterator[str]:
+    """The web service, and where it is."""
+    (port,) = free_ports(1)
+    command = mortal([sys.executable, str(EXAMPLES / "service.py"), "--port", str(port)])
+    environment = clean_environment(DSTASH_PEERS=peers)
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: _listens(port), COMMAND_TIMEOUT, "it listens")
+        yield url
+        process.send_signal(signal.SIGTERM)
+        _, complaints = process.communicate(timeout=COMMAND_TIMEOUT)
+        assert complaints == b""
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _ask(method: str, url: str, body: object = None) -> tuple[int, Any]:
+    parts = urlsplit(url)
+    connection = HTTPConnection(parts.netloc, timeout=COMMAND_TIMEOUT)
+    try:
+        data = None if body is None else json.dumps(body)
+        connection.request(method, parts.path, data, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read() or b"null")
+    finally:
+        connection.close()
+
+
+def test_the_service_answers_many_at_once(service: str) -> None:
+    names = [f"user{number}" for number in range(50)]
+    with ThreadPoolExecutor(16) as pool:
+        stored = list(pool.map(lambda n: _ask("PUT", f"{service}/users/{n}", {"name": n}), names))
+        assert stored == [(204, None)] * 50
+        found = list(pool.map(lambda n: _ask("GET", f"{service}/users/{n}"), names))
+        assert found == [(200, {"name": name}) for name in names]
+    assert _ask("DELETE", f"{service}/users/user0") == (204, None)
+    assert _ask("GET", f"{service}/users/user0") == (404, {"detail": "no user 'user0'"})
+    status, several = _ask("POST", f"{service}/users/lookup", ["user0", "user1", "user2"])
+    assert (status, sorted(several)) == (200, ["user1", "user2"])
+    assert _ask("GET", f"{service}/healthz") == (200, {"peers": 3})
+    status, answer = _ask("PUT", f"{service}/users/{'n' * 500}", {})
+    assert status == 422
+    assert "400" in answer["detail"]
 
 
 def test_every_example_has_a_test() -> None:

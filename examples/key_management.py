@@ -1,0 +1,145 @@
+"""Secrets that peers keep and cannot read: envelope encryption, and rotation of the master key.
+
+    pip install cryptography
+    dstash dev up && python examples/key_management.py
+
+Each secret is sealed with a key of its own (AES-256-GCM); that key is wrapped with a master key,
+which never leaves the program. A new master key means that the small keys are wrapped anew, and no
+secret is touched. Where keys may be: an HSM, a KMS, a file that only this program reads.
+
+Secrets and wrapped keys are two indexes, and each secret that is written has a key with a new id.
+Rotation therefore never writes what a user writes, and cannot undo a secret stored meanwhile: that
+matters where the later write wins. Deleting the key of a secret shreds it, in backups as well that
+hold only the index of secrets.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from dstash import Client
+
+_NONCE: Final = 12
+
+
+class Damaged(Exception):
+    """What is stored is not what was sealed under that name with that key."""
+
+
+class Vault:
+    """Secrets by name.
+
+    Args:
+        client: stays with the caller, who closes it.
+        masters: master keys of 32 bytes by their names; the last one seals, all of them open.
+        index: the secrets; their keys are in ``<index>.keys``.
+    """
+
+    def __init__(self, client: Client, masters: Mapping[str, bytes], index: str = "vault") -> None:
+        self._client = client
+        self._masters = dict(masters)
+        self._newest = list(masters)[-1]
+        self._index = index
+        self._keys = f"{index}.keys"
+
+    def store(self, name: str, secret: bytes) -> None:
+        """Keep a secret, in place of the one of that name."""
+        before = self._client.lookup(self._index, name)
+        key_id = uuid.uuid4().hex
+        key = AESGCM.generate_key(bit_length=256)
+        # The key first: no reader finds a secret whose key is not there.
+        self._client.put(self._keys, key_id, self._wrap(key, key_id))
+        self._client.put(self._index, name, {"key": key_id, "sealed": seal(key, secret, name)})
+        if before is not None:
+            self._client.delete(self._keys, before["key"])
+
+    def read(self, name: str) -> bytes:
+        """Return a secret.
+
+        Raises:
+            KeyError: there is none of that name, or no master key that opens it.
+            Damaged: somebody changed it, or moved it to another name.
+        """
+        for _ in range(2):  # once more, should it be replaced just now
+            envelope = self._client.lookup(self._index, name)
+            if envelope is None:
+                raise KeyError(name)
+            wrapped = self._client.lookup(self._keys, envelope["key"])
+            if wrapped is not None:
+                key = self._unwrap(wrapped, envelope["key"])
+                return unseal(key, envelope["sealed"], name)
+        raise KeyError(f"the key of {name}")
+
+    def shred(self, name: str) -> None:
+        """Make a secret unreadable, wherever copies of it may be."""
+        envelope = self._client.lookup(self._index, name)
+        if envelope is not None:
+            self._client.delete(self._keys, envelope["key"])
+            self._client.delete(self._index, name)
+
+    def rotate(self) -> int:
+        """Wrap all keys with the newest master key; returns how many were not.
+
+        Nobody may shred meanwhile: a key that is deleted after it was read here would come back.
+        """
+        old = [
+            (key_id, self._unwrap(wrapped, key_id))
+            for key_id, wrapped in self._client.items(self._keys)
+            if wrapped["master"] != self._newest
+        ]
+        anew = {key_id: self._wrap(key, key_id) for key_id, key in old}
+        self._client.batch_put(self._keys, anew).raise_for_failures()
+        return len(anew)
+
+    def _wrap(self, key: bytes, key_id: str) -> dict[str, str | bytes]:
+        sealed = seal(self._masters[self._newest], key, key_id)
+        return {"master": self._newest, "sealed": sealed}
+
+    def _unwrap(self, wrapped: Mapping[str, str | bytes], key_id: str) -> bytes:
+        return unseal(self._masters[str(wrapped["master"])], bytes(wrapped["sealed"]), key_id)
+
+
+def seal(key: bytes, secret: bytes, name: str) -> bytes:
+    """Encrypt; what comes out opens only with the same key and under the same name."""
+    nonce = os.urandom(_NONCE)
+    return nonce + AESGCM(key).encrypt(nonce, secret, name.encode())
+
+
+def unseal(key: bytes, sealed: bytes, name: str) -> bytes:
+    """Decrypt what ``seal`` made."""
+    try:
+        return AESGCM(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], name.encode())
+    except InvalidTag:
+        raise Damaged(f"{name}: not what was sealed") from None
+
+
+def main() -> None:
+    """Store secrets, rotate the master key, shred one, and find a forged one."""
+    masters = {"2024": AESGCM.generate_key(256)}
+    with Client() as client:
+        vault = Vault(client, masters)
+        vault.store("database", b"correct horse")
+        vault.store("mail", b"battery staple")
+        masters["2025"] = AESGCM.generate_key(256)
+        rotated = Vault(client, masters).rotate()
+        vault = Vault(client, {"2025": masters["2025"]})  # the old master key is gone
+        same = vault.read("database") == b"correct horse"
+        client.put("vault", "mail", client.lookup("vault", "database"))  # a forger
+        try:
+            vault.read("mail")
+            noticed = False
+        except Damaged:
+            noticed = True
+        vault.shred("database")
+        shredded = not client.exists("vault", "database")
+    print(f"{rotated} keys rotated, {same=}, {noticed=}, {shredded=}")
+
+
+if __name__ == "__main__":
+    main()
