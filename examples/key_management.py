@@ -87,10 +87,14 @@ class Vault:
         """Wrap all keys with the newest master key; returns how many were not.
 
         Nobody may shred meanwhile: a key that is deleted after it was read here would come back.
+        A scan asks one replica of each partition, which may still lack what was stored a moment
+        ago. So before the old master key is destroyed, rotate once more, a minute after the last
+        program that used it for storing has ended.
         """
+        found = self._client.batch_lookup(self._keys, list(self._client.keys(self._keys)))
         old = [
             (key_id, self._unwrap(wrapped, key_id))
-            for key_id, wrapped in self._client.items(self._keys)
+            for key_id, wrapped in found.items()
             if wrapped["master"] != self._newest
         ]
         anew = {key_id: self._wrap(key, key_id) for key_id, key in old}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import configparser
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -35,16 +34,26 @@ PATIENCE: Final = 60.0
 #: Oldest and newest Kubernetes that the manifests are for.
 VERSIONS: Final = ("1.32", "1.37")
 DRAIN: Final = float(PeerSettings.model_fields["drain_seconds"].default)
-needs_systemd = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze"
-)
 
 # -- systemd
 
 
-def _analyze(unit: Path, *words: str) -> str:
+@pytest.fixture(scope="module")
+def analyze() -> Path:
+    """systemd-analyze: the machine's own, or one out of its Debian package."""
+    fetch = [str(ROOT / "bin" / "get-debian"), "systemd-analyze", "systemd"]
+    done = subprocess.run(fetch, capture_output=True, text=True, check=True)
+    return Path(done.stdout.strip())
+
+
+def _analyze(program: Path, unit: Path, *words: str) -> str:
+    units = program.parent.parent / program.name / "lib" / "systemd" / "system"
     done = subprocess.run(
-        ["systemd-analyze", *words, str(unit)], capture_output=True, text=True, timeout=PATIENCE
+        [str(program), *words, str(unit)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env=os.environ | ({"SYSTEMD_UNIT_PATH": f"{units}:"} if units.is_dir() else {}),
     )
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stderr
@@ -59,14 +68,12 @@ def unit(tmp_path: Path) -> Path:
     return copy
 
 
-@needs_systemd
-def test_systemd_finds_nothing_wrong_with_the_unit(unit: Path) -> None:
-    assert unit.name not in _analyze(unit, "verify", "--man=no")
+def test_systemd_finds_nothing_wrong_with_the_unit(analyze: Path, unit: Path) -> None:
+    assert unit.name not in _analyze(analyze, unit, "verify", "--man=no")
 
 
-@needs_systemd
-def test_the_unit_is_hardened(unit: Path) -> None:
-    _analyze(unit, "security", "--offline=true", "--threshold=20", "--no-pager")
+def test_the_unit_is_hardened(analyze: Path, unit: Path) -> None:
+    _analyze(analyze, unit, "security", "--offline=true", "--threshold=20", "--no-pager")
 
 
 def test_the_unit_waits_for_the_peer_to_drain() -> None:
@@ -145,7 +152,23 @@ def test_the_start_script_runs_other_commands(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_the_scripts_have_no_traps_of_the_shell() -> None:
+    scripts = [one for one in (ROOT / "bin").iterdir() if b"sh\n" in one.read_bytes()[:25]]
+    assert len(scripts) >= 6
+    _lint("shellcheck", *scripts, ENTRYPOINT)
+
+
+def _lint(program: str, *files: Path) -> None:
+    command = [str(Path(sys.executable).parent / program), *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # -- Docker
+
+
+def test_the_linter_finds_nothing_wrong_with_the_image() -> None:
+    _lint("hadolint", DOCKERFILE)
 
 
 def test_the_image_is_made_of_files_that_exist_and_are_sent_to_the_builder() -> None:

@@ -79,6 +79,15 @@ def parse(page: str, text: str) -> Iterator[Block]:
         yield _block(page, first + 1, token.info, token.content)
 
 
+def spans(page: str) -> list[str]:
+    """Return the pieces of code between the lines of a page that look like our commands."""
+    text = (ROOT / page).read_text()
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    inline = [child for token in tokens for child in token.children or ()]
+    found = [one.content for one in inline if one.type == "code_inline"]
+    return [one for one in found if re.match(r"dstash(-peer)? ", one)]
+
+
 def _block(page: str, line: int, info: str, text: str) -> Block:
     found = _INFO.match(info.strip())
     if found is None:

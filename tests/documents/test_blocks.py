@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from dstash.peer.main import app as peer_app
 from dstash.wire.security import KeyPair
 from tests.documents import running
 from tests.documents.answers import checked
-from tests.documents.blocks import HELD_ELSEWHERE, ROOT, Block, blocks, pages, parse
+from tests.documents.blocks import HELD_ELSEWHERE, ROOT, Block, blocks, pages, parse, spans
 from tests.harness.devcluster import DevCluster
 from tests.harness.ports import free_ports
 
@@ -101,6 +102,20 @@ def test_the_other_blocks_of_a_page_are_right(page: str, tmp_path: Path) -> None
             _check_unrun(block)
         elif block.language not in running.RUN:
             _check(block, tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_between_the_lines_exist(page: str) -> None:
+    for typed in spans(page):
+        words = shlex.split(typed)
+        if "..." in typed or "--install-completion" in words:  # which would act at once
+            continue
+        try:
+            parses(COMMANDS[words[0]], words[0], words[1:], page)
+        except AssertionError as error:
+            # Prose may name a command without what it takes, or a group of them.
+            if "Missing" not in str(error) and not str(error).endswith(f"{typed}: "):
+                raise
 
 
 def _check_unrun(block: Block) -> None:

@@ -1,0 +1,95 @@
+"""conf/consul: what the policies allow is enough for peers and clients, and no more."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from dstash.cluster.consul import ConsulMembership
+from dstash.errors import DStashError
+from tests.harness.consul import ConsulAgent
+from tests.harness.membership import announcement
+from tests.harness.waiting import wait_until
+
+POLICIES: Final = Path(__file__).resolve().parent.parent / "conf" / "consul"
+MASTER: Final = "5e1f0000-0000-4000-8000-000000000001"
+PATIENCE: Final = 20.0
+
+Membership = Callable[[str], ConsulMembership]
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsulAgent]:
+    """A Consul that refuses whatever is not allowed."""
+    rules = {"enabled": True, "default_policy": "deny", "tokens": {"master": MASTER}}
+    options = ["-dev", "-hcl", json.dumps({"primary_datacenter": "dc1", "acl": rules})]
+    one = ConsulAgent(tmp_path_factory.mktemp("acl"), options, token=MASTER)
+    one.start()
+    try:
+        one.wait_ready()
+        yield one
+    finally:
+        one.stop()
+
+
+def ask(agent: ConsulAgent, path: str, body: object = None) -> Any:
+    """Ask Consul as its master."""
+    request = urllib.request.Request(  # noqa: S310  # our own agent
+        f"{agent.url}/v1/{path}",
+        None if body is None else json.dumps(body).encode(),
+        {"X-Consul-Token": MASTER},
+        method="GET" if body is None else "PUT",
+    )
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
+        return json.loads(answer.read())
+
+
+@pytest.fixture
+def member(agent: ConsulAgent) -> Iterator[Membership]:
+    """The membership as who has a token with one of the policies sees it."""
+    opened = []
+
+    def open_as(role: str) -> ConsulMembership:
+        name = f"dstash-{role}"
+        rules = (POLICIES / f"{role}-policy.hcl").read_text()
+        if all(one["Name"] != name for one in ask(agent, "acl/policies")):
+            ask(agent, "acl/policy", {"Name": name, "Rules": rules})
+        token = ask(agent, "acl/token", {"Policies": [{"Name": name}]})["SecretID"]
+        opened.append(ConsulMembership(agent.url, "c", token=token))
+        return opened[-1]
+
+    wait_until(lambda: _answers(agent), PATIENCE, "Consul knows its master")
+    yield open_as
+    for one in opened:
+        one.close()
+
+
+def _answers(agent: ConsulAgent) -> bool:
+    try:
+        return bool(ask(agent, "acl/policies"))
+    except OSError:
+        return False
+
+
+def test_a_peer_may_do_all_that_it_does(agent: ConsulAgent, member: Membership) -> None:
+    peer = member("peer")
+    peer.announce(announcement("p1"))
+    assert list(peer.alive()) == ["p1"]
+    assert peer.read().topology is None
+    (found,) = ask(agent, "health/service/dstash?passing")
+    assert found["Service"]["Port"] > 0
+    assert {check["Status"] for check in found["Checks"]} == {"passing"}
+    client = member("client")
+    assert list(client.alive()) == ["p1"]
+
+
+def test_a_client_may_only_look(member: Membership) -> None:
+    client = member("client")
+    assert client.read().topology is None
+    with pytest.raises(DStashError, match="Permission denied"):
+        client.announce(announcement("p2"))
