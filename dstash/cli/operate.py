@@ -33,7 +33,7 @@ def status(ctx: typer.Context) -> None:
     if run.as_json:
         output.json_line(facts)
         return
-    output.line(_verdict(unhealthy_because(facts)))
+    output.line(verdict(unhealthy_because(facts)))
     output.line(_summary(facts))
     _show_members(facts["members"])
 
@@ -53,9 +53,9 @@ def health(
     if run.as_json:
         output.json_line({"healthy": not reasons, "reasons": reasons})
     elif not reasons:
-        output.line(_verdict(reasons))
+        output.line(verdict(reasons))
     if reasons:
-        raise Unhealthy(_verdict(reasons))
+        raise Unhealthy(verdict(reasons))
 
 
 def where(
@@ -88,6 +88,11 @@ def unhealthy_because(facts: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
+def verdict(reasons: Sequence[str]) -> str:
+    """Say in one line whether all is well."""
+    return f"unhealthy: {'; '.join(reasons)}" if reasons else "healthy"
+
+
 def _ask(client: Client) -> list[str]:
     try:
         return unhealthy_because(client.status(timeout=_PATIENCE))
@@ -118,16 +123,12 @@ _MOSTLY_ALIKE: Final = ("weight", "version")
 _NOT_MEMBERS: Final = 8
 
 
-def _verdict(reasons: Sequence[str]) -> str:
-    return f"unhealthy: {'; '.join(reasons)}" if reasons else "healthy"
-
-
 def _show_members(members: Sequence[Mapping[str, Any]]) -> None:
     """Print a table; what does not fit on a terminal are members that are well."""
     columns = [
         column
         for column in _COLUMNS
-        if column not in _MOSTLY_ALIKE or len({str(one.get(column)) for one in members}) > 1
+        if column not in _MOSTLY_ALIKE or len({one.get(column) for one in members} - {None}) > 1
     ]
     shown = list(members)
     if sys.stdout.isatty():

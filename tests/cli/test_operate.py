@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dstash.cli.operate import unhealthy_because
-from tests.harness.devcluster import InProcess
+from dstash.cli.operate import unhealthy_because, verdict
+from tests.cli.terminal import Terminal
+from tests.harness.devcluster import DevCluster, InProcess
 
 
 def facts(**member: Any) -> dict[str, Any]:
@@ -35,6 +37,11 @@ def test_a_cluster_that_has_not_formed_is_unhealthy() -> None:
     assert unhealthy_because(facts() | {"formed": False}) == ["2 of 3 peers have joined"]
 
 
+def test_status_begins_with_what_is_wrong() -> None:
+    assert verdict(unhealthy_because(facts(alive=False))) == "unhealthy: peer2 is not alive"
+    assert verdict(unhealthy_because(facts())) == "healthy"
+
+
 def test_status(inside: InProcess) -> None:
     status = json.loads(inside.out("-o", "json", "status"))
     assert status["formed"] is True
@@ -46,6 +53,22 @@ def test_status(inside: InProcess) -> None:
     assert head.split()[:3] == ["id", "address", "zone"]
     assert [row.split()[0] for row in rows] == ["peer1", "peer2", "peer3"]
     assert all(" ok " in row for row in rows)
+
+
+def test_status_fits_on_a_screen(dev: DevCluster, tmp_path: Path) -> None:
+    screen = Terminal(dev, tmp_path, "status", lines=10)
+    try:
+        assert screen.end() == 0
+    finally:
+        screen.close()
+    lines = screen.seen.splitlines()
+    assert len(lines) < 10
+    assert lines[0] == "healthy"
+    assert lines[-1] == "and 1 more, all ok"
+
+
+def test_a_line_of_status_fits_on_a_narrow_screen(inside: InProcess) -> None:
+    assert max(map(len, inside.out("status").splitlines())) <= 80
 
 
 def test_health(inside: InProcess) -> None:

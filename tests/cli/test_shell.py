@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import re
-import select
 import shlex
-import signal
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import pytest
 
-from tests.harness.devcluster import DSTASH, DevCluster, InProcess, clean_environment
-
-PATIENCE: Final = 30.0
+from tests.cli.terminal import Terminal
+from tests.harness.devcluster import DevCluster, InProcess
 
 
 def test_a_script_is_obeyed_line_by_line(inside: InProcess, index: str) -> None:
@@ -60,66 +52,10 @@ def test_errors_are_told_and_the_next_line_runs(
     assert "No such command 'none'" in second
 
 
-class Terminal:
-    """A person in front of a shell."""
-
-    def __init__(self, cluster: DevCluster, home: Path) -> None:
-        self.seen = ""
-        self._pid, self._screen = pty.fork()
-        if not self._pid:
-            os.chdir(cluster.folder)
-            environment = clean_environment(HOME=str(home), TERM="xterm", LINES="24")
-            os.execve(DSTASH, [DSTASH, "shell"], environment)  # noqa: S606
-
-    def type(self, keys: str) -> None:
-        """Press keys."""
-        self.seen = ""
-        os.write(self._screen, keys.encode())
-
-    def await_text(self, text: str) -> None:
-        """Wait until it is on the screen since the last key."""
-        deadline = time.monotonic() + PATIENCE
-        while text not in self.seen:
-            assert time.monotonic() < deadline, self.seen
-            assert self._read(), self.seen
-        self.seen = self.seen.partition(text)[2]
-
-    def await_prompt(self) -> None:
-        """Wait until it asks for the next line: a fresh one, below what was typed."""
-        self.await_text("\x1b[6n")
-        self.await_text("dstash>")
-
-    def end(self) -> int:
-        """Press Ctrl-C and Ctrl-D, read to the end, and return the exit code."""
-        os.write(self._screen, b"\x03\x04")
-        while self._read():
-            pass
-        pid, self._pid = self._pid, 0
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-    def close(self) -> None:
-        """Leave nothing behind."""
-        if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-        os.close(self._screen)
-
-    def _read(self) -> bool:
-        ready, _, _ = select.select([self._screen], [], [], PATIENCE)
-        try:
-            raw = os.read(self._screen, 1 << 16) if ready else b""
-        except OSError:  # how a terminal says that nobody writes any more
-            return False
-        if b"\x1b[6n" in raw:  # each prompt begins so: where is the cursor?
-            os.write(self._screen, b"\x1b[1;1R")
-        self.seen += re.sub(r"\x1b\[(?!6n)[?0-9;]*[a-zA-Z]", "", raw.decode(errors="replace"))
-        return bool(raw)
-
-
 @pytest.fixture
 def terminal(dev: DevCluster, tmp_path: Path) -> Iterator[Terminal]:
     """A shell that shows its first prompt."""
-    one = Terminal(dev, tmp_path)
+    one = Terminal(dev, tmp_path, "shell")
     try:
         one.await_text("healthy")
         one.await_prompt()
@@ -144,6 +80,7 @@ def test_a_person_gets_help_from_the_keyboard(
     terminal.await_prompt()
     terminal.type("\x1b[A")  # the line before
     terminal.await_text("get")
+    terminal.type("\x03\x04")  # Ctrl-D ends it
     assert terminal.end() == 0
     history = tmp_path / ".local" / "state" / "dstash" / ".shell_history"
     assert stat.S_IMODE(history.stat().st_mode) == 0o600

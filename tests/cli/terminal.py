@@ -1,0 +1,79 @@
+"""A terminal with a person in front of it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import time
+from pathlib import Path
+from typing import Final
+
+from tests.harness.devcluster import DSTASH, DevCluster, clean_environment
+
+PATIENCE: Final = 30.0
+
+
+class Terminal:
+    """A person in front of ``dstash``, on a screen of 120 columns.
+
+    Args:
+        cluster: whose folder the person is in.
+        home: the person's home directory.
+        words: what follows ``dstash``.
+        lines: height of the screen.
+    """
+
+    def __init__(self, cluster: DevCluster, home: Path, *words: str, lines: int = 24) -> None:
+        self.seen = ""
+        self._pid, self._screen = pty.fork()
+        if not self._pid:
+            os.chdir(cluster.folder)
+            size = {"LINES": str(lines), "COLUMNS": "120"}
+            environment = clean_environment(HOME=str(home), TERM="xterm", **size)
+            os.execve(DSTASH, [DSTASH, *words], environment)  # noqa: S606
+
+    def type(self, keys: str) -> None:
+        """Press keys."""
+        self.seen = ""
+        os.write(self._screen, keys.encode())
+
+    def await_text(self, text: str) -> None:
+        """Wait until it is on the screen since the last key."""
+        deadline = time.monotonic() + PATIENCE
+        while text not in self.seen:
+            assert time.monotonic() < deadline, self.seen
+            assert self._read(), self.seen
+        self.seen = self.seen.partition(text)[2]
+
+    def await_prompt(self) -> None:
+        """Wait until it asks for the next line: a fresh one, below what was typed."""
+        self.await_text("\x1b[6n")
+        self.await_text("dstash>")
+
+    def end(self) -> int:
+        """Read to the end, and return the exit code."""
+        while self._read():
+            pass
+        pid, self._pid = self._pid, 0
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        os.close(self._screen)
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._screen], [], [], PATIENCE)
+        try:
+            raw = os.read(self._screen, 1 << 16) if ready else b""
+        except OSError:  # how a terminal says that nobody writes any more
+            return False
+        if b"\x1b[6n" in raw:  # each prompt begins so: where is the cursor?
+            os.write(self._screen, b"\x1b[1;1R")
+        self.seen += re.sub(r"\x1b\[(?!6n)[?0-9;]*[a-zA-Z]", "", raw.decode(errors="replace"))
+        return bool(raw)
