@@ -36,7 +36,7 @@ from dstash.wire.messages import (
 #: What one page of records weighs (bytes), at most, but for a single larger record.
 PAGE_BYTES: Final = 512 * 1024
 PAGE_KEYS: Final = 4000
-_COPY_SLICE: Final = 256
+_COPY_SLICE: Final = 64
 
 #: In ``DigestsAre.busy``: the partition was left out; its digest lacks records that are damaged.
 BUSY: Final = 1

@@ -20,7 +20,10 @@ from dstash.store.interface import Store
 from dstash.version import Stamp
 
 #: Records walked between two turns of the scheduler.
-SLICE: Final = 400
+SLICE: Final = 150
+
+#: What it costs to open a partition, in records walked.
+_OPENING: Final = 10
 
 #: A partition that changed within this time (milliseconds) is busy: replicas differ in passing.
 BUSY_MS: Final = 2000
@@ -48,6 +51,7 @@ class Holdings:
         self.store = store
         self.damage = Damage()
         self._digests: dict[int, bytes] = {}
+        self._work = 0  # since the last turn of the scheduler, in records walked
         self._changes = array("Q", bytes(8 * PARTITIONS))
         self._changed_at = array("Q", bytes(8 * PARTITIONS))
         #: When (milliseconds) a partition was last compared with another replica.
@@ -189,6 +193,10 @@ class Holdings:
             self._digests[partition] = total.digest()
             self._mortal[partition] = total.mortal
             self._counts[partition] = total.count
+        self._work += _OPENING + total.count
+        if self._work >= SLICE:
+            self._work = 0
+            yield Pause()
         return total.digest()
 
     def buckets(self, partition: int) -> Walking:

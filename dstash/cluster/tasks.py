@@ -126,6 +126,8 @@ class Scheduler:
         #: The protocol version that other peers and this one have in common.
         self._protocols: dict[str, int] = {}
         self.failures: list[tuple[str, BaseException]] = []
+        #: Asked between steps of a tick: whether there is time for another one.
+        self.has_time: Callable[[], bool] = lambda: True
 
     def spawn(self, name: str, task: Task, ended: Ended | None = None) -> None:
         """Begin a task; ``name`` is for people and for ``running``."""
@@ -159,12 +161,14 @@ class Scheduler:
         return min(moments, default=None)
 
     def tick(self, now: int, steps: int = 8) -> list[Outgoing]:
-        """Let tasks go on, a few steps in all; returns what they send."""
+        """Let tasks go on, a few steps in all, as long as there is time; returns what they send."""
         self._wake(now)
         for _ in range(min(steps, len(self._ready))):
             job, value, error = self._ready.popleft()
             if job in self._jobs:  # else cancelled while something came in for it
                 self._step(job, value, error, now)
+                if not self.has_time():
+                    break
         out, self._out = self._out, []
         return out
 

@@ -41,6 +41,8 @@ _TURN_MS = 200
 _LOOK_AGAIN = 0.001
 #: Messages taken off the socket at one look: a flood must not keep the loop from work.
 _LOOK_MOST = 500
+#: What background tasks may take of a turn (seconds), but for the last step: requests wait so long.
+_MAINTENANCE = 0.0003
 #: Messages that are told to come back for each one served, by an overloaded peer, at most.
 _REFUSALS = 50
 
@@ -108,6 +110,8 @@ class PeerServer:
         self._committing = False
         self._stop = threading.Event()
         self._deadline = 0.0
+        self._maintaining_since = 0.0
+        core.scheduler.has_time = self._has_time
         self._last_turn = time.monotonic()
         self._committer = threading.Thread(target=self._commit_all, name="committer", daemon=True)
 
@@ -211,7 +215,11 @@ class PeerServer:
             else:
                 self._core.receive_answer(peer, parts, wall())
 
+    def _has_time(self) -> bool:
+        return time.perf_counter() - self._maintaining_since < _MAINTENANCE
+
     def _maintain(self) -> None:
+        self._maintaining_since = time.perf_counter()
         replies, outgoing = self._core.tick(wall())
         self._send(replies)
         members = self._core.view.members if self._core.view else {}
