@@ -1,0 +1,233 @@
+"""Disks of real peers that rot, fill up and fail; after each the invariants are asked for by name.
+
+``DSTASH_SOAK=10`` makes the runs ten times as long (``make soak``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dstash import Client
+from dstash.errors import DStashError, StoreFailed
+from dstash.limits import MIB
+from tests.harness.invariants import check_invariants
+from tests.harness.load import Load
+from tests.harness.peers import PATIENCE, Peer, Peers
+from tests.harness.waiting import wait_until
+
+SOAK = int(os.environ.get("DSTASH_SOAK", "1"))
+HASTY = {
+    "DSTASH_COMPARE_INTERVAL": "1",
+    "DSTASH_BURY_INTERVAL": "2",
+    "DSTASH_BURY_LAG": "1",
+}
+VALUES = {f"key-{number}": f"<marked-{number:04}>" for number in range(200)}
+
+pytestmark = [pytest.mark.timeout(300 * SOAK), pytest.mark.usefixtures("no_leaks")]
+
+
+def trio(folder: Path) -> Peers:
+    """Return three peers that are in a hurry, not yet started."""
+    peers = Peers.local(folder)
+    peers.environ |= HASTY
+    return peers
+
+
+def more(load: Load, operations: int) -> None:
+    """Wait until so many more calls came back."""
+    goal = load.operations + operations
+    wait_until(lambda: load.operations >= goal or load.errors, 60, f"{operations} more calls")
+    assert not load.errors, load.errors
+
+
+def cut_off(file: Path) -> None:
+    """Leave half of a file."""
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def zeroed(file: Path) -> None:
+    """Make a file all zero."""
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def test_a_file_that_is_cut_off_or_zeroed_is_set_aside_when_the_operator_says_so(
+    tmp_path: Path,
+) -> None:
+    with trio(tmp_path) as peers:
+        peers.form("a", "b", "c")
+        for harm in (cut_off, zeroed) * SOAK:
+            with Load(peers.client()) as load:
+                more(load, 50)
+                lose_a_file(peers["c"], harm)
+                more(load, 50)
+            check_invariants(peers, load)
+
+
+def lose_a_file(peer: Peer, harm: Callable[[Path], None]) -> None:
+    """Harm the file of a peer that is down: it stops at once, then may begin anew."""
+    asides = set(peer.data.glob("set-aside-*"))
+    peer.kill()
+    harm(peer.data / "data.mdb")
+    size = (peer.data / "data.mdb").stat().st_size
+    peer.environ["DSTASH_ON_CORRUPT"] = "stop"
+    peer.start()
+    assert peer.wait_end() == 1
+    last = peer.log.read_text().splitlines()[-1]
+    assert last.startswith("dstash-peer: "), last
+    assert "start with on_corrupt = 'resync'" in last
+    assert (peer.data / "data.mdb").stat().st_size == size, "nothing is touched without leave"
+    peer.environ["DSTASH_ON_CORRUPT"] = "resync"
+    peer.start()
+    peer.wait_ready()
+    (aside,) = set(peer.data.glob("set-aside-*")) - asides
+    assert (aside / "data.mdb").stat().st_size == size, "renamed, not deleted"
+
+
+def test_bits_that_flip_at_work_are_answered_from_others_mended_counted_and_logged(
+    tmp_path: Path,
+) -> None:
+    with trio(tmp_path) as peers:
+        peers.form("a", "b", "c")
+        client = peers.client()
+        client.batch_put("i", VALUES, write="all").raise_for_failures()
+        for _ in range(SOAK):
+            with Load(peers.client()) as load:
+                more(load, 50)
+                flip(peers["c"].data / "data.mdb")
+                near = peers.client(zone="zone-c", read="one")
+                check_every_way_to_read(near)
+                client.repair()
+                wait_until(lambda: mended(peers["c"]) >= len(VALUES), PATIENCE, "all are mended")
+                more(load, 20)
+            check_invariants(peers, load)
+            check_every_way_to_read(peers.client(zone="zone-c", read="one"))
+        assert "a record is damaged on disk" in peers["c"].log.read_text()
+        assert "a damaged record is whole again" in peers["c"].log.read_text()
+
+
+def flip(file: Path) -> None:
+    """Flip a bit of every marked value, in the file that a running peer has mapped."""
+    content = file.read_bytes()
+    places = [found.end() - 1 for found in re.finditer(rb"<marked-\d{4}>", content)]
+    assert len(places) >= len(VALUES)
+    with file.open("r+b") as handle:
+        for place in places:
+            handle.seek(place)
+            handle.write(bytes([content[place] ^ 1]))
+
+
+def check_every_way_to_read(client: Client) -> None:
+    """Read all marked values one by one, in a batch, and in a scan."""
+    some = dict(list(VALUES.items())[:5])
+    assert {key: client.lookup("i", key) for key in some} == some
+    assert dict(client.items("i")) == VALUES
+    assert client.count("i") == len(VALUES)
+    assert client.batch_lookup("i", list(VALUES)) == VALUES
+
+
+def mended(peer: Peer) -> int:
+    """Return how many damaged records a peer has mended."""
+    return int(peer.page("/status")["healing"]["damaged_mended"])
+
+
+def small_disk(folder: Path, size: int) -> list[str]:
+    """Return how to run a command with a small file system of its own at ``folder``.
+
+    Without the right to mount one, with a bound to the size of its files: as full as a disk.
+    """
+    for unshare in (["unshare", "-m"], ["unshare", "--map-root-user", "-m"]):
+        mount = f'mount -t tmpfs -o size={size} tmpfs "{folder}" && exec "$@"'
+        command = [*unshare, "sh", "-c", mount, "sh"]
+        if (
+            shutil.which("unshare")
+            and not subprocess.run([*command, "true"], capture_output=True, check=False).returncode
+        ):
+            return command
+    return ["prlimit", f"--fsize={size}"]
+
+
+def test_a_full_disk_refuses_writes_and_nothing_else_and_recovers_by_itself(
+    tmp_path: Path,
+) -> None:
+    peers = Peers.local(tmp_path)
+    peers.environ |= HASTY | {"DSTASH_DISK_RESERVE": str(6 * MIB)}
+    with peers:
+        peer = peers.make("a", peers.options)
+        peers.all["a"] = peer
+        peer.data.mkdir()
+        peer.before = small_disk(peer.data, 40 * MIB)
+        peer.start()
+        peer.wait_ready()
+        client = peers.client()
+        expected = fill_up(client)
+        gone = list(expected)[::2]
+        client.batch_delete("i", gone).raise_for_failures()
+        kept = {key: value for key, value in expected.items() if key not in set(gone)}
+        assert client.batch_lookup("i", list(expected)) == kept, "I1, I3: reads and deletes go on"
+        wait_until(lambda: can_put(client), PATIENCE, "there is room again")
+        assert client.batch_lookup("i", list(expected)) == kept
+        assert peer.runs(), "I6"
+        assert "Traceback" not in peer.log.read_text(), "I6"
+
+
+def fill_up(client: Client) -> dict[str, bytes]:
+    """Put until the disk is full; returns what was acked."""
+    acked: dict[str, bytes] = {}
+    refusals: list[str] = []
+    for number in range(2000):
+        value = number.to_bytes(4, "big") + bytes(60_000)
+        try:
+            client.put("i", f"key-{number}", value)
+        except DStashError as error:
+            refusals.append(str(error))
+            break
+        acked[f"key-{number}"] = value
+    assert re.search("disk is full|no room left on the disk", refusals[0])
+    return acked
+
+
+def can_put(client: Client) -> bool:
+    """Whether a put is taken."""
+    try:
+        client.put("i", "another", bytes(1000), timeout=5)
+    except DStashError:
+        return False
+    return True
+
+
+def test_a_sync_that_fails_stops_the_peer_and_acks_nothing(tmp_path: Path) -> None:
+    with trio(tmp_path) as peers:
+        peers.form("a", "b", "c")
+        for _ in range(SOAK):
+            fail_and_come_back(peers, "b")
+
+
+def fail_and_come_back(peers: Peers, name: str) -> None:
+    """Have each sync of one peer fail; put another disk under it, as it were."""
+    peer = peers[name]
+    assert peer.stop() == 0
+    peer.before = [sys.executable, "-m", "tests.harness.failing_disk"]
+    peer.start()
+    peer.wait_ready()
+    with Load(peers.client()) as load:
+        more(load, 50)
+        peer.signal(signal.SIGUSR1)
+        assert peer.wait_end() == StoreFailed.exit_code
+        last = peer.log.read_text().splitlines()[-1]
+        assert last.startswith("dstash-peer: "), last
+        assert "the disk failed" in last
+        more(load, 50)
+        peer.before = []
+        peer.start()
+        peer.wait_ready()
+        more(load, 20)
+    check_invariants(peers, load)
