@@ -20,7 +20,7 @@ from dstash.cli.processes import DevCluster as State
 from dstash.cli.processes import Process
 from dstash.errors import DStashError
 from tests.harness.devcluster import DevCluster, InProcess
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import PATIENCE, wait_until
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_up_starts_only_what_is_missing(own: DevCluster) -> None:
     own.out("dev", "up", "-n", "2")
     one, two = processes(own)
     os.kill(one.pid, signal.SIGKILL)
-    wait_until(lambda: not one.runs(), 10, "the peer is gone")
+    wait_until(lambda: not one.runs(), PATIENCE, "the peer is gone")
     states = json.loads(own.out("-o", "json", "dev", "status"))
     assert [state["state"] for state in states] == ["stopped", "ready"]
     assert own.run("health").returncode == 8

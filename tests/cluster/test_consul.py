@@ -29,7 +29,7 @@ from dstash.errors import ConfigError, MembershipError, MembershipUnreachable, P
 from tests.harness.consul import ConsulAgent, ConsulCluster
 from tests.harness.membership import Actor, Place, announcement
 from tests.harness.ports import free_port
-from tests.harness.waiting import stays_true, wait_until
+from tests.harness.waiting import PATIENCE, stays_true, wait_until
 
 SECRET = "6a7e0f55-secret"  # noqa: S105
 TOPOLOGY = Topology(cluster="c", cluster_id="id", epoch=1)
@@ -78,7 +78,7 @@ class TestConsulAway:
             with pytest.raises(MembershipUnreachable) as caught:
                 call()
             assert str(caught.value) == f"Consul at {url}: Connection refused"
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < READ_TIMEOUT
         assert not membership.is_announced()
         assert not membership.acquire("conductor")
         membership.resign()
@@ -105,33 +105,41 @@ class TestConsulAway:
 
 
 class TestFrozenAgent:
+    @pytest.fixture
+    def membership(self, agent: ConsulAgent) -> Iterator[ConsulMembership]:
+        """With less patience than usual."""
+        membership = ConsulMembership(agent.url, new_cluster(), patience=1.0)
+        yield membership
+        membership.close()
+
     def test_hangs_nobody(self, agent: ConsulAgent, membership: ConsulMembership) -> None:
         membership.announce(announcement("p1"))
-        assert membership.watch(5)
+        assert membership.watch(PATIENCE)
         agent.freeze()
         try:
             began = time.monotonic()
             with pytest.raises(MembershipUnreachable, match="no answer in time"):
                 membership.read()
-            assert time.monotonic() - began < READ_TIMEOUT + 1
-            assert not membership.is_announced(), "nobody can be sure of it"
+            assert time.monotonic() - began < 3 * READ_TIMEOUT
+            wait_until(lambda: not membership.is_announced(), PATIENCE, "nobody can be sure of it")
             began = time.monotonic()
             assert not membership.watch(0.3)
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < READ_TIMEOUT
         finally:
             agent.thaw()
-        wait_until(membership.is_announced, 15, "announced again")
+        wait_until(membership.is_announced, PATIENCE, "announced again")
         assert list(membership.alive()) == ["p1"]
 
-    def test_does_not_keep_close_for_long(self, agent: ConsulAgent) -> None:
-        membership = ConsulMembership(agent.url, new_cluster())
+    def test_does_not_keep_close_for_long(
+        self, agent: ConsulAgent, membership: ConsulMembership
+    ) -> None:
         membership.announce(announcement("p1"))
-        assert membership.watch(5)
+        assert membership.watch(PATIENCE)
         agent.freeze()
         try:
             began = time.monotonic()
             membership.close()
-            assert time.monotonic() - began < 2 * READ_TIMEOUT + 2
+            assert time.monotonic() - began < 5 * READ_TIMEOUT, "a blocking query takes 30 s"
         finally:
             agent.thaw()
 
@@ -143,7 +151,7 @@ class TestForgetfulAgent:
             assert membership.compare_and_set(TOPOLOGY, NOTHING)
             assert membership.acquire("conductor")
             agent.restart()
-            wait_until(lambda: lines[-1]["event"] == "announced again", 10, "announced again")
+            wait_until(lambda: lines[-1]["event"] == "announced again", PATIENCE, "announced again")
         assert [line["event"] for line in lines] == ["announced", "lock lost", "announced again"]
         assert membership.is_announced()
         assert membership.read() == Stored(None, NOTHING), "that is for others to put back"
@@ -159,7 +167,7 @@ class TestForgetfulAgent:
         with pytest.raises(MembershipUnreachable):
             membership.announce(announcement("p1", 5078, "member"))
         agent.restart()
-        wait_until(lambda: answer_of(membership.alive), 10, "announced again")
+        wait_until(lambda: answer_of(membership.alive), PATIENCE, "announced again")
         assert membership.alive() == {"p1": announcement("p1", 5078, "member")}
         assert [one["ServicePort"] for one in agent.get("catalog/service/dstash")] == [5078]
 
@@ -170,12 +178,12 @@ class TestForgetfulAgent:
         for _ in range(30):  # an index far above the one that the agent begins with anew
             other.compare_and_set(TOPOLOGY, other.read().token)
             agent.put("kv/elsewhere", str(time.monotonic()))
-        assert membership.watch(5)
+        assert membership.watch(PATIENCE)
         agent.restart()
-        wait_until(lambda: watch_quietly(membership), 10, "the topology is gone")
-        wait_until(lambda: not watch_quietly(membership), 10, "no more news")
+        wait_until(lambda: watch_quietly(membership), PATIENCE, "the topology is gone")
+        wait_until(lambda: not watch_quietly(membership), PATIENCE, "no more news")
         assert other.compare_and_set(TOPOLOGY, NOTHING)
-        assert membership.watch(5)
+        assert membership.watch(PATIENCE)
         other.close()
 
 
@@ -219,10 +227,10 @@ class TestLostLock:
             requests.delete(f"{consul_agent.url}/v1/kv/dstash/{peer.cluster}?recurse", timeout=5)
         wait_until(
             lambda: self.key(consul_agent, peer).get("Session") not in (None, before),
-            10,
+            PATIENCE,
             "the lock is held by another session",
         )
-        wait_until(peer.is_announced, 5, "announced")
+        wait_until(peer.is_announced, PATIENCE, "announced")
         assert list(peer.alive()) == ["p1"]
         self.service(consul_agent, peer)
 
@@ -234,10 +242,10 @@ class TestLostLock:
         place = f"kv/dstash/{peer.cluster}/peers/p1"
         consul_agent.put(f"{place}?release={ours}")
         assert consul_agent.put(f"{place}?acquire={thief}")
-        wait_until(lambda: not peer.is_announced(), 5, "it is lost")
+        wait_until(lambda: not peer.is_announced(), PATIENCE, "it is lost")
         stays_true(lambda: not peer.is_announced(), 1.0, "it is lost")
         consul_agent.put(f"session/destroy/{thief}")
-        wait_until(peer.is_announced, 10, "announced again")
+        wait_until(peer.is_announced, PATIENCE, "announced again")
 
 
 class TestService:
@@ -259,7 +267,7 @@ class TestService:
         assert (service["Address"], service["Port"]) == ("127.0.0.1", 5011)
         assert "peer=p1" in service["Tags"]
         peer.close()
-        wait_until(lambda: consul_agent.get(mine) == [], 5, "it is deregistered")
+        wait_until(lambda: consul_agent.get(mine) == [], PATIENCE, "it is deregistered")
         assert consul_agent.get(f"kv/dstash/{cluster}/?recurse") is None
         sessions = [one["Name"] for one in consul_agent.get("session/list")]
         assert not [name for name in sessions if cluster in name]
@@ -316,12 +324,12 @@ class TestElection:
 
 
 def survives_election(members: list[ConsulMembership]) -> None:
-    stored = wait_until(lambda: answer_of(members[0].read), 20, "a new leader answers")
+    stored = wait_until(lambda: answer_of(members[0].read), PATIENCE, "a new leader answers")
     assert isinstance(stored, Stored)
     assert stored.topology == TOPOLOGY
     assert members[1].compare_and_set(TOPOLOGY.next(), stored.token)
     for membership in members:
-        wait_until(membership.is_announced, 15, "announced")
+        wait_until(membership.is_announced, PATIENCE, "announced")
     for membership in members:
         assert sorted(membership.alive()) == ["p0", "p1"]
 
@@ -380,7 +388,7 @@ class TestToken:
 def check_token(agent: ConsulAgent) -> None:
     known = ConsulMembership(agent.url, "c", token=SECRET)
     stranger = ConsulMembership(agent.url, "c")
-    wait_until(lambda: answer_of(known.read), 10, "the token is known")
+    wait_until(lambda: answer_of(known.read), PATIENCE, "the token is known")
     known.announce(announcement("p1"))
     assert list(known.alive()) == ["p1"]
     stays_true(known.is_announced, 1.5, "announced")

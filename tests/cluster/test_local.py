@@ -25,7 +25,7 @@ from dstash.cluster.names import safe_name
 from dstash.cluster.topology import Topology
 from dstash.errors import MembershipError, MembershipUnreachable, PeerIdInUse
 from tests.harness.membership import ROOT, announcement
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import PATIENCE, wait_until
 
 TOPOLOGY = Topology(cluster="c", cluster_id="id", epoch=1)
 
@@ -181,7 +181,7 @@ for epoch in itertools.count(1):
                 assert writer.stdout.readline() == b"up\n"
                 with closing(LocalMembership(tmp_path, "c")) as membership:
                     before = membership.read().token
-                    wait_until(lambda: membership.read().token > before + 3, 5, "it writes")  # noqa: B023
+                    wait_until(lambda: membership.read().token > before + 3, PATIENCE, "it writes")  # noqa: B023
                     writer.kill()
                     writer.wait()
                     # What the dead one was committing may come to light by the next write.

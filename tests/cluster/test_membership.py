@@ -17,10 +17,13 @@ from dstash.cluster.membership import NOTHING, Membership, Stored
 from dstash.cluster.topology import Member
 from dstash.errors import MembershipError, PeerIdInUse
 from tests.harness.membership import Actor, Place, announcement, topology
-from tests.harness.waiting import stays_true, wait_until
+from tests.harness.waiting import PATIENCE, stays_true, wait_until
 
-#: What a backend may take to notice a death, in seconds: two for the check, and slow machines.
-DEATH = {"local": 1.0, "consul": 5.0}
+#: What a backend may take to notice a death, in seconds: nothing, or two for the check, and what a
+#: busy machine adds. (A session's own TTL would take 10 to 20.)
+DEATH = {"local": 5.0, "consul": 8.0}
+#: Seconds that nobody waits for.
+LONG = 100.0
 
 AWKWARD = ["a/b", "..", ".", "~", "pä er?#%2F", "a b", "x" * 200, "-rf", "\N{SNOWMAN}", 'q"\\']
 
@@ -234,13 +237,13 @@ class TestLiveness:
         peer = site.open()
         peer.announce(announcement("p1"))
         assert peer.alive() == {"p1": announcement("p1")}
-        wait_until(lambda: peer.acquire("conductor"), 5, "the dead one's lock is free")
+        wait_until(lambda: peer.acquire("conductor"), PATIENCE, "the dead one's lock is free")
 
 
 class TestWatch:
     def test_tells_of_every_kind_of_change(self, site: Site) -> None:
         watcher, peer = site.open(), site.open()
-        assert watcher.watch(5), "the first look is always news"
+        assert watcher.watch(PATIENCE), "the first look is always news"
         assert not watcher.watch(0.3)
         actor = site.actor()
         changes: list[Callable[[], object]] = [
@@ -253,47 +256,42 @@ class TestWatch:
         ]
         for change in changes:
             change()
-            assert watcher.watch(DEATH["consul"])
+            assert watcher.watch(PATIENCE)
             while watcher.watch(0.3):  # one change may be told of in parts
                 pass
 
     def test_tells_of_a_change_while_it_waits(self, site: Site) -> None:
         watcher, peer = site.open(), site.open()
-        assert watcher.watch(5)
+        assert watcher.watch(PATIENCE)
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(watcher.watch, 20)
+            waiting = pool.submit(watcher.watch, PATIENCE)
             assert not waiting.done()
-            began = time.monotonic()
             peer.announce(announcement("p1"))
-            assert waiting.result(5)
-            assert time.monotonic() - began < 2
+            assert waiting.result(), "it ends with news, not with its time"
 
     def test_misses_nothing_between_two_calls(self, site: Site) -> None:
         watcher, peer = site.open(), site.open()
-        assert watcher.watch(5)
+        assert watcher.watch(PATIENCE)
         assert peer.compare_and_set(topology(site.place), NOTHING)
-        wait_until(lambda: peer.read().topology, 1, "it is there")
-        assert watcher.watch(5)
+        wait_until(lambda: peer.read().topology, PATIENCE, "it is there")
+        assert watcher.watch(PATIENCE)
 
     def test_returns_when_woken_or_closed(self, site: Site) -> None:
         for end in ("wake", "close"):
             watcher = site.open()
-            assert watcher.watch(5)
+            assert watcher.watch(PATIENCE)
             with ThreadPoolExecutor(1) as pool:
-                waiting = pool.submit(watcher.watch, 20)
-                began = time.monotonic()
+                waiting = pool.submit(watcher.watch, LONG)
                 getattr(watcher, end)()
-                assert waiting.result(5) is False
-                assert time.monotonic() - began < 1
+                assert waiting.result(PATIENCE) is False
 
     def test_is_woken_for_one_time_only(self, site: Site) -> None:
         watcher = site.open()
-        assert watcher.watch(5)
+        assert watcher.watch(PATIENCE)
         watcher.wake()
         watcher.wake()
-        began = time.monotonic()
-        assert not watcher.watch(5)
-        assert time.monotonic() - began < 1
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(watcher.watch, LONG).result(PATIENCE) is False
         began = time.monotonic()
         assert not watcher.watch(0.3)
         assert time.monotonic() - began >= 0.3
@@ -346,10 +344,10 @@ class TestClose:
         peer.announce(announcement("p1"))
         other.announce(announcement("p2"))
         assert peer.acquire("conductor")
-        assert peer.watch(5)
+        assert peer.watch(PATIENCE)
         began = time.monotonic()
         peer.close()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 20, "it waits for no blocking query, of 30 s"
         assert not peer.is_announced()
         assert list(other.alive()) == ["p2"]
         assert other.acquire("conductor")

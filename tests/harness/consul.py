@@ -13,10 +13,9 @@ import requests
 
 from tests.harness.ports import free_ports
 from tests.harness.process import mortal
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-START_TIMEOUT = 30.0
 _PORTS = ("http", "server", "serf-lan", "serf-wan")
 
 
@@ -74,7 +73,7 @@ class ConsulAgent:
 
     def wait_ready(self) -> None:
         """Wait until there is a leader, and the node is known to be healthy."""
-        wait_until(self._is_ready, START_TIMEOUT, f"Consul is up (see {self.log})")
+        wait_until(self._is_ready, PATIENCE, f"Consul is up (see {self.log})")
 
     def stop(self) -> None:
         """End the process at once."""
@@ -120,7 +119,7 @@ class ConsulAgent:
             f"{self.url}/v1/{path}",
             data=data,
             headers=self._headers,
-            timeout=5,
+            timeout=PATIENCE,
             verify=self._ca_file,
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import PATIENCE, wait_until
 
 
 def children() -> set[str]:
@@ -27,5 +27,5 @@ def no_leaks() -> Iterator[None]:
     """Fail the test when processes or threads that it started outlive it."""
     processes, threads = children(), working_threads()
     yield
-    wait_until(lambda: children() <= processes, 5, "the test's processes have ended")
-    wait_until(lambda: working_threads() <= threads, 5, "the test's threads have ended")
+    wait_until(lambda: children() <= processes, PATIENCE, "the test's processes have ended")
+    wait_until(lambda: working_threads() <= threads, PATIENCE, "the test's threads have ended")

