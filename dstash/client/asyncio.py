@@ -33,8 +33,8 @@ from dstash.wire.values import TypeRegistry
 
 T = TypeVar("T")
 
-#: Pairs of a batch that are encoded and sent before more are taken from an iterable: few enough
-#: not to hold up the loop for long.
+#: Keys of a batch that are encoded, sorted and sent before others have their turn: few enough not
+#: to hold up the loop for long.
 _ROUND = 25_000
 
 
@@ -74,7 +74,8 @@ class AsyncClient:
     def _begin(self, settings: ClientSettings) -> None:
         self.settings = settings
         self.types = TypeRegistry()
-        self._session = Session(steady_wall(), zone=settings.zone or "", way=way_of(settings))
+        zone, way = settings.zone or "", way_of(settings)
+        self._session = Session(steady_wall(), zone=zone, way=way, slab=_ROUND)
         self._calls = Calls(settings, self._session, self.types)
         self._dispatch = Dispatch(settings, self._session, self._calls, self.types)
 

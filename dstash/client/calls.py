@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from dstash.client.reads import KEYS_PER_SLAB, ExistsOperation, LookupOperation, RecordOperation
+from dstash.client.reads import ExistsOperation, LookupOperation, RecordOperation
 from dstash.client.scans import DiscoverOperation, Request, Walk
 from dstash.client.seeds import find_seeds
 from dstash.client.session import Session
@@ -179,7 +179,7 @@ class Calls:
     ) -> _Read:
         check_index(index)
         # The rest of a larger batch is checked slab by slab, as it is sent.
-        encode_keys(keys[:KEYS_PER_SLAB])
+        encode_keys(keys[: self._session.slab])
         return kind(
             self._session,
             self.deadline(timeout),

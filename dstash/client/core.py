@@ -121,7 +121,7 @@ class Operation(ABC):
 
     @abstractmethod
     def _chunks(self) -> Iterator[list[Chunk]]:
-        """Yield the chunks of the call, a slab at a time."""
+        """Yield the chunks of the call, a few at a time."""
 
     def ask(self, peer: str, chunk: Chunk, message: Message, now: int) -> Send:
         """Send a request on behalf of a chunk."""
@@ -193,7 +193,7 @@ class Operation(ABC):
         return not self._exhausted and len(self._pending) < WINDOW
 
     def more(self, now: int) -> list[Send]:
-        """Cut and send the next slab."""
+        """Cut and send the next chunks."""
         chunks = next(self._source, None)
         if chunks is None:
             self._exhausted = True

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from dstash.client.core import Operation
 from dstash.client.reads import ExistsOperation, LookupOperation
-from dstash.client.writes import DeleteOperation, Item, PutOperation, WriteChunk, WriteOperation
+from dstash.client.slabs import Item
+from dstash.client.writes import DeleteOperation, PutOperation, WriteChunk, WriteOperation
 from dstash.errors import CorruptRecord, DStashError, UnsupportedType
 from dstash.store.record import Record
 from dstash.wire.keys import Key

@@ -15,6 +15,7 @@ from typing import Any, Final
 from dstash.client.core import Chunk, Failure, Operation
 from dstash.client.routing import Peers, group
 from dstash.client.session import Send, Session
+from dstash.client.slabs import dealt, steps
 from dstash.errors import (
     CorruptRecord,
     DStashError,
@@ -31,7 +32,6 @@ from dstash.wire.messages import Apply, Fetch, Frame, Lookup, Message, Records, 
 
 #: Keys in one request: large enough to amortise a message, small enough to overlap work.
 KEYS_PER_CHUNK: Final = 4096
-KEYS_PER_SLAB: Final = 24_576
 #: What a reply should weigh (bytes) at most; peers cut longer ones.
 REPLY_BYTES: Final = 4 * 1024 * 1024
 
@@ -64,18 +64,22 @@ class LookupOperation(Operation):
         self._keys = keys
 
     def _chunks(self) -> Iterator[list[Chunk]]:
-        for begin in range(0, len(self._keys), KEYS_PER_SLAB):
-            yield self.cut(self._keys[begin : begin + KEYS_PER_SLAB])
+        # Half of what a write takes: a look-up gains less from neighbours, and more from beginning.
+        slab = max(1, self.session.slab // 2)
+        for begin in range(0, len(self._keys), slab):
+            yield from steps(self.cut(self._keys[begin : begin + slab]))
 
     def cut(self, keys: Sequence[Key], attempt: int = 0) -> list[Chunk]:
         """Return chunks for keys, routed by the view at hand."""
         table = self.session.read_targets(self.level)
         size = max(1, min(KEYS_PER_CHUNK, int(REPLY_BYTES / self.session.value_bytes)))
-        return [
-            ReadChunk(self, targets, members[begin : begin + size], attempt)
+        return dealt(
+            [
+                ReadChunk(self, targets, members[begin : begin + size], attempt)
+                for begin in range(0, len(members), size)
+            ]
             for targets, members in group(encode_keys(keys), keys, table).items()
-            for begin in range(0, len(members), size)
-        ]
+        )
 
     def cut_reconciliations(
         self, keys: Sequence[Key], level: Level | None, attempt: int

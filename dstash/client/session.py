@@ -36,6 +36,9 @@ SILENCE_MS = 300
 #: How often such a peer is asked whether it is back.
 PROBE_MS = 500
 
+#: Keys of a batch that are sorted as one, before they are cut into requests.
+KEYS_PER_SLAB = 100_000
+
 #: Requests without a deadline: they cost little, and tell how the peer's clock stands.
 _ALWAYS_ANSWERED = (AskTopology, Hello, Ping)
 
@@ -63,6 +66,8 @@ class Session:
         wall: returns milliseconds since 1970 on this machine, never going back.
         zone: prefer peers of this zone; empty for none.
         way: how to connect to peers.
+        slab: keys of a batch that are sorted as one: many, for neighbours share pages on disk; few,
+            where others wait for their turn meanwhile.
         random_bytes: source of the writer id, and of the chance in pauses.
     """
 
@@ -72,11 +77,13 @@ class Session:
         *,
         zone: str = "",
         way: Way = Way.OPEN,
+        slab: int = KEYS_PER_SLAB,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.wall = wall
         self.zone = zone
         self.way = way
+        self.slab = slab
         self._random_bytes = random_bytes
         self.writer = random_bytes(WRITER_BYTES)
         self.view: View | None = None

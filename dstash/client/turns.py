@@ -21,7 +21,7 @@ from dstash.client.gathered import (
     WriteGroup,
 )
 from dstash.client.session import Session
-from dstash.client.writes import Item
+from dstash.client.slabs import Item
 from dstash.limits import MAX_KEY_BYTES, check_index, check_ttl
 from dstash.types import Level
 from dstash.wire.keys import Key, encode_key

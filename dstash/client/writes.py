@@ -16,6 +16,7 @@ from dstash.client.core import Chunk, Failure, Operation
 from dstash.client.results import BatchResult
 from dstash.client.routing import WriteSet, group
 from dstash.client.session import Send, Session
+from dstash.client.slabs import Item, content_of, dealt, encoded_of, runs, steps
 from dstash.errors import (
     BelowFloor,
     ClockSkew,
@@ -28,18 +29,11 @@ from dstash.errors import (
 from dstash.types import NEVER, Level, Outcome
 from dstash.version import Version, newest_stamp
 from dstash.wire import codec
-from dstash.wire.keys import Key
 from dstash.wire.messages import Apply, Delete, Frame, Hint, Message, Put, Stored
 
 KEYS_PER_CHUNK: Final = 4096
-KEYS_PER_SLAB: Final = 24_576
 BYTES_PER_CHUNK: Final = 1024 * 1024
-
-
-#: One key of a write: the key, its encoded form, and what goes with it (a payload, or a record;
-#: empty for a delete). A plain tuple: the garbage collector stops tracking those, and a batch makes
-#: them by the hundred thousand.
-Item = tuple[Key, bytes, bytes]
+BYTES_PER_SLAB: Final = 32 * 1024 * 1024
 
 
 class WriteOperation(Operation):
@@ -55,13 +49,13 @@ class WriteOperation(Operation):
         self._items = items
 
     @abstractmethod
-    def message(self, version: Version, keys: Frame, contents: Sequence[bytes]) -> Message:
-        """Return the request that writes ``contents`` under ``keys``."""
+    def message(self, version: Version, items: Sequence[Item], keys: Frame) -> Message:
+        """Return the request that writes ``items``."""
 
     def _chunks(self) -> Iterator[list[Chunk]]:
         version = self.session.new_version()
-        for begin in range(0, len(self._items), KEYS_PER_SLAB):
-            yield self.cut(self._items[begin : begin + KEYS_PER_SLAB], version)
+        for slab in runs(self._items, self.session.slab, BYTES_PER_SLAB):
+            yield from steps(self.cut(slab, version))
 
     def cut(
         self, items: Sequence[Item], version: Version, attempt: int = 0, *, tainted: bool = False
@@ -71,11 +65,13 @@ class WriteOperation(Operation):
         groups = group(
             [encoded for _, encoded, _ in items], items, self.session.write_targets(view)
         )
-        return [
-            WriteChunk(self, targets, view.epoch, part, version, attempt, tainted=tainted)
+        return dealt(
+            [
+                WriteChunk(self, targets, view.epoch, part, version, attempt, tainted=tainted)
+                for part in runs(members, KEYS_PER_CHUNK, BYTES_PER_CHUNK)
+            ]
             for targets, members in groups.items()
-            for part in _parts(members)
-        ]
+        )
 
     def settle(self, chunk: WriteChunk, rejected: dict[int, DStashError]) -> None:
         """Take a chunk as written, but for the items that were rejected."""
@@ -118,15 +114,16 @@ class PutOperation(WriteOperation):
             self.expiry = self.session.cluster_time() + self.ttl
         yield from super()._chunks()
 
-    def message(self, version: Version, keys: Frame, contents: Sequence[bytes]) -> Message:
+    def message(self, version: Version, items: Sequence[Item], keys: Frame) -> Message:
         """Return a ``Put``."""
-        return Put(self.index, version, self.expiry, keys, Frame(codec.pack_blobs(contents)))
+        payloads = Frame(codec.pack_blobs(list(map(content_of, items))))
+        return Put(self.index, version, self.expiry, keys, payloads)
 
 
 class DeleteOperation(WriteOperation):
     """Writes tombstones."""
 
-    def message(self, version: Version, keys: Frame, contents: Sequence[bytes]) -> Message:
+    def message(self, version: Version, items: Sequence[Item], keys: Frame) -> Message:
         """Return a ``Delete``."""
         return Delete(self.index, version, keys)
 
@@ -134,9 +131,10 @@ class DeleteOperation(WriteOperation):
 class ApplyOperation(WriteOperation):
     """Writes whole records under the versions they carry. Being beaten is as good as stored."""
 
-    def message(self, version: Version, keys: Frame, contents: Sequence[bytes]) -> Message:
+    def message(self, version: Version, items: Sequence[Item], keys: Frame) -> Message:
         """Return an ``Apply``."""
-        return Apply(self.index, keys, Frame(codec.pack_blobs(contents)))
+        records = Frame(codec.pack_blobs(list(map(content_of, items))))
+        return Apply(self.index, keys, records)
 
 
 class WriteChunk(Chunk):
@@ -177,9 +175,8 @@ class WriteChunk(Chunk):
         if self.operation.session.epoch > self.epoch:
             return self._reroute(self.version, now)
         if self._message is None:
-            _, encoded, contents = zip(*self.items, strict=True)
-            keys = Frame(codec.pack_blobs(encoded))
-            self._message = self.operation.message(self.version, keys, contents)
+            keys = Frame(codec.pack_blobs(list(map(encoded_of, self.items))))
+            self._message = self.operation.message(self.version, self.items, keys)
         if self._begun and self._waiting():
             self.tainted = True  # they are asked twice, so one answer does not settle it
         self._begun = True
@@ -340,26 +337,3 @@ class WriteChunk(Chunk):
         """Tell the outcome as far as it is known."""
         self.tainted = self.tainted or (self._begun and bool(self._waiting()))
         self.operation.give_up(self, error)
-
-
-def _parts(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """Cut items into runs that fit into one message."""
-    for begin in range(0, len(items), KEYS_PER_CHUNK):
-        run = items[begin : begin + KEYS_PER_CHUNK]
-        _, encoded, contents = zip(*run, strict=True)
-        weight = sum(map(len, encoded)) + sum(map(len, contents)) + 10 * len(run)
-        if weight <= BYTES_PER_CHUNK:
-            yield run
-        else:
-            yield from _parts_by_weight(run)
-
-
-def _parts_by_weight(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    begin = total = 0
-    for place, (_, encoded, content) in enumerate(items):
-        weight = len(encoded) + len(content) + 10
-        if place > begin and total + weight > BYTES_PER_CHUNK:
-            yield items[begin:place]
-            begin, total = place, 0
-        total += weight
-    yield items[begin:]

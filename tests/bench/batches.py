@@ -32,7 +32,7 @@ _MOST_BYTES: Final = 128 << 20
 _MOST_BYTES_FULL: Final = 1 << 30
 #: A sample of a small batch is the mean over so many keys, or so many batches.
 _KEYS_A_SAMPLE: Final = 2000
-_BATCHES_A_SAMPLE: Final = 100
+_BATCHES_A_SAMPLE: Final = 20
 _CHECKED: Final = 1000
 
 

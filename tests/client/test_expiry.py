@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dstash.client.core import Operation
-from dstash.client.reads import KEYS_PER_SLAB, LookupOperation
+from dstash.client.reads import LookupOperation
 from dstash.client.session import Send, Session
 from dstash.client.writes import PutOperation
 from dstash.cluster.topology import Member, Topology
@@ -16,12 +16,13 @@ from dstash.wire.messages import Envelope, Frame, Lookup, Stored, Values, decode
 from dstash.wire.values import TypeRegistry
 
 DEADLINE = 5000
-KEYS = [f"key-{number}" for number in range(KEYS_PER_SLAB + 100)]
+SLAB = 1000
+KEYS = [f"key-{number}" for number in range(SLAB + 100)]  # more than reads, or writes, begin with
 
 
 @pytest.fixture
 def session() -> Session:
-    made = Session(lambda: 1000)
+    made = Session(lambda: 1000, slab=SLAB)
     members = tuple(Member(name, f"tcp://{name}:1", f"store-{name}", name) for name in "abc")
     topology = Topology(cluster="c", cluster_id="id", epoch=1, members=members, formed=True)
     made.install(topology.encode(), ["a", "b", "c"])
@@ -57,7 +58,7 @@ def test_a_write_names_what_was_never_sent_as_failed(session: Session) -> None:
     answer_all(operation, operation.more(1000))
     operation.tick(DEADLINE)
     outcome = operation.result()
-    assert outcome.stored == KEYS_PER_SLAB
+    assert outcome.stored == SLAB
     assert set(outcome.outcomes.values()) == {Outcome.FAILED}
     assert len(outcome.outcomes) == 100
 
@@ -68,5 +69,5 @@ def test_a_write_names_what_was_sent_in_vain_as_unknown(session: Session) -> Non
     operation.more(1000)
     operation.tick(DEADLINE)
     outcomes = list(operation.result().outcomes.values())
-    assert outcomes.count(Outcome.UNKNOWN) == KEYS_PER_SLAB
+    assert outcomes.count(Outcome.UNKNOWN) == SLAB
     assert outcomes.count(Outcome.FAILED) == 100

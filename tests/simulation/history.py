@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dstash.client.results import BatchResult
-from dstash.client.writes import Item, WriteChunk, WriteOperation
+from dstash.client.slabs import Item
+from dstash.client.writes import WriteChunk, WriteOperation
 from dstash.errors import DStashError
 from dstash.store.record import open_record
 from dstash.types import NEVER, Level, Outcome

@@ -1,0 +1,40 @@
+"""How batches are cut."""
+
+from __future__ import annotations
+
+import pytest
+
+from dstash.client.slabs import Item, dealt, runs, steps
+
+
+def items(*sizes: int) -> list[Item]:
+    return [(str(place), b"k", bytes(size)) for place, size in enumerate(sizes)]
+
+
+def test_groups_take_turns() -> None:
+    assert dealt([[1, 2, 3], [], [4], [5, 6]]) == [1, 4, 5, 2, 6, 3]
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 9])
+def test_all_chunks_are_begun_in_order(count: int) -> None:
+    chunks = list(range(count))
+    begun = list(steps(chunks))
+    assert [one for few in begun for one in few] == chunks
+    assert all(1 <= len(few) <= 4 for few in begun)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lengths"),
+    [
+        ((), []),
+        ((1,) * 5, [3, 2]),  # three keys at most
+        ((50, 50, 50), [1, 1, 1]),  # 100 bytes at most, less 11 for the key and what is around it
+        ((30, 30, 30, 30), [2, 1, 1]),
+        ((500, 1, 1), [1, 2]),  # one that is too large goes alone
+    ],
+)
+def test_runs_are_bounded_by_keys_and_by_bytes(sizes: tuple[int, ...], lengths: list[int]) -> None:
+    given = items(*sizes)
+    cut = list(runs(given, most_keys=3, most_bytes=100))
+    assert [len(run) for run in cut] == lengths
+    assert [one for run in cut for one in run] == given
