@@ -3,6 +3,7 @@ SHELL := bash
 TOOLS := .venv/bin
 ARGS ?=
 SEEDS ?= 2000
+MINUTES ?= 5
 
 .PHONY: help setup fmt lint types layers docs test soak fuzz bench screenshot demo audit lock
 .DEFAULT_GOAL := help
@@ -33,10 +34,15 @@ test: ## Run everything that must pass; ARGS go to pytest
 
 soak: setup ## Run the simulation, and changes of real peers, for a long time: SEEDS=2000
 	$(TOOLS)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
-	DSTASH_SOAK=10 $(TOOLS)/pytest --timeout=0 tests/integration/test_scaling.py
+	DSTASH_SOAK=10 $(TOOLS)/pytest --timeout=0 tests/integration/test_scaling.py tests/security
 
-fuzz: setup ## Throw garbage at the codec and at peers for a long time
+fuzz: setup ## Throw garbage at the codec and at peers for a long time; MINUTES=5 guided by coverage
 	$(TOOLS)/python -m tests.fuzz $(ARGS)
+	test -d .cache/atheris || $(TOOLS)/pip install --quiet --require-hashes --no-deps \
+		--target .cache/atheris -r tests/fuzz/requirements.txt
+	mkdir -p .cache/corpus
+	PYTHONPATH=.cache/atheris $(TOOLS)/python -m tests.fuzz.guided \
+		-max_total_time=$$(($(MINUTES) * 60)) -artifact_prefix=.cache/ .cache/corpus
 
 bench: setup ## Measure against Redis and Redis Cluster; ARGS=--save writes docs/benchmarks.md
 	$(TOOLS)/python -m tests.bench $(ARGS)
@@ -47,7 +53,8 @@ screenshot: setup ## Make the picture of the dashboard again, in some six minute
 demo: ## Show the main job on real data; ARGS="--consul --keep"
 	bin/demo $(ARGS)
 
-audit: setup ## Look for known holes in what is pinned
+audit: setup ## Look for known holes in what is pinned, and for dangerous calls in the code
+	$(TOOLS)/ruff check --select S,TID251 dstash examples bin/get-consul
 	$(TOOLS)/pip-audit --require-hashes --disable-pip -r requirements/run.txt -r requirements/test.txt
 
 lock: ## Pin the requirements again; ARGS=--upgrade takes the newest of all

@@ -1,24 +1,33 @@
-"""``python -m tests.fuzz``: garbage for the core in memory, then for a real peer."""
+"""``python -m tests.fuzz``: garbage for the core in memory, then for a real peer.
+
+Fails when the peer ends, grows, or lets somebody else wait longer than it should.
+"""
 
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
+from typing import Final
 
-from dstash import Client
-from tests.fuzz.mutation import mutate, seeds
+from dstash.wire.messages import Envelope, Ping, decode, encode
+from tests.fuzz.bystander import Bystander
+from tests.fuzz.mutation import mutate, seeds, spoil
 from tests.fuzz.target import EPOCH, NOW, Target
 from tests.harness.peers import Peer, Peers
-from tests.security.attackers import Attacker
+from tests.security.attackers import GREETING, GREETING_1, GREETING_2, READY, Attacker
 from tests.security.closed import memory
 
-_BURST = 100
-_LINE = "{:<12} {:>9} frames, {:>6.0f} a second, seed {}\n"
+_BURST: Final = 100
+#: What a peer may have grown by in the end (mebibytes): caches and counters, no more.
+_GROWTH: Final = 64
+_LINE: Final = "{:<10} {:>9} {}, {:>6.0f} a second, seed {}\n"
 
 
 def main() -> None:
@@ -28,7 +37,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
     fuzz_core(options.frames // 10, options.seed)
-    fuzz_peer(options.frames, options.seed)
+    fuzz_peer("messages", flood, options.frames, options.seed)
+    fuzz_peer("streams", scribble, options.frames // 50, options.seed)
 
 
 def fuzz_core(frames: int, seed: int) -> None:
@@ -43,62 +53,67 @@ def fuzz_core(frames: int, seed: int) -> None:
         except Exception:
             sys.stderr.write(f"the core failed with {parts!r}\n")
             raise
-    sys.stdout.write(_LINE.format("core", frames, frames / (time.monotonic() - began), seed))
+    seconds = time.monotonic() - began
+    sys.stdout.write(_LINE.format("core", frames, "messages", frames / seconds, seed))
 
 
-def fuzz_peer(frames: int, seed: int) -> None:
-    """Give a real peer the same, while somebody else works with it."""
-    with tempfile.TemporaryDirectory() as folder, Peers.local(Path(folder)) as peers:
+def fuzz_peer(
+    what: str, attack: Callable[[Peer, Random, int], None], count: int, seed: int
+) -> None:
+    """Attack a real peer, while somebody else works with it."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Peers.local(Path(folder), "--replicas", "1") as peers,
+    ):
         peers.form("p1")
-        peer, watch = peers["p1"], Bystander(peers.client())
+        peer = peers["p1"]
+        assert peer.process is not None
+        watch = Bystander(peer.address, peer.process.pid)
         before, began = memory(peer), time.monotonic()
-        _flood(peer, Random(seed), frames)
-        worst, calls = watch.stop()
+        attack(peer, Random(seed), count)
         seconds = time.monotonic() - began
+        net, gross = watch.stop()
+        after = memory(peer)
         assert peer.runs(), f"the peer ended: {peer.log.read_text()[-2000:]}"
-        sys.stdout.write(_LINE.format("real peer", frames, frames / seconds, seed))
-        sys.stdout.write(
-            f"bystander: {calls} look-ups, the slowest took {worst * 1000:.0f} ms; "
-            f"memory {before:.0f} -> {memory(peer):.0f} MiB\n"
-        )
+        sys.stdout.write(_LINE.format("real peer", count, what, count / seconds, seed))
+        sys.stdout.write(f"  bystander: {net}\n")
+        sys.stdout.write(f"  with the time in line for a processor: {gross}\n")
+        sys.stdout.write(f"  memory: {before:.0f} -> {after:.0f} MiB\n")
+        assert after < before + _GROWTH, "the peer has grown"
+        assert not net.stalls, "the bystander had to wait"
 
 
-def _flood(peer: Peer, random: Random, frames: int) -> None:
-    with Attacker(peer.address, high_water=1000) as attacker:
-        for sent in range(0, frames, _BURST):
+def flood(peer: Peer, random: Random, count: int) -> None:
+    """Send messages that are nearly right; each is looked at before the next hundred follow."""
+    with Attacker(peer.address) as attacker:
+        for sent in range(0, count, _BURST):
             if sent % (50 * _BURST) == 0:
                 messages = seeds(time.time_ns() // 1_000_000)
                 epoch = int(peer.page("/status")["epoch"])
             for _ in range(_BURST):
                 chosen = random.choice((epoch, epoch, epoch, 0, 2**63))
                 attacker.send(*mutate(random, random.choice(messages), chosen, 0))
-            while attacker.socket.poll(0):
-                attacker.socket.recv_multipart()
+            mark = Envelope(2**40 + sent, 0, 0, Ping())
+            attacker.send(*encode(mark))
+            while decode(attacker.socket.recv_multipart()).correlation != mark.correlation:
+                continue
 
 
-class Bystander:
-    """Looks one key up again and again, and remembers how long the slowest took (seconds)."""
+def scribble(peer: Peer, random: Random, count: int) -> None:
+    """Open connections and send what is nearly ZMTP."""
+    beginnings = (GREETING + READY, GREETING + READY, GREETING, GREETING_2, GREETING_1, b"")
+    messages = seeds(time.time_ns() // 1_000_000)
+    for _ in range(count):
+        parts = mutate(random, random.choice(messages), 0, 0)
+        stream = random.choice(beginnings) + b"".join(map(_framed, parts))
+        for _ in range(random.choice((0, 1, 1, 2, 3))):
+            stream = spoil(random, stream)
+        with suppress(OSError), socket.create_connection(("127.0.0.1", peer.port), 10) as one:
+            one.sendall(stream)
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._stop = threading.Event()
-        self._worst, self._calls = 0.0, 0
-        client.put("good", "k", "v")
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
 
-    def _run(self) -> None:
-        while not self._stop.wait(0.002):
-            began = time.monotonic()
-            assert self._client.lookup("good", "k") == "v"
-            self._worst = max(self._worst, time.monotonic() - began)
-            self._calls += 1
-
-    def stop(self) -> tuple[float, int]:
-        """Return the slowest call and their number."""
-        self._stop.set()
-        self._thread.join()
-        return self._worst, self._calls
+def _framed(part: bytes) -> bytes:
+    return b"\x02" + len(part).to_bytes(8, "big") + part
 
 
 if __name__ == "__main__":

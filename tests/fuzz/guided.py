@@ -1,7 +1,7 @@
 """``python -m tests.fuzz.guided``: what the core is given is guided by what it reaches.
 
-Needs ``atheris`` (a Clang with libFuzzer, or one of its wheels), which the other checks do
-without. The command line is libFuzzer's: ``-runs=1000000 folder_for_the_corpus``.
+Needs ``atheris``, which the other checks do without; ``make fuzz`` brings it. The command line is
+libFuzzer's: ``-runs=1000000 folder_for_the_corpus``.
 """
 
 from __future__ import annotations

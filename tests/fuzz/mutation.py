@@ -10,10 +10,12 @@ from dstash.version import pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.keys import encode_keys
 from dstash.wire.messages import (
+    Apply,
     AskBuckets,
     AskCopy,
     AskDigests,
     AskFloor,
+    AskSeen,
     AskStatus,
     AskTopology,
     AskVersions,
@@ -29,6 +31,7 @@ from dstash.wire.messages import (
     Order,
     Ping,
     Pull,
+    Push,
     Put,
     Scan,
     ScanKeys,
@@ -58,6 +61,7 @@ def seeds(now: int) -> list[Message]:
         *(Put("fuzz", version, 0, _KEYS, _PAYLOADS), Delete("fuzz", version, _KEYS)),
         *(Scan(*span), ScanKeys(*span), Count(*span), Hint("fuzz", "p1", _KEYS)),
         *(AskDigests(some), AskBuckets(1), AskVersions(some, b"", b""), AskCopy(some, b"")),
+        *(Push(_KEYS, _PAYLOADS), Apply("fuzz", _KEYS, _PAYLOADS), AskSeen("p1", stamp_at(now))),
         *(AskFloor(some, stamp_at(now - 60_000)), SetHorizon(some, stamp_at(now - 60_000))),
     ]
 
@@ -72,13 +76,14 @@ def mutate(random: Random, message: Message, epoch: int, deadline: int) -> list[
     parts = encode(Envelope(random.getrandbits(32), epoch, deadline, message))
     for _ in range(random.choice((0, 1, 1, 2, 3))):
         place = random.randrange(len(parts))
-        parts[place] = _spoil(random, parts[place])
+        parts[place] = spoil(random, parts[place])
     if random.random() < 0.03:
         parts = parts[: random.randrange(1, len(parts) + 1)] * random.randrange(1, 4)
     return parts
 
 
-def _spoil(random: Random, part: bytes) -> bytes:
+def spoil(random: Random, part: bytes) -> bytes:
+    """Return a part with something wrong."""
     at = random.randrange(len(part) + 1)
     choice = random.randrange(5)
     if choice == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ IN_HAND, IDLE = 64, 150
 CAP = 4 * IN_HAND + 256 + 512
 DESCRIPTORS = 200
 #: Connections that do nothing, of each kind; and how long (seconds) they are kept up.
-CROWD, SIEGE = 1000, 4.0
+CROWD, SIEGE = 1000, 4.0 * int(os.environ.get("DSTASH_SOAK", "1"))
 #: Before heartbeats (seconds) end the connection of one who does not answer them.
 AT_ONCE = 4.0
 

@@ -278,7 +278,7 @@ class TestRegistry:
 
 
 def test_nothing_is_ever_unpickled() -> None:
-    import pickle
+    import pickle  # noqa: TID251  # to show that it is of no use
 
     payload = msgpack.packb(msgpack.ExtType(42, pickle.dumps(print)))
     with pytest.raises(UnsupportedType):
