@@ -55,6 +55,44 @@ def test_csv(inside: InProcess, index: str) -> None:
     assert inside.out("get", index, "two") == "2"
 
 
+def test_bad_rows_of_csv_stop_or_are_skipped_and_are_numbered(
+    inside: InProcess, index: str
+) -> None:
+    rows = 'id,name\n1,one\n2\n3,"thr"ee\n,four\n"5\n",five\n6,six\n'
+    (inside.folder / "bad.csv").write_text(rows)
+    code, text = inside.refusal("import", index, "bad.csv")
+    assert (code, text) == (
+        1,
+        "bad.csv, line 3: 1 cells, but the header has 2; stored 1 record",
+    )
+    done = inside.run("import", index, "bad.csv", "--on-error", "skip")
+    assert done.returncode == 9
+    assert done.stderr.decode().splitlines()[1] == (
+        "dstash: bad.csv: skipped 3 (lines 3-5; line 3: 1 cells, but the header has 2)"
+    )
+    keys = map(json.loads, inside.out("-o", "json", "scan", index, "--keys").splitlines())
+    assert sorted(one["key"] for one in keys) == ["1", "5\n", "6"]
+
+
+def test_parquet(inside: InProcess, index: str) -> None:
+    lines = jsonl(*({"key": n, "value": {"n": n, "any": [n]}} for n in range(50)))
+    inside.out(
+        "import",
+        index,
+        "-",
+        stdin=lines,
+    )
+    inside.out("export", index, "x.parquet", "--with-ttl")
+    inside.out("import", f"{index}2", "x.parquet", "--ttl", "500")
+    exported = inside.out("export", f"{index}2", "-").splitlines()
+    assert sorted(exported) == sorted(inside.out("export", index, "-").splitlines())
+    assert inside.out("get", f"{index}2", "7", "--int") == '{"n":7,"any":[7]}'
+    assert 400 < float(inside.out("ttl", f"{index}2", "7", "--int")) <= 500
+    code, text = inside.refusal("import", index, "-", "--format", "parquet", stdin=b"PAR1")
+    assert code == 1
+    assert text == "-, parquet cannot be read from a pipe; name a file; stored 0 records"
+
+
 def test_time_to_live_is_kept(inside: InProcess, index: str) -> None:
     lines = jsonl({"key": "a", "value": 1, "ttl": 500}, {"key": "b", "value": 2})
     inside.out("import", index, "-", "--ttl", "5000", stdin=lines)
