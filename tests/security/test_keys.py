@@ -180,7 +180,7 @@ class TestList:
         answers = {
             *("Welcome", "Error", "Pong", "TopologyIs", "Values", "Stored", "Records", "Page"),
             *("StatusIs", "Ordered", "DigestsAre", "BucketsAre", "VersionsAre", "CopyIs"),
-            *("HorizonIs", "SeenIs"),
+            *("HorizonIs", "SeenIs", "HistoryIs"),
         }
         known = {shape.build.__name__ for shape in messages._SHAPES.values()}
         assert {kind.__name__ for kind in _NEEDED} == known - answers
