@@ -88,23 +88,28 @@ function logarithmic(rows, chart, box) {
 }
 
 function line(rows, name, style, x, y, area) {
-  let path = "", from = null, previous = null;
+  const parts = [];
+  for (const run of stretches(rows, name, Boolean(area))) {
+    const d = `M${run.map((row) => `${x(row.at).toFixed(1)} ${y(row[name]).toFixed(1)}`).join("L")}`;
+    const [begin, end] = [run[0].at, run.at(-1).at].map((at) => x(at).toFixed(1));
+    if (area) parts.push(make("path", { d: `${d}L${end} ${y(0)}L${begin} ${y(0)}Z`, class: `area ${style}` }));
+    const one = run.length === 1; // one moment alone is a dot
+    parts.push(make("path", { d: one ? `${d}h0.1` : d, class: `line ${style}${one ? " dot" : ""}` }));
+  }
+  return parts;
+}
+
+// Rows without a gap between them. Where nothing happened there is no latency, but zero keys.
+function stretches(rows, name, zeros) {
   const runs = [];
+  let previous = -Infinity;
   for (const row of rows) {
-    const gone = area ? false : !row[name]; // no latency where nothing happened
-    if (gone) { previous = null; continue; }
-    const joined = previous !== null && row.at - previous <= 3;
-    if (!joined) { if (path) runs.push([path, from, previous]); path = ""; from = row.at; }
-    path += `${joined ? "L" : "M"}${x(row.at).toFixed(1)} ${y(row[name]).toFixed(1)}`;
-    if (!joined && !area) path += "h0.1"; // one moment alone is a dot
+    if (!row[name] && !zeros) { previous = -Infinity; continue; }
+    if (row.at - previous > 3) runs.push([]);
+    runs.at(-1).push(row);
     previous = row.at;
   }
-  if (path) runs.push([path, from, rows.at(-1).at]);
-  const drawn = runs.map(([d]) => make("path", { d, class: `line ${style}`, "stroke-linecap": "round" }));
-  if (!area) return drawn;
-  const floor = y(0).toFixed(1);
-  return [...runs.map(([d, begin, end]) =>
-    make("path", { d: `${d}L${x(end).toFixed(1)} ${floor}L${x(begin).toFixed(1)} ${floor}Z`, class: `area ${style}` })), ...drawn];
+  return runs;
 }
 
 function showKey(figure, chart) {

@@ -26,11 +26,12 @@ function bow(radius, from, to) {
 
 export function colours(members) {
   const zones = [...new Set(members.map((one) => one.zone))].sort();
-  const inZone = {};
-  return Object.fromEntries(members.map((one) => {
-    const place = inZone[one.zone] = (inZone[one.zone] ?? -1) + 1;
-    const hue = HUES[zones.indexOf(one.zone) % HUES.length];
-    return [one.id, { "--hue": hue, "--shift": [0, 0.12, -0.12, 0.2][place % 4] }];
+  const seen = {};
+  // A hue for each zone, and shades of it for its peers; with one zone a hue for each peer.
+  return Object.fromEntries(members.map((one, number) => {
+    const place = zones.length > 1 ? zones.indexOf(one.zone) : number;
+    const nth = (seen[place % HUES.length] = (seen[place % HUES.length] ?? -1) + 1);
+    return [one.id, { "--hue": HUES[place % HUES.length], "--shift": [0, 0.12, -0.12, 0.2][nth % 4] }];
   }));
 }
 
