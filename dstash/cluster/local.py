@@ -24,6 +24,7 @@ from dstash.cluster.membership import Announcement, Stored, Token
 from dstash.cluster.names import safe_name
 from dstash.cluster.topology import Topology
 from dstash.errors import MembershipError, MembershipUnreachable, PeerIdInUse
+from dstash.store.directory import network_kind
 
 _POLL: Final = 0.1
 _HALF_WRITTEN_TRIES: Final = 5
@@ -56,6 +57,11 @@ class LocalMembership:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise MembershipError(f"cannot use {directory}: {error.strerror}") from None
+        if kind := network_kind(directory):
+            raise MembershipError(
+                f"{directory} is on a network file system ({kind}); "
+                "the local membership is for one machine, use Consul for several"
+            )
         self._topology = TopologyFile.open(home / "topology.lmdb")
         self._mutex = threading.Lock()  # guards the three that follow
         self._peer: str | None = None

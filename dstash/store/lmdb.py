@@ -22,6 +22,7 @@ import lmdb
 
 from dstash.errors import CorruptStore, DiskFull, ForeignStore, StoreError, StoreFailed
 from dstash.limits import MIB
+from dstash.store.directory import make_directory
 from dstash.store.interface import Identity, Merged, Snapshot, StoreStats, Write
 from dstash.store.lock import DirectoryLock
 from dstash.store.merge import merge
@@ -108,7 +109,8 @@ class LmdbStore:
         self._writing = threading.Lock()  # held to write: the map must not grow meanwhile
         self._failed: str | None = None
         self._merged_at = self.synced_in = 0.0
-        _make_directory(directory)
+        self._pid = os.getpid()
+        make_directory(directory)
         self._lock = DirectoryLock(directory)
         try:
             self._check_mark()
@@ -250,6 +252,7 @@ class LmdbStore:
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """Return a consistent view. Keep it for milliseconds: it holds up growth and pins pages."""
+        self._check_process()
         with (
             self._growing,
             self._translated(),
@@ -291,6 +294,7 @@ class LmdbStore:
 
     def _write(self, work: Callable[[Any], T], records: Iterable[bytes] = ()) -> T:
         """Do something in a transaction, with a larger map when it turns out to be full."""
+        self._check_process()
         if self._failed:
             raise StoreFailed(self._failed)
 
@@ -308,6 +312,12 @@ class LmdbStore:
                         return work(transaction)
                 except lmdb.MapFullError:
                     self._grow()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:  # both sides would write over each other's pages
+            raise StoreError(
+                f"{self.directory} was opened before a fork, and is of no use after it"
+            )
 
     def _grow(self) -> None:
         with self._growing:
@@ -398,17 +408,6 @@ def set_aside(directory: Path) -> Path:
     except OSError as error:
         raise StoreError(f"cannot set aside the store in {directory}: {error.strerror}") from None
     return aside
-
-
-def _make_directory(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(
-            f"cannot make data directory {directory}: {error.strerror or error}"
-        ) from None
-    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
-        raise StoreError(f"data directory {directory} cannot be read and written by this user")
 
 
 def _map_size_for(data_file: Path) -> int:
