@@ -108,7 +108,7 @@ def test_a_broken_line_stops_and_says_how_far_it_came(inside: InProcess, index: 
     )
     code, text = inside.refusal("import", index, "-", stdin=lines)
     assert code == 1
-    assert text == ("-, line 3: not JSON: Expecting value (column 9); stored 1 record")
+    assert text == ("stdin, line 3: not JSON: Expecting value (column 9); stored 1 record")
     assert inside.out("-o", "json", "scan", index, "--keys") == '{"key":"a"}\n'
 
 
