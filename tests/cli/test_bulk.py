@@ -122,7 +122,7 @@ def test_broken_lines_are_skipped_counted_and_named(inside: InProcess, index: st
     first, second = done.stderr.decode().splitlines()
     assert first.startswith("dstash: imported 2 records in")
     assert second == (
-        "dstash: -: skipped 2 (lines 1, 3; line 1: not JSON: Expecting value (column 1))"
+        "dstash: stdin: skipped 2 (lines 1, 3; line 1: not JSON: Expecting value (column 1))"
     )
     assert inside.out("count", index) == "2\n"
 
