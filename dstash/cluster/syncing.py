@@ -9,7 +9,7 @@ from dstash.cluster.answering import PAGE_BYTES, pack_partitions
 from dstash.cluster.holdings import SLICE
 from dstash.cluster.replica import Replica
 from dstash.cluster.tasks import Ask, Effect, Merge, Pause
-from dstash.errors import CorruptRecord, ProtocolError
+from dstash.errors import Busy, ClockSkew, CorruptRecord, DiskFull, ProtocolError
 from dstash.store.digest import DIGEST_BYTES, bucket_of, is_dead_at, version_of
 from dstash.store.record import ABSENT, is_sound
 from dstash.version import VERSION_BYTES, ZERO, Stamp, Version, newest_stamp
@@ -146,7 +146,10 @@ def _exchange(
         if not after:
             break
     newer = yield from _newer_there(replica, theirs)
-    moved = yield from _pull(replica, other, newer)
+    try:
+        moved = yield from _pull(replica, other, newer)
+    except (Busy, ClockSkew, CorruptRecord, DiskFull):
+        moved = 0  # some records have to wait for the next round; the others need not
     moved += yield from _push_newer(replica, partitions, set(buckets), theirs, other)
     replica.healed += moved
     return moved

@@ -8,7 +8,7 @@ transaction begins.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import starmap
 from typing import Any, Final, NamedTuple
 
@@ -23,6 +23,7 @@ from dstash.errors import (
     LimitError,
     Misrouted,
     ProtocolError,
+    from_wire,
 )
 from dstash.limits import MAX_KEY_BYTES, MAX_TTL_SECONDS, MAX_VALUE_BYTES
 from dstash.store.digest import version_of
@@ -180,7 +181,8 @@ class Commit:
         self.damaged += [write.entries[place][0] for place in merged.damaged]
         self.changed.update(int.from_bytes(prefix, "big") for prefix in prefixes)
         if isinstance(one.message, Internal):
-            self.done.append((one.message, None))
+            refusals = [from_wire(code, text, {}) for _, code, text in prepared.rejected]
+            self.done.append((one.message, next(iter(refusals), None)))
         else:
             self.sizes.append(len(write.entries))
             self.replies.append((one.ticket, _answer(one.message, prepared, merged)))
@@ -263,23 +265,11 @@ def _prepare_records(
 
 
 def _prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
+    """Take what can be taken; the task is told of the rest when that is on disk."""
     merge = message.merge
-    if not _are_good(merge.entries, rules):
-        for entry in merge.entries:
-            error = _bad_record(*entry, rules)
-            if error is not None:
-                raise error
-    stamps = [newest_stamp(version_of(record)) for _, record in merge.entries]
-    write = Write(
-        merge.entries,
-        rules.now,
-        max(stamps, default=0),
-        merge.drops,
-        rules.horizons,
-        merge.marks,
-        merge.cures,
-    )
-    return Prepared(write, [], range(len(merge.entries)))
+    prepared = _prepare_records(list(merge.entries), range(len(merge.entries)), [], rules)
+    write = replace(prepared.write, drops=merge.drops, marks=merge.marks, cures=merge.cures)
+    return prepared._replace(write=write)
 
 
 _PREPARE: Final[dict[type, Callable[[Any, Any, Rules], Prepared]]] = {
