@@ -445,6 +445,7 @@ _CORRUPT: Final = (
     lmdb.PageNotFoundError,
     lmdb.VersionMismatchError,
     lmdb.IncompatibleError,
+    lmdb.BadTxnError,  # what a page that is none of a tree does to the transaction that meets it
 )
 
 

@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -35,6 +36,8 @@ class Wires:
         self._ports: dict[str, int] = {}
         self._servers: list[asyncio.Server] = []
         self._cut: dict[tuple[str, str], asyncio.Event] = {}
+        #: How many bytes went each way.
+        self.moved: Counter[tuple[str, str]] = Counter()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -105,6 +108,7 @@ class Wires:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65_536):
+                self.moved[way] += len(data)
                 while (healed := self._cut.get(way)) is not None:
                     await healed.wait()
                 writer.write(data)

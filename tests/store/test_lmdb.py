@@ -300,6 +300,43 @@ class TestRefusing:
         with pytest.raises(CorruptStore, match="was cut off"):
             LmdbStore(folder)
 
+    def test_a_page_that_is_found_bad_at_work_is_not_tried_again(self, folder: Path) -> None:
+        store = LmdbStore(folder)
+        names = [f"key-{number}" for number in range(500)]
+        put(store, *names, value=b"\xc4\x64" + bytes(100))
+        store.close()
+        said = elsewhere(
+            """
+            import sys
+            from pathlib import Path
+            from dstash.errors import CorruptStore
+            from dstash.store.lmdb import DATA_FILE, LmdbStore
+            from tests.store.test_lmdb import entries, put
+
+            folder = Path(sys.argv[1])
+            store = LmdbStore(folder)
+            content = bytearray((folder / DATA_FILE).read_bytes())
+            for begin in range(2 * 4096, len(content), 4096):
+                if b"key-" in content[begin : begin + 4096]:
+                    content[begin : begin + 4096] = bytes(4096)
+            (folder / DATA_FILE).open("r+b").write(content)
+            try:
+                with store.snapshot() as snapshot:
+                    snapshot.get(entries("key-7")[0][0])
+            except CorruptStore as error:
+                print(error)
+            print(store.check_writable())
+            """,
+            folder,
+        )
+        assert "LMDB cannot read it" in said.splitlines()[0]
+        assert said.splitlines()[1] != "None", "it takes no more writes"
+        with pytest.raises(CorruptStore, match="found at work"):
+            LmdbStore(folder)
+        aside = store_module.set_aside(folder)
+        assert (aside / DATA_FILE).exists()
+        LmdbStore(folder).close()
+
     def test_a_database_of_somebody_else(self, folder: Path) -> None:
         folder.mkdir()
         lmdb.open(os.fspath(folder)).close()

@@ -1,0 +1,159 @@
+"""``python -m tests.bench.healing``: what it costs to stay equal, and to become equal again.
+
+Three peers and one client on this machine; for the idle rounds a proxy before each that counts
+bytes. The times of look-ups are compared with those of the same run, before anything had to be healed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dstash import Client
+from tests.bench.scaling import INDEX, Figure, Lookups, percentile
+from tests.harness.invariants import digests
+from tests.harness.peers import Peer, Peers
+from tests.harness.waiting import wait_until
+from tests.harness.wires import CLIENT, Wires
+
+_NAMES = ("a", "b", "c")
+#: Of the default settings: a round of comparison every so many seconds.
+_ROUND = 10.0
+_ROUNDS = 6
+_CALM_SECONDS = 10.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+Note = Callable[[str], None]
+
+
+def run(folder: Path, records: int, changed: int, value_bytes: int, note: Note) -> list[Figure]:
+    """Measure all of it."""
+    with Peers.local(folder) as peers:
+        peers.form(*_NAMES)
+        client = peers.client(timeout=120.0)
+        note(f"storing {records:,} records")
+        entries = ((f"k{number}", "v" * value_bytes) for number in range(records))
+        client.batch_put(INDEX, entries, write="all").raise_for_failures()
+        wait_until(lambda: are_equal(peers, client), 300, "all are equal")
+        figures = list(heal(peers, client, records, changed, value_bytes, note))
+        wires = Wires(
+            lambda: {one: peer.process.pid for one, peer in peers.all.items() if peer.process}
+        )
+        for name in _NAMES:
+            put_behind(wires, peers[name])
+        try:
+            figures += idle(peers, wires, note)
+        finally:
+            wires.close()
+    return figures
+
+
+def put_behind(wires: Wires, peer: Peer) -> None:
+    """Restart a peer behind a proxy that counts bytes."""
+    peer.stop()
+    peer.options += ["--advertise", f"127.0.0.1:{wires.lead_to(peer.name, peer.port)}"]
+    peer.start()
+    peer.wait_ready()
+
+
+def idle(peers: Peers, wires: Wires, note: Note) -> Iterator[Figure]:
+    """Measure rounds in which there is nothing to do."""
+    note(f"{_ROUNDS} idle rounds")
+    time.sleep(3 * _ROUND)  # all is compared once, and digests are kept then
+    used, moved = cpu_seconds(peers), between_peers(wires)
+    began = time.monotonic()
+    time.sleep(_ROUNDS * _ROUND)
+    seconds = time.monotonic() - began
+    kilobytes = (between_peers(wires) - moved) / 1000 / (seconds / _ROUND)
+    core = 100 * (cpu_seconds(peers) - used) / seconds / len(_NAMES)
+    yield Figure("an idle round of all peers", kilobytes, "kB", "< 1000", kilobytes < 1000)
+    yield Figure("of a core, for each idle peer", core, "%", "< 5", core < 5)
+
+
+def heal(
+    peers: Peers, client: Client, records: int, changed: int, value_bytes: int, note: Note
+) -> Iterator[Figure]:
+    """Measure how a peer that was away is brought up to date, and what look-ups feel of it."""
+    lookups = Lookups(peers.client(), records)
+    lookups.start()
+    note(f"{changed:,} keys change while one is away")
+    peers["c"].kill()
+    entries = ((f"k{number}", "w" * value_bytes) for number in range(changed))
+    client.batch_put(INDEX, entries).raise_for_failures()
+    lookups.take()
+    time.sleep(_CALM_SECONDS)
+    calm = lookups.take()
+    peers["c"].start()
+    peers["c"].wait_ready()
+    began = time.monotonic()
+    lookups.take()
+    wait_until(lambda: not hints_left(client), 300, "what was noted for it has come in")
+    wait_until(lambda: are_equal(peers, client), 300, "all are equal")
+    seconds = time.monotonic() - began
+    healing = lookups.take()
+    lookups.stop()
+    calm_p99, healing_p99 = percentile(calm, 0.99), percentile(healing, 0.99)
+    ratio = healing_p99 / calm_p99
+    yield Figure(f"until {changed:,} keys are equal", seconds, "s", "< 30", seconds < 30)
+    yield Figure("p99 of single look-ups, calm", calm_p99, "ms", "", None)
+    yield Figure("p99 of single look-ups, healing", healing_p99, "ms", "", None)
+    yield Figure("healing / calm", ratio, "x", "< 2", ratio < 2)
+
+
+def hints_left(client: Client) -> int:
+    """Return how many hints are kept; asked twice a second, for to ask is work too."""
+    time.sleep(0.5)
+    members = client.status()["members"]
+    return sum(sum(one.get("healing", {"hints": {"": 1}})["hints"].values()) for one in members)
+
+
+def are_equal(peers: Peers, client: Client) -> bool:
+    """Whether all replicas of all partitions are equal."""
+    epoch = client.topology().epoch
+    return len({digests(peers[name], peers.cluster, epoch) for name in _NAMES}) == 1
+
+
+def between_peers(wires: Wires) -> int:
+    """Return how many bytes went from peer to peer, so far."""
+    return sum(count for way, count in wires.moved.items() if CLIENT not in way)
+
+
+def cpu_seconds(peers: Peers) -> float:
+    """Return the processor time that all peers have used."""
+    return sum(_ticks(peers[name]) for name in _NAMES) / _TICKS
+
+
+def _ticks(peer: Peer) -> int:
+    assert peer.process is not None
+    fields = Path(f"/proc/{peer.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def main() -> int:
+    """Run; the exit code says whether every target was reached."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.healing", description=__doc__)
+    parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--changed", type=int, default=100_000)
+    parser.add_argument("--value-bytes", type=int, default=100)
+    options = parser.parse_args()
+    note = Console(stderr=True).print
+    with tempfile.TemporaryDirectory(prefix="dstash-healing-") as folder:
+        figures = run(Path(folder), options.records, options.changed, options.value_bytes, note)
+    table = Table("what", "value", "unit", "wanted", "met")
+    for one in figures:
+        met = "" if one.met is None else "yes" if one.met else "NO"
+        table.add_row(one.what, f"{one.value:.2f}", one.unit, one.wanted, met)
+    Console(width=100).print(table)
+    return 0 if all(one.met is not False for one in figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

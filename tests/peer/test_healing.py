@@ -1,0 +1,153 @@
+"""How a peer heals, and when it had better not: cores joined in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dstash.cluster.holdings import HORIZONS_MARK
+from dstash.errors import BelowFloor, DiskFull
+from dstash.limits import PARTITIONS
+from dstash.peer.core import PeerCore, Settings
+from dstash.peer.healer import Pace
+from dstash.store.record import open_record, partition_of
+from dstash.store.twin import TwinStore
+from dstash.types import RecordFlag
+from dstash.version import stamp_at
+from tests.harness.joined import START, Joined
+
+
+class Tight(TwinStore):
+    """A store whose disk has only so much room."""
+
+    free = 1 << 40
+
+    def has_room(self, reserve: int) -> bool:
+        """Whether more than ``reserve`` is free."""
+        return self.free > reserve
+
+
+def live(horizon_ms: int = 0) -> Pace:
+    """Return a pace at which nothing but hints is due."""
+    return Pace(compare_ms=10**9, bury_ms=10**9, bury_lag_ms=horizon_ms)
+
+
+def missed_by_c(joined: Joined) -> None:
+    """Store a key that ``c`` misses, and tell ``a`` so."""
+    joined.down = {"c"}
+    joined.put({"k": 1})
+    joined.down = set()
+
+
+def keeps_hints(joined: Joined) -> int:
+    return sum(len(core.hints) for core in joined.peers.values())
+
+
+def test_a_hint_that_is_refused_is_kept_and_told_again_after_a_pause() -> None:
+    joined = Joined(pace=live())
+    missed_by_c(joined)
+    assert keeps_hints(joined) == 1
+    partition = partition_of(b"k")
+    joined.peers["c"].holdings.promise(partition, stamp_at(joined.now), joined.now)
+    joined.settle()
+    assert joined.record("c", "k") is None
+    assert keeps_hints(joined) == 1
+    joined.peers["c"].holdings.promises(joined.now + 60_000)  # the promise is over
+    joined.settle()
+    assert joined.record("c", "k") is None, "it is left alone for a second"
+    joined.now += 1500
+    joined.settle()
+    assert joined.record("c", "k") == joined.record("a", "k")
+    assert keeps_hints(joined) == 0
+
+
+def test_hints_past_the_bound_make_a_partition_dirty_and_that_heals_too() -> None:
+    joined = Joined(pace=live(), hint_limit=3)
+    joined.down = {"c"}
+    joined.put({f"k{number}": number for number in range(20)})
+    joined.down = set()
+    assert keeps_hints(joined) == 3
+    for _ in range(30):
+        joined.settle()
+    assert [joined.record("c", f"k{n}") for n in range(20)] == [
+        joined.record("a", f"k{n}") for n in range(20)
+    ]
+
+
+def test_old_hints_make_a_partition_dirty_and_that_heals_too() -> None:
+    joined = Joined(pace=Pace(10_000, 10**9, 0), hint_max_age_ms=1000)
+    missed_by_c(joined)
+    keeper = next(core for core in joined.peers.values() if len(core.hints))
+    keeper.hints.age(joined.now + 2000)
+    assert (len(keeper.hints), keeper.hints.facts()) == (0, {"c": 1})
+    joined.settle()
+    assert joined.record("c", "k") == joined.record("a", "k")
+
+
+def test_a_peer_that_is_gone_for_good_is_forgotten() -> None:
+    joined = Joined(pace=live())
+    missed_by_c(joined)
+    keeper = next(core for core in joined.peers.values() if len(core.hints))
+    keeper.hints.forget("c")
+    assert keeper.hints.waiting() == []
+
+
+def pass_time(joined: Joined) -> None:
+    """Let some rounds of comparison come and go."""
+    for _ in range(6):
+        joined.now += 2500
+        for _ in range(20):
+            joined.settle()
+
+
+def test_when_the_disk_is_full_heals_leave_the_last_room_to_deletes() -> None:
+    joined = Joined(pace=Pace(2000, 10**9, 0), disk_reserve=1000)
+    tight = Tight("store-c")
+    joined.stores["c"] = joined.peers["c"].store = tight
+    joined.peers["c"].holdings.store = tight
+    tight.free = 700  # puts are refused; heals may use half of the reserve
+    assert isinstance(joined.put({"k": 1}, "all").reasons[0], DiskFull)
+    joined.put({"k": 1})
+    pass_time(joined)
+    assert joined.record("c", "k") is not None
+    tight.free = 400
+    joined.put({"l": 1})
+    pass_time(joined)
+    assert joined.record("c", "l") is None
+    joined.delete("k", level="all")
+    tombstone = joined.record("c", "k")
+    assert tombstone is not None
+    assert open_record(tombstone).is_tombstone
+    tight.free = 1 << 40
+    pass_time(joined)
+    assert joined.record("c", "l") == joined.record("a", "l"), "it recovers by itself"
+
+
+def test_tombstones_leave_the_disk_where_nobody_else_holds_the_partition() -> None:
+    joined = Joined("a", replicas=1, pace=Pace(10**9, 1000, 500))
+    joined.put({"k": 1, "l": 2})
+    joined.delete("k")
+    record = joined.record("a", "k")
+    assert record is not None
+    assert open_record(record).flags & RecordFlag.TOMBSTONE
+    for _ in range(300):
+        joined.now += 1100
+        joined.settle()
+        if joined.record("a", "k") is None:
+            break
+    assert joined.record("a", "k") is None
+    assert joined.lookup("k", "l") == {"l": 2}
+
+
+def test_a_clock_set_back_over_a_restart_lets_nothing_in_below_the_horizon() -> None:
+    store = TwinStore("store-a")
+    horizons = Joined("a").peers["a"].holdings.horizons
+    for partition in range(PARTITIONS):
+        horizons[partition] = stamp_at(START + 3_600_000)
+    store.mark(HORIZONS_MARK, horizons.tobytes())
+    core = PeerCore(Settings("a", "c"), store, START)
+    assert core.holdings.floor == stamp_at(START + 3_600_000)
+    joined = Joined("a", replicas=1)
+    joined.peers["a"].holdings.floor = core.holdings.floor
+    result: Any = joined.put({"k": 1}, timeout=500)
+    assert not result.ok
+    assert any(isinstance(one, BelowFloor) or "older" in str(one) for one in result.reasons)
