@@ -215,13 +215,16 @@ def _show(worked_out: Plan, *, as_json: bool) -> None:
     )
     output.table(_PEER_COLUMNS, [_row(asdict(one), _PEER_COLUMNS) for one in worked_out.peers])
     if len(worked_out.zones) > 1:
-        output.table(_ZONE_COLUMNS, [_row(asdict(one), _ZONE_COLUMNS) for one in worked_out.zones])
+        zones = [
+            asdict(one) | {"bytes": worked_out.bytes_into(one.zone)} for one in worked_out.zones
+        ]
+        output.table(_ZONE_COLUMNS, [_row(one, _ZONE_COLUMNS) for one in zones])
     for problem in worked_out.problems:
         output.message(f"warning: {problem}")
 
 
 _PEER_COLUMNS: Final = ("id", "zone", "before", "after", "gains", "loses", "records", "bytes")
-_ZONE_COLUMNS: Final = ("zone", "before", "after", "gains")
+_ZONE_COLUMNS: Final = ("zone", "before", "after", "gains", "bytes")
 
 
 def _row(facts: Mapping[str, Any], columns: Sequence[str]) -> list[str]:

@@ -60,6 +60,10 @@ class Plan:
     bytes: int
     problems: tuple[str, ...]
 
+    def bytes_into(self, zone: str) -> int:
+        """Return what the peers of a zone would take in."""
+        return sum(one.bytes for one in self.peers if one.zone == zone)
+
     def facts(self) -> dict[str, Any]:
         """Return the plan as plain data."""
         return asdict(self) | {

@@ -60,6 +60,9 @@ def test_zones_are_counted_as_peers_are() -> None:
         ("b", PARTITIONS, PARTITIONS),
     ]
     assert of(worked_out, "p3")[1] == PARTITIONS
+    weighed = plan(before, changing.remove(before, ["p4"]), status("p1", "p2", "p3", "p4"))
+    assert weighed.bytes_into("a") == 0
+    assert weighed.bytes_into("b") == weighed.bytes > 0
 
 
 def test_the_weight_is_the_average_of_those_that_answered() -> None:
