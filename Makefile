@@ -44,7 +44,7 @@ fuzz: setup ## Throw garbage at the codec and at peers for a long time; MINUTES=
 	PYTHONPATH=.cache/atheris $(TOOLS)/python -m tests.fuzz.guided \
 		-max_total_time=$$(($(MINUTES) * 60)) -artifact_prefix=.cache/ .cache/corpus
 
-bench: setup ## Measure against Redis and Redis Cluster; ARGS=--save writes docs/benchmarks.md
+bench: setup ## Measure beside Redis, memcached, etcd and raw limits; ARGS="--full --save" writes docs/benchmarks.md
 	$(TOOLS)/python -m tests.bench $(ARGS)
 
 screenshot: setup ## Make the picture of the dashboard again, in some six minutes

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -42,7 +43,7 @@ PARTS: Final[Mapping[str, tuple[Measure, int]]] = {
     "singles": (singles.measure, 9),
     "stages": (stages.measure, 5),
     "clients": (clients.measure, 3),
-    "sizes": (batches.measure_sizes, 3),
+    "sizes": (batches.measure_sizes, 2),
     "squeeze": (squeeze.measure, 5),
     "growth": (growth.measure, 5),
 }
@@ -117,6 +118,7 @@ class _Outcome:
 def main() -> int:
     """Run. A target that is missed is told, and no failure of the run."""
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers and files go then, too
     progress, began = Console(stderr=True), time.monotonic()
 
     def note(text: str) -> None:

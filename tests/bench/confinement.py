@@ -10,7 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-_ROOT: Final = Path("/sys/fs/cgroup")
+#: Where control groups of version 2 and of version 1 are, and what bounds their memory.
+_HIERARCHIES: Final = (
+    (Path("/sys/fs/cgroup"), "memory.max"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+)
 
 
 class Confinement(NamedTuple):
@@ -40,17 +44,16 @@ def confined(name: str, limit: int) -> Iterator[Confinement]:
 
 
 def _group(name: str, limit: int) -> Path | None:
-    for parent, setting in (
-        (_ROOT, "memory.max"),
-        (_ROOT / "memory", "memory.limit_in_bytes"),
-    ):
+    for parent, setting in _HIERARCHIES:
         group = parent / name
         try:
             group.mkdir()
         except OSError:
             continue
         try:
-            (group / setting).write_text(str(limit))
+            # Opened, not made: where this is no hierarchy it is a directory like any other.
+            with (group / setting).open("r+") as file:
+                file.write(str(limit))
         except OSError:
             group.rmdir()
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import urllib.error
@@ -21,17 +22,12 @@ _PEERS = 3
 
 
 class DStashCluster(System):
-    """Three peers that keep ``replicas`` copies of each key and sync before they ack.
+    """Three peers that keep ``replicas`` copies of each key and sync before they ack."""
 
-    ``confine``, one for each peer, is told the id of its process.
-    """
-
-    def __init__(
-        self, folder: Path, replicas: int, confine: Sequence[Callable[[int], None]] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, replicas: int) -> None:
         self.replicas = replicas
         self._folder = folder
-        self._confine = confine
+        self._confine: Sequence[Callable[[int], None]] = ()
         self._ports = free_ports(2 * _PEERS)
         self.peers: dict[int, Server] = {}
 
@@ -42,7 +38,7 @@ class DStashCluster(System):
 
     def start(self) -> None:
         """Start three peers, which form a cluster."""
-        self._folder.mkdir(parents=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         for number in range(_PEERS):
             self.start_peer(number)
         for number in range(_PEERS):
@@ -52,6 +48,18 @@ class DStashCluster(System):
         """Stop them."""
         for number in list(self.peers):
             self.stop_peer(number)
+
+    def restart_cold(self, confine: Sequence[Callable[[int], None]] = ()) -> None:
+        """Stop the peers, drop what the system has cached of their data, and start them again.
+
+        ``confine``, one for each peer, is told the id of its new process.
+        """
+        self.stop()
+        for file in self._folder.glob("*/data.mdb"):
+            with file.open("rb") as data:
+                os.posix_fadvise(data.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        self._confine = confine
+        self.start()
 
     def start_peer(self, number: int) -> None:
         """Start one peer, on its own directory and ports."""

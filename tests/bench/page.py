@@ -26,6 +26,7 @@ _FIGURES: Final[Mapping[str, tuple[Work, str]]] = {
     "peer_lookup": stages.stage("lookup", stages.PEER),
     "lmdb_random": (batches.lookup(), "lmdb"),
     "lmdb_single": (batches.put(1), "lmdb"),
+    "lmdb_hundred": (batches.put(100), "lmdb"),
     "echo_single": (singles.ONE, "echo"),
     "redis_single": (singles.ONE, "redis"),
     "single": (singles.ONE, _ONE),

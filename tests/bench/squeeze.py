@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Final
 
@@ -13,7 +12,7 @@ from dstash import Client
 from dstash.wire.keys import Key
 from tests.bench import data
 from tests.bench.batches import timed
-from tests.bench.confinement import Confinement, confined
+from tests.bench.confinement import confined
 from tests.bench.dstash_store import INDEX, DStashCluster
 from tests.bench.lab import Lab
 from tests.bench.memory import MIB
@@ -26,7 +25,7 @@ BATCH: Final = Work("lookup", 10_000, VALUE_BYTES)
 ONE: Final = Work("lookup, one caller", 1, VALUE_BYTES)
 PUT: Final = Work("put", 10_000, VALUE_BYTES)
 
-_LIMIT: Final = 192 * MIB
+_LIMIT: Final = 128 * MIB
 _LIMIT_FULL: Final = 1024 * MIB
 #: What a record takes on disk, at least: value, key, and what stands before them.
 _ON_DISK: Final = VALUE_BYTES + 100
@@ -43,20 +42,20 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
         how = f"{limit // MIB} MiB for each peer by {places[0].how}, {records:,} records"
         lab.remarks.append(f"Data twice the memory allowed: {how}.")
         cases = []
-        for name, where in ((SQUEEZED, places), (PLENTY, None)):
-            cluster = stack.enter_context(_cluster(lab, where))
-            client = stack.enter_context(Client(*cluster.addresses, timeout=120))
+        for name, confine in ((SQUEEZED, [place.confine for place in places]), (PLENTY, [])):
+            cluster = stack.enter_context(DStashCluster(lab.folder / name, 3))
             lab.note(f"storing {records:,} records of 1 KiB: {name}")
-            for pairs in data.chunks(_SERIES, records, VALUE_BYTES, most=20_000):
-                client.batch_put(INDEX, pairs, write="all").raise_for_failures()
+            _fill(cluster, records)
+            cluster.restart_cold(confine)
+            client = stack.enter_context(Client(*cluster.addresses, timeout=120))
             cases += _cases(client, name, records)
         return list(take_turns(cases, rounds, lab.note))
 
 
-def _cluster(lab: Lab, places: list[Confinement] | None) -> DStashCluster:
-    folder: Path = lab.folder / ("squeezed" if places else "plenty")
-    confine = [place.confine for place in places] if places else None
-    return DStashCluster(folder, 3, confine)
+def _fill(cluster: DStashCluster, records: int) -> None:
+    with Client(*cluster.addresses, write="all", timeout=120) as client:
+        for pairs in data.chunks(_SERIES, records, VALUE_BYTES):
+            client.batch_put(INDEX, pairs).raise_for_failures()
 
 
 def _cases(client: Client, name: str, records: int) -> list[Case]:

@@ -1,0 +1,86 @@
+"""What a run writes, from figures that were made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench import batches, page, plot, singles, stages
+from tests.bench.targets import TARGETS, Ratio, judge
+from tests.bench.work import Case, Unit, Work, find, known, ratio, take_turns
+
+MACHINE = {"date": "2024-02-29", "processor": "2 cores"}
+
+
+def made_up() -> dict[str, list[Case]]:
+    parts: dict[str, list[Case]] = {}
+    for target in TARGETS:
+        subjects = [target.of, target.to] if isinstance(target, Ratio) else [target.of]
+        for work, store in subjects:
+            unit = Unit.RATE if work in (singles.CONCURRENT, singles.DURABLE) else Unit.SECONDS
+            parts.setdefault("batches", []).append(known(work, store, unit, [2.0, 1.0, 3.0]))
+    stage = stages.stage("lookup", stages.LMDB)
+    parts["stages"] = [known(*stage, Unit.SECONDS, [0.042])]
+    return parts
+
+
+def write(parts: dict[str, list[Case]]) -> str:
+    cases = [case for part in parts.values() for case in part]
+    return page.write(MACHINE, parts, judge(cases), ["A remark."], options="--save", full=False)
+
+
+def test_a_page_has_all_its_figures() -> None:
+    text = write(made_up())
+    assert "$" not in text
+    assert "42 ms of the" in text
+    assert "A remark." in text
+
+
+def test_a_page_of_a_run_of_nothing_says_so() -> None:
+    text = write({})
+    assert "$" not in text
+    assert "Not measured in this run." in text
+    assert text.count("not measured") > len(TARGETS)
+
+
+@pytest.mark.parametrize(("one", "other", "met"), [(1.0, 1.0, True), (1.1, 1.0, False)])
+def test_a_target_is_met_up_to_its_limit(one: float, other: float, met: bool) -> None:
+    of = known(batches.lookup(), "dstash N=3 one", Unit.SECONDS, [one])
+    to = known(batches.lookup(), "redis", Unit.SECONDS, [other])
+    verdict = judge([of, to])[0]
+    assert (verdict.met, verdict.reached) == (met, f"{one:.2f}x")
+    assert {verdict.met for verdict in judge([of])} == {None}
+
+
+def test_of_rates_more_is_better() -> None:
+    of = known(singles.DURABLE, "dstash N=3 quorum", Unit.RATE, [50.0])
+    to = known(singles.DURABLE, "etcd", Unit.RATE, [10.0])
+    assert [one.met for one in judge([of, to]) if one.met is not None] == [True]
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    work = Work("look")
+    of = known(work, "a", Unit.SECONDS, [2.0, 20.0, 9.0])
+    to = known(work, "b", Unit.SECONDS, [1.0, 10.0, 3.0])
+    assert ratio(of, to) == 2.0
+    assert find([of, to], work, "b") is to
+
+
+def test_cases_take_turns_after_warming_up() -> None:
+    taken: list[str] = []
+
+    def take(name: str) -> float:
+        taken.append(name)
+        return 1.0
+
+    cases = [Case(Work("look"), name, lambda name=name: take(name)) for name in "ab"]  # type: ignore[misc]
+    take_turns(cases, 2, lambda text: None)
+    assert "".join(taken) == "ab" + "ba" + "ab"
+    assert [case.samples for case in cases] == [[1.0, 1.0]] * 2
+
+
+def test_a_plot(tmp_path: Path) -> None:
+    cases = [case for part in made_up().values() for case in part]
+    plot.draw(cases, tmp_path / "times.png")
+    assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
