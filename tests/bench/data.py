@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
+from array import array
 from collections.abc import Iterator
 from typing import Final
 
+from dstash.limits import PARTITIONS
+from dstash.store.record import partition_of
 from tests.bench.store import Pairs
 
 KEY_BYTES: Final = 17
@@ -42,10 +45,18 @@ def shuffled(some: Pairs) -> list[str]:
     return random.Random(1).sample(sorted(some), len(some))
 
 
-def chunks(series: int, count: int, size: int, most: int = 100_000) -> Iterator[Pairs]:
-    """Yield ``count`` pairs of a series in batches."""
-    for first in range(0, count, most):
-        yield pairs(series, min(most, count - first), size, first)
+def chunks(series: int, count: int, size: int, about: int = 100_000) -> Iterator[Pairs]:
+    """Yield ``count`` pairs of a series in batches of about so many.
+
+    A batch holds neighbouring partitions, as those of a restore do: to fill a large store with keys
+    at random is to write every page of it again and again.
+    """
+    batches = [array("I") for _ in range(-(-count // about))]
+    for number in range(count):
+        place = partition_of(key(series, number).encode()) * len(batches) // PARTITIONS
+        batches[place].append(number)
+    for numbers in batches:
+        yield {one: value(one, size) for one in (key(series, number) for number in numbers)}
 
 
 def scattered(count: int, below: int) -> list[int]:

@@ -21,15 +21,15 @@ from tests.bench.work import Case, Work, take_turns
 SQUEEZED: Final = "dstash N=3 quorum, memory limited"
 PLENTY: Final = "dstash N=3 quorum, memory not limited"
 VALUE_BYTES: Final = 1024
-BATCH: Final = Work("lookup", 10_000, VALUE_BYTES)
+BATCH: Final = Work("lookup", 2000, VALUE_BYTES)
 ONE: Final = Work("lookup, one caller", 1, VALUE_BYTES)
-PUT: Final = Work("put", 10_000, VALUE_BYTES)
+PUT: Final = Work("put", 2000, VALUE_BYTES)
 
 _LIMIT: Final = 128 * MIB
 _LIMIT_FULL: Final = 1024 * MIB
 #: What a record takes on disk, at least: value, key, and what stands before them.
 _ON_DISK: Final = VALUE_BYTES + 100
-_CALLS: Final = 200
+_CALLS: Final = 100
 _SERIES: Final = 700_000
 
 

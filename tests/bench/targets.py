@@ -105,7 +105,7 @@ TARGETS: Final[tuple[Ratio | Bound | Shown, ...]] = (
         2.0,
     ),
     Shown(
-        "lookup of 10,000 x 1 KiB, data twice the memory allowed",
+        f"{squeeze.BATCH}, data twice the memory allowed",
         (squeeze.BATCH, squeeze.SQUEEZED),
     ),
     Bound(
