@@ -128,7 +128,7 @@ class Patience:
     """
 
     _LEAST: Final = 50.0
-    _MOST: Final = 1000.0
+    _MOST: Final = 2000.0
     _STEP: Final = 1.02
 
     def __init__(self) -> None:

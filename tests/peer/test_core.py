@@ -24,6 +24,7 @@ from dstash.errors import (
     NotReady,
     ProtocolError,
     StaleEpoch,
+    Unauthorised,
     VersionMismatch,
     WrongCluster,
 )
@@ -35,8 +36,11 @@ from dstash.version import newest_stamp, pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.messages import (
     Apply,
+    AskCopy,
+    AskSeen,
     AskStatus,
     AskTopology,
+    CopyIs,
     Count,
     Delete,
     Envelope,
@@ -46,6 +50,8 @@ from dstash.wire.messages import (
     Hello,
     Lookup,
     Message,
+    Order,
+    Ordered,
     Page,
     Ping,
     Pong,
@@ -53,6 +59,7 @@ from dstash.wire.messages import (
     Records,
     Scan,
     ScanKeys,
+    SeenIs,
     StatusIs,
     Stored,
     TopologyIs,
@@ -370,6 +377,47 @@ class TestRefusals:
         assert isinstance(peer.refusal(message), ProtocolError | LimitError)
         assert peer.core.failure is None
         assert peer.ask(put(b"k")) == Stored([])
+
+
+class TestBounds:
+    """What one message may cost, and what may wait for an answer."""
+
+    def test_a_page_counts_large_records_as_several(self, peer: Peer) -> None:
+        large = b"\xc6" + (4 * 2**20).to_bytes(4, "big") + bytes(4 * 2**20)
+        for number in range(30):
+            peer.ask(put(b"%d" % number, value=large))
+        seen, after, begin, pages = 0, b"", 0, 0
+        while begin < PARTITIONS:
+            page = peer.ask(Count("i", b"", EVERYWHERE[2 * begin :], after, 1000, 10**6))
+            assert isinstance(page, Page)
+            seen, after, begin, pages = seen + page.count, page.after, begin + page.done, pages + 1
+        assert seen == 30
+        assert pages > 1
+
+    def test_questions_are_weighed(self) -> None:
+        peer = Peer(topology(), max_waiting_bytes=2 * 2**20)
+        question = encode(Envelope(7, EPOCH, 0, AskCopy(EVERYWHERE, b"")))
+        replies = [one for _ in range(10) for one in peer.core.receive(b"p", question, peer.now)]
+        assert {type(decode(one.frames).message) for one in replies} == {Error}
+        assert 1 <= len([one for one in peer.turn() if isinstance(one, CopyIs)]) < 10
+        assert isinstance(peer.ask(AskCopy(EVERYWHERE, b"")), CopyIs)  # there is room again
+
+    def test_orders_are_weighed(self) -> None:
+        peer = Peer(topology(), max_waiting_bytes=2 * 2**20, max_requests=10)
+        order = encode(Envelope(7, EPOCH, 0, Order("pause", [])))
+        replies = [one for _ in range(20) for one in peer.core.receive(b"a", order, peer.now)]
+        pending = peer.core.take_orders()
+        assert (len(pending), len(replies)) == (10, 10)
+        for one in pending:
+            one.answer(Ordered(b""), peer.now)
+        assert peer.core.receive(b"a", order, peer.now) == []
+
+    def test_only_members_are_remembered(self) -> None:
+        peer = Peer(topology("ab"))
+        for number in range(100):
+            assert isinstance(peer.refusal(AskSeen(f"x{number}", 2**63)), Unauthorised)
+        assert isinstance(peer.ask(AskSeen("b", 1)), SeenIs)
+        assert list(peer.core.holdings.seen) == ["b"]
 
 
 class TestDrops:
