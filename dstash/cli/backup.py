@@ -208,8 +208,9 @@ def _facts(directory: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def _saved(directory: Path, manifest: Manifest, kept: int, seconds: float) -> str:
-    earlier = f", {kept} pieces of them by an earlier save" if kept else ""
-    return f"saved {_described(manifest)} into {directory} in {seconds:.1f} s{earlier}"
+    earlier = f", {kept} of {PIECES} pieces by an earlier save" if kept else ""
+    moving = f"; {manifest.moving} partitions never stood still" if manifest.moving else ""
+    return f"saved {_described(manifest)} into {directory} in {seconds:.1f} s{earlier}{moving}"
 
 
 def _described(manifest: Manifest) -> str:
