@@ -135,14 +135,16 @@ def locate(space: Keyspace, keys: Sequence[bytes]) -> list[bytes]:
 
 def is_intact(record: bytes, key: bytes, salt: int) -> bool:
     """Whether a record's checksum fits its content, its key and its index."""
-    return is_intact_under(record, xxh3_64_intdigest(key) ^ salt)
+    return len(record) >= HEAD_BYTES and (
+        xxh3_64_digest(record[CHECKSUM_END:], xxh3_64_intdigest(key) ^ salt)
+        == record[:CHECKSUM_END]
+    )
 
 
 def is_intact_under(record: bytes, seed: int) -> bool:
     """Like ``is_intact``, for who has hashed the key already: the seed is its hash XOR the salt."""
-    return (
-        len(record) >= HEAD_BYTES
-        and xxh3_64_digest(record[CHECKSUM_END:], seed) == record[:CHECKSUM_END]
+    return len(record) >= HEAD_BYTES and (
+        xxh3_64_digest(record[CHECKSUM_END:], seed) == record[:CHECKSUM_END]
     )
 
 
