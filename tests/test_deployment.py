@@ -1,8 +1,7 @@
-"""What ``conf/`` has for systemd, Docker and Kubernetes: valid by its schema, and of one mind."""
+"""What ``conf/`` has for Docker and Kubernetes: valid by its schema, and of one mind."""
 
 from __future__ import annotations
 
-import configparser
 import os
 import re
 import signal
@@ -25,7 +24,6 @@ from tests.harness.process import mortal
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
-UNIT = CONF / "systemd" / "dstash-peer.service"
 DOCKERFILE = CONF / "docker" / "Dockerfile"
 ENTRYPOINT = CONF / "docker" / "entrypoint.sh"
 COMPOSE = CONF / "docker" / "compose.yaml"
@@ -34,55 +32,6 @@ PATIENCE: Final = 60.0
 #: Oldest and newest Kubernetes that the manifests are for.
 VERSIONS: Final = ("1.32", "1.37")
 DRAIN: Final = float(PeerSettings.model_fields["drain_seconds"].default)
-
-# -- systemd
-
-
-@pytest.fixture(scope="module")
-def analyze() -> Path:
-    """systemd-analyze: the machine's own, or one out of its Debian package."""
-    fetch = [str(ROOT / "bin" / "get-debian"), "systemd-analyze", "systemd"]
-    done = subprocess.run(fetch, capture_output=True, text=True, check=True)
-    return Path(done.stdout.strip())
-
-
-def _analyze(program: Path, unit: Path, *words: str) -> str:
-    units = program.parent.parent / program.name / "lib" / "systemd" / "system"
-    done = subprocess.run(
-        [str(program), *words, str(unit)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        env=os.environ | ({"SYSTEMD_UNIT_PATH": f"{units}:"} if units.is_dir() else {}),
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done.stderr
-
-
-@pytest.fixture
-def unit(tmp_path: Path) -> Path:
-    """The unit, with the command of this environment: verify looks whether it is there."""
-    here = str(Path(sys.executable).parent / "dstash-peer")
-    copy = tmp_path / UNIT.name
-    copy.write_text(UNIT.read_text().replace("/opt/dstash/bin/dstash-peer", here))
-    return copy
-
-
-def test_systemd_finds_nothing_wrong_with_the_unit(analyze: Path, unit: Path) -> None:
-    assert unit.name not in _analyze(analyze, unit, "verify", "--man=no")
-
-
-def test_the_unit_is_hardened(analyze: Path, unit: Path) -> None:
-    _analyze(analyze, unit, "security", "--offline=true", "--threshold=20", "--no-pager")
-
-
-def test_the_unit_waits_for_the_peer_to_drain() -> None:
-    parser = configparser.RawConfigParser(strict=False)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]  # the documented way
-    parser.read_string(UNIT.read_text())
-    assert float(parser["Service"]["TimeoutStopSec"]) > DRAIN
-    assert parser["Service"]["Type"] == "notify"
-
 
 # -- the start script of the container, outside one
 
