@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dstash.client.blocking import Client
     from dstash.client.index import Index
     from dstash.client.results import BatchResult
+    from dstash.config import Security
 
 __all__ = [
     "AsyncClient",
@@ -23,6 +24,7 @@ __all__ = [
     "Index",
     "Level",
     "Outcome",
+    "Security",
 ]
 
 _HOMES = {
@@ -31,6 +33,7 @@ _HOMES = {
     "BatchResult": "client.results",
     "Client": "client.blocking",
     "Index": "client.index",
+    "Security": "config",
 }
 
 

@@ -47,7 +47,8 @@ class Client:
         *peers: addresses of one or more peers (``tcp://host:port``); the rest is found by itself.
             Without any, ``DSTASH_PEERS``, Consul, or a cluster on this machine is used.
         settings: see ``conf/client.toml`` for all of them: ``consul``, ``cluster``, ``read`` and
-            ``write`` (levels), ``timeout`` (seconds), ``zone``, ...
+            ``write`` (levels), ``timeout`` (seconds), ``zone``, ... ``security`` is a ``Security``
+            with the keys for a closed cluster.
 
     Raises:
         ConfigError: a setting is wrong.

@@ -1,6 +1,6 @@
 """Settings: flag, then ``DSTASH_*``, then TOML file, then default."""
 
-from dstash.config.client import ClientSettings
+from dstash.config.client import ClientSettings, Security
 from dstash.config.layers import Layered, layered, unknown_variables
 from dstash.config.load import load_client, load_peer
 from dstash.config.peer import PeerSettings
@@ -10,6 +10,7 @@ __all__ = [
     "ClientSettings",
     "Layered",
     "PeerSettings",
+    "Security",
     "SharedSettings",
     "layered",
     "load_client",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +16,24 @@ from dstash.types import Level
 
 #: Where ``dstash dev up`` keeps the membership of its cluster, below the working directory.
 DEV_MEMBERSHIP: Final = Path(".dstash/membership")
+
+
+@dataclass(frozen=True)
+class Security:
+    """The keys of a client in one: ``Client(..., security=Security(...))``.
+
+    Args:
+        cert_file: its public key; ``key_file`` the secret one, readable by its owner alone.
+        server_key: public keys of the peers to begin with.
+    """
+
+    cert_file: str | os.PathLike[str]
+    key_file: str | os.PathLike[str]
+    server_key: str | Sequence[str]
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that this stands for."""
+        return {"curve": True, **{one.name: getattr(self, one.name) for one in fields(self)}}
 
 
 class ClientSettings(SharedSettings):

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dstash.config.client import ClientSettings
+from dstash.config.client import ClientSettings, Security
 from dstash.config.layers import layered
 from dstash.config.peer import PeerSettings
+from dstash.errors import ConfigError
 
 
 def load_peer(
@@ -31,5 +32,14 @@ def load_peer(
 def load_client(
     file: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ
 ) -> ClientSettings:
-    """Return the settings of a client; arguments and errors as in ``load_peer``."""
-    return layered(ClientSettings, file, flags, environ).settings
+    """Return the settings of a client; arguments and errors as in ``load_peer``.
+
+    ``security`` among the flags stands for several settings at once.
+    """
+    given = dict(flags)
+    security = given.pop("security", None)
+    if isinstance(security, Security):
+        given |= security.settings()
+    elif security is not None:
+        raise ConfigError("security must be a dstash.Security(cert_file, key_file, server_key)")
+    return layered(ClientSettings, file, given, environ).settings

@@ -93,10 +93,18 @@ def flood(peer: Peer, random: Random, count: int) -> None:
             for _ in range(_BURST):
                 chosen = random.choice((epoch, epoch, epoch, 0, 2**63))
                 attacker.send(*mutate(random, random.choice(messages), chosen, 0))
-            mark = Envelope(2**40 + sent, 0, 0, Ping())
-            attacker.send(*encode(mark))
-            while decode(attacker.socket.recv_multipart()).correlation != mark.correlation:
-                continue
+            _await_all(attacker, 2**40 + sent)
+
+
+def _await_all(attacker: Attacker, number: int) -> None:
+    """Wait until all that was sent has been seen to; a mark behind it may be dropped with it."""
+    mark = encode(Envelope(number, 0, 0, Ping()))
+    attacker.send(*mark)
+    while True:
+        if not attacker.socket.poll(1000):
+            attacker.send(*mark)
+        elif decode(attacker.socket.recv_multipart()).correlation == number:
+            return
 
 
 def scribble(peer: Peer, random: Random, count: int) -> None:

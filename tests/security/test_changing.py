@@ -114,7 +114,7 @@ def test_an_open_cluster_is_closed_without_stopping(site: Site) -> None:
 def begin_closed(site: Site) -> None:
     """Start the cluster of the chapter on new closed ones."""
     site.make_keys()
-    settings, client = chapter("A new closed cluster")
+    settings, client, _ = chapter("A new closed cluster")
     for name, machine in site.machines.items():
         rest = settings.text.partition("\n")[2]  # but for where its data is
         site.write(machine.settings, site.local(site.unchanged(name) + rest, name))

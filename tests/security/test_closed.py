@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import zmq
 
+from dstash import Client, Security
 from dstash.cluster.local import LocalMembership
 from dstash.cluster.topology import Member
-from dstash.errors import BelowFloor, DStashError, NoPeers, Unauthorised
+from dstash.errors import BelowFloor, ConfigError, DStashError, NoPeers, Unauthorised
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.keys import encode_keys
@@ -133,6 +134,19 @@ def test_a_peer_that_cannot_prove_its_key_is_told_nothing(closed: Closed) -> Non
         pytest.raises(NoPeers),
     ):
         client.lookup("i", "k")
+
+
+def test_a_client_gets_its_keys_from_the_program(closed: Closed) -> None:
+    files = [closed.folder / f"reader.{end}" for end in ("key", "key_secret")]
+    security = Security(*files, closed.server_key("p1"))
+    with Client(closed.peers["p1"].address, security=security, timeout=PATIENCE) as client:
+        assert client.lookup("i", "k") == "v"
+    files[1].chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        Client(closed.peers["p1"].address, security=security)
+    files[1].chmod(0o600)
+    with pytest.raises(ConfigError, match="must be a dstash"):
+        Client(closed.peers["p1"].address, security="please")
 
 
 def test_one_of_several_server_keys_is_enough(closed: Closed) -> None:
