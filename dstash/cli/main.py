@@ -78,17 +78,29 @@ def options(
     ctx: typer.Context,
     config: Annotated[
         Path | None,
-        typer.Option("-c", "--config", metavar="FILE", envvar="DSTASH_CONFIG"),
+        typer.Option(
+            "-c",
+            "--config",
+            metavar="FILE",
+            envvar="DSTASH_CONFIG",
+            help="Settings, as in conf/client.toml.",
+        ),
     ] = None,
     peers: Annotated[
         str | None, typer.Option(metavar="HOST:PORT,...", help="One or more peers.")
     ] = None,
     consul: Annotated[str | None, typer.Option(metavar="URL", help="Learn peers here.")] = None,
-    cluster: Annotated[str | None, typer.Option(metavar="NAME")] = None,
-    form: Annotated[Output, typer.Option("-o", "--output")] = Output.TABLE,
+    cluster: Annotated[str | None, typer.Option(metavar="NAME", help="Which cluster.")] = None,
+    form: Annotated[Output, typer.Option("-o", "--output", help="For people or programs.")] = (
+        Output.TABLE
+    ),
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Per call.")] = None,
-    read: Annotated[str | None, typer.Option(metavar="one|quorum|all")] = None,
-    write: Annotated[str | None, typer.Option(metavar="one|quorum|all")] = None,
+    read: Annotated[
+        str | None, typer.Option(metavar="one|quorum|all", help="How many replicas answer.")
+    ] = None,
+    write: Annotated[
+        str | None, typer.Option(metavar="one|quorum|all", help="How many replicas store.")
+    ] = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True)
     ] = False,
