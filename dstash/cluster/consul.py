@@ -15,7 +15,7 @@ from typing import Any
 from dstash.cluster.announcement import decode
 from dstash.cluster.consul_hold import Hold, folder
 from dstash.cluster.consul_http import READ_TIMEOUT, ConsulClient
-from dstash.cluster.consul_lease import Lease
+from dstash.cluster.consul_lease import LAST_PATIENCE, Lease
 from dstash.cluster.consul_watch import Watcher
 from dstash.cluster.membership import NOTHING, Announcement, Stored, Token
 from dstash.cluster.topology import Topology
@@ -132,6 +132,7 @@ class ConsulMembership:
 
     def close(self) -> None:
         """See ``Membership.close``."""
+        self._client.http.patience = LAST_PATIENCE
         self.resign()
         self._watcher.close()
         self._client.close()  # breaks off the blocking query that the watcher waits in

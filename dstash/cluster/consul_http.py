@@ -87,7 +87,7 @@ class ConsulHttp(base.HTTPClient):  # type: ignore[misc]  # the base class has n
     ) -> None:
         super().__init__(scheme=urlsplit(url).scheme, verify=verify, cert=cert)
         self.base_uri = url
-        self._patience = patience
+        self.patience = patience  # of requests that begin from now on
         self._connections = _Connections()
         self._session = requests.Session()
         self._session.trust_env = False  # no web proxy, and no password out of ~/.netrc
@@ -130,8 +130,8 @@ class ConsulHttp(base.HTTPClient):  # type: ignore[misc]  # the base class has n
                 self.uri(path, params),
                 data=data,
                 timeout=(
-                    min(CONNECT_TIMEOUT, self._patience),
-                    read_timeout(params, self._patience),
+                    min(CONNECT_TIMEOUT, self.patience),
+                    read_timeout(params, self.patience),
                 ),
                 verify=self.verify,
                 cert=self.cert,

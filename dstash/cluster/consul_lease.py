@@ -20,6 +20,8 @@ from dstash.errors import MembershipUnreachable, PeerIdInUse
 BEAT: Final = 0.5
 #: How long a lock may outlive its process before we believe in a living holder, in seconds.
 PATIENCE: Final = 6.0
+#: How long a peer that stops waits for Consul, in seconds, before it leaves its lock to fall.
+LAST_PATIENCE: Final = 1.5
 _POLL: Final = 0.2
 _LONGEST_PAUSE: Final = 2.0
 
@@ -85,11 +87,15 @@ class Lease:
             self._hold.release(name)
 
     def give_up(self) -> None:
-        """Stop renewing and free everything; what cannot be freed falls by itself."""
+        """Stop renewing and free everything; what cannot be freed soon falls by itself."""
         self._stop.set()
+        self._sure_until = 0.0
         if self._renewer.is_alive():
-            self._renewer.join()
-        self._let_go()
+            self._renewer.join(LAST_PATIENCE)
+        if self._renewer.is_alive():  # Consul keeps it waiting, and would do the same to us
+            self._log.warning("lock left to fall by itself", reason="Consul does not answer")
+        else:
+            self._let_go()
         self._log.info("resigned")
 
     def _wait_for_lock(self, deadline: float) -> None:
@@ -143,6 +149,8 @@ class Lease:
         if not (is_known and self._hold.keep()):
             self._sure_until = 0.0
             self._report_loss("Consul has forgotten it")
+            if self._stop.is_set():  # nobody wants it any more
+                return
             if not self._hold.take():
                 raise PeerIdInUse(self._in_use())
         self._sure_until = beaten + CHECK_TTL

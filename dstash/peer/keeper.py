@@ -32,6 +32,10 @@ _PATIENCE = 2.0
 #: Who has not looked for so long (seconds) does not know who was down all the time.
 _BLIND = 5 * _PATIENCE
 
+#: How long a stop waits for this thread (seconds): the membership may keep it waiting, and a
+#: supervisor kills after 10.
+_LAST_PATIENCE = 4.0
+
 
 class Keeper:
     """Keeps one peer in its cluster.
@@ -117,7 +121,7 @@ class Keeper:
         self._stop.set()
         self._membership.wake()
         if self._thread.is_alive():
-            self._thread.join(timeout=5)
+            self._thread.join(timeout=_LAST_PATIENCE)
         self._membership.close()
 
     def _run(self) -> None:

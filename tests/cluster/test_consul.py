@@ -130,16 +130,15 @@ class TestFrozenAgent:
         wait_until(membership.is_announced, PATIENCE, "announced again")
         assert list(membership.alive()) == ["p1"]
 
-    def test_does_not_keep_close_for_long(
-        self, agent: ConsulAgent, membership: ConsulMembership
-    ) -> None:
+    def test_does_not_keep_close_for_long(self, agent: ConsulAgent) -> None:
+        membership = ConsulMembership(agent.url, new_cluster())
         membership.announce(announcement("p1"))
         assert membership.watch(PATIENCE)
         agent.freeze()
         try:
             began = time.monotonic()
             membership.close()
-            assert time.monotonic() - began < 5 * READ_TIMEOUT, "a blocking query takes 30 s"
+            assert time.monotonic() - began < READ_TIMEOUT, "it waits for no answer"
         finally:
             agent.thaw()
 
