@@ -32,9 +32,10 @@ docs: setup ## Make docs/api.md, docs/cli.md and docs/cli-json.md anew
 test: ## Run everything that must pass; ARGS go to pytest
 	bin/test $(ARGS)
 
-soak: setup ## Run the simulation, and changes of real peers, for a long time: SEEDS=2000
+soak: setup ## Run the simulation, and faults and changes of real peers, for long: SEEDS=2000
 	$(TOOLS)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
-	DSTASH_SOAK=10 $(TOOLS)/pytest --timeout=0 tests/integration/test_scaling.py tests/security
+	DSTASH_SOAK=10 $(TOOLS)/pytest --timeout=0 tests/integration/test_scaling.py \
+		tests/integration/test_invariants.py tests/integration/test_disks.py tests/security
 
 fuzz: setup ## Throw garbage at the codec and at peers for a long time; MINUTES=5 guided by coverage
 	$(TOOLS)/python -m tests.fuzz $(ARGS)

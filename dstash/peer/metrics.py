@@ -54,6 +54,7 @@ _HEALING_GAUGES: Final = (
     ("dstash_filled_bytes", "filled_bytes", "Bytes taken by the filling under way."),
     ("dstash_filling_bytes_per_second", "filling_bytes_per_second", "What it took in a second."),
     ("dstash_filling_left_seconds", "filling_seconds_left", "How long it takes still, about."),
+    ("dstash_damaged_records", "damaged", "Damaged records that wait for other replicas."),
 )
 _HEALING_COUNTERS: Final = (
     ("dstash_healed_records_total", "healed_records", "Records taken to be equal to a replica."),
@@ -61,6 +62,7 @@ _HEALING_COUNTERS: Final = (
     ("dstash_compared_partitions_total", "compared", "Partitions compared with another replica."),
     ("dstash_differing_partitions_total", "differed", "Compared partitions that differed."),
     ("dstash_hints_replayed_total", "replayed", "Keys brought to a peer that had missed them."),
+    ("dstash_mended_records_total", "damaged_mended", "Damaged records that are whole again."),
 )
 #: Counters of ``PeerCore.counts``.
 _COUNTS: Final = (

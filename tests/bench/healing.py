@@ -1,7 +1,7 @@
 """``python -m tests.bench.healing``: what it costs to stay equal, and to become equal again.
 
 Three peers and one client on this machine; for the idle rounds a proxy before each that counts
-bytes. The times of look-ups are compared with those of the same run, before anything had to be healed.
+bytes. Look-ups are compared with those of the same run, before anything had to be healed.
 """
 
 from __future__ import annotations
