@@ -225,6 +225,13 @@ class TestFairness:
         for one, share in zip(some, self.shares(some, 1).values(), strict=True):
             assert share == pytest.approx(one.weight / 10, rel=0.05)
 
+    def test_a_heavy_member_holds_twice_what_others_of_its_zone_do(self) -> None:
+        some = [
+            one._replace(weight=2.0 if n < 3 else 1.0) for n, one in enumerate(peers(*"abc" * 4))
+        ]
+        shares = list(self.shares(some, 3).values())
+        assert sum(shares[:3]) / 3 == pytest.approx(2 * sum(shares[3:]) / 9, rel=0.05)
+
     def test_zones_do_not_unbalance_equal_members(self) -> None:
         shares = self.shares(peers(*"abcabcabc"), 3)
         assert min(shares.values()) > 0.3
