@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import pty
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.cli.schema import check
-from tests.harness.devcluster import InProcess
+from tests.harness.devcluster import DSTASH, InProcess, clean_environment
 from tests.harness.peers import PATIENCE, Peers
 from tests.harness.waiting import wait_until
 
@@ -129,3 +133,49 @@ def test_repair_checks_and_compares_everything(here: Here) -> None:
     assert "begun" in err
     code, out, _ = here.ask("status")
     assert "healing" in out.splitlines()[1].split()
+
+
+def test_a_bar_on_a_terminal(here: Here, peers: Peers) -> None:
+    peers["p4"].start()
+    client = peers.client()
+    wait_until(lambda: client.status()["candidates"], PATIENCE, "p4 waits again")
+    assert here.ask("cluster", "add", "p4", "-y", "--rate", "1kB/s")[0] == 0
+    assert here.ask("cluster", "pause")[0] == 0
+    with shown_by(here, "cluster", "watch") as shown:
+        wait_until(lambda: "paused" in shown(), PATIENCE, "it says that it is paused")
+        assert "━" in shown()
+        assert "%" in shown()
+        client.order("rate", rate=20_000)
+        client.order("resume")
+        wait_until(lambda: "records, " in shown() and "left" in shown(), PATIENCE, "pace and rest")
+        client.order("rate")
+        wait_until(lambda: "no change is under way" in shown(), PATIENCE, "it ends with the change")
+
+
+@contextmanager
+def shown_by(here: Here, *words: str) -> Iterator[Callable[[], str]]:
+    """Run ``dstash`` on a terminal; yields what returns all that was shown so far."""
+    terminal, other_end = pty.openpty()
+    running = subprocess.Popen(
+        [DSTASH, *words],
+        stdin=subprocess.DEVNULL,
+        stdout=other_end,
+        stderr=other_end,
+        env=clean_environment(DSTASH_LOCAL_DIR=str(here.membership), TERM="xterm"),
+    )
+    os.close(other_end)
+    os.set_blocking(terminal, False)
+    seen = bytearray()
+
+    def shown() -> str:
+        with suppress(OSError):  # nothing new, or the end
+            seen.extend(os.read(terminal, 1 << 16))
+        return seen.decode(errors="replace")
+
+    try:
+        yield shown
+        assert running.wait(PATIENCE) == 0
+    finally:
+        running.kill()
+        running.wait()
+        os.close(terminal)
