@@ -7,6 +7,7 @@ from dataclasses import replace
 from random import Random
 from typing import Final
 
+from dstash.cluster.changing import complete
 from dstash.cluster.membership import Stored
 from dstash.cluster.topology import Topology
 from dstash.peer.commits import Commit
@@ -141,9 +142,24 @@ class AmnesiacsVote(World):
         return replace(topology, members=members)
 
 
+class CallsGainsComplete(World):
+    """Calls a change of placement complete when it has hardly begun."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed, conditions=_conditions(seed, "change", "kill"))
+
+    def propose(self, keeper: Keeper, stored: Stored) -> Topology | None:
+        """Say of this peer that it has all it gains."""
+        topology = super().propose(keeper, stored)
+        if topology is not None or stored.topology is None or stored.topology.change is None:
+            return topology
+        return complete(stored.topology, keeper._announcement.peer, stored.topology.change.number)
+
+
 PLANTED: Final[dict[str, Callable[[int], World]]] = {
     "ack-before-sync": AckBeforeSync,
     "ignore-versions": IgnoresVersions,
     "tombstones-on-a-timer": DropsTombstonesOnATimer,
     "amnesiacs-vote": AmnesiacsVote,
+    "gains-on-credit": CallsGainsComplete,
 }

@@ -72,6 +72,7 @@ def test_a_seed_replays_exactly() -> None:
         ("ignore-versions", ("I1", "I3")),
         ("tombstones-on-a-timer", ("I3",)),
         ("amnesiacs-vote", ("I1", "I3")),
+        ("gains-on-credit", ("I1", "I3", "I4")),
     ],
 )
 def test_a_planted_fault_is_caught(fault: str, invariants: tuple[str, ...]) -> None:
