@@ -15,7 +15,7 @@ from tests.harness.ports import free_ports
 from tests.harness.waiting import wait_until
 
 _NODES = 3
-_MEMORY_MIB = 2048  # it would throw away, where others keep, with less
+_MEMORY_MIB = 1024  # it would throw away, where others keep, with less
 _LARGEST_ITEM = "8m"
 
 
