@@ -179,7 +179,7 @@ class Calls:
     ) -> _Read:
         check_index(index)
         # The rest of a larger batch is checked slab by slab, as it is sent.
-        encode_keys(keys[: self._session.slab])
+        encode_keys(keys[: self._session.slab_of_reads])
         return kind(
             self._session,
             self.deadline(timeout),

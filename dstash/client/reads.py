@@ -64,8 +64,7 @@ class LookupOperation(Operation):
         self._keys = keys
 
     def _chunks(self) -> Iterator[list[Chunk]]:
-        # Half of what a write takes: a look-up gains less from neighbours, and more from beginning.
-        slab = max(1, self.session.slab // 2)
+        slab = self.session.slab_of_reads
         for begin in range(0, len(self._keys), slab):
             yield from steps(self.cut(self._keys[begin : begin + slab]))
 

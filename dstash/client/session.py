@@ -84,6 +84,8 @@ class Session:
         self.zone = zone
         self.way = way
         self.slab = slab
+        # A look-up gains less from neighbours than a write, and more from an early beginning.
+        self.slab_of_reads = max(1, slab // 2)
         self._random_bytes = random_bytes
         self.writer = random_bytes(WRITER_BYTES)
         self.view: View | None = None
