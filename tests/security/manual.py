@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from dstash.wire.security import KeyPair, load_public
 from tests.harness.devcluster import clean_environment
-from tests.harness.peers import DSTASH_PEER, Peer
+from tests.harness.peers import DSTASH_PEER, PATIENCE, Peer
 from tests.harness.ports import free_port
 from tests.harness.process import mortal
+from tests.harness.waiting import wait_until
 
 _MANUAL = Path(__file__).resolve().parent.parent.parent / "docs" / "security.md"
 _BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -83,10 +84,17 @@ class Site:
         for name, one in self.machines.items():
             self.write(one.settings, self.local(f"{self.unchanged(name)}port = 5000\n", name))
             one.start()
-        for one in self.machines.values():
-            one.wait_ready()
+        self.wait_ready()
         peers = '"tcp://peer1.example.org:5000", "tcp://peer2.example.org:5000"'
         self.write(self.client, self.local(f"peers = [{peers}]\n"))
+
+    def wait_ready(self) -> None:
+        """Wait until all serve; fails at once when one of them ends."""
+        wait_until(
+            lambda: {one.is_ready() for one in self.machines.values()} == {True},
+            PATIENCE,
+            f"all are ready (see {self.folder})",
+        )
 
     def unchanged(self, name: str) -> str:
         """Return the settings of a peer that no step of the manual touches."""

@@ -12,6 +12,7 @@ import pytest
 
 from dstash import Client
 from dstash.errors import DStashError, NoPeers, Unauthorised
+from tests.harness.ports import free_port
 from tests.harness.waiting import wait_until
 from tests.security.closed import PATIENCE
 from tests.security.manual import Block, Machine, Site, chapter
@@ -64,6 +65,7 @@ def restart(site: Site, machine: Machine) -> None:
 def put_in_place(machine: Machine, site: Site, lines: Block) -> None:
     """Put lines into the settings of a peer, in place of its port."""
     assert lines.language == "toml"
+    machine.port = free_port()  # now, or another process may have it by then
     text = site.local(f"{site.unchanged(machine.name)}{lines.text}", machine.name)
     site.write(machine.settings, text)
 
@@ -119,8 +121,7 @@ def begin_closed(site: Site) -> None:
         rest = settings.text.partition("\n")[2]  # but for where its data is
         site.write(machine.settings, site.local(site.unchanged(name) + rest, name))
         machine.start()
-    for machine in site.machines.values():
-        machine.wait_ready()
+    site.wait_ready()
     site.write(site.client, patient(site.local(client.text)))
 
 
