@@ -79,8 +79,10 @@ class LiveCluster:
         Raises:
             DStashError: some were not written; it says why.
         """
-        there = self._states(index, [key for key, _ in entries])
+        there, damaged = self._states(index, [key for key, _ in entries])
         choices = self._choices(entries, there, rule)
+        if rule is into_same:  # nobody can tell any more whether what is there was older
+            choices |= dict.fromkeys(damaged, Choice(Fate.DAMAGED))
         written = [(key, one.record) for key, one in choices.items() if one.record is not None]
         self._apply(index, written)
         refused = self._refused(
@@ -93,13 +95,13 @@ class LiveCluster:
             Fate.DELETED_KEPT if key in refused else one.fate for key, one in choices.items()
         )
 
-    def _states(self, index: bytes, keys: list[bytes]) -> dict[bytes, Record]:
-        """Return the newest records of those keys that have one.
+    def _states(self, index: bytes, keys: list[bytes]) -> tuple[dict[bytes, Record], list[bytes]]:
+        """Return the newest records of those keys that have one, and keys that nobody can tell of.
 
-        One that is damaged everywhere counts as none: the backup is what heals it.
+        Of the latter too many replicas are damaged.
         """
         if not keys:
-            return {}
+            return {}, []
         names = {name: key for key in keys if (name := _name(key)) is not None}
         try:
             found: dict[Key, Record] = self._run(
@@ -108,10 +110,13 @@ class LiveCluster:
                 )
             )
         except CorruptRecord:
+            if len(keys) == 1:
+                return {}, keys
             half = len(keys) // 2
-            parts = (keys[:half], keys[half:]) if half else ()
-            return {key: one for part in parts for key, one in self._states(index, part).items()}
-        return {names[name]: record for name, record in found.items()}
+            there, damaged = self._states(index, keys[:half])
+            more_there, more_damaged = self._states(index, keys[half:])
+            return there | more_there, damaged + more_damaged
+        return {names[name]: record for name, record in found.items()}, []
 
     def _choices(
         self, entries: Entries, there: dict[bytes, Record], rule: Rule

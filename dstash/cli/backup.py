@@ -15,7 +15,7 @@ from dstash.backup.folder import Folder
 from dstash.backup.manifest import PIECES, BackupError, Manifest
 from dstash.backup.verifying import Findings, verify
 from dstash.cli import invocation, output
-from dstash.cli.invocation import Interrupted, Invocation
+from dstash.cli.invocation import Interrupted, Invocation, PartlyFailed
 from dstash.cli.progress import progress_bar
 from dstash.cli.units import size
 from dstash.errors import UsageError
@@ -147,7 +147,10 @@ def restore(
     if run.as_json:
         seconds = round(time.monotonic() - began, 3)
         output.json_line({fate.value: fates[fate] for fate in Fate} | {"seconds": seconds})
-    output.message(f"restored {directory} in {time.monotonic() - began:.1f} s: {_told(fates)}")
+    said = f"restored {directory} in {time.monotonic() - began:.1f} s: {_told(fates)}"
+    if fates[Fate.DAMAGED]:
+        raise PartlyFailed(said)
+    output.message(said)
 
 
 @contextmanager
@@ -229,6 +232,7 @@ _WORDS: Final = {
     Fate.NEWER_KEPT: "newer kept",
     Fate.DELETED_KEPT: "deleted since and kept so",
     Fate.EXPIRED: "expired meanwhile",
+    Fate.DAMAGED: "left damaged (--as-of-backup writes them anew)",
 }
 
 

@@ -261,7 +261,8 @@ def _prepare_records(
         good.append(entry)
         kept.append(place)
         newest = max(newest, newest_stamp(version_of(entry[1])))
-    return Prepared(Write(good, rules.now, newest, horizons=rules.horizons), rejected, kept)
+    write = Write(good, rules.now, newest, horizons=rules.horizons, doubt=rules.doubt)
+    return Prepared(write, rejected, kept)
 
 
 def _prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
@@ -318,8 +319,8 @@ def _answer(message: Message, prepared: Prepared, merged: Merged) -> Stored:
 def _doubted(message: Message, prepared: Prepared, place: int) -> list[Any]:
     """Answer a write that met a damaged record: what that was, this peer cannot tell.
 
-    A client is told the highest version that it may have been, and stamps past it. Records that
-    were written elsewhere keep their versions, so they have to wait.
+    A client is told the highest version that it may have been, and stamps past it. Records keep
+    their versions, so those that are not above it have to wait.
     """
     if isinstance(message, Put | Delete):
         return [prepared.places[place], 0, pack(prepared.write.doubt, b"\xff" * WRITER_BYTES)]

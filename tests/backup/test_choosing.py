@@ -169,8 +169,10 @@ class TestReplicas:
         joined.bury()
         for peer in "abc":
             joined.damage(peer, "same")
-        self.restore(joined, entries[2:], into_same)
-        assert all((b"same", joined.record(peer, "same")) in entries for peer in "abc")
+        fates = self.restore(joined, entries, into_same)
+        assert fates == Counter({Fate.DAMAGED: 1, Fate.DELETED_KEPT: 1, Fate.NEWER_KEPT: 1})
+        assert self.restore(joined, entries[2:], as_of_backup) == Counter({Fate.STORED: 1})
+        assert joined.lookup("same") == {"same": 1}
 
     def test_versions_begin_above_what_a_client_with_a_fast_clock_wrote(self) -> None:
         joined, entries = self.saved()
