@@ -44,7 +44,7 @@ PARTS: Final[Mapping[str, tuple[Measure, int]]] = {
     "stages": (stages.measure, 5),
     "clients": (clients.measure, 3),
     "sizes": (batches.measure_sizes, 2),
-    "squeeze": (squeeze.measure, 5),
+    "squeeze": (squeeze.measure, 3),
     "growth": (growth.measure, 5),
 }
 
