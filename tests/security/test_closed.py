@@ -212,9 +212,11 @@ def test_revoking_ends_live_connections(closed: Closed) -> None:
         assert isinstance(idle.ask(Hello()), Welcome)
         news = idle.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         closed.revoke("temp")
-        assert news.poll(PATIENCE * 1000)  # without having asked for anything
-        idle.socket.disable_monitor()
-        news.close()
+        try:
+            assert news.poll(PATIENCE * 1000)  # without having asked for anything
+        finally:
+            idle.socket.disable_monitor()
+            news.close()
         with pytest.raises(Unauthorised):
             client.lookup("i", "k")
 
