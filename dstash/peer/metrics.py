@@ -69,6 +69,7 @@ _COUNTS: Final = (
     ("dstash_commits_total", "commits", "Group commits."),
     ("dstash_late_total", "late", "Requests dropped because their deadline had passed."),
     ("dstash_malformed_total", "malformed", "Messages that could not be understood."),
+    ("dstash_unhandled_total", "unhandled", "Messages that met a defect: see the log."),
     ("dstash_turned_away_total", "turned_away", "Requests told to come back: overload."),
     ("dstash_dropped_total", "dropped", "Requests dropped without an answer: overload."),
     ("dstash_undelivered_total", "undelivered", "Answers whose client had gone, or did not read."),

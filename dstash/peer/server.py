@@ -302,7 +302,12 @@ class PeerServer:
         sender, parts, user = received
         if self._router.is_slow(sender):
             return self._core.turn_away(sender, parts, wall(), "you leave your answers unread")
-        return self._core.receive(sender, parts, wall(), user)
+        try:
+            return self._core.receive(sender, parts, wall(), user)
+        except Exception:  # a defect: whoever found the message for it must not end the peer
+            _log.exception("a message could not be handled")
+            self._core.counts["unhandled"] += 1
+            return []
 
     def _send(self, replies: list[Reply]) -> None:
         for reply in replies:

@@ -126,7 +126,10 @@ class Closed:
 
 
 #: What a peer shows over HTTP, and what it does not have.
-PAGES = ("/", "/healthz", "/readyz", "/status", "/metrics", "/nothing")
+PAGES = (
+    *("/", "/healthz", "/readyz", "/status", "/metrics", "/nothing"),
+    *("/dashboard", "/dashboard/cluster", "/dashboard/load"),
+)
 
 
 def text_of(peer: Peer) -> str:

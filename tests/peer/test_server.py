@@ -1,0 +1,67 @@
+"""The loop around the core."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from dstash.peer.core import PeerCore, Settings
+from dstash.peer.server import PeerServer, wall
+from dstash.store.twin import TwinStore
+from dstash.wire.messages import AskStatus, Envelope, Ping, Pong, decode, encode
+from dstash.wire.sockets import Context, Link, Poller, Router
+from tests.harness.waiting import wait_until
+
+
+class Broken(TwinStore):
+    """A store with a defect that nobody thought of."""
+
+    def stats(self) -> object:  # type: ignore[override]
+        raise ZeroDivisionError("a defect")
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[PeerCore, Link]]:
+    context = Context()
+    router = Router(context, "tcp://127.0.0.1:*")
+    core = PeerCore(Settings("a", "test"), Broken(), wall())
+    server = PeerServer(core, router, context, drain=1)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    link = Link(context, router.address, encode(Envelope(1, 0, 0, Ping())))
+    yield core, link
+    server.stop()
+    thread.join(10)
+    link.close()
+    context.close()
+    assert not thread.is_alive()
+
+
+def answer(link: Link, envelope: Envelope) -> Envelope:
+    """Send a request and return what comes back to it."""
+    poller = Poller()
+    poller.watch(link.socket, link.monitor)
+    assert link.send(encode(envelope))
+    found: list[Envelope] = []
+
+    def came() -> bool:
+        poller.wait(100)
+        link.changes()
+        while (parts := link.receive()) is not None:
+            found.extend(one for one in [decode(parts)] if one.correlation == envelope.correlation)
+        return bool(found)
+
+    wait_until(came, 20, f"an answer to {envelope}")
+    return found[0]
+
+
+def test_a_message_that_meets_a_defect_does_not_end_the_peer(
+    server: tuple[PeerCore, Link],
+) -> None:
+    core, link = server
+    assert isinstance(answer(link, Envelope(7, 0, 0, Ping())).message, Pong)
+    assert link.send(encode(Envelope(8, 0, 0, AskStatus())))
+    assert isinstance(answer(link, Envelope(9, 0, 0, Ping())).message, Pong)
+    assert core.counts["unhandled"] == 1
