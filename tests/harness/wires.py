@@ -146,9 +146,12 @@ def owner(port: int, pids: Mapping[str, int]) -> str:
 
 
 def _inode(port: int) -> str:
-    # There may be thousands of lines: no Python loop over them.
-    line = re.search(rb"\n *\d+: [0-9A-F]{8}:%04X .*" % port, Path("/proc/net/tcp").read_bytes())
-    return line[0].split()[9].decode() if line else ""
+    # There may be thousands of lines: no Python loop over them. Peers open sockets for IPv6.
+    for table in ("/proc/net/tcp6", "/proc/net/tcp"):
+        line = re.search(rb"\n *\d+: [0-9A-F]+:%04X .*" % port, Path(table).read_bytes())
+        if line:
+            return line[0].split()[9].decode()
+    return ""
 
 
 class WiredPeers(Peers):

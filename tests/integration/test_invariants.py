@@ -122,10 +122,12 @@ def test_each_is_cut_off_in_turn_one_way_and_both(wired: WiredPeers) -> None:
 
 
 def test_peers_that_cannot_hear_each_other_serve_clients_that_hear_all(wired: WiredPeers) -> None:
+    between = [(one, other) for one in NAMES for other in NAMES if one != other]
+    wait_until(lambda: all(wired.wires.moved[way] for way in between), 30, "they talk")
     for _ in range(SOAK):
         with Load(wired.client()) as load:
             more(load, 50)
-            wired.wires.cut([(one, other) for one in NAMES for other in NAMES if one != other])
+            wired.wires.cut(between)
             more(load, 150)
             wired.wires.heal()
             more(load, 50)
