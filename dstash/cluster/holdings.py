@@ -187,7 +187,7 @@ class Holdings:
         for entries in self.slices(partition):
             total.add(entries)
             if len(entries) == SLICE:
-                yield Pause()
+                yield Pause(1)  # requests come first: most of the time is theirs
         self.damage.report(total.damaged)
         if until is None and before == self._changes[partition]:
             self._digests[partition] = total.digest()

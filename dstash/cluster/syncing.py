@@ -37,6 +37,12 @@ Entries = list[tuple[bytes, bytes]]
 #: Tasks that fill a peer side by side; each keeps to its share of the rate.
 FILLERS: Final = 4
 
+#: Records that are given, or asked for, at once to heal: their commit takes a few milliseconds.
+_AT_ONCE: Final = 250
+#: After each of those healing rests so many times as long as it took: requests keep their latency.
+_REST: Final = 2
+_LONGEST_REST_MS: Final = 200
+
 #: How long a change of the rate may take to be noticed.
 _RATE_MS: Final = 200
 
@@ -193,10 +199,16 @@ def push(replica: Replica, other: str, entries: Entries) -> Generator[Effect, An
     for part in batches(sound):
         keys, records = zip(*part, strict=True)
         message = Push(Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(records)))
+        began = replica.now()
         answer = yield from ask(other, message, Stored)
         refused += [keys[place] for place, code, *_ in answer.rejected if code]
         yield from _keep_to_rate(replica, _weight(part))
+        yield _rest(replica, began)
     return refused
+
+
+def _rest(replica: Replica, began: int) -> Pause:
+    return Pause(min(_LONGEST_REST_MS, _REST * (replica.now() - began)))
 
 
 def _versions_page(
@@ -224,7 +236,7 @@ def batches(entries: Entries) -> Iterator[Entries]:
     weight = 0
     for entry in entries:
         cost = len(entry[0]) + len(entry[1])
-        if run and (weight + cost > PAGE_BYTES or len(run) >= 4000):
+        if run and (weight + cost > PAGE_BYTES or len(run) >= _AT_ONCE):
             yield run
             run, weight = [], 0
         run.append(entry)
@@ -251,7 +263,8 @@ def _newer_there(
 def _pull(replica: Replica, source: str, keys: list[bytes]) -> Counting:
     pulled = 0
     while keys:
-        some, rest = keys[:2000], keys[2000:]
+        some, rest = keys[:_AT_ONCE], keys[_AT_ONCE:]
+        began = replica.now()
         answer = yield from ask(source, Pull(Frame(codec.pack_blobs(some))), Records)
         records = codec.unpack_optional_blobs(answer.records)
         if not records:
@@ -262,6 +275,7 @@ def _pull(replica: Replica, source: str, keys: list[bytes]) -> Counting:
         if entries:
             yield Merge(entries)
         yield from _throttle(replica, entries)
+        yield _rest(replica, began)
         pulled += len(entries)
         keys = some[len(records) :] + rest
     return pulled

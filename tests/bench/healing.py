@@ -27,33 +27,38 @@ from tests.harness.wires import CLIENT, Wires
 _NAMES = ("a", "b", "c")
 #: Of the default settings: a round of comparison every so many seconds.
 _ROUND = 10.0
-_ROUNDS = 6
 _CALM_SECONDS = 10.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 Note = Callable[[str], None]
 
 
-def run(folder: Path, records: int, changed: int, value_bytes: int, note: Note) -> list[Figure]:
+def run(folder: Path, options: argparse.Namespace, note: Note) -> list[Figure]:
     """Measure all of it."""
     with Peers.local(folder) as peers:
         peers.form(*_NAMES)
         client = peers.client(timeout=120.0)
-        note(f"storing {records:,} records")
-        entries = ((f"k{number}", "v" * value_bytes) for number in range(records))
+        note(f"storing {options.records:,} records")
+        value = "v" * options.value_bytes
+        entries = ((f"k{number}", value) for number in range(options.records))
         client.batch_put(INDEX, entries, write="all").raise_for_failures()
         wait_until(lambda: are_equal(peers, client), 300, "all are equal")
-        figures = list(heal(peers, client, records, changed, value_bytes, note))
-        wires = Wires(
-            lambda: {one: peer.process.pid for one, peer in peers.all.items() if peer.process}
-        )
+        figures = list(heal(peers, client, options, note))
+        if options.rounds:
+            figures += count_bytes(peers, options.rounds, note)
+    return figures
+
+
+def count_bytes(peers: Peers, rounds: int, note: Note) -> list[Figure]:
+    """Put proxies before the peers, and measure idle rounds."""
+    running = peers.all.items()
+    wires = Wires(lambda: {name: one.process.pid for name, one in running if one.process})
+    try:
         for name in _NAMES:
             put_behind(wires, peers[name])
-        try:
-            figures += idle(peers, wires, note)
-        finally:
-            wires.close()
-    return figures
+        return list(idle(peers, wires, rounds, note))
+    finally:
+        wires.close()
 
 
 def put_behind(wires: Wires, peer: Peer) -> None:
@@ -64,13 +69,13 @@ def put_behind(wires: Wires, peer: Peer) -> None:
     peer.wait_ready()
 
 
-def idle(peers: Peers, wires: Wires, note: Note) -> Iterator[Figure]:
+def idle(peers: Peers, wires: Wires, rounds: int, note: Note) -> Iterator[Figure]:
     """Measure rounds in which there is nothing to do."""
-    note(f"{_ROUNDS} idle rounds")
+    note(f"{rounds} idle rounds")
     time.sleep(3 * _ROUND)  # all is compared once, and digests are kept then
     used, moved = cpu_seconds(peers), between_peers(wires)
     began = time.monotonic()
-    time.sleep(_ROUNDS * _ROUND)
+    time.sleep(rounds * _ROUND)
     seconds = time.monotonic() - began
     kilobytes = (between_peers(wires) - moved) / 1000 / (seconds / _ROUND)
     core = 100 * (cpu_seconds(peers) - used) / seconds / len(_NAMES)
@@ -78,16 +83,15 @@ def idle(peers: Peers, wires: Wires, note: Note) -> Iterator[Figure]:
     yield Figure("of a core, for each idle peer", core, "%", "< 5", core < 5)
 
 
-def heal(
-    peers: Peers, client: Client, records: int, changed: int, value_bytes: int, note: Note
-) -> Iterator[Figure]:
+def heal(peers: Peers, client: Client, options: argparse.Namespace, note: Note) -> Iterator[Figure]:
     """Measure how a peer that was away is brought up to date, and what look-ups feel of it."""
-    lookups = Lookups(peers.client(), records)
+    changed = options.changed
+    lookups = Lookups(peers.client(), options.records)
     lookups.start()
     note(f"{changed:,} keys change while one is away")
     peers["c"].kill()
-    entries = ((f"k{number}", "w" * value_bytes) for number in range(changed))
-    client.batch_put(INDEX, entries).raise_for_failures()
+    value = "w" * options.value_bytes
+    client.batch_put(INDEX, ((f"k{n}", value) for n in range(changed))).raise_for_failures()
     lookups.take()
     time.sleep(_CALM_SECONDS)
     calm = lookups.take()
@@ -142,11 +146,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.healing", description=__doc__)
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--changed", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=6, help="idle ones; 0: do not measure them")
     parser.add_argument("--value-bytes", type=int, default=100)
     options = parser.parse_args()
     note = Console(stderr=True).print
     with tempfile.TemporaryDirectory(prefix="dstash-healing-") as folder:
-        figures = run(Path(folder), options.records, options.changed, options.value_bytes, note)
+        figures = run(Path(folder), options, note)
     table = Table("what", "value", "unit", "wanted", "met")
     for one in figures:
         met = "" if one.met is None else "yes" if one.met else "NO"
