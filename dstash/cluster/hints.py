@@ -17,7 +17,7 @@ from dstash.errors import Busy, DStashError
 
 Replaying = Generator[Effect, Any, None]
 
-_AT_ONCE: Final = 250
+_AT_ONCE: Final = 150
 
 
 class Hints:

@@ -38,9 +38,9 @@ Entries = list[tuple[bytes, bytes]]
 FILLERS: Final = 4
 
 #: Records that are given, or asked for, at once to heal: their commit takes a few milliseconds.
-_AT_ONCE: Final = 250
+_AT_ONCE: Final = 150
 #: After each of those healing rests so many times as long as it took: requests keep their latency.
-_REST: Final = 2
+_REST: Final = 3
 _LONGEST_REST_MS: Final = 200
 
 #: How long a change of the rate may take to be noticed.
