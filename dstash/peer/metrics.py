@@ -54,7 +54,7 @@ _HEALING_GAUGES: Final = (
     ("dstash_filled_bytes", "filled_bytes", "Bytes taken by the filling under way."),
     ("dstash_filling_bytes_per_second", "filling_bytes_per_second", "What it took in a second."),
     ("dstash_filling_left_seconds", "filling_seconds_left", "How long it takes still, about."),
-    ("dstash_damaged_records", "damaged", "Damaged records that wait for other replicas."),
+    ("dstash_damaged_waiting_records", "damaged", "Damaged records that wait for other replicas."),
 )
 _HEALING_COUNTERS: Final = (
     ("dstash_healed_records_total", "healed_records", "Records taken to be equal to a replica."),
