@@ -20,7 +20,7 @@ from dstash.store.record import Record, build_record, open_record
 from dstash.types import Level
 from dstash.version import newest_stamp
 from dstash.wire.keys import Key, decode_key
-from dstash.wire.messages import Message
+from dstash.wire.shapes import Message
 
 
 class Caller(Protocol):

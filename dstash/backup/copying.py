@@ -22,7 +22,8 @@ from dstash.errors import ProtocolError, Unavailable
 from dstash.store.digest import EMPTY, Sum, version_of
 from dstash.version import Stamp
 from dstash.wire import codec
-from dstash.wire.messages import AskCopy, AskDigests, CopyIs, DigestsAre, Message
+from dstash.wire.replication import AskCopy, AskDigests, CopyIs, DigestsAre
+from dstash.wire.shapes import Message
 
 #: How often a partition may change while it is copied, before it is taken as it is.
 _TRIES: Final = 3

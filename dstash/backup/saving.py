@@ -15,7 +15,7 @@ from dstash.backup.pieces import Header, PieceWriter, file_of
 from dstash.backup.workers import Workers
 from dstash.cluster.topology import Topology
 from dstash.errors import DStashError
-from dstash.wire.messages import Message
+from dstash.wire.shapes import Message
 
 _PAUSE: Final = 0.3
 

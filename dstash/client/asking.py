@@ -8,7 +8,7 @@ from typing import Final
 from dstash.client.core import Chunk, Failure, Operation
 from dstash.client.session import Send, Session
 from dstash.errors import Busy, DStashError, TimedOut
-from dstash.wire.messages import Message
+from dstash.wire.shapes import Message
 
 #: How long (milliseconds) a peer may say nothing: as long as other peers wait for such answers.
 _PATIENCE_MS: Final = 5000

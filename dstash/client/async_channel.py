@@ -11,8 +11,9 @@ from typing import Any, Final
 from dstash.client.core import Chunk, Operation
 from dstash.client.session import Send, Session
 from dstash.errors import ClosedError, DStashError, ProtocolError
+from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.links import Event, Links
-from dstash.wire.messages import Envelope, Hello, decode, encode
+from dstash.wire.messages import Hello
 from dstash.wire.sockets import Context
 
 #: How long (seconds) answers may be worked on before others have their turn on the loop.

@@ -9,8 +9,9 @@ from typing import Any, Final
 from dstash.client.core import Operation
 from dstash.client.session import Send, Session
 from dstash.errors import DStashError, ProtocolError
+from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.links import Links
-from dstash.wire.messages import Envelope, Hello, decode, encode
+from dstash.wire.messages import Hello
 from dstash.wire.sockets import Context, Poller
 
 #: Makes the operation that finds the cluster, from its deadline.

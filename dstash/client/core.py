@@ -33,7 +33,9 @@ from dstash.errors import (
     UsageError,
     VersionMismatch,
 )
-from dstash.wire.messages import Envelope, Error, Message, TopologyIs, Welcome
+from dstash.wire.envelope import Envelope
+from dstash.wire.messages import Error, TopologyIs, Welcome
+from dstash.wire.shapes import Message
 from dstash.wire.sockets import KEY_UNKNOWN
 
 #: Requests one call may have in hand: enough to keep every peer busy, few enough to bound memory.

@@ -21,7 +21,8 @@ from dstash.errors import (
     TimedOut,
     Unavailable,
 )
-from dstash.wire.messages import AskTopology, Message, Order, Ordered, TopologyIs
+from dstash.wire.messages import AskTopology, Order, Ordered, TopologyIs
+from dstash.wire.shapes import Message
 
 #: How long (milliseconds) a peer may take: it asks the membership, which may be slow.
 _PATIENCE_MS = 600_000

@@ -28,7 +28,8 @@ from dstash.store.record import ABSENT, CHECKSUM_END, VERSION_END, Record, open_
 from dstash.types import Level
 from dstash.wire import codec
 from dstash.wire.keys import Key, encode_keys
-from dstash.wire.messages import Apply, Fetch, Frame, Lookup, Message, Records, Stored, Values, Want
+from dstash.wire.messages import Apply, Fetch, Lookup, Records, Stored, Values, Want
+from dstash.wire.shapes import Frame, Message
 
 #: Keys in one request: large enough to amortise a message, small enough to overlap work.
 KEYS_PER_CHUNK: Final = 4096

@@ -22,7 +22,6 @@ from dstash.wire.messages import (
     AskStatus,
     Count,
     Hello,
-    Message,
     Page,
     Repair,
     Scan,
@@ -30,6 +29,7 @@ from dstash.wire.messages import (
     StatusIs,
     Welcome,
 )
+from dstash.wire.shapes import Message
 
 PAGE_KEYS: Final = 2000
 PAGE_BYTES: Final = 2 * 1024 * 1024

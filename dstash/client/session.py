@@ -20,16 +20,10 @@ from dstash.limits import MAX_CLOCK_SKEW_MS
 from dstash.store.record import partition_of
 from dstash.types import Level
 from dstash.version import WRITER_BYTES, Clock, Stamp, Version, pack, stamp_milliseconds
-from dstash.wire.messages import (
-    LOWEST_PROTOCOL,
-    AskTopology,
-    Envelope,
-    Hello,
-    Message,
-    Ping,
-    common_protocol,
-    encode,
-)
+from dstash.wire.envelope import Envelope, encode
+from dstash.wire.messages import AskTopology, Hello, Ping
+from dstash.wire.protocol import LOWEST_PROTOCOL, common_protocol
+from dstash.wire.shapes import Message
 
 #: A peer that says nothing for this long, with a request in hand, is asked last from then on.
 SILENCE_MS = 300

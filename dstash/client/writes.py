@@ -29,7 +29,9 @@ from dstash.errors import (
 from dstash.types import NEVER, Level, Outcome
 from dstash.version import Version, newest_stamp
 from dstash.wire import codec
-from dstash.wire.messages import Apply, Delete, Frame, Hint, Message, Put, Stored
+from dstash.wire.messages import Apply, Delete, Put, Stored
+from dstash.wire.replication import Hint
+from dstash.wire.shapes import Frame, Message
 
 KEYS_PER_CHUNK: Final = 4096
 BYTES_PER_CHUNK: Final = 1024 * 1024

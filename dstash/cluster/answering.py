@@ -13,7 +13,8 @@ from dstash.store.digest import BUCKETS, EMPTY, bucket_of, version_of
 from dstash.store.record import ABSENT, is_sound
 from dstash.version import stamp_at
 from dstash.wire import codec
-from dstash.wire.messages import (
+from dstash.wire.messages import Records
+from dstash.wire.replication import (
     AskBuckets,
     AskCopy,
     AskDigests,
@@ -23,15 +24,13 @@ from dstash.wire.messages import (
     BucketsAre,
     CopyIs,
     DigestsAre,
-    Frame,
     HorizonIs,
-    Message,
     Pull,
-    Records,
     SeenIs,
     SetHorizon,
     VersionsAre,
 )
+from dstash.wire.shapes import Frame, Message
 
 #: What one page of records weighs (bytes), at most, but for a single larger record.
 PAGE_BYTES: Final = 512 * 1024

@@ -15,7 +15,7 @@ from dstash.cluster.syncing import ask, exchange, exchange_large, split_digests
 from dstash.cluster.tasks import Effect, Pause
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
-from dstash.wire.messages import AskDigests, DigestsAre
+from dstash.wire.replication import AskDigests, DigestsAre
 
 Comparing = Generator[Effect, Any, None]
 

@@ -23,7 +23,7 @@ from dstash.limits import PARTITIONS
 from dstash.store.digest import is_dead_at, version_of
 from dstash.store.record import is_sound
 from dstash.version import Stamp, Version, stamp_at
-from dstash.wire.messages import AskFloor, DigestsAre, HorizonIs, SetHorizon
+from dstash.wire.replication import AskFloor, DigestsAre, HorizonIs, SetHorizon
 
 Burying = Generator[Effect, Any, None]
 

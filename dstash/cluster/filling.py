@@ -23,7 +23,7 @@ from dstash.errors import DStashError
 from dstash.store.digest import EMPTY
 from dstash.types import Level
 from dstash.version import Stamp
-from dstash.wire.messages import AskDigests, DigestsAre
+from dstash.wire.replication import AskDigests, DigestsAre
 
 Filling = Generator[Effect, Any, None]
 

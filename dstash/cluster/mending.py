@@ -20,7 +20,9 @@ from dstash.store.digest import version_of
 from dstash.store.record import is_sound
 from dstash.types import Level
 from dstash.wire import codec
-from dstash.wire.messages import Frame, Pull, Records
+from dstash.wire.messages import Records
+from dstash.wire.replication import Pull
+from dstash.wire.shapes import Frame
 
 Mending = Generator[Effect, Any, None]
 

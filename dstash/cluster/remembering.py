@@ -15,7 +15,7 @@ from dstash.cluster.syncing import ask
 from dstash.cluster.tasks import Effect, Pause
 from dstash.errors import DStashError
 from dstash.version import Stamp
-from dstash.wire.messages import AskSeen, SeenIs
+from dstash.wire.replication import AskSeen, SeenIs
 
 
 def recollect(replica: Replica, own: Stamp) -> Generator[Effect, Any, bool]:

@@ -14,20 +14,18 @@ from dstash.store.digest import DIGEST_BYTES, bucket_of, is_dead_at, version_of
 from dstash.store.record import ABSENT, is_sound
 from dstash.version import VERSION_BYTES, ZERO, Stamp, Version, newest_stamp
 from dstash.wire import codec
-from dstash.wire.messages import (
+from dstash.wire.messages import Records, Stored
+from dstash.wire.replication import (
     AskBuckets,
     AskCopy,
     AskVersions,
     BucketsAre,
     CopyIs,
-    Frame,
-    Message,
     Pull,
     Push,
-    Records,
-    Stored,
     VersionsAre,
 )
+from dstash.wire.shapes import Frame, Message
 
 _Answer = TypeVar("_Answer", bound=Message)
 

@@ -21,15 +21,10 @@ from typing import Any, Final, NamedTuple
 
 from dstash.errors import DStashError, TimedOut, Unavailable, VersionMismatch
 from dstash.version import Version
-from dstash.wire.messages import (
-    LOWEST_PROTOCOL,
-    Envelope,
-    Error,
-    Message,
-    Welcome,
-    common_protocol,
-    encode,
-)
+from dstash.wire.envelope import Envelope, encode
+from dstash.wire.messages import Error, Welcome
+from dstash.wire.protocol import LOWEST_PROTOCOL, common_protocol
+from dstash.wire.shapes import Message
 
 #: How long another peer may take to answer (milliseconds).
 ANSWER_MS: Final = 5000

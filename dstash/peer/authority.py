@@ -24,32 +24,34 @@ from dstash.limits import check_index
 from dstash.types import Word
 from dstash.wire.messages import (
     Apply,
+    AskStatus,
+    AskTopology,
+    Count,
+    Delete,
+    Fetch,
+    Hello,
+    Lookup,
+    Order,
+    Ping,
+    Put,
+    Repair,
+    Scan,
+    ScanKeys,
+)
+from dstash.wire.replication import (
     AskBuckets,
     AskCopy,
     AskDigests,
     AskFloor,
     AskHistory,
     AskSeen,
-    AskStatus,
-    AskTopology,
     AskVersions,
-    Count,
-    Delete,
-    Fetch,
-    Hello,
     Hint,
-    Lookup,
-    Message,
-    Order,
-    Ping,
     Pull,
     Push,
-    Put,
-    Repair,
-    Scan,
-    ScanKeys,
     SetHorizon,
 )
+from dstash.wire.shapes import Message
 
 #: What ``authorised_keys`` may weigh: more is not a list of keys.
 _LARGEST: Final = 16 * 1024 * 1024

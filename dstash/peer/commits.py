@@ -51,16 +51,10 @@ from dstash.version import (
     stamp_milliseconds,
 )
 from dstash.wire import codec
-from dstash.wire.messages import (
-    LOWEST_PROTOCOL,
-    Apply,
-    Delete,
-    Error,
-    Message,
-    Push,
-    Put,
-    Stored,
-)
+from dstash.wire.messages import Apply, Delete, Error, Put, Stored
+from dstash.wire.protocol import LOWEST_PROTOCOL
+from dstash.wire.replication import Push
+from dstash.wire.shapes import Message
 
 #: What one transaction takes at most (bytes of requests): bounds how long an ack can take.
 COMMIT_BYTES: Final = 2 * 1024 * 1024

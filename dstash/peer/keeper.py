@@ -22,7 +22,8 @@ from dstash.cluster.view import View
 from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable
 from dstash.peer.healer import Proposal
 from dstash.store.interface import Identity, Store
-from dstash.wire.messages import Error, Message, Order, Ordered
+from dstash.wire.messages import Error, Order, Ordered
+from dstash.wire.shapes import Message
 
 _log = structlog.get_logger("dstash.keeper")
 

@@ -23,7 +23,8 @@ from dstash.store.record import (
 from dstash.types import RecordFlag
 from dstash.version import VERSION_BYTES
 from dstash.wire import codec
-from dstash.wire.messages import Frame, Page, Records, Values, Want
+from dstash.wire.messages import Page, Records, Values, Want
+from dstash.wire.shapes import Frame
 
 #: A reply that grows beyond this is cut; the client asks for the rest.
 REPLY_BYTES: Final = 4 * 1024 * 1024

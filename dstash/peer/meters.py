@@ -14,7 +14,8 @@ from typing import ClassVar, Final
 
 from dstash.errors import BY_CODE, Refused
 from dstash.peer.commits import Commit, Internal
-from dstash.wire.messages import Error, Message, Stored
+from dstash.wire.messages import Error, Stored
+from dstash.wire.shapes import Message
 
 #: Upper bounds of buckets: seconds, from what memory takes to what a tired disk takes.
 SECONDS: Final = (

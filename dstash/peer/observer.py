@@ -17,7 +17,8 @@ from dstash.cluster.tasks import Effect, Scheduler
 from dstash.cluster.view import View
 from dstash.errors import DStashError, Unavailable
 from dstash.peer.history import KEPT, Sample, unpack_samples
-from dstash.wire.messages import AskHistory, AskStatus, HistoryIs, StatusIs
+from dstash.wire.messages import AskStatus, StatusIs
+from dstash.wire.replication import AskHistory, HistoryIs
 
 _EVERY_MS: Final = 1000
 #: So long after the last look (milliseconds) nobody is watching any more.

@@ -25,8 +25,10 @@ from dstash.peer.core import PeerCore, PendingOrder, Reply
 from dstash.peer.healer import Proposal
 from dstash.peer.inbox import Inbox
 from dstash.wire.connections import Connections
+from dstash.wire.envelope import Envelope, encode
 from dstash.wire.links import Links
-from dstash.wire.messages import Envelope, Error, Hello, Message, Order, encode
+from dstash.wire.messages import Error, Hello, Order
+from dstash.wire.shapes import Message
 from dstash.wire.sockets import Context, Poller, Received, Router, Waker
 
 _log = structlog.get_logger("dstash.peer")

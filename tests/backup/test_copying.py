@@ -10,7 +10,8 @@ import pytest
 from dstash.errors import Unavailable
 from dstash.store.record import open_record, partition_of
 from dstash.version import stamp_at
-from dstash.wire.messages import AskCopy, Envelope
+from dstash.wire.envelope import Envelope
+from dstash.wire.replication import AskCopy
 from tests.backup.memory import PARTITIONS, Caller
 
 #: Keys that are in the piece that is copied, several in each partition.

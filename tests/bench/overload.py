@@ -27,19 +27,10 @@ import zmq
 
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
+from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.keys import encode_keys
-from dstash.wire.messages import (
-    Envelope,
-    Error,
-    Frame,
-    Lookup,
-    Message,
-    Put,
-    Stored,
-    Values,
-    decode,
-    encode,
-)
+from dstash.wire.messages import Error, Lookup, Put, Stored, Values
+from dstash.wire.shapes import Frame, Message
 from tests.harness.peers import Peer, Peers
 from tests.security.attackers import Attacker
 from tests.security.closed import memory

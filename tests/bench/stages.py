@@ -24,7 +24,8 @@ from dstash.types import Durability
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.keys import encode_keys
-from dstash.wire.messages import Frame, Put, Want
+from dstash.wire.messages import Put, Want
+from dstash.wire.shapes import Frame
 from dstash.wire.values import TypeRegistry
 from tests.bench import batches, data
 from tests.bench.dstash_store import DStashCluster

@@ -15,7 +15,8 @@ from dstash.client.writes import PutOperation
 from dstash.cluster.topology import Change, Member, State, Topology
 from dstash.errors import NotReady
 from dstash.types import Level, Outcome
-from dstash.wire.messages import Envelope, Error, Put, Stored, decode
+from dstash.wire.envelope import Envelope, decode
+from dstash.wire.messages import Error, Put, Stored
 
 NOW = 1000
 

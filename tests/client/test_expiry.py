@@ -12,7 +12,9 @@ from dstash.cluster.topology import Member, Topology
 from dstash.errors import TimedOut
 from dstash.types import Level, Outcome
 from dstash.wire import codec
-from dstash.wire.messages import Envelope, Frame, Lookup, Stored, Values, decode
+from dstash.wire.envelope import Envelope, decode
+from dstash.wire.messages import Lookup, Stored, Values
+from dstash.wire.shapes import Frame
 from dstash.wire.values import TypeRegistry
 
 DEADLINE = 5000

@@ -11,8 +11,10 @@ from dstash.client.session import Send, Session
 from dstash.cluster import changing
 from dstash.cluster.topology import Member, Topology
 from dstash.errors import ChangeConflict, DStashError, NotReady, TimedOut, Unavailable
-from dstash.wire.messages import AskTopology, Envelope, Error, Message, Order, Ordered, TopologyIs
-from dstash.wire.messages import decode as decode_message
+from dstash.wire.envelope import Envelope
+from dstash.wire.envelope import decode as decode_message
+from dstash.wire.messages import AskTopology, Error, Order, Ordered, TopologyIs
+from dstash.wire.shapes import Message
 
 NAMES = ("a", "b", "c", "d")
 NOW = 1_000_000

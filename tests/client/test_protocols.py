@@ -10,8 +10,10 @@ from dstash.client.session import Session
 from dstash.cluster.topology import Member, Topology
 from dstash.errors import VersionMismatch
 from dstash.types import Level
-from dstash.wire import messages
-from dstash.wire.messages import Envelope, Error, Hello, Ping, Values, Welcome, decode
+from dstash.wire import protocol
+from dstash.wire.envelope import Envelope, decode
+from dstash.wire.messages import Error, Hello, Ping, Values, Welcome
+from dstash.wire.shapes import Frame
 
 NOW = 1000
 TOPOLOGY = Topology(
@@ -22,13 +24,13 @@ TOPOLOGY = Topology(
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> Session:
     """A client that speaks versions 1 and 2, and knows one peer."""
-    monkeypatch.setattr(messages, "HIGHEST_PROTOCOL", 2)
+    monkeypatch.setattr(protocol, "HIGHEST_PROTOCOL", 2)
     made = Session(lambda: NOW)
     made.install(TOPOLOGY, ["a"])
     return made
 
 
-def protocol(session: Session) -> int:
+def version_to(session: Session) -> int:
     """Return the version of a request to the peer."""
     return decode(session.request("a", 7, NOW, Ping()).frames).protocol
 
@@ -38,11 +40,11 @@ def lookup(session: Session) -> LookupOperation:
 
 
 def test_the_lowest_until_the_peer_has_said_what_it_speaks(session: Session) -> None:
-    assert protocol(session) == 1
+    assert version_to(session) == 1
     assert session.learn_protocol("a", 1, 3)
-    assert protocol(session) == 2
+    assert version_to(session) == 2
     session.forget_protocol("a")  # it may come back as another one
-    assert protocol(session) == 1
+    assert version_to(session) == 1
 
 
 def test_a_welcome_tells(session: Session) -> None:
@@ -50,7 +52,7 @@ def test_a_welcome_tells(session: Session) -> None:
     operation.more(NOW)
     welcome = Welcome("c", "a", 1, 2, {}, TOPOLOGY, ["a"])
     operation.receive("a", Envelope(99, 1, NOW, welcome), NOW)
-    assert protocol(session) == 2
+    assert version_to(session) == 2
 
 
 def test_one_that_understands_only_later_versions_is_asked_again(session: Session) -> None:
@@ -67,7 +69,7 @@ def test_one_that_understands_only_later_versions_is_asked_again(session: Sessio
         if not isinstance(decode(send.frames).message, Ping)
     ]
     assert decode(again.frames).protocol == 2
-    values = Values(1, b"", [], [], messages.Frame(b"\x91\x01"))
+    values = Values(1, b"", [], [], Frame(b"\x91\x01"))
     operation.receive("a", Envelope(decode(again.frames).correlation, 1, NOW, values), NOW)
     assert operation.done
 

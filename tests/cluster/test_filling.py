@@ -21,7 +21,8 @@ from dstash.store.record import head, keyspace, partition_of, seal
 from dstash.store.twin import TwinStore
 from dstash.types import RecordFlag
 from dstash.version import WRITER_BYTES, Stamp, pack, stamp_at
-from dstash.wire.messages import AskCopy, AskDigests, AskVersions, Message, Pull
+from dstash.wire.replication import AskCopy, AskDigests, AskVersions, Pull
+from dstash.wire.shapes import Message
 
 NOW = 1_700_000_000_000
 KEY = b"key"

@@ -16,7 +16,8 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from dstash.wire.messages import Envelope, Ping, decode, encode
+from dstash.wire.envelope import Envelope, decode, encode
+from dstash.wire.messages import Ping
 from tests.fuzz.bystander import Bystander
 from tests.fuzz.mutation import mutate, seeds, spoil
 from tests.fuzz.target import EPOCH, NOW, Target

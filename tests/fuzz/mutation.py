@@ -8,36 +8,36 @@ from typing import Final
 from dstash.cluster.answering import pack_partitions
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
+from dstash.wire.envelope import Envelope, encode
 from dstash.wire.keys import encode_keys
 from dstash.wire.messages import (
     Apply,
+    AskStatus,
+    AskTopology,
+    Count,
+    Delete,
+    Fetch,
+    Hello,
+    Lookup,
+    Order,
+    Ping,
+    Put,
+    Scan,
+    ScanKeys,
+)
+from dstash.wire.replication import (
     AskBuckets,
     AskCopy,
     AskDigests,
     AskFloor,
     AskSeen,
-    AskStatus,
-    AskTopology,
     AskVersions,
-    Count,
-    Delete,
-    Envelope,
-    Fetch,
-    Frame,
-    Hello,
     Hint,
-    Lookup,
-    Message,
-    Order,
-    Ping,
     Pull,
     Push,
-    Put,
-    Scan,
-    ScanKeys,
     SetHorizon,
-    encode,
 )
+from dstash.wire.shapes import Frame, Message
 
 _KEYS: Final = Frame(codec.pack_blobs(encode_keys([f"fuzz{n}" for n in range(5)])))
 _PAYLOADS: Final = Frame(codec.pack_blobs([b"\x01", b"\xa1v", b"\xc0", b"\x90", b"\xc4\x01x"]))

@@ -11,8 +11,10 @@ from dstash.peer.core import PeerCore, Reply, Settings
 from dstash.store.twin import TwinStore
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
+from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.keys import encode_keys
-from dstash.wire.messages import Envelope, Frame, Ordered, Put, decode, encode
+from dstash.wire.messages import Ordered, Put
+from dstash.wire.shapes import Frame
 
 NOW: Final = 1_800_000_000_000
 EPOCH: Final = 3

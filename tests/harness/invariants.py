@@ -7,7 +7,9 @@ from pathlib import Path
 from dstash import Client
 from dstash.cluster.answering import pack_partitions
 from dstash.limits import PARTITIONS
-from dstash.wire.messages import AskDigests, DigestsAre, Envelope, Hello, decode, encode
+from dstash.wire.envelope import Envelope, decode, encode
+from dstash.wire.messages import Hello
+from dstash.wire.replication import AskDigests, DigestsAre
 from dstash.wire.sockets import Context, Link, Poller
 from tests.harness.load import Load
 from tests.harness.peers import Peer, Peers

@@ -22,8 +22,9 @@ from dstash.store.record import keyspace, locate
 from dstash.store.twin import TwinStore
 from dstash.types import Level
 from dstash.wire import codec
+from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.keys import encode_keys
-from dstash.wire.messages import Envelope, Scan, decode, encode
+from dstash.wire.messages import Scan
 from dstash.wire.values import TypeRegistry
 
 TYPES = TypeRegistry()

@@ -7,7 +7,7 @@ from dstash.cluster.answering import pack_partitions
 from dstash.cluster.syncing import split_digests
 from dstash.cluster.view import View
 from dstash.limits import PARTITIONS
-from dstash.wire.messages import AskDigests, DigestsAre
+from dstash.wire.replication import AskDigests, DigestsAre
 from tests.harness.peers import PATIENCE, Peers
 from tests.harness.waiting import wait_until
 from tests.security.attackers import Attacker

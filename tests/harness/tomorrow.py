@@ -16,11 +16,13 @@ from typing import Final
 
 #: By module, what stands there today and what will stand there.
 EDITS: Final = {
+    "dstash.wire.protocol": (("HIGHEST_PROTOCOL: Final = 1", "HIGHEST_PROTOCOL: Final = 2"),),
     "dstash.wire.messages": (
-        ("HIGHEST_PROTOCOL: Final = 1", "HIGHEST_PROTOCOL: Final = 2"),
         ("    keys: Frame\n    payloads: Frame\n", '{}    tenant: str = "somebody"\n'),
         ('    existed: bytes = b""\n', "{}    took_us: int = 5\n"),
-        ("    values = _read_fields(", "    _note(protocol)\n{}"),
+    ),
+    "dstash.wire.envelope": (
+        ("    values = read_fields(", "    _note(protocol)\n{}"),
         (
             "def decode(",
             "_heard = set()\n\n\ndef _note(protocol):\n    _heard.add(protocol)\n\n\n{}",
@@ -63,13 +65,13 @@ def main() -> None:
     sys.meta_path.insert(0, Finder())
     from dstash.cli.main import main as dstash
     from dstash.peer.main import main as dstash_peer
-    from dstash.wire import messages
+    from dstash.wire import envelope
 
     del sys.argv[0]
     try:
         {"dstash": dstash, "dstash-peer": dstash_peer}[sys.argv[0]]()
     finally:
-        sys.stderr.write(f"heard versions {sorted(messages._heard)}\n")  # type: ignore[attr-defined]
+        sys.stderr.write(f"heard versions {sorted(envelope._heard)}\n")  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

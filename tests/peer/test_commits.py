@@ -11,7 +11,8 @@ from dstash.store.record import keyspace
 from dstash.store.twin import TwinStore
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
-from dstash.wire.messages import Error, Frame, Put, Stored
+from dstash.wire.messages import Error, Put, Stored
+from dstash.wire.shapes import Frame
 
 NOW = 1_800_000_000_000
 EVERYTHING = frozenset(range(PARTITIONS))

@@ -34,22 +34,17 @@ from dstash.store.record import partition_of
 from dstash.store.twin import TwinStore
 from dstash.version import newest_stamp, pack, stamp_at
 from dstash.wire import codec
+from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import (
     Apply,
-    AskCopy,
-    AskSeen,
     AskStatus,
     AskTopology,
-    CopyIs,
     Count,
     Delete,
-    Envelope,
     Error,
     Fetch,
-    Frame,
     Hello,
     Lookup,
-    Message,
     Order,
     Ordered,
     Page,
@@ -59,15 +54,14 @@ from dstash.wire.messages import (
     Records,
     Scan,
     ScanKeys,
-    SeenIs,
     StatusIs,
     Stored,
     TopologyIs,
     Values,
     Welcome,
-    decode,
-    encode,
 )
+from dstash.wire.replication import AskCopy, AskSeen, CopyIs, SeenIs
+from dstash.wire.shapes import Frame, Message
 
 START = 1_700_000_000_000
 EPOCH = 5

@@ -10,7 +10,8 @@ from dstash.peer.core import PeerCore
 from dstash.peer.meters import Histogram, Meters, outcome_of
 from dstash.peer.metrics import PeerCollector, snake
 from dstash.peer.server import PeerServer
-from dstash.wire.messages import Error, Message, Put, Stored
+from dstash.wire.messages import Error, Put, Stored
+from dstash.wire.shapes import Message
 
 
 def test_bounds_of_buckets_are_inclusive() -> None:

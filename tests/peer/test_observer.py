@@ -7,15 +7,10 @@ from dstash.cluster.topology import Member, Topology
 from dstash.cluster.view import View
 from dstash.peer.history import Sample, pack_samples
 from dstash.peer.observer import Observer
-from dstash.wire.messages import (
-    AskHistory,
-    AskStatus,
-    Envelope,
-    HistoryIs,
-    Message,
-    StatusIs,
-    decode,
-)
+from dstash.wire.envelope import Envelope, decode
+from dstash.wire.messages import AskStatus, StatusIs
+from dstash.wire.replication import AskHistory, HistoryIs
+from dstash.wire.shapes import Message
 
 NOW = 1_700_000_000_000
 MEMBERS = tuple(Member(one, f"tcp://{one}:1", "store", one) for one in "abc")
@@ -34,7 +29,7 @@ class Bench:
         return self.scheduler.tick(now)
 
     def answer(self, outgoing: Outgoing, message: Message, now: int) -> list[Outgoing]:
-        self.scheduler.answered(Envelope(outgoing.correlation, 1, now, message))
+        self.scheduler.answered(outgoing.peer, Envelope(outgoing.correlation, 1, now, message))
         return self.tick(now)
 
 

@@ -6,18 +6,11 @@ import pytest
 
 from dstash.cluster.syncing import ask
 from dstash.errors import VersionMismatch
-from dstash.wire import messages
-from dstash.wire.messages import (
-    AskSeen,
-    Envelope,
-    Hello,
-    Lookup,
-    Message,
-    SeenIs,
-    Welcome,
-    decode,
-    encode,
-)
+from dstash.wire import protocol
+from dstash.wire.envelope import Envelope, decode, encode
+from dstash.wire.messages import Hello, Lookup, Welcome
+from dstash.wire.replication import AskSeen, SeenIs
+from dstash.wire.shapes import Message
 from tests.peer.test_core import EPOCH, Peer, keys, peer, put, topology
 
 __all__ = ["peer"]
@@ -35,22 +28,22 @@ def test_one_without_a_version_in_common_is_told_what_is_spoken(peer: Peer) -> N
 def test_a_reply_is_of_the_version_of_its_request(
     peer: Peer, monkeypatch: pytest.MonkeyPatch, message: Message
 ) -> None:
-    monkeypatch.setattr(messages, "HIGHEST_PROTOCOL", 2)
-    for protocol in (1, 2):
-        request = Envelope(7, EPOCH, 0, message, protocol)
+    monkeypatch.setattr(protocol, "HIGHEST_PROTOCOL", 2)
+    for version in (1, 2):
+        request = Envelope(7, EPOCH, 0, message, version)
         replies = peer.core.receive(b"client", encode(request), peer.now)
         while not replies:
             replies, _ = peer.core.tick(peer.now)
             while (commit := peer.core.next_commit(peer.now)) is not None:
                 commit.run(peer.store)
                 replies += peer.core.committed(commit, peer.now)
-        assert [decode(reply.frames).protocol for reply in replies] == [protocol]
+        assert [decode(reply.frames).protocol for reply in replies] == [version]
 
 
 def test_other_peers_are_spoken_to_in_the_highest_that_both_speak(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(messages, "HIGHEST_PROTOCOL", 2)
+    monkeypatch.setattr(protocol, "HIGHEST_PROTOCOL", 2)
     peer = Peer(topology("ab"))
     welcome = Welcome("c", "b", 1, 3, {}, b"", [])
 

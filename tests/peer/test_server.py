@@ -10,7 +10,8 @@ import pytest
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.server import PeerServer, wall
 from dstash.store.twin import TwinStore
-from dstash.wire.messages import AskStatus, Envelope, Ping, Pong, decode, encode
+from dstash.wire.envelope import Envelope, decode, encode
+from dstash.wire.messages import AskStatus, Ping, Pong
 from dstash.wire.sockets import Context, Link, Poller, Router
 from tests.harness.waiting import wait_until
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import zmq
 
-from dstash.wire.messages import Envelope, Message, decode, encode
+from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.security import KeyPair
+from dstash.wire.shapes import Message
 
 #: The greeting of ZMTP 3.0 with mechanism NULL.
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + bytes(32)

@@ -15,29 +15,21 @@ from dstash.cluster.topology import Member
 from dstash.errors import BelowFloor, ConfigError, DStashError, NoPeers, Unauthorised
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
+from dstash.wire.envelope import Envelope, encode
 from dstash.wire.keys import encode_keys
-from dstash.wire.messages import (
+from dstash.wire.messages import Delete, Error, Hello, Lookup, Order, Values, Welcome
+from dstash.wire.replication import (
     AskCopy,
     AskDigests,
     AskSeen,
     CopyIs,
-    Delete,
     DigestsAre,
-    Envelope,
-    Error,
-    Frame,
-    Hello,
-    Lookup,
-    Message,
-    Order,
     Pull,
     Push,
     SeenIs,
-    Values,
-    Welcome,
-    encode,
 )
 from dstash.wire.security import Doorkeeper, KeyPair
+from dstash.wire.shapes import Frame, Message
 from dstash.wire.sockets import Context, Router
 from tests.harness.waiting import wait_until
 from tests.security.attackers import (

@@ -14,19 +14,10 @@ from dstash.errors import ProtocolError
 from dstash.peer.authority import Authority, Grant, Role
 from dstash.version import pack, stamp_at
 from dstash.wire import codec, messages
-from dstash.wire.messages import (
-    AskDigests,
-    DigestsAre,
-    Envelope,
-    Error,
-    Frame,
-    Lookup,
-    Put,
-    Stored,
-    Values,
-    decode,
-    encode,
-)
+from dstash.wire.envelope import Envelope, decode, encode
+from dstash.wire.messages import Error, Lookup, Put, Stored, Values
+from dstash.wire.replication import AskDigests, DigestsAre
+from dstash.wire.shapes import Frame
 from tests.fuzz.target import EPOCH, NOW, Target
 
 #: Pieces that get further than noise does.

@@ -17,26 +17,11 @@ from dstash.errors import Busy, ClockSkew, NotReady, ProtocolError, Unauthorised
 from dstash.limits import MAX_FRAME_BYTES, MAX_KEYS_PER_FRAME
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
+from dstash.wire.envelope import Envelope, encode
 from dstash.wire.keys import encode_keys
-from dstash.wire.messages import (
-    AskCopy,
-    AskDigests,
-    AskSeen,
-    Delete,
-    Envelope,
-    Frame,
-    Hello,
-    Lookup,
-    Message,
-    Ping,
-    Pong,
-    Pull,
-    Put,
-    Records,
-    Stored,
-    Values,
-    encode,
-)
+from dstash.wire.messages import Delete, Hello, Lookup, Ping, Pong, Put, Records, Stored, Values
+from dstash.wire.replication import AskCopy, AskDigests, AskSeen, Pull
+from dstash.wire.shapes import Frame, Message
 from tests.harness.peers import Peer, Peers
 from tests.harness.waiting import stays_true, wait_until
 from tests.security.attackers import (

@@ -13,7 +13,8 @@ from dstash.config.fields import is_key
 from dstash.errors import ConfigError, Unauthorised
 from dstash.peer.authority import _NEEDED, Role, fingerprint, read_authority
 from dstash.wire import messages
-from dstash.wire.messages import Hello, Lookup, Order, Push, Put
+from dstash.wire.messages import Hello, Lookup, Order, Put
+from dstash.wire.replication import Push
 from dstash.wire.security import Doorkeeper, KeyPair, load_public
 from dstash.wire.sockets import Context, Link, LinkState, Received, Router
 from tests.harness.devcluster import InProcess

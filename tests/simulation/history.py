@@ -13,7 +13,7 @@ from dstash.store.record import open_record
 from dstash.types import NEVER, Level, Outcome
 from dstash.version import Version
 from dstash.wire.keys import Key
-from dstash.wire.messages import Frame, Message
+from dstash.wire.shapes import Frame, Message
 
 #: A place in the data: index and key.
 Place = tuple[str, str]

@@ -14,7 +14,8 @@ from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable, Pe
 from dstash.peer.commits import Commit
 from dstash.peer.core import PeerCore, Reply, Settings
 from dstash.peer.keeper import Keeper
-from dstash.wire.messages import Envelope, Hello, encode
+from dstash.wire.envelope import Envelope, encode
+from dstash.wire.messages import Hello
 from tests.simulation.clock import WallClock
 from tests.simulation.events import MS, SECOND
 from tests.simulation.links import VirtualLinks

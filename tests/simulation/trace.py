@@ -13,17 +13,9 @@ from dstash.errors import DStashError
 from dstash.store.record import HEAD_BYTES, open_record
 from dstash.version import unpack
 from dstash.wire import codec
-from dstash.wire.messages import (
-    Apply,
-    Envelope,
-    Error,
-    Frame,
-    Message,
-    Records,
-    Stored,
-    Values,
-    decode,
-)
+from dstash.wire.envelope import Envelope, decode
+from dstash.wire.messages import Apply, Error, Records, Stored, Values
+from dstash.wire.shapes import Frame, Message
 
 _ANSWERS: Final = {Error, Records, Stored, Values}
 _KEPT: Final = 60_000

@@ -13,25 +13,13 @@ from hypothesis import strategies as st
 
 from dstash.errors import BY_CODE, DStashError, LimitError, ProtocolError, VersionMismatch
 from dstash.limits import MAX_FRAME_BYTES, MAX_FRAME_PARTS
-from dstash.wire import messages
-from dstash.wire.messages import (
-    HIGHEST_PROTOCOL,
-    LOWEST_PROTOCOL,
-    Envelope,
-    Error,
-    Frame,
-    Hello,
-    Lookup,
-    Message,
-    Ping,
-    Pong,
-    Put,
-    Stored,
-    decode,
-    encode,
-)
+from dstash.wire import protocol, shapes
+from dstash.wire.envelope import Envelope, decode, encode
+from dstash.wire.messages import Error, Hello, Lookup, Ping, Pong, Put, Stored
+from dstash.wire.protocol import HIGHEST_PROTOCOL, LOWEST_PROTOCOL
+from dstash.wire.shapes import SHAPES, Frame, Message
 
-KINDS = {shape.build.KIND: shape.build for shape in messages._SHAPES.values()}
+KINDS = {shape.build.KIND: shape.build for shape in SHAPES.values()}
 WORDS = st.integers(0, 2**64 - 1)
 VERSION = bytes(20)
 
@@ -146,8 +134,8 @@ def test_sides_without_a_version_in_common_understand_each_other_so_far(message:
 def test_the_highest_version_that_both_speak(
     monkeypatch: pytest.MonkeyPatch, theirs: tuple[object, object], common: int | None
 ) -> None:
-    monkeypatch.setattr(messages, "HIGHEST_PROTOCOL", 2)
-    assert messages.common_protocol(*theirs) == common
+    monkeypatch.setattr(protocol, "HIGHEST_PROTOCOL", 2)
+    assert protocol.common_protocol(*theirs) == common
 
 
 @pytest.mark.parametrize("kind", sorted({0, 8, 9, 12, 13, 200, 2**64 - 1} - set(KINDS)))
@@ -215,7 +203,7 @@ def test_a_kind_cannot_be_given_twice() -> None:
         KIND = Lookup.KIND
 
     with pytest.raises(AssertionError, match="taken by Lookup"):
-        messages.message(Usurper)
+        shapes.message(Usurper)
 
 
 class TestErrors:

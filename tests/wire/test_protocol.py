@@ -22,14 +22,16 @@ from dstash.store.record import (
 )
 from dstash.types import Level
 from dstash.version import VERSION_BYTES
-from dstash.wire import codec, messages
+from dstash.wire import codec
+from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.keys import encode_key
-from dstash.wire.messages import HIGHEST_PROTOCOL, decode, encode
+from dstash.wire.protocol import HIGHEST_PROTOCOL
+from dstash.wire.shapes import SHAPES
 from dstash.wire.values import MAX_EXTENSION_NESTING, MAX_NESTING, TypeRegistry
 from tests.wire.examples import EXAMPLES, RECORD, block, envelope, signature
 
 TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "protocol.md").read_text()
-KINDS = {shape.build.KIND: shape.build for shape in messages._SHAPES.values()}
+KINDS = {shape.build.KIND: shape.build for shape in SHAPES.values()}
 
 
 def table(first: str) -> list[list[str]]:
@@ -57,7 +59,7 @@ def test_every_kind_of_message_is_there_once() -> None:
 @pytest.mark.parametrize(
     "one", [envelope(*example) for example in EXAMPLES], ids=lambda one: one.message.KIND
 )
-def test_the_bytes_are_those_of_the_code(one: messages.Envelope) -> None:
+def test_the_bytes_are_those_of_the_code(one: Envelope) -> None:
     frames = BLOCKS[type(one.message).__name__]
     assert frames == encode(one)
     assert decode(frames) == one

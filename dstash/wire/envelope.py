@@ -1,0 +1,81 @@
+"""A message as frames: what stands around it, and how it is read back.
+
+A message is ZeroMQ frames ``[header][body...]``. The header is a msgpack array::
+
+    [protocol, kind, correlation, epoch, moment, field, field, ...]
+
+``moment`` is the deadline in a request (milliseconds since 1970 on the receiving peer's clock,
+0 for none) and the peer's clock in a reply. The remaining fields are those of the message class, in
+order (``shapes.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from dstash.errors import ProtocolError
+from dstash.limits import MAX_FRAME_BYTES, MAX_FRAME_PARTS
+from dstash.wire import codec, messages, replication
+from dstash.wire.messages import Error, Hello, Welcome
+from dstash.wire.protocol import LOWEST_PROTOCOL, is_spoken, mismatch
+from dstash.wire.shapes import SHAPES, Message, is_word, read_fields
+
+#: Where the kinds are: to import them is what makes them known.
+CATALOGUES: Final = (messages, replication)
+
+
+class Envelope(NamedTuple):
+    """A message with what surrounds it."""
+
+    correlation: int
+    epoch: int
+    moment: int
+    message: Message
+    protocol: int = LOWEST_PROTOCOL
+
+
+#: How sides meet that may have no version in common: read whatever version they came under.
+_MEETING: Final = frozenset({Hello.KIND, Welcome.KIND, Error.KIND})
+
+
+def encode(envelope: Envelope) -> list[bytes]:
+    """Return the frames of a message."""
+    correlation, epoch, moment, message, protocol = envelope
+    shape = SHAPES[message.KIND]
+    header = (protocol, message.KIND, correlation, epoch, moment, *shape.plain_of(message))
+    return [codec.pack_header(header), *shape.frames_of(message)]
+
+
+def decode(parts: list[bytes]) -> Envelope:
+    """Rebuild a message from its frames.
+
+    Raises:
+        VersionMismatch: a protocol version this code does not speak.
+        ProtocolError: anything else that is wrong with the frames.
+    """
+    header = _read_header(parts)
+    protocol, kind, correlation, epoch, moment, *given = header
+    shape = SHAPES.get(kind)
+    if shape is None:
+        raise ProtocolError(f"unknown message kind {kind}", correlation=correlation)
+    if len(parts) - 1 < len(shape.frames):
+        raise ProtocolError(
+            f"{shape.build.__name__} has {len(parts) - 1} body frames, needs {len(shape.frames)}",
+            correlation=correlation,
+        )
+    values = read_fields(shape, given, correlation)
+    values.update(zip(shape.frames, parts[1:], strict=False))
+    return Envelope(correlation, epoch, moment, shape.build(**values), protocol)
+
+
+def _read_header(parts: list[bytes]) -> list[Any]:
+    if not 1 <= len(parts) <= MAX_FRAME_PARTS:
+        raise ProtocolError(f"message of {len(parts)} frames; allowed are 1 to {MAX_FRAME_PARTS}")
+    if sum(map(len, parts)) > MAX_FRAME_BYTES:
+        raise ProtocolError(f"message is larger than {MAX_FRAME_BYTES} bytes")
+    header = codec.unpack_header(parts[0])
+    if len(header) < 5 or not all(map(is_word, header[:5])):
+        raise ProtocolError("header does not begin with five unsigned integers")
+    if not is_spoken(header[0]) and header[1] not in _MEETING:
+        raise mismatch(str(header[0]), correlation=header[2])
+    return header

@@ -1,0 +1,198 @@
+"""The messages between peers: comparing replicas, moving records, agreeing on horizons.
+
+Storage keys are partition, index and key as they stand on disk; ``partitions`` is a sequence of
+big-endian 16-bit numbers; a digest has 16 bytes.
+"""
+
+from __future__ import annotations
+
+from dstash.wire.shapes import Frame, Message, message
+
+
+@message
+class AskDigests(Message):
+    """Asks for the digest of each partition; with ``skip_busy``, not of those that are busy."""
+
+    KIND = 40
+    partitions: bytes
+    skip_busy: bool = False
+
+
+@message
+class DigestsAre(Message):
+    """Answers ``AskDigests``: a digest per partition, in order; all zero for an empty one.
+
+    ``busy`` has a byte per partition: 1 where the digest was left out, because writes came in
+    during the last moments and a difference would mean little; 2 where damaged records are, which
+    the digest leaves out. ``counts`` has 4 bytes per
+    partition: how many records it holds. ``horizons`` has 8 bytes per partition: the stamp up to
+    which the answering peer holds the whole truth.
+    """
+
+    KIND = 41
+    digests: bytes
+    busy: bytes
+    counts: bytes
+    horizons: bytes = b""
+
+
+@message
+class AskBuckets(Message):
+    """Asks for the digests of the 256 buckets of one partition."""
+
+    KIND = 42
+    partition: int
+
+
+@message
+class BucketsAre(Message):
+    """Answers ``AskBuckets``: 256 digests."""
+
+    KIND = 43
+    digests: bytes
+
+
+@message
+class AskVersions(Message):
+    """Asks for keys and versions of partitions, in ``buckets`` (one byte each; empty: in all).
+
+    ``partitions`` ascend. ``after`` is the last storage key of the page before; empty to begin.
+    """
+
+    KIND = 44
+    partitions: bytes
+    buckets: bytes
+    after: bytes
+
+
+@message
+class VersionsAre(Message):
+    """Answers ``AskVersions`` with one page: storage keys, and a version (20 bytes) for each.
+
+    The version of a damaged record is all zero.
+
+    ``after`` is to be given for the next page; it is empty when this was the last one.
+    """
+
+    KIND = 45
+    after: bytes
+    versions: bytes
+    keys: Frame
+
+
+@message
+class Pull(Message):
+    """Asks for records by storage key; answered by ``Records``."""
+
+    KIND = 46
+    keys: Frame
+
+
+@message
+class Push(Message):
+    """Merges records under their storage keys; answered by ``Stored``."""
+
+    KIND = 47
+    keys: Frame
+    records: Frame
+
+
+@message
+class AskCopy(Message):
+    """Asks for a page of partitions: all records, tombstones too. Fields as in ``AskVersions``."""
+
+    KIND = 48
+    partitions: bytes
+    after: bytes
+
+
+@message
+class CopyIs(Message):
+    """Answers ``AskCopy``; ``after`` as in ``VersionsAre``."""
+
+    KIND = 49
+    after: bytes
+    keys: Frame
+    records: Frame
+
+
+@message
+class Hint(Message):
+    """Tells a replica that ``peer`` missed a write of these keys. Has no answer."""
+
+    KIND = 50
+    index: str
+    peer: str
+    keys: Frame
+
+
+@message
+class AskFloor(Message):
+    """Asks for a promise: refuse all that is stamped ``stamp`` or before, and say what is there.
+
+    Answered by ``DigestsAre``, over the records up to the stamp. The promise holds against
+    clients for ever, against other peers for some seconds.
+    """
+
+    KIND = 51
+    partitions: bytes
+    stamp: int
+
+
+@message
+class SetHorizon(Message):
+    """Says that all replicas hold the same records up to ``stamp``: the dead may leave the disk."""
+
+    KIND = 52
+    partitions: bytes
+    stamp: int
+
+
+@message
+class HorizonIs(Message):
+    """Answers ``SetHorizon``: the partitions whose horizon now stands there."""
+
+    KIND = 53
+    partitions: bytes
+
+
+@message
+class AskSeen(Message):
+    """Asks what the newest stamp is that the other saw of this peer's store, before it serves.
+
+    ``high_water`` is what the asking peer's store says itself.
+    """
+
+    KIND = 54
+    peer: str
+    high_water: int
+
+
+@message
+class SeenIs(Message):
+    """Answers ``AskSeen``: the stamp (0 for none), and the answering store's own."""
+
+    KIND = 55
+    seen: int
+    high_water: int
+
+
+@message
+class AskHistory(Message):
+    """Asks for the load of the last minutes, as far as it is newer than a moment (milliseconds)."""
+
+    KIND = 60
+    after: int = 0
+
+
+@message
+class HistoryIs(Message):
+    """Answers ``AskHistory``: a sample a second, oldest first.
+
+    A sample has 40 bytes, all big-endian: its end (milliseconds since 1970, 8 bytes), then 4 bytes
+    each for requests read and written, keys read and written, and the 50th and 99th percentile of
+    handling a message and of a commit (microseconds).
+    """
+
+    KIND = 61
+    samples: bytes
