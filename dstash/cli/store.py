@@ -10,7 +10,8 @@ import typer
 from dstash.cli import invocation, output
 from dstash.cli.invocation import Output
 from dstash.errors import CorruptStore, StoreError
-from dstash.store.lmdb import DATA_FILE, LmdbStore
+from dstash.store.directory import DATA_FILE
+from dstash.store.lmdb import LmdbStore
 from dstash.store.scrub import Scrubbed, scrub
 
 app = typer.Typer(help="Look at the data directory of a stopped peer.", no_args_is_help=True)

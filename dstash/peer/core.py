@@ -7,7 +7,7 @@ at once, from a snapshot; writes when their commit is done.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
@@ -22,7 +22,6 @@ from dstash.cluster.tasks import Merge, Outgoing, Scheduler
 from dstash.cluster.topology import State, Topology
 from dstash.cluster.view import View
 from dstash.errors import (
-    Busy,
     DStashError,
     Forming,
     NotReady,
@@ -34,23 +33,19 @@ from dstash.errors import (
     WrongCluster,
 )
 from dstash.limits import (
-    MAX_FRAME_BYTES,
-    MAX_INDEX_BYTES,
-    MAX_KEY_BYTES,
-    MAX_KEYS_PER_FRAME,
-    MAX_VALUE_BYTES,
-    PARTITIONS,
     check_index,
 )
 from dstash.peer.authority import Authority
-from dstash.peer.commits import COMMIT_BYTES, Commit, Internal, Rules, Ticket, WaitingWrite
+from dstash.peer.backlog import Backlog
+from dstash.peer.commits import Commit, Internal, Rules, Ticket, WaitingWrite
+from dstash.peer.early import EarlyRequests
 from dstash.peer.healer import Healer, Pace, Proposal
 from dstash.peer.history import History, pack_samples
-from dstash.peer.inbox import Patience
-from dstash.peer.lookups import PageBuilder, Span, fetch, look_up
 from dstash.peer.meters import Meters
 from dstash.peer.observer import Observer
-from dstash.store.interface import Snapshot, Store
+from dstash.peer.reading import Reader
+from dstash.peer.requests import LIMITS, PendingOrder, Reply, Request
+from dstash.store.interface import Store
 from dstash.store.record import Keyspace, keyspace, locate
 from dstash.version import Steady, stamp_at
 from dstash.wire import codec
@@ -69,13 +64,11 @@ from dstash.wire.messages import (
     Ping,
     Pong,
     Put,
-    Records,
     Repair,
     Scan,
     ScanKeys,
     StatusIs,
     TopologyIs,
-    Values,
     Want,
     Welcome,
 )
@@ -96,20 +89,6 @@ from dstash.wire.replication import (
 )
 from dstash.wire.shapes import Message
 
-#: Requests that wait for a newer topology, at most; and for how long (milliseconds) they do.
-_PATIENT: Final = 1000
-_PATIENCE_MS: Final = 1000
-#: A write that would wait longer (milliseconds) is told to come back; unless only few wait.
-_LONG_MS: Final = 300
-_FEW: Final = 64
-
-
-class Reply(NamedTuple):
-    """Frames for whoever sent a request."""
-
-    to: bytes
-    frames: list[bytes]
-
 
 class Settings(NamedTuple):
     """What the core needs to know of the configuration."""
@@ -125,28 +104,6 @@ class Settings(NamedTuple):
     max_waiting_bytes: int = 64 * 1024 * 1024
     #: Requests that may wait for the disk, or for an answer that takes time.
     max_requests: int = 1024
-
-
-class Request(NamedTuple):
-    """A message, who sent it (a routing id, and the public key that was proved), and its size."""
-
-    sender: bytes
-    user: str | None
-    envelope: Envelope
-    came: int
-    size: int
-
-    @property
-    def ticket(self) -> Ticket:
-        """Whom to answer."""
-        return Ticket(self.sender, self.envelope.correlation, self.envelope.protocol)
-
-
-class PendingOrder(NamedTuple):
-    """An operator's order, and what turns its answer into a reply."""
-
-    order: Order
-    answer: Callable[[Message, int], list[Reply]]
 
 
 class PeerCore:
@@ -166,8 +123,9 @@ class PeerCore:
         # Nor what is below a horizon, should the clock have been set back meanwhile.
         self.holdings.floor = max(stamp_at(now), *self.holdings.horizons)
         self.holdings.promise_ms = min(PROMISE_MS, settings.pace.bury_ms // 2)
+        self._backlog = Backlog(settings.max_waiting_bytes, settings.max_requests)
         self.hints = Hints(settings.hint_limit, settings.hint_max_age_ms)
-        self.scheduler = Scheduler(self._commit_internal, self._settle, self._epoch)
+        self.scheduler = Scheduler(self._commit_internal, self._backlog.settle, self._epoch)
         self._steady = Steady(now)
         replica = Replica(
             settings.peer, self.holdings, self._current_view, self._steady_time, lambda: self.now
@@ -183,20 +141,10 @@ class PeerCore:
         self.failure: DStashError | None = None
         self.counts: Counter[str] = Counter()
         self._owned: frozenset[int] = frozenset()
-        self._waiting: deque[WaitingWrite] = deque()
-        self._waiting_bytes = 0
-        self._in_commit = 0
-        self._early: deque[Request] = deque()
-        self._early_bytes = 0
+        self._early = EarlyRequests(settings.max_waiting_bytes)
+        self._reader = Reader(self.holdings, self.meters)
         self._authority: Authority | None = None
         self._topology_bytes = b""
-        self._accepted = 0
-        self._settled = 0
-        self._asked = self._asked_bytes = 0
-        self._patience = Patience()
-        self._write_ms = 0.0  # what a write takes, as a running mean
-        self._commit_began = now
-        self._settling: deque[tuple[int, Callable[[], None]]] = deque()
         self._answers: list[Reply] = []
         self._orders: list[PendingOrder] = []
 
@@ -240,7 +188,7 @@ class PeerCore:
             return []
         self.counts["turned_away"] += 1
         ticket = Ticket(sender, envelope.correlation, envelope.protocol)
-        return [self._reply(ticket, Error.of(self._busy(why)), now)]
+        return [self._reply(ticket, Error.of(self._backlog.busy(why)), now)]
 
     def receive_answer(self, peer: str, parts: list[bytes], now: int) -> None:
         """Take a message from another peer, on a connection that this one made."""
@@ -305,20 +253,14 @@ class PeerCore:
         self.now = now
         self.wants_refresh = False
         self.healer.install(view, self._steady.at(now))
-        early, self._early, self._early_bytes = self._early, deque(), 0
+        early = self._early.take()
         return [reply for request in early for reply in self._handle(request, now)]
 
     def next_commit(self, now: int) -> Commit | None:
         """Return the writes that wait, as one commit; None when none does."""
-        if not self._waiting:
+        group = self._backlog.take(now)
+        if not group:
             return None
-        group: list[WaitingWrite] = []
-        weight = 0
-        while self._waiting and weight < COMMIT_BYTES:
-            group.append(self._waiting.popleft())
-            weight += group[-1].weight
-        self._in_commit += weight
-        self._commit_began = now
         rules = Rules(
             now,
             self.settings.max_clock_skew_ms,
@@ -334,26 +276,19 @@ class PeerCore:
 
     def committed(self, commit: Commit, now: int) -> list[Reply]:
         """Take back a commit that was run; returns the acks."""
-        weight = sum(one.weight for one in commit.waiting)
-        self._in_commit -= weight
-        self._waiting_bytes -= weight
         self.failure = self.failure or commit.fatal
         self.counts["commits"] += 1
-        mean = max(0, now - self._commit_began) / max(1, len(commit.waiting))
-        self._write_ms += (mean - self._write_ms) / 4
         self.holdings.changed(commit.changed, now)
         self.holdings.damage.report(commit.damaged)
         for internal, error in commit.done:
             internal.done(error)
-        self._settled += len(commit.waiting)
-        while self._settling and self._settling[0][0] <= self._settled:
-            self._settling.popleft()[1]()
+        self._backlog.committed(commit.waiting, now)
         return [self._reply(ticket, message, now) for ticket, message in commit.replies]
 
     @property
     def has_work(self) -> bool:
         """Whether writes wait for a commit, or are in one."""
-        return bool(self._waiting or self._in_commit)
+        return self._backlog.has_work
 
     def why_not_ready(self) -> str | None:
         """Return None when the peer serves requests, else the reason why not."""
@@ -422,8 +357,8 @@ class PeerCore:
         self._check_membership(request)
         if isinstance(message, _READS):
             self._check_synced()
-            self._patience.served()
-            return self._read(message, self._keyspace(message.index), now)
+            self._backlog.served()
+            return self._reader.read(message, self._keyspace(message.index), now)
         self._begin(request, now)
         return None
 
@@ -446,23 +381,22 @@ class PeerCore:
         return self.view is not None and envelope.epoch > self.view.epoch
 
     def _wait_for_topology(self, request: Request) -> None:
-        waiting = self._early_bytes + request.size
-        if len(self._early) >= _PATIENT or waiting > self.settings.max_waiting_bytes:
-            raise self._busy("too many requests wait for the topology")
+        is_first = not self._early
+        if not self._early.add(request):
+            raise self._backlog.busy("too many requests wait for the topology")
         # One look for all that wait: an epoch that was made up must not keep the keeper busy.
-        self.wants_refresh = self.wants_refresh or not self._early
-        self._early.append(request)
-        self._early_bytes = waiting
+        self.wants_refresh = self.wants_refresh or is_first
 
     def _give_up_early(self, now: int) -> list[Reply]:
         """Answer those that have waited too long: nobody here knows of their epoch."""
-        replies = []
-        while self._early and now - self._early[0].came > _PATIENCE_MS:
-            request = self._early.popleft()
-            self._early_bytes -= request.size
-            error = NotReady(f"epoch {request.envelope.epoch} is not known here")
-            replies.append(self._reply(request.ticket, Error.of(error), now))
-        return replies
+        return [
+            self._reply(
+                request.ticket,
+                Error.of(NotReady(f"epoch {request.envelope.epoch} is not known here")),
+                now,
+            )
+            for request in self._early.expired(now)
+        ]
 
     def _check_membership(self, request: Request) -> None:
         """Refuse what only peers may ask to those that the topology does not list."""
@@ -527,37 +461,13 @@ class PeerCore:
         weight = len(message.keys) + len(
             getattr(message, "payloads", b"") or getattr(message, "records", b"")
         )
-        if self._waiting_bytes + weight > max(self.settings.max_waiting_bytes, weight):
-            raise self._busy("too many writes wait for the disk")
-        self._check_requests()
-        self._patience.served()
-        self._wait(WaitingWrite(ticket, message, space, weight))
-
-    def _check_requests(self) -> None:
-        in_hand = self._accepted - self._settled + self._asked
-        delay = round(in_hand * self._write_ms)
-        if in_hand >= self.settings.max_requests or (in_hand > _FEW and delay > _LONG_MS):
-            raise self._busy("too many requests are in hand")
-
-    def _busy(self, text: str) -> Busy:
-        return Busy(text, retry_after_ms=self._patience.sent_away())
-
-    def _wait(self, write: WaitingWrite) -> None:
-        self._waiting_bytes += write.weight
-        self._accepted += 1
-        self._waiting.append(write)
+        self._backlog.admit(WaitingWrite(ticket, message, space, weight))
 
     # -- for the tasks
 
     def _commit_internal(self, merge: Merge, done: Callable[[DStashError | None], None]) -> None:
         weight = sum(len(key) + len(record) for key, record in merge.entries)
-        self._wait(WaitingWrite(Ticket(b"", 0), Internal(merge, done), None, weight))
-
-    def _settle(self, done: Callable[[], None]) -> None:
-        if self._settled == self._accepted:
-            done()
-        else:
-            self._settling.append((self._accepted, done))
+        self._backlog.add(WaitingWrite(Ticket(b"", 0), Internal(merge, done), None, weight))
 
     def _epoch(self) -> int:
         return self.view.epoch if self.view else 0
@@ -573,7 +483,7 @@ class PeerCore:
     def _begin_answer(self, request: Request, answer: Callable[..., Answering], now: int) -> None:
         ticket, question = request.ticket, request.envelope.message
         # The question is kept until it is answered, and so is what was found so far.
-        let_go = self._take_in_hand(request.size + PAGE_BYTES)
+        let_go = self._backlog.hold(request.size + PAGE_BYTES)
 
         def ended(result: Message, failure: DStashError | None) -> None:
             let_go()
@@ -584,7 +494,7 @@ class PeerCore:
         self.scheduler.spawn(f"answer:{type(question).__name__}", task, ended)
 
     def _await_order(self, request: Request, order: Order) -> PendingOrder:
-        let_go = self._take_in_hand(request.size)
+        let_go = self._backlog.hold(request.size)
 
         def answer(message: Message, now: int) -> list[Reply]:
             let_go()
@@ -592,55 +502,10 @@ class PeerCore:
 
         return PendingOrder(order, answer)
 
-    def _take_in_hand(self, weight: int) -> Callable[[], None]:
-        """Count what is answered later; returns what is to be called then."""
-        self._check_requests()
-        if self._asked and self._asked_bytes + weight > self.settings.max_waiting_bytes:
-            raise self._busy("too many questions are in hand")
-        self._asked += 1
-        self._asked_bytes += weight
-
-        def let_go() -> None:
-            self._asked -= 1
-            self._asked_bytes -= weight
-
-        return let_go
-
     def _take_hint(self, hint: Hint, now: int) -> None:
         if self.view is not None and hint.peer in self.view.members:
             keys = codec.unpack_keys(hint.keys)
             self.hints.add(hint.peer, locate(self._keyspace(hint.index), keys), self._steady_time())
-
-    def _read(self, message: Message, space: Keyspace, now: int) -> Message:
-        with self.store.snapshot() as snapshot:
-            if isinstance(message, Lookup | Fetch):
-                return self._read_keys(message, snapshot, space, now)
-            if isinstance(message, Scan | ScanKeys | Count):
-                return self._read_page(message, PageBuilder(snapshot, space, _span(message), now))
-        raise AssertionError(f"{type(message).__name__} is in _DATA, but is not handled")
-
-    def _read_keys(
-        self, message: Lookup | Fetch, snapshot: Snapshot, space: Keyspace, now: int
-    ) -> Message:
-        keys = codec.unpack_keys(message.keys)
-        answer: Values | Records
-        if isinstance(message, Lookup):
-            if message.want & _VALUES:  # else it only checks what another replica answers
-                self.meters.read_keys.observe(len(keys))
-            answer = look_up(snapshot, space, keys, message.want, now)
-        else:
-            answer = fetch(snapshot, space, keys)
-        if answer.damaged:
-            self.holdings.damage.report(locate(space, [keys[place] for place in answer.damaged]))
-        return answer
-
-    def _read_page(self, message: Message, builder: PageBuilder) -> Message:
-        try:
-            return builder.build(
-                with_keys=not isinstance(message, Count), with_values=isinstance(message, Scan)
-            )
-        finally:
-            self.holdings.damage.report(builder.damaged)
 
     def _hello(self, hello: Hello, now: int) -> Message:
         if common_protocol(hello.lowest, hello.highest) is None:
@@ -690,7 +555,7 @@ class PeerCore:
             "map_bytes": stats.map_bytes,
             "pages": dict(stats.pages),
             "free_bytes": stats.free_bytes,
-            "waiting_bytes": self._waiting_bytes,
+            "waiting_bytes": self._backlog.waiting_bytes,
             "epoch": self._epoch(),
             "uptime_s": (self.now - self._started) // 1000,
             "version": __version__,
@@ -703,16 +568,6 @@ class PeerCore:
         epoch = self.view.epoch if self.view else 0
         return Reply(sender, encode(Envelope(correlation, epoch, now, message, protocol)))
 
-
-#: Announced in ``Welcome``, so that clients in other languages need not guess.
-LIMITS: Final = {
-    "partitions": PARTITIONS,
-    "index_bytes": MAX_INDEX_BYTES,
-    "key_bytes": MAX_KEY_BYTES,
-    "value_bytes": MAX_VALUE_BYTES,
-    "message_bytes": MAX_FRAME_BYTES,
-    "keys_per_frame": MAX_KEYS_PER_FRAME,
-}
 
 #: Requests that are answered whatever the state of the cluster.
 _PLAIN: Final[dict[type, Callable[[PeerCore, Any, int], Message]]] = {
@@ -746,22 +601,5 @@ _QUESTIONS: Final[dict[type, Callable[..., Answering]]] = {
 _ANSWERED: Final = "Answered"
 _ACCEPTED: Final = "Accepted"
 
-#: Plain numbers: arithmetic with flags takes longer than all the rest of counting.
-_VALUES: Final = Want.VALUES.value
+#: A plain number: arithmetic with flags takes longer than all the rest of counting.
 _DIGEST: Final = Want.DIGEST.value
-
-
-def _span(message: Scan | ScanKeys | Count) -> Span:
-    packed = message.partitions
-    if len(packed) % 2 or len(packed) > 2 * PARTITIONS:
-        raise ProtocolError("partitions are not a sequence of 16-bit numbers")
-    partitions = [int.from_bytes(packed[i : i + 2], "big") for i in range(0, len(packed), 2)]
-    if max(partitions, default=0) >= PARTITIONS:
-        raise ProtocolError(f"a partition is not below {PARTITIONS}")
-    return Span(
-        message.prefix,
-        partitions,
-        message.after,
-        max(1, min(message.max_keys, MAX_KEYS_PER_FRAME)),
-        max(1, min(message.max_bytes, MAX_FRAME_BYTES // 4)),
-    )

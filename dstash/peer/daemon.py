@@ -27,7 +27,8 @@ from dstash.peer.metrics import PeerMetrics
 from dstash.peer.notify import notify
 from dstash.peer.pages import Dashboard
 from dstash.peer.server import PeerServer, wall
-from dstash.store.lmdb import LmdbStore, set_aside
+from dstash.store.directory import set_aside
+from dstash.store.lmdb import LmdbStore
 from dstash.types import Durability
 from dstash.wire.connections import Limits
 from dstash.wire.security import Doorkeeper

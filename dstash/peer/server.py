@@ -21,9 +21,10 @@ from dstash.cluster.view import View
 from dstash.errors import DStashError, NotReady, StoreFailed
 from dstash.peer.authority import Authority
 from dstash.peer.commits import Commit
-from dstash.peer.core import PeerCore, PendingOrder, Reply
+from dstash.peer.core import PeerCore
 from dstash.peer.healer import Proposal
 from dstash.peer.inbox import Inbox
+from dstash.peer.requests import PendingOrder, Reply
 from dstash.wire.connections import Connections
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.links import Links

@@ -7,10 +7,15 @@ may be local to each of them.
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 from typing import Final
 
 from dstash.errors import StoreError
+
+DATA_FILE: Final = "data.mdb"
+#: There once LMDB could not read the store any more: says why.
+DAMAGED_FILE: Final = "DAMAGED"
 
 MOUNTS: Final = Path("/proc/self/mounts")
 _NETWORK: Final = frozenset(
@@ -61,3 +66,28 @@ def _plain(field: str) -> str:
     for escape, char in _ESCAPES.items():
         field = field.replace(escape, char)
     return field
+
+
+def sync_names(directory: Path) -> None:
+    """Put the names of a new store's files on disk: syncing a file does not sync its name."""
+    for folder in (directory, directory.resolve().parent):
+        if not os.access(folder, os.R_OK):
+            continue  # nothing can be opened there, so whoever made it has to care
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def set_aside(directory: Path) -> Path:
+    """Move a closed store out of the way, within its directory; returns where it is now."""
+    aside = directory / f"set-aside-{uuid.uuid4().hex[:8]}"
+    try:
+        aside.mkdir()
+        for name in (DATA_FILE, "lock.mdb", DAMAGED_FILE):
+            if (directory / name).exists():
+                (directory / name).rename(aside / name)
+    except OSError as error:
+        raise StoreError(f"cannot set aside the store in {directory}: {error.strerror}") from None
+    return aside

@@ -7,7 +7,6 @@ map grows, a full disk is an answer and not the end, and a failed sync is the en
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
@@ -20,30 +19,24 @@ from typing import Any, Final, TypeVar
 
 import lmdb
 
-from dstash.errors import CorruptStore, DiskFull, ForeignStore, StoreError, StoreFailed
+from dstash.errors import CorruptStore, ForeignStore, StoreError, StoreFailed
 from dstash.limits import MIB
-from dstash.store.directory import make_directory
+from dstash.store.directory import DAMAGED_FILE, DATA_FILE, make_directory, sync_names
 from dstash.store.interface import Identity, Merged, Snapshot, StoreStats, Write
 from dstash.store.lock import DirectoryLock
 from dstash.store.merge import merge
+from dstash.store.room import grown, lacks_room, map_size_for
+from dstash.store.translation import translated
 from dstash.types import Durability
 from dstash.version import Stamp
 
 T = TypeVar("T")
 
 FORMAT: Final = 1
-DATA_FILE: Final = "data.mdb"
 #: There while a store is being made: a process that dies then leaves an empty data file behind.
 _MAKING_FILE: Final = "MAKING"
-_PROBE_FILE: Final = "PROBE"
-#: There once LMDB could not read the store any more: says why.
-_DAMAGED_FILE: Final = "DAMAGED"
-_FIRST_MAP: Final = 64 * MIB
-_LARGEST_STEP: Final = 1024 * MIB
 _DATABASES: Final = 8
 
-#: How a disk says that it is full: altogether, for this user, or for a file of this size.
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: What a commit takes beside its records, at most: copies of the pages that lead to them (bytes).
 _PAGES_PER_RECORD: Final = 8192
 _PAGES_PER_COMMIT: Final = MIB // 4
@@ -120,7 +113,7 @@ class LmdbStore:
             raise
 
     def _check_mark(self) -> None:
-        mark = self.directory / _DAMAGED_FILE
+        mark = self.directory / DAMAGED_FILE
         if mark.exists():
             raise CorruptStore(
                 f"{mark.read_text(errors='replace').strip()} (found at work; remove {mark} to "
@@ -129,13 +122,13 @@ class LmdbStore:
 
     def _open(self, durability: Durability) -> None:
         making = self.directory / _MAKING_FILE
-        with _translated(self.directory):
+        with translated(self.directory):
             if not (self.directory / DATA_FILE).exists():
                 making.touch()
             is_new = making.exists()
             self._env = lmdb.open(
                 os.fspath(self.directory),
-                map_size=_map_size_for(self.directory / DATA_FILE),
+                map_size=map_size_for(self.directory / DATA_FILE),
                 max_dbs=_DATABASES,
                 max_readers=126,
                 sync=durability is Durability.SYNC,
@@ -151,7 +144,7 @@ class LmdbStore:
             self._read_meta(is_new)
             making.unlink(missing_ok=True)
             if is_new:
-                _sync_names(self.directory)
+                sync_names(self.directory)
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
@@ -237,7 +230,7 @@ class LmdbStore:
 
     def marked(self, name: bytes) -> bytes | None:
         """Return what is kept under a name."""
-        with self._growing, _translated(self.directory), self._env.begin(self._meta) as transaction:
+        with self._growing, translated(self.directory), self._env.begin(self._meta) as transaction:
             kept: bytes | None = transaction.get(_MARK + name)
             return kept
 
@@ -264,13 +257,13 @@ class LmdbStore:
     def _translated(self, is_full: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Translate errors; the store takes no more writes after those that are for good."""
         try:
-            with _translated(self.directory, self._fail, is_full):
+            with translated(self.directory, self._fail, is_full):
                 yield
         except CorruptStore as error:
             # What cannot be read now will not be readable after a restart: that must not be tried
             # again and again. If this fails too, the next start finds out by itself.
             with suppress(OSError):
-                (self.directory / _DAMAGED_FILE).write_text(f"{error}\n")
+                (self.directory / DAMAGED_FILE).write_text(f"{error}\n")
             raise
 
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
@@ -300,7 +293,7 @@ class LmdbStore:
 
         def is_full() -> bool:
             sizes = [len(record) + _PAGES_PER_RECORD for record in records]
-            return _lacks_room(self.directory, sum(sizes) + _PAGES_PER_COMMIT)
+            return lacks_room(self.directory, sum(sizes) + _PAGES_PER_COMMIT)
 
         with self._writing:
             while True:
@@ -322,7 +315,7 @@ class LmdbStore:
     def _grow(self) -> None:
         with self._growing:
             size = self._env.info()["map_size"]
-            self._env.set_mapsize(size + min(size, _LARGEST_STEP))
+            self._env.set_mapsize(grown(size))
 
     def _fail(self, reason: str) -> None:
         # After a failed fsync the next one may report success for pages that never reached the
@@ -331,7 +324,7 @@ class LmdbStore:
 
     def sync(self) -> None:
         """Flush what earlier commits left to the operating system (durability ``interval``)."""
-        with _translated(self.directory, self._fail):
+        with translated(self.directory, self._fail):
             self._env.sync(True)
 
     def has_room(self, reserve: int) -> bool:
@@ -383,97 +376,3 @@ class LmdbStore:
             finally:
                 self._env.close()
                 self._lock.release()
-
-
-def _sync_names(directory: Path) -> None:
-    """Put the names of a new store's files on disk: syncing a file does not sync its name."""
-    for folder in (directory, directory.resolve().parent):
-        if not os.access(folder, os.R_OK):
-            continue  # nothing can be opened there, so whoever made it has to care
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def set_aside(directory: Path) -> Path:
-    """Move a closed store out of the way, within its directory; returns where it is now."""
-    aside = directory / f"set-aside-{uuid.uuid4().hex[:8]}"
-    try:
-        aside.mkdir()
-        for name in (DATA_FILE, "lock.mdb", _DAMAGED_FILE):
-            if (directory / name).exists():
-                (directory / name).rename(aside / name)
-    except OSError as error:
-        raise StoreError(f"cannot set aside the store in {directory}: {error.strerror}") from None
-    return aside
-
-
-def _map_size_for(data_file: Path) -> int:
-    size = data_file.stat().st_size if data_file.exists() else 0
-    map_size = _FIRST_MAP
-    while map_size < size * 2:
-        map_size += min(map_size, _LARGEST_STEP)
-    return map_size
-
-
-def _lacks_room(directory: Path, needed: int) -> bool:
-    """Whether the data file could not grow by so many bytes.
-
-    LMDB calls a write that was cut short by a full disk an I/O error. So another file is made to
-    grow from the same length: that meets limits of the disk, the user, the process and the file.
-    """
-    path = directory / _PROBE_FILE
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.lseek(handle, (directory / DATA_FILE).stat().st_size, os.SEEK_SET)
-            while needed > 0:
-                needed -= os.write(handle, bytes(min(needed, MIB)))
-        finally:
-            path.unlink()
-            os.close(handle)
-    except OSError as error:
-        return error.errno in _FULL
-    return False
-
-
-_CORRUPT: Final = (
-    lmdb.CorruptedError,
-    lmdb.InvalidError,
-    lmdb.PageNotFoundError,
-    lmdb.VersionMismatchError,
-    lmdb.IncompatibleError,
-    lmdb.BadTxnError,  # what a page that is none of a tree does to the transaction that meets it
-)
-
-
-@contextmanager
-def _translated(
-    directory: Path,
-    on_failure: Callable[[str], None] = lambda reason: None,
-    is_full: Callable[[], bool] = lambda: False,
-) -> Iterator[None]:
-    """Turn LMDB's errors into dstash's, at this one place. A full map passes through."""
-    try:
-        yield
-    except OSError as error:  # of a file beside the database
-        raise StoreError(f"cannot use {directory}: {error.strerror}") from None
-    except (lmdb.MapFullError, lmdb.MapResizedError):
-        raise
-    except _CORRUPT as error:
-        on_failure(f"{directory}: {error}")
-        raise CorruptStore(f"{directory}: LMDB cannot read it: {error}") from None
-    except lmdb.Error as error:
-        # The text of an error of opening begins with the path already.
-        reason = f"{directory}: {str(error).removeprefix(f'{directory}: ')}"
-        is_failure = isinstance(error, lmdb.DiskError | lmdb.PanicError) or os.strerror(
-            errno.EIO
-        ) in str(error)
-        if any(os.strerror(number) in str(error) for number in _FULL) or (is_failure and is_full()):
-            raise DiskFull(f"no room left on the disk of {directory}") from None
-        if is_failure:
-            on_failure(reason)
-            raise StoreFailed(f"{directory}: the disk failed: {error}") from None
-        raise StoreError(reason) from None

@@ -7,7 +7,8 @@ from typing import Final
 from dstash.cluster.topology import Member, Topology
 from dstash.cluster.view import View
 from dstash.peer.authority import Authority
-from dstash.peer.core import PeerCore, Reply, Settings
+from dstash.peer.core import PeerCore, Settings
+from dstash.peer.requests import Reply
 from dstash.store.twin import TwinStore
 from dstash.version import pack, stamp_at
 from dstash.wire import codec

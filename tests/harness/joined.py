@@ -17,7 +17,8 @@ from dstash.client.session import Send, Session
 from dstash.client.writes import DeleteOperation, PutOperation
 from dstash.cluster.topology import Member, Topology
 from dstash.cluster.view import View
-from dstash.peer.core import PeerCore, Reply, Settings
+from dstash.peer.core import PeerCore, Settings
+from dstash.peer.requests import Reply
 from dstash.store.record import keyspace, locate
 from dstash.store.twin import TwinStore
 from dstash.types import Level

@@ -12,8 +12,9 @@ from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
 from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable, PeerIdInUse
 from dstash.peer.commits import Commit
-from dstash.peer.core import PeerCore, Reply, Settings
+from dstash.peer.core import PeerCore, Settings
 from dstash.peer.keeper import Keeper
+from dstash.peer.requests import Reply
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.messages import Hello
 from tests.simulation.clock import WallClock

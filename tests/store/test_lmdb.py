@@ -18,8 +18,9 @@ import pytest
 from dstash.errors import CorruptStore, DiskFull, ForeignStore, StoreError, StoreInUse
 from dstash.limits import MIB, PARTITIONS
 from dstash.store import lmdb as store_module
+from dstash.store.directory import DATA_FILE
 from dstash.store.interface import Identity, Write
-from dstash.store.lmdb import DATA_FILE, LmdbStore
+from dstash.store.lmdb import LmdbStore
 from dstash.store.record import head, keyspace, seal
 from dstash.types import Durability
 from dstash.version import pack, stamp_at
@@ -310,7 +311,8 @@ class TestRefusing:
             import sys
             from pathlib import Path
             from dstash.errors import CorruptStore
-            from dstash.store.lmdb import DATA_FILE, LmdbStore
+            from dstash.store.directory import DATA_FILE
+            from dstash.store.lmdb import LmdbStore
             from tests.store.test_lmdb import entries, put
 
             folder = Path(sys.argv[1])

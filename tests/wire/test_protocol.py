@@ -12,7 +12,7 @@ import pytest
 from dstash import limits
 from dstash.cluster.rendezvous import Candidate, place, scores
 from dstash.errors import BY_CODE
-from dstash.peer.core import LIMITS
+from dstash.peer.requests import LIMITS
 from dstash.store.record import (
     HEAD_BYTES,
     is_sound,
