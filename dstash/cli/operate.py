@@ -125,11 +125,7 @@ _NOT_MEMBERS: Final = 8
 
 def _show_members(members: Sequence[Mapping[str, Any]]) -> None:
     """Print a table; what does not fit on a terminal are members that are well."""
-    columns = [
-        column
-        for column in _COLUMNS
-        if column not in _MOSTLY_ALIKE or len({one.get(column) for one in members} - {None}) > 1
-    ]
+    columns = [column for column in _COLUMNS if _is_worth_showing(column, members)]
     shown = list(members)
     if sys.stdout.isatty():
         room = max(get_terminal_size().lines - _NOT_MEMBERS, 1)
@@ -138,6 +134,12 @@ def _show_members(members: Sequence[Mapping[str, Any]]) -> None:
     output.table(columns, [_member_row(member, columns) for member in shown])
     if len(shown) < len(members):
         output.line(f"and {len(members) - len(shown)} more, all ok")
+
+
+def _is_worth_showing(column: str, members: Sequence[Mapping[str, Any]]) -> bool:
+    if column == "healing":
+        return any(map(healing_of, members))
+    return column not in _MOSTLY_ALIKE or len({one.get(column) for one in members} - {None}) > 1
 
 
 def _member_row(member: Mapping[str, Any], columns: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from dstash.client.dispatch import Dispatch
 from dstash.client.facts import describe_cluster, describe_place
 from dstash.client.orders import OrderOperation
 from dstash.client.results import BatchResult
-from dstash.client.scans import PageOperation, StatusOperation, Walk
+from dstash.client.scans import PageOperation, RepairOperation, StatusOperation, Walk
 from dstash.client.seeds import way_of
 from dstash.client.session import Session
 from dstash.cluster.topology import Topology
@@ -303,6 +303,13 @@ class AsyncClient:
     async def topology(self, *, timeout: float | None = None) -> Topology:
         """Return the topology as a peer knows it now."""
         return (await self._view(timeout)).topology
+
+    async def repair(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """Have every peer check and compare all it holds, now; as ``Client.repair``."""
+        view = await self._view(timeout)
+        deadline = self._calls.deadline(timeout)
+        operation = RepairOperation(self._session, deadline, list(view.members))
+        return describe_cluster(view, await self._dispatch.run(operation))
 
     async def order(
         self,

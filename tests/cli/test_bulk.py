@@ -90,7 +90,7 @@ def test_parquet(inside: InProcess, index: str) -> None:
     assert 400 < float(inside.out("ttl", f"{index}2", "7", "--int")) <= 500
     code, text = inside.refusal("import", index, "-", "--format", "parquet", stdin=b"PAR1")
     assert code == 1
-    assert text == "-, parquet cannot be read from a pipe; name a file; stored 0 records"
+    assert text == "stdin, parquet cannot be read from a pipe; name a file; stored 0 records"
 
 
 def test_time_to_live_is_kept(inside: InProcess, index: str) -> None:

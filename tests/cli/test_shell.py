@@ -44,7 +44,7 @@ def test_errors_are_told_and_the_next_line_runs(
     inside: InProcess, index: str, line: str, code: int, text: str
 ) -> None:
     index = shlex.quote(index)
-    script = f"{line.replace('INDEX', index)}\nput {index} after 1\ncount {index}\nnone\n"
+    script = f"{line.replace('INDEX', index)}\nput {index} after 1\nget {index} after\nnone\n"
     done = inside.run("shell", stdin=script.encode())
     assert (done.returncode, done.stdout) == (code, b"1\n")
     first, second = done.stderr.decode().splitlines()

@@ -17,11 +17,15 @@ from dstash.client.index import Index
 MAPPING = {name for name in dir(MutableMapping) if not name.startswith("_")}
 
 
+#: For tools that bring operations of their own, such as backups: they wait in threads.
+TOOLS = {"run", "session"}
+
+
 def methods(of: type) -> dict[str, Callable[..., Any]]:
     return {
         name: member
         for name, member in inspect.getmembers(of, callable)
-        if not name.startswith("_")
+        if not name.startswith("_") and name not in TOOLS
     }
 
 

@@ -10,7 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from dstash import Client
 from tests.harness.devcluster import clean_environment
@@ -146,13 +146,13 @@ class Peers:
         self._clients: list[Client] = []
 
     @classmethod
-    def local(cls, folder: Path, *options: str) -> Peers:
+    def local(cls, folder: Path, *options: str) -> Self:
         """Return a cluster with the embedded membership."""
         where = ["--membership", "local", "--local-dir", str(folder / "membership")]
         return cls(folder, where, *options, finder={"local_dir": str(folder / "membership")})
 
     @classmethod
-    def consul(cls, folder: Path, url: str, cluster: str, *options: str) -> Peers:
+    def consul(cls, folder: Path, url: str, cluster: str, *options: str) -> Self:
         """Return a cluster on Consul."""
         where = ["--membership", "consul", "--consul", url]
         finder = {"consul": url, "cluster": cluster}

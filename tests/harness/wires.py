@@ -158,9 +158,14 @@ class WiredPeers(Peers):
     """A cluster in which every connection goes over a wire."""
 
     def __init__(
-        self, folder: Path, where: list[str], *options: str, cluster: str = "dstash"
+        self,
+        folder: Path,
+        where: list[str],
+        *options: str,
+        finder: dict[str, str],
+        cluster: str = "dstash",
     ) -> None:
-        super().__init__(folder, where, *options, cluster=cluster)
+        super().__init__(folder, where, *options, finder=finder, cluster=cluster)
         self.wires = Wires(self._pids)
 
     def _pids(self) -> dict[str, int]:

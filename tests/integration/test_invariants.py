@@ -38,9 +38,9 @@ def wired(
     tmp_path_factory: pytest.TempPathFactory, consul_agent: ConsulAgent
 ) -> Iterator[WiredPeers]:
     """Three peers on Consul, with a proxy before each. Every test leaves them well."""
-    where = ["--membership", "consul", "--consul", consul_agent.url]
     name = f"wired-{uuid.uuid4().hex[:8]}"
-    with WiredPeers(tmp_path_factory.mktemp("wired"), where, cluster=name) as peers:
+    folder = tmp_path_factory.mktemp("wired")
+    with WiredPeers.consul(folder, consul_agent.url, name) as peers:
         peers.environ |= HASTY
         peers.form(*NAMES)
         yield peers
@@ -218,8 +218,7 @@ def test_the_leader_of_consul_is_killed_again_and_again(tmp_path: Path) -> None:
     consul = ConsulCluster(tmp_path)
     consul.start()
     try:
-        where = ["--membership", "consul", "--consul", consul.followers()[0].url]
-        with Peers(tmp_path, where, cluster="elections") as peers:
+        with Peers.consul(tmp_path, consul.followers()[0].url, "elections") as peers:
             peers.environ |= HASTY
             peers.form(*NAMES)
             with Load(peers.client()) as load:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from dstash.errors import ProtocolError
 from dstash.peer.authority import Authority, Grant, Role
 from dstash.version import pack, stamp_at
-from dstash.wire import codec, messages
+from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Error, Lookup, Put, Stored, Values
 from dstash.wire.replication import AskDigests, DigestsAre
-from dstash.wire.shapes import Frame
+from dstash.wire.shapes import SHAPES, Frame
 from tests.fuzz.target import EPOCH, NOW, Target
 
 #: Pieces that get further than noise does.
@@ -41,7 +41,7 @@ RELAXED = settings(
 @st.composite
 def nearly_right(draw: st.DrawFn) -> list[bytes]:
     """Return a message of a kind that exists, with fields of the right types and any content."""
-    shape = messages._SHAPES[draw(st.sampled_from(sorted(messages._SHAPES)))]
+    shape = SHAPES[draw(st.sampled_from(sorted(SHAPES)))]
     fields = {name: draw(_BY_TYPE.get(kinds[0], PLAIN)) for name, kinds, _ in shape.plain}
     fields |= {name: draw(BYTES) for name in shape.frames}
     epoch = draw(st.one_of(st.just(EPOCH), WORDS))

@@ -12,15 +12,13 @@ import pytest
 from dstash.config.fields import is_key
 from dstash.errors import ConfigError, Unauthorised
 from dstash.peer.authority import _NEEDED, Role, fingerprint, read_authority
-from dstash.wire import messages
 from dstash.wire.messages import Hello, Lookup, Order, Put
 from dstash.wire.replication import Push
 from dstash.wire.security import Doorkeeper, KeyPair, load_public
+from dstash.wire.shapes import EMPTY, SHAPES
 from dstash.wire.sockets import Context, Link, LinkState, Received, Router
 from tests.harness.devcluster import InProcess
 from tests.harness.waiting import stays_true, wait_until
-
-EMPTY = messages.EMPTY
 
 
 @pytest.fixture
@@ -183,7 +181,7 @@ class TestList:
             *("StatusIs", "Ordered", "DigestsAre", "BucketsAre", "VersionsAre", "CopyIs"),
             *("HorizonIs", "SeenIs", "HistoryIs"),
         }
-        known = {shape.build.__name__ for shape in messages._SHAPES.values()}
+        known = {shape.build.__name__ for shape in SHAPES.values()}
         assert {kind.__name__ for kind in _NEEDED} == known - answers
         assert all(roles and roles <= set(Role) for roles in _NEEDED.values())
 
