@@ -49,7 +49,7 @@ def test_bash_loads_the_script_and_completes(dev: DevCluster) -> None:
 
 def test_commands_are_offered(dev: DevCluster) -> None:
     assert offered(dev, "dstash ex") == ["exists", "export"]
-    assert offered(dev, "dstash cluster re") == ["remove", "repair", "replace", "resume"]
+    assert offered(dev, "dstash cluster re") == ["remove", "replace", "resume", "repair"]
 
 
 def test_peers_are_offered_by_their_ids(dev: DevCluster) -> None:

@@ -19,6 +19,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent.parent
 HELD_ELSEWHERE: Final = {
     ("docs/operations.md", "bash"): "tests/integration/test_operations.py",
     ("docs/backup.md", "bash"): "tests/backup/test_page.py",
+    ("docs/security.md", "sh"): "tests/security/test_changing.py",
     ("docs/security.md", "hcl"): "tests/security/test_consul.py",
     ("docs/cli.md", "usage"): "tests/documents/test_reference.py",
     ("docs/protocol.md", "frames"): "tests/wire/test_protocol.py",

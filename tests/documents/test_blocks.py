@@ -169,6 +169,9 @@ def _check_toml(block: Block, folder: Path) -> None:
         if not Path(public).exists():
             KeyPair.generate().save(Path(public), Path(f"{public}_secret"))
     (folder / "authorised_keys").touch(0o600)
+    (folder / "consul-ca.pem").touch()
+    (folder / "consul.token").write_text("secret")
+    (folder / "consul.token").chmod(0o600)
     keys = {line.partition("=")[0].strip() for line in block.text.splitlines() if "=" in line}
     model = PeerSettings if keys <= PeerSettings.model_fields.keys() else ClientSettings
     flags = {} if model is ClientSettings or "data_dir" in keys else {"data_dir": "data"}

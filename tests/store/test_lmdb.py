@@ -17,8 +17,8 @@ import pytest
 
 from dstash.errors import CorruptStore, DiskFull, ForeignStore, StoreError, StoreInUse
 from dstash.limits import MIB, PARTITIONS
-from dstash.store import lmdb as store_module
-from dstash.store.directory import DATA_FILE
+from dstash.store import room
+from dstash.store.directory import DATA_FILE, set_aside
 from dstash.store.interface import Identity, Write
 from dstash.store.lmdb import LmdbStore
 from dstash.store.record import head, keyspace, seal
@@ -188,7 +188,7 @@ class TestReading:
 class TestGrowing:
     @pytest.fixture(autouse=True)
     def small_map(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(store_module, "_FIRST_MAP", MIB // 4)
+        monkeypatch.setattr(room, "_FIRST_MAP", MIB // 4)
 
     def test_the_map_grows_by_itself_and_stays_grown(self, folder: Path) -> None:
         store = LmdbStore(folder)
@@ -335,7 +335,7 @@ class TestRefusing:
         assert said.splitlines()[1] != "None", "it takes no more writes"
         with pytest.raises(CorruptStore, match="found at work"):
             LmdbStore(folder)
-        aside = store_module.set_aside(folder)
+        aside = set_aside(folder)
         assert (aside / DATA_FILE).exists()
         LmdbStore(folder).close()
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dstash.limits import MIB, PARTITIONS
-from dstash.store import lmdb as store_module
+from dstash.store import room
 from dstash.store.interface import Write
 from dstash.store.lmdb import LmdbStore
 from dstash.store.record import head, keyspace, seal
@@ -48,8 +48,8 @@ class StoreAgainstTwin(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.first_map = store_module._FIRST_MAP
-        store_module._FIRST_MAP = MIB // 4  # so that growing is part of it
+        self.first_map = room._FIRST_MAP
+        room._FIRST_MAP = MIB // 4  # so that growing is part of it
         self.twin = TwinStore()
         self.open(Durability.NONE)
 
@@ -86,7 +86,7 @@ class StoreAgainstTwin(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.store.close()
         self.folder.cleanup()
-        store_module._FIRST_MAP = self.first_map
+        room._FIRST_MAP = self.first_map
 
 
 TestStoreAgainstTwin = StoreAgainstTwin.TestCase
