@@ -35,6 +35,8 @@ _HEARTBEATS: Final = 128
 _BLAMELESS: Final = 256 * 1024
 #: Descriptors kept free of clients: for links to other peers, the membership, files.
 _SPARE: Final = 48
+#: libzmq lets go of what a connection held some time after it was cut: by then (seconds).
+_TRIM_AGAIN: Final = (0.5, 2.0, 5.0)
 #: Cut connections are told in the log once in so many seconds: anyone can make them.
 _QUIET: Final = 5.0
 _PAGE: Final = resource.getpagesize()
@@ -151,6 +153,7 @@ class Connections:
         self._sampled = time.monotonic()
         self.cuts = 0
         self._next_word = 0.0
+        self._trims: list[float] = []  # when to return freed memory to the system
 
     def __len__(self) -> int:
         return len(self._by_fd)
@@ -236,6 +239,9 @@ class Connections:
         if gone:
             self._forget(gone)
         if any(one.is_cut for one in gone):
+            self._trims = [now, *(now + later for later in _TRIM_AGAIN)]
+        if self._trims and now >= self._trims[0]:
+            del self._trims[0]
             give_back_memory()
         open_ones = [one for one in list(self._by_fd.values()) if not one.is_cut]
         for one in open_ones:

@@ -30,7 +30,7 @@ class Closed:
         self.listed = folder / "authorised_keys"
         self.lines: dict[str, str] = {}
         more = ("--replicas", "3", *options)
-        self.peers = Peers.local(folder, *more) if local else Peers(folder, [], *more)
+        self.peers = Peers.local(folder, *more) if local else Peers(folder, [], *more, finder={})
 
     def __enter__(self) -> Closed:
         return self

@@ -19,7 +19,9 @@ from tests.harness.process import mortal
 from tests.harness.waiting import wait_until
 
 _MANUAL = Path(__file__).resolve().parent.parent.parent / "docs" / "security.md"
-_BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"^( *)```(\w+)(?: not-run=\"[^\"]*\")?\n(.*?)^\1```$", re.MULTILINE | re.DOTALL
+)
 _RESTART = "systemctl restart dstash-peer"
 
 
