@@ -44,8 +44,9 @@ def translated(
     except (lmdb.MapFullError, lmdb.MapResizedError):
         raise
     except _CORRUPT as error:
-        on_failure(f"{directory}: {error}")
-        raise CorruptStore(f"{directory}: LMDB cannot read it: {error}") from None
+        text = f"{directory}: LMDB cannot read it: {error}"
+        on_failure(text)
+        raise CorruptStore(text) from None
     except lmdb.Error as error:
         # The text of an error of opening begins with the path already.
         reason = f"{directory}: {str(error).removeprefix(f'{directory}: ')}"
@@ -55,6 +56,7 @@ def translated(
         if any(os.strerror(number) in str(error) for number in FULL) or (is_failure and is_full()):
             raise DiskFull(f"no room left on the disk of {directory}") from None
         if is_failure:
-            on_failure(reason)
-            raise StoreFailed(f"{directory}: the disk failed: {error}") from None
+            text = f"{directory}: the disk failed: {error}"
+            on_failure(text)
+            raise StoreFailed(text) from None
         raise StoreError(reason) from None
