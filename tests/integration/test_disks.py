@@ -100,9 +100,12 @@ def test_bits_that_flip_at_work_are_answered_from_others_mended_counted_and_logg
         client = peers.client()
         client.batch_put("i", VALUES, write="all").raise_for_failures()
         for _ in range(SOAK):
+            with Load(peers.client()) as before:
+                more(before, 50)
+            check_invariants(peers, before)
+            flip(peers["c"].data / "data.mdb")
             with Load(peers.client()) as load:
                 more(load, 50)
-                flip(peers["c"].data / "data.mdb")
                 near = peers.client(zone="zone-c", read="one")
                 check_every_way_to_read(near)
                 client.repair()
@@ -115,7 +118,11 @@ def test_bits_that_flip_at_work_are_answered_from_others_mended_counted_and_logg
 
 
 def flip(file: Path) -> None:
-    """Flip a bit of every marked value, in the file that a running peer has mapped."""
+    """Flip a bit of every marked value, in the file that a running peer has mapped.
+
+    Nobody may write meanwhile: a page that moves between the reading and the flipping would have
+    another page harmed in its place, and that might be one of the tree's own.
+    """
     content = file.read_bytes()
     places = [found.end() - 1 for found in re.finditer(rb"<marked-\d{4}>", content)]
     assert len(places) >= len(VALUES)
