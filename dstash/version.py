@@ -38,6 +38,11 @@ def pack(stamp: Stamp, writer: bytes, touched: Stamp = 0) -> Version:
     return _LAYOUT.pack(stamp, writer, touched)
 
 
+def highest_version(stamp: Stamp) -> Version:
+    """Return a version that none is above of those that speak of no later moment than ``stamp``."""
+    return pack(stamp, b"\xff" * WRITER_BYTES, MAX_STAMP)
+
+
 def unpack(version: Version) -> tuple[Stamp, bytes, Stamp]:
     """Return (stamp, writer, touched)."""
     stamp, writer, touched = _LAYOUT.unpack(version)

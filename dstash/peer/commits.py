@@ -213,11 +213,14 @@ def _prepare_delete(message: Delete, space: Keyspace, rules: Rules) -> Prepared:
     places, keys, _ = _without(rejected, keys, keys)
     tombstone = head(message.version, RecordFlag.TOMBSTONE)
     entries = seal(space, keys, tombstone, [_NOTHING] * len(keys))
-    return Prepared(_client_write(entries, message.version, rules), rejected, places)
+    write = _client_write(entries, message.version, rules)
+    write.tells_existed = True
+    return Prepared(write, rejected, places)
 
 
 def _client_write(entries: list[tuple[bytes, bytes]], version: Version, rules: Rules) -> Write:
-    return Write(entries, rules.now, newest_stamp(version), doubt=rules.doubt)
+    newest = newest_stamp(version)
+    return Write(entries, rules.now, newest, doubt=rules.doubt, version=version)
 
 
 def _prepare_apply(message: Apply, space: Keyspace, rules: Rules) -> Prepared:
@@ -263,7 +266,11 @@ def _prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
     """Take what can be taken; the task is told of the rest when that is on disk."""
     merge = message.merge
     prepared = _prepare_records(list(merge.entries), range(len(merge.entries)), [], rules)
-    write = replace(prepared.write, drops=merge.drops, marks=merge.marks, cures=merge.cures)
+    cured = [newest_stamp(version_of(record)) for _, record in merge.cures if record is not None]
+    newest = max(prepared.write.newest, *cured, 0)
+    write = replace(
+        prepared.write, newest=newest, drops=merge.drops, marks=merge.marks, cures=merge.cures
+    )
     return prepared._replace(write=write)
 
 

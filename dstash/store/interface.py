@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-from dstash.version import MAX_STAMP, Stamp, Version
+from dstash.version import MAX_STAMP, Stamp, Version, highest_version
 
 
 class Identity(NamedTuple):
@@ -42,6 +42,10 @@ class Transaction(Protocol):
         """Store a record."""
         ...
 
+    def put_all(self, entries: Sequence[tuple[bytes, bytes]]) -> object:
+        """Store (storage key, record) pairs."""
+        ...
+
     def insert(self, storage_key: bytes, record: bytes) -> bool:
         """Store a record unless there is one under that key; whether it was stored."""
         ...
@@ -64,6 +68,10 @@ class Write:
     A damaged record may have had any version up to ``doubt``, so it gives way only to what is
     stamped after it; and to ``cures``, (storage key, record or None) pairs: what is known to be
     right takes the place of a record that is damaged still.
+
+    ``version`` is what all entries carry, when they share one: a client's write does, and one that
+    is above all that is stored needs no look at what it replaces. ``tells_existed``: whether
+    somebody wants to know what was there all the same.
     """
 
     entries: Sequence[tuple[bytes, bytes]]
@@ -74,13 +82,20 @@ class Write:
     marks: Sequence[tuple[bytes, bytes]] = ()
     cures: Sequence[tuple[bytes, bytes | None]] = ()
     doubt: Stamp = MAX_STAMP
+    version: Version | None = None
+    tells_existed: bool = False
+
+    def bound(self) -> Version:
+        """Return a version that none of this write's records is above."""
+        return self.version or highest_version(self.newest)
 
 
 @dataclass(slots=True)
 class Merged:
     """What became of one ``Write``: by position what was superseded, and what damage kept out.
 
-    ``existed`` has a byte for each entry: whether the key was live before.
+    ``existed`` has a byte for each entry: whether the key was live before, if the write
+    ``tells_existed``.
     """
 
     superseded: list[tuple[int, Version]] = field(default_factory=list)

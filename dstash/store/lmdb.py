@@ -28,7 +28,7 @@ from dstash.store.merge import merge
 from dstash.store.room import grown, lacks_room, map_size_for
 from dstash.store.translation import translated
 from dstash.types import Durability
-from dstash.version import Stamp
+from dstash.version import Stamp, Version, highest_version
 
 T = TypeVar("T")
 
@@ -76,6 +76,7 @@ class _Mergeable:
     def __init__(self, transaction: Any, cursor: Any) -> None:
         self.get: Callable[[bytes], bytes | None] = cursor.get
         self.put: Callable[[bytes, bytes], object] = cursor.put
+        self.put_all: Callable[[Sequence[tuple[bytes, bytes]]], object] = cursor.putmulti
         self.insert: Callable[[bytes, bytes], bool] = partial(cursor.put, overwrite=False)
         self.delete: Callable[[bytes], object] = transaction.delete
 
@@ -193,6 +194,7 @@ class LmdbStore:
             self.store_id: str = transaction.get(_KEY_STORE_ID, b"").decode()
             self._identity = self._read_identity(transaction)
             self._high_water = int.from_bytes(transaction.get(_KEY_HIGH_WATER, b"\0"), "big")
+            self._ceiling = highest_version(self._high_water)
 
     def _read_identity(self, transaction: Any) -> Identity | None:
         cluster, peer = transaction.get(_KEY_CLUSTER), transaction.get(_KEY_PEER)
@@ -270,9 +272,9 @@ class LmdbStore:
         """Merge writes in one transaction."""
         high_water = max([self._high_water, *(write.newest for write in writes)])
 
-        def work(transaction: Any) -> list[Merged]:
+        def work(transaction: Any) -> tuple[list[Merged], Version]:
             with transaction.cursor(self._records) as cursor:
-                merged = merge(_Mergeable(transaction, cursor), writes)
+                merged = merge(_Mergeable(transaction, cursor), writes, self._ceiling)
             if high_water != self._high_water:
                 transaction.put(_KEY_HIGH_WATER, high_water.to_bytes(8, "big"), db=self._meta)
             for name, content in (mark for write in writes for mark in write.marks):
@@ -280,7 +282,8 @@ class LmdbStore:
             self._merged_at = time.perf_counter()
             return merged
 
-        merged = self._write(work, (record for write in writes for _, record in write.entries))
+        records = (record for write in writes for _, record in write.entries)
+        merged, self._ceiling = self._write(work, records)
         self.synced_in = time.perf_counter() - self._merged_at
         self._high_water = high_water
         return merged

@@ -17,15 +17,41 @@ from dstash.store.record import (
     is_live_head,
     is_sound,
 )
-from dstash.version import Stamp, newest_stamp
+from dstash.version import Stamp, Version, newest_stamp
 
 
-def merge(transaction: Transaction, writes: Iterable[Write]) -> list[Merged]:
-    """Merge every write into the transaction, in order, and tell what became of each."""
-    return [_merge_one(transaction, write) for write in writes]
+def merge(
+    transaction: Transaction, writes: Iterable[Write], ceiling: Version
+) -> tuple[list[Merged], Version]:
+    """Merge every write into the transaction, in order, and tell what became of each.
+
+    Args:
+        ceiling: a version that no record which is stored is above.
+
+    Returns:
+        What became of the writes, and the ceiling afterwards.
+    """
+    merged = []
+    for write in writes:
+        is_above = write.version is not None and write.version >= ceiling
+        merged.append((_replace_all if is_above else _merge_all)(transaction, write))
+        ceiling = max(ceiling, write.bound())
+    return merged, ceiling
 
 
-def _merge_one(transaction: Transaction, write: Write) -> Merged:
+def _replace_all(transaction: Transaction, write: Write) -> Merged:
+    """Merge what beats whatever there is, damaged or not: it need not be looked at."""
+    merged = Merged(existed=bytearray(len(write.entries)))
+    if write.tells_existed:
+        for place, (storage_key, _) in enumerate(write.entries):
+            stored = transaction.get(storage_key)
+            if stored is not None and is_live_head(stored[VERSION_END:HEAD_BYTES], write.now):
+                merged.existed[place] = 1
+    transaction.put_all(write.entries)
+    return merged
+
+
+def _merge_all(transaction: Transaction, write: Write) -> Merged:
     get, put, insert = transaction.get, transaction.put, transaction.insert
     now, horizons, doubt = write.now, write.horizons, write.doubt
     merged = Merged(existed=bytearray(len(write.entries)))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dstash.errors import ForeignStore
 from dstash.store.interface import Identity, Merged, Snapshot, StoreStats, Write
 from dstash.store.merge import merge
-from dstash.version import Stamp
+from dstash.version import ZERO, Stamp, Version
 
 
 class TwinStore:
@@ -26,6 +26,7 @@ class TwinStore:
         self.high_water: Stamp = 0
         self.marks: dict[bytes, bytes] = {}
         self.synced_in = 0.0
+        self._ceiling: Version = ZERO
 
     def adopt(self, identity: Identity) -> None:
         """Write down who the store belongs to."""
@@ -49,7 +50,7 @@ class TwinStore:
 
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
         """Merge writes."""
-        merged = merge(_TwinTransaction(self.records), writes)
+        merged, self._ceiling = merge(_TwinTransaction(self.records), writes, self._ceiling)
         for write in writes:
             self.marks.update(write.marks)
         self.high_water = max([self.high_water, *(write.newest for write in writes)])
@@ -76,6 +77,7 @@ class _TwinTransaction:
     def __init__(self, records: dict[bytes, bytes]) -> None:
         self.get = records.get
         self.put = records.__setitem__
+        self.put_all = records.update
         self._records = records
 
     def insert(self, storage_key: bytes, record: bytes) -> bool:

@@ -223,7 +223,7 @@ class TestAnswers:
             assert isinstance(peer.ask(Lookup("i", want, keys(b"k"))), Values)
         assert isinstance(peer.ask(Fetch("i", keys(b"k"))), Records)
         assert isinstance(peer.ask(Scan("i", b"", EVERYWHERE, b"", 10, 10**6)), Page)
-        answer = peer.ask(put(b"k"))
+        answer = peer.ask(put(b"k", at=peer.now - 1))
         assert isinstance(answer, Stored)
         [[_, code, highest]] = answer.rejected
         assert code == 0, "nobody knows what it was: it may be the newest that was ever here"

@@ -12,7 +12,7 @@ from dstash.store.interface import Write
 from dstash.store.record import HEAD_BYTES, head, keyspace, seal
 from dstash.store.twin import TwinStore
 from dstash.types import RecordFlag
-from dstash.version import pack
+from dstash.version import newest_stamp, pack
 
 SPACE = keyspace(b"index", frozenset(range(PARTITIONS)))
 NOW = 1_000_000
@@ -134,3 +134,31 @@ def test_a_damaged_record_gives_way_to_a_cure_and_a_sound_one_does_not() -> None
             store = damaged_store(put(2)[1])
             store.commit([Write([], NOW, cures=[(put(9)[0], cure)])])
             assert store.records[put(9)[0]] == put(2)[1]
+
+
+@given(st.lists(st.tuples(entries(), st.booleans()), max_size=12))
+def test_a_write_with_one_version_merges_like_its_records_one_by_one(
+    some: list[tuple[Entry, bool]],
+) -> None:
+    plain, quick = TwinStore(), TwinStore()
+    for entry, is_of_a_client in some:
+        version = entry[1][8:28]
+        newest = newest_stamp(version)
+        [expected] = plain.commit([Write([entry], NOW, newest)])
+        shared = version if is_of_a_client else None
+        write = Write([entry], NOW, newest, version=shared, tells_existed=True)
+        [result] = quick.commit([write])
+        assert result.superseded == expected.superseded
+        assert quick.records == plain.records
+
+
+def test_what_is_above_all_that_is_stored_replaces_it_unseen() -> None:
+    for form in damaged_forms():
+        store = damaged_store(form)
+        store.commit([Write([], NOW, newest=9)])
+        for stamp, replaced in ((9, False), (10, True)):
+            version = put(stamp)[1][8:28]
+            write = Write([put(stamp)], NOW, stamp, doubt=9, version=version)
+            [result] = store.commit([write])
+            assert result.damaged == ([] if replaced else [0])
+            assert (store.records[put(9)[0]] == put(10)[1]) is replaced
