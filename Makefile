@@ -34,7 +34,7 @@ test: ## Run everything that must pass; ARGS go to pytest
 
 soak: setup ## Run the simulation, and faults and changes of real peers, for long: SEEDS=2000
 	$(TOOLS)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
-	DSTASH_SOAK=10 $(TOOLS)/pytest --timeout=0 tests/integration/test_scaling.py \
+	SOAK=10 $(TOOLS)/pytest --timeout=0 tests/integration/test_scaling.py \
 		tests/integration/test_invariants.py tests/integration/test_disks.py tests/security
 
 fuzz: setup ## Throw garbage at the codec and at peers for a long time; MINUTES=5 guided by coverage

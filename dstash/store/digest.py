@@ -75,10 +75,10 @@ class Sum:
                 self.damaged.append(storage_key)
                 continue
             self.count += 1
-            if not self.mortal and record[VERSION_END:HEAD_BYTES] != PLAIN:
+            if record[VERSION_END:HEAD_BYTES] != PLAIN:
                 self.mortal = True
-            if horizon and is_dead_at(record, horizon):
-                continue
+                if horizon and is_dead_at(record, horizon):
+                    continue
             version = record[CHECKSUM_END:VERSION_END]
             if until is None or newest_stamp(version) <= until:
                 value += xxh3_128_intdigest(storage_key + version)

@@ -150,8 +150,11 @@ def is_intact_under(record: bytes, seed: int) -> bool:
 
 def is_sound(storage_key: bytes, record: bytes) -> bool:
     """Like ``is_intact``, from the storage key alone."""
-    _, index, key = split_storage_key(storage_key)
-    return is_intact(record, key, xxh3_64_intdigest(index))
+    end = 3 + storage_key[2]
+    seed = xxh3_64_intdigest(storage_key[end:]) ^ xxh3_64_intdigest(storage_key[3:end])
+    return len(record) >= HEAD_BYTES and (
+        xxh3_64_digest(record[CHECKSUM_END:], seed) == record[:CHECKSUM_END]
+    )
 
 
 def open_record(record: bytes) -> Record:

@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from dstash import Client
 from tests.harness.peers import Peer, Peers
@@ -22,6 +23,13 @@ from tests.harness.ports import free_port
 
 #: Whoever is none of the peers.
 CLIENT = "client"
+
+#: How long whoever wants to reach a peer that is down is left waiting. A socket that is refused
+#: tries less and less often, but one that is let in and thrown out begins anew each time.
+_DOWN_SECONDS = 0.5
+
+#: A line of the kernel's: local port and inode of a connection that is open.
+_ESTABLISHED = re.compile(rb"\d+: [0-9A-F]+:([0-9A-F]{4}) \S+ 01 \S+ \S+ \S+ +\d+ +\d+ (\d+)")
 
 
 class Wires:
@@ -32,7 +40,7 @@ class Wires:
     """
 
     def __init__(self, pids: Callable[[], Mapping[str, int]]) -> None:
-        self._pids = pids
+        self._owners = Owners(pids)
         self._ports: dict[str, int] = {}
         self._servers: list[asyncio.Server] = []
         self._cut: dict[tuple[str, str], asyncio.Event] = {}
@@ -82,23 +90,25 @@ class Wires:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
+        ends = [writer]
         try:
             there, back = await asyncio.open_connection("127.0.0.1", target)
-        except BaseException as error:
-            writer.close()
-            if isinstance(error, OSError):
-                return  # the peer is down: so is the way to it
-            raise
-        source = owner(writer.get_extra_info("peername")[1], self._pids())
-        ways = [(reader, back, (source, peer)), (there, writer, (peer, source))]
+            ends.append(back)
+            source = await self._owners.of(writer.get_extra_info("peername")[1])
+            await self._pump_both((reader, back, (source, peer)), (there, writer, (peer, source)))
+        except OSError:  # the peer is down, and so is the way to it
+            await asyncio.sleep(_DOWN_SECONDS)
+        finally:
+            for end in ends:
+                end.close()
+
+    async def _pump_both(self, *ways: tuple[Any, Any, tuple[str, str]]) -> None:
         tasks = [asyncio.create_task(self._pump(*way)) for way in ways]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
-            for end in (writer, back):
-                end.close()
 
     async def _pump(
         self,
@@ -131,27 +141,52 @@ class Wires:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # what was closed is gone after a turn
 
 
-def owner(port: int, pids: Mapping[str, int]) -> str:
-    """Return whose end of a local connection has ``port``."""
-    wanted = f"socket:[{_inode(port)}]"
+class Owners:
+    """Tells whose end of a local connection has a port.
+
+    A look at all connections takes the kernel milliseconds, so one look serves all who came before
+    it began: a proxy that fell behind would have its connections given up, and made again, and
+    would fall behind for good.
+
+    Args:
+        pids: returns the process of each peer.
+    """
+
+    def __init__(self, pids: Callable[[], Mapping[str, int]]) -> None:
+        self._pids = pids
+        self._owners: dict[int, str] = {}
+        self._begun = self._ended = 0
+        self._looking = asyncio.Lock()
+
+    async def of(self, port: int) -> str:
+        """Return the name of a peer, or ``CLIENT``."""
+        needed = self._begun + 1
+        async with self._looking:
+            if self._ended < needed:
+                self._begun += 1
+                self._owners = await asyncio.to_thread(owners, self._pids())
+                self._ended = self._begun
+            return self._owners.get(port, CLIENT)
+
+
+def owners(pids: Mapping[str, int]) -> dict[int, str]:
+    """Return, by port, which process has a connection from there."""
+    names: dict[bytes, str] = {}
     for name, pid in pids.items():
         with contextlib.suppress(OSError):
             for handle in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
-                    if os.readlink(handle) == wanted:
-                        return name
-    return CLIENT
-
-
-def _inode(port: int) -> str:
-    # There may be thousands of lines: no Python loop over them. Peers open sockets for IPv6.
-    for table in ("/proc/net/tcp6", "/proc/net/tcp"):
-        line = re.search(rb"\n *\d+: [0-9A-F]+:%04X .*" % port, Path(table).read_bytes())
-        if line:
-            return line[0].split()[9].decode()
-    return ""
+                    names[os.fsencode(os.readlink(handle))] = name
+    found = {}
+    for table in ("/proc/net/tcp6", "/proc/net/tcp"):  # peers open sockets for IPv6
+        for port, inode in _ESTABLISHED.findall(Path(table).read_bytes()):
+            name = names.get(b"socket:[%s]" % inode)
+            if name is not None:
+                found[int(port, 16)] = name
+    return found
 
 
 class WiredPeers(Peers):

@@ -1,6 +1,6 @@
 """Disks of real peers that rot, fill up and fail; after each the invariants are asked for by name.
 
-``DSTASH_SOAK=10`` makes the runs ten times as long (``make soak``).
+``SOAK=10`` makes the runs ten times as long (``make soak``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.harness.load import Load
 from tests.harness.peers import PATIENCE, Peer, Peers
 from tests.harness.waiting import wait_until
 
-SOAK = int(os.environ.get("DSTASH_SOAK", "1"))
+SOAK = int(os.environ.get("SOAK", "1"))
 HASTY = {
     "DSTASH_COMPARE_INTERVAL": "1",
     "DSTASH_BURY_INTERVAL": "2",

@@ -1,6 +1,6 @@
 """Faults that befall real processes; after each the invariants I1 to I6 are asked for by name.
 
-``DSTASH_SOAK=10`` makes the runs ten times as long (``make soak``).
+``SOAK=10`` makes the runs ten times as long (``make soak``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.harness.peers import PATIENCE, Peers
 from tests.harness.waiting import wait_until
 from tests.harness.wires import CLIENT, WiredPeers
 
-SOAK = int(os.environ.get("DSTASH_SOAK", "1"))
+SOAK = int(os.environ.get("SOAK", "1"))
 #: Everything that is done now and then is done often.
 HASTY = {
     "DSTASH_COMPARE_INTERVAL": "1",
@@ -34,7 +34,7 @@ Way = tuple[str, str]
 
 
 @pytest.fixture(scope="module")
-def wired(
+def cluster(
     tmp_path_factory: pytest.TempPathFactory, consul_agent: ConsulAgent
 ) -> Iterator[WiredPeers]:
     """Three peers on Consul, with a proxy before each. Every test leaves them well."""
@@ -44,6 +44,13 @@ def wired(
         peers.environ |= HASTY
         peers.form(*NAMES)
         yield peers
+
+
+@pytest.fixture
+def wired(cluster: WiredPeers) -> Iterator[WiredPeers]:
+    """Return that cluster, for one test."""
+    yield cluster
+    cluster.close_clients()
 
 
 def more(load: Load, operations: int) -> None:

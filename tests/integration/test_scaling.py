@@ -1,7 +1,7 @@
 """Growing, shrinking, replacing and restarting real peers while clients are at work.
 
 What is asked of every run: no call fails, every acked write is there, what was deleted stays
-deleted, and all replicas are equal in the end. ``DSTASH_SOAK=10`` (``make soak``) makes every run
+deleted, and all replicas are equal in the end. ``SOAK=10`` (``make soak``) makes every run
 ten times in a row, on Consul too, and wants 2,000 operations a second beside.
 """
 
@@ -24,7 +24,7 @@ from tests.harness.peers import PATIENCE, Peer, Peers
 from tests.harness.replicas import wait_until_equal
 from tests.harness.waiting import stays_true, wait_until
 
-SOAK = int(os.environ.get("DSTASH_SOAK", "1"))
+SOAK = int(os.environ.get("SOAK", "1"))
 #: Enough to be stopped in the middle at a low rate.
 RECORDS = 3000
 SLOW = 60_000

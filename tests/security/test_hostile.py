@@ -43,7 +43,7 @@ IN_HAND, IDLE = 64, 150
 CAP = 4 * IN_HAND + 256 + 512
 DESCRIPTORS = 200
 #: Connections that do nothing, of each kind; and how long (seconds) they are kept up.
-CROWD, SIEGE = 1000, 4.0 * int(os.environ.get("DSTASH_SOAK", "1"))
+CROWD, SIEGE = 1000, 4.0 * int(os.environ.get("SOAK", "1"))
 #: Before heartbeats (seconds) end the connection of one who does not answer them.
 AT_ONCE = 4.0
 
