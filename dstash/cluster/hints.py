@@ -8,6 +8,7 @@ is lost with the memory, anti-entropy finds.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from itertools import islice
 from typing import Any, Final
 
 from dstash.cluster.replica import Replica
@@ -31,48 +32,67 @@ class Hints:
     def __init__(self, limit: int, max_age: int) -> None:
         self._limit = limit
         self._max_age = max_age
-        self._keys: dict[str, dict[bytes, int]] = {}
+        self._count = 0
+        #: By peer and partition: what lies together on disk is brought together.
+        self._keys: dict[str, dict[int, dict[bytes, int]]] = {}
         self._dirty: dict[str, set[int]] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._keys.values()))
+        return self._count
 
     def add(self, peer: str, storage_keys: Iterable[bytes], now: int) -> None:
         """Remember that ``peer`` missed keys."""
-        keys = self._keys.setdefault(peer, {})
+        partitions = self._keys.setdefault(peer, {})
         for storage_key in storage_keys:
-            if len(self) < self._limit:
+            partition = int.from_bytes(storage_key[:2], "big")
+            keys = partitions.get(partition, {})
+            if storage_key in keys:
                 keys[storage_key] = now
+            elif self._count < self._limit:
+                partitions.setdefault(partition, keys)[storage_key] = now
+                self._count += 1
             else:
-                self._mark_dirty(peer, storage_key)
+                self.mark_dirty(peer, partition)
 
     def age(self, now: int) -> None:
         """Turn old hints into dirty partitions."""
-        for peer, keys in self._keys.items():
-            old = [key for key, since in keys.items() if now - since > self._max_age]
-            for storage_key in old:
-                del keys[storage_key]
-                self._mark_dirty(peer, storage_key)
+        for peer, partitions in self._keys.items():
+            for partition, keys in list(partitions.items()):
+                old = [key for key, since in keys.items() if now - since > self._max_age]
+                if old:
+                    self._drop(peer, partition, old)
+                    self.mark_dirty(peer, partition)
+
+    def _drop(self, peer: str, partition: int, storage_keys: Iterable[bytes]) -> None:
+        keys = self._keys[peer][partition]
+        for storage_key in storage_keys:
+            del keys[storage_key]
+            self._count -= 1
+        if not keys:
+            del self._keys[peer][partition]
 
     def waiting(self) -> list[str]:
         """Return the peers that missed something."""
         return sorted(
-            {peer for peer, keys in self._keys.items() if keys}
+            {peer for peer, partitions in self._keys.items() if partitions}
             | {peer for peer, dirty in self._dirty.items() if dirty}
         )
 
     def forget(self, peer: str) -> None:
         """Drop what is remembered for a peer that is no longer a member."""
-        self._keys.pop(peer, None)
+        self._count -= sum(map(len, self._keys.pop(peer, {}).values()))
         self._dirty.pop(peer, None)
 
     def take(self, peer: str) -> list[bytes]:
-        """Return some keys that a peer missed, and forget them."""
-        keys = self._keys.get(peer, {})
-        some = list(keys)[:_AT_ONCE]
-        for storage_key in some:
-            del keys[storage_key]
-        return some
+        """Return some keys that a peer missed, in the order of the disk, and forget them."""
+        partitions = self._keys.get(peer, {})
+        some: list[bytes] = []
+        while partitions and len(some) < _AT_ONCE:
+            partition, keys = next(iter(partitions.items()))
+            taken = list(islice(keys, _AT_ONCE - len(some)))
+            some += taken
+            self._drop(peer, partition, taken)
+        return sorted(some)
 
     def take_dirty(self, peer: str) -> int | None:
         """Return a dirty partition of a peer, and forget it."""
@@ -83,13 +103,10 @@ class Hints:
         """Remember that a peer missed something of a partition."""
         self._dirty.setdefault(peer, set()).add(partition)
 
-    def _mark_dirty(self, peer: str, storage_key: bytes) -> None:
-        self.mark_dirty(peer, int.from_bytes(storage_key[:2], "big"))
-
     def facts(self) -> dict[str, int]:
         """Return how many keys wait for each peer (a dirty partition counts as one)."""
         return {
-            peer: len(self._keys.get(peer, ())) + len(self._dirty.get(peer, ()))
+            peer: sum(map(len, self._keys.get(peer, {}).values())) + len(self._dirty.get(peer, ()))
             for peer in self.waiting()
         }
 

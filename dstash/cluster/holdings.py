@@ -28,6 +28,9 @@ _OPENING: Final = 10
 #: A partition that changed within this time (milliseconds) is busy: replicas differ in passing.
 BUSY_MS: Final = 2000
 
+#: So long at most (milliseconds) nothing is compared because somebody brings what was missed.
+CATCHING_UP_MS: Final = 40_000
+
 #: How long, at most, repairs of the past are refused while a horizon is being agreed on.
 PROMISE_MS: Final = 10_000
 
@@ -54,6 +57,7 @@ class Holdings:
         self._work = 0  # since the last turn of the scheduler, in records walked
         self._changes = array("Q", bytes(8 * PARTITIONS))
         self._changed_at = array("Q", bytes(8 * PARTITIONS))
+        self._pushed_since = self._pushed_at = 0
         #: When (milliseconds) a partition was last compared with another replica.
         self.compared_at = array("Q", bytes(8 * PARTITIONS))
         self.horizons: array[int] = array("Q")
@@ -80,9 +84,23 @@ class Holdings:
             self._changes[partition] += 1
             self._changed_at[partition] = now
 
+    def pushed(self, now: int) -> None:
+        """Take note that another peer brings what was missed here."""
+        if not 0 <= now - self._pushed_at < BUSY_MS:
+            self._pushed_since = now
+        self._pushed_at = now
+
     def is_busy(self, partition: int, now: int) -> bool:
-        """Whether a partition changed only just now."""
-        return 0 <= now - self._changed_at[partition] < BUSY_MS  # else the clock was set back
+        """Whether a partition changed only just now, or may be about to.
+
+        While a peer is brought what it missed, to compare would find the rest of that, and fetch
+        it a second time. That lasts for a while only: some write may always go missing.
+        """
+        is_caught_up_with = (
+            0 <= now - self._pushed_at < BUSY_MS and 0 <= now - self._pushed_since < CATCHING_UP_MS
+        )
+        # A time that lies ahead was taken before the clock was set back.
+        return is_caught_up_with or 0 <= now - self._changed_at[partition] < BUSY_MS
 
     def changes(self, partition: int) -> int:
         """Return a number that grows with each change of a partition."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -74,6 +75,7 @@ class Healer:
         """Take a new view: begin, or stop, filling; look at peers that are back."""
         before, self._view = self._view, view
         if before is None:
+            self.replica.holdings.compared_at = array("Q", [now]) * PARTITIONS
             self._recollect(view)
         if before is not None and view.alive - before.alive:
             self._next_compare = min(self._next_compare, now + 1000)
