@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 from dstash.client.async_index import AsyncIndex
 from dstash.client.calls import Calls, steady_wall
+from dstash.client.core import Operation
 from dstash.client.dispatch import Dispatch
 from dstash.client.facts import describe_cluster, describe_place
 from dstash.client.orders import OrderOperation
@@ -19,6 +20,7 @@ from dstash.client.results import BatchResult
 from dstash.client.scans import PageOperation, RepairOperation, StatusOperation, Walk
 from dstash.client.seeds import way_of
 from dstash.client.session import Session
+from dstash.client.tracing import open_tracing, take_provider
 from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
 from dstash.config import ClientSettings, load_client
@@ -57,7 +59,8 @@ class AsyncClient:
     def __init__(self, *peers: str, **settings: Any) -> None:
         if peers:
             settings["peers"] = list(peers)
-        self._begin(load_client(None, settings, os.environ))
+        provider = take_provider(settings)
+        self._begin(load_client(None, settings, os.environ), provider)
 
     @classmethod
     def from_config(cls, path: str | os.PathLike[str]) -> Self:
@@ -71,13 +74,14 @@ class AsyncClient:
         client._begin(settings)
         return client
 
-    def _begin(self, settings: ClientSettings) -> None:
+    def _begin(self, settings: ClientSettings, provider: Any = None) -> None:
         self.settings = settings
         self.types = TypeRegistry()
         zone, way = settings.zone or "", way_of(settings)
         self._session = Session(steady_wall(), zone=zone, way=way, slab=_ROUND)
         self._calls = Calls(settings, self._session, self.types)
         self._dispatch = Dispatch(settings, self._session, self._calls, self.types)
+        self._tracing = open_tracing(self, settings, lambda: self._session, provider)
 
     async def __aenter__(self) -> Self:
         self._dispatch.on_loop()
@@ -113,6 +117,8 @@ class AsyncClient:
         """
         item = (key, encode_key(key), self.types.encode(value))
         group = self._dispatch.turn().put(index, item, ttl, timeout, write)
+        if self._tracing is not None:
+            self._tracing.join(group)
         await self._dispatch.answer(group, key, None)
 
     async def lookup(
@@ -126,6 +132,8 @@ class AsyncClient:
     ) -> Any:
         """Return the value of a key, or ``default``."""
         group = self._dispatch.turn().lookup(index, key, timeout, read)
+        if self._tracing is not None:
+            self._tracing.join(group)
         future = group.join(key, default)
         try:  # what ``answer`` does, without a second coroutine: this is asked most
             return await future
@@ -144,6 +152,8 @@ class AsyncClient:
         """Delete a key; whether it was there."""
         item = (key, encode_key(key), b"")
         group = self._dispatch.turn().delete(index, item, timeout, write)
+        if self._tracing is not None:
+            self._tracing.join(group)
         return bool(await self._dispatch.answer(group, key, False))
 
     async def exists(
@@ -156,6 +166,8 @@ class AsyncClient:
     ) -> bool:
         """Whether a key is there."""
         group = self._dispatch.turn().exists(index, key, timeout, read)
+        if self._tracing is not None:
+            self._tracing.join(group)
         return bool(await self._dispatch.answer(group, key, False))
 
     async def ttl(
@@ -193,7 +205,7 @@ class AsyncClient:
         if record is None:
             return False
         touched = self._calls.touch(index, key, record, ttl, timeout, write)
-        result: BatchResult = await self._dispatch.run(touched)
+        result: BatchResult = await self._dispatch.run(self._traced(touched))
         result.raise_first()
         return True
 
@@ -217,7 +229,7 @@ class AsyncClient:
         total = BatchResult()
         for chunk in _rounds(pairs):
             put = self._calls.put(index, chunk, ttl, timeout, write)
-            total.add(await self._dispatch.run(put))
+            total.add(await self._dispatch.run(self._traced(put)))
         return total
 
     async def batch_lookup(
@@ -232,7 +244,7 @@ class AsyncClient:
         if isinstance(keys, str | bytes):
             raise LimitError("batch_lookup takes an iterable of keys, not one key")
         operation = self._calls.lookup(index, list(keys), timeout, read)
-        found: dict[Key, Any] = await self._dispatch.run(operation)
+        found: dict[Key, Any] = await self._dispatch.run(self._traced(operation))
         return found
 
     async def batch_delete(
@@ -249,7 +261,7 @@ class AsyncClient:
         total = BatchResult()
         for chunk in _rounds(dict.fromkeys(keys)):
             deletion = self._calls.delete(index, chunk, timeout, write)
-            total.add(await self._dispatch.run(deletion))
+            total.add(await self._dispatch.run(self._traced(deletion)))
         return total
 
     # -- walking
@@ -289,10 +301,8 @@ class AsyncClient:
         """Return the cluster, its members, who is alive, and what each says of itself."""
         view = await self._view(timeout)
         deadline = self._calls.deadline(timeout)
-        answers = await self._dispatch.run(
-            StatusOperation(self._session, deadline, list(view.members))
-        )
-        return describe_cluster(view, answers)
+        operation = StatusOperation(self._session, deadline, list(view.members))
+        return describe_cluster(view, await self._dispatch.run(self._traced(operation)))
 
     async def where(self, index: str, key: Key, *, timeout: float | None = None) -> dict[str, Any]:
         """Return the partition of a key and the replicas that hold it, in rank order."""
@@ -309,7 +319,7 @@ class AsyncClient:
         view = await self._view(timeout)
         deadline = self._calls.deadline(timeout)
         operation = RepairOperation(self._session, deadline, list(view.members))
-        return describe_cluster(view, await self._dispatch.run(operation))
+        return describe_cluster(view, await self._dispatch.run(self._traced(operation)))
 
     async def order(
         self,
@@ -324,22 +334,33 @@ class AsyncClient:
         order = Order(action, list(peers), rate, dry)
         await self._view(timeout)
         operation = OrderOperation(self._session, self._calls.deadline(timeout), order)
-        topology: Topology = await self._dispatch.run(operation)
+        topology: Topology = await self._dispatch.run(self._traced(operation))
         return topology
 
     # -- inside
 
+    def _traced(self, operation: Operation) -> Operation:
+        if self._tracing is not None:
+            operation.trace = self._tracing.trace()
+        return operation
+
     async def _record(
         self, index: str, key: Key, timeout: float | None, read: str | Level | None
     ) -> Record | None:
-        found = await self._dispatch.run(self._calls.records(index, [key], timeout, read))
+        operation = self._calls.records(index, [key], timeout, read)
+        found = await self._dispatch.run(self._traced(operation))
         record: Record | None = found.get(key)
         return record
 
     async def _pages(self, walk: Walk, timeout: float | None) -> AsyncIterator[Page]:
         while not walk.done:
-            deadline = self._calls.deadline(timeout)
-            yield await self._dispatch.run(PageOperation(self._session, deadline, walk))
+            yield await self._page(walk, timeout)
+
+    async def _page(self, walk: Walk, timeout: float | None) -> Page:
+        deadline = self._calls.deadline(timeout)
+        operation = PageOperation(self._session, deadline, walk)
+        page: Page = await self._dispatch.run(self._traced(operation))
+        return page
 
     async def _view(self, timeout: float | None) -> View:
         await self._dispatch.discover(self._calls.deadline(timeout))

@@ -21,6 +21,7 @@ from dstash.client.results import BatchResult
 from dstash.client.scans import PageOperation, RepairOperation, StatusOperation, Walk
 from dstash.client.seeds import identity, way_of
 from dstash.client.session import Session
+from dstash.client.tracing import open_tracing, take_provider
 from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
 from dstash.config import ClientSettings, load_client
@@ -48,7 +49,8 @@ class Client:
             Without any, ``DSTASH_PEERS``, Consul, or a cluster on this machine is used.
         settings: see ``conf/client.toml`` for all of them: ``consul``, ``cluster``, ``read`` and
             ``write`` (levels), ``timeout`` (seconds), ``zone``, ... ``security`` is a ``Security``
-            with the keys for a closed cluster.
+            with the keys for a closed cluster. ``tracing`` is True, or an OpenTelemetry tracer
+            provider, for a span of each call.
 
     Raises:
         ConfigError: a setting is wrong.
@@ -58,7 +60,8 @@ class Client:
     def __init__(self, *peers: str, **settings: Any) -> None:
         if peers:
             settings["peers"] = list(peers)
-        self._begin(load_client(None, settings, os.environ))
+        provider = take_provider(settings)
+        self._begin(load_client(None, settings, os.environ), provider)
 
     @classmethod
     def from_config(cls, path: str | os.PathLike[str]) -> Self:
@@ -72,10 +75,11 @@ class Client:
         client._begin(settings)
         return client
 
-    def _begin(self, settings: ClientSettings) -> None:
+    def _begin(self, settings: ClientSettings, provider: Any = None) -> None:
         self.settings = settings
         self.types = TypeRegistry()
         self._closed = False
+        self._tracing = open_tracing(self, settings, lambda: self._session, provider)
         self._reset()
 
     def _reset(self) -> None:
@@ -400,7 +404,11 @@ class Client:
 
     def _pages(self, walk: Walk, timeout: float | None) -> Iterator[Page]:
         while not walk.done:
-            yield self._run(PageOperation(self._session, self._calls.deadline(timeout), walk))
+            yield self._page(walk, timeout)
+
+    def _page(self, walk: Walk, timeout: float | None) -> Page:
+        page: Page = self._run(PageOperation(self._session, self._calls.deadline(timeout), walk))
+        return page
 
     def _view(self, timeout: float | None) -> View:
         deadline = self._calls.deadline(timeout)
@@ -409,6 +417,8 @@ class Client:
         return self._session.known_view()
 
     def _run(self, operation: Operation) -> Any:
+        if self._tracing is not None:
+            operation.trace = self._tracing.trace()
         with self._channel() as channel:
             if self._session.is_lost:
                 channel.run(self._calls.discovery(operation.deadline))

@@ -107,6 +107,9 @@ class Operation(ABC):
         deadline: when the call gives up, in milliseconds of the session's wall clock.
     """
 
+    #: The trace that the call is part of (see ``wire/context.py``); empty for none.
+    trace: str = ""
+
     def __init__(self, session: Session, deadline: int) -> None:
         self.session = session
         self.deadline = deadline
@@ -129,7 +132,9 @@ class Operation(ABC):
         """Send a request on behalf of a chunk."""
         correlation = self.session.next_correlation()
         self._pending[correlation] = _Pending(peer, chunk, now, now)
-        return self.session.request(peer, correlation, self.deadline, message, chunk.epoch)
+        return self.session.request(
+            peer, correlation, self.deadline, message, chunk.epoch, self.trace
+        )
 
     def start(self, chunks: list[Chunk], now: int) -> list[Send]:
         """Begin chunks."""

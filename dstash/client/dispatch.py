@@ -139,7 +139,9 @@ class Dispatch:
     def _begin(self, groups: Iterable[Group]) -> None:
         for group in groups:
             if group.is_wanted():
-                self._channel.start(group.begin(), partial(self._ended, group))
+                operation = group.begin()
+                operation.trace = group.trace
+                self._channel.start(operation, partial(self._ended, group))
 
     def _ended(self, group: Group, error: Exception | None) -> None:
         self._begin(group.ended(error))

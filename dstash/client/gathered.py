@@ -43,6 +43,8 @@ class Group(ABC):
         self.deadline = deadline
         self.waiting: dict[Key, list[Waiter]] = {}
         self.operation: Operation | None = None
+        #: The trace that the operation is part of; empty for none.
+        self.trace = ""
         self._new_future = asyncio.get_running_loop().create_future
 
     def join(self, key: Key, default: Any) -> asyncio.Future[Any]:
@@ -75,13 +77,18 @@ class Group(ABC):
         """
         error = error or self._outcome()
         if error is not None and len(self.waiting) > 1 and _is_about_one_key(error):
-            return [self.alone(key, waiters) for key, waiters in self.waiting.items()]
+            return [self._alone(key, waiters) for key, waiters in self.waiting.items()]
         for future, default in self._drain():
             if error is None:
                 self._not_told(future, default)
             else:
                 _refuse(future, error)
         return []
+
+    def _alone(self, key: Key, waiters: list[Waiter]) -> Group:
+        group = self.alone(key, waiters)
+        group.trace = self.trace
+        return group
 
     def drop(self, key: Key, future: asyncio.Future[Any]) -> bool:
         """Forget a caller that was cancelled; whether nobody is left."""

@@ -280,13 +280,15 @@ class Session:
         deadline: int,
         message: Message,
         epoch: int | None = None,
+        trace: str = "",
     ) -> Send:
         """Return a message for a peer, under the epoch it was routed by: the one at hand if None.
 
         Under a later one it would be accepted by replicas that it was not meant to rely on.
+        ``trace`` is what it is part of.
         """
         moment = 0 if isinstance(message, _ALWAYS_ANSWERED) else self.peer_time(peer, deadline)
         under = self.epoch if epoch is None else epoch
         protocol = self._protocols.get(peer, LOWEST_PROTOCOL)
-        envelope = Envelope(correlation, under, moment, message, protocol)
+        envelope = Envelope(correlation, under, moment, message, protocol, trace)
         return Send(peer, encode(envelope), correlation)

@@ -42,6 +42,7 @@ class ClientSettings(SharedSettings):
     Attributes:
         peers: ``tcp://host:port`` of one or more peers; the others are learned from them.
         timeout: seconds, for a whole call with all its retries.
+        tracing: make an OpenTelemetry span of each call.
         server_key: public CURVE keys of the peers to begin with; the others are learned.
     """
 
@@ -51,6 +52,7 @@ class ClientSettings(SharedSettings):
     write: Level = Level.QUORUM
     timeout: Seconds = 5.0
     zone: Name | None = None
+    tracing: bool = False
     server_key: PublicKeys | None = None
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
@@ -106,16 +106,31 @@ def _key(text: str) -> str:
 
 
 def _url(text: str) -> str:
-    try:
-        parts = urlsplit(text)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number
-        good = False
-    if not good or parts.path.strip("/") or parts.query or parts.fragment:
+    parts = _web(text)
+    if parts is None or parts.path.strip("/"):
         raise ValueError("allowed is http://host:port or https://host:port")
     if parts.username or parts.password:
         raise ValueError("a URL shows up in logs; give the token by consul_token_file instead")
     return text.rstrip("/")
+
+
+def _collector_url(text: str) -> str:
+    parts = _web(text)
+    if parts is None:
+        raise ValueError("allowed is http://host:port or https://host:port, perhaps with a path")
+    if parts.username or parts.password:
+        raise ValueError("a URL shows up in logs; set OTEL_EXPORTER_OTLP_HEADERS instead")
+    return text.rstrip("/")
+
+
+def _web(text: str) -> SplitResult | None:
+    """Return the parts of an http or https URL that has nothing behind its path, else None."""
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number
+        return None
+    return parts if good and not parts.query and not parts.fragment else None
 
 
 def _not_empty(raw: Any) -> Any:
@@ -143,6 +158,7 @@ PublicKeys = Annotated[
     list[Annotated[str, AfterValidator(_key)]], NoDecode, BeforeValidator(_split)
 ]
 Url = Annotated[str, AfterValidator(_url)]
+CollectorUrl = Annotated[str, AfterValidator(_collector_url)]
 File = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_expanded)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Seconds = Annotated[float, Field(gt=0, le=100 * 31_557_600, allow_inf_nan=False)]

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from dstash.config.fields import (
     Advertise,
+    CollectorUrl,
     Conflict,
     File,
     Host,
@@ -34,6 +35,7 @@ class PeerSettings(SharedSettings):
         zone: the machine's host name when None.
         local_dir: ``membership_dir()`` tells where it is when None.
         http_port: None is off, 0 any free port.
+        otlp_endpoint: where traces are sent; None is off.
         plain_port: a second port, without CURVE, only while an open cluster is being closed.
         drain_seconds, down_out_after, hint_max_age: seconds.
     """
@@ -71,6 +73,7 @@ class PeerSettings(SharedSettings):
 
     http_bind: Host = "127.0.0.1"
     http_port: Port | None = None
+    otlp_endpoint: CollectorUrl | None = None
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     insecure: bool = False

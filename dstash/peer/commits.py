@@ -26,6 +26,7 @@ from dstash.errors import (
     from_wire,
 )
 from dstash.limits import MAX_KEY_BYTES, MAX_TTL_SECONDS, MAX_VALUE_BYTES
+from dstash.peer.tracing import Notes
 from dstash.store.digest import version_of
 from dstash.store.interface import Merged, Store, Write
 from dstash.store.record import (
@@ -66,11 +67,12 @@ Rejected = list[list[Any]]
 
 
 class Ticket(NamedTuple):
-    """Whom to answer, and under which protocol version."""
+    """Whom to answer, and under which protocol version; and what is noted, if it is traced."""
 
     sender: bytes
     correlation: int
     protocol: int = LOWEST_PROTOCOL
+    notes: Notes | None = None
 
 
 class Prepared(NamedTuple):
@@ -155,6 +157,12 @@ class Commit:
             return
         for (one, what), result in zip(ready, merged, strict=True):
             self._accept(one, what, result)
+
+    def note(self, took: float, sync: float) -> None:
+        """Note in the requests that are traced how long (seconds) the commit and its sync took."""
+        for one in self.waiting:
+            if one.ticket.notes is not None:
+                one.ticket.notes.committed(took, sync, len(self.waiting))
 
     def _prepare(self, one: WaitingWrite) -> Prepared | DStashError:
         try:

@@ -45,6 +45,7 @@ from dstash.peer.meters import Meters
 from dstash.peer.observer import Observer
 from dstash.peer.reading import Reader
 from dstash.peer.requests import LIMITS, PendingOrder, Reply, Request
+from dstash.peer.tracing import Tracer
 from dstash.store.interface import Store
 from dstash.store.record import Keyspace, keyspace, locate
 from dstash.version import Steady, stamp_at
@@ -113,11 +114,15 @@ class PeerCore:
     a newer epoch: the shell should look at the membership and ``install`` what it finds.
     ``now`` is the time of the start: writes stamped before it are refused, because what was
     promised about them before a crash (see ``cluster/burying.py``) is not remembered.
+    ``tracer`` notes when what happened to requests that are part of a trace; None: nobody does.
     """
 
-    def __init__(self, settings: Settings, store: Store, now: int) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, now: int, tracer: Tracer | None = None
+    ) -> None:
         self.settings = settings
         self.store = store
+        self.tracer = tracer
         self.now = self._started = now
         self.holdings = Holdings(store)
         # Nor what is below a horizon, should the clock have been set back meanwhile.
@@ -178,7 +183,10 @@ class PeerCore:
             return [self._reply(Ticket(sender, correlation), Error.of(error), now)]
         self.now = now
         size = sum(map(len, parts))
-        return self._handle(Request(sender, user, envelope, now, size), now)
+        notes = None
+        if self.tracer is not None and envelope.trace:
+            notes = self.tracer.begin(envelope)
+        return self._handle(Request(sender, user, envelope, now, size, notes), now)
 
     def turn_away(self, sender: bytes, parts: list[bytes], now: int, why: str) -> list[Reply]:
         """Tell the sender of a message to come back later, whatever it wants."""
@@ -319,6 +327,8 @@ class PeerCore:
         deadline, message = request.envelope.moment, request.envelope.message
         if deadline and deadline < now:
             self.counts["late"] += 1
+            if request.notes is not None:
+                request.notes.late()
             return []
         level = ""
         if type(message) is Lookup:
@@ -463,6 +473,8 @@ class PeerCore:
             getattr(message, "payloads", b"") or getattr(message, "records", b"")
         )
         self._backlog.admit(WaitingWrite(ticket, message, space, weight))
+        if ticket.notes is not None:
+            ticket.notes.waits()
 
     # -- for the tasks
 
@@ -565,7 +577,9 @@ class PeerCore:
         }
 
     def _reply(self, ticket: Ticket, message: Message, now: int) -> Reply:
-        sender, correlation, protocol = ticket
+        sender, correlation, protocol, notes = ticket
+        if notes is not None:
+            notes.answered(message)
         epoch = self.view.epoch if self.view else 0
         return Reply(sender, encode(Envelope(correlation, epoch, now, message, protocol)))
 

@@ -17,7 +17,7 @@ from dstash.cluster.joining import was_removed
 from dstash.cluster.local import LocalMembership
 from dstash.cluster.membership import Announcement, Membership
 from dstash.config import PeerSettings
-from dstash.errors import CorruptStore, DStashError, ForeignStore, UsageError
+from dstash.errors import ConfigError, CorruptStore, DStashError, ForeignStore, UsageError
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.guard import open_door
 from dstash.peer.healer import Pace
@@ -27,8 +27,10 @@ from dstash.peer.metrics import PeerMetrics
 from dstash.peer.notify import notify
 from dstash.peer.pages import Dashboard
 from dstash.peer.server import PeerServer, wall
+from dstash.peer.tracing import Tracer
 from dstash.store.directory import set_aside
 from dstash.store.lmdb import LmdbStore
+from dstash.telemetry import missing
 from dstash.types import Durability
 from dstash.wire.connections import Limits
 from dstash.wire.security import Doorkeeper
@@ -72,6 +74,7 @@ class Daemon:
             aside = set_aside(settings.data_dir)
             _log.warning("this peer was removed; it joins empty", old_store=str(aside))
             store = LmdbStore(settings.data_dir, settings.durability)
+        tracer = self._open_tracer()
         context = Context(keys=self._door.keys)
         self._undo.append(context.close)
         router = self._open_router(context)
@@ -95,6 +98,7 @@ class Daemon:
             ),
             store,
             wall(),
+            tracer,
         )
         self.server = PeerServer(
             self.core,
@@ -108,6 +112,21 @@ class Daemon:
         self.plain = _advertised(settings, router.plain_address) if router.plain_address else ""
         self._store = store
         self.keeper = self._open_keeper(store, membership)
+
+    def _open_tracer(self) -> Tracer | None:
+        endpoint = self.settings.otlp_endpoint
+        if endpoint is None:
+            return None
+        try:
+            from dstash.peer.spans import SpanWriter
+        except ImportError:
+            raise missing("otlp_endpoint") from None
+        try:
+            spans = SpanWriter(endpoint, self.settings.cluster, self.peer)
+        except ValueError as error:
+            raise ConfigError(f"OpenTelemetry: {error} (see the OTEL_* variables)") from None
+        self._undo.insert(0, spans.close)  # the last thing: nobody but the collector waits for it
+        return Tracer(spans.take)
 
     def _open_router(self, context: Context) -> Router:
         settings, guard = self.settings, self._door.guard

@@ -55,6 +55,8 @@ class Inbox(Generic[T]):
         self._turns: deque[bytes] = deque()
         self._behind_since: float | None = None
         self._surplus: list[T] = []
+        #: When the message that was taken last had come.
+        self.came = 0.0
 
     def __len__(self) -> int:
         return self._count
@@ -85,7 +87,8 @@ class Inbox(Generic[T]):
             else:
                 del self._lines[sender]
             if one is not None:
-                return one
+                self.came = one.came
+                return one.message
         self._behind_since = None
         return None
 
@@ -94,30 +97,30 @@ class Inbox(Generic[T]):
         surplus, self._surplus = self._surplus, []
         return surplus
 
-    def _choose(self, line: _Line[T], now: float) -> T | None:
+    def _choose(self, line: _Line[T], now: float) -> _Waiting[T] | None:
         is_behind = now - line.waiting[0].came > _BEHIND
         if len(line.waiting) == 1:  # if it came late to its turn, then because of the others
             self._behind_since = (self._behind_since or now) if is_behind else None
             is_hopeless = self._is_overloaded(self._behind_since, now)
             if is_hopeless and now - line.waiting[0].came > _STALE:
-                self._surplus.append(self._pop(line))
+                self._surplus.append(self._pop(line).message)
                 return None
             return self._pop(line)
         line.behind_since = (line.behind_since or now) if is_behind else None
         chosen = self._pop(line, newest=is_behind)
         if self._is_overloaded(line.behind_since, now):
             while line.waiting and now - line.waiting[0].came > _STALE:
-                self._surplus.append(self._pop(line))
+                self._surplus.append(self._pop(line).message)
         return chosen
 
     def _is_overloaded(self, since: float | None, now: float) -> bool:
         return since is not None and now - since >= _OVERLOADED
 
-    def _pop(self, line: _Line[T], *, newest: bool = False) -> T:
+    def _pop(self, line: _Line[T], *, newest: bool = False) -> _Waiting[T]:
         one = line.waiting.pop() if newest else line.waiting.popleft()
         self._bytes -= one.size
         self._count -= 1
-        return one.message
+        return one
 
 
 class Patience:

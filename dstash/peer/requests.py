@@ -14,6 +14,7 @@ from dstash.limits import (
     PARTITIONS,
 )
 from dstash.peer.commits import Ticket
+from dstash.peer.tracing import Notes
 from dstash.wire.envelope import Envelope
 from dstash.wire.messages import Order
 from dstash.wire.shapes import Message
@@ -44,11 +45,14 @@ class Request(NamedTuple):
     envelope: Envelope
     came: int
     size: int
+    #: None unless it is traced.
+    notes: Notes | None = None
 
     @property
     def ticket(self) -> Ticket:
         """Whom to answer."""
-        return Ticket(self.sender, self.envelope.correlation, self.envelope.protocol)
+        envelope = self.envelope
+        return Ticket(self.sender, envelope.correlation, envelope.protocol, self.notes)
 
 
 class PendingOrder(NamedTuple):

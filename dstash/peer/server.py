@@ -282,6 +282,8 @@ class PeerServer:
             received = inbox.take(began)
             if received is None:
                 return
+            if self._core.tracer is not None:
+                self._core.tracer.waited = began - inbox.came
             replies = self._answer(received)
             self.meters.handling.observe(time.perf_counter() - began)
             self._send(replies)
@@ -336,7 +338,10 @@ class PeerServer:
                 _log.exception("commit failed")
                 commit.fatal = DStashError(f"commit failed: {error!r}")
             took = time.perf_counter() - began
-            self.meters.committed(commit, took, min(took, self._core.store.synced_in))
+            sync = min(took, self._core.store.synced_in)
+            self.meters.committed(commit, took, sync)
+            if self._core.tracer is not None:
+                commit.note(took, sync)
             self.post(lambda done=commit: self._committed(done))  # type: ignore[misc]
 
     def _committed(self, commit: Commit) -> list[Reply]:

@@ -140,6 +140,16 @@ def array_header(length: int) -> bytes:
     return b"\xdd" + length.to_bytes(4, "big")
 
 
+def array_length(frame: bytes) -> int:
+    """Return how many elements a body frame says it has, 0 if it is no array; none is decoded."""
+    kind = frame[0] if frame else 0
+    if kind & 0xF0 == 0x90:
+        return kind & 0x0F
+    if kind == 0xDC:
+        return int.from_bytes(frame[1:3], "big")
+    return int.from_bytes(frame[1:5], "big") if kind == 0xDD else 0
+
+
 def malformed_payloads(payloads: Sequence[bytes]) -> list[int]:
     """Return the positions of payloads that are not exactly one well-formed msgpack object.
 

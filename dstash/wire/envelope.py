@@ -6,7 +6,7 @@ A message is ZeroMQ frames ``[header][body...]``. The header is a msgpack array:
 
 ``moment`` is the deadline in a request (milliseconds since 1970 on the receiving peer's clock,
 0 for none) and the peer's clock in a reply. The remaining fields are those of the message class, in
-order (``shapes.py``).
+order (``shapes.py``); behind them a request may say which trace it is part of (``context.py``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from dstash.errors import ProtocolError
 from dstash.limits import MAX_FRAME_BYTES, MAX_FRAME_PARTS
 from dstash.wire import codec, messages, replication
+from dstash.wire.context import context_of, trace_of
 from dstash.wire.messages import Error, Hello, Welcome
 from dstash.wire.protocol import LOWEST_PROTOCOL, is_spoken, mismatch
 from dstash.wire.shapes import SHAPES, Message, is_word, read_fields
@@ -25,13 +26,14 @@ CATALOGUES: Final = (messages, replication)
 
 
 class Envelope(NamedTuple):
-    """A message with what surrounds it."""
+    """A message with what surrounds it; ``trace`` is empty unless a request is part of one."""
 
     correlation: int
     epoch: int
     moment: int
     message: Message
     protocol: int = LOWEST_PROTOCOL
+    trace: str = ""
 
 
 #: How sides meet that may have no version in common: read whatever version they came under.
@@ -40,9 +42,11 @@ _MEETING: Final = frozenset({Hello.KIND, Welcome.KIND, Error.KIND})
 
 def encode(envelope: Envelope) -> list[bytes]:
     """Return the frames of a message."""
-    correlation, epoch, moment, message, protocol = envelope
+    correlation, epoch, moment, message, protocol, trace = envelope
     shape = SHAPES[message.KIND]
     header = (protocol, message.KIND, correlation, epoch, moment, *shape.plain_of(message))
+    if trace:
+        header = (*header, context_of(trace))
     return [codec.pack_header(header), *shape.frames_of(message)]
 
 
@@ -63,9 +67,12 @@ def decode(parts: list[bytes]) -> Envelope:
             f"{shape.build.__name__} has {len(parts) - 1} body frames, needs {len(shape.frames)}",
             correlation=correlation,
         )
+    trace = ""
+    if type(header[-1]) is dict and not shape.ends_in_map:
+        trace = trace_of(given.pop())
     values = read_fields(shape, given, correlation)
     values.update(zip(shape.frames, parts[1:], strict=False))
-    return Envelope(correlation, epoch, moment, shape.build(**values), protocol)
+    return Envelope(correlation, epoch, moment, shape.build(**values), protocol, trace)
 
 
 def _read_header(parts: list[bytes]) -> list[Any]:

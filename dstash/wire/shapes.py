@@ -43,6 +43,8 @@ class Shape(NamedTuple):
     frames: tuple[str, ...]
     plain_of: Callable[[Message], tuple[Any, ...]]
     frames_of: Callable[[Message], tuple[Frame, ...]]
+    #: Whether a map at the end of the header is a field: of some replies, never of a request.
+    ends_in_map: bool
 
 
 def _getter(names: tuple[str, ...]) -> Callable[[Message], tuple[Any, ...]]:
@@ -73,7 +75,9 @@ def _shape(cls: Any) -> Shape:
         if hints[one.name] is not Frame
     )
     frames = tuple(one.name for one in fields(cls) if hints[one.name] is Frame)
-    return Shape(cls, plain, frames, _getter(tuple(one[0] for one in plain)), _getter(frames))
+    plain_of = _getter(tuple(one[0] for one in plain))
+    ends_in_map = bool(plain) and dict in plain[-1][1]
+    return Shape(cls, plain, frames, plain_of, _getter(frames), ends_in_map)
 
 
 #: By kind, how its messages travel.

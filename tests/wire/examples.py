@@ -137,6 +137,10 @@ EXAMPLES: list[tuple[tuple[int, int], Message]] = [
 ]
 
 
+#: The example of the W3C recommendation.
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
 def envelope(surroundings: tuple[int, int], message: Message) -> Envelope:
     """Return a message with its correlation id and moment, under the epoch of the examples."""
     correlation, moment = surroundings
@@ -155,12 +159,19 @@ def signature(cls: Any) -> str:
     return f"{cls.KIND} {cls.__name__}({given})"
 
 
+def traced() -> Envelope:
+    """Return the look-up of the examples as part of a trace."""
+    return envelope(REQUEST, Lookup("index", Want.VALUES | Want.DIGEST, KEYS))._replace(trace=TRACE)
+
+
 def block(one: Envelope) -> str:
     """Return the fenced block that shows a message, a frame a line."""
     lines = "\n".join(frame.hex() for frame in encode(one))
-    return f"```frames {type(one.message).__name__}\n{lines}\n```"
+    name = "Traced" if one.trace else type(one.message).__name__
+    return f"```frames {name}\n{lines}\n```"
 
 
 if __name__ == "__main__":
     for surroundings, message in EXAMPLES:
         print(f"#### {signature(type(message))}\n\n{block(envelope(surroundings, message))}\n")  # noqa: T201
+    print(block(traced()))  # noqa: T201

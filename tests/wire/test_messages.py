@@ -18,6 +18,7 @@ from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Error, Hello, Lookup, Ping, Pong, Put, Stored
 from dstash.wire.protocol import HIGHEST_PROTOCOL, LOWEST_PROTOCOL
 from dstash.wire.shapes import SHAPES, Frame, Message
+from tests.wire.examples import TRACE
 
 KINDS = {shape.build.KIND: shape.build for shape in SHAPES.values()}
 WORDS = st.integers(0, 2**64 - 1)
@@ -50,7 +51,15 @@ def any_message(draw: st.DrawFn) -> Message:
 
 SPOKEN = st.integers(LOWEST_PROTOCOL, HIGHEST_PROTOCOL)
 
-envelopes = st.builds(Envelope, WORDS, WORDS, WORDS, any_message(), SPOKEN)
+
+@st.composite
+def any_envelope(draw: st.DrawFn) -> Envelope:
+    message = draw(any_message())
+    traces = st.just("") if SHAPES[message.KIND].ends_in_map else st.sampled_from(["", TRACE])
+    return Envelope(draw(WORDS), draw(WORDS), draw(WORDS), message, draw(SPOKEN), draw(traces))
+
+
+envelopes = any_envelope()
 
 
 @given(envelopes)
@@ -61,7 +70,8 @@ def test_messages_come_back(envelope: Envelope) -> None:
 @given(envelopes, st.lists(st.integers(0, 9) | st.text(max_size=3), min_size=1, max_size=3))
 def test_fields_of_a_later_version_are_ignored(envelope: Envelope, more: list[Any]) -> None:
     parts = encode(envelope)
-    header = msgpack.unpackb(parts[0], strict_map_key=False) + more
+    header = msgpack.unpackb(parts[0], strict_map_key=False)
+    header[len(header) - bool(envelope.trace) :] = [*more, *header[-1:]] if envelope.trace else more
     assert decode([msgpack.packb(header), *parts[1:]]) == envelope
 
 
@@ -204,6 +214,78 @@ def test_a_kind_cannot_be_given_twice() -> None:
 
     with pytest.raises(AssertionError, match="taken by Lookup"):
         shapes.message(Usurper)
+
+
+class TestTraces:
+    """A request may say which trace it is part of, at the end of its header."""
+
+    def header(self, *end: Any) -> list[Any]:
+        """Return what stands in the header of a look-up, with that behind its fields."""
+        [header, _] = encode(Envelope(7, 3, 0, Lookup("index", 1, Frame(b"\x90"))))
+        return [*msgpack.unpackb(header), *end]
+
+    def read(self, *end: Any) -> Envelope:
+        return decode([msgpack.packb(self.header(*end)), b"\x90"])
+
+    def test_it_is_read_whatever_else_stands_there(self) -> None:
+        assert self.read({"traceparent": TRACE}).trace == TRACE
+        assert self.read({"traceparent": TRACE, "tracestate": "a=b", 5: []}).trace == TRACE
+        assert self.read("a later field", 5, {"traceparent": TRACE}).trace == TRACE
+
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            *(TRACE[:-1], f"{TRACE}0", f"{TRACE}-what", TRACE.upper(), f"ff{TRACE[2:]}"),
+            *(f"{TRACE[:3]}{'0' * 32}{TRACE[35:]}", f"{TRACE[:36]}{'0' * 16}{TRACE[52:]}"),
+            *(
+                "",
+                "x" * 55,
+                "x" * 100_000,
+                TRACE.replace("-", "_"),
+                TRACE.encode(),
+                "\n" + TRACE[1:],
+            ),
+            *(
+                TRACE[:-1] + "\n",
+                TRACE[:-1] + "\N{ARABIC-INDIC DIGIT ONE}",
+                5,
+                None,
+                [TRACE],
+                {},
+                True,
+            ),
+        ],
+        ids=lambda bad: repr(bad)[:60],
+    )
+    def test_what_is_no_trace_is_ignored_and_the_request_counts(self, bad: Any) -> None:
+        whole = self.read({"traceparent": bad})
+        assert whole == self.read()
+        assert whole.trace == ""
+        assert self.read({"x": TRACE}).trace == self.read({}).trace == ""
+
+    def test_it_is_nothing_but_the_last_element(self) -> None:
+        assert self.read({"traceparent": TRACE}, 5).trace == ""
+        assert self.read(TRACE).trace == ""
+
+    def test_no_field_of_a_message_is_taken_for_it(self) -> None:
+        """Also not by a version of the protocol that has fields which this one lacks."""
+        message = Error(20, "text", {"traceparent": TRACE})
+        whole = decode(encode(Envelope(7, 3, 0, message)))
+        assert (whole.message, whole.trace) == (message, "")
+        with_map = {cls.__name__ for kind, cls in KINDS.items() if SHAPES[kind].ends_in_map}
+        assert with_map == {"Error", "StatusIs"}, "a request must not end in a map"
+
+    def test_a_missing_field_is_missed_all_the_same(self) -> None:
+        header = self.header({"traceparent": TRACE})
+        del header[6]
+        with pytest.raises(ProtocolError, match=r"Lookup\.want is missing"):
+            decode([msgpack.packb(header), b"\x90"])
+
+    def test_without_one_nothing_is_written(self) -> None:
+        message = Lookup("index", 1, Frame(b"\x90"))
+        plain = encode(Envelope(7, 3, 0, message, trace=""))
+        assert plain == encode(Envelope(7, 3, 0, message))
+        assert len(encode(Envelope(7, 3, 0, message, trace=TRACE))[0]) == len(plain[0]) + 70
 
 
 class TestErrors:

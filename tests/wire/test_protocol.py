@@ -28,7 +28,7 @@ from dstash.wire.keys import encode_key
 from dstash.wire.protocol import HIGHEST_PROTOCOL
 from dstash.wire.shapes import SHAPES
 from dstash.wire.values import MAX_EXTENSION_NESTING, MAX_NESTING, TypeRegistry
-from tests.wire.examples import EXAMPLES, RECORD, block, envelope, signature
+from tests.wire.examples import EXAMPLES, RECORD, block, envelope, signature, traced
 
 TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "protocol.md").read_text()
 KINDS = {shape.build.KIND: shape.build for shape in SHAPES.values()}
@@ -53,7 +53,8 @@ BLOCKS = dict(blocks())
 def test_every_kind_of_message_is_there_once() -> None:
     headings = re.findall(r"^#### (.*)$", TEXT, re.MULTILINE)
     assert sorted(headings) == sorted(signature(cls) for cls in KINDS.values())
-    assert sorted(name for name, _ in blocks()) == sorted(cls.__name__ for cls in KINDS.values())
+    shown = sorted(name for name, _ in blocks())
+    assert shown == sorted(["Traced", *(cls.__name__ for cls in KINDS.values())])
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,19 @@ def test_the_bytes_are_those_of_the_code(one: Envelope) -> None:
     assert decode(frames) == one
     assert f"#### {signature(type(one.message))}\n" in TEXT
     assert block(one) in TEXT
+
+
+def test_a_request_in_a_trace_has_one_thing_more() -> None:
+    one = traced()
+    assert BLOCKS["Traced"] == encode(one)
+    assert decode(BLOCKS["Traced"]) == one
+    assert block(one) in TEXT
+    header, *frames = encode(one)
+    plain, *same = BLOCKS["Lookup"]
+    assert frames == same
+    # An array of one element more, and that is the last: whoever stops before it reads the other.
+    assert header[0] == plain[0] + 1
+    assert header[1:].startswith(plain[1:])
 
 
 def test_errors() -> None:

@@ -1,0 +1,132 @@
+"""A collector of traces: takes what is sent by OTLP over HTTP, and keeps the spans."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple, Self
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import ReadableSpan
+
+from tests.harness.waiting import PATIENCE, wait_until
+
+
+class Seen(NamedTuple):
+    """A span, whoever made it. Ids are hexadecimal, moments nanoseconds."""
+
+    name: str
+    kind: str
+    trace: str
+    id: str
+    parent: str
+    begin: int
+    end: int
+    failed: bool
+    facts: dict[str, Any]
+    #: What made it: the attributes of its resource.
+    maker: dict[str, Any]
+    links: tuple[tuple[str, str], ...] = ()
+
+    def is_within(self, other: Seen) -> bool:
+        """Whether it is a child of another span, and began and ended while that lasted."""
+        return self.parent == other.id and other.begin <= self.begin <= self.end <= other.end
+
+
+class Collector:
+    """Listens on a port of its own. ``status`` is what it answers."""
+
+    def __init__(self) -> None:
+        self.spans: list[Seen] = []
+        self.asked: list[str] = []
+        self.status = 200
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    @property
+    def endpoint(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(10)
+
+    def named(self, *names: str) -> list[Seen]:
+        """Return the spans with those names, in the order in which they began."""
+        return sorted((one for one in self.spans if one.name in names), key=lambda one: one.begin)
+
+    def wait_for(self, name: str, number: int = 1) -> list[Seen]:
+        """Wait until so many spans of a name are here, and return them."""
+        what = f"{number} spans named {name!r}"
+        wait_until(lambda: len(self.named(name)) >= number, PATIENCE, what)
+        return self.named(name)
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                collector.asked.append(self.path)
+                if collector.status == 200:
+                    collector.spans += _decoded(body)
+                self.send_response(collector.status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Say nothing."""
+
+        return Handler
+
+
+def _decoded(body: bytes) -> Iterable[Seen]:
+    for group in ExportTraceServiceRequest.FromString(body).resource_spans:
+        maker = _facts(group.resource.attributes)
+        for scope in group.scope_spans:
+            for one in scope.spans:
+                yield Seen(
+                    one.name,
+                    type(one).SpanKind.Name(one.kind).removeprefix("SPAN_KIND_"),
+                    one.trace_id.hex(),
+                    one.span_id.hex(),
+                    one.parent_span_id.hex(),
+                    one.start_time_unix_nano,
+                    one.end_time_unix_nano,
+                    one.status.code == 2,
+                    _facts(one.attributes),
+                    maker,
+                )
+
+
+def _facts(attributes: Any) -> dict[str, Any]:
+    return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in attributes}
+
+
+def seen(spans: Iterable[ReadableSpan]) -> list[Seen]:
+    """Return spans that were made in this process."""
+    return [_seen(one) for one in spans]
+
+
+def _seen(one: ReadableSpan) -> Seen:
+    assert one.context is not None
+    return Seen(
+        one.name,
+        one.kind.name,
+        f"{one.context.trace_id:032x}",
+        f"{one.context.span_id:016x}",
+        f"{one.parent.span_id:016x}" if one.parent else "",
+        one.start_time or 0,
+        one.end_time or 0,
+        not one.status.is_ok and not one.status.is_unset,
+        dict(one.attributes or {}),
+        dict(one.resource.attributes),
+        tuple((f"{to.context.trace_id:032x}", f"{to.context.span_id:016x}") for to in one.links),
+    )

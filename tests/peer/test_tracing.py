@@ -1,0 +1,147 @@
+"""What a peer notes of requests that are part of a trace, and that nothing else is noted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dstash.peer.inbox import Inbox
+from dstash.peer.tracing import Notes, Tracer
+from dstash.wire import codec
+from dstash.wire.envelope import Envelope, decode, encode
+from dstash.wire.messages import AskStatus, Lookup, Put, Scan
+from dstash.wire.replication import AskCopy, Hint
+from dstash.wire.shapes import Frame, Message
+from tests.peer.test_core import EPOCH, EVERYWHERE, Peer, keys, put, topology
+from tests.wire.examples import TRACE
+
+
+class Traced(Peer):
+    """A core whose requests are noted."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(topology(), **settings)
+        self.noted: list[Notes] = []
+        self.core.tracer = Tracer(self.noted.append)
+
+    def hear(self, message: Message, trace: str = TRACE, **surroundings: int) -> list[Notes]:
+        """Have a request handled, and return what was noted of it."""
+        self.noted.clear()
+        given = {"epoch": EPOCH, "moment": 0} | surroundings
+        envelope = Envelope(7, given["epoch"], given["moment"], message, trace=trace)
+        self.core.receive(b"client", encode(envelope), self.now)
+        self.turn()
+        return list(self.noted)
+
+
+@pytest.fixture
+def peer() -> Traced:
+    return Traced()
+
+
+def test_a_write_is_noted_from_its_coming_to_its_ack(peer: Traced) -> None:
+    [notes] = peer.hear(put(b"k", b"l"))
+    assert (notes.kind, notes.index, notes.keys, notes.level) == ("Put", "i", 2, "")
+    assert (notes.trace, notes.outcome, notes.code) == (TRACE, "Stored", 0)
+    assert 0 < notes.came <= notes.queued <= notes.answered_at
+
+
+def test_a_commit_is_noted_in_each_write_of_its_group(peer: Traced) -> None:
+    for number in range(3):
+        trace = TRACE if number else ""
+        envelope = Envelope(number, EPOCH, 0, put(b"%d" % number), trace=trace)
+        peer.core.receive(b"client", encode(envelope), peer.now)
+    commit = peer.core.next_commit(peer.now)
+    assert commit is not None
+    commit.run(peer.store)
+    commit.note(took=0.5, sync=0.2)
+    peer.core.committed(commit, peer.now)
+    assert [one.group for one in peer.noted] == [3, 3]
+    for one in peer.noted:
+        assert one.synced - one.merged == 200_000_000
+        assert one.synced - one.taken == 500_000_000
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "level", "number"),
+    [
+        (Lookup("i", 1, keys(b"k")), "Lookup", "one", 1),
+        (Lookup("i", 3, keys(b"k", b"l")), "Lookup", "quorum", 2),
+        (Scan("i", b"", EVERYWHERE, b"", 10, 10**6), "Scan", "", 0),
+        (AskStatus(), "AskStatus", "", 0),
+        (AskCopy(EVERYWHERE, b""), "AskCopy", "", 0),  # answered by a task, later
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_reads_and_questions(
+    peer: Traced, message: Message, kind: str, level: str, number: int
+) -> None:
+    [notes] = peer.hear(message)
+    assert (notes.kind, notes.level, notes.keys) == (kind, level, number)
+    assert (notes.outcome, notes.queued) == ("Answered", 0)
+
+
+def test_what_was_refused_is_noted_by_its_reason(peer: Traced) -> None:
+    [notes] = peer.hear(put(b"k"), epoch=EPOCH - 1)
+    assert (notes.outcome, notes.code) == ("StaleEpoch", 21)
+    [notes] = peer.hear(put(b"k", at=peer.now + 10**6))  # in its commit
+    assert (notes.outcome, notes.code) == ("ClockSkew", 27)
+    [notes] = peer.hear(put(b"k", value=b"\x91"))
+    assert (notes.outcome, notes.code) == ("Partly", 0)
+    [notes] = peer.hear(put(b"k"), moment=peer.now - 1)
+    assert (notes.outcome, notes.code) == ("Late", 0)
+
+
+def test_an_early_request_is_noted_when_it_is_given_up(peer: Traced) -> None:
+    assert peer.hear(put(b"k"), epoch=EPOCH + 1) == []
+    peer.now += 5000
+    peer.turn()
+    assert [one.outcome for one in peer.noted] == ["NotReady"]
+
+
+def test_what_is_never_answered_is_never_noted(peer: Traced) -> None:
+    assert peer.hear(Hint("i", "b", keys(b"k"))) == []
+
+
+@pytest.mark.parametrize("trace", ["", "00-" + "0" * 52, TRACE[:-1], "x" * 55])
+def test_requests_outside_of_any_trace_are_handled_and_not_noted(peer: Traced, trace: str) -> None:
+    assert peer.hear(put(b"k"), trace) == []
+    assert peer.hear(Lookup("i", 1, keys(b"k")), trace) == []
+
+
+def test_a_peer_that_makes_no_traces_handles_requests_in_one() -> None:
+    plain = Peer(topology())
+    envelope = Envelope(7, EPOCH, 0, Lookup("i", 1, keys(b"k")), trace=TRACE)
+    [reply] = plain.core.receive(b"client", encode(envelope), plain.now)
+    bare = plain.core.receive(b"client", encode(envelope._replace(trace="")), plain.now)
+    assert [reply] == bare
+    assert decode(reply.frames).trace == ""
+
+
+def test_nothing_large_is_kept(peer: Traced) -> None:
+    [notes] = peer.hear(Lookup("i" * 100_000, 1, keys(b"k")))
+    assert (notes.outcome, notes.index) == ("LimitError", "i" * 64)
+    [notes] = peer.hear(Put("i", bytes(3), 0, Frame(b"\xdd\xff\xff\xff\xff"), Frame(b"")))
+    assert (notes.outcome, notes.keys) == ("ProtocolError", 2**32 - 1)
+
+
+@pytest.mark.parametrize("number", [0, 1, 15, 16, 65_535, 65_536])
+def test_the_length_of_an_array_is_what_its_beginning_says(number: int) -> None:
+    assert codec.array_length(codec.array_header(number)) == number
+    for other in (b"", b"\xc0", b"\xdc", b"text", b"\xdd\x00"):
+        assert codec.array_length(other) == 0
+
+
+def test_the_inbox_tells_when_the_message_came() -> None:
+    inbox: Inbox[str] = Inbox(1000)
+    inbox.put(b"a", "first", 10, now=1.0)
+    inbox.put(b"a", "second", 10, now=1.02)
+    assert (inbox.take(1.05), inbox.came) == ("first", 1.0)
+    assert (inbox.take(1.05), inbox.came) == ("second", 1.02)
+    for number in range(4):  # the oldest are sent away: the one that is taken counts
+        inbox.put(b"a", f"late{number}", 10, now=2.0 + number / 10)
+    inbox.take(2.35)
+    inbox.put(b"a", "newest", 10, now=2.7)
+    assert (inbox.take(2.75), inbox.came) == ("newest", 2.7)
+    assert inbox.surplus()
