@@ -106,6 +106,10 @@ def test_every_problem_is_found_at_once(tmp_path: Path) -> None:
         ({"consul": "127.0.0.1:8500"}, "http://host:port"),
         ({"consul": "http://me:secret@x:1"}, "consul_token_file"),
         ({"consul": "http://x:port"}, "http://host:port"),
+        ({"consul": "http://x:1/path"}, "http://host:port"),
+        ({"otlp_endpoint": "localhost:4318"}, "http://host:port or https://host:port, perhaps"),
+        ({"otlp_endpoint": "http://x:1?y"}, "perhaps with a path"),
+        ({"otlp_endpoint": "http://me:secret@x:1"}, "OTEL_EXPORTER_OTLP_HEADERS"),
         ({"consul_key_file": "x"}, "consul_key_file: needs consul_cert_file"),
         ({"consul_ca_file": "x"}, "https://"),
         ({"drain_seconds": float("inf")}, "drain_seconds is inf"),
@@ -135,6 +139,11 @@ def test_wrong_peer_settings_say_what_is_allowed(flags: dict[str, Any], words: s
 )
 def test_wrong_client_settings_say_what_is_allowed(flags: dict[str, Any], words: str) -> None:
     assert words in str(refusal(load_client, **flags))
+
+
+def test_a_collector_may_be_below_a_path() -> None:
+    flags = {"data_dir": "d", "otlp_endpoint": "https://x.example.org/otlp/"}
+    assert load_peer(None, flags, {}).otlp_endpoint == "https://x.example.org/otlp"
 
 
 def test_data_dir_is_required() -> None:

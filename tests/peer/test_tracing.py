@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from dstash.peer import spans
 from dstash.peer.inbox import Inbox
+from dstash.peer.spans import SpanWriter
 from dstash.peer.tracing import Notes, Tracer
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
-from dstash.wire.messages import AskStatus, Lookup, Put, Scan
+from dstash.wire.messages import AskStatus, Lookup, Put, Scan, Stored
 from dstash.wire.replication import AskCopy, Hint
 from dstash.wire.shapes import Frame, Message
 from tests.peer.test_core import EPOCH, EVERYWHERE, Peer, keys, put, topology
@@ -131,6 +134,21 @@ def test_the_length_of_an_array_is_what_its_beginning_says(number: int) -> None:
     assert codec.array_length(codec.array_header(number)) == number
     for other in (b"", b"\xc0", b"\xdc", b"text", b"\xdd\x00"):
         assert codec.array_length(other) == 0
+
+
+def test_what_cannot_be_kept_up_with_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spans, "_MOST", 2)
+    monkeypatch.setattr(spans, "_LAST_WORDS", 0.05)
+    monkeypatch.setattr(SpanWriter, "_write_all", lambda self: None)  # it does not keep up
+    writer = SpanWriter("http://127.0.0.1:1", "c", "a")
+    notes = Notes(Envelope(7, EPOCH, 0, put(b"k"), trace=TRACE), 1, writer.take)
+    with capture_logs() as logs:
+        for _ in range(5):
+            notes.answered(Stored([]))
+        writer.close()
+    assert [(line["event"], line["why"]) for line in logs] == [
+        ("traces get lost", "more requests are traced than spans can be made of")
+    ]
 
 
 def test_the_inbox_tells_when_the_message_came() -> None:

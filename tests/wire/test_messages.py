@@ -275,6 +275,10 @@ class TestTraces:
         with_map = {cls.__name__ for kind, cls in KINDS.items() if SHAPES[kind].ends_in_map}
         assert with_map == {"Error", "StatusIs"}, "a request must not end in a map"
 
+    def test_fields_that_an_earlier_version_lacks_have_defaults_all_the_same(self) -> None:
+        header = [1, Hello.KIND, 7, 0, 0, "cluster", {"traceparent": TRACE}]
+        assert decode([msgpack.packb(header)]) == Envelope(7, 0, 0, Hello("cluster"), trace=TRACE)
+
     def test_a_missing_field_is_missed_all_the_same(self) -> None:
         header = self.header({"traceparent": TRACE})
         del header[6]
