@@ -170,8 +170,10 @@ class _Complaints(logging.Handler):
         self._logger.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take what OpenTelemetry has to say."""
-        self.say(record.getMessage().partition("\n")[0])
+        """Take what OpenTelemetry has to say; what it says with a traceback, in a line as well."""
+        raised = record.exc_info[1] if record.exc_info else None
+        text = record.getMessage() if raised is None else f"{record.getMessage()} {raised}"
+        self.say(text.partition("\n")[0])
 
     def say(self, why: str) -> None:
         """Log a reason, unless one was logged a moment ago."""

@@ -126,8 +126,8 @@ def test_calls_are_children_of_the_callers_span(
     async def work() -> None:
         async with AsyncClient(*seeds, timeout=20, tracing=traces.provider) as client:
             with traces.provider.get_tracer("test").start_as_current_span("work"):
-                await client.put(index, "a", 1)
-                await client.index(index).put("b", 2)
+                await client.put(index, "a", 1, write="all")
+                await client.index(index).put("b", 2, write="all")
                 assert len([one async for one in client.items(index)]) == 2
 
     if kind == "asyncio":
@@ -137,8 +137,8 @@ def test_calls_are_children_of_the_callers_span(
             Client(*seeds, timeout=20, tracing=traces.provider) as client,
             traces.provider.get_tracer("test").start_as_current_span("work"),
         ):
-            client.put(index, "a", 1)
-            client.index(index).put("b", 2)
+            client.put(index, "a", 1, write="all")
+            client.index(index).put("b", 2, write="all")
             assert len(list(client.items(index))) == 2
     *calls, work_span = traces.take()
     assert [one.name for one in calls] == ["dstash put"] * 2 + ["dstash items"] * (len(calls) - 2)
@@ -147,7 +147,7 @@ def test_calls_are_children_of_the_callers_span(
 
 
 def test_a_walk_has_a_span_for_each_page(client: Any, traces: Traces, index: str) -> None:
-    client.batch_put(index, dict.fromkeys(range(5000), 0))
+    client.batch_put(index, dict.fromkeys(range(5000), 0), write="all")  # whoever is walked
     traces.take()
     assert len(list(client.keys(index))) == 5000
     pages = traces.take()
