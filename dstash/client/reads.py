@@ -178,6 +178,7 @@ class ReadChunk(Chunk):
         self.epoch: int = operation.session.epoch
         self._frame = Frame(codec.pack_blobs(encode_keys(keys)))
         self._digests: dict[str, bytes] = {}
+        self._is_damaged = False
         self._values: Values | None = None
 
     def begin(self, now: int) -> list[Send]:
@@ -196,6 +197,7 @@ class ReadChunk(Chunk):
         if not isinstance(message, Values):
             return self.failed(peer, _unexpected(peer, message), now)
         self._digests[peer] = message.digest
+        self._is_damaged = self._is_damaged or bool(message.damaged)
         if peer == self.targets[0]:
             self._values = message
         if len(self._digests) < len(self.targets) or self._values is None:
@@ -205,11 +207,12 @@ class ReadChunk(Chunk):
     def _compare(self, values: Values, now: int) -> list[Send]:
         if values.answered < len(self.keys):
             return self._split(values, now)
-        if values.damaged or len(set(self._digests.values())) > 1:
+        if self._is_damaged or len(set(self._digests.values())) > 1:
             level = max(self.operation.level, Level.QUORUM, key=list(Level).index)
-            # A damaged record is no vote: others have to make up for it.
+            # A damaged record is no vote, though its digest be that of one that is missing: others
+            # have to make up for it.
             chunks = self.operation.cut_reconciliations(
-                self.keys, None if values.damaged else level, self.attempt
+                self.keys, None if self._is_damaged else level, self.attempt
             )
             return self.operation.replace(self, chunks, now)
         self.operation.deliver(self.keys, values)

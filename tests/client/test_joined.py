@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from dstash.client.reads import LookupOperation
 from dstash.errors import CorruptRecord, TimedOut, Unavailable
-from dstash.store.record import open_record
+from dstash.store.record import HEAD_BYTES, open_record
 from dstash.types import Level, Outcome
 from dstash.version import pack, stamp_at, unpack
 from dstash.wire.messages import Apply, Fetch, Lookup, Put
@@ -137,6 +138,19 @@ class TestDamage:
         joined.now += 2000  # a try failed: the next one comes after a pause
         joined.settle()
         assert joined.record("a", "k") == joined.record("b", "k")
+
+    @pytest.mark.parametrize(("damaged", "missed", "away"), list(itertools.permutations("abc")))
+    def test_is_no_second_vote_for_that_there_is_nothing(
+        self, damaged: str, missed: str, away: str
+    ) -> None:
+        """Whether it is asked for the value or only for a digest, in which both look the same."""
+        joined = Joined()
+        joined.put({"k": 1}, "all")
+        joined.forget(missed, "k")
+        joined.alter(damaged, "k", lambda record: record[: HEAD_BYTES - 1])
+        joined.down = {away}
+        with pytest.raises((CorruptRecord, TimedOut, Unavailable)):
+            joined.lookup("k")
 
     def test_keeps_a_page_back_until_it_is_mended(self, joined: Joined) -> None:
         joined.put({str(number): number for number in range(50)}, "all")
