@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from dstash.backup.pieces import PieceWriter
-from dstash.cluster.answering import pack_partitions
+from dstash.cluster.answering import DAMAGED, pack_partitions
 from dstash.cluster.syncing import split_digests
 from dstash.errors import ProtocolError, Unavailable
 from dstash.store.digest import EMPTY, Sum, version_of
@@ -101,6 +101,7 @@ class Copier:
 
     def _agreed(self, routes: Routes, partitions: list[int]) -> dict[int, _Agreed]:
         said: dict[int, list[_Agreed]] = {}
+        damaged: set[int] = set()
         asked = [(peer, one) for one in partitions for peer in _targets(routes, one)]
         for peer, members in _grouped(asked):
             question = AskDigests(pack_partitions(members))
@@ -111,10 +112,13 @@ class Copier:
             for place, (partition, digest) in enumerate(zip(members, digests, strict=True)):
                 horizon = int.from_bytes(answer.horizons[8 * place : 8 * place + 8], "big")
                 said.setdefault(partition, []).append(_Agreed(peer, digest, horizon))
+                if answer.busy[place] == DAMAGED:
+                    damaged.add(partition)
         return {
             partition: answers[0]
             for partition, answers in said.items()
-            if len({one.digest for one in answers}) == 1
+            # Damaged records are in no digest: replicas may agree because all have the same damage.
+            if len({one.digest for one in answers}) == 1 and partition not in damaged
         }
 
     def _merge(self, partitions: list[int]) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from dstash.errors import Unavailable
+from dstash.errors import CorruptRecord, Unavailable
 from dstash.store.record import open_record, partition_of
 from dstash.version import stamp_at
 from dstash.wire.envelope import Envelope
@@ -79,6 +79,15 @@ def test_a_damaged_record_is_taken_from_another_replica(joined: Caller) -> None:
         joined.damage(peer, KEYS["ab".index(peer)])
         joined.peers[peer].holdings.changed(PARTITIONS, joined.now)
     assert values(joined, joined.save()) == dict.fromkeys(KEYS, b"\x01")
+
+
+def test_what_is_damaged_on_all_replicas_is_not_left_out_in_silence(joined: Caller) -> None:
+    joined.put({A: 1}, "all")
+    for peer in "abc":
+        joined.damage(peer, A)
+        joined.peers[peer].holdings.changed(PARTITIONS, joined.now)
+    with pytest.raises(CorruptRecord, match="mended first"):
+        joined.save()
 
 
 def test_a_partition_that_changes_meanwhile_is_copied_again(joined: Caller) -> None:
