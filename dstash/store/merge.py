@@ -17,7 +17,7 @@ from dstash.store.record import (
     is_live_head,
     is_sound,
 )
-from dstash.version import Stamp, Version, newest_stamp
+from dstash.version import Stamp, Version, newest_stamp, unpack
 
 
 def merge(
@@ -65,7 +65,8 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
             continue  # a retry, a hint, a repair that was not needed
         if stored is not None:
             if not is_sound(storage_key, stored):  # what it says of its version means nothing
-                if newest_stamp(record[CHECKSUM_END:VERSION_END]) > doubt:
+                # Stamps of writes decide, and not of touches: those do not make a write newer.
+                if unpack(record[CHECKSUM_END:VERSION_END])[0] > doubt:
                     put(storage_key, record)
                 else:
                     merged.damaged.append(place)

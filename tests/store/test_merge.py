@@ -125,6 +125,15 @@ def test_a_damaged_record_gives_way_only_to_what_is_surely_newer() -> None:
         assert store.records[put(9)[0]] == put(10)[1]
 
 
+def test_a_damaged_record_does_not_give_way_to_an_older_one_that_was_touched_later() -> None:
+    touched = seal(SPACE, [b"x"], head(pack(8, b"aaaa", touched=12)), [b"\x01"])[0]
+    for form in damaged_forms():
+        store = damaged_store(form)
+        [result] = store.commit([Write([touched], NOW, 12, doubt=9)])
+        assert result.damaged == [0]
+        assert store.records[put(9)[0]] == form
+
+
 def test_a_damaged_record_gives_way_to_a_cure_and_a_sound_one_does_not() -> None:
     for form in damaged_forms():
         for cure in (put(3)[1], None):
