@@ -37,15 +37,30 @@ def steps(chunks: Sequence[T]) -> Iterator[list[T]]:
         yield list(chunks[begin : begin + _CHUNKS_AT_ONCE])
 
 
-def runs(items: Sequence[Item], most_keys: int, most_bytes: int) -> Iterator[Sequence[Item]]:
-    """Cut items into runs of so many keys and bytes at most; a larger item is a run of its own."""
+def largest_of(items: Sequence[Item]) -> int:
+    """Return what no item takes more than on the wire (bytes)."""
+    keys = max(map(len, map(encoded_of, items)), default=0)
+    return keys + max(map(len, map(content_of, items)), default=0) + _OVERHEAD
+
+
+def runs(
+    items: Sequence[Item], most_keys: int, most_bytes: int, largest: int
+) -> Iterator[Sequence[Item]]:
+    """Cut items into runs of so many keys and bytes at most; a larger item is a run of its own.
+
+    ``largest`` is what none takes more than: if as many of those fit, none needs to be weighed.
+    """
     for begin in range(0, len(items), most_keys):
         run = items[begin : begin + most_keys]
-        weight = sum(map(len, map(encoded_of, run))) + sum(map(len, map(content_of, run)))
-        if weight + _OVERHEAD * len(run) <= most_bytes:
+        if len(run) * largest <= most_bytes or _weight(run) <= most_bytes:
             yield run
         else:
             yield from _runs_by_weight(run, most_bytes)
+
+
+def _weight(run: Sequence[Item]) -> int:
+    weight = sum(map(len, map(encoded_of, run))) + sum(map(len, map(content_of, run)))
+    return weight + _OVERHEAD * len(run)
 
 
 def _runs_by_weight(items: Sequence[Item], most_bytes: int) -> Iterator[Sequence[Item]]:

@@ -16,7 +16,7 @@ from dstash.client.core import Chunk, Failure, Operation
 from dstash.client.results import BatchResult
 from dstash.client.routing import WriteSet, group
 from dstash.client.session import Send, Session
-from dstash.client.slabs import Item, content_of, dealt, encoded_of, runs, steps
+from dstash.client.slabs import Item, content_of, dealt, encoded_of, largest_of, runs, steps
 from dstash.errors import (
     BelowFloor,
     ClockSkew,
@@ -49,6 +49,7 @@ class WriteOperation(Operation):
         self.level = level
         self.outcome = BatchResult()
         self._items = items
+        self._largest = largest_of(items)
 
     @abstractmethod
     def message(self, version: Version, items: Sequence[Item], keys: Frame) -> Message:
@@ -56,7 +57,7 @@ class WriteOperation(Operation):
 
     def _chunks(self) -> Iterator[list[Chunk]]:
         version = self.session.new_version()
-        for slab in runs(self._items, self.session.slab, BYTES_PER_SLAB):
+        for slab in runs(self._items, self.session.slab, BYTES_PER_SLAB, self._largest):
             yield from steps(self.cut(slab, version))
 
     def cut(
@@ -70,7 +71,7 @@ class WriteOperation(Operation):
         return dealt(
             [
                 WriteChunk(self, targets, view.epoch, part, version, attempt, tainted=tainted)
-                for part in runs(members, KEYS_PER_CHUNK, BYTES_PER_CHUNK)
+                for part in runs(members, KEYS_PER_CHUNK, BYTES_PER_CHUNK, self._largest)
             ]
             for targets, members in groups.items()
         )

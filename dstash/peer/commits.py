@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import starmap
+from itertools import chain, starmap
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from dstash.cluster.tasks import Merge
@@ -59,6 +60,9 @@ from dstash.wire.shapes import Message
 
 #: What one transaction takes at most (bytes of requests): bounds how long an ack can take.
 COMMIT_BYTES: Final = 2 * 1024 * 1024
+
+_KEY: Final = itemgetter(0)
+_PREFIX: Final = itemgetter(slice(2))
 
 #: The payload of a tombstone: nothing.
 _NOTHING: Final = b""
@@ -178,8 +182,8 @@ class Commit:
 
     def _accept(self, one: WaitingWrite, prepared: Prepared, merged: Merged) -> None:
         write = prepared.write
-        touched = (*write.entries, *write.drops, *write.cures)
-        prefixes = {key[:2] for key, _ in touched}
+        touched = map(_KEY, chain(write.entries, write.drops, write.cures))
+        prefixes = set(map(_PREFIX, touched))
         self.damaged += [write.entries[place][0] for place in merged.damaged]
         self.changed.update(int.from_bytes(prefix, "big") for prefix in prefixes)
         if isinstance(one.message, Internal):

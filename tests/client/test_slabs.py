@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dstash.client.slabs import Item, dealt, runs, steps
+from dstash.client.slabs import Item, dealt, largest_of, runs, steps
 
 
 def items(*sizes: int) -> list[Item]:
@@ -35,6 +35,7 @@ def test_all_chunks_are_begun_in_order(count: int) -> None:
 )
 def test_runs_are_bounded_by_keys_and_by_bytes(sizes: tuple[int, ...], lengths: list[int]) -> None:
     given = items(*sizes)
-    cut = list(runs(given, most_keys=3, most_bytes=100))
+    cut = list(runs(given, most_keys=3, most_bytes=100, largest=largest_of(given)))
     assert [len(run) for run in cut] == lengths
     assert [one for run in cut for one in run] == given
+    assert list(runs(given, most_keys=3, most_bytes=100, largest=10**9)) == cut
