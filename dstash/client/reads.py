@@ -179,6 +179,8 @@ class ReadChunk(Chunk):
         self._frame = Frame(codec.pack_blobs(encode_keys(keys)))
         self._digests: dict[str, bytes] = {}
         self._is_damaged = False
+        #: How many of the keys, from the first on, all who have answered so far spoke of.
+        self._answered = len(keys)
         self._values: Values | None = None
 
     def begin(self, now: int) -> list[Send]:
@@ -198,6 +200,7 @@ class ReadChunk(Chunk):
             return self.failed(peer, _unexpected(peer, message), now)
         self._digests[peer] = message.digest
         self._is_damaged = self._is_damaged or bool(message.damaged)
+        self._answered = min(self._answered, message.answered)
         if peer == self.targets[0]:
             self._values = message
         if len(self._digests) < len(self.targets) or self._values is None:
@@ -205,7 +208,7 @@ class ReadChunk(Chunk):
         return self._compare(self._values, now)
 
     def _compare(self, values: Values, now: int) -> list[Send]:
-        if values.answered < len(self.keys):
+        if self._answered < len(self.keys):
             return self._split(values, now)
         if self._is_damaged or len(set(self._digests.values())) > 1:
             level = max(self.operation.level, Level.QUORUM, key=list(Level).index)
@@ -221,9 +224,9 @@ class ReadChunk(Chunk):
 
     def _split(self, values: Values, now: int) -> list[Send]:
         # The answer would have been too large: the first part is known to fit.
-        size = max(1, values.answered)
+        size = max(1, self._answered)
         self.operation.session.value_bytes = max(
-            self.operation.session.value_bytes, len(values.values) / size
+            self.operation.session.value_bytes, len(values.values) / max(1, values.answered)
         )
         chunks: list[Chunk] = [
             ReadChunk(self.operation, self.targets, self.keys[i : i + size], self.attempt)

@@ -29,6 +29,9 @@ from dstash.wire.shapes import Frame
 #: A reply that grows beyond this is cut; the client asks for the rest.
 REPLY_BYTES: Final = 4 * 1024 * 1024
 
+#: What records may weigh of which only the head is wanted: to copy them takes some milliseconds.
+HEADS_BYTES: Final = 32 * 1024 * 1024
+
 #: Records a page looks at, at most: tombstones and other indexes cost time too. A large record
 #: counts as one more for each so many bytes: all of it is read, to see whether it is intact.
 VISITS: Final = 20_000
@@ -64,7 +67,7 @@ def look_up(
         for place, one in enumerate(heads)
         if not one.endswith(PLAIN) and not is_live_head(one[VERSION_BYTES:], now)
     ]
-    return Values(len(keys), digest, missing, damaged, Frame(codec.array_header(0)))
+    return Values(len(heads), digest, missing, damaged, Frame(codec.array_header(0)))
 
 
 def _look_up_values(
@@ -132,16 +135,22 @@ def _heads(
 
     Checked is only what does not look like a live record that never expires: damage to the
     version shows when replicas compare, damage to the payload when somebody reads it.
+
+    Fewer than were asked for when the records are large: each is copied as a whole.
     """
     get, prefixes = snapshot.get, space.prefixes
     heads: list[bytes] = []
     damaged: list[int] = []
+    weight = 0
     try:
         for key in keys:
+            if weight > HEADS_BYTES:
+                break
             record = get(prefixes[xxh3_64_intdigest(key) & MASK] + key)  # type: ignore[operator]
             if record is None:
                 heads.append(_NO_HEAD)
                 continue
+            weight += len(record)
             head = record[CHECKSUM_END:HEAD_BYTES]
             is_plain = head.endswith(PLAIN) and len(record) > HEAD_BYTES
             if not is_plain and not is_intact(record, key, space.salt):

@@ -10,7 +10,9 @@ import pytest
 
 from dstash.client.reads import LookupOperation
 from dstash.errors import CorruptRecord, TimedOut, Unavailable
-from dstash.store.record import HEAD_BYTES, open_record
+from dstash.limits import PARTITIONS
+from dstash.peer import lookups
+from dstash.store.record import HEAD_BYTES, keyspace, open_record
 from dstash.types import Level, Outcome
 from dstash.version import pack, stamp_at, unpack
 from dstash.wire.messages import Apply, Fetch, Lookup, Put
@@ -350,3 +352,22 @@ def test_the_window_bounds_what_is_in_hand() -> None:
     assert max(in_hand) < 48 + 8 * 8 * 8  # the window, and one slab: a chunk per replica set
     assert not [one for one in joined.asked if isinstance(one[1].message, Apply | Fetch)]
     assert any(isinstance(one[1].message, Lookup) for one in joined.asked)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_of_large_records_heads_are_told_a_few_at_a_time(
+    level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a head is wanted, but the whole record is copied: a request must not ask for all."""
+    monkeypatch.setattr(lookups, "HEADS_BYTES", 1000)
+    joined = Joined()
+    values = {f"k{number}": bytes(600) for number in range(9)}
+    joined.put(values, "all")
+    joined.asked.clear()
+    assert joined.exists(*values, "none", level=level) == dict.fromkeys(values, True)
+    assert joined.lookup(*values, "none", level=level) == values
+    assert set(kinds(joined)) == {"Lookup"}, "replicas that agree are not asked for records"
+    space = keyspace(b"i", frozenset(range(PARTITIONS)))
+    with joined.stores["a"].snapshot() as snapshot:
+        answer = lookups.look_up(snapshot, space, [key.encode() for key in values], 0, START)
+    assert answer.answered == 2
