@@ -41,8 +41,21 @@ def cli() -> str:
         cwd=ROOT,
     )
     page = re.sub(r"```console\n\$ (.*)\n", r"```usage\n\1\n", done.stdout.strip())
-    head, rest = page.split("\n", 1)
+    head, rest = _unshortened(page).split("\n", 1)
     return f"{head}\n\n{_CLI_INTRO}{rest}\n"
+
+
+def _unshortened(page: str) -> str:
+    """Give each command in a list the first sentence of its own section, which Typer cuts off."""
+    sections = re.findall(r"^#+ `(.+?)`\n\n(.+)$", page, flags=re.M)
+    said = {name: re.split(r"(?<=\.) ", text)[0] for name, text in sections}
+    group, lines = "dstash", []
+    for line in page.splitlines():
+        if heading := re.match(r"#+ `(.+?)`$", line):
+            group = heading[1]
+        item = re.match(r"\* `(\S+)`: .*\.\.\.$", line)
+        lines.append(f"* `{item[1]}`: {said[f'{group} {item[1]}']}" if item else line)
+    return "\n".join(lines)
 
 
 def json_forms() -> str:
