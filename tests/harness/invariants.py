@@ -22,12 +22,13 @@ _MAX_DESCRIPTORS = 250
 
 
 def check_invariants(peers: Peers, load: Load, *names: str) -> None:
-    """Check all of them, for the peers named (all: for all)."""
+    """Check all of them, for the peers named (all: for all). The load ends, and its client too."""
     some = [peers[name] for name in names] or list(peers.all.values())
-    client = peers.client(timeout=60.0)
     i6_processes_survive(some)
-    i1_i2_i3_reads_are_right(load, client)
-    i4_replicas_become_equal(some, client, peers.cluster)
+    with peers.client(timeout=60.0) as client:
+        i1_i2_i3_reads_are_right(load, client)
+        load.client.close()
+        i4_replicas_become_equal(some, client, peers.cluster)
     i5_resources_are_bounded(some)
 
 
