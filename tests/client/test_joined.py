@@ -72,6 +72,21 @@ class TestDisagreement:
             assert joined.lookup("k", level=level) == {}
         assert open_record(joined.record("a", "k") or b"").is_tombstone
 
+    def test_a_read_at_one_and_a_scan_may_not_see_it_and_a_quorum_does(self) -> None:
+        """What docs/consistency.md warns of is so: each asks one replica, perhaps that one."""
+        seen: dict[str, list[Any]] = {"one": [], "quorum": [], "scan": []}
+        for missed in "abc":
+            joined = Joined()
+            joined.silent = {missed}
+            joined.put({"k": 1})
+            joined.silent = set()
+            seen["one"].append(joined.lookup("k", level="one"))
+            seen["scan"].append(joined.scan())
+            seen["quorum"].append(joined.lookup("k", level="quorum"))
+        assert {} in seen["one"]
+        assert {} in seen["scan"]
+        assert seen["quorum"] == [{"k": 1}] * 3
+
     @pytest.mark.parametrize("missed", "abc")
     def test_any_two_of_three_know_a_quorum_write(self, missed: str) -> None:
         joined = Joined()
