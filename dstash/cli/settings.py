@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from dstash.cli import invocation, output
 from dstash.config import ClientSettings, Layered, PeerSettings, SharedSettings, layered
 from dstash.errors import ConfigError
+from dstash.wire.security import KeyPair
 
 app = typer.Typer(help="Check settings, and show where each comes from.", no_args_is_help=True)
 
@@ -80,11 +81,16 @@ def show(
 
 def _problems(file: Path | None, kind: Kind | None, run: invocation.Invocation) -> list[str]:
     try:
-        _load(file, kind, run)
+        _check_keys(_load(file, kind, run).settings)
     except ConfigError as error:
         problems: list[str] = error.facts.get("problems", [str(error)])
         return problems
     return []
+
+
+def _check_keys(settings: SharedSettings) -> None:
+    if settings.cert_file and settings.key_file:
+        KeyPair.load(settings.cert_file, settings.key_file)
 
 
 def _tell(file: Path | None, problems: list[str], run: invocation.Invocation) -> None:

@@ -35,6 +35,21 @@ def test_check_tells_every_problem_of_every_file(dstash: Dstash, tmp_path: Path)
     ]
 
 
+def test_check_reads_the_keys(dstash: Dstash, tmp_path: Path) -> None:
+    lines = ["curve = true", 'cert_file = "a.key"', 'key_file = "a.key_secret"']
+    (tmp_path / "peer.toml").write_text("\n".join([*lines, 'authorised_keys = "keys"']))
+    assert dstash("cert", "new", "a").code == 0
+    (tmp_path / "keys").touch()
+    assert dstash("config", "check", "peer.toml").code == 0
+    (tmp_path / "a.key_secret").chmod(0o644)
+    done = dstash("config", "check", "peer.toml")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "dstash: a.key_secret is a secret key that others may read (mode 644); "
+        "do: chmod 600 a.key_secret\n"
+    )
+
+
 def test_check_needs_no_data_dir_which_may_be_an_argument(dstash: Dstash, tmp_path: Path) -> None:
     (tmp_path / "peer.toml").write_text("port = 5001\n")
     assert dstash("config", "check", "peer.toml").code == 0
