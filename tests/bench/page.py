@@ -65,7 +65,7 @@ def write(
         most_bytes=f"{most_bytes(full=full) // MIB} MiB",
         remarks=" ".join(remarks),
         **{name: _each(find(cases, *subject)) for name, subject in _FIGURES.items()},
-        **_halves(cases),
+        lookup_total=_total(cases),
     )
 
 
@@ -88,13 +88,12 @@ def _shares(cases: Sequence[Case]) -> Table:
     return Table(["batch", *_SHARES], lines)
 
 
-def _halves(cases: Sequence[Case]) -> dict[str, str]:
+def _total(cases: Sequence[Case]) -> str:
     names = (stages.CLIENT, stages.SERVERS)
     shares = [find(cases, stages.share("lookup", name), _ONE) for name in names]
     if not all(shares):
-        return {"lookup_total": _NOTHING, "lookup_half": _NOTHING}
-    total = sum(case.middle for case in shares if case is not None)
-    return {"lookup_total": _time(total), "lookup_half": _time(total / 2)}
+        return _NOTHING
+    return _time(sum(case.middle for case in shares if case is not None))
 
 
 def _each(case: Case | None) -> str:
