@@ -213,5 +213,6 @@ def _tell(ctx: typer.Context, cluster: DevCluster, processes: Sequence[Process])
     output.message(f"{len(processes)} peers are ready; data and logs are in {cluster.root}")
     if cluster.membership == DEV_MEMBERSHIP.absolute():
         output.message("here, dstash finds them by itself; try: dstash put myIndex myKey myValue")
+    output.message(f"the dashboard: {processes[0].http}/")
     output.message("from elsewhere:")
     output.line(f"export DSTASH_PEERS={shlex.quote(peers)}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +49,13 @@ def test_up_down_up_keeps_the_data(own: DevCluster) -> None:
     own.out("dev", "up", "-n", "2")
     assert own.out("get", "i", "k") == "v"
     assert [one.address for one in processes(own)] == [one.address for one in first]
+
+
+def test_up_says_where_the_dashboard_is(own: DevCluster) -> None:
+    said = own.run("dev", "up", "-n", "1").stderr.decode()
+    [address] = re.findall(r"^dstash: the dashboard: (http://127\.0\.0\.1:\d+/)$", said, re.M)
+    with urllib.request.urlopen(address, timeout=10) as page:  # noqa: S310  # it begins with http
+        assert b"<title>dstash" in page.read()
 
 
 def test_up_starts_only_what_is_missing(own: DevCluster) -> None:
