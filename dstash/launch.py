@@ -36,4 +36,4 @@ def launch(module: str) -> None:
 def _open_missing_streams() -> None:
     for name, flags, mode in _MISSING:
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.open(os.devnull, flags), mode))  # noqa: SIM115
+            setattr(sys, name, open(os.open(os.devnull, flags), mode))  # noqa: SIM115  # stays open as the stream

@@ -161,7 +161,7 @@ class PieceWriter:
             partitions[-1],
             bytes=self._target.tell(),
             sha256=self._digest.hexdigest(),
-            **trailer,  # type: ignore[arg-type]
+            **trailer,  # type: ignore[arg-type]  # the values stand right above
         )
 
     def _put(self, data: bytes) -> None:

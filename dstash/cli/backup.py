@@ -23,7 +23,10 @@ from dstash.limits import check_index
 from dstash.types import Level
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from dstash.backup.cluster import LiveCluster
+    from dstash.backup.restoring import Restore
 
 app = typer.Typer(help="Save a running cluster, and bring it back.", no_args_is_help=True)
 
@@ -130,20 +133,12 @@ def restore(
     with _cluster(run) as cluster, progress_bar("backup restore", expected) as bar:
         is_same = cluster.topology().cluster_id == manifest.cluster_id
         rule = as_of_backup if as_of else into_same if is_same else into_other
-        job = Restore(
-            Folder(directory),
-            manifest,
-            cluster,
-            rule,
-            wanted,
-            parallel,
-            lambda job: bar(job.fates.total()),
-        )
-        try:
-            fates = job.run()
-        except KeyboardInterrupt:
-            so_far = _told(job.fates)
-            raise Interrupted(f"interrupted; {so_far}; the same command may be run again") from None
+        folder = Folder(directory)
+
+        def tell(job: Restore) -> None:
+            bar(job.fates.total())
+
+        fates = _finish(Restore(folder, manifest, cluster, rule, wanted, parallel, tell))
     if run.as_json:
         seconds = round(time.monotonic() - began, 3)
         output.json_line({fate.value: fates[fate] for fate in Fate} | {"seconds": seconds})
@@ -151,6 +146,14 @@ def restore(
     if fates[Fate.DAMAGED]:
         raise PartlyFailed(said)
     output.message(said)
+
+
+def _finish(job: Restore) -> Counter[Fate]:
+    try:
+        return job.run()
+    except KeyboardInterrupt:
+        so_far = _told(job.fates)
+        raise Interrupted(f"interrupted; {so_far}; the same command may be run again") from None
 
 
 @contextmanager

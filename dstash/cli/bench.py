@@ -62,7 +62,7 @@ def bench(
 
 def _check_plot() -> None:
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401  # only whether it is there
     except ImportError:
         raise UsageError(
             "--plot needs the package matplotlib: pip install 'dstash[plot]'"

@@ -141,7 +141,7 @@ def _source(file: str) -> Iterator[BinaryIO]:
         yield _Counted(sys.stdin.buffer)  # type: ignore[misc]  # reads like one, that is enough
         return
     try:
-        opened = open(file, "rb")  # noqa: SIM115
+        opened = open(file, "rb")  # noqa: SIM115  # closed below; only this may fail so
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from None
     with opened:
@@ -177,7 +177,7 @@ def _target(file: str) -> Iterator[BinaryIO]:
         return
     path = Path(file)
     try:
-        partial = tempfile.NamedTemporaryFile(  # noqa: SIM115
+        partial = tempfile.NamedTemporaryFile(  # noqa: SIM115  # closed below
             dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False
         )
     except OSError as error:

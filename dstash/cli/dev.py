@@ -171,7 +171,7 @@ def _start_again(cluster: DevCluster, process: Process, options: Sequence[str]) 
 def _is_ready(process: Process) -> bool:
     # Not /readyz: somebody else's peer may answer there, if it took the port first.
     try:
-        with urllib.request.urlopen(f"{process.http}/status", timeout=1) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"{process.http}/status", timeout=1) as answer:  # noqa: S310  # http
             status = json.loads(answer.read(_MAX_STATUS))
     except (urllib.error.URLError, OSError, ValueError):
         return False  # not listening yet, or no peer at all

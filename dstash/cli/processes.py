@@ -118,7 +118,7 @@ class DevCluster:
         """Let one ``dstash dev`` at a time work here."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = open(self.root / "dev.lock", "w")  # noqa: SIM115
+            lock = open(self.root / "dev.lock", "w")  # noqa: SIM115  # closed below
         except OSError as error:
             raise UsageError(f"{self.root}: {error.strerror}") from None
         with lock:
@@ -135,7 +135,7 @@ class DevCluster:
         # The environment is the shell's: what is meant for other peers must not reach these.
         environ = {key: text for key, text in os.environ.items() if not key.startswith("DSTASH_")}
         with self.log(peer).open("ab") as log:
-            child = subprocess.Popen(  # noqa: S603
+            child = subprocess.Popen(  # noqa: S603  # our own command
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -139,8 +139,8 @@ class Load:
         self._shape = shape
         self._tick = tick
         self._keys = draw(shape, seed=1)
-        self._value = random.Random(2).randbytes(shape.value_bytes)  # noqa: S311
-        self._reads = random.Random(3)  # noqa: S311
+        self._value = random.Random(2).randbytes(shape.value_bytes)  # noqa: S311  # no secret
+        self._reads = random.Random(3)  # noqa: S311  # no secret
         self._end = 0.0
 
     async def fill(self) -> None:

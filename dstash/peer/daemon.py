@@ -79,27 +79,7 @@ class Daemon:
         self._undo.append(context.close)
         router = self._open_router(context)
         self._undo.append(lambda: router.close_after(0))
-        self.core = PeerCore(
-            Settings(
-                self.peer,
-                settings.cluster,
-                settings.max_clock_skew_ms,
-                settings.hint_limit,
-                round(settings.hint_max_age * 1000),
-                Pace(
-                    round(settings.compare_interval * 1000),
-                    round(settings.bury_interval * 1000),
-                    round(settings.bury_lag * 1000),
-                    settings.heal_rate,
-                ),
-                settings.disk_reserve,
-                max_waiting_bytes=settings.max_bytes_in_hand,
-                max_requests=settings.max_requests_in_hand,
-            ),
-            store,
-            wall(),
-            tracer,
-        )
+        self.core = PeerCore(_core_settings(settings, self.peer), store, wall(), tracer)
         self.server = PeerServer(
             self.core,
             router,
@@ -256,6 +236,26 @@ class Daemon:
 
     def _status(self) -> Answer:
         return Answer.json(200, self.core.status() | {"id": self.peer, "pid": os.getpid()})
+
+
+def _core_settings(settings: PeerSettings, peer: str) -> Settings:
+    """Return the settings of the core, which counts in milliseconds."""
+    return Settings(
+        peer,
+        settings.cluster,
+        settings.max_clock_skew_ms,
+        settings.hint_limit,
+        round(settings.hint_max_age * 1000),
+        Pace(
+            round(settings.compare_interval * 1000),
+            round(settings.bury_interval * 1000),
+            round(settings.bury_lag * 1000),
+            settings.heal_rate,
+        ),
+        settings.disk_reserve,
+        max_waiting_bytes=settings.max_bytes_in_hand,
+        max_requests=settings.max_requests_in_hand,
+    )
 
 
 def open_membership(settings: PeerSettings) -> Membership:

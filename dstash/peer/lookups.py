@@ -146,7 +146,7 @@ def _heads(
         for key in keys:
             if weight > HEADS_BYTES:
                 break
-            record = get(prefixes[xxh3_64_intdigest(key) & MASK] + key)  # type: ignore[operator]
+            record = get(prefixes[xxh3_64_intdigest(key) & MASK] + key)  # type: ignore[operator]  # see Keyspace
             if record is None:
                 heads.append(_NO_HEAD)
                 continue

@@ -128,7 +128,7 @@ def locate(space: Keyspace, keys: Sequence[bytes]) -> list[bytes]:
     """Return the storage keys of ``keys``; ``Misrouted`` when one is not held here."""
     prefixes = space.prefixes
     try:
-        return [prefixes[xxh3_64_intdigest(key) & MASK] + key for key in keys]  # type: ignore[operator]
+        return [prefixes[xxh3_64_intdigest(key) & MASK] + key for key in keys]  # type: ignore[operator]  # see Keyspace
     except TypeError:
         raise space.misrouted() from None
 
@@ -149,7 +149,7 @@ def is_intact_under(record: bytes, seed: int) -> bool:
 
 
 def is_sound(storage_key: bytes, record: bytes) -> bool:
-    """Like ``is_intact``, from the storage key alone."""
+    """Like ``is_intact``, from the storage key alone; written out, for healing asks it of all."""
     end = 3 + storage_key[2]
     seed = xxh3_64_intdigest(storage_key[end:]) ^ xxh3_64_intdigest(storage_key[3:end])
     return len(record) >= HEAD_BYTES and (

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dstash.cluster.answering import BUSY, pack_partitions
+from dstash.cluster.holdings import BUSY_MS
 from dstash.cluster.topology import Member, Topology
 from dstash.cluster.view import View
 from dstash.errors import (
@@ -60,7 +62,7 @@ from dstash.wire.messages import (
     Values,
     Welcome,
 )
-from dstash.wire.replication import AskCopy, AskSeen, CopyIs, SeenIs
+from dstash.wire.replication import AskCopy, AskDigests, AskSeen, CopyIs, DigestsAre, Push, SeenIs
 from dstash.wire.shapes import Frame, Message
 
 START = 1_700_000_000_000
@@ -202,6 +204,19 @@ class TestAnswers:
         assert fetched.damaged == [0]
         assert codec.unpack_optional_blobs(fetched.records)[0] is None
         assert peer.core.status()["healing"]["damaged"] == 1
+
+    def test_while_it_is_pushed_what_it_missed_it_wants_nothing_compared(self, peer: Peer) -> None:
+        peer.ask(put(b"k"))
+        place, record = next(iter(peer.store.records.items()))
+        question = AskDigests(pack_partitions(range(8)), skip_busy=True)
+        peer.now += BUSY_MS
+        before = peer.ask(question)
+        assert isinstance(before, DigestsAre)
+        assert before.busy == bytes(8)
+        assert peer.ask(Push(keys(place), keys(record))) == Stored([])
+        after = peer.ask(question)
+        assert isinstance(after, DigestsAre)
+        assert after.busy == bytes([BUSY]) * 8
 
     def test_a_page_ends_before_a_damaged_record_and_none_begins_with_one(self, peer: Peer) -> None:
         peer.ask(put(*(b"%d" % number for number in range(60))))
