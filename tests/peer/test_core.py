@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dstash.cluster.answering import BUSY, pack_partitions
 from dstash.cluster.holdings import BUSY_MS
+from dstash.cluster.tasks import Merge, Task
 from dstash.cluster.topology import Member, Topology
 from dstash.cluster.view import View
 from dstash.errors import (
@@ -32,7 +33,7 @@ from dstash.errors import (
 )
 from dstash.limits import PARTITIONS
 from dstash.peer.core import PeerCore, Settings
-from dstash.store.record import partition_of
+from dstash.store.record import head, keyspace, partition_of, seal
 from dstash.store.twin import TwinStore
 from dstash.version import newest_stamp, pack, stamp_at
 from dstash.wire import codec
@@ -204,6 +205,25 @@ class TestAnswers:
         assert fetched.damaged == [0]
         assert codec.unpack_optional_blobs(fetched.records)[0] is None
         assert peer.core.status()["healing"]["damaged"] == 1
+
+    def test_a_cure_that_is_newer_than_all_else_moves_the_mark(self, peer: Peer) -> None:
+        peer.ask(put(b"k"))
+        place, record = next(iter(peer.store.records.items()))
+        peer.store.records[place] = record[:-1] + b"\x02"
+        space = keyspace(b"i", frozenset(range(PARTITIONS)))
+        newer = version(peer.now + 300)
+        [(_, cure)] = seal(space, [b"k"], head(newer), [b"\x03"])
+
+        def mend() -> Task:
+            yield Merge(cures=[(place, cure)])
+
+        peer.core.scheduler.spawn("mend", mend())
+        peer.turn()
+        assert peer.store.records[place] == cure
+        assert peer.store.high_water == newest_stamp(newer)
+
+    def test_a_peer_that_begins_is_overdue_with_nothing(self, peer: Peer) -> None:
+        assert set(peer.core.holdings.compared_at) == {peer.now}
 
     def test_while_it_is_pushed_what_it_missed_it_wants_nothing_compared(self, peer: Peer) -> None:
         peer.ask(put(b"k"))

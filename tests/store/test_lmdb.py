@@ -71,6 +71,20 @@ def elsewhere(code: str, *arguments: object, ok: bool = True) -> str:
 
 
 class TestKeeping:
+    def test_after_a_restart_it_knows_what_no_older_write_may_replace_unseen(
+        self, folder: Path
+    ) -> None:
+        store = LmdbStore(folder)
+        put(store, "k", value=b"\x02", stamp=5)
+        store.close()
+        store = LmdbStore(folder)
+        [(place, older)] = entries("k", stamp=4)
+        version = pack(stamp_at(4), b"abcd")
+        [merged] = store.commit([Write([(place, older)], NOW, stamp_at(4), version=version)])
+        assert merged.superseded == [(0, pack(stamp_at(5), b"abcd"))]
+        assert held(store)[place][-1:] == b"\x02"
+        store.close()
+
     def test_what_was_committed_is_there_after_a_restart(self, folder: Path) -> None:
         store = LmdbStore(folder)
         put(store, "a", "b")

@@ -196,6 +196,26 @@ def test_payloads_that_pass_the_check_are_read_alone_and_joined(payloads: list[b
             read_alone(payloads[place])
 
 
+def is_read_alone(payload: bytes) -> bool:
+    try:
+        read_alone(payload)
+    except Exception:  # any of the many that msgpack has
+        return False
+    return True
+
+
+def test_what_a_first_byte_says_of_the_length_is_what_msgpack_says() -> None:
+    for kind in range(256):
+        for length in range(40):
+            for payload in (
+                bytes([kind]) + bytes(length),
+                bytes([kind, max(0, length - 1)]) + bytes(max(0, length - 1)),
+            ):
+                assert (codec.malformed_payloads([payload]) == []) == is_read_alone(payload), (
+                    payload
+                )
+
+
 @pytest.mark.parametrize("length", [0, 1, 15, 16, 65_535, 65_536])
 def test_array_headers_are_those_of_msgpack(length: int) -> None:
     packer = msgpack.Packer()
