@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fcntl import LOCK_EX, LOCK_NB, flock
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -73,7 +74,8 @@ def _is_peer(pid: int, peer: str) -> bool:
         return False
     words = command.split(b"\0")
     # For a moment, while it is being executed, a program has no command line at all.
-    return not command or (any(b"dstash" in word for word in words) and peer.encode() in words)
+    # A folder or an interpreter may be called dstash too: only how a peer is started tells.
+    return not command or (b"--id", peer.encode()) in pairwise(words)
 
 
 @dataclass(frozen=True)

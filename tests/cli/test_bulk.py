@@ -188,7 +188,7 @@ def test_a_terminal_gets_a_bar_on_stderr(dev: DevCluster, index: str, words: lis
     dev.out("import", index, "many.jsonl")
     ours, theirs = pty.openpty()
     command = [word.format(index=index) for word in words]
-    process = dev.start(command, stdout=subprocess.DEVNULL, stderr=theirs)
+    process = dev.start(command, stdout=subprocess.DEVNULL, stderr=theirs, TERM="xterm")
     os.close(theirs)
     shown = b""
     try:

@@ -153,7 +153,7 @@ def test_a_damaged_state_file_is_told(own: DevCluster) -> None:
 
 def test_a_process_that_is_not_ours_is_left_alone() -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", "print(flush=True); input()", "peer1"],
+        [sys.executable, "-c", "print(flush=True); input()", "/srv/dstash", "peer1"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as other:

@@ -69,6 +69,7 @@ class DevCluster:
         stdin: int | None = None,
         stdout: int | None = None,
         stderr: int | None = None,
+        **environ: str,
     ) -> subprocess.Popen[bytes]:
         """Start ``dstash`` and return while it runs."""
         return subprocess.Popen(
@@ -77,7 +78,7 @@ class DevCluster:
             stdout=stdout,
             stderr=stderr,
             cwd=self.folder,
-            env=clean_environment(),
+            env=clean_environment(**environ),
         )
 
 
