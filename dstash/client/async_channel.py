@@ -122,7 +122,8 @@ class AsyncChannel:
     def forget(self, *sockets: Any) -> None:
         """Stop waiting for sockets."""
         for socket in sockets:
-            self._loop.remove_reader(socket.fileno())
+            if not self._loop.is_closed():  # which has let go of all of them
+                self._loop.remove_reader(socket.fileno())
 
     def _greeting(self) -> list[bytes]:
         return encode(Envelope(self._session.next_correlation(), 0, 0, Hello()))

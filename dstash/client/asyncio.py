@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import sys
+import warnings
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -45,7 +47,8 @@ class AsyncClient:
 
     Calls for one key (``lookup``, ``exists``, ``put``, ``delete``) that are made in the same turn
     of the loop travel together. Cancelling a call is clean: others go on, and a write that was
-    cancelled may be stored or not.
+    cancelled may be stored or not. A client that is forgotten closes itself, with a
+    ``ResourceWarning``.
 
     Args:
         *peers, **settings: as for ``Client``.
@@ -94,6 +97,16 @@ class AsyncClient:
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+    def __del__(self) -> None:
+        dispatch = getattr(self, "_dispatch", None)  # missing when a setting was wrong
+        if dispatch is not None and dispatch.is_open and not sys.is_finalizing():
+            try:
+                warnings.warn(
+                    "an AsyncClient was never closed", ResourceWarning, stacklevel=2, source=self
+                )
+            finally:
+                dispatch.drop()
 
     async def close(self) -> None:
         """Close every connection. Calls under way in other tasks fail."""

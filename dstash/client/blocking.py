@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +45,8 @@ _ROUND = 100_000
 
 class Client:
     """A client of a dstash cluster. Thread-safe; usable after a fork.
+
+    One that is forgotten closes its connections, with a ``ResourceWarning``.
 
     Args:
         *peers: addresses of one or more peers (``tcp://host:port``); the rest is found by itself.
@@ -102,6 +106,18 @@ class Client:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        idle = getattr(self, "_idle", None)  # missing when a setting was wrong
+        if idle is None or self._closed or sys.is_finalizing():  # other threads stand still then
+            return
+        try:
+            if idle:
+                warnings.warn(
+                    "a Client was never closed", ResourceWarning, stacklevel=2, source=self
+                )
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close every connection. Calls under way in other threads fail."""

@@ -99,6 +99,22 @@ class Dispatch:
         self.on_loop()
         await self._channel.run(await self._discovery(deadline))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something to close."""
+        return self._loop is not None and not self._closed
+
+    def drop(self) -> None:
+        """Close every connection, from any thread, when nobody is left to wait for an answer."""
+        self._closed = True
+        loop = self._loop
+        if loop is None:
+            return
+        try:
+            loop.call_soon_threadsafe(self._shut)
+        except RuntimeError:  # the loop is closed, so nothing runs on it any more
+            self._shut()
+
     async def close(self) -> None:
         """Fail what is under way, and close every connection."""
         if self._closed or self._loop is None:
@@ -111,8 +127,7 @@ class Dispatch:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._channel.close()
-        self._context.close()
+        self._shut()
 
     def flush(self) -> None:
         """Begin what was gathered."""
@@ -127,6 +142,10 @@ class Dispatch:
             self._begin(groups)
 
     # -- inside
+
+    def _shut(self) -> None:
+        self._channel.close()
+        self._context.close()
 
     def _settle_on(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not None:

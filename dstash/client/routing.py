@@ -111,9 +111,8 @@ def group(encoded: Sequence[bytes], items: Iterable[T], table: Sequence[Any]) ->
             groups.setdefault(table[digest & _MASK], []).append(item)
         return groups
     partitions: list[list[T]] = [[] for _ in table]
-    append_of = [members.append for members in partitions]
     for digest, item in zip(digests, items, strict=True):
-        append_of[digest & _MASK](item)
+        partitions[digest & _MASK].append(item)
     for target, members in zip(table, partitions, strict=True):
         if members:
             groups.setdefault(target, []).extend(members)

@@ -64,6 +64,11 @@ def _reason(error: zmq.ZMQError) -> str:
     return os.strerror(error.errno or 0) if (error.errno or 0) < 1000 else str(error.strerror)
 
 
+class _ZmqContext(zmq.Context[zmq.Socket[bytes]]):
+    def __del__(self) -> None:
+        """Leave it to its owner: pyzmq's would wait for sockets that are open, perhaps for ever."""
+
+
 class Context:
     """The ZeroMQ threads of one owner. Not usable after a fork: make a new one there.
 
@@ -76,7 +81,7 @@ class Context:
     def __init__(self, io_threads: int = 1, keys: KeyPair | None = None) -> None:
         self.pid = os.getpid()
         self.keys = keys
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads)
+        self._context = _ZmqContext(io_threads)
 
     def socket(self, kind: int) -> zmq.Socket[bytes]:
         """Open a socket with the common options.
@@ -403,7 +408,8 @@ class Link:
 
     def close(self) -> None:
         """Close at once; what was not sent is dropped."""
-        with suppress(zmq.ContextTerminated):  # by another thread; it waits for these sockets
+        # Terminated by another thread, which waits for these sockets; or closed by the collector.
+        with suppress(zmq.ContextTerminated, zmq.ZMQError):
             self.socket.disable_monitor()
         self.monitor.close(linger=0)
         self.socket.close(linger=0)

@@ -1,0 +1,116 @@
+"""Clients that nobody closed: they close themselves, and hold up nothing and nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dstash import AsyncClient, Client
+from tests.harness.peers import Peers
+from tests.harness.waiting import PATIENCE, wait_until
+
+#: A client that hangs holds up the collector, and so the test, for ever.
+pytestmark = pytest.mark.timeout(60)
+
+
+def held() -> tuple[int, int]:
+    """Return how many files and threads this process has, those of ZeroMQ included."""
+    return len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
+
+
+def check_nothing_is_kept(use: Callable[[], None], warning: str) -> None:
+    """Expect a warning, and that nothing is left of what is opened meanwhile."""
+
+    def use_and_collect() -> None:
+        use()
+        gc.collect()
+
+    gc.collect()
+    before = held()
+    with pytest.warns(ResourceWarning, match=warning):
+        use_and_collect()
+    wait_until(lambda: held() <= before, PATIENCE, "files and threads are given back")
+
+
+def drop(client: Client) -> None:
+    """Forget a client that nothing else refers to."""
+
+
+def tie(client: Client) -> None:
+    """Forget a client in a circle, which is left to the garbage collector."""
+    circle: list[Any] = [client]
+    circle.append(circle)
+
+
+@pytest.mark.parametrize("forget", [drop, tie])
+def test_a_client(trio: Peers, forget: Callable[[Client], None]) -> None:
+    def use() -> None:
+        client = Client(trio["a"].address, timeout=20)
+        client.put("forgotten", "key", 1)
+        assert client.lookup("forgotten", "key") == 1
+        forget(client)
+
+    check_nothing_is_kept(use, "a Client was never closed")
+
+
+async def ask(address: str) -> AsyncClient:
+    client = AsyncClient(address, timeout=20)
+    await client.put("forgotten", "key", 1)
+    assert await client.lookup("forgotten", "key") == 1
+    return client
+
+
+def test_an_asyncio_client_whose_loop_goes_on(trio: Peers) -> None:
+    async def use() -> None:
+        await ask(trio["a"].address)
+        await asyncio.sleep(0.1)
+
+    check_nothing_is_kept(lambda: asyncio.run(use()), "an AsyncClient was never closed")
+
+
+def test_an_asyncio_client_whose_loop_is_closed(trio: Peers) -> None:
+    def use() -> None:
+        client = asyncio.run(ask(trio["a"].address))
+        del client
+
+    check_nothing_is_kept(use, "an AsyncClient was never closed")
+
+
+def test_a_client_of_a_program_that_ends(trio: Peers) -> None:
+    program = (
+        "import sys, threading, time\n"
+        "from dstash import Client\n"
+        f"client = Client({trio['a'].address!r}, timeout=20)\n"
+        "client.put('forgotten', 'key', 1)\n"
+        "def ask():\n"
+        "    while True:\n"
+        "        client.lookup('forgotten', 'key')\n"
+        "threading.Thread(target=ask, daemon=True).start()\n"
+        "time.sleep(0.2)\n"
+        "print('done')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_a_client_that_could_not_be_made() -> None:
+    with pytest.raises(Exception, match="nonsense"):
+        Client("tcp://127.0.0.1:1", nonsense=1)
+    with pytest.raises(Exception, match="nonsense"):
+        AsyncClient("tcp://127.0.0.1:1", nonsense=1)
+    gc.collect()
+
+
+def test_a_client_that_was_never_used_has_nothing_to_warn_of() -> None:
+    for kind in (Client, AsyncClient):
+        kind("tcp://127.0.0.1:1")
+        gc.collect()
