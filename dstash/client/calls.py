@@ -179,7 +179,7 @@ class Calls:
     ) -> _Read:
         check_index(index)
         # The rest of a larger batch is checked slab by slab, as it is sent.
-        encode_keys(keys[: self._session.slab_of_reads])
+        encoded = encode_keys(keys[: self._session.slab_of_reads])
         return kind(
             self._session,
             self.deadline(timeout),
@@ -187,6 +187,7 @@ class Calls:
             keys,
             self.read_level(read),
             self._types.decode_array,
+            encoded,
         )
 
 

@@ -33,6 +33,8 @@ from dstash.wire.shapes import Frame, Message
 
 #: Keys in one request: large enough to amortise a message, small enough to overlap work.
 KEYS_PER_CHUNK: Final = 4096
+#: Partitions whose keys are not sorted any further: the pages of so few stay in a cache.
+PARTITIONS_PER_BAND: Final = 64
 #: What a reply should weigh (bytes) at most; peers cut longer ones.
 REPLY_BYTES: Final = 4 * 1024 * 1024
 
@@ -43,7 +45,10 @@ Decode = Callable[[bytes], list[Any]]
 
 
 class LookupOperation(Operation):
-    """Looks up any number of distinct keys; the result maps those found to their values."""
+    """Looks up any number of distinct keys; the result maps those found to their values.
+
+    ``encoded`` are the keys of the first slab as they travel, if they have been encoded already.
+    """
 
     #: The bits of ``Want`` for the replica that gives values.
     wanted: int = Want.VALUES.value
@@ -56,6 +61,7 @@ class LookupOperation(Operation):
         keys: Sequence[Key],
         level: Level,
         decode: Decode,
+        encoded: Sequence[bytes] | None = None,
     ) -> None:
         super().__init__(session, deadline)
         self.index = index
@@ -63,13 +69,17 @@ class LookupOperation(Operation):
         self.decode = decode
         self.found: dict[Key, Any] = {}
         self._keys = keys
+        self._encoded = encoded
 
     def _chunks(self) -> Iterator[list[Chunk]]:
         slab = self.session.slab_of_reads
         for begin in range(0, len(self._keys), slab):
-            yield from steps(self.cut(self._keys[begin : begin + slab]))
+            encoded, self._encoded = self._encoded, None
+            yield from steps(self.cut(self._keys[begin : begin + slab], encoded=encoded))
 
-    def cut(self, keys: Sequence[Key], attempt: int = 0) -> list[Chunk]:
+    def cut(
+        self, keys: Sequence[Key], attempt: int = 0, encoded: Sequence[bytes] | None = None
+    ) -> list[Chunk]:
         """Return chunks for keys, routed by the view at hand."""
         table = self.session.read_targets(self.level)
         size = max(1, min(KEYS_PER_CHUNK, int(REPLY_BYTES / self.session.value_bytes)))
@@ -78,7 +88,9 @@ class LookupOperation(Operation):
                 ReadChunk(self, targets, members[begin : begin + size], attempt)
                 for begin in range(0, len(members), size)
             ]
-            for targets, members in group(encode_keys(keys), keys, table).items()
+            for targets, members in group(
+                encoded or encode_keys(keys), keys, table, PARTITIONS_PER_BAND
+            ).items()
         )
 
     def cut_reconciliations(
@@ -148,7 +160,9 @@ class ExistsOperation(LookupOperation):
 class RecordOperation(LookupOperation):
     """Fetches whole records; the result maps keys to live ``Record``s."""
 
-    def cut(self, keys: Sequence[Key], attempt: int = 0) -> list[Chunk]:
+    def cut(
+        self, keys: Sequence[Key], attempt: int = 0, encoded: Sequence[bytes] | None = None
+    ) -> list[Chunk]:
         """Return chunks for keys: replicas are compared record by record."""
         return self.cut_reconciliations(keys, self.level, attempt)
 

@@ -98,11 +98,17 @@ def _per_set(keys: Iterable[Any], make: Callable[[Any], T]) -> list[T]:
     return [made[key] if key in made else made.setdefault(key, make(key)) for key in keys]
 
 
-def group(encoded: Sequence[bytes], items: Iterable[T], table: Sequence[Any]) -> dict[Any, list[T]]:
+def group(
+    encoded: Sequence[bytes], items: Iterable[T], table: Sequence[Any], band: int = 1
+) -> dict[Any, list[T]]:
     """Sort ``items`` (one per encoded key) into lists by what ``table`` says of their key.
 
     The lists of a large batch are in the order of partitions, which is the order on disk: a chunk
     cut from one touches few pages of a peer's tree, where keys at random would touch most of it.
+
+    Args:
+        band: how many neighbouring partitions count as one. Some are as good as one to whoever
+            looks keys up, and quicker to sort into; to write, the exact order is worth more.
     """
     groups: dict[Any, list[T]] = {}
     digests = map(xxh3_64_intdigest, encoded)
@@ -110,10 +116,26 @@ def group(encoded: Sequence[bytes], items: Iterable[T], table: Sequence[Any]) ->
         for digest, item in zip(digests, items, strict=True):
             groups.setdefault(table[digest & _MASK], []).append(item)
         return groups
-    partitions: list[list[T]] = [[] for _ in table]
+    lanes: Iterable[tuple[Any, list[T]]]
+    lanes, by_partition = _lanes(table, band)
     for digest, item in zip(digests, items, strict=True):
-        partitions[digest & _MASK].append(item)
-    for target, members in zip(table, partitions, strict=True):
+        by_partition[digest & _MASK].append(item)
+    for target, members in lanes:
         if members:
             groups.setdefault(target, []).extend(members)
     return groups
+
+
+def _lanes(table: Sequence[Any], band: int) -> tuple[Iterable[tuple[Any, list[T]]], list[list[T]]]:
+    """Return (target, empty list) pairs in order, and for each partition the list it shares."""
+    if band == 1:
+        alone: list[list[T]] = [[] for _ in table]
+        return zip(table, alone, strict=True), alone
+    lanes: list[tuple[Any, list[T]]] = []
+    shared: list[list[T]] = []
+    for begin in range(0, len(table), band):
+        targets = table[begin : begin + band]
+        lists: dict[Any, list[T]] = {target: [] for target in targets}
+        lanes += lists.items()
+        shared += [lists[target] for target in targets]
+    return lanes, shared

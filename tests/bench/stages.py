@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
+from dstash.client.reads import PARTITIONS_PER_BAND
 from dstash.client.routing import group
 from dstash.limits import PARTITIONS
 from dstash.peer.commits import Commit, Rules, Ticket, WaitingWrite
@@ -84,11 +85,11 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
 class _Batch:
     """One batch as it stands on a peer: chunks of encoded keys, sorted, and of values."""
 
-    def __init__(self, types: TypeRegistry) -> None:
+    def __init__(self, types: TypeRegistry, band: int) -> None:
         self.pairs = data.fresh(batches.KEYS, batches.VALUE_BYTES)
         self.keys = data.shuffled(self.pairs)
         self.encoded = encode_keys(self.keys)
-        self.sorted: list[str] = group(self.encoded, self.keys, _TABLE)[_PEER]
+        self.sorted: list[str] = group(self.encoded, self.keys, _TABLE, band)[_PEER]
         runs = [self.sorted[begin : begin + _CHUNK] for begin in range(0, batches.KEYS, _CHUNK)]
         self.chunks = [encode_keys(run) for run in runs]
         self.values = [types.encode_many([self.pairs[key] for key in run]) for run in runs]
@@ -112,7 +113,8 @@ class _Stages:
         self._store = LmdbStore(folder, Durability.NONE)
         self._space = keyspace(b"bench", _OWNED)
         self._types = TypeRegistry()
-        self._batch = _Batch(self._types)
+        self._batch = _Batch(self._types, PARTITIONS_PER_BAND)
+        self._written = _Batch(self._types, 1)
         self._batch.commit(self._space).run(self._store)
 
     def __enter__(self) -> Self:
@@ -128,7 +130,7 @@ class _Stages:
         decoded = list(map(self._types.decode_array, answers))
         lookups: tuple[Callable[[], object], ...] = (
             lambda: encode_keys(batch.keys),
-            lambda: group(batch.encoded, batch.keys, _TABLE),
+            lambda: group(batch.encoded, batch.keys, _TABLE, PARTITIONS_PER_BAND),
             lambda: [codec.unpack_keys(codec.pack_blobs(chunk)) for chunk in batch.chunks],
             self._get,
             lambda: self._look_up(Want.VALUES),
@@ -167,20 +169,20 @@ class _Stages:
             found.update(zip(self._batch.sorted[number * _CHUNK :], values, strict=False))
 
     def _encode(self) -> None:
-        encode_keys(self._batch.keys)
-        self._types.encode_many(list(self._batch.pairs.values()))
+        encode_keys(self._written.keys)
+        self._types.encode_many(list(self._written.pairs.values()))
 
     def _pack(self) -> None:
-        for blobs in (*self._batch.chunks, *self._batch.values):
+        for blobs in (*self._written.chunks, *self._written.values):
             codec.unpack_blobs(codec.pack_blobs(blobs))
 
     def _prepare(self) -> None:
-        commit = self._batch.commit(self._space)
+        commit = self._written.commit(self._space)
         for one in commit.waiting:
             commit._prepare(one)
 
     def _commit(self) -> float:
-        commit = _Batch(self._types).commit(self._space)
+        commit = _Batch(self._types, 1).commit(self._space)
         return batches.timed(lambda: commit.run(self._store))
 
 

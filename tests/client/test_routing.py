@@ -135,9 +135,13 @@ def test_items_are_grouped_by_what_the_table_says(keys: list[bytes], groups: int
         assert all(table[partition_of(key)] == target for key in some)
 
 
-def test_a_large_batch_is_grouped_the_same() -> None:
+@pytest.mark.parametrize("band", [1, 64])
+def test_a_large_batch_is_grouped_the_same(band: int) -> None:
     keys = [b"%d" % number for number in range(3 * PARTITIONS)]
     table = [partition % 7 for partition in range(PARTITIONS)]
-    for target, some in group(keys, keys, table).items():
+    grouped = group(keys, keys, table, band)
+    for target, some in grouped.items():
         assert {table[partition_of(key)] for key in some} == {target}
-    assert sum(map(len, group(keys, keys, table).values())) == len(keys)
+        bands = [partition_of(key) // band for key in some]
+        assert bands == sorted(bands)
+    assert sorted(key for some in grouped.values() for key in some) == sorted(keys)
