@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterable
 from functools import partial
+from threading import get_ident
 from typing import Any, Final
 
 from dstash.client.async_channel import AsyncChannel
@@ -41,6 +42,7 @@ class Dispatch:
         self._next_search = 0
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0  # that the loop runs on
         self._context: Context
         self._channel: AsyncChannel
         self._finding: asyncio.Lock
@@ -61,9 +63,10 @@ class Dispatch:
 
     def turn(self) -> Turn:
         """Return what gathers the calls of this turn of the loop."""
-        loop = self.on_loop()
         if self._flush is None:
-            self._flush = loop.call_soon(self.flush)
+            self._flush = self.on_loop().call_soon(self.flush)
+        elif get_ident() != self._thread:  # to ask asyncio for the loop takes ten times as long
+            self.on_loop()
         return self._turn
 
     async def answer(self, group: Group, key: Key, default: Any) -> Any:
@@ -153,7 +156,7 @@ class Dispatch:
         self._context = Context(keys=identity(self._settings))
         self._channel = AsyncChannel(self._context, self._session, loop, self._search)
         self._finding = asyncio.Lock()
-        self._loop = loop
+        self._loop, self._thread = loop, get_ident()
 
     def _begin(self, groups: Iterable[Group]) -> None:
         for group in groups:

@@ -151,12 +151,19 @@ class ReadGroup(Group):
         waiting = self.waiting
         for key in keys:
             waiters = waiting.pop(key, ())
-            for place, (future, default) in enumerate(waiters):
-                value = found.get(key, default)
-                if place and key in found and type(value) not in _SHAREABLE:
-                    value = self._types.decode(self._types.encode(value))
+            if len(waiters) == 1:
+                [(future, default)] = waiters
                 if not future.done():
-                    future.set_result(value)
+                    future.set_result(found.get(key, default))
+            else:
+                self._tell_each(waiters, key, found)
+
+    def _tell_each(self, waiters: Sequence[Waiter], key: Key, found: dict[Key, Any]) -> None:
+        for place, (future, default) in enumerate(waiters):
+            value = found.get(key, default)
+            if place and key in found and type(value) not in _SHAREABLE:
+                value = self._types.decode(self._types.encode(value))
+            _settle(future, value)
 
 
 class TellingLookup(LookupOperation):

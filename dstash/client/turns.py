@@ -56,13 +56,18 @@ class Turn:
         self, index: str, key: Key, timeout: float | None, read: str | Level | None
     ) -> ReadGroup:
         """Return the group for a look-up, the key checked."""
-        return self._read(TellingLookup, index, key, timeout, read)
+        if type(key) is not str or not key.isascii() or not 0 < len(key) <= MAX_KEY_BYTES:
+            encode_key(key)  # refuses what cannot be a key, before others depend on it
+        group = self._reads.get((TellingLookup, index, timeout, read))
+        return group or self._new_reads(TellingLookup, index, timeout, read)
 
     def exists(
         self, index: str, key: Key, timeout: float | None, read: str | Level | None
     ) -> ReadGroup:
-        """Return the group for a question whether a key exists."""
-        return self._read(TellingExists, index, key, timeout, read)
+        """Return the group for a question whether a key exists, the key checked."""
+        encode_key(key)
+        group = self._reads.get((TellingExists, index, timeout, read))
+        return group or self._new_reads(TellingExists, index, timeout, read)
 
     def put(
         self,
@@ -85,23 +90,6 @@ class Turn:
 
     # -- inside
 
-    def _read(
-        self,
-        kind: type[TellingLookup],
-        index: str,
-        key: Key,
-        timeout: float | None,
-        read: str | Level | None,
-    ) -> ReadGroup:
-        if type(key) is not str or not key.isascii() or not 0 < len(key) <= MAX_KEY_BYTES:
-            encode_key(key)  # refuses what cannot be a key, before others depend on it
-        slot = (kind, index, timeout, read)
-        group = self._reads.get(slot)
-        if group is None:
-            group = self._reads[slot] = self._new_reads(kind, index, timeout, read)
-            self._groups.append(group)
-        return group
-
     def _new_reads(
         self,
         kind: type[TellingLookup],
@@ -119,7 +107,10 @@ class Turn:
             operation.group = group
             return operation
 
-        return ReadGroup(len(self._groups), deadline, make, self._types)
+        group = ReadGroup(len(self._groups), deadline, make, self._types)
+        self._reads[kind, index, timeout, read] = group
+        self._groups.append(group)
+        return group
 
     def _write(
         self, slot: tuple[Any, ...], item: Item, make: Callable[[], WriteGroup]
