@@ -18,8 +18,8 @@ close to wall time, never going back, and moved forward by what it sees.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 Version = bytes
 Stamp = int
@@ -31,6 +31,8 @@ COUNTER_BITS: Final = 16
 MAX_STAMP: Final = (1 << 64) - 1
 
 _LAYOUT = struct.Struct(">Q4sQ")
+#: Stamp and writer.
+_WRITTEN_BYTES: Final = 12
 
 
 def pack(stamp: Stamp, writer: bytes, touched: Stamp = 0) -> Version:
@@ -55,9 +57,25 @@ def newest_stamp(version: Version) -> Stamp:
     return int(max(stamp, touched))
 
 
+class Span(NamedTuple):
+    """Stamps that no version of some speaks of a moment before, and after."""
+
+    oldest: Stamp
+    newest: Stamp
+
+
+def span_of(versions: Sequence[Version]) -> Span:
+    """Return the span of some versions, at least one.
+
+    They are compared as bytes: to unpack each of them would take several times as long.
+    """
+    touched = max([version[_WRITTEN_BYTES:] for version in versions])
+    return Span(unpack(min(versions))[0], newest_stamp(max(versions)[:_WRITTEN_BYTES] + touched))
+
+
 def with_touch(version: Version, touched: Stamp) -> Version:
     """Return ``version`` with its expiry changed at ``touched``."""
-    return version[:12] + touched.to_bytes(8, "big")
+    return version[:_WRITTEN_BYTES] + touched.to_bytes(8, "big")
 
 
 def stamp_at(milliseconds: int, counter: int = 0) -> Stamp:

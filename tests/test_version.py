@@ -11,6 +11,7 @@ from dstash.version import (
     Clock,
     newest_stamp,
     pack,
+    span_of,
     stamp_at,
     stamp_milliseconds,
     unpack,
@@ -56,6 +57,14 @@ def test_any_later_put_beats_any_touch(
 @given(parts)
 def test_the_newest_moment_is_that_of_the_write_or_the_touch(one: tuple[int, bytes, int]) -> None:
     assert newest_stamp(pack(*one)) == max(one[0], one[2])
+
+
+@given(st.lists(parts, min_size=1))
+def test_the_span_of_versions_holds_all_their_moments(some: list[tuple[int, bytes, int]]) -> None:
+    versions = [pack(*one) for one in some]
+    oldest, newest = span_of(versions)
+    assert oldest == min(stamp for stamp, _, _ in some)
+    assert newest == max(map(newest_stamp, versions))
 
 
 @given(st.integers(0, 2**48 - 1), st.integers(0, 2**16 - 1))

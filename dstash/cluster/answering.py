@@ -35,7 +35,9 @@ from dstash.wire.shapes import Frame, Message
 #: What one page of records weighs (bytes), at most, but for a single larger record.
 PAGE_BYTES: Final = 512 * 1024
 PAGE_KEYS: Final = 4000
-_COPY_SLICE: Final = 64
+_COPY_SLICE: Final = 32
+#: What a record of a copy takes beside its bytes, in time, as bytes that would take as long.
+_RECORD_BYTES: Final = 100
 
 #: In ``DigestsAre.busy``: the partition was left out; its digest lacks records that are damaged.
 BUSY: Final = 1
@@ -125,14 +127,14 @@ def copy(holdings: Holdings, question: AskCopy, now: int) -> Answering:
     partitions = unpack_partitions(question.partitions)
     if not question.after:
         yield Settle()
-    page = _CopyPage(question.after)
-    while page.weight < PAGE_BYTES:
+    page = _CopyPage(question.after, min(PAGE_BYTES, question.most_bytes or PAGE_BYTES))
+    while not page.is_full:
         entries = holdings.walk_all(partitions, page.after, _COPY_SLICE)
         page.take(entries)
         if page.damaged:
             holdings.damage.report(page.damaged)
             raise CorruptRecord("a record to be copied is damaged; it has to be mended first")
-        if len(entries) < _COPY_SLICE and page.weight < PAGE_BYTES:
+        if len(entries) < _COPY_SLICE and not page.is_full:
             page.after = b""
             break
         yield Pause()
@@ -144,23 +146,28 @@ def copy(holdings: Holdings, question: AskCopy, now: int) -> Answering:
 class _CopyPage:
     """Records on their way into one answer."""
 
-    def __init__(self, after: bytes) -> None:
+    def __init__(self, after: bytes, most_bytes: int) -> None:
         self.after = after
+        self._left = most_bytes
         self.keys: list[bytes] = []
         self.records: list[bytes] = []
         self.damaged: list[bytes] = []
-        self.weight = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it takes no more."""
+        return self._left <= 0
 
     def take(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         """Add records, until the page is full."""
         for storage_key, record in entries:
             self.after = storage_key
-            self.weight += len(storage_key) + len(record)
+            self._left -= len(storage_key) + len(record) + _RECORD_BYTES
             if not is_sound(storage_key, record):
                 self.damaged.append(storage_key)
             self.keys.append(storage_key)
             self.records.append(record)
-            if self.weight >= PAGE_BYTES:
+            if self.is_full:
                 return
 
 

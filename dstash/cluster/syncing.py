@@ -10,6 +10,7 @@ from dstash.cluster.holdings import SLICE
 from dstash.cluster.replica import Replica
 from dstash.cluster.tasks import Ask, Effect, Merge, Pause
 from dstash.errors import Busy, ClockSkew, CorruptRecord, DiskFull, ProtocolError
+from dstash.limits import MIB
 from dstash.store.digest import DIGEST_BYTES, bucket_of, is_dead_at, version_of
 from dstash.store.record import ABSENT, is_sound
 from dstash.version import VERSION_BYTES, ZERO, Stamp, Version, newest_stamp
@@ -33,7 +34,11 @@ Counting = Generator[Effect, Any, int]
 Entries = list[tuple[bytes, bytes]]
 
 #: Tasks that fill a peer side by side; each keeps to its share of the rate.
-FILLERS: Final = 4
+FILLERS: Final = 2
+#: Pages (bytes) so small that look-ups hardly feel what it takes to give, take in and sync one...
+_GENTLE_BYTES: Final = 48 * 1024
+#: ... up to this rate (bytes a second). Who orders a higher one wants data to move first of all.
+_GENTLE_RATE: Final = 32 * MIB
 
 #: Records that are given, or asked for, at once to heal: their commit takes a few milliseconds.
 _AT_ONCE: Final = 150
@@ -53,7 +58,8 @@ def copy(replica: Replica, partitions: Sequence[int], source: str) -> Counting:
     after, copied = b"", 0
     packed = pack_partitions(partitions)
     while True:
-        page = yield from ask(source, AskCopy(packed, after), CopyIs)
+        most = _GENTLE_BYTES if replica.rate <= _GENTLE_RATE else PAGE_BYTES
+        page = yield from ask(source, AskCopy(packed, after, most), CopyIs)
         keys, records = codec.unpack_blobs(page.keys), codec.unpack_blobs(page.records)
         entries = list(zip(keys, records, strict=True))
         if entries:

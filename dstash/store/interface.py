@@ -71,7 +71,8 @@ class Write:
 
     ``version`` is what all entries carry, when they share one: a client's write does, and one that
     is above all that is stored needs no look at what it replaces. ``tells_existed``: whether
-    somebody wants to know what was there all the same.
+    somebody wants to know what was there all the same. None of the entries is stamped before
+    ``oldest``: if that is above the horizons, none is of the past.
     """
 
     entries: Sequence[tuple[bytes, bytes]]
@@ -84,6 +85,7 @@ class Write:
     doubt: Stamp = MAX_STAMP
     version: Version | None = None
     tells_existed: bool = False
+    oldest: Stamp = 0
 
     def bound(self) -> Version:
         """Return a version that none of this write's records is above."""

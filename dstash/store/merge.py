@@ -53,7 +53,7 @@ def _replace_all(transaction: Transaction, write: Write) -> Merged:
 
 def _merge_all(transaction: Transaction, write: Write) -> Merged:
     get, put, insert = transaction.get, transaction.put, transaction.insert
-    now, horizons, doubt = write.now, write.horizons, write.doubt
+    now, horizons, doubt = write.now, _horizons_of(write), write.doubt
     merged = Merged(existed=bytearray(len(write.entries)))
     for place, (storage_key, record) in enumerate(write.entries):
         if horizons is None and insert(storage_key, record):
@@ -94,6 +94,15 @@ def _cure(transaction: Transaction, storage_key: bytes, record: bytes | None) ->
         transaction.delete(storage_key)
     else:
         transaction.put(storage_key, record)
+
+
+def _horizons_of(write: Write) -> Sequence[Stamp] | None:
+    """Return the horizons that the records of a write are to be held to, None if all are above."""
+    if write.horizons is None:
+        return None
+    prefixes = {storage_key[:2] for storage_key, _ in write.entries}
+    highest = max([write.horizons[int.from_bytes(one, "big")] for one in prefixes], default=0)
+    return write.horizons if write.oldest <= highest else None
 
 
 def _is_past(storage_key: bytes, record: bytes, horizons: Sequence[Stamp]) -> bool:

@@ -99,11 +99,15 @@ class Push(Message):
 
 @message
 class AskCopy(Message):
-    """Asks for a page of partitions: all records, tombstones too. Fields as in ``AskVersions``."""
+    """Asks for a page of partitions: all records, tombstones too. Fields as in ``AskVersions``.
+
+    ``most_bytes`` is what the page should weigh at most; with 0 the peer decides.
+    """
 
     KIND = 48
     partitions: bytes
     after: bytes
+    most_bytes: int = 0
 
 
 @message

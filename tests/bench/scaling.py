@@ -28,8 +28,11 @@ from tests.harness.peers import PATIENCE, Peer, Peers
 from tests.harness.waiting import wait_until
 
 INDEX = "bench"
-#: What moves in a second while look-ups are measured: as fast as is asked of a transfer.
-_STEADY = 30_000_000
+#: By the size of values, the bytes that move in a second while look-ups are measured: as fast as is
+#: asked of a transfer, 100,000 small records a second or 30 MB of larger ones.
+_STEADY = {100: 16_000_000, 1000: 30_000_000}
+#: More than can move in a second: who orders so much wants data to move first of all.
+_HASTE = 1_000_000_000
 #: So long (seconds) data moves, or rests, at a time; and so long what a new epoch brings with it,
 #: new tables on all sides, is not counted.
 _PHASE, _SETTLE = 0.5, 0.2
@@ -87,16 +90,16 @@ def candidate(cluster: Peers, client: Client, name: str) -> None:
     wait_until(lambda: name in client.status()["candidates"], PATIENCE, f"{name} waits")
 
 
-def move(folder: Path, records: int, value_bytes: int) -> list[Figure]:
-    """Measure how fast a second peer is filled from the first one."""
+def move(folder: Path, records: int, value_bytes: int, rate: int) -> list[Figure]:
+    """Measure how fast a second peer is filled from the first one, at most at a rate."""
     with ready_to_move(folder, records, value_bytes) as (cluster, client):
         before = [cpu_seconds(cluster[name]) for name in ("p1", "p2")]
-        client.order("add", ["p2"])
+        client.order("add", ["p2"], rate=rate)
         wait_until(lambda: client.topology().change is None, 600, "the data has moved")
         after = [cpu_seconds(cluster[name]) for name in ("p1", "p2")]
         (facts,) = [one["healing"] for one in client.status()["members"] if one["id"] == "p2"]
     busiest = max(end - begin for begin, end in zip(before, after, strict=True))
-    what = f"records of {value_bytes} B"
+    what = f"records of {value_bytes} B, {'in haste' if rate else 'gently'}"
     return [
         *rates(what, facts, facts["filling_ms"] / 1000),
         *rates(f"{what}, by the CPU of the busier peer", facts, busiest),
@@ -114,14 +117,16 @@ def rates(what: str, facts: dict[str, Any], seconds: float) -> list[Figure]:
     ]
 
 
-def feel(folder: Path, records: int) -> list[Figure]:
+def feel(folder: Path, records: int, value_bytes: int) -> list[Figure]:
     """Measure look-ups while data moves and while it rests, in turns within one change."""
     calm: list[float] = []
     busy: list[float] = []
-    with ready_to_move(folder, records, 100) as (cluster, client):
+    moving = 0.0
+    with ready_to_move(folder, records, value_bytes) as (cluster, client):
         lookups = Lookups(cluster.client(), records)
         lookups.start()
-        client.order("add", ["p2"], rate=_STEADY)
+        client.order("add", ["p2"], rate=_STEADY[value_bytes])
+        began = time.perf_counter()
         while (change := client.topology().change) is not None:
             time.sleep(_SETTLE)
             lookups.take()
@@ -129,9 +134,17 @@ def feel(folder: Path, records: int) -> list[Figure]:
             (calm if change.paused else busy).extend(lookups.take())
             with contextlib.suppress(ChangeConflict):  # it has ended
                 client.order("resume" if change.paused else "pause")
+            now = time.perf_counter()
+            moving += 0 if change.paused else now - began
+            began = now
         lookups.stop()
+        (facts,) = [one["healing"] for one in client.status()["members"] if one["id"] == "p2"]
     quiet, loud = percentile(calm, 0.99), percentile(busy, 0.99)
+    weight = facts["filled_bytes"] / facts["filled_records"]
+    what = f"records of {value_bytes} B that move meanwhile"
     return [
+        Figure(what, records / moving, "records/s", "", None),
+        Figure(what, records * weight / moving / 1e6, "MB/s", "", None),
         Figure("p99 of a look-up, data rests", quiet, "ms", "", None),
         Figure("p99 of a look-up, data moves", loud, "ms", "twice that", loud < 2 * quiet),
     ]
@@ -199,12 +212,14 @@ def main() -> int:
     figures = placements()
     with tempfile.TemporaryDirectory(prefix="dstash-bench-") as name:
         folder = Path(name)
-        for part in ("epochs", "small", "large", "felt"):
+        for part in ("epochs", "small", "large", "hasty", "felt-small", "felt-large"):
             (folder / part).mkdir()
         figures.append(turn_epochs(folder / "epochs", options.rounds))
-        figures += move(folder / "small", options.records, 100)
-        figures += move(folder / "large", options.records // 4, 1000)
-        figures += feel(folder / "felt", 2 * options.records)
+        figures += move(folder / "small", options.records, 100, 0)
+        figures += move(folder / "large", options.records // 4, 1000, 0)
+        figures += move(folder / "hasty", options.records, 100, _HASTE)
+        figures += feel(folder / "felt-small", 4 * options.records, 100)
+        figures += feel(folder / "felt-large", options.records, 1000)
     show(figures, as_json=options.json)
     return 0 if all(one.met is not False for one in figures) else 1
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +15,10 @@ from dstash.cluster.filling import fill, sources
 from dstash.cluster.holdings import Holdings
 from dstash.cluster.membership import Announcement
 from dstash.cluster.replica import Replica
-from dstash.cluster.tasks import Ask, Merge, Task
+from dstash.cluster.tasks import Ask, Merge, Pause, Task
 from dstash.cluster.topology import Member, Topology
 from dstash.cluster.view import View
+from dstash.limits import MIB
 from dstash.store.interface import Write
 from dstash.store.record import head, keyspace, partition_of, seal
 from dstash.store.twin import TwinStore
@@ -39,6 +42,8 @@ class Cluster:
     """Peers a, b, c that hold everything, and d that is added. Tasks run to their end at once."""
 
     def __init__(self) -> None:
+        self.asked: Counter[type] = Counter()
+        self.now = NOW
         members = tuple(Member(one, f"tcp://{one}:1", f"store-{one}", one) for one in "abc")
         before = Topology("test", "id", 1, 3, formed=True, members=members)
         joiner = Announcement("d", "tcp://d:1", "store-d", "d", 1.0)
@@ -48,11 +53,17 @@ class Cluster:
                 name,
                 Holdings(TwinStore(f"store-{name}")),
                 lambda: self.view,
-                lambda: NOW,
-                lambda: NOW,
+                lambda: self.now,
+                lambda: self.now,
             )
             for name in "abcd"
         }
+
+    def order(self, rate: int) -> None:
+        topology = self.view.topology
+        assert topology.change is not None
+        change = replace(topology.change, rate=rate)
+        self.view = View(replace(topology, change=change), self.view.alive)
 
     def write(self, peer: str, stamp: Stamp, *, flags: int = 0) -> None:
         version = pack(stamp, bytes(WRITER_BYTES))
@@ -79,10 +90,13 @@ class Cluster:
             reply = None
             if isinstance(effect, Merge):
                 self.commit(peer, effect)
+            elif isinstance(effect, Pause):
+                self.now += effect.milliseconds
             elif isinstance(effect, Ask):
                 reply = self.ask(effect.peer, effect.message)
 
     def ask(self, peer: str, message: Message) -> Any:
+        self.asked[type(message)] += 1
         return self.run(peer, _ANSWERS[type(message)](self.peers[peer].holdings, message, NOW))
 
     def fill(self, peer: str) -> list[int]:
@@ -106,6 +120,21 @@ def test_a_write_that_one_replica_missed_is_filled_in() -> None:
             cluster.write(peer, stamp_at(NOW))
         assert cluster.fill("d") == [PARTITION]
         assert cluster.records("d") == 1
+
+
+@pytest.mark.parametrize(("rate", "pages"), [(0, 9), (32 * MIB, 9), (32 * MIB + 1, 1)])
+def test_pages_are_small_unless_more_is_ordered_than_goes_unnoticed(rate: int, pages: int) -> None:
+    cluster = Cluster()
+    keys = [key for n in range(200_000) if partition_of(key := b"%d" % n) == PARTITION][:40]
+    space = keyspace(b"index", frozenset([PARTITION]))
+    version = pack(stamp_at(NOW), bytes(WRITER_BYTES))
+    entries = seal(space, keys, head(version), [b"\xda\x27\x10" + bytes(10_000)] * len(keys))
+    for peer in "abc":
+        cluster.commit(peer, Merge(entries))
+    cluster.order(rate)
+    assert cluster.fill("d") == [PARTITION]
+    assert cluster.records("d") == len(keys)
+    assert cluster.asked[AskCopy] == pages
 
 
 def test_so_many_sources_are_needed_that_no_write_can_be_missed() -> None:

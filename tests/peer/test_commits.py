@@ -1,27 +1,34 @@
-"""What a peer refuses of a put, whatever the client let pass."""
+"""What a peer refuses of what it is sent, whatever the sender let pass."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dstash.errors import LimitError
 from dstash.limits import MAX_TTL_SECONDS, PARTITIONS
 from dstash.peer.commits import Commit, Rules, Ticket, WaitingWrite
-from dstash.store.record import keyspace
+from dstash.store.record import head, keyspace, seal
 from dstash.store.twin import TwinStore
+from dstash.types import RecordFlag
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.messages import Error, Put, Stored
+from dstash.wire.replication import Push
 from dstash.wire.shapes import Frame
 
 NOW = 1_800_000_000_000
 EVERYTHING = frozenset(range(PARTITIONS))
+SPACE = keyspace(b"i", EVERYTHING)
 RULES = Rules(NOW, 500, 0, {}, [0] * PARTITIONS, EVERYTHING, has_room=True)
 
 
 def reply_to(put: Put) -> object:
     """Return what a peer answers to a put."""
-    write = WaitingWrite(Ticket(b"client", 1), put, keyspace(b"i", EVERYTHING), 10)
+    write = WaitingWrite(Ticket(b"client", 1), put, SPACE, 10)
     commit = Commit([write], RULES)
     commit.run(TwinStore())
     [(_, reply)] = commit.replies
@@ -42,3 +49,36 @@ def test_a_put_that_outlives_a_century_is_refused(expiry: int, refused: bool) ->
     else:
         assert isinstance(reply, Stored)
         assert reply.rejected == []
+
+
+@st.composite
+def records(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    """Return a record that another peer may send: a good one, or one of each kind of bad ones."""
+    key = draw(st.sampled_from([b"a", b"b", b"c"]))
+    stamps = st.sampled_from([NOW - 9000, NOW, NOW + 400, NOW + 600]).map(stamp_at)
+    touched = draw(st.just(0) | stamps)
+    flags = draw(st.sampled_from([0, 0, RecordFlag.TOMBSTONE]))
+    payload = b"" if flags else draw(st.sampled_from([b"\x01", b"\x01", b"\x01\x01"]))
+    sealed = seal(SPACE, [key], head(pack(draw(stamps), b"test", touched), flags), [payload])
+    [(where, record)] = sealed
+    return where, record[:-1] + b"?" if draw(st.integers(0, 9)) == 0 else record
+
+
+def push(some: Sequence[tuple[bytes, bytes]]) -> WaitingWrite:
+    """Return what brings records from another peer."""
+    keys, content = [key for key, _ in some], [record for _, record in some]
+    message = Push(Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(content)))
+    return WaitingWrite(Ticket(b"peer", 1), message, None, 10)
+
+
+@given(st.lists(records(), max_size=5), st.booleans())
+def test_many_records_are_checked_as_one_by_one_would_be(
+    some: list[tuple[bytes, bytes]], has_spare: bool
+) -> None:
+    rules = RULES._replace(has_spare=has_spare)
+    together, alone = TwinStore(), TwinStore()
+    Commit([push(some)], rules).run(together)
+    for one in some:
+        Commit([push([one])], rules).run(alone)
+    assert together.records == alone.records
+    assert together.high_water == alone.high_water

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from dstash.limits import PARTITIONS
 from dstash.store.interface import Write
-from dstash.store.record import HEAD_BYTES, head, keyspace, seal
+from dstash.store.record import HEAD_BYTES, head, keyspace, partition_of, seal
 from dstash.store.twin import TwinStore
 from dstash.types import RecordFlag
-from dstash.version import newest_stamp, pack
+from dstash.version import newest_stamp, pack, span_of
 
 SPACE = keyspace(b"index", frozenset(range(PARTITIONS)))
 NOW = 1_000_000
@@ -159,6 +159,34 @@ def test_a_write_with_one_version_merges_like_its_records_one_by_one(
         [result] = quick.commit([write])
         assert result.superseded == expected.superseded
         assert quick.records == plain.records
+
+
+@given(
+    st.lists(entries(), min_size=1, max_size=6),
+    st.lists(entries(), min_size=1, max_size=6),
+    st.integers(0, 8),
+    st.sampled_from([b"x", b"y", b"z", None]),
+)
+def test_to_know_that_nothing_is_of_the_past_changes_nothing(
+    before: list[Entry], some: list[Entry], horizon: int, without: bytes | None
+) -> None:
+    horizons = [horizon] * PARTITIONS
+    if without is not None:
+        horizons[partition_of(without)] = 0
+    oldest = span_of([record[8:28] for _, record in some]).oldest
+    careful, quick = TwinStore(), TwinStore()
+    for store, known in ((careful, 0), (quick, oldest)):
+        store.commit([Write(before, NOW)])
+        store.commit([Write(some, NOW, horizons=horizons, oldest=known)])
+    assert quick.records == careful.records
+
+
+def test_what_is_stamped_at_a_horizon_is_of_the_past() -> None:
+    for stamp, is_taken in ((5, False), (6, True)):
+        for known in (0, stamp):
+            store = TwinStore()
+            store.commit([Write([put(stamp)], NOW, horizons=[5] * PARTITIONS, oldest=known)])
+            assert bool(store.records) is is_taken
 
 
 def test_what_is_above_all_that_is_stored_replaces_it_unseen() -> None:

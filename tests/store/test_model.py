@@ -16,7 +16,7 @@ from dstash.store.lmdb import LmdbStore
 from dstash.store.record import head, keyspace, seal
 from dstash.store.twin import TwinStore
 from dstash.types import Durability, RecordFlag
-from dstash.version import pack
+from dstash.version import pack, span_of
 
 SPACES = [keyspace(name, frozenset(range(PARTITIONS))) for name in (b"i", b"index")]
 KEYS = [b"%d" % number for number in range(12)]
@@ -39,7 +39,9 @@ def writes(draw: st.DrawFn) -> Write:
     marks = [(b"mark", draw(st.binary(max_size=9)))] if draw(st.booleans()) else []
     horizons = [draw(st.integers(0, 30))] * PARTITIONS if draw(st.booleans()) else None
     newest = draw(st.integers(0, 2**64 - 1))
-    return Write(entries, draw(st.sampled_from([100, 1000, 2000])), newest, drops, horizons, marks)
+    now = draw(st.sampled_from([100, 1000, 2000]))
+    oldest = span_of([record[8:28] for _, record in entries]).oldest if draw(st.booleans()) else 0
+    return Write(entries, now, newest, drops, horizons, marks, oldest=oldest)
 
 
 class StoreAgainstTwin(RuleBasedStateMachine):
