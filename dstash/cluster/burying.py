@@ -128,6 +128,11 @@ def _dead_among(entries: Entries, horizons: Sequence[Stamp]) -> list[tuple[bytes
 
 
 def vacate(replica: Replica, partitions: Sequence[int]) -> Burying:
-    """Drop partitions (ascending) that this peer holds no replica of any more."""
+    """Drop partitions (ascending) that this peer holds no replica of any more.
+
+    Horizons go first. With one, this peer would take back nothing that is older, should the next
+    change of placement bring a partition here again when some of it has been dropped.
+    """
+    yield Merge(marks=[replica.holdings.reset(partitions)])
     while entries := replica.holdings.walk_all(partitions, b""):
         yield Merge(drops=[(key, version_of(record)) for key, record in entries])

@@ -148,6 +148,7 @@ class Holdings:
         """Forget horizons (a partition that is gained anew begins without)."""
         for partition in partitions:
             self.horizons[partition] = 0
+            self._digests.pop(partition, None)
         return HORIZONS_MARK, self.horizons.tobytes()
 
     def promises(self, now: int) -> dict[int, Stamp]:

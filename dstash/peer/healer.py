@@ -18,7 +18,7 @@ from dstash.cluster.repairing import repair
 from dstash.cluster.replica import Progress, Replica
 from dstash.cluster.switching import conductor, witness
 from dstash.cluster.syncing import FILLERS, ask
-from dstash.cluster.tasks import Merge, Pause, Scheduler, Task
+from dstash.cluster.tasks import Pause, Scheduler, Task
 from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
 from dstash.errors import DStashError
@@ -300,18 +300,18 @@ class Healer:
 
 def _vacate_safely(replica: Replica, epoch: int, foreign: list[int]) -> Task:
     """Drop partitions held no more, once every live peer has left the epoch that knew of them."""
-    full = []
+    holdings = replica.holdings
+    left = []
     for partition in foreign:
-        if replica.holdings.walk(partition, limit=1):
-            full.append(partition)
+        if holdings.horizons[partition] or holdings.walk(partition, limit=1):
+            left.append(partition)
         if partition % 32 == 0:
             yield Pause()
-    if not full:
+    if not left:
         return
     for peer in sorted(replica.view().alive - {replica.me}):
         yield from _wait_for_epoch(replica, peer, epoch)
-    yield from vacate(replica, full)
-    yield Merge(marks=[replica.holdings.reset(full)])
+    yield from vacate(replica, left)
 
 
 def _wait_for_epoch(replica: Replica, peer: str, epoch: int) -> Task:

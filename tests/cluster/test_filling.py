@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import pytest
 
 from dstash.cluster import answering, changing
-from dstash.cluster.burying import bury_all
+from dstash.cluster.burying import bury_all, vacate
 from dstash.cluster.filling import fill, sources
 from dstash.cluster.holdings import Holdings
 from dstash.cluster.membership import Announcement
@@ -30,6 +31,7 @@ from dstash.wire.shapes import Message
 NOW = 1_700_000_000_000
 KEY = b"key"
 PARTITION = partition_of(KEY)
+PAST = stamp_at(NOW - 60_000)
 _ANSWERS: dict[type, Callable[..., Any]] = {
     AskDigests: answering.digests,
     AskCopy: answering.copy,
@@ -143,6 +145,22 @@ def test_so_many_sources_are_needed_that_no_write_can_be_missed() -> None:
     assert (sorted(able), needed) == (["a", "b", "c"], 2)
     able, needed = sources(cluster.peers["a"], PARTITION)  # one of them is itself
     assert (sorted(able), needed) == (["b", "c"], 1)
+
+
+@pytest.mark.parametrize("done", range(4))
+def test_a_partition_that_comes_back_while_it_is_dropped_is_filled(done: int) -> None:
+    cluster = Cluster()
+    for peer in "abcd":  # d has lost the partition in the change before
+        cluster.write(peer, stamp_at(NOW - 90_000))
+        cluster.commit(peer, Merge(marks=[cluster.peers[peer].holdings.advance([PARTITION], PAST)]))
+    vacating = vacate(cluster.peers["d"], [PARTITION])
+    for effect in islice(vacating, done):
+        assert isinstance(effect, Merge)
+        cluster.commit("d", effect)
+    vacating.close()
+    assert cluster.fill("d") == [PARTITION]
+    assert cluster.records("d") == 1
+    assert cluster.peers["d"].holdings.horizons[PARTITION] == PAST
 
 
 @pytest.mark.parametrize("keeps_another", [False, True])
