@@ -27,6 +27,7 @@ from dstash.store.lock import DirectoryLock
 from dstash.store.merge import merge
 from dstash.store.room import grown, lacks_room, map_size_for
 from dstash.store.translation import translated
+from dstash.store.whole import can_be_read
 from dstash.types import Durability
 from dstash.version import Stamp, Version, highest_version
 
@@ -138,18 +139,17 @@ class LmdbStore:
                 writemap=False,  # with it a full disk is a SIGBUS instead of an error
                 lock=True,
             )
-            with self._whole():
-                self._env.reader_check()
-                self._meta = self._env.open_db(b"meta")
-                self._records = self._env.open_db(b"records")
+            self._check_whole()
+            self._env.reader_check()
+            self._meta = self._env.open_db(b"meta")
+            self._records = self._env.open_db(b"records")
             self._read_meta(is_new)
             making.unlink(missing_ok=True)
             if is_new:
                 sync_names(self.directory)
 
-    @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """Open the databases; refuse a data file that was cut off.
+    def _check_whole(self) -> None:
+        """Refuse a data file that was cut off.
 
         A page beyond the end of the file is not an error but a SIGBUS. A short file alone proves
         nothing: pages that were freed by the commit that took them are never written. So the file
@@ -159,22 +159,12 @@ class LmdbStore:
         used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
         size = file.stat().st_size
         if size >= used:
-            yield
             return
         os.truncate(file, used)
-        try:
-            yield
-            self._read_all()
-        except lmdb.Error:
+        if not can_be_read(self.directory):
             self._env.close()
             os.truncate(file, size)
-            raise CorruptStore(f"{file} was cut off: it has {size} of {used} bytes") from None
-
-    def _read_all(self) -> None:
-        for database in (self._meta, self._records):
-            with self._env.begin(database) as transaction, transaction.cursor() as cursor:
-                for _ in cursor.iternext(keys=True, values=True):
-                    continue
+            raise CorruptStore(f"{file} was cut off: it has {size} of {used} bytes")
 
     def _read_meta(self, is_new: bool) -> None:
         with self._env.begin(self._meta, write=True) as transaction:

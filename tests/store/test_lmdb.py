@@ -307,13 +307,21 @@ class TestRefusing:
         (folder / "lock.mdb").unlink()
         LmdbStore(folder).close()  # the refusal left no lock behind
 
-    def test_a_data_file_that_was_cut_off(self, folder: Path) -> None:
+    @pytest.mark.parametrize(
+        ("records", "size"), [(500, 0x1000), (20_000, 0x0010)], ids=["large", "small"]
+    )
+    def test_a_data_file_that_was_cut_off(self, folder: Path, records: int, size: int) -> None:
         store = LmdbStore(folder)
-        put(store, *map(str, range(500)), value=b"\xc5\x10\x00" + bytes(0x1000))
+        value = b"\xc5" + size.to_bytes(2, "big") + bytes(size)
+        for begin in range(0, records, 500):
+            put(store, *map(str, range(begin, begin + 500)), value=value)
         store.close()
-        os.truncate(folder / DATA_FILE, (folder / DATA_FILE).stat().st_size // 2)
-        with pytest.raises(CorruptStore, match="was cut off"):
-            LmdbStore(folder)
+        half = (folder / DATA_FILE).stat().st_size // 2
+        os.truncate(folder / DATA_FILE, half)
+        for _ in range(2):
+            with pytest.raises(CorruptStore, match="was cut off"):
+                LmdbStore(folder)
+            assert (folder / DATA_FILE).stat().st_size == half
 
     def test_a_page_that_is_found_bad_at_work_is_not_tried_again(self, folder: Path) -> None:
         store = LmdbStore(folder)
