@@ -264,8 +264,14 @@ def _prepare_records(
     """Sort out records that are damaged, from the future, or at the wrong moment."""
     span = _span_of_good(entries, rules)
     if span is not None:
-        write = Write(entries, rules.now, span.newest, horizons=rules.horizons, doubt=rules.doubt)
-        write.oldest = span.oldest
+        write = Write(
+            entries,
+            rules.now,
+            span.newest,
+            horizons=rules.horizons,
+            doubt=rules.doubt,
+            oldest=span.oldest,
+        )
         return Prepared(write, rejected, places)
     good: list[tuple[bytes, bytes]] = []
     kept: list[int] = []

@@ -161,10 +161,13 @@ class LmdbStore:
         if size >= used:
             return
         os.truncate(file, used)
-        if not can_be_read(self.directory):
+        try:
+            if not can_be_read(self.directory):
+                raise CorruptStore(f"{file} was cut off: it has {size} of {used} bytes")
+        except StoreError:
             self._env.close()
             os.truncate(file, size)
-            raise CorruptStore(f"{file} was cut off: it has {size} of {used} bytes")
+            raise
 
     def _read_meta(self, is_new: bool) -> None:
         with self._env.begin(self._meta, write=True) as transaction:

@@ -9,15 +9,27 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 import lmdb
 
+from dstash.errors import StoreError
+
+#: How a process ends that has met a bad page: by itself, or by an assertion or a fault.
+_UNREADABLE: Final = 3
+_FATAL: Final = (-signal.SIGABRT, -signal.SIGBUS, -signal.SIGSEGV)
+
 
 def can_be_read(directory: Path) -> bool:
-    """Whether all pages of the store in a directory can be read; takes as long as to read them."""
+    """Whether all pages of the store in a directory can be read; takes as long as to read them.
+
+    Raises:
+        StoreError: nobody can tell, for the process that looks ended for another reason.
+    """
     command = [sys.executable, "-m", "dstash.store.whole", os.fspath(directory)]
     done = subprocess.run(  # noqa: S603  # our own command
         command,
@@ -26,6 +38,11 @@ def can_be_read(directory: Path) -> bool:
         stderr=subprocess.DEVNULL,
         check=False,
     )
+    if done.returncode not in (0, _UNREADABLE, *_FATAL):
+        raise StoreError(
+            f"cannot tell whether {directory} can be read: python -m dstash.store.whole ended "
+            f"with status {done.returncode}"
+        )
     return done.returncode == 0
 
 
@@ -45,4 +62,4 @@ if __name__ == "__main__":
     try:
         _read(sys.argv[1])
     except lmdb.Error:
-        sys.exit(1)
+        sys.exit(_UNREADABLE)

@@ -408,9 +408,9 @@ class Link:
 
     def close(self) -> None:
         """Close at once; what was not sent is dropped."""
-        # Terminated by another thread, which waits for these sockets; or closed by the collector.
-        with suppress(zmq.ContextTerminated, zmq.ZMQError):
-            self.socket.disable_monitor()
+        if not self.socket.closed:  # by the collector of garbage
+            with suppress(zmq.ContextTerminated):  # by another thread; it waits for these sockets
+                self.socket.disable_monitor()
         self.monitor.close(linger=0)
         self.socket.close(linger=0)
 

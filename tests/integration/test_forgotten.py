@@ -70,7 +70,7 @@ async def ask(address: str) -> AsyncClient:
 def test_an_asyncio_client_whose_loop_goes_on(trio: Peers) -> None:
     async def use() -> None:
         await ask(trio["a"].address)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0)  # its connections are closed on the loop
 
     check_nothing_is_kept(lambda: asyncio.run(use()), "an AsyncClient was never closed")
 
@@ -85,15 +85,17 @@ def test_an_asyncio_client_whose_loop_is_closed(trio: Peers) -> None:
 
 def test_a_client_of_a_program_that_ends(trio: Peers) -> None:
     program = (
-        "import sys, threading, time\n"
+        "import threading\n"
         "from dstash import Client\n"
         f"client = Client({trio['a'].address!r}, timeout=20)\n"
         "client.put('forgotten', 'key', 1)\n"
+        "asked = threading.Event()\n"
         "def ask():\n"
         "    while True:\n"
         "        client.lookup('forgotten', 'key')\n"
+        "        asked.set()\n"
         "threading.Thread(target=ask, daemon=True).start()\n"
-        "time.sleep(0.2)\n"
+        "asked.wait()\n"
         "print('done')\n"
     )
     done = subprocess.run(

@@ -1,0 +1,50 @@
+"""Whether a store can be read, and what is no answer to that."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from dstash.errors import CorruptStore, StoreError
+from dstash.store.directory import DATA_FILE
+from dstash.store.lmdb import LmdbStore
+from dstash.store.whole import can_be_read
+
+
+def program(folder: Path, name: str, ends: str) -> str:
+    """Return a program that ends in some way, whatever it is asked."""
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{ends}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_store_can_be_read(tmp_path: Path) -> None:
+    LmdbStore(tmp_path / "store").close()
+    assert can_be_read(tmp_path / "store")
+
+
+@pytest.mark.parametrize("ends", ["exit 3", "kill -ABRT $$", "kill -BUS $$", "kill -SEGV $$"])
+def test_who_meets_a_bad_page_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", program(tmp_path, "python", ends))
+    assert not can_be_read(tmp_path)
+
+
+@pytest.mark.parametrize("ends", ["exit 1", "exit 127", "kill -KILL $$"])
+def test_another_end_is_no_answer_and_harms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    folder = tmp_path / "store"
+    LmdbStore(folder).close()
+    size = (folder / DATA_FILE).stat().st_size - 4096
+    os.truncate(folder / DATA_FILE, size)
+    monkeypatch.setattr(sys, "executable", program(tmp_path, "python", ends))
+    with pytest.raises(StoreError, match="cannot tell whether") as caught:
+        LmdbStore(folder)
+    assert not isinstance(caught.value, CorruptStore)  # which may be set aside
+    assert (folder / DATA_FILE).stat().st_size == size
