@@ -15,7 +15,7 @@ from dstash.client.reads import ExistsOperation, StateOperation
 from dstash.client.session import Session
 from dstash.client.writes import ApplyOperation
 from dstash.cluster.topology import Topology
-from dstash.errors import CorruptRecord, ProtocolError, TimedOut
+from dstash.errors import BelowFloor, CorruptRecord, ProtocolError, TimedOut
 from dstash.store.record import Record, build_record, open_record
 from dstash.types import Level
 from dstash.version import newest_stamp
@@ -130,16 +130,20 @@ class LiveCluster:
     def _apply(self, index: bytes, written: list[tuple[bytes, Record]]) -> None:
         if written:
             items = [(key, key, build_record(index, key, record)) for key, record in written]
-            self._run(
+            result = self._run(
                 lambda session, deadline: ApplyOperation(
                     session, deadline, index.decode(), self._write, items
                 )
-            ).raise_first()
+            )
+            for error in result.reasons:
+                if not isinstance(error, BelowFloor):
+                    raise error
 
     def _refused(self, index: bytes, stored: list[tuple[bytes, Record]]) -> set[bytes]:
         """Return the keys that are not there although they were written.
 
-        Replicas take no record whose version is not above the horizon, and do not say so.
+        Replicas take no record whose version is not above the horizon, and some may have taken
+        what is past for others: it is looked for.
         """
         names = {name: one for one in stored if (name := _name(one[0])) is not None}
         if not names:

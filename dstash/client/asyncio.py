@@ -212,7 +212,11 @@ class AsyncClient:
         timeout: float | None = None,
         write: str | Level | None = None,
     ) -> bool:
-        """Give a key a new time to live (None: for ever); whether it was there."""
+        """Give a key a new time to live (None: for ever); whether it was there.
+
+        Raises:
+            BelowFloor: it took so long that a delete may have come and gone meanwhile.
+        """
         check_ttl(ttl)
         record = await self._record(index, key, timeout, None)
         if record is None:

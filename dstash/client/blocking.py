@@ -227,6 +227,9 @@ class Client:
         """Give a key a new time to live (None: for ever); whether it was there.
 
         The value stays. A put that runs at the same time wins, whichever came first.
+
+        Raises:
+            BelowFloor: it took so long that a delete may have come and gone meanwhile.
         """
         check_ttl(ttl)
         record = self._record(index, key, timeout, None)

@@ -81,7 +81,10 @@ class WriteOperation(Operation):
         self.outcome.stored += len(chunk.items) - len(rejected)
         self.outcome.deleted += sum(chunk.existed)
         for place, error in rejected.items():
-            self.outcome.outcomes[chunk.items[place][0]] = Outcome.FAILED
+            # Another replica, whose horizon is behind, may have taken what is past for this one.
+            is_past = isinstance(error, BelowFloor)
+            outcome = Outcome.UNKNOWN if is_past else Outcome.FAILED
+            self.outcome.outcomes[chunk.items[place][0]] = outcome
             self.outcome.reasons.append(error)
 
     def give_up(self, chunk: WriteChunk, error: DStashError) -> None:
@@ -215,7 +218,8 @@ class WriteChunk(Chunk):
         for _, code, detail in message.rejected:
             if code:
                 error = from_wire(code, detail, {})
-                if error.retryable:
+                # What is past for a replica stays so: it has given its answer.
+                if error.retryable and not isinstance(error, BelowFloor):
                     return error
             elif self.operation.session.is_from_the_future(newest_stamp(detail)):
                 return ClockSkew(f"{peer} holds a version from the future")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any, Final
 
-from dstash.cluster.holdings import SLICE, Holdings
+from dstash.cluster.holdings import Holdings
 from dstash.cluster.tasks import Effect, Merge, Pause, Settle
 from dstash.errors import CorruptRecord, ProtocolError
 from dstash.limits import PARTITIONS
@@ -111,7 +111,7 @@ def versions(holdings: Holdings, question: AskVersions, now: int) -> Answering:
             else:
                 found.append(ABSENT)
                 holdings.damage.report([storage_key])
-        after = entries[-1][0] if len(entries) == SLICE else b""
+        after = entries[-1][0] if len(entries) == holdings.slice_records else b""
         if not after:
             break
         yield Pause()
@@ -128,13 +128,14 @@ def copy(holdings: Holdings, question: AskCopy, now: int) -> Answering:
     if not question.after:
         yield Settle()
     page = _CopyPage(question.after, min(PAGE_BYTES, question.most_bytes or PAGE_BYTES))
+    at_once = min(_COPY_SLICE, holdings.slice_records)
     while not page.is_full:
-        entries = holdings.walk_all(partitions, page.after, _COPY_SLICE)
+        entries = holdings.walk_all(partitions, page.after, at_once)
         page.take(entries)
         if page.damaged:
             holdings.damage.report(page.damaged)
             raise CorruptRecord("a record to be copied is damaged; it has to be mended first")
-        if len(entries) < _COPY_SLICE and not page.is_full:
+        if len(entries) < at_once and not page.is_full:
             page.after = b""
             break
         yield Pause()
@@ -177,9 +178,9 @@ def pull(holdings: Holdings, question: Pull, now: int) -> Answering:
     records: list[bytes | None] = []
     damaged: list[int] = []
     weight = 0
-    for begin in range(0, len(keys), SLICE):
+    for begin in range(0, len(keys), holdings.slice_records):
         with holdings.store.snapshot() as snapshot:
-            for storage_key in keys[begin : begin + SLICE]:
+            for storage_key in keys[begin : begin + holdings.slice_records]:
                 record = snapshot.get(storage_key)
                 if record is not None and not is_sound(storage_key, record):
                     damaged.append(len(records))

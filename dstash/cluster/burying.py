@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from dstash.cluster import answering
 from dstash.cluster.answering import pack_partitions
-from dstash.cluster.holdings import SLICE, Entries
+from dstash.cluster.holdings import Entries
 from dstash.cluster.replica import Replica
 from dstash.cluster.syncing import ask, split_digests
 from dstash.cluster.tasks import Effect, Merge, Pause
@@ -107,7 +107,7 @@ def bury_all(replica: Replica) -> Burying:
     while True:
         entries = holdings.walk_all(partitions, after)
         dead += _dead_among(entries, holdings.horizons)
-        is_last = len(entries) < SLICE
+        is_last = len(entries) < holdings.slice_records
         if dead and (is_last or len(dead) >= _DROPS):
             yield Merge(drops=dead)
             dead = []

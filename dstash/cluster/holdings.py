@@ -19,7 +19,7 @@ from dstash.store.digest import BUCKETS, Sum, bucket_of
 from dstash.store.interface import Store
 from dstash.version import Stamp
 
-#: Records walked between two turns of the scheduler.
+#: Records walked between two turns of the scheduler, if nothing else is said.
 SLICE: Final = 150
 
 #: What it costs to open a partition, in records walked.
@@ -48,10 +48,16 @@ def bounds(partition: int) -> tuple[bytes, bytes]:
 
 
 class Holdings:
-    """The partitions of one store, and what is known about them."""
+    """The partitions of one store, and what is known about them.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: where they are.
+        slice_records: how many records are walked between two turns of the scheduler.
+    """
+
+    def __init__(self, store: Store, slice_records: int = SLICE) -> None:
         self.store = store
+        self.slice_records = slice_records
         self.damage = Damage()
         self._digests: dict[int, bytes] = {}
         self._work = 0  # since the last turn of the scheduler, in records walked
@@ -166,14 +172,19 @@ class Holdings:
 
     # -- walks
 
-    def walk(self, partition: int, after: bytes = b"", limit: int = SLICE) -> Entries:
-        """Return the next (storage key, record) pairs; fewer than asked at the partition's end."""
+    def walk(self, partition: int, after: bytes = b"", limit: int = 0) -> Entries:
+        """Return the next (storage key, record) pairs; fewer than a slice at the partition's end.
+
+        A slice has ``limit`` records, or as many as always.
+        """
         begin, end = bounds(partition)
+        limit = limit or self.slice_records
         with self.store.snapshot() as snapshot:
             return list(islice(snapshot.walk(after + b"\0" if after else begin, end), limit))
 
-    def walk_all(self, partitions: Sequence[int], after: bytes, limit: int = SLICE) -> Entries:
+    def walk_all(self, partitions: Sequence[int], after: bytes, limit: int = 0) -> Entries:
         """Like ``walk``, over several partitions in ascending order."""
+        limit = limit or self.slice_records
         entries: Entries = []
         first = int.from_bytes(after[:2], "big") if after else 0
         with self.store.snapshot() as snapshot:
@@ -191,7 +202,7 @@ class Holdings:
         while True:
             entries = self.walk(partition, after)
             yield entries
-            if len(entries) < SLICE:
+            if len(entries) < self.slice_records:
                 return
             after = entries[-1][0]
 
@@ -201,19 +212,21 @@ class Holdings:
             return self._digests[partition]
         # Up to a horizon that is being agreed on, only what is alive at it has to be the same:
         # some replicas may have dropped the dead already, and others not yet.
-        total = Sum(self.horizons[partition] if until is None else until, until)
+        horizon = self.horizons[partition]
+        total = Sum(horizon if until is None else until, until)
         before = self._changes[partition]
         for entries in self.slices(partition):
             total.add(entries)
-            if len(entries) == SLICE:
+            if len(entries) == self.slice_records:
                 yield Pause(1)  # requests come first: most of the time is theirs
         self.damage.report(total.damaged)
-        if until is None and before == self._changes[partition]:
+        is_whole = before == self._changes[partition] and horizon == self.horizons[partition]
+        if until is None and is_whole:
             self._digests[partition] = total.digest()
             self._mortal[partition] = total.mortal
             self._counts[partition] = total.count
         self._work += _OPENING + total.count
-        if self._work >= SLICE:
+        if self._work >= self.slice_records:
             self._work = 0
             yield Pause()
         return total.digest()

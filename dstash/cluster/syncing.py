@@ -6,7 +6,6 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from dstash.cluster.answering import PAGE_BYTES, pack_partitions
-from dstash.cluster.holdings import SLICE
 from dstash.cluster.replica import Replica
 from dstash.cluster.tasks import Ask, Effect, Merge, Pause
 from dstash.errors import Busy, ClockSkew, CorruptRecord, DiskFull, ProtocolError
@@ -122,7 +121,7 @@ def _drop_buried(
         ]
         if buried:
             yield Merge(drops=buried)
-        after = entries[-1][0] if len(entries) == SLICE else b""
+        after = entries[-1][0] if len(entries) == replica.holdings.slice_records else b""
         if not after or (span.end and after >= span.end):
             return
         yield Pause()
@@ -183,10 +182,11 @@ def _push_newer(
             and (not buckets or bucket_of(storage_key) in buckets)
             and not is_dead_at(record, holdings.horizons[int.from_bytes(storage_key[:2], "big")])
         ]
-        if len(entries) < SLICE or len(missed) > 2000:
+        is_last = len(entries) < holdings.slice_records
+        if is_last or len(missed) > 2000:
             pushed += len(missed) - len((yield from push(replica, other, missed)))
             missed = []
-        if len(entries) < SLICE:
+        if is_last:
             return pushed
         after = entries[-1][0]
         yield Pause()
@@ -254,9 +254,10 @@ def _newer_there(
 ) -> Generator[Effect, Any, list[bytes]]:
     newer: list[bytes] = []
     offered = list(theirs.items())
-    for begin in range(0, len(offered), SLICE):
+    at_once = replica.holdings.slice_records
+    for begin in range(0, len(offered), at_once):
         with replica.holdings.store.snapshot() as snapshot:
-            for storage_key, version in offered[begin : begin + SLICE]:
+            for storage_key, version in offered[begin : begin + at_once]:
                 record = snapshot.get(storage_key)
                 if record is None or version_of(record) < version:
                     newer.append(storage_key)

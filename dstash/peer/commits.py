@@ -71,6 +71,9 @@ _NOTHING: Final = b""
 #: A plain number: arithmetic with flags takes longer than to check the record.
 _TOMBSTONE: Final = RecordFlag.TOMBSTONE.value
 
+#: What a client is told of a record that was not taken, for the horizon has passed over it.
+_TOO_LATE: Final = "the record came too late: what is as old may have been deleted, and buried"
+
 Rejected = list[list[Any]]
 
 
@@ -289,9 +292,13 @@ def _prepare_records(
 
 
 def _prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
-    """Take what can be taken; the task is told of the rest when that is on disk."""
+    """Take what can be taken; the task is told of the rest when that is on disk.
+
+    What a comparison fetches may come when its partition has moved away, and been dropped.
+    """
     merge = message.merge
-    prepared = _prepare_records(list(merge.entries), range(len(merge.entries)), [], rules)
+    entries = [entry for entry in merge.entries if _partition_in(entry[0]) in rules.owned]
+    prepared = _prepare_records(entries, range(len(entries)), [], rules)
     cured = [newest_stamp(version_of(record)) for _, record in merge.cures if record is not None]
     newest = max(prepared.write.newest, *cured, 0)
     write = replace(
@@ -320,6 +327,10 @@ def _check_client_version(version: bytes, rules: Rules) -> None:
         )
 
 
+def _partition_in(storage_key: bytes) -> int:
+    return storage_key[0] << 8 | storage_key[1]
+
+
 def _check_storage_key(storage_key: bytes, owned: frozenset[int]) -> None:
     if len(storage_key) < 4 or len(storage_key) < 4 + storage_key[2]:
         raise ProtocolError("a storage key is too short")
@@ -334,6 +345,8 @@ def _answer(message: Message, prepared: Prepared, merged: Merged) -> Stored:
     places = prepared.places
     beaten = [[places[place], 0, version] for place, version in merged.superseded]
     beaten += [_doubted(message, prepared, place) for place in merged.damaged]
+    if isinstance(message, Apply):  # of what heals nobody waits for an ack
+        beaten += [[places[place], BelowFloor.code, _TOO_LATE] for place in merged.past]
     existed = b""
     if isinstance(message, Delete):
         by_place = bytearray(max(places, default=-1) + 1)

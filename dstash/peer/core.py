@@ -16,7 +16,7 @@ from dstash.about import __version__
 from dstash.cluster import answering
 from dstash.cluster.answering import PAGE_BYTES, Answering
 from dstash.cluster.hints import Hints
-from dstash.cluster.holdings import PROMISE_MS, Holdings
+from dstash.cluster.holdings import PROMISE_MS, SLICE, Holdings
 from dstash.cluster.replica import Replica
 from dstash.cluster.tasks import Merge, Outgoing, Scheduler
 from dstash.cluster.topology import State, Topology
@@ -105,6 +105,8 @@ class Settings(NamedTuple):
     max_waiting_bytes: int = 64 * 1024 * 1024
     #: Requests that may wait for the disk, or for an answer that takes time.
     max_requests: int = 1024
+    #: Records that are walked between two turns of the scheduler.
+    slice_records: int = SLICE
 
 
 class PeerCore:
@@ -124,7 +126,7 @@ class PeerCore:
         self.store = store
         self.tracer = tracer
         self.now = self._started = now
-        self.holdings = Holdings(store)
+        self.holdings = Holdings(store, settings.slice_records)
         # Nor what is below a horizon, should the clock have been set back meanwhile.
         self.holdings.floor = max(stamp_at(now), *self.holdings.horizons)
         self.holdings.promise_ms = min(PROMISE_MS, settings.pace.bury_ms // 2)

@@ -94,7 +94,9 @@ class Write:
 
 @dataclass(slots=True)
 class Merged:
-    """What became of one ``Write``: by position what was superseded, and what damage kept out.
+    """What became of one ``Write``: by position what was superseded, and what was kept out.
+
+    ``damaged`` met a damaged record; ``past`` was new here, but not above the horizon.
 
     ``existed`` has a byte for each entry: whether the key was live before, if the write
     ``tells_existed``.
@@ -102,6 +104,7 @@ class Merged:
 
     superseded: list[tuple[int, Version]] = field(default_factory=list)
     damaged: list[int] = field(default_factory=list)
+    past: list[int] = field(default_factory=list)
     existed: bytearray = field(default_factory=bytearray)
 
 

@@ -60,6 +60,8 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
             continue  # most keys are new, and looking for what is there costs as much as storing
         stored = get(storage_key)
         if horizons is not None and _is_past(storage_key, record, horizons):
+            if stored is None or not _holds_as_much(storage_key, stored, record):
+                merged.past.append(place)
             continue
         if stored == record:
             continue  # a retry, a hint, a repair that was not needed
@@ -103,6 +105,11 @@ def _horizons_of(write: Write) -> Sequence[Stamp] | None:
     prefixes = {storage_key[:2] for storage_key, _ in write.entries}
     highest = max([write.horizons[int.from_bytes(one, "big")] for one in prefixes], default=0)
     return write.horizons if write.oldest <= highest else None
+
+
+def _holds_as_much(storage_key: bytes, stored: bytes, record: bytes) -> bool:
+    newer = stored[CHECKSUM_END:VERSION_END] >= record[CHECKSUM_END:VERSION_END]
+    return newer and is_sound(storage_key, stored)
 
 
 def _is_past(storage_key: bytes, record: bytes, horizons: Sequence[Stamp]) -> bool:

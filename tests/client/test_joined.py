@@ -9,12 +9,19 @@ from typing import Any
 import pytest
 
 from dstash.client.reads import LookupOperation
-from dstash.errors import CorruptRecord, TimedOut, Unavailable
+from dstash.client.writes import ApplyOperation
+from dstash.errors import BelowFloor, CorruptRecord, TimedOut, Unavailable
 from dstash.limits import PARTITIONS
 from dstash.peer import lookups
-from dstash.store.record import HEAD_BYTES, keyspace, open_record
+from dstash.store.record import (
+    HEAD_BYTES,
+    build_record,
+    keyspace,
+    open_record,
+    partition_of,
+)
 from dstash.types import Level, Outcome
-from dstash.version import pack, stamp_at, unpack
+from dstash.version import pack, stamp_at, unpack, with_touch
 from dstash.wire.messages import Apply, Fetch, Lookup, Put
 from tests.harness.joined import START, TYPES, Joined
 
@@ -386,3 +393,19 @@ def test_of_large_records_heads_are_told_a_few_at_a_time(
     with joined.stores["a"].snapshot() as snapshot:
         answer = lookups.look_up(snapshot, space, [key.encode() for key in values], 0, START)
     assert answer.answered == 2
+
+
+def test_a_touch_that_came_too_late_is_not_taken_for_stored(joined: Joined) -> None:
+    joined.put({"k": 1})
+    record = open_record(joined.record("a", "k") or b"")
+    touched = record._replace(version=with_touch(record.version, stamp_at(joined.now)))
+    for core in joined.peers.values():
+        core.holdings.horizons[partition_of(b"k")] = stamp_at(joined.now + 1000)
+    content = build_record(b"i", b"k", touched)
+    items: list[Any] = [("k", b"k", content)]
+    deadline = joined.now + 5000
+    result = joined.run(ApplyOperation(joined.session, deadline, "i", Level.QUORUM, items))
+    assert result.outcomes == {"k": Outcome.UNKNOWN}
+    with pytest.raises(BelowFloor, match="too late"):
+        result.raise_first()
+    assert len([one for one in joined.asked if isinstance(one[1].message, Apply)]) == 3

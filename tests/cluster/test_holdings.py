@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dstash.cluster.holdings import BUSY_MS, CATCHING_UP_MS, PROMISE_MS, Holdings
+from dstash.cluster.holdings import BUSY_MS, CATCHING_UP_MS, PROMISE_MS, Holdings, Walking
+from dstash.store.digest import EMPTY
+from dstash.store.interface import Write
+from dstash.store.record import head, keyspace, partition_of, seal
 from dstash.store.twin import TwinStore
+from dstash.types import RecordFlag
+from dstash.version import pack
 
 NOW = 1_700_000_000_000
 
@@ -40,3 +45,27 @@ def test_while_it_is_brought_what_it_missed_every_partition_is_busy_but_not_for_
     quiet = pushes[-1] + BUSY_MS
     holdings.pushed(quiet)
     assert holdings.is_busy(7, quiet), "another one begins"
+
+
+def test_a_digest_is_not_kept_when_the_horizon_moved_while_it_was_worked_out() -> None:
+    store = TwinStore()
+    space = keyspace(b"i", frozenset({partition_of(b"k")}))
+    dead = seal(space, [b"k"], head(pack(4, b"test"), RecordFlag.TOMBSTONE), [b""])
+    store.commit([Write(dead, NOW)])
+    holdings = Holdings(store, slice_records=1)
+    walking = holdings.digest(partition_of(b"k"))
+    next(walking)  # the tombstone was taken in
+    holdings.advance([partition_of(b"k")], 9)
+    for _ in walking:
+        pass
+    digest = result_of(holdings.digest(partition_of(b"k")))
+    assert digest == EMPTY, "what is dead below the horizon does not count"
+
+
+def result_of(walking: Walking) -> bytes:
+    """Return what a walk comes to."""
+    while True:
+        try:
+            next(walking)
+        except StopIteration as stop:
+            return bytes(stop.value)

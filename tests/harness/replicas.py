@@ -29,14 +29,9 @@ def differing(peers: Peers, client: Client) -> list[int]:
     return [number for number, row in rows if len({digests[peer][number] for peer in row}) > 1]
 
 
-#: Partitions of a member that may still hold what moved away: a comparison that was under way when
-#: they were dropped brings some back.
-_LEFT = PARTITIONS // 20
-
-
 def wait_until_vacated(peers: Peers, client: Client) -> None:
-    """Wait until members have dropped what is not their own any more, but for a little."""
-    wait_until(lambda: _foreign(peers, client) <= _LEFT, PATIENCE, "what moved away is dropped")
+    """Wait until members have dropped what is not their own any more."""
+    wait_until(lambda: _foreign(peers, client) == 0, PATIENCE, "what moved away is dropped")
 
 
 def _foreign(peers: Peers, client: Client) -> int:

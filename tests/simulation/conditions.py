@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
+from dstash.cluster.holdings import SLICE
 from dstash.peer.healer import Pace
 from tests.simulation.events import MS, SECOND
 from tests.simulation.faults import KINDS
@@ -21,6 +22,9 @@ _CLOCKS: Final = (
 
 #: A promise about the past holds up repairs for 10 s: horizons may not be sought more often.
 _PACES: Final = (Pace(), Pace(3_000, 15_000, 5_000), Pace(2_000, 12_000, 500))
+
+#: Records a slice: few, so that what takes many slices in a large store is cut off in small ones.
+_SLICES: Final = (1, 4, SLICE)
 
 _LEVELS: Final = (
     (0, 1, 0),
@@ -40,6 +44,7 @@ class Conditions:
         calm: mean time between faults.
         pace: how often peers compare replicas and agree on horizons.
         spares: machines that may join.
+        slice_records: how many records a peer walks in one go.
         down_out_after: seconds after which peers give up one that is down; 0 for never.
     """
 
@@ -62,6 +67,7 @@ class Conditions:
     spares: int
     down_out_after: float
     faults: tuple[str, ...]
+    slice_records: int
 
 
 def draw(rng: Random, calls: int) -> Conditions:
@@ -92,4 +98,6 @@ def draw(rng: Random, calls: int) -> Conditions:
         spares=rng.choice((1, 2)),
         down_out_after=rng.choice((0.0, 0.0, 2.5, 8.0)),
         faults=tuple(rng.sample(sorted(KINDS), count)),
+        # Not drawn: seeds that were found before this came keep their conditions.
+        slice_records=_SLICES[sum(offsets) % len(_SLICES)],
     )

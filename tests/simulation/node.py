@@ -99,7 +99,13 @@ class Node:
         if was_removed(self.store, self.name, self.world.membership.topology):
             self.wipe()  # the daemon sets the old store aside
         self.store.open_again()
-        settings = Settings(self.name, self.world.cluster, pace=self.world.conditions.pace)
+        conditions = self.world.conditions
+        settings = Settings(
+            self.name,
+            self.world.cluster,
+            pace=conditions.pace,
+            slice_records=conditions.slice_records,
+        )
         self.core = self.world.make_core(settings, self.store, self.clock())
         self._links = VirtualLinks(self.world.network, self, self._greeting, self._woken)
         self._turning = 0

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from ast import literal_eval
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from math import log
 from pathlib import Path
 
 import pytest
+from xxhash import xxh3_64_intdigest
 
 from dstash import limits
-from dstash.cluster.rendezvous import Candidate, place, scores
+from dstash.cluster.rendezvous import Candidate, lots, place
 from dstash.errors import BY_CODE
 from dstash.peer.requests import LIMITS
 from dstash.store.record import (
@@ -104,9 +106,60 @@ def test_placement() -> None:
     members = [Candidate(f"peer{number}", f"z{number}") for number in (1, 2, 3)]
     placed = place(members, 2)
     for partition, *numbers, row in table("partition | score of peer1"):
-        assert [scores(one)[int(partition)] for one in members] == [float(one) for one in numbers]
+        assert [lots(one.id)[int(partition)] for one in members] == [float(one) for one in numbers]
         assert ", ".join(placed[int(partition)]) == row
     assert f"AND {limits.PARTITIONS - 1}" in TEXT
+
+
+@pytest.mark.parametrize(
+    ("zones", "weights"),
+    [
+        ("abcdef", (2, 1, 1, 1, 1, 1)),
+        ("aabbccd", (3, 1, 1, 1, 2, 1, 1)),
+        ("aaaab", (1, 9, 2, 1, 1)),
+    ],
+)
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_placement_where_weights_differ(zones: str, weights: Sequence[int], copies: int) -> None:
+    members = [
+        Candidate(f"peer{number}", zone, weight)
+        for number, (zone, weight) in enumerate(zip(zones, weights, strict=True))
+    ]
+    placed = place(members, copies)
+    for partition in range(0, limits.PARTITIONS, 257):
+        assert list(placed[partition]) == chosen_by_the_words(members, copies, partition)
+
+
+def chosen_by_the_words(members: Sequence[Candidate], copies: int, partition: int) -> list[str]:
+    """Choose as section 5 says, without a look at the code."""
+    zones = {one.zone for one in members}
+    weight_of = {
+        zone: float(sum(one.weight for one in members if one.zone == zone)) for zone in zones
+    }
+    by_zone = len(zones) >= copies
+    units = weight_of if by_zone else {one.id: one.weight for one in members}
+    sure, k = set(), copies
+    left = dict(units)
+    for name in sorted(units, key=lambda name: (-units[name], name)):
+        if k * units[name] / sum(left.values()) < 1:
+            break
+        sure.add(name)
+        del left[name]
+        k -= 1
+    scored = []
+    for one in sorted(members):
+        unit = one.zone if by_zone else one.id
+        power = weight_of[one.zone] / one.weight if by_zone else 1
+        seed = xxh3_64_intdigest(one.id.encode(), 0)
+        h = xxh3_64_intdigest(partition.to_bytes(2, "big"), seed)
+        v = (((h >> 12) + 0.5) * 2**-52) ** power
+        w, total = units[unit], sum(left.values())
+        factor = 1e30 if unit in sure else w if k == 1 else k * w / (total - k * w)
+        scored.append((-factor / log(v) if k == 1 else factor * v / (1 - v), one))
+    ranked = [one for _, one in sorted(scored, key=lambda pair: -pair[0])]
+    first = [one for n, one in enumerate(ranked) if one.zone not in {o.zone for o in ranked[:n]}]
+    rest = [one for one in ranked if one not in first]
+    return [one.id for one in (first + rest)[:copies]]
 
 
 def test_versions_and_records() -> None:
