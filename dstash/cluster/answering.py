@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import struct
+from bisect import bisect_left
 from collections.abc import Generator, Sequence
+from itertools import accumulate
+from operator import itemgetter
 from typing import Any, Final
 
 from dstash.cluster.holdings import Holdings
 from dstash.cluster.tasks import Effect, Merge, Pause, Settle
 from dstash.errors import CorruptRecord, ProtocolError
 from dstash.limits import PARTITIONS
-from dstash.store.digest import BUCKETS, EMPTY, bucket_of, version_of
+from dstash.store.digest import BUCKETS, DIGEST_BYTES, EMPTY, bucket_of, version_of
 from dstash.store.record import ABSENT, is_sound
 from dstash.version import stamp_at
 from dstash.wire import codec
@@ -36,12 +40,17 @@ from dstash.wire.shapes import Frame, Message
 PAGE_BYTES: Final = 512 * 1024
 PAGE_KEYS: Final = 4000
 _COPY_SLICE: Final = 32
+#: Partitions looked into between two turns of the scheduler.
+_LOOKED_INTO: Final = 64
 #: What a record of a copy takes beside its bytes, in time, as bytes that would take as long.
 _RECORD_BYTES: Final = 100
 
 #: In ``DigestsAre.busy``: the partition was left out; its digest lacks records that are damaged.
 BUSY: Final = 1
 DAMAGED: Final = 2
+
+_KEY: Final = itemgetter(0)
+_RECORD: Final = itemgetter(1)
 
 Answering = Generator[Effect, Any, Message]
 
@@ -50,15 +59,14 @@ def unpack_partitions(packed: bytes) -> list[int]:
     """Return partition numbers; ``ProtocolError`` when they are not such."""
     if len(packed) % 2 or len(packed) > 2 * PARTITIONS:
         raise ProtocolError("partitions are not a sequence of 16-bit numbers")
-    numbers = [int.from_bytes(packed[i : i + 2], "big") for i in range(0, len(packed), 2)]
-    for number in numbers:
-        check_partition(number)
+    numbers = list(struct.unpack(f">{len(packed) // 2}H", packed))
+    check_partition(max(numbers, default=0))
     return numbers
 
 
 def pack_partitions(numbers: Sequence[int]) -> bytes:
     """Return partition numbers as they travel."""
-    return b"".join([number.to_bytes(2, "big") for number in numbers])
+    return struct.pack(f">{len(numbers)}H", *numbers)
 
 
 def check_partition(number: int) -> None:
@@ -71,6 +79,8 @@ def digests(holdings: Holdings, question: AskDigests, now: int) -> Answering:
     """Answer with a digest per partition."""
     # What was accepted under an older epoch must be in the answer: see ``transfer``.
     yield Settle()
+    if question.skip_all:
+        return (yield from _outlines(holdings, question))
     found, busy, counts, horizons = [], bytearray(), [], []
     for partition in unpack_partitions(question.partitions):
         is_skipped = question.skip_busy and holdings.is_busy(partition, now)
@@ -82,6 +92,20 @@ def digests(holdings: Holdings, question: AskDigests, now: int) -> Answering:
         if len(found) % 64 == 0:
             yield Pause()
     return DigestsAre(b"".join(found), bytes(busy), b"".join(counts), b"".join(horizons))
+
+
+def _outlines(holdings: Holdings, question: AskDigests) -> Answering:
+    """Answer with horizons, and with 1 for a count where anything is."""
+    partitions = unpack_partitions(question.partitions)
+    counts = bytearray()
+    for begin in range(0, len(partitions), _LOOKED_INTO):
+        some = partitions[begin : begin + _LOOKED_INTO]
+        empty = set(holdings.empty_among(some))
+        counts += b"".join([int(one not in empty).to_bytes(4, "big") for one in some])
+        yield Pause()
+    nothing = bytes(len(partitions))
+    horizons = b"".join([holdings.horizons[one].to_bytes(8, "big") for one in partitions])
+    return DigestsAre(DIGEST_BYTES * nothing, nothing, bytes(counts), horizons)
 
 
 def buckets(holdings: Holdings, question: AskBuckets, now: int) -> Answering:
@@ -161,15 +185,16 @@ class _CopyPage:
 
     def take(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         """Add records, until the page is full."""
-        for storage_key, record in entries:
-            self.after = storage_key
-            self._left -= len(storage_key) + len(record) + _RECORD_BYTES
-            if not is_sound(storage_key, record):
-                self.damaged.append(storage_key)
-            self.keys.append(storage_key)
-            self.records.append(record)
-            if self.is_full:
-                return
+        if not entries:
+            return
+        weights = list(accumulate([len(key) + len(one) + _RECORD_BYTES for key, one in entries]))
+        fitting = min(len(entries), bisect_left(weights, self._left) + 1)
+        taken = entries[:fitting]
+        self._left -= weights[fitting - 1]
+        self.after = taken[-1][0]
+        self.damaged += [key for key, record in taken if not is_sound(key, record)]
+        self.keys += map(_KEY, taken)
+        self.records += map(_RECORD, taken)
 
 
 def pull(holdings: Holdings, question: Pull, now: int) -> Answering:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from dstash.cluster.answering import DAMAGED, pack_partitions
 from dstash.cluster.replica import Replica
-from dstash.cluster.syncing import ask, copy, pull_newer, split_digests
+from dstash.cluster.syncing import ask, copy, pull_newer, split_counts, split_digests
 from dstash.cluster.tasks import Effect, Merge, Pause, Settle
 from dstash.errors import DStashError
 from dstash.store.digest import EMPTY
@@ -27,8 +27,10 @@ from dstash.wire.replication import AskDigests, DigestsAre
 
 Filling = Generator[Effect, Any, None]
 
-#: Partitions whose digests are asked for in one message.
-_BATCH: Final = 512
+#: Partitions that are filled together: what is stopped in the middle is compared when it goes on.
+_BATCH: Final = 256
+#: Partitions looked into between two turns of the scheduler.
+_LOOKED_INTO: Final = 64
 _RETRY_MS: Final = 300
 
 
@@ -97,24 +99,10 @@ def _fill_from(
     horizons: dict[int, Stamp] = {}
     damaged: set[int] = set()
     for source in chosen:
-        question = AskDigests(pack_partitions(partitions))
-        answer = yield from ask(source, question, DigestsAre)
-        theirs = split_digests(answer.digests, len(partitions))
-        beyond = _beyond(replica, partitions, answer.horizons)
-        flags = zip(partitions, answer.busy, strict=True)
-        damaged.update(partition for partition, flag in flags if flag == DAMAGED)
-        empty: list[int] = []
-        differing: list[int] = []
-        for partition, digest in zip(partitions, theirs, strict=True):
-            mine = yield from replica.holdings.digest(partition)
-            if digest == mine or (digest == EMPTY and partition not in beyond):
-                continue
-            nothing_here = mine == EMPTY and not replica.holdings.walk(partition, limit=1)
-            (empty if nothing_here else differing).append(partition)
-        if empty:
-            yield from copy(replica, empty, source)
-        if differing:
-            yield from pull_newer(replica, differing, source, beyond)
+        empty = yield from _empty_among(replica, partitions)
+        beyond = yield from _copy_all(replica, empty, source)
+        others = sorted(set(partitions).difference(empty))
+        beyond |= yield from _compare(replica, others, source, damaged)
         for partition, stamp in beyond.items():
             horizons[partition] = max(stamp, horizons.get(partition, 0))
     whole = {partition: stamp for partition, stamp in horizons.items() if partition not in damaged}
@@ -124,6 +112,56 @@ def _fill_from(
         if partition not in damaged:
             done(partition)
     return sorted(damaged)
+
+
+def _empty_among(replica: Replica, partitions: Sequence[int]) -> Generator[Effect, Any, list[int]]:
+    """Return (ascending) the partitions of which nothing is here."""
+    empty: list[int] = []
+    ordered = sorted(partitions)
+    for begin in range(0, len(ordered), _LOOKED_INTO):
+        empty += replica.holdings.empty_among(ordered[begin : begin + _LOOKED_INTO])
+        yield Pause()
+    return empty
+
+
+def _copy_all(
+    replica: Replica, partitions: list[int], source: str
+) -> Generator[Effect, Any, dict[int, Stamp]]:
+    """Copy partitions of which nothing is here, uncompared; returns horizons beyond this peer's."""
+    if not partitions:
+        return {}
+    question = AskDigests(pack_partitions(partitions), skip_all=True)
+    answer = yield from ask(source, question, DigestsAre)
+    counts = zip(partitions, split_counts(answer.counts, len(partitions)), strict=True)
+    there = [partition for partition, count in counts if count]
+    if there:
+        yield from copy(replica, there, source)
+    return _beyond(replica, partitions, answer.horizons)
+
+
+def _compare(
+    replica: Replica, partitions: list[int], source: str, damaged: set[int]
+) -> Generator[Effect, Any, dict[int, Stamp]]:
+    """Take what is missing of partitions that are here already; returns horizons likewise.
+
+    Args:
+        damaged: takes those of which the source has damaged records.
+    """
+    if not partitions:
+        return {}
+    answer = yield from ask(source, AskDigests(pack_partitions(partitions)), DigestsAre)
+    theirs = split_digests(answer.digests, len(partitions))
+    beyond = _beyond(replica, partitions, answer.horizons)
+    flags = zip(partitions, answer.busy, strict=True)
+    damaged.update(partition for partition, flag in flags if flag == DAMAGED)
+    differing: list[int] = []
+    for partition, digest in zip(partitions, theirs, strict=True):
+        mine = yield from replica.holdings.digest(partition)
+        if digest != mine and (digest != EMPTY or partition in beyond):
+            differing.append(partition)
+    if differing:
+        yield from pull_newer(replica, differing, source, beyond)
+    return beyond
 
 
 def _beyond(replica: Replica, partitions: Sequence[int], packed: bytes) -> dict[int, Stamp]:

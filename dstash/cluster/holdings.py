@@ -196,6 +196,20 @@ class Holdings:
                     break
         return entries
 
+    def empty_among(self, partitions: Iterable[int]) -> list[int]:
+        """Return those of a few partitions (ascending) of which nothing is here."""
+        empty: list[int] = []
+        held = 0  # the first partition that is not empty, as far as was looked
+        _, end = bounds(PARTITIONS - 1)
+        with self.store.snapshot() as snapshot:
+            for partition in partitions:
+                if partition > held or not partition:
+                    first = next(snapshot.walk(bounds(partition)[0], end), None)
+                    held = PARTITIONS if first is None else int.from_bytes(first[0][:2], "big")
+                if partition < held:
+                    empty.append(partition)
+        return empty
+
     def slices(self, partition: int) -> Iterator[Entries]:
         """Yield a partition slice by slice, each from a snapshot of its own."""
         after = b""

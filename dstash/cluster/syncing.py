@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final, NamedTuple, TypeVar
 
 from dstash.cluster.answering import PAGE_BYTES, pack_partitions
@@ -34,9 +35,11 @@ Entries = list[tuple[bytes, bytes]]
 
 #: Tasks that fill a peer side by side; each keeps to its share of the rate.
 FILLERS: Final = 2
-#: Pages (bytes) so small that look-ups hardly feel what it takes to give, take in and sync one...
+#: Pages (bytes) so small that look-ups hardly feel what it takes to give, take in and sync one.
+#: They grow, to this size at most, where that is too little to reach the rate...
 _GENTLE_BYTES: Final = 48 * 1024
-#: ... up to this rate (bytes a second). Who orders a higher one wants data to move first of all.
+_GENTLE_MOST_BYTES: Final = 192 * 1024
+#: ... or this one (bytes a second). Who orders a higher one wants data to move first of all.
 _GENTLE_RATE: Final = 32 * MIB
 
 #: Records that are given, or asked for, at once to heal: their commit takes a few milliseconds.
@@ -54,20 +57,30 @@ _BUCKETS_AT_ONCE: Final = 64
 
 def copy(replica: Replica, partitions: Sequence[int], source: str) -> Counting:
     """Copy whole partitions (ascending); returns the number of records."""
-    after, copied = b"", 0
+    after, copied, took = b"", 0, 0
     packed = pack_partitions(partitions)
     while True:
-        most = _GENTLE_BYTES if replica.rate <= _GENTLE_RATE else PAGE_BYTES
-        page = yield from ask(source, AskCopy(packed, after, most), CopyIs)
+        began = replica.now()
+        question = AskCopy(packed, after, _page_bytes(replica.rate, took))
+        page = yield from ask(source, question, CopyIs)
         keys, records = codec.unpack_blobs(page.keys), codec.unpack_blobs(page.records)
         entries = list(zip(keys, records, strict=True))
         if entries:
             yield Merge(entries)
+        took = replica.now() - began
         copied += len(entries)
-        yield from _throttle(replica, entries)
+        yield from _throttle(replica, entries, began)
         after = page.after
         if not after:
             return copied
+
+
+def _page_bytes(rate: int, took: int) -> int:
+    """Return how large a page should be, of which the last one took so many milliseconds."""
+    if rate > _GENTLE_RATE:
+        return PAGE_BYTES
+    needed = (rate or _GENTLE_RATE) * took // (1000 * FILLERS)
+    return min(_GENTLE_MOST_BYTES, max(_GENTLE_BYTES, needed))
 
 
 def pull_newer(
@@ -206,7 +219,7 @@ def push(replica: Replica, other: str, entries: Entries) -> Generator[Effect, An
         began = replica.now()
         answer = yield from ask(other, message, Stored)
         refused += [keys[place] for place, code, *_ in answer.rejected if code]
-        yield from _keep_to_rate(replica, _weight(part))
+        yield from _keep_to_rate(replica, _weight(part), began)
         yield _rest(replica, began)
     return refused
 
@@ -279,23 +292,22 @@ def _pull(replica: Replica, source: str, keys: list[bytes]) -> Counting:
         entries = [(key, one) for key, one in zip(some, records, strict=False) if one is not None]
         if entries:
             yield Merge(entries)
-        yield from _throttle(replica, entries)
+        yield from _throttle(replica, entries, began)
         yield _rest(replica, began)
         pulled += len(entries)
         keys = some[len(records) :] + rest
     return pulled
 
 
-def _throttle(replica: Replica, entries: Entries) -> Generator[Effect, Any, None]:
-    """Count what came in, and keep to the rate."""
+def _throttle(replica: Replica, entries: Entries, began: int) -> Generator[Effect, Any, None]:
+    """Count what came in since ``began``, and keep to the rate."""
     weight = _weight(entries)
     replica.progress.records += len(entries)
     replica.progress.bytes += weight
-    yield from _keep_to_rate(replica, FILLERS * weight)
+    yield from _keep_to_rate(replica, FILLERS * weight, began)
 
 
-def _keep_to_rate(replica: Replica, weight: int) -> Generator[Effect, Any, None]:
-    began = replica.now()
+def _keep_to_rate(replica: Replica, weight: int, began: int) -> Generator[Effect, Any, None]:
     while rate := replica.rate:
         left = began + 1000 * weight // rate - replica.now()
         if left <= 0:
@@ -304,7 +316,7 @@ def _keep_to_rate(replica: Replica, weight: int) -> Generator[Effect, Any, None]
 
 
 def _weight(entries: Entries) -> int:
-    return sum(len(key) + len(record) for key, record in entries)
+    return sum(map(len, chain.from_iterable(entries)))
 
 
 def _differing_buckets(mine: bytes, theirs: bytes) -> list[int]:
@@ -319,6 +331,13 @@ def split_digests(packed: bytes, count: int) -> list[bytes]:
     if len(packed) != count * DIGEST_BYTES:
         raise ProtocolError("a peer answered with another number of digests")
     return list(_split(packed, DIGEST_BYTES))
+
+
+def split_counts(packed: bytes, count: int) -> list[int]:
+    """Return ``count`` numbers; ``ProtocolError`` when there are not so many."""
+    if len(packed) != count * 4:
+        raise ProtocolError("a peer answered with another number of counts")
+    return [int.from_bytes(packed[begin : begin + 4], "big") for begin in range(0, 4 * count, 4)]
 
 
 def _split(packed: bytes, size: int) -> Iterable[bytes]:

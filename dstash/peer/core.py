@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from dstash.about import __version__
@@ -481,7 +482,7 @@ class PeerCore:
     # -- for the tasks
 
     def _commit_internal(self, merge: Merge, done: Callable[[DStashError | None], None]) -> None:
-        weight = sum(len(key) + len(record) for key, record in merge.entries)
+        weight = sum(map(len, chain.from_iterable(merge.entries)))
         self._backlog.add(WaitingWrite(Ticket(b"", 0), Internal(merge, done), None, weight))
 
     def _epoch(self) -> int:

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -62,10 +63,8 @@ class _Walkable:
         with self._transaction.cursor(self._database) as cursor:
             if not cursor.set_range(begin):
                 return
-            for storage_key, record in cursor.iternext(keys=True, values=True):
-                if storage_key >= end:
-                    return
-                yield storage_key, record
+            # A pair is below (end,) as long as its key is below end.
+            yield from takewhile((end,).__gt__, cursor.iternext(keys=True, values=True))
 
 
 class _Mergeable:

@@ -11,11 +11,16 @@ from dstash.wire.shapes import Frame, Message, message
 
 @message
 class AskDigests(Message):
-    """Asks for the digest of each partition; with ``skip_busy``, not of those that are busy."""
+    """Asks for the digest of each partition; with ``skip_busy``, not of those that are busy.
+
+    With ``skip_all`` only horizons are wanted, and which partitions hold anything (``counts`` are
+    not exact then). A peer that does not know of it works everything out.
+    """
 
     KIND = 40
     partitions: bytes
     skip_busy: bool = False
+    skip_all: bool = False
 
 
 @message

@@ -45,6 +45,9 @@ class Cluster:
 
     def __init__(self) -> None:
         self.asked: Counter[type] = Counter()
+        self.compared = 0
+        #: What it takes (milliseconds) to answer.
+        self.delay = 0
         self.now = NOW
         members = tuple(Member(one, f"tcp://{one}:1", f"store-{one}", one) for one in "abc")
         before = Topology("test", "id", 1, 3, formed=True, members=members)
@@ -99,6 +102,9 @@ class Cluster:
 
     def ask(self, peer: str, message: Message) -> Any:
         self.asked[type(message)] += 1
+        self.now += self.delay
+        if isinstance(message, AskDigests):
+            self.compared += not message.skip_all
         return self.run(peer, _ANSWERS[type(message)](self.peers[peer].holdings, message, NOW))
 
     def fill(self, peer: str) -> list[int]:
@@ -124,19 +130,53 @@ def test_a_write_that_one_replica_missed_is_filled_in() -> None:
         assert cluster.records("d") == 1
 
 
-@pytest.mark.parametrize(("rate", "pages"), [(0, 9), (32 * MIB, 9), (32 * MIB + 1, 1)])
-def test_pages_are_small_unless_more_is_ordered_than_goes_unnoticed(rate: int, pages: int) -> None:
+def test_only_what_is_here_already_is_compared() -> None:
     cluster = Cluster()
+    assert cluster.fill("d") == [PARTITION]
+    assert (cluster.asked[AskCopy], cluster.compared) == (0, 0), "there is nothing"
+    for peer in "abc":
+        cluster.write(peer, stamp_at(NOW))
+    assert cluster.fill("d") == [PARTITION]
+    assert (cluster.asked[AskCopy], cluster.compared) == (1, 1), "from one, then another"
+    assert cluster.fill("d") == [PARTITION]
+    assert (cluster.asked[AskCopy], cluster.compared) == (1, 3)
+
+
+def hold_400_kilobytes(cluster: Cluster) -> int:
+    """Give a, b and c some records; returns how many."""
     keys = [key for n in range(200_000) if partition_of(key := b"%d" % n) == PARTITION][:40]
     space = keyspace(b"index", frozenset([PARTITION]))
     version = pack(stamp_at(NOW), bytes(WRITER_BYTES))
     entries = seal(space, keys, head(version), [b"\xda\x27\x10" + bytes(10_000)] * len(keys))
     for peer in "abc":
         cluster.commit(peer, Merge(entries))
+    return len(keys)
+
+
+@pytest.mark.parametrize(
+    ("rate", "delay", "pages"),
+    [(0, 0, 9), (32 * MIB, 0, 9), (32 * MIB + 1, 0, 1), (0, 6, 5), (0, 100, 3), (MIB, 90, 9)],
+)
+def test_pages_are_small_unless_that_is_too_little_for_the_rate(
+    rate: int, delay: int, pages: int
+) -> None:
+    cluster = Cluster()
+    records = hold_400_kilobytes(cluster)
+    cluster.delay = delay
     cluster.order(rate)
     assert cluster.fill("d") == [PARTITION]
-    assert cluster.records("d") == len(keys)
+    assert cluster.records("d") == records
     assert cluster.asked[AskCopy] == pages
+
+
+@pytest.mark.parametrize("delay", [0, 20])
+def test_a_page_that_took_its_time_is_not_waited_for_again(delay: int) -> None:
+    cluster = Cluster()
+    hold_400_kilobytes(cluster)
+    cluster.delay = delay
+    cluster.order(1_000_000)
+    cluster.fill("d")
+    assert 750 < cluster.now - NOW < 900, "each of two fillers has half of the rate"
 
 
 def test_so_many_sources_are_needed_that_no_write_can_be_missed() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from dstash.cluster.holdings import BUSY_MS, CATCHING_UP_MS, PROMISE_MS, Holdings, Walking
 from dstash.store.digest import EMPTY
 from dstash.store.interface import Write
@@ -60,6 +63,16 @@ def test_a_digest_is_not_kept_when_the_horizon_moved_while_it_was_worked_out() -
         pass
     digest = result_of(holdings.digest(partition_of(b"k")))
     assert digest == EMPTY, "what is dead below the horizon does not count"
+
+
+@given(
+    st.sets(st.sampled_from([0, 1, 2, 7, 8, 4094, 4095])),
+    st.sets(st.sampled_from([0, 1, 2, 7, 8, 4094, 4095])),
+)
+def test_partitions_of_which_nothing_is_here(held: set[int], asked: set[int]) -> None:
+    store = TwinStore()
+    store.records = {partition.to_bytes(2, "big") + b"\x01ik": b"record" for partition in held}
+    assert Holdings(store).empty_among(sorted(asked)) == sorted(asked - held)
 
 
 def result_of(walking: Walking) -> bytes:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dstash.cluster.answering import BUSY, pack_partitions
 from dstash.cluster.holdings import BUSY_MS
+from dstash.cluster.syncing import split_counts
 from dstash.cluster.tasks import Merge, Task
 from dstash.cluster.topology import Member, Topology
 from dstash.cluster.view import View
@@ -237,6 +238,20 @@ class TestAnswers:
         after = peer.ask(question)
         assert isinstance(after, DigestsAre)
         assert after.busy == bytes([BUSY]) * 8
+
+    def test_who_wants_no_digests_is_told_horizons_alone(self, peer: Peer) -> None:
+        peer.ask(put(b"k"))
+        partition = partition_of(b"k")
+        peer.core.holdings.horizons[partition] = 7
+        packed = pack_partitions([partition, partition + 1])
+        told = peer.ask(AskDigests(packed, skip_all=True))
+        assert isinstance(told, DigestsAre)
+        assert told.digests == bytes(32), "nothing was read for it"
+        assert split_counts(told.counts, 2) == [1, 0]
+        assert told.horizons == (7).to_bytes(8, "big") + bytes(8)
+        whole = peer.ask(AskDigests(packed))
+        assert isinstance(whole, DigestsAre)
+        assert whole.digests[:16] != bytes(16)
 
     def test_a_page_ends_before_a_damaged_record_and_none_begins_with_one(self, peer: Peer) -> None:
         peer.ask(put(*(b"%d" % number for number in range(60))))
