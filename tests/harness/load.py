@@ -13,6 +13,8 @@ from dstash import Client, DStashError
 
 INDEX = "load"
 _KEYS = 300
+#: Keys of one batch.
+_TOGETHER = 50
 _NUMBERS = itertools.count(1)
 
 
@@ -112,7 +114,7 @@ class Load:
         worker.expected[key] = value
 
     def _put_some(self, worker: _Worker, rng: random.Random) -> None:
-        batch = {worker.key(rng): _value(rng) for _ in range(20)}
+        batch = {worker.key(rng): _value(rng) for _ in range(_TOGETHER)}
         self.client.batch_put(INDEX, batch).raise_for_failures()
         worker.expected.update(batch)
         worker.keys += len(batch)
@@ -127,7 +129,7 @@ class Load:
         self._compare(worker, [worker.key(rng)])
 
     def _get_some(self, worker: _Worker, rng: random.Random) -> None:
-        self._compare(worker, [worker.key(rng) for _ in range(20)])
+        self._compare(worker, [worker.key(rng) for _ in range(_TOGETHER)])
 
     def _compare(self, worker: _Worker, keys: Sequence[str]) -> None:
         found = self.client.batch_lookup(INDEX, keys)
