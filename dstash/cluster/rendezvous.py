@@ -124,16 +124,16 @@ def _factors(weights: Mapping[str, float], copies: int) -> tuple[dict[str, float
     Nobody holds two copies. Who should have one and more has one always, and the others share
     what is left.
     """
-    total, left = math.fsum(weights.values()), copies
+    rest, left = dict(weights), copies
+    total = math.fsum(rest.values())
     factors: dict[str, float] = {}
     for name in sorted(weights, key=lambda name: (-weights[name], name)):
-        share = left * weights[name] / total
-        if share < 1:
+        if left * weights[name] / total < 1:
             break
         factors[name] = _SURELY
-        total -= weights[name]
+        del rest[name]
+        total = math.fsum(rest.values())  # to subtract would leave nothing of very small ones
         left -= 1
-    rest = {name: weight for name, weight in weights.items() if name not in factors}
     if left == 1:
         return factors | rest, True
     odds = {name: left * weight / (total - left * weight) for name, weight in rest.items()}

@@ -297,6 +297,17 @@ class TestFairness:
             ratios.append((sum(shares[:heavy]) / heavy) / (sum(shares[heavy:]) / light))
         assert sum(ratios) / len(ratios) == pytest.approx(2, rel=0.05)
 
+    @pytest.mark.parametrize("zones", ["abcd", "aaaa", "aabb"])
+    @pytest.mark.parametrize("replicas", [1, 2, 3, 5])
+    def test_weights_may_be_far_apart(self, zones: str, replicas: int) -> None:
+        some = [
+            one._replace(weight=weight)
+            for one, weight in zip(peers(*zones), (999_999, 1e-12, 1e-12, 1e-320), strict=True)
+        ]
+        shares = self.shares(some, replicas)
+        assert shares["peer0"] == 1
+        assert sum(shares.values()) == min(replicas, len(some))
+
     def test_who_should_have_more_than_one_copy_has_one_of_everything(self) -> None:
         some = [one._replace(weight=w) for one, w in zip(peers(*"abcd"), (9, 2, 1, 1), strict=True)]
         shares = self.shares(some, 2)
