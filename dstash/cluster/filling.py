@@ -132,8 +132,11 @@ def _copy_all(
         return {}
     question = AskDigests(pack_partitions(partitions), skip_all=True)
     answer = yield from ask(source, question, DigestsAre)
-    counts = zip(partitions, split_counts(answer.counts, len(partitions)), strict=True)
-    there = [partition for partition, count in counts if count]
+    counts = split_counts(answer.counts, len(partitions))
+    theirs = split_digests(answer.digests, len(partitions))
+    rows = zip(partitions, counts, theirs, answer.busy, strict=True)
+    # A peer that worked out digests all the same may not know the count of what changes meanwhile.
+    there = [one for one, count, digest, flag in rows if count or digest != EMPTY or flag]
     if there:
         yield from copy(replica, there, source)
     return _beyond(replica, partitions, answer.horizons)

@@ -12,7 +12,7 @@ import pytest
 
 from dstash.cluster import answering, changing
 from dstash.cluster.burying import bury_all, vacate
-from dstash.cluster.filling import fill, sources
+from dstash.cluster.filling import _copy_all, fill, sources
 from dstash.cluster.holdings import Holdings
 from dstash.cluster.membership import Announcement
 from dstash.cluster.replica import Replica
@@ -140,6 +140,24 @@ def test_only_what_is_here_already_is_compared() -> None:
     assert (cluster.asked[AskCopy], cluster.compared) == (1, 1), "from one, then another"
     assert cluster.fill("d") == [PARTITION]
     assert (cluster.asked[AskCopy], cluster.compared) == (1, 3)
+
+
+@pytest.mark.parametrize("told", ["digest", "flag"])
+def test_a_source_that_does_not_know_the_count_is_not_taken_for_empty(
+    told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster()
+    for peer in "abc":
+        cluster.write(peer, stamp_at(NOW))
+
+    def earlier(holdings: Holdings, question: AskDigests, now: int) -> Any:
+        answer = yield from answering.digests(holdings, AskDigests(question.partitions), now)
+        known = {"digests": bytes(16)} if told == "flag" else {}
+        return replace(answer, counts=bytes(4), busy=bytes([told == "flag"]), **known)
+
+    monkeypatch.setitem(_ANSWERS, AskDigests, earlier)
+    cluster.run("d", _copy_all(cluster.peers["d"], [PARTITION], "a"))
+    assert cluster.records("d") == 1
 
 
 def hold_400_kilobytes(cluster: Cluster) -> int:
