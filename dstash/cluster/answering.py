@@ -40,8 +40,6 @@ from dstash.wire.shapes import Frame, Message
 PAGE_BYTES: Final = 512 * 1024
 PAGE_KEYS: Final = 4000
 _COPY_SLICE: Final = 32
-#: Partitions looked into between two turns of the scheduler.
-_LOOKED_INTO: Final = 64
 #: What a record of a copy takes beside its bytes, in time, as bytes that would take as long.
 _RECORD_BYTES: Final = 100
 
@@ -97,15 +95,11 @@ def digests(holdings: Holdings, question: AskDigests, now: int) -> Answering:
 def _outlines(holdings: Holdings, question: AskDigests) -> Answering:
     """Answer with horizons, and with 1 for a count where anything is."""
     partitions = unpack_partitions(question.partitions)
-    counts = bytearray()
-    for begin in range(0, len(partitions), _LOOKED_INTO):
-        some = partitions[begin : begin + _LOOKED_INTO]
-        empty = set(holdings.empty_among(some))
-        counts += b"".join([int(one not in empty).to_bytes(4, "big") for one in some])
-        yield Pause()
+    empty = set((yield from holdings.empty_among(sorted(partitions))))
+    counts = b"".join([int(one not in empty).to_bytes(4, "big") for one in partitions])
     nothing = bytes(len(partitions))
     horizons = b"".join([holdings.horizons[one].to_bytes(8, "big") for one in partitions])
-    return DigestsAre(DIGEST_BYTES * nothing, nothing, bytes(counts), horizons)
+    return DigestsAre(DIGEST_BYTES * nothing, nothing, counts, horizons)
 
 
 def buckets(holdings: Holdings, question: AskBuckets, now: int) -> Answering:

@@ -29,8 +29,6 @@ Filling = Generator[Effect, Any, None]
 
 #: Partitions that are filled together: what is stopped in the middle is compared when it goes on.
 _BATCH: Final = 256
-#: Partitions looked into between two turns of the scheduler.
-_LOOKED_INTO: Final = 64
 _RETRY_MS: Final = 300
 
 
@@ -99,7 +97,7 @@ def _fill_from(
     horizons: dict[int, Stamp] = {}
     damaged: set[int] = set()
     for source in chosen:
-        empty = yield from _empty_among(replica, partitions)
+        empty = yield from replica.holdings.empty_among(sorted(partitions))
         beyond = yield from _copy_all(replica, empty, source)
         others = sorted(set(partitions).difference(empty))
         beyond |= yield from _compare(replica, others, source, damaged)
@@ -112,16 +110,6 @@ def _fill_from(
         if partition not in damaged:
             done(partition)
     return sorted(damaged)
-
-
-def _empty_among(replica: Replica, partitions: Sequence[int]) -> Generator[Effect, Any, list[int]]:
-    """Return (ascending) the partitions of which nothing is here."""
-    empty: list[int] = []
-    ordered = sorted(partitions)
-    for begin in range(0, len(ordered), _LOOKED_INTO):
-        empty += replica.holdings.empty_among(ordered[begin : begin + _LOOKED_INTO])
-        yield Pause()
-    return empty
 
 
 def _copy_all(

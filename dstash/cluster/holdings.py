@@ -22,6 +22,9 @@ from dstash.version import Stamp
 #: Records walked between two turns of the scheduler, if nothing else is said.
 SLICE: Final = 150
 
+#: Partitions looked into between two turns of the scheduler.
+_LOOKED_INTO: Final = 64
+
 #: What it costs to open a partition, in records walked.
 _OPENING: Final = 10
 
@@ -196,9 +199,15 @@ class Holdings:
                     break
         return entries
 
-    def empty_among(self, partitions: Iterable[int]) -> list[int]:
-        """Return those of a few partitions (ascending) of which nothing is here."""
+    def empty_among(self, partitions: Sequence[int]) -> Generator[Effect, None, list[int]]:
+        """Return (as a task) those of some partitions (ascending) of which nothing is here."""
         empty: list[int] = []
+        for begin in range(0, len(partitions), _LOOKED_INTO):
+            empty += self._empty_among(partitions[begin : begin + _LOOKED_INTO])
+            yield Pause()
+        return empty
+
+    def _empty_among(self, partitions: Iterable[int]) -> Iterator[int]:
         held = 0  # the first partition that is not empty, as far as was looked
         _, end = bounds(PARTITIONS - 1)
         with self.store.snapshot() as snapshot:
@@ -207,8 +216,7 @@ class Holdings:
                     first = next(snapshot.walk(bounds(partition)[0], end), None)
                     held = PARTITIONS if first is None else int.from_bytes(first[0][:2], "big")
                 if partition < held:
-                    empty.append(partition)
-        return empty
+                    yield partition
 
     def slices(self, partition: int) -> Iterator[Entries]:
         """Yield a partition slice by slice, each from a snapshot of its own."""

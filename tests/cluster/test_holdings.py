@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstash.cluster.holdings import BUSY_MS, CATCHING_UP_MS, PROMISE_MS, Holdings, Walking
+from dstash.cluster.holdings import BUSY_MS, CATCHING_UP_MS, PROMISE_MS, Holdings
+from dstash.cluster.tasks import Effect
 from dstash.store.digest import EMPTY
 from dstash.store.interface import Write
 from dstash.store.record import head, keyspace, partition_of, seal
@@ -72,13 +76,13 @@ def test_a_digest_is_not_kept_when_the_horizon_moved_while_it_was_worked_out() -
 def test_partitions_of_which_nothing_is_here(held: set[int], asked: set[int]) -> None:
     store = TwinStore()
     store.records = {partition.to_bytes(2, "big") + b"\x01ik": b"record" for partition in held}
-    assert Holdings(store).empty_among(sorted(asked)) == sorted(asked - held)
+    assert result_of(Holdings(store).empty_among(sorted(asked))) == sorted(asked - held)
 
 
-def result_of(walking: Walking) -> bytes:
+def result_of(walking: Generator[Effect, None, Any]) -> Any:
     """Return what a walk comes to."""
     while True:
         try:
             next(walking)
         except StopIteration as stop:
-            return bytes(stop.value)
+            return stop.value
