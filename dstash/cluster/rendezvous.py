@@ -105,9 +105,9 @@ def _are_equal(members: Iterable[Candidate]) -> bool:
 
 
 def _laws(members: Sequence[Candidate], replicas: int) -> dict[str, Law]:
-    weights: Counter[str] = Counter()
+    weights: dict[str, float] = {}
     for one in members:
-        weights[one.zone] += one.weight  # type: ignore[assignment]  # any number can be added up
+        weights[one.zone] = weights.get(one.zone, 0.0) + one.weight
     if len(weights) >= replicas:  # zones compete for copies, and members within their zone
         factors, is_single = _factors(weights, replicas)
         return {
