@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from typing import Final, TypeVar
+from types import FrameType, TracebackType
+from typing import Final, Self, TypeVar
 
 from dstash.errors import DStashError
 
@@ -47,17 +49,63 @@ class Workers:
 
         Raises:
             whatever the first failure was; the other threads have ended then.
+            KeyboardInterrupt: the user has had enough.
         """
         done: list[_R] = []
-        with ThreadPoolExecutor(self._count, "backup") as pool:
+        with _Interrupts() as interrupts, ThreadPoolExecutor(self._count, "backup") as pool:
             waiting = {pool.submit(work, item) for item in items}
             try:
                 while waiting:
                     ended, waiting = wait(waiting, _REFRESH, FIRST_COMPLETED)
                     done += [one.result() for one in ended]
                     self._told()
+                    interrupts.check()
             except BaseException:
                 self._stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return done
+
+
+class _Interrupts:
+    """Ctrl-C, kept until it is asked for; a second one is raised where it hits.
+
+    Python raises ``KeyboardInterrupt`` between any two steps of the main thread, also where it
+    has just taken the lock of a future: nobody lets go of it then, and the thread whose result
+    that is waits for ever, and with it whoever waits for the threads to end.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+        self._replaced = False
+
+    def __enter__(self) -> Self:
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._keep)
+            self._replaced = True
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+        if kind is None:
+            self.check()
+
+    def check(self) -> None:
+        """Raise ``KeyboardInterrupt`` if one came."""
+        if self._came:
+            raise KeyboardInterrupt
+
+    def _keep(self, number: int, frame: FrameType | None) -> None:
+        self._came = True
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._replaced:
+            self._replaced = False
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,81 @@
+"""Threads that end together, whenever somebody stops them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from concurrent.futures import _base as futures
+from typing import Any
+
+import pytest
+
+from dstash.backup.workers import Stopped, Workers
+
+
+def _interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_while_locks_are_held_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes where the locks of all futures have just been taken, before ``with`` knows."""
+    take = futures._AcquireFutures.__enter__  # type: ignore[attr-defined]
+    ended: list[int] = []
+
+    def take_and_interrupt(these: Any) -> None:
+        take(these)
+        if len(ended) == 4:
+            _interrupt()
+
+    def work(item: int) -> None:
+        workers.check()
+        ended.append(item)
+        if len(ended) > 3:
+            workers.pause(30)
+
+    monkeypatch.setattr(futures._AcquireFutures, "__enter__", take_and_interrupt)  # type: ignore[attr-defined]
+    workers = Workers(1, lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        workers.run(work, range(50))
+    assert ended == [0, 1, 2, 3]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_after_the_last_item_is_not_lost() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Workers(1, _interrupt).run(lambda item: item, [1])
+
+
+def test_a_second_interrupt_does_not_wait() -> None:
+    def press_twice() -> None:
+        _interrupt()
+        _interrupt()
+        pytest.fail("it went on")
+
+    workers = Workers(1, press_twice)
+    with pytest.raises(KeyboardInterrupt):
+        workers.run(lambda _: workers.pause(30), [1])
+
+
+def test_threads_other_than_the_first_may_run_them() -> None:
+    results: list[list[int]] = []
+    thread = threading.Thread(
+        target=lambda: results.append(Workers(2, lambda: None).run(lambda item: item, [1, 2]))
+    )
+    thread.start()
+    thread.join()
+    assert sorted(results[0]) == [1, 2]
+
+
+def test_the_first_failure_stops_the_others() -> None:
+    workers = Workers(2, lambda: None)
+
+    def work(item: int) -> None:
+        if item:
+            raise ValueError(item)
+        while True:
+            workers.check()
+            workers.pause(0.01)
+
+    with pytest.raises(ValueError, match="1") as caught:
+        workers.run(work, [0, 1])
+    assert not isinstance(caught.value, Stopped)
