@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 from dstash.backup.pieces import PieceWriter
 from dstash.cluster.answering import DAMAGED, pack_partitions
-from dstash.cluster.syncing import split_digests
+from dstash.cluster.syncing import split_digests, split_flags
 from dstash.errors import ProtocolError, Unavailable
 from dstash.store.digest import EMPTY, Sum, version_of
 from dstash.version import Stamp
@@ -109,10 +109,11 @@ class Copier:
             if not isinstance(answer, DigestsAre) or len(answer.horizons) != 8 * len(members):
                 raise ProtocolError(f"{peer} answered with an unexpected {type(answer).__name__}")
             digests = split_digests(answer.digests, len(members))
+            flags = split_flags(answer.busy, len(members))
             for place, (partition, digest) in enumerate(zip(members, digests, strict=True)):
                 horizon = int.from_bytes(answer.horizons[8 * place : 8 * place + 8], "big")
                 said.setdefault(partition, []).append(_Agreed(peer, digest, horizon))
-                if answer.busy[place] == DAMAGED:
+                if flags[place] == DAMAGED:
                     damaged.add(partition)
         return {
             partition: answers[0]
@@ -139,8 +140,7 @@ class Copier:
             page = self._source.ask(peer, AskCopy(packed, after), epoch)
             if not isinstance(page, CopyIs) or (page.after and page.after <= after):
                 raise ProtocolError(f"{peer} answered with an unexpected {type(page).__name__}")
-            keys, records = codec.unpack_blobs(page.keys), codec.unpack_blobs(page.records)
-            yield from zip(keys, records, strict=True)
+            yield from codec.unpack_entries(page.keys, page.records)
             after = page.after
             if not after:
                 return

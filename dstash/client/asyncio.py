@@ -288,8 +288,9 @@ class AsyncClient:
     ) -> AsyncIterator[tuple[Key, Any]]:
         """Yield (key, value) of an index; see ``Client.items``."""
         async for page in self._pages(self._calls.walk(index, prefix, Scan), timeout):
-            values = self.types.decode_array(page.values)
-            for pair in zip(map(decode_key, codec.unpack_keys(page.keys)), values, strict=True):
+            keys, values = codec.unpack_keys(page.keys), self.types.decode_array(page.values)
+            codec.expect_even(keys, values)
+            for pair in zip(map(decode_key, keys), values, strict=True):
                 yield pair
 
     async def keys(

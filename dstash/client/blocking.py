@@ -306,8 +306,9 @@ class Client:
         may be seen or not. ``timeout`` is per page. ``prefix`` limits it to keys that begin so.
         """
         for page in self._pages(self._calls.walk(index, prefix, Scan), timeout):
-            values = self.types.decode_array(page.values)
-            yield from zip(map(decode_key, codec.unpack_keys(page.keys)), values, strict=True)
+            keys, values = codec.unpack_keys(page.keys), self.types.decode_array(page.values)
+            codec.expect_even(keys, values)
+            yield from zip(map(decode_key, keys), values, strict=True)
 
     def keys(
         self, index: str, prefix: str | bytes = "", *, timeout: float | None = None

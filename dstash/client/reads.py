@@ -305,7 +305,10 @@ class Reconciliation(Chunk):
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
         """Take records, then the acks of the repairs."""
         if isinstance(message, Records):
-            self._records[peer] = codec.unpack_optional_blobs(message.records)
+            records = codec.unpack_optional_blobs(message.records)
+            if len(records) > len(self.keys):
+                raise ProtocolError(f"{peer} sent {len(records)} records for {len(self.keys)} keys")
+            self._records[peer] = records
             self._damaged.update(message.damaged)
             self._damaged_at[peer] = set(message.damaged)
             return self._repair(now) if len(self._records) == len(self.peers) else []

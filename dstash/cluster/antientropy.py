@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from dstash.cluster.answering import BUSY, pack_partitions, unpack_partitions
 from dstash.cluster.replica import Replica
-from dstash.cluster.syncing import ask, exchange, exchange_large, split_digests
+from dstash.cluster.syncing import ask, exchange, exchange_large, split_digests, split_flags
 from dstash.cluster.tasks import Effect, Pause
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
@@ -95,9 +95,10 @@ def _differing(
     partitions = unpack_partitions(question.partitions)
     answer = yield from ask(other, question, DigestsAre)
     theirs = split_digests(answer.digests, len(partitions))
+    flags = split_flags(answer.busy, len(partitions))
     differing: list[tuple[int, int]] = []
     for place, (partition, digest) in enumerate(zip(partitions, theirs, strict=True)):
-        if answer.busy[place] == BUSY:
+        if flags[place] == BUSY:
             continue
         mine = yield from holdings.digest(partition)
         holdings.compared_at[partition] = replica.now()

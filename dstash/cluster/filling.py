@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from dstash.cluster.answering import DAMAGED, pack_partitions
 from dstash.cluster.replica import Replica
-from dstash.cluster.syncing import ask, copy, pull_newer, split_counts, split_digests
+from dstash.cluster.syncing import ask, copy, pull_newer, split_counts, split_digests, split_flags
 from dstash.cluster.tasks import Effect, Merge, Pause, Settle
 from dstash.errors import DStashError
 from dstash.store.digest import EMPTY
@@ -122,7 +122,8 @@ def _copy_all(
     answer = yield from ask(source, question, DigestsAre)
     counts = split_counts(answer.counts, len(partitions))
     theirs = split_digests(answer.digests, len(partitions))
-    rows = zip(partitions, counts, theirs, answer.busy, strict=True)
+    flags = split_flags(answer.busy, len(partitions))
+    rows = zip(partitions, counts, theirs, flags, strict=True)
     # A peer that worked out digests all the same may not know the count of what changes meanwhile.
     there = [one for one, count, digest, flag in rows if count or digest != EMPTY or flag]
     if there:
@@ -143,8 +144,10 @@ def _compare(
     answer = yield from ask(source, AskDigests(pack_partitions(partitions)), DigestsAre)
     theirs = split_digests(answer.digests, len(partitions))
     beyond = _beyond(replica, partitions, answer.horizons)
-    flags = zip(partitions, answer.busy, strict=True)
-    damaged.update(partition for partition, flag in flags if flag == DAMAGED)
+    flags = split_flags(answer.busy, len(partitions))
+    damaged.update(
+        partition for partition, flag in zip(partitions, flags, strict=True) if flag == DAMAGED
+    )
     differing: list[int] = []
     for partition, digest in zip(partitions, theirs, strict=True):
         mine = yield from replica.holdings.digest(partition)

@@ -63,8 +63,7 @@ def copy(replica: Replica, partitions: Sequence[int], source: str) -> Counting:
         began = replica.now()
         question = AskCopy(packed, after, _page_bytes(replica.rate, took))
         page = yield from ask(source, question, CopyIs)
-        keys, records = codec.unpack_blobs(page.keys), codec.unpack_blobs(page.records)
-        entries = list(zip(keys, records, strict=True))
+        entries = codec.unpack_entries(page.keys, page.records)
         if entries:
             yield Merge(entries)
         took = replica.now() - began
@@ -338,6 +337,13 @@ def split_counts(packed: bytes, count: int) -> list[int]:
     if len(packed) != count * 4:
         raise ProtocolError("a peer answered with another number of counts")
     return [int.from_bytes(packed[begin : begin + 4], "big") for begin in range(0, 4 * count, 4)]
+
+
+def split_flags(packed: bytes, count: int) -> bytes:
+    """Return ``count`` flags, a byte each; ``ProtocolError`` when there are not so many."""
+    if len(packed) != count:
+        raise ProtocolError("a peer answered with another number of flags")
+    return packed
 
 
 def _split(packed: bytes, size: int) -> Iterable[bytes]:

@@ -218,7 +218,7 @@ def _prepare_put(message: Put, space: Keyspace, rules: Rules) -> Prepared:
     if message.expiry > rules.now + MAX_TTL_SECONDS * 1000:
         raise LimitError("the time to live is longer than 100 years")
     keys, payloads = codec.unpack_blobs(message.keys), codec.unpack_blobs(message.payloads)
-    _check_lengths(keys, payloads)
+    codec.expect_even(keys, payloads)
     rejected = _bad_keys(keys) + _bad_payloads(payloads)
     places, keys, payloads = _without(rejected, keys, payloads)
     entries = seal(space, keys, head(message.version, 0, message.expiry), payloads)
@@ -244,7 +244,7 @@ def _client_write(entries: list[tuple[bytes, bytes]], version: Version, rules: R
 
 def _prepare_apply(message: Apply, space: Keyspace, rules: Rules) -> Prepared:
     keys, records = codec.unpack_blobs(message.keys), codec.unpack_blobs(message.records)
-    _check_lengths(keys, records)
+    codec.expect_even(keys, records)
     rejected = _bad_keys(keys)
     bad = {entry[0] for entry in rejected}
     good = [place for place in range(len(keys)) if place not in bad]
@@ -254,11 +254,10 @@ def _prepare_apply(message: Apply, space: Keyspace, rules: Rules) -> Prepared:
 
 
 def _prepare_push(message: Push, space: None, rules: Rules) -> Prepared:
-    keys, records = codec.unpack_blobs(message.keys), codec.unpack_blobs(message.records)
-    _check_lengths(keys, records)
-    for storage_key in keys:
+    entries = codec.unpack_entries(message.keys, message.records)
+    for storage_key, _ in entries:
         _check_storage_key(storage_key, rules.owned)
-    return _prepare_records(list(zip(keys, records, strict=True)), range(len(keys)), [], rules)
+    return _prepare_records(entries, range(len(entries)), [], rules)
 
 
 def _prepare_records(
@@ -366,11 +365,6 @@ def _doubted(message: Message, prepared: Prepared, place: int) -> list[Any]:
         return [prepared.places[place], 0, pack(prepared.write.doubt, b"\xff" * WRITER_BYTES)]
     text = "the record here is damaged, and other replicas have not told yet what it was"
     return [prepared.places[place], CorruptRecord.code, text]
-
-
-def _check_lengths(keys: Sequence[bytes], others: Sequence[bytes]) -> None:
-    if len(keys) != len(others):
-        raise ProtocolError(f"{len(keys)} keys came with {len(others)} values")
 
 
 def _bad_keys(keys: Sequence[bytes]) -> Rejected:

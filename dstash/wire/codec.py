@@ -7,7 +7,7 @@ empty lists from 1 MiB of input. Here every container is bounded, and every fail
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any, Final
 
 import msgpack
@@ -116,6 +116,19 @@ def unpack_blobs(frame: bytes) -> list[bytes]:
     if set(map(type, blobs)) - {bytes}:
         raise ProtocolError("a body frame holds something other than byte strings")
     return blobs
+
+
+def unpack_entries(keys: bytes, records: bytes) -> list[tuple[bytes, bytes]]:
+    """Decode two body frames of byte strings, as many in one as in the other, into pairs."""
+    some, others = unpack_blobs(keys), unpack_blobs(records)
+    expect_even(some, others)
+    return list(zip(some, others, strict=True))
+
+
+def expect_even(keys: Sized, others: Sized) -> None:
+    """Raise ``ProtocolError`` unless there is one of the others for each key."""
+    if len(keys) != len(others):
+        raise ProtocolError(f"{len(keys)} keys came with {len(others)} values or records")
 
 
 def unpack_optional_blobs(frame: bytes) -> list[bytes | None]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from dstash.errors import CorruptRecord, Unavailable
+from dstash.errors import CorruptRecord, ProtocolError, Unavailable
 from dstash.store.record import open_record, partition_of
 from dstash.version import stamp_at
 from dstash.wire.envelope import Envelope
-from dstash.wire.replication import AskCopy
+from dstash.wire.replication import AskCopy, DigestsAre
 from tests.backup.memory import PARTITIONS, Caller
 
 #: Keys that are in the piece that is copied, several in each partition.
@@ -157,3 +158,15 @@ def test_a_quorum_is_enough_and_less_is_not(joined: Caller) -> None:
     for _ in range(3):
         with pytest.raises(Unavailable):
             joined.save()
+
+
+def test_an_answer_with_another_number_of_flags_is_refused(joined: Caller) -> None:
+    def cut(envelope: Envelope) -> Envelope:
+        if not isinstance(envelope.message, DigestsAre):
+            return envelope
+        return envelope._replace(message=replace(envelope.message, busy=b""))
+
+    joined.put({A: 1})
+    joined.tamper_answer = cut
+    with pytest.raises(ProtocolError, match="number of flags"):
+        joined.save()

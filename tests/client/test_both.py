@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from dstash import Client
-from dstash.errors import ChangeConflict, LimitError, NoPeers, UnsupportedType, UsageError
+from dstash.errors import (
+    ChangeConflict,
+    LimitError,
+    NoPeers,
+    ProtocolError,
+    UnsupportedType,
+    UsageError,
+)
+from dstash.wire.values import TypeRegistry
 from tests.harness.asynchronous import driven
 from tests.harness.ports import free_port
 
@@ -87,6 +95,15 @@ def test_batches(client: Any, index: str) -> None:
     assert client.batch_delete(index, ["again", "missing"], write="all").deleted == 1
     assert dict(client.items(index)) == entries
     assert set(client.keys(index, prefix="key-49")) == {one for one in entries if "key-49" in one}
+
+
+def test_a_page_with_more_keys_than_values_is_refused(
+    client: Any, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.put(index, "key", 1)
+    monkeypatch.setattr(TypeRegistry, "decode_array", lambda self, packed: [])
+    with pytest.raises(ProtocolError, match="1 keys came with 0 values"):
+        list(client.items(index))
 
 
 def test_an_index_of_its_own(client: Any, index: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from dstash.client.reads import LookupOperation
 from dstash.client.writes import ApplyOperation
-from dstash.errors import BelowFloor, CorruptRecord, TimedOut, Unavailable
+from dstash.errors import BelowFloor, CorruptRecord, ProtocolError, TimedOut, Unavailable
 from dstash.limits import PARTITIONS
 from dstash.peer import lookups
 from dstash.store.record import (
@@ -22,7 +22,10 @@ from dstash.store.record import (
 )
 from dstash.types import Level, Outcome
 from dstash.version import pack, stamp_at, unpack, with_touch
-from dstash.wire.messages import Apply, Fetch, Lookup, Put
+from dstash.wire import codec
+from dstash.wire.envelope import Envelope
+from dstash.wire.messages import Apply, Fetch, Lookup, Put, Records
+from dstash.wire.shapes import Frame
 from tests.harness.joined import START, TYPES, Joined
 
 LEVELS = ["one", "quorum", "all"]
@@ -409,3 +412,18 @@ def test_a_touch_that_came_too_late_is_not_taken_for_stored(joined: Joined) -> N
     with pytest.raises(BelowFloor, match="too late"):
         result.raise_first()
     assert len([one for one in joined.asked if isinstance(one[1].message, Apply)]) == 3
+
+
+def test_more_records_than_were_asked_for_are_refused(joined: Joined) -> None:
+    def add_one(envelope: Envelope) -> Envelope:
+        if not isinstance(envelope.message, Records):
+            return envelope
+        records = codec.unpack_optional_blobs(envelope.message.records)
+        frame = Frame(codec.pack_blobs([*records, None]))
+        return envelope._replace(message=replace(envelope.message, records=frame))
+
+    joined.put({"k": 1}, "all")
+    joined.forget("b", "k")
+    joined.tamper_answer = add_one
+    with pytest.raises(ProtocolError, match="sent 2 records for 1 keys"):
+        joined.lookup("k", level="all")

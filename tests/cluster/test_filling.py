@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 
 from dstash.cluster import answering, changing
+from dstash.cluster.answering import pack_partitions
+from dstash.cluster.antientropy import _differing
 from dstash.cluster.burying import bury_all, vacate
-from dstash.cluster.filling import _copy_all, fill, sources
+from dstash.cluster.filling import _compare, _copy_all, fill, sources
 from dstash.cluster.holdings import Holdings
 from dstash.cluster.membership import Announcement
 from dstash.cluster.replica import Replica
 from dstash.cluster.tasks import Ask, Merge, Pause, Task
 from dstash.cluster.topology import Member, Topology
 from dstash.cluster.view import View
+from dstash.errors import ProtocolError
 from dstash.limits import MIB
 from dstash.store.interface import Write
 from dstash.store.record import head, keyspace, partition_of, seal
@@ -158,6 +161,26 @@ def test_a_source_that_does_not_know_the_count_is_not_taken_for_empty(
     monkeypatch.setitem(_ANSWERS, AskDigests, earlier)
     cluster.run("d", _copy_all(cluster.peers["d"], [PARTITION], "a"))
     assert cluster.records("d") == 1
+
+
+@pytest.mark.parametrize("flags", [b"", b"\0\0"])
+def test_an_answer_with_another_number_of_flags_is_refused(
+    flags: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def uneven(holdings: Holdings, question: AskDigests, now: int) -> Any:
+        answer = yield from answering.digests(holdings, question, now)
+        return replace(answer, busy=flags)
+
+    cluster = Cluster()
+    monkeypatch.setitem(_ANSWERS, AskDigests, uneven)
+    replica, question = cluster.peers["d"], AskDigests(pack_partitions([PARTITION]))
+    for task in (
+        _copy_all(replica, [PARTITION], "a"),
+        _compare(replica, [PARTITION], "a", set()),
+        _differing(replica, "a", question),
+    ):
+        with pytest.raises(ProtocolError, match="number of flags"):
+            cluster.run("d", task)
 
 
 def hold_400_kilobytes(cluster: Cluster) -> int:

@@ -36,7 +36,8 @@ class Joined:
     """A cluster in memory, and a client of it.
 
     ``down`` peers refuse connections, ``silent`` ones take messages and never answer. ``tamper``
-    may change what a peer is sent; it returns None to lose it.
+    may change what a peer is sent; it returns None to lose it. ``tamper_answer`` may change what a
+    peer answers the client.
     """
 
     def __init__(self, names: str = "abc", replicas: int = 3, **settings: Any) -> None:
@@ -53,6 +54,7 @@ class Joined:
         self.down: set[str] = set()
         self.silent: set[str] = set()
         self.tamper: Callable[[str, Envelope], Envelope | None] = lambda peer, envelope: envelope
+        self.tamper_answer: Callable[[Envelope], Envelope] = lambda envelope: envelope
         self.asked: list[tuple[str, Envelope]] = []
         self._answers: deque[tuple[str, list[bytes]]] = deque()
         self.now += 1000  # after the start: what is stamped before it is refused
@@ -126,7 +128,7 @@ class Joined:
             sends.extend(self._deliver(operation, sends.popleft()))
             return
         name, frames = self._answers.popleft()
-        sends.extend(operation.receive(name, decode(frames), self.now))
+        sends.extend(operation.receive(name, self.tamper_answer(decode(frames)), self.now))
 
     def _deliver(self, operation: Operation, send: Send) -> list[Send]:
         envelope = decode(send.frames)

@@ -112,6 +112,14 @@ def test_keys_are_neither_empty_nor_too_long() -> None:
             codec.unpack_keys(codec.pack_blobs([b"good", bad]))
 
 
+def test_there_is_a_record_for_each_key() -> None:
+    one, two = codec.pack_blobs([b"k"]), codec.pack_blobs([b"k", b"l"])
+    assert codec.unpack_entries(two, two) == [(b"k", b"k"), (b"l", b"l")]
+    for keys, records in ((one, two), (two, one)):
+        with pytest.raises(ProtocolError, match="keys came with"):
+            codec.unpack_entries(keys, records)
+
+
 def test_a_frame_has_a_bounded_number_of_keys() -> None:
     most = [b"k"] * MAX_KEYS_PER_FRAME
     assert len(codec.unpack_keys(codec.pack_blobs(most))) == MAX_KEYS_PER_FRAME
