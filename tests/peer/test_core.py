@@ -400,6 +400,8 @@ class TestRefusals:
             Put("i" * 65, version(), 0, keys(b"k"), keys(b"\x01")),
             Put("i\n", version(), 0, keys(b"k"), keys(b"\x01")),
             Put("i", version(), 0, keys(b"k", b"l"), keys(b"\x01")),
+            Apply("i", keys(b"k"), keys(b"\x01", b"\x02")),
+            Apply("i", keys(b"k", b"l"), keys(b"\x01")),
             Put("i", version(), 0, Frame(b"garbage"), keys(b"\x01")),
             Put("i", version(), 0, keys(b"k"), Frame(b"\x91\xc0")),
             Delete("i", b"", keys(b"k")),
