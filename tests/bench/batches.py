@@ -84,8 +84,7 @@ def _cases(stores: Sequence[Store], keys: int, value_bytes: int) -> list[Case]:
 
 
 def _lookups(store: Store, known: Pairs, order: Sequence[str], value_bytes: int) -> Case:
-    store.put(known)
-    store.settle()
+    store.fill(known)
     assert store.found(store.get(order), order) == known, f"{store.name} answered wrongly"
     keys = len(order)
     times = _times(keys)
@@ -119,7 +118,7 @@ def _puts(store: Store, keys: int, value_bytes: int) -> Case:
 
 def _check(store: Store, pairs: Pairs) -> None:
     some = list(pairs)[:: max(1, len(pairs) // _CHECKED)]
-    found = store.found(store.get(some), some)
+    found = store.found(store.get_surely(some), some)
     assert found == {key: pairs[key] for key in some}, f"{store.name} lost what was put"
 
 

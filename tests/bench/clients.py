@@ -30,8 +30,7 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
     """Measure the keys a second of all clients together."""
     for name in _STORES:
         for number in range(MOST):
-            lab.stores[name].put(data.pairs(KNOWN + number, KEYS, VALUE_BYTES))
-        lab.stores[name].settle()
+            lab.stores[name].fill(data.pairs(KNOWN + number, KEYS, VALUE_BYTES))
     assert tuple(lab.crew.names) == _STORES
     cases = [
         Case(lookups(count), name, partial(_lookups, lab, count, place), Unit.RATE)

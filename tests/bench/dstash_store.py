@@ -118,8 +118,16 @@ class DStash(Store):
         value: bytes | None = self._client.lookup(INDEX, key)
         return value
 
+    def fill(self, pairs: Pairs) -> None:
+        """Store on all replicas: at level one, a replica that is busy may get them much later."""
+        self._client.batch_put(INDEX, pairs, write="all").raise_for_failures()
+
+    def get_surely(self, keys: Sequence[str]) -> Any:
+        """Look up on all replicas."""
+        return self._client.batch_lookup(INDEX, keys, read="all")
+
     def settle(self) -> None:
-        """Wait for the replicas that a level does not wait for: they commit in order."""
+        """Wait for what replicas have taken in that a level does not wait for."""
         self._client.put(INDEX, "settle", None, write="all")
 
     def found(self, answer: Any, keys: Sequence[str]) -> Mapping[str, bytes]:

@@ -38,8 +38,7 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
     pairs = data.fresh(_KEYS, VALUE_BYTES)
     keys = data.shuffled(pairs)
     for name in _ASKED:
-        lab.stores[name].put(pairs)
-        lab.stores[name].settle()
+        lab.stores[name].fill(pairs)
     echo = EchoClient(lab.echo.port)
     with asyncio.Runner() as runner:
         try:

@@ -199,8 +199,7 @@ def _shares(lab: Lab, rounds: int) -> Iterator[Case]:
     keys = data.shuffled(pairs)
     spent: dict[tuple[str, str], list[_Spent]] = {}
     for name in _MEASURED:
-        lab.stores[name].put(pairs)
-        lab.stores[name].settle()
+        lab.stores[name].fill(pairs)
     for _ in range(rounds):
         for name in _MEASURED:
             store, servers = lab.stores[name], _servers(lab, name)

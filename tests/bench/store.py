@@ -53,6 +53,15 @@ class Store(ABC):
     def get_one(self, key: str) -> bytes | None:
         """Look one key up, the way one does that."""
 
+    def fill(self, pairs: Pairs) -> None:
+        """Store all pairs on all servers that should have them. Not timed."""
+        self.put(pairs)
+        self.settle()
+
+    def get_surely(self, keys: Sequence[str]) -> Any:
+        """Look all keys up, and miss nothing that was acked. Not timed."""
+        return self.get(keys)
+
     def settle(self) -> None:  # noqa: B027  # most have nothing to wait for
         """Wait until the servers have done what a put left to be done after its ack. Not timed."""
 
