@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from dstash.cli import tagged
+from dstash.cli.units import parse_time
 from dstash.errors import LimitError, UsageError
 from dstash.limits import MAX_VALUE_BYTES
 from dstash.wire.keys import Key
@@ -26,8 +27,23 @@ IntKeys = Annotated[
     bool, typer.Option("--int", help="Keys are whole numbers, not text; -- before negative ones.")
 ]
 HexKeys = Annotated[bool, typer.Option("--hex", help="Keys are bytes, written in hexadecimal.")]
+
+
+def _parse_ttl(text: str) -> float:
+    try:
+        return parse_time(text)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 Ttl = Annotated[
-    float | None, typer.Option("--ttl", metavar="SECONDS", help="Expire after so many seconds.")
+    float | None,
+    typer.Option(
+        "--ttl",
+        metavar="TIME",
+        parser=_parse_ttl,
+        help="Expire after so many seconds, or as 15m, 12h, 7d.",
+    ),
 ]
 
 

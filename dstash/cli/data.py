@@ -159,7 +159,7 @@ def touch(
 ) -> None:
     """Give a key a new time to live; the value stays."""
     if (ttl is None) != forever:
-        raise UsageError("touch takes either --ttl SECONDS or --forever")
+        raise UsageError("touch takes either --ttl TIME or --forever")
     parsed = parse_key(key, as_int, as_hex)
     run = invocation.of(ctx)
     with run.client() as client:

@@ -10,6 +10,8 @@ from dstash.errors import UsageError
 _UNITS: Final = {
     "": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3,
 }  # fmt: skip
+_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_TIME: Final = re.compile(r"(-?\d+(?:\.\d+)?) *([smhd]?)", re.IGNORECASE)
 _RATE: Final = re.compile(r"(\d+(?:\.\d+)?) *([kmg]i?)?b?(?:/s)?", re.IGNORECASE)
 
 
@@ -24,6 +26,14 @@ def parse_rate(text: str | None) -> int:
     if rate < 1:
         raise UsageError(f"rate {text!r} is below 1 byte a second")
     return rate
+
+
+def parse_time(text: str) -> float:
+    """Return seconds."""
+    found = _TIME.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(f"{text!r} is not like 90, 1.5s, 15m, 12h or 7d")
+    return float(found[1]) * _SECONDS[found[2].lower()]
 
 
 def size(number: float | None) -> str:

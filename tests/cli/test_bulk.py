@@ -95,9 +95,9 @@ def test_parquet(inside: InProcess, index: str) -> None:
 
 def test_time_to_live_is_kept(inside: InProcess, index: str) -> None:
     lines = jsonl({"key": "a", "value": 1, "ttl": 500}, {"key": "b", "value": 2})
-    inside.out("import", index, "-", "--ttl", "5000", stdin=lines)
+    inside.out("import", index, "-", "--ttl", "1.5h", stdin=lines)
     assert 400 < float(inside.out("ttl", index, "a")) <= 500
-    assert 4900 < float(inside.out("ttl", index, "b")) <= 5000
+    assert 5300 < float(inside.out("ttl", index, "b")) <= 5400
     exported = map(json.loads, inside.out("export", index, "-", "--with-ttl").splitlines())
     assert {one["key"]: one["ttl"] > 400 for one in exported} == {"a": True, "b": True}
 

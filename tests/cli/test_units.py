@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dstash.cli.units import duration, parse_rate, size
+from dstash.cli.units import duration, parse_rate, parse_time, size
 from dstash.errors import UsageError
 
 
@@ -30,6 +30,20 @@ def test_rates(text: str | None, rate: int) -> None:
 def test_what_is_no_rate(text: str) -> None:
     with pytest.raises(UsageError):
         parse_rate(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("1.5s", 1.5), ("15m", 900), ("12 h", 43_200), ("7D", 604_800), ("-1", -1)],
+)
+def test_times(text: str, seconds: float) -> None:
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "1w", "1h30m", "inf", "nan", "1e3", "one"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(UsageError, match="is not like 90"):
+        parse_time(text)
 
 
 def test_sizes_and_durations() -> None:
