@@ -79,6 +79,10 @@ class View:
         """The members by id."""
         return {member.id: member for member in self.topology.members}
 
+    def is_read(self, peer: str) -> bool:
+        """Whether clients read from a peer."""
+        return any(peer in readers for readers in self.readers)
+
     def owned_by(self, peer: str) -> frozenset[int]:
         """Return the partitions that a peer holds, before or after the change under way."""
         both = zip(self.before, self.writers, strict=True)

@@ -6,6 +6,7 @@ never holds up a read. Everything else reaches the core through ``post``.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -25,6 +26,7 @@ from dstash.peer.core import PeerCore
 from dstash.peer.healer import Proposal
 from dstash.peer.inbox import Inbox
 from dstash.peer.requests import PendingOrder, Reply
+from dstash.turns import LONG, take_turns
 from dstash.wire.connections import Connections
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.links import Links
@@ -111,6 +113,8 @@ class PeerServer:
         self._posts: deque[Callable[[], list[Reply]]] = deque()
         self._commits: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
         self._committing = False
+        self._has_answered = False
+        self._waited_for = True
         self._stop = threading.Event()
         self._deadline = 0.0
         self._maintaining_since = 0.0
@@ -149,7 +153,7 @@ class PeerServer:
 
     def install(self, view: View) -> None:
         """Hand a view to the core."""
-        self.post(lambda: self._core.install(view, wall()))
+        self.post(lambda: self._take_view(view))
 
     def authorise(self, authority: Authority) -> None:
         """Hand a list of authorised keys to the core."""
@@ -211,6 +215,15 @@ class PeerServer:
         self._maintain()
         self._hand_over()
 
+    def _take_view(self, view: View) -> list[Reply]:
+        replies = self._core.install(view, wall())
+        waited_for = view.is_read(self._core.settings.peer)
+        if waited_for != self._waited_for:
+            # Nobody waits for a peer that is only being filled: others on the machine go first.
+            self._waited_for = waited_for
+            take_turns(None if waited_for else LONG)
+        return replies
+
     def _take_events(self, ready: object) -> None:
         for peer, parts in self._links.events(ready):
             if parts is None:
@@ -222,6 +235,9 @@ class PeerServer:
         return time.perf_counter() - self._maintaining_since < _MAINTENANCE
 
     def _maintain(self) -> None:
+        if self._has_answered and self._core.scheduler.has_ready:
+            os.sched_yield()  # to ZeroMQ's thread, which has answers to send and little to do
+        self._has_answered = False
         self._maintaining_since = time.perf_counter()
         replies, outgoing = self._core.tick(wall())
         self._send(replies)
@@ -315,6 +331,7 @@ class PeerServer:
             return []
 
     def _send(self, replies: list[Reply]) -> None:
+        self._has_answered = self._has_answered or bool(replies)
         for reply in replies:
             if not self._router.send(reply.to, reply.frames):
                 self._core.counts["undelivered"] += 1
@@ -330,6 +347,7 @@ class PeerServer:
     # -- the committing thread
 
     def _commit_all(self) -> None:
+        take_turns(LONG)  # a look-up waits for nothing that happens here; a sync takes longer
         while (commit := self._commits.get()) is not None:
             began = time.perf_counter()
             try:

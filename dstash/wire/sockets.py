@@ -22,6 +22,7 @@ import zmq
 
 from dstash.errors import ClosedError, DStashError, UsageError
 from dstash.limits import MAX_FRAME_BYTES, MAX_FRAME_PARTS
+from dstash.turns import BRIEF, turns_of
 from dstash.wire.connections import Connections, Limits
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class Context:
         """
         socket = None
         try:
-            socket = self._context.socket(kind)
+            with turns_of(BRIEF):  # the first socket begins ZeroMQ's threads
+                socket = self._context.socket(kind)
             _set_common(socket)
         except zmq.ZMQError as error:
             if socket is not None:

@@ -1,0 +1,49 @@
+"""How long threads run at a time, asked of the kernel itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import threading
+from pathlib import Path
+
+import pytest
+
+from dstash.turns import BRIEF, LONG, take_turns, turn_of, turns_of
+from dstash.wire.sockets import Context, Poller, Router
+
+_RELEASE = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
+
+
+def test_the_kernel_takes_notice_where_it_can() -> None:
+    took: list[bool] = []
+    thread = threading.Thread(target=lambda: took.append(take_turns(LONG)))
+    thread.start()
+    thread.join()
+    assert took == [_RELEASE >= (6, 12)]
+
+
+def test_turns_are_as_before_after_a_block() -> None:
+    before = turn_of()
+    with pytest.raises(ZeroDivisionError), turns_of(BRIEF):
+        assert turn_of() in (BRIEF, before if _RELEASE < (6, 12) else BRIEF)
+        raise ZeroDivisionError
+    assert turn_of() == before
+
+
+def test_threads_of_zeromq_are_brief_and_their_owner_is_not() -> None:
+    before = turn_of()
+    context = Context()
+    router = Router(context, "tcp://127.0.0.1:*")
+    try:
+        assert Poller() is not None
+        names = {
+            int(one.name): (one / "comm").read_text() for one in Path("/proc/self/task").iterdir()
+        }
+        turns = {turn_of(thread) for thread, name in names.items() if "ZMQbg/IO" in name}
+        assert turns == ({BRIEF} if _RELEASE >= (6, 12) else {before})
+        assert turn_of(os.getpid()) == before
+    finally:
+        router.close_after(0)
+        context.close()
