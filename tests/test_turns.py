@@ -8,10 +8,8 @@ import re
 import threading
 from pathlib import Path
 
-import pytest
-
 from dstash.turns import BRIEF, LONG, take_turns, turn_of, turns_of
-from dstash.wire.sockets import Context, Poller, Router
+from dstash.wire.sockets import Context, Router
 
 _RELEASE = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
 
@@ -26,9 +24,9 @@ def test_the_kernel_takes_notice_where_it_can() -> None:
 
 def test_turns_are_as_before_after_a_block() -> None:
     before = turn_of()
-    with pytest.raises(ZeroDivisionError), turns_of(BRIEF):
-        assert turn_of() in (BRIEF, before if _RELEASE < (6, 12) else BRIEF)
-        raise ZeroDivisionError
+    with turns_of(BRIEF):
+        within = turn_of()
+    assert within == (BRIEF if _RELEASE >= (6, 12) else before)
     assert turn_of() == before
 
 
@@ -37,7 +35,6 @@ def test_threads_of_zeromq_are_brief_and_their_owner_is_not() -> None:
     context = Context()
     router = Router(context, "tcp://127.0.0.1:*")
     try:
-        assert Poller() is not None
         names = {
             int(one.name): (one / "comm").read_text() for one in Path("/proc/self/task").iterdir()
         }
