@@ -4,7 +4,7 @@ Since Linux 6.12 a thread may say how long its turns on a processor should be (`
 0.1 to 100 ms; EEVDF: Stoica and Abdel-Wahab, "Earliest Eligible Virtual Deadline First", 1995). It
 gets no more and no less of the processor by that. But one with short turns that wakes is let in
 at once, in the middle of the longer turn of another, and need not wait until that has ended: a
-message passes six threads on its way to a record and back, and may have to wait for each.
+message changes hands six times on its way to a record and back, and may have to wait each time.
 
 Earlier kernels, and other systems, take no notice.
 """

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
-import re
 import threading
 from pathlib import Path
 
 from dstash.turns import BRIEF, LONG, take_turns, turn_of, turns_of
 from dstash.wire.sockets import Context, Router
-
-_RELEASE = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
+from tests.harness.turns import KERNEL_KNOWS
 
 
 def test_the_kernel_takes_notice_where_it_can() -> None:
@@ -19,14 +16,14 @@ def test_the_kernel_takes_notice_where_it_can() -> None:
     thread = threading.Thread(target=lambda: took.append(take_turns(LONG)))
     thread.start()
     thread.join()
-    assert took == [_RELEASE >= (6, 12)]
+    assert took == [KERNEL_KNOWS]
 
 
 def test_turns_are_as_before_after_a_block() -> None:
     before = turn_of()
     with turns_of(BRIEF):
         within = turn_of()
-    assert within == (BRIEF if _RELEASE >= (6, 12) else before)
+    assert within == (BRIEF if KERNEL_KNOWS else before)
     assert turn_of() == before
 
 
@@ -39,7 +36,7 @@ def test_threads_of_zeromq_are_brief_and_their_owner_is_not() -> None:
             int(one.name): (one / "comm").read_text() for one in Path("/proc/self/task").iterdir()
         }
         turns = {turn_of(thread) for thread, name in names.items() if "ZMQbg/IO" in name}
-        assert turns == ({BRIEF} if _RELEASE >= (6, 12) else {before})
+        assert turns == ({BRIEF} if KERNEL_KNOWS else {before})
         assert turn_of(os.getpid()) == before
     finally:
         router.close_after(0)

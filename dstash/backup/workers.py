@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from types import FrameType, TracebackType
-from typing import Final, Self, TypeVar
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final, TypeVar
 
 from dstash.errors import DStashError
 
@@ -52,14 +53,14 @@ class Workers:
             KeyboardInterrupt: the user has had enough.
         """
         done: list[_R] = []
-        with _Interrupts() as interrupts, ThreadPoolExecutor(self._count, "backup") as pool:
+        with _interrupts_kept() as check, ThreadPoolExecutor(self._count, "backup") as pool:
             waiting = {pool.submit(work, item) for item in items}
             try:
                 while waiting:
                     ended, waiting = wait(waiting, _REFRESH, FIRST_COMPLETED)
                     done += [one.result() for one in ended]
                     self._told()
-                    interrupts.check()
+                    check()
             except BaseException:
                 self._stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -67,45 +68,32 @@ class Workers:
         return done
 
 
-class _Interrupts:
-    """Ctrl-C, kept until it is asked for; a second one is raised where it hits.
+@contextmanager
+def _interrupts_kept() -> Iterator[Callable[[], None]]:
+    """Keep Ctrl-C until what is yielded is called, and raises it; a second one hits at once.
 
     Python raises ``KeyboardInterrupt`` between any two steps of the main thread, also where it
     has just taken the lock of a future: nobody lets go of it then, and the thread whose result
     that is waits for ever, and with it whoever waits for the threads to end.
     """
+    came = False
 
-    def __init__(self) -> None:
-        self._came = False
-        self._replaced = False
+    def keep(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def __enter__(self) -> Self:
-        in_main = threading.current_thread() is threading.main_thread()
-        if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._keep)
-            self._replaced = True
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._restore()
-        if kind is None:
-            self.check()
-
-    def check(self) -> None:
-        """Raise ``KeyboardInterrupt`` if one came."""
-        if self._came:
+    def check() -> None:
+        if came:
             raise KeyboardInterrupt
 
-    def _keep(self, number: int, frame: FrameType | None) -> None:
-        self._came = True
-        self._restore()
-
-    def _restore(self) -> None:
-        if self._replaced:
-            self._replaced = False
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield check  # nobody would raise it
+        return
+    signal.signal(signal.SIGINT, keep)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    check()

@@ -18,7 +18,8 @@ def _interrupt() -> None:
 
 def test_an_interrupt_while_locks_are_held_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes where the locks of all futures have just been taken, before ``with`` knows."""
-    take = futures._AcquireFutures.__enter__  # type: ignore[attr-defined]
+    locks: Any = futures._AcquireFutures  # type: ignore[attr-defined]  # nothing public has them
+    take = locks.__enter__
     ended: list[int] = []
 
     def take_and_interrupt(these: Any) -> None:
@@ -32,7 +33,7 @@ def test_an_interrupt_while_locks_are_held_ends_all(monkeypatch: pytest.MonkeyPa
         if len(ended) > 3:
             workers.pause(30)
 
-    monkeypatch.setattr(futures._AcquireFutures, "__enter__", take_and_interrupt)  # type: ignore[attr-defined]
+    monkeypatch.setattr(locks, "__enter__", take_and_interrupt)
     workers = Workers(1, lambda: None)
     with pytest.raises(KeyboardInterrupt):
         workers.run(work, range(50))

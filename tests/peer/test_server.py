@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from dstash.cluster.tasks import Pause, Task
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.server import PeerServer, wall
 from dstash.store.twin import TwinStore
@@ -66,3 +68,24 @@ def test_a_message_that_meets_a_defect_does_not_end_the_peer(
     assert link.send(encode(Envelope(8, 0, 0, AskStatus())))
     assert isinstance(answer(link, Envelope(9, 0, 0, Ping())).message, Pong)
     assert core.counts["unhandled"] == 1
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_answers_go_out_before_background_work_goes_on(
+    server: tuple[PeerCore, Link], busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, link = server
+    yields: list[None] = []
+    monkeypatch.setattr(os, "sched_yield", lambda: yields.append(None))
+
+    def work() -> Task:
+        while True:
+            yield Pause()
+
+    if busy:
+        core.scheduler.spawn("work", work())
+    for number in range(5):
+        answer(link, Envelope(100 + number, 0, wall() + 5000, Ping()))
+    answered = 5
+    assert (len(yields) > 0) == busy
+    assert len(yields) <= answered + 1, "not for each step of the work"
