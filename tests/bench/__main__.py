@@ -21,7 +21,7 @@ from typing import Final
 
 from rich.console import Console
 
-from tests.bench import batches, clients, growth, page, plot, singles, squeeze, stages
+from tests.bench import batches, calls, clients, growth, page, plot, singles, squeeze, stages
 from tests.bench.lab import Lab
 from tests.bench.machine import describe
 from tests.bench.servers import ROOT
@@ -42,6 +42,7 @@ PARTS: Final[Mapping[str, tuple[Measure, int]]] = {
     "batches": (batches.measure, 7),
     "singles": (singles.measure, 9),
     "stages": (stages.measure, 5),
+    "calls": (calls.measure, 5),
     "clients": (clients.measure, 3),
     "sizes": (batches.measure_sizes, 2),
     "squeeze": (squeeze.measure, 3),

@@ -36,6 +36,11 @@ class DStashCluster(System):
         """Where the peers are."""
         return [f"tcp://127.0.0.1:{self._ports[number]}" for number in range(_PEERS)]
 
+    @property
+    def servers(self) -> list[Server]:
+        """The peers that run."""
+        return list(self.peers.values())
+
     def start(self) -> None:
         """Start three peers, which form a cluster."""
         self._folder.mkdir(parents=True, exist_ok=True)

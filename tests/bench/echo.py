@@ -28,18 +28,18 @@ class EchoServer(System):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         [self.port] = free_ports(1)
-        self._server: Server | None = None
+        self.servers: list[Server] = []
 
     def start(self) -> None:
         """Start it."""
         self._folder.mkdir(parents=True)
         command = [sys.executable, "-m", "tests.bench.echo", str(self.port)]
-        self._server = Server("echo", command, self._folder)
+        self.servers.append(Server("echo", command, self._folder))
 
     def stop(self) -> None:
         """Stop it."""
-        if self._server is not None:
-            self._server.stop()
+        for server in self.servers:
+            server.stop()
 
 
 class EchoClient:

@@ -31,7 +31,7 @@ class EtcdServer(System):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.port, self._peer_port = free_ports(2)
-        self._server: Server | None = None
+        self.servers: list[Server] = []
 
     def start(self) -> None:
         """Start it."""
@@ -41,7 +41,8 @@ class EtcdServer(System):
         command += ["--listen-client-urls", client, "--advertise-client-urls", client]
         command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
         command += ["--initial-cluster", f"default={peer}", "--log-level", "error"]
-        server = self._server = Server("etcd", command, self._folder)
+        server = Server("etcd", command, self._folder)
+        self.servers.append(server)
 
         def is_healthy() -> bool:
             server.check()
@@ -55,8 +56,8 @@ class EtcdServer(System):
 
     def stop(self) -> None:
         """Stop it."""
-        if self._server is not None:
-            self._server.stop()
+        for server in self.servers:
+            server.stop()
 
 
 async def put_all(port: int, pairs: Iterator[tuple[str, bytes]], callers: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import Final
 
-from tests.bench import batches, singles, squeeze, stages
+from tests.bench import batches, calls, singles, squeeze, stages
 from tests.bench.batches import most_bytes
 from tests.bench.memory import MIB
 from tests.bench.tables import Table, crossed, figure, listed
@@ -16,6 +17,7 @@ from tests.bench.work import Case, Unit, Work, find, known
 
 _WORDS: Final = Path(__file__).with_suffix(".md")
 _ONE: Final = "dstash N=3 one"
+_QUORUM: Final = "dstash N=3 quorum"
 _NOTHING: Final = "(not measured)"
 _SHARES: Final = (stages.WALL, stages.CLIENT, stages.SERVERS)
 
@@ -30,7 +32,7 @@ _FIGURES: Final[Mapping[str, tuple[Work, str]]] = {
     "echo_single": (singles.ONE, "echo"),
     "redis_single": (singles.ONE, "redis"),
     "single": (singles.ONE, _ONE),
-    "single_quorum": (singles.ONE, "dstash N=3 quorum"),
+    "single_quorum": (singles.ONE, _QUORUM),
     "concurrent": (singles.CONCURRENT, _ONE),
     "echo_concurrent": (singles.CONCURRENT, "echo"),
     "redis_concurrent": (singles.CONCURRENT, "redis"),
@@ -60,12 +62,18 @@ def write(
         machine="\n".join(f"| {name} | {text} |" for name, text in machine.items()),
         targets=outcome(verdicts).markdown(),
         shares=_shares(cases).markdown(),
+        costs=_costs(cases).markdown(),
+        call_stages=listed(_of(cases, calls.STAGE.action)).markdown(),
+        call_work=_sum(_of(cases, calls.STAGE.action)),
+        over_limits=_over_limits(cases),
         lookup_stages=listed(_of(cases, "stage of lookup")).markdown(),
         put_stages=listed(_of(cases, "stage of put")).markdown(),
         most_bytes=f"{most_bytes(full=full) // MIB} MiB",
         remarks=" ".join(remarks),
         **{name: _each(find(cases, *subject)) for name, subject in _FIGURES.items()},
-        lookup_total=_total(cases),
+        lookup_total=_total(cases, partial(stages.share, "lookup"), _ONE),
+        durable_total=_total(cases, partial(calls.share, singles.DURABLE), _QUORUM),
+        etcd_total=_total(cases, partial(calls.share, singles.DURABLE), "etcd"),
     )
 
 
@@ -88,12 +96,33 @@ def _shares(cases: Sequence[Case]) -> Table:
     return Table(["batch", *_SHARES], lines)
 
 
-def _total(cases: Sequence[Case]) -> str:
-    names = (stages.CLIENT, stages.SERVERS)
-    shares = [find(cases, stages.share("lookup", name), _ONE) for name in names]
-    if not all(shares):
+def _costs(cases: Sequence[Case]) -> Table:
+    """Return a line for each kind of call on each system: from call to answer, client, servers."""
+    lines = []
+    for work in (singles.ONE, singles.CONCURRENT, singles.DURABLE):
+        for wall in (case for case in cases if case.work == calls.share(work, stages.WALL)):
+            shares = [find(cases, calls.share(work, name), wall.store) for name in _SHARES]
+            lines.append([f"{work.action}, {wall.store}", *map(_each, shares)])
+    return Table(["call", *_SHARES], lines)
+
+
+def _total(cases: Sequence[Case], share: Callable[[str], Work], store: str) -> str:
+    """Return the processor time of client and servers."""
+    return _sum([find(cases, share(name), store) for name in (stages.CLIENT, stages.SERVERS)])
+
+
+def _sum(parts: Sequence[Case | None]) -> str:
+    known_ones = [case.middle for case in parts if case is not None]
+    return _time(sum(known_ones)) if known_ones and all(parts) else _NOTHING
+
+
+def _over_limits(cases: Sequence[Case]) -> str:
+    """Return how many times the limits, echo and LMDB, a single look-up takes."""
+    limits = [find(cases, singles.ONE, "echo"), find(cases, batches.lookup(1), "lmdb")]
+    single = find(cases, singles.ONE, _ONE)
+    if single is None or not all(limits):
         return _NOTHING
-    return _time(sum(case.middle for case in shares if case is not None))
+    return f"{single.middle / sum(case.middle for case in limits if case is not None):.1f} times"
 
 
 def _each(case: Case | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tests.harness.process import mortal
@@ -45,6 +45,17 @@ class Server:
         """Its process id."""
         return self._process.pid
 
+    @property
+    def processor_seconds(self) -> float:
+        """The processor time it has taken, in all its threads."""
+        try:
+            threads = list(Path(f"/proc/{self.pid}/task").iterdir())
+            times = [int((one / "schedstat").read_text().split()[0]) for one in threads]
+            return sum(times) / 1e9
+        except OSError:  # a kernel without it
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def check(self) -> None:
         """Fail when it has ended."""
         assert self._process.poll() is None, f"a server ended by itself: see {self.log}"
@@ -64,3 +75,8 @@ def fetched(script: str) -> str:
     done = subprocess.run([ROOT / "bin" / script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr.strip()
     return done.stdout.strip()
+
+
+def processor_seconds(servers: Iterable[Server]) -> float:
+    """Return the processor time that servers have taken together."""
+    return sum(server.processor_seconds for server in servers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from statistics import median
 from typing import Any, Final
@@ -23,9 +24,9 @@ ONE: Final = Work("lookup, one caller", 1, VALUE_BYTES)
 CONCURRENT: Final = Work("lookups on an event loop", 1, VALUE_BYTES, 256)
 DURABLE: Final = Work("durable puts", 1, VALUE_BYTES, 64)
 
-_CALLS: Final = 500
-_CONCURRENT_CALLS: Final = 20_000
-_DURABLE_CALLS: Final = 3000
+CALLS: Final = 500
+CONCURRENT_CALLS: Final = 20_000
+DURABLE_CALLS: Final = 3000
 _KEYS: Final = 10_000
 _ASKED: Final = ("redis", "redis cluster", "memcached", "dstash N=3 one", "dstash N=3 quorum")
 
@@ -35,18 +36,23 @@ Ask = Callable[[str], Awaitable[Any]]
 
 def measure(lab: Lab, rounds: int) -> list[Case]:
     """Measure all three."""
+    with asyncio.Runner() as runner, callers(lab, runner) as cases:
+        return list(take_turns(cases, rounds, lab.note))
+
+
+@contextmanager
+def callers(lab: Lab, runner: asyncio.Runner) -> Iterator[list[Case]]:
+    """Yield all three, on every system that takes part, ready to be measured."""
     pairs = data.fresh(_KEYS, VALUE_BYTES)
     keys = data.shuffled(pairs)
     for name in _ASKED:
         lab.stores[name].fill(pairs)
     echo = EchoClient(lab.echo.port)
-    with asyncio.Runner() as runner:
-        try:
-            cases = [*_one(lab, echo, keys), *_concurrent(lab, echo, runner, keys)]
-            cases += _durable(lab, runner)
-            return list(take_turns(cases, rounds, lab.note))
-        finally:
-            echo.close()
+    try:
+        alone = _one(lab, echo, keys)
+        yield [*alone, *_concurrent(lab, echo, runner, keys), *_durable(lab, runner)]
+    finally:
+        echo.close()
 
 
 def _one(lab: Lab, echo: EchoClient, keys: list[str]) -> Iterator[Case]:
@@ -58,7 +64,7 @@ def _one(lab: Lab, echo: EchoClient, keys: list[str]) -> Iterator[Case]:
 def _middle(ask: Callable[[str], object], keys: list[str]) -> float:
     """Return the median of many calls, one after the other (seconds)."""
     samples = []
-    for key in keys[:_CALLS]:
+    for key in keys[:CALLS]:
         began = time.perf_counter()
         ask(key)
         samples.append(time.perf_counter() - began)
@@ -71,7 +77,7 @@ def _concurrent(
     def sample(connect: Callable[[], Any]) -> float:
         return runner.run(_lookups(connect(), keys))
 
-    yield Case(CONCURRENT, "echo", lambda: echo.rate(_CONCURRENT_CALLS), Unit.RATE)
+    yield Case(CONCURRENT, "echo", lambda: echo.rate(CONCURRENT_CALLS), Unit.RATE)
     port = lab.redis.port
     yield Case(CONCURRENT, "redis", lambda: sample(partial(_redis, port)), Unit.RATE)
     for level in ("one", "quorum"):
@@ -101,7 +107,7 @@ async def _lookups(asked: _Asked, keys: list[str]) -> float:
     """Let 256 callers look up one key after the other; returns look-ups a second."""
     try:
         await asyncio.gather(*map(asked.get, keys[: CONCURRENT.clients]))  # connects
-        order = iter(range(_CONCURRENT_CALLS))
+        order = iter(range(CONCURRENT_CALLS))
 
         async def call() -> None:
             for number in order:
@@ -109,17 +115,17 @@ async def _lookups(asked: _Asked, keys: list[str]) -> float:
 
         began = time.perf_counter()
         await asyncio.gather(*(call() for _ in range(CONCURRENT.clients)))
-        return _CONCURRENT_CALLS / (time.perf_counter() - began)
+        return CONCURRENT_CALLS / (time.perf_counter() - began)
     finally:
         await asked.close()
 
 
 def _durable(lab: Lab, runner: asyncio.Runner) -> Iterator[Case]:
     def sample(put_all: Callable[[Iterator[tuple[str, bytes]]], Any]) -> float:
-        pairs = data.fresh(_DURABLE_CALLS, VALUE_BYTES)
+        pairs = data.fresh(DURABLE_CALLS, VALUE_BYTES)
         began = time.perf_counter()
         runner.run(put_all(iter(pairs.items())))
-        return _DURABLE_CALLS / (time.perf_counter() - began)
+        return DURABLE_CALLS / (time.perf_counter() - began)
 
     async def to_etcd(pairs: Iterator[tuple[str, bytes]]) -> None:
         await etcd.put_all(lab.etcd.port, pairs, DURABLE.clients)

@@ -7,7 +7,6 @@ and messages can go.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -29,9 +28,8 @@ from dstash.wire.messages import Put, Want
 from dstash.wire.shapes import Frame
 from dstash.wire.values import TypeRegistry
 from tests.bench import batches, data
-from tests.bench.dstash_store import DStashCluster
 from tests.bench.lab import Lab
-from tests.bench.servers import Server
+from tests.bench.servers import Server, processor_seconds
 from tests.bench.work import Case, Unit, Work, known, take_turns
 
 #: Names of stages, as the page speaks of them.
@@ -216,25 +214,14 @@ def _shares(lab: Lab, rounds: int) -> Iterator[Case]:
 def _servers(lab: Lab, name: str) -> list[Server]:
     if name == "redis":
         return lab.redis.servers
-    cluster: DStashCluster = lab.one_copy if name == "dstash N=1" else lab.three_copies
-    return list(cluster.peers.values())
+    return (lab.one_copy if name == "dstash N=1" else lab.three_copies).servers
 
 
 def _spend(
     servers: Sequence[Server], action: Callable[[], object], settle: Callable[[], None]
 ) -> _Spent:
-    worked, client = sum(map(_processor_seconds, servers)), time.process_time()
+    worked, client = processor_seconds(servers), time.process_time()
     wall = batches.timed(action)
     client = time.process_time() - client
     settle()  # what replicas do after the answer belongs to the batch
-    return _Spent(wall, client, sum(map(_processor_seconds, servers)) - worked)
-
-
-def _processor_seconds(server: Server) -> float:
-    try:
-        threads = list(Path(f"/proc/{server.pid}/task").iterdir())
-        times = [int((one / "schedstat").read_text().split()[0]) for one in threads]
-        return sum(times) / 1e9
-    except OSError:  # a kernel without it
-        fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return _Spent(wall, client, processor_seconds(servers) - worked)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import batches, page, plot, singles, stages
+from tests.bench import batches, calls, page, plot, singles, stages
 from tests.bench.targets import TARGETS, Ratio, judge
 from tests.bench.work import Case, Unit, Work, find, known, ratio, take_turns
 
@@ -22,6 +22,11 @@ def made_up() -> dict[str, list[Case]]:
             parts.setdefault("batches", []).append(known(work, store, unit, [2.0, 1.0, 3.0]))
     stage = stages.stage("lookup", stages.LMDB)
     parts["stages"] = [known(*stage, Unit.SECONDS, [0.042])]
+    parts["sizes"] = [known(batches.lookup(1), "lmdb", Unit.SECONDS, [0.5])]
+    parts["calls"] = [known(calls.STAGE, name, Unit.SECONDS, [0.001]) for name in calls.STAGES]
+    for name, seconds in ((stages.CLIENT, 0.007), (stages.SERVERS, 0.009)):
+        share = calls.share(singles.DURABLE, name)
+        parts["calls"].append(known(share, "etcd", Unit.SECONDS, [seconds]))
     return parts
 
 
@@ -34,6 +39,9 @@ def test_a_page_has_all_its_figures() -> None:
     text = write(made_up())
     assert "$" not in text
     assert "42 ms of the" in text
+    assert "that is 3 ms in all" in text
+    assert "client take\n16 ms" in text
+    assert "0.8 times the limits" in text  # 2 s, where the echo takes 2 s and LMDB half a one
     assert "A remark." in text
 
 

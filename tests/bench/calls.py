@@ -1,0 +1,154 @@
+"""Part ``calls``: what one call with one key costs: from call to answer, and on each side of it.
+
+The stages are dstash's own functions, run in a loop in this process, where they find everything
+in the processor's caches: what they take is the work there is to do, and what a call takes beyond
+that and the echo is waiting, and finding things again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, Self
+
+from dstash.client.reads import LookupOperation
+from dstash.client.session import Send
+from dstash.peer.core import PeerCore, Settings
+from dstash.store.lmdb import LmdbStore
+from dstash.types import Durability, Level
+from dstash.wire.envelope import decode
+from tests.bench import batches, data, singles
+from tests.bench.lab import Lab
+from tests.bench.servers import Server, processor_seconds
+from tests.bench.singles import CONCURRENT, DURABLE, ONE
+from tests.bench.stages import CLIENT, SERVERS, WALL
+from tests.bench.work import Case, Unit, Work, known, take_turns
+from tests.harness.joined import TYPES, Joined
+
+STAGES: Final = (
+    "client: make the request",
+    "peer: read it, look the key up, make the answer",
+    "client: read the answer",
+)
+STAGE: Final = Work("stage of a call", 1, batches.VALUE_BYTES)
+
+_LOOP: Final = 1000
+_CALLS: Final = {ONE: singles.CALLS, CONCURRENT: singles.CONCURRENT_CALLS}
+_CALLS |= {DURABLE: singles.DURABLE_CALLS}
+_SHOWN: Final = ("echo", "redis", "etcd", "dstash N=1", "dstash N=3 one", "dstash N=3 quorum")
+
+
+def share(work: Work, name: str) -> Work:
+    """Return the name of what one call of some work takes."""
+    return work._replace(action=f"{work.action}: {name}")
+
+
+def measure(lab: Lab, rounds: int) -> list[Case]:
+    """Measure the stages in a loop, then what whole calls cost."""
+    bench = lab.entered(_Stages(lab.folder / "call-stages"))
+    cases = [Case(STAGE, name, take) for name, take in bench.stages()]
+    measured = list(take_turns(cases, rounds, lab.note))
+    with asyncio.Runner() as runner, singles.callers(lab, runner) as singly:
+        costs = [_Costs(case, _servers(lab, case)) for case in singly if case.store in _SHOWN]
+        for number in range(rounds + 1):
+            lab.note(f"calls, round {number} of {rounds}" if number else "calls, warming up")
+            for one in costs:
+                one.take(counts=number > 0)
+    return measured + [case for one in costs for case in one.cases()]
+
+
+def _servers(lab: Lab, case: Case) -> Sequence[Server]:
+    if case.store == "dstash N=1":
+        return lab.one_copy.servers
+    if case.store.startswith("dstash"):
+        return lab.three_copies.servers
+    return {"echo": lab.echo, "redis": lab.redis, "etcd": lab.etcd}[case.store].servers
+
+
+class _Costs:
+    """What calls of one case take, each: from call to answer, of the client, of the servers."""
+
+    def __init__(self, case: Case, servers: Sequence[Server]) -> None:
+        self._case = case
+        self._servers = servers
+        self._samples: dict[str, list[float]] = {WALL: [], CLIENT: [], SERVERS: []}
+
+    def take(self, *, counts: bool) -> None:
+        """Take a sample."""
+        calls = _CALLS[self._case.work]
+        client, served = time.process_time(), processor_seconds(self._servers)
+        taken = self._case.take()
+        wall = 1 / taken if self._case.unit is Unit.RATE else taken
+        client = (time.process_time() - client) / calls
+        served = (processor_seconds(self._servers) - served) / calls
+        if counts:
+            for name, sample in zip(self._samples, (wall, client, served), strict=True):
+                self._samples[name].append(sample)
+
+    def cases(self) -> Iterator[Case]:
+        """Yield what was measured."""
+        for name, samples in self._samples.items():
+            yield known(share(self._case.work, name), self._case.store, Unit.SECONDS, samples)
+
+
+class _Stages:
+    """A client and a peer in this process, with nothing between them, and LMDB behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self._joined = joined = Joined("a", replicas=1)
+        self._store = LmdbStore(folder, Durability.NONE)
+        self._peer = PeerCore(Settings("a", "c"), self._store, joined.now - 1000)
+        self._peer.not_ready = None
+        joined.peers = {"a": self._peer}
+        joined.stores = {"a": self._store}  # type: ignore[dict-item]  # used as a store only
+        joined.install(joined.topology)
+        joined.settle()
+        pairs = data.fresh(_LOOP, batches.VALUE_BYTES)
+        joined.put(pairs)
+        self._keys = data.shuffled(pairs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._store.close()
+
+    def stages(self) -> Iterator[tuple[str, Callable[[], float]]]:
+        """Yield each stage, and what takes a sample of it: seconds a call."""
+        yield STAGES[0], lambda: self._each(lambda: [self._ask(key) for key in self._keys])
+        yield STAGES[1], self._answer
+        yield STAGES[2], self._read
+
+    def _ask(self, key: str) -> tuple[LookupOperation, Send]:
+        session, now = self._joined.session, self._joined.now
+        operation = LookupOperation(
+            session, now + 60_000, "i", [key], Level.ONE, TYPES.decode_array
+        )
+        (send,) = operation.more(now)
+        return operation, send
+
+    def _each(self, action: Callable[[], object]) -> float:
+        return batches.timed(action) / _LOOP
+
+    def _answer(self) -> float:
+        requests = [send.frames for _, send in map(self._ask, self._keys)]
+        return self._each(partial(self._answered, requests))
+
+    def _answered(self, requests: Sequence[list[bytes]]) -> list[list[bytes]]:
+        receive, now = self._peer.receive, self._joined.now
+        return [receive(b"client", frames, now)[0].frames for frames in requests]
+
+    def _read(self) -> float:
+        asked = [self._ask(key) for key in self._keys]
+        answers = self._answered([send.frames for _, send in asked])
+        now = self._joined.now
+
+        def read() -> None:
+            for (operation, _), frames in zip(asked, answers, strict=True):
+                operation.receive("a", decode(frames), now)
+                assert len(operation.result()) == 1
+
+        return self._each(read)
