@@ -34,6 +34,7 @@ _FIGURES: Final[Mapping[str, tuple[Work, str]]] = {
     "single": (singles.ONE, _ONE),
     "single_quorum": (singles.ONE, _QUORUM),
     "concurrent": (singles.CONCURRENT, _ONE),
+    "durable": (singles.DURABLE, _QUORUM),
     "echo_concurrent": (singles.CONCURRENT, "echo"),
     "redis_concurrent": (singles.CONCURRENT, "redis"),
 }
@@ -64,16 +65,17 @@ def write(
         shares=_shares(cases).markdown(),
         costs=_costs(cases).markdown(),
         call_stages=listed(_of(cases, calls.STAGE.action)).markdown(),
-        call_work=_sum(_of(cases, calls.STAGE.action)),
+        call_work=_text(_sum(_of(cases, calls.STAGE.action))),
         over_limits=_over_limits(cases),
         lookup_stages=listed(_of(cases, "stage of lookup")).markdown(),
         put_stages=listed(_of(cases, "stage of put")).markdown(),
         most_bytes=f"{most_bytes(full=full) // MIB} MiB",
         remarks=" ".join(remarks),
         **{name: _each(find(cases, *subject)) for name, subject in _FIGURES.items()},
-        lookup_total=_total(cases, partial(stages.share, "lookup"), _ONE),
-        durable_total=_total(cases, partial(calls.share, singles.DURABLE), _QUORUM),
-        etcd_total=_total(cases, partial(calls.share, singles.DURABLE), "etcd"),
+        lookup_total=_text(_total(cases, partial(stages.share, "lookup"), _ONE)),
+        **_halved("durable", _processors(cases, singles.DURABLE, _QUORUM)),
+        **_halved("concurrent", _processors(cases, singles.CONCURRENT, _ONE)),
+        etcd_total=_text(_processors(cases, singles.DURABLE, "etcd")),
     )
 
 
@@ -106,23 +108,36 @@ def _costs(cases: Sequence[Case]) -> Table:
     return Table(["call", *_SHARES], lines)
 
 
-def _total(cases: Sequence[Case], share: Callable[[str], Work], store: str) -> str:
+def _processors(cases: Sequence[Case], work: Work, store: str) -> float | None:
+    """Return the processor time of one call."""
+    return _total(cases, partial(calls.share, work), store)
+
+
+def _halved(name: str, total: float | None) -> dict[str, str]:
+    """Return a processor time, and what passes at least when two processors share it."""
+    half = None if total is None else total / 2
+    return {f"{name}_total": _text(total), f"{name}_half": _text(half)}
+
+
+def _total(cases: Sequence[Case], share: Callable[[str], Work], store: str) -> float | None:
     """Return the processor time of client and servers."""
     return _sum([find(cases, share(name), store) for name in (stages.CLIENT, stages.SERVERS)])
 
 
-def _sum(parts: Sequence[Case | None]) -> str:
-    known_ones = [case.middle for case in parts if case is not None]
-    return _time(sum(known_ones)) if known_ones and all(parts) else _NOTHING
+def _sum(parts: Sequence[Case | None]) -> float | None:
+    measured = [case.middle for case in parts if case is not None]
+    return sum(measured) if measured and len(measured) == len(parts) else None
 
 
 def _over_limits(cases: Sequence[Case]) -> str:
     """Return how many times the limits, echo and LMDB, a single look-up takes."""
-    limits = [find(cases, singles.ONE, "echo"), find(cases, batches.lookup(1), "lmdb")]
+    limits = _sum([find(cases, singles.ONE, "echo"), find(cases, batches.lookup(1), "lmdb")])
     single = find(cases, singles.ONE, _ONE)
-    if single is None or not all(limits):
-        return _NOTHING
-    return f"{single.middle / sum(case.middle for case in limits if case is not None):.1f} times"
+    return _NOTHING if single is None or not limits else f"{single.middle / limits:.1f} times"
+
+
+def _text(seconds: float | None) -> str:
+    return _NOTHING if seconds is None else _time(seconds)
 
 
 def _each(case: Case | None) -> str:

@@ -14,7 +14,7 @@ import redis.asyncio
 
 from dstash import AsyncClient
 from tests.bench import data, etcd
-from tests.bench.batches import VALUE_BYTES
+from tests.bench.batches import KEYS, VALUE_BYTES
 from tests.bench.dstash_store import INDEX
 from tests.bench.echo import EchoClient
 from tests.bench.lab import Lab
@@ -27,8 +27,8 @@ DURABLE: Final = Work("durable puts", 1, VALUE_BYTES, 64)
 CALLS: Final = 500
 CONCURRENT_CALLS: Final = 20_000
 DURABLE_CALLS: Final = 3000
-_KEYS: Final = 10_000
 _ASKED: Final = ("redis", "redis cluster", "memcached", "dstash N=3 one", "dstash N=3 quorum")
+_FILLED: Final = (*_ASKED, "dstash N=1")
 
 #: Yields whom to call: given the next key, returns what is to be awaited.
 Ask = Callable[[str], Awaitable[Any]]
@@ -43,10 +43,11 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
 @contextmanager
 def callers(lab: Lab, runner: asyncio.Runner) -> Iterator[list[Case]]:
     """Yield all three, on every system that takes part, ready to be measured."""
-    pairs = data.fresh(_KEYS, VALUE_BYTES)
+    pairs = data.fresh(KEYS, VALUE_BYTES)
     keys = data.shuffled(pairs)
-    for name in _ASKED:
+    for name in _FILLED:
         lab.stores[name].fill(pairs)
+    runner.run(etcd.put_all(lab.etcd.port, iter(pairs.items()), DURABLE.clients))
     echo = EchoClient(lab.echo.port)
     try:
         alone = _one(lab, echo, keys)
@@ -111,7 +112,7 @@ async def _lookups(asked: _Asked, keys: list[str]) -> float:
 
         async def call() -> None:
             for number in order:
-                assert await asked.get(keys[number % _KEYS]) is not None
+                assert await asked.get(keys[number % KEYS]) is not None
 
         began = time.perf_counter()
         await asyncio.gather(*(call() for _ in range(CONCURRENT.clients)))
