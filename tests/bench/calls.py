@@ -36,8 +36,11 @@ STAGES: Final = (
 STAGE: Final = Work("stage of a call", 1, batches.VALUE_BYTES)
 
 _LOOP: Final = 1000
-_CALLS: Final = {ONE: singles.CALLS, CONCURRENT: singles.CONCURRENT_CALLS}
-_CALLS |= {DURABLE: singles.DURABLE_CALLS}
+_CALLS: Final = {
+    ONE: singles.CALLS,
+    CONCURRENT: singles.CONCURRENT_CALLS,
+    DURABLE: singles.DURABLE_CALLS,
+}
 _SHOWN: Final = ("echo", "redis", "etcd", "dstash N=1", "dstash N=3 one", "dstash N=3 quorum")
 
 
@@ -65,7 +68,8 @@ def _servers(lab: Lab, case: Case) -> Sequence[Server]:
         return lab.one_copy.servers
     if case.store.startswith("dstash"):
         return lab.three_copies.servers
-    return {"echo": lab.echo, "redis": lab.redis, "etcd": lab.etcd}[case.store].servers
+    others = {"echo": lab.echo.servers, "redis": lab.redis.servers, "etcd": lab.etcd.servers}
+    return others[case.store]
 
 
 class _Costs:

@@ -40,7 +40,7 @@ def test_a_page_has_all_its_figures() -> None:
     assert "$" not in text
     assert "42 ms of the" in text
     assert "that is 3 ms in all" in text
-    assert "client take\n16 ms" in text
+    assert "take 16 ms. On two processors" in text
     assert "0.8 times the limits" in text  # 2 s, where the echo takes 2 s and LMDB half a one
     assert "A remark." in text
 
