@@ -11,7 +11,14 @@ from typing import Any, Final
 
 from dstash.cluster.answering import BUSY, pack_partitions, unpack_partitions
 from dstash.cluster.replica import Replica
-from dstash.cluster.syncing import ask, exchange, exchange_large, split_digests, split_flags
+from dstash.cluster.syncing import (
+    ask,
+    exchange,
+    exchange_large,
+    split_digests,
+    split_flags,
+    split_horizons,
+)
 from dstash.cluster.tasks import Effect, Pause
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
@@ -96,6 +103,7 @@ def _differing(
     answer = yield from ask(other, question, DigestsAre)
     theirs = split_digests(answer.digests, len(partitions))
     flags = split_flags(answer.busy, len(partitions))
+    horizons = split_horizons(answer.horizons, len(partitions))
     differing: list[tuple[int, int]] = []
     for place, (partition, digest) in enumerate(zip(partitions, theirs, strict=True)):
         if flags[place] == BUSY:
@@ -107,6 +115,8 @@ def _differing(
             replica.differed += 1
             there = int.from_bytes(answer.counts[4 * place : 4 * place + 4], "big")
             differing.append((partition, max(there, holdings.count(partition))))
+            if horizons and horizons[place] != (own := holdings.horizons[partition]):
+                holdings.uneven[partition, other] = max(own, horizons[place])
         if place % 64 == 0:
             yield Pause()
     return differing

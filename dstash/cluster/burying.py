@@ -18,6 +18,7 @@ from dstash.cluster.holdings import Entries
 from dstash.cluster.replica import Replica
 from dstash.cluster.syncing import ask, split_digests
 from dstash.cluster.tasks import Effect, Merge, Pause
+from dstash.cluster.view import View
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
 from dstash.store.digest import is_dead_at, version_of
@@ -41,12 +42,20 @@ def agree_all(replica: Replica, lag: int) -> Burying:
     stamp = stamp_at(replica.wall() - lag)
     yield from _look_at_lonely(replica)
     for peers, partitions in _by_replicas(replica).items():
-        for begin in range(0, len(partitions), _BATCH):
-            some = partitions[begin : begin + _BATCH]
-            try:
-                yield from _agree(replica, peers, some, stamp)
-            except DStashError:
-                continue  # somebody went away: the horizon waits
+        yield from _agree_in_batches(replica, peers, partitions, stamp)
+
+
+def even_all(replica: Replica) -> Burying:
+    """Bring this peer and replicas that were found to have another horizon to the later one."""
+    found, replica.holdings.uneven = replica.holdings.uneven, {}
+    view = replica.view()
+    groups: dict[tuple[str, Stamp], list[int]] = {}
+    for (partition, other), stamp in found.items():
+        peers = view.readers[partition]
+        if replica.me in peers and other in peers and _can_agree(view, peers):
+            groups.setdefault((other, stamp), []).append(partition)
+    for (other, stamp), partitions in groups.items():
+        yield from _agree_in_batches(replica, (replica.me, other), partitions, stamp)
 
 
 def _look_at_lonely(replica: Replica) -> Burying:
@@ -62,14 +71,28 @@ def _look_at_lonely(replica: Replica) -> Burying:
 def _by_replicas(replica: Replica) -> dict[tuple[str, ...], list[int]]:
     view = replica.view()
     groups: dict[tuple[str, ...], list[int]] = {}
-    if view.topology.change is not None:
-        return groups
     for partition in range(PARTITIONS):
         peers = view.readers[partition]
-        whole = all(peer in view.alive and view.members[peer].synced for peer in peers)
-        if peers and peers[0] == replica.me and whole and replica.holdings.has_mortals(partition):
+        is_first = peers[:1] == (replica.me,) and replica.holdings.has_mortals(partition)
+        if is_first and _can_agree(view, peers):
             groups.setdefault(peers, []).append(partition)
     return groups
+
+
+def _can_agree(view: View, peers: Sequence[str]) -> bool:
+    """Whether nobody is away, and nobody is filled: who is asks for horizons but once."""
+    whole = all(peer in view.alive and view.members[peer].synced for peer in peers)
+    return whole and view.topology.change is None
+
+
+def _agree_in_batches(
+    replica: Replica, peers: Sequence[str], partitions: list[int], stamp: Stamp
+) -> Burying:
+    for begin in range(0, len(partitions), _BATCH):
+        try:
+            yield from _agree(replica, peers, partitions[begin : begin + _BATCH], stamp)
+        except DStashError:
+            continue  # somebody went away: the horizon waits
 
 
 def _agree(replica: Replica, peers: Sequence[str], partitions: list[int], stamp: Stamp) -> Burying:

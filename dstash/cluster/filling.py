@@ -17,7 +17,15 @@ from typing import Any, Final
 
 from dstash.cluster.answering import DAMAGED, pack_partitions
 from dstash.cluster.replica import Replica
-from dstash.cluster.syncing import ask, copy, pull_newer, split_counts, split_digests, split_flags
+from dstash.cluster.syncing import (
+    ask,
+    copy,
+    pull_newer,
+    split_counts,
+    split_digests,
+    split_flags,
+    split_horizons,
+)
 from dstash.cluster.tasks import Effect, Merge, Pause, Settle
 from dstash.errors import DStashError
 from dstash.store.digest import EMPTY
@@ -160,11 +168,9 @@ def _compare(
 
 def _beyond(replica: Replica, partitions: Sequence[int], packed: bytes) -> dict[int, Stamp]:
     """Return where a source knows the whole truth up to a later stamp than this peer does."""
-    if len(packed) != 8 * len(partitions):
-        return {}  # a peer of an earlier version, which does not say
-    stamps = [int.from_bytes(packed[i : i + 8], "big") for i in range(0, len(packed), 8)]
+    stamps = split_horizons(packed, len(partitions))
     return {
         partition: stamp
-        for partition, stamp in zip(partitions, stamps, strict=True)
+        for partition, stamp in zip(partitions, stamps, strict=False)
         if stamp > replica.holdings.horizons[partition]
     }

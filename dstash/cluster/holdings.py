@@ -73,6 +73,9 @@ class Holdings:
         kept = store.marked(HORIZONS_MARK)
         self.horizons.frombytes(kept or bytes(8 * PARTITIONS))
         self._promises: dict[int, tuple[Stamp, int]] = {}
+        #: Partitions and peers whose replica was found to differ, with another horizon: the later
+        #: one of the two.
+        self.uneven: dict[tuple[int, str], Stamp] = {}
         #: Shorter where horizons are sought often: between two promises there must be room to heal.
         self.promise_ms = PROMISE_MS
         self._mortal: dict[int, bool] = {}

@@ -339,6 +339,13 @@ def split_counts(packed: bytes, count: int) -> list[int]:
     return [int.from_bytes(packed[begin : begin + 4], "big") for begin in range(0, 4 * count, 4)]
 
 
+def split_horizons(packed: bytes, count: int) -> list[Stamp]:
+    """Return ``count`` horizons; none from a peer of an earlier version, which does not say."""
+    if len(packed) != 8 * count:
+        return []
+    return [int.from_bytes(packed[begin : begin + 8], "big") for begin in range(0, 8 * count, 8)]
+
+
 def split_flags(packed: bytes, count: int) -> bytes:
     """Return ``count`` flags, a byte each; ``ProtocolError`` when there are not so many."""
     if len(packed) != count:

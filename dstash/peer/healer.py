@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from dstash.cluster import changing
 from dstash.cluster.antientropy import compare_all
-from dstash.cluster.burying import agree_all, bury_all, vacate
+from dstash.cluster.burying import agree_all, bury_all, even_all, vacate
 from dstash.cluster.filling import fill
 from dstash.cluster.hints import Hints, replay
 from dstash.cluster.joining import is_newcomer
@@ -203,6 +203,7 @@ class Healer:
 
     def _bury(self) -> Task:
         yield from agree_all(self.replica, self._pace.bury_lag_ms)
+        yield from even_all(self.replica)
         yield from bury_all(self.replica)
 
     def _scrub(self) -> Task:

@@ -2,126 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import pytest
 
-from dstash.cluster import answering, changing
+from dstash.cluster import answering
 from dstash.cluster.answering import pack_partitions
 from dstash.cluster.antientropy import _differing
-from dstash.cluster.burying import bury_all, vacate
-from dstash.cluster.filling import _compare, _copy_all, fill, sources
+from dstash.cluster.burying import vacate
+from dstash.cluster.filling import _compare, _copy_all, sources
 from dstash.cluster.holdings import Holdings
-from dstash.cluster.membership import Announcement
-from dstash.cluster.replica import Replica
-from dstash.cluster.tasks import Ask, Merge, Pause, Task
-from dstash.cluster.topology import Member, Topology
-from dstash.cluster.view import View
+from dstash.cluster.syncing import split_horizons
+from dstash.cluster.tasks import Merge
 from dstash.errors import ProtocolError
 from dstash.limits import MIB
-from dstash.store.interface import Write
 from dstash.store.record import head, keyspace, partition_of, seal
-from dstash.store.twin import TwinStore
 from dstash.types import RecordFlag
-from dstash.version import WRITER_BYTES, Stamp, pack, stamp_at
-from dstash.wire.replication import AskCopy, AskDigests, AskVersions, Pull
-from dstash.wire.shapes import Message
+from dstash.version import WRITER_BYTES, pack, stamp_at
+from dstash.wire.replication import AskCopy, AskDigests
+from tests.cluster.virtual import ANSWERS, NOW, PARTITION, Cluster
 
-NOW = 1_700_000_000_000
-KEY = b"key"
-PARTITION = partition_of(KEY)
 PAST = stamp_at(NOW - 60_000)
-_ANSWERS: dict[type, Callable[..., Any]] = {
-    AskDigests: answering.digests,
-    AskCopy: answering.copy,
-    AskVersions: answering.versions,
-    Pull: answering.pull,
-}
-
-
-class Cluster:
-    """Peers a, b, c that hold everything, and d that is added. Tasks run to their end at once."""
-
-    def __init__(self) -> None:
-        self.asked: Counter[type] = Counter()
-        self.compared = 0
-        #: What it takes (milliseconds) to answer.
-        self.delay = 0
-        self.now = NOW
-        members = tuple(Member(one, f"tcp://{one}:1", f"store-{one}", one) for one in "abc")
-        before = Topology("test", "id", 1, 3, formed=True, members=members)
-        joiner = Announcement("d", "tcp://d:1", "store-d", "d", 1.0)
-        self.view = View(changing.add(before, [joiner]), frozenset("abcd"))
-        self.peers = {
-            name: Replica(
-                name,
-                Holdings(TwinStore(f"store-{name}")),
-                lambda: self.view,
-                lambda: self.now,
-                lambda: self.now,
-            )
-            for name in "abcd"
-        }
-
-    def order(self, rate: int) -> None:
-        topology = self.view.topology
-        assert topology.change is not None
-        change = replace(topology.change, rate=rate)
-        self.view = View(replace(topology, change=change), self.view.alive)
-
-    def write(self, peer: str, stamp: Stamp, *, flags: int = 0) -> None:
-        version = pack(stamp, bytes(WRITER_BYTES))
-        space = keyspace(b"index", frozenset(range(4096)))
-        entries = seal(space, [KEY], head(version, flags), [b"" if flags else b"\x01"])
-        self.commit(peer, Merge(entries))
-
-    def commit(self, peer: str, merge: Merge) -> None:
-        holdings = self.peers[peer].holdings
-        write = Write(merge.entries, NOW, 0, merge.drops, holdings.horizons[:], merge.marks)
-        holdings.store.commit([write])
-        holdings.changed([PARTITION], NOW)
-
-    def records(self, peer: str) -> int:
-        return len(self.peers[peer].holdings.walk(PARTITION))
-
-    def run(self, peer: str, task: Task) -> Any:
-        reply: Any = None
-        while True:
-            try:
-                effect = task.send(reply)
-            except StopIteration as stop:
-                return stop.value
-            reply = None
-            if isinstance(effect, Merge):
-                self.commit(peer, effect)
-            elif isinstance(effect, Pause):
-                self.now += effect.milliseconds
-            elif isinstance(effect, Ask):
-                reply = self.ask(effect.peer, effect.message)
-
-    def ask(self, peer: str, message: Message) -> Any:
-        self.asked[type(message)] += 1
-        self.now += self.delay
-        if isinstance(message, AskDigests):
-            self.compared += not message.skip_all
-        return self.run(peer, _ANSWERS[type(message)](self.peers[peer].holdings, message, NOW))
-
-    def fill(self, peer: str) -> list[int]:
-        done: list[int] = []
-        self.run(peer, fill(self.peers[peer], [PARTITION], done.append))
-        return done
-
-    def bury(self, stamp: Stamp) -> None:
-        """Have all replicas agree on the past, and drop the dead."""
-        for peer in "abc":
-            holdings = self.peers[peer].holdings
-            self.run(peer, holdings.digest(PARTITION))  # learns that there are mortals
-            self.commit(peer, Merge(marks=[holdings.advance([PARTITION], stamp)]))
-            self.run(peer, bury_all(self.peers[peer]))
 
 
 def test_a_write_that_one_replica_missed_is_filled_in() -> None:
@@ -158,7 +61,7 @@ def test_a_source_that_does_not_know_the_count_is_not_taken_for_empty(
         known = {"digests": bytes(16)} if told == "flag" else {}
         return replace(answer, counts=bytes(4), busy=bytes([told == "flag"]), **known)
 
-    monkeypatch.setitem(_ANSWERS, AskDigests, earlier)
+    monkeypatch.setitem(ANSWERS, AskDigests, earlier)
     cluster.run("d", _copy_all(cluster.peers["d"], [PARTITION], "a"))
     assert cluster.records("d") == 1
 
@@ -172,7 +75,7 @@ def test_an_answer_with_another_number_of_flags_is_refused(
         return replace(answer, busy=flags)
 
     cluster = Cluster()
-    monkeypatch.setitem(_ANSWERS, AskDigests, uneven)
+    monkeypatch.setitem(ANSWERS, AskDigests, uneven)
     replica, question = cluster.peers["d"], AskDigests(pack_partitions([PARTITION]))
     for task in (
         _copy_all(replica, [PARTITION], "a"),
@@ -181,6 +84,11 @@ def test_an_answer_with_another_number_of_flags_is_refused(
     ):
         with pytest.raises(ProtocolError, match="number of flags"):
             cluster.run("d", task)
+
+
+def test_a_peer_of_an_earlier_version_says_nothing_of_horizons() -> None:
+    assert split_horizons(b"", 2) == []
+    assert split_horizons(bytes(7) + b"\1" + bytes(7) + b"\2", 2) == [1, 2]
 
 
 def hold_400_kilobytes(cluster: Cluster) -> int:

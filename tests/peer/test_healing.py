@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dstash.cluster.holdings import HORIZONS_MARK
+from dstash.cluster.view import View
 from dstash.errors import BelowFloor, DiskFull
 from dstash.limits import PARTITIONS
 from dstash.peer.core import PeerCore, Settings
@@ -136,6 +137,22 @@ def test_tombstones_leave_the_disk_where_nobody_else_holds_the_partition() -> No
             break
     assert joined.record("a", "k") is None
     assert joined.lookup("k", "l") == {"l": 2}
+
+
+def test_a_horizon_that_only_one_replica_was_told_of_reaches_the_others() -> None:
+    joined = Joined(pace=Pace(2500, 5000, 2000))
+    joined.put({"k": 1})
+    joined.delete("k")
+    partition = partition_of(b"k")
+    first = View(joined.topology).readers[partition][0]  # without tombstones it asks for nothing
+    joined.now += 3000
+    told = joined.peers[first].holdings
+    told.advance([partition], stamp_at(joined.now - 2000))
+    del joined.stores[first].records[joined.place("k")]
+    pass_time(joined)
+    assert [joined.record(peer, "k") for peer in "abc"] == [None] * 3
+    horizons = {core.holdings.horizons[partition] for core in joined.peers.values()}
+    assert len(horizons) == 1
 
 
 def test_a_clock_set_back_over_a_restart_lets_nothing_in_below_the_horizon() -> None:

@@ -158,7 +158,8 @@ class Checker:
 def compare(stores: Mapping[str, TwinStore], owners: dict[bytes, list[str]]) -> list[Violation]:
     """Check I4: every replica of a key holds the same record, or none that is alive.
 
-    What is dead at the horizon of a partition may have left one disk and not yet another.
+    What is dead at the horizon that a peer has for a partition may have left its disk, or not
+    yet; and where horizons differ, and that makes a difference, replicas differ.
 
     Args:
         stores: what each peer holds.
@@ -168,11 +169,10 @@ def compare(stores: Mapping[str, TwinStore], owners: dict[bytes, list[str]]) -> 
     found = []
     for storage_key, peers in owners.items():
         partition, index, key = split_storage_key(storage_key)
-        horizon = max(horizons[peer][partition] for peer in peers)
         held = {peer: stores[peer].records.get(storage_key) for peer in peers}
         counted = {
-            None if record is None or is_dead_at(record, horizon) else record
-            for record in held.values()
+            None if record is None or is_dead_at(record, horizons[peer][partition]) else record
+            for peer, record in held.items()
         }
         if len(counted) > 1:
             shown = ", ".join(f"{peer} {show_record(record)}" for peer, record in held.items())

@@ -1,0 +1,117 @@
+"""Horizons: agreed on by all, and made even again where only some were told."""
+
+from __future__ import annotations
+
+import pytest
+
+from dstash.cluster.antientropy import compare_with
+from dstash.cluster.burying import agree_all, bury_all, even_all
+from dstash.cluster.holdings import BUSY_MS
+from dstash.cluster.view import View
+from dstash.types import RecordFlag
+from dstash.version import stamp_at
+from dstash.wire.replication import AskFloor, SetHorizon
+from tests.cluster.virtual import NOW, PARTITION, Cluster
+
+LAG_MS = 30_000
+HORIZON = stamp_at(NOW - LAG_MS)
+
+
+def deleted(*, joins: bool = False) -> Cluster:
+    """Three peers that hold a tombstone, and know of it."""
+    cluster = Cluster(joins=joins)
+    for peer in "abc":
+        cluster.write(peer, stamp_at(NOW - 90_000), flags=RecordFlag.TOMBSTONE)
+        cluster.run(peer, cluster.peers[peer].holdings.digest(PARTITION))
+    return cluster
+
+
+def horizons(cluster: Cluster) -> list[int]:
+    return [cluster.peers[peer].holdings.horizons[PARTITION] for peer in "abc"]
+
+
+def compare(cluster: Cluster) -> list[bool]:
+    """Have all compare themselves, at rest; returns whether each has found another horizon."""
+    for peer in "abc":
+        for other in sorted(set("abc") - {peer}):
+            cluster.now += BUSY_MS
+            cluster.run(peer, compare_with(cluster.peers[peer], other))
+    return [bool(cluster.peers[peer].holdings.uneven) for peer in "abc"]
+
+
+def bury(cluster: Cluster) -> None:
+    """Have all even their horizons, and drop the dead."""
+    for peer in "abc":
+        cluster.run(peer, even_all(cluster.peers[peer]))
+    for peer in "abc":
+        cluster.run(peer, bury_all(cluster.peers[peer]))
+
+
+def test_all_replicas_come_to_the_same_horizon() -> None:
+    cluster = deleted()
+    for peer in "abc":
+        cluster.run(peer, agree_all(cluster.peers[peer], LAG_MS))
+    assert horizons(cluster) == [HORIZON] * 3
+    assert cluster.asked[SetHorizon] == 2, "the first replica begins, and nobody else"
+    assert compare(cluster) == [False] * 3
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_who_goes_away_in_the_middle_is_told_later(place: int) -> None:
+    cluster = deleted()
+    peers = cluster.view.readers[PARTITION]
+    cluster.unanswered = {(peers[place], SetHorizon)}
+    cluster.run(peers[0], agree_all(cluster.peers[peers[0]], LAG_MS))
+    assert sorted(horizons(cluster)) == sorted([0, 0, HORIZON] if place == 2 else [0, 0, 0])
+    cluster.unanswered.clear()
+    for peer in "abc":
+        cluster.run(peer, bury_all(cluster.peers[peer]))
+    assert any(compare(cluster)) is (place == 2)
+    bury(cluster)
+    assert horizons(cluster) == ([HORIZON] * 3 if place == 2 else [0] * 3)
+    assert compare(cluster) == [False] * 3
+
+
+@pytest.mark.parametrize("ahead", ["a", "b", "c", "ab", "bc", "ac"])
+def test_whoever_is_ahead_the_others_follow(ahead: str) -> None:
+    cluster = deleted()
+    cluster.bury(HORIZON, ahead)
+    assert any(compare(cluster)), "one side of each pair begins, and finds it"
+    assert sum(cluster.records(peer) for peer in "abc") == 3 - len(ahead)
+    bury(cluster)
+    assert horizons(cluster) == [HORIZON] * 3
+    assert [cluster.records(peer) for peer in "abc"] == [0, 0, 0]
+    assert compare(cluster) == [False] * 3
+
+
+def test_horizons_that_make_no_difference_are_left_as_they_are() -> None:
+    cluster = Cluster(joins=False)
+    for peer in "abc":
+        cluster.write(peer, stamp_at(NOW - 1000))
+    cluster.bury(HORIZON, "a")
+    assert compare(cluster) == [False] * 3
+
+
+def test_who_holds_something_else_up_to_a_horizon_does_not_take_it() -> None:
+    cluster = deleted()
+    cluster.bury(HORIZON, "a")
+    for peer in "bc":  # a refuses it: it is the past
+        cluster.write(peer, stamp_at(NOW - 80_000))
+    assert any(compare(cluster))
+    bury(cluster)
+    assert horizons(cluster) == [HORIZON, 0, 0]
+    assert [cluster.records(peer) for peer in "abc"] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("why", ["a change is under way", "one is away", "one has moved on"])
+def test_an_uneven_horizon_waits_too(why: str) -> None:
+    cluster = deleted(joins=why == "a change is under way")
+    cluster.bury(HORIZON, "a")
+    assert any(compare(cluster))
+    if why == "one is away":
+        cluster.view = View(cluster.view.topology, frozenset("ab"))
+    if why == "one has moved on":
+        cluster.unanswered = {(peer, AskFloor) for peer in "abc"}
+    bury(cluster)
+    assert horizons(cluster) == [HORIZON, 0, 0]
+    assert [cluster.records(peer) for peer in "abc"] == [0, 1, 1]

@@ -1,0 +1,145 @@
+"""Replicas in one process whose tasks run to their end at once: no network, no time, real cores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from dstash.cluster import answering, changing
+from dstash.cluster.burying import bury_all
+from dstash.cluster.filling import fill
+from dstash.cluster.holdings import Holdings
+from dstash.cluster.membership import Announcement
+from dstash.cluster.replica import Replica
+from dstash.cluster.tasks import Ask, Merge, Pause, Task
+from dstash.cluster.topology import Member, Topology
+from dstash.cluster.view import View
+from dstash.errors import DStashError, Unavailable
+from dstash.store.interface import Write
+from dstash.store.record import head, keyspace, partition_of, seal
+from dstash.store.twin import TwinStore
+from dstash.version import WRITER_BYTES, Stamp, pack
+from dstash.wire import codec
+from dstash.wire.messages import Stored
+from dstash.wire.replication import (
+    AskBuckets,
+    AskCopy,
+    AskDigests,
+    AskFloor,
+    AskVersions,
+    Pull,
+    Push,
+    SetHorizon,
+)
+from dstash.wire.shapes import Message
+
+NOW = 1_700_000_000_000
+KEY = b"key"
+PARTITION = partition_of(KEY)
+
+
+def take(holdings: Holdings, question: Push, now: int) -> Task:
+    """Take records, as a commit does."""
+    yield Merge(codec.unpack_entries(question.keys, question.records))
+    return Stored([], b"")
+
+
+ANSWERS: dict[type, Callable[..., Any]] = {
+    AskDigests: answering.digests,
+    AskCopy: answering.copy,
+    AskVersions: answering.versions,
+    AskBuckets: answering.buckets,
+    AskFloor: answering.floor,
+    SetHorizon: answering.horizon,
+    Pull: answering.pull,
+    Push: take,
+}
+
+
+class Cluster:
+    """Peers a, b, c that hold everything, and d that is added, unless nobody joins."""
+
+    def __init__(self, *, joins: bool = True) -> None:
+        self.asked: Counter[type] = Counter()
+        self.compared = 0
+        #: What it takes (milliseconds) to answer.
+        self.delay = 0
+        self.now = NOW
+        members = tuple(Member(one, f"tcp://{one}:1", f"store-{one}", one) for one in "abc")
+        before = Topology("test", "id", 1, 3, formed=True, members=members)
+        joiner = Announcement("d", "tcp://d:1", "store-d", "d", 1.0)
+        topology = changing.add(before, [joiner]) if joins else before
+        self.view = View(topology, frozenset("abcd"))
+        #: Kinds of messages that a peer does not answer, for it has gone away.
+        self.unanswered: set[tuple[str, type]] = set()
+        self.peers = {
+            name: Replica(
+                name,
+                Holdings(TwinStore(f"store-{name}")),
+                lambda: self.view,
+                lambda: self.now,
+                lambda: self.now,
+            )
+            for name in "abcd"
+        }
+
+    def order(self, rate: int) -> None:
+        topology = self.view.topology
+        assert topology.change is not None
+        change = replace(topology.change, rate=rate)
+        self.view = View(replace(topology, change=change), self.view.alive)
+
+    def write(self, peer: str, stamp: Stamp, *, flags: int = 0) -> None:
+        version = pack(stamp, bytes(WRITER_BYTES))
+        space = keyspace(b"index", frozenset(range(4096)))
+        entries = seal(space, [KEY], head(version, flags), [b"" if flags else b"\x01"])
+        self.commit(peer, Merge(entries))
+
+    def commit(self, peer: str, merge: Merge) -> None:
+        holdings = self.peers[peer].holdings
+        write = Write(merge.entries, NOW, 0, merge.drops, holdings.horizons[:], merge.marks)
+        holdings.store.commit([write])
+        holdings.changed([PARTITION], self.now)
+
+    def records(self, peer: str) -> int:
+        return len(self.peers[peer].holdings.walk(PARTITION))
+
+    def run(self, peer: str, task: Task) -> Any:
+        reply: Any = None
+        while True:
+            try:
+                failed = isinstance(reply, DStashError)
+                effect = task.throw(reply) if failed else task.send(reply)
+            except StopIteration as stop:
+                return stop.value
+            reply = None
+            if isinstance(effect, Merge):
+                self.commit(peer, effect)
+            elif isinstance(effect, Pause):
+                self.now += effect.milliseconds
+            elif isinstance(effect, Ask):
+                reply = self.ask(effect.peer, effect.message)
+
+    def ask(self, peer: str, message: Message) -> Any:
+        if (peer, type(message)) in self.unanswered:
+            return Unavailable(f"{peer} is not connected")
+        self.asked[type(message)] += 1
+        self.now += self.delay
+        if isinstance(message, AskDigests):
+            self.compared += not message.skip_all
+        return self.run(peer, ANSWERS[type(message)](self.peers[peer].holdings, message, self.now))
+
+    def fill(self, peer: str) -> list[int]:
+        done: list[int] = []
+        self.run(peer, fill(self.peers[peer], [PARTITION], done.append))
+        return done
+
+    def bury(self, stamp: Stamp, peers: str = "abc") -> None:
+        """Have all replicas agree on the past, or be told of it, and drop the dead."""
+        for peer in peers:
+            holdings = self.peers[peer].holdings
+            self.run(peer, holdings.digest(PARTITION))  # learns that there are mortals
+            self.commit(peer, Merge(marks=[holdings.advance([PARTITION], stamp)]))
+            self.run(peer, bury_all(self.peers[peer]))
