@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -13,6 +14,7 @@ def encode(announcement: Announcement) -> bytes:
     return json.dumps(announcement._asdict(), sort_keys=True).encode()
 
 
+@functools.lru_cache(maxsize=1024)  # the same is read ten times a second
 def decode(data: bytes | None) -> Announcement | None:
     """Return the announcement; None when it is not one, or only a part of one.
 

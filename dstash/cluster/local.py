@@ -168,7 +168,7 @@ class LocalMembership:
         return is_changed
 
     def _alive(self) -> dict[str, Announcement]:
-        found = (_read(Path(entry.path)) for entry in os.scandir(self._peers))
+        found = (_read(entry.path) for entry in os.scandir(self._peers))
         return {one.peer: one for one in found if one is not None}
 
     @contextmanager
@@ -191,7 +191,7 @@ def _take(path: Path, peer: str) -> LockFile:
     raise PeerIdInUse(f"peer id {peer!r} is in use by a live process{where}")
 
 
-def _read(path: Path) -> Announcement | None:
+def _read(path: Path | str) -> Announcement | None:
     """Return what a live peer says of itself, giving it time to finish writing it."""
     for _ in range(_HALF_WRITTEN_TRIES):
         content = read_if_held(path)

@@ -17,6 +17,8 @@ from typing import Final
 #: for some microseconds, and a dying process lets go of its own some milliseconds late.
 PATIENCE: Final = 0.5
 _POLL: Final = 0.01
+#: What is read of a file: more than a holder writes, and no more than memory is at hand for.
+_MOST_BYTES: Final = 1 << 16
 
 
 class LockFile:
@@ -54,13 +56,13 @@ class LockFile:
             self._handle = -1
 
 
-def read_if_held(path: Path) -> bytes | None:
+def read_if_held(path: Path | str) -> bytes | None:
     """Return what the holder of a lock file wrote; None when nobody holds it."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if _try(handle, fcntl.LOCK_SH):
             return None  # closing lets go of the shared lock
-        return os.pread(handle, 1 << 20, 0)
+        return os.pread(handle, _MOST_BYTES, 0)
     finally:
         os.close(handle)
 

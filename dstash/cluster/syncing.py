@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple, TypeVar
@@ -42,6 +43,9 @@ _GENTLE_MOST_BYTES: Final = 192 * 1024
 #: ... or this one (bytes a second). Who orders a higher one wants data to move first of all.
 _GENTLE_RATE: Final = 32 * MIB
 
+#: Partitions that a page is asked from, at first: to name them all each time is work for both.
+_WINDOW: Final = 16
+
 #: Records that are given, or asked for, at once to heal: their commit takes a few milliseconds.
 _AT_ONCE: Final = 150
 #: After each of those healing rests so many times as long as it took: requests keep their latency.
@@ -57,11 +61,12 @@ _BUCKETS_AT_ONCE: Final = 64
 
 def copy(replica: Replica, partitions: Sequence[int], source: str) -> Counting:
     """Copy whole partitions (ascending); returns the number of records."""
-    after, copied, took = b"", 0, 0
-    packed = pack_partitions(partitions)
-    while True:
+    begin, after, copied, took = 0, b"", 0, 0
+    window = _WINDOW
+    while begin < len(partitions):
         began = replica.now()
-        question = AskCopy(packed, after, _page_bytes(replica.rate, took))
+        some = partitions[begin : begin + window]
+        question = AskCopy(pack_partitions(some), after, _page_bytes(replica.rate, took))
         page = yield from ask(source, question, CopyIs)
         entries = codec.unpack_entries(page.keys, page.records)
         if entries:
@@ -70,8 +75,12 @@ def copy(replica: Replica, partitions: Sequence[int], source: str) -> Counting:
         copied += len(entries)
         yield from _throttle(replica, entries, began)
         after = page.after
-        if not after:
-            return copied
+        if after:
+            begin = bisect_left(partitions, int.from_bytes(after[:2], "big"), begin)
+        else:
+            begin += len(some)
+            window *= 2  # they did not fill the page
+    return copied
 
 
 def _page_bytes(rate: int, took: int) -> int:

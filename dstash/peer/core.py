@@ -149,6 +149,7 @@ class PeerCore:
         self.failure: DStashError | None = None
         self.counts: Counter[str] = Counter()
         self._owned: frozenset[int] = frozenset()
+        self._spaces: dict[str, Keyspace] = {}
         self._early = EarlyRequests(settings.max_waiting_bytes)
         self._reader = Reader(self.holdings, self.meters)
         self._authority: Authority | None = None
@@ -260,6 +261,7 @@ class PeerCore:
         if self.view is None or view.epoch != self.view.epoch:
             self._topology_bytes = self._trusted(view.topology).encode()
             self._owned = view.owned_by(self.settings.peer)
+            self._spaces.clear()
         self.view = view
         self.now = now
         self.wants_refresh = False
@@ -457,7 +459,14 @@ class PeerCore:
         )
 
     def _keyspace(self, index: str) -> Keyspace:
-        return keyspace(check_index(index), self._owned)
+        space = self._spaces.get(index)
+        if space is None:
+            # Behind this stands a cache for all peers of a process; but to find something there
+            # takes a comparison of all partitions, if they are the same as before the last change.
+            if len(self._spaces) >= _SPACES:
+                self._spaces.clear()
+            space = self._spaces[index] = keyspace(check_index(index), self._owned)
+        return space
 
     def _check_recollected(self) -> None:
         if not self.healer.recollected:
@@ -598,6 +607,9 @@ _PLAIN: Final[dict[type, Callable[[PeerCore, Any, int], Message]]] = {
 }
 
 #: Requests about keys: they need a formed cluster, a current epoch and an index.
+#: Indexes whose keyspace is at hand, at most.
+_SPACES: Final = 32
+
 _READS: Final = (Lookup, Fetch, Scan, ScanKeys, Count)
 _WRITES: Final = (Put, Delete, Apply)
 _DATA: Final = {*_READS, *_WRITES, Push, Hint}

@@ -46,8 +46,8 @@ class Transaction(Protocol):
         """Store (storage key, record) pairs."""
         ...
 
-    def insert(self, storage_key: bytes, record: bytes) -> bool:
-        """Store a record unless there is one under that key; whether it was stored."""
+    def insert_all(self, entries: Sequence[tuple[bytes, bytes]]) -> int:
+        """Store the (storage key, record) pairs under whose keys there is none; how many."""
         ...
 
     def delete(self, storage_key: bytes) -> object:

@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -77,8 +76,12 @@ class _Mergeable:
         self.get: Callable[[bytes], bytes | None] = cursor.get
         self.put: Callable[[bytes, bytes], object] = cursor.put
         self.put_all: Callable[[Sequence[tuple[bytes, bytes]]], object] = cursor.putmulti
-        self.insert: Callable[[bytes, bytes], bool] = partial(cursor.put, overwrite=False)
         self.delete: Callable[[bytes], object] = transaction.delete
+        self._cursor = cursor
+
+    def insert_all(self, entries: Sequence[tuple[bytes, bytes]]) -> int:
+        _, added = self._cursor.putmulti(entries, overwrite=False)
+        return int(added)
 
 
 class LmdbStore:

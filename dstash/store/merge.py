@@ -52,19 +52,19 @@ def _replace_all(transaction: Transaction, write: Write) -> Merged:
 
 
 def _merge_all(transaction: Transaction, write: Write) -> Merged:
-    get, put, insert = transaction.get, transaction.put, transaction.insert
+    get, put = transaction.get, transaction.put
     now, horizons, doubt = write.now, _horizons_of(write), write.doubt
     merged = Merged(existed=bytearray(len(write.entries)))
-    for place, (storage_key, record) in enumerate(write.entries):
-        if horizons is None and insert(storage_key, record):
-            continue  # most keys are new, and looking for what is there costs as much as storing
+    # Most keys are new, and looking for what is there costs as much as storing.
+    all_new = horizons is None and transaction.insert_all(write.entries) == len(write.entries)
+    for place, (storage_key, record) in enumerate(() if all_new else write.entries):
         stored = get(storage_key)
         if horizons is not None and _is_past(storage_key, record, horizons):
             if stored is None or not _holds_as_much(storage_key, stored, record):
                 merged.past.append(place)
             continue
         if stored == record:
-            continue  # a retry, a hint, a repair that was not needed
+            continue  # new, or a retry, a hint, a repair that was not needed
         if stored is not None:
             if not is_sound(storage_key, stored):  # what it says of its version means nothing
                 # Stamps of writes decide, and not of touches: those do not make a write newer.

@@ -80,8 +80,11 @@ class _TwinTransaction:
         self.put_all = records.update
         self._records = records
 
-    def insert(self, storage_key: bytes, record: bytes) -> bool:
-        return self._records.setdefault(storage_key, record) is record
+    def insert_all(self, entries: Sequence[tuple[bytes, bytes]]) -> int:
+        before = len(self._records)
+        for storage_key, record in entries:
+            self._records.setdefault(storage_key, record)
+        return len(self._records) - before
 
     def delete(self, storage_key: bytes) -> None:
         self._records.pop(storage_key, None)

@@ -149,8 +149,9 @@ def feel(folder: Path, records: int, value_bytes: int) -> list[Figure]:
             before, began = filled(client), time.perf_counter()
             lookups.take()
             time.sleep(_PHASE)
-            (calm if change.paused else busy).extend(lookups.take())
+            samples = lookups.take()
             if client.topology().change == change:  # it moved, or rested, all the time
+                (calm if change.paused else busy).extend(samples)
                 moved += filled(client)["filled_records"] - before["filled_records"]
                 moving += 0 if change.paused else time.perf_counter() - began
             with contextlib.suppress(ChangeConflict):  # it has ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -34,7 +35,7 @@ from dstash.errors import (
 )
 from dstash.limits import PARTITIONS
 from dstash.peer.core import PeerCore, Settings
-from dstash.store.record import head, keyspace, partition_of, seal
+from dstash.store.record import Keyspace, head, keyspace, partition_of, seal
 from dstash.store.twin import TwinStore
 from dstash.version import newest_stamp, pack, stamp_at
 from dstash.wire import codec
@@ -137,6 +138,27 @@ def found(peer: Peer, *some: bytes) -> list[Any]:
     assert isinstance(answer, Values)
     values: list[Any] = msgpack.unpackb(answer.values)
     return ["missing" if place in answer.missing else one for place, one in enumerate(values)]
+
+
+def test_partitions_are_compared_once_after_a_change_and_not_for_each_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: Counter[bytes] = Counter()
+
+    def make(index: bytes, owned: frozenset[int]) -> Keyspace:
+        made[index] += 1
+        return keyspace(index, owned)
+
+    monkeypatch.setattr("dstash.peer.core.keyspace", make)
+    peer = Peer(topology())
+    for epoch in (EPOCH, EPOCH + 1):
+        peer.core.install(View(topology(epoch=epoch), frozenset("a")), peer.now)
+        for index in "ijij":
+            peer.ask(Lookup(index, 1, keys(b"k")), epoch=epoch)
+    assert made == {b"i": 2, b"j": 2}
+    for number in range(200):
+        peer.ask(Lookup(f"n{number}", 1, keys(b"k")), epoch=EPOCH + 1)
+    assert len(peer.core._spaces) <= 32
 
 
 def test_a_full_disk_is_told_to_who_asks_for_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
