@@ -55,7 +55,8 @@ def turn_of(thread: int = 0) -> float | None:
 def take_turns(seconds: float | None) -> bool:
     """Say how long turns of the calling thread should be, None for what is usual.
 
-    Threads that it begins from now on take after it.
+    With ``LONG`` ones it also interrupts nobody when it wakes (SCHED_BATCH). Threads that it begins
+    from now on take after it.
 
     Returns:
         whether the kernel took notice.
@@ -64,6 +65,7 @@ def take_turns(seconds: float | None) -> bool:
     if attributes is None or attributes.policy not in (_NORMAL, _BATCH):
         return False
     attributes.runtime = round((seconds or 0) * 1e9)
+    attributes.policy = _BATCH if seconds is not None and seconds >= LONG else _NORMAL
     set_, _ = _CALLS[platform.machine()]
     return _call(set_, 0, ctypes.byref(attributes), 0) and (seconds in (None, turn_of()))
 

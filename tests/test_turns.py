@@ -19,6 +19,21 @@ def test_the_kernel_takes_notice_where_it_can() -> None:
     assert took == [KERNEL_KNOWS]
 
 
+def test_long_turns_interrupt_nobody() -> None:
+    seen: list[int] = []
+
+    def run() -> None:
+        for seconds in (LONG, None):
+            take_turns(seconds)
+            seen.append(os.sched_getscheduler(0))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    usual = os.sched_getscheduler(0)
+    assert seen == [os.SCHED_BATCH if KERNEL_KNOWS else usual, usual]
+
+
 def test_turns_are_as_before_after_a_block() -> None:
     before = turn_of()
     with turns_of(BRIEF):

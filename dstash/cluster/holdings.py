@@ -19,8 +19,11 @@ from dstash.store.digest import BUCKETS, Sum, bucket_of
 from dstash.store.interface import Store
 from dstash.version import Stamp
 
-#: Records walked between two turns of the scheduler, if nothing else is said.
-SLICE: Final = 150
+#: Records walked between two turns of the scheduler, if nothing else is said: to check so many
+#: takes less time than a look-up.
+SLICE: Final = 50
+#: After so many slices of one partition a walk rests.
+_RESTS_AFTER: Final = 3
 
 #: Partitions looked into between two turns of the scheduler.
 _LOOKED_INTO: Final = 64
@@ -240,10 +243,12 @@ class Holdings:
         horizon = self.horizons[partition]
         total = Sum(horizon if until is None else until, until)
         before = self._changes[partition]
-        for entries in self.slices(partition):
+        for number, entries in enumerate(self.slices(partition), 1):
             total.add(entries)
-            if len(entries) == self.slice_records:
-                yield Pause(1)  # requests come first: most of the time is theirs
+            if (
+                len(entries) == self.slice_records
+            ):  # requests come first: most of the time is theirs
+                yield Pause(int(number % _RESTS_AFTER == 0))
         self.damage.report(total.damaged)
         is_whole = before == self._changes[partition] and horizon == self.horizons[partition]
         if until is None and is_whole:
