@@ -6,7 +6,7 @@ gets no more and no less of the processor by that. But one with short turns that
 at once, in the middle of the longer turn of another, and need not wait until that has ended: a
 message changes hands six times on its way to a record and back, and may have to wait each time.
 
-Earlier kernels, and other systems, take no notice.
+Earlier kernels take no notice of the length, and other systems of nothing.
 """
 
 from __future__ import annotations

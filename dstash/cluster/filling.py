@@ -171,6 +171,6 @@ def _beyond(replica: Replica, partitions: Sequence[int], packed: bytes) -> dict[
     stamps = split_horizons(packed, len(partitions))
     return {
         partition: stamp
-        for partition, stamp in zip(partitions, stamps, strict=False)
+        for partition, stamp in zip(partitions, stamps, strict=False)  # there may be none
         if stamp > replica.holdings.horizons[partition]
     }

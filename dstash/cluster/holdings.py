@@ -245,9 +245,8 @@ class Holdings:
         before = self._changes[partition]
         for number, entries in enumerate(self.slices(partition), 1):
             total.add(entries)
-            if (
-                len(entries) == self.slice_records
-            ):  # requests come first: most of the time is theirs
+            if len(entries) == self.slice_records:
+                # Requests come first: most of the time is theirs.
                 yield Pause(int(number % _RESTS_AFTER == 0))
         self.damage.report(total.damaged)
         is_whole = before == self._changes[partition] and horizon == self.horizons[partition]

@@ -17,7 +17,8 @@ from typing import Final
 #: for some microseconds, and a dying process lets go of its own some milliseconds late.
 PATIENCE: Final = 0.5
 _POLL: Final = 0.01
-#: What is read of a file: more than a holder writes, and no more than memory is at hand for.
+#: What is read of a file: many times what a holder writes. Of a MiB the system would be asked for
+#: the pages each time, which takes longer than all the rest.
 _MOST_BYTES: Final = 1 << 16
 
 

@@ -606,10 +606,10 @@ _PLAIN: Final[dict[type, Callable[[PeerCore, Any, int], Message]]] = {
     AskHistory: PeerCore._history,
 }
 
-#: Requests about keys: they need a formed cluster, a current epoch and an index.
 #: Indexes whose keyspace is at hand, at most.
 _SPACES: Final = 32
 
+#: Requests about keys: they need a formed cluster, a current epoch and an index.
 _READS: Final = (Lookup, Fetch, Scan, ScanKeys, Count)
 _WRITES: Final = (Put, Delete, Apply)
 _DATA: Final = {*_READS, *_WRITES, Push, Hint}

@@ -46,7 +46,7 @@ _TURN_MS = 200
 _LOOK_AGAIN = 0.001
 #: Messages taken off the socket at one look: a flood must not keep the loop from work.
 _LOOK_MOST = 500
-#: What background tasks may take of a turn (seconds), but for the last step, if nobody asks.
+#: What background tasks may take of a turn (seconds), but for the last step: requests wait so long.
 _MAINTENANCE = 0.0003
 #: Messages that are told to come back for each one served, by an overloaded peer, at most.
 _REFUSALS = 50
@@ -232,8 +232,7 @@ class PeerServer:
                 self._core.receive_answer(peer, parts, wall())
 
     def _has_time(self) -> bool:
-        is_over = time.perf_counter() - self._maintaining_since > _MAINTENANCE
-        return not (is_over or self._router.has_message)
+        return time.perf_counter() - self._maintaining_since < _MAINTENANCE
 
     def _maintain(self) -> None:
         if self._has_answered and self._core.scheduler.has_ready:

@@ -173,11 +173,6 @@ class Router:
         endpoint = self.socket.get(zmq.LAST_ENDPOINT)
         return endpoint.decode().rstrip("\0") if isinstance(endpoint, bytes) else address
 
-    @property
-    def has_message(self) -> bool:
-        """Whether a message waits."""
-        return bool(int(self.socket.get(zmq.EVENTS)) & zmq.POLLIN)
-
     def receive(self) -> Received | None:
         """Return one message, None when none waits.
 

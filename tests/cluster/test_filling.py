@@ -14,7 +14,7 @@ from dstash.cluster.antientropy import _differing
 from dstash.cluster.burying import vacate
 from dstash.cluster.filling import _compare, _copy_all, sources
 from dstash.cluster.holdings import Holdings
-from dstash.cluster.syncing import split_horizons
+from dstash.cluster.syncing import copy, split_horizons
 from dstash.cluster.tasks import Merge
 from dstash.errors import ProtocolError
 from dstash.limits import MIB
@@ -115,6 +115,27 @@ def test_pages_are_small_unless_that_is_too_little_for_the_rate(
     cluster.order(rate)
     assert cluster.fill("d") == [PARTITION]
     assert cluster.records("d") == records
+    assert cluster.asked[AskCopy] == pages
+
+
+@pytest.mark.parametrize(("records", "pages"), [(1, 4), (3, 5)])
+def test_pages_name_no_more_partitions_than_they_may_come_from(records: int, pages: int) -> None:
+    """Asked for 16, 32, 64 and more partitions, until they fill a page of 48 KiB."""
+    cluster = Cluster()
+    held = range(7, 207)
+    space = keyspace(b"index", frozenset(range(4096)))
+    keys: dict[int, list[bytes]] = {partition: [] for partition in held}
+    for number in range(100_000):
+        key = b"%d" % number
+        if len(some := keys.get(partition_of(key), [b""] * records)) < records:
+            some.append(key)
+    version = pack(stamp_at(NOW), bytes(WRITER_BYTES))
+    every = [key for some in keys.values() for key in some]
+    entries = seal(space, every, head(version), [b"\xc4\x96" + bytes(150)] * len(every))
+    cluster.commit("a", Merge(entries))
+    replica = cluster.peers["d"]
+    assert cluster.run("d", copy(replica, list(held), "a")) == len(entries) == 200 * records
+    assert replica.holdings.walk_all(list(held), b"", 1000) == sorted(entries)
     assert cluster.asked[AskCopy] == pages
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dstash.cluster.holdings import BUSY_MS, CATCHING_UP_MS, PROMISE_MS, Holdings
-from dstash.cluster.tasks import Effect
+from dstash.cluster.tasks import Effect, Pause
+from dstash.limits import PARTITIONS
 from dstash.store.digest import EMPTY
 from dstash.store.interface import Write
 from dstash.store.record import head, keyspace, partition_of, seal
@@ -67,6 +68,16 @@ def test_a_digest_is_not_kept_when_the_horizon_moved_while_it_was_worked_out() -
         pass
     digest = result_of(holdings.digest(partition_of(b"k")))
     assert digest == EMPTY, "what is dead below the horizon does not count"
+
+
+def test_a_walk_rests_after_every_third_slice() -> None:
+    store = TwinStore()
+    space = keyspace(b"i", frozenset(range(PARTITIONS)))
+    keys = [key for n in range(100_000) if partition_of(key := b"%d" % n) == 7][:7]
+    store.commit([Write(seal(space, keys, head(pack(4, b"test")), [b"\1"] * 7), NOW)])
+    effects = list(Holdings(store, slice_records=1).digest(7))
+    rests = [effect.milliseconds for effect in effects if isinstance(effect, Pause)]
+    assert rests == [0, 0, 1, 0, 0, 1, 0, 0], "seven slices, and the end"
 
 
 @given(
