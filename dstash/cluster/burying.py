@@ -157,5 +157,6 @@ def vacate(replica: Replica, partitions: Sequence[int]) -> Burying:
     change of placement bring a partition here again when some of it has been dropped.
     """
     yield Merge(marks=[replica.holdings.reset(partitions)])
-    while entries := replica.holdings.walk_all(partitions, b""):
+    at_once = 3 * replica.holdings.slice_records  # not checked, only dropped; and each is a commit
+    while entries := replica.holdings.walk_all(partitions, b"", at_once):
         yield Merge(drops=[(key, version_of(record)) for key, record in entries])

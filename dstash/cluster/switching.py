@@ -46,8 +46,9 @@ def witness(replica: Replica) -> Generator[Effect, Any, None]:
                 return
             if replica.is_alive(peer) and (yield from _has_passed(peer, view.epoch)):
                 passed |= {peer}
-        if can_read(view, passed):
-            yield Pause(_RETRY_MS)
+        if not can_read(view, passed):
+            return
+        yield Pause(_RETRY_MS)
 
 
 def _has_passed(peer: str, epoch: int) -> Generator[Effect, Any, bool]:

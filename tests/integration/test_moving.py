@@ -1,4 +1,4 @@
-"""Peers that move to other addresses while calls wait for them."""
+"""Peers that move to other addresses while calls wait for them, and one that joins a lone one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 from pathlib import Path
 
 from dstash import AsyncClient
-from tests.harness.peers import Peers
+from tests.harness.peers import PATIENCE, Peers
+from tests.harness.waiting import wait_until
 
 
 def test_every_peer_moves_while_calls_wait(tmp_path: Path) -> None:
@@ -28,3 +29,14 @@ def test_every_peer_moves_while_calls_wait(tmp_path: Path) -> None:
     with Peers.local(tmp_path) as peers:
         peers.form("a", "b", "c")
         asyncio.run(test(peers))
+
+
+def test_a_peer_whose_name_comes_first_joins_a_lone_one(tmp_path: Path) -> None:
+    with Peers.local(tmp_path) as peers:
+        peers.form("b")
+        client = peers.client()
+        client.put("index", "key", 1)
+        peers.start("a")
+        wait_until(lambda: peers.members(client) == {"a", "b"}, PATIENCE, "a is a member")
+        peers.settle(client)
+        assert client.lookup("index", "key", read="all") == 1
