@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple, TypeVar
 
-from dstash.cluster.answering import PAGE_BYTES, pack_partitions
+from dstash.cluster.answering import PAGE_BYTES, pack_partitions, page_share
 from dstash.cluster.replica import Replica
 from dstash.cluster.tasks import Ask, Effect, Merge, Pause
 from dstash.errors import Busy, ClockSkew, CorruptRecord, DiskFull, ProtocolError
@@ -54,6 +54,8 @@ _LONGEST_REST_MS: Final = 200
 
 #: How long a change of the rate may take to be noticed.
 _RATE_MS: Final = 200
+#: What comes in late may hurry until it has made up for this long at most.
+_CREDIT_MS: Final = 20
 
 #: Buckets compared at once: bounds the memory that a huge partition takes.
 _BUCKETS_AT_ONCE: Final = 64
@@ -61,19 +63,19 @@ _BUCKETS_AT_ONCE: Final = 64
 
 def copy(replica: Replica, partitions: Sequence[int], source: str) -> Counting:
     """Copy whole partitions (ascending); returns the number of records."""
-    begin, after, copied, took = 0, b"", 0, 0
-    window = _WINDOW
+    begin, after, copied, size = 0, b"", 0, _page_bytes(replica.rate)
+    window, pace = _WINDOW, _Pace(replica)
     while begin < len(partitions):
         began = replica.now()
         some = partitions[begin : begin + window]
-        question = AskCopy(pack_partitions(some), after, _page_bytes(replica.rate, took))
-        page = yield from ask(source, question, CopyIs)
+        page = yield from ask(source, AskCopy(pack_partitions(some), after, size), CopyIs)
         entries = codec.unpack_entries(page.keys, page.records)
         if entries:
             yield Merge(entries)
         took = replica.now() - began
         copied += len(entries)
-        yield from _throttle(replica, entries, began)
+        weight = yield from pace.take_in(entries)
+        size = _page_bytes(replica.rate, took, page_share(weight, len(entries)))
         after = page.after
         if after:
             begin = bisect_left(partitions, int.from_bytes(after[:2], "big"), begin)
@@ -83,11 +85,16 @@ def copy(replica: Replica, partitions: Sequence[int], source: str) -> Counting:
     return copied
 
 
-def _page_bytes(rate: int, took: int) -> int:
-    """Return how large a page should be, of which the last one took so many milliseconds."""
+def _page_bytes(rate: int, took: int = 0, share: float = 1.0) -> int:
+    """Return how large a page should be.
+
+    Args:
+        took: how long (milliseconds) the last one took.
+        share: the part of a page's size that the bytes of its records make up.
+    """
     if rate > _GENTLE_RATE:
         return PAGE_BYTES
-    needed = (rate or _GENTLE_RATE) * took // (1000 * FILLERS)
+    needed = round((rate or _GENTLE_RATE) * took / (1000 * FILLERS * share))
     return min(_GENTLE_MOST_BYTES, max(_GENTLE_BYTES, needed))
 
 
@@ -221,13 +228,14 @@ def push(replica: Replica, other: str, entries: Entries) -> Generator[Effect, An
     """
     refused: list[bytes] = []
     sound = [(key, record) for key, record in entries if is_sound(key, record)]
+    pace = _Pace(replica)
     for part in batches(sound):
         keys, records = zip(*part, strict=True)
         message = Push(Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(records)))
         began = replica.now()
         answer = yield from ask(other, message, Stored)
         refused += [keys[place] for place, code, *_ in answer.rejected if code]
-        yield from _keep_to_rate(replica, _weight(part), began)
+        yield from pace.keep(_weight(part))
         yield _rest(replica, began)
     return refused
 
@@ -287,7 +295,7 @@ def _newer_there(
 
 
 def _pull(replica: Replica, source: str, keys: list[bytes]) -> Counting:
-    pulled = 0
+    pulled, pace = 0, _Pace(replica)
     while keys:
         some, rest = keys[:_AT_ONCE], keys[_AT_ONCE:]
         began = replica.now()
@@ -300,27 +308,40 @@ def _pull(replica: Replica, source: str, keys: list[bytes]) -> Counting:
         entries = [(key, one) for key, one in zip(some, records, strict=False) if one is not None]
         if entries:
             yield Merge(entries)
-        yield from _throttle(replica, entries, began)
+        yield from pace.take_in(entries)
         yield _rest(replica, began)
         pulled += len(entries)
         keys = some[len(records) :] + rest
     return pulled
 
 
-def _throttle(replica: Replica, entries: Entries, began: int) -> Generator[Effect, Any, None]:
-    """Count what came in since ``began``, and keep to the rate."""
-    weight = _weight(entries)
-    replica.progress.records += len(entries)
-    replica.progress.bytes += weight
-    yield from _keep_to_rate(replica, FILLERS * weight, began)
+class _Pace:
+    """Keeps one task to the rate, on average over some milliseconds."""
 
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._due = float(replica.now())
 
-def _keep_to_rate(replica: Replica, weight: int, began: int) -> Generator[Effect, Any, None]:
-    while rate := replica.rate:
-        left = began + 1000 * weight // rate - replica.now()
-        if left <= 0:
-            return
-        yield Pause(min(_RATE_MS, left))
+    def take_in(self, entries: Entries) -> Counting:
+        """Count what a filler took in, and wait; returns what it weighs (bytes)."""
+        weight = _weight(entries)
+        self._replica.progress.records += len(entries)
+        self._replica.progress.bytes += weight
+        yield from self.keep(FILLERS * weight)
+        return weight
+
+    def keep(self, weight: int) -> Generator[Effect, Any, None]:
+        """Wait until another ``weight`` bytes may come."""
+        # By the moment when the ones before were due, not when they came: clocks of milliseconds
+        # and wake-ups that are late would add up.
+        begin = self._due
+        while rate := self._replica.rate:
+            self._due = begin + 1000 * weight / rate
+            left = int(self._due - self._replica.now())
+            if left <= 0:
+                break
+            yield Pause(min(_RATE_MS, left))
+        self._due = max(self._due, self._replica.now() - _CREDIT_MS)
 
 
 def _weight(entries: Entries) -> int:

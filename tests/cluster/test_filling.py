@@ -149,6 +149,48 @@ def test_a_page_that_took_its_time_is_not_waited_for_again(delay: int) -> None:
     assert 750 < cluster.now - NOW < 900, "each of two fillers has half of the rate"
 
 
+def test_pauses_that_last_too_long_do_not_add_up() -> None:
+    cluster = Cluster()
+    hold_400_kilobytes(cluster)
+    cluster.late = 9
+    cluster.order(1_000_000)
+    cluster.fill("d")
+    assert 750 < cluster.now - NOW < 850, "and not 9 ms more for each page"
+
+
+def test_what_was_held_up_for_long_does_not_hurry_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster()
+    hold_400_kilobytes(cluster)
+
+    def held_up(holdings: Holdings, question: AskCopy, now: int) -> Any:
+        cluster.now += 400 if cluster.asked[AskCopy] == 4 else 0
+        return answering.copy(holdings, question, now)
+
+    monkeypatch.setitem(ANSWERS, AskCopy, held_up)
+    cluster.order(1_000_000)
+    cluster.fill("d")
+    held_up_for = 400 - 2 * 48  # the page itself may take so long
+    assert 750 + held_up_for - 30 < cluster.now - NOW < 900 + held_up_for
+
+
+def test_pages_of_small_records_grow_until_they_reach_the_rate() -> None:
+    """A page counts more for a small record than its bytes, of which the rate speaks."""
+    cluster = Cluster()
+    space = keyspace(b"index", frozenset(range(4096)))
+    version = pack(stamp_at(NOW), bytes(WRITER_BYTES))
+    keys = [key for n in range(200_000) if partition_of(key := b"%d" % n) < 100]
+    entries = seal(space, keys, head(version), [b"\xc4\x14" + bytes(20)] * len(keys))
+    cluster.commit("a", Merge(entries))
+    weight = sum(len(key) + len(record) for key, record in entries)
+    cluster.delay = 5
+    cluster.order(20_000_000)
+    assert cluster.run("d", copy(cluster.peers["d"], list(range(100)), "a")) == len(keys)
+    at_least = 1000 * 2 * weight / 20_000_000  # the other filler takes its half
+    assert at_least - 1 < cluster.now - NOW < at_least + 10
+
+
 def test_so_many_sources_are_needed_that_no_write_can_be_missed() -> None:
     cluster = Cluster()
     able, needed = sources(cluster.peers["d"], PARTITION)

@@ -66,6 +66,8 @@ class Cluster:
         self.compared = 0
         #: What it takes (milliseconds) to answer.
         self.delay = 0
+        #: By how much (milliseconds) pauses are longer than was asked for.
+        self.late = 0
         self.now = NOW
         members = tuple(Member(one, f"tcp://{one}:1", f"store-{one}", one) for one in "abc")
         before = Topology("test", "id", 1, 3, formed=True, members=members)
@@ -118,7 +120,7 @@ class Cluster:
             if isinstance(effect, Merge):
                 self.commit(peer, effect)
             elif isinstance(effect, Pause):
-                self.now += effect.milliseconds
+                self.now += effect.milliseconds + (self.late if effect.milliseconds else 0)
             elif isinstance(effect, Ask):
                 reply = self.ask(effect.peer, effect.message)
 
