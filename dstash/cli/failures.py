@@ -10,7 +10,7 @@ import typer
 
 from dstash.cli import output
 from dstash.cli.advice import advice
-from dstash.cli.invocation import Interrupted
+from dstash.cli.invocation import Interrupted, Invocation
 from dstash.errors import DStashError, UsageError
 
 #: What a shell reports for a program that SIGPIPE ended.
@@ -38,7 +38,7 @@ def explain(error: Exception) -> int:
     if isinstance(error, typer.TyperException):
         if text := error.format_message():  # empty: a group without command showed its help
             text = text.replace("Value error, ", "")  # pydantic's own word for it
-            output.message(f"{text} (dstash --help lists what there is)")
+            output.message(f"{text} ({_help_for(error)} lists what there is)")
         return UsageError.exit_code
     if isinstance(error, typer.Abort):
         output.message("interrupted")
@@ -53,3 +53,14 @@ def explain(error: Exception) -> int:
         name = type(error).__name__
         output.message(f"internal error: {name}: {error} (DSTASH_DEBUG=1 shows the traceback)")
     return 1
+
+
+def _help_for(error: typer.TyperException) -> str:
+    """Return the words that show what is allowed where an error was made."""
+    context: typer.Context | None = getattr(error, "ctx", None)  # none when no command was found
+    if context is None:
+        return "dstash --help"
+    path = context.command_path
+    if isinstance(context.obj, Invocation) and context.obj.kept is not None:
+        path = path.removeprefix("dstash").strip()  # in the shell commands stand without it
+    return f"{path} --help".strip()

@@ -79,6 +79,19 @@ def test_help_and_version(dstash: Dstash) -> None:
         assert dstash(command, "--help").code == 0
 
 
+@pytest.mark.parametrize(
+    ("line", "help_for"),
+    [("puut", "dstash"), ("put", "dstash put"), ("cluster plan", "dstash cluster plan")],
+)
+def test_an_error_names_the_help_that_belongs_to_it(
+    dstash: Dstash, line: str, help_for: str
+) -> None:
+    done = dstash(*line.split())
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.endswith(f" ({help_for} --help lists what there is)\n")
+    assert dstash(*help_for.split()[1:], "--help").code == 0
+
+
 def test_no_command_is_usage(dstash: Dstash) -> None:
     done = dstash()
     assert (done.code, done.out) == (2, "")

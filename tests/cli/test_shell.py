@@ -31,7 +31,8 @@ def test_the_output_form_holds_for_the_whole_shell(inside: InProcess, index: str
     ("line", "code", "text"),
     [
         ("get INDEX nobody", 3, 'no key "nobody"'),
-        ("fetch", 2, "No such command 'fetch'"),
+        ("zzz", 2, "No such command 'zzz'. (--help lists what there is)"),
+        ("put", 2, "(put --help lists what there is)"),
         ('put INDEX "a b', 2, "no closing quotation"),
         ("put INDEX key", 2, "stdin is where commands come from"),
         ("import INDEX - --format jsonl", 2, "stdin is where commands come from"),
