@@ -10,6 +10,7 @@ from operator import itemgetter
 from typing import Any, Final
 
 from dstash.cluster.holdings import Holdings
+from dstash.cluster.replica import RECORD_BYTES
 from dstash.cluster.tasks import Effect, Merge, Pause, Settle
 from dstash.errors import CorruptRecord, ProtocolError
 from dstash.limits import PARTITIONS
@@ -40,8 +41,6 @@ from dstash.wire.shapes import Frame, Message
 PAGE_BYTES: Final = 512 * 1024
 PAGE_KEYS: Final = 4000
 _COPY_SLICE: Final = 32
-#: What a record of a copy takes beside its bytes, in time, as bytes that would take as long.
-_RECORD_BYTES: Final = 100
 
 #: In ``DigestsAre.busy``: the partition was left out; its digest lacks records that are damaged.
 BUSY: Final = 1
@@ -164,7 +163,7 @@ def copy(holdings: Holdings, question: AskCopy, now: int) -> Answering:
 
 def page_share(weight: int, records: int) -> float:
     """Return the part of a page's size that ``weight`` bytes of records make up."""
-    return weight / (weight + _RECORD_BYTES * records) if records else 1.0
+    return weight / (weight + RECORD_BYTES * records) if records else 1.0
 
 
 class _CopyPage:
@@ -186,7 +185,7 @@ class _CopyPage:
         """Add records, until the page is full."""
         if not entries:
             return
-        weights = list(accumulate([len(key) + len(one) + _RECORD_BYTES for key, one in entries]))
+        weights = list(accumulate([len(key) + len(one) + RECORD_BYTES for key, one in entries]))
         fitting = min(len(entries), bisect_left(weights, self._left) + 1)
         taken = entries[:fitting]
         self._left -= weights[fitting - 1]

@@ -28,6 +28,7 @@ from dstash.cluster.syncing import (
 )
 from dstash.cluster.tasks import Effect, Merge, Pause, Settle
 from dstash.errors import DStashError
+from dstash.limits import MIB
 from dstash.store.digest import EMPTY
 from dstash.types import Level
 from dstash.version import Stamp
@@ -35,8 +36,14 @@ from dstash.wire.replication import AskDigests, DigestsAre
 
 Filling = Generator[Effect, Any, None]
 
-#: Partitions that are filled together: what is stopped in the middle is compared when it goes on.
-_BATCH: Final = 256
+#: Partitions that are filled together, at least, at first, and at most.
+_LEAST: Final = 8
+_FIRST: Final = 32
+_MOST: Final = 256
+#: Of less data (bytes) than this they are more the next time, for each time has its questions; of
+#: more they are fewer, for what is stopped in the middle has to be compared when it goes on.
+_LITTLE: Final = MIB
+_MUCH: Final = 4 * MIB
 _RETRY_MS: Final = 300
 
 
@@ -53,15 +60,26 @@ def sources(replica: Replica, partition: int) -> tuple[list[str], int]:
 
 def fill(replica: Replica, partitions: Sequence[int], done: Callable[[int], None]) -> Filling:
     """Fill partitions, however long it takes; ``done`` is called with each that is complete."""
-    waiting = list(partitions)
+    waiting, size = list(partitions), _FIRST
     yield Settle()  # what was dropped here before must not count as held
     while waiting:
         left: list[int] = []
-        for begin in range(0, len(waiting), _BATCH):
-            left += yield from _fill_some(replica, waiting[begin : begin + _BATCH], done)
+        begin = 0
+        while begin < len(waiting):
+            before = replica.progress.weight
+            left += yield from _fill_some(replica, waiting[begin : begin + size], done)
+            begin += size
+            size = _adapted(size, replica.progress.weight - before)
         waiting = left
         if waiting:
             yield Pause(_RETRY_MS)
+
+
+def _adapted(size: int, weight: int) -> int:
+    """Return how many partitions to fill together, when so much came in with the last ones."""
+    if weight > _MUCH:
+        return max(_LEAST, size // 2)
+    return min(_MOST, 2 * size) if weight < _LITTLE else size
 
 
 def _fill_some(

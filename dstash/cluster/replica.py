@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from dstash.cluster.holdings import Holdings
 from dstash.cluster.view import View
+
+#: What a record takes that moves, beside its bytes, in time: as long as so many bytes.
+RECORD_BYTES: Final = 100
 
 
 @dataclass
 class Progress:
     """How far the filling of a peer has come, for people and for metrics.
 
-    ``began`` and ``ended`` are milliseconds since 1970; ``ended`` is 0 while it goes on.
+    ``began`` and ``ended`` are milliseconds since 1970; ``ended`` is 0 while it goes on. A pause is
+    an end, after which it began later by as long as that took.
     """
 
     partitions: int = 0
@@ -21,6 +26,21 @@ class Progress:
     ended: int = 0
     records: int = 0
     bytes: int = 0
+
+    def pause(self, now: int) -> None:
+        """Let no time pass until it goes on."""
+        self.ended = self.ended or now
+
+    def go_on(self, now: int) -> None:
+        """Go on where it was paused."""
+        if self.ended:
+            self.began += now - self.ended
+            self.ended = 0
+
+    @property
+    def weight(self) -> int:
+        """What came in so far, in bytes that take as long: a record takes its time too."""
+        return self.bytes + RECORD_BYTES * self.records
 
     def milliseconds(self, now: int) -> int:
         """Return how long it has taken; 0 when there was none yet."""

@@ -63,6 +63,7 @@ class Healer:
         replica.heal_rate = pace.heal_rate
         self._view: View | None = None
         self._filling: tuple[Any, ...] | None = None
+        self._paused: tuple[Any, ...] | None = None  # what was filled when the change was paused
         self._unfilled: set[int] = set()
         self._ending = 0
         self._next_compare = now + pace.compare_ms // 5
@@ -216,14 +217,21 @@ class Healer:
         wanted = self._wanted(view)
         purpose = None if wanted is None else wanted[0]
         change = view.topology.change
-        if wanted is None and not (change is not None and change.paused):
-            self._unfilled = set()  # what is paused has still to be filled
-        if purpose == self._filling:
+        if purpose == self._filling and purpose is not None:
             return
         self._scheduler.cancel("fill:")
-        self._filling = purpose
         if wanted is not None:
             self._begin_filling(*wanted)
+        elif change is not None and change.paused:
+            self._pause_filling()
+        else:
+            self._unfilled, self._paused = set(), None
+        self._filling = purpose
+
+    def _pause_filling(self) -> None:
+        if self._filling is not None:
+            self._paused = self._filling
+            self.replica.progress.pause(self.replica.now())
 
     def _wanted(self, view: View) -> tuple[tuple[Any, ...], list[int], Proposal] | None:
         """Return the purpose, the partitions and the final step of what must be filled."""
@@ -251,10 +259,15 @@ class Healer:
     def _begin_filling(
         self, purpose: tuple[Any, ...], partitions: list[int], step: Proposal
     ) -> None:
-        self._unfilled = set(partitions)
-        progress = Progress(len(partitions), self.replica.now())
-        self.replica.progress = progress
-        fillers = [partitions[begin::FILLERS] for begin in range(FILLERS)]
+        if purpose == self._paused:
+            # What is filled stays so: since then this peer gets every write, as a replica does.
+            self.replica.progress.go_on(self.replica.now())
+        else:
+            self._unfilled = set(partitions)
+            self.replica.progress = Progress(len(partitions), self.replica.now())
+        progress = self.replica.progress
+        left = [partition for partition in partitions if partition in self._unfilled]
+        fillers = [left[begin::FILLERS] for begin in range(FILLERS)]
         working = sum(map(bool, fillers))
 
         def ended(result: Any, failure: DStashError | None) -> None:
@@ -265,6 +278,7 @@ class Healer:
                 self.proposals.append(step)
 
         if not working:
+            progress.ended = self.replica.now()
             self.proposals.append(step)
         for number, share in enumerate(fillers):
             if share:

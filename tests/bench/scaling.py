@@ -158,6 +158,8 @@ def feel(folder: Path, records: int, value_bytes: int) -> list[Figure]:
                 client.order("resume" if change.paused else "pause")
         lookups.stop()
         facts = filled(client)
+    if not calm or not busy:
+        raise SystemExit(f"{records:,} records of {value_bytes} B move too soon: take more")
     quiet, loud = percentile(calm, 0.99), percentile(busy, 0.99)
     weight = facts["filled_bytes"] / facts["filled_records"]
     what = f"records of {value_bytes} B that move meanwhile"

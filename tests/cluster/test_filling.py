@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from dstash.cluster import answering
+from dstash.cluster import answering, filling
 from dstash.cluster.answering import pack_partitions
 from dstash.cluster.antientropy import _differing
 from dstash.cluster.burying import vacate
 from dstash.cluster.filling import _compare, _copy_all, sources
 from dstash.cluster.holdings import Holdings
+from dstash.cluster.replica import RECORD_BYTES, Replica
 from dstash.cluster.syncing import copy, split_horizons
-from dstash.cluster.tasks import Merge
+from dstash.cluster.tasks import Merge, Pause
 from dstash.errors import ProtocolError
 from dstash.limits import MIB
 from dstash.store.record import head, keyspace, partition_of, seal
@@ -189,6 +190,35 @@ def test_pages_of_small_records_grow_until_they_reach_the_rate() -> None:
     assert cluster.run("d", copy(cluster.peers["d"], list(range(100)), "a")) == len(keys)
     at_least = 1000 * 2 * weight / 20_000_000  # the other filler takes its half
     assert at_least - 1 < cluster.now - NOW < at_least + 10
+
+
+@pytest.mark.parametrize(
+    ("weight", "sizes"),
+    [
+        (0, [32, 64, 128, 256, 256, 256, 8]),
+        (4 * 1024, [32, 64, 128, 256, 256, 256, 8]),  # and no more, which would be 1 MiB
+        (64 * 1024, [32] * 31 + [8]),
+        (MIB, [32, 16] + [8] * 119),
+    ],
+)
+@pytest.mark.parametrize("counted_as", ["bytes", "records"])
+def test_so_many_partitions_are_filled_together_that_it_is_no_pity_to_begin_anew(
+    weight: int, sizes: list[int], counted_as: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+
+    def take(replica: Replica, partitions: list[int], done: Any) -> Any:
+        taken.append(len(partitions))
+        per_partition = weight if counted_as == "bytes" else weight // RECORD_BYTES
+        before = getattr(replica.progress, counted_as)
+        setattr(replica.progress, counted_as, before + len(partitions) * per_partition)
+        yield Pause()
+        return []
+
+    monkeypatch.setattr(filling, "_fill_some", take)
+    cluster = Cluster()
+    cluster.run("d", filling.fill(cluster.peers["d"], range(1000), print))
+    assert taken == sizes
 
 
 def test_so_many_sources_are_needed_that_no_write_can_be_missed() -> None:

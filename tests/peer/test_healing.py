@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from dstash.cluster import changing
+from dstash.cluster.answering import unpack_partitions
 from dstash.cluster.holdings import HORIZONS_MARK
+from dstash.cluster.membership import Announcement
 from dstash.cluster.view import View
 from dstash.errors import BelowFloor, DiskFull
 from dstash.limits import PARTITIONS
@@ -14,6 +18,8 @@ from dstash.store.record import open_record, partition_of
 from dstash.store.twin import TwinStore
 from dstash.types import RecordFlag
 from dstash.version import stamp_at
+from dstash.wire.envelope import decode
+from dstash.wire.replication import AskDigests
 from tests.harness.joined import START, Joined
 
 
@@ -168,3 +174,81 @@ def test_a_clock_set_back_over_a_restart_lets_nothing_in_below_the_horizon() -> 
     result: Any = joined.put({"k": 1}, timeout=500)
     assert not result.ok
     assert any(isinstance(one, BelowFloor) or "older" in str(one) for one in result.reasons)
+
+
+def asked_by(joined: Joined, name: str) -> list[set[int]]:
+    """Return the partitions of each question for digests that a peer asks from now on."""
+    core, asked = joined.peers[name], []
+    tick = core.tick
+
+    def listening(now: int) -> Any:
+        replies, outgoing = tick(now)
+        messages = [decode(one.frames).message for one in outgoing]
+        questions = [one for one in messages if isinstance(one, AskDigests)]
+        asked.extend(set(unpack_partitions(one.partitions)) for one in questions)
+        return replies, outgoing
+
+    core.tick = listening  # type: ignore[method-assign]
+    return asked
+
+
+def test_after_a_pause_only_that_is_filled_which_was_left() -> None:
+    joined = Joined("abcd", pace=live())
+    three = replace(joined.topology, members=joined.topology.members[:3], epoch=6)
+    joined.install(three)
+    joined.session.install(three.encode(), list("abc"))
+    joined.put({f"k{n}": "v" * 100 for n in range(4000)}, "all")
+    joiner = Announcement("d", "tcp://d:1", "store-d", "z-d", 1.0)
+    begun = changing.steer(changing.add(three, [joiner]), rate=1_000_000)
+    gained = set(changing.gains(begun)["d"])
+    joined.install(begun)
+    core = joined.peers["d"]
+    for _ in range(200):
+        joined.now += 1
+        joined.settle()
+    begun = changing.steer(begun, rate=2_000_000)
+    joined.install(begun)
+    before = core.healer.facts()
+    assert 0 < before["filling"] < len(gained) - 500, "another rate is no reason to begin anew"
+
+    paused = changing.steer(begun, paused=True)
+    joined.install(paused)
+    joined.now += 60_000
+    joined.settle()
+    assert core.healer.facts() == before, "nothing moves, and no time passes"
+
+    asked = asked_by(joined, "d")
+    resumed = changing.steer(paused, paused=False)
+    joined.install(resumed)
+    assert core.healer.facts()["filling"] == before["filling"]
+    while core.healer.facts()["filling"]:
+        joined.now += 1
+        joined.settle()
+    assert len(core.take_proposals()) == 1
+    assert len(set().union(*asked)) == before["filling"]
+    after = core.healer.facts()
+    assert after["filling"] == 0
+    assert after["filled_records"] >= len(joined.stores["d"].records) > 2500
+    assert after["filling_ms"] < 3000, "the pause does not count"
+    assert after["filling_of"] == len(gained)
+
+    paused = changing.steer(resumed, paused=True)
+    joined.install(paused)
+    joined.install(changing.steer(paused, paused=False))
+    joined.now += 60_000
+    joined.settle()
+    assert core.healer.facts() == after
+    assert len(core.take_proposals()) == 1, "it says once more that it has all"
+
+
+def test_what_was_paused_and_cancelled_is_not_filled_any_more() -> None:
+    joined = Joined("abcd", pace=live())
+    begun = changing.remove(joined.topology, ["d"])
+    joined.install(begun)
+    core = joined.peers["a"]
+    assert core.healer.facts()["filling"] == len(changing.gains(begun)["a"])
+    paused = changing.steer(begun, paused=True)
+    joined.install(paused)
+    assert core.healer.facts()["filling"] > 0
+    joined.install(changing.cancel(paused))
+    assert core.healer.facts()["filling"] == 0

@@ -26,6 +26,9 @@ _PACES: Final = (Pace(), Pace(3_000, 15_000, 5_000), Pace(2_000, 12_000, 500))
 #: Records a slice: few, so that what takes many slices in a large store is cut off in small ones.
 _SLICES: Final = (1, 4, SLICE)
 
+#: What pages of a copy weigh, at least and at most (bytes): of two or three records, or of all.
+_PAGES: Final = ((300, 600), (48 * 1024, 192 * 1024))
+
 _LEVELS: Final = (
     (0, 1, 0),
     (1, 6, 1),
@@ -45,6 +48,7 @@ class Conditions:
         pace: how often peers compare replicas and agree on horizons.
         spares: machines that may join.
         slice_records: how many records a peer walks in one go.
+        page_bytes: what a page of a copy weighs, at least and at most.
         down_out_after: seconds after which peers give up one that is down; 0 for never.
     """
 
@@ -68,6 +72,7 @@ class Conditions:
     down_out_after: float
     faults: tuple[str, ...]
     slice_records: int
+    page_bytes: tuple[int, int]
 
 
 def draw(rng: Random, calls: int) -> Conditions:
@@ -100,4 +105,5 @@ def draw(rng: Random, calls: int) -> Conditions:
         faults=tuple(rng.sample(sorted(KINDS), count)),
         # Not drawn: seeds that were found before this came keep their conditions.
         slice_records=_SLICES[sum(offsets) % len(_SLICES)],
+        page_bytes=_PAGES[sum(offsets) // len(_SLICES) % len(_PAGES)],
     )

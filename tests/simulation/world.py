@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Final
+from unittest import mock
 
 import structlog
 
+from dstash.cluster import syncing
 from dstash.cluster.joining import found
 from dstash.cluster.membership import Announcement, Stored
 from dstash.cluster.topology import Topology
@@ -178,7 +180,7 @@ class World:
 
     def run(self) -> Report:
         """Let it all happen."""
-        with _quiet():
+        with _quiet(), _pages_of(*self.conditions.page_bytes):
             self._form()
             self._work()
             self._heal()
@@ -342,6 +344,13 @@ class World:
             {**self.history.counts(), "messages": self.trace.deliveries},
             traces,
         )
+
+
+@contextmanager
+def _pages_of(least: int, most: int) -> Iterator[None]:
+    """Let pages of a copy weigh so many bytes: in small worlds all would fit into one."""
+    with mock.patch.multiple(syncing, _GENTLE_BYTES=least, _GENTLE_MOST_BYTES=most):
+        yield
 
 
 @contextmanager
