@@ -30,7 +30,7 @@ from tests.harness.waiting import wait_until
 INDEX = "bench"
 #: By the size of values, the bytes that move in a second while look-ups are measured: as fast as is
 #: asked of a transfer, 100,000 small records a second or 30 MB of larger ones.
-_STEADY = {100: 17_500_000, 1000: 33_000_000}
+_STEADY = {100: 16_500_000, 1000: 33_000_000}
 #: More than can move in a second: who orders so much wants data to move first of all.
 _HASTE = 1_000_000_000
 #: Look-ups a second.
