@@ -161,11 +161,6 @@ def copy(holdings: Holdings, question: AskCopy, now: int) -> Answering:
     )
 
 
-def page_share(weight: int, records: int) -> float:
-    """Return the part of a page's size that ``weight`` bytes of records make up."""
-    return weight / (weight + RECORD_BYTES * records) if records else 1.0
-
-
 class _CopyPage:
     """Records on their way into one answer."""
 

@@ -40,8 +40,8 @@ Filling = Generator[Effect, Any, None]
 _LEAST: Final = 8
 _FIRST: Final = 32
 _MOST: Final = 256
-#: Of less data (bytes) than this they are more the next time, for each time has its questions; of
-#: more they are fewer, for what is stopped in the middle has to be compared when it goes on.
+#: If all fillers moved less than this meanwhile (bytes), they are more the next time, for each time
+#: has its questions; if more, fewer, for what is stopped in the middle has to be compared later.
 _LITTLE: Final = MIB
 _MUCH: Final = 4 * MIB
 _RETRY_MS: Final = 300
@@ -66,20 +66,20 @@ def fill(replica: Replica, partitions: Sequence[int], done: Callable[[int], None
         left: list[int] = []
         begin = 0
         while begin < len(waiting):
-            before = replica.progress.weight
+            before = replica.progress.effort
             left += yield from _fill_some(replica, waiting[begin : begin + size], done)
             begin += size
-            size = _adapted(size, replica.progress.weight - before)
+            size = _adapted(size, replica.progress.effort - before)
         waiting = left
         if waiting:
             yield Pause(_RETRY_MS)
 
 
-def _adapted(size: int, weight: int) -> int:
-    """Return how many partitions to fill together, when so much came in with the last ones."""
-    if weight > _MUCH:
+def _adapted(size: int, took: int) -> int:
+    """Return how many partitions to fill together, by the effort that the last ones took."""
+    if took > _MUCH:
         return max(_LEAST, size // 2)
-    return min(_MOST, 2 * size) if weight < _LITTLE else size
+    return min(_MOST, 2 * size) if took < _LITTLE else size
 
 
 def _fill_some(

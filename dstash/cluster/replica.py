@@ -13,6 +13,11 @@ from dstash.cluster.view import View
 RECORD_BYTES: Final = 100
 
 
+def effort(weight: int, records: int) -> int:
+    """Return what it takes to move ``weight`` bytes of records, as bytes that take as long."""
+    return weight + RECORD_BYTES * records
+
+
 @dataclass
 class Progress:
     """How far the filling of a peer has come, for people and for metrics.
@@ -38,9 +43,9 @@ class Progress:
             self.ended = 0
 
     @property
-    def weight(self) -> int:
-        """What came in so far, in bytes that take as long: a record takes its time too."""
-        return self.bytes + RECORD_BYTES * self.records
+    def effort(self) -> int:
+        """What it took to move what came in so far; see ``effort``."""
+        return effort(self.bytes, self.records)
 
     def milliseconds(self, now: int) -> int:
         """Return how long it has taken; 0 when there was none yet."""

@@ -7,8 +7,8 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple, TypeVar
 
-from dstash.cluster.answering import PAGE_BYTES, pack_partitions, page_share
-from dstash.cluster.replica import Replica
+from dstash.cluster.answering import PAGE_BYTES, pack_partitions
+from dstash.cluster.replica import Replica, effort
 from dstash.cluster.tasks import Ask, Effect, Merge, Pause
 from dstash.errors import Busy, ClockSkew, CorruptRecord, DiskFull, ProtocolError
 from dstash.limits import MIB
@@ -75,7 +75,8 @@ def copy(replica: Replica, partitions: Sequence[int], source: str) -> Counting:
         took = replica.now() - began
         copied += len(entries)
         weight = yield from pace.take_in(entries)
-        size = _page_bytes(replica.rate, took, page_share(weight, len(entries)))
+        share = weight / effort(weight, len(entries)) if entries else 1.0
+        size = _page_bytes(replica.rate, took, share)
         after = page.after
         if after:
             begin = bisect_left(partitions, int.from_bytes(after[:2], "big"), begin)
@@ -341,7 +342,9 @@ class _Pace:
             if left <= 0:
                 break
             yield Pause(min(_RATE_MS, left))
-        self._due = max(self._due, self._replica.now() - _CREDIT_MS)
+        now = float(self._replica.now())
+        # Without a rate nothing is due later, whatever was while there was one.
+        self._due = max(self._due, now - _CREDIT_MS) if rate else now
 
 
 def _weight(entries: Entries) -> int:

@@ -15,7 +15,7 @@ from dstash.cluster.burying import vacate
 from dstash.cluster.filling import _compare, _copy_all, sources
 from dstash.cluster.holdings import Holdings
 from dstash.cluster.replica import RECORD_BYTES, Replica
-from dstash.cluster.syncing import copy, split_horizons
+from dstash.cluster.syncing import _Pace, copy, split_horizons
 from dstash.cluster.tasks import Merge, Pause
 from dstash.errors import ProtocolError
 from dstash.limits import MIB
@@ -174,6 +174,19 @@ def test_what_was_held_up_for_long_does_not_hurry_for_long(
     cluster.fill("d")
     held_up_for = 400 - 2 * 48  # the page itself may take so long
     assert 750 + held_up_for - 30 < cluster.now - NOW < 900 + held_up_for
+
+
+def test_a_rate_that_is_lifted_leaves_no_debt() -> None:
+    cluster = Cluster()
+    pace = _Pace(cluster.peers["d"])
+    cluster.order(1000)
+    waiting = pace.keep(60_000)  # for a minute
+    assert next(waiting) == Pause(200)
+    cluster.order(0)
+    cluster.run("d", waiting)
+    cluster.order(1_000_000)
+    cluster.run("d", pace.keep(50_000))
+    assert cluster.now - NOW == 50
 
 
 def test_pages_of_small_records_grow_until_they_reach_the_rate() -> None:
