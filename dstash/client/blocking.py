@@ -345,6 +345,7 @@ class Client:
 
         Raises:
             Unauthorised: it takes the key of an admin.
+            Unavailable: no member has begun it within 5 s, or the timeout.
         """
         view = self._view(timeout)
         deadline = self._calls.deadline(timeout)

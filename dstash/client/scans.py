@@ -13,6 +13,7 @@ from dstash.errors import (
     NoPeers,
     ProtocolError,
     Unauthorised,
+    Unavailable,
     VersionMismatch,
     WrongCluster,
 )
@@ -33,6 +34,10 @@ from dstash.wire.shapes import Message
 
 PAGE_KEYS: Final = 2000
 PAGE_BYTES: Final = 2 * 1024 * 1024
+
+#: How long a peer may take to begin a repair: who is told too early that it does not answer would
+#: believe that it is not repaired.
+_REPAIR_PATIENCE_MS: Final = 5000
 
 Request = type[Scan] | type[ScanKeys] | type[Count]
 
@@ -144,15 +149,16 @@ class _PageChunk(Chunk):
 class StatusOperation(Operation):
     """Asks every member how it does; the result maps those that answered to their facts."""
 
-    question: type[AskStatus] | type[Repair] = AskStatus
-
     def __init__(self, session: Session, deadline: int, peers: Sequence[str]) -> None:
         super().__init__(session, deadline)
         self.peers = peers
         self.answers: dict[str, dict[str, Any]] = {}
 
     def _chunks(self) -> Iterator[list[Chunk]]:
-        yield [_StatusChunk(self, peer) for peer in self.peers]
+        yield [self._chunk(peer) for peer in self.peers]
+
+    def _chunk(self, peer: str) -> Chunk:
+        return _StatusChunk(self, peer, AskStatus())
 
     def result(self) -> dict[str, dict[str, Any]]:
         """Return the answers."""
@@ -161,18 +167,31 @@ class StatusOperation(Operation):
 
 
 class RepairOperation(StatusOperation):
-    """Has every member check and compare what it holds; the result is as that of the status."""
+    """Has every member check and compare what it holds; the result is as that of the status.
 
-    question = Repair
+    Raises:
+        Unavailable: no member has begun it.
+    """
+
+    def _chunk(self, peer: str) -> Chunk:
+        return _RepairChunk(self, peer, Repair())
+
+    def result(self) -> dict[str, dict[str, Any]]:
+        """Return the answers."""
+        answers = super().result()
+        if not answers:
+            raise Unavailable("no member has begun a repair: none answered, or was ready")
+        return answers
 
 
 class _StatusChunk(Chunk):
-    def __init__(self, operation: StatusOperation, peer: str) -> None:
+    def __init__(self, operation: StatusOperation, peer: str, question: Message) -> None:
         self.operation = operation
         self.peer = peer
+        self.question = question
 
     def begin(self, now: int) -> list[Send]:
-        return [self.operation.ask(self.peer, self, self.operation.question(), now)]
+        return [self.operation.ask(self.peer, self, self.question, now)]
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
         if isinstance(message, StatusIs):
@@ -192,6 +211,10 @@ class _StatusChunk(Chunk):
 
     def expired(self, error: DStashError) -> None:
         """Those that did not answer are not in the result."""
+
+
+class _RepairChunk(_StatusChunk):
+    patience = _REPAIR_PATIENCE_MS
 
 
 class DiscoverOperation(Operation):
