@@ -24,6 +24,8 @@ app = typer.Typer(help="Add, remove and replace peers; watch and steer it.", no_
 #: What an order may take: the peer asks the membership, and may have to try again.
 _PATIENCE: Final = 30.0
 
+_GENTLY: Final = "without a rate: data moves gently"
+
 #: What moves data, and can be looked at before.
 _PLANNED: Final = ("add", "remove", "replace", "forget")
 
@@ -127,7 +129,7 @@ def rate(
 ) -> None:
     """Set how much each gaining peer may take in, while it runs."""
     parsed = parse_rate(bound)
-    said = f"each gaining peer takes {size(parsed)}/s at most" if parsed else "no bound"
+    said = f"each gaining peer takes {size(parsed)}/s at most" if parsed else _GENTLY
     _steer(ctx, "rate", dry_run=dry_run, said=said, rate=parsed)
 
 

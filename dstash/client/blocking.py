@@ -377,7 +377,7 @@ class Client:
             action: ``add``, ``remove``, ``replace`` (old, new), ``cancel``, ``pause``,
                 ``resume`` or ``rate``.
             peers: ids of those it is about.
-            rate: bytes a second that each gaining peer may take; 0 for no bound.
+            rate: bytes a second that each gaining peer may take; 0: gently, see docs/operations.md.
             dry: change nothing, and return what the topology would become.
 
         Returns:

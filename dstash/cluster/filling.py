@@ -13,11 +13,12 @@ the horizon taken over, so that it cannot come back by another way.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from dstash.cluster.answering import DAMAGED, pack_partitions
 from dstash.cluster.replica import Replica
 from dstash.cluster.syncing import (
+    Pace,
     ask,
     copy,
     pull_newer,
@@ -40,11 +41,19 @@ Filling = Generator[Effect, Any, None]
 _LEAST: Final = 8
 _FIRST: Final = 32
 _MOST: Final = 256
-#: If all fillers moved less than this meanwhile (bytes), they are more the next time, for each time
-#: has its questions; if more, fewer, for what is stopped in the middle has to be compared later.
-_LITTLE: Final = MIB
-_MUCH: Final = 4 * MIB
+#: If all fillers moved less than this meanwhile (effort), they are more the next time, for each
+#: time has its questions; if more, fewer: what is stopped in the middle has to be compared later.
+_LITTLE: Final = 2 * MIB
+_MUCH: Final = 8 * MIB
 _RETRY_MS: Final = 300
+
+
+class _Filler(NamedTuple):
+    """One of the tasks that fill a peer; ``done`` is called with each partition that is filled."""
+
+    replica: Replica
+    pace: Pace
+    done: Callable[[int], None]
 
 
 def sources(replica: Replica, partition: int) -> tuple[list[str], int]:
@@ -60,6 +69,7 @@ def sources(replica: Replica, partition: int) -> tuple[list[str], int]:
 
 def fill(replica: Replica, partitions: Sequence[int], done: Callable[[int], None]) -> Filling:
     """Fill partitions, however long it takes; ``done`` is called with each that is complete."""
+    filler = _Filler(replica, Pace(replica), done)
     waiting, size = list(partitions), _FIRST
     yield Settle()  # what was dropped here before must not count as held
     while waiting:
@@ -67,7 +77,7 @@ def fill(replica: Replica, partitions: Sequence[int], done: Callable[[int], None
         begin = 0
         while begin < len(waiting):
             before = replica.progress.effort
-            left += yield from _fill_some(replica, waiting[begin : begin + size], done)
+            left += yield from _fill_some(filler, waiting[begin : begin + size])
             begin += size
             size = _adapted(size, replica.progress.effort - before)
         waiting = left
@@ -82,17 +92,15 @@ def _adapted(size: int, took: int) -> int:
     return min(_MOST, 2 * size) if took < _LITTLE else size
 
 
-def _fill_some(
-    replica: Replica, partitions: Sequence[int], done: Callable[[int], None]
-) -> Generator[Effect, Any, list[int]]:
+def _fill_some(filler: _Filler, partitions: Sequence[int]) -> Generator[Effect, Any, list[int]]:
     """Fill what can be filled; returns the rest."""
     left: list[int] = []
-    for chosen, members in _by_sources(replica, partitions).items():
+    for chosen, members in _by_sources(filler.replica, partitions).items():
         if chosen is None:
             left += members
             continue
         try:
-            left += yield from _fill_from(replica, chosen, members, done)
+            left += yield from _fill_from(filler, chosen, members)
         except DStashError:
             left += members  # a source went away: another one, or the same again, later
     return left
@@ -110,23 +118,21 @@ def _by_sources(
 
 
 def _fill_from(
-    replica: Replica,
-    chosen: Sequence[str],
-    partitions: list[int],
-    done: Callable[[int], None],
+    filler: _Filler, chosen: Sequence[str], partitions: list[int]
 ) -> Generator[Effect, Any, list[int]]:
     """Take from each chosen source what is not here yet; all of them together are enough.
 
     Returns the partitions of which one has damaged records, and so less than it should: they are
     for later, when it has mended them.
     """
+    replica = filler.replica
     horizons: dict[int, Stamp] = {}
     damaged: set[int] = set()
     for source in chosen:
         empty = yield from replica.holdings.empty_among(sorted(partitions))
-        beyond = yield from _copy_all(replica, empty, source)
+        beyond = yield from _copy_all(filler, empty, source)
         others = sorted(set(partitions).difference(empty))
-        beyond |= yield from _compare(replica, others, source, damaged)
+        beyond |= yield from _compare(filler, others, source, damaged)
         for partition, stamp in beyond.items():
             horizons[partition] = max(stamp, horizons.get(partition, 0))
     whole = {partition: stamp for partition, stamp in horizons.items() if partition not in damaged}
@@ -134,12 +140,12 @@ def _fill_from(
         yield Merge(marks=[replica.holdings.adopt(whole)])
     for partition in partitions:
         if partition not in damaged:
-            done(partition)
+            filler.done(partition)
     return sorted(damaged)
 
 
 def _copy_all(
-    replica: Replica, partitions: list[int], source: str
+    filler: _Filler, partitions: list[int], source: str
 ) -> Generator[Effect, Any, dict[int, Stamp]]:
     """Copy partitions of which nothing is here, uncompared; returns horizons beyond this peer's."""
     if not partitions:
@@ -153,12 +159,12 @@ def _copy_all(
     # A peer that worked out digests all the same may not know the count of what changes meanwhile.
     there = [one for one, count, digest, flag in rows if count or digest != EMPTY or flag]
     if there:
-        yield from copy(replica, there, source)
-    return _beyond(replica, partitions, answer.horizons)
+        yield from copy(filler.replica, there, source, filler.pace)
+    return _beyond(filler.replica, partitions, answer.horizons)
 
 
 def _compare(
-    replica: Replica, partitions: list[int], source: str, damaged: set[int]
+    filler: _Filler, partitions: list[int], source: str, damaged: set[int]
 ) -> Generator[Effect, Any, dict[int, Stamp]]:
     """Take what is missing of partitions that are here already; returns horizons likewise.
 
@@ -167,6 +173,7 @@ def _compare(
     """
     if not partitions:
         return {}
+    replica = filler.replica
     answer = yield from ask(source, AskDigests(pack_partitions(partitions)), DigestsAre)
     theirs = split_digests(answer.digests, len(partitions))
     beyond = _beyond(replica, partitions, answer.horizons)
@@ -180,7 +187,7 @@ def _compare(
         if digest != mine and (digest != EMPTY or partition in beyond):
             differing.append(partition)
     if differing:
-        yield from pull_newer(replica, differing, source, beyond)
+        yield from pull_newer(replica, differing, source, beyond, filler.pace)
     return beyond
 
 

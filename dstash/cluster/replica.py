@@ -10,7 +10,7 @@ from dstash.cluster.holdings import Holdings
 from dstash.cluster.view import View
 
 #: What a record takes that moves, beside its bytes, in time: as long as so many bytes.
-RECORD_BYTES: Final = 100
+RECORD_BYTES: Final = 256
 
 
 def effort(weight: int, records: int) -> int:
@@ -115,7 +115,7 @@ class Replica:
     compared: int = 0
     differed: int = 0
     replayed: int = 0
-    #: Bytes a second that may be moved to heal; 0 for no bound.
+    #: Bytes a second that may be moved to heal; 0: gently, see ``syncing.Pace``.
     heal_rate: int = 0
 
     @property

@@ -36,12 +36,15 @@ Entries = list[tuple[bytes, bytes]]
 
 #: Tasks that fill a peer side by side; each keeps to its share of the rate.
 FILLERS: Final = 2
-#: Pages (bytes) so small that look-ups hardly feel what it takes to give, take in and sync one.
-#: They grow, to this size at most, where that is too little to reach the rate...
-_GENTLE_BYTES: Final = 48 * 1024
-_GENTLE_MOST_BYTES: Final = 192 * 1024
-#: ... or this one (bytes a second). Who orders a higher one wants data to move first of all.
+#: Who orders a higher rate (bytes a second) than this wants data to move first of all.
 _GENTLE_RATE: Final = 32 * MIB
+#: Everybody else wants requests to feel little of it: at most so much (effort) moves in a second.
+#: Of records of 100 B that is some 100,000, of larger ones more than 30 MB.
+_GENTLE_EFFORT: Final = 42_000_000
+#: Pages (effort) that take little time to give, to take in and to sync. They grow, to the second
+#: size at most, where that is too little to reach the rate.
+_GENTLE_PAGE: Final = 80 * 1024
+_GENTLE_LARGEST_PAGE: Final = 320 * 1024
 
 #: Partitions that a page is asked from, at first: to name them all each time is work for both.
 _WINDOW: Final = 16
@@ -55,16 +58,16 @@ _LONGEST_REST_MS: Final = 200
 #: How long a change of the rate may take to be noticed.
 _RATE_MS: Final = 200
 #: What comes in late may hurry until it has made up for this long at most.
-_CREDIT_MS: Final = 20
+_CREDIT_MS: Final = 50
 
 #: Buckets compared at once: bounds the memory that a huge partition takes.
 _BUCKETS_AT_ONCE: Final = 64
 
 
-def copy(replica: Replica, partitions: Sequence[int], source: str) -> Counting:
+def copy(replica: Replica, partitions: Sequence[int], source: str, pace: Pace) -> Counting:
     """Copy whole partitions (ascending); returns the number of records."""
     begin, after, copied, size = 0, b"", 0, _page_bytes(replica.rate)
-    window, pace = _WINDOW, _Pace(replica)
+    window = _WINDOW
     while begin < len(partitions):
         began = replica.now()
         some = partitions[begin : begin + window]
@@ -87,20 +90,25 @@ def copy(replica: Replica, partitions: Sequence[int], source: str) -> Counting:
 
 
 def _page_bytes(rate: int, took: int = 0, share: float = 1.0) -> int:
-    """Return how large a page should be.
+    """Return how large a page should be (effort).
 
     Args:
         took: how long (milliseconds) the last one took.
-        share: the part of a page's size that the bytes of its records make up.
+        share: the part of its effort that the bytes of its records made up.
     """
     if rate > _GENTLE_RATE:
         return PAGE_BYTES
-    needed = round((rate or _GENTLE_RATE) * took / (1000 * FILLERS * share))
-    return min(_GENTLE_MOST_BYTES, max(_GENTLE_BYTES, needed))
+    a_second = min(_GENTLE_EFFORT, rate / share) if rate else _GENTLE_EFFORT
+    needed = round(a_second * took / (1000 * FILLERS))
+    return min(_GENTLE_LARGEST_PAGE, max(_GENTLE_PAGE, needed))
 
 
 def pull_newer(
-    replica: Replica, partitions: Sequence[int], source: str, horizons: Mapping[int, Stamp]
+    replica: Replica,
+    partitions: Sequence[int],
+    source: str,
+    horizons: Mapping[int, Stamp],
+    pace: Pace,
 ) -> Counting:
     """Fetch what ``source`` has newer than this peer, and drop what it has buried.
 
@@ -121,7 +129,7 @@ def pull_newer(
         if ABSENT in page.values():
             raise CorruptRecord(f"{source} holds a damaged record; it has to be mended first")
         newer = yield from _newer_there(replica, page)
-        pulled += yield from _pull(replica, source, newer)
+        pulled += yield from _pull(replica, source, newer, pace)
         yield from _drop_buried(replica, buried, _Span(begin, after, page), horizons)
         if not after:
             return pulled
@@ -185,7 +193,7 @@ def _exchange(
             break
     newer = yield from _newer_there(replica, theirs)
     try:
-        moved = yield from _pull(replica, other, newer)
+        moved = yield from _pull(replica, other, newer, Pace(replica))
     except (Busy, ClockSkew, CorruptRecord, DiskFull):
         moved = 0  # some records have to wait for the next round; the others need not
     moved += yield from _push_newer(replica, partitions, set(buckets), theirs, other)
@@ -229,7 +237,7 @@ def push(replica: Replica, other: str, entries: Entries) -> Generator[Effect, An
     """
     refused: list[bytes] = []
     sound = [(key, record) for key, record in entries if is_sound(key, record)]
-    pace = _Pace(replica)
+    pace = Pace(replica)
     for part in batches(sound):
         keys, records = zip(*part, strict=True)
         message = Push(Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(records)))
@@ -295,8 +303,8 @@ def _newer_there(
     return newer
 
 
-def _pull(replica: Replica, source: str, keys: list[bytes]) -> Counting:
-    pulled, pace = 0, _Pace(replica)
+def _pull(replica: Replica, source: str, keys: list[bytes], pace: Pace) -> Counting:
+    pulled = 0
     while keys:
         some, rest = keys[:_AT_ONCE], keys[_AT_ONCE:]
         began = replica.now()
@@ -316,8 +324,12 @@ def _pull(replica: Replica, source: str, keys: list[bytes]) -> Counting:
     return pulled
 
 
-class _Pace:
-    """Keeps one task to the rate, on average over some milliseconds."""
+class Pace:
+    """Keeps one task to the rate, on average over some milliseconds.
+
+    What fills a peer moves gently besides, whatever the rate, if it is not a high one: so that
+    requests feel little of it.
+    """
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
@@ -328,23 +340,31 @@ class _Pace:
         weight = _weight(entries)
         self._replica.progress.records += len(entries)
         self._replica.progress.bytes += weight
-        yield from self.keep(FILLERS * weight)
+        yield from self.keep(FILLERS * weight, FILLERS * effort(weight, len(entries)))
         return weight
 
-    def keep(self, weight: int) -> Generator[Effect, Any, None]:
-        """Wait until another ``weight`` bytes may come."""
+    def keep(self, weight: int, toil: int = 0) -> Generator[Effect, Any, None]:
+        """Wait until another ``weight`` bytes may come, which take ``toil`` (effort) to move."""
         # By the moment when the ones before were due, not when they came: clocks of milliseconds
         # and wake-ups that are late would add up.
         begin = self._due
-        while rate := self._replica.rate:
-            self._due = begin + 1000 * weight / rate
+        while (takes := self._takes(weight, toil)) is not None:
+            self._due = begin + takes
             left = int(self._due - self._replica.now())
             if left <= 0:
                 break
             yield Pause(min(_RATE_MS, left))
         now = float(self._replica.now())
-        # Without a rate nothing is due later, whatever was while there was one.
-        self._due = max(self._due, now - _CREDIT_MS) if rate else now
+        # Without a bound nothing is due later, whatever was while there was one.
+        self._due = now if takes is None else max(self._due, now - _CREDIT_MS)
+
+    def _takes(self, weight: int, toil: int) -> float | None:
+        """Return how long (milliseconds) it should take; None when as short as it goes."""
+        rate = self._replica.rate
+        at_rate = 1000 * weight / rate if rate else None
+        if rate > _GENTLE_RATE or not toil:
+            return at_rate
+        return max(at_rate or 0.0, 1000 * toil / _GENTLE_EFFORT)
 
 
 def _weight(entries: Entries) -> int:

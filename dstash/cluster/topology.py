@@ -78,7 +78,7 @@ class Change:
     """A change of placement under way.
 
     ``complete`` lists the members that hold every partition they gain by it. ``number`` is the
-    epoch in which it began. ``rate`` bounds each gaining member (bytes a second, 0 = no bound).
+    epoch in which it began. ``rate`` bounds each gaining member (bytes a second; 0: gently).
     ``switched``: all are complete, and reads use the new replica sets; writes still go to both,
     until nobody can read from the old ones any more.
     """

@@ -182,7 +182,7 @@ def _cluster(view: View | None, peer: str) -> Iterator[Metric]:
     paused = change is not None and change.paused
     yield _gauge("dstash_change_paused", "Whether the change under way is paused.", paused)
     bound = change.rate if change else 0
-    text = "Bytes a second that each gaining peer may take in; 0 for no bound."
+    text = "Bytes a second that each gaining peer may take in; 0 when none were said."
     yield _gauge("dstash_change_rate_bytes", text, bound)
     owned = len(view.owned_by(peer)) if view else 0
     yield _gauge("dstash_partitions", "Partitions that this peer holds a replica of.", owned)

@@ -106,7 +106,8 @@ class Push(Message):
 class AskCopy(Message):
     """Asks for a page of partitions: all records, tombstones too. Fields as in ``AskVersions``.
 
-    ``most_bytes`` is what the page should weigh at most; with 0 the peer decides.
+    ``most_bytes`` is what the page should weigh at most, where a record weighs some more than its
+    bytes; with 0 the peer decides.
     """
 
     KIND = 48

@@ -12,10 +12,10 @@ from dstash.cluster import answering, filling
 from dstash.cluster.answering import pack_partitions
 from dstash.cluster.antientropy import _differing
 from dstash.cluster.burying import vacate
-from dstash.cluster.filling import _compare, _copy_all, sources
+from dstash.cluster.filling import _compare, _copy_all, _Filler, sources
 from dstash.cluster.holdings import Holdings
-from dstash.cluster.replica import RECORD_BYTES, Replica
-from dstash.cluster.syncing import _Pace, copy, split_horizons
+from dstash.cluster.replica import RECORD_BYTES
+from dstash.cluster.syncing import Pace, copy, split_horizons
 from dstash.cluster.tasks import Merge, Pause
 from dstash.errors import ProtocolError
 from dstash.limits import MIB
@@ -49,6 +49,10 @@ def test_only_what_is_here_already_is_compared() -> None:
     assert (cluster.asked[AskCopy], cluster.compared) == (1, 3)
 
 
+def filler(cluster: Cluster) -> _Filler:
+    return _Filler(cluster.peers["d"], Pace(cluster.peers["d"]), print)
+
+
 @pytest.mark.parametrize("told", ["digest", "flag"])
 def test_a_source_that_does_not_know_the_count_is_not_taken_for_empty(
     told: str, monkeypatch: pytest.MonkeyPatch
@@ -63,7 +67,7 @@ def test_a_source_that_does_not_know_the_count_is_not_taken_for_empty(
         return replace(answer, counts=bytes(4), busy=bytes([told == "flag"]), **known)
 
     monkeypatch.setitem(ANSWERS, AskDigests, earlier)
-    cluster.run("d", _copy_all(cluster.peers["d"], [PARTITION], "a"))
+    cluster.run("d", _copy_all(filler(cluster), [PARTITION], "a"))
     assert cluster.records("d") == 1
 
 
@@ -79,8 +83,8 @@ def test_an_answer_with_another_number_of_flags_is_refused(
     monkeypatch.setitem(ANSWERS, AskDigests, uneven)
     replica, question = cluster.peers["d"], AskDigests(pack_partitions([PARTITION]))
     for task in (
-        _copy_all(replica, [PARTITION], "a"),
-        _compare(replica, [PARTITION], "a", set()),
+        _copy_all(filler(cluster), [PARTITION], "a"),
+        _compare(filler(cluster), [PARTITION], "a", set()),
         _differing(replica, "a", question),
     ):
         with pytest.raises(ProtocolError, match="number of flags"):
@@ -105,7 +109,7 @@ def hold_400_kilobytes(cluster: Cluster) -> int:
 
 @pytest.mark.parametrize(
     ("rate", "delay", "pages"),
-    [(0, 0, 9), (32 * MIB, 0, 9), (32 * MIB + 1, 0, 1), (0, 6, 5), (0, 100, 3), (MIB, 90, 9)],
+    [(0, 0, 6), (32 * MIB, 0, 6), (32 * MIB + 1, 0, 1), (0, 6, 4), (0, 100, 3), (MIB, 90, 6)],
 )
 def test_pages_are_small_unless_that_is_too_little_for_the_rate(
     rate: int, delay: int, pages: int
@@ -121,7 +125,7 @@ def test_pages_are_small_unless_that_is_too_little_for_the_rate(
 
 @pytest.mark.parametrize(("records", "pages"), [(1, 4), (3, 5)])
 def test_pages_name_no_more_partitions_than_they_may_come_from(records: int, pages: int) -> None:
-    """Asked for 16, 32, 64 and more partitions, until they fill a page of 48 KiB."""
+    """Asked for 16, 32, 64 and more partitions, until they fill a page of 80 KiB."""
     cluster = Cluster()
     held = range(7, 207)
     space = keyspace(b"index", frozenset(range(4096)))
@@ -135,7 +139,8 @@ def test_pages_name_no_more_partitions_than_they_may_come_from(records: int, pag
     entries = seal(space, every, head(version), [b"\xc4\x96" + bytes(150)] * len(every))
     cluster.commit("a", Merge(entries))
     replica = cluster.peers["d"]
-    assert cluster.run("d", copy(replica, list(held), "a")) == len(entries) == 200 * records
+    copied = cluster.run("d", copy(replica, list(held), "a", Pace(replica)))
+    assert copied == len(entries) == 200 * records
     assert replica.holdings.walk_all(list(held), b"", 1000) == sorted(entries)
     assert cluster.asked[AskCopy] == pages
 
@@ -172,13 +177,13 @@ def test_what_was_held_up_for_long_does_not_hurry_for_long(
     monkeypatch.setitem(ANSWERS, AskCopy, held_up)
     cluster.order(1_000_000)
     cluster.fill("d")
-    held_up_for = 400 - 2 * 48  # the page itself may take so long
-    assert 750 + held_up_for - 30 < cluster.now - NOW < 900 + held_up_for
+    held_up_for = 400 - 2 * 80  # the page itself may take so long
+    assert 750 + held_up_for - 60 < cluster.now - NOW < 900 + held_up_for
 
 
 def test_a_rate_that_is_lifted_leaves_no_debt() -> None:
     cluster = Cluster()
-    pace = _Pace(cluster.peers["d"])
+    pace = Pace(cluster.peers["d"])
     cluster.order(1000)
     waiting = pace.keep(60_000)  # for a minute
     assert next(waiting) == Pause(200)
@@ -189,28 +194,64 @@ def test_a_rate_that_is_lifted_leaves_no_debt() -> None:
     assert cluster.now - NOW == 50
 
 
-def test_pages_of_small_records_grow_until_they_reach_the_rate() -> None:
-    """A page counts more for a small record than its bytes, of which the rate speaks."""
-    cluster = Cluster()
+def hold_small_records(cluster: Cluster) -> tuple[int, int]:
+    """Give a, b and c records of 100 partitions; returns how many, and what they weigh (bytes)."""
     space = keyspace(b"index", frozenset(range(4096)))
     version = pack(stamp_at(NOW), bytes(WRITER_BYTES))
     keys = [key for n in range(200_000) if partition_of(key := b"%d" % n) < 100]
     entries = seal(space, keys, head(version), [b"\xc4\x14" + bytes(20)] * len(keys))
-    cluster.commit("a", Merge(entries))
-    weight = sum(len(key) + len(record) for key, record in entries)
-    cluster.delay = 5
-    cluster.order(20_000_000)
-    assert cluster.run("d", copy(cluster.peers["d"], list(range(100)), "a")) == len(keys)
-    at_least = 1000 * 2 * weight / 20_000_000  # the other filler takes its half
-    assert at_least - 1 < cluster.now - NOW < at_least + 10
+    for peer in "abc":
+        cluster.commit(peer, Merge(entries))
+    return len(keys), sum(len(key) + len(record) for key, record in entries)
+
+
+def test_pages_of_small_records_grow_until_they_reach_the_rate() -> None:
+    """A page counts more for a small record than its bytes, of which the rate speaks."""
+    cluster = Cluster()
+    records, weight = hold_small_records(cluster)
+    cluster.delay = 15
+    cluster.order(8_000_000)
+    d = cluster.peers["d"]
+    assert cluster.run("d", copy(d, list(range(100)), "a", Pace(d))) == records
+    at_least = 1000 * 2 * weight / 8_000_000  # the other filler takes its half
+    assert at_least - 1 < cluster.now - NOW < at_least + 20
+
+
+@pytest.mark.parametrize("rate", [0, 20_000_000, 32 * MIB, 32 * MIB + 1])
+def test_small_records_move_gently_unless_a_high_rate_is_ordered(rate: int) -> None:
+    cluster = Cluster()
+    records, weight = hold_small_records(cluster)
+    cluster.delay = 4
+    cluster.order(rate)
+    d = cluster.peers["d"]
+    assert cluster.run("d", copy(d, list(range(100)), "a", Pace(d))) == records
+    per_second = records / ((cluster.now - NOW) / 1000) * 2  # the other filler takes its half
+    if rate > 32 * MIB:
+        assert per_second == pytest.approx(rate / (weight / records), rel=0.1)
+    else:
+        assert per_second == pytest.approx(42_000_000 / (weight / records + RECORD_BYTES), rel=0.1)
+        assert cluster.asked[AskCopy] == 20, "no larger pages than that takes"
+
+
+def test_a_filler_makes_up_for_what_passes_between_two_groups_of_partitions() -> None:
+    cluster = Cluster()
+    _, weight = hold_small_records(cluster)
+    cluster.delay = 10
+    cluster.order(1_000_000)
+    cluster.run("d", filling.fill(cluster.peers["d"], range(100), print))
+    at_least = 1000 * 2 * weight / 1_000_000
+    assert cluster.asked[AskDigests] > 20
+    assert at_least - 1 < cluster.now - NOW < at_least + 50
 
 
 @pytest.mark.parametrize(
     ("weight", "sizes"),
     [
         (0, [32, 64, 128, 256, 256, 256, 8]),
-        (4 * 1024, [32, 64, 128, 256, 256, 256, 8]),  # and no more, which would be 1 MiB
+        (4 * 1024, [32, 64, 128, 256, 256, 256, 8]),  # and no more, which would be 2 MiB
+        (40 * 1024, [32] + [64] * 15 + [8]),
         (64 * 1024, [32] * 31 + [8]),
+        (200 * 1024, [32] * 31 + [8]),
         (MIB, [32, 16] + [8] * 119),
     ],
 )
@@ -220,11 +261,12 @@ def test_so_many_partitions_are_filled_together_that_it_is_no_pity_to_begin_anew
 ) -> None:
     taken: list[int] = []
 
-    def take(replica: Replica, partitions: list[int], done: Any) -> Any:
+    def take(filler: Any, partitions: list[int]) -> Any:
         taken.append(len(partitions))
         per_partition = weight if counted_as == "bytes" else weight // RECORD_BYTES
-        before = getattr(replica.progress, counted_as)
-        setattr(replica.progress, counted_as, before + len(partitions) * per_partition)
+        progress = filler.replica.progress
+        before = getattr(progress, counted_as)
+        setattr(progress, counted_as, before + len(partitions) * per_partition)
         yield Pause()
         return []
 

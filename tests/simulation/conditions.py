@@ -26,8 +26,8 @@ _PACES: Final = (Pace(), Pace(3_000, 15_000, 5_000), Pace(2_000, 12_000, 500))
 #: Records a slice: few, so that what takes many slices in a large store is cut off in small ones.
 _SLICES: Final = (1, 4, SLICE)
 
-#: What pages of a copy weigh, at least and at most (bytes): of two or three records, or of all.
-_PAGES: Final = ((300, 600), (48 * 1024, 192 * 1024))
+#: How large pages of a copy are, at least and at most (effort): of two or three records, or of all.
+_PAGES: Final = ((600, 1200), (80 * 1024, 320 * 1024))
 
 _LEVELS: Final = (
     (0, 1, 0),

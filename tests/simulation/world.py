@@ -349,7 +349,7 @@ class World:
 @contextmanager
 def _pages_of(least: int, most: int) -> Iterator[None]:
     """Let pages of a copy weigh so many bytes: in small worlds all would fit into one."""
-    with mock.patch.multiple(syncing, _GENTLE_BYTES=least, _GENTLE_MOST_BYTES=most):
+    with mock.patch.multiple(syncing, _GENTLE_PAGE=least, _GENTLE_LARGEST_PAGE=most):
         yield
 
 
