@@ -27,6 +27,8 @@ from tests.harness.wires import CLIENT, Wires
 _NAMES = ("a", "b", "c")
 #: Of the default settings: a round of comparison every so many seconds.
 _ROUND = 10.0
+#: Until look-ups are not late any more for what was before.
+_SETTLE_SECONDS = 3.0
 _CALM_SECONDS = 10.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -92,6 +94,7 @@ def heal(peers: Peers, client: Client, options: argparse.Namespace, note: Note) 
     peers["c"].kill()
     value = "w" * options.value_bytes
     client.batch_put(INDEX, ((f"k{n}", value) for n in range(changed))).raise_for_failures()
+    time.sleep(_SETTLE_SECONDS)
     lookups.take()
     time.sleep(_CALM_SECONDS)
     calm = lookups.take()
