@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from dstash.cluster.answering import DAMAGED, pack_partitions
 from dstash.cluster.replica import Replica
 from dstash.cluster.syncing import (
-    Pace,
+    Throttle,
     ask,
     copy,
     pull_newer,
@@ -52,7 +52,7 @@ class _Filler(NamedTuple):
     """One of the tasks that fill a peer; ``done`` is called with each partition that is filled."""
 
     replica: Replica
-    pace: Pace
+    throttle: Throttle
     done: Callable[[int], None]
 
 
@@ -69,7 +69,7 @@ def sources(replica: Replica, partition: int) -> tuple[list[str], int]:
 
 def fill(replica: Replica, partitions: Sequence[int], done: Callable[[int], None]) -> Filling:
     """Fill partitions, however long it takes; ``done`` is called with each that is complete."""
-    filler = _Filler(replica, Pace(replica), done)
+    filler = _Filler(replica, Throttle(replica), done)
     waiting, size = list(partitions), _FIRST
     yield Settle()  # what was dropped here before must not count as held
     while waiting:
@@ -159,7 +159,7 @@ def _copy_all(
     # A peer that worked out digests all the same may not know the count of what changes meanwhile.
     there = [one for one, count, digest, flag in rows if count or digest != EMPTY or flag]
     if there:
-        yield from copy(filler.replica, there, source, filler.pace)
+        yield from copy(filler.replica, there, source, filler.throttle)
     return _beyond(filler.replica, partitions, answer.horizons)
 
 
@@ -187,7 +187,7 @@ def _compare(
         if digest != mine and (digest != EMPTY or partition in beyond):
             differing.append(partition)
     if differing:
-        yield from pull_newer(replica, differing, source, beyond, filler.pace)
+        yield from pull_newer(replica, differing, source, beyond, filler.throttle)
     return beyond
 
 

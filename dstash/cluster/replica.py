@@ -115,7 +115,7 @@ class Replica:
     compared: int = 0
     differed: int = 0
     replayed: int = 0
-    #: Bytes a second that may be moved to heal; 0: gently, see ``syncing.Pace``.
+    #: Bytes a second that may be moved to heal; 0: gently, see ``syncing.Throttle``.
     heal_rate: int = 0
 
     @property

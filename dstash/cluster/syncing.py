@@ -64,7 +64,7 @@ _CREDIT_MS: Final = 50
 _BUCKETS_AT_ONCE: Final = 64
 
 
-def copy(replica: Replica, partitions: Sequence[int], source: str, pace: Pace) -> Counting:
+def copy(replica: Replica, partitions: Sequence[int], source: str, throttle: Throttle) -> Counting:
     """Copy whole partitions (ascending); returns the number of records."""
     begin, after, copied, size = 0, b"", 0, _page_bytes(replica.rate)
     window = _WINDOW
@@ -77,7 +77,7 @@ def copy(replica: Replica, partitions: Sequence[int], source: str, pace: Pace) -
             yield Merge(entries)
         took = replica.now() - began
         copied += len(entries)
-        weight = yield from pace.take_in(entries)
+        weight = yield from throttle.take_in(entries)
         share = weight / effort(weight, len(entries)) if entries else 1.0
         size = _page_bytes(replica.rate, took, share)
         after = page.after
@@ -108,7 +108,7 @@ def pull_newer(
     partitions: Sequence[int],
     source: str,
     horizons: Mapping[int, Stamp],
-    pace: Pace,
+    throttle: Throttle,
 ) -> Counting:
     """Fetch what ``source`` has newer than this peer, and drop what it has buried.
 
@@ -129,7 +129,7 @@ def pull_newer(
         if ABSENT in page.values():
             raise CorruptRecord(f"{source} holds a damaged record; it has to be mended first")
         newer = yield from _newer_there(replica, page)
-        pulled += yield from _pull(replica, source, newer, pace)
+        pulled += yield from _pull(replica, source, newer, throttle)
         yield from _drop_buried(replica, buried, _Span(begin, after, page), horizons)
         if not after:
             return pulled
@@ -193,7 +193,7 @@ def _exchange(
             break
     newer = yield from _newer_there(replica, theirs)
     try:
-        moved = yield from _pull(replica, other, newer, Pace(replica))
+        moved = yield from _pull(replica, other, newer, Throttle(replica))
     except (Busy, ClockSkew, CorruptRecord, DiskFull):
         moved = 0  # some records have to wait for the next round; the others need not
     moved += yield from _push_newer(replica, partitions, set(buckets), theirs, other)
@@ -237,14 +237,14 @@ def push(replica: Replica, other: str, entries: Entries) -> Generator[Effect, An
     """
     refused: list[bytes] = []
     sound = [(key, record) for key, record in entries if is_sound(key, record)]
-    pace = Pace(replica)
+    throttle = Throttle(replica)
     for part in batches(sound):
         keys, records = zip(*part, strict=True)
         message = Push(Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(records)))
         began = replica.now()
         answer = yield from ask(other, message, Stored)
         refused += [keys[place] for place, code, *_ in answer.rejected if code]
-        yield from pace.keep(_weight(part))
+        yield from throttle.keep(_weight(part))
         yield _rest(replica, began)
     return refused
 
@@ -303,7 +303,7 @@ def _newer_there(
     return newer
 
 
-def _pull(replica: Replica, source: str, keys: list[bytes], pace: Pace) -> Counting:
+def _pull(replica: Replica, source: str, keys: list[bytes], throttle: Throttle) -> Counting:
     pulled = 0
     while keys:
         some, rest = keys[:_AT_ONCE], keys[_AT_ONCE:]
@@ -317,14 +317,14 @@ def _pull(replica: Replica, source: str, keys: list[bytes], pace: Pace) -> Count
         entries = [(key, one) for key, one in zip(some, records, strict=False) if one is not None]
         if entries:
             yield Merge(entries)
-        yield from pace.take_in(entries)
+        yield from throttle.take_in(entries)
         yield _rest(replica, began)
         pulled += len(entries)
         keys = some[len(records) :] + rest
     return pulled
 
 
-class Pace:
+class Throttle:
     """Keeps one task to the rate, on average over some milliseconds.
 
     What fills a peer moves gently besides, whatever the rate, if it is not a high one: so that

@@ -42,7 +42,7 @@ class Pace(NamedTuple):
     compare_ms: int = 10_000
     bury_ms: int = 30_000
     bury_lag_ms: int = 30_000
-    #: Bytes a second; 0: gently, see ``syncing.Pace``.
+    #: Bytes a second; 0: gently, see ``syncing.Throttle``.
     heal_rate: int = 0
 
 

@@ -15,7 +15,7 @@ from dstash.cluster.burying import vacate
 from dstash.cluster.filling import _compare, _copy_all, _Filler, sources
 from dstash.cluster.holdings import Holdings
 from dstash.cluster.replica import RECORD_BYTES
-from dstash.cluster.syncing import Pace, copy, split_horizons
+from dstash.cluster.syncing import Throttle, copy, split_horizons
 from dstash.cluster.tasks import Merge, Pause
 from dstash.errors import ProtocolError
 from dstash.limits import MIB
@@ -50,7 +50,7 @@ def test_only_what_is_here_already_is_compared() -> None:
 
 
 def filler(cluster: Cluster) -> _Filler:
-    return _Filler(cluster.peers["d"], Pace(cluster.peers["d"]), print)
+    return _Filler(cluster.peers["d"], Throttle(cluster.peers["d"]), print)
 
 
 @pytest.mark.parametrize("told", ["digest", "flag"])
@@ -139,7 +139,7 @@ def test_pages_name_no_more_partitions_than_they_may_come_from(records: int, pag
     entries = seal(space, every, head(version), [b"\xc4\x96" + bytes(150)] * len(every))
     cluster.commit("a", Merge(entries))
     replica = cluster.peers["d"]
-    copied = cluster.run("d", copy(replica, list(held), "a", Pace(replica)))
+    copied = cluster.run("d", copy(replica, list(held), "a", Throttle(replica)))
     assert copied == len(entries) == 200 * records
     assert replica.holdings.walk_all(list(held), b"", 1000) == sorted(entries)
     assert cluster.asked[AskCopy] == pages
@@ -183,14 +183,14 @@ def test_what_was_held_up_for_long_does_not_hurry_for_long(
 
 def test_a_rate_that_is_lifted_leaves_no_debt() -> None:
     cluster = Cluster()
-    pace = Pace(cluster.peers["d"])
+    throttle = Throttle(cluster.peers["d"])
     cluster.order(1000)
-    waiting = pace.keep(60_000)  # for a minute
+    waiting = throttle.keep(60_000)  # for a minute
     assert next(waiting) == Pause(200)
     cluster.order(0)
     cluster.run("d", waiting)
     cluster.order(1_000_000)
-    cluster.run("d", pace.keep(50_000))
+    cluster.run("d", throttle.keep(50_000))
     assert cluster.now - NOW == 50
 
 
@@ -212,7 +212,7 @@ def test_pages_of_small_records_grow_until_they_reach_the_rate() -> None:
     cluster.delay = 15
     cluster.order(8_000_000)
     d = cluster.peers["d"]
-    assert cluster.run("d", copy(d, list(range(100)), "a", Pace(d))) == records
+    assert cluster.run("d", copy(d, list(range(100)), "a", Throttle(d))) == records
     at_least = 1000 * 2 * weight / 8_000_000  # the other filler takes its half
     assert at_least - 1 < cluster.now - NOW < at_least + 20
 
@@ -224,7 +224,7 @@ def test_small_records_move_gently_unless_a_high_rate_is_ordered(rate: int) -> N
     cluster.delay = 4
     cluster.order(rate)
     d = cluster.peers["d"]
-    assert cluster.run("d", copy(d, list(range(100)), "a", Pace(d))) == records
+    assert cluster.run("d", copy(d, list(range(100)), "a", Throttle(d))) == records
     per_second = records / ((cluster.now - NOW) / 1000) * 2  # the other filler takes its half
     if rate > 32 * MIB:
         assert per_second == pytest.approx(rate / (weight / records), rel=0.1)
