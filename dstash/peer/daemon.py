@@ -12,7 +12,6 @@ from typing import Any
 
 import structlog
 
-from dstash.cluster.consul import ConsulMembership
 from dstash.cluster.joining import was_removed
 from dstash.cluster.local import LocalMembership
 from dstash.cluster.membership import Announcement, Membership
@@ -262,6 +261,9 @@ def open_membership(settings: PeerSettings) -> Membership:
     """Return the membership that the settings name."""
     if settings.membership == "local":
         return LocalMembership(settings.membership_dir(), settings.cluster)
+    # With what it needs it takes a fifth of a peer's start: only who has a Consul waits for that.
+    from dstash.cluster.consul import ConsulMembership
+
     return ConsulMembership(
         settings.consul,
         settings.cluster,
