@@ -100,7 +100,7 @@ def test_batches(client: Any, index: str) -> None:
 def test_a_page_with_more_keys_than_values_is_refused(
     client: Any, index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client.put(index, "key", 1)
+    client.put(index, "key", 1, write="all")  # whoever is walked
     monkeypatch.setattr(TypeRegistry, "decode_array", lambda self, packed: [])
     with pytest.raises(ProtocolError, match="1 keys came with 0 values"):
         list(client.items(index))

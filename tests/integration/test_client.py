@@ -204,7 +204,7 @@ class TestThreadsAndProcesses:
         def work(thread: int) -> None:
             for number in range(30):
                 key = f"{thread}-{number}"
-                client.put("threads", key, key)
+                client.put("threads", key, key, write="all")  # whoever is counted
                 assert client.lookup("threads", key) == key
 
         with ThreadPoolExecutor(16) as pool:

@@ -64,7 +64,8 @@ def test_below_min_peers_requests_are_refused_and_say_so(tmp_path: Path) -> None
 
 def test_a_peer_that_comes_back_takes_its_place_without_moving_data(own: Peers) -> None:
     client = own.client()
-    client.batch_put("i", {str(number): number for number in range(500)}).raise_for_failures()
+    entries = {str(number): number for number in range(500)}
+    client.batch_put("i", entries, write="all").raise_for_failures()
     before, epoch = placement(own), client.status()["epoch"]
     assert own["b"].stop() == 0
     client.put("i", "meanwhile", 1)
