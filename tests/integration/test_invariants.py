@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,6 +147,25 @@ def records(peers: Peers, *names: str) -> list[int]:
     return [int(peers[name].page("/status").get("records", -1)) for name in names]
 
 
+def horizons(peers: Peers, *names: str) -> list[int]:
+    """Return how often peers were told a horizon."""
+    return [peers[name].page("/status")["counts"].get("SetHorizon", 0) for name in names]
+
+
+def horizons_at_rest(peers: Peers, *names: str) -> list[int]:
+    """Wait until peers have heard of all horizons so far, and return how often they were told.
+
+    What all had agreed on before one was killed is still told to those that missed it.
+    """
+
+    def rested() -> list[int]:
+        before = horizons(peers, *names)
+        time.sleep(3)  # longer than both intervals
+        return before if horizons(peers, *names) == before else []
+
+    return wait_until(rested, PATIENCE, "no more horizons are told")
+
+
 def test_what_is_deleted_while_a_replica_is_away_stays_deleted(wired: WiredPeers) -> None:
     """I3, by name: and the tombstones wait on disk for the one that is away, then go."""
     client = wired.client()
@@ -156,14 +176,12 @@ def test_what_is_deleted_while_a_replica_is_away_stays_deleted(wired: WiredPeers
         wired[name].kill()
         client.batch_delete("deleted", keys).raise_for_failures()
         before = records(wired, *others)
-        rounds = [wired[one].page("/status")["counts"].get("SetHorizon", 0) for one in others]
+        told = horizons_at_rest(wired, *others)
         with Load(wired.client()) as load:  # as long as it takes to bury twice, if it could
             more(load, 400)
         held = records(wired, *others)
         assert all(now >= then for now, then in zip(held, before, strict=True)), (before, held)
-        assert rounds == [
-            wired[one].page("/status")["counts"].get("SetHorizon", 0) for one in others
-        ], "a horizon was set without it"
+        assert horizons(wired, *others) == told, "a horizon was set without it"
         wired[name].start()
         back(wired, name)
         check_invariants(wired, load)
