@@ -354,6 +354,8 @@ class Reconciliation(Chunk):
             return []
         self._repairing.add(peer)
         keys, lost = zip(*losses, strict=True)
+        oldest = min(map(version_in, lost))
+        self.operation.session.take_for_behind(peer, oldest, now)
         apply = Apply(
             self.operation.index, Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(lost))
         )

@@ -42,17 +42,21 @@ class WriteSet(NamedTuple):
         )
 
 
-def read_table(view: View, level: Level, zone: str, avoid: Collection[str]) -> list[Peers]:
+def read_table(
+    view: View, level: Level, zone: str, avoid: Collection[str], behind: Collection[str] = ()
+) -> list[Peers]:
     """Return whom to ask for each partition: the first gives values, the others digests.
 
-    Members of ``avoid`` come last, then those without their lock; the own zone comes first.
-    Members that have lost their data are never asked. Where too few are left for the level,
-    nobody is: fewer could not tell a key that is missing from one that they missed.
+    Members of ``avoid`` come last, then, from the end, those without their lock and those that are
+    ``behind``; of the others those in the own zone come first. Members that have lost their data
+    are never asked. Where too few are left for the level, nobody is: fewer could not tell a key
+    that is missing from one that they missed.
     """
     members, alive = view.members, view.alive
 
-    def reluctance(peer: str) -> tuple[bool, bool, bool]:
-        return peer in avoid, peer not in alive, bool(zone) and members[peer].zone != zone
+    def reluctance(peer: str) -> tuple[bool, ...]:
+        elsewhere = bool(zone) and members[peer].zone != zone
+        return peer in avoid, peer not in alive, peer in behind, elsewhere
 
     cost = {peer: reluctance(peer) for peer in members}
     synced = {peer for peer, member in members.items() if member.synced}

@@ -19,7 +19,15 @@ from dstash.errors import WrongCluster
 from dstash.limits import MAX_CLOCK_SKEW_MS
 from dstash.store.record import partition_of
 from dstash.types import Level
-from dstash.version import WRITER_BYTES, Clock, Stamp, Version, pack, stamp_milliseconds
+from dstash.version import (
+    WRITER_BYTES,
+    Clock,
+    Stamp,
+    Version,
+    newest_stamp,
+    pack,
+    stamp_milliseconds,
+)
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.messages import AskTopology, Hello, Ping
 from dstash.wire.protocol import LOWEST_PROTOCOL, common_protocol
@@ -29,6 +37,12 @@ from dstash.wire.shapes import Message
 SILENCE_MS = 300
 #: How often such a peer is asked whether it is back.
 PROBE_MS = 500
+
+#: A replica without what was written this long ago has missed it: a write is hardly ever on its
+#: way for longer.
+MISSED_MS = 1000
+#: How long such a replica is asked after the others: it is being healed meanwhile.
+BEHIND_MS = 2000
 
 #: Keys of a batch that are sorted as one, before they are cut into requests.
 KEYS_PER_SLAB = 100_000
@@ -50,6 +64,7 @@ class _ReadTable(NamedTuple):
 
     view: View
     avoid: frozenset[str]
+    behind: frozenset[str]
     targets: list[Peers]
 
 
@@ -86,6 +101,7 @@ class Session:
         self.value_bytes = 100.0  # running mean, to size requests by what their answers weigh
         self._offsets: dict[str, int] = {}
         self._avoid: dict[str, int] = {}  # peer -> when it may be probed next
+        self._behind: dict[str, int] = {}  # peer -> until when it is asked after the others
         self._probes: dict[str, tuple[int, int]] = {}  # peer -> (correlation, when it was sent)
         self._protocols: dict[str, int] = {}  # peer -> the version that both sides speak
         self._clock = Clock(self.cluster_time)
@@ -170,6 +186,23 @@ class Session:
         """Whether this peer has not been heard since it failed."""
         return peer in self._avoid
 
+    def take_for_behind(self, peer: str, missing: Version, now: int) -> None:
+        """Ask a replica after the others for a while, if what it lacks is no news.
+
+        A look-up that meets it pays for a second round and for the commit of the repair; one now
+        and then is enough to learn whether it has caught up.
+        """
+        if stamp_milliseconds(newest_stamp(missing)) < self.cluster_time() - MISSED_MS:
+            self._behind[peer] = now + BEHIND_MS
+
+    def _peers_behind(self) -> frozenset[str]:
+        if not self._behind:
+            return frozenset()
+        now = self.wall()
+        for peer in [one for one, until in list(self._behind.items()) if until <= now]:
+            self._behind.pop(peer, None)
+        return frozenset(self._behind)
+
     def probes(self, now: int) -> list[Send]:
         """Return pings for avoided peers, each now and then: any answer brings them back.
 
@@ -239,11 +272,11 @@ class Session:
 
     def read_targets(self, level: Level) -> list[Peers]:
         """Return whom to ask for each partition."""
-        view, avoid = self.known_view(), frozenset(self._avoid)
+        view, avoid, behind = self.known_view(), frozenset(self._avoid), self._peers_behind()
         kept = self._read_tables.get(level)
-        if kept is None or kept.view is not view or kept.avoid != avoid:
-            kept = _ReadTable(view, avoid, read_table(view, level, self.zone, avoid))
-            self._read_tables[level] = kept
+        if kept is None or kept.view is not view or (kept.avoid, kept.behind) != (avoid, behind):
+            table = read_table(view, level, self.zone, avoid, behind)
+            kept = self._read_tables[level] = _ReadTable(view, avoid, behind, table)
         return kept.targets
 
     def all_targets(self) -> list[Peers]:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from dstash.client.reads import LookupOperation
+from dstash.client.routing import read_table
+from dstash.client.session import BEHIND_MS, MISSED_MS
 from dstash.client.writes import ApplyOperation
 from dstash.errors import BelowFloor, CorruptRecord, ProtocolError, TimedOut, Unavailable
 from dstash.limits import PARTITIONS
@@ -96,6 +98,43 @@ class TestDisagreement:
         assert {} in seen["one"]
         assert {} in seen["scan"]
         assert seen["quorum"] == [{"k": 1}] * 3
+
+    def test_who_missed_what_is_no_news_is_asked_last_until_it_has_had_time(self) -> None:
+        joined = Joined()
+        keys = [f"k{number}" for number in range(30)]
+        joined.put(dict.fromkeys(keys, 1), "all")
+        joined.silent = {"c"}
+        joined.put(dict.fromkeys(keys, 2))
+        joined.silent = set()
+        joined.session.heard("c")  # it was silent, and it is back
+
+        def asked_c(after: int) -> list[str]:
+            joined.now += after
+            joined.asked.clear()
+            assert all(joined.lookup(key) == {key: 2} for key in keys[:-1])
+            return [type(one.message).__name__ for peer, one in joined.asked if peer == "c"]
+
+        joined.lookup(keys[-1], level="all")  # c has missed it, or it is still on its way
+        usual = read_table(joined.session.known_view(), Level.QUORUM, "", ())
+        assert joined.session.read_targets(Level.QUORUM) == usual
+        assert asked_c(MISSED_MS + 1)[-2:] == ["Fetch", "Apply"], "nothing after the first it lacks"
+        assert asked_c(BEHIND_MS - 1) == []
+        assert asked_c(1)[-2:] == ["Fetch", "Apply"], "it is tried again, and still lacks some"
+
+    def test_news_beside_what_it_missed_do_not_hide_that_it_is_behind(self) -> None:
+        joined = Joined()
+        replicas = joined.session.replicas_of
+        new = next(
+            key for key in map(str, range(100)) if replicas(key.encode()) == replicas(b"old")
+        )
+        joined.silent = {"c"}
+        joined.put({"old": 1})
+        joined.now += MISSED_MS + 1
+        joined.put({new: 1})
+        joined.silent = set()
+        assert joined.lookup("old", new, level="all") == {"old": 1, new: 1}
+        table = joined.session.read_targets(Level.QUORUM)
+        assert not any("c" in targets for targets in table)
 
     @pytest.mark.parametrize("missed", "abc")
     def test_any_two_of_three_know_a_quorum_write(self, missed: str) -> None:
