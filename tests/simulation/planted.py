@@ -60,6 +60,7 @@ class AckBeforeSync(World):
     def crashed(self, node: Node) -> None:
         """Lose what was not synced."""
         node.store.records = dict(self._synced.get(node.store.store_id, {}))
+        node.store.forget_order()
 
 
 class _NewestArrivalWins(SimulatedStore):
