@@ -34,6 +34,24 @@ def wait_until(predicate: Callable[[], T], timeout: float, what: str) -> T:
         time.sleep(_POLL)
 
 
+def wait_for_rest(count: Callable[[], T], seconds: float, timeout: float, what: str) -> T:
+    """Call ``count`` until it gives the same twice, ``seconds`` apart, and return that.
+
+    Raises:
+        AssertionError: it did not come to rest within ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    last = count()
+    while True:
+        time.sleep(seconds)
+        found = count()
+        if found == last:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not at rest within {timeout:g} s: {what} ({last!r}, {found!r})")
+        last = found
+
+
 def stays_true(predicate: Callable[[], object], seconds: float, what: str) -> None:
     """Fail as soon as ``predicate`` gives something false during ``seconds``."""
     deadline = time.monotonic() + seconds

@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 import os
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dstash import Client
 from tests.harness.consul import ConsulAgent, ConsulCluster
 from tests.harness.invariants import check_invariants
 from tests.harness.load import Load
 from tests.harness.peers import PATIENCE, Peers
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import stays_true, wait_until
 from tests.harness.wires import CLIENT, WiredPeers
 
 SOAK = int(os.environ.get("SOAK", "1"))
@@ -27,6 +27,8 @@ HASTY = {
     "DSTASH_BURY_INTERVAL": "2",
     "DSTASH_BURY_LAG": "1",
 }
+#: Of those, in seconds.
+LONGEST_INTERVAL = 2
 NAMES = ("a", "b", "c")
 
 pytestmark = pytest.mark.timeout(300 * SOAK)
@@ -147,52 +149,42 @@ def records(peers: Peers, *names: str) -> list[int]:
     return [int(peers[name].page("/status").get("records", -1)) for name in names]
 
 
-def horizons(peers: Peers, *names: str) -> list[int]:
-    """Return how often peers were told a horizon."""
-    return [peers[name].page("/status")["counts"].get("SetHorizon", 0) for name in names]
-
-
-def horizons_at_rest(peers: Peers, *names: str) -> list[int]:
-    """Wait until peers have heard of all horizons so far, and return how often they were told.
-
-    What all had agreed on before one was killed is still told to those that missed it.
-    """
-
-    def rested() -> list[int]:
-        before = horizons(peers, *names)
-        time.sleep(3)  # longer than both intervals
-        return before if horizons(peers, *names) == before else []
-
-    return wait_until(rested, PATIENCE, "no more horizons are told")
+def wait_until_buried(peers: Peers, client: Client) -> None:
+    """Wait until no tombstone is left on any disk."""
+    live = client.count("load")  # on every disk, and nothing else
+    wait_until(
+        lambda: records(peers, *NAMES) == [live] * len(NAMES),
+        PATIENCE,
+        "the tombstones have left every disk",
+    )
 
 
 def test_what_is_deleted_while_a_replica_is_away_stays_deleted(wired: WiredPeers) -> None:
     """I3, by name: and the tombstones wait on disk for the one that is away, then go."""
     client = wired.client()
     keys = [f"gone-{number}" for number in range(200)]
+    wait_until_buried(wired, client)  # what earlier tests deleted
     for name in "a" if SOAK == 1 else NAMES * SOAK:
         client.batch_put("deleted", dict.fromkeys(keys, "old"), write="all").raise_for_failures()
         others = [one for one in NAMES if one != name]
         wired[name].kill()
         client.batch_delete("deleted", keys).raise_for_failures()
         before = records(wired, *others)
-        told = horizons_at_rest(wired, *others)
-        with Load(wired.client()) as load:  # as long as it takes to bury twice, if it could
+        stays_true(
+            lambda some=others, all_of=before: records(wired, *some) == all_of,  # type: ignore[misc]
+            3 * LONGEST_INTERVAL,  # as long as it takes to bury twice, if they could without it
+            "the tombstones wait for the one that is away",
+        )
+        with Load(wired.client()) as load:
             more(load, 400)
         held = records(wired, *others)
         assert all(now >= then for now, then in zip(held, before, strict=True)), (before, held)
-        assert horizons(wired, *others) == told, "a horizon was set without it"
         wired[name].start()
         back(wired, name)
         check_invariants(wired, load)
         for level in ("one", "quorum", "all"):
             assert client.batch_lookup("deleted", keys, read=level) == {}
-        live = client.count("load")  # on every disk, and nothing else
-        wait_until(
-            lambda most=live: records(wired, *NAMES) == [most] * len(NAMES),  # type: ignore[misc]
-            PATIENCE,
-            "the tombstones have left every disk",
-        )
+        wait_until_buried(wired, client)
         assert client.batch_lookup("deleted", keys, read="all") == {}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from tests.harness.consul import ConsulAgent
 from tests.harness.load import Load
 from tests.harness.peers import PATIENCE, Peer, Peers
 from tests.harness.replicas import wait_until_equal, wait_until_vacated
-from tests.harness.waiting import stays_true, wait_until
+from tests.harness.waiting import stays_true, wait_for_rest, wait_until
 
 SOAK = int(os.environ.get("SOAK", "1"))
 #: Enough to be stopped in the middle at a low rate.
@@ -236,13 +235,6 @@ def conductor_dies(cluster: Peers, client: Client) -> None:
     wait_for_candidate(cluster, client, "p4")
 
 
-def at_rest(count: Callable[[], int]) -> bool:
-    """Whether a count stays as it is, for longer than a commit takes."""
-    before = count()
-    time.sleep(1)
-    return count() == before
-
-
 def test_pause_holds_everything_still_and_cancel_goes_back(peers: Peers) -> None:
     client = peers.client()
     fill(client)
@@ -256,8 +248,7 @@ def test_pause_holds_everything_still_and_cancel_goes_back(peers: Peers) -> None
     epoch = client.topology().epoch
     wait_until(lambda: joiner.page("/status")["epoch"] >= epoch, PATIENCE, "it pauses")
     assert joiner.page("/status")["healing"]["filling"] > 0  # what it has still to do
-    wait_until(lambda: at_rest(held), PATIENCE, "what was under way has come in")
-    before = held()
+    before = wait_for_rest(held, 1, PATIENCE, "what was under way has come in")
     stays_true(lambda: held() == before, 1.5 * SOAK, "nothing moves")
     client.order("resume")
     wait_until(lambda: held() > before, PATIENCE, "it goes on")
