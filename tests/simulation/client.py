@@ -127,9 +127,7 @@ class VirtualClient:
         self.is_paused = False
         self.values_made = 0
         self._deferred: list[Callable[[], None]] = []
-        self.session = Session(
-            clock, zone=settings.zone or "", random_bytes=lambda n: world.rng.randbytes(n)
-        )
+        self.session = world.make_session(clock, settings.zone or "")
         self.calls = Calls(settings, self.session, _TYPES)
         self.channel = VirtualChannel(self, self.session)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
 from dstash.cluster.holdings import SLICE
 from dstash.peer.healer import Pace
 from tests.simulation.events import MS, SECOND
-from tests.simulation.faults import KINDS
+from tests.simulation.faults import common_kinds, shared_kinds
+from tests.simulation.registry import independent, token_of
 
 #: Clock regimes: the largest offset of a node (ms), that of one odd node, and steps while it runs.
 _CLOCKS: Final = (
@@ -50,6 +52,7 @@ class Conditions:
         slice_records: how many records a peer walks in one go.
         page_bytes: what a page of a copy weighs, at least and at most.
         down_out_after: seconds after which peers give up one that is down; 0 for never.
+        profiles: names of the profiles that changed what was drawn.
     """
 
     peers: int
@@ -73,10 +76,36 @@ class Conditions:
     faults: tuple[str, ...]
     slice_records: int
     page_bytes: tuple[int, int]
+    profiles: tuple[str, ...] = ()
 
 
-def draw(rng: Random, calls: int) -> Conditions:
-    """Draw the conditions of a run with about that many calls."""
+def draw(rng: Random, calls: int, always: Collection[str] = ()) -> Conditions:
+    """Draw the conditions of a run: the common ones, rare fault kinds, and profiles.
+
+    Args:
+        rng: the source of chance.
+        calls: calls of all clients, about.
+        always: names of profiles that the run has in any case.
+    """
+    from tests.simulation.profiles import apply  # profiles are made of conditions
+
+    token = token_of(rng)
+    drawn = draw_common(rng, calls)
+    rare = [
+        name
+        for name, share in shared_kinds().items()
+        if independent(token, f"kind {name}").random() < share
+    ]
+    drawn = replace(drawn, faults=(*drawn.faults, *rare))
+    return apply(drawn, token, always)
+
+
+def draw_common(rng: Random, calls: int) -> Conditions:
+    """Draw what every run has, with about that many calls.
+
+    A new draw belongs into a profile, or derives from what is drawn here: otherwise every seed
+    means something else from then on.
+    """
     peers = rng.choice((3, 3, 3, 4, 5))
     small, odd, steps = rng.choice(_CLOCKS)
     offsets = [rng.randint(-small, small) for _ in range(peers)]
@@ -102,7 +131,7 @@ def draw(rng: Random, calls: int) -> Conditions:
         pace=rng.choice(_PACES),
         spares=rng.choice((1, 2)),
         down_out_after=rng.choice((0.0, 0.0, 2.5, 8.0)),
-        faults=tuple(rng.sample(sorted(KINDS), count)),
+        faults=tuple(rng.sample(common_kinds(), count)),
         # Not drawn: seeds that were found before this came keep their conditions.
         slice_records=_SLICES[sum(offsets) % len(_SLICES)],
         page_bytes=_PAGES[sum(offsets) // len(_SLICES) % len(_PAGES)],

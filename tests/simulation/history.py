@@ -14,6 +14,7 @@ from dstash.types import NEVER, Level, Outcome
 from dstash.version import Version
 from dstash.wire.keys import Key
 from dstash.wire.shapes import Frame, Message
+from tests.simulation.trace import show_version
 
 #: A place in the data: index and key.
 Place = tuple[str, str]
@@ -123,3 +124,15 @@ def conclude(
             write.error = repr(result.reasons[:3]) if key in result.outcomes else ""
         if write.outcome is not Outcome.STORED:
             write.acked = None
+
+
+def describe_writes(history: History, place: Place) -> list[str]:
+    """Return the writes of a key, as lines for people."""
+    return [
+        f"{write.invoked / 1e6:11.6f}..{min(write.returned, 10**12) / 1e6:.6f} {write.client} "
+        f"{write.kind} {write.value!r} at {write.level}: {write.outcome}"
+        f"{'' if write.outcome is Outcome.STORED else ' ' + write.error}"
+        f" sent as {[show_version(version) for version in write.versions]}"
+        f"{f' until {write.expiry % 100_000_000}' if write.expiry else ''}"
+        for write in history.writes.get(place, [])
+    ]

@@ -1,7 +1,7 @@
-"""Runs many seeds: ``python -m tests.simulation.soak --seeds 2000 [--first N] [--jobs 2]``.
+"""Run the simulation for many seeds: ``python -m tests.simulation --seeds 2000``.
 
-A seed means the same only with the same code, calls and partitions. One that fails prints a line
-that runs it again.
+A seed means the same only with the same code, calls and partitions. A seed that fails prints a
+line that runs it again.
 """
 
 from __future__ import annotations
@@ -12,12 +12,20 @@ import multiprocessing
 import sys
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tests.simulation.partitions import shrink
 
 if TYPE_CHECKING:
     from tests.simulation.world import Report
+
+
+class _Task(NamedTuple):
+    seed: int
+    calls: int
+    planted: str | None
+    more: str
+    profile: str
 
 
 def _arguments() -> argparse.Namespace:
@@ -28,27 +36,68 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--calls", type=int, default=200, help="calls of clients a seed, about")
     parser.add_argument("--partitions", type=int, default=64, help="a power of two, up to 4096")
-    parser.add_argument("--planted", metavar="FAULT", help="in a world with a fault of planted.py")
-    parser.add_argument("--with", dest="more", default="", metavar="FAULT,...", help="always")
+    parser.add_argument("--planted", metavar="FAULT", help="in worlds with this fault of planted/")
+    parser.add_argument(
+        "--with", dest="more", default="", metavar="KIND,...", help="fault kinds of every run"
+    )
+    parser.add_argument(
+        "--profile", default="", metavar="PROFILE,...", help="profiles of every run"
+    )
+    parser.add_argument("--list", action="store_true", help="list kinds, profiles, planted faults")
     parser.add_argument("--stop", action="store_true", help="stop at the first that fails")
     parser.add_argument("--brief", action="store_true", help="no traces")
     parser.add_argument("--digests", action="store_true", help="print the hash of every trace")
     return parser.parse_args()
 
 
-def _run(task: tuple[int, int, str | None, str]) -> Report:
+def _run(task: _Task) -> Report:
     # Imported here, for the number of partitions must be known before.
     from tests.simulation.planted import PLANTED
     from tests.simulation.world import World
 
-    seed, calls, planted, more = task
-    always = tuple(filter(None, more.split(",")))
+    always = tuple(filter(None, task.more.split(",")))
+    profiles = tuple(filter(None, task.profile.split(",")))
     gc.disable()  # nearly all that a world makes lives as long as the world
     try:
-        return PLANTED[planted](seed).run() if planted else World(seed, calls, always=always).run()
+        if task.planted:
+            return PLANTED[task.planted].world(task.seed).run()
+        return World(task.seed, task.calls, always=always, profiles=profiles).run()
     finally:
         gc.enable()
         gc.collect()
+
+
+def _check_names(arguments: argparse.Namespace) -> str:
+    """Return what is wrong with the names in the arguments, if anything is."""
+    from tests.simulation.faults import KINDS
+    from tests.simulation.planted import PLANTED
+    from tests.simulation.profiles import PROFILES
+
+    for option, names, known in (
+        ("--with", arguments.more, KINDS),
+        ("--profile", arguments.profile, PROFILES),
+        ("--planted", arguments.planted or "", PLANTED),
+    ):
+        for name in filter(None, names.split(",")):
+            if name not in known:
+                return f"{option} {name}: unknown; known are {', '.join(sorted(known))}"
+    return ""
+
+
+def _listing() -> str:
+    from tests.simulation.faults import KINDS, KINDS_PENDING
+    from tests.simulation.planted import PLANTED
+    from tests.simulation.profiles import PROFILES, PROFILES_PENDING
+
+    lines = []
+    for title, known, pending in (
+        ("fault kinds", KINDS, KINDS_PENDING),
+        ("profiles", PROFILES, PROFILES_PENDING),
+        ("planted faults", PLANTED, {}),
+    ):
+        waits = {name: f" (pending: {reason})" for name, reason in pending.items()}
+        lines += [f"{title}:", *(f"  {name}{waits.get(name, '')}" for name in sorted(known))]
+    return "\n".join(lines)
 
 
 def _show(report: Report, arguments: argparse.Namespace) -> None:
@@ -58,6 +107,7 @@ def _show(report: Report, arguments: argparse.Namespace) -> None:
     again = f"--only {report.seed} --calls {arguments.calls} --partitions {arguments.partitions}"
     again += f" --planted {arguments.planted}" if arguments.planted else ""
     again += f" --with {arguments.more}" if arguments.more else ""
+    again += f" --profile {arguments.profile}" if arguments.profile else ""
     _say("\n".join([*lines, f"  again: python -m tests.simulation {again}", ""]))
 
 
@@ -70,13 +120,18 @@ def main() -> int:
     arguments = _arguments()
     if arguments.partitions != 4096:
         shrink(arguments.partitions)
+    wrong = _check_names(arguments)
+    if wrong or arguments.list:
+        _say(wrong or _listing())
+        return 2 if wrong else 0
     seeds = arguments.only or range(arguments.first, arguments.first + arguments.seeds)
     began = time.monotonic()
     failed: list[int] = []
     counts: Counter[str] = Counter()
     done = 0
     with multiprocessing.Pool(arguments.jobs) as pool:
-        tasks = [(seed, arguments.calls, arguments.planted, arguments.more) for seed in seeds]
+        more = arguments.calls, arguments.planted, arguments.more, arguments.profile
+        tasks = [_Task(seed, *more) for seed in seeds]
         for report in pool.imap_unordered(_run, tasks, chunksize=2):
             done += 1
             counts.update(report.counts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Final
@@ -13,25 +13,25 @@ from unittest import mock
 
 import structlog
 
+from dstash.client.session import Session
 from dstash.cluster import syncing
 from dstash.cluster.joining import found
 from dstash.cluster.membership import Announcement, Stored
 from dstash.cluster.topology import Topology
-from dstash.cluster.view import View
 from dstash.limits import PARTITIONS
 from dstash.peer.commits import Commit
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.keeper import Keeper
-from dstash.store.record import partition_of
 from dstash.store.twin import TwinStore
-from tests.simulation.checker import Checker, Terms, Violation, compare, describe_writes
+from tests.simulation.checks import Run, Terms, Violation, When, judge
 from tests.simulation.client import VirtualClient, client_settings
 from tests.simulation.clock import WallClock
 from tests.simulation.conditions import Conditions, draw
 from tests.simulation.disk import SimulatedStore
 from tests.simulation.events import MS, SECOND, Events
 from tests.simulation.faults import Faults
-from tests.simulation.history import History, Place
+from tests.simulation.history import History, Place, describe_writes
+from tests.simulation.losses import Loss
 from tests.simulation.membership import VirtualMembership
 from tests.simulation.network import Network
 from tests.simulation.node import Node
@@ -85,10 +85,11 @@ class World:
         calls: int = 200,
         conditions: Conditions | None = None,
         always: tuple[str, ...] = (),
+        profiles: tuple[str, ...] = (),
     ) -> None:
         self.seed = seed
         self.rng = Random(seed)
-        drawn = conditions or draw(self.rng, calls)
+        drawn = conditions or draw(self.rng, calls, profiles)
         faults = tuple(sorted({*drawn.faults, *always}))
         self.conditions = replace(drawn, faults=faults)
         self.events = Events()
@@ -96,8 +97,8 @@ class World:
         self.history = History()
         self.network = Network(self.events, self.rng, self.trace)
         self.membership = VirtualMembership(self.events, self.rng, self.trace)
-        self.wiped = False
-        self.damaged = False
+        #: What was lost for good.
+        self.losses: set[Loss] = set()
         self.is_healing = False
         self.indexes = ["a", "b"]
         keys = self.conditions.keys
@@ -131,6 +132,10 @@ class World:
 
     # -- what can be bent
 
+    def patches(self) -> Iterable[AbstractContextManager[object]]:
+        """Return what stands in for parts of the code while the world runs (``mock.patch``)."""
+        return ()
+
     def make_store(self, store_id: str) -> SimulatedStore:
         """Return an empty disk."""
         return SimulatedStore(store_id, self.rng)
@@ -149,6 +154,10 @@ class World:
 
     def crashed(self, node: Node) -> None:
         """Take from a disk what was not synced."""
+
+    def make_session(self, clock: WallClock, zone: str) -> Session:
+        """Return the session of a client that starts."""
+        return Session(clock, zone=zone, random_bytes=lambda n: self.rng.randbytes(n))
 
     # -- what others call
 
@@ -180,7 +189,9 @@ class World:
 
     def run(self) -> Report:
         """Let it all happen."""
-        with _quiet(), _pages_of(*self.conditions.page_bytes):
+        with ExitStack() as patched:
+            for patch in (_quiet(), _pages_of(*self.conditions.page_bytes), *self.patches()):
+                patched.enter_context(patch)
             self._form()
             self._work()
             self._heal()
@@ -234,7 +245,7 @@ class World:
 
     def _scrub(self, node: Node) -> None:
         """Let the slow scrub find at once what it finds within the hour."""
-        if self.damaged and node.core is not None:
+        if Loss.RECORD in self.losses and node.core is not None:
             for partition in range(PARTITIONS):
                 task = node.core.holdings.scrub(partition)
                 node.core.scheduler.spawn(f"scrub:{partition}", task)
@@ -248,10 +259,11 @@ class World:
             self.events.run_until(min(end, self.events.now + fastest))
         while self.events.now < end:
             self.events.run_until(self.events.now + 2 * SECOND)
-            if self._is_whole() and not self._compare():
+            if not judge(self._run(), When.HEALED):
                 return
 
-    def _is_whole(self) -> bool:
+    def is_whole(self) -> bool:
+        """Whether every member runs and is ready, and no change of placement waits."""
         topology = self.membership.topology
         return (
             not self._running
@@ -265,6 +277,16 @@ class World:
             )
         )
 
+    def is_whole_on_disk(self) -> bool:
+        """Whether every member has the store of the topology, and it is filled."""
+        topology = self.membership.topology
+        if topology is None or not topology.formed:
+            return False
+        stores = {node.name: node.store.store_id for node in self.nodes}
+        return all(
+            member.synced and member.store_id == stores[member.id] for member in topology.members
+        )
+
     def is_member(self, node: Node) -> bool:
         """Whether a peer is in the topology."""
         topology = self.membership.topology
@@ -274,9 +296,7 @@ class World:
         if self._running:
             self.history.broken.append(f"{self._running} clients never came to their end")
             self._running = 0
-        found = self._compare()
-        if not self._is_whole():
-            found.append(Violation("I4", None, f"not healed: {self.membership.topology}"))
+        found = judge(self._run(), When.HEALED)
         reader = self._make_client(_READER)
         self.clients.append(reader)
         self._await([(reader, Workload(self, reader).read_back(self.places))])
@@ -287,7 +307,10 @@ class World:
                 for client in survivors
             ]
         )
-        return Checker(self.history, self._terms()).check() + found
+        return judge(self._run(), When.END) + found
+
+    def _run(self) -> Run:
+        return Run(self.history, self._terms(), self)
 
     def _await(self, scripts: Iterable[tuple[VirtualClient, Script]]) -> None:
         for client, script in scripts:
@@ -300,36 +323,13 @@ class World:
         clocks = [node.clock for node in self.nodes]
         slack = max(clock.error_ms() for clock in clocks) + 50
         # A partition that moves is copied from as many replicas as quorums need, and no more.
-        loses_ones = self.wiped or self.damaged or self.membership.moved_data
+        loses_ones = bool(self.losses) or self.membership.moved_data
         return Terms(
             self.conditions.replicas,
             slack,
             keeps_ones=not loses_ones,
             delivers_once=not self.conditions.duplication,
         )
-
-    def _compare(self) -> list[Violation]:
-        topology = self.membership.topology
-        if topology is None:
-            return [Violation("I4", None, "there is no topology")]
-        view = View(topology)
-        unsynced = {member.id for member in topology.members if not member.synced}
-        stores = {node.name: node.store for node in self.nodes}
-        owners = {
-            storage_key: [
-                peer
-                for peer in view.readers[int.from_bytes(storage_key[:2], "big")]
-                if peer not in unsynced
-            ]
-            for storage_key in self._storage_keys()
-        }
-        return compare(stores, owners)
-
-    def _storage_keys(self) -> Iterator[bytes]:
-        for index, key in self.places:
-            encoded = key.encode()
-            name = index.encode()
-            yield partition_of(encoded).to_bytes(2, "big") + bytes((len(name),)) + name + encoded
 
     def _report(self, violations: list[Violation]) -> Report:
         traces: dict[Place | None, list[str]] = {}

@@ -1,0 +1,75 @@
+"""Whether replicas hold the same once faults have healed: I4."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from dstash.cluster.holdings import Holdings
+from dstash.cluster.view import View
+from dstash.store.digest import is_dead_at
+from dstash.store.record import partition_of, split_storage_key
+from dstash.store.twin import TwinStore
+from tests.simulation.checks.registry import Run, Violation, When, check
+from tests.simulation.history import Place
+from tests.simulation.trace import show_record
+
+_NAME: Final = "I4"
+
+
+@check(When.HEALED)
+def convergence(run: Run) -> Iterator[Violation]:
+    """Check that all replicas of a key hold the same."""
+    topology = run.world.membership.topology
+    if topology is None:
+        yield Violation(_NAME, None, "there is no topology")
+        return
+    view = View(topology)
+    unsynced = {member.id for member in topology.members if not member.synced}
+    stores = {node.name: node.store for node in run.world.nodes}
+    owners = {
+        storage_key: [
+            peer
+            for peer in view.readers[int.from_bytes(storage_key[:2], "big")]
+            if peer not in unsynced
+        ]
+        for storage_key in map(storage_key_of, run.world.places)
+    }
+    yield from compare(stores, owners)
+
+
+@check(When.HEALED)
+def readiness(run: Run) -> Iterator[Violation]:
+    """Check that every member runs, is ready, and that no change waits."""
+    if not run.world.is_whole():
+        yield Violation(_NAME, None, f"not healed: {run.world.membership.topology}")
+
+
+def storage_key_of(place: Place) -> bytes:
+    """Return the storage key of a place."""
+    index, key = (part.encode() for part in place)
+    return partition_of(key).to_bytes(2, "big") + bytes((len(index),)) + index + key
+
+
+def compare(stores: Mapping[str, TwinStore], owners: dict[bytes, list[str]]) -> Iterator[Violation]:
+    """Check that every replica of a key holds the same record, or none that is alive.
+
+    What is dead at the horizon that a peer has for a partition may have left its disk, or not
+    yet; and where horizons differ, and that makes a difference, replicas differ.
+
+    Args:
+        stores: what each peer holds.
+        owners: the peers that should hold a storage key.
+    """
+    horizons = {peer: Holdings(store).horizons for peer, store in stores.items()}
+    for storage_key, peers in owners.items():
+        partition, index, key = split_storage_key(storage_key)
+        held = {peer: stores[peer].records.get(storage_key) for peer in peers}
+        counted = {
+            None if record is None or is_dead_at(record, horizons[peer][partition]) else record
+            for peer, record in held.items()
+        }
+        if len(counted) > 1:
+            shown = ", ".join(f"{peer} {show_record(record)}" for peer, record in held.items())
+            text = f"replicas differ: {shown}"
+            yield Violation(_NAME, (index.decode(), key.decode()), text)

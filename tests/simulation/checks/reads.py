@@ -1,0 +1,125 @@
+"""What reads may return: I1, I2 and I3.
+
+Reads at a level that overlaps with that of a write are held to I1 and I3 at once; all acked
+writes are held to them in the reads after healing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from dstash.types import NEVER, Level, Outcome
+from dstash.version import ZERO, Version
+from tests.simulation.checks.registry import Run, Terms, Violation, check
+from tests.simulation.clock import true_ms
+from tests.simulation.history import History, Read, Write
+from tests.simulation.trace import show_version
+
+
+@check()
+def reads(run: Run) -> Iterator[Violation]:
+    """Check every read against every write of its key."""
+    checker = _Checker(run.history, run.terms)
+    for read in run.history.reads:
+        violation = checker.check(read)
+        if violation is not None:
+            yield violation
+
+
+class _Checker:
+    def __init__(self, history: History, terms: Terms) -> None:
+        self._history = history
+        self._terms = terms
+
+    def check(self, read: Read) -> Violation | None:
+        writes = self._history.writes.get(read.place, [])
+        known = [write for write in writes if write.invoked <= read.returned]
+        floor, by = self._floor(read, known)
+        if read.value is None:
+            return self._check_missing(read, known, floor, by)
+        return self._check_found(read, known, floor, by)
+
+    # -- what must be there
+
+    def _floor(self, read: Read, known: Iterable[Write]) -> tuple[Version, Write | None]:
+        """Return the highest version that this read must not fall behind, and whose it is."""
+        floor, by = ZERO, None
+        for write in known:
+            if write.acked is None or write.returned > read.invoked:
+                continue
+            if write.acked > floor and self._overlaps(read, write):
+                floor, by = write.acked, write
+        return floor, by
+
+    def _overlaps(self, read: Read, write: Write) -> bool:
+        if write.level is Level.ONE and not self._terms.keeps_ones:
+            return False
+        if read.is_last:
+            return True
+        replicas = self._terms.replicas
+        return read.level.needed(replicas) + write.level.needed(replicas) > replicas
+
+    # -- what may be there
+
+    def _check_found(
+        self, read: Read, known: list[Write], floor: Version, by: Write | None
+    ) -> Violation | None:
+        if read.is_blind:
+            candidates = [write for write in known if write.kind != "delete"]
+        else:
+            candidates = [
+                write for write in known if write.kind != "delete" and write.value == read.value
+            ]
+        if not candidates:
+            return self._violation("I2", read, "was never written")
+        candidates = [write for write in candidates if self._may_count(write)]
+        if not candidates:
+            return self._violation("I2", read, "was definitely not stored")
+        if read.version is not None:
+            candidates = [write for write in candidates if read.version in write.versions]
+            if not candidates:
+                return self._violation("I2", read, "has a version that was never written")
+        fresh = [write for write in candidates if max(write.versions) >= floor]
+        if not fresh:
+            kind = "I3" if by is not None and by.kind == "delete" else "I1"
+            return self._violation(kind, read, f"is older than {_describe(by)}")
+        if not any(self._may_live(write, read.invoked) for write in fresh):
+            return self._violation("I3", read, "had expired")
+        return None
+
+    def _check_missing(
+        self, read: Read, known: list[Write], floor: Version, by: Write | None
+    ) -> Violation | None:
+        if by is None:
+            return None
+        for write in known:
+            is_dead = write.kind == "delete" or self._may_be_dead(write, read.returned)
+            if is_dead and self._may_count(write) and max(write.versions) >= floor:
+                return None
+        return self._violation("I1", read, f"misses {_describe(by)}")
+
+    def _may_count(self, write: Write) -> bool:
+        """Whether a write may have reached a disk."""
+        was_refused = write.outcome is Outcome.FAILED and self._terms.delivers_once
+        return bool(write.versions) and not was_refused
+
+    def _may_live(self, write: Write, moment: int) -> bool:
+        return write.expiry == NEVER or write.expiry > true_ms(moment) - self._terms.slack_ms
+
+    def _may_be_dead(self, write: Write, moment: int) -> bool:
+        return write.expiry != NEVER and write.expiry <= true_ms(moment) + self._terms.slack_ms
+
+    def _violation(self, invariant: str, read: Read, why: str) -> Violation:
+        what = "nothing" if read.value is None else repr(read.value)
+        version = f" {show_version(read.version)}" if read.version else ""
+        when = f"{read.invoked / 1e6:.6f}..{read.returned / 1e6:.6f}"
+        text = f"{read.client} read {what}{version} at {read.level} ({when}), which {why}"
+        return Violation(invariant, read.place, text)
+
+
+def _describe(write: Write | None) -> str:
+    if write is None:
+        return "nothing"
+    acked = show_version(write.acked) if write.acked else "?"
+    what = "" if write.kind == "delete" else f" of {write.value!r}"
+    return f"the {write.kind}{what} acked at {write.level} to {write.client} ({acked})"

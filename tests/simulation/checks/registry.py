@@ -1,0 +1,87 @@
+"""The registry of checks, and what they judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from tests.simulation.history import History, Place
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """An invariant that did not hold."""
+
+    invariant: str
+    place: Place | None
+    text: str
+
+    def __str__(self) -> str:
+        where = f" {self.place[0]}/{self.place[1]}" if self.place else ""
+        return f"{self.invariant}{where}: {self.text}"
+
+
+class Terms(NamedTuple):
+    """What a run promises.
+
+    ``slack_ms``: how far any clock was ever off: by so much an expiry may come early or late.
+    ``keeps_ones``: whether writes acked by a single replica must survive (no store was lost, no
+    partition moved).
+    ``delivers_once``: whether a request that was refused stays refused; not so where the network
+    delivers copies, which TCP never does after an answer.
+    """
+
+    replicas: int
+    slack_ms: int
+    keeps_ones: bool
+    delivers_once: bool
+
+
+class Run(NamedTuple):
+    """What a check judges."""
+
+    history: History
+    terms: Terms
+    world: World
+
+
+class When(Enum):
+    """When a check is made."""
+
+    #: Again and again while the cluster heals, until none finds anything, or time is over.
+    HEALED = "healed"
+    #: Once, after all calls, those that read every key at the end included.
+    END = "end"
+
+
+Check = Callable[[Run], Iterable[Violation]]
+
+CHECKS: Final[dict[str, tuple[When, Check]]] = {}
+
+
+def check(when: When = When.END) -> Callable[[Check], Check]:
+    """Register a check under the name of its function."""
+
+    def register(function: Check) -> Check:
+        name = getattr(function, "__name__", "")
+        if name in CHECKS:
+            raise ValueError(f"two checks are called {name!r}")
+        CHECKS[name] = when, function
+        return function
+
+    return register
+
+
+def judge(run: Run, when: When) -> list[Violation]:
+    """Return what the checks of that moment find."""
+    return [
+        violation
+        for moment, function in CHECKS.values()
+        if moment is when
+        for violation in function(run)
+    ]

@@ -1,0 +1,72 @@
+"""Faults of disks: lost, damaged, slow, full and failing."""
+
+from __future__ import annotations
+
+from tests.simulation.events import MS
+from tests.simulation.faults.registry import Undo, kind
+from tests.simulation.faults.schedule import Faults
+from tests.simulation.losses import Loss
+
+
+@kind("wipe")
+def wipe(faults: Faults) -> Undo:
+    """Put an empty disk into a machine."""
+    node, world = faults.unlucky, faults.world
+    if not world.is_whole_on_disk() or not world.is_member(node):
+        return None
+    node.kill(power=True)
+    node.wipe()
+    world.losses.add(Loss.STORE)
+    return lambda: faults.start(node)
+
+
+@kind("damage")
+def damage(faults: Faults) -> Undo:
+    """Flip a bit of a record."""
+    store = faults.unlucky.store
+    if store.records:
+        storage_key = faults.rng.choice(store.ordered())
+        store.damage(storage_key, faults.rng.randrange(1 << 16))
+        faults.note(f"{faults.unlucky.name} has a rotten record {storage_key[3:]!r}")
+        faults.world.losses.add(Loss.RECORD)
+    return None
+
+
+@kind("slow_disk")
+def slow_disk(faults: Faults) -> Undo:
+    """Let commits of a machine take long."""
+    node = faults.any_node()
+    before = node.sync_time
+    node.sync_time = faults.rng.choice((20 * MS, 200 * MS, 1500 * MS))
+    faults.note(f"{node.name} syncs in {node.sync_time // MS} ms")
+
+    def undo() -> None:
+        node.sync_time = min(before, 300)
+
+    return undo
+
+
+@kind("full_disk")
+def full_disk(faults: Faults) -> Undo:
+    """Let a disk refuse every commit."""
+    store = faults.any_node().store
+    store.is_full = True
+    faults.note(f"{store.store_id} is full")
+
+    def undo() -> None:
+        store.is_full = False
+
+    return undo
+
+
+@kind("failing_disk")
+def failing_disk(faults: Faults) -> Undo:
+    """Let the next sync of a disk fail."""
+    store = faults.any_node().store
+    store.fails_next = True
+    faults.note(f"the next sync of {store.store_id} fails")
+
+    def undo() -> None:
+        store.fails_next = False
+
+    return undo

@@ -1,0 +1,13 @@
+"""What was lost in a run beyond what a level of writing protects from."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Loss(Enum):
+    """A kind of loss. After any of them a write that a single replica acked may be gone."""
+
+    STORE = "the disk of a peer was lost"
+    RECORD = "a record was damaged"
+    COPY = "the disk of a peer was replaced by an old copy of it"

@@ -1,0 +1,56 @@
+"""Planted fault: a store that lost its data votes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dstash.cluster.membership import Stored
+from dstash.cluster.topology import Topology
+from dstash.peer.core import PeerCore, Settings
+from dstash.peer.keeper import Keeper
+from dstash.store.twin import TwinStore
+from tests.simulation.events import MS
+from tests.simulation.planted.registry import plant, planted_conditions
+from tests.simulation.world import World
+
+
+class _Blank(dict[str, int]):
+    """Keeps nothing of what it is given."""
+
+    def __setitem__(self, peer: str, seen: int) -> None:
+        """Drop it."""
+
+
+@plant("amnesiacs-vote", "I1", "I3")
+class AmnesiacsVote(World):
+    """Takes a store that is new as if it held what the old one held."""
+
+    def __init__(self, seed: int) -> None:
+        # Lost data does harm only until the others have filled the store again: things must go
+        # wrong quickly after each other.
+        hard = replace(
+            planted_conditions(seed, "wipe", "kill", "cut_pair"),
+            peers=3,
+            offsets_ms=(0, 0, 0),
+            clients=3,
+            calls=150,
+            keys=8,
+            calm=300 * MS,
+            timeout=0.7,
+            pause=30 * MS,
+        )
+        super().__init__(seed, conditions=hard)
+
+    def make_core(self, settings: Settings, store: TwinStore, now: int) -> PeerCore:
+        """Return a core that does not remember how new the stores of others were."""
+        core = super().make_core(settings, store, now)
+        core.holdings.seen = _Blank()
+        return core
+
+    def propose(self, keeper: Keeper, stored: Stored) -> Topology | None:
+        """Call every member synced."""
+        topology = super().propose(keeper, stored)
+        if topology is None:
+            return None
+        members = tuple(replace(member, synced=True) for member in topology.members)
+        return replace(topology, members=members)

@@ -1,0 +1,29 @@
+"""Planted fault: a gain is called complete before its data is there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dstash.cluster.changing import complete
+from dstash.cluster.membership import Stored
+from dstash.cluster.topology import Topology
+from dstash.peer.keeper import Keeper
+from tests.simulation.planted.registry import plant, planted_conditions
+from tests.simulation.world import World
+
+
+@plant("gains-on-credit", "I1", "I3", "I4")
+class CallsGainsComplete(World):
+    """Calls a change of placement complete when it has hardly begun."""
+
+    def __init__(self, seed: int) -> None:
+        # What is left behind is in a few partitions of many: keys in more of them find it sooner.
+        conditions = replace(planted_conditions(seed, "change", "kill"), keys=16)
+        super().__init__(seed, conditions=conditions)
+
+    def propose(self, keeper: Keeper, stored: Stored) -> Topology | None:
+        """Say of this peer that it has all it gains."""
+        topology = super().propose(keeper, stored)
+        if topology is not None or stored.topology is None or stored.topology.change is None:
+            return topology
+        return complete(stored.topology, keeper._announcement.peer, stored.topology.change.number)
