@@ -105,26 +105,57 @@ class Steady:
         return now + self._lost
 
 
+class _Link:
+    """A stamp in the chain of a clock, and the link that follows it, once there is one."""
+
+    __slots__ = ("after", "stamp")
+
+    def __init__(self, stamp: Stamp) -> None:
+        self.stamp = stamp
+        self.after: dict[None, _Link] = {}
+
+
 class Clock:
-    """A hybrid logical clock. Not thread-safe by itself; wall time is handed in.
+    """A hybrid logical clock; wall time is handed in.
 
     ``wall`` returns milliseconds since 1970 and may jump; stamps never go back.
+
+    Threads may share a clock, and a signal handler may use it while it interrupts a call of the
+    same thread: a lock would end such a call in a deadlock. All stamps are links of a chain (as in
+    the queue of Michael and Scott, 1996). ``dict.setdefault`` appends a link only where none
+    follows yet, and is atomic, so no two calls get the same stamp, and a call that begins after
+    another one returned gets a higher stamp.
     """
 
     def __init__(self, wall: Callable[[], int], floor: Stamp = 0) -> None:
         self._wall = wall
-        self._last = floor
+        #: Any link: the last one, unless calls ran at the same time.
+        self._link = _Link(floor)
 
     @property
     def last(self) -> Stamp:
         """The highest stamp given out or seen."""
-        return self._last
+        return self._end().stamp
 
     def tick(self) -> Stamp:
         """Return a stamp above every earlier one and not below the wall clock."""
-        self._last = max(self._last + 1, stamp_at(self._wall()))
-        return self._last
+        lowest = stamp_at(self._wall())
+        while True:
+            end = self._end()
+            mine = _Link(max(end.stamp + 1, lowest))
+            if end.after.setdefault(None, mine) is mine:
+                self._link = mine
+                return mine.stamp
 
     def observe(self, stamp: Stamp) -> None:
         """Move past a stamp seen elsewhere."""
-        self._last = max(self._last, stamp)
+        while (end := self._end()).stamp < stamp:
+            end.after.setdefault(None, _Link(stamp))
+
+    def _end(self) -> _Link:
+        link = end = self._link
+        while (after := end.after.get(None)) is not None:
+            end = after
+        if end is not link:
+            self._link = end
+        return end

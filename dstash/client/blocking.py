@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from dstash.client.calls import Calls, steady_wall
 from dstash.client.channel import Channel
@@ -41,6 +41,17 @@ T = TypeVar("T")
 
 #: Pairs of a batch that are encoded and sent before more are taken from an iterable.
 _ROUND = 100_000
+
+
+class _State(NamedTuple):
+    """What the calls of one process share: an operation must begin and end with the same."""
+
+    context: Context
+    session: Session
+    calls: Calls
+    lock: threading.Lock
+    #: Channels that no call uses at the moment.
+    idle: list[Channel]
 
 
 class Client:
@@ -83,18 +94,38 @@ class Client:
         self.settings = settings
         self.types = TypeRegistry()
         self._closed = False
+        self._states: dict[int, _State] = {}
         self._tracing = open_tracing(self, settings, lambda: self._session, provider)
-        self._reset()
+        self._state()  # tells of a key file that is wrong
 
-    def _reset(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.Lock()  # one of the parent may be held, by a thread not here
-        self._context = Context(keys=identity(self.settings))
-        self._session = Session(
-            steady_wall(), zone=self.settings.zone or "", way=way_of(self.settings)
+    def _state(self) -> _State:
+        """Return the state of this process: a fork leaves connections and locks behind."""
+        process = os.getpid()
+        state = self._states.get(process)
+        if state is None:
+            state = self._states.setdefault(process, self._new_state())
+            for other in [number for number in list(self._states) if number != process]:
+                self._states.pop(other, None)
+        return state
+
+    def _new_state(self) -> _State:
+        zone, way = self.settings.zone or "", way_of(self.settings)
+        session = Session(steady_wall(), zone=zone, way=way)
+        return _State(
+            Context(keys=identity(self.settings)),
+            session,
+            Calls(self.settings, session, self.types),
+            threading.Lock(),
+            [],
         )
-        self._calls = Calls(self.settings, self._session, self.types)
-        self._idle: list[Channel] = []
+
+    @property
+    def _session(self) -> Session:
+        return self._state().session
+
+    @property
+    def _calls(self) -> Calls:
+        return self._state().calls
 
     def __enter__(self) -> Self:
         return self
@@ -108,11 +139,11 @@ class Client:
         self.close()
 
     def __del__(self) -> None:
-        idle = getattr(self, "_idle", None)  # missing when a setting was wrong
-        if idle is None or self._closed or sys.is_finalizing():  # other threads stand still then
+        states = getattr(self, "_states", None)  # missing when a setting was wrong
+        if not states or self._closed or sys.is_finalizing():  # other threads stand still then
             return
         try:
-            if idle:
+            if self._state().idle:
                 warnings.warn(
                     "a Client was never closed", ResourceWarning, stacklevel=2, source=self
                 )
@@ -121,14 +152,14 @@ class Client:
 
     def close(self) -> None:
         """Close every connection. Calls under way in other threads fail."""
-        if os.getpid() != self._pid:
-            self._reset()
-        with self._lock:
+        state = self._state()
+        with state.lock:
             self._closed = True
-            idle, self._idle = self._idle, []
+            idle = state.idle[:]
+            state.idle.clear()
         for channel in idle:
             channel.close()
-        self._context.close()
+        state.context.close()
 
     # -- one key
 
@@ -448,30 +479,29 @@ class Client:
     @contextmanager
     def _channel(self) -> Iterator[Channel]:
         """Lend a channel to the calling thread; it is kept for the next call unless it broke."""
-        if os.getpid() != self._pid:
-            self._reset()  # connections do not survive a fork
-        with self._lock:
+        state = self._state()
+        with state.lock:
             if self._closed:
                 raise ClosedError("the client was closed")
-            channel = self._idle.pop() if self._idle else None
-        channel = channel or Channel(self._context, self._session)
+            channel = state.idle.pop() if state.idle else None
+        channel = channel or Channel(state.context, state.session)
         try:
             yield channel
         except DStashError:
-            self._give_back(channel)
+            self._give_back(state, channel)
             if self._closed:
                 raise ClosedError("the client was closed") from None
             raise
         except BaseException:
             channel.close()  # interrupted in the middle of a message
             raise
-        self._give_back(channel)
+        self._give_back(state, channel)
 
-    def _give_back(self, channel: Channel) -> None:
-        with self._lock:
+    def _give_back(self, state: _State, channel: Channel) -> None:
+        with state.lock:
             closed = self._closed
             if not closed:
-                self._idle.append(channel)
+                state.idle.append(channel)
         if closed:
             channel.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Coroutine, Iterable
 from functools import partial
 from threading import get_ident
@@ -43,6 +44,7 @@ class Dispatch:
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0  # that the loop runs on
+        self._process = 0  # that the loop runs in
         self._context: Context
         self._channel: AsyncChannel
         self._finding: asyncio.Lock
@@ -52,22 +54,28 @@ class Dispatch:
 
         Raises:
             ClosedError: the client was closed.
-            UsageError: it belongs to another loop.
+            UsageError: it belongs to another loop, or to the parent of this process.
         """
+        self._check_process()  # in a forked child asyncio denies that the loop runs
         loop = asyncio.get_running_loop()
         if self._closed:
             raise ClosedError("the client was closed")
         if loop is not self._loop:
             self._settle_on(loop)
+        self._thread = get_ident()
         return loop
 
     def turn(self) -> Turn:
         """Return what gathers the calls of this turn of the loop."""
         if self._flush is None:
             self._flush = self.on_loop().call_soon(self.flush)
-        elif get_ident() != self._thread:  # to ask asyncio for the loop takes ten times as long
-            self.on_loop()
+        elif get_ident() != self._thread or not self._runs():
+            self.on_loop()  # always to ask asyncio for the loop would take ten times as long
         return self._turn
+
+    def _runs(self) -> bool:
+        """Whether the loop of this client runs. It does not when it stopped before a flush."""
+        return self._loop is not None and self._loop.is_running()
 
     async def answer(self, group: Group, key: Key, default: Any) -> Any:
         """Wait for the answer to one key of a group."""
@@ -104,8 +112,8 @@ class Dispatch:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is something to close."""
-        return self._loop is not None and not self._closed
+        """Whether there is something to close: a forked child has no part in the connections."""
+        return self._loop is not None and not self._closed and self._process == os.getpid()
 
     def drop(self) -> None:
         """Close every connection, from any thread, when nobody is left to wait for an answer."""
@@ -120,7 +128,7 @@ class Dispatch:
 
     async def close(self) -> None:
         """Fail what is under way, and close every connection."""
-        if self._closed or self._loop is None:
+        if not self.is_open:
             self._closed = True
             return
         self.on_loop()
@@ -138,6 +146,12 @@ class Dispatch:
             self._flush.cancel()
             self._flush = None
         groups = self._turn.take()
+        try:
+            self._check_process()
+        except UsageError as error:  # the process was forked after the calls were gathered
+            for group in groups:
+                self._ended(group, error)
+            return
         if groups and self._session.is_lost:
             for group in groups:
                 self._begin_when_found(group)
@@ -156,7 +170,13 @@ class Dispatch:
         self._context = Context(keys=identity(self._settings))
         self._channel = AsyncChannel(self._context, self._session, loop, self._search)
         self._finding = asyncio.Lock()
-        self._loop, self._thread = loop, get_ident()
+        self._loop, self._process = loop, os.getpid()
+
+    def _check_process(self) -> None:
+        if self._loop is not None and self._process != os.getpid():
+            raise UsageError(
+                "this AsyncClient was used in the parent process; make one in each process"
+            )
 
     def _begin(self, groups: Iterable[Group]) -> None:
         for group in groups:

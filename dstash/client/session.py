@@ -59,6 +59,19 @@ class Send(NamedTuple):
     correlation: int
 
 
+class Identity(NamedTuple):
+    """Under which writer id, and by which clock, one process stamps its writes.
+
+    It is replaced as a unit, so that a stamp is never used under the writer of another clock.
+    ``successor`` has the identity that replaced it, so that threads agree on it.
+    """
+
+    process: int
+    writer: bytes
+    clock: Clock
+    successor: dict[None, Identity]
+
+
 class _ReadTable(NamedTuple):
     """A routing table and what it was made from."""
 
@@ -77,7 +90,8 @@ class Session:
         way: how to connect to peers.
         slab: keys of a batch that are sorted as one: many, for neighbours share pages on disk; few,
             where others wait for their turn meanwhile.
-        random_bytes: source of the writer id, and of the chance in pauses.
+        random_bytes: source of writer ids, and of the chance in pauses.
+        process: returns the id of the process, which changes in a forked child.
     """
 
     def __init__(
@@ -88,6 +102,7 @@ class Session:
         way: Way = Way.OPEN,
         slab: int = KEYS_PER_SLAB,
         random_bytes: Callable[[int], bytes] = os.urandom,
+        process: Callable[[], int] = os.getpid,
     ) -> None:
         self.wall = wall
         self.zone = zone
@@ -96,7 +111,7 @@ class Session:
         # A look-up gains less from neighbours than a write, and more from an early beginning.
         self.slab_of_reads = max(1, slab // 2)
         self._random_bytes = random_bytes
-        self.writer = random_bytes(WRITER_BYTES)
+        self._process = process
         self.view: View | None = None
         self.value_bytes = 100.0  # running mean, to size requests by what their answers weigh
         self._offsets: dict[str, int] = {}
@@ -104,7 +119,7 @@ class Session:
         self._behind: dict[str, int] = {}  # peer -> until when it is asked after the others
         self._probes: dict[str, tuple[int, int]] = {}  # peer -> (correlation, when it was sent)
         self._protocols: dict[str, int] = {}  # peer -> the version that both sides speak
-        self._clock = Clock(self.cluster_time)
+        self._identity = self._new_identity()
         self._correlations = itertools.count(1)
         self._read_tables: dict[Level, _ReadTable] = {}
         self._write_table: tuple[View, list[WriteSet]] | None = None
@@ -126,10 +141,7 @@ class Session:
 
     def stamp(self) -> Stamp:
         """Return a stamp for a write."""
-        if self.is_from_the_future(self._clock.last):
-            # It followed the clock of a peer that turned out to be wrong.
-            self._clock = Clock(self.cluster_time)
-        return self._clock.tick()
+        return self._current_identity().clock.tick()
 
     def is_from_the_future(self, stamp: Stamp) -> bool:
         """Whether peers refuse a stamp, by all that is known of their clocks."""
@@ -137,12 +149,31 @@ class Session:
 
     def new_version(self) -> Version:
         """Return a version for a write, above all that this client gave out or saw."""
-        return pack(self.stamp(), self.writer)
+        identity = self._current_identity()
+        return pack(identity.clock.tick(), identity.writer)
 
     def observe(self, stamp: Stamp) -> None:
         """Move the clock past a stamp that beat one of ours, unless it would be refused then."""
         if not self.is_from_the_future(stamp):
-            self._clock.observe(stamp)
+            self._current_identity().clock.observe(stamp)
+
+    def _current_identity(self) -> Identity:
+        """Return the identity to stamp with: another one in a forked child.
+
+        Another one, too, where the clock has to be set back, because it followed the clock of a
+        peer that turned out to be wrong: it may give the same stamps again.
+        """
+        while True:
+            identity = self._identity
+            is_ahead = self.is_from_the_future(identity.clock.last)
+            if identity.process == self._process() and not is_ahead:
+                return identity
+            fresh = self._new_identity(0 if is_ahead else identity.clock.last)
+            self._identity = identity.successor.setdefault(None, fresh)
+
+    def _new_identity(self, floor: Stamp = 0) -> Identity:
+        writer = self._random_bytes(WRITER_BYTES)
+        return Identity(self._process(), writer, Clock(self.cluster_time, floor), {})
 
     def jittered(self, pause: int) -> int:
         """Return a pause, made longer by up to a half of it, by chance."""
