@@ -1,21 +1,33 @@
-"""Logging: structlog to stderr, for people (console) or machines (one JSON object a line)."""
+"""Logging: structlog to stderr, for people (console) or machines (one JSON object a line).
+
+A log call neither raises nor blocks, whatever happens to stderr: see ``log_writer``.
+"""
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Any, Final
 
 import structlog
 from structlog.typing import Processor
 
+from dstash.log_writer import LogWriter
+
 _LEVELS: Final = ("debug", "info", "warning", "error")
+
+#: Seconds that the end of a process waits for lines that are not written yet.
+_LAST_FLUSH: Final = 1.0
 
 _SHARED: Final[tuple[Processor, ...]] = (
     structlog.contextvars.merge_contextvars,
     structlog.processors.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 )
+
+_writer: Final = LogWriter()
 
 
 def configure(format: str = "console", level: str = "info") -> None:
@@ -26,13 +38,69 @@ def configure(format: str = "console", level: str = "info") -> None:
         level: ``debug``, ``info``, ``warning`` or ``error``; what is below is dropped.
     """
     threshold = logging.getLevelNamesMapping()[level.upper()]
+    processors = [*_SHARED, *_rendering(format)]
+    _writer.stream = sys.stderr
+    _writer.loss_line = lambda lost: _loss_line(processors, lost)
     structlog.configure(
-        processors=[*_SHARED, *_rendering(format)],
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        processors=processors,
+        wrapper_class=_never_raising(structlog.make_filtering_bound_logger(threshold)),
+        logger_factory=_Lines,
         cache_logger_on_first_use=False,
     )
     _adopt_standard_logging(format, threshold)
+    atexit.unregister(flush)
+    atexit.register(flush)
+
+
+def say(text: str) -> None:
+    """Write a line to stderr as it is, after all that was logged, without blocking."""
+    _writer.put(text)
+
+
+def flush(timeout: float = _LAST_FLUSH) -> bool:
+    """Wait up to ``timeout`` seconds for what was logged; returns whether it left the queue."""
+    return _writer.flush(timeout)
+
+
+class _Lines:
+    """A logger of structlog that hands rendered lines to the writer."""
+
+    def __init__(self, *names: Any) -> None:
+        """Take the names that ``get_logger`` was called with; they are not shown."""
+
+    def msg(self, line: str) -> None:
+        """Have a line written."""
+        _writer.put(line)
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
+
+
+def _never_raising(logger: type[Any]) -> type[Any]:
+    """Return a wrapper class that logs a short line in place of one that cannot be rendered."""
+
+    class NeverRaising(logger):  # type: ignore[misc]  # the base is made at run time
+        def _proxy_to_logger(
+            self, method: str, event: Any = None, /, *args: Any, **fields: Any
+        ) -> Any:
+            try:
+                return super()._proxy_to_logger(method, event, *args, **fields)
+            except Exception as error:
+                _writer.put(_unrendered(event, error))
+
+    return NeverRaising
+
+
+def _unrendered(event: object, error: Exception) -> str:
+    text = event if isinstance(event, str) else type(event).__name__
+    return f"a log line could not be rendered ({type(error).__name__}): {text}"
+
+
+def _loss_line(processors: Sequence[Processor], lost: int) -> str:
+    line: Any = {"event": f"{lost} log lines were lost", "lost": lost}
+    for processor in processors:
+        line = processor(None, "warning", line)
+    return str(line)
 
 
 def _rendering(format: str) -> list[Processor]:
@@ -50,13 +118,24 @@ def _rendering(format: str) -> list[Processor]:
     ]
 
 
+class _StandardHandler(logging.Handler):
+    """Hands the records of ``logging`` to the writer."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Have a record written."""
+        try:
+            _writer.put(self.format(record))
+        except Exception as error:
+            _writer.put(_unrendered(record.msg, error))
+
+
 def _adopt_standard_logging(format: str, threshold: int) -> None:
     """Give libraries that use ``logging`` (urllib3, asyncio) the same form."""
     processors: list[Any] = [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
         *_rendering(format),
     ]
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(processors=processors, foreign_pre_chain=[*_SHARED])
     )

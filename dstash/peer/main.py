@@ -87,5 +87,6 @@ def _run() -> int:
 
 
 def _say(text: str, status: int) -> int:
-    sys.stderr.write(f"dstash-peer: {text}\n")
+    log.say(f"dstash-peer: {text}")
+    log.flush()
     return status
