@@ -6,10 +6,22 @@ import bisect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
+from typing import NamedTuple
 
 from dstash.errors import DiskFull, StoreFailed
 from dstash.store.interface import Merged, Snapshot, Write
 from dstash.store.twin import TwinStore
+from dstash.version import Stamp, Version
+
+
+class Copy(NamedTuple):
+    """What a disk held at a moment."""
+
+    store_id: str
+    records: dict[bytes, bytes]
+    marks: dict[bytes, bytes]
+    high_water: Stamp
+    ceiling: Version
 
 
 class SimulatedStore(TwinStore):
@@ -60,6 +72,19 @@ class SimulatedStore(TwinStore):
     def check_writable(self) -> str | None:
         """Return why nothing can be written any more, if it is so."""
         return self._broken
+
+    def copy(self) -> Copy:
+        """Return a copy of the disk, as an operator makes it."""
+        return Copy(
+            self.store_id, dict(self.records), dict(self.marks), self.high_water, self._ceiling
+        )
+
+    def put_back(self, copy: Copy) -> None:
+        """Replace what is on the disk by a copy; no process may run on it."""
+        self.records, self.marks = dict(copy.records), dict(copy.marks)
+        self.high_water, self._ceiling = copy.high_water, copy.ceiling
+        self._limbo.clear()
+        self.forget_order()
 
     def damage(self, storage_key: bytes, place: int) -> None:
         """Flip a bit of a record."""

@@ -15,6 +15,7 @@ from dstash.peer.commits import Commit
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.keeper import Keeper
 from dstash.peer.requests import Reply
+from dstash.version import Stamp
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.messages import Hello
 from tests.simulation.clock import WallClock
@@ -89,6 +90,10 @@ class Node:
     def refuses(self) -> bool:
         """Whether the machine runs without the process."""
         return self.core is None and self.has_power
+
+    def seen_of(self, peer: str) -> Stamp:
+        """Return the newest stamp that this peer remembers of the store of another."""
+        return 0 if self.core is None else self.core.holdings.seen.get(peer, 0)
 
     # -- a life
 

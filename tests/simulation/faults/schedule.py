@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from tests.simulation.disk import Copy
 from tests.simulation.faults.orders import Operator
 from tests.simulation.faults.registry import KINDS
 from tests.simulation.node import Node
@@ -29,6 +30,8 @@ class Faults:
         #: The one machine whose disk is wiped or rots: more than one would be beyond what
         #: replicas can make up for.
         self.unlucky = world.rng.choice(world.nodes[: world.conditions.peers])
+        #: Copies that were made of its disk.
+        self.copies: list[Copy] = []
         self.operator = Operator(world)
 
     def begin(self) -> None:

@@ -1,0 +1,48 @@
+"""Faults of operators who put an old copy of a disk back: the store has forgotten what it acked."""
+
+from __future__ import annotations
+
+from dstash.version import Stamp, stamp_milliseconds
+from tests.simulation.disk import Copy
+from tests.simulation.faults.registry import Undo, kind
+from tests.simulation.faults.schedule import Faults
+from tests.simulation.losses import Loss
+from tests.simulation.node import Node
+
+
+@kind("old_copy", share=0.08, pending="what peers saw of a store is durable")
+def old_copy(faults: Faults) -> Undo:
+    """Copy the disk of the unlucky machine, or put one of its copies back."""
+    node, world = faults.unlucky, faults.world
+    if not world.is_whole_on_disk() or not world.is_member(node):
+        return None
+    told = _high_water_told(faults, node)
+    usable = [copy for copy in faults.copies if _is_recognisable(copy, node, told)]
+    if not usable or faults.rng.random() < 0.3:
+        faults.copies.append(node.store.copy())
+        faults.note(f"the disk of {node.name} is copied")
+        return None
+    copy = faults.rng.choice(usable)
+    node.kill(power=faults.rng.random() < 0.5)
+    node.store.put_back(copy)
+    shown = stamp_milliseconds(copy.high_water)
+    faults.note(f"{node.name} has an old copy of its disk, up to {shown % 100_000_000} ms")
+    world.losses.add(Loss.COPY)
+    return lambda: faults.start(node)
+
+
+def _is_recognisable(copy: Copy, node: Node, told: Stamp) -> bool:
+    """Whether a copy is older than what every other member knows of the store.
+
+    A store tells the others how new it is now and then only. A copy that is younger than that
+    cannot be told from the store itself.
+    """
+    return copy.store_id == node.store.store_id and copy.high_water < told
+
+
+def _high_water_told(faults: Faults, node: Node) -> Stamp:
+    """Return the stamp up to which every other member knows that the store was filled."""
+    others = [
+        other for other in faults.world.nodes if other is not node and faults.world.is_member(other)
+    ]
+    return min((other.seen_of(node.name) for other in others), default=0)
