@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple, Protocol
 
 from dstash.errors import UsageError
-from dstash.wire.sockets import Context, Link, LinkState
+from dstash.wire.names import RESOLVER, Answer, Place, Resolver, named_place
+from dstash.wire.sockets import Context, Link, LinkState, Waker
+
+#: How long (seconds) to wait, at least and at most, before all addresses of a name are tried again.
+_SHORTEST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 1.0
 
 
 class Event(NamedTuple):
@@ -26,6 +32,47 @@ class Watcher(Protocol):
         """Stop waiting for sockets; they are closed next."""
 
 
+class _Search:
+    """How a peer is sought whose address has a name for a host.
+
+    All addresses of the name are tried one after the other. While the first round lasts, messages
+    wait for it; later they are refused until a connection stands, as for a peer with a number.
+    """
+
+    def __init__(self, address: str, place: Place) -> None:
+        self.address = address
+        self.place = place
+        self.waiting: list[list[bytes]] = []
+        self.is_first_round = True
+        self._untried: list[str] = []
+        self._pause = _SHORTEST_PAUSE
+        self._not_before = 0.0
+
+    def begin_round(self, answer: Answer) -> None:
+        """Try every address of an answer once from now on."""
+        self._untried = [self.place.at(number) for number in answer.numbers]
+
+    def next_place(self) -> str | None:
+        """Return the next place to try; None at the end of a round."""
+        return self._untried.pop(0) if self._untried else None
+
+    def is_due(self, now: float) -> bool:
+        """Whether another round may begin (seconds)."""
+        return now >= self._not_before
+
+    def failed(self, now: float) -> None:
+        """End a round: the next one begins after a pause that grows."""
+        self.is_first_round = False
+        self.waiting.clear()
+        self._not_before = now + self._pause
+        self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
+
+    def succeeded(self) -> None:
+        """Take note that a connection stood."""
+        self.is_first_round = False
+        self._pause = _SHORTEST_PAUSE
+
+
 class Links:
     """Opens connections when they are needed, and tells what happens on them.
 
@@ -33,15 +80,24 @@ class Links:
         context: the ZeroMQ threads to use.
         watcher: told of every socket to wait for.
         greeting: returns the frames that begin a new connection.
+        resolver: looks host names up; the one of the process if None.
     """
 
     def __init__(
-        self, context: Context, watcher: Watcher, greeting: Callable[[], list[bytes]]
+        self,
+        context: Context,
+        watcher: Watcher,
+        greeting: Callable[[], list[bytes]],
+        resolver: Resolver | None = None,
     ) -> None:
         self._context = context
         self._watcher = watcher
         self._greeting = greeting
+        self._resolver = resolver or RESOLVER
         self._links: dict[str, Link] = {}
+        self._searches: dict[str, _Search] = {}
+        #: Woken when a name has been looked up; made with the first search.
+        self._answered: Waker | None = None
         self._peer_of: dict[Any, str] = {}
         self._opened: list[str] = []
         self._written: set[str] = set()
@@ -61,18 +117,29 @@ class Links:
         if link is None or link.address != address:
             link = self._open(peer, address)
         self._written.add(peer)
+        search = self._searches.get(peer)
+        if search is not None and not search.is_first_round:
+            return link is not None and link.state is LinkState.UP and link.send(parts)
+        if search is not None and link is None:
+            search.waiting.append(parts)
+            return True
         return link is not None and link.send(parts)
 
     def moved(self, peer: str, address: str | None) -> bool:
         """Drop the connection to a peer that is elsewhere now; whether there was one."""
-        link = self._links.get(peer)
-        if link is None or link.address == address:
+        known = self._links.get(peer) or self._searches.get(peer)
+        if known is None or known.address == address:
             return False
         self._drop(peer)
+        self._searches.pop(peer, None)
         return True
 
     def events(self, ready: Any) -> Iterator[Event]:
         """Yield what happened on a socket that the poller found ready."""
+        if self._answered is not None and ready in (self._answered, self._answered.handle):
+            self._answered.clear()
+            yield from self._take_answers()
+            return
         peer = self._peer_of.get(ready)
         if peer is None:
             return
@@ -82,11 +149,15 @@ class Links:
             return
         for state in link.changes():
             self._written.add(peer)  # what waited for the connection was sent
+            if state is LinkState.UP and peer in self._searches:
+                self._searches[peer].succeeded()
             if state is LinkState.DOWN or state.is_final:
+                if self._tries_next(peer, link):
+                    return
                 self.reasons[peer] = state.value
                 yield from _messages(peer, link)  # what it said before it went
                 yield Event(peer, None)
-        if link.state.is_final and self._links.get(peer) is link:
+        if self._links.get(peer) is link and self._is_over(peer, link):
             self._drop(peer)  # the next message tries again
 
     @property
@@ -113,12 +184,51 @@ class Links:
         """Close every connection."""
         for peer in list(self._links):
             self._drop(peer)
+        self._searches.clear()
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            self._watcher.forget(answered)
+            answered.close()
+
+    # -- opening
 
     def _open(self, peer: str, address: str) -> Link | None:
-        if peer in self._links:
-            self._drop(peer)
+        self._drop(peer)
+        search = self._searches.get(peer)
+        if search is None or search.address != address:
+            place = named_place(address.partition(" ")[0])
+            if place is None:
+                self._searches.pop(peer, None)
+                return self._connect(peer, address)
+            search = self._searches[peer] = _Search(address, place)
+        return self._begin_round(peer, search)
+
+    def _begin_round(self, peer: str, search: _Search) -> Link | None:
+        if not search.is_due(time.monotonic()):
+            return None
+        answer = self._resolver.ask(search.place.host, self._waker().wake)
+        if answer is None:
+            return None  # messages wait for the first answer
+        search.begin_round(answer)
+        link = self._connect_next(peer, search)
+        if link is None:
+            search.failed(time.monotonic())
+            self.reasons[peer] = answer.failure
+        return link
+
+    def _connect_next(self, peer: str, search: _Search) -> Link | None:
+        while (place := search.next_place()) is not None:
+            link = self._connect(peer, search.address, place, search.waiting)
+            if link is not None:
+                search.waiting.clear()
+                return link
+        return None
+
+    def _connect(
+        self, peer: str, address: str, place: str = "", waiting: Iterable[list[bytes]] = ()
+    ) -> Link | None:
         try:
-            link = Link(self._context, address, self._greeting())
+            link = Link(self._context, address, self._greeting(), place, waiting)
         except UsageError:
             if peer == address:
                 raise  # the user gave it
@@ -129,11 +239,57 @@ class Links:
         self._watcher.watch(link.socket, link.monitor)
         return link
 
+    def _waker(self) -> Waker:
+        if self._answered is None:
+            self._answered = Waker()
+            self._watcher.watch(self._answered)
+        return self._answered
+
+    # -- peers whose host is a name
+
+    def _tries_next(self, peer: str, link: Link) -> bool:
+        """Go on at the next address of a peer's name, if this one never answered."""
+        search = self._searches.get(peer)
+        if search is None or link.was_up:
+            return False
+        search.waiting = link.unsent
+        self._drop(peer)
+        return self._connect_next(peer, search) is not None or not self._fails(search)
+
+    def _fails(self, search: _Search) -> bool:
+        """End a round; whether that is news: of later rounds nobody needs to hear."""
+        was_first = search.is_first_round
+        search.failed(time.monotonic())
+        return was_first
+
+    def _is_over(self, peer: str, link: Link) -> bool:
+        # Of a name, the other addresses are tried too, or new ones; libzmq would stay at this one.
+        return link.state.is_final or (peer in self._searches and link.state is LinkState.DOWN)
+
+    def _take_answers(self) -> Iterator[Event]:
+        """Connect to peers whose names have been looked up."""
+        for peer, search in list(self._searches.items()):
+            answer = self._resolver.known(search.place.host)
+            link = self._links.get(peer)
+            if answer is None:
+                continue
+            if link is not None:
+                places = {search.place.at(number) for number in answer.numbers}
+                if link.state is not LinkState.CONNECTING or link.place in places:
+                    continue  # it stands, or is being tried
+                search.waiting = link.take_waiting()
+                self._drop(peer)
+            search.begin_round(answer)
+            if self._connect_next(peer, search) is None and self._fails(search):
+                self.reasons[peer] = answer.failure
+                yield Event(peer, None)
+
     def _drop(self, peer: str) -> None:
-        link = self._links.pop(peer)
-        self._watcher.forget(link.socket, link.monitor)
-        del self._peer_of[link.socket], self._peer_of[link.monitor]
-        link.close()
+        link = self._links.pop(peer, None)
+        if link is not None:
+            self._watcher.forget(link.socket, link.monitor)
+            del self._peer_of[link.socket], self._peer_of[link.monitor]
+            link.close()
 
 
 def _messages(peer: str, link: Link) -> Iterator[Event]:

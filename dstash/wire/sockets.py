@@ -24,6 +24,7 @@ from dstash.errors import ClosedError, DStashError, UsageError
 from dstash.limits import MAX_FRAME_BYTES, MAX_FRAME_PARTS
 from dstash.turns import BRIEF, turns_of
 from dstash.wire.connections import Connections, Limits
+from dstash.wire.names import listening_places
 
 if TYPE_CHECKING:
     from dstash.wire.security import KeyPair
@@ -166,12 +167,23 @@ class Router:
 
     def _bind(self, address: str) -> str:
         try:
-            self.socket.bind(address)
+            self._bind_first_of(listening_places(address))
+        except UsageError:
+            self.close_after(0)
+            raise
         except zmq.ZMQError as error:
             self.close_after(0)
             raise UsageError(f"cannot listen on {address}: {_reason(error)}") from None
         endpoint = self.socket.get(zmq.LAST_ENDPOINT)
         return endpoint.decode().rstrip("\0") if isinstance(endpoint, bytes) else address
+
+    def _bind_first_of(self, places: list[str]) -> None:
+        """Bind the first of several places that can be bound."""
+        for place in places[:-1]:
+            with suppress(zmq.ZMQError):
+                self.socket.bind(place)
+                return
+        self.socket.bind(places[-1])
 
     def receive(self) -> Received | None:
         """Return one message, None when none waits.
@@ -334,14 +346,27 @@ class Link:
         context: with keys, they say who this process is.
         address: ``tcp://host:port``; and behind a space the public key that the peer must prove
             to be its own. Without one the connection goes without CURVE.
+        place: where to connect in fact, when the address has a name for a host.
+        waiting: messages to be sent first, when it stands.
     """
 
-    def __init__(self, context: Context, address: str, greeting: list[bytes]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        address: str,
+        greeting: list[bytes],
+        place: str = "",
+        waiting: Iterable[list[bytes]] = (),
+    ) -> None:
         self.address = address
-        place, _, key = address.partition(" ")
+        given, _, key = address.partition(" ")
+        self.place = place or given
         self._greeting = greeting
         self.state = LinkState.CONNECTING
-        self._waiting: deque[list[bytes]] = deque()
+        self.was_up = False
+        self._waiting = deque(waiting)
+        #: What waited for a connection that failed.
+        self.unsent: list[list[bytes]] = []
         self.socket = context.socket(zmq.DEALER)
         self.socket.set(zmq.IMMEDIATE, 1)  # else messages queue for a dead peer, delivered later
         self.socket.set(zmq.RECONNECT_IVL, 50)
@@ -351,10 +376,10 @@ class Link:
         if key:
             self._prove(context.keys, key)
         try:
-            self.socket.connect(place)
+            self.socket.connect(self.place)
         except zmq.ZMQError as error:
             self.close()
-            raise UsageError(f"cannot connect to {place!r}: {_reason(error)}") from None
+            raise UsageError(f"cannot connect to {self.place!r}: {_reason(error)}") from None
 
     def _prove(self, keys: KeyPair | None, key: str) -> None:
         if keys is None:
@@ -377,6 +402,11 @@ class Link:
         except zmq.ZMQError:
             return False
         return True
+
+    def take_waiting(self) -> list[list[bytes]]:
+        """Return the messages that wait for the connection, and forget them."""
+        waiting, self._waiting = self._waiting, deque()
+        return list(waiting)
 
     def receive(self) -> list[bytes] | None:
         """Return the frames of one message, None when none waits."""
@@ -404,9 +434,12 @@ class Link:
 
     def _flush(self, state: LinkState) -> None:
         waiting, self._waiting = self._waiting, deque()
-        if state is LinkState.UP:
-            for parts in (self._greeting, *waiting):
-                self._send_now(parts)
+        if state is not LinkState.UP:
+            self.unsent = list(waiting)
+            return
+        self.was_up = True
+        for parts in (self._greeting, *waiting):
+            self._send_now(parts)
 
     def close(self) -> None:
         """Close at once; what was not sent is dropped."""
@@ -427,6 +460,10 @@ class Waker:
         self.handle = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         # Reentrant: the handler may interrupt its own thread in the middle of a wake.
         self._lock = threading.RLock()
+
+    def fileno(self) -> int:
+        """Return the descriptor, which has input after a wake."""
+        return self.handle
 
     def wake(self) -> None:
         """Make the poller return now, or at once when it waits next."""

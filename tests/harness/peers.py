@@ -31,6 +31,8 @@ class Peer:
         self.options = options
         self.command = [DSTASH_PEER]
         self.port, self.http_port = free_ports(2)
+        #: The address it listens on.
+        self.bind = "127.0.0.1"
         #: The port of a proxy before it, if there is one.
         self.front = 0
         #: What the command line begins with, such as a namespace to run in.
@@ -42,11 +44,11 @@ class Peer:
     @property
     def address(self) -> str:
         """Where clients reach it."""
-        return f"tcp://127.0.0.1:{self.port}"
+        return f"tcp://{self.bind}:{self.port}"
 
     def start(self) -> None:
         """Start the process; it is of use after ``wait_ready``."""
-        command = [*self.before, *self.command, str(self.data), "127.0.0.1", str(self.port)]
+        command = [*self.before, *self.command, str(self.data), self.bind, str(self.port)]
         command += ["--http-port", str(self.http_port), "--log-format", "json", *self.options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
