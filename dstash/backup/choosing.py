@@ -52,7 +52,7 @@ Rule = Callable[[Record, Record | None, int, Version], Choice]
 
 def into_same(saved: Record, there: Record | None, now: int, fresh: Version) -> Choice:
     """Choose for the cluster that the backup is of."""
-    if there is not None and there.version >= saved.version:
+    if there is not None and there >= saved:  # in the order of ``outranks``
         return _kept(saved, there, now)
     return Choice(_fate(saved, now), saved)
 

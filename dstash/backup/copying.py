@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 from itertools import groupby
 from operator import itemgetter
 from typing import Final, NamedTuple, Protocol, TypeVar
@@ -19,7 +20,8 @@ from dstash.backup.pieces import PieceWriter
 from dstash.cluster.answering import DAMAGED, pack_partitions
 from dstash.cluster.syncing import split_digests, split_flags
 from dstash.errors import ProtocolError, Unavailable
-from dstash.store.digest import EMPTY, Sum, version_of
+from dstash.store.digest import EMPTY, Sum
+from dstash.store.record import outranks
 from dstash.version import Stamp
 from dstash.wire import codec
 from dstash.wire.replication import AskCopy, AskDigests, CopyIs, DigestsAre
@@ -129,8 +131,7 @@ class Copier:
             streams = [self._pages(peer, members, routes.epoch) for peer in peers]
             merged = heapq.merge(*streams, key=itemgetter(0))
             self._writer.write(
-                max(versions, key=lambda entry: version_of(entry[1]))
-                for _, versions in groupby(merged, key=itemgetter(0))
+                reduce(_winner, entries) for _, entries in groupby(merged, key=itemgetter(0))
             )
 
     def _pages(self, peer: str, partitions: list[int], epoch: int) -> Iterator[Entry]:
@@ -144,6 +145,10 @@ class Copier:
             after = page.after
             if not after:
                 return
+
+
+def _winner(entry: Entry, other: Entry) -> Entry:
+    return other if outranks(other[1], entry[1]) else entry
 
 
 def _targets(routes: Routes, partition: int) -> tuple[str, ...]:

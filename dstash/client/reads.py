@@ -24,7 +24,7 @@ from dstash.errors import (
     StaleEpoch,
     Unauthorised,
 )
-from dstash.store.record import ABSENT, CHECKSUM_END, VERSION_END, Record, open_record
+from dstash.store.record import Record, highest, open_record, version_of
 from dstash.types import Level
 from dstash.wire import codec
 from dstash.wire.keys import Key, encode_keys
@@ -328,7 +328,7 @@ class Reconciliation(Chunk):
         for place in damaged:
             self._check_enough_are_sound(place)
         sends = self.operation.start(rest, now)
-        winners = [newest(column) for column in zip(*self._records.values(), strict=True)]
+        winners = [highest(column) for column in zip(*self._records.values(), strict=True)]
         for peer, records in self._records.items():
             sends += self._repair_one(peer, records, winners, now)
         if not self._repairing:
@@ -348,13 +348,13 @@ class Reconciliation(Chunk):
             for place, (key, mine, winner) in enumerate(
                 zip(self.encoded, records, winners, strict=True)
             )
-            if winner is not None and version_in(mine) < version_in(winner) and place not in damaged
+            if winner is not None and mine != winner and place not in damaged
         ]
         if not losses:
             return []
         self._repairing.add(peer)
         keys, lost = zip(*losses, strict=True)
-        oldest = min(map(version_in, lost))
+        oldest = min(map(version_of, lost))
         self.operation.session.take_for_behind(peer, oldest, now)
         apply = Apply(
             self.operation.index, Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(lost))
@@ -383,7 +383,7 @@ class Reconciliation(Chunk):
         operation = self.operation
         columns = zip(*self._records.values(), strict=True)
         for key, column in zip(self.keys, columns, strict=True):
-            winner = newest(column)
+            winner = highest(column)
             if winner is not None:
                 operation.deliver_winner(key, open_record(winner))
         operation.finish(self)
@@ -411,16 +411,6 @@ class Reconciliation(Chunk):
     def expired(self, error: DStashError) -> None:
         """Reading has no partial result: the call fails."""
         self.operation.error = self.operation.error or error
-
-
-def newest(records: Sequence[bytes | None]) -> bytes | None:
-    """Return the record with the highest version, None when there is none."""
-    return max((record for record in records if record is not None), key=version_in, default=None)
-
-
-def version_in(record: bytes | None) -> bytes:
-    """Return the version of a record, the lowest of all when there is none."""
-    return ABSENT if record is None else record[CHECKSUM_END:VERSION_END]
 
 
 def _worth_retrying(failure: Failure) -> bool:

@@ -56,25 +56,41 @@ class WriteOperation(Operation):
         """Return the request that writes ``items``."""
 
     def _chunks(self) -> Iterator[list[Chunk]]:
-        version = self.session.new_version()
         for slab in runs(self._items, self.session.slab, BYTES_PER_SLAB, self._largest):
-            yield from steps(self.cut(slab, version))
+            yield from steps(self.cut(slab))
 
     def cut(
-        self, items: Sequence[Item], version: Version, attempt: int = 0, *, tainted: bool = False
+        self,
+        items: Sequence[Item],
+        version: Version | None = None,
+        attempt: int = 0,
+        *,
+        tainted: bool = False,
     ) -> list[Chunk]:
-        """Return chunks for items, routed by the view at hand."""
+        """Return chunks for items, routed by the view at hand.
+
+        Args:
+            version: of all of them, for a retry; None: each chunk is stamped. The versions grow in
+                the order in which chunks are sent, so each is above what a replica has stored.
+        """
         view = self.session.known_view()
         groups = group(
             [encoded for _, encoded, _ in items], items, self.session.write_targets(view)
         )
-        return dealt(
+        parts = dealt(
             [
-                WriteChunk(self, targets, view.epoch, part, version, attempt, tainted=tainted)
+                (targets, part)
                 for part in runs(members, KEYS_PER_CHUNK, BYTES_PER_CHUNK, self._largest)
             ]
             for targets, members in groups.items()
         )
+        stamp = self.session.new_version
+        return [
+            WriteChunk(
+                self, targets, view.epoch, part, version or stamp(), attempt, tainted=tainted
+            )
+            for targets, part in parts
+        ]
 
     def settle(self, chunk: WriteChunk, rejected: dict[int, DStashError]) -> None:
         """Take a chunk as written, but for the items that were rejected."""
@@ -269,7 +285,7 @@ class WriteChunk(Chunk):
         self.existed = bytearray(self.existed[place] for place in kept)
         self.items = [self.items[place] for place in kept]
         self.operation.settle(self, rejected)
-        chunks = self.operation.cut(again, session.new_version(), self.attempt, tainted=True)
+        chunks = self.operation.cut(again, None, self.attempt, tainted=True)
         return self.operation.replace(self, chunks, now)
 
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
@@ -279,7 +295,7 @@ class WriteChunk(Chunk):
         if isinstance(error, StaleEpoch) and self.operation.session.epoch > self.epoch:
             return self._reroute(self.version, now)
         if isinstance(error, BelowFloor) and self._rises_above(error):
-            return self._reroute(self.operation.session.new_version(), now)
+            return self._reroute(None, now)
         self._failed[peer] = error
         return self._settle_if_hopeless(now)
 
@@ -290,7 +306,7 @@ class WriteChunk(Chunk):
         session.observe(stamp)
         return not session.is_from_the_future(stamp)
 
-    def _reroute(self, version: Version, now: int) -> list[Send]:
+    def _reroute(self, version: Version | None, now: int) -> list[Send]:
         tainted = self.tainted or (self._begun and bool(self._waiting()))
         chunks = self.operation.cut(self.items, version, self.attempt, tainted=tainted)
         return self.operation.replace(self, chunks, now)
@@ -325,8 +341,7 @@ class WriteChunk(Chunk):
     def _stamp_anew_later(self, now: int) -> None:
         # Other chunks, so that a late ack of this version does not count as one of theirs.
         operation, tainted = self.operation, self.tainted or bool(self._waiting())
-        version = operation.session.new_version()
-        chunks = operation.cut(self.items, version, self.attempt + 1, tainted=tainted)
+        chunks = operation.cut(self.items, None, self.attempt + 1, tainted=tainted)
         operation.replace_later(self, chunks, now)
 
     def _worst(self) -> DStashError:

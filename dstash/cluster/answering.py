@@ -14,8 +14,8 @@ from dstash.cluster.replica import RECORD_BYTES
 from dstash.cluster.tasks import Effect, Merge, Pause, Settle
 from dstash.errors import CorruptRecord, ProtocolError
 from dstash.limits import PARTITIONS
-from dstash.store.digest import BUCKETS, DIGEST_BYTES, EMPTY, bucket_of, version_of
-from dstash.store.record import ABSENT, is_sound
+from dstash.store.digest import BUCKETS, DIGEST_BYTES, EMPTY, bucket_of
+from dstash.store.record import ABSENT, is_sound, version_of
 from dstash.version import stamp_at
 from dstash.wire import codec
 from dstash.wire.messages import Records

@@ -21,9 +21,9 @@ from dstash.cluster.tasks import Effect, Merge, Pause
 from dstash.cluster.view import View
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
-from dstash.store.digest import is_dead_at, version_of
-from dstash.store.record import is_sound
-from dstash.version import Stamp, Version, stamp_at
+from dstash.store.digest import is_dead_at
+from dstash.store.record import identity_of, is_sound
+from dstash.version import Stamp, stamp_at
 from dstash.wire.replication import AskFloor, DigestsAre, HorizonIs, SetHorizon
 
 Burying = Generator[Effect, Any, None]
@@ -126,7 +126,7 @@ def bury_all(replica: Replica) -> Burying:
         if holdings.horizons[partition] and holdings.has_mortals(partition)
     ]
     after = b""
-    dead: list[tuple[bytes, Version]] = []
+    dead: list[tuple[bytes, bytes]] = []
     while True:
         entries = holdings.walk_all(partitions, after)
         dead += _dead_among(entries, holdings.horizons)
@@ -140,10 +140,10 @@ def bury_all(replica: Replica) -> Burying:
         yield Pause()
 
 
-def _dead_among(entries: Entries, horizons: Sequence[Stamp]) -> list[tuple[bytes, Version]]:
+def _dead_among(entries: Entries, horizons: Sequence[Stamp]) -> list[tuple[bytes, bytes]]:
     # A damaged record may look dead; it must stay until it has been repaired.
     return [
-        (storage_key, version_of(record))
+        (storage_key, identity_of(record))
         for storage_key, record in entries
         if is_dead_at(record, horizons[int.from_bytes(storage_key[:2], "big")])
         and is_sound(storage_key, record)
@@ -159,4 +159,4 @@ def vacate(replica: Replica, partitions: Sequence[int]) -> Burying:
     yield Merge(marks=[replica.holdings.reset(partitions)])
     at_once = 3 * replica.holdings.slice_records  # not checked, only dropped; and each is a commit
     while entries := replica.holdings.walk_all(partitions, b"", at_once):
-        yield Merge(drops=[(key, version_of(record)) for key, record in entries])
+        yield Merge(drops=[(key, identity_of(record)) for key, record in entries])

@@ -16,8 +16,7 @@ from dstash.cluster.replica import Replica
 from dstash.cluster.syncing import ask
 from dstash.cluster.tasks import Effect, Merge
 from dstash.errors import DStashError, Unavailable
-from dstash.store.digest import version_of
-from dstash.store.record import is_sound
+from dstash.store.record import highest, is_sound
 from dstash.types import Level
 from dstash.wire import codec
 from dstash.wire.messages import Records
@@ -101,6 +100,6 @@ class _Testimony:
 
     def _note(self, key: bytes, record: bytes | None) -> None:
         self.count[key] += 1
-        known = self.newest.get(key)
-        if record is not None and (known is None or version_of(record) > version_of(known)):
-            self.newest[key] = record
+        newest = highest((self.newest.get(key), record))
+        if newest is not None:
+            self.newest[key] = newest

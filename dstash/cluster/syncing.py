@@ -12,8 +12,8 @@ from dstash.cluster.replica import Replica, effort
 from dstash.cluster.tasks import Ask, Effect, Merge, Pause
 from dstash.errors import Busy, ClockSkew, CorruptRecord, DiskFull, ProtocolError
 from dstash.limits import MIB
-from dstash.store.digest import DIGEST_BYTES, bucket_of, is_dead_at, version_of
-from dstash.store.record import ABSENT, is_sound
+from dstash.store.digest import DIGEST_BYTES, bucket_of, is_dead_at
+from dstash.store.record import ABSENT, identity_of, is_sound, version_of
 from dstash.version import VERSION_BYTES, ZERO, Stamp, Version, newest_stamp
 from dstash.wire import codec
 from dstash.wire.messages import Records, Stored
@@ -150,7 +150,7 @@ def _drop_buried(
     while partitions:
         entries = replica.holdings.walk_all(partitions, after)
         buried = [
-            (storage_key, version_of(record))
+            (storage_key, identity_of(record))
             for storage_key, record in entries
             if not (span.end and storage_key > span.end)
             and version_of(record) > span.versions.get(storage_key, ZERO)

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from dstash.errors import DStashError, TimedOut, Unavailable, VersionMismatch
-from dstash.version import Version
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.messages import Error, Welcome
 from dstash.wire.protocol import LOWEST_PROTOCOL, common_protocol
@@ -51,7 +50,7 @@ class Merge:
     """Merge, drop, mark and cure, durably: see ``Write``."""
 
     entries: Sequence[tuple[bytes, bytes]] = ()
-    drops: Sequence[tuple[bytes, Version]] = ()
+    drops: Sequence[tuple[bytes, bytes]] = ()
     marks: Sequence[tuple[bytes, bytes]] = ()
     cures: Sequence[tuple[bytes, bytes | None]] = ()
 

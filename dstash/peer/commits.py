@@ -28,7 +28,6 @@ from dstash.errors import (
 )
 from dstash.limits import MAX_KEY_BYTES, MAX_TTL_SECONDS, MAX_VALUE_BYTES
 from dstash.peer.tracing import Notes
-from dstash.store.digest import version_of
 from dstash.store.interface import Merged, Store, Write
 from dstash.store.record import (
     HEAD_BYTES,
@@ -40,6 +39,7 @@ from dstash.store.record import (
     partition_of,
     seal,
     split_storage_key,
+    version_of,
 )
 from dstash.types import RecordFlag
 from dstash.version import (

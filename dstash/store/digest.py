@@ -23,9 +23,10 @@ from dstash.store.record import (
     PLAIN,
     VERSION_END,
     is_sound,
+    version_of,
 )
 from dstash.types import NEVER, RecordFlag
-from dstash.version import Stamp, Version, newest_stamp, stamp_milliseconds
+from dstash.version import Stamp, newest_stamp, stamp_milliseconds
 
 DIGEST_BYTES: Final = 16
 BUCKETS: Final = 256
@@ -39,11 +40,6 @@ def bucket_of(storage_key: bytes) -> int:
     """Return the bucket of a record: eight bits of the key's hash that partitions do not use."""
     key = storage_key[3 + storage_key[2] :]
     return (xxh3_64_intdigest(key) >> _BUCKET_SHIFT) & (BUCKETS - 1)
-
-
-def version_of(record: bytes) -> Version:
-    """Return the version of a stored record."""
-    return record[CHECKSUM_END:VERSION_END]
 
 
 def is_dead_at(record: bytes, stamp: Stamp) -> bool:

@@ -57,13 +57,14 @@ class Transaction(Protocol):
 
 @dataclass(slots=True)
 class Write:
-    """Records to be merged: the higher version wins, key by key.
+    """Records to be merged: the one that ``outranks`` the other wins, key by key.
 
     ``entries`` are (storage key, record) pairs. ``now`` is the peer's clock, which decides what
-    counts as existing. ``drops`` are (storage key, version) pairs: such a record leaves the disk,
-    if it is still that version. ``horizons`` (by partition) guards against the past: where all
-    replicas agreed on everything up to a stamp, nothing older comes in any more. ``marks`` are
-    (name, content) pairs that belong to the store itself and commit together with the records.
+    counts as existing. ``drops`` are (storage key, identity) pairs: such a record leaves the disk,
+    if it is still the same (see ``identity_of``). ``horizons`` (by partition) guards against the
+    past: where all replicas agreed on everything up to a stamp, nothing older comes in any more.
+    ``marks`` are (name, content) pairs that belong to the store itself and commit together with the
+    records.
 
     A damaged record may have had any version up to ``doubt``, so it gives way only to what is
     stamped after it; and to ``cures``, (storage key, record or None) pairs: what is known to be
@@ -78,7 +79,7 @@ class Write:
     entries: Sequence[tuple[bytes, bytes]]
     now: int
     newest: Stamp = 0
-    drops: Sequence[tuple[bytes, Version]] = ()
+    drops: Sequence[tuple[bytes, bytes]] = ()
     horizons: Sequence[Stamp] | None = None
     marks: Sequence[tuple[bytes, bytes]] = ()
     cures: Sequence[tuple[bytes, bytes | None]] = ()

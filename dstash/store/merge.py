@@ -3,6 +3,7 @@
 A put by a client, a read repair, a hint replayed, a partition transferred: all are merges of
 records into a transaction. Merging is commutative, associative and idempotent, so messages may
 arrive late, twice, or in any order (Shapiro et al., "Conflict-free Replicated Data Types", 2011).
+Records are totally ordered: by version, and records with equal versions by their other bytes.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from dstash.store.record import (
     CHECKSUM_END,
     HEAD_BYTES,
     VERSION_END,
+    identity_of,
     is_live_head,
     is_sound,
+    outranks,
 )
 from dstash.version import Stamp, Version, newest_stamp, unpack
 
@@ -33,7 +36,7 @@ def merge(
     """
     merged = []
     for write in writes:
-        is_above = write.version is not None and write.version >= ceiling
+        is_above = write.version is not None and write.version > ceiling
         merged.append((_replace_all if is_above else _merge_all)(transaction, write))
         ceiling = max(ceiling, write.bound())
     return merged, ceiling
@@ -73,15 +76,15 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
                 else:
                     merged.damaged.append(place)
                 continue
-            if stored[CHECKSUM_END:VERSION_END] > record[CHECKSUM_END:VERSION_END]:
+            if outranks(stored, record):
                 merged.superseded.append((place, stored[CHECKSUM_END:VERSION_END]))
                 continue
             if is_live_head(stored[VERSION_END:HEAD_BYTES], now):
                 merged.existed[place] = 1
         put(storage_key, record)
-    for storage_key, version in write.drops:
+    for storage_key, identity in write.drops:
         stored = get(storage_key)
-        if stored is not None and stored[CHECKSUM_END:VERSION_END] == version:
+        if stored is not None and identity_of(stored) == identity:
             transaction.delete(storage_key)
     for storage_key, cure in write.cures:
         _cure(transaction, storage_key, cure)
@@ -108,8 +111,7 @@ def _horizons_of(write: Write) -> Sequence[Stamp] | None:
 
 
 def _holds_as_much(storage_key: bytes, stored: bytes, record: bytes) -> bool:
-    newer = stored[CHECKSUM_END:VERSION_END] >= record[CHECKSUM_END:VERSION_END]
-    return newer and is_sound(storage_key, stored)
+    return not outranks(record, stored) and is_sound(storage_key, stored)
 
 
 def _is_past(storage_key: bytes, record: bytes, horizons: Sequence[Stamp]) -> bool:

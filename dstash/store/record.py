@@ -14,7 +14,7 @@ too. (LMDB has no checksums of its own; most random bit flips in its file go unn
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
@@ -184,6 +184,35 @@ def is_live_head(tail: bytes, now: int) -> bool:
         return False  # of a record that was cut off
     expiry = int.from_bytes(tail[1:], "big")
     return not tail[0] & RecordFlag.TOMBSTONE and (expiry == NEVER or expiry > now)
+
+
+def version_of(record: bytes) -> Version:
+    """Return the version of a stored record."""
+    return record[CHECKSUM_END:VERSION_END]
+
+
+def identity_of(record: bytes) -> bytes:
+    """Return checksum and version: what tells a record from every other one of its key."""
+    return record[:VERSION_END]
+
+
+def outranks(record: bytes, other: bytes) -> bool:
+    """Whether a record wins over another one of its key, on every replica.
+
+    The higher version wins. Two records with one version (of two writers with one id, or of two
+    touches in one millisecond) are compared by all their other bytes, as stored.
+    """
+    mine, theirs = record[CHECKSUM_END:VERSION_END], other[CHECKSUM_END:VERSION_END]
+    return mine > theirs or (mine == theirs and record[VERSION_END:] > other[VERSION_END:])
+
+
+def highest(records: Iterable[bytes | None]) -> bytes | None:
+    """Return the record that wins over all the others, None if there is none."""
+    winner: bytes | None = None
+    for record in records:
+        if record is not None and (winner is None or outranks(record, winner)):
+            winner = record
+    return winner
 
 
 def split_storage_key(storage_key: bytes) -> tuple[int, bytes, bytes]:

@@ -171,7 +171,7 @@ class TestKeeping:
     def test_drops_remove_only_the_version_that_was_meant(self, store: LmdbStore) -> None:
         put(store, "a", "b")
         put(store, "b", stamp=2)
-        drops = [(key, pack(stamp_at(1), b"abcd")) for key, _ in entries("a", "b")]
+        drops = [(key, record[:28]) for key, record in entries("a", "b")]
         store.commit([Write([], NOW, drops=drops)])
         assert held(store) == dict(entries("b", stamp=2))
 

@@ -35,7 +35,7 @@ def writes(draw: st.DrawFn) -> Write:
     keys = draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=6))
     content = [draw(payloads) for _ in keys]
     entries = seal(draw(st.sampled_from(SPACES)), keys, draw(heads), content)
-    drops = [(key, record[8:28]) for key, record in entries] if draw(st.booleans()) else []
+    drops = [(key, record[:28]) for key, record in entries] if draw(st.booleans()) else []
     marks = [(b"mark", draw(st.binary(max_size=9)))] if draw(st.booleans()) else []
     horizons = [draw(st.integers(0, 30))] * PARTITIONS if draw(st.booleans()) else None
     newest = draw(st.integers(0, 2**64 - 1))
