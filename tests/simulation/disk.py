@@ -37,9 +37,11 @@ class SimulatedStore(TwinStore):
         self._sorted: list[bytes] | None = None
         self._limbo: list[Sequence[Write]] = []
         self._broken: str | None = None
-        #: Set from outside: there is no room; the next sync fails.
+        #: Set from outside: no commit has room, though nothing said so before; the next sync fails.
         self.is_full = False
         self.fails_next = False
+        #: Bytes that are free on the disk; None where there is room for everything.
+        self.free: int | None = None
 
     def open_again(self) -> None:
         """Begin the life of another process on this disk."""
@@ -56,8 +58,7 @@ class SimulatedStore(TwinStore):
         """Merge writes, if the disk lets them."""
         if self._broken:
             raise StoreFailed(self._broken)
-        if self.is_full:
-            raise DiskFull("no room left on the virtual disk")
+        self._check_room(writes)
         if self.fails_next:
             self.fails_next = False
             self._broken = "the virtual disk failed to sync"
@@ -65,9 +66,34 @@ class SimulatedStore(TwinStore):
             raise StoreFailed(self._broken)
         return self._merge(writes)
 
+    def _check_room(self, writes: Sequence[Write]) -> None:
+        """Refuse what the disk has no room for. A record that is replaced is no room yet."""
+        needed = sum(
+            len(storage_key) + len(record)
+            for write in writes
+            for storage_key, record in write.entries
+        )
+        if self.is_full or (self.free is not None and needed > self.free):
+            raise DiskFull(f"no room left on the virtual disk of {self.store_id}")
+
     def _merge(self, writes: Sequence[Write]) -> list[Merged]:
         self._sorted = None
-        return super().commit(writes)
+        if self.free is None:
+            return super().commit(writes)
+        before = self.stats().used_bytes
+        merged = super().commit(writes)
+        self.free -= self.stats().used_bytes - before
+        return merged
+
+    def has_room(self, reserve: int) -> bool:
+        """Return whether more than ``reserve`` bytes are free."""
+        return self.free is None or self.free > reserve
+
+    def mark(self, name: bytes, content: bytes) -> None:
+        """Keep something about the store itself, if there is room."""
+        if self.is_full or self.free == 0:
+            raise DiskFull(f"no room left on the virtual disk of {self.store_id}")
+        super().mark(name, content)
 
     def check_writable(self) -> str | None:
         """Return why nothing can be written any more, if it is so."""

@@ -30,10 +30,15 @@ if TYPE_CHECKING:
 #: How long a keeper waits for news before it looks anyway; and after the membership was out.
 _PATIENCE: Final = 2 * SECOND
 _RETRY: Final = 500 * MS
+#: How long a keeper waits after an error of its own store.
+_AT_ODDS: Final = 1 * SECOND
 #: What a turn of the loop takes, about.
 _TURN: Final = 150
 #: How long a stop may take to answer what is in hand.
 _DRAIN: Final = 5 * SECOND
+
+#: What every peer keeps free on its disk for deletes and repairs (bytes).
+DISK_RESERVE: Final = 4_000
 
 #: One object per set of partitions: peers that hold the same share it, and compare it at once.
 _OWNED: dict[frozenset[int], frozenset[int]] = {}
@@ -110,6 +115,7 @@ class Node:
             self.world.cluster,
             pace=conditions.pace,
             slice_records=conditions.slice_records,
+            disk_reserve=DISK_RESERVE,
         )
         self.core = self.world.make_core(settings, self.store, self.clock())
         self._links = VirtualLinks(self.world.network, self, self._greeting, self._woken)
@@ -372,6 +378,16 @@ class Node:
         except ChangeConflict as error:  # it was removed while it started
             self.note(f"stops: {error}")
             self._died(self._lives)
+        except DStashError as error:
+            self._at_odds(error)
+
+    def _at_odds(self, error: DStashError) -> None:
+        """Try again after a pause, or end if this peer never had a view, as the daemon does."""
+        self.note(f"cannot take the topology: {error}")
+        if self.core is not None and self.core.view is None:
+            self._died(self._lives)
+        else:
+            self._looked(_AT_ODDS)
 
     def _decide(self, stored: Stored) -> None:
         if self._keeper is None:

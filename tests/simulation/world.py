@@ -34,7 +34,7 @@ from tests.simulation.history import History, Place, describe_writes
 from tests.simulation.losses import Loss
 from tests.simulation.membership import VirtualMembership
 from tests.simulation.network import Network
-from tests.simulation.node import Node
+from tests.simulation.node import DISK_RESERVE, Node
 from tests.simulation.trace import Trace, around
 from tests.simulation.workload import Runner, Script, Workload
 
@@ -99,6 +99,8 @@ class World:
         self.membership = VirtualMembership(self.events, self.rng, self.trace)
         #: What was lost for good.
         self.losses: set[Loss] = set()
+        #: The fewest bytes that were ever free on a disk.
+        self.lowest_room = DISK_RESERVE + 1
         self.is_healing = False
         self.indexes = ["a", "b"]
         keys = self.conditions.keys

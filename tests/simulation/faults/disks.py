@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from tests.simulation.events import MS
+from tests.simulation.events import MS, SECOND
 from tests.simulation.faults.registry import Undo, kind
 from tests.simulation.faults.schedule import Faults
 from tests.simulation.losses import Loss
+from tests.simulation.node import DISK_RESERVE
 
 
 @kind("wipe")
@@ -51,10 +52,36 @@ def full_disk(faults: Faults) -> Undo:
     """Let a disk refuse every commit."""
     store = faults.any_node().store
     store.is_full = True
+    faults.world.lowest_room = 0
     faults.note(f"{store.store_id} is full")
 
     def undo() -> None:
         store.is_full = False
+
+    return undo
+
+
+@kind(
+    "no_room",
+    share=0.06,
+    durations=(2 * SECOND, 12 * SECOND, 30 * SECOND),
+    pending="the refusal of an item by one replica is not an ack",
+)
+def no_room(faults: Faults) -> Undo:
+    """Let the room on one, two or all disks run out, to different degrees."""
+    rng, nodes = faults.rng, faults.world.nodes
+    some = rng.sample(nodes, min(len(nodes), rng.choice((1, 1, 2, len(nodes)))))
+    stores = [node.store for node in some]
+    free = rng.choice((DISK_RESERVE * 9 // 10, DISK_RESERVE * 4 // 10, 150, 0))
+    for store in stores:
+        store.free = free
+    faults.note(f"{', '.join(store.store_id for store in stores)}: {free} bytes are free")
+    faults.world.lowest_room = min(faults.world.lowest_room, free)
+
+    def undo() -> None:
+        faults.note(f"{', '.join(store.store_id for store in stores)}: there is room again")
+        for store in stores:
+            store.free = None
 
     return undo
 
