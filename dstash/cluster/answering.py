@@ -12,7 +12,7 @@ from typing import Any, Final
 from dstash.cluster.holdings import Holdings
 from dstash.cluster.replica import RECORD_BYTES
 from dstash.cluster.tasks import Effect, Merge, Pause, Settle
-from dstash.errors import CorruptRecord, ProtocolError
+from dstash.errors import CorruptRecord, DStashError, ProtocolError
 from dstash.limits import PARTITIONS
 from dstash.store.digest import BUCKETS, DIGEST_BYTES, EMPTY, bucket_of
 from dstash.store.record import ABSENT, is_sound, version_of
@@ -245,5 +245,11 @@ def horizon(holdings: Holdings, question: SetHorizon, now: int) -> Answering:
         if holdings.has_promised(partition, question.stamp, now)
     ]
     if kept:
-        yield Merge(marks=[holdings.advance(kept, question.stamp)])
+        before = {partition: holdings.horizons[partition] for partition in kept}
+        try:
+            yield Merge(marks=[holdings.advance(kept, question.stamp)])
+        except DStashError:
+            # It is not on disk: this peer must not go by it, and be without it after a restart.
+            holdings.retreat(before, question.stamp)
+            raise
     return HorizonIs(pack_partitions(kept))

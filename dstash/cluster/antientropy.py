@@ -7,6 +7,7 @@ the higher one for odd. An idle, equal pair costs 16 bytes a partition.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 from dstash.cluster.answering import BUSY, pack_partitions, unpack_partitions
@@ -20,7 +21,7 @@ from dstash.cluster.syncing import (
     split_horizons,
 )
 from dstash.cluster.tasks import Effect, Pause
-from dstash.errors import DStashError
+from dstash.errors import Busy, ClockSkew, CorruptRecord, DiskFull, DStashError
 from dstash.limits import PARTITIONS
 from dstash.wire.replication import AskDigests, DigestsAre
 
@@ -33,6 +34,8 @@ _LARGE: Final = 4000
 _OVERDUE_MS: Final = 40_000
 #: Records of small partitions that are compared together.
 _TOGETHER: Final = 20_000
+#: Refusals that concern some records only. The other partitions must not wait for them.
+_REFUSALS: Final = (Busy, ClockSkew, CorruptRecord, DiskFull)
 
 
 def compare_all(replica: Replica) -> Comparing:
@@ -68,20 +71,26 @@ def _due(replica: Replica, partitions: list[int]) -> tuple[list[int], list[int]]
 
 
 def heal(replica: Replica, other: str, differing: Iterable[tuple[int, int]]) -> Comparing:
-    """Make partitions equal; each comes with the number of records that it holds."""
+    """Make partitions equal; each comes with the number of records that it holds.
+
+    A partition whose records are refused is left to the next round.
+    """
     small: list[int] = []
     weight = 0
     for partition, records in differing:
         if records > _LARGE:
-            yield from exchange_large(replica, partition, other)
+            with suppress(*_REFUSALS):
+                yield from exchange_large(replica, partition, other)
             continue
         small.append(partition)
         weight += records
         if weight > _TOGETHER:
-            yield from exchange(replica, small, other)
+            with suppress(*_REFUSALS):
+                yield from exchange(replica, small, other)
             small, weight = [], 0
     if small:
-        yield from exchange(replica, small, other)
+        with suppress(*_REFUSALS):
+            yield from exchange(replica, small, other)
 
 
 def _begins_here(replica: Replica, other: str, partition: int) -> bool:

@@ -113,7 +113,11 @@ def _agree(replica: Replica, peers: Sequence[str], partitions: list[int], stamp:
         return
     verdict = SetHorizon(pack_partitions(list(equal)), stamp)
     for peer in others:
-        yield from ask(peer, verdict, HorizonIs)
+        try:
+            yield from ask(peer, verdict, HorizonIs)
+        except DStashError:
+            # The proof holds for the other replicas. This pair is brought to one horizon later.
+            replica.holdings.uneven |= {(partition, peer): stamp for partition in equal}
     yield from answering.horizon(replica.holdings, verdict, replica.wall())
 
 

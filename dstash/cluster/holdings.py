@@ -152,6 +152,13 @@ class Holdings:
             self._digests.pop(partition, None)
         return HORIZONS_MARK, self.horizons.tobytes()
 
+    def retreat(self, before: Mapping[int, Stamp], stamp: Stamp) -> None:
+        """Go back to earlier horizons, by partition, where ``stamp`` could not be stored."""
+        for partition, earlier in before.items():
+            if self.horizons[partition] == stamp:
+                self.horizons[partition] = earlier
+                self._digests.pop(partition, None)
+
     def adopt(self, horizons: Mapping[int, Stamp]) -> tuple[bytes, bytes]:
         """Take over horizons, by partition, with the truth up to them; returns the mark."""
         for partition, stamp in horizons.items():

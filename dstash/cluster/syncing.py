@@ -221,7 +221,8 @@ def _push_newer(
         ]
         is_last = len(entries) < holdings.slice_records
         if is_last or len(missed) > 2000:
-            pushed += len(missed) - len((yield from push(replica, other, missed)))
+            refused = yield from push(replica, other, missed, compared=True)
+            pushed += len(missed) - len(refused)
             missed = []
         if is_last:
             return pushed
@@ -229,8 +230,13 @@ def _push_newer(
         yield Pause()
 
 
-def push(replica: Replica, other: str, entries: Entries) -> Generator[Effect, Any, list[bytes]]:
+def push(
+    replica: Replica, other: str, entries: Entries, *, compared: bool = False
+) -> Generator[Effect, Any, list[bytes]]:
     """Send records to another replica, and wait until they are on its disk.
+
+    Args:
+        compared: a comparison found them to be missing; see ``Push``.
 
     Returns:
         the storage keys of those that it would not take.
@@ -240,7 +246,8 @@ def push(replica: Replica, other: str, entries: Entries) -> Generator[Effect, An
     throttle = Throttle(replica)
     for part in batches(sound):
         keys, records = zip(*part, strict=True)
-        message = Push(Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(records)))
+        frames = Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(records))
+        message = Push(*frames, compared)
         began = replica.now()
         answer = yield from ask(other, message, Stored)
         refused += [keys[place] for place, code, *_ in answer.rejected if code]

@@ -384,7 +384,8 @@ class PeerCore:
             self._check_recollected()
             self._enqueue(ticket, message, self._keyspace(message.index))
         elif isinstance(message, Push):
-            self.holdings.pushed(now)
+            if not message.compared:  # else the other partitions would count as busy meanwhile
+                self.holdings.pushed(now)
             self._enqueue(ticket, message, None)
         elif isinstance(message, Hint):
             self._take_hint(message, now)

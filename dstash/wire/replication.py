@@ -95,11 +95,16 @@ class Pull(Message):
 
 @message
 class Push(Message):
-    """Merges records under their storage keys; answered by ``Stored``."""
+    """Merges records under their storage keys; answered by ``Stored``.
+
+    ``compared``: a comparison found these records to be missing. Without it they come from hints,
+    and the receiver expects more of them soon.
+    """
 
     KIND = 47
     keys: Frame
     records: Frame
+    compared: bool = False
 
 
 @message

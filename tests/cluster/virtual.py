@@ -118,7 +118,10 @@ class Cluster:
                 return stop.value
             reply = None
             if isinstance(effect, Merge):
-                self.commit(peer, effect)
+                try:
+                    self.commit(peer, effect)
+                except DStashError as error:
+                    reply = error
             elif isinstance(effect, Pause):
                 self.now += effect.milliseconds + (self.late if effect.milliseconds else 0)
             elif isinstance(effect, Ask):
@@ -131,7 +134,11 @@ class Cluster:
         self.now += self.delay
         if isinstance(message, AskDigests):
             self.compared += not message.skip_all
-        return self.run(peer, ANSWERS[type(message)](self.peers[peer].holdings, message, self.now))
+        task = ANSWERS[type(message)](self.peers[peer].holdings, message, self.now)
+        try:
+            return self.run(peer, task)
+        except DStashError as error:
+            return error
 
     def fill(self, peer: str) -> list[int]:
         done: list[int] = []

@@ -261,6 +261,15 @@ class TestAnswers:
         assert isinstance(after, DigestsAre)
         assert after.busy == bytes([BUSY]) * 8
 
+    def test_push_of_a_comparison_does_not_make_other_partitions_busy(self, peer: Peer) -> None:
+        peer.ask(put(b"k"))
+        place, record = next(iter(peer.store.records.items()))
+        peer.now += BUSY_MS
+        assert peer.ask(Push(keys(place), keys(record), compared=True)) == Stored([])
+        after = peer.ask(AskDigests(pack_partitions(range(8)), skip_busy=True))
+        assert isinstance(after, DigestsAre)
+        assert after.busy == bytes(8)
+
     def test_who_wants_no_digests_is_told_horizons_alone(self, peer: Peer) -> None:
         peer.ask(put(b"k"))
         partition = partition_of(b"k")

@@ -252,3 +252,35 @@ def test_what_was_paused_and_cancelled_is_not_filled_any_more() -> None:
     assert core.healer.facts()["filling"] > 0
     joined.install(changing.cancel(paused))
     assert core.healer.facts()["filling"] == 0
+
+
+def compare_once(joined: Joined) -> None:
+    """Let one round of comparison run to its end."""
+    joined.now += 2600  # nothing changed for a while, and one round is due
+    for _ in range(400):
+        joined.settle()
+        joined.now += 1
+
+
+def test_one_round_of_comparison_makes_partitions_of_all_batches_equal() -> None:
+    joined = Joined(pace=Pace(1_000_000, 10**9, 0))
+    names = [f"k{number}" for number in range(300)]
+    joined.put(dict.fromkeys(names, 1), "all")
+    joined.forget("c", *names)
+    joined.now += 200_001
+    compare_once(joined)
+    compared = {name: core.healer.replica.compared for name, core in joined.peers.items()}
+    assert sum(compared.values()) <= 3 * PARTITIONS, f"one round: {compared}"
+    assert [one for one in names if joined.record("c", one) is None] == []
+
+
+def test_refusal_of_one_partition_does_not_keep_the_others_from_healing() -> None:
+    joined = Joined(pace=Pace(1_000_000, 10**9, 0))
+    names = [f"k{number}" for number in range(100)]
+    joined.put(dict.fromkeys(names, 1), "all")
+    joined.forget("c", *names)
+    refused = partition_of(names[0].encode())
+    joined.now += 200_001
+    joined.peers["c"].holdings.promise(refused, stamp_at(joined.now), joined.now)
+    compare_once(joined)
+    assert [one for one in names if joined.record("c", one) is None] == [names[0]]

@@ -123,7 +123,7 @@ EXAMPLES: list[tuple[tuple[int, int], Message]] = [
     ((7, 0), AskVersions(PARTITIONS, b"", b"")),
     (REPLY, VersionsAre(b"", VERSION, blobs(STORAGE_KEY))),
     ((7, 0), Pull(blobs(STORAGE_KEY))),
-    ((7, 0), Push(blobs(STORAGE_KEY), blobs(RECORD))),
+    ((7, 0), Push(blobs(STORAGE_KEY), blobs(RECORD), compared=True)),
     ((7, 0), AskCopy(PARTITIONS, b"", 49152)),
     (REPLY, CopyIs(b"", blobs(STORAGE_KEY), blobs(RECORD))),
     (REQUEST, Hint("index", "peer3", ONE_KEY)),
