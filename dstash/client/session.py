@@ -278,12 +278,13 @@ class Session:
         """
         fresh = Topology.decode(topology)
         current = self.view
-        if current is not None and current.topology.cluster_id != fresh.cluster_id:
+        if current is not None and _is_another(current.topology, fresh):
             raise WrongCluster(
                 f"expected cluster {current.topology.cluster!r} ({current.topology.cluster_id}), "
                 f"a peer answered for {fresh.cluster!r} ({fresh.cluster_id})"
             )
-        if current is not None and fresh.epoch < current.epoch:
+        is_same = current is not None and current.topology.cluster_id == fresh.cluster_id
+        if current is not None and is_same and fresh.epoch < current.epoch:
             return
         self._forget_clocks(fresh)
         self.view = View(fresh, frozenset(alive) if alive else (current or View(fresh)).alive)
@@ -356,3 +357,10 @@ class Session:
         protocol = self._protocols.get(peer, LOWEST_PROTOCOL)
         envelope = Envelope(correlation, under, moment, message, protocol, trace)
         return Send(peer, encode(envelope), correlation)
+
+
+def _is_another(known: Topology, fresh: Topology) -> bool:
+    """Whether a topology is of another cluster. One that never formed may have been replaced."""
+    if known.cluster_id == fresh.cluster_id:
+        return False
+    return known.formed or known.cluster != fresh.cluster

@@ -10,12 +10,15 @@ from dataclasses import replace
 from typing import Final
 
 from dstash.cluster.membership import Announcement
-from dstash.cluster.topology import Change, Member, State, Topology
-from dstash.errors import ProtocolError
+from dstash.cluster.topology import Change, Member, Restored, State, Topology
+from dstash.errors import ForeignStore, ProtocolError
 from dstash.store.interface import Store
 
 #: Under which name the store keeps the newest topology, for the day the membership has lost it.
 KEPT: Final = b"topology"
+
+#: How far the epoch jumps when a lost topology is restored: two histories never share an epoch.
+RESTORED_JUMP: Final = 1 << 20
 
 
 def member_of(announcement: Announcement, state: State = State.ACTIVE) -> Member:
@@ -75,16 +78,87 @@ def last_known(store: Store) -> Topology | None:
         return None
 
 
+def check_cluster(store: Store, cluster: str, where: str) -> None:
+    """Refuse a store that belongs to a cluster of another name.
+
+    Args:
+        cluster: the configured name.
+        where: names the data directory, for the error.
+
+    Raises:
+        ForeignStore: it belongs to another cluster.
+    """
+    last = last_known(store)
+    if store.identity is not None and last is not None and last.cluster != cluster:
+        raise ForeignStore(
+            f"data directory {where} belongs to cluster {last.cluster!r}, and the configured "
+            f"cluster is {cluster!r}; correct the setting, or use another data directory"
+        )
+
+
+def restore(last: Topology, lost: Topology | None, peer: str) -> Topology:
+    """Return the topology to store where the membership has lost it, or has an older one.
+
+    Args:
+        last: the newest topology that the peer knows.
+        lost: what the membership has in its place.
+        peer: the peer that restores it.
+    """
+    epoch = max(last.epoch, lost.epoch if lost else 0) + RESTORED_JUMP
+    return confirm(replace(last, epoch=epoch, restored=Restored(last.epoch)), peer)
+
+
+def confirm(topology: Topology, peer: str) -> Topology:
+    """Return a restored topology with one more member that knows of no newer one.
+
+    With a majority of the members it counts. A minority may have missed changes, and may be where
+    the others are not (a mistyped directory): it must not lead clients into an epoch that the
+    other members do not know.
+    """
+    restored = topology.restored
+    if restored is None or topology.member(peer) is None:
+        return topology
+    confirmed = tuple(sorted({*restored.confirmed, peer}))
+    is_majority = 2 * len(confirmed) > len(topology.members)
+    kept = None if is_majority else replace(restored, confirmed=confirmed)
+    return replace(topology, restored=kept)
+
+
+def confirmed(topology: Topology, peer: str) -> Topology | None:
+    """Return the next topology, confirmed by a peer; None when there is nothing to do."""
+    found = confirm(topology, peer)
+    return None if found == topology else found.next()
+
+
+def supersedes(last: Topology | None, stored: Topology, cluster: str) -> bool:
+    """Whether a peer must restore the topology that it knows, in place of what is stored.
+
+    It must when the membership was restored from an older copy, when another peer restored an
+    older copy, and when an empty peer that started first has begun to form a new cluster.
+
+    Args:
+        last: the newest topology that the peer knows.
+        stored: what the membership has.
+        cluster: the configured name of the cluster.
+    """
+    if last is None or not last.formed:
+        return False
+    if last.cluster_id != stored.cluster_id:
+        return last.cluster == cluster and not stored.formed
+    return last.epoch > (stored.restored.epoch if stored.restored else stored.epoch)
+
+
 def was_removed(store: Store, peer: str, topology: Topology | None) -> bool:
     """Whether a store belongs to a peer that its cluster has gone on without.
 
     What was deleted in the meantime must not come back with it. A peer that waited to be added,
     and never was, has nothing to bring back; and a topology older than the last known one (the
-    membership was restored from a copy) proves nothing.
+    membership was restored from a copy), or one that is not confirmed, proves nothing.
     """
     last = last_known(store)
     return (
         topology is not None
+        and topology.restored is None
         and last is not None
         and last.cluster_id == topology.cluster_id
         and last.epoch < topology.epoch

@@ -91,8 +91,24 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Restored:
+    """A topology that the membership had lost, restored by a peer that kept a copy.
+
+    ``epoch`` is the epoch of that copy. ``confirmed`` lists the members that know of no newer one.
+    Until they are a majority no peer serves under it: see ``joining.confirm``.
+    """
+
+    epoch: int
+    confirmed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Topology:
-    """The cluster. ``formed`` turns true when ``min_peers`` have joined, and stays so."""
+    """The cluster.
+
+    ``formed`` turns true when ``min_peers`` have joined, and stays so. ``restored`` is set while
+    the topology is a copy that a majority of its members have not confirmed yet.
+    """
 
     cluster: str
     cluster_id: str
@@ -103,6 +119,7 @@ class Topology:
     partitions: int = PARTITIONS
     members: tuple[Member, ...] = ()
     change: Change | None = None
+    restored: Restored | None = None
 
     def member(self, peer: str) -> Member | None:
         """Return the member with that id."""
@@ -144,12 +161,13 @@ class Topology:
         try:
             raw = json.loads(data)
             members = tuple(_member(one) for one in raw["members"])
-            change = raw.get("change")
+            change, restored = raw.get("change"), raw.get("restored")
             return cls(
                 **_known(cls, raw)
                 | {
                     "members": members,
                     "change": None if change is None else _change(change),
+                    "restored": None if restored is None else _restored(restored),
                 }
             )._checked()
         except ProtocolError:
@@ -179,6 +197,10 @@ def _member(raw: dict[str, Any]) -> Member:
 
 def _change(raw: dict[str, Any]) -> Change:
     return Change(**_known(Change, raw) | {"complete": tuple(raw.get("complete", ()))})
+
+
+def _restored(raw: dict[str, Any]) -> Restored:
+    return Restored(int(raw["epoch"]), tuple(raw.get("confirmed", ())))
 
 
 def _known(cls: Any, raw: dict[str, Any]) -> dict[str, Any]:

@@ -145,6 +145,8 @@ class PeerCore:
         self.view: View | None = None
         self.stopping = False
         self.not_ready: str | None = "the peer is starting"
+        #: What the peer waits for before it has a view; empty when nothing is known.
+        self.waits_for = ""
         self.wants_refresh = False
         self.failure: DStashError | None = None
         self.counts: Counter[str] = Counter()
@@ -312,7 +314,7 @@ class PeerCore:
         if self.view is not None and not self.healer.recollected:
             return "the peer is asking the others whether its store is as new as it was"
         if self.view is None:
-            return "the peer has not joined a cluster"
+            return self.waits_for or "the peer has not joined a cluster"
         if not self.view.topology.formed:
             return str(self._forming(self.view))
         member = self.view.members.get(self.settings.peer)

@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from dstash.cluster.joining import was_removed
+from dstash.cluster.joining import check_cluster, was_removed
 from dstash.cluster.local import LocalMembership
 from dstash.cluster.membership import Announcement, Membership
 from dstash.config import PeerSettings
@@ -65,6 +65,7 @@ class Daemon:
         self._door = open_door(settings)
         store = open_store(settings)
         self._undo.append(lambda: store.close())
+        check_cluster(store, settings.cluster, str(settings.data_dir))
         self.peer = _peer_id(settings, store)
         membership = open_membership(settings)
         self._undo.append(membership.close)
@@ -157,6 +158,7 @@ class Daemon:
             down_out_after=settings.down_out_after,
             publish=self.server.install,
             removed=self.server.stop,
+            tell=self.server.wait_for,
         )
         self._undo.append(keeper.stop)
         self.server.attach(keeper)

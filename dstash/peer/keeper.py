@@ -15,11 +15,20 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from dstash.cluster.changing import abandon, forget, ordered, switch
-from dstash.cluster.joining import KEPT, found, join, last_known, was_removed
+from dstash.cluster.joining import (
+    KEPT,
+    confirmed,
+    found,
+    join,
+    last_known,
+    restore,
+    supersedes,
+    was_removed,
+)
 from dstash.cluster.membership import Announcement, Membership, Stored
 from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
-from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable
+from dstash.errors import ChangeConflict, DStashError, ForeignStore, MembershipUnreachable
 from dstash.peer.healer import Proposal
 from dstash.store.interface import Identity, Store
 from dstash.wire.messages import Error, Order, Ordered
@@ -46,6 +55,7 @@ class Keeper:
         down_out_after: seconds after which a dead member is made to leave; 0 for never.
         publish: called with each new view, on this thread.
         removed: called when the peer is no longer a member.
+        tell: called with what this peer waits for before it has a view, for people.
         clock: returns seconds, never going back.
     """
 
@@ -62,6 +72,7 @@ class Keeper:
         down_out_after: float,
         publish: Callable[[View], None],
         removed: Callable[[], None],
+        tell: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._membership = membership
@@ -74,6 +85,8 @@ class Keeper:
         self._down_out_after = down_out_after
         self._publish = publish
         self._removed = removed
+        self._tell = tell
+        self._waits = ""
         self._clock = clock
         self._looked = clock()
         self._proposals: deque[Proposal] = deque()
@@ -85,8 +98,10 @@ class Keeper:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
 
-    def join(self) -> View:
+    def join(self) -> View | None:
         """Take the lock and a place in the topology; returns the first view.
+
+        There is none while a restored topology waits for a majority of its members.
 
         Raises:
             PeerIdInUse: a live process has this id.
@@ -95,7 +110,7 @@ class Keeper:
         """
         self._membership.announce(self._announcement)
         self._look()
-        if self._view is None:
+        if self._view is None and not self._waits:
             raise MembershipUnreachable("the membership lost the topology while joining")
         return self._view
 
@@ -161,6 +176,8 @@ class Keeper:
             stored = self._membership.read()
             if stored.topology is None:
                 raise ChangeConflict("there is no topology yet")
+            if stored.topology.restored is not None:
+                raise ChangeConflict(_unconfirmed_because(stored.topology))
             alive = self._membership.alive()
             wanted = ordered(stored.topology, alive, order.action, order.peers, order.rate)
             if order.dry or self._membership.compare_and_set(wanted, stored.token):
@@ -184,7 +201,7 @@ class Keeper:
         if topology is not None and self._was_removed(topology):
             return None
         step = self._restore_or_join(topology)
-        if step is not None or topology is None:
+        if step is not None or topology is None or topology.restored is not None:
             return step
         while self._proposals:
             step = self._proposals[0](topology)
@@ -217,6 +234,7 @@ class Keeper:
         me, view = self._announcement.peer, self._view
         return (
             view is not None
+            and topology.restored is None
             and view.topology.cluster_id == topology.cluster_id
             and view.epoch < topology.epoch
             and me in view.members
@@ -224,21 +242,32 @@ class Keeper:
         )
 
     def _restore_or_join(self, topology: Topology | None) -> Topology | None:
-        last = self._last()
+        last, me = self._last(), self._announcement.peer
         if topology is None:
-            if last is not None:
-                _log.warning("the membership has lost the topology; restoring", epoch=last.epoch)
-                return last.next()
-            return found(
-                self._announcement, self._cluster, uuid.uuid4().hex, self._replicas, self._min_peers
+            if last is None or not last.formed:
+                return found(
+                    self._announcement,
+                    self._cluster,
+                    uuid.uuid4().hex,
+                    self._replicas,
+                    self._min_peers,
+                )
+            _log.warning("the membership has lost the topology; restoring", epoch=last.epoch)
+            return restore(last, None, me)
+        if last is not None and supersedes(last, topology, self._cluster):
+            _log.warning(
+                "the membership has an older topology, or that of a cluster that has not formed; "
+                "restoring",
+                epoch=last.epoch,
+                found=topology.epoch,
             )
-        is_same = last is not None and last.cluster_id == topology.cluster_id
-        if is_same and last is not None and last.epoch > topology.epoch:
-            return last.next()
+            return restore(last, topology, me)
         self._check_cluster(topology)
-        if self._view is None and was_removed(self._store, self._announcement.peer, topology):
+        if topology.restored is not None:
+            return confirmed(topology, me)
+        if self._view is None and was_removed(self._store, me, topology):
             raise ChangeConflict("the cluster has just gone on without this peer; start it again")
-        is_new = topology.member(self._announcement.peer) is None
+        is_new = topology.member(me) is None
         if is_new and topology.formed and self._waits_to_be_added:
             return None
         return join(topology, self._announcement)
@@ -247,13 +276,36 @@ class Keeper:
         return last_known(self._store) if self._view is None else self._view.topology
 
     def _check_cluster(self, topology: Topology) -> None:
-        # Raises ForeignStore when the data directory is of another cluster.
-        self._store.adopt(
-            Identity(topology.cluster_id, self._announcement.peer, self._announcement.store_id)
-        )
+        """Adopt the cluster, once it is formed; ``ForeignStore`` if the store is of another one."""
+        mine = self._store.identity
+        if mine is None and (not topology.formed or topology.restored is not None):
+            return
+        try:
+            self._store.adopt(
+                Identity(topology.cluster_id, self._announcement.peer, self._announcement.store_id)
+            )
+        except ForeignStore as error:
+            members = ", ".join(one.id for one in topology.members)
+            raise ForeignStore(
+                f"{error}: the membership has a cluster {topology.cluster!r} of {members} that "
+                "was founded without this store. Correct the setting that names the membership; "
+                "or, if an empty peer has started first after the topology was lost, stop those "
+                "peers, delete the topology from the membership, and start this peer first"
+            ) from None
+
+    def _wait(self, why: str) -> None:
+        """Take note of what this peer waits for before it takes the topology."""
+        if why and why != self._waits:
+            _log.warning(why)
+        if why != self._waits:
+            self._waits = why
+            self._tell(why)
 
     def _adopt(self, topology: Topology) -> None:
         self._check_cluster(topology)
+        self._wait(_unconfirmed_because(topology))
+        if topology.restored is not None:
+            return
         if self._was_removed(topology):
             _log.info("this peer was removed from the cluster", epoch=topology.epoch)
             self._stop.set()
@@ -268,3 +320,15 @@ class Keeper:
             _log.info("topology", epoch=topology.epoch, members=len(topology.members))
         self._view = View(topology, alive)
         self._publish(self._view)
+
+
+def _unconfirmed_because(topology: Topology) -> str:
+    """Return why a restored topology is not used yet; empty for one that may be used."""
+    if topology.restored is None:
+        return ""
+    absent = [one.id for one in topology.members if one.id not in topology.restored.confirmed]
+    needed = len(topology.members) // 2 + 1 - len(topology.restored.confirmed)
+    return (
+        "the membership had lost the topology (or this peer looks in the wrong place): it was "
+        f"restored, and is used once {needed} more of {', '.join(absent)} have confirmed it"
+    )

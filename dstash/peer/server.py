@@ -155,6 +155,15 @@ class PeerServer:
         """Hand a view to the core."""
         self.post(lambda: self._take_view(view))
 
+    def wait_for(self, what: str) -> None:
+        """Tell the core what this peer waits for before it has a view."""
+
+        def take() -> list[Reply]:
+            self._core.waits_for = what
+            return []
+
+        self.post(take)
+
     def authorise(self, authority: Authority) -> None:
         """Hand a list of authorised keys to the core."""
 

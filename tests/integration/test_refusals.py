@@ -74,6 +74,23 @@ def test_data_of_another_cluster_or_peer(tmp_path: Path) -> None:
         code, said = refusal(data, tmp_path / "other" / "membership")
     assert code == 1
     assert "belongs to peer 'a' of cluster" in said
+    assert "was founded without this store" in said
+
+
+def test_data_of_a_cluster_with_another_name_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    with Peers.local(tmp_path) as peers:
+        peers.form("a")
+        assert peers["a"].stop() == 0
+        data = peers["a"].data
+    before = (data / "data.mdb").read_bytes()
+    code, said = refusal(data, tmp_path / "elsewhere", "--cluster", "two")
+    assert code == 1
+    assert f"{data} belongs to cluster 'dstash', and the configured cluster is 'two'" in said
+    assert (data / "data.mdb").read_bytes() == before
+    assert not (tmp_path / "elsewhere").exists()
+    assert not (tmp_path / "membership" / "two").exists()
 
 
 def test_data_that_is_damaged(tmp_path: Path) -> None:

@@ -1,0 +1,204 @@
+"""A topology that the membership lost: restored by the peers, and by a majority of them only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dstash.cluster.joining import RESTORED_JUMP, last_known, was_removed
+from dstash.cluster.local import LocalMembership
+from dstash.cluster.membership import Announcement
+from dstash.cluster.topology import Topology
+from dstash.cluster.view import View
+from dstash.errors import ChangeConflict, ForeignStore
+from dstash.peer.keeper import Keeper
+from dstash.store.twin import TwinStore
+from dstash.wire.messages import Error, Order
+
+
+class Process:
+    """One peer as its keeper sees it: a life between two starts."""
+
+    def __init__(self, name: str, store: TwinStore, folder: Path, min_peers: int) -> None:
+        self.name = name
+        self.views: list[View] = []
+        self.said: list[str] = []
+        self.membership = LocalMembership(folder, "c")
+        self.keeper = Keeper(
+            self.membership,
+            Announcement(name, f"tcp://{name}:1", store.store_id, name, 1.0),
+            store,
+            cluster="c",
+            replicas=3,
+            min_peers=min_peers,
+            waits_to_be_added=False,
+            down_out_after=0,
+            publish=self.views.append,
+            removed=lambda: None,
+            tell=self.said.append,
+        )
+
+    @property
+    def epoch(self) -> int:
+        return self.views[-1].epoch if self.views else 0
+
+
+class Machines:
+    """Stores that outlive processes, and folders of memberships."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.stores = {name: TwinStore(f"store-{name}") for name in "abcd"}
+        self.running: list[Process] = []
+
+    def start(self, name: str, where: str = "right", min_peers: int = 3) -> Process:
+        process = Process(name, self.stores[name], self.home / where, min_peers)
+        self.running.append(process)
+        process.keeper.join()
+        return process
+
+    def stop_all(self) -> None:
+        for process in self.running:
+            process.membership.close()
+        self.running.clear()
+
+    def look(self) -> None:
+        for _ in range(3):
+            for process in self.running:
+                process.keeper._look()
+
+    def topology(self, where: str = "right") -> Topology:
+        membership = LocalMembership(self.home / where, "c")
+        found = membership.read().topology
+        membership.close()
+        assert found is not None
+        return found
+
+    def edit(self, change: Callable[[Topology], Topology]) -> None:
+        """Change the topology as some other peer does."""
+        membership = self.running[0].membership
+        stored = membership.read()
+        assert stored.topology is not None
+        assert membership.compare_and_set(change(stored.topology).next(), stored.token)
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Machines]:
+    made = Machines(tmp_path)
+    yield made
+    made.stop_all()
+
+
+def formed(machines: Machines) -> Topology:
+    for name in "abc":
+        machines.start(name)
+    machines.look()
+    topology = machines.topology()
+    assert topology.formed
+    return topology
+
+
+def test_peer_in_a_mistyped_directory_serves_nobody(machines: Machines) -> None:
+    before = formed(machines)
+    machines.stop_all()
+    lost = machines.start("a", where="typo")
+    machines.look()
+    assert lost.views == []
+    assert "b, c have confirmed it" in lost.said[-1]
+    assert last_known(machines.stores["a"]) == before
+    machines.stop_all()
+    back = machines.start("a")
+    assert back.views[-1].topology == before
+
+
+def test_restored_topology_serves_with_a_majority_and_far_ahead(machines: Machines) -> None:
+    before = formed(machines)
+    machines.stop_all()
+    first, second = machines.start("a", where="new"), machines.start("b", where="new")
+    machines.look()
+    assert first.epoch == second.epoch > before.epoch + RESTORED_JUMP
+    assert first.views[-1].topology.restored is None
+    third = machines.start("c", where="new")
+    assert replace(third.views[-1].topology, epoch=before.epoch) == before
+
+
+def test_running_peers_restore_what_is_lost_underneath(machines: Machines) -> None:
+    before = formed(machines)
+    for process in machines.running:
+        process.membership.close()
+        process.keeper._membership = process.membership = LocalMembership(machines.home / "x", "c")
+    machines.look()
+    epochs = {process.epoch for process in machines.running}
+    assert len(epochs) == 1
+    assert epochs.pop() > before.epoch + RESTORED_JUMP
+
+
+def test_newer_copy_wins_over_one_that_was_restored_first(machines: Machines) -> None:
+    formed(machines)
+    machines.running[0].membership.close()
+    del machines.running[0]  # a knows nothing of what follows
+    machines.edit(lambda topology: replace(topology, min_peers=2))
+    machines.look()
+    machines.stop_all()
+    machines.start("a", where="new")
+    assert machines.topology("new").min_peers == 3
+    machines.start("b", where="new")
+    machines.look()
+    topology = machines.topology("new")
+    assert (topology.min_peers, topology.restored) == (2, None)
+
+
+def test_peer_missing_in_an_unconfirmed_copy_was_not_removed(machines: Machines) -> None:
+    formed(machines)
+    old = {name: machines.stores[name].marks.copy() for name in "abc"}
+    joined = machines.start("d")
+    machines.look()
+    assert joined.views
+    machines.stop_all()
+    machines.stores["a"].marks = old["a"]
+    machines.start("a", where="new")
+    assert not was_removed(machines.stores["d"], "d", machines.topology("new"))
+    machines.start("d", where="new")
+    assert machines.topology("new").member("d") is not None
+
+
+def test_order_on_an_unconfirmed_topology_is_refused(machines: Machines) -> None:
+    formed(machines)
+    machines.stop_all()
+    alone = machines.start("a", where="new")
+    answers: list[object] = []
+    alone.keeper.order(Order("remove", ["b"]), answers.append)
+    alone.keeper._carry_out_orders()
+    assert isinstance(answers[0], Error)
+    assert answers[0].code == ChangeConflict.code
+
+
+def test_empty_peer_that_starts_first_joins_the_cluster_that_was_lost(machines: Machines) -> None:
+    before = formed(machines)
+    machines.stop_all()
+    machines.stores["d"] = TwinStore("store-d")
+    empty = machines.start("d", where="new")
+    assert not empty.views[-1].topology.formed
+    assert machines.stores["d"].identity is None
+    for name in "abc":
+        machines.start(name, where="new")
+    machines.look()
+    topology = machines.topology("new")
+    assert topology.cluster_id == before.cluster_id
+    assert topology.member("d") is not None
+    assert machines.stores["d"].identity is not None
+    assert machines.stores["d"].identity.cluster == before.cluster_id
+    assert {process.epoch for process in machines.running} == {topology.epoch}
+
+
+def test_cluster_that_an_empty_peer_formed_at_once_is_refused_in_one_line(
+    machines: Machines,
+) -> None:
+    formed(machines)
+    machines.stop_all()
+    machines.start("d", where="new", min_peers=1)
+    with pytest.raises(ForeignStore, match="was founded without this store.*delete the topology"):
+        machines.start("a", where="new")
