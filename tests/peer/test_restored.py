@@ -200,5 +200,5 @@ def test_cluster_that_an_empty_peer_formed_at_once_is_refused_in_one_line(
     formed(machines)
     machines.stop_all()
     machines.start("d", where="new", min_peers=1)
-    with pytest.raises(ForeignStore, match="was founded without this store.*delete the topology"):
+    with pytest.raises(ForeignStore, match=r"was founded without this store.*delete the topology"):
         machines.start("a", where="new")
