@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from dstash.client.results import BatchResult
 from dstash.client.slabs import Item
@@ -21,6 +21,9 @@ Place = tuple[str, str]
 
 #: When something that never returned did.
 NEVER_RETURNED: Final = 1 << 62
+
+#: Kinds of writes that send records with the version that they have.
+_WHOLE_RECORDS: Final = ("touch", "restore")
 
 
 @dataclass(slots=True)
@@ -42,6 +45,10 @@ class Write:
     outcome: Outcome = Outcome.UNKNOWN
     acked: Version | None = None
     error: str = ""
+    #: What the call raises when it is made for this key alone.
+    raised: DStashError | None = None
+    #: What a delete of this key alone says of whether the key was there.
+    found: bool | None = None
     versions: list[Version] = field(default_factory=list)
 
 
@@ -64,12 +71,22 @@ class Read:
     is_last: bool = False
 
 
+class Failure(NamedTuple):
+    """A read that raised an error."""
+
+    client: str
+    place: Place
+    level: Level
+    error: DStashError
+
+
 @dataclass(slots=True)
 class History:
     """All calls of one run."""
 
     writes: dict[Place, list[Write]] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     #: What went wrong that no call should ever meet.
     broken: list[str] = field(default_factory=list)
 
@@ -94,7 +111,7 @@ def follow(operation: WriteOperation, writes: dict[Key, Write]) -> None:
     def noting_message(version: Version, items: list[Item], keys: Frame) -> Message:
         for key, _, content in items:
             write = writes[key]
-            sent = open_record(content).version if write.kind == "touch" else version
+            sent = open_record(content).version if write.kind in _WHOLE_RECORDS else version
             if sent not in write.versions:
                 write.versions.append(sent)
         return message(version, items, keys)
@@ -103,7 +120,7 @@ def follow(operation: WriteOperation, writes: dict[Key, Write]) -> None:
         for place, (key, _, _) in enumerate(chunk.items):
             if place not in rejected:
                 write = writes[key]
-                write.acked = write.versions[0] if write.kind == "touch" else chunk.version
+                write.acked = write.versions[0] if write.kind in _WHOLE_RECORDS else chunk.version
         settle(chunk, rejected)
 
     operation.message = noting_message  # type: ignore[assignment]
@@ -124,6 +141,31 @@ def conclude(
             write.error = repr(result.reasons[:3]) if key in result.outcomes else ""
         if write.outcome is not Outcome.STORED:
             write.acked = None
+    if len(writes) == 1:
+        [write] = writes.values()
+        _conclude_single(write, result, error)
+
+
+def _conclude_single(write: Write, result: BatchResult | None, error: DStashError | None) -> None:
+    """Write down what the client makes of the result when a call has one key."""
+    write.raised = error
+    if result is None:
+        return
+    try:
+        result.raise_first()
+    except DStashError as raised:
+        write.raised = raised
+    if write.kind == "delete" and write.raised is None:
+        write.found = bool(result.deleted)
+
+
+def describe_write(write: Write) -> str:
+    """Return a write, for people."""
+    what = "" if write.kind == "delete" else f" of {write.value!r}"
+    return (
+        f"the {write.kind}{what} at {write.level} by {write.client} "
+        f"({write.invoked / 1e6:.6f}..{min(write.returned, 10**12) / 1e6:.6f}, {write.outcome})"
+    )
 
 
 def describe_writes(history: History, place: Place) -> list[str]:

@@ -26,6 +26,7 @@ class _Task(NamedTuple):
     planted: str | None
     more: str
     profile: str
+    check: str
 
 
 def _arguments() -> argparse.Namespace:
@@ -43,6 +44,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--profile", default="", metavar="PROFILE,...", help="profiles of every run"
     )
+    parser.add_argument(
+        "--check",
+        default="",
+        metavar="CHECK,...",
+        help="checks that are pending, to make all the same",
+    )
     parser.add_argument("--list", action="store_true", help="list kinds, profiles, planted faults")
     parser.add_argument("--stop", action="store_true", help="stop at the first that fails")
     parser.add_argument("--brief", action="store_true", help="no traces")
@@ -57,11 +64,14 @@ def _run(task: _Task) -> Report:
 
     always = tuple(filter(None, task.more.split(",")))
     profiles = tuple(filter(None, task.profile.split(",")))
+    checks = tuple(filter(None, task.check.split(",")))
     gc.disable()  # nearly all that a world makes lives as long as the world
     try:
         if task.planted:
             return PLANTED[task.planted].world(task.seed).run()
-        return World(task.seed, task.calls, always=always, profiles=profiles).run()
+        world = World(task.seed, task.calls, always=always, profiles=profiles)
+        world.also_checked = checks
+        return world.run()
     finally:
         gc.enable()
         gc.collect()
@@ -69,6 +79,7 @@ def _run(task: _Task) -> Report:
 
 def _check_names(arguments: argparse.Namespace) -> str:
     """Return what is wrong with the names in the arguments, if anything is."""
+    from tests.simulation.checks import CHECKS
     from tests.simulation.faults import KINDS
     from tests.simulation.planted import PLANTED
     from tests.simulation.profiles import PROFILES
@@ -77,6 +88,7 @@ def _check_names(arguments: argparse.Namespace) -> str:
         ("--with", arguments.more, KINDS),
         ("--profile", arguments.profile, PROFILES),
         ("--planted", arguments.planted or "", PLANTED),
+        ("--check", arguments.check, CHECKS),
     ):
         for name in filter(None, names.split(",")):
             if name not in known:
@@ -85,6 +97,7 @@ def _check_names(arguments: argparse.Namespace) -> str:
 
 
 def _listing() -> str:
+    from tests.simulation.checks import CHECKS, CHECKS_PENDING
     from tests.simulation.faults import KINDS, KINDS_PENDING
     from tests.simulation.planted import PLANTED
     from tests.simulation.profiles import PROFILES, PROFILES_PENDING
@@ -94,6 +107,7 @@ def _listing() -> str:
         ("fault kinds", KINDS, KINDS_PENDING),
         ("profiles", PROFILES, PROFILES_PENDING),
         ("planted faults", PLANTED, {}),
+        ("checks", CHECKS, CHECKS_PENDING),
     ):
         waits = {name: f" (pending: {reason})" for name, reason in pending.items()}
         lines += [f"{title}:", *(f"  {name}{waits.get(name, '')}" for name in sorted(known))]
@@ -108,6 +122,7 @@ def _show(report: Report, arguments: argparse.Namespace) -> None:
     again += f" --planted {arguments.planted}" if arguments.planted else ""
     again += f" --with {arguments.more}" if arguments.more else ""
     again += f" --profile {arguments.profile}" if arguments.profile else ""
+    again += f" --check {arguments.check}" if arguments.check else ""
     _say("\n".join([*lines, f"  again: python -m tests.simulation {again}", ""]))
 
 
@@ -130,7 +145,13 @@ def main() -> int:
     counts: Counter[str] = Counter()
     done = 0
     with multiprocessing.Pool(arguments.jobs) as pool:
-        more = arguments.calls, arguments.planted, arguments.more, arguments.profile
+        more = (
+            arguments.calls,
+            arguments.planted,
+            arguments.more,
+            arguments.profile,
+            arguments.check,
+        )
         tasks = [_Task(seed, *more) for seed in seeds]
         for report in pool.imap_unordered(_run, tasks, chunksize=2):
             done += 1

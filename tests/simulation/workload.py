@@ -17,7 +17,7 @@ from dstash.wire.keys import Key, decode_key
 from dstash.wire.messages import Scan
 from tests.simulation.client import VirtualClient
 from tests.simulation.events import MS
-from tests.simulation.history import Place, Read, Write, conclude, follow
+from tests.simulation.history import Failure, Place, Read, Write, conclude, follow
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -174,6 +174,7 @@ class Workload:
     def _scan(self) -> Script:
         index = self._world.rng.choice(self._world.indexes)
         walk = self._calls.walk(index, "", Scan)
+        began_all, seen = self._now(), set()
         while not walk.done:
             began = self._now()
             operation = PageOperation(
@@ -185,7 +186,12 @@ class Workload:
             keys = [str(decode_key(key)) for key in codec.unpack_keys(page.keys)]
             values = self._client.calls._types.decode_array(page.values)
             for key, value in zip(keys, values, strict=True):
+                seen.add(key)
                 self._note_read(Level.ONE, (index, key), began, value)
+        # What a scan does not return is as if a look-up that lasted as long had not found it.
+        for place in self._world.places:
+            if place[0] == index and place[1] not in seen:
+                self._note_read(Level.ONE, place, began_all, None)
 
     # -- how they are made
 
@@ -246,6 +252,9 @@ class Workload:
         operation = make(index, keys, self._timeout, level)
         began = self._now()
         found, error = yield operation
+        if error is not None:
+            failed = [Failure(self._client.name, (index, key), level, error) for key in keys]
+            self._world.history.failures += failed
         for key in keys if error is None else ():
             answer = found.get(key)
             is_record = isinstance(operation, RecordOperation) and answer is not None

@@ -97,6 +97,8 @@ class World:
         self.history = History()
         self.network = Network(self.events, self.rng, self.trace)
         self.membership = VirtualMembership(self.events, self.rng, self.trace)
+        #: Names of checks that are made although they are pending.
+        self.also_checked: tuple[str, ...] = ()
         #: What was lost for good.
         self.losses: set[Loss] = set()
         #: The fewest bytes that were ever free on a disk.

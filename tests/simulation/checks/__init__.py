@@ -15,9 +15,18 @@ To add a check, write a module of this package::
 
 from __future__ import annotations
 
-from tests.simulation.checks.registry import CHECKS, Run, Terms, Violation, When, check, judge
+from tests.simulation.checks.registry import (
+    CHECKS,
+    CHECKS_PENDING,
+    Run,
+    Terms,
+    Violation,
+    When,
+    check,
+    judge,
+)
 from tests.simulation.registry import import_all
 
-__all__ = ["CHECKS", "Run", "Terms", "Violation", "When", "check", "judge"]
+__all__ = ["CHECKS", "CHECKS_PENDING", "Run", "Terms", "Violation", "When", "check", "judge"]
 
 import_all(__name__, __path__)

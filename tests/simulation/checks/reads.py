@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from dstash.types import NEVER, Level, Outcome
+from dstash.types import Level
 from dstash.version import ZERO, Version
+from tests.simulation.checks.judgement import may_be_dead, may_count, may_live, overlap
 from tests.simulation.checks.registry import Run, Terms, Violation, check
-from tests.simulation.clock import true_ms
 from tests.simulation.history import History, Read, Write
 from tests.simulation.trace import show_version
 
@@ -52,12 +52,9 @@ class _Checker:
         return floor, by
 
     def _overlaps(self, read: Read, write: Write) -> bool:
-        if write.level is Level.ONE and not self._terms.keeps_ones:
-            return False
         if read.is_last:
-            return True
-        replicas = self._terms.replicas
-        return read.level.needed(replicas) + write.level.needed(replicas) > replicas
+            return write.level is not Level.ONE or self._terms.keeps_ones
+        return overlap(self._terms, read.level, write.level)
 
     # -- what may be there
 
@@ -72,7 +69,7 @@ class _Checker:
             ]
         if not candidates:
             return self._violation("I2", read, "was never written")
-        candidates = [write for write in candidates if self._may_count(write)]
+        candidates = [write for write in candidates if may_count(self._terms, write)]
         if not candidates:
             return self._violation("I2", read, "was definitely not stored")
         if read.version is not None:
@@ -83,7 +80,7 @@ class _Checker:
         if not fresh:
             kind = "I3" if by is not None and by.kind == "delete" else "I1"
             return self._violation(kind, read, f"is older than {_describe(by)}")
-        if not any(self._may_live(write, read.invoked) for write in fresh):
+        if not any(may_live(self._terms, write, read.invoked) for write in fresh):
             return self._violation("I3", read, "had expired")
         return None
 
@@ -93,21 +90,10 @@ class _Checker:
         if by is None:
             return None
         for write in known:
-            is_dead = write.kind == "delete" or self._may_be_dead(write, read.returned)
-            if is_dead and self._may_count(write) and max(write.versions) >= floor:
+            is_dead = write.kind == "delete" or may_be_dead(self._terms, write, read.returned)
+            if is_dead and may_count(self._terms, write) and max(write.versions) >= floor:
                 return None
         return self._violation("I1", read, f"misses {_describe(by)}")
-
-    def _may_count(self, write: Write) -> bool:
-        """Whether a write may have reached a disk."""
-        was_refused = write.outcome is Outcome.FAILED and self._terms.delivers_once
-        return bool(write.versions) and not was_refused
-
-    def _may_live(self, write: Write, moment: int) -> bool:
-        return write.expiry == NEVER or write.expiry > true_ms(moment) - self._terms.slack_ms
-
-    def _may_be_dead(self, write: Write, moment: int) -> bool:
-        return write.expiry != NEVER and write.expiry <= true_ms(moment) + self._terms.slack_ms
 
     def _violation(self, invariant: str, read: Read, why: str) -> Violation:
         what = "nothing" if read.value is None else repr(read.value)

@@ -63,15 +63,25 @@ Check = Callable[[Run], Iterable[Violation]]
 
 CHECKS: Final[dict[str, tuple[When, Check]]] = {}
 
+#: Checks that the code does not pass yet, and what they wait for. ``--check`` makes them.
+CHECKS_PENDING: Final[dict[str, str]] = {}
 
-def check(when: When = When.END) -> Callable[[Check], Check]:
-    """Register a check under the name of its function."""
+
+def check(when: When = When.END, *, pending: str = "") -> Callable[[Check], Check]:
+    """Register a check under the name of its function.
+
+    Args:
+        when: when the check is made.
+        pending: why no run may make it yet.
+    """
 
     def register(function: Check) -> Check:
         name = getattr(function, "__name__", "")
         if name in CHECKS:
             raise ValueError(f"two checks are called {name!r}")
         CHECKS[name] = when, function
+        if pending:
+            CHECKS_PENDING[name] = pending
         return function
 
     return register
@@ -81,7 +91,7 @@ def judge(run: Run, when: When) -> list[Violation]:
     """Return what the checks of that moment find."""
     return [
         violation
-        for moment, function in CHECKS.values()
-        if moment is when
+        for name, (moment, function) in CHECKS.items()
+        if moment is when and (name not in CHECKS_PENDING or name in run.world.also_checked)
         for violation in function(run)
     ]
