@@ -17,10 +17,10 @@ from operator import itemgetter
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from dstash.backup.pieces import PieceWriter
-from dstash.cluster.answering import DAMAGED, pack_partitions
+from dstash.cluster.answering import DAMAGED, kind_of, pack_partitions
 from dstash.cluster.syncing import split_digests, split_flags
 from dstash.errors import ProtocolError, Unavailable
-from dstash.store.digest import EMPTY, Sum
+from dstash.store.digest import EMPTY, DigestKind, Sum
 from dstash.store.record import outranks
 from dstash.version import Stamp
 from dstash.wire import codec
@@ -59,6 +59,7 @@ class _Agreed(NamedTuple):
     peer: str
     digest: bytes
     horizon: Stamp
+    kind: DigestKind
 
 
 class Copier:
@@ -67,6 +68,8 @@ class Copier:
     def __init__(self, source: Source, writer: PieceWriter) -> None:
         self._source = source
         self._writer = writer
+        #: What the digests of all peers cover: less where one has an earlier version.
+        self._kind = DigestKind.CONTENT
 
     def copy(self, partitions: Iterable[int]) -> int:
         """Write all records of partitions; returns how many never came to rest.
@@ -92,7 +95,7 @@ class Copier:
             found = dict.fromkeys(filled, EMPTY)
             for partition, entries in _by_partition(self._pages(peer, filled, routes.epoch)):
                 mark = self._writer.mark()
-                total = Sum(agreed[partition].horizon)
+                total = Sum(agreed[partition].horizon, kind=agreed[partition].kind)
                 self._writer.write(_summed(entries, total))
                 found[partition] = total.digest()
                 if found[partition] != agreed[partition].digest:
@@ -106,15 +109,19 @@ class Copier:
         damaged: set[int] = set()
         asked = [(peer, one) for one in partitions for peer in _targets(routes, one)]
         for peer, members in _grouped(asked):
-            question = AskDigests(pack_partitions(members))
+            question = AskDigests(pack_partitions(members), kind=self._kind)
             answer = self._source.ask(peer, question, routes.epoch)
             if not isinstance(answer, DigestsAre) or len(answer.horizons) != 8 * len(members):
                 raise ProtocolError(f"{peer} answered with an unexpected {type(answer).__name__}")
+            kind = kind_of(answer.kind)
+            if kind is not self._kind:  # digests of two kinds do not compare
+                self._kind = DigestKind.VERSIONS
+                return self._agreed(routes, partitions)
             digests = split_digests(answer.digests, len(members))
             flags = split_flags(answer.busy, len(members))
             for place, (partition, digest) in enumerate(zip(members, digests, strict=True)):
                 horizon = int.from_bytes(answer.horizons[8 * place : 8 * place + 8], "big")
-                said.setdefault(partition, []).append(_Agreed(peer, digest, horizon))
+                said.setdefault(partition, []).append(_Agreed(peer, digest, horizon, kind))
                 if flags[place] == DAMAGED:
                     damaged.add(partition)
         return {

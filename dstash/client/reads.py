@@ -29,6 +29,7 @@ from dstash.types import Level
 from dstash.wire import codec
 from dstash.wire.keys import Key, encode_keys
 from dstash.wire.messages import Apply, Fetch, Lookup, Records, Stored, Values, Want
+from dstash.wire.protocol import CONTENT_DIGESTS
 from dstash.wire.shapes import Frame, Message
 
 #: Keys in one request: large enough to amortise a message, small enough to overlap work.
@@ -40,6 +41,7 @@ REPLY_BYTES: Final = 4 * 1024 * 1024
 
 #: A plain number: arithmetic with flags is slow.
 _DIGEST: Final = Want.DIGEST.value
+_CONTENT: Final = Want.CONTENT.value
 
 Decode = Callable[[bytes], list[Any]]
 
@@ -201,12 +203,19 @@ class ReadChunk(Chunk):
         """Ask every target."""
         if not self.targets:
             return self._reroute(now, self.attempt + 1)
-        compared = _DIGEST if len(self.targets) > 1 else 0
+        compared = self._compared()
         wants = [self.operation.wanted | compared] + [compared] * (len(self.targets) - 1)
         return [
             self.operation.ask(peer, self, Lookup(self.operation.index, want, self._frame), now)
             for peer, want in zip(self.targets, wants, strict=True)
         ]
+
+    def _compared(self) -> int:
+        """Return the bits of ``Want`` for the digests that are compared."""
+        if len(self.targets) < 2:
+            return 0
+        knows = self.operation.session.all_speak(self.targets, CONTENT_DIGESTS)
+        return _DIGEST | _CONTENT if knows else _DIGEST
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
         """Take values or a digest; with all of them in, compare."""
@@ -354,8 +363,11 @@ class Reconciliation(Chunk):
             return []
         self._repairing.add(peer)
         keys, lost = zip(*losses, strict=True)
-        oldest = min(map(version_of, lost))
-        self.operation.session.take_for_behind(peer, oldest, now)
+        session = self.operation.session
+        # A replica may lack what is dead because it dropped it from disk: that is no sign of a lag.
+        live = [one for one in lost if open_record(one).is_live(session.cluster_time())]
+        if live:
+            session.take_for_behind(peer, min(map(version_of, live)), now)
         apply = Apply(
             self.operation.index, Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(lost))
         )

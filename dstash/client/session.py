@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median_low
 from typing import NamedTuple
 
@@ -204,6 +204,10 @@ class Session:
         if shared is not None:
             self._protocols[peer] = shared
         return shared is not None
+
+    def all_speak(self, peers: Sequence[str], version: int) -> bool:
+        """Whether every one of some peers is known to speak a protocol version."""
+        return all(self._protocols.get(peer, LOWEST_PROTOCOL) >= version for peer in peers)
 
     def forget_protocol(self, peer: str) -> None:
         """Take note that a connection broke: the peer may come back as an earlier version."""

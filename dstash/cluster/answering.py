@@ -14,8 +14,8 @@ from dstash.cluster.replica import RECORD_BYTES
 from dstash.cluster.tasks import Effect, Merge, Pause, Settle
 from dstash.errors import CorruptRecord, DStashError, ProtocolError
 from dstash.limits import PARTITIONS
-from dstash.store.digest import BUCKETS, DIGEST_BYTES, EMPTY, bucket_of
-from dstash.store.record import ABSENT, is_sound, version_of
+from dstash.store.digest import BUCKETS, DIGEST_BYTES, EMPTY, DigestKind, bucket_of
+from dstash.store.record import ABSENT, CHECKSUM_END, is_sound, version_of
 from dstash.version import stamp_at
 from dstash.wire import codec
 from dstash.wire.messages import Records
@@ -46,6 +46,8 @@ _COPY_SLICE: Final = 32
 BUSY: Final = 1
 DAMAGED: Final = 2
 
+_KINDS: Final = frozenset(DigestKind)
+
 _KEY: Final = itemgetter(0)
 _RECORD: Final = itemgetter(1)
 
@@ -72,8 +74,14 @@ def check_partition(number: int) -> None:
         raise ProtocolError(f"partition {number} is not below {PARTITIONS}")
 
 
+def kind_of(number: int) -> DigestKind:
+    """Return the kind of digest that a message names; ``VERSIONS`` if it is not known here."""
+    return DigestKind(number) if number in _KINDS else DigestKind.VERSIONS
+
+
 def digests(holdings: Holdings, question: AskDigests, now: int) -> Answering:
     """Answer with a digest per partition."""
+    kind = kind_of(question.kind)
     # What was accepted under an older epoch must be in the answer: see ``transfer``.
     yield Settle()
     if question.skip_all:
@@ -81,14 +89,14 @@ def digests(holdings: Holdings, question: AskDigests, now: int) -> Answering:
     found, busy, counts, horizons = [], bytearray(), [], []
     for partition in unpack_partitions(question.partitions):
         is_skipped = question.skip_busy and holdings.is_busy(partition, now)
-        found.append(EMPTY if is_skipped else (yield from holdings.digest(partition)))
+        found.append(EMPTY if is_skipped else (yield from holdings.digest(partition, kind=kind)))
         is_whole = partition not in holdings.damage
         busy.append(BUSY if is_skipped else 0 if is_whole else DAMAGED)
         counts.append(holdings.count(partition).to_bytes(4, "big"))
         horizons.append(holdings.horizons[partition].to_bytes(8, "big"))
         if len(found) % 64 == 0:
             yield Pause()
-    return DigestsAre(b"".join(found), bytes(busy), b"".join(counts), b"".join(horizons))
+    return DigestsAre(b"".join(found), bytes(busy), b"".join(counts), b"".join(horizons), kind)
 
 
 def _outlines(holdings: Holdings, question: AskDigests) -> Answering:
@@ -105,7 +113,8 @@ def buckets(holdings: Holdings, question: AskBuckets, now: int) -> Answering:
     """Answer with a digest per bucket."""
     check_partition(question.partition)
     yield Settle()
-    return BucketsAre((yield from holdings.buckets(question.partition)))
+    kind = kind_of(question.kind)
+    return BucketsAre((yield from holdings.buckets(question.partition, kind)), kind)
 
 
 def versions(holdings: Holdings, question: AskVersions, now: int) -> Answering:
@@ -116,6 +125,7 @@ def versions(holdings: Holdings, question: AskVersions, now: int) -> Answering:
     wanted = set(question.buckets or range(BUCKETS))
     keys: list[bytes] = []
     found: list[bytes] = []
+    checksums: list[bytes] = []
     after = question.after
     while len(keys) < PAGE_KEYS:
         entries = holdings.walk_all(partitions, after)
@@ -125,14 +135,17 @@ def versions(holdings: Holdings, question: AskVersions, now: int) -> Answering:
             keys.append(storage_key)
             if is_sound(storage_key, record):
                 found.append(version_of(record))
+                checksums.append(record[:CHECKSUM_END])
             else:
                 found.append(ABSENT)
+                checksums.append(bytes(CHECKSUM_END))
                 holdings.damage.report([storage_key])
         after = entries[-1][0] if len(entries) == holdings.slice_records else b""
         if not after:
             break
         yield Pause()
-    return VersionsAre(after, b"".join(found), Frame(codec.pack_blobs(keys)))
+    wanted_checksums = b"".join(checksums) if question.checksums else b""
+    return VersionsAre(after, b"".join(found), Frame(codec.pack_blobs(keys)), wanted_checksums)
 
 
 def copy(holdings: Holdings, question: AskCopy, now: int) -> Answering:
@@ -223,7 +236,7 @@ def floor(holdings: Holdings, question: AskFloor, now: int) -> Answering:
     yield Settle()
     found = []
     for partition in partitions:
-        found.append((yield from holdings.digest(partition, question.stamp)))
+        found.append((yield from holdings.digest(partition, question.stamp, DigestKind.VERSIONS)))
         if len(found) % 16 == 0:
             yield Pause()
     return DigestsAre(b"".join(found), bytes(len(found)), bytes(4 * len(found)))

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
-from dstash.cluster.answering import BUSY, pack_partitions, unpack_partitions
+from dstash.cluster.answering import BUSY, kind_of, pack_partitions, unpack_partitions
 from dstash.cluster.replica import Replica
 from dstash.cluster.syncing import (
     ask,
@@ -23,6 +23,7 @@ from dstash.cluster.syncing import (
 from dstash.cluster.tasks import Effect, Pause
 from dstash.errors import Busy, ClockSkew, CorruptRecord, DiskFull, DStashError
 from dstash.limits import PARTITIONS
+from dstash.store.digest import DigestKind
 from dstash.wire.replication import AskDigests, DigestsAre
 
 Comparing = Generator[Effect, Any, None]
@@ -56,7 +57,11 @@ def compare_with(replica: Replica, other: str) -> Comparing:
     quiet, overdue = _due(replica, shared)
     for partitions, skip_busy in ((quiet, True), (overdue, False)):
         for begin in range(0, len(partitions), _BATCH):
-            question = AskDigests(pack_partitions(partitions[begin : begin + _BATCH]), skip_busy)
+            question = AskDigests(
+                pack_partitions(partitions[begin : begin + _BATCH]),
+                skip_busy,
+                kind=DigestKind.CONTENT,
+            )
             differing = yield from _differing(replica, other, question)
             yield from heal(replica, other, differing)
 
@@ -117,7 +122,7 @@ def _differing(
     for place, (partition, digest) in enumerate(zip(partitions, theirs, strict=True)):
         if flags[place] == BUSY:
             continue
-        mine = yield from holdings.digest(partition)
+        mine = yield from holdings.digest(partition, kind=kind_of(answer.kind))
         holdings.compared_at[partition] = replica.now()
         replica.compared += 1
         if mine != digest:

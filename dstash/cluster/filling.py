@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, NamedTuple
 
-from dstash.cluster.answering import DAMAGED, pack_partitions
+from dstash.cluster.answering import DAMAGED, kind_of, pack_partitions
 from dstash.cluster.replica import Replica
 from dstash.cluster.syncing import (
     Throttle,
@@ -30,7 +30,7 @@ from dstash.cluster.syncing import (
 from dstash.cluster.tasks import Effect, Merge, Pause, Settle
 from dstash.errors import DStashError
 from dstash.limits import MIB
-from dstash.store.digest import EMPTY
+from dstash.store.digest import EMPTY, DigestKind
 from dstash.types import Level
 from dstash.version import Stamp
 from dstash.wire.replication import AskDigests, DigestsAre
@@ -174,7 +174,8 @@ def _compare(
     if not partitions:
         return {}
     replica = filler.replica
-    answer = yield from ask(source, AskDigests(pack_partitions(partitions)), DigestsAre)
+    question = AskDigests(pack_partitions(partitions), kind=DigestKind.CONTENT)
+    answer = yield from ask(source, question, DigestsAre)
     theirs = split_digests(answer.digests, len(partitions))
     beyond = _beyond(replica, partitions, answer.horizons)
     flags = split_flags(answer.busy, len(partitions))
@@ -183,7 +184,7 @@ def _compare(
     )
     differing: list[int] = []
     for partition, digest in zip(partitions, theirs, strict=True):
-        mine = yield from replica.holdings.digest(partition)
+        mine = yield from replica.holdings.digest(partition, kind=kind_of(answer.kind))
         if digest != mine and (digest != EMPTY or partition in beyond):
             differing.append(partition)
     if differing:

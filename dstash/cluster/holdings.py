@@ -15,7 +15,7 @@ from typing import Final
 from dstash.cluster.damage import Damage
 from dstash.cluster.tasks import Effect, Pause
 from dstash.limits import PARTITIONS
-from dstash.store.digest import BUCKETS, Sum, bucket_of
+from dstash.store.digest import BUCKETS, DigestKind, Sum, bucket_of
 from dstash.store.interface import Store
 from dstash.version import Stamp
 
@@ -65,7 +65,8 @@ class Holdings:
         self.store = store
         self.slice_records = slice_records
         self.damage = Damage()
-        self._digests: dict[int, bytes] = {}
+        #: By partition and kind.
+        self._digests: dict[int, dict[DigestKind, bytes]] = {}
         self._work = 0  # since the last turn of the scheduler, in records walked
         self._changes = array("Q", bytes(8 * PARTITIONS))
         self._changed_at = array("Q", bytes(8 * PARTITIONS))
@@ -241,14 +242,20 @@ class Holdings:
                 return
             after = entries[-1][0]
 
-    def digest(self, partition: int, until: Stamp | None = None) -> Walking:
+    def digest(
+        self,
+        partition: int,
+        until: Stamp | None = None,
+        kind: DigestKind = DigestKind.CONTENT,
+    ) -> Walking:
         """Return (as a task) the digest of a partition, of its records up to ``until`` if given."""
-        if until is None and partition in self._digests:
-            return self._digests[partition]
+        known = self._digests.get(partition, {}).get(kind) if until is None else None
+        if known is not None:
+            return known
         # Up to a horizon that is being agreed on, only what is alive at it has to be the same:
         # some replicas may have dropped the dead already, and others not yet.
         horizon = self.horizons[partition]
-        total = Sum(horizon if until is None else until, until)
+        total = Sum(horizon if until is None else until, until, kind)
         before = self._changes[partition]
         for number, entries in enumerate(self.slices(partition), 1):
             total.add(entries)
@@ -258,7 +265,7 @@ class Holdings:
         self.damage.report(total.damaged)
         is_whole = before == self._changes[partition] and horizon == self.horizons[partition]
         if until is None and is_whole:
-            self._digests[partition] = total.digest()
+            self._digests.setdefault(partition, {})[kind] = total.digest()
             self._mortal[partition] = total.mortal
             self._counts[partition] = total.count
         self._work += _OPENING + total.count
@@ -267,9 +274,9 @@ class Holdings:
             yield Pause()
         return total.digest()
 
-    def buckets(self, partition: int) -> Walking:
+    def buckets(self, partition: int, kind: DigestKind = DigestKind.CONTENT) -> Walking:
         """Return (as a task) the digests of the buckets of a partition, one behind the other."""
-        sums = [Sum(self.horizons[partition]) for _ in range(BUCKETS)]
+        sums = [Sum(self.horizons[partition], kind=kind) for _ in range(BUCKETS)]
         for entries in self.slices(partition):
             for entry in entries:
                 sums[bucket_of(entry[0])].add([entry])

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple, TypeVar
 
-from dstash.cluster.answering import PAGE_BYTES, pack_partitions
+from dstash.cluster.answering import PAGE_BYTES, kind_of, pack_partitions
 from dstash.cluster.replica import Replica, effort
 from dstash.cluster.tasks import Ask, Effect, Merge, Pause
 from dstash.errors import Busy, ClockSkew, CorruptRecord, DiskFull, ProtocolError
 from dstash.limits import MIB
-from dstash.store.digest import DIGEST_BYTES, bucket_of, is_dead_at
-from dstash.store.record import ABSENT, identity_of, is_sound, version_of
+from dstash.store.digest import DIGEST_BYTES, DigestKind, bucket_of, is_dead_at
+from dstash.store.record import ABSENT, CHECKSUM_END, identity_of, is_sound, version_of
 from dstash.version import VERSION_BYTES, ZERO, Stamp, Version, newest_stamp
 from dstash.wire import codec
 from dstash.wire.messages import Records, Stored
@@ -33,6 +34,9 @@ _Answer = TypeVar("_Answer", bound=Message)
 
 Counting = Generator[Effect, Any, int]
 Entries = list[tuple[bytes, bytes]]
+
+#: What another peer said of a record: its version, then its checksum if that peer knows to tell it.
+Mark = bytes
 
 #: Tasks that fill a peer side by side; each keeps to its share of the rate.
 FILLERS: Final = 2
@@ -126,7 +130,7 @@ def pull_newer(
     while True:
         begin = after
         page, after = yield from _versions_page(source, partitions, (), begin)
-        if ABSENT in page.values():
+        if any(_version(mark) == ABSENT for mark in page.values()):
             raise CorruptRecord(f"{source} holds a damaged record; it has to be mended first")
         newer = yield from _newer_there(replica, page)
         pulled += yield from _pull(replica, source, newer, throttle)
@@ -136,11 +140,11 @@ def pull_newer(
 
 
 class _Span(NamedTuple):
-    """A page of versions, and the storage keys it lies between (empty: no bound)."""
+    """A page of marks, and the storage keys it lies between (empty: no bound)."""
 
     begin: bytes
     end: bytes
-    versions: Mapping[bytes, Version]
+    marks: Mapping[bytes, Mark]
 
 
 def _drop_buried(
@@ -153,7 +157,7 @@ def _drop_buried(
             (storage_key, identity_of(record))
             for storage_key, record in entries
             if not (span.end and storage_key > span.end)
-            and version_of(record) > span.versions.get(storage_key, ZERO)
+            and version_of(record) > _version(span.marks.get(storage_key, ZERO))
             and newest_stamp(version_of(record)) <= horizons[int.from_bytes(storage_key[:2], "big")]
         ]
         if buried:
@@ -171,8 +175,8 @@ def exchange(replica: Replica, partitions: Sequence[int], other: str) -> Countin
 
 def exchange_large(replica: Replica, partition: int, other: str) -> Counting:
     """Like ``exchange``, for one partition of many records: only buckets that differ."""
-    mine = yield from replica.holdings.buckets(partition)
-    answer = yield from ask(other, AskBuckets(partition), BucketsAre)
+    answer = yield from ask(other, AskBuckets(partition, DigestKind.CONTENT), BucketsAre)
+    mine = yield from replica.holdings.buckets(partition, kind_of(answer.kind))
     differing = _differing_buckets(mine, answer.digests)
     moved = 0
     for begin in range(0, len(differing), _BUCKETS_AT_ONCE):
@@ -184,11 +188,11 @@ def exchange_large(replica: Replica, partition: int, other: str) -> Counting:
 def _exchange(
     replica: Replica, partitions: Sequence[int], buckets: Sequence[int], other: str
 ) -> Counting:
-    theirs: dict[bytes, Version] = {}
+    theirs: dict[bytes, Mark] = {}
     after = b""
     while True:
         page, after = yield from _versions_page(other, partitions, buckets, after)
-        theirs.update((key, version) for key, version in page.items() if version != ABSENT)
+        theirs.update((key, mark) for key, mark in page.items() if _version(mark) != ABSENT)
         if not after:
             break
     newer = yield from _newer_there(replica, theirs)
@@ -205,7 +209,7 @@ def _push_newer(
     replica: Replica,
     partitions: Sequence[int],
     buckets: set[int],
-    theirs: dict[bytes, Version],
+    theirs: dict[bytes, Mark],
     other: str,
 ) -> Counting:
     holdings = replica.holdings
@@ -215,7 +219,7 @@ def _push_newer(
         missed += [
             (storage_key, record)
             for storage_key, record in entries
-            if version_of(record) > theirs.get(storage_key, ZERO)
+            if _may_win(record, theirs.get(storage_key, ZERO))
             and (not buckets or bucket_of(storage_key) in buckets)
             and not is_dead_at(record, holdings.horizons[int.from_bytes(storage_key[:2], "big")])
         ]
@@ -262,13 +266,37 @@ def _rest(replica: Replica, began: int) -> Pause:
 
 def _versions_page(
     source: str, partitions: Sequence[int], buckets: Sequence[int], after: bytes
-) -> Generator[Effect, Any, tuple[dict[bytes, Version], bytes]]:
-    question = AskVersions(pack_partitions(partitions), bytes(buckets), after)
+) -> Generator[Effect, Any, tuple[dict[bytes, Mark], bytes]]:
+    question = AskVersions(pack_partitions(partitions), bytes(buckets), after, checksums=True)
     page = yield from ask(source, question, VersionsAre)
     keys = codec.unpack_blobs(page.keys)
     if len(page.versions) != len(keys) * VERSION_BYTES:
         raise ProtocolError(f"{source} sent versions that do not fit their keys")
-    return dict(zip(keys, _split(page.versions, VERSION_BYTES), strict=True)), page.after
+    if len(page.checksums) not in (0, len(keys) * CHECKSUM_END):
+        raise ProtocolError(f"{source} sent checksums that do not fit their keys")
+    versions: Iterable[Mark] = _split(page.versions, VERSION_BYTES)
+    if page.checksums:
+        versions = map(operator.add, versions, _split(page.checksums, CHECKSUM_END))
+    return dict(zip(keys, versions, strict=True)), page.after
+
+
+def _version(mark: Mark) -> Version:
+    return mark[:VERSION_BYTES]
+
+
+def _differs(record: bytes, mark: Mark) -> bool:
+    """Whether a record has the version of a mark, and another checksum. A merge decides which."""
+    checksum = mark[VERSION_BYTES:]
+    same = version_of(record) == _version(mark)
+    return same and bool(checksum) and record[:CHECKSUM_END] != checksum
+
+
+def _may_win(record: bytes, mark: Mark) -> bool:
+    return version_of(record) > _version(mark) or _differs(record, mark)
+
+
+def _may_lose(record: bytes, mark: Mark) -> bool:
+    return version_of(record) < _version(mark) or _differs(record, mark)
 
 
 def ask(peer: str, question: Message, kind: type[_Answer]) -> Generator[Effect, Any, _Answer]:
@@ -295,16 +323,16 @@ def batches(entries: Entries) -> Iterator[Entries]:
 
 
 def _newer_there(
-    replica: Replica, theirs: dict[bytes, Version]
+    replica: Replica, theirs: dict[bytes, Mark]
 ) -> Generator[Effect, Any, list[bytes]]:
     newer: list[bytes] = []
     offered = list(theirs.items())
     at_once = replica.holdings.slice_records
     for begin in range(0, len(offered), at_once):
         with replica.holdings.store.snapshot() as snapshot:
-            for storage_key, version in offered[begin : begin + at_once]:
+            for storage_key, mark in offered[begin : begin + at_once]:
                 record = snapshot.get(storage_key)
-                if record is None or version_of(record) < version:
+                if record is None or _may_lose(record, mark):
                     newer.append(storage_key)
         yield Pause()
     return newer

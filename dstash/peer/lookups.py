@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
 from dstash.errors import CorruptRecord
+from dstash.store.digest import is_dead_at
 from dstash.store.interface import Snapshot
 from dstash.store.record import (
     ABSENT,
@@ -18,10 +19,11 @@ from dstash.store.record import (
     VERSION_END,
     Keyspace,
     is_intact,
+    is_intact_under,
     is_live_head,
 )
 from dstash.types import RecordFlag
-from dstash.version import VERSION_BYTES
+from dstash.version import Stamp
 from dstash.wire import codec
 from dstash.wire.messages import Page, Records, Values, Want
 from dstash.wire.shapes import Frame
@@ -42,65 +44,95 @@ NIL: Final = b"\xc0"
 #: Plain numbers: arithmetic with flags takes longer than to look a key up.
 _VALUES: Final = Want.VALUES.value
 _DIGEST: Final = Want.DIGEST.value
+_CONTENT: Final = Want.CONTENT.value
 
 #: Records read before their weight is looked at.
 _RUN: Final = 32
 
 #: What stands for a record that is not there, where only heads are looked at.
-_NO_HEAD: Final = ABSENT + bytes((RecordFlag.TOMBSTONE,)) + bytes(8)
+_NO_HEAD: Final = bytes(CHECKSUM_END) + ABSENT + bytes((RecordFlag.TOMBSTONE,)) + bytes(8)
 
 
 def look_up(
-    snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes], want: int, now: int
+    snapshot: Snapshot,
+    space: Keyspace,
+    keys: Sequence[bytes],
+    want: int,
+    now: int,
+    horizons: Sequence[Stamp],
 ) -> Values:
     """Answer a look-up.
+
+    Args:
+        horizons: by partition. A record that is dead at the horizon counts as absent in the digest:
+            some replicas have dropped it from disk, others not yet.
 
     Raises:
         Misrouted: a key whose partition is not held here.
     """
     if want & _VALUES:
-        return _look_up_values(snapshot, space, keys, want, now)
-    heads, damaged = _heads(snapshot, space, keys)
-    digest = _digest([one[:VERSION_BYTES] for one in heads]) if want & _DIGEST else b""
+        return _look_up_values(snapshot, space, keys, want, now, horizons)
+    heads, damaged = _heads(snapshot, space, keys, horizons)
     missing = [
         place
-        for place, one in enumerate(heads)
-        if not one.endswith(PLAIN) and not is_live_head(one[VERSION_BYTES:], now)
+        for place, head in enumerate(heads)
+        if not head.endswith(PLAIN) and not is_live_head(head[VERSION_END:], now)
     ]
+    digest = digest_of(heads, want) if want & _DIGEST else b""
     return Values(len(heads), digest, missing, damaged, Frame(codec.array_header(0)))
 
 
 def _look_up_values(
-    snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes], want: int, now: int
+    snapshot: Snapshot,
+    space: Keyspace,
+    keys: Sequence[bytes],
+    want: int,
+    now: int,
+    horizons: Sequence[Stamp],
 ) -> Values:
     hashes = list(map(xxh3_64_intdigest, keys))
     records = _read(snapshot, space, hashes, keys)
-    digest = digest_of(records) if want & _DIGEST else b""
     payloads, missing, damaged = _payloads(space.salt, hashes, records, now)
+    digest = b""
+    if want & _DIGEST:
+        for place in missing:  # no other record can be dead
+            record = records[place]
+            if record is not None and is_dead_at(record, horizons[hashes[place] & MASK]):
+                records[place] = None
+        digest = digest_of(records, want)
     return Values(len(records), digest, missing, damaged, Frame(codec.join_payloads(payloads)))
 
 
-def fetch(snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes]) -> Records:
-    """Answer a fetch of whole records; damaged ones are left out and named."""
-    records = _read(snapshot, space, list(map(xxh3_64_intdigest, keys)), keys)
-    damaged = [
-        place
-        for place, (key, record) in enumerate(zip(keys, records, strict=False))
-        if record is not None and not is_intact(record, key, space.salt)
-    ]
-    sound: list[bytes | None] = list(records)
-    for place in damaged:
-        sound[place] = None
-    return Records(damaged, Frame(codec.pack_blobs(sound)))
+def fetch(
+    snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes], horizons: Sequence[Stamp]
+) -> Records:
+    """Answer a fetch of whole records; damaged ones are left out and named.
+
+    Left out, too, is what is dead at the horizon (by partition): other replicas may have dropped it
+    from disk, and it needs no repair there.
+    """
+    hashes = list(map(xxh3_64_intdigest, keys))
+    records = _read(snapshot, space, hashes, keys)
+    damaged: list[int] = []
+    for place, record in enumerate(records):
+        if record is None:
+            continue
+        if not is_intact_under(record, hashes[place] ^ space.salt):
+            damaged.append(place)
+            records[place] = None
+        elif is_dead_at(record, horizons[hashes[place] & MASK]):
+            records[place] = None
+    return Records(damaged, Frame(codec.pack_blobs(records)))
 
 
-def digest_of(records: Sequence[bytes | None]) -> bytes:
-    """Return a digest over the versions of records, in order."""
-    return _digest([ABSENT if one is None else one[CHECKSUM_END:VERSION_END] for one in records])
+def digest_of(records: Sequence[bytes | None], want: int = 0) -> bytes:
+    """Return a digest over the versions of records (or their heads), in order.
 
-
-def _digest(versions: Sequence[bytes]) -> bytes:
-    return xxh3_128_digest(b"".join(versions))
+    It covers their checksums, too, if ``want`` has the bit for it.
+    """
+    hashed = slice(0 if want & _CONTENT else CHECKSUM_END, VERSION_END)
+    absent = _NO_HEAD[hashed]
+    return xxh3_128_digest(b"".join([absent if one is None else one[hashed] for one in records]))
 
 
 def _read(
@@ -129,12 +161,13 @@ def _read(
 
 
 def _heads(
-    snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes]
+    snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes], horizons: Sequence[Stamp]
 ) -> tuple[list[bytes], list[int]]:
-    """Return version, flags and expiry of each key, and the places of those that are damaged.
+    """Return what stands before the payload of each key, and the places of those that are damaged.
 
-    Checked is only what does not look like a live record that never expires: damage to the
-    version shows when replicas compare, damage to the payload when somebody reads it.
+    A record that is dead at its horizon counts as absent. Checked is only what does not look like a
+    live record that never expires: damage to the version shows when replicas compare, damage to the
+    payload when somebody reads it.
 
     Fewer than were asked for when the records are large: each is copied as a whole.
     """
@@ -146,16 +179,19 @@ def _heads(
         for key in keys:
             if weight > HEADS_BYTES:
                 break
-            record = get(prefixes[xxh3_64_intdigest(key) & MASK] + key)  # type: ignore[operator]  # see Keyspace
+            partition = xxh3_64_intdigest(key) & MASK
+            record = get(prefixes[partition] + key)  # type: ignore[operator]  # see Keyspace
             if record is None:
                 heads.append(_NO_HEAD)
                 continue
             weight += len(record)
-            head = record[CHECKSUM_END:HEAD_BYTES]
-            is_plain = head.endswith(PLAIN) and len(record) > HEAD_BYTES
-            if not is_plain and not is_intact(record, key, space.salt):
-                damaged.append(len(heads))
-                head = _NO_HEAD
+            head = record[:HEAD_BYTES]
+            if not (head.endswith(PLAIN) and len(record) > HEAD_BYTES):
+                if not is_intact(record, key, space.salt):
+                    damaged.append(len(heads))
+                    head = _NO_HEAD
+                elif is_dead_at(head, horizons[partition]):
+                    head = _NO_HEAD
             heads.append(head)
     except TypeError:
         raise space.misrouted() from None

@@ -60,12 +60,13 @@ class Reader:
     ) -> Message:
         keys = codec.unpack_keys(message.keys)
         answer: Values | Records
+        horizons = self._holdings.horizons
         if isinstance(message, Lookup):
             if message.want & _VALUES:  # else it only checks what another replica answers
                 self._meters.read_keys.observe(len(keys))
-            answer = look_up(snapshot, space, keys, message.want, now)
+            answer = look_up(snapshot, space, keys, message.want, now, horizons)
         else:
-            answer = fetch(snapshot, space, keys)
+            answer = fetch(snapshot, space, keys, horizons)
         if answer.damaged:
             damaged = [keys[place] for place in answer.damaged]
             self._holdings.damage.report(locate(space, damaged))

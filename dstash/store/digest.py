@@ -1,8 +1,8 @@
 """Digests: whether two replicas of a partition hold the same, in 16 bytes.
 
-A digest is the sum, modulo 2**128, of a hash of (storage key, version) over all records; sums do
-not depend on order, so replicas need not walk in step. Dynamo and Cassandra use Merkle trees
-for this; with 4096 partitions and 256 buckets in each, two levels do.
+A digest is the sum, modulo 2**128, of a hash over all records; sums do not depend on order, so
+replicas need not walk in step. Dynamo and Cassandra use Merkle trees for this; with 4096
+partitions and 256 buckets in each, two levels do. What is hashed of a record is the ``DigestKind``.
 
 What is dead (a tombstone, or expired) up to the partition's horizon is left out: whether it is
 still on disk makes no difference any more. So is a damaged record: it must look missing.
@@ -11,6 +11,7 @@ still on disk makes no difference any more. So is a damaged record: it must look
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import IntEnum
 from typing import Final
 
 from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
@@ -52,12 +53,36 @@ def is_dead_at(record: bytes, stamp: Stamp) -> bool:
     return expiry != NEVER and expiry <= stamp_milliseconds(stamp)
 
 
+class DigestKind(IntEnum):
+    """What a digest covers. The numbers stand in messages.
+
+    ``VERSIONS``: storage key and version; all that protocol version 1 knows. ``CONTENT``: checksum
+    too, so records with equal versions and different content differ.
+    """
+
+    VERSIONS = 0
+    CONTENT = 1
+
+
+#: By kind, the part of a record that is hashed.
+_HASHED: Final = {
+    DigestKind.VERSIONS: slice(CHECKSUM_END, VERSION_END),
+    DigestKind.CONTENT: slice(VERSION_END),
+}
+
+
 class Sum:
     """Adds up records."""
 
-    def __init__(self, horizon: Stamp = 0, until: Stamp | None = None) -> None:
+    def __init__(
+        self,
+        horizon: Stamp = 0,
+        until: Stamp | None = None,
+        kind: DigestKind = DigestKind.CONTENT,
+    ) -> None:
         self.horizon = horizon
         self.until = until
+        self.kind = kind
         self.value = 0
         self.damaged: list[bytes] = []
         self.mortal = False
@@ -66,6 +91,7 @@ class Sum:
     def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
         """Add (storage key, record) pairs: those up to ``until``, if it is given."""
         horizon, until, value = self.horizon, self.until, self.value
+        hashed = _HASHED[self.kind]
         for storage_key, record in entries:
             if not is_sound(storage_key, record):
                 self.damaged.append(storage_key)
@@ -75,9 +101,8 @@ class Sum:
                 self.mortal = True
                 if horizon and is_dead_at(record, horizon):
                     continue
-            version = record[CHECKSUM_END:VERSION_END]
-            if until is None or newest_stamp(version) <= until:
-                value += xxh3_128_intdigest(storage_key + version)
+            if until is None or newest_stamp(version_of(record)) <= until:
+                value += xxh3_128_intdigest(storage_key + record[hashed])
         self.value = value & _MODULUS
 
     def digest(self) -> bytes:

@@ -16,10 +16,15 @@ from dstash.wire.shapes import EMPTY, Frame, Message, message
 
 
 class Want(IntFlag):
-    """What a ``Lookup`` asks for. Which keys are missing is always answered."""
+    """What a ``Lookup`` asks for. Which keys are missing is always answered.
+
+    With ``CONTENT`` the digest covers checksums too. Only peers that speak protocol version 2 know
+    it, so a client sets it only if every peer that it compares does.
+    """
 
     VALUES = 1
     DIGEST = 2
+    CONTENT = 4
 
 
 @message
@@ -115,7 +120,9 @@ class Values(Message):
     ``answered`` keys were looked up: fewer than were asked when the reply would have become too
     large. ``values`` is one msgpack array with the values in the order of the keys, nil where
     there is none; ``missing`` lists those positions (a stored nil is not missing). ``damaged``
-    lists positions whose record failed its checksum. ``digest`` covers the versions of the keys.
+    lists positions whose record failed its checksum. ``digest`` covers the versions of the keys, or
+    checksums and versions if the request wants ``CONTENT``. A record that is dead at the horizon of
+    its partition counts as absent in it.
     """
 
     KIND = 11
@@ -173,7 +180,10 @@ class Fetch(Message):
 
 @message
 class Records(Message):
-    """Answers ``Fetch``: an array of records, nil where there is none or it is damaged."""
+    """Answers ``Fetch``: an array of records, nil where there is none or it is damaged.
+
+    A record that is dead at the horizon of its partition counts as none.
+    """
 
     KIND = 18
     damaged: list[int]

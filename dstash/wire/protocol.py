@@ -10,7 +10,9 @@ from dstash.errors import VersionMismatch
 #: once both sides have said what they speak (``Hello``, ``Welcome``), requests on it go under the
 #: highest that both do, and a reply goes under the version of its request.
 LOWEST_PROTOCOL: Final = 1
-HIGHEST_PROTOCOL: Final = 1
+HIGHEST_PROTOCOL: Final = 2
+#: From this version on a peer knows ``Want.CONTENT``.
+CONTENT_DIGESTS: Final = 2
 
 
 def is_spoken(version: int) -> bool:

@@ -15,12 +15,15 @@ class AskDigests(Message):
 
     With ``skip_all`` only horizons are wanted, and which partitions hold anything (``counts`` are
     not exact then). A peer that does not know of it works everything out.
+
+    ``kind`` is the wanted ``DigestKind``: ``VERSIONS`` or ``CONTENT``.
     """
 
     KIND = 40
     partitions: bytes
     skip_busy: bool = False
     skip_all: bool = False
+    kind: int = 0
 
 
 @message
@@ -31,7 +34,8 @@ class DigestsAre(Message):
     during the last moments and a difference would mean little; 2 where damaged records are, which
     the digest leaves out. ``counts`` has 4 bytes per
     partition: how many records it holds. ``horizons`` has 8 bytes per partition: the stamp up to
-    which the answering peer holds the whole truth.
+    which the answering peer holds the whole truth. ``kind`` is the ``DigestKind`` of the digests: a
+    peer that does not know the wanted kind answers with ``VERSIONS``.
     """
 
     KIND = 41
@@ -39,22 +43,25 @@ class DigestsAre(Message):
     busy: bytes
     counts: bytes
     horizons: bytes = b""
+    kind: int = 0
 
 
 @message
 class AskBuckets(Message):
-    """Asks for the digests of the 256 buckets of one partition."""
+    """Asks for the digests of the 256 buckets of one partition; ``kind`` as in ``AskDigests``."""
 
     KIND = 42
     partition: int
+    kind: int = 0
 
 
 @message
 class BucketsAre(Message):
-    """Answers ``AskBuckets``: 256 digests."""
+    """Answers ``AskBuckets``: 256 digests; ``kind`` as in ``DigestsAre``."""
 
     KIND = 43
     digests: bytes
+    kind: int = 0
 
 
 @message
@@ -62,12 +69,14 @@ class AskVersions(Message):
     """Asks for keys and versions of partitions, in ``buckets`` (one byte each; empty: in all).
 
     ``partitions`` ascend. ``after`` is the last storage key of the page before; empty to begin.
+    ``checksums`` asks for the checksums of the records too.
     """
 
     KIND = 44
     partitions: bytes
     buckets: bytes
     after: bytes
+    checksums: bool = False
 
 
 @message
@@ -77,12 +86,15 @@ class VersionsAre(Message):
     The version of a damaged record is all zero.
 
     ``after`` is to be given for the next page; it is empty when this was the last one.
+    ``checksums`` has 8 bytes for each key, if they were asked for; it is empty if they were not, or
+    if the answering peer does not know of them.
     """
 
     KIND = 45
     after: bytes
     versions: bytes
     keys: Frame
+    checksums: bytes = b""
 
 
 @message

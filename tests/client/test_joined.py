@@ -54,7 +54,7 @@ def test_a_quorum_read_costs_one_value_and_one_digest(joined: Joined) -> None:
     joined.put({"a": 1}, "all")
     joined.asked.clear()
     joined.lookup("a")
-    assert sorted(envelope.message.want for _, envelope in joined.asked) == [2, 3]
+    assert sorted(envelope.message.want for _, envelope in joined.asked) == [6, 7]
 
 
 class TestDisagreement:
@@ -432,8 +432,11 @@ def test_of_large_records_heads_are_told_a_few_at_a_time(
     assert joined.lookup(*values, "none", level=level) == values
     assert set(kinds(joined)) == {"Lookup"}, "replicas that agree are not asked for records"
     space = keyspace(b"i", frozenset(range(PARTITIONS)))
+    horizons = [0] * PARTITIONS
     with joined.stores["a"].snapshot() as snapshot:
-        answer = lookups.look_up(snapshot, space, [key.encode() for key in values], 0, START)
+        answer = lookups.look_up(
+            snapshot, space, [key.encode() for key in values], 0, START, horizons
+        )
     assert answer.answered == 2
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from dstash import Client
 from dstash.cluster.answering import pack_partitions
 from dstash.limits import PARTITIONS
+from dstash.store.digest import DigestKind
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Hello
 from dstash.wire.replication import AskDigests, DigestsAre
@@ -89,7 +90,8 @@ def digests(peer: Peer, cluster: str, epoch: int) -> bytes:
     try:
         poller = Poller()
         poller.watch(link.socket, link.monitor)
-        link.send(encode(Envelope(2, epoch, 0, AskDigests(pack_partitions(range(PARTITIONS))))))
+        question = AskDigests(pack_partitions(range(PARTITIONS)), kind=DigestKind.CONTENT)
+        link.send(encode(Envelope(2, epoch, 0, question)))
         for _ in range(50):
             poller.wait(200)
             link.changes()

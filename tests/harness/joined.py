@@ -26,6 +26,7 @@ from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.keys import encode_keys
 from dstash.wire.messages import Scan
+from dstash.wire.protocol import HIGHEST_PROTOCOL, LOWEST_PROTOCOL
 from dstash.wire.values import TypeRegistry
 
 TYPES = TypeRegistry()
@@ -64,6 +65,8 @@ class Joined:
         self.settle()
         self.session = Session(lambda: self.now, random_bytes=bytes)
         self.session.install(self.topology.encode(), list(names))
+        for name in names:  # as each has said when it was connected
+            self.session.learn_protocol(name, LOWEST_PROTOCOL, HIGHEST_PROTOCOL)
 
     # -- peers
 

@@ -1,6 +1,6 @@
 """``python -P tests/harness/tomorrow.py dstash-peer|dstash ...``: the next version of dstash.
 
-It speaks protocol version 2 beside 1, its messages have fields more, and so has the topology. At
+It speaks protocol version 3, too, its messages have fields more, and so has the topology. At
 its end it says which versions it was spoken to in. There is no such version yet: today's modules
 are read, edited as somebody will edit them, and run.
 """
@@ -16,7 +16,7 @@ from typing import Final
 
 #: By module, what stands there today and what will stand there.
 EDITS: Final = {
-    "dstash.wire.protocol": (("HIGHEST_PROTOCOL: Final = 1", "HIGHEST_PROTOCOL: Final = 2"),),
+    "dstash.wire.protocol": (("HIGHEST_PROTOCOL: Final = 2", "HIGHEST_PROTOCOL: Final = 3"),),
     "dstash.wire.messages": (
         ("    keys: Frame\n    payloads: Frame\n", '{}    tenant: str = "somebody"\n'),
         ('    existed: bytes = b""\n', "{}    took_us: int = 5\n"),

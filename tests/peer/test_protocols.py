@@ -17,10 +17,10 @@ __all__ = ["peer"]
 
 
 def test_one_without_a_version_in_common_is_told_what_is_spoken(peer: Peer) -> None:
-    refusal = peer.refusal(Hello("c", lowest=2, highest=5))
+    refusal = peer.refusal(Hello("c", lowest=3, highest=5))
     assert isinstance(refusal, VersionMismatch)
-    assert str(refusal) == "protocol version 2 to 5; this side speaks 1 to 1"
-    assert (refusal.facts["lowest"], refusal.facts["highest"]) == (1, 1)
+    assert str(refusal) == "protocol version 3 to 5; this side speaks 1 to 2"
+    assert (refusal.facts["lowest"], refusal.facts["highest"]) == (1, 2)
     assert isinstance(peer.ask(Hello("c", lowest=1, highest=5)), Welcome)
 
 

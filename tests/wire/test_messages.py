@@ -17,6 +17,13 @@ from dstash.wire import protocol, shapes
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Error, Hello, Lookup, Ping, Pong, Put, Stored
 from dstash.wire.protocol import HIGHEST_PROTOCOL, LOWEST_PROTOCOL
+from dstash.wire.replication import (
+    AskBuckets,
+    AskDigests,
+    AskVersions,
+    BucketsAre,
+    DigestsAre,
+)
 from dstash.wire.shapes import SHAPES, Frame, Message
 from tests.wire.examples import TRACE
 
@@ -322,3 +329,21 @@ class TestErrors:
 
 def test_a_pong_is_as_small_as_can_be() -> None:
     assert encode(Envelope(1, 1, 0, Pong())) == [b"\x95\x01\x05\x01\x01\x00"]
+
+
+#: Bytes of messages as they were before their last field was added.
+BEFORE = {
+    "980128070300c40205e3c2c2": AskDigests(b"\x05\xe3"),
+    "9901290703cf0000018bcfe56800c410000102030405060708090a0b0c0d0e0fc40100c40400000001"
+    "c4080000000000000000": DigestsAre(bytes(range(16)), b"\0", b"\0\0\0\1", bytes(8)),
+    "96012a070300cd05e3": AskBuckets(0x5E3),
+    "96012b0703cf0000018bcfe56800c410000102030405060708090a0b0c0d0e0f": BucketsAre(
+        bytes(range(16))
+    ),
+    "98012c070300c40205e3c400c400": AskVersions(b"\x05\xe3", b"", b""),
+}
+
+
+@pytest.mark.parametrize("header", BEFORE)
+def test_messages_of_protocol_version_1_are_read_with_defaults(header: str) -> None:
+    assert decode([bytes.fromhex(header)]).message == BEFORE[header]

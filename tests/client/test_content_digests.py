@@ -1,0 +1,112 @@
+"""Digests of quorum look-ups: they see content, and pass over what a replica has collected."""
+
+from __future__ import annotations
+
+import collections
+
+import pytest
+
+from dstash.client.writes import PutOperation
+from dstash.cluster import burying
+from dstash.peer.healer import Pace
+from dstash.store.record import build_record, open_record, partition_of
+from dstash.types import Level
+from dstash.wire.messages import Lookup
+from dstash.wire.protocol import CONTENT_DIGESTS, LOWEST_PROTOCOL
+from tests.harness.joined import TYPES, Joined
+
+
+def lookups(joined: Joined) -> dict[str, int]:
+    """Return what each peer was asked for by the look-ups so far."""
+    return {
+        peer: envelope.message.want
+        for peer, envelope in joined.asked
+        if isinstance(envelope.message, Lookup)
+    }
+
+
+class TestContent:
+    def make_tie(self) -> Joined:
+        """Return replicas of which one holds other bytes under the same version."""
+        joined = Joined()
+        joined.put({"k": "one"}, "all")
+        [payload] = TYPES.encode_many(["two"])
+        for peer in "bc":
+            joined.alter(
+                peer,
+                "k",
+                lambda record: build_record(
+                    b"i", b"k", open_record(record)._replace(payload=payload)
+                ),
+            )
+        return joined
+
+    @pytest.mark.parametrize("level", ["quorum", "all"])
+    def test_equal_versions_with_different_content_are_reconciled(self, level: str) -> None:
+        joined = self.make_tie()
+        for first in "abc":
+            for other in "abc".replace(first, ""):
+                joined.session._avoid[other] = joined.now + 10**6
+            assert joined.lookup("k", level=level) == {"k": "two"} or level == "quorum"
+            joined.session._avoid.clear()
+        assert joined.lookup("k", level="all") == {"k": "two"}
+        assert len({joined.record(peer, "k") for peer in "abc"}) == 1
+
+    def test_client_asks_for_content_only_if_all_peers_of_a_chunk_know_it(self) -> None:
+        joined = Joined()
+        joined.put({"k": 1}, "all")
+        joined.asked.clear()
+        joined.lookup("k", level="all")
+        assert sorted(lookups(joined).values()) == [6, 6, 7]
+        for forgotten in "abc":
+            joined.session.forget_protocol(forgotten)
+            joined.asked.clear()
+            assert joined.lookup("k", level="all") == {"k": 1}
+            assert sorted(lookups(joined).values()) == [2, 2, 3]
+            joined.session.learn_protocol(forgotten, LOWEST_PROTOCOL, CONTENT_DIGESTS)
+
+
+class TestCollected:
+    KEYS = tuple(f"k{number}" for number in range(30))
+
+    @pytest.fixture(params=["expired", "deleted"])
+    def joined(self, request: pytest.FixtureRequest) -> Joined:
+        """Replicas that have agreed on a horizon above keys that are dead; a has collected them."""
+        joined = Joined(pace=Pace(10**9, 10**9, 0))
+        payloads = TYPES.encode_many([1] * len(self.KEYS))
+        items = [(key, key.encode(), one) for key, one in zip(self.KEYS, payloads, strict=True)]
+        put = PutOperation(joined.session, joined.now + 5000, "i", Level.ALL, items, 1000)
+        joined.run(put)
+        if request.param == "deleted":
+            joined.delete(*self.KEYS, level="all")
+        joined.now += 60_000
+        for core in joined.peers.values():
+            for key in self.KEYS:
+                core.holdings._mortal[partition_of(key.encode())] = True
+            core.scheduler.spawn("agree", burying.agree_all(core.healer.replica, 30_000))
+        for _ in range(20):
+            joined.settle()
+        collector = joined.peers["a"]
+        collector.scheduler.spawn("bury", burying.bury_all(collector.healer.replica))
+        for _ in range(20):
+            joined.settle()
+        assert [len(store.records) for store in joined.stores.values()] == [0, 30, 30]
+        joined.asked.clear()
+        return joined
+
+    @pytest.mark.parametrize("level", ["quorum", "all"])
+    def test_look_up_costs_the_same_where_a_replica_has_collected(
+        self, joined: Joined, level: str
+    ) -> None:
+        for key in self.KEYS:
+            assert joined.lookup(key, level=level) == {}
+            assert joined.exists(key, level=level) == {}
+        kinds = collections.Counter(type(one.message).__name__ for _, one in joined.asked)
+        assert kinds == {"Lookup": len(self.KEYS) * 2 * Level(level).needed(3)}
+
+    def test_replica_that_has_collected_is_not_taken_for_behind(self, joined: Joined) -> None:
+        # One whose horizon is behind, for it was not told, still answers with what is dead.
+        for key in self.KEYS:
+            joined.peers["b"].holdings.horizons[partition_of(key.encode())] = 0
+        assert joined.lookup(*self.KEYS, level="all") == {}
+        assert joined.session._behind == {}
