@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Final
 
 from dstash.client.calls import Calls
@@ -118,16 +119,36 @@ class VirtualChannel(Channel):
 
 
 class VirtualClient:
-    """One client process: it makes one call at a time."""
+    """A thread of a client process: it makes one call at a time.
 
-    def __init__(self, world: World, name: str, clock: WallClock, settings: ClientSettings) -> None:
+    Args:
+        world: where it lives.
+        name: of this thread; values that it writes contain it.
+        clock: of its machine.
+        settings: of the client.
+        session: of the client that it is a thread of; None for the first thread of a process.
+        process: the id of its process.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        clock: WallClock,
+        settings: ClientSettings,
+        session: Session | None = None,
+        process: int = 0,
+    ) -> None:
         self.name = name
+        self.settings = settings
+        self.process = process or world.new_process()
         self.world = world
         self.clock = clock
         self.is_paused = False
         self.values_made = 0
         self._deferred: list[Callable[[], None]] = []
-        self.session = world.make_session(clock, settings.zone or "")
+        world.running_process = self.process
+        self.session = session or world.make_session(clock, settings.zone or "")
         self.calls = Calls(settings, self.session, _TYPES)
         self.channel = VirtualChannel(self, self.session)
 
@@ -147,7 +168,20 @@ class VirtualClient:
             if action not in self._deferred:
                 self._deferred.append(action)
             return
+        self.world.running_process = self.process
         self.world.guard(self.name, action)
+
+    def thread(self, name: str) -> VirtualClient:
+        """Return another thread of this process."""
+        return VirtualClient(
+            self.world, name, self.clock, self.settings, self.session, self.process
+        )
+
+    def fork(self, name: str) -> VirtualClient:
+        """Return a forked process: it has a copy of the memory, and connections of its own."""
+        process = self.world.new_process()
+        session = copy_session(self.session)
+        return VirtualClient(self.world, name, self.clock, self.settings, session, process)
 
     def pause(self) -> None:
         """Stop the process as SIGSTOP does."""
@@ -184,6 +218,12 @@ class VirtualClient:
             self.channel.begin(discovery, discovered)
         else:
             self.channel.begin(operation, ended, self.calls.discovery)
+
+
+def copy_session(session: Session) -> Session:
+    """Return what a forked process has of a session."""
+    apart = (session.wall, session.view, session._random_bytes, session._process)
+    return deepcopy(session, {id(outside): outside for outside in apart})
 
 
 def client_settings(seeds: list[str], timeout: float, zone: str | None) -> ClientSettings:

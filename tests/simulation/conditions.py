@@ -53,6 +53,14 @@ class Conditions:
         page_bytes: what a page of a copy weighs, at least and at most.
         down_out_after: seconds after which peers give up one that is down; 0 for never.
         profiles: names of the profiles that changed what was drawn.
+        weights: of the peers; all are 1.0 where there are none.
+        threads: how many threads of a client share its session, in addition to the first.
+        aligned: calls begin at multiples of this time, so that those of several clients meet in
+            one millisecond; 0 for any time.
+        mix: (kind of call, weight) pairs, in addition to the common mix, or in place of its.
+        batch: how many keys a batch has, at least and at most.
+        padding: bytes by which values are longer than their names.
+        has_small_limits: whether requests, replies and pages hold only a few records.
     """
 
     peers: int
@@ -77,6 +85,13 @@ class Conditions:
     slice_records: int
     page_bytes: tuple[int, int]
     profiles: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    threads: int = 0
+    aligned: int = 0
+    mix: tuple[tuple[str, int], ...] = ()
+    batch: tuple[int, int] = (2, 6)
+    padding: int = 0
+    has_small_limits: bool = False
 
 
 def draw(rng: Random, calls: int, always: Collection[str] = ()) -> Conditions:

@@ -47,9 +47,12 @@ _OWNED: dict[frozenset[int], frozenset[int]] = {}
 class Node:
     """One peer and its machine. Its disk and its clock outlive its process."""
 
-    def __init__(self, world: World, name: str, zone: str, clock: WallClock) -> None:
+    def __init__(
+        self, world: World, name: str, zone: str, clock: WallClock, weight: float = 1.0
+    ) -> None:
         self.name = name
         self.zone = zone
+        self.weight = weight
         self.clock = clock
         self.world = world
         self.stores = 1
@@ -122,9 +125,7 @@ class Node:
         self._turning = 0
         self._looking = self._look_again = False
         self._committing = None
-        announcement = Announcement(
-            self.name, self.address, self.store.store_id, self.zone, 1.0, http=""
-        )
+        announcement = self.announcement()
         self._keeper = Keeper(
             Handle(self.world.membership, self.name),  # type: ignore[arg-type]  # all that is asked
             announcement,
@@ -141,6 +142,12 @@ class Node:
         self.note("starts")
         self.world.network.listen(self.address, self)
         self._announce(announcement)
+
+    def announcement(self) -> Announcement:
+        """Return what the process tells of itself."""
+        return Announcement(
+            self.name, self.address, self.store.store_id, self.zone, self.weight, http=""
+        )
 
     def _announce(self, announcement: Announcement) -> None:
         try:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import msgpack
+
 from dstash.client.core import Operation
 from dstash.client.reads import ExistsOperation, LookupOperation, RecordOperation
 from dstash.client.scans import PageOperation
-from dstash.client.writes import WriteOperation
+from dstash.client.writes import ApplyOperation, WriteOperation
 from dstash.errors import DStashError
-from dstash.store.record import open_record
+from dstash.store.record import Record, build_record, open_record
 from dstash.types import NEVER, Level
 from dstash.wire import codec
-from dstash.wire.keys import Key, decode_key
+from dstash.wire.keys import Key, decode_key, encode_key
 from dstash.wire.messages import Scan
 from tests.simulation.client import VirtualClient
 from tests.simulation.events import MS
@@ -40,9 +42,6 @@ _MIX: Final = {
     "batch_delete": 3,
     "scan": 1,
 }
-
-_KINDS: Final = list(_MIX)
-_WEIGHTS: Final = list(_MIX.values())
 
 
 class Runner:
@@ -80,6 +79,10 @@ class Workload:
         self._client = client
         self._calls = client.calls
         self._timeout = world.conditions.timeout
+        mix = _MIX | dict(world.conditions.mix)
+        self._kinds, self._weights = list(mix), list(mix.values())
+        #: Records that were read, as a backup has them.
+        self._backup: list[tuple[str, str, Record]] = []
 
     # -- scripts
 
@@ -89,9 +92,13 @@ class Workload:
         for _ in range(calls):
             if self._world.is_healing:
                 return
-            yield int(rng.expovariate(1 / pause)) + 1
-            kind = rng.choices(_KINDS, _WEIGHTS)[0]
+            yield self._until_aligned(int(rng.expovariate(1 / pause)) + 1)
+            kind = rng.choices(self._kinds, self._weights)[0]
             yield from getattr(self, f"_{kind}")()
+
+    def _until_aligned(self, pause: int) -> int:
+        aligned = self._world.conditions.aligned
+        return pause + -(self._now() + pause) % aligned if aligned else pause
 
     def read_back(self, places: Sequence[Place]) -> Script:
         """Read every place at level ``all`` until that works: what stands at the end."""
@@ -162,6 +169,7 @@ class Workload:
         if error is not None or key not in found:
             return
         record, level = found[key], self._level()
+        self._backup.append((index, key, record))
         ttl = self._world.rng.choice((None, 0.3, 3.0, 20.0))
         operation = self._calls.touch(index, key, record, ttl, self._timeout, level)
         write = self._world.history.add(
@@ -169,6 +177,26 @@ class Workload:
         )
         [(_, _, content)] = operation._items
         write.expiry = open_record(content).expiry
+        yield from self._run_write(operation, {key: write})
+
+    def _restore(self) -> Script:
+        """Write a record that was read some time ago, with the version that it had."""
+        if not self._backup:
+            return
+        index, key, record = self._world.rng.choice(self._backup)
+        level, encoded = self._level(), encode_key(key)
+        content = build_record(index.encode(), encoded, record)
+        operation = ApplyOperation(
+            self._client.session,
+            self._calls.deadline(self._timeout),
+            index,
+            level,
+            [(key, encoded, content)],
+        )
+        write = self._world.history.add(
+            Write("restore", self._client.name, (index, key), level, self._now(), _value(record))
+        )
+        write.expiry = record.expiry
         yield from self._run_write(operation, {key: write})
 
     def _scan(self) -> Script:
@@ -279,7 +307,8 @@ class Workload:
 
     def _value(self) -> str:
         self._client.values_made += 1
-        return f"{self._client.name}.{self._client.values_made}"
+        name = f"{self._client.name}.{self._client.values_made}"
+        return name + "~" * self._world.conditions.padding
 
     def _place(self) -> Place:
         return self._world.rng.choice(self._world.places)
@@ -287,7 +316,8 @@ class Workload:
     def _places(self) -> tuple[str, list[str]]:
         index, _ = self._place()
         keys = [key for one, key in self._world.places if one == index]
-        return index, self._world.rng.sample(keys, min(len(keys), self._world.rng.randint(2, 6)))
+        count = self._world.rng.randint(*self._world.conditions.batch)
+        return index, self._world.rng.sample(keys, min(len(keys), count))
 
     def _level(self) -> Level:
         return self._world.rng.choices(list(Level), self._world.conditions.levels)[0]
@@ -297,9 +327,8 @@ class Workload:
 
 
 def _value(record: Any) -> str:
-    """Return the value of a record (a short msgpack string)."""
-    payload: bytes = record.payload
-    return payload[1:].decode()
+    """Return the value of a record (a msgpack string)."""
+    return str(msgpack.unpackb(record.payload))
 
 
 #: Kinds of operation that a script may yield.

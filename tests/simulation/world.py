@@ -9,14 +9,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Final
-from unittest import mock
 
 import structlog
 
 from dstash.client.session import Session
-from dstash.cluster import syncing
 from dstash.cluster.joining import found
-from dstash.cluster.membership import Announcement, Stored
+from dstash.cluster.membership import Stored
 from dstash.cluster.topology import Topology
 from dstash.limits import PARTITIONS
 from dstash.peer.commits import Commit
@@ -31,6 +29,7 @@ from tests.simulation.disk import SimulatedStore
 from tests.simulation.events import MS, SECOND, Events
 from tests.simulation.faults import Faults
 from tests.simulation.history import History, Place, describe_writes
+from tests.simulation.limits import limits_of
 from tests.simulation.losses import Loss
 from tests.simulation.membership import VirtualMembership
 from tests.simulation.network import Network
@@ -111,7 +110,15 @@ class World:
         self.nodes = [self._make_node(number) for number in range(machines)]
         #: Where peers are now, as clients would hear from Consul or from DNS.
         self.seeds = [node.address for node in self.nodes]
-        self.clients = [self._make_client(f"c{i + 1}") for i in range(self.conditions.clients)]
+        #: The process whose code runs now, of clients.
+        self.running_process = 0
+        self._processes = 0
+        firsts = [self._make_client(f"c{i + 1}") for i in range(self.conditions.clients)]
+        self.clients = firsts + [
+            client.thread(f"{client.name}t{number + 1}")
+            for client in firsts
+            for number in range(self.conditions.threads)
+        ]
         self.faults = Faults(self)
         self._running = 0
 
@@ -122,13 +129,15 @@ class World:
             self.conditions.offsets_ms[number % self.conditions.peers],
             self.rng.randint(-100, 100),
         )
-        return Node(self, name, f"z{number % self.conditions.zones}", clock)
+        weight = self.conditions.weights[number] if self.conditions.weights else 1.0
+        return Node(self, name, f"z{number % self.conditions.zones}", clock, weight)
 
     def _make_client(self, name: str) -> VirtualClient:
         offset = self.conditions.client_offset_ms
-        clock = WallClock(
-            self.events, self.rng.randint(-offset, offset), self.rng.randint(-100, 100)
-        )
+        ahead, drift = self.rng.randint(-offset, offset), self.rng.randint(-100, 100)
+        if self.conditions.aligned:
+            ahead = drift = 0  # clients meet in one millisecond only if their clocks agree
+        clock = WallClock(self.events, ahead, drift)
         zone = self.rng.choice((None, "z0"))
         return VirtualClient(
             self, name, clock, client_settings(self.seeds, self.conditions.timeout, zone)
@@ -161,9 +170,24 @@ class World:
 
     def make_session(self, clock: WallClock, zone: str) -> Session:
         """Return the session of a client that starts."""
-        return Session(clock, zone=zone, random_bytes=lambda n: self.rng.randbytes(n))
+        return Session(
+            clock,
+            zone=zone,
+            random_bytes=lambda n: self.rng.randbytes(n),
+            process=lambda: self.running_process,
+        )
 
     # -- what others call
+
+    def new_process(self) -> int:
+        """Return the id of another client process."""
+        self._processes += 1
+        return self._processes
+
+    def add_client(self, client: VirtualClient, calls: int) -> None:
+        """Let a client that began while the world runs make some calls."""
+        self.clients.append(client)
+        self._start_script(client, Workload(self, client).script(calls))
 
     def note(self, text: str, key: bytes | None = None) -> None:
         """Write into the trace."""
@@ -194,7 +218,7 @@ class World:
     def run(self) -> Report:
         """Let it all happen."""
         with ExitStack() as patched:
-            for patch in (_quiet(), _pages_of(*self.conditions.page_bytes), *self.patches()):
+            for patch in (_quiet(), *limits_of(self.conditions), *self.patches()):
                 patched.enter_context(patch)
             self._form()
             self._work()
@@ -203,13 +227,9 @@ class World:
         return self._report(violations)
 
     def _form(self) -> None:
-        first = self.nodes[0]
-        announcement = Announcement(
-            first.name, first.address, first.store.store_id, first.zone, 1.0, http=""
-        )
         # Made here because its id should come from the seed as well.
         self.membership.topology = found(
-            announcement,
+            self.nodes[0].announcement(),
             self.cluster,
             f"cluster-{self.seed}",
             self.conditions.replicas,
@@ -348,13 +368,6 @@ class World:
             {**self.history.counts(), "messages": self.trace.deliveries},
             traces,
         )
-
-
-@contextmanager
-def _pages_of(least: int, most: int) -> Iterator[None]:
-    """Let pages of a copy weigh so many bytes: in small worlds all would fit into one."""
-    with mock.patch.multiple(syncing, _GENTLE_PAGE=least, _GENTLE_LARGEST_PAGE=most):
-        yield
 
 
 @contextmanager

@@ -1,0 +1,29 @@
+"""Limits of requests, replies and pages, made so small that a few records reach them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from unittest import mock
+
+from dstash.client import reads, scans, writes
+from dstash.cluster import answering, syncing
+from dstash.peer import commits, lookups
+from tests.simulation.conditions import Conditions
+
+_SMALL = (
+    (reads, {"KEYS_PER_CHUNK": 12, "REPLY_BYTES": 900}),
+    (scans, {"PAGE_KEYS": 5, "PAGE_BYTES": 700}),
+    (writes, {"KEYS_PER_CHUNK": 16, "BYTES_PER_CHUNK": 1_500}),
+    (answering, {"PAGE_BYTES": 1_200, "PAGE_KEYS": 9}),
+    (commits, {"COMMIT_BYTES": 2_000}),
+    (lookups, {"REPLY_BYTES": 900, "HEADS_BYTES": 2_500, "VISITS": 10}),
+)
+
+
+def limits_of(conditions: Conditions) -> Iterable[AbstractContextManager[object]]:
+    """Return the patches that give a world its limits."""
+    least, most = conditions.page_bytes
+    yield mock.patch.multiple(syncing, _GENTLE_PAGE=least, _GENTLE_LARGEST_PAGE=most)
+    for module, values in _SMALL if conditions.has_small_limits else ():
+        yield mock.patch.multiple(module, **values)

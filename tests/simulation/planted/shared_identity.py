@@ -1,0 +1,37 @@
+"""Planted fault: a forked client goes on with the writer id and the clock of its parent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from unittest import mock
+
+from dstash.client.session import Identity, Session
+from tests.simulation.events import MS
+from tests.simulation.planted.registry import plant, planted_conditions
+from tests.simulation.world import World
+
+
+def _identity(session: Session) -> Identity:
+    return session._identity
+
+
+@plant("shared-identity", "I1")
+class ForksShareAnIdentity(World):
+    """Lets a client stamp by what it had before the fork."""
+
+    def __init__(self, seed: int) -> None:
+        conditions = replace(
+            planted_conditions(seed, "fork"),
+            aligned=20 * MS,
+            client_offset_ms=0,
+            keys=2,
+            pause=20 * MS,
+            calls=60,
+        )
+        super().__init__(seed, conditions=conditions)
+
+    def patches(self) -> Iterable[AbstractContextManager[object]]:
+        """Return a session that does not look at the process."""
+        return (mock.patch.object(Session, "_current_identity", _identity),)
