@@ -1,13 +1,12 @@
-"""Answering reads from a snapshot: look-ups, whole records, pages. Pure, but for the snapshot."""
+"""Answering reads from a snapshot: look-ups and whole records. Pure, but for the snapshot."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
-from dstash.errors import CorruptRecord
 from dstash.store.digest import is_dead_at
 from dstash.store.interface import Snapshot
 from dstash.store.record import (
@@ -25,7 +24,7 @@ from dstash.store.record import (
 from dstash.types import RecordFlag
 from dstash.version import Stamp
 from dstash.wire import codec
-from dstash.wire.messages import Page, Records, Values, Want
+from dstash.wire.messages import Records, Values, Want
 from dstash.wire.shapes import Frame
 
 #: A reply that grows beyond this is cut; the client asks for the rest.
@@ -33,11 +32,6 @@ REPLY_BYTES: Final = 4 * 1024 * 1024
 
 #: What records may weigh of which only the head is wanted: to copy them takes some milliseconds.
 HEADS_BYTES: Final = 32 * 1024 * 1024
-
-#: Records a page looks at, at most: tombstones and other indexes cost time too. A large record
-#: counts as one more for each so many bytes: all of it is read, to see whether it is intact.
-VISITS: Final = 20_000
-_VISIT_BYTES: Final = 4096
 
 NIL: Final = b"\xc0"
 
@@ -231,97 +225,3 @@ def _payloads(
             missing.append(len(payloads))
             add(NIL)
     return payloads, missing, damaged
-
-
-class Span(NamedTuple):
-    """What a page should cover."""
-
-    prefix: bytes
-    partitions: Sequence[int]
-    after: bytes
-    max_keys: int
-    max_bytes: int
-
-
-class PageBuilder:
-    """Builds one page of a walk over partitions, within bounds of keys, bytes and visits."""
-
-    def __init__(self, snapshot: Snapshot, space: Keyspace, span: Span, now: int) -> None:
-        self._snapshot = snapshot
-        self._space = space
-        self._span = span
-        self._now = now
-        self._visits = 0
-        self._weight = 0
-        self._count = 0
-        self.keys: list[bytes] = []
-        self.records: list[bytes] = []
-        #: The storage key of a damaged record that ended the page.
-        self.damaged: list[bytes] = []
-
-    def build(self, *, with_keys: bool, with_values: bool) -> Page:
-        """Walk until a bound is reached, a record is damaged, or the partitions end.
-
-        Raises:
-            CorruptRecord: the first record is damaged. By the next try it may have been mended;
-                else another replica can tell.
-        """
-        after = self._span.after
-        for done, partition in enumerate(self._span.partitions):
-            last = self._walk(partition, after, with_keys=with_keys, with_values=with_values)
-            if self.damaged and not done and not last:
-                raise CorruptRecord("a record of this page fails its checksum")
-            if last or self.damaged:
-                return self._page(done, last)
-            after = b""
-        return self._page(len(self._span.partitions), b"")
-
-    def _walk(self, partition: int, after: bytes, *, with_keys: bool, with_values: bool) -> bytes:
-        """Walk one partition; return the last key seen if something stopped it, else empty."""
-        begin = self._space.prefix(partition)
-        self._visits += 1
-        last = b""
-        for storage_key, record in self._records(begin, after):
-            key = storage_key[len(begin) :]
-            if not is_intact(record, key, self._space.salt):
-                self.damaged.append(storage_key)
-                return last
-            if is_live_head(record[VERSION_END:HEAD_BYTES], self._now):
-                self._take(key, record, with_keys=with_keys, with_values=with_values)
-            self._visits += 1 + len(record) // _VISIT_BYTES
-            last = key
-            if self._is_full():
-                return last
-        return b""
-
-    def _records(self, begin: bytes, after: bytes) -> Iterator[tuple[bytes, bytes]]:
-        first = begin + (
-            after + b"\0" if after >= self._span.prefix and after else self._span.prefix
-        )
-        return self._snapshot.walk(first, _end_of(begin + self._span.prefix))
-
-    def _take(self, key: bytes, record: bytes, *, with_keys: bool, with_values: bool) -> None:
-        self._count += 1
-        if with_keys:
-            self.keys.append(key)
-            self._weight += len(key)
-        if with_values:
-            self.records.append(record)
-            self._weight += len(record)
-
-    def _is_full(self) -> bool:
-        return (
-            len(self.keys) >= self._span.max_keys
-            or self._weight >= self._span.max_bytes
-            or self._visits >= VISITS
-        )
-
-    def _page(self, done: int, after: bytes) -> Page:
-        values = codec.join_payloads([record[HEAD_BYTES:] for record in self.records])
-        return Page(done, after, self._count, Frame(codec.pack_blobs(self.keys)), Frame(values))
-
-
-def _end_of(prefix: bytes) -> bytes:
-    """Return the first storage key behind all those that begin with ``prefix``."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else b"\xff" * 512

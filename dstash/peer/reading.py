@@ -7,8 +7,9 @@ from typing import Final
 from dstash.cluster.holdings import Holdings
 from dstash.errors import ProtocolError
 from dstash.limits import MAX_FRAME_BYTES, MAX_KEYS_PER_FRAME, PARTITIONS
-from dstash.peer.lookups import PageBuilder, Span, fetch, look_up
+from dstash.peer.lookups import fetch, look_up
 from dstash.peer.meters import Meters
+from dstash.peer.scan_pages import PageBuilder, Span
 from dstash.store.interface import Snapshot
 from dstash.store.record import Keyspace, locate
 from dstash.wire import codec
@@ -53,7 +54,7 @@ class Reader:
         with self._holdings.store.snapshot() as snapshot:
             if isinstance(message, Lookup | Fetch):
                 return self._keys(message, snapshot, space, now)
-            return self._page(message, PageBuilder(snapshot, space, _span(message), now))
+            return self._page(PageBuilder(snapshot, space, _span(message, now)))
 
     def _keys(
         self, message: Lookup | Fetch, snapshot: Snapshot, space: Keyspace, now: int
@@ -72,26 +73,32 @@ class Reader:
             self._holdings.damage.report(locate(space, damaged))
         return answer
 
-    def _page(self, message: Message, builder: PageBuilder) -> Message:
+    def _page(self, builder: PageBuilder) -> Message:
         try:
-            return builder.build(
-                with_keys=not isinstance(message, Count), with_values=isinstance(message, Scan)
-            )
+            return builder.build()
         finally:
             self._holdings.damage.report(builder.damaged)
 
 
-def _span(message: Scan | ScanKeys | Count) -> Span:
+def _span(message: Scan | ScanKeys | Count, now: int) -> Span:
     packed = message.partitions
     if len(packed) % 2 or len(packed) > 2 * PARTITIONS:
         raise ProtocolError("partitions are not a sequence of 16-bit numbers")
     partitions = [int.from_bytes(packed[i : i + 2], "big") for i in range(0, len(packed), 2)]
     if max(partitions, default=0) >= PARTITIONS:
         raise ProtocolError(f"a partition is not below {PARTITIONS}")
+    until, moment = b"", now
+    if isinstance(message, Count) and message.digest:
+        until, moment = message.until, message.moment or now
     return Span(
         message.prefix,
         partitions,
         message.after,
         max(1, min(message.max_keys, MAX_KEYS_PER_FRAME)),
         max(1, min(message.max_bytes, MAX_FRAME_BYTES // 4)),
+        moment,
+        with_keys=not isinstance(message, Count),
+        with_values=isinstance(message, Scan),
+        with_digest=message.digest,
+        until=until,
     )

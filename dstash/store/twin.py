@@ -94,10 +94,10 @@ class _TwinSnapshot:
     def __init__(self, records: dict[bytes, bytes]) -> None:
         self.get = records.get
         self._records = records
+        self._ordered: list[bytes] = []
 
     def walk(self, begin: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        ordered = sorted(self._records)
-        for storage_key in ordered[bisect.bisect_left(ordered, begin) :]:
-            if storage_key >= end:
-                return
+        ordered = self._ordered = self._ordered or sorted(self._records)
+        first, behind = bisect.bisect_left(ordered, begin), bisect.bisect_left(ordered, end)
+        for storage_key in ordered[first:behind]:
             yield storage_key, self._records[storage_key]

@@ -206,6 +206,9 @@ class Scan(Message):
 
     ``partitions`` is a sequence of big-endian 16-bit numbers. ``after`` is the last key of the
     page before, in the first partition of the list; empty to begin with.
+
+    With ``digest`` the page also has the digest of each partition that it met something in, and a
+    damaged record does not end it. A peer of an earlier version ignores that.
     """
 
     KIND = 20
@@ -215,6 +218,7 @@ class Scan(Message):
     after: bytes
     max_keys: int
     max_bytes: int
+    digest: bool = False
 
 
 @message
@@ -223,6 +227,13 @@ class Page(Message):
 
     ``done`` partitions of the list were walked to their end; ``after`` is the last key seen in
     the next one (empty when it was not begun). ``count`` is the number of live keys met.
+
+    Where a digest was asked for, ``moment`` is the time at which records were live or expired, and
+    never 0. ``digests`` has 22 bytes for each partition with a live record in the page, in order:
+    its place in the list (2 bytes), the number of live records (4), and the sum, modulo 2**128, of
+    XXH3-128 over storage key, checksum and version of each (16). ``damaged`` has the places (2
+    bytes each) of partitions with a damaged record in the page: its key is in ``keys`` of a
+    ``ScanKeys``; it is in no value, count or digest.
     """
 
     KIND = 21
@@ -231,6 +242,9 @@ class Page(Message):
     count: int
     keys: Frame = EMPTY
     values: Frame = EMPTY
+    digests: bytes = b""
+    damaged: bytes = b""
+    moment: int = 0
 
 
 @message
@@ -259,11 +273,17 @@ class ScanKeys(Message):
     after: bytes
     max_keys: int
     max_bytes: int
+    digest: bool = False
 
 
 @message
 class Count(Message):
-    """Like ``Scan``, for the number of live keys alone."""
+    """Like ``Scan``, for the number of live keys alone; with ``digest``, also to compare replicas.
+
+    ``until`` is the last key wanted of the last partition of the list; empty for all of it.
+    ``moment`` is the time by which records are live or expired (milliseconds since 1970); 0 for
+    that of the peer's clock. Both hold only together with ``digest``.
+    """
 
     KIND = 25
     index: str
@@ -272,6 +292,9 @@ class Count(Message):
     after: bytes
     max_keys: int
     max_bytes: int
+    digest: bool = False
+    until: bytes = b""
+    moment: int = 0
 
 
 @message

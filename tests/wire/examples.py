@@ -10,6 +10,8 @@ import json
 from dataclasses import fields
 from typing import Any
 
+from xxhash import xxh3_128_digest
+
 from dstash.peer.history import Sample, pack_samples
 from dstash.store.digest import DIGEST_BYTES
 from dstash.store.record import Record, build_record
@@ -75,6 +77,8 @@ VALUE = b"\xa5value"
 RECORD = build_record(b"index", b"key", Record(VERSION, 0, 0, VALUE))
 STORAGE_KEY = b"\x05\xe3\x05indexkey"
 PARTITIONS = bytes.fromhex("05e3")
+#: Of a page whose one live record is ``RECORD``, in the first partition of the list.
+RANGE_DIGEST = bytes.fromhex("000000000001") + xxh3_128_digest(STORAGE_KEY + RECORD[:28])
 TOPOLOGY = json.dumps({"cluster": "dstash", "epoch": EPOCH}).encode()  # shortened
 
 
@@ -107,12 +111,15 @@ EXAMPLES: list[tuple[tuple[int, int], Message]] = [
     (REQUEST, Fetch("index", KEYS)),
     (REPLY, Records([], blobs(RECORD, None))),
     (REQUEST, Apply("index", ONE_KEY, blobs(RECORD))),
-    (REQUEST, Scan("index", b"k", PARTITIONS, b"", 2000, 2097152)),
-    (REPLY, Page(1, b"", 1, ONE_KEY, Frame(codec.join_payloads([VALUE])))),
+    (REQUEST, Scan("index", b"k", PARTITIONS, b"", 2000, 2097152, True)),
+    (
+        REPLY,
+        Page(1, b"", 1, ONE_KEY, Frame(codec.join_payloads([VALUE])), RANGE_DIGEST, b"", NOW),
+    ),
     (REQUEST, AskStatus()),
     (REPLY, StatusIs({"ready": True, "records": 1})),
     (REQUEST, ScanKeys("index", b"", PARTITIONS, b"key", 2000, 2097152)),
-    (REQUEST, Count("index", b"", PARTITIONS, b"", 2000, 2097152)),
+    (REQUEST, Count("index", b"", PARTITIONS, b"", 2000, 2097152, True, b"key", NOW)),
     (REQUEST, Order("remove", ["peer3"])),
     (REPLY, Ordered(TOPOLOGY)),
     (REQUEST, Repair()),

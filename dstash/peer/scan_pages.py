@@ -1,0 +1,179 @@
+"""Pages of a scan, and the digests by which the replicas of a page are compared.
+
+A page walks partitions in the order given, within bounds of keys, bytes and visits, so that one
+request never holds up the others for long. A digest covers exactly the live records of one
+partition that the page met: a client compares it with the digest that another replica gives for
+the same range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from struct import Struct
+from typing import Final, NamedTuple
+
+from xxhash import xxh3_128_intdigest
+
+from dstash.errors import CorruptRecord
+from dstash.store.interface import Snapshot
+from dstash.store.record import (
+    HEAD_BYTES,
+    PLAIN,
+    VERSION_END,
+    Keyspace,
+    is_intact,
+    is_live_head,
+)
+from dstash.wire import codec
+from dstash.wire.messages import Page
+from dstash.wire.shapes import Frame
+
+#: Records a page looks at, at most: tombstones and other indexes cost time too. A large record
+#: counts as one more for each so many bytes: all of it is read.
+VISITS: Final = 20_000
+_VISIT_BYTES: Final = 4096
+
+_MODULUS: Final = (1 << 128) - 1
+_DIGEST_BYTES: Final = 16
+#: Place in the list and number of live records, in front of a digest.
+_ENTRY_HEAD: Final = Struct(">HI")
+_PLACE: Final = Struct(">H")
+
+
+class Span(NamedTuple):
+    """What a page should cover, and what it should hold.
+
+    ``until`` is the last key of the last partition, empty for all of it. ``now`` is the time at
+    which records are live or expired.
+    """
+
+    prefix: bytes
+    partitions: Sequence[int]
+    after: bytes
+    max_keys: int
+    max_bytes: int
+    now: int
+    with_keys: bool = False
+    with_values: bool = False
+    with_digest: bool = False
+    until: bytes = b""
+
+
+class PageBuilder:
+    """Builds one page of a scan."""
+
+    def __init__(self, snapshot: Snapshot, space: Keyspace, span: Span) -> None:
+        self._snapshot = snapshot
+        self._space = space
+        self._span = span
+        self._visits = 0
+        self._weight = 0
+        self._count = 0
+        self._keys: list[bytes] = []
+        self._payloads: list[bytes] = []
+        self._digests: list[bytes] = []
+        self._damaged_places: list[bytes] = []
+        #: The storage keys of damaged records that were met.
+        self.damaged: list[bytes] = []
+
+    def build(self) -> Page:
+        """Walk until a bound is reached or the partitions end.
+
+        Without digests a damaged record ends the page before it.
+
+        Raises:
+            CorruptRecord: the first record is damaged, and no digests are wanted. By the next try
+                it may have been repaired; else another replica can answer.
+        """
+        after, with_digest = self._span.after, self._span.with_digest
+        for done, partition in enumerate(self._span.partitions):
+            last = self._walk(done, partition, after)
+            if self.damaged and not with_digest:
+                if not done and not last:
+                    raise CorruptRecord("a record of this page fails its checksum")
+                return self._page(done, last)
+            if last:
+                return self._page(done, last)
+            after = b""
+        return self._page(len(self._span.partitions), b"")
+
+    def _walk(self, place: int, partition: int, after: bytes) -> bytes:
+        """Walk one partition; return the last key seen if something stopped it, else empty."""
+        space, now, with_digest = self._space, self._span.now, self._span.with_digest
+        begin = space.prefix(partition)
+        cut = len(begin)
+        # What is not passed on needs no look at its payload, as in a look-up: damage to the head
+        # shows in the digest.
+        trusts_plain = with_digest and not self._span.with_values
+        self._visits += 1
+        count = total = 0
+        last = b""
+        try:
+            for storage_key, record in self._records(place, begin, after):
+                key = storage_key[cut:]
+                tail = record[VERSION_END:HEAD_BYTES]
+                is_plain = tail == PLAIN and len(record) > HEAD_BYTES
+                if not (is_plain and trusts_plain) and not is_intact(record, key, space.salt):
+                    self._meet_damaged(place, storage_key, key)
+                    if not with_digest:
+                        return last
+                elif is_plain or is_live_head(tail, now):
+                    count += 1
+                    if with_digest:
+                        total += xxh3_128_intdigest(storage_key + record[:VERSION_END])
+                    self._take(key, record)
+                self._visits += 1 + len(record) // _VISIT_BYTES
+                last = key
+                if self._is_full():
+                    return last
+        finally:
+            self._count += count
+            if with_digest and count:
+                digest = (total & _MODULUS).to_bytes(_DIGEST_BYTES, "big")
+                self._digests.append(_ENTRY_HEAD.pack(place, count) + digest)
+        return b""
+
+    def _records(self, place: int, begin: bytes, after: bytes) -> Iterator[tuple[bytes, bytes]]:
+        prefix, until = self._span.prefix, self._span.until
+        first = begin + (after + b"\0" if after >= prefix and after else prefix)
+        is_last = place == len(self._span.partitions) - 1
+        end = begin + until + b"\0" if until and is_last else _end_of(begin + prefix)
+        return self._snapshot.walk(first, end)
+
+    def _meet_damaged(self, place: int, storage_key: bytes, key: bytes) -> None:
+        self.damaged.append(storage_key)
+        packed = _PLACE.pack(place)
+        if self._damaged_places[-1:] != [packed]:
+            self._damaged_places.append(packed)
+        if self._span.with_digest and self._span.with_keys and not self._span.with_values:
+            self._keys.append(key)
+            self._weight += len(key)
+
+    def _take(self, key: bytes, record: bytes) -> None:
+        if self._span.with_keys:
+            self._keys.append(key)
+            self._weight += len(key)
+        if self._span.with_values:
+            self._payloads.append(record[HEAD_BYTES:])
+            self._weight += len(record)
+
+    def _is_full(self) -> bool:
+        return (
+            len(self._keys) >= self._span.max_keys
+            or self._weight >= self._span.max_bytes
+            or self._visits >= VISITS
+        )
+
+    def _page(self, done: int, after: bytes) -> Page:
+        keys = Frame(codec.pack_blobs(self._keys))
+        values = Frame(codec.join_payloads(self._payloads))
+        if not self._span.with_digest:
+            return Page(done, after, self._count, keys, values)
+        digests, damaged = b"".join(self._digests), b"".join(self._damaged_places)
+        return Page(done, after, self._count, keys, values, digests, damaged, self._span.now)
+
+
+def _end_of(prefix: bytes) -> bytes:
+    """Return the first storage key behind all those that begin with ``prefix``."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else b"\xff" * 512
