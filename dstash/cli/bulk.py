@@ -102,15 +102,17 @@ def export(
 ) -> None:
     """Write the records of an index to a file that import reads back.
 
-    A file appears under its name only when it is complete. CSV makes text of every value; parquet
-    has a column for each name if all values are maps with the same names.
+    A file appears under its name only when it is complete: with every record that a look-up at
+    the level of --read would find. CSV makes text of every value; parquet has a column for each
+    name if all values are maps with the same names.
     """
     check_index(index)
     kind = format_of(file, form)
     run = invocation.of(ctx)
     began = time.monotonic()
     with run.client() as client, _target(file) as target:
-        total = client.count(index, prefix) if sys.stderr.isatty() else None
+        # Only for the progress bar, so the number that one replica knows of is good enough.
+        total = client.count(index, prefix, read="one") if sys.stderr.isatty() else None
         out = writer(kind, target, Columns(key, value))
         number = 0
         with progress_bar(f"export {index}", total) as progress:

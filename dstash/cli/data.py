@@ -180,7 +180,8 @@ def scan(
 ) -> None:
     """Print the keys and values of an index, in no particular order.
 
-    One line each: key, tab, value, with tabs and newlines inside them escaped; or JSON.
+    One line each: key, tab, value, with tabs and newlines inside them escaped; or JSON. With the
+    global option --read one it is faster, and lacks what single replicas missed.
     """
     run = invocation.of(ctx)
     with run.client() as client:
@@ -194,7 +195,7 @@ def scan(
 
 
 def count(ctx: typer.Context, index: IndexName, prefix: Prefix = "") -> None:
-    """Count the keys of an index."""
+    """Count the keys of an index, at the level of the global option --read."""
     run = invocation.of(ctx)
     with run.client() as client:
         number = client.count(index, prefix)

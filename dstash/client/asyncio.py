@@ -19,10 +19,11 @@ from dstash.client.dispatch import Dispatch
 from dstash.client.facts import describe_cluster, describe_place
 from dstash.client.orders import OrderOperation
 from dstash.client.results import BatchResult
-from dstash.client.scans import PageOperation, RepairOperation, StatusOperation, Walk
+from dstash.client.scans import RepairOperation, StatusOperation
 from dstash.client.seeds import way_of
 from dstash.client.session import Session
 from dstash.client.tracing import open_tracing, take_provider
+from dstash.client.walks import Walk
 from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
 from dstash.config import ClientSettings, load_client
@@ -30,9 +31,8 @@ from dstash.errors import LimitError
 from dstash.limits import check_index, check_ttl
 from dstash.store.record import Record
 from dstash.types import NEVER, Level
-from dstash.wire import codec
-from dstash.wire.keys import Entries, Key, decode_key, encode_key
-from dstash.wire.messages import Count, Order, Page, Scan, ScanKeys
+from dstash.wire.keys import Entries, Key, encode_key
+from dstash.wire.messages import Count, Order, Scan, ScanKeys
 from dstash.wire.values import TypeRegistry
 
 T = TypeVar("T")
@@ -284,29 +284,42 @@ class AsyncClient:
     # -- walking
 
     async def items(
-        self, index: str, prefix: str | bytes = "", *, timeout: float | None = None
+        self,
+        index: str,
+        prefix: str | bytes = "",
+        *,
+        timeout: float | None = None,
+        read: str | Level | None = None,
     ) -> AsyncIterator[tuple[Key, Any]]:
         """Yield (key, value) of an index; see ``Client.items``."""
-        async for page in self._pages(self._calls.walk(index, prefix, Scan), timeout):
-            keys, values = codec.unpack_keys(page.keys), self.types.decode_array(page.values)
-            codec.expect_even(keys, values)
-            for pair in zip(map(decode_key, keys), values, strict=True):
+        async for part in self._parts(self._calls.walk(index, prefix, Scan, read), timeout):
+            for pair in part:
                 yield pair
 
     async def keys(
-        self, index: str, prefix: str | bytes = "", *, timeout: float | None = None
+        self,
+        index: str,
+        prefix: str | bytes = "",
+        *,
+        timeout: float | None = None,
+        read: str | Level | None = None,
     ) -> AsyncIterator[Key]:
         """Yield the keys of an index; see ``items``."""
-        async for page in self._pages(self._calls.walk(index, prefix, ScanKeys), timeout):
-            for key in map(decode_key, codec.unpack_keys(page.keys)):
+        async for part in self._parts(self._calls.walk(index, prefix, ScanKeys, read), timeout):
+            for key in part:
                 yield key
 
     async def count(
-        self, index: str, prefix: str | bytes = "", *, timeout: float | None = None
+        self,
+        index: str,
+        prefix: str | bytes = "",
+        *,
+        timeout: float | None = None,
+        read: str | Level | None = None,
     ) -> int:
-        """Count the keys of an index."""
-        walk = self._calls.walk(index, prefix, Count)
-        return sum([page.count async for page in self._pages(walk, timeout)])
+        """Count the keys of an index; see ``items``."""
+        walk = self._calls.walk(index, prefix, Count, read)
+        return sum([sum(part) async for part in self._parts(walk, timeout)])
 
     def index(self, name: str) -> AsyncIndex:
         """Return one index, with the methods above but without the index name."""
@@ -370,15 +383,17 @@ class AsyncClient:
         record: Record | None = found.get(key)
         return record
 
-    async def _pages(self, walk: Walk, timeout: float | None) -> AsyncIterator[Page]:
+    async def _parts(self, walk: Walk[T], timeout: float | None) -> AsyncIterator[list[T]]:
         while not walk.done:
             yield await self._page(walk, timeout)
 
-    async def _page(self, walk: Walk, timeout: float | None) -> Page:
+    async def _page(self, walk: Walk[T], timeout: float | None) -> list[T]:
         deadline = self._calls.deadline(timeout)
-        operation = PageOperation(self._session, deadline, walk)
-        page: Page = await self._dispatch.run(self._traced(operation))
-        return page
+        part: list[T] | None = None
+        while part is None:
+            operation = self._traced(walk.operation(self._session, deadline))
+            part = walk.take(await self._dispatch.run(operation))
+        return part
 
     async def _view(self, timeout: float | None) -> View:
         await self._dispatch.discover(self._calls.deadline(timeout))

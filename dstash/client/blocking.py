@@ -20,10 +20,11 @@ from dstash.client.facts import describe_cluster, describe_place
 from dstash.client.index import Index
 from dstash.client.orders import OrderOperation
 from dstash.client.results import BatchResult
-from dstash.client.scans import PageOperation, RepairOperation, StatusOperation, Walk
+from dstash.client.scans import RepairOperation, StatusOperation
 from dstash.client.seeds import identity, way_of
 from dstash.client.session import Session
 from dstash.client.tracing import open_tracing, take_provider
+from dstash.client.walks import Walk
 from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
 from dstash.config import ClientSettings, load_client
@@ -31,9 +32,8 @@ from dstash.errors import ClosedError, DStashError, LimitError
 from dstash.limits import check_index, check_ttl
 from dstash.store.record import Record
 from dstash.types import NEVER, Level
-from dstash.wire import codec
-from dstash.wire.keys import Entries, Key, decode_key, encode_key
-from dstash.wire.messages import Count, Order, Page, Scan, ScanKeys
+from dstash.wire.keys import Entries, Key, encode_key
+from dstash.wire.messages import Count, Order, Scan, ScanKeys
 from dstash.wire.sockets import Context
 from dstash.wire.values import TypeRegistry
 
@@ -329,29 +329,55 @@ class Client:
     # -- walking
 
     def items(
-        self, index: str, prefix: str | bytes = "", *, timeout: float | None = None
+        self,
+        index: str,
+        prefix: str | bytes = "",
+        *,
+        timeout: float | None = None,
+        read: str | Level | None = None,
     ) -> Iterator[tuple[Key, Any]]:
         """Yield (key, value) of an index, in no particular order, in bounded memory.
 
-        A key that is there during the whole walk is seen once; one that comes or goes meanwhile
+        A key that is there during the whole scan is seen once; one that comes or goes meanwhile
         may be seen or not. ``timeout`` is per page. ``prefix`` limits it to keys that begin so.
+
+        Args:
+            index: name of the keyspace.
+            prefix: the beginning of the keys that are wanted.
+            timeout: seconds for each page.
+            read: ``one`` gives what one replica of each key holds: it is the fastest, and lacks
+                what that replica missed. ``quorum`` and ``all`` give what a look-up of each key at
+                that level would, and take longer: see docs/consistency.md.
+
+        Raises:
+            Unavailable, TimedOut: a page could not be read at the level asked for.
         """
-        for page in self._pages(self._calls.walk(index, prefix, Scan), timeout):
-            keys, values = codec.unpack_keys(page.keys), self.types.decode_array(page.values)
-            codec.expect_even(keys, values)
-            yield from zip(map(decode_key, keys), values, strict=True)
+        for part in self._parts(self._calls.walk(index, prefix, Scan, read), timeout):
+            yield from part
 
     def keys(
-        self, index: str, prefix: str | bytes = "", *, timeout: float | None = None
+        self,
+        index: str,
+        prefix: str | bytes = "",
+        *,
+        timeout: float | None = None,
+        read: str | Level | None = None,
     ) -> Iterator[Key]:
         """Yield the keys of an index; see ``items``."""
-        for page in self._pages(self._calls.walk(index, prefix, ScanKeys), timeout):
-            yield from map(decode_key, codec.unpack_keys(page.keys))
+        for part in self._parts(self._calls.walk(index, prefix, ScanKeys, read), timeout):
+            yield from part
 
-    def count(self, index: str, prefix: str | bytes = "", *, timeout: float | None = None) -> int:
-        """Count the keys of an index."""
-        walk = self._calls.walk(index, prefix, Count)
-        return sum(page.count for page in self._pages(walk, timeout))
+    def count(
+        self,
+        index: str,
+        prefix: str | bytes = "",
+        *,
+        timeout: float | None = None,
+        read: str | Level | None = None,
+    ) -> int:
+        """Count the keys of an index; see ``items``."""
+        walk = self._calls.walk(index, prefix, Count, read)
+        return sum(map(sum, self._parts(walk, timeout)))
 
     def index(self, name: str) -> Index:
         """Return one index as a mapping."""
@@ -454,13 +480,15 @@ class Client:
         record: Record | None = found.get(key)
         return record
 
-    def _pages(self, walk: Walk, timeout: float | None) -> Iterator[Page]:
+    def _parts(self, walk: Walk[T], timeout: float | None) -> Iterator[list[T]]:
         while not walk.done:
             yield self._page(walk, timeout)
 
-    def _page(self, walk: Walk, timeout: float | None) -> Page:
-        page: Page = self._run(PageOperation(self._session, self._calls.deadline(timeout), walk))
-        return page
+    def _page(self, walk: Walk[T], timeout: float | None) -> list[T]:
+        deadline = self._calls.deadline(timeout)
+        while (part := walk.take(self._run(walk.operation(self._session, deadline)))) is None:
+            pass
+        return part
 
     def _view(self, timeout: float | None) -> View:
         deadline = self._calls.deadline(timeout)

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from dstash.client.drafts import Query
 from dstash.client.reads import ExistsOperation, LookupOperation, RecordOperation
-from dstash.client.scans import DiscoverOperation, Request, Walk
+from dstash.client.scans import DiscoverOperation
 from dstash.client.seeds import find_seeds
 from dstash.client.session import Session
+from dstash.client.walks import Request, Walk, walk_for
 from dstash.client.writes import ApplyOperation, DeleteOperation, PutOperation
 from dstash.config import ClientSettings
 from dstash.errors import LimitError, NoPeers, UsageError
@@ -164,10 +166,17 @@ class Calls:
         """Return the operation that fetches whole records."""
         return self._read(RecordOperation, index, keys, timeout, read)
 
-    def walk(self, index: str, prefix: str | bytes, request: Request) -> Walk:
-        """Return the walk over an index."""
+    def walk(
+        self,
+        index: str,
+        prefix: str | bytes,
+        request: Request,
+        read: str | Level | None = None,
+    ) -> Walk[Any]:
+        """Return the scan of an index that asks for pages with ``request``."""
         check_index(index)
-        return Walk(index, encode_prefix(prefix), request)
+        level, decode = self.read_level(read), self._types.decode_array
+        return walk_for(request, Query(index, encode_prefix(prefix), level, decode))
 
     def _read(
         self,

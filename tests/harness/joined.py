@@ -11,18 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 from dstash.client.core import Operation
+from dstash.client.drafts import Query
 from dstash.client.reads import ExistsOperation, LookupOperation
-from dstash.client.scans import PageOperation, Walk
 from dstash.client.session import Send, Session
+from dstash.client.walks import Request, walk_for
 from dstash.client.writes import DeleteOperation, PutOperation
 from dstash.cluster.topology import Member, Topology
 from dstash.cluster.view import View
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.requests import Reply
-from dstash.store.record import keyspace, locate
+from dstash.store.record import build_record, keyspace, locate, open_record
 from dstash.store.twin import TwinStore
 from dstash.types import Level
-from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.keys import encode_keys
 from dstash.wire.messages import Scan
@@ -177,13 +177,22 @@ class Joined:
         found: dict[Any, Any] = self.run(operation)
         return found
 
-    def scan(self) -> dict[str, Any]:
-        """Walk the index."""
-        walk, found = Walk("i", b"", Scan), {}
+    def scan(self, level: str = "one") -> dict[Any, Any]:
+        """Scan the index for keys and values; each key must come once."""
+        pairs = self.walk(Scan, level)
+        found = dict(pairs)
+        assert len(found) == len(pairs)
+        return found
+
+    def walk(
+        self, request: Request, level: str, prefix: bytes = b"", timeout: int = 5000
+    ) -> list[Any]:
+        """Scan the index; returns what was delivered."""
+        walk = walk_for(request, Query("i", prefix, Level(level), TYPES.decode_array))
+        found: list[Any] = []
         while not walk.done:
-            page = self.run(PageOperation(self.session, self.now + 5000, walk))
-            keys = [key.decode() for key in codec.unpack_blobs(page.keys)]
-            found.update(zip(keys, TYPES.decode_array(page.values), strict=True))
+            operation = walk.operation(self.session, self.now + timeout)
+            found += walk.take(self.run(operation)) or []
         return found
 
     # -- what is on disk
@@ -207,6 +216,12 @@ class Joined:
         """Do something to a record on disk."""
         place = self.place(key)
         self.stores[peer].records[place] = how(self.stores[peer].records[place])
+
+    def expire(self, peer: str, key: str, expiry: int) -> None:
+        """Give a record on disk another expiry."""
+        record = open_record(self.record(peer, key) or b"")
+        whole = build_record(b"i", key.encode(), record._replace(expiry=expiry))
+        self.stores[peer].records[self.place(key)] = whole
 
     def forget(self, peer: str, *keys: str) -> None:
         """Make a peer miss keys."""

@@ -9,13 +9,11 @@ import msgpack
 
 from dstash.client.core import Operation
 from dstash.client.reads import ExistsOperation, LookupOperation, RecordOperation
-from dstash.client.scans import PageOperation
 from dstash.client.writes import ApplyOperation, WriteOperation
 from dstash.errors import DStashError
 from dstash.store.record import Record, build_record, open_record
 from dstash.types import NEVER, Level
-from dstash.wire import codec
-from dstash.wire.keys import Key, decode_key, encode_key
+from dstash.wire.keys import Key, encode_key
 from dstash.wire.messages import Scan
 from tests.simulation.client import VirtualClient
 from tests.simulation.events import MS
@@ -200,26 +198,24 @@ class Workload:
         yield from self._run_write(operation, {key: write})
 
     def _scan(self) -> Script:
-        index = self._world.rng.choice(self._world.indexes)
-        walk = self._calls.walk(index, "", Scan)
-        began_all, seen = self._now(), set()
+        index, level = self._world.rng.choice(self._world.indexes), self._level()
+        walk = self._calls.walk(index, "", Scan, level)
+        # A page may be read before it is asked for, so all of a scan is as old as its beginning.
+        began, seen = self._now(), set()
         while not walk.done:
-            began = self._now()
-            operation = PageOperation(
-                self._client.session, self._calls.deadline(self._timeout), walk
-            )
-            page, error = yield operation
+            deadline = self._calls.deadline(self._timeout)
+            result, error = yield walk.operation(self._client.session, deadline)
             if error is not None:
                 return
-            keys = [str(decode_key(key)) for key in codec.unpack_keys(page.keys)]
-            values = self._client.calls._types.decode_array(page.values)
-            for key, value in zip(keys, values, strict=True):
+            for key, value in walk.take(result) or ():
+                if key in seen:
+                    self._world.history.broken.append(f"a scan at {level} gave {key!r} twice")
                 seen.add(key)
-                self._note_read(Level.ONE, (index, key), began, value)
+                self._note_read(level, (index, str(key)), began, value)
         # What a scan does not return is as if a look-up that lasted as long had not found it.
         for place in self._world.places:
             if place[0] == index and place[1] not in seen:
-                self._note_read(Level.ONE, place, began_all, None)
+                self._note_read(level, place, began, None)
 
     # -- how they are made
 

@@ -1,0 +1,132 @@
+"""Listing the keys of a range on which replicas do not agree.
+
+Any key that a quorum has acked is listed by at least one replica of any other quorum. So enough
+replicas list their keys, and the union of the lists has every key that a look-up at the level
+would find. A list goes up to where the shortest answer ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from dstash.client.core import Chunk, Failure, Operation
+from dstash.client.drafts import Doubt, Query, check_progress
+from dstash.client.page_reads import PAGE_BYTES, PAGE_KEYS
+from dstash.client.routing import Peers
+from dstash.client.session import Send, Session
+from dstash.errors import DStashError, ProtocolError
+from dstash.store.record import partition_of
+from dstash.wire import codec
+from dstash.wire.keys import Key, decode_key
+from dstash.wire.messages import Page, ScanKeys
+from dstash.wire.shapes import Message
+
+
+class Listed(NamedTuple):
+    """The keys of the first part of a range, and what is left of it."""
+
+    keys: list[Key]
+    rest: Doubt | None
+
+
+class KeyListOperation(Operation):
+    """Lists the keys of the first part of a range, by as many replicas as the level needs."""
+
+    def __init__(self, session: Session, deadline: int, query: Query, doubt: Doubt) -> None:
+        super().__init__(session, deadline)
+        self.query = query
+        self.doubt = doubt
+        self.listed: Listed | None = None
+
+    def _chunks(self) -> Iterator[list[Chunk]]:
+        yield [_ListChunk(self)]
+
+    def result(self) -> Listed:
+        """Return the keys, and the range that is left."""
+        super().result()
+        if self.listed is None:
+            raise AssertionError("a list of keys ended without result or error")
+        return self.listed
+
+
+class _ListChunk(Chunk):
+    def __init__(self, operation: KeyListOperation) -> None:
+        self.operation = operation
+        self._peers: Peers = ()
+        self._asked: Sequence[int] = ()
+        self._pages: dict[str, Page] = {}
+
+    def begin(self, now: int) -> list[Send]:
+        operation, doubt = self.operation, self.operation.doubt
+        table = operation.session.read_targets(operation.query.level)
+        self._peers = table[doubt.partitions[0]]
+        if not self._peers:
+            return self._again(now)
+        self.epoch = operation.session.epoch
+        self._asked = _beginning(doubt.partitions, [table[one] for one in doubt.partitions])
+        request = ScanKeys(
+            operation.query.index,
+            operation.query.prefix,
+            b"".join([one.to_bytes(2, "big") for one in self._asked]),
+            doubt.after,
+            PAGE_KEYS,
+            PAGE_BYTES,
+            digest=True,
+        )
+        return [operation.ask(peer, self, request, now) for peer in self._peers]
+
+    def answered(self, peer: str, message: Message, now: int) -> list[Send]:
+        if not isinstance(message, Page):
+            raise ProtocolError(f"{peer} answered with an unexpected {type(message).__name__}")
+        check_progress(message, len(self._asked), self.operation.doubt.after)
+        self._pages[peer] = message
+        if len(self._pages) == len(self._peers):
+            self.operation.listed = self._union()
+            self.operation.finish(self)
+        return []
+
+    def _union(self) -> Listed:
+        pages, doubt = self._pages.values(), self.operation.doubt
+        done, after = min((page.done, page.after) for page in pages)
+        last = len(doubt.partitions) - 1
+        if doubt.until and (done > last or (done == last and after >= doubt.until)):
+            done, after = last, doubt.until
+            rest = None
+        else:
+            partitions = doubt.partitions[done:]
+            rest = Doubt(partitions, after, doubt.until) if partitions else None
+        places = {partition: place for place, partition in enumerate(self._asked)}
+        keys: dict[bytes, None] = {}
+        for page in pages:
+            for key in codec.unpack_keys(page.keys):
+                place = places.get(partition_of(key))
+                if place is None:
+                    raise ProtocolError("a peer listed a key of a partition not asked for")
+                if place < done or (place == done and key <= after):
+                    keys[key] = None
+        return Listed(list(map(decode_key, keys)), rest)
+
+    def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
+        if not failure.error.retryable:
+            raise failure.error
+        return self._again(now)
+
+    def silent(self, peer: str, now: int) -> list[Send]:
+        return self._again(now)
+
+    def _again(self, now: int) -> list[Send]:
+        successor = _ListChunk(self.operation)
+        successor.attempt = self.attempt + 1
+        return self.operation.replace_later(self, [successor], now)
+
+    def expired(self, error: DStashError) -> None:
+        self.operation.error = self.operation.error or error
+
+
+def _beginning(partitions: Sequence[int], targets: Sequence[Peers]) -> Sequence[int]:
+    """Return the first partitions, as far as they have the same targets."""
+    for place, peers in enumerate(targets):
+        if peers != targets[0]:
+            return partitions[:place]
+    return partitions

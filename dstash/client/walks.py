@@ -1,0 +1,158 @@
+"""A scan of an index: what the next operation is, and what its answer adds to the scan.
+
+The shells run the operations one after the other::
+
+    while not walk.done:
+        part = walk.take(run(walk.operation(session, deadline)))
+        if part is not None:
+            yield from part
+
+At level ``one`` each page is what one replica holds. Above, a page is delivered only once enough
+other replicas have given equal digests of the same range. The partitions in which they differ are
+in doubt: their keys are listed by enough replicas, and each listed key is looked up at the level.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar, Final, Generic, TypeVar
+
+from dstash.client.core import Operation
+from dstash.client.drafts import Confirmed, Doubt, Draft, Position, Query
+from dstash.client.key_lists import KeyListOperation, Listed
+from dstash.client.page_reads import PageOperation
+from dstash.client.reads import ExistsOperation, LookupOperation
+from dstash.client.session import Session
+from dstash.store.record import partition_of
+from dstash.wire import codec
+from dstash.wire.keys import Key, decode_key
+from dstash.wire.messages import Count, Scan, ScanKeys
+
+#: How long (milliseconds) a page that was read ahead may wait until the caller wants it.
+_AHEAD_MS: Final = 1000
+
+Request = type[Scan] | type[ScanKeys] | type[Count]
+
+T = TypeVar("T")
+
+
+class Walk(ABC, Generic[T]):
+    """One scan; ``done`` says that all of it was delivered."""
+
+    request: ClassVar[Request]
+    #: What looks up the keys on which replicas differ.
+    lookup: ClassVar[type[LookupOperation]] = ExistsOperation
+
+    def __init__(self, query: Query) -> None:
+        self.query = query
+        self._position = Position.start()
+        self._ahead: Draft | None = None
+        self._doubt: Doubt | None = None
+        self._candidates: list[Key] = []
+        self._pages = 0
+
+    @property
+    def index(self) -> str:
+        """The index that is scanned."""
+        return self.query.index
+
+    @property
+    def done(self) -> bool:
+        """Whether everything was delivered."""
+        return self._position.done and self._doubt is None and not self._candidates
+
+    def operation(self, session: Session, deadline: int) -> Operation:
+        """Return the operation whose result ``take`` needs next."""
+        query = self.query
+        if self._candidates:
+            keys = self._candidates
+            return self.lookup(session, deadline, query.index, keys, query.level, query.decode)
+        if self._doubt is not None:
+            return KeyListOperation(session, deadline, query, self._doubt)
+        ahead = self._ahead
+        if ahead is not None and session.wall() - ahead.read_at > _AHEAD_MS:
+            ahead = None
+        # The first page may be all that is wanted.
+        reads_ahead = self._pages > 0
+        page = PageOperation(session, deadline, query, self.request)
+        return page.begin_at(self._position, ahead, reads_ahead=reads_ahead)
+
+    def take(self, result: Any) -> list[T] | None:
+        """Take the result of the operation; return what it adds, None for nothing yet."""
+        if isinstance(result, Confirmed):
+            self._pages += 1
+            self._position, self._ahead = result.draft.end, result.ahead
+            self._doubt = result.doubt()
+            return self._of_page(result)
+        if isinstance(result, Listed):
+            self._doubt, self._candidates = result.rest, result.keys
+            return None if result.keys else []
+        self._candidates = []
+        return self._of_found(result)
+
+    @abstractmethod
+    def _of_page(self, confirmed: Confirmed) -> list[T]:
+        """Return what the confirmed part of a page holds."""
+
+    @abstractmethod
+    def _of_found(self, found: dict[Key, Any]) -> list[T]:
+        """Return what a look-up of keys in doubt has found."""
+
+
+class ItemsWalk(Walk[tuple[Key, Any]]):
+    """A scan for keys and values."""
+
+    request = Scan
+    lookup = LookupOperation
+
+    def _of_page(self, confirmed: Confirmed) -> list[tuple[Key, Any]]:
+        page = confirmed.draft.page
+        keys, values = codec.unpack_keys(page.keys), self.query.decode(page.values)
+        codec.expect_even(keys, values)
+        pairs: Iterable[tuple[bytes, Any]] = zip(keys, values, strict=True)
+        doubtful = confirmed.doubtful_partitions()
+        if doubtful:
+            pairs = ((key, value) for key, value in pairs if partition_of(key) not in doubtful)
+        return [(decode_key(key), value) for key, value in pairs]
+
+    def _of_found(self, found: dict[Key, Any]) -> list[tuple[Key, Any]]:
+        return list(found.items())
+
+
+class KeysWalk(Walk[Key]):
+    """A scan for keys."""
+
+    request = ScanKeys
+
+    def _of_page(self, confirmed: Confirmed) -> list[Key]:
+        keys: Iterable[bytes] = codec.unpack_keys(confirmed.draft.page.keys)
+        doubtful = confirmed.doubtful_partitions()
+        if doubtful:
+            keys = (key for key in keys if partition_of(key) not in doubtful)
+        return list(map(decode_key, keys))
+
+    def _of_found(self, found: dict[Key, Any]) -> list[Key]:
+        return list(found)
+
+
+class CountWalk(Walk[int]):
+    """A scan for the number of keys: each part is one number."""
+
+    request = Count
+
+    def _of_page(self, confirmed: Confirmed) -> list[int]:
+        return [confirmed.live_records()]
+
+    def _of_found(self, found: dict[Key, Any]) -> list[int]:
+        return [len(found)]
+
+
+_KINDS: Final[dict[Request, type[Walk[Any]]]] = {
+    kind.request: kind for kind in (ItemsWalk, KeysWalk, CountWalk)
+}
+
+
+def walk_for(request: Request, query: Query) -> Walk[Any]:
+    """Return the walk that asks for pages with ``request``."""
+    return _KINDS[request](query)
