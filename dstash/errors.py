@@ -23,9 +23,9 @@
     │   ├── CorruptRecord         the stored record fails its checksum
     │   ├── DeadlinePassed        the request came too late to be worth doing
     │   └── Unauthorised          the key may not do this
-    ├── Unavailable               not enough replicas answered
+    ├── Unavailable               not enough replicas answered; nothing was stored
     │   └── NoPeers               none answered at all
-    ├── TimedOut                  the deadline passed; what was written is unknown
+    ├── TimedOut                  no answer in time; of a write: it may or may not be stored
     ├── BatchError                part of a batch failed; carries the per-key outcomes
     ├── ClosedError               the client was closed
     ├── StoreError                a data directory cannot be used
@@ -199,7 +199,7 @@ class Unauthorised(Refused):
 
 
 class Unavailable(DStashError):
-    """Not enough replicas answered for the level that was asked."""
+    """Not enough replicas answered for the level that was asked; nothing was stored."""
 
     code = 40
     retryable = True
@@ -213,7 +213,7 @@ class NoPeers(Unavailable):
 
 
 class TimedOut(DStashError, TimeoutError):
-    """The deadline passed. A write may or may not have been stored."""
+    """A read found no answer in time, or a write may or may not have been stored."""
 
     code = 42
     retryable = True

@@ -12,10 +12,11 @@ from dstash.backup.pieces import Entries
 from dstash.client.asking import AskOperation
 from dstash.client.core import Operation
 from dstash.client.reads import ExistsOperation, StateOperation
+from dstash.client.refusals import is_because
 from dstash.client.session import Session
 from dstash.client.writes import ApplyOperation
 from dstash.cluster.topology import Topology
-from dstash.errors import BelowFloor, CorruptRecord, ProtocolError, TimedOut
+from dstash.errors import BelowFloor, CorruptRecord, ProtocolError
 from dstash.store.record import Record, build_record, open_record
 from dstash.types import Level
 from dstash.version import newest_stamp
@@ -90,7 +91,7 @@ class LiveCluster:
         )
         if refused and rule is not into_same:
             # Stamped when the call began, and horizons have passed over that since.
-            raise TimedOut(f"{len(refused)} records came too late to be kept; run it again")
+            raise BelowFloor(f"{len(refused)} records came too late to be kept; run it again")
         return Counter(
             Fate.DELETED_KEPT if key in refused else one.fate for key, one in choices.items()
         )
@@ -136,7 +137,7 @@ class LiveCluster:
                 )
             )
             for error in result.reasons:
-                if not isinstance(error, BelowFloor):
+                if not is_because(error, BelowFloor):
                     raise error
 
     def _refused(self, index: bytes, stored: list[tuple[bytes, Record]]) -> set[bytes]:

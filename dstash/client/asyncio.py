@@ -18,6 +18,7 @@ from dstash.client.core import Operation
 from dstash.client.dispatch import Dispatch
 from dstash.client.facts import describe_cluster, describe_place
 from dstash.client.orders import OrderOperation
+from dstash.client.refusals import nothing_written
 from dstash.client.results import BatchResult
 from dstash.client.scans import RepairOperation, StatusOperation
 from dstash.client.seeds import way_of
@@ -215,10 +216,11 @@ class AsyncClient:
         """Give a key a new time to live (None: for ever); whether it was there.
 
         Raises:
-            BelowFloor: it took so long that a delete may have come and gone meanwhile.
+            BelowFloor, Unavailable, TimedOut: as ``Client.touch``.
         """
         check_ttl(ttl)
-        record = await self._record(index, key, timeout, None)
+        with nothing_written():
+            record = await self._record(index, key, timeout, None)
         if record is None:
             return False
         touched = self._calls.touch(index, key, record, ttl, timeout, write)

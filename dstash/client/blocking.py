@@ -19,6 +19,7 @@ from dstash.client.core import Operation
 from dstash.client.facts import describe_cluster, describe_place
 from dstash.client.index import Index
 from dstash.client.orders import OrderOperation
+from dstash.client.refusals import nothing_written
 from dstash.client.results import BatchResult
 from dstash.client.scans import RepairOperation, StatusOperation
 from dstash.client.seeds import identity, way_of
@@ -185,8 +186,8 @@ class Client:
 
         Raises:
             LimitError, UnsupportedType: nothing was sent.
-            Unavailable: not enough replicas could be reached.
-            TimedOut: not enough of them answered; the value may or may not be stored.
+            Unavailable, Refused: the value is surely not stored.
+            TimedOut: the value may or may not be stored; the text says why.
         """
         self._run(self._calls.put(index, [(key, value)], ttl, timeout, write)).raise_first()
 
@@ -210,7 +211,7 @@ class Client:
         timeout: float | None = None,
         write: str | Level | None = None,
     ) -> bool:
-        """Delete a key; whether it was there."""
+        """Delete a key; whether it was there. Errors as in ``put``."""
         result = self._run(self._calls.delete(index, [key], timeout, write))
         result.raise_first()
         return bool(result.deleted)
@@ -261,9 +262,12 @@ class Client:
 
         Raises:
             BelowFloor: it took so long that a delete may have come and gone meanwhile.
+            Unavailable: nothing was changed.
+            TimedOut: the new time to live may or may not be stored.
         """
         check_ttl(ttl)
-        record = self._record(index, key, timeout, None)
+        with nothing_written():
+            record = self._record(index, key, timeout, None)
         if record is None:
             return False
         self._run(self._calls.touch(index, key, record, ttl, timeout, write)).raise_first()

@@ -17,6 +17,7 @@ from dstash.client.slabs import Item
 from dstash.client.writes import DeleteOperation, PutOperation, WriteChunk, WriteOperation
 from dstash.errors import CorruptRecord, DStashError, UnsupportedType
 from dstash.store.record import Record
+from dstash.types import Outcome
 from dstash.wire.keys import Key
 from dstash.wire.messages import Values
 from dstash.wire.values import TypeRegistry
@@ -225,17 +226,19 @@ class TellingWrite(WriteOperation):
 
     group: WriteGroup
 
-    def settle(self, chunk: WriteChunk, rejected: dict[int, DStashError]) -> None:
-        """Take a chunk as written, but for the items that were rejected."""
-        super().settle(chunk, rejected)
-        for place, (key, _, _) in enumerate(chunk.items):
-            self.group.told(key, bool(chunk.existed[place]), rejected.get(place))
+    def settle(self, chunk: WriteChunk, places: Sequence[int]) -> None:
+        """Take items of a chunk as stored."""
+        super().settle(chunk, places)
+        for place in places:
+            self.group.told(chunk.items[place][0], self.existed(chunk, place), None)
 
-    def give_up(self, chunk: WriteChunk, error: DStashError) -> None:
-        """Take a chunk as not written."""
-        super().give_up(chunk, error)
-        for key, _, _ in chunk.items:
-            self.group.told(key, False, error)
+    def give_up(
+        self, chunk: WriteChunk, places: Sequence[int], outcome: Outcome, error: DStashError
+    ) -> None:
+        """Take items of a chunk as not stored, or as not known to be."""
+        super().give_up(chunk, places, outcome, error)
+        for place in places:
+            self.group.told(chunk.items[place][0], False, error)
 
 
 class TellingPut(TellingWrite, PutOperation):

@@ -16,7 +16,8 @@ class BatchResult:
 
     ``stored`` counts the keys that reached their level; ``outcomes`` has every other key, with
     ``failed`` (surely not stored) or ``unknown`` (perhaps stored: no answer came). ``deleted``
-    counts the keys that a delete found live. ``reasons`` are the errors met, for people.
+    counts the keys that a delete found live. ``reasons`` are the errors met: ``TimedOut`` for
+    outcomes that are unknown, ``Unavailable`` or a refusal for those that failed.
     """
 
     stored: int = 0

@@ -9,10 +9,12 @@ version: it is the same write.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import compress
 from typing import Final
 
 from dstash.client.core import Chunk, Failure, Operation
+from dstash.client.refusals import Refusals, error_for, is_final
 from dstash.client.results import BatchResult
 from dstash.client.routing import WriteSet, group
 from dstash.client.session import Send, Session
@@ -29,6 +31,7 @@ from dstash.errors import (
 from dstash.types import NEVER, Level, Outcome
 from dstash.version import Version, newest_stamp
 from dstash.wire import codec
+from dstash.wire.keys import Key
 from dstash.wire.messages import Apply, Delete, Put, Stored
 from dstash.wire.replication import Hint
 from dstash.wire.shapes import Frame, Message
@@ -50,6 +53,8 @@ class WriteOperation(Operation):
         self.outcome = BatchResult()
         self._items = items
         self._largest = largest_of(items)
+        #: Keys that were live before an earlier try of this call.
+        self._existed: set[Key] = set()
 
     @abstractmethod
     def message(self, version: Version, items: Sequence[Item], keys: Frame) -> Message:
@@ -92,22 +97,39 @@ class WriteOperation(Operation):
             for targets, part in parts
         ]
 
-    def settle(self, chunk: WriteChunk, rejected: dict[int, DStashError]) -> None:
-        """Take a chunk as written, but for the items that were rejected."""
-        self.outcome.stored += len(chunk.items) - len(rejected)
-        self.outcome.deleted += sum(chunk.existed)
-        for place, error in rejected.items():
-            # Another replica, whose horizon is behind, may have taken what is past for this one.
-            is_past = isinstance(error, BelowFloor)
-            outcome = Outcome.UNKNOWN if is_past else Outcome.FAILED
-            self.outcome.outcomes[chunk.items[place][0]] = outcome
-            self.outcome.reasons.append(error)
+    def settle(self, chunk: WriteChunk, places: Sequence[int]) -> None:
+        """Take items of a chunk as stored."""
+        self.outcome.stored += len(places)
+        if self._existed:
+            self.outcome.deleted += sum(self.existed(chunk, place) for place in places)
+        elif len(places) == len(chunk.items):
+            self.outcome.deleted += sum(chunk.existed)
+        else:
+            self.outcome.deleted += sum(chunk.existed[place] for place in places)
 
-    def give_up(self, chunk: WriteChunk, error: DStashError) -> None:
-        """Take a chunk as not written: failed if nobody can have it, else unknown."""
-        outcome = Outcome.UNKNOWN if chunk.tainted else Outcome.FAILED
-        self.outcome.outcomes.update((key, outcome) for key, _, _ in chunk.items)
+    def existed(self, chunk: WriteChunk, place: int) -> bool:
+        """Whether a replica held a live record of an item, in any try of this call."""
+        return bool(chunk.existed[place]) or chunk.items[place][0] in self._existed
+
+    def keep_existed(self, chunk: WriteChunk) -> None:
+        """Keep what a chunk learned for the chunks that replace it: a tombstone hides it."""
+        if any(chunk.existed):
+            flagged = compress(chunk.items, chunk.existed)
+            self._existed.update(key for key, _, _ in flagged)
+
+    def give_up(
+        self, chunk: WriteChunk, places: Sequence[int], outcome: Outcome, error: DStashError
+    ) -> None:
+        """Take items of a chunk as not stored, or as not known to be."""
+        self.outcome.outcomes.update((chunk.items[place][0], outcome) for place in places)
         self.outcome.reasons.append(error)
+
+    def fail(self, error: DStashError) -> None:
+        """End the whole call with an error: it says so when something may be stored."""
+        begun = any(isinstance(one, WriteChunk) and one.may_be_stored for one in self._open)
+        if begun or self.outcome.stored:
+            error = error_for(Outcome.UNKNOWN, error)
+        super().fail(error)
 
     def result(self) -> BatchResult:
         """Return the outcomes."""
@@ -186,11 +208,19 @@ class WriteChunk(Chunk):
         self.existed = bytearray(len(items))
         self._acks: set[str] = set()
         self._superseded: dict[int, Version] = {}
-        self._rejected: dict[int, DStashError] = {}
+        self._refusals = Refusals()
+        self._settled: set[int] = set()
+        self._left = len(items)
         self._failed: dict[str, DStashError] = {}
         self._message: Message | None = None
         self._paused = False
         self._begun = False
+
+    @property
+    def may_be_stored(self) -> bool:
+        """Whether a replica may hold an item that is not settled, by all that is known."""
+        groups = self._refusals.groups(len(self.items), self._settled)
+        return any(self._is_unknown(self._acks - refusing) for refusing, _ in groups)
 
     def begin(self, now: int) -> list[Send]:
         """Send to every replica that has not acked; route anew when the view has changed."""
@@ -208,60 +238,106 @@ class WriteChunk(Chunk):
         return [self.operation.ask(peer, self, self._message, now) for peer in waiting]
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
-        """Take an ack."""
+        """Take an ack, of all items but those that the replica refused."""
         if not isinstance(message, Stored):
             error = ProtocolError(f"{peer} answered with an unexpected {type(message).__name__}")
             return self.failed(peer, Failure(error, definite=False), now)
-        self.tainted = True
-        doubt = self._not_an_ack(peer, message)
-        if doubt is not None:
-            return self.failed(peer, Failure(doubt, definite=False), now)
         self._acks.add(peer)
         for place, existed in enumerate(message.existed[: len(self.items)]):
             self.existed[place] |= existed
         for place, code, detail in message.rejected:
-            if code == 0:
+            if code:
+                self._refusals.add(place, peer, from_wire(code, detail, {}))
+            elif self.operation.session.is_from_the_future(newest_stamp(detail)):
+                skew = ClockSkew(f"{peer} holds a version from the future")
+                self._refusals.add(place, peer, skew)
+            else:
                 known = self._superseded.get(place, b"")
                 self._superseded[place] = max(known, detail)
-            else:
-                self._rejected[place] = from_wire(code, detail, {})
-        if self.targets.is_met(self._acks, self.operation.level):
-            return self._complete(now)
-        return self._settle_if_hopeless(now)
+        return self._proceed(now)
 
-    def _not_an_ack(self, peer: str, message: Stored) -> DStashError | None:
-        """Return why an answer does not count: the peer's clock is wrong, or it must wait."""
-        for _, code, detail in message.rejected:
-            if code:
-                error = from_wire(code, detail, {})
-                # What is past for a replica stays so: it has given its answer.
-                if error.retryable and not isinstance(error, BelowFloor):
-                    return error
-            elif self.operation.session.is_from_the_future(newest_stamp(detail)):
-                return ClockSkew(f"{peer} holds a version from the future")
-        return None
+    def _proceed(self, now: int, *, waits: bool = True) -> list[Send]:
+        """Settle the items that are decided; try the others again, or give them up.
 
-    def _complete(self, now: int) -> list[Send]:
-        beaten = sorted(self._superseded) if not isinstance(self.operation, ApplyOperation) else []
-        hints = self._hints()
-        if beaten:
-            return hints + self._stamp_past(beaten, now)
-        self.operation.settle(self, self._rejected)
-        self.operation.finish(self)
-        return hints
+        Args:
+            waits: whether replicas that have not answered yet are waited for before an item is
+                given up: they may tell whether it is stored.
+        """
+        sends: list[Send] = []
+        waiting = self._waiting()
+        again = False
+        for refusing, places in self._refusals.groups(len(self.items), self._settled):
+            acks = self._acks - refusing
+            possible = acks.union(waiting)
+            if self._is_met(acks):
+                sends += self._store(places, acks, now)
+            elif not acks and self._refusals.shared(places[0]) and self._is_met(self._acks):
+                self._give_up(places, acks)
+            elif self._is_met(possible):
+                continue
+            elif self._is_met(possible | self._may_change_their_minds(places[0])):
+                again = True
+            elif not (waiting and waits):
+                self._give_up(places, acks)
+        if not self._left:
+            self.operation.finish(self)
+        elif again and not waiting and not self._paused:
+            sends += self._try_again(now)
+        return sends
 
-    def _hints(self) -> list[Send]:
+    def _is_met(self, acks: Collection[str]) -> bool:
+        return self.targets.is_met(acks, self.operation.level)
+
+    def _may_change_their_minds(self, place: int) -> set[str]:
+        """Return the replicas that refused an item, and may store it when they are asked again."""
+        failed = {peer for peer, error in self._failed.items() if error.retryable}
+        return failed | self._refusals.retryable(place)
+
+    def _is_unknown(self, acks: Collection[str]) -> bool:
+        """Whether a replica may hold an item that ``acks`` have acked."""
+        return self.tainted or bool(acks) or (self._begun and bool(self._waiting()))
+
+    def _store(self, places: Sequence[int], acks: set[str], now: int) -> list[Send]:
+        """Take items as stored; those that were beaten are stamped past what beat them."""
+        hints = self._hints(places, acks)
+        beaten: list[int] = []
+        if self._superseded and not isinstance(self.operation, ApplyOperation):
+            beaten = [place for place in places if place in self._superseded]
+            places = [place for place in places if place not in self._superseded]
+        self._settle(places)
+        self.operation.settle(self, places)
+        return hints + self._stamp_past(beaten, now) if beaten else hints
+
+    def _settle(self, places: Sequence[int]) -> None:
+        self._left -= len(places)
+        if self._left:
+            self._settled.update(places)
+
+    def _give_up(self, places: Sequence[int], acks: Collection[str]) -> None:
+        """Take items as not stored; as unknown when a replica may hold them."""
+        reasons = self._failed | dict(self._refusals.of(places[0]))
+        final = next(filter(is_final, reasons.values()), None)
+        why = final or Unavailable("too few replicas hold their data: others have lost it")
+        text = "; ".join(f"{peer}: {error}" for peer, error in sorted(reasons.items()))
+        alike = self._refusals.shared(places[0]) and not acks
+        outcome = Outcome.UNKNOWN if self._is_unknown(acks) and not alike else Outcome.FAILED
+        self._settle(places)
+        self.operation.give_up(self, places, outcome, error_for(outcome, why, text))
+
+    def _hints(self, places: Sequence[int], acks: set[str]) -> list[Send]:
         """Tell a replica that has the write which others missed it (hinted handoff)."""
         session = self.operation.session
+        refused = self._refusals.of(places[0])
         missed = [
             peer
             for peer in self.targets.peers
-            if peer not in self._acks and (peer in self._failed or session.is_avoided(peer))
+            if peer not in acks
+            and (peer in self._failed or peer in refused or session.is_avoided(peer))
         ]
         if not missed:
             return []
-        keys = Frame(codec.pack_blobs([encoded for _, encoded, _ in self.items]))
-        keeper = min(self._acks)
+        keys = Frame(codec.pack_blobs([self.items[place][1] for place in places]))
+        keeper = min(acks)
         return [
             session.request(
                 keeper,
@@ -272,21 +348,14 @@ class WriteChunk(Chunk):
             for peer in missed
         ]
 
-    def _stamp_past(self, beaten: list[int], now: int) -> list[Send]:
+    def _stamp_past(self, beaten: Sequence[int], now: int) -> list[Send]:
         session = self.operation.session
         for version in self._superseded.values():
             session.observe(newest_stamp(version))
+        self._settle(beaten)
         again = [self.items[place] for place in beaten]
-        lost = set(beaten)
-        kept = [place for place in range(len(self.items)) if place not in lost]
-        rejected = {
-            new: self._rejected[place] for new, place in enumerate(kept) if place in self._rejected
-        }
-        self.existed = bytearray(self.existed[place] for place in kept)
-        self.items = [self.items[place] for place in kept]
-        self.operation.settle(self, rejected)
         chunks = self.operation.cut(again, None, self.attempt, tainted=True)
-        return self.operation.replace(self, chunks, now)
+        return self.operation.start(chunks, now)
 
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
         """Take note that one replica did not ack; try again when the rest cannot be enough."""
@@ -297,7 +366,7 @@ class WriteChunk(Chunk):
         if isinstance(error, BelowFloor) and self._rises_above(error):
             return self._reroute(None, now)
         self._failed[peer] = error
-        return self._settle_if_hopeless(now)
+        return self._proceed(now)
 
     def _rises_above(self, error: BelowFloor) -> bool:
         """Move the clock past a floor; False when that floor is from the future."""
@@ -307,55 +376,52 @@ class WriteChunk(Chunk):
         return not session.is_from_the_future(stamp)
 
     def _reroute(self, version: Version | None, now: int) -> list[Send]:
-        tainted = self.tainted or (self._begun and bool(self._waiting()))
-        chunks = self.operation.cut(self.items, version, self.attempt, tainted=tainted)
-        return self.operation.replace(self, chunks, now)
+        return self.operation.replace(self, self._successors(version, self.attempt), now)
+
+    def _successors(self, version: Version | None, attempt: int) -> list[Chunk]:
+        """Return chunks for the items that are not settled, routed by the view at hand."""
+        self.operation.keep_existed(self)
+        items = self.items
+        if self._settled:
+            items = [item for place, item in enumerate(items) if place not in self._settled]
+        return self.operation.cut(items, version, attempt, tainted=self.may_be_stored)
 
     def _waiting(self) -> list[str]:
         known = self._acks | self._failed.keys()
         return [peer for peer in self.targets.peers if peer not in known]
 
-    def _settle_if_hopeless(self, now: int) -> list[Send]:
-        possible = self._acks.union(self._waiting())
-        if self.targets.is_met(possible, self.operation.level):
-            return []
-        # Those that may yet change their minds are asked again, after a pause.
-        hopeful = possible | {peer for peer, error in self._failed.items() if error.retryable}
-        if not self.targets.is_met(hopeful, self.operation.level):
-            self.tainted = self.tainted or bool(self._waiting())
-            self.operation.give_up(self, self._worst())
-            self.operation.finish(self)
-            return []
-        if not self._waiting() and not self._paused:
-            self._try_again(now)
-        return []
-
-    def _try_again(self, now: int) -> None:
-        if any(isinstance(error, ClockSkew) for error in self._failed.values()) and not self._acks:
-            self._stamp_anew_later(now)
-            return
+    def _try_again(self, now: int) -> list[Send]:
         self._paused = True
-        self.operation.again_later(self, now)
-        self.attempt += 1
-
-    def _stamp_anew_later(self, now: int) -> None:
-        # Other chunks, so that a late ack of this version does not count as one of theirs.
-        operation, tainted = self.operation, self.tainted or bool(self._waiting())
-        chunks = operation.cut(self.items, None, self.attempt + 1, tainted=tainted)
-        operation.replace_later(self, chunks, now)
-
-    def _worst(self) -> DStashError:
-        final = (error for error in self._failed.values() if not error.retryable)
-        too_few = Unavailable("too few replicas hold their data: others have lost it")
-        return next(final, too_few)
+        version: Version | None
+        skewed = any(isinstance(error, ClockSkew) for error in self._failed.values())
+        if skewed and not self._acks:
+            # Other chunks, so that a late ack of this version does not count as one of theirs.
+            version = None
+        elif self._refusals:
+            version = self.version  # only the items that were refused, from all replicas
+        else:
+            self.operation.again_later(self, now)
+            self.attempt += 1
+            return []
+        chunks = self._successors(version, self.attempt + 1)
+        return self.operation.replace_later(self, chunks, now)
 
     def silent(self, peer: str, now: int) -> list[Send]:
         """Wait on, for a slow replica may still ack; but ask those again that failed."""
-        if any(error.retryable for error in self._failed.values()) and not self._paused:
-            self._try_again(now)
-        return []
+        sends = self._proceed(now, waits=False)
+        if self._left and not self._paused and self._has_retryable():
+            sends += self._try_again(now)
+        return sends
+
+    def _has_retryable(self) -> bool:
+        groups = self._refusals.groups(len(self.items), self._settled)
+        return any(self._may_change_their_minds(places[0]) for _, places in groups)
 
     def expired(self, error: DStashError) -> None:
         """Tell the outcome as far as it is known."""
-        self.tainted = self.tainted or (self._begun and bool(self._waiting()))
-        self.operation.give_up(self, error)
+        for refusing, places in self._refusals.groups(len(self.items), self._settled):
+            is_unknown = self._is_unknown(self._acks - refusing)
+            outcome = Outcome.UNKNOWN if is_unknown else Outcome.FAILED
+            refused = self._refusals.of(places[0])
+            text = "; ".join([str(error), *(f"{peer}: {why}" for peer, why in refused.items())])
+            self.operation.give_up(self, places, outcome, error_for(outcome, error, text))

@@ -450,7 +450,7 @@ def test_a_touch_that_came_too_late_is_not_taken_for_stored(joined: Joined) -> N
     items: list[Any] = [("k", b"k", content)]
     deadline = joined.now + 5000
     result = joined.run(ApplyOperation(joined.session, deadline, "i", Level.QUORUM, items))
-    assert result.outcomes == {"k": Outcome.UNKNOWN}
+    assert result.outcomes == {"k": Outcome.FAILED}, "all replicas refused it"
     with pytest.raises(BelowFloor, match="too late"):
         result.raise_first()
     assert len([one for one in joined.asked if isinstance(one[1].message, Apply)]) == 3

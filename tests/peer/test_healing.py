@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from dstash.client.refusals import is_because
 from dstash.cluster import changing
 from dstash.cluster.answering import unpack_partitions
 from dstash.cluster.holdings import HORIZONS_MARK
@@ -112,7 +113,7 @@ def test_when_the_disk_is_full_heals_leave_the_last_room_to_deletes() -> None:
     joined.stores["c"] = joined.peers["c"].store = tight
     joined.peers["c"].holdings.store = tight
     tight.free = 700  # puts are refused; heals may use half of the reserve
-    assert isinstance(joined.put({"k": 1}, "all").reasons[0], DiskFull)
+    assert is_because(joined.put({"k": 1}, "all").reasons[0], DiskFull)
     joined.put({"k": 1})
     pass_time(joined)
     assert joined.record("c", "k") is not None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from dstash.client.results import BatchResult
 from dstash.client.slabs import Item
 from dstash.client.writes import WriteChunk, WriteOperation
-from dstash.errors import DStashError
+from dstash.errors import DStashError, TimedOut
 from dstash.store.record import open_record
 from dstash.types import NEVER, Level, Outcome
 from dstash.version import Version
@@ -116,12 +117,11 @@ def follow(operation: WriteOperation, writes: dict[Key, Write]) -> None:
                 write.versions.append(sent)
         return message(version, items, keys)
 
-    def noting_settle(chunk: WriteChunk, rejected: dict[int, DStashError]) -> None:
-        for place, (key, _, _) in enumerate(chunk.items):
-            if place not in rejected:
-                write = writes[key]
-                write.acked = write.versions[0] if write.kind in _WHOLE_RECORDS else chunk.version
-        settle(chunk, rejected)
+    def noting_settle(chunk: WriteChunk, places: Sequence[int]) -> None:
+        for place in places:
+            write = writes[chunk.items[place][0]]
+            write.acked = write.versions[0] if write.kind in _WHOLE_RECORDS else chunk.version
+        settle(chunk, places)
 
     operation.message = noting_message  # type: ignore[assignment]
     operation.settle = noting_settle  # type: ignore[method-assign]
@@ -134,8 +134,10 @@ def conclude(
     for key, write in writes.items():
         write.returned = now
         if result is None:
-            # An error that is raised as a whole says nothing about single keys.
-            write.outcome, write.error = Outcome.UNKNOWN, repr(error)
+            # The class of an error that is raised for the whole call tells of all its keys.
+            unknown = isinstance(error, TimedOut)
+            write.outcome = Outcome.UNKNOWN if unknown else Outcome.FAILED
+            write.error = repr(error)
         else:
             write.outcome = result.outcomes.get(key, Outcome.STORED)
             write.error = repr(result.reasons[:3]) if key in result.outcomes else ""

@@ -10,7 +10,7 @@ from tests.simulation.checks.registry import Run, Violation, check
 from tests.simulation.history import describe_write
 
 
-@check(pending="the class of an error follows from the outcome")
+@check()
 def error_classes(run: Run) -> Iterator[Violation]:
     """Check that a write raises ``TimedOut`` if, and only if, its outcome is unknown."""
     for place, writes in run.history.writes.items():

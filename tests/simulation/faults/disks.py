@@ -61,12 +61,7 @@ def full_disk(faults: Faults) -> Undo:
     return undo
 
 
-@kind(
-    "no_room",
-    share=0.06,
-    durations=(2 * SECOND, 12 * SECOND, 30 * SECOND),
-    pending="the refusal of an item by one replica is not an ack",
-)
+@kind("no_room", share=0.06, durations=(2 * SECOND, 12 * SECOND, 30 * SECOND))
 def no_room(faults: Faults) -> Undo:
     """Let the room on one, two or all disks run out, to different degrees."""
     rng, nodes = faults.rng, faults.world.nodes

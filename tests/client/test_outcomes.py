@@ -1,0 +1,250 @@
+"""What a write is said to have come to is true, and the class of the error follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations_with_replacement
+from typing import Any
+
+import pytest
+
+from dstash.client.results import BatchResult
+from dstash.client.writes import ApplyOperation, DeleteOperation, PutOperation, WriteOperation
+from dstash.errors import (
+    DiskFull,
+    DStashError,
+    LimitError,
+    TimedOut,
+    Unavailable,
+)
+from dstash.peer.healer import Pace
+from dstash.peer.requests import Reply
+from dstash.store.interface import Store
+from dstash.store.record import build_record, open_record
+from dstash.store.twin import TwinStore
+from dstash.types import Level, Outcome
+from dstash.version import with_touch
+from dstash.wire.envelope import Envelope
+from dstash.wire.messages import Apply, Put, Stored
+from dstash.wire.replication import Hint
+from tests.harness.joined import TYPES, Joined
+
+REPLICAS = "abc"
+
+
+class Tight(TwinStore):
+    """A store whose disk may be full."""
+
+    full = False
+
+    def has_room(self, reserve: int) -> bool:
+        """Whether there is room at all."""
+        return not self.full
+
+
+class Cluster(Joined):
+    """Three replicas that nothing heals, each with a trouble of its own."""
+
+    def __init__(self, troubles: str = "") -> None:
+        super().__init__(REPLICAS, pace=Pace(10**9, 10**9, 0))
+        self.mute: set[str] = set()
+        for peer in REPLICAS:
+            store: Store = Tight(f"store-{peer}")
+            self.stores[peer] = store  # type: ignore[assignment]
+            self.peers[peer].store = self.peers[peer].holdings.store = store
+        self.put({"k": "before"}, "all")
+        self.now += 10
+        for peer, trouble in zip(REPLICAS, troubles, strict=False):
+            TROUBLES[trouble](self, peer)
+
+    def _answer_each(self, name: str, replies: list[Reply]) -> None:
+        if getattr(self, "mute", None) and name in self.mute:
+            replies = [reply for reply in replies if reply.to != b"client"]
+        super()._answer_each(name, replies)
+
+    def fill(self, *peers: str) -> None:
+        """Leave no room on the disks of peers."""
+        for peer in peers:
+            self.stores[peer].full = True  # type: ignore[attr-defined]
+
+    def write(self, kind: str, level: str = "quorum", timeout: int = 3000) -> BatchResult:
+        """Put, delete or touch the key that was there before."""
+        session, deadline = self.session, self.now + timeout
+        operation: WriteOperation
+        if kind == "put":
+            items: list[Any] = [("k", b"k", TYPES.encode("after"))]
+            operation = PutOperation(session, deadline, "i", Level(level), items, None)
+        elif kind == "delete":
+            operation = DeleteOperation(session, deadline, "i", Level(level), [("k", b"k", b"")])
+        else:
+            items = [("k", b"k", self.touched("k"))]
+            operation = ApplyOperation(session, deadline, "i", Level(level), items)
+        result: BatchResult = self.run(operation)
+        return result
+
+    def touched(self, key: str) -> bytes:
+        """Return the record of a key with an expiry in a minute."""
+        records = [self.record(peer, key) for peer in REPLICAS]
+        record = open_record(next(one for one in records if one is not None))
+        version = with_touch(record.version, self.session.stamp())
+        renewed = record._replace(version=version, expiry=self.now + 60_000)
+        return build_record(b"i", key.encode(), renewed)
+
+    def holders(self, kind: str) -> set[str]:
+        """Return the replicas that hold what ``write`` wrote."""
+        return {peer for peer in REPLICAS if WRITTEN[kind](self.record(peer, "k") or b"")}
+
+
+def _damage(cluster: Cluster, peer: str) -> None:
+    cluster.damage(peer, "k")
+
+
+#: One letter each: (o)k, (d)own, (s)ilent, (m)ute: its acks are lost, (n)ot ready, (f)ull,
+#: (c)orrupt: its record is damaged.
+TROUBLES: dict[str, Callable[[Cluster, str], None]] = {
+    "o": lambda cluster, peer: None,
+    "d": lambda cluster, peer: cluster.down.add(peer),
+    "s": lambda cluster, peer: cluster.silent.add(peer),
+    "m": lambda cluster, peer: cluster.mute.add(peer),
+    "n": lambda cluster, peer: setattr(cluster.peers[peer], "not_ready", "the peer is starting"),
+    "f": lambda cluster, peer: cluster.fill(peer),
+    "c": _damage,
+}
+WRITTEN: dict[str, Callable[[bytes], bool]] = {
+    "put": lambda record: bool(record) and open_record(record).payload == TYPES.encode("after"),
+    "delete": lambda record: bool(record) and open_record(record).is_tombstone,
+    "touch": lambda record: bool(record) and open_record(record).expiry != 0,
+}
+
+
+@pytest.mark.parametrize("kind", list(WRITTEN))
+@pytest.mark.parametrize("level", ["one", "quorum", "all"])
+def test_every_outcome_is_true_and_has_the_class_of_error_that_belongs_to_it(
+    kind: str, level: str
+) -> None:
+    seen = set()
+    for troubles in map("".join, combinations_with_replacement(TROUBLES, 3)):
+        cluster = Cluster(troubles)
+        result = cluster.write(kind, level)
+        outcome = result.outcomes.get("k", Outcome.STORED)
+        holders = cluster.holders(kind)
+        seen.add(outcome)
+        if outcome is Outcome.STORED:
+            assert len(holders) >= Level(level).needed(3), troubles
+            assert result.reasons == [], troubles
+        elif outcome is Outcome.FAILED:
+            assert not holders, troubles
+            assert not isinstance(result.reasons[0], TimedOut), troubles
+        else:
+            assert isinstance(result.reasons[0], TimedOut), troubles
+            assert "may or may not be stored" in str(result.reasons[0]), troubles
+    assert seen == {Outcome.STORED, Outcome.FAILED, Outcome.UNKNOWN}
+
+
+class TestFullDisks:
+    @pytest.mark.parametrize("full", [*"abc"])
+    def test_one_full_disk_does_not_count_as_an_ack_of_a_touch(self, full: str) -> None:
+        cluster = Cluster()
+        cluster.fill(full)
+        assert cluster.write("touch").ok
+        assert cluster.holders("touch") == set(REPLICAS) - {full}
+        hints = [one.message for _, one in cluster.asked if isinstance(one.message, Hint)]
+        assert {hint.peer for hint in hints} <= {full}
+
+    def test_two_full_disks_make_a_touch_unknown_and_name_the_reason(self) -> None:
+        cluster = Cluster()
+        cluster.fill("a", "b")
+        result = cluster.write("touch")
+        assert result.outcomes == {"k": Outcome.UNKNOWN}
+        with pytest.raises(TimedOut, match="may or may not be stored: a: the disk is full"):
+            result.raise_first()
+
+    @pytest.mark.parametrize("kind", ["put", "touch"])
+    def test_three_full_disks_fail_a_write_with_the_refusal_itself(self, kind: str) -> None:
+        cluster = Cluster()
+        cluster.fill(*REPLICAS)
+        began = cluster.now
+        result = cluster.write(kind)
+        assert result.outcomes == {"k": Outcome.FAILED}
+        assert isinstance(result.reasons[0], DiskFull)
+        assert cluster.now == began, "it cannot come right, so it is not tried again"
+
+    def test_batch_stores_an_item_although_replicas_refuse_another(self) -> None:
+        cluster = Cluster()
+        cluster.put({"l": "before"}, "all")
+        items = [(key, key.encode(), cluster.touched(key)) for key in "kl"]
+        for peer in "ab":
+            cluster.damage(peer, "k")  # and so they refuse its record, as long as they are alone
+        operation = ApplyOperation(cluster.session, cluster.now + 2000, "i", Level.QUORUM, items)
+        result = cluster.run(operation)
+        assert result.stored == 1
+        assert result.outcomes == {"k": Outcome.UNKNOWN}
+        applies = [one.message for _, one in cluster.asked if isinstance(one.message, Apply)]
+        assert len(applies) > 3, "the item was tried again"
+
+
+def test_unavailable_is_not_said_of_what_one_replica_stored() -> None:
+    cluster = Cluster("onn")
+    result = cluster.write("put", timeout=2000)
+    assert result.outcomes == {"k": Outcome.UNKNOWN}
+    with pytest.raises(TimedOut, match=r"may or may not be stored.*b: the peer is starting"):
+        result.raise_first()
+
+
+def test_a_refusal_that_comes_right_is_tried_again_until_it_is_stored() -> None:
+    cluster = Cluster("fff")
+    full = iter([True, True, False])
+
+    def free_later(peer: str, envelope: Envelope) -> Envelope:
+        if peer == "c":
+            for one in "ab":
+                cluster.stores[one].full = next(full, False)  # type: ignore[attr-defined]
+        return envelope
+
+    def busy(envelope: Envelope) -> Envelope:
+        message = envelope.message
+        if isinstance(message, Stored) and message.rejected:
+            rejected = [[place, 26, "come back"] for place, _, _ in message.rejected]  # Busy
+            message = Stored(rejected, message.existed)
+        return envelope._replace(message=message)
+
+    cluster.tamper, cluster.tamper_answer = free_later, busy
+    assert cluster.write("touch").ok
+    assert cluster.holders("touch") >= {"a", "b"}
+
+
+def test_a_key_that_is_too_long_fails_at_once_and_alone() -> None:
+    cluster = Cluster()
+    long = "x" * 401
+    payload = TYPES.encode(1)
+    items: list[Any] = [("n", b"n", payload), (long, long.encode(), payload)]
+    began = cluster.now
+    result = cluster.run(
+        PutOperation(cluster.session, began + 3000, "i", Level.QUORUM, items, None)
+    )
+    assert result.stored == 1
+    assert result.outcomes == {long: Outcome.FAILED}
+    assert isinstance(result.reasons[0], LimitError)
+    assert cluster.now == began
+    assert len([one for _, one in cluster.asked if isinstance(one.message, Put)]) == 6
+
+
+def test_a_call_that_ends_with_an_error_of_another_kind_says_what_may_be_stored() -> None:
+    """A peer that answers for another cluster ends the whole call."""
+    cluster = Cluster()
+    operation = PutOperation(
+        cluster.session, cluster.now + 100, "i", Level.ALL, [("k", b"k", b"\x01")], None
+    )
+    operation.more(cluster.now)
+    operation.fail(DStashError("another cluster"))
+    with pytest.raises(TimedOut, match="may or may not be stored: another cluster"):
+        operation.result()
+
+
+def test_a_call_that_sent_nothing_fails_with_the_error_itself() -> None:
+    cluster = Cluster()
+    items: list[Any] = [("k", b"k", b"\x01")]
+    operation = PutOperation(cluster.session, cluster.now + 100, "i", Level.ALL, items, None)
+    operation.fail(Unavailable("nobody"))
+    with pytest.raises(Unavailable, match="nobody"):
+        operation.result()
