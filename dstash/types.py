@@ -61,10 +61,15 @@ class Outcome(Word):
 
 
 class RecordFlag(IntFlag):
-    """Bits of a record's flag byte."""
+    """Bits of a record's flag byte.
+
+    ``RESTORED``: the record is from a backup of another cluster. It keeps the stamp of its write,
+    and horizons judge it by its last touch, for this cluster never deleted it.
+    """
 
     NONE = 0
     TOMBSTONE = 1
+    RESTORED = 2
 
 
 #: Expiry of a record that never expires.

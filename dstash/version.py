@@ -27,12 +27,13 @@ Stamp = int
 VERSION_BYTES: Final = 20
 ZERO: Final[Version] = bytes(VERSION_BYTES)
 WRITER_BYTES: Final = 4
+#: Stamp and writer.
+WRITE_BYTES: Final = 12
 COUNTER_BITS: Final = 16
 MAX_STAMP: Final = (1 << 64) - 1
 
 _LAYOUT = struct.Struct(">Q4sQ")
-#: Stamp and writer.
-_WRITTEN_BYTES: Final = 12
+_STAMP_BYTES: Final = 8
 
 
 def pack(stamp: Stamp, writer: bytes, touched: Stamp = 0) -> Version:
@@ -49,6 +50,16 @@ def unpack(version: Version) -> tuple[Stamp, bytes, Stamp]:
     """Return (stamp, writer, touched)."""
     stamp, writer, touched = _LAYOUT.unpack(version)
     return stamp, writer, touched
+
+
+def write_of(version: Version) -> bytes:
+    """Return stamp and writer: which write this version is of, whenever it was touched."""
+    return version[:WRITE_BYTES]
+
+
+def write_stamp(version: Version) -> Stamp:
+    """Return the stamp of the write, whenever its expiry was changed."""
+    return int.from_bytes(version[:_STAMP_BYTES], "big")
 
 
 def newest_stamp(version: Version) -> Stamp:
@@ -69,13 +80,13 @@ def span_of(versions: Sequence[Version]) -> Span:
 
     They are compared as bytes: to unpack each of them would take several times as long.
     """
-    touched = max([version[_WRITTEN_BYTES:] for version in versions])
-    return Span(unpack(min(versions))[0], newest_stamp(max(versions)[:_WRITTEN_BYTES] + touched))
+    touched = max([version[WRITE_BYTES:] for version in versions])
+    return Span(unpack(min(versions))[0], newest_stamp(max(versions)[:WRITE_BYTES] + touched))
 
 
 def with_touch(version: Version, touched: Stamp) -> Version:
     """Return ``version`` with its expiry changed at ``touched``."""
-    return version[:_WRITTEN_BYTES] + touched.to_bytes(8, "big")
+    return version[:WRITE_BYTES] + touched.to_bytes(8, "big")
 
 
 def stamp_at(milliseconds: int, counter: int = 0) -> Stamp:

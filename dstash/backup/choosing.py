@@ -8,8 +8,8 @@ restore runs wins, whenever it is written.
   more was deleted, if its version is not above the horizon of its partition: the replicas refuse
   it then (see ``cluster/burying.py``). That holds for every partition and needs no question.
 - Into **another cluster**, horizons say nothing about the record. It keeps the stamp and writer of
-  its version, so that it still loses to all that is newer, and counts as touched now: that lifts
-  it above the horizon, as it lifts a record whose expiry is changed.
+  its version, so that it still loses to all that is newer, and counts as touched now. The flag
+  ``RESTORED`` has horizons judge it by that.
 - **As of the backup**, it is written as a new write, which wins over all that is there.
 """
 
@@ -63,7 +63,8 @@ def into_other(saved: Record, there: Record | None, now: int, fresh: Version) ->
         return _kept(saved, there, now)
     written = saved if saved.is_live(now) else _tombstone(saved.version)
     version = with_touch(saved.version, max(newest_stamp(fresh), _touched(saved.version)))
-    return Choice(_fate(saved, now), written._replace(version=version))
+    flags = written.flags | RecordFlag.RESTORED
+    return Choice(_fate(saved, now), written._replace(version=version, flags=flags))
 
 
 def as_of_backup(saved: Record, there: Record | None, now: int, fresh: Version) -> Choice:

@@ -46,8 +46,6 @@ _COPY_SLICE: Final = 32
 BUSY: Final = 1
 DAMAGED: Final = 2
 
-_KINDS: Final = frozenset(DigestKind)
-
 _KEY: Final = itemgetter(0)
 _RECORD: Final = itemgetter(1)
 
@@ -74,9 +72,9 @@ def check_partition(number: int) -> None:
         raise ProtocolError(f"partition {number} is not below {PARTITIONS}")
 
 
-def kind_of(number: int) -> DigestKind:
-    """Return the kind of digest that a message names; ``VERSIONS`` if it is not known here."""
-    return DigestKind(number) if number in _KINDS else DigestKind.VERSIONS
+def kind_of(number: int, best: DigestKind = DigestKind.CONTENT) -> DigestKind:
+    """Return the kind of digest that a message names: the best one, or ``VERSIONS``."""
+    return best if number == best else DigestKind.VERSIONS
 
 
 def digests(holdings: Holdings, question: AskDigests, now: int) -> Answering:
@@ -228,6 +226,7 @@ def pull(holdings: Holdings, question: Pull, now: int) -> Answering:
 def floor(holdings: Holdings, question: AskFloor, now: int) -> Answering:
     """Promise to refuse what is stamped up to a moment, and answer with what is there."""
     partitions = unpack_partitions(question.partitions)
+    kind = kind_of(question.kind, DigestKind.WRITES)
     if question.stamp > stamp_at(now):
         raise ProtocolError("a floor in the future")
     holdings.floor = max(holdings.floor, question.stamp)
@@ -236,10 +235,10 @@ def floor(holdings: Holdings, question: AskFloor, now: int) -> Answering:
     yield Settle()
     found = []
     for partition in partitions:
-        found.append((yield from holdings.digest(partition, question.stamp, DigestKind.VERSIONS)))
+        found.append((yield from holdings.digest(partition, question.stamp, kind)))
         if len(found) % 16 == 0:
             yield Pause()
-    return DigestsAre(b"".join(found), bytes(len(found)), bytes(4 * len(found)))
+    return DigestsAre(b"".join(found), bytes(len(found)), bytes(4 * len(found)), kind=kind)
 
 
 def seen(holdings: Holdings, question: AskSeen, now: int) -> Answering:

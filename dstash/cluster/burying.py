@@ -21,7 +21,7 @@ from dstash.cluster.tasks import Effect, Merge, Pause
 from dstash.cluster.view import View
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
-from dstash.store.digest import is_dead_at
+from dstash.store.digest import DigestKind, is_dead_at
 from dstash.store.record import identity_of, is_sound
 from dstash.version import Stamp, stamp_at
 from dstash.wire.replication import AskFloor, DigestsAre, HorizonIs, SetHorizon
@@ -97,7 +97,7 @@ def _agree_in_batches(
 
 def _agree(replica: Replica, peers: Sequence[str], partitions: list[int], stamp: Stamp) -> Burying:
     epoch = replica.view().epoch
-    question = AskFloor(pack_partitions(partitions), stamp)
+    question = AskFloor(pack_partitions(partitions), stamp, DigestKind.WRITES)
     mine = yield from answering.floor(replica.holdings, question, replica.wall())
     if not isinstance(mine, DigestsAre):
         raise AssertionError("floor answers with digests")
@@ -105,6 +105,8 @@ def _agree(replica: Replica, peers: Sequence[str], partitions: list[int], stamp:
     others = [peer for peer in peers if peer != replica.me]
     for peer in others:
         answer = yield from ask(peer, question, DigestsAre)
+        if answer.kind != question.kind:
+            return  # a peer of an earlier version leaves out what was touched: that proves less
         digests = split_digests(answer.digests, len(partitions))
         for partition, digest in zip(partitions, digests, strict=True):
             if equal.get(partition) != digest:

@@ -14,8 +14,16 @@ from dstash.cluster.tasks import Ask, Effect, Merge, Pause
 from dstash.errors import Busy, ClockSkew, CorruptRecord, DiskFull, ProtocolError
 from dstash.limits import MIB
 from dstash.store.digest import DIGEST_BYTES, DigestKind, bucket_of, is_dead_at
-from dstash.store.record import ABSENT, CHECKSUM_END, identity_of, is_sound, version_of
-from dstash.version import VERSION_BYTES, ZERO, Stamp, Version, newest_stamp
+from dstash.store.record import (
+    ABSENT,
+    CHECKSUM_END,
+    horizon_stamp,
+    identity_of,
+    is_sound,
+    partition_in,
+    version_of,
+)
+from dstash.version import VERSION_BYTES, ZERO, Stamp, Version, write_of
 from dstash.wire import codec
 from dstash.wire.messages import Records, Stored
 from dstash.wire.replication import (
@@ -157,8 +165,8 @@ def _drop_buried(
             (storage_key, identity_of(record))
             for storage_key, record in entries
             if not (span.end and storage_key > span.end)
-            and version_of(record) > _version(span.marks.get(storage_key, ZERO))
-            and newest_stamp(version_of(record)) <= horizons[int.from_bytes(storage_key[:2], "big")]
+            and _is_later_write(record, span.marks.get(storage_key, ZERO))
+            and horizon_stamp(record) <= horizons[partition_in(storage_key)]
         ]
         if buried:
             yield Merge(drops=buried)
@@ -289,6 +297,11 @@ def _differs(record: bytes, mark: Mark) -> bool:
     checksum = mark[VERSION_BYTES:]
     same = version_of(record) == _version(mark)
     return same and bool(checksum) and record[:CHECKSUM_END] != checksum
+
+
+def _is_later_write(record: bytes, mark: Mark) -> bool:
+    """Whether a record is of a later write than a mark, whenever the two were touched."""
+    return write_of(version_of(record)) > write_of(mark)
 
 
 def _may_win(record: bytes, mark: Mark) -> bool:

@@ -36,6 +36,7 @@ from dstash.store.record import (
     head,
     is_sound,
     locate,
+    partition_in,
     partition_of,
     seal,
     split_storage_key,
@@ -73,6 +74,8 @@ _TOMBSTONE: Final = RecordFlag.TOMBSTONE.value
 
 #: What a client is told of a record that was not taken, for the horizon has passed over it.
 _TOO_LATE: Final = "the record came too late: what is as old may have been deleted, and buried"
+#: What the sender of a record is told that has to wait for an agreement on a horizon.
+_AGREEING: Final = "replicas are agreeing on the past; come back in a moment"
 
 Rejected = list[list[Any]]
 
@@ -195,6 +198,7 @@ class Commit:
         self.changed.update(int.from_bytes(prefix, "big") for prefix in prefixes)
         if isinstance(one.message, Internal):
             refusals = [from_wire(code, text, {}) for _, code, text in prepared.rejected]
+            refusals += [Busy(_AGREEING)] if merged.promised else []
             self.done.append((one.message, next(iter(refusals), None)))
         else:
             self.sizes.append(len(write.entries))
@@ -273,6 +277,7 @@ def _prepare_records(
             horizons=rules.horizons,
             doubt=rules.doubt,
             oldest=span.oldest,
+            promises=rules.promises,
         )
         return Prepared(write, rejected, places)
     good: list[tuple[bytes, bytes]] = []
@@ -286,7 +291,14 @@ def _prepare_records(
         good.append(entry)
         kept.append(place)
         newest = max(newest, newest_stamp(version_of(entry[1])))
-    write = Write(good, rules.now, newest, horizons=rules.horizons, doubt=rules.doubt)
+    write = Write(
+        good,
+        rules.now,
+        newest,
+        horizons=rules.horizons,
+        doubt=rules.doubt,
+        promises=rules.promises,
+    )
     return Prepared(write, rejected, kept)
 
 
@@ -296,7 +308,7 @@ def _prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
     What a comparison fetches may come when its partition has moved away, and been dropped.
     """
     merge = message.merge
-    entries = [entry for entry in merge.entries if _partition_in(entry[0]) in rules.owned]
+    entries = [entry for entry in merge.entries if partition_in(entry[0]) in rules.owned]
     prepared = _prepare_records(entries, range(len(entries)), [], rules)
     cured = [newest_stamp(version_of(record)) for _, record in merge.cures if record is not None]
     newest = max(prepared.write.newest, *cured, 0)
@@ -326,10 +338,6 @@ def _check_client_version(version: bytes, rules: Rules) -> None:
         )
 
 
-def _partition_in(storage_key: bytes) -> int:
-    return storage_key[0] << 8 | storage_key[1]
-
-
 def _check_storage_key(storage_key: bytes, owned: frozenset[int]) -> None:
     if len(storage_key) < 4 or len(storage_key) < 4 + storage_key[2]:
         raise ProtocolError("a storage key is too short")
@@ -344,6 +352,7 @@ def _answer(message: Message, prepared: Prepared, merged: Merged) -> Stored:
     places = prepared.places
     beaten = [[places[place], 0, version] for place, version in merged.superseded]
     beaten += [_doubted(message, prepared, place) for place in merged.damaged]
+    beaten += [[places[place], Busy.code, _AGREEING] for place in merged.promised]
     if isinstance(message, Apply):  # of what heals nobody waits for an ack
         beaten += [[places[place], BelowFloor.code, _TOO_LATE] for place in merged.past]
     existed = b""
@@ -398,7 +407,7 @@ def _span_of_good(entries: Sequence[tuple[bytes, bytes]], rules: Rules) -> Span 
     What ``_bad_record`` does for one, for many at once, and quicker: a peer that is filled takes
     all its data through here.
     """
-    if rules.promises or not rules.has_spare or not entries:
+    if not rules.has_spare or not entries:
         return None
     if not all(starmap(is_sound, entries)):
         return None
@@ -414,9 +423,6 @@ def _bad_record(storage_key: bytes, record: bytes, rules: Rules) -> DStashError 
     if not is_sound(storage_key, record):
         return CorruptRecord("the record fails its checksum")
     version = version_of(record)
-    promised = rules.promises.get(int.from_bytes(storage_key[:2], "big"), 0)
-    if promised and newest_stamp(version) <= promised:
-        return Busy("replicas are agreeing on the past; come back in a moment")
     if not record[VERSION_END] & RecordFlag.TOMBSTONE:
         if not rules.has_spare:
             return DiskFull("the disk is full; only deletes go on")

@@ -27,11 +27,14 @@ from dstash.store.record import (
     version_of,
 )
 from dstash.types import NEVER, RecordFlag
-from dstash.version import Stamp, newest_stamp, stamp_milliseconds
+from dstash.version import WRITE_BYTES, Stamp, newest_stamp, stamp_milliseconds, write_stamp
 
 DIGEST_BYTES: Final = 16
 BUCKETS: Final = 256
 EMPTY: Final = bytes(DIGEST_BYTES)
+
+#: Flags and expiry of what never dies.
+_IMMORTAL: Final = frozenset((PLAIN, bytes((RecordFlag.RESTORED,)) + PLAIN[1:]))
 
 _MODULUS: Final = (1 << 128) - 1
 _BUCKET_SHIFT: Final = PARTITIONS.bit_length() - 1
@@ -57,22 +60,32 @@ class DigestKind(IntEnum):
     """What a digest covers. The numbers stand in messages.
 
     ``VERSIONS``: storage key and version; all that protocol version 1 knows. ``CONTENT``: checksum
-    too, so records with equal versions and different content differ.
+    too, so records with equal versions and different content differ. ``WRITES``: storage key, stamp
+    and writer; what replicas agree on before a horizon passes (see ``cluster/burying.py``).
     """
 
     VERSIONS = 0
     CONTENT = 1
+    WRITES = 2
 
 
 #: By kind, the part of a record that is hashed.
 _HASHED: Final = {
     DigestKind.VERSIONS: slice(CHECKSUM_END, VERSION_END),
     DigestKind.CONTENT: slice(VERSION_END),
+    DigestKind.WRITES: slice(CHECKSUM_END, CHECKSUM_END + WRITE_BYTES),
 }
 
 
 class Sum:
-    """Adds up records."""
+    """Adds up records.
+
+    Args:
+        horizon: what is dead up to there is left out.
+        until: only what was written up to there is added, if it is given. With ``VERSIONS``, only
+            what was not touched after it either: that is how protocol version 1 agrees.
+        kind: what is hashed.
+    """
 
     def __init__(
         self,
@@ -92,16 +105,17 @@ class Sum:
         """Add (storage key, record) pairs: those up to ``until``, if it is given."""
         horizon, until, value = self.horizon, self.until, self.value
         hashed = _HASHED[self.kind]
+        stamp_of = newest_stamp if self.kind is DigestKind.VERSIONS else write_stamp
         for storage_key, record in entries:
             if not is_sound(storage_key, record):
                 self.damaged.append(storage_key)
                 continue
             self.count += 1
-            if record[VERSION_END:HEAD_BYTES] != PLAIN:
+            if record[VERSION_END:HEAD_BYTES] not in _IMMORTAL:
                 self.mortal = True
                 if horizon and is_dead_at(record, horizon):
                     continue
-            if until is None or newest_stamp(version_of(record)) <= until:
+            if until is None or stamp_of(version_of(record)) <= until:
                 value += xxh3_128_intdigest(storage_key + record[hashed])
         self.value = value & _MODULUS
 

@@ -63,6 +63,7 @@ class Write:
     counts as existing. ``drops`` are (storage key, identity) pairs: such a record leaves the disk,
     if it is still the same (see ``identity_of``). ``horizons`` (by partition) guards against the
     past: where all replicas agreed on everything up to a stamp, nothing older comes in any more.
+    ``promises`` (by partition) keeps the same out while they are agreeing on a stamp.
     ``marks`` are (name, content) pairs that belong to the store itself and commit together with the
     records.
 
@@ -87,6 +88,7 @@ class Write:
     version: Version | None = None
     tells_existed: bool = False
     oldest: Stamp = 0
+    promises: Mapping[int, Stamp] = field(default_factory=dict)
 
     def bound(self) -> Version:
         """Return a version that none of this write's records is above."""
@@ -97,7 +99,8 @@ class Write:
 class Merged:
     """What became of one ``Write``: by position what was superseded, and what was kept out.
 
-    ``damaged`` met a damaged record; ``past`` was new here, but not above the horizon.
+    ``damaged`` met a damaged record; ``past`` was new here, but not above the horizon; ``promised``
+    was new, but not above what this peer has promised to keep as it is for the moment.
 
     ``existed`` has a byte for each entry: whether the key was live before, if the write
     ``tells_existed``.
@@ -106,6 +109,7 @@ class Merged:
     superseded: list[tuple[int, Version]] = field(default_factory=list)
     damaged: list[int] = field(default_factory=list)
     past: list[int] = field(default_factory=list)
+    promised: list[int] = field(default_factory=list)
     existed: bytearray = field(default_factory=bytearray)
 
 

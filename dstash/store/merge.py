@@ -8,19 +8,22 @@ Records are totally ordered: by version, and records with equal versions by thei
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from dstash.store.digest import is_dead_at
 from dstash.store.interface import Merged, Transaction, Write
 from dstash.store.record import (
-    CHECKSUM_END,
     HEAD_BYTES,
     VERSION_END,
+    horizon_stamp,
     identity_of,
     is_live_head,
     is_sound,
     outranks,
+    partition_in,
+    version_of,
 )
-from dstash.version import Stamp, Version, newest_stamp, unpack
+from dstash.version import Stamp, Version, write_of, write_stamp
 
 
 def merge(
@@ -56,28 +59,30 @@ def _replace_all(transaction: Transaction, write: Write) -> Merged:
 
 def _merge_all(transaction: Transaction, write: Write) -> Merged:
     get, put = transaction.get, transaction.put
-    now, horizons, doubt = write.now, _horizons_of(write), write.doubt
+    now, is_guarded, doubt = write.now, _is_guarded(write), write.doubt
     merged = Merged(existed=bytearray(len(write.entries)))
     # Most keys are new, and looking for what is there costs as much as storing.
-    all_new = horizons is None and transaction.insert_all(write.entries) == len(write.entries)
+    all_new = not is_guarded and transaction.insert_all(write.entries) == len(write.entries)
     for place, (storage_key, record) in enumerate(() if all_new else write.entries):
         stored = get(storage_key)
-        if horizons is not None and _is_past(storage_key, record, horizons):
-            if stored is None or not _holds_as_much(storage_key, stored, record):
-                merged.past.append(place)
-            continue
+        if is_guarded:
+            refusals = _refusals(write, merged, storage_key, stored, record)
+            if refusals is not None:
+                if stored is None or not _holds_as_much(storage_key, stored, record):
+                    refusals.append(place)
+                continue
         if stored == record:
             continue  # new, or a retry, a hint, a repair that was not needed
         if stored is not None:
             if not is_sound(storage_key, stored):  # what it says of its version means nothing
                 # Stamps of writes decide, and not of touches: those do not make a write newer.
-                if unpack(record[CHECKSUM_END:VERSION_END])[0] > doubt:
+                if write_stamp(version_of(record)) > doubt:
                     put(storage_key, record)
                 else:
                     merged.damaged.append(place)
                 continue
             if outranks(stored, record):
-                merged.superseded.append((place, stored[CHECKSUM_END:VERSION_END]))
+                merged.superseded.append((place, version_of(stored)))
                 continue
             if is_live_head(stored[VERSION_END:HEAD_BYTES], now):
                 merged.existed[place] = 1
@@ -101,20 +106,47 @@ def _cure(transaction: Transaction, storage_key: bytes, record: bytes | None) ->
         transaction.put(storage_key, record)
 
 
-def _horizons_of(write: Write) -> Sequence[Stamp] | None:
-    """Return the horizons that the records of a write are to be held to, None if all are above."""
+def _is_guarded(write: Write) -> bool:
+    """Whether records of a write may be too old: not above a horizon, or a promise."""
     if write.horizons is None:
-        return None
-    prefixes = {storage_key[:2] for storage_key, _ in write.entries}
-    highest = max([write.horizons[int.from_bytes(one, "big")] for one in prefixes], default=0)
-    return write.horizons if write.oldest <= highest else None
+        return False
+    partitions = {partition_in(storage_key) for storage_key, _ in write.entries}
+    bounds = [max(write.horizons[one], write.promises.get(one, 0)) for one in partitions]
+    return write.oldest <= max(bounds, default=0)
 
 
 def _holds_as_much(storage_key: bytes, stored: bytes, record: bytes) -> bool:
     return not outranks(record, stored) and is_sound(storage_key, stored)
 
 
-def _is_past(storage_key: bytes, record: bytes, horizons: Sequence[Stamp]) -> bool:
-    """Whether a record is older than what all replicas agreed on, and so must not come back."""
-    horizon = horizons[int.from_bytes(storage_key[:2], "big")]
-    return newest_stamp(record[CHECKSUM_END:VERSION_END]) <= horizon
+def _refusals(
+    write: Write, merged: Merged, storage_key: bytes, stored: bytes | None, record: bytes
+) -> list[int] | None:
+    """Return which list of ``merged`` takes a record that must not come in, None if it may."""
+    partition = partition_in(storage_key)
+    horizon = write.horizons[partition] if write.horizons is not None else 0
+    promise = write.promises.get(partition, 0)
+    if horizon_stamp(record) <= horizon and not _is_alive_here(
+        storage_key, stored, record, horizon
+    ):
+        return merged.past
+    # What is being agreed on are writes, restored ones too.
+    is_promised = write_stamp(version_of(record)) <= promise
+    if is_promised and not _is_alive_here(storage_key, stored, record, promise):
+        return merged.promised
+    return None
+
+
+def _is_alive_here(storage_key: bytes, stored: bytes | None, record: bytes, stamp: Stamp) -> bool:
+    """Whether the write of a record is here, and both are alive at a stamp.
+
+    Then the record changes only until when the value lives, and replicas agree on neither that nor
+    the content of a write. If one of the two is dead at the stamp, it may have left other disks.
+    """
+    return (
+        stored is not None
+        and write_of(version_of(stored)) == write_of(version_of(record))
+        and is_sound(storage_key, stored)
+        and not is_dead_at(stored, stamp)
+        and not is_dead_at(record, stamp)
+    )

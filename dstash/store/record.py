@@ -22,7 +22,7 @@ from xxhash import xxh3_64_digest, xxh3_64_intdigest
 from dstash.errors import CorruptRecord, Misrouted
 from dstash.limits import PARTITIONS
 from dstash.types import NEVER, RecordFlag
-from dstash.version import VERSION_BYTES, Version
+from dstash.version import VERSION_BYTES, Stamp, Version, newest_stamp, write_stamp
 
 MASK: Final = PARTITIONS - 1
 CHECKSUM_END: Final = 8
@@ -186,9 +186,25 @@ def is_live_head(tail: bytes, now: int) -> bool:
     return not tail[0] & RecordFlag.TOMBSTONE and (expiry == NEVER or expiry > now)
 
 
+def partition_in(storage_key: bytes) -> int:
+    """Return the partition that a storage key begins with."""
+    return storage_key[0] << 8 | storage_key[1]
+
+
 def version_of(record: bytes) -> Version:
     """Return the version of a stored record."""
     return record[CHECKSUM_END:VERSION_END]
+
+
+def horizon_stamp(record: bytes) -> Stamp:
+    """Return the stamp by which horizons judge a record: that of its write.
+
+    A touch makes no write newer. A record that was restored from another cluster counts as written
+    when it was restored, or touched later.
+    """
+    version = record[CHECKSUM_END:VERSION_END]
+    restored = record[VERSION_END] & RecordFlag.RESTORED.value
+    return newest_stamp(version) if restored else write_stamp(version)
 
 
 def identity_of(record: bytes) -> bytes:

@@ -158,12 +158,14 @@ class AskFloor(Message):
     """Asks for a promise: refuse all that is stamped ``stamp`` or before, and say what is there.
 
     Answered by ``DigestsAre``, over the records up to the stamp. The promise holds against
-    clients for ever, against other peers for some seconds.
+    clients for ever, against other peers for some seconds. ``kind`` is the wanted ``DigestKind``:
+    ``VERSIONS`` or ``WRITES``.
     """
 
     KIND = 51
     partitions: bytes
     stamp: int
+    kind: int = 0
 
 
 @message

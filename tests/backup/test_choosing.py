@@ -72,12 +72,14 @@ def test_into_the_same_cluster_a_record_keeps_its_version() -> None:
 
 def test_into_another_it_is_touched_and_still_loses_to_any_later_write() -> None:
     record = into_other(SAVED, OLD, NOW, FRESH).record
-    assert record == SAVED._replace(version=with_touch(SAVED.version, stamp_at(NOW)))
+    touched = with_touch(SAVED.version, stamp_at(NOW))
+    assert record == SAVED._replace(version=touched, flags=RecordFlag.RESTORED)
     assert record.version < live(6).version
     again = into_other(SAVED, record, NOW + 1, FRESH)
     assert again == Choice(Fate.UNCHANGED)
     later = SAVED._replace(version=with_touch(SAVED.version, stamp_at(2 * NOW)))
-    assert into_other(later, None, NOW, FRESH).record == later  # never back in time
+    restored = into_other(later, None, NOW, FRESH).record
+    assert restored == later._replace(flags=RecordFlag.RESTORED)  # never back in time
 
 
 def test_what_has_expired_comes_into_another_cluster_as_a_tombstone() -> None:
