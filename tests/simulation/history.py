@@ -72,6 +72,17 @@ class Read:
     is_last: bool = False
 
 
+class Counted(NamedTuple):
+    """A call that counted the keys of an index."""
+
+    client: str
+    index: str
+    level: Level
+    invoked: int
+    returned: int
+    number: int
+
+
 class Failure(NamedTuple):
     """A read that raised an error."""
 
@@ -88,6 +99,7 @@ class History:
     writes: dict[Place, list[Write]] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    counted: list[Counted] = field(default_factory=list)
     #: What went wrong that no call should ever meet.
     broken: list[str] = field(default_factory=list)
 

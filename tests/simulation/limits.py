@@ -6,18 +6,20 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from unittest import mock
 
-from dstash.client import reads, scans, writes
+from dstash.client import key_lists, page_reads, reads, writes
 from dstash.cluster import answering, syncing
-from dstash.peer import commits, lookups
+from dstash.peer import commits, lookups, scan_pages
 from tests.simulation.conditions import Conditions
 
 _SMALL = (
     (reads, {"KEYS_PER_CHUNK": 12, "REPLY_BYTES": 900}),
-    (scans, {"PAGE_KEYS": 5, "PAGE_BYTES": 700}),
+    (page_reads, {"PAGE_KEYS": 5, "PAGE_BYTES": 700}),
+    (key_lists, {"PAGE_KEYS": 4}),
     (writes, {"KEYS_PER_CHUNK": 16, "BYTES_PER_CHUNK": 1_500}),
     (answering, {"PAGE_BYTES": 1_200, "PAGE_KEYS": 9}),
     (commits, {"COMMIT_BYTES": 2_000}),
-    (lookups, {"REPLY_BYTES": 900, "HEADS_BYTES": 2_500, "VISITS": 10}),
+    (lookups, {"REPLY_BYTES": 900, "HEADS_BYTES": 2_500}),
+    (scan_pages, {"VISITS": 10}),
 )
 
 

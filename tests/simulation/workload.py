@@ -9,15 +9,17 @@ import msgpack
 
 from dstash.client.core import Operation
 from dstash.client.reads import ExistsOperation, LookupOperation, RecordOperation
+from dstash.client.walks import Request
 from dstash.client.writes import ApplyOperation, WriteOperation
 from dstash.errors import DStashError
 from dstash.store.record import Record, build_record, open_record
 from dstash.types import NEVER, Level
 from dstash.wire.keys import Key, encode_key
-from dstash.wire.messages import Scan
+from dstash.wire.messages import Count, Scan, ScanKeys
 from tests.simulation.client import VirtualClient
 from tests.simulation.events import MS
-from tests.simulation.history import Failure, Place, Read, Write, conclude, follow
+from tests.simulation.history import Counted, Failure, Place, Read, Write, conclude, follow
+from tests.simulation.registry import independent
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -198,24 +200,39 @@ class Workload:
         yield from self._run_write(operation, {key: write})
 
     def _scan(self) -> Script:
-        index, level = self._world.rng.choice(self._world.indexes), self._level()
-        walk = self._calls.walk(index, "", Scan, level)
-        # A page may be read before it is asked for, so all of a scan is as old as its beginning.
-        began, seen = self._now(), set()
+        yield from self._scan_of(Scan)
+
+    def _keys(self) -> Script:
+        yield from self._scan_of(ScanKeys)
+
+    def _count(self) -> Script:
+        yield from self._scan_of(Count)
+
+    def _scan_of(self, request: Request) -> Script:
+        index = self._world.rng.choice(self._world.indexes)
+        own = independent(self._world.seed, f"scan {self._client.name} {self._now()}")
+        level = own.choices(list(Level), self._world.conditions.levels)[0]
+        # A page may be read before it is wanted, so all of a scan is as old as its beginning.
+        began, found = self._now(), []
+        walk = self._calls.walk(index, "", request, level)
         while not walk.done:
             deadline = self._calls.deadline(self._timeout)
             result, error = yield walk.operation(self._client.session, deadline)
             if error is not None:
                 return
-            for key, value in walk.take(result) or ():
-                if key in seen:
-                    self._world.history.broken.append(f"a scan at {level} gave {key!r} twice")
-                seen.add(key)
-                self._note_read(level, (index, str(key)), began, value)
+            found += walk.take(result) or []
+        if request is Count:
+            scan = Counted(self._client.name, index, level, began, self._now(), sum(found))
+            self._world.history.counted.append(scan)
+            return
+        entries = dict.fromkeys(found, True) if request is ScanKeys else dict(found)
+        if len(entries) < len(found):
+            self._world.history.broken.append(f"a scan of {index} at {level} gave a key twice")
         # What a scan does not return is as if a look-up that lasted as long had not found it.
-        for place in self._world.places:
-            if place[0] == index and place[1] not in seen:
-                self._note_read(level, place, began, None)
+        known = [key for one, key in self._world.places if one == index]
+        for key in dict.fromkeys([*known, *entries]):
+            value = entries.get(key)
+            self._note_read(level, (index, str(key)), began, value, is_blind=value is True)
 
     # -- how they are made
 

@@ -19,19 +19,22 @@ from tests.simulation.trace import show_version
 @check()
 def reads(run: Run) -> Iterator[Violation]:
     """Check every read against every write of its key."""
-    checker = _Checker(run.history, run.terms)
+    checker = ReadChecker(run.history, run.terms)
     for read in run.history.reads:
         violation = checker.check(read)
         if violation is not None:
             yield violation
 
 
-class _Checker:
+class ReadChecker:
+    """Judges one read after the other."""
+
     def __init__(self, history: History, terms: Terms) -> None:
         self._history = history
         self._terms = terms
 
     def check(self, read: Read) -> Violation | None:
+        """Return what is wrong with a read, None if nothing is."""
         writes = self._history.writes.get(read.place, [])
         known = [write for write in writes if write.invoked <= read.returned]
         floor, by = self._floor(read, known)
