@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import logging
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -50,6 +51,25 @@ def configure(format: str = "console", level: str = "info") -> None:
     _adopt_standard_logging(format, threshold)
     atexit.unregister(flush)
     atexit.register(flush)
+
+
+def adopt_hooks() -> None:
+    """Log what Python writes to stderr by itself: warnings, and exceptions that nothing caught."""
+    logging.captureWarnings(True)
+    threading.excepthook = _thread_failed
+    sys.unraisablehook = _unraisable
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    name = failed.thread.name if failed.thread is not None else ""
+    error = (failed.exc_type, failed.exc_value, failed.exc_traceback)
+    structlog.get_logger("dstash.threads").error("a thread failed", thread=name, exc_info=error)
+
+
+def _unraisable(failed: sys.UnraisableHookArgs) -> None:
+    text = failed.err_msg or "Exception ignored in"
+    error = (failed.exc_type, failed.exc_value, failed.exc_traceback)
+    structlog.get_logger("dstash").error(text, object=repr(failed.object), exc_info=error)
 
 
 def say(text: str) -> None:

@@ -110,7 +110,7 @@ def _troubles(member: Mapping[str, Any]) -> list[str]:
     if not member["synced"]:
         return ["is not synced"]
     why = member.get("why_not_ready", "")
-    return [f"is not ready: {why}"] if why else []
+    return [*([f"is not ready: {why}"] if why else []), *member.get("troubles", ())]
 
 
 _COLUMNS: Final = (

@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from dstash import threads
 from dstash.cluster.consul_hold import CHECK_TTL, Hold
 from dstash.cluster.membership import Announcement
 from dstash.errors import MembershipUnreachable, PeerIdInUse
@@ -39,7 +40,7 @@ class Lease:
         self._is_lost = False
         self._stop = threading.Event()
         name = f"dstash-lease-{hold.announcement.peer}"
-        self._renewer = threading.Thread(target=self._renew, name=name, daemon=True)
+        self._renewer = threads.thread(self._renew, name=name, may_end=self._stop.is_set)
         self._log = _log.bind(peer=hold.announcement.peer)
 
     @property

@@ -6,7 +6,12 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Final
 
+import structlog
+
+from dstash import threads
 from dstash.errors import MembershipUnreachable
+
+_log = structlog.get_logger("dstash.membership")
 
 #: Asks for what there is beyond an index: gives the new index and what to compare.
 Query = Callable[[int], tuple[int, Hashable]]
@@ -66,7 +71,9 @@ class Watcher:
     def _start(self) -> None:
         with self._condition:
             if self._thread is None and not self._is_closed:
-                self._thread = threading.Thread(target=self._run, name="dstash-watch", daemon=True)
+                self._thread = threads.thread(
+                    self._run, name="dstash-watch", may_end=lambda: self._is_closed
+                )
                 self._thread.start()
 
     def _has_news(self) -> bool:
@@ -77,7 +84,7 @@ class Watcher:
         while not self._is_closed:
             try:
                 found, seen = self._query(index)
-            except MembershipUnreachable as error:
+            except Exception as error:  # this thread must not end: nothing would be seen any more
                 self._tell(error)
                 # Who knows what comes back: an empty Consul begins to count anew.
                 index = 0
@@ -88,7 +95,10 @@ class Watcher:
             if not self._compare(seen):
                 self._rest(_BREATH)
 
-    def _tell(self, error: MembershipUnreachable) -> None:
+    def _tell(self, error: Exception) -> None:
+        if not isinstance(error, MembershipUnreachable):
+            _log.error("a query failed", exc_info=error)
+            error = MembershipUnreachable(f"a query failed: {error!r}")
         with self._condition:
             if not self._is_closed:  # else it is close that broke the query off
                 self._error = error

@@ -30,8 +30,7 @@ _BADNESS: Final = {"down": 2, "silent": 2, "not ready": 1, "filling": 1}
 class Known(NamedTuple):
     """All that one peer knows at one moment (``now``: milliseconds since 1970).
 
-    ``status`` and ``samples`` are its own. ``membership`` says why the membership is out of
-    reach, empty when it is not.
+    ``status`` and ``samples`` are its own.
     """
 
     peer: str
@@ -41,7 +40,6 @@ class Known(NamedTuple):
     status: Mapping[str, Any]
     samples: Sequence[Sample]
     sights: Mapping[str, Sight]
-    membership: str
 
 
 def describe(known: Known) -> dict[str, Any]:

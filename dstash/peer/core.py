@@ -149,6 +149,8 @@ class PeerCore:
         self.waits_for = ""
         self.wants_refresh = False
         self.failure: DStashError | None = None
+        #: What is wrong with this peer although it serves, by source; for people.
+        self.troubles: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         self._owned: frozenset[int] = frozenset()
         self._spaces: dict[str, Keyspace] = {}
@@ -578,6 +580,7 @@ class PeerCore:
         return {
             "ready": self.why_not_ready() is None,
             "why_not_ready": self.why_not_ready() or "",
+            "troubles": list(self.troubles.values()),
             "records": stats.records,
             "used_bytes": stats.used_bytes,
             "map_bytes": stats.map_bytes,

@@ -6,12 +6,12 @@ import os
 import signal
 import socket
 import threading
-import time
 from types import FrameType
 from typing import Any
 
 import structlog
 
+from dstash import threads
 from dstash.cluster.joining import check_cluster, was_removed
 from dstash.cluster.local import LocalMembership
 from dstash.cluster.membership import Announcement, Membership
@@ -27,6 +27,7 @@ from dstash.peer.notify import notify
 from dstash.peer.pages import Dashboard
 from dstash.peer.server import PeerServer, wall
 from dstash.peer.tracing import Tracer
+from dstash.peer.watchdog import STOP_MARGIN, Watchdog
 from dstash.store.directory import set_aside
 from dstash.store.lmdb import LmdbStore
 from dstash.telemetry import missing
@@ -39,6 +40,8 @@ _log = structlog.get_logger("dstash.peer")
 
 #: A loop that has not turned for so long (seconds) hangs.
 _HANGING = 10.0
+#: Other threads wait for disks, and the keeper for Consul, some times in a turn (seconds).
+_HANGING_BESIDE = 60.0
 
 
 class Daemon:
@@ -53,7 +56,8 @@ class Daemon:
     def __init__(self, settings: PeerSettings) -> None:
         self.settings = settings
         self._undo: list[Any] = []
-        self._started = time.monotonic()
+        self._failure: DStashError | None = None
+        self._server: PeerServer | None = None
         try:
             self._build()
         except BaseException:
@@ -62,6 +66,8 @@ class Daemon:
 
     def _build(self) -> None:
         settings = self.settings
+        self._watchdog = Watchdog(self._fail, self._stop, settings.drain_seconds + STOP_MARGIN)
+        self._undo.append(self._watchdog.close)
         self._door = open_door(settings)
         store = open_store(settings)
         self._undo.append(lambda: store.close())
@@ -87,6 +93,7 @@ class Daemon:
             drain=settings.drain_seconds,
             way=self._door.way,
         )
+        self._server = self.server
         self.http = self._open_http()
         self.address = _advertised(settings, router.address)
         self.plain = _advertised(settings, router.plain_address) if router.plain_address else ""
@@ -105,7 +112,8 @@ class Daemon:
             spans = SpanWriter(endpoint, self.settings.cluster, self.peer)
         except ValueError as error:
             raise ConfigError(f"OpenTelemetry: {error} (see the OTEL_* variables)") from None
-        self._undo.insert(0, spans.close)  # the last thing: nobody but the collector waits for it
+        # The last thing but the watchdog: nobody but the collector waits for it.
+        self._undo.insert(1, spans.close)
         return Tracer(spans.take)
 
     def _open_router(self, context: Context) -> Router:
@@ -129,7 +137,7 @@ class Daemon:
             "/readyz": self._readyz,
             "/status": self._status,
             "/metrics": PeerMetrics(self.server, self.core).page,
-            **Dashboard(self.server, self.core, lambda: self.keeper.trouble).pages(),
+            **Dashboard(self.server, self.core).pages(),
         }
         http = HttpServer(self.settings.http_bind, self.settings.http_port, pages)
         self._undo.append(http.stop)
@@ -159,6 +167,7 @@ class Daemon:
             publish=self.server.install,
             removed=self.server.stop,
             tell=self.server.wait_for,
+            show=self.server.trouble,
         )
         self._undo.append(keeper.stop)
         self.server.attach(keeper)
@@ -169,6 +178,7 @@ class Daemon:
         """Serve until SIGTERM or SIGINT; raises ``StoreFailed`` when the disk fails."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        self._watch_threads()
         self._watch_keys()
         self.core.not_ready = None
         if self.http:
@@ -186,6 +196,7 @@ class Daemon:
         try:
             self.server.run()
         finally:
+            self._watchdog.stopping()
             notify("STOPPING=1")
             self._take_apart()
         _log.info("stopped", peer=self.peer)
@@ -200,10 +211,30 @@ class Daemon:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.server.stop()
 
+    def _watch_threads(self) -> None:
+        self._watchdog.watch("MainThread", self.server.seconds_since_turn, _HANGING)
+        self._watchdog.watch("committer", self.server.seconds_committing, _HANGING_BESIDE)
+        self._watchdog.watch("keeper", self.keeper.seconds_since_turn, _HANGING_BESIDE)
+        self._watchdog.start()
+        if self._failure is not None:
+            self.server.fail(self._failure)
+
+    def _fail(self, error: DStashError) -> None:
+        """Stop because a thread has ended; called on that thread, perhaps before ``run``."""
+        self._failure = error
+        self._watchdog.stopping()
+        if self._server is not None:
+            self._server.fail(error)
+
+    def _stop(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+
     def _start_syncing(self) -> None:
         if self.settings.durability is Durability.INTERVAL:
             stop = threading.Event()
-            thread = threading.Thread(target=self._sync_often, args=(stop,), daemon=True)
+            # It ends by itself when the store takes no more writes: the loop sees that and stops.
+            thread = threads.thread(self._sync_often, stop, name="sync", may_end=lambda: True)
             self._undo += [thread.join, stop.set]  # last first: told to stop, then waited for
             thread.start()
 
@@ -211,7 +242,7 @@ class Daemon:
         while not stop.wait(self.settings.sync_interval_ms / 1000):
             try:
                 self._store.sync()
-            except DStashError as error:  # the store takes no more writes: the loop sees and stops
+            except DStashError as error:
                 _log.error("sync failed", error=str(error))
                 return
 
@@ -228,12 +259,14 @@ class Daemon:
 
     def _healthz(self) -> Answer:
         quiet = self.server.seconds_since_turn()
-        hangs = quiet > _HANGING
-        return Answer.json(503 if hangs else 200, {"healthy": not hangs, "seconds_quiet": quiet})
+        problems = self._watchdog.problems()
+        facts = {"healthy": not problems, "why": "; ".join(problems), "seconds_quiet": quiet}
+        return Answer.json(503 if problems else 200, facts)
 
     def _readyz(self) -> Answer:
         why = self.core.why_not_ready()
-        return Answer.json(503 if why else 200, {"ready": why is None, "why": why})
+        facts = {"ready": why is None, "why": why, "troubles": list(self.core.troubles.values())}
+        return Answer.json(503 if why else 200, facts)
 
     def _status(self) -> Answer:
         return Answer.json(200, self.core.status() | {"id": self.peer, "pid": os.getpid()})

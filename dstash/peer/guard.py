@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import structlog
 
+from dstash import threads
 from dstash.cluster.topology import Way
 from dstash.config import PeerSettings
 from dstash.errors import ConfigError
@@ -43,7 +44,7 @@ class Guard:
         self._publish: Callable[[Authority], None] = lambda authority: None
         self._stop = threading.Event()
         self._look = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
+        self._thread = threads.thread(self._run, name="guard", may_end=self._stop.is_set)
 
     def admits(self, key: str) -> bool:
         """Whether a key may connect."""

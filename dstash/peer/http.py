@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
+from dstash import threads
 from dstash.errors import UsageError
 
 _log = structlog.get_logger("dstash.peer")
@@ -62,8 +63,9 @@ class HttpServer:
         except OSError as error:
             raise UsageError(f"cannot serve HTTP on {host}:{port}: {error.strerror}") from None
         self.address = f"http://{host}:{self._server.server_address[1]}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.1,), name="http", daemon=True
+        self._stopping = False
+        self._thread = threads.thread(
+            self._server.serve_forever, 0.1, name="http", may_end=lambda: self._stopping
         )
 
     def start(self) -> None:
@@ -72,6 +74,7 @@ class HttpServer:
 
     def stop(self) -> None:
         """Stop serving."""
+        self._stopping = True
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join(timeout=5)

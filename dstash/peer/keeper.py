@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
+from dstash import threads
 from dstash.cluster.changing import abandon, forget, ordered, switch
 from dstash.cluster.joining import (
     KEPT,
@@ -29,6 +30,7 @@ from dstash.cluster.membership import Announcement, Membership, Stored
 from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
 from dstash.errors import ChangeConflict, DStashError, ForeignStore, MembershipUnreachable
+from dstash.peer.complaints import Complaints
 from dstash.peer.healer import Proposal
 from dstash.store.interface import Identity, Store
 from dstash.wire.messages import Error, Order, Ordered
@@ -42,6 +44,11 @@ _PATIENCE = 2.0
 #: Who has not looked for so long (seconds) does not know who was down all the time.
 _BLIND = 5 * _PATIENCE
 
+#: Sources of troubles.
+_MEMBERSHIP = "membership"
+_TOPOLOGY = "topology"
+_GOES_ON = "data is served with the last view, and no peer can join or leave"
+
 #: How long a stop waits for this thread (seconds): the membership may keep it waiting, and a
 #: supervisor kills after 10.
 _LAST_PATIENCE = 4.0
@@ -54,6 +61,7 @@ class Keeper:
         waits_to_be_added: join a formed cluster only by an operator's order.
         down_out_after: seconds after which a dead member is made to leave; 0 for never.
         publish: called with each new view, on this thread.
+        show: called with a source and what is wrong there, or "" when it is right again.
         removed: called when the peer is no longer a member.
         tell: called with what this peer waits for before it has a view, for people.
         clock: returns seconds, never going back.
@@ -73,6 +81,7 @@ class Keeper:
         publish: Callable[[View], None],
         removed: Callable[[], None],
         tell: Callable[[str], None] = lambda text: None,
+        show: Callable[[str, str], None] = lambda source, text: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._membership = membership
@@ -87,16 +96,20 @@ class Keeper:
         self._removed = removed
         self._tell = tell
         self._waits = ""
+        self._show = show
         self._clock = clock
         self._looked = clock()
         self._proposals: deque[Proposal] = deque()
         self._orders: deque[tuple[Order, Callable[[Message], None]]] = deque()
         self._down_since: dict[str, float] = {}
         self._view: View | None = None
-        #: Why the membership cannot be reached, empty when it can; for people.
-        self.trouble = ""
+        #: A topology that this peer goes by and could not store yet.
+        self._unkept: Topology | None = None
+        self._troubles: dict[str, str] = {}
+        self._complaints = Complaints("a turn of the membership thread failed", clock)
+        self._turned: float | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self._thread = threads.thread(self._run, name="keeper", may_end=self._stop.is_set)
 
     def join(self) -> View | None:
         """Take the lock and a place in the topology; returns the first view.
@@ -140,27 +153,55 @@ class Keeper:
             self._thread.join(timeout=_LAST_PATIENCE)
         self._membership.close()
 
+    @property
+    def trouble(self) -> str:
+        """What is wrong between this peer and the membership, empty when nothing is; for people."""
+        return "; ".join(self._troubles.values())
+
+    def seconds_since_turn(self) -> float:
+        """Return how long ago the thread last began a turn; 0 when it does not run."""
+        return 0.0 if self._turned is None else time.monotonic() - self._turned
+
     def _run(self) -> None:
         while not self._stop.is_set():
-            try:
-                self._membership.watch(_PATIENCE)
-                if not self._stop.is_set():
-                    self._carry_out_orders()
-                    self._look()
-                self._note_reachable(None)
-            except MembershipUnreachable as error:
-                self._note_reachable(error)
-                self._stop.wait(0.5)
-            except DStashError as error:
-                _log.error("membership is at odds with this peer", error=str(error))
-                self._stop.wait(1.0)
+            self._turned = time.monotonic()
+            self._stop.wait(self._turn())
+        self._turned = None
 
-    def _note_reachable(self, error: DStashError | None) -> None:
-        if error is not None and not self.trouble:
-            _log.warning("membership out of reach; serving on with the last view", error=str(error))
-        elif error is None and self.trouble:
-            _log.info("membership is back")
-        self.trouble = "" if error is None else str(error)
+    def _turn(self) -> float:
+        """Wait for news and act on it, whatever fails; returns seconds to wait before the next."""
+        try:
+            self._membership.watch(_PATIENCE)
+            if not self._stop.is_set():
+                self._carry_out_orders()
+                self._look()
+        except MembershipUnreachable as error:
+            self._note(_MEMBERSHIP, f"the membership is out of reach ({error}): {_GOES_ON}")
+            return 0.5
+        except DStashError as error:
+            self._complaints.log(error)
+            self._note(_MEMBERSHIP, f"the membership is at odds with this peer: {error}")
+            return 1.0
+        except Exception as error:  # a defect: the next turn may not meet it
+            self._complaints.log(error)
+            self._note(_MEMBERSHIP, f"the membership thread failed and tries again: {error!r}")
+            return 1.0
+        self._note(_MEMBERSHIP, "")
+        return 0.0
+
+    def _note(self, source: str, text: str) -> None:
+        """Show what is wrong at a source, or that it is right again, when that has changed."""
+        before = self._troubles.get(source, "")
+        if text == before:
+            return
+        if not text:
+            del self._troubles[source]
+            _log.info("trouble is over", trouble=before)
+        else:
+            self._troubles[source] = text
+            if not before:
+                _log.warning("trouble", trouble=text)
+        self._show(source, text)
 
     def _carry_out_orders(self) -> None:
         while self._orders:
@@ -169,6 +210,9 @@ class Keeper:
                 answer(Ordered(self._carry_out(order).encode()))
             except DStashError as error:
                 answer(Error.of(error))
+            except Exception as error:  # a defect: the order must not fail every turn from now on
+                self._complaints.log(error)
+                answer(Error.of(DStashError(f"the order failed: {error!r}")))
             self._orders.popleft()
 
     def _carry_out(self, order: Order) -> Topology:
@@ -194,6 +238,8 @@ class Keeper:
             self._membership.compare_and_set(step, stored.token)
         if stored.topology is not None:
             self._adopt(stored.topology)
+        if self._unkept is not None:
+            self._keep(self._unkept)
 
     def _next_step(self, stored: Stored) -> Topology | None:
         """Return what the topology should become, None when it is right as it is."""
@@ -204,11 +250,18 @@ class Keeper:
         if step is not None or topology is None or topology.restored is not None:
             return step
         while self._proposals:
-            step = self._proposals[0](topology)
+            step = self._propose_first(topology)
             if step is not None:
                 return step
             self._proposals.popleft()
         return switch(topology) or self._forget_the_dead(topology)
+
+    def _propose_first(self, topology: Topology) -> Topology | None:
+        try:
+            return self._proposals[0](topology)
+        except Exception as error:  # a defect: what proposed it finds the step due again
+            self._complaints.log(error)
+            return None
 
     def _forget_the_dead(self, topology: Topology) -> Topology | None:
         """Make members leave that have been dead for long, if others can take their data."""
@@ -316,10 +369,35 @@ class Keeper:
         if before is not None and (before.epoch, before.alive) == (topology.epoch, alive):
             return
         if before is None or before.epoch != topology.epoch:
-            self._store.mark(KEPT, topology.encode())
+            self._keep(topology)
             _log.info("topology", epoch=topology.epoch, members=len(topology.members))
         self._view = View(topology, alive)
         self._publish(self._view)
+
+    def _keep(self, topology: Topology) -> None:
+        """Store a topology, for the day the membership has lost it.
+
+        A peer that cannot (its disk is full) goes by the topology all the same, or it would hold
+        up every change of the cluster; it stores it later. But not its first one as a member:
+        without that, nothing would tell later that it has been a member.
+
+        Raises:
+            DStashError: it cannot be stored, and the store knows of none with this peer in it.
+        """
+        try:
+            self._store.mark(KEPT, topology.encode())
+            self._unkept = None
+            self._note(_TOPOLOGY, "")
+        except DStashError as error:
+            kept = last_known(self._store)
+            if kept is None or kept.member(self._announcement.peer) is None:
+                raise
+            self._unkept = topology
+            self._note(
+                _TOPOLOGY,
+                f"the topology of epoch {topology.epoch} cannot be stored ({error}): this peer "
+                "goes by it, and stores it when it can",
+            )
 
 
 def _unconfirmed_because(topology: Topology) -> str:

@@ -57,6 +57,7 @@ def serve(
         flags.setdefault("membership", "consul")
     settings = load_peer(file, flags, os.environ)
     log.configure(settings.log_format, settings.log_level)
+    log.adopt_hooks()
     for name in unknown_variables(os.environ):
         structlog.get_logger("dstash.peer").warning(
             "unknown variable in the environment", name=name
@@ -84,6 +85,9 @@ def _run() -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"{where}{error.strerror or error}", 1)
+    except Exception as error:
+        _log.exception("the peer has failed by a defect")
+        return _say(f"internal error: {type(error).__name__}: {error}", 1)
 
 
 def _say(text: str, status: int) -> int:

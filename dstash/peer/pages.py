@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -34,16 +33,11 @@ _FRESH: Final = 0.5
 
 
 class Dashboard:
-    """The pages of one peer.
+    """The pages of one peer."""
 
-    Args:
-        membership: returns why the membership is out of reach, or nothing.
-    """
-
-    def __init__(self, server: PeerServer, core: PeerCore, membership: Callable[[], str]) -> None:
+    def __init__(self, server: PeerServer, core: PeerCore) -> None:
         self._server = server
         self._core = core
-        self._membership = membership
 
     def pages(self) -> dict[str, Page]:
         """Return them by path."""
@@ -93,7 +87,6 @@ class Dashboard:
             core.status(),
             core.history.since(0),
             sights,
-            self._membership(),
         )
 
 

@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from dstash import threads
 from dstash.cluster.topology import Member, Way
 from dstash.cluster.view import View
 from dstash.errors import DStashError, NotReady, StoreFailed
@@ -120,7 +121,12 @@ class PeerServer:
         self._maintaining_since = 0.0
         core.scheduler.has_time = self._has_time
         self._last_turn = time.monotonic()
-        self._committer = threading.Thread(target=self._commit_all, name="committer", daemon=True)
+        self._error: DStashError | None = None
+        self._commit_began: float | None = None
+        self._commits_end = False
+        self._committer = threads.thread(
+            self._commit_all, name="committer", may_end=lambda: self._commits_end
+        )
 
     def attach(self, keeper: TopologyKeeper) -> None:
         """Name who looks after the topology; before ``run``."""
@@ -180,9 +186,30 @@ class PeerServer:
         self._stop.set()
         self._waker.wake()
 
+    def fail(self, error: DStashError) -> None:
+        """Stop as ``stop`` does, and raise ``error`` from ``run``."""
+        self._error = self._error or error
+        self.stop()
+
+    def trouble(self, source: str, text: str) -> None:
+        """Show a trouble in status and readiness until its source says that it is over ("")."""
+
+        def note() -> list[Reply]:
+            self._core.troubles.pop(source, None)
+            if text:
+                self._core.troubles[source] = text
+            return []
+
+        self.post(note)
+
     def seconds_since_turn(self) -> float:
         """Return how long ago the loop last turned: much more than 0.2 means it hangs."""
         return time.monotonic() - self._last_turn
+
+    def seconds_committing(self) -> float:
+        """Return for how long the commit that runs has been running; 0 when none does."""
+        began = self._commit_began
+        return 0.0 if began is None else time.perf_counter() - began
 
     @property
     def connections(self) -> Connections | None:
@@ -196,6 +223,7 @@ class PeerServer:
 
         Raises:
             StoreFailed: the disk failed; nothing that was not synced has been acked.
+            DStashError: what was given to ``fail``.
         """
         self._poller.watch(self._router.socket, self._waker.handle)
         self._committer.start()
@@ -203,6 +231,7 @@ class PeerServer:
             while not self._finished():
                 self._turn()
         finally:
+            self._commits_end = True
             self._commits.put(None)
             self._committer.join(timeout=10)
             self._links.close()
@@ -210,6 +239,8 @@ class PeerServer:
             self._waker.close()
         if self._core.failure is not None:
             raise StoreFailed(str(self._core.failure))
+        if self._error is not None:
+            raise self._error
 
     def _turn(self) -> None:
         self._last_turn = time.monotonic()
@@ -358,12 +389,13 @@ class PeerServer:
     def _commit_all(self) -> None:
         take_turns(LONG)  # a look-up waits for nothing that happens here; a sync takes longer
         while (commit := self._commits.get()) is not None:
-            began = time.perf_counter()
+            began = self._commit_began = time.perf_counter()
             try:
                 commit.run(self._core.store)
             except Exception as error:  # a bug: the writes are not acked, the peer must not limp on
                 _log.exception("commit failed")
                 commit.fatal = DStashError(f"commit failed: {error!r}")
+            self._commit_began = None
             took = time.perf_counter() - began
             sync = min(took, self._core.store.synced_in)
             self.meters.committed(commit, took, sync)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from typing import Final
 
@@ -22,6 +21,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from dstash import threads
 from dstash.about import __version__
 from dstash.peer.tracing import LATE, Notes
 from dstash.telemetry import (
@@ -67,7 +67,8 @@ class SpanWriter:
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer(SYSTEM, __version__)
         self._waiting: queue.Queue[Notes | None] = queue.Queue(_MOST)
-        self._thread = threading.Thread(target=self._write_all, name="spans", daemon=True)
+        self._closing = False
+        self._thread = threads.thread(self._write_all, name="spans", may_end=lambda: self._closing)
         self._thread.start()
 
     def take(self, notes: Notes) -> None:
@@ -79,12 +80,13 @@ class SpanWriter:
 
     def close(self) -> None:
         """Send what is left, as far as the collector takes it at once."""
+        self._closing = True
         try:
             self._waiting.put(None, timeout=_LAST_WORDS)
             self._thread.join(_LAST_WORDS)
         except queue.Full:
             pass  # the thread is stuck, and ends with the process
-        ending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        ending = threads.thread(self._provider.shutdown, name="last spans", may_end=lambda: True)
         ending.start()
         ending.join(_LAST_WORDS)
         self._complaints.stop()

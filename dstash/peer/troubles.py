@@ -46,10 +46,15 @@ def _no_quorum(known: Known, facts: _Facts) -> _Found:
         yield 1, f"{fewer} of {whole} partitions have a replica less; they have a quorum"
 
 
-def _membership_away(known: Known, facts: _Facts) -> _Found:
-    if known.membership:
-        so = "data is served with the last view, and no peer can join or leave"
-        yield 1, f"the membership is out of reach ({known.membership}): {so}"
+def _own_troubles(known: Known, facts: _Facts) -> _Found:
+    """Yield what peers say is wrong with them, each trouble with all who have it."""
+    said = [(known.peer, known.status), *((p, s.status) for p, s in known.sights.items())]
+    peers: dict[str, list[str]] = {}
+    for peer, status in sorted(said, key=lambda pair: pair[0]):
+        for text in status.get("troubles", ()):
+            peers.setdefault(text, []).append(peer)
+    for text, named in peers.items():
+        yield 1, f"{', '.join(named)}: {text}"
 
 
 def _members(known: Known, facts: _Facts) -> _Found:
@@ -63,6 +68,6 @@ def _members(known: Known, facts: _Facts) -> _Found:
 _RULES: Final[tuple[Callable[[Known, _Facts], _Found], ...]] = (
     _not_joined,
     _no_quorum,
-    _membership_away,
+    _own_troubles,
     _members,
 )

@@ -11,12 +11,12 @@ import ipaddress
 import os
 import re
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from dstash import threads
 from dstash.errors import UsageError
 
 #: How long (seconds) an answer is good without another look, be it addresses or a failure.
@@ -136,8 +136,7 @@ class Resolver:
         mine = deque([heard])
         waiting = self._in_flight.setdefault(host, mine)  # atomic: one caller begins the look-up
         if waiting is mine:
-            work = threading.Thread(target=self._work, args=(host, mine), name=f"name {host}")
-            work.daemon = True
+            work = threads.thread(self._work, host, mine, name=f"name {host}", may_end=lambda: True)
             work.start()
             return
         waiting.append(heard)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ import structlog
 import zmq
 from zmq.utils import z85
 
+from dstash import threads
 from dstash.config.fields import is_key
 from dstash.errors import ConfigError
 from dstash.wire.sockets import ZAP_DOMAIN, Context
@@ -131,7 +131,7 @@ class Doorkeeper:
         self._socket.bind(_ENDPOINT)
         self._next_word = 0.0
         self.refused = 0
-        self._thread = threading.Thread(target=self._run, name="doorkeeper", daemon=True)
+        self._thread = threads.thread(self._run, name="doorkeeper", may_end=lambda: True)
         self._thread.start()
 
     @property

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import structlog
 import zmq
 
+from dstash import threads
 from dstash.errors import ClosedError, DStashError, UsageError
 from dstash.limits import MAX_FRAME_BYTES, MAX_FRAME_PARTS
 from dstash.turns import BRIEF, turns_of
@@ -271,7 +272,7 @@ class _Watch:
         self._connections = connections
         self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
+        self._thread = threads.thread(self._run, name="connections", may_end=self._stop.is_set)
         self._thread.start()
 
     def close(self) -> None:

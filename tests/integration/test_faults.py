@@ -184,11 +184,8 @@ def test_consul_that_stops_and_comes_back_empty_fails_no_request(tmp_path: Path)
                 consul.stop()
                 stays_true(lambda: not load.errors, 6, "no request fails while Consul is away")
                 said = "the membership is out of reach"
-                wait_until(
-                    lambda: said in str(peers["a"].page("/dashboard/cluster")),
-                    30,
-                    "the dashboard says so",
-                )
+                for page in ("/dashboard/cluster", "/readyz", "/status"):
+                    wait_until(lambda: said in str(peers["a"].page(page)), 30, f"{page} says so")  # noqa: B023
                 peers["c"].kill()
                 more(load, 200)
                 known = {one["id"]: one["alive"] for one in peers.client().status()["members"]}

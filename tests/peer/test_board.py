@@ -30,7 +30,7 @@ def known(one: Topology | None, alive: str = "abc", **more: Any) -> Known:
     view = None if one is None else View(one, frozenset(alive))
     others = [each.id for each in one.members if each.id != "a"] if one else []
     sights = {peer: Sight(dict(WELL), heard=NOW) for peer in others}
-    return Known("a", "dstash", NOW, view, WELL, [], sights, "")._replace(**more)
+    return Known("a", "dstash", NOW, view, WELL, [], sights)._replace(**more)
 
 
 TRIO = topology(member("a"), member("b"), member("c"))
@@ -79,10 +79,11 @@ def test_a_member_without_its_data_does_not_count_as_a_replica() -> None:
     assert said(known(lost))[0][1].startswith("no quorum for 4096")
 
 
-def test_the_membership_out_of_reach() -> None:
-    ((badness, text),) = said(known(TRIO, membership="Consul does not answer"))
-    assert badness == 1
-    assert "the membership is out of reach (Consul does not answer)" in text
+def test_troubles_name_every_peer_that_has_them() -> None:
+    away = "the membership is out of reach"
+    what = known(TRIO, status=WELL | {"troubles": [away]})
+    what.sights["c"].status["troubles"] = [away, "another"]  # type: ignore[index]
+    assert said(what) == [(1, f"a, c: {away}"), (1, "c: another")]
 
 
 def test_peers_that_have_not_joined() -> None:

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from dstash.cluster.joining import last_known
 from dstash.cluster.local import LocalMembership
 from dstash.cluster.membership import Announcement
 from dstash.cluster.topology import State
-from dstash.errors import ChangeConflict
+from dstash.errors import ChangeConflict, DiskFull, DStashError
 from dstash.peer.keeper import Keeper
 from dstash.store.twin import TwinStore
+from dstash.wire.messages import Error, Order
+from dstash.wire.shapes import Message
 
 AFTER = 600.0
 
@@ -22,6 +25,7 @@ class Cluster:
 
     def __init__(self, folder: Path, names: str = "abcde") -> None:
         self.now = 1000.0
+        self.folder = folder
         self.members = {name: LocalMembership(folder, "c") for name in names}
         self.stores = {name: TwinStore(f"store-{name}") for name in names}
         self.keepers = {name: self.keeper(name) for name in names}
@@ -116,3 +120,87 @@ def test_one_that_was_removed_while_it_started_does_not_join_with_what_it_held(
     view = cluster.keeper("e").join()
     assert view is not None
     assert "e" in view.members
+
+
+class TestATurnThatFails:
+    def keeper_with(self, cluster: Cluster, shown: list[tuple[str, str]]) -> Keeper:
+        keeper = cluster.keepers["a"]
+        keeper._show = lambda source, text: shown.append((source, text))
+        return keeper
+
+    @pytest.mark.parametrize("error", [ZeroDivisionError("no"), DStashError("no"), OSError("no")])
+    def test_does_not_end_the_thread_and_is_shown_until_one_succeeds(
+        self, cluster: Cluster, error: Exception, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shown: list[tuple[str, str]] = []
+        keeper = self.keeper_with(cluster, shown)
+
+        def fail() -> None:
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(cluster.members["a"], "read", fail)
+            assert keeper._turn() > 0
+            assert keeper._turn() > 0
+        assert keeper._turn() == 0
+        (source, text), over = shown
+        assert source == "membership"
+        assert "no" in text
+        assert over == ("membership", "")
+
+    def test_by_a_proposal_drops_the_proposal(self, cluster: Cluster) -> None:
+        keeper = self.keeper_with(cluster, [])
+        keeper.propose([lambda topology: 1 / 0, lambda topology: None])  # type: ignore[list-item, return-value]
+        assert keeper._turn() == 0
+        assert not keeper._proposals
+
+    def test_by_an_order_answers_the_order(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keeper = self.keeper_with(cluster, [])
+        answers: list[Message] = []
+
+        def fail(order: Order) -> None:
+            raise ZeroDivisionError("no")
+
+        monkeypatch.setattr(keeper, "_carry_out", fail)
+        keeper.order(Order("add", ["x"], 0, False), answers.append)
+        assert keeper._turn() == 0
+        (answer,) = answers
+        assert isinstance(answer, Error)
+        assert "ZeroDivisionError" in answer.text
+
+
+class TestATopologyThatCannotBeStored:
+    def fill_disk(self, store: TwinStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(name: bytes, content: bytes) -> None:
+            raise DiskFull("no room")
+
+        monkeypatch.setattr(store, "mark", refuse)
+
+    def test_is_used_and_shown_and_stored_later(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keeper, store = cluster.keepers["a"], cluster.stores["a"]
+        epoch = cluster.members["a"].read().topology.next().epoch  # type: ignore[union-attr]
+        with monkeypatch.context() as patched:
+            self.fill_disk(store, patched)
+            cluster.edit(lambda topology: topology.next())  # type: ignore[attr-defined]
+            keeper._turn()
+            assert keeper._view is not None
+            assert keeper._view.epoch == epoch
+            assert f"the topology of epoch {epoch} cannot be stored" in keeper.trouble
+        keeper._turn()
+        assert keeper.trouble == ""
+        kept = last_known(store)
+        assert kept is not None
+        assert kept.epoch == epoch
+
+    def test_is_not_used_as_the_first_one_of_a_member(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cluster.members["f"] = LocalMembership(cluster.folder, "c")
+        cluster.stores["f"] = TwinStore("store-f")
+        self.fill_disk(cluster.stores["f"], monkeypatch)
+        with pytest.raises(DiskFull):
+            cluster.keeper("f").join()
