@@ -134,7 +134,7 @@ def _member(known: Known, member: Member) -> dict[str, Any]:
 
 _SHOWN: Final = (
     *("epoch", "records", "used_bytes", "map_bytes", "free_bytes", "waiting_bytes"),
-    *("uptime_s", "version"),
+    *("uptime_s", "version", "disk"),
 )
 
 

@@ -97,6 +97,22 @@ class Prepared(NamedTuple):
     #: For each entry of the write, its position in the request.
     places: Sequence[int]
 
+    def without(self, left_out: set[int], error: DStashError) -> Prepared:
+        """Return the same without the entries at some places of the write: they are rejected."""
+        kept = [number for number in range(len(self.write.entries)) if number not in left_out]
+        rejected = [[self.places[number], error.code, str(error)] for number in sorted(left_out)]
+        return Prepared(
+            replace(self.write, entries=[self.write.entries[number] for number in kept]),
+            self.rejected + rejected,
+            [self.places[number] for number in kept],
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left to be written."""
+        write = self.write
+        return not (write.entries or write.drops or write.marks or write.cures)
+
 
 @dataclass(frozen=True, slots=True)
 class Internal:
@@ -137,6 +153,21 @@ class WaitingWrite:
     weight: int
 
 
+_Ready = tuple[WaitingWrite, Prepared]
+
+
+def _puts(ready: _Ready) -> set[int]:
+    """Return the places of entries that may not use the reserve of the disk."""
+    write = ready[1].write
+    return set() if write.may_spend_reserve else set(range(len(write.entries)))
+
+
+def _live_records(ready: _Ready) -> set[int]:
+    """Return the places of entries that are no tombstones."""
+    entries = enumerate(ready[1].write.entries)
+    return {number for number, (_, one) in entries if not one[VERSION_END] & _TOMBSTONE}
+
+
 @dataclass(slots=True)
 class Commit:
     """A group of writes on its way to disk. ``run`` does it, on any thread."""
@@ -162,15 +193,34 @@ class Commit:
         for one, what in prepared:
             if isinstance(what, DStashError):
                 self._refuse(one, what)
-        try:
-            merged = store.commit([what.write for _, what in ready]) if ready else []
-        except DStashError as error:
-            for one, _ in ready:
-                self._refuse(one, error)
-            self.fatal = error if store.check_writable() else None
+        for leave_out in (_puts, _live_records, None):
+            try:
+                merged = store.commit([what.write for _, what in ready]) if ready else []
+            except DStashError as error:
+                if isinstance(error, DiskFull) and leave_out is not None:
+                    ready = self._without(ready, leave_out, error)
+                    continue
+                for one, _ in ready:
+                    self._refuse(one, error)
+                self.fatal = error if store.check_writable() else None
+                return
+            for (one, what), result in zip(ready, merged, strict=True):
+                self._accept(one, what, result)
             return
-        for (one, what), result in zip(ready, merged, strict=True):
-            self._accept(one, what, result)
+
+    def _without(
+        self, ready: list[_Ready], leave_out: Callable[[_Ready], set[int]], error: DiskFull
+    ) -> list[_Ready]:
+        """Refuse entries for which there is no room, so that the others can be stored."""
+        kept: list[_Ready] = []
+        for one, what in ready:
+            left_out = leave_out((one, what))
+            rest = what.without(left_out, error) if left_out else what
+            if rest.is_empty:
+                self._refuse(one, error)
+            else:
+                kept.append((one, rest))
+        return kept
 
     def note(self, took: float, sync: float) -> None:
         """Note in the requests that are traced how long (seconds) the commit and its sync took."""
@@ -237,7 +287,7 @@ def _prepare_delete(message: Delete, space: Keyspace, rules: Rules) -> Prepared:
     tombstone = head(message.version, RecordFlag.TOMBSTONE)
     entries = seal(space, keys, tombstone, [_NOTHING] * len(keys))
     write = _client_write(entries, message.version, rules)
-    write.tells_existed = True
+    write.tells_existed = write.may_spend_reserve = True
     return Prepared(write, rejected, places)
 
 
@@ -278,6 +328,7 @@ def _prepare_records(
             doubt=rules.doubt,
             oldest=span.oldest,
             promises=rules.promises,
+            may_spend_reserve=True,
         )
         return Prepared(write, rejected, places)
     good: list[tuple[bytes, bytes]] = []
@@ -298,6 +349,7 @@ def _prepare_records(
         horizons=rules.horizons,
         doubt=rules.doubt,
         promises=rules.promises,
+        may_spend_reserve=True,
     )
     return Prepared(write, rejected, kept)
 

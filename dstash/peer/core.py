@@ -47,7 +47,7 @@ from dstash.peer.observer import Observer
 from dstash.peer.reading import Reader
 from dstash.peer.requests import LIMITS, PendingOrder, Reply, Request
 from dstash.peer.tracing import Tracer
-from dstash.store.interface import Store
+from dstash.store.interface import DiskState, Store
 from dstash.store.record import Keyspace, keyspace, locate
 from dstash.version import Steady, stamp_at
 from dstash.wire import codec
@@ -326,8 +326,10 @@ class PeerCore:
             return "the peer's store is new or too old, and is being filled from other replicas"
         if member.state is State.JOINING:
             return "the peer is joining; its data is being copied from other replicas"
+        if self.store.disk_state() is DiskState.EXHAUSTED:
+            return DiskState.EXHAUSTED.value
         if not self.store.has_room(self.settings.disk_reserve):
-            return "the disk is full; puts are refused"
+            return DiskState.FULL.value
         return self.store.check_writable()
 
     # -- inside
@@ -586,6 +588,8 @@ class PeerCore:
             "map_bytes": stats.map_bytes,
             "pages": dict(stats.pages),
             "free_bytes": stats.free_bytes,
+            "reserved_bytes": stats.reserved_bytes,
+            "disk": self.store.disk_state().value,
             "waiting_bytes": self._backlog.waiting_bytes,
             "epoch": self._epoch(),
             "uptime_s": (self.now - self._started) // 1000,

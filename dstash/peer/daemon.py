@@ -26,9 +26,11 @@ from dstash.peer.metrics import PeerMetrics
 from dstash.peer.notify import notify
 from dstash.peer.pages import Dashboard
 from dstash.peer.server import PeerServer, wall
+from dstash.peer.store_watch import StoreWatch
 from dstash.peer.tracing import Tracer
 from dstash.peer.watchdog import STOP_MARGIN, Watchdog
 from dstash.store.directory import set_aside
+from dstash.store.faults import last_fault, note_faults
 from dstash.store.lmdb import LmdbStore
 from dstash.telemetry import missing
 from dstash.types import Durability
@@ -79,7 +81,9 @@ class Daemon:
             store.close()
             aside = set_aside(settings.data_dir)
             _log.warning("this peer was removed; it joins empty", old_store=str(aside))
-            store = LmdbStore(settings.data_dir, settings.durability)
+            store = _store(settings)
+        self._store = store
+        self._note_faults()
         tracer = self._open_tracer()
         context = Context(keys=self._door.keys)
         self._undo.append(context.close)
@@ -97,8 +101,22 @@ class Daemon:
         self.http = self._open_http()
         self.address = _advertised(settings, router.address)
         self.plain = _advertised(settings, router.plain_address) if router.plain_address else ""
-        self._store = store
         self.keeper = self._open_keeper(store, membership)
+
+    def _note_faults(self) -> None:
+        """Say how the last process ended, and have a fault of this one noted for the next."""
+        directory = self.settings.data_dir
+        fault = last_fault(directory)
+        if fault or self._store.left_by:
+            _log.warning(
+                "the last process of this peer did not end cleanly",
+                pid=self._store.left_by,
+                why=fault or "it was killed, or the machine stopped",
+            )
+        try:
+            self._undo.append(note_faults(directory))
+        except OSError as error:  # it serves without: only the reason for an end would be unknown
+            _log.warning("a fault could not be noted", path=str(directory), error=str(error))
 
     def _open_tracer(self) -> Tracer | None:
         endpoint = self.settings.otlp_endpoint
@@ -184,6 +202,9 @@ class Daemon:
         if self.http:
             self.http.start()
         self._start_syncing()
+        watch = StoreWatch(self._store)
+        self._undo.append(watch.stop)
+        watch.start()
         self.keeper.start()
         _log.info(
             "serving",
@@ -316,7 +337,7 @@ def open_store(settings: PeerSettings) -> LmdbStore:
         StoreError: it cannot be used.
     """
     try:
-        return LmdbStore(settings.data_dir, settings.durability)
+        return _store(settings)
     except CorruptStore as error:
         if settings.on_corrupt == "stop":
             raise CorruptStore(
@@ -325,7 +346,11 @@ def open_store(settings: PeerSettings) -> LmdbStore:
             ) from None
         aside = set_aside(settings.data_dir)
         _log.error("the store is damaged; set aside", error=str(error), old_store=str(aside))
-        return LmdbStore(settings.data_dir, settings.durability)
+        return _store(settings)
+
+
+def _store(settings: PeerSettings) -> LmdbStore:
+    return LmdbStore(settings.data_dir, settings.durability, settings.disk_reserve)
 
 
 def _peer_id(settings: PeerSettings, store: LmdbStore) -> str:

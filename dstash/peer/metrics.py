@@ -44,6 +44,7 @@ _GAUGES: Final = (
     ("dstash_store_used_bytes", "used_bytes", "Bytes of LMDB pages that were ever in use."),
     ("dstash_store_map_bytes", "map_bytes", "Size of LMDB's memory map; it grows by itself."),
     ("dstash_disk_free_bytes", "free_bytes", "Bytes that are free on the disk of the store."),
+    ("dstash_disk_reserved_bytes", "reserved_bytes", "Bytes allocated for deletes on a full disk."),
     ("dstash_waiting_bytes", "waiting_bytes", "Bytes of writes that wait for the disk."),
 )
 #: Gauges and counters of ``status()["healing"]``.

@@ -65,9 +65,17 @@ def _members(known: Known, facts: _Facts) -> _Found:
             yield 0, f"{one['id']} goes by epoch {one['epoch']}, not {facts['epoch']}"
 
 
+def _disks(known: Known, facts: _Facts) -> _Found:
+    for one in facts["members"]:
+        if one["disk"] and not one["badness"]:  # else it has been said why it is not ready
+            free = f"{one['free_bytes']} bytes are free"
+            yield 1, f"{one['id']}: {one['disk']} ({free}); make room, or add a peer"
+
+
 _RULES: Final[tuple[Callable[[Known, _Facts], _Found], ...]] = (
     _not_joined,
     _no_quorum,
     _own_troubles,
     _members,
+    _disks,
 )

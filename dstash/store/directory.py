@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from dstash.errors import StoreError
+from dstash.store.faults import FAULT_FILE
 
 DATA_FILE: Final = "data.mdb"
+LOCK_FILE: Final = "lock.mdb"
 #: There once LMDB could not read the store any more: says why.
 DAMAGED_FILE: Final = "DAMAGED"
 
@@ -85,7 +87,7 @@ def set_aside(directory: Path) -> Path:
     aside = directory / f"set-aside-{uuid.uuid4().hex[:8]}"
     try:
         aside.mkdir()
-        for name in (DATA_FILE, "lock.mdb", DAMAGED_FILE):
+        for name in (DATA_FILE, LOCK_FILE, DAMAGED_FILE, FAULT_FILE):
             if (directory / name).exists():
                 (directory / name).rename(aside / name)
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from enum import Enum
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -17,6 +18,15 @@ class Identity(NamedTuple):
     cluster: str
     peer: str
     store_id: str
+
+
+class DiskState(Enum):
+    """How full the disk of a store is, in words; each is worse than the one before."""
+
+    AMPLE = ""
+    SCARCE = "the disk is nearly full"
+    FULL = "the disk is full; puts are refused"
+    EXHAUSTED = "the disk is full to the last byte; puts and deletes are refused"
 
 
 class Snapshot(Protocol):
@@ -75,6 +85,8 @@ class Write:
     is above all that is stored needs no look at what it replaces. ``tells_existed``: whether
     somebody wants to know what was there all the same. None of the entries is stamped before
     ``oldest``: if that is above the horizons, none is of the past.
+
+    ``may_spend_reserve``: it frees or heals, so it may use the last room on the disk.
     """
 
     entries: Sequence[tuple[bytes, bytes]]
@@ -89,6 +101,7 @@ class Write:
     tells_existed: bool = False
     oldest: Stamp = 0
     promises: Mapping[int, Stamp] = field(default_factory=dict)
+    may_spend_reserve: bool = False
 
     def bound(self) -> Version:
         """Return a version that none of this write's records is above."""
@@ -122,6 +135,8 @@ class StoreStats(NamedTuple):
     free_bytes: int
     #: Pages of the tree of records, by what they are: branch, leaf, overflow; and all the others.
     pages: Mapping[str, int] = MappingProxyType({})
+    #: Bytes of the disk that are allocated for deletes when it is full.
+    reserved_bytes: int = 0
 
 
 class Store(Protocol):
@@ -160,6 +175,8 @@ class Store(Protocol):
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
         """Merge writes in one transaction and return when they are as durable as configured.
 
+        The reserve of the disk is given up only if all of them may spend it.
+
         Raises:
             DiskFull: nothing was stored, reading goes on.
             StoreFailed: the disk failed; the store is closed to writes for good.
@@ -168,6 +185,10 @@ class Store(Protocol):
 
     def has_room(self, reserve: int) -> bool:
         """Whether more than ``reserve`` bytes are free, on the disk or in the store's own file."""
+        ...
+
+    def disk_state(self) -> DiskState:
+        """Return how full the disk is."""
         ...
 
     def check_writable(self) -> str | None:

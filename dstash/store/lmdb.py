@@ -11,25 +11,37 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import lmdb
+import structlog
 
-from dstash.errors import CorruptStore, ForeignStore, StoreError, StoreFailed
+from dstash.errors import CorruptStore, DiskFull, ForeignStore, StoreError, StoreFailed
 from dstash.limits import MIB
-from dstash.store.directory import DAMAGED_FILE, DATA_FILE, make_directory, sync_names
-from dstash.store.interface import Identity, Merged, Snapshot, StoreStats, Write
+from dstash.store.directory import (
+    DAMAGED_FILE,
+    DATA_FILE,
+    LOCK_FILE,
+    make_directory,
+    sync_names,
+)
+from dstash.store.faults import last_fault
+from dstash.store.interface import DiskState, Identity, Merged, Snapshot, StoreStats, Write
 from dstash.store.lock import DirectoryLock
 from dstash.store.merge import merge
-from dstash.store.room import grown, lacks_room, map_size_for
+from dstash.store.reserve import free_bytes
+from dstash.store.room import FULL, grown, lacks_room, map_size_for
+from dstash.store.space import Space
 from dstash.store.translation import translated
 from dstash.store.whole import can_be_read
 from dstash.types import Durability
 from dstash.version import Stamp, Version, highest_version
+
+_log = structlog.get_logger("dstash.store")
 
 T = TypeVar("T")
 
@@ -37,6 +49,9 @@ FORMAT: Final = 1
 #: There while a store is being made: a process that dies then leaves an empty data file behind.
 _MAKING_FILE: Final = "MAKING"
 _DATABASES: Final = 8
+_MAX_READERS: Final = 126
+#: What LMDB makes of its lock file for so many readers.
+_LOCK_FILE_BYTES: Final = 8192
 
 #: What a commit takes beside its records, at most: copies of the pages that lead to them (bytes).
 _PAGES_PER_RECORD: Final = 8192
@@ -92,6 +107,7 @@ class LmdbStore:
     Args:
         directory: made when missing; exactly one process may hold it.
         durability: when commits are synced. With ``INTERVAL`` somebody calls ``sync`` regularly.
+        reserve: bytes of the disk to allocate for deletes when it is full; see ``tend``.
 
     Raises:
         StoreInUse: another process holds the directory.
@@ -100,7 +116,12 @@ class LmdbStore:
         StoreError: it cannot be made, read or written.
     """
 
-    def __init__(self, directory: Path, durability: Durability = Durability.SYNC) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        durability: Durability = Durability.SYNC,
+        reserve: int | None = None,
+    ) -> None:
         self.directory = directory
         self._growing = threading.Lock()  # held to read, or to grow the map; never across a sync
         self._writing = threading.Lock()  # held to write: the map must not grow meanwhile
@@ -111,7 +132,12 @@ class LmdbStore:
         self._lock = DirectoryLock(directory)
         try:
             self._check_mark()
+            self._space = Space(directory, reserve, self._reusable)
+            self._allocate_lock_file()
             self._open(durability)
+            self._file = os.stat(directory / DATA_FILE)
+            if reserve is not None:
+                self._space.tend()
         except BaseException:
             self._lock.release()
             raise
@@ -119,10 +145,30 @@ class LmdbStore:
     def _check_mark(self) -> None:
         mark = self.directory / DAMAGED_FILE
         if mark.exists():
+            text = mark.read_text(errors="replace").strip()  # a full disk leaves it empty
             raise CorruptStore(
-                f"{mark.read_text(errors='replace').strip()} (found at work; remove {mark} to "
-                "open it all the same)"
+                f"{text or f'{self.directory}: LMDB could not read it'} (found at work; remove "
+                f"{mark} to open it all the same)"
             )
+
+    def _allocate_lock_file(self) -> None:
+        """Give LMDB's lock file its blocks: readers write to it through a map.
+
+        Without a block of its own such a page is a SIGBUS when the disk is full.
+        """
+        with translated(self.directory):
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            handle = os.open(self.directory / LOCK_FILE, flags, 0o644)
+            try:
+                size = max(_LOCK_FILE_BYTES, os.fstat(handle).st_size)
+                try:
+                    os.posix_fallocate(handle, 0, size)
+                except OSError as error:
+                    if error.errno not in FULL or not self._space.refused(may_spend=True):
+                        raise
+                    os.posix_fallocate(handle, 0, size)
+            finally:
+                os.close(handle)
 
     def _open(self, durability: Durability) -> None:
         making = self.directory / _MAKING_FILE
@@ -134,7 +180,7 @@ class LmdbStore:
                 os.fspath(self.directory),
                 map_size=map_size_for(self.directory / DATA_FILE),
                 max_dbs=_DATABASES,
-                max_readers=126,
+                max_readers=_MAX_READERS,
                 sync=durability is Durability.SYNC,
                 metasync=True,
                 readahead=False,  # records are found by hash: the next page is never the next need
@@ -151,7 +197,7 @@ class LmdbStore:
                 sync_names(self.directory)
 
     def _check_whole(self) -> None:
-        """Refuse a data file that was cut off.
+        """Refuse a data file that was cut off, or that ended the last process.
 
         A page beyond the end of the file is not an error but a SIGBUS. A short file alone proves
         nothing: pages that were freed by the commit that took them are never written. So the file
@@ -159,13 +205,16 @@ class LmdbStore:
         """
         file = self.directory / DATA_FILE
         used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
-        size = file.stat().st_size
-        if size >= used:
+        size, fault = file.stat().st_size, last_fault(self.directory)
+        if size >= used and not fault:
             return
-        os.truncate(file, used)
+        text = f"{file} was cut off: it has {size} of {used} bytes"
+        if size >= used:
+            text = f"{file} cannot be read: it ended the last process of this peer ({fault})"
+        os.truncate(file, max(size, used))
         try:
             if not can_be_read(self.directory):
-                raise CorruptStore(f"{file} was cut off: it has {size} of {used} bytes")
+                raise CorruptStore(text)
         except StoreError:
             self._env.close()
             os.truncate(file, size)
@@ -201,6 +250,11 @@ class LmdbStore:
     def identity(self) -> Identity | None:
         """Who the store belongs to; None until it has joined a cluster."""
         return self._identity
+
+    @property
+    def left_by(self) -> str:
+        """The id of a process that had the store open and did not close it; empty for none."""
+        return self._lock.left_by
 
     @property
     def high_water(self) -> Stamp:
@@ -258,9 +312,8 @@ class LmdbStore:
                 yield
         except CorruptStore as error:
             # What cannot be read now will not be readable after a restart: that must not be tried
-            # again and again. If this fails too, the next start finds out by itself.
-            with suppress(OSError):
-                (self.directory / DAMAGED_FILE).write_text(f"{error}\n")
+            # again and again.
+            self._mark_damaged(str(error))
             raise
 
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
@@ -277,21 +330,31 @@ class LmdbStore:
             self._merged_at = time.perf_counter()
             return merged
 
-        records = (record for write in writes for _, record in write.entries)
-        merged, self._ceiling = self._write(work, records)
+        may_spend = all(write.may_spend_reserve for write in writes)
+        merged, self._ceiling = self._write(work, lambda: _needed(writes), may_spend=may_spend)
         self.synced_in = time.perf_counter() - self._merged_at
         self._high_water = high_water
         return merged
 
-    def _write(self, work: Callable[[Any], T], records: Iterable[bytes] = ()) -> T:
-        """Do something in a transaction, with a larger map when it turns out to be full."""
+    def _write(
+        self,
+        work: Callable[[Any], T],
+        needed: Callable[[], int] = lambda: 0,
+        *,
+        may_spend: bool = True,
+    ) -> T:
+        """Do something in a transaction, with a larger map when it turns out to be full.
+
+        Args:
+            needed: returns how many bytes it may write.
+            may_spend: give the reserve up, and try again, when the disk turns out to be full.
+        """
         self._check_process()
         if self._failed:
             raise StoreFailed(self._failed)
 
         def is_full() -> bool:
-            sizes = [len(record) + _PAGES_PER_RECORD for record in records]
-            return lacks_room(self.directory, sum(sizes) + _PAGES_PER_COMMIT)
+            return lacks_room(self.directory, needed() + _PAGES_PER_COMMIT)
 
         with self._writing:
             while True:
@@ -300,9 +363,15 @@ class LmdbStore:
                         self._translated(is_full),
                         self._env.begin(self._records, write=True) as transaction,
                     ):
-                        return work(transaction)
+                        result = work(transaction)
                 except lmdb.MapFullError:
                     self._grow()
+                except DiskFull:
+                    if not self._space.refused(may_spend=may_spend):
+                        raise
+                else:
+                    self._space.stored()
+                    return result
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:  # both sides would write over each other's pages
@@ -327,9 +396,45 @@ class LmdbStore:
 
     def has_room(self, reserve: int) -> bool:
         """Whether more than ``reserve`` bytes are free, on the disk or in the file itself."""
-        disk = os.statvfs(self.directory)
-        free = disk.f_bavail * disk.f_frsize
-        return free > reserve or free + self._reusable() > reserve
+        return self._space.has_room(reserve)
+
+    def disk_state(self) -> DiskState:
+        """Return how full the disk is."""
+        return self._space.state
+
+    def tend(self) -> None:
+        """Look after what is beside the records; call it about every second.
+
+        The store takes no more writes when its data file was cut off, moved or removed. The
+        reserve of the disk is made again when there is room for it.
+        """
+        if self._failed is None and (harm := self._harm()):
+            self._fail(harm)
+            _log.error("the store is closed", why=harm)
+        if self._failed is None:
+            self._space.tend()
+
+    def _harm(self) -> str:
+        """Return what was done to the data file by others; empty for nothing."""
+        file = self.directory / DATA_FILE
+        try:
+            found = os.stat(file)
+        except FileNotFoundError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != (self._file.st_dev, self._file.st_ino):
+            return f"{file} was moved, removed or replaced while the peer ran"
+        before, self._file = self._file, found
+        if found.st_size >= before.st_size:  # LMDB never makes it shorter
+            return ""
+        text = f"{file} was cut off while the peer ran: from {before.st_size} bytes"
+        text += f" to {found.st_size}"
+        self._mark_damaged(text)  # what was written since may have made it as long as it was
+        return text
+
+    def _mark_damaged(self, text: str) -> None:
+        """Keep the next process from using the data file as if nothing had happened."""
+        with suppress(OSError):  # the next start finds out by itself, if this fails too
+            (self.directory / DAMAGED_FILE).write_text(f"{text}\n")
 
     def _reusable(self) -> int:
         """Return how many bytes of the file hold nothing: the file never becomes smaller."""
@@ -350,7 +455,6 @@ class LmdbStore:
         with self._growing, self._env.begin(self._records) as transaction:
             tree = transaction.stat(self._records)
             info, page = self._env.info(), self._env.stat()["psize"]
-        disk = os.statvfs(self.directory)
         pages = {
             "branch": tree["branch_pages"],
             "leaf": tree["leaf_pages"],
@@ -361,8 +465,9 @@ class LmdbStore:
             records=tree["entries"],
             used_bytes=(info["last_pgno"] + 1) * page,
             map_bytes=info["map_size"],
-            free_bytes=disk.f_bavail * disk.f_frsize,
+            free_bytes=free_bytes(self.directory),
             pages=pages,
+            reserved_bytes=self._space.reserved,
         )
 
     def close(self) -> None:
@@ -374,3 +479,13 @@ class LmdbStore:
             finally:
                 self._env.close()
                 self._lock.release()
+
+
+def _needed(writes: Sequence[Write]) -> int:
+    """Return how many bytes some writes may take on disk."""
+    total = 0
+    for write in writes:
+        total += sum(len(content) for _, content in (*write.entries, *write.marks))
+        total += sum(len(cure or b"") for _, cure in write.cures)
+        total += _PAGES_PER_RECORD * (len(write.entries) + len(write.cures) + len(write.drops))
+    return total

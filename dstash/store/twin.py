@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from dstash.errors import ForeignStore
-from dstash.store.interface import Identity, Merged, Snapshot, StoreStats, Write
+from dstash.store.interface import DiskState, Identity, Merged, Snapshot, StoreStats, Write
 from dstash.store.merge import merge
 from dstash.version import ZERO, Stamp, Version
 
@@ -59,6 +59,10 @@ class TwinStore:
     def has_room(self, reserve: int) -> bool:
         """Return True: a dictionary has no disk."""
         return True
+
+    def disk_state(self) -> DiskState:
+        """Return that there is room: a dictionary has no disk."""
+        return DiskState.AMPLE
 
     def check_writable(self) -> str | None:
         """Return None: a dictionary always takes writes."""

@@ -15,8 +15,9 @@ DSTASH = str(Path(sys.executable).parent / "dstash")
 COMMAND_TIMEOUT = 100.0
 
 
-#: Settings of every ``dstash`` that a test runs; tests add to them for their own duration.
-settings: dict[str, str] = {}
+#: Settings of every ``dstash`` that a test runs; tests add to them for their own duration. The
+#: reserve is allocated: of the default, hundreds of peers would fill a disk.
+settings: dict[str, str] = {"DSTASH_DISK_RESERVE": "1048576"}
 
 
 def clean_environment(**more: str) -> dict[str, str]:

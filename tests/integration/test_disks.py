@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,56 @@ def test_a_file_that_is_cut_off_or_zeroed_is_set_aside_when_the_operator_says_so
                 lose_a_file(peers["c"], harm)
                 more(load, 50)
             check_invariants(peers, load)
+
+
+def test_file_that_is_cut_off_at_work_is_noticed_and_ends_the_peer_in_one_line(
+    tmp_path: Path,
+) -> None:
+    with Peers.local(tmp_path) as peers:  # in no hurry: nothing reads the file meanwhile
+        peers.form("a", "b", "c")
+        peers.client().batch_put("i", VALUES, write="all").raise_for_failures()
+        peer = peers["c"]
+        cut_off(peer.data / "data.mdb")
+        assert peer.wait_end() == StoreFailed.exit_code
+        last = peer.log.read_text().splitlines()[-1]
+        assert last.startswith("dstash-peer: ")
+        assert "data.mdb was cut off while the peer ran: from " in last
+        start_as_the_setting_says(peer)
+
+
+def test_file_that_is_cut_off_under_a_load_is_filled_again_when_the_setting_says_so(
+    tmp_path: Path,
+) -> None:
+    with trio(tmp_path) as peers:
+        peers.form("a", "b", "c")
+        client = peers.client()
+        some = {f"k-{number}": bytes(2000) for number in range(3000)}
+        client.batch_put("i", some, write="all").raise_for_failures()
+        peer = peers["c"]
+        with Load(peers.client()) as load:
+            more(load, 50)
+            near = peers.client(zone="zone-c", read="one")
+            os.truncate(peer.data / "data.mdb", 64 * 1024)
+            while peer.runs():
+                with suppress(DStashError):
+                    near.batch_lookup("i", list(some), timeout=5)
+            start_as_the_setting_says(peer)
+            more(load, 50)
+        check_invariants(peers, load)
+        assert client.batch_lookup("i", list(some), read="all") == some
+
+
+def start_as_the_setting_says(peer: Peer) -> None:
+    """Start a peer whose file was cut off: it stops at once, or sets the file aside."""
+    peer.environ["DSTASH_ON_CORRUPT"] = "stop"
+    peer.start()
+    assert peer.wait_end() == 1
+    last = peer.log.read_text().splitlines()[-1]
+    assert "data.mdb was cut off" in last
+    assert "start with on_corrupt = 'resync'" in last
+    peer.environ["DSTASH_ON_CORRUPT"] = "resync"
+    peer.start()
+    peer.wait_ready()
 
 
 def lose_a_file(peer: Peer, harm: Callable[[Path], None]) -> None:

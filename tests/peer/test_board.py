@@ -86,6 +86,13 @@ def test_troubles_name_every_peer_that_has_them() -> None:
     assert said(what) == [(1, f"a, c: {away}"), (1, "c: another")]
 
 
+def test_disk_that_is_nearly_full_is_a_trouble_of_a_peer_that_is_ready() -> None:
+    what = known(TRIO)
+    what.sights["b"].status |= {"disk": "the disk is nearly full", "free_bytes": 7}  # type: ignore[index]
+    expected = "b: the disk is nearly full (7 bytes are free); make room, or add a peer"
+    assert said(what) == [(1, expected)]
+
+
 def test_peers_that_have_not_joined() -> None:
     assert said(known(None)) == [(2, "peer a has not joined a cluster")]
     ((_, text),) = said(known(topology(member("b"), member("c"))))

@@ -9,16 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dstash.cluster.tasks import Merge
-from dstash.errors import BelowFloor, LimitError
+from dstash.errors import BelowFloor, DiskFull, LimitError
 from dstash.limits import MAX_TTL_SECONDS, PARTITIONS
 from dstash.peer.commits import Commit, Internal, Rules, Ticket, WaitingWrite
-from dstash.store.interface import Write
-from dstash.store.record import head, keyspace, partition_of, seal
+from dstash.store.interface import Merged, Write
+from dstash.store.record import VERSION_END, head, keyspace, partition_of, seal
 from dstash.store.twin import TwinStore
 from dstash.types import RecordFlag
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
-from dstash.wire.messages import Apply, Error, Put, Stored
+from dstash.wire.messages import Apply, Delete, Error, Put, Stored
 from dstash.wire.replication import Push
 from dstash.wire.shapes import Frame
 
@@ -149,3 +149,64 @@ def test_nothing_is_fetched_into_a_partition_that_moved_away() -> None:
 def sealed(stamp: int, touched: int, key: bytes = b"k") -> tuple[bytes, bytes]:
     """Return a record under its storage key."""
     return seal(SPACE, [key], head(pack(stamp, b"test", touched), 0, 0), [b"\x01"])[0]
+
+
+class Scarce(TwinStore):
+    """A full disk; its reserve has room for tombstones, and perhaps for records."""
+
+    def __init__(self, *, takes_records: bool) -> None:
+        super().__init__()
+        self._takes_records = takes_records
+
+    def commit(self, writes: Sequence[Write]) -> list[Merged]:
+        """Refuse what has no room."""
+        flags = [record[VERSION_END] for write in writes for _, record in write.entries]
+        has_records = not all(one & RecordFlag.TOMBSTONE for one in flags)
+        may_spend = all(write.may_spend_reserve for write in writes)
+        if not may_spend or (has_records and not self._takes_records):
+            raise DiskFull("no room")
+        return super().commit(writes)
+
+
+def one_of_each() -> list[WaitingWrite]:
+    """Return a put, a delete, and a push of a record and a tombstone, that wait together."""
+    version = pack(stamp_at(NOW), b"test")
+    keys, payloads = Frame(codec.pack_blobs([b"k"])), Frame(codec.pack_blobs([b"\x01"]))
+    record = seal(SPACE, [b"l"], head(version), [b"\x01"])
+    tombstone = seal(SPACE, [b"m"], head(version, RecordFlag.TOMBSTONE), [b""])
+    return [
+        WaitingWrite(Ticket(b"client", 1), Put("i", version, 0, keys, payloads), SPACE, 10),
+        WaitingWrite(Ticket(b"client", 2), Delete("i", version, keys), SPACE, 10),
+        push([*record, *tombstone]),
+    ]
+
+
+@pytest.mark.parametrize("takes_records", [True, False])
+def test_full_disk_refuses_a_put_and_not_what_waits_with_it(takes_records: bool) -> None:
+    store = Scarce(takes_records=takes_records)
+    commit = Commit(one_of_each(), RULES)
+    commit.run(store)
+    replies = dict(commit.replies)
+    assert isinstance(replies[Ticket(b"client", 1)], Error)
+    assert replies[Ticket(b"client", 1)].code == DiskFull.code  # type: ignore[attr-defined]
+    assert replies[Ticket(b"client", 2)] == Stored([], b"\0")
+    pushed = replies[Ticket(b"peer", 1)]
+    assert isinstance(pushed, Stored)
+    refused = [] if takes_records else [(0, DiskFull.code)]
+    assert [(place, code) for place, code, _ in pushed.rejected] == refused
+    assert len(store.records) == 2 + takes_records
+    assert commit.fatal is None
+
+
+def test_write_of_its_own_is_told_what_of_it_had_no_room() -> None:
+    version = pack(stamp_at(NOW), b"test")
+    record = seal(SPACE, [b"l"], head(version), [b"\x01"])
+    tombstone = seal(SPACE, [b"m"], head(version, RecordFlag.TOMBSTONE), [b""])
+    errors: list[object] = []
+    internal = Internal(Merge([*record, *tombstone]), errors.append)
+    store = Scarce(takes_records=False)
+    commit = Commit([WaitingWrite(Ticket(b"", 0), internal, None, 10)], RULES)
+    commit.run(store)
+    [(_, error)] = commit.done
+    assert isinstance(error, DiskFull)
+    assert list(store.records) == [tombstone[0][0]]

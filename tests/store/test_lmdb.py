@@ -10,21 +10,31 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import lmdb
 import pytest
 
-from dstash.errors import CorruptStore, DiskFull, ForeignStore, StoreError, StoreInUse
+from dstash.errors import (
+    CorruptStore,
+    DiskFull,
+    ForeignStore,
+    StoreError,
+    StoreFailed,
+    StoreInUse,
+)
 from dstash.limits import MIB, PARTITIONS
 from dstash.store import room
-from dstash.store.directory import DATA_FILE, set_aside
+from dstash.store.directory import DATA_FILE, LOCK_FILE, set_aside
+from dstash.store.faults import FAULT_FILE, last_fault, note_faults
 from dstash.store.interface import Identity, Write
 from dstash.store.lmdb import LmdbStore
 from dstash.store.record import head, keyspace, seal
 from dstash.types import Durability
 from dstash.version import pack, stamp_at
 from tests.harness.process import mortal
+from tests.harness.small_disks import SmallDisk
 
 SPACE = keyspace(b"index", frozenset(range(PARTITIONS)))
 NOW = 1_000_000
@@ -468,3 +478,149 @@ class TestFullDisk:
 
     def test_a_file_that_may_not_grow_is_an_answer_and_reads_go_on(self, tmp_path: Path) -> None:
         self.check(elsewhere(FULL_DISK, tmp_path / "data", 4 * MIB))
+
+
+class TestHarmedFromOutside:
+    def test_file_that_is_cut_off_closes_the_store_and_says_so(self, folder: Path) -> None:
+        store = LmdbStore(folder)
+        put(store, *(f"key-{number}" for number in range(2000)), value=b"\xc4\xff" + bytes(255))
+        store.tend()
+        assert store.check_writable() is None
+        before = (folder / DATA_FILE).stat().st_size
+        os.truncate(folder / DATA_FILE, before // 2)
+        store.tend()
+        broken = store.check_writable()
+        assert broken == (
+            f"{folder / DATA_FILE} was cut off while the peer ran: from {before} bytes "
+            f"to {before // 2}"
+        )
+        os.truncate(folder / DATA_FILE, before)  # as a commit of the last moment would
+        with suppress(lmdb.Error):
+            store.close()
+        with pytest.raises(CorruptStore, match="was cut off while the peer ran"):
+            LmdbStore(folder)
+
+    def test_file_that_is_removed_or_replaced_closes_the_store(self, folder: Path) -> None:
+        store = LmdbStore(folder)
+        put(store, "k")
+        (folder / DATA_FILE).rename(folder / "elsewhere")
+        store.tend()
+        assert "was moved, removed or replaced while the peer ran" in (store.check_writable() or "")
+        with pytest.raises(StoreFailed, match="was moved"):
+            put(store, "l")
+        store.close()
+
+    def test_file_that_ended_the_last_process_is_read_before_it_is_used(self, folder: Path) -> None:
+        store = LmdbStore(folder)
+        put(store, *(f"key-{number}" for number in range(2000)), value=b"\xc4\xff" + bytes(255))
+        store.close()
+        (folder / FAULT_FILE).write_bytes(b"Fatal Python error: Bus error\n\nCurrent thread\0\0")
+        LmdbStore(folder).close()  # it is whole
+        size = (folder / DATA_FILE).stat().st_size
+        with (folder / DATA_FILE).open("r+b") as file:
+            file.seek(size // 2)
+            file.write(bytes(size - size // 2))
+        with pytest.raises(
+            CorruptStore, match=r"ended the last process of this peer \(Bus error\)"
+        ):
+            LmdbStore(folder)
+
+    def test_store_that_was_not_closed_says_whose_it_was(self, folder: Path) -> None:
+        elsewhere(
+            """
+            import os, sys
+            from pathlib import Path
+            from dstash.store.lmdb import LmdbStore
+            store = LmdbStore(Path(sys.argv[1]))
+            print(os.getpid(), flush=True)
+            os._exit(0)
+            """,
+            folder,
+        )
+        store = LmdbStore(folder)
+        assert store.left_by.isdigit()
+        store.close()
+        store = LmdbStore(folder)
+        assert store.left_by == ""
+        store.close()
+
+    def test_fault_is_noted_for_the_next_process(self, folder: Path) -> None:
+        folder.mkdir()
+        elsewhere(
+            """
+            import os, signal, sys
+            from pathlib import Path
+            from dstash.store.faults import note_faults
+            note_faults(Path(sys.argv[1]))
+            os.kill(os.getpid(), signal.SIGBUS)
+            """,
+            folder,
+            ok=False,
+        )
+        assert last_fault(folder) == "Bus error"
+        note_faults(folder)()
+        assert last_fault(folder) == ""
+
+
+def test_lock_file_has_its_blocks_before_a_reader_needs_them(store: LmdbStore) -> None:
+    found = (store.directory / LOCK_FILE).stat()
+    assert found.st_blocks * 512 >= found.st_size == 8192
+
+
+def test_store_on_a_full_disk_gives_its_reserve_up_for_deletes_alone(tmp_path: Path) -> None:
+    with SmallDisk(tmp_path / "disk", 8 * MIB) as disk:
+        done = subprocess.run(
+            mortal([*disk.command, sys.executable, "-c", GIVES_UP, str(disk.folder)]),
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "DiskFull, kept; deleted, given up; made again"
+
+
+GIVES_UP = """
+import sys, time
+from pathlib import Path
+from dstash.errors import DiskFull
+from dstash.limits import MIB
+from dstash.store.interface import Write
+from dstash.store.lmdb import LmdbStore
+from dstash.store.reserve import RESERVE_FILE
+from dstash.types import RecordFlag
+from tests.store.test_lmdb import NOW, SPACE, head, pack, seal, stamp_at
+
+folder = Path(sys.argv[1]) / "data"
+store = LmdbStore(folder, reserve=MIB)
+assert (folder / RESERVE_FILE).exists()
+names = [b"key-%d" % number for number in range(3000)]
+live = seal(SPACE, names, head(pack(stamp_at(1), b"abcd")), [b"\\x01"] * len(names))
+store.commit([Write(live, NOW, stamp_at(1))])
+with (folder / "BALLAST").open("wb", buffering=0) as ballast:
+    try:
+        while ballast.write(bytes(4096)):
+            pass
+    except OSError:
+        pass
+value = b"\\xc6\\0\\x0f\\xff\\xfb" + bytes(MIB - 5)
+large = seal(SPACE, [b"large"], head(pack(stamp_at(2), b"abcd")), [value])
+said = []
+try:
+    store.commit([Write(large, NOW, stamp_at(2))])
+except DiskFull:
+    said.append("DiskFull, kept" if (folder / RESERVE_FILE).exists() else "given up for a put")
+for stamp in range(3, 40):  # until the free pages of the file are used up
+    version = head(pack(stamp_at(stamp), b"abcd"), RecordFlag.TOMBSTONE)
+    more = [b"other-%d-%d" % (stamp, number) for number in range(1000)]
+    dead = seal(SPACE, more, version, [b""] * len(more))
+    store.commit([Write(dead, NOW, stamp_at(stamp), may_spend_reserve=True)])
+    if not (folder / RESERVE_FILE).exists():
+        said.append("deleted, given up")
+        break
+(folder / "BALLAST").unlink()
+store._space._make_again_at = 0
+store.tend()
+said.append("made again" if (folder / RESERVE_FILE).exists() else "not made")
+print("; ".join(said))
+"""

@@ -1,0 +1,160 @@
+"""Free space: what puts leave, the reserve that deletes use, and what is said about it."""
+
+from __future__ import annotations
+
+import os
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from dstash.limits import MIB
+from dstash.store import reserve as reserves
+from dstash.store.interface import DiskState
+from dstash.store.reserve import RESERVE_FILE, Reserve
+from dstash.store.space import Space
+
+Disk = namedtuple("Disk", "f_bavail f_blocks f_frsize")
+
+
+class FakeDisk:
+    """A disk of any size; blocks of the reserve are taken from what is free."""
+
+    def __init__(self, free: int, total: int) -> None:
+        self.free, self.total, self.now = free, total, 0.0
+
+    def statvfs(self, path: object) -> Disk:
+        return Disk(self.free, self.total, 1)
+
+    def allocate(self, handle: int, begin: int, size: int) -> None:
+        if size > self.free:
+            raise OSError(28, "No space left on device")
+        self.free -= size
+        os.ftruncate(handle, size)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> FakeDisk:
+    disk = FakeDisk(1000 * MIB, 1000 * MIB)
+    monkeypatch.setattr(reserves.os, "statvfs", disk.statvfs)
+    monkeypatch.setattr(reserves.os, "posix_fallocate", disk.allocate)
+    return disk
+
+
+def space(folder: Path, disk: FakeDisk, wanted: int = 64 * MIB) -> Space:
+    return Space(folder, wanted, lambda: 0, lambda: disk.now)
+
+
+def test_reserve_takes_real_blocks_and_gives_them_back(tmp_path: Path) -> None:
+    reserve = Reserve(tmp_path, 2 * MIB)
+    assert reserve.make() is None
+    found = (tmp_path / RESERVE_FILE).stat()
+    assert (found.st_size, found.st_blocks * 512) == (2 * MIB, 2 * MIB)
+    assert Reserve(tmp_path, 2 * MIB).held == 2 * MIB, "it is found again after a restart"
+    assert reserve.give_up()
+    assert not (tmp_path / RESERVE_FILE).exists()
+    assert not reserve.give_up(), "there is none any more"
+
+
+def test_reserve_is_an_eighth_of_a_small_disk_at_most(tmp_path: Path, disk: FakeDisk) -> None:
+    disk.free = disk.total = 80 * MIB
+    reserve = Reserve(tmp_path, 64 * MIB)
+    assert reserve.size == 10 * MIB
+    assert reserve.share(32 * MIB) == 5 * MIB, "thresholds shrink with it"
+
+
+def test_reserve_that_is_not_wanted_is_removed_and_one_of_unknown_size_is_left(
+    tmp_path: Path,
+) -> None:
+    Reserve(tmp_path, MIB).make()
+    Reserve(tmp_path, None)
+    assert (tmp_path / RESERVE_FILE).exists()
+    Reserve(tmp_path, 0)
+    assert not (tmp_path / RESERVE_FILE).exists()
+
+
+def test_reserve_is_made_again_when_there_is_room_for_it_and_more(
+    tmp_path: Path, disk: FakeDisk
+) -> None:
+    ours = space(tmp_path, disk)
+    ours.tend()
+    assert ours.reserved == 64 * MIB
+    disk.free = 0
+    assert not ours.refused(may_spend=False), "a put does not spend it"
+    assert ours.refused(may_spend=True)
+    disk.free += 64 * MIB
+    disk.now += 60
+    ours.tend()
+    assert ours.reserved == 0
+    disk.free += 9 * MIB
+    ours.tend()
+    assert ours.reserved == 64 * MIB
+
+
+def test_state_says_what_is_refused(tmp_path: Path, disk: FakeDisk) -> None:
+    ours = space(tmp_path, disk)
+    ours.tend()
+    assert ours.state is DiskState.AMPLE
+    disk.free = 64 * MIB
+    assert ours.state is DiskState.SCARCE
+    disk.free = 0
+    assert ours.state is DiskState.FULL
+    assert not ours.has_room(64 * MIB)
+    assert ours.has_room(32 * MIB), "there is the reserve, for heals and deletes"
+    ours.refused(may_spend=True)
+    disk.free = 64 * MIB
+    assert ours.state is DiskState.FULL
+    disk.free = 0
+    assert not ours.refused(may_spend=True), "it is spent"
+    assert ours.state is DiskState.EXHAUSTED
+    disk.free = 500 * MIB
+    assert ours.state is DiskState.AMPLE
+
+
+def test_puts_are_refused_for_a_moment_where_free_pages_turned_out_to_be_of_no_use(
+    tmp_path: Path, disk: FakeDisk
+) -> None:
+    ours = space(tmp_path, disk)
+    ours.refused(may_spend=False)
+    assert not ours.has_room(64 * MIB)
+    assert ours.state is DiskState.FULL
+    assert ours.has_room(32 * MIB)
+    disk.now += 1
+    assert ours.has_room(64 * MIB)
+
+
+def test_log_says_once_when_a_state_begins_and_when_it_ends(tmp_path: Path, disk: FakeDisk) -> None:
+    ours = space(tmp_path, disk)
+    with capture_logs() as lines:
+        ours.tend()
+        disk.free = 100 * MIB
+        for _ in range(50):
+            disk.now += 1
+            disk.free = 100 * MIB if disk.now % 2 else 20 * MIB
+            ours.tend()
+        disk.free = 0
+        ours.tend()
+        disk.free, disk.now = 800 * MIB, disk.now + 60
+        ours.tend()
+    said = [one["event"] for one in lines]
+    assert said.count(DiskState.SCARCE.value) <= 6, "a state that comes and goes is said seldom"
+    assert said[-2:] == [DiskState.FULL.value, "there is room on the disk again"]
+
+
+def test_reserve_that_cannot_be_made_is_said_in_one_line_and_made_later(
+    tmp_path: Path, disk: FakeDisk
+) -> None:
+    disk.free = 10 * MIB
+    ours = space(tmp_path, disk)
+    with capture_logs() as lines:
+        for _ in range(30):
+            disk.now += 1
+            ours.tend()
+        disk.free = 900 * MIB
+        ours.tend()
+    said = [one["event"] for one in lines if "reserve" in one["event"]]
+    assert said == [
+        "the reserve of the disk cannot be allocated now; this is tried again",
+        "the reserve of the disk is allocated",
+    ]
