@@ -52,6 +52,8 @@ class VirtualMembership:
         self._rng = rng
         self._trace = trace
         self.topology: Topology | None = None
+        #: The topologies that were replaced, oldest first.
+        self.past: list[Topology] = []
         #: Whether data ever moved from one peer to another.
         self.moved_data = False
         self._token: Token = NOTHING
@@ -61,6 +63,15 @@ class VirtualMembership:
         #: Lag of the news, at most.
         self.lag = 300 * MS
         events.after(_SWEEP, self._sweep)
+
+    @property
+    def last(self) -> Topology | None:
+        """The newest topology that was ever stored: what peers know while it is lost."""
+        return max(
+            filter(None, (self.topology, *self.past)),
+            key=lambda topology: topology.epoch,
+            default=None,
+        )
 
     # -- faults
 
@@ -78,6 +89,25 @@ class VirtualMembership:
         """Forget every session at once, as an election does; they are taken again later."""
         for lock in self._locks.values():
             lock.is_held = False
+        self._spread()
+
+    def lose_topology(self) -> None:
+        """Forget the topology, as an empty directory or a wiped Consul does."""
+        self._trace.note(self._events.now, "the topology is lost")
+        self._replace(None)
+
+    def roll_back(self) -> None:
+        """Put an older topology back, as a restored copy does."""
+        older = self._rng.choice(self.past) if self.past else None
+        if older is not None:
+            self._trace.note(self._events.now, f"the topology is {older.epoch} again")
+            self._replace(older)
+
+    def _replace(self, topology: Topology | None) -> None:
+        if self.topology is not None:
+            self.past.append(self.topology)
+        self.topology = topology
+        self._token += 1
         self._spread()
 
     # -- what peers call
@@ -101,6 +131,8 @@ class VirtualMembership:
         self.check(name)
         if token != self._token:
             return False
+        if self.topology is not None and self.topology.formed:
+            self.past.append(self.topology)
         self.topology = topology
         self.moved_data |= topology.change is not None
         self._token += 1

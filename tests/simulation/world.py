@@ -293,6 +293,7 @@ class World:
             not self._running
             and topology is not None
             and topology.change is None
+            and topology.restored is None
             and all(member.synced for member in topology.members)
             and all(
                 node.core is not None and node.core.why_not_ready() is None
@@ -312,8 +313,8 @@ class World:
         )
 
     def is_member(self, node: Node) -> bool:
-        """Whether a peer is in the topology."""
-        topology = self.membership.topology
+        """Whether a peer is in the topology, or in the last one where it is lost."""
+        topology = self.membership.last
         return topology is not None and topology.member(node.name) is not None
 
     def _judge(self) -> list[Violation]:

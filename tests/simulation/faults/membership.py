@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tests.simulation.faults.registry import Undo, kind
 from tests.simulation.faults.schedule import Faults
 
@@ -36,3 +38,33 @@ def election(faults: Faults) -> Undo:
     """Take every lock, as an election does."""
     faults.world.membership.lose_locks()
     return None
+
+
+@kind("lost_topology", share=0.04)
+def lost_topology(faults: Faults) -> Undo:
+    """Let the membership lose the topology, while peers run or are down."""
+    return _damage_topology(faults, faults.world.membership.lose_topology)
+
+
+@kind("old_topology", share=0.04)
+def old_topology(faults: Faults) -> Undo:
+    """Let the membership go back to an older topology, while peers run or are down."""
+    return _damage_topology(faults, faults.world.membership.roll_back)
+
+
+def _damage_topology(faults: Faults, damage: Callable[[], None]) -> Undo:
+    topology = faults.world.membership.topology
+    if topology is None or not topology.formed or topology.restored is not None:
+        return None
+    down = [node for node in faults.world.nodes if faults.rng.random() < 0.5]
+    if faults.rng.random() < 0.5:
+        down = []
+    for node in down:
+        node.kill(power=False)
+    damage()
+
+    def undo() -> None:
+        for node in down:
+            faults.start(node)
+
+    return undo

@@ -27,7 +27,7 @@ class Operator:
         Returns what takes it back, if anything has to.
         """
         topology = self._world.membership.topology
-        if topology is None or not topology.formed:
+        if topology is None or not topology.formed or topology.restored is not None:
             return None
         under_way = ("cancel", "pause", "resume", "rate", "add", "remove", "forget")
         at_rest = ("add", "add", "remove", "replace", "replace", "forget")
@@ -104,8 +104,8 @@ class Operator:
         """Carry out an order at once, as a peer does that is asked to."""
         membership = self._world.membership
         topology = membership.topology
-        if topology is None:
-            return
+        if topology is None or topology.restored is not None:
+            return  # the keeper of a peer refuses orders then
         try:
             wanted = ordered(topology, membership.alive(""), action, peers, rate)
         except DStashError as error:
