@@ -256,13 +256,13 @@ class Holdings:
         # some replicas may have dropped the dead already, and others not yet.
         horizon = self.horizons[partition]
         total = Sum(horizon if until is None else until, until, kind)
-        before = self._changes[partition]
+        before, damaged = self._changes[partition], self.damage.known(partition)
         for number, entries in enumerate(self.slices(partition), 1):
             total.add(entries)
             if len(entries) == self.slice_records:
                 # Requests come first: most of the time is theirs.
                 yield Pause(int(number % _RESTS_AFTER == 0))
-        self.damage.report(total.damaged)
+        self.damage.checked(partition, damaged, total.damaged)
         is_whole = before == self._changes[partition] and horizon == self.horizons[partition]
         if until is None and is_whole:
             self._digests.setdefault(partition, {})[kind] = total.digest()

@@ -99,6 +99,8 @@ class Healer:
                 self._replay(peer)
         if len(self.replica.holdings.damage) and now >= self._mend_after:
             self._mend()
+        if self.replica.holdings.damage.to_check():
+            self._once("check", self._check_again)
         if now >= self._next_compare:
             self._next_compare = now + self._pace.compare_ms
             self.hints.age(now)
@@ -211,6 +213,13 @@ class Healer:
         for _ in range(_SCRUBBED_PER_ROUND):
             self._scrubbed = (self._scrubbed + 1) % PARTITIONS
             yield from self.replica.holdings.scrub(self._scrubbed)
+            yield Pause()
+
+    def _check_again(self) -> Task:
+        """Find damaged records that were too many to be known when they were found first."""
+        damage = self.replica.holdings.damage
+        while partitions := damage.to_check():
+            yield from self.replica.holdings.scrub(partitions[0])
             yield Pause()
 
     def _fill_if_needed(self, view: View) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from dstash.client.refusals import is_because
-from dstash.cluster import changing
+from dstash.cluster import changing, damage
 from dstash.cluster.answering import unpack_partitions
 from dstash.cluster.holdings import HORIZONS_MARK
 from dstash.cluster.membership import Announcement
@@ -285,3 +287,27 @@ def test_refusal_of_one_partition_does_not_keep_the_others_from_healing() -> Non
     joined.peers["c"].holdings.promise(refused, stamp_at(joined.now), joined.now)
     compare_once(joined)
     assert [one for one in names if joined.record("c", one) is None] == [names[0]]
+
+
+def test_more_damaged_records_than_are_kept_in_mind_are_all_mended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(damage, "_KEPT", 10)
+    joined = Joined(pace=live())
+    names = [f"k{number}" for number in range(60)]
+    joined.put(dict.fromkeys(names, 1), "all")
+    for name in names:
+        joined.damage("c", name)
+    holdings = joined.peers["c"].holdings
+    joined.down = {"a", "b"}  # so nothing is mended while all is found
+    joined.peers["c"].healer.repair()
+    for _ in range(200):
+        joined.settle()
+    assert len(holdings.damage) == 10
+    joined.down = set()
+    for _ in range(400):
+        joined.now += 50
+        joined.settle()
+    assert [one for one in range(PARTITIONS) if one in holdings.damage] == []
+    assert [one for one in names if joined.record("c", one) != joined.record("a", one)] == []
+    assert holdings.damage.mended == len(names)
