@@ -27,6 +27,7 @@ from dstash.errors import (
     from_wire,
 )
 from dstash.limits import MAX_KEY_BYTES, MAX_TTL_SECONDS, MAX_VALUE_BYTES
+from dstash.peer.recent_deletes import RecentDeletes
 from dstash.peer.tracing import Notes
 from dstash.store.interface import Merged, Store, Write
 from dstash.store.record import (
@@ -185,6 +186,8 @@ class Commit:
     damaged: list[bytes] = field(default_factory=list)
     #: Set when the disk failed for good: the peer must stop.
     fatal: DStashError | None = None
+    #: What recent deletes found; None to forget it.
+    recent: RecentDeletes | None = None
 
     def run(self, store: Store) -> None:
         """Commit all that can be committed; afterwards every write has its answer."""
@@ -252,6 +255,9 @@ class Commit:
             self.done.append((one.message, next(iter(refusals), None)))
         else:
             self.sizes.append(len(write.entries))
+            if self.recent is not None and isinstance(one.message, Delete):
+                keys = list(map(_KEY, write.entries))
+                self.recent.answer(one.message.version, keys, merged.existed, self.rules.now)
             self.replies.append((one.ticket, _answer(one.message, prepared, merged)))
 
 

@@ -45,6 +45,7 @@ from dstash.peer.history import History, pack_samples
 from dstash.peer.meters import Meters
 from dstash.peer.observer import Observer
 from dstash.peer.reading import Reader
+from dstash.peer.recent_deletes import RecentDeletes
 from dstash.peer.requests import LIMITS, PendingOrder, Reply, Request
 from dstash.peer.tracing import Tracer
 from dstash.store.interface import DiskState, Store
@@ -156,6 +157,7 @@ class PeerCore:
         self._spaces: dict[str, Keyspace] = {}
         self._early = EarlyRequests(settings.max_waiting_bytes)
         self._reader = Reader(self.holdings, self.meters)
+        self._recent_deletes = RecentDeletes()
         self._authority: Authority | None = None
         self._topology_bytes = b""
         self._answers: list[Reply] = []
@@ -289,7 +291,7 @@ class PeerCore:
             self.store.has_room(self.settings.disk_reserve // 2),
             self.store.high_water,
         )
-        return Commit(group, rules)
+        return Commit(group, rules, recent=self._recent_deletes)
 
     def committed(self, commit: Commit, now: int) -> list[Reply]:
         """Take back a commit that was run; returns the acks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -18,13 +19,14 @@ from dstash.errors import (
     Unavailable,
 )
 from dstash.peer.healer import Pace
+from dstash.peer.recent_deletes import RecentDeletes
 from dstash.peer.requests import Reply
 from dstash.store.interface import Store
 from dstash.store.record import build_record, open_record
 from dstash.store.twin import TwinStore
 from dstash.types import Level, Outcome
 from dstash.version import with_touch
-from dstash.wire.envelope import Envelope
+from dstash.wire.envelope import Envelope, decode
 from dstash.wire.messages import Apply, Put, Stored
 from dstash.wire.replication import Hint
 from tests.harness.joined import TYPES, Joined
@@ -181,6 +183,45 @@ class TestFullDisks:
         assert result.outcomes == {"k": Outcome.UNKNOWN}
         applies = [one.message for _, one in cluster.asked if isinstance(one.message, Apply)]
         assert len(applies) > 3, "the item was tried again"
+
+
+class TestDelete:
+    def test_acks_of_the_first_try_are_lost_with_the_connections(self) -> None:
+        cluster = Cluster("mmd")
+        operation = DeleteOperation(
+            cluster.session, cluster.now + 5000, "i", Level.QUORUM, [("k", b"k", b"")]
+        )
+        sends = list(operation.more(cluster.now))
+        sends = [again for send in sends for again in cluster._deliver(operation, send)]
+        cluster.mute.clear()
+        sends += operation.lost("a", cluster.now) + operation.lost("b", cluster.now)
+        assert cluster.run(operation, sends).deleted == 1
+
+    def test_new_route_keeps_what_the_old_one_found(self) -> None:
+        cluster = Cluster("oos")
+        operation = DeleteOperation(
+            cluster.session, cluster.now + 5000, "i", Level.ALL, [("k", b"k", b"")]
+        )
+        for send in operation.more(cluster.now):
+            cluster._deliver(operation, send)
+        while cluster._answers:
+            name, frames = cluster._answers.popleft()
+            operation.receive(name, decode(frames), cluster.now)
+        newer = replace(cluster.topology, epoch=9)
+        cluster.install(newer)
+        cluster.session.install(newer.encode(), list(REPLICAS))
+        cluster.silent.clear()
+        cluster.forget("c", "k")
+        for core in cluster.peers.values():
+            core._recent_deletes = RecentDeletes()  # as after a restart
+        assert cluster.run(operation, operation.lost("c", cluster.now)).deleted == 1
+
+    def test_key_that_was_not_there_is_not_said_to_be(self) -> None:
+        assert Cluster().delete("other").deleted == 0
+
+    def test_second_delete_finds_nothing(self) -> None:
+        cluster = Cluster()
+        assert (cluster.delete("k").deleted, cluster.delete("k").deleted) == (1, 0)
 
 
 def test_unavailable_is_not_said_of_what_one_replica_stored() -> None:

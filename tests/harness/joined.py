@@ -7,7 +7,7 @@ nothing, and what time it is.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from dstash.client.core import Operation
@@ -112,10 +112,13 @@ class Joined:
 
     # -- the client
 
-    def run(self, operation: Operation) -> Any:
-        """Drive a call to its end; time passes only when nothing else can happen."""
-        self._answers = deque()
-        sends: deque[Send] = deque()
+    def run(self, operation: Operation, begun: Iterable[Send] = ()) -> Any:
+        """Drive a call to its end; time passes only when nothing else can happen.
+
+        What answered an earlier call too late is read first, as from a connection. ``begun`` is
+        what the call has sent before.
+        """
+        sends: deque[Send] = deque(begun)
         while not operation.done:
             if operation.hungry:
                 sends.extend(operation.more(self.now))

@@ -98,6 +98,8 @@ class History:
 
     writes: dict[Place, list[Write]] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
+    #: When processes of peers started.
+    starts: list[int] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     counted: list[Counted] = field(default_factory=list)
     #: What went wrong that no call should ever meet.

@@ -108,6 +108,7 @@ class Node:
     def start(self) -> None:
         """Start the process, as the daemon does: lock, topology, and only then requests."""
         self._lives += 1
+        self.world.history.starts.append(self.world.events.now)
         self.has_power = True
         if was_removed(self.store, self.name, self.world.membership.topology):
             self.wipe()  # the daemon sets the old store aside

@@ -1,0 +1,66 @@
+"""What recent deletes found: a delete that is sent again gets the same answer.
+
+A client whose ack was lost sends its delete again, under the same version. The tombstone is there
+by then and hides whether the key was live before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import compress
+from typing import Final
+
+from dstash.version import Version
+
+#: Keys that are remembered, at most, and for how long (milliseconds).
+_MAX_KEYS: Final = 32_768
+_MAX_AGE_MS: Final = 60_000
+
+
+class RecentDeletes:
+    """Keys that were live before recent deletes, by the version of the delete.
+
+    Args:
+        max_keys: how many keys are remembered; the oldest versions are forgotten first.
+        max_age_ms: for how long.
+    """
+
+    def __init__(self, max_keys: int = _MAX_KEYS, max_age_ms: int = _MAX_AGE_MS) -> None:
+        self._max_keys = max_keys
+        self._max_age_ms = max_age_ms
+        #: By version, in the order of time: since when it is known, and its keys.
+        self._found: dict[Version, tuple[int, set[bytes]]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def answer(
+        self, version: Version, storage_keys: Sequence[bytes], existed: bytearray, now: int
+    ) -> None:
+        """Complete the answer to a delete by what it found before, and remember it.
+
+        Args:
+            version: of the delete.
+            storage_keys: of its items.
+            existed: a byte for each: 1 where a live record was there. It is changed in place.
+            now: milliseconds since 1970.
+        """
+        since, known = self._found.get(version, (now, set()))
+        before = len(known)
+        if known:
+            for place, key in enumerate(storage_keys):
+                existed[place] |= key in known
+        known.update(compress(storage_keys, existed))
+        if known:
+            self._found[version] = since, known
+            self._count += len(known) - before
+        self._forget(now)
+
+    def _forget(self, now: int) -> None:
+        while self._found:
+            version, (since, known) = next(iter(self._found.items()))
+            if self._count <= self._max_keys and abs(now - since) <= self._max_age_ms:
+                return
+            self._count -= len(known)
+            del self._found[version]

@@ -1,0 +1,56 @@
+"""Planted fault: a delete that is sent again is answered by the tombstone of its first try."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from unittest import mock
+
+from dstash.client.writes import WriteOperation
+from dstash.peer.commits import Commit
+from dstash.peer.recent_deletes import RecentDeletes
+from dstash.wire.messages import Delete
+from tests.simulation.events import MS
+from tests.simulation.node import Node
+from tests.simulation.planted.registry import plant, planted_conditions
+from tests.simulation.world import World
+
+
+def _forget(*_: object) -> None:
+    return None
+
+
+@plant("deletes-forget", "I6")
+class DeletesForget(World):
+    """Neither peers nor clients remember what the earlier tries of a delete found."""
+
+    _is_muted = False
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed, conditions=planted_conditions(seed, "break", "slow_network"))
+
+    def patches(self) -> Iterable[AbstractContextManager[object]]:
+        """Return the fault."""
+        yield mock.patch.object(RecentDeletes, "answer", _forget)
+        yield mock.patch.object(WriteOperation, "keep_existed", _forget)
+
+    def run_commit(self, node: Node, commit: Commit) -> None:
+        """Lose the acks of some deletes, with the connections."""
+        is_delete = any(isinstance(write.message, Delete) for write in commit.waiting)
+        if is_delete and not self.is_healing and not self._is_muted and self.rng.random() < 0.3:
+            self._is_muted = True
+            for source, target in self._answers():
+                self.network.cut(source, target)
+            self.events.after(10 * MS, self._break)
+        super().run_commit(node, commit)
+
+    def _break(self) -> None:
+        for client in self.clients:
+            for connection in self.network._of(client.name):
+                connection.break_(0)
+        for source, target in self._answers():
+            self.network.heal(source, target)
+        self._is_muted = False
+
+    def _answers(self) -> list[tuple[str, str]]:
+        return [(node.name, client.name) for node in self.nodes for client in self.clients]
