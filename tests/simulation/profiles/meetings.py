@@ -1,0 +1,54 @@
+"""Profiles that let certain faults meet: each alone does little harm."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+from typing import Final
+
+from dstash.peer.healer import Pace
+from tests.simulation.conditions import Conditions
+from tests.simulation.events import MS, SECOND
+from tests.simulation.profiles.registry import profile
+
+#: Tombstones are collected so often that a run sees dozens of horizons.
+_SHORT: Final = Pace(compare_ms=2_000, bury_ms=2_000, bury_lag_ms=500)
+
+_PENDING: Final = "promises about the past do not starve the comparison of replicas"
+
+_CUTS: Final = ("cut_pair", "isolate_one_way", "pause", "storm")
+
+
+@profile("short_grace", share=0.06, pending=_PENDING)
+def short_grace(drawn: Conditions, rng: Random) -> Conditions:
+    """Collect tombstones every two seconds, in long runs."""
+    pause = max(drawn.pause, 200 * MS)
+    return replace(drawn, pace=_SHORT, pause=pause, calls=drawn.calls * 3 // 2)
+
+
+@profile("touch_and_horizon", share=0.03, pending=_PENDING)
+def touch_and_horizon(drawn: Conditions, rng: Random) -> Conditions:
+    """Let touches meet deletes that a replica missed, and horizons between them."""
+    return replace(
+        drawn,
+        pace=_SHORT,
+        keys=rng.choice((1, 3)),
+        mix=(("touch", 40), ("delete", 25), ("put", 25)),
+        faults=(*rng.sample(_CUTS, 2), rng.choice(("kill", "kill_all", "election"))),
+        calm=SECOND,
+        pause=200 * MS,
+    )
+
+
+@profile("restore_and_horizon", share=0.03, pending=_PENDING)
+def restore_and_horizon(drawn: Conditions, rng: Random) -> Conditions:
+    """Restore records that were deleted before the horizon, while replicas are cut off."""
+    return replace(
+        drawn,
+        pace=_SHORT,
+        keys=rng.choice((1, 3)),
+        mix=(("restore", 30), ("delete", 25), ("put", 25), ("record", 20)),
+        faults=(*rng.sample(_CUTS, 2), rng.choice(("kill", "kill_all", "change"))),
+        calm=SECOND,
+        pause=200 * MS,
+    )
