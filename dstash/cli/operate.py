@@ -20,20 +20,27 @@ from dstash.errors import DStashError
 if TYPE_CHECKING:
     from dstash.client.blocking import Client
 
+#: A peer, and what it misses: numbers of keys and of partitions.
+Missing = Mapping[str, Any]
+
 _PAUSE: Final = 0.25
 #: One question of a health check; a peer that hangs must not use up the whole wait.
 _PATIENCE: Final = 2.0
 
 
 def status(ctx: typer.Context) -> None:
-    """Say whether all is well, and show the cluster and what each member holds."""
+    """Say whether all is well, and show the cluster and what each member holds.
+
+    It also says how many keys are known to be missing on a peer. Reads at quorum find these keys,
+    and the other peers bring them to it.
+    """
     run = invocation.of(ctx)
     with run.client() as client:
         facts = client.status()
     if run.as_json:
         output.json_line(facts)
         return
-    output.line(verdict(unhealthy_because(facts)))
+    output.line(verdict(unhealthy_because(facts), facts["missing"]))
     output.line(_summary(facts))
     _show_members(facts["members"])
 
@@ -44,18 +51,24 @@ def health(
         float, typer.Option(metavar="SECONDS", min=0, help="Wait so long for it to be healthy.")
     ] = 0,
 ) -> None:
-    """Say whether all members are alive, synced and answering; exit code 8 if not."""
+    """Say whether all members are alive, synced and answering; exit code 8 if not.
+
+    Keys that a peer still has to get from the others are named, and are no reason for exit code 8:
+    reads and writes at quorum are complete without them.
+    """
     run = invocation.of(ctx)
     deadline = time.monotonic() + wait
     with run.client() as client:
-        while (reasons := _ask(client)) and time.monotonic() < deadline:
+        reasons, missing = _ask(client)
+        while reasons and time.monotonic() < deadline:
             time.sleep(min(_PAUSE, max(0.0, deadline - time.monotonic())))
+            reasons, missing = _ask(client)
     if run.as_json:
-        output.json_line({"healthy": not reasons, "reasons": reasons})
+        output.json_line({"healthy": not reasons, "reasons": reasons, "missing": missing})
     elif not reasons:
-        output.line(verdict(reasons))
+        output.line(verdict(reasons, missing))
     if reasons:
-        raise Unhealthy(verdict(reasons))
+        raise Unhealthy(verdict(reasons, missing))
 
 
 def where(
@@ -88,18 +101,29 @@ def unhealthy_because(facts: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
-def verdict(reasons: Sequence[str]) -> str:
-    """Say in one line whether all is well."""
-    return f"unhealthy: {'; '.join(reasons)}" if reasons else "healthy"
+def verdict(reasons: Sequence[str], missing: Sequence[Missing] = ()) -> str:
+    """Say in one line whether all is well, and what is known to be missing on which peer."""
+    state = f"unhealthy: {'; '.join(reasons)}" if reasons else "healthy"
+    return f"{state}, {', '.join(map(_shortfall, missing))}" if missing else state
 
 
-def _ask(client: Client) -> list[str]:
+def _shortfall(missing: Missing) -> str:
+    keys, partitions = missing["keys"], missing["partitions"]
+    amounts = [f"{keys:,} {'key' if keys == 1 else 'keys'}"] if keys else []
+    if partitions:
+        named = "1 partition" if partitions == 1 else f"{partitions:,} partitions"
+        amounts.append(f"some keys of {named}")
+    return f"{' and '.join(amounts)} still missing on {missing['peer']}"
+
+
+def _ask(client: Client) -> tuple[list[str], list[Missing]]:
     try:
-        return unhealthy_because(client.status(timeout=_PATIENCE))
+        facts = client.status(timeout=_PATIENCE)
     except DStashError as error:
         if error.exit_code == 2:  # a wrong setting will not get better
             raise
-        return [str(error)]
+        return [str(error)], []
+    return unhealthy_because(facts), facts["missing"]
 
 
 def _troubles(member: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -25,6 +26,7 @@ def describe_cluster(view: View, answers: Mapping[str, Mapping[str, Any]]) -> di
         "partitions": topology.partitions,
         "change": None if change is None else describe_change(change),
         "candidates": sorted(view.alive - view.members.keys()),
+        "missing": describe_missing(answers),
         "members": [
             asdict(member)
             | {"state": str(member.state), "alive": member.id in view.alive}
@@ -33,6 +35,26 @@ def describe_cluster(view: View, answers: Mapping[str, Mapping[str, Any]]) -> di
             for member in topology.members
         ],
     }
+
+
+def describe_missing(answers: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what peers are known to miss, from the hints that the others keep for them.
+
+    ``keys`` is how many keys; of further ``partitions`` it is only known that some are missing.
+    """
+    keys: Counter[str] = Counter()
+    partitions: Counter[str] = Counter()
+    for said in answers.values():
+        healing = said.get("healing", {})
+        dirty = healing.get("dirty_partitions", {})
+        for peer, count in healing.get("hints", {}).items():
+            keys[peer] += count - dirty.get(peer, 0)  # each of these counts as a hint, too
+            partitions[peer] = max(partitions[peer], dirty.get(peer, 0))
+    return [
+        {"peer": peer, "keys": keys[peer], "partitions": partitions[peer]}
+        for peer in sorted(keys)
+        if keys[peer] or partitions[peer]
+    ]
 
 
 def describe_change(change: Change) -> dict[str, Any]:

@@ -110,6 +110,10 @@ class Hints:
             for peer in self.waiting()
         }
 
+    def dirty_facts(self) -> dict[str, int]:
+        """Return of how many partitions each peer missed more than hints are kept of."""
+        return {peer: len(partitions) for peer, partitions in self._dirty.items() if partitions}
+
 
 def replay(replica: Replica, hints: Hints, peer: str) -> Replaying:
     """Bring a peer that is back what it missed.

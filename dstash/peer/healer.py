@@ -137,6 +137,7 @@ class Healer:
             "replayed": self.replica.replayed,
             "repair": self.replica.repair.facts(self.replica.healed),
             "hints": self.hints.facts(),
+            "dirty_partitions": self.hints.dirty_facts(),
             "damaged": len(self.replica.holdings.damage),
             "damaged_found": self.replica.holdings.damage.found,
             "damaged_mended": self.replica.holdings.damage.mended,

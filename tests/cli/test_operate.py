@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dstash.cli.operate import unhealthy_because, verdict
+from dstash.client.facts import describe_missing
 from tests.cli.terminal import Terminal
 from tests.harness.devcluster import DevCluster, InProcess
 
@@ -42,6 +43,32 @@ def test_status_begins_with_what_is_wrong() -> None:
     assert verdict(unhealthy_because(facts())) == "healthy"
 
 
+@pytest.mark.parametrize(
+    ("keys", "partitions", "said"),
+    [
+        (61_106, 0, "61,106 keys still missing on peer3"),
+        (1, 0, "1 key still missing on peer3"),
+        (0, 1, "some keys of 1 partition still missing on peer3"),
+        (5, 4096, "5 keys and some keys of 4,096 partitions still missing on peer3"),
+    ],
+)
+def test_verdict_names_keys_that_a_peer_misses(keys: int, partitions: int, said: str) -> None:
+    missing = [{"peer": "peer3", "keys": keys, "partitions": partitions}]
+    assert verdict([], missing) == f"healthy, {said}"
+    reasons = ["peer3 is not alive"]
+    assert verdict(reasons, missing) == f"unhealthy: peer3 is not alive, {said}"
+
+
+def test_missing_keys_are_those_of_all_hints() -> None:
+    said = {
+        "peer1": {"healing": {"hints": {"peer3": 7, "peer2": 0}, "dirty_partitions": {"peer3": 2}}},
+        "peer2": {"healing": {"hints": {"peer3": 4}, "dirty_partitions": {"peer3": 1}}},
+        "peer3": {},
+        "of an earlier version": {"healing": {"hints": {"peer3": 2}}},
+    }
+    assert describe_missing(said) == [{"peer": "peer3", "keys": 10, "partitions": 2}]
+
+
 def test_status(inside: InProcess) -> None:
     status = json.loads(inside.out("-o", "json", "status"))
     assert status["formed"] is True
@@ -73,7 +100,7 @@ def test_a_line_of_status_fits_on_a_narrow_screen(inside: InProcess) -> None:
 
 def test_health(inside: InProcess) -> None:
     assert inside.out("health", "--wait", "30") == "healthy\n"
-    assert inside.out("-o", "json", "health") == '{"healthy":true,"reasons":[]}\n'
+    assert inside.out("-o", "json", "health") == '{"healthy":true,"reasons":[],"missing":[]}\n'
 
 
 def test_where(inside: InProcess) -> None:

@@ -34,6 +34,7 @@ def test_past_the_limit_partitions_are_dirty_and_known_keys_stay() -> None:
     hints.add("b", [storage_key(1, 1), storage_key(4, 1)], NOW)
     assert len(hints) == 3
     assert hints.facts() == {"b": 3, "c": 2}
+    assert hints.dirty_facts() == {"b": 1, "c": 1}
     assert hints.take_dirty("b") == 4
     assert hints.take_dirty("c") == 3
     assert hints.take_dirty("b") is None

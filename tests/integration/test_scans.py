@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,6 +54,9 @@ def test_peer_that_missed_puts_costs_no_key(slow_to_heal: Peers, tmp_path: Path)
     client.batch_put("i", dict.fromkeys(keys, 0)).raise_for_failures()
     peers["c"].start()
     peers["c"].wait_ready()
+    run = dstash(peers, "health")
+    assert run.returncode == 0
+    assert re.fullmatch(r"healthy, some keys of [\d,]+ partitions still missing on c\n", run.stdout)
     assert int(dstash(peers, "--read", "one", "count", "i").stdout) < len(keys) / 2
     run = dstash(peers, "count", "i", "key-1")
     assert (run.returncode, int(run.stdout)) == (0, 111_111)
@@ -97,6 +101,10 @@ def test_peer_that_missed_deletes_brings_no_key_back(slow_to_heal: Peers, tmp_pa
     peers["c"].start()
     peers["c"].wait_ready()
     assert int(dstash(peers, "--read", "one", "count", "i").stdout) > 12_000
+    run = dstash(peers, "--output", "json", "backup", "save", str(tmp_path / "backup"))
+    assert run.returncode == 0, run.stderr
+    saved = json.loads(run.stdout)
+    assert (saved["records"], saved["tombstones"]) == (20_000, 8000)
     run = dstash(peers, "export", "i", str(file))
     assert run.returncode == 0, run.stderr
     assert sorted(exported(file)) == sorted(keys[8000:])
