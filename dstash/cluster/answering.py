@@ -29,8 +29,10 @@ from dstash.wire.replication import (
     BucketsAre,
     CopyIs,
     DigestsAre,
+    FloorReleased,
     HorizonIs,
     Pull,
+    ReleaseFloor,
     SeenIs,
     SetHorizon,
     VersionsAre,
@@ -239,6 +241,13 @@ def floor(holdings: Holdings, question: AskFloor, now: int) -> Answering:
         if len(found) % 16 == 0:
             yield Pause()
     return DigestsAre(b"".join(found), bytes(len(found)), bytes(4 * len(found)), kind=kind)
+
+
+def release(holdings: Holdings, question: ReleaseFloor, now: int) -> Answering:
+    """Take back the promises for a stamp: replicas did not agree on it, and have to be repaired."""
+    yield Pause()
+    released = holdings.release(unpack_partitions(question.partitions), question.stamp)
+    return FloorReleased(pack_partitions(released))
 
 
 def seen(holdings: Holdings, question: AskSeen, now: int) -> Answering:

@@ -6,16 +6,15 @@ the higher one for odd. An idle, equal pair costs 16 bytes a partition.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from dstash.cluster.answering import BUSY, kind_of, pack_partitions, unpack_partitions
+from dstash.cluster.exchange import Exchanging, exchange, exchange_large
 from dstash.cluster.replica import Replica
 from dstash.cluster.syncing import (
     ask,
-    exchange,
-    exchange_large,
     split_digests,
     split_flags,
     split_horizons,
@@ -24,15 +23,20 @@ from dstash.cluster.tasks import Effect, Pause
 from dstash.errors import Busy, ClockSkew, CorruptRecord, DiskFull, DStashError
 from dstash.limits import PARTITIONS
 from dstash.store.digest import DigestKind
+from dstash.version import Stamp
 from dstash.wire.replication import AskDigests, DigestsAre
 
 Comparing = Generator[Effect, Any, None]
+#: What it returns are the partitions of which records have to wait.
+Waiting = Generator[Effect, Any, set[int]]
 
 _BATCH: Final = 512
 #: A partition of more records than this is compared by buckets first.
 _LARGE: Final = 4000
 #: A partition that never rests is compared all the same after this time (milliseconds).
-_OVERDUE_MS: Final = 40_000
+_OVERDUE_MS: Final = 30_000
+#: Pauses (milliseconds) before partitions are compared again whose records had to wait.
+_RETRIES_MS: Final = (1000, 2000, 4000)
 #: Records of small partitions that are compared together.
 _TOGETHER: Final = 20_000
 #: Refusals that concern some records only. The other partitions must not wait for them.
@@ -40,62 +44,107 @@ _REFUSALS: Final = (Busy, ClockSkew, CorruptRecord, DiskFull)
 
 
 def compare_all(replica: Replica) -> Comparing:
-    """Compare every partition with every other live replica of it, once."""
+    """Compare every partition with every other live replica of it, once.
+
+    Partitions with records that had to wait for an agreement on a horizon are compared again soon:
+    whatever the intervals of the two are, neither must keep out the other for good.
+    """
+    _forget_the_gone(replica)
+    waiting: dict[str, set[int]] = {}
     for other in sorted(replica.view().members):
         if other != replica.me and replica.is_alive(other):
-            try:
-                yield from compare_with(replica, other)
-            except DStashError:
-                continue  # it went away, or moved on to another epoch: the next round sees
+            # It may go away, or move on to another epoch: the next round sees.
+            with suppress(DStashError):
+                waiting[other] = yield from compare_with(replica, other)
+    for pause in _RETRIES_MS:
+        waiting = {other: partitions for other, partitions in waiting.items() if partitions}
+        if not waiting:
+            return
+        yield Pause(pause)
+        for other, partitions in waiting.items():
+            shared = [one for one in partitions if _begins_here(replica, other, one)]
+            waiting[other] = set()
+            with suppress(DStashError):
+                waiting[other] = yield from _compare(replica, other, sorted(shared), False)
 
 
-def compare_with(replica: Replica, other: str) -> Comparing:
-    """Compare the partitions shared with one peer, and heal those that differ."""
+def compare_with(replica: Replica, other: str) -> Waiting:
+    """Compare the partitions shared with one peer, and heal those that differ.
+
+    Returns:
+        the partitions of which records have to wait until an agreement on a horizon ends.
+    """
     shared = [
         partition for partition in range(PARTITIONS) if _begins_here(replica, other, partition)
     ]
-    quiet, overdue = _due(replica, shared)
-    for partitions, skip_busy in ((quiet, True), (overdue, False)):
-        for begin in range(0, len(partitions), _BATCH):
-            question = AskDigests(
-                pack_partitions(partitions[begin : begin + _BATCH]),
-                skip_busy,
-                kind=DigestKind.CONTENT,
-            )
-            differing = yield from _differing(replica, other, question)
-            yield from heal(replica, other, differing)
+    replica.differing.keep(other, shared)
+    quiet, overdue = _due(replica, other, shared)
+    waiting = yield from _compare(replica, other, quiet, True)
+    return waiting | (yield from _compare(replica, other, overdue, False))
 
 
-def _due(replica: Replica, partitions: list[int]) -> tuple[list[int], list[int]]:
-    """Return the partitions at rest, and those that never rest and have waited for long."""
+def _compare(replica: Replica, other: str, partitions: Sequence[int], skip_busy: bool) -> Waiting:
+    waiting: set[int] = set()
+    for begin in range(0, len(partitions), _BATCH):
+        question = AskDigests(
+            pack_partitions(partitions[begin : begin + _BATCH]),
+            skip_busy,
+            kind=DigestKind.CONTENT,
+        )
+        differing, horizons = yield from _differing(replica, other, question)
+        waiting |= yield from heal(replica, other, differing, horizons)
+    return waiting
+
+
+def _forget_the_gone(replica: Replica) -> None:
+    """Forget differences with peers that are gone: those are found again when they are back."""
+    for other in replica.differing.others():
+        if other not in replica.view().members or not replica.is_alive(other):
+            replica.differing.keep(other, ())
+
+
+def _due(replica: Replica, other: str, partitions: list[int]) -> tuple[list[int], list[int]]:
+    """Return the partitions at rest, and those that have not been compared for long."""
     holdings, now = replica.holdings, replica.now()
-    busy = {partition for partition in partitions if holdings.is_busy(partition, now)}
-    quiet = [partition for partition in partitions if partition not in busy]
-    overdue = [one for one in sorted(busy) if now - holdings.compared_at[one] > _OVERDUE_MS]
-    return quiet, overdue
+    compared_at = holdings.compared_at(other, now)
+    overdue = [one for one in partitions if now - compared_at[one] > _OVERDUE_MS]
+    quiet = [one for one in partitions if not holdings.is_busy(one, now)]
+    return sorted(set(quiet).difference(overdue)), overdue
 
 
-def heal(replica: Replica, other: str, differing: Iterable[tuple[int, int]]) -> Comparing:
+def heal(
+    replica: Replica,
+    other: str,
+    differing: Iterable[tuple[int, int]],
+    horizons: Mapping[int, Stamp],
+) -> Waiting:
     """Make partitions equal; each comes with the number of records that it holds.
 
-    A partition whose records are refused is left to the next round.
+    Records that are refused are left to the next round, or to a later try of this one.
     """
+    waiting: set[int] = set()
     small: list[int] = []
     weight = 0
     for partition, records in differing:
         if records > _LARGE:
-            with suppress(*_REFUSALS):
-                yield from exchange_large(replica, partition, other)
+            waiting |= yield from _waiting(exchange_large(replica, partition, other, horizons))
             continue
         small.append(partition)
         weight += records
         if weight > _TOGETHER:
-            with suppress(*_REFUSALS):
-                yield from exchange(replica, small, other)
+            waiting |= yield from _waiting(exchange(replica, small, other, horizons))
             small, weight = [], 0
     if small:
-        with suppress(*_REFUSALS):
-            yield from exchange(replica, small, other)
+        waiting |= yield from _waiting(exchange(replica, small, other, horizons))
+    return waiting
+
+
+def _waiting(exchanging: Exchanging) -> Waiting:
+    """Run an exchange; a refusal of some records must not keep other partitions from theirs."""
+    try:
+        return (yield from exchanging).waiting
+    except _REFUSALS:
+        return set()
 
 
 def _begins_here(replica: Replica, other: str, partition: int) -> bool:
@@ -111,8 +160,10 @@ def _begins_here(replica: Replica, other: str, partition: int) -> bool:
 
 def _differing(
     replica: Replica, other: str, question: AskDigests
-) -> Generator[Effect, Any, list[tuple[int, int]]]:
+) -> Generator[Effect, Any, tuple[list[tuple[int, int]], dict[int, Stamp]]]:
+    """Return the partitions that differ, each with its size, and the horizons of the other peer."""
     holdings = replica.holdings
+    compared_at = holdings.compared_at(other, replica.now())
     partitions = unpack_partitions(question.partitions)
     answer = yield from ask(other, question, DigestsAre)
     theirs = split_digests(answer.digests, len(partitions))
@@ -123,8 +174,9 @@ def _differing(
         if flags[place] == BUSY:
             continue
         mine = yield from holdings.digest(partition, kind=kind_of(answer.kind))
-        holdings.compared_at[partition] = replica.now()
+        compared_at[partition] = replica.now()
         replica.compared += 1
+        replica.differing.note(partition, other, replica.now(), differs=mine != digest)
         if mine != digest:
             replica.differed += 1
             there = int.from_bytes(answer.counts[4 * place : 4 * place + 4], "big")
@@ -133,4 +185,4 @@ def _differing(
                 holdings.uneven[partition, other] = max(own, horizons[place])
         if place % 64 == 0:
             yield Pause()
-    return differing
+    return differing, dict(zip(partitions, horizons, strict=False))

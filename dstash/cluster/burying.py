@@ -10,21 +10,22 @@ replica is away, or placement changes, the horizon waits.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from dstash.cluster import answering
-from dstash.cluster.answering import pack_partitions
+from dstash.cluster.answering import pack_partitions, unpack_partitions
 from dstash.cluster.holdings import Entries
 from dstash.cluster.replica import Replica
 from dstash.cluster.syncing import ask, split_digests
-from dstash.cluster.tasks import Effect, Merge, Pause
+from dstash.cluster.tasks import Effect, Merge, Pause, Tell
 from dstash.cluster.view import View
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
 from dstash.store.digest import DigestKind, is_dead_at
 from dstash.store.record import identity_of, is_sound
 from dstash.version import Stamp, stamp_at
-from dstash.wire.replication import AskFloor, DigestsAre, HorizonIs, SetHorizon
+from dstash.wire.replication import AskFloor, DigestsAre, HorizonIs, ReleaseFloor, SetHorizon
 
 Burying = Generator[Effect, Any, None]
 
@@ -96,30 +97,68 @@ def _agree_in_batches(
 
 
 def _agree(replica: Replica, peers: Sequence[str], partitions: list[int], stamp: Stamp) -> Burying:
+    """Set the horizon of those partitions that all replicas hold alike up to a stamp.
+
+    The others are released from their promise at once: until then they cannot be repaired.
+    """
     epoch = replica.view().epoch
     question = AskFloor(pack_partitions(partitions), stamp, DigestKind.WRITES)
+    others = [peer for peer in peers if peer != replica.me]
+    asked: list[str] = []
+    equal: list[int] = []
+    with suppress(DStashError):  # a peer went away: the horizon waits
+        equal = yield from _equal_among(replica, others, question, asked)
+    if replica.view().epoch != epoch:
+        equal = []
+    yield from _release(replica, asked, sorted(set(partitions).difference(equal)), stamp)
+    if equal:
+        yield from _set_horizon(replica, others, SetHorizon(pack_partitions(equal), stamp))
+
+
+def _equal_among(
+    replica: Replica, others: Sequence[str], question: AskFloor, asked: list[str]
+) -> Generator[Effect, Any, list[int]]:
+    """Return the partitions of which this peer and all others gave the same digest.
+
+    Args:
+        asked: takes the peers that may have promised something.
+    """
+    partitions = unpack_partitions(question.partitions)
     mine = yield from answering.floor(replica.holdings, question, replica.wall())
     if not isinstance(mine, DigestsAre):
         raise AssertionError("floor answers with digests")
     equal = dict(zip(partitions, split_digests(mine.digests, len(partitions)), strict=True))
-    others = [peer for peer in peers if peer != replica.me]
     for peer in others:
+        asked.append(peer)
         answer = yield from ask(peer, question, DigestsAre)
         if answer.kind != question.kind:
-            return  # a peer of an earlier version leaves out what was touched: that proves less
+            return []  # a peer of an earlier version leaves out what was touched: it proves less
         digests = split_digests(answer.digests, len(partitions))
         for partition, digest in zip(partitions, digests, strict=True):
             if equal.get(partition) != digest:
                 equal.pop(partition, None)
-    if not equal or replica.view().epoch != epoch:
-        return
-    verdict = SetHorizon(pack_partitions(list(equal)), stamp)
+        if not equal:
+            return []
+    return list(equal)
+
+
+def _release(
+    replica: Replica, asked: Sequence[str], partitions: list[int], stamp: Stamp
+) -> Burying:
+    if partitions:
+        replica.holdings.release(partitions, stamp)
+        for peer in asked:
+            yield Tell(peer, ReleaseFloor(pack_partitions(partitions), stamp))
+
+
+def _set_horizon(replica: Replica, others: Sequence[str], verdict: SetHorizon) -> Burying:
     for peer in others:
         try:
             yield from ask(peer, verdict, HorizonIs)
         except DStashError:
             # The proof holds for the other replicas. This pair is brought to one horizon later.
-            replica.holdings.uneven |= {(partition, peer): stamp for partition in equal}
+            partitions = unpack_partitions(verdict.partitions)
+            replica.holdings.uneven |= {(one, peer): verdict.stamp for one in partitions}
     yield from answering.horizon(replica.holdings, verdict, replica.wall())
 
 

@@ -18,7 +18,6 @@ from typing import Any, Final, NamedTuple
 from dstash.cluster.answering import DAMAGED, kind_of, pack_partitions
 from dstash.cluster.replica import Replica
 from dstash.cluster.syncing import (
-    Throttle,
     ask,
     copy,
     pull_newer,
@@ -28,6 +27,7 @@ from dstash.cluster.syncing import (
     split_horizons,
 )
 from dstash.cluster.tasks import Effect, Merge, Pause, Settle
+from dstash.cluster.throttle import Throttle
 from dstash.errors import DStashError
 from dstash.limits import MIB
 from dstash.store.digest import EMPTY, DigestKind

@@ -11,8 +11,9 @@ from collections.abc import Generator, Iterable
 from itertools import islice
 from typing import Any, Final
 
+from dstash.cluster.exchange import exchange_large
 from dstash.cluster.replica import Replica
-from dstash.cluster.syncing import Entries, exchange_large, push
+from dstash.cluster.syncing import Entries, push
 from dstash.cluster.tasks import Effect, Pause
 from dstash.errors import Busy, DStashError
 
@@ -136,7 +137,9 @@ def replay(replica: Replica, hints: Hints, peer: str) -> Replaying:
     while (partition := hints.take_dirty(peer)) is not None:
         try:
             if replica.is_replica(peer, partition) and replica.is_replica(replica.me, partition):
-                yield from exchange_large(replica, partition, peer)
+                exchanged = yield from exchange_large(replica, partition, peer)
+                if exchanged.refused:
+                    raise Busy(f"{peer} would not take all of partition {partition}")
         except DStashError:
             hints.mark_dirty(peer, partition)
             raise

@@ -71,8 +71,7 @@ class Holdings:
         self._changes = array("Q", bytes(8 * PARTITIONS))
         self._changed_at = array("Q", bytes(8 * PARTITIONS))
         self._pushed_since = self._pushed_at = 0
-        #: When (milliseconds) a partition was last compared with another replica.
-        self.compared_at = array("Q", bytes(8 * PARTITIONS))
+        self._compared_at: dict[str, array[int]] = {}
         self.horizons: array[int] = array("Q")
         kept = store.marked(HORIZONS_MARK)
         self.horizons.frombytes(kept or bytes(8 * PARTITIONS))
@@ -118,6 +117,19 @@ class Holdings:
         # A time that lies ahead was taken before the clock was set back.
         return is_caught_up_with or 0 <= now - self._changed_at[partition] < BUSY_MS
 
+    def compared_at(self, other: str, now: int) -> array[int]:
+        """Return, by partition, when (milliseconds) it was last compared with another replica.
+
+        Those that were not compared yet count as compared when this is first asked.
+        """
+        if other not in self._compared_at:
+            self._compared_at[other] = array("Q", [now]) * PARTITIONS
+        return self._compared_at[other]
+
+    def forget_comparisons(self, other: str) -> None:
+        """Forget when partitions were compared with another peer."""
+        self._compared_at.pop(other, None)
+
     def changes(self, partition: int) -> int:
         """Return a number that grows with each change of a partition."""
         return self._changes[partition]
@@ -144,6 +156,17 @@ class Holdings:
     def has_promised(self, partition: int, stamp: Stamp, now: int) -> bool:
         """Whether a promise for exactly that stamp still holds."""
         return self.promises(now).get(partition) == stamp
+
+    def release(self, partitions: Iterable[int], stamp: Stamp) -> list[int]:
+        """Take back promises for exactly that stamp; returns the partitions that had one."""
+        released = [
+            partition
+            for partition in partitions
+            if self._promises.get(partition, (0, 0))[0] == stamp
+        ]
+        for partition in released:
+            del self._promises[partition]
+        return released
 
     def advance(self, partitions: Iterable[int], stamp: Stamp) -> tuple[bytes, bytes]:
         """Set horizons; returns the mark that keeps them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -95,6 +95,38 @@ class RepairProgress:
         return facts | {"records": moved}
 
 
+class Differing:
+    """Which partitions were found to differ from other replicas, and since when."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, dict[int, int]] = {}
+
+    def note(self, partition: int, other: str, now: int, *, differs: bool) -> None:
+        """Take note of a comparison with another replica."""
+        since = self._since.setdefault(other, {})
+        if differs:
+            since.setdefault(partition, now)
+        else:
+            since.pop(partition, None)
+
+    def keep(self, other: str, partitions: Collection[int]) -> None:
+        """Forget what was found with another peer, but for these partitions."""
+        since = self._since.pop(other, {})
+        kept = set(partitions)
+        self._since[other] = {one: when for one, when in since.items() if one in kept}
+
+    def others(self) -> list[str]:
+        """Return the peers that some partition was compared with."""
+        return list(self._since)
+
+    def facts(self, now: int) -> dict[str, int]:
+        """Return how many partitions differ, and for how long (milliseconds) the first of them."""
+        found = [when for since in self._since.values() for when in since.values()]
+        partitions = {partition for since in self._since.values() for partition in since}
+        longest = max(0, now - min(found)) if found else 0
+        return {"differing": len(partitions), "differing_ms": longest}
+
+
 @dataclass
 class Replica:
     """One peer, as its background tasks see it.
@@ -110,6 +142,7 @@ class Replica:
     wall: Callable[[], int]
     progress: Progress = field(default_factory=Progress)
     repair: RepairProgress = field(default_factory=RepairProgress)
+    differing: Differing = field(default_factory=Differing)
     healed: int = 0
     #: Partitions compared with another replica, those that differed, and keys replayed from hints.
     compared: int = 0

@@ -49,6 +49,7 @@ from dstash.wire.replication import (
     Hint,
     Pull,
     Push,
+    ReleaseFloor,
     SetHorizon,
 )
 from dstash.wire.shapes import Message
@@ -82,7 +83,7 @@ _NEEDED: Final[Mapping[type[Message], frozenset[Role]]] = {
     **dict.fromkeys(
         (
             *(Push, Pull, AskBuckets, AskVersions),
-            *(AskFloor, AskSeen, SetHorizon, AskHistory),
+            *(AskFloor, AskSeen, SetHorizon, ReleaseFloor, AskHistory),
         ),
         _PEERS,
     ),

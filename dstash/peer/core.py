@@ -88,6 +88,7 @@ from dstash.wire.replication import (
     HistoryIs,
     Pull,
     Push,
+    ReleaseFloor,
     SetHorizon,
 )
 from dstash.wire.shapes import Message
@@ -636,6 +637,7 @@ _QUESTIONS: Final[dict[type, Callable[..., Answering]]] = {
     AskFloor: answering.floor,
     AskSeen: answering.seen,
     SetHorizon: answering.horizon,
+    ReleaseFloor: answering.release,
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -17,8 +16,9 @@ from dstash.cluster.remembering import recollect, tell_all
 from dstash.cluster.repairing import repair
 from dstash.cluster.replica import Progress, Replica
 from dstash.cluster.switching import conductor, witness
-from dstash.cluster.syncing import FILLERS, ask
+from dstash.cluster.syncing import ask
 from dstash.cluster.tasks import Pause, Scheduler, Task
+from dstash.cluster.throttle import FILLERS
 from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
 from dstash.errors import DStashError
@@ -76,8 +76,10 @@ class Healer:
         """Take a new view: begin, or stop, filling; look at peers that are back."""
         before, self._view = self._view, view
         if before is None:
-            self.replica.holdings.compared_at = array("Q", [now]) * PARTITIONS
             self._recollect(view)
+        for peer in view.alive - (before or view).alive:
+            # What it missed is brought to it first: to compare would fetch that a second time.
+            self.replica.holdings.forget_comparisons(peer)
         if before is not None and view.alive - before.alive:
             self._next_compare = min(self._next_compare, now + 1000)
         self._forget_old_stores(before, view)
@@ -134,6 +136,7 @@ class Healer:
             "healed_records": self.replica.healed,
             "compared": self.replica.compared,
             "differed": self.replica.differed,
+            **self.replica.differing.facts(now),
             "replayed": self.replica.replayed,
             "repair": self.replica.repair.facts(self.replica.healed),
             "hints": self.hints.facts(),

@@ -55,6 +55,7 @@ _HEALING_GAUGES: Final = (
     ("dstash_filled_bytes", "filled_bytes", "Bytes taken by the filling under way."),
     ("dstash_filling_bytes_per_second", "filling_bytes_per_second", "What it took in a second."),
     ("dstash_filling_left_seconds", "filling_seconds_left", "How long it takes still, about."),
+    ("dstash_unequal_partitions", "differing", "Partitions that differ from another replica."),
     ("dstash_damaged_waiting_records", "damaged", "Damaged records that wait for other replicas."),
 )
 _HEALING_COUNTERS: Final = (
@@ -192,6 +193,8 @@ def _cluster(view: View | None, peer: str) -> Iterator[Metric]:
 def _healing(healing: Mapping[str, Any]) -> Iterator[Metric]:
     for name, key, text in _HEALING_GAUGES:
         yield _gauge(name, text, math.nan if healing[key] is None else healing[key])
+    text = "For how long the first of the unequal partitions has differed."
+    yield _gauge("dstash_unequal_seconds", text, healing["differing_ms"] / 1000)
     for name, key, text in _HEALING_COUNTERS:
         yield CounterMetricFamily(name, text, value=healing[key])
     text = "Keys that another peer missed; a partition to compare counts as one."

@@ -207,6 +207,27 @@ class SeenIs(Message):
 
 
 @message
+class ReleaseFloor(Message):
+    """Takes back the promises for exactly ``stamp``: replicas did not agree on it.
+
+    They need not wait then until the promise expires, to be repaired. Answered by
+    ``FloorReleased``; the sender does not wait for that.
+    """
+
+    KIND = 56
+    partitions: bytes
+    stamp: int
+
+
+@message
+class FloorReleased(Message):
+    """Answers ``ReleaseFloor``: the partitions that had such a promise."""
+
+    KIND = 57
+    partitions: bytes
+
+
+@message
 class AskHistory(Message):
     """Asks for the load of the last minutes, as far as it is newer than a moment (milliseconds)."""
 

@@ -9,9 +9,9 @@ import pytest
 
 from dstash.cluster import answering
 from dstash.cluster.antientropy import compare_with
+from dstash.cluster.exchange import exchange_large
 from dstash.cluster.filling import fill
 from dstash.cluster.holdings import Holdings
-from dstash.cluster.syncing import exchange_large
 from dstash.cluster.tasks import Merge
 from dstash.limits import PARTITIONS
 from dstash.store.digest import DigestKind
@@ -59,6 +59,7 @@ def test_comparison_brings_the_higher_bytes_to_both_replicas(
     cluster = Cluster(joins=False)
     for peer, value in zip("ab", values, strict=True):
         write(cluster, peer, value)
+    cluster.now += 10_000  # the partition is at rest
     # For each pair of replicas, either begins with half of the partitions.
     for peer, other in (("a", "b"), ("b", "a")):
         replica = cluster.peers[peer]

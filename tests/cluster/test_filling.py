@@ -15,8 +15,9 @@ from dstash.cluster.burying import vacate
 from dstash.cluster.filling import _compare, _copy_all, _Filler, sources
 from dstash.cluster.holdings import Holdings
 from dstash.cluster.replica import RECORD_BYTES
-from dstash.cluster.syncing import Throttle, copy, split_horizons
+from dstash.cluster.syncing import copy, split_horizons
 from dstash.cluster.tasks import Merge, Pause
+from dstash.cluster.throttle import Throttle
 from dstash.errors import ProtocolError
 from dstash.limits import MIB
 from dstash.store.record import head, keyspace, partition_of, seal

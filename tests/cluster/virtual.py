@@ -13,7 +13,7 @@ from dstash.cluster.filling import fill
 from dstash.cluster.holdings import Holdings
 from dstash.cluster.membership import Announcement
 from dstash.cluster.replica import Replica
-from dstash.cluster.tasks import Ask, Merge, Pause, Task
+from dstash.cluster.tasks import Ask, Merge, Pause, Task, Tell
 from dstash.cluster.topology import Member, Topology
 from dstash.cluster.view import View
 from dstash.errors import DStashError, Unavailable
@@ -31,6 +31,7 @@ from dstash.wire.replication import (
     AskVersions,
     Pull,
     Push,
+    ReleaseFloor,
     SetHorizon,
 )
 from dstash.wire.shapes import Message
@@ -53,6 +54,7 @@ ANSWERS: dict[type, Callable[..., Any]] = {
     AskBuckets: answering.buckets,
     AskFloor: answering.floor,
     SetHorizon: answering.horizon,
+    ReleaseFloor: answering.release,
     Pull: answering.pull,
     Push: take,
 }
@@ -126,6 +128,8 @@ class Cluster:
                 self.now += effect.milliseconds + (self.late if effect.milliseconds else 0)
             elif isinstance(effect, Ask):
                 reply = self.ask(effect.peer, effect.message)
+            elif isinstance(effect, Tell):
+                self.ask(effect.peer, effect.message)
 
     def ask(self, peer: str, message: Message) -> Any:
         if (peer, type(message)) in self.unanswered:

@@ -246,7 +246,7 @@ class TestAnswers:
         assert peer.store.high_water == newest_stamp(newer)
 
     def test_a_peer_that_begins_is_overdue_with_nothing(self, peer: Peer) -> None:
-        assert set(peer.core.holdings.compared_at) == {peer.now}
+        assert set(peer.core.holdings.compared_at("b", peer.now)) == {peer.now}
 
     def test_while_it_is_pushed_what_it_missed_it_wants_nothing_compared(self, peer: Peer) -> None:
         peer.ask(put(b"k"))
