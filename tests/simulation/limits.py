@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from unittest import mock
 
 from dstash.client import key_lists, page_reads, reads, writes
-from dstash.cluster import answering, syncing
+from dstash.cluster import answering, throttle
 from dstash.peer import commits, lookups, scan_pages
 from tests.simulation.conditions import Conditions
 
@@ -26,6 +26,6 @@ _SMALL = (
 def limits_of(conditions: Conditions) -> Iterable[AbstractContextManager[object]]:
     """Return the patches that give a world its limits."""
     least, most = conditions.page_bytes
-    yield mock.patch.multiple(syncing, _GENTLE_PAGE=least, _GENTLE_LARGEST_PAGE=most)
+    yield mock.patch.multiple(throttle, _GENTLE_PAGE=least, _GENTLE_LARGEST_PAGE=most)
     for module, values in _SMALL if conditions.has_small_limits else ():
         yield mock.patch.multiple(module, **values)
