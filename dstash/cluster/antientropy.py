@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from dstash.cluster.answering import BUSY, kind_of, pack_partitions, unpack_partitions
-from dstash.cluster.exchange import Exchanging, exchange, exchange_large
+from dstash.cluster.exchange import Exchanged, Exchanging, exchange, exchange_large
 from dstash.cluster.replica import Replica
 from dstash.cluster.syncing import (
     ask,
@@ -65,7 +65,7 @@ def compare_all(replica: Replica) -> Comparing:
             shared = [one for one in partitions if _begins_here(replica, other, one)]
             waiting[other] = set()
             with suppress(DStashError):
-                waiting[other] = yield from _compare(replica, other, sorted(shared), False)
+                waiting[other] = (yield from compare(replica, other, sorted(shared))).waiting
 
 
 def compare_with(replica: Replica, other: str) -> Waiting:
@@ -79,12 +79,20 @@ def compare_with(replica: Replica, other: str) -> Waiting:
     ]
     replica.differing.keep(other, shared)
     quiet, overdue = _due(replica, other, shared)
-    waiting = yield from _compare(replica, other, quiet, True)
-    return waiting | (yield from _compare(replica, other, overdue, False))
+    exchanged = yield from compare(replica, other, quiet, skip_busy=True)
+    exchanged.add((yield from compare(replica, other, overdue)))
+    return exchanged.waiting
 
 
-def _compare(replica: Replica, other: str, partitions: Sequence[int], skip_busy: bool) -> Waiting:
-    waiting: set[int] = set()
+def compare(
+    replica: Replica, other: str, partitions: Sequence[int], *, skip_busy: bool = False
+) -> Exchanging:
+    """Compare partitions (ascending) with one peer, and heal those that differ.
+
+    Args:
+        skip_busy: not those that the other peer finds busy.
+    """
+    exchanged = Exchanged()
     for begin in range(0, len(partitions), _BATCH):
         question = AskDigests(
             pack_partitions(partitions[begin : begin + _BATCH]),
@@ -92,8 +100,8 @@ def _compare(replica: Replica, other: str, partitions: Sequence[int], skip_busy:
             kind=DigestKind.CONTENT,
         )
         differing, horizons = yield from _differing(replica, other, question)
-        waiting |= yield from heal(replica, other, differing, horizons)
-    return waiting
+        exchanged.add((yield from heal(replica, other, differing, horizons)))
+    return exchanged
 
 
 def _forget_the_gone(replica: Replica) -> None:
@@ -117,34 +125,36 @@ def heal(
     other: str,
     differing: Iterable[tuple[int, int]],
     horizons: Mapping[int, Stamp],
-) -> Waiting:
+) -> Exchanging:
     """Make partitions equal; each comes with the number of records that it holds.
 
     Records that are refused are left to the next round, or to a later try of this one.
     """
-    waiting: set[int] = set()
+    exchanged = Exchanged()
     small: list[int] = []
     weight = 0
     for partition, records in differing:
         if records > _LARGE:
-            waiting |= yield from _waiting(exchange_large(replica, partition, other, horizons))
+            task = exchange_large(replica, partition, other, horizons)
+            exchanged.add((yield from _refusable(task, [partition])))
             continue
         small.append(partition)
         weight += records
         if weight > _TOGETHER:
-            waiting |= yield from _waiting(exchange(replica, small, other, horizons))
+            task = exchange(replica, small, other, horizons)
+            exchanged.add((yield from _refusable(task, small)))
             small, weight = [], 0
     if small:
-        waiting |= yield from _waiting(exchange(replica, small, other, horizons))
-    return waiting
+        exchanged.add((yield from _refusable(exchange(replica, small, other, horizons), small)))
+    return exchanged
 
 
-def _waiting(exchanging: Exchanging) -> Waiting:
+def _refusable(exchanging: Exchanging, partitions: Iterable[int]) -> Exchanging:
     """Run an exchange; a refusal of some records must not keep other partitions from theirs."""
     try:
-        return (yield from exchanging).waiting
+        return (yield from exchanging)
     except _REFUSALS:
-        return set()
+        return Exchanged(refused=set(partitions))
 
 
 def _begins_here(replica: Replica, other: str, partition: int) -> bool:

@@ -1,8 +1,8 @@
 """Hints: which keys a replica missed while it was away (hinted handoff, after Dynamo).
 
 A hint is only (peer, key): the record is here anyway, for this peer is a replica of it too. Hints
-live in memory, bounded by count; past the bound only the partition is remembered as dirty. What
-is lost with the memory, anti-entropy finds.
+live in memory, bounded by count; past the bound, and after a restart of their holder, only the
+partition is remembered as dirty (see ``hint_marks.py``).
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from collections.abc import Generator, Iterable
 from itertools import islice
 from typing import Any, Final
 
-from dstash.cluster.exchange import exchange_large
+from dstash.cluster.antientropy import compare
+from dstash.cluster.hint_marks import HintMarks
 from dstash.cluster.replica import Replica
 from dstash.cluster.syncing import Entries, push
 from dstash.cluster.tasks import Effect, Pause
 from dstash.errors import Busy, DStashError
+from dstash.store.interface import Store
 
 Replaying = Generator[Effect, Any, None]
 
 _AT_ONCE: Final = 150
+#: Dirty partitions that are compared with one question.
+_DIRTY_AT_ONCE: Final = 64
 
 
 class Hints:
@@ -37,6 +41,8 @@ class Hints:
         #: By peer and partition: what lies together on disk is brought together.
         self._keys: dict[str, dict[int, dict[bytes, int]]] = {}
         self._dirty: dict[str, set[int]] = {}
+        #: What of it survives a restart.
+        self.marks = HintMarks()
 
     def __len__(self) -> int:
         return self._count
@@ -46,6 +52,7 @@ class Hints:
         partitions = self._keys.setdefault(peer, {})
         for storage_key in storage_keys:
             partition = int.from_bytes(storage_key[:2], "big")
+            self.marks.add(peer, partition)
             keys = partitions.get(partition, {})
             if storage_key in keys:
                 keys[storage_key] = now
@@ -83,6 +90,17 @@ class Hints:
         """Drop what is remembered for a peer that is no longer a member."""
         self._count -= sum(map(len, self._keys.pop(peer, {}).values()))
         self._dirty.pop(peer, None)
+        self.marks.keep(peer, ())
+
+    def load(self, store: Store, peers: Iterable[str]) -> None:
+        """Take over what a store has kept since before a restart, of peers that are members."""
+        for peer, partitions in self.marks.load(store, peers).items():
+            for partition in partitions:
+                self.mark_dirty(peer, partition)
+
+    def replayed(self, peer: str) -> None:
+        """Take note that a peer was brought all but what waits for it still."""
+        self.marks.keep(peer, {*self._keys.get(peer, ()), *self._dirty.get(peer, ())})
 
     def take(self, peer: str) -> list[bytes]:
         """Return some keys that a peer missed, in the order of the disk, and forget them."""
@@ -102,6 +120,7 @@ class Hints:
 
     def mark_dirty(self, peer: str, partition: int) -> None:
         """Remember that a peer missed something of a partition."""
+        self.marks.add(peer, partition)
         self._dirty.setdefault(peer, set()).add(partition)
 
     def facts(self) -> dict[str, int]:
@@ -134,15 +153,29 @@ def replay(replica: Replica, hints: Hints, peer: str) -> Replaying:
             hints.add(peer, refused, replica.now())
             raise Busy(f"{peer} would not take {len(refused)} records")
         yield Pause()
-    while (partition := hints.take_dirty(peer)) is not None:
+    while dirty := _take_dirty(hints, peer):
+        shared = [
+            partition
+            for partition in dirty
+            if replica.is_replica(peer, partition) and replica.is_replica(replica.me, partition)
+        ]
         try:
-            if replica.is_replica(peer, partition) and replica.is_replica(replica.me, partition):
-                exchanged = yield from exchange_large(replica, partition, peer)
-                if exchanged.refused:
-                    raise Busy(f"{peer} would not take all of partition {partition}")
+            exchanged = yield from compare(replica, peer, shared)
         except DStashError:
-            hints.mark_dirty(peer, partition)
+            _mark_dirty(hints, peer, dirty)
             raise
+        if exchanged.refused:
+            _mark_dirty(hints, peer, exchanged.refused)
+            raise Busy(f"{peer} would not take all of {len(exchanged.refused)} partitions")
+
+
+def _take_dirty(hints: Hints, peer: str) -> list[int]:
+    return sorted(islice(iter(lambda: hints.take_dirty(peer), None), _DIRTY_AT_ONCE))
+
+
+def _mark_dirty(hints: Hints, peer: str, partitions: Iterable[int]) -> None:
+    for partition in partitions:
+        hints.mark_dirty(peer, partition)
 
 
 def _records(replica: Replica, peer: str, storage_keys: Iterable[bytes]) -> Entries:

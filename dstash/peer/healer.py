@@ -30,6 +30,8 @@ Proposal = Callable[[Topology], Topology | None]
 
 #: How long (milliseconds) a peer is left alone that would not take its hints.
 _REPLAY_PAUSE_MS: Final = 1000
+#: How long (milliseconds) the next try waits to store which partitions hints are kept of.
+_SAVE_PAUSE_MS: Final = 1000
 #: How long (milliseconds) damage is left that the other replicas could not help with.
 _MEND_PAUSE_MS: Final = 1000
 #: Each round of comparison reads so many partitions anew and checks every record: in an hour all.
@@ -71,12 +73,15 @@ class Healer:
         self._scrubbed = 0
         self._replay_after: dict[str, int] = {}
         self._mend_after = 0
+        self._save_after = 0
 
     def install(self, view: View, now: int) -> None:
         """Take a new view: begin, or stop, filling; look at peers that are back."""
         before, self._view = self._view, view
         if before is None:
             self._recollect(view)
+            others = sorted(view.members.keys() - {self.replica.me})
+            self.hints.load(self.replica.holdings.store, others)
         for peer in view.alive - (before or view).alive:
             # What it missed is brought to it first: to compare would fetch that a second time.
             self.replica.holdings.forget_comparisons(peer)
@@ -96,6 +101,8 @@ class Healer:
         view = self._view
         if view is None or self.replica.me not in view.members:
             return
+        if self.hints.marks.has_unsaved and now >= self._save_after:
+            self._save_hints()
         for peer in self.hints.waiting():
             if peer in view.alive and now >= self._replay_after.get(peer, 0):
                 self._replay(peer)
@@ -152,12 +159,24 @@ class Healer:
         """Replay hints; a peer that refuses them is left alone for a while, not asked at once."""
 
         def ended(result: Any, failure: DStashError | None) -> None:
-            if failure is not None:
+            if failure is None:
+                self.hints.replayed(peer)
+            else:
                 self._replay_after[peer] = self.replica.now() + _REPLAY_PAUSE_MS
 
         name = f"hints:{peer}"
         if not self._scheduler.running(name):
             self._scheduler.spawn(name, replay(self.replica, self.hints, peer), ended)
+
+    def _save_hints(self) -> None:
+        """Have the partitions of hints survive a restart, as far as the disk takes them."""
+
+        def ended(result: Any, failure: DStashError | None) -> None:
+            if failure is not None:
+                self._save_after = self.replica.now() + _SAVE_PAUSE_MS
+
+        if not self._scheduler.running("save hints"):
+            self._scheduler.spawn("save hints", self.hints.marks.save(), ended)
 
     def _mend(self) -> None:
 

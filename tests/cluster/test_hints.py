@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dstash.cluster.hints import Hints
+from dstash.cluster.tasks import Merge
+from dstash.errors import DiskFull
+from dstash.store.twin import TwinStore
 
 NOW = 1_700_000_000_000
 AGE = 60_000
@@ -50,3 +55,75 @@ def test_what_is_old_becomes_a_dirty_partition() -> None:
     assert hints.take_dirty("b") == 1
     assert hints.take_dirty("b") is None
     assert hints.take("b") == [storage_key(1, 2), storage_key(2, 1)]
+
+
+class TestMarks:
+    """Of what survives a restart: the partitions that hints are kept of."""
+
+    def saved(self, hints: Hints) -> dict[bytes, bytes]:
+        """Return the marks that are to be committed, by name."""
+        marks: dict[bytes, bytes] = {}
+        for effect in hints.marks.save():
+            assert isinstance(effect, Merge)
+            marks |= dict(effect.marks)
+        return marks
+
+    def loaded(self, marks: dict[bytes, bytes], *peers: str) -> Hints:
+        """Return hints after a restart."""
+        store = TwinStore()
+        store.marks = marks
+        hints = Hints(100, AGE)
+        hints.load(store, peers)
+        return hints
+
+    def test_partitions_of_hints_are_dirty_after_a_restart(self) -> None:
+        hints = Hints(2, AGE)
+        hints.add("b", [storage_key(0, 1), storage_key(4095, 1), storage_key(7, 1)], NOW)
+        hints.add("c", [storage_key(1, 1)], NOW)
+        marks = self.saved(hints)
+        assert {len(content) for content in marks.values()} == {512}
+        assert self.loaded(marks, "b", "c").dirty_facts() == {"b": 3, "c": 1}
+        assert self.loaded(marks, "b").dirty_facts() == {"b": 3}
+
+    def test_another_hint_of_a_partition_changes_nothing_on_disk(self) -> None:
+        hints = Hints(10, AGE)
+        hints.add("b", [storage_key(1, 1)], NOW)
+        assert self.saved(hints)
+        hints.add("b", [storage_key(1, 2)], NOW)
+        assert not hints.marks.has_unsaved
+        assert not self.loaded(self.saved(hints), "b").marks.has_unsaved
+
+    def test_what_was_replayed_is_forgotten_and_what_waits_is_not(self) -> None:
+        hints = Hints(10, AGE)
+        hints.add("b", [storage_key(1, 1), storage_key(2, 1)], NOW)
+        marks = self.saved(hints)
+        hints.take("b")
+        hints.add("b", [storage_key(2, 2)], NOW)  # while the others were on their way
+        hints.replayed("b")
+        marks |= self.saved(hints)
+        assert self.loaded(marks, "b").take_dirty("b") == 2
+        hints.take("b")
+        hints.replayed("b")
+        marks |= self.saved(hints)
+        assert self.loaded(marks, "b").waiting() == []
+
+    def test_peer_that_left_is_forgotten(self) -> None:
+        hints = Hints(10, AGE)
+        hints.add("b", [storage_key(1, 1)], NOW)
+        marks = self.saved(hints)
+        hints.forget("b")
+        marks |= self.saved(hints)
+        assert set(marks.values()) == {b""}
+
+    def test_marks_that_could_not_be_stored_are_stored_later(self) -> None:
+        hints = Hints(10, AGE)
+        hints.add("b", [storage_key(1, 1)], NOW)
+        saving = hints.marks.save()
+        next(saving)
+        with pytest.raises(DiskFull):
+            saving.throw(DiskFull("the disk is full"))
+        assert hints.marks.has_unsaved
+        assert self.loaded(self.saved(hints), "b").dirty_facts() == {"b": 1}
+
+    def test_bitmap_of_another_length_is_ignored(self) -> None:
+        assert self.loaded({b"hints:b": b"\xff" * 7}, "b").waiting() == []

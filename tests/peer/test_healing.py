@@ -70,6 +70,31 @@ def test_a_hint_that_is_refused_is_kept_and_told_again_after_a_pause() -> None:
     assert keeps_hints(joined) == 0
 
 
+def test_hints_survive_a_restart_of_their_holder() -> None:
+    joined = Joined(pace=live())
+    joined.down = {"c"}
+    joined.put({f"k{number}": number for number in range(20)})
+    joined.settle()
+    assert keeps_hints(joined) == 20
+    holder = next(name for name, core in joined.peers.items() if len(core.hints))
+    restarted = PeerCore(Settings(holder, "c", pace=live()), joined.stores[holder], joined.now)
+    restarted.not_ready = None
+    joined.peers[holder] = restarted
+    joined.install(joined.topology, holder)
+    assert restarted.hints.waiting() == ["c"]
+    joined.down = set()
+    for _ in range(30):
+        joined.now += 500
+        joined.settle()
+    for number in range(20):
+        assert joined.record("c", f"k{number}") == joined.record(holder, f"k{number}")
+    assert restarted.hints.waiting() == []
+    again = PeerCore(Settings(holder, "c", pace=live()), joined.stores[holder], joined.now)
+    joined.peers[holder] = again
+    joined.install(joined.topology, holder)
+    assert again.hints.waiting() == []
+
+
 def test_hints_past_the_bound_make_a_partition_dirty_and_that_heals_too() -> None:
     joined = Joined(pace=live(), hint_limit=3)
     joined.down = {"c"}
