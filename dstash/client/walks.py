@@ -15,19 +15,22 @@ in doubt: their keys are listed by enough replicas, and each listed key is looke
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from dstash.client.core import Operation
 from dstash.client.drafts import Confirmed, Doubt, Draft, Position, Query
 from dstash.client.key_lists import KeyListOperation, Listed
-from dstash.client.page_reads import PageOperation
+from dstash.client.page_reads import PAGE_BYTES, PAGE_KEYS, PageOperation
 from dstash.client.reads import ExistsOperation, LookupOperation
 from dstash.client.session import Session
-from dstash.store.record import partition_of
+from dstash.store.record import Record, partition_of
 from dstash.wire import codec
 from dstash.wire.keys import Key, decode_key
-from dstash.wire.messages import Count, Scan, ScanKeys
+from dstash.wire.messages import Count, Scan, ScanKeys, Values
+
+#: Keys in doubt whose values are looked up together, as long as their size is not known.
+_FIRST_KEYS: Final = 16
 
 #: How long (milliseconds) a page that was read ahead may wait until the caller wants it.
 _AHEAD_MS: Final = 1000
@@ -41,8 +44,6 @@ class Walk(ABC, Generic[T]):
     """One scan; ``done`` says that all of it was delivered."""
 
     request: ClassVar[Request]
-    #: What looks up the keys on which replicas differ.
-    lookup: ClassVar[type[LookupOperation]] = ExistsOperation
 
     def __init__(self, query: Query) -> None:
         self.query = query
@@ -50,6 +51,7 @@ class Walk(ABC, Generic[T]):
         self._ahead: Draft | None = None
         self._doubt: Doubt | None = None
         self._candidates: list[Key] = []
+        self._looked_up: list[Key] = []
         self._pages = 0
 
     @property
@@ -66,8 +68,7 @@ class Walk(ABC, Generic[T]):
         """Return the operation whose result ``take`` needs next."""
         query = self.query
         if self._candidates:
-            keys = self._candidates
-            return self.lookup(session, deadline, query.index, keys, query.level, query.decode)
+            return self._look_up(session, deadline)
         if self._doubt is not None:
             return KeyListOperation(session, deadline, query, self._doubt)
         ahead = self._ahead
@@ -88,8 +89,13 @@ class Walk(ABC, Generic[T]):
         if isinstance(result, Listed):
             self._doubt, self._candidates = result.rest, result.keys
             return None if result.keys else []
-        self._candidates = []
+        self._candidates = self._candidates[len(self._looked_up) :]
         return self._of_found(result)
+
+    def _look_up(self, session: Session, deadline: int) -> LookupOperation:
+        query, keys = self.query, self._candidates
+        self._looked_up = keys
+        return ExistsOperation(session, deadline, query.index, keys, query.level, query.decode)
 
     @abstractmethod
     def _of_page(self, confirmed: Confirmed) -> list[T]:
@@ -100,11 +106,31 @@ class Walk(ABC, Generic[T]):
         """Return what a look-up of keys in doubt has found."""
 
 
+class _WeighedLookup(LookupOperation):
+    """A look-up that knows how many bytes it found."""
+
+    weight = 0
+
+    def deliver(self, keys: Sequence[Key], values: Values) -> None:
+        """Take the answer to a look-up of ``keys``."""
+        self.weight += len(values.values)
+        super().deliver(keys, values)
+
+    def deliver_record(self, key: Key, record: Record) -> None:
+        """Take a winner that is live."""
+        self.weight += len(record.payload)
+        super().deliver_record(key, record)
+
+
 class ItemsWalk(Walk[tuple[Key, Any]]):
     """A scan for keys and values."""
 
     request = Scan
-    lookup = LookupOperation
+
+    def __init__(self, query: Query) -> None:
+        super().__init__(query)
+        self._at_once = _FIRST_KEYS
+        self._lookup: _WeighedLookup | None = None
 
     def _of_page(self, confirmed: Confirmed) -> list[tuple[Key, Any]]:
         page = confirmed.draft.page
@@ -116,7 +142,19 @@ class ItemsWalk(Walk[tuple[Key, Any]]):
             pairs = ((key, value) for key, value in pairs if partition_of(key) not in doubtful)
         return [(decode_key(key), value) for key, value in pairs]
 
+    def _look_up(self, session: Session, deadline: int) -> LookupOperation:
+        query, keys = self.query, self._candidates[: self._at_once]
+        self._looked_up = keys
+        self._lookup = _WeighedLookup(
+            session, deadline, query.index, keys, query.level, query.decode
+        )
+        return self._lookup
+
     def _of_found(self, found: dict[Key, Any]) -> list[tuple[Key, Any]]:
+        if self._lookup is not None and found:
+            mean = max(1, self._lookup.weight // len(found))
+            # Values are in memory until the caller has taken them.
+            self._at_once = min(PAGE_KEYS, 8 * self._at_once, max(1, PAGE_BYTES // mean))
         return list(found.items())
 
 

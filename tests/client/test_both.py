@@ -188,3 +188,20 @@ def test_nobody_there() -> None:
         with pytest.raises(NoPeers):
             client.batch_put("i", {"key": 1})
         client.close()
+
+
+@pytest.mark.parametrize("read", ["one", "quorum", "all", None])
+def test_scans_take_a_read_level(client: Any, index: str, read: str | None) -> None:
+    entries = {f"key-{number}": number for number in range(3000)}
+    client.batch_put(index, entries, write="all").raise_for_failures()
+    assert dict(client.items(index, read=read)) == entries
+    assert sorted(client.keys(index, "key-1", read=read)) == sorted(
+        key for key in entries if key.startswith("key-1")
+    )
+    assert client.count(index, read=read) == len(entries)
+    assert client.index(index).count(read=read) == len(entries)
+
+
+def test_scan_refuses_a_level_that_does_not_exist(client: Any, index: str) -> None:
+    with pytest.raises(UsageError, match="'most' is not one of one"):
+        client.count(index, read="most")

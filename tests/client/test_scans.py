@@ -12,6 +12,7 @@ import pytest
 
 from dstash.client import key_lists, page_reads
 from dstash.client.drafts import Query
+from dstash.client.reads import LookupOperation
 from dstash.client.walks import walk_for
 from dstash.cluster.topology import Topology
 from dstash.errors import CorruptRecord, ProtocolError, TimedOut, Unavailable
@@ -173,6 +174,26 @@ def test_replica_with_nothing_is_made_up_for(request_: Any, empty: str, small_pa
     joined.put(KEYS, "all")
     joined.stores[empty].records.clear()
     assert seen(joined, request_) == wanted(request_, KEYS)
+
+
+def test_large_values_in_doubt_are_looked_up_a_few_at_a_time() -> None:
+    joined = Joined()
+    values = {f"k{number}": bytes([number]) * 300_000 for number in range(60)}
+    joined.silent = {"c"}
+    joined.put(values)
+    joined.silent = set()
+    walk = walk_for(Scan, Query("i", b"", Level.QUORUM, TYPES.decode_array))
+    found: dict[Any, Any] = {}
+    sizes: list[int] = []
+    while not walk.done:
+        operation = walk.operation(joined.session, joined.now + 5000)
+        part = walk.take(joined.run(operation)) or []
+        found.update(part)
+        if isinstance(operation, LookupOperation):
+            sizes.append(len(part))
+    assert found == values
+    assert max(sizes[:1]) <= 16
+    assert max(sizes[1:]) == 6, "as many as fit into the bytes of a page"
 
 
 class TestFailures:
