@@ -1,17 +1,22 @@
 """Membership in a directory, for peers of one machine; no server is needed.
 
-In ``<directory>/<cluster>/`` lie ``topology.lmdb``, one lock file a peer under ``peers``, its
+In ``<directory>/<cluster>/`` lie ``topology.json``, one lock file a peer under ``peers``, its
 content the announcement, and the named locks under ``locks``. The kernel frees the locks of a
 process that dies, so a peer's death is seen at the next look.
+
+The directory may be deleted, moved away or replaced while peers run. An announced peer compares its
+lock file with the one at the path at each look; when they differ, it makes the directory again and
+takes its lock there.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,8 +30,11 @@ from dstash.cluster.names import safe_name
 from dstash.cluster.topology import Topology
 from dstash.errors import MembershipError, MembershipUnreachable, PeerIdInUse
 from dstash.store.directory import network_kind
+from dstash.store.legacy_topology import read_legacy_topology
 
 _POLL: Final = 0.1
+#: Where earlier versions kept the topology.
+_LEGACY: Final = "topology.lmdb"
 _HALF_WRITTEN_TRIES: Final = 5
 _HALF_WRITTEN_PAUSE: Final = 0.002
 
@@ -43,28 +51,30 @@ class LocalMembership:
     Args:
         directory: made when missing, shared by all peers of the cluster.
         cluster: name of the cluster.
+        patient: open it although the directory cannot be used now; it may be usable later.
 
     Raises:
         MembershipError: the directory cannot be used.
     """
 
-    def __init__(self, directory: Path, cluster: str) -> None:
+    def __init__(self, directory: Path, cluster: str, *, patient: bool = False) -> None:
         self.cluster = cluster
-        home = directory / safe_name(cluster)
-        self._peers, self._locks = home / "peers", home / "locks"
+        self._home = directory / safe_name(cluster)
+        self._peers, self._locks = self._home / "peers", self._home / "locks"
+        self._topology = TopologyFile(self._home)
         try:
-            for folder in (self._peers, self._locks):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_directory()
         except OSError as error:
-            raise MembershipError(f"cannot use {directory}: {error.strerror}") from None
+            if not patient:
+                raise MembershipError(f"cannot use {directory}: {error.strerror}") from None
         if kind := network_kind(directory):
             raise MembershipError(
                 f"{directory} is on a network file system ({kind}); "
                 "the local membership is for one machine, use Consul for several"
             )
-        self._topology = TopologyFile.open(home / "topology.lmdb")
-        self._mutex = threading.Lock()  # guards the three that follow
+        self._mutex = threading.Lock()  # guards the four that follow
         self._peer: str | None = None
+        self._announcement: Announcement | None = None
         self._held: LockFile | None = None
         self._named: dict[str, LockFile] = {}
         self._seen: _Look | None = None
@@ -88,9 +98,11 @@ class LocalMembership:
             if self._peer not in (None, announcement.peer):
                 raise MembershipError(f"announced as {self._peer!r} already: resign first")
             if self._held is None:
+                self._make_directory()
                 self._held, self._peer = _take(path, announcement.peer), announcement.peer
                 _log.info("announced", peer=announcement.peer)
             self._held.write(encode(announcement))
+            self._announcement = announcement
 
     def is_announced(self) -> bool:
         """See ``Membership.is_announced``."""
@@ -133,22 +145,18 @@ class LocalMembership:
     def resign(self) -> None:
         """See ``Membership.resign``."""
         with self._mutex:
-            for lock in self._named.values():
-                lock.release()
-            self._named.clear()
+            self._release_named()
             if self._held is not None:
                 self._held.release()
                 _log.info("resigned", peer=self._peer)
-            self._held = self._peer = None
+            self._held = self._peer = self._announcement = None
 
     def close(self) -> None:
         """See ``Membership.close``."""
         self.resign()
         with self._mutex:
-            was_closed, self._is_closed = self._is_closed, True
+            self._is_closed = True
         self._woken.set()
-        if not was_closed:
-            self._topology.close()
 
     def _wait_for_change(self, deadline: float) -> bool:
         while not self._has_changed():
@@ -162,10 +170,60 @@ class LocalMembership:
 
     def _has_changed(self) -> bool:
         with self._usable():
+            self._keep_lock()
             seen = self._topology.token(), self._alive()
         is_changed = seen != self._seen
         self._seen = seen
         return is_changed
+
+    def _make_directory(self) -> None:
+        for folder in (self._peers, self._locks):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self._home, self._peers, self._locks):
+            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        legacy = self._home / _LEGACY
+        if not self._topology.path.exists() and legacy.exists():
+            self._take_over(legacy)
+
+    def _take_over(self, legacy: Path) -> None:
+        """Store the topology that an earlier version has left, and set its file aside."""
+        encoded = read_legacy_topology(legacy)
+        if encoded is not None:
+            self._topology.create(encoded)
+        aside = legacy.with_name(f"{_LEGACY}.{'unreadable' if encoded is None else 'taken-over'}")
+        with suppress(FileNotFoundError):  # another process was faster
+            legacy.rename(aside)
+        _log.info("topology of an earlier version", file=str(aside), found=encoded is not None)
+
+    def _keep_lock(self) -> None:
+        """Take the lock again where the path leads now, when that is not where it was taken.
+
+        Raises:
+            PeerIdInUse: another process has it there.
+        """
+        with self._mutex:
+            held, announcement = self._held, self._announcement
+            if held is None or announcement is None:
+                return
+            path = self._peers / safe_name(announcement.peer)
+            if held.is_at(path):
+                return
+            self._make_directory()
+            taken = _take(path, announcement.peer)
+            taken.write(encode(announcement))
+            self._held = taken
+            held.release()
+            self._release_named()
+            _log.warning(
+                "the directory of the membership was deleted, moved or replaced; announced again",
+                directory=str(self._home),
+            )
+
+    def _release_named(self) -> None:
+        for lock in self._named.values():
+            lock.release()
+        self._named.clear()
 
     def _alive(self) -> dict[str, Announcement]:
         found = (_read(entry.path) for entry in os.scandir(self._peers))

@@ -29,13 +29,19 @@ class LockFile:
         self._handle = handle
 
     @classmethod
-    def take(cls, path: Path, patience: float = 0.0) -> LockFile | None:
+    def take(
+        cls, path: Path | str, patience: float = 0.0, directory: int | None = None
+    ) -> LockFile | None:
         """Lock a file, made when missing; None when it is held for ``patience`` seconds more.
+
+        Args:
+            directory: an open directory that a relative path begins in.
 
         Raises:
             OSError: it cannot be opened or locked.
         """
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        handle = os.open(path, flags, 0o600, dir_fd=directory)
         try:
             if _retry(lambda: _try(handle, fcntl.LOCK_EX), patience):
                 return cls(handle)
@@ -49,6 +55,15 @@ class LockFile:
         """Replace the content. A reader may meet the first part of it, never a mixture."""
         os.ftruncate(self._handle, 0)
         os.pwrite(self._handle, content, 0)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether the file at ``path`` is this one, and not another or none."""
+        try:
+            there = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        mine = os.fstat(self._handle)
+        return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 
     def release(self) -> None:
         """Let go. The file stays."""

@@ -1,138 +1,160 @@
-"""The topology of a local cluster: one value in an LMDB file, changed by compare-and-set."""
+"""The topology of a local cluster: one value in a small file, changed by compare-and-set.
+
+A write makes a new file, syncs it, and renames it over the old one, so that a reader sees one or
+the other as a whole. The first line holds a checksum of what follows, the topology as JSON. The
+file is never mapped: when it is cut off, reading it gives an error, not SIGBUS.
+"""
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import lmdb
+from xxhash import xxh3_64_intdigest
 
 from dstash.cluster.local_lock import LockFile
 from dstash.cluster.membership import NOTHING, Stored, Token
 from dstash.cluster.topology import Topology
 from dstash.errors import MembershipError, MembershipUnreachable, ProtocolError
-from dstash.limits import MIB
 
-_KEY: Final = b"topology"
-_TOKEN_BYTES: Final = 8
+NAME: Final = "topology.json"
+_NEW: Final = "topology.new"
+_LOCK: Final = "topology.writing"
+_MARK: Final = b"dstash-topology 1 "
 #: A topology takes some hundred bytes a member.
-_MAP_SIZE: Final = 64 * MIB
-_MAX_READERS: Final = 1024
+_FILE_BYTES: Final = 64 * 1024 * 1024
 #: A writer that is stopped in the middle holds up the others for this long at most, in seconds.
 _WRITE_PATIENCE: Final = 5.0
 
+#: What tells one state of the file from another without reading it.
+_Facts = tuple[int, int, int, int]
+
 
 class TopologyFile:
-    """One file, open once in this process however many use it. Thread-safe.
+    """The file in one directory. Thread-safe; several processes may use it at once.
 
-    LMDB locks a file for the whole process, and loses the locks when a second handle is closed;
-    so ``open`` hands out one object for each file, and ``close`` counts. In the child of a fork
-    the file cannot be used, nor opened again.
+    Methods may raise ``OSError`` when the directory cannot be used.
     """
 
-    _opened: dict[str, TopologyFile] = {}  # noqa: RUF012 - shared on purpose
-    _opening = threading.Lock()
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._key = os.path.realpath(path)
-        self._process = os.getpid()
-        self._users = 0
-        self._mutex = threading.Lock()  # nobody may be inside while the environment closes
-        self._environment = lmdb.open(
-            os.fspath(path),
-            subdir=False,
-            map_size=_MAP_SIZE,
-            max_readers=_MAX_READERS,
-            mode=0o600,
-        )
-        self._environment.reader_check()
-
-    @classmethod
-    def open(cls, path: Path) -> TopologyFile:
-        """Open a file, made when missing. Each ``open`` is followed by one ``close``.
-
-        Raises:
-            MembershipError: it cannot be opened.
-        """
-        key = os.path.realpath(path)
-        with cls._opening:
-            try:
-                found = cls._opened.get(key) or cls._opened.setdefault(key, cls(path))
-            except lmdb.Error as error:
-                raise MembershipError(f"cannot open the topology: {error}") from None
-            found._check_process()
-            found._users += 1
-            return found
-
-    def close(self) -> None:
-        """Close the file, if this was the last user."""
-        with self._opening:
-            self._users -= 1
-            if self._users == 0 and self._process == os.getpid():
-                with self._mutex:
-                    del self._opened[self._key]
-                    self._environment.close()
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / NAME
+        self._directory = directory
+        self._seen: tuple[_Facts, Token] | None = None
 
     def read(self) -> Stored:
-        """Return what is stored. ``MembershipError`` when it is no topology."""
-        with self._transaction(write=False) as transaction:
-            token, encoded = _parse(transaction.get(_KEY))
-        if token == NOTHING:
+        """Return what is stored; ``damage`` says when it is not what was written.
+
+        Raises:
+            MembershipError: what was written is no topology that this version knows.
+        """
+        content = self._content(self.path)
+        if content is None:
             return Stored(None, NOTHING)
+        token = _token(content)
+        body = _body(content)
+        if body is None:
+            return Stored(None, token, f"{self.path} is damaged")
         try:
-            return Stored(Topology.decode(encoded), token)
+            return Stored(Topology.decode(body), token)
         except ProtocolError as error:
-            raise MembershipError(f"{self._path}: {error}") from None
+            raise MembershipError(f"{self.path}: {error}") from None
 
     def token(self) -> Token:
         """Return the token of what is stored."""
-        with self._transaction(write=False) as transaction:
-            return _parse(transaction.get(_KEY))[0]
+        try:
+            facts = os.stat(self.path)
+        except FileNotFoundError:
+            return NOTHING
+        state = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        seen = self._seen
+        if seen is None or seen[0] != state:
+            content = self._content(self.path)
+            seen = (state, NOTHING if content is None else _token(content))
+            self._seen = seen
+        return seen[1]
 
     def compare_and_set(self, topology: Topology, token: Token) -> bool:
-        """Store ``topology`` if what is stored has ``token``; whether it was stored."""
-        encoded = topology.encode()
-        with self._write_lock(), self._transaction(write=True) as transaction:
-            if _parse(transaction.get(_KEY))[0] != token:
+        """Store ``topology`` if what is stored has ``token``; whether it was stored.
+
+        Raises:
+            MembershipUnreachable: another process keeps the right to write for too long.
+        """
+        with self._opened() as directory, self._write_lock(directory):
+            content = self._content(NAME, directory)
+            if (NOTHING if content is None else _token(content)) != token:
                 return False
-            following = (token + 1).to_bytes(_TOKEN_BYTES, "big")
-            return bool(transaction.put(_KEY, following + encoded))
+            _replace(directory, _framed(topology.encode()))
+            return True
+
+    def create(self, encoded: bytes) -> None:
+        """Store an encoded topology if there is none."""
+        with self._opened() as directory, self._write_lock(directory):
+            if self._content(NAME, directory) is None:
+                _replace(directory, _framed(encoded))
 
     @contextmanager
-    def _transaction(self, write: bool) -> Iterator[Any]:
-        self._check_process()
+    def _opened(self) -> Iterator[int]:
+        """Hold the directory: a write stays in it, even when it is moved away meanwhile."""
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with self._mutex, self._environment.begin(write=write) as transaction:
-                yield transaction
-        except lmdb.Error as error:
-            raise MembershipUnreachable(f"{self._path}: {error}") from None
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:
-            raise MembershipError(
-                f"{self._path} was opened before a fork, and is of no use after it: "
-                "start another program instead"
-            )
+            yield directory
+        finally:
+            os.close(directory)
 
     @contextmanager
-    def _write_lock(self) -> Iterator[None]:
-        """Wait for other writers here, where waiting can end; in LMDB it cannot."""
-        path = self._path.with_suffix(".writing")
-        lock = LockFile.take(path, _WRITE_PATIENCE)
+    def _write_lock(self, directory: int) -> Iterator[None]:
+        lock = LockFile.take(_LOCK, _WRITE_PATIENCE, directory)
         if lock is None:
+            path = self._directory / _LOCK
             raise MembershipUnreachable(f"{path} is held for more than {_WRITE_PATIENCE:g} s")
         try:
             yield
         finally:
             lock.release()
 
+    def _content(self, path: Path | str, directory: int | None = None) -> bytes | None:
+        def opened(name: str, flags: int) -> int:
+            return os.open(name, flags, dir_fd=directory)
 
-def _parse(value: bytes | None) -> tuple[Token, bytes]:
-    if value is None:
-        return NOTHING, b""
-    return int.from_bytes(value[:_TOKEN_BYTES], "big"), value[_TOKEN_BYTES:]
+        try:
+            with open(path, "rb", opener=opened) as file:
+                return file.read(_FILE_BYTES)
+        except FileNotFoundError:
+            self._check_directory()
+            return None
+
+    def _check_directory(self) -> None:
+        # A place that is gone, such as an unmounted disk, is not one without a topology.
+        os.stat(self._directory)
+
+
+def _framed(encoded: bytes) -> bytes:
+    return b"%s%016x\n%s" % (_MARK, xxh3_64_intdigest(encoded), encoded)
+
+
+def _body(content: bytes) -> bytes | None:
+    """Return the topology in a file's content; None when that is damaged."""
+    line, _, body = content.partition(b"\n")
+    return body if line + b"\n" + body == _framed(body) else None
+
+
+def _token(content: bytes) -> Token:
+    """Return what differs between two contents, and is never ``NOTHING``."""
+    return xxh3_64_intdigest(content) >> 1 | 1 << 62
+
+
+def _replace(directory: int, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+
+    def opened(name: str, _: int) -> int:
+        return os.open(name, flags, 0o600, dir_fd=directory)
+
+    with open(_NEW, "wb", opener=opened) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(_NEW, NAME, src_dir_fd=directory, dst_dir_fd=directory)
+    os.fsync(directory)

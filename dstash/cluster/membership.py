@@ -19,10 +19,14 @@ NOTHING: Token = 0
 
 
 class Stored(NamedTuple):
-    """What the membership holds: the topology (None before there is one) and its token."""
+    """What the membership holds: the topology (None before there is one) and its token.
+
+    ``damage`` says why there is none although there was one; empty when that is not so.
+    """
 
     topology: Topology | None
     token: Token
+    damage: str = ""
 
 
 class Announcement(NamedTuple):

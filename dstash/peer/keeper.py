@@ -105,6 +105,8 @@ class Keeper:
         self._view: View | None = None
         #: A topology that this peer goes by and could not store yet.
         self._unkept: Topology | None = None
+        #: Whether the membership had this peer's cluster since this process began.
+        self._was_there = False
         self._troubles: dict[str, str] = {}
         self._complaints = Complaints("a turn of the membership thread failed", clock)
         self._turned: float | None = None
@@ -246,6 +248,11 @@ class Keeper:
         topology = stored.topology
         if topology is not None and self._was_removed(topology):
             return None
+        if stored.damage and self._knows_no_cluster():
+            raise MembershipUnreachable(
+                f"{stored.damage}; a member that runs writes it again. Where no peer has ever "
+                "joined, delete the file, and a new cluster begins"
+            )
         step = self._restore_or_join(topology)
         if step is not None or topology is None or topology.restored is not None:
             return step
@@ -307,7 +314,9 @@ class Keeper:
                 )
             _log.warning("the membership has lost the topology; restoring", epoch=last.epoch)
             return restore(last, None, me)
-        if last is not None and supersedes(last, topology, self._cluster):
+        if last is not None and (
+            supersedes(last, topology, self._cluster) or self._is_abandoned(topology, last)
+        ):
             _log.warning(
                 "the membership has an older topology, or that of a cluster that has not formed; "
                 "restoring",
@@ -324,6 +333,21 @@ class Keeper:
         if is_new and topology.formed and self._waits_to_be_added:
             return None
         return join(topology, self._announcement)
+
+    def _knows_no_cluster(self) -> bool:
+        last = self._last()
+        return self._view is None and (last is None or not last.formed)
+
+    def _is_abandoned(self, topology: Topology, last: Topology) -> bool:
+        """Whether another cluster's topology took the place of ours, and none of it is alive.
+
+        Only for a peer that has seen its own cluster there: one that starts may look in the wrong
+        place.
+        """
+        if not self._was_there or not last.formed or topology.cluster_id == last.cluster_id:
+            return False
+        alive = {one.store_id for one in self._membership.alive().values()}
+        return not any(member.store_id in alive for member in topology.members)
 
     def _last(self) -> Topology | None:
         return last_known(self._store) if self._view is None else self._view.topology
@@ -359,6 +383,7 @@ class Keeper:
         self._wait(_unconfirmed_because(topology))
         if topology.restored is not None:
             return
+        self._was_there = True
         if self._was_removed(topology):
             _log.info("this peer was removed from the cluster", epoch=topology.epoch)
             self._stop.set()

@@ -130,10 +130,12 @@ class TestTopology:
 
     def test_gets_a_new_token_by_every_change(self, site: Site) -> None:
         membership = site.open()
-        tokens = {NOTHING}
+        last = NOTHING
+        tokens = {last}
         for epoch in (1, 2, 3):
-            assert membership.compare_and_set(topology(site.place, epoch), max(tokens))
-            tokens.add(membership.read().token)
+            assert membership.compare_and_set(topology(site.place, epoch), last)
+            last = membership.read().token
+            tokens.add(last)
         assert len(tokens) == 4
 
     def test_holds_a_thousand_members(self, site: Site) -> None:
