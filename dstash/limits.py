@@ -27,7 +27,10 @@ MAX_KEYS_PER_FRAME: Final = 65_536
 MAX_TTL_SECONDS: Final = 100 * 31_557_600
 MAX_HEADER_BYTES: Final = 4 * MIB
 
-#: How far ahead of a peer's clock a version may be (milliseconds).
+#: Earlier versions of a write that it may replace.
+MOST_REPLACED: Final = 8
+
+#: How far ahead of the cluster's time a version may be (milliseconds).
 MAX_CLOCK_SKEW_MS: Final = 500
 
 

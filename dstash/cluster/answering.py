@@ -16,7 +16,7 @@ from dstash.errors import CorruptRecord, DStashError, ProtocolError
 from dstash.limits import PARTITIONS
 from dstash.store.digest import BUCKETS, DIGEST_BYTES, EMPTY, DigestKind, bucket_of
 from dstash.store.record import ABSENT, CHECKSUM_END, is_sound, version_of
-from dstash.version import stamp_at
+from dstash.version import stamp_milliseconds
 from dstash.wire import codec
 from dstash.wire.messages import Records
 from dstash.wire.replication import (
@@ -229,11 +229,17 @@ def floor(holdings: Holdings, question: AskFloor, now: int) -> Answering:
     """Promise to refuse what is stamped up to a moment, and answer with what is there."""
     partitions = unpack_partitions(question.partitions)
     kind = kind_of(question.kind, DigestKind.WRITES)
-    if question.stamp > stamp_at(now):
-        raise ProtocolError("a floor in the future")
+    latest = holdings.latest_promise()
+    if question.stamp > latest:
+        ahead = stamp_milliseconds(question.stamp) - stamp_milliseconds(latest)
+        text = f"the floor is {ahead} ms later than this peer may promise"
+        raise ProtocolError(text, latest=latest)
     holdings.floor = max(holdings.floor, question.stamp)
     for partition in partitions:
         holdings.promise(partition, question.stamp, now)
+    # A promise to clients is forgotten by nobody: without it a restart would have to take a floor
+    # from a clock, which may be wrong.
+    yield from holdings.keep_floor()
     yield Settle()
     found = []
     for partition in partitions:

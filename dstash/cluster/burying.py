@@ -24,12 +24,14 @@ from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
 from dstash.store.digest import DigestKind, is_dead_at
 from dstash.store.record import identity_of, is_sound
-from dstash.version import Stamp, stamp_at
+from dstash.version import Stamp, stamp_at, stamp_milliseconds
 from dstash.wire.replication import AskFloor, DigestsAre, HorizonIs, ReleaseFloor, SetHorizon
 
 Burying = Generator[Effect, Any, None]
 
 _BATCH: Final = 256
+#: Turns of the scheduler that an agreement waits for the clocks of a majority.
+_TURNS: Final = 100
 #: Records dropped in one transaction.
 _DROPS: Final = 1000
 
@@ -38,9 +40,17 @@ def agree_all(replica: Replica, lag: int) -> Burying:
     """Move the horizon of every partition that this peer is the first replica of.
 
     Args:
-        lag: how far it stays behind the clock (milliseconds): writes in flight are younger.
+        lag: how far it stays behind the cluster's time (milliseconds): writes in flight are
+            younger.
     """
-    stamp = stamp_at(replica.wall() - lag)
+    for _ in range(_TURNS):
+        if replica.clock.knows_majority:
+            break
+        yield Pause()  # the clocks of others are perhaps being read
+    else:
+        return  # a clock that the others do not confirm must not decide what is the past
+    lag = max(lag, replica.holdings.grace(replica.wall()))
+    stamp = stamp_at(replica.clock.time() - lag)
     yield from _look_at_lonely(replica)
     for peers, partitions in _by_replicas(replica).items():
         yield from _agree_in_batches(replica, peers, partitions, stamp)
@@ -92,8 +102,11 @@ def _agree_in_batches(
     for begin in range(0, len(partitions), _BATCH):
         try:
             yield from _agree(replica, peers, partitions[begin : begin + _BATCH], stamp)
-        except DStashError:
-            continue  # somebody went away: the horizon waits
+        except DStashError as error:  # a replica went away: the horizon waits
+            latest = error.facts.get("latest")
+            if isinstance(latest, int):
+                late = replica.clock.time() - stamp_milliseconds(latest)
+                replica.holdings.arrived_late(late, replica.wall())
 
 
 def _agree(replica: Replica, peers: Sequence[str], partitions: list[int], stamp: Stamp) -> Burying:

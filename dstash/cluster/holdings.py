@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
 from dstash.cluster.damage import Damage
-from dstash.cluster.tasks import Effect, Pause
+from dstash.cluster.tasks import Effect, Merge, Pause
 from dstash.limits import PARTITIONS
 from dstash.store.digest import BUCKETS, DigestKind, Sum, bucket_of
 from dstash.store.interface import Store
-from dstash.version import Stamp
+from dstash.version import MAX_STAMP, Stamp
 
 #: Records walked between two turns of the scheduler, if nothing else is said: to check so many
 #: takes less time than a look-up.
@@ -37,10 +37,17 @@ BUSY_MS: Final = 2000
 #: So long at most (milliseconds) nothing is compared because somebody brings what was missed.
 CATCHING_UP_MS: Final = 40_000
 
+#: How far (milliseconds) floors stay behind the time, at most, because writes arrive late; and how
+#: long after the last such write.
+_LONGEST_GRACE_MS: Final = 30_000
+_GRACE_LASTS_MS: Final = 60_000
+
 #: How long, at most, repairs of the past are refused while a horizon is being agreed on.
 PROMISE_MS: Final = 10_000
 
 HORIZONS_MARK: Final = b"horizons"
+#: The highest stamp up to which this peer promised to refuse writes of clients, 8 bytes.
+FLOOR_MARK: Final = b"floor"
 
 Entries = list[tuple[bytes, bytes]]
 
@@ -87,8 +94,16 @@ class Holdings:
         self.recollected = False
         #: The newest stamp that each other peer's store was seen to hold.
         self.seen: dict[str, Stamp] = {}
+        #: The highest horizon that this peer has had.
+        self.newest_horizon: Stamp = max(self.horizons)
+        mark = store.marked(FLOOR_MARK)
+        #: The highest floor that was promised, as it is on disk; None: no promise was ever kept.
+        self.kept_floor: Stamp | None = None if mark is None else int.from_bytes(mark, "big")
         #: Writes of clients up to this stamp are refused; the client stamps them anew.
-        self.floor: Stamp = 0
+        self.floor: Stamp = max(self.kept_floor or 0, self.newest_horizon)
+        self._grace = self._grace_until = 0
+        #: Returns the highest stamp that may be promised; ``NotReady`` while that is not known.
+        self.latest_promise: Callable[[], Stamp] = lambda: MAX_STAMP
 
     # -- changes
 
@@ -149,6 +164,19 @@ class Holdings:
 
     # -- horizons
 
+    def arrived_late(self, late: int, now: int) -> None:
+        """Take note that a write, or a promise to refuse it, was that much too late (milliseconds).
+
+        Floors keep that distance for a while: else writes that take long on their way would be
+        stamped again and again, and refused each time.
+        """
+        self._grace = max(self.grace(now), min(late, _LONGEST_GRACE_MS))
+        self._grace_until = now + _GRACE_LASTS_MS
+
+    def grace(self, now: int) -> int:
+        """Return how far (milliseconds) floors have to stay behind the time, as writes arrive."""
+        return self._grace if now < self._grace_until <= now + _GRACE_LASTS_MS else 0
+
     def promise(self, partition: int, stamp: Stamp, now: int) -> None:
         """Refuse repairs up to ``stamp`` for some seconds."""
         self._promises[partition] = (stamp, now + self.promise_ms)
@@ -172,6 +200,7 @@ class Holdings:
         """Set horizons; returns the mark that keeps them."""
         for partition in partitions:
             self.horizons[partition] = max(stamp, self.horizons[partition])
+            self.newest_horizon = max(stamp, self.newest_horizon)
             self._promises.pop(partition, None)
             self._digests.pop(partition, None)
         return HORIZONS_MARK, self.horizons.tobytes()
@@ -195,6 +224,7 @@ class Holdings:
         for partition in partitions:
             self.horizons[partition] = 0
             self._digests.pop(partition, None)
+        self.newest_horizon = max(self.horizons)
         return HORIZONS_MARK, self.horizons.tobytes()
 
     def promises(self, now: int) -> dict[int, Stamp]:
@@ -209,6 +239,18 @@ class Holdings:
             if until > now
         }
         return {one: stamp for one, (stamp, _) in self._promises.items()}
+
+    @property
+    def present(self) -> Stamp:
+        """The newest stamp that is on disk: of a record, a horizon, or a promised floor."""
+        return max(self.store.high_water, self.newest_horizon, self.kept_floor or 0)
+
+    def keep_floor(self) -> Generator[Effect, None, None]:
+        """Write (as a task) the floor to disk, unless it is there."""
+        stamp = self.floor
+        if self.kept_floor is None or stamp > self.kept_floor:
+            yield Merge(marks=[(FLOOR_MARK, stamp.to_bytes(8, "big"))])
+            self.kept_floor = max(stamp, self.kept_floor or 0)
 
     # -- walks
 

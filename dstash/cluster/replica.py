@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
+from dstash.cluster.cluster_clock import ClusterClock
 from dstash.cluster.holdings import Holdings
 from dstash.cluster.view import View
 
@@ -132,7 +133,7 @@ class Replica:
     """One peer, as its background tasks see it.
 
     ``view``, ``now`` and ``wall`` return what is current when they are called, for a task lives
-    long. ``wall`` is what versions are stamped by; ``now`` never goes back.
+    long. ``wall`` is this peer's own clock, ``clock`` the cluster's; ``now`` never goes back.
     """
 
     me: str
@@ -140,6 +141,7 @@ class Replica:
     view: Callable[[], View]
     now: Callable[[], int]
     wall: Callable[[], int]
+    clock: ClusterClock
     progress: Progress = field(default_factory=Progress)
     repair: RepairProgress = field(default_factory=RepairProgress)
     differing: Differing = field(default_factory=Differing)

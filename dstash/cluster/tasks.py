@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from dstash.errors import DStashError, TimedOut, Unavailable, VersionMismatch
+from dstash.version import Version
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.messages import Error, Welcome
 from dstash.wire.protocol import LOWEST_PROTOCOL, common_protocol
@@ -53,6 +54,7 @@ class Merge:
     drops: Sequence[tuple[bytes, bytes]] = ()
     marks: Sequence[tuple[bytes, bytes]] = ()
     cures: Sequence[tuple[bytes, bytes | None]] = ()
+    replaces: frozenset[Version] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,11 @@ class Scheduler:
         self._asked = {one: entry for one, entry in self._asked.items() if entry[0] not in gone}
         for job in gone:
             job.task.close()
+
+    @property
+    def outstanding(self) -> frozenset[int]:
+        """The correlation ids of requests that wait for their answers."""
+        return frozenset(self._asked)
 
     @property
     def has_ready(self) -> bool:

@@ -46,6 +46,7 @@ from dstash.wire.replication import (
     AskHistory,
     AskSeen,
     AskVersions,
+    ClockRequest,
     Hint,
     Pull,
     Push,
@@ -83,7 +84,7 @@ _NEEDED: Final[Mapping[type[Message], frozenset[Role]]] = {
     **dict.fromkeys(
         (
             *(Push, Pull, AskBuckets, AskVersions),
-            *(AskFloor, AskSeen, SetHorizon, ReleaseFloor, AskHistory),
+            *(AskFloor, AskSeen, SetHorizon, ReleaseFloor, AskHistory, ClockRequest),
         ),
         _PEERS,
     ),

@@ -26,7 +26,7 @@ from dstash.errors import (
     ProtocolError,
     from_wire,
 )
-from dstash.limits import MAX_KEY_BYTES, MAX_TTL_SECONDS, MAX_VALUE_BYTES
+from dstash.limits import MAX_KEY_BYTES, MAX_TTL_SECONDS, MAX_VALUE_BYTES, MOST_REPLACED
 from dstash.peer.recent_deletes import RecentDeletes
 from dstash.peer.tracing import Notes
 from dstash.store.interface import Merged, Store, Write
@@ -126,7 +126,11 @@ class Internal:
 class Rules(NamedTuple):
     """What a commit checks its writes against.
 
-    ``floor``: clients' writes stamped up to there are refused. ``promises`` (by partition):
+    ``present``: the time (milliseconds since 1970) that versions are held against: at most
+    ``max_skew`` ahead of it. It is not ``now``, for this peer's clock may be wrong. What is stored
+    with a stamp above ``latest`` is from the future, and gives way to writes of clients.
+    ``floor`` is the highest horizon: clients' writes stamped up to there are refused, should they
+    have come before it did. ``promises`` (by partition):
     repairs stamped up to there come at the wrong moment. ``horizons`` (by partition): records up
     to there are the past. See ``cluster/burying.py``. ``owned`` are the partitions held here.
     ``has_room``: false when only what frees or heals may still be written; ``has_spare``: false
@@ -134,6 +138,7 @@ class Rules(NamedTuple):
     """
 
     now: int
+    present: int
     max_skew: int
     floor: Stamp
     promises: Mapping[int, Stamp]
@@ -142,6 +147,7 @@ class Rules(NamedTuple):
     has_room: bool
     has_spare: bool = True
     doubt: Stamp = MAX_STAMP
+    latest: Stamp = MAX_STAMP
 
 
 @dataclass(slots=True)
@@ -184,6 +190,8 @@ class Commit:
     changed: set[int] = field(default_factory=set)
     #: Storage keys whose records turned out to be damaged.
     damaged: list[bytes] = field(default_factory=list)
+    #: Whether versions were refused because they are from the future.
+    skewed: bool = False
     #: Set when the disk failed for good: the peer must stop.
     fatal: DStashError | None = None
     #: What recent deletes found; None to forget it.
@@ -238,6 +246,7 @@ class Commit:
             return error
 
     def _refuse(self, one: WaitingWrite, error: DStashError) -> None:
+        self.skewed = self.skewed or isinstance(error, ClockSkew)
         if isinstance(one.message, Internal):
             self.done.append((one.message, error))
         else:
@@ -247,6 +256,8 @@ class Commit:
         write = prepared.write
         touched = map(_KEY, chain(write.entries, write.drops, write.cures))
         prefixes = set(map(_PREFIX, touched))
+        codes = {code for _, code, _ in prepared.rejected}
+        self.skewed = self.skewed or ClockSkew.code in codes
         self.damaged += [write.entries[place][0] for place in merged.damaged]
         self.changed.update(int.from_bytes(prefix, "big") for prefix in prefixes)
         if isinstance(one.message, Internal):
@@ -261,13 +272,22 @@ class Commit:
             self.replies.append((one.ticket, _answer(one.message, prepared, merged)))
 
 
-def check_skew(version: bytes, now: int, max_skew: int) -> None:
+def check_skew(version: bytes, present: int, max_skew: int) -> None:
     """Refuse a version from the future; the text says how far off the clocks are."""
-    ahead = stamp_milliseconds(newest_stamp(version)) - now
+    ahead = stamp_milliseconds(newest_stamp(version)) - present
     if ahead > max_skew:
         raise ClockSkew(
-            f"version is {ahead} ms ahead of this peer's clock; allowed are {max_skew} ms",
+            f"version is {ahead} ms ahead of the cluster's clock; allowed are {max_skew} ms",
             ahead_ms=ahead,
+        )
+
+
+def check_floor(version: bytes, floor: Stamp) -> None:
+    """Refuse a version that is not above a floor; the text says by how much."""
+    if len(version) == VERSION_BYTES and newest_stamp(version) <= floor:
+        behind = stamp_milliseconds(floor) - stamp_milliseconds(newest_stamp(version))
+        raise BelowFloor(
+            f"the version is {behind} ms older than what may still be accepted", floor=floor
         )
 
 
@@ -282,7 +302,7 @@ def _prepare_put(message: Put, space: Keyspace, rules: Rules) -> Prepared:
     rejected = _bad_keys(keys) + _bad_payloads(payloads)
     places, keys, payloads = _without(rejected, keys, payloads)
     entries = seal(space, keys, head(message.version, 0, message.expiry), payloads)
-    return Prepared(_client_write(entries, message.version, rules), rejected, places)
+    return Prepared(_client_write(entries, message, rules), rejected, places)
 
 
 def _prepare_delete(message: Delete, space: Keyspace, rules: Rules) -> Prepared:
@@ -292,14 +312,33 @@ def _prepare_delete(message: Delete, space: Keyspace, rules: Rules) -> Prepared:
     places, keys, _ = _without(rejected, keys, keys)
     tombstone = head(message.version, RecordFlag.TOMBSTONE)
     entries = seal(space, keys, tombstone, [_NOTHING] * len(keys))
-    write = _client_write(entries, message.version, rules)
+    write = _client_write(entries, message, rules)
     write.tells_existed = write.may_spend_reserve = True
     return Prepared(write, rejected, places)
 
 
-def _client_write(entries: list[tuple[bytes, bytes]], version: Version, rules: Rules) -> Write:
-    newest = newest_stamp(version)
-    return Write(entries, rules.now, newest, doubt=rules.doubt, version=version)
+def _client_write(entries: list[tuple[bytes, bytes]], message: Put | Delete, rules: Rules) -> Write:
+    return Write(
+        entries,
+        rules.now,
+        newest_stamp(message.version),
+        doubt=rules.doubt,
+        version=message.version,
+        latest=rules.latest,
+        replaces=_replaced(message.replaces),
+    )
+
+
+def _replaced(packed: bytes) -> frozenset[Version]:
+    if not packed:
+        return frozenset()
+    if len(packed) % VERSION_BYTES or len(packed) > MOST_REPLACED * VERSION_BYTES:
+        raise ProtocolError(
+            f"a write replaces at most {MOST_REPLACED} versions of {VERSION_BYTES} bytes, "
+            f"not {len(packed)} bytes"
+        )
+    places = range(0, len(packed), VERSION_BYTES)
+    return frozenset(packed[place : place + VERSION_BYTES] for place in places)
 
 
 def _prepare_apply(message: Apply, space: Keyspace, rules: Rules) -> Prepared:
@@ -371,7 +410,12 @@ def _prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
     cured = [newest_stamp(version_of(record)) for _, record in merge.cures if record is not None]
     newest = max(prepared.write.newest, *cured, 0)
     write = replace(
-        prepared.write, newest=newest, drops=merge.drops, marks=merge.marks, cures=merge.cures
+        prepared.write,
+        newest=newest,
+        drops=merge.drops,
+        marks=merge.marks,
+        cures=merge.cures,
+        replaces=merge.replaces,
     )
     return prepared._replace(write=write)
 
@@ -388,12 +432,8 @@ _PREPARE: Final[dict[type, Callable[[Any, Any, Rules], Prepared]]] = {
 def _check_client_version(version: bytes, rules: Rules) -> None:
     if len(version) != VERSION_BYTES:
         raise ProtocolError(f"a version has {VERSION_BYTES} bytes, not {len(version)}")
-    check_skew(version, rules.now, rules.max_skew)
-    if newest_stamp(version) <= rules.floor:
-        behind = stamp_milliseconds(rules.floor) - stamp_milliseconds(newest_stamp(version))
-        raise BelowFloor(
-            f"the version is {behind} ms older than what may still be accepted", floor=rules.floor
-        )
+    check_skew(version, rules.present, rules.max_skew)
+    check_floor(version, rules.floor)
 
 
 def _check_storage_key(storage_key: bytes, owned: frozenset[int]) -> None:
@@ -473,7 +513,7 @@ def _span_of_good(entries: Sequence[tuple[bytes, bytes]], rules: Rules) -> Span 
     payloads = [
         record[HEAD_BYTES:] for _, record in entries if not record[VERSION_END] & _TOMBSTONE
     ]
-    is_late = stamp_milliseconds(span.newest) - rules.now > rules.max_skew
+    is_late = stamp_milliseconds(span.newest) - rules.present > rules.max_skew
     return None if is_late or codec.malformed_payloads(payloads) else span
 
 
@@ -487,7 +527,7 @@ def _bad_record(storage_key: bytes, record: bytes, rules: Rules) -> DStashError 
         if codec.malformed_payloads([record[HEAD_BYTES:]]):
             return ProtocolError("the record's value is not one well-formed msgpack object")
     try:
-        check_skew(version, rules.now, rules.max_skew)
+        check_skew(version, rules.present, rules.max_skew)
     except ClockSkew as error:
         return error
     return None

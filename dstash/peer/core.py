@@ -13,9 +13,12 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
+import structlog
+
 from dstash.about import __version__
 from dstash.cluster import answering
 from dstash.cluster.answering import PAGE_BYTES, Answering
+from dstash.cluster.cluster_clock import ClusterClock
 from dstash.cluster.hints import Hints
 from dstash.cluster.holdings import PROMISE_MS, SLICE, Holdings
 from dstash.cluster.replica import Replica
@@ -23,6 +26,7 @@ from dstash.cluster.tasks import Merge, Outgoing, Scheduler
 from dstash.cluster.topology import State, Topology
 from dstash.cluster.view import View
 from dstash.errors import (
+    BelowFloor,
     DStashError,
     Forming,
     NotReady,
@@ -38,7 +42,7 @@ from dstash.limits import (
 )
 from dstash.peer.authority import Authority
 from dstash.peer.backlog import Backlog
-from dstash.peer.commits import Commit, Internal, Rules, Ticket, WaitingWrite
+from dstash.peer.commits import Commit, Internal, Rules, Ticket, WaitingWrite, check_floor
 from dstash.peer.early import EarlyRequests
 from dstash.peer.healer import Healer, Pace, Proposal
 from dstash.peer.history import History, pack_samples
@@ -50,7 +54,7 @@ from dstash.peer.requests import LIMITS, PendingOrder, Reply, Request
 from dstash.peer.tracing import Tracer
 from dstash.store.interface import DiskState, Store
 from dstash.store.record import Keyspace, keyspace, locate
-from dstash.version import Steady, stamp_at
+from dstash.version import MAX_STAMP, Stamp, Steady, newest_stamp, stamp_at, stamp_milliseconds
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import (
@@ -84,6 +88,8 @@ from dstash.wire.replication import (
     AskHistory,
     AskSeen,
     AskVersions,
+    ClockReply,
+    ClockRequest,
     Hint,
     HistoryIs,
     Pull,
@@ -92,6 +98,8 @@ from dstash.wire.replication import (
     SetHorizon,
 )
 from dstash.wire.shapes import Message
+
+_log = structlog.get_logger("dstash.peer")
 
 
 class Settings(NamedTuple):
@@ -117,8 +125,7 @@ class PeerCore:
 
     ``view`` is None until the peer has joined. ``wants_refresh`` is set when a request spoke of
     a newer epoch: the shell should look at the membership and ``install`` what it finds.
-    ``now`` is the time of the start: writes stamped before it are refused, because what was
-    promised about them before a crash (see ``cluster/burying.py``) is not remembered.
+    ``now`` is the time of the start.
     ``tracer`` notes when what happened to requests that are part of a trace; None: nobody does.
     """
 
@@ -130,15 +137,28 @@ class PeerCore:
         self.tracer = tracer
         self.now = self._started = now
         self.holdings = Holdings(store, settings.slice_records)
-        # Nor what is below a horizon, should the clock have been set back meanwhile.
-        self.holdings.floor = max(stamp_at(now), *self.holdings.horizons)
+        self.clock = ClusterClock(
+            settings.peer, settings.max_clock_skew_ms, lambda: self.holdings.present, now
+        )
+        self.holdings.latest_promise = self._latest_promise
+        #: Writes of clients up to there are refused, besides those below the floor.
+        self._guard: Stamp = 0
+        self._guard_is_open = False
+        if self.holdings.kept_floor is None:
+            self._guard_floor()
+        self._was_wrong = False
         self.holdings.promise_ms = min(PROMISE_MS, settings.pace.bury_ms // 2)
         self._backlog = Backlog(settings.max_waiting_bytes, settings.max_requests)
         self.hints = Hints(settings.hint_limit, settings.hint_max_age_ms)
         self.scheduler = Scheduler(self._commit_internal, self._backlog.settle, self._epoch)
         self._steady = Steady(now)
         replica = Replica(
-            settings.peer, self.holdings, self._current_view, self._steady_time, lambda: self.now
+            settings.peer,
+            self.holdings,
+            self._current_view,
+            self._steady_time,
+            lambda: self.now,
+            self.clock,
         )
         self.healer = Healer(replica, self.scheduler, self.hints, settings.pace, now)
         self.meters = Meters()
@@ -192,7 +212,7 @@ class PeerCore:
             if correlation is None:
                 return []
             return [self._reply(Ticket(sender, correlation), Error.of(error), now)]
-        self.now = now
+        self._set_time(now)
         size = sum(map(len, parts))
         notes = None
         if self.tracer is not None and envelope.trace:
@@ -211,12 +231,13 @@ class PeerCore:
 
     def receive_answer(self, peer: str, parts: list[bytes], now: int) -> None:
         """Take a message from another peer, on a connection that this one made."""
-        self.now = now
+        self._set_time(now)
         try:
             envelope = decode(parts)
         except ProtocolError:
             self.counts["malformed"] += 1
             return
+        self.clock.answered(peer, envelope.correlation, envelope.moment)
         if self.view is not None and envelope.epoch > self.view.epoch:
             self.wants_refresh = True
         self.scheduler.answered(peer, envelope)
@@ -228,17 +249,21 @@ class PeerCore:
 
     def unsent(self, outgoing: Outgoing) -> None:
         """Take note that a message to another peer could not be sent."""
+        self.clock.unanswered(outgoing.correlation)
         self.scheduler.unsent(outgoing.peer, outgoing.correlation)
 
     def tick(self, now: int) -> tuple[list[Reply], list[Outgoing]]:
         """Let maintenance go on a little; returns answers, and messages for other peers."""
-        self.now = now
+        self._set_time(now)
+        self._watch_clock()
         steady = self._steady.at(now)
         if not self.stopping:
             self.healer.tick(steady)
             self.observer.tick(self.view, now)
         self.history.note(now)
         outgoing = self.scheduler.tick(steady)
+        for one in outgoing:
+            self.clock.sent(one.correlation)
         answers, self._answers = self._answers + self._give_up_early(now), []
         if (broken := self.store.check_writable()) is not None:
             self.failure = self.failure or StoreFailed(broken)
@@ -269,8 +294,9 @@ class PeerCore:
             self._topology_bytes = self._trusted(view.topology).encode()
             self._owned = view.owned_by(self.settings.peer)
             self._spaces.clear()
-        self.view = view
-        self.now = now
+        before, self.view = self.view, view
+        self._set_time(now)
+        self._install_clock(before, view)
         self.wants_refresh = False
         self.healer.install(view, self._steady.at(now))
         early = self._early.take()
@@ -281,16 +307,19 @@ class PeerCore:
         group = self._backlog.take(now)
         if not group:
             return None
+        self._set_time(now)
         rules = Rules(
             now,
+            self.clock.present_ms(),
             self.settings.max_clock_skew_ms,
-            self.holdings.floor,
+            self.holdings.newest_horizon,
             self.holdings.promises(now),
             self.holdings.horizons[:],
             self._owned,
             self.store.has_room(self.settings.disk_reserve),
             self.store.has_room(self.settings.disk_reserve // 2),
             self.store.high_water,
+            self.clock.latest() if self.clock.knows_majority else MAX_STAMP,
         )
         return Commit(group, rules, recent=self._recent_deletes)
 
@@ -298,6 +327,8 @@ class PeerCore:
         """Take back a commit that was run; returns the acks."""
         self.failure = self.failure or commit.fatal
         self.counts["commits"] += 1
+        # A majority may hold later stamps by now: the client tries again in a moment.
+        self.clock.is_due = self.clock.is_due or commit.skewed
         self.holdings.changed(commit.changed, now)
         self.holdings.damage.report(commit.damaged)
         for internal, error in commit.done:
@@ -333,7 +364,62 @@ class PeerCore:
             return DiskState.EXHAUSTED.value
         if not self.store.has_room(self.settings.disk_reserve):
             return DiskState.FULL.value
+        if self.clock.is_wrong:
+            return self._wrong_clock()
         return self.store.check_writable()
+
+    # -- time
+
+    def _set_time(self, now: int) -> None:
+        self.now = now
+        self.clock.advance(now)
+
+    def _guard_floor(self) -> None:
+        """Refuse writes stamped before now: what this peer promised about them is not known.
+
+        That is so for a store that is new, that is older than it was, or that was last used by a
+        version that kept no floor. Until other clocks are known the only time is its own.
+        """
+        self._guard = stamp_at(self.clock.time())
+        self._guard_is_open = not self.clock.knows_majority
+
+    def _watch_clock(self) -> None:
+        """Draw the consequences when the cluster's time becomes known, or differs from ours."""
+        if not self.clock.knows_majority:
+            return
+        if self._guard_is_open:
+            # Promises were made by the cluster's time. A later guard came from a fast clock.
+            self._guard = min(self._guard, stamp_at(self.clock.time()))
+            self._guard_is_open = False
+        if self.clock.is_wrong != self._was_wrong:
+            self._was_wrong = not self._was_wrong
+            if self._was_wrong:
+                _log.warning(self._wrong_clock(), offset_ms=self.clock.offset_ms)
+            else:
+                _log.info("the clock is right again", offset_ms=self.clock.offset_ms)
+
+    def _wrong_clock(self) -> str:
+        offset = self.clock.offset_ms
+        where = "ahead of" if offset > 0 else "behind"
+        return f"the clock is {abs(offset)} ms {where} the cluster's; set it by NTP"
+
+    def _latest_promise(self) -> Stamp:
+        if not self.clock.knows_majority:
+            raise NotReady(f"{self.settings.peer}: the clocks of a majority are not known yet")
+        grace = self.holdings.grace(self.now)
+        if not grace:
+            return self.clock.latest()
+        return stamp_at(self.clock.time() - grace)
+
+    def _install_clock(self, before: View | None, view: View) -> None:
+        topology, me = view.topology, self.settings.peer
+        holders = {one.id for one in topology.before() if one.synced}
+        self.clock.install(view.members.keys(), holders, view.alive)
+        was = before.members.get(me) if before else None
+        member = view.members.get(me)
+        is_lost = member is not None and not member.synced
+        if is_lost and (was is None or was.synced):
+            self._guard_floor()
 
     # -- inside
 
@@ -391,6 +477,8 @@ class PeerCore:
         ticket, message = request.ticket, request.envelope.message
         if isinstance(message, _WRITES):
             self._check_recollected()
+            if not isinstance(message, Apply):
+                self._check_floor(message, now)
             self._enqueue(ticket, message, self._keyspace(message.index))
         elif isinstance(message, Push):
             if not message.compared:  # else the other partitions would count as busy meanwhile
@@ -402,6 +490,19 @@ class PeerCore:
             if not isinstance(message, AskSeen):  # which is how the others find out themselves
                 self._check_recollected()
             self._begin_answer(request, _QUESTIONS[type(message)], now)
+
+    def _check_floor(self, message: Put | Delete, now: int) -> None:
+        """Refuse a write that this peer promised to refuse.
+
+        It is checked when it comes, not when it is committed: a promise is answered after all
+        writes that came before it are on disk.
+        """
+        try:
+            check_floor(message.version, max(self.holdings.floor, self._guard))
+        except BelowFloor:
+            late = self.clock.time() - stamp_milliseconds(newest_stamp(message.version))
+            self.holdings.arrived_late(late, now)
+            raise
 
     def _is_early(self, envelope: Envelope) -> bool:
         return self.view is not None and envelope.epoch > self.view.epoch
@@ -567,6 +668,11 @@ class PeerCore:
     def _ping(self, message: Ping, now: int) -> Message:
         return Pong()
 
+    def _clock_request(self, message: ClockRequest, now: int) -> Message:
+        if self.view is None or not self.healer.recollected:
+            raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
+        return ClockReply(now, self.holdings.present)
+
     def _status(self, message: AskStatus, now: int) -> Message:
         return StatusIs(self.status())
 
@@ -595,6 +701,8 @@ class PeerCore:
             "disk": self.store.disk_state().value,
             "waiting_bytes": self._backlog.waiting_bytes,
             "epoch": self._epoch(),
+            "clock_offset_ms": self.clock.offset_ms,
+            "ahead_ms": self.clock.ahead_ms(self.holdings.present),
             "uptime_s": (self.now - self._started) // 1000,
             "version": __version__,
             "healing": self.healer.facts(),
@@ -617,6 +725,7 @@ _PLAIN: Final[dict[type, Callable[[PeerCore, Any, int], Message]]] = {
     AskStatus: PeerCore._status,
     Repair: PeerCore._repair,
     AskHistory: PeerCore._history,
+    ClockRequest: PeerCore._clock_request,
 }
 
 #: Indexes whose keyspace is at hand, at most.

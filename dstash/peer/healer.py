@@ -7,8 +7,10 @@ from typing import Any, Final, NamedTuple
 
 from dstash.cluster import changing
 from dstash.cluster.antientropy import compare_all
+from dstash.cluster.asking_clocks import ask_clock
 from dstash.cluster.burying import agree_all, bury_all, even_all, vacate
 from dstash.cluster.filling import fill
+from dstash.cluster.future_records import settle_all
 from dstash.cluster.hints import Hints, replay
 from dstash.cluster.joining import is_newcomer
 from dstash.cluster.mending import mend_all
@@ -23,11 +25,21 @@ from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
+from dstash.version import Stamp
 from dstash.wire.messages import AskTopology, TopologyIs
 
 #: A step that should be made in the topology; returns None when it is moot.
 Proposal = Callable[[Topology], Topology | None]
 
+#: How often (milliseconds) the clocks of the other members are read.
+_CLOCKS_MS: Final = 3000
+#: How long (milliseconds) to wait, at least, before they are read again for a write that was
+#: refused as from the future: each such round may let the present rise by a margin.
+_CLOCKS_PAUSE_MS: Final = 50
+#: How long (milliseconds) records from the future are left: until it is sure that they are, and
+#: again if they could not be settled.
+_FUTURE_WAIT_MS: Final = 2000
+_FUTURE_PAUSE_MS: Final = 5000
 #: How long (milliseconds) a peer is left alone that would not take its hints.
 _REPLAY_PAUSE_MS: Final = 1000
 #: How long (milliseconds) the next try waits to store which partitions hints are kept of.
@@ -68,6 +80,10 @@ class Healer:
         self._paused: tuple[Any, ...] | None = None  # what was filled when the change was paused
         self._unfilled: set[int] = set()
         self._ending = 0
+        #: The newest stamp of the store when its records from the future were settled last.
+        self._settled_up_to: Stamp = 0
+        self._settle_after: int | None = None
+        self._next_clocks = self._clocks_after = now
         self._next_compare = now + pace.compare_ms // 5
         self._next_bury = now + pace.bury_ms
         self._scrubbed = 0
@@ -103,6 +119,8 @@ class Healer:
             return
         if self.hints.marks.has_unsaved and now >= self._save_after:
             self._save_hints()
+        self._read_clocks(view, now)
+        self._settle_future(now)
         for peer in self.hints.waiting():
             if peer in view.alive and now >= self._replay_after.get(peer, 0):
                 self._replay(peer)
@@ -115,7 +133,9 @@ class Healer:
             self.hints.age(now)
             self._once("scrub", self._scrub)
             self._once("compare", self._compare)
-        if now >= self._next_bury:
+        # Just after a step of this peer's clock the others' are read first, if they answer.
+        patience = 0 if self.replica.clock.knows_majority else _CLOCKS_MS
+        if now >= self._next_bury + patience:
             self._next_bury = now + self._pace.bury_ms
             self._once("bury", self._bury)
         self._end_if_switched(view)
@@ -154,6 +174,41 @@ class Healer:
         }
 
     # -- inside
+
+    def _read_clocks(self, view: View, now: int) -> None:
+        clock = self.replica.clock
+        if now < (self._clocks_after if clock.is_due else self._next_clocks):
+            return
+        clock.is_due = False
+        self._next_clocks, self._clocks_after = now + _CLOCKS_MS, now + _CLOCKS_PAUSE_MS
+        clock.forget_unanswered(self._scheduler.outstanding)
+        for peer in sorted(view.alive & view.members.keys() - {self.replica.me}):
+            # One task for each: a peer that is frozen must not hold up the others.
+            self._once(f"clock:{peer}", ask_clock, clock, peer)
+
+    def _settle_future(self, now: int) -> None:
+        """Settle records from the future, if there may be any that were not looked at."""
+        clock, newest = self.replica.clock, self.replica.holdings.store.high_water
+        if not clock.knows_majority:
+            self._settled_up_to = 0  # what this peer takes meanwhile it takes by its own clock
+            return
+        if newest <= max(self._settled_up_to, clock.latest()):
+            self._settle_after = None
+            return
+        if self._settle_after is None:
+            clock.is_due = True  # perhaps a majority hold as much
+            self._settle_after = now + _FUTURE_WAIT_MS
+        if now < self._settle_after or not self.recollected:
+            return
+
+        def ended(left: Any, failure: DStashError | None) -> None:
+            if left or failure is not None:
+                self._settle_after = self.replica.now() + _FUTURE_PAUSE_MS
+            else:
+                self._settled_up_to = newest
+
+        if not self._scheduler.running("future"):
+            self._scheduler.spawn("future", settle_all(self.replica), ended)
 
     def _replay(self, peer: str) -> None:
         """Replay hints; a peer that refuses them is left alone for a while, not asked at once."""

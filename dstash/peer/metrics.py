@@ -155,6 +155,10 @@ class PeerCollector(Collector):
         yield _gauge("dstash_ready", "Whether the peer serves requests.", status["ready"])
         for name, key, text in _GAUGES:
             yield _gauge(name, text, status[key])
+        text = "How far this peer's clock is ahead of the median of the members' clocks."
+        yield _gauge("dstash_clock_offset_seconds", text, status["clock_offset_ms"] / 1000)
+        text = "How far this peer's newest stamp, floor or horizon is ahead of the cluster's time."
+        yield _gauge("dstash_stamps_ahead_seconds", text, status["ahead_ms"] / 1000)
         text = "LMDB pages of the tree of records by kind, and all others: free, or LMDB's own."
         pages = GaugeMetricFamily("dstash_store_pages", text, labels=["kind"])
         for kind, count in status["pages"].items():

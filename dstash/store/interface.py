@@ -81,6 +81,9 @@ class Write:
     stamped after it; and to ``cures``, (storage key, record or None) pairs: what is known to be
     right takes the place of a record that is damaged still.
 
+    What is stored with a stamp above ``latest`` is from the future, and gives way whatever it is;
+    so does what is stored with one of the versions that this write ``replaces``.
+
     ``version`` is what all entries carry, when they share one: a client's write does, and one that
     is above all that is stored needs no look at what it replaces. ``tells_existed``: whether
     somebody wants to know what was there all the same. None of the entries is stamped before
@@ -102,6 +105,8 @@ class Write:
     oldest: Stamp = 0
     promises: Mapping[int, Stamp] = field(default_factory=dict)
     may_spend_reserve: bool = False
+    latest: Stamp = MAX_STAMP
+    replaces: frozenset[Version] = frozenset()
 
     def bound(self) -> Version:
         """Return a version that none of this write's records is above."""

@@ -23,7 +23,7 @@ from dstash.store.record import (
     partition_in,
     version_of,
 )
-from dstash.version import Stamp, Version, write_of, write_stamp
+from dstash.version import Stamp, Version, newest_stamp, write_of, write_stamp
 
 
 def merge(
@@ -81,8 +81,10 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
                 else:
                     merged.damaged.append(place)
                 continue
-            if outranks(stored, record):
-                merged.superseded.append((place, version_of(stored)))
+            there = version_of(stored)
+            gives_way = newest_stamp(there) > write.latest or there in write.replaces
+            if outranks(stored, record) and not gives_way:
+                merged.superseded.append((place, there))
                 continue
             if is_live_head(stored[VERSION_END:HEAD_BYTES], now):
                 merged.existed[place] = 1

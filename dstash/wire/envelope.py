@@ -11,6 +11,7 @@ order (``shapes.py``); behind them a request may say which trace it is part of (
 
 from __future__ import annotations
 
+from dataclasses import MISSING
 from typing import Any, Final, NamedTuple
 
 from dstash.errors import ProtocolError
@@ -44,7 +45,10 @@ def encode(envelope: Envelope) -> list[bytes]:
     """Return the frames of a message."""
     correlation, epoch, moment, message, protocol, trace = envelope
     shape = SHAPES[message.KIND]
-    header = (protocol, message.KIND, correlation, epoch, moment, *shape.plain_of(message))
+    plain = shape.plain_of(message)
+    if shape.omitted is not MISSING and plain[-1] == shape.omitted:
+        plain = plain[:-1]
+    header = (protocol, message.KIND, correlation, epoch, moment, *plain)
     if trace:
         header = (*header, context_of(trace))
     return [codec.pack_header(header), *shape.frames_of(message)]

@@ -12,7 +12,7 @@ from typing import Any
 
 from dstash.errors import DStashError, from_wire
 from dstash.wire.protocol import HIGHEST_PROTOCOL, LOWEST_PROTOCOL
-from dstash.wire.shapes import EMPTY, Frame, Message, message
+from dstash.wire.shapes import EMPTY, Frame, Message, message, rarely_set
 
 
 class Want(IntFlag):
@@ -135,7 +135,11 @@ class Values(Message):
 
 @message
 class Put(Message):
-    """Stores values under one version and one expiry (ms since 1970, 0 = never)."""
+    """Stores values under one version and one expiry (ms since 1970, 0 = never).
+
+    ``replaces`` holds earlier versions of this very write, 20 bytes each, that were refused as from
+    the future: where one of them is stored, it gives way although it is higher.
+    """
 
     KIND = 14
     index: str
@@ -143,6 +147,7 @@ class Put(Message):
     expiry: int
     keys: Frame
     payloads: Frame
+    replaces: bytes = rarely_set(b"")
 
 
 @message
@@ -161,12 +166,13 @@ class Stored(Message):
 
 @message
 class Delete(Message):
-    """Writes tombstones under one version."""
+    """Writes tombstones under one version. ``replaces`` is as in ``Put``."""
 
     KIND = 16
     index: str
     version: bytes
     keys: Frame
+    replaces: bytes = rarely_set(b"")
 
 
 @message

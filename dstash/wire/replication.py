@@ -228,6 +228,27 @@ class FloorReleased(Message):
 
 
 @message
+class ClockRequest(Message):
+    """Asks a peer for its clock, and for the newest stamp that it holds or has promised."""
+
+    KIND = 58
+
+
+@message
+class ClockReply(Message):
+    """Answers ``ClockRequest``.
+
+    ``clock`` is the peer's own clock (milliseconds since 1970). ``present`` is a stamp: the highest
+    of those that its store holds and of those that it promised to refuse. A stamp that a majority
+    of members have so is accepted although it is ahead of every clock.
+    """
+
+    KIND = 59
+    clock: int
+    present: int
+
+
+@message
 class AskHistory(Message):
     """Asks for the load of the last minutes, as far as it is newer than a moment (milliseconds)."""
 

@@ -12,7 +12,7 @@ import operator
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Final, NamedTuple, NewType, TypeVar
 
 from dstash.errors import ProtocolError
@@ -43,6 +43,8 @@ class Shape(NamedTuple):
     frames: tuple[str, ...]
     plain_of: Callable[[Message], tuple[Any, ...]]
     frames_of: Callable[[Message], tuple[Frame, ...]]
+    #: A value that the last field does not travel with; ``MISSING``: it always travels.
+    omitted: Any
     #: Whether a map at the end of the header is a field: of some replies, never of a request.
     ends_in_map: bool
 
@@ -67,6 +69,14 @@ def _default(one: Any) -> Any:
     return one.default_factory() if one.default_factory is not MISSING else MISSING
 
 
+def rarely_set(default: Any) -> Any:
+    """Return a last field that travels only with another value than its default.
+
+    So a message without it has the bytes that it had before there was such a field.
+    """
+    return field(default=default, metadata={"omitted": default})
+
+
 def _shape(cls: Any) -> Shape:
     hints = typing.get_type_hints(cls)
     plain = tuple(
@@ -77,7 +87,9 @@ def _shape(cls: Any) -> Shape:
     frames = tuple(one.name for one in fields(cls) if hints[one.name] is Frame)
     plain_of = _getter(tuple(one[0] for one in plain))
     ends_in_map = bool(plain) and dict in plain[-1][1]
-    return Shape(cls, plain, frames, plain_of, _getter(frames), ends_in_map)
+    last = [one for one in fields(cls) if hints[one.name] is not Frame][-1:]
+    omitted = last[0].metadata.get("omitted", MISSING) if last else MISSING
+    return Shape(cls, plain, frames, plain_of, _getter(frames), omitted, ends_in_map)
 
 
 #: By kind, how its messages travel.

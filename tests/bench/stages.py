@@ -95,7 +95,7 @@ class _Batch:
     def commit(self, space: Keyspace) -> Commit:
         """Return the commit that stores it."""
         now = time.time_ns() // 1_000_000
-        rules = Rules(now, 500, 0, {}, [0] * PARTITIONS, _OWNED, has_room=True)
+        rules = Rules(now, now, 500, 0, {}, [0] * PARTITIONS, _OWNED, has_room=True)
         version = pack(stamp_at(now), bytes(12))
         puts = [
             Put("bench", version, 0, Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(values)))

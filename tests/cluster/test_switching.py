@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dstash.cluster import changing
+from dstash.cluster.cluster_clock import ClusterClock
 from dstash.cluster.holdings import Holdings
 from dstash.cluster.membership import Announcement
 from dstash.cluster.replica import Replica
@@ -40,7 +41,8 @@ def test_it_ends_when_the_last_that_could_answer_has_moved_on(
 ) -> None:
     view = switched(olds, joiner, replicas)
     me = min(olds + joiner)
-    replica = Replica(me, Holdings(TwinStore()), lambda: view, lambda: 0, lambda: 0)
+    clock = ClusterClock(me, 500, lambda: 0, 0)
+    replica = Replica(me, Holdings(TwinStore()), lambda: view, lambda: 0, lambda: 0, clock)
     waiting = witness(replica)
     moved_on, pauses = "", 0
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dstash.cluster import answering, changing
 from dstash.cluster.burying import bury_all
+from dstash.cluster.cluster_clock import ClusterClock
 from dstash.cluster.filling import fill
 from dstash.cluster.holdings import Holdings
 from dstash.cluster.membership import Announcement
@@ -60,6 +61,13 @@ ANSWERS: dict[type, Callable[..., Any]] = {
 }
 
 
+def clock_of(name: str) -> ClusterClock:
+    """Return a clock that does not need the clocks of others."""
+    clock = ClusterClock(name, 500, lambda: 0, NOW)
+    clock.install({name}, {name}, frozenset((name,)))
+    return clock
+
+
 class Cluster:
     """Peers a, b, c that hold everything, and d that is added, unless nobody joins."""
 
@@ -85,6 +93,7 @@ class Cluster:
                 lambda: self.view,
                 lambda: self.now,
                 lambda: self.now,
+                clock_of(name),
             )
             for name in "abcd"
         }

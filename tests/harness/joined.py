@@ -38,11 +38,12 @@ class Joined:
 
     ``down`` peers refuse connections, ``silent`` ones take messages and never answer. ``tamper``
     may change what a peer is sent; it returns None to lose it. ``tamper_answer`` may change what a
-    peer answers the client.
+    peer answers the client. ``offsets`` are what the clocks of peers are ahead by (milliseconds).
     """
 
     def __init__(self, names: str = "abc", replicas: int = 3, **settings: Any) -> None:
         self.now = START
+        self.offsets: dict[str, int] = {}
         members = tuple(Member(one, f"tcp://{one}:1", f"store-{one}", f"z-{one}") for one in names)
         self.topology = Topology(
             "c", "id", 5, replicas, formed=True, members=members, min_peers=len(names)
@@ -65,6 +66,8 @@ class Joined:
         self.settle()
         self.session = Session(lambda: self.now, random_bytes=bytes)
         self.session.install(self.topology.encode(), list(names))
+        for name in names:  # else its first write would begin with reading their clocks
+            self.session.learn_clock(name, self.now, self.now, self.now)
         for name in names:  # as each has said when it was connected
             self.session.learn_protocol(name, LOWEST_PROTOCOL, HIGHEST_PROTOCOL)
 
@@ -74,7 +77,19 @@ class Joined:
         """Give peers (all, if none is named) a topology."""
         for name in names or self.peers:
             view = View(topology, frozenset(self.peers))
-            self._answer_each(name, self.peers[name].install(view, self.now))
+            self._answer_each(name, self.peers[name].install(view, self.time_at(name)))
+
+    def time_at(self, name: str) -> int:
+        """Return what the clock of a peer shows."""
+        return self.now + self.offsets.get(name, 0)
+
+    def restart(self, name: str) -> None:
+        """Start a peer again, with its store."""
+        settings = self.peers[name].settings
+        core = PeerCore(settings, self.stores[name], self.time_at(name))
+        core.not_ready = None
+        self.peers[name] = core
+        self.install(self.topology, name)
 
     def settle(self) -> None:
         """Let the peers talk among themselves until they have nothing to say."""
@@ -84,7 +99,7 @@ class Joined:
 
     def _tick(self, name: str) -> bool:
         core = self.peers[name]
-        replies, outgoing = core.tick(self.now)
+        replies, outgoing = core.tick(self.time_at(name))
         self._answer_each(name, replies)
         for one in outgoing:
             core_of_other = self.peers.get(one.peer)
@@ -92,15 +107,16 @@ class Joined:
                 core.unsent(one)
                 continue
             sender = f"{name}:{one.correlation}".encode()
-            self._answer_each(one.peer, core_of_other.receive(sender, one.frames, self.now))
+            answers = core_of_other.receive(sender, one.frames, self.time_at(one.peer))
+            self._answer_each(one.peer, answers)
         self._commit(name)
         return bool(replies or outgoing or core.scheduler.has_ready)
 
     def _commit(self, name: str) -> None:
         core = self.peers[name]
-        while (commit := core.next_commit(self.now)) is not None:
+        while (commit := core.next_commit(self.time_at(name))) is not None:
             commit.run(self.stores[name])
-            self._answer_each(name, core.committed(commit, self.now))
+            self._answer_each(name, core.committed(commit, self.time_at(name)))
 
     def _answer_each(self, name: str, replies: list[Reply]) -> None:
         for reply in replies:
@@ -108,7 +124,7 @@ class Joined:
                 self._answers.append((name, reply.frames))
             elif reply.to:
                 asker = reply.to.decode().split(":")[0]
-                self.peers[asker].receive_answer(name, reply.frames, self.now)
+                self.peers[asker].receive_answer(name, reply.frames, self.time_at(asker))
 
     # -- the client
 
@@ -146,7 +162,7 @@ class Joined:
             return []
         core = self.peers[send.peer]
         frames = send.frames if changed is envelope else changed_frames(changed)
-        self._answer_each(send.peer, core.receive(b"client", frames, self.now))
+        self._answer_each(send.peer, core.receive(b"client", frames, self.time_at(send.peer)))
         self._commit(send.peer)
         return []
 

@@ -25,7 +25,7 @@ from dstash.wire.shapes import Frame
 NOW = 1_800_000_000_000
 EVERYTHING = frozenset(range(PARTITIONS))
 SPACE = keyspace(b"i", EVERYTHING)
-RULES = Rules(NOW, 500, 0, {}, [0] * PARTITIONS, EVERYTHING, has_room=True)
+RULES = Rules(NOW, NOW, 500, 0, {}, [0] * PARTITIONS, EVERYTHING, has_room=True)
 
 
 def reply_to(put: Put) -> object:

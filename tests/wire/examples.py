@@ -54,6 +54,8 @@ from dstash.wire.replication import (
     AskSeen,
     AskVersions,
     BucketsAre,
+    ClockReply,
+    ClockRequest,
     CopyIs,
     DigestsAre,
     FloorReleased,
@@ -143,6 +145,8 @@ EXAMPLES: list[tuple[tuple[int, int], Message]] = [
     (REPLY, SeenIs(stamp_at(NOW), stamp_at(NOW))),
     ((7, 0), ReleaseFloor(PARTITIONS, stamp_at(NOW))),
     (REPLY, FloorReleased(PARTITIONS)),
+    ((7, 0), ClockRequest()),
+    (REPLY, ClockReply(NOW, stamp_at(NOW))),
     ((7, 0), AskHistory(NOW - 2000)),
     (REPLY, HistoryIs(pack_samples([Sample(NOW, 10, 2, 4000, 2, 40, 900, 2000, 9000)]))),
 ]

@@ -1,0 +1,177 @@
+"""The cluster's time as one peer knows it, and how far ahead of it stamps may be.
+
+A peer must not trust its own clock: a clock that is an hour ahead would accept stamps that the
+other peers refuse, and would promise to refuse every stamp of the next hour. So a peer reads the
+clocks of the other members from their replies and goes by the median of all clocks, its own
+included. One wrong clock of three, or two of five, change nothing.
+
+Stamps can be ahead of every clock all the same: a majority of clocks was wrong and has been set
+right. Then the hybrid logical clock goes on from there: what a majority of members have stored or
+promised (their ``present``) is accepted, and a few milliseconds more, so that the next write can
+be stamped past it. The margin is small because each accepted stamp may raise the present: it must
+rise more slowly than time passes.
+
+The reading of a clock is that of Cristian, "Probabilistic Clock Synchronization" (1989).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from statistics import median_low
+from typing import Final
+
+from dstash.version import MAX_STAMP, Stamp, stamp_at, stamp_milliseconds
+
+#: A peer calls ``advance`` more often than this (milliseconds). After a longer step of its clock
+#: it was stopped, or its clock was set: what it knows of other clocks says nothing any more.
+_LONGEST_STEP_MS: Final = 1500
+
+#: How far (milliseconds) stamps may be ahead of what a majority of members hold.
+_MARGIN_MS: Final = 10
+
+#: Low bits of a stamp, all set: the last stamp of a millisecond.
+_LAST_COUNTER: Final = stamp_at(1) - 1
+
+
+class ClusterClock:
+    """The median of the members' clocks, and what a majority of members hold.
+
+    Args:
+        me: the id of this peer.
+        skew_ms: how far (milliseconds) a stamp may be ahead of the median.
+        own_present: returns the newest stamp that this peer holds or has promised.
+        now: this peer's clock, in milliseconds since 1970.
+    """
+
+    def __init__(self, me: str, skew_ms: int, own_present: Callable[[], Stamp], now: int) -> None:
+        self._me = me
+        self._skew_ms = skew_ms
+        self._own_present = own_present
+        self._now = now
+        self._members: frozenset[str] = frozenset()
+        self._holders: frozenset[str] = frozenset()
+        self._alive: frozenset[str] = frozenset()
+        #: By member, how far (milliseconds) its clock is ahead of this peer's.
+        self._offsets: dict[str, int] = {}
+        self._presents: dict[str, Stamp] = {}
+        self._sent: dict[int, int] = {}
+        #: Whether the other members should be asked now, not at the next turn.
+        self.is_due = True
+
+    # -- what is learned
+
+    def install(
+        self, members: Collection[str], holders: Collection[str], alive: frozenset[str]
+    ) -> None:
+        """Take the members whose clocks count, and those that hold data and vote on the present."""
+        if alive - self._alive:
+            self.is_due = True
+        self._members, self._holders = frozenset(members), frozenset(holders)
+        self._alive = alive
+        self._offsets = {peer: ms for peer, ms in self._offsets.items() if peer in self._members}
+        self._presents = {peer: at for peer, at in self._presents.items() if peer in self._members}
+
+    def advance(self, now: int) -> None:
+        """Take the time of this peer's clock, which may have been set."""
+        step = now - self._now
+        self._now = now
+        if step < 0:
+            self._sent.clear()
+            self._offsets = {peer: offset - step for peer, offset in self._offsets.items()}
+            self.is_due = True
+        elif step > _LONGEST_STEP_MS:
+            self._sent.clear()
+            self._offsets.clear()
+            self.is_due = True
+
+    def sent(self, correlation: int) -> None:
+        """Take note that a request was sent now."""
+        self._sent[correlation] = self._now
+
+    def unanswered(self, correlation: int) -> None:
+        """Forget a request that gets no answer."""
+        self._sent.pop(correlation, None)
+
+    def answered(self, peer: str, correlation: int, moment: int) -> None:
+        """Take the clock of another member (0: it gave none) from its answer to a request.
+
+        It was read between the request and now, so the offset lies between two bounds. What is
+        known is kept as far as it fits: a slow answer says little, a quick one much.
+        """
+        sent = self._sent.pop(correlation, None)
+        if sent is None or not moment or peer not in self._members:
+            return
+        lowest, highest = moment - self._now, moment - sent
+        known = self._offsets.get(peer, lowest)
+        self._offsets[peer] = min(max(known, lowest), highest)
+
+    def holds(self, peer: str, present: Stamp) -> None:
+        """Take the newest stamp that another member holds or has promised."""
+        if peer in self._members:
+            self._presents[peer] = present
+
+    def forget_unanswered(self, outstanding: Collection[int]) -> None:
+        """Forget all requests but those that may still be answered."""
+        self._sent = {one: at for one, at in self._sent.items() if one in outstanding}
+
+    # -- what is known
+
+    @property
+    def knows_majority(self) -> bool:
+        """Whether the clocks of a majority of the members are known, this peer's included."""
+        known = len(self._offsets.keys() - {self._me}) + 1
+        return bool(self._members) and 2 * known > len(self._members | {self._me})
+
+    @property
+    def offset_ms(self) -> int:
+        """How far (milliseconds) this peer's clock is ahead of the cluster's; 0 if not known."""
+        if not self.knows_majority:
+            return 0
+        others = [offset for peer, offset in self._offsets.items() if peer != self._me]
+        return -median_low([0, *others])
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether this peer's clock is off by more than stamps may be."""
+        return abs(self.offset_ms) > self._skew_ms
+
+    def time(self) -> int:
+        """Return the cluster's time (milliseconds since 1970); this peer's, as long as it is alone.
+
+        It is the median of the clocks that are known, if those are a majority.
+        """
+        return self._now - self.offset_ms
+
+    def confirmed(self) -> Stamp:
+        """Return the highest stamp that a majority of members hold or have promised; 0 if unknown.
+
+        A member that is down and has not been heard since this peer started may hold anything, so
+        it counts as one that does: to refuse what a majority does hold would lose acked writes.
+        """
+        if not self.knows_majority or not self._holders:
+            return 0
+        presents = dict(self._presents)
+        presents[self._me] = self._own_present()
+        known = sorted((presents[peer] for peer in self._holders & presents.keys()), reverse=True)
+        unheard = self._holders - presents.keys()
+        absent = sum(peer not in self._alive for peer in unheard)
+        needed = max(1, len(self._holders) // 2 + 1 - absent)
+        return known[needed - 1] if len(known) >= needed else 0
+
+    def present_ms(self) -> int:
+        """Return the time that stamps are judged by: at most the allowed skew ahead of it.
+
+        It is the cluster's time, or later, where a majority of members hold later stamps.
+        """
+        time, confirmed = self.time(), stamp_milliseconds(self.confirmed())
+        is_ahead = confirmed > time + self._skew_ms
+        return confirmed + _MARGIN_MS - self._skew_ms if is_ahead else time
+
+    def latest(self) -> Stamp:
+        """Return the highest stamp that a record may have."""
+        return min(MAX_STAMP, stamp_at(self.present_ms() + self._skew_ms) | _LAST_COUNTER)
+
+    def ahead_ms(self, *stamps: Stamp) -> int:
+        """Return how far (milliseconds) stamps are ahead of the cluster's time; 0: within skew."""
+        ahead = max(map(stamp_milliseconds, stamps), default=0) - self.time()
+        return ahead if ahead > self._skew_ms else 0

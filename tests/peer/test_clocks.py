@@ -1,0 +1,294 @@
+"""Peers with a wrong clock: what they accept and promise, and what they say about themselves."""
+
+from __future__ import annotations
+
+import pytest
+import structlog
+
+from dstash.client.core import Operation
+from dstash.client.session import Send
+from dstash.cluster.holdings import FLOOR_MARK
+from dstash.errors import BelowFloor, ClockSkew, NotReady, ProtocolError
+from dstash.peer.healer import Pace
+from dstash.store.record import partition_of
+from dstash.version import Stamp, pack, stamp_at
+from dstash.wire import codec
+from dstash.wire.envelope import Envelope, decode, encode
+from dstash.wire.messages import Error, Ping, Put, Stored
+from dstash.wire.replication import AskFloor, ClockReply, ClockRequest, DigestsAre
+from dstash.wire.shapes import Frame, Message
+from tests.harness.joined import Joined
+
+HOUR = 3_600_000
+
+
+def joined_with(**offsets: int) -> Joined:
+    """Return three peers whose clocks are ahead by so much, and which have read each other's."""
+    joined = Joined(pace=Pace(10**9, 10**9, 0))
+    joined.offsets = offsets
+    pass_time(joined)
+    return joined
+
+
+def pass_time(joined: Joined, milliseconds: int = 4000) -> None:
+    """Let time pass as peers see it, a second at a time."""
+    for _ in range(milliseconds // 1000):
+        joined.now += 1000
+        joined.settle()
+
+
+def ask(joined: Joined, peer: str, message: Message) -> Message:
+    """Return what a peer answers to a message."""
+    envelope = Envelope(7, joined.topology.epoch, 0, message)
+    core = joined.peers[peer]
+    replies = core.receive(b"x", encode(envelope), joined.time_at(peer))
+    for _ in range(20):
+        ticked, _ = core.tick(joined.time_at(peer))
+        replies += ticked
+        while (commit := core.next_commit(joined.time_at(peer))) is not None:
+            commit.run(joined.stores[peer])
+            replies += core.committed(commit, joined.time_at(peer))
+    [answer] = [decode(reply.frames).message for reply in replies if reply.to == b"x"]
+    return answer
+
+
+def put_at(joined: Joined, peer: str, moment: int) -> Message:
+    """Put a key with a version of that moment at one peer."""
+    blobs = Frame(codec.pack_blobs([b"\x01"]))
+    keys = Frame(codec.pack_blobs([b"k"]))
+    return ask(joined, peer, Put("i", pack(stamp_at(moment), b"abcd"), 0, keys, blobs))
+
+
+def error_of(message: Message) -> Exception:
+    assert isinstance(message, Error), message
+    return message.error()
+
+
+def floor(joined: Joined, peer: str, stamp: Stamp) -> Message:
+    return ask(joined, peer, AskFloor(b"\0\1", stamp))
+
+
+def test_a_fast_peer_refuses_stamps_that_the_others_refuse() -> None:
+    joined = joined_with(a=HOUR)
+    for peer in "abc":
+        assert isinstance(error_of(put_at(joined, peer, joined.now + 600)), ClockSkew)
+        assert put_at(joined, peer, joined.now + 400) == Stored([])
+
+
+def test_a_slow_peer_accepts_stamps_that_the_others_accept() -> None:
+    joined = joined_with(a=-HOUR)
+    for peer in "abc":
+        assert put_at(joined, peer, joined.now) == Stored([])
+
+
+def test_a_peer_that_reaches_nobody_goes_by_its_own_clock() -> None:
+    joined = Joined(pace=Pace(10**9, 10**9, 0))
+    joined.offsets = {"a": HOUR}
+    joined.down = {"b", "c"}
+    joined.restart("a")
+    pass_time(joined)
+    assert put_at(joined, "a", joined.now + HOUR) == Stored([])
+    assert isinstance(error_of(floor(joined, "a", stamp_at(joined.now))), NotReady)
+    joined.down = set()
+    pass_time(joined)
+    assert isinstance(error_of(put_at(joined, "a", joined.now + HOUR)), ClockSkew)
+
+
+def test_a_wrong_clock_is_named_while_it_is_wrong() -> None:
+    joined = joined_with()
+    core = joined.peers["a"]
+    assert core.status()["clock_offset_ms"] == 0
+    assert core.why_not_ready() is None
+    with structlog.testing.capture_logs() as logs:
+        joined.offsets = {"a": HOUR}
+        pass_time(joined)
+        assert core.status()["clock_offset_ms"] == HOUR
+        assert (
+            core.why_not_ready() == "the clock is 3600000 ms ahead of the cluster's; set it by NTP"
+        )
+        assert joined.peers["b"].why_not_ready() is None
+        joined.offsets = {"a": -2000}
+        pass_time(joined)
+        assert core.why_not_ready() == "the clock is 2000 ms behind the cluster's; set it by NTP"
+        joined.offsets = {}
+        pass_time(joined)
+        assert core.why_not_ready() is None
+    events = [log["event"] for log in logs if "clock" in log["event"]]
+    assert len(events) == 2, events
+    assert events[1] == "the clock is right again"
+
+
+def test_replies_carry_the_own_clock_of_a_peer() -> None:
+    joined = joined_with(a=HOUR)
+    reply = ask(joined, "a", ClockRequest())
+    assert isinstance(reply, ClockReply)
+    assert reply.clock == joined.time_at("a")
+    frames = encode(Envelope(1, 0, 0, Ping()))
+    [pong] = joined.peers["a"].receive(b"x", frames, joined.time_at("a"))
+    assert decode(pong.frames).moment == joined.time_at("a")
+
+
+class TestPromises:
+    """Nothing is promised for a time that a majority does not confirm, and nothing is forgotten."""
+
+    def test_a_fast_peer_promises_nothing_for_the_time_of_its_clock(self) -> None:
+        joined = joined_with(a=HOUR)
+        assert isinstance(error_of(floor(joined, "a", stamp_at(joined.now + HOUR))), ProtocolError)
+        assert isinstance(floor(joined, "a", stamp_at(joined.now)), DigestsAre)
+
+    def test_a_fast_peer_seeks_no_horizon_of_its_own_time(self) -> None:
+        joined = Joined(pace=Pace(10**9, 5000, 0))
+        joined.delete("k")
+        joined.offsets = {"a": HOUR, "b": 0}
+        for core in joined.peers.values():
+            for partition in range(8):
+                core.holdings._mortal[partition] = True
+        pass_time(joined, 12_000)
+        assert all(core.holdings.newest_horizon for core in joined.peers.values())
+        for core in joined.peers.values():
+            assert max(core.holdings.newest_horizon, core.holdings.floor) <= stamp_at(joined.now)
+
+    def test_a_start_with_a_fast_clock_leaves_no_outage(self) -> None:
+        joined = joined_with()
+        joined.offsets = {"a": HOUR}
+        joined.restart("a")
+        pass_time(joined, 2000)
+        joined.offsets = {}
+        for _ in range(2):
+            assert put_at(joined, "a", joined.now) == Stored([])
+            joined.restart("a")
+            pass_time(joined, 2000)
+
+    def test_an_old_store_without_a_floor_learns_the_time_of_the_others(self) -> None:
+        joined = joined_with()
+        joined.stores["a"].marks.pop(FLOOR_MARK, None)
+        joined.offsets = {"a": HOUR}
+        joined.restart("a")
+        started = joined.now
+        joined.settle()
+        pass_time(joined, 1000)
+        # What it promised before is not known, but it was not later than now.
+        assert isinstance(error_of(put_at(joined, "a", started)), BelowFloor)
+        assert put_at(joined, "a", started + 1000) == Stored([])
+
+    @pytest.mark.parametrize("clock", [-HOUR, 0, HOUR])
+    def test_a_promise_outlives_a_restart_whatever_the_clock_says(self, clock: int) -> None:
+        joined = joined_with()
+        promised = joined.now
+        assert isinstance(floor(joined, "a", stamp_at(promised)), DigestsAre)
+        joined.offsets = {"a": clock}
+        joined.restart("a")
+        pass_time(joined, 2000)
+        assert isinstance(error_of(put_at(joined, "a", promised)), BelowFloor)
+        assert put_at(joined, "a", promised + 1) == Stored([])
+
+    def test_a_promise_is_on_disk_before_it_is_answered(self) -> None:
+        joined = joined_with()
+        core = joined.peers["a"]
+        stamp = stamp_at(joined.now)
+        frames = encode(Envelope(7, joined.topology.epoch, 0, AskFloor(b"\0\1", stamp)))
+        assert core.receive(b"x", frames, joined.now) == []
+        for _ in range(20):
+            assert core.tick(joined.now)[0] == []  # it waits for the commit
+        commit = core.next_commit(joined.now)
+        assert commit is not None
+        commit.run(joined.stores["a"])
+        core.committed(commit, joined.now)
+        assert joined.stores["a"].marks[FLOOR_MARK] == stamp.to_bytes(8, "big")
+        assert any(core.tick(joined.now)[0] for _ in range(20))
+
+
+class TestTheClocksOfAMajorityWereWrong:
+    """What a majority holds is the present."""
+
+    @pytest.mark.parametrize("fast", ["ab", "abc"])
+    @pytest.mark.parametrize("ahead", [HOUR, 10 * 365 * 24 * HOUR])
+    def test_stamps_past_it_are_accepted_by_all(self, fast: str, ahead: int) -> None:
+        joined = joined_with(**dict.fromkeys(fast, ahead))
+        moment = joined.now + ahead
+        for peer in fast:
+            assert put_at(joined, peer, moment) == Stored([])
+        joined.offsets = {}
+        pass_time(joined)
+        for peer in "abc":
+            assert put_at(joined, peer, moment + 1) == Stored([])
+            assert joined.peers[peer].why_not_ready() is None
+            assert joined.peers[peer].status()["ahead_ms"] > ahead // 2
+        assert isinstance(error_of(put_at(joined, "a", moment + 1000)), ClockSkew)
+
+    def test_a_peer_that_does_not_know_asks_at_once(self) -> None:
+        joined = joined_with(a=HOUR, b=HOUR)
+        joined.offsets = {}
+        pass_time(joined, 2000)
+        moment = joined.now + HOUR
+        for peer in "ab":  # they accepted it while their clocks were wrong
+            joined.stores[peer].high_water = stamp_at(moment)
+        assert isinstance(error_of(put_at(joined, "c", moment + 1)), ClockSkew)
+        joined.now += 60
+        joined.settle()
+        assert put_at(joined, "c", moment + 1) == Stored([])
+
+    def test_what_one_of_three_holds_is_not_the_present(self) -> None:
+        joined = joined_with()
+        joined.stores["a"].high_water = stamp_at(joined.now + HOUR)
+        pass_time(joined)
+        for peer in "abc":
+            assert isinstance(error_of(put_at(joined, peer, joined.now + HOUR)), ClockSkew)
+        assert joined.peers["a"].status()["ahead_ms"] > HOUR // 2
+        assert joined.peers["b"].status()["ahead_ms"] == 0
+
+
+class Slow(Joined):
+    """Messages of clients take a while to be read, and horizons pass meanwhile."""
+
+    delay = 250
+
+    def _deliver(self, operation: Operation, send: Send) -> list[Send]:
+        for _ in range(self.delay // 50):
+            self.now += 50
+            self.settle()
+        return super()._deliver(operation, send)
+
+
+class TestShortGrace:
+    """Writes end although horizons follow more closely than writes take."""
+
+    @pytest.mark.parametrize("lag", [0, 100, 500])
+    def test_a_write_that_takes_longer_than_the_grace_comes_through(self, lag: int) -> None:
+        joined = Slow(pace=Pace(10**9, 200, lag))
+        joined.put({"k": 1}, timeout=20_000)
+        assert joined.delete("k").ok
+        for core in joined.peers.values():
+            core.scheduler.spawn("walk", core.holdings.scrub(partition_of(b"k")))
+        joined.settle()
+        for number in range(5):
+            result = joined.put({"other": number}, timeout=5000)
+            assert result.ok, result.reasons
+        assert all(core.holdings.newest_horizon for core in joined.peers.values())
+
+    def test_a_write_that_waited_for_the_disk_is_not_refused_for_that(self) -> None:
+        joined = joined_with()
+        core = joined.peers["a"]
+        blobs = Frame(codec.pack_blobs([b"\x01"]))
+        put = Put("i", pack(stamp_at(joined.now), b"abcd"), 0, blobs, blobs)
+        core.receive(b"x", encode(Envelope(1, joined.topology.epoch, 0, put)), joined.now)
+        stamp = stamp_at(joined.now)
+        question = encode(Envelope(2, joined.topology.epoch, 0, AskFloor(b"\0\1", stamp)))
+        core.receive(b"y", question, joined.now)
+        for _ in range(5):
+            core.tick(joined.now)
+        commit = core.next_commit(joined.now)
+        assert commit is not None
+        commit.run(joined.stores["a"])
+        [stored] = core.committed(commit, joined.now)
+        assert decode(stored.frames).message == Stored([])
+
+    def test_floors_follow_closely_again_after_a_while(self) -> None:
+        joined = joined_with()
+        assert isinstance(floor(joined, "a", stamp_at(joined.now)), DigestsAre)
+        assert isinstance(error_of(put_at(joined, "a", joined.now - 2000)), BelowFloor)
+        refusal = error_of(floor(joined, "a", stamp_at(joined.now - 1000)))
+        assert isinstance(refusal, ProtocolError)
+        assert "1000 ms later than this peer may promise" in str(refusal)
+        pass_time(joined, 61_000)
+        assert isinstance(floor(joined, "a", stamp_at(joined.now - 100)), DigestsAre)
