@@ -17,6 +17,7 @@ from dstash.client.routing import Peers, group
 from dstash.client.session import Send, Session
 from dstash.client.slabs import dealt, steps
 from dstash.errors import (
+    ClockSkew,
     CorruptRecord,
     DStashError,
     Misrouted,
@@ -299,7 +300,10 @@ class Reconciliation(Chunk):
         self.level = level
         self.attempt = attempt
         self._records: dict[str, list[bytes | None]] = {}
-        self._repairing: set[str] = set()
+        #: By replica that is being repaired, the positions of what it is sent.
+        self._repairing: dict[str, list[int]] = {}
+        #: Winners, by position, that a replica refused as from the future.
+        self._refused: set[tuple[int, bytes]] = set()
         #: By position, how many of the replicas hold a damaged record.
         self._damaged: Counter[int] = Counter()
         self._damaged_at: dict[str, set[int]] = {}
@@ -322,10 +326,8 @@ class Reconciliation(Chunk):
             self._damaged_at[peer] = set(message.damaged)
             return self._repair(now) if len(self._records) == len(self.peers) else []
         if isinstance(message, Stored):
-            self._repairing.discard(peer)
-            if not self._repairing:
-                self._deliver()
-            return []
+            self._note_refused(self._repairing.pop(peer, []), message)
+            return self._settle_or_deliver(now)
         return self.failed(peer, _unexpected(peer, message), now)
 
     def _repair(self, now: int) -> list[Send]:
@@ -336,7 +338,10 @@ class Reconciliation(Chunk):
             return self.operation.replace(self, rest + wider, now)
         for place in damaged:
             self._check_enough_are_sound(place)
-        sends = self.operation.start(rest, now)
+        return self.operation.start(rest, now) + self._repair_losers(now)
+
+    def _repair_losers(self, now: int) -> list[Send]:
+        sends: list[Send] = []
         winners = [highest(column) for column in zip(*self._records.values(), strict=True)]
         for peer, records in self._records.items():
             sends += self._repair_one(peer, records, winners, now)
@@ -353,7 +358,7 @@ class Reconciliation(Chunk):
     ) -> list[Send]:
         damaged = self._damaged_at[peer]  # which that peer mends itself
         losses = [
-            (key, winner)
+            (place, key, winner)
             for place, (key, mine, winner) in enumerate(
                 zip(self.encoded, records, winners, strict=True)
             )
@@ -361,8 +366,8 @@ class Reconciliation(Chunk):
         ]
         if not losses:
             return []
-        self._repairing.add(peer)
-        keys, lost = zip(*losses, strict=True)
+        places, keys, lost = zip(*losses, strict=True)
+        self._repairing[peer] = list(places)
         session = self.operation.session
         # A replica may lack what is dead because it dropped it from disk: that is no sign of a lag.
         live = [one for one in lost if open_record(one).is_live(session.cluster_time())]
@@ -372,6 +377,40 @@ class Reconciliation(Chunk):
             self.operation.index, Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(lost))
         )
         return [self.operation.ask(peer, self, apply, now)]
+
+    def _note_refused(self, places: list[int], message: Stored) -> None:
+        """Take note of winners that a replica takes for records from the future."""
+        for number, code, _ in message.rejected:
+            if code == ClockSkew.code and type(number) is int and number < len(places):
+                place = places[number]
+                winner = highest([records[place] for records in self._records.values()])
+                if winner is not None:
+                    self._refused.add((place, winner))
+
+    def _settle_or_deliver(self, now: int) -> list[Send]:
+        """Deliver, unless repairs are awaited, or winners have to be chosen again.
+
+        A record from the future that a quorum of the replicas hold is the present. Another one must
+        not win over what is not from the future, for the next reader may not meet it.
+        """
+        if self._repairing:
+            return []
+        refused, self._refused = self._refused, set()
+        withdrawn = [self._withdraw(place, record) for place, record in refused]
+        if any(withdrawn):
+            return self._repair_losers(now)
+        self._deliver()
+        return []
+
+    def _withdraw(self, place: int, record: bytes) -> bool:
+        """Take a record out of the choice, unless a quorum hold it; whether it was taken out."""
+        holders = [peer for peer, records in self._records.items() if records[place] == record]
+        replicas = len(self.operation.session.replicas_of(self.encoded[place]))
+        if len(holders) >= Level.QUORUM.needed(replicas):
+            return False
+        for peer in holders:
+            self._records[peer][place] = None
+        return bool(holders)
 
     def _check_enough_are_sound(self, place: int) -> None:
         """Refuse to answer, and to repair, unless the sound replicas must know the last write.
@@ -403,10 +442,8 @@ class Reconciliation(Chunk):
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
         """Begin again from the look-up, unless it is only that this reader may not repair."""
         if isinstance(failure.error, Unauthorised) and peer in self._repairing:
-            self._repairing.discard(peer)
-            if not self._repairing:
-                self._deliver()
-            return []
+            self._repairing.pop(peer)
+            return self._settle_or_deliver(now)
         if not _worth_retrying(failure):
             self.operation.fail(failure.error)
             return []

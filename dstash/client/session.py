@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from statistics import median_low
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from dstash.client.routing import Peers, WriteSet, all_table, read_table, write_table
 from dstash.cluster.topology import Topology, Way
@@ -44,6 +44,9 @@ MISSED_MS = 1000
 #: How long such a replica is asked after the others: it is being healed meanwhile.
 BEHIND_MS = 2000
 
+#: Of so many members, at most, a majority must have told its clock before a write is stamped.
+_CLOCKS: Final = 5
+
 #: Keys of a batch that are sorted as one, before they are cut into requests.
 KEYS_PER_SLAB = 100_000
 
@@ -63,13 +66,17 @@ class Identity(NamedTuple):
     """Under which writer id, and by which clock, one process stamps its writes.
 
     It is replaced as a unit, so that a stamp is never used under the writer of another clock.
-    ``successor`` has the identity that replaced it, so that threads agree on it.
+    ``successor`` has the identity that replaced it, so that threads agree on it. ``beyond`` stamps
+    what must be above stamps that are ahead of every clock, under a writer id of its own, because
+    ``clock`` may come to the same stamps later.
     """
 
     process: int
     writer: bytes
     clock: Clock
     successor: dict[None, Identity]
+    beyond: Clock
+    beyond_writer: bytes
 
 
 class _ReadTable(NamedTuple):
@@ -152,6 +159,12 @@ class Session:
         identity = self._current_identity()
         return pack(identity.clock.tick(), identity.writer)
 
+    def version_past(self, stamp: Stamp) -> Version:
+        """Return a version above a stamp that is ahead of every clock."""
+        identity = self._current_identity()
+        identity.beyond.observe(stamp)
+        return pack(identity.beyond.tick(), identity.beyond_writer)
+
     def observe(self, stamp: Stamp) -> None:
         """Move the clock past a stamp that beat one of ours, unless it would be refused then."""
         if not self.is_from_the_future(stamp):
@@ -172,8 +185,9 @@ class Session:
             self._identity = identity.successor.setdefault(None, fresh)
 
     def _new_identity(self, floor: Stamp = 0) -> Identity:
-        writer = self._random_bytes(WRITER_BYTES)
-        return Identity(self._process(), writer, Clock(self.cluster_time, floor), {})
+        writer, other = self._random_bytes(WRITER_BYTES), self._random_bytes(WRITER_BYTES)
+        clock, beyond = Clock(self.cluster_time, floor), Clock(lambda: 0)
+        return Identity(self._process(), writer, clock, {}, beyond, other)
 
     def jittered(self, pause: int) -> int:
         """Return a pause, made longer by up to a half of it, by chance."""
@@ -197,6 +211,22 @@ class Session:
             lowest, highest = clock - now, clock - sent
             known = self._offsets.get(peer, lowest)
             self._offsets[peer] = min(max(known, lowest), highest)
+
+    def unread_clocks(self) -> list[str]:
+        """Return members whose clocks should be read before a write is stamped; none: enough are.
+
+        Enough is a majority of all members, or of five of them.
+        """
+        members = self.view.members if self.view else {}
+        read = [peer for peer in members if peer in self._offsets]
+        if len(read) > min(_CLOCKS, len(members)) // 2:
+            return []
+        alive = self.view.alive if self.view else frozenset()
+        unread = sorted(
+            (peer for peer in members if peer not in self._offsets),
+            key=lambda peer: (peer in self._avoid, peer not in alive, peer),
+        )
+        return unread[: max(0, _CLOCKS - len(read))]
 
     def learn_protocol(self, peer: str, lowest: object, highest: object) -> bool:
         """Take note of the versions a peer speaks; whether there is one in common."""

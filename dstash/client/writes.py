@@ -11,8 +11,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from itertools import compress
-from typing import Final
+from typing import Final, NamedTuple
 
+from dstash.client.clock_reading import ClockReading
 from dstash.client.core import Chunk, Failure, Operation
 from dstash.client.refusals import Refusals, error_for, is_final
 from dstash.client.results import BatchResult
@@ -28,8 +29,9 @@ from dstash.errors import (
     Unavailable,
     from_wire,
 )
+from dstash.limits import MOST_REPLACED
 from dstash.types import NEVER, Level, Outcome
-from dstash.version import Version, newest_stamp
+from dstash.version import VERSION_BYTES, Stamp, Version, newest_stamp
 from dstash.wire import codec
 from dstash.wire.keys import Key
 from dstash.wire.messages import Apply, Delete, Put, Stored
@@ -39,6 +41,27 @@ from dstash.wire.shapes import Frame, Message
 KEYS_PER_CHUNK: Final = 4096
 BYTES_PER_CHUNK: Final = 1024 * 1024
 BYTES_PER_SLAB: Final = 32 * 1024 * 1024
+
+
+class Earlier(NamedTuple):
+    """What became of earlier attempts at a write.
+
+    ``refused`` are its versions that some replica took for ones from the future, packed: another
+    replica may hold them. ``passed`` is the highest stamp from the future that it was stamped past,
+    and ``is_repeated`` whether that version was sent twice.
+    """
+
+    refused: bytes = b""
+    passed: Stamp = 0
+    is_repeated: bool = False
+
+    def with_refused(self, version: Version) -> Earlier:
+        """Return this with one version more; the oldest are forgotten."""
+        kept = self.refused[-(MOST_REPLACED - 1) * VERSION_BYTES :]
+        return self._replace(refused=kept + version)
+
+
+_FIRST_ATTEMPT: Final = Earlier()
 
 
 class WriteOperation(Operation):
@@ -55,12 +78,28 @@ class WriteOperation(Operation):
         self._largest = largest_of(items)
         #: Keys that were live before an earlier try of this call.
         self._existed: set[Key] = set()
+        self._reading: ClockReading | None = None
 
     @abstractmethod
-    def message(self, version: Version, items: Sequence[Item], keys: Frame) -> Message:
+    def message(
+        self, version: Version, items: Sequence[Item], keys: Frame, replaces: bytes
+    ) -> Message:
         """Return the request that writes ``items``."""
 
+    @property
+    def hungry(self) -> bool:
+        """Whether ``more`` has something to send now: not while clocks are being read."""
+        reads_clocks = self._reading is not None and not self._reading.is_over
+        return super().hungry and not reads_clocks
+
+    def _clocks_first(self) -> Iterator[list[Chunk]]:
+        """Yield what must be done before the first write is stamped."""
+        if self._reading is None and self.session.unread_clocks():
+            self._reading = ClockReading(self)
+            yield [self._reading]
+
     def _chunks(self) -> Iterator[list[Chunk]]:
+        yield from self._clocks_first()
         for slab in runs(self._items, self.session.slab, BYTES_PER_SLAB, self._largest):
             yield from steps(self.cut(slab))
 
@@ -71,6 +110,7 @@ class WriteOperation(Operation):
         attempt: int = 0,
         *,
         tainted: bool = False,
+        earlier: Earlier = _FIRST_ATTEMPT,
     ) -> list[Chunk]:
         """Return chunks for items, routed by the view at hand.
 
@@ -92,7 +132,14 @@ class WriteOperation(Operation):
         stamp = self.session.new_version
         return [
             WriteChunk(
-                self, targets, view.epoch, part, version or stamp(), attempt, tainted=tainted
+                self,
+                targets,
+                view.epoch,
+                part,
+                version or stamp(),
+                attempt,
+                tainted=tainted,
+                earlier=earlier,
             )
             for targets, part in parts
         ]
@@ -154,28 +201,35 @@ class PutOperation(WriteOperation):
         self.expiry = NEVER
 
     def _chunks(self) -> Iterator[list[Chunk]]:
+        yield from self._clocks_first()
         if self.ttl is not None:
             self.expiry = self.session.cluster_time() + self.ttl
         yield from super()._chunks()
 
-    def message(self, version: Version, items: Sequence[Item], keys: Frame) -> Message:
+    def message(
+        self, version: Version, items: Sequence[Item], keys: Frame, replaces: bytes
+    ) -> Message:
         """Return a ``Put``."""
         payloads = Frame(codec.pack_blobs(list(map(content_of, items))))
-        return Put(self.index, version, self.expiry, keys, payloads)
+        return Put(self.index, version, self.expiry, keys, payloads, replaces)
 
 
 class DeleteOperation(WriteOperation):
     """Writes tombstones."""
 
-    def message(self, version: Version, items: Sequence[Item], keys: Frame) -> Message:
+    def message(
+        self, version: Version, items: Sequence[Item], keys: Frame, replaces: bytes
+    ) -> Message:
         """Return a ``Delete``."""
-        return Delete(self.index, version, keys)
+        return Delete(self.index, version, keys, replaces)
 
 
 class ApplyOperation(WriteOperation):
     """Writes whole records under the versions they carry. Being beaten is as good as stored."""
 
-    def message(self, version: Version, items: Sequence[Item], keys: Frame) -> Message:
+    def message(
+        self, version: Version, items: Sequence[Item], keys: Frame, replaces: bytes
+    ) -> Message:
         """Return an ``Apply``."""
         records = Frame(codec.pack_blobs(list(map(content_of, items))))
         return Apply(self.index, keys, records)
@@ -196,6 +250,7 @@ class WriteChunk(Chunk):
         attempt: int,
         *,
         tainted: bool,
+        earlier: Earlier,
     ) -> None:
         self.operation = operation
         self.targets = targets
@@ -205,6 +260,9 @@ class WriteChunk(Chunk):
         self.epoch: int = epoch
         #: Whether some replica may hold the write although nobody said so.
         self.tainted = tainted
+        self.earlier = earlier
+        #: The highest stamp from the future that a replica holds, or refuses writes up to.
+        self._ahead: Stamp = 0
         self.existed = bytearray(len(items))
         self._acks: set[str] = set()
         self._superseded: dict[int, Version] = {}
@@ -228,7 +286,9 @@ class WriteChunk(Chunk):
             return self._reroute(self.version, now)
         if self._message is None:
             keys = Frame(codec.pack_blobs(list(map(encoded_of, self.items))))
-            self._message = self.operation.message(self.version, self.items, keys)
+            self._message = self.operation.message(
+                self.version, self.items, keys, self.earlier.refused
+            )
         if self._begun and self._waiting():
             self.tainted = True  # they are asked twice, so one answer does not settle it
         self._begun = True
@@ -249,6 +309,7 @@ class WriteChunk(Chunk):
             if code:
                 self._refusals.add(place, peer, from_wire(code, detail, {}))
             elif self.operation.session.is_from_the_future(newest_stamp(detail)):
+                self._ahead = max(self._ahead, newest_stamp(detail))
                 skew = ClockSkew(f"{peer} holds a version from the future")
                 self._refusals.add(place, peer, skew)
             else:
@@ -354,7 +415,7 @@ class WriteChunk(Chunk):
             session.observe(newest_stamp(version))
         self._settle(beaten)
         again = [self.items[place] for place in beaten]
-        chunks = self.operation.cut(again, None, self.attempt, tainted=True)
+        chunks = self.operation.cut(again, None, self.attempt, tainted=True, earlier=self.earlier)
         return self.operation.start(chunks, now)
 
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
@@ -373,7 +434,10 @@ class WriteChunk(Chunk):
         session, floor = self.operation.session, error.facts.get("floor")
         stamp = floor if isinstance(floor, int) else 0
         session.observe(stamp)
-        return not session.is_from_the_future(stamp)
+        is_ahead = session.is_from_the_future(stamp)
+        if is_ahead:
+            self._ahead = max(self._ahead, stamp)
+        return not is_ahead
 
     def _reroute(self, version: Version | None, now: int) -> list[Send]:
         return self.operation.replace(self, self._successors(version, self.attempt), now)
@@ -384,7 +448,9 @@ class WriteChunk(Chunk):
         items = self.items
         if self._settled:
             items = [item for place, item in enumerate(items) if place not in self._settled]
-        return self.operation.cut(items, version, attempt, tainted=self.may_be_stored)
+        return self.operation.cut(
+            items, version, attempt, tainted=self.may_be_stored, earlier=self.earlier
+        )
 
     def _waiting(self) -> list[str]:
         known = self._acks | self._failed.keys()
@@ -392,19 +458,36 @@ class WriteChunk(Chunk):
 
     def _try_again(self, now: int) -> list[Send]:
         self._paused = True
-        version: Version | None
-        skewed = any(isinstance(error, ClockSkew) for error in self._failed.values())
-        if skewed and not self._acks:
-            # Other chunks, so that a late ack of this version does not count as one of theirs.
-            version = None
-        elif self._refusals:
-            version = self.version  # only the items that were refused, from all replicas
-        else:
+        version = self._next_version()
+        if version == self.version and not self._refusals:
             self.operation.again_later(self, now)
             self.attempt += 1
             return []
+        # Other chunks, so that a late ack of this version does not count as one of theirs. With the
+        # same version: only the items that were refused, from all replicas.
         chunks = self._successors(version, self.attempt + 1)
         return self.operation.replace_later(self, chunks, now)
+
+    def _next_version(self) -> Version | None:
+        """Return the version to try again with: another one where clocks are at odds.
+
+        So many replicas hold, or promised, something ahead of every clock that this write cannot be
+        acked below it: that may be the present, and the write is stamped past it. If others refuse
+        that twice (after the first time they look around), it is not. Then the write is stamped by
+        the clock again (None), and replaces what the former may have taken.
+        """
+        if isinstance(self.operation, ApplyOperation):
+            return self.version
+        if self._ahead > self.earlier.passed:
+            self.earlier = self.earlier._replace(passed=self._ahead, is_repeated=False)
+            return self.operation.session.version_past(self._ahead)
+        if not any(isinstance(error, ClockSkew) for error in self._failed.values()):
+            return self.version
+        if self.earlier.passed and not self.earlier.is_repeated:
+            self.earlier = self.earlier._replace(is_repeated=True)
+            return self.version
+        self.earlier = self.earlier.with_refused(self.version)
+        return None
 
     def silent(self, peer: str, now: int) -> list[Send]:
         """Wait on, for a slow replica may still ack; but ask those again that failed."""

@@ -10,7 +10,6 @@ replica is away, or placement changes, the horizon waits.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 from dstash.cluster import answering
@@ -102,11 +101,8 @@ def _agree_in_batches(
     for begin in range(0, len(partitions), _BATCH):
         try:
             yield from _agree(replica, peers, partitions[begin : begin + _BATCH], stamp)
-        except DStashError as error:  # a replica went away: the horizon waits
-            latest = error.facts.get("latest")
-            if isinstance(latest, int):
-                late = replica.clock.time() - stamp_milliseconds(latest)
-                replica.holdings.arrived_late(late, replica.wall())
+        except DStashError:
+            continue  # somebody went away: the horizon waits
 
 
 def _agree(replica: Replica, peers: Sequence[str], partitions: list[int], stamp: Stamp) -> Burying:
@@ -119,13 +115,23 @@ def _agree(replica: Replica, peers: Sequence[str], partitions: list[int], stamp:
     others = [peer for peer in peers if peer != replica.me]
     asked: list[str] = []
     equal: list[int] = []
-    with suppress(DStashError):  # a peer went away: the horizon waits
+    try:
         equal = yield from _equal_among(replica, others, question, asked)
+    except DStashError as error:  # a peer went away, or promises less: the horizon waits
+        _keep_distance(replica, error)
     if replica.view().epoch != epoch:
         equal = []
     yield from _release(replica, asked, sorted(set(partitions).difference(equal)), stamp)
     if equal:
         yield from _set_horizon(replica, others, SetHorizon(pack_partitions(equal), stamp))
+
+
+def _keep_distance(replica: Replica, error: DStashError) -> None:
+    """Let the next floors be as old as a replica wants, to which writes come later."""
+    latest = error.facts.get("latest")
+    if isinstance(latest, int):
+        late = replica.clock.time() - stamp_milliseconds(latest)
+        replica.holdings.arrived_late(late, replica.wall())
 
 
 def _equal_among(

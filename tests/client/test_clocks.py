@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from dstash.client.session import Session
+from dstash.client.writes import PutOperation
+from dstash.cluster.holdings import FLOOR_MARK
 from dstash.cluster.topology import Member, Topology
+from dstash.peer.core import PeerCore
+from dstash.peer.healer import Pace
+from dstash.store.record import build_record, open_record, partition_of
+from dstash.types import Level
+from dstash.version import newest_stamp, pack, stamp_at, stamp_milliseconds
+from dstash.wire import codec
+from dstash.wire.messages import Ping, Put
+from tests.harness.joined import START, TYPES, Joined
 
 NOW = 1_700_000_000_000
 
@@ -30,3 +44,214 @@ def test_those_that_have_left_have_no_say() -> None:
     session.install(topology(2, "cd"), [])
     assert session.cluster_time() == NOW - 5
     assert session.peer_time("c", NOW) == NOW + 5
+
+
+HOUR = 3_600_000
+
+
+def moment_of(record: bytes | None) -> int:
+    """Return when the client stamped a record, in milliseconds since the start."""
+    assert record is not None
+    return stamp_milliseconds(newest_stamp(open_record(record).version)) - START
+
+
+def value_of(record: bytes | None) -> Any:
+    assert record is not None
+    [value] = TYPES.decode_array(codec.join_payloads([open_record(record).payload]))
+    return value
+
+
+def session_of(joined: Joined, **offsets: int) -> Session:
+    """Return a new client that believes clocks to be ahead by so much."""
+    session = Session(lambda: joined.now)
+    session.install(joined.topology.encode(), list(joined.peers))
+    for peer, offset in offsets.items():
+        session.learn_clock(peer, joined.now + offset, joined.now, joined.now)
+    return session
+
+
+def joined_at_rest() -> Joined:
+    return Joined(pace=Pace(10**9, 10**9, 0))
+
+
+def pass_time(joined: Joined, milliseconds: int = 5000) -> None:
+    """Let time pass as peers see it, a second at a time."""
+    for _ in range(milliseconds // 1000):
+        joined.now += 1000
+        joined.settle()
+
+
+def cut_off_with_a_fast_clock(joined: Joined, peer: str, ahead: int) -> None:
+    """Restart a peer that has read no other clock, so that it believes its own."""
+    joined.stores[peer].mark(FLOOR_MARK, stamp_at(START).to_bytes(8, "big"))
+    joined.offsets = {peer: ahead}
+    joined.down = set(joined.peers) - {peer}
+    joined.restart(peer)
+    joined.settle()
+    joined.down = set()
+
+
+def kinds_asked(joined: Joined) -> list[type]:
+    return [type(envelope.message) for _, envelope in joined.asked]
+
+
+class TestClocksFirst:
+    """A client reads the clocks of a quorum before it stamps its first write."""
+
+    def test_a_client_that_knows_the_fast_peer_alone_asks_the_others(self) -> None:
+        joined = joined_at_rest()
+        joined.offsets = {"a": HOUR}
+        joined.session = session_of(joined, a=HOUR)
+        assert joined.put({"k": 1}).ok
+        assert kinds_asked(joined) == [Ping] * 2 + [Put] * 3
+        assert moment_of(joined.record("b", "k")) < 10_000
+        joined.asked.clear()
+        assert joined.put({"k": 2}).ok
+        assert kinds_asked(joined) == [Put] * 3
+
+    def test_a_time_to_live_is_reckoned_by_that_clock(self) -> None:
+        joined = joined_at_rest()
+        joined.offsets = {"a": HOUR}
+        joined.session = session_of(joined, a=HOUR)
+        items: list[Any] = [("k", b"k", TYPES.encode_many([1])[0])]
+        deadline = joined.now + 5000
+        joined.run(PutOperation(joined.session, deadline, "i", Level.QUORUM, items, 1000))
+        record = joined.record("b", "k")
+        assert record is not None
+        assert open_record(record).expiry == joined.now + 1000
+
+    def test_peers_that_say_nothing_hold_it_up_for_a_moment_only(self) -> None:
+        joined = joined_at_rest()
+        joined.silent = {"b", "c"}
+        joined.session = session_of(joined, a=0)
+        began = joined.now
+        assert joined.put({"k": 1}, "one").ok
+        assert joined.now - began <= 300
+
+    def test_peers_that_are_down_do_not_hold_it_up(self) -> None:
+        joined = joined_at_rest()
+        joined.down = {"b", "c"}
+        joined.session = session_of(joined, a=0)
+        began = joined.now
+        assert joined.put({"k": 1}, "one").ok
+        assert joined.now == began
+
+    def test_in_a_large_cluster_five_are_asked(self) -> None:
+        joined = Joined("abcdefghi", pace=Pace(10**9, 10**9, 0))
+        joined.session = session_of(joined, a=0)
+        assert joined.put({"k": 1}).ok
+        assert kinds_asked(joined).count(Ping) == 4
+
+
+class TestFutureVersions:
+    """A version from the future that one replica took is replaced, and not waited for."""
+
+    @pytest.mark.parametrize("ahead", [3000, HOUR])
+    def test_a_version_that_a_fast_peer_took_gives_way(self, ahead: int) -> None:
+        joined = joined_at_rest()
+        cut_off_with_a_fast_clock(joined, "a", ahead)
+        joined.session = session_of(joined, a=ahead, b=ahead)
+        began = joined.now
+        assert joined.put({"k": "first"}).ok
+        assert joined.now - began < 200
+        assert [value_of(joined.record(peer, "k")) for peer in "abc"] == ["first"] * 3
+        assert [moment_of(joined.record(peer, "k")) for peer in "abc"] == [began - START] * 3
+        assert joined.put({"k": "second"}).ok
+        assert [value_of(joined.record(peer, "k")) for peer in "abc"] == ["second"] * 3
+
+    def test_a_delete_gives_way_too(self) -> None:
+        joined = joined_at_rest()
+        joined.put({"k": 1})
+        cut_off_with_a_fast_clock(joined, "a", HOUR)
+        joined.session = session_of(joined, a=HOUR, b=HOUR)
+        assert joined.delete("k").ok
+        assert len({joined.record(peer, "k") for peer in "abc"}) == 1
+
+    @pytest.mark.parametrize("level", ["quorum", "all"])
+    def test_quorum_reads_do_not_go_back_and_forth(self, level: str) -> None:
+        joined = joined_at_rest()
+        pass_time(joined)
+        joined.put({"k": "old"})
+        joined.alter("a", "k", lambda record: at(joined, record, joined.now + HOUR, "future"))
+        for avoided in "abcabc":
+            joined.session = session_of(joined, a=0, b=0, c=0)
+            joined.session.avoid(avoided, joined.now + 10**9)
+            assert joined.lookup("k", level=level) == {"k": "old"}
+
+    def test_a_put_replaces_a_record_from_the_future(self) -> None:
+        joined = joined_at_rest()
+        pass_time(joined)
+        joined.put({"k": "old"})
+        joined.alter("a", "k", lambda record: at(joined, record, joined.now + HOUR, "future"))
+        assert joined.put({"k": "new"}, "all").ok
+        assert [value_of(joined.record(peer, "k")) for peer in "abc"] == ["new"] * 3
+
+    def test_what_a_quorum_holds_is_read(self) -> None:
+        joined = joined_at_rest()
+        pass_time(joined)
+        joined.put({"k": "old"})
+        for peer in "ab":
+            joined.alter(peer, "k", lambda record: at(joined, record, joined.now + HOUR, "now"))
+            joined.stores[peer].high_water = stamp_at(joined.now + HOUR)
+        pass_time(joined)
+        for avoided in "abcabc":
+            joined.session = session_of(joined, a=0, b=0, c=0)
+            joined.session.avoid(avoided, joined.now + 10**9)
+            assert joined.lookup("k") == {"k": "now"}
+
+
+def at(joined: Joined, record: bytes, moment: int, value: Any) -> bytes:
+    """Return a record as if it had been written at a moment, with another value."""
+    version = pack(stamp_at(moment), b"oops")
+    payload = TYPES.encode_many([value])[0]
+    changed = open_record(record)._replace(version=version, payload=payload)
+    return build_record(b"i", b"k", changed)
+
+
+class TestTheClocksWereWrong:
+    """Clocks of two or of all peers were far ahead, and are right again: writes go on at once."""
+
+    @pytest.mark.parametrize("fast", ["ab", "abc"])
+    @pytest.mark.parametrize("ahead", [HOUR, 10 * 365 * 24 * HOUR])
+    def test_writes_go_on(self, fast: str, ahead: int) -> None:
+        joined = Joined(pace=Pace(10**9, 5000, 100))
+        joined.put({"k": 0})
+        joined.delete("gone")
+        joined.offsets = dict.fromkeys(fast, ahead)
+        joined.session = session_of(joined)
+        pass_time(joined, 2000)
+        assert joined.put({"k": "ahead"}).ok
+        assert moment_of(joined.record("a", "k")) > ahead
+        for core in joined.peers.values():
+            joined_digests(core)
+        pass_time(joined, 12_000)
+        joined.offsets = {}
+        pass_time(joined)
+        joined.session = session_of(joined)
+        for number, keys in enumerate((["k"], ["new"], ["k", "gone", "other"], ["k"])):
+            began = joined.now
+            assert joined.put(dict.fromkeys(keys, number), timeout=2000).ok
+            assert joined.now - began < 500
+            assert joined.lookup(*keys) == dict.fromkeys(keys, number)
+        assert joined.delete("k").ok
+        assert joined.lookup("k") == {}
+
+    def test_a_restart_changes_nothing(self) -> None:
+        joined = joined_at_rest()
+        joined.offsets = dict.fromkeys("abc", HOUR)
+        joined.session = session_of(joined)
+        pass_time(joined, 3000)
+        assert joined.put({"k": "ahead"}, "all").ok
+        joined.offsets = {}
+        for peer in "abc":
+            joined.restart(peer)
+        pass_time(joined)
+        joined.session = session_of(joined)
+        assert joined.put({"k": 1}, "all", timeout=2000).ok
+        assert joined.lookup("k", level="all") == {"k": 1}
+
+
+def joined_digests(core: PeerCore) -> None:
+    """Let a peer find out which partitions hold what may die."""
+    for partition in {partition_of(b"gone"), partition_of(b"k")}:
+        core.scheduler.spawn("walk", core.holdings.scrub(partition))

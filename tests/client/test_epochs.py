@@ -47,6 +47,8 @@ MOVING = topology(
 def session() -> Session:
     made = Session(lambda: NOW)
     made.install(BEFORE, ["a", "b", "c"])
+    for peer in "abc":
+        made.learn_clock(peer, NOW, NOW, NOW)
     return made
 
 

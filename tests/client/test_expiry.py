@@ -28,6 +28,8 @@ def session() -> Session:
     members = tuple(Member(name, f"tcp://{name}:1", f"store-{name}", name) for name in "abc")
     topology = Topology(cluster="c", cluster_id="id", epoch=1, members=members, formed=True)
     made.install(topology.encode(), ["a", "b", "c"])
+    for peer in "abc":
+        made.learn_clock(peer, 1000, 1000, 1000)
     return made
 
 

@@ -282,7 +282,7 @@ class TestSuperseded:
 
         core._reply = reply  # type: ignore[method-assign]
         joined.put({"k": 1}, "one", timeout=100)
-        assert "2000 ms ahead of this peer's clock; allowed are 500 ms" in replies[0].text
+        assert "2000 ms ahead of the cluster's clock; allowed are 500 ms" in replies[0].text
 
 
 class TestOutcomes:

@@ -88,6 +88,8 @@ def test_delete_stamped_before_a_touch_and_missed_by_a_replica_holds_up_the_hori
 ) -> None:
     slow = Session(lambda: joined.now, random_bytes=lambda count: b"S" * count)
     slow.install(joined.topology.encode(), list("abc"))
+    for peer in "abc":
+        slow.learn_clock(peer, joined.now, joined.now, joined.now)
     items = [(KEY, KEY.encode(), b"")]
     delete = DeleteOperation(slow, joined.now + 5000, "i", Level.QUORUM, items)
     deletes = list(delete.more(joined.now))

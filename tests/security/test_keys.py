@@ -179,7 +179,7 @@ class TestList:
         answers = {
             *("Welcome", "Error", "Pong", "TopologyIs", "Values", "Stored", "Records", "Page"),
             *("StatusIs", "Ordered", "DigestsAre", "BucketsAre", "VersionsAre", "CopyIs"),
-            *("HorizonIs", "SeenIs", "HistoryIs", "ClockReply"),
+            *("HorizonIs", "SeenIs", "HistoryIs", "ClockReply", "FloorReleased"),
         }
         known = {shape.build.__name__ for shape in SHAPES.values()}
         assert {kind.__name__ for kind in _NEEDED} == known - answers

@@ -123,13 +123,15 @@ def follow(operation: WriteOperation, writes: dict[Key, Write]) -> None:
     """Note under which versions the items of a write travel, and which are acked."""
     message, settle = operation.message, operation.settle
 
-    def noting_message(version: Version, items: list[Item], keys: Frame) -> Message:
+    def noting_message(
+        version: Version, items: list[Item], keys: Frame, replaces: bytes
+    ) -> Message:
         for key, _, content in items:
             write = writes[key]
             sent = open_record(content).version if write.kind in _WHOLE_RECORDS else version
             if sent not in write.versions:
                 write.versions.append(sent)
-        return message(version, items, keys)
+        return message(version, items, keys, replaces)
 
     def noting_settle(chunk: WriteChunk, places: Sequence[int]) -> None:
         for place in places:
