@@ -20,9 +20,6 @@ from dstash.errors import DStashError
 if TYPE_CHECKING:
     from dstash.client.blocking import Client
 
-#: A peer, and what it misses: numbers of keys and of partitions.
-Missing = Mapping[str, Any]
-
 _PAUSE: Final = 0.25
 #: One question of a health check; a peer that hangs must not use up the whole wait.
 _PATIENCE: Final = 2.0
@@ -40,7 +37,7 @@ def status(ctx: typer.Context) -> None:
     if run.as_json:
         output.json_line(facts)
         return
-    output.line(verdict(unhealthy_because(facts), facts["missing"]))
+    output.line(verdict(unhealthy_because(facts), shortfalls(facts)))
     output.line(_summary(facts))
     _show_members(facts["members"])
 
@@ -59,16 +56,17 @@ def health(
     run = invocation.of(ctx)
     deadline = time.monotonic() + wait
     with run.client() as client:
-        reasons, missing = _ask(client)
+        reasons, facts = _ask(client)
         while reasons and time.monotonic() < deadline:
             time.sleep(min(_PAUSE, max(0.0, deadline - time.monotonic())))
-            reasons, missing = _ask(client)
+            reasons, facts = _ask(client)
     if run.as_json:
-        output.json_line({"healthy": not reasons, "reasons": reasons, "missing": missing})
+        known = {name: facts[name] for name in ("missing", "differing")}
+        output.json_line({"healthy": not reasons, "reasons": reasons} | known)
     elif not reasons:
-        output.line(verdict(reasons, missing))
+        output.line(verdict(reasons, shortfalls(facts)))
     if reasons:
-        raise Unhealthy(verdict(reasons, missing))
+        raise Unhealthy(verdict(reasons, shortfalls(facts)))
 
 
 def where(
@@ -101,13 +99,22 @@ def unhealthy_because(facts: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
-def verdict(reasons: Sequence[str], missing: Sequence[Missing] = ()) -> str:
-    """Say in one line whether all is well, and what is known to be missing on which peer."""
+def verdict(reasons: Sequence[str], notes: Sequence[str] = ()) -> str:
+    """Say in one line whether all is well, and what is known to be missing."""
     state = f"unhealthy: {'; '.join(reasons)}" if reasons else "healthy"
-    return f"{state}, {', '.join(map(_shortfall, missing))}" if missing else state
+    return ", ".join((state, *notes))
 
 
-def _shortfall(missing: Missing) -> str:
+def shortfalls(facts: Mapping[str, Any]) -> list[str]:
+    """Return what replicas are known to miss in a cluster with this status."""
+    notes = [_shortfall(missing) for missing in facts["missing"]]
+    if count := facts["differing"]:
+        differ = "1 partition differs" if count == 1 else f"{count:,} partitions differ"
+        notes.append(f"{differ} between replicas")
+    return notes
+
+
+def _shortfall(missing: Mapping[str, Any]) -> str:
     keys, partitions = missing["keys"], missing["partitions"]
     amounts = [f"{keys:,} {'key' if keys == 1 else 'keys'}"] if keys else []
     if partitions:
@@ -116,14 +123,14 @@ def _shortfall(missing: Missing) -> str:
     return f"{' and '.join(amounts)} still missing on {missing['peer']}"
 
 
-def _ask(client: Client) -> tuple[list[str], list[Missing]]:
+def _ask(client: Client) -> tuple[list[str], Mapping[str, Any]]:
     try:
         facts = client.status(timeout=_PATIENCE)
     except DStashError as error:
         if error.exit_code == 2:  # a wrong setting will not get better
             raise
-        return [str(error)], []
-    return unhealthy_because(facts), facts["missing"]
+        return [str(error)], {"missing": [], "differing": 0}
+    return unhealthy_because(facts), facts
 
 
 def _troubles(member: Mapping[str, Any]) -> list[str]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from dstash.cluster.topology import Change
 from dstash.cluster.view import View
 from dstash.store.record import partition_of
+
+#: How long (milliseconds) partitions must have differed to be worth a word: a comparison that
+#: finds a difference also heals it.
+DIFFERS_MS: Final = 10_000
 
 
 def describe_cluster(view: View, answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -27,6 +31,7 @@ def describe_cluster(view: View, answers: Mapping[str, Mapping[str, Any]]) -> di
         "change": None if change is None else describe_change(change),
         "candidates": sorted(view.alive - view.members.keys()),
         "missing": describe_missing(answers),
+        "differing": min(topology.partitions, sum(map(_differing, answers.values()))),
         "members": [
             asdict(member)
             | {"state": str(member.state), "alive": member.id in view.alive}
@@ -55,6 +60,15 @@ def describe_missing(answers: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
         for peer in sorted(keys)
         if keys[peer] or partitions[peer]
     ]
+
+
+def _differing(said: Mapping[str, Any]) -> int:
+    """Return how many partitions a peer knows to differ, if it has not healed them at once.
+
+    A peer of an earlier version says nothing of this.
+    """
+    healing = said.get("healing", {})
+    return int(healing["differing"]) if healing.get("differing_ms", 0) >= DIFFERS_MS else 0
 
 
 def describe_change(change: Change) -> dict[str, Any]:

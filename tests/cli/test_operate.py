@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from dstash.cli.operate import unhealthy_because, verdict
-from dstash.client.facts import describe_missing
+from dstash.cli.operate import shortfalls, unhealthy_because, verdict
+from dstash.client.facts import DIFFERS_MS, describe_cluster, describe_missing
+from dstash.cluster.topology import Member, Topology
+from dstash.cluster.view import View
 from tests.cli.terminal import Terminal
 from tests.harness.devcluster import DevCluster, InProcess
 
@@ -54,9 +56,26 @@ def test_status_begins_with_what_is_wrong() -> None:
 )
 def test_verdict_names_keys_that_a_peer_misses(keys: int, partitions: int, said: str) -> None:
     missing = [{"peer": "peer3", "keys": keys, "partitions": partitions}]
-    assert verdict([], missing) == f"healthy, {said}"
+    notes = shortfalls({"missing": missing, "differing": 0})
+    assert verdict([], notes) == f"healthy, {said}"
     reasons = ["peer3 is not alive"]
-    assert verdict(reasons, missing) == f"unhealthy: peer3 is not alive, {said}"
+    assert verdict(reasons, notes) == f"unhealthy: peer3 is not alive, {said}"
+
+
+def test_verdict_names_partitions_that_differ() -> None:
+    notes = shortfalls({"missing": [], "differing": 1200})
+    assert verdict([], notes) == "healthy, 1,200 partitions differ between replicas"
+    assert shortfalls({"missing": [], "differing": 1}) == ["1 partition differs between replicas"]
+    assert verdict([], shortfalls({"missing": [], "differing": 0})) == "healthy"
+
+
+def test_status_counts_partitions_that_have_differed_for_long() -> None:
+    members = tuple(Member(name, "tcp://h:1", f"store-{name}", "z") for name in "ab")
+    view = View(Topology("c", "id", 1, 3, formed=True, members=members))
+    short = {"healing": {"differing": 7, "differing_ms": DIFFERS_MS - 1}}
+    long = {"healing": {"differing": 5, "differing_ms": DIFFERS_MS}}
+    assert describe_cluster(view, {"a": short, "b": long})["differing"] == 5
+    assert describe_cluster(view, {"a": short, "b": {}})["differing"] == 0
 
 
 def test_missing_keys_are_those_of_all_hints() -> None:
@@ -100,7 +119,10 @@ def test_a_line_of_status_fits_on_a_narrow_screen(inside: InProcess) -> None:
 
 def test_health(inside: InProcess) -> None:
     assert inside.out("health", "--wait", "30") == "healthy\n"
-    assert inside.out("-o", "json", "health") == '{"healthy":true,"reasons":[],"missing":[]}\n'
+    assert (
+        inside.out("-o", "json", "health")
+        == '{"healthy":true,"reasons":[],"missing":[],"differing":0}\n'
+    )
 
 
 def test_where(inside: InProcess) -> None:

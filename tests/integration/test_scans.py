@@ -56,7 +56,7 @@ def test_peer_that_missed_puts_costs_no_key(slow_to_heal: Peers, tmp_path: Path)
     peers["c"].wait_ready()
     run = dstash(peers, "health")
     assert run.returncode == 0
-    assert re.fullmatch(r"healthy, some keys of [\d,]+ partitions still missing on c\n", run.stdout)
+    assert re.match(r"healthy, some keys of [\d,]+ partitions still missing on c\b", run.stdout)
     assert int(dstash(peers, "--read", "one", "count", "i").stdout) < len(keys) / 2
     run = dstash(peers, "count", "i", "key-1")
     assert (run.returncode, int(run.stdout)) == (0, 111_111)
