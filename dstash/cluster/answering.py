@@ -10,6 +10,7 @@ from operator import itemgetter
 from typing import Any, Final
 
 from dstash.cluster.holdings import Holdings
+from dstash.cluster.lineage import Life
 from dstash.cluster.replica import RECORD_BYTES
 from dstash.cluster.tasks import Effect, Merge, Pause, Settle
 from dstash.errors import CorruptRecord, DStashError, ProtocolError
@@ -257,11 +258,24 @@ def release(holdings: Holdings, question: ReleaseFloor, now: int) -> Answering:
 
 
 def seen(holdings: Holdings, question: AskSeen, now: int) -> Answering:
-    """Answer with what was seen of the asking peer; and see what it holds now."""
-    before = holdings.seen.get(question.peer, 0)
-    holdings.seen[question.peer] = max(before, question.high_water)
+    """Answer with what was seen of the asking peer's store; and remember how new that is now."""
+    memory, store_id = holdings.memory, holdings.store_ids.get(question.peer, "")
+    known = memory.of(question.store_id or store_id)
+    newest = memory.newest_stamp(question.store_id or store_id)
+    others = [[one, *life] for one, life in memory.all()] if question.wants_others else []
+    if question.high_water and question.store_id in ("", store_id):
+        memory.note(store_id, Life(question.life, question.began, question.high_water))
     yield Pause()
-    return SeenIs(before, holdings.store.high_water if holdings.recollected else 0)
+    own = holdings.lineage.current
+    return SeenIs(
+        newest,
+        own.stamp if holdings.recollected else 0,
+        holdings.store.store_id,
+        own.number,
+        own.began,
+        [list(life) for life in known],
+        others,
+    )
 
 
 def horizon(holdings: Holdings, question: SetHorizon, now: int) -> Answering:

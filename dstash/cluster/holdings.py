@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Final
 
 from dstash.cluster.damage import Damage
+from dstash.cluster.lineage import Lineage, StoreMemory
 from dstash.cluster.tasks import Effect, Merge, Pause
 from dstash.limits import PARTITIONS
 from dstash.store.digest import BUCKETS, DigestKind, Sum, bucket_of
@@ -66,9 +67,10 @@ class Holdings:
     Args:
         store: where they are.
         slice_records: how many records are walked between two turns of the scheduler.
+        now: the time of the start (milliseconds since 1970).
     """
 
-    def __init__(self, store: Store, slice_records: int = SLICE) -> None:
+    def __init__(self, store: Store, slice_records: int = SLICE, now: int = 0) -> None:
         self.store = store
         self.slice_records = slice_records
         self.damage = Damage()
@@ -92,13 +94,16 @@ class Holdings:
         self._counts = array("L", bytes(array("L").itemsize * PARTITIONS))
         #: Whether it is known that the store is as new as the other peers remember it.
         self.recollected = False
-        #: The newest stamp that each other peer's store was seen to hold.
-        self.seen: dict[str, Stamp] = {}
         #: The highest horizon that this peer has had.
         self.newest_horizon: Stamp = max(self.horizons)
         mark = store.marked(FLOOR_MARK)
         #: The highest floor that was promised, as it is on disk; None: no promise was ever kept.
         self.kept_floor: Stamp | None = None if mark is None else int.from_bytes(mark, "big")
+        #: The lives of this store, and what was seen of the stores of others.
+        self.lineage = Lineage(store, now)
+        self.memory = StoreMemory(store)
+        #: By member, the store that it has according to the topology.
+        self.store_ids: dict[str, str] = {}
         #: Writes of clients up to this stamp are refused; the client stamps them anew.
         self.floor: Stamp = max(self.kept_floor or 0, self.newest_horizon)
         self._grace = self._grace_until = 0

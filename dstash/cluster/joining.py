@@ -6,9 +6,11 @@ peer joins at once. Afterwards it joins as ``joining``, and a change of placemen
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+from dstash.cluster.lineage import Life
 from dstash.cluster.membership import Announcement
 from dstash.cluster.topology import Change, Member, Restored, State, Topology
 from dstash.errors import ForeignStore, ProtocolError
@@ -167,6 +169,22 @@ def was_removed(store: Store, peer: str, topology: Topology | None) -> bool:
     )
 
 
+def with_seen(topology: Topology, seen: Mapping[str, Life]) -> Topology:
+    """Return the topology with what is known of its members' stores.
+
+    A store can then tell from the topology alone that it is an old copy, when all are.
+
+    Args:
+        topology: about to be stored.
+        seen: by store id, the newest life that a peer has seen.
+    """
+    members = tuple(
+        replace(one, seen=max(one.seen, tuple(seen.get(one.store_id, ()))))
+        for one in topology.members
+    )
+    return replace(topology, members=members)
+
+
 def with_new_change(topology: Topology) -> Topology:
     """Return the topology with a change that begins with the next epoch.
 
@@ -205,6 +223,7 @@ def _update(topology: Topology, known: Member, announcement: Announcement) -> To
         weight=known.weight,
         zone=known.zone,
         synced=known.synced,
+        seen=known.seen if known.store_id == announcement.store_id else (),
     )
     if current == known:
         return None

@@ -45,7 +45,8 @@ class Member:
     data; ``synced`` is false while it has not (its store is new, or too old) and must be filled
     before its answers count. ``key`` is the public CURVE key it answers with at ``address``,
     empty in an open cluster. ``plain`` is a second address without CURVE, only while an open
-    cluster is being closed.
+    cluster is being closed. ``seen`` is the newest life of that store (number, begin, newest stamp)
+    that was known when the topology was changed last; see ``lineage``.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Member:
     http: str = ""
     key: str = ""
     plain: str = ""
+    seen: tuple[int, ...] = ()
 
     def endpoint(self, way: Way) -> str | None:
         """Return where (and under which key) a process connects to it; None when it must not."""
@@ -189,7 +191,8 @@ class Topology:
 
 
 def _member(raw: dict[str, Any]) -> Member:
-    member = Member(**_known(Member, raw) | {"state": State(raw["state"])})
+    seen = tuple(map(int, raw.get("seen", ())))
+    member = Member(**_known(Member, raw) | {"state": State(raw["state"]), "seen": seen})
     if not member.id or not 0 < float(member.weight) < 1e6:
         raise ProtocolError(f"topology has a member without id or weight: {raw!r}")
     return member

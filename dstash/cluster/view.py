@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from dstash.cluster.rendezvous import Candidate, Table, place, place_again
 from dstash.cluster.topology import Member, Topology
+from dstash.types import Level
 
 
 class _Placed(NamedTuple):
@@ -78,6 +80,13 @@ class View:
     def members(self) -> dict[str, Member]:
         """The members by id."""
         return {member.id: member for member in self.topology.members}
+
+    def votes_needed(self, owners: Sequence[str]) -> int:
+        """Return how many of the owners of a partition must have told what they hold.
+
+        A write is on a quorum W of N replicas, so any N - W + 1 include one that has it.
+        """
+        return len(owners) - Level.QUORUM.needed(len(owners)) + 1
 
     def is_read(self, peer: str) -> bool:
         """Whether clients read from a peer."""

@@ -21,6 +21,7 @@ from dstash.cluster.answering import PAGE_BYTES, Answering
 from dstash.cluster.cluster_clock import ClusterClock
 from dstash.cluster.hints import Hints
 from dstash.cluster.holdings import PROMISE_MS, SLICE, Holdings
+from dstash.cluster.lineage import Life
 from dstash.cluster.replica import Replica
 from dstash.cluster.tasks import Merge, Outgoing, Scheduler
 from dstash.cluster.topology import State, Topology
@@ -136,7 +137,7 @@ class PeerCore:
         self.store = store
         self.tracer = tracer
         self.now = self._started = now
-        self.holdings = Holdings(store, settings.slice_records)
+        self.holdings = Holdings(store, settings.slice_records, now)
         self.clock = ClusterClock(
             settings.peer, settings.max_clock_skew_ms, lambda: self.holdings.present, now
         )
@@ -260,6 +261,8 @@ class PeerCore:
         if not self.stopping:
             self.healer.tick(steady)
             self.observer.tick(self.view, now)
+        elif not self._backlog.has_work:
+            self.healer.freshness.say_farewell(steady)
         self.history.note(now)
         outgoing = self.scheduler.tick(steady)
         for one in outgoing:
@@ -338,8 +341,14 @@ class PeerCore:
 
     @property
     def has_work(self) -> bool:
-        """Whether writes wait for a commit, or are in one."""
-        return self._backlog.has_work
+        """Whether writes wait for a commit, or are in one; or others wait for the last word."""
+        if self._backlog.has_work:
+            return True
+        return self.stopping and self.healer.freshness.has_farewell(self._steady_time())
+
+    def newest_lives(self) -> dict[str, Life]:
+        """Return the newest life seen of each store, for the topology. Any thread may call this."""
+        return self.healer.freshness.newest_lives()
 
     def why_not_ready(self) -> str | None:
         """Return None when the peer serves requests, else the reason why not."""
@@ -348,7 +357,7 @@ class PeerCore:
         if self.not_ready is not None:
             return self.not_ready
         if self.view is not None and not self.healer.recollected:
-            return "the peer is asking the others whether its store is as new as it was"
+            return self.healer.freshness.why_not()
         if self.view is None:
             return self.waits_for or "the peer has not joined a cluster"
         if not self.view.topology.formed:
@@ -552,7 +561,9 @@ class PeerCore:
 
     def _check_ready(self, envelope: Envelope) -> None:
         view = self.view
-        if self.stopping or self.not_ready or view is None:
+        # A peer that stops still hears how new other stores are that stop with it.
+        is_stopping = self.stopping and not isinstance(envelope.message, AskSeen)
+        if is_stopping or self.not_ready or view is None:
             raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
         if envelope.epoch < view.epoch:
             raise StaleEpoch(

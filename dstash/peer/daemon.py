@@ -186,6 +186,7 @@ class Daemon:
             removed=self.server.stop,
             tell=self.server.wait_for,
             show=self.server.trouble,
+            seen=self.core.newest_lives,
         )
         self._undo.append(keeper.stop)
         self.server.attach(keeper)

@@ -12,9 +12,7 @@ from dstash.cluster.burying import agree_all, bury_all, even_all, vacate
 from dstash.cluster.filling import fill
 from dstash.cluster.future_records import settle_all
 from dstash.cluster.hints import Hints, replay
-from dstash.cluster.joining import is_newcomer
 from dstash.cluster.mending import mend_all
-from dstash.cluster.remembering import recollect, tell_all
 from dstash.cluster.repairing import repair
 from dstash.cluster.replica import Progress, Replica
 from dstash.cluster.switching import conductor, witness
@@ -25,6 +23,7 @@ from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
+from dstash.peer.freshness import Freshness
 from dstash.version import Stamp
 from dstash.wire.messages import AskTopology, TopologyIs
 
@@ -90,12 +89,12 @@ class Healer:
         self._replay_after: dict[str, int] = {}
         self._mend_after = 0
         self._save_after = 0
+        self.freshness = Freshness(replica, scheduler, lambda step: self.proposals.append(step))
 
     def install(self, view: View, now: int) -> None:
         """Take a new view: begin, or stop, filling; look at peers that are back."""
         before, self._view = self._view, view
         if before is None:
-            self._recollect(view)
             others = sorted(view.members.keys() - {self.replica.me})
             self.hints.load(self.replica.holdings.store, others)
         for peer in view.alive - (before or view).alive:
@@ -103,8 +102,7 @@ class Healer:
             self.replica.holdings.forget_comparisons(peer)
         if before is not None and view.alive - before.alive:
             self._next_compare = min(self._next_compare, now + 1000)
-        self._forget_old_stores(before, view)
-        self.replica.holdings.recollected = self.recollected or not self._votes(view)
+        self.freshness.install(view)
         if before is None or before.epoch != view.epoch:
             self._fill_if_needed(view)
             self._vacate_if_needed(before, view)
@@ -120,6 +118,10 @@ class Healer:
         if self.hints.marks.has_unsaved and now >= self._save_after:
             self._save_hints()
         self._read_clocks(view, now)
+        self.freshness.tick(now)
+        self._end_if_switched(view)
+        if not self.recollected:
+            return  # what an old copy holds must not be brought to others
         self._settle_future(now)
         for peer in self.hints.waiting():
             if peer in view.alive and now >= self._replay_after.get(peer, 0):
@@ -138,7 +140,6 @@ class Healer:
         if now >= self._next_bury + patience:
             self._next_bury = now + self._pace.bury_ms
             self._once("bury", self._bury)
-        self._end_if_switched(view)
 
     def repair(self) -> None:
         """Check and compare all that this peer holds, unless that is under way."""
@@ -246,40 +247,7 @@ class Healer:
         if not self._scheduler.running(name):
             self._scheduler.spawn(name, make(*arguments))
 
-    def _recollect(self, view: View) -> None:
-        if not self._votes(view):
-            self.replica.holdings.recollected = True
-            return
-        store_id = view.members[self.replica.me].store_id
-
-        def ended(is_old: Any, failure: DStashError | None) -> None:
-            if is_old:
-                me = self.replica.me
-                self.proposals.append(lambda latest: changing.lost(latest, me, store_id))
-            self.replica.holdings.recollected = not is_old
-
-        own = self.replica.holdings.store.high_water
-        self._scheduler.spawn("recollect", recollect(self.replica, own), ended)
-
-    def _votes(self, view: View) -> bool:
-        """Whether others count on what this peer's store holds."""
-        member, change = view.members.get(self.replica.me), view.topology.change
-        if member is None or not member.synced:
-            return False
-        is_complete = change is not None and member.id in change.complete
-        return is_complete or not is_newcomer(view.topology, member)
-
-    def _forget_old_stores(self, before: View | None, view: View) -> None:
-        """Forget what was seen of a store when its peer has another one, or has left."""
-        seen, known = self.replica.holdings.seen, before.members if before else {}
-        for peer in list(seen):
-            was, member = known.get(peer), view.members.get(peer)
-            if member is None or (was is not None and was.store_id != member.store_id):
-                del seen[peer]
-
     def _compare(self) -> Task:
-        if self.recollected:
-            yield from tell_all(self.replica)
         yield from compare_all(self.replica)
 
     def _bury(self) -> Task:
@@ -357,16 +325,22 @@ class Healer:
         fillers = [left[begin::FILLERS] for begin in range(FILLERS)]
         working = sum(map(bool, fillers))
 
+        def all_ended() -> None:
+            progress.ended = self.replica.now()
+            # What others remember of the store from before is void once it holds all again.
+            self._scheduler.spawn("fill:end", self.freshness.filled(), propose)
+
+        def propose(result: Any, failure: DStashError | None) -> None:
+            self.proposals.append(step)
+
         def ended(result: Any, failure: DStashError | None) -> None:
             nonlocal working
             working -= 1
             if not working and self._filling == purpose and not self._unfilled:
-                progress.ended = self.replica.now()
-                self.proposals.append(step)
+                all_ended()
 
         if not working:
-            progress.ended = self.replica.now()
-            self.proposals.append(step)
+            all_ended()
         for number, share in enumerate(fillers):
             if share:
                 task = fill(self.replica, share, self._unfilled.discard)

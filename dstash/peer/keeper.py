@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
@@ -25,7 +25,9 @@ from dstash.cluster.joining import (
     restore,
     supersedes,
     was_removed,
+    with_seen,
 )
+from dstash.cluster.lineage import Life
 from dstash.cluster.membership import Announcement, Membership, Stored
 from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
@@ -64,6 +66,7 @@ class Keeper:
         show: called with a source and what is wrong there, or "" when it is right again.
         removed: called when the peer is no longer a member.
         tell: called with what this peer waits for before it has a view, for people.
+        seen: returns, by store id, the newest life that this peer has seen.
         clock: returns seconds, never going back.
     """
 
@@ -82,6 +85,7 @@ class Keeper:
         removed: Callable[[], None],
         tell: Callable[[str], None] = lambda text: None,
         show: Callable[[str, str], None] = lambda source, text: None,
+        seen: Callable[[], Mapping[str, Life]] = dict,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._membership = membership
@@ -97,6 +101,7 @@ class Keeper:
         self._tell = tell
         self._waits = ""
         self._show = show
+        self._seen = seen
         self._clock = clock
         self._looked = clock()
         self._proposals: deque[Proposal] = deque()
@@ -226,6 +231,7 @@ class Keeper:
                 raise ChangeConflict(_unconfirmed_because(stored.topology))
             alive = self._membership.alive()
             wanted = ordered(stored.topology, alive, order.action, order.peers, order.rate)
+            wanted = with_seen(wanted, self._seen())
             if order.dry or self._membership.compare_and_set(wanted, stored.token):
                 _log.info("order", action=order.action, peers=order.peers, dry=order.dry)
                 return wanted
@@ -245,6 +251,10 @@ class Keeper:
 
     def _next_step(self, stored: Stored) -> Topology | None:
         """Return what the topology should become, None when it is right as it is."""
+        step = self._next_change(stored)
+        return None if step is None else with_seen(step, self._seen())
+
+    def _next_change(self, stored: Stored) -> Topology | None:
         topology = stored.topology
         if topology is not None and self._was_removed(topology):
             return None

@@ -128,6 +128,7 @@ class LmdbStore:
         self._failed: str | None = None
         self._merged_at = self.synced_in = 0.0
         self._pid = os.getpid()
+        self._syncs_commits = durability is Durability.SYNC
         make_directory(directory)
         self._lock = DirectoryLock(directory)
         try:
@@ -278,6 +279,8 @@ class LmdbStore:
     def mark(self, name: bytes, content: bytes) -> None:
         """Keep something about the store itself under a name, durably."""
         self._write(lambda transaction: transaction.put(_MARK + name, content, db=self._meta))
+        if not self._syncs_commits:
+            self.sync()
 
     def marked(self, name: bytes) -> bytes | None:
         """Return what is kept under a name."""

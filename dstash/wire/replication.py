@@ -6,6 +6,9 @@ big-endian 16-bit numbers; a digest has 16 bytes.
 
 from __future__ import annotations
 
+from dataclasses import field
+from typing import Any
+
 from dstash.wire.shapes import Frame, Message, message
 
 
@@ -187,23 +190,39 @@ class HorizonIs(Message):
 
 @message
 class AskSeen(Message):
-    """Asks what the newest stamp is that the other saw of this peer's store, before it serves.
+    """Asks what the other remembers of this peer's store, and tells how new that is.
 
-    ``high_water`` is what the asking peer's store says itself.
+    ``high_water`` is the newest stamp of the asking peer's store; 0 to tell nothing. ``store_id``
+    names that store; ``life`` and ``began`` its current life. With ``wants_others`` the answer
+    holds what the other remembers of every store.
     """
 
     KIND = 54
     peer: str
     high_water: int
+    store_id: str = ""
+    life: int = 0
+    began: int = 0
+    wants_others: bool = False
 
 
 @message
 class SeenIs(Message):
-    """Answers ``AskSeen``: the stamp (0 for none), and the answering store's own."""
+    """Answers ``AskSeen``: the newest stamp remembered (0 for none), and the answering store's own.
+
+    ``store_id``, ``life`` and ``began`` name the answering store and its life; the id is empty
+    where an earlier version answers. ``seen_lives`` lists what is remembered of the asking store,
+    ``[life, began, stamp]`` each; ``others`` likewise of all stores, a store id before each.
+    """
 
     KIND = 55
     seen: int
     high_water: int
+    store_id: str = ""
+    life: int = 0
+    began: int = 0
+    seen_lives: list[list[Any]] = field(default_factory=list)
+    others: list[list[Any]] = field(default_factory=list)
 
 
 @message

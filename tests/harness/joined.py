@@ -55,6 +55,8 @@ class Joined:
         }
         self.down: set[str] = set()
         self.silent: set[str] = set()
+        #: Peers that take the messages of other peers and never answer them.
+        self.mute: set[str] = set()
         self.tamper: Callable[[str, Envelope], Envelope | None] = lambda peer, envelope: envelope
         self.tamper_answer: Callable[[Envelope], Envelope] = lambda envelope: envelope
         self.asked: list[tuple[str, Envelope]] = []
@@ -105,6 +107,8 @@ class Joined:
             core_of_other = self.peers.get(one.peer)
             if core_of_other is None or one.peer in self.down:
                 core.unsent(one)
+                continue
+            if one.peer in self.mute or name in self.mute:
                 continue
             sender = f"{name}:{one.correlation}".encode()
             answers = core_of_other.receive(sender, one.frames, self.time_at(one.peer))

@@ -494,7 +494,9 @@ class TestBounds:
         for number in range(100):
             assert isinstance(peer.refusal(AskSeen(f"x{number}", 2**63)), Unauthorised)
         assert isinstance(peer.ask(AskSeen("b", 1)), SeenIs)
-        assert list(peer.core.holdings.seen) == ["b"]
+        assert [peer.core.holdings.store_ids["b"]] == [
+            one for one, _ in peer.core.holdings.memory.all()
+        ]
 
 
 class TestDrops:

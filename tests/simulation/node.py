@@ -101,7 +101,10 @@ class Node:
 
     def seen_of(self, peer: str) -> Stamp:
         """Return the newest stamp that this peer remembers of the store of another."""
-        return 0 if self.core is None else self.core.holdings.seen.get(peer, 0)
+        node = next(one for one in self.world.nodes if one.name == peer)
+        if self.core is None:
+            return 0
+        return self.core.holdings.memory.newest_stamp(node.store.store_id)
 
     # -- a life
 
@@ -137,6 +140,7 @@ class Node:
             waits_to_be_added=self.waits_to_be_added,
             down_out_after=self.world.conditions.down_out_after,
             publish=self._publish,
+            seen=self.core.newest_lives,
             removed=self.stop,
             clock=lambda: self.world.events.now / SECOND,
         )

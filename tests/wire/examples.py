@@ -74,6 +74,8 @@ from dstash.wire.shapes import Frame, Message
 #: 2023-11-14 22:13:20 UTC, in milliseconds.
 NOW = 1_700_000_000_000
 EPOCH = 3
+SEEN = [[2, NOW - 90_000, stamp_at(NOW)]]
+OTHERS = [["store1", *SEEN[0]]]
 VERSION = pack(stamp_at(NOW, 1), b"\xde\xad\xbe\xef")
 KEYS = Frame(codec.pack_blobs([b"key", b"no"]))
 ONE_KEY = Frame(codec.pack_blobs([b"key"]))
@@ -141,8 +143,8 @@ EXAMPLES: list[tuple[tuple[int, int], Message]] = [
     ((7, 0), AskFloor(PARTITIONS, stamp_at(NOW))),
     ((7, 0), SetHorizon(PARTITIONS, stamp_at(NOW))),
     (REPLY, HorizonIs(PARTITIONS)),
-    ((7, 0), AskSeen("peer1", stamp_at(NOW))),
-    (REPLY, SeenIs(stamp_at(NOW), stamp_at(NOW))),
+    ((7, 0), AskSeen("peer1", stamp_at(NOW), "store1", 3, NOW - 5000, True)),
+    (REPLY, SeenIs(stamp_at(NOW), stamp_at(NOW), "store2", 5, NOW - 9000, SEEN, OTHERS)),
     ((7, 0), ReleaseFloor(PARTITIONS, stamp_at(NOW))),
     (REPLY, FloorReleased(PARTITIONS)),
     ((7, 0), ClockRequest()),

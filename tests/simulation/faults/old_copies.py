@@ -10,7 +10,7 @@ from tests.simulation.losses import Loss
 from tests.simulation.node import Node
 
 
-@kind("old_copy", share=0.08, pending="what peers saw of a store is durable")
+@kind("old_copy", share=0.08)
 def old_copy(faults: Faults) -> Undo:
     """Copy the disk of the unlucky machine, or put one of its copies back."""
     node, world = faults.unlucky, faults.world

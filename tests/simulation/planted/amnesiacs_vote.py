@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dstash.cluster.lineage import Life, StoreMemory
 from dstash.cluster.membership import Stored
 from dstash.cluster.topology import Topology
 from dstash.peer.core import PeerCore, Settings
@@ -14,10 +15,10 @@ from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 
 
-class _Blank(dict[str, int]):
+class _Blank(StoreMemory):
     """Keeps nothing of what it is given."""
 
-    def __setitem__(self, peer: str, seen: int) -> None:
+    def note(self, store_id: str, seen: Life) -> None:
         """Drop it."""
 
 
@@ -44,7 +45,7 @@ class AmnesiacsVote(World):
     def make_core(self, settings: Settings, store: TwinStore, now: int) -> PeerCore:
         """Return a core that does not remember how new the stores of others were."""
         core = super().make_core(settings, store, now)
-        core.holdings.seen = _Blank()
+        core.holdings.memory = _Blank(store)
         return core
 
     def propose(self, keeper: Keeper, stored: Stored) -> Topology | None:

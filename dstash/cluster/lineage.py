@@ -1,0 +1,178 @@
+"""Rollback detection: the lives of a store, and what was seen of the stores of other peers.
+
+A store that was restored from an old copy, or lost what it had not synced, has forgotten writes
+that it acked. Nothing in it says so, but the other peers remember how new it was. A stamp alone
+would not do: what an old copy is brought by others raises its high-water mark, and hides what it
+has lost. So each start of a process begins a new *life* of its store, and what others remember is
+a stamp in a life. A store that does not know that life, or ended it below that stamp, is old.
+(Kafka finds where a replica's log diverged in the same way, by leader epochs: KIP-101.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+from dstash.errors import DiskFull
+from dstash.store.interface import Store
+from dstash.version import Stamp
+
+LINEAGE_MARK: Final = b"lineage"
+SEEN_MARK: Final = b"seen"
+
+#: Lives of its own that a store keeps, and lives of another store that a peer remembers.
+_OWN_LIVES: Final = 64
+_SEEN_LIVES: Final = 16
+
+Mark = tuple[bytes, bytes]
+
+
+class Life(NamedTuple):
+    """One process on a store.
+
+    Attributes:
+        number: grows by one with each start.
+        began: when it started (milliseconds since 1970); tells two lives of one number apart.
+        stamp: the newest stamp that the store held, at the end of the life or when it was seen.
+    """
+
+    number: int
+    began: int
+    stamp: Stamp
+
+    @property
+    def start(self) -> tuple[int, int]:
+        """What names the life."""
+        return self.number, self.began
+
+
+class Lineage:
+    """The lives of this peer's own store. A new one begins when this object is made.
+
+    Args:
+        store: keeps the lives.
+        now: the time of the start (milliseconds since 1970).
+    """
+
+    def __init__(self, store: Store, now: int) -> None:
+        self._store = store
+        self._base, self._lives = _decode_lineage(store.marked(LINEAGE_MARK))
+        #: The newest stamp that the store held when this process began.
+        self.high_water_at_start = store.high_water
+        self._newest_number = 0
+        self._begin(now)
+
+    def _begin(self, now: int) -> None:
+        before = self._lives
+        # What was seen before lives were counted belongs to life 0.
+        last = (before[-1] if before else Life(0, 0, 0))._replace(stamp=self._store.high_water)
+        following = Life(last.number + 1, now, 0)
+        self._lives = [*before[:-1], last, following][-_OWN_LIVES:]
+        try:
+            self._store.mark(*self._mark())
+        except DiskFull:
+            self._lives = [*before[:-1], last]  # the former life goes on
+
+    @property
+    def current(self) -> Life:
+        """The life of this process, up to the newest stamp that the store holds now."""
+        return self._lives[-1]._replace(stamp=self._store.high_water)
+
+    def contradicts(self, seen: Life) -> bool:
+        """Whether what was seen of this store shows that the store has been rolled back."""
+        self._newest_number = max(self._newest_number, seen.number)
+        current = self._lives[-1]
+        if seen.number < self._base or seen.start == current.start:
+            return False
+        known = next((one for one in self._lives if one.number == seen.number), None)
+        if known is not None:
+            return known.began != seen.began or seen.stamp > known.stamp
+        return seen.number > current.number or seen.stamp > self._lives[0].stamp
+
+    def rebase(self, now: int) -> Mark:
+        """Begin a life in which all that was seen before is void: the store has been filled.
+
+        Returns the mark that keeps it.
+        """
+        number = max(self._newest_number, self._lives[-1].number) + 1
+        self._base, self._lives = number, [Life(number, now, 0)]
+        return self._mark()
+
+    def _mark(self) -> Mark:
+        return LINEAGE_MARK, json.dumps({"base": self._base, "lives": self._lives}).encode()
+
+
+class StoreMemory:
+    """What this peer saw of the stores of other peers, by store id. Durable through ``mark``.
+
+    It is changed by one thread; ``newest`` may be called by others.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._seen = _decode_seen(store.marked(SEEN_MARK))
+        #: Whether something changed since ``mark`` was called last.
+        self.is_dirty = False
+
+    def note(self, store_id: str, seen: Life) -> None:
+        """Remember what was seen of a store."""
+        lives = {one.start: one for one in self._seen.get(store_id, ())}
+        known = lives.get(seen.start)
+        if known is not None and known.stamp >= seen.stamp:
+            return
+        lives[seen.start] = seen
+        # One assignment, for another thread may look at it.
+        self._seen[store_id] = tuple(sorted(lives.values()))[-_SEEN_LIVES:]
+        self.is_dirty = True
+
+    def of(self, store_id: str) -> tuple[Life, ...]:
+        """Return what was seen of a store, the oldest life first."""
+        return self._seen.get(store_id, ())
+
+    def newest_stamp(self, store_id: str) -> Stamp:
+        """Return the newest stamp that was seen of a store, in any life; 0 for none."""
+        return max((one.stamp for one in self.of(store_id)), default=0)
+
+    def newest(self, store_id: str) -> Life | None:
+        """Return the last life that was seen of a store."""
+        return next(reversed(self.of(store_id)), None)
+
+    def all(self) -> Iterator[tuple[str, Life]]:
+        """Yield everything that is remembered."""
+        for store_id, lives in list(self._seen.items()):
+            for life in lives:
+                yield store_id, life
+
+    def keep_only(self, store_ids: Collection[str]) -> None:
+        """Forget stores that no member of the cluster has any more."""
+        for store_id in self._seen.keys() - set(store_ids):
+            del self._seen[store_id]
+            self.is_dirty = True
+
+    def mark(self) -> Mark:
+        """Return the mark that keeps all of this."""
+        self.is_dirty = False
+        return SEEN_MARK, json.dumps(self._seen, sort_keys=True).encode()
+
+
+def _decode_lineage(kept: bytes | None) -> tuple[int, list[Life]]:
+    try:
+        raw = json.loads(kept or b"{}")
+        return int(raw.get("base", 0)), lives_of(raw.get("lives", ()))
+    except (ValueError, TypeError, AttributeError):
+        return 0, []
+
+
+def _decode_seen(kept: bytes | None) -> dict[str, tuple[Life, ...]]:
+    try:
+        return {
+            str(store_id): tuple(lives_of(lives))
+            for store_id, lives in json.loads(kept or b"{}").items()
+        }
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def lives_of(raw: Iterable[Any]) -> list[Life]:
+    """Return lives from lists of three numbers; ``ValueError`` or ``TypeError`` if they are not."""
+    return [Life(int(number), int(began), int(stamp)) for number, began, stamp in raw]

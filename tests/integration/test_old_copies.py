@@ -1,0 +1,75 @@
+"""Real peers whose disks are put back to an old copy: they neither vote nor answer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.harness.peers import Peer, Peers
+from tests.harness.waiting import PATIENCE, wait_until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+KEYS = [f"k{number}" for number in range(50)]
+
+
+def put_back(peer: Peer, copy: Path) -> None:
+    shutil.rmtree(peer.data)
+    shutil.copytree(copy, peer.data)
+
+
+def with_old_copy(peers: Peers, tmp_path: Path) -> Path:
+    """Return a copy of the disk of ``a`` from before all keys were deleted."""
+    client = peers.client(timeout=10.0)
+    client.batch_put("i", dict.fromkeys(KEYS, 1), write="all")
+    peers["a"].stop()
+    copy = tmp_path / "copy"
+    shutil.copytree(peers["a"].data, copy)
+    peers["a"].start()
+    peers["a"].wait_ready()
+    client.batch_delete("i", KEYS, write="all")
+    return copy
+
+
+def test_old_copy_is_recognised_by_members_that_restarted_while_it_was_down(tmp_path: Path) -> None:
+    with Peers.local(tmp_path) as peers:
+        peers.form("a", "b", "c")
+        copy = with_old_copy(peers, tmp_path)
+        assert peers["a"].stop() == 0
+        for name in "bc":
+            peers[name].stop()
+            peers[name].start()
+            peers[name].wait_ready()
+        put_back(peers["a"], copy)
+        peers["a"].start()
+        peers["a"].wait_ready()
+        assert "this store is an old copy" in peers["a"].log.read_text()
+        peers["c"].stop()
+        assert peers.client(timeout=10.0).batch_lookup("i", KEYS) == {}
+
+
+def test_old_copy_that_starts_alone_waits_and_says_for_whom(tmp_path: Path) -> None:
+    with Peers.local(tmp_path) as peers:
+        peers.form("a", "b", "c")
+        copy = with_old_copy(peers, tmp_path)
+        for name in "abc":
+            peers[name].stop()
+        put_back(peers["a"], copy)
+        peers["a"].start()
+        wait_until(
+            lambda: "it waits for b or c" in str(peers["a"].page("/readyz").get("why")),
+            PATIENCE,
+            "the peer says whom it waits for",
+        )
+        peers["b"].start()
+        peers["b"].wait_ready()
+        wait_until(
+            lambda: "this store is an old copy" in peers["a"].log.read_text(),
+            PATIENCE,
+            "the old copy is recognised",
+        )
+        peers["c"].start()
+        peers["a"].wait_ready()
+        assert peers.client(timeout=10.0).batch_lookup("i", KEYS) == {}

@@ -1,0 +1,308 @@
+"""Whether a store may vote: old copies of disks, and starts where other members are away."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dstash.cluster.joining import with_seen
+from dstash.cluster.topology import Topology
+from dstash.cluster.view import View
+from dstash.errors import NotReady
+from dstash.peer.core import PeerCore, Settings
+from dstash.peer.healer import Pace
+from dstash.wire.envelope import Envelope, decode, encode
+from dstash.wire.messages import Error, Lookup
+from dstash.wire.replication import AskSeen, SeenIs
+from dstash.wire.shapes import Frame
+from tests.harness.joined import Joined
+
+LIVE = Pace(compare_ms=10**9, bury_ms=10**9, bury_lag_ms=0)
+
+
+class Restarted(Joined):
+    """Peers that end and start again, on the disk they had or on a copy of it."""
+
+    def __init__(self, names: str = "abc", replicas: int = 3) -> None:
+        self.ended: set[str] = set()
+        super().__init__(names, replicas, pace=LIVE)
+
+    def _tick(self, name: str) -> bool:
+        return name not in self.ended and super()._tick(name)
+
+    def end(self, *names: str) -> None:
+        self.ended |= set(names)
+        self.down |= set(names)
+        for name in self.peers:
+            self.look(name)
+
+    def start(self, *names: str) -> None:
+        """Start processes at the same time."""
+        self.now += 100
+        for name in names:
+            self.ended.discard(name)
+            self.down.discard(name)
+            core = PeerCore(Settings(name, "c", pace=LIVE), self.stores[name], self.now)
+            core.not_ready = None
+            self.peers[name] = core
+        for name in self.peers:
+            self.look(name)
+
+    def look(self, name: str) -> None:
+        """Let a peer see the topology, and who is alive."""
+        if name not in self.ended:
+            alive = frozenset(self.peers.keys() - self.ended)
+            self.peers[name].install(View(self.topology, alive), self.now)
+
+    def pass_time(self, seconds: float) -> None:
+        for _ in range(round(seconds * 4)):
+            self.now += 250
+            self.settle()
+            self.make_proposals()
+
+    def make_proposals(self) -> None:
+        """Carry out what peers propose, as their keepers do."""
+        for name in self.peers.keys() - self.ended:
+            for propose in self.peers[name].take_proposals():
+                step = propose(self.topology)
+                if step is not None:
+                    self.topology = with_seen(step, self.peers[name].newest_lives())
+        for name in self.peers:
+            self.look(name)
+
+    def votes(self, name: str) -> bool:
+        return self.peers[name].healer.recollected
+
+    def why(self, name: str) -> str:
+        return self.peers[name].why_not_ready() or ""
+
+    def synced(self) -> str:
+        return "".join(one.id for one in self.topology.members if one.synced)
+
+
+def with_old_copy(joined: Restarted) -> Any:
+    """Return a copy of the disk of ``a``; what follows it was acked by ``a`` and ``b`` alone."""
+    joined.put({"k": 1})
+    joined.pass_time(3)
+    copy = deepcopy(joined.stores["a"])
+    joined.now += 1000
+    joined.put({"k": 2}, level="all")
+    joined.delete("k", level="all")
+    joined.pass_time(3)
+    return copy
+
+
+@pytest.fixture
+def joined() -> Restarted:
+    return Restarted()
+
+
+def test_peers_that_start_together_find_that_they_are_new_enough(joined: Restarted) -> None:
+    with_old_copy(joined)
+    joined.end("a", "b", "c")
+    joined.start("a", "b", "c")
+    assert not joined.votes("a")
+    joined.settle()
+    assert all(map(joined.votes, "abc"))
+
+
+def test_old_copy_waits_for_members_that_are_silent(joined: Restarted) -> None:
+    copy = with_old_copy(joined)
+    joined.end("a")
+    joined.stores["a"] = copy
+    joined.mute = {"b", "c"}
+    joined.start("a")
+    joined.pass_time(60)
+    assert not joined.votes("a")
+    assert "waits for b or c" in joined.why("a")
+    request = Envelope(1, joined.topology.epoch, 0, Lookup("i", 1, Frame(b"\x91\xc4\x01k")))
+    reply = joined.peers["a"].receive(b"x", encode(request), joined.now)[0]
+    answer = decode(reply.frames).message
+    assert isinstance(answer, Error)
+    assert isinstance(answer.error(), NotReady)
+    joined.mute = set()
+    joined.pass_time(20)
+    assert joined.synced() == "abc"  # lost, and filled again
+    assert joined.record("a", "k") == joined.record("b", "k")
+
+
+def test_members_that_restart_while_a_peer_is_down_remember_it(joined: Restarted) -> None:
+    copy = with_old_copy(joined)
+    joined.end("a")
+    for name in "bc":
+        joined.end(name)
+        joined.start(name)
+        joined.pass_time(3)
+    assert joined.votes("b")
+    joined.stores["a"] = copy
+    joined.start("a")
+    joined.settle()
+    assert not joined.votes("a")
+    joined.make_proposals()
+    assert joined.synced() == "bc"
+
+
+def test_old_copy_that_starts_alone_waits_and_is_recognised_later(joined: Restarted) -> None:
+    copy = with_old_copy(joined)
+    joined.end("a", "b", "c")
+    joined.stores["a"] = copy
+    joined.start("a")
+    joined.pass_time(300)
+    assert not joined.votes("a")
+    assert "waits for b or c" in joined.why("a")
+    joined.start("b")
+    joined.pass_time(3)
+    assert joined.synced() == "bc"
+
+
+def test_evidence_that_comes_later_ends_the_vote(joined: Restarted) -> None:
+    joined.put({"k": 1})
+    joined.pass_time(3)
+    copy = deepcopy(joined.stores["a"])
+    joined.end("b")
+    joined.pass_time(1)
+    joined.put({"k": 2})
+    joined.pass_time(3)
+    joined.end("a", "c")
+    joined.stores["a"] = copy
+    joined.start("a", "b")
+    joined.pass_time(3)
+    assert joined.votes("a")  # all that b knows is older: nothing tells that a is
+    joined.put({"other": 1})
+    joined.pass_time(3)
+    joined.end("a")
+    joined.start("a")  # neither newer writes nor a restart hide what it has lost
+    joined.pass_time(3)
+    joined.start("c")
+    joined.pass_time(1)
+    assert joined.synced() == "bc"
+
+
+def test_copies_of_all_disks_are_recognised_by_the_topology(joined: Restarted) -> None:
+    joined.put({"k": 1})
+    joined.pass_time(3)
+    copies = {name: deepcopy(store) for name, store in joined.stores.items()}
+    joined.now += 1000
+    joined.put({"k": 2}, level="all")
+    joined.topology = with_seen(joined.topology.next(), joined.peers["a"].newest_lives())
+    joined.pass_time(3)
+    joined.topology = with_seen(joined.topology.next(), joined.peers["b"].newest_lives())
+    joined.end("a", "b", "c")
+    joined.stores.update(copies)
+    joined.start("a", "b", "c")
+    joined.settle()
+    assert not any(map(joined.votes, "abc"))
+
+
+def test_store_that_was_filled_is_not_called_old_again(joined: Restarted) -> None:
+    copy = with_old_copy(joined)
+    joined.end("a")
+    joined.stores["a"] = copy
+    joined.start("a")
+    joined.pass_time(30)
+    assert joined.synced() == "abc"
+    joined.end("a")
+    joined.start("a")
+    joined.pass_time(3)
+    assert joined.votes("a")
+    assert joined.synced() == "abc"
+
+
+def test_stop_tells_the_others_the_last_write(joined: Restarted) -> None:
+    joined.pass_time(3)
+    joined.put({"k": 1}, level="all")
+    core = joined.peers["a"]
+    core.stopping = True
+    assert core.has_work
+    joined.settle()
+    assert not core.has_work
+    newest = joined.stores["a"].high_water
+    assert joined.peers["b"].holdings.memory.newest_stamp("store-a") == newest
+    assert joined.peers["c"].holdings.memory.newest_stamp("store-a") == newest
+
+
+def test_stop_does_not_wait_for_members_that_are_silent(joined: Restarted) -> None:
+    joined.put({"k": 1}, level="all")
+    joined.mute = {"b", "c"}
+    core = joined.peers["a"]
+    core.stopping = True
+    joined.settle()
+    assert core.has_work
+    joined.now += 600
+    joined.settle()
+    assert not core.has_work
+
+
+@pytest.mark.parametrize(
+    ("names", "replicas", "others"),
+    [("a", 1, ""), ("ab", 2, ""), ("abc", 3, "b"), ("abcd", 4, "b"), ("abcde", 5, "bc")],
+)
+def test_as_many_members_are_needed_as_an_acked_write_may_be_missing_on(
+    names: str, replicas: int, others: str
+) -> None:
+    joined = Restarted(names, replicas)
+    joined.end(*names)
+    joined.start("a")
+    joined.pass_time(1)
+    for name in others:
+        assert not joined.votes("a")
+        joined.start(name)
+        joined.pass_time(1)
+    assert joined.votes("a")
+
+
+def test_store_that_lost_its_data_is_no_witness(joined: Restarted) -> None:
+    members = tuple(replace(one, synced=one.id != "b") for one in joined.topology.members)
+    joined.end("a", "c")
+    joined.topology = replace(joined.topology.next(), members=members)
+    joined.start("a")
+    joined.pass_time(3)
+    assert not joined.votes("a")
+    assert "waits for c; the stores of b cannot tell" in joined.why("a")
+
+
+def test_idle_peers_say_little(joined: Restarted) -> None:
+    joined.put({"k": 1}, level="all")
+    joined.pass_time(40)
+    asked = joined.peers["a"].meters.kinds()["AskSeen"]
+    commits = joined.peers["a"].counts["commits"]
+    joined.pass_time(60)
+    assert joined.peers["a"].meters.kinds()["AskSeen"] - asked <= 6
+    assert joined.peers["a"].counts["commits"] == commits
+
+
+def test_earlier_versions_are_understood(joined: Restarted) -> None:
+    """They know one stamp of a peer, whatever its store and its life."""
+    copy = with_old_copy(joined)
+    newest = joined.stores["a"].high_water
+    asked = Envelope(1, joined.topology.epoch, 0, AskSeen("a", newest))
+    joined.peers["b"].receive(b"client", encode(asked), joined.now)
+    joined.settle()
+    assert joined.peers["b"].holdings.memory.newest_stamp("store-a") == newest
+    joined.end("a")
+    joined.stores["a"] = copy
+    joined.start("a")
+    core = joined.peers["a"]
+    _, outgoing = core.tick(joined.now)
+    questions = [(one.peer, decode(one.frames)) for one in outgoing]
+    for peer, envelope in questions:
+        assert isinstance(envelope.message, AskSeen)
+        assert envelope.message.high_water == 0
+        answer = Envelope(envelope.correlation, envelope.epoch, 0, SeenIs(newest, newest))
+        core.receive_answer(peer, encode(answer), joined.now)
+    core.tick(joined.now)
+    core.tick(joined.now)
+    assert not core.healer.recollected
+    assert core.take_proposals()
+
+
+def test_topology_keeps_what_was_seen_and_survives_its_own_encoding(joined: Restarted) -> None:
+    joined.put({"k": 1}, level="all")
+    joined.pass_time(3)
+    topology = with_seen(joined.topology, joined.peers["a"].newest_lives())
+    seen = {one.id: one.seen[2] for one in topology.members}
+    assert seen == {name: joined.stores[name].high_water for name in "abc"}
+    assert Topology.decode(topology.encode()) == topology
