@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -13,7 +14,7 @@ from dstash.cli.completion import candidate_ids, member_ids, peer_ids
 from dstash.cli.units import parse_rate, size
 from dstash.client.facts import describe_change
 from dstash.cluster import planning
-from dstash.cluster.planning import Plan
+from dstash.cluster.planning import LossPlan, Plan
 from dstash.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _PATIENCE: Final = 30.0
 _GENTLY: Final = "without a rate: data moves gently"
 
 #: What moves data, and can be looked at before.
-_PLANNED: Final = ("add", "remove", "replace", "forget")
+_PLANNED: Final = ("add", "remove", "replace", "forget", "force-remove")
 
 Members = Annotated[list[str], typer.Argument(metavar="PEER", autocompletion=member_ids)]
 Known = Annotated[list[str], typer.Argument(metavar="PEER", autocompletion=peer_ids)]
@@ -101,6 +102,82 @@ def forget(
 ) -> None:
     """Give up peers that are dead: the others copy what they held from each other."""
     _move(ctx, "forget", peers, dry_run, yes, rate, watch)
+
+
+@app.command("force-remove")
+def force_remove(
+    ctx: typer.Context,
+    peers: Members,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    rate: Rate = None,
+    watch: Follow = False,
+) -> None:
+    """Go on without members that are down, even where a topology change waits for them.
+
+    A member that was joining is dropped; any other one leaves, and the others copy what it held
+    from each other. Refused for a member that is alive.
+    """
+    _move(ctx, "force-remove", peers, dry_run, yes, rate, watch)
+
+
+@app.command("accept-loss")
+def accept_loss(
+    ctx: typer.Context, peers: Members, dry_run: DryRun = False, yes: Yes = False
+) -> None:
+    """Give up what only these members may know, so that the cluster goes on without it.
+
+    For members whose disk was lost or is an old copy, and for members that never come back, where
+    too few other replicas are left to know every acked write. Asks for the name of the cluster.
+    """
+    run = invocation.of(ctx)
+    with run.client() as client:
+        before = client.topology()
+        client.order("accept-loss", peers, dry=True)  # refuses what cannot be
+        worked_out = planning.plan_loss(before, peers)
+        if run.as_json and dry_run:
+            output.json_line(worked_out.facts())
+        elif not run.as_json:
+            _show_loss(worked_out, before.partitions)
+        if dry_run:
+            return
+        if not yes:
+            _confirm_loss(before.cluster)
+        begun = client.order("accept-loss", peers, timeout=run.patience(_PATIENCE))
+    if run.as_json:
+        output.json_line({"epoch": begun.epoch, "plan": worked_out.facts()})
+    else:
+        output.message("accepted; `dstash status` shows how the stores are filled")
+
+
+def _show_loss(worked_out: LossPlan, partitions: int) -> None:
+    names = ", ".join(worked_out.peers)
+    output.line(f"{worked_out.held} of {partitions} partitions have a replica on {names}")
+    output.line(
+        f"{worked_out.at_risk} of them have too few other replicas with data to know every acked "
+        "write, and "
+        f"{worked_out.without_replica} have none"
+    )
+    if worked_out.at_risk:
+        output.line(
+            f"what only {names} acked there is lost for good: such writes are missing, and keys "
+            "that were deleted there may come back"
+        )
+    else:
+        output.line("the other replicas know every acked write: nothing is lost")
+
+
+def _confirm_loss(cluster: str) -> None:
+    """Ask for the name of the cluster.
+
+    Raises:
+        UsageError: another name was typed, or there is no terminal to ask on.
+    """
+    if not sys.stdin.isatty():
+        raise UsageError("accept-loss asks for confirmation on a terminal; in a script give --yes")
+    typed = typer.prompt(f"type the name of the cluster ({cluster}) to accept the loss", err=True)
+    if typed.strip() != cluster:
+        raise UsageError(f"{typed!r} is not the name of the cluster: nothing was changed")
 
 
 @app.command()

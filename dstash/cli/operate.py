@@ -39,6 +39,8 @@ def status(ctx: typer.Context) -> None:
         return
     output.line(verdict(unhealthy_because(facts), shortfalls(facts)))
     output.line(_summary(facts))
+    for waits in facts["waits"]:
+        output.line(f"waits: {waits}")
     _show_members(facts["members"])
 
 

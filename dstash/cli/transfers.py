@@ -76,7 +76,7 @@ def follow(client: Client, *, as_json: bool) -> None:
         _draw(client)
 
 
-def _each(client: Client, show: Callable[[Topology, list[Transfer]], None]) -> None:
+def _each(client: Client, show: Callable[[Topology, list[Transfer], list[str]], None]) -> None:
     heard = time.monotonic()
     while True:
         try:
@@ -89,16 +89,21 @@ def _each(client: Client, show: Callable[[Topology, list[Transfer]], None]) -> N
             if time.monotonic() - heard > _LOST:
                 raise
             continue
-        show(topology, transfers(topology, status))
+        show(topology, transfers(topology, status), status["waits"])
         if topology.change is None:
             return
         time.sleep(_EVERY)
 
 
-def _print_json(topology: Topology, running: list[Transfer]) -> None:
+def _print_json(topology: Topology, running: list[Transfer], waits: list[str]) -> None:
     change = None if topology.change is None else describe_change(topology.change)
     output.json_line(
-        {"epoch": topology.epoch, "change": change, "transfers": [asdict(one) for one in running]}
+        {
+            "epoch": topology.epoch,
+            "change": change,
+            "transfers": [asdict(one) for one in running],
+            "waits": waits,
+        }
     )
     sys.stdout.flush()
 
@@ -114,8 +119,14 @@ def _draw(client: Client) -> None:
     )
     with Progress(*columns) as bars:
         tasks: dict[str, Any] = {}
+        told: set[str] = set()
 
-        def show(topology: Topology, running: list[Transfer]) -> None:
+        def show(topology: Topology, running: list[Transfer], waits: list[str]) -> None:
+            is_paused = topology.change is not None and topology.change.paused  # the bars say so
+            for text in () if is_paused else waits:
+                if text not in told:
+                    bars.console.print(text, markup=False, highlight=False)
+            told.update(waits)
             for one in running:
                 if one.peer not in tasks:
                     tasks[one.peer] = bars.add_task(one.peer, total=one.partitions, said="")

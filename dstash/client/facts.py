@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from dstash.cluster.topology import Change
 from dstash.cluster.view import View
+from dstash.cluster.waiting import waits
 from dstash.store.record import partition_of
 
 #: How long (milliseconds) partitions must have differed to be worth a word: a comparison that
@@ -29,12 +30,14 @@ def describe_cluster(view: View, answers: Mapping[str, Mapping[str, Any]]) -> di
         "formed": topology.formed,
         "partitions": topology.partitions,
         "change": None if change is None else describe_change(change),
+        "waits": waits(view, answers),
         "candidates": sorted(view.alive - view.members.keys()),
         "missing": describe_missing(answers),
         "differing": min(topology.partitions, sum(map(_differing, answers.values()))),
         "members": [
             asdict(member)
-            | {"state": str(member.state), "alive": member.id in view.alive}
+            | {"state": str(member.state), "seen": list(member.seen)}
+            | {"alive": member.id in view.alive}
             | {"answers": member.id in answers}
             | dict(answers.get(member.id, {}))
             for member in topology.members
@@ -73,7 +76,7 @@ def _differing(said: Mapping[str, Any]) -> int:
 
 def describe_change(change: Change) -> dict[str, Any]:
     """Return a change of placement."""
-    return asdict(change) | {"complete": list(change.complete)}
+    return asdict(change) | {"complete": list(change.complete), "gone": list(change.gone)}
 
 
 def describe_place(view: View, encoded: bytes) -> dict[str, Any]:

@@ -152,6 +152,12 @@ def shows(topology: Topology, order: Order) -> bool:
             return here.issuperset(peers)
         case "remove" | "forget", peers:
             return staying.isdisjoint(peers)
+        case "force-remove", peers:
+            gone = change.gone if change is not None else ()
+            return staying.difference(gone).isdisjoint(peers)
+        case "accept-loss", peers:
+            accepted = {one.id for one in topology.members if one.waived or one.synced}
+            return here.intersection(peers) <= accepted
         case "replace", [old, new]:
             return old not in staying and new in here
         case "cancel", _:

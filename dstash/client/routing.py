@@ -63,20 +63,17 @@ def read_table(
 
     def choose(replicas: Peers) -> Peers:
         able = sorted((peer for peer in replicas if peer in synced), key=cost.__getitem__)
-        enough = len(able) >= _least(level, len(replicas))
+        enough = len(able) >= _least(view, level, replicas)
         return tuple(able[: level.needed(len(replicas))]) if enough else ()
 
     return _per_set(view.readers, choose)
 
 
-def _least(level: Level, replicas: int) -> int:
-    """Return how many replicas must have their data for a read at a level.
-
-    Any N - W + 1 replicas include one that has what a quorum W of N acked.
-    """
+def _least(view: View, level: Level, replicas: Peers) -> int:
+    """Return how many replicas must have their data for a read at a level."""
     if level is Level.QUORUM:
-        return replicas - level.needed(replicas) + 1
-    return max(1, level.needed(replicas))
+        return max(1, view.votes_needed(replicas))
+    return max(1, level.needed(len(replicas)))
 
 
 def all_table(view: View) -> list[Peers]:

@@ -82,7 +82,7 @@ def filled(topology: Topology, peer: str, store_id: str) -> Topology | None:
     member = topology.member(peer)
     if member is None or member.synced or member.store_id != store_id:
         return None
-    return topology.with_member(replace(member, synced=True)).next()
+    return topology.with_member(replace(member, synced=True, waived="")).next()
 
 
 def lost(topology: Topology, peer: str, store_id: str) -> Topology | None:
@@ -121,6 +121,61 @@ def give_up(topology: Topology, peers: Sequence[str], alive: Collection[str]) ->
             "can be removed"
         )
     return remove(topology, peers)
+
+
+def force_remove(topology: Topology, peers: Sequence[str], alive: Collection[str]) -> Topology:
+    """Return the topology that goes on without members that are down.
+
+    A member that was joining is dropped from the topology change; any other one leaves, and the end
+    of the change does not wait for it. Once reads have switched to the new replica sets no member
+    can leave any more, and only that is so.
+
+    Raises:
+        ChangeConflict: one of them is alive or unknown, or no member would be left.
+    """
+    states = {peer: _known(topology, peer).state for peer in peers}
+    for peer in peers:
+        if peer in alive:
+            raise ChangeConflict(f"peer {peer!r} is alive; use remove, or stop it first")
+    change = topology.change
+    if change is not None and change.switched:
+        return _without_waiting(topology, peers).next()
+    left = topology.without(peer for peer, state in states.items() if state is State.JOINING)
+    staying = [peer for peer, state in states.items() if state is not State.JOINING]
+    members = _with_leaving(left, staying)
+    if change is not None and all(one.state is State.ACTIVE for one in members):
+        return cancel(topology)
+    return _without_waiting(_begin(topology, members), staying)
+
+
+def _without_waiting(topology: Topology, peers: Sequence[str]) -> Topology:
+    change = _under_way(topology)
+    gone = tuple(sorted({*change.gone, *peers}))
+    return replace(topology, change=replace(change, gone=gone))
+
+
+def accept_loss(topology: Topology, peers: Sequence[str], alive: Collection[str]) -> Topology:
+    """Return the topology in which members give up their vote about the past.
+
+    Nothing waits any more for what they may have known: the others are filled from those that are
+    left, and where none is left the stores count as they are.
+
+    Raises:
+        ChangeConflict: one of them is alive and has its data, or holds none yet; or is unknown.
+    """
+    accepted = topology
+    for peer in peers:
+        member = _known(accepted, peer)
+        if is_newcomer(accepted, member):
+            raise ChangeConflict(f"peer {peer!r} is joining: it holds nothing that could be lost")
+        if member.synced and peer in alive:
+            raise ChangeConflict(f"peer {peer!r} is alive and has its data: nothing of it is lost")
+        waived = replace(member, waived=member.store_id)
+        if member.synced:
+            accepted = without_data(accepted, waived)
+        else:
+            accepted = accepted.with_member(waived)
+    return accepted.next()
 
 
 def forget(topology: Topology, dead: Sequence[str], down: int) -> Topology | None:
@@ -248,8 +303,8 @@ def ordered(
 
     Args:
         alive: the live peers, members and candidates.
-        action: ``add``, ``remove``, ``forget``, ``replace`` (old, new), ``cancel``, ``pause``,
-            ``resume`` or ``rate``.
+        action: ``add``, ``remove``, ``forget``, ``force-remove``, ``accept-loss``, ``replace``
+            (old, new), ``cancel``, ``pause``, ``resume`` or ``rate``.
         peers: whom it is about.
         rate: bytes a second, for ``rate``, and for what begins a change (0: as it was).
 
@@ -264,6 +319,10 @@ def ordered(
             return _bounded(remove(topology, peers), rate)
         case "forget", [_, *_]:
             return _bounded(give_up(topology, peers, alive), rate)
+        case "force-remove", [_, *_]:
+            return force_remove(topology, peers, alive)
+        case "accept-loss", [_, *_]:
+            return accept_loss(topology, peers, alive)
         case "replace", [old, new]:
             return _bounded(swap(topology, old, _candidate(alive, new)), rate)
         case "cancel", []:

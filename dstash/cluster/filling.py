@@ -31,7 +31,6 @@ from dstash.cluster.throttle import Throttle
 from dstash.errors import DStashError
 from dstash.limits import MIB
 from dstash.store.digest import EMPTY, DigestKind
-from dstash.types import Level
 from dstash.version import Stamp
 from dstash.wire.replication import AskDigests, DigestsAre
 
@@ -63,7 +62,10 @@ def sources(replica: Replica, partition: int) -> tuple[list[str], int]:
     synced = [peer for peer in owners if view.members[peer].synced]
     others = [peer for peer in synced if peer != replica.me]
     alive_first = sorted(others, key=lambda peer: peer not in view.alive)
-    needed = len(owners) - Level.QUORUM.needed(len(owners)) + 1
+    needed = view.votes_needed(owners)
+    if not needed:  # the loss of all is accepted: their stores count as they are, taken together
+        there = [peer for peer in owners if peer != replica.me and peer in view.alive]
+        return there, len(there)
     return alive_first, needed - (replica.me in synced)
 
 

@@ -224,6 +224,7 @@ def _update(topology: Topology, known: Member, announcement: Announcement) -> To
         zone=known.zone,
         synced=known.synced,
         seen=known.seen if known.store_id == announcement.store_id else (),
+        waived=known.waived if known.store_id == announcement.store_id else "",
     )
     if current == known:
         return None

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 from dstash.cluster.changing import thins_out
 from dstash.cluster.rendezvous import Table
 from dstash.cluster.topology import Member, Topology
-from dstash.cluster.view import placement
-from dstash.types import Level
+from dstash.cluster.view import View, placement
 
 
 class Weight(NamedTuple):
@@ -100,6 +99,41 @@ def plan(before: Topology, after: Topology, status: Mapping[str, Mapping[str, An
     )
 
 
+@dataclass(frozen=True, slots=True)
+class LossPlan:
+    """What is given up with the vote of members, in partitions.
+
+    Attributes:
+        peers: the members.
+        held: partitions of which they are replicas.
+        at_risk: those where too few other replicas have their data to know every acked write.
+        without_replica: those where no other replica has its data.
+    """
+
+    peers: tuple[str, ...]
+    held: int
+    at_risk: int
+    without_replica: int
+
+    def facts(self) -> dict[str, Any]:
+        """Return the plan as plain data."""
+        return asdict(self) | {"peers": list(self.peers)}
+
+
+def plan_loss(before: Topology, peers: Sequence[str]) -> LossPlan:
+    """Return what it means to accept the loss of what members held."""
+    view, named = View(before), set(peers)
+    synced = {one.id for one in before.members if one.synced} - named
+    held = [owners for owners in view.readers if named.intersection(owners)]
+    left = [(len(synced.intersection(owners)), view.votes_needed(owners)) for owners in held]
+    return LossPlan(
+        tuple(peers),
+        len(held),
+        sum(there < needed for there, needed in left),
+        sum(not there for there, _ in left),
+    )
+
+
 def weigh(table: Table, status: Mapping[str, Mapping[str, Any]]) -> Weight:
     """Return what one copy of a partition weighs on the peers that answered."""
     held = Counter(peer for peers in table for peer in peers)
@@ -180,10 +214,11 @@ def _no_source(
 ) -> list[str]:
     """Say how many partitions have too few live replicas to be copied completely."""
     synced = {one.id for one in after.members if one.synced and one.id in status}
+    view = View(after)
     waiting = 0
     missing: set[str] = set()
     for was, will in zip(old, new, strict=True):
-        needed = len(was) - Level.QUORUM.needed(len(was)) + 1
+        needed = view.votes_needed(was)
         gains = set(will) - set(was) or thins_out(was, will)
         if gains and len(synced.intersection(was)) < needed:
             waiting += 1
@@ -191,7 +226,8 @@ def _no_source(
     if not waiting:
         return []
     names = ", ".join(sorted(missing))
-    return [f"{_many(waiting, 'partition')} could not be copied until one of {names} is back"]
+    so = f"if their data is lost for good: dstash cluster accept-loss {' '.join(sorted(missing))}"
+    return [f"{_many(waiting, 'partition')} could not be copied until one of {names} is back; {so}"]
 
 
 def _zone_names(members: Sequence[Member]) -> set[str]:

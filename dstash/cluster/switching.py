@@ -15,10 +15,11 @@ from dstash.cluster.replica import Replica
 from dstash.cluster.syncing import ask
 from dstash.cluster.tasks import Effect, Pause
 from dstash.cluster.topology import Topology
-from dstash.cluster.view import View
+from dstash.cluster.view import View, can_read
 from dstash.errors import DStashError
-from dstash.types import Level
 from dstash.wire.messages import AskTopology, TopologyIs
+
+__all__ = ["can_read", "conductor", "given_up", "witness"]
 
 _RETRY_MS: Final = 100
 
@@ -28,12 +29,10 @@ def conductor(view: View) -> str | None:
     return min((one.id for one in view.topology.after() if one.id in view.alive), default=None)
 
 
-def can_read(view: View, passed: frozenset[str]) -> bool:
-    """Whether some old replica set still has a quorum of peers that have not moved on."""
-    return any(
-        len([peer for peer in peers if peer not in passed]) >= Level.QUORUM.needed(len(peers))
-        for peers in set(view.before)
-    )
+def given_up(view: View) -> frozenset[str]:
+    """Return the dead members for which an operator lets the change not wait."""
+    change = view.topology.change
+    return frozenset(change.gone if change is not None else ()) - view.alive
 
 
 def witness(replica: Replica) -> Generator[Effect, Any, None]:
@@ -41,6 +40,7 @@ def witness(replica: Replica) -> Generator[Effect, Any, None]:
     view = replica.view()
     passed = frozenset({replica.me})
     while True:
+        passed |= given_up(replica.view())
         for peer in sorted(view.members.keys() - passed):
             if not can_read(view, passed):
                 return

@@ -46,7 +46,8 @@ class Member:
     before its answers count. ``key`` is the public CURVE key it answers with at ``address``,
     empty in an open cluster. ``plain`` is a second address without CURVE, only while an open
     cluster is being closed. ``seen`` is the newest life of that store (number, begin, newest stamp)
-    that was known when the topology was changed last; see ``lineage``.
+    that was known when the topology was changed last; see ``lineage``. ``waived`` names a store
+    whose vote about the past an operator has given up: see ``changing.accept_loss``.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Member:
     key: str = ""
     plain: str = ""
     seen: tuple[int, ...] = ()
+    waived: str = ""
 
     def endpoint(self, way: Way) -> str | None:
         """Return where (and under which key) a process connects to it; None when it must not."""
@@ -68,6 +70,11 @@ class Member:
         if self.key:
             return f"{self.address} {self.key}"
         return self.address if way is Way.CLOSING else None
+
+    @property
+    def is_waived(self) -> bool:
+        """Whether nothing waits for what this member's store may have known."""
+        return not self.synced and self.waived == self.store_id
 
     @property
     def candidate(self) -> Candidate:
@@ -82,7 +89,8 @@ class Change:
     ``complete`` lists the members that hold every partition they gain by it. ``number`` is the
     epoch in which it began. ``rate`` bounds each gaining member (bytes a second; 0: gently).
     ``switched``: all are complete, and reads use the new replica sets; writes still go to both,
-    until nobody can read from the old ones any more.
+    until nobody can read from the old ones any more. ``gone`` lists dead members for which its
+    end does not wait, by an operator's order.
     """
 
     number: int
@@ -90,6 +98,7 @@ class Change:
     paused: bool = False
     rate: int = 0
     switched: bool = False
+    gone: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +208,8 @@ def _member(raw: dict[str, Any]) -> Member:
 
 
 def _change(raw: dict[str, Any]) -> Change:
-    return Change(**_known(Change, raw) | {"complete": tuple(raw.get("complete", ()))})
+    lists = {name: tuple(raw.get(name, ())) for name in ("complete", "gone")}
+    return Change(**_known(Change, raw) | lists)
 
 
 def _restored(raw: dict[str, Any]) -> Restored:

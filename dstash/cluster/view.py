@@ -84,9 +84,11 @@ class View:
     def votes_needed(self, owners: Sequence[str]) -> int:
         """Return how many of the owners of a partition must have told what they hold.
 
-        A write is on a quorum W of N replicas, so any N - W + 1 include one that has it.
+        A write is on a quorum W of N replicas, so any N - W + 1 include one that has it. Members
+        whose loss an operator has accepted are not waited for.
         """
-        return len(owners) - Level.QUORUM.needed(len(owners)) + 1
+        able = sum(not self.members[peer].is_waived for peer in owners)
+        return min(able, len(owners) - Level.QUORUM.needed(len(owners)) + 1)
 
     def is_read(self, peer: str) -> bool:
         """Whether clients read from a peer."""
@@ -98,3 +100,11 @@ class View:
         return frozenset(
             number for number, (old, new) in enumerate(both) if peer in old or peer in new
         )
+
+
+def can_read(view: View, passed: frozenset[str]) -> bool:
+    """Whether some old replica set still has a quorum of peers that have not moved on."""
+    return any(
+        len([peer for peer in peers if peer not in passed]) >= Level.QUORUM.needed(len(peers))
+        for peers in set(view.before)
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from dstash.cluster.waiting import waits
 from dstash.peer.board import Known
 from dstash.types import Level
 
@@ -72,10 +73,18 @@ def _disks(known: Known, facts: _Facts) -> _Found:
             yield 1, f"{one['id']}: {one['disk']} ({free}); make room, or add a peer"
 
 
+def _waits(known: Known, facts: _Facts) -> _Found:
+    if known.view is not None and known.view.topology.formed:
+        status = {peer: sight.status for peer, sight in known.sights.items()}
+        for text in waits(known.view, status | {known.peer: known.status}):
+            yield 1, text
+
+
 _RULES: Final[tuple[Callable[[Known, _Facts], _Found], ...]] = (
     _not_joined,
     _no_quorum,
     _own_troubles,
     _members,
     _disks,
+    _waits,
 )

@@ -87,7 +87,7 @@ def test_plan_warns_and_speaks_json(here: Here) -> None:
     [
         (("plan", "add", "p9"), 1, "peer 'p9' is not running"),
         (("plan", "add", "p1"), 1, "peer 'p1' is a member already"),
-        (("plan", "move", "p1"), 2, "'move' is not add, remove, replace or forget"),
+        (("plan", "move", "p1"), 2, "'move' is not add, remove, replace, forget or force-remove"),
         (("remove", "p9", "-y"), 1, "no member 'p9'"),
         (("forget", "p1", "-y"), 1, "peer 'p1' is alive"),
         (("cancel",), 1, "no change is under way"),
