@@ -30,8 +30,10 @@ MAX_HEADER_BYTES: Final = 4 * MIB
 #: Earlier versions of a write that it may replace.
 MOST_REPLACED: Final = 8
 
-#: How far ahead of the cluster's time a version may be (milliseconds).
+#: How far ahead of the cluster's time a version may be (milliseconds), unless the setting of a peer
+#: says otherwise; and the name under which a peer tells its setting with its limits.
 MAX_CLOCK_SKEW_MS: Final = 500
+CLOCK_SKEW_LIMIT: Final = "max_clock_skew_ms"
 
 
 def check_index(name: str) -> bytes:

@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 from dstash.client.session import SILENCE_MS, Send, Session
 from dstash.errors import (
     Busy,
+    DeadlinePassed,
     DStashError,
     Misrouted,
     NotReady,
@@ -282,6 +283,7 @@ class Operation(ABC):
             self.session.install(message.topology, message.alive)
         if isinstance(message, Welcome):
             self.session.learn_protocol(peer, message.lowest, message.highest)
+            self.session.learn_limits(message.peer, message.limits)
         pending = self._pending.pop(envelope.correlation, None)
         if pending is None:
             sent = self.session.probe_sent(peer, envelope.correlation)
@@ -303,7 +305,7 @@ class Operation(ABC):
             pending.chunk.hold = max(pending.chunk.hold, _hold(error))
         elif isinstance(error, VersionMismatch) and self._shares_protocol(pending.peer, error):
             error = NotReady(str(error))  # asked again, it is asked as it understands
-        elif not isinstance(error, Misrouted):
+        elif not isinstance(error, Misrouted | DeadlinePassed):
             self.session.avoid(pending.peer, now)
         return self._failed(pending, Failure(error, definite=_is_definite(error)), now)
 

@@ -15,6 +15,7 @@ from dstash.cluster.topology import State, Topology
 from dstash.errors import (
     Busy,
     ChangeConflict,
+    DeadlinePassed,
     DStashError,
     NotReady,
     ProtocolError,
@@ -23,6 +24,9 @@ from dstash.errors import (
 )
 from dstash.wire.messages import AskTopology, Order, Ordered, TopologyIs
 from dstash.wire.shapes import Message
+
+#: Why a peer does not take an order that another one may take.
+_ELSEWHERE = (NotReady, Busy, DeadlinePassed, Unavailable)
 
 #: How long (milliseconds) a peer may take: it asks the membership, which may be slow.
 _PATIENCE_MS = 600_000
@@ -92,7 +96,7 @@ class _OrderChunk(Chunk):
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
         self._why = failure.error
         is_sure = failure.definite or isinstance(failure.error, ChangeConflict)
-        if is_sure and not isinstance(failure.error, NotReady | Busy | Unavailable):
+        if is_sure and not isinstance(failure.error, _ELSEWHERE):
             raise failure.error
         if is_sure or self.operation.order.dry:
             self._asked = False

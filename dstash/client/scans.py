@@ -8,6 +8,7 @@ from typing import Any, Final
 from dstash.client.core import Chunk, Failure, Operation
 from dstash.client.session import Send, Session
 from dstash.errors import (
+    DeadlinePassed,
     DStashError,
     NoPeers,
     Unauthorised,
@@ -85,6 +86,9 @@ class _StatusChunk(Chunk):
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
         if isinstance(failure.error, Unauthorised):
             raise failure.error
+        if isinstance(failure.error, DeadlinePassed) and not self.attempt:
+            self.attempt = 1  # its clock is known now
+            return self.begin(now)
         self.operation.finish(self)
         return []
 

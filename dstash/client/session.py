@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median_low
 from typing import Final, NamedTuple
 
@@ -16,7 +16,7 @@ from dstash.client.routing import Peers, WriteSet, all_table, read_table, write_
 from dstash.cluster.topology import Topology, Way
 from dstash.cluster.view import View
 from dstash.errors import WrongCluster
-from dstash.limits import MAX_CLOCK_SKEW_MS
+from dstash.limits import CLOCK_SKEW_LIMIT, MAX_CLOCK_SKEW_MS
 from dstash.store.record import partition_of
 from dstash.types import Level
 from dstash.version import (
@@ -122,6 +122,8 @@ class Session:
         self.view: View | None = None
         self.value_bytes = 100.0  # running mean, to size requests by what their answers weigh
         self._offsets: dict[str, int] = {}
+        self._skews: dict[str, int] = {}  # peer -> how far ahead of its clock a version may be
+        self._max_skew = MAX_CLOCK_SKEW_MS  # the smallest of them
         self._avoid: dict[str, int] = {}  # peer -> when it may be probed next
         self._behind: dict[str, int] = {}  # peer -> until when it is asked after the others
         self._probes: dict[str, tuple[int, int]] = {}  # peer -> (correlation, when it was sent)
@@ -136,6 +138,11 @@ class Session:
     def cluster_time(self) -> int:
         """Return milliseconds since 1970 by the peers' clocks (the median, so one may be wrong)."""
         return self.wall() + self._offset()
+
+    @property
+    def offset(self) -> int:
+        """How far the cluster's clock is ahead of this machine's, by all that is known."""
+        return self._offset()
 
     def _offset(self) -> int:
         offsets = list(self._offsets.values())
@@ -152,7 +159,7 @@ class Session:
 
     def is_from_the_future(self, stamp: Stamp) -> bool:
         """Whether peers refuse a stamp, by all that is known of their clocks."""
-        return stamp_milliseconds(stamp) > self.cluster_time() + MAX_CLOCK_SKEW_MS
+        return stamp_milliseconds(stamp) > self.cluster_time() + self._max_skew
 
     def new_version(self) -> Version:
         """Return a version for a write, above all that this client gave out or saw."""
@@ -227,6 +234,16 @@ class Session:
             key=lambda peer: (peer in self._avoid, peer not in alive, peer),
         )
         return unread[: max(0, _CLOCKS - len(read))]
+
+    def learn_limits(self, peer: str, limits: Mapping[str, object]) -> None:
+        """Take note of the clock skew that a peer allows, by the limits in its ``Welcome``.
+
+        A stamp must be good for all replicas, so the smallest one counts. Peers of earlier versions
+        do not tell theirs; the default is taken for them.
+        """
+        skew = limits.get(CLOCK_SKEW_LIMIT)
+        self._skews[peer] = skew if isinstance(skew, int) and skew >= 0 else MAX_CLOCK_SKEW_MS
+        self._max_skew = min(self._skews.values())
 
     def learn_protocol(self, peer: str, lowest: object, highest: object) -> bool:
         """Take note of the versions a peer speaks; whether there is one in common."""
@@ -328,6 +345,9 @@ class Session:
         members = {member.id for member in topology.members}
         if not members.issuperset(self._offsets):
             self._offsets = {one: by for one, by in self._offsets.items() if one in members}
+        if not members.issuperset(self._skews):
+            self._skews = {peer: ms for peer, ms in self._skews.items() if peer in members}
+            self._max_skew = min(self._skews.values(), default=MAX_CLOCK_SKEW_MS)
 
     def endpoint(self, peer: str) -> str | None:
         """Return where (and under which key) a peer is; None when it is not known."""

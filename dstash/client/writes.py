@@ -23,6 +23,7 @@ from dstash.client.slabs import Item, content_of, dealt, encoded_of, largest_of,
 from dstash.errors import (
     BelowFloor,
     ClockSkew,
+    DeadlinePassed,
     DStashError,
     ProtocolError,
     StaleEpoch,
@@ -40,6 +41,8 @@ from dstash.wire.shapes import Frame, Message
 
 KEYS_PER_CHUNK: Final = 4096
 BYTES_PER_CHUNK: Final = 1024 * 1024
+#: By how much (milliseconds) an expiry may be off when the clocks of the peers were set.
+TTL_TOLERANCE_MS: Final = 500
 BYTES_PER_SLAB: Final = 32 * 1024 * 1024
 
 
@@ -79,6 +82,14 @@ class WriteOperation(Operation):
         #: Keys that were live before an earlier try of this call.
         self._existed: set[Key] = set()
         self._reading: ClockReading | None = None
+
+    def renew(self) -> None:
+        """Prepare for another version: clocks are known better now."""
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether what is stored must be written again, by the clocks as they are known now."""
+        return False
 
     @abstractmethod
     def message(
@@ -199,19 +210,34 @@ class PutOperation(WriteOperation):
         super().__init__(session, deadline, index, level, items)
         self.ttl = ttl
         self.expiry = NEVER
+        #: By version, the expiry of what was sent under it: it must not change.
+        self._expiries: dict[Version, int] = {}
+        self._offset = 0
 
     def _chunks(self) -> Iterator[list[Chunk]]:
         yield from self._clocks_first()
-        if self.ttl is not None:
-            self.expiry = self.session.cluster_time() + self.ttl
+        self.renew()
         yield from super()._chunks()
+
+    def renew(self) -> None:
+        """Compute the expiry, by the clocks as they are known now."""
+        if self.ttl is not None:
+            self._offset = self.session.offset
+            self.expiry = self.session.cluster_time() + self.ttl
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether answers have shown since that the clocks of the peers were set."""
+        drift = abs(self.session.offset - self._offset)
+        return self.ttl is not None and drift > TTL_TOLERANCE_MS
 
     def message(
         self, version: Version, items: Sequence[Item], keys: Frame, replaces: bytes
     ) -> Message:
         """Return a ``Put``."""
         payloads = Frame(codec.pack_blobs(list(map(content_of, items))))
-        return Put(self.index, version, self.expiry, keys, payloads, replaces)
+        expiry = self._expiries.setdefault(version, self.expiry)
+        return Put(self.index, version, expiry, keys, payloads, replaces)
 
 
 class DeleteOperation(WriteOperation):
@@ -361,8 +387,10 @@ class WriteChunk(Chunk):
     def _store(self, places: Sequence[int], acks: set[str], now: int) -> list[Send]:
         """Take items as stored; those that were beaten are stamped past what beat them."""
         hints = self._hints(places, acks)
-        beaten: list[int] = []
-        if self._superseded and not isinstance(self.operation, ApplyOperation):
+        beaten: Sequence[int] = []
+        if self.operation.is_outdated:
+            beaten, places = places, []
+        elif self._superseded and not isinstance(self.operation, ApplyOperation):
             beaten = [place for place in places if place in self._superseded]
             places = [place for place in places if place not in self._superseded]
         self._settle(places)
@@ -414,6 +442,7 @@ class WriteChunk(Chunk):
         for version in self._superseded.values():
             session.observe(newest_stamp(version))
         self._settle(beaten)
+        self.operation.renew()
         again = [self.items[place] for place in beaten]
         chunks = self.operation.cut(again, None, self.attempt, tainted=True, earlier=self.earlier)
         return self.operation.start(chunks, now)
@@ -463,6 +492,8 @@ class WriteChunk(Chunk):
             self.operation.again_later(self, now)
             self.attempt += 1
             return []
+        if version != self.version:
+            self.operation.renew()
         # Other chunks, so that a late ack of this version does not count as one of theirs. With the
         # same version: only the items that were refused, from all replicas.
         chunks = self._successors(version, self.attempt + 1)
@@ -481,7 +512,10 @@ class WriteChunk(Chunk):
         if self._ahead > self.earlier.passed:
             self.earlier = self.earlier._replace(passed=self._ahead, is_repeated=False)
             return self.operation.session.version_past(self._ahead)
-        if not any(isinstance(error, ClockSkew) for error in self._failed.values()):
+        reasons = self._failed.values()
+        if not self._acks and any(isinstance(error, DeadlinePassed) for error in reasons):
+            return None  # this client went by clocks that were set since
+        if not any(isinstance(error, ClockSkew) for error in reasons):
             return self.version
         if self.earlier.passed and not self.earlier.is_repeated:
             self.earlier = self.earlier._replace(is_repeated=True)

@@ -28,6 +28,7 @@ from dstash.cluster.topology import State, Topology
 from dstash.cluster.view import View
 from dstash.errors import (
     BelowFloor,
+    DeadlinePassed,
     DStashError,
     Forming,
     NotReady,
@@ -38,9 +39,7 @@ from dstash.errors import (
     Unauthorised,
     WrongCluster,
 )
-from dstash.limits import (
-    check_index,
-)
+from dstash.limits import CLOCK_SKEW_LIMIT, check_index
 from dstash.peer.authority import Authority
 from dstash.peer.backlog import Backlog
 from dstash.peer.commits import Commit, Internal, Rules, Ticket, WaitingWrite, check_floor
@@ -438,7 +437,11 @@ class PeerCore:
             self.counts["late"] += 1
             if request.notes is not None:
                 request.notes.late()
-            return []
+            if isinstance(message, Hint):  # which has no answer
+                return []
+            # The clock in the answer tells a client that goes by a wrong one to try again.
+            late = DeadlinePassed(f"the request came {now - deadline} ms after its deadline")
+            return [self._reply(request.ticket._replace(notes=None), Error.of(late), now)]
         level = ""
         if type(message) is Lookup:
             level = "quorum" if message.want & _DIGEST else "one"
@@ -666,7 +669,7 @@ class PeerCore:
             self.settings.peer,
             LOWEST_PROTOCOL,
             HIGHEST_PROTOCOL,
-            LIMITS,
+            LIMITS | {CLOCK_SKEW_LIMIT: self.settings.max_clock_skew_ms},
             self._topology_bytes,
             sorted(self.view.alive),
         )

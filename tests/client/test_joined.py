@@ -446,6 +446,8 @@ def test_a_touch_that_came_too_late_is_not_taken_for_stored(joined: Joined) -> N
     touched = record._replace(version=with_touch(record.version, stamp_at(joined.now)))
     for core in joined.peers.values():
         core.holdings.horizons[partition_of(b"k")] = stamp_at(joined.now + 1000)
+    for peer in joined.peers:
+        joined.forget(peer, "k")  # it was deleted meanwhile, and collected
     content = build_record(b"i", b"k", touched)
     items: list[Any] = [("k", b"k", content)]
     deadline = joined.now + 5000

@@ -23,6 +23,7 @@ from dstash.errors import (
     Busy,
     ClockSkew,
     CorruptRecord,
+    DeadlinePassed,
     Forming,
     LimitError,
     Misrouted,
@@ -501,7 +502,9 @@ class TestBounds:
 
 class TestDrops:
     def test_what_is_past_its_deadline(self, peer: Peer) -> None:
-        assert peer.ask(put(b"k"), deadline=peer.now - 1) is None
+        answer = peer.ask(put(b"k"), deadline=peer.now - 1)
+        assert isinstance(answer, Error)
+        assert isinstance(answer.error(), DeadlinePassed)
         assert peer.core.counts["late"] == 1
         assert peer.store.records == {}
         assert peer.ask(put(b"k"), deadline=peer.now) == Stored([])

@@ -14,6 +14,7 @@ from dstash.store.record import open_record
 from dstash.types import NEVER, Level, Outcome
 from dstash.version import Version
 from dstash.wire.keys import Key
+from dstash.wire.messages import Put
 from dstash.wire.shapes import Frame, Message
 from tests.simulation.trace import show_version
 
@@ -32,7 +33,9 @@ class Write:
     """One key of one call that writes.
 
     ``versions`` are all under which it was ever sent; ``acked`` is the one that was acked.
-    ``value`` is None for a delete. A touch carries the value of the record it saw.
+    ``value`` is None for a delete. A touch carries the value of the record it saw. A write that is
+    stamped again after clocks were set may get another expiry: ``first_expiry`` is the lowest,
+    ``expiry`` the last.
     """
 
     kind: str
@@ -42,6 +45,7 @@ class Write:
     invoked: int
     value: Any = None
     expiry: int = NEVER
+    first_expiry: int = NEVER
     returned: int = NEVER_RETURNED
     outcome: Outcome = Outcome.UNKNOWN
     acked: Version | None = None
@@ -131,7 +135,12 @@ def follow(operation: WriteOperation, writes: dict[Key, Write]) -> None:
             sent = open_record(content).version if write.kind in _WHOLE_RECORDS else version
             if sent not in write.versions:
                 write.versions.append(sent)
-        return message(version, items, keys, replaces)
+        request = message(version, items, keys, replaces)
+        if isinstance(request, Put):
+            for key, _, _ in items:
+                write = writes[key]
+                write.first_expiry = min(request.expiry, write.first_expiry or request.expiry)
+        return request
 
     def noting_settle(chunk: WriteChunk, places: Sequence[int]) -> None:
         for place in places:

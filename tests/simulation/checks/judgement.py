@@ -30,7 +30,8 @@ def may_live(terms: Terms, write: Write, moment: int) -> bool:
 
 def may_be_dead(terms: Terms, write: Write, moment: int) -> bool:
     """Whether what was written may have expired already for some peer."""
-    return write.expiry != NEVER and write.expiry <= true_ms(moment) + terms.slack_ms
+    first = write.first_expiry or write.expiry
+    return first != NEVER and first <= true_ms(moment) + terms.slack_ms
 
 
 def surely_there(
