@@ -18,7 +18,10 @@ from typing import Final
 EDITS: Final = {
     "dstash.wire.protocol": (("HIGHEST_PROTOCOL: Final = 2", "HIGHEST_PROTOCOL: Final = 3"),),
     "dstash.wire.messages": (
-        ("    keys: Frame\n    payloads: Frame\n", '{}    tenant: str = "somebody"\n'),
+        (
+            '    payloads: Frame\n    replaces: bytes = rarely_set(b"")\n',
+            '{}    tenant: str = "somebody"\n',
+        ),
         ('    existed: bytes = b""\n', "{}    took_us: int = 5\n"),
     ),
     "dstash.wire.envelope": (
