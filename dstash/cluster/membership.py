@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from dstash.cluster.topology import Topology
+from dstash.errors import MembershipUnreachable
 
 #: Marks one state of the stored topology; only good for comparing and for compare-and-set.
 Token = int
@@ -45,6 +46,15 @@ class Announcement(NamedTuple):
     state: str = ""
     key: str = ""
     plain: str = ""
+
+
+def may_pass(error: MembershipUnreachable) -> bool:
+    """Whether the membership may answer later without a change of settings.
+
+    It may not when it has answered that the request is wrong, or not allowed.
+    """
+    status = error.facts.get("status")
+    return status is None or status >= 500
 
 
 class Membership(Protocol):

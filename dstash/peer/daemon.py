@@ -12,11 +12,18 @@ from typing import Any
 import structlog
 
 from dstash import threads
-from dstash.cluster.joining import check_cluster, was_removed
+from dstash.cluster.joining import check_cluster, last_known, was_removed
 from dstash.cluster.local import LocalMembership
-from dstash.cluster.membership import Announcement, Membership
+from dstash.cluster.membership import Announcement, Membership, may_pass
 from dstash.config import PeerSettings
-from dstash.errors import ConfigError, CorruptStore, DStashError, ForeignStore, UsageError
+from dstash.errors import (
+    ConfigError,
+    CorruptStore,
+    DStashError,
+    ForeignStore,
+    MembershipUnreachable,
+    UsageError,
+)
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.guard import open_door
 from dstash.peer.healer import Pace
@@ -52,7 +59,7 @@ class Daemon:
     Raises (from the constructor, with nothing left open):
         StoreError: the data directory cannot be used.
         UsageError: an address cannot be bound.
-        MembershipError: the id is in use, or the membership does not answer.
+        MembershipError: the id is in use, or the membership refuses.
     """
 
     def __init__(self, settings: PeerSettings) -> None:
@@ -75,9 +82,10 @@ class Daemon:
         self._undo.append(lambda: store.close())
         check_cluster(store, settings.cluster, str(settings.data_dir))
         self.peer = _peer_id(settings, store)
-        membership = open_membership(settings)
+        last = last_known(store)
+        membership = open_membership(settings, patient=last is not None and last.formed)
         self._undo.append(membership.close)
-        if was_removed(store, self.peer, membership.read().topology):
+        if self._was_removed(store, membership):
             store.close()
             aside = set_aside(settings.data_dir)
             _log.warning("this peer was removed; it joins empty", old_store=str(aside))
@@ -102,6 +110,16 @@ class Daemon:
         self.address = _advertised(settings, router.address)
         self.plain = _advertised(settings, router.plain_address) if router.plain_address else ""
         self.keeper = self._open_keeper(store, membership)
+
+    def _was_removed(self, store: LmdbStore, membership: Membership) -> bool:
+        self._unreachable: MembershipUnreachable | None = None
+        try:
+            return was_removed(store, self.peer, membership.read().topology)
+        except MembershipUnreachable as error:
+            if not may_pass(error):
+                raise
+            self._unreachable = error  # the keeper asks again when the membership answers
+            return False
 
     def _note_faults(self) -> None:
         """Say how the last process ended, and have a fault of this one noted for the next."""
@@ -185,13 +203,21 @@ class Daemon:
             publish=self.server.install,
             removed=self.server.stop,
             tell=self.server.wait_for,
-            show=self.server.trouble,
             seen=self.core.newest_lives,
+            show=self._show_trouble,
+            failed=self.server.fail,
         )
         self._undo.append(keeper.stop)
         self.server.attach(keeper)
-        keeper.join()
+        if self._unreachable is None:
+            keeper.join()
+        else:
+            keeper.go_without(self._unreachable)
         return keeper
+
+    def _show_trouble(self, source: str, text: str) -> None:
+        self.server.trouble(source, text)
+        notify(f"STATUS={text}")
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT; raises ``StoreFailed`` when the disk fails."""
@@ -314,10 +340,17 @@ def _core_settings(settings: PeerSettings, peer: str) -> Settings:
     )
 
 
-def open_membership(settings: PeerSettings) -> Membership:
-    """Return the membership that the settings name."""
+def open_membership(settings: PeerSettings, *, patient: bool) -> Membership:
+    """Return the membership that the settings name.
+
+    Args:
+        patient: open a directory that cannot be used now.
+
+    Raises:
+        MembershipError: the directory cannot be used.
+    """
     if settings.membership == "local":
-        return LocalMembership(settings.membership_dir(), settings.cluster)
+        return LocalMembership(settings.membership_dir(), settings.cluster, patient=patient)
     # With what it needs it takes a fifth of a peer's start: only who has a Consul waits for that.
     from dstash.cluster.consul import ConsulMembership
 

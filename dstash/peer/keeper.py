@@ -28,7 +28,7 @@ from dstash.cluster.joining import (
     with_seen,
 )
 from dstash.cluster.lineage import Life
-from dstash.cluster.membership import Announcement, Membership, Stored
+from dstash.cluster.membership import Announcement, Membership, Stored, may_pass
 from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
 from dstash.errors import ChangeConflict, DStashError, ForeignStore, MembershipUnreachable
@@ -65,6 +65,7 @@ class Keeper:
         publish: called with each new view, on this thread.
         show: called with a source and what is wrong there, or "" when it is right again.
         removed: called when the peer is no longer a member.
+        failed: called with the reason when this peer cannot be in the cluster.
         tell: called with what this peer waits for before it has a view, for people.
         seen: returns, by store id, the newest life that this peer has seen.
         clock: returns seconds, never going back.
@@ -86,6 +87,7 @@ class Keeper:
         tell: Callable[[str], None] = lambda text: None,
         show: Callable[[str, str], None] = lambda source, text: None,
         seen: Callable[[], Mapping[str, Life]] = dict,
+        failed: Callable[[DStashError], None] = lambda error: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._membership = membership
@@ -102,6 +104,7 @@ class Keeper:
         self._waits = ""
         self._show = show
         self._seen = seen
+        self._failed = failed
         self._clock = clock
         self._looked = clock()
         self._proposals: deque[Proposal] = deque()
@@ -112,6 +115,10 @@ class Keeper:
         self._unkept: Topology | None = None
         #: Whether the membership had this peer's cluster since this process began.
         self._was_there = False
+        self._has_read = False
+        self._is_announced = False
+        #: Whether a restored topology waits for other members.
+        self._waits_for_others = False
         self._troubles: dict[str, str] = {}
         self._complaints = Complaints("a turn of the membership thread failed", clock)
         self._turned: float | None = None
@@ -121,18 +128,37 @@ class Keeper:
     def join(self) -> View | None:
         """Take the lock and a place in the topology; returns the first view.
 
-        There is none while a restored topology waits for a majority of its members.
+        There is none while a restored topology waits for a majority of its members. When the
+        membership does not answer, see ``go_without``.
 
         Raises:
             PeerIdInUse: a live process has this id.
             ForeignStore: the store belongs to another cluster.
-            MembershipUnreachable: the membership does not answer.
+            MembershipUnreachable: the membership refuses.
         """
-        self._membership.announce(self._announcement)
-        self._look()
-        if self._view is None and not self._waits:
-            raise MembershipUnreachable("the membership lost the topology while joining")
+        try:
+            self._announce()
+            self._look()
+        except MembershipUnreachable as error:
+            if not may_pass(error):
+                raise
+            self.go_without(error)
         return self._view
+
+    def go_without(self, error: MembershipUnreachable) -> None:
+        """Go on although the membership does not answer.
+
+        A peer that has no view yet goes by the topology in its store, if it was a member with
+        that very store; it takes its lock as soon as the membership answers. Without one it waits.
+        """
+        trouble = f"the membership is out of reach ({error}): "
+        if self._view is None and not self._has_read:
+            self._begin_with_kept()
+        if self._view is None:
+            self._wait(f"{trouble}this peer has no topology to go by, and waits")
+        elif not self._is_announced:
+            trouble += "this peer has started with the topology on its disk; "
+        self._note(_MEMBERSHIP, trouble + _GOES_ON)
 
     def start(self) -> None:
         """Watch in the background."""
@@ -169,6 +195,21 @@ class Keeper:
         """Return how long ago the thread last began a turn; 0 when it does not run."""
         return 0.0 if self._turned is None else time.monotonic() - self._turned
 
+    def _announce(self) -> None:
+        self._membership.announce(self._announcement)
+        self._is_announced = True
+
+    def _begin_with_kept(self) -> None:
+        kept = last_known(self._store)
+        member = kept.member(self._announcement.peer) if kept is not None else None
+        if kept is None or member is None or not kept.formed:
+            return
+        if member.store_id == self._announcement.store_id:
+            _log.warning("goes by the topology on disk", epoch=kept.epoch)
+            # Nothing says who is alive: who is not is found out by asking.
+            self._view = View(kept, frozenset(one.id for one in kept.members))
+            self._publish(self._view)
+
     def _run(self) -> None:
         while not self._stop.is_set():
             self._turned = time.monotonic()
@@ -178,14 +219,21 @@ class Keeper:
     def _turn(self) -> float:
         """Wait for news and act on it, whatever fails; returns seconds to wait before the next."""
         try:
-            self._membership.watch(_PATIENCE)
+            if self._is_announced:
+                self._membership.watch(_PATIENCE)
+            else:
+                self._announce()
             if not self._stop.is_set():
                 self._carry_out_orders()
                 self._look()
         except MembershipUnreachable as error:
-            self._note(_MEMBERSHIP, f"the membership is out of reach ({error}): {_GOES_ON}")
+            self.go_without(error)
             return 0.5
         except DStashError as error:
+            if not (self._was_there or self._waits_for_others):
+                self._failed(error)  # as it would have at the start, had the membership answered
+                self._stop.set()
+                return 0.0
             self._complaints.log(error)
             self._note(_MEMBERSHIP, f"the membership is at odds with this peer: {error}")
             return 1.0
@@ -240,6 +288,7 @@ class Keeper:
         """Bring topology and membership up to date with each other, and publish the view."""
         while True:
             stored = self._membership.read()
+            self._has_read = True
             step = self._next_step(stored)
             if step is None:
                 break
@@ -391,6 +440,7 @@ class Keeper:
     def _adopt(self, topology: Topology) -> None:
         self._check_cluster(topology)
         self._wait(_unconfirmed_because(topology))
+        self._waits_for_others = topology.restored is not None
         if topology.restored is not None:
             return
         self._was_there = True

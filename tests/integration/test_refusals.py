@@ -128,13 +128,6 @@ def test_a_disk_without_room_for_a_byte(tmp_path: Path) -> None:
     assert f"cannot use {tmp_path / 'data'}: " in said
 
 
-def test_consul_out_of_reach(tmp_path: Path) -> None:
-    url = f"http://127.0.0.1:{free_port()}"
-    code, said = refusal(tmp_path / "data", tmp_path / "membership", "--consul", url)
-    assert code == 5
-    assert url in said
-
-
 def test_a_cluster_that_does_not_exist_yet_leaves_nothing_behind_when_refused(
     tmp_path: Path,
 ) -> None:

@@ -1,0 +1,171 @@
+"""Peers that start while Consul is down, frozen, or without a leader."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.consul import ConsulAgent
+from tests.harness.load import Load
+from tests.harness.peers import Peer, Peers
+from tests.harness.waiting import wait_until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+AWAY = "the membership is out of reach (Consul at "
+
+
+@pytest.fixture
+def consul(tmp_path: Path) -> Iterator[ConsulAgent]:
+    """An agent of this test's own, not started."""
+    agent = ConsulAgent(tmp_path)
+    yield agent
+    agent.stop()
+
+
+@pytest.fixture
+def peers(tmp_path: Path, consul: ConsulAgent) -> Iterator[Peers]:
+    """Three peers on a Consul that runs."""
+    consul.start()
+    consul.wait_ready()
+    with Peers.consul(tmp_path, consul.url, "away") as peers:
+        peers.form("a", "b", "c")
+        yield peers
+
+
+def holders(consul: ConsulAgent, cluster: str = "away") -> set[str]:
+    """Return the ids of the peers whose lock is held in Consul."""
+    keys = consul.get(f"kv/dstash/{cluster}/peers/?recurse") or []
+    return {one["Key"].rsplit("/", 1)[1] for one in keys if one.get("Session")}
+
+
+def waits(peer: Peer) -> None:
+    """Check that an empty peer waits, and says why."""
+    wait_until(lambda: AWAY in str(peer.page("/readyz").get("why")), 30, "it says why")
+    assert peer.page("/healthz")["healthy"]
+    assert AWAY in str(peer.page("/readyz")["troubles"])
+    assert peer.runs()
+
+
+def stops(peer: Peer) -> None:
+    """Check that a peer stops in time."""
+    began = time.monotonic()
+    assert peer.stop() == 0
+    assert time.monotonic() - began < 10
+
+
+class TestAnEmptyPeer:
+    def test_waits_for_consul_that_is_down_and_joins(
+        self, tmp_path: Path, consul: ConsulAgent
+    ) -> None:
+        with Peers.consul(tmp_path, consul.url, "away") as peers:
+            waits(peers.start("a"))
+            consul.start()
+            consul.wait_ready()
+            peers["a"].wait_ready()
+            assert peers["a"].page("/readyz")["troubles"] == []
+            assert holders(consul) == {"a"}
+            peers.client().put("i", "k", 1)
+
+    def test_waits_for_consul_that_is_frozen_and_joins(
+        self, tmp_path: Path, consul: ConsulAgent
+    ) -> None:
+        consul.start()
+        consul.wait_ready()
+        consul.freeze()
+        with Peers.consul(tmp_path, consul.url, "away") as peers:
+            waits(peers.start("a"))
+            stops(peers["a"])
+            peers["a"].start()
+            waits(peers["a"])
+            consul.thaw()
+            peers["a"].wait_ready()
+            wait_until(lambda: holders(consul) == {"a"}, 30, "it has its lock")
+
+    def test_waits_for_a_leader(self, tmp_path: Path) -> None:
+        lonely = ["-server", "-bootstrap-expect", "3", "-data-dir", str(tmp_path / "consul")]
+        consul = ConsulAgent(tmp_path, lonely)
+        consul.start()
+        try:
+            with Peers.consul(tmp_path, consul.url, "away") as peers:
+                waits(peers.start("a"))
+                stops(peers["a"])
+        finally:
+            consul.stop()
+
+
+class TestAMember:
+    @pytest.mark.parametrize("how", ["freeze", "stop"])
+    def test_serves_with_the_topology_on_its_disk(
+        self, peers: Peers, consul: ConsulAgent, how: str
+    ) -> None:
+        with Load(peers.client()) as load:
+            getattr(consul, how)()
+            for name in "ab":  # one after the other, so that there is always a quorum
+                assert peers[name].stop() == 0
+                peers[name].start()
+                peers[name].wait_ready()
+                page = peers[name].page("/readyz")
+                assert AWAY in str(page["troubles"])
+                assert "has started with the topology on its disk" in str(page["troubles"])
+            goal = load.operations + 100
+            wait_until(lambda: load.operations > goal or load.errors, 60, "more calls")
+            peers.client().put("i", "k", 1, write="all")
+            if how == "freeze":
+                consul.thaw()
+            else:
+                consul.start()
+                consul.wait_ready()
+            wait_until(lambda: holders(consul) == set("abc"), 60, "all have their locks")
+            for name in "abc":
+                wait_until(
+                    lambda: peers[name].page("/readyz")["troubles"] == [],  # noqa: B023
+                    30,
+                    "the trouble is over",
+                )
+                peers[name].wait_ready()
+        load.check(peers.client())
+
+    def test_serves_when_all_were_killed(self, peers: Peers, consul: ConsulAgent) -> None:
+        peers.client().put("i", "k", 1, write="all")
+        peers.close_clients()
+        consul.freeze()
+        for name in "abc":
+            peers[name].kill()
+        for name in "abc":
+            peers[name].start()
+        for name in "abc":
+            peers[name].wait_ready()
+        client = peers.client()
+        assert client.lookup("i", "k", read="all") == 1
+        client.put("i", "k", 2, write="all")
+        consul.thaw()
+        wait_until(lambda: holders(consul) == set("abc"), 60, "all have their locks")
+        assert client.lookup("i", "k", read="all") == 2
+
+    def test_that_lost_its_store_waits(self, peers: Peers, consul: ConsulAgent) -> None:
+        assert peers["b"].stop() == 0
+        for file in peers["b"].data.iterdir():
+            file.unlink()
+        consul.freeze()
+        peers["b"].start()
+        waits(peers["b"])
+        consul.thaw()
+        peers["b"].wait_ready()
+
+    def test_whose_id_another_process_has_taken_ends(
+        self, peers: Peers, consul: ConsulAgent
+    ) -> None:
+        assert peers["b"].stop() == 0
+        session = consul.put("session/create", '{"LockDelay": "0s"}')
+        assert consul.put(f"kv/dstash/away/peers/b?acquire={session['ID']}", "{}")
+        consul.freeze()
+        peers["b"].start()
+        wait_until(lambda: AWAY in str(peers["b"].page("/readyz")), 30, "it has started")
+        consul.thaw()
+        assert peers["b"].wait_end() == 1
+        last = peers["b"].log.read_text().splitlines()[-1]
+        assert last.startswith("dstash-peer: peer id 'b' is in use by a live process")
