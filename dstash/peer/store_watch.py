@@ -7,6 +7,8 @@ from typing import Final, Protocol
 
 import structlog
 
+from dstash import threads
+
 _log = structlog.get_logger("dstash.peer")
 
 #: How often (seconds) the store is looked at, and how often when that fails.
@@ -27,7 +29,7 @@ class StoreWatch:
     def __init__(self, store: Tended) -> None:
         self._store = store
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="store watch", daemon=True)
+        self._thread = threads.thread(self._run, name="store watch", may_end=self._stop.is_set)
 
     def start(self) -> None:
         """Begin."""
