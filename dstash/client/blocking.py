@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -40,6 +40,9 @@ from dstash.wire.values import TypeRegistry
 
 T = TypeVar("T")
 
+#: How long (seconds) to wait in ``close`` for calls in other threads, which fail.
+_CLOSE_PATIENCE = 2.0
+
 #: Pairs of a batch that are encoded and sent before more are taken from an iterable.
 _ROUND = 100_000
 
@@ -50,9 +53,17 @@ class _State(NamedTuple):
     context: Context
     session: Session
     calls: Calls
-    lock: threading.Lock
-    #: Channels that no call uses at the moment.
+    #: Channels that no call uses at the moment. There is no lock (``append`` and ``pop`` are
+    #: atomic): a signal handler may make a call while it interrupts one of the same thread.
     idle: list[Channel]
+    #: By channel that a call uses, the thread of the call.
+    lent: dict[Channel, int]
+
+    def close_idle(self) -> None:
+        """Close the channels that no call uses."""
+        with suppress(IndexError):
+            while True:
+                self.idle.pop().close()
 
 
 class Client:
@@ -116,8 +127,8 @@ class Client:
             Context(keys=identity(self.settings)),
             session,
             Calls(self.settings, session, self.types),
-            threading.Lock(),
             [],
+            {},
         )
 
     @property
@@ -152,15 +163,14 @@ class Client:
             self.close()
 
     def close(self) -> None:
-        """Close every connection. Calls under way in other threads fail."""
+        """Close every connection. Calls in other threads fail; they are waited for, 2 s at most."""
         state = self._state()
-        with state.lock:
-            self._closed = True
-            idle = state.idle[:]
-            state.idle.clear()
-        for channel in idle:
-            channel.close()
-        state.context.close()
+        self._closed = True
+        state.close_idle()
+        # Where a signal handler closes the client in the middle of a call of the same thread, that
+        # call cannot end before this returns.
+        is_inside = threading.get_ident() in list(state.lent.values())
+        state.context.close(0 if is_inside else _CLOSE_PATIENCE)
 
     # -- one key
 
@@ -512,12 +522,14 @@ class Client:
     def _channel(self) -> Iterator[Channel]:
         """Lend a channel to the calling thread; it is kept for the next call unless it broke."""
         state = self._state()
-        with state.lock:
-            if self._closed:
-                raise ClosedError("the client was closed")
-            channel = state.idle.pop() if state.idle else None
-        channel = channel or Channel(state.context, state.session)
+        if self._closed:
+            raise ClosedError("the client was closed")
         try:
+            channel = state.idle.pop()
+        except IndexError:
+            channel = Channel(state.context, state.session)
+        try:
+            state.lent[channel] = threading.get_ident()
             yield channel
         except DStashError:
             self._give_back(state, channel)
@@ -525,17 +537,16 @@ class Client:
                 raise ClosedError("the client was closed") from None
             raise
         except BaseException:
+            state.lent.pop(channel, None)
             channel.close()  # interrupted in the middle of a message
             raise
         self._give_back(state, channel)
 
     def _give_back(self, state: _State, channel: Channel) -> None:
-        with state.lock:
-            closed = self._closed
-            if not closed:
-                state.idle.append(channel)
-        if closed:
-            channel.close()
+        state.lent.pop(channel, None)
+        state.idle.append(channel)
+        if self._closed:  # meanwhile: ``close`` may have missed it
+            state.close_idle()
 
 
 def _rounds(entries: Iterable[T]) -> Iterator[list[T]]:

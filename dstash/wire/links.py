@@ -233,10 +233,15 @@ class Links:
             if peer == address:
                 raise  # the user gave it
             return None
-        self._links[peer] = link
-        self._opened.append(peer)
-        self._peer_of[link.socket] = self._peer_of[link.monitor] = peer
-        self._watcher.watch(link.socket, link.monitor)
+        try:
+            self._links[peer] = link
+            self._opened.append(peer)
+            self._peer_of[link.socket] = self._peer_of[link.monitor] = peer
+            self._watcher.watch(link.socket, link.monitor)
+        except BaseException:  # an interrupt
+            self._links[peer] = link
+            self._drop(peer)
+            raise
         return link
 
     def _waker(self) -> Waker:
@@ -285,11 +290,13 @@ class Links:
                 yield Event(peer, None)
 
     def _drop(self, peer: str) -> None:
-        link = self._links.pop(peer, None)
+        link = self._links.get(peer)
         if link is not None:
             self._watcher.forget(link.socket, link.monitor)
-            del self._peer_of[link.socket], self._peer_of[link.monitor]
+            self._peer_of.pop(link.socket, None)
+            self._peer_of.pop(link.monitor, None)
             link.close()
+            self._links.pop(peer, None)  # last: an interrupt leaves it to ``close``
 
 
 def _messages(peer: str, link: Link) -> Iterator[Event]:

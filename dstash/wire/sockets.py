@@ -6,6 +6,7 @@ hide ZeroMQ's flags and exceptions; nothing above imports ``zmq``.
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import struct
@@ -97,19 +98,40 @@ class Context:
             with turns_of(BRIEF):  # the first socket begins ZeroMQ's threads
                 socket = self._context.socket(kind)
             _set_common(socket)
-        except zmq.ZMQError as error:
+        except BaseException as error:
             if socket is not None:
                 socket.close(linger=0)
-            raise _failure("cannot open a socket", error) from None
+            if isinstance(error, zmq.ZMQError):
+                raise _failure("cannot open a socket", error) from None
+            raise  # an interrupt
         return socket
 
-    def close(self) -> None:
+    def close(self, patience: float | None = None) -> None:
         """Stop the threads; waits for sockets that were closed with a time to leave.
 
         Does nothing in a forked child, to which the threads did not come along.
+
+        Args:
+            patience: how long (seconds) to wait for sockets that are still open; None for ever.
+                After it the threads end by themselves once the last socket is closed. Calls that
+                use one fail at once in any case.
         """
-        if os.getpid() == self.pid:
+        if os.getpid() != self.pid:
+            return
+        if patience is None:
             self._context.term()
+            return
+        ended = _thread.allocate_lock()
+        ended.acquire()
+        # Without ``threading``, whose locks a signal handler may find held by its own thread.
+        _thread.start_new_thread(self._end, (ended,))
+        ended.acquire(timeout=patience)
+
+    def _end(self, ended: _thread.LockType) -> None:
+        try:
+            self._context.term()
+        finally:
+            ended.release()
 
 
 class Received(NamedTuple):
@@ -368,23 +390,29 @@ class Link:
         self._waiting = deque(waiting)
         #: What waited for a connection that failed.
         self.unsent: list[list[bytes]] = []
+        self.monitor: zmq.Socket[bytes]  # there once the socket is set up
         self.socket = context.socket(zmq.DEALER)
+        try:
+            self._connect(context.keys, key)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, zmq.ZMQError):
+                text = f"cannot connect to {self.place!r}: {_reason(error)}"
+                raise UsageError(text) from None
+            raise  # an interrupt, or keys that are missing
+
+    def _connect(self, keys: KeyPair | None, key: str) -> None:
         self.socket.set(zmq.IMMEDIATE, 1)  # else messages queue for a dead peer, delivered later
         self.socket.set(zmq.RECONNECT_IVL, 50)
         self.socket.set(zmq.RECONNECT_IVL_MAX, 1000)
         self.socket.set(zmq.CONNECT_TIMEOUT, 1000)
         self.monitor = self.socket.get_monitor_socket(sum(_TRANSITIONS))
         if key:
-            self._prove(context.keys, key)
-        try:
-            self.socket.connect(self.place)
-        except zmq.ZMQError as error:
-            self.close()
-            raise UsageError(f"cannot connect to {self.place!r}: {_reason(error)}") from None
+            self._prove(keys, key)
+        self.socket.connect(self.place)
 
     def _prove(self, keys: KeyPair | None, key: str) -> None:
         if keys is None:
-            self.close()
             raise UsageError(f"{self.address} asks for CURVE: set curve, cert_file and key_file")
         self.socket.set(zmq.CURVE_SERVERKEY, key.encode())
         self.socket.set(zmq.CURVE_PUBLICKEY, keys.public.encode())
@@ -447,7 +475,9 @@ class Link:
         if not self.socket.closed:  # by the collector of garbage
             with suppress(zmq.ContextTerminated):  # by another thread; it waits for these sockets
                 self.socket.disable_monitor()
-        self.monitor.close(linger=0)
+        monitor = getattr(self, "monitor", None)
+        if monitor is not None:
+            monitor.close(linger=0)
         self.socket.close(linger=0)
 
 
@@ -499,9 +529,10 @@ class Poller:
             self._poller.register(socket, zmq.POLLIN)
 
     def forget(self, *sockets: Any) -> None:
-        """Stop waiting for sockets."""
+        """Stop waiting for sockets; those that an interrupt kept from ``watch`` are not known."""
         for socket in sockets:
-            self._poller.unregister(socket)
+            with suppress(KeyError):
+                self._poller.unregister(socket)
 
     def wait(self, milliseconds: int) -> Iterable[Any]:
         """Return those with input after at most that time; negative waits for ever."""

@@ -96,12 +96,15 @@ class TypeRegistry:
 
     def encode_many(self, values: Sequence[Any]) -> list[bytes]:
         """Return the payloads of many values."""
+        packer = self._take_packer()
         try:
-            payloads = list(map(self._packer().pack, values))
+            payloads = list(map(packer.pack, values))
         except ValueError as error:
             raise self._explained(error) from None
         except (TypeError, OverflowError) as error:
             raise UnsupportedType(f"value cannot be stored: {error}") from None
+        else:
+            self._local.packer = packer  # one that was interrupted is not used again
         largest = max(map(len, payloads), default=0)
         if largest > MAX_VALUE_BYTES:
             raise LimitError(f"value has {largest} bytes encoded; allowed are {MAX_VALUE_BYTES}")
@@ -127,11 +130,11 @@ class TypeRegistry:
         self._by_type[extension.kind] = extension
         self._by_code[extension.code] = extension
 
-    def _packer(self) -> Any:
-        packer = getattr(self._local, "packer", None)
+    def _take_packer(self) -> Any:
+        """Return a packer that nothing else uses: a signal handler may encode values meanwhile."""
+        packer = self._local.__dict__.pop("packer", None)
         if packer is None:
             packer = msgpack.Packer(default=self._to_extension, strict_types=True, autoreset=True)
-            self._local.packer = packer
         return packer
 
     def _unpack(self, payload: bytes) -> Any:
