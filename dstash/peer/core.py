@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
 
@@ -97,7 +97,7 @@ from dstash.wire.replication import (
     ReleaseFloor,
     SetHorizon,
 )
-from dstash.wire.shapes import Message
+from dstash.wire.shapes import Message, weight_of
 
 _log = structlog.get_logger("dstash.peer")
 
@@ -118,6 +118,24 @@ class Settings(NamedTuple):
     max_requests: int = 1024
     #: Records that are walked between two turns of the scheduler.
     slice_records: int = SLICE
+
+
+class Unread(Protocol):
+    """What clients have left unread of their answers; senders are routing ids."""
+
+    def defers(self, sender: bytes) -> bool:
+        """Whether a read of a client should wait, for its answer might have no room."""
+
+    def lacks_room(self, sender: bytes) -> bool:
+        """Whether there is no room for a large answer to a client."""
+
+
+class _NothingUnread:
+    def defers(self, sender: bytes) -> bool:
+        return False
+
+    def lacks_room(self, sender: bytes) -> bool:
+        return False
 
 
 class PeerCore:
@@ -171,6 +189,7 @@ class PeerCore:
         self.waits_for = ""
         self.wants_refresh = False
         self.failure: DStashError | None = None
+        self.unread: Unread = _NothingUnread()
         #: What is wrong with this peer although it serves, by source; for people.
         self.troubles: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
@@ -479,8 +498,12 @@ class PeerCore:
         self._check_membership(request)
         if isinstance(message, _READS):
             self._check_synced()
+            self._check_unread(self.unread.defers, request)
             self._backlog.served()
-            return self._reader.read(message, self._keyspace(message.index), now)
+            answer = self._reader.read(message, self._keyspace(message.index), now)
+            if weight_of(answer) > _SMALL_ANSWER:
+                self._check_unread(self.unread.lacks_room, request)
+            return answer
         self._begin(request, now)
         return None
 
@@ -501,6 +524,7 @@ class PeerCore:
         else:
             if not isinstance(message, AskSeen):  # which is how the others find out themselves
                 self._check_recollected()
+            self._check_unread(self.unread.lacks_room, request)
             self._begin_answer(request, _QUESTIONS[type(message)], now)
 
     def _check_floor(self, message: Put | Delete, now: int) -> None:
@@ -592,6 +616,10 @@ class PeerCore:
                 self._spaces.clear()
             space = self._spaces[index] = keyspace(check_index(index), self._owned)
         return space
+
+    def _check_unread(self, refuses: Callable[[bytes], bool], request: Request) -> None:
+        if refuses(request.ticket.sender):
+            raise self._backlog.busy("too many answers wait for their clients to read them")
 
     def _check_recollected(self) -> None:
         if not self.healer.recollected:
@@ -741,6 +769,9 @@ _PLAIN: Final[dict[type, Callable[[PeerCore, Any, int], Message]]] = {
     AskHistory: PeerCore._history,
     ClockRequest: PeerCore._clock_request,
 }
+
+#: An answer of so many bytes is given however many wait to be read.
+_SMALL_ANSWER: Final = 128 * 1024
 
 #: Indexes whose keyspace is at hand, at most.
 _SPACES: Final = 32

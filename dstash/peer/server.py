@@ -120,6 +120,7 @@ class PeerServer:
         self._deadline = 0.0
         self._maintaining_since = 0.0
         core.scheduler.has_time = self._has_time
+        core.unread = router
         self._last_turn = time.monotonic()
         self._error: DStashError | None = None
         self._commit_began: float | None = None

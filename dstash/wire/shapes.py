@@ -123,3 +123,8 @@ def read_fields(shape: Shape, given: list[Any], correlation: int) -> dict[str, A
 def is_word(value: Any) -> bool:
     """Whether a value is a number that fits into 64 bits without a sign."""
     return type(value) is int and 0 <= value <= _MAX_WORD
+
+
+def weight_of(message: Message) -> int:
+    """Return the bytes of the body frames of a message: nearly all that it weighs."""
+    return sum(map(len, SHAPES[message.KIND].frames_of(message)))

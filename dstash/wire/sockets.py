@@ -253,17 +253,26 @@ class Router:
 
     def send(self, to: bytes, parts: list[bytes]) -> bool:
         """Send without waiting; False when that client is gone or does not take its answers."""
+        weight = self.connections.gives(to, parts) if self.connections is not None else 0
         try:
             self.socket.send_multipart([to, *parts], zmq.NOBLOCK)
         except (zmq.Again, zmq.ZMQError):
+            if self.connections is not None:
+                self.connections.gave_nothing(to, weight)
             return False
-        if self.connections is not None:
-            self.connections.gave(to, parts)
         return True
 
     def is_slow(self, sender: bytes) -> bool:
         """Whether a client leaves too many answers unread to be given more."""
         return self.connections is not None and self.connections.is_slow(sender)
+
+    def defers(self, sender: bytes) -> bool:
+        """Whether a read of a client should wait until others have read their answers."""
+        return self.connections is not None and self.connections.defers(sender)
+
+    def lacks_room(self, sender: bytes) -> bool:
+        """Whether so many answers wait to be read that a client should be given no large one."""
+        return self.connections is not None and self.connections.lacks_room(sender)
 
     def shut_out(self, users: Collection[str]) -> None:
         """End the connections of public keys that may connect no more."""

@@ -1,0 +1,105 @@
+"""Many clients that ask for much and never read: what a peer holds for them is bounded."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+import pytest
+import zmq
+
+from dstash import Client
+from dstash.limits import MAX_VALUE_BYTES, MIB
+from dstash.wire import codec
+from dstash.wire.envelope import Envelope, encode
+from dstash.wire.keys import encode_keys
+from dstash.wire.messages import Lookup, Want
+from dstash.wire.shapes import Frame
+from tests.harness.peers import PATIENCE, Peers
+from tests.harness.waiting import wait_until
+from tests.security.attackers import Attacker
+from tests.security.closed import forget_peak, memory, peak
+
+pytestmark = pytest.mark.timeout(180)
+
+#: How many never read.
+CLIENTS = 40
+#: How long (seconds) they go on asking, each so often.
+SIEGE = 6.0 * int(os.environ.get("SOAK", "1"))
+PAUSE = 0.3
+#: Within this time (seconds) another client is served, whatever they do, on a machine with other
+#: work: to read so many large values takes most of it.
+SERVED = 20.0
+
+
+@pytest.fixture
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
+    """One peer with the settings as they come."""
+    with Peers.local(tmp_path_factory.mktemp("unread"), "--replicas", "1") as cluster:
+        cluster.start("p1").wait_ready()
+        yield cluster
+
+
+@pytest.fixture
+def good(peers: Peers) -> Iterator[Client]:
+    with peers.client(timeout=SERVED) as client:
+        yield client
+
+
+def look_up(peers: Peers, *names: str) -> list[bytes]:
+    """Return the frames that ask for keys."""
+    frame = Frame(codec.pack_blobs(encode_keys(list(names))))
+    with peers.client() as client:
+        epoch = client.topology().epoch
+    return encode(Envelope(4, epoch, 0, Lookup("i", Want.VALUES, frame)))
+
+
+def ask_for_ever(attackers: list[Attacker], frames: list[bytes], stop: threading.Event) -> None:
+    """Have all of them ask, as much as the peer lets in, and read nothing."""
+    while not stop.is_set():
+        for one in attackers:
+            with suppress(zmq.Again):
+                one.socket.send_multipart(frames, zmq.NOBLOCK)
+        time.sleep(PAUSE)
+
+
+#: The size of values, and what a peer may take for all of that (MiB). To answer with a value of the
+#: largest size takes a few times its size for a moment.
+@pytest.mark.parametrize(("size", "allowed"), [(100_000, 64), (MAX_VALUE_BYTES - 100, 88)])
+def test_clients_that_never_read_are_held_little_for_and_others_are_served(
+    peers: Peers, good: Client, size: int, allowed: int
+) -> None:
+    peer, names = peers["p1"], [f"big{number}" for number in range(4 * MIB // size + 1)]
+    for name in names:
+        good.put("i", name, os.urandom(size))
+    good.put("i", "k", "v")
+    frames = look_up(peers, *names)
+    for _ in range(5):  # it is known then that this client reads; and all of the file is mapped
+        good.batch_lookup("i", names)
+    forget_peak(peer)
+    before, idle = peak(peer), memory(peer)
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(Attacker(peer.address, high_water=1)) for _ in range(CLIENTS)]
+        stop = threading.Event()
+        siege = threading.Thread(target=ask_for_ever, args=(crowd, frames, stop))
+        siege.start()
+        try:
+            serve_meanwhile(good, names)
+        finally:
+            stop.set()
+            siege.join()
+        held = peak(peer) - before
+    assert held < allowed, f"{held:.0f} MiB held at most"
+    wait_until(lambda: memory(peer) < idle + allowed / 2, PATIENCE, "memory is given back")
+
+
+def serve_meanwhile(good: Client, names: list[str]) -> None:
+    """Look up small and large values: none of the calls fails."""
+    end = time.monotonic() + SIEGE
+    while time.monotonic() < end:
+        assert good.lookup("i", "k") == "v"
+        assert good.lookup("i", names[0]) is not None
+        time.sleep(0.01)

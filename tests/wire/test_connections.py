@@ -1,0 +1,78 @@
+"""What is counted of a connection: what was given, what the kernel has taken, what is left."""
+
+from __future__ import annotations
+
+from dstash.wire.connections import Connection
+
+
+def connection() -> Connection:
+    return Connection(fd=-1, inode=0, since=0.0)
+
+
+def test_large_message_counts_as_a_whole_until_all_of_it_has_left() -> None:
+    one = connection()
+    one.give(100_000)
+    one.give(50_000)
+    assert one.debt == 150_000
+    one.left = 99_999
+    assert one.debt == 150_000, "libzmq keeps the first one"
+    one.left = 100_000
+    assert one.debt == 50_000
+    one.left = 150_000
+    assert one.debt == 0
+
+
+def test_small_messages_count_by_the_byte() -> None:
+    one = connection()
+    for _ in range(10):
+        one.give(1000)
+    one.left = 2500
+    assert one.debt == 7500
+
+
+def test_message_that_could_not_be_given_is_not_counted() -> None:
+    one = connection()
+    one.give(100_000)
+    one.give(70_000)
+    one.take_back(70_000)
+    assert one.debt == 100_000
+    one.left = 100_000
+    assert one.debt == 0
+
+
+def test_what_went_out_without_being_given_makes_no_debt() -> None:
+    one = connection()
+    one.left, one.correction_out = 300, 300  # a handshake
+    one.give(100_000)
+    assert one.debt == 100_000
+    one.left = 100_300
+    assert one.debt == 0
+
+
+def test_finished_messages_are_forgotten() -> None:
+    one = connection()
+    for _ in range(1000):
+        one.give(20_000)
+        one.left = one.given
+    assert len(one.large) <= 2
+
+
+def test_connection_has_stalled_after_two_seconds_without_reading() -> None:
+    one = connection()
+    assert not one.has_stalled(9.9)
+    one.give(1_000_000)
+    assert not one.has_stalled(11.8)
+    assert one.has_stalled(12.0)
+    one.left = 70_000
+    assert not one.has_stalled(12.1), "it reads, if slowly"
+    one.left = one.given
+    assert not one.has_stalled(30.0)
+
+
+def test_forgiven_bytes_are_no_more_than_there_are() -> None:
+    one = connection()
+    one.received, one.taken = 1000, 900
+    one.forgive(60)
+    assert one.backlog == 40
+    one.forgive(60)
+    assert one.backlog == 0
