@@ -33,8 +33,8 @@ DIGEST_BYTES: Final = 16
 BUCKETS: Final = 256
 EMPTY: Final = bytes(DIGEST_BYTES)
 
-#: Flags and expiry of what never dies.
-_IMMORTAL: Final = frozenset((PLAIN, bytes((RecordFlag.RESTORED,)) + PLAIN[1:]))
+#: Flags and expiry of a value that was restored, and never expires.
+_RESTORED_FOR_EVER: Final = bytes((RecordFlag.RESTORED,)) + PLAIN[1:]
 
 _MODULUS: Final = (1 << 128) - 1
 _BUCKET_SHIFT: Final = PARTITIONS.bit_length() - 1
@@ -111,8 +111,8 @@ class Sum:
                 self.damaged.append(storage_key)
                 continue
             self.count += 1
-            if record[VERSION_END:HEAD_BYTES] not in _IMMORTAL:
-                self.mortal = True
+            if (tail := record[VERSION_END:HEAD_BYTES]) != PLAIN:
+                self.mortal = self.mortal or tail != _RESTORED_FOR_EVER
                 if horizon and is_dead_at(record, horizon):
                     continue
             if until is None or stamp_of(version_of(record)) <= until:
