@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.simulation.events import MS
+from tests.simulation.events import MS, SECOND
 from tests.simulation.faults.registry import Undo, kind
 from tests.simulation.faults.schedule import Faults
 from tests.simulation.node import Node
@@ -101,3 +101,15 @@ def storm(faults: Faults) -> Undo:
         network.loss = network.lateness = 0.0
 
     return undo
+
+
+@kind("slow_client", share=0.04, durations=(SECOND, 4 * SECOND))
+def slow_client(faults: Faults) -> Undo:
+    """Delay every message of a client: what it writes arrives after what others stamped later."""
+    network = faults.world.network
+    client = faults.rng.choice(faults.world.clients)
+    if client.name in network.slow:
+        return None
+    network.slow[client.name] = faults.rng.choice((50 * MS, 400 * MS, 1500 * MS))
+    faults.note(f"{client.name} is slow")
+    return lambda: network.slow.pop(client.name)

@@ -14,19 +14,19 @@ from tests.simulation.profiles.registry import profile
 #: Tombstones are collected so often that a run sees dozens of horizons.
 _SHORT: Final = Pace(compare_ms=2_000, bury_ms=2_000, bury_lag_ms=500)
 
-_PENDING: Final = "promises about the past do not starve the comparison of replicas"
+_PENDING: Final = "the check of reads knows the versions that peers give to records from the future"
 
 _CUTS: Final = ("cut_pair", "isolate_one_way", "pause", "storm")
 
 
-@profile("short_grace", share=0.06, pending=_PENDING)
+@profile("short_grace", share=0.06)
 def short_grace(drawn: Conditions, rng: Random) -> Conditions:
     """Collect tombstones every two seconds, in long runs."""
     pause = max(drawn.pause, 200 * MS)
     return replace(drawn, pace=_SHORT, pause=pause, calls=drawn.calls * 3 // 2)
 
 
-@profile("touch_and_horizon", share=0.03, pending=_PENDING)
+@profile("touch_and_horizon", share=0.03)
 def touch_and_horizon(drawn: Conditions, rng: Random) -> Conditions:
     """Let touches meet deletes that a replica missed, and horizons between them."""
     return replace(

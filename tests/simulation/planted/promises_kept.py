@@ -1,0 +1,35 @@
+"""Planted fault: a promise is kept after an agreement that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from unittest import mock
+
+from dstash.cluster import antientropy
+from dstash.cluster.holdings import Holdings
+from dstash.peer.healer import Pace
+from tests.simulation.events import MS, SECOND
+from tests.simulation.planted.registry import plant, planted_conditions
+from tests.simulation.world import World
+
+
+@plant("promises-kept", "I4")
+class KeepsPromises(World):
+    """Refuses older records for as long as was promised, whether or not replicas agreed."""
+
+    def __init__(self, seed: int) -> None:
+        conditions = replace(
+            planted_conditions(seed, "cut_pair", "isolate", "pause", "storm"),
+            pace=Pace(2_000, 2_000, 500),
+            keys=20,
+            pause=100 * MS,
+            calm=SECOND,
+        )
+        super().__init__(seed, conditions=conditions)
+
+    def patches(self) -> Iterable[AbstractContextManager[object]]:
+        """Return promises that are not taken back, and comparison without a second try."""
+        yield mock.patch.object(Holdings, "release", return_value=[])
+        yield mock.patch.object(antientropy, "_RETRIES_MS", ())
