@@ -213,6 +213,11 @@ class AsyncChannel:
                 queue.extend(flight.operation.unsent(send, self._session.wall()))
         self._look_soon()
 
+    def _post(self, sends: list[Send]) -> None:
+        """Send what belongs to no call, and has no answer."""
+        for send in sends:
+            self._links.send(send.peer, self._session.endpoint(send.peer), send.frames)
+
     def _look_soon(self) -> None:
         if self._look is None and self._links.may_have_news:
             self._look = self._loop.call_soon(self._look_again)
@@ -246,6 +251,8 @@ class AsyncChannel:
         for flight in list(self._flights.values()):
             lost = flight.operation.lost
             self._step(flight, lambda now, lost=lost: lost(peer, now, reason))  # type: ignore[misc]
+        missed = self._session.outstanding.lost(peer)
+        self._post(self._session.hints(missed, self._session.wall()))
         if self._flights and self._session.is_lost:
             self._search()
 
@@ -263,7 +270,7 @@ class AsyncChannel:
     def _overhear(self, peer: str, envelope: Envelope) -> None:
         now = self._heard[peer] = self._session.wall()
         listener = _Bystander(self._session, now)
-        listener.receive(peer, envelope, now)
+        self._post(listener.receive(peer, envelope, now))
         if listener.error is not None:  # the peer is of another cluster
             for flight in list(self._flights.values()):
                 flight.operation.fail(listener.error)

@@ -145,12 +145,13 @@ class Operation(ABC):
             sends += chunk.begin(now)
         return sends
 
-    def finish(self, chunk: Chunk) -> None:
-        """Take a chunk as done; what is still to come for it is ignored."""
+    def finish(self, chunk: Chunk) -> list[tuple[int, str]]:
+        """Take a chunk as done; returns (correlation id, peer) of what is still to come for it."""
         self._open.discard(chunk)
-        stale = [number for number, one in self._pending.items() if one.chunk is chunk]
-        for number in stale:
+        stale = [(number, one.peer) for number, one in self._pending.items() if one.chunk is chunk]
+        for number, _ in stale:
             del self._pending[number]
+        return stale
 
     def replace(self, chunk: Chunk, successors: list[Chunk], now: int) -> list[Send]:
         """Go on with other chunks in place of one."""
@@ -202,11 +203,13 @@ class Operation(ABC):
 
     def more(self, now: int) -> list[Send]:
         """Cut and send the next chunks."""
+        overdue = self.session.outstanding.overdue(now) if self.session.outstanding else ()
+        hints = self.session.hints(overdue, now) if overdue else []
         chunks = next(self._source, None)
         if chunks is None:
             self._exhausted = True
-            return []
-        return self.start(chunks, now)
+            return hints
+        return hints + self.start(chunks, now)
 
     def receive(self, peer: str, envelope: Envelope, now: int) -> list[Send]:
         """Take one message from a peer."""
@@ -229,7 +232,7 @@ class Operation(ABC):
                 kind = Unauthorised if reason == KEY_UNKNOWN else Unavailable
                 failure = Failure(kind(f"{peer}: {reason}"), definite=False)
                 sends += self._failed(pending, failure, now)
-        return sends
+        return sends + self.session.hints(self.session.outstanding.lost(peer), now)
 
     def unsent(self, send: Send, now: int) -> list[Send]:
         """Take note that a request could not be sent: that peer surely did nothing."""
@@ -289,7 +292,8 @@ class Operation(ABC):
             sent = self.session.probe_sent(peer, envelope.correlation)
             if sent is not None:
                 self.session.learn_clock(peer, envelope.moment, sent, now)
-            return []
+            missed = self.session.outstanding.answered(envelope.correlation, message)
+            return self.session.hints(missed, now)
         # Only the answer to a request of this call: one that waited to be read since the last
         # call would make the peer's clock look slow by all the time between.
         name = message.peer if isinstance(message, Welcome) else peer

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median_low
 from typing import Final, NamedTuple
 
+from dstash.client.outstanding import Missed, OutstandingWrites
 from dstash.client.routing import Peers, WriteSet, all_table, read_table, write_table
 from dstash.cluster.topology import Topology, Way
 from dstash.cluster.view import View
@@ -31,6 +32,7 @@ from dstash.version import (
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.messages import AskTopology, Hello, Ping
 from dstash.wire.protocol import LOWEST_PROTOCOL, common_protocol
+from dstash.wire.replication import Hint
 from dstash.wire.shapes import Message
 
 #: A peer that says nothing for this long, with a request in hand, is asked last from then on.
@@ -43,6 +45,9 @@ PROBE_MS = 500
 MISSED_MS = 1000
 #: How long such a replica is asked after the others: it is being healed meanwhile.
 BEHIND_MS = 2000
+
+#: Until when (milliseconds from now) a hint is of use to the replica that takes it.
+HINT_MS: Final = 5000
 
 #: Of so many members, at most, a majority must have told its clock before a write is stamped.
 _CLOCKS: Final = 5
@@ -126,6 +131,8 @@ class Session:
         self._max_skew = MAX_CLOCK_SKEW_MS  # the smallest of them
         self._avoid: dict[str, int] = {}  # peer -> when it may be probed next
         self._behind: dict[str, int] = {}  # peer -> until when it is asked after the others
+        #: Writes that returned before every replica had answered.
+        self.outstanding = OutstandingWrites()
         self._probes: dict[str, tuple[int, int]] = {}  # peer -> (correlation, when it was sent)
         self._protocols: dict[str, int] = {}  # peer -> the version that both sides speak
         self._identity = self._new_identity()
@@ -301,6 +308,15 @@ class Session:
         others = [peer for peer in members if peer not in self._avoid] if due else []
         if others:
             sends.append(self.request(others[0], self.next_correlation(), 0, AskTopology()))
+        return sends
+
+    def hints(self, missed: Iterable[Missed], now: int) -> list[Send]:
+        """Return messages that tell replicas which have a write that others missed it."""
+        sends = []
+        for peer, index, keys, holders in missed:
+            holder = min(holders, key=lambda one: (one in self._avoid, one))
+            hint, number = Hint(index, peer, keys), self.next_correlation()
+            sends.append(self.request(holder, number, now + HINT_MS, hint))
         return sends
 
     def probe_sent(self, peer: str, correlation: int) -> int | None:

@@ -17,7 +17,7 @@ from dstash.client.clock_reading import ClockReading
 from dstash.client.core import Chunk, Failure, Operation
 from dstash.client.refusals import Refusals, error_for, is_final
 from dstash.client.results import BatchResult
-from dstash.client.routing import WriteSet, group
+from dstash.client.routing import Peers, WriteSet, group
 from dstash.client.session import Send, Session
 from dstash.client.slabs import Item, content_of, dealt, encoded_of, largest_of, runs, steps
 from dstash.errors import (
@@ -37,7 +37,7 @@ from dstash.wire import codec
 from dstash.wire.keys import Key
 from dstash.wire.messages import Apply, Delete, Put, Stored
 from dstash.wire.replication import Hint
-from dstash.wire.shapes import Frame, Message
+from dstash.wire.shapes import EMPTY, Frame, Message
 
 KEYS_PER_CHUNK: Final = 4096
 BYTES_PER_CHUNK: Final = 1024 * 1024
@@ -297,6 +297,9 @@ class WriteChunk(Chunk):
         self._left = len(items)
         self._failed: dict[str, DStashError] = {}
         self._message: Message | None = None
+        self._keys = EMPTY
+        #: Replicas that have what was stored; none until then.
+        self._holders: Peers = ()
         self._paused = False
         self._begun = False
 
@@ -311,7 +314,7 @@ class WriteChunk(Chunk):
         if self.operation.session.epoch > self.epoch:
             return self._reroute(self.version, now)
         if self._message is None:
-            keys = Frame(codec.pack_blobs(list(map(encoded_of, self.items))))
+            keys = self._keys = Frame(codec.pack_blobs(list(map(encoded_of, self.items))))
             self._message = self.operation.message(
                 self.version, self.items, keys, self.earlier.refused
             )
@@ -367,10 +370,20 @@ class WriteChunk(Chunk):
             elif not (waiting and waits):
                 self._give_up(places, acks)
         if not self._left:
-            self.operation.finish(self)
+            sends += self._end(now)
         elif again and not waiting and not self._paused:
             sends += self._try_again(now)
         return sends
+
+    def _end(self, now: int) -> list[Send]:
+        """Finish; replicas that have not answered are heard after the call, too."""
+        outstanding = self.operation.finish(self)
+        if not outstanding or not self._holders or self._message is None:
+            return []
+        session = self.operation.session
+        late = [(number, peer) for number, peer in outstanding if not session.is_avoided(peer)]
+        missed = session.outstanding.add(late, self.operation.index, self._keys, self._holders, now)
+        return session.hints(missed, now)
 
     def _is_met(self, acks: Collection[str]) -> bool:
         return self.targets.is_met(acks, self.operation.level)
@@ -393,6 +406,8 @@ class WriteChunk(Chunk):
         elif self._superseded and not isinstance(self.operation, ApplyOperation):
             beaten = [place for place in places if place in self._superseded]
             places = [place for place in places if place not in self._superseded]
+        if places:
+            self._holders = tuple(sorted(acks))
         self._settle(places)
         self.operation.settle(self, places)
         return hints + self._stamp_past(beaten, now) if beaten else hints

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dstash.client.outstanding import OutstandingWrites
 from dstash.client.results import BatchResult
 from dstash.client.writes import ApplyOperation, DeleteOperation, PutOperation, WriteOperation
 from dstash.errors import (
@@ -26,9 +27,11 @@ from dstash.store.record import build_record, open_record
 from dstash.store.twin import TwinStore
 from dstash.types import Level, Outcome
 from dstash.version import with_touch
+from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode
 from dstash.wire.messages import Apply, Put, Stored
 from dstash.wire.replication import Hint
+from dstash.wire.shapes import Frame
 from tests.harness.joined import TYPES, Joined
 
 REPLICAS = "abc"
@@ -151,7 +154,7 @@ class TestFullDisks:
         assert cluster.write("touch").ok
         assert cluster.holders("touch") == set(REPLICAS) - {full}
         hints = [one.message for _, one in cluster.asked if isinstance(one.message, Hint)]
-        assert {hint.peer for hint in hints} <= {full}
+        assert [hint.peer for hint in hints] == [full], "c answers after the call is done"
 
     def test_two_full_disks_make_a_touch_unknown_and_name_the_reason(self) -> None:
         cluster = Cluster()
@@ -289,3 +292,68 @@ def test_a_call_that_sent_nothing_fails_with_the_error_itself() -> None:
     operation.fail(Unavailable("nobody"))
     with pytest.raises(Unavailable, match="nobody"):
         operation.result()
+
+
+class TestLateAnswers:
+    """A replica that answers, or fails to, after the call has returned."""
+
+    def hinted(self, cluster: Cluster) -> set[tuple[str, bytes]]:
+        """Return (peer, keys) of the hints that were sent, and forget them."""
+        sent = [envelope.message for _, envelope in cluster.asked]
+        cluster.asked.clear()
+        hints = [message for message in sent if isinstance(message, Hint)]
+        return {(hint.peer, key) for hint in hints for key in codec.unpack_keys(hint.keys)}
+
+    @pytest.mark.parametrize("trouble", ["n", "f"])
+    def test_refusal_becomes_a_hint(self, trouble: str) -> None:
+        cluster = Cluster("oo" + trouble)
+        assert cluster.write("put").ok
+        assert self.hinted(cluster) == {("c", b"k")}
+        assert len(cluster.session.outstanding) == 0
+
+    def test_refusal_of_one_item_becomes_a_hint_for_it(self) -> None:
+        cluster = Cluster()
+        cluster.put({"l": "before"}, "all")
+        cluster.damage("c", "k")
+        items = [(key, key.encode(), cluster.touched(key)) for key in "kl"]
+        deadline = cluster.now + 2000
+        cluster.run(ApplyOperation(cluster.session, deadline, "i", Level.QUORUM, items))
+        cluster.lookup("other")
+        assert self.hinted(cluster) == {("c", b"k")}
+
+    def test_silence_becomes_a_hint_after_some_seconds(self) -> None:
+        cluster = Cluster("oos")
+        assert cluster.write("put").ok
+        cluster.silent.clear()
+        cluster.lookup("other", level="one")
+        assert self.hinted(cluster) == set()
+        cluster.now += 3001
+        cluster.lookup("other", level="one")
+        assert self.hinted(cluster) == {("c", b"k")}
+
+    def test_lost_connection_becomes_a_hint(self) -> None:
+        cluster = Cluster("oos")
+        assert cluster.write("put").ok
+        operation = DeleteOperation(
+            cluster.session, cluster.now + 5000, "i", Level.ONE, [("m", b"m", b"")]
+        )
+        hints = operation.lost("c", cluster.now)
+        assert [decode(send.frames).message for send in hints] == [
+            Hint("i", "c", Frame(codec.pack_blobs([b"k"])))
+        ]
+        assert hints[0].peer in "ab"
+
+    def test_ack_is_forgotten(self) -> None:
+        cluster = Cluster()
+        assert cluster.write("put").ok
+        assert len(cluster.session.outstanding) == 0
+        assert self.hinted(cluster) == set()
+
+    def test_what_is_remembered_is_bounded_and_the_oldest_becomes_a_hint(self) -> None:
+        outstanding = OutstandingWrites()
+        keys = Frame(codec.pack_blobs([bytes(300)] * 1000))
+        missed = []
+        for number in range(100):
+            missed += outstanding.add([(number, "c")], "i", keys, ("a",), number)
+        assert len(outstanding) * len(keys) <= 4 * 1024 * 1024
+        assert len(missed) == 100 - len(outstanding)
