@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from dstash.client.core import Operation
@@ -73,11 +74,10 @@ class Channel:
 
     def _find_cluster(self, find: Find) -> None:
         now = self._session.wall()
-        try:
+        with suppress(DStashError):  # the call itself knows better what became of it
             self.run(find(now + _FIND_MS))
-        except DStashError:
-            # The call itself knows better what became of it.
-            self._next_find = self._session.wall() + _FIND_AGAIN_MS
+        # After a success, too: peers that answer a greeting may refuse everything else.
+        self._next_find = self._session.wall() + _FIND_AGAIN_MS
 
     def _send(self, sends: list[Send], operation: Operation) -> None:
         queue = deque(sends)

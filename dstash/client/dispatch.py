@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Coroutine, Iterable
+from contextlib import suppress
 from functools import partial
 from threading import get_ident
 from typing import Any, Final
@@ -204,11 +205,10 @@ class Dispatch:
             self._spawn(self._search_once(now + _SEARCH_MS))
 
     async def _search_once(self, deadline: int) -> None:
-        try:
+        with suppress(DStashError):  # the calls themselves know better what becomes of them
             await self.discover(deadline)
-        except DStashError:
-            return  # the calls themselves know better what becomes of them
-        self._next_search = 0
+        # After a success, too: peers that answer a greeting may refuse everything else.
+        self._next_search = self._session.wall() + _SEARCH_AGAIN_MS
 
     async def _find_and_begin(self, group: Group) -> None:
         try:

@@ -76,9 +76,10 @@ class VirtualChannel(Channel):
                     self._lost(peer, self._links.reasons.get(peer, "connection lost"))
                 else:
                     self._receive(peer, parts)
-        self._end_search()
+        # After a search the real loop waits for news of the call before it searches again.
+        has_searched = self._end_search()
         now = self._session.wall()
-        is_alone = self._find is not None and len(self._running) == 1
+        is_alone = self._find is not None and len(self._running) == 1 and not has_searched
         if is_alone and self._session.is_lost and now >= self._next_find:
             self._begin_search(now)
         current = self._running[-1]
@@ -94,11 +95,13 @@ class VirtualChannel(Channel):
             self._running.append(search)
             self._send(self._session.probes(now), search)
 
-    def _end_search(self) -> None:
-        if len(self._running) == 2 and any(one.done for one in self._running):
-            search = self._running.pop()
-            if search.error is not None:
-                self._next_find = self._session.wall() + _FIND_AGAIN_MS
+    def _end_search(self) -> bool:
+        """End a search that is done, or whose call is; returns whether there was one."""
+        if len(self._running) < 2 or not any(running.done for running in self._running):
+            return False
+        self._running.pop()
+        self._next_find = self._session.wall() + _FIND_AGAIN_MS
+        return True
 
     def _end(self, operation: Operation) -> None:
         done, self._running, self._done = self._done, [], None
