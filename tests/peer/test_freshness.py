@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dstash.cluster import changing
 from dstash.cluster.joining import with_seen
 from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
@@ -307,3 +308,30 @@ def test_topology_keeps_what_was_seen_and_survives_its_own_encoding(joined: Rest
     seen = {one.id: one.seen[2] for one in topology.members}
     assert seen == {name: joined.stores[name].high_water for name in "abc"}
     assert Topology.decode(topology.encode()) == topology
+
+
+def test_cluster_goes_on_once_the_loss_of_all_old_copies_is_accepted(joined: Restarted) -> None:
+    joined.put({"k": 1, "l": 1})
+    joined.pass_time(3)
+    copies = {name: deepcopy(store) for name, store in joined.stores.items()}
+    joined.now += 1000
+    joined.put({"k": 2}, level="all")
+    joined.pass_time(3)
+    for name in "abc":
+        joined.topology = with_seen(joined.topology.next(), joined.peers[name].newest_lives())
+    joined.end("a", "b", "c")
+    joined.stores.update(copies)
+    joined.forget("b", "l")  # the copies need not be equal
+    joined.start("a", "b", "c")
+    joined.pass_time(20)
+    assert joined.synced() == ""
+    joined.topology = changing.accept_loss(joined.topology, list("abc"), frozenset("abc"))
+    for name in "abc":
+        joined.look(name)
+    joined.pass_time(30)
+    assert joined.synced() == "abc"
+    joined.session.install(joined.topology.encode(), list("abc"))
+    assert joined.lookup("k", "l") == {"k": 1, "l": 1}
+    assert joined.record("b", "l") == joined.record("a", "l")
+    joined.put({"new": 1}, level="all")
+    assert joined.lookup("new") == {"new": 1}
