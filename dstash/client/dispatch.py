@@ -24,6 +24,8 @@ from dstash.wire.keys import Key
 from dstash.wire.sockets import Context
 from dstash.wire.values import TypeRegistry
 
+#: How long (seconds) to wait for sockets that an interrupt left open.
+_CLOSE_PATIENCE: Final = 2.0
 #: How long (milliseconds) to look for the cluster in the middle of calls, and when to look again.
 _SEARCH_MS: Final = 1000
 _SEARCH_AGAIN_MS: Final = 500
@@ -163,7 +165,7 @@ class Dispatch:
 
     def _shut(self) -> None:
         self._channel.close()
-        self._context.close()
+        self._context.close(_CLOSE_PATIENCE)
 
     def _settle_on(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not None:
