@@ -21,6 +21,10 @@ _SESSION: Final = 2 * SECOND
 _SWEEP: Final = 250 * MS
 
 
+class TurnFailed(Exception):
+    """A defect that ends one turn of a peer's membership thread."""
+
+
 class Watcher(Protocol):
     """A peer, as the membership sees it."""
 
@@ -60,6 +64,8 @@ class VirtualMembership:
         self._locks: dict[str, _Lock] = {}
         #: Who does not get through, and how often that was said.
         self._cut_off: dict[str, int] = {}
+        #: Peers whose turns of the membership thread fail.
+        self.failing: set[str] = set()
         #: Lag of the news, at most.
         self.lag = 300 * MS
         events.after(_SWEEP, self._sweep)
@@ -116,8 +122,14 @@ class VirtualMembership:
         """Return how long a request takes."""
         return 500 + int(self._rng.expovariate(1 / 3_000))
 
+    def is_cut_off(self, name: str) -> bool:
+        """Whether a peer does not get through."""
+        return name in self._cut_off
+
     def check(self, name: str) -> None:
         """Refuse who does not get through."""
+        if name in self.failing:
+            raise TurnFailed(name)
         if name in self._cut_off:
             raise MembershipUnreachable("the virtual membership does not answer")
 

@@ -21,7 +21,7 @@ from dstash.wire.messages import Hello
 from tests.simulation.clock import WallClock
 from tests.simulation.events import MS, SECOND
 from tests.simulation.links import VirtualLinks
-from tests.simulation.membership import Handle
+from tests.simulation.membership import Handle, TurnFailed
 from tests.simulation.network import Connection
 
 if TYPE_CHECKING:
@@ -113,7 +113,9 @@ class Node:
         self._lives += 1
         self.world.history.starts.append(self.world.events.now)
         self.has_power = True
-        if was_removed(self.store, self.name, self.world.membership.topology):
+        membership = self.world.membership
+        known = None if membership.is_cut_off(self.name) else membership.topology
+        if was_removed(self.store, self.name, known):
             self.wipe()  # the daemon sets the old store aside
         self.store.open_again()
         conditions = self.world.conditions
@@ -157,11 +159,20 @@ class Node:
     def _announce(self, announcement: Announcement) -> None:
         try:
             self.world.membership.announce(self, announcement)
-        except (MembershipUnreachable, PeerIdInUse):
+        except (MembershipUnreachable, PeerIdInUse, TurnFailed) as error:
+            if isinstance(error, MembershipUnreachable):
+                self._go_without(error)
             self._later(_RETRY, self._announce, announcement)
             return
         self.look_soon()
         self._watch()
+
+    def _go_without(self, error: MembershipUnreachable) -> None:
+        """Go by the topology on disk, as the daemon does when the membership does not answer."""
+        if self._keeper is not None:
+            self._keeper.go_without(error)
+        if self.core is not None and self.core.view is not None:
+            self.core.not_ready = None
 
     def kill(self, *, power: bool) -> None:
         """End the process where it stands; without power nobody is told."""
@@ -385,13 +396,20 @@ class Node:
     def _read(self) -> None:
         try:
             self._decide(self.world.membership.read(self.name))
-        except MembershipUnreachable:
+        except MembershipUnreachable as error:
+            self._go_without(error)
             self._looked(_RETRY)
+        except TurnFailed:
+            self.world.turn_failed(self)
         except ChangeConflict as error:  # it was removed while it started
             self.note(f"stops: {error}")
             self._died(self._lives)
         except DStashError as error:
             self._at_odds(error)
+
+    def turn_again(self) -> None:
+        """Look again after a turn that failed by a defect."""
+        self._looked(_AT_ODDS)
 
     def _at_odds(self, error: DStashError) -> None:
         """Try again after a pause, or end if this peer never had a view, as the daemon does."""
@@ -419,6 +437,9 @@ class Node:
             self.world.membership.compare_and_set(self.name, proposal, stored.token)
         except MembershipUnreachable:
             self._looked(_RETRY)
+            return
+        except TurnFailed:
+            self.world.turn_failed(self)
             return
         self._later(self.world.membership.delay(), self._read)
 

@@ -165,6 +165,10 @@ class World:
         """Return what a keeper wants the topology to become."""
         return keeper._next_step(stored)
 
+    def turn_failed(self, node: Node) -> None:
+        """Go on after a defect in a turn of a peer's membership thread."""
+        node.turn_again()
+
     def crashed(self, node: Node) -> None:
         """Take from a disk what was not synced."""
 

@@ -33,6 +33,15 @@ def _without_membership(faults: Faults, names: list[str]) -> Undo:
     return undo
 
 
+@kind("failing_turns", share=0.05)
+def failing_turns(faults: Faults) -> Undo:
+    """Let every turn of a peer's membership thread fail by a defect."""
+    failing, name = faults.world.membership.failing, faults.any_node().name
+    failing.add(name)
+    faults.note(f"turns of the membership thread of {name} fail")
+    return lambda: failing.discard(name)
+
+
 @kind("election")
 def election(faults: Faults) -> Undo:
     """Take every lock, as an election does."""
