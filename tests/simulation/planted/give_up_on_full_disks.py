@@ -1,0 +1,56 @@
+"""Planted fault: healing gives a replica up once its disk was full."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+from dstash.cluster import exchange, hints
+from dstash.cluster.replica import Replica
+from dstash.cluster.syncing import Pulled, pull, push
+from dstash.errors import DiskFull
+from tests.simulation.planted.registry import plant, planted_conditions
+from tests.simulation.world import World
+
+Healing = Generator[Any, Any, Any]
+
+
+@plant("give-up-on-full-disks", "I4")
+class GivesUpOnFullDisks(World):
+    """Brings and fetches nothing more after a refusal for lack of room, not even when there is."""
+
+    def __init__(self, seed: int) -> None:
+        conditions = planted_conditions(seed, "no_room", "full_disk")
+        super().__init__(seed, conditions=replace(conditions, levels=(1, 0, 0)))
+        self._given_up: set[frozenset[str]] = set()
+
+    def patches(self) -> Iterable[AbstractContextManager[object]]:
+        """Return the fault."""
+        yield mock.patch.object(exchange, "push", self._push)
+        yield mock.patch.object(hints, "push", self._push)
+        yield mock.patch.object(exchange, "pull", self._pull)
+
+    def _push(self, replica: Replica, other: str, *arguments: Any, **named: Any) -> Healing:
+        pair = frozenset((replica.me, other))
+        if pair in self._given_up:
+            return {}
+        try:
+            refused = yield from push(replica, other, *arguments, **named)
+        except DiskFull:
+            self._given_up.add(pair)
+            return {}
+        if DiskFull.code in refused.values():
+            self._given_up.add(pair)
+        return refused
+
+    def _pull(self, replica: Replica, source: str, *arguments: Any) -> Healing:
+        pair = frozenset((replica.me, source))
+        if pair in self._given_up:
+            return Pulled(0, {})
+        pulled = yield from pull(replica, source, *arguments)
+        if any(isinstance(why, DiskFull) for why in pulled.refused.values()):
+            self._given_up.add(pair)
+        return pulled
