@@ -19,6 +19,7 @@ from dstash.client.slabs import dealt, steps
 from dstash.errors import (
     ClockSkew,
     CorruptRecord,
+    DiskFull,
     DStashError,
     Misrouted,
     ProtocolError,
@@ -304,6 +305,8 @@ class Reconciliation(Chunk):
         self._repairing: dict[str, list[int]] = {}
         #: Winners, by position, that a replica refused as from the future.
         self._refused: set[tuple[int, bytes]] = set()
+        #: Replicas, by position, whose disks have no room for the winner.
+        self._full: dict[int, set[str]] = {}
         #: By position, how many of the replicas hold a damaged record.
         self._damaged: Counter[int] = Counter()
         self._damaged_at: dict[str, set[int]] = {}
@@ -326,7 +329,7 @@ class Reconciliation(Chunk):
             self._damaged_at[peer] = set(message.damaged)
             return self._repair(now) if len(self._records) == len(self.peers) else []
         if isinstance(message, Stored):
-            self._note_refused(self._repairing.pop(peer, []), message)
+            self._note_refused(peer, self._repairing.pop(peer, []), message)
             return self._settle_or_deliver(now)
         return self.failed(peer, _unexpected(peer, message), now)
 
@@ -378,11 +381,15 @@ class Reconciliation(Chunk):
         )
         return [self.operation.ask(peer, self, apply, now)]
 
-    def _note_refused(self, places: list[int], message: Stored) -> None:
-        """Take note of winners that a replica takes for records from the future."""
+    def _note_refused(self, peer: str, places: list[int], message: Stored) -> None:
+        """Take note of winners that a replica has no room for, or takes for the future's."""
         for number, code, _ in message.rejected:
-            if code == ClockSkew.code and type(number) is int and number < len(places):
-                place = places[number]
+            if type(number) is not int or number >= len(places):
+                continue
+            place = places[number]
+            if code == DiskFull.code:
+                self._full.setdefault(place, set()).add(peer)
+            elif code == ClockSkew.code:
                 winner = highest([records[place] for records in self._records.values()])
                 if winner is not None:
                     self._refused.add((place, winner))
@@ -398,9 +405,23 @@ class Reconciliation(Chunk):
         refused, self._refused = self._refused, set()
         withdrawn = [self._withdraw(place, record) for place, record in refused]
         if any(withdrawn):
+            self._full = {}
             return self._repair_losers(now)
+        if self.level and not self.attempt and any(map(self._lacks_quorum, self._full)):
+            # Another replica may hold the winner, or have room for it.
+            wider = self.operation.cut_reconciliations(self.keys, None, self.attempt)
+            return self.operation.replace(self, wider, now)
         self._deliver()
         return []
+
+    def _lacks_quorum(self, place: int) -> bool:
+        """Whether fewer replicas than a quorum hold the winner, for lack of room on disks."""
+        full = self._full[place]
+        holders = [
+            one for one in self.peers if one not in full and place not in self._damaged_at[one]
+        ]
+        replicas = len(self.operation.session.replicas_of(self.encoded[place]))
+        return len(holders) < Level.QUORUM.needed(replicas)
 
     def _withdraw(self, place: int, record: bytes) -> bool:
         """Take a record out of the choice, unless a quorum hold it; whether it was taken out."""
@@ -443,6 +464,10 @@ class Reconciliation(Chunk):
         """Begin again from the look-up, unless it is only that this reader may not repair."""
         if isinstance(failure.error, Unauthorised) and peer in self._repairing:
             self._repairing.pop(peer)
+            return self._settle_or_deliver(now)
+        if isinstance(failure.error, DiskFull) and peer in self._repairing:  # reads need no room
+            for place in self._repairing.pop(peer):
+                self._full.setdefault(place, set()).add(peer)
             return self._settle_or_deliver(now)
         if not _worth_retrying(failure):
             self.operation.fail(failure.error)

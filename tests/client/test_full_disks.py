@@ -1,0 +1,76 @@
+"""Reads where replicas that should be repaired have no room: they never need any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from dstash.errors import DiskFull
+from dstash.peer.healer import Pace
+from dstash.store.interface import Merged, Write
+from dstash.store.twin import TwinStore
+from tests.harness.joined import Joined
+
+NEVER = Pace(compare_ms=10**9, bury_ms=10**9, bury_lag_ms=0)
+
+
+class Full(TwinStore):
+    """A disk that may be full: to the last byte, or but for the part that is left to deletes."""
+
+    is_full = has_little = False
+
+    def commit(self, writes: Sequence[Write]) -> list[Merged]:
+        """Refuse all of it."""
+        if self.is_full:
+            raise DiskFull("no room left on the disk")
+        return super().commit(writes)
+
+    def has_room(self, reserve: int) -> bool:
+        """Whether there is room for records."""
+        return not self.has_little
+
+
+def joined_with(stores: dict[str, Full]) -> Joined:
+    """Return a cluster on such disks, in which ``k`` is 1 and ``a`` alone knows that it is 2."""
+    joined = Joined(pace=NEVER)
+    for name in "abc":
+        stores[name] = joined.stores[name] = Full(f"store-{name}")  # type: ignore[assignment]
+        core = joined.peers[name]
+        core.store = core.holdings.store = stores[name]
+    joined.put({"k": 1}, "all")
+    joined.now += 10
+    joined.down = {"b", "c"}
+    joined.put({"k": 2}, timeout=50)
+    joined.down = set()
+    joined.now += 5000
+    return joined
+
+
+@pytest.mark.parametrize("how", ["is_full", "has_little"])
+@pytest.mark.parametrize("full", ["b", "c", "bc"])
+def test_read_finds_the_newest_value_though_a_replica_has_no_room_for_it(
+    full: str, how: str
+) -> None:
+    stores: dict[str, Full] = {}
+    joined = joined_with(stores)
+    for name in full:
+        setattr(stores[name], how, True)
+    assert joined.lookup("k", level="all") == {"k": 2}
+    if len(full) == 1:
+        (other,) = set("bc") - set(full)
+        assert joined.record(other, "k") == joined.record("a", "k"), "a quorum holds it"
+        assert joined.lookup("k") == {"k": 2}, "no later read goes back"
+
+
+@pytest.mark.parametrize("how", ["is_full", "has_little"])
+@pytest.mark.parametrize("asked", ["ab", "ac"])
+def test_read_at_quorum_answers_where_the_other_replica_has_no_room(asked: str, how: str) -> None:
+    stores: dict[str, Full] = {}
+    joined = joined_with(stores)
+    _, full = asked
+    setattr(stores[full], how, True)
+    joined.session.install(joined.topology.encode(), list(asked))  # whom it takes to be alive
+    assert joined.lookup("k") == {"k": 2}
+    joined.session.install(joined.topology.encode(), list("abc"))
+    assert joined.lookup("k") == {"k": 2}
