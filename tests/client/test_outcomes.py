@@ -104,8 +104,8 @@ def _damage(cluster: Cluster, peer: str) -> None:
     cluster.damage(peer, "k")
 
 
-#: One letter each: (o)k, (d)own, (s)ilent, (m)ute: its acks are lost, (n)ot ready, (f)ull,
-#: (c)orrupt: its record is damaged.
+#: One letter each: ok, down, silent, mute (its acks are lost), not ready, full,
+#: corrupt (its record is damaged).
 TROUBLES: dict[str, Callable[[Cluster, str], None]] = {
     "o": lambda cluster, peer: None,
     "d": lambda cluster, peer: cluster.down.add(peer),
