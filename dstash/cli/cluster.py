@@ -142,7 +142,7 @@ def accept_loss(
         if dry_run:
             return
         if not yes:
-            _confirm_loss(before.cluster)
+            _confirm_by_name(before.cluster, "accept-loss", "accept the loss")
         begun = client.order("accept-loss", peers, timeout=run.patience(_PATIENCE))
     if run.as_json:
         output.json_line({"epoch": begun.epoch, "plan": worked_out.facts()})
@@ -167,15 +167,15 @@ def _show_loss(worked_out: LossPlan, partitions: int) -> None:
         output.line("the other replicas know every acked write: nothing is lost")
 
 
-def _confirm_loss(cluster: str) -> None:
+def _confirm_by_name(cluster: str, command: str, purpose: str) -> None:
     """Ask for the name of the cluster.
 
     Raises:
         UsageError: another name was typed, or there is no terminal to ask on.
     """
     if not sys.stdin.isatty():
-        raise UsageError("accept-loss asks for confirmation on a terminal; in a script give --yes")
-    typed = typer.prompt(f"type the name of the cluster ({cluster}) to accept the loss", err=True)
+        raise UsageError(f"{command} asks for confirmation on a terminal; in a script give --yes")
+    typed = typer.prompt(f"type the name of the cluster ({cluster}) to {purpose}", err=True)
     if typed.strip() != cluster:
         raise UsageError(f"{typed!r} is not the name of the cluster: nothing was changed")
 
@@ -208,6 +208,36 @@ def rate(
     parsed = parse_rate(bound)
     said = f"each gaining peer takes {size(parsed)}/s at most" if parsed else _GENTLY
     _steer(ctx, "rate", dry_run=dry_run, said=said, rate=parsed)
+
+
+@app.command("lower-floors")
+def lower_floors(ctx: typer.Context, dry_run: DryRun = False, yes: Yes = False) -> None:
+    """Lower what replicas refuse writes up to, if it is ahead of time; see docs/operations.md."""
+    run = invocation.of(ctx)
+    with run.client() as client:
+        patience = run.patience(_PATIENCE)
+        members = client.status(timeout=patience)["members"]
+        topology = client.order("lower-floors", dry=True, timeout=patience)
+        ahead = {one["id"]: int(one.get("ahead_ms") or 0) for one in members}
+        if not run.as_json and (dry_run or not yes):
+            _show_ahead(ahead)
+        if not dry_run:
+            if not yes:
+                _confirm_by_name(topology.cluster, "lower-floors", "lower floors")
+            topology = client.order("lower-floors", timeout=patience)
+    if run.as_json:
+        output.json_line({"epoch": topology.epoch, "ahead_ms": ahead, "dry_run": dry_run})
+    elif not dry_run:
+        output.message("ordered; `dstash status` shows when no peer is ahead of time any more")
+
+
+def _show_ahead(ahead: Mapping[str, int]) -> None:
+    rows = [[peer, f"{ms / 1000:.1f} s" if ms else "no"] for peer, ms in sorted(ahead.items())]
+    output.table(("id", "ahead of time"), rows)
+    output.message(
+        "All peers would refuse only what is older than now. Stored records stay as they are: a "
+        "write of a key that has a later stamp is stamped past it."
+    )
 
 
 @app.command()

@@ -519,12 +519,13 @@ class WriteChunk(Chunk):
 
         So many replicas hold, or promised, something ahead of every clock that this write cannot be
         acked below it: that may be the present, and the write is stamped past it. If others refuse
-        that twice (after the first time they look around), it is not. Then the write is stamped by
-        the clock again (None), and replaces what the former may have taken.
+        that twice (after the first time they ask the others), it may not be. Then the write is
+        stamped by the clock again (None), and replaces what it was stamped by a wrong clock before.
         """
         if isinstance(self.operation, ApplyOperation):
             return self.version
-        if self._ahead > self.earlier.passed:
+        is_past = newest_stamp(self.version) > self.earlier.passed > 0
+        if self._ahead > (self.earlier.passed if is_past else 0):
             self.earlier = self.earlier._replace(passed=self._ahead, is_repeated=False)
             return self.operation.session.version_past(self._ahead)
         reasons = self._failed.values()
@@ -532,10 +533,11 @@ class WriteChunk(Chunk):
             return None  # this client went by clocks that were set since
         if not any(isinstance(error, ClockSkew) for error in reasons):
             return self.version
-        if self.earlier.passed and not self.earlier.is_repeated:
+        if is_past and not self.earlier.is_repeated:
             self.earlier = self.earlier._replace(is_repeated=True)
             return self.version
-        self.earlier = self.earlier.with_refused(self.version)
+        if not is_past:  # else it may stand where there was something that is the present
+            self.earlier = self.earlier.with_refused(self.version)
         return None
 
     def silent(self, peer: str, now: int) -> list[Send]:

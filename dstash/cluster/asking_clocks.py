@@ -17,8 +17,9 @@ def ask_clock(clock: ClusterClock, peer: str) -> Generator[Effect, Any, None]:
 
     A member of the previous version does not know the question: its clock counts, its present not.
     """
+    era = clock.era
     try:
         answer = yield from ask(peer, ClockRequest(), ClockReply)
     except DStashError:
         return  # the next round asks again
-    clock.holds(peer, answer.present)
+    clock.holds(peer, answer.present, era)

@@ -15,6 +15,7 @@ from dstash.cluster.topology import Change, Member, State, Topology
 from dstash.cluster.view import placement
 from dstash.errors import ChangeConflict, UsageError
 from dstash.types import Level
+from dstash.version import Stamp
 
 
 def gains(topology: Topology) -> dict[str, list[int]]:
@@ -247,6 +248,26 @@ def steer(topology: Topology, *, paused: bool | None = None, rate: int | None = 
     return replace(topology, change=change).next()
 
 
+def lower_floors(topology: Topology, alive: Collection[str], stamp: Stamp) -> Topology:
+    """Return the topology that has each peer lower its floors and horizons to a stamp.
+
+    All members must be there and hold their data, and no placement may change: a replica that is
+    away could bring back what was deleted, collected, and is above the stamp.
+
+    Raises:
+        ChangeConflict: a member is away or is being filled, or a change is under way.
+    """
+    if topology.change is not None:
+        raise ChangeConflict("a change of placement is under way; lower floors when it has ended")
+    for member in topology.members:
+        if member.id not in alive:
+            raise ChangeConflict(f"peer {member.id!r} is down; all must be there to lower floors")
+        if not member.synced:
+            raise ChangeConflict(f"peer {member.id!r} is being filled; lower floors after that")
+    begun = topology.next()
+    return replace(begun, ceiling=stamp, ceiling_epoch=begun.epoch)
+
+
 def _begin(topology: Topology, members: tuple[Member, ...]) -> Topology:
     if not topology.formed:
         raise ChangeConflict("the cluster has not formed yet")
@@ -298,15 +319,18 @@ def ordered(
     action: str,
     peers: Sequence[str],
     rate: int,
+    stamp: Stamp = 0,
 ) -> Topology:
     """Return the topology that an operator's order asks for.
 
     Args:
         alive: the live peers, members and candidates.
         action: ``add``, ``remove``, ``forget``, ``force-remove``, ``accept-loss``, ``replace``
-            (old, new), ``cancel``, ``pause``, ``resume`` or ``rate``.
+            (old, new), ``cancel``, ``pause``, ``resume``, ``rate`` or
+            ``lower-floors``.
         peers: whom it is about.
         rate: bytes a second, for ``rate``, and for what begins a change (0: as it was).
+        stamp: the cluster's time, for ``lower-floors``.
 
     Raises:
         ChangeConflict: it cannot be done now; the text says why.
@@ -333,6 +357,8 @@ def ordered(
             return steer(topology, paused=False)
         case "rate", []:
             return steer(topology, rate=rate)
+        case "lower-floors", [] if stamp:
+            return lower_floors(topology, alive, stamp)
     raise UsageError(f"{action!r} with {len(peers)} peers is not an order")
 
 

@@ -11,6 +11,10 @@ promised (their ``present``) is accepted, and a few milliseconds more, so that t
 be stamped past it. The margin is small because each accepted stamp may raise the present: it must
 rise more slowly than time passes.
 
+What a peer knows of the others can be out of date: it has just started, or clocks have just been
+set. So there are two bounds. Up to ``latest`` a stamp is accepted. Above ``highest_possible`` it is
+certain that a stamp is from the future. Between them a peer says neither, but asks the others.
+
 The reading of a clock is that of Cristian, "Probabilistic Clock Synchronization" (1989).
 """
 
@@ -28,6 +32,9 @@ _LONGEST_STEP_MS: Final = 1500
 
 #: How far (milliseconds) stamps may be ahead of what a majority of members hold.
 _MARGIN_MS: Final = 10
+
+#: How long (milliseconds) a peer that knows too few clocks waits for answers before its own counts.
+_PATIENCE_MS: Final = 5000
 
 #: Low bits of a stamp, all set: the last stamp of a millisecond.
 _LAST_COUNTER: Final = stamp_at(1) - 1
@@ -54,6 +61,10 @@ class ClusterClock:
         #: By member, how far (milliseconds) its clock is ahead of this peer's.
         self._offsets: dict[str, int] = {}
         self._presents: dict[str, Stamp] = {}
+        #: Members whose present was read since the last step of a clock.
+        self._fresh: set[str] = set()
+        self._era = 0
+        self._unknown_since = now
         self._sent: dict[int, int] = {}
         #: Whether the other members should be asked now, not at the next turn.
         self.is_due = True
@@ -66,6 +77,7 @@ class ClusterClock:
         """Take the members whose clocks count, and those that hold data and vote on the present."""
         if alive - self._alive:
             self.is_due = True
+        self._fresh &= frozenset(members)
         self._members, self._holders = frozenset(members), frozenset(holders)
         self._alive = alive
         self._offsets = {peer: ms for peer, ms in self._offsets.items() if peer in self._members}
@@ -76,13 +88,23 @@ class ClusterClock:
         step = now - self._now
         self._now = now
         if step < 0:
-            self._sent.clear()
             self._offsets = {peer: offset - step for peer, offset in self._offsets.items()}
-            self.is_due = True
+            self._begin_era()
         elif step > _LONGEST_STEP_MS:
-            self._sent.clear()
             self._offsets.clear()
-            self.is_due = True
+            self._begin_era()
+
+    @property
+    def era(self) -> int:
+        """A number that changes when what was read of other members may be out of date."""
+        return self._era
+
+    def _begin_era(self) -> None:
+        self._era += 1
+        self._sent.clear()
+        self._fresh.clear()
+        self._unknown_since = self._now
+        self.is_due = True
 
     def sent(self, correlation: int) -> None:
         """Take note that a request was sent now."""
@@ -102,13 +124,23 @@ class ClusterClock:
         if sent is None or not moment or peer not in self._members:
             return
         lowest, highest = moment - self._now, moment - sent
-        known = self._offsets.get(peer, lowest)
+        known, before = self._offsets.get(peer, lowest), self.time()
         self._offsets[peer] = min(max(known, lowest), highest)
+        if abs(self.time() - before) > self._skew_ms:
+            self._begin_era()
 
-    def holds(self, peer: str, present: Stamp) -> None:
-        """Take the newest stamp that another member holds or has promised."""
+    def holds(self, peer: str, present: Stamp, era: int) -> None:
+        """Take the newest stamp that another member holds or has promised.
+
+        Args:
+            peer: that member.
+            present: the stamp.
+            era: what ``era`` was when it was asked.
+        """
         if peer in self._members:
             self._presents[peer] = present
+            if era == self._era:
+                self._fresh.add(peer)
 
     def forget_unanswered(self, outstanding: Collection[int]) -> None:
         """Forget all requests but those that may still be answered."""
@@ -135,6 +167,12 @@ class ClusterClock:
         """Whether this peer's clock is off by more than stamps may be."""
         return abs(self.offset_ms) > self._skew_ms
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that live members can tell has been read since the last step of a clock."""
+        others = self._alive & self._members - {self._me}
+        return others <= self._offsets.keys() and others & self._holders <= self._fresh
+
     def time(self) -> int:
         """Return the cluster's time (milliseconds since 1970); this peer's, as long as it is alone.
 
@@ -150,12 +188,15 @@ class ClusterClock:
         """
         if not self.knows_majority or not self._holders:
             return 0
-        presents = dict(self._presents)
-        presents[self._me] = self._own_present()
-        known = sorted((presents[peer] for peer in self._holders & presents.keys()), reverse=True)
-        unheard = self._holders - presents.keys()
-        absent = sum(peer not in self._alive for peer in unheard)
-        needed = max(1, len(self._holders) // 2 + 1 - absent)
+        absent = {peer for peer in self._holders - self._presents.keys() if peer not in self._alive}
+        needed = max(1, len(self._holders) // 2 + 1 - len(absent - {self._me}))
+        return self._held_by(needed, self._presents.keys())
+
+    def _held_by(self, needed: int, peers: Collection[str]) -> Stamp:
+        """Return the highest stamp that so many of some peers and this one hold; 0: too few."""
+        presents = self._presents | {self._me: self._own_present()}
+        known = [presents[peer] for peer in self._holders & {*peers, self._me}]
+        known.sort(reverse=True)
         return known[needed - 1] if len(known) >= needed else 0
 
     def present_ms(self) -> int:
@@ -163,13 +204,35 @@ class ClusterClock:
 
         It is the cluster's time, or later, where a majority of members hold later stamps.
         """
-        time, confirmed = self.time(), stamp_milliseconds(self.confirmed())
-        is_ahead = confirmed > time + self._skew_ms
-        return confirmed + _MARGIN_MS - self._skew_ms if is_ahead else time
+        return self._judged_by(self.confirmed())
+
+    def _judged_by(self, confirmed: Stamp) -> int:
+        time, held = self.time(), stamp_milliseconds(confirmed)
+        is_ahead = held > time + self._skew_ms
+        return held + _MARGIN_MS - self._skew_ms if is_ahead else time
 
     def latest(self) -> Stamp:
-        """Return the highest stamp that a record may have."""
-        return min(MAX_STAMP, stamp_at(self.present_ms() + self._skew_ms) | _LAST_COUNTER)
+        """Return the highest stamp that is accepted."""
+        return self._up_to(self.present_ms())
+
+    def _up_to(self, present_ms: int) -> Stamp:
+        return min(MAX_STAMP, stamp_at(present_ms + self._skew_ms) | _LAST_COUNTER)
+
+    def highest_possible(self) -> Stamp:
+        """Return the stamp above which everything is certainly from the future.
+
+        Members whose present is not known, or out of date, may hold anything up to what any member
+        is known to hold; if they are a majority, anything at all.
+        """
+        if not self.knows_majority:
+            waits = self._now - self._unknown_since < _PATIENCE_MS
+            return MAX_STAMP if waits else self.latest()
+        unsure = self._holders - self._fresh - {self._me}
+        needed = len(self._holders) // 2 + 1 - len(unsure)
+        if needed < 1:
+            return MAX_STAMP
+        held = self._held_by(needed, self._fresh)
+        return max(self.latest(), self._up_to(self._judged_by(held)))
 
     def ahead_ms(self, *stamps: Stamp) -> int:
         """Return how far (milliseconds) stamps are ahead of the cluster's time; 0: within skew."""

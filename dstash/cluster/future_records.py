@@ -3,8 +3,8 @@
 A peer whose clock is wrong, and which reads no other clock, takes records that the other replicas
 refuse. When it reads the clocks of a majority, it knows better. To wait until the time of such a
 record has come would leave replicas unequal until then, and then let it win over all that was
-written meanwhile. So a peer that holds records with stamps above ``ClusterClock.latest`` asks the
-other replicas of each for theirs, and stamps it again:
+written meanwhile. So a peer that holds records that are certainly from the future (see
+``ClusterClock``) asks the other replicas of each for theirs, and stamps it again:
 
 - A quorum of replicas hold this very record: its write may have been acked, and no later write
   was, for that would have replaced it on one of them (a write of a client replaces what is from
@@ -77,7 +77,7 @@ def settle_all(replica: Replica) -> Settling:
     partitions = sorted(replica.view().owned_by(replica.me))
     while True:
         entries = holdings.walk_all(partitions, after)
-        latest = replica.clock.latest()
+        latest = replica.clock.highest_possible()
         future = [entry for entry in entries if _is_above(entry, latest)]
         if future:
             left += yield from _settle(replica, future)

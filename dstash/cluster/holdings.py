@@ -47,6 +47,8 @@ _GRACE_LASTS_MS: Final = 60_000
 PROMISE_MS: Final = 10_000
 
 HORIZONS_MARK: Final = b"horizons"
+#: The epoch of the last order to lower floors and horizons that was carried out here, 8 bytes.
+LOWERED_MARK: Final = b"lowered"
 #: The highest stamp up to which this peer promised to refuse writes of clients, 8 bytes.
 FLOOR_MARK: Final = b"floor"
 
@@ -106,6 +108,8 @@ class Holdings:
         self.store_ids: dict[str, str] = {}
         #: Writes of clients up to this stamp are refused; the client stamps them anew.
         self.floor: Stamp = max(self.kept_floor or 0, self.newest_horizon)
+        #: The epoch of the last order to lower floors and horizons that this peer has carried out.
+        self.lowered_in = int.from_bytes(store.marked(LOWERED_MARK) or b"", "big")
         self._grace = self._grace_until = 0
         #: Returns the highest stamp that may be promised; ``NotReady`` while that is not known.
         self.latest_promise: Callable[[], Stamp] = lambda: MAX_STAMP
@@ -216,6 +220,7 @@ class Holdings:
             if self.horizons[partition] == stamp:
                 self.horizons[partition] = earlier
                 self._digests.pop(partition, None)
+        self.newest_horizon = max(self.horizons)
 
     def adopt(self, horizons: Mapping[int, Stamp]) -> tuple[bytes, bytes]:
         """Take over horizons, by partition, with the truth up to them; returns the mark."""
@@ -231,6 +236,28 @@ class Holdings:
             self._digests.pop(partition, None)
         self.newest_horizon = max(self.horizons)
         return HORIZONS_MARK, self.horizons.tobytes()
+
+    def lower(self, ceiling: Stamp, epoch: int) -> Generator[Effect, None, None]:
+        """Lower (as a task) what was promised or agreed on above a stamp to it, durably.
+
+        Args:
+            ceiling: the stamp.
+            epoch: of the order: each is carried out once.
+        """
+        self.floor = min(self.floor, ceiling)
+        if self.kept_floor is not None:
+            self.kept_floor = min(self.kept_floor, ceiling)
+        for partition, horizon in enumerate(self.horizons):
+            if horizon > ceiling:
+                self.horizons[partition] = ceiling
+                self._digests.pop(partition, None)
+        self.newest_horizon = max(self.horizons)
+        self._promises = {one: kept for one, kept in self._promises.items() if kept[0] <= ceiling}
+        marks = [(HORIZONS_MARK, self.horizons.tobytes()), (LOWERED_MARK, epoch.to_bytes(8, "big"))]
+        if self.kept_floor is not None:
+            marks.append((FLOOR_MARK, self.kept_floor.to_bytes(8, "big")))
+        yield Merge(marks=marks)
+        self.lowered_in = epoch
 
     def promises(self, now: int) -> dict[int, Stamp]:
         """Return, by partition, the stamp up to which repairs are refused at the moment.

@@ -118,7 +118,9 @@ class Topology:
     """The cluster.
 
     ``formed`` turns true when ``min_peers`` have joined, and stays so. ``restored`` is set while
-    the topology is a copy that a majority of its members have not confirmed yet.
+    the topology is a copy that a majority of its members have not confirmed yet. ``ceiling`` is a
+    stamp: floors and horizons above it were ordered, in the epoch ``ceiling_epoch`` (0: never), to
+    be lowered to it. Each store does so once.
     """
 
     cluster: str
@@ -131,6 +133,8 @@ class Topology:
     members: tuple[Member, ...] = ()
     change: Change | None = None
     restored: Restored | None = None
+    ceiling: int = 0
+    ceiling_epoch: int = 0
 
     def member(self, peer: str) -> Member | None:
         """Return the member with that id."""

@@ -127,8 +127,9 @@ class Rules(NamedTuple):
     """What a commit checks its writes against.
 
     ``present``: the time (milliseconds since 1970) that versions are held against: at most
-    ``max_skew`` ahead of it. It is not ``now``, for this peer's clock may be wrong. What is stored
-    with a stamp above ``latest`` is from the future, and gives way to writes of clients.
+    ``max_skew`` ahead of it. It is not ``now``, for this peer's clock may be wrong. Stamps above
+    ``latest`` are certainly from the future: they are refused as such, and what is stored with one
+    gives way to writes of clients. Between the two this peer cannot tell yet.
     ``floor`` is the highest horizon: clients' writes stamped up to there are refused, should they
     have come before it did. ``promises`` (by partition):
     repairs stamped up to there come at the wrong moment. ``horizons`` (by partition): records up
@@ -246,7 +247,7 @@ class Commit:
             return error
 
     def _refuse(self, one: WaitingWrite, error: DStashError) -> None:
-        self.skewed = self.skewed or isinstance(error, ClockSkew)
+        self.skewed = self.skewed or isinstance(error, ClockSkew | Busy)
         if isinstance(one.message, Internal):
             self.done.append((one.message, error))
         else:
@@ -257,7 +258,7 @@ class Commit:
         touched = map(_KEY, chain(write.entries, write.drops, write.cures))
         prefixes = set(map(_PREFIX, touched))
         codes = {code for _, code, _ in prepared.rejected}
-        self.skewed = self.skewed or ClockSkew.code in codes
+        self.skewed = self.skewed or bool({ClockSkew.code, Busy.code} & codes)
         self.damaged += [write.entries[place][0] for place in merged.damaged]
         self.changed.update(int.from_bytes(prefix, "big") for prefix in prefixes)
         if isinstance(one.message, Internal):
@@ -272,12 +273,12 @@ class Commit:
             self.replies.append((one.ticket, _answer(one.message, prepared, merged)))
 
 
-def check_skew(version: bytes, present: int, max_skew: int) -> None:
+def check_skew(version: bytes, rules: Rules) -> None:
     """Refuse a version from the future; the text says how far off the clocks are."""
-    ahead = stamp_milliseconds(newest_stamp(version)) - present
-    if ahead > max_skew:
+    ahead = stamp_milliseconds(newest_stamp(version)) - rules.present
+    if ahead > rules.max_skew:
         raise ClockSkew(
-            f"version is {ahead} ms ahead of the cluster's clock; allowed are {max_skew} ms",
+            f"version is {ahead} ms ahead of the cluster's clock; allowed are {rules.max_skew} ms",
             ahead_ms=ahead,
         )
 
@@ -432,7 +433,7 @@ _PREPARE: Final[dict[type, Callable[[Any, Any, Rules], Prepared]]] = {
 def _check_client_version(version: bytes, rules: Rules) -> None:
     if len(version) != VERSION_BYTES:
         raise ProtocolError(f"a version has {VERSION_BYTES} bytes, not {len(version)}")
-    check_skew(version, rules.present, rules.max_skew)
+    check_skew(version, rules)
     check_floor(version, rules.floor)
 
 
@@ -527,9 +528,11 @@ def _bad_record(storage_key: bytes, record: bytes, rules: Rules) -> DStashError 
         if codec.malformed_payloads([record[HEAD_BYTES:]]):
             return ProtocolError("the record's value is not one well-formed msgpack object")
     try:
-        check_skew(version, rules.present, rules.max_skew)
+        check_skew(version, rules)
     except ClockSkew as error:
-        return error
+        # The sender of a record that another replica holds must not take it for a wrong one yet.
+        is_certain = newest_stamp(version) > rules.latest
+        return error if is_certain else Busy(f"{error}; other members are asked what they hold")
     return None
 
 

@@ -54,7 +54,7 @@ from dstash.peer.requests import LIMITS, PendingOrder, Reply, Request
 from dstash.peer.tracing import Tracer
 from dstash.store.interface import DiskState, Store
 from dstash.store.record import Keyspace, keyspace, locate
-from dstash.version import MAX_STAMP, Stamp, Steady, newest_stamp, stamp_at, stamp_milliseconds
+from dstash.version import Stamp, Steady, newest_stamp, stamp_at, stamp_milliseconds
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import (
@@ -161,7 +161,6 @@ class PeerCore:
         self.holdings.latest_promise = self._latest_promise
         #: Writes of clients up to there are refused, besides those below the floor.
         self._guard: Stamp = 0
-        self._guard_is_open = False
         if self.holdings.kept_floor is None:
             self._guard_floor()
         self._was_wrong = False
@@ -340,7 +339,7 @@ class PeerCore:
             self.store.has_room(self.settings.disk_reserve),
             self.store.has_room(self.settings.disk_reserve // 2),
             self.store.high_water,
-            self.clock.latest() if self.clock.knows_majority else MAX_STAMP,
+            self.clock.highest_possible(),
         )
         return Commit(group, rules, recent=self._recent_deletes)
 
@@ -408,16 +407,13 @@ class PeerCore:
         version that kept no floor. Until other clocks are known the only time is its own.
         """
         self._guard = stamp_at(self.clock.time())
-        self._guard_is_open = not self.clock.knows_majority
 
     def _watch_clock(self) -> None:
         """Draw the consequences when the cluster's time becomes known, or differs from ours."""
         if not self.clock.knows_majority:
             return
-        if self._guard_is_open:
-            # Promises were made by the cluster's time. A later guard came from a fast clock.
-            self._guard = min(self._guard, stamp_at(self.clock.time()))
-            self._guard_is_open = False
+        # Promises were made by the cluster's time. A later guard came from clocks that were ahead.
+        self._guard = min(self._guard, stamp_at(self.clock.time()))
         if self.clock.is_wrong != self._was_wrong:
             self._was_wrong = not self._was_wrong
             if self._was_wrong:
@@ -672,6 +668,10 @@ class PeerCore:
         self.scheduler.spawn(f"answer:{type(question).__name__}", task, ended)
 
     def _await_order(self, request: Request, order: Order) -> PendingOrder:
+        if order.action == "lower-floors":
+            if not self.clock.knows_majority:
+                raise NotReady(f"{self.settings.peer}: the clocks of a majority are not known yet")
+            order = replace(order, stamp=stamp_at(self.clock.time()))
         let_go = self._backlog.hold(request.size)
 
         def answer(message: Message, now: int) -> list[Reply]:

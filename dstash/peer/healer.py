@@ -30,8 +30,10 @@ from dstash.wire.messages import AskTopology, TopologyIs
 #: A step that should be made in the topology; returns None when it is moot.
 Proposal = Callable[[Topology], Topology | None]
 
-#: How often (milliseconds) the clocks of the other members are read.
+#: How often (milliseconds) the clocks of the other members are read: at last, and while some of
+#: them have not answered since a clock was set.
 _CLOCKS_MS: Final = 3000
+_CLOCKS_SOON_MS: Final = 500
 #: How long (milliseconds) to wait, at least, before they are read again for a write that was
 #: refused as from the future: each such round may let the present rise by a margin.
 _CLOCKS_PAUSE_MS: Final = 50
@@ -82,7 +84,7 @@ class Healer:
         #: The newest stamp of the store when its records from the future were settled last.
         self._settled_up_to: Stamp = 0
         self._settle_after: int | None = None
-        self._next_clocks = self._clocks_after = now
+        self._last_clocks = self._clocks_after = now
         self._next_compare = now + pace.compare_ms // 5
         self._next_bury = now + pace.bury_ms
         self._scrubbed = 0
@@ -117,6 +119,7 @@ class Healer:
             return
         if self.hints.marks.has_unsaved and now >= self._save_after:
             self._save_hints()
+        self._lower_floors(view)
         self._read_clocks(view, now)
         self.freshness.tick(now)
         self._end_if_switched(view)
@@ -178,14 +181,21 @@ class Healer:
 
     def _read_clocks(self, view: View, now: int) -> None:
         clock = self.replica.clock
-        if now < (self._clocks_after if clock.is_due else self._next_clocks):
+        pause = _CLOCKS_MS if clock.is_complete else _CLOCKS_SOON_MS
+        if now < (self._clocks_after if clock.is_due else self._last_clocks + pause):
             return
         clock.is_due = False
-        self._next_clocks, self._clocks_after = now + _CLOCKS_MS, now + _CLOCKS_PAUSE_MS
+        self._last_clocks, self._clocks_after = now, now + _CLOCKS_PAUSE_MS
         clock.forget_unanswered(self._scheduler.outstanding)
         for peer in sorted(view.alive & view.members.keys() - {self.replica.me}):
             # One task for each: a peer that is frozen must not hold up the others.
             self._once(f"clock:{peer}", ask_clock, clock, peer)
+
+    def _lower_floors(self, view: View) -> None:
+        """Carry out an order to lower floors and horizons, again until it is on disk."""
+        topology, holdings = view.topology, self.replica.holdings
+        if topology.ceiling_epoch > holdings.lowered_in:
+            self._once("lower", holdings.lower, topology.ceiling, topology.ceiling_epoch)
 
     def _settle_future(self, now: int) -> None:
         """Settle records from the future, if there may be any that were not looked at."""
@@ -193,7 +203,7 @@ class Healer:
         if not clock.knows_majority:
             self._settled_up_to = 0  # what this peer takes meanwhile it takes by its own clock
             return
-        if newest <= max(self._settled_up_to, clock.latest()):
+        if newest <= max(self._settled_up_to, clock.highest_possible()):
             self._settle_after = None
             return
         if self._settle_after is None:

@@ -278,7 +278,9 @@ class Keeper:
             if stored.topology.restored is not None:
                 raise ChangeConflict(_unconfirmed_because(stored.topology))
             alive = self._membership.alive()
-            wanted = ordered(stored.topology, alive, order.action, order.peers, order.rate)
+            wanted = ordered(
+                stored.topology, alive, order.action, order.peers, order.rate, order.stamp
+            )
             wanted = with_seen(wanted, self._seen())
             if order.dry or self._membership.compare_and_set(wanted, stored.token):
                 _log.info("order", action=order.action, peers=order.peers, dry=order.dry)

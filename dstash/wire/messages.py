@@ -307,7 +307,8 @@ class Count(Message):
 class Order(Message):
     """An operator's order about the topology; see ``cluster/changing.py`` for the actions.
 
-    ``dry`` asks only what would come of it. ``rate`` is in bytes a second.
+    ``dry`` asks only what would come of it. ``rate`` is in bytes a second. ``stamp`` is set by the
+    peer that takes the order: the cluster's time, for ``lower-floors``.
     """
 
     KIND = 30
@@ -315,6 +316,7 @@ class Order(Message):
     peers: list[str]
     rate: int = 0
     dry: bool = False
+    stamp: int = rarely_set(0)
 
 
 @message

@@ -8,7 +8,6 @@ import pytest
 
 from dstash.client.session import Session
 from dstash.client.writes import PutOperation
-from dstash.cluster.holdings import FLOOR_MARK
 from dstash.cluster.topology import Member, Topology
 from dstash.peer.core import PeerCore
 from dstash.peer.healer import Pace
@@ -71,7 +70,9 @@ def session_of(joined: Joined, **offsets: int) -> Session:
 
 
 def joined_at_rest() -> Joined:
-    return Joined(pace=Pace(10**9, 10**9, 0))
+    joined = Joined(pace=Pace(10**9, 10**9, 0))
+    pass_time(joined)
+    return joined
 
 
 def pass_time(joined: Joined, milliseconds: int = 5000) -> None:
@@ -82,11 +83,9 @@ def pass_time(joined: Joined, milliseconds: int = 5000) -> None:
 
 
 def cut_off_with_a_fast_clock(joined: Joined, peer: str, ahead: int) -> None:
-    """Restart a peer that has read no other clock, so that it believes its own."""
-    joined.stores[peer].mark(FLOOR_MARK, stamp_at(START).to_bytes(8, "big"))
+    """Set the clock of a peer that reads no other one, so that it believes its own."""
     joined.offsets = {peer: ahead}
     joined.down = set(joined.peers) - {peer}
-    joined.restart(peer)
     joined.settle()
     joined.down = set()
 

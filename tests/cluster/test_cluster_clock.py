@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dstash.cluster.cluster_clock import ClusterClock
-from dstash.version import stamp_at, stamp_milliseconds
+from dstash.version import MAX_STAMP, stamp_at, stamp_milliseconds
 
 NOW = 1_700_000_000_000
 SKEW = 500
@@ -107,10 +107,55 @@ def test_a_step_forward_is_not_trusted_before_clocks_are_read_again() -> None:
 def test_members_that_left_are_forgotten() -> None:
     clock = clock_of()
     read(clock, b=-HOUR, c=-HOUR)
-    clock.holds("b", stamp_at(NOW + HOUR))
+    clock.holds("b", stamp_at(NOW + HOUR), clock.era)
     clock.install({"a", "d"}, {"a", "d"}, frozenset("ad"))
     assert not clock.knows_majority
     assert clock.confirmed() == 0
+
+
+class TestHighestPossible:
+    """Above it a stamp is certainly from the future."""
+
+    def test_a_peer_that_has_just_started_is_certain_of_nothing(self) -> None:
+        clock = clock_of(present=stamp_at(NOW + HOUR))
+        assert clock.highest_possible() == MAX_STAMP
+        read(clock, b=0, c=0)
+        assert clock.highest_possible() == MAX_STAMP, "the others may hold anything"
+        clock.holds("b", stamp_at(NOW), clock.era)
+        assert stamp_milliseconds(clock.highest_possible()) == NOW + HOUR + 10, "c may hold as much"
+        clock.holds("c", stamp_at(NOW), clock.era)
+        assert clock.highest_possible() == clock.latest()
+
+    def test_alone_it_goes_by_its_own_clock_after_a_while(self) -> None:
+        clock = clock_of()
+        assert clock.highest_possible() == MAX_STAMP
+        for turn in range(6):
+            clock.advance(NOW + 1000 * turn)
+        assert clock.highest_possible() == clock.latest()
+
+    @pytest.mark.parametrize("set_right", ["own", "others"])
+    def test_after_a_clock_was_set_it_is_certain_only_of_what_is_read_then(
+        self, set_right: str
+    ) -> None:
+        clock = clock_of(present=stamp_at(NOW))
+        ahead = 0 if set_right == "own" else HOUR
+        read(clock, b=ahead, c=ahead)
+        for peer in "bc":
+            clock.holds(peer, stamp_at(NOW), clock.era)
+        before = clock.era
+        assert clock.highest_possible() == clock.latest()
+        if set_right == "own":
+            clock.advance(NOW - HOUR)
+        else:
+            read(clock, b=0, c=0)
+        assert clock.is_due
+        assert clock.highest_possible() == MAX_STAMP
+        for peer in "bc":
+            clock.holds(peer, stamp_at(NOW), before)  # an answer from before
+        assert clock.highest_possible() == MAX_STAMP
+        for peer in "bc":
+            clock.holds(peer, stamp_at(NOW), clock.era)
+        assert clock.highest_possible() == clock.latest()
 
 
 class TestConfirmed:
@@ -119,8 +164,8 @@ class TestConfirmed:
     def test_it_is_what_a_majority_holds(self) -> None:
         clock = clock_of(present=stamp_at(NOW + 3 * HOUR))
         read(clock, b=0, c=0)
-        clock.holds("b", stamp_at(NOW + HOUR))
-        clock.holds("c", stamp_at(NOW - HOUR))
+        clock.holds("b", stamp_at(NOW + HOUR), clock.era)
+        clock.holds("c", stamp_at(NOW - HOUR), clock.era)
         assert clock.confirmed() == stamp_at(NOW + HOUR)
         assert NOW + HOUR < stamp_milliseconds(clock.latest()) <= NOW + HOUR + 20
         assert stamp_milliseconds(clock.latest()) == clock.present_ms() + SKEW
@@ -128,20 +173,20 @@ class TestConfirmed:
     def test_what_a_minority_holds_is_not(self) -> None:
         clock = clock_of(present=stamp_at(NOW + HOUR))
         read(clock, b=0, c=0)
-        clock.holds("b", stamp_at(NOW))
-        clock.holds("c", stamp_at(NOW))
+        clock.holds("b", stamp_at(NOW), clock.era)
+        clock.holds("c", stamp_at(NOW), clock.era)
         assert clock.present_ms() == NOW
         assert stamp_milliseconds(clock.latest()) == NOW + SKEW
 
     def test_it_is_not_known_before_a_majority_was_heard(self) -> None:
         clock = clock_of(present=stamp_at(NOW + HOUR))
-        clock.holds("b", stamp_at(NOW + HOUR))
+        clock.holds("b", stamp_at(NOW + HOUR), clock.era)
         assert clock.confirmed() == 0
 
     def test_a_member_that_was_never_heard_counts_only_while_it_is_down(self) -> None:
         clock = clock_of(alive="ab")
         read(clock, b=0)
-        clock.holds("b", stamp_at(NOW + HOUR))
+        clock.holds("b", stamp_at(NOW + HOUR), clock.era)
         assert clock.confirmed() == stamp_at(NOW + HOUR)
         clock.install(set("abc"), set("abc"), frozenset("abc"))
         assert clock.confirmed() == 0
