@@ -49,9 +49,10 @@ BYTES_PER_SLAB: Final = 32 * 1024 * 1024
 class Earlier(NamedTuple):
     """What became of earlier attempts at a write.
 
-    ``refused`` are its versions that some replica took for ones from the future, packed: another
-    replica may hold them. ``passed`` is the highest stamp from the future that it was stamped past,
-    and ``is_repeated`` whether that version was sent twice.
+    ``refused`` are its versions that some replica took for ones from the future, packed, and all
+    earlier versions of a delete: another replica may hold them. ``passed`` is the highest stamp
+    from the future that it was stamped past, and ``is_repeated`` whether that version was sent
+    twice.
     """
 
     refused: bytes = b""
@@ -457,6 +458,8 @@ class WriteChunk(Chunk):
         for version in self._superseded.values():
             session.observe(newest_stamp(version))
         self._settle(beaten)
+        self.operation.keep_existed(self)
+        self._keep_version()
         self.operation.renew()
         again = [self.items[place] for place in beaten]
         chunks = self.operation.cut(again, None, self.attempt, tainted=True, earlier=self.earlier)
@@ -469,6 +472,7 @@ class WriteChunk(Chunk):
         if isinstance(error, StaleEpoch) and self.operation.session.epoch > self.epoch:
             return self._reroute(self.version, now)
         if isinstance(error, BelowFloor) and self._rises_above(error):
+            self._keep_version()
             return self._reroute(None, now)
         self._failed[peer] = error
         return self._proceed(now)
@@ -530,6 +534,7 @@ class WriteChunk(Chunk):
             return self.operation.session.version_past(self._ahead)
         reasons = self._failed.values()
         if not self._acks and any(isinstance(error, DeadlinePassed) for error in reasons):
+            self._keep_version()
             return None  # this client went by clocks that were set since
         if not any(isinstance(error, ClockSkew) for error in reasons):
             return self.version
@@ -539,6 +544,14 @@ class WriteChunk(Chunk):
         if not is_past:  # else it may stand where there was something that is the present
             self.earlier = self.earlier.with_refused(self.version)
         return None
+
+    def _keep_version(self) -> None:
+        """Tell replicas of the version of a delete that gets another one.
+
+        A replica that took it, and whose answer was lost, knows whether the key was live before.
+        """
+        if isinstance(self.operation, DeleteOperation):
+            self.earlier = self.earlier.with_refused(self.version)
 
     def silent(self, peer: str, now: int) -> list[Send]:
         """Wait on, for a slow replica may still ack; but ask those again that failed."""

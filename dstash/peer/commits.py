@@ -269,7 +269,8 @@ class Commit:
             self.sizes.append(len(write.entries))
             if self.recent is not None and isinstance(one.message, Delete):
                 keys = list(map(_KEY, write.entries))
-                self.recent.answer(one.message.version, keys, merged.existed, self.rules.now)
+                version, earlier = one.message.version, write.replaces
+                self.recent.answer(version, keys, merged.existed, self.rules.now, earlier)
             self.replies.append((one.ticket, _answer(one.message, prepared, merged)))
 
 

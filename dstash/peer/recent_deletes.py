@@ -6,7 +6,7 @@ by then and hides whether the key was live before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import compress
 from typing import Final
 
@@ -36,7 +36,12 @@ class RecentDeletes:
         return self._count
 
     def answer(
-        self, version: Version, storage_keys: Sequence[bytes], existed: bytearray, now: int
+        self,
+        version: Version,
+        storage_keys: Sequence[bytes],
+        existed: bytearray,
+        now: int,
+        earlier: Iterable[Version] = (),
     ) -> None:
         """Complete the answer to a delete by what it found before, and remember it.
 
@@ -45,7 +50,12 @@ class RecentDeletes:
             storage_keys: of its items.
             existed: a byte for each: 1 where a live record was there. It is changed in place.
             now: milliseconds since 1970.
+            earlier: versions of the same delete that were sent before.
         """
+        for other in earlier:
+            _, found = self._found.get(other, (now, set()))
+            for place, key in enumerate(storage_keys):
+                existed[place] |= key in found
         since, known = self._found.get(version, (now, set()))
         before = len(known)
         if known:

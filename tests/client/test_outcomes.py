@@ -22,14 +22,14 @@ from dstash.errors import (
 from dstash.peer.healer import Pace
 from dstash.peer.recent_deletes import RecentDeletes
 from dstash.peer.requests import Reply
-from dstash.store.interface import Store
+from dstash.store.interface import Store, Write
 from dstash.store.record import build_record, open_record
 from dstash.store.twin import TwinStore
-from dstash.types import Level, Outcome
-from dstash.version import with_touch
+from dstash.types import Level, Outcome, RecordFlag
+from dstash.version import newest_stamp, pack, with_touch
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode
-from dstash.wire.messages import Apply, Put, Stored
+from dstash.wire.messages import Apply, Delete, Put, Stored
 from dstash.wire.replication import Hint
 from dstash.wire.shapes import Frame
 from tests.harness.joined import TYPES, Joined
@@ -188,6 +188,15 @@ class TestFullDisks:
         assert len(applies) > 3, "the item was tried again"
 
 
+def delete_later(cluster: Cluster, peer: str) -> None:
+    """Let one replica take the delete of another client, whose stamp is above the next one."""
+    record = open_record(cluster.record(peer, "k") or b"")
+    version = pack(newest_stamp(record.version) + (100 << 16), b"othr")
+    tombstone = record._replace(version=version, flags=RecordFlag.TOMBSTONE, payload=b"")
+    entries = [(cluster.place("k"), build_record(b"i", b"k", tombstone))]
+    cluster.stores[peer].commit([Write(entries, cluster.now, newest_stamp(version))])
+
+
 class TestDelete:
     def test_acks_of_the_first_try_are_lost_with_the_connections(self) -> None:
         cluster = Cluster("mmd")
@@ -218,6 +227,25 @@ class TestDelete:
         for core in cluster.peers.values():
             core._recent_deletes = RecentDeletes()  # as after a restart
         assert cluster.run(operation, operation.lost("c", cluster.now)).deleted == 1
+
+    def test_delete_that_was_beaten_keeps_what_its_first_try_found(self) -> None:
+        cluster = Cluster("ood")
+        delete_later(cluster, "b")
+        assert cluster.write("delete").deleted == 1
+
+    def test_replica_tells_the_second_version_what_the_first_found(self) -> None:
+        cluster = Cluster("moo")
+        delete_later(cluster, "b")
+        cluster.forget("c", "k")
+
+        def hear_second(peer: str, envelope: Envelope) -> Envelope:
+            if isinstance(envelope.message, Delete) and envelope.message.replaces:
+                cluster.mute.clear()
+                cluster.down.add("c")
+            return envelope
+
+        cluster.tamper = hear_second
+        assert cluster.write("delete").deleted == 1
 
     def test_key_that_was_not_there_is_not_said_to_be(self) -> None:
         assert Cluster().delete("other").deleted == 0

@@ -25,6 +25,14 @@ def test_answer_of_another_version_is_not_repeated() -> None:
     assert answer(recent, b"v2", "a", "0") == "0"
 
 
+def test_answer_of_an_earlier_version_is_repeated_where_it_is_named() -> None:
+    recent = RecentDeletes()
+    answer(recent, b"v1", "a", "1")
+    flags = bytearray(1)
+    recent.answer(b"v2", [b"a"], flags, NOW, [b"v1"])
+    assert flags == b"\1"
+
+
 def test_answer_is_forgotten_after_its_age() -> None:
     recent = RecentDeletes(max_age_ms=1000)
     answer(recent, b"v1", "a", "1")
