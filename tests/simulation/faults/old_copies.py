@@ -16,6 +16,8 @@ def old_copy(faults: Faults) -> Undo:
     node, world = faults.unlucky, faults.world
     if not world.is_whole_on_disk() or not world.is_member(node):
         return None
+    if world.conditions.replicas < 3:
+        return None  # no other replica has to tell what it remembers of the store
     told = _high_water_told(faults, node)
     usable = [copy for copy in faults.copies if _is_recognisable(copy, node, told)]
     if not usable or faults.rng.random() < 0.3:
