@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
 from dstash.client.routing import Peers
+from dstash.limits import MAX_KEY_BYTES
 from dstash.wire import codec
 from dstash.wire.messages import Stored
 from dstash.wire.shapes import Frame, Message
@@ -75,9 +76,14 @@ class OutstandingWrites:
         refused = {place for place, code, _ in message.rejected if code}
         if not refused:
             return []
-        keys = codec.unpack_keys(missed.keys)
-        some = [key for place, key in enumerate(keys) if place in refused]
-        return [missed._replace(keys=Frame(codec.pack_blobs(some)))]
+        keys = codec.unpack_blobs(missed.keys)
+        # A key that no peer accepts was refused by all: a hint for it would be refused, too.
+        some = [
+            key
+            for place, key in enumerate(keys)
+            if place in refused and 1 <= len(key) <= MAX_KEY_BYTES
+        ]
+        return [missed._replace(keys=Frame(codec.pack_blobs(some)))] if some else []
 
     def lost(self, peer: str) -> list[Missed]:
         """Take note that the connection to a replica broke; returns what it may have missed."""
