@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from unittest import mock
+
+from dstash.cluster.hints import Hints
 from dstash.store.digest import version_of
 from dstash.store.record import VERSION_END
 from dstash.types import RecordFlag
@@ -16,8 +22,13 @@ class DropsTombstonesOnATimer(World):
     """Drops tombstones after two seconds, whether or not every replica has them."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__(seed, conditions=planted_conditions(seed, "isolate", "kill", "pause"))
+        conditions = planted_conditions(seed, "isolate", "kill", "pause")
+        super().__init__(seed, conditions=replace(conditions, mix=(("delete", 30),)))
         self.events.after(SECOND, self._sweep)
+
+    def patches(self) -> Iterable[AbstractContextManager[object]]:
+        """Return hints that are not kept: a replica that missed a delete stays without it."""
+        return (mock.patch.object(Hints, "add"),)
 
     def _sweep(self) -> None:
         for node in self.nodes:

@@ -8,9 +8,8 @@ from dataclasses import replace
 from unittest import mock
 
 from dstash.client.page_reads import PageOperation
-from dstash.peer.core import PeerCore, Settings
+from dstash.cluster.hints import Hints
 from dstash.peer.healer import Pace
-from dstash.store.twin import TwinStore
 from tests.simulation.events import MS
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
@@ -28,15 +27,17 @@ class ScansAreNotConfirmed(World):
         conditions = replace(
             planted_conditions(seed, "isolate", "cut_pair", "pause"),
             pause=30 * MS,
+            calm=300 * MS,
             pace=Pace(20_000),
-            mix=(("scan", 20), ("keys", 10), ("count", 10)),
+            mix=(("lookup", 0), ("batch_lookup", 0), ("scan", 60), ("keys", 30), ("count", 30)),
         )
         super().__init__(seed, conditions=conditions)
 
-    def make_core(self, settings: Settings, store: TwinStore, now: int) -> PeerCore:
-        """Return a core that keeps no hints: what a replica misses is missing for a while."""
-        return super().make_core(settings._replace(hint_limit=0), store, now)
-
     def patches(self) -> Iterable[AbstractContextManager[object]]:
-        """Return a page that no other replica has to confirm."""
-        return (mock.patch.object(PageOperation, "votes_needed", _no_votes),)
+        """Return a page that no other replica confirms, and hints that are not kept.
+
+        Without hints, and without look-ups that repair, what a replica misses stays missing until
+        replicas are compared.
+        """
+        yield mock.patch.object(PageOperation, "votes_needed", _no_votes)
+        yield mock.patch.object(Hints, "add")
