@@ -18,7 +18,7 @@ class _LastArrivalWins(SimulatedStore):
         return super().commit(writes)
 
 
-@plant("ignore-versions", "I1", "I3")
+@plant("ignore-versions", "I1", "I3", "I6")
 class IgnoresVersions(World):
     """Merges and repairs without a look at versions: what comes last wins."""
 

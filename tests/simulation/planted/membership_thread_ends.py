@@ -7,7 +7,7 @@ from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 
 
-@plant("membership-thread-ends", "I4")
+@plant("membership-thread-ends", "I4", "I6")
 class MembershipThreadEnds(World):
     """Looks at the membership no more after one turn has failed."""
 
