@@ -87,6 +87,7 @@ def cut_off_with_a_fast_clock(joined: Joined, peer: str, ahead: int) -> None:
     joined.offsets = {peer: ahead}
     joined.down = set(joined.peers) - {peer}
     joined.settle()
+    joined.peers[peer].holdings.recollected = True  # else it serves nothing before others answer
     joined.down = set()
 
 
