@@ -73,10 +73,10 @@ def test_a_person_gets_help_from_the_keyboard(
     terminal.type(f" get {index} k\r")
     terminal.await_text("hello")
     terminal.await_prompt()
-    terminal.type("cluster for")
-    terminal.await_text("for")  # on the screen, so that what follows is what Tab adds
+    terminal.type("cluster forg")
+    terminal.await_text("forg")  # on the screen, so that what follows is what Tab adds
     terminal.type("\t")
-    terminal.await_text("get")
+    terminal.await_text("et")
     terminal.type(" pe\t")
     terminal.await_text("peer2")
     terminal.type("\x03")  # Ctrl-C drops the line
