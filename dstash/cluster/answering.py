@@ -238,7 +238,7 @@ def floor(holdings: Holdings, question: AskFloor, now: int) -> Answering:
     holdings.floor = max(holdings.floor, question.stamp)
     for partition in partitions:
         holdings.promise(partition, question.stamp, now)
-    # A promise to clients is forgotten by nobody: without it a restart would have to take a floor
+    # A promise to clients must outlive a restart, which otherwise would have to take a floor
     # from a clock, which may be wrong.
     yield from holdings.keep_floor()
     yield Settle()
