@@ -13,6 +13,7 @@ import ctypes
 import fcntl
 import os
 import resource
+import select
 import socket
 import struct
 import termios
@@ -127,6 +128,9 @@ class Connection:
     read_to: int = 0
     #: Where large messages begin and end in what was given: those that may not have left.
     large: deque[tuple[int, int]] = field(default_factory=deque)
+    #: Whether the kernel takes no more bytes: libzmq frees a message that the kernel has taken as
+    #: a whole only when it may write again.
+    is_full: bool = False
 
     def sample(self) -> bool:
         """Ask the kernel; False when the connection is gone."""
@@ -136,6 +140,7 @@ class Connection:
             with _borrowed(self.fd) as tcp:
                 facts = tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _COUNTERS.size)
             waiting = fcntl.ioctl(self.fd, termios.TIOCOUTQ, bytes(_WAITING.size))
+            self.is_full = any(waiting) and not _takes_more(self.fd)
         except OSError:
             return False
         if len(facts) == _COUNTERS.size:
@@ -158,13 +163,15 @@ class Connection:
     def debt(self) -> int:
         """Bytes that were given, and wait in this process because the other side does not read."""
         left = self.left - self.correction_out
-        unfinished = next((one for one in tuple(self.large) if one[1] > left), (left, left))
+        freed = left - self.is_full
+        unfinished = next((span for span in tuple(self.large) if span[1] > freed), (left, left))
         return self.given - min(left, unfinished[0])
 
     def give(self, weight: int) -> None:
         """Count a message that is about to be given; the router's thread alone."""
         if weight >= _LARGE:
-            while self.large and self.large[0][1] <= self.left - self.correction_out:
+            freed = self.left - self.correction_out - self.is_full
+            while self.large and self.large[0][1] <= freed:
                 self.large.popleft()
             self.large.append((self.given, self.given + weight))
         self.given += weight
@@ -200,6 +207,13 @@ def _borrowed(fd: int) -> Iterator[socket.socket]:
         yield borrowed
     finally:
         borrowed.detach()
+
+
+def _takes_more(fd: int) -> bool:
+    """Return whether the kernel takes more bytes for a connection, or the connection is gone."""
+    poller = select.poll()  # select() takes no descriptor above 1,023
+    poller.register(fd, select.POLLOUT)
+    return bool(poller.poll(0))
 
 
 class Connections:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from contextlib import suppress
+
 from dstash.wire.connections import Connection
+from tests.harness.waiting import wait_until
 
 
 def connection() -> Connection:
@@ -76,3 +81,39 @@ def test_forgiven_bytes_are_no_more_than_there_are() -> None:
     assert one.backlog == 40
     one.forgive(60)
     assert one.backlog == 0
+
+
+def test_large_message_counts_while_the_kernel_takes_no_more_after_it() -> None:
+    link = connection()
+    link.give(100_000)
+    link.left, link.is_full = 100_000, True
+    assert link.debt == 100_000, "libzmq frees it only when it may write again"
+    link.give(50_000)
+    assert link.debt == 150_000
+    link.left = 100_001
+    assert link.debt == 50_000, "libzmq has begun to write the next one"
+    link.left, link.is_full = 150_000, False
+    assert link.debt == 0
+
+
+def test_sample_tells_whether_the_kernel_takes_more() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()) as reader,
+        listening.accept()[0] as writer,
+    ):
+        link = Connection(writer.fileno(), os.fstat(writer.fileno()).st_ino, since=0.0)
+        writer.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                link.give(writer.send(bytes(1_000_000)))
+        assert link.sample()
+        assert link.is_full
+        assert link.left == link.given, "the kernel has all of it"
+        assert link.debt > 0
+        reader.settimeout(10)
+        unread = link.given
+        while unread:
+            unread -= len(reader.recv(1_000_000))
+        wait_until(lambda: link.sample() and not link.is_full, 10, "the kernel takes more")
+        assert link.debt == 0
