@@ -14,7 +14,7 @@ from dstash.cli import invocation, output
 from dstash.cli.arguments import HexKeys, IndexName, IntKeys, KeyText, parse_key
 from dstash.cli.invocation import Unhealthy
 from dstash.cli.repairs import healing_of
-from dstash.cli.units import duration, size
+from dstash.cli.units import rough_duration, size
 from dstash.errors import DStashError
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _member_row(member: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     shown["healing"] = healing_of(member)
     shown["used"] = size(member.get("used_bytes"))
     shown["free"] = size(member.get("free_bytes"))
-    shown["up"] = duration(member.get("uptime_s"))
+    shown["up"] = rough_duration(member.get("uptime_s"))
     return _cells(shown, columns)
 
 

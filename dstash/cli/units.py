@@ -47,6 +47,11 @@ def size(number: float | None) -> str:
     return f"{number:.1f} TiB"
 
 
+def rough_duration(seconds: float | None) -> str:
+    """Return seconds in the largest unit that fits, rounded down: for a narrow column."""
+    return duration(seconds).partition(" ")[0]
+
+
 def duration(seconds: float | None) -> str:
     """Return seconds as days, hours, minutes and seconds."""
     if seconds is None:

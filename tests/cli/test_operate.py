@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dstash import Client
 from dstash.cli.operate import shortfalls, unhealthy_because, verdict
 from dstash.client.facts import DIFFERS_MS, describe_cluster, describe_missing
 from dstash.cluster.topology import Member, Topology
@@ -113,8 +114,21 @@ def test_status_fits_on_a_screen(dev: DevCluster, tmp_path: Path) -> None:
     assert lines[-1] == "and 1 more, all ok"
 
 
-def test_a_line_of_status_fits_on_a_narrow_screen(inside: InProcess) -> None:
-    assert max(map(len, inside.out("status").splitlines())) <= 80
+@pytest.mark.parametrize("uptime", [0, 337, 86_399, 9999 * 86_400])
+def test_a_line_of_status_fits_on_a_narrow_screen(
+    inside: InProcess, monkeypatch: pytest.MonkeyPatch, uptime: int
+) -> None:
+    asked = Client.status
+
+    def status(client: Client, **options: Any) -> Any:
+        facts = asked(client, **options)
+        members = [one | {"uptime_s": uptime} for one in facts["members"]]
+        return facts | {"members": members}
+
+    monkeypatch.setattr(Client, "status", status)
+    lines = inside.out("status").splitlines()
+    assert lines[2].endswith(" up")
+    assert max(map(len, lines)) <= 80
 
 
 def test_health(inside: InProcess) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dstash.cli.units import duration, parse_rate, parse_time, size
+from dstash.cli.units import duration, parse_rate, parse_time, rough_duration, size
 from dstash.errors import UsageError
 
 
@@ -49,3 +49,9 @@ def test_what_is_no_time(text: str) -> None:
 def test_sizes_and_durations() -> None:
     assert [size(one) for one in (None, 0, 1024, 20_000_000)] == ["-", "0 B", "1.0 KiB", "19.1 MiB"]
     assert [duration(one) for one in (None, 0.2, 61, 90_061)] == ["-", "0s", "1m 1s", "1d 1h 1m 1s"]
+
+
+def test_rough_duration_has_one_unit() -> None:
+    seconds = (None, 0.2, 59, 337, 3599, 3600, 86_399, 90_061, 10_000 * 86_400 - 1)
+    shown = ["-", "0s", "59s", "5m", "59m", "1h", "23h", "1d", "9999d"]
+    assert [rough_duration(one) for one in seconds] == shown
