@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from dstash.client.core import Chunk, Operation
 from dstash.client.session import Send, Session
+from dstash.client.sightings import Sighting
 from dstash.errors import ClosedError, DStashError, ProtocolError
-from dstash.wire.envelope import Envelope, decode, encode
+from dstash.wire.envelope import Envelope, decode
 from dstash.wire.links import Event, Links
-from dstash.wire.messages import Hello
 from dstash.wire.sockets import Context
 
 #: How long (seconds) answers may be worked on before others have their turn on the loop.
@@ -69,10 +69,11 @@ class AsyncChannel:
         self._session = session
         self._search = search
         self._loop = loop
-        self._links = Links(context, self, self._greeting)
+        self._links = Links(context, self, session.greeting)
         self._flights: dict[Operation, _Flight] = {}
         self._asker: dict[int, _Flight] = {}
         self._heard: dict[str, int] = {}
+        self._stores: dict[str, Sighting] = {}
         self._look: asyncio.Handle | None = None
         self._behind = 0  # how many times reading was broken off to let others have their turn
 
@@ -94,6 +95,7 @@ class AsyncChannel:
     def start(self, operation: Operation, ended: Ended) -> None:
         """Begin a call; ``ended`` is called once, unless the call is abandoned before."""
         operation.share(self._heard)
+        operation.stores = self._stores
         flight = self._flights[operation] = _Flight(operation, ended)
         self._step(flight, partial(self._first, operation))
 
@@ -124,9 +126,6 @@ class AsyncChannel:
         for socket in sockets:
             if not self._loop.is_closed():  # which has let go of all of them
                 self._loop.remove_reader(socket.fileno())
-
-    def _greeting(self) -> list[bytes]:
-        return encode(Envelope(self._session.next_correlation(), 0, 0, Hello()))
 
     # -- one step of a call
 
@@ -248,6 +247,7 @@ class AsyncChannel:
 
     def _lose(self, peer: str, reason: str) -> None:
         self._session.forget_protocol(peer)
+        self._stores.pop(peer, None)
         for flight in list(self._flights.values()):
             lost = flight.operation.lost
             self._step(flight, lambda now, lost=lost: lost(peer, now, reason))  # type: ignore[misc]
@@ -270,6 +270,7 @@ class AsyncChannel:
     def _overhear(self, peer: str, envelope: Envelope) -> None:
         now = self._heard[peer] = self._session.wall()
         listener = _Bystander(self._session, now)
+        listener.stores = self._stores
         self._post(listener.receive(peer, envelope, now))
         if listener.error is not None:  # the peer is of another cluster
             for flight in list(self._flights.values()):

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from dstash.client.core import Operation
 from dstash.client.session import Send, Session
+from dstash.client.sightings import Sighting
 from dstash.errors import DStashError, ProtocolError
-from dstash.wire.envelope import Envelope, decode, encode
+from dstash.wire.envelope import decode
 from dstash.wire.links import Links
-from dstash.wire.messages import Hello
 from dstash.wire.sockets import Context, Poller
 
 #: Makes the operation that finds the cluster, from its deadline.
@@ -34,7 +34,8 @@ class Channel:
     def __init__(self, context: Context, session: Session) -> None:
         self._session = session
         self._poller = Poller()
-        self._links = Links(context, self._poller, self._greeting)
+        self._links = Links(context, self._poller, session.greeting)
+        self._stores: dict[str, Sighting] = {}
         self._next_find = 0
         #: The call, and behind it the search for the cluster in the middle of it: both are told
         #: what comes in, whoever waits for it.
@@ -48,6 +49,7 @@ class Channel:
             find: makes the operation that finds the cluster, for the case that every member has
                 moved meanwhile; it is given its deadline.
         """
+        operation.stores = self._stores
         self._running.append(operation)
         try:
             self._drive(operation, find)
@@ -89,9 +91,6 @@ class Channel:
             if not self._links.send(send.peer, address, send.frames):
                 queue.extend(operation.unsent(send, self._session.wall()))
 
-    def _greeting(self) -> list[bytes]:
-        return encode(Envelope(self._session.next_correlation(), 0, 0, Hello()))
-
     def _pump(self, operation: Operation, patience: int | None) -> None:
         if patience is None:
             patience = max(0, operation.wakeup() - self._session.wall())
@@ -109,6 +108,7 @@ class Channel:
 
     def _lost(self, peer: str, why: str) -> None:
         self._session.forget_protocol(peer)
+        self._stores.pop(peer, None)
         for operation in tuple(self._running):
             self._send(operation.lost(peer, self._session.wall(), why), operation)
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from dstash.client.session import SILENCE_MS, Send, Session
+from dstash.client.sightings import Sighting
 from dstash.errors import (
     Busy,
     DeadlinePassed,
@@ -120,6 +121,8 @@ class Operation(ABC):
         self._pending: dict[int, _Pending] = {}
         self._open: set[Chunk] = set()
         self._heard: dict[str, int] = {}
+        #: What is known of the store of each peer, by what it said on the connection in use.
+        self.stores: dict[str, Sighting] = {}
         self._later: list[tuple[int, Chunk]] = []
         self._reasons: dict[str, str] = {}
 
@@ -287,6 +290,9 @@ class Operation(ABC):
         if isinstance(message, Welcome):
             self.session.learn_protocol(peer, message.lowest, message.highest)
             self.session.learn_limits(message.peer, message.limits)
+            sighting = self.session.sightings.learn(message.store)
+            if sighting is not None:
+                self.stores[peer] = sighting
         pending = self._pending.pop(envelope.correlation, None)
         if pending is None:
             sent = self.session.probe_sent(peer, envelope.correlation)

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from dstash.client.outstanding import Missed, OutstandingWrites
 from dstash.client.routing import Peers, WriteSet, all_table, read_table, write_table
+from dstash.client.sightings import Sightings
 from dstash.cluster.topology import Topology, Way
 from dstash.cluster.view import View
 from dstash.errors import WrongCluster
@@ -133,6 +134,8 @@ class Session:
         self._behind: dict[str, int] = {}  # peer -> until when it is asked after the others
         #: Writes that returned before every replica had answered.
         self.outstanding = OutstandingWrites()
+        #: How new the stores of peers were.
+        self.sightings = Sightings()
         self._probes: dict[str, tuple[int, int]] = {}  # peer -> (correlation, when it was sent)
         self._protocols: dict[str, int] = {}  # peer -> the version that both sides speak
         self._identity = self._new_identity()
@@ -403,6 +406,11 @@ class Session:
         return self.view
 
     # -- messages
+
+    def greeting(self) -> list[bytes]:
+        """Return the frames that begin a connection."""
+        hello = Hello(seen=self.sightings.claims())
+        return encode(Envelope(self.next_correlation(), 0, 0, hello))
 
     def next_correlation(self) -> int:
         """Return a number for a request, never used before by this client."""

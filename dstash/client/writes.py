@@ -333,6 +333,7 @@ class WriteChunk(Chunk):
             error = ProtocolError(f"{peer} answered with an unexpected {type(message).__name__}")
             return self.failed(peer, Failure(error, definite=False), now)
         self._acks.add(peer)
+        self._note_store(peer, message)
         for place, existed in enumerate(message.existed[: len(self.items)]):
             self.existed[place] |= existed
         for place, code, detail in message.rejected:
@@ -346,6 +347,13 @@ class WriteChunk(Chunk):
                 known = self._superseded.get(place, b"")
                 self._superseded[place] = max(known, detail)
         return self._proceed(now)
+
+    def _note_store(self, peer: str, message: Stored) -> None:
+        """Remember that the store of a peer was as new as this write."""
+        sighting = self.operation.stores.get(peer)
+        is_stamped = not isinstance(self.operation, ApplyOperation)
+        if sighting is not None and is_stamped and len(message.rejected) < len(self.items):
+            sighting.acked(newest_stamp(self.version))
 
     def _proceed(self, now: int, *, waits: bool = True) -> list[Send]:
         """Settle the items that are decided; try the others again, or give them up.

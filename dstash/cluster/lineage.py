@@ -25,6 +25,9 @@ SEEN_MARK: Final = b"seen"
 _OWN_LIVES: Final = 64
 _SEEN_LIVES: Final = 16
 
+#: Lives of stores that a client tells a peer of, at most.
+MOST_CLAIMS: Final = 64
+
 Mark = tuple[bytes, bytes]
 
 
@@ -82,6 +85,10 @@ class Lineage:
     def contradicts(self, seen: Life) -> bool:
         """Whether what was seen of this store shows that the store has been rolled back."""
         self._newest_number = max(self._newest_number, seen.number)
+        return self.is_behind(seen)
+
+    def is_behind(self, seen: Life) -> bool:
+        """Like ``contradicts``, for what may not be true: it is not remembered."""
         current = self._lives[-1]
         if seen.number < self._base or seen.start == current.start:
             return False
@@ -90,12 +97,13 @@ class Lineage:
             return known.began != seen.began or seen.stamp > known.stamp
         return seen.number > current.number or seen.stamp > self._lives[0].stamp
 
-    def rebase(self, now: int) -> Mark:
+    def rebase(self, now: int, claimed: int = 0) -> Mark:
         """Begin a life in which all that was seen before is void: the store has been filled.
 
-        Returns the mark that keeps it.
+        ``claimed`` is the highest number of a life that clients have seen. Returns the mark that
+        keeps it.
         """
-        number = max(self._newest_number, self._lives[-1].number) + 1
+        number = max(self._newest_number, self._lives[-1].number, claimed) + 1
         self._base, self._lives = number, [Life(number, now, 0)]
         return self._mark()
 

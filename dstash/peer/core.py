@@ -274,6 +274,7 @@ class PeerCore:
         """Let maintenance go on a little; returns answers, and messages for other peers."""
         self._set_time(now)
         self._watch_clock()
+        self._watch_claims()
         steady = self._steady.at(now)
         if not self.stopping:
             self.healer.tick(steady)
@@ -420,6 +421,17 @@ class PeerCore:
                 _log.warning(self._wrong_clock(), offset_ms=self.clock.offset_ms)
             else:
                 _log.info("the clock is right again", offset_ms=self.clock.offset_ms)
+
+    def _watch_claims(self) -> None:
+        """Show that a client saw a newer state of the store, for as long as nothing refutes it."""
+        text = self.healer.freshness.suspicion()
+        if text == self.troubles.get(_CLAIMS, ""):
+            return
+        if text:
+            _log.warning(text, store=self.store.store_id)
+            self.troubles[_CLAIMS] = text
+        else:
+            del self.troubles[_CLAIMS]
 
     def _wrong_clock(self) -> str:
         offset = self.clock.offset_ms
@@ -690,6 +702,7 @@ class PeerCore:
             raise mismatch(f"{hello.lowest} to {hello.highest}")
         if hello.cluster not in ("", self.settings.cluster):
             raise WrongCluster(f"this is cluster {self.settings.cluster!r}, not {hello.cluster!r}")
+        self.healer.freshness.hear_client(hello.seen)
         if self.view is None:
             raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
         return Welcome(
@@ -700,6 +713,7 @@ class PeerCore:
             LIMITS | {CLOCK_SKEW_LIMIT: self.settings.max_clock_skew_ms},
             self._topology_bytes,
             sorted(self.view.alive),
+            self.healer.freshness.store_facts(),
         )
 
     def _ask_topology(self, message: AskTopology, now: int) -> Message:
@@ -794,6 +808,9 @@ _QUESTIONS: Final[dict[type, Callable[..., Answering]]] = {
     ReleaseFloor: answering.release,
 }
 
+
+#: The source of the trouble that a client has seen a newer state of the store.
+_CLAIMS: Final = "claims"
 
 #: Outcomes of requests that were not refused. What was accepted is answered later.
 _ANSWERED: Final = "Answered"

@@ -21,6 +21,7 @@ from dstash.cluster.tasks import Merge, Pause, Scheduler, Task
 from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
 from dstash.errors import DStashError
+from dstash.peer.claims import SUSPECTED, Claims
 from dstash.version import Stamp
 
 _log = structlog.get_logger("dstash.peer")
@@ -68,6 +69,9 @@ class Freshness:
         self._next_look = 0
         self._next_mark = 0
         self._farewell_until: int | None = None
+        self._claims = Claims(self._holdings.lineage, self._holdings.store.store_id)
+        #: Members to ask again, for a client has seen a newer state of this store.
+        self._to_confirm: set[str] = set()
 
     # -- what the healer calls
 
@@ -127,7 +131,8 @@ class Freshness:
         self._confirmed = True
         if member is None or member.synced:
             return
-        mark = self._holdings.lineage.rebase(self._replica.wall())
+        lineage = self._holdings.lineage
+        mark = lineage.rebase(self._replica.wall(), self._claims.highest_number)
         while True:
             try:
                 yield Merge(marks=[mark])
@@ -146,6 +151,30 @@ class Freshness:
         if self._tells():
             lives[self._holdings.store.store_id] = self._holdings.lineage.current
         return lives
+
+    # -- what clients say
+
+    def hear_client(self, seen: list[list[Any]]) -> None:
+        """Take what a client saw of stores. If this one was newer, the members are asked again.
+
+        Raises:
+            ProtocolError: it is not a list of lives.
+        """
+        if self._claims.take(seen):
+            self._to_confirm = set(self._view.members if self._view else ()) - {self._replica.me}
+            self._next_look = 0
+
+    def suspicion(self) -> str:
+        """Return what clients make of a store that votes; empty when all is well."""
+        view = self._view
+        if view is None or self._is_old or not self._votes(view):
+            return ""
+        return SUSPECTED if self._claims.contradict() else ""
+
+    def store_facts(self) -> list[Any]:
+        """Return the store, its life and the newest stamp in it, for clients."""
+        life = self._holdings.lineage.current._replace(stamp=self._stamp_to_tell())
+        return [self._holdings.store.store_id, *life]
 
     # -- the end
 
@@ -175,6 +204,8 @@ class Freshness:
         if peer not in self._heard:
             return peer in alive or not self._confirmed
         told, at = self._told.get(peer, (-1, 0))
+        if peer in self._to_confirm:
+            return peer in alive
         return peer in alive and (told != self._stamp_to_tell() or now >= at + _FULL_MS)
 
     def _ask(self, peer: str) -> None:
@@ -191,6 +222,7 @@ class Freshness:
                 return
             self._due[peer] = now + _GOSSIP_MS
             self._told[peer] = (stamp, now)
+            self._to_confirm.discard(peer)
             self._take(peer, result)
 
         task = hear(self._replica, peer, tells=tells, wants_others=is_first)

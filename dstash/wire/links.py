@@ -79,7 +79,7 @@ class Links:
     Args:
         context: the ZeroMQ threads to use.
         watcher: told of every socket to wait for.
-        greeting: returns the frames that begin a new connection.
+        greeting: returns the frames that begin a connection; called each time one stands.
         resolver: looks host names up; the one of the process if None.
     """
 
@@ -228,7 +228,7 @@ class Links:
         self, peer: str, address: str, place: str = "", waiting: Iterable[list[bytes]] = ()
     ) -> Link | None:
         try:
-            link = Link(self._context, address, self._greeting(), place, waiting)
+            link = Link(self._context, address, self._greeting, place, waiting)
         except UsageError:
             if peer == address:
                 raise  # the user gave it

@@ -29,18 +29,27 @@ class Want(IntFlag):
 
 @message
 class Hello(Message):
-    """The first message on a connection."""
+    """The first message on a connection.
+
+    ``seen`` is what a client saw of the stores of peers: ``[store id, life, begin, stamp]`` of each
+    life of a store, with the newest stamp that a peer acked in it. See ``cluster/lineage.py``.
+    """
 
     KIND = 1
     cluster: str = ""
     lowest: int = LOWEST_PROTOCOL
     highest: int = HIGHEST_PROTOCOL
     sender: str = ""
+    seen: list[list[Any]] = rarely_set([])
 
 
 @message
 class Welcome(Message):
-    """Answers ``Hello``: who the peer is, what it speaks, how the cluster looks."""
+    """Answers ``Hello``: who the peer is, what it speaks, how the cluster looks.
+
+    ``store`` is ``[store id, life, begin, stamp]`` of the peer's store; the stamp is 0 while the
+    peer does not know whether its store is as new as it was.
+    """
 
     KIND = 2
     cluster: str
@@ -50,6 +59,7 @@ class Welcome(Message):
     limits: dict[str, int]
     topology: bytes
     alive: list[str]
+    store: list[Any] = rarely_set([])
 
 
 @message

@@ -74,6 +74,8 @@ def rarely_set(default: Any) -> Any:
 
     So a message without it has the bytes that it had before there was such a field.
     """
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"omitted": default})
     return field(default=default, metadata={"omitted": default})
 
 

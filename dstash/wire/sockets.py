@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -372,7 +372,8 @@ class Link:
     """One connection to one peer that knows whether it stands.
 
     Messages sent while it is still connecting wait; messages sent while it is down are refused;
-    ZeroMQ goes on trying in the background. ``greeting`` is sent first on every connection.
+    ZeroMQ goes on trying in the background. What ``greeting`` returns is sent first on every
+    connection.
 
     Args:
         context: with keys, they say who this process is.
@@ -386,7 +387,7 @@ class Link:
         self,
         context: Context,
         address: str,
-        greeting: list[bytes],
+        greeting: Callable[[], list[bytes]],
         place: str = "",
         waiting: Iterable[list[bytes]] = (),
     ) -> None:
@@ -476,7 +477,7 @@ class Link:
             self.unsent = list(waiting)
             return
         self.was_up = True
-        for parts in (self._greeting, *waiting):
+        for parts in (self._greeting(), *waiting):
             self._send_now(parts)
 
     def close(self) -> None:

@@ -86,7 +86,7 @@ def resident(pid: int) -> int:
 def digests(peer: Peer, cluster: str, epoch: int) -> bytes:
     """Return the digests of all partitions, as a peer itself gives them; empty for no answer."""
     context = Context()
-    link = Link(context, peer.address, encode(Envelope(1, 0, 0, Hello(cluster))))
+    link = Link(context, peer.address, lambda: encode(Envelope(1, 0, 0, Hello(cluster))))
     try:
         poller = Poller()
         poller.watch(link.socket, link.monitor)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dstash.peer.claims import SUSPECTED
 from tests.harness.peers import Peer, Peers
 from tests.harness.waiting import PATIENCE, wait_until
 
@@ -33,6 +34,52 @@ def with_old_copy(peers: Peers, tmp_path: Path) -> Path:
     return copy
 
 
+def troubles(peer: Peer) -> object:
+    return peer.page("/readyz")["troubles"]
+
+
+def restart(peers: Peers) -> None:
+    for name in "abc":
+        peers[name].start()
+    for name in "abc":
+        peers[name].wait_ready()
+
+
+def test_old_copies_of_all_disks_are_told_by_a_client_that_saw_newer_ones(tmp_path: Path) -> None:
+    with Peers.local(tmp_path) as peers:
+        peers.form("a", "b", "c")
+        client = peers.client(timeout=10.0)
+        client.batch_put("i", dict.fromkeys(KEYS, 1), write="all")
+        for name in "abc":
+            assert peers[name].stop() == 0
+        for name in "abc":
+            shutil.copytree(peers[name].data, tmp_path / f"copy-{name}")
+        restart(peers)
+        client.batch_put("i", dict.fromkeys(KEYS, 2), write="all")
+        for name in "abc":
+            assert peers[name].stop() == 0
+        restart(peers)
+        assert client.batch_lookup("i", KEYS) == dict.fromkeys(KEYS, 2)
+        client.batch_put("i", dict.fromkeys(KEYS, 3), write="all")
+        assert [troubles(peers[name]) for name in "abc"] == [[], [], []]
+        for name in "abc":
+            assert peers[name].stop() == 0
+            put_back(peers[name], tmp_path / f"copy-{name}")
+        restart(peers)
+        assert [troubles(peers[name]) for name in "abc"] == [[], [], []]  # nobody else can tell
+        for name in "abc":
+            wait_until(
+                lambda: client.status() and troubles(peers[name]) == [SUSPECTED],  # noqa: B023
+                PATIENCE,
+                "the client has told the peer",
+            )
+            assert SUSPECTED in peers[name].log.read_text()
+            assert peers[name].page("/readyz")["ready"]
+        members = client.status()["members"]
+        assert [one["troubles"] for one in members] == 3 * [[SUSPECTED]]
+        assert client.batch_lookup("i", KEYS) == dict.fromkeys(KEYS, 1)
+
+
 def test_old_copy_is_recognised_by_members_that_restarted_while_it_was_down(tmp_path: Path) -> None:
     with Peers.local(tmp_path) as peers:
         peers.form("a", "b", "c")
@@ -46,6 +93,7 @@ def test_old_copy_is_recognised_by_members_that_restarted_while_it_was_down(tmp_
         peers["a"].start()
         peers["a"].wait_ready()
         assert "this store is an old copy" in peers["a"].log.read_text()
+        assert troubles(peers["a"]) == []
         peers["c"].stop()
         assert peers.client(timeout=10.0).batch_lookup("i", KEYS) == {}
 

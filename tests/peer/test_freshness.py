@@ -13,10 +13,11 @@ from dstash.cluster.joining import with_seen
 from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
 from dstash.errors import NotReady
+from dstash.peer.claims import SUSPECTED
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.healer import Pace
 from dstash.wire.envelope import Envelope, decode, encode
-from dstash.wire.messages import Error, Lookup
+from dstash.wire.messages import Error, Hello, Lookup, Welcome
 from dstash.wire.replication import AskSeen, SeenIs
 from dstash.wire.shapes import Frame
 from tests.harness.joined import Joined
@@ -335,3 +336,151 @@ def test_cluster_goes_on_once_the_loss_of_all_old_copies_is_accepted(joined: Res
     assert joined.record("b", "l") == joined.record("a", "l")
     joined.put({"new": 1}, level="all")
     assert joined.lookup("new") == {"new": 1}
+
+
+class TestClaims:
+    """What clients saw of a store."""
+
+    def claim(self, joined: Restarted, name: str, seen: list[list[Any]]) -> Any:
+        frames = encode(Envelope(1, 0, 0, Hello(seen=seen)))
+        return decode(joined.peers[name].receive(b"client", frames, joined.now)[0].frames).message
+
+    def seen_of(self, joined: Restarted, name: str) -> list[list[Any]]:
+        """Return what a client sees that is connected now."""
+        answer = self.claim(joined, name, [])
+        assert isinstance(answer, Welcome)
+        return [answer.store]
+
+    def suspects(self, joined: Restarted, name: str) -> bool:
+        joined.pass_time(1)
+        return joined.peers[name].status()["troubles"] == [SUSPECTED]
+
+    def all_old(self, joined: Restarted) -> dict[str, list[list[Any]]]:
+        """Replace all disks by old copies; returns what a client saw before."""
+        joined.put({"k": 1})
+        joined.pass_time(3)
+        copies = {name: deepcopy(store) for name, store in joined.stores.items()}
+        joined.now += 1000
+        joined.put({"k": 2}, level="all")
+        joined.pass_time(3)
+        seen = {name: self.seen_of(joined, name) for name in "abc"}
+        joined.end("a", "b", "c")
+        joined.stores.update(copies)
+        joined.start("a", "b", "c")
+        joined.pass_time(3)
+        return seen
+
+    def test_old_copies_of_all_disks_are_suspected_and_vote_on(self, joined: Restarted) -> None:
+        seen = self.all_old(joined)
+        for name in "abc":
+            assert joined.votes(name)
+            assert not self.suspects(joined, name)
+            self.claim(joined, name, [*seen["a"], *seen["b"], *seen["c"]])
+            assert self.suspects(joined, name)
+            assert joined.votes(name)
+            assert joined.peers[name].why_not_ready() is None
+        assert joined.synced() == "abc"
+
+    def test_claim_is_remembered_until_the_store_is_filled(self, joined: Restarted) -> None:
+        seen = self.all_old(joined)
+        self.claim(joined, "a", seen["a"])
+        assert self.suspects(joined, "a")
+        joined.pass_time(60)
+        assert self.suspects(joined, "a")
+        lost = changing.lost(joined.topology, "a", "store-a")
+        assert lost is not None
+        joined.topology = lost
+        for name in "abc":
+            joined.look(name)
+        joined.pass_time(30)
+        assert joined.synced() == "abc"
+        assert not self.suspects(joined, "a")
+        self.claim(joined, "a", seen["a"])
+        assert not self.suspects(joined, "a")
+
+    def test_claims_outlive_restarts_of_the_client_and_not_of_the_peer(
+        self, joined: Restarted
+    ) -> None:
+        seen = self.all_old(joined)
+        self.claim(joined, "a", seen["a"])
+        assert self.suspects(joined, "a")
+        joined.end("a")
+        joined.start("a")
+        assert not self.suspects(joined, "a")
+        self.claim(joined, "a", seen["a"])
+        assert self.suspects(joined, "a")
+
+    def test_members_are_asked_at_once_and_one_that_confirms_ends_the_vote(
+        self, joined: Restarted
+    ) -> None:
+        joined.put({"k": 1})
+        joined.pass_time(3)
+        copy = deepcopy(joined.stores["a"])
+        joined.now += 1000
+        joined.put({"k": 2}, level="all")
+        joined.pass_time(3)
+        seen = self.seen_of(joined, "a")
+        remembered = joined.peers["c"].holdings.memory.of("store-a")
+        joined.end("a", "b", "c")
+        joined.stores["a"] = copy
+        joined.stores["b"].marks.pop(b"seen", None)
+        joined.stores["c"].marks.pop(b"seen", None)
+        joined.start("a", "b", "c")
+        joined.pass_time(6)
+        assert joined.votes("a")
+        for life in remembered:  # as from a member that was away
+            joined.peers["c"].holdings.memory.note("store-a", life)
+        before = joined.peers["c"].meters.kinds()["AskSeen"]
+        joined.settle()
+        assert joined.peers["c"].meters.kinds()["AskSeen"] == before
+        self.claim(joined, "a", seen)
+        joined.now += 100
+        joined.settle()
+        assert joined.peers["c"].meters.kinds()["AskSeen"] > before
+        assert not joined.votes("a")
+        joined.make_proposals()
+        assert joined.synced() == "bc"
+
+    def test_store_that_was_not_rolled_back_is_not_suspected(self, joined: Restarted) -> None:
+        joined.put({"k": 1}, level="all")
+        seen = self.seen_of(joined, "a")
+        for _ in range(3):
+            joined.end("a")
+            joined.start("a")
+            joined.pass_time(3)
+            self.claim(joined, "a", seen)
+            assert not self.suspects(joined, "a")
+            seen += self.seen_of(joined, "a")
+
+    @pytest.mark.parametrize(
+        "made_up",
+        [
+            ["store-b", 3, 1, 2**63],  # another store
+            ["store-a", 2**64 - 1, 1, 1],  # a life that cannot be: the number would run over
+        ],
+    )
+    def test_claim_that_says_nothing_of_this_store_is_ignored(
+        self, joined: Restarted, made_up: list[Any]
+    ) -> None:
+        joined.pass_time(3)
+        assert isinstance(self.claim(joined, "a", [made_up]), Welcome)
+        assert not self.suspects(joined, "a")
+
+    def test_lie_shows_and_takes_no_vote_and_no_memory(self, joined: Restarted) -> None:
+        joined.pass_time(3)
+        for number in range(200):
+            self.claim(joined, "a", [["store-a", 7 + number, 1, 2**63]])
+        assert self.suspects(joined, "a")
+        assert joined.votes("a")
+        assert len(joined.peers["a"].healer.freshness._claims._kept) <= 16
+        asked = joined.peers["b"].meters.kinds()["AskSeen"]
+        for number in range(100):
+            self.claim(joined, "a", [["store-a", 9999 + number, 1, 2**63]])
+            joined.settle()
+        assert joined.peers["b"].meters.kinds()["AskSeen"] - asked <= 1
+
+    @pytest.mark.parametrize("seen", [[1], [["store-a"]], [["store-a", -1, 2, 3]], [[1, 2, 3, 4]]])
+    def test_claim_of_another_form_is_refused(self, joined: Restarted, seen: Any) -> None:
+        answer = self.claim(joined, "a", seen)
+        assert isinstance(answer, Error)
+        assert "Hello.seen is not a list of" in answer.text

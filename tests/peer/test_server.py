@@ -33,7 +33,7 @@ def server() -> Iterator[tuple[PeerCore, Link]]:
     server = PeerServer(core, router, context, drain=1)
     thread = threading.Thread(target=server.run)
     thread.start()
-    link = Link(context, router.address, encode(Envelope(1, 0, 0, Ping())))
+    link = Link(context, router.address, lambda: encode(Envelope(1, 0, 0, Ping())))
     yield core, link
     server.stop()
     thread.join(10)

@@ -202,7 +202,7 @@ class TestDoor:
 
     def is_up(self, client: KeyPair | None, address: str, *, wait: float = 10) -> bool:
         context = Context(keys=client)
-        link = Link(context, address, [b"hello"])
+        link = Link(context, address, lambda: [b"hello"])
         try:
             wait_until(lambda: link.changes() or link.state.is_final, wait, "news of the link")
             return link.state is LinkState.UP
@@ -227,7 +227,7 @@ class TestDoor:
     def test_nobody_comes_in_without_a_doorkeeper(self, context: Context, pair: KeyPair) -> None:
         router = Router(context, "tcp://127.0.0.1:*")
         client = Context(keys=KeyPair.generate())
-        link = Link(client, f"{router.address} {pair.public}", [b"hello"])
+        link = Link(client, f"{router.address} {pair.public}", lambda: [b"hello"])
         try:
             stays_true(
                 lambda: link.changes() is not None and link.state is not LinkState.UP,

@@ -33,9 +33,12 @@ class VirtualChannel(Channel):
     def __init__(self, client: VirtualClient, session: Session) -> None:
         self._client = client
         self._session = session
-        self._connections = VirtualLinks(client.world.network, client, self._greeting, self._notice)
+        self._connections = VirtualLinks(
+            client.world.network, client, session.greeting, self._notice
+        )
         self._links = self._connections
         self._running = []
+        self._stores = {}
         self._next_find = 0
         self._find: Find | None = None
         self._done: Done | None = None
@@ -44,6 +47,7 @@ class VirtualChannel(Channel):
     def begin(self, operation: Operation, done: Done, find: Find | None = None) -> None:
         """Drive a call; ``done`` is called at its end. ``find`` as in ``Channel.run``."""
         self._running, self._done, self._find = [operation], done, find
+        operation.stores = self._stores
         self._alarm = 0
         try:
             self._send(self._session.probes(self._session.wall()), operation)
@@ -92,6 +96,7 @@ class VirtualChannel(Channel):
     def _begin_search(self, now: int) -> None:
         if self._find is not None:
             search = self._find(now + _FIND_MS)
+            search.stores = self._stores
             self._running.append(search)
             self._send(self._session.probes(now), search)
 

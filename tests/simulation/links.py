@@ -37,7 +37,7 @@ class VirtualLinks(Links):
     def _open(self, peer: str, address: str) -> Any:
         if peer in self._links:
             self._drop(peer)
-        link = VirtualLink(self._network, self._owner, address, self._greeting(), self._notify)
+        link = VirtualLink(self._network, self._owner, address, self._greeting, self._notify)
         self._links[peer] = link  # type: ignore[assignment]  # the same words
         self._peer_of[link.socket] = self._peer_of[link.monitor] = peer
         return link

@@ -269,7 +269,7 @@ class VirtualLink:
         network: Network,
         owner: Machine,
         address: str,
-        greeting: list[bytes],
+        greeting: Callable[[], list[bytes]],
         notify: Callable[[], None],
     ) -> None:
         self.owner = owner
@@ -321,7 +321,7 @@ class VirtualLink:
     def _flush(self, state: LinkState) -> None:
         waiting, self._waiting = self._waiting, deque()
         if state is LinkState.UP:
-            for parts in (self._greeting, *waiting):
+            for parts in (self._greeting(), *waiting):
                 self._send_now(parts)
 
     def close(self) -> None:

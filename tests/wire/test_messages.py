@@ -42,6 +42,7 @@ def like(hint: str) -> st.SearchStrategy[Any]:
         "Frame": st.binary(max_size=40).map(Frame),
         "list[int]": st.lists(WORDS, max_size=5),
         "list[str]": st.lists(st.text(max_size=5), max_size=5),
+        "list[Any]": st.lists(WORDS | st.text(max_size=5), max_size=5),
         "list[list[Any]]": st.lists(st.tuples(WORDS, WORDS, st.text()).map(list), max_size=3),
         "dict[str, int]": st.dictionaries(st.text(max_size=5), WORDS, max_size=3),
         "dict[str, Any]": st.dictionaries(st.text(max_size=5), WORDS | st.binary(), max_size=3),

@@ -36,7 +36,7 @@ def router(context: Context) -> Iterator[Router]:
 
 @pytest.fixture
 def link(context: Context, router: Router) -> Iterator[Link]:
-    link = Link(context, router.address, GREETING)
+    link = Link(context, router.address, lambda: GREETING)
     yield link
     link.close()
 
@@ -78,7 +78,7 @@ def test_nobody_to_answer_is_said_at_once(router: Router) -> None:
 
 
 def test_nothing_waits_for_a_peer_that_is_down(context: Context) -> None:
-    link = Link(context, f"tcp://127.0.0.1:{free_port()}", GREETING)
+    link = Link(context, f"tcp://127.0.0.1:{free_port()}", lambda: GREETING)
     try:
         assert link.send([b"waits while the first try is under way"])
         states(link, LinkState.DOWN)
@@ -89,7 +89,7 @@ def test_nothing_waits_for_a_peer_that_is_down(context: Context) -> None:
 
 def test_a_link_comes_back_with_a_greeting_and_without_old_messages(context: Context) -> None:
     port = free_port()
-    link = Link(context, f"tcp://127.0.0.1:{port}", GREETING)
+    link = Link(context, f"tcp://127.0.0.1:{port}", lambda: GREETING)
     try:
         link.send([b"old"])
         states(link, LinkState.DOWN)
@@ -111,7 +111,7 @@ def test_a_message_beyond_the_limit_ends_the_connection_not_the_router(
     states(link, LinkState.UP)
     assert link.send([bytes(MAX_FRAME_BYTES + 1)])
     states(link, LinkState.DOWN)
-    other = Link(context, router.address, GREETING)
+    other = Link(context, router.address, lambda: GREETING)
     try:
         states(other, LinkState.UP)
         assert take(router.receive)
@@ -151,7 +151,7 @@ def test_a_port_in_use_is_named(context: Context, router: Router) -> None:
 
 def test_an_address_that_makes_no_sense_is_named(context: Context) -> None:
     with pytest.raises(UsageError, match="cannot connect to 'nonsense'"):
-        Link(context, "nonsense", GREETING)
+        Link(context, "nonsense", lambda: GREETING)
 
 
 class TestWaker:

@@ -1,0 +1,104 @@
+"""What a client tells peers of the stores that it saw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dstash.client.sightings import Sightings
+from dstash.client.writes import PutOperation
+from dstash.cluster.lineage import MOST_CLAIMS
+from dstash.types import Level
+from dstash.version import newest_stamp
+from dstash.wire.envelope import Envelope, decode, encode
+from dstash.wire.messages import Hello, Put, Welcome
+from tests.harness.joined import Joined
+
+
+@pytest.fixture
+def sightings() -> Sightings:
+    return Sightings()
+
+
+def claims_about(sightings: Sightings, store_id: str) -> list[tuple[int, int]]:
+    return [(number, stamp) for store, number, _, stamp in sightings.claims() if store == store_id]
+
+
+def test_claim_has_the_newest_acked_stamp(sightings: Sightings) -> None:
+    sighting = sightings.learn(["s", 3, 1000, 70])
+    assert sighting is not None
+    sighting.acked(90)
+    sighting.acked(80)
+    assert sightings.claims() == [["s", 3, 1000, 90]]
+    assert sightings.learn(["s", 3, 1000, 85]) is sighting
+    assert sightings.claims() == [["s", 3, 1000, 90]]
+
+
+def test_life_without_ack_is_no_claim(sightings: Sightings) -> None:
+    assert sightings.learn(["s", 3, 1000, 0]) is not None
+    assert sightings.claims() == []
+
+
+@pytest.mark.parametrize("store", [[], ["s"], ["s", "3", 1, 2], [1, 1, 1, 1], ["s", 1, 2, 3, 4]])
+def test_welcome_that_tells_nothing_of_use_is_ignored(sightings: Sightings, store: Any) -> None:
+    assert sightings.learn(store) is None
+
+
+def test_few_lives_of_a_store_are_kept_and_always_the_newest_write(sightings: Sightings) -> None:
+    sightings.learn(["s", 5, 1000, 500])
+    for number in range(20):
+        sightings.learn(["s", 5 + number, 2000, 10 + number])
+    assert claims_about(sightings, "s") == [(5, 500), (22, 27), (23, 28), (24, 29)]
+
+
+def test_claims_are_bounded_and_the_last_seen_stores_are_kept(sightings: Sightings) -> None:
+    for number in range(3 * MOST_CLAIMS):
+        sightings.learn([f"store-{number}", 1, 1, 1])
+    kept = [one[0] for one in sightings.claims()]
+    assert kept == [f"store-{number}" for number in range(2 * MOST_CLAIMS, 3 * MOST_CLAIMS)]
+
+
+def test_hello_without_claims_is_that_of_earlier_versions() -> None:
+    assert encode(Envelope(1, 0, 0, Hello("c", seen=[]))) == encode(Envelope(1, 0, 0, Hello("c")))
+    [frame] = encode(Envelope(1, 0, 0, Hello("c", seen=[["s", 1, 2, 3]])))
+    assert decode([frame]).message == Hello("c", seen=[["s", 1, 2, 3]])
+
+
+def put(joined: Joined, stores: dict[str, Any]) -> PutOperation:
+    items: list[Any] = [("k", b"k", b"\x01")]
+    operation = PutOperation(joined.session, joined.now + 5000, "i", Level("all"), items, None)
+    operation.stores = stores
+    joined.run(operation)
+    return operation
+
+
+def test_acked_write_is_claimed_of_the_stores_that_acked_it() -> None:
+    joined = Joined()
+    stores = {
+        name: joined.session.sightings.learn([f"store-{name}", 1, 1, 0]) for name in "ab"
+    }  # nothing is known of the third
+    put(joined, stores)
+    newest = joined.stores["a"].high_water
+    sent = [envelope.message for _, envelope in joined.asked]
+    stamps = {newest_stamp(one.version) for one in sent if isinstance(one, Put)}
+    assert stamps == {newest}
+    assert sorted(joined.session.sightings.claims()) == [
+        ["store-a", 1, 1, newest],
+        ["store-b", 1, 1, newest],
+    ]
+    assert decode(joined.session.greeting()).message == Hello(
+        seen=[["store-a", 1, 1, newest], ["store-b", 1, 1, newest]]
+    )
+
+
+def test_peer_tells_its_life_and_how_new_its_store_is() -> None:
+    joined = Joined()
+    stores: dict[str, Any] = {}
+    put(joined, stores)
+    frames = encode(Envelope(7, 0, 0, Hello("c")))
+    answer = decode(joined.peers["a"].receive(b"x", frames, joined.now)[0].frames).message
+    assert isinstance(answer, Welcome)
+    store_id, number, began, stamp = answer.store
+    assert (store_id, number, stamp) == ("store-a", 1, joined.stores["a"].high_water)
+    assert began == joined.peers["a"].holdings.lineage.current.began

@@ -1,0 +1,16 @@
+"""Whether peers suspect their stores only where there is reason to: I6."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dstash.peer.claims import SUSPECTED
+from tests.simulation.checks.registry import Run, Violation, When, check
+
+
+@check(When.HEALED)
+def no_suspicion(run: Run) -> Iterator[Violation]:
+    """Check that no claim of a client is left: every old copy has been filled again."""
+    for node in run.world.nodes:
+        if node.core is not None and SUSPECTED in node.core.troubles.values():
+            yield Violation("I6", None, f"{node.name}: {SUSPECTED}")
