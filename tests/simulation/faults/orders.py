@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dstash.cluster.changing import ordered
 from dstash.cluster.topology import State, Topology
 from dstash.errors import DStashError
+from tests.simulation.events import SECOND
 from tests.simulation.node import Node
 
 if TYPE_CHECKING:
@@ -92,13 +93,24 @@ class Operator:
             node.waits_to_be_added = True
             node.start()
 
+    def finish(self) -> None:
+        """Let every change come to its end, and look again every second.
+
+        An order to resume is refused while a restored topology waits for members, and a topology
+        that was lost may come back without it. So it is given again.
+        """
+        self._go_on()
+        self._world.events.after(SECOND, self.finish)
+
     def _go_on(self) -> None:
         """Let a change that rests, or creeps, come to its end."""
         topology = self._world.membership.topology
-        if topology is not None and topology.change is not None:
+        if topology is None or topology.change is None:
+            return
+        if topology.change.rate:
             self._order("rate", [], 0)
-            if topology.change.paused:
-                self._order("resume", [])
+        if topology.change.paused:
+            self._order("resume", [])
 
     def _order(self, action: str, peers: list[str], rate: int = 0) -> None:
         """Carry out an order at once, as a peer does that is asked to."""

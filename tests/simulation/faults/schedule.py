@@ -43,6 +43,7 @@ class Faults:
         self._is_over = True
         for number in list(self._undos):
             self._take_back(number)
+        self.operator.finish()
 
     def _next(self) -> None:
         pause = self.world.conditions.calm
