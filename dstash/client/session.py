@@ -53,6 +53,9 @@ HINT_MS: Final = 5000
 #: Of so many members, at most, a majority must have told its clock before a write is stamped.
 _CLOCKS: Final = 5
 
+#: How long (milliseconds) ago a clock may have been read when stamps turn out to be wrong.
+_CLOCK_LASTS_MS: Final = 2000
+
 #: Keys of a batch that are sorted as one, before they are cut into requests.
 KEYS_PER_SLAB = 100_000
 
@@ -72,17 +75,13 @@ class Identity(NamedTuple):
     """Under which writer id, and by which clock, one process stamps its writes.
 
     It is replaced as a unit, so that a stamp is never used under the writer of another clock.
-    ``successor`` has the identity that replaced it, so that threads agree on it. ``beyond`` stamps
-    what must be above stamps that are ahead of every clock, under a writer id of its own, because
-    ``clock`` may come to the same stamps later.
+    ``successor`` has the identity that replaced it, so that threads agree on it.
     """
 
     process: int
     writer: bytes
     clock: Clock
     successor: dict[None, Identity]
-    beyond: Clock
-    beyond_writer: bytes
 
 
 class _ReadTable(NamedTuple):
@@ -128,6 +127,7 @@ class Session:
         self.view: View | None = None
         self.value_bytes = 100.0  # running mean, to size requests by what their answers weigh
         self._offsets: dict[str, int] = {}
+        self._read_at: dict[str, int] = {}  # peer -> when its clock was read last
         self._skews: dict[str, int] = {}  # peer -> how far ahead of its clock a version may be
         self._max_skew = MAX_CLOCK_SKEW_MS  # the smallest of them
         self._avoid: dict[str, int] = {}  # peer -> when it may be probed next
@@ -177,10 +177,11 @@ class Session:
         return pack(identity.clock.tick(), identity.writer)
 
     def version_past(self, stamp: Stamp) -> Version:
-        """Return a version above a stamp that is ahead of every clock."""
-        identity = self._current_identity()
-        identity.beyond.observe(stamp)
-        return pack(identity.beyond.tick(), identity.beyond_writer)
+        """Return a version just above a stamp that is ahead of every clock.
+
+        Its writer id is used once: the clock of this client may come to the same stamp later.
+        """
+        return pack(stamp + 1, self._random_bytes(WRITER_BYTES))
 
     def observe(self, stamp: Stamp) -> None:
         """Move the clock past a stamp that beat one of ours, unless it would be refused then."""
@@ -202,9 +203,8 @@ class Session:
             self._identity = identity.successor.setdefault(None, fresh)
 
     def _new_identity(self, floor: Stamp = 0) -> Identity:
-        writer, other = self._random_bytes(WRITER_BYTES), self._random_bytes(WRITER_BYTES)
-        clock, beyond = Clock(self.cluster_time, floor), Clock(lambda: 0)
-        return Identity(self._process(), writer, clock, {}, beyond, other)
+        writer = self._random_bytes(WRITER_BYTES)
+        return Identity(self._process(), writer, Clock(self.cluster_time, floor), {})
 
     def jittered(self, pause: int) -> int:
         """Return a pause, made longer by up to a half of it, by chance."""
@@ -228,6 +228,18 @@ class Session:
             lowest, highest = clock - now, clock - sent
             known = self._offsets.get(peer, lowest)
             self._offsets[peer] = min(max(known, lowest), highest)
+            self._read_at[peer] = now
+
+    def distrust_old_clocks(self, now: int) -> None:
+        """Forget clocks that were not read for a while: a stamp was refused as from the future.
+
+        They may have been set since, and would keep outvoting those that were read just now.
+        """
+        self._offsets = {
+            peer: offset
+            for peer, offset in self._offsets.items()
+            if now - self._read_at.get(peer, 0) <= _CLOCK_LASTS_MS
+        }
 
     def unread_clocks(self) -> list[str]:
         """Return members whose clocks should be read before a write is stamped; none: enough are.

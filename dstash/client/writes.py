@@ -288,8 +288,8 @@ class WriteChunk(Chunk):
         #: Whether some replica may hold the write although nobody said so.
         self.tainted = tainted
         self.earlier = earlier
-        #: The highest stamp from the future that a replica holds, or refuses writes up to.
-        self._ahead: Stamp = 0
+        #: By replica, the highest stamp from the future that it holds, or refuses writes up to.
+        self._ahead: dict[str, Stamp] = {}
         self.existed = bytearray(len(items))
         self._acks: set[str] = set()
         self._superseded: dict[int, Version] = {}
@@ -340,7 +340,7 @@ class WriteChunk(Chunk):
             if code:
                 self._refusals.add(place, peer, from_wire(code, detail, {}))
             elif self.operation.session.is_from_the_future(newest_stamp(detail)):
-                self._ahead = max(self._ahead, newest_stamp(detail))
+                self._is_ahead(peer, newest_stamp(detail))
                 skew = ClockSkew(f"{peer} holds a version from the future")
                 self._refusals.add(place, peer, skew)
             else:
@@ -479,20 +479,34 @@ class WriteChunk(Chunk):
         self.tainted = self.tainted or not failure.definite
         if isinstance(error, StaleEpoch) and self.operation.session.epoch > self.epoch:
             return self._reroute(self.version, now)
-        if isinstance(error, BelowFloor) and self._rises_above(error):
+        if isinstance(error, BelowFloor) and self._rises_above(peer, error):
             self._keep_version()
             return self._reroute(None, now)
         self._failed[peer] = error
         return self._proceed(now)
 
-    def _rises_above(self, error: BelowFloor) -> bool:
+    def _is_ahead(self, peer: str, stamp: Stamp) -> None:
+        self._ahead[peer] = max(stamp, self._ahead.get(peer, 0))
+
+    def _least_ahead(self) -> Stamp:
+        """Return the lowest stamp above which enough replicas take this write; 0: any.
+
+        What a minority holds above that is not the present, and is not stamped past.
+        """
+        for stamp in sorted({0, *self._ahead.values()}):
+            able = [peer for peer in self.targets.peers if self._ahead.get(peer, 0) <= stamp]
+            if self._is_met(able):
+                return stamp
+        return max(self._ahead.values(), default=0)
+
+    def _rises_above(self, peer: str, error: BelowFloor) -> bool:
         """Move the clock past a floor; False when that floor is from the future."""
         session, floor = self.operation.session, error.facts.get("floor")
         stamp = floor if isinstance(floor, int) else 0
         session.observe(stamp)
         is_ahead = session.is_from_the_future(stamp)
         if is_ahead:
-            self._ahead = max(self._ahead, stamp)
+            self._is_ahead(peer, stamp)
         return not is_ahead
 
     def _reroute(self, version: Version | None, now: int) -> list[Send]:
@@ -514,7 +528,7 @@ class WriteChunk(Chunk):
 
     def _try_again(self, now: int) -> list[Send]:
         self._paused = True
-        version = self._next_version()
+        version = self._next_version(now)
         if version == self.version and not self._refusals:
             self.operation.again_later(self, now)
             self.attempt += 1
@@ -526,7 +540,7 @@ class WriteChunk(Chunk):
         chunks = self._successors(version, self.attempt + 1)
         return self.operation.replace_later(self, chunks, now)
 
-    def _next_version(self) -> Version | None:
+    def _next_version(self, now: int) -> Version | None:
         """Return the version to try again with: another one where clocks are at odds.
 
         So many replicas hold, or promised, something ahead of every clock that this write cannot be
@@ -537,9 +551,10 @@ class WriteChunk(Chunk):
         if isinstance(self.operation, ApplyOperation):
             return self.version
         is_past = newest_stamp(self.version) > self.earlier.passed > 0
-        if self._ahead > (self.earlier.passed if is_past else 0):
-            self.earlier = self.earlier._replace(passed=self._ahead, is_repeated=False)
-            return self.operation.session.version_past(self._ahead)
+        ahead = self._least_ahead()
+        if ahead > (self.earlier.passed if is_past else 0):
+            self.earlier = self.earlier._replace(passed=ahead, is_repeated=False)
+            return self.operation.session.version_past(ahead)
         reasons = self._failed.values()
         if not self._acks and any(isinstance(error, DeadlinePassed) for error in reasons):
             self._keep_version()
@@ -551,6 +566,7 @@ class WriteChunk(Chunk):
             return self.version
         if not is_past:  # else it may stand where there was something that is the present
             self.earlier = self.earlier.with_refused(self.version)
+        self.operation.session.distrust_old_clocks(now)
         return None
 
     def _keep_version(self) -> None:

@@ -204,10 +204,10 @@ class ClusterClock:
 
         It is the cluster's time, or later, where a majority of members hold later stamps.
         """
-        return self._judged_by(self.confirmed())
+        return self._judged_by(self.confirmed(), self.time())
 
-    def _judged_by(self, confirmed: Stamp) -> int:
-        time, held = self.time(), stamp_milliseconds(confirmed)
+    def _judged_by(self, confirmed: Stamp, time: int) -> int:
+        held = stamp_milliseconds(confirmed)
         is_ahead = held > time + self._skew_ms
         return held + _MARGIN_MS - self._skew_ms if is_ahead else time
 
@@ -222,7 +222,8 @@ class ClusterClock:
         """Return the stamp above which everything is certainly from the future.
 
         Members whose present is not known, or out of date, may hold anything up to what any member
-        is known to hold; if they are a majority, anything at all.
+        is known to hold; if they are a majority, anything at all. And clocks that are not known may
+        be ahead of all that are.
         """
         if not self.knows_majority:
             waits = self._now - self._unknown_since < _PATIENCE_MS
@@ -232,7 +233,13 @@ class ClusterClock:
         if needed < 1:
             return MAX_STAMP
         held = self._held_by(needed, self._fresh)
-        return max(self.latest(), self._up_to(self._judged_by(held)))
+        return max(self.latest(), self._up_to(self._judged_by(held, self._latest_time())))
+
+    def _latest_time(self) -> int:
+        """Return the latest that the median of all clocks can be, if a majority is known."""
+        offsets = [offset for peer, offset in self._offsets.items() if peer != self._me]
+        middle = (len(self._members | {self._me}) - 1) // 2
+        return self._now + sorted([0, *offsets])[middle]
 
     def ahead_ms(self, *stamps: Stamp) -> int:
         """Return how far (milliseconds) stamps are ahead of the cluster's time; 0: within skew."""

@@ -449,6 +449,8 @@ class PeerCore:
     def _install_clock(self, before: View | None, view: View) -> None:
         topology, me = view.topology, self.settings.peer
         holders = {one.id for one in topology.before() if one.synced}
+        if topology.replicas == 1:  # a peer alone is the quorum of what it holds
+            holders = {me}
         self.clock.install(view.members.keys(), holders, view.alive)
         was = before.members.get(me) if before else None
         member = view.members.get(me)

@@ -159,6 +159,15 @@ class TestFutureVersions:
         assert joined.put({"k": "second"}).ok
         assert [value_of(joined.record(peer, "k")) for peer in "abc"] == ["second"] * 3
 
+    def test_clocks_that_were_read_long_ago_do_not_outvote_those_that_refuse(self) -> None:
+        joined = Joined("abcde", pace=Pace(10**9, 10**9, 0))
+        pass_time(joined)
+        joined.session = session_of(joined, **dict.fromkeys("abcde", HOUR))  # they were set since
+        joined.now += 10_000
+        began = joined.now
+        assert joined.put({"k": 1}, timeout=2000).ok
+        assert joined.now - began < 200
+
     def test_a_delete_gives_way_too(self) -> None:
         joined = joined_at_rest()
         joined.put({"k": 1})
@@ -235,6 +244,17 @@ class TestTheClocksWereWrong:
             assert joined.lookup(*keys) == dict.fromkeys(keys, number)
         assert joined.delete("k").ok
         assert joined.lookup("k") == {}
+
+    def test_what_one_replica_alone_refuses_is_not_stamped_past(self) -> None:
+        joined = joined_at_rest()
+        for peer, ahead in (("a", 10 * HOUR), ("b", HOUR)):
+            holdings = joined.peers[peer].holdings
+            holdings.floor = holdings.kept_floor = stamp_at(joined.now + ahead)
+        pass_time(joined)
+        began = joined.now
+        assert joined.put({"k": 1}, timeout=2000).ok
+        assert joined.now - began < 500
+        assert HOUR < moment_of(joined.record("c", "k")) < 2 * HOUR
 
     def test_a_restart_changes_nothing(self) -> None:
         joined = joined_at_rest()

@@ -126,6 +126,16 @@ class TestHighestPossible:
         clock.holds("c", stamp_at(NOW), clock.era)
         assert clock.highest_possible() == clock.latest()
 
+    def test_a_clock_that_was_not_read_may_be_ahead(self) -> None:
+        clock = clock_of(present=stamp_at(NOW))
+        read(clock, b=3000)
+        for peer in "bc":
+            clock.holds(peer, stamp_at(NOW), clock.era)
+        assert stamp_milliseconds(clock.latest()) == NOW + SKEW
+        assert stamp_milliseconds(clock.highest_possible()) == NOW + 3000 + SKEW
+        read(clock, c=0)
+        assert clock.highest_possible() == clock.latest()
+
     def test_alone_it_goes_by_its_own_clock_after_a_while(self) -> None:
         clock = clock_of()
         assert clock.highest_possible() == MAX_STAMP

@@ -17,7 +17,7 @@ from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Error, Ping, Put, Stored
 from dstash.wire.replication import AskFloor, ClockReply, ClockRequest, DigestsAre
 from dstash.wire.shapes import Frame, Message
-from tests.harness.joined import Joined
+from tests.harness.joined import START, Joined
 
 HOUR = 3_600_000
 
@@ -293,3 +293,11 @@ class TestShortGrace:
         assert "1000 ms later than this peer may promise" in str(refusal)
         pass_time(joined, 61_000)
         assert isinstance(floor(joined, "a", stamp_at(joined.now - 100)), DigestsAre)
+
+
+def test_with_one_replica_each_peer_is_the_quorum_of_what_it_holds() -> None:
+    joined = Joined(replicas=1, pace=Pace(10**9, 10**9, 0))
+    joined.stores["a"].high_water = stamp_at(joined.now + HOUR)
+    pass_time(joined)
+    assert joined.peers["a"].clock.confirmed() == stamp_at(START + 1000 + HOUR)
+    assert joined.peers["b"].clock.confirmed() == 0

@@ -11,3 +11,4 @@ class Loss(Enum):
     STORE = "the disk of a peer was lost"
     RECORD = "a record was damaged"
     COPY = "the disk of a peer was replaced by an old copy of it"
+    CLOCK = "the clock of a peer was off by far more than stamps may be"

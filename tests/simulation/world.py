@@ -354,6 +354,7 @@ class World:
             slack,
             keeps_ones=not loses_ones,
             delivers_once=not self.conditions.duplication,
+            keeps_order=Loss.CLOCK not in self.losses,
         )
 
     def _report(self, violations: list[Violation]) -> Report:

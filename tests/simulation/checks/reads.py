@@ -75,17 +75,24 @@ class ReadChecker:
         candidates = [write for write in candidates if may_count(self._terms, write)]
         if not candidates:
             return self._violation("I2", read, "was definitely not stored")
-        if read.version is not None:
+        if read.version is not None and self._terms.keeps_order:
             candidates = [write for write in candidates if read.version in write.versions]
             if not candidates:
                 return self._violation("I2", read, "has a version that was never written")
-        fresh = [write for write in candidates if max(write.versions) >= floor]
+        fresh = [write for write in candidates if self._is_fresh(write, floor, by)]
         if not fresh:
             kind = "I3" if by is not None and by.kind == "delete" else "I1"
             return self._violation(kind, read, f"is older than {_describe(by)}")
         if not any(may_live(self._terms, write, read.invoked) for write in fresh):
             return self._violation("I3", read, "had expired")
         return None
+
+    def _is_fresh(self, write: Write, floor: Version, by: Write | None) -> bool:
+        """Whether a write may have won over that of the floor."""
+        if max(write.versions) >= floor:
+            return True
+        is_later = by is not None and write.returned > by.invoked
+        return is_later and not self._terms.keeps_order
 
     def _check_missing(
         self, read: Read, known: list[Write], floor: Version, by: Write | None
@@ -94,7 +101,8 @@ class ReadChecker:
             return None
         for write in known:
             is_dead = write.kind == "delete" or may_be_dead(self._terms, write, read.returned)
-            if is_dead and may_count(self._terms, write) and max(write.versions) >= floor:
+            is_fresh = is_dead and may_count(self._terms, write)
+            if is_fresh and self._is_fresh(write, floor, by):
                 return None
         return self._violation("I1", read, f"misses {_describe(by)}")
 

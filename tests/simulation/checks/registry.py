@@ -34,12 +34,15 @@ class Terms(NamedTuple):
     partition moved).
     ``delivers_once``: whether a request that was refused stays refused; not so where the network
     delivers copies, which TCP never does after an answer.
+    ``keeps_order``: whether the higher version always wins. After clocks were far off, a later
+    write may have replaced one from the future, and peers may have stamped records again.
     """
 
     replicas: int
     slack_ms: int
     keeps_ones: bool
     delivers_once: bool
+    keeps_order: bool = True
 
 
 class Run(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Final
 from tests.simulation.events import SECOND
 from tests.simulation.faults.registry import Undo, kind
 from tests.simulation.faults.schedule import Faults
+from tests.simulation.losses import Loss
 
 
 @kind("step_clock")
@@ -28,11 +29,11 @@ _YEAR_MS: Final = 365 * 24 * _HOUR_MS
     share=0.06,
     durations=(SECOND, 20 * SECOND),
     at_least=12 * SECOND,
-    pending="a clock that was ahead leaves no outage",
 )
 def far_clock(faults: Faults) -> Undo:
     """Set the clocks of one, two or all machines wrong by hours or years."""
     rng, nodes = faults.rng, faults.world.nodes
+    faults.world.losses.add(Loss.CLOCK)
     some = rng.sample(nodes, min(len(nodes), rng.choice((1, 1, 2, len(nodes)))))
     step = rng.choice((3_000, _HOUR_MS, _HOUR_MS, 10 * _YEAR_MS, -_HOUR_MS, -10 * _YEAR_MS))
     for node in some:

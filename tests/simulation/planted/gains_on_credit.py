@@ -12,7 +12,8 @@ from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 
 
-@plant("gains-on-credit", "I1", "I3", "I4")
+# I6: a delete denies that a key was there when the record is on no replica that it asks.
+@plant("gains-on-credit", "I1", "I3", "I4", "I6")
 class CallsGainsComplete(World):
     """Calls a change of placement complete when it has hardly begun."""
 

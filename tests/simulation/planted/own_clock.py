@@ -1,0 +1,48 @@
+"""Planted fault: a peer trusts its own clock."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dstash.cluster.cluster_clock import ClusterClock
+from dstash.peer.core import PeerCore, Settings
+from dstash.store.twin import TwinStore
+from dstash.version import Stamp
+from tests.simulation.events import SECOND
+from tests.simulation.planted.registry import plant, planted_conditions
+from tests.simulation.world import World
+
+
+class _OwnClock(ClusterClock):
+    """Reads no other clock, and takes what a majority holds for nothing."""
+
+    def answered(self, peer: str, correlation: int, moment: int) -> None:
+        """Read nothing."""
+
+    @property
+    def knows_majority(self) -> bool:
+        """Claim that the own clock is that of the cluster."""
+        return True
+
+    def confirmed(self) -> Stamp:
+        """Return that nothing is held."""
+        return 0
+
+    def highest_possible(self) -> Stamp:
+        """Be certain of the own clock."""
+        return self.latest()
+
+
+@plant("own-clock", "I1", "I3", "I4", "I6")
+class TrustsItsOwnClock(World):
+    """Accepts, promises and starts by the own clock, as before other clocks were read."""
+
+    def __init__(self, seed: int) -> None:
+        conditions = replace(planted_conditions(seed, "far_clock"), calm=3 * SECOND)
+        super().__init__(seed, conditions=conditions)
+
+    def make_core(self, settings: Settings, store: TwinStore, now: int) -> PeerCore:
+        """Return a core whose clock reads no other one."""
+        core = super().make_core(settings, store, now)
+        core.clock.__class__ = _OwnClock
+        return core
