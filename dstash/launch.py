@@ -28,6 +28,7 @@ def launch(module: str) -> None:
     on_interrupt = signal.getsignal(signal.SIGINT)
     if on_interrupt is signal.default_int_handler:  # it is not where a shell has it ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _import_structlog()
     run = import_module(module).main
     signal.signal(signal.SIGINT, on_interrupt)
     run()
@@ -37,3 +38,18 @@ def _open_missing_streams() -> None:
     for name, flags, mode in _MISSING:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.open(os.devnull, flags), mode))  # noqa: SIM115  # stays open as the stream
+
+
+def _import_structlog() -> None:
+    """Import structlog without rich.
+
+    structlog imports rich, if it is there, for a traceback format that dstash does not use: a
+    seventh of the start of a peer. Commands that show tables import rich themselves.
+    """
+    if "rich" in sys.modules:
+        return
+    sys.modules["rich"] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        import structlog  # noqa: F401
+    finally:
+        del sys.modules["rich"]

@@ -47,6 +47,20 @@ def test_ctrl_c_while_loading_is_no_traceback(command: list[str]) -> None:
     assert "KeyboardInterrupt" not in rest
 
 
+@pytest.mark.parametrize("command", [DSTASH, DSTASH_PEER])
+def test_start_imports_no_library_that_it_may_never_use(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", command, "--unknown"],
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+    )
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 2, done.stderr
+    assert "structlog.dev" in loaded
+    assert not loaded & {"rich.console", "prometheus_client.core", "requests.api", "pyarrow.lib"}
+
+
 def test_a_closed_stdout_is_an_error_for_who_has_something_to_say() -> None:
     code, said = run('"$0" --version 2>&1 >&-')
     assert (code, said) == (1, "dstash: reading stdin or writing stdout: Bad file descriptor\n")

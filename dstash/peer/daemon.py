@@ -6,8 +6,9 @@ import os
 import signal
 import socket
 import threading
+from functools import cached_property
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -29,7 +30,6 @@ from dstash.peer.guard import open_door
 from dstash.peer.healer import Pace
 from dstash.peer.http import Answer, HttpServer
 from dstash.peer.keeper import Keeper
-from dstash.peer.metrics import PeerMetrics
 from dstash.peer.notify import notify
 from dstash.peer.pages import Dashboard
 from dstash.peer.server import PeerServer, wall
@@ -44,6 +44,9 @@ from dstash.types import Durability
 from dstash.wire.connections import Limits
 from dstash.wire.security import Doorkeeper
 from dstash.wire.sockets import Context, Router
+
+if TYPE_CHECKING:
+    from dstash.peer.metrics import PeerMetrics
 
 _log = structlog.get_logger("dstash.peer")
 
@@ -172,7 +175,7 @@ class Daemon:
             "/healthz": self._healthz,
             "/readyz": self._readyz,
             "/status": self._status,
-            "/metrics": PeerMetrics(self.server, self.core).page,
+            "/metrics": lambda: self._metrics.page(),
             **Dashboard(self.server, self.core).pages(),
         }
         http = HttpServer(self.settings.http_bind, self.settings.http_port, pages)
@@ -214,6 +217,13 @@ class Daemon:
         else:
             keeper.go_without(self._unreachable)
         return keeper
+
+    @cached_property
+    def _metrics(self) -> PeerMetrics:
+        # prometheus_client takes a tenth of a peer's start, so it is imported for the first scrape.
+        from dstash.peer.metrics import PeerMetrics
+
+        return PeerMetrics(self.server, self.core)
 
     def _show_trouble(self, source: str, text: str) -> None:
         self.server.trouble(source, text)
