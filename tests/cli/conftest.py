@@ -12,7 +12,7 @@ import pytest
 from tests.harness.devcluster import DevCluster, InProcess
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
     """Three peers. Each test takes an index of its own."""
     cluster = DevCluster(tmp_path_factory.mktemp("dev"))

@@ -10,7 +10,7 @@ from dstash import Client
 from tests.harness.peers import Peers
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
     """Three peers that hold three copies of each key. Each test takes an index of its own."""
     with Peers.local(tmp_path_factory.mktemp("peers")) as made:
@@ -18,13 +18,13 @@ def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def seeds(peers: Peers) -> list[str]:
     """Where the peers are."""
     return [peer.address for peer in peers.all.values()]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def blocking(peers: Peers) -> Client:
     """A blocking client, closed at the end."""
     return peers.client()

@@ -13,9 +13,9 @@ from tests.harness.peers import Peers
 __all__ = ["no_leaks"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
-    """Three peers that all tests share: nobody stops them."""
+    """Three peers that the tests of this folder share: no test stops them."""
     with Peers.local(tmp_path_factory.mktemp("trio")) as peers:
         peers.form("a", "b", "c")
         yield peers
