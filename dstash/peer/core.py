@@ -187,6 +187,8 @@ class PeerCore:
         #: What the peer waits for before it has a view; empty when nothing is known.
         self.waits_for = ""
         self.wants_refresh = False
+        #: A later topology that another member goes by, for the case that the membership is away.
+        self.heard_topology: Topology | None = None
         self.failure: DStashError | None = None
         self.unread: Unread = _NothingUnread()
         #: What is wrong with this peer although it serves, by source; for people.
@@ -258,7 +260,27 @@ class PeerCore:
         self.clock.answered(peer, envelope.correlation, envelope.moment)
         if self.view is not None and envelope.epoch > self.view.epoch:
             self.wants_refresh = True
+            if isinstance(envelope.message, Error):
+                self._hear_topology(peer, envelope.message.error(), self.view)
         self.scheduler.answered(peer, envelope)
+
+    def _hear_topology(self, peer: str, error: DStashError, view: View) -> None:
+        """Take the topology of a member that goes by a later epoch, if it may be gone by."""
+        encoded = error.facts.get("topology")
+        if not isinstance(error, StaleEpoch) or not isinstance(encoded, bytes):
+            return
+        try:
+            found = Topology.decode(encoded)
+        except ProtocolError:
+            self.counts["malformed"] += 1
+            return
+        known = self.heard_topology or view.topology
+        me = found.member(self.settings.peer)
+        is_ours = me is not None and me.store_id == self.store.store_id
+        is_usable = found.formed and found.restored is None
+        is_successor = found.cluster_id == view.topology.cluster_id and found.epoch > known.epoch
+        if peer in view.members and is_ours and is_usable and is_successor:
+            self.heard_topology = self._trusted(found)
 
     def lost(self, peer: str) -> None:
         """Take note that the connection to another peer broke."""
@@ -319,6 +341,8 @@ class PeerCore:
         self._set_time(now)
         self._install_clock(before, view)
         self.wants_refresh = False
+        if self.heard_topology is not None and self.heard_topology.epoch <= view.epoch:
+            self.heard_topology = None
         self.healer.install(view, self._steady.at(now))
         early = self._early.take()
         return [reply for request in early for reply in self._handle(request, now)]

@@ -113,6 +113,9 @@ class Keeper:
         self._view: View | None = None
         #: A topology that this peer goes by and could not store yet.
         self._unkept: Topology | None = None
+        #: What another member goes by, and whether the view was made from that.
+        self._heard: Topology | None = None
+        self._is_heard = False
         #: Whether the membership had this peer's cluster since this process began.
         self._was_there = False
         self._has_read = False
@@ -168,6 +171,10 @@ class Keeper:
         """Look at the membership soon."""
         self._membership.wake()
 
+    def hear(self, topology: Topology) -> None:
+        """Take a topology that another member goes by, for as long as the membership is away."""
+        self._heard = topology
+
     def propose(self, proposals: Iterable[Proposal]) -> None:
         """Make steps in the topology soon: again and again, until each is made or moot."""
         self._proposals.extend(proposals)
@@ -210,6 +217,20 @@ class Keeper:
             self._view = View(kept, frozenset(one.id for one in kept.members))
             self._publish(self._view)
 
+    def _go_by_heard(self) -> None:
+        """Go by the topology of another member where the membership does not tell of it.
+
+        It is not stored, nor given to the membership: it is only as true as that member.
+        """
+        heard, view = self._heard, self._view
+        if heard is None or view is None or heard.epoch <= view.epoch:
+            return
+        if heard.cluster_id == view.topology.cluster_id:
+            _log.warning("goes by the topology of another member", epoch=heard.epoch)
+            self._view = View(heard, frozenset(one.id for one in heard.members))
+            self._is_heard = True
+            self._publish(self._view)
+
     def _run(self) -> None:
         while not self._stop.is_set():
             self._turned = time.monotonic()
@@ -228,6 +249,7 @@ class Keeper:
                 self._look()
         except MembershipUnreachable as error:
             self.go_without(error)
+            self._go_by_heard()
             return 0.5
         except DStashError as error:
             if not (self._was_there or self._waits_for_others):
@@ -411,7 +433,9 @@ class Keeper:
         return not any(member.store_id in alive for member in topology.members)
 
     def _last(self) -> Topology | None:
-        return last_known(self._store) if self._view is None else self._view.topology
+        if self._view is None or self._is_heard:
+            return last_known(self._store)
+        return self._view.topology
 
     def _check_cluster(self, topology: Topology) -> None:
         """Adopt the cluster, once it is formed; ``ForeignStore`` if the store is of another one."""
@@ -452,7 +476,8 @@ class Keeper:
             self._removed()
             return
         alive = frozenset(self._membership.alive())
-        before = self._view
+        before = None if self._is_heard else self._view
+        self._is_heard = False
         if before is not None and (before.epoch, before.alive) == (topology.epoch, alive):
             return
         if before is None or before.epoch != topology.epoch:

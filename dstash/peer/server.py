@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from dstash import threads
-from dstash.cluster.topology import Member, Way
+from dstash.cluster.topology import Member, Topology, Way
 from dstash.cluster.view import View
 from dstash.errors import DStashError, NotReady, StoreFailed
 from dstash.peer.authority import Authority
@@ -64,6 +64,9 @@ class TopologyKeeper(Protocol):
     def refresh(self) -> None:
         """Look at the membership soon."""
 
+    def hear(self, topology: Topology) -> None:
+        """Take a topology that another member goes by."""
+
     def propose(self, proposals: Iterable[Proposal]) -> None:
         """Make steps in the topology soon."""
 
@@ -74,6 +77,9 @@ class TopologyKeeper(Protocol):
 class _NobodyYet:
     def refresh(self) -> None:
         """Nothing to look at."""
+
+    def hear(self, topology: Topology) -> None:
+        """Nothing that could go by it."""
 
     def propose(self, proposals: Iterable[Proposal]) -> None:
         """Nobody to make a step."""
@@ -291,6 +297,8 @@ class PeerServer:
                 self._core.unsent(one)
         if self._core.wants_refresh:
             self._core.wants_refresh = False
+            if self._core.heard_topology is not None:
+                self._keeper.hear(self._core.heard_topology)
             self._keeper.refresh()
         proposals = self._core.take_proposals()
         if proposals:

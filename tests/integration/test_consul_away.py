@@ -146,6 +146,28 @@ class TestAMember:
         wait_until(lambda: holders(consul) == set("abc"), 60, "all have their locks")
         assert client.lookup("i", "k", read="all") == 2
 
+    def test_takes_a_later_topology_from_another_member(
+        self, peers: Peers, consul: ConsulAgent
+    ) -> None:
+        def epoch(name: str) -> int:
+            return int(peers[name].page("/status").get("epoch", 0))
+
+        before = epoch("b")
+        assert peers["b"].stop() == 0
+        peers.start("d")  # which changes the topology
+        wait_until(
+            lambda: epoch("a") == epoch("c") == epoch("d") > before, 60, "the topology has changed"
+        )
+        consul.freeze()
+        peers["b"].start()
+        peers["b"].wait_ready()
+        wait_until(lambda: epoch("b") == epoch("a"), 60, "it goes by the later topology")
+        assert AWAY in str(peers["b"].page("/readyz")["troubles"])
+        peers.client().put("i", "k", 1, write="all")
+        consul.thaw()
+        wait_until(lambda: holders(consul) == set("abcd"), 60, "all have their locks")
+        wait_until(lambda: peers["b"].page("/readyz")["troubles"] == [], 60, "the trouble is over")
+
     def test_that_lost_its_store_waits(self, peers: Peers, consul: ConsulAgent) -> None:
         assert peers["b"].stop() == 0
         for file in peers["b"].data.iterdir():

@@ -10,9 +10,10 @@ import pytest
 
 from dstash.cluster import changing
 from dstash.cluster.joining import with_seen
-from dstash.cluster.topology import Topology
+from dstash.cluster.topology import Restored, Topology
 from dstash.cluster.view import View
-from dstash.errors import NotReady
+from dstash.errors import NotReady, StaleEpoch
+from dstash.peer.authority import Authority, Grant, Role
 from dstash.peer.claims import SUSPECTED
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.healer import Pace
@@ -336,6 +337,65 @@ def test_cluster_goes_on_once_the_loss_of_all_old_copies_is_accepted(joined: Res
     assert joined.record("b", "l") == joined.record("a", "l")
     joined.put({"new": 1}, level="all")
     assert joined.lookup("new") == {"new": 1}
+
+
+class TestHeardTopology:
+    """A later topology that another member goes by; see ``Keeper.hear``."""
+
+    def hear(self, joined: Restarted, topology: Topology, *, trusts: str = "") -> Topology | None:
+        """Let ``a`` start at the present epoch while the others go by ``topology``."""
+        joined.end("a")
+        joined.install(topology, "b", "c")
+        joined.ended.discard("a")
+        joined.down.discard("a")
+        core = PeerCore(Settings("a", "c", pace=LIVE), joined.stores["a"], joined.now)
+        core.not_ready = None
+        if trusts:
+            core.authorise(Authority({trusts: Grant(Role.PEER)}))
+        joined.peers["a"] = core
+        core.install(View(joined.topology, frozenset("abc")), joined.now)
+        joined.settle()
+        return core.heard_topology
+
+    def test_is_heard_from_members_that_refuse_the_epoch(self, joined: Restarted) -> None:
+        later = joined.topology.next()
+        assert self.hear(joined, later) == later
+        assert joined.peers["a"].wants_refresh
+        joined.peers["a"].install(View(later, frozenset("abc")), joined.now)
+        assert joined.peers["a"].heard_topology is None
+        joined.pass_time(1)
+        assert joined.votes("a")
+
+    def test_keys_that_are_not_trusted_are_dropped(self, joined: Restarted) -> None:
+        known, unknown = "k" * 40, "u" * 40
+        members = tuple(
+            replace(one, key=unknown if one.id == "c" else known) for one in joined.topology.members
+        )
+        heard = self.hear(joined, replace(joined.topology.next(), members=members), trusts=known)
+        assert heard is not None
+        assert [one.key for one in heard.members] == [known, known, ""]
+
+    @pytest.mark.parametrize("wrong", ["cluster", "without", "store", "restored", "forming"])
+    def test_what_may_not_be_gone_by_is_not_taken(self, joined: Restarted, wrong: str) -> None:
+        later = joined.topology.next()
+        me, *others = later.members
+        changed = {
+            "cluster": replace(later, cluster_id="another"),
+            "without": replace(later, members=tuple(others)),
+            "store": replace(later, members=(replace(me, store_id="x"), *others)),
+            "restored": replace(later, restored=Restored(5)),
+            "forming": replace(later, formed=False),
+        }
+        assert self.hear(joined, changed[wrong]) is None
+
+    def test_topology_of_a_stranger_is_not_taken(self, joined: Restarted) -> None:
+        core = joined.peers["a"]
+        error = StaleEpoch("old", topology=joined.topology.next().encode())
+        frames = encode(Envelope(1, joined.topology.epoch + 1, 0, Error.of(error)))
+        core.receive_answer("x", frames, joined.now)
+        assert core.heard_topology is None
+        core.receive_answer("b", frames, joined.now)
+        assert core.heard_topology is not None
 
 
 class TestClaims:

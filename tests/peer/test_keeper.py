@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dstash.cluster.joining import last_known
 from dstash.cluster.local import LocalMembership
 from dstash.cluster.membership import Announcement
-from dstash.cluster.topology import State
-from dstash.errors import ChangeConflict, DiskFull, DStashError
+from dstash.cluster.topology import State, Topology
+from dstash.cluster.view import View
+from dstash.errors import ChangeConflict, DiskFull, DStashError, MembershipUnreachable
 from dstash.peer.keeper import Keeper
 from dstash.store.twin import TwinStore
 from dstash.wire.messages import Error, Order
@@ -73,6 +76,80 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     yield made
     for membership in made.members.values():
         membership.close()
+
+
+class TestHeardTopology:
+    """What a peer goes by that cannot reach the membership, and hears of a later topology."""
+
+    def later(self, cluster: Cluster, **changes: Any) -> Topology:
+        topology = cluster.members["a"].read().topology
+        assert topology is not None
+        return replace(topology, epoch=topology.epoch + 1, **changes)
+
+    def turn(self, keeper: Keeper, monkeypatch: pytest.MonkeyPatch, *, away: bool) -> None:
+        def watch(patience: float) -> None:
+            if away:
+                raise MembershipUnreachable("gone")
+
+        monkeypatch.setattr(keeper._membership, "watch", watch)
+        keeper._turn()
+
+    def test_peer_goes_by_it_and_does_not_store_it(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        published: list[View] = []
+        keeper = cluster.keepers["a"]
+        keeper._look()
+        keeper._publish = published.append
+        heard = self.later(cluster)
+        keeper.hear(heard)
+        self.turn(keeper, monkeypatch, away=True)
+        assert [view.topology for view in published] == [heard]
+        assert last_known(cluster.stores["a"]) == replace(heard, epoch=heard.epoch - 1)
+        self.turn(keeper, monkeypatch, away=True)
+        assert len(published) == 1
+
+    def test_membership_that_is_back_decides(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keeper = cluster.keepers["a"]
+        keeper.hear(self.later(cluster))
+        self.turn(keeper, monkeypatch, away=True)
+        stored = cluster.members["a"].read().topology
+        self.turn(keeper, monkeypatch, away=False)
+        assert keeper._view is not None
+        # Nothing was restored from what another peer has said.
+        assert keeper._view.topology == cluster.members["a"].read().topology == stored
+        assert last_known(cluster.stores["a"]) == stored
+
+    def test_same_epoch_is_stored_once_the_membership_tells_it(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keeper = cluster.keepers["a"]
+        keeper.hear(self.later(cluster))
+        self.turn(keeper, monkeypatch, away=True)
+        cluster.edit(lambda topology: topology.next())
+        self.turn(keeper, monkeypatch, away=False)
+        assert last_known(cluster.stores["a"]) == cluster.members["a"].read().topology
+
+    def test_membership_that_answers_is_not_overruled(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keeper = cluster.keepers["a"]
+        keeper.hear(self.later(cluster))
+        self.turn(keeper, monkeypatch, away=False)
+        assert keeper._view is not None
+        assert keeper._view.topology == cluster.members["a"].read().topology
+
+    @pytest.mark.parametrize("changes", [{"epoch": 1}, {"cluster_id": "other"}])
+    def test_another_cluster_or_an_earlier_epoch_is_not_taken(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    ) -> None:
+        keeper = cluster.keepers["a"]
+        before = keeper._view
+        keeper.hear(replace(self.later(cluster), **changes))
+        self.turn(keeper, monkeypatch, away=True)
+        assert keeper._view is before
 
 
 def test_one_that_is_dead_for_long_is_given_up(cluster: Cluster) -> None:

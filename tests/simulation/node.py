@@ -171,6 +171,7 @@ class Node:
         """Go by the topology on disk, as the daemon does when the membership does not answer."""
         if self._keeper is not None:
             self._keeper.go_without(error)
+            self._keeper._go_by_heard()
         if self.core is not None and self.core.view is not None:
             self.core.not_ready = None
 
@@ -328,6 +329,8 @@ class Node:
                 core.unsent(one)
         if core.wants_refresh:
             core.wants_refresh = False
+            if core.heard_topology is not None and self._keeper is not None:
+                self._keeper.hear(core.heard_topology)
             self.look_soon()
         proposals = core.take_proposals()
         if proposals and self._keeper is not None:
