@@ -137,7 +137,13 @@ def _fill_from(
         beyond |= yield from _compare(filler, others, source, damaged)
         for partition, stamp in beyond.items():
             horizons[partition] = max(stamp, horizons.get(partition, 0))
-    whole = {partition: stamp for partition, stamp in horizons.items() if partition not in damaged}
+    # A horizon from a wrong clock must not come in with the data: see ``answering.floor``.
+    latest = replica.clock.latest()
+    whole = {
+        partition: min(stamp, latest)
+        for partition, stamp in horizons.items()
+        if partition not in damaged
+    }
     if whole:
         yield Merge(marks=[replica.holdings.adopt(whole)])
     for partition in partitions:

@@ -318,3 +318,15 @@ def test_what_was_deleted_and_buried_meanwhile_does_not_come_back(keeps_another:
     # And it does not come in by another way: the horizon came along.
     cluster.write("d", stamp_at(NOW - 90_000))
     assert cluster.records("d") == int(keeps_another)
+
+
+def test_horizon_from_a_wrong_clock_does_not_come_in_with_the_data() -> None:
+    cluster = Cluster()
+    for peer in "abc":
+        cluster.write(peer, stamp_at(NOW))
+        cluster.peers[peer].holdings.advance([PARTITION], stamp_at(NOW + 3_600_000))
+    assert cluster.fill("d") == [PARTITION]
+    assert cluster.records("d") == 1
+    taken = cluster.peers["d"]
+    assert taken.holdings.horizons[PARTITION] == taken.clock.latest()
+    assert taken.holdings.floor == taken.clock.latest() < stamp_at(NOW + 1000)
