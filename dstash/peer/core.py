@@ -419,6 +419,11 @@ class PeerCore:
             return self._wrong_clock()
         return self.store.check_writable()
 
+    @property
+    def ahead_ms(self) -> int:
+        """How far the newest stamp, or what was promised, is ahead of the cluster's time."""
+        return self.clock.ahead_ms(self.holdings.present)
+
     # -- time
 
     def _set_time(self, now: int) -> None:
@@ -784,7 +789,7 @@ class PeerCore:
             "waiting_bytes": self._backlog.waiting_bytes,
             "epoch": self._epoch(),
             "clock_offset_ms": self.clock.offset_ms,
-            "ahead_ms": self.clock.ahead_ms(self.holdings.present),
+            "ahead_ms": self.ahead_ms,
             "uptime_s": (self.now - self._started) // 1000,
             "version": __version__,
             "healing": self.healer.facts(),

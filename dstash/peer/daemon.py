@@ -323,7 +323,12 @@ class Daemon:
 
     def _readyz(self) -> Answer:
         why = self.core.why_not_ready()
-        facts = {"ready": why is None, "why": why, "troubles": list(self.core.troubles.values())}
+        facts = {
+            "ready": why is None,
+            "why": why,
+            "troubles": list(self.core.troubles.values()),
+            "ahead_ms": self.core.ahead_ms,
+        }
         return Answer.json(503 if why else 200, facts)
 
     def _status(self) -> Answer:
