@@ -18,7 +18,7 @@ from dstash.client.session import Send, Session
 from dstash.errors import DStashError, ProtocolError
 from dstash.store.record import partition_of
 from dstash.wire import codec
-from dstash.wire.keys import Key, decode_key
+from dstash.wire.keys import Key, decode_any_key
 from dstash.wire.messages import Page, ScanKeys
 from dstash.wire.shapes import Message
 
@@ -105,7 +105,7 @@ class _ListChunk(Chunk):
                     raise ProtocolError("a peer listed a key of a partition not asked for")
                 if place < done or (place == done and key <= after):
                     keys[key] = None
-        return Listed(list(map(decode_key, keys)), rest)
+        return Listed(list(map(decode_any_key, keys)), rest)
 
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
         if not failure.error.retryable:

@@ -26,7 +26,7 @@ from dstash.client.reads import ExistsOperation, LookupOperation
 from dstash.client.session import Session
 from dstash.store.record import Record, partition_of
 from dstash.wire import codec
-from dstash.wire.keys import Key, decode_key
+from dstash.wire.keys import Key, decode_key, expect_own
 from dstash.wire.messages import Count, Scan, ScanKeys, Values
 
 #: Keys in doubt whose values are looked up together, as long as their size is not known.
@@ -155,6 +155,7 @@ class ItemsWalk(Walk[tuple[Key, Any]]):
             mean = max(1, self._lookup.weight // len(found))
             # Values are in memory until the caller has taken them.
             self._at_once = min(PAGE_KEYS, 8 * self._at_once, max(1, PAGE_BYTES // mean))
+        expect_own(found)
         return list(found.items())
 
 
@@ -171,6 +172,7 @@ class KeysWalk(Walk[Key]):
         return list(map(decode_key, keys))
 
     def _of_found(self, found: dict[Key, Any]) -> list[Key]:
+        expect_own(found)
         return list(found)
 
 

@@ -85,6 +85,33 @@ def decode_key(encoded: bytes) -> Key:
         raise ProtocolError(f"a stored key is neither str, bytes nor int: {encoded!r}") from None
 
 
+class ForeignKey(bytes):
+    """A key as it is stored that no str, bytes or int is encoded as.
+
+    It equals no other kind of key, a bytes key of the same bytes included.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ForeignKey) and bytes.__eq__(self, other)
+
+    __hash__ = bytes.__hash__
+
+
+def decode_any_key(encoded: bytes) -> Key:
+    """Like ``decode_key``, with a ``ForeignKey`` for what that refuses."""
+    try:
+        return decode_key(encoded)
+    except ProtocolError:
+        return ForeignKey(encoded)
+
+
+def expect_own(keys: Iterable[Key]) -> None:
+    """Raise the error of ``decode_key`` if there is a ``ForeignKey`` among keys."""
+    for key in keys:
+        if isinstance(key, ForeignKey):
+            decode_key(bytes(key))
+
+
 def encode_prefix(prefix: str | bytes) -> bytes:
     """Encode the beginning of keys: all keys of that type that start so. ``""`` is every key."""
     if isinstance(prefix, str | bytes):
@@ -98,6 +125,8 @@ def _encode(key: Key) -> bytes:
             return key.encode()
         except UnicodeEncodeError:
             raise LimitError(f"key {_shorten(key)} is not valid Unicode text") from None
+    if isinstance(key, ForeignKey):
+        return bytes(key)
     if isinstance(key, bytes):
         return _BYTES_MARK + key
     if isinstance(key, int) and not isinstance(key, bool):

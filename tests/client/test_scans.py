@@ -14,9 +14,12 @@ from dstash.client import key_lists, page_reads
 from dstash.client.drafts import Query
 from dstash.client.reads import LookupOperation
 from dstash.client.walks import walk_for
+from dstash.client.writes import PutOperation
 from dstash.cluster.topology import Topology
 from dstash.errors import CorruptRecord, ProtocolError, TimedOut, Unavailable
+from dstash.limits import PARTITIONS
 from dstash.peer import scan_pages
+from dstash.store.record import keyspace, locate
 from dstash.types import Level
 from dstash.wire.envelope import Envelope
 from dstash.wire.messages import Count, Page, Scan, ScanKeys
@@ -412,3 +415,46 @@ def test_malformed_page_is_refused(joined: Joined, wrong: dict[str, Any]) -> Non
 
 def _next(topology: Topology, **changes: Any) -> Topology:
     return replace(topology, epoch=topology.epoch + 1, **changes)
+
+
+class TestForeignKeys:
+    """Keys of clients of other languages that are neither str, bytes nor int."""
+
+    FOREIGN = (b"\x80odd", b"\xfeshort", b"\xc3(")
+
+    def store(self, joined: Joined, *encoded: bytes) -> None:
+        items: list[Any] = [(one, one, TYPES.encode(1)) for one in encoded]
+        deadline = joined.now + 5000
+        joined.run(PutOperation(joined.session, deadline, "i", Level("all"), items, None))
+
+    def lose(self, joined: Joined, peer: str, encoded: bytes) -> None:
+        space = keyspace(b"i", frozenset(range(PARTITIONS)))
+        del joined.stores[peer].records[locate(space, [encoded])[0]]
+
+    @pytest.mark.parametrize("level", ["one", "quorum", "all"])
+    @pytest.mark.parametrize("missed_by", ["", "a", "b", "c", "ab"])
+    def test_are_counted_whether_replicas_agree_or_not(
+        self, joined: Joined, level: str, missed_by: str
+    ) -> None:
+        joined.put(KEYS, "all")
+        self.store(joined, *self.FOREIGN)
+        for peer in missed_by if level != "one" else "":
+            for one in self.FOREIGN:
+                self.lose(joined, peer, one)
+        level = "all" if missed_by == "ab" and level == "quorum" else level
+        assert seen(joined, Count, level) == len(KEYS) + len(self.FOREIGN)
+
+    def test_are_another_key_than_bytes_that_look_alike(self, joined: Joined) -> None:
+        self.store(joined, b"\x80odd", b"\xff\x80odd")
+        for one in (b"\x80odd", b"\xff\x80odd"):
+            self.lose(joined, "a", one)
+        assert seen(joined, Count) == 2
+
+    @pytest.mark.parametrize("request_", [Scan, ScanKeys])
+    @pytest.mark.parametrize("missed_by", ["", "a", "b"])
+    def test_cannot_be_delivered(self, joined: Joined, request_: Any, missed_by: str) -> None:
+        self.store(joined, b"\x80odd")
+        for peer in missed_by:
+            self.lose(joined, peer, b"\x80odd")
+        with pytest.raises(ProtocolError, match="neither str, bytes nor int"):
+            seen(joined, request_)
