@@ -60,6 +60,9 @@ class ClusterClock:
         self._alive: frozenset[str] = frozenset()
         #: By member, how far (milliseconds) its clock is ahead of this peer's.
         self._offsets: dict[str, int] = {}
+        #: What follows from these, computed when they change: it is read in every turn of the loop.
+        self._knows_majority = False
+        self._offset_ms = 0
         self._presents: dict[str, Stamp] = {}
         #: Members whose present was read since the last step of a clock.
         self._fresh: set[str] = set()
@@ -82,6 +85,7 @@ class ClusterClock:
         self._alive = alive
         self._offsets = {peer: ms for peer, ms in self._offsets.items() if peer in self._members}
         self._presents = {peer: at for peer, at in self._presents.items() if peer in self._members}
+        self._measure()
 
     def advance(self, now: int) -> None:
         """Take the time of this peer's clock, which may have been set."""
@@ -89,9 +93,11 @@ class ClusterClock:
         self._now = now
         if step < 0:
             self._offsets = {peer: offset - step for peer, offset in self._offsets.items()}
+            self._measure()
             self._begin_era()
         elif step > _LONGEST_STEP_MS:
             self._offsets.clear()
+            self._measure()
             self._begin_era()
 
     @property
@@ -126,6 +132,7 @@ class ClusterClock:
         lowest, highest = moment - self._now, moment - sent
         known, before = self._offsets.get(peer, lowest), self.time()
         self._offsets[peer] = min(max(known, lowest), highest)
+        self._measure()
         if abs(self.time() - before) > self._skew_ms:
             self._begin_era()
 
@@ -146,21 +153,24 @@ class ClusterClock:
         """Forget all requests but those that may still be answered."""
         self._sent = {one: at for one, at in self._sent.items() if one in outstanding}
 
+    def _measure(self) -> None:
+        """Compute the median from the offsets that are known."""
+        known = len(self._offsets.keys() - {self._me}) + 1
+        self._knows_majority = bool(self._members) and 2 * known > len(self._members | {self._me})
+        others = [offset for peer, offset in self._offsets.items() if peer != self._me]
+        self._offset_ms = -median_low([0, *others]) if self._knows_majority else 0
+
     # -- what is known
 
     @property
     def knows_majority(self) -> bool:
         """Whether the clocks of a majority of the members are known, this peer's included."""
-        known = len(self._offsets.keys() - {self._me}) + 1
-        return bool(self._members) and 2 * known > len(self._members | {self._me})
+        return self._knows_majority
 
     @property
     def offset_ms(self) -> int:
         """How far (milliseconds) this peer's clock is ahead of the cluster's; 0 if not known."""
-        if not self.knows_majority:
-            return 0
-        others = [offset for peer, offset in self._offsets.items() if peer != self._me]
-        return -median_low([0, *others])
+        return self._offset_ms
 
     @property
     def is_wrong(self) -> bool:

@@ -24,7 +24,7 @@ from dstash.cluster.view import View
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
 from dstash.peer.freshness import Freshness
-from dstash.version import Stamp
+from dstash.version import Stamp, stamp_at
 from dstash.wire.messages import AskTopology, TopologyIs
 
 #: A step that should be made in the topology; returns None when it is moot.
@@ -203,7 +203,9 @@ class Healer:
         if not clock.knows_majority:
             self._settled_up_to = 0  # what this peer takes meanwhile it takes by its own clock
             return
-        if newest <= max(self._settled_up_to, clock.highest_possible()):
+        # The first bound is the lower one, and found at once: nearly all stamps are from the past.
+        certain = max(self._settled_up_to, stamp_at(clock.time()))
+        if newest <= certain or newest <= clock.highest_possible():
             self._settle_after = None
             return
         if self._settle_after is None:
