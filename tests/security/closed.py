@@ -104,13 +104,14 @@ class Closed:
         return Attacker(address, keys=self.keys(name), server=server, **options)
 
     def await_let_in(self, name: str) -> None:
-        """Wait until the list is in force as far as somebody is concerned."""
+        """Wait until every peer has read, at a time of its own, that these keys are authorised."""
 
-        def is_let_in() -> bool:
-            with self.attacker(name) as one:
+        def is_let_in(peer: str) -> bool:
+            with self.attacker(name, peer) as one:
                 return isinstance(one.ask(Hello(), timeout=1.0), Welcome)
 
-        wait_until(is_let_in, PATIENCE, f"{name} is let in")
+        for peer in [one for one in self.peers.all.values() if one.runs()]:
+            wait_until(lambda: is_let_in(peer.name), PATIENCE, f"{name} is let in by {peer.name}")  # noqa: B023
 
     def await_shut_out(self, name: str, peer: str) -> None:
         """Wait until a peer does not let somebody in any more."""
