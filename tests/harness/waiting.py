@@ -12,13 +12,16 @@ T = TypeVar("T")
 PATIENCE = 60.0
 
 _POLL = 0.02
+#: The longest pause between two looks, after one that took as long.
+_LONGEST_POLL = 0.25
 
 
 def wait_until(predicate: Callable[[], T], timeout: float, what: str) -> T:
     """Call ``predicate`` until it gives something true, and return that.
 
     Args:
-        predicate: called every 20 ms or so.
+        predicate: called every 20 ms, or less often if a call takes longer than that: what is
+            waited for needs the processor too.
         timeout: seconds.
         what: what is waited for, for the message of the failure.
 
@@ -27,11 +30,13 @@ def wait_until(predicate: Callable[[], T], timeout: float, what: str) -> T:
     """
     deadline = time.monotonic() + timeout
     while True:
+        began = time.monotonic()
         if found := predicate():
             return found
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             raise AssertionError(f"not within {timeout:g} s: {what} (last seen: {found!r})")
-        time.sleep(_POLL)
+        time.sleep(min(max(now - began, _POLL), _LONGEST_POLL))
 
 
 def wait_for_rest(count: Callable[[], T], seconds: float, timeout: float, what: str) -> T:
