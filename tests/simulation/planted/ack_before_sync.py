@@ -8,7 +8,7 @@ from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 
 
-@plant("ack-before-sync", "I1", "I3")
+@plant("ack-before-sync", "I1", "I3", "I6")
 class AckBeforeSync(World):
     """Acks at once and syncs now and then: what was not synced is lost when the power goes."""
 

@@ -11,7 +11,7 @@ from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 
 
-@plant("old-copies-vote", "I1", "I3")
+@plant("old-copies-vote", "I1", "I3", "I6")
 class OldCopiesVote(World):
     """Takes a store for as new as it was, whatever other peers remember of it."""
 
