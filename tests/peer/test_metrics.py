@@ -52,26 +52,33 @@ def scrape(peer: Peer) -> Scrape:
 
 
 @pytest.fixture(scope="module")
-def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
-    """Two peers that have been written to and read from."""
+def worked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Peers, dict[str, Scrape]]]:
+    """Two peers that have been written to and read from, and what they said right after that."""
     with Peers.local(tmp_path_factory.mktemp("metrics"), "--replicas", "2") as peers:
         peers.form("a", "b")
         client = peers.client()
         client.batch_put("numbers", {n: n for n in range(500)}, write="all").raise_for_failures()
         client.batch_lookup("numbers", range(500))
         client.delete("numbers", 1)
-        yield peers
+        yield peers, {name: scrape(peer) for name, peer in peers.all.items()}
 
 
-def test_a_scrape_tells_what_was_done(peers: Peers) -> None:
-    found = scrape(peers["a"])
+@pytest.fixture(scope="module")
+def peers(worked: tuple[Peers, dict[str, Scrape]]) -> Peers:
+    """Return those peers; a test may have restarted one since."""
+    return worked[0]
+
+
+def test_a_scrape_tells_what_was_done(worked: tuple[Peers, dict[str, Scrape]]) -> None:
+    scrapes = worked[1]
+    found = scrapes["a"]
     assert found.get("dstash_writes_total", kind="put", outcome="stored") >= 1
     put = {"kind": "put", "level": "", "outcome": "accepted"}
     assert found.get("dstash_requests_total", **put) >= 1
     quorum = {"kind": "lookup", "level": "quorum", "outcome": "answered"}
-    lookups = [scrape(one).get("dstash_requests_total", **quorum) for one in peers.all.values()]
+    lookups = [one.get("dstash_requests_total", **quorum) for one in scrapes.values()]
     assert sum(lookups) >= 2, "values from one replica, a digest from the other"
-    reads = [scrape(one).get("dstash_read_keys_sum") for one in peers.all.values()]
+    reads = [one.get("dstash_read_keys_sum") for one in scrapes.values()]
     assert sum(reads) == 500, "each key from one replica"
     assert found.get("dstash_written_keys_sum") == 501
     assert 0 < found.get("dstash_commit_sync_seconds_sum") < found.get("dstash_commit_seconds_sum")
