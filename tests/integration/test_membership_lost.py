@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -34,14 +35,25 @@ def epochs(peers: Peers) -> set[int]:
     return {int(peer.page("/status").get("epoch", 0)) for peer in running}
 
 
+def delete_tree(path: Path) -> None:
+    """Delete a directory in which peers may write at the same time."""
+    while path.exists():
+        try:
+            shutil.rmtree(path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                raise
+
+
 def delete(peers: Peers) -> None:
     """Delete the directory."""
-    shutil.rmtree(home(peers))
+    delete_tree(home(peers))
 
 
 def delete_all(peers: Peers) -> None:
     """Delete the directory above, too."""
-    shutil.rmtree(home(peers).parent)
+    delete_tree(home(peers).parent)
 
 
 def move_away(peers: Peers) -> None:
