@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Final
+from unittest import mock
+from uuid import UUID
 
 import structlog
 
@@ -34,6 +36,7 @@ from tests.simulation.losses import Loss
 from tests.simulation.membership import VirtualMembership
 from tests.simulation.network import Network
 from tests.simulation.node import DISK_RESERVE, Node
+from tests.simulation.registry import independent
 from tests.simulation.trace import Trace, around
 from tests.simulation.workload import Runner, Script, Workload
 
@@ -121,6 +124,7 @@ class World:
         ]
         self.faults = Faults(self)
         self._running = 0
+        self._ids = 0
 
     def _make_node(self, number: int) -> Node:
         name = f"n{number + 1}"
@@ -222,13 +226,19 @@ class World:
     def run(self) -> Report:
         """Let it all happen."""
         with ExitStack() as patched:
-            for patch in (_quiet(), *limits_of(self.conditions), *self.patches()):
+            ids = mock.patch("uuid.uuid4", self._new_id)
+            for patch in (_quiet(), ids, *limits_of(self.conditions), *self.patches()):
                 patched.enter_context(patch)
             self._form()
             self._work()
             self._heal()
             violations = self._judge()
         return self._report(violations)
+
+    def _new_id(self) -> UUID:
+        """Return the id of a cluster that a peer founds, so that it comes from the seed."""
+        self._ids += 1
+        return UUID(int=independent(self.seed, f"id {self._ids}").getrandbits(128), version=4)
 
     def _form(self) -> None:
         # Made here because its id should come from the seed as well.

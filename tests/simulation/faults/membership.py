@@ -77,3 +77,28 @@ def _damage_topology(faults: Faults, damage: Callable[[], None]) -> Undo:
             faults.start(node)
 
     return undo
+
+
+@kind("empty_first", share=0.03)
+def empty_first(faults: Faults) -> Undo:
+    """Let an empty peer start first after all peers stopped and the topology was lost."""
+    world = faults.world
+    topology = world.membership.topology
+    if topology is None or not topology.formed or topology.restored is not None:
+        return None
+    empty = [node for node in world.nodes if not node.is_running and not world.is_member(node)]
+    if not empty:
+        return None
+    members = [node for node in world.nodes if world.is_member(node)]
+    for node in world.nodes:
+        node.kill(power=False)
+    world.membership.lose_topology()
+    first = faults.rng.choice(empty)
+    faults.note(f"{first.name} is empty and starts first")
+    first.start()
+
+    def undo() -> None:
+        for node in members:
+            faults.start(node)
+
+    return undo

@@ -14,8 +14,6 @@ from tests.simulation.profiles.registry import profile
 #: Tombstones are collected so often that a run sees dozens of horizons.
 _SHORT: Final = Pace(compare_ms=2_000, bury_ms=2_000, bury_lag_ms=500)
 
-_PENDING: Final = "the check of reads knows the versions that peers give to records from the future"
-
 _CUTS: Final = ("cut_pair", "isolate_one_way", "pause", "storm")
 
 
@@ -40,7 +38,7 @@ def touch_and_horizon(drawn: Conditions, rng: Random) -> Conditions:
     )
 
 
-@profile("restore_and_horizon", share=0.03, pending=_PENDING)
+@profile("restore_and_horizon", share=0.03)
 def restore_and_horizon(drawn: Conditions, rng: Random) -> Conditions:
     """Restore records that were deleted before the horizon, while replicas are cut off."""
     return replace(

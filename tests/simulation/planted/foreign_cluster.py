@@ -1,0 +1,33 @@
+"""Planted fault: the cluster that an empty peer founds counts as much as the one that was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from unittest import mock
+
+from dstash.cluster.joining import supersedes
+from dstash.cluster.topology import Topology
+from dstash.peer.keeper import Keeper
+from tests.simulation.planted.registry import plant, planted_conditions
+from tests.simulation.world import World
+
+
+def _only_its_own(last: Topology | None, stored: Topology, cluster: str) -> bool:
+    is_foreign = last is not None and last.cluster_id != stored.cluster_id
+    return not is_foreign and supersedes(last, stored, cluster)
+
+
+@plant("foreign-cluster", "I1", "I4", "I6")
+class ForeignCluster(World):
+    """Lets the topology of another cluster stand, although that cluster has not formed."""
+
+    def __init__(self, seed: int) -> None:
+        conditions = planted_conditions(seed, "empty_first", "kill")
+        super().__init__(seed, conditions=replace(conditions, spares=2))
+
+    def patches(self) -> Iterable[AbstractContextManager[object]]:
+        """Return the fault."""
+        yield mock.patch("dstash.peer.keeper.supersedes", _only_its_own)
+        yield mock.patch.object(Keeper, "_is_abandoned", return_value=False)
