@@ -19,7 +19,7 @@ _TOGETHER = 50
 _NUMBERS = itertools.count(1)
 #: Without a pause three threads take all cores for themselves, from the peers and from other tests.
 #: That is for ``make soak``, which also asks for a rate.
-_PAUSE = 0.0 if int(os.environ.get("SOAK", "1")) > 1 else 0.005
+_PAUSE = 0.0 if int(os.environ.get("SOAK", "1")) > 1 else 0.01
 
 
 @dataclass
