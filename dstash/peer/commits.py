@@ -261,6 +261,8 @@ class Commit:
         self.skewed = self.skewed or bool({ClockSkew.code, Busy.code} & codes)
         self.damaged += [write.entries[place][0] for place in merged.damaged]
         self.changed.update(int.from_bytes(prefix, "big") for prefix in prefixes)
+        if self.recent is not None and not isinstance(one.message, Put | Delete):
+            self.recent.note(write.entries, merged.existed, self.rules.now)
         if isinstance(one.message, Internal):
             refusals = [from_wire(code, text, {}) for _, code, text in prepared.rejected]
             refusals += [Busy(_AGREEING)] if merged.promised else []

@@ -1,7 +1,8 @@
 """What recent deletes found: a delete that is sent again gets the same answer.
 
 A client whose ack was lost sends its delete again, under the same version. The tombstone is there
-by then and hides whether the key was live before.
+by then and hides whether the key was live before. The tombstone may also have come from another
+replica first, by a repair or a hint, while the delete was still on its way.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import compress
 from typing import Final
 
+from dstash.store.record import is_tombstone, version_of
 from dstash.version import Version
 
 #: Keys that are remembered, at most, and for how long (milliseconds).
@@ -56,16 +58,33 @@ class RecentDeletes:
             _, found = self._found.get(other, (now, set()))
             for place, key in enumerate(storage_keys):
                 existed[place] |= key in found
-        since, known = self._found.get(version, (now, set()))
-        before = len(known)
+        _, known = self._found.get(version, (now, set()))
         if known:
             for place, key in enumerate(storage_keys):
                 existed[place] |= key in known
-        known.update(compress(storage_keys, existed))
+        self._add(version, compress(storage_keys, existed), now)
+        self._forget(now)
+
+    def note(self, entries: Sequence[tuple[bytes, bytes]], existed: bytearray, now: int) -> None:
+        """Remember the live records that tombstones of other replicas replaced.
+
+        Args:
+            entries: (storage key, record) pairs that were merged, in any mixture of versions.
+            existed: a byte for each: 1 where a live record was there.
+            now: milliseconds since 1970.
+        """
+        for storage_key, record in compress(entries, existed):
+            if is_tombstone(record):
+                self._add(version_of(record), [storage_key], now)
+        self._forget(now)
+
+    def _add(self, version: Version, storage_keys: Iterable[bytes], now: int) -> None:
+        since, known = self._found.get(version, (now, set()))
+        before = len(known)
+        known.update(storage_keys)
         if known:
             self._found[version] = since, known
             self._count += len(known) - before
-        self._forget(now)
 
     def _forget(self, now: int) -> None:
         while self._found:

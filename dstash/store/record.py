@@ -176,6 +176,11 @@ def build_record(index: bytes, key: bytes, record: Record) -> bytes:
     return xxh3_64_digest(body, seed) + body
 
 
+def is_tombstone(record: bytes) -> bool:
+    """Return whether a sound record says that its key was deleted."""
+    return bool(record[VERSION_END] & RecordFlag.TOMBSTONE)
+
+
 def is_live_head(tail: bytes, now: int) -> bool:
     """Whether flags and expiry (9 bytes, as stored) are those of a record visible at ``now``."""
     if tail == PLAIN:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dstash.limits import PARTITIONS
 from dstash.peer.recent_deletes import RecentDeletes
+from dstash.store.record import RecordFlag, head, keyspace, seal
+from dstash.version import pack
 
 NOW = 1_700_000_000_000
+SPACE = keyspace(b"i", frozenset(range(PARTITIONS)))
+VERSION = pack(NOW << 16, b"writer01", 0)
 
 
 def answer(recent: RecentDeletes, version: bytes, keys: str, existed: str, now: int = NOW) -> str:
@@ -53,4 +58,21 @@ def test_oldest_versions_are_forgotten_beyond_the_number_of_keys() -> None:
 def test_deletes_that_found_nothing_take_no_room() -> None:
     recent = RecentDeletes()
     answer(recent, b"v1", "abc", "000")
+    assert len(recent) == 0
+
+
+def test_answer_knows_what_the_tombstone_of_another_replica_replaced() -> None:
+    recent = RecentDeletes()
+    tombstone = seal(SPACE, [b"a"], head(VERSION, RecordFlag.TOMBSTONE), [b""])
+    live = seal(SPACE, [b"b"], head(VERSION, 0), [b"x"])
+    recent.note(tombstone + live, bytearray([1, 1]), NOW)
+    assert len(recent) == 1, "a live record that replaces another one is no delete"
+    flags = bytearray(2)
+    recent.answer(VERSION, [tombstone[0][0], live[0][0]], flags, NOW)
+    assert flags == b"\1\0"
+
+
+def test_tombstones_that_replaced_nothing_take_no_room() -> None:
+    recent = RecentDeletes()
+    recent.note(seal(SPACE, [b"a"], head(VERSION, RecordFlag.TOMBSTONE), [b""]), bytearray(1), NOW)
     assert len(recent) == 0
