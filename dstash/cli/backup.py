@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from dstash.backup.choosing import Fate, as_of_backup, into_other, into_same
 from dstash.backup.folder import Folder
 from dstash.backup.manifest import PIECES, BackupError, Manifest
-from dstash.backup.verifying import Findings, verify
+from dstash.backup.restore_rules import Fate, as_of_backup, into_other, into_same
+from dstash.backup.verify import Findings, verify
 from dstash.cli import invocation, output
 from dstash.cli.invocation import Interrupted, Invocation, PartlyFailed
 from dstash.cli.progress import progress_bar
@@ -25,8 +25,8 @@ from dstash.types import Level
 if TYPE_CHECKING:
     from collections import Counter
 
-    from dstash.backup.cluster import LiveCluster
-    from dstash.backup.restoring import Restore
+    from dstash.backup.restore import Restore
+    from dstash.backup.source import LiveCluster
 
 app = typer.Typer(help="Save a running cluster, and bring it back.", no_args_is_help=True)
 
@@ -52,7 +52,7 @@ def save(ctx: typer.Context, directory: DirName, parallel: Parallel = 4) -> None
     All that was acknowledged before is in it. Interrupted, it goes on where it was when it is run
     again with the same folder. With CURVE it needs a key with role admin.
     """
-    from dstash.backup.saving import Save  # with the client: heavy
+    from dstash.backup.save import Save  # with the client: heavy
 
     run = invocation.of(ctx)
     began = time.monotonic()
@@ -122,7 +122,7 @@ def restore(
     What is newer there stays, and what was deleted there since stays deleted. The backup is
     verified first; nothing is written if anything is wrong with it. It may be run again.
     """
-    from dstash.backup.restoring import Restore
+    from dstash.backup.restore import Restore
 
     run = invocation.of(ctx)
     began = time.monotonic()
@@ -158,7 +158,7 @@ def _finish(job: Restore) -> Counter[Fate]:
 
 @contextmanager
 def _cluster(run: Invocation) -> Iterator[LiveCluster]:
-    from dstash.backup.cluster import LiveCluster
+    from dstash.backup.source import LiveCluster
 
     settings = run.settings()
     with run.client() as client:

@@ -20,6 +20,7 @@ import structlog
 from dstash import threads
 from dstash.cluster.topology import Member, Topology, Way
 from dstash.cluster.view import View
+from dstash.cpu_scheduling import LONG, take_turns
 from dstash.errors import DStashError, NotReady, StoreFailed
 from dstash.peer.authority import Authority
 from dstash.peer.commits import Commit
@@ -27,7 +28,6 @@ from dstash.peer.core import PeerCore
 from dstash.peer.healer import Proposal
 from dstash.peer.inbox import Inbox
 from dstash.peer.requests import PendingOrder, Reply
-from dstash.turns import LONG, take_turns
 from dstash.wire.connections import Connections
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.links import Links

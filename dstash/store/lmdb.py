@@ -29,15 +29,15 @@ from dstash.store.directory import (
     make_directory,
     sync_names,
 )
+from dstash.store.disk_space import FULL, grown, lacks_room, map_size_for
 from dstash.store.faults import last_fault
+from dstash.store.integrity import can_be_read
 from dstash.store.interface import DiskState, Identity, Merged, Snapshot, StoreStats, Write
+from dstash.store.lmdb_errors import translated
 from dstash.store.lock import DirectoryLock
 from dstash.store.merge import merge
 from dstash.store.reserve import free_bytes
-from dstash.store.room import FULL, grown, lacks_room, map_size_for
 from dstash.store.space import Space
-from dstash.store.translation import translated
-from dstash.store.whole import can_be_read
 from dstash.types import Durability
 from dstash.version import Stamp, Version, highest_version
 

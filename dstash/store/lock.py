@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from dstash.errors import StoreError, StoreInUse
-from dstash.store.room import FULL
+from dstash.store.disk_space import FULL
 
 #: Bytes of the note that says who holds the directory: always the same, so that a full disk has
 #: room for it.

@@ -17,10 +17,10 @@ from typing import Any, Final, NamedTuple
 from dstash.errors import ProtocolError
 from dstash.limits import MAX_FRAME_BYTES, MAX_FRAME_PARTS
 from dstash.wire import codec, messages, replication
-from dstash.wire.context import context_of, trace_of
 from dstash.wire.messages import Error, Hello, Welcome
 from dstash.wire.protocol import LOWEST_PROTOCOL, is_spoken, mismatch
 from dstash.wire.shapes import SHAPES, Message, is_word, read_fields
+from dstash.wire.traceparent import context_of, trace_of
 
 #: Where the kinds are: to import them is what makes them known.
 CATALOGUES: Final = (messages, replication)

@@ -22,9 +22,9 @@ import structlog
 import zmq
 
 from dstash import threads
+from dstash.cpu_scheduling import BRIEF, turns_of
 from dstash.errors import ClosedError, DStashError, UsageError
 from dstash.limits import MAX_FRAME_BYTES, MAX_FRAME_PARTS
-from dstash.turns import BRIEF, turns_of
 from dstash.wire.connections import Connections, Limits
 from dstash.wire.names import listening_places
 

@@ -6,9 +6,9 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from dstash.backup.cluster import LiveCluster
-from dstash.backup.copying import Copier
+from dstash.backup.copy import Copier
 from dstash.backup.pieces import Entries, Header, PieceReader, PieceWriter, partitions_of
+from dstash.backup.source import LiveCluster
 from dstash.client.core import Operation
 from dstash.client.session import Send, Session
 from dstash.store.record import open_record

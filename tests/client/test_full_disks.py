@@ -9,7 +9,7 @@ import pytest
 from dstash.errors import DiskFull
 from dstash.peer.healer import Pace
 from dstash.store.interface import Merged, Write
-from dstash.store.twin import TwinStore
+from dstash.store.memory import TwinStore
 from tests.harness.joined import Joined
 
 NEVER = Pace(compare_ms=10**9, bury_ms=10**9, bury_lag_ms=0)

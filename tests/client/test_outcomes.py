@@ -23,8 +23,8 @@ from dstash.peer.healer import Pace
 from dstash.peer.recent_deletes import RecentDeletes
 from dstash.peer.requests import Reply
 from dstash.store.interface import Store, Write
+from dstash.store.memory import TwinStore
 from dstash.store.record import build_record, open_record
-from dstash.store.twin import TwinStore
 from dstash.types import Level, Outcome, RecordFlag
 from dstash.version import newest_stamp, pack, with_touch
 from dstash.wire import codec

@@ -12,8 +12,8 @@ from dstash.cluster.damage import Damage
 from dstash.cluster.holdings import Holdings
 from dstash.limits import PARTITIONS
 from dstash.store.interface import Write
+from dstash.store.memory import TwinStore
 from dstash.store.record import head, keyspace, partition_of, seal
-from dstash.store.twin import TwinStore
 from dstash.version import pack
 
 SPACE = keyspace(b"i", frozenset(range(PARTITIONS)))

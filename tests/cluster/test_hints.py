@@ -7,7 +7,7 @@ import pytest
 from dstash.cluster.hints import Hints
 from dstash.cluster.tasks import Merge
 from dstash.errors import DiskFull
-from dstash.store.twin import TwinStore
+from dstash.store.memory import TwinStore
 
 NOW = 1_700_000_000_000
 AGE = 60_000

@@ -13,8 +13,8 @@ from dstash.cluster.tasks import Effect, Pause
 from dstash.limits import PARTITIONS
 from dstash.store.digest import EMPTY
 from dstash.store.interface import Write
+from dstash.store.memory import TwinStore
 from dstash.store.record import head, keyspace, partition_of, seal
-from dstash.store.twin import TwinStore
 from dstash.types import RecordFlag
 from dstash.version import pack
 

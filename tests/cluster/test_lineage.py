@@ -6,7 +6,7 @@ from copy import deepcopy
 
 from dstash.cluster.lineage import LINEAGE_MARK, Life, Lineage, StoreMemory
 from dstash.errors import DiskFull
-from dstash.store.twin import TwinStore
+from dstash.store.memory import TwinStore
 
 
 def lived(store: TwinStore, until: int, now: int) -> Life:

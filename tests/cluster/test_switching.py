@@ -16,7 +16,7 @@ from dstash.cluster.tasks import Ask, Pause
 from dstash.cluster.topology import Member, Topology
 from dstash.cluster.view import View
 from dstash.errors import Unavailable
-from dstash.store.twin import TwinStore
+from dstash.store.memory import TwinStore
 from dstash.wire.messages import TopologyIs
 
 

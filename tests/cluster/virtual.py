@@ -19,8 +19,8 @@ from dstash.cluster.topology import Member, Topology
 from dstash.cluster.view import View
 from dstash.errors import DStashError, Unavailable
 from dstash.store.interface import Write
+from dstash.store.memory import TwinStore
 from dstash.store.record import head, keyspace, partition_of, seal
-from dstash.store.twin import TwinStore
 from dstash.version import WRITER_BYTES, Stamp, pack
 from dstash.wire import codec
 from dstash.wire.messages import Stored

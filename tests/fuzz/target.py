@@ -9,7 +9,7 @@ from dstash.cluster.view import View
 from dstash.peer.authority import Authority
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.requests import Reply
-from dstash.store.twin import TwinStore
+from dstash.store.memory import TwinStore
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode

@@ -20,8 +20,8 @@ from dstash.cluster.topology import Member, Topology
 from dstash.cluster.view import View
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.requests import Reply
+from dstash.store.memory import TwinStore
 from dstash.store.record import build_record, keyspace, locate, open_record
-from dstash.store.twin import TwinStore
 from dstash.types import Level
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.keys import encode_keys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dstash.turns import BRIEF, LONG, turn_of
+from dstash.cpu_scheduling import BRIEF, LONG, turn_of
 from tests.harness.peers import PATIENCE, Peer, Peers
 from tests.harness.turns import KERNEL_KNOWS
 from tests.harness.waiting import wait_until

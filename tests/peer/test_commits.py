@@ -13,8 +13,8 @@ from dstash.errors import BelowFloor, DiskFull, LimitError
 from dstash.limits import MAX_TTL_SECONDS, PARTITIONS
 from dstash.peer.commits import Commit, Internal, Rules, Ticket, WaitingWrite
 from dstash.store.interface import Merged, Write
+from dstash.store.memory import TwinStore
 from dstash.store.record import VERSION_END, head, keyspace, partition_of, seal
-from dstash.store.twin import TwinStore
 from dstash.types import RecordFlag
 from dstash.version import pack, stamp_at
 from dstash.wire import codec

@@ -36,8 +36,8 @@ from dstash.errors import (
 )
 from dstash.limits import PARTITIONS
 from dstash.peer.core import PeerCore, Settings
+from dstash.store.memory import TwinStore
 from dstash.store.record import Keyspace, head, keyspace, partition_of, seal
-from dstash.store.twin import TwinStore
 from dstash.version import newest_stamp, pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode

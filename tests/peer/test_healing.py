@@ -17,8 +17,8 @@ from dstash.errors import BelowFloor, DiskFull
 from dstash.limits import PARTITIONS
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.healer import Pace
+from dstash.store.memory import TwinStore
 from dstash.store.record import open_record, partition_of
-from dstash.store.twin import TwinStore
 from dstash.types import RecordFlag
 from dstash.version import stamp_at
 from dstash.wire.envelope import decode

@@ -16,7 +16,7 @@ from dstash.cluster.topology import State, Topology
 from dstash.cluster.view import View
 from dstash.errors import ChangeConflict, DiskFull, DStashError, MembershipUnreachable
 from dstash.peer.keeper import Keeper
-from dstash.store.twin import TwinStore
+from dstash.store.memory import TwinStore
 from dstash.wire.messages import Error, Order
 from dstash.wire.shapes import Message
 

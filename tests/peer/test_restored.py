@@ -15,7 +15,7 @@ from dstash.cluster.topology import Topology
 from dstash.cluster.view import View
 from dstash.errors import ChangeConflict, ForeignStore
 from dstash.peer.keeper import Keeper
-from dstash.store.twin import TwinStore
+from dstash.store.memory import TwinStore
 from dstash.wire.messages import Error, Order
 
 

@@ -11,7 +11,7 @@ import pytest
 from dstash.cluster.tasks import Pause, Task
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.server import PeerServer, wall
-from dstash.store.twin import TwinStore
+from dstash.store.memory import TwinStore
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import AskStatus, Ping, Pong
 from dstash.wire.sockets import Context, Link, Poller, Router

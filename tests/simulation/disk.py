@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from dstash.errors import DiskFull, StoreFailed
 from dstash.store.interface import Merged, Snapshot, Write
-from dstash.store.twin import TwinStore
+from dstash.store.memory import TwinStore
 from dstash.version import Stamp, Version
 
 

@@ -22,7 +22,7 @@ from dstash.limits import PARTITIONS
 from dstash.peer.commits import Commit
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.keeper import Keeper
-from dstash.store.twin import TwinStore
+from dstash.store.memory import TwinStore
 from tests.simulation.checks import Run, Terms, Violation, When, judge
 from tests.simulation.client import VirtualClient, client_settings
 from tests.simulation.clock import WallClock

@@ -25,7 +25,7 @@ from dstash.errors import (
     StoreInUse,
 )
 from dstash.limits import MIB, PARTITIONS
-from dstash.store import room
+from dstash.store import disk_space
 from dstash.store.directory import DATA_FILE, LOCK_FILE, set_aside
 from dstash.store.faults import FAULT_FILE, last_fault, note_faults
 from dstash.store.interface import Identity, Write
@@ -212,7 +212,7 @@ class TestReading:
 class TestGrowing:
     @pytest.fixture(autouse=True)
     def small_map(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(room, "_FIRST_MAP", MIB // 4)
+        monkeypatch.setattr(disk_space, "_FIRST_MAP", MIB // 4)
 
     def test_the_map_grows_by_itself_and_stays_grown(self, folder: Path) -> None:
         store = LmdbStore(folder)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from dstash.limits import PARTITIONS
 from dstash.store.interface import Write
+from dstash.store.memory import TwinStore
 from dstash.store.record import HEAD_BYTES, head, keyspace, partition_of, seal
-from dstash.store.twin import TwinStore
 from dstash.types import RecordFlag
 from dstash.version import newest_stamp, pack, span_of
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dstash.limits import MIB, PARTITIONS
-from dstash.store import room
+from dstash.store import disk_space
 from dstash.store.interface import Write
 from dstash.store.lmdb import LmdbStore
+from dstash.store.memory import TwinStore
 from dstash.store.record import head, keyspace, seal
-from dstash.store.twin import TwinStore
 from dstash.types import Durability, RecordFlag
 from dstash.version import pack, span_of
 
@@ -50,8 +50,8 @@ class StoreAgainstTwin(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.first_map = room._FIRST_MAP
-        room._FIRST_MAP = MIB // 4  # so that growing is part of it
+        self.first_map = disk_space._FIRST_MAP
+        disk_space._FIRST_MAP = MIB // 4  # so that growing is part of it
         self.twin = TwinStore()
         self.open(Durability.NONE)
 
@@ -88,7 +88,7 @@ class StoreAgainstTwin(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.store.close()
         self.folder.cleanup()
-        room._FIRST_MAP = self.first_map
+        disk_space._FIRST_MAP = self.first_map
 
 
 TestStoreAgainstTwin = StoreAgainstTwin.TestCase

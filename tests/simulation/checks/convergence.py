@@ -8,8 +8,8 @@ from typing import Final
 from dstash.cluster.holdings import Holdings
 from dstash.cluster.view import View
 from dstash.store.digest import is_dead_at
+from dstash.store.memory import TwinStore
 from dstash.store.record import partition_of, split_storage_key
-from dstash.store.twin import TwinStore
 from tests.simulation.checks.registry import Run, Violation, When, check
 from tests.simulation.history import Place
 from tests.simulation.trace import show_record

@@ -9,7 +9,7 @@ from dstash.cluster.membership import Stored
 from dstash.cluster.topology import Topology
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.keeper import Keeper
-from dstash.store.twin import TwinStore
+from dstash.store.memory import TwinStore
 from tests.simulation.events import MS
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World

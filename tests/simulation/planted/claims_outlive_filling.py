@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from dstash.cluster.lineage import Life, Lineage
 from dstash.peer.core import PeerCore, Settings
-from dstash.store.twin import TwinStore
+from dstash.store.memory import TwinStore
 from tests.simulation.events import MS
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dstash.peer.core import PeerCore, Settings
-from dstash.store.twin import TwinStore
+from dstash.store.memory import TwinStore
 from tests.simulation.events import MS
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from dstash.cluster.cluster_clock import ClusterClock
 from dstash.peer.core import PeerCore, Settings
-from dstash.store.twin import TwinStore
+from dstash.store.memory import TwinStore
 from dstash.version import Stamp
 from tests.simulation.events import SECOND
 from tests.simulation.planted.registry import plant, planted_conditions

@@ -10,8 +10,8 @@ import pytest
 
 from dstash.errors import CorruptStore, StoreError
 from dstash.store.directory import DATA_FILE
+from dstash.store.integrity import can_be_read
 from dstash.store.lmdb import LmdbStore
-from dstash.store.whole import can_be_read
 
 
 def program(folder: Path, name: str, ends: str) -> str:

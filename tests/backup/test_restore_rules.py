@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dstash.backup.choosing import (
+from dstash.backup.restore_rules import (
     Choice,
     Fate,
     Rule,

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from dstash.backup.choosing import Choice, Fate, Rule, into_same
-from dstash.backup.copying import Routes
+from dstash.backup.copy import Routes
 from dstash.backup.pieces import Entries
+from dstash.backup.restore_rules import Choice, Fate, Rule, into_same
 from dstash.client.asking import AskOperation
 from dstash.client.core import Operation
 from dstash.client.reads import ExistsOperation, StateOperation

@@ -9,10 +9,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final, Protocol
 
-from dstash.backup.choosing import Fate, Rule
 from dstash.backup.folder import Folder
 from dstash.backup.manifest import Manifest, Piece
 from dstash.backup.pieces import Entries
+from dstash.backup.restore_rules import Fate, Rule
 from dstash.backup.workers import Workers
 from dstash.store.record import split_storage_key
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from dstash.about import __version__
-from dstash.backup.copying import Copier, Source
+from dstash.backup.copy import Copier, Source
 from dstash.backup.folder import Folder
 from dstash.backup.manifest import PIECES, BackupError, Manifest, Piece
 from dstash.backup.pieces import Header, PieceWriter, file_of

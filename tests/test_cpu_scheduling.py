@@ -6,7 +6,7 @@ import os
 import threading
 from pathlib import Path
 
-from dstash.turns import BRIEF, LONG, _read, take_turns, turn_of, turns_of
+from dstash.cpu_scheduling import BRIEF, LONG, _read, take_turns, turn_of, turns_of
 from dstash.wire.sockets import Context, Router
 from tests.harness.turns import KERNEL_KNOWS
 

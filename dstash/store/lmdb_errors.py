@@ -12,7 +12,7 @@ from typing import Final
 import lmdb
 
 from dstash.errors import CorruptStore, DiskFull, StoreError, StoreFailed
-from dstash.store.room import FULL
+from dstash.store.disk_space import FULL
 
 _CORRUPT: Final = (
     lmdb.CorruptedError,

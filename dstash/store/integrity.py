@@ -1,7 +1,7 @@
 """Whether all of a store can be read: found out in a process of its own.
 
 LMDB reports some pages that are not what they should be; of others it asserts that they cannot be
-so, and that ends the process. ``python -m dstash.store.whole DIR`` walks every tree, and all that
+so, and that ends the process. ``python -m dstash.store.integrity DIR`` walks every tree, and all that
 is asked of it is whether it came to the end.
 """
 
@@ -30,7 +30,7 @@ def can_be_read(directory: Path) -> bool:
     Raises:
         StoreError: nobody can tell, for the process that looks ended for another reason.
     """
-    command = [sys.executable, "-m", "dstash.store.whole", os.fspath(directory)]
+    command = [sys.executable, "-m", "dstash.store.integrity", os.fspath(directory)]
     done = subprocess.run(  # noqa: S603  # our own command
         command,
         stdin=subprocess.DEVNULL,
@@ -40,7 +40,7 @@ def can_be_read(directory: Path) -> bool:
     )
     if done.returncode not in (0, _UNREADABLE, *_FATAL):
         raise StoreError(
-            f"cannot tell whether {directory} can be read: python -m dstash.store.whole ended "
+            f"cannot tell whether {directory} can be read: python -m dstash.store.integrity ended "
             f"with status {done.returncode}"
         )
     return done.returncode == 0
