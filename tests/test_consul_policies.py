@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from dstash.cluster.consul import ConsulMembership
+from dstash.cluster.membership.consul.membership import ConsulMembership
 from dstash.errors import DStashError
 from tests.harness.consul import ConsulAgent
 from tests.harness.membership import announcement

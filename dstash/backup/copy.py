@@ -17,8 +17,8 @@ from operator import itemgetter
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from dstash.backup.pieces import PieceWriter
-from dstash.cluster.answering import DAMAGED, kind_of, pack_partitions
-from dstash.cluster.syncing import split_digests, split_flags
+from dstash.cluster.replication.handlers import DAMAGED, kind_of, pack_partitions
+from dstash.cluster.replication.transfer import split_digests, split_flags
 from dstash.errors import ProtocolError, Unavailable
 from dstash.store.digest import EMPTY, DigestKind, Sum
 from dstash.store.record import outranks

@@ -13,7 +13,7 @@ from dstash.backup.folder import Folder
 from dstash.backup.manifest import PIECES, BackupError, Manifest, Piece
 from dstash.backup.pieces import Header, PieceWriter, file_of
 from dstash.backup.workers import Workers
-from dstash.cluster.topology import Topology
+from dstash.cluster.topology.topology import Topology
 from dstash.errors import DStashError
 from dstash.wire.shapes import Message
 

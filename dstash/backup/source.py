@@ -15,7 +15,7 @@ from dstash.client.reads import ExistsOperation, StateOperation
 from dstash.client.refusals import is_because
 from dstash.client.session import Session
 from dstash.client.writes import ApplyOperation
-from dstash.cluster.topology import Topology
+from dstash.cluster.topology.topology import Topology
 from dstash.errors import BelowFloor, CorruptRecord, ProtocolError
 from dstash.store.record import Record, build_record, open_record
 from dstash.types import Level

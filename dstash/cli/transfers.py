@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from dstash.cli import output
 from dstash.cli.units import duration, size
 from dstash.client.facts import describe_change
-from dstash.cluster.changing import gains
-from dstash.cluster.topology import Topology
+from dstash.cluster.topology.topology import Topology
+from dstash.cluster.topology.transitions import gains
 from dstash.errors import DStashError, UsageError
 
 if TYPE_CHECKING:

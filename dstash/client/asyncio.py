@@ -25,8 +25,8 @@ from dstash.client.seeds import way_of
 from dstash.client.session import Session
 from dstash.client.tracing import open_tracing, take_provider
 from dstash.client.walks import Walk
-from dstash.cluster.topology import Topology
-from dstash.cluster.view import View
+from dstash.cluster.topology.topology import Topology
+from dstash.cluster.topology.view import View
 from dstash.config import ClientSettings, load_client
 from dstash.errors import LimitError
 from dstash.limits import check_index, check_ttl

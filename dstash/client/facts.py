@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
-from dstash.cluster.topology import Change
-from dstash.cluster.view import View
-from dstash.cluster.waiting import waits
+from dstash.cluster.topology.blockers import waits
+from dstash.cluster.topology.topology import Change
+from dstash.cluster.topology.view import View
 from dstash.store.record import partition_of
 
 #: How long (milliseconds) partitions must have differed to be worth a word: a comparison that

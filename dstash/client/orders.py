@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from dstash.client.core import Chunk, Failure, Operation
 from dstash.client.session import Send, Session
-from dstash.cluster.topology import State, Topology
+from dstash.cluster.topology.topology import State, Topology
 from dstash.errors import (
     Busy,
     ChangeConflict,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from xxhash import xxh3_64_intdigest
 
-from dstash.cluster.view import View
+from dstash.cluster.topology.view import View
 from dstash.limits import PARTITIONS
 from dstash.types import Level
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from dstash.cluster.membership import Announcement, Membership
-from dstash.cluster.topology import Member, Way
+from dstash.cluster.membership.interface import Announcement, Membership
+from dstash.cluster.topology.topology import Member, Way
 from dstash.config import ClientSettings
 from dstash.errors import MembershipError, NoPeers
 from dstash.wire.security import KeyPair
@@ -67,13 +67,13 @@ def with_scheme(address: str) -> str:
 
 
 def _local(settings: ClientSettings) -> Membership:
-    from dstash.cluster.local import LocalMembership
+    from dstash.cluster.membership.local.membership import LocalMembership
 
     return LocalMembership(settings.membership_dir(), settings.cluster)
 
 
 def _consul(settings: ClientSettings, patience: float) -> Membership:
-    from dstash.cluster.consul import ConsulMembership
+    from dstash.cluster.membership.consul.membership import ConsulMembership
 
     return ConsulMembership(
         settings.consul or "",

@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 from dstash.client.outstanding import Missed, OutstandingWrites
 from dstash.client.routing import Peers, WriteSet, all_table, read_table, write_table
 from dstash.client.sightings import Sightings
-from dstash.cluster.topology import Topology, Way
-from dstash.cluster.view import View
+from dstash.cluster.topology.topology import Topology, Way
+from dstash.cluster.topology.view import View
 from dstash.errors import WrongCluster
 from dstash.limits import CLOCK_SKEW_LIMIT, MAX_CLOCK_SKEW_MS
 from dstash.store.record import partition_of

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from dstash.cluster.changing import gains
-from dstash.cluster.topology import Member, State, Topology
-from dstash.cluster.view import View
+from dstash.cluster.topology.topology import Member, State, Topology
+from dstash.cluster.topology.transitions import gains
+from dstash.cluster.topology.view import View
 from dstash.peer.history import Sample
 from dstash.peer.observer import Sight
 

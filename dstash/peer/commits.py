@@ -13,7 +13,7 @@ from itertools import chain, starmap
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from dstash.cluster.tasks import Merge
+from dstash.cluster.replication.tasks import Merge
 from dstash.errors import (
     BelowFloor,
     Busy,

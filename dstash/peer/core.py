@@ -16,16 +16,16 @@ from typing import Any, Final, NamedTuple, Protocol
 import structlog
 
 from dstash.about import __version__
-from dstash.cluster import answering
-from dstash.cluster.answering import PAGE_BYTES, Answering
-from dstash.cluster.cluster_clock import ClusterClock
-from dstash.cluster.hints import Hints
-from dstash.cluster.holdings import PROMISE_MS, SLICE, Holdings
-from dstash.cluster.lineage import Life
-from dstash.cluster.replica import Replica
-from dstash.cluster.tasks import Merge, Outgoing, Scheduler
-from dstash.cluster.topology import State, Topology
-from dstash.cluster.view import View
+from dstash.cluster.repair.hints import Hints
+from dstash.cluster.replication import handlers
+from dstash.cluster.replication.cluster_clock import ClusterClock
+from dstash.cluster.replication.handlers import PAGE_BYTES, Answering
+from dstash.cluster.replication.lineage import Life
+from dstash.cluster.replication.partitions import PROMISE_MS, SLICE, Holdings
+from dstash.cluster.replication.replica import Replica
+from dstash.cluster.replication.tasks import Merge, Outgoing, Scheduler
+from dstash.cluster.topology.topology import State, Topology
+from dstash.cluster.topology.view import View
 from dstash.errors import (
     BelowFloor,
     DeadlinePassed,
@@ -828,15 +828,15 @@ _DATA: Final = {*_READS, *_WRITES, Push, Hint}
 
 #: Questions of other peers, answered by tasks.
 _QUESTIONS: Final[dict[type, Callable[..., Answering]]] = {
-    AskDigests: answering.digests,
-    AskBuckets: answering.buckets,
-    AskVersions: answering.versions,
-    AskCopy: answering.copy,
-    Pull: answering.pull,
-    AskFloor: answering.floor,
-    AskSeen: answering.seen,
-    SetHorizon: answering.horizon,
-    ReleaseFloor: answering.release,
+    AskDigests: handlers.digests,
+    AskBuckets: handlers.buckets,
+    AskVersions: handlers.versions,
+    AskCopy: handlers.copy,
+    Pull: handlers.pull,
+    AskFloor: handlers.floor,
+    AskSeen: handlers.seen,
+    SetHorizon: handlers.horizon,
+    ReleaseFloor: handlers.release,
 }
 
 

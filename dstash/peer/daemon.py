@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from dstash import threads
-from dstash.cluster.joining import check_cluster, last_known, was_removed
-from dstash.cluster.local import LocalMembership
-from dstash.cluster.membership import Announcement, Membership, may_pass
+from dstash.cluster.membership.interface import Announcement, Membership, may_pass
+from dstash.cluster.membership.local.membership import LocalMembership
+from dstash.cluster.topology.joining import check_cluster, last_known, was_removed
 from dstash.config import PeerSettings
 from dstash.errors import (
     ConfigError,
@@ -367,7 +367,7 @@ def open_membership(settings: PeerSettings, *, patient: bool) -> Membership:
     if settings.membership == "local":
         return LocalMembership(settings.membership_dir(), settings.cluster, patient=patient)
     # With what it needs it takes a fifth of a peer's start: only who has a Consul waits for that.
-    from dstash.cluster.consul import ConsulMembership
+    from dstash.cluster.membership.consul.membership import ConsulMembership
 
     return ConsulMembership(
         settings.consul,

@@ -12,14 +12,14 @@ from typing import Any, Final
 
 import structlog
 
-from dstash.cluster import changing
-from dstash.cluster.joining import is_newcomer
-from dstash.cluster.lineage import Life
-from dstash.cluster.remembering import Testimony, hear
-from dstash.cluster.replica import Replica
-from dstash.cluster.tasks import Merge, Pause, Scheduler, Task
-from dstash.cluster.topology import Topology
-from dstash.cluster.view import View
+from dstash.cluster.replication.lineage import Life
+from dstash.cluster.replication.replica import Replica
+from dstash.cluster.replication.rollback_detection import Testimony, hear
+from dstash.cluster.replication.tasks import Merge, Pause, Scheduler, Task
+from dstash.cluster.topology import transitions
+from dstash.cluster.topology.joining import is_newcomer
+from dstash.cluster.topology.topology import Topology
+from dstash.cluster.topology.view import View
 from dstash.errors import DStashError
 from dstash.peer.claims import SUSPECTED, Claims
 from dstash.version import Stamp
@@ -246,7 +246,7 @@ class Freshness:
             self._is_old = True
             store_id = view.members[me].store_id
             _log.error("this store is an old copy: it has to be filled again", known_by=by)
-            self._propose(lambda latest: changing.lost(latest, me, store_id))
+            self._propose(lambda latest: transitions.lost(latest, me, store_id))
             self._evaluate()
         return True
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import structlog
 
 from dstash import threads
-from dstash.cluster.topology import Way
+from dstash.cluster.topology.topology import Way
 from dstash.config import PeerSettings
 from dstash.errors import ConfigError
 from dstash.peer.authority import Authority, fingerprint, read_authority

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from dstash.cluster import changing
-from dstash.cluster.antientropy import compare_all
-from dstash.cluster.asking_clocks import ask_clock
-from dstash.cluster.burying import agree_all, bury_all, even_all, vacate
-from dstash.cluster.filling import fill
-from dstash.cluster.future_records import settle_all
-from dstash.cluster.hints import Hints, replay
-from dstash.cluster.mending import mend_all
-from dstash.cluster.repairing import repair
-from dstash.cluster.replica import Progress, Replica
-from dstash.cluster.switching import conductor, witness
-from dstash.cluster.syncing import ask
-from dstash.cluster.tasks import Pause, Scheduler, Task
-from dstash.cluster.throttle import FILLERS
-from dstash.cluster.topology import Topology
-from dstash.cluster.view import View
+from dstash.cluster.repair.antientropy import compare_all
+from dstash.cluster.repair.corrupt_records import mend_all
+from dstash.cluster.repair.full_repair import repair
+from dstash.cluster.repair.future_records import settle_all
+from dstash.cluster.repair.hints import Hints, replay
+from dstash.cluster.replication.clock_exchange import ask_clock
+from dstash.cluster.replication.epoch_barrier import conductor, witness
+from dstash.cluster.replication.replica import Progress, Replica
+from dstash.cluster.replication.streaming import fill
+from dstash.cluster.replication.tasks import Pause, Scheduler, Task
+from dstash.cluster.replication.throttle import FILLERS
+from dstash.cluster.replication.tombstone_gc import agree_all, bury_all, even_all, vacate
+from dstash.cluster.replication.transfer import ask
+from dstash.cluster.topology import transitions
+from dstash.cluster.topology.topology import Topology
+from dstash.cluster.topology.view import View
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
 from dstash.peer.freshness import Freshness
@@ -312,16 +312,16 @@ class Healer:
             return (
                 ("store", store_id, view.readers),
                 held,
-                lambda latest: changing.filled(latest, me, store_id),
+                lambda latest: transitions.filled(latest, me, store_id),
             )
         change = topology.change
         if change is None or change.switched or change.paused or me in change.complete:
             return None
-        gained = changing.gains(topology).get(me)
+        gained = transitions.gains(topology).get(me)
         if not gained:
             return None
         number = change.number
-        return ("change", number), gained, lambda latest: changing.complete(latest, me, number)
+        return ("change", number), gained, lambda latest: transitions.complete(latest, me, number)
 
     def _begin_filling(
         self, purpose: tuple[Any, ...], partitions: list[int], step: Proposal
@@ -367,7 +367,7 @@ class Healer:
         number = self._ending = change.number
 
         def ended(result: Any, failure: DStashError | None) -> None:
-            self.proposals.append(lambda latest: changing.finish(latest, number))
+            self.proposals.append(lambda latest: transitions.finish(latest, number))
 
         self._scheduler.spawn("switch", witness(self.replica), ended)
 

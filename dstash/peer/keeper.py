@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Mapping
 import structlog
 
 from dstash import threads
-from dstash.cluster.changing import abandon, forget, ordered, switch
-from dstash.cluster.joining import (
+from dstash.cluster.membership.interface import Announcement, Membership, Stored, may_pass
+from dstash.cluster.replication.lineage import Life
+from dstash.cluster.topology.joining import (
     KEPT,
     confirmed,
     found,
@@ -27,10 +28,9 @@ from dstash.cluster.joining import (
     was_removed,
     with_seen,
 )
-from dstash.cluster.lineage import Life
-from dstash.cluster.membership import Announcement, Membership, Stored, may_pass
-from dstash.cluster.topology import Topology
-from dstash.cluster.view import View
+from dstash.cluster.topology.topology import Topology
+from dstash.cluster.topology.transitions import abandon, forget, ordered, switch
+from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, DStashError, ForeignStore, MembershipUnreachable
 from dstash.peer.complaints import Complaints
 from dstash.peer.healer import Proposal

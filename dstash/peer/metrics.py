@@ -24,8 +24,8 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from dstash.cluster.topology import State
-from dstash.cluster.view import View
+from dstash.cluster.topology.topology import State
+from dstash.cluster.topology.view import View
 from dstash.peer.core import PeerCore
 from dstash.peer.http import Answer
 from dstash.peer.meters import Histogram

@@ -12,9 +12,9 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dstash.cluster.syncing import ask
-from dstash.cluster.tasks import Effect, Scheduler
-from dstash.cluster.view import View
+from dstash.cluster.replication.tasks import Effect, Scheduler
+from dstash.cluster.replication.transfer import ask
+from dstash.cluster.topology.view import View
 from dstash.errors import DStashError, Unavailable
 from dstash.peer.history import KEPT, Sample, unpack_samples
 from dstash.wire.messages import AskStatus, StatusIs

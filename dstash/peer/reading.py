@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dstash.cluster.holdings import Holdings
+from dstash.cluster.replication.partitions import Holdings
 from dstash.errors import ProtocolError
 from dstash.limits import MAX_FRAME_BYTES, MAX_KEYS_PER_FRAME, PARTITIONS
 from dstash.peer.lookups import fetch, look_up

@@ -18,8 +18,8 @@ from typing import Protocol, TypeVar
 import structlog
 
 from dstash import threads
-from dstash.cluster.topology import Member, Topology, Way
-from dstash.cluster.view import View
+from dstash.cluster.topology.topology import Member, Topology, Way
+from dstash.cluster.topology.view import View
 from dstash.cpu_scheduling import LONG, take_turns
 from dstash.errors import DStashError, NotReady, StoreFailed
 from dstash.peer.authority import Authority

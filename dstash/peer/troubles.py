@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from dstash.cluster.waiting import waits
+from dstash.cluster.topology.blockers import waits
 from dstash.peer.board import Known
 from dstash.types import Level
 

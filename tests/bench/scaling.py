@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dstash import Client
-from dstash.cluster.rendezvous import Candidate, place, place_again
+from dstash.cluster.topology.rendezvous import Candidate, place, place_again
 from dstash.errors import ChangeConflict
 from tests.harness.peers import PATIENCE, Peer, Peers
 from tests.harness.waiting import wait_until

@@ -8,7 +8,7 @@ import pytest
 
 from dstash.client.session import Session
 from dstash.client.writes import PutOperation
-from dstash.cluster.topology import Member, Topology
+from dstash.cluster.topology.topology import Member, Topology
 from dstash.peer.core import PeerCore
 from dstash.peer.healer import Pace
 from dstash.store.record import build_record, open_record, partition_of

@@ -7,7 +7,7 @@ import collections
 import pytest
 
 from dstash.client.writes import PutOperation
-from dstash.cluster import burying
+from dstash.cluster.replication import tombstone_gc
 from dstash.peer.healer import Pace
 from dstash.store.record import build_record, open_record, partition_of
 from dstash.types import Level
@@ -83,11 +83,11 @@ class TestCollected:
         for core in joined.peers.values():
             for key in self.KEYS:
                 core.holdings._mortal[partition_of(key.encode())] = True
-            core.scheduler.spawn("agree", burying.agree_all(core.healer.replica, 30_000))
+            core.scheduler.spawn("agree", tombstone_gc.agree_all(core.healer.replica, 30_000))
         for _ in range(20):
             joined.settle()
         collector = joined.peers["a"]
-        collector.scheduler.spawn("bury", burying.bury_all(collector.healer.replica))
+        collector.scheduler.spawn("bury", tombstone_gc.bury_all(collector.healer.replica))
         for _ in range(20):
             joined.settle()
         assert [len(store.records) for store in joined.stores.values()] == [0, 30, 30]

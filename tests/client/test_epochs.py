@@ -12,7 +12,7 @@ import pytest
 from dstash.client.core import Operation
 from dstash.client.session import Send, Session
 from dstash.client.writes import PutOperation
-from dstash.cluster.topology import Change, Member, State, Topology
+from dstash.cluster.topology.topology import Change, Member, State, Topology
 from dstash.errors import NotReady
 from dstash.types import Level, Outcome
 from dstash.wire.envelope import Envelope, decode

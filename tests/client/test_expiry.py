@@ -8,7 +8,7 @@ from dstash.client.core import Operation
 from dstash.client.reads import LookupOperation
 from dstash.client.session import Send, Session
 from dstash.client.writes import PutOperation
-from dstash.cluster.topology import Member, Topology
+from dstash.cluster.topology.topology import Member, Topology
 from dstash.errors import TimedOut
 from dstash.types import Level, Outcome
 from dstash.wire import codec

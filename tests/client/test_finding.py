@@ -10,7 +10,7 @@ import pytest
 
 from dstash import Client
 from dstash.client.calls import Calls
-from dstash.cluster.consul_http import READ_TIMEOUT
+from dstash.cluster.membership.consul.http import READ_TIMEOUT
 from dstash.config import ClientSettings
 from dstash.errors import NoPeers
 from tests.harness.joined import TYPES, Joined

@@ -8,8 +8,8 @@ import pytest
 
 from dstash.client.orders import OrderOperation, shows
 from dstash.client.session import Send, Session
-from dstash.cluster import changing
-from dstash.cluster.topology import Member, Topology
+from dstash.cluster.topology import transitions
+from dstash.cluster.topology.topology import Member, Topology
 from dstash.errors import ChangeConflict, DStashError, NotReady, TimedOut, Unavailable
 from dstash.wire.envelope import Envelope
 from dstash.wire.envelope import decode as decode_message
@@ -58,7 +58,7 @@ class Talk:
 def test_the_answer_is_the_topology_that_came_of_it() -> None:
     talk = Talk(Order("remove", ["d"]))
     assert talk.message() == Order("remove", ["d"])
-    begun = changing.remove(cluster(), ["d"])
+    begun = transitions.remove(cluster(), ["d"])
     talk.answer(Ordered(begun.encode()))
     assert talk.operation.done
     assert talk.operation.result() == begun
@@ -67,7 +67,7 @@ def test_the_answer_is_the_topology_that_came_of_it() -> None:
 
 def test_a_dry_order_leaves_the_view_alone() -> None:
     talk = Talk(Order("remove", ["d"], dry=True))
-    talk.answer(Ordered(changing.remove(cluster(), ["d"]).encode()))
+    talk.answer(Ordered(transitions.remove(cluster(), ["d"]).encode()))
     assert talk.operation.result().change is not None
     assert talk.session.epoch == 7
 
@@ -93,7 +93,7 @@ def test_a_lost_answer_is_looked_for_in_the_topology() -> None:
     talk = Talk(Order("remove", ["d"]))
     talk.lose()
     assert {type(talk.message(place)) for place in range(len(talk.sent))} == {AskTopology}
-    talk.answer(TopologyIs(changing.remove(cluster(), ["d"]).encode(), list(NAMES)))
+    talk.answer(TopologyIs(transitions.remove(cluster(), ["d"]).encode(), list(NAMES)))
     assert talk.operation.done
     assert talk.operation.result().change is not None
 
@@ -114,8 +114,8 @@ def test_nobody_pretends_to_know_when_the_topology_does_not_show_it() -> None:
 
 def test_when_an_order_shows() -> None:
     calm = cluster()
-    leaving = changing.remove(calm, ["d"])
-    paused = changing.steer(leaving, paused=True, rate=5)
+    leaving = transitions.remove(calm, ["d"])
+    paused = transitions.steer(leaving, paused=True, rate=5)
     assert shows(leaving, Order("remove", ["d"]))
     assert shows(calm.without("d"), Order("remove", ["d"]))
     assert not shows(calm, Order("remove", ["d"]))

@@ -7,7 +7,7 @@ import pytest
 from dstash.client.reads import LookupOperation
 from dstash.client.scans import DiscoverOperation
 from dstash.client.session import Session
-from dstash.cluster.topology import Member, Topology
+from dstash.cluster.topology.topology import Member, Topology
 from dstash.errors import VersionMismatch
 from dstash.types import Level
 from dstash.wire import protocol

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dstash.client.routing import group, read_table, write_table
-from dstash.cluster.topology import Change, Member, State, Topology
-from dstash.cluster.view import View
+from dstash.cluster.topology.topology import Change, Member, State, Topology
+from dstash.cluster.topology.view import View
 from dstash.limits import PARTITIONS
 from dstash.store.record import partition_of
 from dstash.types import Level

@@ -15,7 +15,7 @@ from dstash.client.drafts import Query
 from dstash.client.reads import LookupOperation
 from dstash.client.walks import walk_for
 from dstash.client.writes import PutOperation
-from dstash.cluster.topology import Topology
+from dstash.cluster.topology.topology import Topology
 from dstash.errors import CorruptRecord, ProtocolError, TimedOut, Unavailable
 from dstash.limits import PARTITIONS
 from dstash.peer import scan_pages

@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from dstash import AsyncClient, Client
-from dstash.cluster.topology import Member, Topology
+from dstash.cluster.topology.topology import Member, Topology
 from dstash.errors import DStashError, NotReady
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Error, Hello, Welcome

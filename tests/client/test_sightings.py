@@ -8,7 +8,7 @@ import pytest
 
 from dstash.client.sightings import Sightings
 from dstash.client.writes import PutOperation
-from dstash.cluster.lineage import MOST_CLAIMS
+from dstash.cluster.replication.lineage import MOST_CLAIMS
 from dstash.types import Level
 from dstash.version import newest_stamp
 from dstash.wire.envelope import Envelope, decode, encode

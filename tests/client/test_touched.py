@@ -10,9 +10,9 @@ import pytest
 from dstash.client.reads import RecordOperation
 from dstash.client.session import Send, Session
 from dstash.client.writes import ApplyOperation, DeleteOperation
-from dstash.cluster import burying
-from dstash.cluster.antientropy import compare_all
-from dstash.cluster.tasks import Task
+from dstash.cluster.repair.antientropy import compare_all
+from dstash.cluster.replication import tombstone_gc
+from dstash.cluster.replication.tasks import Task
 from dstash.peer.healer import Pace
 from dstash.store.record import build_record, partition_of
 from dstash.types import NEVER, Level
@@ -61,7 +61,7 @@ def everywhere(joined: Joined, make: Any) -> None:
 
 def agree(joined: Joined, stamp_ms: int) -> None:
     """Have replicas agree on all that was written up to a moment."""
-    everywhere(joined, lambda replica: burying.agree_all(replica, joined.now - stamp_ms))
+    everywhere(joined, lambda replica: tombstone_gc.agree_all(replica, joined.now - stamp_ms))
 
 
 def horizons(joined: Joined) -> list[int]:
@@ -105,7 +105,7 @@ def test_delete_stamped_before_a_touch_and_missed_by_a_replica_holds_up_the_hori
     agree(joined, between)
     assert horizons(joined) == [0, 0, 0]
     joined.now += 60 * SECOND
-    everywhere(joined, burying.bury_all)
+    everywhere(joined, tombstone_gc.bury_all)
     everywhere(joined, compare_all)
     assert joined.lookup(KEY, level="all") == {}
     assert len({joined.record(peer, KEY) for peer in "abc"}) == 1
@@ -113,7 +113,7 @@ def test_delete_stamped_before_a_touch_and_missed_by_a_replica_holds_up_the_hori
     assert horizons(joined) == [stamp_at(between)] * 3
     joined.now += 60 * SECOND
     everywhere(joined, compare_all)  # where c learns that it holds a tombstone
-    everywhere(joined, burying.bury_all)
+    everywhere(joined, tombstone_gc.bury_all)
     assert [joined.record(peer, KEY) for peer in "abc"] == [None] * 3
 
 

@@ -7,16 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from dstash.cluster import answering, changing
-from dstash.cluster.burying import bury_all
-from dstash.cluster.cluster_clock import ClusterClock
-from dstash.cluster.filling import fill
-from dstash.cluster.holdings import Holdings
-from dstash.cluster.membership import Announcement
-from dstash.cluster.replica import Replica
-from dstash.cluster.tasks import Ask, Merge, Pause, Task, Tell
-from dstash.cluster.topology import Member, Topology
-from dstash.cluster.view import View
+from dstash.cluster.membership.interface import Announcement
+from dstash.cluster.replication import handlers
+from dstash.cluster.replication.cluster_clock import ClusterClock
+from dstash.cluster.replication.partitions import Holdings
+from dstash.cluster.replication.replica import Replica
+from dstash.cluster.replication.streaming import fill
+from dstash.cluster.replication.tasks import Ask, Merge, Pause, Task, Tell
+from dstash.cluster.replication.tombstone_gc import bury_all
+from dstash.cluster.topology import transitions
+from dstash.cluster.topology.topology import Member, Topology
+from dstash.cluster.topology.view import View
 from dstash.errors import DStashError, Unavailable
 from dstash.store.interface import Write
 from dstash.store.memory import TwinStore
@@ -49,14 +50,14 @@ def take(holdings: Holdings, question: Push, now: int) -> Task:
 
 
 ANSWERS: dict[type, Callable[..., Any]] = {
-    AskDigests: answering.digests,
-    AskCopy: answering.copy,
-    AskVersions: answering.versions,
-    AskBuckets: answering.buckets,
-    AskFloor: answering.floor,
-    SetHorizon: answering.horizon,
-    ReleaseFloor: answering.release,
-    Pull: answering.pull,
+    AskDigests: handlers.digests,
+    AskCopy: handlers.copy,
+    AskVersions: handlers.versions,
+    AskBuckets: handlers.buckets,
+    AskFloor: handlers.floor,
+    SetHorizon: handlers.horizon,
+    ReleaseFloor: handlers.release,
+    Pull: handlers.pull,
     Push: take,
 }
 
@@ -82,7 +83,7 @@ class Cluster:
         members = tuple(Member(one, f"tcp://{one}:1", f"store-{one}", one) for one in "abc")
         before = Topology("test", "id", 1, 3, formed=True, members=members)
         joiner = Announcement("d", "tcp://d:1", "store-d", "d", 1.0)
-        topology = changing.add(before, [joiner]) if joins else before
+        topology = transitions.add(before, [joiner]) if joins else before
         self.view = View(topology, frozenset("abcd"))
         #: Kinds of messages that a peer does not answer, for it has gone away.
         self.unanswered: set[tuple[str, type]] = set()

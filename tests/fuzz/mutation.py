@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Final
 
-from dstash.cluster.answering import pack_partitions
+from dstash.cluster.replication.handlers import pack_partitions
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, encode

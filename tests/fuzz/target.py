@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from dstash.cluster.topology import Member, Topology
-from dstash.cluster.view import View
+from dstash.cluster.topology.topology import Member, Topology
+from dstash.cluster.topology.view import View
 from dstash.peer.authority import Authority
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.requests import Reply

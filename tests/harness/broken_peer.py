@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Any
 
-from dstash.cluster.local import LocalMembership
+from dstash.cluster.membership.local.membership import LocalMembership
 from dstash.errors import DiskFull
 from dstash.peer.main import main
 from dstash.store.lmdb import LmdbStore

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dstash import Client
-from dstash.cluster.answering import pack_partitions
+from dstash.cluster.replication.handlers import pack_partitions
 from dstash.limits import PARTITIONS
 from dstash.store.digest import DigestKind
 from dstash.wire.envelope import Envelope, decode, encode

@@ -16,8 +16,8 @@ from dstash.client.reads import ExistsOperation, LookupOperation
 from dstash.client.session import Send, Session
 from dstash.client.walks import Request, walk_for
 from dstash.client.writes import DeleteOperation, PutOperation
-from dstash.cluster.topology import Member, Topology
-from dstash.cluster.view import View
+from dstash.cluster.topology.topology import Member, Topology
+from dstash.cluster.topology.view import View
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.requests import Reply
 from dstash.store.memory import TwinStore

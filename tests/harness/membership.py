@@ -11,10 +11,10 @@ from typing import Any
 
 import structlog
 
-from dstash.cluster.consul import ConsulMembership
-from dstash.cluster.local import LocalMembership
-from dstash.cluster.membership import Announcement, Membership, Token
-from dstash.cluster.topology import Topology
+from dstash.cluster.membership.consul.membership import ConsulMembership
+from dstash.cluster.membership.interface import Announcement, Membership, Token
+from dstash.cluster.membership.local.membership import LocalMembership
+from dstash.cluster.topology.topology import Topology
 from tests.harness.process import mortal
 
 ROOT = Path(__file__).resolve().parent.parent.parent

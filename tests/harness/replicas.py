@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dstash import Client
-from dstash.cluster.answering import pack_partitions
-from dstash.cluster.syncing import split_digests
-from dstash.cluster.view import View
+from dstash.cluster.replication.handlers import pack_partitions
+from dstash.cluster.replication.transfer import split_digests
+from dstash.cluster.topology.view import View
 from dstash.limits import PARTITIONS
 from dstash.store.digest import EMPTY
 from dstash.wire.replication import AskDigests, DigestsAre

@@ -31,7 +31,7 @@ EDITS: Final = {
             "_heard = set()\n\n\ndef _note(protocol):\n    _heard.add(protocol)\n\n\n{}",
         ),
     ),
-    "dstash.cluster.topology": (('    plain: str = ""\n', '{}    rack: str = "r1"\n'),),
+    "dstash.cluster.topology.topology": (('    plain: str = ""\n', '{}    rack: str = "r1"\n'),),
     "dstash.about": ((' = version("dstash")', '{} + ".next"'),),
 }
 

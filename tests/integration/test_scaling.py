@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dstash import Client
-from dstash.cluster.topology import State
+from dstash.cluster.topology.topology import State
 from dstash.errors import ChangeConflict
 from tests.harness.consul import ConsulAgent
 from tests.harness.load import Load

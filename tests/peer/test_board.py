@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dstash.cluster.topology import Change, Member, State, Topology
-from dstash.cluster.view import View
+from dstash.cluster.topology.topology import Change, Member, State, Topology
+from dstash.cluster.topology.view import View
 from dstash.peer import board
 from dstash.peer.board import Known
 from dstash.peer.history import Sample

@@ -7,7 +7,7 @@ import structlog
 
 from dstash.client.core import Operation
 from dstash.client.session import Send
-from dstash.cluster.holdings import FLOOR_MARK
+from dstash.cluster.replication.partitions import FLOOR_MARK
 from dstash.errors import BelowFloor, ClockSkew, NotReady, ProtocolError
 from dstash.peer.healer import Pace
 from dstash.store.record import partition_of

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstash.cluster.tasks import Merge
+from dstash.cluster.replication.tasks import Merge
 from dstash.errors import BelowFloor, DiskFull, LimitError
 from dstash.limits import MAX_TTL_SECONDS, PARTITIONS
 from dstash.peer.commits import Commit, Internal, Rules, Ticket, WaitingWrite

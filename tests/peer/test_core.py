@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstash.cluster.answering import BUSY, pack_partitions
-from dstash.cluster.holdings import BUSY_MS
-from dstash.cluster.syncing import split_counts
-from dstash.cluster.tasks import Merge, Task
-from dstash.cluster.topology import Member, Topology
-from dstash.cluster.view import View
+from dstash.cluster.replication.handlers import BUSY, pack_partitions
+from dstash.cluster.replication.partitions import BUSY_MS
+from dstash.cluster.replication.tasks import Merge, Task
+from dstash.cluster.replication.transfer import split_counts
+from dstash.cluster.topology.topology import Member, Topology
+from dstash.cluster.topology.view import View
 from dstash.errors import (
     BelowFloor,
     Busy,

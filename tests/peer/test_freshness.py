@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from dstash.cluster import changing
-from dstash.cluster.joining import with_seen
-from dstash.cluster.topology import Restored, Topology
-from dstash.cluster.view import View
+from dstash.cluster.topology import transitions
+from dstash.cluster.topology.joining import with_seen
+from dstash.cluster.topology.topology import Restored, Topology
+from dstash.cluster.topology.view import View
 from dstash.errors import NotReady, StaleEpoch
 from dstash.peer.authority import Authority, Grant, Role
 from dstash.peer.claims import SUSPECTED
@@ -327,7 +327,7 @@ def test_cluster_goes_on_once_the_loss_of_all_old_copies_is_accepted(joined: Res
     joined.start("a", "b", "c")
     joined.pass_time(20)
     assert joined.synced() == ""
-    joined.topology = changing.accept_loss(joined.topology, list("abc"), frozenset("abc"))
+    joined.topology = transitions.accept_loss(joined.topology, list("abc"), frozenset("abc"))
     for name in "abc":
         joined.look(name)
     joined.pass_time(30)
@@ -447,7 +447,7 @@ class TestClaims:
         assert self.suspects(joined, "a")
         joined.pass_time(60)
         assert self.suspects(joined, "a")
-        lost = changing.lost(joined.topology, "a", "store-a")
+        lost = transitions.lost(joined.topology, "a", "store-a")
         assert lost is not None
         joined.topology = lost
         for name in "abc":

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from dstash.client.refusals import is_because
-from dstash.cluster import changing, damage
-from dstash.cluster.answering import unpack_partitions
-from dstash.cluster.holdings import HORIZONS_MARK
-from dstash.cluster.membership import Announcement
-from dstash.cluster.view import View
+from dstash.cluster.membership.interface import Announcement
+from dstash.cluster.replication import corruption
+from dstash.cluster.replication.handlers import unpack_partitions
+from dstash.cluster.replication.partitions import HORIZONS_MARK
+from dstash.cluster.topology import transitions
+from dstash.cluster.topology.view import View
 from dstash.errors import BelowFloor, DiskFull
 from dstash.limits import PARTITIONS
 from dstash.peer.core import PeerCore, Settings
@@ -227,26 +228,26 @@ def test_after_a_pause_only_that_is_filled_which_was_left() -> None:
     joined.session.install(three.encode(), list("abc"))
     joined.put({f"k{n}": "v" * 100 for n in range(4000)}, "all")
     joiner = Announcement("d", "tcp://d:1", "store-d", "z-d", 1.0)
-    begun = changing.steer(changing.add(three, [joiner]), rate=1_000_000)
-    gained = set(changing.gains(begun)["d"])
+    begun = transitions.steer(transitions.add(three, [joiner]), rate=1_000_000)
+    gained = set(transitions.gains(begun)["d"])
     joined.install(begun)
     core = joined.peers["d"]
     for _ in range(200):
         joined.now += 1
         joined.settle()
-    begun = changing.steer(begun, rate=2_000_000)
+    begun = transitions.steer(begun, rate=2_000_000)
     joined.install(begun)
     before = core.healer.facts()
     assert 0 < before["filling"] < len(gained) - 500, "another rate is no reason to begin anew"
 
-    paused = changing.steer(begun, paused=True)
+    paused = transitions.steer(begun, paused=True)
     joined.install(paused)
     joined.now += 60_000
     joined.settle()
     assert core.healer.facts() == before, "nothing moves, and no time passes"
 
     asked = asked_by(joined, "d")
-    resumed = changing.steer(paused, paused=False)
+    resumed = transitions.steer(paused, paused=False)
     joined.install(resumed)
     assert core.healer.facts()["filling"] == before["filling"]
     while core.healer.facts()["filling"]:
@@ -260,9 +261,9 @@ def test_after_a_pause_only_that_is_filled_which_was_left() -> None:
     assert after["filling_ms"] < 3000, "the pause does not count"
     assert after["filling_of"] == len(gained)
 
-    paused = changing.steer(resumed, paused=True)
+    paused = transitions.steer(resumed, paused=True)
     joined.install(paused)
-    joined.install(changing.steer(paused, paused=False))
+    joined.install(transitions.steer(paused, paused=False))
     joined.now += 60_000
     joined.settle()
     assert core.healer.facts() == after
@@ -271,14 +272,14 @@ def test_after_a_pause_only_that_is_filled_which_was_left() -> None:
 
 def test_what_was_paused_and_cancelled_is_not_filled_any_more() -> None:
     joined = Joined("abcd", pace=live())
-    begun = changing.remove(joined.topology, ["d"])
+    begun = transitions.remove(joined.topology, ["d"])
     joined.install(begun)
     core = joined.peers["a"]
-    assert core.healer.facts()["filling"] == len(changing.gains(begun)["a"])
-    paused = changing.steer(begun, paused=True)
+    assert core.healer.facts()["filling"] == len(transitions.gains(begun)["a"])
+    paused = transitions.steer(begun, paused=True)
     joined.install(paused)
     assert core.healer.facts()["filling"] > 0
-    joined.install(changing.cancel(paused))
+    joined.install(transitions.cancel(paused))
     assert core.healer.facts()["filling"] == 0
 
 
@@ -317,7 +318,7 @@ def test_refusal_of_one_partition_does_not_keep_the_others_from_healing() -> Non
 def test_more_damaged_records_than_are_kept_in_mind_are_all_mended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(damage, "_KEPT", 10)
+    monkeypatch.setattr(corruption, "_KEPT", 10)
     joined = Joined(pace=live())
     names = [f"k{number}" for number in range(60)]
     joined.put(dict.fromkeys(names, 1), "all")

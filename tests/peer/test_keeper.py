@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from dstash.cluster.joining import last_known
-from dstash.cluster.local import LocalMembership
-from dstash.cluster.membership import Announcement
-from dstash.cluster.topology import State, Topology
-from dstash.cluster.view import View
+from dstash.cluster.membership.interface import Announcement
+from dstash.cluster.membership.local.membership import LocalMembership
+from dstash.cluster.topology.joining import last_known
+from dstash.cluster.topology.topology import State, Topology
+from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, DiskFull, DStashError, MembershipUnreachable
 from dstash.peer.keeper import Keeper
 from dstash.store.memory import TwinStore

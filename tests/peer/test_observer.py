@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dstash.cluster.tasks import Outgoing, Scheduler
-from dstash.cluster.topology import Member, Topology
-from dstash.cluster.view import View
+from dstash.cluster.replication.tasks import Outgoing, Scheduler
+from dstash.cluster.topology.topology import Member, Topology
+from dstash.cluster.topology.view import View
 from dstash.peer.history import Sample, pack_samples
 from dstash.peer.observer import Observer
 from dstash.wire.envelope import Envelope, decode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dstash.cluster.syncing import ask
+from dstash.cluster.replication.transfer import ask
 from dstash.errors import VersionMismatch
 from dstash.wire import protocol
 from dstash.wire.envelope import Envelope, decode, encode

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dstash.cluster.joining import RESTORED_JUMP, last_known, was_removed
-from dstash.cluster.local import LocalMembership
-from dstash.cluster.membership import Announcement
-from dstash.cluster.topology import Topology
-from dstash.cluster.view import View
+from dstash.cluster.membership.interface import Announcement
+from dstash.cluster.membership.local.membership import LocalMembership
+from dstash.cluster.topology.joining import RESTORED_JUMP, last_known, was_removed
+from dstash.cluster.topology.topology import Topology
+from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, ForeignStore
 from dstash.peer.keeper import Keeper
 from dstash.store.memory import TwinStore

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dstash.cluster.tasks import Pause, Task
+from dstash.cluster.replication.tasks import Pause, Task
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.server import PeerServer, wall
 from dstash.store.memory import TwinStore

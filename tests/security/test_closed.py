@@ -10,8 +10,8 @@ import pytest
 import zmq
 
 from dstash import Client, Security
-from dstash.cluster.local import LocalMembership
-from dstash.cluster.topology import Member
+from dstash.cluster.membership.local.membership import LocalMembership
+from dstash.cluster.topology.topology import Member
 from dstash.errors import BelowFloor, ConfigError, DStashError, NoPeers, Unauthorised
 from dstash.version import pack, stamp_at
 from dstash.wire import codec

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dstash import Client
-from dstash.cluster.consul import ConsulMembership
+from dstash.cluster.membership.consul.membership import ConsulMembership
 from dstash.errors import MembershipUnreachable
 from tests.harness.consul import ConsulAgent, consul_binary
 from tests.harness.waiting import wait_until

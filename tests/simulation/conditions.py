@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
-from dstash.cluster.holdings import SLICE
+from dstash.cluster.replication.partitions import SLICE
 from dstash.peer.healer import Pace
 from tests.simulation.events import MS, SECOND
 from tests.simulation.faults import common_kinds, shared_kinds

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from unittest import mock
 
 from dstash.client import key_lists, page_reads, reads, writes
-from dstash.cluster import answering, throttle
+from dstash.cluster.replication import handlers, throttle
 from dstash.peer import commits, lookups, scan_pages
 from tests.simulation.conditions import Conditions
 
@@ -16,7 +16,7 @@ _SMALL = (
     (page_reads, {"PAGE_KEYS": 5, "PAGE_BYTES": 700}),
     (key_lists, {"PAGE_KEYS": 4}),
     (writes, {"KEYS_PER_CHUNK": 16, "BYTES_PER_CHUNK": 1_500}),
-    (answering, {"PAGE_BYTES": 1_200, "PAGE_KEYS": 9}),
+    (handlers, {"PAGE_BYTES": 1_200, "PAGE_KEYS": 9}),
     (commits, {"COMMIT_BYTES": 2_000}),
     (lookups, {"REPLY_BYTES": 900, "HEADS_BYTES": 2_500}),
     (scan_pages, {"VISITS": 10}),

@@ -1,6 +1,6 @@
 """The outside truth about a virtual cluster: one value behind compare-and-set, and locks.
 
-Follows ``dstash.cluster.membership``, as Consul keeps it: a lock is lost some time after its
+Follows ``dstash.cluster.membership.interface``, as Consul keeps it: a lock is lost some time after its
 holder stopped answering, those who watch hear of changes late, and at times nobody gets through.
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from random import Random
 from typing import Final, Protocol
 
-from dstash.cluster.membership import NOTHING, Announcement, Stored, Token
-from dstash.cluster.topology import Topology
+from dstash.cluster.membership.interface import NOTHING, Announcement, Stored, Token
+from dstash.cluster.topology.topology import Topology
 from dstash.errors import MembershipUnreachable, PeerIdInUse
 from tests.simulation.events import MS, SECOND, Events
 from tests.simulation.trace import Trace

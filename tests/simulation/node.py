@@ -6,10 +6,10 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-from dstash.cluster.joining import was_removed
-from dstash.cluster.membership import Announcement, Stored
-from dstash.cluster.topology import Topology
-from dstash.cluster.view import View
+from dstash.cluster.membership.interface import Announcement, Stored
+from dstash.cluster.topology.joining import was_removed
+from dstash.cluster.topology.topology import Topology
+from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable, PeerIdInUse
 from dstash.peer.commits import Commit
 from dstash.peer.core import PeerCore, Settings

@@ -15,9 +15,9 @@ from uuid import UUID
 import structlog
 
 from dstash.client.session import Session
-from dstash.cluster.joining import found
-from dstash.cluster.membership import Stored
-from dstash.cluster.topology import Topology
+from dstash.cluster.membership.interface import Stored
+from dstash.cluster.topology.joining import found
+from dstash.cluster.topology.topology import Topology
 from dstash.limits import PARTITIONS
 from dstash.peer.commits import Commit
 from dstash.peer.core import PeerCore, Settings

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dstash.cluster.local import LocalMembership
+from dstash.cluster.membership.local.membership import LocalMembership
 from dstash.errors import MembershipError, StoreError
 from dstash.store import directory
 from dstash.store.lmdb import LmdbStore

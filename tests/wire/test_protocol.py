@@ -12,7 +12,7 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from dstash import limits
-from dstash.cluster.rendezvous import Candidate, lots, place
+from dstash.cluster.topology.rendezvous import Candidate, lots, place
 from dstash.errors import BY_CODE
 from dstash.peer.requests import LIMITS
 from dstash.store.record import (

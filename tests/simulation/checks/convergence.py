@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from dstash.cluster.holdings import Holdings
-from dstash.cluster.view import View
+from dstash.cluster.replication.partitions import Holdings
+from dstash.cluster.topology.view import View
 from dstash.store.digest import is_dead_at
 from dstash.store.memory import TwinStore
 from dstash.store.record import partition_of, split_storage_key

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dstash.cluster.changing import ordered
-from dstash.cluster.topology import State, Topology
+from dstash.cluster.topology.topology import State, Topology
+from dstash.cluster.topology.transitions import ordered
 from dstash.errors import DStashError
 from tests.simulation.events import SECOND
 from tests.simulation.node import Node

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dstash.cluster.lineage import Life, StoreMemory
-from dstash.cluster.membership import Stored
-from dstash.cluster.topology import Topology
+from dstash.cluster.membership.interface import Stored
+from dstash.cluster.replication.lineage import Life, StoreMemory
+from dstash.cluster.topology.topology import Topology
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.keeper import Keeper
 from dstash.store.memory import TwinStore

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dstash.cluster.lineage import Life, Lineage
+from dstash.cluster.replication.lineage import Life, Lineage
 from dstash.peer.core import PeerCore, Settings
 from dstash.store.memory import TwinStore
 from tests.simulation.events import MS

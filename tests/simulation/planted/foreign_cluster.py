@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from unittest import mock
 
-from dstash.cluster.joining import supersedes
-from dstash.cluster.topology import Topology
+from dstash.cluster.topology.joining import supersedes
+from dstash.cluster.topology.topology import Topology
 from dstash.peer.keeper import Keeper
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dstash.cluster.changing import complete
-from dstash.cluster.membership import Stored
-from dstash.cluster.topology import Topology
+from dstash.cluster.membership.interface import Stored
+from dstash.cluster.topology.topology import Topology
+from dstash.cluster.topology.transitions import complete
 from dstash.peer.keeper import Keeper
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from dstash.cluster import exchange, hints
-from dstash.cluster.replica import Replica
-from dstash.cluster.syncing import Pulled, pull, push
+from dstash.cluster.repair import exchange, hints
+from dstash.cluster.replication.replica import Replica
+from dstash.cluster.replication.transfer import Pulled, pull, push
 from dstash.errors import DiskFull
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World

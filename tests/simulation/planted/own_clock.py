@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dstash.cluster.cluster_clock import ClusterClock
+from dstash.cluster.replication.cluster_clock import ClusterClock
 from dstash.peer.core import PeerCore, Settings
 from dstash.store.memory import TwinStore
 from dstash.version import Stamp

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from unittest import mock
 
-from dstash.cluster import antientropy
-from dstash.cluster.hints import Hints
-from dstash.cluster.holdings import Holdings
+from dstash.cluster.repair import antientropy
+from dstash.cluster.repair.hints import Hints
+from dstash.cluster.replication.partitions import Holdings
 from dstash.peer.healer import Pace
 from tests.simulation.events import MS, SECOND
 from tests.simulation.planted.registry import plant, planted_conditions

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from unittest import mock
 
-from dstash.cluster.hints import Hints
+from dstash.cluster.repair.hints import Hints
 from dstash.store.digest import version_of
 from dstash.store.record import VERSION_END
 from dstash.types import RecordFlag

@@ -8,7 +8,7 @@ from dataclasses import replace
 from unittest import mock
 
 from dstash.client.page_reads import PageOperation
-from dstash.cluster.hints import Hints
+from dstash.cluster.repair.hints import Hints
 from dstash.peer.healer import Pace
 from tests.simulation.events import MS
 from tests.simulation.planted.registry import plant, planted_conditions

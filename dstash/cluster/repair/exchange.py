@@ -1,0 +1,179 @@
+"""Exchanging what differs between two replicas of a partition, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from dstash.cluster.replication.handlers import kind_of
+from dstash.cluster.replication.replica import Replica
+from dstash.cluster.replication.tasks import Effect, Pause
+from dstash.cluster.replication.throttle import Throttle
+from dstash.cluster.replication.transfer import (
+    Entries,
+    Mark,
+    ask,
+    may_win,
+    newer_there,
+    pull,
+    push,
+    split,
+    version_in,
+    versions_page,
+)
+from dstash.errors import Busy, ProtocolError
+from dstash.store.digest import DIGEST_BYTES, DigestKind, bucket_of, is_dead_at
+from dstash.store.record import ABSENT, horizon_stamp, partition_in, version_of
+from dstash.version import ZERO, Stamp, write_of
+from dstash.wire.replication import AskBuckets, BucketsAre
+
+#: Buckets compared at once: bounds the memory that a huge partition takes.
+_BUCKETS_AT_ONCE: Final = 64
+#: Records that are collected before they are sent.
+_PUSHED_AT_ONCE: Final = 2000
+
+#: Of a peer whose horizons are not known.
+_UNKNOWN: Final[Mapping[int, Stamp]] = {}
+
+
+@dataclass
+class Exchanged:
+    """What came of an exchange.
+
+    Attributes:
+        moved: how many records one of the two replicas took.
+        waiting: partitions with records that have to wait until an agreement on a horizon ends.
+        refused: partitions with records that were refused for any reason, those among them.
+    """
+
+    moved: int = 0
+    waiting: set[int] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
+
+    def add(self, other: Exchanged) -> None:
+        """Add what came of another exchange."""
+        self.moved += other.moved
+        self.waiting |= other.waiting
+        self.refused |= other.refused
+
+
+Exchanging = Generator[Effect, Any, Exchanged]
+
+
+def exchange(
+    replica: Replica,
+    partitions: Sequence[int],
+    other: str,
+    horizons: Mapping[int, Stamp] = _UNKNOWN,
+) -> Exchanging:
+    """Make both replicas of small partitions (ascending) equal.
+
+    Args:
+        horizons: those of the other replica, by partition, as far as they are known.
+    """
+    return (yield from _exchange(replica, partitions, (), other, horizons))
+
+
+def exchange_large(
+    replica: Replica,
+    partition: int,
+    other: str,
+    horizons: Mapping[int, Stamp] = _UNKNOWN,
+) -> Exchanging:
+    """Like ``exchange``, for one partition of many records: only buckets that differ."""
+    answer = yield from ask(other, AskBuckets(partition, DigestKind.CONTENT), BucketsAre)
+    mine = yield from replica.holdings.buckets(partition, kind_of(answer.kind))
+    differing = _differing_buckets(mine, answer.digests)
+    exchanged = Exchanged()
+    for begin in range(0, len(differing), _BUCKETS_AT_ONCE):
+        some = differing[begin : begin + _BUCKETS_AT_ONCE]
+        exchanged.add((yield from _exchange(replica, [partition], some, other, horizons)))
+    return exchanged
+
+
+def _exchange(
+    replica: Replica,
+    partitions: Sequence[int],
+    buckets: Sequence[int],
+    other: str,
+    horizons: Mapping[int, Stamp],
+) -> Exchanging:
+    theirs: dict[bytes, Mark] = {}
+    after = b""
+    while True:
+        page, after = yield from versions_page(other, partitions, buckets, after)
+        theirs.update((key, mark) for key, mark in page.items() if version_in(mark) != ABSENT)
+        if not after:
+            break
+    newer = yield from newer_there(replica, theirs)
+    pulled = yield from pull(replica, other, newer, Throttle(replica), horizons)
+    exchanged = Exchanged(
+        pulled.moved,
+        {partition_in(key) for key, why in pulled.refused.items() if isinstance(why, Busy)},
+        set(map(partition_in, pulled.refused)),
+    )
+    pushing = _Pushing(replica, other, theirs, horizons)
+    exchanged.add((yield from pushing.push(partitions, set(buckets))))
+    replica.healed += exchanged.moved
+    return exchanged
+
+
+class _Pushing:
+    """Sends another replica what it lacks."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        other: str,
+        theirs: Mapping[bytes, Mark],
+        horizons: Mapping[int, Stamp],
+    ) -> None:
+        self._replica = replica
+        self._other = other
+        self._theirs = theirs
+        self._horizons = horizons
+
+    def push(self, partitions: Sequence[int], buckets: set[int]) -> Exchanging:
+        """Send what the other replica lacks of partitions, in some buckets (none: in all)."""
+        holdings = self._replica.holdings
+        exchanged, after, missed = Exchanged(), b"", Entries()
+        while True:
+            entries = holdings.walk_all(partitions, after)
+            missed += [
+                entry
+                for entry in entries
+                if self._is_missed(*entry) and (not buckets or bucket_of(entry[0]) in buckets)
+            ]
+            is_last = len(entries) < holdings.slice_records
+            if is_last or len(missed) > _PUSHED_AT_ONCE:
+                exchanged.add((yield from self._send(missed)))
+                missed = []
+            if is_last:
+                return exchanged
+            after = entries[-1][0]
+            yield Pause()
+
+    def _is_missed(self, storage_key: bytes, record: bytes) -> bool:
+        """Whether the other replica lacks a record that neither side has collected."""
+        mark = self._theirs.get(storage_key, ZERO)
+        if not may_win(record, mark):
+            return False
+        partition = partition_in(storage_key)
+        if is_dead_at(record, self._replica.holdings.horizons[partition]):
+            return False
+        is_past = horizon_stamp(record) <= self._horizons.get(partition, 0)
+        return not is_past or write_of(version_of(record)) == write_of(mark)
+
+    def _send(self, entries: Entries) -> Exchanging:
+        refused = yield from push(self._replica, self._other, entries, compared=True)
+        waiting = {partition_in(key) for key, code in refused.items() if code == Busy.code}
+        moved = len(entries) - len(refused)
+        return Exchanged(moved, waiting, set(map(partition_in, refused)))
+
+
+def _differing_buckets(mine: bytes, theirs: bytes) -> list[int]:
+    if len(theirs) != len(mine):
+        raise ProtocolError("a peer answered with another number of buckets")
+    pairs = zip(split(mine, DIGEST_BYTES), split(theirs, DIGEST_BYTES), strict=True)
+    return [number for number, (one, other) in enumerate(pairs) if one != other]

@@ -1,0 +1,25 @@
+"""Reading the clocks of other members, as a background task."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from dstash.cluster.replication.cluster_clock import ClusterClock
+from dstash.cluster.replication.tasks import Effect
+from dstash.cluster.replication.transfer import ask
+from dstash.errors import DStashError
+from dstash.wire.replication import ClockReply, ClockRequest
+
+
+def ask_clock(clock: ClusterClock, peer: str) -> Generator[Effect, Any, None]:
+    """Ask one member what it holds. Its clock is read from the reply, whatever that says.
+
+    A member of the previous version does not know the question: its clock counts, its present not.
+    """
+    era = clock.era
+    try:
+        answer = yield from ask(peer, ClockRequest(), ClockReply)
+    except DStashError:
+        return  # the next round asks again
+    clock.holds(peer, answer.present, era)

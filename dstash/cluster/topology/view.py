@@ -1,0 +1,110 @@
+"""The view: topology and liveness, as one process knows them. Immutable.
+
+Liveness decides whom to ask first, never who owns what.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from dstash.cluster.topology.rendezvous import Candidate, Table, place, place_again
+from dstash.cluster.topology.topology import Member, Topology
+from dstash.types import Level
+
+
+class _Placed(NamedTuple):
+    members: frozenset[Candidate]
+    replicas: int
+    table: Table
+
+
+#: Placements made last. A change of placement concerns few members, so the next one is near.
+_placed: deque[_Placed] = deque(maxlen=16)
+
+#: So many members of difference are cheaper to take in one by one than to begin anew.
+_NEAR: Final = 8
+
+
+def placement(members: list[Member], replicas: int) -> Table:
+    """Return the replica set of each partition (kept: it changes only with the placement)."""
+    wanted = frozenset(member.candidate for member in members)
+    known = [one for one in tuple(_placed) if one.replicas == replicas]
+    near = min(known, key=lambda one: len(one.members ^ wanted), default=None)
+    if near is not None and near.members == wanted:
+        return near.table
+    if near is not None and len(near.members ^ wanted) <= min(_NEAR, len(wanted) // 2):
+        table = place_again(near.table, near.members, wanted, replicas)
+    else:
+        table = place(wanted, replicas)
+    _placed.append(_Placed(wanted, replicas, table))
+    return table
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a process knows of the cluster.
+
+    ``alive`` holds the ids whose lock is held. A write needs its acks in ``before`` and in
+    ``writers`` of the partition; they are the same while no change is under way.
+    """
+
+    topology: Topology
+    alive: frozenset[str] = frozenset()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the topology."""
+        return self.topology.epoch
+
+    @functools.cached_property
+    def before(self) -> Table:
+        """The replica set of each partition before the change under way."""
+        return placement(self.topology.before(), self.topology.replicas)
+
+    @property
+    def readers(self) -> Table:
+        """The replica set of each partition that reads use: the old one, until all moved."""
+        change = self.topology.change
+        return self.writers if change is not None and change.switched else self.before
+
+    @functools.cached_property
+    def writers(self) -> Table:
+        """The replica set of each partition after the change under way."""
+        return placement(self.topology.after(), self.topology.replicas)
+
+    @functools.cached_property
+    def members(self) -> dict[str, Member]:
+        """The members by id."""
+        return {member.id: member for member in self.topology.members}
+
+    def votes_needed(self, owners: Sequence[str]) -> int:
+        """Return how many of the owners of a partition must have told what they hold.
+
+        A write is on a quorum W of N replicas, so any N - W + 1 include one that has it. Members
+        whose loss an operator has accepted are not waited for.
+        """
+        able = sum(not self.members[peer].is_waived for peer in owners)
+        return min(able, len(owners) - Level.QUORUM.needed(len(owners)) + 1)
+
+    def is_read(self, peer: str) -> bool:
+        """Whether clients read from a peer."""
+        return any(peer in readers for readers in self.readers)
+
+    def owned_by(self, peer: str) -> frozenset[int]:
+        """Return the partitions that a peer holds, before or after the change under way."""
+        both = zip(self.before, self.writers, strict=True)
+        return frozenset(
+            number for number, (old, new) in enumerate(both) if peer in old or peer in new
+        )
+
+
+def can_read(view: View, passed: frozenset[str]) -> bool:
+    """Whether some old replica set still has a quorum of peers that have not moved on."""
+    return any(
+        len([peer for peer in peers if peer not in passed]) >= Level.QUORUM.needed(len(peers))
+        for peers in set(view.before)
+    )

@@ -1,0 +1,171 @@
+"""Records from the future are settled by the replicas, and replicas become equal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dstash.cluster.topology.view import View
+from dstash.peer.healer import Pace
+from dstash.store.record import build_record, head, open_record, partition_of, version_of
+from dstash.types import RecordFlag
+from dstash.version import newest_stamp, pack, stamp_at, stamp_milliseconds, unpack, with_touch
+from dstash.wire import codec
+from tests.harness.joined import TYPES, Joined
+
+HOUR = 3_600_000
+
+
+def joined_with(names: str = "abc") -> Joined:
+    joined = Joined(names, pace=Pace(4000, 10**9, 0))
+    pass_time(joined, 3000)
+    return joined
+
+
+def pass_time(joined: Joined, milliseconds: int = 12_000) -> None:
+    for _ in range(milliseconds // 1000):
+        joined.now += 1000
+        for _ in range(3):
+            joined.settle()
+
+
+def replicas(joined: Joined) -> tuple[str, ...]:
+    return View(joined.topology).readers[partition_of(b"k")]
+
+
+def put_future(joined: Joined, *peers: str, value: Any = "future", flags: int = 0) -> bytes:
+    """Let peers hold a record of an hour later."""
+    version = pack(stamp_at(joined.now + HOUR), b"oops")
+    payload = b"" if flags else TYPES.encode_many([value])[0]
+    record = build_record(
+        b"i", b"k", open_record(bytes(8) + head(version, flags))._replace(payload=payload)
+    )
+    for peer in peers:
+        store(joined, peer, record)
+    return record
+
+
+def store(joined: Joined, peer: str, record: bytes) -> None:
+    joined.stores[peer].records[joined.place("k")] = record
+    stamp = newest_stamp(version_of(record))
+    joined.stores[peer].high_water = max(joined.stores[peer].high_water, stamp)
+    joined.peers[peer].holdings.changed([partition_of(b"k")], joined.now)
+
+
+def values(joined: Joined) -> list[Any]:
+    found: list[Any] = []
+    for peer in replicas(joined):
+        record = joined.record(peer, "k")
+        if record is None or open_record(record).is_tombstone:
+            found.append(None)
+        else:
+            found += TYPES.decode_array(codec.join_payloads([open_record(record).payload]))
+    return found
+
+
+def assert_equal_and_past(joined: Joined) -> None:
+    records = {joined.record(peer, "k") for peer in replicas(joined)}
+    [record] = records
+    assert record is not None
+    assert stamp_milliseconds(newest_stamp(version_of(record))) <= joined.now
+
+
+@pytest.mark.parametrize("fast", "abc")
+def test_what_one_replica_holds_yields_to_what_the_others_hold(fast: str) -> None:
+    joined = joined_with()
+    joined.put({"k": "old"})
+    put_future(joined, fast)
+    pass_time(joined)
+    assert values(joined) == ["old"] * 3
+    assert_equal_and_past(joined)
+
+
+@pytest.mark.parametrize("fast", "abc")
+def test_what_one_replica_holds_of_a_key_that_is_nowhere_else_comes_to_all(fast: str) -> None:
+    joined = joined_with()
+    put_future(joined, fast)
+    pass_time(joined)
+    assert values(joined) == ["future"] * 3
+    assert_equal_and_past(joined)
+    joined.put({"k": "new"}, "all")
+    assert values(joined) == ["new"] * 3
+
+
+def test_a_delete_from_the_future_loses_to_a_value_that_the_others_hold() -> None:
+    joined = joined_with()
+    joined.put({"k": "old"})
+    put_future(joined, "a", flags=RecordFlag.TOMBSTONE)
+    pass_time(joined)
+    assert values(joined) == ["old"] * 3
+
+
+def test_what_a_quorum_of_the_replicas_holds_wins_although_few_members_do() -> None:
+    joined = joined_with("abcde")
+    joined.put({"k": "old"}, "all")
+    first, second, _ = replicas(joined)
+    put_future(joined, first, second)
+    pass_time(joined)
+    assert values(joined) == ["future"] * 3
+    assert_equal_and_past(joined)
+
+
+def test_what_a_majority_of_the_members_holds_stays_as_it_is() -> None:
+    joined = joined_with()
+    joined.put({"k": "old"}, "all")
+    record = put_future(joined, "a", "b")
+    pass_time(joined)
+    assert [joined.record(peer, "k") for peer in "abc"] == [record] * 3
+
+
+def test_it_waits_for_a_replica_that_is_away() -> None:
+    joined = joined_with("abcde")
+    joined.put({"k": "old"}, "all")
+    first, _, third = replicas(joined)
+    record = put_future(joined, first, third)
+    joined.down = {third}
+    pass_time(joined, 8000)
+    assert joined.record(first, "k") == record
+    joined.down = set()
+    pass_time(joined)
+    assert values(joined) == ["future"] * 3
+
+
+def test_a_write_that_came_meanwhile_is_kept() -> None:
+    joined = joined_with()
+    joined.put({"k": "old"}, "all")
+    put_future(joined, "a")
+    assert joined.put({"k": "new"}).ok
+    pass_time(joined)
+    assert values(joined) == ["new"] * 3
+
+
+def test_a_touch_from_the_future_keeps_the_value() -> None:
+    joined = joined_with()
+    joined.put({"k": "old"}, "all")
+    before = joined.record("a", "k")
+    assert before is not None
+    stored = open_record(before)
+    touched = stored._replace(
+        version=with_touch(stored.version, stamp_at(joined.now + HOUR)), expiry=joined.now + HOUR
+    )
+    joined.forget("b", "k")
+    joined.forget("c", "k")
+    store(joined, "a", build_record(b"i", b"k", touched))
+    pass_time(joined)
+    assert values(joined) == ["old"] * 3
+    after = joined.record("b", "k")
+    assert after is not None
+    stamp, _, touch = unpack(version_of(after))
+    assert touch == stamp + 1
+
+
+def test_records_of_one_client_do_not_get_one_version() -> None:
+    joined = joined_with("abcde")
+    first, second, _ = replicas(joined)
+    put_future(joined, first, value="earlier")
+    joined.now += 1
+    put_future(joined, second, value="later")
+    pass_time(joined)
+    assert len({joined.record(peer, "k") for peer in replicas(joined)}) == 1
+    assert set(values(joined)) <= {"earlier", "later"}

@@ -1,0 +1,218 @@
+"""The cluster's time: the median of the members' clocks, and what a majority of them hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from dstash.cluster.replication.cluster_clock import ClusterClock
+from dstash.version import MAX_STAMP, stamp_at, stamp_milliseconds
+
+NOW = 1_700_000_000_000
+SKEW = 500
+HOUR = 3_600_000
+
+
+def clock_of(members: str = "abc", alive: str | None = None, present: int = 0) -> ClusterClock:
+    clock = ClusterClock("a", SKEW, lambda: present, NOW)
+    clock.install(set(members), set(members), frozenset(members if alive is None else alive))
+    return clock
+
+
+def read(clock: ClusterClock, **offsets: int) -> None:
+    """Read the clocks of peers, which answer at once."""
+    for number, (peer, offset) in enumerate(offsets.items()):
+        clock.sent(number)
+        clock.answered(peer, number, clock.time() + clock.offset_ms + offset)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "wrong_by"),
+    [
+        ({}, 0),
+        ({"b": -HOUR}, HOUR),
+        ({"b": -HOUR, "c": -HOUR}, HOUR),
+        ({"b": HOUR, "c": 0}, 0),
+        ({"b": HOUR, "c": HOUR}, -HOUR),
+        ({"b": -HOUR, "c": HOUR}, 0),
+    ],
+)
+def test_time_is_the_median_of_the_clocks_that_are_known(
+    offsets: dict[str, int], wrong_by: int
+) -> None:
+    clock = clock_of()
+    read(clock, **offsets)
+    assert clock.offset_ms == wrong_by
+    assert clock.time() == NOW - wrong_by
+    assert clock.is_wrong is bool(wrong_by)
+
+
+def test_own_clock_counts_alone_until_a_majority_is_known() -> None:
+    clock = clock_of("abcde")
+    read(clock, b=-HOUR)
+    assert not clock.knows_majority
+    assert clock.time() == NOW
+    read(clock, c=-HOUR)
+    assert clock.knows_majority
+    assert clock.time() == NOW - HOUR
+
+
+def test_slow_answers_narrow_the_offset_and_quick_ones_set_it() -> None:
+    clock = clock_of("ab")
+    clock.sent(1)
+    clock.advance(NOW + 400)
+    clock.answered("b", 1, NOW - 1000)  # read between 1,000 and 1,400 ms behind
+    assert clock.offset_ms == 1400
+    clock.sent(2)
+    clock.answered("b", 2, NOW + 400 - 1200)
+    assert clock.offset_ms == 1200
+
+
+def test_answers_to_nothing_and_of_strangers_are_ignored() -> None:
+    clock = clock_of("ab")
+    clock.answered("b", 1, NOW - HOUR)
+    clock.sent(2)
+    clock.answered("z", 2, NOW - HOUR)
+    clock.sent(3)
+    clock.unanswered(3)
+    clock.answered("b", 3, NOW - HOUR)
+    clock.sent(4)
+    clock.forget_unanswered([])
+    clock.answered("b", 4, NOW - HOUR)
+    assert not clock.knows_majority
+
+
+def test_a_step_back_keeps_the_cluster_time() -> None:
+    clock = clock_of()
+    read(clock, b=0, c=0)
+    clock.is_due = False
+    clock.advance(NOW - HOUR)
+    assert clock.time() == NOW
+    assert clock.is_due
+
+
+def test_a_step_forward_is_not_trusted_before_clocks_are_read_again() -> None:
+    clock = clock_of()
+    read(clock, b=0, c=0)
+    clock.is_due = False
+    clock.sent(7)
+    clock.advance(NOW + HOUR)
+    assert not clock.knows_majority
+    assert clock.is_due
+    clock.answered("b", 7, NOW)  # sent before the step: it says nothing
+    assert not clock.knows_majority
+    read(clock, b=-HOUR)
+    assert clock.time() == NOW
+
+
+def test_members_that_left_are_forgotten() -> None:
+    clock = clock_of()
+    read(clock, b=-HOUR, c=-HOUR)
+    clock.holds("b", stamp_at(NOW + HOUR), clock.era)
+    clock.install({"a", "d"}, {"a", "d"}, frozenset("ad"))
+    assert not clock.knows_majority
+    assert clock.confirmed() == 0
+
+
+class TestHighestPossible:
+    """Above it a stamp is certainly from the future."""
+
+    def test_a_peer_that_has_just_started_is_certain_of_nothing(self) -> None:
+        clock = clock_of(present=stamp_at(NOW + HOUR))
+        assert clock.highest_possible() == MAX_STAMP
+        read(clock, b=0, c=0)
+        assert clock.highest_possible() == MAX_STAMP, "the others may hold anything"
+        clock.holds("b", stamp_at(NOW), clock.era)
+        assert stamp_milliseconds(clock.highest_possible()) == NOW + HOUR + 10, "c may hold as much"
+        clock.holds("c", stamp_at(NOW), clock.era)
+        assert clock.highest_possible() == clock.latest()
+
+    def test_a_clock_that_was_not_read_may_be_ahead(self) -> None:
+        clock = clock_of(present=stamp_at(NOW))
+        read(clock, b=3000)
+        for peer in "bc":
+            clock.holds(peer, stamp_at(NOW), clock.era)
+        assert stamp_milliseconds(clock.latest()) == NOW + SKEW
+        assert stamp_milliseconds(clock.highest_possible()) == NOW + 3000 + SKEW
+        read(clock, c=0)
+        assert clock.highest_possible() == clock.latest()
+
+    def test_alone_it_goes_by_its_own_clock_after_a_while(self) -> None:
+        clock = clock_of()
+        assert clock.highest_possible() == MAX_STAMP
+        for turn in range(6):
+            clock.advance(NOW + 1000 * turn)
+        assert clock.highest_possible() == clock.latest()
+
+    @pytest.mark.parametrize("set_right", ["own", "others"])
+    def test_after_a_clock_was_set_it_is_certain_only_of_what_is_read_then(
+        self, set_right: str
+    ) -> None:
+        clock = clock_of(present=stamp_at(NOW))
+        ahead = 0 if set_right == "own" else HOUR
+        read(clock, b=ahead, c=ahead)
+        for peer in "bc":
+            clock.holds(peer, stamp_at(NOW), clock.era)
+        before = clock.era
+        assert clock.highest_possible() == clock.latest()
+        if set_right == "own":
+            clock.advance(NOW - HOUR)
+        else:
+            read(clock, b=0, c=0)
+        assert clock.is_due
+        assert clock.highest_possible() == MAX_STAMP
+        for peer in "bc":
+            clock.holds(peer, stamp_at(NOW), before)  # an answer from before
+        assert clock.highest_possible() == MAX_STAMP
+        for peer in "bc":
+            clock.holds(peer, stamp_at(NOW), clock.era)
+        assert clock.highest_possible() == clock.latest()
+
+
+class TestConfirmed:
+    """What a majority of members hold is the present, whatever the clocks say."""
+
+    def test_it_is_what_a_majority_holds(self) -> None:
+        clock = clock_of(present=stamp_at(NOW + 3 * HOUR))
+        read(clock, b=0, c=0)
+        clock.holds("b", stamp_at(NOW + HOUR), clock.era)
+        clock.holds("c", stamp_at(NOW - HOUR), clock.era)
+        assert clock.confirmed() == stamp_at(NOW + HOUR)
+        assert NOW + HOUR < stamp_milliseconds(clock.latest()) <= NOW + HOUR + 20
+        assert stamp_milliseconds(clock.latest()) == clock.present_ms() + SKEW
+
+    def test_what_a_minority_holds_is_not(self) -> None:
+        clock = clock_of(present=stamp_at(NOW + HOUR))
+        read(clock, b=0, c=0)
+        clock.holds("b", stamp_at(NOW), clock.era)
+        clock.holds("c", stamp_at(NOW), clock.era)
+        assert clock.present_ms() == NOW
+        assert stamp_milliseconds(clock.latest()) == NOW + SKEW
+
+    def test_it_is_not_known_before_a_majority_was_heard(self) -> None:
+        clock = clock_of(present=stamp_at(NOW + HOUR))
+        clock.holds("b", stamp_at(NOW + HOUR), clock.era)
+        assert clock.confirmed() == 0
+
+    def test_a_member_that_was_never_heard_counts_only_while_it_is_down(self) -> None:
+        clock = clock_of(alive="ab")
+        read(clock, b=0)
+        clock.holds("b", stamp_at(NOW + HOUR), clock.era)
+        assert clock.confirmed() == stamp_at(NOW + HOUR)
+        clock.install(set("abc"), set("abc"), frozenset("abc"))
+        assert clock.confirmed() == 0
+
+    def test_it_does_not_run_ahead_of_time_by_itself(self) -> None:
+        """A client that always stamps as late as it may must not push the present away."""
+        present = stamp_at(NOW)
+        clock = ClusterClock("a", SKEW, lambda: present, NOW)
+        for turn in range(1, 200):
+            clock.advance(NOW + 50 * turn)  # as often as clocks are read at most
+            present = max(present, clock.latest())
+        assert stamp_milliseconds(present) <= NOW + 50 * 199 + SKEW
+
+
+def test_ahead_names_what_is_beyond_the_skew() -> None:
+    clock = clock_of()
+    assert clock.ahead_ms() == 0
+    assert clock.ahead_ms(stamp_at(NOW + SKEW)) == 0
+    assert clock.ahead_ms(stamp_at(NOW), stamp_at(NOW + HOUR)) == HOUR

@@ -1,0 +1,97 @@
+"""What is known of damaged records, when there are more than are kept in mind."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from dstash.cluster.replication import corruption as module
+from dstash.cluster.replication.corruption import Damage
+from dstash.cluster.replication.partitions import Holdings
+from dstash.limits import PARTITIONS
+from dstash.store.interface import Write
+from dstash.store.memory import TwinStore
+from dstash.store.record import head, keyspace, partition_of, seal
+from dstash.version import pack
+
+SPACE = keyspace(b"i", frozenset(range(PARTITIONS)))
+KEPT = 4
+
+
+@pytest.fixture(autouse=True)
+def _few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_KEPT", KEPT)
+
+
+def keys(partition: int, count: int) -> list[bytes]:
+    found = (b"%d" % number for number in range(1 << 30))
+    return [next(key for key in found if partition_of(key) == partition) for _ in range(count)]
+
+
+def holdings_of(*names: bytes) -> Holdings:
+    """Return a store whose records are all damaged, at a bit of their values."""
+    store = TwinStore()
+    records = seal(SPACE, names, head(pack(4, b"test")), [b"\1"] * len(names))
+    store.commit([Write(records, 0)])
+    store.records = {key: record[:-1] + b"?" for key, record in store.records.items()}
+    return Holdings(store)
+
+
+def write_again(holdings: Holdings, *names: bytes) -> None:
+    records = seal(SPACE, names, head(pack(5, b"test")), [b"\1"] * len(names))
+    holdings.store.records.update(records)  # type: ignore[attr-defined]
+
+
+def run(task: Generator[Any, Any, Any]) -> None:
+    for _ in task:
+        continue
+
+
+def test_partition_past_the_bound_is_damaged_until_it_was_read_and_is_sound() -> None:
+    first, late = keys(7, KEPT), keys(8, 2)
+    holdings = holdings_of(*first, *late)
+    run(holdings.scrub(7))
+    run(holdings.scrub(8))
+    damage = holdings.damage
+    assert (len(damage), damage.found) == (KEPT, KEPT), "memory is bounded"
+    assert 8 in damage
+    assert damage.to_check() == [], "there is no room to know them"
+    damage.forget(damage.known(7))
+    assert damage.to_check() == [8]
+    run(holdings.scrub(8))
+    assert (len(damage), damage.to_check()) == (2, []), "they are known now, to be mended"
+    damage.forget(damage.known(8))
+    assert 8 not in damage
+    assert (damage.found, damage.mended) == (KEPT + 2, KEPT + 2)
+
+
+def test_partition_past_the_bound_that_turns_out_to_be_sound_is_damaged_no_more() -> None:
+    first, late = keys(7, KEPT), keys(8, 2)
+    holdings = holdings_of(*first, *late)
+    run(holdings.scrub(7))
+    run(holdings.scrub(8))
+    write_again(holdings, *late)
+    run(holdings.scrub(8))
+    assert 8 not in holdings.damage
+
+
+def test_record_that_was_written_again_is_damaged_no_more_after_a_scrub() -> None:
+    names = keys(7, 3)
+    holdings = holdings_of(*names)
+    run(holdings.scrub(7))
+    write_again(holdings, *names[:2])
+    run(holdings.scrub(7))
+    assert len(holdings.damage) == 1
+    write_again(holdings, *names)
+    run(holdings.scrub(7))
+    assert 7 not in holdings.damage
+    assert holdings.damage.mended == 3
+
+
+def test_partition_with_damage_found_elsewhere_than_in_a_walk_counts_too() -> None:
+    damage = Damage()
+    damage.report([(7).to_bytes(2, "big") + b"\x01i%d" % number for number in range(KEPT)])
+    damage.report([(9).to_bytes(2, "big") + b"\x01i"])
+    assert [one for one in range(PARTITIONS) if one in damage] == [7, 9]

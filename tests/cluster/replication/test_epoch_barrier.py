@@ -1,0 +1,65 @@
+"""The end of a change: waiting until nobody can read from the old replica sets any more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dstash.cluster.membership.interface import Announcement
+from dstash.cluster.replication.cluster_clock import ClusterClock
+from dstash.cluster.replication.epoch_barrier import witness
+from dstash.cluster.replication.partitions import Holdings
+from dstash.cluster.replication.replica import Replica
+from dstash.cluster.replication.tasks import Ask, Pause
+from dstash.cluster.topology import transitions
+from dstash.cluster.topology.topology import Member, Topology
+from dstash.cluster.topology.view import View
+from dstash.errors import Unavailable
+from dstash.store.memory import TwinStore
+from dstash.wire.messages import TopologyIs
+
+
+def switched(olds: str, joiner: str, replicas: int) -> View:
+    """Members that gain one more, at the end of the change."""
+    members = tuple(Member(one, f"tcp://{one}:1", f"store-{one}", one) for one in olds)
+    before = Topology("test", "id", 1, replicas, formed=True, members=members)
+    more = Announcement(joiner, f"tcp://{joiner}:1", f"store-{joiner}", joiner, 1.0)
+    topology = transitions.add(before, [more])
+    assert topology.change is not None
+    change = replace(topology.change, switched=True)
+    return View(replace(topology, change=change), frozenset(olds + joiner))
+
+
+@pytest.mark.parametrize(
+    ("olds", "joiner", "replicas", "asked"),
+    [("b", "a", 1, "b"), ("bc", "a", 1, "bc"), ("bc", "a", 2, "b"), ("a", "b", 1, "")],
+)
+@pytest.mark.parametrize("late", [0, 2])
+def test_it_ends_when_the_last_that_could_answer_has_moved_on(
+    olds: str, joiner: str, replicas: int, asked: str, late: int
+) -> None:
+    view = switched(olds, joiner, replicas)
+    me = min(olds + joiner)
+    clock = ClusterClock(me, 500, lambda: 0, 0)
+    replica = Replica(me, Holdings(TwinStore()), lambda: view, lambda: 0, lambda: 0, clock)
+    waiting = witness(replica)
+    moved_on, pauses = "", 0
+    try:
+        effect = next(waiting)
+        for _ in range(50):
+            if isinstance(effect, Pause):
+                pauses += 1
+                effect = waiting.send(None)
+                continue
+            assert isinstance(effect, Ask)
+            if pauses < late:
+                effect = waiting.throw(Unavailable(f"{effect.peer} is not connected"))
+                continue
+            moved_on += effect.peer
+            effect = waiting.send(TopologyIs(view.topology.encode(), list(olds)))
+    except StopIteration:
+        pass
+    else:
+        pytest.fail("it waits for nobody")
+    assert (moved_on, pauses) == (asked, late if asked else 0)

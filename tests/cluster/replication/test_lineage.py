@@ -1,0 +1,127 @@
+"""The lives of a store, and what other peers remember of them."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+from dstash.cluster.replication.lineage import LINEAGE_MARK, Life, Lineage, StoreMemory
+from dstash.errors import DiskFull
+from dstash.store.memory import TwinStore
+
+
+def lived(store: TwinStore, until: int, now: int) -> Life:
+    """Let a process run on a store; returns what others have seen of it at its end."""
+    lineage = Lineage(store, now)
+    store.high_water = max(store.high_water, until)
+    return lineage.current
+
+
+def test_store_that_goes_on_agrees_with_all_that_was_seen() -> None:
+    store = TwinStore()
+    seen = [lived(store, 100 * number, number) for number in range(1, 10)]
+    lineage = Lineage(store, 99)
+    assert not any(map(lineage.contradicts, seen))
+    assert not lineage.contradicts(lineage.current)
+
+
+def test_copy_from_before_a_life_is_old() -> None:
+    store = TwinStore()
+    lived(store, 100, 1)
+    copy = deepcopy(store)
+    seen = lived(store, 200, 2)
+    assert Lineage(copy, 3).contradicts(seen)
+
+
+def test_copy_from_the_middle_of_a_life_is_old() -> None:
+    store = TwinStore()
+    Lineage(store, 1)
+    store.high_water = 100
+    copy = deepcopy(store)
+    store.high_water = 200
+    assert Lineage(copy, 2).contradicts(Life(1, 1, 200))
+    assert not Lineage(copy, 2).contradicts(Life(1, 1, 100))
+
+
+def test_old_copy_is_recognised_after_restarts_and_newer_writes() -> None:
+    store = TwinStore()
+    lived(store, 100, 1)
+    copy = deepcopy(store)
+    seen = lived(store, 200, 2)
+    for number in range(10):
+        lived(copy, 1000 + number, 10 + number)
+    assert Lineage(copy, 99).contradicts(seen)
+
+
+def test_what_was_seen_before_a_store_was_filled_is_void() -> None:
+    store = TwinStore()
+    lived(store, 100, 1)
+    copy = deepcopy(store)
+    seen = [lived(store, 100 * number, number) for number in range(2, 9)]
+    lineage = Lineage(copy, 20)
+    assert all(map(lineage.contradicts, seen))
+    copy.mark(*lineage.rebase(20))
+    assert not any(map(lineage.contradicts, seen))
+    assert not any(map(Lineage(copy, 21).contradicts, seen))
+
+
+def test_copy_from_before_a_store_was_filled_is_old() -> None:
+    store = TwinStore()
+    lived(store, 100, 1)
+    copy = deepcopy(store)
+    lineage = Lineage(store, 2)
+    store.mark(*lineage.rebase(2))
+    assert Lineage(copy, 3).contradicts(lineage.current)
+
+
+def test_stamps_from_before_lives_were_counted_are_compared_with_the_first_start() -> None:
+    store = TwinStore()
+    store.high_water = 100
+    lineage = Lineage(store, 1)
+    store.high_water = 500
+    assert not lineage.contradicts(Life(0, 0, 100))
+    assert lineage.contradicts(Life(0, 0, 101))
+
+
+def test_only_the_last_lives_are_kept_and_earlier_ones_still_agree() -> None:
+    store = TwinStore()
+    seen = [lived(store, 100 * number, number) for number in range(1, 200)]
+    assert len(store.marked(LINEAGE_MARK) or b"") < 4000
+    assert not any(map(Lineage(store, 999).contradicts, seen))
+
+
+def test_start_on_a_full_disk_goes_on_with_the_life_before() -> None:
+    class Full(TwinStore):
+        def mark(self, name: bytes, content: bytes) -> None:
+            raise DiskFull("no room")
+
+    store = TwinStore()
+    before = lived(store, 100, 1)
+    full = Full()
+    full.marks, full.high_water = store.marks, store.high_water
+    assert Lineage(full, 2).current.start == before.start
+
+
+def test_memory_outlives_its_process() -> None:
+    store = TwinStore()
+    memory = StoreMemory(store)
+    memory.note("s", Life(1, 1, 5))
+    memory.note("s", Life(2, 2, 4))
+    memory.note("s", Life(2, 2, 3))
+    store.mark(*memory.mark())
+    again = StoreMemory(store)
+    assert again.of("s") == (Life(1, 1, 5), Life(2, 2, 4))
+    assert (again.newest("s"), again.newest_stamp("s")) == (Life(2, 2, 4), 5)
+    assert not again.is_dirty
+    again.note("s", Life(2, 2, 4))
+    assert not again.is_dirty
+    again.keep_only(["t"])
+    assert again.is_dirty
+    assert list(again.all()) == []
+
+
+def test_memory_of_many_lives_is_bounded() -> None:
+    memory = StoreMemory(TwinStore())
+    for number in range(100):
+        memory.note("s", Life(number, number, number))
+    assert len(memory.of("s")) == 16
+    assert memory.newest("s") == Life(99, 99, 99)

@@ -1,0 +1,137 @@
+"""The order to lower floors and horizons that are ahead of time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dstash.cluster.membership.interface import Announcement
+from dstash.cluster.replication.partitions import LOWERED_MARK
+from dstash.cluster.topology import transitions
+from dstash.cluster.topology.topology import Topology
+from dstash.errors import ChangeConflict, UsageError
+from dstash.peer.healer import Pace
+from dstash.store.record import partition_of
+from dstash.version import Stamp, stamp_at
+from dstash.wire.envelope import Envelope, encode
+from dstash.wire.messages import Order
+from tests.harness.joined import Joined
+
+HOUR = 3_600_000
+PARTITION = partition_of(b"k")
+
+
+def alive(names: str = "abc") -> dict[str, Announcement]:
+    return {name: Announcement(name, "tcp://x:1", f"store-{name}", name, 1.0) for name in names}
+
+
+def pass_time(joined: Joined) -> None:
+    for _ in range(4):
+        joined.now += 1000
+        joined.settle()
+
+
+def ordered(joined: Joined) -> Topology:
+    """Return the topology with the order in it, as a peer and its keeper make it."""
+    core = joined.peers["a"]
+    frames = encode(Envelope(7, joined.topology.epoch, 0, Order("lower-floors", [])))
+    core.receive(b"x", frames, joined.now)
+    [pending] = core.take_orders()
+    order = pending.order
+    return transitions.ordered(joined.topology, alive(), order.action, [], 0, order.stamp)
+
+
+@pytest.fixture
+def joined() -> Joined:
+    """Peers of which one refuses the writes of the next hour, on disk."""
+    joined = Joined(pace=Pace(10**9, 10**9, 0))
+    joined.put({"k": 1}, "all")
+    pass_time(joined)
+    ahead = stamp_at(joined.now + HOUR)
+    holdings = joined.peers["c"].holdings
+    holdings.floor = holdings.kept_floor = ahead
+    joined.stores["c"].mark(*holdings.advance([PARTITION], ahead))
+    joined.stores["c"].mark(b"floor", ahead.to_bytes(8, "big"))
+    return joined
+
+
+def highest(joined: Joined, peer: str) -> Stamp:
+    holdings = joined.peers[peer].holdings
+    return max(holdings.floor, holdings.newest_horizon, *holdings.horizons)
+
+
+def test_a_peer_lowers_what_is_above_the_time_of_the_order_and_keeps_that(joined: Joined) -> None:
+    assert joined.peers["c"].status()["ahead_ms"] > HOUR // 2
+    joined.put({"k": 2})
+    assert joined.record("c", "k") != joined.record("a", "k")
+    joined.topology = ordered(joined)
+    joined.install(joined.topology)
+    joined.session.install(joined.topology.encode(), list("abc"))
+    pass_time(joined)
+    assert highest(joined, "c") <= stamp_at(joined.now)
+    assert joined.peers["c"].status()["ahead_ms"] == 0
+    assert joined.put({"k": 3}, "all").ok
+    assert joined.record("c", "k") == joined.record("a", "k")
+    joined.restart("c")
+    pass_time(joined)
+    assert highest(joined, "c") <= stamp_at(joined.now)
+
+
+def test_an_order_is_carried_out_once(joined: Joined) -> None:
+    joined.topology = ordered(joined)
+    joined.install(joined.topology)
+    pass_time(joined)
+    later = stamp_at(joined.now)
+    joined.peers["c"].holdings.floor = later
+    joined.install(joined.topology)
+    pass_time(joined)
+    assert joined.peers["c"].holdings.floor == later
+    epoch = joined.topology.epoch.to_bytes(8, "big")
+    assert [store.marks[LOWERED_MARK] for store in joined.stores.values()] == [epoch] * 3
+
+
+def test_what_is_not_ahead_stays(joined: Joined) -> None:
+    before = stamp_at(joined.now - 5000)
+    joined.peers["a"].holdings.advance([PARTITION], before)
+    joined.topology = ordered(joined)
+    joined.install(joined.topology)
+    pass_time(joined)
+    assert joined.peers["a"].holdings.horizons[PARTITION] == before
+
+
+def test_the_time_of_the_order_is_that_of_the_cluster(joined: Joined) -> None:
+    joined.offsets = {"a": HOUR}
+    pass_time(joined)
+    core = joined.peers["a"]
+    frames = encode(Envelope(7, joined.topology.epoch, 0, Order("lower-floors", [])))
+    core.receive(b"x", frames, joined.time_at("a"))
+    [pending] = core.take_orders()
+    assert pending.order.stamp == stamp_at(joined.now)
+
+
+def test_it_survives_being_written_and_read(joined: Joined) -> None:
+    topology = ordered(joined)
+    assert Topology.decode(topology.encode()) == topology
+    assert topology.ceiling_epoch == topology.epoch == joined.topology.epoch + 1
+
+
+class TestRefused:
+    def test_while_a_member_is_down(self, joined: Joined) -> None:
+        with pytest.raises(ChangeConflict, match="'c' is down"):
+            transitions.lower_floors(joined.topology, alive("ab"), 1)
+
+    def test_while_a_member_is_filled(self, joined: Joined) -> None:
+        member = joined.topology.members[0]
+        filling = joined.topology.with_member(replace(member, synced=False))
+        with pytest.raises(ChangeConflict, match="'a' is being filled"):
+            transitions.lower_floors(filling, alive(), 1)
+
+    def test_while_placement_changes(self, joined: Joined) -> None:
+        moving = transitions.remove(joined.topology, ["a"])
+        with pytest.raises(ChangeConflict, match="a change of placement is under way"):
+            transitions.lower_floors(moving, alive(), 1)
+
+    def test_with_names_of_peers(self, joined: Joined) -> None:
+        with pytest.raises(UsageError):
+            transitions.ordered(joined.topology, alive(), "lower-floors", ["a"], 0, 1)

@@ -1,0 +1,332 @@
+"""Filling a peer: from enough sources, and without bringing back what was buried meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import pytest
+
+from dstash.cluster.repair.antientropy import _differing
+from dstash.cluster.replication import handlers, streaming
+from dstash.cluster.replication.handlers import pack_partitions
+from dstash.cluster.replication.partitions import Holdings
+from dstash.cluster.replication.replica import RECORD_BYTES
+from dstash.cluster.replication.streaming import _compare, _copy_all, _Filler, sources
+from dstash.cluster.replication.tasks import Merge, Pause
+from dstash.cluster.replication.throttle import Throttle
+from dstash.cluster.replication.tombstone_gc import vacate
+from dstash.cluster.replication.transfer import copy, split_horizons
+from dstash.errors import ProtocolError
+from dstash.limits import MIB
+from dstash.store.record import head, keyspace, partition_of, seal
+from dstash.types import RecordFlag
+from dstash.version import WRITER_BYTES, pack, stamp_at
+from dstash.wire.replication import AskCopy, AskDigests
+from tests.cluster.virtual import ANSWERS, NOW, PARTITION, Cluster
+
+PAST = stamp_at(NOW - 60_000)
+
+
+def test_a_write_that_one_replica_missed_is_filled_in() -> None:
+    for missed_by in "abc":
+        cluster = Cluster()
+        for peer in set("abc") - {missed_by}:
+            cluster.write(peer, stamp_at(NOW))
+        assert cluster.fill("d") == [PARTITION]
+        assert cluster.records("d") == 1
+
+
+def test_only_what_is_here_already_is_compared() -> None:
+    cluster = Cluster()
+    assert cluster.fill("d") == [PARTITION]
+    assert (cluster.asked[AskCopy], cluster.compared) == (0, 0), "there is nothing"
+    for peer in "abc":
+        cluster.write(peer, stamp_at(NOW))
+    assert cluster.fill("d") == [PARTITION]
+    assert (cluster.asked[AskCopy], cluster.compared) == (1, 1), "from one, then another"
+    assert cluster.fill("d") == [PARTITION]
+    assert (cluster.asked[AskCopy], cluster.compared) == (1, 3)
+
+
+def filler(cluster: Cluster) -> _Filler:
+    return _Filler(cluster.peers["d"], Throttle(cluster.peers["d"]), print)
+
+
+@pytest.mark.parametrize("told", ["digest", "flag"])
+def test_a_source_that_does_not_know_the_count_is_not_taken_for_empty(
+    told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster()
+    for peer in "abc":
+        cluster.write(peer, stamp_at(NOW))
+
+    def earlier(holdings: Holdings, question: AskDigests, now: int) -> Any:
+        answer = yield from handlers.digests(holdings, AskDigests(question.partitions), now)
+        known = {"digests": bytes(16)} if told == "flag" else {}
+        return replace(answer, counts=bytes(4), busy=bytes([told == "flag"]), **known)
+
+    monkeypatch.setitem(ANSWERS, AskDigests, earlier)
+    cluster.run("d", _copy_all(filler(cluster), [PARTITION], "a"))
+    assert cluster.records("d") == 1
+
+
+@pytest.mark.parametrize("flags", [b"", b"\0\0"])
+def test_an_answer_with_another_number_of_flags_is_refused(
+    flags: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def uneven(holdings: Holdings, question: AskDigests, now: int) -> Any:
+        answer = yield from handlers.digests(holdings, question, now)
+        return replace(answer, busy=flags)
+
+    cluster = Cluster()
+    monkeypatch.setitem(ANSWERS, AskDigests, uneven)
+    replica, question = cluster.peers["d"], AskDigests(pack_partitions([PARTITION]))
+    for task in (
+        _copy_all(filler(cluster), [PARTITION], "a"),
+        _compare(filler(cluster), [PARTITION], "a", set()),
+        _differing(replica, "a", question),
+    ):
+        with pytest.raises(ProtocolError, match="number of flags"):
+            cluster.run("d", task)
+
+
+def test_a_peer_of_an_earlier_version_says_nothing_of_horizons() -> None:
+    assert split_horizons(b"", 2) == []
+    assert split_horizons(bytes(7) + b"\1" + bytes(7) + b"\2", 2) == [1, 2]
+
+
+def hold_400_kilobytes(cluster: Cluster) -> int:
+    """Give a, b and c some records; returns how many."""
+    keys = [key for n in range(200_000) if partition_of(key := b"%d" % n) == PARTITION][:40]
+    space = keyspace(b"index", frozenset([PARTITION]))
+    version = pack(stamp_at(NOW), bytes(WRITER_BYTES))
+    entries = seal(space, keys, head(version), [b"\xda\x27\x10" + bytes(10_000)] * len(keys))
+    for peer in "abc":
+        cluster.commit(peer, Merge(entries))
+    return len(keys)
+
+
+@pytest.mark.parametrize(
+    ("rate", "delay", "pages"),
+    [(0, 0, 6), (32 * MIB, 0, 6), (32 * MIB + 1, 0, 1), (0, 6, 4), (0, 100, 3), (MIB, 90, 6)],
+)
+def test_pages_are_small_unless_that_is_too_little_for_the_rate(
+    rate: int, delay: int, pages: int
+) -> None:
+    cluster = Cluster()
+    records = hold_400_kilobytes(cluster)
+    cluster.delay = delay
+    cluster.order(rate)
+    assert cluster.fill("d") == [PARTITION]
+    assert cluster.records("d") == records
+    assert cluster.asked[AskCopy] == pages
+
+
+@pytest.mark.parametrize(("records", "pages"), [(1, 4), (3, 5)])
+def test_pages_name_no_more_partitions_than_they_may_come_from(records: int, pages: int) -> None:
+    """Asked for 16, 32, 64 and more partitions, until they fill a page of 80 KiB."""
+    cluster = Cluster()
+    held = range(7, 207)
+    space = keyspace(b"index", frozenset(range(4096)))
+    keys: dict[int, list[bytes]] = {partition: [] for partition in held}
+    for number in range(100_000):
+        key = b"%d" % number
+        if len(some := keys.get(partition_of(key), [b""] * records)) < records:
+            some.append(key)
+    version = pack(stamp_at(NOW), bytes(WRITER_BYTES))
+    every = [key for some in keys.values() for key in some]
+    entries = seal(space, every, head(version), [b"\xc4\x96" + bytes(150)] * len(every))
+    cluster.commit("a", Merge(entries))
+    replica = cluster.peers["d"]
+    copied = cluster.run("d", copy(replica, list(held), "a", Throttle(replica)))
+    assert copied == len(entries) == 200 * records
+    assert replica.holdings.walk_all(list(held), b"", 1000) == sorted(entries)
+    assert cluster.asked[AskCopy] == pages
+
+
+@pytest.mark.parametrize("delay", [0, 20])
+def test_a_page_that_took_its_time_is_not_waited_for_again(delay: int) -> None:
+    cluster = Cluster()
+    hold_400_kilobytes(cluster)
+    cluster.delay = delay
+    cluster.order(1_000_000)
+    cluster.fill("d")
+    assert 750 < cluster.now - NOW < 900, "each of two fillers has half of the rate"
+
+
+def test_pauses_that_last_too_long_do_not_add_up() -> None:
+    cluster = Cluster()
+    hold_400_kilobytes(cluster)
+    cluster.late = 9
+    cluster.order(1_000_000)
+    cluster.fill("d")
+    assert 750 < cluster.now - NOW < 850, "and not 9 ms more for each page"
+
+
+def test_what_was_held_up_for_long_does_not_hurry_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster()
+    hold_400_kilobytes(cluster)
+
+    def held_up(holdings: Holdings, question: AskCopy, now: int) -> Any:
+        cluster.now += 400 if cluster.asked[AskCopy] == 4 else 0
+        return handlers.copy(holdings, question, now)
+
+    monkeypatch.setitem(ANSWERS, AskCopy, held_up)
+    cluster.order(1_000_000)
+    cluster.fill("d")
+    held_up_for = 400 - 2 * 80  # the page itself may take so long
+    assert 750 + held_up_for - 60 < cluster.now - NOW < 900 + held_up_for
+
+
+def test_a_rate_that_is_lifted_leaves_no_debt() -> None:
+    cluster = Cluster()
+    throttle = Throttle(cluster.peers["d"])
+    cluster.order(1000)
+    waiting = throttle.keep(60_000)  # for a minute
+    assert next(waiting) == Pause(200)
+    cluster.order(0)
+    cluster.run("d", waiting)
+    cluster.order(1_000_000)
+    cluster.run("d", throttle.keep(50_000))
+    assert cluster.now - NOW == 50
+
+
+def hold_small_records(cluster: Cluster) -> tuple[int, int]:
+    """Give a, b and c records of 100 partitions; returns how many, and what they weigh (bytes)."""
+    space = keyspace(b"index", frozenset(range(4096)))
+    version = pack(stamp_at(NOW), bytes(WRITER_BYTES))
+    keys = [key for n in range(200_000) if partition_of(key := b"%d" % n) < 100]
+    entries = seal(space, keys, head(version), [b"\xc4\x14" + bytes(20)] * len(keys))
+    for peer in "abc":
+        cluster.commit(peer, Merge(entries))
+    return len(keys), sum(len(key) + len(record) for key, record in entries)
+
+
+def test_pages_of_small_records_grow_until_they_reach_the_rate() -> None:
+    """A page counts more for a small record than its bytes, of which the rate speaks."""
+    cluster = Cluster()
+    records, weight = hold_small_records(cluster)
+    cluster.delay = 15
+    cluster.order(8_000_000)
+    d = cluster.peers["d"]
+    assert cluster.run("d", copy(d, list(range(100)), "a", Throttle(d))) == records
+    at_least = 1000 * 2 * weight / 8_000_000  # the other filler takes its half
+    assert at_least - 1 < cluster.now - NOW < at_least + 20
+
+
+@pytest.mark.parametrize("rate", [0, 20_000_000, 32 * MIB, 32 * MIB + 1])
+def test_small_records_move_gently_unless_a_high_rate_is_ordered(rate: int) -> None:
+    cluster = Cluster()
+    records, weight = hold_small_records(cluster)
+    cluster.delay = 4
+    cluster.order(rate)
+    d = cluster.peers["d"]
+    assert cluster.run("d", copy(d, list(range(100)), "a", Throttle(d))) == records
+    per_second = records / ((cluster.now - NOW) / 1000) * 2  # the other filler takes its half
+    if rate > 32 * MIB:
+        assert per_second == pytest.approx(rate / (weight / records), rel=0.1)
+    else:
+        assert per_second == pytest.approx(42_000_000 / (weight / records + RECORD_BYTES), rel=0.1)
+        assert cluster.asked[AskCopy] == 20, "no larger pages than that takes"
+
+
+def test_a_filler_makes_up_for_what_passes_between_two_groups_of_partitions() -> None:
+    cluster = Cluster()
+    _, weight = hold_small_records(cluster)
+    cluster.delay = 10
+    cluster.order(1_000_000)
+    cluster.run("d", streaming.fill(cluster.peers["d"], range(100), print))
+    at_least = 1000 * 2 * weight / 1_000_000
+    assert cluster.asked[AskDigests] > 20
+    assert at_least - 1 < cluster.now - NOW < at_least + 50
+
+
+@pytest.mark.parametrize(
+    ("weight", "sizes"),
+    [
+        (0, [32, 64, 128, 256, 256, 256, 8]),
+        (4 * 1024, [32, 64, 128, 256, 256, 256, 8]),  # and no more, which would be 2 MiB
+        (40 * 1024, [32] + [64] * 15 + [8]),
+        (64 * 1024, [32] * 31 + [8]),
+        (200 * 1024, [32] * 31 + [8]),
+        (MIB, [32, 16] + [8] * 119),
+    ],
+)
+@pytest.mark.parametrize("counted_as", ["bytes", "records"])
+def test_so_many_partitions_are_filled_together_that_it_is_no_pity_to_begin_anew(
+    weight: int, sizes: list[int], counted_as: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+
+    def take(filler: Any, partitions: list[int]) -> Any:
+        taken.append(len(partitions))
+        per_partition = weight if counted_as == "bytes" else weight // RECORD_BYTES
+        progress = filler.replica.progress
+        before = getattr(progress, counted_as)
+        setattr(progress, counted_as, before + len(partitions) * per_partition)
+        yield Pause()
+        return []
+
+    monkeypatch.setattr(streaming, "_fill_some", take)
+    cluster = Cluster()
+    cluster.run("d", streaming.fill(cluster.peers["d"], range(1000), print))
+    assert taken == sizes
+
+
+def test_so_many_sources_are_needed_that_no_write_can_be_missed() -> None:
+    cluster = Cluster()
+    able, needed = sources(cluster.peers["d"], PARTITION)
+    assert (sorted(able), needed) == (["a", "b", "c"], 2)
+    able, needed = sources(cluster.peers["a"], PARTITION)  # one of them is itself
+    assert (sorted(able), needed) == (["b", "c"], 1)
+
+
+@pytest.mark.parametrize("done", range(4))
+def test_a_partition_that_comes_back_while_it_is_dropped_is_filled(done: int) -> None:
+    cluster = Cluster()
+    for peer in "abcd":  # d has lost the partition in the change before
+        cluster.write(peer, stamp_at(NOW - 90_000))
+        cluster.commit(peer, Merge(marks=[cluster.peers[peer].holdings.advance([PARTITION], PAST)]))
+    vacating = vacate(cluster.peers["d"], [PARTITION])
+    for effect in islice(vacating, done):
+        assert isinstance(effect, Merge)
+        cluster.commit("d", effect)
+    vacating.close()
+    assert cluster.fill("d") == [PARTITION]
+    assert cluster.records("d") == 1
+    assert cluster.peers["d"].holdings.horizons[PARTITION] == PAST
+
+
+@pytest.mark.parametrize("keeps_another", [False, True])
+def test_what_was_deleted_and_buried_meanwhile_does_not_come_back(keeps_another: bool) -> None:
+    cluster = Cluster()
+    for peer in "abcd":  # d held the partition once, and was not cleared since
+        cluster.write(peer, stamp_at(NOW - 90_000))
+    for peer in "abc":
+        cluster.write(peer, stamp_at(NOW - 80_000), flags=RecordFlag.TOMBSTONE)
+    cluster.bury(stamp_at(NOW - 60_000))
+    assert [cluster.records(peer) for peer in "abcd"] == [0, 0, 0, 1]
+    if keeps_another:
+        for peer in "abc":
+            cluster.write(peer, stamp_at(NOW - 1000))
+    assert cluster.fill("d") == [PARTITION]
+    assert cluster.records("d") == int(keeps_another)
+    # And it does not come in by another way: the horizon came along.
+    cluster.write("d", stamp_at(NOW - 90_000))
+    assert cluster.records("d") == int(keeps_another)
+
+
+def test_horizon_from_a_wrong_clock_does_not_come_in_with_the_data() -> None:
+    cluster = Cluster()
+    for peer in "abc":
+        cluster.write(peer, stamp_at(NOW))
+        cluster.peers[peer].holdings.advance([PARTITION], stamp_at(NOW + 3_600_000))
+    assert cluster.fill("d") == [PARTITION]
+    assert cluster.records("d") == 1
+    taken = cluster.peers["d"]
+    assert taken.holdings.horizons[PARTITION] == taken.clock.latest()
+    assert taken.holdings.floor == taken.clock.latest() < stamp_at(NOW + 1000)

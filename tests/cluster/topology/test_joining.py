@@ -1,0 +1,127 @@
+"""How peers come into the topology: from the first one on, and when they come back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dstash.cluster.membership.interface import Announcement
+from dstash.cluster.topology.joining import found, join
+from dstash.cluster.topology.topology import State, Topology
+
+
+def announce(
+    name: str, *, store: str = "", address: str = "", zone: str = "z", weight: float = 1.0
+) -> Announcement:
+    return Announcement(
+        peer=name,
+        address=address or f"tcp://{name}:1",
+        store_id=store or f"store-{name}",
+        zone=zone,
+        weight=weight,
+    )
+
+
+def joined(names: Sequence[str], min_peers: int) -> Topology:
+    topology = found(announce(names[0]), "c", "id", 3, min_peers)
+    for name in names[1:]:
+        topology = join(topology, announce(name)) or topology
+    return topology
+
+
+def test_the_first_peer_founds_the_cluster() -> None:
+    alone = found(announce("a"), "c", "id", 3, 1)
+    assert (alone.epoch, alone.formed, [one.id for one in alone.members]) == (1, True, ["a"])
+    assert not found(announce("a"), "c", "id", 3, 2).formed
+
+
+@given(st.permutations("abcd"))
+def test_until_it_has_formed_every_order_gives_the_same_members(order: list[str]) -> None:
+    topology = joined(order[:3], min_peers=3)
+    assert topology.formed
+    assert topology.epoch == 3
+    assert topology.change is None
+    assert [one.id for one in topology.members] == sorted(order[:3])
+    assert {one.state for one in topology.members} == {State.ACTIVE}
+
+
+def test_it_forms_with_the_last_that_is_needed() -> None:
+    assert not joined("ab", min_peers=3).formed
+    assert joined("abc", min_peers=3).formed
+
+
+def test_who_comes_later_joins_by_a_change() -> None:
+    topology = joined("abcd", min_peers=3)
+    member = topology.member("d")
+    assert member is not None
+    assert member.state is State.JOINING
+    assert topology.change is not None
+    assert topology.change.number == topology.epoch == 4
+
+
+def test_two_that_come_at_once_are_one_change() -> None:
+    topology = joined("abcde", min_peers=3)
+    assert [one.id for one in topology.members if one.state is State.JOINING] == ["d", "e"]
+    assert topology.change is not None
+    assert topology.change.number == topology.epoch == 5
+    assert topology.change.complete == ()
+
+
+def test_who_stands_there_already_changes_nothing() -> None:
+    topology = joined("abcd", min_peers=3)
+    for name in "abcd":
+        assert join(topology, announce(name)) is None
+
+
+def test_who_comes_back_elsewhere_keeps_its_place() -> None:
+    topology = joined("abc", min_peers=3)
+    moved = join(topology, announce("b", address="tcp://elsewhere:9"))
+    assert moved is not None
+    member = moved.member("b")
+    assert member is not None
+    assert (member.address, member.state, member.synced) == (
+        "tcp://elsewhere:9",
+        State.ACTIVE,
+        True,
+    )
+    assert moved.change is None
+    assert moved.epoch == topology.epoch + 1
+
+
+def test_zone_and_weight_do_not_change_by_coming_back() -> None:
+    topology = joined("abc", min_peers=3)
+    assert join(topology, announce("b", zone="other", weight=5.0)) is None
+
+
+def test_who_comes_back_with_another_store_has_lost_its_data() -> None:
+    topology = joined("abc", min_peers=3)
+    back = join(topology, announce("b", store="new"))
+    assert back is not None
+    member = back.member("b")
+    assert member is not None
+    assert not member.synced
+    assert member.state is State.ACTIVE
+    again = join(back, announce("b", store="new"))
+    assert again is None
+
+
+def test_before_the_cluster_has_formed_there_is_nothing_to_lose() -> None:
+    back = join(joined("ab", min_peers=3), announce("b", store="new"))
+    assert back is not None
+    member = back.member("b")
+    assert member is not None
+    assert member.synced
+
+
+def test_a_newcomer_that_loses_its_store_begins_its_change_anew() -> None:
+    topology = joined("abcd", min_peers=3)
+    back = join(topology, announce("d", store="new"))
+    assert back is not None
+    member = back.member("d")
+    assert member is not None
+    assert member.synced  # it holds nothing yet, and nobody reads from it
+    assert back.change is not None
+    assert topology.change is not None
+    assert back.change.number > topology.change.number

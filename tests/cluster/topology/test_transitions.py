@@ -1,0 +1,246 @@
+"""The steps of a change of placement, and that no two of them let a read miss a write."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations, pairwise
+
+import pytest
+
+from dstash.client.routing import WriteSet, write_table
+from dstash.cluster.membership.interface import Announcement
+from dstash.cluster.replication.epoch_barrier import can_read
+from dstash.cluster.topology import joining, transitions
+from dstash.cluster.topology.topology import Member, State, Topology
+from dstash.cluster.topology.view import View
+from dstash.errors import ChangeConflict
+from dstash.types import Level
+
+
+def cluster(*names: str, replicas: int = 3) -> Topology:
+    """Return a formed cluster, every member in a zone of its own."""
+    members = tuple(Member(name, f"tcp://{name}:1", f"store-{name}", name) for name in names)
+    return Topology("test", "id", 7, replicas, formed=True, members=members)
+
+
+def candidate(name: str, store: str = "") -> Announcement:
+    return Announcement(name, f"tcp://{name}:1", store or f"store-{name}", name, 1.0)
+
+
+def completed(topology: Topology) -> Topology:
+    """Return the topology in which every member has all it gains."""
+    for member in topology.after():
+        assert topology.change is not None
+        topology = transitions.complete(topology, member.id, topology.change.number) or topology
+    return topology
+
+
+def steps(before: Topology, begun: Topology) -> list[Topology]:
+    """Return the topologies of a change from its beginning to its end."""
+    complete = completed(begun)
+    switched = transitions.switch(complete)
+    assert switched is not None
+    assert switched.change is not None
+    ended = transitions.finish(switched, switched.change.number)
+    assert ended is not None
+    return [before, begun, complete, switched, ended]
+
+
+def read_quorums(view: View, partition: int) -> list[set[str]]:
+    peers = view.readers[partition]
+    return [set(some) for some in combinations(peers, Level.QUORUM.needed(len(peers)))]
+
+
+def write_quorums(table: list[WriteSet], partition: int) -> list[set[str]]:
+    target = table[partition]
+    return [
+        set(some)
+        for count in range(1, len(target.peers) + 1)
+        for some in combinations(target.peers, count)
+        if target.is_met(some, Level.QUORUM)
+    ]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("names", "joining_", "leaving"),
+    [
+        ("abc", "d", ""),
+        ("abcd", "", "d"),
+        ("abcd", "ef", "ab"),
+        ("ab", "c", ""),
+        ("abcde", "f", "a"),
+    ],
+)
+def test_no_read_misses_a_write_of_the_next_step(
+    replicas: int, names: str, joining_: str, leaving: str
+) -> None:
+    before = cluster(*names, replicas=replicas)
+    begun = transitions.add(before, [candidate(name) for name in joining_]) if joining_ else before
+    begun = transitions.remove(begun, list(leaving)) if leaving else begun
+    topologies = steps(before, begun)
+    for earlier, later in pairwise(topologies):
+        old, table = View(earlier), write_table(View(later))
+        for partition in range(0, 4096, 97):
+            for read in read_quorums(old, partition):
+                assert all(read & write for write in write_quorums(table, partition))
+
+
+def test_only_when_old_readers_are_gone_may_writes_leave_them() -> None:
+    before = cluster("a", "b", "c")
+    topologies = steps(before, transitions.swap(before, "c", candidate("d")))
+    unswitched, switched, ended = (View(one) for one in topologies[2:])
+    missed = [
+        (read, write)
+        for read in read_quorums(unswitched, 0)
+        for write in write_quorums(write_table(ended), 0)
+        if not read & write
+    ]
+    assert missed  # so it must not come to that
+    assert can_read(switched, frozenset())
+    assert can_read(switched, frozenset("a"))
+    assert can_read(switched, frozenset("d"))
+    for passed in combinations("abc", 2):
+        assert not can_read(switched, frozenset(passed))
+        for read, _ in missed:
+            assert read & set(passed)
+
+
+def test_those_who_stay_are_filled_when_fewer_are_left() -> None:
+    three = cluster("a", "b", "c")
+    # A write may have been acked by b and c alone, and then a quorum of a and b is both of them.
+    assert set(transitions.gains(transitions.remove(three, ["c"]))) == {"a", "b"}
+    assert len(transitions.gains(transitions.remove(three, ["b", "c"]))["a"]) == 4096
+    four = cluster(*"abcd", replicas=4)
+    assert transitions.gains(transitions.remove(four, ["d"])) == {}
+    five = cluster(*"abcde", replicas=5)
+    assert len(transitions.gains(transitions.remove(five, ["d", "e"]))["a"]) == 4096
+    swapped = transitions.gains(transitions.swap(three, "c", candidate("d")))
+    assert set(swapped) == {"d"}
+
+
+@pytest.mark.parametrize("old", ["a", "ab", "abc", "abcd", "abcde", "abcdefg"])
+@pytest.mark.parametrize("new", ["a", "x", "ab", "ax", "abc", "axy", "abcd", "abcx", "abcde"])
+def test_after_a_change_a_quorum_has_every_write_that_was_acked(old: str, new: str) -> None:
+    filled = set(new) if transitions.thins_out(old, new) else set(new) - set(old)
+    for acked in combinations(old, Level.QUORUM.needed(len(old))):
+        assert len(filled.union(acked).intersection(new)) >= Level.QUORUM.needed(len(new))
+
+
+def test_a_change_that_is_switched_cannot_be_cancelled_or_joined() -> None:
+    before = cluster("a", "b", "c", "d")
+    switched = steps(before, transitions.remove(before, ["d"]))[3]
+    with pytest.raises(ChangeConflict):
+        transitions.cancel(switched)
+    with pytest.raises(ChangeConflict):
+        transitions.remove(switched, ["a"])
+    with pytest.raises(ChangeConflict):
+        transitions.add(switched, [candidate("e")])
+    assert joining.join(switched, candidate("e")) is None
+
+
+def test_a_joiner_that_lost_its_store_is_filled_again() -> None:
+    begun = transitions.add(cluster("a", "b", "c"), [candidate("d")])
+    done = completed(begun)
+    assert done.change is not None
+    assert "d" in done.change.complete
+    back = joining.join(done, candidate("d", "another store"))
+    assert back is not None
+    assert back.change is not None
+    assert back.change.complete == ()
+    assert back.change.number == back.epoch
+    joiner = back.member("d")
+    assert joiner is not None
+    assert joiner.synced  # else nobody could ever fill it: it has nothing before the change
+    assert transitions.gains(back)["d"]
+
+
+def test_a_member_that_lost_its_store_loses_what_it_had_gained() -> None:
+    begun = transitions.remove(cluster("a", "b", "c", "d"), ["d"])
+    done = completed(begun)
+    back = joining.join(done, candidate("a", "another store"))
+    assert back is not None
+    assert back.change is not None
+    assert back.change.complete == ()
+    member = back.member("a")
+    assert member is not None
+    assert not member.synced
+    assert transitions.switch(back) is None
+
+
+def test_a_store_that_is_older_than_it_was() -> None:
+    begun = transitions.add(cluster("a", "b", "c"), [candidate("d")])
+    assert transitions.lost(begun, "d", "store-d") is None  # nothing counts on it yet
+    lost = transitions.lost(completed(begun), "d", "store-d")
+    assert lost is not None
+    assert transitions.lost(lost, "d", "store-d") is None  # once is enough
+    emptied = transitions.lost(begun, "a", "store-a")
+    assert emptied is not None
+    assert transitions.lost(emptied, "a", "store-a") is None
+
+
+def test_a_newcomer_keeps_the_rate_and_the_pause_of_the_change_under_way() -> None:
+    begun = transitions.ordered(cluster("a", "b", "c", "d"), {}, "remove", ["d"], 1000)
+    paused = transitions.steer(begun, paused=True)
+    grown = joining.join(paused, candidate("e"))
+    assert grown is not None
+    assert grown.change is not None
+    assert (grown.change.rate, grown.change.paused) == (1000, True)
+    assert grown.change.number == grown.epoch
+
+
+def test_a_dead_joiner_does_not_hold_up_the_others_for_ever() -> None:
+    before = cluster("a", "b", "c", "d", "e")
+    begun = transitions.add(before, [candidate("f")])
+    assert transitions.abandon(begun, ["a"], 1) is None
+    alone = transitions.abandon(begun, ["f"], 1)
+    assert alone is not None
+    assert alone.change is None
+    assert [one.id for one in alone.members] == list("abcde")
+    mixed = transitions.abandon(transitions.remove(begun, ["e"]), ["f"], 1)
+    assert mixed is not None
+    assert mixed.change is not None
+    assert mixed.change.number == mixed.epoch
+    assert [one.state for one in mixed.members][-1] is State.LEAVING
+    assert transitions.abandon(begun, ["f"], 3) is None  # this peer sees badly, rather
+
+
+def test_forgetting_waits_while_too_many_are_down() -> None:
+    before = cluster("a", "b", "c", "d")
+    assert transitions.forget(before, ["d"], 1) is not None
+    assert transitions.forget(before, ["c", "d"], 2) is None
+    assert transitions.forget(before, [], 0) is None
+    assert transitions.forget(cluster("a", "b", "c"), ["c"], 1) is None  # nothing would be gained
+
+
+def test_who_has_not_joined_yet_cannot_be_replaced() -> None:
+    begun = transitions.add(cluster("a", "b", "c"), [candidate("d")])
+    for refused in (
+        lambda: transitions.swap(begun, "d", candidate("e")),  # reads would come to it
+        lambda: transitions.remove(begun, ["d"]),
+    ):
+        with pytest.raises(ChangeConflict, match="'d' is joining"):
+            refused()
+    both = transitions.swap(begun, "a", candidate("e"))
+    assert [one.id for one in both.before()] == ["a", "b", "c"]
+    assert [one.id for one in both.after()] == ["b", "c", "d", "e"]
+
+
+def test_only_the_dead_are_forgotten_and_only_by_those_who_see_well() -> None:
+    before = cluster(*"abcdef")
+    alive = {name: candidate(name) for name in "abcdef"}
+    with pytest.raises(ChangeConflict, match="'f' is alive"):
+        transitions.ordered(before, alive, "forget", ["f"], 0)
+    del alive["f"], alive["e"]
+    begun = transitions.ordered(before, alive, "forget", ["f"], 0)
+    assert [one.state for one in begun.members][-2:] == [State.ACTIVE, State.LEAVING]
+    del alive["d"]
+    with pytest.raises(ChangeConflict, match=r"3 of 6 members are down \(d, e, f\)"):
+        transitions.ordered(before, alive, "forget", ["f"], 0)
+    assert transitions.ordered(before, alive, "remove", ["f"], 0).members == begun.members
+
+
+def test_a_change_goes_through_its_json_form() -> None:
+    switched = steps(cluster("a", "b", "c", "d"), transitions.remove(cluster(*"abcd"), ["d"]))[3]
+    assert Topology.decode(switched.encode()) == switched
+    assert replace(switched, change=None) != switched
