@@ -28,7 +28,7 @@ from dstash.errors import (
 )
 from dstash.limits import MAX_KEY_BYTES, MAX_TTL_SECONDS, MAX_VALUE_BYTES, MOST_REPLACED
 from dstash.peer.recent_deletes import RecentDeletes
-from dstash.peer.tracing import Notes
+from dstash.peer.telemetry.tracing import Notes
 from dstash.store.interface import Merged, Store, Write
 from dstash.store.record import (
     HEAD_BYTES,

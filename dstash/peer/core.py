@@ -40,18 +40,18 @@ from dstash.errors import (
     WrongCluster,
 )
 from dstash.limits import CLOCK_SKEW_LIMIT, check_index
-from dstash.peer.authority import Authority
-from dstash.peer.backlog import Backlog
+from dstash.peer.admission.authority import Authority
+from dstash.peer.admission.backlog import Backlog
+from dstash.peer.admission.future_epochs import EarlyRequests
+from dstash.peer.admission.requests import LIMITS, PendingOrder, Reply, Request
 from dstash.peer.commits import Commit, Internal, Rules, Ticket, WaitingWrite, check_floor
-from dstash.peer.early import EarlyRequests
-from dstash.peer.healer import Healer, Pace, Proposal
-from dstash.peer.history import History, pack_samples
-from dstash.peer.meters import Meters
-from dstash.peer.observer import Observer
-from dstash.peer.reading import Reader
+from dstash.peer.http.dashboard.observer import Observer
+from dstash.peer.maintenance import Healer, Pace, Proposal
+from dstash.peer.reads import Reader
 from dstash.peer.recent_deletes import RecentDeletes
-from dstash.peer.requests import LIMITS, PendingOrder, Reply, Request
-from dstash.peer.tracing import Tracer
+from dstash.peer.telemetry.history import History, pack_samples
+from dstash.peer.telemetry.meters import Meters
+from dstash.peer.telemetry.tracing import Tracer
 from dstash.store.interface import DiskState, Store
 from dstash.store.record import Keyspace, keyspace, locate
 from dstash.version import Stamp, Steady, newest_stamp, stamp_at, stamp_milliseconds

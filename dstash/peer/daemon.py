@@ -26,16 +26,16 @@ from dstash.errors import (
     UsageError,
 )
 from dstash.peer.core import PeerCore, Settings
-from dstash.peer.guard import open_door
-from dstash.peer.healer import Pace
-from dstash.peer.http import Answer, HttpServer
-from dstash.peer.keeper import Keeper
-from dstash.peer.notify import notify
-from dstash.peer.pages import Dashboard
+from dstash.peer.http.pages import Dashboard
+from dstash.peer.http.server import Answer, HttpServer
+from dstash.peer.key_watcher import open_door
+from dstash.peer.maintenance import Pace
+from dstash.peer.membership_agent import Keeper
 from dstash.peer.server import PeerServer, wall
-from dstash.peer.store_watch import StoreWatch
-from dstash.peer.tracing import Tracer
-from dstash.peer.watchdog import STOP_MARGIN, Watchdog
+from dstash.peer.supervision.notify import notify
+from dstash.peer.supervision.store_watch import StoreWatch
+from dstash.peer.supervision.watchdog import STOP_MARGIN, Watchdog
+from dstash.peer.telemetry.tracing import Tracer
 from dstash.store.directory import set_aside
 from dstash.store.faults import last_fault, note_faults
 from dstash.store.lmdb import LmdbStore
@@ -46,7 +46,7 @@ from dstash.wire.security import Doorkeeper
 from dstash.wire.sockets import Context, Router
 
 if TYPE_CHECKING:
-    from dstash.peer.metrics import PeerMetrics
+    from dstash.peer.http.metrics import PeerMetrics
 
 _log = structlog.get_logger("dstash.peer")
 
@@ -144,7 +144,7 @@ class Daemon:
         if endpoint is None:
             return None
         try:
-            from dstash.peer.spans import SpanWriter
+            from dstash.peer.telemetry.spans import SpanWriter
         except ImportError:
             raise missing("otlp_endpoint") from None
         try:
@@ -221,7 +221,7 @@ class Daemon:
     @cached_property
     def _metrics(self) -> PeerMetrics:
         # prometheus_client takes a tenth of a peer's start, so it is imported for the first scrape.
-        from dstash.peer.metrics import PeerMetrics
+        from dstash.peer.http.metrics import PeerMetrics
 
         return PeerMetrics(self.server, self.core)
 

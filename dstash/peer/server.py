@@ -22,12 +22,12 @@ from dstash.cluster.topology.topology import Member, Topology, Way
 from dstash.cluster.topology.view import View
 from dstash.cpu_scheduling import LONG, take_turns
 from dstash.errors import DStashError, NotReady, StoreFailed
-from dstash.peer.authority import Authority
+from dstash.peer.admission.authority import Authority
+from dstash.peer.admission.inbox import Inbox
+from dstash.peer.admission.requests import PendingOrder, Reply
 from dstash.peer.commits import Commit
 from dstash.peer.core import PeerCore
-from dstash.peer.healer import Proposal
-from dstash.peer.inbox import Inbox
-from dstash.peer.requests import PendingOrder, Reply
+from dstash.peer.maintenance import Proposal
 from dstash.wire.connections import Connections
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.links import Links

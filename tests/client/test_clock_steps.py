@@ -10,7 +10,7 @@ from dstash.client.scans import StatusOperation
 from dstash.client.session import Session
 from dstash.client.writes import DeleteOperation, PutOperation
 from dstash.peer.core import PeerCore
-from dstash.peer.healer import Pace
+from dstash.peer.maintenance import Pace
 from dstash.store.record import open_record
 from dstash.types import Level
 from dstash.version import pack, stamp_at

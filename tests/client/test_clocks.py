@@ -10,7 +10,7 @@ from dstash.client.session import Session
 from dstash.client.writes import PutOperation
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.peer.core import PeerCore
-from dstash.peer.healer import Pace
+from dstash.peer.maintenance import Pace
 from dstash.store.record import build_record, open_record, partition_of
 from dstash.types import Level
 from dstash.version import newest_stamp, pack, stamp_at, stamp_milliseconds

@@ -19,9 +19,9 @@ from dstash.errors import (
     TimedOut,
     Unavailable,
 )
-from dstash.peer.healer import Pace
+from dstash.peer.admission.requests import Reply
+from dstash.peer.maintenance import Pace
 from dstash.peer.recent_deletes import RecentDeletes
-from dstash.peer.requests import Reply
 from dstash.store.interface import Store, Write
 from dstash.store.memory import TwinStore
 from dstash.store.record import build_record, open_record

@@ -16,7 +16,7 @@ import yaml
 
 from dstash.cli.main import app
 from dstash.config import ClientSettings, PeerSettings, layered
-from dstash.peer.authority import read_authority
+from dstash.peer.admission.authority import read_authority
 from dstash.peer.main import app as peer_app
 from dstash.wire.security import KeyPair
 from tests.documents import running

@@ -6,9 +6,9 @@ from typing import Final
 
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
-from dstash.peer.authority import Authority
+from dstash.peer.admission.authority import Authority
+from dstash.peer.admission.requests import Reply
 from dstash.peer.core import PeerCore, Settings
-from dstash.peer.requests import Reply
 from dstash.store.memory import TwinStore
 from dstash.version import pack, stamp_at
 from dstash.wire import codec

@@ -18,8 +18,8 @@ from dstash.client.walks import Request, walk_for
 from dstash.client.writes import DeleteOperation, PutOperation
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
+from dstash.peer.admission.requests import Reply
 from dstash.peer.core import PeerCore, Settings
-from dstash.peer.requests import Reply
 from dstash.store.memory import TwinStore
 from dstash.store.record import build_record, keyspace, locate, open_record
 from dstash.types import Level

@@ -9,7 +9,7 @@ from dstash.client.core import Operation
 from dstash.client.session import Send
 from dstash.cluster.replication.partitions import FLOOR_MARK
 from dstash.errors import BelowFloor, ClockSkew, NotReady, ProtocolError
-from dstash.peer.healer import Pace
+from dstash.peer.maintenance import Pace
 from dstash.store.record import partition_of
 from dstash.version import Stamp, pack, stamp_at
 from dstash.wire import codec

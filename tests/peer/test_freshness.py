@@ -13,10 +13,10 @@ from dstash.cluster.topology.joining import with_seen
 from dstash.cluster.topology.topology import Restored, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import NotReady, StaleEpoch
-from dstash.peer.authority import Authority, Grant, Role
+from dstash.peer.admission.authority import Authority, Grant, Role
 from dstash.peer.claims import SUSPECTED
 from dstash.peer.core import PeerCore, Settings
-from dstash.peer.healer import Pace
+from dstash.peer.maintenance import Pace
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Error, Hello, Lookup, Welcome
 from dstash.wire.replication import AskSeen, SeenIs

@@ -14,7 +14,7 @@ from dstash.cluster.topology.joining import RESTORED_JUMP, last_known, was_remov
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, ForeignStore
-from dstash.peer.keeper import Keeper
+from dstash.peer.membership_agent import Keeper
 from dstash.store.memory import TwinStore
 from dstash.wire.messages import Error, Order
 

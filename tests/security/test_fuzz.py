@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dstash.errors import ProtocolError
-from dstash.peer.authority import Authority, Grant, Role
+from dstash.peer.admission.authority import Authority, Grant, Role
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode

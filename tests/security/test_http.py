@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dstash.peer.http import _MOST, Answer, HttpServer
+from dstash.peer.http.server import _MOST, Answer, HttpServer
 from tests.harness.peers import Peers
 
 ELSEWHERE = "127.0.0.2"  # this machine too, but not what 127.0.0.1 is bound to

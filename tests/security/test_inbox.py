@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dstash.peer.inbox import Inbox, Patience
+from dstash.peer.admission.inbox import Inbox, Patience
 
 
 def taken(inbox: Inbox[int], now: float) -> list[int]:

@@ -11,7 +11,7 @@ import pytest
 
 from dstash.config.fields import is_key
 from dstash.errors import ConfigError, Unauthorised
-from dstash.peer.authority import _NEEDED, Role, fingerprint, read_authority
+from dstash.peer.admission.authority import _NEEDED, Role, fingerprint, read_authority
 from dstash.wire.messages import Hello, Lookup, Order, Put
 from dstash.wire.replication import Push
 from dstash.wire.security import Doorkeeper, KeyPair, load_public

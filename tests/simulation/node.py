@@ -11,10 +11,10 @@ from dstash.cluster.topology.joining import was_removed
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable, PeerIdInUse
+from dstash.peer.admission.requests import Reply
 from dstash.peer.commits import Commit
 from dstash.peer.core import PeerCore, Settings
-from dstash.peer.keeper import Keeper
-from dstash.peer.requests import Reply
+from dstash.peer.membership_agent import Keeper
 from dstash.version import Stamp
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.messages import Hello

@@ -21,7 +21,7 @@ from dstash.cluster.topology.topology import Topology
 from dstash.limits import PARTITIONS
 from dstash.peer.commits import Commit
 from dstash.peer.core import PeerCore, Settings
-from dstash.peer.keeper import Keeper
+from dstash.peer.membership_agent import Keeper
 from dstash.store.memory import TwinStore
 from tests.simulation.checks import Run, Terms, Violation, When, judge
 from tests.simulation.client import VirtualClient, client_settings

@@ -12,7 +12,7 @@ from typing import Any
 
 from xxhash import xxh3_128_digest
 
-from dstash.peer.history import Sample, pack_samples
+from dstash.peer.telemetry.history import Sample, pack_samples
 from dstash.store.digest import DIGEST_BYTES
 from dstash.store.record import Record, build_record
 from dstash.version import pack, stamp_at

@@ -14,7 +14,7 @@ from xxhash import xxh3_64_intdigest
 from dstash import limits
 from dstash.cluster.topology.rendezvous import Candidate, lots, place
 from dstash.errors import BY_CODE
-from dstash.peer.requests import LIMITS
+from dstash.peer.admission.requests import LIMITS
 from dstash.store.record import (
     HEAD_BYTES,
     is_sound,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dstash.cluster.topology.view import View
-from dstash.peer.healer import Pace
+from dstash.peer.maintenance import Pace
 from dstash.store.record import build_record, head, open_record, partition_of, version_of
 from dstash.types import RecordFlag
 from dstash.version import newest_stamp, pack, stamp_at, stamp_milliseconds, unpack, with_touch

@@ -8,7 +8,7 @@ from dstash.cluster.membership.interface import Stored
 from dstash.cluster.replication.lineage import Life, StoreMemory
 from dstash.cluster.topology.topology import Topology
 from dstash.peer.core import PeerCore, Settings
-from dstash.peer.keeper import Keeper
+from dstash.peer.membership_agent import Keeper
 from dstash.store.memory import TwinStore
 from tests.simulation.events import MS
 from tests.simulation.planted.registry import plant, planted_conditions

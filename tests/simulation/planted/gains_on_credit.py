@@ -7,7 +7,7 @@ from dataclasses import replace
 from dstash.cluster.membership.interface import Stored
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.transitions import complete
-from dstash.peer.keeper import Keeper
+from dstash.peer.membership_agent import Keeper
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 

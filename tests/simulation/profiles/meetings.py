@@ -6,7 +6,7 @@ from dataclasses import replace
 from random import Random
 from typing import Final
 
-from dstash.peer.healer import Pace
+from dstash.peer.maintenance import Pace
 from tests.simulation.conditions import Conditions
 from tests.simulation.events import MS, SECOND
 from tests.simulation.profiles.registry import profile

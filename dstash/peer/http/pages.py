@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from dstash.peer import board
-from dstash.peer.board import Known
 from dstash.peer.core import PeerCore
-from dstash.peer.history import KEPT
-from dstash.peer.http import Answer, Page
+from dstash.peer.http.dashboard import state
+from dstash.peer.http.dashboard.alerts import troubles
+from dstash.peer.http.dashboard.state import Known
+from dstash.peer.http.server import Answer, Page
 from dstash.peer.server import PeerServer, wall
-from dstash.peer.troubles import troubles
+from dstash.peer.telemetry.history import KEPT
 
-_FILES: Final = Path(__file__).parent / "dashboard"
+_FILES: Final = Path(__file__).parent / "dashboard" / "static"
 _TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -54,18 +54,18 @@ class Dashboard:
         known = self._known()
         if known is None:
             return Answer.json(200, self._hangs())
-        facts = board.describe(known)
+        facts = state.describe(known)
         facts["troubles"] = troubles(known, facts)
-        facts["sets"] = board.shorten(facts["sets"])
+        facts["sets"] = state.shorten(facts["sets"])
         return Answer.json(200, facts)
 
     def _load(self) -> Answer:
         known = self._known()
-        return Answer.json(200, {} if known is None else board.load(known, KEPT))
+        return Answer.json(200, {} if known is None else state.load(known, KEPT))
 
     def _hangs(self) -> dict[str, Any]:
         settings, quiet = self._core.settings, self._server.seconds_since_turn()
-        return board.unknown(settings.peer, settings.cluster, quiet)
+        return state.unknown(settings.peer, settings.cluster, quiet)
 
     def _known(self) -> Known | None:
         return self._server.ask(self._look, _PATIENCE)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from dstash.errors import Busy
+from dstash.peer.admission.inbox import Patience
 from dstash.peer.commits import COMMIT_BYTES, WaitingWrite
-from dstash.peer.inbox import Patience
 
 #: A write that would wait longer (milliseconds) is told to come back; unless only few wait.
 _LONG_MS: Final = 300

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dstash.errors import ProtocolError
-from dstash.peer.history import (
+from dstash.peer.telemetry.history import (
     KEPT,
     History,
     Sample,
@@ -13,7 +13,7 @@ from dstash.peer.history import (
     percentile,
     unpack_samples,
 )
-from dstash.peer.meters import Meters
+from dstash.peer.telemetry.meters import Meters
 
 NOW = 1_700_000_000_000
 

@@ -17,7 +17,7 @@ from dstash import DStashError
 from tests.harness.peers import PATIENCE, Peer, Peers
 from tests.harness.waiting import wait_until
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = Path(__file__).resolve().parents[3] / "conf"
 DASHBOARD = CONF / "grafana" / "dashboard.json"
 DOCUMENT = CONF.parent / "docs" / "dashboard.md"
 ALERTS = CONF / "prometheus" / "alerts.yml"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from dstash.peer.requests import Request
+from dstash.peer.admission.requests import Request
 
 #: How many may wait; and for how long (milliseconds) they do.
 _MOST: Final = 1000

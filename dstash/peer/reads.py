@@ -8,8 +8,8 @@ from dstash.cluster.replication.partitions import Holdings
 from dstash.errors import ProtocolError
 from dstash.limits import MAX_FRAME_BYTES, MAX_KEYS_PER_FRAME, PARTITIONS
 from dstash.peer.lookups import fetch, look_up
-from dstash.peer.meters import Meters
 from dstash.peer.scan_pages import PageBuilder, Span
+from dstash.peer.telemetry.meters import Meters
 from dstash.store.interface import Snapshot
 from dstash.store.record import Keyspace, locate
 from dstash.wire import codec

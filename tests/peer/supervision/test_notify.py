@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dstash.peer.notify import notify
+from dstash.peer.supervision.notify import notify
 
 
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])

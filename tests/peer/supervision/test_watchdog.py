@@ -9,8 +9,8 @@ import structlog
 
 from dstash import threads
 from dstash.errors import DStashError
-from dstash.peer.complaints import Complaints
-from dstash.peer.watchdog import Watchdog
+from dstash.peer.supervision.complaints import Complaints
+from dstash.peer.supervision.watchdog import Watchdog
 from tests.harness.waiting import wait_until
 
 

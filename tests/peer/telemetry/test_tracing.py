@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from dstash.peer import spans
-from dstash.peer.inbox import Inbox
-from dstash.peer.spans import SpanWriter
-from dstash.peer.tracing import Notes, Tracer
+from dstash.peer.admission.inbox import Inbox
+from dstash.peer.telemetry import spans
+from dstash.peer.telemetry.spans import SpanWriter
+from dstash.peer.telemetry.tracing import Notes, Tracer
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import AskStatus, Lookup, Put, Scan, Stored

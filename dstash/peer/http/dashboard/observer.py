@@ -16,7 +16,7 @@ from dstash.cluster.replication.tasks import Effect, Scheduler
 from dstash.cluster.replication.transfer import ask
 from dstash.cluster.topology.view import View
 from dstash.errors import DStashError, Unavailable
-from dstash.peer.history import KEPT, Sample, unpack_samples
+from dstash.peer.telemetry.history import KEPT, Sample, unpack_samples
 from dstash.wire.messages import AskStatus, StatusIs
 from dstash.wire.replication import AskHistory, HistoryIs
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from dstash.cluster.topology.blockers import waits
-from dstash.peer.board import Known
+from dstash.peer.http.dashboard.state import Known
 from dstash.types import Level
 
 _Facts = Mapping[str, Any]

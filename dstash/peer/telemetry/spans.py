@@ -23,7 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from dstash import threads
 from dstash.about import __version__
-from dstash.peer.tracing import LATE, Notes
+from dstash.peer.telemetry.tracing import LATE, Notes
 from dstash.telemetry import (
     DB_COLLECTION,
     DB_NAMESPACE,

@@ -15,7 +15,7 @@ from dstash.cluster.topology.joining import last_known
 from dstash.cluster.topology.topology import State, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, DiskFull, DStashError, MembershipUnreachable
-from dstash.peer.keeper import Keeper
+from dstash.peer.membership_agent import Keeper
 from dstash.store.memory import TwinStore
 from dstash.wire.messages import Error, Order
 from dstash.wire.shapes import Message

@@ -27,9 +27,9 @@ from prometheus_client.registry import Collector
 from dstash.cluster.topology.topology import State
 from dstash.cluster.topology.view import View
 from dstash.peer.core import PeerCore
-from dstash.peer.http import Answer
-from dstash.peer.meters import Histogram
+from dstash.peer.http.server import Answer
 from dstash.peer.server import PeerServer
+from dstash.peer.telemetry.meters import Histogram
 from dstash.wire.connections import Connections
 
 #: How long (seconds) a scrape waits for the socket's thread.

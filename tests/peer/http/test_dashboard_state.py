@@ -7,11 +7,11 @@ from typing import Any
 
 from dstash.cluster.topology.topology import Change, Member, State, Topology
 from dstash.cluster.topology.view import View
-from dstash.peer import board
-from dstash.peer.board import Known
-from dstash.peer.history import Sample
-from dstash.peer.observer import Sight
-from dstash.peer.troubles import troubles
+from dstash.peer.http.dashboard import state
+from dstash.peer.http.dashboard.alerts import troubles
+from dstash.peer.http.dashboard.observer import Sight
+from dstash.peer.http.dashboard.state import Known
+from dstash.peer.telemetry.history import Sample
 
 NOW = 1_700_000_000_000
 WELL: dict[str, Any] = {"version": "1", "epoch": 7, "why_not_ready": "", "healing": {}}
@@ -37,15 +37,15 @@ TRIO = topology(member("a"), member("b"), member("c"))
 
 
 def said(what: Known) -> list[tuple[int, str]]:
-    return [(one["badness"], one["text"]) for one in troubles(what, board.describe(what))]
+    return [(one["badness"], one["text"]) for one in troubles(what, state.describe(what))]
 
 
 def healths(what: Known) -> dict[str, str]:
-    return {one["id"]: one["health"] for one in board.describe(what)["members"]}
+    return {one["id"]: one["health"] for one in state.describe(what)["members"]}
 
 
 def test_a_cluster_that_is_well() -> None:
-    facts = board.describe(known(TRIO))
+    facts = state.describe(known(TRIO))
     assert said(known(TRIO)) == []
     assert [one["health"] for one in facts["members"]] == ["ok"] * 3
     assert sum(one["partitions"] for one in facts["sets"]) == 4096
@@ -107,7 +107,7 @@ def test_a_join_is_shown_with_how_far_it_is() -> None:
     total = len([one for one in View(joining).writers if "d" in one])
     healing = {"filling": 1, "filling_of": total, "filling_ms": 2000, "filled_bytes": 5000}
     what.sights["d"].status["healing"] = healing  # type: ignore[index]
-    facts = board.describe(what)
+    facts = state.describe(what)
     transfer = {one["peer"]: one for one in facts["change"]["transfers"]}["d"]
     assert (transfer["partitions"], transfer["done"], transfer["rate"]) == (total, total - 1, 2500)
     assert facts["change"]["joining"] == ["d"]
@@ -119,14 +119,14 @@ def test_the_lag_is_what_others_keep_hints_of() -> None:
     what = known(TRIO)
     for peer, count in (("b", 30), ("c", 12)):
         what.sights[peer].status["healing"] = {"hints": {"a": count}}  # type: ignore[index]
-    assert {one["id"]: one["lag"] for one in board.describe(what)["members"]}["a"] == 42
+    assert {one["id"]: one["lag"] for one in state.describe(what)["members"]}["a"] == 42
 
 
 def test_the_load_is_that_of_all_peers() -> None:
     what = known(TRIO, samples=[Sample(NOW - 5000, 1, 3, 10, 30, 100, 200, 0, 0)])
     what.sights["b"].samples.append(Sample(NOW - 4400, 2, 3, 20, 30, 300, 900, 70, 80))  # type: ignore[index]
     what.sights["c"].samples.append(Sample(NOW, 9, 9, 9, 9, 9, 9, 9, 9))  # type: ignore[index]
-    load = board.load(what, 60)
+    load = state.load(what, 60)
     assert load == {
         "at": [NOW // 1000 - 5],
         "reads": [3],
@@ -142,14 +142,14 @@ def test_the_load_is_that_of_all_peers() -> None:
 
 def test_a_large_cluster_is_shortened_to_the_first_peers() -> None:
     large = topology(*(member(f"p{number}") for number in range(15)))
-    sets = board.describe(known(large))["sets"]
-    short = board.shorten(sets)
+    sets = state.describe(known(large))["sets"]
+    short = state.shorten(sets)
     assert len(short) == 15 < 500 < len(sets)
     assert sum(one["partitions"] for one in short) == 4096
-    assert board.shorten(sets[:10]) == sets[:10]
+    assert state.shorten(sets[:10]) == sets[:10]
 
 
 def test_a_peer_that_hangs_still_has_a_page() -> None:
-    facts = board.unknown("a", "dstash", 12.3)
-    assert facts.keys() == board.describe(known(TRIO)).keys() | {"troubles"}
+    facts = state.unknown("a", "dstash", 12.3)
+    assert facts.keys() == state.describe(known(TRIO)).keys() | {"troubles"}
     assert "a hangs: its loop has not turned for 12 s" in facts["troubles"][0]["text"]

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from dstash.errors import ProtocolError
-from dstash.peer.meters import Meters
+from dstash.peer.telemetry.meters import Meters
 
 #: Samples that are kept, and milliseconds between them.
 KEPT: Final = 300

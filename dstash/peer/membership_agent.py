@@ -32,8 +32,8 @@ from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.transitions import abandon, forget, ordered, switch
 from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, DStashError, ForeignStore, MembershipUnreachable
-from dstash.peer.complaints import Complaints
-from dstash.peer.healer import Proposal
+from dstash.peer.maintenance import Proposal
+from dstash.peer.supervision.complaints import Complaints
 from dstash.store.interface import Identity, Store
 from dstash.wire.messages import Error, Order, Ordered
 from dstash.wire.shapes import Message

@@ -13,7 +13,7 @@ from dstash import threads
 from dstash.cluster.topology.topology import Way
 from dstash.config import PeerSettings
 from dstash.errors import ConfigError
-from dstash.peer.authority import Authority, fingerprint, read_authority
+from dstash.peer.admission.authority import Authority, fingerprint, read_authority
 from dstash.wire.security import KeyPair
 
 _log = structlog.get_logger("dstash.peer")

@@ -14,7 +14,7 @@ from dstash.limits import (
     PARTITIONS,
 )
 from dstash.peer.commits import Ticket
-from dstash.peer.tracing import Notes
+from dstash.peer.telemetry.tracing import Notes
 from dstash.wire.envelope import Envelope
 from dstash.wire.messages import Order
 from dstash.wire.shapes import Message

@@ -7,9 +7,9 @@ from typing import Any, cast
 from dstash.errors import Busy, DiskFull, StaleEpoch
 from dstash.peer.commits import Commit, Internal, Rules, Ticket, WaitingWrite
 from dstash.peer.core import PeerCore
-from dstash.peer.meters import Histogram, Meters, outcome_of
-from dstash.peer.metrics import PeerCollector, snake
+from dstash.peer.http.metrics import PeerCollector, snake
 from dstash.peer.server import PeerServer
+from dstash.peer.telemetry.meters import Histogram, Meters, outcome_of
 from dstash.wire.messages import Error, Put, Stored
 from dstash.wire.shapes import Message
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from dstash.peer.http import Answer, HttpServer
+from dstash.peer.http.server import Answer, HttpServer
 
 LARGE = b"x" * 8_000_000
 
