@@ -9,12 +9,12 @@ from typing import Any, Protocol
 from dstash.backup.copy import Routes
 from dstash.backup.pieces import Entries
 from dstash.backup.restore_rules import Choice, Fate, Rule, into_same
-from dstash.client.asking import AskOperation
-from dstash.client.core import Operation
-from dstash.client.reads import ExistsOperation, StateOperation
+from dstash.client.operations.base import Operation
+from dstash.client.operations.peer_query import AskOperation
+from dstash.client.operations.reads import ExistsOperation, StateOperation
+from dstash.client.operations.writes import ApplyOperation
 from dstash.client.refusals import is_because
 from dstash.client.session import Session
-from dstash.client.writes import ApplyOperation
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import BelowFloor, CorruptRecord, ProtocolError
 from dstash.store.record import Record, build_record, open_record

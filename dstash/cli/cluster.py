@@ -12,7 +12,7 @@ import typer
 from dstash.cli import invocation, output, repairs, transfers
 from dstash.cli.completion import candidate_ids, member_ids, peer_ids
 from dstash.cli.units import parse_rate, size
-from dstash.client.facts import describe_change
+from dstash.client.describe import describe_change
 from dstash.cluster.topology import planning
 from dstash.cluster.topology.planning import LossPlan, Plan
 from dstash.errors import UsageError

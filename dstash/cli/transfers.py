@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dstash.cli import output
 from dstash.cli.units import duration, size
-from dstash.client.facts import describe_change
+from dstash.client.describe import describe_change
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.transitions import gains
 from dstash.errors import DStashError, UsageError

@@ -14,17 +14,17 @@ from typing import Any, Self, TypeVar
 
 from dstash.client.async_index import AsyncIndex
 from dstash.client.calls import Calls, steady_wall
-from dstash.client.core import Operation
-from dstash.client.dispatch import Dispatch
-from dstash.client.facts import describe_cluster, describe_place
-from dstash.client.orders import OrderOperation
+from dstash.client.describe import describe_cluster, describe_place
+from dstash.client.discovery import way_of
+from dstash.client.operations.admin import OrderOperation
+from dstash.client.operations.base import Operation
+from dstash.client.operations.scans import RepairOperation, StatusOperation
+from dstash.client.operations.walks import Walk
 from dstash.client.refusals import nothing_written
 from dstash.client.results import BatchResult
-from dstash.client.scans import RepairOperation, StatusOperation
-from dstash.client.seeds import way_of
 from dstash.client.session import Session
 from dstash.client.tracing import open_tracing, take_provider
-from dstash.client.walks import Walk
+from dstash.client.transport.dispatch import Dispatch
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.config import ClientSettings, load_client

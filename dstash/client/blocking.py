@@ -14,18 +14,18 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 from dstash.client.calls import Calls, steady_wall
-from dstash.client.channel import Channel
-from dstash.client.core import Operation
-from dstash.client.facts import describe_cluster, describe_place
+from dstash.client.describe import describe_cluster, describe_place
+from dstash.client.discovery import identity, way_of
 from dstash.client.index import Index
-from dstash.client.orders import OrderOperation
+from dstash.client.operations.admin import OrderOperation
+from dstash.client.operations.base import Operation
+from dstash.client.operations.scans import RepairOperation, StatusOperation
+from dstash.client.operations.walks import Walk
 from dstash.client.refusals import nothing_written
 from dstash.client.results import BatchResult
-from dstash.client.scans import RepairOperation, StatusOperation
-from dstash.client.seeds import identity, way_of
 from dstash.client.session import Session
 from dstash.client.tracing import open_tracing, take_provider
-from dstash.client.walks import Walk
+from dstash.client.transport.channel import Channel
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.config import ClientSettings, load_client

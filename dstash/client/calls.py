@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from dstash.client.drafts import Query
-from dstash.client.reads import ExistsOperation, LookupOperation, RecordOperation
-from dstash.client.scans import DiscoverOperation
-from dstash.client.seeds import find_seeds
+from dstash.client.discovery import find_seeds
+from dstash.client.operations.drafts import Query
+from dstash.client.operations.reads import ExistsOperation, LookupOperation, RecordOperation
+from dstash.client.operations.scans import DiscoverOperation
+from dstash.client.operations.walks import Request, Walk, walk_for
+from dstash.client.operations.writes import ApplyOperation, DeleteOperation, PutOperation
 from dstash.client.session import Session
-from dstash.client.walks import Request, Walk, walk_for
-from dstash.client.writes import ApplyOperation, DeleteOperation, PutOperation
 from dstash.config import ClientSettings
 from dstash.errors import LimitError, NoPeers, UsageError
 from dstash.limits import MAX_TTL_SECONDS, check_index, check_ttl

@@ -38,7 +38,7 @@ from dstash.telemetry import (
 from dstash.wire.messages import Scan, ScanKeys
 
 if TYPE_CHECKING:
-    from dstash.client.gathered import Group
+    from dstash.client.transport.coalesced import Group
 
 #: Calls whose first argument is an index; and those of them whose second one is many keys.
 _OF_INDEX: Final = ("put", "lookup", "delete", "exists", "ttl", "touch", "count", "where")

@@ -12,7 +12,7 @@ from dstash.telemetry import missing
 if TYPE_CHECKING:
     from dstash.client.asyncio import AsyncClient
     from dstash.client.blocking import Client
-    from dstash.client.gathered import Group
+    from dstash.client.transport.coalesced import Group
 
 
 class Tracing(Protocol):

@@ -9,7 +9,7 @@ from typing import Any
 from dstash.backup.copy import Copier
 from dstash.backup.pieces import Entries, Header, PieceReader, PieceWriter, partitions_of
 from dstash.backup.source import LiveCluster
-from dstash.client.core import Operation
+from dstash.client.operations.base import Operation
 from dstash.client.session import Send, Session
 from dstash.store.record import open_record
 from dstash.types import Level

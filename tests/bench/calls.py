@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
-from dstash.client.reads import LookupOperation
+from dstash.client.operations.reads import LookupOperation
 from dstash.client.session import Send
 from dstash.peer.core import PeerCore, Settings
 from dstash.store.lmdb import LmdbStore

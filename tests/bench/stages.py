@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
-from dstash.client.reads import PARTITIONS_PER_BAND
+from dstash.client.operations.reads import PARTITIONS_PER_BAND
 from dstash.client.routing import group
 from dstash.limits import PARTITIONS
 from dstash.peer.commits import Commit, Rules, Ticket, WaitingWrite

@@ -10,7 +10,7 @@ import pytest
 
 from dstash import Client
 from dstash.cli.operate import shortfalls, unhealthy_because, verdict
-from dstash.client.facts import DIFFERS_MS, describe_cluster, describe_missing
+from dstash.client.describe import DIFFERS_MS, describe_cluster, describe_missing
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
 from tests.cli.terminal import Terminal

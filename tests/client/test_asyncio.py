@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from dstash import AsyncClient, Client
-from dstash.client import reads
+from dstash.client.operations import reads
 from dstash.errors import (
     ClosedError,
     DStashError,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from dstash.client.scans import StatusOperation
+from dstash.client.operations.scans import StatusOperation
+from dstash.client.operations.writes import DeleteOperation, PutOperation
 from dstash.client.session import Session
-from dstash.client.writes import DeleteOperation, PutOperation
 from dstash.peer.core import PeerCore
 from dstash.peer.maintenance import Pace
 from dstash.store.record import open_record

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from dstash.client.operations.writes import PutOperation
 from dstash.client.session import Session
-from dstash.client.writes import PutOperation
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.peer.core import PeerCore
 from dstash.peer.maintenance import Pace

@@ -6,7 +6,7 @@ import collections
 
 import pytest
 
-from dstash.client.writes import PutOperation
+from dstash.client.operations.writes import PutOperation
 from dstash.cluster.replication import tombstone_gc
 from dstash.peer.maintenance import Pace
 from dstash.store.record import build_record, open_record, partition_of

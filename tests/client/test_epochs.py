@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import pytest
 
-from dstash.client.core import Operation
+from dstash.client.operations.base import Operation
+from dstash.client.operations.writes import PutOperation
 from dstash.client.session import Send, Session
-from dstash.client.writes import PutOperation
 from dstash.cluster.topology.topology import Change, Member, State, Topology
 from dstash.errors import NotReady
 from dstash.types import Level, Outcome

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from dstash.client.core import Operation
-from dstash.client.reads import LookupOperation
+from dstash.client.operations.base import Operation
+from dstash.client.operations.reads import LookupOperation
+from dstash.client.operations.writes import PutOperation
 from dstash.client.session import Send, Session
-from dstash.client.writes import PutOperation
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.errors import TimedOut
 from dstash.types import Level, Outcome

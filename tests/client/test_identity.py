@@ -139,7 +139,7 @@ class TestSession:
 
 def record_of(client: Client, index: str, key: str) -> Record:
     """Return what replicas hold of a key."""
-    from dstash.client.reads import RecordOperation
+    from dstash.client.operations.reads import RecordOperation
 
     decode = client.types.decode_array
     found = client.run(

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from dstash.client.reads import LookupOperation
+from dstash.client.operations.reads import LookupOperation
+from dstash.client.operations.writes import ApplyOperation
 from dstash.client.routing import read_table
 from dstash.client.session import BEHIND_MS, MISSED_MS
-from dstash.client.writes import ApplyOperation
 from dstash.errors import BelowFloor, CorruptRecord, ProtocolError, TimedOut, Unavailable
 from dstash.limits import PARTITIONS
 from dstash.peer import lookups

@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 
+from dstash.client.operations.writes import (
+    ApplyOperation,
+    DeleteOperation,
+    PutOperation,
+    WriteOperation,
+)
 from dstash.client.outstanding import OutstandingWrites
 from dstash.client.results import BatchResult
-from dstash.client.writes import ApplyOperation, DeleteOperation, PutOperation, WriteOperation
 from dstash.errors import (
     DiskFull,
     DStashError,

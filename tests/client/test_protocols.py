@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dstash.client.reads import LookupOperation
-from dstash.client.scans import DiscoverOperation
+from dstash.client.operations.reads import LookupOperation
+from dstash.client.operations.scans import DiscoverOperation
 from dstash.client.session import Session
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.errors import VersionMismatch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dstash.client.scans import RepairOperation, StatusOperation
+from dstash.client.operations.scans import RepairOperation, StatusOperation
 from dstash.errors import Unavailable
 from tests.harness.joined import START, Joined
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from dstash.client.operations.writes import PutOperation
 from dstash.client.sightings import Sightings
-from dstash.client.writes import PutOperation
 from dstash.cluster.replication.lineage import MOST_CLAIMS
 from dstash.types import Level
 from dstash.version import newest_stamp

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dstash.client.reads import RecordOperation
-from dstash.client.writes import KEYS_PER_CHUNK, ApplyOperation, PutOperation
+from dstash.client.operations.reads import RecordOperation
+from dstash.client.operations.writes import KEYS_PER_CHUNK, ApplyOperation, PutOperation
 from dstash.errors import Busy
 from dstash.store.record import build_record, open_record
 from dstash.types import Level

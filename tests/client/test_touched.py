@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dstash.client.reads import RecordOperation
+from dstash.client.operations.reads import RecordOperation
+from dstash.client.operations.writes import ApplyOperation, DeleteOperation
 from dstash.client.session import Send, Session
-from dstash.client.writes import ApplyOperation, DeleteOperation
 from dstash.cluster.repair.antientropy import compare_all
 from dstash.cluster.replication import tombstone_gc
 from dstash.cluster.replication.tasks import Task

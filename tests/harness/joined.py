@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dstash.client.core import Operation
-from dstash.client.drafts import Query
-from dstash.client.reads import ExistsOperation, LookupOperation
+from dstash.client.operations.base import Operation
+from dstash.client.operations.drafts import Query
+from dstash.client.operations.reads import ExistsOperation, LookupOperation
+from dstash.client.operations.walks import Request, walk_for
+from dstash.client.operations.writes import DeleteOperation, PutOperation
 from dstash.client.session import Send, Session
-from dstash.client.walks import Request, walk_for
-from dstash.client.writes import DeleteOperation, PutOperation
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
 from dstash.peer.admission.requests import Reply

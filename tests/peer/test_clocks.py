@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import structlog
 
-from dstash.client.core import Operation
+from dstash.client.operations.base import Operation
 from dstash.client.session import Send
 from dstash.cluster.replication.partitions import FLOOR_MARK
 from dstash.errors import BelowFloor, ClockSkew, NotReady, ProtocolError

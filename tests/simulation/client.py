@@ -7,9 +7,9 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Final
 
 from dstash.client.calls import Calls
-from dstash.client.channel import _FIND_AGAIN_MS, _FIND_MS, Channel, Find
-from dstash.client.core import Operation
+from dstash.client.operations.base import Operation
 from dstash.client.session import Session
+from dstash.client.transport.channel import _FIND_AGAIN_MS, _FIND_MS, Channel, Find
 from dstash.config import ClientSettings
 from dstash.errors import DStashError
 from dstash.types import Level

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from dstash.client.operations.batching import Item
+from dstash.client.operations.writes import WriteChunk, WriteOperation
 from dstash.client.results import BatchResult
-from dstash.client.slabs import Item
-from dstash.client.writes import WriteChunk, WriteOperation
 from dstash.errors import DStashError, TimedOut
 from dstash.store.record import open_record
 from dstash.types import NEVER, Level, Outcome

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from unittest import mock
 
-from dstash.client import key_lists, page_reads, reads, writes
+from dstash.client.operations import key_lists, page_reads, reads, writes
 from dstash.cluster.replication import handlers, throttle
 from dstash.peer import commits, lookups, scan_pages
 from tests.simulation.conditions import Conditions

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
-from dstash.client.core import Operation
-from dstash.client.reads import ExistsOperation, LookupOperation, RecordOperation
-from dstash.client.walks import Request
-from dstash.client.writes import ApplyOperation, WriteOperation
+from dstash.client.operations.base import Operation
+from dstash.client.operations.reads import ExistsOperation, LookupOperation, RecordOperation
+from dstash.client.operations.walks import Request
+from dstash.client.operations.writes import ApplyOperation, WriteOperation
 from dstash.errors import DStashError
 from dstash.store.record import Record, build_record, open_record
 from dstash.types import NEVER, Level

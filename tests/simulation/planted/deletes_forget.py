@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from unittest import mock
 
-from dstash.client.writes import WriteOperation
+from dstash.client.operations.writes import WriteOperation
 from dstash.peer.commits import Commit
 from dstash.peer.recent_deletes import RecentDeletes
 from dstash.wire.messages import Delete

@@ -25,4 +25,4 @@ class UnavailableForUnknown(World):
 
     def patches(self) -> Iterable[AbstractContextManager[object]]:
         """Return the fault."""
-        yield mock.patch("dstash.client.writes.error_for", _why_itself)
+        yield mock.patch("dstash.client.operations.writes.error_for", _why_itself)

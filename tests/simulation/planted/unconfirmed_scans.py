@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from unittest import mock
 
-from dstash.client.page_reads import PageOperation
+from dstash.client.operations.page_reads import PageOperation
 from dstash.cluster.repair.hints import Hints
 from dstash.peer.maintenance import Pace
 from tests.simulation.events import MS

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from dstash.client.core import Operation
+from dstash.client.operations.base import Operation
 from dstash.client.session import Send, Session
 from dstash.client.sightings import Sighting
 from dstash.errors import DStashError, ProtocolError

@@ -7,7 +7,7 @@ can beat. So the clocks of a majority are read first: of all members, or of five
 
 from __future__ import annotations
 
-from dstash.client.core import Chunk, Failure, Operation
+from dstash.client.operations.base import Chunk, Failure, Operation
 from dstash.client.session import Send
 from dstash.errors import DStashError
 from dstash.wire.messages import Ping

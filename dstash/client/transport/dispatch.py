@@ -10,14 +10,14 @@ from functools import partial
 from threading import get_ident
 from typing import Any, Final
 
-from dstash.client.async_channel import AsyncChannel
 from dstash.client.calls import Calls
-from dstash.client.core import Operation
-from dstash.client.gathered import Group
-from dstash.client.seeds import identity
+from dstash.client.discovery import identity
+from dstash.client.operations.base import Operation
+from dstash.client.operations.writes import WriteOperation
 from dstash.client.session import Session
-from dstash.client.turns import Turn
-from dstash.client.writes import WriteOperation
+from dstash.client.transport.async_channel import AsyncChannel
+from dstash.client.transport.coalesced import Group
+from dstash.client.transport.coalescing import Turn
 from dstash.config import ClientSettings
 from dstash.errors import ClosedError, DStashError, NoPeers, UsageError
 from dstash.wire.keys import Key

@@ -13,13 +13,21 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import compress
 from typing import Final, NamedTuple
 
-from dstash.client.clock_reading import ClockReading
-from dstash.client.core import Chunk, Failure, Operation
+from dstash.client.operations.base import Chunk, Failure, Operation
+from dstash.client.operations.batching import (
+    Item,
+    content_of,
+    dealt,
+    encoded_of,
+    largest_of,
+    runs,
+    steps,
+)
+from dstash.client.operations.clock_reading import ClockReading
 from dstash.client.refusals import Refusals, error_for, is_final
 from dstash.client.results import BatchResult
 from dstash.client.routing import Peers, WriteSet, group
 from dstash.client.session import Send, Session
-from dstash.client.slabs import Item, content_of, dealt, encoded_of, largest_of, runs, steps
 from dstash.errors import (
     BelowFloor,
     ClockSkew,

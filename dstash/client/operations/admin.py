@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dstash.client.core import Chunk, Failure, Operation
+from dstash.client.operations.base import Chunk, Failure, Operation
 from dstash.client.session import Send, Session
 from dstash.cluster.topology.topology import State, Topology
 from dstash.errors import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from dstash.client.core import Chunk, Failure, Operation
+from dstash.client.operations.base import Chunk, Failure, Operation
 from dstash.client.session import Send, Session
 from dstash.errors import (
     DeadlinePassed,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dstash.client.orders import OrderOperation, shows
+from dstash.client.operations.admin import OrderOperation, shows
 from dstash.client.session import Send, Session
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.topology import Member, Topology

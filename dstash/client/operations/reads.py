@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from dstash.client.core import Chunk, Failure, Operation
+from dstash.client.operations.base import Chunk, Failure, Operation
+from dstash.client.operations.batching import dealt, steps
 from dstash.client.routing import Peers, group
 from dstash.client.session import Send, Session
-from dstash.client.slabs import dealt, steps
 from dstash.errors import (
     ClockSkew,
     CorruptRecord,

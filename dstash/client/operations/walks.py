@@ -18,11 +18,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
-from dstash.client.core import Operation
-from dstash.client.drafts import Confirmed, Doubt, Draft, Position, Query
-from dstash.client.key_lists import KeyListOperation, Listed
-from dstash.client.page_reads import PAGE_BYTES, PAGE_KEYS, PageOperation
-from dstash.client.reads import ExistsOperation, LookupOperation
+from dstash.client.operations.base import Operation
+from dstash.client.operations.drafts import Confirmed, Doubt, Draft, Position, Query
+from dstash.client.operations.key_lists import KeyListOperation, Listed
+from dstash.client.operations.page_reads import PAGE_BYTES, PAGE_KEYS, PageOperation
+from dstash.client.operations.reads import ExistsOperation, LookupOperation
 from dstash.client.session import Session
 from dstash.store.record import Record, partition_of
 from dstash.wire import codec

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from dstash.client import key_lists, page_reads
-from dstash.client.drafts import Query
-from dstash.client.reads import LookupOperation
-from dstash.client.walks import walk_for
-from dstash.client.writes import PutOperation
+from dstash.client.operations import key_lists, page_reads
+from dstash.client.operations.drafts import Query
+from dstash.client.operations.reads import LookupOperation
+from dstash.client.operations.walks import walk_for
+from dstash.client.operations.writes import PutOperation
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import CorruptRecord, ProtocolError, TimedOut, Unavailable
 from dstash.limits import PARTITIONS

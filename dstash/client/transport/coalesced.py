@@ -11,10 +11,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from dstash.client.core import Operation
-from dstash.client.reads import ExistsOperation, LookupOperation
-from dstash.client.slabs import Item
-from dstash.client.writes import DeleteOperation, PutOperation, WriteChunk, WriteOperation
+from dstash.client.operations.base import Operation
+from dstash.client.operations.batching import Item
+from dstash.client.operations.reads import ExistsOperation, LookupOperation
+from dstash.client.operations.writes import (
+    DeleteOperation,
+    PutOperation,
+    WriteChunk,
+    WriteOperation,
+)
 from dstash.errors import CorruptRecord, DStashError, UnsupportedType
 from dstash.store.record import Record
 from dstash.types import Outcome

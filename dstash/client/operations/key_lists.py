@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from dstash.client.core import Chunk, Failure, Operation
-from dstash.client.drafts import Doubt, Query, check_progress
-from dstash.client.page_reads import PAGE_BYTES, PAGE_KEYS
+from dstash.client.operations.base import Chunk, Failure, Operation
+from dstash.client.operations.drafts import Doubt, Query, check_progress
+from dstash.client.operations.page_reads import PAGE_BYTES, PAGE_KEYS
 from dstash.client.routing import Peers
 from dstash.client.session import Send, Session
 from dstash.errors import DStashError, ProtocolError

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from dstash.client.calls import Calls
-from dstash.client.gathered import (
+from dstash.client.operations.batching import Item
+from dstash.client.session import Session
+from dstash.client.transport.coalesced import (
     Group,
     ReadGroup,
     TellingDelete,
@@ -20,8 +22,6 @@ from dstash.client.gathered import (
     TellingPut,
     WriteGroup,
 )
-from dstash.client.session import Session
-from dstash.client.slabs import Item
 from dstash.limits import MAX_KEY_BYTES, check_index, check_ttl
 from dstash.types import Level
 from dstash.wire.keys import Key, encode_key

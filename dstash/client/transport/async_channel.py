@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
-from dstash.client.core import Chunk, Operation
+from dstash.client.operations.base import Chunk, Operation
 from dstash.client.session import Send, Session
 from dstash.client.sightings import Sighting
 from dstash.errors import ClosedError, DStashError, ProtocolError

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from dstash.client.core import Chunk, Failure, Operation
-from dstash.client.drafts import Confirmed, Draft, Position, Query, Sums, check_progress
+from dstash.client.operations.base import Chunk, Failure, Operation
+from dstash.client.operations.drafts import Confirmed, Draft, Position, Query, Sums, check_progress
 from dstash.client.session import Send, Session
 from dstash.errors import CorruptRecord, DStashError, Misrouted, ProtocolError, StaleEpoch
 from dstash.wire.messages import Count, Page, Scan, ScanKeys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dstash.client.slabs import Item, dealt, largest_of, runs, steps
+from dstash.client.operations.batching import Item, dealt, largest_of, runs, steps
 
 
 def items(*sizes: int) -> list[Item]:
