@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from dstash.cli.console.progress import Progress
 from dstash.cli.formats import BadRow, Row
 from dstash.cli.invocation import PartlyFailed
-from dstash.cli.progress import Progress
 from dstash.errors import DStashError, UsageError
 from dstash.limits import MIB
 from dstash.wire.keys import Key

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import typer
 
-from dstash.cli import output
 from dstash.cli.advice import advice
+from dstash.cli.console import output
 from dstash.cli.invocation import Interrupted, Invocation
 from dstash.errors import DStashError, UsageError
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dstash.cli import (
+from dstash.cli import failures
+from dstash.cli.commands import (
     backup,
     bench,
     bulk,
@@ -20,13 +21,11 @@ from dstash.cli import (
     cluster,
     data,
     dev,
-    failures,
     operate,
-    output,
     settings,
-    shell,
     store,
 )
+from dstash.cli.console import output, shell
 from dstash.cli.invocation import Invocation, Output
 from dstash.config import unknown_variables
 from dstash.errors import UsageError

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from dstash.cli import dev
-from dstash.cli.dev import _free as free_port
+from dstash.cli.commands import dev
+from dstash.cli.commands.dev import _free as free_port
 from dstash.cli.processes import DevCluster as State
 from dstash.cli.processes import Process
 from dstash.errors import DStashError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dstash import errors
-from dstash.cli import data
+from dstash.cli.commands import data
 from dstash.cli.invocation import Invocation
 from tests.cli.conftest import Dstash
 

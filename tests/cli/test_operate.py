@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dstash import Client
-from dstash.cli.operate import shortfalls, unhealthy_because, verdict
+from dstash.cli.commands.operate import shortfalls, unhealthy_because, verdict
 from dstash.client.describe import DIFFERS_MS, describe_cluster, describe_missing
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dstash.cli import output
+from dstash.cli.console import output
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from dstash.cli import output
+from dstash.cli.console import output
 from dstash.errors import DStashError, Unavailable
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from dstash.cli import output
+from dstash.cli.console import output
 from dstash.cli.units import duration, size
 from dstash.client.describe import describe_change
 from dstash.cluster.topology.topology import Topology

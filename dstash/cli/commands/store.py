@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dstash.cli import invocation, output
+from dstash.cli import invocation
+from dstash.cli.console import output
 from dstash.cli.invocation import Output
 from dstash.errors import CorruptStore, StoreError
 from dstash.store.directory import DATA_FILE

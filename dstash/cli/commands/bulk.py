@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final
 
 import typer
 
-from dstash.cli import invocation, output
+from dstash.cli import invocation
 from dstash.cli.arguments import STDIN, IndexName, IntKeys, Ttl
 from dstash.cli.batches import BadLine, Importer, OnError
+from dstash.cli.console import output
+from dstash.cli.console.progress import progress_bar
 from dstash.cli.formats import Columns, Format, format_of, read_rows, writer
 from dstash.cli.invocation import Interrupted, PartlyFailed
-from dstash.cli.progress import progress_bar
 from dstash.errors import DStashError, UsageError
 from dstash.limits import check_index, check_ttl
 from dstash.wire.keys import Key

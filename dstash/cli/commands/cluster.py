@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from dstash.cli import invocation, output, repairs, transfers
-from dstash.cli.completion import candidate_ids, member_ids, peer_ids
+from dstash.cli import invocation
+from dstash.cli.console import output, repairs, transfers
+from dstash.cli.console.completion import candidate_ids, member_ids, peer_ids
 from dstash.cli.units import parse_rate, size
 from dstash.client.describe import describe_change
 from dstash.cluster.topology import planning

@@ -61,7 +61,7 @@ class Session:
 
     def talk(self) -> None:
         """Ask for lines until the user has enough."""
-        from dstash.cli.line_editor import line_editor  # slow to import
+        from dstash.cli.console.line_editor import line_editor  # slow to import
 
         prompt = line_editor(self._root, self._kept)
         self.run("status")

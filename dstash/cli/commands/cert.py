@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dstash.cli import invocation, output
+from dstash.cli import invocation
+from dstash.cli.console import output
 from dstash.errors import ConfigError
 from dstash.wire.security import KeyPair, load_public
 

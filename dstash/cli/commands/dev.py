@@ -17,7 +17,8 @@ from typing import Annotated, Final
 
 import typer
 
-from dstash.cli import invocation, output
+from dstash.cli import invocation
+from dstash.cli.console import output
 from dstash.cli.processes import STATE_FILE, DevCluster, Process, stop
 from dstash.config.client import DEV_MEMBERSHIP
 from dstash.errors import DStashError, TimedOut

@@ -14,9 +14,10 @@ from dstash.backup.folder import Folder
 from dstash.backup.manifest import PIECES, BackupError, Manifest
 from dstash.backup.restore_rules import Fate, as_of_backup, into_other, into_same
 from dstash.backup.verify import Findings, verify
-from dstash.cli import invocation, output
+from dstash.cli import invocation
+from dstash.cli.console import output
+from dstash.cli.console.progress import progress_bar
 from dstash.cli.invocation import Interrupted, Invocation, PartlyFailed
-from dstash.cli.progress import progress_bar
 from dstash.cli.units import size
 from dstash.errors import UsageError
 from dstash.limits import check_index

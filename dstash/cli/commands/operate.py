@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from dstash.cli import invocation, output
+from dstash.cli import invocation
 from dstash.cli.arguments import HexKeys, IndexName, IntKeys, KeyText, parse_key
+from dstash.cli.console import output
+from dstash.cli.console.repairs import healing_of
 from dstash.cli.invocation import Unhealthy
-from dstash.cli.repairs import healing_of
 from dstash.cli.units import rough_duration, size
 from dstash.errors import DStashError
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dstash.cli import invocation, output, tagged
+from dstash.cli import invocation, tagged
 from dstash.cli.arguments import (
     HexKeys,
     IndexName,
@@ -21,6 +21,7 @@ from dstash.cli.arguments import (
     parse_keys,
     parse_value,
 )
+from dstash.cli.console import output
 from dstash.cli.invocation import KeyMissing
 from dstash.errors import UsageError
 from dstash.wire.keys import Key

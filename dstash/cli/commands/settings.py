@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 from pydantic import SecretStr
 
-from dstash.cli import invocation, output
+from dstash.cli import invocation
+from dstash.cli.console import output
 from dstash.config import ClientSettings, Layered, PeerSettings, SharedSettings, layered
 from dstash.errors import ConfigError
 from dstash.wire.security import KeyPair

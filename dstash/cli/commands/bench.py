@@ -9,9 +9,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from dstash.cli import invocation, output
+from dstash.cli import invocation
+from dstash.cli.console import output
+from dstash.cli.console.load_progress import load_progress
 from dstash.cli.invocation import Interrupted, PartlyFailed
-from dstash.cli.load_progress import load_progress
 from dstash.cli.workload import PERCENTILES, Distribution, Load, Record, Shape, Work, new_histogram
 from dstash.errors import UsageError
 
