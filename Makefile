@@ -46,7 +46,7 @@ fuzz: setup ## Throw garbage at the codec and at peers for a long time; MINUTES=
 		-max_total_time=$$(($(MINUTES) * 60)) -artifact_prefix=.cache/ .cache/corpus
 
 bench: setup ## Measure beside Redis, memcached, etcd and raw limits; ARGS="--full --save" writes docs/benchmarks.md
-	$(TOOLS)/python -m tests.bench $(ARGS)
+	$(TOOLS)/python -m bench $(ARGS)
 
 screenshot: setup ## Make the picture of the dashboard again, in some six minutes
 	$(TOOLS)/python -m tests.screenshot $(ARGS)

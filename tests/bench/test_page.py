@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import batches, calls, page, plot, singles, stages
-from tests.bench.targets import TARGETS, Ratio, judge
-from tests.bench.work import Case, Unit, Work, find, known, ratio, take_turns
+from bench import batches, calls, singles, stages
+from bench.report import page, plot
+from bench.report.targets import TARGETS, Ratio, judge
+from bench.work import Case, Unit, Work, find, known, ratio, take_turns
 
 MACHINE = {"date": "2024-02-29", "processor": "2 cores"}
 

@@ -13,6 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
+from bench import batches, data
+from bench.lab import Lab
+from bench.stores.servers import Server, processor_seconds
+from bench.work import Case, Unit, Work, known, take_turns
 from dstash.client.operations.reads import PARTITIONS_PER_BAND
 from dstash.client.routing import group
 from dstash.limits import PARTITIONS
@@ -27,10 +31,6 @@ from dstash.wire.keys import encode_keys
 from dstash.wire.messages import Put, Want
 from dstash.wire.shapes import Frame
 from dstash.wire.values import TypeRegistry
-from tests.bench import batches, data
-from tests.bench.lab import Lab
-from tests.bench.servers import Server, processor_seconds
-from tests.bench.work import Case, Unit, Work, known, take_turns
 
 #: Names of stages, as the page speaks of them.
 LMDB: Final = "peer: LMDB's own look-ups"

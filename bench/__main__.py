@@ -1,4 +1,4 @@
-"""``python -m tests.bench``: measure dstash beside others; print a table, draw a plot.
+"""``python -m bench``: measure dstash beside others; print a table, draw a plot.
 
 Parts: batches (100,000 x 100 B at every level), sizes (10 B to 64 KiB, 1 to 100,000 keys), singles
 (one key a call), clients (1 to 16), growth (100,000 to 10,000,000 records), squeeze (more data than
@@ -21,12 +21,13 @@ from typing import Final
 
 from rich.console import Console
 
-from tests.bench import batches, calls, clients, growth, page, plot, singles, squeeze, stages
-from tests.bench.lab import Lab
-from tests.bench.machine import describe
-from tests.bench.servers import ROOT
-from tests.bench.targets import judge
-from tests.bench.work import Case
+from bench import batches, calls, clients, growth, singles, squeeze, stages
+from bench.lab import Lab
+from bench.report import page, plot
+from bench.report.machine import describe
+from bench.report.targets import judge
+from bench.stores.servers import ROOT
+from bench.work import Case
 
 _WIDTH: Final = 110  # of the table, also where there is no terminal
 _KEPT: Final = ROOT / ".cache" / "bench"

@@ -8,12 +8,12 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
-from tests.bench import batches, calls, singles, squeeze, stages
-from tests.bench.batches import most_bytes
-from tests.bench.memory import MIB
-from tests.bench.tables import Table, crossed, figure, listed
-from tests.bench.targets import Verdict, rows
-from tests.bench.work import Case, Unit, Work, find, known
+from bench import batches, calls, singles, squeeze, stages
+from bench.batches import most_bytes
+from bench.memory import MIB
+from bench.report.tables import Table, crossed, figure, listed
+from bench.report.targets import Verdict, rows
+from bench.work import Case, Unit, Work, find, known
 
 _WORDS: Final = Path(__file__).with_suffix(".md")
 _ONE: Final = "dstash N=3 one"

@@ -1,4 +1,4 @@
-"""``python -m tests.bench.healing``: what it costs to stay equal, and to become equal again.
+"""``python -m bench.healing``: what it costs to stay equal, and to become equal again.
 
 Three peers and one client on this machine; for the idle rounds a proxy before each that counts
 bytes. Look-ups are compared with those of the same run, before anything had to be healed.
@@ -17,8 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench.scaling import INDEX, Figure, Lookups, percentile
 from dstash import Client
-from tests.bench.scaling import INDEX, Figure, Lookups, percentile
 from tests.harness.invariants import digests
 from tests.harness.peers import Peer, Peers
 from tests.harness.waiting import wait_until
@@ -156,7 +156,7 @@ def _ticks(peer: Peer) -> int:
 
 def main() -> int:
     """Run; the exit code says whether every target was reached."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.healing", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.healing", description=__doc__)
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--changed", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=6, help="idle ones; 0: do not measure them")

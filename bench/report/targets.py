@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from tests.bench import batches, clients, growth, singles, squeeze
-from tests.bench.memory import MIB
-from tests.bench.work import Case, Work, find, ratio
+from bench import batches, clients, growth, singles, squeeze
+from bench.memory import MIB
+from bench.work import Case, Work, find, ratio
 
 #: A case, by what was done and on which system.
 Subject = tuple[Work, str]

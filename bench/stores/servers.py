@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.harness.process import mortal
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 

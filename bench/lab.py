@@ -7,15 +7,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.bench.crew import Connect, Crew
-from tests.bench.dstash_store import DStash, DStashCluster
-from tests.bench.echo import EchoServer
-from tests.bench.etcd import EtcdServer
-from tests.bench.lmdb_store import Lmdb
-from tests.bench.memcached_store import Memcached, MemcachedServers
-from tests.bench.redis_store import Redis, RedisCluster, RedisClustered, RedisServer
-from tests.bench.store import Store, System
-from tests.bench.work import Note
+from bench.crew import Connect, Crew
+from bench.stores.dstash_store import DStash, DStashCluster
+from bench.stores.echo import EchoServer
+from bench.stores.etcd import EtcdServer
+from bench.stores.lmdb_store import Lmdb
+from bench.stores.memcached_store import Memcached, MemcachedServers
+from bench.stores.redis_store import Redis, RedisCluster, RedisClustered, RedisServer
+from bench.stores.store import Store, System
+from bench.work import Note
 
 S = TypeVar("S", bound=System)
 C = TypeVar("C", bound=AbstractContextManager[Any])

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from tests.bench.memory import MIB
-from tests.bench.work import Case, Unit
+from bench.memory import MIB
+from bench.work import Case, Unit
 
 
 class Table(NamedTuple):

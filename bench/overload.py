@@ -1,6 +1,6 @@
 """How much a peer still does when ten times as much is asked of it as it can do.
 
-``python -m tests.bench.overload``: one peer, and ever more clients, each of which wants to ask as
+``python -m bench.overload``: one peer, and ever more clients, each of which wants to ask as
 often as before. Goodput is what was answered, with what was asked for, in time. It should stay
 above 80% of its peak at ten times the load, and be back at once when the load goes. Peak, overload
 and peak again are measured in turns, and the median of the ratios counts: other work on the
@@ -204,7 +204,7 @@ def _tell(name: str, over: Result, peak: float, peer: Peer) -> None:
 
 def main() -> int:
     """Measure reads and writes."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.overload", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.overload", description=__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="for each load")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.stores.servers import START_SECONDS, Server
+from bench.stores.store import Pairs, Store, System
 from dstash import Client
-from tests.bench.servers import START_SECONDS, Server
-from tests.bench.store import Pairs, Store, System
 from tests.harness.ports import free_ports
 from tests.harness.waiting import wait_until
 

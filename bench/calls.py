@@ -14,18 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
+from bench import batches, data, singles
+from bench.lab import Lab
+from bench.singles import CONCURRENT, DURABLE, ONE
+from bench.stages import CLIENT, SERVERS, WALL
+from bench.stores.servers import Server, processor_seconds
+from bench.work import Case, Unit, Work, known, take_turns
 from dstash.client.operations.reads import LookupOperation
 from dstash.client.session import Send
 from dstash.peer.core import PeerCore, Settings
 from dstash.store.lmdb import LmdbStore
 from dstash.types import Durability, Level
 from dstash.wire.envelope import decode
-from tests.bench import batches, data, singles
-from tests.bench.lab import Lab
-from tests.bench.servers import Server, processor_seconds
-from tests.bench.singles import CONCURRENT, DURABLE, ONE
-from tests.bench.stages import CLIENT, SERVERS, WALL
-from tests.bench.work import Case, Unit, Work, known, take_turns
 from tests.harness.joined import TYPES, Joined
 
 STAGES: Final = (

@@ -10,8 +10,8 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.bench.memory import MIB
-from tests.bench.servers import fetched
+from bench.memory import MIB
+from bench.stores.servers import fetched
 
 _PACKAGES = ("dstash", "pyzmq", "lmdb", "msgpack", "xxhash", "redis", "hiredis", "pymemcache")
 

@@ -1,4 +1,4 @@
-"""``python -m tests.bench.scaling``: how fast data moves, and what look-ups feel of it.
+"""``python -m bench.scaling``: how fast data moves, and what look-ups feel of it.
 
 All in one run, on this machine: peers and client share its cores.
 """
@@ -233,7 +233,7 @@ def placements() -> list[Figure]:
 
 def main() -> int:
     """Run; the exit code says whether every target was reached."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.scaling", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__)
     parser.add_argument("--records", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3, help="changes of each kind")
     parser.add_argument("--json", action="store_true")

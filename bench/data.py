@@ -8,9 +8,9 @@ from array import array
 from collections.abc import Iterator
 from typing import Final
 
+from bench.stores.store import Pairs
 from dstash.limits import PARTITIONS
 from dstash.store.record import partition_of
-from tests.bench.store import Pairs
 
 KEY_BYTES: Final = 17
 _DIGITS: Final = KEY_BYTES - 7

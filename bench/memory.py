@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from tests.bench.dstash_store import DStashCluster
+from bench.stores.dstash_store import DStashCluster
 
 MIB: Final = 1024 * 1024
 #: Pages of LMDB's file are the page cache's, which takes them back when it needs room.

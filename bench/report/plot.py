@@ -9,8 +9,8 @@ from typing import Any, Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tests.bench import batches, clients, growth
-from tests.bench.work import Case, find
+from bench import batches, clients, growth
+from bench.work import Case, find
 
 _COLOURS: Final = {
     "redis": "tab:red",

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
+from bench import data, memory
+from bench.batches import KEYS, VALUE_BYTES, timed
+from bench.lab import Lab
+from bench.stores.dstash_store import INDEX, DStashCluster
+from bench.work import Case, Unit, Work, known, take_turns
 from dstash import Client
 from dstash.wire.keys import Key
-from tests.bench import data, memory
-from tests.bench.batches import KEYS, VALUE_BYTES, timed
-from tests.bench.dstash_store import INDEX, DStashCluster
-from tests.bench.lab import Lab
-from tests.bench.work import Case, Unit, Work, known, take_turns
 
 STORE: Final = "dstash N=3 one"
 SMALL: Final = 100_000

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from tests.bench import data
-from tests.bench.lab import Lab
-from tests.bench.store import Pairs, Store
-from tests.bench.work import Case, Work, take_turns
+from bench import data
+from bench.lab import Lab
+from bench.stores.store import Pairs, Store
+from bench.work import Case, Work, take_turns
 
 #: The batch that the targets speak of.
 KEYS: Final = 100_000

@@ -1,6 +1,6 @@
 """Raw pyzmq: a ROUTER that sends back what comes, and a DEALER. No store made of it is faster.
 
-``python -m tests.bench.echo PORT`` is the server. What goes to and fro has the size of a look-up
+``python -m bench.stores.echo PORT`` is the server. What goes to and fro has the size of a look-up
 of one key and of its answer.
 """
 
@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import zmq
 
-from tests.bench.servers import START_SECONDS, Server
-from tests.bench.store import System
+from bench.stores.servers import START_SECONDS, Server
+from bench.stores.store import System
 from tests.harness.ports import free_ports
 
 #: Bytes of the two frames of a message.
@@ -33,7 +33,7 @@ class EchoServer(System):
     def start(self) -> None:
         """Start it."""
         self._folder.mkdir(parents=True)
-        command = [sys.executable, "-m", "tests.bench.echo", str(self.port)]
+        command = [sys.executable, "-m", "bench.stores.echo", str(self.port)]
         self.servers.append(Server("echo", command, self._folder))
 
     def stop(self) -> None:

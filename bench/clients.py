@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-from tests.bench import data, memory
-from tests.bench.batches import VALUE_BYTES
-from tests.bench.crew import KNOWN, MOST, Job
-from tests.bench.lab import Lab
-from tests.bench.work import Case, Unit, Work, known, take_turns
+from bench import data, memory
+from bench.batches import VALUE_BYTES
+from bench.crew import KNOWN, MOST, Job
+from bench.lab import Lab
+from bench.work import Case, Unit, Work, known, take_turns
 
 COUNTS: Final = (1, 2, 4, 8, MOST)
 KEYS: Final = 100

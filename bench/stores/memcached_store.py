@@ -9,8 +9,8 @@ from typing import Any
 
 from pymemcache.client.hash import HashClient  # type: ignore[import-untyped]
 
-from tests.bench.servers import START_SECONDS, Server, fetched
-from tests.bench.store import Pairs, Store, System
+from bench.stores.servers import START_SECONDS, Server, fetched
+from bench.stores.store import Pairs, Store, System
 from tests.harness.ports import free_ports
 from tests.harness.waiting import wait_until
 

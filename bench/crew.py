@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Final, NamedTuple
 
-from tests.bench import data
-from tests.bench.store import Store
+from bench import data
+from bench.stores.store import Store
 
 Connect = Callable[[], Store]
 

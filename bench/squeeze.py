@@ -8,15 +8,15 @@ from functools import partial
 from statistics import median
 from typing import Final
 
+from bench import data
+from bench.batches import timed
+from bench.confinement import confined
+from bench.lab import Lab
+from bench.memory import MIB
+from bench.stores.dstash_store import INDEX, DStashCluster
+from bench.work import Case, Work, take_turns
 from dstash import Client
 from dstash.wire.keys import Key
-from tests.bench import data
-from tests.bench.batches import timed
-from tests.bench.confinement import confined
-from tests.bench.dstash_store import INDEX, DStashCluster
-from tests.bench.lab import Lab
-from tests.bench.memory import MIB
-from tests.bench.work import Case, Work, take_turns
 
 SQUEEZED: Final = "dstash N=3 quorum, memory limited"
 PLENTY: Final = "dstash N=3 quorum, memory not limited"

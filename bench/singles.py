@@ -12,13 +12,14 @@ from typing import Any, Final
 
 import redis.asyncio
 
+from bench import data
+from bench.batches import KEYS, VALUE_BYTES
+from bench.lab import Lab
+from bench.stores import etcd
+from bench.stores.dstash_store import INDEX
+from bench.stores.echo import EchoClient
+from bench.work import Case, Unit, Work, take_turns
 from dstash import AsyncClient
-from tests.bench import data, etcd
-from tests.bench.batches import KEYS, VALUE_BYTES
-from tests.bench.dstash_store import INDEX
-from tests.bench.echo import EchoClient
-from tests.bench.lab import Lab
-from tests.bench.work import Case, Unit, Work, take_turns
 
 ONE: Final = Work("lookup, one caller", 1, VALUE_BYTES)
 CONCURRENT: Final = Work("lookups on an event loop", 1, VALUE_BYTES, 256)

@@ -8,7 +8,7 @@ from typing import Any
 
 import lmdb
 
-from tests.bench.store import Pairs, Store
+from bench.stores.store import Pairs, Store
 
 _MAP = 16 << 30  # of addresses, not of memory
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from tests.bench.servers import START_SECONDS, Server, fetched
-from tests.bench.store import System
+from bench.stores.servers import START_SECONDS, Server, fetched
+from bench.stores.store import System
 from tests.harness.ports import free_ports
 from tests.harness.waiting import wait_until
 
