@@ -10,7 +10,7 @@ from typing import Final
 from bench import data
 from bench.lab import Lab
 from bench.stores.store import Pairs, Store
-from bench.work import Case, Work, take_turns
+from bench.work import Case, Work, use_time_slice
 
 #: The batch that the targets speak of.
 KEYS: Final = 100_000
@@ -49,7 +49,7 @@ def put(keys: int = KEYS, value_bytes: int = VALUE_BYTES) -> Work:
 def measure(lab: Lab, rounds: int) -> list[Case]:
     """Measure the batch that the targets speak of, on every system at every level."""
     cases = _cases(list(lab.stores.values()), KEYS, VALUE_BYTES)
-    return list(take_turns(cases, rounds, lab.note))
+    return list(use_time_slice(cases, rounds, lab.note))
 
 
 def measure_sizes(lab: Lab, rounds: int) -> list[Case]:
@@ -59,7 +59,7 @@ def measure_sizes(lab: Lab, rounds: int) -> list[Case]:
         lab.note(f"batches of {keys:,} x {value_bytes:,} B")
         cases = _cases([lab.stores[name] for name in _STORES], keys, value_bytes)
         few = 1 if keys * value_bytes > _MOST_BYTES else rounds
-        measured += take_turns(cases, few, lambda text: None)
+        measured += use_time_slice(cases, few, lambda text: None)
     return measured
 
 

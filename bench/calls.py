@@ -19,7 +19,7 @@ from bench.lab import Lab
 from bench.singles import CONCURRENT, DURABLE, ONE
 from bench.stages import CLIENT, SERVERS, WALL
 from bench.stores.servers import Server, processor_seconds
-from bench.work import Case, Unit, Work, known, take_turns
+from bench.work import Case, Unit, Work, known, use_time_slice
 from dstash.client.operations.reads import LookupOperation
 from dstash.client.session import Send
 from dstash.peer.core import PeerCore, Settings
@@ -53,7 +53,7 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
     """Measure the stages in a loop, then what whole calls cost."""
     bench = lab.entered(_Stages(lab.folder / "call-stages"))
     cases = [Case(STAGE, name, take) for name, take in bench.stages()]
-    measured = list(take_turns(cases, rounds, lab.note))
+    measured = list(use_time_slice(cases, rounds, lab.note))
     with asyncio.Runner() as runner, singles.callers(lab, runner) as singly:
         costs = [_Costs(case, _servers(lab, case)) for case in singly if case.store in _SHOWN]
         for number in range(rounds + 1):

@@ -9,7 +9,7 @@ from bench import data, memory
 from bench.batches import VALUE_BYTES
 from bench.crew import KNOWN, MOST, Job
 from bench.lab import Lab
-from bench.work import Case, Unit, Work, known, take_turns
+from bench.work import Case, Unit, Work, known, use_time_slice
 
 COUNTS: Final = (1, 2, 4, 8, MOST)
 KEYS: Final = 100
@@ -37,7 +37,7 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
         for count in COUNTS
         for place, name in enumerate(_STORES)
     ]
-    return [*take_turns(cases, min(rounds, 3), lab.note), _full_load(lab)]
+    return [*use_time_slice(cases, min(rounds, 3), lab.note), _full_load(lab)]
 
 
 def _lookups(lab: Lab, clients: int, place: int) -> float:

@@ -10,7 +10,7 @@ from bench import data, memory
 from bench.batches import KEYS, VALUE_BYTES, timed
 from bench.lab import Lab
 from bench.stores.dstash_store import INDEX, DStashCluster
-from bench.work import Case, Unit, Work, known, take_turns
+from bench.work import Case, Unit, Work, known, use_time_slice
 from dstash import Client
 from dstash.wire.keys import Key
 
@@ -48,7 +48,7 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
         Case(lookup(records), STORE, partial(_look_up, clients[records], records))
         for records in sizes
     ]
-    measured = list(take_turns(cases, rounds, lab.note))
+    measured = list(use_time_slice(cases, rounds, lab.note))
     for records, cluster in clusters.items():
         measured += _costs(cluster, records)
         cluster.stop()

@@ -123,7 +123,7 @@ def hints_left(client: Client) -> int:
     """Return how many hints are kept; asked twice a second, for to ask is work too."""
     time.sleep(0.5)
     members = client.status()["members"]
-    return sum(sum(one.get("healing", {"hints": {"": 1}})["hints"].values()) for one in members)
+    return sum(sum(one.get("maintenance", {"hints": {"": 1}})["hints"].values()) for one in members)
 
 
 def are_equal_now(peers: Peers, client: Client) -> bool:

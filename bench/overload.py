@@ -160,8 +160,8 @@ class Load:
             heapq.heappush(self._ready, max(now, sent[1] + self._interval))
             return
         self._busy += 1
-        facts = envelope.message.facts if isinstance(envelope.message, Error) else {}
-        hold = facts.get("retry_after_ms", 50) / 1000
+        details = envelope.message.details if isinstance(envelope.message, Error) else {}
+        hold = details.get("retry_after_ms", 50) / 1000
         heapq.heappush(self._ready, now + hold * (1 + self._random.random() / 2))
 
 

@@ -111,21 +111,21 @@ def move(folder: Path, records: int, value_bytes: int, rate: int) -> list[Figure
     busiest = max(end - begin for begin, end in zip(before, after, strict=True))
     what = f"records of {value_bytes} B, {'in haste' if rate else 'gently'}"
     return [
-        *rates(what, facts, facts["filling_ms"] / 1000),
+        *rates(what, facts, facts["streaming_ms"] / 1000),
         *rates(f"{what}, by the CPU of the busier peer", facts, busiest),
     ]
 
 
 def filled(client: Client) -> dict[str, Any]:
     """Return what the second peer says of how it is filled."""
-    (facts,) = [one["healing"] for one in client.status()["members"] if one["id"] == "p2"]
+    (facts,) = [one["maintenance"] for one in client.status()["members"] if one["id"] == "p2"]
     return dict(facts)
 
 
 def rates(what: str, facts: Mapping[str, Any], seconds: float) -> list[Figure]:
     """Return what moved in a second; either figure is enough."""
-    per_second = facts["filled_records"] / seconds
-    megabytes = facts["filled_bytes"] / seconds / 1e6
+    per_second = facts["streamed_records"] / seconds
+    megabytes = facts["streamed_bytes"] / seconds / 1e6
     met = per_second >= 100_000 or megabytes >= 30
     return [
         Figure(what, per_second, "records/s", "100,000, or", met),

@@ -18,7 +18,7 @@ from bench.lab import Lab
 from bench.stores import etcd
 from bench.stores.dstash_store import INDEX
 from bench.stores.echo import EchoClient
-from bench.work import Case, Unit, Work, take_turns
+from bench.work import Case, Unit, Work, use_time_slice
 from dstash import AsyncClient
 
 ONE: Final = Work("lookup, one caller", 1, VALUE_BYTES)
@@ -38,7 +38,7 @@ Ask = Callable[[str], Awaitable[Any]]
 def measure(lab: Lab, rounds: int) -> list[Case]:
     """Measure all three."""
     with asyncio.Runner() as runner, callers(lab, runner) as cases:
-        return list(take_turns(cases, rounds, lab.note))
+        return list(use_time_slice(cases, rounds, lab.note))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from bench.confinement import confined
 from bench.lab import Lab
 from bench.memory import MIB
 from bench.stores.dstash_store import INDEX, DStashCluster
-from bench.work import Case, Work, take_turns
+from bench.work import Case, Work, use_time_slice
 from dstash import Client
 from dstash.wire.keys import Key
 
@@ -49,7 +49,7 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
             cluster.restart_cold(confine)
             client = stack.enter_context(Client(*cluster.addresses, timeout=120))
             cases += _cases(client, name, records)
-        return list(take_turns(cases, rounds, lab.note))
+        return list(use_time_slice(cases, rounds, lab.note))
 
 
 def _fill(cluster: DStashCluster, records: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, Self
 from bench import batches, data
 from bench.lab import Lab
 from bench.stores.servers import Server, processor_seconds
-from bench.work import Case, Unit, Work, known, take_turns
+from bench.work import Case, Unit, Work, known, use_time_slice
 from dstash.client.operations.reads import PARTITIONS_PER_BAND
 from dstash.client.routing import group
 from dstash.limits import PARTITIONS
@@ -77,7 +77,7 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
     bench = _Stages(lab.folder / "stages")
     lab.entered(bench)
     cases = [Case(*stage(action, name), take) for action, name, take in bench.stages()]
-    return [*take_turns(cases, rounds, lab.note), *_shares(lab, rounds)]
+    return [*use_time_slice(cases, rounds, lab.note), *_shares(lab, rounds)]
 
 
 class _Batch:
@@ -88,9 +88,11 @@ class _Batch:
         self.keys = data.shuffled(self.pairs)
         self.encoded = encode_keys(self.keys)
         self.sorted: list[str] = group(self.encoded, self.keys, _TABLE, band)[_PEER]
-        runs = [self.sorted[begin : begin + _CHUNK] for begin in range(0, batches.KEYS, _CHUNK)]
-        self.chunks = [encode_keys(run) for run in runs]
-        self.values = [types.encode_many([self.pairs[key] for key in run]) for run in runs]
+        split_by_size = [
+            self.sorted[begin : begin + _CHUNK] for begin in range(0, batches.KEYS, _CHUNK)
+        ]
+        self.chunks = [encode_keys(run) for run in split_by_size]
+        self.values = [types.encode_many([self.pairs[key] for key in run]) for run in split_by_size]
 
     def commit(self, space: Keyspace) -> Commit:
         """Return the commit that stores it."""

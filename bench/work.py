@@ -62,7 +62,7 @@ def known(work: Work, store: str, unit: Unit, samples: Iterable[float]) -> Case:
     return Case(work, store, lambda: 0.0, unit, list(samples))
 
 
-def take_turns(cases: Sequence[Case], rounds: int, note: Note) -> Sequence[Case]:
+def use_time_slice(cases: Sequence[Case], rounds: int, note: Note) -> Sequence[Case]:
     """Take one sample of each case a round, beginning with another one each time.
 
     So whatever else the machine does falls on all alike. The first round warms up, and does not

@@ -43,7 +43,7 @@ class _Attributes(ctypes.Structure):
     )
 
 
-def turn_of(thread: int = 0) -> float | None:
+def current_time_slice(thread: int = 0) -> float | None:
     """Return the turns (seconds) of a thread by its kernel's id, 0 for the calling one.
 
     None where the kernel does not tell.
@@ -52,7 +52,7 @@ def turn_of(thread: int = 0) -> float | None:
     return attributes.runtime / 1e9 if attributes is not None and attributes.runtime else None
 
 
-def take_turns(seconds: float | None) -> bool:
+def use_time_slice(seconds: float | None) -> bool:
     """Say how long turns of the calling thread should be, None for what is usual.
 
     With ``LONG`` ones it also interrupts nobody when it wakes (SCHED_BATCH). Threads that it begins
@@ -67,21 +67,21 @@ def take_turns(seconds: float | None) -> bool:
     attributes.runtime = round((seconds or 0) * 1e9)
     attributes.policy = _BATCH if seconds is not None and seconds >= LONG else _NORMAL
     set_, _ = _CALLS[platform.machine()]
-    return _call(set_, 0, ctypes.byref(attributes), 0) and (seconds in (None, turn_of()))
+    return _call(set_, 0, ctypes.byref(attributes), 0) and (seconds in (None, current_time_slice()))
 
 
 @contextmanager
-def turns_of(seconds: float) -> Iterator[None]:
+def time_slice(seconds: float) -> Iterator[None]:
     """Take turns of a length until the end of a block; threads begun in it keep to them."""
-    before = turn_of()
+    before = current_time_slice()
     if before is None:
         yield
         return
-    take_turns(seconds)
+    use_time_slice(seconds)
     try:
         yield
     finally:
-        take_turns(before)
+        use_time_slice(before)
 
 
 def _read(thread: int) -> _Attributes | None:

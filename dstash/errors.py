@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class DStashError(Exception):
-    """Base of all errors. ``code`` is stable on the wire; ``facts`` are machine-readable."""
+    """Base of all errors. ``code`` is stable on the wire; ``details`` are machine-readable."""
 
     code: ClassVar[int] = 1
     #: Whether the same request may succeed later, or on another replica.
@@ -54,9 +54,9 @@ class DStashError(Exception):
     #: Exit status of the command line.
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, **facts: Any) -> None:
+    def __init__(self, message: str, **details: Any) -> None:
         super().__init__(message)
-        self.facts = facts
+        self.details = details
 
 
 class UsageError(DStashError, ValueError):
@@ -104,7 +104,7 @@ class Refused(DStashError):
 
 
 class StaleEpoch(Refused):
-    """The sender's topology is older than the peer's; ``facts['topology']`` is the newer one."""
+    """The sender's topology is older than the peer's; ``details['topology']`` is the newer one."""
 
     code = 21
     retryable = True
@@ -140,7 +140,7 @@ class Forming(Refused):
 
 
 class Busy(Refused):
-    """The peer has too much in hand; ``facts['retry_after_ms']`` says when to come back."""
+    """The peer has too much in hand; ``details['retry_after_ms']`` says when to come back."""
 
     code = 26
     retryable = True
@@ -305,8 +305,8 @@ def _index_by_code() -> dict[int, type[DStashError]]:
 BY_CODE: dict[int, type[DStashError]] = _index_by_code()
 
 
-def from_wire(code: int, message: str, facts: dict[str, Any]) -> DStashError:
+def from_wire(code: int, message: str, details: dict[str, Any]) -> DStashError:
     """Rebuild the error that a peer sent. An unknown code becomes a plain ``Refused``."""
     error = BY_CODE.get(code, Refused)(message)
-    error.facts = facts  # not by keyword: the other side chose the names
+    error.details = details  # not by keyword: the other side chose the names
     return error

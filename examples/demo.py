@@ -64,10 +64,10 @@ class Step(NamedTuple):
 class Process:
     """A process of ours, and where its log is."""
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, *, mortal: bool) -> None:
+    def __init__(self, name: str, command: Sequence[str], log: Path, *, expirable: bool) -> None:
         self.name = name
         self.log = log
-        if mortal and shutil.which("setpriv"):  # should we be killed, it goes as well
+        if expirable and shutil.which("setpriv"):  # should we be killed, it goes as well
             command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
         with log.open("wb") as output:
             self.popen = subprocess.Popen(  # noqa: S603  # commands of our own
@@ -169,7 +169,7 @@ class Cluster:
 
     def _start(self, name: str, command: Sequence[str]) -> Process:
         log = self._folder / f"{name}.log"
-        self.processes.append(Process(name, command, log, mortal=not self._keep))
+        self.processes.append(Process(name, command, log, expirable=not self._keep))
         return self.processes[-1]
 
 

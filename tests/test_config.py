@@ -71,7 +71,7 @@ def test_every_problem_is_found_at_once(tmp_path: Path) -> None:
     error = refusal(load_peer, file, {"DSTASH_DURABILITY": "fast"})
     assert str(error).endswith("(and 3 more)")
     assert error.exit_code == 2
-    problems = error.facts["problems"]
+    problems = error.details["problems"]
     assert problems[0] == f"{file}, line 3: unknown key 'repicas'; did you mean 'replicas'?"
     assert problems[1].startswith(f"{file}, line 4: unknown key 'tls'; allowed are advertise,")
     assert problems[2:] == [

@@ -6,14 +6,14 @@ import os
 import threading
 from pathlib import Path
 
-from dstash.cpu_scheduling import BRIEF, LONG, _read, take_turns, turn_of, turns_of
+from dstash.cpu_scheduling import BRIEF, LONG, _read, current_time_slice, time_slice, use_time_slice
 from dstash.wire.sockets import Context, Router
 from tests.harness.turns import KERNEL_KNOWS
 
 
 def test_the_kernel_takes_notice_where_it_can() -> None:
     took: list[bool] = []
-    thread = threading.Thread(target=lambda: took.append(take_turns(LONG)))
+    thread = threading.Thread(target=lambda: took.append(use_time_slice(LONG)))
     thread.start()
     thread.join()
     assert took == [KERNEL_KNOWS]
@@ -24,7 +24,7 @@ def test_long_turns_interrupt_nobody() -> None:
 
     def run() -> None:
         for seconds in (LONG, None):
-            take_turns(seconds)
+            use_time_slice(seconds)
             seen.append(os.sched_getscheduler(0))
 
     thread = threading.Thread(target=run)
@@ -35,24 +35,24 @@ def test_long_turns_interrupt_nobody() -> None:
 
 
 def test_turns_are_as_before_after_a_block() -> None:
-    before = turn_of()
-    with turns_of(BRIEF):
-        within = turn_of()
+    before = current_time_slice()
+    with time_slice(BRIEF):
+        within = current_time_slice()
     assert within == (BRIEF if KERNEL_KNOWS else before)
-    assert turn_of() == before
+    assert current_time_slice() == before
 
 
 def test_threads_of_zeromq_are_brief_and_their_owner_is_not() -> None:
-    before = turn_of()
+    before = current_time_slice()
     context = Context()
     router = Router(context, "tcp://127.0.0.1:*")
     try:
         names = {
             int(one.name): (one / "comm").read_text() for one in Path("/proc/self/task").iterdir()
         }
-        turns = {turn_of(thread) for thread, name in names.items() if "ZMQbg/IO" in name}
+        turns = {current_time_slice(thread) for thread, name in names.items() if "ZMQbg/IO" in name}
         assert turns == ({BRIEF} if KERNEL_KNOWS else {before})
-        assert turn_of(os.getpid()) == before
+        assert current_time_slice(os.getpid()) == before
     finally:
         router.close_after(0)
         context.close()

@@ -20,7 +20,7 @@ import yaml
 from dstash.config import PeerSettings, load_peer, unknown_variables
 from tests.harness.devcluster import clean_environment
 from tests.harness.ports import free_ports
-from tests.harness.process import mortal
+from tests.harness.process import expirable
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -71,7 +71,7 @@ def _page(port: int, path: str) -> bytes:
 def test_the_start_script_runs_a_peer(tmp_path: Path, manager: socket.socket) -> None:
     port, http = free_ports(2)
     environment = _environment(tmp_path, **_settings(tmp_path, port, http))
-    command = mortal([str(ENTRYPOINT), "--cluster", "boxed"])
+    command = expirable([str(ENTRYPOINT), "--cluster", "boxed"])
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
         assert manager.recv(100) == b"READY=1"

@@ -75,7 +75,7 @@ def test_a_code_cannot_be_given_twice() -> None:
 def test_facts_are_attributes_and_prose_is_text() -> None:
     error = errors.Busy("come back", retry_after_ms=20)
     assert str(error) == "come back"
-    assert error.facts == {"retry_after_ms": 20}
+    assert error.details == {"retry_after_ms": 20}
     assert BatchError("some", {"k": Outcome.UNKNOWN}).outcomes == {"k": Outcome.UNKNOWN}
     assert BatchError("none").outcomes == {}
 
@@ -89,5 +89,5 @@ def test_errors_are_also_those_of_the_language() -> None:
 def test_an_error_of_a_later_version_is_a_refusal() -> None:
     error = from_wire(9_876, "news", {"a": 1})
     assert type(error) is Refused
-    assert error.facts == {"a": 1}
+    assert error.details == {"a": 1}
     assert not error.retryable

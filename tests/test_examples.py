@@ -20,7 +20,7 @@ import pytest
 from dstash import Client
 from tests.harness.devcluster import COMMAND_TIMEOUT, DevCluster, clean_environment
 from tests.harness.ports import free_ports
-from tests.harness.process import mortal
+from tests.harness.process import expirable
 from tests.harness.waiting import wait_until
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -136,7 +136,7 @@ def test_peers_never_see_a_secret(peers: str) -> None:
 def service(peers: str) -> Iterator[str]:
     """The web service, and where it is."""
     (port,) = free_ports(1)
-    command = mortal([sys.executable, str(EXAMPLES / "service.py"), "--port", str(port)])
+    command = expirable([sys.executable, str(EXAMPLES / "service.py"), "--port", str(port)])
     environment = clean_environment(DSTASH_PEERS=peers)
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     try:

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from tests.harness.process import mortal
+from tests.harness.process import expirable
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0
@@ -30,7 +30,7 @@ class Server:
         self.log = folder / f"{name}.log"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                mortal(command),
+                expirable(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

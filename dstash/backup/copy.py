@@ -17,14 +17,14 @@ from operator import itemgetter
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from dstash.backup.pieces import PieceWriter
-from dstash.cluster.replication.handlers import DAMAGED, kind_of, pack_partitions
+from dstash.cluster.replication.handlers import CORRUPT, kind_of, pack_partitions
 from dstash.cluster.replication.transfer import split_digests, split_flags
 from dstash.errors import ProtocolError, Unavailable
 from dstash.store.digest import EMPTY, DigestKind, Sum
 from dstash.store.record import outranks
 from dstash.version import Stamp
 from dstash.wire import codec
-from dstash.wire.replication import AskCopy, AskDigests, CopyIs, DigestsAre
+from dstash.wire.replication import CopyReply, CopyRequest, DigestsReply, DigestsRequest
 from dstash.wire.shapes import Message
 
 #: How often a partition may change while it is copied, before it is taken as it is.
@@ -106,12 +106,12 @@ class Copier:
 
     def _agreed(self, routes: Routes, partitions: list[int]) -> dict[int, _Agreed]:
         said: dict[int, list[_Agreed]] = {}
-        damaged: set[int] = set()
+        corrupt: set[int] = set()
         asked = [(peer, one) for one in partitions for peer in _targets(routes, one)]
         for peer, members in _grouped(asked):
-            question = AskDigests(pack_partitions(members), kind=self._kind)
+            question = DigestsRequest(pack_partitions(members), kind=self._kind)
             answer = self._source.ask(peer, question, routes.epoch)
-            if not isinstance(answer, DigestsAre) or len(answer.horizons) != 8 * len(members):
+            if not isinstance(answer, DigestsReply) or len(answer.horizons) != 8 * len(members):
                 raise ProtocolError(f"{peer} answered with an unexpected {type(answer).__name__}")
             kind = kind_of(answer.kind)
             if kind is not self._kind:  # digests of two kinds do not compare
@@ -122,13 +122,13 @@ class Copier:
             for place, (partition, digest) in enumerate(zip(members, digests, strict=True)):
                 horizon = int.from_bytes(answer.horizons[8 * place : 8 * place + 8], "big")
                 said.setdefault(partition, []).append(_Agreed(peer, digest, horizon, kind))
-                if flags[place] == DAMAGED:
-                    damaged.add(partition)
+                if flags[place] == CORRUPT:
+                    corrupt.add(partition)
         return {
             partition: answers[0]
             for partition, answers in said.items()
             # Damaged records are in no digest: replicas may agree because all have the same damage.
-            if len({one.digest for one in answers}) == 1 and partition not in damaged
+            if len({one.digest for one in answers}) == 1 and partition not in corrupt
         }
 
     def _merge(self, partitions: list[int]) -> None:
@@ -145,8 +145,8 @@ class Copier:
         """Yield all that a peer has of partitions, by storage key; one page is in memory."""
         packed, after = pack_partitions(partitions), b""
         while partitions:
-            page = self._source.ask(peer, AskCopy(packed, after), epoch)
-            if not isinstance(page, CopyIs) or (page.after and page.after <= after):
+            page = self._source.ask(peer, CopyRequest(packed, after), epoch)
+            if not isinstance(page, CopyReply) or (page.after and page.after <= after):
                 raise ProtocolError(f"{peer} answered with an unexpected {type(page).__name__}")
             yield from codec.unpack_entries(page.keys, page.records)
             after = page.after

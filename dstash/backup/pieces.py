@@ -130,7 +130,7 @@ class PieceWriter:
             frames = codec.pack_blobs(keys), codec.pack_blobs(records)
             self._put(_LENGTHS.pack(*map(len, frames)) + frames[0] + frames[1])
             self._records += len(block)
-            self._tombstones += _dead_among(records)
+            self._tombstones += _count_tombstones(records)
 
     def mark(self) -> Mark:
         """Return where the piece stands now."""
@@ -190,7 +190,7 @@ class PieceReader:
         while any(lengths := _LENGTHS.unpack(self._take(_LENGTHS.size))):
             block = self._block(*lengths)
             records += len(block)
-            tombstones += _dead_among(record for _, record in block)
+            tombstones += _count_tombstones(record for _, record in block)
             yield block
         self.piece = self._end(records, tombstones)
 
@@ -281,7 +281,7 @@ def _blocks(entries: Iterable[tuple[bytes, bytes]]) -> Iterator[Entries]:
         yield block
 
 
-def _dead_among(records: Iterable[bytes]) -> int:
+def _count_tombstones(records: Iterable[bytes]) -> int:
     return sum([record[VERSION_END] & TOMBSTONE for record in records])
 
 

@@ -35,7 +35,7 @@ class Fate(Word):
     NEWER_KEPT = "newer_kept"
     DELETED_KEPT = "deleted_kept"
     EXPIRED = "expired"
-    DAMAGED = "damaged"
+    CORRUPT = "corrupt"
 
 
 class Choice(NamedTuple):

@@ -47,7 +47,7 @@ class Save:
         self._patience = patience
         self._workers = Workers(parallel, lambda: told(self))
         #: Pieces of an earlier save that were damaged, and are made anew.
-        self.damaged: list[str] = []
+        self.corrupt: list[str] = []
         self.kept: list[Piece] = []
         self.made: list[Piece] = []
 
@@ -89,7 +89,7 @@ class Save:
         try:
             found = self._folder.finished(number)
         except BackupError as error:
-            self.damaged.append(str(error))
+            self.corrupt.append(str(error))
             return False
         if found is None:
             return False

@@ -10,7 +10,7 @@ from dstash.backup.copy import Routes
 from dstash.backup.pieces import Entries
 from dstash.backup.restore_rules import Choice, Fate, Rule, into_same
 from dstash.client.operations.base import Operation
-from dstash.client.operations.peer_query import AskOperation
+from dstash.client.operations.peer_query import PeerQuery
 from dstash.client.operations.reads import ExistsOperation, StateOperation
 from dstash.client.operations.writes import ApplyOperation
 from dstash.client.refusals import is_because
@@ -66,7 +66,7 @@ class LiveCluster:
     def ask(self, peer: str, question: Message, epoch: int) -> Message:
         """Return a peer's answer; raise what it refused with, or why it did not answer."""
         answer: Message = self._run(
-            lambda session, deadline: AskOperation(session, deadline, peer, question, epoch)
+            lambda session, deadline: PeerQuery(session, deadline, peer, question, epoch)
         )
         return answer
 
@@ -80,10 +80,10 @@ class LiveCluster:
         Raises:
             DStashError: some were not written; it says why.
         """
-        there, damaged = self._states(index, [key for key, _ in entries])
+        there, corrupt = self._states(index, [key for key, _ in entries])
         choices = self._choices(entries, there, rule)
         if rule is into_same:  # nobody can tell any more whether what is there was older
-            choices |= dict.fromkeys(damaged, Choice(Fate.DAMAGED))
+            choices |= dict.fromkeys(corrupt, Choice(Fate.CORRUPT))
         written = [(key, one.record) for key, one in choices.items() if one.record is not None]
         self._apply(index, written)
         refused = self._refused(
@@ -114,9 +114,9 @@ class LiveCluster:
             if len(keys) == 1:
                 return {}, keys
             half = len(keys) // 2
-            there, damaged = self._states(index, keys[:half])
-            more_there, more_damaged = self._states(index, keys[half:])
-            return there | more_there, damaged + more_damaged
+            there, corrupt = self._states(index, keys[:half])
+            more_there, more_corrupt = self._states(index, keys[half:])
+            return there | more_there, corrupt + more_corrupt
         return {names[name]: record for name, record in found.items()}, []
 
     def _choices(

@@ -26,8 +26,8 @@ _NEXT: Final[tuple[tuple[type[errors.DStashError], str], ...]] = (
 
 def advice(error: errors.DStashError) -> str:
     """Return the next step, as the end of a line that tells of ``error``; or nothing."""
-    if "advice" in error.facts:  # whoever raised it knows better
-        return str(error.facts["advice"])
+    if "advice" in error.details:  # whoever raised it knows better
+        return str(error.details["advice"])
     step = next((text for kind, text in _NEXT if isinstance(error, kind)), "")
     if not step:
         return ""

@@ -15,8 +15,8 @@ from typing import Any, Self, TypeVar
 from dstash.client.async_index import AsyncIndex
 from dstash.client.calls import Calls, steady_wall
 from dstash.client.describe import describe_cluster, describe_place
-from dstash.client.discovery import way_of
-from dstash.client.operations.admin import OrderOperation
+from dstash.client.discovery import security_of
+from dstash.client.operations.admin import AdminOperation
 from dstash.client.operations.base import Operation
 from dstash.client.operations.scans import RepairOperation, StatusOperation
 from dstash.client.operations.walks import Walk
@@ -33,7 +33,7 @@ from dstash.limits import check_index, check_ttl
 from dstash.store.record import Record
 from dstash.types import NEVER, Level
 from dstash.wire.keys import Entries, Key, encode_key
-from dstash.wire.messages import Count, Order, Scan, ScanKeys
+from dstash.wire.messages import AdminRequest, Count, Scan, ScanKeys
 from dstash.wire.values import TypeRegistry
 
 T = TypeVar("T")
@@ -81,8 +81,8 @@ class AsyncClient:
     def _begin(self, settings: ClientSettings, provider: Any = None) -> None:
         self.settings = settings
         self.types = TypeRegistry()
-        zone, way = settings.zone or "", way_of(settings)
-        self._session = Session(steady_wall(), zone=zone, way=way, slab=_ROUND)
+        zone, security = settings.zone or "", security_of(settings)
+        self._session = Session(steady_wall(), zone=zone, security=security, batch_keys=_ROUND)
         self._calls = Calls(settings, self._session, self.types)
         self._dispatch = Dispatch(settings, self._session, self._calls, self.types)
         self._tracing = open_tracing(self, settings, lambda: self._session, provider)
@@ -364,9 +364,9 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> Topology:
         """Change where data is, or steer the change under way; as ``Client.order``."""
-        order = Order(action, list(peers), rate, dry)
+        order = AdminRequest(action, list(peers), rate, dry)
         await self._view(timeout)
-        operation = OrderOperation(self._session, self._calls.deadline(timeout), order)
+        operation = AdminOperation(self._session, self._calls.deadline(timeout), order)
         topology: Topology = await self._dispatch.run(self._traced(operation))
         return topology
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from dstash.client.calls import Calls, steady_wall
 from dstash.client.describe import describe_cluster, describe_place
-from dstash.client.discovery import identity, way_of
+from dstash.client.discovery import identity, security_of
 from dstash.client.index import Index
-from dstash.client.operations.admin import OrderOperation
+from dstash.client.operations.admin import AdminOperation
 from dstash.client.operations.base import Operation
 from dstash.client.operations.scans import RepairOperation, StatusOperation
 from dstash.client.operations.walks import Walk
@@ -34,7 +34,7 @@ from dstash.limits import check_index, check_ttl
 from dstash.store.record import Record
 from dstash.types import NEVER, Level
 from dstash.wire.keys import Entries, Key, encode_key
-from dstash.wire.messages import Count, Order, Scan, ScanKeys
+from dstash.wire.messages import AdminRequest, Count, Scan, ScanKeys
 from dstash.wire.sockets import Context
 from dstash.wire.values import TypeRegistry
 
@@ -121,8 +121,8 @@ class Client:
         return state
 
     def _new_state(self) -> _State:
-        zone, way = self.settings.zone or "", way_of(self.settings)
-        session = Session(steady_wall(), zone=zone, way=way)
+        zone, security = self.settings.zone or "", security_of(self.settings)
+        session = Session(steady_wall(), zone=zone, security=security)
         return _State(
             Context(keys=identity(self.settings)),
             session,
@@ -458,10 +458,10 @@ class Client:
             ChangeConflict: it cannot be done now; the text says why.
             TimedOut: nobody knows whether it was carried out; it was not sent twice.
         """
-        order = Order(action, list(peers), rate, dry)
+        order = AdminRequest(action, list(peers), rate, dry)
         self._view(timeout)
         topology: Topology = self._run(
-            OrderOperation(self._session, self._calls.deadline(timeout), order)
+            AdminOperation(self._session, self._calls.deadline(timeout), order)
         )
         return topology
 

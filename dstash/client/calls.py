@@ -188,7 +188,7 @@ class Calls:
     ) -> _Read:
         check_index(index)
         # The rest of a larger batch is checked slab by slab, as it is sent.
-        encoded = encode_keys(keys[: self._session.slab_of_reads])
+        encoded = encode_keys(keys[: self._session.keys_per_read])
         return kind(
             self._session,
             self.deadline(timeout),

@@ -53,9 +53,9 @@ def describe_missing(answers: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
     keys: Counter[str] = Counter()
     partitions: Counter[str] = Counter()
     for said in answers.values():
-        healing = said.get("healing", {})
-        dirty = healing.get("dirty_partitions", {})
-        for peer, count in healing.get("hints", {}).items():
+        maintenance = said.get("maintenance", {})
+        dirty = maintenance.get("dirty_partitions", {})
+        for peer, count in maintenance.get("hints", {}).items():
             keys[peer] += count - dirty.get(peer, 0)  # each of these counts as a hint, too
             partitions[peer] = max(partitions[peer], dirty.get(peer, 0))
     return [
@@ -70,8 +70,8 @@ def _differing(said: Mapping[str, Any]) -> int:
 
     A peer of an earlier version says nothing of this.
     """
-    healing = said.get("healing", {})
-    return int(healing["differing"]) if healing.get("differing_ms", 0) >= DIFFERS_MS else 0
+    maintenance = said.get("maintenance", {})
+    return int(maintenance["differing"]) if maintenance.get("differing_ms", 0) >= DIFFERS_MS else 0
 
 
 def describe_change(change: Change) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from dstash.cluster.membership.interface import Announcement, Membership
-from dstash.cluster.topology.topology import Member, Way
+from dstash.cluster.topology.topology import Member, TransportSecurity
 from dstash.config import ClientSettings
 from dstash.errors import MembershipError, NoPeers
 from dstash.wire.security import KeyPair
@@ -28,9 +28,9 @@ def identity(settings: ClientSettings) -> KeyPair | None:
     return KeyPair.load(settings.cert_file, settings.key_file)
 
 
-def way_of(settings: ClientSettings) -> Way:
+def security_of(settings: ClientSettings) -> TransportSecurity:
     """Return how the client connects."""
-    return Way.CLOSED if settings.curve else Way.OPEN
+    return TransportSecurity.CLOSED if settings.curve else TransportSecurity.OPEN
 
 
 def find_seeds(settings: ClientSettings, patience: float) -> list[str]:

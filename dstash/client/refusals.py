@@ -85,7 +85,7 @@ def error_for(outcome: Outcome, why: DStashError, text: str = "") -> DStashError
         text: the reason for people, if it is longer than that of the error.
     """
     if outcome is Outcome.UNKNOWN:
-        if isinstance(why, TimedOut) and "because" in why.facts:
+        if isinstance(why, TimedOut) and "because" in why.details:
             return why
         return TimedOut(f"the write may or may not be stored: {text or why}", because=why.code)
     if isinstance(why, TimedOut):
@@ -95,7 +95,7 @@ def error_for(outcome: Outcome, why: DStashError, text: str = "") -> DStashError
 
 def is_because(error: DStashError, kind: type[DStashError]) -> bool:
     """Whether an error is of a kind, or tells of an unknown outcome for such a reason."""
-    return isinstance(error, kind) or error.facts.get("because") == kind.code
+    return isinstance(error, kind) or error.details.get("because") == kind.code
 
 
 @contextmanager

@@ -43,20 +43,20 @@ class WriteSet(NamedTuple):
 
 
 def read_table(
-    view: View, level: Level, zone: str, avoid: Collection[str], behind: Collection[str] = ()
+    view: View, level: Level, zone: str, suspect: Collection[str], lagging: Collection[str] = ()
 ) -> list[Peers]:
-    """Return whom to ask for each partition: the first gives values, the others digests.
+    """Return the peers to ask for each partition: the first sends values, the others digests.
 
-    Members of ``avoid`` come last, then, from the end, those without their lock and those that are
-    ``behind``; of the others those in the own zone come first. Members that have lost their data
-    are never asked. Where too few are left for the level, nobody is: fewer could not tell a key
-    that is missing from one that they missed.
+    The order is: members in the client's own zone, other members, ``lagging`` members, members
+    without their lock, and ``suspect`` members. Members that have lost their data are never asked.
+    Where too few are left for the level the result is empty: fewer could not tell a key that does
+    not exist from a key that they missed.
     """
     members, alive = view.members, view.alive
 
     def reluctance(peer: str) -> tuple[bool, ...]:
         elsewhere = bool(zone) and members[peer].zone != zone
-        return peer in avoid, peer not in alive, peer in behind, elsewhere
+        return peer in suspect, peer not in alive, peer in lagging, elsewhere
 
     cost = {peer: reluctance(peer) for peer in members}
     synced = {peer for peer, member in members.items() if member.synced}

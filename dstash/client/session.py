@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from dstash.client.outstanding import Missed, OutstandingWrites
 from dstash.client.routing import Peers, WriteSet, all_table, read_table, write_table
 from dstash.client.sightings import Sightings
-from dstash.cluster.topology.topology import Topology, Way
+from dstash.cluster.topology.topology import Topology, TransportSecurity
 from dstash.cluster.topology.view import View
 from dstash.errors import WrongCluster
 from dstash.limits import CLOCK_SKEW_LIMIT, MAX_CLOCK_SKEW_MS
@@ -31,7 +31,7 @@ from dstash.version import (
     stamp_milliseconds,
 )
 from dstash.wire.envelope import Envelope, encode
-from dstash.wire.messages import AskTopology, Hello, Ping
+from dstash.wire.messages import Hello, Ping, TopologyRequest
 from dstash.wire.protocol import LOWEST_PROTOCOL, common_protocol
 from dstash.wire.replication import Hint
 from dstash.wire.shapes import Message
@@ -45,7 +45,7 @@ PROBE_MS = 500
 #: way for longer.
 MISSED_MS = 1000
 #: How long such a replica is asked after the others: it is being healed meanwhile.
-BEHIND_MS = 2000
+LAGGING_MS = 2000
 
 #: Until when (milliseconds from now) a hint is of use to the replica that takes it.
 HINT_MS: Final = 5000
@@ -57,10 +57,10 @@ _CLOCKS: Final = 5
 _CLOCK_LASTS_MS: Final = 2000
 
 #: Keys of a batch that are sorted as one, before they are cut into requests.
-KEYS_PER_SLAB = 100_000
+KEYS_PER_BATCH = 100_000
 
 #: Requests without a deadline: they cost little, and tell how the peer's clock stands.
-_ALWAYS_ANSWERED = (AskTopology, Hello, Ping)
+_ALWAYS_ANSWERED = (TopologyRequest, Hello, Ping)
 
 
 class Send(NamedTuple):
@@ -88,8 +88,8 @@ class _ReadTable(NamedTuple):
     """A routing table and what it was made from."""
 
     view: View
-    avoid: frozenset[str]
-    behind: frozenset[str]
+    suspect: frozenset[str]
+    lagging: frozenset[str]
     targets: list[Peers]
 
 
@@ -111,17 +111,17 @@ class Session:
         wall: Callable[[], int],
         *,
         zone: str = "",
-        way: Way = Way.OPEN,
-        slab: int = KEYS_PER_SLAB,
+        security: TransportSecurity = TransportSecurity.OPEN,
+        batch_keys: int = KEYS_PER_BATCH,
         random_bytes: Callable[[int], bytes] = os.urandom,
         process: Callable[[], int] = os.getpid,
     ) -> None:
         self.wall = wall
         self.zone = zone
-        self.way = way
-        self.slab = slab
+        self.security = security
+        self.batch_keys = batch_keys
         # A look-up gains less from neighbours than a write, and more from an early beginning.
-        self.slab_of_reads = max(1, slab // 2)
+        self.keys_per_read = max(1, batch_keys // 2)
         self._random_bytes = random_bytes
         self._process = process
         self.view: View | None = None
@@ -130,8 +130,8 @@ class Session:
         self._read_at: dict[str, int] = {}  # peer -> when its clock was read last
         self._skews: dict[str, int] = {}  # peer -> how far ahead of its clock a version may be
         self._max_skew = MAX_CLOCK_SKEW_MS  # the smallest of them
-        self._avoid: dict[str, int] = {}  # peer -> when it may be probed next
-        self._behind: dict[str, int] = {}  # peer -> until when it is asked after the others
+        self._suspects: dict[str, int] = {}  # peer -> when it may be probed next
+        self._lagging: dict[str, int] = {}  # peer -> until when it is asked after the others
         #: Writes that returned before every replica had answered.
         self.outstanding = OutstandingWrites()
         #: How new the stores of peers were.
@@ -215,7 +215,7 @@ class Session:
 
     def heard(self, peer: str) -> None:
         """Take note that a peer spoke."""
-        self._avoid.pop(peer, None)
+        self._suspects.pop(peer, None)
 
     def learn_clock(self, peer: str, clock: int, sent: int, now: int) -> None:
         """Take a reading of a peer's clock from its answer to a request (0: it gave none).
@@ -253,7 +253,7 @@ class Session:
         alive = self.view.alive if self.view else frozenset()
         unread = sorted(
             (peer for peer in members if peer not in self._offsets),
-            key=lambda peer: (peer in self._avoid, peer not in alive, peer),
+            key=lambda peer: (peer in self._suspects, peer not in alive, peer),
         )
         return unread[: max(0, _CLOCKS - len(read))]
 
@@ -282,30 +282,30 @@ class Session:
         """Take note that a connection broke: the peer may come back as an earlier version."""
         self._protocols.pop(peer, None)
 
-    def avoid(self, peer: str, now: int) -> None:
+    def suspect(self, peer: str, now: int) -> None:
         """Ask this peer last until it is heard again."""
-        self._avoid.setdefault(peer, now + PROBE_MS)
+        self._suspects.setdefault(peer, now + PROBE_MS)
 
-    def is_avoided(self, peer: str) -> bool:
+    def is_suspect(self, peer: str) -> bool:
         """Whether this peer has not been heard since it failed."""
-        return peer in self._avoid
+        return peer in self._suspects
 
-    def take_for_behind(self, peer: str, missing: Version, now: int) -> None:
+    def mark_lagging(self, peer: str, missing: Version, now: int) -> None:
         """Ask a replica after the others for a while, if what it lacks is no news.
 
         A look-up that meets it pays for a second round and for the commit of the repair; one now
         and then is enough to learn whether it has caught up.
         """
         if stamp_milliseconds(newest_stamp(missing)) < self.cluster_time() - MISSED_MS:
-            self._behind[peer] = now + BEHIND_MS
+            self._lagging[peer] = now + LAGGING_MS
 
-    def _peers_behind(self) -> frozenset[str]:
-        if not self._behind:
+    def _lagging_peers(self) -> frozenset[str]:
+        if not self._lagging:
             return frozenset()
         now = self.wall()
-        for peer in [one for one, until in list(self._behind.items()) if until <= now]:
-            self._behind.pop(peer, None)
-        return frozenset(self._behind)
+        for peer in [one for one, until in list(self._lagging.items()) if until <= now]:
+            self._lagging.pop(peer, None)
+        return frozenset(self._lagging)
 
     def probes(self, now: int) -> list[Send]:
         """Return pings for avoided peers, each now and then: any answer brings them back.
@@ -313,23 +313,25 @@ class Session:
         Another peer is asked for the topology meanwhile: they may have moved.
         """
         members = self.view.members if self.view else {}
-        due = [peer for peer, when in list(self._avoid.items()) if when <= now and peer in members]
+        due = [
+            peer for peer, when in list(self._suspects.items()) if when <= now and peer in members
+        ]
         sends = []
         for peer in due:
-            self._avoid[peer] = now + PROBE_MS
+            self._suspects[peer] = now + PROBE_MS
             send = self.request(peer, self.next_correlation(), 0, Ping())
             self._probes[peer] = (send.correlation, now)
             sends.append(send)
-        others = [peer for peer in members if peer not in self._avoid] if due else []
+        others = [peer for peer in members if peer not in self._suspects] if due else []
         if others:
-            sends.append(self.request(others[0], self.next_correlation(), 0, AskTopology()))
+            sends.append(self.request(others[0], self.next_correlation(), 0, TopologyRequest()))
         return sends
 
     def hints(self, missed: Iterable[Missed], now: int) -> list[Send]:
         """Return messages that tell replicas which have a write that others missed it."""
         sends = []
         for peer, index, keys, holders in missed:
-            holder = min(holders, key=lambda one: (one in self._avoid, one))
+            holder = min(holders, key=lambda one: (one in self._suspects, one))
             hint, number = Hint(index, peer, keys), self.next_correlation()
             sends.append(self.request(holder, number, now + HINT_MS, hint))
         return sends
@@ -344,7 +346,7 @@ class Session:
     @property
     def is_lost(self) -> bool:
         """Whether the cluster must be found (again): no member is known to be where it was."""
-        return self.view is None or all(peer in self._avoid for peer in self.view.members)
+        return self.view is None or all(peer in self._suspects for peer in self.view.members)
 
     @property
     def epoch(self) -> int:
@@ -385,15 +387,19 @@ class Session:
         if "://" in peer:
             return peer  # a seed: its id is not known yet
         member = self.view.members.get(peer) if self.view else None
-        return member.endpoint(self.way) if member else None
+        return member.endpoint(self.security) if member else None
 
     def read_targets(self, level: Level) -> list[Peers]:
         """Return whom to ask for each partition."""
-        view, avoid, behind = self.known_view(), frozenset(self._avoid), self._peers_behind()
+        view, suspect, lagging = self.known_view(), frozenset(self._suspects), self._lagging_peers()
         kept = self._read_tables.get(level)
-        if kept is None or kept.view is not view or (kept.avoid, kept.behind) != (avoid, behind):
-            table = read_table(view, level, self.zone, avoid, behind)
-            kept = self._read_tables[level] = _ReadTable(view, avoid, behind, table)
+        if (
+            kept is None
+            or kept.view is not view
+            or (kept.suspect, kept.lagging) != (suspect, lagging)
+        ):
+            table = read_table(view, level, self.zone, suspect, lagging)
+            kept = self._read_tables[level] = _ReadTable(view, suspect, lagging, table)
         return kept.targets
 
     def all_targets(self) -> list[Peers]:

@@ -64,9 +64,9 @@ class PeerSettings(SharedSettings):
     hint_limit: Annotated[int, Field(ge=0)] = 100_000
     hint_max_age: Seconds = 10_800.0
     compare_interval: Seconds = 10.0
-    bury_interval: Seconds = 30.0
-    bury_lag: Seconds = 30.0
-    heal_rate: Annotated[int, Field(ge=0)] = 32 * MIB
+    gc_interval: Seconds = 30.0
+    gc_grace: Seconds = 30.0
+    repair_rate: Annotated[int, Field(ge=0)] = 32 * MIB
     disk_reserve: Annotated[int, Field(ge=0)] = 64 * MIB
     on_corrupt: Literal["stop", "resync"] = "stop"
     drain_seconds: Seconds = 8.0

@@ -112,7 +112,7 @@ class Prepared(NamedTuple):
     def is_empty(self) -> bool:
         """Whether nothing is left to be written."""
         write = self.write
-        return not (write.entries or write.drops or write.marks or write.cures)
+        return not (write.entries or write.drops or write.marks or write.replacements)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class Rules(NamedTuple):
     repairs stamped up to there come at the wrong moment. ``horizons`` (by partition): records up
     to there are the past. See ``cluster/burying.py``. ``owned`` are the partitions held here.
     ``has_room``: false when only what frees or heals may still be written; ``has_spare``: false
-    when not even what heals, unless it frees. ``doubt``: what a damaged record may have been.
+    when not even what heals, unless it frees. ``upper_bound``: what a damaged record may have been.
     """
 
     now: int
@@ -147,7 +147,7 @@ class Rules(NamedTuple):
     owned: frozenset[int]
     has_room: bool
     has_spare: bool = True
-    doubt: Stamp = MAX_STAMP
+    upper_bound: Stamp = MAX_STAMP
     latest: Stamp = MAX_STAMP
 
 
@@ -190,7 +190,7 @@ class Commit:
     #: Partitions with records that may have changed.
     changed: set[int] = field(default_factory=set)
     #: Storage keys whose records turned out to be damaged.
-    damaged: list[bytes] = field(default_factory=list)
+    corrupt: list[bytes] = field(default_factory=list)
     #: Whether versions were refused because they are from the future.
     skewed: bool = False
     #: Set when the disk failed for good: the peer must stop.
@@ -255,11 +255,11 @@ class Commit:
 
     def _accept(self, one: WaitingWrite, prepared: Prepared, merged: Merged) -> None:
         write = prepared.write
-        touched = map(_KEY, chain(write.entries, write.drops, write.cures))
+        touched = map(_KEY, chain(write.entries, write.drops, write.replacements))
         prefixes = set(map(_PREFIX, touched))
         codes = {code for _, code, _ in prepared.rejected}
         self.skewed = self.skewed or bool({ClockSkew.code, Busy.code} & codes)
-        self.damaged += [write.entries[place][0] for place in merged.damaged]
+        self.corrupt += [write.entries[place][0] for place in merged.corrupt]
         self.changed.update(int.from_bytes(prefix, "big") for prefix in prefixes)
         if self.recent is not None and not isinstance(one.message, Put | Delete):
             self.recent.note(write.entries, merged.existed, self.rules.now)
@@ -326,7 +326,7 @@ def _client_write(entries: list[tuple[bytes, bytes]], message: Put | Delete, rul
         entries,
         rules.now,
         newest_stamp(message.version),
-        doubt=rules.doubt,
+        upper_bound=rules.upper_bound,
         version=message.version,
         latest=rules.latest,
         replaces=_replaced(message.replaces),
@@ -374,7 +374,7 @@ def _prepare_records(
             rules.now,
             span.newest,
             horizons=rules.horizons,
-            doubt=rules.doubt,
+            upper_bound=rules.upper_bound,
             oldest=span.oldest,
             promises=rules.promises,
             may_spend_reserve=True,
@@ -396,7 +396,7 @@ def _prepare_records(
         rules.now,
         newest,
         horizons=rules.horizons,
-        doubt=rules.doubt,
+        upper_bound=rules.upper_bound,
         promises=rules.promises,
         may_spend_reserve=True,
     )
@@ -411,14 +411,16 @@ def _prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
     merge = message.merge
     entries = [entry for entry in merge.entries if partition_in(entry[0]) in rules.owned]
     prepared = _prepare_records(entries, range(len(entries)), [], rules)
-    cured = [newest_stamp(version_of(record)) for _, record in merge.cures if record is not None]
-    newest = max(prepared.write.newest, *cured, 0)
+    replaced = [
+        newest_stamp(version_of(record)) for _, record in merge.replacements if record is not None
+    ]
+    newest = max(prepared.write.newest, *replaced, 0)
     write = replace(
         prepared.write,
         newest=newest,
         drops=merge.drops,
         marks=merge.marks,
-        cures=merge.cures,
+        replacements=merge.replacements,
         replaces=merge.replaces,
     )
     return prepared._replace(write=write)
@@ -453,7 +455,7 @@ def _check_storage_key(storage_key: bytes, owned: frozenset[int]) -> None:
 def _answer(message: Message, prepared: Prepared, merged: Merged) -> Stored:
     places = prepared.places
     beaten = [[places[place], 0, version] for place, version in merged.superseded]
-    beaten += [_doubted(message, prepared, place) for place in merged.damaged]
+    beaten += [_doubted(message, prepared, place) for place in merged.corrupt]
     beaten += [[places[place], Busy.code, _AGREEING] for place in merged.promised]
     if isinstance(message, Apply):  # of what heals nobody waits for an ack
         beaten += [[places[place], BelowFloor.code, _TOO_LATE] for place in merged.past]
@@ -473,7 +475,7 @@ def _doubted(message: Message, prepared: Prepared, place: int) -> list[Any]:
     their versions, so those that are not above it have to wait.
     """
     if isinstance(message, Put | Delete):
-        return [prepared.places[place], 0, pack(prepared.write.doubt, b"\xff" * WRITER_BYTES)]
+        return [prepared.places[place], 0, pack(prepared.write.upper_bound, b"\xff" * WRITER_BYTES)]
     text = "the record here is damaged, and other replicas have not told yet what it was"
     return [prepared.places[place], CorruptRecord.code, text]
 

@@ -21,7 +21,7 @@ from dstash.cluster.replication import handlers
 from dstash.cluster.replication.cluster_clock import ClusterClock
 from dstash.cluster.replication.handlers import PAGE_BYTES, Answering
 from dstash.cluster.replication.lineage import Life
-from dstash.cluster.replication.partitions import PROMISE_MS, SLICE, Holdings
+from dstash.cluster.replication.partitions import PROMISE_MS, SLICE, LocalPartitions
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Merge, Outgoing, Scheduler
 from dstash.cluster.topology.topology import State, Topology
@@ -42,11 +42,11 @@ from dstash.errors import (
 from dstash.limits import CLOCK_SKEW_LIMIT, check_index
 from dstash.peer.admission.authority import Authority
 from dstash.peer.admission.backlog import Backlog
-from dstash.peer.admission.future_epochs import EarlyRequests
-from dstash.peer.admission.requests import LIMITS, PendingOrder, Reply, Request
+from dstash.peer.admission.future_epochs import FutureEpochRequests
+from dstash.peer.admission.requests import LIMITS, PendingAdminRequest, Reply, Request
 from dstash.peer.commits import Commit, Internal, Rules, Ticket, WaitingWrite, check_floor
 from dstash.peer.http.dashboard.observer import Observer
-from dstash.peer.maintenance import Healer, Pace, Proposal
+from dstash.peer.maintenance import Maintenance, Pace, Proposal
 from dstash.peer.reads import Reader
 from dstash.peer.recent_deletes import RecentDeletes
 from dstash.peer.telemetry.history import History, pack_samples
@@ -58,44 +58,44 @@ from dstash.version import Stamp, Steady, newest_stamp, stamp_at, stamp_millisec
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import (
+    AdminRequest,
     Apply,
-    AskStatus,
-    AskTopology,
     Count,
     Delete,
     Error,
     Fetch,
     Hello,
     Lookup,
-    Order,
     Ping,
     Pong,
     Put,
     Repair,
     Scan,
     ScanKeys,
-    StatusIs,
-    TopologyIs,
+    StatusReply,
+    StatusRequest,
+    TopologyReply,
+    TopologyRequest,
     Want,
     Welcome,
 )
 from dstash.wire.protocol import HIGHEST_PROTOCOL, LOWEST_PROTOCOL, common_protocol, mismatch
 from dstash.wire.replication import (
-    AskBuckets,
-    AskCopy,
-    AskDigests,
-    AskFloor,
-    AskHistory,
-    AskSeen,
-    AskVersions,
+    BucketsRequest,
     ClockReply,
     ClockRequest,
+    CopyRequest,
+    DigestsRequest,
+    FloorRequest,
     Hint,
-    HistoryIs,
+    HistoryReply,
+    HistoryRequest,
     Pull,
     Push,
     ReleaseFloor,
+    SeenRequest,
     SetHorizon,
+    VersionsRequest,
 )
 from dstash.wire.shapes import Message, weight_of
 
@@ -154,30 +154,30 @@ class PeerCore:
         self.store = store
         self.tracer = tracer
         self.now = self._started = now
-        self.holdings = Holdings(store, settings.slice_records, now)
+        self.local_partitions = LocalPartitions(store, settings.slice_records, now)
         self.clock = ClusterClock(
-            settings.peer, settings.max_clock_skew_ms, lambda: self.holdings.present, now
+            settings.peer, settings.max_clock_skew_ms, lambda: self.local_partitions.present, now
         )
-        self.holdings.latest_promise = self._latest_promise
+        self.local_partitions.latest_promise = self._latest_promise
         #: Writes of clients up to there are refused, besides those below the floor.
         self._guard: Stamp = 0
-        if self.holdings.kept_floor is None:
+        if self.local_partitions.kept_floor is None:
             self._guard_floor()
         self._was_wrong = False
-        self.holdings.promise_ms = min(PROMISE_MS, settings.pace.bury_ms // 2)
+        self.local_partitions.promise_ms = min(PROMISE_MS, settings.pace.gc_interval_ms // 2)
         self._backlog = Backlog(settings.max_waiting_bytes, settings.max_requests)
         self.hints = Hints(settings.hint_limit, settings.hint_max_age_ms)
         self.scheduler = Scheduler(self._commit_internal, self._backlog.settle, self._epoch)
         self._steady = Steady(now)
         replica = Replica(
             settings.peer,
-            self.holdings,
+            self.local_partitions,
             self._current_view,
             self._steady_time,
             lambda: self.now,
             self.clock,
         )
-        self.healer = Healer(replica, self.scheduler, self.hints, settings.pace, now)
+        self.maintenance = Maintenance(replica, self.scheduler, self.hints, settings.pace, now)
         self.meters = Meters()
         self.history = History(self.meters, now)
         self.observer = Observer(settings.peer, self.scheduler)
@@ -192,17 +192,17 @@ class PeerCore:
         self.failure: DStashError | None = None
         self.unread: Unread = _NothingUnread()
         #: What is wrong with this peer although it serves, by source; for people.
-        self.troubles: dict[str, str] = {}
+        self.problems: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         self._owned: frozenset[int] = frozenset()
         self._spaces: dict[str, Keyspace] = {}
-        self._early = EarlyRequests(settings.max_waiting_bytes)
-        self._reader = Reader(self.holdings, self.meters)
+        self._future_epoch = FutureEpochRequests(settings.max_waiting_bytes)
+        self._reader = Reader(self.local_partitions, self.meters)
         self._recent_deletes = RecentDeletes()
         self._authority: Authority | None = None
         self._topology_bytes = b""
         self._answers: list[Reply] = []
-        self._orders: list[PendingOrder] = []
+        self._admin_requests: list[PendingAdminRequest] = []
 
     # -- what the shell calls
 
@@ -228,7 +228,7 @@ class PeerCore:
             envelope = decode(parts)
         except ProtocolError as error:
             self.counts["malformed"] += 1
-            correlation = error.facts.pop("correlation", None)
+            correlation = error.details.pop("correlation", None)
             if correlation is None:
                 return []
             return [self._reply(Ticket(sender, correlation), Error.of(error), now)]
@@ -239,13 +239,13 @@ class PeerCore:
             notes = self.tracer.begin(envelope)
         return self._handle(Request(sender, user, envelope, now, size, notes), now)
 
-    def turn_away(self, sender: bytes, parts: list[bytes], now: int, why: str) -> list[Reply]:
+    def reject_as_busy(self, sender: bytes, parts: list[bytes], now: int, why: str) -> list[Reply]:
         """Tell the sender of a message to come back later, whatever it wants."""
         try:
             envelope = decode(parts)
         except ProtocolError:
             return []
-        self.counts["turned_away"] += 1
+        self.counts["rejected_as_busy"] += 1
         ticket = Ticket(sender, envelope.correlation, envelope.protocol)
         return [self._reply(ticket, Error.of(self._backlog.busy(why)), now)]
 
@@ -266,7 +266,7 @@ class PeerCore:
 
     def _hear_topology(self, peer: str, error: DStashError, view: View) -> None:
         """Take the topology of a member that goes by a later epoch, if it may be gone by."""
-        encoded = error.facts.get("topology")
+        encoded = error.details.get("topology")
         if not isinstance(error, StaleEpoch) or not isinstance(encoded, bytes):
             return
         try:
@@ -299,15 +299,15 @@ class PeerCore:
         self._watch_claims()
         steady = self._steady.at(now)
         if not self.stopping:
-            self.healer.tick(steady)
+            self.maintenance.tick(steady)
             self.observer.tick(self.view, now)
         elif not self._backlog.has_work:
-            self.healer.freshness.say_farewell(steady)
+            self.maintenance.freshness.say_farewell(steady)
         self.history.note(now)
         outgoing = self.scheduler.tick(steady)
         for one in outgoing:
             self.clock.sent(one.correlation)
-        answers, self._answers = self._answers + self._give_up_early(now), []
+        answers, self._answers = self._answers + self._expire_future_epoch(now), []
         if (broken := self.store.check_writable()) is not None:
             self.failure = self.failure or StoreFailed(broken)
         return answers, outgoing
@@ -319,14 +319,14 @@ class PeerCore:
         due = self.scheduler.wakeup()
         return 1000 if due is None else max(0, min(1000, due - self._steady.at(now)))
 
-    def take_orders(self) -> list[PendingOrder]:
+    def take_admin_requests(self) -> list[PendingAdminRequest]:
         """Return what operators ordered, and forget it."""
-        orders, self._orders = self._orders, []
+        orders, self._admin_requests = self._admin_requests, []
         return orders
 
     def take_proposals(self) -> list[Proposal]:
         """Return what should change in the topology, and forget it."""
-        proposals, self.healer.proposals = self.healer.proposals, []
+        proposals, self.maintenance.proposals = self.maintenance.proposals, []
         return proposals
 
     def install(self, view: View, now: int) -> list[Reply]:
@@ -343,8 +343,8 @@ class PeerCore:
         self.wants_refresh = False
         if self.heard_topology is not None and self.heard_topology.epoch <= view.epoch:
             self.heard_topology = None
-        self.healer.install(view, self._steady.at(now))
-        early = self._early.take()
+        self.maintenance.install(view, self._steady.at(now))
+        early = self._future_epoch.take()
         return [reply for request in early for reply in self._handle(request, now)]
 
     def next_commit(self, now: int) -> Commit | None:
@@ -357,9 +357,9 @@ class PeerCore:
             now,
             self.clock.present_ms(),
             self.settings.max_clock_skew_ms,
-            self.holdings.newest_horizon,
-            self.holdings.promises(now),
-            self.holdings.horizons[:],
+            self.local_partitions.newest_horizon,
+            self.local_partitions.promises(now),
+            self.local_partitions.horizons[:],
             self._owned,
             self.store.has_room(self.settings.disk_reserve),
             self.store.has_room(self.settings.disk_reserve // 2),
@@ -374,8 +374,8 @@ class PeerCore:
         self.counts["commits"] += 1
         # A majority may hold later stamps by now: the client tries again in a moment.
         self.clock.is_due = self.clock.is_due or commit.skewed
-        self.holdings.changed(commit.changed, now)
-        self.holdings.damage.report(commit.damaged)
+        self.local_partitions.changed(commit.changed, now)
+        self.local_partitions.corruption.report(commit.corrupt)
         for internal, error in commit.done:
             internal.done(error)
         self._backlog.committed(commit.waiting, now)
@@ -386,11 +386,11 @@ class PeerCore:
         """Whether writes wait for a commit, or are in one; or others wait for the last word."""
         if self._backlog.has_work:
             return True
-        return self.stopping and self.healer.freshness.has_farewell(self._steady_time())
+        return self.stopping and self.maintenance.freshness.has_farewell(self._steady_time())
 
     def newest_lives(self) -> dict[str, Life]:
         """Return the newest life seen of each store, for the topology. Any thread may call this."""
-        return self.healer.freshness.newest_lives()
+        return self.maintenance.freshness.newest_lives()
 
     def why_not_ready(self) -> str | None:
         """Return None when the peer serves requests, else the reason why not."""
@@ -398,8 +398,8 @@ class PeerCore:
             return "the peer is stopping"
         if self.not_ready is not None:
             return self.not_ready
-        if self.view is not None and not self.healer.recollected:
-            return self.healer.freshness.why_not()
+        if self.view is not None and not self.maintenance.freshness_confirmed:
+            return self.maintenance.freshness.why_not()
         if self.view is None:
             return self.waits_for or "the peer has not joined a cluster"
         if not self.view.topology.formed:
@@ -422,7 +422,7 @@ class PeerCore:
     @property
     def ahead_ms(self) -> int:
         """How far the newest stamp, or what was promised, is ahead of the cluster's time."""
-        return self.clock.ahead_ms(self.holdings.present)
+        return self.clock.ahead_ms(self.local_partitions.present)
 
     # -- time
 
@@ -453,14 +453,14 @@ class PeerCore:
 
     def _watch_claims(self) -> None:
         """Show that a client saw a newer state of the store, for as long as nothing refutes it."""
-        text = self.healer.freshness.suspicion()
-        if text == self.troubles.get(_CLAIMS, ""):
+        text = self.maintenance.freshness.suspicion()
+        if text == self.problems.get(_CLAIMS, ""):
             return
         if text:
             _log.warning(text, store=self.store.store_id)
-            self.troubles[_CLAIMS] = text
+            self.problems[_CLAIMS] = text
         else:
-            del self.troubles[_CLAIMS]
+            del self.problems[_CLAIMS]
 
     def _wrong_clock(self) -> str:
         offset = self.clock.offset_ms
@@ -470,7 +470,7 @@ class PeerCore:
     def _latest_promise(self) -> Stamp:
         if not self.clock.knows_majority:
             raise NotReady(f"{self.settings.peer}: the clocks of a majority are not known yet")
-        grace = self.holdings.grace(self.now)
+        grace = self.local_partitions.grace(self.now)
         if not grace:
             return self.clock.latest()
         return stamp_at(self.clock.time() - grace)
@@ -522,15 +522,15 @@ class PeerCore:
         message = envelope.message
         if self._authority is not None:
             self._authority.check(request.user, message)
-        if isinstance(message, Order):
-            self._orders.append(self._await_order(request, message))
+        if isinstance(message, AdminRequest):
+            self._admin_requests.append(self._await_admin_reply(request, message))
             return None
         plain = _PLAIN.get(type(message))
         if plain is not None:
             return plain(self, message, now)
         if type(message) not in _DATA and type(message) not in _QUESTIONS:
             raise ProtocolError(f"a {type(message).__name__} is not a request")
-        if self._is_early(envelope):
+        if self._is_future_epoch(envelope):
             self._wait_for_topology(request)
             return None
         self._check_ready(envelope)
@@ -550,19 +550,19 @@ class PeerCore:
         """Begin what is answered later, or never."""
         ticket, message = request.ticket, request.envelope.message
         if isinstance(message, _WRITES):
-            self._check_recollected()
+            self._check_freshness()
             if not isinstance(message, Apply):
                 self._check_floor(message, now)
             self._enqueue(ticket, message, self._keyspace(message.index))
         elif isinstance(message, Push):
             if not message.compared:  # else the other partitions would count as busy meanwhile
-                self.holdings.pushed(now)
+                self.local_partitions.pushed(now)
             self._enqueue(ticket, message, None)
         elif isinstance(message, Hint):
             self._take_hint(message, now)
         else:
-            if not isinstance(message, AskSeen):  # which is how the others find out themselves
-                self._check_recollected()
+            if not isinstance(message, SeenRequest):  # which is how the others find out themselves
+                self._check_freshness()
             self._check_unread(self.unread.lacks_room, request)
             self._begin_answer(request, _QUESTIONS[type(message)], now)
 
@@ -573,23 +573,23 @@ class PeerCore:
         writes that came before it are on disk.
         """
         try:
-            check_floor(message.version, max(self.holdings.floor, self._guard))
+            check_floor(message.version, max(self.local_partitions.floor, self._guard))
         except BelowFloor:
             late = self.clock.time() - stamp_milliseconds(newest_stamp(message.version))
-            self.holdings.arrived_late(late, now)
+            self.local_partitions.arrived_late(late, now)
             raise
 
-    def _is_early(self, envelope: Envelope) -> bool:
+    def _is_future_epoch(self, envelope: Envelope) -> bool:
         return self.view is not None and envelope.epoch > self.view.epoch
 
     def _wait_for_topology(self, request: Request) -> None:
-        is_first = not self._early
-        if not self._early.add(request):
+        is_first = not self._future_epoch
+        if not self._future_epoch.add(request):
             raise self._backlog.busy("too many requests wait for the topology")
         # One look for all that wait: an epoch that was made up must not keep the keeper busy.
         self.wants_refresh = self.wants_refresh or is_first
 
-    def _give_up_early(self, now: int) -> list[Reply]:
+    def _expire_future_epoch(self, now: int) -> list[Reply]:
         """Answer those that have waited too long: nobody here knows of their epoch."""
         return [
             self._reply(
@@ -597,7 +597,7 @@ class PeerCore:
                 Error.of(NotReady(f"epoch {request.envelope.epoch} is not known here")),
                 now,
             )
-            for request in self._early.expired(now)
+            for request in self._future_epoch.expired(now)
         ]
 
     def _check_membership(self, request: Request) -> None:
@@ -608,7 +608,7 @@ class PeerCore:
             members = tuple(one for one in members if one.key == request.user)
             if not members:
                 raise Unauthorised("no member of the cluster has this key")
-        if isinstance(message, AskSeen) and message.peer not in {one.id for one in members}:
+        if isinstance(message, SeenRequest) and message.peer not in {one.id for one in members}:
             # What is said there is remembered: by members, and of themselves.
             raise Unauthorised(f"{message.peer!r} is not the member that asks")
 
@@ -628,7 +628,7 @@ class PeerCore:
     def _check_ready(self, envelope: Envelope) -> None:
         view = self.view
         # A peer that stops still hears how new other stores are that stop with it.
-        is_stopping = self.stopping and not isinstance(envelope.message, AskSeen)
+        is_stopping = self.stopping and not isinstance(envelope.message, SeenRequest)
         if is_stopping or self.not_ready or view is None:
             raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
         if envelope.epoch < view.epoch:
@@ -660,12 +660,12 @@ class PeerCore:
         if refuses(request.ticket.sender):
             raise self._backlog.busy("too many answers wait for their clients to read them")
 
-    def _check_recollected(self) -> None:
-        if not self.healer.recollected:
+    def _check_freshness(self) -> None:
+        if not self.maintenance.freshness_confirmed:
             raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
 
     def _check_synced(self) -> None:
-        self._check_recollected()
+        self._check_freshness()
         member = self.view.members.get(self.settings.peer) if self.view else None
         if member is None or not member.synced:
             raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
@@ -707,10 +707,10 @@ class PeerCore:
             message = result if failure is None else Error.of(failure)
             self._answers.append(self._reply(ticket, message, self.now))
 
-        task = answer(self.holdings, question, now)
+        task = answer(self.local_partitions, question, now)
         self.scheduler.spawn(f"answer:{type(question).__name__}", task, ended)
 
-    def _await_order(self, request: Request, order: Order) -> PendingOrder:
+    def _await_admin_reply(self, request: Request, order: AdminRequest) -> PendingAdminRequest:
         if order.action == "lower-floors":
             if not self.clock.knows_majority:
                 raise NotReady(f"{self.settings.peer}: the clocks of a majority are not known yet")
@@ -721,7 +721,7 @@ class PeerCore:
             let_go()
             return [self._reply(request.ticket, message, now)]
 
-        return PendingOrder(order, answer)
+        return PendingAdminRequest(order, answer)
 
     def _take_hint(self, hint: Hint, now: int) -> None:
         if self.view is not None and hint.peer in self.view.members:
@@ -733,7 +733,7 @@ class PeerCore:
             raise mismatch(f"{hello.lowest} to {hello.highest}")
         if hello.cluster not in ("", self.settings.cluster):
             raise WrongCluster(f"this is cluster {self.settings.cluster!r}, not {hello.cluster!r}")
-        self.healer.freshness.hear_client(hello.seen)
+        self.maintenance.freshness.hear_client(hello.seen)
         if self.view is None:
             raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
         return Welcome(
@@ -744,33 +744,33 @@ class PeerCore:
             LIMITS | {CLOCK_SKEW_LIMIT: self.settings.max_clock_skew_ms},
             self._topology_bytes,
             sorted(self.view.alive),
-            self.healer.freshness.store_facts(),
+            self.maintenance.freshness.store_facts(),
         )
 
-    def _ask_topology(self, message: AskTopology, now: int) -> Message:
+    def _ask_topology(self, message: TopologyRequest, now: int) -> Message:
         if self.view is None:
             raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
-        return TopologyIs(self._topology_bytes, sorted(self.view.alive))
+        return TopologyReply(self._topology_bytes, sorted(self.view.alive))
 
     def _ping(self, message: Ping, now: int) -> Message:
         return Pong()
 
     def _clock_request(self, message: ClockRequest, now: int) -> Message:
-        if self.view is None or not self.healer.recollected:
+        if self.view is None or not self.maintenance.freshness_confirmed:
             raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
-        return ClockReply(now, self.holdings.present)
+        return ClockReply(now, self.local_partitions.present)
 
-    def _status(self, message: AskStatus, now: int) -> Message:
-        return StatusIs(self.status())
+    def _status(self, message: StatusRequest, now: int) -> Message:
+        return StatusReply(self.status())
 
     def _repair(self, message: Repair, now: int) -> Message:
         if self.view is None or self.not_ready:
             raise NotReady(f"{self.settings.peer}: {self.why_not_ready()}")
-        self.healer.repair()
-        return StatusIs(self.status())
+        self.maintenance.repair()
+        return StatusReply(self.status())
 
-    def _history(self, message: AskHistory, now: int) -> Message:
-        return HistoryIs(pack_samples(self.history.since(message.after)))
+    def _history(self, message: HistoryRequest, now: int) -> Message:
+        return HistoryReply(pack_samples(self.history.since(message.after)))
 
     def status(self) -> dict[str, Any]:
         """Return plain facts about this peer."""
@@ -778,7 +778,7 @@ class PeerCore:
         return {
             "ready": self.why_not_ready() is None,
             "why_not_ready": self.why_not_ready() or "",
-            "troubles": list(self.troubles.values()),
+            "alerts": list(self.problems.values()),
             "records": stats.records,
             "used_bytes": stats.used_bytes,
             "map_bytes": stats.map_bytes,
@@ -792,7 +792,7 @@ class PeerCore:
             "ahead_ms": self.ahead_ms,
             "uptime_s": (self.now - self._started) // 1000,
             "version": __version__,
-            "healing": self.healer.facts(),
+            "maintenance": self.maintenance.describe(),
             "counts": dict(self.counts + self.meters.kinds()),
         }
 
@@ -808,10 +808,10 @@ class PeerCore:
 _PLAIN: Final[dict[type, Callable[[PeerCore, Any, int], Message]]] = {
     Hello: PeerCore._hello,
     Ping: PeerCore._ping,
-    AskTopology: PeerCore._ask_topology,
-    AskStatus: PeerCore._status,
+    TopologyRequest: PeerCore._ask_topology,
+    StatusRequest: PeerCore._status,
     Repair: PeerCore._repair,
-    AskHistory: PeerCore._history,
+    HistoryRequest: PeerCore._history,
     ClockRequest: PeerCore._clock_request,
 }
 
@@ -828,13 +828,13 @@ _DATA: Final = {*_READS, *_WRITES, Push, Hint}
 
 #: Questions of other peers, answered by tasks.
 _QUESTIONS: Final[dict[type, Callable[..., Answering]]] = {
-    AskDigests: handlers.digests,
-    AskBuckets: handlers.buckets,
-    AskVersions: handlers.versions,
-    AskCopy: handlers.copy,
+    DigestsRequest: handlers.digests,
+    BucketsRequest: handlers.buckets,
+    VersionsRequest: handlers.versions,
+    CopyRequest: handlers.copy,
     Pull: handlers.pull,
-    AskFloor: handlers.floor,
-    AskSeen: handlers.seen,
+    FloorRequest: handlers.floor,
+    SeenRequest: handlers.seen,
     SetHorizon: handlers.horizon,
     ReleaseFloor: handlers.release,
 }

@@ -28,9 +28,9 @@ from dstash.errors import (
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.http.pages import Dashboard
 from dstash.peer.http.server import Answer, HttpServer
-from dstash.peer.key_watcher import open_door
+from dstash.peer.key_watcher import open_transport
 from dstash.peer.maintenance import Pace
-from dstash.peer.membership_agent import Keeper
+from dstash.peer.membership_agent import MembershipAgent
 from dstash.peer.server import PeerServer, wall
 from dstash.peer.supervision.notify import notify
 from dstash.peer.supervision.store_watch import StoreWatch
@@ -42,7 +42,7 @@ from dstash.store.lmdb import LmdbStore
 from dstash.telemetry import missing
 from dstash.types import Durability
 from dstash.wire.connections import Limits
-from dstash.wire.security import Doorkeeper
+from dstash.wire.security import ZapHandler
 from dstash.wire.sockets import Context, Router
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Daemon:
         settings = self.settings
         self._watchdog = Watchdog(self._fail, self._stop, settings.drain_seconds + STOP_MARGIN)
         self._undo.append(self._watchdog.close)
-        self._door = open_door(settings)
+        self._transport = open_transport(settings)
         store = open_store(settings)
         self._undo.append(lambda: store.close())
         check_cluster(store, settings.cluster, str(settings.data_dir))
@@ -96,7 +96,7 @@ class Daemon:
         self._store = store
         self._note_faults()
         tracer = self._open_tracer()
-        context = Context(keys=self._door.keys)
+        context = Context(keys=self._transport.keys)
         self._undo.append(context.close)
         router = self._open_router(context)
         self._undo.append(lambda: router.close_after(0))
@@ -106,13 +106,13 @@ class Daemon:
             router,
             context,
             drain=settings.drain_seconds,
-            way=self._door.way,
+            security=self._transport.security,
         )
         self._server = self.server
         self.http = self._open_http()
         self.address = _advertised(settings, router.address)
         self.plain = _advertised(settings, router.plain_address) if router.plain_address else ""
-        self.keeper = self._open_keeper(store, membership)
+        self.agent = self._open_agent(store, membership)
 
     def _was_removed(self, store: LmdbStore, membership: Membership) -> bool:
         self._unreachable: MembershipUnreachable | None = None
@@ -156,10 +156,10 @@ class Daemon:
         return Tracer(spans.take)
 
     def _open_router(self, context: Context) -> Router:
-        settings, guard = self.settings, self._door.guard
-        if guard is not None:
-            Doorkeeper(context, guard.admits)
-            self._undo.append(guard.stop)
+        settings, watcher = self.settings, self._transport.watcher
+        if watcher is not None:
+            ZapHandler(context, watcher.admits)
+            self._undo.append(watcher.stop)
         host, plain = _bracketed(settings.bind), settings.plain_port
         return Router(
             context,
@@ -182,7 +182,7 @@ class Daemon:
         self._undo.append(http.stop)
         return http
 
-    def _open_keeper(self, store: LmdbStore, membership: Membership) -> Keeper:
+    def _open_agent(self, store: LmdbStore, membership: Membership) -> MembershipAgent:
         settings = self.settings
         announcement = Announcement(
             peer=self.peer,
@@ -191,10 +191,10 @@ class Daemon:
             zone=settings.zone or socket.gethostname(),
             weight=settings.weight,
             http=self.http.address if self.http else "",
-            key=self._door.keys.public if self._door.keys else "",
+            key=self._transport.keys.public if self._transport.keys else "",
             plain=self.plain,
         )
-        keeper = Keeper(
+        agent = MembershipAgent(
             membership,
             announcement,
             store,
@@ -207,16 +207,16 @@ class Daemon:
             removed=self.server.stop,
             tell=self.server.wait_for,
             seen=self.core.newest_lives,
-            show=self._show_trouble,
+            show=self._show_problem,
             failed=self.server.fail,
         )
-        self._undo.append(keeper.stop)
-        self.server.attach(keeper)
+        self._undo.append(agent.stop)
+        self.server.attach(agent)
         if self._unreachable is None:
-            keeper.join()
+            agent.join()
         else:
-            keeper.go_without(self._unreachable)
-        return keeper
+            agent.go_without(self._unreachable)
+        return agent
 
     @cached_property
     def _metrics(self) -> PeerMetrics:
@@ -225,8 +225,8 @@ class Daemon:
 
         return PeerMetrics(self.server, self.core)
 
-    def _show_trouble(self, source: str, text: str) -> None:
-        self.server.trouble(source, text)
+    def _show_problem(self, source: str, text: str) -> None:
+        self.server.problem(source, text)
         notify(f"STATUS={text}")
 
     def run(self) -> None:
@@ -242,7 +242,7 @@ class Daemon:
         watch = StoreWatch(self._store)
         self._undo.append(watch.stop)
         watch.start()
-        self.keeper.start()
+        self.agent.start()
         _log.info(
             "serving",
             peer=self.peer,
@@ -260,11 +260,11 @@ class Daemon:
         _log.info("stopped", peer=self.peer)
 
     def _watch_keys(self) -> None:
-        guard = self._door.guard
-        signal.signal(signal.SIGHUP, lambda *_: guard.reload() if guard else None)
-        if guard is not None:
-            self.core.authorise(guard.authority)
-            guard.start(self.server.authorise)
+        watcher = self._transport.watcher
+        signal.signal(signal.SIGHUP, lambda *_: watcher.reload() if watcher else None)
+        if watcher is not None:
+            self.core.authorise(watcher.authority)
+            watcher.start(self.server.authorise)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.server.stop()
@@ -272,7 +272,7 @@ class Daemon:
     def _watch_threads(self) -> None:
         self._watchdog.watch("MainThread", self.server.seconds_since_turn, _HANGING)
         self._watchdog.watch("committer", self.server.seconds_committing, _HANGING_BESIDE)
-        self._watchdog.watch("keeper", self.keeper.seconds_since_turn, _HANGING_BESIDE)
+        self._watchdog.watch("keeper", self.agent.seconds_since_turn, _HANGING_BESIDE)
         self._watchdog.start()
         if self._failure is not None:
             self.server.fail(self._failure)
@@ -326,7 +326,7 @@ class Daemon:
         facts = {
             "ready": why is None,
             "why": why,
-            "troubles": list(self.core.troubles.values()),
+            "alerts": list(self.core.problems.values()),
             "ahead_ms": self.core.ahead_ms,
         }
         return Answer.json(503 if why else 200, facts)
@@ -345,9 +345,9 @@ def _core_settings(settings: PeerSettings, peer: str) -> Settings:
         round(settings.hint_max_age * 1000),
         Pace(
             round(settings.compare_interval * 1000),
-            round(settings.bury_interval * 1000),
-            round(settings.bury_lag * 1000),
-            settings.heal_rate,
+            round(settings.gc_interval * 1000),
+            round(settings.gc_grace * 1000),
+            settings.repair_rate,
         ),
         settings.disk_reserve,
         max_waiting_bytes=settings.max_bytes_in_hand,

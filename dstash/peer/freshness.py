@@ -14,7 +14,7 @@ import structlog
 
 from dstash.cluster.replication.lineage import Life
 from dstash.cluster.replication.replica import Replica
-from dstash.cluster.replication.rollback_detection import Testimony, hear
+from dstash.cluster.replication.rollback_detection import Evidence, hear
 from dstash.cluster.replication.tasks import Merge, Pause, Scheduler, Task
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.joining import is_newcomer
@@ -32,7 +32,7 @@ _GOSSIP_MS: Final = 2000
 _FULL_MS: Final = 30_000
 #: How soon a member is asked again that did not answer; one that is not alive, later.
 _RETRY_MS: Final = 250
-_RETRY_DEAD_MS: Final = 1000
+_RETRY_DOWN_MS: Final = 1000
 #: How often this object looks whether something is due.
 _LOOK_MS: Final = 100
 #: How long a stop waits at most for the others to hear how new this store was.
@@ -55,7 +55,7 @@ class Freshness:
         propose: Callable[[Callable[[Topology], Topology | None]], None],
     ) -> None:
         self._replica = replica
-        self._holdings = replica.holdings
+        self._local_partitions = replica.local_partitions
         self._scheduler = scheduler
         self._propose = propose
         self._view: View | None = None
@@ -69,7 +69,7 @@ class Freshness:
         self._next_look = 0
         self._next_mark = 0
         self._farewell_until: int | None = None
-        self._claims = Claims(self._holdings.lineage, self._holdings.store.store_id)
+        self._claims = Claims(self._local_partitions.lineage, self._local_partitions.store.store_id)
         #: Members to ask again, for a client has seen a newer state of this store.
         self._to_confirm: set[str] = set()
 
@@ -78,9 +78,9 @@ class Freshness:
     def install(self, view: View) -> None:
         """Take a new view."""
         before, self._view = self._view, view
-        holdings = self._holdings
-        holdings.store_ids = {one.id: one.store_id for one in view.topology.members}
-        holdings.memory.keep_only(holdings.store_ids.values())
+        local_partitions = self._local_partitions
+        local_partitions.store_ids = {one.id: one.store_id for one in view.topology.members}
+        local_partitions.memory.keep_only(local_partitions.store_ids.values())
         arrived = view.alive - (before.alive if before else frozenset())
         for peer in arrived | (self._due.keys() - view.members.keys()):
             self._due.pop(peer, None)
@@ -89,7 +89,9 @@ class Freshness:
             self._forget_other_stores(before, view)
             member = view.members.get(self._replica.me)
             if member is not None and len(member.seen) == len(Life._fields):
-                self._judge(holdings.lineage.contradicts(Life(*member.seen)), "the topology")
+                self._judge(
+                    local_partitions.lineage.contradicts(Life(*member.seen)), "the topology"
+                )
         self._evaluate()
         self._next_look = 0
 
@@ -101,13 +103,13 @@ class Freshness:
         for peer in sorted(self._view.members.keys() - self._asking - {self._replica.me}):
             if now >= self._due.get(peer, 0) and self._has_news(peer, self._view.alive, now):
                 self._ask(peer)
-        if self._holdings.memory.is_dirty and now >= self._next_mark:
+        if self._local_partitions.memory.is_dirty and now >= self._next_mark:
             self._next_mark = now + _GOSSIP_MS
             self._scheduler.spawn("seen:keep", self._keep())
 
     def why_not(self) -> str:
         """Return what this peer waits for before its store may vote; empty when it may."""
-        if self._holdings.recollected or self._view is None:
+        if self._local_partitions.freshness_confirmed or self._view is None:
             return ""
         if self._is_old:
             return "the peer's store is an old copy; it will be filled from other replicas"
@@ -121,7 +123,7 @@ class Freshness:
             text += f"; the stores of {', '.join(lost)} cannot tell: they lost their data"
         return text
 
-    def filled(self) -> Task:
+    def streamed(self) -> Task:
         """Take note that the store was filled from other replicas; durably, if it had to be.
 
         What others remember of it from before is void then.
@@ -131,25 +133,25 @@ class Freshness:
         self._confirmed = True
         if member is None or member.synced:
             return
-        lineage = self._holdings.lineage
+        lineage = self._local_partitions.lineage
         mark = lineage.rebase(self._replica.wall(), self._claims.highest_number)
         while True:
             try:
                 yield Merge(marks=[mark])
                 return
             except DStashError:
-                yield Pause(_RETRY_DEAD_MS)
+                yield Pause(_RETRY_DOWN_MS)
 
     def newest_lives(self) -> dict[str, Life]:
         """Return the newest life that was seen of each store. Any thread may call this."""
-        memory = self._holdings.memory
+        memory = self._local_partitions.memory
         lives = {
             store_id: life
-            for store_id in list(self._holdings.store_ids.values())
+            for store_id in list(self._local_partitions.store_ids.values())
             if (life := memory.newest(store_id)) is not None
         }
         if self._tells():
-            lives[self._holdings.store.store_id] = self._holdings.lineage.current
+            lives[self._local_partitions.store.store_id] = self._local_partitions.lineage.current
         return lives
 
     # -- what clients say
@@ -173,8 +175,8 @@ class Freshness:
 
     def store_facts(self) -> list[Any]:
         """Return the store, its life and the newest stamp in it, for clients."""
-        life = self._holdings.lineage.current._replace(stamp=self._stamp_to_tell())
-        return [self._holdings.store.store_id, *life]
+        life = self._local_partitions.lineage.current._replace(stamp=self._stamp_to_tell())
+        return [self._local_partitions.store.store_id, *life]
 
     # -- the end
 
@@ -182,11 +184,11 @@ class Freshness:
         """Tell the others, once, how new this store is at the end of a process that stops."""
         if self._farewell_until is None and self._view is not None and self._tells():
             self._farewell_until = now + _FAREWELL_MS
-            own = self._holdings.store.high_water
+            own = self._local_partitions.store.high_water
             for peer in sorted(self._view.alive & self._view.members.keys()):
                 if peer != self._replica.me and self._told.get(peer, (0, 0))[0] != own:
                     self._ask(peer)
-            if self._holdings.memory.is_dirty:
+            if self._local_partitions.memory.is_dirty:
                 self._scheduler.spawn("seen:keep", self._keep())
         elif self._farewell_until is None:
             self._farewell_until = now
@@ -218,7 +220,7 @@ class Freshness:
             self._asking.discard(peer)
             if failure is not None:
                 is_alive = self._view is not None and peer in self._view.alive
-                self._due[peer] = now + (_RETRY_MS if is_alive else _RETRY_DEAD_MS)
+                self._due[peer] = now + (_RETRY_MS if is_alive else _RETRY_DOWN_MS)
                 return
             self._due[peer] = now + _GOSSIP_MS
             self._told[peer] = (stamp, now)
@@ -228,12 +230,12 @@ class Freshness:
         task = hear(self._replica, peer, tells=tells, wants_others=is_first)
         self._scheduler.spawn(f"seen:{peer}", task, ended)
 
-    def _take(self, peer: str, testimony: Testimony) -> None:
+    def _take(self, peer: str, evidence: Evidence) -> None:
         member = self._view.members.get(peer) if self._view else None
-        if self._judge(testimony.is_old, peer) or member is None:
+        if self._judge(evidence.is_old, peer) or member is None:
             return
         # A store that lost its data has lost its memory as well.
-        if member.synced and testimony.store_id in ("", member.store_id):
+        if member.synced and evidence.store_id in ("", member.store_id):
             self._heard.add(peer)
             self._evaluate()
 
@@ -259,11 +261,11 @@ class Freshness:
             # Nothing counts on it. It is filled before anything does.
             self._is_old = False
             self._confirmed = self._confirmed or not view.topology.formed
-            self._holdings.recollected = True
+            self._local_partitions.freshness_confirmed = True
             return
         if not self._confirmed:
             self._confirmed = not self._lacking(view)
-        self._holdings.recollected = self._confirmed and not self._is_old
+        self._local_partitions.freshness_confirmed = self._confirmed and not self._is_old
 
     def _lacking(self, view: View) -> list[Collection[str]]:
         """Return the replica sets of which too few members have told."""
@@ -285,10 +287,10 @@ class Freshness:
 
     def _tells(self) -> bool:
         view = self._view
-        return self._holdings.recollected and view is not None and self._votes(view)
+        return self._local_partitions.freshness_confirmed and view is not None and self._votes(view)
 
     def _stamp_to_tell(self) -> Stamp:
-        return self._holdings.store.high_water if self._tells() else 0
+        return self._local_partitions.store.high_water if self._tells() else 0
 
     def _forget_other_stores(self, before: View | None, view: View) -> None:
         """Ask a member again that has another store, or was filled: it remembers nothing."""
@@ -303,7 +305,7 @@ class Freshness:
         }
 
     def _keep(self) -> Task:
-        memory = self._holdings.memory
+        memory = self._local_partitions.memory
         try:
             yield Merge(marks=[memory.mark()])
         except DStashError:

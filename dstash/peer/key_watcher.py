@@ -10,7 +10,7 @@ from typing import NamedTuple
 import structlog
 
 from dstash import threads
-from dstash.cluster.topology.topology import Way
+from dstash.cluster.topology.topology import TransportSecurity
 from dstash.config import PeerSettings
 from dstash.errors import ConfigError
 from dstash.peer.admission.authority import Authority, fingerprint, read_authority
@@ -22,7 +22,7 @@ _log = structlog.get_logger("dstash.peer")
 _INTERVAL = 0.4
 
 
-class Guard:
+class KeyListWatcher:
     """Knows the authorised keys as they are now.
 
     A list that cannot be read, or has a mistake in it, changes nothing: the last good one stays
@@ -94,15 +94,15 @@ class Guard:
         _log.info("authorised keys read", keys=len(fresh))
 
 
-class Door(NamedTuple):
+class Transport(NamedTuple):
     """How a peer takes and makes connections: its own keys, and who may do what."""
 
     keys: KeyPair | None
-    guard: Guard | None
-    way: Way
+    watcher: KeyListWatcher | None
+    security: TransportSecurity
 
 
-def open_door(settings: PeerSettings) -> Door:
+def open_transport(settings: PeerSettings) -> Transport:
     """Read keys and lists.
 
     Raises:
@@ -117,12 +117,14 @@ def open_door(settings: PeerSettings) -> Door:
     if (
         cert_file is None or key_file is None or listed is None
     ):  # all or none: the config sees to it
-        return Door(None, None, Way.OPEN)
+        return Transport(None, None, TransportSecurity.OPEN)
     keys = KeyPair.load(cert_file, key_file)
     closing = settings.plain_port is not None
-    guard = Guard(listed, admits_plain=closing)
-    if not guard.authority.is_peer(keys.public):
+    watcher = KeyListWatcher(listed, admits_plain=closing)
+    if not watcher.authority.is_peer(keys.public):
         raise ConfigError(
             f"authorised_keys {listed} must list this peer's own key: {keys.public} peer"
         )
-    return Door(keys, guard, Way.CLOSING if closing else Way.CLOSED)
+    return Transport(
+        keys, watcher, TransportSecurity.CLOSING if closing else TransportSecurity.CLOSED
+    )

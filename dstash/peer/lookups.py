@@ -7,7 +7,7 @@ from typing import Final
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
-from dstash.store.digest import is_dead_at
+from dstash.store.digest import is_reapable_at
 from dstash.store.interface import Snapshot
 from dstash.store.record import (
     ABSENT,
@@ -66,14 +66,14 @@ def look_up(
     """
     if want & _VALUES:
         return _look_up_values(snapshot, space, keys, want, now, horizons)
-    heads, damaged = _heads(snapshot, space, keys, horizons)
+    heads, corrupt = _heads(snapshot, space, keys, horizons)
     missing = [
         place
         for place, head in enumerate(heads)
         if not head.endswith(PLAIN) and not is_live_head(head[VERSION_END:], now)
     ]
     digest = digest_of(heads, want) if want & _DIGEST else b""
-    return Values(len(heads), digest, missing, damaged, Frame(codec.array_header(0)))
+    return Values(len(heads), digest, missing, corrupt, Frame(codec.array_header(0)))
 
 
 def _look_up_values(
@@ -86,15 +86,15 @@ def _look_up_values(
 ) -> Values:
     hashes = list(map(xxh3_64_intdigest, keys))
     records = _read(snapshot, space, hashes, keys)
-    payloads, missing, damaged = _payloads(space.salt, hashes, records, now)
+    payloads, missing, corrupt = _payloads(space.salt, hashes, records, now)
     digest = b""
     if want & _DIGEST:
         for place in missing:  # no other record can be dead
             record = records[place]
-            if record is not None and is_dead_at(record, horizons[hashes[place] & MASK]):
+            if record is not None and is_reapable_at(record, horizons[hashes[place] & MASK]):
                 records[place] = None
         digest = digest_of(records, want)
-    return Values(len(records), digest, missing, damaged, Frame(codec.join_payloads(payloads)))
+    return Values(len(records), digest, missing, corrupt, Frame(codec.join_payloads(payloads)))
 
 
 def fetch(
@@ -107,16 +107,16 @@ def fetch(
     """
     hashes = list(map(xxh3_64_intdigest, keys))
     records = _read(snapshot, space, hashes, keys)
-    damaged: list[int] = []
+    corrupt: list[int] = []
     for place, record in enumerate(records):
         if record is None:
             continue
         if not is_intact_under(record, hashes[place] ^ space.salt):
-            damaged.append(place)
+            corrupt.append(place)
             records[place] = None
-        elif is_dead_at(record, horizons[hashes[place] & MASK]):
+        elif is_reapable_at(record, horizons[hashes[place] & MASK]):
             records[place] = None
-    return Records(damaged, Frame(codec.pack_blobs(records)))
+    return Records(corrupt, Frame(codec.pack_blobs(records)))
 
 
 def digest_of(records: Sequence[bytes | None], want: int = 0) -> bytes:
@@ -167,7 +167,7 @@ def _heads(
     """
     get, prefixes = snapshot.get, space.prefixes
     heads: list[bytes] = []
-    damaged: list[int] = []
+    corrupt: list[int] = []
     weight = 0
     try:
         for key in keys:
@@ -182,14 +182,14 @@ def _heads(
             head = record[:HEAD_BYTES]
             if not (head.endswith(PLAIN) and len(record) > HEAD_BYTES):
                 if not is_intact(record, key, space.salt):
-                    damaged.append(len(heads))
+                    corrupt.append(len(heads))
                     head = _NO_HEAD
-                elif is_dead_at(head, horizons[partition]):
+                elif is_reapable_at(head, horizons[partition]):
                     head = _NO_HEAD
             heads.append(head)
     except TypeError:
         raise space.misrouted() from None
-    return heads, damaged
+    return heads, corrupt
 
 
 def _fitting(records: Sequence[bytes | None]) -> int:
@@ -207,7 +207,7 @@ def _payloads(
     """Return the payloads (nil where there is none to give), what is missing, what is damaged."""
     payloads: list[bytes] = []
     missing: list[int] = []
-    damaged: list[int] = []
+    corrupt: list[int] = []
     add = payloads.append
     for number, record in zip(hashes, records, strict=False):  # fewer, if they were cut
         if record is None:
@@ -217,11 +217,11 @@ def _payloads(
             xxh3_64_digest(record[CHECKSUM_END:], number ^ salt) != record[:CHECKSUM_END]
             or len(record) < HEAD_BYTES
         ):
-            damaged.append(len(payloads))
+            corrupt.append(len(payloads))
             add(NIL)
         elif (tail := record[VERSION_END:HEAD_BYTES]) == PLAIN or is_live_head(tail, now):
             add(record[HEAD_BYTES:])
         else:
             missing.append(len(payloads))
             add(NIL)
-    return payloads, missing, damaged
+    return payloads, missing, corrupt

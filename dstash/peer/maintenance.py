@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from dstash.cluster.repair.antientropy import compare_all
-from dstash.cluster.repair.corrupt_records import mend_all
+from dstash.cluster.repair.corrupt_records import repair_corrupt_records
 from dstash.cluster.repair.full_repair import repair
 from dstash.cluster.repair.future_records import settle_all
 from dstash.cluster.repair.hints import Hints, replay
@@ -15,8 +15,13 @@ from dstash.cluster.replication.epoch_barrier import conductor, witness
 from dstash.cluster.replication.replica import Progress, Replica
 from dstash.cluster.replication.streaming import fill
 from dstash.cluster.replication.tasks import Pause, Scheduler, Task
-from dstash.cluster.replication.throttle import FILLERS
-from dstash.cluster.replication.tombstone_gc import agree_all, bury_all, even_all, vacate
+from dstash.cluster.replication.throttle import STREAMS
+from dstash.cluster.replication.tombstone_gc import (
+    agree_all,
+    clean_up,
+    reap_all,
+    reconcile_horizons,
+)
 from dstash.cluster.replication.transfer import ask
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.topology import Topology
@@ -25,7 +30,7 @@ from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
 from dstash.peer.freshness import Freshness
 from dstash.version import Stamp, stamp_at
-from dstash.wire.messages import AskTopology, TopologyIs
+from dstash.wire.messages import TopologyReply, TopologyRequest
 
 #: A step that should be made in the topology; returns None when it is moot.
 Proposal = Callable[[Topology], Topology | None]
@@ -46,7 +51,7 @@ _REPLAY_PAUSE_MS: Final = 1000
 #: How long (milliseconds) the next try waits to store which partitions hints are kept of.
 _SAVE_PAUSE_MS: Final = 1000
 #: How long (milliseconds) damage is left that the other replicas could not help with.
-_MEND_PAUSE_MS: Final = 1000
+_CORRUPT_REPAIR_PAUSE_MS: Final = 1000
 #: Each round of comparison reads so many partitions anew and checks every record: in an hour all.
 _SCRUBBED_PER_ROUND: Final = PARTITIONS // 360 + 1
 
@@ -55,13 +60,13 @@ class Pace(NamedTuple):
     """How often things are done (milliseconds)."""
 
     compare_ms: int = 10_000
-    bury_ms: int = 30_000
-    bury_lag_ms: int = 30_000
+    gc_interval_ms: int = 30_000
+    gc_grace_ms: int = 30_000
     #: Bytes a second; 0: gently, see ``syncing.Throttle``.
-    heal_rate: int = 0
+    repair_rate: int = 0
 
 
-class Healer:
+class Maintenance:
     """Keeps one peer's replicas equal to those of the others.
 
     ``proposals`` collects what should change in the topology, for the shell to carry out.
@@ -75,21 +80,21 @@ class Healer:
         self.proposals: list[Proposal] = []
         self._scheduler = scheduler
         self._pace = pace
-        replica.heal_rate = pace.heal_rate
+        replica.repair_rate = pace.repair_rate
         self._view: View | None = None
-        self._filling: tuple[Any, ...] | None = None
+        self._streaming: tuple[Any, ...] | None = None
         self._paused: tuple[Any, ...] | None = None  # what was filled when the change was paused
-        self._unfilled: set[int] = set()
+        self._unstreamed: set[int] = set()
         self._ending = 0
         #: The newest stamp of the store when its records from the future were settled last.
         self._settled_up_to: Stamp = 0
         self._settle_after: int | None = None
         self._last_clocks = self._clocks_after = now
         self._next_compare = now + pace.compare_ms // 5
-        self._next_bury = now + pace.bury_ms
+        self._next_gc = now + pace.gc_interval_ms
         self._scrubbed = 0
         self._replay_after: dict[str, int] = {}
-        self._mend_after = 0
+        self._repair_corrupt_after = 0
         self._save_after = 0
         self.freshness = Freshness(replica, scheduler, lambda step: self.proposals.append(step))
 
@@ -98,16 +103,16 @@ class Healer:
         before, self._view = self._view, view
         if before is None:
             others = sorted(view.members.keys() - {self.replica.me})
-            self.hints.load(self.replica.holdings.store, others)
+            self.hints.load(self.replica.local_partitions.store, others)
         for peer in view.alive - (before or view).alive:
             # What it missed is brought to it first: to compare would fetch that a second time.
-            self.replica.holdings.forget_comparisons(peer)
+            self.replica.local_partitions.forget_comparisons(peer)
         if before is not None and view.alive - before.alive:
             self._next_compare = min(self._next_compare, now + 1000)
         self.freshness.install(view)
         if before is None or before.epoch != view.epoch:
-            self._fill_if_needed(view)
-            self._vacate_if_needed(before, view)
+            self._stream_if_needed(view)
+            self._clean_up_if_needed(before, view)
             for peer in self.hints.waiting():
                 if peer not in view.members:
                     self.hints.forget(peer)
@@ -123,15 +128,15 @@ class Healer:
         self._read_clocks(view, now)
         self.freshness.tick(now)
         self._end_if_switched(view)
-        if not self.recollected:
+        if not self.freshness_confirmed:
             return  # what an old copy holds must not be brought to others
         self._settle_future(now)
         for peer in self.hints.waiting():
             if peer in view.alive and now >= self._replay_after.get(peer, 0):
                 self._replay(peer)
-        if len(self.replica.holdings.damage) and now >= self._mend_after:
-            self._mend()
-        if self.replica.holdings.damage.to_check():
+        if len(self.replica.local_partitions.corruption) and now >= self._repair_corrupt_after:
+            self._repair_corrupt()
+        if self.replica.local_partitions.corruption.to_check():
             self._once("check", self._check_again)
         if now >= self._next_compare:
             self._next_compare = now + self._pace.compare_ms
@@ -140,41 +145,41 @@ class Healer:
             self._once("compare", self._compare)
         # Just after a step of this peer's clock the others' are read first, if they answer.
         patience = 0 if self.replica.clock.knows_majority else _CLOCKS_MS
-        if now >= self._next_bury + patience:
-            self._next_bury = now + self._pace.bury_ms
-            self._once("bury", self._bury)
+        if now >= self._next_gc + patience:
+            self._next_gc = now + self._pace.gc_interval_ms
+            self._once("bury", self._reap)
 
     def repair(self) -> None:
         """Check and compare all that this peer holds, unless that is under way."""
         self._once("repair", repair, self.replica)
 
     @property
-    def recollected(self) -> bool:
+    def freshness_confirmed(self) -> bool:
         """Whether the others were asked what they remember of this store."""
-        return self.replica.holdings.recollected
+        return self.replica.local_partitions.freshness_confirmed
 
-    def facts(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return how healing goes, for people."""
         progress, now = self.replica.progress, self.replica.now()
         return {
-            "filling": len(self._unfilled),
-            "filling_of": progress.partitions,
-            "filling_ms": progress.milliseconds(now),
-            "filling_bytes_per_second": progress.bytes_per_second(now),
-            "filling_seconds_left": progress.seconds_left(len(self._unfilled), now),
-            "filled_records": progress.records,
-            "filled_bytes": progress.bytes,
-            "healed_records": self.replica.healed,
+            "streaming": len(self._unstreamed),
+            "streaming_of": progress.partitions,
+            "streaming_ms": progress.milliseconds(now),
+            "streaming_bytes_per_second": progress.bytes_per_second(now),
+            "streaming_seconds_left": progress.seconds_left(len(self._unstreamed), now),
+            "streamed_records": progress.records,
+            "streamed_bytes": progress.bytes,
+            "repaired_records": self.replica.repaired,
             "compared": self.replica.compared,
             "differed": self.replica.differed,
-            **self.replica.differing.facts(now),
+            **self.replica.differing.describe(now),
             "replayed": self.replica.replayed,
-            "repair": self.replica.repair.facts(self.replica.healed),
-            "hints": self.hints.facts(),
-            "dirty_partitions": self.hints.dirty_facts(),
-            "damaged": len(self.replica.holdings.damage),
-            "damaged_found": self.replica.holdings.damage.found,
-            "damaged_mended": self.replica.holdings.damage.mended,
+            "repair": self.replica.repair.describe(self.replica.repaired),
+            "hints": self.hints.describe(),
+            "dirty_partitions": self.hints.describe_dirty(),
+            "corrupt": len(self.replica.local_partitions.corruption),
+            "corrupt_found": self.replica.local_partitions.corruption.found,
+            "corrupt_repaired": self.replica.local_partitions.corruption.repaired,
         }
 
     # -- inside
@@ -193,13 +198,13 @@ class Healer:
 
     def _lower_floors(self, view: View) -> None:
         """Carry out an order to lower floors and horizons, again until it is on disk."""
-        topology, holdings = view.topology, self.replica.holdings
-        if topology.ceiling_epoch > holdings.lowered_in:
-            self._once("lower", holdings.lower, topology.ceiling, topology.ceiling_epoch)
+        topology, local_partitions = view.topology, self.replica.local_partitions
+        if topology.ceiling_epoch > local_partitions.lowered_in:
+            self._once("lower", local_partitions.lower, topology.ceiling, topology.ceiling_epoch)
 
     def _settle_future(self, now: int) -> None:
         """Settle records from the future, if there may be any that were not looked at."""
-        clock, newest = self.replica.clock, self.replica.holdings.store.high_water
+        clock, newest = self.replica.clock, self.replica.local_partitions.store.high_water
         if not clock.knows_majority:
             self._settled_up_to = 0  # what this peer takes meanwhile it takes by its own clock
             return
@@ -211,7 +216,7 @@ class Healer:
         if self._settle_after is None:
             clock.is_due = True  # perhaps a majority hold as much
             self._settle_after = now + _FUTURE_WAIT_MS
-        if now < self._settle_after or not self.recollected:
+        if now < self._settle_after or not self.freshness_confirmed:
             return
 
         def ended(left: Any, failure: DStashError | None) -> None:
@@ -246,14 +251,14 @@ class Healer:
         if not self._scheduler.running("save hints"):
             self._scheduler.spawn("save hints", self.hints.marks.save(), ended)
 
-    def _mend(self) -> None:
+    def _repair_corrupt(self) -> None:
 
         def ended(result: Any, failure: DStashError | None) -> None:
             if failure is not None:
-                self._mend_after = self.replica.now() + _MEND_PAUSE_MS
+                self._repair_corrupt_after = self.replica.now() + _CORRUPT_REPAIR_PAUSE_MS
 
         if not self._scheduler.running("mend"):
-            self._scheduler.spawn("mend", mend_all(self.replica), ended)
+            self._scheduler.spawn("mend", repair_corrupt_records(self.replica), ended)
 
     def _once(self, name: str, make: Callable[..., Task], *arguments: Any) -> None:
         if not self._scheduler.running(name):
@@ -262,42 +267,42 @@ class Healer:
     def _compare(self) -> Task:
         yield from compare_all(self.replica)
 
-    def _bury(self) -> Task:
-        yield from agree_all(self.replica, self._pace.bury_lag_ms)
-        yield from even_all(self.replica)
-        yield from bury_all(self.replica)
+    def _reap(self) -> Task:
+        yield from agree_all(self.replica, self._pace.gc_grace_ms)
+        yield from reconcile_horizons(self.replica)
+        yield from reap_all(self.replica)
 
     def _scrub(self) -> Task:
         for _ in range(_SCRUBBED_PER_ROUND):
             self._scrubbed = (self._scrubbed + 1) % PARTITIONS
-            yield from self.replica.holdings.scrub(self._scrubbed)
+            yield from self.replica.local_partitions.scrub(self._scrubbed)
             yield Pause()
 
     def _check_again(self) -> Task:
         """Find damaged records that were too many to be known when they were found first."""
-        damage = self.replica.holdings.damage
-        while partitions := damage.to_check():
-            yield from self.replica.holdings.scrub(partitions[0])
+        corruption = self.replica.local_partitions.corruption
+        while partitions := corruption.to_check():
+            yield from self.replica.local_partitions.scrub(partitions[0])
             yield Pause()
 
-    def _fill_if_needed(self, view: View) -> None:
+    def _stream_if_needed(self, view: View) -> None:
         wanted = self._wanted(view)
         purpose = None if wanted is None else wanted[0]
         change = view.topology.change
-        if purpose == self._filling and purpose is not None:
+        if purpose == self._streaming and purpose is not None:
             return
         self._scheduler.cancel("fill:")
         if wanted is not None:
-            self._begin_filling(*wanted)
+            self._begin_streaming(*wanted)
         elif change is not None and change.paused:
-            self._pause_filling()
+            self._pause_streaming()
         else:
-            self._unfilled, self._paused = set(), None
-        self._filling = purpose
+            self._unstreamed, self._paused = set(), None
+        self._streaming = purpose
 
-    def _pause_filling(self) -> None:
-        if self._filling is not None:
-            self._paused = self._filling
+    def _pause_streaming(self) -> None:
+        if self._streaming is not None:
+            self._paused = self._streaming
             self.replica.progress.pause(self.replica.now())
 
     def _wanted(self, view: View) -> tuple[tuple[Any, ...], list[int], Proposal] | None:
@@ -312,35 +317,35 @@ class Healer:
             return (
                 ("store", store_id, view.readers),
                 held,
-                lambda latest: transitions.filled(latest, me, store_id),
+                lambda latest: transitions.streamed(latest, me, store_id),
             )
         change = topology.change
         if change is None or change.switched or change.paused or me in change.complete:
             return None
-        gained = transitions.gains(topology).get(me)
+        gained = transitions.incoming(topology).get(me)
         if not gained:
             return None
         number = change.number
         return ("change", number), gained, lambda latest: transitions.complete(latest, me, number)
 
-    def _begin_filling(
+    def _begin_streaming(
         self, purpose: tuple[Any, ...], partitions: list[int], step: Proposal
     ) -> None:
         if purpose == self._paused:
             # What is filled stays so: since then this peer gets every write, as a replica does.
             self.replica.progress.go_on(self.replica.now())
         else:
-            self._unfilled = set(partitions)
+            self._unstreamed = set(partitions)
             self.replica.progress = Progress(len(partitions), self.replica.now())
         progress = self.replica.progress
-        left = [partition for partition in partitions if partition in self._unfilled]
-        fillers = [left[begin::FILLERS] for begin in range(FILLERS)]
-        working = sum(map(bool, fillers))
+        left = [partition for partition in partitions if partition in self._unstreamed]
+        streamers = [left[begin::STREAMS] for begin in range(STREAMS)]
+        working = sum(map(bool, streamers))
 
         def all_ended() -> None:
             progress.ended = self.replica.now()
             # What others remember of the store from before is void once it holds all again.
-            self._scheduler.spawn("fill:end", self.freshness.filled(), propose)
+            self._scheduler.spawn("fill:end", self.freshness.streamed(), propose)
 
         def propose(result: Any, failure: DStashError | None) -> None:
             self.proposals.append(step)
@@ -348,14 +353,14 @@ class Healer:
         def ended(result: Any, failure: DStashError | None) -> None:
             nonlocal working
             working -= 1
-            if not working and self._filling == purpose and not self._unfilled:
+            if not working and self._streaming == purpose and not self._unstreamed:
                 all_ended()
 
         if not working:
             all_ended()
-        for number, share in enumerate(fillers):
+        for number, share in enumerate(streamers):
             if share:
-                task = fill(self.replica, share, self._unfilled.discard)
+                task = fill(self.replica, share, self._unstreamed.discard)
                 self._scheduler.spawn(f"fill:{number}", task, ended)
 
     def _end_if_switched(self, view: View) -> None:
@@ -371,7 +376,7 @@ class Healer:
 
         self._scheduler.spawn("switch", witness(self.replica), ended)
 
-    def _vacate_if_needed(self, before: View | None, view: View) -> None:
+    def _clean_up_if_needed(self, before: View | None, view: View) -> None:
         me = self.replica.me
         if view.topology.change is not None or me not in view.members:
             self._scheduler.cancel("vacate")
@@ -383,15 +388,15 @@ class Healer:
         )
         if moved and not self._scheduler.running("vacate"):
             foreign = sorted(set(range(PARTITIONS)) - view.owned_by(me))
-            self._scheduler.spawn("vacate", _vacate_safely(self.replica, view.epoch, foreign))
+            self._scheduler.spawn("vacate", _clean_up_safely(self.replica, view.epoch, foreign))
 
 
-def _vacate_safely(replica: Replica, epoch: int, foreign: list[int]) -> Task:
+def _clean_up_safely(replica: Replica, epoch: int, foreign: list[int]) -> Task:
     """Drop partitions held no more, once every live peer has left the epoch that knew of them."""
-    holdings = replica.holdings
+    local_partitions = replica.local_partitions
     left = []
     for partition in foreign:
-        if holdings.horizons[partition] or holdings.walk(partition, limit=1):
+        if local_partitions.horizons[partition] or local_partitions.walk(partition, limit=1):
             left.append(partition)
         if partition % 32 == 0:
             yield Pause()
@@ -399,13 +404,13 @@ def _vacate_safely(replica: Replica, epoch: int, foreign: list[int]) -> Task:
         return
     for peer in sorted(replica.view().alive - {replica.me}):
         yield from _wait_for_epoch(replica, peer, epoch)
-    yield from vacate(replica, left)
+    yield from clean_up(replica, left)
 
 
 def _wait_for_epoch(replica: Replica, peer: str, epoch: int) -> Task:
     while replica.is_alive(peer) and peer in replica.view().members:
         try:
-            answer = yield from ask(peer, AskTopology(), TopologyIs)
+            answer = yield from ask(peer, TopologyRequest(), TopologyReply)
             if Topology.decode(answer.topology).epoch >= epoch:
                 return
         except DStashError:

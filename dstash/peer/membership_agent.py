@@ -29,13 +29,13 @@ from dstash.cluster.topology.joining import (
     with_seen,
 )
 from dstash.cluster.topology.topology import Topology
-from dstash.cluster.topology.transitions import abandon, forget, ordered, switch
+from dstash.cluster.topology.transitions import drop_dead_joiners, forget, ordered, switch
 from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, DStashError, ForeignStore, MembershipUnreachable
 from dstash.peer.maintenance import Proposal
 from dstash.peer.supervision.complaints import Complaints
 from dstash.store.interface import Identity, Store
-from dstash.wire.messages import Error, Order, Ordered
+from dstash.wire.messages import AdminReply, AdminRequest, Error
 from dstash.wire.shapes import Message
 
 _log = structlog.get_logger("dstash.keeper")
@@ -56,7 +56,7 @@ _GOES_ON = "data is served with the last view, and no peer can join or leave"
 _LAST_PATIENCE = 4.0
 
 
-class Keeper:
+class MembershipAgent:
     """Keeps one peer in its cluster.
 
     Args:
@@ -108,7 +108,7 @@ class Keeper:
         self._clock = clock
         self._looked = clock()
         self._proposals: deque[Proposal] = deque()
-        self._orders: deque[tuple[Order, Callable[[Message], None]]] = deque()
+        self._admin_requests: deque[tuple[AdminRequest, Callable[[Message], None]]] = deque()
         self._down_since: dict[str, float] = {}
         self._view: View | None = None
         #: A topology that this peer goes by and could not store yet.
@@ -122,7 +122,7 @@ class Keeper:
         self._is_announced = False
         #: Whether a restored topology waits for other members.
         self._waits_for_others = False
-        self._troubles: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
         self._complaints = Complaints("a turn of the membership thread failed", clock)
         self._turned: float | None = None
         self._stop = threading.Event()
@@ -154,14 +154,14 @@ class Keeper:
         A peer that has no view yet goes by the topology in its store, if it was a member with
         that very store; it takes its lock as soon as the membership answers. Without one it waits.
         """
-        trouble = f"the membership is out of reach ({error}): "
+        problem = f"the membership is out of reach ({error}): "
         if self._view is None and not self._has_read:
             self._begin_with_kept()
         if self._view is None:
-            self._wait(f"{trouble}this peer has no topology to go by, and waits")
+            self._wait(f"{problem}this peer has no topology to go by, and waits")
         elif not self._is_announced:
-            trouble += "this peer has started with the topology on its disk; "
-        self._note(_MEMBERSHIP, trouble + _GOES_ON)
+            problem += "this peer has started with the topology on its disk; "
+        self._note(_MEMBERSHIP, problem + _GOES_ON)
 
     def start(self) -> None:
         """Watch in the background."""
@@ -180,9 +180,9 @@ class Keeper:
         self._proposals.extend(proposals)
         self._membership.wake()
 
-    def order(self, order: Order, answer: Callable[[Message], None]) -> None:
+    def order(self, order: AdminRequest, answer: Callable[[Message], None]) -> None:
         """Carry out an operator's order soon; ``answer`` is called on this object's thread."""
-        self._orders.append((order, answer))
+        self._admin_requests.append((order, answer))
         self._membership.wake()
 
     def stop(self) -> None:
@@ -194,9 +194,9 @@ class Keeper:
         self._membership.close()
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """What is wrong between this peer and the membership, empty when nothing is; for people."""
-        return "; ".join(self._troubles.values())
+        return "; ".join(self._problems.values())
 
     def seconds_since_turn(self) -> float:
         """Return how long ago the thread last began a turn; 0 when it does not run."""
@@ -245,7 +245,7 @@ class Keeper:
             else:
                 self._announce()
             if not self._stop.is_set():
-                self._carry_out_orders()
+                self._carry_out_admin_requests()
                 self._look()
         except MembershipUnreachable as error:
             self.go_without(error)
@@ -268,31 +268,31 @@ class Keeper:
 
     def _note(self, source: str, text: str) -> None:
         """Show what is wrong at a source, or that it is right again, when that has changed."""
-        before = self._troubles.get(source, "")
+        before = self._problems.get(source, "")
         if text == before:
             return
         if not text:
-            del self._troubles[source]
-            _log.info("trouble is over", trouble=before)
+            del self._problems[source]
+            _log.info("trouble is over", problem=before)
         else:
-            self._troubles[source] = text
+            self._problems[source] = text
             if not before:
-                _log.warning("trouble", trouble=text)
+                _log.warning("trouble", problem=text)
         self._show(source, text)
 
-    def _carry_out_orders(self) -> None:
-        while self._orders:
-            order, answer = self._orders[0]
+    def _carry_out_admin_requests(self) -> None:
+        while self._admin_requests:
+            order, answer = self._admin_requests[0]
             try:
-                answer(Ordered(self._carry_out(order).encode()))
+                answer(AdminReply(self._carry_out(order).encode()))
             except DStashError as error:
                 answer(Error.of(error))
             except Exception as error:  # a defect: the order must not fail every turn from now on
                 self._complaints.log(error)
                 answer(Error.of(DStashError(f"the order failed: {error!r}")))
-            self._orders.popleft()
+            self._admin_requests.popleft()
 
-    def _carry_out(self, order: Order) -> Topology:
+    def _carry_out(self, order: AdminRequest) -> Topology:
         while True:
             stored = self._membership.read()
             if stored.topology is None:
@@ -331,9 +331,9 @@ class Keeper:
         topology = stored.topology
         if topology is not None and self._was_removed(topology):
             return None
-        if stored.damage and self._knows_no_cluster():
+        if stored.corruption and self._knows_no_cluster():
             raise MembershipUnreachable(
-                f"{stored.damage}; a member that runs writes it again. Where no peer has ever "
+                f"{stored.corruption}; a member that runs writes it again. Where no peer has ever "
                 "joined, delete the file, and a new cluster begins"
             )
         step = self._restore_or_join(topology)
@@ -344,7 +344,7 @@ class Keeper:
             if step is not None:
                 return step
             self._proposals.popleft()
-        return switch(topology) or self._forget_the_dead(topology)
+        return switch(topology) or self._remove_long_down(topology)
 
     def _propose_first(self, topology: Topology) -> Topology | None:
         try:
@@ -353,7 +353,7 @@ class Keeper:
             self._complaints.log(error)
             return None
 
-    def _forget_the_dead(self, topology: Topology) -> Topology | None:
+    def _remove_long_down(self, topology: Topology) -> Topology | None:
         """Make members leave that have been dead for long, if others can take their data."""
         alive = self._membership.alive()
         now = self._clock()
@@ -370,7 +370,7 @@ class Keeper:
             return None
         expired = now - self._down_out_after
         dead = [peer for peer, since in self._down_since.items() if since < expired]
-        step = forget if topology.change is None else abandon
+        step = forget if topology.change is None else drop_dead_joiners
         return step(topology, dead, len(self._down_since))
 
     def _was_removed(self, topology: Topology) -> bool:

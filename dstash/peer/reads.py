@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dstash.cluster.replication.partitions import Holdings
+from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.errors import ProtocolError
 from dstash.limits import MAX_FRAME_BYTES, MAX_KEYS_PER_FRAME, PARTITIONS
 from dstash.peer.lookups import fetch, look_up
@@ -39,8 +39,8 @@ class Reader:
         meters: count the keys.
     """
 
-    def __init__(self, holdings: Holdings, meters: Meters) -> None:
-        self._holdings = holdings
+    def __init__(self, local_partitions: LocalPartitions, meters: Meters) -> None:
+        self._local_partitions = local_partitions
         self._meters = meters
 
     def read(self, message: Read, space: Keyspace, now: int) -> Message:
@@ -51,7 +51,7 @@ class Reader:
             CorruptRecord: a page begins with a damaged record.
             ProtocolError: the request is malformed.
         """
-        with self._holdings.store.snapshot() as snapshot:
+        with self._local_partitions.store.snapshot() as snapshot:
             if isinstance(message, Lookup | Fetch):
                 return self._keys(message, snapshot, space, now)
             return self._page(PageBuilder(snapshot, space, _span(message, now)))
@@ -61,23 +61,23 @@ class Reader:
     ) -> Message:
         keys = codec.unpack_keys(message.keys)
         answer: Values | Records
-        horizons = self._holdings.horizons
+        horizons = self._local_partitions.horizons
         if isinstance(message, Lookup):
             if message.want & _VALUES:  # else it only checks what another replica answers
                 self._meters.read_keys.observe(len(keys))
             answer = look_up(snapshot, space, keys, message.want, now, horizons)
         else:
             answer = fetch(snapshot, space, keys, horizons)
-        if answer.damaged:
-            damaged = [keys[place] for place in answer.damaged]
-            self._holdings.damage.report(locate(space, damaged))
+        if answer.corrupt:
+            corrupt = [keys[place] for place in answer.corrupt]
+            self._local_partitions.corruption.report(locate(space, corrupt))
         return answer
 
     def _page(self, builder: PageBuilder) -> Message:
         try:
             return builder.build()
         finally:
-            self._holdings.damage.report(builder.damaged)
+            self._local_partitions.corruption.report(builder.corrupt)
 
 
 def _span(message: Scan | ScanKeys | Count, now: int) -> Span:

@@ -72,9 +72,9 @@ class PageBuilder:
         self._keys: list[bytes] = []
         self._payloads: list[bytes] = []
         self._digests: list[bytes] = []
-        self._damaged_places: list[bytes] = []
+        self._corrupt_places: list[bytes] = []
         #: The storage keys of damaged records that were met.
-        self.damaged: list[bytes] = []
+        self.corrupt: list[bytes] = []
 
     def build(self) -> Page:
         """Walk until a bound is reached or the partitions end.
@@ -88,7 +88,7 @@ class PageBuilder:
         after, with_digest = self._span.after, self._span.with_digest
         for done, partition in enumerate(self._span.partitions):
             last = self._walk(done, partition, after)
-            if self.damaged and not with_digest:
+            if self.corrupt and not with_digest:
                 if not done and not last:
                     raise CorruptRecord("a record of this page fails its checksum")
                 return self._page(done, last)
@@ -114,7 +114,7 @@ class PageBuilder:
                 tail = record[VERSION_END:HEAD_BYTES]
                 is_plain = tail == PLAIN and len(record) > HEAD_BYTES
                 if not (is_plain and trusts_plain) and not is_intact(record, key, space.salt):
-                    self._meet_damaged(place, storage_key, key)
+                    self._meet_corrupt(place, storage_key, key)
                     if not with_digest:
                         return last
                 elif is_plain or is_live_head(tail, now):
@@ -140,11 +140,11 @@ class PageBuilder:
         end = begin + until + b"\0" if until and is_last else _end_of(begin + prefix)
         return self._snapshot.walk(first, end)
 
-    def _meet_damaged(self, place: int, storage_key: bytes, key: bytes) -> None:
-        self.damaged.append(storage_key)
+    def _meet_corrupt(self, place: int, storage_key: bytes, key: bytes) -> None:
+        self.corrupt.append(storage_key)
         packed = _PLACE.pack(place)
-        if self._damaged_places[-1:] != [packed]:
-            self._damaged_places.append(packed)
+        if self._corrupt_places[-1:] != [packed]:
+            self._corrupt_places.append(packed)
         if self._span.with_digest and self._span.with_keys and not self._span.with_values:
             self._keys.append(key)
             self._weight += len(key)
@@ -169,8 +169,8 @@ class PageBuilder:
         values = Frame(codec.join_payloads(self._payloads))
         if not self._span.with_digest:
             return Page(done, after, self._count, keys, values)
-        digests, damaged = b"".join(self._digests), b"".join(self._damaged_places)
-        return Page(done, after, self._count, keys, values, digests, damaged, self._span.now)
+        digests, corrupt = b"".join(self._digests), b"".join(self._corrupt_places)
+        return Page(done, after, self._count, keys, values, digests, corrupt, self._span.now)
 
 
 def _end_of(prefix: bytes) -> bytes:

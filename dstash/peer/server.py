@@ -18,20 +18,20 @@ from typing import Protocol, TypeVar
 import structlog
 
 from dstash import threads
-from dstash.cluster.topology.topology import Member, Topology, Way
+from dstash.cluster.topology.topology import Member, Topology, TransportSecurity
 from dstash.cluster.topology.view import View
-from dstash.cpu_scheduling import LONG, take_turns
+from dstash.cpu_scheduling import LONG, use_time_slice
 from dstash.errors import DStashError, NotReady, StoreFailed
 from dstash.peer.admission.authority import Authority
 from dstash.peer.admission.inbox import Inbox
-from dstash.peer.admission.requests import PendingOrder, Reply
+from dstash.peer.admission.requests import PendingAdminRequest, Reply
 from dstash.peer.commits import Commit
 from dstash.peer.core import PeerCore
 from dstash.peer.maintenance import Proposal
 from dstash.wire.connections import Connections
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.links import Links
-from dstash.wire.messages import Error, Hello, Order
+from dstash.wire.messages import AdminRequest, Error, Hello
 from dstash.wire.shapes import Message
 from dstash.wire.sockets import Context, Poller, Received, Router, Waker
 
@@ -58,7 +58,7 @@ def wall() -> int:
     return time.time_ns() // 1_000_000
 
 
-class TopologyKeeper(Protocol):
+class TopologyAgent(Protocol):
     """Who looks after the topology, on a thread of its own; see ``keeper.py``."""
 
     def refresh(self) -> None:
@@ -70,11 +70,11 @@ class TopologyKeeper(Protocol):
     def propose(self, proposals: Iterable[Proposal]) -> None:
         """Make steps in the topology soon."""
 
-    def order(self, order: Order, answer: Callable[[Message], None]) -> None:
+    def order(self, order: AdminRequest, answer: Callable[[Message], None]) -> None:
         """Carry out an operator's order soon."""
 
 
-class _NobodyYet:
+class _NoAgentYet:
     def refresh(self) -> None:
         """Nothing to look at."""
 
@@ -84,7 +84,7 @@ class _NobodyYet:
     def propose(self, proposals: Iterable[Proposal]) -> None:
         """Nobody to make a step."""
 
-    def order(self, order: Order, answer: Callable[[Message], None]) -> None:
+    def order(self, order: AdminRequest, answer: Callable[[Message], None]) -> None:
         answer(Error.of(NotReady("the peer is starting")))
 
 
@@ -105,14 +105,14 @@ class PeerServer:
         context: Context,
         *,
         drain: float,
-        way: Way = Way.OPEN,
+        security: TransportSecurity = TransportSecurity.OPEN,
     ) -> None:
         self.meters = core.meters
         self._core = core
         self._router = router
-        self._keeper: TopologyKeeper = _NobodyYet()
+        self._agent: TopologyAgent = _NoAgentYet()
         self._drain = drain
-        self._way = way
+        self._security = security
         self._waker = Waker()
         self._poller = Poller()
         self._links = Links(context, self._poller, self._greeting)
@@ -135,9 +135,9 @@ class PeerServer:
             self._commit_all, name="committer", may_end=lambda: self._commits_end
         )
 
-    def attach(self, keeper: TopologyKeeper) -> None:
+    def attach(self, agent: TopologyAgent) -> None:
         """Name who looks after the topology; before ``run``."""
-        self._keeper = keeper
+        self._agent = agent
 
     # -- for other threads
 
@@ -198,13 +198,13 @@ class PeerServer:
         self._error = self._error or error
         self.stop()
 
-    def trouble(self, source: str, text: str) -> None:
+    def problem(self, source: str, text: str) -> None:
         """Show a trouble in status and readiness until its source says that it is over ("")."""
 
         def note() -> list[Reply]:
-            self._core.troubles.pop(source, None)
+            self._core.problems.pop(source, None)
             if text:
-                self._core.troubles[source] = text
+                self._core.problems[source] = text
             return []
 
         self.post(note)
@@ -268,7 +268,7 @@ class PeerServer:
         if waited_for != self._waited_for:
             # Nobody waits for a peer that is only being filled: others on the machine go first.
             self._waited_for = waited_for
-            take_turns(None if waited_for else LONG)
+            use_time_slice(None if waited_for else LONG)
         return replies
 
     def _take_events(self, ready: object) -> None:
@@ -298,13 +298,13 @@ class PeerServer:
         if self._core.wants_refresh:
             self._core.wants_refresh = False
             if self._core.heard_topology is not None:
-                self._keeper.hear(self._core.heard_topology)
-            self._keeper.refresh()
+                self._agent.hear(self._core.heard_topology)
+            self._agent.refresh()
         proposals = self._core.take_proposals()
         if proposals:
-            self._keeper.propose(proposals)
-        for pending in self._core.take_orders():
-            self._keeper.order(pending.order, partial(self._post_answer, pending))
+            self._agent.propose(proposals)
+        for pending in self._core.take_admin_requests():
+            self._agent.order(pending.order, partial(self._post_answer, pending))
 
     def _endpoint(self, member: Member | None) -> str | None:
         authority = self._core.authority
@@ -312,9 +312,9 @@ class PeerServer:
             return None
         if authority is not None and member.key and not authority.is_peer(member.key):
             return None  # the membership names it, but nobody vouches for its key
-        return member.endpoint(self._way)
+        return member.endpoint(self._security)
 
-    def _post_answer(self, pending: PendingOrder, message: Message) -> None:
+    def _post_answer(self, pending: PendingAdminRequest, message: Message) -> None:
         self.post(lambda: pending.answer(message, wall()))
 
     def _greeting(self) -> list[bytes]:
@@ -338,12 +338,12 @@ class PeerServer:
             self._send(self._posts.popleft()())
 
     def _receive_burst(self) -> None:
-        inbox, filled = self._inbox, 0.0
+        inbox, streamed = self._inbox, 0.0
         for _ in range(_BURST):
             began = time.perf_counter()
-            if not inbox or began - filled > _LOOK_AGAIN:
+            if not inbox or began - streamed > _LOOK_AGAIN:
                 self._fill_inbox(began)
-                filled = time.perf_counter()
+                streamed = time.perf_counter()
             received = inbox.take(began)
             if received is None:
                 return
@@ -365,13 +365,13 @@ class PeerServer:
     def _send_away(self, surplus: list[Received]) -> None:
         # To tell all of them would leave no time for work; who is told nothing asks elsewhere.
         for sender, parts, _ in surplus[:_REFUSALS]:
-            self._send(self._core.turn_away(sender, parts, wall(), "the peer is overloaded"))
+            self._send(self._core.reject_as_busy(sender, parts, wall(), "the peer is overloaded"))
         self._core.counts["dropped"] += len(surplus[_REFUSALS:])
 
     def _answer(self, received: Received) -> list[Reply]:
         sender, parts, user = received
         if self._router.is_slow(sender):
-            return self._core.turn_away(sender, parts, wall(), "you leave your answers unread")
+            return self._core.reject_as_busy(sender, parts, wall(), "you leave your answers unread")
         try:
             return self._core.receive(sender, parts, wall(), user)
         except Exception:  # a defect: whoever found the message for it must not end the peer
@@ -396,7 +396,7 @@ class PeerServer:
     # -- the committing thread
 
     def _commit_all(self) -> None:
-        take_turns(LONG)  # a look-up waits for nothing that happens here; a sync takes longer
+        use_time_slice(LONG)  # a look-up waits for nothing that happens here; a sync takes longer
         while (commit := self._commits.get()) is not None:
             began = self._commit_began = time.perf_counter()
             try:

@@ -46,7 +46,7 @@ def bucket_of(storage_key: bytes) -> int:
     return (xxh3_64_intdigest(key) >> _BUCKET_SHIFT) & (BUCKETS - 1)
 
 
-def is_dead_at(record: bytes, stamp: Stamp) -> bool:
+def is_reapable_at(record: bytes, stamp: Stamp) -> bool:
     """Whether a record was dead already at ``stamp``, on every clock, and is not newer."""
     if newest_stamp(version_of(record)) > stamp:
         return False
@@ -97,8 +97,8 @@ class Sum:
         self.until = until
         self.kind = kind
         self.value = 0
-        self.damaged: list[bytes] = []
-        self.mortal = False
+        self.corrupt: list[bytes] = []
+        self.expirable = False
         self.count = 0
 
     def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
@@ -108,12 +108,12 @@ class Sum:
         stamp_of = newest_stamp if self.kind is DigestKind.VERSIONS else write_stamp
         for storage_key, record in entries:
             if not is_sound(storage_key, record):
-                self.damaged.append(storage_key)
+                self.corrupt.append(storage_key)
                 continue
             self.count += 1
             if (tail := record[VERSION_END:HEAD_BYTES]) != PLAIN:
-                self.mortal = self.mortal or tail != _RESTORED_FOR_EVER
-                if horizon and is_dead_at(record, horizon):
+                self.expirable = self.expirable or tail != _RESTORED_FOR_EVER
+                if horizon and is_reapable_at(record, horizon):
                     continue
             if until is None or stamp_of(version_of(record)) <= until:
                 value += xxh3_128_intdigest(storage_key + record[hashed])

@@ -1,8 +1,7 @@
-"""Whether all of a store can be read: found out in a process of its own.
+"""Check that all of a store can be read, in a process of its own.
 
-LMDB reports some pages that are not what they should be; of others it asserts that they cannot be
-so, and that ends the process. ``python -m dstash.store.integrity DIR`` walks every tree, and all that
-is asked of it is whether it came to the end.
+LMDB reports some corrupt pages as errors; others fail an assertion, which aborts the process.
+``python -m dstash.store.integrity DIR`` walks every tree; the caller looks at whether it finished.
 """
 
 from __future__ import annotations

@@ -77,9 +77,9 @@ class Write:
     ``marks`` are (name, content) pairs that belong to the store itself and commit together with the
     records.
 
-    A damaged record may have had any version up to ``doubt``, so it gives way only to what is
-    stamped after it; and to ``cures``, (storage key, record or None) pairs: what is known to be
-    right takes the place of a record that is damaged still.
+    A corrupt record may have had any version up to ``upper_bound``, so only a later record replaces
+    it. ``replacements`` are (storage key, record or None) pairs, known to be correct: each replaces
+    the stored record if that is still corrupt.
 
     What is stored with a stamp above ``latest`` is from the future, and gives way whatever it is;
     so does what is stored with one of the versions that this write ``replaces``.
@@ -98,8 +98,8 @@ class Write:
     drops: Sequence[tuple[bytes, bytes]] = ()
     horizons: Sequence[Stamp] | None = None
     marks: Sequence[tuple[bytes, bytes]] = ()
-    cures: Sequence[tuple[bytes, bytes | None]] = ()
-    doubt: Stamp = MAX_STAMP
+    replacements: Sequence[tuple[bytes, bytes | None]] = ()
+    upper_bound: Stamp = MAX_STAMP
     version: Version | None = None
     tells_existed: bool = False
     oldest: Stamp = 0
@@ -117,7 +117,7 @@ class Write:
 class Merged:
     """What became of one ``Write``: by position what was superseded, and what was kept out.
 
-    ``damaged`` met a damaged record; ``past`` was new here, but not above the horizon; ``promised``
+    ``corrupt`` met a damaged record; ``past`` was new here, but not above the horizon; ``promised``
     was new, but not above what this peer has promised to keep as it is for the moment.
 
     ``existed`` has a byte for each entry: whether the key was live before, if the write
@@ -125,7 +125,7 @@ class Merged:
     """
 
     superseded: list[tuple[int, Version]] = field(default_factory=list)
-    damaged: list[int] = field(default_factory=list)
+    corrupt: list[int] = field(default_factory=list)
     past: list[int] = field(default_factory=list)
     promised: list[int] = field(default_factory=list)
     existed: bytearray = field(default_factory=bytearray)

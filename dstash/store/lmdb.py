@@ -316,7 +316,7 @@ class LmdbStore:
         except CorruptStore as error:
             # What cannot be read now will not be readable after a restart: that must not be tried
             # again and again.
-            self._mark_damaged(str(error))
+            self._mark_corrupt(str(error))
             raise
 
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
@@ -431,10 +431,10 @@ class LmdbStore:
             return ""
         text = f"{file} was cut off while the peer ran: from {before.st_size} bytes"
         text += f" to {found.st_size}"
-        self._mark_damaged(text)  # what was written since may have made it as long as it was
+        self._mark_corrupt(text)  # what was written since may have made it as long as it was
         return text
 
-    def _mark_damaged(self, text: str) -> None:
+    def _mark_corrupt(self, text: str) -> None:
         """Keep the next process from using the data file as if nothing had happened."""
         with suppress(OSError):  # the next start finds out by itself, if this fails too
             (self.directory / DAMAGED_FILE).write_text(f"{text}\n")
@@ -489,6 +489,8 @@ def _needed(writes: Sequence[Write]) -> int:
     total = 0
     for write in writes:
         total += sum(len(content) for _, content in (*write.entries, *write.marks))
-        total += sum(len(cure or b"") for _, cure in write.cures)
-        total += _PAGES_PER_RECORD * (len(write.entries) + len(write.cures) + len(write.drops))
+        total += sum(len(replacement or b"") for _, replacement in write.replacements)
+        total += _PAGES_PER_RECORD * (
+            len(write.entries) + len(write.replacements) + len(write.drops)
+        )
     return total

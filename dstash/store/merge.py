@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dstash.store.digest import is_dead_at
+from dstash.store.digest import is_reapable_at
 from dstash.store.interface import Merged, Transaction, Write
 from dstash.store.record import (
     HEAD_BYTES,
@@ -59,7 +59,7 @@ def _replace_all(transaction: Transaction, write: Write) -> Merged:
 
 def _merge_all(transaction: Transaction, write: Write) -> Merged:
     get, put = transaction.get, transaction.put
-    now, is_guarded, doubt = write.now, _is_guarded(write), write.doubt
+    now, is_guarded, upper_bound = write.now, _is_guarded(write), write.upper_bound
     merged = Merged(existed=bytearray(len(write.entries)))
     # Most keys are new, and looking for what is there costs as much as storing.
     all_new = not is_guarded and transaction.insert_all(write.entries) == len(write.entries)
@@ -76,10 +76,10 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
         if stored is not None:
             if not is_sound(storage_key, stored):  # what it says of its version means nothing
                 # Stamps of writes decide, and not of touches: those do not make a write newer.
-                if write_stamp(version_of(record)) > doubt:
+                if write_stamp(version_of(record)) > upper_bound:
                     put(storage_key, record)
                 else:
-                    merged.damaged.append(place)
+                    merged.corrupt.append(place)
                 continue
             there = version_of(stored)
             gives_way = newest_stamp(there) > write.latest or there in write.replaces
@@ -93,12 +93,12 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
         stored = get(storage_key)
         if stored is not None and identity_of(stored) == identity:
             transaction.delete(storage_key)
-    for storage_key, cure in write.cures:
-        _cure(transaction, storage_key, cure)
+    for storage_key, replacement in write.replacements:
+        _write_replacement(transaction, storage_key, replacement)
     return merged
 
 
-def _cure(transaction: Transaction, storage_key: bytes, record: bytes | None) -> None:
+def _write_replacement(transaction: Transaction, storage_key: bytes, record: bytes | None) -> None:
     stored = transaction.get(storage_key)
     if stored is None or is_sound(storage_key, stored):
         return  # it was written anew meanwhile
@@ -149,6 +149,6 @@ def _is_alive_here(storage_key: bytes, stored: bytes | None, record: bytes, stam
         stored is not None
         and write_of(version_of(stored)) == write_of(version_of(record))
         and is_sound(storage_key, stored)
-        and not is_dead_at(stored, stamp)
-        and not is_dead_at(record, stamp)
+        and not is_reapable_at(stored, stamp)
+        and not is_reapable_at(record, stamp)
     )

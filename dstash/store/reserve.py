@@ -63,7 +63,7 @@ class Reserve:
             self.held = self.size
             return None
 
-    def give_up(self) -> bool:
+    def release(self) -> bool:
         """Free the reserve; whether there was any."""
         with self._lock:
             if not self.held:

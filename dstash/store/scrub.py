@@ -19,13 +19,13 @@ _END: Final = PARTITIONS.to_bytes(2, "big")
 
 @dataclass
 class Scrubbed:
-    """What a scrub found. ``damaged`` are descriptions, for people."""
+    """What a scrub found. ``corrupt`` are descriptions, for people."""
 
     records: int = 0
     tombstones: int = 0
     bytes: int = 0
     indexes: Counter[str] = field(default_factory=Counter)
-    damaged: list[str] = field(default_factory=list)
+    corrupt: list[str] = field(default_factory=list)
 
 
 def scrub(store: Store) -> Iterator[Scrubbed]:
@@ -47,11 +47,11 @@ def _check(found: Scrubbed, storage_key: bytes, record: bytes) -> None:
     found.records += 1
     found.bytes += len(storage_key) + len(record)
     if len(storage_key) < 4 or not is_sound(storage_key, record):
-        found.damaged.append(f"{storage_key!r}: the record fails its checksum")
+        found.corrupt.append(f"{storage_key!r}: the record fails its checksum")
         return
     partition, index, key = split_storage_key(storage_key)
     if partition != partition_of(key):
-        found.damaged.append(f"{storage_key!r}: the record stands in the wrong partition")
+        found.corrupt.append(f"{storage_key!r}: the record stands in the wrong partition")
         return
     if open_record(record).is_tombstone:
         found.tombstones += 1

@@ -97,7 +97,7 @@ class Space:
         if not may_spend:
             self._refused_until = self._clock() + _REFUSED_FOR
             return False
-        if self._reserve.give_up():
+        if self._reserve.release():
             self._make_again_at = self._clock() + _QUIET
             _log.warning("the disk is full; its reserve was given up", path=str(self._directory))
             return True

@@ -138,13 +138,13 @@ class Connection:
             if os.fstat(self.fd).st_ino != self.inode:
                 return False
             with _borrowed(self.fd) as tcp:
-                facts = tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _COUNTERS.size)
+                details = tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _COUNTERS.size)
             waiting = fcntl.ioctl(self.fd, termios.TIOCOUTQ, bytes(_WAITING.size))
             self.is_full = any(waiting) and not _takes_more(self.fd)
         except OSError:
             return False
-        if len(facts) == _COUNTERS.size:
-            acked, self.received = _COUNTERS.unpack(facts)
+        if len(details) == _COUNTERS.size:
+            acked, self.received = _COUNTERS.unpack(details)
             self.left = acked + _WAITING.unpack(waiting)[0]
             self.correction_in = min(self.correction_in, self.received - self.taken)
             self.correction_out = max(self.correction_out, self.left - self.given)

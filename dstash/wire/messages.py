@@ -69,18 +69,18 @@ class Error(Message):
     KIND = 3
     code: int
     text: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, error: DStashError) -> Error:
         """Return the wire form of an error."""
-        return cls(error.code, str(error), error.facts)
+        return cls(error.code, str(error), error.details)
 
     def error(self) -> DStashError:
         """Return the error that the other side meant."""
-        facts = {name: fact for name, fact in self.facts.items() if isinstance(name, str)}
-        facts.pop("message", None)
-        return from_wire(self.code, self.text, facts)
+        details = {name: fact for name, fact in self.details.items() if isinstance(name, str)}
+        details.pop("message", None)
+        return from_wire(self.code, self.text, details)
 
 
 @message
@@ -98,14 +98,14 @@ class Pong(Message):
 
 
 @message
-class AskTopology(Message):
+class TopologyRequest(Message):
     """Asks for the topology and for who is alive."""
 
     KIND = 6
 
 
 @message
-class TopologyIs(Message):
+class TopologyReply(Message):
     """The topology as the peer knows it (its JSON form) and the ids of the live peers."""
 
     KIND = 7
@@ -129,7 +129,7 @@ class Values(Message):
 
     ``answered`` keys were looked up: fewer than were asked when the reply would have become too
     large. ``values`` is one msgpack array with the values in the order of the keys, nil where
-    there is none; ``missing`` lists those positions (a stored nil is not missing). ``damaged``
+    there is none; ``missing`` lists those positions (a stored nil is not missing). ``corrupt``
     lists positions whose record failed its checksum. ``digest`` covers the versions of the keys, or
     checksums and versions if the request wants ``CONTENT``. A record that is dead at the horizon of
     its partition counts as absent in it.
@@ -139,7 +139,7 @@ class Values(Message):
     answered: int
     digest: bytes
     missing: list[int]
-    damaged: list[int]
+    corrupt: list[int]
     values: Frame
 
 
@@ -202,7 +202,7 @@ class Records(Message):
     """
 
     KIND = 18
-    damaged: list[int]
+    corrupt: list[int]
     records: Frame
 
 
@@ -247,7 +247,7 @@ class Page(Message):
     Where a digest was asked for, ``moment`` is the time at which records were live or expired, and
     never 0. ``digests`` has 22 bytes for each partition with a live record in the page, in order:
     its place in the list (2 bytes), the number of live records (4), and the sum, modulo 2**128, of
-    XXH3-128 over storage key, checksum and version of each (16). ``damaged`` has the places (2
+    XXH3-128 over storage key, checksum and version of each (16). ``corrupt`` has the places (2
     bytes each) of partitions with a damaged record in the page: its key is in ``keys`` of a
     ``ScanKeys``; it is in no value, count or digest.
     """
@@ -259,20 +259,20 @@ class Page(Message):
     keys: Frame = EMPTY
     values: Frame = EMPTY
     digests: bytes = b""
-    damaged: bytes = b""
+    corrupt: bytes = b""
     moment: int = 0
 
 
 @message
-class AskStatus(Message):
+class StatusRequest(Message):
     """Asks a peer how it does."""
 
     KIND = 22
 
 
 @message
-class StatusIs(Message):
-    """Answers ``AskStatus``: a map of plain facts."""
+class StatusReply(Message):
+    """Answers ``StatusRequest``: a map of plain details."""
 
     KIND = 23
     status: dict[str, Any]
@@ -314,7 +314,7 @@ class Count(Message):
 
 
 @message
-class Order(Message):
+class AdminRequest(Message):
     """An operator's order about the topology; see ``cluster/changing.py`` for the actions.
 
     ``dry`` asks only what would come of it. ``rate`` is in bytes a second. ``stamp`` is set by the
@@ -330,8 +330,8 @@ class Order(Message):
 
 
 @message
-class Ordered(Message):
-    """Answers ``Order``: the topology (JSON) that came, or would come, of it."""
+class AdminReply(Message):
+    """Answers ``AdminRequest``: the topology (JSON) that came, or would come, of it."""
 
     KIND = 31
     topology: bytes
@@ -339,6 +339,6 @@ class Ordered(Message):
 
 @message
 class Repair(Message):
-    """Has a peer check and compare all that it holds, now; answered by ``StatusIs``."""
+    """Has a peer check and compare all that it holds, now; answered by ``StatusReply``."""
 
     KIND = 32

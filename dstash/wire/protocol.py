@@ -28,8 +28,8 @@ def common_protocol(lowest: object, highest: object) -> int | None:
     return shared if shared >= max(lowest, LOWEST_PROTOCOL) else None
 
 
-def mismatch(theirs: str, **facts: Any) -> VersionMismatch:
+def mismatch(theirs: str, **details: Any) -> VersionMismatch:
     """Return the error that says which versions are spoken here, and what came instead."""
     spoken = f"{LOWEST_PROTOCOL} to {HIGHEST_PROTOCOL}"
-    facts |= {"lowest": LOWEST_PROTOCOL, "highest": HIGHEST_PROTOCOL}
-    return VersionMismatch(f"protocol version {theirs}; this side speaks {spoken}", **facts)
+    details |= {"lowest": LOWEST_PROTOCOL, "highest": HIGHEST_PROTOCOL}
+    return VersionMismatch(f"protocol version {theirs}; this side speaks {spoken}", **details)

@@ -13,7 +13,7 @@ from dstash.wire.shapes import Frame, Message, message
 
 
 @message
-class AskDigests(Message):
+class DigestsRequest(Message):
     """Asks for the digest of each partition; with ``skip_busy``, not of those that are busy.
 
     With ``skip_all`` only horizons are wanted, and which partitions hold anything (``counts`` are
@@ -30,8 +30,8 @@ class AskDigests(Message):
 
 
 @message
-class DigestsAre(Message):
-    """Answers ``AskDigests``: a digest per partition, in order; all zero for an empty one.
+class DigestsReply(Message):
+    """Answers ``DigestsRequest``: a digest per partition, in order; all zero for an empty one.
 
     ``busy`` has a byte per partition: 1 where the digest was left out, because writes came in
     during the last moments and a difference would mean little; 2 where damaged records are, which
@@ -50,8 +50,8 @@ class DigestsAre(Message):
 
 
 @message
-class AskBuckets(Message):
-    """Asks for the digests of the 256 buckets of one partition; ``kind`` as in ``AskDigests``."""
+class BucketsRequest(Message):
+    """Ask for the digests of a partition's 256 buckets; ``kind`` as in ``DigestsRequest``."""
 
     KIND = 42
     partition: int
@@ -59,8 +59,8 @@ class AskBuckets(Message):
 
 
 @message
-class BucketsAre(Message):
-    """Answers ``AskBuckets``: 256 digests; ``kind`` as in ``DigestsAre``."""
+class BucketsReply(Message):
+    """Answers ``BucketsRequest``: 256 digests; ``kind`` as in ``DigestsReply``."""
 
     KIND = 43
     digests: bytes
@@ -68,7 +68,7 @@ class BucketsAre(Message):
 
 
 @message
-class AskVersions(Message):
+class VersionsRequest(Message):
     """Asks for keys and versions of partitions, in ``buckets`` (one byte each; empty: in all).
 
     ``partitions`` ascend. ``after`` is the last storage key of the page before; empty to begin.
@@ -83,8 +83,8 @@ class AskVersions(Message):
 
 
 @message
-class VersionsAre(Message):
-    """Answers ``AskVersions`` with one page: storage keys, and a version (20 bytes) for each.
+class VersionsReply(Message):
+    """Answers ``VersionsRequest`` with one page: storage keys, and a version (20 bytes) for each.
 
     The version of a damaged record is all zero.
 
@@ -123,8 +123,8 @@ class Push(Message):
 
 
 @message
-class AskCopy(Message):
-    """Asks for a page of partitions: all records, tombstones too. Fields as in ``AskVersions``.
+class CopyRequest(Message):
+    """Asks for a page of partitions: all records, tombstones too. Fields as in ``VersionsRequest``.
 
     ``most_bytes`` is what the page should weigh at most, where a record weighs some more than its
     bytes; with 0 the peer decides.
@@ -137,8 +137,8 @@ class AskCopy(Message):
 
 
 @message
-class CopyIs(Message):
-    """Answers ``AskCopy``; ``after`` as in ``VersionsAre``."""
+class CopyReply(Message):
+    """Answers ``CopyRequest``; ``after`` as in ``VersionsReply``."""
 
     KIND = 49
     after: bytes
@@ -157,10 +157,10 @@ class Hint(Message):
 
 
 @message
-class AskFloor(Message):
+class FloorRequest(Message):
     """Asks for a promise: refuse all that is stamped ``stamp`` or before, and say what is there.
 
-    Answered by ``DigestsAre``, over the records up to the stamp. The promise holds against
+    Answered by ``DigestsReply``, over the records up to the stamp. The promise holds against
     clients for ever, against other peers for some seconds. ``kind`` is the wanted ``DigestKind``:
     ``VERSIONS`` or ``WRITES``.
     """
@@ -181,7 +181,7 @@ class SetHorizon(Message):
 
 
 @message
-class HorizonIs(Message):
+class HorizonReply(Message):
     """Answers ``SetHorizon``: the partitions whose horizon now stands there."""
 
     KIND = 53
@@ -189,7 +189,7 @@ class HorizonIs(Message):
 
 
 @message
-class AskSeen(Message):
+class SeenRequest(Message):
     """Asks what the other remembers of this peer's store, and tells how new that is.
 
     ``high_water`` is the newest stamp of the asking peer's store; 0 to tell nothing. ``store_id``
@@ -207,8 +207,8 @@ class AskSeen(Message):
 
 
 @message
-class SeenIs(Message):
-    """Answers ``AskSeen``: the newest stamp remembered (0 for none), and the answering store's own.
+class SeenReply(Message):
+    """Answer to ``SeenRequest``: the newest stamp remembered (0 for none) and the store's own.
 
     ``store_id``, ``life`` and ``began`` name the answering store and its life; the id is empty
     where an earlier version answers. ``seen_lives`` lists what is remembered of the asking store,
@@ -268,7 +268,7 @@ class ClockReply(Message):
 
 
 @message
-class AskHistory(Message):
+class HistoryRequest(Message):
     """Asks for the load of the last minutes, as far as it is newer than a moment (milliseconds)."""
 
     KIND = 60
@@ -276,8 +276,8 @@ class AskHistory(Message):
 
 
 @message
-class HistoryIs(Message):
-    """Answers ``AskHistory``: a sample a second, oldest first.
+class HistoryReply(Message):
+    """Answers ``HistoryRequest``: a sample a second, oldest first.
 
     A sample has 40 bytes, all big-endian: its end (milliseconds since 1970, 8 bytes), then 4 bytes
     each for requests read and written, keys read and written, and the 50th and 99th percentile of

@@ -117,7 +117,7 @@ def _write(file: Path, text: str, mode: int) -> None:
         raise ConfigError(f"{file} cannot be written: {error.strerror}") from None
 
 
-class Doorkeeper:
+class ZapHandler:
     """Answers ZAP requests of one context on a thread of its own, until the context is closed.
 
     Args:

@@ -22,7 +22,7 @@ import structlog
 import zmq
 
 from dstash import threads
-from dstash.cpu_scheduling import BRIEF, turns_of
+from dstash.cpu_scheduling import BRIEF, time_slice
 from dstash.errors import ClosedError, DStashError, UsageError
 from dstash.limits import MAX_FRAME_BYTES, MAX_FRAME_PARTS
 from dstash.wire.connections import Connections, Limits
@@ -95,7 +95,7 @@ class Context:
         """
         socket = None
         try:
-            with turns_of(BRIEF):  # the first socket begins ZeroMQ's threads
+            with time_slice(BRIEF):  # the first socket begins ZeroMQ's threads
                 socket = self._context.socket(kind)
             _set_common(socket)
         except BaseException as error:

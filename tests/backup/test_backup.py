@@ -100,7 +100,7 @@ def test_what_was_deleted_long_ago_stays_so_in_its_cluster(
     target: Cluster, folder: Path, tmp_path: Path
 ) -> None:
     settings = tmp_path / "peer.toml"
-    settings.write_text("compare_interval = 0.2\nbury_interval = 0.2\nbury_lag = 0.2\n")
+    settings.write_text("compare_interval = 0.2\ngc_interval = 0.2\ngc_grace = 0.2\n")
     with Peers.local(tmp_path, "--config", str(settings)) as peers:
         peers.form("h", "i")
         cluster = Cluster(peers, folder)

@@ -12,7 +12,7 @@ from dstash.errors import CorruptRecord, ProtocolError, Unavailable
 from dstash.store.record import open_record, partition_of
 from dstash.version import stamp_at
 from dstash.wire.envelope import Envelope
-from dstash.wire.replication import AskCopy, DigestsAre
+from dstash.wire.replication import CopyRequest, DigestsReply
 from tests.backup.memory import PARTITIONS, Caller
 
 #: Keys that are in the piece that is copied, several in each partition.
@@ -77,16 +77,16 @@ def test_what_one_replica_missed_is_in_the_copy(joined: Caller) -> None:
 def test_a_damaged_record_is_taken_from_another_replica(joined: Caller) -> None:
     joined.put(dict.fromkeys(KEYS, 1), "all")
     for peer in "ab":
-        joined.damage(peer, KEYS["ab".index(peer)])
-        joined.peers[peer].holdings.changed(PARTITIONS, joined.now)
+        joined.corruption(peer, KEYS["ab".index(peer)])
+        joined.peers[peer].local_partitions.changed(PARTITIONS, joined.now)
     assert values(joined, joined.save()) == dict.fromkeys(KEYS, b"\x01")
 
 
 def test_what_is_damaged_on_all_replicas_is_not_left_out_in_silence(joined: Caller) -> None:
     joined.put({A: 1}, "all")
     for peer in "abc":
-        joined.damage(peer, A)
-        joined.peers[peer].holdings.changed(PARTITIONS, joined.now)
+        joined.corruption(peer, A)
+        joined.peers[peer].local_partitions.changed(PARTITIONS, joined.now)
     with pytest.raises(CorruptRecord, match="mended first"):
         joined.save()
 
@@ -96,13 +96,13 @@ def test_a_partition_that_changes_meanwhile_is_copied_again(joined: Caller) -> N
     copies = itertools.count()
 
     def write_before(peer: str, envelope: Envelope) -> Envelope:
-        if isinstance(envelope.message, AskCopy) and next(copies) == 0:
+        if isinstance(envelope.message, CopyRequest) and next(copies) == 0:
             entry, record = joined.place(A), joined.record(peer, B)
             assert record is not None
             for store in joined.stores.values():  # as if a write came in between
                 store.records.pop(entry)
             for core in joined.peers.values():
-                core.holdings.changed(PARTITIONS, joined.now)
+                core.local_partitions.changed(PARTITIONS, joined.now)
         return envelope
 
     joined.tamper = write_before
@@ -118,11 +118,11 @@ def test_one_that_never_stands_still_is_taken_as_it_is(joined: Caller) -> None:
 
     def come_and_go(peer: str, envelope: Envelope) -> Envelope:
         records = joined.stores[peer].records
-        if isinstance(envelope.message, AskCopy):
+        if isinstance(envelope.message, CopyRequest):
             records.pop(joined.place(A), None)
         else:
             records[joined.place(A)] = stored[joined.place(A)]
-        joined.peers[peer].holdings.changed(PARTITIONS, joined.now)
+        joined.peers[peer].local_partitions.changed(PARTITIONS, joined.now)
         return envelope
 
     joined.tamper = come_and_go
@@ -143,7 +143,7 @@ def test_what_is_about_to_be_buried_does_not_count(joined: Caller) -> None:
     joined.delete(A, level="all")
     joined.now += 10
     for core in joined.peers.values():
-        core.holdings.advance(PARTITIONS, stamp_at(joined.now))
+        core.local_partitions.advance(PARTITIONS, stamp_at(joined.now))
     moving, entries = joined.saved()
     assert (moving, len(entries)) == (0, len(KEYS))
 
@@ -162,7 +162,7 @@ def test_a_quorum_is_enough_and_less_is_not(joined: Caller) -> None:
 
 def test_an_answer_with_another_number_of_flags_is_refused(joined: Caller) -> None:
     def cut(envelope: Envelope) -> Envelope:
-        if not isinstance(envelope.message, DigestsAre):
+        if not isinstance(envelope.message, DigestsReply):
             return envelope
         return envelope._replace(message=replace(envelope.message, busy=b""))
 

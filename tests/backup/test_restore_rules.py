@@ -149,11 +149,11 @@ class TestReplicas:
         other.put({"own": 1}, "all")
         other.delete("own", level="all")
         other.bury()
-        assert min(other.peers["a"].holdings.horizons[i] for i in range(4096)) == 0
+        assert min(other.peers["a"].local_partitions.horizons[i] for i in range(4096)) == 0
         other.now += 10
-        horizon = max(other.peers["a"].holdings.horizons)
+        horizon = max(other.peers["a"].local_partitions.horizons)
         for core in other.peers.values():
-            core.holdings.advance(range(4096), horizon)
+            core.local_partitions.advance(range(4096), horizon)
         fates = self.restore(other, entries, into_other)
         assert fates == Counter({Fate.STORED: 3})
         assert other.lookup("gone", "changed", "same") == {"gone": 1, "changed": 1, "same": 1}
@@ -170,9 +170,9 @@ class TestReplicas:
         joined, entries = self.saved()
         joined.bury()
         for peer in "abc":
-            joined.damage(peer, "same")
+            joined.corruption(peer, "same")
         fates = self.restore(joined, entries, into_same)
-        assert fates == Counter({Fate.DAMAGED: 1, Fate.DELETED_KEPT: 1, Fate.NEWER_KEPT: 1})
+        assert fates == Counter({Fate.CORRUPT: 1, Fate.DELETED_KEPT: 1, Fate.NEWER_KEPT: 1})
         assert self.restore(joined, entries[2:], as_of_backup) == Counter({Fate.STORED: 1})
         assert joined.lookup("same") == {"same": 1}
 

@@ -9,7 +9,7 @@ import pytest
 from bench import batches, calls, singles, stages
 from bench.report import page, plot
 from bench.report.targets import TARGETS, Ratio, judge
-from bench.work import Case, Unit, Work, find, known, ratio, take_turns
+from bench.work import Case, Unit, Work, find, known, ratio, use_time_slice
 
 MACHINE = {"date": "2024-02-29", "processor": "2 cores"}
 
@@ -84,7 +84,7 @@ def test_cases_take_turns_after_warming_up() -> None:
         return 1.0
 
     cases = [Case(Work("look"), name, lambda name=name: take(name)) for name in "ab"]  # type: ignore[misc]
-    take_turns(cases, 2, lambda text: None)
+    use_time_slice(cases, 2, lambda text: None)
     assert "".join(taken) == "ab" + "ba" + "ab"
     assert [case.samples for case in cases] == [[1.0, 1.0]] * 2
 

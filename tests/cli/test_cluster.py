@@ -137,7 +137,7 @@ def test_repair_checks_and_compares_everything(here: Here) -> None:
     assert code == 0
     last = {one["peer"]: one for one in map(json.loads, out.splitlines())}
     assert set(last) >= {"p1", "p2", "p3"}
-    assert all(one["left"] == one["failed"] == one["damaged"] == 0 for one in last.values())
+    assert all(one["left"] == one["failed"] == one["corrupt"] == 0 for one in last.values())
     assert all(one["of"] > 0 for one in last.values())
     code, out, err = here.ask("cluster", "repair")
     assert (code, out) == (0, "")

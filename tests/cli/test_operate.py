@@ -73,18 +73,20 @@ def test_verdict_names_partitions_that_differ() -> None:
 def test_status_counts_partitions_that_have_differed_for_long() -> None:
     members = tuple(Member(name, "tcp://h:1", f"store-{name}", "z") for name in "ab")
     view = View(Topology("c", "id", 1, 3, formed=True, members=members))
-    short = {"healing": {"differing": 7, "differing_ms": DIFFERS_MS - 1}}
-    long = {"healing": {"differing": 5, "differing_ms": DIFFERS_MS}}
+    short = {"maintenance": {"differing": 7, "differing_ms": DIFFERS_MS - 1}}
+    long = {"maintenance": {"differing": 5, "differing_ms": DIFFERS_MS}}
     assert describe_cluster(view, {"a": short, "b": long})["differing"] == 5
     assert describe_cluster(view, {"a": short, "b": {}})["differing"] == 0
 
 
 def test_missing_keys_are_those_of_all_hints() -> None:
     said = {
-        "peer1": {"healing": {"hints": {"peer3": 7, "peer2": 0}, "dirty_partitions": {"peer3": 2}}},
-        "peer2": {"healing": {"hints": {"peer3": 4}, "dirty_partitions": {"peer3": 1}}},
+        "peer1": {
+            "maintenance": {"hints": {"peer3": 7, "peer2": 0}, "dirty_partitions": {"peer3": 2}}
+        },
+        "peer2": {"maintenance": {"hints": {"peer3": 4}, "dirty_partitions": {"peer3": 1}}},
         "peer3": {},
-        "of an earlier version": {"healing": {"hints": {"peer3": 2}}},
+        "of an earlier version": {"maintenance": {"hints": {"peer3": 2}}},
     }
     assert describe_missing(said) == [{"peer": "peer3", "keys": 10, "partitions": 2}]
 

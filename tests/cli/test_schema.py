@@ -99,5 +99,5 @@ def test_commands_on_what_was_stopped_follow_their_schemas(tmp_path: Path) -> No
     (down,) = check("dev down", own.out("-o", "json", "dev", "down"))
     assert down == {"stopped": 1, "purged": False}
     (found,) = check("store check", own.out("-o", "json", "store", "check", ".dstash/peer1"))
-    assert (found["records"], found["indexes"], found["damaged"]) == (1, {"things": 1}, 0)
+    assert (found["records"], found["indexes"], found["corrupt"]) == (1, {"things": 1}, 0)
     check("dev down", own.out("-o", "json", "dev", "down", "--purge"))

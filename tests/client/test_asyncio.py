@@ -38,11 +38,11 @@ def on_client(seeds: list[str]) -> Callable[[Test], None]:
 async def _with_client(seeds: list[str], test: Test) -> None:
     async with AsyncClient(*seeds, timeout=20) as client:
         await test(client)
-        assert _under_way(client) == 0
+        assert _running_change(client) == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def _under_way(client: AsyncClient) -> int:
+def _running_change(client: AsyncClient) -> int:
     channel = client._dispatch._channel
     return len(channel._flights) + len(channel._asker)
 
@@ -277,7 +277,7 @@ def test_cancelled_while_others_wait_for_the_same(on_client: Any, index: str) ->
         calls = [asyncio.create_task(client.lookup(index, one % 50)) for one in range(100)]
         for _ in range(2):
             await asyncio.sleep(0)  # sent, not answered
-        assert _under_way(client)
+        assert _running_change(client)
         for call in calls[10:]:
             call.cancel()
         results = await asyncio.gather(*calls, return_exceptions=True)
@@ -300,7 +300,7 @@ def test_a_call_that_nobody_waits_for_is_abandoned(on_client: Any, index: str) -
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        assert _under_way(client) == 0
+        assert _running_change(client) == 0
         assert await client.lookup(index, "other") is None
 
     on_client(test)

@@ -87,7 +87,9 @@ def cut_off_with_a_fast_clock(joined: Joined, peer: str, ahead: int) -> None:
     joined.offsets = {peer: ahead}
     joined.down = set(joined.peers) - {peer}
     joined.settle()
-    joined.peers[peer].holdings.recollected = True  # else it serves nothing before others answer
+    joined.peers[
+        peer
+    ].local_partitions.freshness_confirmed = True  # else it serves nothing before others answer
     joined.down = set()
 
 
@@ -184,7 +186,7 @@ class TestFutureVersions:
         joined.alter("a", "k", lambda record: at(joined, record, joined.now + HOUR, "future"))
         for avoided in "abcabc":
             joined.session = session_of(joined, a=0, b=0, c=0)
-            joined.session.avoid(avoided, joined.now + 10**9)
+            joined.session.suspect(avoided, joined.now + 10**9)
             assert joined.lookup("k", level=level) == {"k": "old"}
 
     def test_a_put_replaces_a_record_from_the_future(self) -> None:
@@ -205,7 +207,7 @@ class TestFutureVersions:
         pass_time(joined)
         for avoided in "abcabc":
             joined.session = session_of(joined, a=0, b=0, c=0)
-            joined.session.avoid(avoided, joined.now + 10**9)
+            joined.session.suspect(avoided, joined.now + 10**9)
             assert joined.lookup("k") == {"k": "now"}
 
 
@@ -248,8 +250,8 @@ class TestTheClocksWereWrong:
     def test_what_one_replica_alone_refuses_is_not_stamped_past(self) -> None:
         joined = joined_at_rest()
         for peer, ahead in (("a", 10 * HOUR), ("b", HOUR)):
-            holdings = joined.peers[peer].holdings
-            holdings.floor = holdings.kept_floor = stamp_at(joined.now + ahead)
+            local_partitions = joined.peers[peer].local_partitions
+            local_partitions.floor = local_partitions.kept_floor = stamp_at(joined.now + ahead)
         pass_time(joined)
         began = joined.now
         assert joined.put({"k": 1}, timeout=2000).ok
@@ -274,4 +276,4 @@ class TestTheClocksWereWrong:
 def joined_digests(core: PeerCore) -> None:
     """Let a peer find out which partitions hold what may die."""
     for partition in {partition_of(b"gone"), partition_of(b"k")}:
-        core.scheduler.spawn("walk", core.holdings.scrub(partition))
+        core.scheduler.spawn("walk", core.local_partitions.scrub(partition))

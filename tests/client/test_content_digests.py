@@ -46,9 +46,9 @@ class TestContent:
         joined = self.make_tie()
         for first in "abc":
             for other in "abc".replace(first, ""):
-                joined.session._avoid[other] = joined.now + 10**6
+                joined.session._suspects[other] = joined.now + 10**6
             assert joined.lookup("k", level=level) == {"k": "two"} or level == "quorum"
-            joined.session._avoid.clear()
+            joined.session._suspects.clear()
         assert joined.lookup("k", level="all") == {"k": "two"}
         assert len({joined.record(peer, "k") for peer in "abc"}) == 1
 
@@ -82,12 +82,12 @@ class TestCollected:
         joined.now += 60_000
         for core in joined.peers.values():
             for key in self.KEYS:
-                core.holdings._mortal[partition_of(key.encode())] = True
-            core.scheduler.spawn("agree", tombstone_gc.agree_all(core.healer.replica, 30_000))
+                core.local_partitions._expirable[partition_of(key.encode())] = True
+            core.scheduler.spawn("agree", tombstone_gc.agree_all(core.maintenance.replica, 30_000))
         for _ in range(20):
             joined.settle()
         collector = joined.peers["a"]
-        collector.scheduler.spawn("bury", tombstone_gc.bury_all(collector.healer.replica))
+        collector.scheduler.spawn("bury", tombstone_gc.reap_all(collector.maintenance.replica))
         for _ in range(20):
             joined.settle()
         assert [len(store.records) for store in joined.stores.values()] == [0, 30, 30]
@@ -107,6 +107,6 @@ class TestCollected:
     def test_replica_that_has_collected_is_not_taken_for_behind(self, joined: Joined) -> None:
         # One whose horizon is behind, for it was not told, still answers with what is dead.
         for key in self.KEYS:
-            joined.peers["b"].holdings.horizons[partition_of(key.encode())] = 0
+            joined.peers["b"].local_partitions.horizons[partition_of(key.encode())] = 0
         assert joined.lookup(*self.KEYS, level="all") == {}
         assert joined.session._behind == {}

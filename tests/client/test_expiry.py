@@ -24,7 +24,7 @@ KEYS = [f"key-{number}" for number in range(SLAB + 100)]  # more than reads, or 
 
 @pytest.fixture
 def session() -> Session:
-    made = Session(lambda: 1000, slab=SLAB)
+    made = Session(lambda: 1000, batch_keys=SLAB)
     members = tuple(Member(name, f"tcp://{name}:1", f"store-{name}", name) for name in "abc")
     topology = Topology(cluster="c", cluster_id="id", epoch=1, members=members, formed=True)
     made.install(topology.encode(), ["a", "b", "c"])

@@ -12,7 +12,7 @@ from dstash.store.interface import Merged, Write
 from dstash.store.memory import TwinStore
 from tests.harness.joined import Joined
 
-NEVER = Pace(compare_ms=10**9, bury_ms=10**9, bury_lag_ms=0)
+NEVER = Pace(compare_ms=10**9, gc_interval_ms=10**9, gc_grace_ms=0)
 
 
 class Full(TwinStore):
@@ -37,7 +37,7 @@ def joined_with(stores: dict[str, Full]) -> Joined:
     for name in "abc":
         stores[name] = joined.stores[name] = Full(f"store-{name}")  # type: ignore[assignment]
         core = joined.peers[name]
-        core.store = core.holdings.store = stores[name]
+        core.store = core.local_partitions.store = stores[name]
     joined.put({"k": 1}, "all")
     joined.now += 10
     joined.down = {"b", "c"}

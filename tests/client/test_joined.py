@@ -11,7 +11,7 @@ import pytest
 from dstash.client.operations.reads import LookupOperation
 from dstash.client.operations.writes import ApplyOperation
 from dstash.client.routing import read_table
-from dstash.client.session import BEHIND_MS, MISSED_MS
+from dstash.client.session import LAGGING_MS, MISSED_MS
 from dstash.errors import BelowFloor, CorruptRecord, ProtocolError, TimedOut, Unavailable
 from dstash.limits import PARTITIONS
 from dstash.peer import lookups
@@ -118,7 +118,7 @@ class TestDisagreement:
         usual = read_table(joined.session.known_view(), Level.QUORUM, "", ())
         assert joined.session.read_targets(Level.QUORUM) == usual
         assert asked_c(MISSED_MS + 1)[-2:] == ["Fetch", "Apply"], "nothing after the first it lacks"
-        assert asked_c(BEHIND_MS - 1) == []
+        assert asked_c(LAGGING_MS - 1) == []
         assert asked_c(1)[-2:] == ["Fetch", "Apply"], "it is tried again, and still lacks some"
 
     def test_news_beside_what_it_missed_do_not_hide_that_it_is_behind(self) -> None:
@@ -149,18 +149,18 @@ class TestDisagreement:
 
 class TestDamage:
     @pytest.mark.parametrize("level", LEVELS)
-    @pytest.mark.parametrize("damaged", "abc")
-    def test_is_answered_from_another_replica_and_repaired(self, level: str, damaged: str) -> None:
+    @pytest.mark.parametrize("corrupt", "abc")
+    def test_is_answered_from_another_replica_and_repaired(self, level: str, corrupt: str) -> None:
         joined = Joined()
         joined.put({"k": 1, "other": 2}, "all")
-        whole = joined.record(damaged, "k")
-        joined.damage(damaged, "k")
+        whole = joined.record(corrupt, "k")
+        joined.corruption(corrupt, "k")
         assert joined.lookup("k", "other", level=level) == {"k": 1, "other": 2}
         if any(isinstance(envelope.message, Fetch) for _, envelope in joined.asked):
             joined.settle()
-            assert joined.record(damaged, "k") == whole
-            damage = joined.peers[damaged].holdings.damage
-            assert (damage.found, damage.mended, len(damage)) == (1, 1, 0)
+            assert joined.record(corrupt, "k") == whole
+            corruption = joined.peers[corrupt].local_partitions.corruption
+            assert (corruption.found, corruption.repaired, len(corruption)) == (1, 1, 0)
 
     def test_does_not_bring_back_what_was_overwritten(self, joined: Joined) -> None:
         """One replica missed the write, one holds it damaged: only the third can tell."""
@@ -168,23 +168,23 @@ class TestDamage:
         joined.silent = {"b"}
         joined.put({"k": "new"})
         joined.silent = set()
-        for damaged, level in (("a", "quorum"), ("a", "all"), ("c", "quorum")):
-            whole = joined.record(damaged, "k")
-            joined.damage(damaged, "k")
+        for corrupt, level in (("a", "quorum"), ("a", "all"), ("c", "quorum")):
+            whole = joined.record(corrupt, "k")
+            joined.corruption(corrupt, "k")
             assert joined.lookup("k", level=level) == {"k": "new"}
-            joined.stores[damaged].records[joined.place("k")] = whole or b""
+            joined.stores[corrupt].records[joined.place("k")] = whole or b""
 
     def test_with_too_few_sound_replicas_is_an_error_not_an_answer(self, joined: Joined) -> None:
         joined.put({"k": 1}, "all")
         for peer in "ab":
-            joined.damage(peer, "k")
+            joined.corruption(peer, "k")
         with pytest.raises(CorruptRecord, match="'k'"):
             joined.lookup("k", level="all")
 
     def test_is_overwritten_by_the_next_put(self, joined: Joined) -> None:
         joined.put({"k": 1}, "all")
         for peer in "abc":
-            joined.damage(peer, "k")
+            joined.corruption(peer, "k")
         assert joined.put({"k": 2}, "all").ok
         assert joined.lookup("k", level="all") == {"k": 2}
 
@@ -194,7 +194,7 @@ class TestDamage:
         joined.down = {"c"}
         joined.put({"k": "new"})
         joined.down = {"b"}
-        joined.damage("a", "k")
+        joined.corruption("a", "k")
         lost = joined.record("a", "k")
         with pytest.raises((CorruptRecord, TimedOut, Unavailable)):
             joined.lookup("k")
@@ -205,15 +205,15 @@ class TestDamage:
         joined.settle()
         assert joined.record("a", "k") == joined.record("b", "k")
 
-    @pytest.mark.parametrize(("damaged", "missed", "away"), list(itertools.permutations("abc")))
+    @pytest.mark.parametrize(("corrupt", "missed", "away"), list(itertools.permutations("abc")))
     def test_is_no_second_vote_for_that_there_is_nothing(
-        self, damaged: str, missed: str, away: str
+        self, corrupt: str, missed: str, away: str
     ) -> None:
         """Whether it is asked for the value or only for a digest, in which both look the same."""
         joined = Joined()
         joined.put({"k": 1}, "all")
         joined.forget(missed, "k")
-        joined.alter(damaged, "k", lambda record: record[: HEAD_BYTES - 1])
+        joined.alter(corrupt, "k", lambda record: record[: HEAD_BYTES - 1])
         joined.down = {away}
         with pytest.raises((CorruptRecord, TimedOut, Unavailable)):
             joined.lookup("k")
@@ -221,10 +221,10 @@ class TestDamage:
     def test_keeps_a_page_back_until_it_is_mended(self, joined: Joined) -> None:
         joined.put({str(number): number for number in range(50)}, "all")
         for peer in "abc":
-            joined.damage(peer, str("abc".index(peer)))
+            joined.corruption(peer, str("abc".index(peer)))
         assert joined.scan() == {str(number): number for number in range(50)}
         joined.settle()
-        assert all(len(core.holdings.damage) == 0 for core in joined.peers.values())
+        assert all(len(core.local_partitions.corruption) == 0 for core in joined.peers.values())
 
     def test_that_looks_like_a_delete_is_not_taken_for_one(self, joined: Joined) -> None:
         joined.put({"k": 1}, "all")
@@ -445,7 +445,7 @@ def test_a_touch_that_came_too_late_is_not_taken_for_stored(joined: Joined) -> N
     record = open_record(joined.record("a", "k") or b"")
     touched = record._replace(version=with_touch(record.version, stamp_at(joined.now)))
     for core in joined.peers.values():
-        core.holdings.horizons[partition_of(b"k")] = stamp_at(joined.now + 1000)
+        core.local_partitions.horizons[partition_of(b"k")] = stamp_at(joined.now + 1000)
     for peer in joined.peers:
         joined.forget(peer, "k")  # it was deleted meanwhile, and collected
     content = build_record(b"i", b"k", touched)

@@ -55,17 +55,17 @@ class Tight(TwinStore):
 class Cluster(Joined):
     """Three replicas that nothing heals, each with a trouble of its own."""
 
-    def __init__(self, troubles: str = "") -> None:
+    def __init__(self, problems: str = "") -> None:
         super().__init__(REPLICAS, pace=Pace(10**9, 10**9, 0))
         self.mute: set[str] = set()
         for peer in REPLICAS:
             store: Store = Tight(f"store-{peer}")
             self.stores[peer] = store  # type: ignore[assignment]
-            self.peers[peer].store = self.peers[peer].holdings.store = store
+            self.peers[peer].store = self.peers[peer].local_partitions.store = store
         self.put({"k": "before"}, "all")
         self.now += 10
-        for peer, trouble in zip(REPLICAS, troubles, strict=False):
-            TROUBLES[trouble](self, peer)
+        for peer, problem in zip(REPLICAS, problems, strict=False):
+            TROUBLES[problem](self, peer)
 
     def _answer_each(self, name: str, replies: list[Reply]) -> None:
         if getattr(self, "mute", None) and name in self.mute:
@@ -106,7 +106,7 @@ class Cluster(Joined):
 
 
 def _damage(cluster: Cluster, peer: str) -> None:
-    cluster.damage(peer, "k")
+    cluster.corruption(peer, "k")
 
 
 #: One letter each: ok, down, silent, mute (its acks are lost), not ready, full,
@@ -133,21 +133,21 @@ def test_every_outcome_is_true_and_has_the_class_of_error_that_belongs_to_it(
     kind: str, level: str
 ) -> None:
     seen = set()
-    for troubles in map("".join, combinations_with_replacement(TROUBLES, 3)):
-        cluster = Cluster(troubles)
+    for problems in map("".join, combinations_with_replacement(TROUBLES, 3)):
+        cluster = Cluster(problems)
         result = cluster.write(kind, level)
         outcome = result.outcomes.get("k", Outcome.STORED)
         holders = cluster.holders(kind)
         seen.add(outcome)
         if outcome is Outcome.STORED:
-            assert len(holders) >= Level(level).needed(3), troubles
-            assert result.reasons == [], troubles
+            assert len(holders) >= Level(level).needed(3), problems
+            assert result.reasons == [], problems
         elif outcome is Outcome.FAILED:
-            assert not holders, troubles
-            assert not isinstance(result.reasons[0], TimedOut), troubles
+            assert not holders, problems
+            assert not isinstance(result.reasons[0], TimedOut), problems
         else:
-            assert isinstance(result.reasons[0], TimedOut), troubles
-            assert "may or may not be stored" in str(result.reasons[0]), troubles
+            assert isinstance(result.reasons[0], TimedOut), problems
+            assert "may or may not be stored" in str(result.reasons[0]), problems
     assert seen == {Outcome.STORED, Outcome.FAILED, Outcome.UNKNOWN}
 
 
@@ -184,7 +184,9 @@ class TestFullDisks:
         cluster.put({"l": "before"}, "all")
         items = [(key, key.encode(), cluster.touched(key)) for key in "kl"]
         for peer in "ab":
-            cluster.damage(peer, "k")  # and so they refuse its record, as long as they are alone
+            cluster.corruption(
+                peer, "k"
+            )  # and so they refuse its record, as long as they are alone
         operation = ApplyOperation(cluster.session, cluster.now + 2000, "i", Level.QUORUM, items)
         result = cluster.run(operation)
         assert result.stored == 1
@@ -337,9 +339,9 @@ class TestLateAnswers:
         hints = [message for message in sent if isinstance(message, Hint)]
         return {(hint.peer, key) for hint in hints for key in codec.unpack_keys(hint.keys)}
 
-    @pytest.mark.parametrize("trouble", ["n", "f"])
-    def test_refusal_becomes_a_hint(self, trouble: str) -> None:
-        cluster = Cluster("oo" + trouble)
+    @pytest.mark.parametrize("problem", ["n", "f"])
+    def test_refusal_becomes_a_hint(self, problem: str) -> None:
+        cluster = Cluster("oo" + problem)
         assert cluster.write("put").ok
         assert self.hinted(cluster) == {("c", b"k")}
         assert len(cluster.session.outstanding) == 0
@@ -347,7 +349,7 @@ class TestLateAnswers:
     def test_refusal_of_one_item_becomes_a_hint_for_it(self) -> None:
         cluster = Cluster()
         cluster.put({"l": "before"}, "all")
-        cluster.damage("c", "k")
+        cluster.corruption("c", "k")
         items = [(key, key.encode(), cluster.touched(key)) for key in "kl"]
         deadline = cluster.now + 2000
         cluster.run(ApplyOperation(cluster.session, deadline, "i", Level.QUORUM, items))

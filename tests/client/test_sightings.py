@@ -101,4 +101,4 @@ def test_peer_tells_its_life_and_how_new_its_store_is() -> None:
     assert isinstance(answer, Welcome)
     store_id, number, began, stamp = answer.store
     assert (store_id, number, stamp) == ("store-a", 1, joined.stores["a"].high_water)
-    assert began == joined.peers["a"].holdings.lineage.current.began
+    assert began == joined.peers["a"].local_partitions.lineage.current.began

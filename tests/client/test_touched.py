@@ -31,7 +31,7 @@ def joined() -> Joined:
     made.put({KEY: "v"}, "all")
     made.now += SECOND
     for core in made.peers.values():
-        core.holdings._mortal[PARTITION] = True
+        core.local_partitions._expirable[PARTITION] = True
     return made
 
 
@@ -52,7 +52,7 @@ def touch(joined: Joined, ttl: int | None, *, at: int | None = None, level: str 
 def everywhere(joined: Joined, make: Any) -> None:
     """Run a task at every peer to its end."""
     for core in joined.peers.values():
-        task: Task = make(core.healer.replica)
+        task: Task = make(core.maintenance.replica)
         core.scheduler.spawn("test", task)
         while core.scheduler.running("test"):
             joined.settle()
@@ -65,14 +65,14 @@ def agree(joined: Joined, stamp_ms: int) -> None:
 
 
 def horizons(joined: Joined) -> list[int]:
-    return [core.holdings.horizons[PARTITION] for core in joined.peers.values()]
+    return [core.local_partitions.horizons[PARTITION] for core in joined.peers.values()]
 
 
 def put_back(joined: Joined, peer: str, record: bytes | None) -> None:
     """Make a peer miss what became of the value since it held a record."""
     assert record is not None
     joined.alter(peer, KEY, lambda _: record)
-    joined.peers[peer].holdings.changed([PARTITION], joined.now)
+    joined.peers[peer].local_partitions.changed([PARTITION], joined.now)
 
 
 def deliver(joined: Joined, operation: Any, sends: list[Send]) -> None:
@@ -105,7 +105,7 @@ def test_delete_stamped_before_a_touch_and_missed_by_a_replica_holds_up_the_hori
     agree(joined, between)
     assert horizons(joined) == [0, 0, 0]
     joined.now += 60 * SECOND
-    everywhere(joined, tombstone_gc.bury_all)
+    everywhere(joined, tombstone_gc.reap_all)
     everywhere(joined, compare_all)
     assert joined.lookup(KEY, level="all") == {}
     assert len({joined.record(peer, KEY) for peer in "abc"}) == 1
@@ -113,7 +113,7 @@ def test_delete_stamped_before_a_touch_and_missed_by_a_replica_holds_up_the_hori
     assert horizons(joined) == [stamp_at(between)] * 3
     joined.now += 60 * SECOND
     everywhere(joined, compare_all)  # where c learns that it holds a tombstone
-    everywhere(joined, tombstone_gc.bury_all)
+    everywhere(joined, tombstone_gc.reap_all)
     assert [joined.record(peer, KEY) for peer in "abc"] == [None] * 3
 
 
@@ -151,7 +151,7 @@ class TestPromises:
 
     def promise(self, joined: Joined, stamp_ms: int) -> None:
         for core in joined.peers.values():
-            core.holdings.promise(PARTITION, stamp_at(stamp_ms), joined.now)
+            core.local_partitions.promise(PARTITION, stamp_at(stamp_ms), joined.now)
 
     def test_touch_of_a_live_value_is_taken(self, joined: Joined) -> None:
         self.promise(joined, joined.now)
@@ -180,7 +180,7 @@ class TestHorizon:
 
     def pass_over(self, joined: Joined) -> None:
         for core in joined.peers.values():
-            core.holdings.advance([PARTITION], stamp_at(joined.now))
+            core.local_partitions.advance([PARTITION], stamp_at(joined.now))
         joined.now += SECOND
 
     def test_touch_of_a_live_value_is_taken(self, joined: Joined) -> None:

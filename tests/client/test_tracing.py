@@ -103,21 +103,21 @@ def test_a_span_says_what_the_conventions_for_databases_ask_for(
         "server.port": int(port),
     }
     client.put(index, "a", 1)
-    assert traces.one().facts == everywhere | {
+    assert traces.one().details == everywhere | {
         "db.operation.name": "put",
         "db.collection.name": index,
     }
     client.batch_put(index, {"b": 1, "c": 2})
-    assert traces.one().facts["db.operation.batch.size"] == 2
+    assert traces.one().details["db.operation.batch.size"] == 2
     client.batch_lookup(index, ["a", "b", "missing"])
-    facts = traces.one().facts
-    assert (facts["db.operation.batch.size"], facts["db.response.returned_rows"]) == (3, 2)
+    details = traces.one().details
+    assert (details["db.operation.batch.size"], details["db.response.returned_rows"]) == (3, 2)
     client.batch_put(index, ((key, 1) for key in "xyz"))  # as many as there turn out to be
-    assert traces.one().facts["db.operation.batch.size"] == 3
+    assert traces.one().details["db.operation.batch.size"] == 3
     client.batch_put(index, {"b": 1})
-    assert "db.operation.batch.size" not in traces.one().facts  # one is no batch, by the words
+    assert "db.operation.batch.size" not in traces.one().details  # one is no batch, by the words
     client.topology()
-    assert "db.collection.name" not in traces.one().facts
+    assert "db.collection.name" not in traces.one().details
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -153,7 +153,7 @@ def test_a_walk_has_a_span_for_each_page(client: Any, traces: Traces, index: str
     assert len(list(client.keys(index))) == 5000
     pages = traces.take()
     assert len(pages) >= 3
-    assert {(one.name, one.facts["db.collection.name"]) for one in pages} == {
+    assert {(one.name, one.details["db.collection.name"]) for one in pages} == {
         ("dstash keys", index)
     }
     assert client.count(index) == 5000
@@ -179,8 +179,8 @@ def test_an_error_shows_in_the_span(traces: Traces, kind: str) -> None:
         made.close()
     span = traces.one()
     assert span.failed
-    facts = span.facts
-    assert (facts["error.type"], facts["db.response.status_code"]) == ("NoPeers", "41")
+    details = span.details
+    assert (details["error.type"], details["db.response.status_code"]) == ("NoPeers", "41")
 
 
 def test_a_batch_of_which_a_part_failed_shows_in_the_span(traces: Traces, tmp_path: Path) -> None:
@@ -193,10 +193,10 @@ def test_a_batch_of_which_a_part_failed_shows_in_the_span(traces: Traces, tmp_pa
         assert not client.batch_put("i", {"a": 1, "b": 2}, write="all").ok  # it raises nothing
         span = traces.one()
         assert span.failed
-        assert span.facts["error.type"] == "BatchError"
+        assert span.details["error.type"] == "BatchError"
         with pytest.raises(TimedOut):
             client.put("i", "a", 1, write="all")
-        assert traces.one().facts["error.type"] == "TimedOut"
+        assert traces.one().details["error.type"] == "TimedOut"
         peers["b"].thaw()
 
 
@@ -213,7 +213,7 @@ def test_a_call_that_is_cancelled_ends_its_span(
 
     asyncio.run(work())
     span = traces.take()[-1]
-    assert (span.name, span.facts["error.type"]) == ("dstash lookup", "CancelledError")
+    assert (span.name, span.details["error.type"]) == ("dstash lookup", "CancelledError")
 
 
 def test_calls_that_travel_together_can_be_followed_to_the_trace_they_travel_in(

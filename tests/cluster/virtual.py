@@ -10,11 +10,11 @@ from typing import Any
 from dstash.cluster.membership.interface import Announcement
 from dstash.cluster.replication import handlers
 from dstash.cluster.replication.cluster_clock import ClusterClock
-from dstash.cluster.replication.partitions import Holdings
+from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.streaming import fill
 from dstash.cluster.replication.tasks import Ask, Merge, Pause, Task, Tell
-from dstash.cluster.replication.tombstone_gc import bury_all
+from dstash.cluster.replication.tombstone_gc import reap_all
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
@@ -26,15 +26,15 @@ from dstash.version import WRITER_BYTES, Stamp, pack
 from dstash.wire import codec
 from dstash.wire.messages import Stored
 from dstash.wire.replication import (
-    AskBuckets,
-    AskCopy,
-    AskDigests,
-    AskFloor,
-    AskVersions,
+    BucketsRequest,
+    CopyRequest,
+    DigestsRequest,
+    FloorRequest,
     Pull,
     Push,
     ReleaseFloor,
     SetHorizon,
+    VersionsRequest,
 )
 from dstash.wire.shapes import Message
 
@@ -43,18 +43,18 @@ KEY = b"key"
 PARTITION = partition_of(KEY)
 
 
-def take(holdings: Holdings, question: Push, now: int) -> Task:
+def take(local_partitions: LocalPartitions, question: Push, now: int) -> Task:
     """Take records, as a commit does."""
     yield Merge(codec.unpack_entries(question.keys, question.records))
     return Stored([], b"")
 
 
 ANSWERS: dict[type, Callable[..., Any]] = {
-    AskDigests: handlers.digests,
-    AskCopy: handlers.copy,
-    AskVersions: handlers.versions,
-    AskBuckets: handlers.buckets,
-    AskFloor: handlers.floor,
+    DigestsRequest: handlers.digests,
+    CopyRequest: handlers.copy,
+    VersionsRequest: handlers.versions,
+    BucketsRequest: handlers.buckets,
+    FloorRequest: handlers.floor,
     SetHorizon: handlers.horizon,
     ReleaseFloor: handlers.release,
     Pull: handlers.pull,
@@ -90,7 +90,7 @@ class Cluster:
         self.peers = {
             name: Replica(
                 name,
-                Holdings(TwinStore(f"store-{name}")),
+                LocalPartitions(TwinStore(f"store-{name}")),
                 lambda: self.view,
                 lambda: self.now,
                 lambda: self.now,
@@ -112,13 +112,13 @@ class Cluster:
         self.commit(peer, Merge(entries))
 
     def commit(self, peer: str, merge: Merge) -> None:
-        holdings = self.peers[peer].holdings
-        write = Write(merge.entries, NOW, 0, merge.drops, holdings.horizons[:], merge.marks)
-        holdings.store.commit([write])
-        holdings.changed([PARTITION], self.now)
+        local_partitions = self.peers[peer].local_partitions
+        write = Write(merge.entries, NOW, 0, merge.drops, local_partitions.horizons[:], merge.marks)
+        local_partitions.store.commit([write])
+        local_partitions.changed([PARTITION], self.now)
 
     def records(self, peer: str) -> int:
-        return len(self.peers[peer].holdings.walk(PARTITION))
+        return len(self.peers[peer].local_partitions.walk(PARTITION))
 
     def run(self, peer: str, task: Task) -> Any:
         reply: Any = None
@@ -146,9 +146,9 @@ class Cluster:
             return Unavailable(f"{peer} is not connected")
         self.asked[type(message)] += 1
         self.now += self.delay
-        if isinstance(message, AskDigests):
+        if isinstance(message, DigestsRequest):
             self.compared += not message.skip_all
-        task = ANSWERS[type(message)](self.peers[peer].holdings, message, self.now)
+        task = ANSWERS[type(message)](self.peers[peer].local_partitions, message, self.now)
         try:
             return self.run(peer, task)
         except DStashError as error:
@@ -162,7 +162,7 @@ class Cluster:
     def bury(self, stamp: Stamp, peers: str = "abc") -> None:
         """Have all replicas agree on the past, or be told of it, and drop the dead."""
         for peer in peers:
-            holdings = self.peers[peer].holdings
-            self.run(peer, holdings.digest(PARTITION))  # learns that there are mortals
-            self.commit(peer, Merge(marks=[holdings.advance([PARTITION], stamp)]))
-            self.run(peer, bury_all(self.peers[peer]))
+            local_partitions = self.peers[peer].local_partitions
+            self.run(peer, local_partitions.digest(PARTITION))  # learns that there are mortals
+            self.commit(peer, Merge(marks=[local_partitions.advance([PARTITION], stamp)]))
+            self.run(peer, reap_all(self.peers[peer]))

@@ -18,7 +18,7 @@ from typing import Final
 from tests.documents.answers import checked
 from tests.documents.blocks import Block
 from tests.harness.devcluster import clean_environment
-from tests.harness.process import mortal
+from tests.harness.process import expirable
 
 RUN: Final = ("sh", "python", "output")
 PATIENCE: Final = 90.0
@@ -48,9 +48,9 @@ def run(blocks: Sequence[Block], folder: Path, port: Callable[[str], int]) -> No
             continue
         program = text if block.language == "sh" else checked(text)
         (notes / str(number)).write_text(program)
-        way = "." if block.language == "sh" else "python"
+        security = "." if block.language == "sh" else "python"
         script += f"echo {number} >{notes}/last\n"
-        script += f"{way} {notes}/{number} >{notes}/{number}.out 2>&1\n"
+        script += f"{security} {notes}/{number} >{notes}/{number}.out 2>&1\n"
     code = _bash(script, folder)
     _judge(blocks, notes, code)
 
@@ -62,7 +62,7 @@ def _bash(script: str, folder: Path) -> int:
         EDITOR="true",
     )
     done = subprocess.run(
-        mortal(["bash", "-c", script]),
+        expirable(["bash", "-c", script]),
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,

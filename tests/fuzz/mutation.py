@@ -11,31 +11,31 @@ from dstash.wire import codec
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.keys import encode_keys
 from dstash.wire.messages import (
+    AdminRequest,
     Apply,
-    AskStatus,
-    AskTopology,
     Count,
     Delete,
     Fetch,
     Hello,
     Lookup,
-    Order,
     Ping,
     Put,
     Scan,
     ScanKeys,
+    StatusRequest,
+    TopologyRequest,
 )
 from dstash.wire.replication import (
-    AskBuckets,
-    AskCopy,
-    AskDigests,
-    AskFloor,
-    AskSeen,
-    AskVersions,
+    BucketsRequest,
+    CopyRequest,
+    DigestsRequest,
+    FloorRequest,
     Hint,
     Pull,
     Push,
+    SeenRequest,
     SetHorizon,
+    VersionsRequest,
 )
 from dstash.wire.shapes import Frame, Message
 
@@ -56,13 +56,22 @@ def seeds(now: int) -> list[Message]:
     some = pack_partitions([0, 1, 4095])
     span = ("fuzz", b"", some, b"", 10, 1000)
     return [
-        *(Hello(), Ping(), AskTopology(), AskStatus(), Order("pause", [], dry=True)),
+        *(Hello(), Ping(), TopologyRequest(), StatusRequest(), AdminRequest("pause", [], dry=True)),
         *(Lookup("fuzz", 3, _KEYS), Fetch("fuzz", _KEYS), Pull(_KEYS)),
         *(Put("fuzz", version, 0, _KEYS, _PAYLOADS), Delete("fuzz", version, _KEYS)),
         *(Scan(*span), ScanKeys(*span), Count(*span), Hint("fuzz", "p1", _KEYS)),
-        *(AskDigests(some), AskBuckets(1), AskVersions(some, b"", b""), AskCopy(some, b"")),
-        *(Push(_KEYS, _PAYLOADS), Apply("fuzz", _KEYS, _PAYLOADS), AskSeen("p1", stamp_at(now))),
-        *(AskFloor(some, stamp_at(now - 60_000)), SetHorizon(some, stamp_at(now - 60_000))),
+        *(
+            DigestsRequest(some),
+            BucketsRequest(1),
+            VersionsRequest(some, b"", b""),
+            CopyRequest(some, b""),
+        ),
+        *(
+            Push(_KEYS, _PAYLOADS),
+            Apply("fuzz", _KEYS, _PAYLOADS),
+            SeenRequest("p1", stamp_at(now)),
+        ),
+        *(FloorRequest(some, stamp_at(now - 60_000)), SetHorizon(some, stamp_at(now - 60_000))),
     ]
 
 

@@ -14,7 +14,7 @@ from dstash.version import pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.keys import encode_keys
-from dstash.wire.messages import Ordered, Put
+from dstash.wire.messages import AdminReply, Put
 from dstash.wire.shapes import Frame
 
 NOW: Final = 1_800_000_000_000
@@ -62,8 +62,8 @@ class Target:
                 commit.run(self.core.store)
                 assert commit.fatal is None
                 replies += self.core.committed(commit, NOW)
-        for pending in self.core.take_orders():
-            replies += pending.answer(Ordered(b""), NOW)
+        for pending in self.core.take_admin_requests():
+            replies += pending.answer(AdminReply(b""), NOW)
         self.core.take_proposals()
         assert self.core.failure is None
         return replies

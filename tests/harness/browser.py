@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from tests.harness.process import mortal
+from tests.harness.process import expirable
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 #: One answer (seconds); the machine may be busy with other tests.
@@ -58,7 +58,7 @@ class Browser:
         self._session: dict[str, str] = {}
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
-        command = mortal([chromium(), *_OPTIONS, f"--user-data-dir={folder / 'profile'}"])
+        command = expirable([chromium(), *_OPTIONS, f"--user-data-dir={folder / 'profile'}"])
         self._process = subprocess.Popen(
             ["bash", "-c", _JOINED.format(theirs_in, theirs_out), *command],
             pass_fds=(theirs_in, theirs_out),

@@ -24,7 +24,7 @@ class Seen(NamedTuple):
     begin: int
     end: int
     failed: bool
-    facts: dict[str, Any]
+    details: dict[str, Any]
     #: What made it: the attributes of its resource.
     maker: dict[str, Any]
     links: tuple[tuple[str, str], ...] = ()

@@ -12,7 +12,7 @@ from typing import Any
 import requests
 
 from tests.harness.ports import free_ports
-from tests.harness.process import mortal
+from tests.harness.process import expirable
 from tests.harness.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -57,7 +57,7 @@ class ConsulAgent:
         self._headers = {"X-Consul-Token": token} if token else {}
         self._process: subprocess.Popen[bytes] | None = None
         self._command = [
-            *mortal([consul_binary(), "agent", *options]),
+            *expirable([consul_binary(), "agent", *options]),
             *(part for name, port in self.ports.items() for part in (f"-{name}-port", str(port))),
             *(("-http-port", "-1", "-https-port", str(self.ports["http"])) if ca_file else ()),
             *("-dns-port", "-1", "-grpc-port", "-1"),

@@ -10,7 +10,7 @@ from dstash.limits import PARTITIONS
 from dstash.store.digest import DigestKind
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Hello
-from dstash.wire.replication import AskDigests, DigestsAre
+from dstash.wire.replication import DigestsReply, DigestsRequest
 from dstash.wire.sockets import Context, Link, Poller
 from tests.harness.load import Load
 from tests.harness.peers import Peer, Peers
@@ -73,8 +73,8 @@ def i6_processes_survive(some: list[Peer]) -> None:
 def is_idle(peer: Peer) -> bool:
     """Whether nothing waits in a peer: no write, no hint, no damaged record."""
     status = peer.page("/status")
-    healing = status.get("healing", {"hints": 1})
-    return not (status.get("waiting_bytes") or healing["hints"] or healing["damaged"])
+    maintenance = status.get("maintenance", {"hints": 1})
+    return not (status.get("waiting_bytes") or maintenance["hints"] or maintenance["corrupt"])
 
 
 def resident(pid: int) -> int:
@@ -90,14 +90,14 @@ def digests(peer: Peer, cluster: str, epoch: int) -> bytes:
     try:
         poller = Poller()
         poller.watch(link.socket, link.monitor)
-        question = AskDigests(pack_partitions(range(PARTITIONS)), kind=DigestKind.CONTENT)
+        question = DigestsRequest(pack_partitions(range(PARTITIONS)), kind=DigestKind.CONTENT)
         link.send(encode(Envelope(2, epoch, 0, question)))
         for _ in range(50):
             poller.wait(200)
             link.changes()
             while (parts := link.receive()) is not None:
                 message = decode(parts).message
-                if isinstance(message, DigestsAre):
+                if isinstance(message, DigestsReply):
                     return message.digests
     finally:
         link.close()

@@ -228,7 +228,7 @@ class Joined:
         """Return what a peer has stored."""
         return self.stores[peer].records.get(self.place(key))
 
-    def damage(self, peer: str, key: str) -> None:
+    def corruption(self, peer: str, key: str) -> None:
         """Flip a bit of a record."""
         place = self.place(key)
         record = bytearray(self.stores[peer].records[place])

@@ -15,7 +15,7 @@ from dstash.cluster.membership.consul.membership import ConsulMembership
 from dstash.cluster.membership.interface import Announcement, Membership, Token
 from dstash.cluster.membership.local.membership import LocalMembership
 from dstash.cluster.topology.topology import Topology
-from tests.harness.process import mortal
+from tests.harness.process import expirable
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -51,7 +51,7 @@ class Actor:
 
     def __init__(self, place: Place) -> None:
         self._process = subprocess.Popen(
-            mortal([sys.executable, "-m", __name__, json.dumps(asdict(place))]),
+            expirable([sys.executable, "-m", __name__, json.dumps(asdict(place))]),
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

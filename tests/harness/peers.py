@@ -15,7 +15,7 @@ from typing import Any, Self
 from dstash import Client
 from tests.harness.devcluster import clean_environment
 from tests.harness.ports import free_ports
-from tests.harness.process import mortal
+from tests.harness.process import expirable
 from tests.harness.waiting import PATIENCE, wait_until
 
 DSTASH_PEER = str(Path(sys.executable).parent / "dstash-peer")
@@ -52,7 +52,7 @@ class Peer:
         command += ["--http-port", str(self.http_port), "--log-format", "json", *self.options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                mortal(command),
+                expirable(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 
 
-def mortal(command: Sequence[str]) -> list[str]:
+def expirable(command: Sequence[str]) -> list[str]:
     """Return ``command`` such that the kernel kills it when the process that starts it dies."""
     if shutil.which("setpriv") is None:
         return list(command)

@@ -8,7 +8,7 @@ from dstash.cluster.replication.transfer import split_digests
 from dstash.cluster.topology.view import View
 from dstash.limits import PARTITIONS
 from dstash.store.digest import EMPTY
-from dstash.wire.replication import AskDigests, DigestsAre
+from dstash.wire.replication import DigestsReply, DigestsRequest
 from tests.harness.peers import PATIENCE, Peers
 from tests.harness.waiting import wait_until
 from tests.security.attackers import Attacker
@@ -48,5 +48,5 @@ def _foreign(peers: Peers, client: Client) -> int:
 
 def _digests(address: str, epoch: int) -> list[bytes]:
     with Attacker(address) as stranger:  # an open cluster tells everybody
-        answer = stranger.ask(AskDigests(pack_partitions(range(PARTITIONS))), epoch=epoch)
-    return split_digests(answer.digests, PARTITIONS) if isinstance(answer, DigestsAre) else []
+        answer = stranger.ask(DigestsRequest(pack_partitions(range(PARTITIONS))), epoch=epoch)
+    return split_digests(answer.digests, PARTITIONS) if isinstance(answer, DigestsReply) else []

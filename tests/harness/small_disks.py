@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Self
 
-from tests.harness.process import mortal
+from tests.harness.process import expirable
 from tests.harness.waiting import wait_until
 
 
@@ -28,7 +28,7 @@ class SmallDisk:
         mount = f'mount -t tmpfs -o size={size} tmpfs "{folder}" && echo mounted && exec sleep inf'
         for unshare in (["unshare", "-m"], ["unshare", "--map-root-user", "-m"]):
             holder = subprocess.Popen(
-                mortal([*unshare, "sh", "-c", mount]), stdout=subprocess.PIPE, text=True
+                expirable([*unshare, "sh", "-c", mount]), stdout=subprocess.PIPE, text=True
             )
             assert holder.stdout is not None
             if holder.stdout.readline() == "mounted\n":

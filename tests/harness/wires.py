@@ -103,7 +103,7 @@ class Wires:
                 end.close()
 
     async def _pump_both(self, *ways: tuple[Any, Any, tuple[str, str]]) -> None:
-        tasks = [asyncio.create_task(self._pump(*way)) for way in ways]
+        tasks = [asyncio.create_task(self._pump(*security)) for security in ways]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -114,24 +114,24 @@ class Wires:
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        way: tuple[str, str],
+        security: tuple[str, str],
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65_536):
-                self.moved[way] += len(data)
-                while (healed := self._cut.get(way)) is not None:
-                    await healed.wait()
+                self.moved[security] += len(data)
+                while (repaired := self._cut.get(security)) is not None:
+                    await repaired.wait()
                 writer.write(data)
                 await writer.drain()
 
     async def _cut_each(self, ways: list[tuple[str, str]]) -> None:
-        for way in ways:
-            self._cut.setdefault(way, asyncio.Event())
+        for security in ways:
+            self._cut.setdefault(security, asyncio.Event())
 
     async def _heal_all(self) -> None:
         cut, self._cut = self._cut, {}
-        for healed in cut.values():
-            healed.set()
+        for repaired in cut.values():
+            repaired.set()
 
     async def _end_all(self) -> None:
         for server in self._servers:

@@ -46,7 +46,7 @@ def waits(peer: Peer) -> None:
     """Check that an empty peer waits, and says why."""
     wait_until(lambda: AWAY in str(peer.page("/readyz").get("why")), 30, "it says why")
     assert peer.page("/healthz")["healthy"]
-    assert AWAY in str(peer.page("/readyz")["troubles"])
+    assert AWAY in str(peer.page("/readyz")["alerts"])
     assert peer.runs()
 
 
@@ -66,7 +66,7 @@ class TestAnEmptyPeer:
             consul.start()
             consul.wait_ready()
             peers["a"].wait_ready()
-            assert peers["a"].page("/readyz")["troubles"] == []
+            assert peers["a"].page("/readyz")["alerts"] == []
             assert holders(consul) == {"a"}
             peers.client().put("i", "k", 1)
 
@@ -109,8 +109,8 @@ class TestAMember:
                 peers[name].start()
                 peers[name].wait_ready()
                 page = peers[name].page("/readyz")
-                assert AWAY in str(page["troubles"])
-                assert "has started with the topology on its disk" in str(page["troubles"])
+                assert AWAY in str(page["alerts"])
+                assert "has started with the topology on its disk" in str(page["alerts"])
             goal = load.operations + 100
             wait_until(lambda: load.operations > goal or load.errors, 60, "more calls")
             peers.client().put("i", "k", 1, write="all")
@@ -122,7 +122,7 @@ class TestAMember:
             wait_until(lambda: holders(consul) == set("abc"), 60, "all have their locks")
             for name in "abc":
                 wait_until(
-                    lambda: peers[name].page("/readyz")["troubles"] == [],  # noqa: B023
+                    lambda: peers[name].page("/readyz")["alerts"] == [],  # noqa: B023
                     30,
                     "the trouble is over",
                 )
@@ -162,11 +162,11 @@ class TestAMember:
         peers["b"].start()
         peers["b"].wait_ready()
         wait_until(lambda: epoch("b") == epoch("a"), 60, "it goes by the later topology")
-        assert AWAY in str(peers["b"].page("/readyz")["troubles"])
+        assert AWAY in str(peers["b"].page("/readyz")["alerts"])
         peers.client().put("i", "k", 1, write="all")
         consul.thaw()
         wait_until(lambda: holders(consul) == set("abcd"), 60, "all have their locks")
-        wait_until(lambda: peers["b"].page("/readyz")["troubles"] == [], 60, "the trouble is over")
+        wait_until(lambda: peers["b"].page("/readyz")["alerts"] == [], 60, "the trouble is over")
 
     def test_that_lost_its_store_waits(self, peers: Peers, consul: ConsulAgent) -> None:
         assert peers["b"].stop() == 0

@@ -76,7 +76,7 @@ def _wait_for(browser: Browser, peer: str, health: str, patience: float = PATIEN
     wait_until(lambda: _health(browser, peer) == health, patience, f"{peer} is {health}")
 
 
-def _troubles(browser: Browser) -> str:
+def _problems(browser: Browser) -> str:
     return browser.text("#troubles")
 
 
@@ -86,7 +86,7 @@ def test_it_shows_the_whole_cluster(browser: Browser, trio: Peers) -> None:
     for peer in "abc":
         _wait_for(browser, peer, "ok")
     assert browser.text("#verdict") == "All is well"
-    assert _troubles(browser) == ""
+    assert _problems(browser) == ""
     assert "seen from b" in browser.text("#origin")
     assert "4,096" in browser.evaluate("document.getElementById('ring').textContent")
     zones = browser.evaluate("document.querySelectorAll('#ring .zone').length")
@@ -146,16 +146,16 @@ def test_it_shows_a_join_and_what_breaks(browser: Browser, tmp_path: Path) -> No
         peers["d"].kill()
         _wait_for(browser, "d", "down", NOTICED)
         assert browser.text("#verdict") == "Degraded"
-        assert "d is down" in _troubles(browser)
+        assert "d is down" in _problems(browser)
         peers["c"].kill()
         _wait_for(browser, "c", "down", NOTICED)
-        wait_until(lambda: "no quorum for" in _troubles(browser), PATIENCE, "it says what fails")
+        wait_until(lambda: "no quorum for" in _problems(browser), PATIENCE, "it says what fails")
         assert browser.text("#verdict") == "Broken"
         peers["c"].start()
         _wait_for(browser, "c", "ok")
-        assert "no quorum" not in _troubles(browser)
+        assert "no quorum" not in _problems(browser)
         peers["a"].kill()
-        wait_until(lambda: "does not answer" in _troubles(browser), PATIENCE, "it says so")
+        wait_until(lambda: "does not answer" in _problems(browser), PATIENCE, "it says so")
 
 
 def _join(browser: Browser, peers: Peers) -> None:
@@ -183,7 +183,7 @@ def test_a_peer_without_a_cluster_says_what_is_missing(browser: Browser, tmp_pat
         wait_until(lambda: lonely.page("/healthz"), PATIENCE, "it serves pages")
         _show(browser, lonely)
         assert browser.text("#verdict") == "Broken"
-        assert "1 of 3 peers have joined" in _troubles(browser)
+        assert "1 of 3 peers have joined" in _problems(browser)
         assert _health(browser, "lonely") == "not ready"
 
 

@@ -29,8 +29,8 @@ from tests.harness.waiting import wait_until
 SOAK = int(os.environ.get("SOAK", "1"))
 HASTY = {
     "DSTASH_COMPARE_INTERVAL": "1",
-    "DSTASH_BURY_INTERVAL": "2",
-    "DSTASH_BURY_LAG": "1",
+    "DSTASH_GC_INTERVAL": "2",
+    "DSTASH_GC_GRACE": "1",
 }
 VALUES = {f"key-{number}": f"<marked-{number:04}>" for number in range(200)}
 
@@ -165,7 +165,7 @@ def test_bits_that_flip_at_work_are_answered_from_others_mended_counted_and_logg
                 near = peers.client(zone="zone-c", read="one")
                 check_every_way_to_read(near)
                 client.repair()
-                wait_until(lambda: mended(peers["c"]) >= len(VALUES), PATIENCE, "all are mended")
+                wait_until(lambda: repaired(peers["c"]) >= len(VALUES), PATIENCE, "all are mended")
                 more(load, 20)
             check_invariants(peers, load)
             check_every_way_to_read(peers.client(zone="zone-c", read="one"))
@@ -197,9 +197,9 @@ def check_every_way_to_read(client: Client) -> None:
     assert client.batch_lookup("i", list(VALUES)) == VALUES
 
 
-def mended(peer: Peer) -> int:
+def repaired(peer: Peer) -> int:
     """Return how many damaged records a peer has mended."""
-    return int(peer.page("/status")["healing"]["damaged_mended"])
+    return int(peer.page("/status")["maintenance"]["corrupt_repaired"])
 
 
 def small_disk(folder: Path, size: int) -> list[str]:

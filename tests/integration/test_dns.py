@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.process import mortal
+from tests.harness.process import expirable
 from tests.integration.dns_world import CASES
 
 
@@ -16,6 +16,6 @@ from tests.integration.dns_world import CASES
 def test_cluster_serves_by_name(case: str, tmp_path: Path) -> None:
     command = ["unshare", "--mount", "--net", sys.executable, "-m", "tests.integration.dns_world"]
     done = subprocess.run(
-        mortal([*command, case, str(tmp_path)]), capture_output=True, text=True, timeout=110
+        expirable([*command, case, str(tmp_path)]), capture_output=True, text=True, timeout=110
     )
     assert done.returncode == 0, done.stdout + done.stderr

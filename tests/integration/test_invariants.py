@@ -24,8 +24,8 @@ SOAK = int(os.environ.get("SOAK", "1"))
 #: Everything that is done now and then is done often.
 HASTY = {
     "DSTASH_COMPARE_INTERVAL": "1",
-    "DSTASH_BURY_INTERVAL": "2",
-    "DSTASH_BURY_LAG": "1",
+    "DSTASH_GC_INTERVAL": "2",
+    "DSTASH_GC_GRACE": "1",
 }
 #: Of those, in seconds.
 LONGEST_INTERVAL = 2
@@ -33,7 +33,7 @@ NAMES = ("a", "b", "c")
 
 pytestmark = pytest.mark.timeout(300 * SOAK)
 
-Way = tuple[str, str]
+TransportSecurity = tuple[str, str]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_one_is_stopped_for_longer_than_its_session_lives(wired: WiredPeers) -> 
         check_invariants(wired, load)
 
 
-def ways(name: str) -> dict[str, list[Way]]:
+def ways(name: str) -> dict[str, list[TransportSecurity]]:
     """Return what can be cut around a peer."""
     others = [one for one in (*NAMES, CLIENT) if one != name]
     into, out = [(one, name) for one in others], [(name, one) for one in others]
@@ -133,7 +133,7 @@ def test_each_is_cut_off_in_turn_one_way_and_both(wired: WiredPeers) -> None:
 
 def test_peers_that_cannot_hear_each_other_serve_clients_that_hear_all(wired: WiredPeers) -> None:
     between = [(one, other) for one in NAMES for other in NAMES if one != other]
-    wait_until(lambda: all(wired.wires.moved[way] for way in between), 30, "they talk")
+    wait_until(lambda: all(wired.wires.moved[security] for security in between), 30, "they talk")
     for _ in range(SOAK):
         with Load(wired.client()) as load:
             more(load, 50)

@@ -133,7 +133,7 @@ def test_peers_go_on_and_restore_the_topology(own: Peers, harm: Callable[[Peers]
     wait_until(lambda: len(epochs(own)) == 1, 30, "all peers go by one topology")
     for peer in own.all.values():
         assert peer.runs()
-        assert peer.page("/readyz")["troubles"] == []
+        assert peer.page("/readyz")["alerts"] == []
 
 
 def test_peer_that_restarts_in_a_new_place_leads_no_client_away(own: Peers) -> None:

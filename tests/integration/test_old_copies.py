@@ -34,8 +34,8 @@ def with_old_copy(peers: Peers, tmp_path: Path) -> Path:
     return copy
 
 
-def troubles(peer: Peer) -> object:
-    return peer.page("/readyz")["troubles"]
+def problems(peer: Peer) -> object:
+    return peer.page("/readyz")["alerts"]
 
 
 def restart(peers: Peers) -> None:
@@ -61,22 +61,22 @@ def test_old_copies_of_all_disks_are_told_by_a_client_that_saw_newer_ones(tmp_pa
         restart(peers)
         assert client.batch_lookup("i", KEYS) == dict.fromkeys(KEYS, 2)
         client.batch_put("i", dict.fromkeys(KEYS, 3), write="all")
-        assert [troubles(peers[name]) for name in "abc"] == [[], [], []]
+        assert [problems(peers[name]) for name in "abc"] == [[], [], []]
         for name in "abc":
             assert peers[name].stop() == 0
             put_back(peers[name], tmp_path / f"copy-{name}")
         restart(peers)
-        assert [troubles(peers[name]) for name in "abc"] == [[], [], []]  # nobody else can tell
+        assert [problems(peers[name]) for name in "abc"] == [[], [], []]  # nobody else can tell
         for name in "abc":
             wait_until(
-                lambda: client.status() and troubles(peers[name]) == [SUSPECTED],  # noqa: B023
+                lambda: client.status() and problems(peers[name]) == [SUSPECTED],  # noqa: B023
                 PATIENCE,
                 "the client has told the peer",
             )
             assert SUSPECTED in peers[name].log.read_text()
             assert peers[name].page("/readyz")["ready"]
         members = client.status()["members"]
-        assert [one["troubles"] for one in members] == 3 * [[SUSPECTED]]
+        assert [one["alerts"] for one in members] == 3 * [[SUSPECTED]]
         assert client.batch_lookup("i", KEYS) == dict.fromkeys(KEYS, 1)
 
 
@@ -93,7 +93,7 @@ def test_old_copy_is_recognised_by_members_that_restarted_while_it_was_down(tmp_
         peers["a"].start()
         peers["a"].wait_ready()
         assert "this store is an old copy" in peers["a"].log.read_text()
-        assert troubles(peers["a"]) == []
+        assert problems(peers["a"]) == []
         peers["c"].stop()
         assert peers.client(timeout=10.0).batch_lookup("i", KEYS) == {}
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.harness.devcluster import clean_environment
 from tests.harness.ports import free_ports
-from tests.harness.process import mortal
+from tests.harness.process import expirable
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "operations.md"
@@ -35,7 +35,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     script = f"set -eumx\ntrap 'kill -9 $(jobs -p)' EXIT\n{commands()}"
     search = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        mortal(["bash", "-c", script]),
+        expirable(["bash", "-c", script]),
         cwd=tmp_path,
         env=clean_environment(PATH=search),
         capture_output=True,

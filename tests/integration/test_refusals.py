@@ -11,7 +11,7 @@ import pytest
 from tests.harness.devcluster import clean_environment
 from tests.harness.peers import DSTASH_PEER, Peers
 from tests.harness.ports import free_port
-from tests.harness.process import mortal
+from tests.harness.process import expirable
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -25,7 +25,7 @@ def refusal(
     if before:
         command = ["sh", "-c", f'{before} && exec "$@"', "sh", *command]
     done = subprocess.run(
-        mortal(command), capture_output=True, text=True, timeout=60, env=clean_environment()
+        expirable(command), capture_output=True, text=True, timeout=60, env=clean_environment()
     )
     assert "Traceback" not in done.stderr
     assert done.stdout == ""

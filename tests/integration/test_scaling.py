@@ -99,9 +99,9 @@ def begin(cluster: Peers, client: Client, action: str, *names: str) -> None:
     gaining = [one.id for one in client.topology().after() if action == "remove" or one.id in names]
     wait_until(
         lambda: any(
-            member.get("healing", {}).get("filled_records")
+            member.get("maintenance", {}).get("streamed_records")
             for member in client.status()["members"]
-            if member["id"] in gaining and member.get("healing", {}).get("filling")
+            if member["id"] in gaining and member.get("maintenance", {}).get("streaming")
         ),
         PATIENCE,
         "records move",
@@ -247,7 +247,7 @@ def test_pause_holds_everything_still_and_cancel_goes_back(peers: Peers) -> None
 
     epoch = client.topology().epoch
     wait_until(lambda: joiner.page("/status")["epoch"] >= epoch, PATIENCE, "it pauses")
-    assert joiner.page("/status")["healing"]["filling"] > 0  # what it has still to do
+    assert joiner.page("/status")["maintenance"]["streaming"] > 0  # what it has still to do
     before = wait_for_rest(held, 1, PATIENCE, "what was under way has come in")
     stays_true(lambda: held() == before, 1.5 * SOAK, "nothing moves")
     client.order("resume")
@@ -302,7 +302,7 @@ def test_no_more_moves_than_must(peers: Peers) -> None:
 
     def moved() -> dict[str, int]:
         members = client.status()["members"]
-        taken = {one["id"]: one["healing"]["filled_records"] for one in members}
+        taken = {one["id"]: one["maintenance"]["streamed_records"] for one in members}
         return {name: records for name, records in taken.items() if records}
 
     candidate(peers, client, "p4")

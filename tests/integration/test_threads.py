@@ -59,7 +59,7 @@ def add_member(peers: Peers, name: str) -> None:
     assert name in peers.members(client)
 
 
-@pytest.mark.parametrize("thread", ["keeper", "committer", "http", "connections", "watchdog"])
+@pytest.mark.parametrize("thread", ["agent", "committer", "http", "connections", "watchdog"])
 def test_peer_stops_with_one_line_when_a_thread_ends(own: Peers, thread: str) -> None:
     peer = restart_broken(own, "b", f"end:{thread}")
     with Load(own.client()) as load:  # the committer meets the exception with its next commit
@@ -78,17 +78,17 @@ def test_peer_stops_with_one_line_when_a_thread_ends(own: Peers, thread: str) ->
 def test_membership_thread_survives_a_defect_in_a_turn(own: Peers) -> None:
     peer = restart_broken(own, "b", "turn")
     peer.signal(signal.SIGUSR1)
-    trouble = "the membership thread failed and tries again: ZeroDivisionError"
+    problem = "the membership thread failed and tries again: ZeroDivisionError"
     for page in ("/readyz", "/status"):
-        wait_until(lambda: trouble in str(peer.page(page)["troubles"]), 30, page)  # noqa: B023
-    wait_until(lambda: trouble in health(own), 30, "dstash health says so")
+        wait_until(lambda: problem in str(peer.page(page)["alerts"]), 30, page)  # noqa: B023
+    wait_until(lambda: problem in health(own), 30, "dstash health says so")
     time.sleep(3)
     failed = [
         one for one in events(peer) if one["event"] == "a turn of the membership thread failed"
     ]
     assert len(failed) == 1, "a failure of one kind is logged once"
     peer.signal(signal.SIGUSR1)
-    wait_until(lambda: peer.page("/readyz")["troubles"] == [], 30, "the trouble is over")
+    wait_until(lambda: peer.page("/readyz")["alerts"] == [], 30, "the trouble is over")
     add_member(own, "d")
 
 
@@ -139,7 +139,7 @@ def test_topology_that_cannot_be_stored_is_used_all_the_same(own: Peers) -> None
     used = peer.page("/status")["epoch"]
     assert f"the topology of epoch {used} cannot be stored" in str(peer.page("/readyz"))
     peer.signal(signal.SIGUSR1)
-    wait_until(lambda: peer.page("/readyz")["troubles"] == [], 30, "it was stored later")
+    wait_until(lambda: peer.page("/readyz")["alerts"] == [], 30, "it was stored later")
 
 
 class TestALogThatCannotBeWritten:
@@ -195,7 +195,7 @@ class TestALogThatCannotBeWritten:
 def test_clients_of_a_healthy_cluster_see_no_trouble(trio: Peers) -> None:
     client: Client = trio.client()
     stays_true(
-        lambda: not any(member["troubles"] for member in client.status()["members"]),
+        lambda: not any(member["alerts"] for member in client.status()["members"]),
         2,
         "no member has a trouble",
     )

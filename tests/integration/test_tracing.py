@@ -73,12 +73,12 @@ def check_put(collector: Collector, call: Seen) -> None:
     assert sorted(map(peer_of, servers)) == ["a", "b", "c"]
     for server in servers:
         assert (server.trace, server.parent, server.kind) == (call.trace, call.id, "SERVER")
-        facts = server.facts
+        facts = server.details
         assert (facts["db.collection.name"], facts["dstash.keys"]) == ("i", 1)
         assert (facts["dstash.outcome"], server.failed) == ("Stored", False)
         [commit] = [one for one in collector.named("dstash commit") if one.parent == server.id]
         assert commit.is_within(server)
-        assert commit.facts["dstash.commit.requests"] >= 1
+        assert commit.details["dstash.commit.requests"] >= 1
         merge, sync = [
             one for one in collector.named("dstash merge", "dstash sync") if one.parent == commit.id
         ]
@@ -92,7 +92,7 @@ def check_put(collector: Collector, call: Seen) -> None:
 
 def keys_asked(collector: Collector) -> int:
     """Return how many keys peers were asked for: for values, and for digests of them."""
-    return sum(one.facts["dstash.keys"] for one in collector.named("dstash peer Lookup"))
+    return sum(one.details["dstash.keys"] for one in collector.named("dstash peer Lookup"))
 
 
 def check_lookup(collector: Collector, call: Seen) -> None:
@@ -101,9 +101,9 @@ def check_lookup(collector: Collector, call: Seen) -> None:
     servers = [one for one in collector.wait_for(*kinds, 2) if one.trace == call.trace]
     assert len(servers) >= 2
     assert {one.parent for one in servers} == {call.id}
-    assert {one.facts["dstash.level"] for one in servers} == {"quorum"}
-    assert {one.facts["dstash.outcome"] for one in servers} == {"Answered"}
-    assert all(one.facts["dstash.keys"] <= 50 for one in servers)
+    assert {one.details["dstash.level"] for one in servers} == {"quorum"}
+    assert {one.details["dstash.outcome"] for one in servers} == {"Answered"}
+    assert all(one.details["dstash.keys"] <= 50 for one in servers)
     assert keys_asked(collector) == 100
     assert not [one for one in collector.named("dstash commit") if one.trace == call.trace]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dstash.cpu_scheduling import BRIEF, LONG, turn_of
+from dstash.cpu_scheduling import BRIEF, LONG, current_time_slice
 from tests.harness.peers import PATIENCE, Peer, Peers
 from tests.harness.turns import KERNEL_KNOWS
 from tests.harness.waiting import wait_until
@@ -13,18 +13,18 @@ from tests.harness.waiting import wait_until
 def loop_of(peer: Peer) -> float | None:
     """Return the turns of the thread that answers."""
     assert peer.process is not None
-    return turn_of(peer.process.pid)
+    return current_time_slice(peer.process.pid)
 
 
 def all_of(peer: Peer) -> set[float | None]:
     """Return the turns of all its threads."""
     assert peer.process is not None
     tasks = Path(f"/proc/{peer.process.pid}/task")
-    return {turn_of(int(one.name)) for one in tasks.iterdir()}
+    return {current_time_slice(int(one.name)) for one in tasks.iterdir()}
 
 
 def test_a_peer_that_nobody_reads_from_lets_others_in(tmp_path: Path) -> None:
-    usual = turn_of()
+    usual = current_time_slice()
     with Peers.local(tmp_path, "--replicas", "1") as peers:
         peers.form("a")
         assert loop_of(peers["a"]) == usual

@@ -15,7 +15,7 @@ from dstash.version import Stamp, pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Error, Ping, Put, Stored
-from dstash.wire.replication import AskFloor, ClockReply, ClockRequest, DigestsAre
+from dstash.wire.replication import ClockReply, ClockRequest, DigestsReply, FloorRequest
 from dstash.wire.shapes import Frame, Message
 from tests.harness.joined import START, Joined
 
@@ -65,7 +65,7 @@ def error_of(message: Message) -> Exception:
 
 
 def floor(joined: Joined, peer: str, stamp: Stamp) -> Message:
-    return ask(joined, peer, AskFloor(b"\0\1", stamp))
+    return ask(joined, peer, FloorRequest(b"\0\1", stamp))
 
 
 def test_a_fast_peer_refuses_stamps_that_the_others_refuse() -> None:
@@ -87,7 +87,9 @@ def test_a_peer_that_reaches_nobody_goes_by_its_own_clock() -> None:
     joined.down = {"b", "c"}
     joined.restart("a")
     pass_time(joined)
-    joined.peers["a"].holdings.recollected = True  # else it serves nothing before others answer
+    joined.peers[
+        "a"
+    ].local_partitions.freshness_confirmed = True  # else it serves nothing before others answer
     assert put_at(joined, "a", joined.now + HOUR) == Stored([])
     assert isinstance(error_of(floor(joined, "a", stamp_at(joined.now))), NotReady)
     joined.down = set()
@@ -135,7 +137,7 @@ class TestPromises:
     def test_a_fast_peer_promises_nothing_for_the_time_of_its_clock(self) -> None:
         joined = joined_with(a=HOUR)
         assert isinstance(error_of(floor(joined, "a", stamp_at(joined.now + HOUR))), ProtocolError)
-        assert isinstance(floor(joined, "a", stamp_at(joined.now)), DigestsAre)
+        assert isinstance(floor(joined, "a", stamp_at(joined.now)), DigestsReply)
 
     def test_a_fast_peer_seeks_no_horizon_of_its_own_time(self) -> None:
         joined = Joined(pace=Pace(10**9, 5000, 0))
@@ -143,11 +145,13 @@ class TestPromises:
         joined.offsets = {"a": HOUR, "b": 0}
         for core in joined.peers.values():
             for partition in range(8):
-                core.holdings._mortal[partition] = True
+                core.local_partitions._expirable[partition] = True
         pass_time(joined, 12_000)
-        assert all(core.holdings.newest_horizon for core in joined.peers.values())
+        assert all(core.local_partitions.newest_horizon for core in joined.peers.values())
         for core in joined.peers.values():
-            assert max(core.holdings.newest_horizon, core.holdings.floor) <= stamp_at(joined.now)
+            assert max(
+                core.local_partitions.newest_horizon, core.local_partitions.floor
+            ) <= stamp_at(joined.now)
 
     def test_a_start_with_a_fast_clock_leaves_no_outage(self) -> None:
         joined = joined_with()
@@ -176,7 +180,7 @@ class TestPromises:
     def test_a_promise_outlives_a_restart_whatever_the_clock_says(self, clock: int) -> None:
         joined = joined_with()
         promised = joined.now
-        assert isinstance(floor(joined, "a", stamp_at(promised)), DigestsAre)
+        assert isinstance(floor(joined, "a", stamp_at(promised)), DigestsReply)
         joined.offsets = {"a": clock}
         joined.restart("a")
         pass_time(joined, 2000)
@@ -187,7 +191,7 @@ class TestPromises:
         joined = joined_with()
         core = joined.peers["a"]
         stamp = stamp_at(joined.now)
-        frames = encode(Envelope(7, joined.topology.epoch, 0, AskFloor(b"\0\1", stamp)))
+        frames = encode(Envelope(7, joined.topology.epoch, 0, FloorRequest(b"\0\1", stamp)))
         assert core.receive(b"x", frames, joined.now) == []
         for _ in range(20):
             assert core.tick(joined.now)[0] == []  # it waits for the commit
@@ -260,12 +264,12 @@ class TestShortGrace:
         joined.put({"k": 1}, timeout=20_000)
         assert joined.delete("k").ok
         for core in joined.peers.values():
-            core.scheduler.spawn("walk", core.holdings.scrub(partition_of(b"k")))
+            core.scheduler.spawn("walk", core.local_partitions.scrub(partition_of(b"k")))
         joined.settle()
         for number in range(5):
             result = joined.put({"other": number}, timeout=5000)
             assert result.ok, result.reasons
-        assert all(core.holdings.newest_horizon for core in joined.peers.values())
+        assert all(core.local_partitions.newest_horizon for core in joined.peers.values())
 
     def test_a_write_that_waited_for_the_disk_is_not_refused_for_that(self) -> None:
         joined = joined_with()
@@ -274,7 +278,7 @@ class TestShortGrace:
         put = Put("i", pack(stamp_at(joined.now), b"abcd"), 0, blobs, blobs)
         core.receive(b"x", encode(Envelope(1, joined.topology.epoch, 0, put)), joined.now)
         stamp = stamp_at(joined.now)
-        question = encode(Envelope(2, joined.topology.epoch, 0, AskFloor(b"\0\1", stamp)))
+        question = encode(Envelope(2, joined.topology.epoch, 0, FloorRequest(b"\0\1", stamp)))
         core.receive(b"y", question, joined.now)
         for _ in range(5):
             core.tick(joined.now)
@@ -286,13 +290,13 @@ class TestShortGrace:
 
     def test_floors_follow_closely_again_after_a_while(self) -> None:
         joined = joined_with()
-        assert isinstance(floor(joined, "a", stamp_at(joined.now)), DigestsAre)
+        assert isinstance(floor(joined, "a", stamp_at(joined.now)), DigestsReply)
         assert isinstance(error_of(put_at(joined, "a", joined.now - 2000)), BelowFloor)
         refusal = error_of(floor(joined, "a", stamp_at(joined.now - 1000)))
         assert isinstance(refusal, ProtocolError)
         assert "1000 ms later than this peer may promise" in str(refusal)
         pass_time(joined, 61_000)
-        assert isinstance(floor(joined, "a", stamp_at(joined.now - 100)), DigestsAre)
+        assert isinstance(floor(joined, "a", stamp_at(joined.now - 100)), DigestsReply)
 
 
 def test_with_one_replica_each_peer_is_the_quorum_of_what_it_holds() -> None:

@@ -42,17 +42,15 @@ from dstash.version import newest_stamp, pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import (
+    AdminReply,
+    AdminRequest,
     Apply,
-    AskStatus,
-    AskTopology,
     Count,
     Delete,
     Error,
     Fetch,
     Hello,
     Lookup,
-    Order,
-    Ordered,
     Page,
     Ping,
     Pong,
@@ -60,13 +58,23 @@ from dstash.wire.messages import (
     Records,
     Scan,
     ScanKeys,
-    StatusIs,
+    StatusReply,
+    StatusRequest,
     Stored,
-    TopologyIs,
+    TopologyReply,
+    TopologyRequest,
     Values,
     Welcome,
 )
-from dstash.wire.replication import AskCopy, AskDigests, AskSeen, CopyIs, DigestsAre, Push, SeenIs
+from dstash.wire.replication import (
+    CopyReply,
+    CopyRequest,
+    DigestsReply,
+    DigestsRequest,
+    Push,
+    SeenReply,
+    SeenRequest,
+)
 from dstash.wire.shapes import Frame, Message
 
 START = 1_700_000_000_000
@@ -223,12 +231,12 @@ class TestAnswers:
         peer.store.records[place] = peer.store.records[place][:-1] + b"\x02"
         answer = peer.ask(Lookup("i", 1, keys(b"k", b"l")))
         assert isinstance(answer, Values)
-        assert answer.damaged == [0]
+        assert answer.corrupt == [0]
         fetched = peer.ask(Fetch("i", keys(b"k", b"l")))
         assert isinstance(fetched, Records)
-        assert fetched.damaged == [0]
+        assert fetched.corrupt == [0]
         assert codec.unpack_optional_blobs(fetched.records)[0] is None
-        assert peer.core.status()["healing"]["damaged"] == 1
+        assert peer.core.status()["maintenance"]["corrupt"] == 1
 
     def test_a_cure_that_is_newer_than_all_else_moves_the_mark(self, peer: Peer) -> None:
         peer.ask(put(b"k"))
@@ -236,30 +244,30 @@ class TestAnswers:
         peer.store.records[place] = record[:-1] + b"\x02"
         space = keyspace(b"i", frozenset(range(PARTITIONS)))
         newer = version(peer.now + 300)
-        [(_, cure)] = seal(space, [b"k"], head(newer), [b"\x03"])
+        [(_, replacement)] = seal(space, [b"k"], head(newer), [b"\x03"])
 
         def mend() -> Task:
-            yield Merge(cures=[(place, cure)])
+            yield Merge(replacements=[(place, replacement)])
 
         peer.core.scheduler.spawn("mend", mend())
         peer.turn()
-        assert peer.store.records[place] == cure
+        assert peer.store.records[place] == replacement
         assert peer.store.high_water == newest_stamp(newer)
 
     def test_a_peer_that_begins_is_overdue_with_nothing(self, peer: Peer) -> None:
-        assert set(peer.core.holdings.compared_at("b", peer.now)) == {peer.now}
+        assert set(peer.core.local_partitions.compared_at("b", peer.now)) == {peer.now}
 
     def test_while_it_is_pushed_what_it_missed_it_wants_nothing_compared(self, peer: Peer) -> None:
         peer.ask(put(b"k"))
         place, record = next(iter(peer.store.records.items()))
-        question = AskDigests(pack_partitions(range(8)), skip_busy=True)
+        question = DigestsRequest(pack_partitions(range(8)), skip_busy=True)
         peer.now += BUSY_MS
         before = peer.ask(question)
-        assert isinstance(before, DigestsAre)
+        assert isinstance(before, DigestsReply)
         assert before.busy == bytes(8)
         assert peer.ask(Push(keys(place), keys(record))) == Stored([])
         after = peer.ask(question)
-        assert isinstance(after, DigestsAre)
+        assert isinstance(after, DigestsReply)
         assert after.busy == bytes([BUSY]) * 8
 
     def test_push_of_a_comparison_does_not_make_other_partitions_busy(self, peer: Peer) -> None:
@@ -267,22 +275,22 @@ class TestAnswers:
         place, record = next(iter(peer.store.records.items()))
         peer.now += BUSY_MS
         assert peer.ask(Push(keys(place), keys(record), compared=True)) == Stored([])
-        after = peer.ask(AskDigests(pack_partitions(range(8)), skip_busy=True))
-        assert isinstance(after, DigestsAre)
+        after = peer.ask(DigestsRequest(pack_partitions(range(8)), skip_busy=True))
+        assert isinstance(after, DigestsReply)
         assert after.busy == bytes(8)
 
     def test_who_wants_no_digests_is_told_horizons_alone(self, peer: Peer) -> None:
         peer.ask(put(b"k"))
         partition = partition_of(b"k")
-        peer.core.holdings.horizons[partition] = 7
+        peer.core.local_partitions.horizons[partition] = 7
         packed = pack_partitions([partition, partition + 1])
-        told = peer.ask(AskDigests(packed, skip_all=True))
-        assert isinstance(told, DigestsAre)
+        told = peer.ask(DigestsRequest(packed, skip_all=True))
+        assert isinstance(told, DigestsReply)
         assert told.digests == bytes(32), "nothing was read for it"
         assert split_counts(told.counts, 2) == [1, 0]
         assert told.horizons == (7).to_bytes(8, "big") + bytes(8)
-        whole = peer.ask(AskDigests(packed))
-        assert isinstance(whole, DigestsAre)
+        whole = peer.ask(DigestsRequest(packed))
+        assert isinstance(whole, DigestsReply)
         assert whole.digests[:16] != bytes(16)
 
     def test_a_page_ends_before_a_damaged_record_and_none_begins_with_one(self, peer: Peer) -> None:
@@ -332,9 +340,9 @@ class TestAnswers:
         waiting = Peer(topology(least=3))
         assert isinstance(waiting.ask(Hello(), epoch=0), Welcome)
         assert waiting.ask(Ping(), epoch=0) == Pong()
-        assert isinstance(waiting.ask(AskTopology(), epoch=0), TopologyIs)
-        status = waiting.ask(AskStatus(), epoch=0)
-        assert isinstance(status, StatusIs)
+        assert isinstance(waiting.ask(TopologyRequest(), epoch=0), TopologyReply)
+        status = waiting.ask(StatusRequest(), epoch=0)
+        assert isinstance(status, StatusReply)
         assert not status.status["ready"]
 
 
@@ -356,7 +364,7 @@ class TestRefusals:
     def test_an_old_epoch_with_the_new_topology(self, peer: Peer) -> None:
         error = peer.refusal(put(b"k"), epoch=EPOCH - 1)
         assert isinstance(error, StaleEpoch)
-        assert Topology.decode(error.facts["topology"]) == topology()
+        assert Topology.decode(error.details["topology"]) == topology()
 
     def test_another_cluster(self, peer: Peer) -> None:
         assert isinstance(peer.refusal(Hello("other"), epoch=0), WrongCluster)
@@ -382,12 +390,12 @@ class TestRefusals:
         assert isinstance(error, ClockSkew)
         assert "501 ms ahead" in str(error)
         assert "allowed are 500 ms" in str(error)
-        assert error.facts == {"ahead_ms": 501}
+        assert error.details == {"ahead_ms": 501}
 
     def test_a_version_from_before_the_start(self, peer: Peer) -> None:
         error = peer.refusal(put(b"k", at=START))
         assert isinstance(error, BelowFloor)
-        assert error.facts["floor"] >= stamp_at(START)
+        assert error.details["floor"] >= stamp_at(START)
 
     def test_too_much_in_hand_says_when_to_come_back(self) -> None:
         peer = Peer(topology(), max_waiting_bytes=1000)
@@ -399,7 +407,7 @@ class TestRefusals:
         [reply] = [decode(one.frames).message for one in answers][:1]
         assert isinstance(reply, Error)
         assert isinstance(reply.error(), Busy)
-        assert reply.error().facts["retry_after_ms"] > 0
+        assert reply.error().details["retry_after_ms"] > 0
         assert Stored([]) in peer.turn()
         assert peer.ask(large) == Stored([])
 
@@ -474,29 +482,29 @@ class TestBounds:
 
     def test_questions_are_weighed(self) -> None:
         peer = Peer(topology(), max_waiting_bytes=2 * 2**20)
-        question = encode(Envelope(7, EPOCH, 0, AskCopy(EVERYWHERE, b"")))
+        question = encode(Envelope(7, EPOCH, 0, CopyRequest(EVERYWHERE, b"")))
         replies = [one for _ in range(10) for one in peer.core.receive(b"p", question, peer.now)]
         assert {type(decode(one.frames).message) for one in replies} == {Error}
-        assert 1 <= len([one for one in peer.turn() if isinstance(one, CopyIs)]) < 10
-        assert isinstance(peer.ask(AskCopy(EVERYWHERE, b"")), CopyIs)  # there is room again
+        assert 1 <= len([one for one in peer.turn() if isinstance(one, CopyReply)]) < 10
+        assert isinstance(peer.ask(CopyRequest(EVERYWHERE, b"")), CopyReply)  # there is room again
 
     def test_orders_are_weighed(self) -> None:
         peer = Peer(topology(), max_waiting_bytes=2 * 2**20, max_requests=10)
-        order = encode(Envelope(7, EPOCH, 0, Order("pause", [])))
+        order = encode(Envelope(7, EPOCH, 0, AdminRequest("pause", [])))
         replies = [one for _ in range(20) for one in peer.core.receive(b"a", order, peer.now)]
-        pending = peer.core.take_orders()
+        pending = peer.core.take_admin_requests()
         assert (len(pending), len(replies)) == (10, 10)
         for one in pending:
-            one.answer(Ordered(b""), peer.now)
+            one.answer(AdminReply(b""), peer.now)
         assert peer.core.receive(b"a", order, peer.now) == []
 
     def test_only_members_are_remembered(self) -> None:
         peer = Peer(topology("ab"))
         for number in range(100):
-            assert isinstance(peer.refusal(AskSeen(f"x{number}", 2**63)), Unauthorised)
-        assert isinstance(peer.ask(AskSeen("b", 1)), SeenIs)
-        assert [peer.core.holdings.store_ids["b"]] == [
-            one for one, _ in peer.core.holdings.memory.all()
+            assert isinstance(peer.refusal(SeenRequest(f"x{number}", 2**63)), Unauthorised)
+        assert isinstance(peer.ask(SeenRequest("b", 1)), SeenReply)
+        assert [peer.core.local_partitions.store_ids["b"]] == [
+            one for one, _ in peer.core.local_partitions.memory.all()
         ]
 
 

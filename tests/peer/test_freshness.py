@@ -19,11 +19,11 @@ from dstash.peer.core import PeerCore, Settings
 from dstash.peer.maintenance import Pace
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Error, Hello, Lookup, Welcome
-from dstash.wire.replication import AskSeen, SeenIs
+from dstash.wire.replication import SeenReply, SeenRequest
 from dstash.wire.shapes import Frame
 from tests.harness.joined import Joined
 
-LIVE = Pace(compare_ms=10**9, bury_ms=10**9, bury_lag_ms=0)
+LIVE = Pace(compare_ms=10**9, gc_interval_ms=10**9, gc_grace_ms=0)
 
 
 class Restarted(Joined):
@@ -77,7 +77,7 @@ class Restarted(Joined):
             self.look(name)
 
     def votes(self, name: str) -> bool:
-        return self.peers[name].healer.recollected
+        return self.peers[name].maintenance.freshness_confirmed
 
     def why(self, name: str) -> str:
         return self.peers[name].why_not_ready() or ""
@@ -223,8 +223,8 @@ def test_stop_tells_the_others_the_last_write(joined: Restarted) -> None:
     joined.settle()
     assert not core.has_work
     newest = joined.stores["a"].high_water
-    assert joined.peers["b"].holdings.memory.newest_stamp("store-a") == newest
-    assert joined.peers["c"].holdings.memory.newest_stamp("store-a") == newest
+    assert joined.peers["b"].local_partitions.memory.newest_stamp("store-a") == newest
+    assert joined.peers["c"].local_partitions.memory.newest_stamp("store-a") == newest
 
 
 def test_stop_does_not_wait_for_members_that_are_silent(joined: Restarted) -> None:
@@ -281,10 +281,10 @@ def test_earlier_versions_are_understood(joined: Restarted) -> None:
     """They know one stamp of a peer, whatever its store and its life."""
     copy = with_old_copy(joined)
     newest = joined.stores["a"].high_water
-    asked = Envelope(1, joined.topology.epoch, 0, AskSeen("a", newest))
+    asked = Envelope(1, joined.topology.epoch, 0, SeenRequest("a", newest))
     joined.peers["b"].receive(b"client", encode(asked), joined.now)
     joined.settle()
-    assert joined.peers["b"].holdings.memory.newest_stamp("store-a") == newest
+    assert joined.peers["b"].local_partitions.memory.newest_stamp("store-a") == newest
     joined.end("a")
     joined.stores["a"] = copy
     joined.start("a")
@@ -292,14 +292,14 @@ def test_earlier_versions_are_understood(joined: Restarted) -> None:
     _, outgoing = core.tick(joined.now)
     questions = [(one.peer, decode(one.frames)) for one in outgoing]
     for peer, envelope in questions:
-        if not isinstance(envelope.message, AskSeen):
+        if not isinstance(envelope.message, SeenRequest):
             continue
         assert envelope.message.high_water == 0
-        answer = Envelope(envelope.correlation, envelope.epoch, 0, SeenIs(newest, newest))
+        answer = Envelope(envelope.correlation, envelope.epoch, 0, SeenReply(newest, newest))
         core.receive_answer(peer, encode(answer), joined.now)
     core.tick(joined.now)
     core.tick(joined.now)
-    assert not core.healer.recollected
+    assert not core.maintenance.freshness_confirmed
     assert core.take_proposals()
 
 
@@ -413,7 +413,7 @@ class TestClaims:
 
     def suspects(self, joined: Restarted, name: str) -> bool:
         joined.pass_time(1)
-        return joined.peers[name].status()["troubles"] == [SUSPECTED]
+        return joined.peers[name].status()["alerts"] == [SUSPECTED]
 
     def all_old(self, joined: Restarted) -> dict[str, list[list[Any]]]:
         """Replace all disks by old copies; returns what a client saw before."""
@@ -480,7 +480,7 @@ class TestClaims:
         joined.put({"k": 2}, level="all")
         joined.pass_time(3)
         seen = self.seen_of(joined, "a")
-        remembered = joined.peers["c"].holdings.memory.of("store-a")
+        remembered = joined.peers["c"].local_partitions.memory.of("store-a")
         joined.end("a", "b", "c")
         joined.stores["a"] = copy
         joined.stores["b"].marks.pop(b"seen", None)
@@ -489,7 +489,7 @@ class TestClaims:
         joined.pass_time(6)
         assert joined.votes("a")
         for life in remembered:  # as from a member that was away
-            joined.peers["c"].holdings.memory.note("store-a", life)
+            joined.peers["c"].local_partitions.memory.note("store-a", life)
         before = joined.peers["c"].meters.kinds()["AskSeen"]
         joined.settle()
         assert joined.peers["c"].meters.kinds()["AskSeen"] == before
@@ -532,7 +532,7 @@ class TestClaims:
             self.claim(joined, "a", [["store-a", 7 + number, 1, 2**63]])
         assert self.suspects(joined, "a")
         assert joined.votes("a")
-        assert len(joined.peers["a"].healer.freshness._claims._kept) <= 16
+        assert len(joined.peers["a"].maintenance.freshness._claims._kept) <= 16
         asked = joined.peers["b"].meters.kinds()["AskSeen"]
         for number in range(100):
             self.claim(joined, "a", [["store-a", 9999 + number, 1, 2**63]])

@@ -23,7 +23,7 @@ from dstash.store.record import open_record, partition_of
 from dstash.types import RecordFlag
 from dstash.version import stamp_at
 from dstash.wire.envelope import decode
-from dstash.wire.replication import AskDigests
+from dstash.wire.replication import DigestsRequest
 from tests.harness.joined import START, Joined
 
 
@@ -39,7 +39,7 @@ class Tight(TwinStore):
 
 def live(horizon_ms: int = 0) -> Pace:
     """Return a pace at which nothing but hints is due."""
-    return Pace(compare_ms=10**9, bury_ms=10**9, bury_lag_ms=horizon_ms)
+    return Pace(compare_ms=10**9, gc_interval_ms=10**9, gc_grace_ms=horizon_ms)
 
 
 def missed_by_c(joined: Joined) -> None:
@@ -58,11 +58,11 @@ def test_a_hint_that_is_refused_is_kept_and_told_again_after_a_pause() -> None:
     missed_by_c(joined)
     assert keeps_hints(joined) == 1
     partition = partition_of(b"k")
-    joined.peers["c"].holdings.promise(partition, stamp_at(joined.now), joined.now)
+    joined.peers["c"].local_partitions.promise(partition, stamp_at(joined.now), joined.now)
     joined.settle()
     assert joined.record("c", "k") is None
     assert keeps_hints(joined) == 1
-    joined.peers["c"].holdings.promises(joined.now + 60_000)  # the promise is over
+    joined.peers["c"].local_partitions.promises(joined.now + 60_000)  # the promise is over
     joined.settle()
     assert joined.record("c", "k") is None, "it is left alone for a second"
     joined.now += 1500
@@ -112,9 +112,9 @@ def test_hints_past_the_bound_make_a_partition_dirty_and_that_heals_too() -> Non
 def test_old_hints_make_a_partition_dirty_and_that_heals_too() -> None:
     joined = Joined(pace=Pace(10_000, 10**9, 0), hint_max_age_ms=1000)
     missed_by_c(joined)
-    keeper = next(core for core in joined.peers.values() if len(core.hints))
-    keeper.hints.age(joined.now + 2000)
-    assert (len(keeper.hints), keeper.hints.facts()) == (0, {"c": 1})
+    agent = next(core for core in joined.peers.values() if len(core.hints))
+    agent.hints.age(joined.now + 2000)
+    assert (len(agent.hints), agent.hints.describe()) == (0, {"c": 1})
     joined.settle()
     assert joined.record("c", "k") == joined.record("a", "k")
 
@@ -122,9 +122,9 @@ def test_old_hints_make_a_partition_dirty_and_that_heals_too() -> None:
 def test_a_peer_that_is_gone_for_good_is_forgotten() -> None:
     joined = Joined(pace=live())
     missed_by_c(joined)
-    keeper = next(core for core in joined.peers.values() if len(core.hints))
-    keeper.hints.forget("c")
-    assert keeper.hints.waiting() == []
+    agent = next(core for core in joined.peers.values() if len(core.hints))
+    agent.hints.forget("c")
+    assert agent.hints.waiting() == []
 
 
 def pass_time(joined: Joined) -> None:
@@ -139,7 +139,7 @@ def test_when_the_disk_is_full_heals_leave_the_last_room_to_deletes() -> None:
     joined = Joined(pace=Pace(2000, 10**9, 0), disk_reserve=1000)
     tight = Tight("store-c")
     joined.stores["c"] = joined.peers["c"].store = tight
-    joined.peers["c"].holdings.store = tight
+    joined.peers["c"].local_partitions.store = tight
     tight.free = 700  # puts are refused; heals may use half of the reserve
     assert is_because(joined.put({"k": 1}, "all").reasons[0], DiskFull)
     joined.put({"k": 1})
@@ -181,25 +181,25 @@ def test_a_horizon_that_only_one_replica_was_told_of_reaches_the_others() -> Non
     partition = partition_of(b"k")
     first = View(joined.topology).readers[partition][0]  # without tombstones it asks for nothing
     joined.now += 3000
-    told = joined.peers[first].holdings
+    told = joined.peers[first].local_partitions
     told.advance([partition], stamp_at(joined.now - 2000))
     del joined.stores[first].records[joined.place("k")]
     pass_time(joined)
     assert [joined.record(peer, "k") for peer in "abc"] == [None] * 3
-    horizons = {core.holdings.horizons[partition] for core in joined.peers.values()}
+    horizons = {core.local_partitions.horizons[partition] for core in joined.peers.values()}
     assert len(horizons) == 1
 
 
 def test_a_clock_set_back_over_a_restart_lets_nothing_in_below_the_horizon() -> None:
     store = TwinStore("store-a")
-    horizons = Joined("a").peers["a"].holdings.horizons
+    horizons = Joined("a").peers["a"].local_partitions.horizons
     for partition in range(PARTITIONS):
         horizons[partition] = stamp_at(START + 3_600_000)
     store.mark(HORIZONS_MARK, horizons.tobytes())
     core = PeerCore(Settings("a", "c"), store, START)
-    assert core.holdings.floor == stamp_at(START + 3_600_000)
+    assert core.local_partitions.floor == stamp_at(START + 3_600_000)
     joined = Joined("a", replicas=1)
-    joined.peers["a"].holdings.floor = core.holdings.floor
+    joined.peers["a"].local_partitions.floor = core.local_partitions.floor
     result: Any = joined.put({"k": 1}, timeout=500)
     assert not result.ok
     assert any(isinstance(one, BelowFloor) or "older" in str(one) for one in result.reasons)
@@ -213,7 +213,7 @@ def asked_by(joined: Joined, name: str) -> list[set[int]]:
     def listening(now: int) -> Any:
         replies, outgoing = tick(now)
         messages = [decode(one.frames).message for one in outgoing]
-        questions = [one for one in messages if isinstance(one, AskDigests)]
+        questions = [one for one in messages if isinstance(one, DigestsRequest)]
         asked.extend(set(unpack_partitions(one.partitions)) for one in questions)
         return replies, outgoing
 
@@ -229,7 +229,7 @@ def test_after_a_pause_only_that_is_filled_which_was_left() -> None:
     joined.put({f"k{n}": "v" * 100 for n in range(4000)}, "all")
     joiner = Announcement("d", "tcp://d:1", "store-d", "z-d", 1.0)
     begun = transitions.steer(transitions.add(three, [joiner]), rate=1_000_000)
-    gained = set(transitions.gains(begun)["d"])
+    gained = set(transitions.incoming(begun)["d"])
     joined.install(begun)
     core = joined.peers["d"]
     for _ in range(200):
@@ -237,36 +237,36 @@ def test_after_a_pause_only_that_is_filled_which_was_left() -> None:
         joined.settle()
     begun = transitions.steer(begun, rate=2_000_000)
     joined.install(begun)
-    before = core.healer.facts()
-    assert 0 < before["filling"] < len(gained) - 500, "another rate is no reason to begin anew"
+    before = core.maintenance.describe()
+    assert 0 < before["streaming"] < len(gained) - 500, "another rate is no reason to begin anew"
 
     paused = transitions.steer(begun, paused=True)
     joined.install(paused)
     joined.now += 60_000
     joined.settle()
-    assert core.healer.facts() == before, "nothing moves, and no time passes"
+    assert core.maintenance.describe() == before, "nothing moves, and no time passes"
 
     asked = asked_by(joined, "d")
     resumed = transitions.steer(paused, paused=False)
     joined.install(resumed)
-    assert core.healer.facts()["filling"] == before["filling"]
-    while core.healer.facts()["filling"]:
+    assert core.maintenance.describe()["streaming"] == before["streaming"]
+    while core.maintenance.describe()["streaming"]:
         joined.now += 1
         joined.settle()
     assert len(core.take_proposals()) == 1
-    assert len(set().union(*asked)) == before["filling"]
-    after = core.healer.facts()
-    assert after["filling"] == 0
-    assert after["filled_records"] >= len(joined.stores["d"].records) > 2500
-    assert after["filling_ms"] < 3000, "the pause does not count"
-    assert after["filling_of"] == len(gained)
+    assert len(set().union(*asked)) == before["streaming"]
+    after = core.maintenance.describe()
+    assert after["streaming"] == 0
+    assert after["streamed_records"] >= len(joined.stores["d"].records) > 2500
+    assert after["streaming_ms"] < 3000, "the pause does not count"
+    assert after["streaming_of"] == len(gained)
 
     paused = transitions.steer(resumed, paused=True)
     joined.install(paused)
     joined.install(transitions.steer(paused, paused=False))
     joined.now += 60_000
     joined.settle()
-    assert core.healer.facts() == after
+    assert core.maintenance.describe() == after
     assert len(core.take_proposals()) == 1, "it says once more that it has all"
 
 
@@ -275,12 +275,12 @@ def test_what_was_paused_and_cancelled_is_not_filled_any_more() -> None:
     begun = transitions.remove(joined.topology, ["d"])
     joined.install(begun)
     core = joined.peers["a"]
-    assert core.healer.facts()["filling"] == len(transitions.gains(begun)["a"])
+    assert core.maintenance.describe()["streaming"] == len(transitions.incoming(begun)["a"])
     paused = transitions.steer(begun, paused=True)
     joined.install(paused)
-    assert core.healer.facts()["filling"] > 0
+    assert core.maintenance.describe()["streaming"] > 0
     joined.install(transitions.cancel(paused))
-    assert core.healer.facts()["filling"] == 0
+    assert core.maintenance.describe()["streaming"] == 0
 
 
 def compare_once(joined: Joined) -> None:
@@ -298,7 +298,7 @@ def test_one_round_of_comparison_makes_partitions_of_all_batches_equal() -> None
     joined.forget("c", *names)
     joined.now += 200_001
     compare_once(joined)
-    compared = {name: core.healer.replica.compared for name, core in joined.peers.items()}
+    compared = {name: core.maintenance.replica.compared for name, core in joined.peers.items()}
     assert sum(compared.values()) <= 3 * PARTITIONS, f"one round: {compared}"
     assert [one for one in names if joined.record("c", one) is None] == []
 
@@ -310,7 +310,7 @@ def test_refusal_of_one_partition_does_not_keep_the_others_from_healing() -> Non
     joined.forget("c", *names)
     refused = partition_of(names[0].encode())
     joined.now += 200_001
-    joined.peers["c"].holdings.promise(refused, stamp_at(joined.now), joined.now)
+    joined.peers["c"].local_partitions.promise(refused, stamp_at(joined.now), joined.now)
     compare_once(joined)
     assert [one for one in names if joined.record("c", one) is None] == [names[0]]
 
@@ -323,17 +323,17 @@ def test_more_damaged_records_than_are_kept_in_mind_are_all_mended(
     names = [f"k{number}" for number in range(60)]
     joined.put(dict.fromkeys(names, 1), "all")
     for name in names:
-        joined.damage("c", name)
-    holdings = joined.peers["c"].holdings
+        joined.corruption("c", name)
+    local_partitions = joined.peers["c"].local_partitions
     joined.down = {"a", "b"}  # so nothing is mended while all is found
-    joined.peers["c"].healer.repair()
+    joined.peers["c"].maintenance.repair()
     for _ in range(200):
         joined.settle()
-    assert len(holdings.damage) == 10
+    assert len(local_partitions.corruption) == 10
     joined.down = set()
     for _ in range(400):
         joined.now += 50
         joined.settle()
-    assert [one for one in range(PARTITIONS) if one in holdings.damage] == []
+    assert [one for one in range(PARTITIONS) if one in local_partitions.corruption] == []
     assert [one for one in names if joined.record("c", one) != joined.record("a", one)] == []
-    assert holdings.damage.mended == len(names)
+    assert local_partitions.corruption.repaired == len(names)

@@ -15,9 +15,9 @@ from dstash.cluster.topology.joining import last_known
 from dstash.cluster.topology.topology import State, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, DiskFull, DStashError, MembershipUnreachable
-from dstash.peer.membership_agent import Keeper
+from dstash.peer.membership_agent import MembershipAgent
 from dstash.store.memory import TwinStore
-from dstash.wire.messages import Error, Order
+from dstash.wire.messages import AdminRequest, Error
 from dstash.wire.shapes import Message
 
 AFTER = 600.0
@@ -31,12 +31,12 @@ class Cluster:
         self.folder = folder
         self.members = {name: LocalMembership(folder, "c") for name in names}
         self.stores = {name: TwinStore(f"store-{name}") for name in names}
-        self.keepers = {name: self.keeper(name) for name in names}
-        for keeper in self.keepers.values():
-            keeper.join()
+        self.keepers = {name: self.agent(name) for name in names}
+        for agent in self.keepers.values():
+            agent.join()
 
-    def keeper(self, name: str) -> Keeper:
-        return Keeper(
+    def agent(self, name: str) -> MembershipAgent:
+        return MembershipAgent(
             self.members[name],
             Announcement(name, f"tcp://{name}:1", self.stores[name].store_id, name, 1.0),
             self.stores[name],
@@ -86,70 +86,70 @@ class TestHeardTopology:
         assert topology is not None
         return replace(topology, epoch=topology.epoch + 1, **changes)
 
-    def turn(self, keeper: Keeper, monkeypatch: pytest.MonkeyPatch, *, away: bool) -> None:
+    def turn(self, agent: MembershipAgent, monkeypatch: pytest.MonkeyPatch, *, away: bool) -> None:
         def watch(patience: float) -> None:
             if away:
                 raise MembershipUnreachable("gone")
 
-        monkeypatch.setattr(keeper._membership, "watch", watch)
-        keeper._turn()
+        monkeypatch.setattr(agent._membership, "watch", watch)
+        agent._turn()
 
     def test_peer_goes_by_it_and_does_not_store_it(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         published: list[View] = []
-        keeper = cluster.keepers["a"]
-        keeper._look()
-        keeper._publish = published.append
+        agent = cluster.keepers["a"]
+        agent._look()
+        agent._publish = published.append
         heard = self.later(cluster)
-        keeper.hear(heard)
-        self.turn(keeper, monkeypatch, away=True)
+        agent.hear(heard)
+        self.turn(agent, monkeypatch, away=True)
         assert [view.topology for view in published] == [heard]
         assert last_known(cluster.stores["a"]) == replace(heard, epoch=heard.epoch - 1)
-        self.turn(keeper, monkeypatch, away=True)
+        self.turn(agent, monkeypatch, away=True)
         assert len(published) == 1
 
     def test_membership_that_is_back_decides(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        keeper = cluster.keepers["a"]
-        keeper.hear(self.later(cluster))
-        self.turn(keeper, monkeypatch, away=True)
+        agent = cluster.keepers["a"]
+        agent.hear(self.later(cluster))
+        self.turn(agent, monkeypatch, away=True)
         stored = cluster.members["a"].read().topology
-        self.turn(keeper, monkeypatch, away=False)
-        assert keeper._view is not None
+        self.turn(agent, monkeypatch, away=False)
+        assert agent._view is not None
         # Nothing was restored from what another peer has said.
-        assert keeper._view.topology == cluster.members["a"].read().topology == stored
+        assert agent._view.topology == cluster.members["a"].read().topology == stored
         assert last_known(cluster.stores["a"]) == stored
 
     def test_same_epoch_is_stored_once_the_membership_tells_it(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        keeper = cluster.keepers["a"]
-        keeper.hear(self.later(cluster))
-        self.turn(keeper, monkeypatch, away=True)
+        agent = cluster.keepers["a"]
+        agent.hear(self.later(cluster))
+        self.turn(agent, monkeypatch, away=True)
         cluster.edit(lambda topology: topology.next())
-        self.turn(keeper, monkeypatch, away=False)
+        self.turn(agent, monkeypatch, away=False)
         assert last_known(cluster.stores["a"]) == cluster.members["a"].read().topology
 
     def test_membership_that_answers_is_not_overruled(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        keeper = cluster.keepers["a"]
-        keeper.hear(self.later(cluster))
-        self.turn(keeper, monkeypatch, away=False)
-        assert keeper._view is not None
-        assert keeper._view.topology == cluster.members["a"].read().topology
+        agent = cluster.keepers["a"]
+        agent.hear(self.later(cluster))
+        self.turn(agent, monkeypatch, away=False)
+        assert agent._view is not None
+        assert agent._view.topology == cluster.members["a"].read().topology
 
     @pytest.mark.parametrize("changes", [{"epoch": 1}, {"cluster_id": "other"}])
     def test_another_cluster_or_an_earlier_epoch_is_not_taken(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
     ) -> None:
-        keeper = cluster.keepers["a"]
-        before = keeper._view
-        keeper.hear(replace(self.later(cluster), **changes))
-        self.turn(keeper, monkeypatch, away=True)
-        assert keeper._view is before
+        agent = cluster.keepers["a"]
+        before = agent._view
+        agent.hear(replace(self.later(cluster), **changes))
+        self.turn(agent, monkeypatch, away=True)
+        assert agent._view is before
 
 
 def test_one_that_is_dead_for_long_is_given_up(cluster: Cluster) -> None:
@@ -192,57 +192,57 @@ def test_one_that_was_removed_while_it_started_does_not_join_with_what_it_held(
     cluster.members["e"].resign()
     cluster.edit(lambda topology: topology.without(["e"]).next())
     with pytest.raises(ChangeConflict, match="gone on without this peer"):
-        cluster.keeper("e").join()
+        cluster.agent("e").join()
     cluster.stores["e"] = TwinStore("another")  # what it held was set aside
-    view = cluster.keeper("e").join()
+    view = cluster.agent("e").join()
     assert view is not None
     assert "e" in view.members
 
 
 class TestATurnThatFails:
-    def keeper_with(self, cluster: Cluster, shown: list[tuple[str, str]]) -> Keeper:
-        keeper = cluster.keepers["a"]
-        keeper._show = lambda source, text: shown.append((source, text))
-        return keeper
+    def keeper_with(self, cluster: Cluster, shown: list[tuple[str, str]]) -> MembershipAgent:
+        agent = cluster.keepers["a"]
+        agent._show = lambda source, text: shown.append((source, text))
+        return agent
 
     @pytest.mark.parametrize("error", [ZeroDivisionError("no"), DStashError("no"), OSError("no")])
     def test_does_not_end_the_thread_and_is_shown_until_one_succeeds(
         self, cluster: Cluster, error: Exception, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shown: list[tuple[str, str]] = []
-        keeper = self.keeper_with(cluster, shown)
+        agent = self.keeper_with(cluster, shown)
 
         def fail() -> None:
             raise error
 
         with monkeypatch.context() as patched:
             patched.setattr(cluster.members["a"], "read", fail)
-            assert keeper._turn() > 0
-            assert keeper._turn() > 0
-        assert keeper._turn() == 0
+            assert agent._turn() > 0
+            assert agent._turn() > 0
+        assert agent._turn() == 0
         (source, text), over = shown
         assert source == "membership"
         assert "no" in text
         assert over == ("membership", "")
 
     def test_by_a_proposal_drops_the_proposal(self, cluster: Cluster) -> None:
-        keeper = self.keeper_with(cluster, [])
-        keeper.propose([lambda topology: 1 / 0, lambda topology: None])  # type: ignore[list-item, return-value]
-        assert keeper._turn() == 0
-        assert not keeper._proposals
+        agent = self.keeper_with(cluster, [])
+        agent.propose([lambda topology: 1 / 0, lambda topology: None])  # type: ignore[list-item, return-value]
+        assert agent._turn() == 0
+        assert not agent._proposals
 
     def test_by_an_order_answers_the_order(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        keeper = self.keeper_with(cluster, [])
+        agent = self.keeper_with(cluster, [])
         answers: list[Message] = []
 
-        def fail(order: Order) -> None:
+        def fail(order: AdminRequest) -> None:
             raise ZeroDivisionError("no")
 
-        monkeypatch.setattr(keeper, "_carry_out", fail)
-        keeper.order(Order("add", ["x"], 0, False), answers.append)
-        assert keeper._turn() == 0
+        monkeypatch.setattr(agent, "_carry_out", fail)
+        agent.order(AdminRequest("add", ["x"], 0, False), answers.append)
+        assert agent._turn() == 0
         (answer,) = answers
         assert isinstance(answer, Error)
         assert "ZeroDivisionError" in answer.text
@@ -258,17 +258,17 @@ class TestATopologyThatCannotBeStored:
     def test_is_used_and_shown_and_stored_later(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        keeper, store = cluster.keepers["a"], cluster.stores["a"]
+        agent, store = cluster.keepers["a"], cluster.stores["a"]
         epoch = cluster.members["a"].read().topology.next().epoch  # type: ignore[union-attr]
         with monkeypatch.context() as patched:
             self.fill_disk(store, patched)
             cluster.edit(lambda topology: topology.next())  # type: ignore[attr-defined]
-            keeper._turn()
-            assert keeper._view is not None
-            assert keeper._view.epoch == epoch
-            assert f"the topology of epoch {epoch} cannot be stored" in keeper.trouble
-        keeper._turn()
-        assert keeper.trouble == ""
+            agent._turn()
+            assert agent._view is not None
+            assert agent._view.epoch == epoch
+            assert f"the topology of epoch {epoch} cannot be stored" in agent.problem
+        agent._turn()
+        assert agent.problem == ""
         kept = last_known(store)
         assert kept is not None
         assert kept.epoch == epoch
@@ -280,4 +280,4 @@ class TestATopologyThatCannotBeStored:
         cluster.stores["f"] = TwinStore("store-f")
         self.fill_disk(cluster.stores["f"], monkeypatch)
         with pytest.raises(DiskFull):
-            cluster.keeper("f").join()
+            cluster.agent("f").join()

@@ -9,7 +9,7 @@ from dstash.errors import VersionMismatch
 from dstash.wire import protocol
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Hello, Lookup, Welcome
-from dstash.wire.replication import AskSeen, SeenIs
+from dstash.wire.replication import SeenReply, SeenRequest
 from dstash.wire.shapes import Message
 from tests.peer.test_core import EPOCH, Peer, keys, peer, put, topology
 
@@ -20,11 +20,11 @@ def test_one_without_a_version_in_common_is_told_what_is_spoken(peer: Peer) -> N
     refusal = peer.refusal(Hello("c", lowest=3, highest=5))
     assert isinstance(refusal, VersionMismatch)
     assert str(refusal) == "protocol version 3 to 5; this side speaks 1 to 2"
-    assert (refusal.facts["lowest"], refusal.facts["highest"]) == (1, 2)
+    assert (refusal.details["lowest"], refusal.details["highest"]) == (1, 2)
     assert isinstance(peer.ask(Hello("c", lowest=1, highest=5)), Welcome)
 
 
-@pytest.mark.parametrize("message", [put(b"k"), Lookup("i", 1, keys(b"k")), AskSeen("b", 0)])
+@pytest.mark.parametrize("message", [put(b"k"), Lookup("i", 1, keys(b"k")), SeenRequest("b", 0)])
 def test_a_reply_is_of_the_version_of_its_request(
     peer: Peer, monkeypatch: pytest.MonkeyPatch, message: Message
 ) -> None:
@@ -48,7 +48,7 @@ def test_other_peers_are_spoken_to_in_the_highest_that_both_speak(
     welcome = Welcome("c", "b", 1, 3, {}, b"", [])
 
     def spoken() -> set[int]:
-        peer.core.scheduler.spawn("asks", ask("b", AskSeen("a", 0), SeenIs))
+        peer.core.scheduler.spawn("asks", ask("b", SeenRequest("a", 0), SeenReply))
         _, outgoing = peer.core.tick(peer.now)
         return {decode(one.frames).protocol for one in outgoing}
 

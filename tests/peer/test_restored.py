@@ -14,9 +14,9 @@ from dstash.cluster.topology.joining import RESTORED_JUMP, last_known, was_remov
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, ForeignStore
-from dstash.peer.membership_agent import Keeper
+from dstash.peer.membership_agent import MembershipAgent
 from dstash.store.memory import TwinStore
-from dstash.wire.messages import Error, Order
+from dstash.wire.messages import AdminRequest, Error
 
 
 class Process:
@@ -27,7 +27,7 @@ class Process:
         self.views: list[View] = []
         self.said: list[str] = []
         self.membership = LocalMembership(folder, "c")
-        self.keeper = Keeper(
+        self.agent = MembershipAgent(
             self.membership,
             Announcement(name, f"tcp://{name}:1", store.store_id, name, 1.0),
             store,
@@ -57,7 +57,7 @@ class Machines:
     def start(self, name: str, where: str = "right", min_peers: int = 3) -> Process:
         process = Process(name, self.stores[name], self.home / where, min_peers)
         self.running.append(process)
-        process.keeper.join()
+        process.agent.join()
         return process
 
     def stop_all(self) -> None:
@@ -68,7 +68,7 @@ class Machines:
     def look(self) -> None:
         for _ in range(3):
             for process in self.running:
-                process.keeper._look()
+                process.agent._look()
 
     def topology(self, where: str = "right") -> Topology:
         membership = LocalMembership(self.home / where, "c")
@@ -129,7 +129,7 @@ def test_running_peers_restore_what_is_lost_underneath(machines: Machines) -> No
     before = formed(machines)
     for process in machines.running:
         process.membership.close()
-        process.keeper._membership = process.membership = LocalMembership(machines.home / "x", "c")
+        process.agent._membership = process.membership = LocalMembership(machines.home / "x", "c")
     machines.look()
     epochs = {process.epoch for process in machines.running}
     assert len(epochs) == 1
@@ -170,8 +170,8 @@ def test_order_on_an_unconfirmed_topology_is_refused(machines: Machines) -> None
     machines.stop_all()
     alone = machines.start("a", where="new")
     answers: list[object] = []
-    alone.keeper.order(Order("remove", ["b"]), answers.append)
-    alone.keeper._carry_out_orders()
+    alone.agent.order(AdminRequest("remove", ["b"]), answers.append)
+    alone.agent._carry_out_admin_requests()
     assert isinstance(answers[0], Error)
     assert answers[0].code == ChangeConflict.code
 

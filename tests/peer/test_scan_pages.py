@@ -53,12 +53,12 @@ def expected(peer: Peer, *without: bytes) -> dict[int, tuple[int, int]]:
 def test_page_has_digest_of_each_partition(peer: Peer, kind: type[Scan]) -> None:
     page = page_of(peer, kind(*WHOLE, digest=True))
     assert entries(page) == expected(peer)
-    assert (page.count, page.damaged, page.moment) == (len(NAMES), b"", peer.now)
+    assert (page.count, page.corrupt, page.moment) == (len(NAMES), b"", peer.now)
 
 
 def test_page_without_digest_is_as_in_the_earlier_version(peer: Peer) -> None:
     page = page_of(peer, Count(*WHOLE, until=b"1", moment=1))
-    assert (page.digests, page.damaged, page.moment) == (b"", b"", 0)
+    assert (page.digests, page.corrupt, page.moment) == (b"", b"", 0)
     assert page.count == len(NAMES)
 
 
@@ -102,10 +102,10 @@ def test_damaged_record_is_named_reported_and_does_not_end_the_page(
     partition, _, key = split_storage_key(place)
     peer.store.records[place] = peer.store.records[place][:30]
     page = page_of(peer, kind(*WHOLE, digest=True))
-    assert page.damaged == partition.to_bytes(2, "big")
+    assert page.corrupt == partition.to_bytes(2, "big")
     assert entries(page) == expected(peer, key)
     assert page.count == len(NAMES) - 1
-    assert peer.core.holdings.damage.found == 1
+    assert peer.core.local_partitions.corruption.found == 1
     names = codec.unpack_keys(page.keys)
     assert len(names) == {Scan: 59, ScanKeys: 60, Count: 0}[kind]
     assert (key in names) is (kind is ScanKeys)

@@ -13,7 +13,7 @@ from dstash.peer.core import PeerCore, Settings
 from dstash.peer.server import PeerServer, wall
 from dstash.store.memory import TwinStore
 from dstash.wire.envelope import Envelope, decode, encode
-from dstash.wire.messages import AskStatus, Ping, Pong
+from dstash.wire.messages import Ping, Pong, StatusRequest
 from dstash.wire.sockets import Context, Link, Poller, Router
 from tests.harness.waiting import wait_until
 
@@ -65,7 +65,7 @@ def test_a_message_that_meets_a_defect_does_not_end_the_peer(
 ) -> None:
     core, link = server
     assert isinstance(answer(link, Envelope(7, 0, 0, Ping())).message, Pong)
-    assert link.send(encode(Envelope(8, 0, 0, AskStatus())))
+    assert link.send(encode(Envelope(8, 0, 0, StatusRequest())))
     assert isinstance(answer(link, Envelope(9, 0, 0, Ping())).message, Pong)
     assert core.counts["unhandled"] == 1
 

@@ -28,7 +28,9 @@ def pass_time(joined: Joined, milliseconds: int, step: Step = lambda: None) -> N
 def lose(joined: Joined, peer: str, *keys: str) -> None:
     """Make a peer miss keys without a trace."""
     joined.forget(peer, *keys)
-    joined.peers[peer].holdings.changed({partition_of(key.encode()) for key in keys}, joined.now)
+    joined.peers[peer].local_partitions.changed(
+        {partition_of(key.encode()) for key in keys}, joined.now
+    )
     for core in joined.peers.values():
         core.hints.forget(peer)
 
@@ -93,27 +95,29 @@ def test_promise_is_taken_back_when_replicas_do_not_agree() -> None:
     joined.delete(deleted, level="all")
     partition = partition_of(key.encode())
     for core in joined.peers.values():
-        core.holdings._mortal[partition] = True
+        core.local_partitions._expirable[partition] = True
     lose(joined, "c", key)
     pass_time(joined, 11 * SECOND)
-    asked = [core.holdings.floor > stamp_at(START) for core in joined.peers.values()]
+    asked = [core.local_partitions.floor > stamp_at(START) for core in joined.peers.values()]
     assert asked.count(True) >= 2, "some were asked to promise"
-    assert [core.holdings.promises(joined.now) for core in joined.peers.values()] == [{}] * 3
-    assert [core.holdings.horizons[partition] for core in joined.peers.values()] == [0] * 3
+    assert [core.local_partitions.promises(joined.now) for core in joined.peers.values()] == [
+        {}
+    ] * 3
+    assert [core.local_partitions.horizons[partition] for core in joined.peers.values()] == [0] * 3
 
 
 def test_promise_for_another_stamp_is_kept() -> None:
     joined = Joined(pace=Pace(10**9, 10**9, 0))
-    holdings = joined.peers["a"].holdings
+    local_partitions = joined.peers["a"].local_partitions
     for partition, stamp in ((1, 10), (2, 20)):
-        holdings.promise(partition, stamp, joined.now)
-    assert holdings.release([1, 2, 3], 10) == [1]
-    assert holdings.promises(joined.now) == {2: 20}
+        local_partitions.promise(partition, stamp, joined.now)
+    assert local_partitions.release([1, 2, 3], 10) == [1]
+    assert local_partitions.promises(joined.now) == {2: 20}
 
 
 class TestDiffering:
-    def facts(self, joined: Joined, name: str) -> tuple[int, int]:
-        found = joined.peers[name].healer.facts()
+    def describe(self, joined: Joined, name: str) -> tuple[int, int]:
+        found = joined.peers[name].maintenance.describe()
         return found["differing"], found["differing_ms"]
 
     def test_status_tells_how_many_partitions_differ_and_for_how_long(self) -> None:
@@ -123,14 +127,14 @@ class TestDiffering:
         lose(joined, "c", "k")
         partition = partition_of(b"k")
         for core in joined.peers.values():  # nothing older may come in, and none can say why
-            core.holdings.advance([partition], 1 << 63)
+            core.local_partitions.advance([partition], 1 << 63)
         pass_time(joined, 45 * SECOND)
-        begun = {name: self.facts(joined, name) for name in "abc"}
+        begun = {name: self.describe(joined, name) for name in "abc"}
         differing = {name: facts for name, facts in begun.items() if facts[0]}
         assert {count for count, _ in differing.values()} == {1}
         assert all(25 * SECOND < since <= 45 * SECOND for _, since in differing.values())
         for core in joined.peers.values():
-            core.holdings.advance([], 0)
-            core.holdings.horizons[partition] = 0
+            core.local_partitions.advance([], 0)
+            core.local_partitions.horizons[partition] = 0
         pass_time(joined, 25 * SECOND)
-        assert {self.facts(joined, name) for name in "abc"} == {(0, 0)}
+        assert {self.describe(joined, name) for name in "abc"} == {(0, 0)}

@@ -15,7 +15,7 @@ from dstash.wire.security import KeyPair, load_public
 from tests.harness.devcluster import clean_environment
 from tests.harness.peers import DSTASH_PEER, PATIENCE, Peer
 from tests.harness.ports import free_port
-from tests.harness.process import mortal
+from tests.harness.process import expirable
 from tests.harness.waiting import wait_until
 
 _MANUAL = Path(__file__).resolve().parent.parent.parent / "docs" / "security.md"
@@ -54,7 +54,7 @@ class Machine(Peer):
         command += ["--http-port", str(self.http_port)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                mortal(command),
+                expirable(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

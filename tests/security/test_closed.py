@@ -17,18 +17,18 @@ from dstash.version import pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.keys import encode_keys
-from dstash.wire.messages import Delete, Error, Hello, Lookup, Order, Values, Welcome
+from dstash.wire.messages import AdminRequest, Delete, Error, Hello, Lookup, Values, Welcome
 from dstash.wire.replication import (
-    AskCopy,
-    AskDigests,
-    AskSeen,
-    CopyIs,
-    DigestsAre,
+    CopyReply,
+    CopyRequest,
+    DigestsReply,
+    DigestsRequest,
     Pull,
     Push,
-    SeenIs,
+    SeenReply,
+    SeenRequest,
 )
-from dstash.wire.security import Doorkeeper, KeyPair
+from dstash.wire.security import KeyPair, ZapHandler
 from dstash.wire.shapes import Frame, Message
 from dstash.wire.sockets import Context, Router
 from tests.harness.waiting import wait_until
@@ -151,10 +151,10 @@ def test_one_of_several_server_keys_is_enough(closed: Closed) -> None:
     ("name", "message"),
     [
         ("reader", Delete("i", bytes(20), KEYS)),
-        ("reader", Order("pause", [])),
-        ("writer", Order("remove", ["p2"])),
+        ("reader", AdminRequest("pause", [])),
+        ("writer", AdminRequest("remove", ["p2"])),
         ("writer", Push(KEYS, KEYS)),
-        ("writer", AskCopy(ONE_PARTITION, b"")),
+        ("writer", CopyRequest(ONE_PARTITION, b"")),
         ("admin", Pull(KEYS)),
         ("narrow", Lookup("i", 1, KEYS)),
         ("spy", Lookup("i", 1, KEYS)),  # a peer's key opens no client's door
@@ -171,19 +171,31 @@ def test_a_role_does_not_allow_the_rest(closed: Closed, name: str, message: Mess
 
 def test_an_admin_may_make_a_backup(closed: Closed) -> None:
     with closed.attacker("admin") as admin:
-        assert isinstance(admin.ask(AskDigests(ONE_PARTITION), epoch=closed.epoch()), DigestsAre)
-        assert isinstance(admin.ask(AskCopy(ONE_PARTITION, b""), epoch=closed.epoch()), CopyIs)
+        assert isinstance(
+            admin.ask(DigestsRequest(ONE_PARTITION), epoch=closed.epoch()), DigestsReply
+        )
+        assert isinstance(
+            admin.ask(CopyRequest(ONE_PARTITION, b""), epoch=closed.epoch()), CopyReply
+        )
 
 
 def test_peers_verbs_need_a_key_that_the_topology_lists(closed: Closed) -> None:
-    for message in (AskDigests(ONE_PARTITION), AskCopy(ONE_PARTITION, b""), Push(KEYS, KEYS)):
+    for message in (
+        DigestsRequest(ONE_PARTITION),
+        CopyRequest(ONE_PARTITION, b""),
+        Push(KEYS, KEYS),
+    ):
         with closed.attacker("spy") as spy:
             assert code_of(spy.ask(message, epoch=closed.epoch())) == Unauthorised.code
     with closed.attacker("p2") as member:
-        for name, kind in {"p2": SeenIs, "p1": Error}.items():  # it speaks for itself alone
-            assert isinstance(member.ask(AskSeen(name, 1), epoch=closed.epoch()), kind)
-        assert isinstance(member.ask(AskDigests(ONE_PARTITION), epoch=closed.epoch()), DigestsAre)
-        assert isinstance(member.ask(AskCopy(ONE_PARTITION, b""), epoch=closed.epoch()), CopyIs)
+        for name, kind in {"p2": SeenReply, "p1": Error}.items():  # it speaks for itself alone
+            assert isinstance(member.ask(SeenRequest(name, 1), epoch=closed.epoch()), kind)
+        assert isinstance(
+            member.ask(DigestsRequest(ONE_PARTITION), epoch=closed.epoch()), DigestsReply
+        )
+        assert isinstance(
+            member.ask(CopyRequest(ONE_PARTITION, b""), epoch=closed.epoch()), CopyReply
+        )
 
 
 def test_a_limited_key_uses_its_indexes_alone(closed: Closed) -> None:
@@ -259,7 +271,7 @@ def test_a_member_that_nobody_vouches_for_is_not_talked_to(tmp_path: Path) -> No
     """Who can write to the membership can add a member, but nobody connects to it."""
     thief = KeyPair.generate()
     context = Context(keys=thief)
-    door = Doorkeeper(context, lambda key: False)
+    door = ZapHandler(context, lambda key: False)
     router = Router(context, "tcp://127.0.0.1:*")
     try:
         with Closed(tmp_path) as closed:

@@ -16,7 +16,7 @@ from dstash.version import pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Error, Lookup, Put, Stored, Values
-from dstash.wire.replication import AskDigests, DigestsAre
+from dstash.wire.replication import DigestsReply, DigestsRequest
 from dstash.wire.shapes import SHAPES, Frame
 from tests.fuzz.target import EPOCH, NOW, Target
 
@@ -98,7 +98,7 @@ def test_the_target_answers_as_a_peer_does() -> None:
     for user, message, answer in [
         ("writer", put, Stored),
         ("writer", Lookup("i", 1, keys), Values),
-        ("other", AskDigests(b"\x00\x00"), DigestsAre),
+        ("other", DigestsRequest(b"\x00\x00"), DigestsReply),
         (None, Lookup("i", 1, keys), Error),
     ]:
         replies = target.hit(encode(Envelope(1, EPOCH, 0, message)), user)

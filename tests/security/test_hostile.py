@@ -20,7 +20,7 @@ from dstash.wire import codec
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.keys import encode_keys
 from dstash.wire.messages import Delete, Hello, Lookup, Ping, Pong, Put, Records, Stored, Values
-from dstash.wire.replication import AskCopy, AskDigests, AskSeen, Pull
+from dstash.wire.replication import CopyRequest, DigestsRequest, Pull, SeenRequest
 from dstash.wire.shapes import Frame, Message
 from tests.harness.peers import Peer, Peers
 from tests.harness.waiting import stays_true, wait_until
@@ -214,7 +214,7 @@ def test_epochs_that_do_not_exist(peer: Peer, good: Client, attacker: Attacker) 
 def test_peers_verbs_with_nonsense(peer: Peer, attacker: Attacker) -> None:
     epoch = epoch_of(peer)
     for partitions in (b"\x00", b"\xff\xff", b"\x00" * 20_000):
-        for message in (AskDigests(partitions), AskCopy(partitions, b"\xff" * 500)):
+        for message in (DigestsRequest(partitions), CopyRequest(partitions, b"\xff" * 500)):
             assert code_of(attacker.ask(message, epoch=epoch)) == ProtocolError.code
 
 
@@ -239,7 +239,7 @@ def test_questions_that_take_long_are_weighed(peer: Peer, good: Client) -> None:
 def test_names_that_are_made_up_are_not_remembered(peer: Peer, attacker: Attacker) -> None:
     epoch = epoch_of(peer)
     for name in ("nobody", "p1" * 1000, ""):
-        answer = attacker.ask(AskSeen(name, 2**63), epoch=epoch)
+        answer = attacker.ask(SeenRequest(name, 2**63), epoch=epoch)
         assert code_of(answer) == Unauthorised.code
 
 

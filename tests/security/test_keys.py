@@ -12,9 +12,9 @@ import pytest
 from dstash.config.fields import is_key
 from dstash.errors import ConfigError, Unauthorised
 from dstash.peer.admission.authority import _NEEDED, Role, fingerprint, read_authority
-from dstash.wire.messages import Hello, Lookup, Order, Put
+from dstash.wire.messages import AdminRequest, Hello, Lookup, Put
 from dstash.wire.replication import Push
-from dstash.wire.security import Doorkeeper, KeyPair, load_public
+from dstash.wire.security import KeyPair, ZapHandler, load_public
 from dstash.wire.shapes import EMPTY, SHAPES
 from dstash.wire.sockets import Context, Link, LinkState, Received, Router
 from tests.harness.devcluster import InProcess
@@ -131,7 +131,7 @@ class TestList:
             (keys["w"], Put("three", b"", 0, EMPTY, EMPTY)),
             (keys["r"], Put("any", b"", 0, EMPTY, EMPTY)),
             (keys["p"], Put("any", b"", 0, EMPTY, EMPTY)),
-            (keys["w"], Order("pause", [])),
+            (keys["w"], AdminRequest("pause", [])),
             (keys["a"], Push(EMPTY, EMPTY)),
         ]:
             with pytest.raises(Unauthorised):
@@ -214,7 +214,7 @@ class TestDoor:
         self, context: Context, pair: KeyPair
     ) -> None:
         friend = KeyPair.generate()
-        Doorkeeper(context, lambda key: key == friend.public)
+        ZapHandler(context, lambda key: key == friend.public)
         router = Router(context, "tcp://127.0.0.1:*")
         try:
             address = f"{router.address} {pair.public}"
@@ -244,7 +244,7 @@ class TestDoor:
         def confused(key: str) -> bool:
             raise RuntimeError("who are you?")
 
-        door = Doorkeeper(context, confused)
+        door = ZapHandler(context, confused)
         router = Router(context, "tcp://127.0.0.1:*")
         try:
             for _ in range(2):
@@ -255,7 +255,7 @@ class TestDoor:
             router.close_after(0)
 
     def test_the_plain_address_knows_nobody_by_key(self, context: Context) -> None:
-        Doorkeeper(context, lambda key: True)
+        ZapHandler(context, lambda key: True)
         router = Router(context, "tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
         try:
             assert self.is_up(None, router.plain_address)

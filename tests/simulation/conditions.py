@@ -122,7 +122,7 @@ def draw_common(rng: Random, calls: int) -> Conditions:
     means something else from then on.
     """
     peers = rng.choice((3, 3, 3, 4, 5))
-    small, odd, steps = rng.choice(_CLOCKS)
+    small, odd, chunked = rng.choice(_CLOCKS)
     offsets = [rng.randint(-small, small) for _ in range(peers)]
     offsets[rng.randrange(peers)] = rng.choice((-odd, odd))
     clients = rng.randint(2, 5)
@@ -137,7 +137,7 @@ def draw_common(rng: Random, calls: int) -> Conditions:
         levels=rng.choice(_LEVELS),
         offsets_ms=tuple(offsets),
         client_offset_ms=rng.choice((0, 100, 3_600_000)),
-        clock_steps=steps,
+        clock_steps=chunked,
         timeout=rng.choice((0.7, 2.0, 5.0)),
         pause=rng.choice((20 * MS, 100 * MS, 300 * MS)),
         calm=rng.choice((300 * MS, SECOND, 3 * SECOND)),

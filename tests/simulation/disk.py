@@ -112,7 +112,7 @@ class SimulatedStore(TwinStore):
         self._limbo.clear()
         self.forget_order()
 
-    def damage(self, storage_key: bytes, place: int) -> None:
+    def corruption(self, storage_key: bytes, place: int) -> None:
         """Flip a bit of a record."""
         record = bytearray(self.records[storage_key])
         record[place % len(record)] ^= 1 << (place % 8)

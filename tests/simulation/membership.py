@@ -1,7 +1,7 @@
 """The outside truth about a virtual cluster: one value behind compare-and-set, and locks.
 
-Follows ``dstash.cluster.membership.interface``, as Consul keeps it: a lock is lost some time after its
-holder stopped answering, those who watch hear of changes late, and at times nobody gets through.
+Implements ``dstash.cluster.membership.interface`` with the faults of Consul: a lock is lost some
+time after its holder stopped answering, watches report changes late, and requests fail at times.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class Connection:
         if self.link.connection is self:
             self.link.arrived(parts)
 
-    def healed(self) -> None:
+    def repaired(self) -> None:
         """Carry on with what was held up."""
         for lane in (self._up, self._down):
             if lane.held and not self._network.is_cut(lane.source, lane.target):
@@ -165,7 +165,7 @@ class Network:
         if left == 0:
             del self._cuts[source, target]
             for connection in list(self._open):
-                connection.healed()
+                connection.repaired()
 
     def is_cut(self, source: str, target: str) -> bool:
         """Whether nothing gets through in that direction."""

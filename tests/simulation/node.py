@@ -14,7 +14,7 @@ from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable, Pe
 from dstash.peer.admission.requests import Reply
 from dstash.peer.commits import Commit
 from dstash.peer.core import PeerCore, Settings
-from dstash.peer.membership_agent import Keeper
+from dstash.peer.membership_agent import MembershipAgent
 from dstash.version import Stamp
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.messages import Hello
@@ -65,7 +65,7 @@ class Node:
         #: How long a commit takes, at least (microseconds).
         self.sync_time = 300
         self._lives = 0
-        self._keeper: Keeper | None = None
+        self._agent: MembershipAgent | None = None
         self._links: VirtualLinks | None = None
         self._turning = 0
         self._looking = False
@@ -104,7 +104,7 @@ class Node:
         node = next(one for one in self.world.nodes if one.name == peer)
         if self.core is None:
             return 0
-        return self.core.holdings.memory.newest_stamp(node.store.store_id)
+        return self.core.local_partitions.memory.newest_stamp(node.store.store_id)
 
     # -- a life
 
@@ -132,7 +132,7 @@ class Node:
         self._looking = self._look_again = False
         self._committing = None
         announcement = self.announcement()
-        self._keeper = Keeper(
+        self._agent = MembershipAgent(
             Handle(self.world.membership, self.name),  # type: ignore[arg-type]  # all that is asked
             announcement,
             self.store,
@@ -169,9 +169,9 @@ class Node:
 
     def _go_without(self, error: MembershipUnreachable) -> None:
         """Go by the topology on disk, as the daemon does when the membership does not answer."""
-        if self._keeper is not None:
-            self._keeper.go_without(error)
-            self._keeper._go_by_heard()
+        if self._agent is not None:
+            self._agent.go_without(error)
+            self._agent._go_by_heard()
         if self.core is not None and self.core.view is not None:
             self.core.not_ready = None
 
@@ -189,7 +189,7 @@ class Node:
         if self._committing is not None:
             self.store.leave_in_limbo(self._committing_writes())
         self.world.crashed(self)
-        self.core = self._keeper = self._committing = None
+        self.core = self._agent = self._committing = None
         self.is_paused = False
         self._lives += 1
         self._links = None
@@ -329,12 +329,12 @@ class Node:
                 core.unsent(one)
         if core.wants_refresh:
             core.wants_refresh = False
-            if core.heard_topology is not None and self._keeper is not None:
-                self._keeper.hear(core.heard_topology)
+            if core.heard_topology is not None and self._agent is not None:
+                self._agent.hear(core.heard_topology)
             self.look_soon()
         proposals = core.take_proposals()
-        if proposals and self._keeper is not None:
-            self._keeper._proposals.extend(proposals)
+        if proposals and self._agent is not None:
+            self._agent._proposals.extend(proposals)
             self.look_soon()
 
     def _turn_again(self, milliseconds: int) -> None:
@@ -384,7 +384,7 @@ class Node:
 
     def look_soon(self) -> None:
         """Look at the membership, or once more if a look is under way."""
-        if self._keeper is None:
+        if self._agent is None:
             return
         if self._looking:
             self._look_again = True
@@ -423,14 +423,14 @@ class Node:
             self._looked(_AT_ODDS)
 
     def _decide(self, stored: Stored) -> None:
-        if self._keeper is None:
+        if self._agent is None:
             return
-        proposal = self.world.propose(self._keeper, stored)
+        proposal = self.world.propose(self._agent, stored)
         if proposal is not None:
             self._later(self.world.membership.delay(), self._set, proposal, stored)
             return
         if stored.topology is not None:
-            self._keeper._adopt(stored.topology)
+            self._agent._adopt(stored.topology)
         if self.core is not None and self.core.view is not None:
             self.core.not_ready = None
         self._looked(0)

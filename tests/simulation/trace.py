@@ -102,7 +102,7 @@ def _summary(envelope: Envelope, key: bytes) -> str:
     if isinstance(message, Error):
         facts.append(f"{message.code} {message.text}")
     elif isinstance(message, Values):
-        facts.append(f"missing={message.missing} damaged={message.damaged} {message.values[:40]!r}")
+        facts.append(f"missing={message.missing} damaged={message.corrupt} {message.values[:40]!r}")
     elif isinstance(message, Stored):
         shown = [(place, code, show_detail(detail)) for place, code, detail in message.rejected]
         facts.append(f"rejected={shown}" if shown else "all")

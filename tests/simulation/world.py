@@ -21,7 +21,7 @@ from dstash.cluster.topology.topology import Topology
 from dstash.limits import PARTITIONS
 from dstash.peer.commits import Commit
 from dstash.peer.core import PeerCore, Settings
-from dstash.peer.membership_agent import Keeper
+from dstash.peer.membership_agent import MembershipAgent
 from dstash.store.memory import TwinStore
 from tests.simulation.checks import Run, Terms, Violation, When, judge
 from tests.simulation.client import VirtualClient, client_settings
@@ -165,9 +165,9 @@ class World:
         """Bring a commit to disk."""
         commit.run(node.store)
 
-    def propose(self, keeper: Keeper, stored: Stored) -> Topology | None:
+    def propose(self, agent: MembershipAgent, stored: Stored) -> Topology | None:
         """Return what a keeper wants the topology to become."""
-        return keeper._next_step(stored)
+        return agent._next_step(stored)
 
     def turn_failed(self, node: Node) -> None:
         """Go on after a defect in a turn of a peer's membership thread."""
@@ -285,7 +285,7 @@ class World:
         """Let the slow scrub find at once what it finds within the hour."""
         if Loss.RECORD in self.losses and node.core is not None:
             for partition in range(PARTITIONS):
-                task = node.core.holdings.scrub(partition)
+                task = node.core.local_partitions.scrub(partition)
                 node.core.scheduler.spawn(f"scrub:{partition}", task)
 
     def _settle(self) -> None:

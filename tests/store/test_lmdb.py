@@ -33,7 +33,7 @@ from dstash.store.lmdb import LmdbStore
 from dstash.store.record import head, keyspace, seal
 from dstash.types import Durability
 from dstash.version import pack, stamp_at
-from tests.harness.process import mortal
+from tests.harness.process import expirable
 from tests.harness.small_disks import SmallDisk
 
 SPACE = keyspace(b"index", frozenset(range(PARTITIONS)))
@@ -70,7 +70,7 @@ def store(folder: Path) -> Iterator[LmdbStore]:
 def elsewhere(code: str, *arguments: object, ok: bool = True) -> str:
     """Run code in a process of its own; returns what it printed."""
     done = subprocess.run(
-        mortal([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]),
+        expirable([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -467,7 +467,7 @@ class TestFullDisk:
         mount = f'mount -t tmpfs -o size=4m tmpfs {tmp_path} && exec "$@"'
         command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "data"), "0"]
         done = subprocess.run(
-            mortal(["unshare", "-m", "sh", "-c", mount, "sh", *command]),
+            expirable(["unshare", "-m", "sh", "-c", mount, "sh", *command]),
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -570,7 +570,7 @@ def test_lock_file_has_its_blocks_before_a_reader_needs_them(store: LmdbStore) -
 def test_store_on_a_full_disk_gives_its_reserve_up_for_deletes_alone(tmp_path: Path) -> None:
     with SmallDisk(tmp_path / "disk", 8 * MIB) as disk:
         done = subprocess.run(
-            mortal([*disk.command, sys.executable, "-c", GIVES_UP, str(disk.folder)]),
+            expirable([*disk.command, sys.executable, "-c", GIVES_UP, str(disk.folder)]),
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,

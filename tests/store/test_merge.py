@@ -116,12 +116,12 @@ def damaged_store(form: bytes) -> TwinStore:
 def test_a_damaged_record_gives_way_only_to_what_is_surely_newer() -> None:
     for form in damaged_forms():
         store = damaged_store(form)
-        for write in (Write([put(9)], NOW, doubt=9), Write([put(99)], NOW)):
+        for write in (Write([put(9)], NOW, upper_bound=9), Write([put(99)], NOW)):
             [result] = store.commit([write])
-            assert (result.superseded, result.damaged) == ([], [0])
+            assert (result.superseded, result.corrupt) == ([], [0])
             assert store.records[put(9)[0]] == form
-        [result] = store.commit([Write([put(10)], NOW, doubt=9)])
-        assert (result.superseded, result.damaged) == ([], [])
+        [result] = store.commit([Write([put(10)], NOW, upper_bound=9)])
+        assert (result.superseded, result.corrupt) == ([], [])
         assert store.records[put(9)[0]] == put(10)[1]
 
 
@@ -129,19 +129,19 @@ def test_a_damaged_record_does_not_give_way_to_an_older_one_that_was_touched_lat
     touched = seal(SPACE, [b"x"], head(pack(8, b"aaaa", touched=12)), [b"\x01"])[0]
     for form in damaged_forms():
         store = damaged_store(form)
-        [result] = store.commit([Write([touched], NOW, 12, doubt=9)])
-        assert result.damaged == [0]
+        [result] = store.commit([Write([touched], NOW, 12, upper_bound=9)])
+        assert result.corrupt == [0]
         assert store.records[put(9)[0]] == form
 
 
 def test_a_damaged_record_gives_way_to_a_cure_and_a_sound_one_does_not() -> None:
     for form in damaged_forms():
-        for cure in (put(3)[1], None):
+        for replacement in (put(3)[1], None):
             store = damaged_store(form)
-            store.commit([Write([], NOW, cures=[(put(9)[0], cure)])])
-            assert store.records.get(put(9)[0]) == cure
+            store.commit([Write([], NOW, replacements=[(put(9)[0], replacement)])])
+            assert store.records.get(put(9)[0]) == replacement
             store = damaged_store(put(2)[1])
-            store.commit([Write([], NOW, cures=[(put(9)[0], cure)])])
+            store.commit([Write([], NOW, replacements=[(put(9)[0], replacement)])])
             assert store.records[put(9)[0]] == put(2)[1]
 
 
@@ -195,7 +195,7 @@ def test_what_is_above_all_that_is_stored_replaces_it_unseen() -> None:
         store.commit([Write([], NOW, newest=9)])
         for stamp, replaced in ((9, False), (10, True)):
             version = put(stamp)[1][8:28]
-            write = Write([put(stamp)], NOW, stamp, doubt=9, version=version)
+            write = Write([put(stamp)], NOW, stamp, upper_bound=9, version=version)
             [result] = store.commit([write])
-            assert result.damaged == ([] if replaced else [0])
+            assert result.corrupt == ([] if replaced else [0])
             assert (store.records[put(9)[0]] == put(10)[1]) is replaced

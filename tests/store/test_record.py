@@ -75,9 +75,9 @@ def test_sealing_and_building_are_one(key: bytes, record: Record) -> None:
 def test_every_flipped_bit_is_noticed(key: bytes, record: Record) -> None:
     built = build_record(b"index", key, record)
     for bit in range(len(built) * 8):
-        damaged = bytearray(built)
-        damaged[bit // 8] ^= 1 << bit % 8
-        assert not is_intact(bytes(damaged), key, EVERYWHERE.salt)
+        corrupt = bytearray(built)
+        corrupt[bit // 8] ^= 1 << bit % 8
+        assert not is_intact(bytes(corrupt), key, EVERYWHERE.salt)
 
 
 @given(keys, records, st.data())

@@ -52,9 +52,9 @@ def test_reserve_takes_real_blocks_and_gives_them_back(tmp_path: Path) -> None:
     found = (tmp_path / RESERVE_FILE).stat()
     assert (found.st_size, found.st_blocks * 512) == (2 * MIB, 2 * MIB)
     assert Reserve(tmp_path, 2 * MIB).held == 2 * MIB, "it is found again after a restart"
-    assert reserve.give_up()
+    assert reserve.release()
     assert not (tmp_path / RESERVE_FILE).exists()
-    assert not reserve.give_up(), "there is none any more"
+    assert not reserve.release(), "there is none any more"
 
 
 def test_reserve_is_an_eighth_of_a_small_disk_at_most(tmp_path: Path, disk: FakeDisk) -> None:

@@ -18,11 +18,11 @@ from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Error, Hello, Lookup, Ping, Pong, Put, Stored
 from dstash.wire.protocol import HIGHEST_PROTOCOL, LOWEST_PROTOCOL
 from dstash.wire.replication import (
-    AskBuckets,
-    AskDigests,
-    AskVersions,
-    BucketsAre,
-    DigestsAre,
+    BucketsReply,
+    BucketsRequest,
+    DigestsReply,
+    DigestsRequest,
+    VersionsRequest,
 )
 from dstash.wire.shapes import SHAPES, Frame, Message
 from tests.wire.examples import TRACE
@@ -116,7 +116,7 @@ def put(**changes: Any) -> list[bytes]:
 def test_a_header_begins_with_five_unsigned_integers(place: int, bad: Any) -> None:
     with pytest.raises(ProtocolError, match="five unsigned integers") as caught:
         decode(put(**{f"_{place}": bad}))
-    assert "correlation" not in caught.value.facts  # nobody can be answered
+    assert "correlation" not in caught.value.details  # nobody can be answered
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_header_begins_with_five_unsigned_integers(place: int, bad: Any) -> No
 def test_a_field_of_the_wrong_type_is_answered_by_its_name(place: int, bad: Any) -> None:
     with pytest.raises(ProtocolError, match=r"Put\.(index|version|expiry)") as caught:
         decode(put(**{f"_{place}": bad}))
-    assert caught.value.facts["correlation"] == 7
+    assert caught.value.details["correlation"] == 7
 
 
 def test_a_missing_field_or_frame_is_answered() -> None:
@@ -135,14 +135,14 @@ def test_a_missing_field_or_frame_is_answered() -> None:
     for parts in ([short, *whole[1:]], whole[:2], whole[:1]):
         with pytest.raises(ProtocolError) as caught:
             decode(parts)
-        assert caught.value.facts["correlation"] == 7
+        assert caught.value.details["correlation"] == 7
 
 
 @pytest.mark.parametrize("protocol", [0, HIGHEST_PROTOCOL + 1, 2**64 - 1])
 def test_another_protocol_version_is_answered_with_those_spoken(protocol: int) -> None:
     with pytest.raises(VersionMismatch) as caught:
         decode(encode(Envelope(7, 0, 0, Ping(), protocol)))
-    assert caught.value.facts == {"correlation": 7, "lowest": 1, "highest": HIGHEST_PROTOCOL}
+    assert caught.value.details == {"correlation": 7, "lowest": 1, "highest": HIGHEST_PROTOCOL}
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_the_highest_version_that_both_speak(
 def test_an_unknown_kind_is_answered(kind: int) -> None:
     with pytest.raises(ProtocolError, match=f"unknown message kind {kind}") as caught:
         decode(put(_1=kind))
-    assert caught.value.facts["correlation"] == 7
+    assert caught.value.details["correlation"] == 7
 
 
 def test_messages_have_a_bounded_number_and_size_of_frames() -> None:
@@ -187,8 +187,8 @@ def test_garbage_is_refused(parts: list[bytes]) -> None:
 def test_damage_is_refused_or_read_as_something(envelope: Envelope, data: st.DataObject) -> None:
     header, *frames = encode(envelope)
     place = data.draw(st.integers(0, len(header) - 1))
-    damaged = header[:place] + bytes([data.draw(st.integers(0, 255))]) + header[place + 1 :]
-    for bad in (damaged, header[:place]):
+    corrupt = header[:place] + bytes([data.draw(st.integers(0, 255))]) + header[place + 1 :]
+    for bad in (corrupt, header[:place]):
         with contextlib.suppress(ProtocolError):
             assert isinstance(decode([bad, *frames]), Envelope)
 
@@ -200,8 +200,8 @@ def test_kinds_are_what_they_always_were() -> None:
         "Error": 3,
         "Ping": 4,
         "Pong": 5,
-        "AskTopology": 6,
-        "TopologyIs": 7,
+        "TopologyRequest": 6,
+        "TopologyReply": 7,
         "Lookup": 10,
         "Values": 11,
         "Put": 14,
@@ -212,12 +212,12 @@ def test_kinds_are_what_they_always_were() -> None:
         "Apply": 19,
         "Scan": 20,
         "Page": 21,
-        "AskStatus": 22,
-        "StatusIs": 23,
+        "StatusRequest": 22,
+        "StatusReply": 23,
         "ScanKeys": 24,
         "Count": 25,
-        "AskHistory": 60,
-        "HistoryIs": 61,
+        "HistoryRequest": 60,
+        "HistoryReply": 61,
     }
     now = {cls.__name__: kind for kind, cls in KINDS.items()}
     assert {name: now.get(name) for name in once} == once
@@ -288,7 +288,7 @@ class TestTraces:
         whole = decode(encode(Envelope(7, 3, 0, message)))
         assert (whole.message, whole.trace) == (message, "")
         with_map = {cls.__name__ for kind, cls in KINDS.items() if SHAPES[kind].ends_in_map}
-        assert with_map == {"Error", "StatusIs"}, "a request must not end in a map"
+        assert with_map == {"Error", "StatusReply"}, "a request must not end in a map"
 
     def test_fields_that_an_earlier_version_lacks_have_defaults_all_the_same(self) -> None:
         header = [1, Hello.KIND, 7, 0, 0, "cluster", {"traceparent": TRACE}]
@@ -311,21 +311,22 @@ class TestErrors:
     @pytest.mark.parametrize("code", sorted(BY_CODE))
     def test_every_error_comes_back_with_its_text_and_facts(self, code: int) -> None:
         sent = BY_CODE[code]("what happened")
-        sent.facts = {"number": 5, "bytes": b"x"}
+        sent.details = {"number": 5, "bytes": b"x"}
         message = decode(encode(Envelope(1, 0, 0, Error.of(sent)))).message
         assert isinstance(message, Error)
         back = message.error()
         assert type(back) is BY_CODE[code]
         assert str(back) == "what happened"
         if not hasattr(back, "outcomes"):
-            assert back.facts == sent.facts
+            assert back.details == sent.details
 
     @pytest.mark.parametrize(
-        "facts", [{"message": "x"}, {1: 2}, {"self": 1}, {"": 0}, {b"k": 1}, {"code": 1, "args": 2}]
+        "details",
+        [{"message": "x"}, {1: 2}, {"self": 1}, {"": 0}, {b"k": 1}, {"code": 1, "args": 2}],
     )
-    def test_hostile_facts_are_harmless(self, facts: dict[Any, Any]) -> None:
+    def test_hostile_facts_are_harmless(self, details: dict[Any, Any]) -> None:
         for code in BY_CODE:
-            assert isinstance(Error(code, "text", facts).error(), DStashError)
+            assert isinstance(Error(code, "text", details).error(), DStashError)
 
     def test_an_unknown_code_is_still_an_error(self) -> None:
         assert isinstance(Error(60_000, "from the future").error(), DStashError)
@@ -341,14 +342,14 @@ def test_a_pong_is_as_small_as_can_be() -> None:
 
 #: Bytes of messages as they were before their last field was added.
 BEFORE = {
-    "980128070300c40205e3c2c2": AskDigests(b"\x05\xe3"),
+    "980128070300c40205e3c2c2": DigestsRequest(b"\x05\xe3"),
     "9901290703cf0000018bcfe56800c410000102030405060708090a0b0c0d0e0fc40100c40400000001"
-    "c4080000000000000000": DigestsAre(bytes(range(16)), b"\0", b"\0\0\0\1", bytes(8)),
-    "96012a070300cd05e3": AskBuckets(0x5E3),
-    "96012b0703cf0000018bcfe56800c410000102030405060708090a0b0c0d0e0f": BucketsAre(
+    "c4080000000000000000": DigestsReply(bytes(range(16)), b"\0", b"\0\0\0\1", bytes(8)),
+    "96012a070300cd05e3": BucketsRequest(0x5E3),
+    "96012b0703cf0000018bcfe56800c410000102030405060708090a0b0c0d0e0f": BucketsReply(
         bytes(range(16))
     ),
-    "98012c070300c40205e3c400c400": AskVersions(b"\x05\xe3", b"", b""),
+    "98012c070300c40205e3c400c400": VersionsRequest(b"\x05\xe3", b"", b""),
 }
 
 

@@ -74,7 +74,7 @@ def save(ctx: typer.Context, directory: DirName, parallel: Parallel = 4) -> None
                 f"interrupted; {job.done} of {PIECES} pieces are saved; "
                 "the same command goes on from there"
             ) from None
-    for text in job.damaged:
+    for text in job.corrupt:
         output.message(f"{text}; it was saved anew")
     if run.as_json:
         output.json_line(_facts(directory, manifest) | {"pieces_kept": len(job.kept)})
@@ -144,7 +144,7 @@ def restore(
         seconds = round(time.monotonic() - began, 3)
         output.json_line({fate.value: fates[fate] for fate in Fate} | {"seconds": seconds})
     said = f"restored {directory} in {time.monotonic() - began:.1f} s: {_told(fates)}"
-    if fates[Fate.DAMAGED]:
+    if fates[Fate.CORRUPT]:
         raise PartlyFailed(said)
     output.message(said)
 
@@ -236,7 +236,7 @@ _WORDS: Final = {
     Fate.NEWER_KEPT: "newer kept",
     Fate.DELETED_KEPT: "deleted since and kept so",
     Fate.EXPIRED: "expired meanwhile",
-    Fate.DAMAGED: "left damaged (--as-of-backup writes them anew)",
+    Fate.CORRUPT: "left damaged (--as-of-backup writes them anew)",
 }
 
 

@@ -137,7 +137,7 @@ def accept_loss(
         client.order("accept-loss", peers, dry=True)  # refuses what cannot be
         worked_out = planning.plan_loss(before, peers)
         if run.as_json and dry_run:
-            output.json_line(worked_out.facts())
+            output.json_line(worked_out.describe())
         elif not run.as_json:
             _show_loss(worked_out, before.partitions)
         if dry_run:
@@ -146,7 +146,7 @@ def accept_loss(
             _confirm_by_name(before.cluster, "accept-loss", "accept the loss")
         begun = client.order("accept-loss", peers, timeout=run.patience(_PATIENCE))
     if run.as_json:
-        output.json_line({"epoch": begun.epoch, "plan": worked_out.facts()})
+        output.json_line({"epoch": begun.epoch, "plan": worked_out.describe()})
     else:
         output.message("accepted; `dstash status` shows how the stores are filled")
 
@@ -302,7 +302,7 @@ def _announce(run: invocation.Invocation, epoch: int, worked_out: Plan, watch: b
     for problem in worked_out.problems:
         output.message(f"warning: {problem}")
     if run.as_json and not watch:
-        output.json_line({"epoch": epoch, "plan": worked_out.facts()})
+        output.json_line({"epoch": epoch, "plan": worked_out.describe()})
     elif not watch:
         output.message("begun; `dstash cluster watch` shows how it goes")
 
@@ -317,7 +317,7 @@ def _plan(client: Client, action: str, peers: Sequence[str]) -> Plan:
 
 def _show(worked_out: Plan, *, as_json: bool) -> None:
     if as_json:
-        output.json_line(worked_out.facts())
+        output.json_line(worked_out.describe())
         return
     output.line(
         f"{worked_out.partitions} copies of partitions would move: about "

@@ -13,7 +13,7 @@ import typer
 from dstash.cli import invocation
 from dstash.cli.arguments import HexKeys, IndexName, IntKeys, KeyText, parse_key
 from dstash.cli.console import output
-from dstash.cli.console.repairs import healing_of
+from dstash.cli.console.repairs import maintenance_of
 from dstash.cli.invocation import Unhealthy
 from dstash.cli.units import rough_duration, size
 from dstash.errors import DStashError
@@ -96,7 +96,7 @@ def where(
 def unhealthy_because(facts: Mapping[str, Any]) -> list[str]:
     """Return what keeps a cluster with this status from being healthy; nothing if it is."""
     members = facts["members"]
-    reasons = [f"{one['id']} {trouble}" for one in members for trouble in _troubles(one)]
+    reasons = [f"{one['id']} {problem}" for one in members for problem in _problems(one)]
     if not facts["formed"]:
         reasons.append(f"{len(members)} of {facts['min_peers']} peers have joined")
     return reasons
@@ -136,7 +136,7 @@ def _ask(client: Client) -> tuple[list[str], Mapping[str, Any]]:
     return unhealthy_because(facts), facts
 
 
-def _troubles(member: Mapping[str, Any]) -> list[str]:
+def _problems(member: Mapping[str, Any]) -> list[str]:
     if not member["alive"]:
         return ["is not alive"]
     if not member["answers"]:
@@ -144,11 +144,11 @@ def _troubles(member: Mapping[str, Any]) -> list[str]:
     if not member["synced"]:
         return ["is not synced"]
     why = member.get("why_not_ready", "")
-    return [*([f"is not ready: {why}"] if why else []), *member.get("troubles", ())]
+    return [*([f"is not ready: {why}"] if why else []), *member.get("alerts", ())]
 
 
 _COLUMNS: Final = (
-    "id", "address", "zone", "weight", "state", "health", "healing", "records", "used", "free",
+    "id", "address", "zone", "weight", "state", "health", "maintenance", "records", "used", "free",
     "up", "version",
 )  # fmt: skip
 #: Shown only where members differ in it: a line has to fit on a screen.
@@ -163,24 +163,24 @@ def _show_members(members: Sequence[Mapping[str, Any]]) -> None:
     shown = list(members)
     if sys.stdout.isatty():
         room = max(get_terminal_size().lines - _NOT_MEMBERS, 1)
-        shown = sorted(shown, key=lambda one: not _troubles(one))
-        shown = shown[: max(room, sum(bool(_troubles(one)) for one in shown))]
+        shown = sorted(shown, key=lambda one: not _problems(one))
+        shown = shown[: max(room, sum(bool(_problems(one)) for one in shown))]
     output.table(columns, [_member_row(member, columns) for member in shown])
     if len(shown) < len(members):
         output.line(f"and {len(members) - len(shown)} more, all ok")
 
 
 def _is_worth_showing(column: str, members: Sequence[Mapping[str, Any]]) -> bool:
-    if column == "healing":
-        return any(map(healing_of, members))
+    if column == "maintenance":
+        return any(map(maintenance_of, members))
     return column not in _MOSTLY_ALIKE or len({one.get(column) for one in members} - {None}) > 1
 
 
 def _member_row(member: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     shown = dict(member)
     shown["address"] = member["address"].removeprefix("tcp://")
-    shown["health"] = ", ".join(_troubles(member)).removeprefix("is ") or "ok"
-    shown["healing"] = healing_of(member)
+    shown["health"] = ", ".join(_problems(member)).removeprefix("is ") or "ok"
+    shown["maintenance"] = maintenance_of(member)
     shown["used"] = size(member.get("used_bytes"))
     shown["free"] = size(member.get("free_bytes"))
     shown["up"] = rough_duration(member.get("uptime_s"))

@@ -84,7 +84,7 @@ def _problems(file: Path | None, kind: Kind | None, run: invocation.Invocation) 
     try:
         _check_keys(_load(file, kind, run).settings)
     except ConfigError as error:
-        problems: list[str] = error.facts.get("problems", [str(error)])
+        problems: list[str] = error.details.get("problems", [str(error)])
         return problems
     return []
 

@@ -41,8 +41,8 @@ def check(
     finally:
         store.close()
     _show(run, directory, found)
-    if found.damaged:
-        raise CorruptStore(f"{directory}: {len(found.damaged)} of {found.records} records damaged")
+    if found.corrupt:
+        raise CorruptStore(f"{directory}: {len(found.corrupt)} of {found.records} records damaged")
 
 
 def _show(run: invocation.Invocation, directory: Path, found: Scrubbed) -> None:
@@ -52,11 +52,11 @@ def _show(run: invocation.Invocation, directory: Path, found: Scrubbed) -> None:
         "tombstones": found.tombstones,
         "bytes": found.bytes,
         "indexes": dict(found.indexes),
-        "damaged": len(found.damaged),
+        "corrupt": len(found.corrupt),
     }
     if run.output is Output.JSON:
         output.json_line(facts)
     else:
         output.table(("what", "value"), [(name, str(value)) for name, value in facts.items()])
-    for text in found.damaged[:_NAMED]:
+    for text in found.corrupt[:_NAMED]:
         output.message(text)

@@ -20,7 +20,7 @@ def load_progress(seconds: float) -> Iterator[Callable[[Second], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("filling", total=seconds)
+        task = bar.add_task("streaming", total=seconds)
 
         def show(second: Second) -> None:
             p50, p99 = second.p50 / 1000, second.p99 / 1000

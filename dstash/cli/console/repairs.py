@@ -20,17 +20,17 @@ _PATIENCE: Final = 2.0
 _LOST: Final = 60.0
 
 
-def healing_of(member: Mapping[str, Any]) -> str:
+def maintenance_of(member: Mapping[str, Any]) -> str:
     """Return in a few words what a member does to be equal to the others; empty for nothing."""
-    facts = member.get("healing", {})
+    facts = member.get("maintenance", {})
     repair = facts.get("repair", {})
     said = []
-    if facts.get("filling"):
-        said.append(f"filling {_share(facts['filling'], facts['filling_of'])}")
+    if facts.get("streaming"):
+        said.append(f"filling {_share(facts['streaming'], facts['streaming_of'])}")
     if repair.get("left"):
         said.append(f"repair {_share(repair['left'], repair['of'])}")
-    if facts.get("damaged"):
-        said.append(f"{facts['damaged']} damaged")
+    if facts.get("corrupt"):
+        said.append(f"{facts['corrupt']} damaged")
     if waiting := sum(facts.get("hints", {}).values()):
         said.append(f"{waiting} hints kept")
     return ", ".join(said)
@@ -49,11 +49,11 @@ def follow(client: Client, begun: Mapping[str, Any], *, as_json: bool) -> None:
     Raises:
         Unavailable: a member that took part has not answered for a minute.
     """
-    goals = {one["id"]: one["healing"]["repair"]["ended"] + 1 for one in _answering(begun)}
+    goals = {one["id"]: one["maintenance"]["repair"]["ended"] + 1 for one in _answering(begun)}
     heard = dict.fromkeys(goals, time.monotonic())
     while goals:
         for member in _answering(_status(client)):
-            peer, repair = member["id"], member["healing"]["repair"]
+            peer, repair = member["id"], member["maintenance"]["repair"]
             heard[peer] = time.monotonic()
             if peer in goals:
                 _show(member, as_json=as_json)
@@ -75,17 +75,17 @@ def _status(client: Client) -> Mapping[str, Any]:
 
 
 def _answering(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [one for one in status["members"] if "repair" in one.get("healing", {})]
+    return [one for one in status["members"] if "repair" in one.get("maintenance", {})]
 
 
 def _show(member: Mapping[str, Any], *, as_json: bool) -> None:
-    repair, healing = member["healing"]["repair"], member["healing"]
-    facts = {"peer": member["id"], **repair, "damaged": healing["damaged"]}
+    repair, maintenance = member["maintenance"]["repair"], member["maintenance"]
+    facts = {"peer": member["id"], **repair, "corrupt": maintenance["corrupt"]}
     if as_json:
         output.json_line(facts)
         sys.stdout.flush()
         return
     state = f"repair {_share(repair['left'], repair['of'])}" if repair["left"] else "done"
     unmet = f", {repair['failed']} replicas did not answer" if repair["failed"] else ""
-    rotten = f", {healing['damaged']} records damaged still" if healing["damaged"] else ""
+    rotten = f", {maintenance['corrupt']} records damaged still" if maintenance["corrupt"] else ""
     output.line(f"{member['id']}: {state}, {repair['records']} records moved{unmet}{rotten}")

@@ -12,7 +12,7 @@ from dstash.cli.console import output
 from dstash.cli.units import duration, size
 from dstash.client.describe import describe_change
 from dstash.cluster.topology.topology import Topology
-from dstash.cluster.topology.transitions import gains
+from dstash.cluster.topology.transitions import incoming
 from dstash.errors import DStashError, UsageError
 
 if TYPE_CHECKING:
@@ -47,23 +47,23 @@ def transfers(topology: Topology, status: Mapping[str, Any]) -> list[Transfer]:
     members = {one["id"]: one for one in status["members"]}
     return [
         _transfer(topology, peer, len(partitions), members.get(peer, {}))
-        for peer, partitions in sorted(gains(topology).items())
+        for peer, partitions in sorted(incoming(topology).items())
     ]
 
 
 def _transfer(topology: Topology, peer: str, total: int, member: Mapping[str, Any]) -> Transfer:
-    healing = member.get("healing", {})
-    left = healing.get("filling", 0) if healing.get("filling_of") else total
+    maintenance = member.get("maintenance", {})
+    left = maintenance.get("streaming", 0) if maintenance.get("streaming_of") else total
     if topology.change is None or peer in topology.change.complete:
         left = 0
     return Transfer(
         peer,
         total,
         total - min(left, total),
-        healing.get("filled_records", 0),
-        healing.get("filled_bytes", 0),
-        healing.get("filling_bytes_per_second", 0),
-        healing.get("filling_seconds_left") if left else 0.0,
+        maintenance.get("streamed_records", 0),
+        maintenance.get("streamed_bytes", 0),
+        maintenance.get("streaming_bytes_per_second", 0),
+        maintenance.get("streaming_seconds_left") if left else 0.0,
         bool(member.get("alive")),
     )
 

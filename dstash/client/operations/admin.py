@@ -22,7 +22,7 @@ from dstash.errors import (
     TimedOut,
     Unavailable,
 )
-from dstash.wire.messages import AskTopology, Order, Ordered, TopologyIs
+from dstash.wire.messages import AdminReply, AdminRequest, TopologyReply, TopologyRequest
 from dstash.wire.shapes import Message
 
 #: Why a peer does not take an order that another one may take.
@@ -32,7 +32,7 @@ _ELSEWHERE = (NotReady, Busy, DeadlinePassed, Unavailable)
 _PATIENCE_MS = 600_000
 
 
-class OrderOperation(Operation):
+class AdminOperation(Operation):
     """Gives an order; the result is the topology that came, or would come, of it.
 
     Raises:
@@ -40,20 +40,20 @@ class OrderOperation(Operation):
         TimedOut: the answer was lost, and the topology does not show what came of it.
     """
 
-    def __init__(self, session: Session, deadline: int, order: Order) -> None:
+    def __init__(self, session: Session, deadline: int, order: AdminRequest) -> None:
         super().__init__(session, deadline)
         self.order = order
         self.topology: Topology | None = None
 
     def _chunks(self) -> Iterator[list[Chunk]]:
-        yield [_OrderChunk(self)]
+        yield [_AdminChunk(self)]
 
     def peers(self) -> list[str]:
         """Return whom to ask, the likeliest to answer first."""
         view = self.session.known_view()
         known = sorted(view.members)
         return sorted(
-            known, key=lambda peer: (self.session.is_avoided(peer), peer not in view.alive)
+            known, key=lambda peer: (self.session.is_suspect(peer), peer not in view.alive)
         )
 
     def result(self) -> Topology:
@@ -64,12 +64,12 @@ class OrderOperation(Operation):
         return self.topology
 
 
-class _OrderChunk(Chunk):
+class _AdminChunk(Chunk):
     """The order itself: sent to the next peer only while it surely was not carried out."""
 
     patience = _PATIENCE_MS
 
-    def __init__(self, operation: OrderOperation) -> None:
+    def __init__(self, operation: AdminOperation) -> None:
         self.operation = operation
         self._left = operation.peers()
         self._asked = False
@@ -85,7 +85,7 @@ class _OrderChunk(Chunk):
         raise self._why or Unavailable("no peer takes orders at the moment")
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
-        if not isinstance(message, Ordered):
+        if not isinstance(message, AdminReply):
             raise ProtocolError(f"{peer} answered with an unexpected {type(message).__name__}")
         self.operation.topology = Topology.decode(message.topology)
         if not self.operation.order.dry:
@@ -101,9 +101,9 @@ class _OrderChunk(Chunk):
         if is_sure or self.operation.order.dry:
             self._asked = False
             return self.begin(now)
-        return self.operation.replace(self, [_DoubtChunk(self.operation)], now)
+        return self.operation.replace(self, [_OutcomeChunk(self.operation)], now)
 
-    def silent(self, peer: str, now: int) -> list[Send]:
+    def on_timeout(self, peer: str, now: int) -> list[Send]:
         return []
 
     def expired(self, error: DStashError) -> None:
@@ -111,19 +111,20 @@ class _OrderChunk(Chunk):
         self.operation.error = self.operation.error or kind
 
 
-class _DoubtChunk(Chunk):
+class _OutcomeChunk(Chunk):
     """Reads the topology until it shows that the order was carried out."""
 
-    def __init__(self, operation: OrderOperation) -> None:
+    def __init__(self, operation: AdminOperation) -> None:
         self.operation = operation
 
     def begin(self, now: int) -> list[Send]:
         return [
-            self.operation.ask(peer, self, AskTopology(), now) for peer in self.operation.peers()
+            self.operation.ask(peer, self, TopologyRequest(), now)
+            for peer in self.operation.peers()
         ]
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
-        if isinstance(message, TopologyIs):
+        if isinstance(message, TopologyReply):
             topology = Topology.decode(message.topology)
             if shows(topology, self.operation.order):
                 self.operation.topology = topology
@@ -134,11 +135,11 @@ class _DoubtChunk(Chunk):
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
         return self._again(now)
 
-    def silent(self, peer: str, now: int) -> list[Send]:
+    def on_timeout(self, peer: str, now: int) -> list[Send]:
         return self._again(now)
 
     def _again(self, now: int) -> list[Send]:
-        successor = _DoubtChunk(self.operation)
+        successor = _OutcomeChunk(self.operation)
         successor.attempt = self.attempt + 1
         return self.operation.replace_later(self, [successor], now)
 
@@ -146,7 +147,7 @@ class _DoubtChunk(Chunk):
         self.operation.error = self.operation.error or _unknown(self.operation.order)
 
 
-def shows(topology: Topology, order: Order) -> bool:
+def shows(topology: Topology, order: AdminRequest) -> bool:
     """Whether a topology is as an order wants it to be."""
     change = topology.change
     here = {one.id for one in topology.members}
@@ -173,7 +174,7 @@ def shows(topology: Topology, order: Order) -> bool:
     return False
 
 
-def _unknown(order: Order) -> TimedOut:
+def _unknown(order: AdminRequest) -> TimedOut:
     return TimedOut(
         f"no answer to {order.action!r} in time: it may or may not be carried out; "
         "look at the status before you try again"

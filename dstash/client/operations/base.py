@@ -36,7 +36,7 @@ from dstash.errors import (
     VersionMismatch,
 )
 from dstash.wire.envelope import Envelope
-from dstash.wire.messages import Error, TopologyIs, Welcome
+from dstash.wire.messages import Error, TopologyReply, Welcome
 from dstash.wire.shapes import Message
 from dstash.wire.sockets import KEY_UNKNOWN
 
@@ -44,14 +44,14 @@ from dstash.wire.sockets import KEY_UNKNOWN
 WINDOW: Final = 48
 
 #: Answers that bring a view.
-_VIEWS: Final = (Welcome, TopologyIs)
+_VIEWS: Final = (Welcome, TopologyReply)
 
 #: Waiting times between tries (milliseconds).
 BACKOFF_MS: Final = (10, 30, 80, 200, 400)
 
 
 #: What a busy peer may ask for, at most (milliseconds).
-LONGEST_HOLD_MS: Final = 5000
+MAX_RETRY_AFTER_MS: Final = 5000
 
 
 class Failure(NamedTuple):
@@ -67,10 +67,10 @@ class Chunk(ABC):
     attempt: int = 0
     #: The epoch of the view it was routed by; None when that does not matter.
     epoch: int | None = None
-    #: How long (milliseconds) a peer may say nothing before ``silent`` is called.
+    #: How long (milliseconds) a peer may say nothing before ``on_timeout`` is called.
     patience: int = SILENCE_MS
     #: How long (milliseconds) a busy peer asked to be left alone.
-    hold: int = 0
+    retry_after: int = 0
 
     @abstractmethod
     def begin(self, now: int) -> list[Send]:
@@ -85,7 +85,7 @@ class Chunk(ABC):
         """Take note that a peer will not answer."""
 
     @abstractmethod
-    def silent(self, peer: str, now: int) -> list[Send]:
+    def on_timeout(self, peer: str, now: int) -> list[Send]:
         """Take note that a peer has said nothing for a while."""
 
     @abstractmethod
@@ -166,7 +166,7 @@ class Operation(ABC):
         self.finish(chunk)
         self._open.update(successors)
         for successor in successors:
-            successor.hold = chunk.hold
+            successor.retry_after = chunk.retry_after
             self.again_later(successor, now)
         return []
 
@@ -176,8 +176,8 @@ class Operation(ABC):
         It is as long as a busy peer asked for, at least, and a little longer by chance, so that
         not all clients come back at once.
         """
-        pause = max(BACKOFF_MS[min(chunk.attempt, len(BACKOFF_MS) - 1)], chunk.hold)
-        chunk.hold = 0
+        pause = max(BACKOFF_MS[min(chunk.attempt, len(BACKOFF_MS) - 1)], chunk.retry_after)
+        chunk.retry_after = 0
         self._later.append((now + self.session.jittered(pause), chunk))
 
     def fail(self, error: DStashError) -> None:
@@ -226,7 +226,7 @@ class Operation(ABC):
 
     def lost(self, peer: str, now: int, reason: str = "connection lost") -> list[Send]:
         """Take note that the connection to a peer broke: what was asked of it is unknown."""
-        self.session.avoid(peer, now)
+        self.session.suspect(peer, now)
         gone = [number for number, one in self._pending.items() if one.peer == peer]
         sends = []
         for number in gone:
@@ -239,7 +239,7 @@ class Operation(ABC):
 
     def unsent(self, send: Send, now: int) -> list[Send]:
         """Take note that a request could not be sent: that peer surely did nothing."""
-        self.session.avoid(send.peer, now)
+        self.session.suspect(send.peer, now)
         pending = self._pending.pop(send.correlation, None)
         if pending is None:
             return []
@@ -255,9 +255,9 @@ class Operation(ABC):
         for number, pending in list(self._pending.items()):
             if number in self._pending and now >= self._patience_ends(pending):
                 self._pending[number] = pending._replace(since=now)
-                self.session.avoid(pending.peer, now)
+                self.session.suspect(pending.peer, now)
                 self._reasons[pending.peer] = "no answer"
-                sends += pending.chunk.silent(pending.peer, now)
+                sends += pending.chunk.on_timeout(pending.peer, now)
         return sends
 
     def wakeup(self) -> int:
@@ -309,19 +309,19 @@ class Operation(ABC):
         return pending.chunk.answered(peer, message, now)
 
     def _refused(self, pending: _Pending, error: DStashError, now: int) -> list[Send]:
-        if isinstance(error, StaleEpoch) and isinstance(error.facts.get("topology"), bytes):
-            self.session.install(error.facts["topology"], [])
+        if isinstance(error, StaleEpoch) and isinstance(error.details.get("topology"), bytes):
+            self.session.install(error.details["topology"], [])
         elif isinstance(error, Busy):
-            pending.chunk.hold = max(pending.chunk.hold, _hold(error))
+            pending.chunk.retry_after = max(pending.chunk.retry_after, _retry_after(error))
         elif isinstance(error, VersionMismatch) and self._shares_protocol(pending.peer, error):
             error = NotReady(str(error))  # asked again, it is asked as it understands
         elif not isinstance(error, Misrouted | DeadlinePassed):
-            self.session.avoid(pending.peer, now)
+            self.session.suspect(pending.peer, now)
         return self._failed(pending, Failure(error, definite=_is_definite(error)), now)
 
     def _shares_protocol(self, peer: str, error: VersionMismatch) -> bool:
-        facts = error.facts
-        return self.session.learn_protocol(peer, facts.get("lowest"), facts.get("highest"))
+        details = error.details
+        return self.session.learn_protocol(peer, details.get("lowest"), details.get("highest"))
 
     def _failed(self, pending: _Pending, failure: Failure, now: int) -> list[Send]:
         self._reasons[pending.peer] = str(failure.error).removeprefix(f"{pending.peer}: ")
@@ -330,12 +330,12 @@ class Operation(ABC):
     def _expire(self, now: int) -> None:
         for pending in self._pending.values():
             # It may have dropped the request as late, for its clock was set: a ping will tell.
-            self.session.avoid(pending.peer, now)
+            self.session.suspect(pending.peer, now)
         reasons = "; ".join(f"{peer}: {why}" for peer, why in sorted(self._reasons.items()))
         waiting = bool(self._pending) or not self._exhausted
         for pending in self._pending.values():
             if self._heard.get(pending.peer, -1) < pending.sent:
-                self.session.avoid(pending.peer, self.session.wall())
+                self.session.suspect(pending.peer, self.session.wall())
         kind = TimedOut if waiting else Unavailable
         what = "no answer in time" if waiting else "not enough replicas answered"
         error = kind(f"{what}{f' ({reasons})' if reasons else ''}")
@@ -355,9 +355,9 @@ class Operation(ABC):
                 return  # the call fails as a whole; no outcomes are asked for
 
 
-def _hold(error: Busy) -> int:
-    wanted = error.facts.get("retry_after_ms")
-    return min(wanted, LONGEST_HOLD_MS) if type(wanted) is int and wanted > 0 else 0
+def _retry_after(error: Busy) -> int:
+    wanted = error.details.get("retry_after_ms")
+    return min(wanted, MAX_RETRY_AFTER_MS) if type(wanted) is int and wanted > 0 else 0
 
 
 def _is_definite(error: DStashError) -> bool:

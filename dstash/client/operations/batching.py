@@ -25,13 +25,13 @@ content_of: Final = itemgetter(2)
 _OVERHEAD: Final = 10
 
 
-def dealt(groups: Iterable[Sequence[T]]) -> list[T]:
+def interleave(groups: Iterable[Sequence[T]]) -> list[T]:
     """Return the chunks of groups in turns, so that all peers have something to do early."""
     rows = itertools.zip_longest(*groups)
     return [chunk for row in rows for chunk in row if chunk is not None]
 
 
-def steps(chunks: Sequence[T]) -> Iterator[list[T]]:
+def chunked(chunks: Sequence[T]) -> Iterator[list[T]]:
     """Yield chunks as many at a time as are begun at once."""
     for begin in range(0, len(chunks), _CHUNKS_AT_ONCE):
         yield list(chunks[begin : begin + _CHUNKS_AT_ONCE])
@@ -43,7 +43,7 @@ def largest_of(items: Sequence[Item]) -> int:
     return keys + max(map(len, map(content_of, items)), default=0) + _OVERHEAD
 
 
-def runs(
+def split_by_size(
     items: Sequence[Item], most_keys: int, most_bytes: int, largest: int
 ) -> Iterator[Sequence[Item]]:
     """Cut items into runs of so many keys and bytes at most; a larger item is a run of its own.

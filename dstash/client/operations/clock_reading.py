@@ -37,7 +37,7 @@ class ClockReading(Chunk):
         """Go on without a peer that cannot be reached."""
         return self._without(peer)
 
-    def silent(self, peer: str, now: int) -> list[Send]:
+    def on_timeout(self, peer: str, now: int) -> list[Send]:
         """Go on without a peer that says nothing."""
         return self._without(peer)
 

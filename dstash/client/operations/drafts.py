@@ -48,7 +48,7 @@ class Position(NamedTuple):
         """Whether no partition is left."""
         return not self.remaining
 
-    def behind(self, asked: Sequence[int], page: Page) -> Position:
+    def lagging(self, asked: Sequence[int], page: Page) -> Position:
         """Return the position behind a page of the ``asked`` partitions, the first of mine first.
 
         Raises:
@@ -75,7 +75,7 @@ class Sums:
         self.counts: Counter[int] = Counter()
         self._totals: Counter[int] = Counter()
         #: Places that a damaged record keeps from being compared.
-        self.damaged: set[int] = set()
+        self.corrupt: set[int] = set()
 
     def add(self, page: Page, places: Sequence[int]) -> None:
         """Add an answer about the partitions that have these places in the page compared."""
@@ -83,7 +83,7 @@ class Sums:
             for place, count, digest in _ENTRY.iter_unpack(page.digests):
                 self.counts[places[place]] += count
                 self._totals[places[place]] += int.from_bytes(digest, "big")
-            self.damaged.update(places[place] for (place,) in _PLACE.iter_unpack(page.damaged))
+            self.corrupt.update(places[place] for (place,) in _PLACE.iter_unpack(page.corrupt))
         except (IndexError, error):
             raise ProtocolError("a peer answered a scan with malformed digests") from None
 
@@ -107,11 +107,11 @@ class Draft:
         self.asked = asked
         self.page = page
         self.read_at = read_at
-        self.end = begin.behind(asked, page)
+        self.end = begin.lagging(asked, page)
         self.places = range(page.done + bool(page.after))
         self.sums = Sums()
         self.sums.add(page, self.places)
-        self.differing: set[int] = set(self.sums.damaged)
+        self.differing: set[int] = set(self.sums.corrupt)
         #: By place, the replicas that were asked to confirm it, and did not fail to.
         self.voters: dict[int, set[str]] = {place: set() for place in self.places}
 
@@ -125,7 +125,7 @@ class Draft:
         self.differ(
             place
             for place in places
-            if place in theirs.damaged
+            if place in theirs.corrupt
             or mine.counts[place] != theirs.counts[place]
             or mine.total(place) != theirs.total(place)
         )

@@ -112,7 +112,7 @@ class _ListChunk(Chunk):
             raise failure.error
         return self._again(now)
 
-    def silent(self, peer: str, now: int) -> list[Send]:
+    def on_timeout(self, peer: str, now: int) -> list[Send]:
         return self._again(now)
 
     def _again(self, now: int) -> list[Send]:

@@ -124,7 +124,7 @@ class _PageChunk(Chunk):
         self.position = position
         self.is_ahead = is_ahead
         #: Peers that cannot read a record of this page: they are asked last.
-        self.damaged: frozenset[str] = frozenset()
+        self.corrupt: frozenset[str] = frozenset()
         self._asked: Sequence[int] = ()
 
     def begin(self, now: int) -> list[Send]:
@@ -132,10 +132,10 @@ class _PageChunk(Chunk):
         session, first = operation.session, self.position.remaining[0]
         table = session.read_targets(operation.query.level)
         by_use = list(table[first])
-        if self.damaged:
+        if self.corrupt:
             table = session.all_targets()
             by_use = sorted(
-                table[first], key=lambda peer: (peer in self.damaged, session.is_avoided(peer))
+                table[first], key=lambda peer: (peer in self.corrupt, session.is_suspect(peer))
             )
         if not by_use:
             return self._again(now)
@@ -164,10 +164,10 @@ class _PageChunk(Chunk):
         if not failure.error.retryable and not self.is_ahead:
             raise failure.error
         if isinstance(failure.error, CorruptRecord):
-            self.damaged |= {peer}
+            self.corrupt |= {peer}
         return self._again(now)
 
-    def silent(self, peer: str, now: int) -> list[Send]:
+    def on_timeout(self, peer: str, now: int) -> list[Send]:
         return self._again(now)
 
     def _again(self, now: int) -> list[Send]:
@@ -175,7 +175,7 @@ class _PageChunk(Chunk):
             self.operation.finish(self)
             return []
         successor = _PageChunk(self.operation, self.position)
-        successor.damaged = self.damaged
+        successor.corrupt = self.corrupt
         successor.attempt = self.attempt + 1
         return self.operation.replace_later(self, [successor], now)
 
@@ -256,7 +256,7 @@ class _DigestChunk(Chunk):
             return self.operation.read_again(self.draft, self.attempt + 1, now)
         return self._others(now)
 
-    def silent(self, peer: str, now: int) -> list[Send]:
+    def on_timeout(self, peer: str, now: int) -> list[Send]:
         return self._others(now)
 
     def _others(self, now: int) -> list[Send]:

@@ -14,7 +14,7 @@ from dstash.wire.shapes import Message
 _PATIENCE_MS: Final = 5000
 
 
-class AskOperation(Operation):
+class PeerQuery(Operation):
     """Asks a peer; the result is its answer.
 
     Nobody else is asked in its place: whoever asks decides what to do when it fails.
@@ -37,7 +37,7 @@ class AskOperation(Operation):
         self.answer: Message | None = None
 
     def _chunks(self) -> Iterator[list[Chunk]]:
-        yield [_AskChunk(self)]
+        yield [_QueryChunk(self)]
 
     def result(self) -> Message:
         """Return the answer."""
@@ -47,10 +47,10 @@ class AskOperation(Operation):
         return self.answer
 
 
-class _AskChunk(Chunk):
+class _QueryChunk(Chunk):
     patience = _PATIENCE_MS
 
-    def __init__(self, operation: AskOperation) -> None:
+    def __init__(self, operation: PeerQuery) -> None:
         self.operation = operation
         self.epoch: int = operation.epoch
 
@@ -70,7 +70,7 @@ class _AskChunk(Chunk):
             self.operation.fail(failure.error)
         return []
 
-    def silent(self, peer: str, now: int) -> list[Send]:
+    def on_timeout(self, peer: str, now: int) -> list[Send]:
         self.operation.fail(TimedOut(f"{peer}: no answer in {_PATIENCE_MS / 1000:g} s"))
         return []
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from dstash.client.operations.base import Chunk, Failure, Operation
-from dstash.client.operations.batching import dealt, steps
+from dstash.client.operations.batching import chunked, interleave
 from dstash.client.routing import Peers, group
 from dstash.client.session import Send, Session
 from dstash.errors import (
@@ -76,10 +76,10 @@ class LookupOperation(Operation):
         self._encoded = encoded
 
     def _chunks(self) -> Iterator[list[Chunk]]:
-        slab = self.session.slab_of_reads
-        for begin in range(0, len(self._keys), slab):
+        batch_keys = self.session.keys_per_read
+        for begin in range(0, len(self._keys), batch_keys):
             encoded, self._encoded = self._encoded, None
-            yield from steps(self.cut(self._keys[begin : begin + slab], encoded=encoded))
+            yield from chunked(self.cut(self._keys[begin : begin + batch_keys], encoded=encoded))
 
     def cut(
         self, keys: Sequence[Key], attempt: int = 0, encoded: Sequence[bytes] | None = None
@@ -87,7 +87,7 @@ class LookupOperation(Operation):
         """Return chunks for keys, routed by the view at hand."""
         table = self.session.read_targets(self.level)
         size = max(1, min(KEYS_PER_CHUNK, int(REPLY_BYTES / self.session.value_bytes)))
-        return dealt(
+        return interleave(
             [
                 ReadChunk(self, targets, members[begin : begin + size], attempt)
                 for begin in range(0, len(members), size)
@@ -196,7 +196,7 @@ class ReadChunk(Chunk):
         self.epoch: int = operation.session.epoch
         self._frame = Frame(codec.pack_blobs(encode_keys(keys)))
         self._digests: dict[str, bytes] = {}
-        self._is_damaged = False
+        self._is_corrupt = False
         #: How many of the keys, from the first on, all who have answered so far spoke of.
         self._answered = len(keys)
         self._values: Values | None = None
@@ -224,7 +224,7 @@ class ReadChunk(Chunk):
         if not isinstance(message, Values):
             return self.failed(peer, _unexpected(peer, message), now)
         self._digests[peer] = message.digest
-        self._is_damaged = self._is_damaged or bool(message.damaged)
+        self._is_corrupt = self._is_corrupt or bool(message.corrupt)
         self._answered = min(self._answered, message.answered)
         if peer == self.targets[0]:
             self._values = message
@@ -235,12 +235,12 @@ class ReadChunk(Chunk):
     def _compare(self, values: Values, now: int) -> list[Send]:
         if self._answered < len(self.keys):
             return self._split(values, now)
-        if self._is_damaged or len(set(self._digests.values())) > 1:
+        if self._is_corrupt or len(set(self._digests.values())) > 1:
             level = max(self.operation.level, Level.QUORUM, key=list(Level).index)
             # A damaged record is no vote, though its digest be that of one that is missing: others
             # have to make up for it.
             chunks = self.operation.cut_reconciliations(
-                self.keys, None if self._is_damaged else level, self.attempt
+                self.keys, None if self._is_corrupt else level, self.attempt
             )
             return self.operation.replace(self, chunks, now)
         self.operation.deliver(self.keys, values)
@@ -267,7 +267,7 @@ class ReadChunk(Chunk):
         learned = self.operation.session.epoch > self.epoch
         return self._reroute(now, self.attempt if learned else self.attempt + 1)
 
-    def silent(self, peer: str, now: int) -> list[Send]:
+    def on_timeout(self, peer: str, now: int) -> list[Send]:
         """Ask another replica, unless there is none."""
         return self._reroute(now, self.attempt + 1)
 
@@ -308,8 +308,8 @@ class Reconciliation(Chunk):
         #: Replicas, by position, whose disks have no room for the winner.
         self._full: dict[int, set[str]] = {}
         #: By position, how many of the replicas hold a damaged record.
-        self._damaged: Counter[int] = Counter()
-        self._damaged_at: dict[str, set[int]] = {}
+        self._corrupt: Counter[int] = Counter()
+        self._corrupt_at: dict[str, set[int]] = {}
 
     def begin(self, now: int) -> list[Send]:
         """Fetch the records from every replica that took part."""
@@ -325,8 +325,8 @@ class Reconciliation(Chunk):
             if len(records) > len(self.keys):
                 raise ProtocolError(f"{peer} sent {len(records)} records for {len(self.keys)} keys")
             self._records[peer] = records
-            self._damaged.update(message.damaged)
-            self._damaged_at[peer] = set(message.damaged)
+            self._corrupt.update(message.corrupt)
+            self._corrupt_at[peer] = set(message.corrupt)
             return self._repair(now) if len(self._records) == len(self.peers) else []
         if isinstance(message, Stored):
             self._note_refused(peer, self._repairing.pop(peer, []), message)
@@ -335,11 +335,11 @@ class Reconciliation(Chunk):
 
     def _repair(self, now: int) -> list[Send]:
         rest = self._drop_unanswered()
-        damaged = [place for place in self._damaged if place < len(self.keys)]
-        if damaged and self.level is not None:
+        corrupt = [place for place in self._corrupt if place < len(self.keys)]
+        if corrupt and self.level is not None:
             wider = self.operation.cut_reconciliations(self.keys, None, self.attempt)
             return self.operation.replace(self, rest + wider, now)
-        for place in damaged:
+        for place in corrupt:
             self._check_enough_are_sound(place)
         return self.operation.start(rest, now) + self._repair_losers(now)
 
@@ -359,13 +359,13 @@ class Reconciliation(Chunk):
         winners: list[bytes | None],
         now: int,
     ) -> list[Send]:
-        damaged = self._damaged_at[peer]  # which that peer mends itself
+        corrupt = self._corrupt_at[peer]  # which that peer mends itself
         losses = [
             (place, key, winner)
             for place, (key, mine, winner) in enumerate(
                 zip(self.encoded, records, winners, strict=True)
             )
-            if winner is not None and mine != winner and place not in damaged
+            if winner is not None and mine != winner and place not in corrupt
         ]
         if not losses:
             return []
@@ -375,7 +375,7 @@ class Reconciliation(Chunk):
         # A replica may lack what is dead because it dropped it from disk: that is no sign of a lag.
         live = [one for one in lost if open_record(one).is_live(session.cluster_time())]
         if live:
-            session.take_for_behind(peer, min(map(version_of, live)), now)
+            session.mark_lagging(peer, min(map(version_of, live)), now)
         apply = Apply(
             self.operation.index, Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(lost))
         )
@@ -418,7 +418,7 @@ class Reconciliation(Chunk):
         """Whether fewer replicas than a quorum hold the winner, for lack of room on disks."""
         full = self._full[place]
         holders = [
-            one for one in self.peers if one not in full and place not in self._damaged_at[one]
+            one for one in self.peers if one not in full and place not in self._corrupt_at[one]
         ]
         replicas = len(self.operation.session.replicas_of(self.encoded[place]))
         return len(holders) < Level.QUORUM.needed(replicas)
@@ -439,7 +439,7 @@ class Reconciliation(Chunk):
         A write is on a quorum W of N replicas, so any N - W + 1 of them include one that has it.
         """
         replicas = len(self.operation.session.replicas_of(self.encoded[place]))
-        sound = len(self.peers) - self._damaged[place]
+        sound = len(self.peers) - self._corrupt[place]
         if sound < replicas - Level.QUORUM.needed(replicas) + 1:
             raise CorruptRecord(f"too many replicas of {self.keys[place]!r} are damaged or away")
 
@@ -474,7 +474,7 @@ class Reconciliation(Chunk):
             return []
         return self._from_the_start(now)
 
-    def silent(self, peer: str, now: int) -> list[Send]:
+    def on_timeout(self, peer: str, now: int) -> list[Send]:
         """Begin again from the look-up, with others."""
         return self._from_the_start(now)
 

@@ -17,10 +17,10 @@ from dstash.errors import (
     WrongCluster,
 )
 from dstash.wire.messages import (
-    AskStatus,
     Hello,
     Repair,
-    StatusIs,
+    StatusReply,
+    StatusRequest,
     Welcome,
 )
 from dstash.wire.shapes import Message
@@ -31,7 +31,7 @@ _REPAIR_PATIENCE_MS: Final = 5000
 
 
 class StatusOperation(Operation):
-    """Asks every member how it does; the result maps those that answered to their facts."""
+    """Asks every member how it does; the result maps those that answered to their details."""
 
     def __init__(self, session: Session, deadline: int, peers: Sequence[str]) -> None:
         super().__init__(session, deadline)
@@ -42,7 +42,7 @@ class StatusOperation(Operation):
         yield [self._chunk(peer) for peer in self.peers]
 
     def _chunk(self, peer: str) -> Chunk:
-        return _StatusChunk(self, peer, AskStatus())
+        return _StatusChunk(self, peer, StatusRequest())
 
     def result(self) -> dict[str, dict[str, Any]]:
         """Return the answers."""
@@ -78,7 +78,7 @@ class _StatusChunk(Chunk):
         return [self.operation.ask(self.peer, self, self.question, now)]
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
-        if isinstance(message, StatusIs):
+        if isinstance(message, StatusReply):
             self.operation.answers[peer] = message.status
         self.operation.finish(self)
         return []
@@ -92,7 +92,7 @@ class _StatusChunk(Chunk):
         self.operation.finish(self)
         return []
 
-    def silent(self, peer: str, now: int) -> list[Send]:
+    def on_timeout(self, peer: str, now: int) -> list[Send]:
         self.operation.finish(self)
         return []
 
@@ -143,7 +143,7 @@ class _GreetingChunk(Chunk):
         self.attempt += 1
         return []
 
-    def silent(self, peer: str, now: int) -> list[Send]:
+    def on_timeout(self, peer: str, now: int) -> list[Send]:
         return []
 
     def expired(self, error: DStashError) -> None:

@@ -16,12 +16,12 @@ from typing import Final, NamedTuple
 from dstash.client.operations.base import Chunk, Failure, Operation
 from dstash.client.operations.batching import (
     Item,
+    chunked,
     content_of,
-    dealt,
     encoded_of,
+    interleave,
     largest_of,
-    runs,
-    steps,
+    split_by_size,
 )
 from dstash.client.operations.clock_reading import ClockReading
 from dstash.client.refusals import Refusals, error_for, is_final
@@ -51,7 +51,7 @@ KEYS_PER_CHUNK: Final = 4096
 BYTES_PER_CHUNK: Final = 1024 * 1024
 #: By how much (milliseconds) an expiry may be off when the clocks of the peers were set.
 TTL_TOLERANCE_MS: Final = 500
-BYTES_PER_SLAB: Final = 32 * 1024 * 1024
+BYTES_PER_BATCH: Final = 32 * 1024 * 1024
 
 
 class Earlier(NamedTuple):
@@ -120,8 +120,10 @@ class WriteOperation(Operation):
 
     def _chunks(self) -> Iterator[list[Chunk]]:
         yield from self._clocks_first()
-        for slab in runs(self._items, self.session.slab, BYTES_PER_SLAB, self._largest):
-            yield from steps(self.cut(slab))
+        for batch_keys in split_by_size(
+            self._items, self.session.batch_keys, BYTES_PER_BATCH, self._largest
+        ):
+            yield from chunked(self.cut(batch_keys))
 
     def cut(
         self,
@@ -129,7 +131,7 @@ class WriteOperation(Operation):
         version: Version | None = None,
         attempt: int = 0,
         *,
-        tainted: bool = False,
+        indeterminate: bool = False,
         earlier: Earlier = _FIRST_ATTEMPT,
     ) -> list[Chunk]:
         """Return chunks for items, routed by the view at hand.
@@ -142,10 +144,10 @@ class WriteOperation(Operation):
         groups = group(
             [encoded for _, encoded, _ in items], items, self.session.write_targets(view)
         )
-        parts = dealt(
+        parts = interleave(
             [
                 (targets, part)
-                for part in runs(members, KEYS_PER_CHUNK, BYTES_PER_CHUNK, self._largest)
+                for part in split_by_size(members, KEYS_PER_CHUNK, BYTES_PER_CHUNK, self._largest)
             ]
             for targets, members in groups.items()
         )
@@ -158,7 +160,7 @@ class WriteOperation(Operation):
                 part,
                 version or stamp(),
                 attempt,
-                tainted=tainted,
+                indeterminate=indeterminate,
                 earlier=earlier,
             )
             for targets, part in parts
@@ -284,7 +286,7 @@ class WriteChunk(Chunk):
         version: Version,
         attempt: int,
         *,
-        tainted: bool,
+        indeterminate: bool,
         earlier: Earlier,
     ) -> None:
         self.operation = operation
@@ -294,7 +296,7 @@ class WriteChunk(Chunk):
         self.attempt = attempt
         self.epoch: int = epoch
         #: Whether some replica may hold the write although nobody said so.
-        self.tainted = tainted
+        self.indeterminate = indeterminate
         self.earlier = earlier
         #: By replica, the highest stamp from the future that it holds, or refuses writes up to.
         self._ahead: dict[str, Stamp] = {}
@@ -328,7 +330,7 @@ class WriteChunk(Chunk):
                 self.version, self.items, keys, self.earlier.refused
             )
         if self._begun and self._waiting():
-            self.tainted = True  # they are asked twice, so one answer does not settle it
+            self.indeterminate = True  # they are asked twice, so one answer does not settle it
         self._begun = True
         waiting = [peer for peer in self.targets.peers if peer not in self._acks]
         self._failed.clear()
@@ -398,7 +400,7 @@ class WriteChunk(Chunk):
         if not outstanding or not self._holders or self._message is None:
             return []
         session = self.operation.session
-        late = [(number, peer) for number, peer in outstanding if not session.is_avoided(peer)]
+        late = [(number, peer) for number, peer in outstanding if not session.is_suspect(peer)]
         missed = session.outstanding.add(late, self.operation.index, self._keys, self._holders, now)
         return session.hints(missed, now)
 
@@ -412,7 +414,7 @@ class WriteChunk(Chunk):
 
     def _is_unknown(self, acks: Collection[str]) -> bool:
         """Whether a replica may hold an item that ``acks`` have acked."""
-        return self.tainted or bool(acks) or (self._begun and bool(self._waiting()))
+        return self.indeterminate or bool(acks) or (self._begun and bool(self._waiting()))
 
     def _store(self, places: Sequence[int], acks: set[str], now: int) -> list[Send]:
         """Take items as stored; those that were beaten are stamped past what beat them."""
@@ -453,15 +455,15 @@ class WriteChunk(Chunk):
             peer
             for peer in self.targets.peers
             if peer not in acks
-            and (peer in self._failed or peer in refused or session.is_avoided(peer))
+            and (peer in self._failed or peer in refused or session.is_suspect(peer))
         ]
         if not missed:
             return []
         keys = Frame(codec.pack_blobs([self.items[place][1] for place in places]))
-        keeper = min(acks)
+        agent = min(acks)
         return [
             session.request(
-                keeper,
+                agent,
                 session.next_correlation(),
                 self.operation.deadline,
                 Hint(self.operation.index, peer, keys),
@@ -478,13 +480,15 @@ class WriteChunk(Chunk):
         self._keep_version()
         self.operation.renew()
         again = [self.items[place] for place in beaten]
-        chunks = self.operation.cut(again, None, self.attempt, tainted=True, earlier=self.earlier)
+        chunks = self.operation.cut(
+            again, None, self.attempt, indeterminate=True, earlier=self.earlier
+        )
         return self.operation.start(chunks, now)
 
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
         """Take note that one replica did not ack; try again when the rest cannot be enough."""
         error = failure.error
-        self.tainted = self.tainted or not failure.definite
+        self.indeterminate = self.indeterminate or not failure.definite
         if isinstance(error, StaleEpoch) and self.operation.session.epoch > self.epoch:
             return self._reroute(self.version, now)
         if isinstance(error, BelowFloor) and self._rises_above(peer, error):
@@ -509,7 +513,7 @@ class WriteChunk(Chunk):
 
     def _rises_above(self, peer: str, error: BelowFloor) -> bool:
         """Move the clock past a floor; False when that floor is from the future."""
-        session, floor = self.operation.session, error.facts.get("floor")
+        session, floor = self.operation.session, error.details.get("floor")
         stamp = floor if isinstance(floor, int) else 0
         session.observe(stamp)
         is_ahead = session.is_from_the_future(stamp)
@@ -527,7 +531,7 @@ class WriteChunk(Chunk):
         if self._settled:
             items = [item for place, item in enumerate(items) if place not in self._settled]
         return self.operation.cut(
-            items, version, attempt, tainted=self.may_be_stored, earlier=self.earlier
+            items, version, attempt, indeterminate=self.may_be_stored, earlier=self.earlier
         )
 
     def _waiting(self) -> list[str]:
@@ -585,7 +589,7 @@ class WriteChunk(Chunk):
         if isinstance(self.operation, DeleteOperation):
             self.earlier = self.earlier.with_refused(self.version)
 
-    def silent(self, peer: str, now: int) -> list[Send]:
+    def on_timeout(self, peer: str, now: int) -> list[Send]:
         """Wait on, for a slow replica may still ack; but ask those again that failed."""
         sends = self._proceed(now, waits=False)
         if self._left and not self._paused and self._has_retryable():

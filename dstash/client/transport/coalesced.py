@@ -72,7 +72,7 @@ class Group(ABC):
         """Return a group like this one, for one key."""
 
     @abstractmethod
-    def _not_told(self, future: asyncio.Future[Any], default: Any) -> None:
+    def _unresolved(self, future: asyncio.Future[Any], default: Any) -> None:
         """Answer a caller whose key the operation, which succeeded, said nothing of."""
 
     def ended(self, error: Exception | None) -> Iterable[Group]:
@@ -86,7 +86,7 @@ class Group(ABC):
             return [self._alone(key, waiters) for key, waiters in self.waiting.items()]
         for future, default in self._drain():
             if error is None:
-                self._not_told(future, default)
+                self._unresolved(future, default)
             else:
                 _refuse(future, error)
         return []
@@ -149,10 +149,10 @@ class ReadGroup(Group):
         group.waiting[key] = waiters
         return group
 
-    def _not_told(self, future: asyncio.Future[Any], default: Any) -> None:
+    def _unresolved(self, future: asyncio.Future[Any], default: Any) -> None:
         _settle(future, default)  # replicas that were compared record by record have none
 
-    def told(self, keys: Sequence[Key], found: dict[Key, Any]) -> None:
+    def resolve(self, keys: Sequence[Key], found: dict[Key, Any]) -> None:
         """Answer those that wait for ``keys``."""
         waiting = self.waiting
         for key in keys:
@@ -162,9 +162,9 @@ class ReadGroup(Group):
                 if not future.done():
                     future.set_result(found.get(key, default))
             else:
-                self._tell_each(waiters, key, found)
+                self._resolve_each(waiters, key, found)
 
-    def _tell_each(self, waiters: Sequence[Waiter], key: Key, found: dict[Key, Any]) -> None:
+    def _resolve_each(self, waiters: Sequence[Waiter], key: Key, found: dict[Key, Any]) -> None:
         for place, (future, default) in enumerate(waiters):
             value = found.get(key, default)
             if place and key in found and type(value) not in _SHAREABLE:
@@ -172,7 +172,7 @@ class ReadGroup(Group):
             _settle(future, value)
 
 
-class TellingLookup(LookupOperation):
+class CoalescedLookup(LookupOperation):
     """Tells its group of every answer when it comes."""
 
     group: ReadGroup
@@ -180,15 +180,15 @@ class TellingLookup(LookupOperation):
     def deliver(self, keys: Sequence[Key], values: Values) -> None:
         """Take the answer to a look-up of ``keys``."""
         super().deliver(keys, values)
-        self.group.told(keys, self.found)
+        self.group.resolve(keys, self.found)
 
     def deliver_record(self, key: Key, record: Record) -> None:
         """Take the winner among replicas that disagreed."""
         super().deliver_record(key, record)
-        self.group.told([key], self.found)
+        self.group.resolve([key], self.found)
 
 
-class TellingExists(TellingLookup, ExistsOperation):
+class CoalescedExists(CoalescedLookup, ExistsOperation):
     """The same, for existence."""
 
 
@@ -214,10 +214,10 @@ class WriteGroup(Group):
         group.waiting[key], group.items[key] = waiters, self.items[key]
         return group
 
-    def _not_told(self, future: asyncio.Future[Any], default: Any) -> None:
+    def _unresolved(self, future: asyncio.Future[Any], default: Any) -> None:
         _refuse(future, AssertionError("a write ended without an outcome"))
 
-    def told(self, key: Key, existed: bool, error: DStashError | None) -> None:
+    def resolve(self, key: Key, existed: bool, error: DStashError | None) -> None:
         """Answer who waits for a key."""
         for future, _ in self.waiting.pop(key, ()):
             if error is None:
@@ -226,7 +226,7 @@ class WriteGroup(Group):
                 _refuse(future, error)
 
 
-class TellingWrite(WriteOperation):
+class CoalescedWrite(WriteOperation):
     """Tells its group of every outcome when it is known."""
 
     group: WriteGroup
@@ -235,7 +235,7 @@ class TellingWrite(WriteOperation):
         """Take items of a chunk as stored."""
         super().settle(chunk, places)
         for place in places:
-            self.group.told(chunk.items[place][0], self.existed(chunk, place), None)
+            self.group.resolve(chunk.items[place][0], self.existed(chunk, place), None)
 
     def give_up(
         self, chunk: WriteChunk, places: Sequence[int], outcome: Outcome, error: DStashError
@@ -243,14 +243,14 @@ class TellingWrite(WriteOperation):
         """Take items of a chunk as not stored, or as not known to be."""
         super().give_up(chunk, places, outcome, error)
         for place in places:
-            self.group.told(chunk.items[place][0], False, error)
+            self.group.resolve(chunk.items[place][0], False, error)
 
 
-class TellingPut(TellingWrite, PutOperation):
+class CoalescedPut(CoalescedWrite, PutOperation):
     """For puts."""
 
 
-class TellingDelete(TellingWrite, DeleteOperation):
+class CoalescedDelete(CoalescedWrite, DeleteOperation):
     """For deletes."""
 
 

@@ -14,12 +14,12 @@ from dstash.client.calls import Calls
 from dstash.client.operations.batching import Item
 from dstash.client.session import Session
 from dstash.client.transport.coalesced import (
+    CoalescedDelete,
+    CoalescedExists,
+    CoalescedLookup,
+    CoalescedPut,
     Group,
     ReadGroup,
-    TellingDelete,
-    TellingExists,
-    TellingLookup,
-    TellingPut,
     WriteGroup,
 )
 from dstash.limits import MAX_KEY_BYTES, check_index, check_ttl
@@ -28,7 +28,7 @@ from dstash.wire.keys import Key, encode_key
 from dstash.wire.values import TypeRegistry
 
 
-class Turn:
+class Batch:
     """Gathers calls until ``take`` is called.
 
     Args:
@@ -58,16 +58,16 @@ class Turn:
         """Return the group for a look-up, the key checked."""
         if type(key) is not str or not key.isascii() or not 0 < len(key) <= MAX_KEY_BYTES:
             encode_key(key)  # refuses what cannot be a key, before others depend on it
-        group = self._reads.get((TellingLookup, index, timeout, read))
-        return group or self._new_reads(TellingLookup, index, timeout, read)
+        group = self._reads.get((CoalescedLookup, index, timeout, read))
+        return group or self._new_reads(CoalescedLookup, index, timeout, read)
 
     def exists(
         self, index: str, key: Key, timeout: float | None, read: str | Level | None
     ) -> ReadGroup:
         """Return the group for a question whether a key exists, the key checked."""
         encode_key(key)
-        group = self._reads.get((TellingExists, index, timeout, read))
-        return group or self._new_reads(TellingExists, index, timeout, read)
+        group = self._reads.get((CoalescedExists, index, timeout, read))
+        return group or self._new_reads(CoalescedExists, index, timeout, read)
 
     def put(
         self,
@@ -78,21 +78,21 @@ class Turn:
         write: str | Level | None,
     ) -> WriteGroup:
         """Return the group for a put, the item in it."""
-        slot = (TellingPut, index, ttl, timeout, write)
+        slot = (CoalescedPut, index, ttl, timeout, write)
         return self._write(slot, item, lambda: self._puts(index, ttl, timeout, write))
 
     def delete(
         self, index: str, item: Item, timeout: float | None, write: str | Level | None
     ) -> WriteGroup:
         """Return the group for a delete, the item in it."""
-        slot = (TellingDelete, index, timeout, write)
+        slot = (CoalescedDelete, index, timeout, write)
         return self._write(slot, item, lambda: self._deletes(index, timeout, write))
 
     # -- inside
 
     def _new_reads(
         self,
-        kind: type[TellingLookup],
+        kind: type[CoalescedLookup],
         index: str,
         timeout: float | None,
         read: str | Level | None,
@@ -101,7 +101,7 @@ class Turn:
         deadline, level = self._calls.deadline(timeout), self._calls.read_level(read)
         decode = self._types.decode_array
 
-        def make(group: ReadGroup) -> TellingLookup:
+        def make(group: ReadGroup) -> CoalescedLookup:
             keys = list(group.waiting)
             operation = kind(self._session, deadline, index, keys, level, decode)
             operation.group = group
@@ -134,8 +134,8 @@ class Turn:
         deadline, level = self._calls.deadline(timeout), self._calls.write_level(write)
         milliseconds = check_ttl(ttl)
 
-        def make(group: WriteGroup, items: list[Item]) -> TellingPut:
-            operation = TellingPut(self._session, deadline, index, level, items, milliseconds)
+        def make(group: WriteGroup, items: list[Item]) -> CoalescedPut:
+            operation = CoalescedPut(self._session, deadline, index, level, items, milliseconds)
             operation.group = group
             return operation
 
@@ -145,8 +145,8 @@ class Turn:
         check_index(index)
         deadline, level = self._calls.deadline(timeout), self._calls.write_level(write)
 
-        def make(group: WriteGroup, items: list[Item]) -> TellingDelete:
-            operation = TellingDelete(self._session, deadline, index, level, items)
+        def make(group: WriteGroup, items: list[Item]) -> CoalescedDelete:
+            operation = CoalescedDelete(self._session, deadline, index, level, items)
             operation.group = group
             return operation
 

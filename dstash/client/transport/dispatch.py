@@ -17,7 +17,7 @@ from dstash.client.operations.writes import WriteOperation
 from dstash.client.session import Session
 from dstash.client.transport.async_channel import AsyncChannel
 from dstash.client.transport.coalesced import Group
-from dstash.client.transport.coalescing import Turn
+from dstash.client.transport.coalescing import Batch
 from dstash.config import ClientSettings
 from dstash.errors import ClosedError, DStashError, NoPeers, UsageError
 from dstash.wire.keys import Key
@@ -40,7 +40,7 @@ class Dispatch:
         self._settings = settings
         self._session = session
         self._calls = calls
-        self._turn = Turn(session, calls, types)
+        self._batch = Batch(session, calls, types)
         self._flush: asyncio.Handle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_search = 0
@@ -68,13 +68,13 @@ class Dispatch:
         self._thread = get_ident()
         return loop
 
-    def turn(self) -> Turn:
+    def turn(self) -> Batch:
         """Return what gathers the calls of this turn of the loop."""
         if self._flush is None:
             self._flush = self.on_loop().call_soon(self.flush)
         elif get_ident() != self._thread or not self._runs():
             self.on_loop()  # always to ask asyncio for the loop would take ten times as long
-        return self._turn
+        return self._batch
 
     def _runs(self) -> bool:
         """Whether the loop of this client runs. It does not when it stopped before a flush."""
@@ -136,7 +136,7 @@ class Dispatch:
             return
         self.on_loop()
         self._closed = True
-        for group in self._turn.take():
+        for group in self._batch.take():
             self._ended(group, ClosedError("the client was closed"))
         for task in self._tasks:
             task.cancel()
@@ -148,7 +148,7 @@ class Dispatch:
         if self._flush is not None:
             self._flush.cancel()
             self._flush = None
-        groups = self._turn.take()
+        groups = self._batch.take()
         try:
             self._check_process()
         except UsageError as error:  # the process was forked after the calls were gathered

@@ -22,12 +22,12 @@ NOTHING: Token = 0
 class Stored(NamedTuple):
     """What the membership holds: the topology (None before there is one) and its token.
 
-    ``damage`` says why there is none although there was one; empty when that is not so.
+    ``corruption`` says why there is none although there was one; empty when that is not so.
     """
 
     topology: Topology | None
     token: Token
-    damage: str = ""
+    corruption: str = ""
 
 
 class Announcement(NamedTuple):
@@ -53,7 +53,7 @@ def may_pass(error: MembershipUnreachable) -> bool:
 
     It may not when it has answered that the request is wrong, or not allowed.
     """
-    status = error.facts.get("status")
+    status = error.details.get("status")
     return status is None or status >= 500
 
 
@@ -79,7 +79,7 @@ class Membership(Protocol):
         """Take this peer's lock and keep it, renewing it in the background, until ``resign``.
 
         When the backend forgets the lock (it was away, or it elected a new leader) it is taken
-        again by itself. Called again with other facts, it updates them.
+        again by itself. Called again with other details, it updates them.
 
         Raises:
             PeerIdInUse: a live process holds the lock of that id.

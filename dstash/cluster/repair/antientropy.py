@@ -24,7 +24,7 @@ from dstash.errors import Busy, ClockSkew, CorruptRecord, DiskFull, DStashError
 from dstash.limits import PARTITIONS
 from dstash.store.digest import DigestKind
 from dstash.version import Stamp
-from dstash.wire.replication import AskDigests, DigestsAre
+from dstash.wire.replication import DigestsReply, DigestsRequest
 
 Comparing = Generator[Effect, Any, None]
 #: What it returns are the partitions of which records have to wait.
@@ -94,7 +94,7 @@ def compare(
     """
     exchanged = Exchanged()
     for begin in range(0, len(partitions), _BATCH):
-        question = AskDigests(
+        question = DigestsRequest(
             pack_partitions(partitions[begin : begin + _BATCH]),
             skip_busy,
             kind=DigestKind.CONTENT,
@@ -113,10 +113,10 @@ def _forget_the_gone(replica: Replica) -> None:
 
 def _due(replica: Replica, other: str, partitions: list[int]) -> tuple[list[int], list[int]]:
     """Return the partitions at rest, and those that have not been compared for long."""
-    holdings, now = replica.holdings, replica.now()
-    compared_at = holdings.compared_at(other, now)
+    local_partitions, now = replica.local_partitions, replica.now()
+    compared_at = local_partitions.compared_at(other, now)
     overdue = [one for one in partitions if now - compared_at[one] > _OVERDUE_MS]
-    quiet = [one for one in partitions if not holdings.is_busy(one, now)]
+    quiet = [one for one in partitions if not local_partitions.is_busy(one, now)]
     return sorted(set(quiet).difference(overdue)), overdue
 
 
@@ -169,13 +169,13 @@ def _begins_here(replica: Replica, other: str, partition: int) -> bool:
 
 
 def _differing(
-    replica: Replica, other: str, question: AskDigests
+    replica: Replica, other: str, question: DigestsRequest
 ) -> Generator[Effect, Any, tuple[list[tuple[int, int]], dict[int, Stamp]]]:
     """Return the partitions that differ, each with its size, and the horizons of the other peer."""
-    holdings = replica.holdings
-    compared_at = holdings.compared_at(other, replica.now())
+    local_partitions = replica.local_partitions
+    compared_at = local_partitions.compared_at(other, replica.now())
     partitions = unpack_partitions(question.partitions)
-    answer = yield from ask(other, question, DigestsAre)
+    answer = yield from ask(other, question, DigestsReply)
     theirs = split_digests(answer.digests, len(partitions))
     flags = split_flags(answer.busy, len(partitions))
     horizons = split_horizons(answer.horizons, len(partitions))
@@ -183,16 +183,16 @@ def _differing(
     for place, (partition, digest) in enumerate(zip(partitions, theirs, strict=True)):
         if flags[place] == BUSY:
             continue
-        mine = yield from holdings.digest(partition, kind=kind_of(answer.kind))
+        mine = yield from local_partitions.digest(partition, kind=kind_of(answer.kind))
         compared_at[partition] = replica.now()
         replica.compared += 1
         replica.differing.note(partition, other, replica.now(), differs=mine != digest)
         if mine != digest:
             replica.differed += 1
             there = int.from_bytes(answer.counts[4 * place : 4 * place + 4], "big")
-            differing.append((partition, max(there, holdings.count(partition))))
-            if horizons and horizons[place] != (own := holdings.horizons[partition]):
-                holdings.uneven[partition, other] = max(own, horizons[place])
+            differing.append((partition, max(there, local_partitions.count(partition))))
+            if horizons and horizons[place] != (own := local_partitions.horizons[partition]):
+                local_partitions.unreconciled[partition, other] = max(own, horizons[place])
         if place % 64 == 0:
             yield Pause()
     return differing, dict(zip(partitions, horizons, strict=False))

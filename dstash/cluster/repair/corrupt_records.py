@@ -23,38 +23,40 @@ from dstash.wire.messages import Records
 from dstash.wire.replication import Pull
 from dstash.wire.shapes import Frame
 
-Mending = Generator[Effect, Any, None]
+CorruptRepair = Generator[Effect, Any, None]
 
 #: Keys that are mended with one question to each replica.
 _AT_ONCE: Final = 500
 
 
-def mend_all(replica: Replica) -> Mending:
+def repair_corrupt_records(replica: Replica) -> CorruptRepair:
     """Mend every damaged record that is known.
 
     Raises:
         Unavailable: too few other replicas answered for some.
     """
     left = 0
-    for partition, keys in replica.holdings.damage.by_partition().items():
+    for partition, keys in replica.local_partitions.corruption.by_partition().items():
         for begin in range(0, len(keys), _AT_ONCE):
-            left += yield from _mend(replica, partition, keys[begin : begin + _AT_ONCE])
+            left += yield from _repair_corrupt(replica, partition, keys[begin : begin + _AT_ONCE])
     if left:
         raise Unavailable(f"too few replicas can tell what {left} damaged records were")
 
 
-def _mend(replica: Replica, partition: int, keys: list[bytes]) -> Generator[Effect, Any, int]:
+def _repair_corrupt(
+    replica: Replica, partition: int, keys: list[bytes]
+) -> Generator[Effect, Any, int]:
     """Mend records of one partition; returns how many could not be."""
     others, needed = witnesses(replica, partition)
-    testimony = _Testimony(keys)
+    votes = _Votes(keys)
     for peer in others:
-        silent = testimony.lacking(needed)
+        silent = votes.lacking(needed)
         if silent:
-            yield from testimony.hear(peer, silent)
-    told = [key for key in keys if needed and testimony.count[key] >= needed]
+            yield from votes.hear(peer, silent)
+    told = [key for key in keys if needed and votes.count[key] >= needed]
     if told:
-        yield Merge(cures=[(key, testimony.newest.get(key)) for key in told])
-        replica.holdings.damage.forget(told)
+        yield Merge(replacements=[(key, votes.newest.get(key)) for key in told])
+        replica.local_partitions.corruption.forget(told)
     return len(keys) - len(told)
 
 
@@ -70,7 +72,7 @@ def witnesses(replica: Replica, partition: int) -> tuple[list[str], int]:
     return [peer for peer in synced if peer in view.alive], needed
 
 
-class _Testimony:
+class _Votes:
     """What other replicas said they hold."""
 
     def __init__(self, keys: Sequence[bytes]) -> None:
@@ -82,7 +84,7 @@ class _Testimony:
         """Return the keys of which fewer than ``needed`` replicas have told."""
         return [key for key in self._keys if self.count[key] < needed]
 
-    def hear(self, peer: str, keys: list[bytes]) -> Mending:
+    def hear(self, peer: str, keys: list[bytes]) -> CorruptRepair:
         """Ask one replica; one that does not answer, or has damage of its own, has not told."""
         while keys:
             try:
@@ -90,9 +92,9 @@ class _Testimony:
             except DStashError:
                 return
             records = codec.unpack_optional_blobs(answer.records)
-            damaged = set(answer.damaged)
+            corrupt = set(answer.corrupt)
             for place, (key, record) in enumerate(zip(keys, records, strict=False)):
-                if place not in damaged and (record is None or is_sound(key, record)):
+                if place not in corrupt and (record is None or is_sound(key, record)):
                     self._note(key, record)
             if not records:
                 return

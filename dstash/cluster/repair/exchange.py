@@ -23,10 +23,10 @@ from dstash.cluster.replication.transfer import (
     versions_page,
 )
 from dstash.errors import Busy, ProtocolError
-from dstash.store.digest import DIGEST_BYTES, DigestKind, bucket_of, is_dead_at
+from dstash.store.digest import DIGEST_BYTES, DigestKind, bucket_of, is_reapable_at
 from dstash.store.record import ABSENT, horizon_stamp, partition_in, version_of
 from dstash.version import ZERO, Stamp, write_of
-from dstash.wire.replication import AskBuckets, BucketsAre
+from dstash.wire.replication import BucketsReply, BucketsRequest
 
 #: Buckets compared at once: bounds the memory that a huge partition takes.
 _BUCKETS_AT_ONCE: Final = 64
@@ -82,8 +82,8 @@ def exchange_large(
     horizons: Mapping[int, Stamp] = _UNKNOWN,
 ) -> Exchanging:
     """Like ``exchange``, for one partition of many records: only buckets that differ."""
-    answer = yield from ask(other, AskBuckets(partition, DigestKind.CONTENT), BucketsAre)
-    mine = yield from replica.holdings.buckets(partition, kind_of(answer.kind))
+    answer = yield from ask(other, BucketsRequest(partition, DigestKind.CONTENT), BucketsReply)
+    mine = yield from replica.local_partitions.buckets(partition, kind_of(answer.kind))
     differing = _differing_buckets(mine, answer.digests)
     exchanged = Exchanged()
     for begin in range(0, len(differing), _BUCKETS_AT_ONCE):
@@ -115,7 +115,7 @@ def _exchange(
     )
     pushing = _Pushing(replica, other, theirs, horizons)
     exchanged.add((yield from pushing.push(partitions, set(buckets))))
-    replica.healed += exchanged.moved
+    replica.repaired += exchanged.moved
     return exchanged
 
 
@@ -136,16 +136,16 @@ class _Pushing:
 
     def push(self, partitions: Sequence[int], buckets: set[int]) -> Exchanging:
         """Send what the other replica lacks of partitions, in some buckets (none: in all)."""
-        holdings = self._replica.holdings
+        local_partitions = self._replica.local_partitions
         exchanged, after, missed = Exchanged(), b"", Entries()
         while True:
-            entries = holdings.walk_all(partitions, after)
+            entries = local_partitions.walk_all(partitions, after)
             missed += [
                 entry
                 for entry in entries
                 if self._is_missed(*entry) and (not buckets or bucket_of(entry[0]) in buckets)
             ]
-            is_last = len(entries) < holdings.slice_records
+            is_last = len(entries) < local_partitions.slice_records
             if is_last or len(missed) > _PUSHED_AT_ONCE:
                 exchanged.add((yield from self._send(missed)))
                 missed = []
@@ -160,7 +160,7 @@ class _Pushing:
         if not may_win(record, mark):
             return False
         partition = partition_in(storage_key)
-        if is_dead_at(record, self._replica.holdings.horizons[partition]):
+        if is_reapable_at(record, self._replica.local_partitions.horizons[partition]):
             return False
         is_past = horizon_stamp(record) <= self._horizons.get(partition, 0)
         return not is_past or write_of(version_of(record)) == write_of(mark)

@@ -23,9 +23,9 @@ def repair(replica: Replica) -> Repairing:
     held = [number for number in range(PARTITIONS) if replica.is_reader(replica.me, number)]
     others = sorted(replica.view().alive & replica.view().members.keys() - {replica.me})
     progress = replica.repair
-    progress.begin(len(held) * (1 + len(others)), replica.healed)
+    progress.begin(len(held) * (1 + len(others)), replica.repaired)
     for partition in held:
-        yield from replica.holdings.scrub(partition)
+        yield from replica.local_partitions.scrub(partition)
         progress.left -= 1
         yield Pause()
     for other in others:

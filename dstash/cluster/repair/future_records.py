@@ -73,15 +73,15 @@ class _Case(NamedTuple):
 
 def settle_all(replica: Replica) -> Settling:
     """Settle all records from the future that this peer holds; returns how many have to wait."""
-    holdings, left, after = replica.holdings, 0, b""
+    local_partitions, left, after = replica.local_partitions, 0, b""
     partitions = sorted(replica.view().owned_by(replica.me))
     while True:
-        entries = holdings.walk_all(partitions, after)
+        entries = local_partitions.walk_all(partitions, after)
         latest = replica.clock.highest_possible()
         future = [entry for entry in entries if _is_above(entry, latest)]
         if future:
             left += yield from _settle(replica, future)
-        if len(entries) < holdings.slice_records:
+        if len(entries) < local_partitions.slice_records:
             return left
         after = entries[-1][0]
         yield Pause()
@@ -112,7 +112,7 @@ def _settle_some(replica: Replica, partition: int, entries: Entries) -> Settling
     for peer in replicas:
         if peer != replica.me and replica.is_alive(peer):
             yield from _hear(peer, answers)
-    horizon = replica.holdings.horizons[partition]
+    horizon = replica.local_partitions.horizons[partition]
     settled = []
     for key, record in entries:
         case = _Case(key, record, answers[key], len(replicas), horizon, began)
@@ -137,9 +137,9 @@ def _hear(peer: str, answers: dict[bytes, list[bytes | None]]) -> Generator[Effe
         except DStashError:
             return
         records = codec.unpack_optional_blobs(reply.records)
-        damaged = set(reply.damaged)
+        corrupt = set(reply.corrupt)
         for place, (key, record) in enumerate(zip(keys, records, strict=False)):
-            if place not in damaged and (record is None or is_sound(key, record)):
+            if place not in corrupt and (record is None or is_sound(key, record)):
                 answers[key].append(record)
         if not records:
             return

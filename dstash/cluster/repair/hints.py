@@ -123,14 +123,14 @@ class Hints:
         self.marks.add(peer, partition)
         self._dirty.setdefault(peer, set()).add(partition)
 
-    def facts(self) -> dict[str, int]:
+    def describe(self) -> dict[str, int]:
         """Return how many keys wait for each peer (a dirty partition counts as one)."""
         return {
             peer: sum(map(len, self._keys.get(peer, {}).values())) + len(self._dirty.get(peer, ()))
             for peer in self.waiting()
         }
 
-    def dirty_facts(self) -> dict[str, int]:
+    def describe_dirty(self) -> dict[str, int]:
         """Return of how many partitions each peer missed more than hints are kept of."""
         return {peer: len(partitions) for peer, partitions in self._dirty.items() if partitions}
 
@@ -179,7 +179,7 @@ def _mark_dirty(hints: Hints, peer: str, partitions: Iterable[int]) -> None:
 
 
 def _records(replica: Replica, peer: str, storage_keys: Iterable[bytes]) -> Entries:
-    with replica.holdings.store.snapshot() as snapshot:
+    with replica.local_partitions.store.snapshot() as snapshot:
         found = [(one, snapshot.get(one)) for one in storage_keys]
     return [
         (storage_key, record)

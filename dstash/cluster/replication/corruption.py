@@ -17,16 +17,16 @@ _KEPT: Final = 10_000
 _NAMED: Final = 100
 
 
-class Damage:
+class Corruption:
     """Damaged records: which ones wait to be mended, and how many there were.
 
     ``len`` counts the records that are known, ``in`` tells whether a partition has damaged records,
-    known or not. ``found`` and ``mended`` only grow.
+    known or not. ``found`` and ``repaired`` only grow.
     """
 
     def __init__(self) -> None:
         self.found = 0
-        self.mended = 0
+        self.repaired = 0
         self._waiting: dict[int, set[bytes]] = {}
         self._count = 0
         #: Partitions with damaged records that are not known, because too many were.
@@ -57,7 +57,7 @@ class Damage:
         """Return the storage keys of a partition that wait to be mended."""
         return frozenset(self._waiting.get(partition, ()))
 
-    def checked(self, partition: int, known: frozenset[bytes], damaged: Collection[bytes]) -> None:
+    def checked(self, partition: int, known: frozenset[bytes], corrupt: Collection[bytes]) -> None:
         """Take note that every record of a partition was read.
 
         Args:
@@ -65,8 +65,8 @@ class Damage:
             damaged: the storage keys of those that fail their checksum.
         """
         self._overflowed.discard(partition)
-        self.forget(known.difference(damaged))  # written anew, or dropped
-        self.report(damaged)
+        self.forget(known.difference(corrupt))  # written anew, or dropped
+        self.report(corrupt)
 
     def to_check(self) -> list[int]:
         """Return partitions to be read again for damaged records that are not known.
@@ -86,8 +86,8 @@ class Damage:
             self._count -= 1
             if not waiting:
                 del self._waiting[partition]
-            self.mended += 1
-            if self.mended <= _NAMED:
+            self.repaired += 1
+            if self.repaired <= _NAMED:
                 _log.info("a damaged record is whole again", **_named(storage_key))
 
     def by_partition(self) -> dict[int, list[bytes]]:

@@ -17,7 +17,7 @@ from dstash.cluster.replication.transfer import ask
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View, can_read
 from dstash.errors import DStashError
-from dstash.wire.messages import AskTopology, TopologyIs
+from dstash.wire.messages import TopologyReply, TopologyRequest
 
 __all__ = ["can_read", "conductor", "given_up", "witness"]
 
@@ -53,7 +53,7 @@ def witness(replica: Replica) -> Generator[Effect, Any, None]:
 
 def _has_passed(peer: str, epoch: int) -> Generator[Effect, Any, bool]:
     try:
-        answer = yield from ask(peer, AskTopology(), TopologyIs)
+        answer = yield from ask(peer, TopologyRequest(), TopologyReply)
         return Topology.decode(answer.topology).epoch >= epoch
     except DStashError:
         return False  # it may come back: it is asked again

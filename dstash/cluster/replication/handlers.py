@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import Any, Final
 
 from dstash.cluster.replication.lineage import Life
-from dstash.cluster.replication.partitions import Holdings
+from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.replication.replica import RECORD_BYTES
 from dstash.cluster.replication.tasks import Effect, Merge, Pause, Settle
 from dstash.errors import CorruptRecord, DStashError, ProtocolError
@@ -21,22 +21,22 @@ from dstash.version import stamp_milliseconds
 from dstash.wire import codec
 from dstash.wire.messages import Records
 from dstash.wire.replication import (
-    AskBuckets,
-    AskCopy,
-    AskDigests,
-    AskFloor,
-    AskSeen,
-    AskVersions,
-    BucketsAre,
-    CopyIs,
-    DigestsAre,
+    BucketsReply,
+    BucketsRequest,
+    CopyReply,
+    CopyRequest,
+    DigestsReply,
+    DigestsRequest,
     FloorReleased,
-    HorizonIs,
+    FloorRequest,
+    HorizonReply,
     Pull,
     ReleaseFloor,
-    SeenIs,
+    SeenReply,
+    SeenRequest,
     SetHorizon,
-    VersionsAre,
+    VersionsReply,
+    VersionsRequest,
 )
 from dstash.wire.shapes import Frame, Message
 
@@ -47,7 +47,7 @@ _COPY_SLICE: Final = 32
 
 #: In ``DigestsAre.busy``: the partition was left out; its digest lacks records that are damaged.
 BUSY: Final = 1
-DAMAGED: Final = 2
+CORRUPT: Final = 2
 
 _KEY: Final = itemgetter(0)
 _RECORD: Final = itemgetter(1)
@@ -80,45 +80,47 @@ def kind_of(number: int, best: DigestKind = DigestKind.CONTENT) -> DigestKind:
     return best if number == best else DigestKind.VERSIONS
 
 
-def digests(holdings: Holdings, question: AskDigests, now: int) -> Answering:
+def digests(local_partitions: LocalPartitions, question: DigestsRequest, now: int) -> Answering:
     """Answer with a digest per partition."""
     kind = kind_of(question.kind)
     # What was accepted under an older epoch must be in the answer: see ``transfer``.
     yield Settle()
     if question.skip_all:
-        return (yield from _outlines(holdings, question))
+        return (yield from _outlines(local_partitions, question))
     found, busy, counts, horizons = [], bytearray(), [], []
     for partition in unpack_partitions(question.partitions):
-        is_skipped = question.skip_busy and holdings.is_busy(partition, now)
-        found.append(EMPTY if is_skipped else (yield from holdings.digest(partition, kind=kind)))
-        is_whole = partition not in holdings.damage
-        busy.append(BUSY if is_skipped else 0 if is_whole else DAMAGED)
-        counts.append(holdings.count(partition).to_bytes(4, "big"))
-        horizons.append(holdings.horizons[partition].to_bytes(8, "big"))
+        is_skipped = question.skip_busy and local_partitions.is_busy(partition, now)
+        found.append(
+            EMPTY if is_skipped else (yield from local_partitions.digest(partition, kind=kind))
+        )
+        is_whole = partition not in local_partitions.corruption
+        busy.append(BUSY if is_skipped else 0 if is_whole else CORRUPT)
+        counts.append(local_partitions.count(partition).to_bytes(4, "big"))
+        horizons.append(local_partitions.horizons[partition].to_bytes(8, "big"))
         if len(found) % 64 == 0:
             yield Pause()
-    return DigestsAre(b"".join(found), bytes(busy), b"".join(counts), b"".join(horizons), kind)
+    return DigestsReply(b"".join(found), bytes(busy), b"".join(counts), b"".join(horizons), kind)
 
 
-def _outlines(holdings: Holdings, question: AskDigests) -> Answering:
+def _outlines(local_partitions: LocalPartitions, question: DigestsRequest) -> Answering:
     """Answer with horizons, and with 1 for a count where anything is."""
     partitions = unpack_partitions(question.partitions)
-    empty = set((yield from holdings.empty_among(sorted(partitions))))
+    empty = set((yield from local_partitions.empty_among(sorted(partitions))))
     counts = b"".join([int(one not in empty).to_bytes(4, "big") for one in partitions])
     nothing = bytes(len(partitions))
-    horizons = b"".join([holdings.horizons[one].to_bytes(8, "big") for one in partitions])
-    return DigestsAre(DIGEST_BYTES * nothing, nothing, counts, horizons)
+    horizons = b"".join([local_partitions.horizons[one].to_bytes(8, "big") for one in partitions])
+    return DigestsReply(DIGEST_BYTES * nothing, nothing, counts, horizons)
 
 
-def buckets(holdings: Holdings, question: AskBuckets, now: int) -> Answering:
+def buckets(local_partitions: LocalPartitions, question: BucketsRequest, now: int) -> Answering:
     """Answer with a digest per bucket."""
     check_partition(question.partition)
     yield Settle()
     kind = kind_of(question.kind)
-    return BucketsAre((yield from holdings.buckets(question.partition, kind)), kind)
+    return BucketsReply((yield from local_partitions.buckets(question.partition, kind)), kind)
 
 
-def versions(holdings: Holdings, question: AskVersions, now: int) -> Answering:
+def versions(local_partitions: LocalPartitions, question: VersionsRequest, now: int) -> Answering:
     """Answer with a page of keys and versions; that of a damaged record is all zero."""
     partitions = unpack_partitions(question.partitions)
     if not question.after:
@@ -129,7 +131,7 @@ def versions(holdings: Holdings, question: AskVersions, now: int) -> Answering:
     checksums: list[bytes] = []
     after = question.after
     while len(keys) < PAGE_KEYS:
-        entries = holdings.walk_all(partitions, after)
+        entries = local_partitions.walk_all(partitions, after)
         for storage_key, record in entries:
             if bucket_of(storage_key) not in wanted:
                 continue
@@ -140,16 +142,16 @@ def versions(holdings: Holdings, question: AskVersions, now: int) -> Answering:
             else:
                 found.append(ABSENT)
                 checksums.append(bytes(CHECKSUM_END))
-                holdings.damage.report([storage_key])
-        after = entries[-1][0] if len(entries) == holdings.slice_records else b""
+                local_partitions.corruption.report([storage_key])
+        after = entries[-1][0] if len(entries) == local_partitions.slice_records else b""
         if not after:
             break
         yield Pause()
     wanted_checksums = b"".join(checksums) if question.checksums else b""
-    return VersionsAre(after, b"".join(found), Frame(codec.pack_blobs(keys)), wanted_checksums)
+    return VersionsReply(after, b"".join(found), Frame(codec.pack_blobs(keys)), wanted_checksums)
 
 
-def copy(holdings: Holdings, question: AskCopy, now: int) -> Answering:
+def copy(local_partitions: LocalPartitions, question: CopyRequest, now: int) -> Answering:
     """Answer with a page of whole records.
 
     Raises:
@@ -159,18 +161,18 @@ def copy(holdings: Holdings, question: AskCopy, now: int) -> Answering:
     if not question.after:
         yield Settle()
     page = _CopyPage(question.after, min(PAGE_BYTES, question.most_bytes or PAGE_BYTES))
-    at_once = min(_COPY_SLICE, holdings.slice_records)
+    at_once = min(_COPY_SLICE, local_partitions.slice_records)
     while not page.is_full:
-        entries = holdings.walk_all(partitions, page.after, at_once)
+        entries = local_partitions.walk_all(partitions, page.after, at_once)
         page.take(entries)
-        if page.damaged:
-            holdings.damage.report(page.damaged)
+        if page.corrupt:
+            local_partitions.corruption.report(page.corrupt)
             raise CorruptRecord("a record to be copied is damaged; it has to be mended first")
         if len(entries) < at_once and not page.is_full:
             page.after = b""
             break
         yield Pause()
-    return CopyIs(
+    return CopyReply(
         page.after, Frame(codec.pack_blobs(page.keys)), Frame(codec.pack_blobs(page.records))
     )
 
@@ -183,7 +185,7 @@ class _CopyPage:
         self._left = most_bytes
         self.keys: list[bytes] = []
         self.records: list[bytes] = []
-        self.damaged: list[bytes] = []
+        self.corrupt: list[bytes] = []
 
     @property
     def is_full(self) -> bool:
@@ -199,78 +201,78 @@ class _CopyPage:
         taken = entries[:fitting]
         self._left -= weights[fitting - 1]
         self.after = taken[-1][0]
-        self.damaged += [key for key, record in taken if not is_sound(key, record)]
+        self.corrupt += [key for key, record in taken if not is_sound(key, record)]
         self.keys += map(_KEY, taken)
         self.records += map(_RECORD, taken)
 
 
-def pull(holdings: Holdings, question: Pull, now: int) -> Answering:
+def pull(local_partitions: LocalPartitions, question: Pull, now: int) -> Answering:
     """Answer with the records of storage keys; fewer when the answer would become too large."""
     keys = codec.unpack_blobs(question.keys)
     records: list[bytes | None] = []
-    damaged: list[int] = []
+    corrupt: list[int] = []
     weight = 0
-    for begin in range(0, len(keys), holdings.slice_records):
-        with holdings.store.snapshot() as snapshot:
-            for storage_key in keys[begin : begin + holdings.slice_records]:
+    for begin in range(0, len(keys), local_partitions.slice_records):
+        with local_partitions.store.snapshot() as snapshot:
+            for storage_key in keys[begin : begin + local_partitions.slice_records]:
                 record = snapshot.get(storage_key)
                 if record is not None and not is_sound(storage_key, record):
-                    damaged.append(len(records))
-                    holdings.damage.report([storage_key])
+                    corrupt.append(len(records))
+                    local_partitions.corruption.report([storage_key])
                     record = None
                 records.append(record)
                 weight += len(record or b"")
                 if weight >= PAGE_BYTES:
-                    return Records(damaged, Frame(codec.pack_blobs(records)))
+                    return Records(corrupt, Frame(codec.pack_blobs(records)))
         yield Pause()
-    return Records(damaged, Frame(codec.pack_blobs(records)))
+    return Records(corrupt, Frame(codec.pack_blobs(records)))
 
 
-def floor(holdings: Holdings, question: AskFloor, now: int) -> Answering:
+def floor(local_partitions: LocalPartitions, question: FloorRequest, now: int) -> Answering:
     """Promise to refuse what is stamped up to a moment, and answer with what is there."""
     partitions = unpack_partitions(question.partitions)
     kind = kind_of(question.kind, DigestKind.WRITES)
-    latest = holdings.latest_promise()
+    latest = local_partitions.latest_promise()
     if question.stamp > latest:
         ahead = stamp_milliseconds(question.stamp) - stamp_milliseconds(latest)
         text = f"the floor is {ahead} ms later than this peer may promise"
         raise ProtocolError(text, latest=latest)
-    holdings.floor = max(holdings.floor, question.stamp)
+    local_partitions.floor = max(local_partitions.floor, question.stamp)
     for partition in partitions:
-        holdings.promise(partition, question.stamp, now)
+        local_partitions.promise(partition, question.stamp, now)
     # A promise to clients must outlive a restart, which otherwise would have to take a floor
     # from a clock, which may be wrong.
-    yield from holdings.keep_floor()
+    yield from local_partitions.keep_floor()
     yield Settle()
     found = []
     for partition in partitions:
-        found.append((yield from holdings.digest(partition, question.stamp, kind)))
+        found.append((yield from local_partitions.digest(partition, question.stamp, kind)))
         if len(found) % 16 == 0:
             yield Pause()
-    return DigestsAre(b"".join(found), bytes(len(found)), bytes(4 * len(found)), kind=kind)
+    return DigestsReply(b"".join(found), bytes(len(found)), bytes(4 * len(found)), kind=kind)
 
 
-def release(holdings: Holdings, question: ReleaseFloor, now: int) -> Answering:
+def release(local_partitions: LocalPartitions, question: ReleaseFloor, now: int) -> Answering:
     """Take back the promises for a stamp: replicas did not agree on it, and have to be repaired."""
     yield Pause()
-    released = holdings.release(unpack_partitions(question.partitions), question.stamp)
+    released = local_partitions.release(unpack_partitions(question.partitions), question.stamp)
     return FloorReleased(pack_partitions(released))
 
 
-def seen(holdings: Holdings, question: AskSeen, now: int) -> Answering:
+def seen(local_partitions: LocalPartitions, question: SeenRequest, now: int) -> Answering:
     """Answer with what was seen of the asking peer's store; and remember how new that is now."""
-    memory, store_id = holdings.memory, holdings.store_ids.get(question.peer, "")
+    memory, store_id = local_partitions.memory, local_partitions.store_ids.get(question.peer, "")
     known = memory.of(question.store_id or store_id)
     newest = memory.newest_stamp(question.store_id or store_id)
     others = [[one, *life] for one, life in memory.all()] if question.wants_others else []
     if question.high_water and question.store_id in ("", store_id):
         memory.note(store_id, Life(question.life, question.began, question.high_water))
     yield Pause()
-    own = holdings.lineage.current
-    return SeenIs(
+    own = local_partitions.lineage.current
+    return SeenReply(
         newest,
-        own.stamp if holdings.recollected else 0,
-        holdings.store.store_id,
+        own.stamp if local_partitions.freshness_confirmed else 0,
+        local_partitions.store.store_id,
         own.number,
         own.began,
         [list(life) for life in known],
@@ -278,19 +280,19 @@ def seen(holdings: Holdings, question: AskSeen, now: int) -> Answering:
     )
 
 
-def horizon(holdings: Holdings, question: SetHorizon, now: int) -> Answering:
+def horizon(local_partitions: LocalPartitions, question: SetHorizon, now: int) -> Answering:
     """Set the horizon where the promise for it still holds."""
     kept = [
         partition
         for partition in unpack_partitions(question.partitions)
-        if holdings.has_promised(partition, question.stamp, now)
+        if local_partitions.has_promised(partition, question.stamp, now)
     ]
     if kept:
-        before = {partition: holdings.horizons[partition] for partition in kept}
+        before = {partition: local_partitions.horizons[partition] for partition in kept}
         try:
-            yield Merge(marks=[holdings.advance(kept, question.stamp)])
+            yield Merge(marks=[local_partitions.advance(kept, question.stamp)])
         except DStashError:
             # It is not on disk: this peer must not go by it, and be without it after a restart.
-            holdings.retreat(before, question.stamp)
+            local_partitions.retreat(before, question.stamp)
             raise
-    return HorizonIs(pack_partitions(kept))
+    return HorizonReply(pack_partitions(kept))

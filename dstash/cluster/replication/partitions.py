@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from itertools import islice
 from typing import Final
 
-from dstash.cluster.replication.corruption import Damage
+from dstash.cluster.replication.corruption import Corruption
 from dstash.cluster.replication.lineage import Lineage, StoreMemory
 from dstash.cluster.replication.tasks import Effect, Merge, Pause
 from dstash.limits import PARTITIONS
@@ -63,7 +63,7 @@ def bounds(partition: int) -> tuple[bytes, bytes]:
     return partition.to_bytes(2, "big"), end.to_bytes(2, "big")
 
 
-class Holdings:
+class LocalPartitions:
     """The partitions of one store, and what is known about them.
 
     Args:
@@ -75,7 +75,7 @@ class Holdings:
     def __init__(self, store: Store, slice_records: int = SLICE, now: int = 0) -> None:
         self.store = store
         self.slice_records = slice_records
-        self.damage = Damage()
+        self.corruption = Corruption()
         #: By partition and kind.
         self._digests: dict[int, dict[DigestKind, bytes]] = {}
         self._work = 0  # since the last turn of the scheduler, in records walked
@@ -89,13 +89,13 @@ class Holdings:
         self._promises: dict[int, tuple[Stamp, int]] = {}
         #: Partitions and peers whose replica was found to differ, with another horizon: the later
         #: one of the two.
-        self.uneven: dict[tuple[int, str], Stamp] = {}
+        self.unreconciled: dict[tuple[int, str], Stamp] = {}
         #: Shorter where horizons are sought often: between two promises there must be room to heal.
         self.promise_ms = PROMISE_MS
-        self._mortal: dict[int, bool] = {}
+        self._expirable: dict[int, bool] = {}
         self._counts = array("L", bytes(array("L").itemsize * PARTITIONS))
         #: Whether it is known that the store is as new as the other peers remember it.
-        self.recollected = False
+        self.freshness_confirmed = False
         #: The highest horizon that this peer has had.
         self.newest_horizon: Stamp = max(self.horizons)
         mark = store.marked(FLOOR_MARK)
@@ -163,9 +163,9 @@ class Holdings:
         self._digests.pop(partition, None)
         return (yield from self.digest(partition))
 
-    def has_mortals(self, partition: int) -> bool:
+    def has_expirable(self, partition: int) -> bool:
         """Whether a partition held tombstones, or records that expire, when last walked."""
-        return self._mortal.get(partition, False)
+        return self._expirable.get(partition, False)
 
     def count(self, partition: int) -> int:
         """Return how many records a partition held when last walked."""
@@ -353,17 +353,17 @@ class Holdings:
         # some replicas may have dropped the dead already, and others not yet.
         horizon = self.horizons[partition]
         total = Sum(horizon if until is None else until, until, kind)
-        before, damaged = self._changes[partition], self.damage.known(partition)
+        before, corrupt = self._changes[partition], self.corruption.known(partition)
         for number, entries in enumerate(self.slices(partition), 1):
             total.add(entries)
             if len(entries) == self.slice_records:
                 # Requests come first: most of the time is theirs.
                 yield Pause(int(number % _RESTS_AFTER == 0))
-        self.damage.checked(partition, damaged, total.damaged)
+        self.corruption.checked(partition, corrupt, total.corrupt)
         is_whole = before == self._changes[partition] and horizon == self.horizons[partition]
         if until is None and is_whole:
             self._digests.setdefault(partition, {})[kind] = total.digest()
-            self._mortal[partition] = total.mortal
+            self._expirable[partition] = total.expirable
             self._counts[partition] = total.count
         self._work += _OPENING + total.count
         if self._work >= self.slice_records:
@@ -379,5 +379,5 @@ class Holdings:
                 sums[bucket_of(entry[0])].add([entry])
             yield Pause()
         for one in sums:
-            self.damage.report(one.damaged)
+            self.corruption.report(one.corrupt)
         return b"".join([one.digest() for one in sums])

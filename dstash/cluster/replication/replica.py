@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from dstash.cluster.replication.cluster_clock import ClusterClock
-from dstash.cluster.replication.partitions import Holdings
+from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.topology.view import View
 
 #: What a record takes that moves, beside its bytes, in time: as long as so many bytes.
@@ -56,12 +56,12 @@ class Progress:
         """Return how fast it came in so far."""
         return 1000 * self.bytes // max(1, self.milliseconds(now))
 
-    def seconds_left(self, unfilled: int, now: int) -> float | None:
+    def seconds_left(self, unstreamed: int, now: int) -> float | None:
         """Return how long the rest takes at this pace; None while nobody can tell."""
-        done = self.partitions - unfilled
-        if not unfilled:
+        done = self.partitions - unstreamed
+        if not unstreamed:
             return 0.0
-        return self.milliseconds(now) / 1000 * unfilled / done if done else None
+        return self.milliseconds(now) / 1000 * unstreamed / done if done else None
 
 
 @dataclass
@@ -78,22 +78,22 @@ class RepairProgress:
     ended: int = 0
     _healed: int = 0
 
-    def begin(self, partitions: int, healed: int) -> None:
-        """Begin a repair; ``healed`` is how many records were ever healed before."""
+    def begin(self, partitions: int, repaired: int) -> None:
+        """Begin a repair; ``repaired`` is how many records were ever healed before."""
         self.left = self.of = partitions
         self.failed = 0
-        self._healed = healed
+        self._healed = repaired
 
     def end(self) -> None:
         """Come to the end."""
         self.left = 0
         self.ended += 1
 
-    def facts(self, healed: int) -> dict[str, int]:
+    def describe(self, repaired: int) -> dict[str, int]:
         """Return it for people."""
-        moved = healed - self._healed
-        facts = {"left": self.left, "of": self.of, "failed": self.failed, "ended": self.ended}
-        return facts | {"records": moved}
+        moved = repaired - self._healed
+        details = {"left": self.left, "of": self.of, "failed": self.failed, "ended": self.ended}
+        return details | {"records": moved}
 
 
 class Differing:
@@ -120,7 +120,7 @@ class Differing:
         """Return the peers that some partition was compared with."""
         return list(self._since)
 
-    def facts(self, now: int) -> dict[str, int]:
+    def describe(self, now: int) -> dict[str, int]:
         """Return how many partitions differ, and for how long (milliseconds) the first of them."""
         found = [when for since in self._since.values() for when in since.values()]
         partitions = {partition for since in self._since.values() for partition in since}
@@ -137,7 +137,7 @@ class Replica:
     """
 
     me: str
-    holdings: Holdings
+    local_partitions: LocalPartitions
     view: Callable[[], View]
     now: Callable[[], int]
     wall: Callable[[], int]
@@ -145,19 +145,19 @@ class Replica:
     progress: Progress = field(default_factory=Progress)
     repair: RepairProgress = field(default_factory=RepairProgress)
     differing: Differing = field(default_factory=Differing)
-    healed: int = 0
+    repaired: int = 0
     #: Partitions compared with another replica, those that differed, and keys replayed from hints.
     compared: int = 0
     differed: int = 0
     replayed: int = 0
     #: Bytes a second that may be moved to heal; 0: gently, see ``syncing.Throttle``.
-    heal_rate: int = 0
+    repair_rate: int = 0
 
     @property
     def rate(self) -> int:
         """Bytes a second that this peer may take in now: what an operator said, or the setting."""
         change = self.view().topology.change
-        return self.heal_rate if change is None else change.rate
+        return self.repair_rate if change is None else change.rate
 
     def is_replica(self, peer: str, partition: int) -> bool:
         """Whether a peer holds a partition, before or after the change under way."""

@@ -10,10 +10,10 @@ from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect
 from dstash.cluster.replication.transfer import ask
 from dstash.errors import ProtocolError
-from dstash.wire.replication import AskSeen, SeenIs
+from dstash.wire.replication import SeenReply, SeenRequest
 
 
-class Testimony(NamedTuple):
+class Evidence(NamedTuple):
     """What a peer answered.
 
     Attributes:
@@ -27,7 +27,7 @@ class Testimony(NamedTuple):
 
 def hear(
     replica: Replica, peer: str, *, tells: bool, wants_others: bool
-) -> Generator[Effect, Any, Testimony]:
+) -> Generator[Effect, Any, Evidence]:
     """Ask a peer, remember what it tells of its own store and of others, and judge the rest.
 
     Args:
@@ -37,43 +37,45 @@ def hear(
             how new it is now.
         wants_others: whether to ask for all that the other remembers.
     """
-    holdings = replica.holdings
-    own = holdings.lineage.current
-    question = AskSeen(
+    local_partitions = replica.local_partitions
+    own = local_partitions.lineage.current
+    question = SeenRequest(
         replica.me,
         own.stamp if tells else 0,
-        holdings.store.store_id,
+        local_partitions.store.store_id,
         own.number,
         own.began,
         wants_others,
     )
-    answer = yield from ask(peer, question, SeenIs)
+    answer = yield from ask(peer, question, SeenReply)
     if not answer.store_id:
         return _hear_earlier(replica, peer, answer, tells=tells)
     lives, others = _decoded(answer)
-    stores = set(holdings.store_ids.values()) - {holdings.store.store_id}
+    stores = set(local_partitions.store_ids.values()) - {local_partitions.store.store_id}
     for store_id, life in others:
         if store_id in stores:
-            holdings.memory.note(store_id, life)
-    if answer.high_water and holdings.store_ids.get(peer) == answer.store_id:
+            local_partitions.memory.note(store_id, life)
+    if answer.high_water and local_partitions.store_ids.get(peer) == answer.store_id:
         life = Life(answer.life, answer.began, answer.high_water)
-        holdings.memory.note(answer.store_id, life)
-    found = [holdings.lineage.contradicts(life) for life in lives]
-    return Testimony(answer.store_id, any(found))
+        local_partitions.memory.note(answer.store_id, life)
+    found = [local_partitions.lineage.contradicts(life) for life in lives]
+    return Evidence(answer.store_id, any(found))
 
 
-def _hear_earlier(replica: Replica, peer: str, answer: SeenIs, *, tells: bool) -> Testimony:
+def _hear_earlier(replica: Replica, peer: str, answer: SeenReply, *, tells: bool) -> Evidence:
     """Judge the answer of an earlier version, which knows one stamp and no lives.
 
     It is evidence only as long as this process has told nothing about itself.
     """
-    holdings = replica.holdings
-    if answer.high_water and peer in holdings.store_ids:
-        holdings.memory.note(holdings.store_ids[peer], Life(0, 0, answer.high_water))
-    return Testimony("", not tells and answer.seen > holdings.lineage.high_water_at_start)
+    local_partitions = replica.local_partitions
+    if answer.high_water and peer in local_partitions.store_ids:
+        local_partitions.memory.note(
+            local_partitions.store_ids[peer], Life(0, 0, answer.high_water)
+        )
+    return Evidence("", not tells and answer.seen > local_partitions.lineage.high_water_at_start)
 
 
-def _decoded(answer: SeenIs) -> tuple[list[Life], list[tuple[str, Life]]]:
+def _decoded(answer: SeenReply) -> tuple[list[Life], list[tuple[str, Life]]]:
     try:
         return lives_of(answer.seen_lives), list(_decode_others(answer.others))
     except (ValueError, TypeError):

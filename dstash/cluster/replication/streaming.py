@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, NamedTuple
 
-from dstash.cluster.replication.handlers import DAMAGED, kind_of, pack_partitions
+from dstash.cluster.replication.handlers import CORRUPT, kind_of, pack_partitions
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect, Merge, Pause, Settle
 from dstash.cluster.replication.throttle import Throttle
@@ -32,9 +32,9 @@ from dstash.errors import DStashError
 from dstash.limits import MIB
 from dstash.store.digest import EMPTY, DigestKind
 from dstash.version import Stamp
-from dstash.wire.replication import AskDigests, DigestsAre
+from dstash.wire.replication import DigestsReply, DigestsRequest
 
-Filling = Generator[Effect, Any, None]
+Streaming = Generator[Effect, Any, None]
 
 #: Partitions that are filled together, at least, at first, and at most.
 _LEAST: Final = 8
@@ -47,7 +47,7 @@ _MUCH: Final = 8 * MIB
 _RETRY_MS: Final = 300
 
 
-class _Filler(NamedTuple):
+class _Streamer(NamedTuple):
     """One of the tasks that fill a peer; ``done`` is called with each partition that is filled."""
 
     replica: Replica
@@ -69,9 +69,9 @@ def sources(replica: Replica, partition: int) -> tuple[list[str], int]:
     return alive_first, needed - (replica.me in synced)
 
 
-def fill(replica: Replica, partitions: Sequence[int], done: Callable[[int], None]) -> Filling:
+def fill(replica: Replica, partitions: Sequence[int], done: Callable[[int], None]) -> Streaming:
     """Fill partitions, however long it takes; ``done`` is called with each that is complete."""
-    filler = _Filler(replica, Throttle(replica), done)
+    streamer = _Streamer(replica, Throttle(replica), done)
     waiting, size = list(partitions), _FIRST
     yield Settle()  # what was dropped here before must not count as held
     while waiting:
@@ -79,7 +79,7 @@ def fill(replica: Replica, partitions: Sequence[int], done: Callable[[int], None
         begin = 0
         while begin < len(waiting):
             before = replica.progress.effort
-            left += yield from _fill_some(filler, waiting[begin : begin + size])
+            left += yield from _stream_some(streamer, waiting[begin : begin + size])
             begin += size
             size = _adapted(size, replica.progress.effort - before)
         waiting = left
@@ -94,15 +94,17 @@ def _adapted(size: int, took: int) -> int:
     return min(_MOST, 2 * size) if took < _LITTLE else size
 
 
-def _fill_some(filler: _Filler, partitions: Sequence[int]) -> Generator[Effect, Any, list[int]]:
+def _stream_some(
+    streamer: _Streamer, partitions: Sequence[int]
+) -> Generator[Effect, Any, list[int]]:
     """Fill what can be filled; returns the rest."""
     left: list[int] = []
-    for chosen, members in _by_sources(filler.replica, partitions).items():
+    for chosen, members in _by_sources(streamer.replica, partitions).items():
         if chosen is None:
             left += members
             continue
         try:
-            left += yield from _fill_from(filler, chosen, members)
+            left += yield from _stream_from(streamer, chosen, members)
         except DStashError:
             left += members  # a source went away: another one, or the same again, later
     return left
@@ -119,22 +121,22 @@ def _by_sources(
     return groups
 
 
-def _fill_from(
-    filler: _Filler, chosen: Sequence[str], partitions: list[int]
+def _stream_from(
+    streamer: _Streamer, chosen: Sequence[str], partitions: list[int]
 ) -> Generator[Effect, Any, list[int]]:
     """Take from each chosen source what is not here yet; all of them together are enough.
 
     Returns the partitions of which one has damaged records, and so less than it should: they are
     for later, when it has mended them.
     """
-    replica = filler.replica
+    replica = streamer.replica
     horizons: dict[int, Stamp] = {}
-    damaged: set[int] = set()
+    corrupt: set[int] = set()
     for source in chosen:
-        empty = yield from replica.holdings.empty_among(sorted(partitions))
-        beyond = yield from _copy_all(filler, empty, source)
+        empty = yield from replica.local_partitions.empty_among(sorted(partitions))
+        beyond = yield from _copy_all(streamer, empty, source)
         others = sorted(set(partitions).difference(empty))
-        beyond |= yield from _compare(filler, others, source, damaged)
+        beyond |= yield from _compare(streamer, others, source, corrupt)
         for partition, stamp in beyond.items():
             horizons[partition] = max(stamp, horizons.get(partition, 0))
     # A horizon from a wrong clock must not come in with the data: see ``answering.floor``.
@@ -142,24 +144,24 @@ def _fill_from(
     whole = {
         partition: min(stamp, latest)
         for partition, stamp in horizons.items()
-        if partition not in damaged
+        if partition not in corrupt
     }
     if whole:
-        yield Merge(marks=[replica.holdings.adopt(whole)])
+        yield Merge(marks=[replica.local_partitions.adopt(whole)])
     for partition in partitions:
-        if partition not in damaged:
-            filler.done(partition)
-    return sorted(damaged)
+        if partition not in corrupt:
+            streamer.done(partition)
+    return sorted(corrupt)
 
 
 def _copy_all(
-    filler: _Filler, partitions: list[int], source: str
+    streamer: _Streamer, partitions: list[int], source: str
 ) -> Generator[Effect, Any, dict[int, Stamp]]:
     """Copy partitions of which nothing is here, uncompared; returns horizons beyond this peer's."""
     if not partitions:
         return {}
-    question = AskDigests(pack_partitions(partitions), skip_all=True)
-    answer = yield from ask(source, question, DigestsAre)
+    question = DigestsRequest(pack_partitions(partitions), skip_all=True)
+    answer = yield from ask(source, question, DigestsReply)
     counts = split_counts(answer.counts, len(partitions))
     theirs = split_digests(answer.digests, len(partitions))
     flags = split_flags(answer.busy, len(partitions))
@@ -167,12 +169,12 @@ def _copy_all(
     # A peer that worked out digests all the same may not know the count of what changes meanwhile.
     there = [one for one, count, digest, flag in rows if count or digest != EMPTY or flag]
     if there:
-        yield from copy(filler.replica, there, source, filler.throttle)
-    return _beyond(filler.replica, partitions, answer.horizons)
+        yield from copy(streamer.replica, there, source, streamer.throttle)
+    return _beyond(streamer.replica, partitions, answer.horizons)
 
 
 def _compare(
-    filler: _Filler, partitions: list[int], source: str, damaged: set[int]
+    streamer: _Streamer, partitions: list[int], source: str, corrupt: set[int]
 ) -> Generator[Effect, Any, dict[int, Stamp]]:
     """Take what is missing of partitions that are here already; returns horizons likewise.
 
@@ -181,22 +183,22 @@ def _compare(
     """
     if not partitions:
         return {}
-    replica = filler.replica
-    question = AskDigests(pack_partitions(partitions), kind=DigestKind.CONTENT)
-    answer = yield from ask(source, question, DigestsAre)
+    replica = streamer.replica
+    question = DigestsRequest(pack_partitions(partitions), kind=DigestKind.CONTENT)
+    answer = yield from ask(source, question, DigestsReply)
     theirs = split_digests(answer.digests, len(partitions))
     beyond = _beyond(replica, partitions, answer.horizons)
     flags = split_flags(answer.busy, len(partitions))
-    damaged.update(
-        partition for partition, flag in zip(partitions, flags, strict=True) if flag == DAMAGED
+    corrupt.update(
+        partition for partition, flag in zip(partitions, flags, strict=True) if flag == CORRUPT
     )
     differing: list[int] = []
     for partition, digest in zip(partitions, theirs, strict=True):
-        mine = yield from replica.holdings.digest(partition, kind=kind_of(answer.kind))
+        mine = yield from replica.local_partitions.digest(partition, kind=kind_of(answer.kind))
         if digest != mine and (digest != EMPTY or partition in beyond):
             differing.append(partition)
     if differing:
-        yield from pull_newer(replica, differing, source, beyond, filler.throttle)
+        yield from pull_newer(replica, differing, source, beyond, streamer.throttle)
     return beyond
 
 
@@ -206,5 +208,5 @@ def _beyond(replica: Replica, partitions: Sequence[int], packed: bytes) -> dict[
     return {
         partition: stamp
         for partition, stamp in zip(partitions, stamps, strict=False)  # there may be none
-        if stamp > replica.holdings.horizons[partition]
+        if stamp > replica.local_partitions.horizons[partition]
     }

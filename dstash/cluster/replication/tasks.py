@@ -53,7 +53,7 @@ class Merge:
     entries: Sequence[tuple[bytes, bytes]] = ()
     drops: Sequence[tuple[bytes, bytes]] = ()
     marks: Sequence[tuple[bytes, bytes]] = ()
-    cures: Sequence[tuple[bytes, bytes | None]] = ()
+    replacements: Sequence[tuple[bytes, bytes | None]] = ()
     replaces: frozenset[Version] = frozenset()
 
 
@@ -180,7 +180,7 @@ class Scheduler:
         if isinstance(message, Welcome):
             self._learn_protocol(peer, message.lowest, message.highest)
         elif isinstance(error, VersionMismatch):
-            self._learn_protocol(peer, error.facts.get("lowest"), error.facts.get("highest"))
+            self._learn_protocol(peer, error.details.get("lowest"), error.details.get("highest"))
         asked = self._asked.pop(envelope.correlation, None)
         if asked is not None:
             self._ready.append((asked[0], None if error else message, error))

@@ -14,7 +14,7 @@ from dstash.limits import MIB
 Counting = Generator[Effect, Any, int]
 
 #: Tasks that fill a peer side by side; each keeps to its share of the rate.
-FILLERS: Final = 2
+STREAMS: Final = 2
 #: Who orders a higher rate (bytes a second) than this wants data to move first of all.
 _GENTLE_RATE: Final = 32 * MIB
 #: Everybody else wants requests to feel little of it: at most so much (effort) moves in a second.
@@ -42,7 +42,7 @@ def page_bytes(rate: int, took: int = 0, share: float = 1.0) -> int:
     if rate > _GENTLE_RATE:
         return PAGE_BYTES
     a_second = min(_GENTLE_EFFORT, rate / share) if rate else _GENTLE_EFFORT
-    needed = round(a_second * took / (1000 * FILLERS))
+    needed = round(a_second * took / (1000 * STREAMS))
     return min(_GENTLE_LARGEST_PAGE, max(_GENTLE_PAGE, needed))
 
 
@@ -62,7 +62,7 @@ class Throttle:
         weight = weight_of(entries)
         self._replica.progress.records += len(entries)
         self._replica.progress.bytes += weight
-        yield from self.keep(FILLERS * weight, FILLERS * effort(weight, len(entries)))
+        yield from self.keep(STREAMS * weight, STREAMS * effort(weight, len(entries)))
         return weight
 
     def keep(self, weight: int, toil: int = 0) -> Generator[Effect, Any, None]:

@@ -12,7 +12,7 @@ from dstash.cluster.replication.replica import Replica, effort
 from dstash.cluster.replication.tasks import Ask, Effect, Merge, Pause
 from dstash.cluster.replication.throttle import Counting, Throttle, page_bytes, weight_of
 from dstash.errors import Busy, ClockSkew, CorruptRecord, DiskFull, DStashError, ProtocolError
-from dstash.store.digest import DIGEST_BYTES, is_dead_at
+from dstash.store.digest import DIGEST_BYTES, is_reapable_at
 from dstash.store.record import (
     ABSENT,
     CHECKSUM_END,
@@ -26,12 +26,12 @@ from dstash.version import VERSION_BYTES, ZERO, Stamp, Version, write_of
 from dstash.wire import codec
 from dstash.wire.messages import Records, Stored
 from dstash.wire.replication import (
-    AskCopy,
-    AskVersions,
-    CopyIs,
+    CopyReply,
+    CopyRequest,
     Pull,
     Push,
-    VersionsAre,
+    VersionsReply,
+    VersionsRequest,
 )
 from dstash.wire.shapes import Frame, Message
 
@@ -59,7 +59,7 @@ def copy(replica: Replica, partitions: Sequence[int], source: str, throttle: Thr
     while begin < len(partitions):
         began = replica.now()
         some = partitions[begin : begin + window]
-        page = yield from ask(source, AskCopy(pack_partitions(some), after, size), CopyIs)
+        page = yield from ask(source, CopyRequest(pack_partitions(some), after, size), CopyReply)
         entries = codec.unpack_entries(page.keys, page.records)
         if entries:
             yield Merge(entries)
@@ -96,7 +96,7 @@ def pull_newer(
         CorruptRecord: the source holds a damaged record, so it has less than it should.
     """
     pulled, after = 0, b""
-    buried = [partition for partition in partitions if partition in horizons]
+    reaped = [partition for partition in partitions if partition in horizons]
     while True:
         begin = after
         page, after = yield from versions_page(source, partitions, (), begin)
@@ -104,7 +104,7 @@ def pull_newer(
             raise CorruptRecord(f"{source} holds a damaged record; it has to be mended first")
         newer = yield from newer_there(replica, page)
         pulled += (yield from pull(replica, source, newer, throttle, {})).check()
-        yield from _drop_buried(replica, buried, _Span(begin, after, page), horizons)
+        yield from _drop_reaped(replica, reaped, _Span(begin, after, page), horizons)
         if not after:
             return pulled
 
@@ -117,22 +117,22 @@ class _Span(NamedTuple):
     marks: Mapping[bytes, Mark]
 
 
-def _drop_buried(
+def _drop_reaped(
     replica: Replica, partitions: Sequence[int], span: _Span, horizons: Mapping[int, Stamp]
 ) -> Generator[Effect, Any, None]:
     after = span.begin
     while partitions:
-        entries = replica.holdings.walk_all(partitions, after)
-        buried = [
+        entries = replica.local_partitions.walk_all(partitions, after)
+        reaped = [
             (storage_key, identity_of(record))
             for storage_key, record in entries
             if not (span.end and storage_key > span.end)
             and _is_later_write(record, span.marks.get(storage_key, ZERO))
             and horizon_stamp(record) <= horizons[partition_in(storage_key)]
         ]
-        if buried:
-            yield Merge(drops=buried)
-        after = entries[-1][0] if len(entries) == replica.holdings.slice_records else b""
+        if reaped:
+            yield Merge(drops=reaped)
+        after = entries[-1][0] if len(entries) == replica.local_partitions.slice_records else b""
         if not after or (span.end and after >= span.end):
             return
         yield Pause()
@@ -171,8 +171,8 @@ def _rest(replica: Replica, began: int) -> Pause:
 def versions_page(
     source: str, partitions: Sequence[int], buckets: Sequence[int], after: bytes
 ) -> Generator[Effect, Any, tuple[dict[bytes, Mark], bytes]]:
-    question = AskVersions(pack_partitions(partitions), bytes(buckets), after, checksums=True)
-    page = yield from ask(source, question, VersionsAre)
+    question = VersionsRequest(pack_partitions(partitions), bytes(buckets), after, checksums=True)
+    page = yield from ask(source, question, VersionsReply)
     keys = codec.unpack_blobs(page.keys)
     if len(page.versions) != len(keys) * VERSION_BYTES:
         raise ProtocolError(f"{source} sent versions that do not fit their keys")
@@ -236,9 +236,9 @@ def batches(entries: Entries) -> Iterator[Entries]:
 def newer_there(replica: Replica, theirs: dict[bytes, Mark]) -> Generator[Effect, Any, list[bytes]]:
     newer: list[bytes] = []
     offered = list(theirs.items())
-    at_once = replica.holdings.slice_records
+    at_once = replica.local_partitions.slice_records
     for begin in range(0, len(offered), at_once):
-        with replica.holdings.store.snapshot() as snapshot:
+        with replica.local_partitions.store.snapshot() as snapshot:
             for storage_key, mark in offered[begin : begin + at_once]:
                 record = snapshot.get(storage_key)
                 if record is None or _may_lose(record, mark):
@@ -280,12 +280,12 @@ def pull(
         records = codec.unpack_optional_blobs(answer.records)
         if not records:
             raise ProtocolError(f"{source} answered a pull with nothing")
-        damaged = CorruptRecord(f"{source} holds a damaged record; it has to be mended first")
-        pulled.refused.update((some[place], damaged) for place in answer.damaged)
+        corrupt = CorruptRecord(f"{source} holds a damaged record; it has to be mended first")
+        pulled.refused.update((some[place], corrupt) for place in answer.corrupt)
         entries = [
             (key, record)
             for key, record in zip(some, records, strict=False)
-            if record is not None and not is_dead_at(record, horizons.get(partition_in(key), 0))
+            if record is not None and not is_reapable_at(record, horizons.get(partition_in(key), 0))
         ]
         refusal = yield from _take(entries)
         if refusal is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dstash.cluster.topology.topology import State
-from dstash.cluster.topology.transitions import gains
+from dstash.cluster.topology.transitions import incoming
 from dstash.cluster.topology.view import View, can_read
 
 
@@ -18,7 +18,7 @@ def waits(view: View, status: Mapping[str, Mapping[str, Any]]) -> list[str]:
         view: the topology, and who is alive.
         status: by member, what those that answered say of themselves (``epoch``).
     """
-    return [*_unfilled_stores(view), *_change(view, status)]
+    return [*_unstreamed_stores(view), *_change(view, status)]
 
 
 def _change(view: View, status: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -30,7 +30,7 @@ def _change(view: View, status: Mapping[str, Mapping[str, Any]]) -> Iterator[str
         return
     if change.paused:
         yield "the topology change is paused: dstash cluster resume"
-    for peer, gained in sorted(gains(view.topology).items()):
+    for peer, gained in sorted(incoming(view.topology).items()):
         if peer in change.complete:
             continue
         if peer not in view.alive:
@@ -42,7 +42,7 @@ def _change(view: View, status: Mapping[str, Mapping[str, Any]]) -> Iterator[str
         yield from _without_sources(view, peer, gained)
 
 
-def _unfilled_stores(view: View) -> Iterator[str]:
+def _unstreamed_stores(view: View) -> Iterator[str]:
     for peer, member in sorted(view.members.items()):
         held = [number for number, owners in enumerate(view.readers) if peer in owners]
         if member.synced or not held:

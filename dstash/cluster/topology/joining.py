@@ -68,7 +68,7 @@ def join(topology: Topology, announcement: Announcement) -> Topology | None:
     if topology.change is not None and topology.change.switched:
         return None
     grown = topology.with_member(member_of(announcement, State.JOINING))
-    return with_new_change(grown).next()
+    return with_change_begun(grown).next()
 
 
 def last_known(store: Store) -> Topology | None:
@@ -185,7 +185,7 @@ def with_seen(topology: Topology, seen: Mapping[str, Life]) -> Topology:
     return replace(topology, members=members)
 
 
-def with_new_change(topology: Topology) -> Topology:
+def with_change_begun(topology: Topology) -> Topology:
     """Return the topology with a change that begins with the next epoch.
 
     Several at once are one change. One that is under way begins anew: those that have their data
@@ -213,7 +213,7 @@ def without_data(topology: Topology, member: Member) -> Topology:
     emptied = topology.with_member(replace(member, synced=member.synced and not waits))
     if topology.change is None or topology.change.switched:
         return emptied
-    return with_new_change(emptied)
+    return with_change_begun(emptied)
 
 
 def _update(topology: Topology, known: Member, announcement: Announcement) -> Topology | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from dstash.cluster.topology.rendezvous import Table
 from dstash.cluster.topology.topology import Member, Topology
-from dstash.cluster.topology.transitions import thins_out
+from dstash.cluster.topology.transitions import survivors_lack_quorum
 from dstash.cluster.topology.view import View, placement
 
 
@@ -32,7 +32,7 @@ class PeerPlan:
     zone: str
     before: int
     after: int
-    gains: int
+    incoming: int
     loses: int
     records: int
     bytes: int
@@ -45,7 +45,7 @@ class ZonePlan:
     zone: str
     before: int
     after: int
-    gains: int
+    incoming: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Plan:
         """Return what the peers of a zone would take in."""
         return sum(one.bytes for one in self.peers if one.zone == zone)
 
-    def facts(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return the plan as plain data."""
         return asdict(self) | {
             "peers": [asdict(one) for one in self.peers],
@@ -92,7 +92,7 @@ def plan(before: Topology, after: Topology, status: Mapping[str, Mapping[str, An
     return Plan(
         peers,
         _zones(peers),
-        sum(one.gains for one in peers),
+        sum(one.incoming for one in peers),
         sum(one.records for one in peers),
         sum(one.bytes for one in peers),
         tuple(problems),
@@ -115,7 +115,7 @@ class LossPlan:
     at_risk: int
     without_replica: int
 
-    def facts(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return the plan as plain data."""
         return asdict(self) | {"peers": list(self.peers)}
 
@@ -141,7 +141,7 @@ def weigh(table: Table, status: Mapping[str, Mapping[str, Any]]) -> Weight:
     if not copies:
         return Weight()
     sums = (
-        sum(facts.get(name, 0) for peer, facts in status.items() if held[peer])
+        sum(details.get(name, 0) for peer, details in status.items() if held[peer])
         for name in ("records", "used_bytes")
     )
     return Weight(*(total / copies for total in sums))
@@ -153,7 +153,7 @@ def _peers(
     had = Counter(peer for peers in old for peer in peers)
     gets = Counter(peer for peers in new for peer in peers)
     pairs = list(zip(old, new, strict=True))
-    gains = Counter(peer for was, will in pairs for peer in will if peer not in was)
+    incoming = Counter(peer for was, will in pairs for peer in will if peer not in was)
     loses = Counter(peer for was, will in pairs for peer in was if peer not in will)
     members = {one.id: one for one in (*before.members, *after.members)}
     return tuple(
@@ -162,10 +162,10 @@ def _peers(
             member.zone,
             had[peer],
             gets[peer],
-            gains[peer],
+            incoming[peer],
             loses[peer],
-            round(gains[peer] * weight.records),
-            round(gains[peer] * weight.bytes),
+            round(incoming[peer] * weight.records),
+            round(incoming[peer] * weight.bytes),
         )
         for peer, member in sorted(members.items())
     )
@@ -177,7 +177,7 @@ def _zones(peers: Sequence[PeerPlan]) -> tuple[ZonePlan, ...]:
             zone,
             sum(one.before for one in peers if one.zone == zone),
             sum(one.after for one in peers if one.zone == zone),
-            sum(one.gains for one in peers if one.zone == zone),
+            sum(one.incoming for one in peers if one.zone == zone),
         )
         for zone in sorted({one.zone for one in peers})
     )
@@ -201,7 +201,7 @@ def _too_few(before: Topology, after: Topology) -> list[str]:
 
 def _no_room(peers: Sequence[PeerPlan], status: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Say which peers would gain more than they have room for."""
-    rooms = {peer: facts.get("free_bytes") for peer, facts in status.items()}
+    rooms = {peer: details.get("free_bytes") for peer, details in status.items()}
     return [
         f"peer {one.id} would gain {one.bytes} bytes and has room for {room}"
         for one in peers
@@ -219,8 +219,8 @@ def _no_source(
     missing: set[str] = set()
     for was, will in zip(old, new, strict=True):
         needed = view.votes_needed(was)
-        gains = set(will) - set(was) or thins_out(was, will)
-        if gains and len(synced.intersection(was)) < needed:
+        incoming = set(will) - set(was) or survivors_lack_quorum(was, will)
+        if incoming and len(synced.intersection(was)) < needed:
             waiting += 1
             missing |= set(was) - synced
     if not waiting:

@@ -29,7 +29,7 @@ class State(Word):
     LEAVING = "leaving"
 
 
-class Way(Word):
+class TransportSecurity(Word):
     """How a process connects: without CURVE, with it, or either while a cluster is closed."""
 
     OPEN = "open"
@@ -63,13 +63,13 @@ class Member:
     seen: tuple[int, ...] = ()
     waived: str = ""
 
-    def endpoint(self, way: Way) -> str | None:
+    def endpoint(self, way: TransportSecurity) -> str | None:
         """Return where (and under which key) a process connects to it; None when it must not."""
-        if way is Way.OPEN:
+        if way is TransportSecurity.OPEN:
             return self.plain or self.address
         if self.key:
             return f"{self.address} {self.key}"
-        return self.address if way is Way.CLOSING else None
+        return self.address if way is TransportSecurity.CLOSING else None
 
     @property
     def is_waived(self) -> bool:

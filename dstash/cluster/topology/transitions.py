@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from dstash.cluster.membership.interface import Announcement
-from dstash.cluster.topology.joining import is_newcomer, member_of, with_new_change, without_data
+from dstash.cluster.topology.joining import is_newcomer, member_of, with_change_begun, without_data
 from dstash.cluster.topology.topology import Change, Member, State, Topology
 from dstash.cluster.topology.view import placement
 from dstash.errors import ChangeConflict, UsageError
@@ -18,7 +18,7 @@ from dstash.types import Level
 from dstash.version import Stamp
 
 
-def gains(topology: Topology) -> dict[str, list[int]]:
+def incoming(topology: Topology) -> dict[str, list[int]]:
     """Return, by member, the partitions it must be filled with by the change under way."""
     gained: dict[str, list[int]] = {}
     if topology.change is None:
@@ -27,12 +27,12 @@ def gains(topology: Topology) -> dict[str, list[int]]:
     after = placement(topology.after(), topology.replicas)
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
         if old != new:
-            for peer in new if thins_out(old, new) else set(new).difference(old):
+            for peer in new if survivors_lack_quorum(old, new) else set(new).difference(old):
                 gained.setdefault(peer, []).append(number)
     return gained
 
 
-def thins_out(old: Sequence[str], new: Sequence[str]) -> bool:
+def survivors_lack_quorum(old: Sequence[str], new: Sequence[str]) -> bool:
     """Whether those who stay must be filled too, because too few of them have every write.
 
     A write that was acked is on a quorum of its replicas: all that reads, and later changes, rely
@@ -61,7 +61,7 @@ def switch(topology: Topology) -> Topology | None:
     change = topology.change
     if change is None or change.switched:
         return None
-    if gains(topology).keys() - set(change.complete):
+    if incoming(topology).keys() - set(change.complete):
         return None
     return replace(topology, change=replace(change, switched=True)).next()
 
@@ -78,7 +78,7 @@ def finish(topology: Topology, number: int) -> Topology | None:
     return replace(topology, members=members, change=None).next()
 
 
-def filled(topology: Topology, peer: str, store_id: str) -> Topology | None:
+def streamed(topology: Topology, peer: str, store_id: str) -> Topology | None:
     """Return the topology in which a member's new store holds its data again."""
     member = topology.member(peer)
     if member is None or member.synced or member.store_id != store_id:
@@ -105,7 +105,7 @@ def remove(topology: Topology, peers: Sequence[str]) -> Topology:
     return _begin(topology, _with_leaving(topology, peers))
 
 
-def give_up(topology: Topology, peers: Sequence[str], alive: Collection[str]) -> Topology:
+def remove_down(topology: Topology, peers: Sequence[str], alive: Collection[str]) -> Topology:
     """Return the topology in which dead members leave because an operator gave them up.
 
     Raises:
@@ -150,7 +150,7 @@ def force_remove(topology: Topology, peers: Sequence[str], alive: Collection[str
 
 
 def _without_waiting(topology: Topology, peers: Sequence[str]) -> Topology:
-    change = _under_way(topology)
+    change = _running_change(topology)
     gone = tuple(sorted({*change.gone, *peers}))
     return replace(topology, change=replace(change, gone=gone))
 
@@ -212,13 +212,13 @@ def swap(topology: Topology, old: str, announcement: Announcement) -> Topology:
     return replace(added, members=_with_leaving(added, [old]))
 
 
-def abandon(topology: Topology, dead: Sequence[str], down: int) -> Topology | None:
+def drop_dead_joiners(topology: Topology, dead: Sequence[str], down: int) -> Topology | None:
     """Return the topology without dead members that were about to join: they hold up the rest.
 
     Like ``forget``, never when more than a third of the members are down.
     """
     gone = [one.id for one in topology.members if one.id in dead and one.state is State.JOINING]
-    if not gone or _sees_badly(topology, down) or _under_way(topology).switched:
+    if not gone or _sees_badly(topology, down) or _running_change(topology).switched:
         return None
     left = topology.without(gone)
     if all(one.state is State.ACTIVE for one in left.members):
@@ -232,14 +232,14 @@ def cancel(topology: Topology) -> Topology:
     Nothing is lost: every write was acked by the old replica sets too.
     """
     _check_not_switched(topology)
-    _under_way(topology)
+    _running_change(topology)
     members = tuple(replace(one, state=State.ACTIVE) for one in topology.before())
     return replace(topology, members=members, change=None).next()
 
 
 def steer(topology: Topology, *, paused: bool | None = None, rate: int | None = None) -> Topology:
     """Return the topology with the change under way paused, resumed, or at another rate."""
-    change = _under_way(topology)
+    change = _running_change(topology)
     change = replace(
         change,
         paused=change.paused if paused is None else paused,
@@ -275,7 +275,7 @@ def _begin(topology: Topology, members: tuple[Member, ...]) -> Topology:
     begun = replace(topology, members=members)
     if not begun.after():
         raise ChangeConflict("no member would be left")
-    return with_new_change(begun).next()
+    return with_change_begun(begun).next()
 
 
 def _with_leaving(topology: Topology, peers: Sequence[str]) -> tuple[Member, ...]:
@@ -307,7 +307,7 @@ def _known(topology: Topology, peer: str) -> Member:
     return member
 
 
-def _under_way(topology: Topology) -> Change:
+def _running_change(topology: Topology) -> Change:
     if topology.change is None:
         raise ChangeConflict("no change is under way")
     return topology.change
@@ -342,7 +342,7 @@ def ordered(
         case "remove", [_, *_]:
             return _bounded(remove(topology, peers), rate)
         case "forget", [_, *_]:
-            return _bounded(give_up(topology, peers, alive), rate)
+            return _bounded(remove_down(topology, peers, alive), rate)
         case "force-remove", [_, *_]:
             return force_remove(topology, peers, alive)
         case "accept-loss", [_, *_]:
@@ -363,7 +363,7 @@ def ordered(
 
 
 def _bounded(begun: Topology, rate: int) -> Topology:
-    change = _under_way(begun)
+    change = _running_change(begun)
     return replace(begun, change=replace(change, rate=rate or change.rate))
 
 

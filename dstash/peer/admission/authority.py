@@ -23,35 +23,35 @@ from dstash.errors import ConfigError, LimitError, Unauthorised
 from dstash.limits import check_index
 from dstash.types import Word
 from dstash.wire.messages import (
+    AdminRequest,
     Apply,
-    AskStatus,
-    AskTopology,
     Count,
     Delete,
     Fetch,
     Hello,
     Lookup,
-    Order,
     Ping,
     Put,
     Repair,
     Scan,
     ScanKeys,
+    StatusRequest,
+    TopologyRequest,
 )
 from dstash.wire.replication import (
-    AskBuckets,
-    AskCopy,
-    AskDigests,
-    AskFloor,
-    AskHistory,
-    AskSeen,
-    AskVersions,
+    BucketsRequest,
     ClockRequest,
+    CopyRequest,
+    DigestsRequest,
+    FloorRequest,
     Hint,
+    HistoryRequest,
     Pull,
     Push,
     ReleaseFloor,
+    SeenRequest,
     SetHorizon,
+    VersionsRequest,
 )
 from dstash.wire.shapes import Message
 
@@ -75,16 +75,16 @@ _PEERS: Final = frozenset({Role.PEER})
 
 #: The roles that may send a message. What does not stand here is for nobody.
 _NEEDED: Final[Mapping[type[Message], frozenset[Role]]] = {
-    **dict.fromkeys((Hello, Ping, AskTopology, AskStatus), _ANYBODY),
+    **dict.fromkeys((Hello, Ping, TopologyRequest, StatusRequest), _ANYBODY),
     **dict.fromkeys((Lookup, Fetch, Scan, ScanKeys, Count), _NOT_PEER),
     **dict.fromkeys((Put, Delete, Apply, Hint), _WRITERS),
-    **dict.fromkeys((Order, Repair), frozenset({Role.ADMIN})),
+    **dict.fromkeys((AdminRequest, Repair), frozenset({Role.ADMIN})),
     # What a backup is made of.
-    **dict.fromkeys((AskDigests, AskCopy), _PEERS | {Role.ADMIN}),
+    **dict.fromkeys((DigestsRequest, CopyRequest), _PEERS | {Role.ADMIN}),
     **dict.fromkeys(
         (
-            *(Push, Pull, AskBuckets, AskVersions),
-            *(AskFloor, AskSeen, SetHorizon, ReleaseFloor, AskHistory, ClockRequest),
+            *(Push, Pull, BucketsRequest, VersionsRequest),
+            *(FloorRequest, SeenRequest, SetHorizon, ReleaseFloor, HistoryRequest, ClockRequest),
         ),
         _PEERS,
     ),

@@ -16,7 +16,7 @@ _MOST: Final = 1000
 _PATIENCE_MS: Final = 1000
 
 
-class EarlyRequests:
+class FutureEpochRequests:
     """Keeps them in the order in which they came.
 
     Args:

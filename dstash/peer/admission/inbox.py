@@ -15,7 +15,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 T = TypeVar("T")
 
 #: A line whose oldest message has waited longer (seconds) is behind.
-_BEHIND: Final = 0.1
+_OVERDUE: Final = 0.1
 #: What has been behind for so long (seconds) is overloaded, not only interrupted.
 _OVERLOADED: Final = 0.3
 #: What has waited for so long (seconds) is sent away then: its client is about to look elsewhere.
@@ -35,7 +35,7 @@ class _Line(Generic[T]):
 
     def __init__(self) -> None:
         self.waiting: deque[_Waiting[T]] = deque()
-        self.behind_since: float | None = None
+        self.overdue_since: float | None = None
 
 
 class Inbox(Generic[T]):
@@ -53,7 +53,7 @@ class Inbox(Generic[T]):
         self._count = 0
         self._lines: dict[bytes, _Line[T]] = {}
         self._turns: deque[bytes] = deque()
-        self._behind_since: float | None = None
+        self._overdue_since: float | None = None
         self._surplus: list[T] = []
         #: When the message that was taken last had come.
         self.came = 0.0
@@ -89,7 +89,7 @@ class Inbox(Generic[T]):
             if one is not None:
                 self.came = one.came
                 return one.message
-        self._behind_since = None
+        self._overdue_since = None
         return None
 
     def surplus(self) -> list[T]:
@@ -98,17 +98,17 @@ class Inbox(Generic[T]):
         return surplus
 
     def _choose(self, line: _Line[T], now: float) -> _Waiting[T] | None:
-        is_behind = now - line.waiting[0].came > _BEHIND
+        is_overdue = now - line.waiting[0].came > _OVERDUE
         if len(line.waiting) == 1:  # if it came late to its turn, then because of the others
-            self._behind_since = (self._behind_since or now) if is_behind else None
-            is_hopeless = self._is_overloaded(self._behind_since, now)
+            self._overdue_since = (self._overdue_since or now) if is_overdue else None
+            is_hopeless = self._is_overloaded(self._overdue_since, now)
             if is_hopeless and now - line.waiting[0].came > _STALE:
                 self._surplus.append(self._pop(line).message)
                 return None
             return self._pop(line)
-        line.behind_since = (line.behind_since or now) if is_behind else None
-        chosen = self._pop(line, newest=is_behind)
-        if self._is_overloaded(line.behind_since, now):
+        line.overdue_since = (line.overdue_since or now) if is_overdue else None
+        chosen = self._pop(line, newest=is_overdue)
+        if self._is_overloaded(line.overdue_since, now):
             while line.waiting and now - line.waiting[0].came > _STALE:
                 self._surplus.append(self._pop(line).message)
         return chosen

@@ -16,7 +16,7 @@ from dstash.limits import (
 from dstash.peer.commits import Ticket
 from dstash.peer.telemetry.tracing import Notes
 from dstash.wire.envelope import Envelope
-from dstash.wire.messages import Order
+from dstash.wire.messages import AdminRequest
 from dstash.wire.shapes import Message
 
 #: Announced in ``Welcome``, so that clients in other languages need not guess.
@@ -55,8 +55,8 @@ class Request(NamedTuple):
         return Ticket(self.sender, envelope.correlation, envelope.protocol, self.notes)
 
 
-class PendingOrder(NamedTuple):
+class PendingAdminRequest(NamedTuple):
     """An operator's order, and what turns its answer into a reply."""
 
-    order: Order
+    order: AdminRequest
     answer: Callable[[Message, int], list[Reply]]

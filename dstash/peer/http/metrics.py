@@ -47,24 +47,36 @@ _GAUGES: Final = (
     ("dstash_disk_reserved_bytes", "reserved_bytes", "Bytes allocated for deletes on a full disk."),
     ("dstash_waiting_bytes", "waiting_bytes", "Bytes of writes that wait for the disk."),
 )
-#: Gauges and counters of ``status()["healing"]``.
-_HEALING_GAUGES: Final = (
-    ("dstash_filling_partitions", "filling", "Partitions that this peer still has to fill."),
-    ("dstash_filling_goal_partitions", "filling_of", "Partitions of the filling under way."),
-    ("dstash_filled_records", "filled_records", "Records taken by the filling under way."),
-    ("dstash_filled_bytes", "filled_bytes", "Bytes taken by the filling under way."),
-    ("dstash_filling_bytes_per_second", "filling_bytes_per_second", "What it took in a second."),
-    ("dstash_filling_left_seconds", "filling_seconds_left", "How long it takes still, about."),
+#: Gauges and counters of ``status()["maintenance"]``.
+_MAINTENANCE_GAUGES: Final = (
+    ("dstash_streaming_partitions", "streaming", "Partitions that this peer still has to fill."),
+    ("dstash_streaming_goal_partitions", "streaming_of", "Partitions of the filling under way."),
+    ("dstash_streamed_records", "streamed_records", "Records taken by the filling under way."),
+    ("dstash_streamed_bytes", "streamed_bytes", "Bytes taken by the filling under way."),
+    (
+        "dstash_streaming_bytes_per_second",
+        "streaming_bytes_per_second",
+        "What it took in a second.",
+    ),
+    ("dstash_streaming_left_seconds", "streaming_seconds_left", "How long it takes still, about."),
     ("dstash_unequal_partitions", "differing", "Partitions that differ from another replica."),
-    ("dstash_damaged_waiting_records", "damaged", "Damaged records that wait for other replicas."),
+    ("dstash_corrupt_waiting_records", "corrupt", "Damaged records that wait for other replicas."),
 )
-_HEALING_COUNTERS: Final = (
-    ("dstash_healed_records_total", "healed_records", "Records taken to be equal to a replica."),
-    ("dstash_damaged_records_total", "damaged_found", "Records found with a wrong checksum."),
+_MAINTENANCE_COUNTERS: Final = (
+    (
+        "dstash_repaired_records_total",
+        "repaired_records",
+        "Records taken to be equal to a replica.",
+    ),
+    ("dstash_corrupt_records_total", "corrupt_found", "Records found with a wrong checksum."),
     ("dstash_compared_partitions_total", "compared", "Partitions compared with another replica."),
     ("dstash_differing_partitions_total", "differed", "Compared partitions that differed."),
     ("dstash_hints_replayed_total", "replayed", "Keys brought to a peer that had missed them."),
-    ("dstash_mended_records_total", "damaged_mended", "Damaged records that are whole again."),
+    (
+        "dstash_corrupt_repaired_records_total",
+        "corrupt_repaired",
+        "Damaged records that are whole again.",
+    ),
 )
 #: Counters of ``PeerCore.counts``.
 _COUNTS: Final = (
@@ -72,7 +84,7 @@ _COUNTS: Final = (
     ("dstash_late_total", "late", "Requests dropped because their deadline had passed."),
     ("dstash_malformed_total", "malformed", "Messages that could not be understood."),
     ("dstash_unhandled_total", "unhandled", "Messages that met a defect: see the log."),
-    ("dstash_turned_away_total", "turned_away", "Requests told to come back: overload."),
+    ("dstash_rejected_busy_total", "rejected_as_busy", "Requests told to come back: overload."),
     ("dstash_dropped_total", "dropped", "Requests dropped without an answer: overload."),
     ("dstash_undelivered_total", "undelivered", "Answers whose client had gone, or did not read."),
 )
@@ -165,7 +177,7 @@ class PeerCollector(Collector):
             pages.add_metric([kind], count)
         yield pages
         yield from _cluster(facts.view, settings.peer)
-        yield from _healing(status["healing"])
+        yield from _maintenance(status["maintenance"])
         yield from _requests(status["counts"])
 
 
@@ -194,16 +206,16 @@ def _cluster(view: View | None, peer: str) -> Iterator[Metric]:
     yield _gauge("dstash_partitions", "Partitions that this peer holds a replica of.", owned)
 
 
-def _healing(healing: Mapping[str, Any]) -> Iterator[Metric]:
-    for name, key, text in _HEALING_GAUGES:
-        yield _gauge(name, text, math.nan if healing[key] is None else healing[key])
+def _maintenance(maintenance: Mapping[str, Any]) -> Iterator[Metric]:
+    for name, key, text in _MAINTENANCE_GAUGES:
+        yield _gauge(name, text, math.nan if maintenance[key] is None else maintenance[key])
     text = "For how long the first of the unequal partitions has differed."
-    yield _gauge("dstash_unequal_seconds", text, healing["differing_ms"] / 1000)
-    for name, key, text in _HEALING_COUNTERS:
-        yield CounterMetricFamily(name, text, value=healing[key])
+    yield _gauge("dstash_unequal_seconds", text, maintenance["differing_ms"] / 1000)
+    for name, key, text in _MAINTENANCE_COUNTERS:
+        yield CounterMetricFamily(name, text, value=maintenance[key])
     text = "Keys that another peer missed; a partition to compare counts as one."
     hints = GaugeMetricFamily("dstash_hints", text, labels=["for_peer"])
-    for peer, count in healing["hints"].items():
+    for peer, count in maintenance["hints"].items():
         hints.add_metric([peer], count)
     yield hints
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from dstash.peer.core import PeerCore
 from dstash.peer.http.dashboard import state
-from dstash.peer.http.dashboard.alerts import troubles
+from dstash.peer.http.dashboard.alerts import alerts
 from dstash.peer.http.dashboard.state import Known
 from dstash.peer.http.server import Answer, Page
 from dstash.peer.server import PeerServer, wall
@@ -55,7 +55,7 @@ class Dashboard:
         if known is None:
             return Answer.json(200, self._hangs())
         facts = state.describe(known)
-        facts["troubles"] = troubles(known, facts)
+        facts["alerts"] = alerts(known, facts)
         facts["sets"] = state.shorten(facts["sets"])
         return Answer.json(200, facts)
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from dstash.client.operations.admin import OrderOperation, shows
+from dstash.client.operations.admin import AdminOperation, shows
 from dstash.client.session import Send, Session
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.errors import ChangeConflict, DStashError, NotReady, TimedOut, Unavailable
 from dstash.wire.envelope import Envelope
 from dstash.wire.envelope import decode as decode_message
-from dstash.wire.messages import AskTopology, Error, Order, Ordered, TopologyIs
+from dstash.wire.messages import AdminReply, AdminRequest, Error, TopologyReply, TopologyRequest
 from dstash.wire.shapes import Message
 
 NAMES = ("a", "b", "c", "d")
@@ -28,10 +28,10 @@ def cluster() -> Topology:
 class Talk:
     """One order, and peers that say what the test has them say."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: AdminRequest) -> None:
         self.session = Session(lambda: NOW)
         self.session.install(cluster().encode(), list(NAMES))
-        self.operation = OrderOperation(self.session, NOW + 5000, order)
+        self.operation = AdminOperation(self.session, NOW + 5000, order)
         self.sent = self.operation.more(NOW)
         assert self.operation.more(NOW) == []
 
@@ -56,33 +56,33 @@ class Talk:
 
 
 def test_the_answer_is_the_topology_that_came_of_it() -> None:
-    talk = Talk(Order("remove", ["d"]))
-    assert talk.message() == Order("remove", ["d"])
+    talk = Talk(AdminRequest("remove", ["d"]))
+    assert talk.message() == AdminRequest("remove", ["d"])
     begun = transitions.remove(cluster(), ["d"])
-    talk.answer(Ordered(begun.encode()))
+    talk.answer(AdminReply(begun.encode()))
     assert talk.operation.done
     assert talk.operation.result() == begun
     assert talk.session.epoch == begun.epoch
 
 
 def test_a_dry_order_leaves_the_view_alone() -> None:
-    talk = Talk(Order("remove", ["d"], dry=True))
-    talk.answer(Ordered(transitions.remove(cluster(), ["d"]).encode()))
+    talk = Talk(AdminRequest("remove", ["d"], dry=True))
+    talk.answer(AdminReply(transitions.remove(cluster(), ["d"]).encode()))
     assert talk.operation.result().change is not None
     assert talk.session.epoch == 7
 
 
 @pytest.mark.parametrize("error", [NotReady("starting"), Unavailable("gone")])
 def test_another_peer_is_asked_while_nothing_can_have_happened(error: DStashError) -> None:
-    talk = Talk(Order("remove", ["d"], dry=isinstance(error, Unavailable)))
+    talk = Talk(AdminRequest("remove", ["d"], dry=isinstance(error, Unavailable)))
     first = talk.sent[0].peer
     talk.answer(Error.of(error))
-    assert isinstance(talk.message(), Order)
+    assert isinstance(talk.message(), AdminRequest)
     assert talk.sent[0].peer != first
 
 
 def test_what_cannot_be_is_said_at_once() -> None:
-    talk = Talk(Order("pause", []))
+    talk = Talk(AdminRequest("pause", []))
     talk.answer(Error.of(ChangeConflict("no change is under way")))
     assert talk.operation.done
     with pytest.raises(ChangeConflict):
@@ -90,23 +90,23 @@ def test_what_cannot_be_is_said_at_once() -> None:
 
 
 def test_a_lost_answer_is_looked_for_in_the_topology() -> None:
-    talk = Talk(Order("remove", ["d"]))
+    talk = Talk(AdminRequest("remove", ["d"]))
     talk.lose()
-    assert {type(talk.message(place)) for place in range(len(talk.sent))} == {AskTopology}
-    talk.answer(TopologyIs(transitions.remove(cluster(), ["d"]).encode(), list(NAMES)))
+    assert {type(talk.message(place)) for place in range(len(talk.sent))} == {TopologyRequest}
+    talk.answer(TopologyReply(transitions.remove(cluster(), ["d"]).encode(), list(NAMES)))
     assert talk.operation.done
     assert talk.operation.result().change is not None
 
 
 def test_nobody_pretends_to_know_when_the_topology_does_not_show_it() -> None:
-    talk = Talk(Order("remove", ["d"]))
+    talk = Talk(AdminRequest("remove", ["d"]))
     talk.lose()
-    talk.answer(TopologyIs(cluster().encode(), list(NAMES)))
+    talk.answer(TopologyReply(cluster().encode(), list(NAMES)))
     talk.sent.clear()
     talk.later(1000)
     asked = {type(talk.message(place)) for place in range(len(talk.sent))}
-    assert AskTopology in asked
-    assert Order not in asked
+    assert TopologyRequest in asked
+    assert AdminRequest not in asked
     talk.later(6000)
     with pytest.raises(TimedOut, match="may or may not"):
         talk.operation.result()
@@ -116,16 +116,16 @@ def test_when_an_order_shows() -> None:
     calm = cluster()
     leaving = transitions.remove(calm, ["d"])
     paused = transitions.steer(leaving, paused=True, rate=5)
-    assert shows(leaving, Order("remove", ["d"]))
-    assert shows(calm.without("d"), Order("remove", ["d"]))
-    assert not shows(calm, Order("remove", ["d"]))
-    assert shows(calm, Order("add", ["a"]))
-    assert not shows(calm, Order("add", ["e"]))
-    assert shows(leaving, Order("replace", ["d", "a"]))
-    assert not shows(calm, Order("replace", ["d", "a"]))
-    assert shows(calm, Order("cancel", []))
-    assert not shows(leaving, Order("cancel", []))
-    assert shows(paused, Order("pause", []))
-    assert not shows(paused, Order("resume", []))
-    assert shows(paused, Order("rate", [], rate=5))
-    assert not shows(replace(paused, change=None), Order("rate", [], rate=5))
+    assert shows(leaving, AdminRequest("remove", ["d"]))
+    assert shows(calm.without("d"), AdminRequest("remove", ["d"]))
+    assert not shows(calm, AdminRequest("remove", ["d"]))
+    assert shows(calm, AdminRequest("add", ["a"]))
+    assert not shows(calm, AdminRequest("add", ["e"]))
+    assert shows(leaving, AdminRequest("replace", ["d", "a"]))
+    assert not shows(calm, AdminRequest("replace", ["d", "a"]))
+    assert shows(calm, AdminRequest("cancel", []))
+    assert not shows(leaving, AdminRequest("cancel", []))
+    assert shows(paused, AdminRequest("pause", []))
+    assert not shows(paused, AdminRequest("resume", []))
+    assert shows(paused, AdminRequest("rate", [], rate=5))
+    assert not shows(replace(paused, change=None), AdminRequest("rate", [], rate=5))

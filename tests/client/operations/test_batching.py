@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dstash.client.operations.batching import Item, dealt, largest_of, runs, steps
+from dstash.client.operations.batching import Item, chunked, interleave, largest_of, split_by_size
 
 
 def items(*sizes: int) -> list[Item]:
@@ -12,13 +12,13 @@ def items(*sizes: int) -> list[Item]:
 
 
 def test_groups_take_turns() -> None:
-    assert dealt([[1, 2, 3], [], [4], [5, 6]]) == [1, 4, 5, 2, 6, 3]
+    assert interleave([[1, 2, 3], [], [4], [5, 6]]) == [1, 4, 5, 2, 6, 3]
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 9])
 def test_all_chunks_are_begun_in_order(count: int) -> None:
     chunks = list(range(count))
-    begun = list(steps(chunks))
+    begun = list(chunked(chunks))
     assert [one for few in begun for one in few] == chunks
     assert all(1 <= len(few) <= 4 for few in begun)
 
@@ -35,7 +35,7 @@ def test_all_chunks_are_begun_in_order(count: int) -> None:
 )
 def test_runs_are_bounded_by_keys_and_by_bytes(sizes: tuple[int, ...], lengths: list[int]) -> None:
     given = items(*sizes)
-    cut = list(runs(given, most_keys=3, most_bytes=100, largest=largest_of(given)))
+    cut = list(split_by_size(given, most_keys=3, most_bytes=100, largest=largest_of(given)))
     assert [len(run) for run in cut] == lengths
     assert [one for run in cut for one in run] == given
-    assert list(runs(given, most_keys=3, most_bytes=100, largest=10**9)) == cut
+    assert list(split_by_size(given, most_keys=3, most_bytes=100, largest=10**9)) == cut

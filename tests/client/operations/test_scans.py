@@ -156,7 +156,7 @@ def test_scan_finds_what_lookups_find(level: str, seed: int, small_pages: None) 
     for _ in range(rng.choice((0, 0, 3))):
         peer, key = rng.choice("abc"), rng.choice(keys)
         if joined.record(peer, key) is not None:
-            joined.damage(peer, key)
+            joined.corruption(peer, key)
     twin = Joined()
     for name, store in twin.stores.items():
         store.records = dict(joined.stores[name].records)
@@ -279,22 +279,22 @@ class TestDamage:
     def test_is_made_up_for_by_the_others(self, joined: Joined, request_: Any) -> None:
         joined.put(KEYS, "all")
         for peer, key in zip("abc", KEYS, strict=False):
-            joined.damage(peer, key)
+            joined.corruption(peer, key)
             joined.alter(peer, f"k{200 + ord(peer)}", lambda record: record[:30])
         assert seen(joined, request_) == wanted(request_, KEYS)
 
     @pytest.mark.parametrize("request_", REQUESTS)
-    @pytest.mark.parametrize("damaged", "abc")
+    @pytest.mark.parametrize("corrupt", "abc")
     @pytest.mark.parametrize("missed", "abc")
     def test_is_no_second_vote_for_that_there_is_nothing(
-        self, request_: Any, damaged: str, missed: str
+        self, request_: Any, corrupt: str, missed: str
     ) -> None:
-        if damaged == missed:
+        if corrupt == missed:
             return
         joined = Joined()
         joined.put(KEYS, "all")
         joined.forget(missed, "k7")
-        joined.alter(damaged, "k7", lambda record: record[:10])
+        joined.alter(corrupt, "k7", lambda record: record[:10])
         assert seen(joined, request_) == wanted(request_, KEYS)
 
     @pytest.mark.parametrize("request_", REQUESTS)
@@ -396,7 +396,7 @@ class TestEarlierVersion:
     [
         {"digests": b"\0"},
         {"digests": bytes([0xFF, 0xFF, 0, 0, 0, 1]) + bytes(16)},
-        {"damaged": b"\xff\xff"},
+        {"corrupt": b"\xff\xff"},
         {"done": 4097},
     ],
 )

@@ -98,7 +98,7 @@ def test_an_error_is_raised_once_and_forgotten_when_an_answer_comes() -> None:
     with watching(script) as watcher:
         with pytest.raises(MembershipUnreachable, match="away") as caught:
             watcher.watch(5)
-        assert caught.value.facts == {"status": 503}
+        assert caught.value.details == {"status": 503}
         assert not watcher.watch(0)
 
 

@@ -235,7 +235,7 @@ os.wait()
         assert run(script, tmp_path) == "True 1"
 
     @pytest.mark.parametrize(
-        "damage",
+        "corruption",
         [
             lambda content: b"",
             lambda content: content[:-1],
@@ -248,13 +248,13 @@ os.wait()
         ],
     )
     def test_that_is_damaged_is_told_and_can_be_replaced(
-        self, membership: LocalMembership, tmp_path: Path, damage: Callable[[bytes], bytes]
+        self, membership: LocalMembership, tmp_path: Path, corruption: Callable[[bytes], bytes]
     ) -> None:
         assert membership.compare_and_set(TOPOLOGY, NOTHING)
         membership.watch(0)
         file = tmp_path / "c" / "topology.json"
         before = membership.read().token
-        file.write_bytes(damage(file.read_bytes()))
+        file.write_bytes(corruption(file.read_bytes()))
         assert membership.watch(10)
         stored = membership.read()
         assert stored == Stored(None, stored.token, f"{file} is damaged")

@@ -10,14 +10,14 @@ import pytest
 from dstash.cluster.repair.antientropy import compare_with
 from dstash.cluster.repair.exchange import exchange_large
 from dstash.cluster.replication import handlers
-from dstash.cluster.replication.partitions import Holdings
+from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.replication.streaming import fill
 from dstash.cluster.replication.tasks import Merge
 from dstash.limits import PARTITIONS
 from dstash.store.digest import DigestKind
 from dstash.store.record import head, keyspace, seal
 from dstash.version import WRITER_BYTES, pack, stamp_at
-from dstash.wire.replication import AskBuckets, AskDigests, AskVersions
+from dstash.wire.replication import BucketsRequest, DigestsRequest, VersionsRequest
 from tests.cluster.virtual import ANSWERS, KEY, NOW, PARTITION, Cluster
 
 SPACE = keyspace(b"index", frozenset(range(PARTITIONS)))
@@ -29,25 +29,31 @@ def write(cluster: Cluster, peer: str, value: bytes) -> None:
 
 
 def held(cluster: Cluster, peer: str) -> bytes:
-    [(_, record)] = cluster.peers[peer].holdings.walk(PARTITION)
+    [(_, record)] = cluster.peers[peer].local_partitions.walk(PARTITION)
     return record[-1:]
 
 
 def answer_as_version_1(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have all peers answer as those that know no digests of content do."""
 
-    def digests(holdings: Holdings, question: AskDigests, now: int) -> Any:
-        answer: Any = yield from handlers.digests(holdings, replace(question, kind=0), now)
+    def digests(local_partitions: LocalPartitions, question: DigestsRequest, now: int) -> Any:
+        answer: Any = yield from handlers.digests(local_partitions, replace(question, kind=0), now)
         return replace(answer, kind=0)
 
-    def buckets(holdings: Holdings, question: AskBuckets, now: int) -> Any:
-        answer: Any = yield from handlers.buckets(holdings, replace(question, kind=0), now)
+    def buckets(local_partitions: LocalPartitions, question: BucketsRequest, now: int) -> Any:
+        answer: Any = yield from handlers.buckets(local_partitions, replace(question, kind=0), now)
         return replace(answer, kind=0)
 
-    def versions(holdings: Holdings, question: AskVersions, now: int) -> Any:
-        return (yield from handlers.versions(holdings, replace(question, checksums=False), now))
+    def versions(local_partitions: LocalPartitions, question: VersionsRequest, now: int) -> Any:
+        return (
+            yield from handlers.versions(local_partitions, replace(question, checksums=False), now)
+        )
 
-    for kind, answer in ((AskDigests, digests), (AskBuckets, buckets), (AskVersions, versions)):
+    for kind, answer in (
+        (DigestsRequest, digests),
+        (BucketsRequest, buckets),
+        (VersionsRequest, versions),
+    ):
         monkeypatch.setitem(ANSWERS, kind, answer)
 
 
@@ -86,13 +92,13 @@ def test_digest_of_content_differs_where_that_of_versions_does_not() -> None:
     for kind, differ in ((DigestKind.VERSIONS, False), (DigestKind.CONTENT, True)):
         for _ in range(2):  # worked out, then kept
             mine, theirs = (
-                cluster.run(peer, cluster.peers[peer].holdings.digest(PARTITION, kind=kind))
+                cluster.run(peer, cluster.peers[peer].local_partitions.digest(PARTITION, kind=kind))
                 for peer in "ab"
             )
             assert (mine != theirs) is differ
         assert (
-            cluster.run("a", cluster.peers["a"].holdings.buckets(PARTITION, kind))
-            != cluster.run("b", cluster.peers["b"].holdings.buckets(PARTITION, kind))
+            cluster.run("a", cluster.peers["a"].local_partitions.buckets(PARTITION, kind))
+            != cluster.run("b", cluster.peers["b"].local_partitions.buckets(PARTITION, kind))
         ) is differ
 
 
@@ -120,4 +126,4 @@ def test_gaining_peer_is_filled_by_peers_of_version_1(monkeypatch: pytest.Monkey
     done: list[int] = []
     cluster.run("d", fill(cluster.peers["d"], [PARTITION], done.append))
     assert done == [PARTITION]
-    assert cluster.asked[AskVersions] == 0
+    assert cluster.asked[VersionsRequest] == 0

@@ -50,7 +50,7 @@ def store(joined: Joined, peer: str, record: bytes) -> None:
     joined.stores[peer].records[joined.place("k")] = record
     stamp = newest_stamp(version_of(record))
     joined.stores[peer].high_water = max(joined.stores[peer].high_water, stamp)
-    joined.peers[peer].holdings.changed([partition_of(b"k")], joined.now)
+    joined.peers[peer].local_partitions.changed([partition_of(b"k")], joined.now)
 
 
 def values(joined: Joined) -> list[Any]:

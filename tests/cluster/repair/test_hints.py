@@ -22,14 +22,14 @@ def test_what_lies_together_on_disk_is_taken_together() -> None:
     scattered = [storage_key(number * 37 % 50, number) for number in range(2000)]
     hints.add("b", scattered, NOW)
     assert len(hints) == 2000
-    assert hints.facts() == {"b": 2000}
+    assert hints.describe() == {"b": 2000}
     taken: list[bytes] = []
     while some := hints.take("b"):
         assert some == sorted(some)
         assert len({key[:2] for key in some}) <= 2 + len(some) // 40  # 40 keys a partition
         taken += some
     assert sorted(taken) == sorted(scattered)
-    assert (len(hints), hints.waiting(), hints.facts()) == (0, [], {})
+    assert (len(hints), hints.waiting(), hints.describe()) == (0, [], {})
 
 
 def test_past_the_limit_partitions_are_dirty_and_known_keys_stay() -> None:
@@ -38,8 +38,8 @@ def test_past_the_limit_partitions_are_dirty_and_known_keys_stay() -> None:
     hints.add("c", [storage_key(2, 1), storage_key(3, 1)], NOW)
     hints.add("b", [storage_key(1, 1), storage_key(4, 1)], NOW)
     assert len(hints) == 3
-    assert hints.facts() == {"b": 3, "c": 2}
-    assert hints.dirty_facts() == {"b": 1, "c": 1}
+    assert hints.describe() == {"b": 3, "c": 2}
+    assert hints.describe_dirty() == {"b": 1, "c": 1}
     assert hints.take_dirty("b") == 4
     assert hints.take_dirty("c") == 3
     assert hints.take_dirty("b") is None
@@ -82,8 +82,8 @@ class TestMarks:
         hints.add("c", [storage_key(1, 1)], NOW)
         marks = self.saved(hints)
         assert {len(content) for content in marks.values()} == {512}
-        assert self.loaded(marks, "b", "c").dirty_facts() == {"b": 3, "c": 1}
-        assert self.loaded(marks, "b").dirty_facts() == {"b": 3}
+        assert self.loaded(marks, "b", "c").describe_dirty() == {"b": 3, "c": 1}
+        assert self.loaded(marks, "b").describe_dirty() == {"b": 3}
 
     def test_another_hint_of_a_partition_changes_nothing_on_disk(self) -> None:
         hints = Hints(10, AGE)
@@ -123,7 +123,7 @@ class TestMarks:
         with pytest.raises(DiskFull):
             saving.throw(DiskFull("the disk is full"))
         assert hints.marks.has_unsaved
-        assert self.loaded(self.saved(hints), "b").dirty_facts() == {"b": 1}
+        assert self.loaded(self.saved(hints), "b").describe_dirty() == {"b": 1}
 
     def test_bitmap_of_another_length_is_ignored(self) -> None:
         assert self.loaded({b"hints:b": b"\xff" * 7}, "b").waiting() == []

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from dstash.cluster.replication import corruption as module
-from dstash.cluster.replication.corruption import Damage
-from dstash.cluster.replication.partitions import Holdings
+from dstash.cluster.replication.corruption import Corruption
+from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.limits import PARTITIONS
 from dstash.store.interface import Write
 from dstash.store.memory import TwinStore
@@ -30,18 +30,18 @@ def keys(partition: int, count: int) -> list[bytes]:
     return [next(key for key in found if partition_of(key) == partition) for _ in range(count)]
 
 
-def holdings_of(*names: bytes) -> Holdings:
+def holdings_of(*names: bytes) -> LocalPartitions:
     """Return a store whose records are all damaged, at a bit of their values."""
     store = TwinStore()
     records = seal(SPACE, names, head(pack(4, b"test")), [b"\1"] * len(names))
     store.commit([Write(records, 0)])
     store.records = {key: record[:-1] + b"?" for key, record in store.records.items()}
-    return Holdings(store)
+    return LocalPartitions(store)
 
 
-def write_again(holdings: Holdings, *names: bytes) -> None:
+def write_again(local_partitions: LocalPartitions, *names: bytes) -> None:
     records = seal(SPACE, names, head(pack(5, b"test")), [b"\1"] * len(names))
-    holdings.store.records.update(records)  # type: ignore[attr-defined]
+    local_partitions.store.records.update(records)  # type: ignore[attr-defined]
 
 
 def run(task: Generator[Any, Any, Any]) -> None:
@@ -51,47 +51,47 @@ def run(task: Generator[Any, Any, Any]) -> None:
 
 def test_partition_past_the_bound_is_damaged_until_it_was_read_and_is_sound() -> None:
     first, late = keys(7, KEPT), keys(8, 2)
-    holdings = holdings_of(*first, *late)
-    run(holdings.scrub(7))
-    run(holdings.scrub(8))
-    damage = holdings.damage
-    assert (len(damage), damage.found) == (KEPT, KEPT), "memory is bounded"
-    assert 8 in damage
-    assert damage.to_check() == [], "there is no room to know them"
-    damage.forget(damage.known(7))
-    assert damage.to_check() == [8]
-    run(holdings.scrub(8))
-    assert (len(damage), damage.to_check()) == (2, []), "they are known now, to be mended"
-    damage.forget(damage.known(8))
-    assert 8 not in damage
-    assert (damage.found, damage.mended) == (KEPT + 2, KEPT + 2)
+    local_partitions = holdings_of(*first, *late)
+    run(local_partitions.scrub(7))
+    run(local_partitions.scrub(8))
+    corruption = local_partitions.corruption
+    assert (len(corruption), corruption.found) == (KEPT, KEPT), "memory is bounded"
+    assert 8 in corruption
+    assert corruption.to_check() == [], "there is no room to know them"
+    corruption.forget(corruption.known(7))
+    assert corruption.to_check() == [8]
+    run(local_partitions.scrub(8))
+    assert (len(corruption), corruption.to_check()) == (2, []), "they are known now, to be mended"
+    corruption.forget(corruption.known(8))
+    assert 8 not in corruption
+    assert (corruption.found, corruption.repaired) == (KEPT + 2, KEPT + 2)
 
 
 def test_partition_past_the_bound_that_turns_out_to_be_sound_is_damaged_no_more() -> None:
     first, late = keys(7, KEPT), keys(8, 2)
-    holdings = holdings_of(*first, *late)
-    run(holdings.scrub(7))
-    run(holdings.scrub(8))
-    write_again(holdings, *late)
-    run(holdings.scrub(8))
-    assert 8 not in holdings.damage
+    local_partitions = holdings_of(*first, *late)
+    run(local_partitions.scrub(7))
+    run(local_partitions.scrub(8))
+    write_again(local_partitions, *late)
+    run(local_partitions.scrub(8))
+    assert 8 not in local_partitions.corruption
 
 
 def test_record_that_was_written_again_is_damaged_no_more_after_a_scrub() -> None:
     names = keys(7, 3)
-    holdings = holdings_of(*names)
-    run(holdings.scrub(7))
-    write_again(holdings, *names[:2])
-    run(holdings.scrub(7))
-    assert len(holdings.damage) == 1
-    write_again(holdings, *names)
-    run(holdings.scrub(7))
-    assert 7 not in holdings.damage
-    assert holdings.damage.mended == 3
+    local_partitions = holdings_of(*names)
+    run(local_partitions.scrub(7))
+    write_again(local_partitions, *names[:2])
+    run(local_partitions.scrub(7))
+    assert len(local_partitions.corruption) == 1
+    write_again(local_partitions, *names)
+    run(local_partitions.scrub(7))
+    assert 7 not in local_partitions.corruption
+    assert local_partitions.corruption.repaired == 3
 
 
 def test_partition_with_damage_found_elsewhere_than_in_a_walk_counts_too() -> None:
-    damage = Damage()
-    damage.report([(7).to_bytes(2, "big") + b"\x01i%d" % number for number in range(KEPT)])
-    damage.report([(9).to_bytes(2, "big") + b"\x01i"])
-    assert [one for one in range(PARTITIONS) if one in damage] == [7, 9]
+    corruption = Corruption()
+    corruption.report([(7).to_bytes(2, "big") + b"\x01i%d" % number for number in range(KEPT)])
+    corruption.report([(9).to_bytes(2, "big") + b"\x01i"])
+    assert [one for one in range(PARTITIONS) if one in corruption] == [7, 9]

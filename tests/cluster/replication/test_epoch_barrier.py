@@ -9,7 +9,7 @@ import pytest
 from dstash.cluster.membership.interface import Announcement
 from dstash.cluster.replication.cluster_clock import ClusterClock
 from dstash.cluster.replication.epoch_barrier import witness
-from dstash.cluster.replication.partitions import Holdings
+from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Ask, Pause
 from dstash.cluster.topology import transitions
@@ -17,7 +17,7 @@ from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import Unavailable
 from dstash.store.memory import TwinStore
-from dstash.wire.messages import TopologyIs
+from dstash.wire.messages import TopologyReply
 
 
 def switched(olds: str, joiner: str, replicas: int) -> View:
@@ -42,7 +42,7 @@ def test_it_ends_when_the_last_that_could_answer_has_moved_on(
     view = switched(olds, joiner, replicas)
     me = min(olds + joiner)
     clock = ClusterClock(me, 500, lambda: 0, 0)
-    replica = Replica(me, Holdings(TwinStore()), lambda: view, lambda: 0, lambda: 0, clock)
+    replica = Replica(me, LocalPartitions(TwinStore()), lambda: view, lambda: 0, lambda: 0, clock)
     waiting = witness(replica)
     moved_on, pauses = "", 0
     try:
@@ -57,7 +57,7 @@ def test_it_ends_when_the_last_that_could_answer_has_moved_on(
                 effect = waiting.throw(Unavailable(f"{effect.peer} is not connected"))
                 continue
             moved_on += effect.peer
-            effect = waiting.send(TopologyIs(view.topology.encode(), list(olds)))
+            effect = waiting.send(TopologyReply(view.topology.encode(), list(olds)))
     except StopIteration:
         pass
     else:

@@ -15,7 +15,7 @@ from dstash.peer.maintenance import Pace
 from dstash.store.record import partition_of
 from dstash.version import Stamp, stamp_at
 from dstash.wire.envelope import Envelope, encode
-from dstash.wire.messages import Order
+from dstash.wire.messages import AdminRequest
 from tests.harness.joined import Joined
 
 HOUR = 3_600_000
@@ -35,9 +35,9 @@ def pass_time(joined: Joined) -> None:
 def ordered(joined: Joined) -> Topology:
     """Return the topology with the order in it, as a peer and its keeper make it."""
     core = joined.peers["a"]
-    frames = encode(Envelope(7, joined.topology.epoch, 0, Order("lower-floors", [])))
+    frames = encode(Envelope(7, joined.topology.epoch, 0, AdminRequest("lower-floors", [])))
     core.receive(b"x", frames, joined.now)
-    [pending] = core.take_orders()
+    [pending] = core.take_admin_requests()
     order = pending.order
     return transitions.ordered(joined.topology, alive(), order.action, [], 0, order.stamp)
 
@@ -49,16 +49,16 @@ def joined() -> Joined:
     joined.put({"k": 1}, "all")
     pass_time(joined)
     ahead = stamp_at(joined.now + HOUR)
-    holdings = joined.peers["c"].holdings
-    holdings.floor = holdings.kept_floor = ahead
-    joined.stores["c"].mark(*holdings.advance([PARTITION], ahead))
+    local_partitions = joined.peers["c"].local_partitions
+    local_partitions.floor = local_partitions.kept_floor = ahead
+    joined.stores["c"].mark(*local_partitions.advance([PARTITION], ahead))
     joined.stores["c"].mark(b"floor", ahead.to_bytes(8, "big"))
     return joined
 
 
 def highest(joined: Joined, peer: str) -> Stamp:
-    holdings = joined.peers[peer].holdings
-    return max(holdings.floor, holdings.newest_horizon, *holdings.horizons)
+    local_partitions = joined.peers[peer].local_partitions
+    return max(local_partitions.floor, local_partitions.newest_horizon, *local_partitions.horizons)
 
 
 def test_a_peer_lowers_what_is_above_the_time_of_the_order_and_keeps_that(joined: Joined) -> None:
@@ -83,30 +83,30 @@ def test_an_order_is_carried_out_once(joined: Joined) -> None:
     joined.install(joined.topology)
     pass_time(joined)
     later = stamp_at(joined.now)
-    joined.peers["c"].holdings.floor = later
+    joined.peers["c"].local_partitions.floor = later
     joined.install(joined.topology)
     pass_time(joined)
-    assert joined.peers["c"].holdings.floor == later
+    assert joined.peers["c"].local_partitions.floor == later
     epoch = joined.topology.epoch.to_bytes(8, "big")
     assert [store.marks[LOWERED_MARK] for store in joined.stores.values()] == [epoch] * 3
 
 
 def test_what_is_not_ahead_stays(joined: Joined) -> None:
     before = stamp_at(joined.now - 5000)
-    joined.peers["a"].holdings.advance([PARTITION], before)
+    joined.peers["a"].local_partitions.advance([PARTITION], before)
     joined.topology = ordered(joined)
     joined.install(joined.topology)
     pass_time(joined)
-    assert joined.peers["a"].holdings.horizons[PARTITION] == before
+    assert joined.peers["a"].local_partitions.horizons[PARTITION] == before
 
 
 def test_the_time_of_the_order_is_that_of_the_cluster(joined: Joined) -> None:
     joined.offsets = {"a": HOUR}
     pass_time(joined)
     core = joined.peers["a"]
-    frames = encode(Envelope(7, joined.topology.epoch, 0, Order("lower-floors", [])))
+    frames = encode(Envelope(7, joined.topology.epoch, 0, AdminRequest("lower-floors", [])))
     core.receive(b"x", frames, joined.time_at("a"))
-    [pending] = core.take_orders()
+    [pending] = core.take_admin_requests()
     assert pending.order.stamp == stamp_at(joined.now)
 
 

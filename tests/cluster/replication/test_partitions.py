@@ -8,7 +8,12 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstash.cluster.replication.partitions import BUSY_MS, CATCHING_UP_MS, PROMISE_MS, Holdings
+from dstash.cluster.replication.partitions import (
+    BUSY_MS,
+    CATCHING_UP_MS,
+    PROMISE_MS,
+    LocalPartitions,
+)
 from dstash.cluster.replication.tasks import Effect, Pause
 from dstash.limits import PARTITIONS
 from dstash.store.digest import EMPTY
@@ -22,37 +27,37 @@ NOW = 1_700_000_000_000
 
 
 def test_a_promise_ends_and_a_clock_set_back_does_not_bring_it_to_life() -> None:
-    holdings = Holdings(TwinStore())
-    holdings.promise(7, 100, NOW)
-    assert holdings.promises(NOW) == {7: 100}
-    assert not holdings.has_promised(7, 99, NOW)
-    assert holdings.promises(NOW + PROMISE_MS) == {}
+    local_partitions = LocalPartitions(TwinStore())
+    local_partitions.promise(7, 100, NOW)
+    assert local_partitions.promises(NOW) == {7: 100}
+    assert not local_partitions.has_promised(7, 99, NOW)
+    assert local_partitions.promises(NOW + PROMISE_MS) == {}
     # From here on repairs came in: what was told before is no longer what is here.
-    assert not holdings.has_promised(7, 100, NOW)
-    assert holdings.promises(NOW) == {}
+    assert not local_partitions.has_promised(7, 100, NOW)
+    assert local_partitions.promises(NOW) == {}
 
 
 def test_a_clock_set_back_does_not_prolong_a_promise() -> None:
-    holdings = Holdings(TwinStore())
-    holdings.promise(7, 100, NOW + 3_600_000)
-    assert holdings.has_promised(7, 100, NOW)
-    assert not holdings.has_promised(7, 100, NOW + PROMISE_MS)
+    local_partitions = LocalPartitions(TwinStore())
+    local_partitions.promise(7, 100, NOW + 3_600_000)
+    assert local_partitions.has_promised(7, 100, NOW)
+    assert not local_partitions.has_promised(7, 100, NOW + PROMISE_MS)
 
 
 def test_while_it_is_brought_what_it_missed_every_partition_is_busy_but_not_for_ever() -> None:
-    holdings = Holdings(TwinStore())
-    assert not holdings.is_busy(7, NOW)
-    holdings.pushed(NOW)
-    assert holdings.is_busy(7, NOW + BUSY_MS - 1)
-    assert not holdings.is_busy(7, NOW + BUSY_MS)
-    assert not holdings.is_busy(7, NOW - 1), "the clock was set back"
+    local_partitions = LocalPartitions(TwinStore())
+    assert not local_partitions.is_busy(7, NOW)
+    local_partitions.pushed(NOW)
+    assert local_partitions.is_busy(7, NOW + BUSY_MS - 1)
+    assert not local_partitions.is_busy(7, NOW + BUSY_MS)
+    assert not local_partitions.is_busy(7, NOW - 1), "the clock was set back"
     pushes = range(NOW + BUSY_MS, NOW + BUSY_MS + CATCHING_UP_MS + 1, BUSY_MS // 2)
     for moment in pushes:
-        holdings.pushed(moment)
-        assert holdings.is_busy(7, moment) is (moment < NOW + BUSY_MS + CATCHING_UP_MS)
+        local_partitions.pushed(moment)
+        assert local_partitions.is_busy(7, moment) is (moment < NOW + BUSY_MS + CATCHING_UP_MS)
     quiet = pushes[-1] + BUSY_MS
-    holdings.pushed(quiet)
-    assert holdings.is_busy(7, quiet), "another one begins"
+    local_partitions.pushed(quiet)
+    assert local_partitions.is_busy(7, quiet), "another one begins"
 
 
 def test_a_digest_is_not_kept_when_the_horizon_moved_while_it_was_worked_out() -> None:
@@ -60,13 +65,13 @@ def test_a_digest_is_not_kept_when_the_horizon_moved_while_it_was_worked_out() -
     space = keyspace(b"i", frozenset({partition_of(b"k")}))
     dead = seal(space, [b"k"], head(pack(4, b"test"), RecordFlag.TOMBSTONE), [b""])
     store.commit([Write(dead, NOW)])
-    holdings = Holdings(store, slice_records=1)
-    walking = holdings.digest(partition_of(b"k"))
+    local_partitions = LocalPartitions(store, slice_records=1)
+    walking = local_partitions.digest(partition_of(b"k"))
     next(walking)  # the tombstone was taken in
-    holdings.advance([partition_of(b"k")], 9)
+    local_partitions.advance([partition_of(b"k")], 9)
     for _ in walking:
         pass
-    digest = result_of(holdings.digest(partition_of(b"k")))
+    digest = result_of(local_partitions.digest(partition_of(b"k")))
     assert digest == EMPTY, "what is dead below the horizon does not count"
 
 
@@ -75,7 +80,7 @@ def test_a_walk_rests_after_every_third_slice() -> None:
     space = keyspace(b"i", frozenset(range(PARTITIONS)))
     keys = [key for n in range(100_000) if partition_of(key := b"%d" % n) == 7][:7]
     store.commit([Write(seal(space, keys, head(pack(4, b"test")), [b"\1"] * 7), NOW)])
-    effects = list(Holdings(store, slice_records=1).digest(7))
+    effects = list(LocalPartitions(store, slice_records=1).digest(7))
     rests = [effect.milliseconds for effect in effects if isinstance(effect, Pause)]
     assert rests == [0, 0, 1, 0, 0, 1, 0, 0], "seven slices, and the end"
 
@@ -87,7 +92,7 @@ def test_a_walk_rests_after_every_third_slice() -> None:
 def test_partitions_of_which_nothing_is_here(held: set[int], asked: set[int]) -> None:
     store = TwinStore()
     store.records = {partition.to_bytes(2, "big") + b"\x01ik": b"record" for partition in held}
-    assert result_of(Holdings(store).empty_among(sorted(asked))) == sorted(asked - held)
+    assert result_of(LocalPartitions(store).empty_among(sorted(asked))) == sorted(asked - held)
 
 
 def result_of(walking: Generator[Effect, None, Any]) -> Any:

@@ -11,19 +11,19 @@ import pytest
 from dstash.cluster.repair.antientropy import _differing
 from dstash.cluster.replication import handlers, streaming
 from dstash.cluster.replication.handlers import pack_partitions
-from dstash.cluster.replication.partitions import Holdings
+from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.replication.replica import RECORD_BYTES
-from dstash.cluster.replication.streaming import _compare, _copy_all, _Filler, sources
+from dstash.cluster.replication.streaming import _compare, _copy_all, _Streamer, sources
 from dstash.cluster.replication.tasks import Merge, Pause
 from dstash.cluster.replication.throttle import Throttle
-from dstash.cluster.replication.tombstone_gc import vacate
+from dstash.cluster.replication.tombstone_gc import clean_up
 from dstash.cluster.replication.transfer import copy, split_horizons
 from dstash.errors import ProtocolError
 from dstash.limits import MIB
 from dstash.store.record import head, keyspace, partition_of, seal
 from dstash.types import RecordFlag
 from dstash.version import WRITER_BYTES, pack, stamp_at
-from dstash.wire.replication import AskCopy, AskDigests
+from dstash.wire.replication import CopyRequest, DigestsRequest
 from tests.cluster.virtual import ANSWERS, NOW, PARTITION, Cluster
 
 PAST = stamp_at(NOW - 60_000)
@@ -41,17 +41,17 @@ def test_a_write_that_one_replica_missed_is_filled_in() -> None:
 def test_only_what_is_here_already_is_compared() -> None:
     cluster = Cluster()
     assert cluster.fill("d") == [PARTITION]
-    assert (cluster.asked[AskCopy], cluster.compared) == (0, 0), "there is nothing"
+    assert (cluster.asked[CopyRequest], cluster.compared) == (0, 0), "there is nothing"
     for peer in "abc":
         cluster.write(peer, stamp_at(NOW))
     assert cluster.fill("d") == [PARTITION]
-    assert (cluster.asked[AskCopy], cluster.compared) == (1, 1), "from one, then another"
+    assert (cluster.asked[CopyRequest], cluster.compared) == (1, 1), "from one, then another"
     assert cluster.fill("d") == [PARTITION]
-    assert (cluster.asked[AskCopy], cluster.compared) == (1, 3)
+    assert (cluster.asked[CopyRequest], cluster.compared) == (1, 3)
 
 
-def filler(cluster: Cluster) -> _Filler:
-    return _Filler(cluster.peers["d"], Throttle(cluster.peers["d"]), print)
+def streamer(cluster: Cluster) -> _Streamer:
+    return _Streamer(cluster.peers["d"], Throttle(cluster.peers["d"]), print)
 
 
 @pytest.mark.parametrize("told", ["digest", "flag"])
@@ -62,13 +62,15 @@ def test_a_source_that_does_not_know_the_count_is_not_taken_for_empty(
     for peer in "abc":
         cluster.write(peer, stamp_at(NOW))
 
-    def earlier(holdings: Holdings, question: AskDigests, now: int) -> Any:
-        answer = yield from handlers.digests(holdings, AskDigests(question.partitions), now)
+    def earlier(local_partitions: LocalPartitions, question: DigestsRequest, now: int) -> Any:
+        answer = yield from handlers.digests(
+            local_partitions, DigestsRequest(question.partitions), now
+        )
         known = {"digests": bytes(16)} if told == "flag" else {}
         return replace(answer, counts=bytes(4), busy=bytes([told == "flag"]), **known)
 
-    monkeypatch.setitem(ANSWERS, AskDigests, earlier)
-    cluster.run("d", _copy_all(filler(cluster), [PARTITION], "a"))
+    monkeypatch.setitem(ANSWERS, DigestsRequest, earlier)
+    cluster.run("d", _copy_all(streamer(cluster), [PARTITION], "a"))
     assert cluster.records("d") == 1
 
 
@@ -76,16 +78,16 @@ def test_a_source_that_does_not_know_the_count_is_not_taken_for_empty(
 def test_an_answer_with_another_number_of_flags_is_refused(
     flags: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def uneven(holdings: Holdings, question: AskDigests, now: int) -> Any:
-        answer = yield from handlers.digests(holdings, question, now)
+    def unreconciled(local_partitions: LocalPartitions, question: DigestsRequest, now: int) -> Any:
+        answer = yield from handlers.digests(local_partitions, question, now)
         return replace(answer, busy=flags)
 
     cluster = Cluster()
-    monkeypatch.setitem(ANSWERS, AskDigests, uneven)
-    replica, question = cluster.peers["d"], AskDigests(pack_partitions([PARTITION]))
+    monkeypatch.setitem(ANSWERS, DigestsRequest, unreconciled)
+    replica, question = cluster.peers["d"], DigestsRequest(pack_partitions([PARTITION]))
     for task in (
-        _copy_all(filler(cluster), [PARTITION], "a"),
-        _compare(filler(cluster), [PARTITION], "a", set()),
+        _copy_all(streamer(cluster), [PARTITION], "a"),
+        _compare(streamer(cluster), [PARTITION], "a", set()),
         _differing(replica, "a", question),
     ):
         with pytest.raises(ProtocolError, match="number of flags"):
@@ -121,7 +123,7 @@ def test_pages_are_small_unless_that_is_too_little_for_the_rate(
     cluster.order(rate)
     assert cluster.fill("d") == [PARTITION]
     assert cluster.records("d") == records
-    assert cluster.asked[AskCopy] == pages
+    assert cluster.asked[CopyRequest] == pages
 
 
 @pytest.mark.parametrize(("records", "pages"), [(1, 4), (3, 5)])
@@ -142,8 +144,8 @@ def test_pages_name_no_more_partitions_than_they_may_come_from(records: int, pag
     replica = cluster.peers["d"]
     copied = cluster.run("d", copy(replica, list(held), "a", Throttle(replica)))
     assert copied == len(entries) == 200 * records
-    assert replica.holdings.walk_all(list(held), b"", 1000) == sorted(entries)
-    assert cluster.asked[AskCopy] == pages
+    assert replica.local_partitions.walk_all(list(held), b"", 1000) == sorted(entries)
+    assert cluster.asked[CopyRequest] == pages
 
 
 @pytest.mark.parametrize("delay", [0, 20])
@@ -171,11 +173,11 @@ def test_what_was_held_up_for_long_does_not_hurry_for_long(
     cluster = Cluster()
     hold_400_kilobytes(cluster)
 
-    def held_up(holdings: Holdings, question: AskCopy, now: int) -> Any:
-        cluster.now += 400 if cluster.asked[AskCopy] == 4 else 0
-        return handlers.copy(holdings, question, now)
+    def held_up(local_partitions: LocalPartitions, question: CopyRequest, now: int) -> Any:
+        cluster.now += 400 if cluster.asked[CopyRequest] == 4 else 0
+        return handlers.copy(local_partitions, question, now)
 
-    monkeypatch.setitem(ANSWERS, AskCopy, held_up)
+    monkeypatch.setitem(ANSWERS, CopyRequest, held_up)
     cluster.order(1_000_000)
     cluster.fill("d")
     held_up_for = 400 - 2 * 80  # the page itself may take so long
@@ -231,7 +233,7 @@ def test_small_records_move_gently_unless_a_high_rate_is_ordered(rate: int) -> N
         assert per_second == pytest.approx(rate / (weight / records), rel=0.1)
     else:
         assert per_second == pytest.approx(42_000_000 / (weight / records + RECORD_BYTES), rel=0.1)
-        assert cluster.asked[AskCopy] == 20, "no larger pages than that takes"
+        assert cluster.asked[CopyRequest] == 20, "no larger pages than that takes"
 
 
 def test_a_filler_makes_up_for_what_passes_between_two_groups_of_partitions() -> None:
@@ -241,7 +243,7 @@ def test_a_filler_makes_up_for_what_passes_between_two_groups_of_partitions() ->
     cluster.order(1_000_000)
     cluster.run("d", streaming.fill(cluster.peers["d"], range(100), print))
     at_least = 1000 * 2 * weight / 1_000_000
-    assert cluster.asked[AskDigests] > 20
+    assert cluster.asked[DigestsRequest] > 20
     assert at_least - 1 < cluster.now - NOW < at_least + 50
 
 
@@ -262,16 +264,16 @@ def test_so_many_partitions_are_filled_together_that_it_is_no_pity_to_begin_anew
 ) -> None:
     taken: list[int] = []
 
-    def take(filler: Any, partitions: list[int]) -> Any:
+    def take(streamer: Any, partitions: list[int]) -> Any:
         taken.append(len(partitions))
         per_partition = weight if counted_as == "bytes" else weight // RECORD_BYTES
-        progress = filler.replica.progress
+        progress = streamer.replica.progress
         before = getattr(progress, counted_as)
         setattr(progress, counted_as, before + len(partitions) * per_partition)
         yield Pause()
         return []
 
-    monkeypatch.setattr(streaming, "_fill_some", take)
+    monkeypatch.setattr(streaming, "_stream_some", take)
     cluster = Cluster()
     cluster.run("d", streaming.fill(cluster.peers["d"], range(1000), print))
     assert taken == sizes
@@ -290,15 +292,17 @@ def test_a_partition_that_comes_back_while_it_is_dropped_is_filled(done: int) ->
     cluster = Cluster()
     for peer in "abcd":  # d has lost the partition in the change before
         cluster.write(peer, stamp_at(NOW - 90_000))
-        cluster.commit(peer, Merge(marks=[cluster.peers[peer].holdings.advance([PARTITION], PAST)]))
-    vacating = vacate(cluster.peers["d"], [PARTITION])
+        cluster.commit(
+            peer, Merge(marks=[cluster.peers[peer].local_partitions.advance([PARTITION], PAST)])
+        )
+    vacating = clean_up(cluster.peers["d"], [PARTITION])
     for effect in islice(vacating, done):
         assert isinstance(effect, Merge)
         cluster.commit("d", effect)
     vacating.close()
     assert cluster.fill("d") == [PARTITION]
     assert cluster.records("d") == 1
-    assert cluster.peers["d"].holdings.horizons[PARTITION] == PAST
+    assert cluster.peers["d"].local_partitions.horizons[PARTITION] == PAST
 
 
 @pytest.mark.parametrize("keeps_another", [False, True])
@@ -324,9 +328,9 @@ def test_horizon_from_a_wrong_clock_does_not_come_in_with_the_data() -> None:
     cluster = Cluster()
     for peer in "abc":
         cluster.write(peer, stamp_at(NOW))
-        cluster.peers[peer].holdings.advance([PARTITION], stamp_at(NOW + 3_600_000))
+        cluster.peers[peer].local_partitions.advance([PARTITION], stamp_at(NOW + 3_600_000))
     assert cluster.fill("d") == [PARTITION]
     assert cluster.records("d") == 1
     taken = cluster.peers["d"]
-    assert taken.holdings.horizons[PARTITION] == taken.clock.latest()
-    assert taken.holdings.floor == taken.clock.latest() < stamp_at(NOW + 1000)
+    assert taken.local_partitions.horizons[PARTITION] == taken.clock.latest()
+    assert taken.local_partitions.floor == taken.clock.latest() < stamp_at(NOW + 1000)

@@ -7,12 +7,12 @@ import pytest
 from dstash.cluster.repair.antientropy import compare_with
 from dstash.cluster.replication.partitions import BUSY_MS, HORIZONS_MARK
 from dstash.cluster.replication.tasks import Merge
-from dstash.cluster.replication.tombstone_gc import agree_all, bury_all, even_all
+from dstash.cluster.replication.tombstone_gc import agree_all, reap_all, reconcile_horizons
 from dstash.cluster.topology.view import View
 from dstash.errors import DiskFull
 from dstash.types import RecordFlag
 from dstash.version import stamp_at
-from dstash.wire.replication import AskFloor, SetHorizon
+from dstash.wire.replication import FloorRequest, SetHorizon
 from tests.cluster.virtual import NOW, PARTITION, Cluster
 
 LAG_MS = 30_000
@@ -24,12 +24,12 @@ def deleted(*, joins: bool = False) -> Cluster:
     cluster = Cluster(joins=joins)
     for peer in "abc":
         cluster.write(peer, stamp_at(NOW - 90_000), flags=RecordFlag.TOMBSTONE)
-        cluster.run(peer, cluster.peers[peer].holdings.digest(PARTITION))
+        cluster.run(peer, cluster.peers[peer].local_partitions.digest(PARTITION))
     return cluster
 
 
 def horizons(cluster: Cluster) -> list[int]:
-    return [cluster.peers[peer].holdings.horizons[PARTITION] for peer in "abc"]
+    return [cluster.peers[peer].local_partitions.horizons[PARTITION] for peer in "abc"]
 
 
 def compare(cluster: Cluster) -> list[bool]:
@@ -38,15 +38,15 @@ def compare(cluster: Cluster) -> list[bool]:
         for other in sorted(set("abc") - {peer}):
             cluster.now += BUSY_MS
             cluster.run(peer, compare_with(cluster.peers[peer], other))
-    return [bool(cluster.peers[peer].holdings.uneven) for peer in "abc"]
+    return [bool(cluster.peers[peer].local_partitions.unreconciled) for peer in "abc"]
 
 
 def bury(cluster: Cluster) -> None:
     """Have all even their horizons, and drop the dead."""
     for peer in "abc":
-        cluster.run(peer, even_all(cluster.peers[peer]))
+        cluster.run(peer, reconcile_horizons(cluster.peers[peer]))
     for peer in "abc":
-        cluster.run(peer, bury_all(cluster.peers[peer]))
+        cluster.run(peer, reap_all(cluster.peers[peer]))
 
 
 def test_all_replicas_come_to_the_same_horizon() -> None:
@@ -67,7 +67,7 @@ def test_who_goes_away_in_the_middle_is_told_later(place: int) -> None:
     assert sorted(horizons(cluster)) == [0, HORIZON, HORIZON], "all others are told at once"
     cluster.unanswered.clear()
     for peer in "abc":
-        cluster.run(peer, bury_all(cluster.peers[peer]))
+        cluster.run(peer, reap_all(cluster.peers[peer]))
     assert any(compare(cluster))
     bury(cluster)
     assert horizons(cluster) == [HORIZON] * 3
@@ -113,7 +113,7 @@ def test_an_uneven_horizon_waits_too(why: str) -> None:
     if why == "one is away":
         cluster.view = View(cluster.view.topology, frozenset("ab"))
     if why == "one has moved on":
-        cluster.unanswered = {(peer, AskFloor) for peer in "abc"}
+        cluster.unanswered = {(peer, FloorRequest) for peer in "abc"}
     bury(cluster)
     assert horizons(cluster) == [HORIZON, 0, 0]
     assert [cluster.records(peer) for peer in "abc"] == [0, 1, 1]
@@ -133,8 +133,8 @@ def test_horizon_that_cannot_be_stored_is_not_kept_in_memory(
 
     monkeypatch.setattr(cluster, "commit", commit_if_room)
     cluster.run(peers[0], agree_all(cluster.peers[peers[0]], LAG_MS))
-    assert cluster.peers[full].holdings.horizons[PARTITION] == 0
+    assert cluster.peers[full].local_partitions.horizons[PARTITION] == 0
     assert sorted(horizons(cluster)) == [0, HORIZON, HORIZON]
     monkeypatch.undo()
-    cluster.run(peers[0], even_all(cluster.peers[peers[0]]))
+    cluster.run(peers[0], reconcile_horizons(cluster.peers[peers[0]]))
     assert horizons(cluster) == [HORIZON] * 3

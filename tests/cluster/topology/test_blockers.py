@@ -39,7 +39,7 @@ def unsynced(topology: Topology, *names: str) -> Topology:
 
 def all_complete(topology: Topology) -> Topology:
     assert topology.change is not None
-    for peer in transitions.gains(topology):
+    for peer in transitions.incoming(topology):
         topology = transitions.complete(topology, peer, topology.change.number) or topology
     return topology
 
@@ -122,7 +122,7 @@ def test_force_remove_makes_a_dead_gaining_member_leave() -> None:
     member = topology.member("b")
     assert member is not None
     assert member.state is State.LEAVING
-    assert "b" not in transitions.gains(topology)
+    assert "b" not in transitions.incoming(topology)
 
 
 def test_force_remove_lets_the_end_of_a_change_go_on() -> None:
@@ -153,7 +153,7 @@ def test_waiver_ends_when_the_member_is_synced_and_with_its_store() -> None:
     member = accepted.member("b")
     assert member is not None
     assert member.is_waived
-    back = transitions.filled(accepted, "b", "store-b")
+    back = transitions.streamed(accepted, "b", "store-b")
     assert back is not None
     assert back.members[1].waived == ""
     assert not replace(member, store_id="another").is_waived

@@ -37,7 +37,7 @@ def status(
 
 def of(worked_out: Plan, peer: str) -> tuple[int, int, int, int]:
     one = next(one for one in worked_out.peers if one.id == peer)
-    return one.before, one.after, one.gains, one.loses
+    return one.before, one.after, one.incoming, one.loses
 
 
 def test_one_more_peer_moves_its_fair_share_and_nothing_else() -> None:
@@ -48,7 +48,7 @@ def test_one_more_peer_moves_its_fair_share_and_nothing_else() -> None:
     fair = 3 * PARTITIONS / 5
     assert of(worked_out, "p5")[2] == worked_out.partitions == pytest.approx(fair, rel=0.1)
     assert sum(one.loses for one in worked_out.peers) == worked_out.partitions
-    assert sum(one.gains for one in worked_out.peers if one.id != "p5") == 0
+    assert sum(one.incoming for one in worked_out.peers if one.id != "p5") == 0
     assert worked_out.problems == ()
 
 

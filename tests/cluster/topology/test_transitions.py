@@ -109,22 +109,22 @@ def test_only_when_old_readers_are_gone_may_writes_leave_them() -> None:
 def test_those_who_stay_are_filled_when_fewer_are_left() -> None:
     three = cluster("a", "b", "c")
     # A write may have been acked by b and c alone, and then a quorum of a and b is both of them.
-    assert set(transitions.gains(transitions.remove(three, ["c"]))) == {"a", "b"}
-    assert len(transitions.gains(transitions.remove(three, ["b", "c"]))["a"]) == 4096
+    assert set(transitions.incoming(transitions.remove(three, ["c"]))) == {"a", "b"}
+    assert len(transitions.incoming(transitions.remove(three, ["b", "c"]))["a"]) == 4096
     four = cluster(*"abcd", replicas=4)
-    assert transitions.gains(transitions.remove(four, ["d"])) == {}
+    assert transitions.incoming(transitions.remove(four, ["d"])) == {}
     five = cluster(*"abcde", replicas=5)
-    assert len(transitions.gains(transitions.remove(five, ["d", "e"]))["a"]) == 4096
-    swapped = transitions.gains(transitions.swap(three, "c", candidate("d")))
+    assert len(transitions.incoming(transitions.remove(five, ["d", "e"]))["a"]) == 4096
+    swapped = transitions.incoming(transitions.swap(three, "c", candidate("d")))
     assert set(swapped) == {"d"}
 
 
 @pytest.mark.parametrize("old", ["a", "ab", "abc", "abcd", "abcde", "abcdefg"])
 @pytest.mark.parametrize("new", ["a", "x", "ab", "ax", "abc", "axy", "abcd", "abcx", "abcde"])
 def test_after_a_change_a_quorum_has_every_write_that_was_acked(old: str, new: str) -> None:
-    filled = set(new) if transitions.thins_out(old, new) else set(new) - set(old)
+    streamed = set(new) if transitions.survivors_lack_quorum(old, new) else set(new) - set(old)
     for acked in combinations(old, Level.QUORUM.needed(len(old))):
-        assert len(filled.union(acked).intersection(new)) >= Level.QUORUM.needed(len(new))
+        assert len(streamed.union(acked).intersection(new)) >= Level.QUORUM.needed(len(new))
 
 
 def test_a_change_that_is_switched_cannot_be_cancelled_or_joined() -> None:
@@ -152,7 +152,7 @@ def test_a_joiner_that_lost_its_store_is_filled_again() -> None:
     joiner = back.member("d")
     assert joiner is not None
     assert joiner.synced  # else nobody could ever fill it: it has nothing before the change
-    assert transitions.gains(back)["d"]
+    assert transitions.incoming(back)["d"]
 
 
 def test_a_member_that_lost_its_store_loses_what_it_had_gained() -> None:
@@ -192,17 +192,17 @@ def test_a_newcomer_keeps_the_rate_and_the_pause_of_the_change_under_way() -> No
 def test_a_dead_joiner_does_not_hold_up_the_others_for_ever() -> None:
     before = cluster("a", "b", "c", "d", "e")
     begun = transitions.add(before, [candidate("f")])
-    assert transitions.abandon(begun, ["a"], 1) is None
-    alone = transitions.abandon(begun, ["f"], 1)
+    assert transitions.drop_dead_joiners(begun, ["a"], 1) is None
+    alone = transitions.drop_dead_joiners(begun, ["f"], 1)
     assert alone is not None
     assert alone.change is None
     assert [one.id for one in alone.members] == list("abcde")
-    mixed = transitions.abandon(transitions.remove(begun, ["e"]), ["f"], 1)
+    mixed = transitions.drop_dead_joiners(transitions.remove(begun, ["e"]), ["f"], 1)
     assert mixed is not None
     assert mixed.change is not None
     assert mixed.change.number == mixed.epoch
     assert [one.state for one in mixed.members][-1] is State.LEAVING
-    assert transitions.abandon(begun, ["f"], 3) is None  # this peer sees badly, rather
+    assert transitions.drop_dead_joiners(begun, ["f"], 3) is None  # this peer sees badly, rather
 
 
 def test_forgetting_waits_while_too_many_are_down() -> None:

@@ -8,13 +8,13 @@ from typing import Any
 from dstash.cluster.topology.topology import Change, Member, State, Topology
 from dstash.cluster.topology.view import View
 from dstash.peer.http.dashboard import state
-from dstash.peer.http.dashboard.alerts import troubles
+from dstash.peer.http.dashboard.alerts import alerts
 from dstash.peer.http.dashboard.observer import Sight
 from dstash.peer.http.dashboard.state import Known
 from dstash.peer.telemetry.history import Sample
 
 NOW = 1_700_000_000_000
-WELL: dict[str, Any] = {"version": "1", "epoch": 7, "why_not_ready": "", "healing": {}}
+WELL: dict[str, Any] = {"version": "1", "epoch": 7, "why_not_ready": "", "maintenance": {}}
 
 
 def member(name: str, **more: Any) -> Member:
@@ -37,7 +37,7 @@ TRIO = topology(member("a"), member("b"), member("c"))
 
 
 def said(what: Known) -> list[tuple[int, str]]:
-    return [(one["badness"], one["text"]) for one in troubles(what, state.describe(what))]
+    return [(one["badness"], one["text"]) for one in alerts(what, state.describe(what))]
 
 
 def healths(what: Known) -> dict[str, str]:
@@ -75,14 +75,14 @@ def test_a_lock_that_is_held_does_not_hide_a_lost_connection() -> None:
 
 def test_a_member_without_its_data_does_not_count_as_a_replica() -> None:
     lost = topology(member("a"), member("b", synced=False), member("c", synced=False))
-    assert healths(known(lost)) == {"a": "ok", "b": "filling", "c": "filling"}
+    assert healths(known(lost)) == {"a": "ok", "b": "streaming", "c": "streaming"}
     assert said(known(lost))[0][1].startswith("no quorum for 4096")
 
 
 def test_troubles_name_every_peer_that_has_them() -> None:
     away = "the membership is out of reach"
-    what = known(TRIO, status=WELL | {"troubles": [away]})
-    what.sights["c"].status["troubles"] = [away, "another"]  # type: ignore[index]
+    what = known(TRIO, status=WELL | {"alerts": [away]})
+    what.sights["c"].status["alerts"] = [away, "another"]  # type: ignore[index]
     assert said(what) == [(1, f"a, c: {away}"), (1, "c: another")]
 
 
@@ -105,20 +105,25 @@ def test_a_join_is_shown_with_how_far_it_is() -> None:
     joining = topology(*TRIO.members, member("d", state=State.JOINING), change=Change(7, rate=9))
     what = known(joining, "abcd")
     total = len([one for one in View(joining).writers if "d" in one])
-    healing = {"filling": 1, "filling_of": total, "filling_ms": 2000, "filled_bytes": 5000}
-    what.sights["d"].status["healing"] = healing  # type: ignore[index]
+    maintenance = {
+        "streaming": 1,
+        "streaming_of": total,
+        "streaming_ms": 2000,
+        "streamed_bytes": 5000,
+    }
+    what.sights["d"].status["maintenance"] = maintenance  # type: ignore[index]
     facts = state.describe(what)
     transfer = {one["peer"]: one for one in facts["change"]["transfers"]}["d"]
     assert (transfer["partitions"], transfer["done"], transfer["rate"]) == (total, total - 1, 2500)
     assert facts["change"]["joining"] == ["d"]
     assert sum(one["moving"] for one in facts["sets"]) == total
-    assert troubles(what, facts) == []
+    assert alerts(what, facts) == []
 
 
 def test_the_lag_is_what_others_keep_hints_of() -> None:
     what = known(TRIO)
     for peer, count in (("b", 30), ("c", 12)):
-        what.sights[peer].status["healing"] = {"hints": {"a": count}}  # type: ignore[index]
+        what.sights[peer].status["maintenance"] = {"hints": {"a": count}}  # type: ignore[index]
     assert {one["id"]: one["lag"] for one in state.describe(what)["members"]}["a"] == 42
 
 
@@ -151,5 +156,5 @@ def test_a_large_cluster_is_shortened_to_the_first_peers() -> None:
 
 def test_a_peer_that_hangs_still_has_a_page() -> None:
     facts = state.unknown("a", "dstash", 12.3)
-    assert facts.keys() == state.describe(known(TRIO)).keys() | {"troubles"}
-    assert "a hangs: its loop has not turned for 12 s" in facts["troubles"][0]["text"]
+    assert facts.keys() == state.describe(known(TRIO)).keys() | {"alerts"}
+    assert "a hangs: its loop has not turned for 12 s" in facts["alerts"][0]["text"]

@@ -8,8 +8,8 @@ from dstash.cluster.topology.view import View
 from dstash.peer.http.dashboard.observer import Observer
 from dstash.peer.telemetry.history import Sample, pack_samples
 from dstash.wire.envelope import Envelope, decode
-from dstash.wire.messages import AskStatus, StatusIs
-from dstash.wire.replication import AskHistory, HistoryIs
+from dstash.wire.messages import StatusReply, StatusRequest
+from dstash.wire.replication import HistoryReply, HistoryRequest
 from dstash.wire.shapes import Message
 
 NOW = 1_700_000_000_000
@@ -41,7 +41,7 @@ def test_nobody_is_asked_while_nobody_looks() -> None:
     bench = Bench()
     assert bench.tick(NOW) == []
     bench.observer.watch(NOW)
-    assert _asked(bench.tick(NOW)) == {"b": AskStatus(), "c": AskStatus()}
+    assert _asked(bench.tick(NOW)) == {"b": StatusRequest(), "c": StatusRequest()}
     assert bench.tick(NOW + 4000) == [], "the last look is long ago"
 
 
@@ -52,16 +52,16 @@ def test_a_peer_that_does_not_answer_is_not_asked_again() -> None:
     assert len(first) == 2
     assert bench.tick(NOW + 1000) == []
     to_b = next(one for one in first if one.peer == "b")
-    (second,) = bench.answer(to_b, StatusIs({"ready": True}), NOW + 1100)
-    assert _asked([second]) == {"b": AskHistory(0)}
-    samples = HistoryIs(pack_samples([Sample(NOW, reads=7)]))
+    (second,) = bench.answer(to_b, StatusReply({"ready": True}), NOW + 1100)
+    assert _asked([second]) == {"b": HistoryRequest(0)}
+    samples = HistoryReply(pack_samples([Sample(NOW, reads=7)]))
     assert bench.answer(second, samples, NOW + 1200) == []
     sight = bench.observer.sights["b"]
-    assert (sight.status, sight.heard, sight.trouble) == ({"ready": True}, NOW + 1100, "")
+    assert (sight.status, sight.heard, sight.problem) == ({"ready": True}, NOW + 1100, "")
     assert [one.reads for one in sight.samples] == [7]
     (third,) = bench.tick(NOW + 2000)
-    (fourth,) = bench.answer(third, StatusIs({}), NOW + 2100)
-    assert _asked([fourth]) == {"b": AskHistory(NOW)}, "only what is new"
+    (fourth,) = bench.answer(third, StatusReply({}), NOW + 2100)
+    assert _asked([fourth]) == {"b": HistoryRequest(NOW)}, "only what is new"
 
 
 def test_a_broken_connection_is_seen_at_once_and_until_an_answer() -> None:
@@ -73,10 +73,10 @@ def test_a_broken_connection_is_seen_at_once_and_until_an_answer() -> None:
     for one in first:
         bench.scheduler.unsent(one.peer, one.correlation)
     bench.tick(NOW + 500)
-    assert bench.observer.sights["b"].trouble == "b is not connected"
+    assert bench.observer.sights["b"].problem == "b is not connected"
     for one in bench.tick(NOW + 1000):
-        more = bench.answer(one, StatusIs({}), NOW + 1100)
-        bench.answer(more[0], HistoryIs(b""), NOW + 1200)
+        more = bench.answer(one, StatusReply({}), NOW + 1100)
+        bench.answer(more[0], HistoryReply(b""), NOW + 1200)
     assert not bench.observer.sights["b"].is_gone
 
 
@@ -84,10 +84,10 @@ def test_garbage_from_another_peer_is_trouble_with_that_peer() -> None:
     bench = Bench()
     bench.observer.watch(NOW)
     first = bench.tick(NOW)[0]
-    second = bench.answer(first, StatusIs({}), NOW)[-1]
-    bench.answer(second, HistoryIs(b"garbage"), NOW)
+    second = bench.answer(first, StatusReply({}), NOW)[-1]
+    bench.answer(second, HistoryReply(b"garbage"), NOW)
     sight = bench.observer.sights[first.peer]
-    assert "samples" in sight.trouble
+    assert "samples" in sight.problem
     assert not sight.is_gone
 
 

@@ -13,8 +13,8 @@ from dstash.peer.telemetry.spans import SpanWriter
 from dstash.peer.telemetry.tracing import Notes, Tracer
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
-from dstash.wire.messages import AskStatus, Lookup, Put, Scan, Stored
-from dstash.wire.replication import AskCopy, Hint
+from dstash.wire.messages import Lookup, Put, Scan, StatusRequest, Stored
+from dstash.wire.replication import CopyRequest, Hint
 from dstash.wire.shapes import Frame, Message
 from tests.peer.test_core import EPOCH, EVERYWHERE, Peer, keys, put, topology
 from tests.wire.examples import TRACE
@@ -72,8 +72,8 @@ def test_a_commit_is_noted_in_each_write_of_its_group(peer: Traced) -> None:
         (Lookup("i", 1, keys(b"k")), "Lookup", "one", 1),
         (Lookup("i", 3, keys(b"k", b"l")), "Lookup", "quorum", 2),
         (Scan("i", b"", EVERYWHERE, b"", 10, 10**6), "Scan", "", 0),
-        (AskStatus(), "AskStatus", "", 0),
-        (AskCopy(EVERYWHERE, b""), "AskCopy", "", 0),  # answered by a task, later
+        (StatusRequest(), "AskStatus", "", 0),
+        (CopyRequest(EVERYWHERE, b""), "AskCopy", "", 0),  # answered by a task, later
     ],
     ids=lambda one: type(one).__name__,
 )

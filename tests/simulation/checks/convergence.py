@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from dstash.cluster.replication.partitions import Holdings
+from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.topology.view import View
-from dstash.store.digest import is_dead_at
+from dstash.store.digest import is_reapable_at
 from dstash.store.memory import TwinStore
 from dstash.store.record import partition_of, split_storage_key
 from tests.simulation.checks.registry import Run, Violation, When, check
@@ -61,12 +61,12 @@ def compare(stores: Mapping[str, TwinStore], owners: dict[bytes, list[str]]) -> 
         stores: what each peer holds.
         owners: the peers that should hold a storage key.
     """
-    horizons = {peer: Holdings(store).horizons for peer, store in stores.items()}
+    horizons = {peer: LocalPartitions(store).horizons for peer, store in stores.items()}
     for storage_key, peers in owners.items():
         partition, index, key = split_storage_key(storage_key)
         held = {peer: stores[peer].records.get(storage_key) for peer in peers}
         counted = {
-            None if record is None or is_dead_at(record, horizons[peer][partition]) else record
+            None if record is None or is_reapable_at(record, horizons[peer][partition]) else record
             for peer, record in held.items()
         }
         if len(counted) > 1:

@@ -22,12 +22,12 @@ def wipe(faults: Faults) -> Undo:
 
 
 @kind("damage")
-def damage(faults: Faults) -> Undo:
+def corruption(faults: Faults) -> Undo:
     """Flip a bit of a record."""
     store = faults.unlucky.store
     if store.records:
         storage_key = faults.rng.choice(store.ordered())
-        store.damage(storage_key, faults.rng.randrange(1 << 16))
+        store.corruption(storage_key, faults.rng.randrange(1 << 16))
         faults.note(f"{faults.unlucky.name} has a rotten record {storage_key[3:]!r}")
         faults.world.losses.add(Loss.RECORD)
     return None

@@ -61,7 +61,7 @@ def old_topology(faults: Faults) -> Undo:
     return _damage_topology(faults, faults.world.membership.roll_back)
 
 
-def _damage_topology(faults: Faults, damage: Callable[[], None]) -> Undo:
+def _damage_topology(faults: Faults, corruption: Callable[[], None]) -> Undo:
     topology = faults.world.membership.topology
     if topology is None or not topology.formed or topology.restored is not None:
         return None
@@ -70,7 +70,7 @@ def _damage_topology(faults: Faults, damage: Callable[[], None]) -> Undo:
         down = []
     for node in down:
         node.kill(power=False)
-    damage()
+    corruption()
 
     def undo() -> None:
         for node in down:

@@ -8,7 +8,7 @@ from dstash.cluster.membership.interface import Stored
 from dstash.cluster.replication.lineage import Life, StoreMemory
 from dstash.cluster.topology.topology import Topology
 from dstash.peer.core import PeerCore, Settings
-from dstash.peer.membership_agent import Keeper
+from dstash.peer.membership_agent import MembershipAgent
 from dstash.store.memory import TwinStore
 from tests.simulation.events import MS
 from tests.simulation.planted.registry import plant, planted_conditions
@@ -45,12 +45,12 @@ class AmnesiacsVote(World):
     def make_core(self, settings: Settings, store: TwinStore, now: int) -> PeerCore:
         """Return a core that does not remember how new the stores of others were."""
         core = super().make_core(settings, store, now)
-        core.holdings.memory = _Blank(store)
+        core.local_partitions.memory = _Blank(store)
         return core
 
-    def propose(self, keeper: Keeper, stored: Stored) -> Topology | None:
+    def propose(self, agent: MembershipAgent, stored: Stored) -> Topology | None:
         """Call every member synced."""
-        topology = super().propose(keeper, stored)
+        topology = super().propose(agent, stored)
         if topology is None:
             return None
         members = tuple(replace(member, synced=True) for member in topology.members)

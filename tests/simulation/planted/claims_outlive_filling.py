@@ -31,7 +31,7 @@ class ClaimsOutliveFilling(World):
     def make_core(self, settings: Settings, store: TwinStore, now: int) -> PeerCore:
         """Return a core whose claims are judged by all lives that were ever told of."""
         core = super().make_core(settings, store, now)
-        claims = core.healer.freshness._claims
+        claims = core.maintenance.freshness._claims
         claims._lineage = _Unforgiving(claims._lineage)  # type: ignore[assignment]
         return core
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from dstash.cluster.membership.interface import Stored
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.transitions import complete
-from dstash.peer.membership_agent import Keeper
+from dstash.peer.membership_agent import MembershipAgent
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 
@@ -22,9 +22,9 @@ class CallsGainsComplete(World):
         conditions = replace(planted_conditions(seed, "change", "kill"), keys=16)
         super().__init__(seed, conditions=conditions)
 
-    def propose(self, keeper: Keeper, stored: Stored) -> Topology | None:
+    def propose(self, agent: MembershipAgent, stored: Stored) -> Topology | None:
         """Say of this peer that it has all it gains."""
-        topology = super().propose(keeper, stored)
+        topology = super().propose(agent, stored)
         if topology is not None or stored.topology is None or stored.topology.change is None:
             return topology
-        return complete(stored.topology, keeper._announcement.peer, stored.topology.change.number)
+        return complete(stored.topology, agent._announcement.peer, stored.topology.change.number)

@@ -32,7 +32,7 @@ class OldCopiesVote(World):
     def make_core(self, settings: Settings, store: TwinStore, now: int) -> PeerCore:
         """Return a core that neither waits for what others remember nor judges by it."""
         core = super().make_core(settings, store, now)
-        freshness = core.healer.freshness
+        freshness = core.maintenance.freshness
         freshness._lacking = lambda view: []  # type: ignore[method-assign]
         freshness._judge = lambda is_old, by: False  # type: ignore[method-assign]
         return core

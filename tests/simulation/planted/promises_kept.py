@@ -9,7 +9,7 @@ from unittest import mock
 
 from dstash.cluster.repair import antientropy
 from dstash.cluster.repair.hints import Hints
-from dstash.cluster.replication.partitions import Holdings
+from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.peer.maintenance import Pace
 from tests.simulation.events import MS, SECOND
 from tests.simulation.planted.registry import plant, planted_conditions
@@ -37,5 +37,5 @@ class KeepsPromises(World):
         Hints are not kept: they would bring most of what a replica missed before it is compared.
         """
         yield mock.patch.object(Hints, "add")
-        yield mock.patch.object(Holdings, "release", return_value=[])
+        yield mock.patch.object(LocalPartitions, "release", return_value=[])
         yield mock.patch.object(antientropy, "_RETRIES_MS", ())

@@ -12,7 +12,7 @@ from tests.simulation.events import MS, SECOND
 from tests.simulation.profiles.registry import profile
 
 #: Tombstones are collected so often that a run sees dozens of horizons.
-_SHORT: Final = Pace(compare_ms=2_000, bury_ms=2_000, bury_lag_ms=500)
+_SHORT: Final = Pace(compare_ms=2_000, gc_interval_ms=2_000, gc_grace_ms=500)
 
 _CUTS: Final = ("cut_pair", "isolate_one_way", "pause", "storm")
 

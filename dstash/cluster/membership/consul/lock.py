@@ -32,7 +32,7 @@ _SYNC_POLL: Final = 0.05
 _CONFLICT: Final = 409
 
 
-class Hold:
+class SessionLock:
     """The chain of one run of one peer. Takes no decision of its own; not thread-safe.
 
     Every method may raise ``MembershipUnreachable``.
@@ -68,7 +68,7 @@ class Hold:
         try:
             self._client.agent.check.ttl_pass(self._check)
         except MembershipUnreachable as error:
-            if error.facts["status"] is None:
+            if error.details["status"] is None:
                 raise
             return False
         return True
@@ -156,7 +156,7 @@ class Hold:
             try:
                 return self._ask_for_session()
             except MembershipUnreachable as error:
-                if error.facts["status"] is None or time.monotonic() > deadline:
+                if error.details["status"] is None or time.monotonic() > deadline:
                     raise
             time.sleep(_SYNC_POLL)
             self.beat()
@@ -184,7 +184,7 @@ class Hold:
         try:
             self._client.txn.put([proof, {"KV": {"Verb": "delete", "Key": key}}])
         except MembershipUnreachable as error:
-            if error.facts["status"] != _CONFLICT:
+            if error.details["status"] != _CONFLICT:
                 raise
 
     def _clear_leftovers(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dstash.cluster.membership.consul.http import READ_TIMEOUT, ConsulClient
-from dstash.cluster.membership.consul.lock import Hold, folder
+from dstash.cluster.membership.consul.lock import SessionLock, folder
 from dstash.cluster.membership.consul.session import LAST_PATIENCE, Lease
 from dstash.cluster.membership.consul.watch import Watcher
 from dstash.cluster.membership.interface import NOTHING, Announcement, Stored, Token
@@ -85,7 +85,7 @@ class ConsulMembership:
         """See ``Membership.announce``. May wait some seconds for a dead process's lock to fall."""
         with self._mutex:
             if self._lease is None:
-                lease = Lease(Hold(self._client, self.cluster, announcement))
+                lease = Lease(SessionLock(self._client, self.cluster, announcement))
                 lease.take()
                 self._lease = lease
             elif self._lease.peer == announcement.peer:

@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from dstash import threads
-from dstash.cluster.membership.consul.lock import CHECK_TTL, Hold
+from dstash.cluster.membership.consul.lock import CHECK_TTL, SessionLock
 from dstash.cluster.membership.interface import Announcement
 from dstash.errors import MembershipUnreachable, PeerIdInUse
 
@@ -31,22 +31,22 @@ _random = random.SystemRandom()
 
 
 class Lease:
-    """Keeps one ``Hold``. Thread-safe; ``take`` comes first and once, ``give_up`` last."""
+    """Keeps one ``SessionLock``. Thread-safe; ``take`` comes first and once, ``give_up`` last."""
 
-    def __init__(self, hold: Hold) -> None:
-        self._hold = hold
+    def __init__(self, lock: SessionLock) -> None:
+        self._lock = lock
         self._mutex = threading.Lock()  # guards the hold; beats go past it
         self._sure_until = 0.0
         self._is_lost = False
         self._stop = threading.Event()
-        name = f"dstash-lease-{hold.announcement.peer}"
+        name = f"dstash-lease-{lock.announcement.peer}"
         self._renewer = threads.thread(self._renew, name=name, may_end=self._stop.is_set)
-        self._log = _log.bind(peer=hold.announcement.peer)
+        self._log = _log.bind(peer=lock.announcement.peer)
 
     @property
     def peer(self) -> str:
         """Whose lock it is."""
-        return self._hold.announcement.peer
+        return self._lock.announcement.peer
 
     @property
     def is_held(self) -> bool:
@@ -71,21 +71,21 @@ class Lease:
     def update(self, announcement: Announcement) -> None:
         """Announce other facts. While Consul is away the thread goes on trying to."""
         with self._mutex:
-            has_moved = announcement.address != self._hold.announcement.address
-            self._hold.announcement = announcement
+            has_moved = announcement.address != self._lock.announcement.address
+            self._lock.announcement = announcement
             if has_moved:
-                self._hold.register()
-            self._hold.keep()
+                self._lock.register()
+            self._lock.keep()
 
     def acquire(self, name: str) -> bool:
         """Try to take a named lock; False while this peer does not hold its own."""
         with self._mutex:
-            return self._hold.acquire(name)
+            return self._lock.acquire(name)
 
     def release(self, name: str) -> None:
         """Let go of a named lock."""
         with self._mutex:
-            self._hold.release(name)
+            self._lock.release(name)
 
     def give_up(self) -> None:
         """Stop renewing and free everything; what cannot be freed soon falls by itself."""
@@ -103,7 +103,7 @@ class Lease:
         is_waiting = False
         while True:
             beaten = time.monotonic()
-            if self._hold.take():
+            if self._lock.take():
                 self._sure_until = beaten + CHECK_TTL
                 return
             if beaten > deadline:
@@ -114,7 +114,7 @@ class Lease:
             time.sleep(_POLL)
 
     def _in_use(self) -> str:
-        address = self._hold.holder_address()
+        address = self._lock.holder_address()
         where = f" at {address}" if address else ""
         return f"peer id {self.peer!r} is in use by a live process{where}"
 
@@ -122,7 +122,7 @@ class Lease:
         self._sure_until = 0.0
         try:
             with self._mutex:
-                self._hold.let_go()
+                self._lock.let_go()
         except MembershipUnreachable as error:
             self._log.warning("lock left to fall by itself", reason=str(error))
 
@@ -138,7 +138,7 @@ class Lease:
 
     def _renew_once(self) -> None:
         beaten = time.monotonic()
-        is_known = self._hold.beat()
+        is_known = self._lock.beat()
         if not self._mutex.acquire(blocking=False):
             return  # somebody waits for the leader in there: the next beat must not
         try:
@@ -147,12 +147,12 @@ class Lease:
             self._mutex.release()
 
     def _keep(self, is_known: bool, beaten: float) -> None:
-        if not (is_known and self._hold.keep()):
+        if not (is_known and self._lock.keep()):
             self._sure_until = 0.0
             self._report_loss("Consul has forgotten it")
             if self._stop.is_set():  # nobody wants it any more
                 return
-            if not self._hold.take():
+            if not self._lock.take():
                 raise PeerIdInUse(self._in_use())
         self._sure_until = beaten + CHECK_TTL
         if self._is_lost:

@@ -14,7 +14,7 @@ _Facts = Mapping[str, Any]
 _Found = Iterable[tuple[int, str]]
 
 
-def troubles(known: Known, facts: _Facts) -> list[dict[str, Any]]:
+def alerts(known: Known, facts: _Facts) -> list[dict[str, Any]]:
     """Return what is wrong, the worst first; ``facts`` is what the board says."""
     found = [one for rule in _RULES for one in rule(known, facts)]
     found.sort(key=lambda one: -one[0])
@@ -47,12 +47,12 @@ def _no_quorum(known: Known, facts: _Facts) -> _Found:
         yield 1, f"{fewer} of {whole} partitions have a replica less; they have a quorum"
 
 
-def _own_troubles(known: Known, facts: _Facts) -> _Found:
+def _own_alerts(known: Known, facts: _Facts) -> _Found:
     """Yield what peers say is wrong with them, each trouble with all who have it."""
     said = [(known.peer, known.status), *((p, s.status) for p, s in known.sights.items())]
     peers: dict[str, list[str]] = {}
     for peer, status in sorted(said, key=lambda pair: pair[0]):
-        for text in status.get("troubles", ()):
+        for text in status.get("alerts", ()):
             peers.setdefault(text, []).append(peer)
     for text, named in peers.items():
         yield 1, f"{', '.join(named)}: {text}"
@@ -83,7 +83,7 @@ def _waits(known: Known, facts: _Facts) -> _Found:
 _RULES: Final[tuple[Callable[[Known, _Facts], _Found], ...]] = (
     _not_joined,
     _no_quorum,
-    _own_troubles,
+    _own_alerts,
     _members,
     _disks,
     _waits,

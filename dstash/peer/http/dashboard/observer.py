@@ -17,8 +17,8 @@ from dstash.cluster.replication.transfer import ask
 from dstash.cluster.topology.view import View
 from dstash.errors import DStashError, Unavailable
 from dstash.peer.telemetry.history import KEPT, Sample, unpack_samples
-from dstash.wire.messages import AskStatus, StatusIs
-from dstash.wire.replication import AskHistory, HistoryIs
+from dstash.wire.messages import StatusReply, StatusRequest
+from dstash.wire.replication import HistoryReply, HistoryRequest
 
 _EVERY_MS: Final = 1000
 #: So long after the last look (milliseconds) nobody is watching any more.
@@ -29,14 +29,14 @@ _WATCHED_MS: Final = 4000
 class Sight:
     """What was last heard of another peer.
 
-    ``heard`` is when it last answered (milliseconds since 1970, 0 for never). ``trouble`` says
+    ``heard`` is when it last answered (milliseconds since 1970, 0 for never). ``alert`` says
     why it did not answer last; ``is_gone`` when that was for want of a connection.
     """
 
     status: dict[str, Any] = field(default_factory=dict)
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=KEPT))
     heard: int = 0
-    trouble: str = ""
+    alert: str = ""
     is_gone: bool = False
 
 
@@ -72,22 +72,22 @@ class Observer:
         """Take note that the connection to a peer broke: no need to wait for the next question."""
         sight = self.sights.get(peer)
         if sight is not None:
-            sight.trouble, sight.is_gone = f"{peer} is not connected", True
+            sight.alert, sight.is_gone = f"{peer} is not connected", True
 
     def _look(self, peer: str, now: int) -> None:
         name = f"look:{peer}"
         sight = self.sights.setdefault(peer, Sight())
 
         def ended(result: Any, failure: DStashError | None) -> None:
-            sight.trouble = "" if failure is None else str(failure)
+            sight.alert = "" if failure is None else str(failure)
             sight.is_gone = isinstance(failure, Unavailable)
 
         if not self._scheduler.running(name):
             self._scheduler.spawn(name, self._ask(peer, sight), ended)
 
     def _ask(self, peer: str, sight: Sight) -> Generator[Effect, Any, None]:
-        sight.status = (yield from ask(peer, AskStatus(), StatusIs)).status
+        sight.status = (yield from ask(peer, StatusRequest(), StatusReply)).status
         sight.heard = self._now
         after = sight.samples[-1].at if sight.samples else 0
-        answer = yield from ask(peer, AskHistory(after), HistoryIs)
+        answer = yield from ask(peer, HistoryRequest(after), HistoryReply)
         sight.samples.extend(unpack_samples(answer.samples))

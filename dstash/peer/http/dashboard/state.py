@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from dstash.cluster.topology.topology import Member, State, Topology
-from dstash.cluster.topology.transitions import gains
+from dstash.cluster.topology.transitions import incoming
 from dstash.cluster.topology.view import View
 from dstash.peer.http.dashboard.observer import Sight
 from dstash.peer.telemetry.history import Sample
@@ -24,7 +24,7 @@ _RECENT: Final = 3
 _MOST_SETS: Final = 500
 
 #: How a member does, and how bad that is: 2 it is lost to the cluster, 1 it is not whole, 0 well.
-_BADNESS: Final = {"down": 2, "silent": 2, "not ready": 1, "filling": 1}
+_BADNESS: Final = {"down": 2, "silent": 2, "not ready": 1, "streaming": 1}
 
 
 class Known(NamedTuple):
@@ -69,8 +69,8 @@ def unknown(peer: str, cluster: str, quiet: float) -> dict[str, Any]:
     text = f"peer {peer} hangs: its loop has not turned for {quiet:.0f} s; look at its disk and log"
     nothing: dict[str, Any] = dict.fromkeys(("now", "epoch", "replicas", "partitions"), 0)
     nothing |= {"members": [], "sets": [], "change": None, "formed": False, "version": ""}
-    trouble = {"badness": 2, "text": text}
-    return nothing | {"peer": peer, "cluster": cluster, "load": None, "troubles": [trouble]}
+    alert = {"badness": 2, "text": text}
+    return nothing | {"peer": peer, "cluster": cluster, "load": None, "alerts": [alert]}
 
 
 def load(known: Known, seconds: int) -> dict[str, list[int]]:
@@ -127,7 +127,7 @@ def _member(known: Known, member: Member) -> dict[str, Any]:
         "held": len(owned),
         "lag": _missed(known, member.id),
         "rates": _rates(sight.samples),
-        "healing": status.get("healing", {}),
+        "maintenance": status.get("maintenance", {}),
         **{name: status.get(name) for name in _SHOWN},
     }
 
@@ -154,13 +154,13 @@ def _health(known: Known, member: Member, sight: Sight) -> tuple[str, str]:
     if sight.is_gone:
         return "down", f"no connection to {member.address} from here; its lock is still held"
     if not sight.heard:
-        return ("silent", sight.trouble) if sight.trouble else ("asking", "not heard of yet")
+        return ("silent", sight.alert) if sight.alert else ("asking", "not heard of yet")
     if known.now - sight.heard > _SILENT_MS:
         return "silent", f"no answer for {(known.now - sight.heard) // 1000} s"
     if member.state is not State.ACTIVE:
         return str(member.state), "a change of placement is under way"
     if not member.synced:
-        return "filling", "its store is new or too old, and is filled from other replicas"
+        return "streaming", "its store is new or too old, and is filled from other replicas"
     why = str(sight.status.get("why_not_ready") or "")
     return ("not ready", why) if why else ("ok", "")
 
@@ -168,7 +168,7 @@ def _health(known: Known, member: Member, sight: Sight) -> tuple[str, str]:
 def _missed(known: Known, peer: str) -> int:
     """Return how many keys the others keep hints of for a peer: how far it is behind."""
     said = [known.status, *(sight.status for sight in known.sights.values())]
-    return sum(one.get("healing", {}).get("hints", {}).get(peer, 0) for one in said)
+    return sum(one.get("maintenance", {}).get("hints", {}).get(peer, 0) for one in said)
 
 
 def _rates(samples: Sequence[Sample]) -> dict[str, int]:
@@ -229,23 +229,23 @@ def _change(topology: Topology, members: Sequence[Mapping[str, Any]]) -> dict[st
         "joining": [one.id for one in topology.members if one.state is State.JOINING],
         "leaving": [one.id for one in topology.members if one.state is State.LEAVING],
         "transfers": [
-            _transfer(peer, len(gained), by_id[peer]["healing"], peer in change.complete)
-            for peer, gained in sorted(gains(topology).items())
+            _transfer(peer, len(gained), by_id[peer]["maintenance"], peer in change.complete)
+            for peer, gained in sorted(incoming(topology).items())
         ],
     }
 
 
 def _transfer(
-    peer: str, total: int, healing: Mapping[str, Any], is_complete: bool
+    peer: str, total: int, maintenance: Mapping[str, Any], is_complete: bool
 ) -> dict[str, Any]:
-    left = healing.get("filling", 0) if healing.get("filling_of") else total
-    seconds = healing.get("filling_ms", 0) / 1000
-    taken = healing.get("filled_bytes", 0)
+    left = maintenance.get("streaming", 0) if maintenance.get("streaming_of") else total
+    seconds = maintenance.get("streaming_ms", 0) / 1000
+    taken = maintenance.get("streamed_bytes", 0)
     return {
         "peer": peer,
         "partitions": total,
         "done": total if is_complete else total - min(left, total),
-        "records": healing.get("filled_records", 0),
+        "records": maintenance.get("streamed_records", 0),
         "bytes": taken,
         "rate": round(taken / seconds) if seconds else 0,
     }

@@ -28,10 +28,10 @@ function tell(badness, text) {
 
 function showTroubles(troubles) {
   const said = JSON.stringify(troubles);
-  if ($("troubles").dataset.said === said) return;
-  $("troubles").dataset.said = said;
+  if ($("alerts").dataset.said === said) return;
+  $("alerts").dataset.said = said;
   const words = ["Note", "Degraded", "Broken"];
-  $("troubles").replaceChildren(...troubles.map((one) =>
+  $("alerts").replaceChildren(...troubles.map((one) =>
     make("li", { "data-badness": one.badness }, make("b", {}, words[one.badness]), one.text)));
 }
 
