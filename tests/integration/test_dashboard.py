@@ -77,7 +77,7 @@ def _wait_for(browser: Browser, peer: str, health: str, patience: float = PATIEN
 
 
 def _problems(browser: Browser) -> str:
-    return browser.text("#troubles")
+    return browser.text("#alerts")
 
 
 def test_it_shows_the_whole_cluster(browser: Browser, trio: Peers) -> None:

@@ -11,12 +11,12 @@ let polls = 0;
 let failures = 0;
 
 function showVerdict(facts) {
-  const badness = Math.max(0, ...facts.troubles.map((one) => one.badness));
+  const badness = Math.max(0, ...facts.alerts.map((one) => one.badness));
   const well = facts.change ? "All is well, data is moving" : "All is well";
   tell(badness, [well, "Degraded", "Broken"][badness]);
   say($("cluster"), facts.cluster);
   say($("origin"), `seen from ${facts.peer} · epoch ${facts.epoch} · ${facts.version}`);
-  showTroubles(facts.troubles);
+  showAlerts(facts.alerts);
 }
 
 function tell(badness, text) {
@@ -26,12 +26,12 @@ function tell(badness, text) {
   document.title = `${mark}dstash ${last ? last.cluster : ""}`;
 }
 
-function showTroubles(troubles) {
-  const said = JSON.stringify(troubles);
+function showAlerts(alerts) {
+  const said = JSON.stringify(alerts);
   if ($("alerts").dataset.said === said) return;
   $("alerts").dataset.said = said;
   const words = ["Note", "Degraded", "Broken"];
-  $("alerts").replaceChildren(...troubles.map((one) =>
+  $("alerts").replaceChildren(...alerts.map((one) =>
     make("li", { "data-badness": one.badness }, make("b", {}, words[one.badness]), one.text)));
 }
 
@@ -84,7 +84,7 @@ async function poll() {
     document.body.classList.add("stale");
     tell(2, "No answer");
     const text = `the peer at ${location.host} does not answer this page: it has stopped, or the network is gone`;
-    if (failures > 1) showTroubles([{ badness: 2, text }]);
+    if (failures > 1) showAlerts([{ badness: 2, text }]);
     if (!(error instanceof TypeError)) console.error(error);
   }
 }

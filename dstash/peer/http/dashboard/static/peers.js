@@ -65,7 +65,7 @@ function peerRow(body, one, hue) {
 }
 
 function fill(row, one) {
-  const { rates, healing } = one;
+  const { rates, maintenance } = one;
   const cells = [...row.cells];
   const put = (place, text, below = "") => { say(cells[place].children[0], text); say(cells[place].children[1], below); };
   const [health] = cells[1].children;
@@ -82,7 +82,7 @@ function fill(row, one) {
   put(5, one.badness === 2 ? "–" : micros(rates.commit_p99));
   put(6, count(one.records));
   put(7, bytes(one.used_bytes), one.free_bytes === null ? "" : `${bytes(one.free_bytes)} free`);
-  put(8, ...lag(one, healing));
+  put(8, ...lag(one, maintenance));
   cells[8].children[0].classList.toggle("late", cells[8].children[0].textContent !== "none");
   put(9, whole(one.held));
   put(10, duration(one.uptime_s), one.version || "");
@@ -92,7 +92,7 @@ function waiting(one) {
   return one.waiting_bytes ? `${bytes(one.waiting_bytes)} wait for the disk` : "";
 }
 
-function lag(one, healing) {
+function lag(one, maintenance) {
   if (one.lag) return [`${count(one.lag)} keys`, "missed"];
-  return healing.filling ? [whole(healing.filling), "partitions to fill"] : ["none", ""];
+  return maintenance.streaming ? [whole(maintenance.streaming), "partitions to stream"] : ["none", ""];
 }
