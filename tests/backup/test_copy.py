@@ -51,7 +51,7 @@ def test_what_all_replicas_have_is_copied_once_with_its_tombstones(joined: Calle
     assert values(joined, dict(entries)) == {A: None, B: b"\x01"} | dict.fromkeys(REST, b"\x01")
     assert len(entries) == len(KEYS)
     kinds = Counter(type(envelope.message).__name__ for _, envelope in joined.asked)
-    assert kinds["AskCopy"] <= 3  # one for each peer that gives something
+    assert kinds["CopyRequest"] <= 3  # one for each peer that gives something
 
 
 def test_what_one_replica_missed_is_in_the_copy(joined: Caller) -> None:

@@ -67,7 +67,7 @@ def test_plan_changes_nothing(here: Here) -> None:
     assert (code, err) == (0, "")
     first, head, *rows = out.splitlines()
     assert "copies of partitions would move: about" in first
-    assert head.split()[:5] == ["id", "zone", "before", "after", "gains"]
+    assert head.split()[:5] == ["id", "zone", "before", "after", "incoming"]
     assert [row.split()[0] for row in rows[:4]] == ["p1", "p2", "p3", "p4"]
     assert here.status()["change"] is None
     here.wait_candidate("p4")

@@ -53,11 +53,11 @@ class TestReading:
         assert not any("a" in targets for targets in table)
 
     def test_asks_who_is_behind_after_those_of_other_zones_and_before_the_avoided(self) -> None:
-        table = read_table(view(*THREE), Level.QUORUM, "zone-a", (), behind=("a",))
+        table = read_table(view(*THREE), Level.QUORUM, "zone-a", (), lagging=("a",))
         assert {frozenset(targets) for targets in table} == {frozenset("bc")}
-        table = read_table(view(*THREE), Level.QUORUM, "zone-a", ("b",), behind=("a",))
+        table = read_table(view(*THREE), Level.QUORUM, "zone-a", ("b",), lagging=("a",))
         assert set(table) == {("c", "a")}
-        table = read_table(view(*THREE, alive="ac"), Level.QUORUM, "zone-a", (), behind=("a",))
+        table = read_table(view(*THREE, alive="ac"), Level.QUORUM, "zone-a", (), lagging=("a",))
         assert set(table) == {("c", "a")}
 
     def test_asks_them_all_the_same_when_there_is_nobody_else(self) -> None:

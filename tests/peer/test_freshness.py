@@ -270,10 +270,10 @@ def test_store_that_lost_its_data_is_no_witness(joined: Restarted) -> None:
 def test_idle_peers_say_little(joined: Restarted) -> None:
     joined.put({"k": 1}, level="all")
     joined.pass_time(40)
-    asked = joined.peers["a"].meters.kinds()["AskSeen"]
+    asked = joined.peers["a"].meters.kinds()["SeenRequest"]
     commits = joined.peers["a"].counts["commits"]
     joined.pass_time(60)
-    assert joined.peers["a"].meters.kinds()["AskSeen"] - asked <= 6
+    assert joined.peers["a"].meters.kinds()["SeenRequest"] - asked <= 6
     assert joined.peers["a"].counts["commits"] == commits
 
 
@@ -490,13 +490,13 @@ class TestClaims:
         assert joined.votes("a")
         for life in remembered:  # as from a member that was away
             joined.peers["c"].local_partitions.memory.note("store-a", life)
-        before = joined.peers["c"].meters.kinds()["AskSeen"]
+        before = joined.peers["c"].meters.kinds()["SeenRequest"]
         joined.settle()
-        assert joined.peers["c"].meters.kinds()["AskSeen"] == before
+        assert joined.peers["c"].meters.kinds()["SeenRequest"] == before
         self.claim(joined, "a", seen)
         joined.now += 100
         joined.settle()
-        assert joined.peers["c"].meters.kinds()["AskSeen"] > before
+        assert joined.peers["c"].meters.kinds()["SeenRequest"] > before
         assert not joined.votes("a")
         joined.make_proposals()
         assert joined.synced() == "bc"
@@ -533,11 +533,11 @@ class TestClaims:
         assert self.suspects(joined, "a")
         assert joined.votes("a")
         assert len(joined.peers["a"].maintenance.freshness._claims._kept) <= 16
-        asked = joined.peers["b"].meters.kinds()["AskSeen"]
+        asked = joined.peers["b"].meters.kinds()["SeenRequest"]
         for number in range(100):
             self.claim(joined, "a", [["store-a", 9999 + number, 1, 2**63]])
             joined.settle()
-        assert joined.peers["b"].meters.kinds()["AskSeen"] - asked <= 1
+        assert joined.peers["b"].meters.kinds()["SeenRequest"] - asked <= 1
 
     @pytest.mark.parametrize("seen", [[1], [["store-a"]], [["store-a", -1, 2, 3]], [[1, 2, 3, 4]]])
     def test_claim_of_another_form_is_refused(self, joined: Restarted, seen: Any) -> None:

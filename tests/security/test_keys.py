@@ -177,9 +177,9 @@ class TestList:
 
     def test_every_request_has_its_roles(self) -> None:
         answers = {
-            *("Welcome", "Error", "Pong", "TopologyIs", "Values", "Stored", "Records", "Page"),
-            *("StatusIs", "Ordered", "DigestsAre", "BucketsAre", "VersionsAre", "CopyIs"),
-            *("HorizonIs", "SeenIs", "HistoryIs", "ClockReply", "FloorReleased"),
+            *("Welcome", "Error", "Pong", "TopologyReply", "Values", "Stored", "Records", "Page"),
+            *("StatusReply", "AdminReply", "DigestsReply", "BucketsReply", "VersionsReply", "CopyReply"),
+            *("HorizonReply", "SeenReply", "HistoryReply", "ClockReply", "FloorReleased"),
         }
         known = {shape.build.__name__ for shape in SHAPES.values()}
         assert {kind.__name__ for kind in _NEEDED} == known - answers

@@ -333,8 +333,8 @@ def _show(worked_out: Plan, *, as_json: bool) -> None:
         output.message(f"warning: {problem}")
 
 
-_PEER_COLUMNS: Final = ("id", "zone", "before", "after", "gains", "loses", "records", "bytes")
-_ZONE_COLUMNS: Final = ("zone", "before", "after", "gains", "bytes")
+_PEER_COLUMNS: Final = ("id", "zone", "before", "after", "incoming", "loses", "records", "bytes")
+_ZONE_COLUMNS: Final = ("zone", "before", "after", "incoming", "bytes")
 
 
 def _row(facts: Mapping[str, Any], columns: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 A task yields an effect and is resumed with its result, or with an exception at that place::
 
-    reply = yield Ask("peer2", AskDigests(partitions))
+    reply = yield Ask("peer2", DigestsRequest(partitions))
     yield Merge(entries)
     yield Pause(50)
 

@@ -57,7 +57,7 @@ def test_a_peer_that_does_not_answer_is_not_asked_again() -> None:
     samples = HistoryReply(pack_samples([Sample(NOW, reads=7)]))
     assert bench.answer(second, samples, NOW + 1200) == []
     sight = bench.observer.sights["b"]
-    assert (sight.status, sight.heard, sight.problem) == ({"ready": True}, NOW + 1100, "")
+    assert (sight.status, sight.heard, sight.alert) == ({"ready": True}, NOW + 1100, "")
     assert [one.reads for one in sight.samples] == [7]
     (third,) = bench.tick(NOW + 2000)
     (fourth,) = bench.answer(third, StatusReply({}), NOW + 2100)
@@ -73,7 +73,7 @@ def test_a_broken_connection_is_seen_at_once_and_until_an_answer() -> None:
     for one in first:
         bench.scheduler.unsent(one.peer, one.correlation)
     bench.tick(NOW + 500)
-    assert bench.observer.sights["b"].problem == "b is not connected"
+    assert bench.observer.sights["b"].alert == "b is not connected"
     for one in bench.tick(NOW + 1000):
         more = bench.answer(one, StatusReply({}), NOW + 1100)
         bench.answer(more[0], HistoryReply(b""), NOW + 1200)
@@ -87,7 +87,7 @@ def test_garbage_from_another_peer_is_trouble_with_that_peer() -> None:
     second = bench.answer(first, StatusReply({}), NOW)[-1]
     bench.answer(second, HistoryReply(b"garbage"), NOW)
     sight = bench.observer.sights[first.peer]
-    assert "samples" in sight.problem
+    assert "samples" in sight.alert
     assert not sight.is_gone
 
 

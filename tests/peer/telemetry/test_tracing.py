@@ -72,8 +72,8 @@ def test_a_commit_is_noted_in_each_write_of_its_group(peer: Traced) -> None:
         (Lookup("i", 1, keys(b"k")), "Lookup", "one", 1),
         (Lookup("i", 3, keys(b"k", b"l")), "Lookup", "quorum", 2),
         (Scan("i", b"", EVERYWHERE, b"", 10, 10**6), "Scan", "", 0),
-        (StatusRequest(), "AskStatus", "", 0),
-        (CopyRequest(EVERYWHERE, b""), "AskCopy", "", 0),  # answered by a task, later
+        (StatusRequest(), "StatusRequest", "", 0),
+        (CopyRequest(EVERYWHERE, b""), "CopyRequest", "", 0),  # answered by a task, later
     ],
     ids=lambda one: type(one).__name__,
 )
