@@ -68,20 +68,21 @@ def newest_stamp(version: Version) -> Stamp:
     return int(max(stamp, touched))
 
 
-class Span(NamedTuple):
-    """Stamps that no version of some speaks of a moment before, and after."""
+class StampRange(NamedTuple):
+    """The oldest and the newest stamp of some versions; touches count."""
 
     oldest: Stamp
     newest: Stamp
 
 
-def span_of(versions: Sequence[Version]) -> Span:
-    """Return the span of some versions, at least one.
+def stamp_range_of(versions: Sequence[Version]) -> StampRange:
+    """Return the range of the stamps of one or more versions.
 
-    They are compared as bytes: to unpack each of them would take several times as long.
+    Versions are compared as bytes: unpacking each of them takes several times as long.
     """
     touched = max([version[WRITE_BYTES:] for version in versions])
-    return Span(unpack(min(versions))[0], newest_stamp(max(versions)[:WRITE_BYTES] + touched))
+    highest = max(versions)[:WRITE_BYTES] + touched
+    return StampRange(unpack(min(versions))[0], newest_stamp(highest))
 
 
 def with_touch(version: Version, touched: Stamp) -> Version:

@@ -11,9 +11,9 @@ from dstash.version import (
     Clock,
     newest_stamp,
     pack,
-    span_of,
     stamp_at,
     stamp_milliseconds,
+    stamp_range_of,
     unpack,
     with_touch,
 )
@@ -60,10 +60,12 @@ def test_the_newest_moment_is_that_of_the_write_or_the_touch(one: tuple[int, byt
 
 
 @given(st.lists(parts, min_size=1))
-def test_the_span_of_versions_holds_all_their_moments(some: list[tuple[int, bytes, int]]) -> None:
-    versions = [pack(*one) for one in some]
-    oldest, newest = span_of(versions)
-    assert oldest == min(stamp for stamp, _, _ in some)
+def test_stamp_range_contains_stamps_of_all_versions(
+    fields: list[tuple[int, bytes, int]],
+) -> None:
+    versions = [pack(*each) for each in fields]
+    oldest, newest = stamp_range_of(versions)
+    assert oldest == min(stamp for stamp, _, _ in fields)
     assert newest == max(map(newest_stamp, versions))
 
 

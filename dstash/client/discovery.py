@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from dstash.cluster.membership.interface import Announcement, Membership
+from dstash.cluster.membership.interface import Membership
+from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.topology import Member, TransportSecurity
 from dstash.config import ClientSettings
 from dstash.errors import MembershipError, NoPeers

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from dstash.cluster.replication.lineage import MOST_CLAIMS, Life
+from dstash.cluster.replication.lineage import MOST_CLAIMS
+from dstash.cluster.topology.life import Life
 from dstash.version import Stamp
 from dstash.wire.shapes import is_word
 

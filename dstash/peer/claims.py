@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from dstash.cluster.replication.lineage import MOST_CLAIMS, Life, Lineage
+from dstash.cluster.replication.lineage import MOST_CLAIMS, Lineage
+from dstash.cluster.topology.life import Life
 from dstash.errors import ProtocolError
 from dstash.wire.shapes import is_word
 

@@ -48,13 +48,13 @@ from dstash.version import (
     MAX_STAMP,
     VERSION_BYTES,
     WRITER_BYTES,
-    Span,
     Stamp,
+    StampRange,
     Version,
     newest_stamp,
     pack,
-    span_of,
     stamp_milliseconds,
+    stamp_range_of,
 )
 from dstash.wire import codec
 from dstash.wire.messages import Apply, Delete, Error, Put, Stored
@@ -367,7 +367,7 @@ def _prepare_records(
     entries: list[tuple[bytes, bytes]], places: Sequence[int], rejected: Rejected, rules: Rules
 ) -> Prepared:
     """Sort out records that are damaged, from the future, or at the wrong moment."""
-    span = _span_of_good(entries, rules)
+    span = _valid_stamps(entries, rules)
     if span is not None:
         write = Write(
             entries,
@@ -505,7 +505,7 @@ def _bad_payloads(payloads: Sequence[bytes]) -> Rejected:
     return rejected
 
 
-def _span_of_good(entries: Sequence[tuple[bytes, bytes]], rules: Rules) -> Span | None:
+def _valid_stamps(entries: Sequence[tuple[bytes, bytes]], rules: Rules) -> StampRange | None:
     """Return when records were stamped if all may surely come in.
 
     What ``_bad_record`` does for one, for many at once, and quicker: a peer that is filled takes
@@ -515,7 +515,7 @@ def _span_of_good(entries: Sequence[tuple[bytes, bytes]], rules: Rules) -> Span 
         return None
     if not all(starmap(is_sound, entries)):
         return None
-    span = span_of([version_of(record) for _, record in entries])
+    span = stamp_range_of([version_of(record) for _, record in entries])
     payloads = [
         record[HEAD_BYTES:] for _, record in entries if not record[VERSION_END] & _TOMBSTONE
     ]

@@ -20,10 +20,10 @@ from dstash.cluster.repair.hints import Hints
 from dstash.cluster.replication import handlers
 from dstash.cluster.replication.cluster_clock import ClusterClock
 from dstash.cluster.replication.handlers import PAGE_BYTES, Answering
-from dstash.cluster.replication.lineage import Life
 from dstash.cluster.replication.partitions import PROMISE_MS, SLICE, LocalPartitions
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Merge, Outgoing, Scheduler
+from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import State, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import (

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from dstash import threads
-from dstash.cluster.membership.interface import Announcement, Membership, may_pass
+from dstash.cluster.membership.interface import Membership, may_pass
 from dstash.cluster.membership.local.membership import LocalMembership
+from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.joining import check_cluster, last_known, was_removed
 from dstash.config import PeerSettings
 from dstash.errors import (

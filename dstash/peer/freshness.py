@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import structlog
 
-from dstash.cluster.replication.lineage import Life
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.rollback_detection import Evidence, hear
 from dstash.cluster.replication.tasks import Merge, Pause, Scheduler, Task
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.joining import is_newcomer
+from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import DStashError

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 import structlog
 
 from dstash import threads
-from dstash.cluster.membership.interface import Announcement, Membership, Stored, may_pass
-from dstash.cluster.replication.lineage import Life
+from dstash.cluster.membership.interface import Membership, StoredTopology, may_pass
+from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.joining import (
     KEPT,
     confirmed,
@@ -28,6 +28,7 @@ from dstash.cluster.topology.joining import (
     was_removed,
     with_seen,
 )
+from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.transitions import drop_dead_joiners, forget, ordered, switch
 from dstash.cluster.topology.view import View
@@ -322,12 +323,12 @@ class MembershipAgent:
         if self._unkept is not None:
             self._keep(self._unkept)
 
-    def _next_step(self, stored: Stored) -> Topology | None:
+    def _next_step(self, stored: StoredTopology) -> Topology | None:
         """Return what the topology should become, None when it is right as it is."""
         step = self._next_change(stored)
         return None if step is None else with_seen(step, self._seen())
 
-    def _next_change(self, stored: Stored) -> Topology | None:
+    def _next_change(self, stored: StoredTopology) -> Topology | None:
         topology = stored.topology
         if topology is not None and self._was_removed(topology):
             return None

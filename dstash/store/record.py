@@ -192,8 +192,8 @@ def is_live_head(tail: bytes, now: int) -> bool:
 
 
 def partition_in(storage_key: bytes) -> int:
-    """Return the partition that a storage key begins with."""
-    return storage_key[0] << 8 | storage_key[1]
+    """Return the partition that a storage key, or a scan position from elsewhere, begins with."""
+    return int.from_bytes(storage_key[:2])  # of a malformed position, which may be shorter, too
 
 
 def version_of(record: bytes) -> Version:
@@ -239,4 +239,4 @@ def highest(records: Iterable[bytes | None]) -> bytes | None:
 def split_storage_key(storage_key: bytes) -> tuple[int, bytes, bytes]:
     """Return (partition, index, key)."""
     end = 3 + storage_key[2]
-    return int.from_bytes(storage_key[:2], "big"), storage_key[3:end], storage_key[end:]
+    return partition_in(storage_key), storage_key[3:end], storage_key[end:]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from dstash.cluster.membership.interface import Announcement
 from dstash.cluster.replication import handlers
 from dstash.cluster.replication.cluster_clock import ClusterClock
 from dstash.cluster.replication.partitions import LocalPartitions
@@ -16,6 +15,7 @@ from dstash.cluster.replication.streaming import fill
 from dstash.cluster.replication.tasks import Ask, Merge, Pause, Task, Tell
 from dstash.cluster.replication.tombstone_gc import reap_all
 from dstash.cluster.topology import transitions
+from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import DStashError, Unavailable

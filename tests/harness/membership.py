@@ -12,8 +12,9 @@ from typing import Any
 import structlog
 
 from dstash.cluster.membership.consul.membership import ConsulMembership
-from dstash.cluster.membership.interface import Announcement, Membership, Token
+from dstash.cluster.membership.interface import Membership, Token
 from dstash.cluster.membership.local.membership import LocalMembership
+from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.topology import Topology
 from tests.harness.process import expirable
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from dstash.client.refusals import is_because
-from dstash.cluster.membership.interface import Announcement
 from dstash.cluster.replication import corruption
 from dstash.cluster.replication.handlers import unpack_partitions
 from dstash.cluster.replication.partitions import HORIZONS_MARK
 from dstash.cluster.topology import transitions
+from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.view import View
 from dstash.errors import BelowFloor, DiskFull
 from dstash.limits import PARTITIONS

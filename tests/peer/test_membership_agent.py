@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dstash.cluster.membership.interface import Announcement
 from dstash.cluster.membership.local.membership import LocalMembership
+from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.joining import last_known
 from dstash.cluster.topology.topology import State, Topology
 from dstash.cluster.topology.view import View

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dstash.cluster.membership.interface import Announcement
 from dstash.cluster.membership.local.membership import LocalMembership
+from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.joining import RESTORED_JUMP, last_known, was_removed
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View

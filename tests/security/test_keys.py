@@ -178,7 +178,14 @@ class TestList:
     def test_every_request_has_its_roles(self) -> None:
         answers = {
             *("Welcome", "Error", "Pong", "TopologyReply", "Values", "Stored", "Records", "Page"),
-            *("StatusReply", "AdminReply", "DigestsReply", "BucketsReply", "VersionsReply", "CopyReply"),
+            *(
+                "StatusReply",
+                "AdminReply",
+                "DigestsReply",
+                "BucketsReply",
+                "VersionsReply",
+                "CopyReply",
+            ),
             *("HorizonReply", "SeenReply", "HistoryReply", "ClockReply", "FloorReleased"),
         }
         known = {shape.build.__name__ for shape in SHAPES.values()}

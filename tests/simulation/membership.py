@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from random import Random
 from typing import Final, Protocol
 
-from dstash.cluster.membership.interface import NOTHING, Announcement, Stored, Token
+from dstash.cluster.membership.interface import NOTHING, StoredTopology, Token
+from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import MembershipUnreachable, PeerIdInUse
 from tests.simulation.events import MS, SECOND, Events
@@ -133,10 +134,10 @@ class VirtualMembership:
         if name in self._cut_off:
             raise MembershipUnreachable("the virtual membership does not answer")
 
-    def read(self, name: str) -> Stored:
+    def read(self, name: str) -> StoredTopology:
         """Return the topology as stored now."""
         self.check(name)
-        return Stored(self.topology, self._token)
+        return StoredTopology(self.topology, self._token)
 
     def compare_and_set(self, name: str, topology: Topology, token: Token) -> bool:
         """Store a topology if the stored one still has that token."""

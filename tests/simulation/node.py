@@ -6,7 +6,8 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-from dstash.cluster.membership.interface import Announcement, Stored
+from dstash.cluster.membership.interface import StoredTopology
+from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.joining import was_removed
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
@@ -422,7 +423,7 @@ class Node:
         else:
             self._looked(_AT_ODDS)
 
-    def _decide(self, stored: Stored) -> None:
+    def _decide(self, stored: StoredTopology) -> None:
         if self._agent is None:
             return
         proposal = self.world.propose(self._agent, stored)
@@ -435,7 +436,7 @@ class Node:
             self.core.not_ready = None
         self._looked(0)
 
-    def _set(self, proposal: Topology, stored: Stored) -> None:
+    def _set(self, proposal: Topology, stored: StoredTopology) -> None:
         try:
             self.world.membership.compare_and_set(self.name, proposal, stored.token)
         except MembershipUnreachable:

@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 
 from dstash.client.session import Session
-from dstash.cluster.membership.interface import Stored
+from dstash.cluster.membership.interface import StoredTopology
 from dstash.cluster.topology.joining import found
 from dstash.cluster.topology.topology import Topology
 from dstash.limits import PARTITIONS
@@ -165,7 +165,7 @@ class World:
         """Bring a commit to disk."""
         commit.run(node.store)
 
-    def propose(self, agent: MembershipAgent, stored: Stored) -> Topology | None:
+    def propose(self, agent: MembershipAgent, stored: StoredTopology) -> Topology | None:
         """Return what a keeper wants the topology to become."""
         return agent._next_step(stored)
 

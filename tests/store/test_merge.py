@@ -12,7 +12,7 @@ from dstash.store.interface import Write
 from dstash.store.memory import TwinStore
 from dstash.store.record import HEAD_BYTES, head, keyspace, partition_of, seal
 from dstash.types import RecordFlag
-from dstash.version import newest_stamp, pack, span_of
+from dstash.version import newest_stamp, pack, stamp_range_of
 
 SPACE = keyspace(b"index", frozenset(range(PARTITIONS)))
 NOW = 1_000_000
@@ -173,7 +173,7 @@ def test_to_know_that_nothing_is_of_the_past_changes_nothing(
     horizons = [horizon] * PARTITIONS
     if without is not None:
         horizons[partition_of(without)] = 0
-    oldest = span_of([record[8:28] for _, record in some]).oldest
+    oldest = stamp_range_of([record[8:28] for _, record in some]).oldest
     careful, quick = TwinStore(), TwinStore()
     for store, known in ((careful, 0), (quick, oldest)):
         store.commit([Write(before, NOW)])

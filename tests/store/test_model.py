@@ -16,7 +16,7 @@ from dstash.store.lmdb import LmdbStore
 from dstash.store.memory import TwinStore
 from dstash.store.record import head, keyspace, seal
 from dstash.types import Durability, RecordFlag
-from dstash.version import pack, span_of
+from dstash.version import pack, stamp_range_of
 
 SPACES = [keyspace(name, frozenset(range(PARTITIONS))) for name in (b"i", b"index")]
 KEYS = [b"%d" % number for number in range(12)]
@@ -40,7 +40,9 @@ def writes(draw: st.DrawFn) -> Write:
     horizons = [draw(st.integers(0, 30))] * PARTITIONS if draw(st.booleans()) else None
     newest = draw(st.integers(0, 2**64 - 1))
     now = draw(st.sampled_from([100, 1000, 2000]))
-    oldest = span_of([record[8:28] for _, record in entries]).oldest if draw(st.booleans()) else 0
+    oldest = (
+        stamp_range_of([record[8:28] for _, record in entries]).oldest if draw(st.booleans()) else 0
+    )
     return Write(entries, now, newest, drops, horizons, marks, oldest=oldest)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
+from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import MembershipUnreachable
 
@@ -19,7 +20,7 @@ Token = int
 NOTHING: Token = 0
 
 
-class Stored(NamedTuple):
+class StoredTopology(NamedTuple):
     """What the membership holds: the topology (None before there is one) and its token.
 
     ``corruption`` says why there is none although there was one; empty when that is not so.
@@ -28,24 +29,6 @@ class Stored(NamedTuple):
     topology: Topology | None
     token: Token
     corruption: str = ""
-
-
-class Announcement(NamedTuple):
-    """What a live peer says of itself beside its lock.
-
-    ``state`` is free text for people (``candidate``, ``member``, ...). ``key`` and ``plain`` are
-    those of ``Member``.
-    """
-
-    peer: str
-    address: str
-    store_id: str
-    zone: str
-    weight: float
-    http: str = ""
-    state: str = ""
-    key: str = ""
-    plain: str = ""
 
 
 def may_pass(error: MembershipUnreachable) -> bool:
@@ -64,7 +47,7 @@ class Membership(Protocol):
     after a bounded time, and works again once the backend does.
     """
 
-    def read(self) -> Stored:
+    def read(self) -> StoredTopology:
         """Return the topology as stored now, never a stale one."""
         ...
 

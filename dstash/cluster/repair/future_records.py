@@ -42,6 +42,7 @@ from dstash.store.record import (
     horizon_stamp,
     is_sound,
     open_record,
+    partition_in,
     split_storage_key,
     version_of,
 )
@@ -97,7 +98,7 @@ def _settle(replica: Replica, entries: Entries) -> Settling:
     left = 0
     by_partition: dict[int, Entries] = {}
     for entry in entries:
-        by_partition.setdefault(int.from_bytes(entry[0][:2], "big"), []).append(entry)
+        by_partition.setdefault(partition_in(entry[0]), []).append(entry)
     for partition, members in by_partition.items():
         for begin in range(0, len(members), _AT_ONCE):
             left += yield from _settle_some(replica, partition, members[begin : begin + _AT_ONCE])

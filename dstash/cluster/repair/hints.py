@@ -18,6 +18,7 @@ from dstash.cluster.replication.tasks import Effect, Pause
 from dstash.cluster.replication.transfer import Entries, push
 from dstash.errors import Busy, DStashError
 from dstash.store.interface import Store
+from dstash.store.record import partition_in
 
 Replaying = Generator[Effect, Any, None]
 
@@ -51,7 +52,7 @@ class Hints:
         """Remember that ``peer`` missed keys."""
         partitions = self._keys.setdefault(peer, {})
         for storage_key in storage_keys:
-            partition = int.from_bytes(storage_key[:2], "big")
+            partition = partition_in(storage_key)
             self.marks.add(peer, partition)
             keys = partitions.get(partition, {})
             if storage_key in keys:
@@ -184,5 +185,5 @@ def _records(replica: Replica, peer: str, storage_keys: Iterable[bytes]) -> Entr
     return [
         (storage_key, record)
         for storage_key, record in found
-        if record is not None and replica.is_replica(peer, int.from_bytes(storage_key[:2], "big"))
+        if record is not None and replica.is_replica(peer, partition_in(storage_key))
     ]

@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from dstash.store.record import split_storage_key
+from dstash.store.record import partition_in, split_storage_key
 
 _log = structlog.get_logger("dstash.damage")
 
@@ -41,7 +41,7 @@ class Corruption:
     def report(self, storage_keys: Iterable[bytes]) -> None:
         """Take note that records fail their checksum; those known already do not count again."""
         for storage_key in storage_keys:
-            partition = int.from_bytes(storage_key[:2], "big")
+            partition = partition_in(storage_key)
             if storage_key in self._waiting.get(partition, ()):
                 continue
             if self._count >= _KEPT:
@@ -78,7 +78,7 @@ class Corruption:
     def forget(self, storage_keys: Iterable[bytes]) -> None:
         """Take note that records are sound again: mended, or written anew."""
         for storage_key in storage_keys:
-            partition = int.from_bytes(storage_key[:2], "big")
+            partition = partition_in(storage_key)
             waiting = self._waiting.get(partition, set())
             if storage_key not in waiting:
                 continue

@@ -9,10 +9,10 @@ from itertools import accumulate
 from operator import itemgetter
 from typing import Any, Final
 
-from dstash.cluster.replication.lineage import Life
 from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.replication.replica import RECORD_BYTES
 from dstash.cluster.replication.tasks import Effect, Merge, Pause, Settle
+from dstash.cluster.topology.life import Life
 from dstash.errors import CorruptRecord, DStashError, ProtocolError
 from dstash.limits import PARTITIONS
 from dstash.store.digest import BUCKETS, DIGEST_BYTES, EMPTY, DigestKind, bucket_of

@@ -11,9 +11,10 @@ a stamp in a life. A store that does not know that life, or ended it below that 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator
-from typing import Any, Final, NamedTuple
+from collections.abc import Collection, Iterator
+from typing import Final
 
+from dstash.cluster.topology.life import Life, lives_of
 from dstash.errors import DiskFull
 from dstash.store.interface import Store
 from dstash.version import Stamp
@@ -29,25 +30,6 @@ _SEEN_LIVES: Final = 16
 MOST_CLAIMS: Final = 64
 
 Mark = tuple[bytes, bytes]
-
-
-class Life(NamedTuple):
-    """One process on a store.
-
-    Attributes:
-        number: grows by one with each start.
-        began: when it started (milliseconds since 1970); tells two lives of one number apart.
-        stamp: the newest stamp that the store held, at the end of the life or when it was seen.
-    """
-
-    number: int
-    began: int
-    stamp: Stamp
-
-    @property
-    def start(self) -> tuple[int, int]:
-        """What names the life."""
-        return self.number, self.began
 
 
 class Lineage:
@@ -179,8 +161,3 @@ def _decode_seen(kept: bytes | None) -> dict[str, tuple[Life, ...]]:
         }
     except (ValueError, TypeError, AttributeError):
         return {}
-
-
-def lives_of(raw: Iterable[Any]) -> list[Life]:
-    """Return lives from lists of three numbers; ``ValueError`` or ``TypeError`` if they are not."""
-    return [Life(int(number), int(began), int(stamp)) for number, began, stamp in raw]

@@ -18,6 +18,7 @@ from dstash.cluster.replication.tasks import Effect, Merge, Pause
 from dstash.limits import PARTITIONS
 from dstash.store.digest import BUCKETS, DigestKind, Sum, bucket_of
 from dstash.store.interface import Store
+from dstash.store.record import partition_in
 from dstash.version import MAX_STAMP, Stamp
 
 #: Records walked between two turns of the scheduler, if nothing else is said: to check so many
@@ -300,7 +301,7 @@ class LocalPartitions:
         """Like ``walk``, over several partitions in ascending order."""
         limit = limit or self.slice_records
         entries: Entries = []
-        first = int.from_bytes(after[:2], "big") if after else 0
+        first = partition_in(after) if after else 0
         with self.store.snapshot() as snapshot:
             for partition in partitions[bisect_left(partitions, first) :]:
                 begin, end = bounds(partition)
@@ -325,7 +326,7 @@ class LocalPartitions:
             for partition in partitions:
                 if partition > held or not partition:
                     first = next(snapshot.walk(bounds(partition)[0], end), None)
-                    held = PARTITIONS if first is None else int.from_bytes(first[0][:2], "big")
+                    held = PARTITIONS if first is None else partition_in(first[0])
                 if partition < held:
                     yield partition
 

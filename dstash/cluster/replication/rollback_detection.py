@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
-from dstash.cluster.replication.lineage import Life, lives_of
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect
 from dstash.cluster.replication.transfer import ask
+from dstash.cluster.topology.life import Life, lives_of
 from dstash.errors import ProtocolError
 from dstash.wire.replication import SeenReply, SeenRequest
 

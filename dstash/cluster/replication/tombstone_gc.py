@@ -22,7 +22,7 @@ from dstash.cluster.topology.view import View
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
 from dstash.store.digest import DigestKind, is_reapable_at
-from dstash.store.record import identity_of, is_sound
+from dstash.store.record import identity_of, is_sound, partition_in
 from dstash.version import Stamp, stamp_at, stamp_milliseconds
 from dstash.wire.replication import (
     DigestsReply,
@@ -217,7 +217,7 @@ def _count_tombstones(entries: Entries, horizons: Sequence[Stamp]) -> list[tuple
     return [
         (storage_key, identity_of(record))
         for storage_key, record in entries
-        if is_reapable_at(record, horizons[int.from_bytes(storage_key[:2], "big")])
+        if is_reapable_at(record, horizons[partition_in(storage_key)])
         and is_sound(storage_key, record)
     ]
 

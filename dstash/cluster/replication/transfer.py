@@ -70,7 +70,7 @@ def copy(replica: Replica, partitions: Sequence[int], source: str, throttle: Thr
         size = page_bytes(replica.rate, took, share)
         after = page.after
         if after:
-            begin = bisect_left(partitions, int.from_bytes(after[:2], "big"), begin)
+            begin = bisect_left(partitions, partition_in(after), begin)
         else:
             begin += len(some)
             window *= 2  # they did not fill the page

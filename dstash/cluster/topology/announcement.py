@@ -1,12 +1,31 @@
-"""The form of an announcement outside a process: JSON, so that an operator can read it."""
+"""Announcements: how live peers describe themselves.
+
+Outside a process an announcement is JSON, so that an operator can read it.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
-from dstash.cluster.membership.interface import Announcement
+
+class Announcement(NamedTuple):
+    """What a live peer publishes with its lock.
+
+    ``state`` is free text for people (``candidate``, ``member``, ...). ``key`` and ``plain`` are
+    those of ``Member``.
+    """
+
+    peer: str
+    address: str
+    store_id: str
+    zone: str
+    weight: float
+    http: str = ""
+    state: str = ""
+    key: str = ""
+    plain: str = ""
 
 
 def encode(announcement: Announcement) -> bytes:
@@ -14,9 +33,9 @@ def encode(announcement: Announcement) -> bytes:
     return json.dumps(announcement._asdict(), sort_keys=True).encode()
 
 
-@functools.lru_cache(maxsize=1024)  # the same is read ten times a second
+@functools.lru_cache(maxsize=1024)  # the same bytes are read ten times a second
 def decode(data: bytes | None) -> Announcement | None:
-    """Return the announcement; None when it is not one, or only a part of one.
+    """Return the announcement; None when the data is not one, or only a part of one.
 
     Unknown fields are ignored, so that peers of the next version may add some.
     """

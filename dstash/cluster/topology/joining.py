@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from dstash.cluster.membership.interface import Announcement
-from dstash.cluster.replication.lineage import Life
+from dstash.cluster.topology.announcement import Announcement
+from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Change, Member, Restored, State, Topology
 from dstash.errors import ForeignStore, ProtocolError
 from dstash.store.interface import Store

@@ -23,7 +23,7 @@ from dstash.cluster.membership.consul import session
 from dstash.cluster.membership.consul.http import READ_TIMEOUT, checked_url, read_timeout
 from dstash.cluster.membership.consul.membership import ConsulMembership
 from dstash.cluster.membership.consul.session import _pause
-from dstash.cluster.membership.interface import NOTHING, Stored
+from dstash.cluster.membership.interface import NOTHING, StoredTopology
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import ConfigError, MembershipError, MembershipUnreachable, PeerIdInUse
 from tests.harness.consul import ConsulAgent, ConsulCluster
@@ -157,7 +157,7 @@ class TestForgetfulAgent:
             wait_until(lambda: lines[-1]["event"] == "announced again", PATIENCE, "announced again")
         assert [line["event"] for line in lines] == ["announced", "lock lost", "announced again"]
         assert membership.is_announced()
-        assert membership.read() == Stored(None, NOTHING), "that is for others to put back"
+        assert membership.read() == StoredTopology(None, NOTHING), "that is for others to put back"
         assert membership.alive() == {"p1": announcement("p1", 5077)}
         assert membership.acquire("conductor")
         assert [one["ServicePort"] for one in agent.get("catalog/service/dstash")] == [5077]
@@ -328,7 +328,7 @@ class TestElection:
 
 def survives_election(members: list[ConsulMembership]) -> None:
     stored = wait_until(lambda: answer_of(members[0].read), PATIENCE, "a new leader answers")
-    assert isinstance(stored, Stored)
+    assert isinstance(stored, StoredTopology)
     assert stored.topology == TOPOLOGY
     assert members[1].compare_and_set(TOPOLOGY.next(), stored.token)
     for membership in members:

@@ -20,7 +20,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from dstash.cluster.membership.interface import NOTHING, Stored
+from dstash.cluster.membership.interface import NOTHING, StoredTopology
 from dstash.cluster.membership.local import topology_file
 from dstash.cluster.membership.local.lock import LockFile, read_if_held
 from dstash.cluster.membership.local.membership import LocalMembership
@@ -147,7 +147,7 @@ class TestDirectoryThatIsTakenAway:
     def test_deleted(self, peer: LocalMembership, tmp_path: Path) -> None:
         subprocess.run(["rm", "-rf", tmp_path / "c"], check=True)
         self.looks_again(peer, tmp_path)
-        assert peer.read() == Stored(None, NOTHING)
+        assert peer.read() == StoredTopology(None, NOTHING)
 
     def test_moved_away_and_back(self, peer: LocalMembership, tmp_path: Path) -> None:
         (tmp_path / "c").rename(tmp_path / "away")
@@ -257,7 +257,7 @@ os.wait()
         file.write_bytes(corruption(file.read_bytes()))
         assert membership.watch(10)
         stored = membership.read()
-        assert stored == Stored(None, stored.token, f"{file} is damaged")
+        assert stored == StoredTopology(None, stored.token, f"{file} is damaged")
         assert stored.token not in (NOTHING, before)
         assert not membership.compare_and_set(TOPOLOGY, NOTHING)
         assert not membership.compare_and_set(TOPOLOGY, before)
@@ -403,7 +403,7 @@ class TestTopologyOfAnEarlierVersion:
     def test_that_is_cut_off_crashes_nothing(self, legacy: Path, tmp_path: Path, size: int) -> None:
         os.truncate(legacy, size)
         with closing(LocalMembership(tmp_path, "c")) as membership:
-            assert membership.read() == Stored(None, NOTHING)
+            assert membership.read() == StoredTopology(None, NOTHING)
         assert legacy.with_name("topology.lmdb.unreadable").exists()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dstash.cluster.membership.interface import NOTHING, Membership, Stored
+from dstash.cluster.membership.interface import NOTHING, Membership, StoredTopology
 from dstash.cluster.topology.topology import Member
 from dstash.errors import MembershipError, PeerIdInUse
 from tests.harness.membership import Actor, Place, announcement, topology
@@ -69,7 +69,7 @@ def together(*calls: Callable[[], object]) -> list[object]:
 
 class TestTopology:
     def test_there_is_none_at_first(self, site: Site) -> None:
-        assert site.open().read() == Stored(None, NOTHING)
+        assert site.open().read() == StoredTopology(None, NOTHING)
 
     def test_is_read_as_it_was_written(self, site: Site) -> None:
         writer, reader = site.open(), site.open()
@@ -152,7 +152,7 @@ class TestTopology:
         assert membership.compare_and_set(topology(site.place), NOTHING)
         other = replace(site.place, cluster=f"{site.place.cluster}/x").open()
         try:
-            assert other.read() == Stored(None, NOTHING)
+            assert other.read() == StoredTopology(None, NOTHING)
             assert not other.alive()
         finally:
             other.close()

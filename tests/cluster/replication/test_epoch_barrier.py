@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from dstash.cluster.membership.interface import Announcement
 from dstash.cluster.replication.cluster_clock import ClusterClock
 from dstash.cluster.replication.epoch_barrier import witness
 from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Ask, Pause
 from dstash.cluster.topology import transitions
+from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import Unavailable

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from copy import deepcopy
 
-from dstash.cluster.replication.lineage import LINEAGE_MARK, Life, Lineage, StoreMemory
+from dstash.cluster.replication.lineage import LINEAGE_MARK, Lineage, StoreMemory
+from dstash.cluster.topology.life import Life
 from dstash.errors import DiskFull
 from dstash.store.memory import TwinStore
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from dstash.cluster.membership.interface import Announcement
 from dstash.cluster.replication.partitions import LOWERED_MARK
 from dstash.cluster.topology import transitions
+from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import ChangeConflict, UsageError
 from dstash.peer.maintenance import Pace

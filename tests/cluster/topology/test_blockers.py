@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from dstash.cluster.membership.interface import Announcement
 from dstash.cluster.topology import transitions
+from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.blockers import waits
 from dstash.cluster.topology.planning import plan, plan_loss
 from dstash.cluster.topology.topology import Member, State, Topology

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstash.cluster.membership.interface import Announcement
+from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.joining import found, join
 from dstash.cluster.topology.topology import State, Topology
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from dstash.cluster.membership.interface import Announcement
 from dstash.cluster.topology import transitions
+from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.planning import Plan, plan, weigh
 from dstash.cluster.topology.topology import Member, State, Topology
 from dstash.cluster.topology.view import placement

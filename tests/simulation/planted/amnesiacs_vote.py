@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dstash.cluster.membership.interface import Stored
-from dstash.cluster.replication.lineage import Life, StoreMemory
+from dstash.cluster.membership.interface import StoredTopology
+from dstash.cluster.replication.lineage import StoreMemory
+from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Topology
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.membership_agent import MembershipAgent
@@ -48,7 +49,7 @@ class AmnesiacsVote(World):
         core.local_partitions.memory = _Blank(store)
         return core
 
-    def propose(self, agent: MembershipAgent, stored: Stored) -> Topology | None:
+    def propose(self, agent: MembershipAgent, stored: StoredTopology) -> Topology | None:
         """Call every member synced."""
         topology = super().propose(agent, stored)
         if topology is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dstash.cluster.replication.lineage import Life, Lineage
+from dstash.cluster.replication.lineage import Lineage
+from dstash.cluster.topology.life import Life
 from dstash.peer.core import PeerCore, Settings
 from dstash.store.memory import TwinStore
 from tests.simulation.events import MS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dstash.cluster.membership.interface import Stored
+from dstash.cluster.membership.interface import StoredTopology
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.transitions import complete
 from dstash.peer.membership_agent import MembershipAgent
@@ -22,7 +22,7 @@ class CallsGainsComplete(World):
         conditions = replace(planted_conditions(seed, "change", "kill"), keys=16)
         super().__init__(seed, conditions=conditions)
 
-    def propose(self, agent: MembershipAgent, stored: Stored) -> Topology | None:
+    def propose(self, agent: MembershipAgent, stored: StoredTopology) -> Topology | None:
         """Say of this peer that it has all it gains."""
         topology = super().propose(agent, stored)
         if topology is not None or stored.topology is None or stored.topology.change is None:

@@ -19,8 +19,7 @@ from urllib.parse import urlsplit
 from consul import Check
 
 from dstash.cluster.membership.consul.http import ConsulClient
-from dstash.cluster.membership.interface import Announcement
-from dstash.cluster.topology.announcement import decode, encode
+from dstash.cluster.topology.announcement import Announcement, decode, encode
 from dstash.cluster.topology.names import safe_name
 from dstash.errors import MembershipUnreachable
 

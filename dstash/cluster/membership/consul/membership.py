@@ -16,8 +16,8 @@ from dstash.cluster.membership.consul.http import READ_TIMEOUT, ConsulClient
 from dstash.cluster.membership.consul.lock import SessionLock, folder
 from dstash.cluster.membership.consul.session import LAST_PATIENCE, Lease
 from dstash.cluster.membership.consul.watch import Watcher
-from dstash.cluster.membership.interface import NOTHING, Announcement, Stored, Token
-from dstash.cluster.topology.announcement import decode
+from dstash.cluster.membership.interface import NOTHING, StoredTopology, Token
+from dstash.cluster.topology.announcement import Announcement, decode
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import MembershipError, ProtocolError
 
@@ -67,13 +67,13 @@ class ConsulMembership:
         self._mutex = threading.Lock()  # guards the coming and going of the lease
         self._lease: Lease | None = None
 
-    def read(self) -> Stored:
+    def read(self) -> StoredTopology:
         """See ``Membership.read``. ``MembershipError`` when what is stored is no topology."""
         item = self._client.kv.get(self._topology_key, consistency="consistent")[1]
         if item is None:
-            return Stored(None, NOTHING)
+            return StoredTopology(None, NOTHING)
         try:
-            return Stored(Topology.decode(item["Value"] or b""), item["ModifyIndex"])
+            return StoredTopology(Topology.decode(item["Value"] or b""), item["ModifyIndex"])
         except ProtocolError as error:
             raise MembershipError(f"Consul key {self._topology_key}: {error}") from None
 

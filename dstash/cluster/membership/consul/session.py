@@ -15,7 +15,7 @@ import structlog
 
 from dstash import threads
 from dstash.cluster.membership.consul.lock import CHECK_TTL, SessionLock
-from dstash.cluster.membership.interface import Announcement
+from dstash.cluster.topology.announcement import Announcement
 from dstash.errors import MembershipUnreachable, PeerIdInUse
 
 BEAT: Final = 0.5

@@ -22,10 +22,10 @@ from typing import Final
 
 import structlog
 
-from dstash.cluster.membership.interface import Announcement, Stored, Token
+from dstash.cluster.membership.interface import StoredTopology, Token
 from dstash.cluster.membership.local.lock import PATIENCE, LockFile, read_if_held
 from dstash.cluster.membership.local.topology_file import TopologyFile
-from dstash.cluster.topology.announcement import decode, encode
+from dstash.cluster.topology.announcement import Announcement, decode, encode
 from dstash.cluster.topology.names import safe_name
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import MembershipError, MembershipUnreachable, PeerIdInUse
@@ -81,7 +81,7 @@ class LocalMembership:
         self._woken = threading.Event()
         self._is_closed = False
 
-    def read(self) -> Stored:
+    def read(self) -> StoredTopology:
         """See ``Membership.read``. ``MembershipError`` when what is stored is no topology."""
         with self._usable():
             return self._topology.read()

@@ -15,7 +15,7 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-from dstash.cluster.membership.interface import NOTHING, Stored, Token
+from dstash.cluster.membership.interface import NOTHING, StoredTopology, Token
 from dstash.cluster.membership.local.lock import LockFile
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import MembershipError, MembershipUnreachable, ProtocolError
@@ -44,7 +44,7 @@ class TopologyFile:
         self._directory = directory
         self._seen: tuple[_Facts, Token] | None = None
 
-    def read(self) -> Stored:
+    def read(self) -> StoredTopology:
         """Return what is stored; ``damage`` says when it is not what was written.
 
         Raises:
@@ -52,13 +52,13 @@ class TopologyFile:
         """
         content = self._content(self.path)
         if content is None:
-            return Stored(None, NOTHING)
+            return StoredTopology(None, NOTHING)
         token = _token(content)
         body = _body(content)
         if body is None:
-            return Stored(None, token, f"{self.path} is damaged")
+            return StoredTopology(None, token, f"{self.path} is damaged")
         try:
-            return Stored(Topology.decode(body), token)
+            return StoredTopology(Topology.decode(body), token)
         except ProtocolError as error:
             raise MembershipError(f"{self.path}: {error}") from None
 
