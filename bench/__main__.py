@@ -21,8 +21,8 @@ from typing import Final
 
 from rich.console import Console
 
-from bench import batches, calls, clients, growth, singles, squeeze, stages
 from bench.lab import Lab
+from bench.parts import batches, calls, clients, growth, singles, squeeze, stages
 from bench.report import page, plot
 from bench.report.machine import describe
 from bench.report.targets import judge

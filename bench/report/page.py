@@ -8,9 +8,9 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
-from bench import batches, calls, singles, squeeze, stages
-from bench.batches import most_bytes
 from bench.memory import MIB
+from bench.parts import batches, calls, singles, squeeze, stages
+from bench.parts.batches import most_bytes
 from bench.report.tables import Table, crossed, figure, listed
 from bench.report.targets import Verdict, rows
 from bench.work import Case, Unit, Work, find, known

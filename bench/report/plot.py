@@ -9,7 +9,7 @@ from typing import Any, Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench import batches, clients, growth
+from bench.parts import batches, clients, growth
 from bench.work import Case, find
 
 _COLOURS: Final = {

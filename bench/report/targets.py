@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from bench import batches, clients, growth, singles, squeeze
 from bench.memory import MIB
+from bench.parts import batches, clients, growth, singles, squeeze
 from bench.work import Case, Work, find, ratio
 
 #: A case, by what was done and on which system.

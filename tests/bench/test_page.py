@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import batches, calls, singles, stages
+from bench.parts import batches, calls, singles, stages
 from bench.report import page, plot
 from bench.report.targets import TARGETS, Ratio, judge
 from bench.work import Case, Unit, Work, find, known, ratio, use_time_slice

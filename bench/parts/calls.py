@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
-from bench import batches, data, singles
+from bench import data
 from bench.lab import Lab
-from bench.singles import CONCURRENT, DURABLE, ONE
-from bench.stages import CLIENT, SERVERS, WALL
+from bench.parts import batches, singles
+from bench.parts.singles import CONCURRENT, DURABLE, ONE
+from bench.parts.stages import CLIENT, SERVERS, WALL
 from bench.stores.servers import Server, processor_seconds
 from bench.work import Case, Unit, Work, known, use_time_slice
 from dstash.client.operations.reads import LookupOperation
@@ -52,7 +53,7 @@ def share(work: Work, name: str) -> Work:
 def measure(lab: Lab, rounds: int) -> list[Case]:
     """Measure the stages in a loop, then what whole calls cost."""
     bench = lab.entered(_Stages(lab.folder / "call-stages"))
-    cases = [Case(STAGE, name, take) for name, take in bench.stages()]
+    cases = [Case(STAGE, name, take) for name, take in bench.parts.stages()]
     measured = list(use_time_slice(cases, rounds, lab.note))
     with asyncio.Runner() as runner, singles.callers(lab, runner) as singly:
         costs = [_Costs(case, _servers(lab, case)) for case in singly if case.store in _SHOWN]

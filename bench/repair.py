@@ -1,4 +1,4 @@
-"""``python -m bench.healing``: what it costs to stay equal, and to become equal again.
+"""``python -m bench.repair``: what it costs to stay equal, and to become equal again.
 
 Three peers and one client on this machine; for the idle rounds a proxy before each that counts
 bytes. Look-ups are compared with those of the same run, before anything had to be healed.
@@ -156,7 +156,7 @@ def _ticks(peer: Peer) -> int:
 
 def main() -> int:
     """Run; the exit code says whether every target was reached."""
-    parser = argparse.ArgumentParser(prog="python -m bench.healing", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.repair", description=__doc__)
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--changed", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=6, help="idle ones; 0: do not measure them")

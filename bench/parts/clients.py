@@ -6,9 +6,9 @@ from functools import partial
 from typing import Final
 
 from bench import data, memory
-from bench.batches import VALUE_BYTES
 from bench.crew import KNOWN, MOST, Job
 from bench.lab import Lab
+from bench.parts.batches import VALUE_BYTES
 from bench.work import Case, Unit, Work, known, use_time_slice
 
 COUNTS: Final = (1, 2, 4, 8, MOST)

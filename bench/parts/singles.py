@@ -13,8 +13,8 @@ from typing import Any, Final
 import redis.asyncio
 
 from bench import data
-from bench.batches import KEYS, VALUE_BYTES
 from bench.lab import Lab
+from bench.parts.batches import KEYS, VALUE_BYTES
 from bench.stores import etcd
 from bench.stores.dstash_store import INDEX
 from bench.stores.echo import EchoClient

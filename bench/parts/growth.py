@@ -7,8 +7,8 @@ from functools import partial
 from typing import Final
 
 from bench import data, memory
-from bench.batches import KEYS, VALUE_BYTES, timed
 from bench.lab import Lab
+from bench.parts.batches import KEYS, VALUE_BYTES, timed
 from bench.stores.dstash_store import INDEX, DStashCluster
 from bench.work import Case, Unit, Work, known, use_time_slice
 from dstash import Client

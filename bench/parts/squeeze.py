@@ -9,10 +9,10 @@ from statistics import median
 from typing import Final
 
 from bench import data
-from bench.batches import timed
 from bench.confinement import confined
 from bench.lab import Lab
 from bench.memory import MIB
+from bench.parts.batches import timed
 from bench.stores.dstash_store import INDEX, DStashCluster
 from bench.work import Case, Work, use_time_slice
 from dstash import Client

@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
-from bench import batches, data
+from bench import data
 from bench.lab import Lab
+from bench.parts import batches
 from bench.stores.servers import Server, processor_seconds
 from bench.work import Case, Unit, Work, known, use_time_slice
 from dstash.client.operations.reads import PARTITIONS_PER_BAND
@@ -76,7 +77,7 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
     """Measure the stages alone, then where the time of whole batches is spent."""
     bench = _Stages(lab.folder / "stages")
     lab.entered(bench)
-    cases = [Case(*stage(action, name), take) for action, name, take in bench.stages()]
+    cases = [Case(*stage(action, name), take) for action, name, take in bench.parts.stages()]
     return [*use_time_slice(cases, rounds, lab.note), *_shares(lab, rounds)]
 
 

@@ -1,0 +1,1 @@
+"""The parts of a benchmark run, one module each."""
