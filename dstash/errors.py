@@ -1,48 +1,47 @@
-"""The one error tree. Each class has a stable wire code and says whether a retry can help.
+"""The tree of errors. Each class has a stable wire code and says whether a retry can help.
 
 ::
 
     DStashError
-    ├── UsageError                the caller asked for something that cannot be
-    │   ├── LimitError            a limit of the data model was passed
-    │   └── UnsupportedType       a key or value of a type dstash cannot carry
-    ├── ConfigError               a setting is wrong; names file, key, and what is allowed
-    ├── ProtocolError             a message that the other side should not have sent
+    ├── UsageError                an argument or call is invalid
+    │   ├── LimitError            a limit of the data model is exceeded
+    │   └── UnsupportedType       a key or value has an unsupported type
+    ├── ConfigError               a setting is wrong; names file, key, and allowed values
+    ├── ProtocolError             a message violates the protocol
     │   └── VersionMismatch       no protocol version in common
-    ├── Refused                   a peer read the request and said no
+    ├── Refused                   a peer read the request and refused it
     │   ├── StaleEpoch            the sender's topology is older (the newer one is attached)
     │   ├── WrongCluster          the peer belongs to another cluster
-    │   ├── Misrouted             the peer holds no replica of that key
+    │   ├── Misrouted             the peer has no replica of the key
     │   ├── NotReady              the peer is starting, stopping, or not yet synced
     │   ├── Forming               fewer members than min_peers
-    │   ├── Busy                  too much in hand; says when to come back
+    │   ├── Busy                  the peer is overloaded; says when to retry
     │   ├── ClockSkew             the version is too far ahead of the peer's clock
-    │   ├── BelowFloor            the version is older than what the peer may still accept
-    │   ├── DiskFull              no room to store
+    │   ├── BelowFloor            the version is older than the peer may still accept
+    │   ├── DiskFull              no space to store
     │   ├── StoreFailed           the peer's disk failed
     │   ├── CorruptRecord         the stored record fails its checksum
-    │   ├── DeadlinePassed        the request came too late to be worth doing
+    │   ├── DeadlinePassed        the request arrived after its deadline
     │   └── Unauthorised          the key may not do this
     ├── Unavailable               not enough replicas answered; nothing was stored
-    │   └── NoPeers               none answered at all
-    ├── TimedOut                  no answer in time; of a write: it may or may not be stored
-    ├── BatchError                part of a batch failed; carries the per-key outcomes
-    ├── ClosedError               the client was closed
+    │   └── NoPeers               no peer answered
+    ├── TimedOut                  no answer in time; a write may or may not be stored
+    ├── BatchError                part of a batch failed; carries the outcome per key
+    ├── ClosedError               the client is closed
     ├── StoreError                a data directory cannot be used
     │   ├── StoreInUse, ForeignStore, CorruptStore
-    └── MembershipError           the membership cannot do what was asked
+    └── MembershipError           the membership cannot do what was requested
         ├── MembershipUnreachable, PeerIdInUse, ChangeConflict
 
-The codes are append-only. The idea of codes beside prose is HTTP's: programs branch on the
-number, people read the text.
+The codes are append-only: the code of a deleted class is not reused. As in HTTP, programs use the
+code and people read the text.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    from dstash.types import Outcome
+from dstash.outcome import Outcome
 
 
 class DStashError(Exception):
@@ -51,7 +50,7 @@ class DStashError(Exception):
     code: ClassVar[int] = 1
     #: Whether the same request may succeed later, or on another replica.
     retryable: ClassVar[bool] = False
-    #: Exit status of the command line.
+    #: Exit status of the commands.
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, **details: Any) -> None:
@@ -60,20 +59,20 @@ class DStashError(Exception):
 
 
 class UsageError(DStashError, ValueError):
-    """The caller asked for something that cannot be."""
+    """An argument or call is invalid."""
 
     code = 2
     exit_code = 2
 
 
 class LimitError(UsageError):
-    """A limit was passed. The text names the limit and what is allowed."""
+    """A limit is exceeded. The text names the limit and what is allowed."""
 
     code = 3
 
 
 class UnsupportedType(UsageError, TypeError):
-    """A key or value has a type that dstash cannot carry."""
+    """A key or value has a type that dstash does not support."""
 
     code = 4
 
@@ -86,7 +85,7 @@ class ConfigError(DStashError):
 
 
 class ProtocolError(DStashError):
-    """A message that the other side should not have sent."""
+    """A message violates the protocol."""
 
     code = 10
 
@@ -98,7 +97,7 @@ class VersionMismatch(ProtocolError):
 
 
 class Refused(DStashError):
-    """A peer read the request and said no."""
+    """A peer read the request and refused it."""
 
     code = 20
 
@@ -117,7 +116,7 @@ class WrongCluster(Refused):
 
 
 class Misrouted(Refused):
-    """The peer holds no replica of that key."""
+    """The peer has no replica of the key."""
 
     code = 23
     retryable = True
@@ -140,7 +139,7 @@ class Forming(Refused):
 
 
 class Busy(Refused):
-    """The peer has too much in hand; ``details['retry_after_ms']`` says when to come back."""
+    """The peer is overloaded; ``details['retry_after_ms']`` says when to retry."""
 
     code = 26
     retryable = True
@@ -155,14 +154,14 @@ class ClockSkew(Refused):
 
 
 class BelowFloor(Refused):
-    """The version is older than what the peer may still accept: stamp it anew."""
+    """The version is older than the peer may still accept; retry with a new stamp."""
 
     code = 28
     retryable = True
 
 
 class DiskFull(Refused):
-    """The peer has no room to store."""
+    """The peer has no disk space to store."""
 
     code = 29
     exit_code = 5
@@ -184,7 +183,7 @@ class CorruptRecord(Refused):
 
 
 class DeadlinePassed(Refused):
-    """The request reached the peer too late to be worth doing."""
+    """The request reached the peer after its deadline."""
 
     code = 32
     retryable = True
@@ -199,7 +198,7 @@ class Unauthorised(Refused):
 
 
 class Unavailable(DStashError):
-    """Not enough replicas answered for the level that was asked; nothing was stored."""
+    """Not enough replicas answered for the requested level; nothing was stored."""
 
     code = 40
     retryable = True
@@ -213,7 +212,7 @@ class NoPeers(Unavailable):
 
 
 class TimedOut(DStashError, TimeoutError):
-    """A read found no answer in time, or a write may or may not have been stored."""
+    """A read got no answer in time, or a write may or may not have been stored."""
 
     code = 42
     retryable = True
@@ -232,7 +231,7 @@ class BatchError(DStashError):
 
 
 class ClosedError(DStashError):
-    """The client was closed."""
+    """The client is closed."""
 
     code = 44
 
@@ -262,7 +261,7 @@ class CorruptStore(StoreError):
 
 
 class MembershipError(DStashError):
-    """The membership cannot do what was asked."""
+    """The membership cannot do what was requested."""
 
     code = 60
 
@@ -282,7 +281,7 @@ class PeerIdInUse(MembershipError):
 
 
 class ChangeConflict(MembershipError):
-    """Another change of the topology is under way, or came first."""
+    """Another topology change is in progress, or was made first."""
 
     code = 63
     retryable = True
@@ -296,7 +295,7 @@ def _index_by_code() -> dict[int, type[DStashError]]:
     table: dict[int, type[DStashError]] = {}
     for cls in _family(DStashError):
         if "code" not in vars(cls):
-            continue  # it never travels: it only has its own exit status
+            continue  # never sent: the class only has its own exit status
         if table.setdefault(cls.code, cls) is not cls:
             raise AssertionError(f"{cls.__name__} and {table[cls.code].__name__} share {cls.code}")
     return table
@@ -308,5 +307,5 @@ BY_CODE: dict[int, type[DStashError]] = _index_by_code()
 def from_wire(code: int, message: str, details: dict[str, Any]) -> DStashError:
     """Rebuild the error that a peer sent. An unknown code becomes a plain ``Refused``."""
     error = BY_CODE.get(code, Refused)(message)
-    error.details = details  # not by keyword: the other side chose the names
+    error.details = details  # not by keyword: the names come from the other side
     return error

@@ -1,4 +1,4 @@
-"""The small vocabulary shared by every layer: levels, durabilities, outcomes."""
+"""The enumerations that every layer shares: levels, durabilities, outcomes, record flags."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from enum import IntFlag, StrEnum
 from typing import Final, Self
 
 from dstash.errors import UsageError
+from dstash.outcome import Outcome
 
-#: An encoded value: one complete msgpack object. Peers never look inside.
-Payload = bytes
+__all__ = ["NEVER", "Durability", "Level", "Outcome", "RecordFlag", "Word"]
 
 
 class Word(StrEnum):
-    """An enumeration whose members are the words users type."""
+    """An enumeration whose values users type."""
 
     @classmethod
     def parse(cls, text: str | Self) -> Self:
-        """Return the member that ``text`` names; ``UsageError`` lists the allowed words."""
+        """Return the member with that value; ``UsageError`` lists the allowed values."""
         try:
             return cls(text)
         except ValueError:
@@ -41,30 +41,18 @@ class Level(Word):
 
 
 class Durability(Word):
-    """When a commit reaches the disk: before each ack, once per interval, or when the OS likes."""
+    """When a commit is synced: before its ack, once per interval, or when the OS decides."""
 
     SYNC = "sync"
     INTERVAL = "interval"
     NONE = "none"
 
 
-class Outcome(Word):
-    """What became of one key of a write.
-
-    ``UNKNOWN`` is not a failure: the request may have been stored, its answer did not come.
-    """
-
-    STORED = "stored"
-    SUPERSEDED = "superseded"
-    FAILED = "failed"
-    UNKNOWN = "unknown"
-
-
 class RecordFlag(IntFlag):
     """Bits of a record's flag byte.
 
-    ``RESTORED``: the record is from a backup of another cluster. It keeps the stamp of its write,
-    and horizons judge it by its last touch, for this cluster never deleted it.
+    ``RESTORED``: the record is from a backup of another cluster. It keeps the stamp of its write.
+    Horizons use its last touch instead, because this cluster has never deleted it.
     """
 
     NONE = 0

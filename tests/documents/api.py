@@ -11,7 +11,7 @@ import griffe
 _PUBLIC: Final = (
     ("Clients", ("client.blocking.Client", "client.asyncio.AsyncClient")),
     ("One index", ("client.index.Index", "client.async_index.AsyncIndex")),
-    ("Results and words", ("client.results.BatchResult", "types.Level", "types.Outcome")),
+    ("Results and words", ("client.results.BatchResult", "types.Level", "outcome.Outcome")),
     ("Types of your own", ("wire.values.TypeRegistry",)),
 )
 _HEAD: Final = """\
@@ -119,7 +119,7 @@ def _errors(package: Any) -> Iterator[str]:
     yield "## Errors\n"
     yield (
         "All of them are a `dstash.DStashError`, from `dstash.errors`. `retryable` says whether "
-        "the same call may succeed later; `facts` has what the text says, for programs.\n"
+        "the same call may succeed later; `details` has the same information for programs.\n"
     )
     yield "| error | is a | code | may be retried | when |\n|---|---|---|---|---|"
     for name, error in package["errors"].classes.items():
