@@ -1,8 +1,9 @@
-"""The first lines of a command, so that nothing looks like a crash before its code is loaded.
+"""The start of a command, before its code is loaded.
 
-Loading takes a good part of a second. Ctrl-C in that time just ends the process, as it ends any
-other; and a standard stream that the caller has closed is replaced, before a socket takes its
-number and gets what was meant for it (gnulib's ``stdopen`` is the model).
+Loading takes up to a second. Ctrl-C in that time ends the process without a traceback. A standard
+stream that the caller has closed is replaced before a socket can take its descriptor number and
+receive its data (gnulib's ``stdopen`` is the model). If the extra of a command is not installed,
+one line says so.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import os
 import signal
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Final
 
-#: Opened the wrong way round, so that using them is an error: data must not get lost unnoticed.
-#: Messages may.
+#: stdin and stdout are opened in the wrong direction, so that using them is an error: data must
+#: not be lost silently. Messages on stderr may be.
 _MISSING: Final = (
     ("stdin", os.O_WRONLY, "r"),
     ("stdout", os.O_RDONLY, "w"),
@@ -22,11 +24,23 @@ _MISSING: Final = (
 )
 
 
-def launch(module: str) -> None:
-    """Import a module and run its ``main``."""
+def launch(module: str, *, command: str, extra: str, packages: tuple[str, ...]) -> None:
+    """Import a module and run its ``main``.
+
+    Args:
+        module: the module of the command.
+        command: the name of the command, for messages.
+        extra: the extra of dstash that installs ``packages``.
+        packages: the packages that the command needs and the client does not.
+    """
     _open_missing_streams()
+    for package in packages:
+        if find_spec(package) is None:
+            sys.exit(
+                f"{command}: package {package} is not installed; run: pip install 'dstash[{extra}]'"
+            )
     on_interrupt = signal.getsignal(signal.SIGINT)
-    if on_interrupt is signal.default_int_handler:  # it is not where a shell has it ignored
+    if on_interrupt is signal.default_int_handler:  # otherwise the shell ignores it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     _import_structlog()
     run = import_module(module).main
@@ -43,8 +57,8 @@ def _open_missing_streams() -> None:
 def _import_structlog() -> None:
     """Import structlog without rich.
 
-    structlog imports rich, if it is there, for a traceback format that dstash does not use: a
-    seventh of the start of a peer. Commands that show tables import rich themselves.
+    structlog imports rich, if installed, for a traceback format that dstash does not use. That
+    takes a seventh of the start of a peer. Commands that print tables import rich themselves.
     """
     if "rich" in sys.modules:
         return

@@ -8,8 +8,8 @@ from dstash.cluster.membership.interface import Membership
 from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.topology import Member, TransportSecurity
 from dstash.config import ClientSettings
-from dstash.errors import MembershipError, NoPeers
-from dstash.wire.security import KeyPair
+from dstash.errors import ConfigError, MembershipError, NoPeers
+from dstash.wire.curve import KeyPair
 
 # The backends are imported where they are used: most clients need neither, and Consul's brings an
 # HTTP library that takes longer to load than the rest of a short command.
@@ -74,7 +74,12 @@ def _local(settings: ClientSettings) -> Membership:
 
 
 def _consul(settings: ClientSettings, patience: float) -> Membership:
-    from dstash.cluster.membership.consul.membership import ConsulMembership
+    try:
+        from dstash.cluster.membership.consul.membership import ConsulMembership
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"consul needs the package {error.name}: pip install 'dstash[consul]'"
+        ) from None
 
     return ConsulMembership(
         settings.consul or "",

@@ -10,7 +10,7 @@ import typer
 from dstash.cli import invocation
 from dstash.cli.console import output
 from dstash.errors import ConfigError
-from dstash.wire.security import KeyPair, load_public
+from dstash.wire.curve import KeyPair, load_public
 
 app = typer.Typer(help="Make keys for encrypted connections.", no_args_is_help=True)
 

@@ -16,7 +16,7 @@ from dstash.cli import invocation
 from dstash.cli.console import output
 from dstash.config import ClientSettings, Layered, PeerSettings, SharedSettings, layered
 from dstash.errors import ConfigError
-from dstash.wire.security import KeyPair
+from dstash.wire.curve import KeyPair
 
 app = typer.Typer(help="Check settings, and show where each comes from.", no_args_is_help=True)
 
