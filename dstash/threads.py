@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-import structlog
+from dstash.logger import Logger
 
-_log = structlog.get_logger("dstash.threads")
+_log = Logger("dstash.threads")
 
 #: Called with the name of a thread that ended and why, on that thread.
 Listener = Callable[[str, str], None]

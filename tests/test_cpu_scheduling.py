@@ -7,7 +7,8 @@ import threading
 from pathlib import Path
 
 from dstash.cpu_scheduling import BRIEF, LONG, _read, current_time_slice, time_slice, use_time_slice
-from dstash.wire.sockets import Context, Router
+from dstash.wire.router import Router
+from dstash.wire.sockets import Context
 from tests.harness.turns import KERNEL_KNOWS
 
 

@@ -43,8 +43,9 @@ from dstash.store.lmdb import LmdbStore
 from dstash.telemetry import missing
 from dstash.types import Durability
 from dstash.wire.connections import Limits
-from dstash.wire.security import ZapHandler
-from dstash.wire.sockets import Context, Router
+from dstash.wire.curve import ZapHandler
+from dstash.wire.router import Router
+from dstash.wire.sockets import Context
 
 if TYPE_CHECKING:
     from dstash.peer.http.metrics import PeerMetrics

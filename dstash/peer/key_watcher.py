@@ -14,7 +14,7 @@ from dstash.cluster.topology.topology import TransportSecurity
 from dstash.config import PeerSettings
 from dstash.errors import ConfigError
 from dstash.peer.admission.authority import Authority, fingerprint, read_authority
-from dstash.wire.security import KeyPair
+from dstash.wire.curve import KeyPair
 
 _log = structlog.get_logger("dstash.peer")
 

@@ -32,8 +32,9 @@ from dstash.wire.connections import Connections
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.links import Links
 from dstash.wire.messages import AdminRequest, Error, Hello
+from dstash.wire.router import Received, Router
 from dstash.wire.shapes import Message
-from dstash.wire.sockets import Context, Poller, Received, Router, Waker
+from dstash.wire.sockets import Context, Poller, Waker
 
 _log = structlog.get_logger("dstash.peer")
 

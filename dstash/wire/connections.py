@@ -25,9 +25,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-import structlog
+from dstash.logger import Logger
 
-_log = structlog.get_logger("dstash.door")
+_log = Logger("dstash.connections")
 
 #: bytes_acked and bytes_received in ``struct tcp_info`` (linux/tcp.h).
 _COUNTERS: Final = struct.Struct("=120xQQ")

@@ -45,8 +45,8 @@ def test_check_reads_the_keys(dstash: Dstash, tmp_path: Path) -> None:
     done = dstash("config", "check", "peer.toml")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
-        "dstash: a.key_secret is a secret key that others may read (mode 644); "
-        "do: chmod 600 a.key_secret\n"
+        "dstash: a.key_secret is a secret key that other users can read (mode 644); "
+        "run: chmod 600 a.key_secret\n"
     )
 
 

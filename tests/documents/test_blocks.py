@@ -18,7 +18,7 @@ from dstash.cli.main import app
 from dstash.config import ClientSettings, PeerSettings, layered
 from dstash.peer.admission.authority import read_authority
 from dstash.peer.main import app as peer_app
-from dstash.wire.security import KeyPair
+from dstash.wire.curve import KeyPair
 from tests.documents import running
 from tests.documents.answers import checked
 from tests.documents.blocks import HELD_ELSEWHERE, ROOT, Block, blocks, pages, parse, spans

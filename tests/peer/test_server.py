@@ -14,7 +14,8 @@ from dstash.peer.server import PeerServer, wall
 from dstash.store.memory import TwinStore
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Ping, Pong, StatusRequest
-from dstash.wire.sockets import Context, Link, Poller, Router
+from dstash.wire.router import Router
+from dstash.wire.sockets import Context, Link, Poller
 from tests.harness.waiting import wait_until
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import zmq
 
+from dstash.wire.curve import KeyPair
 from dstash.wire.envelope import Envelope, decode, encode
-from dstash.wire.security import KeyPair
 from dstash.wire.shapes import Message
 
 #: The greeting of ZMTP 3.0 with mechanism NULL.

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dstash import Client
+from dstash.wire.curve import KeyPair, load_public
 from dstash.wire.messages import Hello, Welcome
-from dstash.wire.security import KeyPair, load_public
 from dstash.wire.shapes import Message
 from tests.harness.peers import Peer, Peers
 from tests.harness.waiting import wait_until

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from dstash.wire.security import KeyPair, load_public
+from dstash.wire.curve import KeyPair, load_public
 from tests.harness.devcluster import clean_environment
 from tests.harness.peers import DSTASH_PEER, PATIENCE, Peer
 from tests.harness.ports import free_port

@@ -15,6 +15,7 @@ from dstash.cluster.topology.topology import Member
 from dstash.errors import BelowFloor, ConfigError, DStashError, NoPeers, Unauthorised
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
+from dstash.wire.curve import KeyPair, ZapHandler
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.keys import encode_keys
 from dstash.wire.messages import AdminRequest, Delete, Error, Hello, Lookup, Values, Welcome
@@ -28,9 +29,9 @@ from dstash.wire.replication import (
     SeenReply,
     SeenRequest,
 )
-from dstash.wire.security import KeyPair, ZapHandler
+from dstash.wire.router import Router
 from dstash.wire.shapes import Frame, Message
-from dstash.wire.sockets import Context, Router
+from dstash.wire.sockets import Context
 from tests.harness.waiting import wait_until
 from tests.security.attackers import (
     GREETING,

@@ -12,11 +12,12 @@ import pytest
 from dstash.config.fields import is_key
 from dstash.errors import ConfigError, Unauthorised
 from dstash.peer.admission.authority import _NEEDED, Role, fingerprint, read_authority
+from dstash.wire.curve import KeyPair, ZapHandler, load_public
 from dstash.wire.messages import AdminRequest, Hello, Lookup, Put
 from dstash.wire.replication import Push
-from dstash.wire.security import KeyPair, ZapHandler, load_public
+from dstash.wire.router import Received, Router
 from dstash.wire.shapes import EMPTY, SHAPES
-from dstash.wire.sockets import Context, Link, LinkState, Received, Router
+from dstash.wire.sockets import Context, Link, LinkState
 from tests.harness.devcluster import InProcess
 from tests.harness.waiting import stays_true, wait_until
 
@@ -41,7 +42,7 @@ class TestFiles:
     def test_nothing_is_overwritten(self, tmp_path: Path, pair: KeyPair) -> None:
         cert, key = tmp_path / "a.key", tmp_path / "a.key_secret"
         pair.save(cert, key)
-        with pytest.raises(ConfigError, match="is there already"):
+        with pytest.raises(ConfigError, match="exists already"):
             KeyPair.generate().save(cert, key)
         assert KeyPair.load(cert, key) == pair
 
@@ -178,15 +179,9 @@ class TestList:
     def test_every_request_has_its_roles(self) -> None:
         answers = {
             *("Welcome", "Error", "Pong", "TopologyReply", "Values", "Stored", "Records", "Page"),
-            *(
-                "StatusReply",
-                "AdminReply",
-                "DigestsReply",
-                "BucketsReply",
-                "VersionsReply",
-                "CopyReply",
-            ),
-            *("HorizonReply", "SeenReply", "HistoryReply", "ClockReply", "FloorReleased"),
+            *("StatusReply", "AdminReply", "DigestsReply", "BucketsReply", "VersionsReply"),
+            *("CopyReply", "HorizonReply", "SeenReply", "HistoryReply", "ClockReply"),
+            "FloorReleased",
         }
         known = {shape.build.__name__ for shape in SHAPES.values()}
         assert {kind.__name__ for kind in _NEEDED} == known - answers

@@ -12,7 +12,8 @@ import pytest
 from dstash.errors import UsageError
 from dstash.wire.links import Links
 from dstash.wire.names import Answer, Place, Resolver, listening_places, named_place
-from dstash.wire.sockets import Context, Poller, Received, Router
+from dstash.wire.router import Received, Router
+from dstash.wire.sockets import Context, Poller
 from tests.harness.ports import free_port
 from tests.harness.waiting import PATIENCE, wait_until
 

@@ -20,8 +20,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from dstash.cluster.membership.interface import StoredTopology, Token
 from dstash.cluster.membership.local.lock import PATIENCE, LockFile, read_if_held
 from dstash.cluster.membership.local.topology_file import TopologyFile
@@ -29,6 +27,7 @@ from dstash.cluster.topology.announcement import Announcement, decode, encode
 from dstash.cluster.topology.names import safe_name
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import MembershipError, MembershipUnreachable, PeerIdInUse
+from dstash.logger import Logger
 from dstash.store.directory import network_kind
 from dstash.store.legacy_topology import read_legacy_topology
 
@@ -38,7 +37,7 @@ _LEGACY: Final = "topology.lmdb"
 _HALF_WRITTEN_TRIES: Final = 5
 _HALF_WRITTEN_PAUSE: Final = 0.002
 
-_log = structlog.get_logger("dstash.membership")
+_log = Logger("dstash.membership")
 
 _Look = tuple[Token, dict[str, Announcement]]
 
