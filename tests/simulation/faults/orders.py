@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dstash.cluster.topology.topology import State, Topology
 from dstash.cluster.topology.transitions import ordered
 from dstash.errors import DStashError
+from dstash.version import Stamp, stamp_at
 from tests.simulation.events import SECOND
 from tests.simulation.node import Node
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
+
+#: How many looks in a row (one a second) must find floors that block writes.
+_LOOKS_BEFORE_LOWERING: Final = 3
 
 
 class Operator:
@@ -21,6 +25,7 @@ class Operator:
     def __init__(self, world: World) -> None:
         self._world = world
         self._rng = world.rng
+        self._looks_blocked = 0
 
     def act(self) -> Callable[[], object] | None:
         """Give an order that may make sense now, or start a machine that may join.
@@ -100,7 +105,27 @@ class Operator:
         that was lost may come back without it. So it is given again.
         """
         self._go_on()
+        self._lower_floors()
         self._world.events.after(SECOND, self.finish)
+
+    def _lower_floors(self) -> None:
+        """Order lower floors once a peer has kept floors that other peers do not accept.
+
+        Such floors stay where most clocks were wrong when they were promised and a majority does
+        not hold them. Status and readiness name them; ``docs/operations.md`` says what to do.
+        """
+        cores = [node.core for node in self._world.nodes if node.core is not None]
+        settled = [core for core in cores if core.clock.knows_majority and core.clock.is_complete]
+        bounds = [core.clock.latest() for core in settled]
+        is_blocked = any(
+            core.ahead_ms and core.local_partitions.present > bound
+            for core in settled
+            for bound in bounds
+        )
+        self._looks_blocked = self._looks_blocked + 1 if is_blocked else 0
+        if self._looks_blocked >= _LOOKS_BEFORE_LOWERING:
+            self._looks_blocked = 0
+            self._order("lower-floors", [], stamp=stamp_at(settled[0].clock.time()))
 
     def _go_on(self) -> None:
         """Let a change that rests, or creeps, come to its end."""
@@ -112,14 +137,14 @@ class Operator:
         if topology.change.paused:
             self._order("resume", [])
 
-    def _order(self, action: str, peers: list[str], rate: int = 0) -> None:
+    def _order(self, action: str, peers: list[str], rate: int = 0, stamp: Stamp = 0) -> None:
         """Carry out an order at once, as a peer does that is asked to."""
         membership = self._world.membership
         topology = membership.topology
         if topology is None or topology.restored is not None:
             return  # the keeper of a peer refuses orders then
         try:
-            wanted = ordered(topology, membership.alive(""), action, peers, rate)
+            wanted = ordered(topology, membership.alive(""), action, peers, rate, stamp)
         except DStashError as error:
             self._world.note(f"{action} {peers}: {error}")
             return
