@@ -104,7 +104,7 @@ def move(folder: Path, records: int, value_bytes: int, rate: int) -> list[Figure
     """Measure how fast a second peer is filled from the first one, at most at a rate."""
     with ready_to_move(folder, records, value_bytes) as (cluster, client):
         before = [cpu_seconds(cluster[name]) for name in ("p1", "p2")]
-        client.order("add", ["p2"], rate=rate)
+        client.admin.add(["p2"], rate=rate)
         wait_until(lambda: client.topology().change is None, 600, "the data has moved")
         after = [cpu_seconds(cluster[name]) for name in ("p1", "p2")]
         facts = filled(client)
@@ -160,7 +160,7 @@ def feel(folder: Path, records: int, value_bytes: int, felt: Felt) -> None:
     with ready_to_move(folder, records, value_bytes) as (cluster, client):
         lookups = Lookups(cluster.client(), records)
         lookups.start()
-        client.order("add", ["p2"])
+        client.admin.add(["p2"])
         while (change := client.topology().change) is not None:
             time.sleep(_SETTLE)
             before, began = filled(client), time.perf_counter()
@@ -175,7 +175,7 @@ def feel(folder: Path, records: int, value_bytes: int, felt: Felt) -> None:
                     for what in felt.moved:
                         felt.moved[what] += after[f"filled_{what}"] - before[f"filled_{what}"]
             with contextlib.suppress(ChangeConflict):  # it has ended
-                client.order("resume" if change.paused else "pause")
+                client.admin.request("resume" if change.paused else "pause")
         lookups.stop()
 
 
@@ -207,7 +207,7 @@ def turn_epochs(folder: Path, rounds: int) -> Figure:
         for number in range(4, 4 + rounds):
             candidate(cluster, client, f"p{number}")
             began = time.perf_counter()
-            client.order("add", [f"p{number}"])
+            client.admin.add([f"p{number}"])
             while client.topology().change is not None:
                 time.sleep(0.005)
             taken.append(time.perf_counter() - began)

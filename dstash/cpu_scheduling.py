@@ -1,12 +1,13 @@
-"""How long a thread runs at a time, and so how soon it lets others in.
+"""CPU scheduling hints: how long a thread of a peer runs at a time.
 
-Since Linux 6.12 a thread may say how long its turns on a processor should be (``sched_runtime``,
-0.1 to 100 ms; EEVDF: Stoica and Abdel-Wahab, "Earliest Eligible Virtual Deadline First", 1995). It
-gets no more and no less of the processor by that. But one with short turns that wakes is let in
-at once, in the middle of the longer turn of another, and need not wait until that has ended: a
-message changes hands six times on its way to a record and back, and may have to wait each time.
+Since Linux 6.12 a thread may request the length of its time slices (``sched_runtime``, 0.1 to
+100 ms; EEVDF: Stoica and Abdel-Wahab, "Earliest Eligible Virtual Deadline First", 1995). The length
+does not change the thread's share of the CPU. But a thread with short slices that wakes up preempts
+a thread in a longer slice at once, instead of waiting for the end of that slice. A message passes
+through six threads on its way to a record and back, and may wait before each of them.
 
-Earlier kernels take no notice of the length, and other systems of nothing.
+Earlier kernels ignore the length, and other systems have no such setting. Only the daemon of a peer
+sets it; a client leaves the threads of its process as they are.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-#: Seconds: for threads that only hand messages on, in some microseconds.
+#: Seconds: for threads that only pass messages on, within microseconds.
 BRIEF: Final = 0.0001
-#: Seconds: for threads that work on nothing that somebody waits for at the moment.
+#: Seconds: for threads whose work no request waits for at the moment.
 LONG: Final = 0.01
 
-_NORMAL, _BATCH = 0, 3  # SCHED_OTHER and SCHED_BATCH: the others have no such turns
-#: The numbers of sched_setattr and sched_getattr, for which the C library has no functions.
+_NORMAL, _BATCH = 0, 3  # SCHED_OTHER and SCHED_BATCH: other policies have no time slices
+#: Numbers of sched_setattr and sched_getattr, which the C library does not wrap.
 _CALLS: Final = {"x86_64": (314, 315), "aarch64": (274, 275), "riscv64": (274, 275)}
 
 
 class _Attributes(ctypes.Structure):
-    """``struct sched_attr`` in its first version."""
+    """``struct sched_attr``, first version."""
 
     _fields_ = (
         ("size", ctypes.c_uint32),
@@ -44,22 +45,25 @@ class _Attributes(ctypes.Structure):
 
 
 def current_time_slice(thread: int = 0) -> float | None:
-    """Return the turns (seconds) of a thread by its kernel's id, 0 for the calling one.
+    """Return the time slice of a thread in seconds, None where the kernel does not report it.
 
-    None where the kernel does not tell.
+    Args:
+        thread: the kernel's id of the thread; 0 for the calling thread.
     """
     attributes = _read(thread)
     return attributes.runtime / 1e9 if attributes is not None and attributes.runtime else None
 
 
 def use_time_slice(seconds: float | None) -> bool:
-    """Say how long turns of the calling thread should be, None for what is usual.
+    """Request a time slice for the calling thread, and for the threads that it starts later.
 
-    With ``LONG`` ones it also interrupts nobody when it wakes (SCHED_BATCH). Threads that it begins
-    from now on take after it.
+    With ``LONG`` or more, the thread also does not preempt others when it wakes up (SCHED_BATCH).
+
+    Args:
+        seconds: length of the time slice; None for the default of the kernel.
 
     Returns:
-        whether the kernel took notice.
+        whether the kernel accepted it.
     """
     attributes = _read(0)
     if attributes is None or attributes.policy not in (_NORMAL, _BATCH):
@@ -72,7 +76,7 @@ def use_time_slice(seconds: float | None) -> bool:
 
 @contextmanager
 def time_slice(seconds: float) -> Iterator[None]:
-    """Take turns of a length until the end of a block; threads begun in it keep to them."""
+    """Use a time slice within a block; threads that are started in the block keep it."""
     before = current_time_slice()
     if before is None:
         yield
@@ -94,5 +98,5 @@ def _read(thread: int) -> _Attributes | None:
 
 
 def _call(number: int, thread: int, attributes: object, *more: int) -> bool:
-    """Make a system call; False when the kernel, or who guards it, does not know or allow it."""
+    """Make a system call; return False if the kernel or a sandbox rejects it."""
     return bool(ctypes.CDLL(None).syscall(number, thread, attributes, *more) == 0)

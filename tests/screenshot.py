@@ -36,7 +36,7 @@ def main() -> None:
             halt.wait(SECONDS)
             peers.start("peer6", "--zone", "c", "--join", "manual")
             wait_until(lambda: client.status()["candidates"], PATIENCE, "it waits to be added")
-            client.order("add", ["peer6"], rate=RATE)
+            client.admin.add(["peer6"], rate=RATE)
             _take(Path(folder), f"http://127.0.0.1:{peers['peer1'].http_port}/")
         finally:
             halt.set()

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from dstash.client.results import BatchResult
 from dstash.wire.keys import Entries, Key
 
-if TYPE_CHECKING:
-    from dstash.client.asyncio import AsyncClient
+
+class IndexCalls(Protocol):
+    """The methods of a client that its indexes call."""
+
+    async def put(self, index: str, key: Key, value: Any, *args: Any, **options: Any) -> None: ...
+    async def lookup(self, index: str, key: Key, *args: Any, **options: Any) -> Any: ...
+    async def delete(self, index: str, key: Key, *args: Any, **options: Any) -> bool: ...
+    async def exists(self, index: str, key: Key, *args: Any, **options: Any) -> bool: ...
+    async def ttl(self, index: str, key: Key, *args: Any, **options: Any) -> float | None: ...
+    async def touch(
+        self, index: str, key: Key, ttl: float | None, *args: Any, **options: Any
+    ) -> bool: ...
+    async def batch_put(
+        self, index: str, entries: Entries, *args: Any, **options: Any
+    ) -> BatchResult: ...
+    async def batch_lookup(
+        self, index: str, keys: Iterable[Key], *args: Any, **options: Any
+    ) -> dict[Key, Any]: ...
+    async def batch_delete(
+        self, index: str, keys: Iterable[Key], *args: Any, **options: Any
+    ) -> BatchResult: ...
+    def items(self, index: str, *args: Any, **options: Any) -> AsyncIterator[tuple[Key, Any]]: ...
+    def keys(self, index: str, *args: Any, **options: Any) -> AsyncIterator[Key]: ...
+    async def count(self, index: str, *args: Any, **options: Any) -> int: ...
 
 
 class AsyncIndex:
@@ -18,7 +40,7 @@ class AsyncIndex:
     It is no ``MutableMapping``: ``users[key]`` cannot be awaited.
     """
 
-    def __init__(self, client: AsyncClient, name: str) -> None:
+    def __init__(self, client: IndexCalls, name: str) -> None:
         self._client = client
         self.name = name
 

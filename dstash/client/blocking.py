@@ -2,49 +2,41 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
-from dstash.client.calls import Calls, steady_wall
+from dstash.client.admin import Admin
+from dstash.client.base import BaseClient
+from dstash.client.calls import Calls, check_keys, key_rounds, pair_rounds
 from dstash.client.describe import describe_cluster, describe_place
-from dstash.client.discovery import identity, security_of
+from dstash.client.discovery import identity
 from dstash.client.index import Index
-from dstash.client.operations.admin import AdminOperation
 from dstash.client.operations.base import Operation
-from dstash.client.operations.scans import RepairOperation, StatusOperation
 from dstash.client.operations.walks import Walk
 from dstash.client.refusals import nothing_written
 from dstash.client.results import BatchResult
-from dstash.client.session import Session
-from dstash.client.tracing import open_tracing, take_provider
+from dstash.client.session import KEYS_PER_BATCH, Session
 from dstash.client.transport.channel import Channel
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
-from dstash.config import ClientSettings, load_client
-from dstash.errors import ClosedError, DStashError, LimitError
+from dstash.errors import ClosedError, DStashError
 from dstash.limits import check_index, check_ttl
 from dstash.store.record import Record
-from dstash.types import NEVER, Level
+from dstash.types import Level
 from dstash.wire.keys import Entries, Key, encode_key
-from dstash.wire.messages import AdminRequest, Count, Scan, ScanKeys
+from dstash.wire.messages import Count, Scan, ScanKeys
 from dstash.wire.sockets import Context
-from dstash.wire.values import TypeRegistry
 
 T = TypeVar("T")
 
 #: How long (seconds) to wait in ``close`` for calls in other threads, which fail.
 _CLOSE_PATIENCE = 2.0
-
-#: Pairs of a batch that are encoded and sent before more are taken from an iterable.
-_ROUND = 100_000
 
 
 class _State(NamedTuple):
@@ -66,7 +58,7 @@ class _State(NamedTuple):
                 self.idle.pop().close()
 
 
-class Client:
+class Client(BaseClient):
     """A client of a dstash cluster. Thread-safe; usable after a fork.
 
     One that is forgotten closes its connections, with a ``ResourceWarning``.
@@ -84,31 +76,10 @@ class Client:
         NoPeers: on the first call, when no peer answers in time.
     """
 
-    def __init__(self, *peers: str, **settings: Any) -> None:
-        if peers:
-            settings["peers"] = list(peers)
-        provider = take_provider(settings)
-        self._begin(load_client(None, settings, os.environ), provider)
-
-    @classmethod
-    def from_config(cls, path: str | os.PathLike[str]) -> Self:
-        """Return a client with the settings of a TOML file."""
-        return cls.from_settings(load_client(Path(path), {}, os.environ))
-
-    @classmethod
-    def from_settings(cls, settings: ClientSettings) -> Self:
-        """Return a client with settings that were loaded before."""
-        client = cls.__new__(cls)
-        client._begin(settings)
-        return client
-
-    def _begin(self, settings: ClientSettings, provider: Any = None) -> None:
-        self.settings = settings
-        self.types = TypeRegistry()
+    def _start(self) -> None:
         self._closed = False
         self._states: dict[int, _State] = {}
-        self._tracing = open_tracing(self, settings, lambda: self._session, provider)
-        self._state()  # tells of a key file that is wrong
+        self._state()  # raises the errors of key files now
 
     def _state(self) -> _State:
         """Return the state of this process: a fork leaves connections and locks behind."""
@@ -121,19 +92,16 @@ class Client:
         return state
 
     def _new_state(self) -> _State:
-        zone, security = self.settings.zone or "", security_of(self.settings)
-        session = Session(steady_wall(), zone=zone, security=security)
-        return _State(
-            Context(keys=identity(self.settings)),
-            session,
-            Calls(self.settings, session, self.types),
-            [],
-            {},
-        )
+        session = self._new_session()
+        context = Context(keys=identity(self.settings))
+        return _State(context, session, Calls(self.settings, session, self.types), [], {})
 
     @property
     def _session(self) -> Session:
         return self._state().session
+
+    def _current_session(self) -> Session:
+        return self._session
 
     @property
     def _calls(self) -> Calls:
@@ -199,7 +167,8 @@ class Client:
             Unavailable, Refused: the value is surely not stored.
             TimedOut: the value may or may not be stored; the text says why.
         """
-        self._run(self._calls.put(index, [(key, value)], ttl, timeout, write)).raise_first()
+        with self._tracing.call("put", index):
+            self._run(self._calls.put(index, [(key, value)], ttl, timeout, write)).raise_first()
 
     def lookup(
         self,
@@ -211,7 +180,8 @@ class Client:
         read: str | Level | None = None,
     ) -> Any:
         """Return the value of a key, or ``default``."""
-        return self._run(self._calls.lookup(index, [key], timeout, read)).get(key, default)
+        with self._tracing.call("lookup", index):
+            return self._run(self._calls.lookup(index, [key], timeout, read)).get(key, default)
 
     def delete(
         self,
@@ -222,9 +192,10 @@ class Client:
         write: str | Level | None = None,
     ) -> bool:
         """Delete a key; whether it was there. Errors as in ``put``."""
-        result = self._run(self._calls.delete(index, [key], timeout, write))
-        result.raise_first()
-        return bool(result.deleted)
+        with self._tracing.call("delete", index):
+            result = self._run(self._calls.delete(index, [key], timeout, write))
+            result.raise_first()
+            return bool(result.deleted)
 
     def exists(
         self,
@@ -235,7 +206,8 @@ class Client:
         read: str | Level | None = None,
     ) -> bool:
         """Whether a key is there."""
-        return bool(self._run(self._calls.exists(index, [key], timeout, read)))
+        with self._tracing.call("exists", index):
+            return bool(self._run(self._calls.exists(index, [key], timeout, read)))
 
     def ttl(
         self,
@@ -250,12 +222,9 @@ class Client:
         Raises:
             KeyError: there is no such key.
         """
-        record = self._record(index, key, timeout, read)
-        if record is None:
-            raise KeyError(key)
-        if record.expiry == NEVER:
-            return None
-        return max(0, record.expiry - self._session.cluster_time()) / 1000
+        with self._tracing.call("ttl", index):
+            record = self._record(index, key, timeout, read)
+            return self._calls.seconds_left(key, record)
 
     def touch(
         self,
@@ -275,13 +244,14 @@ class Client:
             Unavailable: nothing was changed.
             TimedOut: the new time to live may or may not be stored.
         """
-        check_ttl(ttl)
-        with nothing_written():
-            record = self._record(index, key, timeout, None)
-        if record is None:
-            return False
-        self._run(self._calls.touch(index, key, record, ttl, timeout, write)).raise_first()
-        return True
+        with self._tracing.call("touch", index):
+            check_ttl(ttl)
+            with nothing_written():
+                record = self._record(index, key, timeout, None)
+            if record is None:
+                return False
+            self._run(self._calls.touch(index, key, record, ttl, timeout, write)).raise_first()
+            return True
 
     # -- many keys
 
@@ -300,11 +270,12 @@ class Client:
             The outcome per key that was not stored. It raises nothing for those: see
             ``BatchResult.raise_for_failures``. ``timeout`` is per 100,000 keys.
         """
-        pairs = entries.items() if isinstance(entries, Mapping) else entries
-        total = BatchResult()
-        for chunk in _rounds(pairs):
-            total.add(self._run(self._calls.put(index, chunk, ttl, timeout, write)))
-        return total
+        with self._tracing.call("batch_put", index, entries) as span:
+            total = BatchResult()
+            for chunk in pair_rounds(entries, KEYS_PER_BATCH):
+                total.add(self._run(self._calls.put(index, chunk, ttl, timeout, write)))
+            span.note_outcome(total)
+            return total
 
     def batch_lookup(
         self,
@@ -319,10 +290,11 @@ class Client:
         Raises:
             Unavailable, TimedOut: some keys could not be read at the level asked for.
         """
-        if isinstance(keys, str | bytes):
-            raise LimitError("batch_lookup takes an iterable of keys, not one key")
-        found: dict[Key, Any] = self._run(self._calls.lookup(index, list(keys), timeout, read))
-        return found
+        with self._tracing.call("batch_lookup", index, keys) as span:
+            many = list(check_keys(keys, "batch_lookup"))
+            found: dict[Key, Any] = self._run(self._calls.lookup(index, many, timeout, read))
+            span.note_found(len(found))
+            return found
 
     def batch_delete(
         self,
@@ -333,12 +305,12 @@ class Client:
         write: str | Level | None = None,
     ) -> BatchResult:
         """Delete many keys. ``deleted`` of the result counts those that were there."""
-        if isinstance(keys, str | bytes):
-            raise LimitError("batch_delete takes an iterable of keys, not one key")
-        total = BatchResult()
-        for chunk in _rounds(dict.fromkeys(keys)):
-            total.add(self._run(self._calls.delete(index, chunk, timeout, write)))
-        return total
+        with self._tracing.call("batch_delete", index, keys) as span:
+            total = BatchResult()
+            for chunk in key_rounds(keys, KEYS_PER_BATCH, "batch_delete"):
+                total.add(self._run(self._calls.delete(index, chunk, timeout, write)))
+            span.note_outcome(total)
+            return total
 
     # -- walking
 
@@ -366,8 +338,9 @@ class Client:
         Raises:
             Unavailable, TimedOut: a page could not be read at the level asked for.
         """
-        for part in self._parts(self._calls.walk(index, prefix, Scan, read), timeout):
-            yield from part
+        walk = self._calls.walk(index, prefix, Scan, read)
+        for page in self._pages("items", index, walk, timeout):
+            yield from page
 
     def keys(
         self,
@@ -378,8 +351,9 @@ class Client:
         read: str | Level | None = None,
     ) -> Iterator[Key]:
         """Yield the keys of an index; see ``items``."""
-        for part in self._parts(self._calls.walk(index, prefix, ScanKeys, read), timeout):
-            yield from part
+        walk = self._calls.walk(index, prefix, ScanKeys, read)
+        for page in self._pages("keys", index, walk, timeout):
+            yield from page
 
     def count(
         self,
@@ -390,8 +364,12 @@ class Client:
         read: str | Level | None = None,
     ) -> int:
         """Count the keys of an index; see ``items``."""
-        walk = self._calls.walk(index, prefix, Count, read)
-        return sum(map(sum, self._parts(walk, timeout)))
+        with self._tracing.call("count", index):
+            walk = self._calls.walk(index, prefix, Count, read)
+            total = 0
+            while not walk.done:
+                total += sum(self._page(walk, timeout))
+            return total
 
     def index(self, name: str) -> Index:
         """Return one index as a mapping."""
@@ -402,68 +380,27 @@ class Client:
 
     def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return the cluster, its members, who is alive, and what each says of itself."""
-        view = self._view(timeout)
-        deadline = self._calls.deadline(timeout)
-        answers = self._run(StatusOperation(self._session, deadline, list(view.members)))
-        return describe_cluster(view, answers)
-
-    def repair(self, *, timeout: float | None = None) -> dict[str, Any]:
-        """Have every peer check all its records, and compare them with the other replicas, now.
-
-        Returns:
-            What ``status`` does. Under ``healing`` and ``repair`` each member that answers says
-            how far it is; a repair has come to its end when ``ended`` has grown.
-
-        Raises:
-            Unauthorised: it takes the key of an admin.
-            Unavailable: no member has begun it within 5 s, or the timeout.
-        """
-        view = self._view(timeout)
-        deadline = self._calls.deadline(timeout)
-        answers = self._run(RepairOperation(self._session, deadline, list(view.members)))
-        return describe_cluster(view, answers)
+        with self._tracing.call("status"):
+            view = self._view(timeout)
+            answers = self._run(self._calls.status(view, timeout))
+            return describe_cluster(view, answers)
 
     def where(self, index: str, key: Key, *, timeout: float | None = None) -> dict[str, Any]:
         """Return the partition of a key and the replicas that hold it, in rank order."""
-        check_index(index)
-        encoded = encode_key(key)
-        return describe_place(self._view(timeout), encoded)
+        with self._tracing.call("where", index):
+            check_index(index)
+            encoded = encode_key(key)
+            return describe_place(self._view(timeout), encoded)
 
     def topology(self, *, timeout: float | None = None) -> Topology:
         """Return the topology as a peer knows it now."""
-        return self._view(timeout).topology
+        with self._tracing.call("topology"):
+            return self._view(timeout).topology
 
-    def order(
-        self,
-        action: str,
-        peers: Sequence[str] = (),
-        *,
-        rate: int = 0,
-        dry: bool = False,
-        timeout: float | None = None,
-    ) -> Topology:
-        """Change where data is, or steer the change under way.
-
-        Args:
-            action: ``add``, ``remove``, ``replace`` (old, new), ``cancel``, ``pause``,
-                ``resume`` or ``rate``.
-            peers: ids of those it is about.
-            rate: bytes a second that each gaining peer may take; 0: gently, see docs/operations.md.
-            dry: change nothing, and return what the topology would become.
-
-        Returns:
-            The topology with the change in it. The data moves afterwards: see ``status``.
-
-        Raises:
-            ChangeConflict: it cannot be done now; the text says why.
-            TimedOut: nobody knows whether it was carried out; it was not sent twice.
-        """
-        order = AdminRequest(action, list(peers), rate, dry)
-        self._view(timeout)
-        topology: Topology = self._run(
-            AdminOperation(self._session, self._calls.deadline(timeout), order)
-        )
-        return topology
+    @property
+    def admin(self) -> Admin:
+        """The admin requests of this client: ``client.admin.remove(["a"])``."""
+        return Admin(self._view, self._run, self._calls, self._tracing)
 
     # -- for tools, such as backups
 
@@ -494,9 +431,14 @@ class Client:
         record: Record | None = found.get(key)
         return record
 
-    def _parts(self, walk: Walk[T], timeout: float | None) -> Iterator[list[T]]:
+    def _pages(
+        self, name: str, index: str, walk: Walk[T], timeout: float | None
+    ) -> Iterator[list[T]]:
+        """Yield the pages of a scan, each with a span: the caller decides how long a scan takes."""
         while not walk.done:
-            yield self._page(walk, timeout)
+            with self._tracing.call(name, index):
+                page = self._page(walk, timeout)
+            yield page
 
     def _page(self, walk: Walk[T], timeout: float | None) -> list[T]:
         deadline = self._calls.deadline(timeout)
@@ -511,8 +453,7 @@ class Client:
         return self._session.known_view()
 
     def _run(self, operation: Operation) -> Any:
-        if self._tracing is not None:
-            operation.trace = self._tracing.trace()
+        operation.trace = self._tracing.trace()
         with self._channel() as channel:
             if self._session.is_lost:
                 channel.run(self._calls.discovery(operation.deadline))
@@ -547,10 +488,3 @@ class Client:
         state.idle.append(channel)
         if self._closed:  # meanwhile: ``close`` may have missed it
             state.close_idle()
-
-
-def _rounds(entries: Iterable[T]) -> Iterator[list[T]]:
-    """Cut any iterable into lists of a bounded size."""
-    source = iter(entries)
-    while chunk := list(itertools.islice(source, _ROUND)):
-        yield chunk

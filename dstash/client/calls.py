@@ -1,29 +1,33 @@
-"""From what users write to operations: arguments are checked here, before anything is sent.
+"""The arguments of calls, checked and turned into operations.
 
-Shared by the blocking and the asyncio client, so that both refuse the same things in the same
-words.
+Both clients use it, so that both reject the same arguments with the same errors, before any message
+is sent.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from dstash.client.discovery import find_seeds
+from dstash.client.operations.admin import AdminOperation
 from dstash.client.operations.drafts import Query
 from dstash.client.operations.reads import ExistsOperation, LookupOperation, RecordOperation
-from dstash.client.operations.scans import DiscoverOperation
+from dstash.client.operations.scans import DiscoverOperation, RepairOperation, StatusOperation
 from dstash.client.operations.walks import Request, Walk, walk_for
 from dstash.client.operations.writes import ApplyOperation, DeleteOperation, PutOperation
 from dstash.client.session import Session
+from dstash.cluster.topology.view import View
 from dstash.config import ClientSettings
 from dstash.errors import LimitError, NoPeers, UsageError
 from dstash.limits import MAX_TTL_SECONDS, check_index, check_ttl
 from dstash.store.record import Record, build_record
 from dstash.types import NEVER, Level
 from dstash.version import with_touch
-from dstash.wire.keys import Key, encode_key, encode_keys, encode_prefix
+from dstash.wire.keys import Entries, Key, encode_key, encode_keys, encode_prefix
+from dstash.wire.messages import AdminRequest
 from dstash.wire.values import TypeRegistry
 
 
@@ -33,7 +37,39 @@ def steady_wall() -> Callable[[], int]:
     return lambda: int((time.monotonic() + offset) * 1000)
 
 
+_T = TypeVar("_T")
 _Read = TypeVar("_Read", bound=LookupOperation)
+
+
+def pair_rounds(entries: Entries, size: int) -> Iterator[list[tuple[Key, Any]]]:
+    """Return the (key, value) pairs of a batch in lists of at most ``size``."""
+    return _rounds(entries.items() if isinstance(entries, Mapping) else entries, size)
+
+
+def key_rounds(keys: Iterable[Key], size: int, method: str) -> Iterator[list[Key]]:
+    """Return the distinct keys of a batch in lists of at most ``size``.
+
+    Raises:
+        LimitError: ``keys`` is a single key; ``method`` is what the user called.
+    """
+    return _rounds(dict.fromkeys(check_keys(keys, method)), size)
+
+
+def check_keys(keys: Iterable[Key], method: str) -> Iterable[Key]:
+    """Return the keys of a batch.
+
+    Raises:
+        LimitError: ``keys`` is a single key; ``method`` is what the user called.
+    """
+    if isinstance(keys, str | bytes):
+        raise LimitError(f"{method} takes an iterable of keys, not one key")
+    return keys
+
+
+def _rounds(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    source = iter(items)
+    while chunk := list(itertools.islice(source, size)):
+        yield chunk
 
 
 class Calls:
@@ -165,6 +201,30 @@ class Calls:
     ) -> RecordOperation:
         """Return the operation that fetches whole records."""
         return self._read(RecordOperation, index, keys, timeout, read)
+
+    def seconds_left(self, key: Key, record: Record | None) -> float | None:
+        """Return the time to live that a record has left, in seconds; None if it never expires.
+
+        Raises:
+            KeyError: there is no record.
+        """
+        if record is None:
+            raise KeyError(key)
+        if record.expiry == NEVER:
+            return None
+        return max(0, record.expiry - self._session.cluster_time()) / 1000
+
+    def status(self, view: View, timeout: float | None) -> StatusOperation:
+        """Return the operation that asks every member for its status."""
+        return StatusOperation(self._session, self.deadline(timeout), list(view.members))
+
+    def repair(self, view: View, timeout: float | None) -> RepairOperation:
+        """Return the operation that starts a full repair on every member."""
+        return RepairOperation(self._session, self.deadline(timeout), list(view.members))
+
+    def admin(self, request: AdminRequest, timeout: float | None) -> AdminOperation:
+        """Return the operation that carries out an admin request."""
+        return AdminOperation(self._session, self.deadline(timeout), request)
 
     def walk(
         self,

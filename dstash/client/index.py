@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from dstash.client.results import BatchResult
 from dstash.wire.keys import Entries, Key
 
-if TYPE_CHECKING:
-    from dstash.client.blocking import Client
-
 _MISSING = object()
+
+
+class IndexCalls(Protocol):
+    """The methods of a client that its indexes call."""
+
+    def put(self, index: str, key: Key, value: Any, *args: Any, **options: Any) -> None: ...
+    def lookup(self, index: str, key: Key, *args: Any, **options: Any) -> Any: ...
+    def delete(self, index: str, key: Key, *args: Any, **options: Any) -> bool: ...
+    def exists(self, index: str, key: Key, *args: Any, **options: Any) -> bool: ...
+    def ttl(self, index: str, key: Key, *args: Any, **options: Any) -> float | None: ...
+    def touch(
+        self, index: str, key: Key, ttl: float | None, *args: Any, **options: Any
+    ) -> bool: ...
+    def batch_put(
+        self, index: str, entries: Entries, *args: Any, **options: Any
+    ) -> BatchResult: ...
+    def batch_lookup(
+        self, index: str, keys: Iterable[Key], *args: Any, **options: Any
+    ) -> dict[Key, Any]: ...
+    def batch_delete(
+        self, index: str, keys: Iterable[Key], *args: Any, **options: Any
+    ) -> BatchResult: ...
+    def keys(self, index: str, *args: Any, **options: Any) -> Iterator[Key]: ...
+    def count(self, index: str, *args: Any, **options: Any) -> int: ...
 
 
 class Index(MutableMapping[Key, Any]):
     """A ``MutableMapping`` over one index, plus the client's methods without the index name."""
 
-    def __init__(self, client: Client, name: str) -> None:
+    def __init__(self, client: IndexCalls, name: str) -> None:
         self._client = client
         self.name = name
 

@@ -1,60 +1,85 @@
-"""Whether calls are traced. OpenTelemetry is loaded only then (``spans.py``)."""
+"""The tracing hook of a client.
+
+Every call of a client opens a span through this hook. Without the setting ``tracing`` the hook is
+``NoTracing``; with it, ``CallSpans`` (``spans.py``) makes OpenTelemetry spans.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import AbstractContextManager
+from typing import Final, Protocol
 
-from dstash.client.session import Session
-from dstash.config import ClientSettings
-from dstash.telemetry import missing
+from dstash.client.results import BatchResult
 
-if TYPE_CHECKING:
-    from dstash.client.asyncio import AsyncClient
-    from dstash.client.blocking import Client
-    from dstash.client.transport.coalesced import Group
+
+class CallSpan(Protocol):
+    """The span of one call."""
+
+    def note_found(self, count: int) -> None:
+        """Record how many of the keys of a batch look-up exist."""
+
+    def note_outcome(self, result: BatchResult) -> None:
+        """Record the size of a batch of writes, and its first failure."""
+
+
+class CarriesTrace(Protocol):
+    """A group of calls that are sent as one request, with the trace of that request."""
+
+    trace: str
 
 
 class Tracing(Protocol):
-    """What the rest of a client needs to know of its traces; None in its place means none."""
+    """What a client reports its calls to."""
+
+    def call(
+        self, name: str, index: str | None = None, keys: object = None
+    ) -> AbstractContextManager[CallSpan]:
+        """Return the span of a call; it covers a ``with`` block, and records its error.
+
+        Args:
+            name: of the client's method.
+            index: that the call is about, if it is about one.
+            keys: the keys or entries of a batch.
+        """
 
     def trace(self) -> str:
-        """Return the trace that the caller is in, for requests; empty for none."""
+        """Return the caller's trace context for requests (W3C traceparent); empty for none."""
 
-    def join(self, group: Group) -> None:
-        """Have a group of calls that travel together be part of the caller's trace."""
-
-
-def take_provider(settings: dict[str, Any]) -> Any:
-    """Return the provider of tracers that stands in place of ``tracing = true``, if one does."""
-    given = settings.get("tracing")
-    if not hasattr(given, "get_tracer"):
-        return None
-    settings["tracing"] = True
-    return given
+    def join(self, group: CarriesTrace) -> None:
+        """Make a group of calls part of the caller's trace, or link the caller's span to it."""
 
 
-def open_tracing(
-    client: Client | AsyncClient,
-    settings: ClientSettings,
-    session: Callable[[], Session],
-    provider: Any,
-) -> Tracing | None:
-    """Have each call of a client make a span, if the settings say so.
+class _NoSpan:
+    """A span that records nothing."""
 
-    Args:
-        session: returns what the calls share.
-        provider: makes the tracer; None for that of the process.
+    def __enter__(self) -> CallSpan:
+        return self
 
-    Raises:
-        ConfigError: OpenTelemetry is not installed.
-    """
-    if not settings.tracing:
-        return None
-    try:
-        from dstash.client.spans import CallSpans
-    except ImportError:
-        raise missing("tracing") from None
-    spans = CallSpans(settings, session, provider)
-    spans.cover(client)
-    return spans
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def note_found(self, count: int) -> None:
+        pass
+
+    def note_outcome(self, result: BatchResult) -> None:
+        pass
+
+
+_NO_SPAN: Final = _NoSpan()
+
+
+class NoTracing:
+    """The hook of a client that is not traced."""
+
+    def call(
+        self, name: str, index: str | None = None, keys: object = None
+    ) -> AbstractContextManager[CallSpan]:
+        """Return a span that records nothing."""
+        return _NO_SPAN
+
+    def trace(self) -> str:
+        """Return no trace context."""
+        return ""
+
+    def join(self, group: CarriesTrace) -> None:
+        """Leave the group as it is."""

@@ -98,7 +98,7 @@ class Daemon:
         self._store = store
         self._note_faults()
         tracer = self._open_tracer()
-        context = Context(keys=self._transport.keys)
+        context = Context(keys=self._transport.keys, brief_time_slices=True)
         self._undo.append(context.close)
         router = self._open_router(context)
         self._undo.append(lambda: router.close_after(0))

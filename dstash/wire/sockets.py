@@ -13,7 +13,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from enum import Enum
 from typing import Any, Final
 
@@ -65,11 +65,20 @@ class Context:
         io_threads: their number.
         keys: the keys of this process; None for an open cluster. With keys, every connection uses
             CURVE, except those that are opened as plain ones.
+        brief_time_slices: give ZeroMQ's threads brief CPU time slices. Only for the daemon of a
+            peer: a client must not change the scheduling of the process that uses it.
     """
 
-    def __init__(self, io_threads: int = 1, keys: KeyPair | None = None) -> None:
+    def __init__(
+        self,
+        io_threads: int = 1,
+        keys: KeyPair | None = None,
+        *,
+        brief_time_slices: bool = False,
+    ) -> None:
         self.pid = os.getpid()
         self.keys = keys
+        self._brief_time_slices = brief_time_slices
         self._context = _ZmqContext(io_threads)
 
     def socket(self, kind: int) -> zmq.Socket[bytes]:
@@ -80,7 +89,8 @@ class Context:
         """
         socket = None
         try:
-            with time_slice(BRIEF):  # the first socket starts ZeroMQ's threads
+            # The first socket starts ZeroMQ's threads, which inherit the time slice.
+            with time_slice(BRIEF) if self._brief_time_slices else nullcontext():
                 socket = self._context.socket(kind)
             _set_common(socket)
         except BaseException as error:

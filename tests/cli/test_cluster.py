@@ -154,10 +154,10 @@ def test_a_bar_on_a_terminal(here: Here, peers: Peers) -> None:
         wait_until(lambda: "paused" in shown(), PATIENCE, "it says that it is paused")
         assert "━" in shown()
         assert "%" in shown()
-        client.order("rate", rate=20_000)
-        client.order("resume")
+        client.admin.rate(20_000)
+        client.admin.resume()
         wait_until(lambda: "records, " in shown() and "left" in shown(), PATIENCE, "pace and rest")
-        client.order("rate")
+        client.admin.rate(0)
         wait_until(lambda: "no change is under way" in shown(), PATIENCE, "it ends with the change")
 
 

@@ -225,7 +225,7 @@ def test_batches_beside_single_calls(
 ) -> None:
     # Many more slabs than may be in hand at once.
     monkeypatch.setattr(reads, "KEYS_PER_CHUNK", 20)
-    monkeypatch.setattr("dstash.client.asyncio._ROUND", 100)
+    monkeypatch.setattr("dstash.client.asyncio._BATCH_KEYS", 100)
     entries = {f"key-{number}": number for number in range(10_000)}
 
     async def test(client: AsyncClient) -> None:

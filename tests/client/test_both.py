@@ -146,10 +146,10 @@ def test_the_cluster_as_it_is_seen(client: Any, index: str) -> None:
 
 def test_an_order_that_is_only_tried(client: Any) -> None:
     leaving = client.topology().members[0].id
-    planned = client.order("remove", [leaving], dry=True)
+    planned = client.admin.remove([leaving], dry_run=True)
     assert planned.epoch == client.topology().epoch + 1
     with pytest.raises(ChangeConflict):
-        client.order("remove", ["nobody"], dry=True)
+        client.admin.remove(["nobody"], dry_run=True)
 
 
 @pytest.mark.parametrize(

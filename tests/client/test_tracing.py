@@ -16,8 +16,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from dstash import AsyncClient, Client
+from dstash.client.spans import CallSpans
+from dstash.client.tracing import NoTracing
 from dstash.config import load_client
-from dstash.errors import ConfigError, NoPeers, TimedOut
+from dstash.errors import ChangeConflict, ConfigError, NoPeers, TimedOut
 from dstash.wire.envelope import Envelope
 from dstash.wire.links import Links
 from dstash.wire.messages import Lookup
@@ -82,10 +84,14 @@ def test_each_call_is_one_span(client: Any, traces: Traces, index: str) -> None:
     client.delete(index, "a")
     client.status()
     client.topology()
-    spans = traces.take()
+    client.admin.repair()
+    with pytest.raises(ChangeConflict):
+        client.admin.remove(["missing"], dry_run=True)
+    *spans, admin_span = traces.take()
+    assert (admin_span.name, admin_span.failed) == ("dstash remove", True)
     calls = "put lookup exists touch ttl batch_put batch_lookup count where batch_delete delete"
     assert [one.name for one in spans] == [
-        f"dstash {name}" for name in [*calls.split(), "status", "topology"]
+        f"dstash {name}" for name in [*calls.split(), "status", "topology", "repair"]
     ]
     assert {one.kind for one in spans} == {"CLIENT"}
     assert not any(one.failed for one in spans)
@@ -264,13 +270,15 @@ def test_a_trace_that_is_recorded_goes_before_one_that_is_not(
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_a_client_that_is_not_traced_has_nothing_in_its_way(kind: Any, seeds: list[str]) -> None:
+def test_tracing_makes_no_spans_without_the_setting(kind: Any, seeds: list[str]) -> None:
     client, traced = kind(*seeds), kind(*seeds, tracing=Traces().provider)
-    assert client._tracing is None
-    assert not [name for name in vars(client) if hasattr(kind, name)]
-    assert {"put", "lookup", "_page"} <= vars(traced).keys()
-    for one in (client, traced):
-        _close(one)
+    assert isinstance(client._tracing, NoTracing)
+    assert client._tracing.call("put", "i") is client._tracing.call("lookup", "i")
+    assert isinstance(traced._tracing, CallSpans)
+    for made in (client, traced):
+        # The hook is part of the methods: no method is replaced on the object.
+        assert not [name for name in vars(made) if hasattr(kind, name)]
+        _close(made)
 
 
 def _close(client: Any) -> None:

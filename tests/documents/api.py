@@ -10,6 +10,7 @@ import griffe
 #: What is documented, in this order, by the module that defines it.
 _PUBLIC: Final = (
     ("Clients", ("client.blocking.Client", "client.asyncio.AsyncClient")),
+    ("Administration", ("client.admin.Admin", "client.async_admin.AsyncAdmin")),
     ("One index", ("client.index.Index", "client.async_index.AsyncIndex")),
     ("Results and words", ("client.results.BatchResult", "types.Level", "outcome.Outcome")),
     ("Types of your own", ("wire.values.TypeRegistry",)),
@@ -45,7 +46,7 @@ def _class(one: Any) -> Iterator[str]:
         name for name, it in one.members.items() if it.is_attribute and name.isupper()
     ]:
         yield "Members: " + ", ".join(f"`{one.name}.{name}`" for name in constants) + "\n"
-    for name, member in one.members.items():
+    for name, member in _members(one):
         if name.startswith("_") and name != "__init__":
             continue
         if member.is_function and member.docstring:
@@ -54,6 +55,12 @@ def _class(one: Any) -> Iterator[str]:
         elif member.is_attribute and member.docstring:
             yield f"#### `{name}`\n"
             yield from _docstring(member)
+
+
+def _members(one: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the members of a class, those of its base classes in dstash first."""
+    yield from one.inherited_members.items()
+    yield from one.members.items()
 
 
 def _heading(one: Any, method: Any) -> str:

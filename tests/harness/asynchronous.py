@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from dstash import AsyncClient
+from dstash.client.async_admin import AsyncAdmin
 
 
 class Driven:
@@ -19,6 +20,8 @@ class Driven:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._target, name)
+        if isinstance(found, AsyncAdmin):
+            return Driven(self._runner, found)
         return self._call(found) if callable(found) else found
 
     def _call(self, method: Any) -> Any:

@@ -162,7 +162,7 @@ def _join(browser: Browser, peers: Peers) -> None:
     client = peers.client()
     peers.start("d", "--join", "manual")
     wait_until(lambda: client.status()["candidates"] == ["d"], PATIENCE, "d waits to be added")
-    client.order("add", ["d"], rate=SLOW)
+    client.admin.add(["d"], rate=SLOW)
     bar = "+document.querySelector('#transfer-d [role=progressbar]')?.ariaValueNow || 0"
     wait_until(lambda: 0 < browser.evaluate(bar) < 100, PATIENCE, "the bar has begun to grow")
     seen = browser.evaluate(bar)
@@ -170,7 +170,7 @@ def _join(browser: Browser, peers: Peers) -> None:
     assert "d joins" in browser.text("#change-what")
     assert browser.text("#verdict") == "All is well, data is moving"
     wait_until(lambda: seen < browser.evaluate(bar), PATIENCE, "the bar grows")
-    client.order("rate", rate=0)
+    client.admin.rate(0)
     _wait_for(browser, "d", "ok")
     wait_until(
         lambda: browser.evaluate("document.getElementById('change').hidden"), PATIENCE, "end"

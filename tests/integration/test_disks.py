@@ -164,7 +164,7 @@ def test_bits_that_flip_at_work_are_answered_from_others_mended_counted_and_logg
                 more(load, 50)
                 near = peers.client(zone="zone-c", read="one")
                 check_every_way_to_read(near)
-                client.repair()
+                client.admin.repair()
                 wait_until(lambda: repaired(peers["c"]) >= len(VALUES), PATIENCE, "all are mended")
                 more(load, 20)
             check_invariants(peers, load)

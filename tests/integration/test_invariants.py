@@ -201,7 +201,7 @@ def test_a_replica_away_past_the_horizon_comes_back_empty(tmp_path: Path) -> Non
         peers["d"].kill()
         client.batch_delete("i", keys).raise_for_failures()
         wait_until(lambda: not_alive(peers, "d"), PATIENCE, "d is known to be dead")
-        client.order("remove", ["d"])
+        client.admin.remove(["d"])
         peers.settle(client)
         wait_until(
             lambda: records(peers, "a", "b", "c") == [len(kept)] * 3,

@@ -95,7 +95,7 @@ def wait_for_candidate(cluster: Peers, client: Client, name: str) -> None:
 def begin(cluster: Peers, client: Client, action: str, *names: str) -> None:
     """Begin a change so slow that it can be met in the middle."""
     wait_until_vacated(cluster, client)  # else what moved lately need not move back
-    client.order(action, names, rate=SLOW)
+    client.admin.request(action, names, rate=SLOW)
     gaining = [one.id for one in client.topology().after() if action == "remove" or one.id in names]
     wait_until(
         lambda: any(
@@ -112,7 +112,7 @@ def begin(cluster: Peers, client: Client, action: str, *names: str) -> None:
 def hurry(cluster: Peers, client: Client) -> None:
     """Let the change run to its end."""
     with contextlib.suppress(ChangeConflict):  # it has ended already
-        client.order("rate", rate=0)
+        client.admin.rate(0)
     cluster.settle(client)
 
 
@@ -122,11 +122,11 @@ def scale(cluster: Peers, client: Client) -> None:
         cluster.start(name)
     wait_until(lambda: len(cluster.members(client)) == 5, PATIENCE, "five members")
     cluster.settle(client)
-    client.order("remove", ["p4", "p5"])
+    client.admin.remove(["p4", "p5"])
     assert [cluster[name].wait_end() for name in ("p4", "p5")] == [0, 0]
     cluster.settle(client)
     candidate(cluster, client, "p6")
-    client.order("replace", ["p1", "p6"])
+    client.admin.replace("p1", "p6")
     assert cluster["p1"].wait_end() == 0
     cluster.settle(client)
     assert cluster.members(client) == {"p2", "p3", "p6"}
@@ -158,7 +158,7 @@ def test_on_consul(tmp_path: Path, consul_agent: ConsulAgent) -> None:
             check(cluster, client, load)
             if SOAK > 1:  # back to where it began
                 candidate(cluster, client, "p1")
-                client.order("replace", ["p6", "p1"])
+                client.admin.replace("p6", "p1")
                 cluster["p6"].wait_end()
                 cluster.settle(client)
 
@@ -201,7 +201,7 @@ def joiner_stays_dead_and_is_cancelled(cluster: Peers, client: Client) -> None:
     wait_for_candidate(cluster, client, "p4")
     begin(cluster, client, "add", "p4")
     cluster["p4"].kill()
-    client.order("cancel")
+    client.admin.cancel()
     assert client.topology().change is None
     assert cluster.members(client) == {"p1", "p2", "p3"}
 
@@ -209,7 +209,7 @@ def joiner_stays_dead_and_is_cancelled(cluster: Peers, client: Client) -> None:
 def leaver_dies(cluster: Peers, client: Client) -> None:
     """Kill a peer that leaves: the others have what it held. It comes back empty."""
     wait_for_candidate(cluster, client, "p4")
-    client.order("add", ["p4"])
+    client.admin.add(["p4"])
     cluster.settle(client)
     begin(cluster, client, "remove", "p4")
     cluster["p4"].kill()
@@ -220,10 +220,10 @@ def leaver_dies(cluster: Peers, client: Client) -> None:
 
 def conductor_dies(cluster: Peers, client: Client) -> None:
     """Kill the peer that looks after the end of a change, at its end."""
-    client.order("add", ["p4"])
+    client.admin.add(["p4"])
     cluster.settle(client)
     begin(cluster, client, "remove", "p4")
-    client.order("rate", rate=0)
+    client.admin.rate(0)
     wait_until(
         lambda: (change := client.topology().change) is None or change.switched, PATIENCE, ""
     )
@@ -240,7 +240,7 @@ def test_pause_holds_everything_still_and_cancel_goes_back(peers: Peers) -> None
     fill(client)
     joiner = candidate(peers, client, "p4")
     begin(peers, client, "add", "p4")
-    client.order("pause")
+    client.admin.pause()
 
     def held() -> int:
         return int(joiner.page("/status")["records"])
@@ -250,10 +250,10 @@ def test_pause_holds_everything_still_and_cancel_goes_back(peers: Peers) -> None
     assert joiner.page("/status")["maintenance"]["streaming"] > 0  # what it has still to do
     before = wait_for_rest(held, 1, PATIENCE, "what was under way has come in")
     stays_true(lambda: held() == before, 1.5 * SOAK, "nothing moves")
-    client.order("resume")
+    client.admin.resume()
     wait_until(lambda: held() > before, PATIENCE, "it goes on")
     with Load(peers.client()) as load:
-        client.order("cancel")
+        client.admin.cancel()
         assert joiner.wait_end() == 0
     assert peers.members(client) == {"p1", "p2", "p3"}
     assert all(one.state is State.ACTIVE for one in client.topology().members)
@@ -306,12 +306,12 @@ def test_no_more_moves_than_must(peers: Peers) -> None:
         return {name: records for name, records in taken.items() if records}
 
     candidate(peers, client, "p4")
-    client.order("add", ["p4"])
+    client.admin.add(["p4"])
     peers.settle(client)
     fair = RECORDS * 3 / 4  # 3 copies of each, over 4 peers
     assert moved() == {"p4": pytest.approx(fair, rel=0.1)}
     held = moved()["p4"]
-    client.order("remove", ["p4"])
+    client.admin.remove(["p4"])
     assert peers["p4"].wait_end() == 0
     peers.settle(client)
     assert sum(moved().values()) <= held  # less where it had not been cleared away yet

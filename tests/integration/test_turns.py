@@ -35,7 +35,7 @@ def test_a_peer_that_nobody_reads_from_lets_others_in(tmp_path: Path) -> None:
         wait_until(is_candidate, PATIENCE, "b waits to be added")
         expected = LONG if KERNEL_KNOWS else usual
         wait_until(lambda: loop_of(waiting) == expected, PATIENCE, "it lets others in")
-        client.order("add", ["b"])
+        client.admin.add(["b"])
         wait_until(lambda: client.topology().change is None, PATIENCE, "b has its share")
         wait_until(lambda: loop_of(waiting) == usual, PATIENCE, "b is read from")
         assert loop_of(peers["a"]) == usual

@@ -134,7 +134,7 @@ def accept_loss(
     run = invocation.of(ctx)
     with run.client() as client:
         before = client.topology()
-        client.order("accept-loss", peers, dry=True)  # refuses what cannot be
+        client.admin.accept_loss(peers, dry_run=True)  # refuses what cannot be
         worked_out = planning.plan_loss(before, peers)
         if run.as_json and dry_run:
             output.json_line(worked_out.describe())
@@ -144,7 +144,7 @@ def accept_loss(
             return
         if not yes:
             _confirm_by_name(before.cluster, "accept-loss", "accept the loss")
-        begun = client.order("accept-loss", peers, timeout=run.patience(_PATIENCE))
+        begun = client.admin.accept_loss(peers, timeout=run.patience(_PATIENCE))
     if run.as_json:
         output.json_line({"epoch": begun.epoch, "plan": worked_out.describe()})
     else:
@@ -218,14 +218,14 @@ def lower_floors(ctx: typer.Context, dry_run: DryRun = False, yes: Yes = False) 
     with run.client() as client:
         patience = run.patience(_PATIENCE)
         members = client.status(timeout=patience)["members"]
-        topology = client.order("lower-floors", dry=True, timeout=patience)
+        topology = client.admin.lower_floors(dry_run=True, timeout=patience)
         ahead = {one["id"]: int(one.get("ahead_ms") or 0) for one in members}
         if not run.as_json and (dry_run or not yes):
             _show_ahead(ahead)
         if not dry_run:
             if not yes:
                 _confirm_by_name(topology.cluster, "lower-floors", "lower floors")
-            topology = client.order("lower-floors", timeout=patience)
+            topology = client.admin.lower_floors(timeout=patience)
     if run.as_json:
         output.json_line({"epoch": topology.epoch, "ahead_ms": ahead, "dry_run": dry_run})
     elif not dry_run:
@@ -257,7 +257,7 @@ def repair(
     """Have every peer check all its records, and compare them with the other replicas, now."""
     run = invocation.of(ctx)
     with run.client() as client:
-        begun = client.repair(timeout=run.patience(_PATIENCE))
+        begun = client.admin.repair(timeout=run.patience(_PATIENCE))
         for one in begun["members"]:
             if not one["answers"]:
                 output.message(f"warning: {one['id']} does not answer, and is not repaired")
@@ -292,7 +292,7 @@ def _move(
         if not yes:
             typer.confirm(f"{action} {' '.join(peers)}?", abort=True, err=True)
         patience = run.patience(_PATIENCE)
-        begun = client.order(action, peers, rate=bound, timeout=patience)
+        begun = client.admin.request(action, peers, rate=bound, timeout=patience)
         _announce(run, begun.epoch, worked_out, watch)
         if watch:
             transfers.follow(client, as_json=run.as_json)
@@ -310,7 +310,7 @@ def _announce(run: invocation.Invocation, epoch: int, worked_out: Plan, watch: b
 def _plan(client: Client, action: str, peers: Sequence[str]) -> Plan:
     facts = client.status()
     before = client.topology()
-    after = client.order(action, peers, dry=True)
+    after = client.admin.request(action, peers, dry_run=True)
     answered = {one["id"]: one for one in facts["members"] if one["answers"]}
     return planning.plan(before, after, answered)
 
@@ -345,7 +345,7 @@ def _steer(ctx: typer.Context, action: str, *, dry_run: bool, said: str, rate: i
     run = invocation.of(ctx)
     with run.client() as client:
         patience = run.patience(_PATIENCE)
-        topology = client.order(action, rate=rate, dry=dry_run, timeout=patience)
+        topology = client.admin.request(action, rate=rate, dry_run=dry_run, timeout=patience)
     if run.as_json:
         change = None if topology.change is None else describe_change(topology.change)
         output.json_line({"epoch": topology.epoch, "change": change, "dry_run": dry_run})

@@ -1,0 +1,189 @@
+"""Administration of a cluster with the blocking client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dstash.client.calls import Calls
+from dstash.client.describe import describe_cluster
+from dstash.client.operations.base import Operation
+from dstash.client.tracing import Tracing
+from dstash.cluster.topology.topology import Topology
+from dstash.cluster.topology.view import View
+from dstash.wire.messages import AdminRequest
+
+
+class Admin:
+    """Admin requests of a client: ``client.admin``.
+
+    A closed cluster takes them only with the key of an admin. Each returns the topology with the
+    change in it; data moves afterwards, and ``status`` shows how far it is. Each takes ``timeout``,
+    in seconds for the whole call. With ``dry_run`` nothing changes, and the returned topology is
+    the one that the request would lead to. ``rate`` limits how many bytes per second each member
+    streams in; 0 selects the default, see docs/operations.md.
+
+    Raises:
+        ChangeConflict: the request is not possible now; the text says why.
+        TimedOut: the answer was lost. The request may be carried out or not; it was not sent twice.
+    """
+
+    def __init__(
+        self,
+        view: Callable[[float | None], View],
+        run: Callable[[Operation], Any],
+        calls: Calls,
+        tracing: Tracing,
+    ) -> None:
+        self._view = view
+        self._run = run
+        self._calls = calls
+        self._tracing = tracing
+
+    def add(
+        self,
+        peers: Sequence[str],
+        *,
+        rate: int = 0,
+        dry_run: bool = False,
+        timeout: float | None = None,
+    ) -> Topology:
+        """Add peers that wait to be added.
+
+        Args:
+            peers: ids of candidates; see ``status``.
+        """
+        return self.request("add", peers, rate=rate, dry_run=dry_run, timeout=timeout)
+
+    def remove(
+        self,
+        peers: Sequence[str],
+        *,
+        rate: int = 0,
+        dry_run: bool = False,
+        timeout: float | None = None,
+    ) -> Topology:
+        """Remove members; their partitions are streamed to the other members first.
+
+        Args:
+            peers: ids of members.
+        """
+        return self.request("remove", peers, rate=rate, dry_run=dry_run, timeout=timeout)
+
+    def replace(
+        self,
+        old: str,
+        new: str,
+        *,
+        rate: int = 0,
+        dry_run: bool = False,
+        timeout: float | None = None,
+    ) -> Topology:
+        """Replace a member by a peer that waits to be added; each partition moves once.
+
+        Args:
+            old: id of the member.
+            new: id of the candidate.
+        """
+        return self.request("replace", [old, new], rate=rate, dry_run=dry_run, timeout=timeout)
+
+    def forget(
+        self,
+        peers: Sequence[str],
+        *,
+        rate: int = 0,
+        dry_run: bool = False,
+        timeout: float | None = None,
+    ) -> Topology:
+        """Remove members that are down; other replicas copy their partitions from each other.
+
+        Args:
+            peers: ids of members.
+        """
+        return self.request("forget", peers, rate=rate, dry_run=dry_run, timeout=timeout)
+
+    def force_remove(
+        self, peers: Sequence[str], *, dry_run: bool = False, timeout: float | None = None
+    ) -> Topology:
+        """Remove members that are down, even if a topology change waits for them.
+
+        Args:
+            peers: ids of members.
+        """
+        return self.request("force-remove", peers, dry_run=dry_run, timeout=timeout)
+
+    def accept_loss(
+        self, peers: Sequence[str], *, dry_run: bool = False, timeout: float | None = None
+    ) -> Topology:
+        """Go on without the writes that only these members may have; see docs/operations.md.
+
+        Args:
+            peers: ids of members.
+        """
+        return self.request("accept-loss", peers, dry_run=dry_run, timeout=timeout)
+
+    def cancel(self, *, dry_run: bool = False, timeout: float | None = None) -> Topology:
+        """Cancel the topology change: placement returns to what it was before."""
+        return self.request("cancel", dry_run=dry_run, timeout=timeout)
+
+    def pause(self, *, dry_run: bool = False, timeout: float | None = None) -> Topology:
+        """Pause the topology change; requests are still served."""
+        return self.request("pause", dry_run=dry_run, timeout=timeout)
+
+    def resume(self, *, dry_run: bool = False, timeout: float | None = None) -> Topology:
+        """Resume a paused topology change."""
+        return self.request("resume", dry_run=dry_run, timeout=timeout)
+
+    def rate(self, rate: int, *, dry_run: bool = False, timeout: float | None = None) -> Topology:
+        """Limit how fast each member streams its new partitions in.
+
+        Args:
+            rate: bytes per second; 0 for the default, see docs/operations.md.
+        """
+        return self.request("rate", rate=rate, dry_run=dry_run, timeout=timeout)
+
+    def lower_floors(self, *, dry_run: bool = False, timeout: float | None = None) -> Topology:
+        """Lower floors that are ahead of the cluster clock; see docs/operations.md."""
+        return self.request("lower-floors", dry_run=dry_run, timeout=timeout)
+
+    def repair(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """Start a full repair on every member.
+
+        Every member verifies all its records and compares them with the other replicas.
+
+        Returns:
+            The same as ``status``. Each member that answers reports its progress under
+            ``maintenance``; its repair has completed when ``ended`` under ``repair`` has increased.
+
+        Raises:
+            Unauthorised: the key is not that of an admin.
+            Unavailable: no member started the repair within 5 s, or within the timeout.
+        """
+        with self._tracing.call("repair"):
+            view = self._view(timeout)
+            answers = self._run(self._calls.repair(view, timeout))
+            return describe_cluster(view, answers)
+
+    def request(
+        self,
+        action: str,
+        peers: Sequence[str] = (),
+        *,
+        rate: int = 0,
+        dry_run: bool = False,
+        timeout: float | None = None,
+    ) -> Topology:
+        """Send an admin request by its name, for programs that get the name as text.
+
+        Args:
+            action: the name of the command of ``dstash cluster``, such as ``add``.
+            peers: ids of the peers that it is about.
+            rate: bytes per second that each member may stream in; 0 for the default.
+            dry_run: change nothing.
+            timeout: seconds for the whole call.
+        """
+        with self._tracing.call(action):
+            request = AdminRequest(action, list(peers), rate, dry_run)
+            self._view(timeout)
+            topology: Topology = self._run(self._calls.admin(request, timeout))
+            return topology
