@@ -8,7 +8,7 @@ from typing import Any
 from dstash.client.calls import Calls
 from dstash.client.describe import describe_cluster
 from dstash.client.operations.base import Operation
-from dstash.client.tracing import Tracing
+from dstash.client.tracing.hook import Tracing
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.wire.messages import AdminRequest

@@ -11,7 +11,7 @@ from typing import Any, Self
 from dstash.client.calls import steady_wall
 from dstash.client.discovery import security_of
 from dstash.client.session import KEYS_PER_BATCH, Session
-from dstash.client.tracing import NoTracing, Tracing
+from dstash.client.tracing.hook import NoTracing, Tracing
 from dstash.config import ClientSettings, load_client
 from dstash.telemetry import missing
 from dstash.wire.values import TypeRegistry
@@ -87,7 +87,7 @@ def _open_tracing(
         return NoTracing()
     try:
         # Loaded only if needed: OpenTelemetry is optional, and slow to load.
-        from dstash.client.spans import CallSpans
+        from dstash.client.tracing.spans import CallSpans
     except ImportError:
         raise missing("tracing") from None
     return CallSpans(settings, session, provider)

@@ -16,8 +16,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from dstash import AsyncClient, Client
-from dstash.client.spans import CallSpans
-from dstash.client.tracing import NoTracing
+from dstash.client.tracing.hook import NoTracing
+from dstash.client.tracing.spans import CallSpans
 from dstash.config import load_client
 from dstash.errors import ChangeConflict, ConfigError, NoPeers, TimedOut
 from dstash.wire.envelope import Envelope
@@ -371,7 +371,7 @@ def test_without_a_provider_calls_go_on_as_ever(seeds: list[str], index: str) ->
 def test_without_opentelemetry_it_says_what_to_install(
     kind: Any, monkeypatch: pytest.MonkeyPatch, seeds: list[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "dstash.client.spans", raising=False)
+    monkeypatch.delitem(sys.modules, "dstash.client.tracing.spans", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(ConfigError) as caught:
         kind(*seeds, tracing=True)

@@ -14,7 +14,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from dstash.about import __version__
 from dstash.client.results import BatchResult
 from dstash.client.session import Session
-from dstash.client.tracing import CallSpan, CarriesTrace
+from dstash.client.tracing.hook import CallSpan, CarriesTrace
 from dstash.config import ClientSettings
 from dstash.errors import BatchError, DStashError
 from dstash.telemetry import (
