@@ -106,7 +106,7 @@ class _Stages:
         self._joined = joined = Joined("a", replicas=1)
         self._store = LmdbStore(folder, Durability.NONE)
         self._peer = PeerCore(Settings("a", "c"), self._store, joined.now - 1000)
-        self._peer.not_ready = None
+        self._peer.health.not_ready = None
         joined.peers = {"a": self._peer}
         joined.stores = {"a": self._store}  # type: ignore[dict-item]  # used as a store only
         joined.install(joined.topology)

@@ -21,8 +21,10 @@ from bench.work import Case, Unit, Work, known, use_time_slice
 from dstash.client.operations.reads import PARTITIONS_PER_BAND
 from dstash.client.routing import group
 from dstash.limits import PARTITIONS
-from dstash.peer.commits import Commit, Rules, Ticket, WaitingWrite
-from dstash.peer.lookups import look_up
+from dstash.peer.admission.requests import Ticket
+from dstash.peer.admission.writes import WaitingWrite
+from dstash.peer.commits import Commit, Rules
+from dstash.peer.reads import look_up
 from dstash.store.lmdb import LmdbStore
 from dstash.store.record import Keyspace, keyspace, locate
 from dstash.types import Durability

@@ -13,7 +13,6 @@ from itertools import chain, starmap
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from dstash.cluster.replication.tasks import Merge
 from dstash.errors import (
     BelowFloor,
     Busy,
@@ -27,8 +26,11 @@ from dstash.errors import (
     from_wire,
 )
 from dstash.limits import MAX_KEY_BYTES, MAX_TTL_SECONDS, MAX_VALUE_BYTES, MOST_REPLACED
+from dstash.peer.admission.requests import Ticket
+from dstash.peer.admission.write_floor import check_floor
+from dstash.peer.admission.writes import Internal, WaitingWrite
 from dstash.peer.recent_deletes import RecentDeletes
-from dstash.peer.telemetry.tracing import Notes
+from dstash.peer.telemetry.meters import CommitStats, outcome_of
 from dstash.store.interface import Merged, Store, Write
 from dstash.store.record import (
     HEAD_BYTES,
@@ -58,12 +60,8 @@ from dstash.version import (
 )
 from dstash.wire import codec
 from dstash.wire.messages import Apply, Delete, Error, Put, Stored
-from dstash.wire.protocol import LOWEST_PROTOCOL
 from dstash.wire.replication import Push
 from dstash.wire.shapes import Message
-
-#: What one transaction takes at most (bytes of requests): bounds how long an ack can take.
-COMMIT_BYTES: Final = 2 * 1024 * 1024
 
 _KEY: Final = itemgetter(0)
 _PREFIX: Final = itemgetter(slice(2))
@@ -79,15 +77,6 @@ _TOO_LATE: Final = "the record came too late: what is as old may have been delet
 _AGREEING: Final = "replicas are agreeing on the past; come back in a moment"
 
 Rejected = list[list[Any]]
-
-
-class Ticket(NamedTuple):
-    """Whom to answer, and under which protocol version; and what is noted, if it is traced."""
-
-    sender: bytes
-    correlation: int
-    protocol: int = LOWEST_PROTOCOL
-    notes: Notes | None = None
 
 
 class Prepared(NamedTuple):
@@ -113,14 +102,6 @@ class Prepared(NamedTuple):
         """Whether nothing is left to be written."""
         write = self.write
         return not (write.entries or write.drops or write.marks or write.replacements)
-
-
-@dataclass(frozen=True, slots=True)
-class Internal:
-    """A write of this peer's own maintenance; ``done`` is called with the error, if any."""
-
-    merge: Merge
-    done: Callable[[DStashError | None], None]
 
 
 class Rules(NamedTuple):
@@ -149,16 +130,6 @@ class Rules(NamedTuple):
     has_spare: bool = True
     upper_bound: Stamp = MAX_STAMP
     latest: Stamp = MAX_STAMP
-
-
-@dataclass(slots=True)
-class WaitingWrite:
-    """A write that waits for a commit; one of this peer's own has neither ticket nor space."""
-
-    ticket: Ticket
-    message: Put | Delete | Apply | Push | Internal
-    space: Keyspace | None
-    weight: int
 
 
 _Ready = tuple[WaitingWrite, Prepared]
@@ -240,6 +211,26 @@ class Commit:
             if one.ticket.notes is not None:
                 one.ticket.notes.committed(took, sync, len(self.waiting))
 
+    def stats(self, took: float, sync: float) -> CommitStats:
+        """Return what the meters count of a commit that has run.
+
+        Args:
+            took: seconds in all.
+            sync: seconds of that until the data was on disk.
+        """
+        outcomes = {ticket: outcome_of(message) for ticket, message in self.replies}
+        writes = [
+            (type(write.message).__name__, outcomes.get(write.ticket, "Unanswered"))
+            for write in self.waiting
+            if not isinstance(write.message, Internal)
+        ]
+        writes += [
+            ("Internal", "Stored" if error is None else type(error).__name__)
+            for _, error in self.done
+        ]
+        size = sum(write.weight for write in self.waiting)
+        return CommitStats(took, sync, len(self.waiting), size, self.sizes, writes)
+
     def _prepare(self, one: WaitingWrite) -> Prepared | DStashError:
         try:
             return _PREPARE[type(one.message)](one.message, one.space, self.rules)
@@ -283,15 +274,6 @@ def check_skew(version: bytes, rules: Rules) -> None:
         raise ClockSkew(
             f"version is {ahead} ms ahead of the cluster's clock; allowed are {rules.max_skew} ms",
             ahead_ms=ahead,
-        )
-
-
-def check_floor(version: bytes, floor: Stamp) -> None:
-    """Refuse a version that is not above a floor; the text says by how much."""
-    if len(version) == VERSION_BYTES and newest_stamp(version) <= floor:
-        behind = stamp_milliseconds(floor) - stamp_milliseconds(newest_stamp(version))
-        raise BelowFloor(
-            f"the version is {behind} ms older than what may still be accepted", floor=floor
         )
 
 

@@ -237,7 +237,7 @@ class Daemon:
             signal.signal(number, self._on_signal)
         self._watch_threads()
         self._watch_keys()
-        self.core.not_ready = None
+        self.core.health.not_ready = None
         if self.http:
             self.http.start()
         self._start_syncing()
@@ -265,7 +265,7 @@ class Daemon:
         watcher = self._transport.watcher
         signal.signal(signal.SIGHUP, lambda *_: watcher.reload() if watcher else None)
         if watcher is not None:
-            self.core.authorise(watcher.authority)
+            self.core.admission.authorise(watcher.authority)
             watcher.start(self.server.authorise)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -324,17 +324,17 @@ class Daemon:
         return Answer.json(503 if problems else 200, facts)
 
     def _readyz(self) -> Answer:
-        why = self.core.why_not_ready()
+        why = self.core.health.why_not_ready()
         facts = {
             "ready": why is None,
             "why": why,
-            "alerts": list(self.core.problems.values()),
-            "ahead_ms": self.core.ahead_ms,
+            "alerts": list(self.core.health.problems.values()),
+            "ahead_ms": self.core.health.ahead_ms,
         }
         return Answer.json(503 if why else 200, facts)
 
     def _status(self) -> Answer:
-        return Answer.json(200, self.core.status() | {"id": self.peer, "pid": os.getpid()})
+        return Answer.json(200, self.core.health.status() | {"id": self.peer, "pid": os.getpid()})
 
 
 def _core_settings(settings: PeerSettings, peer: str) -> Settings:

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
+
+from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
 from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.errors import ProtocolError
 from dstash.limits import MAX_FRAME_BYTES, MAX_KEYS_PER_FRAME, PARTITIONS
-from dstash.peer.lookups import fetch, look_up
 from dstash.peer.scan_pages import PageBuilder, Span
 from dstash.peer.telemetry.meters import Meters
+from dstash.store.digest import is_reapable_at
 from dstash.store.interface import Snapshot
-from dstash.store.record import Keyspace, locate
+from dstash.store.record import (
+    ABSENT,
+    CHECKSUM_END,
+    HEAD_BYTES,
+    MASK,
+    PLAIN,
+    VERSION_END,
+    Keyspace,
+    is_intact,
+    is_intact_under,
+    is_live_head,
+    locate,
+)
+from dstash.types import RecordFlag
+from dstash.version import Stamp
 from dstash.wire import codec
 from dstash.wire.messages import (
     Count,
@@ -23,12 +40,28 @@ from dstash.wire.messages import (
     Values,
     Want,
 )
-from dstash.wire.shapes import Message
+from dstash.wire.shapes import Frame, Message
 
 Read = Lookup | Fetch | Scan | ScanKeys | Count
 
-#: A plain number: arithmetic with flags takes longer than all the rest of counting.
+#: A reply that grows beyond this is cut; the client asks for the rest.
+REPLY_BYTES: Final = 4 * 1024 * 1024
+
+#: What records may weigh of which only the head is wanted: to copy them takes some milliseconds.
+HEADS_BYTES: Final = 32 * 1024 * 1024
+
+NIL: Final = b"\xc0"
+
+#: Plain numbers: arithmetic with flags takes longer than to look a key up.
 _VALUES: Final = Want.VALUES.value
+_DIGEST: Final = Want.DIGEST.value
+_CONTENT: Final = Want.CONTENT.value
+
+#: Records read before their weight is looked at.
+_RUN: Final = 32
+
+#: What stands for a record that is not there, where only heads are looked at.
+_NO_HEAD: Final = bytes(CHECKSUM_END) + ABSENT + bytes((RecordFlag.TOMBSTONE,)) + bytes(8)
 
 
 class Reader:
@@ -102,3 +135,183 @@ def _span(message: Scan | ScanKeys | Count, now: int) -> Span:
         with_digest=message.digest,
         until=until,
     )
+
+
+def look_up(
+    snapshot: Snapshot,
+    space: Keyspace,
+    keys: Sequence[bytes],
+    want: int,
+    now: int,
+    horizons: Sequence[Stamp],
+) -> Values:
+    """Answer a look-up.
+
+    Args:
+        horizons: by partition. A record that is dead at the horizon counts as absent in the digest:
+            some replicas have dropped it from disk, others not yet.
+
+    Raises:
+        Misrouted: a key whose partition is not held here.
+    """
+    if want & _VALUES:
+        return _look_up_values(snapshot, space, keys, want, now, horizons)
+    heads, corrupt = _heads(snapshot, space, keys, horizons)
+    missing = [
+        place
+        for place, head in enumerate(heads)
+        if not head.endswith(PLAIN) and not is_live_head(head[VERSION_END:], now)
+    ]
+    digest = digest_of(heads, want) if want & _DIGEST else b""
+    return Values(len(heads), digest, missing, corrupt, Frame(codec.array_header(0)))
+
+
+def _look_up_values(
+    snapshot: Snapshot,
+    space: Keyspace,
+    keys: Sequence[bytes],
+    want: int,
+    now: int,
+    horizons: Sequence[Stamp],
+) -> Values:
+    hashes = list(map(xxh3_64_intdigest, keys))
+    records = _read(snapshot, space, hashes, keys)
+    payloads, missing, corrupt = _payloads(space.salt, hashes, records, now)
+    digest = b""
+    if want & _DIGEST:
+        for place in missing:  # no other record can be dead
+            record = records[place]
+            if record is not None and is_reapable_at(record, horizons[hashes[place] & MASK]):
+                records[place] = None
+        digest = digest_of(records, want)
+    return Values(len(records), digest, missing, corrupt, Frame(codec.join_payloads(payloads)))
+
+
+def fetch(
+    snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes], horizons: Sequence[Stamp]
+) -> Records:
+    """Answer a fetch of whole records; damaged ones are left out and named.
+
+    Left out, too, is what is dead at the horizon (by partition): other replicas may have dropped it
+    from disk, and it needs no repair there.
+    """
+    hashes = list(map(xxh3_64_intdigest, keys))
+    records = _read(snapshot, space, hashes, keys)
+    corrupt: list[int] = []
+    for place, record in enumerate(records):
+        if record is None:
+            continue
+        if not is_intact_under(record, hashes[place] ^ space.salt):
+            corrupt.append(place)
+            records[place] = None
+        elif is_reapable_at(record, horizons[hashes[place] & MASK]):
+            records[place] = None
+    return Records(corrupt, Frame(codec.pack_blobs(records)))
+
+
+def digest_of(records: Sequence[bytes | None], want: int = 0) -> bytes:
+    """Return a digest over the versions of records (or their heads), in order.
+
+    It covers their checksums, too, if ``want`` has the bit for it.
+    """
+    hashed = slice(0 if want & _CONTENT else CHECKSUM_END, VERSION_END)
+    absent = _NO_HEAD[hashed]
+    return xxh3_128_digest(b"".join([absent if one is None else one[hashed] for one in records]))
+
+
+def _read(
+    snapshot: Snapshot, space: Keyspace, hashes: Sequence[int], keys: Sequence[bytes]
+) -> list[bytes | None]:
+    """Return the records of keys; fewer when they would make the reply too large.
+
+    Read a few at a time: a request names many keys, and any value may be as large as allowed.
+    """
+    get, prefixes = snapshot.get, space.prefixes
+    records: list[bytes | None] = []
+    weight = 0
+    try:
+        for begin in range(0, len(keys), _RUN):
+            run = slice(begin, begin + _RUN)
+            records += [
+                get(prefixes[number & MASK] + key)  # type: ignore[operator]  # see Keyspace
+                for number, key in zip(hashes[run], keys[run], strict=True)
+            ]
+            weight += sum(map(len, filter(None, records[begin:])))
+            if weight > REPLY_BYTES:
+                return records[: _fitting(records)]
+    except TypeError:
+        raise space.misrouted() from None
+    return records
+
+
+def _heads(
+    snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes], horizons: Sequence[Stamp]
+) -> tuple[list[bytes], list[int]]:
+    """Return what stands before the payload of each key, and the places of those that are damaged.
+
+    A record that is dead at its horizon counts as absent. Checked is only what does not look like a
+    live record that never expires: damage to the version shows when replicas compare, damage to the
+    payload when somebody reads it.
+
+    Fewer than were asked for when the records are large: each is copied as a whole.
+    """
+    get, prefixes = snapshot.get, space.prefixes
+    heads: list[bytes] = []
+    corrupt: list[int] = []
+    weight = 0
+    try:
+        for key in keys:
+            if weight > HEADS_BYTES:
+                break
+            partition = xxh3_64_intdigest(key) & MASK
+            record = get(prefixes[partition] + key)  # type: ignore[operator]  # see Keyspace
+            if record is None:
+                heads.append(_NO_HEAD)
+                continue
+            weight += len(record)
+            head = record[:HEAD_BYTES]
+            if not (head.endswith(PLAIN) and len(record) > HEAD_BYTES):
+                if not is_intact(record, key, space.salt):
+                    corrupt.append(len(heads))
+                    head = _NO_HEAD
+                elif is_reapable_at(head, horizons[partition]):
+                    head = _NO_HEAD
+            heads.append(head)
+    except TypeError:
+        raise space.misrouted() from None
+    return heads, corrupt
+
+
+def _fitting(records: Sequence[bytes | None]) -> int:
+    weight = 0
+    for place, record in enumerate(records):
+        weight += len(record or b"")
+        if weight > REPLY_BYTES:
+            return max(1, place)
+    return len(records)
+
+
+def _payloads(
+    salt: int, hashes: Sequence[int], records: Sequence[bytes | None], now: int
+) -> tuple[list[bytes], list[int], list[int]]:
+    """Return the payloads (nil where there is none to give), what is missing, what is damaged."""
+    payloads: list[bytes] = []
+    missing: list[int] = []
+    corrupt: list[int] = []
+    add = payloads.append
+    for number, record in zip(hashes, records, strict=False):  # fewer, if they were cut
+        if record is None:
+            missing.append(len(payloads))
+            add(NIL)
+        elif (
+            xxh3_64_digest(record[CHECKSUM_END:], number ^ salt) != record[:CHECKSUM_END]
+            or len(record) < HEAD_BYTES
+        ):
+            corrupt.append(len(payloads))
+            add(NIL)
+        elif (tail := record[VERSION_END:HEAD_BYTES]) == PLAIN or is_live_head(tail, now):
+            add(record[HEAD_BYTES:])
+        else:
+            missing.append(len(payloads))
+            add(NIL)
+    return payloads, missing, corrupt

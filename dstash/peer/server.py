@@ -127,7 +127,7 @@ class PeerServer:
         self._deadline = 0.0
         self._maintaining_since = 0.0
         core.scheduler.has_time = self._has_time
-        core.unread = router
+        core.admission.unread = router
         self._last_turn = time.monotonic()
         self._error: DStashError | None = None
         self._commit_began: float | None = None
@@ -173,7 +173,7 @@ class PeerServer:
         """Tell the core what this peer waits for before it has a view."""
 
         def take() -> list[Reply]:
-            self._core.waits_for = what
+            self._core.health.waits_for = what
             return []
 
         self.post(take)
@@ -182,8 +182,8 @@ class PeerServer:
         """Hand a list of authorised keys to the core."""
 
         def take() -> list[Reply]:
-            before = self._core.authority
-            self._core.authorise(authority)
+            before = self._core.admission.authority
+            self._core.admission.authorise(authority)
             self._router.shut_out(before.keys - authority.keys if before else ())
             return []
 
@@ -203,9 +203,9 @@ class PeerServer:
         """Show a trouble in status and readiness until its source says that it is over ("")."""
 
         def note() -> list[Reply]:
-            self._core.problems.pop(source, None)
+            self._core.health.problems.pop(source, None)
             if text:
-                self._core.problems[source] = text
+                self._core.health.problems[source] = text
             return []
 
         self.post(note)
@@ -305,10 +305,10 @@ class PeerServer:
         if proposals:
             self._agent.propose(proposals)
         for pending in self._core.take_admin_requests():
-            self._agent.order(pending.order, partial(self._post_answer, pending))
+            self._agent.order(pending.request, partial(self._post_answer, pending))
 
     def _endpoint(self, member: Member | None) -> str | None:
-        authority = self._core.authority
+        authority = self._core.admission.authority
         if member is None:
             return None
         if authority is not None and member.key and not authority.is_peer(member.key):
@@ -327,8 +327,8 @@ class PeerServer:
             return True
         if not self._stop.is_set():
             return False
-        if not self._core.stopping:
-            self._core.stopping = True
+        if not self._core.health.stopping:
+            self._core.health.stopping = True
             self._deadline = time.monotonic() + self._drain
             _log.info("stopping: answering what is in hand")
             return False
@@ -367,7 +367,7 @@ class PeerServer:
         # To tell all of them would leave no time for work; who is told nothing asks elsewhere.
         for sender, parts, _ in surplus[:_REFUSALS]:
             self._send(self._core.reject_as_busy(sender, parts, wall(), "the peer is overloaded"))
-        self._core.counts["dropped"] += len(surplus[_REFUSALS:])
+        self._core.health.counts["dropped"] += len(surplus[_REFUSALS:])
 
     def _answer(self, received: Received) -> list[Reply]:
         sender, parts, user = received
@@ -377,14 +377,14 @@ class PeerServer:
             return self._core.receive(sender, parts, wall(), user)
         except Exception:  # a defect: whoever found the message for it must not end the peer
             _log.exception("a message could not be handled")
-            self._core.counts["unhandled"] += 1
+            self._core.health.counts["unhandled"] += 1
             return []
 
     def _send(self, replies: list[Reply]) -> None:
         self._has_answered = self._has_answered or bool(replies)
         for reply in replies:
             if not self._router.send(reply.to, reply.frames):
-                self._core.counts["undelivered"] += 1
+                self._core.health.counts["undelivered"] += 1
 
     def _hand_over(self) -> None:
         if self._committing:
@@ -408,7 +408,7 @@ class PeerServer:
             self._commit_began = None
             took = time.perf_counter() - began
             sync = min(took, self._core.store.synced_in)
-            self.meters.committed(commit, took, sync)
+            self.meters.committed(commit.stats(took, sync))
             if self._core.tracer is not None:
                 commit.note(took, sync)
             self.post(lambda done=commit: self._committed(done))  # type: ignore[misc]

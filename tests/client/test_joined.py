@@ -14,7 +14,7 @@ from dstash.client.routing import read_table
 from dstash.client.session import LAGGING_MS, MISSED_MS
 from dstash.errors import BelowFloor, CorruptRecord, ProtocolError, TimedOut, Unavailable
 from dstash.limits import PARTITIONS
-from dstash.peer import lookups
+from dstash.peer import reads
 from dstash.store.record import (
     HEAD_BYTES,
     build_record,
@@ -310,7 +310,7 @@ class TestOutcomes:
 
     def test_refused_by_all_is_failed(self, joined: Joined) -> None:
         for core in joined.peers.values():
-            core.stopping = True
+            core.health.stopping = True
         assert joined.put({"k": 1}).outcomes == {"k": Outcome.FAILED}
 
     def test_time_does_not_run_beyond_the_deadline(self, joined: Joined) -> None:
@@ -423,7 +423,7 @@ def test_of_large_records_heads_are_told_a_few_at_a_time(
     level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only a head is wanted, but the whole record is copied: a request must not ask for all."""
-    monkeypatch.setattr(lookups, "HEADS_BYTES", 1000)
+    monkeypatch.setattr(reads, "HEADS_BYTES", 1000)
     joined = Joined()
     values = {f"k{number}": bytes(600) for number in range(9)}
     joined.put(values, "all")
@@ -434,7 +434,7 @@ def test_of_large_records_heads_are_told_a_few_at_a_time(
     space = keyspace(b"i", frozenset(range(PARTITIONS)))
     horizons = [0] * PARTITIONS
     with joined.stores["a"].snapshot() as snapshot:
-        answer = lookups.look_up(
+        answer = reads.look_up(
             snapshot, space, [key.encode() for key in values], 0, START, horizons
         )
     assert answer.answered == 2

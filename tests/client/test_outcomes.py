@@ -116,7 +116,9 @@ TROUBLES: dict[str, Callable[[Cluster, str], None]] = {
     "d": lambda cluster, peer: cluster.down.add(peer),
     "s": lambda cluster, peer: cluster.silent.add(peer),
     "m": lambda cluster, peer: cluster.mute.add(peer),
-    "n": lambda cluster, peer: setattr(cluster.peers[peer], "not_ready", "the peer is starting"),
+    "n": lambda cluster, peer: setattr(
+        cluster.peers[peer].health, "not_ready", "the peer is starting"
+    ),
     "f": lambda cluster, peer: cluster.fill(peer),
     "c": _damage,
 }

@@ -38,7 +38,7 @@ def test_a_repair_that_nobody_begins_is_an_error(how: str) -> None:
         joined.down = set("abc")
     elif how == "not ready":
         for core in joined.peers.values():
-            core.not_ready = "it starts"
+            core.health.not_ready = "it starts"
     else:
         joined.silent = set("abc")
     with pytest.raises(Unavailable):

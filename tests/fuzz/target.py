@@ -33,11 +33,11 @@ class Target:
             for name, port, key in (("p1", 1, "me"), ("p2", 2, "other"))
         )
         topology = Topology("fuzz", "id", EPOCH, replicas=2, formed=True, members=members)
-        self.core.not_ready = None
+        self.core.health.not_ready = None
         self.core.install(View(topology, frozenset({"p1", "p2"})), NOW)
         self.hit(encode(Envelope(1, EPOCH, 0, self._put())))
         if authority is not None:
-            self.core.authorise(authority)
+            self.core.admission.authorise(authority)
 
     def _put(self) -> Put:
         payloads = Frame(codec.pack_blobs([b"\x01", b"\xa1v", b"\xc0"]))

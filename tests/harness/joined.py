@@ -63,7 +63,7 @@ class Joined:
         self._answers: deque[tuple[str, list[bytes]]] = deque()
         self.now += 1000  # after the start: what is stamped before it is refused
         for core in self.peers.values():
-            core.not_ready = None
+            core.health.not_ready = None
         self.install(self.topology)
         self.settle()
         self.session = Session(lambda: self.now, random_bytes=bytes)
@@ -89,7 +89,7 @@ class Joined:
         """Start a peer again, with its store."""
         settings = self.peers[name].settings
         core = PeerCore(settings, self.stores[name], self.time_at(name))
-        core.not_ready = None
+        core.health.not_ready = None
         self.peers[name] = core
         self.install(self.topology, name)
 

@@ -100,22 +100,26 @@ def test_a_peer_that_reaches_nobody_goes_by_its_own_clock() -> None:
 def test_a_wrong_clock_is_named_while_it_is_wrong() -> None:
     joined = joined_with()
     core = joined.peers["a"]
-    assert core.status()["clock_offset_ms"] == 0
-    assert core.why_not_ready() is None
+    assert core.health.status()["clock_offset_ms"] == 0
+    assert core.health.why_not_ready() is None
     with structlog.testing.capture_logs() as logs:
         joined.offsets = {"a": HOUR}
         pass_time(joined)
-        assert core.status()["clock_offset_ms"] == HOUR
+        assert core.health.status()["clock_offset_ms"] == HOUR
         assert (
-            core.why_not_ready() == "the clock is 3600000 ms ahead of the cluster's; set it by NTP"
+            core.health.why_not_ready()
+            == "the clock is 3600000 ms ahead of the cluster's; set it by NTP"
         )
-        assert joined.peers["b"].why_not_ready() is None
+        assert joined.peers["b"].health.why_not_ready() is None
         joined.offsets = {"a": -2000}
         pass_time(joined)
-        assert core.why_not_ready() == "the clock is 2000 ms behind the cluster's; set it by NTP"
+        assert (
+            core.health.why_not_ready()
+            == "the clock is 2000 ms behind the cluster's; set it by NTP"
+        )
         joined.offsets = {}
         pass_time(joined)
-        assert core.why_not_ready() is None
+        assert core.health.why_not_ready() is None
     events = [log["event"] for log in logs if "clock" in log["event"]]
     assert len(events) == 2, events
     assert events[1] == "the clock is right again"
@@ -217,8 +221,8 @@ class TestTheClocksOfAMajorityWereWrong:
         pass_time(joined)
         for peer in "abc":
             assert put_at(joined, peer, moment + 1) == Stored([])
-            assert joined.peers[peer].why_not_ready() is None
-            assert joined.peers[peer].status()["ahead_ms"] > ahead // 2
+            assert joined.peers[peer].health.why_not_ready() is None
+            assert joined.peers[peer].health.status()["ahead_ms"] > ahead // 2
         assert isinstance(error_of(put_at(joined, "a", moment + 1000)), ClockSkew)
 
     def test_a_peer_that_does_not_know_asks_at_once(self) -> None:
@@ -239,8 +243,8 @@ class TestTheClocksOfAMajorityWereWrong:
         pass_time(joined)
         for peer in "abc":
             assert isinstance(error_of(put_at(joined, peer, joined.now + HOUR)), ClockSkew)
-        assert joined.peers["a"].status()["ahead_ms"] > HOUR // 2
-        assert joined.peers["b"].status()["ahead_ms"] == 0
+        assert joined.peers["a"].health.status()["ahead_ms"] > HOUR // 2
+        assert joined.peers["b"].health.status()["ahead_ms"] == 0
 
 
 class Slow(Joined):

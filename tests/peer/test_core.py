@@ -95,7 +95,7 @@ class Peer:
     def __init__(self, view: Topology | None = None, **settings: Any) -> None:
         self.store = TwinStore()
         self.core = PeerCore(Settings("a", "c", **settings), self.store, START)
-        self.core.not_ready = None
+        self.core.health.not_ready = None
         self.now = START + 1000
         if view is not None:
             self.core.install(View(view, frozenset(one.id for one in view.members)), self.now)
@@ -158,7 +158,7 @@ def test_partitions_are_compared_once_after_a_change_and_not_for_each_request(
         made[index] += 1
         return keyspace(index, owned)
 
-    monkeypatch.setattr("dstash.peer.core.keyspace", make)
+    monkeypatch.setattr("dstash.peer.keyspaces.keyspace", make)
     peer = Peer(topology())
     for epoch in (EPOCH, EPOCH + 1):
         peer.core.install(View(topology(epoch=epoch), frozenset("a")), peer.now)
@@ -167,14 +167,14 @@ def test_partitions_are_compared_once_after_a_change_and_not_for_each_request(
     assert made == {b"i": 2, b"j": 2}
     for number in range(200):
         peer.ask(Lookup(f"n{number}", 1, keys(b"k")), epoch=EPOCH + 1)
-    assert len(peer.core._spaces) <= 32
+    assert len(peer.core.keyspaces) <= 32
 
 
 def test_a_full_disk_is_told_to_who_asks_for_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
     peer = Peer(topology(), disk_reserve=7)
-    assert peer.core.status()["ready"]
+    assert peer.core.health.status()["ready"]
     monkeypatch.setattr(peer.store, "has_room", lambda reserve: reserve != 7)
-    assert peer.core.why_not_ready() == "the disk is full; puts are refused"
+    assert peer.core.health.why_not_ready() == "the disk is full; puts are refused"
     assert peer.ask(Lookup("i", 1, keys(b"k"))), "reads go on"
 
 
@@ -191,9 +191,9 @@ class TestAnswers:
         for number in range(10):
             envelope = Envelope(number, EPOCH, 0, put(b"%d" % number))
             peer.core.receive(b"client", encode(envelope), peer.now)
-        commits = peer.core.counts["commits"]
+        commits = peer.core.health.counts["commits"]
         assert peer.turn() == [Stored([])] * 10
-        assert peer.core.counts["commits"] == commits + 1
+        assert peer.core.health.counts["commits"] == commits + 1
 
     def test_a_delete_says_what_was_there(self, peer: Peer) -> None:
         peer.ask(put(b"k"))
@@ -236,7 +236,7 @@ class TestAnswers:
         assert isinstance(fetched, Records)
         assert fetched.corrupt == [0]
         assert codec.unpack_optional_blobs(fetched.records)[0] is None
-        assert peer.core.status()["maintenance"]["corrupt"] == 1
+        assert peer.core.health.status()["maintenance"]["corrupt"] == 1
 
     def test_a_cure_that_is_newer_than_all_else_moves_the_mark(self, peer: Peer) -> None:
         peer.ask(put(b"k"))
@@ -352,7 +352,7 @@ class TestRefusals:
         peer = Peer()
         assert isinstance(peer.refusal(make(b"k")), NotReady)
         peer = Peer(topology())
-        peer.core.stopping = True
+        peer.core.health.stopping = True
         assert isinstance(peer.refusal(make(b"k")), NotReady)
         assert "stopping" in str(peer.refusal(make(b"k")))
 
@@ -513,14 +513,14 @@ class TestDrops:
         answer = peer.ask(put(b"k"), deadline=peer.now - 1)
         assert isinstance(answer, Error)
         assert isinstance(answer.error(), DeadlinePassed)
-        assert peer.core.counts["late"] == 1
+        assert peer.core.health.counts["late"] == 1
         assert peer.store.records == {}
         assert peer.ask(put(b"k"), deadline=peer.now) == Stored([])
 
     @pytest.mark.parametrize("parts", [[], [b""], [b"\x00"], [b"\x91\x01"], [b"garbage"] * 20])
     def test_what_nobody_can_be_answered_for(self, peer: Peer, parts: list[bytes]) -> None:
         assert peer.core.receive(b"client", parts, peer.now) == []
-        assert peer.core.counts["malformed"] == 1
+        assert peer.core.health.counts["malformed"] == 1
 
     def test_not_what_can_be_answered(self, peer: Peer) -> None:
         for header, error in (

@@ -49,7 +49,7 @@ class Restarted(Joined):
             self.ended.discard(name)
             self.down.discard(name)
             core = PeerCore(Settings(name, "c", pace=LIVE), self.stores[name], self.now)
-            core.not_ready = None
+            core.health.not_ready = None
             self.peers[name] = core
         for name in self.peers:
             self.look(name)
@@ -80,7 +80,7 @@ class Restarted(Joined):
         return self.peers[name].maintenance.freshness_confirmed
 
     def why(self, name: str) -> str:
-        return self.peers[name].why_not_ready() or ""
+        return self.peers[name].health.why_not_ready() or ""
 
     def synced(self) -> str:
         return "".join(one.id for one in self.topology.members if one.synced)
@@ -218,7 +218,7 @@ def test_stop_tells_the_others_the_last_write(joined: Restarted) -> None:
     joined.pass_time(3)
     joined.put({"k": 1}, level="all")
     core = joined.peers["a"]
-    core.stopping = True
+    core.health.stopping = True
     assert core.has_work
     joined.settle()
     assert not core.has_work
@@ -231,7 +231,7 @@ def test_stop_does_not_wait_for_members_that_are_silent(joined: Restarted) -> No
     joined.put({"k": 1}, level="all")
     joined.mute = {"b", "c"}
     core = joined.peers["a"]
-    core.stopping = True
+    core.health.stopping = True
     joined.settle()
     assert core.has_work
     joined.now += 600
@@ -271,10 +271,10 @@ def test_idle_peers_say_little(joined: Restarted) -> None:
     joined.put({"k": 1}, level="all")
     joined.pass_time(40)
     asked = joined.peers["a"].meters.kinds()["SeenRequest"]
-    commits = joined.peers["a"].counts["commits"]
+    commits = joined.peers["a"].health.counts["commits"]
     joined.pass_time(60)
     assert joined.peers["a"].meters.kinds()["SeenRequest"] - asked <= 6
-    assert joined.peers["a"].counts["commits"] == commits
+    assert joined.peers["a"].health.counts["commits"] == commits
 
 
 def test_earlier_versions_are_understood(joined: Restarted) -> None:
@@ -349,9 +349,9 @@ class TestHeardTopology:
         joined.ended.discard("a")
         joined.down.discard("a")
         core = PeerCore(Settings("a", "c", pace=LIVE), joined.stores["a"], joined.now)
-        core.not_ready = None
+        core.health.not_ready = None
         if trusts:
-            core.authorise(Authority({trusts: Grant(Role.PEER)}))
+            core.admission.authorise(Authority({trusts: Grant(Role.PEER)}))
         joined.peers["a"] = core
         core.install(View(joined.topology, frozenset("abc")), joined.now)
         joined.settle()
@@ -413,7 +413,7 @@ class TestClaims:
 
     def suspects(self, joined: Restarted, name: str) -> bool:
         joined.pass_time(1)
-        return joined.peers[name].status()["alerts"] == [SUSPECTED]
+        return joined.peers[name].health.status()["alerts"] == [SUSPECTED]
 
     def all_old(self, joined: Restarted) -> dict[str, list[list[Any]]]:
         """Replace all disks by old copies; returns what a client saw before."""
@@ -438,7 +438,7 @@ class TestClaims:
             self.claim(joined, name, [*seen["a"], *seen["b"], *seen["c"]])
             assert self.suspects(joined, name)
             assert joined.votes(name)
-            assert joined.peers[name].why_not_ready() is None
+            assert joined.peers[name].health.why_not_ready() is None
         assert joined.synced() == "abc"
 
     def test_claim_is_remembered_until_the_store_is_filled(self, joined: Restarted) -> None:

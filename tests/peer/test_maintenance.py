@@ -79,7 +79,7 @@ def test_hints_survive_a_restart_of_their_holder() -> None:
     assert keeps_hints(joined) == 20
     holder = next(name for name, core in joined.peers.items() if len(core.hints))
     restarted = PeerCore(Settings(holder, "c", pace=live()), joined.stores[holder], joined.now)
-    restarted.not_ready = None
+    restarted.health.not_ready = None
     joined.peers[holder] = restarted
     joined.install(joined.topology, holder)
     assert restarted.hints.waiting() == ["c"]

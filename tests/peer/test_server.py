@@ -68,7 +68,7 @@ def test_a_message_that_meets_a_defect_does_not_end_the_peer(
     assert isinstance(answer(link, Envelope(7, 0, 0, Ping())).message, Pong)
     assert link.send(encode(Envelope(8, 0, 0, StatusRequest())))
     assert isinstance(answer(link, Envelope(9, 0, 0, Ping())).message, Pong)
-    assert core.counts["unhandled"] == 1
+    assert core.health.counts["unhandled"] == 1
 
 
 @pytest.mark.parametrize("busy", [False, True])

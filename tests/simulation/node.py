@@ -174,7 +174,7 @@ class Node:
             self._agent.go_without(error)
             self._agent._go_by_heard()
         if self.core is not None and self.core.view is not None:
-            self.core.not_ready = None
+            self.core.health.not_ready = None
 
     def kill(self, *, power: bool) -> None:
         """End the process where it stands; without power nobody is told."""
@@ -208,9 +208,9 @@ class Node:
 
     def stop(self) -> None:
         """Ask the process to stop: it answers what is in hand and lets go of its lock."""
-        if self.core is not None and not self.core.stopping:
+        if self.core is not None and not self.core.health.stopping:
             self.note("is asked to stop")
-            self.core.stopping = True
+            self.core.health.stopping = True
             self._later(0, self._stop_when_drained, self.world.events.now + _DRAIN)
 
     def _stop_when_drained(self, deadline: int) -> None:
@@ -371,7 +371,7 @@ class Node:
         if core.failure is not None:
             self.note(f"stops: {core.failure}")
             self.world.events.after(10 * MS, self._died, self._lives)
-            core.stopping = True
+            core.health.stopping = True
             return
         self._turn()
 
@@ -433,7 +433,7 @@ class Node:
         if stored.topology is not None:
             self._agent._adopt(stored.topology)
         if self.core is not None and self.core.view is not None:
-            self.core.not_ready = None
+            self.core.health.not_ready = None
         self._looked(0)
 
     def _set(self, proposal: Topology, stored: StoredTopology) -> None:
@@ -457,7 +457,7 @@ class Node:
         if self.core is None:
             return
         replies = self.core.install(view, self.clock())
-        owned = self.core._owned
-        self.core._owned = _OWNED.setdefault(owned, owned)
+        owned = self.core.keyspaces.owned
+        self.core.keyspaces.owned = _OWNED.setdefault(owned, owned)
         self._send(replies)
         self._turn()

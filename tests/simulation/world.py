@@ -306,7 +306,7 @@ class World:
             and topology.restored is None
             and all(member.synced for member in topology.members)
             and all(
-                node.core is not None and node.core.why_not_ready() is None
+                node.core is not None and node.core.health.why_not_ready() is None
                 for node in self.nodes
                 if self.is_member(node)
             )

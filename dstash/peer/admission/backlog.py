@@ -12,7 +12,7 @@ from typing import Final
 
 from dstash.errors import Busy
 from dstash.peer.admission.inbox import Patience
-from dstash.peer.commits import COMMIT_BYTES, WaitingWrite
+from dstash.peer.admission.writes import COMMIT_BYTES, WaitingWrite
 
 #: A write that would wait longer (milliseconds) is told to come back; unless only few wait.
 _LONG_MS: Final = 300

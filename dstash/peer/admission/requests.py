@@ -1,4 +1,4 @@
-"""What comes to a peer and what goes out, as its core sees it; and what it announces of itself."""
+"""Requests and replies as the core of a peer sees them, and the limits that a peer announces."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dstash.limits import (
     MAX_VALUE_BYTES,
     PARTITIONS,
 )
-from dstash.peer.commits import Ticket
 from dstash.peer.telemetry.tracing import Notes
 from dstash.wire.envelope import Envelope
 from dstash.wire.messages import AdminRequest
+from dstash.wire.protocol import LOWEST_PROTOCOL
 from dstash.wire.shapes import Message
 
-#: Announced in ``Welcome``, so that clients in other languages need not guess.
+#: Announced in ``Welcome``, so that clients in other languages need no constants.
 LIMITS: Final = {
     "partitions": PARTITIONS,
     "index_bytes": MAX_INDEX_BYTES,
@@ -30,33 +30,42 @@ LIMITS: Final = {
 }
 
 
+class Ticket(NamedTuple):
+    """Where a reply goes: routing id, correlation id, protocol version, notes of the trace."""
+
+    sender: bytes
+    correlation: int
+    protocol: int = LOWEST_PROTOCOL
+    notes: Notes | None = None
+
+
 class Reply(NamedTuple):
-    """Frames for whoever sent a request."""
+    """Frames for the sender of a request."""
 
     to: bytes
     frames: list[bytes]
 
 
 class Request(NamedTuple):
-    """A message, who sent it (a routing id, and the public key that was proved), and its size."""
+    """A message with its sender (routing id, proved public key), arrival time and size in bytes."""
 
     sender: bytes
     user: str | None
     envelope: Envelope
     came: int
     size: int
-    #: None unless it is traced.
+    #: None unless the request is traced.
     notes: Notes | None = None
 
     @property
     def ticket(self) -> Ticket:
-        """Whom to answer."""
+        """Where the reply goes."""
         envelope = self.envelope
         return Ticket(self.sender, envelope.correlation, envelope.protocol, self.notes)
 
 
 class PendingAdminRequest(NamedTuple):
-    """An operator's order, and what turns its answer into a reply."""
+    """An admin request, and the function that turns its answer into replies."""
 
-    order: AdminRequest
+    request: AdminRequest
     answer: Callable[[Message, int], list[Reply]]

@@ -123,7 +123,9 @@ class PeerCollector(Collector):
         yield _gauge("dstash_loop_quiet_seconds", "Seconds since the peer's loop turned.", quiet)
         yield from self._meters()
         yield from _connections(self._server.connections)
-        facts = self._server.ask(lambda: Facts(self._core.status(), self._core.view), _PATIENCE)
+        facts = self._server.ask(
+            lambda: Facts(self._core.health.status(), self._core.view), _PATIENCE
+        )
         text = "Whether the peer's loop answered this scrape."
         yield _gauge("dstash_responsive", text, facts is not None)
         if facts is not None:

@@ -84,7 +84,7 @@ class Dashboard:
             settings.cluster,
             now,
             core.view,
-            core.status(),
+            core.health.status(),
             core.history.since(0),
             sights,
         )

@@ -10,10 +10,9 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 from dstash.errors import BY_CODE, Refused
-from dstash.peer.commits import Commit, Internal
 from dstash.wire.messages import Error, Stored
 from dstash.wire.shapes import Message
 
@@ -53,6 +52,20 @@ class Histogram:
         return list(accumulate(self._counts))
 
 
+class CommitStats(NamedTuple):
+    """What the meters count of one commit."""
+
+    seconds: float
+    #: The part of ``seconds`` until the data was on disk.
+    sync_seconds: float
+    requests: int
+    bytes: int
+    #: How many keys each request of clients and peers stored.
+    keys: Sequence[int]
+    #: (kind, outcome) of every write.
+    writes: Sequence[tuple[str, str]]
+
+
 class Meters:
     """The meters of one peer."""
 
@@ -82,26 +95,16 @@ class Meters:
             kinds[kind] += count
         return kinds
 
-    def committed(self, commit: Commit, seconds: float, sync: float) -> None:
-        """Count a commit that was run, and what became of the requests in it.
-
-        Args:
-            seconds: what it took in all.
-            sync: what of that went by until the disk had it.
-        """
-        self.commit_seconds.observe(seconds)
-        self.sync_seconds.observe(sync)
-        for keys in commit.sizes:
+    def committed(self, commit: CommitStats) -> None:
+        """Count a commit that has run, and the outcome of each write in it."""
+        self.commit_seconds.observe(commit.seconds)
+        self.sync_seconds.observe(commit.sync_seconds)
+        for keys in commit.keys:
             self.written_keys.observe(keys)
-        self.commit_requests.observe(len(commit.waiting))
-        self.commit_bytes.observe(sum(one.weight for one in commit.waiting))
-        outcomes = {ticket: outcome_of(message) for ticket, message in commit.replies}
-        for one in commit.waiting:
-            if not isinstance(one.message, Internal):
-                outcome = outcomes.get(one.ticket, "Unanswered")
-                self.writes[type(one.message).__name__, outcome] += 1
-        for _, error in commit.done:
-            self.writes["Internal", "Stored" if error is None else type(error).__name__] += 1
+        self.commit_requests.observe(commit.requests)
+        self.commit_bytes.observe(commit.bytes)
+        for kind, outcome in commit.writes:
+            self.writes[kind, outcome] += 1
 
 
 def outcome_of(message: Message) -> str:

@@ -38,7 +38,7 @@ def ordered(joined: Joined) -> Topology:
     frames = encode(Envelope(7, joined.topology.epoch, 0, AdminRequest("lower-floors", [])))
     core.receive(b"x", frames, joined.now)
     [pending] = core.take_admin_requests()
-    order = pending.order
+    order = pending.request
     return transitions.ordered(joined.topology, alive(), order.action, [], 0, order.stamp)
 
 
@@ -62,7 +62,7 @@ def highest(joined: Joined, peer: str) -> Stamp:
 
 
 def test_a_peer_lowers_what_is_above_the_time_of_the_order_and_keeps_that(joined: Joined) -> None:
-    assert joined.peers["c"].status()["ahead_ms"] > HOUR // 2
+    assert joined.peers["c"].health.status()["ahead_ms"] > HOUR // 2
     joined.put({"k": 2})
     assert joined.record("c", "k") != joined.record("a", "k")
     joined.topology = ordered(joined)
@@ -70,7 +70,7 @@ def test_a_peer_lowers_what_is_above_the_time_of_the_order_and_keeps_that(joined
     joined.session.install(joined.topology.encode(), list("abc"))
     pass_time(joined)
     assert highest(joined, "c") <= stamp_at(joined.now)
-    assert joined.peers["c"].status()["ahead_ms"] == 0
+    assert joined.peers["c"].health.status()["ahead_ms"] == 0
     assert joined.put({"k": 3}, "all").ok
     assert joined.record("c", "k") == joined.record("a", "k")
     joined.restart("c")
@@ -107,7 +107,7 @@ def test_the_time_of_the_order_is_that_of_the_cluster(joined: Joined) -> None:
     frames = encode(Envelope(7, joined.topology.epoch, 0, AdminRequest("lower-floors", [])))
     core.receive(b"x", frames, joined.time_at("a"))
     [pending] = core.take_admin_requests()
-    assert pending.order.stamp == stamp_at(joined.now)
+    assert pending.request.stamp == stamp_at(joined.now)
 
 
 def test_it_survives_being_written_and_read(joined: Joined) -> None:

@@ -9,9 +9,9 @@ from dstash.cluster.topology.topology import Change, Member, State, Topology
 from dstash.cluster.topology.view import View
 from dstash.peer.http.dashboard import state
 from dstash.peer.http.dashboard.alerts import alerts
-from dstash.peer.http.dashboard.observer import Sight
 from dstash.peer.http.dashboard.state import Known
 from dstash.peer.telemetry.history import Sample
+from dstash.peer.telemetry.observer import Sight
 
 NOW = 1_700_000_000_000
 WELL: dict[str, Any] = {"version": "1", "epoch": 7, "why_not_ready": "", "maintenance": {}}

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 from dstash.errors import Busy, DiskFull, StaleEpoch
-from dstash.peer.commits import Commit, Internal, Rules, Ticket, WaitingWrite
+from dstash.peer.admission.requests import Ticket
+from dstash.peer.admission.writes import Internal, WaitingWrite
+from dstash.peer.commits import Commit, Rules
 from dstash.peer.core import PeerCore
 from dstash.peer.http.metrics import PeerCollector, snake
 from dstash.peer.server import PeerServer
@@ -48,7 +50,7 @@ def test_a_commit_counts_every_write_in_it_once() -> None:
     commit.done = [(internal, None)]
     meters = Meters()
     commit.sizes = [5]
-    meters.committed(commit, 0.003, 0.002)
+    meters.committed(commit.stats(0.003, 0.002))
     assert meters.writes == {
         ("Put", "Stored"): 1,
         ("Put", "Busy"): 1,

@@ -12,5 +12,5 @@ from tests.simulation.checks.registry import Run, Violation, When, check
 def no_suspicion(run: Run) -> Iterator[Violation]:
     """Check that no claim of a client is left: every old copy has been filled again."""
     for node in run.world.nodes:
-        if node.core is not None and SUSPECTED in node.core.problems.values():
+        if node.core is not None and SUSPECTED in node.core.health.problems.values():
             yield Violation("I6", None, f"{node.name}: {SUSPECTED}")

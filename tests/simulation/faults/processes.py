@@ -50,7 +50,7 @@ def stop(faults: Faults) -> Undo:
 
 
 def _start_once_down(faults: Faults, node: Node) -> None:
-    if node.core is not None and node.core.stopping:
+    if node.core is not None and node.core.health.stopping:
         faults.world.events.after(100 * MS, _start_once_down, faults, node)
     else:
         faults.start(node)

@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 from dstash.cluster.topology.topology import Member, State, Topology
 from dstash.cluster.topology.transitions import incoming
 from dstash.cluster.topology.view import View
-from dstash.peer.http.dashboard.observer import Sight
 from dstash.peer.telemetry.history import Sample
+from dstash.peer.telemetry.observer import Sight
 
 #: Who has not answered for so long (milliseconds) is silent.
 _SILENT_MS: Final = 3000

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dstash.cluster.replication.tasks import Outgoing, Scheduler
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
-from dstash.peer.http.dashboard.observer import Observer
 from dstash.peer.telemetry.history import Sample, pack_samples
+from dstash.peer.telemetry.observer import Observer
 from dstash.wire.envelope import Envelope, decode
 from dstash.wire.messages import StatusReply, StatusRequest
 from dstash.wire.replication import HistoryReply, HistoryRequest

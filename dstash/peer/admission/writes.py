@@ -1,0 +1,35 @@
+"""Writes that wait for the disk: what a client or a peer sent, and what this peer's tasks write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from dstash.cluster.replication.tasks import Merge
+from dstash.errors import DStashError
+from dstash.peer.admission.requests import Ticket
+from dstash.store.record import Keyspace
+from dstash.wire.messages import Apply, Delete, Put
+from dstash.wire.replication import Push
+
+#: The most bytes of requests that one transaction takes. It bounds the time until an ack.
+COMMIT_BYTES: Final = 2 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Internal:
+    """A write of this peer's own maintenance; ``done`` is called with the error, if any."""
+
+    merge: Merge
+    done: Callable[[DStashError | None], None]
+
+
+@dataclass(slots=True)
+class WaitingWrite:
+    """A write that waits for a commit; an internal one has an empty ticket and no keyspace."""
+
+    ticket: Ticket
+    message: Put | Delete | Apply | Push | Internal
+    space: Keyspace | None
+    weight: int

@@ -1,0 +1,45 @@
+"""The keyspaces of the indexes that a peer was asked for lately."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dstash.limits import check_index
+from dstash.store.record import Keyspace, keyspace
+
+#: Indexes whose keyspace is cached, at most.
+_MAX_INDEXES: Final = 32
+
+
+class Keyspaces:
+    """A cache of keyspaces by index.
+
+    ``store.record`` has another cache, shared by all peers of a process. To find a keyspace there
+    compares all partitions once for each set of them, so this cache avoids it for each request.
+    """
+
+    def __init__(self) -> None:
+        #: The partitions that this peer holds, before and after a topology change.
+        self.owned: frozenset[int] = frozenset()
+        self._by_index: dict[str, Keyspace] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_index)
+
+    def install(self, owned: frozenset[int]) -> None:
+        """Take the partitions of another topology."""
+        self.owned = owned
+        self._by_index.clear()
+
+    def find(self, index: str) -> Keyspace:
+        """Return the keyspace of an index.
+
+        Raises:
+            LimitError: it is no name of an index.
+        """
+        space = self._by_index.get(index)
+        if space is None:
+            if len(self._by_index) >= _MAX_INDEXES:
+                self._by_index.clear()
+            space = self._by_index[index] = keyspace(check_index(index), self.owned)
+        return space
