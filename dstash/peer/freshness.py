@@ -13,7 +13,7 @@ from typing import Any, Final
 import structlog
 
 from dstash.cluster.replication.replica import Replica
-from dstash.cluster.replication.rollback_detection import Evidence, hear
+from dstash.cluster.replication.rollback_detection import Evidence, collect_evidence
 from dstash.cluster.replication.tasks import Merge, Pause, Scheduler, Task
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.joining import is_newcomer
@@ -227,7 +227,7 @@ class Freshness:
             self._to_confirm.discard(peer)
             self._take(peer, result)
 
-        task = hear(self._replica, peer, tells=tells, wants_others=is_first)
+        task = collect_evidence(self._replica, peer, report_own=tells, wants_others=is_first)
         self._scheduler.spawn(f"seen:{peer}", task, ended)
 
     def _take(self, peer: str, evidence: Evidence) -> None:

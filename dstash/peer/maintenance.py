@@ -8,12 +8,12 @@ from typing import Any, Final, NamedTuple
 from dstash.cluster.repair.antientropy import compare_all
 from dstash.cluster.repair.corrupt_records import repair_corrupt_records
 from dstash.cluster.repair.full_repair import repair
-from dstash.cluster.repair.future_records import settle_all
+from dstash.cluster.repair.future_records import restamp_all
 from dstash.cluster.repair.hints import Hints, replay
 from dstash.cluster.replication.clock_exchange import ask_clock
-from dstash.cluster.replication.epoch_barrier import conductor, witness
+from dstash.cluster.replication.epoch_barrier import await_barrier, coordinator
 from dstash.cluster.replication.replica import Progress, Replica
-from dstash.cluster.replication.streaming import fill
+from dstash.cluster.replication.streaming import stream
 from dstash.cluster.replication.tasks import Pause, Scheduler, Task
 from dstash.cluster.replication.throttle import STREAMS
 from dstash.cluster.replication.tombstone_gc import (
@@ -226,7 +226,7 @@ class Maintenance:
                 self._settled_up_to = newest
 
         if not self._scheduler.running("future"):
-            self._scheduler.spawn("future", settle_all(self.replica), ended)
+            self._scheduler.spawn("future", restamp_all(self.replica), ended)
 
     def _replay(self, peer: str) -> None:
         """Replay hints; a peer that refuses them is left alone for a while, not asked at once."""
@@ -333,7 +333,7 @@ class Maintenance:
     ) -> None:
         if purpose == self._paused:
             # What is filled stays so: since then this peer gets every write, as a replica does.
-            self.replica.progress.go_on(self.replica.now())
+            self.replica.progress.resume(self.replica.now())
         else:
             self._unstreamed = set(partitions)
             self.replica.progress = Progress(len(partitions), self.replica.now())
@@ -360,21 +360,21 @@ class Maintenance:
             all_ended()
         for number, share in enumerate(streamers):
             if share:
-                task = fill(self.replica, share, self._unstreamed.discard)
+                task = stream(self.replica, share, self._unstreamed.discard)
                 self._scheduler.spawn(f"fill:{number}", task, ended)
 
     def _end_if_switched(self, view: View) -> None:
         change = view.topology.change
         if change is None or not change.switched or self._ending == change.number:
             return
-        if conductor(view) != self.replica.me:
+        if coordinator(view) != self.replica.me:
             return
         number = self._ending = change.number
 
         def ended(result: Any, failure: DStashError | None) -> None:
             self.proposals.append(lambda latest: transitions.finish(latest, number))
 
-        self._scheduler.spawn("switch", witness(self.replica), ended)
+        self._scheduler.spawn("switch", await_barrier(self.replica), ended)
 
     def _clean_up_if_needed(self, before: View | None, view: View) -> None:
         me = self.replica.me

@@ -11,8 +11,8 @@ from dstash.cluster.replication import handlers
 from dstash.cluster.replication.cluster_clock import ClusterClock
 from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.replication.replica import Replica
-from dstash.cluster.replication.streaming import fill
-from dstash.cluster.replication.tasks import Ask, Merge, Pause, Task, Tell
+from dstash.cluster.replication.streaming import stream
+from dstash.cluster.replication.tasks import Ask, Merge, Notify, Pause, Task
 from dstash.cluster.replication.tombstone_gc import reap_all
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.announcement import Announcement
@@ -138,7 +138,7 @@ class Cluster:
                 self.now += effect.milliseconds + (self.late if effect.milliseconds else 0)
             elif isinstance(effect, Ask):
                 reply = self.ask(effect.peer, effect.message)
-            elif isinstance(effect, Tell):
+            elif isinstance(effect, Notify):
                 self.ask(effect.peer, effect.message)
 
     def ask(self, peer: str, message: Message) -> Any:
@@ -154,9 +154,9 @@ class Cluster:
         except DStashError as error:
             return error
 
-    def fill(self, peer: str) -> list[int]:
+    def stream(self, peer: str) -> list[int]:
         done: list[int] = []
-        self.run(peer, fill(self.peers[peer], [PARTITION], done.append))
+        self.run(peer, stream(self.peers[peer], [PARTITION], done.append))
         return done
 
     def bury(self, stamp: Stamp, peers: str = "abc") -> None:

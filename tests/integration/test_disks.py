@@ -169,8 +169,8 @@ def test_bits_that_flip_at_work_are_answered_from_others_mended_counted_and_logg
                 more(load, 20)
             check_invariants(peers, load)
             check_every_way_to_read(peers.client(zone="zone-c", read="one"))
-        assert "a record is damaged on disk" in peers["c"].log.read_text()
-        assert "a damaged record is whole again" in peers["c"].log.read_text()
+        assert "corrupt record on disk" in peers["c"].log.read_text()
+        assert "corrupt record repaired" in peers["c"].log.read_text()
 
 
 def flip(file: Path) -> None:

@@ -318,7 +318,7 @@ def test_refusal_of_one_partition_does_not_keep_the_others_from_healing() -> Non
 def test_more_damaged_records_than_are_kept_in_mind_are_all_mended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(corruption, "_KEPT", 10)
+    monkeypatch.setattr(corruption, "_MAX_TRACKED", 10)
     joined = Joined(pace=live())
     names = [f"k{number}" for number in range(60)]
     joined.put(dict.fromkeys(names, 1), "all")

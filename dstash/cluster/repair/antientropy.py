@@ -1,7 +1,7 @@
-"""Rounds of comparison: replicas that differ without anybody knowing find it out here.
+"""Anti-entropy: rounds of comparison that find and repair differences between replicas.
 
-For each pair of replicas of a partition one of the two begins: the lower id for even partitions,
-the higher one for odd. An idle, equal pair costs 16 bytes a partition.
+In each pair of replicas of a partition, one starts the comparison: the lower id for even
+partitions, the higher id for odd ones. An idle, equal pair costs 16 bytes a partition.
 """
 
 from __future__ import annotations
@@ -27,172 +27,173 @@ from dstash.version import Stamp
 from dstash.wire.replication import DigestsReply, DigestsRequest
 
 Comparing = Generator[Effect, Any, None]
-#: What it returns are the partitions of which records have to wait.
+#: Returns the partitions with records that have to wait.
 Waiting = Generator[Effect, Any, set[int]]
 
-_BATCH: Final = 512
-#: A partition of more records than this is compared by buckets first.
-_LARGE: Final = 4000
-#: A partition that never rests is compared all the same after this time (milliseconds).
+#: Partitions compared in one request.
+_MAX_BATCH: Final = 512
+#: A partition with more records than this is compared by buckets first.
+_MAX_SMALL_RECORDS: Final = 4000
+#: A partition that is always busy is compared anyway after this time.
 _OVERDUE_MS: Final = 30_000
-#: Pauses (milliseconds) before partitions are compared again whose records had to wait.
-_RETRIES_MS: Final = (1000, 2000, 4000)
-#: Records of small partitions that are compared together.
-_TOGETHER: Final = 20_000
-#: Refusals that concern some records only. The other partitions must not wait for them.
+#: Pauses before the comparison of partitions with records that had to wait is repeated.
+_RETRY_PAUSES_MS: Final = (1000, 2000, 4000)
+#: Records of small partitions that are exchanged together.
+_MAX_RECORDS_TOGETHER: Final = 20_000
+#: Errors that concern single records. They must not hold up other partitions.
 _REFUSALS: Final = (Busy, ClockSkew, CorruptRecord, DiskFull)
 
 
 def compare_all(replica: Replica) -> Comparing:
     """Compare every partition with every other live replica of it, once.
 
-    Partitions with records that had to wait for an agreement on a horizon are compared again soon:
-    whatever the intervals of the two are, neither must keep out the other for good.
+    Partitions with records that had to wait for an agreement on a horizon are compared again soon,
+    so that neither task can block the other for good, whatever their intervals are.
     """
-    _forget_the_gone(replica)
+    _drop_unavailable(replica)
     waiting: dict[str, set[int]] = {}
-    for other in sorted(replica.view().members):
-        if other != replica.me and replica.is_alive(other):
-            # It may go away, or move on to another epoch: the next round sees.
+    for peer in sorted(replica.view().members):
+        if peer != replica.me and replica.is_alive(peer):
+            # The peer may fail or change its epoch: the next round tries again.
             with suppress(DStashError):
-                waiting[other] = yield from compare_with(replica, other)
-    for pause in _RETRIES_MS:
-        waiting = {other: partitions for other, partitions in waiting.items() if partitions}
+                waiting[peer] = yield from compare_with(replica, peer)
+    for pause in _RETRY_PAUSES_MS:
+        waiting = {peer: partitions for peer, partitions in waiting.items() if partitions}
         if not waiting:
             return
         yield Pause(pause)
-        for other, partitions in waiting.items():
-            shared = [one for one in partitions if _begins_here(replica, other, one)]
-            waiting[other] = set()
+        for peer, partitions in waiting.items():
+            shared = [number for number in partitions if _starts_here(replica, peer, number)]
+            waiting[peer] = set()
             with suppress(DStashError):
-                waiting[other] = (yield from compare(replica, other, sorted(shared))).waiting
+                waiting[peer] = (yield from compare(replica, peer, sorted(shared))).waiting
 
 
-def compare_with(replica: Replica, other: str) -> Waiting:
-    """Compare the partitions shared with one peer, and heal those that differ.
+def compare_with(replica: Replica, peer: str) -> Waiting:
+    """Compare the partitions shared with one peer, and repair those that differ.
 
     Returns:
-        the partitions of which records have to wait until an agreement on a horizon ends.
+        the partitions with records that have to wait until an agreement on a horizon ends.
     """
     shared = [
-        partition for partition in range(PARTITIONS) if _begins_here(replica, other, partition)
+        partition for partition in range(PARTITIONS) if _starts_here(replica, peer, partition)
     ]
-    replica.differing.keep(other, shared)
-    quiet, overdue = _due(replica, other, shared)
-    exchanged = yield from compare(replica, other, quiet, skip_busy=True)
-    exchanged.add((yield from compare(replica, other, overdue)))
+    replica.differing.keep(peer, shared)
+    quiet, overdue = _due(replica, peer, shared)
+    exchanged = yield from compare(replica, peer, quiet, skip_busy=True)
+    exchanged.add((yield from compare(replica, peer, overdue)))
     return exchanged.waiting
 
 
 def compare(
-    replica: Replica, other: str, partitions: Sequence[int], *, skip_busy: bool = False
+    replica: Replica, peer: str, partitions: Sequence[int], *, skip_busy: bool = False
 ) -> Exchanging:
-    """Compare partitions (ascending) with one peer, and heal those that differ.
+    """Compare partitions (ascending) with one peer, and repair those that differ.
 
     Args:
-        skip_busy: not those that the other peer finds busy.
+        skip_busy: whether to skip partitions that are busy on the other peer.
     """
     exchanged = Exchanged()
-    for begin in range(0, len(partitions), _BATCH):
+    for begin in range(0, len(partitions), _MAX_BATCH):
         question = DigestsRequest(
-            pack_partitions(partitions[begin : begin + _BATCH]),
+            pack_partitions(partitions[begin : begin + _MAX_BATCH]),
             skip_busy,
             kind=DigestKind.CONTENT,
         )
-        differing, horizons = yield from _differing(replica, other, question)
-        exchanged.add((yield from heal(replica, other, differing, horizons)))
+        differing, horizons = yield from _differing(replica, peer, question)
+        exchanged.add((yield from reconcile(replica, peer, differing, horizons)))
     return exchanged
 
 
-def _forget_the_gone(replica: Replica) -> None:
-    """Forget differences with peers that are gone: those are found again when they are back."""
-    for other in replica.differing.others():
-        if other not in replica.view().members or not replica.is_alive(other):
-            replica.differing.keep(other, ())
+def _drop_unavailable(replica: Replica) -> None:
+    """Drop differences with unavailable peers; they are found again when the peer returns."""
+    for peer in replica.differing.others():
+        if peer not in replica.view().members or not replica.is_alive(peer):
+            replica.differing.keep(peer, ())
 
 
-def _due(replica: Replica, other: str, partitions: list[int]) -> tuple[list[int], list[int]]:
-    """Return the partitions at rest, and those that have not been compared for long."""
+def _due(replica: Replica, peer: str, partitions: list[int]) -> tuple[list[int], list[int]]:
+    """Return the partitions that are not busy, and those whose comparison is overdue."""
     local_partitions, now = replica.local_partitions, replica.now()
-    compared_at = local_partitions.compared_at(other, now)
-    overdue = [one for one in partitions if now - compared_at[one] > _OVERDUE_MS]
-    quiet = [one for one in partitions if not local_partitions.is_busy(one, now)]
+    compared_at = local_partitions.compared_at(peer, now)
+    overdue = [number for number in partitions if now - compared_at[number] > _OVERDUE_MS]
+    quiet = [number for number in partitions if not local_partitions.is_busy(number, now)]
     return sorted(set(quiet).difference(overdue)), overdue
 
 
-def heal(
+def reconcile(
     replica: Replica,
-    other: str,
+    peer: str,
     differing: Iterable[tuple[int, int]],
     horizons: Mapping[int, Stamp],
 ) -> Exchanging:
-    """Make partitions equal; each comes with the number of records that it holds.
+    """Make partitions equal on both peers; ``differing`` has each with its number of records.
 
-    Records that are refused are left to the next round, or to a later try of this one.
+    Refused records are left to the next round, or to a retry in this one.
     """
     exchanged = Exchanged()
     small: list[int] = []
     weight = 0
     for partition, records in differing:
-        if records > _LARGE:
-            task = exchange_large(replica, partition, other, horizons)
+        if records > _MAX_SMALL_RECORDS:
+            task = exchange_large(replica, partition, peer, horizons)
             exchanged.add((yield from _refusable(task, [partition])))
             continue
         small.append(partition)
         weight += records
-        if weight > _TOGETHER:
-            task = exchange(replica, small, other, horizons)
+        if weight > _MAX_RECORDS_TOGETHER:
+            task = exchange(replica, small, peer, horizons)
             exchanged.add((yield from _refusable(task, small)))
             small, weight = [], 0
     if small:
-        exchanged.add((yield from _refusable(exchange(replica, small, other, horizons), small)))
+        exchanged.add((yield from _refusable(exchange(replica, small, peer, horizons), small)))
     return exchanged
 
 
 def _refusable(exchanging: Exchanging, partitions: Iterable[int]) -> Exchanging:
-    """Run an exchange; a refusal of some records must not keep other partitions from theirs."""
+    """Run an exchange; a refusal of some records does not stop that of other partitions."""
     try:
         return (yield from exchanging)
     except _REFUSALS:
         return Exchanged(refused=set(partitions))
 
 
-def _begins_here(replica: Replica, other: str, partition: int) -> bool:
-    lower = replica.me < other
-    begins = lower if partition % 2 == 0 else not lower
+def _starts_here(replica: Replica, peer: str, partition: int) -> bool:
+    lower = replica.me < peer
+    starts = lower if partition % 2 == 0 else not lower
     return (
-        begins
-        # Not with a peer that is being filled: that keeps to a rate, and can be paused.
+        starts
+        # Not with a peer that is streaming: that has a rate, and can be paused.
         and replica.is_reader(replica.me, partition)
-        and replica.is_reader(other, partition)
+        and replica.is_reader(peer, partition)
     )
 
 
 def _differing(
-    replica: Replica, other: str, question: DigestsRequest
+    replica: Replica, peer: str, question: DigestsRequest
 ) -> Generator[Effect, Any, tuple[list[tuple[int, int]], dict[int, Stamp]]]:
-    """Return the partitions that differ, each with its size, and the horizons of the other peer."""
+    """Return the partitions that differ, with their sizes, and the horizons of the other peer."""
     local_partitions = replica.local_partitions
-    compared_at = local_partitions.compared_at(other, replica.now())
+    compared_at = local_partitions.compared_at(peer, replica.now())
     partitions = unpack_partitions(question.partitions)
-    answer = yield from ask(other, question, DigestsReply)
-    theirs = split_digests(answer.digests, len(partitions))
+    answer = yield from ask(peer, question, DigestsReply)
+    digests = split_digests(answer.digests, len(partitions))
     flags = split_flags(answer.busy, len(partitions))
     horizons = split_horizons(answer.horizons, len(partitions))
     differing: list[tuple[int, int]] = []
-    for place, (partition, digest) in enumerate(zip(partitions, theirs, strict=True)):
-        if flags[place] == BUSY:
+    for position, (partition, digest) in enumerate(zip(partitions, digests, strict=True)):
+        if flags[position] == BUSY:
             continue
-        mine = yield from local_partitions.digest(partition, kind=kind_of(answer.kind))
+        own_digest = yield from local_partitions.digest(partition, kind=kind_of(answer.kind))
         compared_at[partition] = replica.now()
         replica.compared += 1
-        replica.differing.note(partition, other, replica.now(), differs=mine != digest)
-        if mine != digest:
+        replica.differing.note(partition, peer, replica.now(), differs=own_digest != digest)
+        if own_digest != digest:
             replica.differed += 1
-            there = int.from_bytes(answer.counts[4 * place : 4 * place + 4], "big")
-            differing.append((partition, max(there, local_partitions.count(partition))))
-            if horizons and horizons[place] != (own := local_partitions.horizons[partition]):
-                local_partitions.unreconciled[partition, other] = max(own, horizons[place])
-        if place % 64 == 0:
+            count = int.from_bytes(answer.counts[4 * position : 4 * position + 4], "big")
+            differing.append((partition, max(count, local_partitions.count(partition))))
+            if horizons and horizons[position] != (own := local_partitions.horizons[partition]):
+                local_partitions.unreconciled[partition, peer] = max(own, horizons[position])
+        if position % 64 == 0:
             yield Pause()
     return differing, dict(zip(partitions, horizons, strict=False))

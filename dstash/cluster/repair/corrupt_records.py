@@ -1,9 +1,10 @@
-"""Mending damaged records from what other replicas hold.
+"""Repair of corrupt records from other replicas.
 
-A record that fails its checksum is a lost vote for its key: this replica cannot tell any more what
-it acked. So it stays where it is, and neither answers nor takes older writes, until N - W + 1 other
-replicas have told what they hold. An acked write is on W of N replicas, so any so many of the
-others include one that has it. The newest of what they hold then takes its place.
+A record that fails its checksum is a lost vote for its key: this replica no longer knows what it
+acked. So the record stays in place, is not used to answer reads, and is not overwritten by older
+writes, until N - W + 1 other replicas have replied with their record. An acked write is on W of N
+replicas, so any N - W + 1 others include one that has it. The newest record among the replies
+replaces the corrupt one.
 """
 
 from __future__ import annotations
@@ -25,45 +26,45 @@ from dstash.wire.shapes import Frame
 
 CorruptRepair = Generator[Effect, Any, None]
 
-#: Keys that are mended with one question to each replica.
-_AT_ONCE: Final = 500
+#: Keys repaired with one request to each replica.
+_MAX_BATCH: Final = 500
 
 
 def repair_corrupt_records(replica: Replica) -> CorruptRepair:
-    """Mend every damaged record that is known.
+    """Repair every tracked corrupt record.
 
     Raises:
-        Unavailable: too few other replicas answered for some.
+        Unavailable: too few other replicas replied for some of the records.
     """
     left = 0
     for partition, keys in replica.local_partitions.corruption.by_partition().items():
-        for begin in range(0, len(keys), _AT_ONCE):
-            left += yield from _repair_corrupt(replica, partition, keys[begin : begin + _AT_ONCE])
+        for begin in range(0, len(keys), _MAX_BATCH):
+            left += yield from _repair_corrupt(replica, partition, keys[begin : begin + _MAX_BATCH])
     if left:
-        raise Unavailable(f"too few replicas can tell what {left} damaged records were")
+        raise Unavailable(f"{left} corrupt records not repaired: too few replicas replied")
 
 
 def _repair_corrupt(
     replica: Replica, partition: int, keys: list[bytes]
 ) -> Generator[Effect, Any, int]:
-    """Mend records of one partition; returns how many could not be."""
-    others, needed = witnesses(replica, partition)
+    """Repair records of one partition; returns how many could not be repaired."""
+    voters, needed = voters_for(replica, partition)
     votes = _Votes(keys)
-    for peer in others:
-        silent = votes.lacking(needed)
-        if silent:
-            yield from votes.hear(peer, silent)
-    told = [key for key in keys if needed and votes.count[key] >= needed]
-    if told:
-        yield Merge(replacements=[(key, votes.newest.get(key)) for key in told])
-        replica.local_partitions.corruption.forget(told)
-    return len(keys) - len(told)
+    for peer in voters:
+        undecided = votes.undecided(needed)
+        if undecided:
+            yield from votes.collect(peer, undecided)
+    decided = [key for key in keys if needed and votes.count[key] >= needed]
+    if decided:
+        yield Merge(replacements=[(key, votes.newest.get(key)) for key in decided])
+        replica.local_partitions.corruption.forget(decided)
+    return len(keys) - len(decided)
 
 
-def witnesses(replica: Replica, partition: int) -> tuple[list[str], int]:
-    """Return who can tell what a damaged record was, and how many of them must.
+def voters_for(replica: Replica, partition: int) -> tuple[list[str], int]:
+    """Return the replicas that can vote on a corrupt record, and how many votes are needed.
 
-    A replica whose store was lost can never tell, so it is not waited for; one that is down is.
+    A replica whose store was lost cannot vote and is not waited for. A replica that is down is.
     """
     view = replica.view()
     owners = view.readers[partition]
@@ -73,19 +74,19 @@ def witnesses(replica: Replica, partition: int) -> tuple[list[str], int]:
 
 
 class _Votes:
-    """What other replicas said they hold."""
+    """The records of other replicas, by key, and how many replicas replied."""
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         self._keys = keys
         self.count: Counter[bytes] = Counter()
         self.newest: dict[bytes, bytes] = {}
 
-    def lacking(self, needed: int) -> list[bytes]:
-        """Return the keys of which fewer than ``needed`` replicas have told."""
+    def undecided(self, needed: int) -> list[bytes]:
+        """Return the keys with fewer than ``needed`` votes."""
         return [key for key in self._keys if self.count[key] < needed]
 
-    def hear(self, peer: str, keys: list[bytes]) -> CorruptRepair:
-        """Ask one replica; one that does not answer, or has damage of its own, has not told."""
+    def collect(self, peer: str, keys: list[bytes]) -> CorruptRepair:
+        """Ask one replica. No reply, or a corrupt record in the reply, is no vote."""
         while keys:
             try:
                 answer = yield from ask(peer, Pull(Frame(codec.pack_blobs(keys))), Records)
@@ -93,8 +94,8 @@ class _Votes:
                 return
             records = codec.unpack_optional_blobs(answer.records)
             corrupt = set(answer.corrupt)
-            for place, (key, record) in enumerate(zip(keys, records, strict=False)):
-                if place not in corrupt and (record is None or is_sound(key, record)):
+            for position, (key, record) in enumerate(zip(keys, records, strict=False)):
+                if position not in corrupt and (record is None or is_sound(key, record)):
                     self._note(key, record)
             if not records:
                 return

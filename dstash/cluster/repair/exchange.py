@@ -1,4 +1,4 @@
-"""Exchanging what differs between two replicas of a partition, in both directions."""
+"""Exchange of the records that differ between two replicas of a partition, in both directions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dstash.cluster.replication.tasks import Effect, Pause
 from dstash.cluster.replication.throttle import Throttle
 from dstash.cluster.replication.transfer import (
     Entries,
-    Mark,
+    Fingerprint,
     ask,
     may_win,
-    newer_there,
+    newer_on_peer,
     pull,
     push,
     split,
@@ -28,23 +28,23 @@ from dstash.store.record import ABSENT, horizon_stamp, partition_in, version_of
 from dstash.version import ZERO, Stamp, write_of
 from dstash.wire.replication import BucketsReply, BucketsRequest
 
-#: Buckets compared at once: bounds the memory that a huge partition takes.
-_BUCKETS_AT_ONCE: Final = 64
-#: Records that are collected before they are sent.
-_PUSHED_AT_ONCE: Final = 2000
+#: Buckets compared together: bounds the memory that a huge partition takes.
+_MAX_BUCKETS: Final = 64
+#: Records collected before they are sent.
+_MAX_PUSHED: Final = 2000
 
-#: Of a peer whose horizons are not known.
-_UNKNOWN: Final[Mapping[int, Stamp]] = {}
+#: The horizons of a peer that sends none.
+_NO_HORIZONS: Final[Mapping[int, Stamp]] = {}
 
 
 @dataclass
 class Exchanged:
-    """What came of an exchange.
+    """The result of an exchange.
 
     Attributes:
-        moved: how many records one of the two replicas took.
+        moved: the number of records that either replica merged.
         waiting: partitions with records that have to wait until an agreement on a horizon ends.
-        refused: partitions with records that were refused for any reason, those among them.
+        refused: partitions with records that were refused for any reason, ``waiting`` included.
     """
 
     moved: int = 0
@@ -52,7 +52,7 @@ class Exchanged:
     refused: set[int] = field(default_factory=set)
 
     def add(self, other: Exchanged) -> None:
-        """Add what came of another exchange."""
+        """Add the result of another exchange."""
         self.moved += other.moved
         self.waiting |= other.waiting
         self.refused |= other.refused
@@ -65,12 +65,12 @@ def exchange(
     replica: Replica,
     partitions: Sequence[int],
     other: str,
-    horizons: Mapping[int, Stamp] = _UNKNOWN,
+    horizons: Mapping[int, Stamp] = _NO_HORIZONS,
 ) -> Exchanging:
     """Make both replicas of small partitions (ascending) equal.
 
     Args:
-        horizons: those of the other replica, by partition, as far as they are known.
+        horizons: the horizons of the other replica, by partition, as far as they are known.
     """
     return (yield from _exchange(replica, partitions, (), other, horizons))
 
@@ -79,16 +79,16 @@ def exchange_large(
     replica: Replica,
     partition: int,
     other: str,
-    horizons: Mapping[int, Stamp] = _UNKNOWN,
+    horizons: Mapping[int, Stamp] = _NO_HORIZONS,
 ) -> Exchanging:
-    """Like ``exchange``, for one partition of many records: only buckets that differ."""
+    """Like ``exchange``, for one partition with many records: only the buckets that differ."""
     answer = yield from ask(other, BucketsRequest(partition, DigestKind.CONTENT), BucketsReply)
-    mine = yield from replica.local_partitions.buckets(partition, kind_of(answer.kind))
-    differing = _differing_buckets(mine, answer.digests)
+    own_digests = yield from replica.local_partitions.buckets(partition, kind_of(answer.kind))
+    differing = _differing_buckets(own_digests, answer.digests)
     exchanged = Exchanged()
-    for begin in range(0, len(differing), _BUCKETS_AT_ONCE):
-        some = differing[begin : begin + _BUCKETS_AT_ONCE]
-        exchanged.add((yield from _exchange(replica, [partition], some, other, horizons)))
+    for begin in range(0, len(differing), _MAX_BUCKETS):
+        buckets = differing[begin : begin + _MAX_BUCKETS]
+        exchanged.add((yield from _exchange(replica, [partition], buckets, other, horizons)))
     return exchanged
 
 
@@ -99,43 +99,47 @@ def _exchange(
     other: str,
     horizons: Mapping[int, Stamp],
 ) -> Exchanging:
-    theirs: dict[bytes, Mark] = {}
+    fingerprints: dict[bytes, Fingerprint] = {}
     after = b""
     while True:
         page, after = yield from versions_page(other, partitions, buckets, after)
-        theirs.update((key, mark) for key, mark in page.items() if version_in(mark) != ABSENT)
+        fingerprints.update(
+            (key, fingerprint)
+            for key, fingerprint in page.items()
+            if version_in(fingerprint) != ABSENT
+        )
         if not after:
             break
-    newer = yield from newer_there(replica, theirs)
+    newer = yield from newer_on_peer(replica, fingerprints)
     pulled = yield from pull(replica, other, newer, Throttle(replica), horizons)
     exchanged = Exchanged(
         pulled.moved,
-        {partition_in(key) for key, why in pulled.refused.items() if isinstance(why, Busy)},
+        {partition_in(key) for key, error in pulled.refused.items() if isinstance(error, Busy)},
         set(map(partition_in, pulled.refused)),
     )
-    pushing = _Pushing(replica, other, theirs, horizons)
+    pushing = _Pushing(replica, other, fingerprints, horizons)
     exchanged.add((yield from pushing.push(partitions, set(buckets))))
     replica.repaired += exchanged.moved
     return exchanged
 
 
 class _Pushing:
-    """Sends another replica what it lacks."""
+    """Sends another replica the records that it lacks."""
 
     def __init__(
         self,
         replica: Replica,
         other: str,
-        theirs: Mapping[bytes, Mark],
+        fingerprints: Mapping[bytes, Fingerprint],
         horizons: Mapping[int, Stamp],
     ) -> None:
         self._replica = replica
         self._other = other
-        self._theirs = theirs
+        self._fingerprints = fingerprints
         self._horizons = horizons
 
     def push(self, partitions: Sequence[int], buckets: set[int]) -> Exchanging:
-        """Send what the other replica lacks of partitions, in some buckets (none: in all)."""
+        """Send the records that the other replica lacks, in ``buckets`` (none: in all)."""
         local_partitions = self._replica.local_partitions
         exchanged, after, missed = Exchanged(), b"", Entries()
         while True:
@@ -146,7 +150,7 @@ class _Pushing:
                 if self._is_missed(*entry) and (not buckets or bucket_of(entry[0]) in buckets)
             ]
             is_last = len(entries) < local_partitions.slice_records
-            if is_last or len(missed) > _PUSHED_AT_ONCE:
+            if is_last or len(missed) > _MAX_PUSHED:
                 exchanged.add((yield from self._send(missed)))
                 missed = []
             if is_last:
@@ -156,14 +160,14 @@ class _Pushing:
 
     def _is_missed(self, storage_key: bytes, record: bytes) -> bool:
         """Whether the other replica lacks a record that neither side has collected."""
-        mark = self._theirs.get(storage_key, ZERO)
-        if not may_win(record, mark):
+        fingerprint = self._fingerprints.get(storage_key, ZERO)
+        if not may_win(record, fingerprint):
             return False
         partition = partition_in(storage_key)
         if is_reapable_at(record, self._replica.local_partitions.horizons[partition]):
             return False
         is_past = horizon_stamp(record) <= self._horizons.get(partition, 0)
-        return not is_past or write_of(version_of(record)) == write_of(mark)
+        return not is_past or write_of(version_of(record)) == write_of(fingerprint)
 
     def _send(self, entries: Entries) -> Exchanging:
         refused = yield from push(self._replica, self._other, entries, compared=True)
@@ -172,8 +176,8 @@ class _Pushing:
         return Exchanged(moved, waiting, set(map(partition_in, refused)))
 
 
-def _differing_buckets(mine: bytes, theirs: bytes) -> list[int]:
-    if len(theirs) != len(mine):
-        raise ProtocolError("a peer answered with another number of buckets")
-    pairs = zip(split(mine, DIGEST_BYTES), split(theirs, DIGEST_BYTES), strict=True)
-    return [number for number, (one, other) in enumerate(pairs) if one != other]
+def _differing_buckets(own: bytes, other: bytes) -> list[int]:
+    if len(other) != len(own):
+        raise ProtocolError(f"a peer sent {len(other)} bytes of bucket digests, not {len(own)}")
+    pairs = zip(split(own, DIGEST_BYTES), split(other, DIGEST_BYTES), strict=True)
+    return [number for number, (left, right) in enumerate(pairs) if left != right]

@@ -1,7 +1,7 @@
-"""A repair: every record checked, every partition compared with every replica, at once.
+"""Full repair: check every record, and compare every partition with every replica, at once.
 
-What the slow scrub and the rounds of comparison do little by little, for an operator who wants to
-know now (Cassandra calls it ``nodetool repair``).
+The background scrub and anti-entropy do the same little by little. An operator starts a full
+repair to have it done now (Cassandra: ``nodetool repair``).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ Repairing = Generator[Effect, Any, None]
 
 
 def repair(replica: Replica) -> Repairing:
-    """Check what this peer holds, and make it equal to the other live replicas of it."""
+    """Check all records of this peer, and make its partitions equal to the other live replicas."""
     held = [number for number in range(PARTITIONS) if replica.is_reader(replica.me, number)]
-    others = sorted(replica.view().alive & replica.view().members.keys() - {replica.me})
+    peers = sorted(replica.view().alive & replica.view().members.keys() - {replica.me})
     progress = replica.repair
-    progress.begin(len(held) * (1 + len(others)), replica.repaired)
+    progress.begin(len(held) * (1 + len(peers)), replica.repaired)
     for partition in held:
         yield from replica.local_partitions.scrub(partition)
         progress.left -= 1
         yield Pause()
-    for other in others:
+    for peer in peers:
         try:
-            yield from compare_with(replica, other)
+            yield from compare_with(replica, peer)
         except DStashError:
-            progress.failed += 1  # it went away: the next round of comparison sees
+            progress.failed += 1  # the peer became unavailable: anti-entropy tries again
         progress.left -= len(held)
     progress.end()

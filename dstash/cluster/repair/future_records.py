@@ -1,26 +1,25 @@
-"""Records from the future: given a stamp that all replicas accept, or given up for another record.
+"""Future records: restamped so that all replicas accept them, or replaced by another record.
 
-A peer whose clock is wrong, and which reads no other clock, takes records that the other replicas
-refuse. When it reads the clocks of a majority, it knows better. To wait until the time of such a
-record has come would leave replicas unequal until then, and then let it win over all that was
-written meanwhile. So a peer that holds records that are certainly from the future (see
-``ClusterClock``) asks the other replicas of each for theirs, and stamps it again:
+A peer whose clock is wrong, and which reads no other clock, accepts records that the other replicas
+refuse. It detects them when it reads the clocks of a majority. If it waited until the time of such
+a record had come, the replicas would differ until then, and the record would then win over all
+later writes. So a peer that holds certainly future records (see ``ClusterClock``) asks the other
+replicas for their record of each key, and acts on the replies:
 
-- A quorum of replicas hold this very record: its write may have been acked, and no later write
-  was, for that would have replaced it on one of them (a write of a client replaces what is from
-  the future). It gets a stamp just above what the other replicas hold.
-- No quorum can hold it: it yields to what another replica holds that was written after the
-  horizon. Where none holds that, it gets the lowest stamp that is accepted, just above the horizon,
-  so that any later write wins. It was itself written after the horizon: else replicas would have
-  differed, and would not have agreed on it.
-- Too few replicas answer to tell: it stays, and is looked at again.
+- A quorum of replicas holds this very record. Its write may have been acked, and no later write
+  was, because that would have replaced it on one of them (a write of a client replaces a future
+  record). The record gets a stamp just above those on the other replicas.
+- No quorum can hold it. It is replaced by a record of another replica that was written after the
+  horizon. If there is none, it gets the lowest accepted stamp, just above the horizon, so that any
+  later write wins. It was itself written after the horizon: otherwise the replicas would have
+  differed and would not have agreed on that horizon.
+- Too few replicas reply to decide. The record stays, and is examined again later.
 
-Then replicas compare as always, and become equal. One replica alone, two of three, or all: with
-two of three or all of three, a majority of the members hold those stamps, which makes them the
-present (``ClusterClock.confirmed``), and nothing is from the future. With two of five, both find
-each other, and the first rule holds. What cannot be helped: a replica that took a record from the
-future, and is cut off from the others until that time has come, brings it back as what it says it
-is, the newest.
+Afterwards the replicas become equal by the usual comparison. If two of three replicas, or all
+three, hold such records, a majority of the members hold those stamps, which makes them the present
+(``ClusterClock.confirmed``), so no record is from the future. With two of five replicas, both find
+each other and the first rule applies. One case has no solution: a replica that accepted a future
+record and is partitioned from the others until that time brings it back as the newest record.
 """
 
 from __future__ import annotations
@@ -53,16 +52,16 @@ from dstash.wire.messages import Records
 from dstash.wire.replication import Pull
 from dstash.wire.shapes import Frame
 
-Settling = Generator[Effect, Any, int]
+Restamping = Generator[Effect, Any, int]
 
-#: Keys that are asked for at once.
-_AT_ONCE: Final = 500
-#: Two records of one client that get the lowest stamp must not get the same version.
-_SPREAD: Final = 0xFFFF
+#: Keys requested in one message.
+_MAX_KEYS: Final = 500
+#: Spreads the lowest stamps, so that two records of one client do not get the same version.
+_SPREAD_MASK: Final = 0xFFFF
 
 
 class _Case(NamedTuple):
-    """One record from the future, and what other replicas hold under its key."""
+    """One future record, and the records of other replicas under its key."""
 
     key: bytes
     record: bytes
@@ -72,8 +71,8 @@ class _Case(NamedTuple):
     began: Stamp
 
 
-def settle_all(replica: Replica) -> Settling:
-    """Settle all records from the future that this peer holds; returns how many have to wait."""
+def restamp_all(replica: Replica) -> Restamping:
+    """Resolve all future records of this peer; returns how many have to wait."""
     local_partitions, left, after = replica.local_partitions, 0, b""
     partitions = sorted(replica.view().owned_by(replica.me))
     while True:
@@ -81,7 +80,7 @@ def settle_all(replica: Replica) -> Settling:
         latest = replica.clock.highest_possible()
         future = [entry for entry in entries if _is_above(entry, latest)]
         if future:
-            left += yield from _settle(replica, future)
+            left += yield from _restamp(replica, future)
         if len(entries) < local_partitions.slice_records:
             return left
         after = entries[-1][0]
@@ -93,44 +92,44 @@ def _is_above(entry: tuple[bytes, bytes], latest: Stamp) -> bool:
     return newest_stamp(version_of(record)) > latest and is_sound(storage_key, record)
 
 
-def _settle(replica: Replica, entries: Entries) -> Settling:
-    """Settle records that are near each other on disk; returns how many have to wait."""
+def _restamp(replica: Replica, entries: Entries) -> Restamping:
+    """Resolve records that are near each other on disk; returns how many have to wait."""
     left = 0
     by_partition: dict[int, Entries] = {}
     for entry in entries:
         by_partition.setdefault(partition_in(entry[0]), []).append(entry)
-    for partition, members in by_partition.items():
-        for begin in range(0, len(members), _AT_ONCE):
-            left += yield from _settle_some(replica, partition, members[begin : begin + _AT_ONCE])
+    for partition, batch in by_partition.items():
+        for begin in range(0, len(batch), _MAX_KEYS):
+            left += yield from _restamp_batch(replica, partition, batch[begin : begin + _MAX_KEYS])
     return left
 
 
-def _settle_some(replica: Replica, partition: int, entries: Entries) -> Settling:
+def _restamp_batch(replica: Replica, partition: int, entries: Entries) -> Restamping:
     clock, replicas = replica.clock, replica.view().readers[partition]
-    # Chosen before anything is asked: a write that is acked meanwhile has a later stamp.
+    # Chosen before any request, so that a write acked in the meantime has a later stamp.
     began = stamp_at(clock.time())
     answers: dict[bytes, list[bytes | None]] = {key: [] for key, _ in entries}
     for peer in replicas:
         if peer != replica.me and replica.is_alive(peer):
-            yield from _hear(peer, answers)
+            yield from _collect(peer, answers)
     horizon = replica.local_partitions.horizons[partition]
-    settled = []
+    restamped = []
     for key, record in entries:
         case = _Case(key, record, answers[key], len(replicas), horizon, began)
         successor = _successor(case, clock.latest())
         if successor is not None:
-            settled.append((key, successor))
-    if settled:
+            restamped.append((key, successor))
+    if restamped:
         replaced = frozenset(version_of(record) for _, record in entries)
         try:
-            yield Merge(settled, replaces=replaced)
+            yield Merge(restamped, replaces=replaced)
         except DStashError:
-            return len(entries)  # replicas are agreeing on the past, or the disk is full
-    return len(entries) - len(settled)
+            return len(entries)  # an agreement on a horizon is running, or the disk is full
+    return len(entries) - len(restamped)
 
 
-def _hear(peer: str, answers: dict[bytes, list[bytes | None]]) -> Generator[Effect, Any, None]:
-    """Add what one replica holds; nothing for what it cannot tell."""
+def _collect(peer: str, answers: dict[bytes, list[bytes | None]]) -> Generator[Effect, Any, None]:
+    """Add the records of one replica; none for a key whose record is corrupt there."""
     keys = list(answers)
     while keys:
         try:
@@ -139,8 +138,8 @@ def _hear(peer: str, answers: dict[bytes, list[bytes | None]]) -> Generator[Effe
             return
         records = codec.unpack_optional_blobs(reply.records)
         corrupt = set(reply.corrupt)
-        for place, (key, record) in enumerate(zip(keys, records, strict=False)):
-            if place not in corrupt and (record is None or is_sound(key, record)):
+        for position, (key, record) in enumerate(zip(keys, records, strict=False)):
+            if position not in corrupt and (record is None or is_sound(key, record)):
                 answers[key].append(record)
         if not records:
             return
@@ -148,7 +147,7 @@ def _hear(peer: str, answers: dict[bytes, list[bytes | None]]) -> Generator[Effe
 
 
 def _successor(case: _Case, latest: Stamp) -> bytes | None:
-    """Return the record that takes the place of one from the future; None while that is open."""
+    """Return the record that replaces a future record; None while that is undecided."""
     needed = Level.QUORUM.needed(case.replicas)
     holders = 1 + case.answers.count(case.record)
     without = 1 + len(case.answers) - holders
@@ -174,17 +173,19 @@ def _acceptable(
 
 def _promoted(case: _Case, best: bytes | None) -> bytes:
     above = max(case.horizon, newest_stamp(version_of(best)) if best else 0)
-    heard_all = len(case.answers) + 1 >= case.replicas
-    stamp = above + 1 if heard_all else max(above + 1, case.began)
+    all_replied = len(case.answers) + 1 >= case.replicas
+    stamp = above + 1 if all_replied else max(above + 1, case.began)
     return _stamped(case, stamp, 0)
 
 
 def _demoted(case: _Case, latest: Stamp) -> bytes:
     stamp, _, _ = unpack(version_of(case.record))
     if stamp > latest:
-        spread = xxh3_64_intdigest(version_of(case.record)) & _SPREAD
+        spread = xxh3_64_intdigest(version_of(case.record)) & _SPREAD_MASK
         return _stamped(case, case.horizon + 1 + spread, 0)
-    return _stamped(case, stamp, max(stamp, case.horizon) + 1)  # its last touch alone is too new
+    return _stamped(
+        case, stamp, max(stamp, case.horizon) + 1
+    )  # only its last touch is from the future
 
 
 def _stamped(case: _Case, stamp: Stamp, touched: Stamp) -> bytes:

@@ -1,8 +1,8 @@
-"""Which partitions hints are kept of, on disk: so that a restart of their holder loses none.
+"""The partitions with hints, on disk, so that a restart of the hint holder loses no hint.
 
-Hints are many and change often, so only their partitions are kept, as one bitmap for each peer that
-missed something. They commit as marks of the store, together with whatever is being written. After
-a restart the partitions are dirty: they are compared with the peer, and what differs is brought.
+Hints are many and change often, so only their partitions are stored: one bitmap for each peer that
+missed a write. The bitmaps are marks of the store and commit together with other writes. After a
+restart these partitions are dirty: they are compared with the peer, and differences are repaired.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Mark = tuple[bytes, bytes]
 
 
 class HintMarks:
-    """The bitmaps of one peer."""
+    """The bitmaps that one peer stores."""
 
     def __init__(self) -> None:
         self._partitions: dict[str, set[int]] = {}
@@ -31,18 +31,18 @@ class HintMarks:
 
     @property
     def has_unsaved(self) -> bool:
-        """Whether something changed since ``take_unsaved``."""
+        """Whether any bitmap changed since it was last saved."""
         return bool(self._unsaved)
 
     def add(self, peer: str, partition: int) -> None:
-        """Take note that a peer missed something of a partition."""
+        """Record that a peer missed a write in a partition."""
         partitions = self._partitions.setdefault(peer, set())
         if partition not in partitions:
             partitions.add(partition)
             self._unsaved.add(peer)
 
     def keep(self, peer: str, partitions: Collection[int]) -> None:
-        """Forget the partitions of a peer, but for these."""
+        """Clear the partitions of a peer, except for these."""
         before = self._partitions.pop(peer, set())
         kept = before.intersection(partitions)
         if kept:
@@ -51,7 +51,7 @@ class HintMarks:
             self._unsaved.add(peer)
 
     def load(self, store: Store, peers: Iterable[str]) -> dict[str, set[int]]:
-        """Return what a store has kept of peers, and take it over."""
+        """Load the bitmaps of peers from a store; returns their partitions by peer."""
         for peer in peers:
             bitmap = store.marked(_MARK + peer.encode()) or b""
             if len(bitmap) == _BYTES and any(bitmap):
@@ -59,7 +59,7 @@ class HintMarks:
         return {peer: set(partitions) for peer, partitions in self._partitions.items()}
 
     def save(self) -> Generator[Effect, Any, None]:
-        """Commit (as a task) all that changed, until nothing changes any more."""
+        """Commit (as a task) all changed bitmaps, until none changes during a commit."""
         while self._unsaved:
             unsaved, self._unsaved = self._unsaved, set()
             try:

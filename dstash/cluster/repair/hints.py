@@ -1,8 +1,8 @@
-"""Hints: which keys a replica missed while it was away (hinted handoff, after Dynamo).
+"""Hints: the keys that a replica missed while it was unavailable (hinted handoff, after Dynamo).
 
-A hint is only (peer, key): the record is here anyway, for this peer is a replica of it too. Hints
-live in memory, bounded by count; past the bound, and after a restart of their holder, only the
-partition is remembered as dirty (see ``hint_marks.py``).
+A hint is only (peer, key), because this peer is a replica too and has the record. Hints are in
+memory, bounded by count. Past the bound, and after a restart of the hint holder, only the partition
+is recorded as dirty (see ``hint_marks.py``).
 """
 
 from __future__ import annotations
@@ -22,34 +22,35 @@ from dstash.store.record import partition_in
 
 Replaying = Generator[Effect, Any, None]
 
-_AT_ONCE: Final = 150
-#: Dirty partitions that are compared with one question.
-_DIRTY_AT_ONCE: Final = 64
+#: Keys replayed in one batch.
+_MAX_KEYS: Final = 150
+#: Dirty partitions compared in one batch.
+_MAX_DIRTY_PARTITIONS: Final = 64
 
 
 class Hints:
-    """The hints one peer keeps.
+    """The hints that one peer holds.
 
     Args:
-        limit: how many keys to remember, over all peers.
-        max_age: milliseconds after which a hint becomes a dirty partition.
+        limit: the maximum number of keys, over all peers.
+        max_age: the age (milliseconds) at which a hint becomes a dirty partition.
     """
 
     def __init__(self, limit: int, max_age: int) -> None:
         self._limit = limit
         self._max_age = max_age
         self._count = 0
-        #: By peer and partition: what lies together on disk is brought together.
+        #: By peer and partition, so that keys that are near each other on disk are sent together.
         self._keys: dict[str, dict[int, dict[bytes, int]]] = {}
         self._dirty: dict[str, set[int]] = {}
-        #: What of it survives a restart.
+        #: The part that survives a restart.
         self.marks = HintMarks()
 
     def __len__(self) -> int:
         return self._count
 
     def add(self, peer: str, storage_keys: Iterable[bytes], now: int) -> None:
-        """Remember that ``peer`` missed keys."""
+        """Add hints that ``peer`` missed keys."""
         partitions = self._keys.setdefault(peer, {})
         for storage_key in storage_keys:
             partition = partition_in(storage_key)
@@ -64,7 +65,7 @@ class Hints:
                 self.mark_dirty(peer, partition)
 
     def age(self, now: int) -> None:
-        """Turn old hints into dirty partitions."""
+        """Replace hints that are too old by dirty partitions."""
         for peer, partitions in self._keys.items():
             for partition, keys in list(partitions.items()):
                 old = [key for key, since in keys.items() if now - since > self._max_age]
@@ -81,78 +82,78 @@ class Hints:
             del self._keys[peer][partition]
 
     def waiting(self) -> list[str]:
-        """Return the peers that missed something."""
+        """Return the peers that have hints or dirty partitions."""
         return sorted(
             {peer for peer, partitions in self._keys.items() if partitions}
             | {peer for peer, dirty in self._dirty.items() if dirty}
         )
 
     def forget(self, peer: str) -> None:
-        """Drop what is remembered for a peer that is no longer a member."""
+        """Drop the hints for a peer that is no longer a member."""
         self._count -= sum(map(len, self._keys.pop(peer, {}).values()))
         self._dirty.pop(peer, None)
         self.marks.keep(peer, ())
 
     def load(self, store: Store, peers: Iterable[str]) -> None:
-        """Take over what a store has kept since before a restart, of peers that are members."""
+        """Load the dirty partitions of members that a store has kept over a restart."""
         for peer, partitions in self.marks.load(store, peers).items():
             for partition in partitions:
                 self.mark_dirty(peer, partition)
 
     def replayed(self, peer: str) -> None:
-        """Take note that a peer was brought all but what waits for it still."""
+        """Record that all hints for a peer were replayed except those that are still held."""
         self.marks.keep(peer, {*self._keys.get(peer, ()), *self._dirty.get(peer, ())})
 
     def take(self, peer: str) -> list[bytes]:
-        """Return some keys that a peer missed, in the order of the disk, and forget them."""
+        """Remove a batch of keys that a peer missed, and return them in the order on disk."""
         partitions = self._keys.get(peer, {})
-        some: list[bytes] = []
-        while partitions and len(some) < _AT_ONCE:
+        batch: list[bytes] = []
+        while partitions and len(batch) < _MAX_KEYS:
             partition, keys = next(iter(partitions.items()))
-            taken = list(islice(keys, _AT_ONCE - len(some)))
-            some += taken
+            taken = list(islice(keys, _MAX_KEYS - len(batch)))
+            batch += taken
             self._drop(peer, partition, taken)
-        return sorted(some)
+        return sorted(batch)
 
     def take_dirty(self, peer: str) -> int | None:
-        """Return a dirty partition of a peer, and forget it."""
+        """Remove and return a dirty partition of a peer; None if there is none."""
         dirty = self._dirty.get(peer)
         return dirty.pop() if dirty else None
 
     def mark_dirty(self, peer: str, partition: int) -> None:
-        """Remember that a peer missed something of a partition."""
+        """Record that a peer missed a write in a partition."""
         self.marks.add(peer, partition)
         self._dirty.setdefault(peer, set()).add(partition)
 
     def describe(self) -> dict[str, int]:
-        """Return how many keys wait for each peer (a dirty partition counts as one)."""
+        """Return the number of hints for each peer (a dirty partition counts as one)."""
         return {
             peer: sum(map(len, self._keys.get(peer, {}).values())) + len(self._dirty.get(peer, ()))
             for peer in self.waiting()
         }
 
     def describe_dirty(self) -> dict[str, int]:
-        """Return of how many partitions each peer missed more than hints are kept of."""
+        """Return the number of dirty partitions of each peer that has any."""
         return {peer: len(partitions) for peer, partitions in self._dirty.items() if partitions}
 
 
 def replay(replica: Replica, hints: Hints, peer: str) -> Replaying:
-    """Bring a peer that is back what it missed.
+    """Send a peer that is available again the writes that it missed.
 
     Raises:
-        Busy: it would not take some records now; their hints are kept.
+        Busy: the peer rejected some records for now; their hints are kept.
     """
-    while some := hints.take(peer):
+    while batch := hints.take(peer):
         try:
-            records = _records(replica, peer, some)
+            records = _records(replica, peer, batch)
             refused = yield from push(replica, peer, records)
             replica.replayed += len(records) - len(refused)
         except DStashError:
-            hints.add(peer, some, replica.now())
+            hints.add(peer, batch, replica.now())
             raise
         if refused:
             hints.add(peer, refused, replica.now())
-            raise Busy(f"{peer} would not take {len(refused)} records")
+            raise Busy(f"{peer} rejected {len(refused)} records for now")
         yield Pause()
     while dirty := _take_dirty(hints, peer):
         shared = [
@@ -167,11 +168,11 @@ def replay(replica: Replica, hints: Hints, peer: str) -> Replaying:
             raise
         if exchanged.refused:
             _mark_dirty(hints, peer, exchanged.refused)
-            raise Busy(f"{peer} would not take all of {len(exchanged.refused)} partitions")
+            raise Busy(f"{peer} rejected records of {len(exchanged.refused)} partitions for now")
 
 
 def _take_dirty(hints: Hints, peer: str) -> list[int]:
-    return sorted(islice(iter(lambda: hints.take_dirty(peer), None), _DIRTY_AT_ONCE))
+    return sorted(islice(iter(lambda: hints.take_dirty(peer), None), _MAX_DIRTY_PARTITIONS))
 
 
 def _mark_dirty(hints: Hints, peer: str, partitions: Iterable[int]) -> None:
@@ -181,7 +182,7 @@ def _mark_dirty(hints: Hints, peer: str, partitions: Iterable[int]) -> None:
 
 def _records(replica: Replica, peer: str, storage_keys: Iterable[bytes]) -> Entries:
     with replica.local_partitions.store.snapshot() as snapshot:
-        found = [(one, snapshot.get(one)) for one in storage_keys]
+        found = [(storage_key, snapshot.get(storage_key)) for storage_key in storage_keys]
     return [
         (storage_key, record)
         for storage_key, record in found

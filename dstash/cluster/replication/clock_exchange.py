@@ -13,13 +13,13 @@ from dstash.wire.replication import ClockReply, ClockRequest
 
 
 def ask_clock(clock: ClusterClock, peer: str) -> Generator[Effect, Any, None]:
-    """Ask one member what it holds. Its clock is read from the reply, whatever that says.
+    """Ask one member for its present. Its clock is read from any reply, even an error.
 
-    A member of the previous version does not know the question: its clock counts, its present not.
+    A member of the previous version rejects the request: its clock counts, its present does not.
     """
     era = clock.era
     try:
         answer = yield from ask(peer, ClockRequest(), ClockReply)
     except DStashError:
         return  # the next round asks again
-    clock.holds(peer, answer.present, era)
+    clock.note_present(peer, answer.present, era)

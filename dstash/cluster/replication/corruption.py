@@ -1,4 +1,4 @@
-"""What is known of the damaged records in one store."""
+"""The corrupt records of one store that await repair."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import structlog
 
 from dstash.store.record import partition_in, split_storage_key
 
-_log = structlog.get_logger("dstash.damage")
+_log = structlog.get_logger("dstash.corruption")
 
-#: Records kept in mind at once. Of the others only the partitions are known.
-_KEPT: Final = 10_000
-#: Records named in the log one by one; of a disk that rots as a whole the count is enough.
-_NAMED: Final = 100
+#: Corrupt records tracked by key. Past this number only their partitions are tracked.
+_MAX_TRACKED: Final = 10_000
+#: Records logged one by one. On a disk that fails as a whole, the count is enough.
+_MAX_LOGGED: Final = 100
 
 
 class Corruption:
-    """Damaged records: which ones wait to be mended, and how many there were.
+    """Corrupt records: which ones await repair, and how many were found and repaired.
 
-    ``len`` counts the records that are known, ``in`` tells whether a partition has damaged records,
-    known or not. ``found`` and ``repaired`` only grow.
+    ``len`` counts the tracked records. ``in`` tests whether a partition has corrupt records,
+    tracked or not. ``found`` and ``repaired`` only increase.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Corruption:
         self.repaired = 0
         self._waiting: dict[int, set[bytes]] = {}
         self._count = 0
-        #: Partitions with damaged records that are not known, because too many were.
+        #: Partitions with corrupt records that are not tracked, because there are too many.
         self._overflowed: set[int] = set()
 
     def __len__(self) -> int:
@@ -39,44 +39,44 @@ class Corruption:
         return partition in self._waiting or partition in self._overflowed
 
     def report(self, storage_keys: Iterable[bytes]) -> None:
-        """Take note that records fail their checksum; those known already do not count again."""
+        """Record that records fail their checksum; tracked ones are not counted twice."""
         for storage_key in storage_keys:
             partition = partition_in(storage_key)
             if storage_key in self._waiting.get(partition, ()):
                 continue
-            if self._count >= _KEPT:
+            if self._count >= _MAX_TRACKED:
                 self._overflowed.add(partition)
                 continue
             self._waiting.setdefault(partition, set()).add(storage_key)
             self._count += 1
             self.found += 1
-            if self.found <= _NAMED:
-                _log.warning("a record is damaged on disk", **_named(storage_key))
+            if self.found <= _MAX_LOGGED:
+                _log.warning("corrupt record on disk", **_describe(storage_key))
 
     def known(self, partition: int) -> frozenset[bytes]:
-        """Return the storage keys of a partition that wait to be mended."""
+        """Return the storage keys in a partition that await repair."""
         return frozenset(self._waiting.get(partition, ()))
 
     def checked(self, partition: int, known: frozenset[bytes], corrupt: Collection[bytes]) -> None:
-        """Take note that every record of a partition was read.
+        """Record the result of reading every record of a partition.
 
         Args:
-            known: what ``known`` returned before.
-            damaged: the storage keys of those that fail their checksum.
+            known: what ``known`` returned before the read.
+            corrupt: the storage keys of the records that fail their checksum.
         """
         self._overflowed.discard(partition)
-        self.forget(known.difference(corrupt))  # written anew, or dropped
+        self.forget(known.difference(corrupt))  # rewritten or dropped
         self.report(corrupt)
 
     def to_check(self) -> list[int]:
-        """Return partitions to be read again for damaged records that are not known.
+        """Return the partitions to read again for corrupt records that are not tracked.
 
-        Empty while there is no room to know more of them.
+        The list is empty while there is no room to track more.
         """
-        return [] if self._count > _KEPT // 2 else sorted(self._overflowed)
+        return [] if self._count > _MAX_TRACKED // 2 else sorted(self._overflowed)
 
     def forget(self, storage_keys: Iterable[bytes]) -> None:
-        """Take note that records are sound again: mended, or written anew."""
+        """Record that records are sound again: repaired, or rewritten."""
         for storage_key in storage_keys:
             partition = partition_in(storage_key)
             waiting = self._waiting.get(partition, set())
@@ -87,18 +87,18 @@ class Corruption:
             if not waiting:
                 del self._waiting[partition]
             self.repaired += 1
-            if self.repaired <= _NAMED:
-                _log.info("a damaged record is whole again", **_named(storage_key))
+            if self.repaired <= _MAX_LOGGED:
+                _log.info("corrupt record repaired", **_describe(storage_key))
 
     def by_partition(self) -> dict[int, list[bytes]]:
-        """Return the storage keys that wait to be mended."""
+        """Return the storage keys that await repair, by partition."""
         return {partition: sorted(keys) for partition, keys in sorted(self._waiting.items())}
 
 
-def _named(storage_key: bytes) -> dict[str, object]:
+def _describe(storage_key: bytes) -> dict[str, object]:
     try:
         partition, index, key = split_storage_key(storage_key)
-    except IndexError:  # the key itself is damaged
+    except IndexError:  # the key itself is corrupt
         return {"storage_key": storage_key.hex()}
-    shown = key.decode(errors="backslashreplace")
-    return {"partition": partition, "index": index.decode(errors="replace"), "key": shown}
+    text = key.decode(errors="backslashreplace")
+    return {"partition": partition, "index": index.decode(errors="replace"), "key": text}

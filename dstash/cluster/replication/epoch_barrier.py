@@ -1,9 +1,10 @@
-"""The end of a change of placement: when nobody can read from the old replica sets any more.
+"""The epoch barrier: a topology change ends once no quorum serves the old replica sets.
 
-A read under an older topology asks a quorum of the old replica set. A write that goes to the new
-one alone might miss all of them: so writes go to both until, in each partition, so many of the
-old replicas have moved on that those left make no quorum. A peer that has moved on refuses what
-comes under an older epoch. (Raft's joint consensus has the same two steps; Ongaro, 2014, 4.3.)
+A read under an older topology asks a quorum of the old replica set. A write to the new replica set
+alone could miss all of those replicas. So writes go to both sets until, in each partition, the old
+replicas that have not reached the new epoch are fewer than a quorum. A peer that has reached it
+refuses requests of an older epoch. (Raft's joint consensus has the same two steps; Ongaro, 2014,
+4.3.)
 """
 
 from __future__ import annotations
@@ -19,28 +20,27 @@ from dstash.cluster.topology.view import View, can_read
 from dstash.errors import DStashError
 from dstash.wire.messages import TopologyReply, TopologyRequest
 
-__all__ = ["can_read", "conductor", "given_up", "witness"]
-
 _RETRY_MS: Final = 100
 
 
-def conductor(view: View) -> str | None:
-    """Return who looks after the end of the change: any would do, and two do no harm."""
-    return min((one.id for one in view.topology.after() if one.id in view.alive), default=None)
+def coordinator(view: View) -> str | None:
+    """Return the member that waits for the barrier: any member could, and two do no harm."""
+    live = (member.id for member in view.topology.after() if member.id in view.alive)
+    return min(live, default=None)
 
 
-def given_up(view: View) -> frozenset[str]:
-    """Return the dead members for which an operator lets the change not wait."""
+def removed_members(view: View) -> frozenset[str]:
+    """Return the members that are down and that an operator has force-removed."""
     change = view.topology.change
     return frozenset(change.gone if change is not None else ()) - view.alive
 
 
-def witness(replica: Replica) -> Generator[Effect, Any, None]:
-    """Wait until nobody can read from the old replica sets of the change under way."""
+def await_barrier(replica: Replica) -> Generator[Effect, Any, None]:
+    """Wait until no quorum serves the old replica sets of the topology change."""
     view = replica.view()
     passed = frozenset({replica.me})
     while True:
-        passed |= given_up(replica.view())
+        passed |= removed_members(replica.view())
         for peer in sorted(view.members.keys() - passed):
             if not can_read(view, passed):
                 return
@@ -56,4 +56,4 @@ def _has_passed(peer: str, epoch: int) -> Generator[Effect, Any, bool]:
         answer = yield from ask(peer, TopologyRequest(), TopologyReply)
         return Topology.decode(answer.topology).epoch >= epoch
     except DStashError:
-        return False  # it may come back: it is asked again
+        return False  # it may come back, and is asked again

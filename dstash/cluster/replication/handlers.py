@@ -1,4 +1,4 @@
-"""How a peer answers the questions of other peers: as tasks, slice by slice."""
+"""Handlers for the requests of other peers, as tasks that work in slices."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from dstash.wire.replication import (
 )
 from dstash.wire.shapes import Frame, Message
 
-#: What one page of records weighs (bytes), at most, but for a single larger record.
+#: Maximum size of a page of records, except for a single larger record.
 PAGE_BYTES: Final = 512 * 1024
 PAGE_KEYS: Final = 4000
-_COPY_SLICE: Final = 32
+_MAX_COPY_SLICE: Final = 32
 
-#: In ``DigestsAre.busy``: the partition was left out; its digest lacks records that are damaged.
+#: In ``DigestsReply.busy``: the partition was skipped; its digest leaves out corrupt records.
 BUSY: Final = 1
 CORRUPT: Final = 2
 
@@ -56,34 +56,34 @@ Answering = Generator[Effect, Any, Message]
 
 
 def unpack_partitions(packed: bytes) -> list[int]:
-    """Return partition numbers; ``ProtocolError`` when they are not such."""
+    """Return partition numbers from a message; ``ProtocolError`` if they are malformed."""
     if len(packed) % 2 or len(packed) > 2 * PARTITIONS:
-        raise ProtocolError("partitions are not a sequence of 16-bit numbers")
+        raise ProtocolError("malformed list of partitions; allowed are up to 4096 16-bit numbers")
     numbers = list(struct.unpack(f">{len(packed) // 2}H", packed))
     check_partition(max(numbers, default=0))
     return numbers
 
 
 def pack_partitions(numbers: Sequence[int]) -> bytes:
-    """Return partition numbers as they travel."""
+    """Return partition numbers packed for a message."""
     return struct.pack(f">{len(numbers)}H", *numbers)
 
 
 def check_partition(number: int) -> None:
-    """Refuse a number that is no partition."""
+    """Raise ``ProtocolError`` if a number is not a partition."""
     if number >= PARTITIONS:
-        raise ProtocolError(f"partition {number} is not below {PARTITIONS}")
+        raise ProtocolError(f"no partition {number}; allowed are 0 to {PARTITIONS - 1}")
 
 
 def kind_of(number: int, best: DigestKind = DigestKind.CONTENT) -> DigestKind:
-    """Return the kind of digest that a message names: the best one, or ``VERSIONS``."""
+    """Return the kind of digest that a message requests: ``best``, or else ``VERSIONS``."""
     return best if number == best else DigestKind.VERSIONS
 
 
 def digests(local_partitions: LocalPartitions, question: DigestsRequest, now: int) -> Answering:
-    """Answer with a digest per partition."""
+    """Reply with a digest per partition."""
     kind = kind_of(question.kind)
-    # What was accepted under an older epoch must be in the answer: see ``transfer``.
+    # The reply must include writes accepted under an older epoch: see ``streaming``.
     yield Settle()
     if question.skip_all:
         return (yield from _outlines(local_partitions, question))
@@ -103,17 +103,17 @@ def digests(local_partitions: LocalPartitions, question: DigestsRequest, now: in
 
 
 def _outlines(local_partitions: LocalPartitions, question: DigestsRequest) -> Answering:
-    """Answer with horizons, and with 1 for a count where anything is."""
+    """Reply with horizons and, instead of counts, 1 for a partition with records."""
     partitions = unpack_partitions(question.partitions)
     empty = set((yield from local_partitions.empty_among(sorted(partitions))))
-    counts = b"".join([int(one not in empty).to_bytes(4, "big") for one in partitions])
-    nothing = bytes(len(partitions))
-    horizons = b"".join([local_partitions.horizons[one].to_bytes(8, "big") for one in partitions])
-    return DigestsReply(DIGEST_BYTES * nothing, nothing, counts, horizons)
+    counts = [int(partition not in empty).to_bytes(4, "big") for partition in partitions]
+    horizons = [local_partitions.horizons[partition].to_bytes(8, "big") for partition in partitions]
+    zeros = bytes(len(partitions))
+    return DigestsReply(DIGEST_BYTES * zeros, zeros, b"".join(counts), b"".join(horizons))
 
 
 def buckets(local_partitions: LocalPartitions, question: BucketsRequest, now: int) -> Answering:
-    """Answer with a digest per bucket."""
+    """Reply with a digest per bucket."""
     check_partition(question.partition)
     yield Settle()
     kind = kind_of(question.kind)
@@ -121,7 +121,7 @@ def buckets(local_partitions: LocalPartitions, question: BucketsRequest, now: in
 
 
 def versions(local_partitions: LocalPartitions, question: VersionsRequest, now: int) -> Answering:
-    """Answer with a page of keys and versions; that of a damaged record is all zero."""
+    """Reply with a page of keys and versions; the version of a corrupt record is all zero."""
     partitions = unpack_partitions(question.partitions)
     if not question.after:
         yield Settle()
@@ -152,23 +152,23 @@ def versions(local_partitions: LocalPartitions, question: VersionsRequest, now: 
 
 
 def copy(local_partitions: LocalPartitions, question: CopyRequest, now: int) -> Answering:
-    """Answer with a page of whole records.
+    """Reply with a page of whole records.
 
     Raises:
-        CorruptRecord: one is damaged. To leave it out would tell that there is none.
+        CorruptRecord: a record is corrupt. A page without it would claim that it does not exist.
     """
     partitions = unpack_partitions(question.partitions)
     if not question.after:
         yield Settle()
     page = _CopyPage(question.after, min(PAGE_BYTES, question.most_bytes or PAGE_BYTES))
-    at_once = min(_COPY_SLICE, local_partitions.slice_records)
+    slice_records = min(_MAX_COPY_SLICE, local_partitions.slice_records)
     while not page.is_full:
-        entries = local_partitions.walk_all(partitions, page.after, at_once)
+        entries = local_partitions.walk_all(partitions, page.after, slice_records)
         page.take(entries)
         if page.corrupt:
             local_partitions.corruption.report(page.corrupt)
-            raise CorruptRecord("a record to be copied is damaged; it has to be mended first")
-        if len(entries) < at_once and not page.is_full:
+            raise CorruptRecord("a record to copy is corrupt; it must be repaired first")
+        if len(entries) < slice_records and not page.is_full:
             page.after = b""
             break
         yield Pause()
@@ -178,7 +178,7 @@ def copy(local_partitions: LocalPartitions, question: CopyRequest, now: int) -> 
 
 
 class _CopyPage:
-    """Records on their way into one answer."""
+    """The records of one reply."""
 
     def __init__(self, after: bytes, most_bytes: int) -> None:
         self.after = after
@@ -189,14 +189,16 @@ class _CopyPage:
 
     @property
     def is_full(self) -> bool:
-        """Whether it takes no more."""
+        """Whether no more records fit."""
         return self._left <= 0
 
     def take(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         """Add records, until the page is full."""
         if not entries:
             return
-        weights = list(accumulate([len(key) + len(one) + RECORD_BYTES for key, one in entries]))
+        weights = list(
+            accumulate([len(key) + len(record) + RECORD_BYTES for key, record in entries])
+        )
         fitting = min(len(entries), bisect_left(weights, self._left) + 1)
         taken = entries[:fitting]
         self._left -= weights[fitting - 1]
@@ -207,7 +209,7 @@ class _CopyPage:
 
 
 def pull(local_partitions: LocalPartitions, question: Pull, now: int) -> Answering:
-    """Answer with the records of storage keys; fewer when the answer would become too large."""
+    """Reply with the records of storage keys; with fewer if the reply would be too large."""
     keys = codec.unpack_blobs(question.keys)
     records: list[bytes | None] = []
     corrupt: list[int] = []
@@ -229,7 +231,7 @@ def pull(local_partitions: LocalPartitions, question: Pull, now: int) -> Answeri
 
 
 def floor(local_partitions: LocalPartitions, question: FloorRequest, now: int) -> Answering:
-    """Promise to refuse what is stamped up to a moment, and answer with what is there."""
+    """Promise to refuse writes up to a stamp, and reply with digests of the records up to it."""
     partitions = unpack_partitions(question.partitions)
     kind = kind_of(question.kind, DigestKind.WRITES)
     latest = local_partitions.latest_promise()
@@ -240,8 +242,8 @@ def floor(local_partitions: LocalPartitions, question: FloorRequest, now: int) -
     local_partitions.floor = max(local_partitions.floor, question.stamp)
     for partition in partitions:
         local_partitions.promise(partition, question.stamp, now)
-    # A promise to clients must outlive a restart, which otherwise would have to take a floor
-    # from a clock, which may be wrong.
+    # A promise must survive a restart. Otherwise the floor after a restart would have to come from
+    # the clock, which may be wrong.
     yield from local_partitions.keep_floor()
     yield Settle()
     found = []
@@ -253,7 +255,7 @@ def floor(local_partitions: LocalPartitions, question: FloorRequest, now: int) -
 
 
 def release(local_partitions: LocalPartitions, question: ReleaseFloor, now: int) -> Answering:
-    """Take back the promises for a stamp: replicas did not agree on it, and have to be repaired."""
+    """Withdraw the promises for a stamp: the replicas differ, and have to be repaired."""
     yield Pause()
     released = local_partitions.release(unpack_partitions(question.partitions), question.stamp)
     return FloorReleased(pack_partitions(released))
@@ -264,7 +266,7 @@ def seen(local_partitions: LocalPartitions, question: SeenRequest, now: int) -> 
     memory, store_id = local_partitions.memory, local_partitions.store_ids.get(question.peer, "")
     known = memory.of(question.store_id or store_id)
     newest = memory.newest_stamp(question.store_id or store_id)
-    others = [[one, *life] for one, life in memory.all()] if question.wants_others else []
+    others = [[store, *life] for store, life in memory.all()] if question.wants_others else []
     if question.high_water and question.store_id in ("", store_id):
         memory.note(store_id, Life(question.life, question.began, question.high_water))
     yield Pause()
@@ -281,7 +283,7 @@ def seen(local_partitions: LocalPartitions, question: SeenRequest, now: int) -> 
 
 
 def horizon(local_partitions: LocalPartitions, question: SetHorizon, now: int) -> Answering:
-    """Set the horizon where the promise for it still holds."""
+    """Advance the horizon of the partitions whose promise still holds."""
     kept = [
         partition
         for partition in unpack_partitions(question.partitions)
@@ -292,7 +294,7 @@ def horizon(local_partitions: LocalPartitions, question: SetHorizon, now: int) -
         try:
             yield Merge(marks=[local_partitions.advance(kept, question.stamp)])
         except DStashError:
-            # It is not on disk: this peer must not go by it, and be without it after a restart.
+            # It is not on disk, so a restart would lose it: do not use it until then either.
             local_partitions.retreat(before, question.stamp)
             raise
     return HorizonReply(pack_partitions(kept))

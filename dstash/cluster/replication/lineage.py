@@ -1,11 +1,12 @@
-"""Rollback detection: the lives of a store, and what was seen of the stores of other peers.
+"""Rollback detection: the lives of this store, and the lives seen of the stores of other peers.
 
-A store that was restored from an old copy, or lost what it had not synced, has forgotten writes
-that it acked. Nothing in it says so, but the other peers remember how new it was. A stamp alone
-would not do: what an old copy is brought by others raises its high-water mark, and hides what it
-has lost. So each start of a process begins a new *life* of its store, and what others remember is
-a stamp in a life. A store that does not know that life, or ended it below that stamp, is old.
-(Kafka finds where a replica's log diverged in the same way, by leader epochs: KIP-101.)
+A store that was restored from an old copy, or that lost unsynced data, lacks writes that it has
+acked. The store itself does not show this, but the other peers remember how new it was. A stamp
+alone is not enough: records that an old copy receives from other replicas raise its high-water
+mark and hide the loss. So each start of a process begins a new *life* of its store, and peers
+remember a stamp together with its life. A store that lacks that life, or ended it below that
+stamp, is old. (Kafka finds where the log of a replica diverged in the same way, by leader epochs:
+KIP-101.)
 """
 
 from __future__ import annotations
@@ -22,68 +23,67 @@ from dstash.version import Stamp
 LINEAGE_MARK: Final = b"lineage"
 SEEN_MARK: Final = b"seen"
 
-#: Lives of its own that a store keeps, and lives of another store that a peer remembers.
-_OWN_LIVES: Final = 64
-_SEEN_LIVES: Final = 16
+#: Own lives that a store keeps, and lives of another store that a peer remembers.
+_MAX_OWN_LIVES: Final = 64
+_MAX_SEEN_LIVES: Final = 16
 
-#: Lives of stores that a client tells a peer of, at most.
+#: Lives of stores that a client reports to a peer, at most.
 MOST_CLAIMS: Final = 64
 
 Mark = tuple[bytes, bytes]
 
 
 class Lineage:
-    """The lives of this peer's own store. A new one begins when this object is made.
+    """The lives of this peer's own store. Creating this object begins a new one.
 
     Args:
-        store: keeps the lives.
-        now: the time of the start (milliseconds since 1970).
+        store: stores the lives.
+        now: the start of the process (milliseconds since 1970).
     """
 
     def __init__(self, store: Store, now: int) -> None:
         self._store = store
         self._base, self._lives = _decode_lineage(store.marked(LINEAGE_MARK))
-        #: The newest stamp that the store held when this process began.
+        #: The newest stamp in the store when this process started.
         self.high_water_at_start = store.high_water
         self._newest_number = 0
         self._begin(now)
 
     def _begin(self, now: int) -> None:
         before = self._lives
-        # What was seen before lives were counted belongs to life 0.
+        # Stamps seen by versions without lives belong to life 0.
         last = (before[-1] if before else Life(0, 0, 0))._replace(stamp=self._store.high_water)
         following = Life(last.number + 1, now, 0)
-        self._lives = [*before[:-1], last, following][-_OWN_LIVES:]
+        self._lives = [*before[:-1], last, following][-_MAX_OWN_LIVES:]
         try:
             self._store.mark(*self._mark())
         except DiskFull:
-            self._lives = [*before[:-1], last]  # the former life goes on
+            self._lives = [*before[:-1], last]  # the previous life continues
 
     @property
     def current(self) -> Life:
-        """The life of this process, up to the newest stamp that the store holds now."""
+        """The life of this process, up to the newest stamp in the store now."""
         return self._lives[-1]._replace(stamp=self._store.high_water)
 
     def contradicts(self, seen: Life) -> bool:
-        """Whether what was seen of this store shows that the store has been rolled back."""
+        """Whether a life that was seen of this store proves that the store was rolled back."""
         self._newest_number = max(self._newest_number, seen.number)
         return self.is_behind(seen)
 
     def is_behind(self, seen: Life) -> bool:
-        """Like ``contradicts``, for what may not be true: it is not remembered."""
+        """Like ``contradicts``, for a claim that may be false: nothing is remembered."""
         current = self._lives[-1]
         if seen.number < self._base or seen.start == current.start:
             return False
-        known = next((one for one in self._lives if one.number == seen.number), None)
+        known = next((life for life in self._lives if life.number == seen.number), None)
         if known is not None:
             return known.began != seen.began or seen.stamp > known.stamp
         return seen.number > current.number or seen.stamp > self._lives[0].stamp
 
     def rebase(self, now: int, claimed: int = 0) -> Mark:
-        """Begin a life in which all that was seen before is void: the store has been filled.
+        """Begin a life that voids every earlier sighting, because the store was streamed again.
 
-        ``claimed`` is the highest number of a life that clients have seen. Returns the mark that
-        keeps it.
+        ``claimed`` is the highest life number that clients have seen. Returns the mark to store.
         """
         number = max(self._newest_number, self._lives[-1].number, claimed) + 1
         self._base, self._lives = number, [Life(number, now, 0)]
@@ -94,53 +94,53 @@ class Lineage:
 
 
 class StoreMemory:
-    """What this peer saw of the stores of other peers, by store id. Durable through ``mark``.
+    """The lives that this peer has seen of other stores, by store id. Durable through ``mark``.
 
-    It is changed by one thread; ``newest`` may be called by others.
+    One thread changes it; other threads may call ``newest``.
     """
 
     def __init__(self, store: Store) -> None:
         self._seen = _decode_seen(store.marked(SEEN_MARK))
-        #: Whether something changed since ``mark`` was called last.
+        #: Whether anything changed since the last ``mark``.
         self.is_dirty = False
 
     def note(self, store_id: str, seen: Life) -> None:
-        """Remember what was seen of a store."""
-        lives = {one.start: one for one in self._seen.get(store_id, ())}
+        """Remember a life that was seen of a store."""
+        lives = {life.start: life for life in self._seen.get(store_id, ())}
         known = lives.get(seen.start)
         if known is not None and known.stamp >= seen.stamp:
             return
         lives[seen.start] = seen
-        # One assignment, for another thread may look at it.
-        self._seen[store_id] = tuple(sorted(lives.values()))[-_SEEN_LIVES:]
+        # One assignment, because another thread may read it.
+        self._seen[store_id] = tuple(sorted(lives.values()))[-_MAX_SEEN_LIVES:]
         self.is_dirty = True
 
     def of(self, store_id: str) -> tuple[Life, ...]:
-        """Return what was seen of a store, the oldest life first."""
+        """Return the lives seen of a store, the oldest first."""
         return self._seen.get(store_id, ())
 
     def newest_stamp(self, store_id: str) -> Stamp:
-        """Return the newest stamp that was seen of a store, in any life; 0 for none."""
-        return max((one.stamp for one in self.of(store_id)), default=0)
+        """Return the newest stamp seen of a store, in any life; 0 for none."""
+        return max((life.stamp for life in self.of(store_id)), default=0)
 
     def newest(self, store_id: str) -> Life | None:
-        """Return the last life that was seen of a store."""
+        """Return the last life seen of a store; None for none."""
         return next(reversed(self.of(store_id)), None)
 
     def all(self) -> Iterator[tuple[str, Life]]:
-        """Yield everything that is remembered."""
+        """Yield every store id with each of its lives."""
         for store_id, lives in list(self._seen.items()):
             for life in lives:
                 yield store_id, life
 
     def keep_only(self, store_ids: Collection[str]) -> None:
-        """Forget stores that no member of the cluster has any more."""
+        """Drop the stores that no member of the cluster has any more."""
         for store_id in self._seen.keys() - set(store_ids):
             del self._seen[store_id]
             self.is_dirty = True
 
     def mark(self) -> Mark:
-        """Return the mark that keeps all of this."""
+        """Return the mark to store, and clear ``is_dirty``."""
         self.is_dirty = False
         return SEEN_MARK, json.dumps(self._seen, sort_keys=True).encode()
 

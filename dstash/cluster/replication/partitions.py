@@ -1,7 +1,7 @@
-"""What one peer holds, partition by partition: digests, horizons, and what changed when.
+"""The partitions of one store: their digests, horizons, promises and times of change.
 
-Digests are worked out when somebody asks, and kept while their partition does not change. A walk
-goes in slices, each with a snapshot of its own, so that none is held for long.
+A digest is computed on request and cached until its partition changes. A walk reads in slices, each
+with its own snapshot, so that no snapshot is held for long.
 """
 
 from __future__ import annotations
@@ -21,36 +21,35 @@ from dstash.store.interface import Store
 from dstash.store.record import partition_in
 from dstash.version import MAX_STAMP, Stamp
 
-#: Records walked between two turns of the scheduler, if nothing else is said: to check so many
-#: takes less time than a look-up.
+#: Default number of records walked in one scheduler step: checking them is faster than a look-up.
 SLICE: Final = 50
-#: After so many slices of one partition a walk rests.
-_RESTS_AFTER: Final = 3
+#: Slices of one partition after which a walk pauses for longer.
+_SLICES_PER_PAUSE: Final = 3
 
-#: Partitions looked into between two turns of the scheduler.
-_LOOKED_INTO: Final = 64
+#: Partitions tested for records in one scheduler step.
+_MAX_PARTITIONS_PER_STEP: Final = 64
 
-#: What it costs to open a partition, in records walked.
-_OPENING: Final = 10
+#: Cost of opening a partition, in records walked.
+_OPEN_COST_RECORDS: Final = 10
 
-#: A partition that changed within this time (milliseconds) is busy: replicas differ in passing.
+#: A partition that changed within this time is busy: its replicas may differ for a moment.
 BUSY_MS: Final = 2000
 
-#: So long at most (milliseconds) nothing is compared because somebody brings what was missed.
+#: The longest time for which incoming missed writes keep a peer's partitions busy.
 CATCHING_UP_MS: Final = 40_000
 
-#: How far (milliseconds) floors stay behind the time, at most, because writes arrive late; and how
-#: long after the last such write.
-_LONGEST_GRACE_MS: Final = 30_000
-_GRACE_LASTS_MS: Final = 60_000
+#: How far floors lag behind the time, at most, because writes arrive late; and how long they do
+#: so after the last late write.
+_MAX_GRACE_MS: Final = 30_000
+_GRACE_DURATION_MS: Final = 60_000
 
-#: How long, at most, repairs of the past are refused while a horizon is being agreed on.
+#: The longest time for which repairs of old records are refused during agreement on a horizon.
 PROMISE_MS: Final = 10_000
 
 HORIZONS_MARK: Final = b"horizons"
-#: The epoch of the last order to lower floors and horizons that was carried out here, 8 bytes.
+#: The epoch of the last executed order to lower floors and horizons, 8 bytes.
 LOWERED_MARK: Final = b"lowered"
-#: The highest stamp up to which this peer promised to refuse writes of clients, 8 bytes.
+#: The highest stamp up to which this peer has promised to refuse writes of clients, 8 bytes.
 FLOOR_MARK: Final = b"floor"
 
 Entries = list[tuple[bytes, bytes]]
@@ -65,12 +64,12 @@ def bounds(partition: int) -> tuple[bytes, bytes]:
 
 
 class LocalPartitions:
-    """The partitions of one store, and what is known about them.
+    """The partitions of one store, with their state in memory.
 
     Args:
-        store: where they are.
-        slice_records: how many records are walked between two turns of the scheduler.
-        now: the time of the start (milliseconds since 1970).
+        store: the store.
+        slice_records: how many records are walked in one scheduler step.
+        now: the start of the process (milliseconds since 1970).
     """
 
     def __init__(self, store: Store, slice_records: int = SLICE, now: int = 0) -> None:
@@ -79,7 +78,7 @@ class LocalPartitions:
         self.corruption = Corruption()
         #: By partition and kind.
         self._digests: dict[int, dict[DigestKind, bytes]] = {}
-        self._work = 0  # since the last turn of the scheduler, in records walked
+        self._work = 0  # since the last pause, in records walked
         self._changes = array("Q", bytes(8 * PARTITIONS))
         self._changed_at = array("Q", bytes(8 * PARTITIONS))
         self._pushed_since = self._pushed_at = 0
@@ -88,115 +87,116 @@ class LocalPartitions:
         kept = store.marked(HORIZONS_MARK)
         self.horizons.frombytes(kept or bytes(8 * PARTITIONS))
         self._promises: dict[int, tuple[Stamp, int]] = {}
-        #: Partitions and peers whose replica was found to differ, with another horizon: the later
-        #: one of the two.
+        #: By (partition, peer) whose replica differs and has another horizon: the later of the two
+        #: horizons.
         self.unreconciled: dict[tuple[int, str], Stamp] = {}
-        #: Shorter where horizons are sought often: between two promises there must be room to heal.
+        #: Shorter where tombstone GC runs often, so that repairs find time between two promises.
         self.promise_ms = PROMISE_MS
         self._expirable: dict[int, bool] = {}
         self._counts = array("L", bytes(array("L").itemsize * PARTITIONS))
-        #: Whether it is known that the store is as new as the other peers remember it.
+        #: Whether the store is known to be as new as the other peers have seen it.
         self.freshness_confirmed = False
-        #: The highest horizon that this peer has had.
+        #: The highest horizon of any partition.
         self.newest_horizon: Stamp = max(self.horizons)
         mark = store.marked(FLOOR_MARK)
-        #: The highest floor that was promised, as it is on disk; None: no promise was ever kept.
+        #: The highest promised floor on disk; None if none was ever stored.
         self.kept_floor: Stamp | None = None if mark is None else int.from_bytes(mark, "big")
-        #: The lives of this store, and what was seen of the stores of others.
+        #: The lives of this store, and the lives seen of the stores of other peers.
         self.lineage = Lineage(store, now)
         self.memory = StoreMemory(store)
-        #: By member, the store that it has according to the topology.
+        #: By member, its store id in the topology.
         self.store_ids: dict[str, str] = {}
-        #: Writes of clients up to this stamp are refused; the client stamps them anew.
+        #: Writes of clients up to this stamp are refused; the client stamps them again.
         self.floor: Stamp = max(self.kept_floor or 0, self.newest_horizon)
-        #: The epoch of the last order to lower floors and horizons that this peer has carried out.
+        #: The epoch of the last executed order to lower floors and horizons.
         self.lowered_in = int.from_bytes(store.marked(LOWERED_MARK) or b"", "big")
         self._grace = self._grace_until = 0
-        #: Returns the highest stamp that may be promised; ``NotReady`` while that is not known.
+        #: Returns the highest stamp that may be promised; raises ``NotReady`` while it is unknown.
         self.latest_promise: Callable[[], Stamp] = lambda: MAX_STAMP
 
     # -- changes
 
     def changed(self, partitions: Iterable[int], now: int) -> None:
-        """Take note that records of partitions changed."""
+        """Record that partitions changed."""
         for partition in partitions:
             self._digests.pop(partition, None)
             self._changes[partition] += 1
             self._changed_at[partition] = now
 
     def pushed(self, now: int) -> None:
-        """Take note that another peer brings what was missed here."""
+        """Record that another peer sends writes that this peer missed."""
         if not 0 <= now - self._pushed_at < BUSY_MS:
             self._pushed_since = now
         self._pushed_at = now
 
     def is_busy(self, partition: int, now: int) -> bool:
-        """Whether a partition changed only just now, or may be about to.
+        """Whether a partition has just changed, or is likely to change soon.
 
-        While a peer is brought what it missed, to compare would find the rest of that, and fetch
-        it a second time. That lasts for a while only: some write may always go missing.
+        While a peer receives the writes that it missed, a comparison would find the remaining ones
+        and fetch them a second time. This is bounded in time, because new writes may be missed
+        continually.
         """
-        is_caught_up_with = (
+        is_catching_up = (
             0 <= now - self._pushed_at < BUSY_MS and 0 <= now - self._pushed_since < CATCHING_UP_MS
         )
-        # A time that lies ahead was taken before the clock was set back.
-        return is_caught_up_with or 0 <= now - self._changed_at[partition] < BUSY_MS
+        # A time in the future was taken before the clock was set back.
+        return is_catching_up or 0 <= now - self._changed_at[partition] < BUSY_MS
 
-    def compared_at(self, other: str, now: int) -> array[int]:
-        """Return, by partition, when (milliseconds) it was last compared with another replica.
+    def compared_at(self, peer: str, now: int) -> array[int]:
+        """Return, by partition, when (milliseconds) it was last compared with a peer's replica.
 
-        Those that were not compared yet count as compared when this is first asked.
+        A partition that was never compared counts as compared at the first call.
         """
-        if other not in self._compared_at:
-            self._compared_at[other] = array("Q", [now]) * PARTITIONS
-        return self._compared_at[other]
+        if peer not in self._compared_at:
+            self._compared_at[peer] = array("Q", [now]) * PARTITIONS
+        return self._compared_at[peer]
 
-    def forget_comparisons(self, other: str) -> None:
-        """Forget when partitions were compared with another peer."""
-        self._compared_at.pop(other, None)
+    def forget_comparisons(self, peer: str) -> None:
+        """Discard the times of comparisons with a peer."""
+        self._compared_at.pop(peer, None)
 
     def changes(self, partition: int) -> int:
-        """Return a number that grows with each change of a partition."""
+        """Return a number that increases with each change of a partition."""
         return self._changes[partition]
 
     def scrub(self, partition: int) -> Walking:
-        """Check every record of a partition, and work its digest out anew."""
+        """Check every record of a partition, and recompute its digest."""
         self._digests.pop(partition, None)
         return (yield from self.digest(partition))
 
     def has_expirable(self, partition: int) -> bool:
-        """Whether a partition held tombstones, or records that expire, when last walked."""
+        """Whether the last walk of a partition found tombstones or records that expire."""
         return self._expirable.get(partition, False)
 
     def count(self, partition: int) -> int:
-        """Return how many records a partition held when last walked."""
+        """Return how many records the last walk of a partition found."""
         return self._counts[partition]
 
     # -- horizons
 
     def arrived_late(self, late: int, now: int) -> None:
-        """Take note that a write, or a promise to refuse it, was that much too late (milliseconds).
+        """Record that a write, or a floor, arrived ``late`` milliseconds too late.
 
-        Floors keep that distance for a while: else writes that take long on their way would be
-        stamped again and again, and refused each time.
+        Floors keep that distance for a while. Otherwise a client with slow writes would stamp them
+        again and again, and see them refused each time.
         """
-        self._grace = max(self.grace(now), min(late, _LONGEST_GRACE_MS))
-        self._grace_until = now + _GRACE_LASTS_MS
+        self._grace = max(self.grace(now), min(late, _MAX_GRACE_MS))
+        self._grace_until = now + _GRACE_DURATION_MS
 
     def grace(self, now: int) -> int:
-        """Return how far (milliseconds) floors have to stay behind the time, as writes arrive."""
-        return self._grace if now < self._grace_until <= now + _GRACE_LASTS_MS else 0
+        """Return how far (milliseconds) floors must lag behind the time, given late writes."""
+        return self._grace if now < self._grace_until <= now + _GRACE_DURATION_MS else 0
 
     def promise(self, partition: int, stamp: Stamp, now: int) -> None:
-        """Refuse repairs up to ``stamp`` for some seconds."""
+        """Refuse repairs stamped up to ``stamp`` for ``promise_ms``."""
         self._promises[partition] = (stamp, now + self.promise_ms)
 
     def has_promised(self, partition: int, stamp: Stamp, now: int) -> bool:
-        """Whether a promise for exactly that stamp still holds."""
+        """Whether a promise for exactly this stamp still holds."""
         return self.promises(now).get(partition) == stamp
 
     def release(self, partitions: Iterable[int], stamp: Stamp) -> list[int]:
-        """Take back promises for exactly that stamp; returns the partitions that had one."""
+        """Withdraw the promises for exactly this stamp; returns the partitions that had one."""
         released = [
             partition
             for partition in partitions
@@ -207,7 +207,7 @@ class LocalPartitions:
         return released
 
     def advance(self, partitions: Iterable[int], stamp: Stamp) -> tuple[bytes, bytes]:
-        """Set horizons; returns the mark that keeps them."""
+        """Advance horizons; returns the mark to store."""
         for partition in partitions:
             self.horizons[partition] = max(stamp, self.horizons[partition])
             self.newest_horizon = max(stamp, self.newest_horizon)
@@ -216,7 +216,7 @@ class LocalPartitions:
         return HORIZONS_MARK, self.horizons.tobytes()
 
     def retreat(self, before: Mapping[int, Stamp], stamp: Stamp) -> None:
-        """Go back to earlier horizons, by partition, where ``stamp`` could not be stored."""
+        """Restore the earlier horizons, by partition, where ``stamp`` could not be stored."""
         for partition, earlier in before.items():
             if self.horizons[partition] == stamp:
                 self.horizons[partition] = earlier
@@ -224,14 +224,14 @@ class LocalPartitions:
         self.newest_horizon = max(self.horizons)
 
     def adopt(self, horizons: Mapping[int, Stamp]) -> tuple[bytes, bytes]:
-        """Take over horizons, by partition, with the truth up to them; returns the mark."""
+        """Adopt the horizons of a source that streamed partitions; returns the mark to store."""
         for partition, stamp in horizons.items():
             self.advance([partition], stamp)
             self.floor = max(self.floor, stamp)
         return HORIZONS_MARK, self.horizons.tobytes()
 
     def reset(self, partitions: Iterable[int]) -> tuple[bytes, bytes]:
-        """Forget horizons (a partition that is gained anew begins without)."""
+        """Clear horizons, because a partition that is gained again has none; returns the mark."""
         for partition in partitions:
             self.horizons[partition] = 0
             self._digests.pop(partition, None)
@@ -239,11 +239,11 @@ class LocalPartitions:
         return HORIZONS_MARK, self.horizons.tobytes()
 
     def lower(self, ceiling: Stamp, epoch: int) -> Generator[Effect, None, None]:
-        """Lower (as a task) what was promised or agreed on above a stamp to it, durably.
+        """Lower (as a task) the floor, horizons and promises above a stamp to it, durably.
 
         Args:
             ceiling: the stamp.
-            epoch: of the order: each is carried out once.
+            epoch: the epoch of the order; each order is executed once.
         """
         self.floor = min(self.floor, ceiling)
         if self.kept_floor is not None:
@@ -253,7 +253,11 @@ class LocalPartitions:
                 self.horizons[partition] = ceiling
                 self._digests.pop(partition, None)
         self.newest_horizon = max(self.horizons)
-        self._promises = {one: kept for one, kept in self._promises.items() if kept[0] <= ceiling}
+        self._promises = {
+            partition: promise
+            for partition, promise in self._promises.items()
+            if promise[0] <= ceiling
+        }
         marks = [(HORIZONS_MARK, self.horizons.tobytes()), (LOWERED_MARK, epoch.to_bytes(8, "big"))]
         if self.kept_floor is not None:
             marks.append((FLOOR_MARK, self.kept_floor.to_bytes(8, "big")))
@@ -261,25 +265,26 @@ class LocalPartitions:
         self.lowered_in = epoch
 
     def promises(self, now: int) -> dict[int, Stamp]:
-        """Return, by partition, the stamp up to which repairs are refused at the moment.
+        """Return, by partition, the stamp up to which repairs are refused now.
 
-        One that has expired is gone for good, and none lasts longer because the clock is set back.
+        An expired promise is dropped for good. A promise does not last longer when the clock is
+        set back.
         """
         latest = now + self.promise_ms
         self._promises = {
-            one: (stamp, min(until, latest))
-            for one, (stamp, until) in self._promises.items()
+            partition: (stamp, min(until, latest))
+            for partition, (stamp, until) in self._promises.items()
             if until > now
         }
-        return {one: stamp for one, (stamp, _) in self._promises.items()}
+        return {partition: stamp for partition, (stamp, _) in self._promises.items()}
 
     @property
     def present(self) -> Stamp:
-        """The newest stamp that is on disk: of a record, a horizon, or a promised floor."""
+        """The newest stamp on disk: of a record, a horizon, or a promised floor."""
         return max(self.store.high_water, self.newest_horizon, self.kept_floor or 0)
 
     def keep_floor(self) -> Generator[Effect, None, None]:
-        """Write (as a task) the floor to disk, unless it is there."""
+        """Store (as a task) the floor, unless it is on disk already."""
         stamp = self.floor
         if self.kept_floor is None or stamp > self.kept_floor:
             yield Merge(marks=[(FLOOR_MARK, stamp.to_bytes(8, "big"))])
@@ -290,7 +295,7 @@ class LocalPartitions:
     def walk(self, partition: int, after: bytes = b"", limit: int = 0) -> Entries:
         """Return the next (storage key, record) pairs; fewer than a slice at the partition's end.
 
-        A slice has ``limit`` records, or as many as always.
+        A slice has ``limit`` records; 0 means ``slice_records``.
         """
         begin, end = bounds(partition)
         limit = limit or self.slice_records
@@ -298,7 +303,7 @@ class LocalPartitions:
             return list(islice(snapshot.walk(after + b"\0" if after else begin, end), limit))
 
     def walk_all(self, partitions: Sequence[int], after: bytes, limit: int = 0) -> Entries:
-        """Like ``walk``, over several partitions in ascending order."""
+        """Like ``walk``, over several partitions (ascending)."""
         limit = limit or self.slice_records
         entries: Entries = []
         first = partition_in(after) if after else 0
@@ -312,15 +317,15 @@ class LocalPartitions:
         return entries
 
     def empty_among(self, partitions: Sequence[int]) -> Generator[Effect, None, list[int]]:
-        """Return (as a task) those of some partitions (ascending) of which nothing is here."""
+        """Return (as a task) those of the partitions (ascending) that have no records here."""
         empty: list[int] = []
-        for begin in range(0, len(partitions), _LOOKED_INTO):
-            empty += self._empty_among(partitions[begin : begin + _LOOKED_INTO])
+        for begin in range(0, len(partitions), _MAX_PARTITIONS_PER_STEP):
+            empty += self._empty_among(partitions[begin : begin + _MAX_PARTITIONS_PER_STEP])
             yield Pause()
         return empty
 
     def _empty_among(self, partitions: Iterable[int]) -> Iterator[int]:
-        held = 0  # the first partition that is not empty, as far as was looked
+        held = 0  # the first partition with records, as far as the walk went
         _, end = bounds(PARTITIONS - 1)
         with self.store.snapshot() as snapshot:
             for partition in partitions:
@@ -331,7 +336,7 @@ class LocalPartitions:
                     yield partition
 
     def slices(self, partition: int) -> Iterator[Entries]:
-        """Yield a partition slice by slice, each from a snapshot of its own."""
+        """Yield a partition in slices, each from its own snapshot."""
         after = b""
         while True:
             entries = self.walk(partition, after)
@@ -346,39 +351,39 @@ class LocalPartitions:
         until: Stamp | None = None,
         kind: DigestKind = DigestKind.CONTENT,
     ) -> Walking:
-        """Return (as a task) the digest of a partition, of its records up to ``until`` if given."""
+        """Return (as a task) the digest of a partition; of records up to ``until`` if given."""
         known = self._digests.get(partition, {}).get(kind) if until is None else None
         if known is not None:
             return known
-        # Up to a horizon that is being agreed on, only what is alive at it has to be the same:
-        # some replicas may have dropped the dead already, and others not yet.
+        # For a proposed horizon only the records that are live at it have to be equal: some
+        # replicas may already have dropped the tombstones, and others not yet.
         horizon = self.horizons[partition]
         total = Sum(horizon if until is None else until, until, kind)
         before, corrupt = self._changes[partition], self.corruption.known(partition)
         for number, entries in enumerate(self.slices(partition), 1):
             total.add(entries)
             if len(entries) == self.slice_records:
-                # Requests come first: most of the time is theirs.
-                yield Pause(int(number % _RESTS_AFTER == 0))
+                # Requests have priority over walks.
+                yield Pause(int(number % _SLICES_PER_PAUSE == 0))
         self.corruption.checked(partition, corrupt, total.corrupt)
         is_whole = before == self._changes[partition] and horizon == self.horizons[partition]
         if until is None and is_whole:
             self._digests.setdefault(partition, {})[kind] = total.digest()
             self._expirable[partition] = total.expirable
             self._counts[partition] = total.count
-        self._work += _OPENING + total.count
+        self._work += _OPEN_COST_RECORDS + total.count
         if self._work >= self.slice_records:
             self._work = 0
             yield Pause()
         return total.digest()
 
     def buckets(self, partition: int, kind: DigestKind = DigestKind.CONTENT) -> Walking:
-        """Return (as a task) the digests of the buckets of a partition, one behind the other."""
+        """Return (as a task) the concatenated bucket digests of a partition."""
         sums = [Sum(self.horizons[partition], kind=kind) for _ in range(BUCKETS)]
         for entries in self.slices(partition):
             for entry in entries:
                 sums[bucket_of(entry[0])].add([entry])
             yield Pause()
-        for one in sums:
-            self.corruption.report(one.corrupt)
-        return b"".join([one.digest() for one in sums])
+        for bucket_sum in sums:
+            self.corruption.report(bucket_sum.corrupt)
+        return b"".join([bucket_sum.digest() for bucket_sum in sums])

@@ -1,4 +1,7 @@
-"""Asks other peers what they remember of this peer's store, and tells them how new it is."""
+"""Rollback detection as a task: peers exchange how new each of their stores was.
+
+See ``lineage`` for the reason and for the comparison.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +17,34 @@ from dstash.wire.replication import SeenReply, SeenRequest
 
 
 class Evidence(NamedTuple):
-    """What a peer answered.
+    """What the reply of a peer says about this peer's store.
 
     Attributes:
-        store_id: its store; empty where an earlier version answers.
-        is_old: whether what it remembers shows that this peer's store is an old copy.
+        store_id: the store of the replying peer; empty if it runs an earlier version.
+        is_old: whether the peer has seen a newer state, so this store is an old copy.
     """
 
     store_id: str
     is_old: bool
 
 
-def hear(
-    replica: Replica, peer: str, *, tells: bool, wants_others: bool
+def collect_evidence(
+    replica: Replica, peer: str, *, report_own: bool, wants_others: bool
 ) -> Generator[Effect, Any, Evidence]:
-    """Ask a peer, remember what it tells of its own store and of others, and judge the rest.
+    """Ask a peer what it has seen, keep what it reports about other stores, and judge the rest.
 
     Args:
         replica: this peer.
-        peer: whom to ask.
-        tells: whether this store is known to be as new as it was: then the other may remember
-            how new it is now.
-        wants_others: whether to ask for all that the other remembers.
+        peer: the peer to ask.
+        report_own: whether to report how new this store is now. Only a store that is known not to
+            be an old copy does so.
+        wants_others: whether to ask for everything that the peer has seen.
     """
     local_partitions = replica.local_partitions
     own = local_partitions.lineage.current
     question = SeenRequest(
         replica.me,
-        own.stamp if tells else 0,
+        own.stamp if report_own else 0,
         local_partitions.store.store_id,
         own.number,
         own.began,
@@ -49,7 +52,7 @@ def hear(
     )
     answer = yield from ask(peer, question, SeenReply)
     if not answer.store_id:
-        return _hear_earlier(replica, peer, answer, tells=tells)
+        return _evidence_of_earlier_version(replica, peer, answer, reported_own=report_own)
     lives, others = _decoded(answer)
     stores = set(local_partitions.store_ids.values()) - {local_partitions.store.store_id}
     for store_id, life in others:
@@ -58,28 +61,32 @@ def hear(
     if answer.high_water and local_partitions.store_ids.get(peer) == answer.store_id:
         life = Life(answer.life, answer.began, answer.high_water)
         local_partitions.memory.note(answer.store_id, life)
-    found = [local_partitions.lineage.contradicts(life) for life in lives]
-    return Evidence(answer.store_id, any(found))
+    # Every life is checked: each one also raises the highest number seen.
+    contradictions = [local_partitions.lineage.contradicts(life) for life in lives]
+    return Evidence(answer.store_id, any(contradictions))
 
 
-def _hear_earlier(replica: Replica, peer: str, answer: SeenReply, *, tells: bool) -> Evidence:
-    """Judge the answer of an earlier version, which knows one stamp and no lives.
+def _evidence_of_earlier_version(
+    replica: Replica, peer: str, answer: SeenReply, *, reported_own: bool
+) -> Evidence:
+    """Judge the reply of an earlier version, which has one stamp and no lives.
 
-    It is evidence only as long as this process has told nothing about itself.
+    It is evidence only as long as this process has not reported its own stamp.
     """
     local_partitions = replica.local_partitions
     if answer.high_water and peer in local_partitions.store_ids:
         local_partitions.memory.note(
             local_partitions.store_ids[peer], Life(0, 0, answer.high_water)
         )
-    return Evidence("", not tells and answer.seen > local_partitions.lineage.high_water_at_start)
+    is_old = answer.seen > local_partitions.lineage.high_water_at_start
+    return Evidence("", is_old and not reported_own)
 
 
 def _decoded(answer: SeenReply) -> tuple[list[Life], list[tuple[str, Life]]]:
     try:
         return lives_of(answer.seen_lives), list(_decode_others(answer.others))
     except (ValueError, TypeError):
-        raise ProtocolError("what a peer has seen of stores is not a list of lives") from None
+        raise ProtocolError("a peer sent a malformed list of store lives") from None
 
 
 def _decode_others(raw: list[list[Any]]) -> Iterator[tuple[str, Life]]:

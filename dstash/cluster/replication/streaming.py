@@ -1,13 +1,13 @@
-"""Bringing a peer the data it should have: after a change of placement, or a lost store.
+"""Streaming: a peer copies the partitions that it gains, or has lost, from their replicas.
 
-A partition counts as filled when this peer has everything that N - W + 1 of its current replicas
+A partition is streamed when this peer has every record that N - W + 1 of its current replicas
 have. An acked write is on W of N replicas, so any N - W + 1 of them include one that has it. The
-sources answer under the epoch of the change: from then on they refuse writes of the old one, and
-``Settle`` makes what they accepted before part of their answer.
+sources answer under the epoch of the topology change: from then on they refuse writes of the old
+epoch, and ``Settle`` includes the writes that they accepted before.
 
-This peer may have held the partition before, and missed what happened since: what it has from up
-to a source's horizon, and the source has not, was deleted and buried meanwhile. It is dropped, and
-the horizon taken over, so that it cannot come back by another way.
+This peer may have held the partition earlier and missed deletes since. A record stamped up to the
+source's horizon that the source lacks was deleted and collected in the meantime. Such a record is
+dropped, and the horizon is adopted, so that no other replica can bring it back.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ from dstash.wire.replication import DigestsReply, DigestsRequest
 
 Streaming = Generator[Effect, Any, None]
 
-#: Partitions that are filled together, at least, at first, and at most.
-_LEAST: Final = 8
-_FIRST: Final = 32
-_MOST: Final = 256
-#: If all fillers moved less than this meanwhile (effort), they are more the next time, for each
-#: time has its questions; if more, fewer: what is stopped in the middle has to be compared later.
-_LITTLE: Final = 2 * MIB
-_MUCH: Final = 8 * MIB
+#: Partitions streamed as one batch: the smallest, the first, and the largest number.
+_MIN_BATCH: Final = 8
+_FIRST_BATCH: Final = 32
+_MAX_BATCH: Final = 256
+#: A batch during which less than this moved (effort, over all tasks) is followed by a larger one,
+#: because each batch costs requests. After more than the second value the next one is smaller,
+#: because a batch that is interrupted has to be compared later.
+_SMALL_EFFORT: Final = 2 * MIB
+_LARGE_EFFORT: Final = 8 * MIB
 _RETRY_MS: Final = 300
 
 
 class _Streamer(NamedTuple):
-    """One of the tasks that fill a peer; ``done`` is called with each partition that is filled."""
+    """One streaming task of a peer; calls ``done`` with each partition that is complete."""
 
     replica: Replica
     throttle: Throttle
@@ -56,24 +57,24 @@ class _Streamer(NamedTuple):
 
 
 def sources(replica: Replica, partition: int) -> tuple[list[str], int]:
-    """Return the peers that may give a partition, and how many of them are needed."""
+    """Return the peers that can be sources of a partition, and how many of them are needed."""
     view = replica.view()
     owners = view.readers[partition]
     synced = [peer for peer in owners if view.members[peer].synced]
-    others = [peer for peer in synced if peer != replica.me]
-    alive_first = sorted(others, key=lambda peer: peer not in view.alive)
+    candidates = [peer for peer in synced if peer != replica.me]
+    alive_first = sorted(candidates, key=lambda peer: peer not in view.alive)
     needed = view.votes_needed(owners)
-    if not needed:  # the loss of all is accepted: their stores count as they are, taken together
-        there = [peer for peer in owners if peer != replica.me and peer in view.alive]
-        return there, len(there)
+    if not needed:  # the loss of all is accepted: the union of their stores counts as the data
+        live = [peer for peer in owners if peer != replica.me and peer in view.alive]
+        return live, len(live)
     return alive_first, needed - (replica.me in synced)
 
 
-def fill(replica: Replica, partitions: Sequence[int], done: Callable[[int], None]) -> Streaming:
-    """Fill partitions, however long it takes; ``done`` is called with each that is complete."""
+def stream(replica: Replica, partitions: Sequence[int], done: Callable[[int], None]) -> Streaming:
+    """Stream partitions until all are complete; calls ``done`` with each one that is."""
     streamer = _Streamer(replica, Throttle(replica), done)
-    waiting, size = list(partitions), _FIRST
-    yield Settle()  # what was dropped here before must not count as held
+    waiting, size = list(partitions), _FIRST_BATCH
+    yield Settle()  # a pending drop must not count as held data
     while waiting:
         left: list[int] = []
         begin = 0
@@ -88,16 +89,16 @@ def fill(replica: Replica, partitions: Sequence[int], done: Callable[[int], None
 
 
 def _adapted(size: int, took: int) -> int:
-    """Return how many partitions to fill together, by the effort that the last ones took."""
-    if took > _MUCH:
-        return max(_LEAST, size // 2)
-    return min(_MOST, 2 * size) if took < _LITTLE else size
+    """Return the size of the next batch, given the effort of the last one."""
+    if took > _LARGE_EFFORT:
+        return max(_MIN_BATCH, size // 2)
+    return min(_MAX_BATCH, 2 * size) if took < _SMALL_EFFORT else size
 
 
 def _stream_some(
     streamer: _Streamer, partitions: Sequence[int]
 ) -> Generator[Effect, Any, list[int]]:
-    """Fill what can be filled; returns the rest."""
+    """Stream the partitions that can be streamed now; returns the rest."""
     left: list[int] = []
     for chosen, members in _by_sources(streamer.replica, partitions).items():
         if chosen is None:
@@ -106,7 +107,7 @@ def _stream_some(
         try:
             left += yield from _stream_from(streamer, chosen, members)
         except DStashError:
-            left += members  # a source went away: another one, or the same again, later
+            left += members  # a source became unavailable: retry later, perhaps from another one
     return left
 
 
@@ -124,10 +125,10 @@ def _by_sources(
 def _stream_from(
     streamer: _Streamer, chosen: Sequence[str], partitions: list[int]
 ) -> Generator[Effect, Any, list[int]]:
-    """Take from each chosen source what is not here yet; all of them together are enough.
+    """Stream missing records from every chosen source; together they have every acked write.
 
-    Returns the partitions of which one has damaged records, and so less than it should: they are
-    for later, when it has mended them.
+    Returns the partitions of which a source has corrupt records, so that its data is incomplete.
+    They are retried after the source has repaired them.
     """
     replica = streamer.replica
     horizons: dict[int, Stamp] = {}
@@ -135,11 +136,11 @@ def _stream_from(
     for source in chosen:
         empty = yield from replica.local_partitions.empty_among(sorted(partitions))
         beyond = yield from _copy_all(streamer, empty, source)
-        others = sorted(set(partitions).difference(empty))
-        beyond |= yield from _compare(streamer, others, source, corrupt)
+        held = sorted(set(partitions).difference(empty))
+        beyond |= yield from _compare(streamer, held, source, corrupt)
         for partition, stamp in beyond.items():
             horizons[partition] = max(stamp, horizons.get(partition, 0))
-    # A horizon from a wrong clock must not come in with the data: see ``answering.floor``.
+    # A horizon from a wrong clock must not come with the data: see ``handlers.floor``.
     latest = replica.clock.latest()
     whole = {
         partition: min(stamp, latest)
@@ -157,45 +158,49 @@ def _stream_from(
 def _copy_all(
     streamer: _Streamer, partitions: list[int], source: str
 ) -> Generator[Effect, Any, dict[int, Stamp]]:
-    """Copy partitions of which nothing is here, uncompared; returns horizons beyond this peer's."""
+    """Copy partitions that are empty here; returns the source's horizons that are later."""
     if not partitions:
         return {}
     question = DigestsRequest(pack_partitions(partitions), skip_all=True)
     answer = yield from ask(source, question, DigestsReply)
     counts = split_counts(answer.counts, len(partitions))
-    theirs = split_digests(answer.digests, len(partitions))
+    digests = split_digests(answer.digests, len(partitions))
     flags = split_flags(answer.busy, len(partitions))
-    rows = zip(partitions, counts, theirs, flags, strict=True)
-    # A peer that worked out digests all the same may not know the count of what changes meanwhile.
-    there = [one for one, count, digest, flag in rows if count or digest != EMPTY or flag]
-    if there:
-        yield from copy(streamer.replica, there, source, streamer.throttle)
+    rows = zip(partitions, counts, digests, flags, strict=True)
+    # A source that computed digests may lack the count of a partition that is changing.
+    not_empty = [
+        partition for partition, count, digest, flag in rows if count or digest != EMPTY or flag
+    ]
+    if not_empty:
+        yield from copy(streamer.replica, not_empty, source, streamer.throttle)
     return _beyond(streamer.replica, partitions, answer.horizons)
 
 
 def _compare(
     streamer: _Streamer, partitions: list[int], source: str, corrupt: set[int]
 ) -> Generator[Effect, Any, dict[int, Stamp]]:
-    """Take what is missing of partitions that are here already; returns horizons likewise.
+    """Pull missing records of partitions that have records here; returns horizons likewise.
 
     Args:
-        damaged: takes those of which the source has damaged records.
+        corrupt: receives the partitions of which the source has corrupt records.
     """
     if not partitions:
         return {}
     replica = streamer.replica
     question = DigestsRequest(pack_partitions(partitions), kind=DigestKind.CONTENT)
     answer = yield from ask(source, question, DigestsReply)
-    theirs = split_digests(answer.digests, len(partitions))
+    digests = split_digests(answer.digests, len(partitions))
     beyond = _beyond(replica, partitions, answer.horizons)
     flags = split_flags(answer.busy, len(partitions))
     corrupt.update(
         partition for partition, flag in zip(partitions, flags, strict=True) if flag == CORRUPT
     )
     differing: list[int] = []
-    for partition, digest in zip(partitions, theirs, strict=True):
-        mine = yield from replica.local_partitions.digest(partition, kind=kind_of(answer.kind))
-        if digest != mine and (digest != EMPTY or partition in beyond):
+    for partition, digest in zip(partitions, digests, strict=True):
+        own_digest = yield from replica.local_partitions.digest(
+            partition, kind=kind_of(answer.kind)
+        )
+        if digest != own_digest and (digest != EMPTY or partition in beyond):
             differing.append(partition)
     if differing:
         yield from pull_newer(replica, differing, source, beyond, streamer.throttle)
@@ -203,10 +208,10 @@ def _compare(
 
 
 def _beyond(replica: Replica, partitions: Sequence[int], packed: bytes) -> dict[int, Stamp]:
-    """Return where a source knows the whole truth up to a later stamp than this peer does."""
+    """Return the horizons of a source, by partition, that are later than this peer's."""
     stamps = split_horizons(packed, len(partitions))
     return {
         partition: stamp
-        for partition, stamp in zip(partitions, stamps, strict=False)  # there may be none
+        for partition, stamp in zip(partitions, stamps, strict=False)  # may be empty
         if stamp > replica.local_partitions.horizons[partition]
     }

@@ -1,4 +1,4 @@
-"""Background work as generators that ask for what they need and do nothing themselves.
+"""Background work as generators without I/O: a task yields the effects that it needs.
 
 A task yields an effect and is resumed with its result, or with an exception at that place::
 
@@ -7,8 +7,8 @@ A task yields an effect and is resumed with its result, or with an exception at 
     yield Pause(50)
 
 The scheduler turns effects into messages and writes. It does no I/O and has no clock, so the same
-tasks run under the simulation. Between two effects a task does a few hundred microseconds of
-work at most: requests never wait for it.
+tasks run in the simulation. Between two effects a task works for a few hundred microseconds at
+most, so that requests do not wait for it.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from dstash.wire.messages import Error, Welcome
 from dstash.wire.protocol import LOWEST_PROTOCOL, common_protocol
 from dstash.wire.shapes import Message
 
-#: How long another peer may take to answer (milliseconds).
-ANSWER_MS: Final = 5000
+#: How long another peer may take to answer.
+ANSWER_TIMEOUT_MS: Final = 5000
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Send a request to a peer; resumes with its answer, or raises what it refused with."""
+    """Send a request to a peer; resumes with the reply, or raises the error that it returned."""
 
     peer: str
     message: Message
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
-    """Send a message that has no answer."""
+class Notify:
+    """Send a message that has no reply."""
 
     peer: str
     message: Message
@@ -48,7 +48,7 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Merge, drop, mark and cure, durably: see ``Write``."""
+    """Merge, drop, mark and replace records, durably: see ``Write``."""
 
     entries: Sequence[tuple[bytes, bytes]] = ()
     drops: Sequence[tuple[bytes, bytes]] = ()
@@ -59,19 +59,19 @@ class Merge:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """Wait until every write accepted so far is on disk."""
+    """Wait until every write that was accepted before is on disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Wait; 0 lets others have a turn."""
+    """Wait; 0 only yields to other tasks."""
 
     milliseconds: int = 0
 
 
-Effect = Ask | Tell | Merge | Settle | Pause
+Effect = Ask | Notify | Merge | Settle | Pause
 
-#: A task; what it returns is its result.
+#: A task; its return value is its result.
 Task = Generator[Effect, Any, Any]
 
 #: Called when a task ends: with its result, or with the error that ended it.
@@ -87,7 +87,7 @@ class Outgoing(NamedTuple):
 
 
 class _Job:
-    """A task under way."""
+    """A running task."""
 
     def __init__(self, name: str, task: Task, ended: Ended | None) -> None:
         self.name = name
@@ -99,8 +99,8 @@ class Scheduler:
     """Runs tasks.
 
     Args:
-        commit: takes a ``Merge`` and a callback for its result: queues a write.
-        settle: takes a callback: calls it when all writes accepted so far are on disk.
+        commit: queues a ``Merge`` as a write, and calls the callback with its result.
+        settle: calls the callback when all writes that were accepted before are on disk.
         epoch: returns the epoch that requests carry.
     """
 
@@ -119,54 +119,56 @@ class Scheduler:
         self._jobs: set[_Job] = set()
         self._correlations = itertools.count(1)
         self._out: list[Outgoing] = []
-        #: The protocol version that other peers and this one have in common.
+        #: By peer, the protocol version that it has in common with this one.
         self._protocols: dict[str, int] = {}
         self.failures: list[tuple[str, BaseException]] = []
-        #: Asked between steps of a tick: whether there is time for another one.
+        #: Whether there is time for another step; called between the steps of a tick.
         self.has_time: Callable[[], bool] = lambda: True
 
     def spawn(self, name: str, task: Task, ended: Ended | None = None) -> None:
-        """Begin a task; ``name`` is for people and for ``running``."""
+        """Start a task; ``name`` is for logs, ``running`` and ``cancel``."""
         job = _Job(name, task, ended)
         self._jobs.add(job)
         self._ready.append((job, None, None))
 
     def running(self, name: str) -> bool:
-        """Whether a task of that name has not ended."""
+        """Whether a task with this name is running."""
         return any(job.name == name for job in self._jobs)
 
     def cancel(self, prefix: str) -> None:
-        """End the tasks whose names begin so, where they stand."""
+        """Close the tasks whose names begin with ``prefix``, wherever they are."""
         gone = {job for job in self._jobs if job.name.startswith(prefix)}
         self._jobs -= gone
         self._ready = deque(entry for entry in self._ready if entry[0] not in gone)
         self._paused = [entry for entry in self._paused if entry[1] not in gone]
-        self._asked = {one: entry for one, entry in self._asked.items() if entry[0] not in gone}
+        self._asked = {
+            correlation: entry for correlation, entry in self._asked.items() if entry[0] not in gone
+        }
         for job in gone:
             job.task.close()
 
     @property
     def outstanding(self) -> frozenset[int]:
-        """The correlation ids of requests that wait for their answers."""
+        """The correlation ids of requests without a reply yet."""
         return frozenset(self._asked)
 
     @property
     def has_ready(self) -> bool:
-        """Whether a task could go on now."""
+        """Whether a task can continue now."""
         return bool(self._ready)
 
     def wakeup(self) -> int | None:
-        """Return when ``tick`` is due at the latest (milliseconds since 1970)."""
+        """Return the latest time at which ``tick`` is due (milliseconds since 1970)."""
         moments = [when for when, _ in self._paused]
         moments += [expires for _, _, expires in self._asked.values()]
         return min(moments, default=None)
 
     def tick(self, now: int, steps: int = 8) -> list[Outgoing]:
-        """Let tasks go on, a few steps in all, as long as there is time; returns what they send."""
+        """Run up to ``steps`` steps of tasks while there is time; returns the messages to send."""
         self._wake(now)
         for _ in range(min(steps, len(self._ready))):
             job, value, error = self._ready.popleft()
-            if job in self._jobs:  # else cancelled while something came in for it
+            if job in self._jobs:  # else cancelled while a result arrived
                 self._step(job, value, error, now)
                 if not self.has_time():
                     break
@@ -174,7 +176,7 @@ class Scheduler:
         return out
 
     def answered(self, peer: str, envelope: Envelope) -> None:
-        """Take an answer of another peer."""
+        """Handle a reply of another peer."""
         message = envelope.message
         error = message.error() if isinstance(message, Error) else None
         if isinstance(message, Welcome):
@@ -189,13 +191,13 @@ class Scheduler:
         self._protocols[peer] = common_protocol(lowest, highest) or LOWEST_PROTOCOL
 
     def lost(self, peer: str) -> None:
-        """Take note that the connection to a peer broke."""
+        """Fail all requests to a peer whose connection broke."""
         self._protocols.pop(peer, None)
-        for correlation in [one for one, asked in self._asked.items() if asked[1] == peer]:
+        for correlation in [key for key, asked in self._asked.items() if asked[1] == peer]:
             self.unsent(peer, correlation)
 
     def unsent(self, peer: str, correlation: int) -> None:
-        """Take note that a request could not be sent, or cannot be answered any more."""
+        """Fail a request that could not be sent, or that cannot get a reply any more."""
         asked = self._asked.pop(correlation, None)
         if asked is not None:
             self._ready.append((asked[0], None, Unavailable(f"{peer} is not connected")))
@@ -204,7 +206,7 @@ class Scheduler:
         due = [job for when, job in self._paused if when <= now]
         self._paused = [entry for entry in self._paused if entry[0] > now]
         self._ready.extend((job, None, None) for job in due)
-        late = [one for one, (_, _, expires) in self._asked.items() if expires <= now]
+        late = [key for key, (_, _, expires) in self._asked.items() if expires <= now]
         for correlation in late:
             job, peer, _ = self._asked.pop(correlation)
             self._ready.append((job, None, TimedOut(f"{peer} did not answer in time")))
@@ -231,8 +233,8 @@ class Scheduler:
         match effect:
             case Ask(peer, message):
                 correlation = self._send(peer, message, now)
-                self._asked[correlation] = (job, peer, now + ANSWER_MS)
-            case Tell(peer, message):
+                self._asked[correlation] = (job, peer, now + ANSWER_TIMEOUT_MS)
+            case Notify(peer, message):
                 self._send(peer, message, now)
                 self._ready.append((job, None, None))
             case Merge():
@@ -247,7 +249,7 @@ class Scheduler:
 
     def _send(self, peer: str, message: Message, now: int) -> int:
         correlation = next(self._correlations)
-        # Deadline 0: the clocks of two peers may differ, and maintenance is idempotent.
+        # No deadline (0): the clocks of two peers may differ, and maintenance is idempotent.
         protocol = self._protocols.get(peer, LOWEST_PROTOCOL)
         envelope = Envelope(correlation, self._epoch(), 0, message, protocol)
         self._out.append(Outgoing(peer, encode(envelope), correlation))

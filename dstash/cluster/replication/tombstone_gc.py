@@ -16,7 +16,7 @@ from dstash.cluster.replication import handlers
 from dstash.cluster.replication.handlers import pack_partitions, unpack_partitions
 from dstash.cluster.replication.partitions import Entries
 from dstash.cluster.replication.replica import Replica
-from dstash.cluster.replication.tasks import Effect, Merge, Pause, Tell
+from dstash.cluster.replication.tasks import Effect, Merge, Notify, Pause
 from dstash.cluster.replication.transfer import ask, split_digests
 from dstash.cluster.topology.view import View
 from dstash.errors import DStashError
@@ -34,48 +34,50 @@ from dstash.wire.replication import (
 
 Reaping = Generator[Effect, Any, None]
 
-_BATCH: Final = 256
-#: Turns of the scheduler that an agreement waits for the clocks of a majority.
-_TURNS: Final = 100
+#: Partitions in one round of agreement.
+_MAX_BATCH: Final = 256
+#: Scheduler steps that an agreement waits for the clocks of a majority.
+_MAX_CLOCK_STEPS: Final = 100
 #: Records dropped in one transaction.
-_DROPS: Final = 1000
+_MAX_DROPS: Final = 1000
 
 
 def agree_all(replica: Replica, lag: int) -> Reaping:
-    """Move the horizon of every partition that this peer is the first replica of.
+    """Advance the horizon of every partition that this peer is the first replica of.
 
     Args:
-        lag: how far it stays behind the cluster's time (milliseconds): writes in flight are
-            younger.
+        replica: this peer.
+        lag: how far (milliseconds) the horizon lags behind the cluster clock, so that writes in
+            flight are newer.
     """
-    for _ in range(_TURNS):
+    for _ in range(_MAX_CLOCK_STEPS):
         if replica.clock.knows_majority:
             break
-        yield Pause()  # the clocks of others are perhaps being read
+        yield Pause()  # the clocks of other members may be about to arrive
     else:
-        return  # a clock that the others do not confirm must not decide what is the past
+        return  # a clock without confirmation by a majority must not set a horizon
     lag = max(lag, replica.local_partitions.grace(replica.wall()))
     stamp = stamp_at(replica.clock.time() - lag)
-    yield from _look_at_lonely(replica)
+    yield from _walk_sole_replicas(replica)
     for peers, partitions in _by_replicas(replica).items():
         yield from _agree_in_batches(replica, peers, partitions, stamp)
 
 
 def reconcile_horizons(replica: Replica) -> Reaping:
-    """Bring this peer and replicas that were found to have another horizon to the later one."""
+    """Agree on the later horizon with every replica that was found to have another one."""
     found, replica.local_partitions.unreconciled = replica.local_partitions.unreconciled, {}
     view = replica.view()
     groups: dict[tuple[str, Stamp], list[int]] = {}
-    for (partition, other), stamp in found.items():
+    for (partition, peer), stamp in found.items():
         peers = view.readers[partition]
-        if replica.me in peers and other in peers and _can_agree(view, peers):
-            groups.setdefault((other, stamp), []).append(partition)
-    for (other, stamp), partitions in groups.items():
-        yield from _agree_in_batches(replica, (replica.me, other), partitions, stamp)
+        if replica.me in peers and peer in peers and _can_agree(view, peers):
+            groups.setdefault((peer, stamp), []).append(partition)
+    for (peer, stamp), partitions in groups.items():
+        yield from _agree_in_batches(replica, (replica.me, peer), partitions, stamp)
 
 
-def _look_at_lonely(replica: Replica) -> Reaping:
-    """Walk partitions that nobody else holds: no comparison finds out what is mortal there."""
+def _walk_sole_replicas(replica: Replica) -> Reaping:
+    """Walk partitions without another replica, because no comparison finds tombstones there."""
     view = replica.view()
     for partition in range(PARTITIONS):
         if view.readers[partition] == (replica.me,):
@@ -96,7 +98,7 @@ def _by_replicas(replica: Replica) -> dict[tuple[str, ...], list[int]]:
 
 
 def _can_agree(view: View, peers: Sequence[str]) -> bool:
-    """Whether nobody is away, and nobody is filled: who is asks for horizons but once."""
+    """Whether all replicas are alive and synced: a streaming peer reads horizons only once."""
     whole = all(peer in view.alive and view.members[peer].synced for peer in peers)
     return whole and view.topology.change is None
 
@@ -104,17 +106,17 @@ def _can_agree(view: View, peers: Sequence[str]) -> bool:
 def _agree_in_batches(
     replica: Replica, peers: Sequence[str], partitions: list[int], stamp: Stamp
 ) -> Reaping:
-    for begin in range(0, len(partitions), _BATCH):
+    for begin in range(0, len(partitions), _MAX_BATCH):
         try:
-            yield from _agree(replica, peers, partitions[begin : begin + _BATCH], stamp)
+            yield from _agree(replica, peers, partitions[begin : begin + _MAX_BATCH], stamp)
         except DStashError:
-            continue  # somebody went away: the horizon waits
+            continue  # a replica became unavailable: the horizon stays
 
 
 def _agree(replica: Replica, peers: Sequence[str], partitions: list[int], stamp: Stamp) -> Reaping:
-    """Set the horizon of those partitions that all replicas hold alike up to a stamp.
+    """Set the horizon of the partitions whose replicas are all equal up to a stamp.
 
-    The others are released from their promise at once: until then they cannot be repaired.
+    The promises for the other partitions are withdrawn at once, because they block repairs.
     """
     epoch = replica.view().epoch
     question = FloorRequest(pack_partitions(partitions), stamp, DigestKind.WRITES)
@@ -123,8 +125,8 @@ def _agree(replica: Replica, peers: Sequence[str], partitions: list[int], stamp:
     equal: list[int] = []
     try:
         equal = yield from _equal_among(replica, others, question, asked)
-    except DStashError as error:  # a peer went away, or promises less: the horizon waits
-        _keep_distance(replica, error)
+    except DStashError as error:  # a replica is unavailable or promises less: the horizon stays
+        _note_lower_bound(replica, error)
     if replica.view().epoch != epoch:
         equal = []
     yield from _release(replica, asked, sorted(set(partitions).difference(equal)), stamp)
@@ -132,8 +134,8 @@ def _agree(replica: Replica, peers: Sequence[str], partitions: list[int], stamp:
         yield from _set_horizon(replica, others, SetHorizon(pack_partitions(equal), stamp))
 
 
-def _keep_distance(replica: Replica, error: DStashError) -> None:
-    """Let the next floors be as old as a replica wants, to which writes come later."""
+def _note_lower_bound(replica: Replica, error: DStashError) -> None:
+    """Lower the next floors as far as a replica requires that receives writes late."""
     latest = error.details.get("latest")
     if isinstance(latest, int):
         late = replica.clock.time() - stamp_milliseconds(latest)
@@ -143,21 +145,21 @@ def _keep_distance(replica: Replica, error: DStashError) -> None:
 def _equal_among(
     replica: Replica, others: Sequence[str], question: FloorRequest, asked: list[str]
 ) -> Generator[Effect, Any, list[int]]:
-    """Return the partitions of which this peer and all others gave the same digest.
+    """Return the partitions that have the same digest on this peer and on all other replicas.
 
     Args:
-        asked: takes the peers that may have promised something.
+        asked: receives the peers that may have made a promise.
     """
     partitions = unpack_partitions(question.partitions)
-    mine = yield from handlers.floor(replica.local_partitions, question, replica.wall())
-    if not isinstance(mine, DigestsReply):
-        raise AssertionError("floor answers with digests")
-    equal = dict(zip(partitions, split_digests(mine.digests, len(partitions)), strict=True))
+    own = yield from handlers.floor(replica.local_partitions, question, replica.wall())
+    if not isinstance(own, DigestsReply):
+        raise AssertionError("floor replies with digests")
+    equal = dict(zip(partitions, split_digests(own.digests, len(partitions)), strict=True))
     for peer in others:
         asked.append(peer)
         answer = yield from ask(peer, question, DigestsReply)
         if answer.kind != question.kind:
-            return []  # a peer of an earlier version leaves out what was touched: it proves less
+            return []  # the digests of an earlier version leave out touched records: no proof
         digests = split_digests(answer.digests, len(partitions))
         for partition, digest in zip(partitions, digests, strict=True):
             if equal.get(partition) != digest:
@@ -173,24 +175,24 @@ def _release(
     if partitions:
         replica.local_partitions.release(partitions, stamp)
         for peer in asked:
-            yield Tell(peer, ReleaseFloor(pack_partitions(partitions), stamp))
+            yield Notify(peer, ReleaseFloor(pack_partitions(partitions), stamp))
 
 
-def _set_horizon(replica: Replica, others: Sequence[str], verdict: SetHorizon) -> Reaping:
+def _set_horizon(replica: Replica, others: Sequence[str], decision: SetHorizon) -> Reaping:
     for peer in others:
         try:
-            yield from ask(peer, verdict, HorizonReply)
+            yield from ask(peer, decision, HorizonReply)
         except DStashError:
-            # The proof holds for the other replicas. This pair is brought to one horizon later.
-            partitions = unpack_partitions(verdict.partitions)
+            # The proof holds for the other replicas; ``reconcile_horizons`` follows for this one.
+            partitions = unpack_partitions(decision.partitions)
             replica.local_partitions.unreconciled |= {
-                (one, peer): verdict.stamp for one in partitions
+                (partition, peer): decision.stamp for partition in partitions
             }
-    yield from handlers.horizon(replica.local_partitions, verdict, replica.wall())
+    yield from handlers.horizon(replica.local_partitions, decision, replica.wall())
 
 
 def reap_all(replica: Replica) -> Reaping:
-    """Drop from disk what is dead up to the horizons, in small transactions."""
+    """Drop reapable records (tombstones, expired records) up to the horizons, in small commits."""
     local_partitions = replica.local_partitions
     partitions = [
         partition
@@ -198,22 +200,22 @@ def reap_all(replica: Replica) -> Reaping:
         if local_partitions.horizons[partition] and local_partitions.has_expirable(partition)
     ]
     after = b""
-    dead: list[tuple[bytes, bytes]] = []
+    reapable: list[tuple[bytes, bytes]] = []
     while True:
         entries = local_partitions.walk_all(partitions, after)
-        dead += _count_tombstones(entries, local_partitions.horizons)
+        reapable += _reapable(entries, local_partitions.horizons)
         is_last = len(entries) < local_partitions.slice_records
-        if dead and (is_last or len(dead) >= _DROPS):
-            yield Merge(drops=dead)
-            dead = []
+        if reapable and (is_last or len(reapable) >= _MAX_DROPS):
+            yield Merge(drops=reapable)
+            reapable = []
         if is_last:
             return
         after = entries[-1][0]
         yield Pause()
 
 
-def _count_tombstones(entries: Entries, horizons: Sequence[Stamp]) -> list[tuple[bytes, bytes]]:
-    # A damaged record may look dead; it must stay until it has been repaired.
+def _reapable(entries: Entries, horizons: Sequence[Stamp]) -> list[tuple[bytes, bytes]]:
+    # A corrupt record may look like a tombstone; it must stay until it is repaired.
     return [
         (storage_key, identity_of(record))
         for storage_key, record in entries
@@ -223,14 +225,13 @@ def _count_tombstones(entries: Entries, horizons: Sequence[Stamp]) -> list[tuple
 
 
 def clean_up(replica: Replica, partitions: Sequence[int]) -> Reaping:
-    """Drop partitions (ascending) that this peer holds no replica of any more.
+    """Drop partitions (ascending) that this peer no longer replicates.
 
-    Horizons go first. With one, this peer would take back nothing that is older, should the next
-    change of placement bring a partition here again when some of it has been dropped.
+    Horizons are cleared first. With a horizon this peer would refuse older records if the next
+    topology change brought a partition back after a part of it was dropped.
     """
     yield Merge(marks=[replica.local_partitions.reset(partitions)])
-    at_once = (
-        3 * replica.local_partitions.slice_records
-    )  # not checked, only dropped; and each is a commit
-    while entries := replica.local_partitions.walk_all(partitions, b"", at_once):
+    # Larger slices than elsewhere: records are not checked, and each slice is a commit.
+    slice_records = 3 * replica.local_partitions.slice_records
+    while entries := replica.local_partitions.walk_all(partitions, b"", slice_records):
         yield Merge(drops=[(key, identity_of(record)) for key, record in entries])

@@ -1,4 +1,4 @@
-"""Making two replicas of a partition equal by moving what differs, and nothing else."""
+"""Transfer of records between replicas: copy, pull and push, with only the differences moved."""
 
 from __future__ import annotations
 
@@ -39,27 +39,28 @@ _Answer = TypeVar("_Answer", bound=Message)
 
 Entries = list[tuple[bytes, bytes]]
 
-#: What another peer said of a record: its version, then its checksum if that peer knows to tell it.
-Mark = bytes
+#: Identity of a record on another peer: its version, then its checksum if that peer sends it.
+Fingerprint = bytes
 
-#: Partitions that a page is asked from, at first: to name them all each time is work for both.
-_WINDOW: Final = 16
+#: Partitions named in the first request for a page: naming all of them each time costs both sides.
+_FIRST_WINDOW: Final = 16
 
-#: Records that are given, or asked for, at once to heal: their commit takes a few milliseconds.
-_AT_ONCE: Final = 150
-#: After each of those healing rests so many times as long as it took: requests keep their latency.
-_REST: Final = 3
-_LONGEST_REST_MS: Final = 200
+#: Records pushed or pulled in one message during repair: their commit takes a few milliseconds.
+_MAX_REPAIR_RECORDS: Final = 150
+#: After each message repair rests for this multiple of the time it took, to keep requests fast.
+_REST_FACTOR: Final = 3
+_MAX_REST_MS: Final = 200
 
 
 def copy(replica: Replica, partitions: Sequence[int], source: str, throttle: Throttle) -> Counting:
     """Copy whole partitions (ascending); returns the number of records."""
     begin, after, copied, size = 0, b"", 0, page_bytes(replica.rate)
-    window = _WINDOW
+    window = _FIRST_WINDOW
     while begin < len(partitions):
         began = replica.now()
-        some = partitions[begin : begin + window]
-        page = yield from ask(source, CopyRequest(pack_partitions(some), after, size), CopyReply)
+        requested = partitions[begin : begin + window]
+        request = CopyRequest(pack_partitions(requested), after, size)
+        page = yield from ask(source, request, CopyReply)
         entries = codec.unpack_entries(page.keys, page.records)
         if entries:
             yield Merge(entries)
@@ -72,8 +73,8 @@ def copy(replica: Replica, partitions: Sequence[int], source: str, throttle: Thr
         if after:
             begin = bisect_left(partitions, partition_in(after), begin)
         else:
-            begin += len(some)
-            window *= 2  # they did not fill the page
+            begin += len(requested)
+            window *= 2  # the page was not full
     return copied
 
 
@@ -84,70 +85,70 @@ def pull_newer(
     horizons: Mapping[int, Stamp],
     throttle: Throttle,
 ) -> Counting:
-    """Fetch what ``source`` has newer than this peer, and drop what it has buried.
+    """Pull the records that are newer on ``source``, and drop those that it has collected.
 
     Args:
-        horizons: by partition, up to where the source knows the whole truth.
+        horizons: the horizons of the source, by partition.
 
     Returns:
-        the number of records that came.
+        the number of records pulled.
 
     Raises:
-        CorruptRecord: the source holds a damaged record, so it has less than it should.
+        CorruptRecord: the source has a corrupt record, so its data is incomplete.
     """
     pulled, after = 0, b""
     reaped = [partition for partition in partitions if partition in horizons]
     while True:
         begin = after
         page, after = yield from versions_page(source, partitions, (), begin)
-        if any(version_in(mark) == ABSENT for mark in page.values()):
-            raise CorruptRecord(f"{source} holds a damaged record; it has to be mended first")
-        newer = yield from newer_there(replica, page)
+        if any(version_in(fingerprint) == ABSENT for fingerprint in page.values()):
+            raise CorruptRecord(f"{source} has a corrupt record; it must be repaired first")
+        newer = yield from newer_on_peer(replica, page)
         pulled += (yield from pull(replica, source, newer, throttle, {})).check()
-        yield from _drop_reaped(replica, reaped, _Span(begin, after, page), horizons)
+        yield from _drop_reaped(replica, reaped, _VersionPage(begin, after, page), horizons)
         if not after:
             return pulled
 
 
-class _Span(NamedTuple):
-    """A page of marks, and the storage keys it lies between (empty: no bound)."""
+class _VersionPage(NamedTuple):
+    """The fingerprints of a page, and the storage keys around it (empty: no bound)."""
 
     begin: bytes
     end: bytes
-    marks: Mapping[bytes, Mark]
+    fingerprints: Mapping[bytes, Fingerprint]
 
 
 def _drop_reaped(
-    replica: Replica, partitions: Sequence[int], span: _Span, horizons: Mapping[int, Stamp]
+    replica: Replica, partitions: Sequence[int], page: _VersionPage, horizons: Mapping[int, Stamp]
 ) -> Generator[Effect, Any, None]:
-    after = span.begin
+    after = page.begin
     while partitions:
         entries = replica.local_partitions.walk_all(partitions, after)
         reaped = [
             (storage_key, identity_of(record))
             for storage_key, record in entries
-            if not (span.end and storage_key > span.end)
-            and _is_later_write(record, span.marks.get(storage_key, ZERO))
+            if not (page.end and storage_key > page.end)
+            and _is_later_write(record, page.fingerprints.get(storage_key, ZERO))
             and horizon_stamp(record) <= horizons[partition_in(storage_key)]
         ]
         if reaped:
             yield Merge(drops=reaped)
         after = entries[-1][0] if len(entries) == replica.local_partitions.slice_records else b""
-        if not after or (span.end and after >= span.end):
+        if not after or (page.end and after >= page.end):
             return
         yield Pause()
 
 
 def push(
-    replica: Replica, other: str, entries: Entries, *, compared: bool = False
+    replica: Replica, peer: str, entries: Entries, *, compared: bool = False
 ) -> Generator[Effect, Any, dict[bytes, int]]:
     """Send records to another replica, and wait until they are on its disk.
 
     Args:
-        compared: a comparison found them to be missing; see ``Push``.
+        compared: whether a comparison found the records to be missing; see ``Push``.
 
     Returns:
-        the storage keys of those that it would not take, and the code of the error.
+        the storage keys that the replica rejected, with the error codes.
     """
     refused: dict[bytes, int] = {}
     sound = [(key, record) for key, record in entries if is_sound(key, record)]
@@ -157,104 +158,110 @@ def push(
         frames = Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(records))
         message = Push(*frames, compared)
         began = replica.now()
-        answer = yield from ask(other, message, Stored)
-        refused |= {keys[place]: code for place, code, *_ in answer.rejected if code}
+        answer = yield from ask(peer, message, Stored)
+        refused |= {keys[position]: code for position, code, *_ in answer.rejected if code}
         yield from throttle.keep(weight_of(part))
         yield _rest(replica, began)
     return refused
 
 
 def _rest(replica: Replica, began: int) -> Pause:
-    return Pause(min(_LONGEST_REST_MS, _REST * (replica.now() - began)))
+    return Pause(min(_MAX_REST_MS, _REST_FACTOR * (replica.now() - began)))
 
 
 def versions_page(
     source: str, partitions: Sequence[int], buckets: Sequence[int], after: bytes
-) -> Generator[Effect, Any, tuple[dict[bytes, Mark], bytes]]:
+) -> Generator[Effect, Any, tuple[dict[bytes, Fingerprint], bytes]]:
+    """Fetch a page of fingerprints by storage key, and the position after it (empty: the end)."""
     question = VersionsRequest(pack_partitions(partitions), bytes(buckets), after, checksums=True)
     page = yield from ask(source, question, VersionsReply)
     keys = codec.unpack_blobs(page.keys)
     if len(page.versions) != len(keys) * VERSION_BYTES:
-        raise ProtocolError(f"{source} sent versions that do not fit their keys")
+        raise ProtocolError(f"{source} sent versions that do not match its {len(keys)} keys")
     if len(page.checksums) not in (0, len(keys) * CHECKSUM_END):
-        raise ProtocolError(f"{source} sent checksums that do not fit their keys")
-    versions: Iterable[Mark] = split(page.versions, VERSION_BYTES)
+        raise ProtocolError(f"{source} sent checksums that do not match its {len(keys)} keys")
+    versions: Iterable[Fingerprint] = split(page.versions, VERSION_BYTES)
     if page.checksums:
         versions = map(operator.add, versions, split(page.checksums, CHECKSUM_END))
     return dict(zip(keys, versions, strict=True)), page.after
 
 
-def version_in(mark: Mark) -> Version:
-    """Return the version of a mark."""
-    return mark[:VERSION_BYTES]
+def version_in(fingerprint: Fingerprint) -> Version:
+    """Return the version in a fingerprint."""
+    return fingerprint[:VERSION_BYTES]
 
 
-def _differs(record: bytes, mark: Mark) -> bool:
-    """Whether a record has the version of a mark, and another checksum. A merge decides which."""
-    checksum = mark[VERSION_BYTES:]
-    same = version_of(record) == version_in(mark)
+def _differs(record: bytes, fingerprint: Fingerprint) -> bool:
+    """Whether a record has the same version but another checksum; a merge then decides."""
+    checksum = fingerprint[VERSION_BYTES:]
+    same = version_of(record) == version_in(fingerprint)
     return same and bool(checksum) and record[:CHECKSUM_END] != checksum
 
 
-def _is_later_write(record: bytes, mark: Mark) -> bool:
-    """Whether a record is of a later write than a mark, whenever the two were touched."""
-    return write_of(version_of(record)) > write_of(mark)
+def _is_later_write(record: bytes, fingerprint: Fingerprint) -> bool:
+    """Whether a record is of a later write than a fingerprint, touches aside."""
+    return write_of(version_of(record)) > write_of(fingerprint)
 
 
-def may_win(record: bytes, mark: Mark) -> bool:
-    """Whether a record may win over the one that a mark stands for."""
-    return version_of(record) > version_in(mark) or _differs(record, mark)
+def may_win(record: bytes, fingerprint: Fingerprint) -> bool:
+    """Whether a record may win over the one with the fingerprint."""
+    return version_of(record) > version_in(fingerprint) or _differs(record, fingerprint)
 
 
-def _may_lose(record: bytes, mark: Mark) -> bool:
-    return version_of(record) < version_in(mark) or _differs(record, mark)
+def _may_lose(record: bytes, fingerprint: Fingerprint) -> bool:
+    return version_of(record) < version_in(fingerprint) or _differs(record, fingerprint)
 
 
 def ask(peer: str, question: Message, kind: type[_Answer]) -> Generator[Effect, Any, _Answer]:
-    """Ask a peer; ``ProtocolError`` when the answer is of another kind."""
+    """Send a request to a peer; ``ProtocolError`` if the reply is of another kind."""
     answer = yield Ask(peer, question)
     if not isinstance(answer, kind):
-        raise ProtocolError(f"{peer} answered with an unexpected {type(answer).__name__}")
+        raise ProtocolError(
+            f"{peer} sent an unexpected {type(answer).__name__}; expected {kind.__name__}"
+        )
     return answer
 
 
 def batches(entries: Entries) -> Iterator[Entries]:
-    """Cut entries into runs that fit into one message."""
-    run: Entries = []
+    """Split entries into batches that fit into one message."""
+    batch: Entries = []
     weight = 0
     for entry in entries:
         cost = len(entry[0]) + len(entry[1])
-        if run and (weight + cost > PAGE_BYTES or len(run) >= _AT_ONCE):
-            yield run
-            run, weight = [], 0
-        run.append(entry)
+        if batch and (weight + cost > PAGE_BYTES or len(batch) >= _MAX_REPAIR_RECORDS):
+            yield batch
+            batch, weight = [], 0
+        batch.append(entry)
         weight += cost
-    if run:
-        yield run
+    if batch:
+        yield batch
 
 
-def newer_there(replica: Replica, theirs: dict[bytes, Mark]) -> Generator[Effect, Any, list[bytes]]:
+def newer_on_peer(
+    replica: Replica, fingerprints: Mapping[bytes, Fingerprint]
+) -> Generator[Effect, Any, list[bytes]]:
+    """Return the storage keys whose record may be newer on the peer than here."""
     newer: list[bytes] = []
-    offered = list(theirs.items())
-    at_once = replica.local_partitions.slice_records
-    for begin in range(0, len(offered), at_once):
+    offered = list(fingerprints.items())
+    step = replica.local_partitions.slice_records
+    for begin in range(0, len(offered), step):
         with replica.local_partitions.store.snapshot() as snapshot:
-            for storage_key, mark in offered[begin : begin + at_once]:
+            for storage_key, fingerprint in offered[begin : begin + step]:
                 record = snapshot.get(storage_key)
-                if record is None or _may_lose(record, mark):
+                if record is None or _may_lose(record, fingerprint):
                     newer.append(storage_key)
         yield Pause()
     return newer
 
 
 class Pulled(NamedTuple):
-    """What came of a fetch: how many records came, and what was refused here or damaged there."""
+    """The result of a pull: the records moved, and those refused here or corrupt at the source."""
 
     moved: int
     refused: dict[bytes, DStashError]
 
     def check(self) -> int:
-        """Return how many records came; raise the first refusal if there is any."""
+        """Return how many records moved; raise the first refusal if there is one."""
         for error in self.refused.values():
             raise error
         return self.moved
@@ -267,24 +274,25 @@ def pull(
     throttle: Throttle,
     horizons: Mapping[int, Stamp],
 ) -> Generator[Effect, Any, Pulled]:
-    """Fetch records. One that is refused, or damaged at its source, holds up none of the others.
+    """Fetch records. A refused or corrupt record does not hold up the rest.
 
     Args:
-        horizons: of the source, by partition. It has collected what is dead at them.
+        horizons: the horizons of the source, by partition. Records that are reapable there are
+            skipped, because the source has collected them.
     """
     pulled = Pulled(0, {})
     while keys:
-        some, rest = keys[:_AT_ONCE], keys[_AT_ONCE:]
+        batch, rest = keys[:_MAX_REPAIR_RECORDS], keys[_MAX_REPAIR_RECORDS:]
         began = replica.now()
-        answer = yield from ask(source, Pull(Frame(codec.pack_blobs(some))), Records)
+        answer = yield from ask(source, Pull(Frame(codec.pack_blobs(batch))), Records)
         records = codec.unpack_optional_blobs(answer.records)
         if not records:
-            raise ProtocolError(f"{source} answered a pull with nothing")
-        corrupt = CorruptRecord(f"{source} holds a damaged record; it has to be mended first")
-        pulled.refused.update((some[place], corrupt) for place in answer.corrupt)
+            raise ProtocolError(f"{source} sent an empty reply to a pull")
+        corrupt = CorruptRecord(f"{source} has a corrupt record; it must be repaired first")
+        pulled.refused.update((batch[position], corrupt) for position in answer.corrupt)
         entries = [
             (key, record)
-            for key, record in zip(some, records, strict=False)
+            for key, record in zip(batch, records, strict=False)
             if record is not None and not is_reapable_at(record, horizons.get(partition_in(key), 0))
         ]
         refusal = yield from _take(entries)
@@ -294,12 +302,12 @@ def pull(
             pulled.refused.update((key, refusal) for key, _ in entries)
         yield from throttle.take_in(entries)
         yield _rest(replica, began)
-        keys = some[len(records) :] + rest
+        keys = batch[len(records) :] + rest
     return pulled
 
 
 def _take(entries: Entries) -> Generator[Effect, Any, DStashError | None]:
-    """Merge records; returns why some of them were refused, None if none was."""
+    """Merge records; returns the error if some were refused, else None."""
     try:
         if entries:
             yield Merge(entries)
@@ -309,33 +317,33 @@ def _take(entries: Entries) -> Generator[Effect, Any, DStashError | None]:
 
 
 def split_digests(packed: bytes, count: int) -> list[bytes]:
-    """Return ``count`` digests; ``ProtocolError`` when there are not so many."""
+    """Return ``count`` digests; ``ProtocolError`` on another number."""
     if len(packed) != count * DIGEST_BYTES:
-        raise ProtocolError("a peer answered with another number of digests")
+        raise ProtocolError(f"a peer sent {len(packed)} bytes of digests for {count} partitions")
     return list(split(packed, DIGEST_BYTES))
 
 
 def split_counts(packed: bytes, count: int) -> list[int]:
-    """Return ``count`` numbers; ``ProtocolError`` when there are not so many."""
+    """Return ``count`` record counts; ``ProtocolError`` on another number."""
     if len(packed) != count * 4:
-        raise ProtocolError("a peer answered with another number of counts")
+        raise ProtocolError(f"a peer sent {len(packed)} bytes of counts for {count} partitions")
     return [int.from_bytes(packed[begin : begin + 4], "big") for begin in range(0, 4 * count, 4)]
 
 
 def split_horizons(packed: bytes, count: int) -> list[Stamp]:
-    """Return ``count`` horizons; none from a peer of an earlier version, which does not say."""
+    """Return ``count`` horizons; none from a peer of an earlier version."""
     if len(packed) != 8 * count:
         return []
     return [int.from_bytes(packed[begin : begin + 8], "big") for begin in range(0, 8 * count, 8)]
 
 
 def split_flags(packed: bytes, count: int) -> bytes:
-    """Return ``count`` flags, a byte each; ``ProtocolError`` when there are not so many."""
+    """Return ``count`` flags, a byte each; ``ProtocolError`` on another number."""
     if len(packed) != count:
-        raise ProtocolError("a peer answered with another number of flags")
+        raise ProtocolError(f"a peer sent {len(packed)} flags for {count} partitions")
     return packed
 
 
 def split(packed: bytes, size: int) -> Iterable[bytes]:
-    """Yield pieces of a size."""
+    """Yield consecutive pieces of ``size`` bytes."""
     return (packed[begin : begin + size] for begin in range(0, len(packed), size))

@@ -11,7 +11,7 @@ from dstash.cluster.repair.antientropy import compare_with
 from dstash.cluster.repair.exchange import exchange_large
 from dstash.cluster.replication import handlers
 from dstash.cluster.replication.partitions import LocalPartitions
-from dstash.cluster.replication.streaming import fill
+from dstash.cluster.replication.streaming import stream
 from dstash.cluster.replication.tasks import Merge
 from dstash.limits import PARTITIONS
 from dstash.store.digest import DigestKind
@@ -81,7 +81,7 @@ def test_gaining_peer_takes_the_higher_bytes_of_its_sources() -> None:
     for peer, value in zip("abc", (b"\x01", b"\x02", b"\x02"), strict=True):
         write(cluster, peer, value)
     write(cluster, "d", b"\x01")
-    cluster.run("d", fill(cluster.peers["d"], [PARTITION], lambda partition: None))
+    cluster.run("d", stream(cluster.peers["d"], [PARTITION], lambda partition: None))
     assert held(cluster, "d") == b"\x02"
 
 
@@ -124,6 +124,6 @@ def test_gaining_peer_is_filled_by_peers_of_version_1(monkeypatch: pytest.Monkey
     for peer in "abcd":
         write(cluster, peer, b"\x01")
     done: list[int] = []
-    cluster.run("d", fill(cluster.peers["d"], [PARTITION], done.append))
+    cluster.run("d", stream(cluster.peers["d"], [PARTITION], done.append))
     assert done == [PARTITION]
     assert cluster.asked[VersionsRequest] == 0

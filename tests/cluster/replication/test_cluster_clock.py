@@ -107,7 +107,7 @@ def test_a_step_forward_is_not_trusted_before_clocks_are_read_again() -> None:
 def test_members_that_left_are_forgotten() -> None:
     clock = clock_of()
     read(clock, b=-HOUR, c=-HOUR)
-    clock.holds("b", stamp_at(NOW + HOUR), clock.era)
+    clock.note_present("b", stamp_at(NOW + HOUR), clock.era)
     clock.install({"a", "d"}, {"a", "d"}, frozenset("ad"))
     assert not clock.knows_majority
     assert clock.confirmed() == 0
@@ -121,16 +121,16 @@ class TestHighestPossible:
         assert clock.highest_possible() == MAX_STAMP
         read(clock, b=0, c=0)
         assert clock.highest_possible() == MAX_STAMP, "the others may hold anything"
-        clock.holds("b", stamp_at(NOW), clock.era)
+        clock.note_present("b", stamp_at(NOW), clock.era)
         assert stamp_milliseconds(clock.highest_possible()) == NOW + HOUR + 10, "c may hold as much"
-        clock.holds("c", stamp_at(NOW), clock.era)
+        clock.note_present("c", stamp_at(NOW), clock.era)
         assert clock.highest_possible() == clock.latest()
 
     def test_a_clock_that_was_not_read_may_be_ahead(self) -> None:
         clock = clock_of(present=stamp_at(NOW))
         read(clock, b=3000)
         for peer in "bc":
-            clock.holds(peer, stamp_at(NOW), clock.era)
+            clock.note_present(peer, stamp_at(NOW), clock.era)
         assert stamp_milliseconds(clock.latest()) == NOW + SKEW
         assert stamp_milliseconds(clock.highest_possible()) == NOW + 3000 + SKEW
         read(clock, c=0)
@@ -151,7 +151,7 @@ class TestHighestPossible:
         ahead = 0 if set_right == "own" else HOUR
         read(clock, b=ahead, c=ahead)
         for peer in "bc":
-            clock.holds(peer, stamp_at(NOW), clock.era)
+            clock.note_present(peer, stamp_at(NOW), clock.era)
         before = clock.era
         assert clock.highest_possible() == clock.latest()
         if set_right == "own":
@@ -161,10 +161,10 @@ class TestHighestPossible:
         assert clock.is_due
         assert clock.highest_possible() == MAX_STAMP
         for peer in "bc":
-            clock.holds(peer, stamp_at(NOW), before)  # an answer from before
+            clock.note_present(peer, stamp_at(NOW), before)  # an answer from before
         assert clock.highest_possible() == MAX_STAMP
         for peer in "bc":
-            clock.holds(peer, stamp_at(NOW), clock.era)
+            clock.note_present(peer, stamp_at(NOW), clock.era)
         assert clock.highest_possible() == clock.latest()
 
 
@@ -174,8 +174,8 @@ class TestConfirmed:
     def test_it_is_what_a_majority_holds(self) -> None:
         clock = clock_of(present=stamp_at(NOW + 3 * HOUR))
         read(clock, b=0, c=0)
-        clock.holds("b", stamp_at(NOW + HOUR), clock.era)
-        clock.holds("c", stamp_at(NOW - HOUR), clock.era)
+        clock.note_present("b", stamp_at(NOW + HOUR), clock.era)
+        clock.note_present("c", stamp_at(NOW - HOUR), clock.era)
         assert clock.confirmed() == stamp_at(NOW + HOUR)
         assert NOW + HOUR < stamp_milliseconds(clock.latest()) <= NOW + HOUR + 20
         assert stamp_milliseconds(clock.latest()) == clock.present_ms() + SKEW
@@ -183,20 +183,20 @@ class TestConfirmed:
     def test_what_a_minority_holds_is_not(self) -> None:
         clock = clock_of(present=stamp_at(NOW + HOUR))
         read(clock, b=0, c=0)
-        clock.holds("b", stamp_at(NOW), clock.era)
-        clock.holds("c", stamp_at(NOW), clock.era)
+        clock.note_present("b", stamp_at(NOW), clock.era)
+        clock.note_present("c", stamp_at(NOW), clock.era)
         assert clock.present_ms() == NOW
         assert stamp_milliseconds(clock.latest()) == NOW + SKEW
 
     def test_it_is_not_known_before_a_majority_was_heard(self) -> None:
         clock = clock_of(present=stamp_at(NOW + HOUR))
-        clock.holds("b", stamp_at(NOW + HOUR), clock.era)
+        clock.note_present("b", stamp_at(NOW + HOUR), clock.era)
         assert clock.confirmed() == 0
 
     def test_a_member_that_was_never_heard_counts_only_while_it_is_down(self) -> None:
         clock = clock_of(alive="ab")
         read(clock, b=0)
-        clock.holds("b", stamp_at(NOW + HOUR), clock.era)
+        clock.note_present("b", stamp_at(NOW + HOUR), clock.era)
         assert clock.confirmed() == stamp_at(NOW + HOUR)
         clock.install(set("abc"), set("abc"), frozenset("abc"))
         assert clock.confirmed() == 0

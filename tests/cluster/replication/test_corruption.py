@@ -22,7 +22,7 @@ KEPT = 4
 
 @pytest.fixture(autouse=True)
 def _few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_KEPT", KEPT)
+    monkeypatch.setattr(module, "_MAX_TRACKED", KEPT)
 
 
 def keys(partition: int, count: int) -> list[bytes]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dstash.cluster.replication.cluster_clock import ClusterClock
-from dstash.cluster.replication.epoch_barrier import witness
+from dstash.cluster.replication.epoch_barrier import await_barrier
 from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Ask, Pause
@@ -43,7 +43,7 @@ def test_it_ends_when_the_last_that_could_answer_has_moved_on(
     me = min(olds + joiner)
     clock = ClusterClock(me, 500, lambda: 0, 0)
     replica = Replica(me, LocalPartitions(TwinStore()), lambda: view, lambda: 0, lambda: 0, clock)
-    waiting = witness(replica)
+    waiting = await_barrier(replica)
     moved_on, pauses = "", 0
     try:
         effect = next(waiting)

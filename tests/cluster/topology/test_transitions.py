@@ -8,11 +8,10 @@ from itertools import combinations, pairwise
 import pytest
 
 from dstash.client.routing import WriteSet, write_table
-from dstash.cluster.replication.epoch_barrier import can_read
 from dstash.cluster.topology import joining, transitions
 from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.topology import Member, State, Topology
-from dstash.cluster.topology.view import View
+from dstash.cluster.topology.view import View, can_read
 from dstash.errors import ChangeConflict
 from dstash.types import Level
 
