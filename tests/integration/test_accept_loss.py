@@ -43,7 +43,7 @@ def waits(here: Here, text: str) -> None:
 def test_two_of_three_disks_are_lost(peers: Peers) -> None:
     here = Here(peers)
     wipe(peers, "p2", "p3")
-    waits(here, "4096 partitions of p2 lack 1 of the replicas that know every write")
+    waits(here, "4096 partitions of p2 lack 1 of the replicas that have every write")
     code, _, said = here.ask("cluster", "accept-loss", "p1", "-y")
     assert (code, "'p1' is alive and has its data" in said) == (1, True)
     code, out, said = here.ask("cluster", "accept-loss", "p2", "p3")

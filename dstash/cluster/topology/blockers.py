@@ -1,4 +1,4 @@
-"""What a topology change, or a store that is filled, waits for: in words, for people."""
+"""Blockers: the reasons why a topology change or the streaming of a store waits, as text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dstash.cluster.topology.view import View, can_read
 
 
 def waits(view: View, status: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return what is waited for, and what to do about it; empty when all is well.
+    """Return the blockers, each with what to do about it; empty when nothing is blocked.
 
     Args:
-        view: the topology, and who is alive.
-        status: by member, what those that answered say of themselves (``epoch``).
+        view: the topology and the liveness of its members.
+        status: by member, the status (``epoch``) of those that replied.
     """
     return [*_unstreamed_stores(view), *_change(view, status)]
 
@@ -35,7 +35,7 @@ def _change(view: View, status: Mapping[str, Mapping[str, Any]]) -> Iterator[str
             continue
         if peer not in view.alive:
             yield (
-                f"{peer} gains {len(gained)} partitions and is down: start it, or go on without "
+                f"{peer} gains {len(gained)} partitions and is down: start it, or continue without "
                 f"it: dstash cluster force-remove {peer}"
             )
             continue
@@ -48,34 +48,34 @@ def _unstreamed_stores(view: View) -> Iterator[str]:
         if member.synced or not held:
             continue
         if peer not in view.alive:
-            yield f"{peer} has a new or an old store and is down: start it to have it filled"
+            yield f"{peer} has a new or an old store and is down: start it to stream its data"
         else:
             yield from _without_sources(view, peer, held)
 
 
 def _without_sources(view: View, peer: str, partitions: list[int]) -> Iterator[str]:
-    """Say which partitions of a peer have too few sources that are alive."""
+    """Report the partitions of a peer that have too few live sources."""
     missing: Counter[tuple[tuple[str, ...], int]] = Counter()
     for owners in map(view.readers.__getitem__, partitions):
-        able = [one for one in owners if view.members[one].synced]
-        there = [one for one in able if one == peer or one in view.alive]
-        short = view.votes_needed(owners) - len(there)
+        synced = [member for member in owners if view.members[member].synced]
+        available = {member for member in synced if member == peer or member in view.alive}
+        short = view.votes_needed(owners) - len(available)
         if short > 0:
-            missing[tuple(sorted(set(owners) - set(there) - {peer})), short] += 1
+            missing[tuple(sorted(set(owners) - available - {peer})), short] += 1
     for (absent, short), count in sorted(missing.items()):
-        down = [one for one in absent if one not in view.alive]
-        back = f"start {' or '.join(down)}" if down else "no start brings them back"
-        lossy = [one for one in absent if one in down or not view.members[one].synced]
+        down = [member for member in absent if member not in view.alive]
+        remedy = f"start {' or '.join(down)}" if down else "starting a peer does not help"
+        lossy = [member for member in absent if member in down or not view.members[member].synced]
         lossy += [] if view.members[peer].synced else [peer]
         yield (
-            f"{count} partitions of {peer} lack {short} of the replicas that know every write "
-            f"({', '.join(absent)}): {back}; if their data is lost for good: "
+            f"{count} partitions of {peer} lack {short} of the replicas that have every write "
+            f"({', '.join(absent)}): {remedy}; if their data is lost for good: "
             f"dstash cluster accept-loss {' '.join(sorted(set(lossy)))}"
         )
 
 
 def _end(view: View, status: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Say which old replicas may still be read from by an older topology."""
+    """Report the members that may still serve reads under the older topology."""
     change = view.topology.change
     gone = set(change.gone if change is not None else ()) - view.alive
     passed = {
@@ -89,9 +89,9 @@ def _end(view: View, status: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         if peer in passed or member.state is State.JOINING:
             continue
         if peer in view.alive:
-            yield f"the topology change ends once {peer} has taken epoch {view.epoch}"
+            yield f"the topology change ends once {peer} has reached epoch {view.epoch}"
         else:
             yield (
-                f"the topology change ends once {peer}, which is down, cannot be read from: start "
-                f"it, or go on without it: dstash cluster force-remove {peer}"
+                f"the topology change waits for {peer}, which is down: start it, or continue "
+                f"without it: dstash cluster force-remove {peer}"
             )

@@ -1,7 +1,7 @@
-"""How a peer comes into the topology: pure decisions, applied by compare-and-set.
+"""Joining: how a peer enters the topology, as pure functions; compare-and-set applies the result.
 
-A cluster forms when ``min_peers`` have joined. Until then nothing can have been written, so a
-peer joins at once. Afterwards it joins as ``joining``, and a change of placement brings its data.
+A cluster forms when ``min_peers`` have joined. Before that no data can have been written, so a peer
+becomes active at once. Afterwards it enters as ``joining``, and a topology change streams its data.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dstash.cluster.topology.topology import Change, Member, Restored, State, To
 from dstash.errors import ForeignStore, ProtocolError
 from dstash.store.interface import Store
 
-#: Under which name the store keeps the newest topology, for the day the membership has lost it.
+#: The mark under which the store keeps the newest topology, in case the membership loses it.
 KEPT: Final = b"topology"
 
-#: How far the epoch jumps when a lost topology is restored: two histories never share an epoch.
+#: How far the epoch jumps when a lost topology is restored, so that two histories share no epoch.
 RESTORED_JUMP: Final = 1 << 20
 
 
 def member_of(announcement: Announcement, state: State = State.ACTIVE) -> Member:
-    """Return a peer as a member."""
+    """Return the member that an announcement describes."""
     return Member(
         id=announcement.peer,
         address=announcement.address,
@@ -54,10 +54,10 @@ def found(
 
 
 def join(topology: Topology, announcement: Announcement) -> Topology | None:
-    """Return the topology with a peer in it as it is now; None when there is nothing to do.
+    """Return the topology with a peer as it announces itself; None when nothing changes.
 
-    A member that comes back with another store has lost its data: it stays a member, but counts
-    as not synced until it has been filled again. While a change comes to its end a newcomer waits.
+    A member that returns with another store has lost its data: it stays a member, but is not synced
+    until it has streamed its data again. A new peer waits while a topology change completes.
     """
     known = topology.member(announcement.peer)
     if known is not None:
@@ -72,7 +72,7 @@ def join(topology: Topology, announcement: Announcement) -> Topology | None:
 
 
 def last_known(store: Store) -> Topology | None:
-    """Return the topology that the peer of this store went by last; None if there was none."""
+    """Return the last topology that the peer of this store used; None if there was none."""
     kept = store.marked(KEPT)
     try:
         return None if kept is None else Topology.decode(kept)
@@ -81,14 +81,15 @@ def last_known(store: Store) -> Topology | None:
 
 
 def check_cluster(store: Store, cluster: str, where: str) -> None:
-    """Refuse a store that belongs to a cluster of another name.
+    """Check that a store belongs to the configured cluster.
 
     Args:
+        store: the store.
         cluster: the configured name.
-        where: names the data directory, for the error.
+        where: the data directory, for the error.
 
     Raises:
-        ForeignStore: it belongs to another cluster.
+        ForeignStore: the store belongs to another cluster.
     """
     last = last_known(store)
     if store.identity is not None and last is not None and last.cluster != cluster:
@@ -99,11 +100,11 @@ def check_cluster(store: Store, cluster: str, where: str) -> None:
 
 
 def restore(last: Topology, lost: Topology | None, peer: str) -> Topology:
-    """Return the topology to store where the membership has lost it, or has an older one.
+    """Return the topology to store when the membership has lost it, or has an older one.
 
     Args:
         last: the newest topology that the peer knows.
-        lost: what the membership has in its place.
+        lost: the topology that the membership has instead, if any.
         peer: the peer that restores it.
     """
     epoch = max(last.epoch, lost.epoch if lost else 0) + RESTORED_JUMP
@@ -111,11 +112,11 @@ def restore(last: Topology, lost: Topology | None, peer: str) -> Topology:
 
 
 def confirm(topology: Topology, peer: str) -> Topology:
-    """Return a restored topology with one more member that knows of no newer one.
+    """Return a restored topology, confirmed by one more member that has no newer one.
 
-    With a majority of the members it counts. A minority may have missed changes, and may be where
-    the others are not (a mistyped directory): it must not lead clients into an epoch that the
-    other members do not know.
+    It takes effect when a majority of the members has confirmed it. A minority may have missed
+    changes, or may use another membership by mistake (a mistyped directory): it must not move
+    clients to an epoch that the other members do not have.
     """
     restored = topology.restored
     if restored is None or topology.member(peer) is None:
@@ -127,20 +128,20 @@ def confirm(topology: Topology, peer: str) -> Topology:
 
 
 def confirmed(topology: Topology, peer: str) -> Topology | None:
-    """Return the next topology, confirmed by a peer; None when there is nothing to do."""
+    """Return the next topology, confirmed by a peer; None when nothing changes."""
     found = confirm(topology, peer)
     return None if found == topology else found.next()
 
 
 def supersedes(last: Topology | None, stored: Topology, cluster: str) -> bool:
-    """Whether a peer must restore the topology that it knows, in place of what is stored.
+    """Whether a peer must restore its own topology in place of the stored one.
 
-    It must when the membership was restored from an older copy, when another peer restored an
-    older copy, and when an empty peer that started first has begun to form a new cluster.
+    This is the case when the membership was restored from an older copy, when another peer restored
+    an older copy, and when an empty peer that started first has begun to form a new cluster.
 
     Args:
         last: the newest topology that the peer knows.
-        stored: what the membership has.
+        stored: the topology that the membership has.
         cluster: the configured name of the cluster.
     """
     if last is None or not last.formed:
@@ -151,11 +152,11 @@ def supersedes(last: Topology | None, stored: Topology, cluster: str) -> bool:
 
 
 def was_removed(store: Store, peer: str, topology: Topology | None) -> bool:
-    """Whether a store belongs to a peer that its cluster has gone on without.
+    """Whether a store belongs to a peer that was removed from its cluster.
 
-    What was deleted in the meantime must not come back with it. A peer that waited to be added,
-    and never was, has nothing to bring back; and a topology older than the last known one (the
-    membership was restored from a copy), or one that is not confirmed, proves nothing.
+    Its return could bring back records that were deleted in the meantime. A candidate that was
+    never added has no records to bring back. A topology that is older than the last known one
+    (because the membership was restored from a copy), or not confirmed, proves nothing.
     """
     last = last_known(store)
     return (
@@ -170,26 +171,26 @@ def was_removed(store: Store, peer: str, topology: Topology | None) -> bool:
 
 
 def with_seen(topology: Topology, seen: Mapping[str, Life]) -> Topology:
-    """Return the topology with what is known of its members' stores.
+    """Return the topology with the newest known life of each member's store.
 
-    A store can then tell from the topology alone that it is an old copy, when all are.
+    An old copy of a store is then detected from the topology alone, even if all stores are old.
 
     Args:
-        topology: about to be stored.
+        topology: the topology that is about to be stored.
         seen: by store id, the newest life that a peer has seen.
     """
     members = tuple(
-        replace(one, seen=max(one.seen, tuple(seen.get(one.store_id, ()))))
-        for one in topology.members
+        replace(member, seen=max(member.seen, tuple(seen.get(member.store_id, ()))))
+        for member in topology.members
     )
     return replace(topology, members=members)
 
 
 def with_change_begun(topology: Topology) -> Topology:
-    """Return the topology with a change that begins with the next epoch.
+    """Return the topology with a topology change that begins with the next epoch.
 
-    Several at once are one change. One that is under way begins anew: those that have their data
-    already find so by comparing digests.
+    Concurrent changes are merged into one. A running change restarts: members that have streamed
+    their data find that out by comparing digests.
     """
     number, running = topology.epoch + 1, topology.change
     if running is None:
@@ -198,7 +199,7 @@ def with_change_begun(topology: Topology) -> Topology:
 
 
 def is_newcomer(topology: Topology, member: Member) -> bool:
-    """Whether nobody reads from a member yet."""
+    """Whether a member does not serve reads yet."""
     switched = topology.change is not None and topology.change.switched
     return member.state is State.JOINING and not switched
 
@@ -206,11 +207,12 @@ def is_newcomer(topology: Topology, member: Member) -> bool:
 def without_data(topology: Topology, member: Member) -> Topology:
     """Return the topology in which a member's store does not hold its data.
 
-    What it had gained by a change under way is gone too, so that begins anew. A newcomer holds
-    nothing anyway, and its acks of new writes count: every write is acked elsewhere as well.
+    A running topology change restarts, because the partitions that the member had gained are lost
+    too. A newcomer stays synced: it has no data yet, and its acks of new writes may count, because
+    every write is acked by the old replica set as well.
     """
-    waits = not is_newcomer(topology, member)
-    emptied = topology.with_member(replace(member, synced=member.synced and not waits))
+    synced = member.synced and is_newcomer(topology, member)
+    emptied = topology.with_member(replace(member, synced=synced))
     if topology.change is None or topology.change.switched:
         return emptied
     return with_change_begun(emptied)
@@ -219,7 +221,7 @@ def without_data(topology: Topology, member: Member) -> Topology:
 def _update(topology: Topology, known: Member, announcement: Announcement) -> Topology | None:
     current = replace(
         member_of(announcement, known.state),
-        # The weight and the zone decide where data is: they change with a change of placement.
+        # Weight and zone decide the placement, so only a topology change changes them.
         weight=known.weight,
         zone=known.zone,
         synced=known.synced,

@@ -1,4 +1,4 @@
-"""Names that people choose, in the form that file names and URL paths can hold."""
+"""Encoding of user-chosen names for file names and URL paths."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from urllib.parse import quote
 
 from dstash.errors import MembershipError
 
-#: A file name may have 255 bytes.
-LONGEST: Final = 240
+#: A file name may have 255 bytes, and suffixes are added.
+MAX_BYTES: Final = 240
 
 
 def safe_name(name: str) -> str:
-    """Return a peer's, cluster's or lock's name with percent-encoding, another for each name.
+    """Return the name of a peer, cluster or lock in percent-encoding, which is unique per name.
 
     Raises:
-        MembershipError: it is empty, too long, or no Unicode text.
+        MembershipError: the name is empty, too long, or not valid Unicode.
     """
     try:
         quoted = quote(name, safe=" ")
     except UnicodeEncodeError:
         raise MembershipError(f"{name!r} is not valid Unicode text") from None
-    if quoted.startswith("."):  # neither hidden, nor this folder, nor the one above
+    if quoted.startswith("."):  # not a hidden file, ``.`` or ``..``
         quoted = f"%2E{quoted[1:]}"
-    if not 1 <= len(quoted) <= LONGEST:
+    if not 1 <= len(quoted) <= MAX_BYTES:
         raise MembershipError(
-            f"{name[:40]!r} takes {len(quoted)} bytes with percent-encoding; "
-            f"allowed are 1 to {LONGEST}"
+            f"name {name[:40]!r} has {len(quoted)} bytes in percent-encoding; "
+            f"allowed are 1 to {MAX_BYTES}"
         )
     return quoted

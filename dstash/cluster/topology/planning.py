@@ -1,7 +1,7 @@
-"""What a change of placement would move, worked out before anything moves: pure functions.
+"""Plans: what a topology change would move, estimated in advance by pure functions.
 
-Two topologies say where each partition is and where it would be. What a partition weighs is the
-average over the peers that answered: hashing spreads keys evenly, so it is close.
+Two topologies give the placement of each partition before and after. The size of a partition is
+the average over the peers that replied, a good estimate because hashing spreads keys evenly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dstash.cluster.topology.view import View, placement
 
 
 class Weight(NamedTuple):
-    """What one copy of a partition holds, on average."""
+    """The average size of one copy of a partition."""
 
     records: float = 0.0
     bytes: float = 0.0
@@ -26,7 +26,7 @@ class Weight(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PeerPlan:
-    """One peer, before and after. Partitions count copies; the rest is estimated from them."""
+    """One peer before and after. Partition numbers are exact, records and bytes are estimates."""
 
     id: str
     zone: str
@@ -40,7 +40,7 @@ class PeerPlan:
 
 @dataclass(frozen=True, slots=True)
 class ZonePlan:
-    """One zone, before and after, in copies of partitions."""
+    """One zone before and after, in copies of partitions."""
 
     zone: str
     before: int
@@ -50,7 +50,7 @@ class ZonePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What would move: ``records`` and ``bytes`` in all, and what would become impossible."""
+    """What would move, in total and by peer and zone, and the problems of the change."""
 
     peers: tuple[PeerPlan, ...]
     zones: tuple[ZonePlan, ...]
@@ -60,26 +60,26 @@ class Plan:
     problems: tuple[str, ...]
 
     def bytes_into(self, zone: str) -> int:
-        """Return what the peers of a zone would take in."""
-        return sum(one.bytes for one in self.peers if one.zone == zone)
+        """Return the bytes that the peers of a zone would stream in."""
+        return sum(peer.bytes for peer in self.peers if peer.zone == zone)
 
     def describe(self) -> dict[str, Any]:
         """Return the plan as plain data."""
         return asdict(self) | {
-            "peers": [asdict(one) for one in self.peers],
-            "zones": [asdict(one) for one in self.zones],
+            "peers": [asdict(peer) for peer in self.peers],
+            "zones": [asdict(zone) for zone in self.zones],
             "problems": list(self.problems),
         }
 
 
 def plan(before: Topology, after: Topology, status: Mapping[str, Mapping[str, Any]]) -> Plan:
-    """Return what it takes to come from one placement to another.
+    """Return the plan for the change from one topology to another.
 
     Args:
-        before: the topology as it is.
-        after: the topology with the change under way.
-        status: by member, what those that answered say of themselves (``records``,
-            ``used_bytes``, ``free_bytes``).
+        before: the current topology.
+        after: the topology with the change.
+        status: by member, the status (``records``, ``used_bytes``, ``free_bytes``) of those that
+            replied.
     """
     old = placement(before.before(), before.replicas)
     new = placement(after.after(), after.replicas)
@@ -92,22 +92,22 @@ def plan(before: Topology, after: Topology, status: Mapping[str, Mapping[str, An
     return Plan(
         peers,
         _zones(peers),
-        sum(one.incoming for one in peers),
-        sum(one.records for one in peers),
-        sum(one.bytes for one in peers),
+        sum(peer.incoming for peer in peers),
+        sum(peer.records for peer in peers),
+        sum(peer.bytes for peer in peers),
         tuple(problems),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class LossPlan:
-    """What is given up with the vote of members, in partitions.
+    """The effect of accepting the loss of members' data, in partitions.
 
     Attributes:
         peers: the members.
-        held: partitions of which they are replicas.
-        at_risk: those where too few other replicas have their data to know every acked write.
-        without_replica: those where no other replica has its data.
+        held: partitions that they replicate.
+        at_risk: partitions where too few other replicas are synced to have every acked write.
+        without_replica: partitions where no other replica is synced.
     """
 
     peers: tuple[str, ...]
@@ -121,21 +121,21 @@ class LossPlan:
 
 
 def plan_loss(before: Topology, peers: Sequence[str]) -> LossPlan:
-    """Return what it means to accept the loss of what members held."""
+    """Return the effect of accepting the loss of members' data."""
     view, named = View(before), set(peers)
-    synced = {one.id for one in before.members if one.synced} - named
+    synced = {member.id for member in before.members if member.synced} - named
     held = [owners for owners in view.readers if named.intersection(owners)]
-    left = [(len(synced.intersection(owners)), view.votes_needed(owners)) for owners in held]
+    votes = [(len(synced.intersection(owners)), view.votes_needed(owners)) for owners in held]
     return LossPlan(
         tuple(peers),
         len(held),
-        sum(there < needed for there, needed in left),
-        sum(not there for there, _ in left),
+        sum(available < needed for available, needed in votes),
+        sum(not available for available, _ in votes),
     )
 
 
 def weigh(table: Table, status: Mapping[str, Mapping[str, Any]]) -> Weight:
-    """Return what one copy of a partition weighs on the peers that answered."""
+    """Return the average size of one copy of a partition on the peers that replied."""
     held = Counter(peer for peers in table for peer in peers)
     copies = sum(held[peer] for peer in status)
     if not copies:
@@ -155,7 +155,7 @@ def _peers(
     pairs = list(zip(old, new, strict=True))
     incoming = Counter(peer for was, will in pairs for peer in will if peer not in was)
     loses = Counter(peer for was, will in pairs for peer in was if peer not in will)
-    members = {one.id: one for one in (*before.members, *after.members)}
+    members = {member.id: member for member in (*before.members, *after.members)}
     return tuple(
         PeerPlan(
             peer,
@@ -175,16 +175,16 @@ def _zones(peers: Sequence[PeerPlan]) -> tuple[ZonePlan, ...]:
     return tuple(
         ZonePlan(
             zone,
-            sum(one.before for one in peers if one.zone == zone),
-            sum(one.after for one in peers if one.zone == zone),
-            sum(one.incoming for one in peers if one.zone == zone),
+            sum(peer.before for peer in peers if peer.zone == zone),
+            sum(peer.after for peer in peers if peer.zone == zone),
+            sum(peer.incoming for peer in peers if peer.zone == zone),
         )
-        for zone in sorted({one.zone for one in peers})
+        for zone in sorted({peer.zone for peer in peers})
     )
 
 
 def _too_few(before: Topology, after: Topology) -> list[str]:
-    """Say where there would be fewer members, or zones, than replicas."""
+    """Report fewer members, or fewer zones, than replicas."""
     wanted = after.replicas
     left = after.after()
     problems = []
@@ -200,20 +200,20 @@ def _too_few(before: Topology, after: Topology) -> list[str]:
 
 
 def _no_room(peers: Sequence[PeerPlan], status: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say which peers would gain more than they have room for."""
+    """Report the peers that would gain more than they have room for."""
     rooms = {peer: details.get("free_bytes") for peer, details in status.items()}
     return [
-        f"peer {one.id} would gain {one.bytes} bytes and has room for {room}"
-        for one in peers
-        if (room := rooms.get(one.id)) is not None and one.bytes > room
+        f"peer {peer.id} would gain {peer.bytes} bytes and has room for {room}"
+        for peer in peers
+        if (room := rooms.get(peer.id)) is not None and peer.bytes > room
     ]
 
 
 def _no_source(
     after: Topology, old: Table, new: Table, status: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
-    """Say how many partitions have too few live replicas to be copied completely."""
-    synced = {one.id for one in after.members if one.synced and one.id in status}
+    """Report the partitions with too few live replicas to stream every acked write."""
+    synced = {member.id for member in after.members if member.synced and member.id in status}
     view = View(after)
     waiting = 0
     missing: set[str] = set()
@@ -226,12 +226,16 @@ def _no_source(
     if not waiting:
         return []
     names = ", ".join(sorted(missing))
-    so = f"if their data is lost for good: dstash cluster accept-loss {' '.join(sorted(missing))}"
-    return [f"{_many(waiting, 'partition')} could not be copied until one of {names} is back; {so}"]
+    remedy = (
+        f"if their data is lost for good: dstash cluster accept-loss {' '.join(sorted(missing))}"
+    )
+    return [
+        f"{_many(waiting, 'partition')} could not be copied until one of {names} is back; {remedy}"
+    ]
 
 
 def _zone_names(members: Sequence[Member]) -> set[str]:
-    return {one.zone for one in members}
+    return {member.zone for member in members}
 
 
 def _many(number: int, noun: str) -> str:

@@ -1,17 +1,17 @@
-"""Weighted, zone-aware rendezvous hashing: which members hold which partition.
+"""Weighted, zone-aware rendezvous hashing: the placement of partitions on members.
 
-Every member gets a score for every partition; the highest scores win. A member that leaves moves
-only its own partitions, a member that joins takes only its fair share, and nobody has to remember
-a ring (Thaler and Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996).
+Every member has a score for every partition; the highest scores win. A leaving member moves only
+its own partitions, a joining member takes only its fair share, and there is no ring to store
+(Thaler and Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996).
 
-Weights say how large a share a member should have of all copies. With one copy they scale the
-score (Schindelhauer and Schomaker, "Weighted Distributed Hash Tables", 2005). With more, who wins
-the first copy cannot win the second, so heavy members would stay below their share: then what is
-scaled is the odds of being chosen (Rosén, "On Sampling with Probability Proportional to Size",
-1997). Where weights differ the shares of all depend on who is a member, so a little more moves than
-the newcomer takes.
+The weight of a member sets its share of all copies. With one copy weights scale the score
+(Schindelhauer and Schomaker, "Weighted Distributed Hash Tables", 2005). With more copies, the
+winner of the first copy cannot win the second, so heavy members would get less than their share.
+Then weights scale the odds of being chosen (Rosén, "On Sampling with Probability Proportional to
+Size", 1997). If weights differ, the shares of all members depend on the member list, so a little
+more data moves than the new member takes.
 
-Golden vectors in the tests pin the result: it decides where data is, and may never change
+Golden vectors in the tests fix the result, because it decides where data is and must never change
 silently.
 """
 
@@ -30,20 +30,20 @@ from xxhash import xxh3_64_intdigest
 
 from dstash.limits import PARTITIONS
 
-#: A 64-bit hash of bytes under a seed.
+#: A 64-bit hash of bytes with a seed.
 Hash = Callable[[bytes, int], int]
 
 #: ``table[partition]`` is the replica set: member ids in rank order.
 Table = tuple[tuple[str, ...], ...]
 
-#: For each partition the score of a member.
+#: The score of a member for each partition.
 Column = Sequence[float]
 
 _UNIT: Final = 1.0 / (1 << 52)
 _PARTITION_NAMES: Final = tuple(number.to_bytes(2, "big") for number in range(PARTITIONS))
 
-#: What scales the scores of those that are chosen always: no other score comes near.
-_SURELY: Final = 1e30
+#: The factor for members that are always chosen: no other score comes near.
+_ALWAYS: Final = 1e30
 
 
 class Candidate(NamedTuple):
@@ -55,10 +55,11 @@ class Candidate(NamedTuple):
 
 
 class Law(NamedTuple):
-    """How the lots of a member become scores, where weights differ.
+    """How the lots of a member become scores if weights differ.
 
-    ``power`` makes the best lot of a zone's members as even as that of a single one, however many
-    they are. ``factor`` scales scores. ``is_single``: whether one copy is left to be won.
+    ``factor`` scales scores. ``power`` corrects for the number of members in a zone, so that their
+    best lot is distributed like the lot of a single member. ``is_single``: whether the members
+    compete for a single copy.
     """
 
     factor: float
@@ -67,7 +68,7 @@ class Law(NamedTuple):
 
 
 def lots(peer: str, hash64: Hash = xxh3_64_intdigest) -> Column:
-    """Return the lot that a member draws for each partition: even between 0 and 1, and neither."""
+    """Return a member's lot for each partition, uniform between 0 and 1 (both exclusive)."""
     seed = hash64(peer.encode(), 0)
     hashes = map(hash64, _PARTITION_NAMES, repeat(seed))
     return array("d", [((number >> 12) + 0.5) * _UNIT for number in hashes])
@@ -79,50 +80,50 @@ def _cached_lots(peer: str) -> Column:
 
 
 @functools.lru_cache(maxsize=256)
-def _weighed_lots(peer: str, law: Law) -> Column:
+def _weighted_lots(peer: str, law: Law) -> Column:
     factor, power, _ = law
-    evened = _cached_lots(peer) if power == 1 else [lot**power for lot in _cached_lots(peer)]
+    corrected = _cached_lots(peer) if power == 1 else [lot**power for lot in _cached_lots(peer)]
     if not law.is_single:
-        return array("d", [factor * lot / (1 - lot) for lot in evened])
+        return array("d", [factor * lot / (1 - lot) for lot in corrected])
     log, scale = math.log, -factor
-    return array("d", [scale / log(lot) if lot else 0.0 for lot in evened])
+    return array("d", [scale / log(lot) if lot else 0.0 for lot in corrected])
 
 
 def scores(members: Iterable[Candidate], replicas: int) -> dict[str, Column]:
-    """Return by member its score for each partition.
+    """Return, by member, its score for each partition.
 
-    Where all weigh the same, lots are the scores; else a member's score depends on all of them.
+    With equal weights the lots are the scores; otherwise a score depends on all members.
     """
-    everybody = list(members)
-    if _are_equal(everybody):
-        return {one.id: _cached_lots(one.id) for one in everybody}
-    laws = _laws(everybody, replicas)
-    return {peer: _weighed_lots(peer, law) for peer, law in laws.items()}
+    candidates = list(members)
+    if _have_equal_weights(candidates):
+        return {member.id: _cached_lots(member.id) for member in candidates}
+    laws = _laws(candidates, replicas)
+    return {peer: _weighted_lots(peer, law) for peer, law in laws.items()}
 
 
-def _are_equal(members: Iterable[Candidate]) -> bool:
-    return len({one.weight for one in members}) <= 1
+def _have_equal_weights(members: Iterable[Candidate]) -> bool:
+    return len({member.weight for member in members}) <= 1
 
 
 def _laws(members: Sequence[Candidate], replicas: int) -> dict[str, Law]:
     weights: dict[str, float] = {}
-    for one in members:
-        weights[one.zone] = weights.get(one.zone, 0.0) + one.weight
+    for member in members:
+        weights[member.zone] = weights.get(member.zone, 0.0) + member.weight
     if len(weights) >= replicas:  # zones compete for copies, and members within their zone
         factors, is_single = _factors(weights, replicas)
         return {
-            one.id: Law(factors[one.zone], weights[one.zone] / one.weight, is_single)
-            for one in members
+            member.id: Law(factors[member.zone], weights[member.zone] / member.weight, is_single)
+            for member in members
         }
-    factors, is_single = _factors({one.id: one.weight for one in members}, replicas)
+    factors, is_single = _factors({member.id: member.weight for member in members}, replicas)
     return {peer: Law(factor, 1.0, is_single) for peer, factor in factors.items()}
 
 
 def _factors(weights: Mapping[str, float], copies: int) -> tuple[dict[str, float], bool]:
-    """Return what scales the scores of each, and whether they compete for a single copy.
+    """Return the factor of each name, and whether the names compete for a single copy.
 
-    Nobody holds two copies. Who should have one and more has one always, and the others share
-    what is left.
+    No name can hold two copies. A name whose share is one copy or more always has one, and the
+    other names share the remaining copies.
     """
     rest, left = dict(weights), copies
     total = math.fsum(rest.values())
@@ -130,9 +131,9 @@ def _factors(weights: Mapping[str, float], copies: int) -> tuple[dict[str, float
     for name in sorted(weights, key=lambda name: (-weights[name], name)):
         if left * weights[name] / total < 1:
             break
-        factors[name] = _SURELY
+        factors[name] = _ALWAYS
         del rest[name]
-        total = math.fsum(rest.values())  # to subtract would leave nothing of very small ones
+        total = math.fsum(rest.values())  # subtraction would lose very small weights
         left -= 1
     if left == 1:
         return factors | rest, True
@@ -150,34 +151,35 @@ def place(members: Iterable[Candidate], replicas: int) -> Table:
     columns = scores(ordered, replicas)
     placement = _Placement(ordered, columns, ((),) * PARTITIONS, replicas)
     zones: dict[str, dict[str, Column]] = {}
-    for one in ordered:
-        zones.setdefault(one.zone, {})[one.id] = columns[one.id]
+    for member in ordered:
+        zones.setdefault(member.zone, {})[member.id] = columns[member.id]
     for partition, ids in enumerate(_shortlists(list(zones.values()), replicas)):
         placement.choose(partition, ids)
     return placement.table()
 
 
 def _shortlists(zones: Sequence[Mapping[str, Column]], replicas: int) -> Iterator[list[str]]:
-    """Yield for each partition the few members that its replica set is surely among.
+    """Yield, for each partition, a few members that include its replica set.
 
     Args:
-        zones: each with the scores of its members.
+        zones: by zone, the scores of its members.
+        replicas: the size of a replica set.
     """
     if len(zones) < replicas:
         best = [_best_of(zone, replicas) for zone in zones]
         yield from map(_joined, zip(*best, strict=True))
         return
-    # With enough zones, only the best member of each counts, and of those the best few.
+    # With enough zones only the best member of each zone can win, and of these the best few.
     tops = [_tops(list(zone.values())) for zone in zones]
     groups = [list(zone.items()) for zone in zones]
-    for partition, marks in enumerate(zip(*tops, strict=True)):
-        bar = nlargest(replicas, marks)[-1]
+    for partition, best_scores in enumerate(zip(*tops, strict=True)):
+        threshold = nlargest(replicas, best_scores)[-1]
         yield [
             peer
-            for mark, group in zip(marks, groups, strict=True)
-            if mark >= bar
+            for best, group in zip(best_scores, groups, strict=True)
+            if best >= threshold
             for peer, column in group
-            if column[partition] == mark
+            if column[partition] == best
         ]
 
 
@@ -186,9 +188,9 @@ def _tops(columns: Sequence[Column]) -> Iterable[float]:
 
 
 def _best_of(zone: Mapping[str, Column], count: int) -> Iterator[list[str]]:
-    for marks in zip(*zone.values(), strict=True):
-        bar = nlargest(count, marks)[-1]
-        yield [peer for peer, mark in zip(zone, marks, strict=True) if mark >= bar]
+    for row in zip(*zone.values(), strict=True):
+        threshold = nlargest(count, row)[-1]
+        yield [peer for peer, score in zip(zone, row, strict=True) if score >= threshold]
 
 
 def _joined(lists: Iterable[list[str]]) -> list[str]:
@@ -198,13 +200,13 @@ def _joined(lists: Iterable[list[str]]) -> list[str]:
 def place_again(
     table: Table, before: Iterable[Candidate], after: Iterable[Candidate], replicas: int
 ) -> Table:
-    """Return ``place(after, replicas)`` out of ``table``, which is ``place(before, replicas)``.
+    """Return ``place(after, replicas)``, computed from ``table``, the ``place(before, replicas)``.
 
-    It takes milliseconds for each member of difference, however many members there are. Where
-    weights differ, each member concerns the scores of all, and all is chosen anew.
+    This takes milliseconds for each member that differs, however many members there are. If weights
+    differ, each member affects all scores, and the placement is computed from scratch.
     """
     old, new = set(before), set(after)
-    if not _are_equal(old | new):
+    if not _have_equal_weights(old | new):
         return place(new, replicas)
     placement = _Placement(old, scores(old, replicas), table, replicas)
     for member in sorted(old - new):
@@ -215,14 +217,14 @@ def place_again(
 
 
 class _Placement:
-    """The replica sets of some members, kept right while members of equal weight come and go.
+    """The replica sets of some members, updated while members of equal weight come and go.
 
-    Who is in no replica set has no part in the choice, so one more member is weighed against
-    each set alone, and one fewer concerns only the sets it was in. Why that is the same as
-    choosing anew from all: a set holds either the best members of the best zones (when there
-    are at least as many zones as copies), and only a better one of a zone in it, or one that
-    beats the last, changes that; or the best of every zone and the best of the rest, and then
-    only one that beats the last of all, or is the first of its zone, does.
+    A member in no replica set does not affect the choice. So an added member is compared with each
+    set alone, and a removed member affects only the sets that it was in. The result equals a choice
+    from all members: with at least as many zones as copies, a set has the best members of the best
+    zones, and only a better member of one of its zones, or one that beats its last member, changes
+    it. With fewer zones, a set has the best member of every zone and the best of the rest, and only
+    a member that beats the last one, or is the first of its zone, changes it.
     """
 
     def __init__(
@@ -236,39 +238,39 @@ class _Placement:
         self._columns = dict(columns)
         self._rows = list(table)
         self._replicas = replicas
-        self._bars = [self._bar(*entry) for entry in enumerate(self._rows)]
-        self._zones = Counter(one.zone for one in self._members.values())
+        self._thresholds = [self._threshold(*entry) for entry in enumerate(self._rows)]
+        self._zones = Counter(member.zone for member in self._members.values())
 
     def table(self) -> Table:
         """Return the replica sets."""
         return tuple(self._rows)
 
     def add(self, member: Candidate) -> None:
-        """Take in one more member."""
+        """Add a member."""
         column = _cached_lots(member.id)
         self._members[member.id] = member
         self._columns[member.id] = column
-        concerned: Iterable[int] = range(PARTITIONS)
+        affected: Iterable[int] = range(PARTITIONS)
         if member.zone in self._zones or len(self._zones) >= self._replicas:
-            pairs = enumerate(zip(column, self._bars, strict=True))
-            concerned = [partition for partition, (score, bar) in pairs if score >= bar]
-        for partition in concerned:
+            pairs = enumerate(zip(column, self._thresholds, strict=True))
+            affected = [partition for partition, (score, lowest) in pairs if score >= lowest]
+        for partition in affected:
             self.choose(partition, (*self._rows[partition], member.id))
         self._zones[member.zone] += 1
 
     def remove(self, member: Candidate) -> None:
-        """Do without a member."""
+        """Remove a member."""
         del self._members[member.id], self._columns[member.id]
         self._zones = +(self._zones - Counter([member.zone]))
-        everybody = tuple(self._members)
+        candidates = tuple(self._members)
         for partition, row in enumerate(self._rows):
             if member.id in row:
-                self.choose(partition, everybody)
+                self.choose(partition, candidates)
 
     def choose(self, partition: int, ids: Iterable[str]) -> None:
         """Choose the replica set of a partition from some of the members."""
         members, columns = self._members, self._columns
-        # Members that score the same (they hardly ever do) are taken in their own order.
+        # Members with equal scores, which are very rare, are taken in their own order.
         ranked = sorted([(-columns[peer][partition], members[peer]) for peer in ids])
         chosen: list[str] = []
         passed_over: list[str] = []
@@ -283,10 +285,10 @@ class _Placement:
                 chosen.append(member.id)
         row = (*chosen, *passed_over[: self._replicas - len(chosen)])
         self._rows[partition] = row
-        self._bars[partition] = self._bar(partition, row)
+        self._thresholds[partition] = self._threshold(partition, row)
 
-    def _bar(self, partition: int, row: tuple[str, ...]) -> float:
-        """Return the score below which a member changes nothing about a replica set."""
+    def _threshold(self, partition: int, row: tuple[str, ...]) -> float:
+        """Return the score below which a member cannot enter a replica set."""
         if not row or len(row) < self._replicas:
             return 0.0
         return min([self._columns[peer][partition] for peer in row])

@@ -1,9 +1,10 @@
-"""The topology: the one versioned map of a cluster.
+"""The topology: the versioned list of members and the running topology change of a cluster.
 
-There is one value, changed only by compare-and-set, and each change adds one to its epoch. All
-that decides where data is stands in it; who is alive at the moment does not (see ``view``).
+There is one value, which only compare-and-set changes, and each change adds one to its epoch. It
+contains everything that decides the placement of data, but not which members are alive (see
+``view``).
 
-Its form outside a process is JSON, so that an operator can read it in Consul.
+Outside a process it is JSON, so that an operator can read it in Consul.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ DEFAULT_REPLICAS: Final = 3
 
 
 class State(Word):
-    """Where a member stands in the change under way; ``active`` when there is none."""
+    """The state of a member in a topology change; ``active`` when there is none."""
 
     ACTIVE = "active"
     JOINING = "joining"
@@ -41,13 +42,13 @@ class TransportSecurity(Word):
 class Member:
     """One peer as the cluster knows it.
 
-    ``store_id`` names the store that was with this member when it was last known to hold its
-    data; ``synced`` is false while it has not (its store is new, or too old) and must be filled
-    before its answers count. ``key`` is the public CURVE key it answers with at ``address``,
-    empty in an open cluster. ``plain`` is a second address without CURVE, only while an open
-    cluster is being closed. ``seen`` is the newest life of that store (number, begin, newest stamp)
-    that was known when the topology was changed last; see ``lineage``. ``waived`` names a store
-    whose vote about the past an operator has given up: see ``changing.accept_loss``.
+    ``store_id`` identifies the store of this member. ``synced`` is false while the store lacks data
+    (because it is new or too old): the member must stream its data before its votes count. ``key``
+    is the public CURVE key at ``address``, empty in an open cluster. ``plain`` is a second address
+    without CURVE, only while an open cluster is being closed. ``seen`` is the newest life of the
+    store (number, begin, newest stamp) that was known at the last change of the topology; see
+    ``life``. ``waived`` is the id of a store whose loss an operator has accepted; see
+    ``transitions.accept_loss``.
     """
 
     id: str
@@ -63,17 +64,17 @@ class Member:
     seen: tuple[int, ...] = ()
     waived: str = ""
 
-    def endpoint(self, way: TransportSecurity) -> str | None:
-        """Return where (and under which key) a process connects to it; None when it must not."""
-        if way is TransportSecurity.OPEN:
+    def endpoint(self, security: TransportSecurity) -> str | None:
+        """Return the address (and key) to connect to; None if a connection is not allowed."""
+        if security is TransportSecurity.OPEN:
             return self.plain or self.address
         if self.key:
             return f"{self.address} {self.key}"
-        return self.address if way is TransportSecurity.CLOSING else None
+        return self.address if security is TransportSecurity.CLOSING else None
 
     @property
     def is_waived(self) -> bool:
-        """Whether nothing waits for what this member's store may have known."""
+        """Whether an operator has accepted the loss of this member's data."""
         return not self.synced and self.waived == self.store_id
 
     @property
@@ -84,13 +85,13 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of placement under way.
+    """A running topology change.
 
-    ``complete`` lists the members that hold every partition they gain by it. ``number`` is the
-    epoch in which it began. ``rate`` bounds each gaining member (bytes a second; 0: gently).
-    ``switched``: all are complete, and reads use the new replica sets; writes still go to both,
-    until nobody can read from the old ones any more. ``gone`` lists dead members for which its
-    end does not wait, by an operator's order.
+    ``number`` is the epoch in which it began. ``complete`` lists the members that have streamed
+    every partition they gain. ``rate`` limits each of these members (bytes a second; 0: no rate).
+    ``switched`` means that all are complete and reads use the new replica sets; writes still go to
+    both until no quorum serves the old ones. ``gone`` lists members that an operator has
+    force-removed, so that the end of the change does not wait for them.
     """
 
     number: int
@@ -103,10 +104,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A topology that the membership had lost, restored by a peer that kept a copy.
+    """The origin of a topology that the membership had lost and a peer restored from its copy.
 
-    ``epoch`` is the epoch of that copy. ``confirmed`` lists the members that know of no newer one.
-    Until they are a majority no peer serves under it: see ``joining.confirm``.
+    ``epoch`` is the epoch of that copy. ``confirmed`` lists the members that have no newer one.
+    Until they are a majority, no peer serves requests under it; see ``joining.confirm``.
     """
 
     epoch: int
@@ -117,10 +118,10 @@ class Restored:
 class Topology:
     """The cluster.
 
-    ``formed`` turns true when ``min_peers`` have joined, and stays so. ``restored`` is set while
-    the topology is a copy that a majority of its members have not confirmed yet. ``ceiling`` is a
-    stamp: floors and horizons above it were ordered, in the epoch ``ceiling_epoch`` (0: never), to
-    be lowered to it. Each store does so once.
+    ``formed`` becomes true when ``min_peers`` have joined, and stays true. ``restored`` is set
+    while the topology is a copy that a majority of its members have not confirmed yet. ``ceiling``
+    is a stamp to which an operator has ordered, in the epoch ``ceiling_epoch`` (0: never), to lower
+    all floors and horizons above it. Each store does so once.
     """
 
     cluster: str
@@ -137,31 +138,31 @@ class Topology:
     ceiling_epoch: int = 0
 
     def member(self, peer: str) -> Member | None:
-        """Return the member with that id."""
+        """Return the member with an id; None if there is none."""
         return next((member for member in self.members if member.id == peer), None)
 
     def with_member(self, member: Member) -> Topology:
         """Return the topology with a member added, or replaced by id."""
-        others = [one for one in self.members if one.id != member.id]
-        members = tuple(sorted([*others, member], key=lambda one: one.id))
-        return replace(self, members=members)
+        by_id = {known.id: known for known in self.members} | {member.id: member}
+        return replace(self, members=tuple(by_id[peer] for peer in sorted(by_id)))
 
     def without(self, peers: Iterable[str]) -> Topology:
-        """Return the topology without those members."""
-        gone = set(peers)
-        return replace(self, members=tuple(one for one in self.members if one.id not in gone))
+        """Return the topology without some members."""
+        removed = set(peers)
+        members = tuple(member for member in self.members if member.id not in removed)
+        return replace(self, members=members)
 
     def next(self) -> Topology:
-        """Return the topology under the next epoch."""
+        """Return the topology with the next epoch."""
         return replace(self, epoch=self.epoch + 1)
 
     def before(self) -> list[Member]:
-        """Return the members that hold data before the change under way."""
-        return [one for one in self.members if one.state is not State.JOINING]
+        """Return the members that hold data before the topology change."""
+        return [member for member in self.members if member.state is not State.JOINING]
 
     def after(self) -> list[Member]:
-        """Return the members that hold data after the change under way."""
-        return [one for one in self.members if one.state is not State.LEAVING]
+        """Return the members that hold data after the topology change."""
+        return [member for member in self.members if member.state is not State.LEAVING]
 
     def encode(self) -> bytes:
         """Return the JSON form."""
@@ -169,13 +170,13 @@ class Topology:
 
     @classmethod
     def decode(cls, data: bytes) -> Topology:
-        """Rebuild a topology from its JSON form; ``ProtocolError`` when it is not one.
+        """Return a topology from its JSON form; ``ProtocolError`` if it is malformed.
 
         Unknown fields are ignored, so that peers of the next version may add some.
         """
         try:
             raw = json.loads(data)
-            members = tuple(_member(one) for one in raw["members"])
+            members = tuple(_member(member) for member in raw["members"])
             change, restored = raw.get("change"), raw.get("restored")
             return cls(
                 **_known(cls, raw)

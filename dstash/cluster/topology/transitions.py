@@ -1,7 +1,7 @@
-"""The steps of a change of placement: pure functions from one topology to the next.
+"""Transitions: the steps of a topology change, as pure functions from one topology to the next.
 
-Each returns None when there is nothing to do, so each may be proposed by anybody, any number of
-times; compare-and-set makes one of them win.
+A step returns None when nothing changes, so every member may propose it any number of times;
+compare-and-set lets one proposal win.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dstash.version import Stamp
 
 
 def incoming(topology: Topology) -> dict[str, list[int]]:
-    """Return, by member, the partitions it must be filled with by the change under way."""
+    """Return, by member, the partitions that it must stream in the running topology change."""
     gained: dict[str, list[int]] = {}
     if topology.change is None:
         return gained
@@ -33,19 +33,19 @@ def incoming(topology: Topology) -> dict[str, list[int]]:
 
 
 def survivors_lack_quorum(old: Sequence[str], new: Sequence[str]) -> bool:
-    """Whether those who stay must be filled too, because too few of them have every write.
+    """Whether the remaining replicas must stream too, because too few may have every write.
 
-    A write that was acked is on a quorum of its replicas: all that reads, and later changes, rely
-    on. Of a quorum of the old ones those who leave may be part; who is filled has everything.
-    With as many replicas as before that makes a quorum again, with fewer it may not.
+    Reads and later changes rely on an acked write being on a quorum of its replicas. A quorum of
+    the old replicas may include leaving ones; a replica that has streamed has every write. With as
+    many replicas as before this gives a quorum of the new ones, with fewer replicas it may not.
     """
     leaving, gaining = set(old).difference(new), set(new).difference(old)
-    have_it = Level.QUORUM.needed(len(old)) - len(leaving) + len(gaining)
-    return have_it < Level.QUORUM.needed(len(new))
+    holders = Level.QUORUM.needed(len(old)) - len(leaving) + len(gaining)
+    return holders < Level.QUORUM.needed(len(new))
 
 
 def complete(topology: Topology, peer: str, number: int) -> Topology | None:
-    """Return the topology in which a member has all it gains by change ``number``."""
+    """Return the topology in which a member has streamed all its gains of change ``number``."""
     change = topology.change
     if change is None or change.number != number or peer in change.complete:
         return None
@@ -54,9 +54,9 @@ def complete(topology: Topology, peer: str, number: int) -> Topology | None:
 
 
 def switch(topology: Topology) -> Topology | None:
-    """Return the topology in which reads use the new placement: all gains are complete.
+    """Return the topology in which reads use the new placement; None until all gains are complete.
 
-    Writes go on to both, for others may read from the old one still, by an older topology.
+    Writes still go to both placements, because clients with an older topology read the old one.
     """
     change = topology.change
     if change is None or change.switched:
@@ -69,17 +69,17 @@ def switch(topology: Topology) -> Topology | None:
 def finish(topology: Topology, number: int) -> Topology | None:
     """Return the topology after change ``number``.
 
-    To be proposed when nobody can read from the old replica sets any more (see ``switching``).
+    Propose it only when no quorum serves the old replica sets any more (see ``epoch_barrier``).
     """
     change = topology.change
     if change is None or change.number != number or not change.switched:
         return None
-    members = tuple(replace(one, state=State.ACTIVE) for one in topology.after())
+    members = tuple(replace(member, state=State.ACTIVE) for member in topology.after())
     return replace(topology, members=members, change=None).next()
 
 
 def streamed(topology: Topology, peer: str, store_id: str) -> Topology | None:
-    """Return the topology in which a member's new store holds its data again."""
+    """Return the topology in which a member has streamed its data into its store again."""
     member = topology.member(peer)
     if member is None or member.synced or member.store_id != store_id:
         return None
@@ -87,12 +87,12 @@ def streamed(topology: Topology, peer: str, store_id: str) -> Topology | None:
 
 
 def lost(topology: Topology, peer: str, store_id: str) -> Topology | None:
-    """Return the topology in which a member's store must be filled before it counts."""
+    """Return the topology in which a member must stream its data before its votes count."""
     member, change = topology.member(peer), topology.change
     if member is None or not member.synced or member.store_id != store_id:
         return None
     if is_newcomer(topology, member) and (change is None or peer not in change.complete):
-        return None  # nothing counts on it yet
+        return None  # its votes do not count yet
     return without_data(topology, member).next()
 
 
@@ -100,26 +100,26 @@ def remove(topology: Topology, peers: Sequence[str]) -> Topology:
     """Return the topology in which members begin to leave.
 
     Raises:
-        ChangeConflict: unknown members, one that is joining, or nobody would be left.
+        ChangeConflict: a member is unknown or joining, or no member would be left.
     """
     return _begin(topology, _with_leaving(topology, peers))
 
 
 def remove_down(topology: Topology, peers: Sequence[str], alive: Collection[str]) -> Topology:
-    """Return the topology in which dead members leave because an operator gave them up.
+    """Return the topology in which members that are down leave, by order of an operator.
 
     Raises:
         ChangeConflict: one of them is alive; or more than a third of the members are down.
     """
-    living = [peer for peer in peers if peer in alive]
-    if living:
-        raise ChangeConflict(f"peer {living[0]!r} is alive; remove it, or stop it first")
-    down = [one.id for one in topology.members if one.id not in alive]
-    if _sees_badly(topology, len(down)):
+    live = [peer for peer in peers if peer in alive]
+    if live:
+        raise ChangeConflict(f"peer {live[0]!r} is alive; remove it, or stop it first")
+    down = [member.id for member in topology.members if member.id not in alive]
+    if _too_many_down(topology, len(down)):
         raise ChangeConflict(
             f"{len(down)} of {len(topology.members)} members are down ({', '.join(down)}), more "
-            "than a third: is it the control plane that is lost? Members that are really dead "
-            "can be removed"
+            "than a third: check whether this peer has lost the membership service. Members that "
+            "have really failed can be removed"
         )
     return remove(topology, peers)
 
@@ -127,12 +127,12 @@ def remove_down(topology: Topology, peers: Sequence[str], alive: Collection[str]
 def force_remove(topology: Topology, peers: Sequence[str], alive: Collection[str]) -> Topology:
     """Return the topology that goes on without members that are down.
 
-    A member that was joining is dropped from the topology change; any other one leaves, and the end
-    of the change does not wait for it. Once reads have switched to the new replica sets no member
-    can leave any more, and only that is so.
+    A joining member is dropped from the topology change. Any other member leaves, and the end of
+    the change does not wait for it. After reads have switched to the new replica sets no member can
+    leave any more; then only the wait is skipped.
 
     Raises:
-        ChangeConflict: one of them is alive or unknown, or no member would be left.
+        ChangeConflict: a member is alive or unknown, or no member would be left.
     """
     states = {peer: _known(topology, peer).state for peer in peers}
     for peer in peers:
@@ -144,7 +144,7 @@ def force_remove(topology: Topology, peers: Sequence[str], alive: Collection[str
     left = topology.without(peer for peer, state in states.items() if state is State.JOINING)
     staying = [peer for peer, state in states.items() if state is not State.JOINING]
     members = _with_leaving(left, staying)
-    if change is not None and all(one.state is State.ACTIVE for one in members):
+    if change is not None and all(member.state is State.ACTIVE for member in members):
         return cancel(topology)
     return _without_waiting(_begin(topology, members), staying)
 
@@ -156,21 +156,21 @@ def _without_waiting(topology: Topology, peers: Sequence[str]) -> Topology:
 
 
 def accept_loss(topology: Topology, peers: Sequence[str], alive: Collection[str]) -> Topology:
-    """Return the topology in which members give up their vote about the past.
+    """Return the topology in which the loss of members' data is accepted and their votes waived.
 
-    Nothing waits any more for what they may have known: the others are filled from those that are
-    left, and where none is left the stores count as they are.
+    Other members no longer wait for writes that only these members may have had: they stream from
+    the remaining replicas, and where none remains the stores count as they are.
 
     Raises:
-        ChangeConflict: one of them is alive and has its data, or holds none yet; or is unknown.
+        ChangeConflict: a member is alive and has its data, holds none yet, or is unknown.
     """
     accepted = topology
     for peer in peers:
         member = _known(accepted, peer)
         if is_newcomer(accepted, member):
-            raise ChangeConflict(f"peer {peer!r} is joining: it holds nothing that could be lost")
+            raise ChangeConflict(f"peer {peer!r} is joining and has no data to lose")
         if member.synced and peer in alive:
-            raise ChangeConflict(f"peer {peer!r} is alive and has its data: nothing of it is lost")
+            raise ChangeConflict(f"peer {peer!r} is alive and has its data; no data is lost")
         waived = replace(member, waived=member.store_id)
         if member.synced:
             accepted = without_data(accepted, waived)
@@ -179,66 +179,70 @@ def accept_loss(topology: Topology, peers: Sequence[str], alive: Collection[str]
     return accepted.next()
 
 
-def forget(topology: Topology, dead: Sequence[str], down: int) -> Topology | None:
-    """Return the topology in which dead members leave, so that others take their data.
+def forget(topology: Topology, failed: Sequence[str], down: int) -> Topology | None:
+    """Return the topology in which failed members leave, so that other members take their data.
 
-    Never when more than a third of the members are down (``down`` of them): then it is likelier
-    that this peer sees badly. Nor when too few would be left to hold every replica: nothing
-    would be gained.
+    Return None if more than a third of the members are down (``down`` of them), because then this
+    peer has probably lost the membership service. Return None too if the remaining members are
+    fewer than the replicas, because their removal would gain nothing.
     """
-    left = len(topology.members) - len(dead)
-    if not dead or _sees_badly(topology, down) or left < topology.replicas:
+    remaining = len(topology.members) - len(failed)
+    if not failed or _too_many_down(topology, down) or remaining < topology.replicas:
         return None
-    return remove(topology, dead)
+    return remove(topology, failed)
 
 
 def add(topology: Topology, announcements: Sequence[Announcement]) -> Topology:
     """Return the topology in which candidates begin to join.
 
     Raises:
-        ChangeConflict: one of them is a member already.
+        ChangeConflict: a candidate is already a member.
     """
     joined = topology
     for announcement in announcements:
         if topology.member(announcement.peer) is not None:
-            raise ChangeConflict(f"peer {announcement.peer!r} is a member already")
+            raise ChangeConflict(f"peer {announcement.peer!r} is already a member")
         joined = joined.with_member(member_of(announcement, State.JOINING))
     return _begin(topology, joined.members)
 
 
 def swap(topology: Topology, old: str, announcement: Announcement) -> Topology:
-    """Return the topology in which a candidate begins to take the place of a member."""
+    """Return the topology in which a candidate begins to replace a member."""
     added = add(topology, [announcement])
     return replace(added, members=_with_leaving(added, [old]))
 
 
-def drop_dead_joiners(topology: Topology, dead: Sequence[str], down: int) -> Topology | None:
-    """Return the topology without dead members that were about to join: they hold up the rest.
+def drop_dead_joiners(topology: Topology, failed: Sequence[str], down: int) -> Topology | None:
+    """Return the topology without joining members that have failed and block the change.
 
-    Like ``forget``, never when more than a third of the members are down.
+    Return None if more than a third of the members are down, as in ``forget``.
     """
-    gone = [one.id for one in topology.members if one.id in dead and one.state is State.JOINING]
-    if not gone or _sees_badly(topology, down) or _running_change(topology).switched:
+    gone = [
+        member.id
+        for member in topology.members
+        if member.id in failed and member.state is State.JOINING
+    ]
+    if not gone or _too_many_down(topology, down) or _running_change(topology).switched:
         return None
-    left = topology.without(gone)
-    if all(one.state is State.ACTIVE for one in left.members):
+    rest = topology.without(gone)
+    if all(member.state is State.ACTIVE for member in rest.members):
         return cancel(topology)
-    return _begin(topology, left.members)
+    return _begin(topology, rest.members)
 
 
 def cancel(topology: Topology) -> Topology:
-    """Return the topology with the placement from before the change under way.
+    """Return the topology with the placement from before the running topology change.
 
-    Nothing is lost: every write was acked by the old replica sets too.
+    No write is lost, because every write was acked by the old replica sets too.
     """
     _check_not_switched(topology)
     _running_change(topology)
-    members = tuple(replace(one, state=State.ACTIVE) for one in topology.before())
+    members = tuple(replace(member, state=State.ACTIVE) for member in topology.before())
     return replace(topology, members=members, change=None).next()
 
 
 def steer(topology: Topology, *, paused: bool | None = None, rate: int | None = None) -> Topology:
-    """Return the topology with the change under way paused, resumed, or at another rate."""
+    """Return the topology with the running topology change paused, resumed, or at another rate."""
     change = _running_change(topology)
     change = replace(
         change,
@@ -249,28 +253,28 @@ def steer(topology: Topology, *, paused: bool | None = None, rate: int | None = 
 
 
 def lower_floors(topology: Topology, alive: Collection[str], stamp: Stamp) -> Topology:
-    """Return the topology that has each peer lower its floors and horizons to a stamp.
+    """Return the topology that orders each peer to lower its floors and horizons to a stamp.
 
-    All members must be there and hold their data, and no placement may change: a replica that is
-    away could bring back what was deleted, collected, and is above the stamp.
+    All members must be alive and synced, and no topology change may run: an unavailable replica
+    could bring back records above the stamp that were deleted and collected.
 
     Raises:
-        ChangeConflict: a member is away or is being filled, or a change is under way.
+        ChangeConflict: a member is down or streaming, or a topology change is running.
     """
     if topology.change is not None:
-        raise ChangeConflict("a change of placement is under way; lower floors when it has ended")
+        raise ChangeConflict("a topology change is running; lower floors when it has ended")
     for member in topology.members:
         if member.id not in alive:
-            raise ChangeConflict(f"peer {member.id!r} is down; all must be there to lower floors")
+            raise ChangeConflict(f"peer {member.id!r} is down; lower floors when all are alive")
         if not member.synced:
-            raise ChangeConflict(f"peer {member.id!r} is being filled; lower floors after that")
+            raise ChangeConflict(f"peer {member.id!r} is streaming; lower floors after that")
     begun = topology.next()
     return replace(begun, ceiling=stamp, ceiling_epoch=begun.epoch)
 
 
 def _begin(topology: Topology, members: tuple[Member, ...]) -> Topology:
     if not topology.formed:
-        raise ChangeConflict("the cluster has not formed yet")
+        raise ChangeConflict("the cluster has not formed yet; until then peers join by themselves")
     _check_not_switched(topology)
     begun = replace(topology, members=members)
     if not begun.after():
@@ -282,34 +286,35 @@ def _with_leaving(topology: Topology, peers: Sequence[str]) -> tuple[Member, ...
     leaving = {_known(topology, peer).id for peer in peers}
     for peer in peers:
         if _known(topology, peer).state is State.JOINING:
-            # Who leaves is read from until the end; who joins has nothing to be read yet.
-            raise ChangeConflict(f"peer {peer!r} is joining; cancel that instead")
+            # A leaving member serves reads until the end; a joining one has no data to serve.
+            raise ChangeConflict(f"peer {peer!r} is joining; cancel the topology change instead")
     return tuple(
-        replace(one, state=State.LEAVING) if one.id in leaving else one for one in topology.members
+        replace(member, state=State.LEAVING) if member.id in leaving else member
+        for member in topology.members
     )
 
 
-def _sees_badly(topology: Topology, down: int) -> bool:
-    """Whether so many members look dead that it is likelier the control plane that is lost."""
+def _too_many_down(topology: Topology, down: int) -> bool:
+    """Whether so many members seem down that the membership service is the likelier failure."""
     return down * 3 > len(topology.members)
 
 
 def _check_not_switched(topology: Topology) -> None:
     if topology.change is not None and topology.change.switched:
-        raise ChangeConflict("a change of placement is complete and ends now; try again then")
+        raise ChangeConflict("a topology change is about to end; try again when it has ended")
 
 
 def _known(topology: Topology, peer: str) -> Member:
     member = topology.member(peer)
     if member is None:
-        known = ", ".join(one.id for one in topology.members)
-        raise ChangeConflict(f"no member {peer!r}; members are {known}")
+        known = ", ".join(member.id for member in topology.members)
+        raise ChangeConflict(f"no member {peer!r}; members: {known}")
     return member
 
 
 def _running_change(topology: Topology) -> Change:
     if topology.change is None:
-        raise ChangeConflict("no change is under way")
+        raise ChangeConflict("no topology change is running")
     return topology.change
 
 
@@ -321,20 +326,20 @@ def ordered(
     rate: int,
     stamp: Stamp = 0,
 ) -> Topology:
-    """Return the topology that an operator's order asks for.
+    """Return the topology that results from an admin request.
 
     Args:
-        alive: the live peers, members and candidates.
+        alive: the announcements of live peers, both members and candidates.
         action: ``add``, ``remove``, ``forget``, ``force-remove``, ``accept-loss``, ``replace``
             (old, new), ``cancel``, ``pause``, ``resume``, ``rate`` or
             ``lower-floors``.
-        peers: whom it is about.
-        rate: bytes a second, for ``rate``, and for what begins a change (0: as it was).
-        stamp: the cluster's time, for ``lower-floors``.
+        peers: the peers that the action concerns.
+        rate: bytes a second, for ``rate`` and for actions that begin a change (0: unchanged).
+        stamp: the time of the cluster clock, for ``lower-floors``.
 
     Raises:
-        ChangeConflict: it cannot be done now; the text says why.
-        UsageError: no such action, or the wrong number of peers.
+        ChangeConflict: the action is not possible now; the message has the reason.
+        UsageError: the action is unknown, or the number of peers is wrong.
     """
     match action, list(peers):
         case "add", [_, *_]:
@@ -359,7 +364,7 @@ def ordered(
             return steer(topology, rate=rate)
         case "lower-floors", [] if stamp:
             return lower_floors(topology, alive, stamp)
-    raise UsageError(f"{action!r} with {len(peers)} peers is not an order")
+    raise UsageError(f"no admin request {action!r} with {len(peers)} peers")
 
 
 def _bounded(begun: Topology, rate: int) -> Topology:
@@ -371,5 +376,5 @@ def _candidate(alive: Mapping[str, Announcement], peer: str) -> Announcement:
     announcement = alive.get(peer)
     if announcement is None:
         known = ", ".join(sorted(alive)) or "none"
-        raise ChangeConflict(f"peer {peer!r} is not running; running are {known}")
+        raise ChangeConflict(f"peer {peer!r} is not running; running peers: {known}")
     return announcement

@@ -1,6 +1,6 @@
-"""The view: topology and liveness, as one process knows them. Immutable.
+"""The view: topology and liveness as one process knows them; immutable.
 
-Liveness decides whom to ask first, never who owns what.
+Liveness decides the order in which replicas are asked, never which replicas a partition has.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ class _Placed(NamedTuple):
     table: Table
 
 
-#: Placements made last. A change of placement concerns few members, so the next one is near.
+#: The last placements. A topology change affects few members, so the next one is similar.
 _placed: deque[_Placed] = deque(maxlen=16)
 
-#: So many members of difference are cheaper to take in one by one than to begin anew.
-_NEAR: Final = 8
+#: Up to this many different members, updating a placement is cheaper than computing it.
+_MAX_DIFFERENCE: Final = 8
 
 
 def placement(members: list[Member], replicas: int) -> Table:
-    """Return the replica set of each partition (kept: it changes only with the placement)."""
+    """Return the replica set of each partition (cached: it changes only with the placement)."""
     wanted = frozenset(member.candidate for member in members)
-    known = [one for one in tuple(_placed) if one.replicas == replicas]
-    near = min(known, key=lambda one: len(one.members ^ wanted), default=None)
+    known = [placed for placed in tuple(_placed) if placed.replicas == replicas]
+    near = min(known, key=lambda placed: len(placed.members ^ wanted), default=None)
     if near is not None and near.members == wanted:
         return near.table
-    if near is not None and len(near.members ^ wanted) <= min(_NEAR, len(wanted) // 2):
+    if near is not None and len(near.members ^ wanted) <= min(_MAX_DIFFERENCE, len(wanted) // 2):
         table = place_again(near.table, near.members, wanted, replicas)
     else:
         table = place(wanted, replicas)
@@ -46,10 +46,10 @@ def placement(members: list[Member], replicas: int) -> Table:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What a process knows of the cluster.
+    """The topology and liveness that a process uses.
 
-    ``alive`` holds the ids whose lock is held. A write needs its acks in ``before`` and in
-    ``writers`` of the partition; they are the same while no change is under way.
+    ``alive`` has the ids of the members that hold their session lock. A write needs its acks both
+    in ``before`` and in ``writers`` of the partition; they are the same without a topology change.
     """
 
     topology: Topology
@@ -62,18 +62,18 @@ class View:
 
     @functools.cached_property
     def before(self) -> Table:
-        """The replica set of each partition before the change under way."""
+        """The replica set of each partition before the topology change."""
         return placement(self.topology.before(), self.topology.replicas)
 
     @property
     def readers(self) -> Table:
-        """The replica set of each partition that reads use: the old one, until all moved."""
+        """The replica set of each partition for reads: the old one until the change switches."""
         change = self.topology.change
         return self.writers if change is not None and change.switched else self.before
 
     @functools.cached_property
     def writers(self) -> Table:
-        """The replica set of each partition after the change under way."""
+        """The replica set of each partition after the topology change."""
         return placement(self.topology.after(), self.topology.replicas)
 
     @functools.cached_property
@@ -82,20 +82,20 @@ class View:
         return {member.id: member for member in self.topology.members}
 
     def votes_needed(self, owners: Sequence[str]) -> int:
-        """Return how many of the owners of a partition must have told what they hold.
+        """Return how many replicas of a partition together have every acked write.
 
         A write is on a quorum W of N replicas, so any N - W + 1 include one that has it. Members
-        whose loss an operator has accepted are not waited for.
+        whose loss an operator has accepted are not needed.
         """
         able = sum(not self.members[peer].is_waived for peer in owners)
         return min(able, len(owners) - Level.QUORUM.needed(len(owners)) + 1)
 
     def is_read(self, peer: str) -> bool:
-        """Whether clients read from a peer."""
+        """Whether reads go to a peer."""
         return any(peer in readers for readers in self.readers)
 
     def owned_by(self, peer: str) -> frozenset[int]:
-        """Return the partitions that a peer holds, before or after the change under way."""
+        """Return the partitions that a peer holds, before or after the topology change."""
         both = zip(self.before, self.writers, strict=True)
         return frozenset(
             number for number, (old, new) in enumerate(both) if peer in old or peer in new
@@ -103,7 +103,7 @@ class View:
 
 
 def can_read(view: View, passed: frozenset[str]) -> bool:
-    """Whether some old replica set still has a quorum of peers that have not moved on."""
+    """Whether any old replica set has a quorum of peers that are not in ``passed``."""
     return any(
         len([peer for peer in peers if peer not in passed]) >= Level.QUORUM.needed(len(peers))
         for peers in set(view.before)

@@ -67,7 +67,7 @@ def test_partitions_without_sources_name_those_that_are_away_and_accept_loss() -
     lonely = View(adding(formed()), frozenset("ad"))
     found = waits(lonely, {})
     assert len(found) == 1
-    assert "lack 1 of the replicas that know every write (b, c): start b or c" in found[0]
+    assert "lack 1 of the replicas that have every write (b, c): start b or c" in found[0]
     assert "dstash cluster accept-loss b c" in found[0]
 
 
