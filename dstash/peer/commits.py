@@ -299,7 +299,7 @@ def _prepare_delete(message: Delete, space: Keyspace, rules: Rules) -> Prepared:
     tombstone = head(message.version, RecordFlag.TOMBSTONE)
     entries = seal(space, keys, tombstone, [_NOTHING] * len(keys))
     write = _client_write(entries, message, rules)
-    write.tells_existed = write.may_spend_reserve = True
+    write.report_existed = write.may_spend_reserve = True
     return Prepared(write, rejected, places)
 
 

@@ -1,1 +1,1 @@
-"""What stays: records, the LMDB store, digests, and the dictionary twin used by tests."""
+"""Storage: records, merging, digests, the LMDB store, and the dictionary twin for tests."""

@@ -1,11 +1,12 @@
-"""Digests: whether two replicas of a partition hold the same, in 16 bytes.
+"""Digests: 16 bytes that show whether two replicas of a partition have equal records.
 
-A digest is the sum, modulo 2**128, of a hash over all records; sums do not depend on order, so
-replicas need not walk in step. Dynamo and Cassandra use Merkle trees for this; with 4096
-partitions and 256 buckets in each, two levels do. What is hashed of a record is the ``DigestKind``.
+A digest is the sum of a hash over all records, modulo 2**128. Sums do not depend on order, so
+replicas can walk independently. Dynamo and Cassandra use Merkle trees for this; with 4096
+partitions and 256 buckets in each, two levels are enough. ``DigestKind`` is the hashed part of a
+record.
 
-What is dead (a tombstone, or expired) up to the partition's horizon is left out: whether it is
-still on disk makes no difference any more. So is a damaged record: it must look missing.
+Tombstones and expired records up to the partition's horizon are left out, because it does not
+matter whether they are still on disk. Corrupt records are left out too: they count as missing.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ DIGEST_BYTES: Final = 16
 BUCKETS: Final = 256
 EMPTY: Final = bytes(DIGEST_BYTES)
 
-#: Flags and expiry of a value that was restored, and never expires.
-_RESTORED_FOR_EVER: Final = bytes((RecordFlag.RESTORED,)) + PLAIN[1:]
+#: Flags and expiry of a restored value that never expires.
+_RESTORED_PERMANENT: Final = bytes((RecordFlag.RESTORED,)) + PLAIN[1:]
 
-_MODULUS: Final = (1 << 128) - 1
+_SUM_MASK: Final = (1 << 128) - 1
 _BUCKET_SHIFT: Final = PARTITIONS.bit_length() - 1
 
 
 def bucket_of(storage_key: bytes) -> int:
-    """Return the bucket of a record: eight bits of the key's hash that partitions do not use."""
+    """Return the bucket of a record: the eight bits of the key's hash above the partition."""
     key = storage_key[3 + storage_key[2] :]
     return (xxh3_64_intdigest(key) >> _BUCKET_SHIFT) & (BUCKETS - 1)
 
 
 def is_reapable_at(record: bytes, stamp: Stamp) -> bool:
-    """Whether a record was dead already at ``stamp``, on every clock, and is not newer."""
+    """Whether a record is not newer than ``stamp``, and a tombstone or expired by then."""
     if newest_stamp(version_of(record)) > stamp:
         return False
     if record[VERSION_END] & RecordFlag.TOMBSTONE:
@@ -57,11 +58,12 @@ def is_reapable_at(record: bytes, stamp: Stamp) -> bool:
 
 
 class DigestKind(IntEnum):
-    """What a digest covers. The numbers stand in messages.
+    """The part of a record that a digest covers. The numbers are used in messages.
 
-    ``VERSIONS``: storage key and version; all that protocol version 1 knows. ``CONTENT``: checksum
-    too, so records with equal versions and different content differ. ``WRITES``: storage key, stamp
-    and writer; what replicas agree on before a horizon passes (see ``cluster/burying.py``).
+    ``VERSIONS``: storage key and version; the only kind in protocol version 1. ``CONTENT``: the
+    checksum too, so that records with equal versions and different content differ. ``WRITES``:
+    storage key, stamp and writer; replicas agree on it before a horizon advances (see
+    ``cluster/replication/tombstone_gc.py``).
     """
 
     VERSIONS = 0
@@ -69,7 +71,7 @@ class DigestKind(IntEnum):
     WRITES = 2
 
 
-#: By kind, the part of a record that is hashed.
+#: By kind, the hashed part of a record.
 _HASHED: Final = {
     DigestKind.VERSIONS: slice(CHECKSUM_END, VERSION_END),
     DigestKind.CONTENT: slice(VERSION_END),
@@ -78,13 +80,13 @@ _HASHED: Final = {
 
 
 class Sum:
-    """Adds up records.
+    """The sum of record hashes.
 
     Args:
-        horizon: what is dead up to there is left out.
-        until: only what was written up to there is added, if it is given. With ``VERSIONS``, only
-            what was not touched after it either: that is how protocol version 1 agrees.
-        kind: what is hashed.
+        horizon: records that are reapable at this stamp are left out.
+        until: if given, only records written up to this stamp are added. With ``VERSIONS`` they
+            must not have been touched later either, as protocol version 1 defines it.
+        kind: the hashed part of a record.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class Sum:
         self.count = 0
 
     def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
-        """Add (storage key, record) pairs: those up to ``until``, if it is given."""
+        """Add (storage key, record) pairs; only those up to ``until`` if it is given."""
         horizon, until, value = self.horizon, self.until, self.value
         hashed = _HASHED[self.kind]
         stamp_of = newest_stamp if self.kind is DigestKind.VERSIONS else write_stamp
@@ -112,12 +114,12 @@ class Sum:
                 continue
             self.count += 1
             if (tail := record[VERSION_END:HEAD_BYTES]) != PLAIN:
-                self.expirable = self.expirable or tail != _RESTORED_FOR_EVER
+                self.expirable = self.expirable or tail != _RESTORED_PERMANENT
                 if horizon and is_reapable_at(record, horizon):
                     continue
             if until is None or stamp_of(version_of(record)) <= until:
                 value += xxh3_128_intdigest(storage_key + record[hashed])
-        self.value = value & _MODULUS
+        self.value = value & _SUM_MASK
 
     def digest(self) -> bytes:
         """Return the sum as 16 bytes."""

@@ -1,4 +1,4 @@
-"""How much room there is: for the map to grow in, and for the file on its disk."""
+"""The size of the memory map, and the room for the data file on its disk."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Final
 from dstash.limits import MIB
 from dstash.store.directory import DATA_FILE
 
-#: How a disk says that it is full: altogether, for this user, or for a file of this size.
+#: The errors of a full disk: no space at all, for this user, or for a file of this size.
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _FIRST_MAP: Final = 64 * MIB
-_LARGEST_STEP: Final = 1024 * MIB
+_MAX_STEP: Final = 1024 * MIB
 _PROBE_FILE: Final = "PROBE"
 
 
 def map_size_for(data_file: Path) -> int:
-    """Return the size of the map to open a data file with: twice as large, and some."""
+    """Return the map size for opening a data file: at least twice the size of the file."""
     size = data_file.stat().st_size if data_file.exists() else 0
     map_size = _FIRST_MAP
     while map_size < size * 2:
@@ -28,15 +28,15 @@ def map_size_for(data_file: Path) -> int:
 
 
 def grown(map_size: int) -> int:
-    """Return the next size of a map that is full."""
-    return map_size + min(map_size, _LARGEST_STEP)
+    """Return the next larger size of a map that is full."""
+    return map_size + min(map_size, _MAX_STEP)
 
 
 def lacks_room(directory: Path, needed: int) -> bool:
-    """Whether the data file could not grow by so many bytes.
+    """Whether the data file cannot grow by ``needed`` bytes.
 
-    LMDB calls a write that was cut short by a full disk an I/O error. So another file is made to
-    grow from the same length: that meets limits of the disk, the user, the process and the file.
+    LMDB reports a short write on a full disk as an I/O error. So a probe file is extended from the
+    same length, which meets the same limits of the disk, the user, the process and the file size.
     """
     path = directory / _PROBE_FILE
     try:

@@ -1,8 +1,8 @@
-"""Notes of a process that ends by a fault, for the next one.
+"""Notes about fatal signals, for the next process on the store.
 
-A page of the data file that is not there is a SIGBUS, and of some damaged pages LMDB asserts that
-they cannot be so: the process ends without a word. What can be written at that moment is the
-signal and where it came, to a file that is open already.
+Access to a missing page of the data file raises SIGBUS, and some corrupt pages fail an assertion in
+LMDB; either ends the process without a message. At that moment the signal and the stack can still
+be written to a file that is already open.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Final
 
 FAULT_FILE: Final = "FAULT"
 
-#: Allocated before it is needed: the disk may be full then.
+#: Allocated in advance, because the disk may be full later.
 _BYTES: Final = 8192
 _PREFIX: Final = "Fatal Python error: "
 
 
 def last_fault(directory: Path) -> str:
-    """Return by what fault the last process ended, such as ``Bus error``; empty for none."""
+    """Return the fault that ended the last process, such as ``Bus error``; empty for none."""
     try:
         content = (directory / FAULT_FILE).read_bytes()
     except FileNotFoundError:
@@ -31,10 +31,10 @@ def last_fault(directory: Path) -> str:
 
 
 def note_faults(directory: Path) -> Callable[[], None]:
-    """Have a fault of this process noted in a directory; returns what ends that.
+    """Record fatal signals of this process in a directory; returns a function that ends it.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
     path = directory / FAULT_FILE
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -1,7 +1,7 @@
-"""Check that all of a store can be read, in a process of its own.
+"""Integrity check: reads all pages of a store in a separate process.
 
 LMDB reports some corrupt pages as errors; others fail an assertion, which aborts the process.
-``python -m dstash.store.integrity DIR`` walks every tree; the caller looks at whether it finished.
+``python -m dstash.store.integrity DIR`` walks every tree; the caller checks how it ended.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import lmdb
 
 from dstash.errors import StoreError
 
-#: How a process ends that has met a bad page: by itself, or by an assertion or a fault.
+#: How the process ends at a corrupt page: with this status, or by an assertion or a fault.
 _UNREADABLE: Final = 3
 _FATAL: Final = (-signal.SIGABRT, -signal.SIGBUS, -signal.SIGSEGV)
 
 
 def can_be_read(directory: Path) -> bool:
-    """Whether all pages of the store in a directory can be read; takes as long as to read them.
+    """Whether all pages of the store in a directory can be read. It reads all of them.
 
     Raises:
-        StoreError: nobody can tell, for the process that looks ended for another reason.
+        StoreError: the result is unknown, because the process ended for another reason.
     """
     command = [sys.executable, "-m", "dstash.store.integrity", os.fspath(directory)]
     done = subprocess.run(  # noqa: S603  # our own command
@@ -39,7 +39,7 @@ def can_be_read(directory: Path) -> bool:
     )
     if done.returncode not in (0, _UNREADABLE, *_FATAL):
         raise StoreError(
-            f"cannot tell whether {directory} can be read: python -m dstash.store.integrity ended "
+            f"cannot check whether {directory} can be read: python -m dstash.store.integrity ended "
             f"with status {done.returncode}"
         )
     return done.returncode == 0
@@ -57,7 +57,7 @@ def _read(directory: str) -> None:
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # to end like that is an answer
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort is a result here
     try:
         _read(sys.argv[1])
     except lmdb.Error:

@@ -1,4 +1,4 @@
-"""What the layers above ask of a store. LMDB fulfils it; so does the dictionary twin of tests."""
+"""The interface of a store, implemented by LMDB and by the dictionary twin for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dstash.version import MAX_STAMP, Stamp, Version, highest_version
 
 
 class Identity(NamedTuple):
-    """Who a store belongs to. ``store_id`` is made with the store and never given twice."""
+    """The owner of a store. ``store_id`` is created with the store and is unique."""
 
     cluster: str
     peer: str
@@ -21,7 +21,7 @@ class Identity(NamedTuple):
 
 
 class DiskState(Enum):
-    """How full the disk of a store is, in words; each is worse than the one before."""
+    """How full the disk of a store is, as text, from best to worst."""
 
     AMPLE = ""
     SCARCE = "the disk is nearly full"
@@ -42,10 +42,10 @@ class Snapshot(Protocol):
 
 
 class Transaction(Protocol):
-    """A write transaction: all of it is on disk, or none of it."""
+    """A write transaction: either all of it is on disk, or nothing."""
 
     def get(self, storage_key: bytes) -> bytes | None:
-        """Return a record, as this transaction sees it."""
+        """Return a record as of this transaction."""
         ...
 
     def put(self, storage_key: bytes, record: bytes) -> object:
@@ -57,7 +57,7 @@ class Transaction(Protocol):
         ...
 
     def insert_all(self, entries: Sequence[tuple[bytes, bytes]]) -> int:
-        """Store the (storage key, record) pairs under whose keys there is none; how many."""
+        """Store the (storage key, record) pairs whose keys do not exist; returns how many."""
         ...
 
     def delete(self, storage_key: bytes) -> object:
@@ -67,29 +67,28 @@ class Transaction(Protocol):
 
 @dataclass(slots=True)
 class Write:
-    """Records to be merged: the one that ``outranks`` the other wins, key by key.
+    """Records to merge: for each key, the record that ``outranks`` the other one wins.
 
-    ``entries`` are (storage key, record) pairs. ``now`` is the peer's clock, which decides what
-    counts as existing. ``drops`` are (storage key, identity) pairs: such a record leaves the disk,
-    if it is still the same (see ``identity_of``). ``horizons`` (by partition) guards against the
-    past: where all replicas agreed on everything up to a stamp, nothing older comes in any more.
-    ``promises`` (by partition) keeps the same out while they are agreeing on a stamp.
-    ``marks`` are (name, content) pairs that belong to the store itself and commit together with the
-    records.
+    ``entries`` are (storage key, record) pairs. ``now`` is the time of the peer's clock, by which
+    records count as expired. ``drops`` are (storage key, identity) pairs: the record is removed if
+    it is still the same (see ``identity_of``). ``horizons`` (by partition) rejects old records:
+    where all replicas have agreed up to a stamp, no record up to that stamp is accepted any more.
+    ``promises`` (by partition) rejects the same records during the agreement on a stamp. ``marks``
+    are (name, content) pairs about the store itself, which commit together with the records.
 
     A corrupt record may have had any version up to ``upper_bound``, so only a later record replaces
     it. ``replacements`` are (storage key, record or None) pairs, known to be correct: each replaces
     the stored record if that is still corrupt.
 
-    What is stored with a stamp above ``latest`` is from the future, and gives way whatever it is;
-    so does what is stored with one of the versions that this write ``replaces``.
+    A stored record with a stamp above ``latest`` is a future record, and every record replaces it.
+    The same holds for a stored record with a version in ``replaces``.
 
-    ``version`` is what all entries carry, when they share one: a client's write does, and one that
-    is above all that is stored needs no look at what it replaces. ``tells_existed``: whether
-    somebody wants to know what was there all the same. None of the entries is stamped before
-    ``oldest``: if that is above the horizons, none is of the past.
+    ``version`` is the version of all entries if they share one, as in the write of a client. If it
+    is above every stored version, the stored records are not read. ``report_existed``: whether to
+    read them anyway, to report which keys existed. ``oldest`` is a lower bound of the entries'
+    stamps: if it is above the horizons, no entry is too old.
 
-    ``may_spend_reserve``: it frees or heals, so it may use the last room on the disk.
+    ``may_spend_reserve``: the write frees space or repairs, so it may use the reserve of the disk.
     """
 
     entries: Sequence[tuple[bytes, bytes]]
@@ -101,7 +100,7 @@ class Write:
     replacements: Sequence[tuple[bytes, bytes | None]] = ()
     upper_bound: Stamp = MAX_STAMP
     version: Version | None = None
-    tells_existed: bool = False
+    report_existed: bool = False
     oldest: Stamp = 0
     promises: Mapping[int, Stamp] = field(default_factory=dict)
     may_spend_reserve: bool = False
@@ -109,19 +108,19 @@ class Write:
     replaces: frozenset[Version] = frozenset()
 
     def bound(self) -> Version:
-        """Return a version that none of this write's records is above."""
+        """Return an upper bound of the versions of this write's records."""
         return self.version or highest_version(self.newest)
 
 
 @dataclass(slots=True)
 class Merged:
-    """What became of one ``Write``: by position what was superseded, and what was kept out.
+    """The result of one ``Write``: the positions of superseded and of rejected entries.
 
-    ``corrupt`` met a damaged record; ``past`` was new here, but not above the horizon; ``promised``
-    was new, but not above what this peer has promised to keep as it is for the moment.
+    ``corrupt``: the stored record is corrupt. ``past``: the entry is new here, but not above the
+    horizon. ``promised``: the entry is new here, but not above a promise of this peer.
 
-    ``existed`` has a byte for each entry: whether the key was live before, if the write
-    ``tells_existed``.
+    ``existed`` has a byte for each entry: whether the key was live before. It is only valid if the
+    write has ``report_existed``.
     """
 
     superseded: list[tuple[int, Version]] = field(default_factory=list)
@@ -138,22 +137,22 @@ class StoreStats(NamedTuple):
     used_bytes: int
     map_bytes: int
     free_bytes: int
-    #: Pages of the tree of records, by what they are: branch, leaf, overflow; and all the others.
+    #: Pages by kind: branch, leaf and overflow pages of the tree of records, and ``other``.
     pages: Mapping[str, int] = MappingProxyType({})
-    #: Bytes of the disk that are allocated for deletes when it is full.
+    #: Bytes allocated as a reserve for deletes on a full disk.
     reserved_bytes: int = 0
 
 
 class Store(Protocol):
-    """Durable records of one peer."""
+    """The durable records of one peer."""
 
     store_id: str
-    #: How long (seconds) it took until the disk had the last commit.
+    #: How long (seconds) the last commit took to sync.
     synced_in: float
 
     @property
     def identity(self) -> Identity | None:
-        """Who the store belongs to; None until it has joined a cluster."""
+        """The owner of the store; None until it has joined a cluster."""
         ...
 
     @property
@@ -162,15 +161,15 @@ class Store(Protocol):
         ...
 
     def adopt(self, identity: Identity) -> None:
-        """Write down who the store belongs to; ``ForeignStore`` if it belongs to another."""
+        """Set the owner of the store; ``ForeignStore`` if it has another one."""
         ...
 
     def mark(self, name: bytes, content: bytes) -> None:
-        """Keep something about the store itself under a name, durably."""
+        """Store a mark, a named piece of data about the store itself, durably."""
         ...
 
     def marked(self, name: bytes) -> bytes | None:
-        """Return what is kept under a name."""
+        """Return the content of a mark; None if there is none."""
         ...
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
@@ -178,13 +177,13 @@ class Store(Protocol):
         ...
 
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
-        """Merge writes in one transaction and return when they are as durable as configured.
+        """Merge writes in one transaction; return when they are as durable as configured.
 
-        The reserve of the disk is given up only if all of them may spend it.
+        The reserve of the disk is released only if all of them may spend it.
 
         Raises:
-            DiskFull: nothing was stored, reading goes on.
-            StoreFailed: the disk failed; the store is closed to writes for good.
+            DiskFull: nothing was stored; reads still work.
+            StoreFailed: the disk failed; the store accepts no more writes.
         """
         ...
 
@@ -197,7 +196,7 @@ class Store(Protocol):
         ...
 
     def check_writable(self) -> str | None:
-        """Return None when the store takes writes, else the reason why not."""
+        """Return None if the store accepts writes, else the reason why not."""
         ...
 
     def stats(self) -> StoreStats:

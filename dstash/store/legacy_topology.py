@@ -1,7 +1,7 @@
-"""The topology that earlier versions kept in an LMDB file, read in a process of its own.
+"""Reader for the topology of earlier versions, an LMDB file, in a separate process.
 
-LMDB maps the file, and touching a map of a file that was cut off ends the process.
-``python -m dstash.store.legacy_topology FILE`` writes what is stored to stdout.
+LMDB maps the file, and access to the map of a truncated file ends the process.
+``python -m dstash.store.legacy_topology FILE`` writes the stored value to stdout.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Final
 
 _KEY: Final = b"topology"
-#: A counter stands before the topology.
+#: The counter before the topology.
 _COUNTER_BYTES: Final = 8
-_PATIENCE: Final = 30.0
+_TIMEOUT_S: Final = 30.0
 
 
 def read_legacy_topology(path: Path) -> bytes | None:
-    """Return the topology (JSON) in an LMDB file; None when there is none, or it cannot be read."""
+    """Return the topology (JSON) in an LMDB file; None if it is missing or unreadable."""
     command = [sys.executable, "-m", "dstash.store.legacy_topology", os.fspath(path)]
     try:
         done = subprocess.run(  # noqa: S603  # our own command
@@ -28,7 +28,7 @@ def read_legacy_topology(path: Path) -> bytes | None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT_S,
             check=True,
         )
     except (subprocess.SubprocessError, OSError):

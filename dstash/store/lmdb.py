@@ -1,8 +1,8 @@
-"""Records in LMDB: one environment a peer, one commit for all writes that wait.
+"""The store in LMDB: one environment per peer, one commit for all waiting writes.
 
-LMDB gives readers a consistent snapshot that never waits for the writer, and a commit that is
-either on disk or not there. What it does not give is handled here: records carry checksums, the
-map grows, a full disk is an answer and not the end, and a failed sync is the end.
+LMDB gives readers a consistent snapshot that never waits for the writer, and atomic commits. This
+module adds what LMDB lacks: the map grows, a full disk is an error from which the store recovers,
+and after a failed sync the store accepts no more writes.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ _log = structlog.get_logger("dstash.store")
 T = TypeVar("T")
 
 FORMAT: Final = 1
-#: There while a store is being made: a process that dies then leaves an empty data file behind.
+#: Exists while a store is created: a process that ends then leaves an empty data file behind.
 _MAKING_FILE: Final = "MAKING"
 _DATABASES: Final = 8
 _MAX_READERS: Final = 126
-#: What LMDB makes of its lock file for so many readers.
+#: The size of LMDB's lock file for this number of readers.
 _LOCK_FILE_BYTES: Final = 8192
 
-#: What a commit takes beside its records, at most: copies of the pages that lead to them (bytes).
-_PAGES_PER_RECORD: Final = 8192
-_PAGES_PER_COMMIT: Final = MIB // 4
+#: What a commit writes in addition to its records, at most: copies of the pages on their paths.
+_BYTES_PER_RECORD: Final = 8192
+_BYTES_PER_COMMIT: Final = MIB // 4
 
 _KEY_FORMAT: Final = b"format"
 _KEY_STORE_ID: Final = b"store_id"
@@ -66,7 +66,7 @@ _MARK: Final = b"mark:"
 
 
 class _Walkable:
-    """A read transaction in the words of ``Snapshot``."""
+    """A read transaction with the interface of ``Snapshot``."""
 
     def __init__(self, transaction: Any, database: Any) -> None:
         self.get: Callable[[bytes], bytes | None] = transaction.get
@@ -82,9 +82,9 @@ class _Walkable:
 
 
 class _Mergeable:
-    """A write transaction in the words of ``Transaction``.
+    """A write transaction with the interface of ``Transaction``.
 
-    All goes through one cursor: it finds a key's neighbours without coming down the tree again.
+    It uses one cursor, which finds neighbouring keys without a search from the root of the tree.
     """
 
     def __init__(self, transaction: Any, cursor: Any) -> None:
@@ -102,18 +102,19 @@ class _Mergeable:
 class LmdbStore:
     """The records of one peer, in one directory.
 
-    Safe for one committing thread beside any number of reading threads.
+    Safe for one committing thread and any number of reading threads.
 
     Args:
-        directory: made when missing; exactly one process may hold it.
-        durability: when commits are synced. With ``INTERVAL`` somebody calls ``sync`` regularly.
+        directory: created if missing; only one process may use it.
+        durability: when commits are synced. With ``INTERVAL`` the caller must call ``sync``
+            regularly.
         reserve: bytes of the disk to allocate for deletes when it is full; see ``tend``.
 
     Raises:
         StoreInUse: another process holds the directory.
-        CorruptStore: LMDB cannot open it, its data file was emptied, or LMDB could not read it
-            when it was open last.
-        StoreError: it cannot be made, read or written.
+        CorruptStore: LMDB cannot open it, its data file is empty, or LMDB failed to read it
+            earlier.
+        StoreError: it cannot be created, read or written.
     """
 
     def __init__(
@@ -123,8 +124,8 @@ class LmdbStore:
         reserve: int | None = None,
     ) -> None:
         self.directory = directory
-        self._growing = threading.Lock()  # held to read, or to grow the map; never across a sync
-        self._writing = threading.Lock()  # held to write: the map must not grow meanwhile
+        self._growing = threading.Lock()  # held to read or to grow the map; never during a sync
+        self._writing = threading.Lock()  # held to write: the map must not grow during it
         self._failed: str | None = None
         self._merged_at = self.synced_in = 0.0
         self._pid = os.getpid()
@@ -148,14 +149,14 @@ class LmdbStore:
         if mark.exists():
             text = mark.read_text(errors="replace").strip()  # a full disk leaves it empty
             raise CorruptStore(
-                f"{text or f'{self.directory}: LMDB could not read it'} (found at work; remove "
-                f"{mark} to open it all the same)"
+                f"{text or f'{self.directory}: LMDB could not read it'} (found by an earlier "
+                f"process; remove {mark} to open the store anyway)"
             )
 
     def _allocate_lock_file(self) -> None:
-        """Give LMDB's lock file its blocks: readers write to it through a map.
+        """Allocate the blocks of LMDB's lock file, to which readers write through a map.
 
-        Without a block of its own such a page is a SIGBUS when the disk is full.
+        Without an allocated block, such a write raises SIGBUS when the disk is full.
         """
         with translated(self.directory):
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
@@ -184,11 +185,11 @@ class LmdbStore:
                 max_readers=_MAX_READERS,
                 sync=durability is Durability.SYNC,
                 metasync=True,
-                readahead=False,  # records are found by hash: the next page is never the next need
-                writemap=False,  # with it a full disk is a SIGBUS instead of an error
+                readahead=False,  # records are hashed: the next page is rarely needed next
+                writemap=False,  # with it a full disk raises SIGBUS instead of an error
                 lock=True,
             )
-            self._check_whole()
+            self._check_data_file()
             self._env.reader_check()
             self._meta = self._env.open_db(b"meta")
             self._records = self._env.open_db(b"records")
@@ -197,19 +198,22 @@ class LmdbStore:
             if is_new:
                 sync_names(self.directory)
 
-    def _check_whole(self) -> None:
-        """Refuse a data file that was cut off, or that ended the last process.
+    def _check_data_file(self) -> None:
+        """Check a data file that is too short, or that ended the last process.
 
-        A page beyond the end of the file is not an error but a SIGBUS. A short file alone proves
-        nothing: pages that were freed by the commit that took them are never written. So the file
-        is made as long as it should be, and what is in it is read: zeros are no page of a tree.
+        Access to a page beyond the end of the file raises SIGBUS. A short file alone is no proof of
+        corruption: pages that the same commit allocated and freed are never written. So the file is
+        extended to its full length and then read: a page of zeros is not part of a tree.
+
+        Raises:
+            CorruptStore: the file cannot be read.
         """
         file = self.directory / DATA_FILE
         used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
         size, fault = file.stat().st_size, last_fault(self.directory)
         if size >= used and not fault:
             return
-        text = f"{file} was cut off: it has {size} of {used} bytes"
+        text = f"{file} was truncated: it has {size} of {used} bytes"
         if size >= used:
             text = f"{file} cannot be read: it ended the last process of this peer ({fault})"
         os.truncate(file, max(size, used))
@@ -249,12 +253,12 @@ class LmdbStore:
 
     @property
     def identity(self) -> Identity | None:
-        """Who the store belongs to; None until it has joined a cluster."""
+        """The owner of the store; None until it has joined a cluster."""
         return self._identity
 
     @property
     def left_by(self) -> str:
-        """The id of a process that had the store open and did not close it; empty for none."""
+        """The id of an earlier process that did not close the store; empty for none."""
         return self._lock.left_by
 
     @property
@@ -263,7 +267,7 @@ class LmdbStore:
         return self._high_water
 
     def adopt(self, identity: Identity) -> None:
-        """Write down who the store belongs to."""
+        """Set the owner of the store."""
         if self._identity is not None:
             self._check_same(identity)
             return
@@ -277,28 +281,28 @@ class LmdbStore:
         self._identity = identity._replace(store_id=self.store_id)
 
     def mark(self, name: bytes, content: bytes) -> None:
-        """Keep something about the store itself under a name, durably."""
+        """Store a mark durably."""
         self._write(lambda transaction: transaction.put(_MARK + name, content, db=self._meta))
         if not self._syncs_commits:
             self.sync()
 
     def marked(self, name: bytes) -> bytes | None:
-        """Return what is kept under a name."""
+        """Return the content of a mark; None if there is none."""
         with self._growing, translated(self.directory), self._env.begin(self._meta) as transaction:
             kept: bytes | None = transaction.get(_MARK + name)
             return kept
 
     def _check_same(self, identity: Identity) -> None:
-        mine = self._identity
-        if mine is not None and (mine.cluster, mine.peer) != (identity.cluster, identity.peer):
+        owner = self._identity
+        if owner is not None and (owner.cluster, owner.peer) != (identity.cluster, identity.peer):
             raise ForeignStore(
-                f"data directory {self.directory} belongs to peer {mine.peer!r} of cluster "
-                f"{mine.cluster!r}, not to peer {identity.peer!r} of cluster {identity.cluster!r}"
+                f"data directory {self.directory} belongs to peer {owner.peer!r} of cluster "
+                f"{owner.cluster!r}, not to peer {identity.peer!r} of cluster {identity.cluster!r}"
             )
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
-        """Return a consistent view. Keep it for milliseconds: it holds up growth and pins pages."""
+        """Return a consistent view. Use it for milliseconds: it blocks growth and pins pages."""
         self._check_process()
         with (
             self._growing,
@@ -309,13 +313,12 @@ class LmdbStore:
 
     @contextmanager
     def _translated(self, is_full: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Translate errors; the store takes no more writes after those that are for good."""
+        """Translate errors; after a permanent one the store accepts no more writes."""
         try:
             with translated(self.directory, self._fail, is_full):
                 yield
         except CorruptStore as error:
-            # What cannot be read now will not be readable after a restart: that must not be tried
-            # again and again.
+            # A restart does not make the file readable, so the peer must not try again and again.
             self._mark_corrupt(str(error))
             raise
 
@@ -346,18 +349,19 @@ class LmdbStore:
         *,
         may_spend: bool = True,
     ) -> T:
-        """Do something in a transaction, with a larger map when it turns out to be full.
+        """Run ``work`` in a transaction; grow the map and retry when the map is full.
 
         Args:
+            work: the work, which may run more than once.
             needed: returns how many bytes it may write.
-            may_spend: give the reserve up, and try again, when the disk turns out to be full.
+            may_spend: whether to release the reserve and retry when the disk is full.
         """
         self._check_process()
         if self._failed:
             raise StoreFailed(self._failed)
 
         def is_full() -> bool:
-            return lacks_room(self.directory, needed() + _PAGES_PER_COMMIT)
+            return lacks_room(self.directory, needed() + _BYTES_PER_COMMIT)
 
         with self._writing:
             while True:
@@ -377,9 +381,9 @@ class LmdbStore:
                     return result
 
     def _check_process(self) -> None:
-        if os.getpid() != self._pid:  # both sides would write over each other's pages
+        if os.getpid() != self._pid:  # both processes would overwrite each other's pages
             raise StoreError(
-                f"{self.directory} was opened before a fork, and is of no use after it"
+                f"{self.directory} was opened before a fork; a process must open it after the fork"
             )
 
     def _grow(self) -> None:
@@ -393,12 +397,12 @@ class LmdbStore:
         self._failed = reason
 
     def sync(self) -> None:
-        """Flush what earlier commits left to the operating system (durability ``interval``)."""
+        """Sync earlier commits that were not synced (durability ``interval``)."""
         with translated(self.directory, self._fail):
             self._env.sync(True)
 
     def has_room(self, reserve: int) -> bool:
-        """Whether more than ``reserve`` bytes are free, on the disk or in the file itself."""
+        """Whether more than ``reserve`` bytes are free, on the disk or in the data file."""
         return self._space.has_room(reserve)
 
     def disk_state(self) -> DiskState:
@@ -406,10 +410,10 @@ class LmdbStore:
         return self._space.state
 
     def tend(self) -> None:
-        """Look after what is beside the records; call it about every second.
+        """Check the data file and the reserve; call it about every second.
 
-        The store takes no more writes when its data file was cut off, moved or removed. The
-        reserve of the disk is made again when there is room for it.
+        The store accepts no more writes if its data file was truncated, moved or removed. The
+        reserve of the disk is allocated again when there is room for it.
         """
         if self._failed is None and (harm := self._harm()):
             self._fail(harm)
@@ -418,7 +422,7 @@ class LmdbStore:
             self._space.tend()
 
     def _harm(self) -> str:
-        """Return what was done to the data file by others; empty for nothing."""
+        """Return what another program did to the data file; empty for nothing."""
         file = self.directory / DATA_FILE
         try:
             found = os.stat(file)
@@ -427,30 +431,30 @@ class LmdbStore:
         if found is None or (found.st_dev, found.st_ino) != (self._file.st_dev, self._file.st_ino):
             return f"{file} was moved, removed or replaced while the peer ran"
         before, self._file = self._file, found
-        if found.st_size >= before.st_size:  # LMDB never makes it shorter
+        if found.st_size >= before.st_size:  # LMDB never truncates it
             return ""
-        text = f"{file} was cut off while the peer ran: from {before.st_size} bytes"
+        text = f"{file} was truncated while the peer ran: from {before.st_size} bytes"
         text += f" to {found.st_size}"
-        self._mark_corrupt(text)  # what was written since may have made it as long as it was
+        self._mark_corrupt(text)  # later writes may have restored its length
         return text
 
     def _mark_corrupt(self, text: str) -> None:
-        """Keep the next process from using the data file as if nothing had happened."""
-        with suppress(OSError):  # the next start finds out by itself, if this fails too
+        """Prevent the next process from using the data file."""
+        with suppress(OSError):  # if this fails, the next start detects it by itself
             (self.directory / DAMAGED_FILE).write_text(f"{text}\n")
 
     def _reusable(self) -> int:
-        """Return how many bytes of the file hold nothing: the file never becomes smaller."""
+        """Return how many bytes of the data file are unused; the file never shrinks."""
         with self._growing, self._env.begin(self._records) as transaction:
             info = self._env.info()
-            trees = [transaction.stat(one) for one in (self._records, self._meta)]
+            trees = [transaction.stat(database) for database in (self._records, self._meta)]
         pages = sum(
-            one["branch_pages"] + one["leaf_pages"] + one["overflow_pages"] for one in trees
+            tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"] for tree in trees
         )
         return int((info["last_pgno"] + 1 - pages) * trees[0]["psize"])
 
     def check_writable(self) -> str | None:
-        """Return None when the store takes writes, else the reason why not."""
+        """Return None if the store accepts writes, else the reason why not."""
         return self._failed
 
     def stats(self) -> StoreStats:
@@ -474,7 +478,7 @@ class LmdbStore:
         )
 
     def close(self) -> None:
-        """Sync, close and release the directory."""
+        """Sync and close the store, and release its directory."""
         with self._writing, self._growing:
             try:
                 if not self._failed:
@@ -485,12 +489,12 @@ class LmdbStore:
 
 
 def _needed(writes: Sequence[Write]) -> int:
-    """Return how many bytes some writes may take on disk."""
+    """Return how many bytes writes may take on disk, at most."""
     total = 0
     for write in writes:
         total += sum(len(content) for _, content in (*write.entries, *write.marks))
         total += sum(len(replacement or b"") for _, replacement in write.replacements)
-        total += _PAGES_PER_RECORD * (
+        total += _BYTES_PER_RECORD * (
             len(write.entries) + len(write.replacements) + len(write.drops)
         )
     return total

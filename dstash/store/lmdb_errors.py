@@ -1,4 +1,4 @@
-"""LMDB's errors in dstash's words, at this one place."""
+"""Translation of LMDB's errors into those of dstash."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CORRUPT: Final = (
     lmdb.PageNotFoundError,
     lmdb.VersionMismatchError,
     lmdb.IncompatibleError,
-    lmdb.BadTxnError,  # what a page that is none of a tree does to the transaction that meets it
+    lmdb.BadTxnError,  # raised when a transaction meets a page that is not part of a tree
 )
 
 
@@ -30,16 +30,16 @@ def translated(
     on_failure: Callable[[str], None] = lambda reason: None,
     is_full: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
-    """Turn the errors of LMDB, and of files beside it, into dstash's. A full map passes through.
+    """Translate errors of LMDB, and of other files of the store. A full map passes through.
 
     Args:
-        directory: of the store, for the texts.
-        on_failure: called with the reason when no write can be trusted any more.
-        is_full: whether an I/O error may have been a full disk.
+        directory: the directory of the store, for the messages.
+        on_failure: called with the reason when writes are no longer reliable.
+        is_full: returns whether an I/O error may be due to a full disk.
     """
     try:
         yield
-    except OSError as error:  # of a file beside the database
+    except OSError as error:  # of another file of the store
         raise StoreError(f"cannot use {directory}: {error.strerror}") from None
     except (lmdb.MapFullError, lmdb.MapResizedError):
         raise
@@ -48,7 +48,7 @@ def translated(
         on_failure(text)
         raise CorruptStore(text) from None
     except lmdb.Error as error:
-        # The text of an error of opening begins with the path already.
+        # The message of an error while opening already begins with the path.
         reason = f"{directory}: {str(error).removeprefix(f'{directory}: ')}"
         is_failure = isinstance(error, lmdb.DiskError | lmdb.PanicError) or os.strerror(
             errno.EIO

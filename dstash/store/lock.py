@@ -1,4 +1,4 @@
-"""One process a directory: an flock that the kernel drops when the process dies."""
+"""A lock that allows one process per directory: an flock, which the kernel releases at exit."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from typing import Final
 from dstash.errors import StoreError, StoreInUse
 from dstash.store.disk_space import FULL
 
-#: Bytes of the note that says who holds the directory: always the same, so that a full disk has
-#: room for it.
+#: Size of the note with the holder's process id. It is fixed, so that the note fits on a full disk.
 _NOTE_BYTES: Final = 32
 
 
 class DirectoryLock:
-    """Holds a directory for this process. A file left over by a dead process does not count.
+    """Locks a directory for this process. The file of a process that has ended does not lock it.
 
-    ``left_by`` is the id of a process that held it before and did not release it; empty for none.
+    ``left_by`` is the id of an earlier process that did not release the lock; empty for none.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -54,14 +53,14 @@ class DirectoryLock:
         try:
             os.pwrite(self._handle, text.ljust(_NOTE_BYTES).encode(), 0)
         except OSError as error:
-            if error.errno not in FULL:  # what counts is the lock; the note is for people
+            if error.errno not in FULL:  # the note is only informative
                 raise
 
     def release(self) -> None:
-        """Let go of the directory."""
+        """Release the directory."""
         if self._handle < 0:
             return
-        with suppress(OSError):  # the next process then says that this one did not end cleanly
+        with suppress(OSError):  # the next process then reports an unclean end
             self._write_note("")
         os.close(self._handle)
         self._handle = -1

@@ -1,7 +1,7 @@
-"""The dictionary twin: what a store should do, in a dictionary.
+"""The dictionary twin: the behaviour of a store, in a dictionary.
 
-Model tests compare LMDB with it; the simulation runs peers on it, where it loses on a crash what
-was not synced.
+Model tests compare the LMDB store with it. The simulation runs peers on it, and drops unsynced data
+on a simulated crash.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dstash.version import ZERO, Stamp, Version
 
 
 class TwinStore:
-    """Records in memory, in the words of ``Store``."""
+    """Records in memory, with the interface of ``Store``."""
 
     def __init__(self, store_id: str = "twin") -> None:
         self.records: dict[bytes, bytes] = {}
@@ -29,18 +29,18 @@ class TwinStore:
         self._ceiling: Version = ZERO
 
     def adopt(self, identity: Identity) -> None:
-        """Write down who the store belongs to."""
-        mine = self.identity
-        if mine is not None and (mine.cluster, mine.peer) != (identity.cluster, identity.peer):
-            raise ForeignStore(f"twin belongs to {mine}, not to {identity}")
+        """Set the owner of the store."""
+        owner = self.identity
+        if owner is not None and (owner.cluster, owner.peer) != (identity.cluster, identity.peer):
+            raise ForeignStore(f"twin belongs to {owner}, not to {identity}")
         self.identity = identity._replace(store_id=self.store_id)
 
     def mark(self, name: bytes, content: bytes) -> None:
-        """Keep something about the store itself under a name."""
+        """Store a mark."""
         self.marks[name] = content
 
     def marked(self, name: bytes) -> bytes | None:
-        """Return what is kept under a name."""
+        """Return the content of a mark; None if there is none."""
         return self.marks.get(name)
 
     @contextmanager
@@ -57,15 +57,15 @@ class TwinStore:
         return merged
 
     def has_room(self, reserve: int) -> bool:
-        """Return True: a dictionary has no disk."""
+        """Return True, because a dictionary has no disk."""
         return True
 
     def disk_state(self) -> DiskState:
-        """Return that there is room: a dictionary has no disk."""
+        """Return ``AMPLE``, because a dictionary has no disk."""
         return DiskState.AMPLE
 
     def check_writable(self) -> str | None:
-        """Return None: a dictionary always takes writes."""
+        """Return None, because a dictionary always accepts writes."""
         return None
 
     def stats(self) -> StoreStats:
@@ -102,6 +102,6 @@ class _TwinSnapshot:
 
     def walk(self, begin: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         ordered = self._ordered = self._ordered or sorted(self._records)
-        first, behind = bisect.bisect_left(ordered, begin), bisect.bisect_left(ordered, end)
-        for storage_key in ordered[first:behind]:
+        first, last = bisect.bisect_left(ordered, begin), bisect.bisect_left(ordered, end)
+        for storage_key in ordered[first:last]:
             yield storage_key, self._records[storage_key]

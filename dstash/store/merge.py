@@ -1,6 +1,6 @@
-"""Last write wins: the one rule by which records meet, whoever brings them.
+"""Last write wins: the one rule for merging records, whatever their source.
 
-A put by a client, a read repair, a hint replayed, a partition transferred: all are merges of
+A put by a client, a reconciliation, a replayed hint, a streamed partition: each is a merge of
 records into a transaction. Merging is commutative, associative and idempotent, so messages may
 arrive late, twice, or in any order (Shapiro et al., "Conflict-free Replicated Data Types", 2011).
 Records are totally ordered: by version, and records with equal versions by their other bytes.
@@ -29,13 +29,15 @@ from dstash.version import Stamp, Version, newest_stamp, write_of, write_stamp
 def merge(
     transaction: Transaction, writes: Iterable[Write], ceiling: Version
 ) -> tuple[list[Merged], Version]:
-    """Merge every write into the transaction, in order, and tell what became of each.
+    """Merge every write into the transaction, in order.
 
     Args:
-        ceiling: a version that no record which is stored is above.
+        transaction: the transaction.
+        writes: the writes.
+        ceiling: an upper bound of the versions of all stored records.
 
     Returns:
-        What became of the writes, and the ceiling afterwards.
+        the result of each write, and the new ceiling.
     """
     merged = []
     for write in writes:
@@ -46,13 +48,13 @@ def merge(
 
 
 def _replace_all(transaction: Transaction, write: Write) -> Merged:
-    """Merge what beats whatever there is, damaged or not: it need not be looked at."""
+    """Merge records that beat every stored record, corrupt or not, so none has to be read."""
     merged = Merged(existed=bytearray(len(write.entries)))
-    if write.tells_existed:
-        for place, (storage_key, _) in enumerate(write.entries):
+    if write.report_existed:
+        for position, (storage_key, _) in enumerate(write.entries):
             stored = transaction.get(storage_key)
             if stored is not None and is_live_head(stored[VERSION_END:HEAD_BYTES], write.now):
-                merged.existed[place] = 1
+                merged.existed[position] = 1
     transaction.put_all(write.entries)
     return merged
 
@@ -61,33 +63,33 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
     get, put = transaction.get, transaction.put
     now, is_guarded, upper_bound = write.now, _is_guarded(write), write.upper_bound
     merged = Merged(existed=bytearray(len(write.entries)))
-    # Most keys are new, and looking for what is there costs as much as storing.
+    # Most keys are new, and a look-up costs as much as an insert.
     all_new = not is_guarded and transaction.insert_all(write.entries) == len(write.entries)
-    for place, (storage_key, record) in enumerate(() if all_new else write.entries):
+    for position, (storage_key, record) in enumerate(() if all_new else write.entries):
         stored = get(storage_key)
         if is_guarded:
             refusals = _refusals(write, merged, storage_key, stored, record)
             if refusals is not None:
-                if stored is None or not _holds_as_much(storage_key, stored, record):
-                    refusals.append(place)
+                if stored is None or not _is_up_to_date(storage_key, stored, record):
+                    refusals.append(position)
                 continue
         if stored == record:
-            continue  # new, or a retry, a hint, a repair that was not needed
+            continue  # just inserted, or a redundant retry, hint or repair
         if stored is not None:
-            if not is_sound(storage_key, stored):  # what it says of its version means nothing
-                # Stamps of writes decide, and not of touches: those do not make a write newer.
+            if not is_sound(storage_key, stored):  # its version is not reliable
+                # The stamp of the write decides: a touch does not make a write newer.
                 if write_stamp(version_of(record)) > upper_bound:
                     put(storage_key, record)
                 else:
-                    merged.corrupt.append(place)
+                    merged.corrupt.append(position)
                 continue
-            there = version_of(stored)
-            gives_way = newest_stamp(there) > write.latest or there in write.replaces
-            if outranks(stored, record) and not gives_way:
-                merged.superseded.append((place, there))
+            version = version_of(stored)
+            is_replaced = newest_stamp(version) > write.latest or version in write.replaces
+            if outranks(stored, record) and not is_replaced:
+                merged.superseded.append((position, version))
                 continue
             if is_live_head(stored[VERSION_END:HEAD_BYTES], now):
-                merged.existed[place] = 1
+                merged.existed[position] = 1
         put(storage_key, record)
     for storage_key, identity in write.drops:
         stored = get(storage_key)
@@ -101,7 +103,7 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
 def _write_replacement(transaction: Transaction, storage_key: bytes, record: bytes | None) -> None:
     stored = transaction.get(storage_key)
     if stored is None or is_sound(storage_key, stored):
-        return  # it was written anew meanwhile
+        return  # it was rewritten in the meantime
     if record is None:
         transaction.delete(storage_key)
     else:
@@ -109,41 +111,42 @@ def _write_replacement(transaction: Transaction, storage_key: bytes, record: byt
 
 
 def _is_guarded(write: Write) -> bool:
-    """Whether records of a write may be too old: not above a horizon, or a promise."""
+    """Whether records of a write may be too old: not above a horizon or a promise."""
     if write.horizons is None:
         return False
     partitions = {partition_in(storage_key) for storage_key, _ in write.entries}
-    bounds = [max(write.horizons[one], write.promises.get(one, 0)) for one in partitions]
+    bounds = [
+        max(write.horizons[partition], write.promises.get(partition, 0)) for partition in partitions
+    ]
     return write.oldest <= max(bounds, default=0)
 
 
-def _holds_as_much(storage_key: bytes, stored: bytes, record: bytes) -> bool:
+def _is_up_to_date(storage_key: bytes, stored: bytes, record: bytes) -> bool:
     return not outranks(record, stored) and is_sound(storage_key, stored)
 
 
 def _refusals(
     write: Write, merged: Merged, storage_key: bytes, stored: bytes | None, record: bytes
 ) -> list[int] | None:
-    """Return which list of ``merged`` takes a record that must not come in, None if it may."""
+    """Return the list of ``merged`` for a record that must be rejected; None if it is accepted."""
     partition = partition_in(storage_key)
     horizon = write.horizons[partition] if write.horizons is not None else 0
     promise = write.promises.get(partition, 0)
-    if horizon_stamp(record) <= horizon and not _is_alive_here(
-        storage_key, stored, record, horizon
-    ):
+    if horizon_stamp(record) <= horizon and not _is_live_here(storage_key, stored, record, horizon):
         return merged.past
-    # What is being agreed on are writes, restored ones too.
+    # The agreement covers all writes, restored ones too.
     is_promised = write_stamp(version_of(record)) <= promise
-    if is_promised and not _is_alive_here(storage_key, stored, record, promise):
+    if is_promised and not _is_live_here(storage_key, stored, record, promise):
         return merged.promised
     return None
 
 
-def _is_alive_here(storage_key: bytes, stored: bytes | None, record: bytes, stamp: Stamp) -> bool:
-    """Whether the write of a record is here, and both are alive at a stamp.
+def _is_live_here(storage_key: bytes, stored: bytes | None, record: bytes, stamp: Stamp) -> bool:
+    """Whether the same write is stored here, and both records are live at a stamp.
 
-    Then the record changes only until when the value lives, and replicas agree on neither that nor
-    the content of a write. If one of the two is dead at the stamp, it may have left other disks.
+    Then the record only changes the expiry, which is not part of the agreement, and neither is the
+    content of a write. If one of the two is reapable at the stamp, other replicas may have dropped
+    it.
     """
     return (
         stored is not None

@@ -1,14 +1,14 @@
-"""The layout of what is on disk: storage keys and records.
+"""The layout of storage keys and records on disk.
 
 ::
 
     storage key   | partition 2 | index length 1 | index | key |
     record        | checksum 8 | version 20 | flags 1 | expiry 8 | payload |
 
-Numbers are big-endian, so LMDB's byte order is their order: a partition is one range of the
-tree, and within it an index is one range. The checksum is XXH3-64 over everything behind it,
-seeded with the hash of the key and of the index, so that a record found under the wrong key fails
-too. (LMDB has no checksums of its own; most random bit flips in its file go unnoticed.)
+Numbers are big-endian, so that LMDB's byte order is their order: a partition is one range of the
+tree, and within it an index is one range. The checksum is XXH3-64 over everything after it, seeded
+with the hashes of key and index, so that a record under the wrong key fails too. (LMDB has no
+checksums of its own; most random bit flips in its file go unnoticed.)
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ VERSION_END: Final = CHECKSUM_END + VERSION_BYTES
 EXPIRY_BEGIN: Final = VERSION_END + 1
 HEAD_BYTES: Final = EXPIRY_BEGIN + 8
 
-#: Flags and expiry of the common case: a live value that never expires.
+#: Flags and expiry of a live value that never expires, the common case.
 PLAIN: Final = bytes(HEAD_BYTES - VERSION_END)
 
-#: What replaces a missing record's version in a digest.
+#: Takes the place of the version of a missing or corrupt record.
 ABSENT: Final = bytes(VERSION_BYTES)
 
 
 class Record(NamedTuple):
-    """A record, taken apart."""
+    """The fields of a record."""
 
     version: Version
     flags: int
@@ -47,7 +47,7 @@ class Record(NamedTuple):
 
     @property
     def is_tombstone(self) -> bool:
-        """Whether this record says that the key was deleted."""
+        """Whether this record marks a deleted key."""
         return bool(self.flags & RecordFlag.TOMBSTONE)
 
     def is_live(self, now: int) -> bool:
@@ -56,16 +56,16 @@ class Record(NamedTuple):
 
 
 def partition_of(key: bytes) -> int:
-    """Return the partition of an encoded key. The index plays no part."""
+    """Return the partition of an encoded key, which does not depend on the index."""
     return xxh3_64_intdigest(key) & MASK
 
 
 class Keyspace:
-    """One index as one peer holds it: where keys go on disk, and which ones do not belong here.
+    """One index on one peer: the prefixes of its storage keys, for the partitions held here.
 
-    ``prefixes[partition]`` is the beginning of the storage keys of that partition, or None where
-    this peer holds no replica of it: adding a key to None fails at once, so ownership is checked
-    without a test per key.
+    ``prefixes[partition]`` is the prefix of the storage keys in that partition, or None if this
+    peer holds no replica of it. Adding a key to None raises at once, so ownership is checked
+    without a test for each key.
     """
 
     def __init__(self, index: bytes, owned: Collection[int]) -> None:
@@ -77,7 +77,7 @@ class Keyspace:
             self.prefixes[partition] = partition.to_bytes(2, "big") + name
 
     def prefix(self, partition: int) -> bytes:
-        """Return the beginning of this index's storage keys in a partition."""
+        """Return the prefix of this index's storage keys in a partition."""
         prefix = self.prefixes[partition]
         if prefix is None:
             raise self.misrouted()
@@ -95,17 +95,17 @@ def keyspace(index: bytes, owned: frozenset[int]) -> Keyspace:
 
 
 def head(version: Version, flags: int = 0, expiry: int = NEVER) -> bytes:
-    """Return what stands between checksum and payload."""
+    """Return the part of a record between checksum and payload."""
     return version + bytes((flags,)) + expiry.to_bytes(8, "big")
 
 
 def seal(
     space: Keyspace, keys: Sequence[bytes], heads: bytes, payloads: Sequence[bytes]
 ) -> list[tuple[bytes, bytes]]:
-    """Return (storage key, record) for keys that share one head.
+    """Return (storage key, record) pairs for keys whose records share one head.
 
     Raises:
-        Misrouted: a key whose partition is not held here.
+        Misrouted: the partition of a key is not held here.
     """
     prefixes, salt = space.prefixes, space.salt
     sealed = []
@@ -125,7 +125,7 @@ def seal(
 
 
 def locate(space: Keyspace, keys: Sequence[bytes]) -> list[bytes]:
-    """Return the storage keys of ``keys``; ``Misrouted`` when one is not held here."""
+    """Return the storage keys of ``keys``; ``Misrouted`` if a partition is not held here."""
     prefixes = space.prefixes
     try:
         return [prefixes[xxh3_64_intdigest(key) & MASK] + key for key in keys]  # type: ignore[operator]  # see Keyspace
@@ -134,7 +134,7 @@ def locate(space: Keyspace, keys: Sequence[bytes]) -> list[bytes]:
 
 
 def is_intact(record: bytes, key: bytes, salt: int) -> bool:
-    """Whether a record's checksum fits its content, its key and its index."""
+    """Whether a record's checksum matches its content, key and index."""
     return len(record) >= HEAD_BYTES and (
         xxh3_64_digest(record[CHECKSUM_END:], xxh3_64_intdigest(key) ^ salt)
         == record[:CHECKSUM_END]
@@ -142,14 +142,14 @@ def is_intact(record: bytes, key: bytes, salt: int) -> bool:
 
 
 def is_intact_under(record: bytes, seed: int) -> bool:
-    """Like ``is_intact``, for who has hashed the key already: the seed is its hash XOR the salt."""
+    """Like ``is_intact``, for a key that is already hashed: ``seed`` is its hash XOR the salt."""
     return len(record) >= HEAD_BYTES and (
         xxh3_64_digest(record[CHECKSUM_END:], seed) == record[:CHECKSUM_END]
     )
 
 
 def is_sound(storage_key: bytes, record: bytes) -> bool:
-    """Like ``is_intact``, from the storage key alone; written out, for healing asks it of all."""
+    """Like ``is_intact``, from the storage key alone; inlined, because walks check every record."""
     end = 3 + storage_key[2]
     seed = xxh3_64_intdigest(storage_key[end:]) ^ xxh3_64_intdigest(storage_key[3:end])
     return len(record) >= HEAD_BYTES and (
@@ -158,7 +158,7 @@ def is_sound(storage_key: bytes, record: bytes) -> bool:
 
 
 def open_record(record: bytes) -> Record:
-    """Take a record apart; ``CorruptRecord`` when it is too short to be one."""
+    """Return the fields of a record; ``CorruptRecord`` if it is too short."""
     if len(record) < HEAD_BYTES:
         raise CorruptRecord(f"record of {len(record)} bytes; the shortest has {HEAD_BYTES}")
     return Record(
@@ -170,30 +170,30 @@ def open_record(record: bytes) -> Record:
 
 
 def build_record(index: bytes, key: bytes, record: Record) -> bytes:
-    """Put a record together, checksum included."""
+    """Return a record with its checksum."""
     body = head(record.version, record.flags, record.expiry) + record.payload
     seed = xxh3_64_intdigest(key) ^ xxh3_64_intdigest(index)
     return xxh3_64_digest(body, seed) + body
 
 
 def is_tombstone(record: bytes) -> bool:
-    """Return whether a sound record says that its key was deleted."""
+    """Return whether a sound record is a tombstone."""
     return bool(record[VERSION_END] & RecordFlag.TOMBSTONE)
 
 
 def is_live_head(tail: bytes, now: int) -> bool:
-    """Whether flags and expiry (9 bytes, as stored) are those of a record visible at ``now``."""
+    """Whether flags and expiry (9 bytes, as stored) belong to a record visible at ``now``."""
     if tail == PLAIN:
         return True
     if len(tail) < len(PLAIN):
-        return False  # of a record that was cut off
+        return False  # of a truncated record
     expiry = int.from_bytes(tail[1:], "big")
     return not tail[0] & RecordFlag.TOMBSTONE and (expiry == NEVER or expiry > now)
 
 
 def partition_in(storage_key: bytes) -> int:
-    """Return the partition that a storage key, or a scan position from elsewhere, begins with."""
-    return int.from_bytes(storage_key[:2])  # of a malformed position, which may be shorter, too
+    """Return the partition of a storage key, or of a scan position, which may be shorter."""
+    return int.from_bytes(storage_key[:2])
 
 
 def version_of(record: bytes) -> Version:
@@ -202,10 +202,10 @@ def version_of(record: bytes) -> Version:
 
 
 def horizon_stamp(record: bytes) -> Stamp:
-    """Return the stamp by which horizons judge a record: that of its write.
+    """Return the stamp that is compared with horizons: that of the write.
 
-    A touch makes no write newer. A record that was restored from another cluster counts as written
-    when it was restored, or touched later.
+    A touch does not make a write newer. A record that was restored from another cluster counts as
+    written when it was restored or last touched.
     """
     version = record[CHECKSUM_END:VERSION_END]
     restored = record[VERSION_END] & RecordFlag.RESTORED.value
@@ -213,22 +213,22 @@ def horizon_stamp(record: bytes) -> Stamp:
 
 
 def identity_of(record: bytes) -> bytes:
-    """Return checksum and version: what tells a record from every other one of its key."""
+    """Return checksum and version, which identify a record among all records of its key."""
     return record[:VERSION_END]
 
 
 def outranks(record: bytes, other: bytes) -> bool:
-    """Whether a record wins over another one of its key, on every replica.
+    """Whether a record wins over another record of its key, on every replica.
 
-    The higher version wins. Two records with one version (of two writers with one id, or of two
-    touches in one millisecond) are compared by all their other bytes, as stored.
+    The higher version wins. Two records with the same version (of two writers with one id, or of
+    two touches in one millisecond) are compared by all their other bytes, as stored.
     """
-    mine, theirs = record[CHECKSUM_END:VERSION_END], other[CHECKSUM_END:VERSION_END]
-    return mine > theirs or (mine == theirs and record[VERSION_END:] > other[VERSION_END:])
+    version, rival = record[CHECKSUM_END:VERSION_END], other[CHECKSUM_END:VERSION_END]
+    return version > rival or (version == rival and record[VERSION_END:] > other[VERSION_END:])
 
 
 def highest(records: Iterable[bytes | None]) -> bytes | None:
-    """Return the record that wins over all the others, None if there is none."""
+    """Return the record that wins over all others; None if there is none."""
     winner: bytes | None = None
     for record in records:
         if record is not None and (winner is None or outranks(record, winner)):

@@ -1,7 +1,7 @@
-"""Disk space that is kept for what must go on when the disk is full: a file that is given up then.
+"""The reserve: a file that is deleted when the disk is full, to make room for deletes and repairs.
 
-A number in the settings keeps the own puts of a peer away from the last bytes of a disk, but not
-other programs, and not the other peers on that disk. Blocks that are allocated belong to this peer.
+A limit in the settings keeps the puts of this peer away from the last bytes of the disk, but not
+those of other programs and other peers. Allocated blocks belong to this peer.
 """
 
 from __future__ import annotations
@@ -15,43 +15,44 @@ from dstash.limits import MIB
 
 RESERVE_FILE: Final = "RESERVE"
 
-#: A reserve takes at most this share of its disk.
-_LARGEST_SHARE: Final = 8
-#: It is made again only when this much more is free, so that it is not given up again at once.
+#: A reserve takes at most the disk size divided by this.
+_DISK_SHARE: Final = 8
+#: It is allocated again only when this much more is free (its size divided by the share, or at
+#: least the minimum), so that it is not released again at once.
 _MARGIN_SHARE: Final = 8
-_LEAST_MARGIN: Final = MIB
+_MIN_MARGIN_BYTES: Final = MIB
 
 
 class Reserve:
     """The reserve of one store. Any thread may use it.
 
     Args:
-        directory: of the store.
-        wanted: bytes; the reserve is smaller on a small disk. With None it is left as it is.
+        directory: the directory of the store.
+        wanted: bytes; the reserve is smaller on a small disk. None: leave the reserve as it is.
     """
 
     def __init__(self, directory: Path, wanted: int | None) -> None:
         self._path = directory / RESERVE_FILE
         self._lock = threading.Lock()
         self._wanted = wanted
-        self.size = min(wanted or 0, total_bytes(directory) // _LARGEST_SHARE)
-        #: Bytes that are allocated now.
+        self.size = min(wanted or 0, total_bytes(directory) // _DISK_SHARE)
+        #: Bytes allocated now.
         self.held = 0 if wanted is None else self._allocated()
 
     def share(self, wanted: int) -> int:
-        """Return how many bytes to keep free of this disk, for ``wanted`` ones of a large disk."""
+        """Return the bytes to keep free on this disk, given those of a large one."""
         return wanted * self.size // self._wanted if self._wanted else wanted
 
     def make(self) -> str | None:
-        """Allocate the reserve if it is not there and there is room for it.
+        """Allocate the reserve if it is missing and there is room for it.
 
         Returns:
-            why it could not be allocated; None when it is there, or none is wanted.
+            why it could not be allocated; None if it is allocated or not configured.
         """
         with self._lock:
             if self.held >= self.size:
                 return None
-            margin = max(_LEAST_MARGIN, self.size // _MARGIN_SHARE)
+            margin = max(_MIN_MARGIN_BYTES, self.size // _MARGIN_SHARE)
             free = free_bytes(self._path.parent) + self.held
             if free < self.size + margin:
                 return f"{free} bytes are free, {self.size + margin} are needed"
@@ -64,7 +65,7 @@ class Reserve:
             return None
 
     def release(self) -> bool:
-        """Free the reserve; whether there was any."""
+        """Free the reserve; returns whether there was one."""
         with self._lock:
             if not self.held:
                 return False
@@ -91,12 +92,12 @@ class Reserve:
             return 0
         if found.st_size <= self.size:
             return min(found.st_size, found.st_blocks * 512)
-        self._path.unlink()  # the setting, or the disk, is smaller now
+        self._path.unlink()  # the setting or the disk has become smaller
         return 0
 
 
 def free_bytes(directory: Path) -> int:
-    """Return how many bytes of a disk this user may still take."""
+    """Return how many bytes of a disk are free for this user."""
     disk = os.statvfs(directory)
     return disk.f_bavail * disk.f_frsize
 

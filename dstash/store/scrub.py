@@ -1,4 +1,4 @@
-"""Reading every record of a store and checking it."""
+"""Scrub: reads and checks every record of a store."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dstash.limits import PARTITIONS
 from dstash.store.interface import Store
 from dstash.store.record import is_sound, open_record, partition_of, split_storage_key
 
-#: Records checked between two snapshots: none is held for long.
-_SLICE: Final = 5000
+#: Records checked per snapshot, so that no snapshot is held for long.
+_SLICE_RECORDS: Final = 5000
 _END: Final = PARTITIONS.to_bytes(2, "big")
 
 
 @dataclass
 class Scrubbed:
-    """What a scrub found. ``corrupt`` are descriptions, for people."""
+    """The result of a scrub. ``corrupt`` has a description of each corrupt record."""
 
     records: int = 0
     tombstones: int = 0
@@ -29,16 +29,16 @@ class Scrubbed:
 
 
 def scrub(store: Store) -> Iterator[Scrubbed]:
-    """Check every record; yields the same findings, grown, after each slice."""
+    """Check every record; yields the same, growing result after each slice."""
     found = Scrubbed()
     after = b"\0\0"
     while True:
         with store.snapshot() as snapshot:
-            entries = list(islice(snapshot.walk(after, _END), _SLICE))
+            entries = list(islice(snapshot.walk(after, _END), _SLICE_RECORDS))
         for storage_key, record in entries:
             _check(found, storage_key, record)
         yield found
-        if len(entries) < _SLICE:
+        if len(entries) < _SLICE_RECORDS:
             return
         after = entries[-1][0] + b"\0"
 
@@ -51,7 +51,7 @@ def _check(found: Scrubbed, storage_key: bytes, record: bytes) -> None:
         return
     partition, index, key = split_storage_key(storage_key)
     if partition != partition_of(key):
-        found.corrupt.append(f"{storage_key!r}: the record stands in the wrong partition")
+        found.corrupt.append(f"{storage_key!r}: the record is in the wrong partition")
         return
     if open_record(record).is_tombstone:
         found.tombstones += 1

@@ -1,4 +1,4 @@
-"""What is free for a store: on its disk, in its own file, and in the reserve."""
+"""The free space of a store: on its disk, in its data file, and in the reserve."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dstash.store.reserve import Reserve, free_bytes
 
 _log = structlog.get_logger("dstash.store")
 
-#: After a put met a full disk, others are refused without a try for so long (seconds): free pages
-#: of the file may be too scattered for what is to be stored.
-_REFUSED_FOR: Final = 1.0
-#: A state that is no worse than the last one is logged after so long (seconds) at the earliest.
-#: And a reserve that was given up is made again so much later at the earliest.
-_QUIET: Final = 10.0
+#: For this long after a put failed on a full disk, puts are refused without a try: the free pages
+#: of the file may be too fragmented for them.
+_REFUSE_S: Final = 1.0
+#: The shortest time before a state that is not worse is logged, and before a released reserve is
+#: allocated again.
+_QUIET_S: Final = 10.0
 
 _STATES: Final = list(DiskState)
 
@@ -29,11 +29,11 @@ class Space:
     """The free space of one store. Any thread may use it.
 
     Args:
-        directory: of the store.
-        reserve: bytes that puts leave free, and that are allocated for deletes; fewer on a small
-            disk. None: there is no reserve, and none is made.
-        reusable: returns how many bytes of the data file hold nothing.
-        clock: returns seconds, never going back.
+        directory: the directory of the store.
+        reserve: bytes that puts leave free and that are allocated for deletes; fewer on a small
+            disk. None: there is no reserve, and none is allocated.
+        reusable: returns how many bytes of the data file are unused.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class Space:
         self._logged = DiskState.AMPLE
         self._quiet_until = 0.0
         self._lacks_reserve = False
-        self._make_again_at = 0.0
+        self._allocate_at = 0.0
 
     @property
     def reserved(self) -> int:
-        """Bytes that are allocated for deletes."""
+        """Bytes allocated for deletes."""
         return self._reserve.held
 
     def has_room(self, reserve: int) -> bool:
-        """Whether puts may go on that leave ``reserve`` bytes free (of a large disk)."""
+        """Whether puts that leave ``reserve`` bytes free (on a large disk) are accepted."""
         if reserve >= self._wanted and self._clock() < self._refused_until:
             return False
         return self._exceeds(reserve)
@@ -82,48 +82,48 @@ class Space:
         return DiskState.AMPLE if self._exceeds(2 * self._wanted) else DiskState.SCARCE
 
     def stored(self) -> None:
-        """Take note that there was room for a commit."""
+        """Record that a commit found room."""
         self._is_exhausted = False
 
     def refused(self, *, may_spend: bool) -> bool:
-        """Take note that there was no room for a commit.
+        """Record that a commit found no room.
 
         Args:
             may_spend: whether the commit may use the reserve.
 
         Returns:
-            whether to try again: there is more room now.
+            whether to try again, because the reserve was released.
         """
         if not may_spend:
-            self._refused_until = self._clock() + _REFUSED_FOR
+            self._refused_until = self._clock() + _REFUSE_S
             return False
         if self._reserve.release():
-            self._make_again_at = self._clock() + _QUIET
-            _log.warning("the disk is full; its reserve was given up", path=str(self._directory))
+            self._allocate_at = self._clock() + _QUIET_S
+            _log.warning("the disk is full; its reserve was released", path=str(self._directory))
             return True
         self._is_exhausted = True
         return False
 
     def tend(self) -> None:
-        """Make the reserve if there is room for it, and log how full the disk is. Call it often."""
+        """Allocate the reserve if there is room, and log how full the disk is. Call it often."""
         with self._logging:
             self._make_reserve()
             self._log_state()
 
     def _make_reserve(self) -> None:
-        if self._clock() < self._make_again_at:
+        if self._clock() < self._allocate_at:
             return
-        why = self._reserve.make()
-        if why is not None and not self._lacks_reserve:
+        problem = self._reserve.make()
+        if problem is not None and not self._lacks_reserve:
             _log.warning(
-                "the reserve of the disk cannot be allocated now; this is tried again",
+                "the reserve of the disk cannot be allocated now; will try again",
                 path=str(self._directory),
                 reserve_bytes=self._reserve.size,
-                why=why,
+                why=problem,
             )
-        elif why is None and self._lacks_reserve:
+        elif problem is None and self._lacks_reserve:
             _log.info("the reserve of the disk is allocated", reserve_bytes=self._reserve.size)
-        self._lacks_reserve = why is not None
+        self._lacks_reserve = problem is not None
 
     def _log_state(self) -> None:
         state, now = self.state, self._clock()
@@ -135,4 +135,4 @@ class Space:
             _log.info("there is room on the disk again", **free)
         else:
             _log.warning(state.value, path=str(self._directory), **free)
-        self._logged, self._quiet_until = state, now + _QUIET
+        self._logged, self._quiet_until = state, now + _QUIET_S

@@ -89,7 +89,7 @@ def test_file_that_is_cut_off_at_work_ends_the_peer_with_a_word_about_it(
             assert code == StoreFailed.exit_code
             last = peer.log.read_text().splitlines()[-1]
             assert last.startswith("dstash-peer: ")
-            assert "data.mdb was cut off while the peer ran: from " in last
+            assert "data.mdb was truncated while the peer ran: from " in last
         start_as_the_setting_says(peer)
 
 
@@ -121,7 +121,7 @@ def start_as_the_setting_says(peer: Peer) -> None:
     peer.start()
     assert peer.wait_end() == 1
     last = peer.log.read_text().splitlines()[-1]
-    assert "data.mdb was cut off" in last
+    assert "data.mdb was truncated" in last
     assert "start with on_corrupt = 'resync'" in last
     peer.environ["DSTASH_ON_CORRUPT"] = "resync"
     peer.start()

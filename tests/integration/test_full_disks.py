@@ -155,7 +155,7 @@ def check_log(trio: Trio, name: str) -> None:
     )
     said = peer.log.read_text()
     assert DiskState.FULL.value in said
-    assert "its reserve was given up" in said
+    assert "its reserve was released" in said
     lines = [line for line in said.splitlines() if "disk" in line]
     assert len(lines) < 25, "it is said when it begins and when it ends"
     assert "Traceback" not in said

@@ -106,7 +106,7 @@ def test_a_data_directory_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     code, said = refusal(tmp_path / "data", tmp_path / "membership")
     assert code == 1
-    assert "cannot make data directory" in said
+    assert "cannot create data directory" in said
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="it takes the right to mount")

@@ -26,6 +26,6 @@ _SMALL = (
 def limits_of(conditions: Conditions) -> Iterable[AbstractContextManager[object]]:
     """Return the patches that give a world its limits."""
     least, most = conditions.page_bytes
-    yield mock.patch.multiple(throttle, _GENTLE_PAGE=least, _GENTLE_LARGEST_PAGE=most)
+    yield mock.patch.multiple(throttle, _GENTLE_PAGE=least, _MAX_GENTLE_PAGE=most)
     for module, values in _SMALL if conditions.has_small_limits else ():
         yield mock.patch.multiple(module, **values)

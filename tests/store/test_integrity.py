@@ -44,7 +44,7 @@ def test_another_end_is_no_answer_and_harms_nothing(
     size = (folder / DATA_FILE).stat().st_size - 4096
     os.truncate(folder / DATA_FILE, size)
     monkeypatch.setattr(sys, "executable", program(tmp_path, "python", ends))
-    with pytest.raises(StoreError, match="cannot tell whether") as caught:
+    with pytest.raises(StoreError, match="cannot check whether") as caught:
         LmdbStore(folder)
     assert not isinstance(caught.value, CorruptStore)  # which may be set aside
     assert (folder / DATA_FILE).stat().st_size == size

@@ -329,7 +329,7 @@ class TestRefusing:
         half = (folder / DATA_FILE).stat().st_size // 2
         os.truncate(folder / DATA_FILE, half)
         for _ in range(2):
-            with pytest.raises(CorruptStore, match="was cut off"):
+            with pytest.raises(CorruptStore, match="was truncated"):
                 LmdbStore(folder)
             assert (folder / DATA_FILE).stat().st_size == half
 
@@ -365,7 +365,7 @@ class TestRefusing:
         )
         assert "LMDB cannot read it" in said.splitlines()[0]
         assert said.splitlines()[1] != "None", "it takes no more writes"
-        with pytest.raises(CorruptStore, match="found at work"):
+        with pytest.raises(CorruptStore, match="found by an earlier process"):
             LmdbStore(folder)
         aside = set_aside(folder)
         assert (aside / DATA_FILE).exists()
@@ -387,7 +387,7 @@ class TestRefusing:
     def test_a_path_that_is_a_file(self, folder: Path) -> None:
         folder.write_text("not a directory")
         for path in (folder, folder / "below"):
-            with pytest.raises(StoreError, match="cannot make data directory"):
+            with pytest.raises(StoreError, match="cannot create data directory"):
                 LmdbStore(path)
 
     def test_a_directory_that_may_not_be_written(self, folder: Path) -> None:
@@ -491,13 +491,13 @@ class TestHarmedFromOutside:
         store.tend()
         broken = store.check_writable()
         assert broken == (
-            f"{folder / DATA_FILE} was cut off while the peer ran: from {before} bytes "
+            f"{folder / DATA_FILE} was truncated while the peer ran: from {before} bytes "
             f"to {before // 2}"
         )
         os.truncate(folder / DATA_FILE, before)  # as a commit of the last moment would
         with suppress(lmdb.Error):
             store.close()
-        with pytest.raises(CorruptStore, match="was cut off while the peer ran"):
+        with pytest.raises(CorruptStore, match="was truncated while the peer ran"):
             LmdbStore(folder)
 
     def test_file_that_is_removed_or_replaced_closes_the_store(self, folder: Path) -> None:
@@ -619,7 +619,7 @@ for stamp in range(3, 40):  # until the free pages of the file are used up
         said.append("deleted, given up")
         break
 (folder / "BALLAST").unlink()
-store._space._make_again_at = 0
+store._space._allocate_at = 0
 store.tend()
 said.append("made again" if (folder / RESERVE_FILE).exists() else "not made")
 print("; ".join(said))

@@ -155,7 +155,7 @@ def test_a_write_with_one_version_merges_like_its_records_one_by_one(
         newest = newest_stamp(version)
         [expected] = plain.commit([Write([entry], NOW, newest)])
         shared = version if is_of_a_client else None
-        write = Write([entry], NOW, newest, version=shared, tells_existed=True)
+        write = Write([entry], NOW, newest, version=shared, report_existed=True)
         [result] = quick.commit([write])
         assert result.superseded == expected.superseded
         assert quick.records == plain.records

@@ -155,6 +155,6 @@ def test_reserve_that_cannot_be_made_is_said_in_one_line_and_made_later(
         ours.tend()
     said = [one["event"] for one in lines if "reserve" in one["event"]]
     assert said == [
-        "the reserve of the disk cannot be allocated now; this is tried again",
+        "the reserve of the disk cannot be allocated now; will try again",
         "the reserve of the disk is allocated",
     ]

@@ -117,21 +117,21 @@ def test_it_survives_being_written_and_read(joined: Joined) -> None:
 
 
 class TestRefused:
-    def test_while_a_member_is_down(self, joined: Joined) -> None:
+    def test_fails_while_a_member_is_down(self, joined: Joined) -> None:
         with pytest.raises(ChangeConflict, match="'c' is down"):
             transitions.lower_floors(joined.topology, alive("ab"), 1)
 
-    def test_while_a_member_is_filled(self, joined: Joined) -> None:
+    def test_fails_while_a_member_is_streaming(self, joined: Joined) -> None:
         member = joined.topology.members[0]
-        filling = joined.topology.with_member(replace(member, synced=False))
-        with pytest.raises(ChangeConflict, match="'a' is being filled"):
-            transitions.lower_floors(filling, alive(), 1)
+        streaming = joined.topology.with_member(replace(member, synced=False))
+        with pytest.raises(ChangeConflict, match="'a' is streaming"):
+            transitions.lower_floors(streaming, alive(), 1)
 
-    def test_while_placement_changes(self, joined: Joined) -> None:
+    def test_fails_during_a_topology_change(self, joined: Joined) -> None:
         moving = transitions.remove(joined.topology, ["a"])
-        with pytest.raises(ChangeConflict, match="a change of placement is under way"):
+        with pytest.raises(ChangeConflict, match="a topology change is running"):
             transitions.lower_floors(moving, alive(), 1)
 
-    def test_with_names_of_peers(self, joined: Joined) -> None:
+    def test_fails_with_peers_given(self, joined: Joined) -> None:
         with pytest.raises(UsageError):
             transitions.ordered(joined.topology, alive(), "lower-floors", ["a"], 0, 1)

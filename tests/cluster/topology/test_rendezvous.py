@@ -249,14 +249,14 @@ def test_hashes_at_the_ends_of_their_range_have_a_score(
     def end(peer: str) -> Column:
         return lots(peer, lambda data, seed: number)
 
-    rendezvous._weighed_lots.cache_clear()
+    rendezvous._weighted_lots.cache_clear()
     monkeypatch.setattr(rendezvous, "_cached_lots", end)
     weights = (1e-6, 1.0, 1e6)
     some = [one._replace(weight=w) for one, w in zip(peers(*"aab"), weights, strict=True)]
     for members in (some, peers(*"aab")):
         for column in scores(members, replicas).values():
             assert 0 <= column[0] < math.inf
-    rendezvous._weighed_lots.cache_clear()
+    rendezvous._weighted_lots.cache_clear()
 
 
 class TestFairness:

@@ -38,4 +38,4 @@ class KeepsPromises(World):
         """
         yield mock.patch.object(Hints, "add")
         yield mock.patch.object(LocalPartitions, "release", return_value=[])
-        yield mock.patch.object(antientropy, "_RETRIES_MS", ())
+        yield mock.patch.object(antientropy, "_RETRY_PAUSES_MS", ())
