@@ -37,7 +37,7 @@ class IndexCalls(Protocol):
 class AsyncIndex:
     """The methods of ``AsyncClient`` over one index; ``async for`` yields its keys.
 
-    It is no ``MutableMapping``: ``users[key]`` cannot be awaited.
+    It is not a ``MutableMapping``, because ``users[key]`` cannot be awaited.
     """
 
     def __init__(self, client: IndexCalls, name: str) -> None:
@@ -59,19 +59,19 @@ class AsyncIndex:
         return await self._client.lookup(self.name, key, default, **options)
 
     async def delete(self, key: Key, **options: Any) -> bool:
-        """Delete a key; whether it was there."""
+        """Delete a key; return whether it existed."""
         return await self._client.delete(self.name, key, **options)
 
     async def exists(self, key: Key, **options: Any) -> bool:
-        """Whether a key is there."""
+        """Return whether a key exists."""
         return await self._client.exists(self.name, key, **options)
 
     async def ttl(self, key: Key, **options: Any) -> float | None:
-        """Return the seconds left; see ``AsyncClient.ttl``."""
+        """Return the seconds until a key expires; see ``AsyncClient.ttl``."""
         return await self._client.ttl(self.name, key, **options)
 
     async def touch(self, key: Key, ttl: float | None, **options: Any) -> bool:
-        """Change the time to live of a key; whether it was there."""
+        """Set the time to live of a key; return whether the key exists."""
         return await self._client.touch(self.name, key, ttl, **options)
 
     async def batch_put(
@@ -81,7 +81,7 @@ class AsyncIndex:
         return await self._client.batch_put(self.name, entries, ttl, **options)
 
     async def batch_lookup(self, keys: Iterable[Key], **options: Any) -> dict[Key, Any]:
-        """Return the values of those keys that are there."""
+        """Return the values of the keys that exist."""
         return await self._client.batch_lookup(self.name, keys, **options)
 
     async def batch_delete(self, keys: Iterable[Key], **options: Any) -> BatchResult:

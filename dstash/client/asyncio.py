@@ -1,4 +1,4 @@
-"""The asyncio client: the same names as the blocking one, with ``await`` and ``async for``."""
+"""The asyncio client: the methods of the blocking one, with ``await`` and ``async for``."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from dstash.wire.messages import Count, Scan, ScanKeys
 
 T = TypeVar("T")
 
-#: Keys of a batch that are encoded, sorted and sent before others have their turn: few enough not
-#: to hold up the loop for long.
+#: Keys of a batch that are encoded, sorted and sent in one step: few enough not to block the event
+#: loop for long.
 _BATCH_KEYS = 25_000
 
 
 class AsyncClient(BaseClient):
-    """A client of a dstash cluster for one event loop, on which any number of tasks may use it.
+    """A client of a dstash cluster for the tasks of one event loop.
 
-    Calls for one key (``lookup``, ``exists``, ``put``, ``delete``) that are made in the same turn
-    of the loop travel together. Cancelling a call is clean: others go on, and a write that was
-    cancelled may be stored or not. A client that is forgotten closes itself, with a
-    ``ResourceWarning``.
+    Calls for one key (``lookup``, ``exists``, ``put``, ``delete``) that are made in the same
+    iteration of the loop are sent as one request per peer. A cancelled call does not affect other
+    calls; a cancelled write may be stored or not. A client that is garbage-collected without
+    ``close`` closes its connections, with a ``ResourceWarning``.
 
     Args:
         *peers, **settings: as for ``Client``.
 
     Raises:
-        ConfigError: a setting is wrong.
-        UsageError: it is used on another event loop than the first time.
-        NoPeers: on the first call, when no peer answers in time.
+        ConfigError: a setting is invalid.
+        UsageError: the client is used on another event loop than before.
+        NoPeers: on the first call, if no peer answers in time.
     """
 
     def _start(self) -> None:
@@ -73,7 +73,7 @@ class AsyncClient(BaseClient):
         await self.close()
 
     def __del__(self) -> None:
-        dispatch = getattr(self, "_dispatch", None)  # missing when a setting was wrong
+        dispatch = getattr(self, "_dispatch", None)  # missing if a setting was invalid
         if dispatch is not None and dispatch.is_open and not sys.is_finalizing():
             try:
                 warnings.warn(
@@ -83,7 +83,7 @@ class AsyncClient(BaseClient):
                 dispatch.drop()
 
     async def close(self) -> None:
-        """Close every connection. Calls under way in other tasks fail."""
+        """Close every connection. Pending calls of other tasks fail."""
         await self._dispatch.close()
 
     # -- one key
@@ -100,11 +100,11 @@ class AsyncClient(BaseClient):
     ) -> None:
         """Store a value; arguments and errors as in ``Client.put``.
 
-        Of puts of one key that are made one after the other in the same turn, the last wins.
+        Of several puts of one key in the same iteration of the loop, the last one wins.
         """
         with self._tracing.call("put", index):
             item = (key, encode_key(key), self.types.encode(value))
-            group = self._dispatch.turn().put(index, item, ttl, timeout, write)
+            group = self._dispatch.batch().put(index, item, ttl, timeout, write)
             self._tracing.join(group)
             await self._dispatch.answer(group, key, None)
 
@@ -119,10 +119,10 @@ class AsyncClient(BaseClient):
     ) -> Any:
         """Return the value of a key, or ``default``."""
         with self._tracing.call("lookup", index):
-            group = self._dispatch.turn().lookup(index, key, timeout, read)
+            group = self._dispatch.batch().lookup(index, key, timeout, read)
             self._tracing.join(group)
             future = group.join(key, default)
-            try:  # what ``answer`` does, without a second coroutine: this is asked most
+            try:  # the same as ``answer``, without a second coroutine: the most frequent call
                 return await future
             except asyncio.CancelledError:
                 self._dispatch.leave(group, key, future)
@@ -136,10 +136,10 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,
         write: str | Level | None = None,
     ) -> bool:
-        """Delete a key; whether it was there."""
+        """Delete a key; return whether it existed."""
         with self._tracing.call("delete", index):
             item = (key, encode_key(key), b"")
-            group = self._dispatch.turn().delete(index, item, timeout, write)
+            group = self._dispatch.batch().delete(index, item, timeout, write)
             self._tracing.join(group)
             return bool(await self._dispatch.answer(group, key, False))
 
@@ -151,9 +151,9 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,
         read: str | Level | None = None,
     ) -> bool:
-        """Whether a key is there."""
+        """Return whether a key exists."""
         with self._tracing.call("exists", index):
-            group = self._dispatch.turn().exists(index, key, timeout, read)
+            group = self._dispatch.batch().exists(index, key, timeout, read)
             self._tracing.join(group)
             return bool(await self._dispatch.answer(group, key, False))
 
@@ -165,10 +165,10 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,
         read: str | Level | None = None,
     ) -> float | None:
-        """Return the seconds a key has left: None when it never expires.
+        """Return the seconds until a key expires, None if it never does.
 
         Raises:
-            KeyError: there is no such key.
+            KeyError: the key does not exist.
         """
         with self._tracing.call("ttl", index):
             record = await self._record(index, key, timeout, read)
@@ -183,7 +183,7 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,
         write: str | Level | None = None,
     ) -> bool:
-        """Give a key a new time to live (None: for ever); whether it was there.
+        """Set the time to live of a key (None: for ever); return whether the key exists.
 
         Raises:
             BelowFloor, Unavailable, TimedOut: as ``Client.touch``.
@@ -210,10 +210,9 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,
         write: str | Level | None = None,
     ) -> BatchResult:
-        """Store many values, any number; a key that comes twice keeps its last value.
+        """Store any number of values; see ``Client.batch_put``.
 
-        Returns:
-            As ``Client.batch_put``. ``timeout`` is per 25,000 keys.
+        ``timeout`` applies to each 25,000 keys.
         """
         with self._tracing.call("batch_put", index, entries) as span:
             total = BatchResult()
@@ -230,7 +229,7 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,
         read: str | Level | None = None,
     ) -> dict[Key, Any]:
-        """Return the values of those keys that are there, in no particular order."""
+        """Return the values of the keys that exist, in no particular order."""
         with self._tracing.call("batch_lookup", index, keys) as span:
             many = list(check_keys(keys, "batch_lookup"))
             found: dict[Key, Any] = await self._run(self._calls.lookup(index, many, timeout, read))
@@ -245,7 +244,7 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,
         write: str | Level | None = None,
     ) -> BatchResult:
-        """Delete many keys. ``deleted`` of the result counts those that were there."""
+        """Delete many keys. ``deleted`` of the result counts the keys that existed."""
         with self._tracing.call("batch_delete", index, keys) as span:
             total = BatchResult()
             for chunk in key_rounds(keys, _BATCH_KEYS, "batch_delete"):
@@ -253,7 +252,7 @@ class AsyncClient(BaseClient):
             span.note_outcome(total)
             return total
 
-    # -- walking
+    # -- scans
 
     async def items(
         self,
@@ -300,27 +299,27 @@ class AsyncClient(BaseClient):
             return total
 
     def index(self, name: str) -> AsyncIndex:
-        """Return one index, with the methods above but without the index name."""
+        """Return one index: the methods above without their first argument."""
         check_index(name)
         return AsyncIndex(self, name)
 
     # -- the cluster
 
     async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
-        """Return the cluster, its members, who is alive, and what each says of itself."""
+        """Return the cluster, its members, their liveness, and the status that each reports."""
         with self._tracing.call("status"):
             view = await self._view(timeout)
             return describe_cluster(view, await self._run(self._calls.status(view, timeout)))
 
     async def where(self, index: str, key: Key, *, timeout: float | None = None) -> dict[str, Any]:
-        """Return the partition of a key and the replicas that hold it, in rank order."""
+        """Return the partition of a key and its replicas, in rank order."""
         with self._tracing.call("where", index):
             check_index(index)
             encoded = encode_key(key)
             return describe_place(await self._view(timeout), encoded)
 
     async def topology(self, *, timeout: float | None = None) -> Topology:
-        """Return the topology as a peer knows it now."""
+        """Return the current topology, as the first peer that answers has it."""
         with self._tracing.call("topology"):
             return (await self._view(timeout)).topology
 

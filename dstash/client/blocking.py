@@ -35,24 +35,24 @@ from dstash.wire.sockets import Context
 
 T = TypeVar("T")
 
-#: How long (seconds) to wait in ``close`` for calls in other threads, which fail.
-_CLOSE_PATIENCE = 2.0
+#: How long ``close`` waits for the failing calls of other threads.
+_CLOSE_TIMEOUT_S = 2.0
 
 
 class _State(NamedTuple):
-    """What the calls of one process share: an operation must begin and end with the same."""
+    """The state that the calls of one process share. A call uses the same one from start to end."""
 
     context: Context
     session: Session
     calls: Calls
-    #: Channels that no call uses at the moment. There is no lock (``append`` and ``pop`` are
-    #: atomic): a signal handler may make a call while it interrupts one of the same thread.
+    #: Channels that no call uses now. There is no lock (``append`` and ``pop`` are atomic),
+    #: because a signal handler may make a call while it interrupts a call of the same thread.
     idle: list[Channel]
-    #: By channel that a call uses, the thread of the call.
+    #: The thread of the call that uses a channel, by channel.
     lent: dict[Channel, int]
 
     def close_idle(self) -> None:
-        """Close the channels that no call uses."""
+        """Close the channels that no call uses now."""
         with suppress(IndexError):
             while True:
                 self.idle.pop().close()
@@ -61,34 +61,35 @@ class _State(NamedTuple):
 class Client(BaseClient):
     """A client of a dstash cluster. Thread-safe; usable after a fork.
 
-    One that is forgotten closes its connections, with a ``ResourceWarning``.
+    A client that is garbage-collected without ``close`` closes its connections, with a
+    ``ResourceWarning``.
 
     Args:
-        *peers: addresses of one or more peers (``tcp://host:port``); the rest is found by itself.
-            Without any, ``DSTASH_PEERS``, Consul, or a cluster on this machine is used.
-        settings: see ``conf/client.toml`` for all of them: ``consul``, ``cluster``, ``read`` and
-            ``write`` (levels), ``timeout`` (seconds), ``zone``, ... ``security`` is a ``Security``
-            with the keys for a closed cluster. ``tracing`` is True, or an OpenTelemetry tracer
-            provider, for a span of each call.
+        *peers: addresses of one or more peers (``tcp://host:port``); the client discovers the
+            others. Without any, it uses ``DSTASH_PEERS``, Consul, or a cluster on this machine.
+        settings: ``consul``, ``cluster``, ``read`` and ``write`` (levels), ``timeout`` (seconds),
+            ``zone`` and others: see ``conf/client.toml``. ``security`` is a ``Security`` with the
+            keys for a closed cluster. ``tracing`` is True, or an OpenTelemetry tracer provider,
+            for a span of each call.
 
     Raises:
-        ConfigError: a setting is wrong.
-        NoPeers: on the first call, when no peer answers in time.
+        ConfigError: a setting is invalid.
+        NoPeers: on the first call, if no peer answers in time.
     """
 
     def _start(self) -> None:
         self._closed = False
         self._states: dict[int, _State] = {}
-        self._state()  # raises the errors of key files now
+        self._state()  # reports invalid key files now, not on the first call
 
     def _state(self) -> _State:
-        """Return the state of this process: a fork leaves connections and locks behind."""
+        """Return the state of this process; a forked child gets its own connections and locks."""
         process = os.getpid()
         state = self._states.get(process)
         if state is None:
             state = self._states.setdefault(process, self._new_state())
-            for other in [number for number in list(self._states) if number != process]:
-                self._states.pop(other, None)
+            for parent in [number for number in list(self._states) if number != process]:
+                self._states.pop(parent, None)
         return state
 
     def _new_state(self) -> _State:
@@ -119,8 +120,8 @@ class Client(BaseClient):
         self.close()
 
     def __del__(self) -> None:
-        states = getattr(self, "_states", None)  # missing when a setting was wrong
-        if not states or self._closed or sys.is_finalizing():  # other threads stand still then
+        states = getattr(self, "_states", None)  # missing if a setting was invalid
+        if not states or self._closed or sys.is_finalizing():  # other threads are stopped then
             return
         try:
             if self._state().idle:
@@ -131,14 +132,13 @@ class Client(BaseClient):
             self.close()
 
     def close(self) -> None:
-        """Close every connection. Calls in other threads fail; they are waited for, 2 s at most."""
+        """Close every connection. Calls in other threads fail; wait for them for at most 2 s."""
         state = self._state()
         self._closed = True
         state.close_idle()
-        # Where a signal handler closes the client in the middle of a call of the same thread, that
-        # call cannot end before this returns.
+        # A call that a signal handler interrupted in this thread cannot end before this returns.
         is_inside = threading.get_ident() in list(state.lent.values())
-        state.context.close(0 if is_inside else _CLOSE_PATIENCE)
+        state.context.close(0 if is_inside else _CLOSE_TIMEOUT_S)
 
     # -- one key
 
@@ -152,19 +152,19 @@ class Client(BaseClient):
         timeout: float | None = None,
         write: str | Level | None = None,
     ) -> None:
-        """Store a value; on return, enough replicas have it on disk.
+        """Store a value. When it returns, as many replicas as ``write`` requires have stored it.
 
         Args:
             index: name of the keyspace.
             key: str, bytes or int, 1 to 400 bytes encoded.
             value: any msgpack type, datetime, Decimal, UUID, set, tuple, or a registered type.
-            ttl: seconds after which the key is gone; None for never.
+            ttl: seconds until the key expires; None for never.
             timeout: seconds for the whole call, retries included.
             write: ``one``, ``quorum`` or ``all``.
 
         Raises:
-            LimitError, UnsupportedType: nothing was sent.
-            Unavailable, Refused: the value is surely not stored.
+            LimitError, UnsupportedType: the arguments are not allowed; no request was sent.
+            Unavailable, Refused: the value is not stored.
             TimedOut: the value may or may not be stored; the text says why.
         """
         with self._tracing.call("put", index):
@@ -191,7 +191,7 @@ class Client(BaseClient):
         timeout: float | None = None,
         write: str | Level | None = None,
     ) -> bool:
-        """Delete a key; whether it was there. Errors as in ``put``."""
+        """Delete a key; return whether it existed. Errors as in ``put``."""
         with self._tracing.call("delete", index):
             result = self._run(self._calls.delete(index, [key], timeout, write))
             result.raise_first()
@@ -205,7 +205,7 @@ class Client(BaseClient):
         timeout: float | None = None,
         read: str | Level | None = None,
     ) -> bool:
-        """Whether a key is there."""
+        """Return whether a key exists."""
         with self._tracing.call("exists", index):
             return bool(self._run(self._calls.exists(index, [key], timeout, read)))
 
@@ -217,10 +217,10 @@ class Client(BaseClient):
         timeout: float | None = None,
         read: str | Level | None = None,
     ) -> float | None:
-        """Return the seconds a key has left: None when it never expires.
+        """Return the seconds until a key expires, None if it never does.
 
         Raises:
-            KeyError: there is no such key.
+            KeyError: the key does not exist.
         """
         with self._tracing.call("ttl", index):
             record = self._record(index, key, timeout, read)
@@ -235,13 +235,13 @@ class Client(BaseClient):
         timeout: float | None = None,
         write: str | Level | None = None,
     ) -> bool:
-        """Give a key a new time to live (None: for ever); whether it was there.
+        """Set the time to live of a key (None: for ever); return whether the key exists.
 
-        The value stays. A put that runs at the same time wins, whichever came first.
+        The value stays the same. A concurrent put of the key always wins.
 
         Raises:
-            BelowFloor: it took so long that a delete may have come and gone meanwhile.
-            Unavailable: nothing was changed.
+            BelowFloor: the call took so long that a delete in the meantime may have been missed.
+            Unavailable: the time to live is unchanged.
             TimedOut: the new time to live may or may not be stored.
         """
         with self._tracing.call("touch", index):
@@ -264,11 +264,13 @@ class Client(BaseClient):
         timeout: float | None = None,
         write: str | Level | None = None,
     ) -> BatchResult:
-        """Store many values, any number; a key that comes twice keeps its last value.
+        """Store any number of values; if a key occurs twice, its last value counts.
+
+        ``timeout`` applies to each 100,000 keys.
 
         Returns:
-            The outcome per key that was not stored. It raises nothing for those: see
-            ``BatchResult.raise_for_failures``. ``timeout`` is per 100,000 keys.
+            The outcome of each key that was not stored. Such keys raise no error here: see
+            ``BatchResult.raise_for_failures``.
         """
         with self._tracing.call("batch_put", index, entries) as span:
             total = BatchResult()
@@ -285,10 +287,10 @@ class Client(BaseClient):
         timeout: float | None = None,
         read: str | Level | None = None,
     ) -> dict[Key, Any]:
-        """Return the values of those keys that are there, in no particular order.
+        """Return the values of the keys that exist, in no particular order.
 
         Raises:
-            Unavailable, TimedOut: some keys could not be read at the level asked for.
+            Unavailable, TimedOut: some keys could not be read at the level.
         """
         with self._tracing.call("batch_lookup", index, keys) as span:
             many = list(check_keys(keys, "batch_lookup"))
@@ -304,7 +306,7 @@ class Client(BaseClient):
         timeout: float | None = None,
         write: str | Level | None = None,
     ) -> BatchResult:
-        """Delete many keys. ``deleted`` of the result counts those that were there."""
+        """Delete many keys. ``deleted`` of the result counts the keys that existed."""
         with self._tracing.call("batch_delete", index, keys) as span:
             total = BatchResult()
             for chunk in key_rounds(keys, KEYS_PER_BATCH, "batch_delete"):
@@ -312,7 +314,7 @@ class Client(BaseClient):
             span.note_outcome(total)
             return total
 
-    # -- walking
+    # -- scans
 
     def items(
         self,
@@ -324,19 +326,19 @@ class Client(BaseClient):
     ) -> Iterator[tuple[Key, Any]]:
         """Yield (key, value) of an index, in no particular order, in bounded memory.
 
-        A key that is there during the whole scan is seen once; one that comes or goes meanwhile
-        may be seen or not. ``timeout`` is per page. ``prefix`` limits it to keys that begin so.
+        A key that exists during the whole scan is returned once. A key that is put or deleted
+        during the scan is returned once or not at all.
 
         Args:
             index: name of the keyspace.
-            prefix: the beginning of the keys that are wanted.
+            prefix: return only keys that begin with it.
             timeout: seconds for each page.
-            read: ``one`` gives what one replica of each key holds: it is the fastest, and lacks
-                what that replica missed. ``quorum`` and ``all`` give what a look-up of each key at
-                that level would, and take longer: see docs/consistency.md.
+            read: ``one`` reads one replica of each key: it is the fastest, but lacks the writes
+                that this replica missed. ``quorum`` and ``all`` return the same as a look-up of
+                each key at that level, and take longer: see docs/consistency.md.
 
         Raises:
-            Unavailable, TimedOut: a page could not be read at the level asked for.
+            Unavailable, TimedOut: a page could not be read at the level.
         """
         walk = self._calls.walk(index, prefix, Scan, read)
         for page in self._pages("items", index, walk, timeout):
@@ -379,21 +381,21 @@ class Client(BaseClient):
     # -- the cluster
 
     def status(self, *, timeout: float | None = None) -> dict[str, Any]:
-        """Return the cluster, its members, who is alive, and what each says of itself."""
+        """Return the cluster, its members, their liveness, and the status that each reports."""
         with self._tracing.call("status"):
             view = self._view(timeout)
             answers = self._run(self._calls.status(view, timeout))
             return describe_cluster(view, answers)
 
     def where(self, index: str, key: Key, *, timeout: float | None = None) -> dict[str, Any]:
-        """Return the partition of a key and the replicas that hold it, in rank order."""
+        """Return the partition of a key and its replicas, in rank order."""
         with self._tracing.call("where", index):
             check_index(index)
             encoded = encode_key(key)
             return describe_place(self._view(timeout), encoded)
 
     def topology(self, *, timeout: float | None = None) -> Topology:
-        """Return the topology as a peer knows it now."""
+        """Return the current topology, as the first peer that answers has it."""
         with self._tracing.call("topology"):
             return self._view(timeout).topology
 
@@ -410,14 +412,14 @@ class Client(BaseClient):
         """Run an operation and return its result.
 
         Args:
-            make: returns it, given what the calls of this client share, and when it gives up.
+            make: returns the operation, given the session and the deadline.
             timeout: seconds for the whole call.
         """
         session = self.session(timeout=timeout)
         return self._run(make(session, self._calls.deadline(timeout)))
 
     def session(self, *, timeout: float | None = None) -> Session:
-        """Return what the calls of this client share, once it knows the cluster."""
+        """Return the state that the calls of this client share, once the cluster is found."""
         if self._session.view is None:
             self._view(timeout)
         return self._session
@@ -461,7 +463,7 @@ class Client(BaseClient):
 
     @contextmanager
     def _channel(self) -> Iterator[Channel]:
-        """Lend a channel to the calling thread; it is kept for the next call unless it broke."""
+        """Lend a channel to the calling thread; keep it for the next call unless it broke."""
         state = self._state()
         if self._closed:
             raise ClosedError("the client was closed")
@@ -486,5 +488,5 @@ class Client(BaseClient):
     def _give_back(self, state: _State, channel: Channel) -> None:
         state.lent.pop(channel, None)
         state.idle.append(channel)
-        if self._closed:  # meanwhile: ``close`` may have missed it
+        if self._closed:  # ``close`` may have missed this channel
             state.close_idle()

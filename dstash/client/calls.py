@@ -32,7 +32,7 @@ from dstash.wire.values import TypeRegistry
 
 
 def steady_wall() -> Callable[[], int]:
-    """Return a clock: milliseconds since 1970 that never go back, even when the machine's do."""
+    """Return a clock: milliseconds since 1970 that never decrease, unlike the system clock."""
     offset = time.time() - time.monotonic()
     return lambda: int((time.monotonic() + offset) * 1000)
 
@@ -73,7 +73,7 @@ def _rounds(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
 
 
 class Calls:
-    """Makes the operations of one client."""
+    """Creates the operations of one client."""
 
     def __init__(self, settings: ClientSettings, session: Session, types: TypeRegistry) -> None:
         self._settings = settings
@@ -81,7 +81,7 @@ class Calls:
         self._types = types
 
     def deadline(self, timeout: float | None) -> int:
-        """Return when a call that begins now gives up.
+        """Return the deadline of a call that starts now, in milliseconds of the session's clock.
 
         Raises:
             LimitError: ``timeout`` is not a finite number of seconds above 0.
@@ -95,18 +95,18 @@ class Calls:
         return self._session.wall() + max(1, round(seconds * 1000))
 
     def read_level(self, read: str | Level | None) -> Level:
-        """Return the level of a read, None meaning the one of the settings."""
+        """Return the level of a read; None selects that of the settings."""
         return Level.parse(read if read is not None else self._settings.read)
 
     def write_level(self, write: str | Level | None) -> Level:
-        """Return the level of a write, None meaning the one of the settings."""
+        """Return the level of a write; None selects that of the settings."""
         return Level.parse(write if write is not None else self._settings.write)
 
     def discovery(self, deadline: int) -> DiscoverOperation:
         """Return the operation that finds the cluster.
 
         Raises:
-            NoPeers: the membership does not tell of any, and none was known before.
+            NoPeers: the membership lists no peer, and none was known before.
         """
         view = self._session.view
         found = [self._session.endpoint(peer) for peer in view.members] if view else []
@@ -115,7 +115,7 @@ class Calls:
         return DiscoverOperation(self._session, deadline, seeds, self._settings.cluster)
 
     def _seeds(self, deadline: int, known: Sequence[str]) -> list[str]:
-        """Ask the membership; those known before must do while it is away."""
+        """Return the peers in the membership; none if it is unavailable and some are ``known``."""
         left = max(1, deadline - self._session.wall()) / 1000
         try:
             return find_seeds(self._settings, left / 2 if known else left)
@@ -132,7 +132,7 @@ class Calls:
         timeout: float | None,
         write: str | Level | None,
     ) -> PutOperation:
-        """Return the operation that stores values; of a key that comes twice, the last one."""
+        """Return the operation that stores values; if a key occurs twice, the last value counts."""
         check_index(index)
         milliseconds = check_ttl(ttl)
         entries = _by_key(pairs)
@@ -193,7 +193,7 @@ class Calls:
     def exists(
         self, index: str, keys: Sequence[Key], timeout: float | None, read: str | Level | None
     ) -> ExistsOperation:
-        """Return the operation that asks which keys exist."""
+        """Return the operation that finds out which keys exist."""
         return self._read(ExistsOperation, index, keys, timeout, read)
 
     def records(
@@ -233,7 +233,7 @@ class Calls:
         request: Request,
         read: str | Level | None = None,
     ) -> Walk[Any]:
-        """Return the scan of an index that asks for pages with ``request``."""
+        """Return the scan of an index that requests its pages with ``request``."""
         check_index(index)
         level, decode = self.read_level(read), self._types.decode_array
         return walk_for(request, Query(index, encode_prefix(prefix), level, decode))
@@ -247,7 +247,7 @@ class Calls:
         read: str | Level | None,
     ) -> _Read:
         check_index(index)
-        # The rest of a larger batch is checked slab by slab, as it is sent.
+        # The rest of a larger batch is checked part by part, as it is sent.
         encoded = encode_keys(keys[: self._session.keys_per_read])
         return kind(
             self._session,
@@ -270,5 +270,5 @@ def _by_key(pairs: Sequence[Any]) -> dict[Key, Any]:
                     "a batch is a mapping, or an iterable of (key, value) pairs; "
                     f"there is a {type(pair).__name__} in it"
                 ) from None
-            encode_key(pair[0])  # what cannot be hashed is no key either
+            encode_key(pair[0])  # an unhashable key is invalid, too
         raise

@@ -1,4 +1,4 @@
-"""What ``status`` and ``where`` say, as plain data."""
+"""The results of ``status`` and ``where``, as plain data."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from dstash.cluster.topology.topology import Change
 from dstash.cluster.topology.view import View
 from dstash.store.record import partition_of
 
-#: How long (milliseconds) partitions must have differed to be worth a word: a comparison that
-#: finds a difference also heals it.
+#: How long partitions must have differed before the status reports it: the comparison that finds
+#: a difference also repairs it, usually sooner.
 DIFFERS_MS: Final = 10_000
 
 
 def describe_cluster(view: View, answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the cluster and its members; ``answers`` is what each said of itself."""
+    """Return the cluster and its members.
+
+    Args:
+        view: of the cluster.
+        answers: the status of each member that answered.
+    """
     topology = view.topology
     change = topology.change
     return {
@@ -46,17 +51,17 @@ def describe_cluster(view: View, answers: Mapping[str, Mapping[str, Any]]) -> di
 
 
 def describe_missing(answers: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what peers are known to miss, from the hints that the others keep for them.
+    """Return the writes that peers are known to have missed, by the hints that others hold.
 
-    ``keys`` is how many keys; of further ``partitions`` it is only known that some are missing.
+    ``keys`` is a number of keys; ``partitions`` counts partitions that lack an unknown number more.
     """
     keys: Counter[str] = Counter()
     partitions: Counter[str] = Counter()
-    for said in answers.values():
-        maintenance = said.get("maintenance", {})
+    for status in answers.values():
+        maintenance = status.get("maintenance", {})
         dirty = maintenance.get("dirty_partitions", {})
         for peer, count in maintenance.get("hints", {}).items():
-            keys[peer] += count - dirty.get(peer, 0)  # each of these counts as a hint, too
+            keys[peer] += count - dirty.get(peer, 0)  # each dirty partition counts as a hint, too
             partitions[peer] = max(partitions[peer], dirty.get(peer, 0))
     return [
         {"peer": peer, "keys": keys[peer], "partitions": partitions[peer]}
@@ -65,22 +70,22 @@ def describe_missing(answers: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
     ]
 
 
-def _differing(said: Mapping[str, Any]) -> int:
-    """Return how many partitions a peer knows to differ, if it has not healed them at once.
+def _differing(status: Mapping[str, Any]) -> int:
+    """Return how many partitions of a peer have differed for ``DIFFERS_MS`` or longer.
 
-    A peer of an earlier version says nothing of this.
+    Peers of earlier versions do not report it.
     """
-    maintenance = said.get("maintenance", {})
+    maintenance = status.get("maintenance", {})
     return int(maintenance["differing"]) if maintenance.get("differing_ms", 0) >= DIFFERS_MS else 0
 
 
 def describe_change(change: Change) -> dict[str, Any]:
-    """Return a change of placement."""
+    """Return a topology change."""
     return asdict(change) | {"complete": list(change.complete), "gone": list(change.gone)}
 
 
 def describe_place(view: View, encoded: bytes) -> dict[str, Any]:
-    """Return where an encoded key is kept."""
+    """Return the partition and the replicas of an encoded key."""
     partition = partition_of(encoded)
     return {
         "partition": partition,

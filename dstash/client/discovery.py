@@ -1,4 +1,4 @@
-"""Where to look for the first peer."""
+"""Discovery of the first peers of a cluster."""
 
 from __future__ import annotations
 
@@ -11,59 +11,61 @@ from dstash.config import ClientSettings
 from dstash.errors import ConfigError, MembershipError, NoPeers
 from dstash.wire.curve import KeyPair
 
-# The backends are imported where they are used: most clients need neither, and Consul's brings an
-# HTTP library that takes longer to load than the rest of a short command.
+# Membership backends are imported where they are used: most clients need none, and the HTTP library
+# for Consul takes longer to load than the rest of a short command.
 
-#: Where ``dstash dev up`` likes to start peers.
+#: The default addresses of ``dstash dev up``.
 _DEV_SEEDS: Final = [f"tcp://127.0.0.1:{port}" for port in (5000, 5001, 5002)]
 
 
 def identity(settings: ClientSettings) -> KeyPair | None:
-    """Return the keys of the client, None when it goes without CURVE.
+    """Return the keys of the client, None without CURVE.
 
     Raises:
-        ConfigError: a key file is not right.
+        ConfigError: a key file is invalid.
     """
     if settings.cert_file is None or settings.key_file is None:
-        return None  # all are set, or none: the configuration sees to it
+        return None  # the configuration accepts either both or neither
     return KeyPair.load(settings.cert_file, settings.key_file)
 
 
 def security_of(settings: ClientSettings) -> TransportSecurity:
-    """Return how the client connects."""
+    """Return the transport security of the client."""
     return TransportSecurity.CLOSED if settings.curve else TransportSecurity.OPEN
 
 
-def find_seeds(settings: ClientSettings, patience: float) -> list[str]:
-    """Return where to greet peers, from the settings, from the membership, or the local default.
+def find_seeds(settings: ClientSettings, timeout: float) -> list[str]:
+    """Return addresses of peers: from the settings, the membership, or the local default.
 
-    ``patience``: seconds for each answer of Consul.
+    With CURVE each address is combined with each key of ``server_key``, because the client does not
+    know yet which key the peer has. Keys in the membership are ignored: they prove nothing.
 
-    With CURVE each address comes once with each key of ``server_key``: which of them it has is
-    not known yet. What the membership says of keys is not asked, for it proves nothing.
+    Args:
+        settings: of the client.
+        timeout: seconds for each answer of Consul.
 
     Raises:
-        NoPeers: the membership was asked and knows no peer of the cluster, or does not answer.
+        NoPeers: the membership lists no peer of the cluster, or does not answer.
     """
-    addresses = _addresses(settings, patience)
+    addresses = _addresses(settings, timeout)
     if not settings.curve:
         return addresses
     return [f"{address} {key}" for address in addresses for key in settings.server_key or ()]
 
 
-def _addresses(settings: ClientSettings, patience: float) -> list[str]:
+def _addresses(settings: ClientSettings, timeout: float) -> list[str]:
     if settings.peers:
         return [with_scheme(peer) for peer in settings.peers]
     if settings.consul:
-        return _ask(_consul(settings, patience), f"Consul at {settings.consul}", settings)
+        return _read(_consul(settings, timeout), f"Consul at {settings.consul}", settings)
     if settings.local_dir or settings.membership_dir().is_dir():
         directory = settings.membership_dir()
-        return _ask(_local(settings), f"directory {directory}", settings)
+        return _read(_local(settings), f"directory {directory}", settings)
     return list(_DEV_SEEDS)
 
 
 def with_scheme(address: str) -> str:
-    """Return ``host:port`` as ``tcp://host:port``; other schemes stay."""
+    """Return ``host:port`` as ``tcp://host:port``; an address with a scheme stays as it is."""
     return address if "://" in address else f"tcp://{address}"
 
 
@@ -73,7 +75,7 @@ def _local(settings: ClientSettings) -> Membership:
     return LocalMembership(settings.membership_dir(), settings.cluster)
 
 
-def _consul(settings: ClientSettings, patience: float) -> Membership:
+def _consul(settings: ClientSettings, timeout: float) -> Membership:
     try:
         from dstash.cluster.membership.consul.membership import ConsulMembership
     except ModuleNotFoundError as error:
@@ -88,11 +90,11 @@ def _consul(settings: ClientSettings, patience: float) -> Membership:
         ca_file=settings.consul_ca_file,
         cert_file=settings.consul_cert_file,
         key_file=settings.consul_key_file,
-        patience=patience,
+        patience=timeout,
     )
 
 
-def _ask(membership: Membership, where: str, settings: ClientSettings) -> list[str]:
+def _read(membership: Membership, where: str, settings: ClientSettings) -> list[str]:
     try:
         topology = membership.read().topology
         alive = membership.alive()
@@ -103,6 +105,6 @@ def _ask(membership: Membership, where: str, settings: ClientSettings) -> list[s
     members = topology.members if topology else ()
     known: list[Announcement | Member] = [*alive.values(), *members]
     if not known:
-        raise NoPeers(f"{where} knows no peer of cluster {settings.cluster!r}")
-    addresses = [one.address if settings.curve else one.plain or one.address for one in known]
+        raise NoPeers(f"{where} lists no peer of cluster {settings.cluster!r}")
+    addresses = [peer.address if settings.curve else peer.plain or peer.address for peer in known]
     return list(dict.fromkeys(addresses))

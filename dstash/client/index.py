@@ -76,7 +76,7 @@ class Index(MutableMapping[Key, Any]):
         return self._client.lookup(self.name, key, default, **options)
 
     def delete(self, key: Key, **options: Any) -> bool:
-        """Delete a key; whether it was there."""
+        """Delete a key; return whether it existed."""
         return self._client.delete(self.name, key, **options)
 
     def batch_put(self, entries: Entries, ttl: float | None = None, **options: Any) -> BatchResult:
@@ -84,7 +84,7 @@ class Index(MutableMapping[Key, Any]):
         return self._client.batch_put(self.name, entries, ttl, **options)
 
     def batch_lookup(self, keys: Iterable[Key], **options: Any) -> dict[Key, Any]:
-        """Return the values of those keys that are there."""
+        """Return the values of the keys that exist."""
         return self._client.batch_lookup(self.name, keys, **options)
 
     def batch_delete(self, keys: Iterable[Key], **options: Any) -> BatchResult:
@@ -92,15 +92,15 @@ class Index(MutableMapping[Key, Any]):
         return self._client.batch_delete(self.name, keys, **options)
 
     def exists(self, key: Key, **options: Any) -> bool:
-        """Whether a key is there."""
+        """Return whether a key exists."""
         return self._client.exists(self.name, key, **options)
 
     def ttl(self, key: Key, **options: Any) -> float | None:
-        """Return the seconds left; see ``Client.ttl``."""
+        """Return the seconds until a key expires; see ``Client.ttl``."""
         return self._client.ttl(self.name, key, **options)
 
     def touch(self, key: Key, ttl: float | None, **options: Any) -> bool:
-        """Change the time to live of a key; whether it was there."""
+        """Set the time to live of a key; return whether the key exists."""
         return self._client.touch(self.name, key, ttl, **options)
 
     def count(self, prefix: str | bytes = "", **options: Any) -> int:

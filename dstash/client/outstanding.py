@@ -1,8 +1,8 @@
-"""Writes that returned before every replica had answered.
+"""Requests of writes that are still unanswered when the call returns.
 
-A call returns when enough replicas have acked. Another replica may refuse the write afterwards,
-lose it with its connection, or never answer. It then missed the write, and a replica that has it is
-told so (hinted handoff), although the call is over.
+A call returns once enough replicas have acked. Another replica may reject the write afterwards,
+lose its connection, or never answer. It then missed the write, and a replica that has the write
+gets a hint (hinted handoff), although the call is over.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dstash.wire import codec
 from dstash.wire.messages import Stored
 from dstash.wire.shapes import Frame, Message
 
-#: How long (milliseconds) a replica may take for its answer.
-_PATIENCE_MS: Final = 3000
-#: Requests, and bytes of their keys, that are remembered at most.
+#: A replica that has not answered after this time has missed the write.
+_ANSWER_TIMEOUT_MS: Final = 3000
+#: Bounds on the requests that are remembered, and on the bytes of their keys.
 _MAX_REQUESTS: Final = 1024
 _MAX_BYTES: Final = 4 * 1024 * 1024
 
 
 class Missed(NamedTuple):
-    """Keys that a replica missed, and the replicas that have them."""
+    """Keys of a write that a replica missed, and the replicas that have it."""
 
     peer: str
     keyspace: str
@@ -38,7 +38,7 @@ class _Waiting(NamedTuple):
 
 
 class OutstandingWrites:
-    """Requests to replicas that had not answered when their call was done, by correlation id."""
+    """Unanswered requests of calls that have returned, by correlation id."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, _Waiting] = {}
@@ -50,13 +50,13 @@ class OutstandingWrites:
     def add(
         self, requests: Iterable[tuple[int, str]], index: str, keys: Frame, holders: Peers, now: int
     ) -> list[Missed]:
-        """Remember requests (correlation id, peer); returns those that must make room.
+        """Remember requests; return the oldest as missed if there are too many.
 
         Args:
-            requests: what is still to be answered.
+            requests: correlation id and peer of each unanswered request.
             index: of the keys.
             keys: that were written.
-            holders: the replicas that have acked.
+            holders: the replicas that acked.
             now: milliseconds, by the clock of this machine.
         """
         for correlation, peer in requests:
@@ -68,33 +68,33 @@ class OutstandingWrites:
         return missed
 
     def answered(self, correlation: int, message: Message) -> list[Missed]:
-        """Take a late answer; returns what the replica refused."""
+        """Process a late answer; return the keys that the replica rejected."""
         found = self._take([correlation])
         if not found or not isinstance(message, Stored):
             return found
         [missed] = found
-        refused = {place for place, code, _ in message.rejected if code}
-        if not refused:
+        rejected = {place for place, code, _ in message.rejected if code}
+        if not rejected:
             return []
         keys = codec.unpack_blobs(missed.keys)
-        # A key that no peer accepts was refused by all: a hint for it would be refused, too.
-        some = [
+        # Every peer rejects an invalid key, and would reject a hint about it, too.
+        valid = [
             key
             for place, key in enumerate(keys)
-            if place in refused and 1 <= len(key) <= MAX_KEY_BYTES
+            if place in rejected and 1 <= len(key) <= MAX_KEY_BYTES
         ]
-        return [missed._replace(keys=Frame(codec.pack_blobs(some)))] if some else []
+        return [missed._replace(keys=Frame(codec.pack_blobs(valid)))] if valid else []
 
     def lost(self, peer: str) -> list[Missed]:
-        """Take note that the connection to a replica broke; returns what it may have missed."""
+        """Record that the connection to a replica broke; return the writes it may have missed."""
         waiting = list(self._waiting.items())
-        return self._take([number for number, one in waiting if one.missed.peer == peer])
+        return self._take([number for number, request in waiting if request.missed.peer == peer])
 
     def overdue(self, now: int) -> list[Missed]:
-        """Return what replicas have not answered for too long."""
+        """Return the writes that replicas have not answered in time."""
         due = []
-        for number, waiting in list(self._waiting.items()):  # in the order of time
-            if now - waiting.since <= _PATIENCE_MS:
+        for number, waiting in list(self._waiting.items()):  # oldest first
+            if now - waiting.since <= _ANSWER_TIMEOUT_MS:
                 break
             due.append(number)
         return self._take(due)
@@ -102,5 +102,5 @@ class OutstandingWrites:
     def _take(self, numbers: Collection[int]) -> list[Missed]:
         taken = [self._waiting.pop(number, None) for number in numbers]
         missed = [waiting.missed for waiting in taken if waiting is not None]
-        self._bytes -= sum(len(one.keys) for one in missed)
+        self._bytes -= sum(len(write.keys) for write in missed)
         return missed

@@ -1,8 +1,8 @@
-"""Why a write was not acked, item by item, and the error that belongs to each outcome.
+"""Items of a write that replicas refused, and the error for each outcome.
 
-A replica may store most items of a request and refuse some. A refusal that concerns that replica
-alone (a full disk, a damaged record) must not count as its ack for the item. One that every replica
-must repeat (a key that is too long) settles the item.
+A replica may store most items of a request and refuse some. If the reason concerns this replica
+only (a full disk, a corrupt record), it must not count as an ack for the item. If every replica
+would refuse it (a key that is too long), the item is settled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Group = tuple[frozenset[str], Sequence[int]]
 
 
 class Refusals:
-    """Which replicas refused which items of one chunk. Nearly always empty."""
+    """The refused items of one chunk, by replica. Nearly always empty."""
 
     def __init__(self) -> None:
         self._by_place: dict[int, dict[str, DStashError]] = {}
@@ -36,11 +36,11 @@ class Refusals:
         return bool(self._by_place)
 
     def add(self, place: int, peer: str, error: DStashError) -> None:
-        """Note that a replica did not store the item at ``place``."""
+        """Record that a replica did not store the item at ``place``."""
         self._by_place.setdefault(place, {})[peer] = error
 
     def groups(self, size: int, settled: Collection[int]) -> list[Group]:
-        """Return the places of a chunk of ``size`` items, less the settled ones, by who refused."""
+        """Return the unsettled places of a chunk of ``size`` items, by refusing replicas."""
         if not self._by_place and not settled:
             return [(frozenset(), range(size))]
         groups: dict[Any, list[int]] = defaultdict(list)
@@ -48,10 +48,10 @@ class Refusals:
             if place not in settled:
                 kinds = frozenset((peer, type(why)) for peer, why in self.of(place).items())
                 groups[kinds].append(place)
-        return [(frozenset(peer for peer, _ in kinds), them) for kinds, them in groups.items()]
+        return [(frozenset(peer for peer, _ in kinds), places) for kinds, places in groups.items()]
 
     def of(self, place: int) -> Mapping[str, DStashError]:
-        """Return who refused the item at ``place``, and why."""
+        """Return the error of each replica that refused the item at ``place``."""
         return self._by_place.get(place, {})
 
     def retryable(self, place: int) -> set[str]:
@@ -59,30 +59,30 @@ class Refusals:
         return {peer for peer, error in self.of(place).items() if not is_final(error)}
 
     def shared(self, place: int) -> bool:
-        """Whether an item was refused for a reason that holds on every replica."""
+        """Whether every replica would refuse an item for the same reason."""
         return any(map(is_for_all, self.of(place).values()))
 
 
 def is_final(error: DStashError) -> bool:
-    """Whether a replica repeats its refusal when it is asked again: what is past stays past."""
+    """Whether a replica would refuse the same request again."""
     return not error.retryable or isinstance(error, BelowFloor)
 
 
 def is_for_all(error: DStashError) -> bool:
-    """Whether a refusal concerns the item itself, and so is the same on every replica."""
+    """Whether an error concerns the item itself, so that every replica returns it."""
     return isinstance(error, UsageError | ProtocolError)
 
 
 def error_for(outcome: Outcome, why: DStashError, text: str = "") -> DStashError:
-    """Return what is raised for an outcome: programs may go by the class alone.
+    """Return the error to raise for an outcome; its class alone distinguishes the outcomes.
 
-    UNKNOWN is always a ``TimedOut``, whose fact ``because`` is the code of the reason. FAILED is
-    ``Unavailable`` or the refusal itself, never a ``TimedOut``.
+    UNKNOWN is always a ``TimedOut``, whose detail ``because`` is the code of the reason. FAILED is
+    ``Unavailable`` or the error of a replica, never a ``TimedOut``.
 
     Args:
         outcome: of a write.
         why: the reason, as far as it is known.
-        text: the reason for people, if it is longer than that of the error.
+        text: a longer description of the reason; empty for that of ``why``.
     """
     if outcome is Outcome.UNKNOWN:
         if isinstance(why, TimedOut) and "because" in why.details:
@@ -94,15 +94,16 @@ def error_for(outcome: Outcome, why: DStashError, text: str = "") -> DStashError
 
 
 def is_because(error: DStashError, kind: type[DStashError]) -> bool:
-    """Whether an error is of a kind, or tells of an unknown outcome for such a reason."""
+    """Whether an error is of a kind, or has an error of that kind as its reason."""
     return isinstance(error, kind) or error.details.get("because") == kind.code
 
 
 @contextmanager
 def nothing_written() -> Iterator[None]:
-    """Raise what a read raises as the error of a write that did not begin.
+    """Turn the ``TimedOut`` of a read into ``Unavailable``.
 
-    The read is the first step of a write, and ``TimedOut`` would say that the write may be stored.
+    For a read that is the first step of a write: ``TimedOut`` would mean that the write may be
+    stored.
     """
     try:
         yield

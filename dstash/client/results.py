@@ -1,4 +1,4 @@
-"""What batch writes return: per-key outcomes, counted."""
+"""The result of a batch write: the outcome of each key."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dstash.wire.keys import Key
 class BatchResult:
     """The outcome of a batch write.
 
-    ``stored`` counts the keys that reached their level; ``outcomes`` has every other key, with
-    ``failed`` (surely not stored) or ``unknown`` (perhaps stored: no answer came). ``deleted``
-    counts the keys that a delete found live. ``reasons`` are the errors met: ``TimedOut`` for
-    outcomes that are unknown, ``Unavailable`` or a refusal for those that failed.
+    ``stored`` counts the keys that enough replicas acked; ``outcomes`` has every other key, as
+    ``failed`` (not stored) or ``unknown`` (stored or not: no answer came). ``deleted`` counts the
+    keys that existed before a delete. ``reasons`` are the errors: ``TimedOut`` for unknown
+    outcomes, ``Unavailable`` or the error of a replica for failed ones.
     """
 
     stored: int = 0
@@ -31,14 +31,14 @@ class BatchResult:
         return not self.outcomes
 
     def add(self, part: BatchResult) -> None:
-        """Take in the outcomes of a part of the batch."""
+        """Add the outcomes of a part of the batch."""
         self.stored += part.stored
         self.deleted += part.deleted
         self.outcomes.update(part.outcomes)
         self.reasons += part.reasons
 
     def raise_first(self) -> None:
-        """Raise the error that kept a key from being stored, if there is one."""
+        """Raise the first error, unless every key was stored."""
         if self.outcomes:
             raise self.reasons[0]
 

@@ -1,6 +1,6 @@
-"""Where a key goes: tables from partition to peers, and the grouping of keys by them.
+"""Routing: tables from partition to peers, and the grouping of keys by them.
 
-Routing one key is a hash, a mask and a list look-up. All else is worked out once per view.
+Routing one key takes a hash, a mask and a list look-up. The tables are computed once per view.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _MASK = PARTITIONS - 1
 
 
 class WriteSet(NamedTuple):
-    """Who must hear of a write: ``old`` and ``new`` differ only while a change is under way.
+    """The peers that get a write; ``old`` and ``new`` differ only during a topology change.
 
-    ``counted`` are the members whose acks count: a member that has lost its data is written to,
-    but proves nothing.
+    ``counted`` are the members whose acks count: a member that has lost its data gets writes, but
+    its ack proves nothing.
     """
 
     peers: Peers
@@ -34,9 +34,9 @@ class WriteSet(NamedTuple):
     counted: frozenset[str]
 
     def is_met(self, acks: Collection[str], level: Level) -> bool:
-        """Whether those acks fulfil the level in both sets."""
+        """Whether these acks meet the level in both replica sets."""
         return all(
-            len([one for one in side if one in acks and one in self.counted])
+            len([peer for peer in side if peer in acks and peer in self.counted])
             >= level.needed(len(side))
             for side in (self.old, self.new)
         )
@@ -45,12 +45,12 @@ class WriteSet(NamedTuple):
 def read_table(
     view: View, level: Level, zone: str, suspect: Collection[str], lagging: Collection[str] = ()
 ) -> list[Peers]:
-    """Return the peers to ask for each partition: the first sends values, the others digests.
+    """Return the peers to read from, by partition: the first sends values, the others digests.
 
     The order is: members in the client's own zone, other members, ``lagging`` members, members
-    without their lock, and ``suspect`` members. Members that have lost their data are never asked.
-    Where too few are left for the level the result is empty: fewer could not tell a key that does
-    not exist from a key that they missed.
+    without their lock, ``suspect`` members. Members that have lost their data are left out. If too
+    few are left for the level, the row is empty: fewer cannot distinguish a key that does not exist
+    from a key that they missed.
     """
     members, alive = view.members, view.alive
 
@@ -83,7 +83,7 @@ def all_table(view: View) -> list[Peers]:
 
 
 def write_table(view: View) -> list[WriteSet]:
-    """Return who must hear of a write to each partition."""
+    """Return the peers to write to, by partition."""
     synced = frozenset(peer for peer, member in view.members.items() if member.synced)
 
     def union(sides: tuple[Peers, Peers]) -> WriteSet:
@@ -94,7 +94,7 @@ def write_table(view: View) -> list[WriteSet]:
 
 
 def _per_set(keys: Iterable[Any], make: Callable[[Any], T]) -> list[T]:
-    """Map ``make`` over the partitions, once per distinct replica set."""
+    """Map ``make`` over the partitions; call it once per distinct replica set."""
     made: dict[Any, T] = {}
     return [made[key] if key in made else made.setdefault(key, make(key)) for key in keys]
 
@@ -102,18 +102,18 @@ def _per_set(keys: Iterable[Any], make: Callable[[Any], T]) -> list[T]:
 def group(
     encoded: Sequence[bytes], items: Iterable[T], table: Sequence[Any], band: int = 1
 ) -> dict[Any, list[T]]:
-    """Sort ``items`` (one per encoded key) into lists by what ``table`` says of their key.
+    """Group ``items`` (one per encoded key) by the entry of ``table`` for their key.
 
     The lists of a large batch are in the order of partitions, which is the order on disk: a chunk
-    cut from one touches few pages of a peer's tree, where keys at random would touch most of it.
+    of such a list touches few pages of a peer's tree, while random keys would touch most of it.
 
     Args:
-        band: how many neighbouring partitions count as one. Some are as good as one to whoever
-            looks keys up, and quicker to sort into; to write, the exact order is worth more.
+        band: how many neighbouring partitions count as one. For look-ups a wider band is as good,
+            and faster to sort; writes gain more from the exact order.
     """
     groups: dict[Any, list[T]] = {}
     digests = map(xxh3_64_intdigest, encoded)
-    if len(encoded) < len(table):  # not worth a look at every partition
+    if len(encoded) < len(table):  # too few keys to visit every partition
         for digest, item in zip(digests, items, strict=True):
             groups.setdefault(table[digest & _MASK], []).append(item)
         return groups
@@ -128,7 +128,7 @@ def group(
 
 
 def _lanes(table: Sequence[Any], band: int) -> tuple[Iterable[tuple[Any, list[T]]], list[list[T]]]:
-    """Return (target, empty list) pairs in order, and for each partition the list it shares."""
+    """Return (target, empty list) pairs in order, and the list of each partition."""
     if band == 1:
         alone: list[list[T]] = [[] for _ in table]
         return zip(table, alone, strict=True), alone

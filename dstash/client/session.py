@@ -1,7 +1,7 @@
-"""What all calls of one client share: the view, the clock, whom not to trust for a while.
+"""The state that all calls of a client share: view, clocks, suspect and lagging peers.
 
-No I/O and no clock of its own: time is handed in. Safe to share between threads: every change
-is the replacement of one attribute or one dictionary entry.
+It does no I/O and reads no clock: the caller passes the time in. It is thread-safe without a lock,
+because every change replaces one attribute or one dictionary entry.
 """
 
 from __future__ import annotations
@@ -36,35 +36,34 @@ from dstash.wire.protocol import LOWEST_PROTOCOL, common_protocol
 from dstash.wire.replication import Hint
 from dstash.wire.shapes import Message
 
-#: A peer that says nothing for this long, with a request in hand, is asked last from then on.
+#: A peer that leaves a request unanswered for this long becomes suspect.
 SILENCE_MS = 300
-#: How often such a peer is asked whether it is back.
+#: How often a suspect peer is pinged.
 PROBE_MS = 500
 
-#: A replica without what was written this long ago has missed it: a write is hardly ever on its
-#: way for longer.
+#: A replica that lacks a write of this age has missed it: a write is rarely in transit for longer.
 MISSED_MS = 1000
-#: How long such a replica is asked after the others: it is being healed meanwhile.
+#: How long a replica counts as lagging: by then, repair has usually caught up.
 LAGGING_MS = 2000
 
-#: Until when (milliseconds from now) a hint is of use to the replica that takes it.
+#: Deadline of a hint, in milliseconds from now.
 HINT_MS: Final = 5000
 
-#: Of so many members, at most, a majority must have told its clock before a write is stamped.
-_CLOCKS: Final = 5
+#: A majority of at most this many members must have reported its clock before the first write.
+_MAX_CLOCKS: Final = 5
 
-#: How long (milliseconds) ago a clock may have been read when stamps turn out to be wrong.
-_CLOCK_LASTS_MS: Final = 2000
+#: Maximum age of a clock reading, once a stamp was rejected.
+_MAX_CLOCK_AGE_MS: Final = 2000
 
-#: Keys of a batch that are sorted as one, before they are cut into requests.
+#: Keys of a batch that are sorted together before they are cut into requests.
 KEYS_PER_BATCH = 100_000
 
-#: Requests without a deadline: they cost little, and tell how the peer's clock stands.
+#: Requests without a deadline: they cost little, and their answers report the clock of the peer.
 _ALWAYS_ANSWERED = (TopologyRequest, Hello, Ping)
 
 
 class Send(NamedTuple):
-    """Frames for a peer, and the correlation id of the request they are."""
+    """The frames of a request for a peer, and its correlation id."""
 
     peer: str
     frames: list[bytes]
@@ -72,10 +71,10 @@ class Send(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """Under which writer id, and by which clock, one process stamps its writes.
+    """The writer id and the clock with which one process stamps its writes.
 
-    It is replaced as a unit, so that a stamp is never used under the writer of another clock.
-    ``successor`` has the identity that replaced it, so that threads agree on it.
+    It is replaced as a whole, so that a stamp never occurs with the writer id of another clock.
+    ``successor`` holds the identity that replaced it, so that all threads use the same one.
     """
 
     process: int
@@ -85,7 +84,7 @@ class Identity(NamedTuple):
 
 
 class _ReadTable(NamedTuple):
-    """A routing table and what it was made from."""
+    """A routing table and its inputs."""
 
     view: View
     suspect: frozenset[str]
@@ -97,12 +96,12 @@ class Session:
     """The shared state of a client.
 
     Args:
-        wall: returns milliseconds since 1970 on this machine, never going back.
+        wall: returns milliseconds since 1970 by the clock of this machine; never decreases.
         zone: prefer peers of this zone; empty for none.
-        way: how to connect to peers.
-        slab: keys of a batch that are sorted as one: many, for neighbours share pages on disk; few,
-            where others wait for their turn meanwhile.
-        random_bytes: source of writer ids, and of the chance in pauses.
+        security: transport security of connections to peers.
+        batch_keys: keys of a batch that are sorted together. Many are better for the disk, because
+            neighbours share pages; few are better for an event loop, which they block.
+        random_bytes: source of writer ids, and of jitter.
         process: returns the id of the process, which changes in a forked child.
     """
 
@@ -120,23 +119,23 @@ class Session:
         self.zone = zone
         self.security = security
         self.batch_keys = batch_keys
-        # A look-up gains less from neighbours than a write, and more from an early beginning.
+        # A look-up gains less from neighbouring keys than a write, and more from an early start.
         self.keys_per_read = max(1, batch_keys // 2)
         self._random_bytes = random_bytes
         self._process = process
         self.view: View | None = None
-        self.value_bytes = 100.0  # running mean, to size requests by what their answers weigh
+        self.value_bytes = 100.0  # running mean, to bound the size of answers
         self._offsets: dict[str, int] = {}
-        self._read_at: dict[str, int] = {}  # peer -> when its clock was read last
-        self._skews: dict[str, int] = {}  # peer -> how far ahead of its clock a version may be
+        self._read_at: dict[str, int] = {}  # peer -> when its clock was last read
+        self._skews: dict[str, int] = {}  # peer -> how far versions may be ahead of its clock
         self._max_skew = MAX_CLOCK_SKEW_MS  # the smallest of them
-        self._suspects: dict[str, int] = {}  # peer -> when it may be probed next
-        self._lagging: dict[str, int] = {}  # peer -> until when it is asked after the others
-        #: Writes that returned before every replica had answered.
+        self._suspects: dict[str, int] = {}  # peer -> when it is pinged next
+        self._lagging: dict[str, int] = {}  # peer -> until when it counts as lagging
+        #: Writes that returned before all replicas answered.
         self.outstanding = OutstandingWrites()
-        #: How new the stores of peers were.
+        #: The newest stamp of each store that this client saw.
         self.sightings = Sightings()
-        self._probes: dict[str, tuple[int, int]] = {}  # peer -> (correlation, when it was sent)
+        self._probes: dict[str, tuple[int, int]] = {}  # peer -> (correlation id, time sent)
         self._protocols: dict[str, int] = {}  # peer -> the version that both sides speak
         self._identity = self._new_identity()
         self._correlations = itertools.count(1)
@@ -146,12 +145,12 @@ class Session:
     # -- time
 
     def cluster_time(self) -> int:
-        """Return milliseconds since 1970 by the peers' clocks (the median, so one may be wrong)."""
+        """Return milliseconds since 1970 by the cluster clock (the median of the peers)."""
         return self.wall() + self._offset()
 
     @property
     def offset(self) -> int:
-        """How far the cluster's clock is ahead of this machine's, by all that is known."""
+        """How far the cluster clock is ahead of the clock of this machine, in milliseconds."""
         return self._offset()
 
     def _offset(self) -> int:
@@ -159,7 +158,7 @@ class Session:
         return median_low(offsets) if offsets else 0
 
     def peer_time(self, peer: str, moment: int) -> int:
-        """Return a moment of this machine's clock by the clock of ``peer``."""
+        """Convert a time of this machine to the clock of ``peer``."""
         offset = self._offsets.get(peer)
         return moment + (self._offset() if offset is None else offset)
 
@@ -168,31 +167,31 @@ class Session:
         return self._current_identity().clock.tick()
 
     def is_from_the_future(self, stamp: Stamp) -> bool:
-        """Whether peers refuse a stamp, by all that is known of their clocks."""
+        """Whether peers would reject a stamp as future, by the known clocks."""
         return stamp_milliseconds(stamp) > self.cluster_time() + self._max_skew
 
     def new_version(self) -> Version:
-        """Return a version for a write, above all that this client gave out or saw."""
+        """Return a version for a write, above all versions that this client issued or saw."""
         identity = self._current_identity()
         return pack(identity.clock.tick(), identity.writer)
 
     def version_past(self, stamp: Stamp) -> Version:
         """Return a version just above a stamp that is ahead of every clock.
 
-        Its writer id is used once: the clock of this client may come to the same stamp later.
+        It has its own writer id, because the clock of this client may reach the same stamp later.
         """
         return pack(stamp + 1, self._random_bytes(WRITER_BYTES))
 
     def observe(self, stamp: Stamp) -> None:
-        """Move the clock past a stamp that beat one of ours, unless it would be refused then."""
+        """Move the clock past a stamp that superseded ours, unless peers would reject it then."""
         if not self.is_from_the_future(stamp):
             self._current_identity().clock.observe(stamp)
 
     def _current_identity(self) -> Identity:
-        """Return the identity to stamp with: another one in a forked child.
+        """Return the identity to stamp with.
 
-        Another one, too, where the clock has to be set back, because it followed the clock of a
-        peer that turned out to be wrong: it may give the same stamps again.
+        A forked child gets a new one. So does a client whose clock must be set back, because it
+        followed a peer whose clock was wrong: it may issue the same stamps again.
         """
         while True:
             identity = self._identity
@@ -207,22 +206,22 @@ class Session:
         return Identity(self._process(), writer, Clock(self.cluster_time, floor), {})
 
     def jittered(self, pause: int) -> int:
-        """Return a pause, made longer by up to a half of it, by chance."""
+        """Return a pause extended by a random part, up to a half of it."""
         chance = int.from_bytes(self._random_bytes(2), "big") / 65_536
         return pause + round(pause * chance / 2)
 
     # -- peers
 
     def heard(self, peer: str) -> None:
-        """Take note that a peer spoke."""
+        """Record that a peer answered: it is no longer suspect."""
         self._suspects.pop(peer, None)
 
     def learn_clock(self, peer: str, clock: int, sent: int, now: int) -> None:
-        """Take a reading of a peer's clock from its answer to a request (0: it gave none).
+        """Record a reading of a peer's clock from its answer to a request (0: no reading).
 
-        It was taken between the moments ``sent`` and ``now``, so the offset lies between two
-        bounds (Cristian, "Probabilistic Clock Synchronization", 1989). What is known is kept
-        as far as it fits: a slow answer says little, a quick one much.
+        The peer read its clock between ``sent`` and ``now``, so its offset lies between two bounds
+        (Cristian, "Probabilistic Clock Synchronization", 1989). The known offset is only moved into
+        these bounds: a slow answer changes little, a fast one is exact.
         """
         if clock:
             lowest, highest = clock - now, clock - sent
@@ -231,70 +230,70 @@ class Session:
             self._read_at[peer] = now
 
     def distrust_old_clocks(self, now: int) -> None:
-        """Forget clocks that were not read for a while: a stamp was refused as from the future.
+        """Drop clock readings that are old, after a stamp was rejected as future.
 
-        They may have been set since, and would keep outvoting those that were read just now.
+        Those clocks may have been set since; old readings would outvote the current ones.
         """
         self._offsets = {
             peer: offset
             for peer, offset in self._offsets.items()
-            if now - self._read_at.get(peer, 0) <= _CLOCK_LASTS_MS
+            if now - self._read_at.get(peer, 0) <= _MAX_CLOCK_AGE_MS
         }
 
     def unread_clocks(self) -> list[str]:
-        """Return members whose clocks should be read before a write is stamped; none: enough are.
+        """Return members whose clocks must be read before a write is stamped.
 
-        Enough is a majority of all members, or of five of them.
+        The result is empty once a majority has been read: of all members, or of five of them.
         """
         members = self.view.members if self.view else {}
         read = [peer for peer in members if peer in self._offsets]
-        if len(read) > min(_CLOCKS, len(members)) // 2:
+        if len(read) > min(_MAX_CLOCKS, len(members)) // 2:
             return []
         alive = self.view.alive if self.view else frozenset()
         unread = sorted(
             (peer for peer in members if peer not in self._offsets),
             key=lambda peer: (peer in self._suspects, peer not in alive, peer),
         )
-        return unread[: max(0, _CLOCKS - len(read))]
+        return unread[: max(0, _MAX_CLOCKS - len(read))]
 
     def learn_limits(self, peer: str, limits: Mapping[str, object]) -> None:
-        """Take note of the clock skew that a peer allows, by the limits in its ``Welcome``.
+        """Record the clock skew that a peer allows, from the limits in its ``Welcome``.
 
-        A stamp must be good for all replicas, so the smallest one counts. Peers of earlier versions
-        do not tell theirs; the default is taken for them.
+        All replicas must accept a stamp, so the smallest value counts. Peers of earlier versions do
+        not report it; the default counts for them.
         """
         skew = limits.get(CLOCK_SKEW_LIMIT)
         self._skews[peer] = skew if isinstance(skew, int) and skew >= 0 else MAX_CLOCK_SKEW_MS
         self._max_skew = min(self._skews.values())
 
     def learn_protocol(self, peer: str, lowest: object, highest: object) -> bool:
-        """Take note of the versions a peer speaks; whether there is one in common."""
+        """Record the protocol versions of a peer; return whether one of them is shared."""
         shared = common_protocol(lowest, highest)
         if shared is not None:
             self._protocols[peer] = shared
         return shared is not None
 
     def all_speak(self, peers: Sequence[str], version: int) -> bool:
-        """Whether every one of some peers is known to speak a protocol version."""
+        """Whether all of these peers are known to support a protocol version."""
         return all(self._protocols.get(peer, LOWEST_PROTOCOL) >= version for peer in peers)
 
     def forget_protocol(self, peer: str) -> None:
-        """Take note that a connection broke: the peer may come back as an earlier version."""
+        """Record that a connection broke: the peer may restart as an earlier version."""
         self._protocols.pop(peer, None)
 
     def suspect(self, peer: str, now: int) -> None:
-        """Ask this peer last until it is heard again."""
+        """Mark a peer as suspect until it answers again."""
         self._suspects.setdefault(peer, now + PROBE_MS)
 
     def is_suspect(self, peer: str) -> bool:
-        """Whether this peer has not been heard since it failed."""
+        """Whether a peer is suspect."""
         return peer in self._suspects
 
     def mark_lagging(self, peer: str, missing: Version, now: int) -> None:
-        """Ask a replica after the others for a while, if what it lacks is no news.
+        """Mark a replica as lagging, if the write that it lacks is not recent.
 
-        A look-up that meets it pays for a second round and for the commit of the repair; one now
-        and then is enough to learn whether it has caught up.
+        A look-up that reads from it costs a second round and the commit of a repair; one every two
+        seconds is enough to find out whether it has caught up.
         """
         if stamp_milliseconds(newest_stamp(missing)) < self.cluster_time() - MISSED_MS:
             self._lagging[peer] = now + LAGGING_MS
@@ -303,18 +302,20 @@ class Session:
         if not self._lagging:
             return frozenset()
         now = self.wall()
-        for peer in [one for one, until in list(self._lagging.items()) if until <= now]:
+        for peer in [peer for peer, until in list(self._lagging.items()) if until <= now]:
             self._lagging.pop(peer, None)
         return frozenset(self._lagging)
 
     def probes(self, now: int) -> list[Send]:
-        """Return pings for avoided peers, each now and then: any answer brings them back.
+        """Return the pings that are due for suspect peers; any answer ends the suspicion.
 
-        Another peer is asked for the topology meanwhile: they may have moved.
+        Another peer gets a request for the topology, because the suspect ones may have moved.
         """
         members = self.view.members if self.view else {}
         due = [
-            peer for peer, when in list(self._suspects.items()) if when <= now and peer in members
+            peer
+            for peer, due_at in list(self._suspects.items())
+            if due_at <= now and peer in members
         ]
         sends = []
         for peer in due:
@@ -322,22 +323,22 @@ class Session:
             send = self.request(peer, self.next_correlation(), 0, Ping())
             self._probes[peer] = (send.correlation, now)
             sends.append(send)
-        others = [peer for peer in members if peer not in self._suspects] if due else []
-        if others:
-            sends.append(self.request(others[0], self.next_correlation(), 0, TopologyRequest()))
+        trusted = [peer for peer in members if peer not in self._suspects] if due else []
+        if trusted:
+            sends.append(self.request(trusted[0], self.next_correlation(), 0, TopologyRequest()))
         return sends
 
     def hints(self, missed: Iterable[Missed], now: int) -> list[Send]:
-        """Return messages that tell replicas which have a write that others missed it."""
+        """Return hints for replicas that have a write, about replicas that missed it."""
         sends = []
         for peer, index, keys, holders in missed:
-            holder = min(holders, key=lambda one: (one in self._suspects, one))
+            holder = min(holders, key=lambda peer: (peer in self._suspects, peer))
             hint, number = Hint(index, peer, keys), self.next_correlation()
             sends.append(self.request(holder, number, now + HINT_MS, hint))
         return sends
 
     def probe_sent(self, peer: str, correlation: int) -> int | None:
-        """Return when the last ping for a peer was sent, if this is its correlation id."""
+        """Return when the last ping of a peer was sent, if it has this correlation id."""
         known, sent = self._probes.get(peer, (0, 0))
         return sent if known == correlation else None
 
@@ -345,20 +346,20 @@ class Session:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the cluster must be found (again): no member is known to be where it was."""
+        """Whether the cluster must be discovered (again), because all members are suspect."""
         return self.view is None or all(peer in self._suspects for peer in self.view.members)
 
     @property
     def epoch(self) -> int:
-        """The epoch of the view at hand, 0 before there is one."""
+        """The epoch of the current view, 0 if there is none."""
         return self.view.epoch if self.view else 0
 
     def install(self, topology: bytes, alive: list[str]) -> None:
-        """Take a view from a peer, unless it is older than the one at hand.
+        """Replace the view by one from a peer, unless the current one is newer.
 
         Raises:
-            WrongCluster: it belongs to another cluster than the view at hand.
-            ProtocolError: it is not a topology.
+            WrongCluster: the topology is that of another cluster.
+            ProtocolError: ``topology`` cannot be decoded.
         """
         fresh = Topology.decode(topology)
         current = self.view
@@ -370,27 +371,27 @@ class Session:
         is_same = current is not None and current.topology.cluster_id == fresh.cluster_id
         if current is not None and is_same and fresh.epoch < current.epoch:
             return
-        self._forget_clocks(fresh)
+        self._drop_clocks(fresh)
         self.view = View(fresh, frozenset(alive) if alive else (current or View(fresh)).alive)
 
-    def _forget_clocks(self, topology: Topology) -> None:
-        """Go by the clocks of members alone: those that left must not outvote those that stay."""
+    def _drop_clocks(self, topology: Topology) -> None:
+        """Drop the clocks of peers that are no members: they must not outvote those of members."""
         members = {member.id for member in topology.members}
         if not members.issuperset(self._offsets):
-            self._offsets = {one: by for one, by in self._offsets.items() if one in members}
+            self._offsets = {peer: ms for peer, ms in self._offsets.items() if peer in members}
         if not members.issuperset(self._skews):
             self._skews = {peer: ms for peer, ms in self._skews.items() if peer in members}
             self._max_skew = min(self._skews.values(), default=MAX_CLOCK_SKEW_MS)
 
     def endpoint(self, peer: str) -> str | None:
-        """Return where (and under which key) a peer is; None when it is not known."""
+        """Return the address of a peer, with its key if there is one; None if it is unknown."""
         if "://" in peer:
-            return peer  # a seed: its id is not known yet
+            return peer  # a seed: its id is unknown so far
         member = self.view.members.get(peer) if self.view else None
         return member.endpoint(self.security) if member else None
 
     def read_targets(self, level: Level) -> list[Peers]:
-        """Return whom to ask for each partition."""
+        """Return the peers to read from, by partition."""
         view, suspect, lagging = self.known_view(), frozenset(self._suspects), self._lagging_peers()
         kept = self._read_tables.get(level)
         if (
@@ -403,35 +404,35 @@ class Session:
         return kept.targets
 
     def all_targets(self) -> list[Peers]:
-        """Return all who can be asked for each partition."""
+        """Return all peers that can be read from, by partition."""
         return all_table(self.known_view())
 
     def write_targets(self, view: View) -> list[WriteSet]:
-        """Return who must hear of a write to each partition."""
+        """Return the peers to write to, by partition."""
         kept = self._write_table
         if kept is None or kept[0] is not view:
             kept = self._write_table = (view, write_table(view))
         return kept[1]
 
     def replicas_of(self, encoded: bytes) -> Peers:
-        """Return the replica set of an encoded key, as reads use it."""
+        """Return the replica set of an encoded key that reads use."""
         return self.known_view().readers[partition_of(encoded)]
 
     def known_view(self) -> View:
-        """Return the view at hand; there must be one."""
+        """Return the current view, which must exist."""
         if self.view is None:
-            raise AssertionError("a call began before the view was known")
+            raise AssertionError("a call started before the cluster was found")
         return self.view
 
     # -- messages
 
     def greeting(self) -> list[bytes]:
-        """Return the frames that begin a connection."""
+        """Return the first message of a connection."""
         hello = Hello(seen=self.sightings.claims())
         return encode(Envelope(self.next_correlation(), 0, 0, hello))
 
     def next_correlation(self) -> int:
-        """Return a number for a request, never used before by this client."""
+        """Return a correlation id that this client has not used before."""
         return next(self._correlations)
 
     def request(
@@ -443,20 +444,26 @@ class Session:
         epoch: int | None = None,
         trace: str = "",
     ) -> Send:
-        """Return a message for a peer, under the epoch it was routed by: the one at hand if None.
+        """Return a request for a peer.
 
-        Under a later one it would be accepted by replicas that it was not meant to rely on.
-        ``trace`` is what it is part of.
+        Args:
+            peer: to send it to.
+            correlation: its correlation id.
+            deadline: in milliseconds by the clock of this machine.
+            message: of the request.
+            epoch: of the view that it was routed by; None for the current one. With a later epoch,
+                peers would accept it that are not replicas in that view.
+            trace: trace context; empty for none.
         """
         moment = 0 if isinstance(message, _ALWAYS_ANSWERED) else self.peer_time(peer, deadline)
-        under = self.epoch if epoch is None else epoch
+        routed_by = self.epoch if epoch is None else epoch
         protocol = self._protocols.get(peer, LOWEST_PROTOCOL)
-        envelope = Envelope(correlation, under, moment, message, protocol, trace)
+        envelope = Envelope(correlation, routed_by, moment, message, protocol, trace)
         return Send(peer, encode(envelope), correlation)
 
 
 def _is_another(known: Topology, fresh: Topology) -> bool:
-    """Whether a topology is of another cluster. One that never formed may have been replaced."""
+    """Whether a topology is that of another cluster; one that never formed may be replaced."""
     if known.cluster_id == fresh.cluster_id:
         return False
     return known.formed or known.cluster != fresh.cluster

@@ -44,7 +44,7 @@ async def _with_client(seeds: list[str], test: Test) -> None:
 
 def _running_change(client: AsyncClient) -> int:
     channel = client._dispatch._channel
-    return len(channel._flights) + len(channel._asker)
+    return len(channel._running) + len(channel._asker)
 
 
 @pytest.fixture

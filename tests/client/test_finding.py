@@ -21,7 +21,7 @@ def test_those_known_before_are_asked_while_the_membership_knows_nobody(tmp_path
     calls = Calls(ClientSettings(local_dir=tmp_path), joined.session, TYPES)
     assert calls.discovery(joined.now + 1000).seeds == ["tcp://a:1", "tcp://b:1", "tcp://c:1"]
     joined.session.view = None
-    with pytest.raises(NoPeers, match="knows no peer"):
+    with pytest.raises(NoPeers, match="lists no peer"):
         calls.discovery(joined.now + 1000)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dstash.client.calls import Calls
 from dstash.client.operations.base import Operation
 from dstash.client.session import Session
-from dstash.client.transport.channel import _FIND_AGAIN_MS, _FIND_MS, Channel, Find
+from dstash.client.transport.channel import _SEARCH_PAUSE_MS, _SEARCH_TIMEOUT_MS, Channel, Find
 from dstash.config import ClientSettings
 from dstash.errors import DStashError
 from dstash.types import Level
@@ -95,7 +95,7 @@ class VirtualChannel(Channel):
 
     def _begin_search(self, now: int) -> None:
         if self._find is not None:
-            search = self._find(now + _FIND_MS)
+            search = self._find(now + _SEARCH_TIMEOUT_MS)
             search.stores = self._stores
             self._running.append(search)
             self._send(self._session.probes(now), search)
@@ -105,7 +105,7 @@ class VirtualChannel(Channel):
         if len(self._running) < 2 or not any(running.done for running in self._running):
             return False
         self._running.pop()
-        self._next_find = self._session.wall() + _FIND_AGAIN_MS
+        self._next_find = self._session.wall() + _SEARCH_PAUSE_MS
         return True
 
     def _end(self, operation: Operation) -> None:

@@ -1,8 +1,8 @@
-"""Orders about the topology: add, remove and replace peers, and steer what is under way.
+"""Admin requests: add, remove and replace peers, and control the topology change.
 
-An order is sent to one peer. When the answer is lost nobody knows whether it was carried out, and
-a second one might begin another change: so it is never sent again then. The topology is read
-instead, and tells.
+An admin request is sent to one peer. If the answer is lost, the request may have been carried out,
+and a second one might start another change. So the client does not send it again: it reads the
+topology, which shows the outcome.
 """
 
 from __future__ import annotations
@@ -25,49 +25,49 @@ from dstash.errors import (
 from dstash.wire.messages import AdminReply, AdminRequest, TopologyReply, TopologyRequest
 from dstash.wire.shapes import Message
 
-#: Why a peer does not take an order that another one may take.
-_ELSEWHERE = (NotReady, Busy, DeadlinePassed, Unavailable)
+#: Errors of a peer that another peer may not return.
+_TRY_NEXT_PEER = (NotReady, Busy, DeadlinePassed, Unavailable)
 
-#: How long (milliseconds) a peer may take: it asks the membership, which may be slow.
-_PATIENCE_MS = 600_000
+#: Timeout of one peer. It is long, because the peer waits for the membership.
+_ANSWER_TIMEOUT_MS = 600_000
 
 
 class AdminOperation(Operation):
-    """Gives an order; the result is the topology that came, or would come, of it.
+    """Sends an admin request; the result is the topology that it leads to.
 
     Raises:
-        ChangeConflict: it cannot be done now; the text says why.
-        TimedOut: the answer was lost, and the topology does not show what came of it.
+        ChangeConflict: the request is not possible now; the text says why.
+        TimedOut: the answer was lost, and the topology does not show the outcome.
     """
 
-    def __init__(self, session: Session, deadline: int, order: AdminRequest) -> None:
+    def __init__(self, session: Session, deadline: int, request: AdminRequest) -> None:
         super().__init__(session, deadline)
-        self.order = order
+        self.request = request
         self.topology: Topology | None = None
 
     def _chunks(self) -> Iterator[list[Chunk]]:
         yield [_AdminChunk(self)]
 
     def peers(self) -> list[str]:
-        """Return whom to ask, the likeliest to answer first."""
+        """Return the peers to try, the likeliest to answer first."""
         view = self.session.known_view()
-        known = sorted(view.members)
         return sorted(
-            known, key=lambda peer: (self.session.is_suspect(peer), peer not in view.alive)
+            sorted(view.members),
+            key=lambda peer: (self.session.is_suspect(peer), peer not in view.alive),
         )
 
     def result(self) -> Topology:
         """Return the topology."""
         super().result()
         if self.topology is None:
-            raise AssertionError("an order ended without topology or error")
+            raise AssertionError("an admin request ended without topology or error")
         return self.topology
 
 
 class _AdminChunk(Chunk):
-    """The order itself: sent to the next peer only while it surely was not carried out."""
+    """The request itself: sent to the next peer only if the last one did not carry it out."""
 
-    patience = _PATIENCE_MS
+    patience = _ANSWER_TIMEOUT_MS
 
     def __init__(self, operation: AdminOperation) -> None:
         self.operation = operation
@@ -77,18 +77,18 @@ class _AdminChunk(Chunk):
 
     def begin(self, now: int) -> list[Send]:
         if not self._left:
-            return self._nobody()
+            return self._no_peer_left()
         self._asked = True
-        return [self.operation.ask(self._left.pop(0), self, self.operation.order, now)]
+        return [self.operation.ask(self._left.pop(0), self, self.operation.request, now)]
 
-    def _nobody(self) -> list[Send]:
-        raise self._why or Unavailable("no peer takes orders at the moment")
+    def _no_peer_left(self) -> list[Send]:
+        raise self._why or Unavailable("no peer accepts admin requests now")
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
         if not isinstance(message, AdminReply):
             raise ProtocolError(f"{peer} answered with an unexpected {type(message).__name__}")
         self.operation.topology = Topology.decode(message.topology)
-        if not self.operation.order.dry:
+        if not self.operation.request.dry:
             self.operation.session.install(message.topology, [])
         self.operation.finish(self)
         return []
@@ -96,9 +96,9 @@ class _AdminChunk(Chunk):
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
         self._why = failure.error
         is_sure = failure.definite or isinstance(failure.error, ChangeConflict)
-        if is_sure and not isinstance(failure.error, _ELSEWHERE):
+        if is_sure and not isinstance(failure.error, _TRY_NEXT_PEER):
             raise failure.error
-        if is_sure or self.operation.order.dry:
+        if is_sure or self.operation.request.dry:
             self._asked = False
             return self.begin(now)
         return self.operation.replace(self, [_OutcomeChunk(self.operation)], now)
@@ -107,12 +107,12 @@ class _AdminChunk(Chunk):
         return []
 
     def expired(self, error: DStashError) -> None:
-        kind = _unknown(self.operation.order) if self._asked else error
+        kind = _unknown(self.operation.request) if self._asked else error
         self.operation.error = self.operation.error or kind
 
 
 class _OutcomeChunk(Chunk):
-    """Reads the topology until it shows that the order was carried out."""
+    """Reads the topology until it shows that the request was carried out."""
 
     def __init__(self, operation: AdminOperation) -> None:
         self.operation = operation
@@ -126,7 +126,7 @@ class _OutcomeChunk(Chunk):
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
         if isinstance(message, TopologyReply):
             topology = Topology.decode(message.topology)
-            if shows(topology, self.operation.order):
+            if shows(topology, self.operation.request):
                 self.operation.topology = topology
                 self.operation.finish(self)
                 return []
@@ -144,38 +144,38 @@ class _OutcomeChunk(Chunk):
         return self.operation.replace_later(self, [successor], now)
 
     def expired(self, error: DStashError) -> None:
-        self.operation.error = self.operation.error or _unknown(self.operation.order)
+        self.operation.error = self.operation.error or _unknown(self.operation.request)
 
 
-def shows(topology: Topology, order: AdminRequest) -> bool:
-    """Whether a topology is as an order wants it to be."""
+def shows(topology: Topology, request: AdminRequest) -> bool:
+    """Whether a topology shows the effect of an admin request."""
     change = topology.change
-    here = {one.id for one in topology.members}
-    staying = {one.id for one in topology.members if one.state is not State.LEAVING}
-    match order.action, list(order.peers):
+    members = {member.id for member in topology.members}
+    staying = {member.id for member in topology.members if member.state is not State.LEAVING}
+    match request.action, list(request.peers):
         case "add", peers:
-            return here.issuperset(peers)
+            return members.issuperset(peers)
         case "remove" | "forget", peers:
             return staying.isdisjoint(peers)
         case "force-remove", peers:
             gone = change.gone if change is not None else ()
             return staying.difference(gone).isdisjoint(peers)
         case "accept-loss", peers:
-            accepted = {one.id for one in topology.members if one.waived or one.synced}
-            return here.intersection(peers) <= accepted
+            accepted = {member.id for member in topology.members if member.waived or member.synced}
+            return members.intersection(peers) <= accepted
         case "replace", [old, new]:
-            return old not in staying and new in here
+            return old not in staying and new in members
         case "cancel", _:
             return change is None
         case "pause" | "resume" as action, _:
             return change is not None and change.paused is (action == "pause")
         case "rate", _:
-            return change is not None and change.rate == order.rate
+            return change is not None and change.rate == request.rate
     return False
 
 
-def _unknown(order: AdminRequest) -> TimedOut:
+def _unknown(request: AdminRequest) -> TimedOut:
     return TimedOut(
-        f"no answer to {order.action!r} in time: it may or may not be carried out; "
-        "look at the status before you try again"
+        f"no answer to {request.action!r} in time: it may or may not be carried out; "
+        "check the status before you try again"
     )

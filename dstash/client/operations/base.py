@@ -1,13 +1,13 @@
-"""The engine of every client call, without I/O: requests go out, replies come in, chunks finish.
+"""The state machine of a client call, without I/O: requests, answers, chunks.
 
-An ``Operation`` is one call. It is cut into chunks; a chunk is what one set of peers is asked
-in one message each. The shells (blocking, asyncio) move the messages and tell the time::
+An ``Operation`` is one call. It is cut into chunks; a chunk is one request to each of a set of
+peers. The transports (blocking, asyncio) send and receive the messages and pass the time in::
 
     while not operation.done:
         send(operation.more(now))            # as long as operation.hungry
         send(operation.receive(peer, envelope, now))
         send(operation.lost(peer, now))      # when a connection breaks
-        send(operation.tick(now))            # at operation.wakeup(), at the latest
+        send(operation.tick(now))            # no later than operation.wakeup()
     operation.result()
 """
 
@@ -40,36 +40,35 @@ from dstash.wire.messages import Error, TopologyReply, Welcome
 from dstash.wire.shapes import Message
 from dstash.wire.sockets import KEY_UNKNOWN
 
-#: Requests one call may have in hand: enough to keep every peer busy, few enough to bound memory.
+#: Pending requests of one call: enough to keep every peer busy, few enough to bound memory.
 WINDOW: Final = 48
 
-#: Answers that bring a view.
+#: Answers that contain a view.
 _VIEWS: Final = (Welcome, TopologyReply)
 
-#: Waiting times between tries (milliseconds).
+#: Pauses between attempts.
 BACKOFF_MS: Final = (10, 30, 80, 200, 400)
 
-
-#: What a busy peer may ask for, at most (milliseconds).
+#: The longest pause that a busy peer can request.
 MAX_RETRY_AFTER_MS: Final = 5000
 
 
 class Failure(NamedTuple):
-    """Why a peer did not do what it was asked. ``definite``: it surely did nothing."""
+    """The error of a request. ``definite``: the peer certainly did nothing."""
 
     error: DStashError
     definite: bool
 
 
 class Chunk(ABC):
-    """A part of a call: one request to each of a few peers, and what came of it."""
+    """A part of a call: one request to each of a few peers, and their answers."""
 
     attempt: int = 0
-    #: The epoch of the view it was routed by; None when that does not matter.
+    #: The epoch of the view that it was routed by; None if any epoch will do.
     epoch: int | None = None
-    #: How long (milliseconds) a peer may say nothing before ``on_timeout`` is called.
+    #: How long (milliseconds) to wait for an answer before ``on_timeout`` is called.
     patience: int = SILENCE_MS
-    #: How long (milliseconds) a busy peer asked to be left alone.
+    #: The pause (milliseconds) that a busy peer requested.
     retry_after: int = 0
 
     @abstractmethod
@@ -78,26 +77,26 @@ class Chunk(ABC):
 
     @abstractmethod
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
-        """Take a reply."""
+        """Process an answer."""
 
     @abstractmethod
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
-        """Take note that a peer will not answer."""
+        """Process the failure of a request."""
 
     @abstractmethod
     def on_timeout(self, peer: str, now: int) -> list[Send]:
-        """Take note that a peer has said nothing for a while."""
+        """Process that a peer has not answered in time."""
 
     @abstractmethod
     def expired(self, error: DStashError) -> None:
-        """Give up: the deadline of the call has passed."""
+        """Give up, because the deadline of the call has passed."""
 
 
 class _Pending(NamedTuple):
     peer: str
     chunk: Chunk
     sent: int
-    #: Since when it has been waited for in vain, as far as patience goes.
+    #: When the current wait for the answer began.
     since: int
 
 
@@ -105,11 +104,11 @@ class Operation(ABC):
     """One call of a client.
 
     Args:
-        session: what the calls of this client share.
-        deadline: when the call gives up, in milliseconds of the session's wall clock.
+        session: the state that the calls of this client share.
+        deadline: of the call, in milliseconds of the session's wall clock.
     """
 
-    #: The trace that the call is part of (see ``wire/context.py``); empty for none.
+    #: Trace context of the call (see ``wire/traceparent.py``); empty for none.
     trace: str = ""
 
     def __init__(self, session: Session, deadline: int) -> None:
@@ -120,8 +119,8 @@ class Operation(ABC):
         self._exhausted = False
         self._pending: dict[int, _Pending] = {}
         self._open: set[Chunk] = set()
-        self._heard: dict[str, int] = {}
-        #: What is known of the store of each peer, by what it said on the connection in use.
+        self._last_heard: dict[str, int] = {}
+        #: The store of each peer, as reported on the current connection.
         self.stores: dict[str, Sighting] = {}
         self._later: list[tuple[int, Chunk]] = []
         self._reasons: dict[str, str] = {}
@@ -141,7 +140,7 @@ class Operation(ABC):
         )
 
     def start(self, chunks: list[Chunk], now: int) -> list[Send]:
-        """Begin chunks."""
+        """Start chunks."""
         sends = []
         self._open.update(chunks)
         for chunk in chunks:
@@ -149,20 +148,24 @@ class Operation(ABC):
         return sends
 
     def finish(self, chunk: Chunk) -> list[tuple[int, str]]:
-        """Take a chunk as done; returns (correlation id, peer) of what is still to come for it."""
+        """Finish a chunk; return (correlation id, peer) of its unanswered requests."""
         self._open.discard(chunk)
-        stale = [(number, one.peer) for number, one in self._pending.items() if one.chunk is chunk]
+        stale = [
+            (number, pending.peer)
+            for number, pending in self._pending.items()
+            if pending.chunk is chunk
+        ]
         for number, _ in stale:
             del self._pending[number]
         return stale
 
     def replace(self, chunk: Chunk, successors: list[Chunk], now: int) -> list[Send]:
-        """Go on with other chunks in place of one."""
+        """Replace a chunk by other chunks, and start them."""
         self.finish(chunk)
         return self.start(successors, now)
 
     def replace_later(self, chunk: Chunk, successors: list[Chunk], now: int) -> list[Send]:
-        """Like ``replace``, after a pause that grows with the attempts."""
+        """Replace a chunk by other chunks, and start them after a pause; see ``again_later``."""
         self.finish(chunk)
         self._open.update(successors)
         for successor in successors:
@@ -171,10 +174,10 @@ class Operation(ABC):
         return []
 
     def again_later(self, chunk: Chunk, now: int) -> None:
-        """Begin a chunk (again) after a pause that grows with its attempts.
+        """Start a chunk (again) after a pause that grows with its attempts.
 
-        It is as long as a busy peer asked for, at least, and a little longer by chance, so that
-        not all clients come back at once.
+        The pause is at least as long as a busy peer requested. Jitter prevents that all clients
+        come back at the same time.
         """
         pause = max(BACKOFF_MS[min(chunk.attempt, len(BACKOFF_MS) - 1)], chunk.retry_after)
         chunk.retry_after = 0
@@ -188,11 +191,11 @@ class Operation(ABC):
         self._open.clear()
         self._later.clear()
 
-    # -- for shells
+    # -- for transports
 
-    def share(self, heard: dict[str, int]) -> None:
-        """Note in ``heard`` who spoke when, with all calls on the same connections."""
-        self._heard = heard
+    def share(self, last_heard: dict[str, int]) -> None:
+        """Share with all calls on the same connections when each peer last answered."""
+        self._last_heard = last_heard
 
     @property
     def done(self) -> bool:
@@ -205,7 +208,7 @@ class Operation(ABC):
         return not self._exhausted and len(self._pending) < WINDOW
 
     def more(self, now: int) -> list[Send]:
-        """Cut and send the next chunks."""
+        """Start the next chunks."""
         overdue = self.session.outstanding.overdue(now) if self.session.outstanding else ()
         hints = self.session.hints(overdue, now) if overdue else []
         chunks = next(self._source, None)
@@ -215,8 +218,8 @@ class Operation(ABC):
         return hints + self.start(chunks, now)
 
     def receive(self, peer: str, envelope: Envelope, now: int) -> list[Send]:
-        """Take one message from a peer."""
-        self._heard[peer] = now
+        """Process a message from a peer."""
+        self._last_heard[peer] = now
         self.session.heard(peer)
         try:
             return self._take(peer, envelope, now)
@@ -225,9 +228,9 @@ class Operation(ABC):
             return []
 
     def lost(self, peer: str, now: int, reason: str = "connection lost") -> list[Send]:
-        """Take note that the connection to a peer broke: what was asked of it is unknown."""
+        """Process that the connection to a peer broke: the outcome of its requests is unknown."""
         self.session.suspect(peer, now)
-        gone = [number for number, one in self._pending.items() if one.peer == peer]
+        gone = [number for number, pending in self._pending.items() if pending.peer == peer]
         sends = []
         for number in gone:
             pending = self._pending.pop(number, None)
@@ -238,7 +241,7 @@ class Operation(ABC):
         return sends + self.session.hints(self.session.outstanding.lost(peer), now)
 
     def unsent(self, send: Send, now: int) -> list[Send]:
-        """Take note that a request could not be sent: that peer surely did nothing."""
+        """Process that a request could not be sent: the peer certainly did nothing."""
         self.session.suspect(send.peer, now)
         pending = self._pending.pop(send.correlation, None)
         if pending is None:
@@ -247,7 +250,7 @@ class Operation(ABC):
         return self._failed(pending, failure, now)
 
     def tick(self, now: int) -> list[Send]:
-        """Do what is due: give up, try again, or stop waiting for the silent."""
+        """Do what is due: expire the call, start delayed chunks, time requests out."""
         if now >= self.deadline:
             self._expire(now)
             return []
@@ -261,13 +264,13 @@ class Operation(ABC):
         return sends
 
     def wakeup(self) -> int:
-        """Return when ``tick`` is due at the latest."""
-        moments = [self.deadline, *(when for when, _ in self._later)]
-        moments += [self._patience_ends(one) for one in self._pending.values()]
-        return min(moments)
+        """Return the latest time at which ``tick`` must be called."""
+        times = [self.deadline, *(due for due, _ in self._later)]
+        times += [self._patience_ends(pending) for pending in self._pending.values()]
+        return min(times)
 
     def result(self) -> Any:
-        """Return what the call returns, or raise what it raises."""
+        """Return the result of the call, or raise its error."""
         if self.error is not None:
             raise self.error
         return None
@@ -280,7 +283,7 @@ class Operation(ABC):
         return [send for chunk in due if chunk in self._open for send in chunk.begin(now)]
 
     def _patience_ends(self, pending: _Pending) -> int:
-        quiet_since = max(pending.since, self._heard.get(pending.peer, 0))
+        quiet_since = max(pending.since, self._last_heard.get(pending.peer, 0))
         return quiet_since + (pending.chunk.patience << min(pending.chunk.attempt, 6))
 
     def _take(self, peer: str, envelope: Envelope, now: int) -> list[Send]:
@@ -300,8 +303,8 @@ class Operation(ABC):
                 self.session.learn_clock(peer, envelope.moment, sent, now)
             missed = self.session.outstanding.answered(envelope.correlation, message)
             return self.session.hints(missed, now)
-        # Only the answer to a request of this call: one that waited to be read since the last
-        # call would make the peer's clock look slow by all the time between.
+        # Only for answers to this call: an answer that has been waiting to be read since the last
+        # call would make the clock of the peer look slow.
         name = message.peer if isinstance(message, Welcome) else peer
         self.session.learn_clock(name, envelope.moment, pending.sent, now)
         if isinstance(message, Error):
@@ -314,7 +317,7 @@ class Operation(ABC):
         elif isinstance(error, Busy):
             pending.chunk.retry_after = max(pending.chunk.retry_after, _retry_after(error))
         elif isinstance(error, VersionMismatch) and self._shares_protocol(pending.peer, error):
-            error = NotReady(str(error))  # asked again, it is asked as it understands
+            error = NotReady(str(error))  # the next attempt uses a version that it supports
         elif not isinstance(error, Misrouted | DeadlinePassed):
             self.session.suspect(pending.peer, now)
         return self._failed(pending, Failure(error, definite=_is_definite(error)), now)
@@ -329,12 +332,12 @@ class Operation(ABC):
 
     def _expire(self, now: int) -> None:
         for pending in self._pending.values():
-            # It may have dropped the request as late, for its clock was set: a ping will tell.
+            # Its clock may have been set, so that it dropped the request as late: a ping reads it.
             self.session.suspect(pending.peer, now)
         reasons = "; ".join(f"{peer}: {why}" for peer, why in sorted(self._reasons.items()))
         waiting = bool(self._pending) or not self._exhausted
         for pending in self._pending.values():
-            if self._heard.get(pending.peer, -1) < pending.sent:
+            if self._last_heard.get(pending.peer, -1) < pending.sent:
                 self.session.suspect(pending.peer, self.session.wall())
         kind = TimedOut if waiting else Unavailable
         what = "no answer in time" if waiting else "not enough replicas answered"
@@ -347,12 +350,12 @@ class Operation(ABC):
         self._open.clear()
 
     def _expire_unsent(self, error: DStashError) -> None:
-        """Give up what was never sent: a part of a call must not pass for the whole."""
+        """Expire the chunks that were never sent, so that no part of the call goes missing."""
         for chunks in self._source:
             for chunk in chunks:
                 chunk.expired(error)
             if self.error is not None:
-                return  # the call fails as a whole; no outcomes are asked for
+                return  # the call fails as a whole
 
 
 def _retry_after(error: Busy) -> int:
@@ -361,9 +364,9 @@ def _retry_after(error: Busy) -> int:
 
 
 def _is_definite(error: DStashError) -> bool:
-    """Whether a peer that answers so surely stored nothing.
+    """Whether a peer that returns this error certainly stored nothing.
 
-    After a sync that failed nobody knows what is on disk; nor with an error of a later version.
+    After a failed sync, or an error of a later version, the state of the disk is unknown.
     """
     if isinstance(error, StoreFailed) or type(error) is Refused:
         return False

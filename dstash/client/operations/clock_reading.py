@@ -1,8 +1,8 @@
 """Reading the clocks of a quorum of members before a client stamps its first write.
 
-A new client knows one clock, that of the peer which answered first. If that one is fast, all other
-replicas refuse the stamp, and the fast one keeps a version that no later write by a right clock
-can beat. So the clocks of a majority are read first: of all members, or of five of them.
+A new client has read one clock, that of the peer that answered first. If this clock is fast, all
+other replicas reject the stamp, and the fast one keeps a version that supersedes later writes with
+correct stamps. So the client first reads the clocks of a majority: of all members, or of five.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dstash.wire.shapes import Message
 
 
 class ClockReading(Chunk):
-    """Pings to members whose clocks are not known yet; none is waited for longer than usual."""
+    """Pings to members whose clocks have not been read; a silent member is skipped."""
 
     def __init__(self, operation: Operation) -> None:
         self.operation = operation
@@ -23,26 +23,26 @@ class ClockReading(Chunk):
         self._waiting: set[str] = set()
 
     def begin(self, now: int) -> list[Send]:
-        """Ask all of them."""
+        """Ping all of them."""
         self._waiting = set(self.operation.session.unread_clocks())
         sends = [self.operation.ask(peer, self, Ping(), now) for peer in sorted(self._waiting)]
         self._end_if_enough()
         return sends
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
-        """Take an answer; the clock in it has been read by now."""
+        """Process an answer; the session has already read its clock."""
         return self._without(peer)
 
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
-        """Go on without a peer that cannot be reached."""
+        """Continue without a peer that is unreachable."""
         return self._without(peer)
 
     def on_timeout(self, peer: str, now: int) -> list[Send]:
-        """Go on without a peer that says nothing."""
+        """Continue without a peer that does not answer."""
         return self._without(peer)
 
     def expired(self, error: DStashError) -> None:
-        """Leave it to the chunks of the write to say that they were not sent."""
+        """Do nothing: the chunks of the write report that they were not sent."""
 
     def _without(self, peer: str) -> list[Send]:
         self._waiting.discard(peer)

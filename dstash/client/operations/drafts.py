@@ -1,7 +1,4 @@
-"""Pages of a scan before they are delivered, and what other replicas say of them.
-
-Pure: no messages go out from here.
-"""
+"""Draft pages of a scan, and the digests of other replicas about them. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ _MODULUS: Final = (1 << 128) - 1
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a scan is over, and how it is read."""
+    """The index and prefix of a scan, and how it is read."""
 
     index: str
     prefix: bytes
@@ -33,14 +30,14 @@ class Query:
 
 
 class Position(NamedTuple):
-    """Where a scan stands: the partitions left, and the last key seen in the first of them."""
+    """The progress of a scan: the partitions left, and the last key read in the first of them."""
 
     remaining: tuple[int, ...]
     after: bytes = b""
 
     @classmethod
     def start(cls) -> Position:
-        """Return where every scan begins."""
+        """Return the position at which a scan starts."""
         return cls(tuple(range(PARTITIONS)))
 
     @property
@@ -49,36 +46,40 @@ class Position(NamedTuple):
         return not self.remaining
 
     def lagging(self, asked: Sequence[int], page: Page) -> Position:
-        """Return the position behind a page of the ``asked`` partitions, the first of mine first.
+        """Return the position after a page of the ``asked`` partitions.
 
         Raises:
-            ProtocolError: the page does not move on, or claims more than was asked.
+            ProtocolError: the page makes no progress, or covers more than was requested.
         """
         check_progress(page, len(asked), self.after)
         walked = set(asked[: page.done])
         resumed = asked[page.done : page.done + 1] if page.after else []
-        rest = [one for one in self.remaining if one not in walked and one not in resumed]
+        rest = [
+            partition
+            for partition in self.remaining
+            if partition not in walked and partition not in resumed
+        ]
         return Position((*resumed, *rest), page.after)
 
 
 def check_progress(page: Page, asked: int, after: bytes) -> None:
-    """Refuse a page that ends where it began, or behind what was asked."""
+    """Raise ``ProtocolError`` for a page that makes no progress or covers too much."""
     is_too_far = page.done > asked or (page.done == asked and page.after)
     if is_too_far or (not page.done and page.after <= after):
-        raise ProtocolError("a peer answered a scan with a page that does not move on")
+        raise ProtocolError("a peer answered a scan with a page that makes no progress")
 
 
 class Sums:
-    """Number and digest of the live records of each partition, added up over several answers."""
+    """Number and digest of the live records of each partition, summed over several answers."""
 
     def __init__(self) -> None:
         self.counts: Counter[int] = Counter()
         self._totals: Counter[int] = Counter()
-        #: Places that a damaged record keeps from being compared.
+        #: Places that cannot be compared, because of a corrupt record.
         self.corrupt: set[int] = set()
 
     def add(self, page: Page, places: Sequence[int]) -> None:
-        """Add an answer about the partitions that have these places in the page compared."""
+        """Add an answer about the partitions at these places."""
         try:
             for place, count, digest in _ENTRY.iter_unpack(page.digests):
                 self.counts[places[place]] += count
@@ -93,7 +94,7 @@ class Sums:
 
 
 class Draft:
-    """A page that one replica gave under one epoch, and the votes of other replicas about it.
+    """A page of one replica under one epoch, and the votes of other replicas about it.
 
     A place is the position of a partition in ``asked``.
     """
@@ -112,22 +113,22 @@ class Draft:
         self.sums = Sums()
         self.sums.add(page, self.places)
         self.differing: set[int] = set(self.sums.corrupt)
-        #: By place, the replicas that were asked to confirm it, and did not fail to.
+        #: The replicas that were asked to confirm a partition and have not failed, by place.
         self.voters: dict[int, set[str]] = {place: set() for place in self.places}
 
     def differ(self, places: Iterable[int]) -> None:
-        """Take note that replicas do not agree, or cannot be compared, in these partitions."""
+        """Record that replicas differ, or cannot be compared, in these partitions."""
         self.differing.update(places)
 
-    def compare(self, theirs: Sums, places: Iterable[int]) -> None:
-        """Compare with all that another replica holds in these partitions."""
-        mine = self.sums
+    def compare(self, votes: Sums, places: Iterable[int]) -> None:
+        """Compare with the sums of another replica for these partitions."""
+        sums = self.sums
         self.differ(
             place
             for place in places
-            if place in theirs.corrupt
-            or mine.counts[place] != theirs.counts[place]
-            or mine.total(place) != theirs.total(place)
+            if place in votes.corrupt
+            or sums.counts[place] != votes.counts[place]
+            or sums.total(place) != votes.total(place)
         )
 
     def until(self, places: Sequence[int]) -> bytes:
@@ -135,12 +136,12 @@ class Draft:
         return self.page.after if places and places[-1] == self.page.done else b""
 
     def after(self, places: Sequence[int]) -> bytes:
-        """Return behind which key of the first of these partitions the page began."""
+        """Return the key of the first of these partitions after which the page starts."""
         return self.begin.after if places and places[0] == 0 else b""
 
 
 class Doubt(NamedTuple):
-    """A range on which replicas do not agree: keys behind ``after``, in the first partition, up to
+    """A range in which replicas differ: keys after ``after``, in the first partition, up to
     ``until``, in the last one (empty: all of it).
     """
 
@@ -150,13 +151,13 @@ class Doubt(NamedTuple):
 
 
 class Confirmed(NamedTuple):
-    """A page of which enough replicas have spoken, and the page behind it if it is there yet."""
+    """A page that enough replicas have voted on, and the next page if it has arrived."""
 
     draft: Draft
     ahead: Draft | None
 
     def doubt(self) -> Doubt | None:
-        """Return the range on which they differ; None when they agree."""
+        """Return the range in which the replicas differ, None if they agree."""
         places = sorted(self.draft.differing)
         if not places:
             return None
@@ -165,11 +166,11 @@ class Confirmed(NamedTuple):
         return Doubt(partitions, draft.after(places), draft.until(places))
 
     def doubtful_partitions(self) -> frozenset[int]:
-        """Return the partitions on which they differ."""
+        """Return the partitions in which the replicas differ."""
         return frozenset(self.draft.asked[place] for place in self.draft.differing)
 
     def live_records(self) -> int:
-        """Return the number of live records in the partitions on which they agree."""
+        """Return the number of live records in the partitions in which the replicas agree."""
         draft = self.draft
         if not draft.differing:
             return draft.page.count

@@ -1,8 +1,8 @@
-"""Listing the keys of a range on which replicas do not agree.
+"""Lists of the keys in a range in which replicas differ.
 
-Any key that a quorum has acked is listed by at least one replica of any other quorum. So enough
-replicas list their keys, and the union of the lists has every key that a look-up at the level
-would find. A list goes up to where the shortest answer ends.
+Each key that a quorum acked is on at least one replica of any other quorum. So the union of the
+lists of enough replicas has every key that a look-up at the level would find. The union ends where
+the shortest list ends.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from dstash.wire.shapes import Message
 
 
 class Listed(NamedTuple):
-    """The keys of the first part of a range, and what is left of it."""
+    """The keys of the first part of a range, and the rest of the range."""
 
     keys: list[Key]
     rest: Doubt | None
 
 
 class KeyListOperation(Operation):
-    """Lists the keys of the first part of a range, by as many replicas as the level needs."""
+    """Lists the keys of the first part of a range on as many replicas as the level needs."""
 
     def __init__(self, session: Session, deadline: int, query: Query, doubt: Doubt) -> None:
         super().__init__(session, deadline)
@@ -43,7 +43,7 @@ class KeyListOperation(Operation):
         yield [_ListChunk(self)]
 
     def result(self) -> Listed:
-        """Return the keys, and the range that is left."""
+        """Return the keys, and the rest of the range."""
         super().result()
         if self.listed is None:
             raise AssertionError("a list of keys ended without result or error")
@@ -64,11 +64,13 @@ class _ListChunk(Chunk):
         if not self._peers:
             return self._again(now)
         self.epoch = operation.session.epoch
-        self._asked = _beginning(doubt.partitions, [table[one] for one in doubt.partitions])
+        self._asked = _first_with_same_targets(
+            doubt.partitions, [table[partition] for partition in doubt.partitions]
+        )
         request = ScanKeys(
             operation.query.index,
             operation.query.prefix,
-            b"".join([one.to_bytes(2, "big") for one in self._asked]),
+            b"".join([partition.to_bytes(2, "big") for partition in self._asked]),
             doubt.after,
             PAGE_KEYS,
             PAGE_BYTES,
@@ -102,7 +104,7 @@ class _ListChunk(Chunk):
             for key in codec.unpack_keys(page.keys):
                 place = places.get(partition_of(key))
                 if place is None:
-                    raise ProtocolError("a peer listed a key of a partition not asked for")
+                    raise ProtocolError("a peer listed a key of a partition that was not requested")
                 if place < done or (place == done and key <= after):
                     keys[key] = None
         return Listed(list(map(decode_any_key, keys)), rest)
@@ -124,8 +126,8 @@ class _ListChunk(Chunk):
         self.operation.error = self.operation.error or error
 
 
-def _beginning(partitions: Sequence[int], targets: Sequence[Peers]) -> Sequence[int]:
-    """Return the first partitions, as far as they have the same targets."""
+def _first_with_same_targets(partitions: Sequence[int], targets: Sequence[Peers]) -> Sequence[int]:
+    """Return the leading partitions that have the same targets."""
     for place, peers in enumerate(targets):
         if peers != targets[0]:
             return partitions[:place]

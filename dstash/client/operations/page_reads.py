@@ -1,8 +1,8 @@
-"""Reading the next page of a scan from one replica, and comparing it with others.
+"""The read of one page of a scan from one replica, and its comparison with other replicas.
 
-While other replicas work out the digests of one page, the page behind it is on its way: that one
-is read ahead, and is not waited for when something goes wrong with it. All votes about a page are
-given under the epoch under which it was read; when the topology changes, the page is read again.
+While other replicas compute the digests of a page, the next page is read ahead; if that read fails,
+the operation does not wait for it. All votes about a page have the epoch under which the page was
+read; if the topology changes, the page is read again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PAGE_BYTES: Final = 2 * 1024 * 1024
 
 
 class PageOperation(Operation):
-    """Reads a page, from another replica when one fails, and has it confirmed at the level."""
+    """Reads a page, from another replica if one fails, and confirms it at the level."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class PageOperation(Operation):
     def begin_at(
         self, position: Position, draft: Draft | None, *, reads_ahead: bool
     ) -> PageOperation:
-        """Say where to begin: with a page that is there already, if it is of this epoch still."""
+        """Set the position to read from; use the page ``draft`` if it has the current epoch."""
         self._position = position
         if draft is not None and draft.epoch == self.session.epoch:
             self._draft = draft
@@ -53,7 +53,7 @@ class PageOperation(Operation):
         yield [_PageChunk(self, self._position)] if self._draft is None else self._next(self._draft)
 
     def result(self) -> Confirmed:
-        """Return the page, and what replicas say of it."""
+        """Return the page, and the votes of the replicas about it."""
         super().result()
         if self._draft is None:
             raise AssertionError("a page operation ended without page or error")
@@ -62,7 +62,7 @@ class PageOperation(Operation):
     # -- for the chunks
 
     def take(self, chunk: _PageChunk, draft: Draft, now: int) -> list[Send]:
-        """Take a page that a replica gave."""
+        """Process the page of a replica."""
         if chunk.is_ahead:
             self._ahead = draft
             self.finish(chunk)
@@ -75,25 +75,28 @@ class PageOperation(Operation):
         return self.query.level.needed(len(self.session.known_view().readers[partition])) - 1
 
     def checks(self, draft: Draft, places: Iterable[int], attempt: int = 0) -> list[_DigestChunk]:
-        """Return the chunks that have these partitions of a page confirmed, as far as needed."""
+        """Return chunks that request the missing votes for these partitions of a page."""
         table = self.session.read_targets(self.query.level)
         asked: dict[str, list[int]] = {}
         for place in places:
             if place in draft.differing:
                 continue
             partition, voters = draft.asked[place], draft.voters[place]
-            others = [peer for peer in table[partition] if peer not in {draft.peer, *voters}]
+            candidates = [peer for peer in table[partition] if peer not in {draft.peer, *voters}]
             wanted = self.votes_needed(partition) - len(voters)
-            # Too few replicas may have their data: then a chunk waits for them.
-            for peer in (*others, *[""] * wanted)[: max(0, wanted)]:
+            # An empty peer is a chunk that waits until enough replicas have their data.
+            for peer in (*candidates, *[""] * wanted)[: max(0, wanted)]:
                 asked.setdefault(peer, []).append(place)
-        for peer, mine in asked.items():
-            for place in mine if peer else ():
+        for peer, peer_places in asked.items():
+            for place in peer_places if peer else ():
                 draft.voters[place].add(peer)
-        return [_DigestChunk(self, draft, peer, mine, attempt) for peer, mine in asked.items()]
+        return [
+            _DigestChunk(self, draft, peer, peer_places, attempt)
+            for peer, peer_places in asked.items()
+        ]
 
     def read_again(self, draft: Draft, attempt: int, now: int) -> list[Send]:
-        """Drop a page, and what was asked about it: the topology has changed."""
+        """Drop a page and its votes, because the topology has changed."""
         for chunk in list(self._open):
             self.finish(chunk)
         self._draft = self._ahead = None
@@ -106,7 +109,7 @@ class PageOperation(Operation):
     def _next(self, draft: Draft) -> list[Chunk]:
         if not self.votes_needed(draft.asked[0]):
             return []
-        if not draft.page.moment:  # a peer of an earlier version gives no digests
+        if not draft.page.moment:  # peers of earlier versions send no digests
             draft.differ(draft.places)
         chunks: list[Chunk] = list(self.checks(draft, draft.places))
         if self._reads_ahead and not draft.end.done:
@@ -115,7 +118,7 @@ class PageOperation(Operation):
 
 
 class _PageChunk(Chunk):
-    """Asks one replica for the page behind a position."""
+    """Requests the page after a position from one replica."""
 
     def __init__(
         self, operation: PageOperation, position: Position, *, is_ahead: bool = False
@@ -123,7 +126,7 @@ class _PageChunk(Chunk):
         self.operation = operation
         self.position = position
         self.is_ahead = is_ahead
-        #: Peers that cannot read a record of this page: they are asked last.
+        #: Peers with a corrupt record in this page: they are asked last.
         self.corrupt: frozenset[str] = frozenset()
         self._asked: Sequence[int] = ()
 
@@ -140,8 +143,10 @@ class _PageChunk(Chunk):
         if not by_use:
             return self._again(now)
         self.epoch = session.epoch
-        self._asked = [one for one in self.position.remaining if table[one] == table[first]]
-        partitions = b"".join([one.to_bytes(2, "big") for one in self._asked])
+        self._asked = [
+            partition for partition in self.position.remaining if table[partition] == table[first]
+        ]
+        partitions = b"".join([partition.to_bytes(2, "big") for partition in self._asked])
         request = operation.request(
             operation.query.index,
             operation.query.prefix,
@@ -185,7 +190,7 @@ class _PageChunk(Chunk):
 
 
 class _DigestChunk(Chunk):
-    """Asks one replica for digests of the partitions of a page; an empty peer: there is none."""
+    """Requests digests of the partitions of a page from one replica; an empty peer means none."""
 
     def __init__(
         self,
@@ -202,13 +207,13 @@ class _DigestChunk(Chunk):
         self.attempt = attempt
         self.epoch: int = draft.epoch
         self._sums = Sums()
-        #: Places whose digest is not complete yet, and behind which key it goes on.
+        #: Places whose digest is incomplete, and the key after which it continues.
         self._left = places
         self._after = draft.after(places)
 
     def begin(self, now: int) -> list[Send]:
         if not self.peer or self.operation.session.epoch != self.epoch:
-            return self._others(now)
+            return self._ask_another(now)
         return [self._ask(now)]
 
     def _ask(self, now: int) -> Send:
@@ -231,7 +236,7 @@ class _DigestChunk(Chunk):
         if not isinstance(message, Page):
             raise ProtocolError(f"{peer} answered with an unexpected {type(message).__name__}")
         draft, left = self.draft, self._left
-        if not message.moment:  # a peer of an earlier version gives no digests
+        if not message.moment:  # peers of earlier versions send no digests
             draft.differ(self.places)
             self.operation.finish(self)
             return []
@@ -241,7 +246,7 @@ class _DigestChunk(Chunk):
         rest = left[message.done :]
         self._after = message.after
         if rest and message.after and self._sums.counts[rest[0]] > draft.sums.counts[rest[0]]:
-            draft.differ(rest[:1])  # whatever else there is in it
+            draft.differ(rest[:1])  # more records only add to the difference
             rest, self._after = rest[1:], b""
         self._left = rest
         if rest:
@@ -254,13 +259,13 @@ class _DigestChunk(Chunk):
             raise failure.error
         if isinstance(failure.error, StaleEpoch | Misrouted):
             return self.operation.read_again(self.draft, self.attempt + 1, now)
-        return self._others(now)
+        return self._ask_another(now)
 
     def on_timeout(self, peer: str, now: int) -> list[Send]:
-        return self._others(now)
+        return self._ask_another(now)
 
-    def _others(self, now: int) -> list[Send]:
-        """Ask another replica; the same one only after a pause."""
+    def _ask_another(self, now: int) -> list[Send]:
+        """Request the votes from other replicas; from the same one only after a pause."""
         operation, draft = self.operation, self.draft
         if operation.session.epoch != self.epoch:
             return operation.read_again(draft, self.attempt + 1, now)
@@ -268,8 +273,8 @@ class _DigestChunk(Chunk):
             draft.voters[place].discard(self.peer)
         chunks = operation.checks(draft, self.places, self.attempt + 1)
         same: list[Chunk] = [chunk for chunk in chunks if chunk.peer == self.peer]
-        others: list[Chunk] = [chunk for chunk in chunks if chunk.peer != self.peer]
-        return operation.replace_later(self, same, now) + operation.start(others, now)
+        rest: list[Chunk] = [chunk for chunk in chunks if chunk.peer != self.peer]
+        return operation.replace_later(self, same, now) + operation.start(rest, now)
 
     def expired(self, error: DStashError) -> None:
         self.operation.error = self.operation.error or error

@@ -1,4 +1,4 @@
-"""One question to one peer, of those that peers ask each other: what a backup is made of."""
+"""A single request to one peer, of the kinds that peers send each other; backups use it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dstash.client.session import Send, Session
 from dstash.errors import Busy, DStashError, TimedOut
 from dstash.wire.shapes import Message
 
-#: How long (milliseconds) a peer may say nothing: as long as other peers wait for such answers.
-_PATIENCE_MS: Final = 5000
+#: How long to wait for the answer: as long as peers wait for such answers.
+_ANSWER_TIMEOUT_MS: Final = 5000
 
 
 class PeerQuery(Operation):
-    """Asks a peer; the result is its answer.
+    """Sends a request to a peer; the result is its answer.
 
-    Nobody else is asked in its place: whoever asks decides what to do when it fails.
+    The request is not sent to another peer if this one fails: the caller decides what to do then.
 
     Args:
-        session: what the calls of this client share.
-        deadline: when the call gives up, in milliseconds of the session's wall clock.
-        peer: whom to ask.
-        question: what.
-        epoch: that of the view by which the peer was chosen.
+        session: the state that the calls of this client share.
+        deadline: of the call, in milliseconds of the session's wall clock.
+        peer: to send the request to.
+        question: the request.
+        epoch: of the view by which the peer was chosen.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class PeerQuery(Operation):
         """Return the answer."""
         super().result()
         if self.answer is None:
-            raise AssertionError("a question ended without answer or error")
+            raise AssertionError("a peer query ended without answer or error")
         return self.answer
 
 
 class _QueryChunk(Chunk):
-    patience = _PATIENCE_MS
+    patience = _ANSWER_TIMEOUT_MS
 
     def __init__(self, operation: PeerQuery) -> None:
         self.operation = operation
@@ -71,7 +71,7 @@ class _QueryChunk(Chunk):
         return []
 
     def on_timeout(self, peer: str, now: int) -> list[Send]:
-        self.operation.fail(TimedOut(f"{peer}: no answer in {_PATIENCE_MS / 1000:g} s"))
+        self.operation.fail(TimedOut(f"{peer}: no answer in {_ANSWER_TIMEOUT_MS / 1000:g} s"))
         return []
 
     def expired(self, error: DStashError) -> None:

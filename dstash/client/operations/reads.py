@@ -1,9 +1,9 @@
-"""Reading: look-ups at a level, and the reconciliation of replicas that disagree.
+"""Reads: look-ups at a level, and the reconciliation of replicas that disagree.
 
-At level ``one`` a chunk asks one replica for values. Above, it asks one replica for values and
-the others for a digest over the versions of the same keys (Cassandra's digest reads). Only when
-digests differ does it fetch whole records, pick the highest version of each key, and bring the
-losers up to date before it answers (Dynamo's read repair).
+At level ``one`` a chunk requests values from one replica. At higher levels it also requests a
+digest over the versions of the same keys from other replicas (Cassandra's digest reads). If digests
+differ, it fetches whole records, picks the highest version of each key, and repairs the replicas
+that lack it before it answers (Dynamo's read repair).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from dstash.wire.messages import Apply, Fetch, Lookup, Records, Stored, Values, 
 from dstash.wire.protocol import CONTENT_DIGESTS
 from dstash.wire.shapes import Frame, Message
 
-#: Keys in one request: large enough to amortise a message, small enough to overlap work.
+#: Keys in one request: enough to amortise a message, few enough to overlap work.
 KEYS_PER_CHUNK: Final = 4096
-#: Partitions whose keys are not sorted any further: the pages of so few stay in a cache.
+#: Neighbouring partitions whose keys are not sorted further: their pages stay in a cache.
 PARTITIONS_PER_BAND: Final = 64
-#: What a reply should weigh (bytes) at most; peers cut longer ones.
+#: Target for the size of an answer; peers cut longer ones.
 REPLY_BYTES: Final = 4 * 1024 * 1024
 
-#: A plain number: arithmetic with flags is slow.
+#: Plain numbers, because arithmetic with flags is slow.
 _DIGEST: Final = Want.DIGEST.value
 _CONTENT: Final = Want.CONTENT.value
 
@@ -51,10 +51,10 @@ Decode = Callable[[bytes], list[Any]]
 class LookupOperation(Operation):
     """Looks up any number of distinct keys; the result maps those found to their values.
 
-    ``encoded`` are the keys of the first slab as they travel, if they have been encoded already.
+    ``encoded`` are the encoded keys of the first part of the batch, if they exist already.
     """
 
-    #: The bits of ``Want`` for the replica that gives values.
+    #: The bits of ``Want`` for the replica that sends values.
     wanted: int = Want.VALUES.value
 
     def __init__(
@@ -84,7 +84,7 @@ class LookupOperation(Operation):
     def cut(
         self, keys: Sequence[Key], attempt: int = 0, encoded: Sequence[bytes] | None = None
     ) -> list[Chunk]:
-        """Return chunks for keys, routed by the view at hand."""
+        """Return chunks for keys, routed by the current view."""
         table = self.session.read_targets(self.level)
         size = max(1, min(KEYS_PER_CHUNK, int(REPLY_BYTES / self.session.value_bytes)))
         return interleave(
@@ -100,7 +100,7 @@ class LookupOperation(Operation):
     def cut_reconciliations(
         self, keys: Sequence[Key], level: Level | None, attempt: int
     ) -> list[Chunk]:
-        """Return chunks that compare replicas record by record: all there are if level is None."""
+        """Return chunks that compare records: of all replicas if ``level`` is None."""
         size = max(1, min(KEYS_PER_CHUNK, int(REPLY_BYTES / self.session.value_bytes)))
         session = self.session
         table = session.all_targets() if level is None else session.read_targets(level)
@@ -111,7 +111,7 @@ class LookupOperation(Operation):
         ]
 
     def deliver(self, keys: Sequence[Key], values: Values) -> None:
-        """Take the answer to a look-up of ``keys``."""
+        """Process the answer to a look-up of ``keys``."""
         decoded = self.decode(values.values)
         if len(decoded) != len(keys):
             raise ProtocolError(f"a peer answered {len(decoded)} values for {len(keys)} keys")
@@ -127,12 +127,12 @@ class LookupOperation(Operation):
             self.found.update(zip(keys, decoded, strict=True))
 
     def deliver_winner(self, key: Key, record: Record) -> None:
-        """Take the winner among replicas that disagreed."""
+        """Process the newest record of a key whose replicas disagreed."""
         if record.is_live(self.session.cluster_time()):
             self.deliver_record(key, record)
 
     def deliver_record(self, key: Key, record: Record) -> None:
-        """Take a winner that is live."""
+        """Process the newest record of a key, which is live."""
         [self.found[key]] = self.decode(codec.join_payloads([record.payload]))
 
     def _learn_size(self, values: Values) -> None:
@@ -146,18 +146,18 @@ class LookupOperation(Operation):
 
 
 class ExistsOperation(LookupOperation):
-    """Asks which keys exist; the result has those that do."""
+    """Finds out which keys exist; the result has those keys."""
 
     wanted = 0
 
     def deliver(self, keys: Sequence[Key], values: Values) -> None:
-        """Take the answer: only what is missing was asked."""
+        """Process the answer, which lists the missing keys only."""
         self.found.update(dict.fromkeys(keys, True))
         for place in values.missing:
             self.found.pop(keys[place], None)
 
     def deliver_record(self, key: Key, record: Record) -> None:
-        """Take a winner that is live."""
+        """Process the newest record of a key, which is live."""
         self.found[key] = True
 
 
@@ -167,24 +167,24 @@ class RecordOperation(LookupOperation):
     def cut(
         self, keys: Sequence[Key], attempt: int = 0, encoded: Sequence[bytes] | None = None
     ) -> list[Chunk]:
-        """Return chunks for keys: replicas are compared record by record."""
+        """Return chunks for keys, which compare the replicas record by record."""
         return self.cut_reconciliations(keys, self.level, attempt)
 
     def deliver_record(self, key: Key, record: Record) -> None:
-        """Take a winner that is live."""
+        """Process the newest record of a key, which is live."""
         self.found[key] = record
 
 
 class StateOperation(RecordOperation):
-    """Fetches whole records, dead ones too: tombstones, and what has expired."""
+    """Fetches whole records, including tombstones and expired records."""
 
     def deliver_winner(self, key: Key, record: Record) -> None:
-        """Take the winner among the replicas."""
+        """Process the newest record of a key."""
         self.found[key] = record
 
 
 class ReadChunk(Chunk):
-    """Keys that are read from the same replicas, the first of which gives the values."""
+    """Keys that are read from the same replicas, the first of which sends the values."""
 
     def __init__(
         self, operation: LookupOperation, targets: Peers, keys: Sequence[Key], attempt: int
@@ -197,12 +197,12 @@ class ReadChunk(Chunk):
         self._frame = Frame(codec.pack_blobs(encode_keys(keys)))
         self._digests: dict[str, bytes] = {}
         self._is_corrupt = False
-        #: How many of the keys, from the first on, all who have answered so far spoke of.
+        #: How many of the keys, from the first on, all answers so far cover.
         self._answered = len(keys)
         self._values: Values | None = None
 
     def begin(self, now: int) -> list[Send]:
-        """Ask every target."""
+        """Send the request to every target."""
         if not self.targets:
             return self._reroute(now, self.attempt + 1)
         compared = self._compared()
@@ -220,7 +220,7 @@ class ReadChunk(Chunk):
         return _DIGEST | _CONTENT if knows else _DIGEST
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
-        """Take values or a digest; with all of them in, compare."""
+        """Process values or a digest; compare once all have arrived."""
         if not isinstance(message, Values):
             return self.failed(peer, _unexpected(peer, message), now)
         self._digests[peer] = message.digest
@@ -237,8 +237,8 @@ class ReadChunk(Chunk):
             return self._split(values, now)
         if self._is_corrupt or len(set(self._digests.values())) > 1:
             level = max(self.operation.level, Level.QUORUM, key=list(Level).index)
-            # A damaged record is no vote, though its digest be that of one that is missing: others
-            # have to make up for it.
+            # A corrupt record hashes like a missing one, so it must not count as a vote: other
+            # replicas have to replace it.
             chunks = self.operation.cut_reconciliations(
                 self.keys, None if self._is_corrupt else level, self.attempt
             )
@@ -248,7 +248,7 @@ class ReadChunk(Chunk):
         return []
 
     def _split(self, values: Values, now: int) -> list[Send]:
-        # The answer would have been too large: the first part is known to fit.
+        # The answer would have been too large; chunks of the part that was answered fit.
         size = max(1, self._answered)
         self.operation.session.value_bytes = max(
             self.operation.session.value_bytes, len(values.values) / max(1, values.answered)
@@ -260,7 +260,7 @@ class ReadChunk(Chunk):
         return self.operation.replace(self, chunks, now)
 
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
-        """Route the keys anew: the session knows by now whom to avoid."""
+        """Route the keys again: the session now has the peer as suspect, or a new view."""
         if not _worth_retrying(failure):
             self.operation.fail(failure.error)
             return []
@@ -268,7 +268,7 @@ class ReadChunk(Chunk):
         return self._reroute(now, self.attempt if learned else self.attempt + 1)
 
     def on_timeout(self, peer: str, now: int) -> list[Send]:
-        """Ask another replica, unless there is none."""
+        """Read from another replica, if there is one."""
         return self._reroute(now, self.attempt + 1)
 
     def _reroute(self, now: int, attempt: int) -> list[Send]:
@@ -279,12 +279,12 @@ class ReadChunk(Chunk):
         return self.operation.replace(self, chunks, now)
 
     def expired(self, error: DStashError) -> None:
-        """Reading has no partial result: the call fails."""
+        """Fail the call: reads have no partial result."""
         self.operation.error = self.operation.error or error
 
 
 class Reconciliation(Chunk):
-    """Keys whose replicas disagree: fetch all versions, pick winners, repair losers, answer."""
+    """Keys whose replicas disagree: fetches the records, picks the newest, repairs the rest."""
 
     def __init__(
         self,
@@ -301,25 +301,25 @@ class Reconciliation(Chunk):
         self.level = level
         self.attempt = attempt
         self._records: dict[str, list[bytes | None]] = {}
-        #: By replica that is being repaired, the positions of what it is sent.
+        #: The positions of the records sent to a replica that is being repaired, by replica.
         self._repairing: dict[str, list[int]] = {}
-        #: Winners, by position, that a replica refused as from the future.
+        #: Newest records, with their positions, that a replica rejected as future.
         self._refused: set[tuple[int, bytes]] = set()
-        #: Replicas, by position, whose disks have no room for the winner.
+        #: Replicas whose disks have no space for the newest record, by position.
         self._full: dict[int, set[str]] = {}
-        #: By position, how many of the replicas hold a damaged record.
+        #: How many replicas hold a corrupt record, by position.
         self._corrupt: Counter[int] = Counter()
         self._corrupt_at: dict[str, set[int]] = {}
 
     def begin(self, now: int) -> list[Send]:
-        """Fetch the records from every replica that took part."""
+        """Fetch the records from every replica."""
         if not self.peers:
-            return self._from_the_start(now)
+            return self._restart(now)
         fetch = Fetch(self.operation.index, Frame(codec.pack_blobs(self.encoded)))
         return [self.operation.ask(peer, self, fetch, now) for peer in self.peers]
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
-        """Take records, then the acks of the repairs."""
+        """Process records, then the acks of the repairs."""
         if isinstance(message, Records):
             records = codec.unpack_optional_blobs(message.records)
             if len(records) > len(self.keys):
@@ -359,21 +359,21 @@ class Reconciliation(Chunk):
         winners: list[bytes | None],
         now: int,
     ) -> list[Send]:
-        corrupt = self._corrupt_at[peer]  # which that peer mends itself
+        corrupt = self._corrupt_at[peer]  # the peer repairs these itself
         losses = [
             (place, key, winner)
-            for place, (key, mine, winner) in enumerate(
+            for place, (key, record, winner) in enumerate(
                 zip(self.encoded, records, winners, strict=True)
             )
-            if winner is not None and mine != winner and place not in corrupt
+            if winner is not None and record != winner and place not in corrupt
         ]
         if not losses:
             return []
         places, keys, lost = zip(*losses, strict=True)
         self._repairing[peer] = list(places)
         session = self.operation.session
-        # A replica may lack what is dead because it dropped it from disk: that is no sign of a lag.
-        live = [one for one in lost if open_record(one).is_live(session.cluster_time())]
+        # A replica without a tombstone may have dropped it as garbage: it is not lagging.
+        live = [record for record in lost if open_record(record).is_live(session.cluster_time())]
         if live:
             session.mark_lagging(peer, min(map(version_of, live)), now)
         apply = Apply(
@@ -382,7 +382,7 @@ class Reconciliation(Chunk):
         return [self.operation.ask(peer, self, apply, now)]
 
     def _note_refused(self, peer: str, places: list[int], message: Stored) -> None:
-        """Take note of winners that a replica has no room for, or takes for the future's."""
+        """Record the repairs that a replica refused for lack of disk space or as future."""
         for number, code, _ in message.rejected:
             if type(number) is not int or number >= len(places):
                 continue
@@ -395,10 +395,10 @@ class Reconciliation(Chunk):
                     self._refused.add((place, winner))
 
     def _settle_or_deliver(self, now: int) -> list[Send]:
-        """Deliver, unless repairs are awaited, or winners have to be chosen again.
+        """Deliver, unless repairs are pending or the newest records must be picked again.
 
-        A record from the future that a quorum of the replicas hold is the present. Another one must
-        not win over what is not from the future, for the next reader may not meet it.
+        A future record that a quorum of replicas hold counts as valid. Any other future record must
+        not supersede an older one, because the next read may not find it.
         """
         if self._repairing:
             return []
@@ -408,23 +408,23 @@ class Reconciliation(Chunk):
             self._full = {}
             return self._repair_losers(now)
         if self.level and not self.attempt and any(map(self._lacks_quorum, self._full)):
-            # Another replica may hold the winner, or have room for it.
+            # Another replica may hold the newest record, or have space for it.
             wider = self.operation.cut_reconciliations(self.keys, None, self.attempt)
             return self.operation.replace(self, wider, now)
         self._deliver()
         return []
 
     def _lacks_quorum(self, place: int) -> bool:
-        """Whether fewer replicas than a quorum hold the winner, for lack of room on disks."""
+        """Whether less than a quorum hold the newest record, because disks are full."""
         full = self._full[place]
         holders = [
-            one for one in self.peers if one not in full and place not in self._corrupt_at[one]
+            peer for peer in self.peers if peer not in full and place not in self._corrupt_at[peer]
         ]
         replicas = len(self.operation.session.replicas_of(self.encoded[place]))
         return len(holders) < Level.QUORUM.needed(replicas)
 
     def _withdraw(self, place: int, record: bytes) -> bool:
-        """Take a record out of the choice, unless a quorum hold it; whether it was taken out."""
+        """Exclude a record unless a quorum hold it; return whether it was excluded."""
         holders = [peer for peer, records in self._records.items() if records[place] == record]
         replicas = len(self.operation.session.replicas_of(self.encoded[place]))
         if len(holders) >= Level.QUORUM.needed(replicas):
@@ -434,17 +434,19 @@ class Reconciliation(Chunk):
         return bool(holders)
 
     def _check_enough_are_sound(self, place: int) -> None:
-        """Refuse to answer, and to repair, unless the sound replicas must know the last write.
+        """Raise ``CorruptRecord`` unless the sound replicas must have the last acked write.
 
         A write is on a quorum W of N replicas, so any N - W + 1 of them include one that has it.
         """
         replicas = len(self.operation.session.replicas_of(self.encoded[place]))
         sound = len(self.peers) - self._corrupt[place]
         if sound < replicas - Level.QUORUM.needed(replicas) + 1:
-            raise CorruptRecord(f"too many replicas of {self.keys[place]!r} are damaged or away")
+            raise CorruptRecord(
+                f"too many replicas of {self.keys[place]!r} are corrupt or unavailable"
+            )
 
     def _drop_unanswered(self) -> list[Chunk]:
-        """Cut off what did not fit into the shortest answer, and return chunks for it."""
+        """Remove the keys that the shortest answer does not cover, and return chunks for them."""
         fitted = min(map(len, self._records.values()))
         rest = self.keys[fitted:]
         self.keys, self.encoded = self.keys[:fitted], self.encoded[:fitted]
@@ -461,29 +463,31 @@ class Reconciliation(Chunk):
         operation.finish(self)
 
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
-        """Begin again from the look-up, unless it is only that this reader may not repair."""
+        """Restart with a look-up, unless only the repair failed and can be skipped."""
         if isinstance(failure.error, Unauthorised) and peer in self._repairing:
             self._repairing.pop(peer)
             return self._settle_or_deliver(now)
-        if isinstance(failure.error, DiskFull) and peer in self._repairing:  # reads need no room
+        if (
+            isinstance(failure.error, DiskFull) and peer in self._repairing
+        ):  # the read itself needs no disk space
             for place in self._repairing.pop(peer):
                 self._full.setdefault(place, set()).add(peer)
             return self._settle_or_deliver(now)
         if not _worth_retrying(failure):
             self.operation.fail(failure.error)
             return []
-        return self._from_the_start(now)
+        return self._restart(now)
 
     def on_timeout(self, peer: str, now: int) -> list[Send]:
-        """Begin again from the look-up, with others."""
-        return self._from_the_start(now)
+        """Restart with a look-up, from other replicas."""
+        return self._restart(now)
 
-    def _from_the_start(self, now: int) -> list[Send]:
+    def _restart(self, now: int) -> list[Send]:
         chunks = self.operation.cut(self.keys, self.attempt + 1)
         return self.operation.replace_later(self, chunks, now)
 
     def expired(self, error: DStashError) -> None:
-        """Reading has no partial result: the call fails."""
+        """Fail the call: reads have no partial result."""
         self.operation.error = self.operation.error or error
 
 

@@ -1,4 +1,4 @@
-"""Asking peers about themselves; finding the first peer."""
+"""Requests to all members: status, full repair, and discovery by the seed addresses."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from dstash.wire.messages import (
 )
 from dstash.wire.shapes import Message
 
-#: How long a peer may take to begin a repair: who is told too early that it does not answer would
-#: believe that it is not repaired.
-_REPAIR_PATIENCE_MS: Final = 5000
+#: How long to wait until a peer starts a repair. It is long, because a peer that is reported as
+#: silent counts as not repaired.
+_REPAIR_TIMEOUT_MS: Final = 5000
 
 
 class StatusOperation(Operation):
-    """Asks every member how it does; the result maps those that answered to their details."""
+    """Requests the status of every member; the result maps members that answered to it."""
 
     def __init__(self, session: Session, deadline: int, peers: Sequence[str]) -> None:
         super().__init__(session, deadline)
@@ -51,10 +51,10 @@ class StatusOperation(Operation):
 
 
 class RepairOperation(StatusOperation):
-    """Has every member check and compare what it holds; the result is as that of the status.
+    """Starts a full repair on every member; the result is that of ``StatusOperation``.
 
     Raises:
-        Unavailable: no member has begun it.
+        Unavailable: no member started it.
     """
 
     def _chunk(self, peer: str) -> Chunk:
@@ -64,7 +64,7 @@ class RepairOperation(StatusOperation):
         """Return the answers."""
         answers = super().result()
         if not answers:
-            raise Unavailable("no member has begun a repair: none answered, or was ready")
+            raise Unavailable("no member started a repair: none answered or was ready")
         return answers
 
 
@@ -87,7 +87,7 @@ class _StatusChunk(Chunk):
         if isinstance(failure.error, Unauthorised):
             raise failure.error
         if isinstance(failure.error, DeadlinePassed) and not self.attempt:
-            self.attempt = 1  # its clock is known now
+            self.attempt = 1  # its clock has now been read
             return self.begin(now)
         self.operation.finish(self)
         return []
@@ -97,11 +97,11 @@ class _StatusChunk(Chunk):
         return []
 
     def expired(self, error: DStashError) -> None:
-        """Those that did not answer are not in the result."""
+        """Leave the members that did not answer out of the result."""
 
 
 class _RepairChunk(_StatusChunk):
-    patience = _REPAIR_PATIENCE_MS
+    patience = _REPAIR_TIMEOUT_MS
 
 
 class DiscoverOperation(Operation):
@@ -136,7 +136,7 @@ class _GreetingChunk(Chunk):
         if len(self._failures) < len(self.operation.seeds):
             return []
         hopeless = WrongCluster | Unauthorised | VersionMismatch
-        final = [one for one in self._failures.values() if isinstance(one, hopeless)]
+        final = [error for error in self._failures.values() if isinstance(error, hopeless)]
         if final:
             raise final[0]
         self.operation.again_later(self, now)
@@ -147,7 +147,7 @@ class _GreetingChunk(Chunk):
         return []
 
     def expired(self, error: DStashError) -> None:
-        reasons = [str(one).removeprefix(f"{seed}: ") for seed, one in self._failures.items()]
+        reasons = [str(error).removeprefix(f"{seed}: ") for seed, error in self._failures.items()]
         why = "; ".join(dict.fromkeys(reasons)) or "no answer"
         places = dict.fromkeys(seed.partition(" ")[0] for seed in self.operation.seeds)
         self.operation.error = NoPeers(

@@ -1,15 +1,15 @@
-"""A scan of an index: what the next operation is, and what its answer adds to the scan.
+"""Scans of an index, as a sequence of operations.
 
-The shells run the operations one after the other::
+The clients run the operations one after the other::
 
     while not walk.done:
         part = walk.take(run(walk.operation(session, deadline)))
         if part is not None:
             yield from part
 
-At level ``one`` each page is what one replica holds. Above, a page is delivered only once enough
-other replicas have given equal digests of the same range. The partitions in which they differ are
-in doubt: their keys are listed by enough replicas, and each listed key is looked up at the level.
+At level ``one`` each page has the records of one replica. At higher levels a page is delivered once
+enough other replicas have sent equal digests of the same range. Partitions in which they differ are
+in doubt: enough replicas list their keys, and each listed key is looked up at the level.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from dstash.wire import codec
 from dstash.wire.keys import Key, decode_key, expect_own
 from dstash.wire.messages import Count, Scan, ScanKeys, Values
 
-#: Keys in doubt whose values are looked up together, as long as their size is not known.
+#: Keys in doubt whose values are looked up together before their size is known.
 _FIRST_KEYS: Final = 16
 
-#: How long (milliseconds) a page that was read ahead may wait until the caller wants it.
-_AHEAD_MS: Final = 1000
+#: Maximum age of a page that was read ahead.
+_MAX_AHEAD_AGE_MS: Final = 1000
 
 Request = type[Scan] | type[ScanKeys] | type[Count]
 
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class Walk(ABC, Generic[T]):
-    """One scan; ``done`` says that all of it was delivered."""
+    """One scan."""
 
     request: ClassVar[Request]
 
@@ -61,26 +61,26 @@ class Walk(ABC, Generic[T]):
 
     @property
     def done(self) -> bool:
-        """Whether everything was delivered."""
+        """Whether the whole scan was delivered."""
         return self._position.done and self._doubt is None and not self._candidates
 
     def operation(self, session: Session, deadline: int) -> Operation:
-        """Return the operation whose result ``take`` needs next."""
+        """Return the next operation, whose result goes to ``take``."""
         query = self.query
         if self._candidates:
             return self._look_up(session, deadline)
         if self._doubt is not None:
             return KeyListOperation(session, deadline, query, self._doubt)
         ahead = self._ahead
-        if ahead is not None and session.wall() - ahead.read_at > _AHEAD_MS:
+        if ahead is not None and session.wall() - ahead.read_at > _MAX_AHEAD_AGE_MS:
             ahead = None
-        # The first page may be all that is wanted.
+        # The caller may want the first page only.
         reads_ahead = self._pages > 0
         page = PageOperation(session, deadline, query, self.request)
         return page.begin_at(self._position, ahead, reads_ahead=reads_ahead)
 
     def take(self, result: Any) -> list[T] | None:
-        """Take the result of the operation; return what it adds, None for nothing yet."""
+        """Process the result of an operation; return the part of the scan that it adds, if any."""
         if isinstance(result, Confirmed):
             self._pages += 1
             self._position, self._ahead = result.draft.end, result.ahead
@@ -99,25 +99,25 @@ class Walk(ABC, Generic[T]):
 
     @abstractmethod
     def _of_page(self, confirmed: Confirmed) -> list[T]:
-        """Return what the confirmed part of a page holds."""
+        """Return the confirmed part of a page."""
 
     @abstractmethod
     def _of_found(self, found: dict[Key, Any]) -> list[T]:
-        """Return what a look-up of keys in doubt has found."""
+        """Return the part of the scan that a look-up of keys in doubt found."""
 
 
 class _WeighedLookup(LookupOperation):
-    """A look-up that knows how many bytes it found."""
+    """A look-up that counts the bytes that it finds."""
 
     weight = 0
 
     def deliver(self, keys: Sequence[Key], values: Values) -> None:
-        """Take the answer to a look-up of ``keys``."""
+        """Process the answer to a look-up of ``keys``."""
         self.weight += len(values.values)
         super().deliver(keys, values)
 
     def deliver_record(self, key: Key, record: Record) -> None:
-        """Take a winner that is live."""
+        """Process the newest record of a key, which is live."""
         self.weight += len(record.payload)
         super().deliver_record(key, record)
 
@@ -153,7 +153,7 @@ class ItemsWalk(Walk[tuple[Key, Any]]):
     def _of_found(self, found: dict[Key, Any]) -> list[tuple[Key, Any]]:
         if self._lookup is not None and found:
             mean = max(1, self._lookup.weight // len(found))
-            # Values are in memory until the caller has taken them.
+            # The values stay in memory until the caller consumes them.
             self._at_once = min(PAGE_KEYS, 8 * self._at_once, max(1, PAGE_BYTES // mean))
         expect_own(found)
         return list(found.items())
@@ -194,5 +194,5 @@ _KINDS: Final[dict[Request, type[Walk[Any]]]] = {
 
 
 def walk_for(request: Request, query: Query) -> Walk[Any]:
-    """Return the walk that asks for pages with ``request``."""
+    """Return a scan that requests its pages with ``request``."""
     return _KINDS[request](query)

@@ -1,9 +1,9 @@
-"""Writing: puts, deletes and whole records, to every replica at once.
+"""Writes: puts, deletes and whole records, sent to all replicas at once.
 
-A chunk goes to all replicas of its keys and is done when enough have it on disk. A replica that
-holds something newer says so; then the write is stamped past it and sent again, because a caller
-whose put returned must find it, however slow the clocks were. A retry after an error keeps its
-version: it is the same write.
+A chunk goes to all replicas of its keys and is done when enough of them have stored it. If a
+replica holds a newer version, it answers ``superseded``; the write is then stamped past it and sent
+again, because a caller must find its own write after the put returned, however slow its clock is. A
+retry after an error keeps its version, because it is the same write.
 """
 
 from __future__ import annotations
@@ -49,18 +49,17 @@ from dstash.wire.shapes import EMPTY, Frame, Message
 
 KEYS_PER_CHUNK: Final = 4096
 BYTES_PER_CHUNK: Final = 1024 * 1024
-#: By how much (milliseconds) an expiry may be off when the clocks of the peers were set.
+#: Tolerated error of an expiry after the clocks of peers were set.
 TTL_TOLERANCE_MS: Final = 500
 BYTES_PER_BATCH: Final = 32 * 1024 * 1024
 
 
 class Earlier(NamedTuple):
-    """What became of earlier attempts at a write.
+    """The versions of earlier attempts at a write.
 
-    ``refused`` are its versions that some replica took for ones from the future, packed, and all
-    earlier versions of a delete: another replica may hold them. ``passed`` is the highest stamp
-    from the future that it was stamped past, and ``is_repeated`` whether that version was sent
-    twice.
+    ``refused`` are the versions that some replica rejected as future, packed, and all earlier
+    versions of a delete: another replica may hold them. ``passed`` is the highest future stamp that
+    the write was stamped past, and ``is_repeated`` whether that version was sent twice.
     """
 
     refused: bytes = b""
@@ -68,7 +67,7 @@ class Earlier(NamedTuple):
     is_repeated: bool = False
 
     def with_refused(self, version: Version) -> Earlier:
-        """Return this with one version more; the oldest are forgotten."""
+        """Return a copy with one more version; the oldest are dropped if there are too many."""
         kept = self.refused[-(MOST_REPLACED - 1) * VERSION_BYTES :]
         return self._replace(refused=kept + version)
 
@@ -88,16 +87,16 @@ class WriteOperation(Operation):
         self.outcome = BatchResult()
         self._items = items
         self._largest = largest_of(items)
-        #: Keys that were live before an earlier try of this call.
+        #: Keys that were live before an earlier attempt of this call.
         self._existed: set[Key] = set()
         self._reading: ClockReading | None = None
 
     def renew(self) -> None:
-        """Prepare for another version: clocks are known better now."""
+        """Prepare for another version, with the current clock readings."""
 
     @property
     def is_outdated(self) -> bool:
-        """Whether what is stored must be written again, by the clocks as they are known now."""
+        """Whether stored items must be written again, by the current clock readings."""
         return False
 
     @abstractmethod
@@ -108,12 +107,12 @@ class WriteOperation(Operation):
 
     @property
     def hungry(self) -> bool:
-        """Whether ``more`` has something to send now: not while clocks are being read."""
+        """Whether ``more`` has something to send now. It has not while clocks are being read."""
         reads_clocks = self._reading is not None and not self._reading.is_over
         return super().hungry and not reads_clocks
 
     def _clocks_first(self) -> Iterator[list[Chunk]]:
-        """Yield what must be done before the first write is stamped."""
+        """Yield the clock reading, if it must precede the first stamp."""
         if self._reading is None and self.session.unread_clocks():
             self._reading = ClockReading(self)
             yield [self._reading]
@@ -134,11 +133,15 @@ class WriteOperation(Operation):
         indeterminate: bool = False,
         earlier: Earlier = _FIRST_ATTEMPT,
     ) -> list[Chunk]:
-        """Return chunks for items, routed by the view at hand.
+        """Return chunks for items, routed by the current view.
 
         Args:
-            version: of all of them, for a retry; None: each chunk is stamped. The versions grow in
-                the order in which chunks are sent, so each is above what a replica has stored.
+            items: to write.
+            version: of all chunks, for a retry; None to stamp each chunk. Versions increase in the
+                order in which chunks are sent, so each is above those that a replica has stored.
+            attempt: number of earlier attempts.
+            indeterminate: whether a replica may already hold the items.
+            earlier: the versions of earlier attempts.
         """
         view = self.session.known_view()
         groups = group(
@@ -167,7 +170,7 @@ class WriteOperation(Operation):
         ]
 
     def settle(self, chunk: WriteChunk, places: Sequence[int]) -> None:
-        """Take items of a chunk as stored."""
+        """Count items of a chunk as stored."""
         self.outcome.stored += len(places)
         if self._existed:
             self.outcome.deleted += sum(self.existed(chunk, place) for place in places)
@@ -177,11 +180,11 @@ class WriteOperation(Operation):
             self.outcome.deleted += sum(chunk.existed[place] for place in places)
 
     def existed(self, chunk: WriteChunk, place: int) -> bool:
-        """Whether a replica held a live record of an item, in any try of this call."""
+        """Whether a replica held a live record of an item, in any attempt of this call."""
         return bool(chunk.existed[place]) or chunk.items[place][0] in self._existed
 
     def keep_existed(self, chunk: WriteChunk) -> None:
-        """Keep what a chunk learned for the chunks that replace it: a tombstone hides it."""
+        """Remember which keys of a chunk existed: its tombstones hide that from its successors."""
         if any(chunk.existed):
             flagged = compress(chunk.items, chunk.existed)
             self._existed.update(key for key, _, _ in flagged)
@@ -189,13 +192,13 @@ class WriteOperation(Operation):
     def give_up(
         self, chunk: WriteChunk, places: Sequence[int], outcome: Outcome, error: DStashError
     ) -> None:
-        """Take items of a chunk as not stored, or as not known to be."""
+        """Record items of a chunk as failed or unknown."""
         self.outcome.outcomes.update((chunk.items[place][0], outcome) for place in places)
         self.outcome.reasons.append(error)
 
     def fail(self, error: DStashError) -> None:
-        """End the whole call with an error: it says so when something may be stored."""
-        begun = any(isinstance(one, WriteChunk) and one.may_be_stored for one in self._open)
+        """End the whole call with an error, which is ``TimedOut`` if an item may be stored."""
+        begun = any(isinstance(chunk, WriteChunk) and chunk.may_be_stored for chunk in self._open)
         if begun or self.outcome.stored:
             error = error_for(Outcome.UNKNOWN, error)
         super().fail(error)
@@ -207,7 +210,7 @@ class WriteOperation(Operation):
 
 
 class PutOperation(WriteOperation):
-    """Stores payloads that all live for ``ttl`` milliseconds from now (None: for ever)."""
+    """Stores payloads that expire ``ttl`` milliseconds from now (None: never)."""
 
     def __init__(
         self,
@@ -221,7 +224,7 @@ class PutOperation(WriteOperation):
         super().__init__(session, deadline, index, level, items)
         self.ttl = ttl
         self.expiry = NEVER
-        #: By version, the expiry of what was sent under it: it must not change.
+        #: The expiry that was sent with each version: it must not change.
         self._expiries: dict[Version, int] = {}
         self._offset = 0
 
@@ -231,14 +234,14 @@ class PutOperation(WriteOperation):
         yield from super()._chunks()
 
     def renew(self) -> None:
-        """Compute the expiry, by the clocks as they are known now."""
+        """Compute the expiry from the current clock readings."""
         if self.ttl is not None:
             self._offset = self.session.offset
             self.expiry = self.session.cluster_time() + self.ttl
 
     @property
     def is_outdated(self) -> bool:
-        """Whether answers have shown since that the clocks of the peers were set."""
+        """Whether the clocks of the peers turned out to be set since the expiry was computed."""
         drift = abs(self.session.offset - self._offset)
         return self.ttl is not None and drift > TTL_TOLERANCE_MS
 
@@ -262,7 +265,7 @@ class DeleteOperation(WriteOperation):
 
 
 class ApplyOperation(WriteOperation):
-    """Writes whole records under the versions they carry. Being beaten is as good as stored."""
+    """Writes whole records with their own versions. A superseded record counts as stored."""
 
     def message(
         self, version: Version, items: Sequence[Item], keys: Frame, replaces: bytes
@@ -275,7 +278,7 @@ class ApplyOperation(WriteOperation):
 class WriteChunk(Chunk):
     """Items that go to the same replicas under one version."""
 
-    patience = 1500  # a sync takes its time; the other replicas have been asked already
+    patience = 1500  # a sync takes long, and the other replicas have got the request already
 
     def __init__(
         self,
@@ -295,10 +298,10 @@ class WriteChunk(Chunk):
         self.version = version
         self.attempt = attempt
         self.epoch: int = epoch
-        #: Whether some replica may hold the write although nobody said so.
+        #: Whether some replica may hold the write although none has acked it.
         self.indeterminate = indeterminate
         self.earlier = earlier
-        #: By replica, the highest stamp from the future that it holds, or refuses writes up to.
+        #: The highest future stamp that a replica holds, or its future floor, by replica.
         self._ahead: dict[str, Stamp] = {}
         self.existed = bytearray(len(items))
         self._acks: set[str] = set()
@@ -309,19 +312,19 @@ class WriteChunk(Chunk):
         self._failed: dict[str, DStashError] = {}
         self._message: Message | None = None
         self._keys = EMPTY
-        #: Replicas that have what was stored; none until then.
+        #: Replicas that have the stored items; empty until then.
         self._holders: Peers = ()
         self._paused = False
         self._begun = False
 
     @property
     def may_be_stored(self) -> bool:
-        """Whether a replica may hold an item that is not settled, by all that is known."""
+        """Whether a replica may hold an item that is not settled."""
         groups = self._refusals.groups(len(self.items), self._settled)
         return any(self._is_unknown(self._acks - refusing) for refusing, _ in groups)
 
     def begin(self, now: int) -> list[Send]:
-        """Send to every replica that has not acked; route anew when the view has changed."""
+        """Send to every replica that has not acked; reroute if the view has changed."""
         if self.operation.session.epoch > self.epoch:
             return self._reroute(self.version, now)
         if self._message is None:
@@ -330,7 +333,7 @@ class WriteChunk(Chunk):
                 self.version, self.items, keys, self.earlier.refused
             )
         if self._begun and self._waiting():
-            self.indeterminate = True  # they are asked twice, so one answer does not settle it
+            self.indeterminate = True  # sent twice, so one answer does not settle it
         self._begun = True
         waiting = [peer for peer in self.targets.peers if peer not in self._acks]
         self._failed.clear()
@@ -338,7 +341,7 @@ class WriteChunk(Chunk):
         return [self.operation.ask(peer, self, self._message, now) for peer in waiting]
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
-        """Take an ack, of all items but those that the replica refused."""
+        """Process an ack: of all items, except those that the replica refused."""
         if not isinstance(message, Stored):
             error = ProtocolError(f"{peer} answered with an unexpected {type(message).__name__}")
             return self.failed(peer, Failure(error, definite=False), now)
@@ -359,18 +362,19 @@ class WriteChunk(Chunk):
         return self._proceed(now)
 
     def _note_store(self, peer: str, message: Stored) -> None:
-        """Remember that the store of a peer was as new as this write."""
+        """Record that the store of a peer has acked the stamp of this write."""
         sighting = self.operation.stores.get(peer)
         is_stamped = not isinstance(self.operation, ApplyOperation)
         if sighting is not None and is_stamped and len(message.rejected) < len(self.items):
             sighting.acked(newest_stamp(self.version))
 
     def _proceed(self, now: int, *, waits: bool = True) -> list[Send]:
-        """Settle the items that are decided; try the others again, or give them up.
+        """Settle the items that are decided; retry the rest, or give them up.
 
         Args:
-            waits: whether replicas that have not answered yet are waited for before an item is
-                given up: they may tell whether it is stored.
+            now: milliseconds, by the clock of this machine.
+            waits: whether to wait for unanswered requests before giving an item up: the answers
+                may show whether it is stored.
         """
         sends: list[Send] = []
         waiting = self._waiting()
@@ -384,7 +388,7 @@ class WriteChunk(Chunk):
                 self._give_up(places, acks)
             elif self._is_met(possible):
                 continue
-            elif self._is_met(possible | self._may_change_their_minds(places[0])):
+            elif self._is_met(possible | self._may_store_later(places[0])):
                 again = True
             elif not (waiting and waits):
                 self._give_up(places, acks)
@@ -395,7 +399,7 @@ class WriteChunk(Chunk):
         return sends
 
     def _end(self, now: int) -> list[Send]:
-        """Finish; replicas that have not answered are heard after the call, too."""
+        """Finish; late answers of replicas are still processed after the call."""
         outstanding = self.operation.finish(self)
         if not outstanding or not self._holders or self._message is None:
             return []
@@ -407,29 +411,29 @@ class WriteChunk(Chunk):
     def _is_met(self, acks: Collection[str]) -> bool:
         return self.targets.is_met(acks, self.operation.level)
 
-    def _may_change_their_minds(self, place: int) -> set[str]:
-        """Return the replicas that refused an item, and may store it when they are asked again."""
+    def _may_store_later(self, place: int) -> set[str]:
+        """Return the replicas that refused an item, and may store it on a retry."""
         failed = {peer for peer, error in self._failed.items() if error.retryable}
         return failed | self._refusals.retryable(place)
 
     def _is_unknown(self, acks: Collection[str]) -> bool:
-        """Whether a replica may hold an item that ``acks`` have acked."""
+        """Whether a replica may hold an item, given the replicas that acked it."""
         return self.indeterminate or bool(acks) or (self._begun and bool(self._waiting()))
 
     def _store(self, places: Sequence[int], acks: set[str], now: int) -> list[Send]:
-        """Take items as stored; those that were beaten are stamped past what beat them."""
+        """Settle items as stored; stamp superseded items past the newer version instead."""
         hints = self._hints(places, acks)
-        beaten: Sequence[int] = []
+        superseded: Sequence[int] = []
         if self.operation.is_outdated:
-            beaten, places = places, []
+            superseded, places = places, []
         elif self._superseded and not isinstance(self.operation, ApplyOperation):
-            beaten = [place for place in places if place in self._superseded]
+            superseded = [place for place in places if place in self._superseded]
             places = [place for place in places if place not in self._superseded]
         if places:
             self._holders = tuple(sorted(acks))
         self._settle(places)
         self.operation.settle(self, places)
-        return hints + self._stamp_past(beaten, now) if beaten else hints
+        return hints + self._stamp_past(superseded, now) if superseded else hints
 
     def _settle(self, places: Sequence[int]) -> None:
         self._left -= len(places)
@@ -437,10 +441,10 @@ class WriteChunk(Chunk):
             self._settled.update(places)
 
     def _give_up(self, places: Sequence[int], acks: Collection[str]) -> None:
-        """Take items as not stored; as unknown when a replica may hold them."""
+        """Settle items as failed, or as unknown if a replica may hold them."""
         reasons = self._failed | dict(self._refusals.of(places[0]))
         final = next(filter(is_final, reasons.values()), None)
-        why = final or Unavailable("too few replicas hold their data: others have lost it")
+        why = final or Unavailable("too few replicas have their data; the rest have lost it")
         text = "; ".join(f"{peer}: {error}" for peer, error in sorted(reasons.items()))
         alike = self._refusals.shared(places[0]) and not acks
         outcome = Outcome.UNKNOWN if self._is_unknown(acks) and not alike else Outcome.FAILED
@@ -448,7 +452,7 @@ class WriteChunk(Chunk):
         self.operation.give_up(self, places, outcome, error_for(outcome, why, text))
 
     def _hints(self, places: Sequence[int], acks: set[str]) -> list[Send]:
-        """Tell a replica that has the write which others missed it (hinted handoff)."""
+        """Return hints about the replicas that missed the write (hinted handoff)."""
         session = self.operation.session
         refused = self._refusals.of(places[0])
         missed = [
@@ -471,22 +475,22 @@ class WriteChunk(Chunk):
             for peer in missed
         ]
 
-    def _stamp_past(self, beaten: Sequence[int], now: int) -> list[Send]:
+    def _stamp_past(self, superseded: Sequence[int], now: int) -> list[Send]:
         session = self.operation.session
         for version in self._superseded.values():
             session.observe(newest_stamp(version))
-        self._settle(beaten)
+        self._settle(superseded)
         self.operation.keep_existed(self)
         self._keep_version()
         self.operation.renew()
-        again = [self.items[place] for place in beaten]
+        again = [self.items[place] for place in superseded]
         chunks = self.operation.cut(
             again, None, self.attempt, indeterminate=True, earlier=self.earlier
         )
         return self.operation.start(chunks, now)
 
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
-        """Take note that one replica did not ack; try again when the rest cannot be enough."""
+        """Record that a replica did not ack; retry if the rest cannot meet the level."""
         error = failure.error
         self.indeterminate = self.indeterminate or not failure.definite
         if isinstance(error, StaleEpoch) and self.operation.session.epoch > self.epoch:
@@ -501,9 +505,9 @@ class WriteChunk(Chunk):
         self._ahead[peer] = max(stamp, self._ahead.get(peer, 0))
 
     def _least_ahead(self) -> Stamp:
-        """Return the lowest stamp above which enough replicas take this write; 0: any.
+        """Return the lowest stamp above which enough replicas accept this write; 0 for any.
 
-        What a minority holds above that is not the present, and is not stamped past.
+        Higher stamps are held by a minority only, so the write need not be stamped past them.
         """
         for stamp in sorted({0, *self._ahead.values()}):
             able = [peer for peer in self.targets.peers if self._ahead.get(peer, 0) <= stamp]
@@ -512,7 +516,7 @@ class WriteChunk(Chunk):
         return max(self._ahead.values(), default=0)
 
     def _rises_above(self, peer: str, error: BelowFloor) -> bool:
-        """Move the clock past a floor; False when that floor is from the future."""
+        """Move the clock past a floor; return False if the floor is a future stamp."""
         session, floor = self.operation.session, error.details.get("floor")
         stamp = floor if isinstance(floor, int) else 0
         session.observe(stamp)
@@ -525,7 +529,7 @@ class WriteChunk(Chunk):
         return self.operation.replace(self, self._successors(version, self.attempt), now)
 
     def _successors(self, version: Version | None, attempt: int) -> list[Chunk]:
-        """Return chunks for the items that are not settled, routed by the view at hand."""
+        """Return chunks for the items that are not settled, routed by the current view."""
         self.operation.keep_existed(self)
         items = self.items
         if self._settled:
@@ -547,18 +551,19 @@ class WriteChunk(Chunk):
             return []
         if version != self.version:
             self.operation.renew()
-        # Other chunks, so that a late ack of this version does not count as one of theirs. With the
-        # same version: only the items that were refused, from all replicas.
+        # New chunks, so that a late ack of this version does not count for another one. With the
+        # same version, only the refused items are sent again, to all replicas.
         chunks = self._successors(version, self.attempt + 1)
         return self.operation.replace_later(self, chunks, now)
 
     def _next_version(self, now: int) -> Version | None:
-        """Return the version to try again with: another one where clocks are at odds.
+        """Return the version of the next attempt; it differs if clocks disagree.
 
-        So many replicas hold, or promised, something ahead of every clock that this write cannot be
-        acked below it: that may be the present, and the write is stamped past it. If others refuse
-        that twice (after the first time they ask the others), it may not be. Then the write is
-        stamped by the clock again (None), and replaces what it was stamped by a wrong clock before.
+        If so many replicas hold a stamp (or a floor) ahead of every known clock that this write
+        cannot be acked below it, that stamp may be correct, and the write is stamped past it. If
+        the remaining replicas reject this twice (they compare clocks after the first time), the
+        stamp is wrong. Then the write is stamped by the clock again (None), and replaces the
+        version that it got from a wrong clock.
         """
         if isinstance(self.operation, ApplyOperation):
             return self.version
@@ -570,27 +575,27 @@ class WriteChunk(Chunk):
         reasons = self._failed.values()
         if not self._acks and any(isinstance(error, DeadlinePassed) for error in reasons):
             self._keep_version()
-            return None  # this client went by clocks that were set since
+            return None  # the clocks that this client had read were set since
         if not any(isinstance(error, ClockSkew) for error in reasons):
             return self.version
         if is_past and not self.earlier.is_repeated:
             self.earlier = self.earlier._replace(is_repeated=True)
             return self.version
-        if not is_past:  # else it may stand where there was something that is the present
+        if not is_past:  # else this version may have replaced a correct one
             self.earlier = self.earlier.with_refused(self.version)
         self.operation.session.distrust_old_clocks(now)
         return None
 
     def _keep_version(self) -> None:
-        """Tell replicas of the version of a delete that gets another one.
+        """Remember the version of a delete that gets another one, for the next request.
 
-        A replica that took it, and whose answer was lost, knows whether the key was live before.
+        A replica that stored it, and whose answer was lost, has recorded whether the key existed.
         """
         if isinstance(self.operation, DeleteOperation):
             self.earlier = self.earlier.with_refused(self.version)
 
     def on_timeout(self, peer: str, now: int) -> list[Send]:
-        """Wait on, for a slow replica may still ack; but ask those again that failed."""
+        """Keep waiting, because a slow replica may still ack; retry replicas that failed."""
         sends = self._proceed(now, waits=False)
         if self._left and not self._paused and self._has_retryable():
             sends += self._try_again(now)
@@ -598,10 +603,10 @@ class WriteChunk(Chunk):
 
     def _has_retryable(self) -> bool:
         groups = self._refusals.groups(len(self.items), self._settled)
-        return any(self._may_change_their_minds(places[0]) for _, places in groups)
+        return any(self._may_store_later(places[0]) for _, places in groups)
 
     def expired(self, error: DStashError) -> None:
-        """Tell the outcome as far as it is known."""
+        """Give up the items that are not settled, with the outcome as far as it is known."""
         for refusing, places in self._refusals.groups(len(self.items), self._settled):
             is_unknown = self._is_unknown(self._acks - refusing)
             outcome = Outcome.UNKNOWN if is_unknown else Outcome.FAILED

@@ -1,4 +1,4 @@
-"""Moves the messages of many calls at once over one set of connections, on an event loop."""
+"""The connections of an asyncio client: many calls at once, on one event loop."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dstash.wire.envelope import Envelope, decode
 from dstash.wire.links import Event, Links
 from dstash.wire.sockets import Context
 
-#: How long (seconds) answers may be worked on before others have their turn on the loop.
-_SLICE: Final = 0.005
+#: How long answers are processed before other tasks of the loop may run.
+_SLICE_S: Final = 0.005
 
-#: Told when a call has ended: with the error that was no answer to it, or None to ask it.
+#: Called when a call has ended: with an unexpected error, or None if the operation has the result.
 Ended = Callable[[Exception | None], None]
 
 
-class _Flight:
-    """A call under way."""
+class _RunningCall:
+    """A pending call."""
 
     __slots__ = ("asked", "due", "ended", "fault", "is_fed", "operation", "over", "timer")
 
@@ -40,7 +40,7 @@ class _Flight:
 
 
 class _Bystander(Operation):
-    """Listens to what answers no call: greetings, pings, answers that came too late."""
+    """Processes the messages that belong to no call: greetings, pings, late answers."""
 
     def _chunks(self) -> Iterator[list[Chunk]]:
         yield from ()
@@ -49,14 +49,14 @@ class _Bystander(Operation):
 class AsyncChannel:
     """Connections to peers, used by any number of calls on one event loop.
 
-    ZeroMQ shows news on a file descriptor, once; so a socket is read until it is empty each time,
-    and looked at again after something was sent on it.
+    ZeroMQ signals input on a file descriptor only once. So each time a socket is read until it is
+    empty, and checked again after a message was sent on it.
 
     Args:
         context: the ZeroMQ threads to use.
-        session: the shared state of the client.
+        session: the state that all calls of the client share.
         loop: the event loop; everything here must be called on it.
-        search: called when no member is known to be where it was; may begin a call that asks.
+        search: called when all members are suspect; may start a call that finds the cluster.
     """
 
     def __init__(
@@ -70,19 +70,19 @@ class AsyncChannel:
         self._search = search
         self._loop = loop
         self._links = Links(context, self, session.greeting)
-        self._flights: dict[Operation, _Flight] = {}
-        self._asker: dict[int, _Flight] = {}
+        self._running: dict[Operation, _RunningCall] = {}
+        self._asker: dict[int, _RunningCall] = {}
         self._heard: dict[str, int] = {}
         self._stores: dict[str, Sighting] = {}
         self._look: asyncio.Handle | None = None
-        self._behind = 0  # how many times reading was broken off to let others have their turn
+        self._behind = 0  # how many reads were interrupted to let other tasks run
 
     # -- calls
 
     async def run(self, operation: Operation) -> Any:
         """Drive a call to its end and return its result, or raise its error.
 
-        Cancelling it abandons the call: what was sent may be done or not.
+        Cancellation abandons the call: requests that were sent may be carried out or not.
         """
         future: asyncio.Future[None] = self._loop.create_future()
         self.start(operation, partial(_settle, future))
@@ -93,127 +93,127 @@ class AsyncChannel:
         return operation.result()
 
     def start(self, operation: Operation, ended: Ended) -> None:
-        """Begin a call; ``ended`` is called once, unless the call is abandoned before."""
+        """Start a call; ``ended`` is called once, unless the call is abandoned before."""
         operation.share(self._heard)
         operation.stores = self._stores
-        flight = self._flights[operation] = _Flight(operation, ended)
-        self._step(flight, partial(self._first, operation))
+        call = self._running[operation] = _RunningCall(operation, ended)
+        self._step(call, partial(self._first, operation))
 
     def abandon(self, operation: Operation) -> None:
-        """Forget a call for which nobody waits any more."""
-        flight = self._flights.get(operation)
-        if flight is not None:
-            self._forget(flight)
+        """Drop a call whose callers have all been cancelled."""
+        call = self._running.get(operation)
+        if call is not None:
+            self._forget(call)
 
     def close(self) -> None:
-        """Close every connection; calls under way fail."""
-        for flight in list(self._flights.values()):
-            flight.fault = ClosedError("the client was closed")
-            self._end(flight)
+        """Close every connection; pending calls fail."""
+        for call in list(self._running.values()):
+            call.fault = ClosedError("the client was closed")
+            self._end(call)
         if self._look is not None:
             self._look.cancel()
         self._links.close()
 
-    # -- what Links needs to wait for input
+    # -- called by Links to wait for input
 
     def watch(self, *sockets: Any) -> None:
-        """Wait for input on sockets too."""
+        """Start waiting for input on sockets."""
         for socket in sockets:
-            self._loop.add_reader(socket.fileno(), self._on_news, socket)
+            self._loop.add_reader(socket.fileno(), self._on_input, socket)
 
     def forget(self, *sockets: Any) -> None:
         """Stop waiting for sockets."""
         for socket in sockets:
-            if not self._loop.is_closed():  # which has let go of all of them
+            if not self._loop.is_closed():  # a closed loop has removed its readers
                 self._loop.remove_reader(socket.fileno())
 
     # -- one step of a call
 
     def _first(self, operation: Operation, now: int) -> list[Send]:
         sends = self._session.probes(now) + operation.more(now)
-        # Most calls have one slab, and know it when the next one is asked for.
+        # Most calls have a single part, and end their chunks here.
         return sends + operation.more(now) if operation.hungry else sends
 
-    def _feed(self, flight: _Flight) -> None:
-        """Send a slab; ``_tend`` sees to the next one, when others had their turn."""
-        flight.is_fed = False
-        if flight.operation.hungry and not flight.over:
-            self._step(flight, flight.operation.more)
+    def _feed(self, call: _RunningCall) -> None:
+        """Send the next chunks; ``_tend`` schedules further ones, so that other tasks can run."""
+        call.is_fed = False
+        if call.operation.hungry and not call.over:
+            self._step(call, call.operation.more)
 
-    def _step(self, flight: _Flight, act: Callable[[int], list[Send]]) -> None:
+    def _step(self, call: _RunningCall, act: Callable[[int], list[Send]]) -> None:
         try:
-            self._send(act(self._session.wall()), flight)
+            self._send(act(self._session.wall()), call)
         except DStashError as error:
-            flight.operation.fail(error)
-        except Exception as error:  # a bug must not leave a caller waiting for ever
-            flight.fault = error
-        self._tend(flight)
+            call.operation.fail(error)
+        except Exception as error:  # a bug must not block the caller for ever
+            call.fault = error
+        self._tend(call)
 
-    def _tend(self, flight: _Flight) -> None:
-        """End a call that is done; see to it that others are woken in time."""
-        if flight.over:
+    def _tend(self, call: _RunningCall) -> None:
+        """End a call if it is done; otherwise schedule its next step."""
+        if call.over:
             return
-        if flight.fault is not None or flight.operation.done:
-            self._end(flight)
+        if call.fault is not None or call.operation.done:
+            self._end(call)
             return
-        if flight.operation.hungry and not flight.is_fed:
-            flight.is_fed = True
-            self._loop.call_soon(self._feed, flight)
-        due = flight.operation.wakeup()
-        if flight.timer is None or due < flight.due:
-            self._set_timer(flight, due)
+        if call.operation.hungry and not call.is_fed:
+            call.is_fed = True
+            self._loop.call_soon(self._feed, call)
+        due = call.operation.wakeup()
+        if call.timer is None or due < call.due:
+            self._set_timer(call, due)
 
-    def _set_timer(self, flight: _Flight, due: int) -> None:
-        if flight.timer is not None:
-            flight.timer.cancel()
+    def _set_timer(self, call: _RunningCall, due: int) -> None:
+        if call.timer is not None:
+            call.timer.cancel()
         delay = max(0, due - self._session.wall()) / 1000
-        flight.due = due
-        flight.timer = self._loop.call_later(delay, self._on_time, flight)
+        call.due = due
+        call.timer = self._loop.call_later(delay, self._on_time, call)
 
-    def _on_time(self, flight: _Flight) -> None:
-        flight.timer = None
+    def _on_time(self, call: _RunningCall) -> None:
+        call.timer = None
         self._take(self._links.unnoticed())
-        if flight.over:
+        if call.over:
             return
-        if self._behind:  # the answer may be here, and only wait to be read
-            flight.timer = self._loop.call_later(_SLICE, self._on_time, flight)
-        elif self._session.wall() >= flight.operation.wakeup():
-            self._step(flight, flight.operation.tick)
+        if self._behind:  # the answer may have arrived, but not been read
+            call.timer = self._loop.call_later(_SLICE_S, self._on_time, call)
+        elif self._session.wall() >= call.operation.wakeup():
+            self._step(call, call.operation.tick)
         else:
-            self._tend(flight)
-        if self._flights and self._session.is_lost:
+            self._tend(call)
+        if self._running and self._session.is_lost:
             self._search()
 
-    def _end(self, flight: _Flight) -> None:
-        self._forget(flight)
-        flight.ended(flight.fault)
+    def _end(self, call: _RunningCall) -> None:
+        self._forget(call)
+        call.ended(call.fault)
 
-    def _forget(self, flight: _Flight) -> None:
-        flight.over = True
-        self._flights.pop(flight.operation, None)
-        for correlation in flight.asked:
+    def _forget(self, call: _RunningCall) -> None:
+        call.over = True
+        self._running.pop(call.operation, None)
+        for correlation in call.asked:
             self._asker.pop(correlation, None)
-        if flight.timer is not None:
-            flight.timer.cancel()
+        if call.timer is not None:
+            call.timer.cancel()
 
     # -- messages
 
-    def _send(self, sends: list[Send], flight: _Flight) -> None:
+    def _send(self, sends: list[Send], call: _RunningCall) -> None:
         queue = deque(sends)
         while queue:
             send = queue.popleft()
             address = self._session.endpoint(send.peer)
             if self._links.moved(send.peer, address):
                 self._lose(send.peer, "it moved")
-            if not flight.over:
-                self._asker[send.correlation] = flight
-                flight.asked.append(send.correlation)
+            if not call.over:
+                self._asker[send.correlation] = call
+                call.asked.append(send.correlation)
             if not self._links.send(send.peer, address, send.frames):
-                queue.extend(flight.operation.unsent(send, self._session.wall()))
+                queue.extend(call.operation.unsent(send, self._session.wall()))
         self._look_soon()
 
     def _post(self, sends: list[Send]) -> None:
-        """Send what belongs to no call, and has no answer."""
+        """Send messages that belong to no call and get no answer."""
         for send in sends:
             self._links.send(send.peer, self._session.endpoint(send.peer), send.frames)
 
@@ -225,12 +225,12 @@ class AsyncChannel:
         self._look = None
         self._take(self._links.unnoticed())
 
-    def _on_news(self, socket: Any) -> None:
+    def _on_input(self, socket: Any) -> None:
         self._take(self._links.events(socket))
         self._look_soon()
 
     def _take(self, events: Iterator[Event]) -> None:
-        enough = self._loop.time() + _SLICE
+        enough = self._loop.time() + _SLICE_S
         for peer, parts in events:
             if parts is None:
                 self._lose(peer, self._links.reasons.get(peer, "connection lost"))
@@ -248,34 +248,34 @@ class AsyncChannel:
     def _lose(self, peer: str, reason: str) -> None:
         self._session.forget_protocol(peer)
         self._stores.pop(peer, None)
-        for flight in list(self._flights.values()):
-            lost = flight.operation.lost
-            self._step(flight, lambda now, lost=lost: lost(peer, now, reason))  # type: ignore[misc]
+        for call in list(self._running.values()):
+            lost = call.operation.lost
+            self._step(call, lambda now, lost=lost: lost(peer, now, reason))  # type: ignore[misc]
         missed = self._session.outstanding.lost(peer)
         self._post(self._session.hints(missed, self._session.wall()))
-        if self._flights and self._session.is_lost:
+        if self._running and self._session.is_lost:
             self._search()
 
     def _receive(self, peer: str, parts: list[bytes]) -> None:
         try:
             envelope = decode(parts)
         except ProtocolError:
-            return  # not an answer to anything: the call goes on waiting, and then elsewhere
-        flight = self._asker.pop(envelope.correlation, None)
-        if flight is None:
+            return  # not an answer: the call keeps waiting, then asks another peer
+        call = self._asker.pop(envelope.correlation, None)
+        if call is None:
             self._overhear(peer, envelope)
         else:
-            self._step(flight, partial(flight.operation.receive, peer, envelope))
+            self._step(call, partial(call.operation.receive, peer, envelope))
 
     def _overhear(self, peer: str, envelope: Envelope) -> None:
         now = self._heard[peer] = self._session.wall()
         listener = _Bystander(self._session, now)
         listener.stores = self._stores
         self._post(listener.receive(peer, envelope, now))
-        if listener.error is not None:  # the peer is of another cluster
-            for flight in list(self._flights.values()):
-                flight.operation.fail(listener.error)
-                self._tend(flight)
+        if listener.error is not None:  # the peer belongs to another cluster
+            for call in list(self._running.values()):
+                call.operation.fail(listener.error)
+                self._tend(call)
 
 
 def _settle(future: asyncio.Future[None], error: Exception | None) -> None:

@@ -1,4 +1,4 @@
-"""Moves the messages of one call at a time over its own connections, in the caller's thread."""
+"""The connections of a blocking call: one call at a time, in the caller's thread."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dstash.wire.envelope import decode
 from dstash.wire.links import Links
 from dstash.wire.sockets import Context, Poller
 
-#: Makes the operation that finds the cluster, from its deadline.
+#: Creates the operation that finds the cluster, given its deadline.
 Find = Callable[[int], Operation]
 
-#: How long (milliseconds) to look for the cluster in the middle of a call, and when to look again.
-_FIND_MS: Final = 1000
-_FIND_AGAIN_MS: Final = 500
+#: Timeout of a search for the cluster within a call, and the pause before the next search.
+_SEARCH_TIMEOUT_MS: Final = 1000
+_SEARCH_PAUSE_MS: Final = 500
 
 
 class Channel:
@@ -28,7 +28,7 @@ class Channel:
 
     Args:
         context: the ZeroMQ threads to use.
-        session: the shared state of the client.
+        session: the state that all calls of the client share.
     """
 
     def __init__(self, context: Context, session: Session) -> None:
@@ -37,8 +37,7 @@ class Channel:
         self._links = Links(context, self._poller, session.greeting)
         self._stores: dict[str, Sighting] = {}
         self._next_find = 0
-        #: The call, and behind it the search for the cluster in the middle of it: both are told
-        #: what comes in, whoever waits for it.
+        #: The call, and the search for the cluster within it: both get every message.
         self._running: list[Operation] = []
 
     def run(self, operation: Operation, find: Find | None = None) -> Any:
@@ -46,8 +45,7 @@ class Channel:
 
         Args:
             operation: the call.
-            find: makes the operation that finds the cluster, for the case that every member has
-                moved meanwhile; it is given its deadline.
+            find: creates the operation that finds the cluster, in case every member has moved.
         """
         operation.stores = self._stores
         self._running.append(operation)
@@ -60,12 +58,12 @@ class Channel:
     def _drive(self, operation: Operation, find: Find | None) -> None:
         wall = self._session.wall
         self._send(self._session.probes(wall()), operation)
-        while not any(one.done for one in self._running):
+        while not any(running.done for running in self._running):
             if find is not None and self._session.is_lost and wall() >= self._next_find:
                 self._find_cluster(find)
             if operation.hungry:
                 self._send(operation.more(wall()), operation)
-            if operation.hungry:  # most calls have one slab, and know it only now
+            if operation.hungry:  # most calls have a single part, and end their chunks here
                 self._send(operation.more(wall()), operation)
             if not operation.done:
                 self._pump(operation, 0 if operation.hungry else None)
@@ -76,10 +74,10 @@ class Channel:
 
     def _find_cluster(self, find: Find) -> None:
         now = self._session.wall()
-        with suppress(DStashError):  # the call itself knows better what became of it
-            self.run(find(now + _FIND_MS))
-        # After a success, too: peers that answer a greeting may refuse everything else.
-        self._next_find = self._session.wall() + _FIND_AGAIN_MS
+        with suppress(DStashError):  # the call itself reports the better error
+            self.run(find(now + _SEARCH_TIMEOUT_MS))
+        # Also after a success: peers that answer a greeting may reject all other requests.
+        self._next_find = self._session.wall() + _SEARCH_PAUSE_MS
 
     def _send(self, sends: list[Send], operation: Operation) -> None:
         queue = deque(sends)
@@ -91,17 +89,17 @@ class Channel:
             if not self._links.send(send.peer, address, send.frames):
                 queue.extend(operation.unsent(send, self._session.wall()))
 
-    def _pump(self, operation: Operation, patience: int | None) -> None:
-        if patience is None:
-            patience = max(0, operation.wakeup() - self._session.wall())
-        for ready in self._poller.wait(patience):
+    def _pump(self, operation: Operation, timeout: int | None) -> None:
+        if timeout is None:
+            timeout = max(0, operation.wakeup() - self._session.wall())
+        for ready in self._poller.wait(timeout):
             for peer, parts in self._links.events(ready):
                 if parts is None:
                     self._lost(peer, self._links.reasons.get(peer, "connection lost"))
                 else:
                     self._receive(peer, parts)
                 if operation.done:
-                    return  # what else there is can be read by the next call
+                    return  # the next call reads the rest
         now = self._session.wall()
         if not operation.done and now >= operation.wakeup():
             self._send(operation.tick(now), operation)
@@ -116,6 +114,6 @@ class Channel:
         try:
             envelope = decode(parts)
         except ProtocolError:
-            return  # not an answer to anything: the call goes on waiting, and then elsewhere
+            return  # not an answer: the call keeps waiting, then asks another peer
         for operation in tuple(self._running):
             self._send(operation.receive(peer, envelope, self._session.wall()), operation)

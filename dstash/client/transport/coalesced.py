@@ -1,6 +1,6 @@
-"""Calls alike that travel together: one operation asks for all, each caller has a future.
+"""Coalesced calls: one operation for many callers, each of which has a future.
 
-A future is set as soon as the answer to its key is there.
+A future is resolved as soon as the answer for its key has arrived.
 """
 
 from __future__ import annotations
@@ -27,20 +27,19 @@ from dstash.wire.keys import Key
 from dstash.wire.messages import Values
 from dstash.wire.values import TypeRegistry
 
-#: Types whose values two callers may share: neither can change what the other sees.
+#: Immutable types, whose values several callers may share.
 _SHAREABLE: Final = (str, bytes, int, float, bool, type(None))
 
-
-#: Who waits for a key, and what to answer when it is not there. A plain tuple: there is one for
-#: every call.
+#: The future of a caller, and its default for a missing key. A plain tuple, because every call
+#: has one.
 Waiter = tuple[asyncio.Future[Any], Any]
 
 
 class Group(ABC):
-    """Calls alike, by key.
+    """Calls with the same arguments except the key, by key.
 
     Args:
-        number: says in which order the groups of a turn were opened.
+        number: position among the groups of one iteration of the loop.
         deadline: of the calls, in milliseconds of the session's wall clock.
     """
 
@@ -49,12 +48,12 @@ class Group(ABC):
         self.deadline = deadline
         self.waiting: dict[Key, list[Waiter]] = {}
         self.operation: Operation | None = None
-        #: The trace that the operation is part of; empty for none.
+        #: Trace context of the operation; empty for none.
         self.trace = ""
         self._new_future = asyncio.get_running_loop().create_future
 
     def join(self, key: Key, default: Any) -> asyncio.Future[Any]:
-        """Return a future that gets the answer to a key; ``default`` when it is not there."""
+        """Return a future for the answer to a key; ``default`` if the key does not exist."""
         future = self._new_future()
         waiters = self.waiting.get(key)
         if waiters is None:
@@ -65,7 +64,7 @@ class Group(ABC):
 
     @abstractmethod
     def begin(self) -> Operation:
-        """Make the operation, for the keys that are still waited for."""
+        """Create the operation, for the keys that callers still wait for."""
 
     @abstractmethod
     def alone(self, key: Key, waiters: list[Waiter]) -> Group:
@@ -73,13 +72,13 @@ class Group(ABC):
 
     @abstractmethod
     def _unresolved(self, future: asyncio.Future[Any], default: Any) -> None:
-        """Answer a caller whose key the operation, which succeeded, said nothing of."""
+        """Answer a caller whose key a successful operation did not report."""
 
     def ended(self, error: Exception | None) -> Iterable[Group]:
-        """Answer whoever still waits; returns groups to begin, for calls that need another try.
+        """Answer the remaining callers; return groups to start, for calls that need a retry.
 
-        One bad record must not fail its neighbours: each is asked for alone then (as a failing
-        call is in bbolt's ``Batch``).
+        A bad record must not fail the other calls of the group, so each key is then requested alone
+        (as ``Batch`` of bbolt does with a failing call).
         """
         error = error or self._outcome()
         if error is not None and len(self.waiting) > 1 and _is_about_one_key(error):
@@ -97,14 +96,14 @@ class Group(ABC):
         return group
 
     def drop(self, key: Key, future: asyncio.Future[Any]) -> bool:
-        """Forget a caller that was cancelled; whether nobody is left."""
-        kept = [one for one in self.waiting.pop(key, ()) if one[0] is not future]
+        """Drop a caller that was cancelled; return whether none is left."""
+        kept = [waiter for waiter in self.waiting.pop(key, ()) if waiter[0] is not future]
         if kept:
             self.waiting[key] = kept
         return not self.waiting
 
     def is_wanted(self) -> bool:
-        """Whether anybody waits, once the callers that were cancelled meanwhile are forgotten."""
+        """Drop cancelled callers; return whether any caller is left."""
         for key, waiters in list(self.waiting.items()):
             for future, _ in waiters:
                 if future.cancelled():
@@ -125,7 +124,7 @@ class Group(ABC):
 
 
 class ReadGroup(Group):
-    """Look-ups, or questions whether keys exist."""
+    """Look-ups, or existence checks."""
 
     def __init__(
         self,
@@ -139,7 +138,7 @@ class ReadGroup(Group):
         self._types = types
 
     def begin(self) -> LookupOperation:
-        """Make the operation."""
+        """Create the operation."""
         made = self.operation = self._make(self)
         return made
 
@@ -150,10 +149,10 @@ class ReadGroup(Group):
         return group
 
     def _unresolved(self, future: asyncio.Future[Any], default: Any) -> None:
-        _settle(future, default)  # replicas that were compared record by record have none
+        _settle(future, default)  # a reconciliation does not report missing keys
 
     def resolve(self, keys: Sequence[Key], found: dict[Key, Any]) -> None:
-        """Answer those that wait for ``keys``."""
+        """Answer the callers that wait for ``keys``."""
         waiting = self.waiting
         for key in keys:
             waiters = waiting.pop(key, ())
@@ -173,27 +172,27 @@ class ReadGroup(Group):
 
 
 class CoalescedLookup(LookupOperation):
-    """Tells its group of every answer when it comes."""
+    """A look-up that resolves the futures of its group as answers arrive."""
 
     group: ReadGroup
 
     def deliver(self, keys: Sequence[Key], values: Values) -> None:
-        """Take the answer to a look-up of ``keys``."""
+        """Process the answer to a look-up of ``keys``."""
         super().deliver(keys, values)
         self.group.resolve(keys, self.found)
 
     def deliver_record(self, key: Key, record: Record) -> None:
-        """Take the winner among replicas that disagreed."""
+        """Process the newest record of a key whose replicas disagreed."""
         super().deliver_record(key, record)
         self.group.resolve([key], self.found)
 
 
 class CoalescedExists(CoalescedLookup, ExistsOperation):
-    """The same, for existence."""
+    """The same for existence checks."""
 
 
 class WriteGroup(Group):
-    """Puts that live equally long, or deletes; each key comes once."""
+    """Puts with the same time to live, or deletes; each key occurs once."""
 
     def __init__(
         self, number: int, deadline: int, make: Callable[[WriteGroup, list[Item]], WriteOperation]
@@ -203,7 +202,7 @@ class WriteGroup(Group):
         self.items: dict[Key, Item] = {}
 
     def begin(self) -> WriteOperation:
-        """Make the operation."""
+        """Create the operation."""
         items = [item for key, item in self.items.items() if key in self.waiting]
         made = self.operation = self._make(self, items)
         return made
@@ -218,7 +217,7 @@ class WriteGroup(Group):
         _refuse(future, AssertionError("a write ended without an outcome"))
 
     def resolve(self, key: Key, existed: bool, error: DStashError | None) -> None:
-        """Answer who waits for a key."""
+        """Answer the callers that wait for a key."""
         for future, _ in self.waiting.pop(key, ()):
             if error is None:
                 _settle(future, existed)
@@ -227,12 +226,12 @@ class WriteGroup(Group):
 
 
 class CoalescedWrite(WriteOperation):
-    """Tells its group of every outcome when it is known."""
+    """A write that resolves the futures of its group as outcomes become known."""
 
     group: WriteGroup
 
     def settle(self, chunk: WriteChunk, places: Sequence[int]) -> None:
-        """Take items of a chunk as stored."""
+        """Count items of a chunk as stored."""
         super().settle(chunk, places)
         for place in places:
             self.group.resolve(chunk.items[place][0], self.existed(chunk, place), None)
@@ -240,18 +239,18 @@ class CoalescedWrite(WriteOperation):
     def give_up(
         self, chunk: WriteChunk, places: Sequence[int], outcome: Outcome, error: DStashError
     ) -> None:
-        """Take items of a chunk as not stored, or as not known to be."""
+        """Record items of a chunk as failed or unknown."""
         super().give_up(chunk, places, outcome, error)
         for place in places:
             self.group.resolve(chunk.items[place][0], False, error)
 
 
 class CoalescedPut(CoalescedWrite, PutOperation):
-    """For puts."""
+    """A coalesced put."""
 
 
 class CoalescedDelete(CoalescedWrite, DeleteOperation):
-    """For deletes."""
+    """A coalesced delete."""
 
 
 def _settle(future: asyncio.Future[Any], value: Any) -> None:
@@ -260,7 +259,7 @@ def _settle(future: asyncio.Future[Any], value: Any) -> None:
 
 
 def _refuse(future: asyncio.Future[Any], error: Exception) -> None:
-    """Hand over an error: a copy, because every raise writes on it."""
+    """Set an error: a copy, because raising an error modifies it."""
     if not future.done():
         future.set_exception(_copy(error))
 
@@ -268,7 +267,7 @@ def _refuse(future: asyncio.Future[Any], error: Exception) -> None:
 def _copy(error: Exception) -> Exception:
     try:
         return copy.copy(error)
-    except Exception:  # a class with a constructor of its own
+    except Exception:  # its class has another constructor
         return error
 
 

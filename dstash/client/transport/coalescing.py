@@ -1,8 +1,8 @@
-"""What is asked in one turn of an event loop, gathered.
+"""Coalescing: calls made in one iteration of the event loop are sent as one request per peer.
 
-A look-up costs a message each way and some work at both ends, whether it asks for one key or for
-hundreds; so calls wait until the turn ends, and travel together (Nagle's idea without a delay; as
-in Facebook's DataLoader).
+A request for one key costs nearly as much as one for hundreds. So calls wait until the iteration
+ends, and are sent together (like Nagle's algorithm, but without a delay; as in Facebook's
+DataLoader).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from dstash.wire.values import TypeRegistry
 
 
 class Batch:
-    """Gathers calls until ``take`` is called.
+    """Groups calls until ``take`` is called.
 
     Args:
-        session: the shared state of the client.
-        calls: knows the settings.
+        session: the state that all calls of the client share.
+        calls: checks arguments against the settings.
         types: encodes and decodes values.
     """
 
@@ -47,7 +47,7 @@ class Batch:
         self._written: dict[tuple[str, Key], int] = {}
 
     def take(self) -> list[Group]:
-        """Return what was gathered, in the order in which it must begin."""
+        """Return the groups, in the order in which they must start."""
         groups, self._groups = self._groups, []
         self._reads, self._writes, self._written = {}, {}, {}
         return groups
@@ -55,16 +55,16 @@ class Batch:
     def lookup(
         self, index: str, key: Key, timeout: float | None, read: str | Level | None
     ) -> ReadGroup:
-        """Return the group for a look-up, the key checked."""
+        """Check the key; return the group for its look-up."""
         if type(key) is not str or not key.isascii() or not 0 < len(key) <= MAX_KEY_BYTES:
-            encode_key(key)  # refuses what cannot be a key, before others depend on it
+            encode_key(key)  # rejects an invalid key before it fails the whole group
         group = self._reads.get((CoalescedLookup, index, timeout, read))
         return group or self._new_reads(CoalescedLookup, index, timeout, read)
 
     def exists(
         self, index: str, key: Key, timeout: float | None, read: str | Level | None
     ) -> ReadGroup:
-        """Return the group for a question whether a key exists, the key checked."""
+        """Check the key; return the group for its existence check."""
         encode_key(key)
         group = self._reads.get((CoalescedExists, index, timeout, read))
         return group or self._new_reads(CoalescedExists, index, timeout, read)
@@ -77,14 +77,14 @@ class Batch:
         timeout: float | None,
         write: str | Level | None,
     ) -> WriteGroup:
-        """Return the group for a put, the item in it."""
+        """Add a put; return its group."""
         slot = (CoalescedPut, index, ttl, timeout, write)
         return self._write(slot, item, lambda: self._puts(index, ttl, timeout, write))
 
     def delete(
         self, index: str, item: Item, timeout: float | None, write: str | Level | None
     ) -> WriteGroup:
-        """Return the group for a delete, the item in it."""
+        """Add a delete; return its group."""
         slot = (CoalescedDelete, index, timeout, write)
         return self._write(slot, item, lambda: self._deletes(index, timeout, write))
 
@@ -115,7 +115,7 @@ class Batch:
     def _write(
         self, slot: tuple[Any, ...], item: Item, make: Callable[[], WriteGroup]
     ) -> WriteGroup:
-        """Return the group of a slot, unless the order of writes of one key would be lost in it."""
+        """Add an item to the group of a slot; start a new group to keep the order of a key's writes."""
         key = item[0]
         place = (slot[1], key)
         latest = self._written.get(place, -1)

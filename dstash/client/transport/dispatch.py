@@ -1,4 +1,4 @@
-"""Between the methods of the asyncio client and its connections: which loop, which turn, close."""
+"""The dispatch of an asyncio client: event loop, coalescing, close."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from dstash.wire.keys import Key
 from dstash.wire.sockets import Context
 from dstash.wire.values import TypeRegistry
 
-#: How long (seconds) to wait for sockets that an interrupt left open.
-_CLOSE_PATIENCE: Final = 2.0
-#: How long (milliseconds) to look for the cluster in the middle of calls, and when to look again.
-_SEARCH_MS: Final = 1000
-_SEARCH_AGAIN_MS: Final = 500
+#: How long to wait for sockets that an interrupt left open.
+_CLOSE_TIMEOUT_S: Final = 2.0
+#: Timeout of a search for the cluster during calls, and the pause before the next search.
+_SEARCH_TIMEOUT_MS: Final = 1000
+_SEARCH_PAUSE_MS: Final = 500
 
 
 class Dispatch:
-    """Runs the calls of one client on the event loop on which it is first used."""
+    """Runs the calls of one client on the event loop that first uses it."""
 
     def __init__(
         self, settings: ClientSettings, session: Session, calls: Calls, types: TypeRegistry
@@ -57,7 +57,7 @@ class Dispatch:
 
         Raises:
             ClosedError: the client was closed.
-            UsageError: it belongs to another loop, or to the parent of this process.
+            UsageError: the client belongs to another loop, or to the parent process.
         """
         self._check_process()  # in a forked child asyncio denies that the loop runs
         loop = asyncio.get_running_loop()
@@ -68,16 +68,16 @@ class Dispatch:
         self._thread = get_ident()
         return loop
 
-    def turn(self) -> Batch:
-        """Return what gathers the calls of this turn of the loop."""
+    def batch(self) -> Batch:
+        """Return the batch for calls of this iteration of the loop."""
         if self._flush is None:
             self._flush = self.on_loop().call_soon(self.flush)
         elif get_ident() != self._thread or not self._runs():
-            self.on_loop()  # always to ask asyncio for the loop would take ten times as long
+            self.on_loop()  # not every time: this check takes ten times as long
         return self._batch
 
     def _runs(self) -> bool:
-        """Whether the loop of this client runs. It does not when it stopped before a flush."""
+        """Whether the loop of this client runs; it may have stopped before a flush."""
         return self._loop is not None and self._loop.is_running()
 
     async def answer(self, group: Group, key: Key, default: Any) -> Any:
@@ -90,7 +90,7 @@ class Dispatch:
             raise
 
     def leave(self, group: Group, key: Key, future: asyncio.Future[Any]) -> None:
-        """Take note that the caller who waited for one key of a group was cancelled."""
+        """Record that a caller that waited for one key of a group was cancelled."""
         if group.drop(key, future) and group.operation is not None:
             self._channel.abandon(group.operation)
 
@@ -98,39 +98,39 @@ class Dispatch:
         """Drive one call to its end and return its result, or raise its error."""
         self.on_loop()
         if isinstance(operation, WriteOperation):
-            self.flush()  # what was asked first is stamped first
+            self.flush()  # earlier calls must be stamped first
         if self._session.is_lost:
-            await asyncio.sleep(0)  # what was flushed is in the queue before this
+            await asyncio.sleep(0)  # flushed calls come first
             await self._find(operation.deadline)
         return await self._channel.run(operation)
 
     async def discover(self, deadline: int) -> None:
-        """Ask the peers anew how the cluster looks.
+        """Refresh the view from the peers.
 
         Raises:
-            NoPeers: no peer answered until the deadline.
+            NoPeers: no peer answered before the deadline.
         """
         self.on_loop()
         await self._channel.run(await self._discovery(deadline))
 
     @property
     def is_open(self) -> bool:
-        """Whether there is something to close: a forked child has no part in the connections."""
+        """Whether there are connections to close; those of a parent process do not count."""
         return self._loop is not None and not self._closed and self._process == os.getpid()
 
     def drop(self) -> None:
-        """Close every connection, from any thread, when nobody is left to wait for an answer."""
+        """Close every connection without waiting, from any thread."""
         self._closed = True
         loop = self._loop
         if loop is None:
             return
         try:
             loop.call_soon_threadsafe(self._shut)
-        except RuntimeError:  # the loop is closed, so nothing runs on it any more
+        except RuntimeError:  # the loop is closed
             self._shut()
 
     async def close(self) -> None:
-        """Fail what is under way, and close every connection."""
+        """Fail pending calls, and close every connection."""
         if not self.is_open:
             self._closed = True
             return
@@ -144,14 +144,14 @@ class Dispatch:
         self._shut()
 
     def flush(self) -> None:
-        """Begin what was gathered."""
+        """Start the calls of the batch."""
         if self._flush is not None:
             self._flush.cancel()
             self._flush = None
         groups = self._batch.take()
         try:
             self._check_process()
-        except UsageError as error:  # the process was forked after the calls were gathered
+        except UsageError as error:  # the process was forked after the calls were made
             for group in groups:
                 self._ended(group, error)
             return
@@ -165,7 +165,7 @@ class Dispatch:
 
     def _shut(self) -> None:
         self._channel.close()
-        self._context.close(_CLOSE_PATIENCE)
+        self._context.close(_CLOSE_TIMEOUT_S)
 
     def _settle_on(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not None:
@@ -200,17 +200,17 @@ class Dispatch:
         task.add_done_callback(self._tasks.discard)
 
     def _search(self) -> None:
-        """Look for the cluster while calls are under way: every member may have moved."""
+        """Search for the cluster during pending calls: every member may have moved."""
         now = self._session.wall()
         if now >= self._next_search and not self._closed:
-            self._next_search = now + _SEARCH_MS + _SEARCH_AGAIN_MS
-            self._spawn(self._search_once(now + _SEARCH_MS))
+            self._next_search = now + _SEARCH_TIMEOUT_MS + _SEARCH_PAUSE_MS
+            self._spawn(self._search_once(now + _SEARCH_TIMEOUT_MS))
 
     async def _search_once(self, deadline: int) -> None:
-        with suppress(DStashError):  # the calls themselves know better what becomes of them
+        with suppress(DStashError):  # the calls themselves report the better error
             await self.discover(deadline)
-        # After a success, too: peers that answer a greeting may refuse everything else.
-        self._next_search = self._session.wall() + _SEARCH_AGAIN_MS
+        # Also after a success: peers that answer a greeting may reject all other requests.
+        self._next_search = self._session.wall() + _SEARCH_PAUSE_MS
 
     async def _find_and_begin(self, group: Group) -> None:
         try:
@@ -224,7 +224,7 @@ class Dispatch:
             self._begin([group])
 
     async def _find(self, deadline: int) -> None:
-        """Find the cluster, unless another call has done so meanwhile."""
+        """Find the cluster, unless another call has found it in the meantime."""
         try:
             async with asyncio.timeout((deadline - self._session.wall()) / 1000):
                 await self._finding.acquire()
@@ -239,5 +239,5 @@ class Dispatch:
     async def _discovery(self, deadline: int) -> Operation:
         if self._settings.peers:
             return self._calls.discovery(deadline)
-        # Consul, or a directory, is asked: that takes its time.
+        # Reading Consul or a directory blocks.
         return await asyncio.to_thread(self._calls.discovery, deadline)
