@@ -467,9 +467,8 @@ class Reconciliation(Chunk):
         if isinstance(failure.error, Unauthorised) and peer in self._repairing:
             self._repairing.pop(peer)
             return self._settle_or_deliver(now)
-        if (
-            isinstance(failure.error, DiskFull) and peer in self._repairing
-        ):  # the read itself needs no disk space
+        if isinstance(failure.error, DiskFull) and peer in self._repairing:
+            # The read itself needs no disk space.
             for place in self._repairing.pop(peer):
                 self._full.setdefault(place, set()).add(peer)
             return self._settle_or_deliver(now)

@@ -115,7 +115,7 @@ class Batch:
     def _write(
         self, slot: tuple[Any, ...], item: Item, make: Callable[[], WriteGroup]
     ) -> WriteGroup:
-        """Add an item to the group of a slot; start a new group to keep the order of a key's writes."""
+        """Add an item to the group of a slot; open a new one to keep a key's writes in order."""
         key = item[0]
         place = (slot[1], key)
         latest = self._written.get(place, -1)
