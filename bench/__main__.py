@@ -1,4 +1,4 @@
-"""``python -m bench``: measure dstash beside others; print a table, draw a plot.
+"""``python -m bench``: measure dstash and alternatives; print a table, draw a plot.
 
 Parts: batches (100,000 x 100 B at every level), sizes (10 B to 64 KiB, 1 to 100,000 keys), singles
 (one key a call), clients (1 to 16), growth (100,000 to 10,000,000 records), squeeze (more data than
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace, folder: Path, note: Callable[[str], None]) 
 
 
 class _Outcome:
-    """What a run has found out."""
+    """The result of a run."""
 
     def __init__(self, parts: Mapping[str, Sequence[Case]], remarks: Sequence[str]) -> None:
         self.parts, self.remarks = parts, remarks
@@ -119,7 +119,7 @@ class _Outcome:
 
 
 def main() -> int:
-    """Run. A target that is missed is told, and no failure of the run."""
+    """Run. A missed target is reported, but does not fail the run."""
     options = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers and files go then, too
     progress, began = Console(stderr=True), time.monotonic()

@@ -72,7 +72,7 @@ class Crew:
 
 
 def work(pipe: Connection, connects: Sequence[Connect], number: int) -> None:
-    """Be a member of a crew: connect to all, then do jobs until told to stop."""
+    """Be a member of a crew: connect to all, then do jobs until stopped."""
     stores = [connect() for connect in connects]
     pipe.send([store.name for store in stores])
     while (job := pipe.recv()) is not None:

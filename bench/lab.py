@@ -29,14 +29,14 @@ class Lab:
     Args:
         folder: for data and logs.
         stack: closes and stops everything.
-        note: told what happens.
+        note: called with each progress message.
     """
 
     def __init__(self, folder: Path, stack: ExitStack, note: Note, *, full: bool) -> None:
         self.folder = folder
         self.note = note
         self.full = full
-        #: What has to be said beside the figures.
+        #: Remarks on the figures.
         self.remarks: list[str] = []
         self._stack = stack
 

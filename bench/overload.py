@@ -5,7 +5,7 @@ often as before. Goodput is what was answered, with what was asked for, in time.
 above 80% of its peak at ten times the load, and be back at once when the load goes. Peak, overload
 and peak again are measured in turns, and the median of the ratios counts: other work on the
 machine comes and goes. The clients take processor time too, so the share by the peer's own
-processor time is told as well. Exits with 1 when a target is missed.
+processor time is reported as well. Exits with 1 when a target is missed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _PAYLOADS: Final = Frame(codec.pack_blobs([b"\xc4\x64" + b"v" * 100] * KEYS))
 
 
 class Result(NamedTuple):
-    """Requests a second: answered well and in time, asked, and told to come back."""
+    """Requests per second: answered in time, sent, and rejected as busy."""
 
     good: float
     asked: float
@@ -79,8 +79,8 @@ def _processor_seconds(peer: Peer) -> float:
 class Load:
     """Clients that each ask one thing at a time, and come back as politely as ours do.
 
-    Together they want ``rate`` requests a second. Who is told to come back does so after the
-    time given and up to a half more by chance; who is told nothing asks again after the timeout.
+    Together they send ``rate`` requests a second. A client that is rejected retries after the given
+    time plus up to a half at random; a client without an answer retries after the timeout.
     """
 
     def __init__(self, peer: Peer, make: Callable[[], Message], epoch: int) -> None:
@@ -187,14 +187,14 @@ def measure(peer: Peer, make: Callable[[], Message], seconds: float, rounds: int
             peak = (before.good + after.good) / 2
             thrift = (before.thrift + after.thrift) / 2
             found.append(Ratios(over.good / peak, over.thrift / thrift, after.good / before.good))
-            _tell(make().__class__.__name__, over, peak, peer)
+            _print(make().__class__.__name__, over, peak, peer)
             before = after
     finally:
         load.close()
     return Ratios(*(median(column) for column in zip(*found, strict=True)))
 
 
-def _tell(name: str, over: Result, peak: float, peer: Peer) -> None:
+def _print(name: str, over: Result, peak: float, peer: Peer) -> None:
     share = over.good / peak
     sys.stdout.write(
         f"{name:<7} peak {peak:>6.0f}/s  asked {over.asked:>6.0f}/s  good {over.good:>6.0f}/s "

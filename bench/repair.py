@@ -1,7 +1,7 @@
-"""``python -m bench.repair``: what it costs to stay equal, and to become equal again.
+"""``python -m bench.repair``: the cost of anti-entropy when idle, and of a repair.
 
-Three peers and one client on this machine; for the idle rounds a proxy before each that counts
-bytes. Look-ups are compared with those of the same run, before anything had to be healed.
+Three peers and one client on this machine. For the idle rounds a proxy in front of each peer counts
+bytes. Look-ups during the repair are compared with earlier ones of the same run.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tests.harness.waiting import wait_until
 from tests.harness.wires import CLIENT, Wires
 
 _NAMES = ("a", "b", "c")
-#: Of the default settings: a round of comparison every so many seconds.
-_ROUND = 10.0
-#: Until look-ups are not late any more for what was before.
+#: Default interval of anti-entropy rounds.
+_ROUND_S = 10.0
+#: Until look-ups are not delayed by earlier work.
 _SETTLE_SECONDS = 3.0
 _CALM_SECONDS = 10.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -45,7 +45,7 @@ def run(folder: Path, options: argparse.Namespace, note: Note) -> list[Figure]:
         entries = ((f"k{number}", value) for number in range(options.records))
         client.batch_put(INDEX, entries, write="all").raise_for_failures()
         wait_until(lambda: are_equal(peers, client), 300, "all are equal")
-        figures = list(heal(peers, client, options, note))
+        figures = list(repair(peers, client, options, note))
         if options.rounds:
             figures += count_bytes(peers, options.rounds, note)
     return figures
@@ -54,7 +54,7 @@ def run(folder: Path, options: argparse.Namespace, note: Note) -> list[Figure]:
 def count_bytes(peers: Peers, rounds: int, note: Note) -> list[Figure]:
     """Put proxies before the peers, and measure idle rounds."""
     running = peers.all.items()
-    wires = Wires(lambda: {name: one.process.pid for name, one in running if one.process})
+    wires = Wires(lambda: {name: peer.process.pid for name, peer in running if peer.process})
     try:
         for name in _NAMES:
             put_behind(wires, peers[name])
@@ -74,19 +74,21 @@ def put_behind(wires: Wires, peer: Peer) -> None:
 def idle(peers: Peers, wires: Wires, rounds: int, note: Note) -> Iterator[Figure]:
     """Measure rounds in which there is nothing to do."""
     note(f"{rounds} idle rounds")
-    time.sleep(3 * _ROUND)  # all is compared once, and digests are kept then
+    time.sleep(3 * _ROUND_S)  # all is compared once, and digests are kept then
     used, moved = cpu_seconds(peers), between_peers(wires)
     began = time.monotonic()
-    time.sleep(rounds * _ROUND)
+    time.sleep(rounds * _ROUND_S)
     seconds = time.monotonic() - began
-    kilobytes = (between_peers(wires) - moved) / 1000 / (seconds / _ROUND)
+    kilobytes = (between_peers(wires) - moved) / 1000 / (seconds / _ROUND_S)
     core = 100 * (cpu_seconds(peers) - used) / seconds / len(_NAMES)
     yield Figure("an idle round of all peers", kilobytes, "kB", "< 1000", kilobytes < 1000)
     yield Figure("of a core, for each idle peer", core, "%", "< 5", core < 5)
 
 
-def heal(peers: Peers, client: Client, options: argparse.Namespace, note: Note) -> Iterator[Figure]:
-    """Measure how a peer that was away is brought up to date, and what look-ups feel of it."""
+def repair(
+    peers: Peers, client: Client, options: argparse.Namespace, note: Note
+) -> Iterator[Figure]:
+    """Measure the repair of a peer that was down, and its effect on look-ups."""
     changed = options.changed
     lookups = Lookups(peers.client(), options.records)
     lookups.start()
@@ -108,26 +110,28 @@ def heal(peers: Peers, client: Client, options: argparse.Namespace, note: Note) 
     seconds = time.monotonic() - began
     comparing = lookups.take()
     lookups.stop()
-    calm_p99, healing_p99 = percentile(calm, 0.99), percentile(replaying + comparing, 0.99)
-    ratio = healing_p99 / calm_p99
+    calm_p99, repair_p99 = percentile(calm, 0.99), percentile(replaying + comparing, 0.99)
+    ratio = repair_p99 / calm_p99
     yield Figure(f"until {changed:,} keys are equal", seconds, "s", "< 30", seconds < 30)
     yield Figure("until what was noted for it is there", replayed, "s", "", None)
     yield Figure("p99 of single look-ups, calm", calm_p99, "ms", "", None)
     yield Figure("p99 meanwhile", percentile(replaying, 0.99), "ms", "", None)
     yield Figure("p99 from then until all is equal", percentile(comparing, 0.99), "ms", "", None)
-    yield Figure("p99 of single look-ups, healing", healing_p99, "ms", "", None)
-    yield Figure("healing / calm", ratio, "x", "< 2", ratio < 2)
+    yield Figure("p99 of single look-ups, repair", repair_p99, "ms", "", None)
+    yield Figure("repair / calm", ratio, "x", "< 2", ratio < 2)
 
 
 def hints_left(client: Client) -> int:
-    """Return how many hints are kept; asked twice a second, for to ask is work too."""
+    """Return the number of hints, at most twice a second, because a request costs time too."""
     time.sleep(0.5)
     members = client.status()["members"]
-    return sum(sum(one.get("maintenance", {"hints": {"": 1}})["hints"].values()) for one in members)
+    return sum(
+        sum(member.get("maintenance", {"hints": {"": 1}})["hints"].values()) for member in members
+    )
 
 
 def are_equal_now(peers: Peers, client: Client) -> bool:
-    """Like ``are_equal``; asked twice a second, for to ask is work too."""
+    """Like ``are_equal``, at most twice a second, because a request costs time too."""
     time.sleep(0.5)
     return are_equal(peers, client)
 
@@ -163,14 +167,14 @@ def main() -> int:
     parser.add_argument("--value-bytes", type=int, default=100)
     options = parser.parse_args()
     note = Console(stderr=True).print
-    with tempfile.TemporaryDirectory(prefix="dstash-healing-") as folder:
+    with tempfile.TemporaryDirectory(prefix="dstash-repair-") as folder:
         figures = run(Path(folder), options, note)
     table = Table("what", "value", "unit", "wanted", "met")
-    for one in figures:
-        met = "" if one.met is None else "yes" if one.met else "NO"
-        table.add_row(one.what, f"{one.value:.2f}", one.unit, one.wanted, met)
+    for figure in figures:
+        met = "" if figure.met is None else "yes" if figure.met else "NO"
+        table.add_row(figure.what, f"{figure.value:.2f}", figure.unit, figure.wanted, met)
     Console(width=100).print(table)
-    return 0 if all(one.met is not False for one in figures) else 1
+    return 0 if all(figure.met is not False for figure in figures) else 1
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Lookups(threading.Thread):
         self._stop_asked = threading.Event()
 
     def run(self) -> None:
-        """Look up until told to stop."""
+        """Look up until stopped."""
         rng = random.Random(1)
         due = time.perf_counter()
         while not self._stop_asked.is_set():
@@ -79,7 +79,7 @@ class Lookups(threading.Thread):
             self.samples.append((time.perf_counter() - began) * 1000)
 
     def take(self) -> list[float]:
-        """Return the samples so far, and begin anew."""
+        """Return the samples so far, and start over."""
         taken, self.samples = self.samples, []
         return taken
 
@@ -107,25 +107,27 @@ def move(folder: Path, records: int, value_bytes: int, rate: int) -> list[Figure
         client.admin.add(["p2"], rate=rate)
         wait_until(lambda: client.topology().change is None, 600, "the data has moved")
         after = [cpu_seconds(cluster[name]) for name in ("p1", "p2")]
-        facts = filled(client)
+        stats = filled(client)
     busiest = max(end - begin for begin, end in zip(before, after, strict=True))
     what = f"records of {value_bytes} B, {'in haste' if rate else 'gently'}"
     return [
-        *rates(what, facts, facts["streaming_ms"] / 1000),
-        *rates(f"{what}, by the CPU of the busier peer", facts, busiest),
+        *rates(what, stats, stats["streaming_ms"] / 1000),
+        *rates(f"{what}, by the CPU of the busier peer", stats, busiest),
     ]
 
 
 def filled(client: Client) -> dict[str, Any]:
     """Return what the second peer says of how it is filled."""
-    (facts,) = [one["maintenance"] for one in client.status()["members"] if one["id"] == "p2"]
-    return dict(facts)
+    (status,) = [
+        member["maintenance"] for member in client.status()["members"] if member["id"] == "p2"
+    ]
+    return dict(status)
 
 
-def rates(what: str, facts: Mapping[str, Any], seconds: float) -> list[Figure]:
+def rates(what: str, stats: Mapping[str, Any], seconds: float) -> list[Figure]:
     """Return what moved in a second; either figure is enough."""
-    per_second = facts["streamed_records"] / seconds
-    megabytes = facts["streamed_bytes"] / seconds / 1e6
+    per_second = stats["streamed_records"] / seconds
+    megabytes = stats["streamed_bytes"] / seconds / 1e6
     met = per_second >= 100_000 or megabytes >= 30
     return [
         Figure(what, per_second, "records/s", "100,000, or", met),
@@ -147,9 +149,9 @@ class Felt:
         if not self.calm or not self.busy:
             raise SystemExit(f"records of {value_bytes} B move too soon: take more of them")
         quiet, loud = percentile(self.calm, 0.99), percentile(self.busy, 0.99)
-        facts = {f"filled_{what}": amount for what, amount in self.moved.items()}
+        stats = {f"filled_{what}": amount for what, amount in self.moved.items()}
         return [
-            *rates(f"records of {value_bytes} B that move meanwhile", facts, self.seconds),
+            *rates(f"records of {value_bytes} B that move meanwhile", stats, self.seconds),
             Figure("p99 of a look-up, data rests", quiet, "ms", "", None),
             Figure("p99 of a look-up, data moves", loud, "ms", "twice that", loud < 2 * quiet),
         ]

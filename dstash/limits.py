@@ -1,7 +1,7 @@
-"""Every limit of the data model and the wire, in one place.
+"""The limits of the data model and the wire.
 
-Clients check them before anything is sent; peers check them again, because a client may be
-written in another language, or be hostile.
+Clients check them before they send. Peers check them again, because a client may be written in
+another language or be hostile.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dstash.errors import LimitError
 
 MIB: Final = 1024 * 1024
 
-#: P, the number of hash slots. Fixed for the life of a cluster: it decides where data is.
+#: P, the number of hash slots. It decides the placement of data and never changes.
 PARTITIONS: Final = 4096
 
 MAX_INDEX_BYTES: Final = 64
 #: An LMDB key holds 511 bytes: partition (2) + index length (1) + index (64) + key (400) fit.
 MAX_KEY_BYTES: Final = 400
 MAX_VALUE_BYTES: Final = 8 * MIB
-#: One ZeroMQ frame. A value of the largest size fits together with its key.
+#: Size of one ZeroMQ frame. A value of the largest size fits together with its key.
 MAX_FRAME_BYTES: Final = 16 * MIB
 MAX_FRAME_PARTS: Final = 8
 MAX_KEYS_PER_FRAME: Final = 65_536
@@ -27,17 +27,17 @@ MAX_KEYS_PER_FRAME: Final = 65_536
 MAX_TTL_SECONDS: Final = 100 * 31_557_600
 MAX_HEADER_BYTES: Final = 4 * MIB
 
-#: Earlier versions of a write that it may replace.
+#: Number of earlier versions that a write may replace.
 MOST_REPLACED: Final = 8
 
-#: How far ahead of the cluster's time a version may be (milliseconds), unless the setting of a peer
-#: says otherwise; and the name under which a peer tells its setting with its limits.
+#: Default of how far ahead of the cluster clock a version may be (milliseconds), and the name of
+#: this setting among the limits that a peer reports.
 MAX_CLOCK_SKEW_MS: Final = 500
 CLOCK_SKEW_LIMIT: Final = "max_clock_skew_ms"
 
 
 def check_index(name: str) -> bytes:
-    """Return the UTF-8 form of an index name; ``LimitError`` when it is not a legal one."""
+    """Return the UTF-8 form of an index name; ``LimitError`` if it is not allowed."""
     if not isinstance(name, str):
         raise LimitError(f"index name must be str, not {type(name).__name__}")
     try:

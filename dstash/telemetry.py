@@ -1,7 +1,7 @@
-"""What the traces of clients and of peers have in common: the words, and where they come from.
+"""The names that traces of clients and peers share.
 
-The attributes are those of OpenTelemetry's semantic conventions for databases; what they have no
-word for begins with ``dstash.``. https://opentelemetry.io/docs/specs/semconv/database/
+The attributes are those of OpenTelemetry's semantic conventions for databases; the names of
+additional ones begin with ``dstash.``. https://opentelemetry.io/docs/specs/semconv/database/
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Final
 
 from dstash.errors import ConfigError
 
-#: What dstash is called as a database, and as the maker of spans.
+#: The name of dstash as a database system and as the source of spans.
 SYSTEM: Final = "dstash"
 
 DB_SYSTEM: Final = "db.system.name"
@@ -26,5 +26,5 @@ SERVER_PORT: Final = "server.port"
 
 
 def missing(setting: str) -> ConfigError:
-    """Return the error that says what to install for a setting."""
+    """Return the error that names the extra a setting needs."""
     return ConfigError(f"{setting} needs OpenTelemetry: pip install 'dstash[otel]'")

@@ -1,18 +1,18 @@
-"""Versions: who wins when two replicas disagree.
+"""Versions, which decide between replicas that disagree.
 
-A version is 20 bytes, compared as bytes, highest wins::
+A version has 20 bytes and is compared as bytes; the highest wins::
 
     0        8         12        20
     | stamp  | writer  | touched |
     stamp    hybrid logical clock of the write: 48 bits of milliseconds, 16 bits of counter
-    writer   random id of the writing client, breaks ties between equal stamps
-    touched  hybrid logical clock of the last change of the expiry alone, 0 if never
+    writer   random id of the writing client, which decides between equal stamps
+    touched  hybrid logical clock of the last change of only the expiry, 0 if none
 
-``touched`` comes last so that a ``touch`` extends exactly the value it saw: any later put,
-even one that was stamped before the touch but is still on its way, beats it.
+``touched`` comes last so that a ``touch`` extends exactly the value that it read: any later put
+wins, even one that was stamped before the touch and arrives after it.
 
-The clock is the hybrid logical clock of Kulkarni et al., "Logical Physical Clocks" (2014):
-close to wall time, never going back, and moved forward by what it sees.
+The clock is the hybrid logical clock of Kulkarni et al., "Logical Physical Clocks" (2014). It is
+close to wall time, never goes back, and advances past every stamp that it observes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def pack(stamp: Stamp, writer: bytes, touched: Stamp = 0) -> Version:
 
 
 def highest_version(stamp: Stamp) -> Version:
-    """Return a version that none is above of those that speak of no later moment than ``stamp``."""
+    """Return the highest version whose stamps are at most ``stamp``."""
     return pack(stamp, b"\xff" * WRITER_BYTES, MAX_STAMP)
 
 
@@ -53,17 +53,17 @@ def unpack(version: Version) -> tuple[Stamp, bytes, Stamp]:
 
 
 def write_of(version: Version) -> bytes:
-    """Return stamp and writer: which write this version is of, whenever it was touched."""
+    """Return stamp and writer, which identify the write; a touch does not change them."""
     return version[:WRITE_BYTES]
 
 
 def write_stamp(version: Version) -> Stamp:
-    """Return the stamp of the write, whenever its expiry was changed."""
+    """Return the stamp of the write, without its last touch."""
     return int.from_bytes(version[:_STAMP_BYTES], "big")
 
 
 def newest_stamp(version: Version) -> Stamp:
-    """Return the latest moment this version speaks of: its write or its last touch."""
+    """Return the later stamp of the write and its last touch."""
     stamp, _, touched = _LAYOUT.unpack(version)
     return int(max(stamp, touched))
 
@@ -101,9 +101,9 @@ def stamp_milliseconds(stamp: Stamp) -> int:
 
 
 class Steady:
-    """Turns wall time into one that never goes back: for pauses, which must end all the same.
+    """Converts wall time to a time that never goes back, for pauses that must end.
 
-    A step back counts as no time at all; one forward, as time.
+    A step back of the clock counts as no time, a step forward as elapsed time.
     """
 
     def __init__(self, now: int) -> None:
@@ -118,7 +118,7 @@ class Steady:
 
 
 class _Link:
-    """A stamp in the chain of a clock, and the link that follows it, once there is one."""
+    """A stamp in the chain of a clock, with the next link, if any."""
 
     __slots__ = ("after", "stamp")
 
@@ -128,25 +128,25 @@ class _Link:
 
 
 class Clock:
-    """A hybrid logical clock; wall time is handed in.
+    """A hybrid logical clock, with wall time as an argument.
 
     ``wall`` returns milliseconds since 1970 and may jump; stamps never go back.
 
     Threads may share a clock, and a signal handler may use it while it interrupts a call of the
-    same thread: a lock would end such a call in a deadlock. All stamps are links of a chain (as in
-    the queue of Michael and Scott, 1996). ``dict.setdefault`` appends a link only where none
-    follows yet, and is atomic, so no two calls get the same stamp, and a call that begins after
-    another one returned gets a higher stamp.
+    same thread, where a lock would deadlock. The stamps form a linked chain, as in the queue of
+    Michael and Scott (1996). ``dict.setdefault`` appends a link only to the last one and is atomic.
+    So two calls never get the same stamp, and a call that begins after another call has returned
+    gets a higher stamp.
     """
 
     def __init__(self, wall: Callable[[], int], floor: Stamp = 0) -> None:
         self._wall = wall
-        #: Any link: the last one, unless calls ran at the same time.
+        #: Any link of the chain; the last one unless calls overlapped.
         self._link = _Link(floor)
 
     @property
     def last(self) -> Stamp:
-        """The highest stamp given out or seen."""
+        """The highest stamp that was issued or observed."""
         return self._end().stamp
 
     def tick(self) -> Stamp:
@@ -154,13 +154,13 @@ class Clock:
         lowest = stamp_at(self._wall())
         while True:
             end = self._end()
-            mine = _Link(max(end.stamp + 1, lowest))
-            if end.after.setdefault(None, mine) is mine:
-                self._link = mine
-                return mine.stamp
+            link = _Link(max(end.stamp + 1, lowest))
+            if end.after.setdefault(None, link) is link:
+                self._link = link
+                return link.stamp
 
     def observe(self, stamp: Stamp) -> None:
-        """Move past a stamp seen elsewhere."""
+        """Advance to a stamp from elsewhere."""
         while (end := self._end()).stamp < stamp:
             end.after.setdefault(None, _Link(stamp))
 

@@ -47,11 +47,11 @@ CODES = {
 }
 
 
-def test_codes_are_what_they_always_were() -> None:
+def test_codes_are_stable() -> None:
     assert {code: BY_CODE[code].__name__ for code in CODES} == CODES
 
 
-def test_every_error_of_the_module_has_a_code_and_a_place_in_the_tree() -> None:
+def test_every_error_has_a_code_and_is_in_the_tree() -> None:
     classes = {one for one in vars(errors).values() if isinstance(one, type)}
     ours = {one for one in classes if issubclass(one, DStashError)}
     assert ours == set(BY_CODE.values())
@@ -61,7 +61,7 @@ def test_every_error_of_the_module_has_a_code_and_a_place_in_the_tree() -> None:
         assert one.__doc__
 
 
-def test_a_code_cannot_be_given_twice() -> None:
+def test_duplicate_code_is_refused() -> None:
     class Usurper(DStashError):
         code = 21
 
@@ -72,7 +72,7 @@ def test_a_code_cannot_be_given_twice() -> None:
         Usurper.code = 9_999  # the class lives on
 
 
-def test_facts_are_attributes_and_prose_is_text() -> None:
+def test_details_are_attributes_and_message_is_text() -> None:
     error = errors.Busy("come back", retry_after_ms=20)
     assert str(error) == "come back"
     assert error.details == {"retry_after_ms": 20}
@@ -80,13 +80,13 @@ def test_facts_are_attributes_and_prose_is_text() -> None:
     assert BatchError("none").outcomes == {}
 
 
-def test_errors_are_also_those_of_the_language() -> None:
+def test_errors_are_also_builtin_exceptions() -> None:
     assert issubclass(errors.LimitError, ValueError)
     assert issubclass(errors.UnsupportedType, TypeError)
     assert issubclass(errors.TimedOut, TimeoutError)
 
 
-def test_an_error_of_a_later_version_is_a_refusal() -> None:
+def test_unknown_code_becomes_refused() -> None:
     error = from_wire(9_876, "news", {"a": 1})
     assert type(error) is Refused
     assert error.details == {"a": 1}

@@ -79,6 +79,6 @@ def _costs(cluster: DStashCluster, records: int) -> list[Case]:
     fresh = memory.largest(cluster)
     return [
         known(private(records), "after storing them", Unit.BYTES, [loaded]),
-        known(private(records), "started anew", Unit.BYTES, [fresh]),
+        known(private(records), "restarted", Unit.BYTES, [fresh]),
         known(start(records), STORE, Unit.SECONDS, starts),
     ]

@@ -1,4 +1,4 @@
-"""Part ``squeeze``: data twice the memory that a peer is allowed, beside a peer that has plenty."""
+"""Part ``squeeze``: data of twice the memory limit of a peer, compared with an unlimited peer."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class DStashCluster(System):
     def restart_cold(self, confine: Sequence[Callable[[int], None]] = ()) -> None:
         """Stop the peers, drop what the system has cached of their data, and start them again.
 
-        ``confine``, one for each peer, is told the id of its new process.
+        ``confine``, one for each peer, is called with the id of its new process.
         """
         self.stop()
         for file in self._folder.glob("*/data.mdb"):

@@ -58,7 +58,7 @@ class EchoClient:
         self._socket.recv_multipart()
 
     def rate(self, messages: int) -> float:
-        """Return how many messages a second come back when 256 are always under way."""
+        """Return how many messages a second come back with 256 always in flight."""
         began = time.perf_counter()
         for _ in range(_WINDOW):
             self._socket.send_multipart(_FRAMES)

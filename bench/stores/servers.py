@@ -16,7 +16,7 @@ _STOP_SECONDS = 20.0
 
 
 class Server:
-    """One server process; ``confine`` is told its id as soon as it has one."""
+    """One server process; ``confine`` is called with its id at once."""
 
     def __init__(
         self,

@@ -1,10 +1,11 @@
-"""Copying partitions of a running cluster, without I/O: the cluster is asked through ``Source``.
+"""The copy of partitions of a running cluster, without I/O: ``Source`` queries the cluster.
 
-A partition is asked for its digest at as many replicas as a quorum read asks; one of them, at
-least, has whatever was acknowledged. Equal digests mean that any of them has it all: one is copied,
-page by page, and the copy has to have the same digest. Then it is what the replicas held at one
-moment. If not, something was written meanwhile, and it is copied again; where it never comes to
-rest, all of those replicas are copied, and the newest version of each key is kept.
+The digest of a partition is requested from as many replicas as a quorum read asks: at least one of
+them has every acknowledged write. If the digests are equal, each replica has all of them, so one
+replica is copied page by page. If the digest of the copy is the same too, the copy is the state of
+the replicas at one moment. If not, the partition was written meanwhile and is copied again. A
+partition that keeps changing is copied from all of those replicas, and the newest version of each
+key is kept.
 """
 
 from __future__ import annotations
@@ -27,34 +28,34 @@ from dstash.wire import codec
 from dstash.wire.replication import CopyReply, CopyRequest, DigestsReply, DigestsRequest
 from dstash.wire.shapes import Message
 
-#: How often a partition may change while it is copied, before it is taken as it is.
-_TRIES: Final = 3
+#: Number of consistent copies of a partition that are tried before replicas are merged.
+_MAX_TRIES: Final = 3
 
 Entry = tuple[bytes, bytes]
 _K = TypeVar("_K")
 
 
 class Routes(NamedTuple):
-    """Whom to ask for each partition, under which epoch; nobody where too few replicas are left."""
+    """The replicas to ask for each partition, and the epoch; empty if too few are left."""
 
     epoch: int
     targets: Sequence[tuple[str, ...]]
 
 
 class Source(Protocol):
-    """A cluster that answers questions."""
+    """A cluster that answers requests."""
 
     def routes(self) -> Routes:
-        """Return whom to ask now, at the level of a quorum."""
+        """Return the replicas that a quorum read asks now."""
         ...
 
     def ask(self, peer: str, question: Message, epoch: int) -> Message:
-        """Return a peer's answer; raise what it refused with, or why it did not answer."""
+        """Return a peer's answer; raise its refusal, or the reason why there is no answer."""
         ...
 
 
 class _Agreed(NamedTuple):
-    """What all replicas that were asked said of a partition. ``horizon`` is of the first."""
+    """The digest that all asked replicas of a partition agree on; ``horizon`` of the first."""
 
     peer: str
     digest: bytes
@@ -68,17 +69,17 @@ class Copier:
     def __init__(self, source: Source, writer: PieceWriter) -> None:
         self._source = source
         self._writer = writer
-        #: What the digests of all peers cover: less where one has an earlier version.
+        #: The kind of digest that all peers support: an earlier version supports fewer.
         self._kind = DigestKind.CONTENT
 
     def copy(self, partitions: Iterable[int]) -> int:
-        """Write all records of partitions; returns how many never came to rest.
+        """Write all records of partitions; return the number of partitions that kept changing.
 
         Raises:
-            DStashError: a peer went away, or the placement changed: begin again.
+            DStashError: a peer is unreachable, or the placement changed: begin again.
         """
         left = list(partitions)
-        for _ in range(_TRIES):
+        for _ in range(_MAX_TRIES):
             left = self._copy_agreed(left)
             if not left:
                 return 0
@@ -86,55 +87,57 @@ class Copier:
         return len(left)
 
     def _copy_agreed(self, partitions: list[int]) -> list[int]:
-        """Copy those that replicas agree on and that stand still; returns the others."""
+        """Copy the partitions that replicas agree on and that do not change; return the others."""
         routes = self._source.routes()
         agreed = self._agreed(routes, partitions)
         changed: list[int] = []
-        for peer, members in _grouped((one.peer, partition) for partition, one in agreed.items()):
-            filled = [one for one in members if agreed[one].digest != EMPTY]
-            found = dict.fromkeys(filled, EMPTY)
-            for partition, entries in _by_partition(self._pages(peer, filled, routes.epoch)):
+        for peer, members in _grouped(
+            (state.peer, partition) for partition, state in agreed.items()
+        ):
+            nonempty = [number for number in members if agreed[number].digest != EMPTY]
+            found = dict.fromkeys(nonempty, EMPTY)
+            for partition, entries in _by_partition(self._pages(peer, nonempty, routes.epoch)):
                 mark = self._writer.mark()
                 total = Sum(agreed[partition].horizon, kind=agreed[partition].kind)
                 self._writer.write(_summed(entries, total))
                 found[partition] = total.digest()
                 if found[partition] != agreed[partition].digest:
                     self._writer.rewind(mark)
-            changed += [one for one in filled if found[one] != agreed[one].digest]
+            changed += [number for number in nonempty if found[number] != agreed[number].digest]
         done = agreed.keys() - changed
-        return [one for one in partitions if one not in done]
+        return [partition for partition in partitions if partition not in done]
 
     def _agreed(self, routes: Routes, partitions: list[int]) -> dict[int, _Agreed]:
-        said: dict[int, list[_Agreed]] = {}
+        states: dict[int, list[_Agreed]] = {}
         corrupt: set[int] = set()
-        asked = [(peer, one) for one in partitions for peer in _targets(routes, one)]
+        asked = [(peer, number) for number in partitions for peer in _targets(routes, number)]
         for peer, members in _grouped(asked):
             question = DigestsRequest(pack_partitions(members), kind=self._kind)
             answer = self._source.ask(peer, question, routes.epoch)
             if not isinstance(answer, DigestsReply) or len(answer.horizons) != 8 * len(members):
                 raise ProtocolError(f"{peer} answered with an unexpected {type(answer).__name__}")
             kind = kind_of(answer.kind)
-            if kind is not self._kind:  # digests of two kinds do not compare
+            if kind is not self._kind:  # digests of different kinds cannot be compared
                 self._kind = DigestKind.VERSIONS
                 return self._agreed(routes, partitions)
             digests = split_digests(answer.digests, len(members))
             flags = split_flags(answer.busy, len(members))
             for place, (partition, digest) in enumerate(zip(members, digests, strict=True)):
                 horizon = int.from_bytes(answer.horizons[8 * place : 8 * place + 8], "big")
-                said.setdefault(partition, []).append(_Agreed(peer, digest, horizon, kind))
+                states.setdefault(partition, []).append(_Agreed(peer, digest, horizon, kind))
                 if flags[place] == CORRUPT:
                     corrupt.add(partition)
         return {
             partition: answers[0]
-            for partition, answers in said.items()
-            # Damaged records are in no digest: replicas may agree because all have the same damage.
-            if len({one.digest for one in answers}) == 1 and partition not in corrupt
+            for partition, answers in states.items()
+            # Digests do not cover corrupt records: replicas with the same corrupt records agree.
+            if len({state.digest for state in answers}) == 1 and partition not in corrupt
         }
 
     def _merge(self, partitions: list[int]) -> None:
-        """Copy partitions from every replica that is asked, and keep the newest of each key."""
+        """Copy partitions from every asked replica, and keep the newest version of each key."""
         routes = self._source.routes()
-        for peers, members in _grouped((_targets(routes, one), one) for one in partitions):
+        for peers, members in _grouped((_targets(routes, number), number) for number in partitions):
             streams = [self._pages(peer, members, routes.epoch) for peer in peers]
             merged = heapq.merge(*streams, key=itemgetter(0))
             self._writer.write(
@@ -142,7 +145,7 @@ class Copier:
             )
 
     def _pages(self, peer: str, partitions: list[int], epoch: int) -> Iterator[Entry]:
-        """Yield all that a peer has of partitions, by storage key; one page is in memory."""
+        """Yield the records of partitions on a peer, by storage key, with one page in memory."""
         packed, after = pack_partitions(partitions), b""
         while partitions:
             page = self._source.ask(peer, CopyRequest(packed, after), epoch)
@@ -154,14 +157,14 @@ class Copier:
                 return
 
 
-def _winner(entry: Entry, other: Entry) -> Entry:
-    return other if outranks(other[1], entry[1]) else entry
+def _winner(first: Entry, second: Entry) -> Entry:
+    return second if outranks(second[1], first[1]) else first
 
 
 def _targets(routes: Routes, partition: int) -> tuple[str, ...]:
     targets = routes.targets[partition]
     if not targets:
-        raise Unavailable(f"too few replicas of partition {partition} have their data")
+        raise Unavailable(f"partition {partition} has too few replicas with data for a quorum")
     return targets
 
 

@@ -1,7 +1,7 @@
-"""A backup on disk: a folder with pieces and, when it is complete, a manifest.
+"""The folder of a backup: pieces and, once it is complete, a manifest.
 
-A piece, and the manifest, appear under their names only when they are whole and on disk: they are
-written under another name, synced, and renamed.
+Pieces and manifest get their names only when they are complete and on disk: they are written under
+a temporary name, synced, and renamed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from dstash.errors import StoreInUse, UsageError
 
 MANIFEST: Final = "manifest.json"
 _PARTIAL: Final = ".partial"
-_OURS: Final = frozenset({MANIFEST, *map(file_of, range(PIECES))})
-_LARGEST_MANIFEST: Final = 16 * 1024 * 1024
+_KNOWN_FILES: Final = frozenset({MANIFEST, *map(file_of, range(PIECES))})
+_MAX_MANIFEST_BYTES: Final = 16 * 1024 * 1024
 
 
 class Folder:
@@ -31,28 +31,30 @@ class Folder:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Hold the folder for one save; makes it if need be, and clears what a crash left.
+        """Lock the folder for one save; create it if missing, and delete partial files of a crash.
 
         Raises:
-            UsageError: it holds a finished backup, or files that are no part of one.
-            StoreInUse: another save is at work in it.
+            UsageError: the folder has a finished backup, or other files.
+            StoreInUse: another save uses the folder.
         """
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        names = {one.name for one in self.path.iterdir()}
-        foreign = sorted(name for name in names - _OURS if not name.endswith(_PARTIAL))
+        names = {file.name for file in self.path.iterdir()}
+        foreign = sorted(name for name in names - _KNOWN_FILES if not name.endswith(_PARTIAL))
         if foreign:
-            raise UsageError(f"{self.path} holds other files ({foreign[0]}); name an empty folder")
+            raise UsageError(f"{self.path} has other files ({foreign[0]}); specify an empty folder")
         if MANIFEST in names:
-            raise UsageError(f"{self.path} holds a finished backup; name another folder")
+            raise UsageError(f"{self.path} has a finished backup already; specify another folder")
         handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it with us
+            fcntl.flock(
+                handle, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # released by the kernel when the process ends
             for name in names:
                 if name.endswith(_PARTIAL):
                     (self.path / name).unlink(missing_ok=True)
             yield
         except BlockingIOError:
-            raise StoreInUse(f"{self.path}: another save is at work in it") from None
+            raise StoreInUse(f"{self.path} is in use by another save") from None
         finally:
             os.close(handle)
 
@@ -60,12 +62,12 @@ class Folder:
         """Read the manifest.
 
         Raises:
-            BackupError: there is none, or it cannot be used.
+            BackupError: the manifest is missing, corrupt or unsupported.
         """
         path = self.path / MANIFEST
         try:
             with path.open("rb") as opened:
-                data = opened.read(_LARGEST_MANIFEST)
+                data = opened.read(_MAX_MANIFEST_BYTES)
         except FileNotFoundError:
             raise BackupError(self._why_no_manifest()) from None
         try:
@@ -75,17 +77,17 @@ class Folder:
 
     def _why_no_manifest(self) -> str:
         if any((self.path / file_of(number)).exists() for number in range(PIECES)):
-            return f"{self.path} is not finished: save into it again, and it goes on"
-        return f"{self.path} is no backup: it has no {MANIFEST}"
+            return f"{self.path} is incomplete; save into it again to continue"
+        return f"{self.path} is not a backup: it has no {MANIFEST}"
 
     def publish(self, manifest: Manifest) -> None:
-        """Write the manifest: from then on the backup is complete."""
+        """Write the manifest, which completes the backup."""
         with self.writing(MANIFEST) as target:
             target.write(manifest.encode())
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
-        """Open a file that gets its name when the block has ended well."""
+        """Open a file that gets its name when the block ends without an exception."""
         partial = self.path / f"{name}{_PARTIAL}"
         try:
             with partial.open("w+b") as target:
@@ -100,10 +102,10 @@ class Folder:
 
     @contextmanager
     def reading(self, name: str) -> Iterator[PieceReader]:
-        """Open a piece; what is wrong with it is said with its name.
+        """Open a piece; errors name its file.
 
         Raises:
-            BackupError: it is missing, or not sound.
+            BackupError: the piece is missing or corrupt.
         """
         path = self.path / name
         try:
@@ -115,10 +117,10 @@ class Folder:
             raise BackupError(f"{path}: {error}") from None
 
     def finished(self, number: int) -> tuple[str, Piece] | None:
-        """Return cluster id and facts of a piece that an earlier save finished; None without one.
+        """Return cluster id and description of a piece that an earlier save finished, or None.
 
         Raises:
-            BackupError: it is not sound.
+            BackupError: the piece is corrupt.
         """
         if not (self.path / file_of(number)).exists():
             return None
@@ -126,7 +128,7 @@ class Folder:
             for _ in reader.blocks():
                 pass
             if reader.piece is None or reader.header.number != number:
-                raise BackupError("it is another piece under this name")
+                raise BackupError("the file has the content of another piece")
             return reader.header.cluster_id, reader.piece
 
     def _sync(self) -> None:

@@ -1,4 +1,4 @@
-"""The manifest: what a backup consists of. It is written last, so a backup with one is complete."""
+"""The manifest of a backup: a list of its pieces. It is written last, when all are complete."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, Final, Self, TypeVar
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
 
-#: What this version writes, and the only one that it reads.
+#: The format that this version writes, and the only one that it reads.
 FORMAT: Final = 1
 
-#: Partitions of one piece: the unit that an interrupted save need not do again.
+#: Partitions of one piece: an interrupted save continues with the next piece.
 PARTITIONS_PER_PIECE: Final = 16
 PIECES: Final = PARTITIONS // PARTITIONS_PER_PIECE
 
@@ -24,16 +24,16 @@ _T = TypeVar("_T")
 
 
 class BackupError(DStashError):
-    """A backup cannot be used as it is; the text names the file."""
+    """A backup cannot be used. The text names the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """One file of a backup: all records of the partitions ``first`` to ``last``.
 
-    ``moving`` of them changed each time they were copied: they hold all that was acknowledged
-    before they were begun, and some of what came meanwhile; the others are as they were at one
-    moment. ``began`` and ``ended`` are ISO 8601 times.
+    ``moving`` is the number of partitions that changed during each copy: they contain every write
+    that was acknowledged before the copy began, and some of the later ones. The other partitions
+    are copies of one moment. ``began`` and ``ended`` are ISO 8601 times.
     """
 
     file: str
@@ -50,7 +50,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A finished backup. ``partitions`` is P: it decides which piece a key is in."""
+    """A finished backup. ``partitions`` is P, which decides the piece of a key."""
 
     cluster: str
     cluster_id: str
@@ -63,7 +63,7 @@ class Manifest:
 
     @property
     def records(self) -> int:
-        """The number of records, tombstones among them."""
+        """The number of records, including tombstones."""
         return sum(piece.records for piece in self.pieces)
 
     @property
@@ -92,26 +92,27 @@ class Manifest:
         """Rebuild a manifest.
 
         Raises:
-            BackupError: it is of another format or key space, damaged, or none at all.
+            BackupError: it has another format or P, or is corrupt.
         """
-        raw = parse_object(data, "it is damaged, or no manifest")
+        raw = parse_object(data, "it is corrupt, or not a manifest")
         if raw.get("format") != FORMAT:
             raise BackupError(f"its format is {raw.get('format')!r}; this version reads {FORMAT}")
         if raw.pop(_SEAL, None) != _seal(raw):
-            raise BackupError("it is damaged: its checksum does not fit its content")
+            raise BackupError("it is corrupt: its checksum does not match its content")
         if raw.get("partitions") != PARTITIONS:
             raise BackupError(
-                f"it is of a cluster with {raw.get('partitions')!r} partitions; "
+                f"it is from a cluster with {raw.get('partitions')!r} partitions; "
                 f"this version has {PARTITIONS}"
             )
         pieces = tuple(
-            take(Piece, one, "a piece in it is not whole") for one in raw.get("pieces", ())
+            take(Piece, piece, "it is corrupt: a piece lacks a field")
+            for piece in raw.get("pieces", ())
         )
-        return take(cls, raw | {"pieces": pieces}, "it is not whole")
+        return take(cls, raw | {"pieces": pieces}, "it is corrupt: a field is missing")
 
 
 def parse_object(data: bytes, complaint: str) -> dict[str, Any]:
-    """Return a JSON object; ``BackupError`` with the complaint when it is none."""
+    """Return a JSON object; raise ``BackupError`` with the complaint if it is invalid."""
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError):
@@ -122,8 +123,8 @@ def parse_object(data: bytes, complaint: str) -> dict[str, Any]:
 
 
 def take(make: Callable[..., _T], raw: dict[str, Any], complaint: str) -> _T:
-    """Build a dataclass from what a file says of it; ``BackupError`` when something is missing."""
-    names = [one.name for one in fields(make)]  # type: ignore[arg-type]  # given dataclasses only
+    """Build a dataclass from an object of a file; ``BackupError`` if a field is missing."""
+    names = [field.name for field in fields(make)]  # type: ignore[arg-type]  # given dataclasses only
     try:
         return make(**{name: raw[name] for name in names})
     except (KeyError, TypeError):

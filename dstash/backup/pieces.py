@@ -1,4 +1,4 @@
-"""The layout of a piece: a file with all records of some partitions.
+"""The format of a piece: a file with all records of some partitions.
 
 ::
 
@@ -6,11 +6,11 @@
     block     two lengths of 4 bytes, an array of storage keys, an array of records (msgpack)
     ...
     end       two lengths of 0
-    trailer   a line of JSON: how many records, and the SHA-256 of all bytes before the trailer
+    trailer   a line of JSON: number of records, SHA-256 of all bytes before the trailer
 
 Storage keys and records are those of peers (``dstash/store/record.py``): versions, expiries and
-tombstones are kept, and each record carries its own checksum. The trailer tells an interrupted
-save that the piece is whole; the manifest has the SHA-256 of the whole file.
+tombstones are kept, and each record has its own checksum. From the trailer a save that continues
+sees that the piece is complete. The manifest has the same SHA-256.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ Entries = list[tuple[bytes, bytes]]
 #: A plain number: arithmetic with flags is slow.
 TOMBSTONE: Final = RecordFlag.TOMBSTONE.value
 
-#: What a block weighs (bytes) and holds at most, but for a single larger record.
+#: Most bytes and records of a block; a single larger record has its own block.
 BLOCK_BYTES: Final = 512 * 1024
 BLOCK_RECORDS: Final = 4000
 
 _LENGTHS: Final = struct.Struct(">II")
-_LONGEST_LINE: Final = 64 * 1024
-_CUT_SHORT: Final = "it is cut short"
+_MAX_LINE_BYTES: Final = 64 * 1024
+_TRUNCATED: Final = "it is truncated"
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Which piece it is, and of which cluster."""
+    """The number of a piece, and its cluster."""
 
     cluster_id: str
     number: int
@@ -58,7 +58,7 @@ class Header:
         return partitions_of(self.number)
 
     def encode(self) -> bytes:
-        """Return the line that a piece begins with."""
+        """Return the first line of a piece."""
         partitions = self.partitions
         plain = {
             "dstash": "piece of a backup",
@@ -73,18 +73,18 @@ class Header:
 
     @classmethod
     def decode(cls, line: bytes) -> Header:
-        """Read the line; ``BackupError`` when it is not as ``encode`` writes it."""
-        raw = parse_object(line, "it is damaged, or no piece of a backup")
+        """Read the line; ``BackupError`` if it differs from the output of ``encode``."""
+        raw = parse_object(line, "it is corrupt, or not a piece of a backup")
         if raw.get("format") != FORMAT:
             raise BackupError(f"its format is {raw.get('format')!r}; this version reads {FORMAT}")
         if raw.get("partitions") != PARTITIONS:
             raise BackupError(
-                f"it is of a cluster with {raw.get('partitions')!r} partitions; "
+                f"it is from a cluster with {raw.get('partitions')!r} partitions; "
                 f"this version has {PARTITIONS}"
             )
         header = cls(str(raw.get("cluster_id")), raw.get("number", -1))
         if type(header.number) is not int or header.encode() != line:
-            raise BackupError("its first line is damaged")
+            raise BackupError("it is corrupt: its first line is malformed")
         return header
 
 
@@ -99,7 +99,7 @@ def file_of(number: int) -> str:
 
 
 class Mark(NamedTuple):
-    """A place in a piece that is being written, to come back to."""
+    """A position in a piece that is being written, to rewind to."""
 
     offset: int
     digest: Any
@@ -108,7 +108,7 @@ class Mark(NamedTuple):
 
 
 class PieceWriter:
-    """Writes one piece to a file that can be cut off."""
+    """Writes one piece to a file that can be truncated."""
 
     def __init__(self, target: BinaryIO, header: Header, began: str) -> None:
         self.header = header
@@ -120,7 +120,7 @@ class PieceWriter:
 
     @property
     def records(self) -> int:
-        """How many records were written."""
+        """The number of records written."""
         return self._records
 
     def write(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
@@ -133,18 +133,18 @@ class PieceWriter:
             self._tombstones += _count_tombstones(records)
 
     def mark(self) -> Mark:
-        """Return where the piece stands now."""
+        """Return the current position."""
         return Mark(self._target.tell(), self._digest.copy(), self._records, self._tombstones)
 
     def rewind(self, mark: Mark) -> None:
-        """Forget what was written since the mark."""
+        """Delete everything that was written after the mark."""
         self._target.seek(mark.offset)
         self._target.truncate()
         self._digest = mark.digest.copy()
         self._records, self._tombstones = mark.records, mark.tombstones
 
     def finish(self, moving: int, ended: str) -> Piece:
-        """Write the end; returns what the manifest says of the piece."""
+        """Write the end; return the entry for the manifest."""
         self._put(_LENGTHS.pack(0, 0))
         trailer = {
             "records": self._records,
@@ -161,7 +161,7 @@ class PieceWriter:
             partitions[-1],
             bytes=self._target.tell(),
             sha256=self._digest.hexdigest(),
-            **trailer,  # type: ignore[arg-type]  # the values stand right above
+            **trailer,  # type: ignore[arg-type]  # the values are right above
         )
 
     def _put(self, data: bytes) -> None:
@@ -170,10 +170,10 @@ class PieceWriter:
 
 
 class PieceReader:
-    """Reads one piece, and checks all of it on the way.
+    """Reads and checks one piece.
 
     Raises:
-        BackupError: from every method: what is wrong, and where. The caller knows the file.
+        BackupError: from every method, with the fault and its place. The caller adds the file.
     """
 
     def __init__(self, source: BinaryIO) -> None:
@@ -181,11 +181,11 @@ class PieceReader:
         self._digest = hashlib.sha256()
         self._offset = 0
         self.header = Header.decode(self._line())
-        #: What the manifest should say; known when all blocks were read.
+        #: The expected entry of the manifest; set once all blocks are read.
         self.piece: Piece | None = None
 
     def blocks(self) -> Iterator[Entries]:
-        """Yield the records, block by block; afterwards the whole piece is known to be sound."""
+        """Yield the records, block by block; after the last one the whole piece is verified."""
         records = tombstones = 0
         while any(lengths := _LENGTHS.unpack(self._take(_LENGTHS.size))):
             block = self._block(*lengths)
@@ -197,24 +197,26 @@ class PieceReader:
     def _block(self, *lengths: int) -> Entries:
         at = self._offset - _LENGTHS.size
         if max(lengths) > MAX_FRAME_BYTES:
-            raise BackupError(f"it is damaged: no block begins at byte {at}")
+            raise BackupError(f"it is corrupt: no block begins at byte {at}")
         try:
             keys, records = (codec.unpack_blobs(self._take(length)) for length in lengths)
         except ProtocolError:
-            raise BackupError(f"it is damaged: the block at byte {at} cannot be read") from None
+            raise BackupError(f"it is corrupt: the block at byte {at} cannot be decoded") from None
         if len(keys) != len(records):
-            raise BackupError(f"it is damaged: the block at byte {at} lacks something")
+            raise BackupError(
+                f"it is corrupt: the block at byte {at} has unequal numbers of keys and records"
+            )
         block = list(zip(keys, records, strict=True))
         self._check(block, at)
         return block
 
     def _check(self, block: Entries, at: int) -> None:
-        """Check each record; like ``is_sound``, but each key is hashed only once."""
+        """Check each record like ``is_sound``, but hash each key only once."""
         salts: dict[bytes, int] = {}
         first, last = self.header.partitions[0], self.header.partitions[-1]
         for storage_key, record in block:
             if len(storage_key) < 4 or len(storage_key) < 4 + storage_key[2]:
-                raise BackupError(f"it is damaged: a key in the block at byte {at} is too short")
+                raise BackupError(f"it is corrupt: a key in the block at byte {at} is too short")
             partition, index, key = split_storage_key(storage_key)
             digest = xxh3_64_intdigest(key)
             salt = salts.get(index)
@@ -222,19 +224,21 @@ class PieceReader:
                 salt = salts[index] = xxh3_64_intdigest(index)
             if not is_intact_under(record, digest ^ salt):
                 raise BackupError(
-                    f"it is damaged: a record in the block at byte {at} fails its checksum"
+                    f"it is corrupt: a record in the block at byte {at} fails its checksum"
                 )
             if partition != digest & MASK or not first <= partition <= last:
-                raise BackupError(f"a record in the block at byte {at} is of another key space")
+                raise BackupError(
+                    f"a record in the block at byte {at} belongs to another partition"
+                )
 
     def _end(self, records: int, tombstones: int) -> Piece:
         found = self._digest.hexdigest()
-        raw = parse_object(self._line(), "it is damaged: its last line cannot be read")
+        raw = parse_object(self._line(), "it is corrupt: its last line cannot be decoded")
         if self._source.read(1):
-            raise BackupError("it goes on behind its end")
-        said = (raw.get("records"), raw.get("tombstones"), raw.get("sha256"))
-        if said != (records, tombstones, found):
-            raise BackupError("it is damaged: its checksum does not fit its content")
+            raise BackupError("it is corrupt: it has data after its end")
+        stated = (raw.get("records"), raw.get("tombstones"), raw.get("sha256"))
+        if stated != (records, tombstones, found):
+            raise BackupError("it is corrupt: its checksum does not match its content")
         partitions = self.header.partitions
         return Piece(
             file_of(self.header.number),
@@ -250,15 +254,15 @@ class PieceReader:
         )
 
     def _line(self) -> bytes:
-        line = self._source.readline(_LONGEST_LINE)
+        line = self._source.readline(_MAX_LINE_BYTES)
         if not line.endswith(b"\n"):
-            raise BackupError(_CUT_SHORT)
+            raise BackupError(_TRUNCATED)
         return self._seen(line)
 
     def _take(self, length: int) -> bytes:
         data = self._source.read(length)
         if len(data) < length:
-            raise BackupError(_CUT_SHORT)
+            raise BackupError(_TRUNCATED)
         return self._seen(data)
 
     def _seen(self, data: bytes) -> bytes:

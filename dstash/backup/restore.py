@@ -1,6 +1,6 @@
-"""Restoring a backup into a running cluster, piece by piece, side by side.
+"""The restore of a backup into a running cluster, several pieces at a time.
 
-Everything may be done twice: a restore that was interrupted is simply begun again.
+Every step is idempotent: an interrupted restore is started again.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dstash.backup.restore_rules import Fate, Rule
 from dstash.backup.workers import Workers
 from dstash.store.record import split_storage_key
 
-#: Records that go out in one call, and what they weigh (bytes), at most.
+#: Most records and bytes in one call.
 _BATCH_RECORDS: Final = 8000
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 
 
 class Target(Protocol):
-    """A cluster that takes records back."""
+    """A cluster that records are restored into."""
 
     def restore(self, index: bytes, entries: Entries, rule: Rule) -> Counter[Fate]:
-        """Write (encoded key, record) pairs as the rule says; returns what became of them."""
+        """Write (encoded key, record) pairs by a rule; return the number per fate."""
         ...
 
 
@@ -33,13 +33,13 @@ class Restore:
     """One run of a restore.
 
     Args:
-        folder: where from; it was verified.
-        manifest: of the backup.
-        target: where to.
-        rule: what to do about each record.
-        indexes: only these; all if empty.
-        parallel: how many pieces are restored at once.
-        told: called now and then.
+        folder: the verified backup.
+        manifest: the manifest of the backup.
+        target: the cluster.
+        rule: decides about each record.
+        indexes: the indexes to restore; all if empty.
+        parallel: number of pieces that are restored at the same time.
+        on_progress: called at short intervals.
     """
 
     def __init__(
@@ -50,30 +50,30 @@ class Restore:
         rule: Rule,
         indexes: Collection[str],
         parallel: int,
-        told: Callable[[Restore], None],
+        on_progress: Callable[[Restore], None],
     ) -> None:
         self._folder = folder
         self._manifest = manifest
         self._target = target
         self._rule = rule
         self._indexes = frozenset(name.encode() for name in indexes)
-        self._workers = Workers(parallel, lambda: told(self))
+        self._workers = Workers(parallel, lambda: on_progress(self))
         self._fates: list[Counter[Fate]] = []
 
     @property
     def fates(self) -> Counter[Fate]:
-        """How many records came to what, so far."""
+        """The number of records per fate, so far."""
         total: Counter[Fate] = Counter()
-        for one in list(self._fates):
-            total += one
+        for fates in list(self._fates):
+            total += fates
         return total
 
     def run(self) -> Counter[Fate]:
-        """Restore; returns what became of the records.
+        """Restore; return the number of records per fate.
 
         Raises:
-            BackupError: a piece is not what it was when it was verified.
-            DStashError: the cluster did not take a record; all before it are restored.
+            BackupError: a piece has changed since it was verified.
+            DStashError: the cluster refused a record; all records before it are restored.
         """
         self._workers.run(self._restore, self._manifest.pieces)
         return self.fates
@@ -93,7 +93,7 @@ class Restore:
 
 
 def _batches(records: Iterable[tuple[bytes, bytes, bytes]]) -> Iterator[tuple[bytes, Entries]]:
-    """Gather records by index, in bounded memory."""
+    """Group records by index, in limited memory."""
     waiting: dict[bytes, Entries] = defaultdict(list)
     count = weight = 0
     for index, key, record in records:

@@ -1,16 +1,15 @@
-"""What a restore does about one record, given what the cluster has: pure rules.
+"""The rules of a restore: what to do with one record, given the record in the cluster.
 
-The rules only say what is worth sending, and how it is counted. That nothing newer is overwritten
-does not rest on them but on the replicas, which merge by version: whatever is written while a
-restore runs wins, whenever it is written.
+The rules only decide what to send and how to count it. They do not protect newer records: the
+replicas do, because they merge by version. A write during the restore always wins.
 
-- Into the **same cluster**, a record comes back under the version it had. What is not there any
-  more was deleted, if its version is not above the horizon of its partition: the replicas refuse
-  it then (see ``cluster/burying.py``). That holds for every partition and needs no question.
-- Into **another cluster**, horizons say nothing about the record. It keeps the stamp and writer of
-  its version, so that it still loses to all that is newer, and counts as touched now. The flag
-  ``RESTORED`` has horizons judge it by that.
-- **As of the backup**, it is written as a new write, which wins over all that is there.
+- Into the **same cluster**, a record is restored with its version. A record that is missing and has
+  a version at or below the horizon of its partition was deleted, and the replicas refuse it (see
+  ``cluster/replication/tombstone_gc.py``).
+- Into **another cluster**, horizons do not apply to the record. It keeps the stamp and writer of
+  its version, so that it loses to every newer record, and is touched now. With the flag
+  ``RESTORED``, horizons use that touch.
+- **As of the backup**, it is written as a new write, which wins over the record in the cluster.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from dstash.store.record import Record
 from dstash.types import NEVER, RecordFlag, Word
 from dstash.version import Stamp, Version, newest_stamp, unpack, with_touch
 
-#: What a version is without its last touch: which write it was.
+#: The part of a version that identifies the write, without its last touch.
 _WRITE: Final = slice(0, 12)
 
 
 class Fate(Word):
-    """What became of one record of a backup."""
+    """The result for one record of a backup."""
 
     STORED = "stored"
     DELETED = "deleted"
@@ -39,52 +38,52 @@ class Fate(Word):
 
 
 class Choice(NamedTuple):
-    """What to count, and what to write: None for nothing."""
+    """The fate to count, and the record to write, if any."""
 
     fate: Fate
     record: Record | None = None
 
 
-#: From the record of the backup, the newest in the cluster (None: none), the time (milliseconds
-#: since 1970) and a fresh version, to a choice.
+#: Returns a choice for the record of the backup, the newest in the cluster (or None), the time
+#: (milliseconds since 1970) and a new version.
 Rule = Callable[[Record, Record | None, int, Version], Choice]
 
 
-def into_same(saved: Record, there: Record | None, now: int, fresh: Version) -> Choice:
-    """Choose for the cluster that the backup is of."""
-    if there is not None and there >= saved:  # in the order of ``outranks``
-        return _kept(saved, there, now)
+def into_same(saved: Record, stored: Record | None, now: int, fresh: Version) -> Choice:
+    """Choose for the cluster that was backed up."""
+    if stored is not None and stored >= saved:  # in the order of ``outranks``
+        return _kept(saved, stored, now)
     return Choice(_fate(saved, now), saved)
 
 
-def into_other(saved: Record, there: Record | None, now: int, fresh: Version) -> Choice:
-    """Choose for a cluster that the backup is not of."""
-    if there is not None and there.version[_WRITE] >= saved.version[_WRITE]:
-        return _kept(saved, there, now)
+def into_other(saved: Record, stored: Record | None, now: int, fresh: Version) -> Choice:
+    """Choose for another cluster."""
+    if stored is not None and stored.version[_WRITE] >= saved.version[_WRITE]:
+        return _kept(saved, stored, now)
     written = saved if saved.is_live(now) else _tombstone(saved.version)
     version = with_touch(saved.version, max(newest_stamp(fresh), _touched(saved.version)))
     flags = written.flags | RecordFlag.RESTORED
     return Choice(_fate(saved, now), written._replace(version=version, flags=flags))
 
 
-def as_of_backup(saved: Record, there: Record | None, now: int, fresh: Version) -> Choice:
-    """Choose so that the cluster has what the backup has; what the backup lacks stays."""
-    is_there = there is not None and there.is_live(now)
+def as_of_backup(saved: Record, stored: Record | None, now: int, fresh: Version) -> Choice:
+    """Choose so that the cluster has every record of the backup; other records stay."""
+    is_there = stored is not None and stored.is_live(now)
     if saved.is_tombstone:
         gone = Choice(Fate.DELETED, _tombstone(fresh))
         return gone if is_there else Choice(Fate.UNCHANGED)
     if not saved.is_live(now):
         return Choice(Fate.EXPIRED)
-    if there is not None and is_there and _content(there) == _content(saved):
+    if stored is not None and is_there and _content(stored) == _content(saved):
         return Choice(Fate.UNCHANGED)
     return Choice(Fate.STORED, saved._replace(version=fresh))
 
 
-def _kept(saved: Record, there: Record, now: int) -> Choice:
-    is_same = there.version[_WRITE] == saved.version[_WRITE] and there.expiry == saved.expiry
-    if is_same or not (saved.is_live(now) or there.is_live(now)):
+def _kept(saved: Record, stored: Record, now: int) -> Choice:
+    is_same = stored.version[_WRITE] == saved.version[_WRITE] and stored.expiry == saved.expiry
+    if is_same or not (saved.is_live(now) or stored.is_live(now)):
         return Choice(Fate.UNCHANGED)
-    return Choice(Fate.NEWER_KEPT if there.is_live(now) else Fate.DELETED_KEPT)
+    return Choice(Fate.NEWER_KEPT if stored.is_live(now) else Fate.DELETED_KEPT)
 
 
 def _fate(saved: Record, now: int) -> Fate:

@@ -1,4 +1,4 @@
-"""Saving a running cluster: piece by piece, side by side, and on from where an earlier save was."""
+"""The save of a running cluster: several pieces at a time, continuing an interrupted save."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from dstash.cluster.topology.topology import Topology
 from dstash.errors import DStashError
 from dstash.wire.shapes import Message
 
-_PAUSE: Final = 0.3
+_RETRY_PAUSE_S: Final = 0.3
 
 
 class Save:
     """One run of a save.
 
     Args:
-        folder: where to.
-        topology: of the cluster.
+        folder: the folder of the backup.
+        topology: the topology of the cluster.
         source: the cluster.
-        parallel: how many pieces are copied at once.
-        patience: seconds for which a piece is tried again when peers fail.
-        told: called now and then.
+        parallel: number of pieces that are copied at the same time.
+        patience: seconds for which a piece is retried when peers fail.
+        on_progress: called at short intervals.
     """
 
     def __init__(
@@ -39,34 +39,34 @@ class Save:
         source: Source,
         parallel: int,
         patience: float,
-        told: Callable[[Save], None],
+        on_progress: Callable[[Save], None],
     ) -> None:
         self._folder = folder
         self._topology = topology
         self._source = source
         self._patience = patience
-        self._workers = Workers(parallel, lambda: told(self))
-        #: Pieces of an earlier save that were damaged, and are made anew.
+        self._workers = Workers(parallel, lambda: on_progress(self))
+        #: Corrupt pieces of an earlier save, which are saved again.
         self.corrupt: list[str] = []
         self.kept: list[Piece] = []
         self.made: list[Piece] = []
 
     @property
     def done(self) -> int:
-        """How many pieces are finished."""
+        """The number of finished pieces."""
         return len(self.kept) + len(self.made)
 
     @property
     def records(self) -> int:
-        """How many records this run has saved."""
+        """The number of records that this run has saved."""
         return sum(piece.records for piece in self.made)
 
     def run(self) -> Manifest:
-        """Save what is not saved yet; returns the manifest, which is then on disk.
+        """Save the missing pieces; return the manifest, which is on disk then.
 
         Raises:
             UsageError, StoreInUse, BackupError: the folder cannot be used.
-            Unavailable, TimedOut, ...: peers did not answer for too long. Pieces stay.
+            Unavailable, TimedOut, ...: peers did not answer. Finished pieces stay.
         """
         with self._folder.taken():
             missing = [number for number in range(PIECES) if not self._keep(number)]
@@ -96,8 +96,8 @@ class Save:
         cluster_id, piece = found
         if cluster_id != self._topology.cluster_id:
             raise BackupError(
-                f"{self._folder.path / piece.file} is of another cluster ({cluster_id}); "
-                "name another folder"
+                f"{self._folder.path / piece.file} is from another cluster ({cluster_id}); "
+                "specify another folder"
             )
         self.kept.append(piece)
         return True
@@ -111,9 +111,9 @@ class Save:
         self.made.append(piece)
 
     def _copied(self, writer: PieceWriter) -> int:
-        """Copy the partitions of a piece, from the beginning whenever a peer fails."""
+        """Copy the partitions of a piece; start again when a peer fails."""
         begin = writer.mark()
-        give_up = time.monotonic() + self._patience
+        deadline = time.monotonic() + self._patience
         while True:
             self._workers.check()
             try:
@@ -121,14 +121,14 @@ class Save:
                     writer.header.partitions
                 )
             except DStashError as error:
-                if not error.retryable or time.monotonic() > give_up:
+                if not error.retryable or time.monotonic() > deadline:
                     raise
             writer.rewind(begin)
-            self._workers.pause(_PAUSE)
+            self._workers.pause(_RETRY_PAUSE_S)
 
 
 class _Stoppable:
-    """A source that answers until the threads should end."""
+    """A source that raises ``Stopped`` once the threads must end."""
 
     def __init__(self, source: Source, workers: Workers) -> None:
         self._source = source

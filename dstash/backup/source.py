@@ -1,4 +1,4 @@
-"""A running cluster, as saving and restoring see it, through a client."""
+"""The running cluster of a save or a restore, through a client."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from dstash.wire.shapes import Message
 
 
 class Caller(Protocol):
-    """What runs operations: the blocking client."""
+    """Runs operations: the blocking client."""
 
     def session(self, *, timeout: float | None = None) -> Session:
-        """Return what calls share, once the cluster is known."""
+        """Return the session, once the cluster is known."""
         ...
 
     def run(
@@ -39,11 +39,11 @@ class Caller(Protocol):
 
 
 class LiveCluster:
-    """Answers questions, and takes records back.
+    """Queries a cluster, and restores records into it.
 
     Args:
-        client: of the cluster.
-        write: how many replicas must have on disk what is restored.
+        client: a client of the cluster.
+        write: the write level of restored records.
         timeout: seconds for one call.
     """
 
@@ -59,12 +59,12 @@ class LiveCluster:
     # -- saving
 
     def routes(self) -> Routes:
-        """Return whom to ask now, at the level of a quorum."""
+        """Return the replicas that a quorum read asks now."""
         session = self._client.session(timeout=self._timeout)
         return Routes(session.epoch, session.read_targets(Level.QUORUM))
 
     def ask(self, peer: str, question: Message, epoch: int) -> Message:
-        """Return a peer's answer; raise what it refused with, or why it did not answer."""
+        """Return a peer's answer; raise its refusal, or the reason why there is no answer."""
         answer: Message = self._run(
             lambda session, deadline: PeerQuery(session, deadline, peer, question, epoch)
         )
@@ -73,33 +73,38 @@ class LiveCluster:
     # -- restoring
 
     def restore(self, index: bytes, entries: Entries, rule: Rule) -> Counter[Fate]:
-        """Write (encoded key, record) pairs as the rule says; returns what became of them.
+        """Write (encoded key, record) pairs by a rule; return the number per fate.
 
-        What counts as stored was looked for afterwards, and is there.
+        Records that count as stored were read back afterwards.
 
         Raises:
-            DStashError: some were not written; it says why.
+            DStashError: some records were not written, with the reason.
         """
         there, corrupt = self._states(index, [key for key, _ in entries])
         choices = self._choices(entries, there, rule)
-        if rule is into_same:  # nobody can tell any more whether what is there was older
+        if rule is into_same:  # whether the stored record was older is unknown
             choices |= dict.fromkeys(corrupt, Choice(Fate.CORRUPT))
-        written = [(key, one.record) for key, one in choices.items() if one.record is not None]
+        written = [
+            (key, choice.record) for key, choice in choices.items() if choice.record is not None
+        ]
         self._apply(index, written)
         refused = self._refused(
-            index, [one for one in written if choices[one[0]].fate is Fate.STORED]
+            index, [item for item in written if choices[item[0]].fate is Fate.STORED]
         )
         if refused and rule is not into_same:
-            # Stamped when the call began, and horizons have passed over that since.
-            raise BelowFloor(f"{len(refused)} records came too late to be kept; run it again")
+            # They were stamped when the call began, and horizons have passed that stamp since.
+            raise BelowFloor(
+                f"{len(refused)} records were older than a horizon when they arrived; "
+                "run the restore again"
+            )
         return Counter(
-            Fate.DELETED_KEPT if key in refused else one.fate for key, one in choices.items()
+            Fate.DELETED_KEPT if key in refused else choice.fate for key, choice in choices.items()
         )
 
     def _states(self, index: bytes, keys: list[bytes]) -> tuple[dict[bytes, Record], list[bytes]]:
-        """Return the newest records of those keys that have one, and keys that nobody can tell of.
+        """Return the newest record of each key that has one, and the keys of unknown state.
 
-        Of the latter too many replicas are damaged.
+        For those keys too many replicas are corrupt.
         """
         if not keys:
             return {}, []
@@ -141,12 +146,12 @@ class LiveCluster:
                     raise error
 
     def _refused(self, index: bytes, stored: list[tuple[bytes, Record]]) -> set[bytes]:
-        """Return the keys that are not there although they were written.
+        """Return the keys that are missing although they were written.
 
-        Replicas take no record whose version is not above the horizon, and some may have taken
-        what is past for others: it is looked for.
+        Replicas refuse records at or below their horizon, which may differ between replicas.
+        Therefore the keys are read back.
         """
-        names = {name: one for one in stored if (name := _name(one[0])) is not None}
+        names = {name: item for item in stored if (name := _name(item[0])) is not None}
         if not names:
             return set()
         found = self._run(
@@ -166,7 +171,7 @@ class LiveCluster:
 
 
 def _name(encoded: bytes) -> Key | None:
-    """Return a key as clients name it; None for one that only another language can have made."""
+    """Return the decoded key; None for a key that only another language can have stored."""
     try:
         return decode_key(encoded)
     except ProtocolError:

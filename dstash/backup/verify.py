@@ -1,4 +1,4 @@
-"""Verifying a backup: everything is read, and whatever is wrong is named."""
+"""The verification of a backup: reads everything and lists all problems."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dstash.backup.pieces import TOMBSTONE, Entries, file_of, partitions_of
 from dstash.store.record import VERSION_END
 
 
-class Held:
-    """What a backup holds of one index. ``bytes`` are those of keys and records."""
+class IndexContent:
+    """The content of one index in a backup. ``bytes`` counts keys and records."""
 
     __slots__ = ("bytes", "records", "tombstones")
 
@@ -23,33 +23,36 @@ class Held:
 
 @dataclass
 class Findings:
-    """What a backup holds, by index, and what is wrong with it: a line for each problem."""
+    """The content of a backup by index, and its problems, one line each."""
 
     manifest: Manifest | None = None
     problems: list[str] = field(default_factory=list)
     read: int = 0
-    _held: dict[bytes, Held] = field(default_factory=lambda: defaultdict(Held))
+    _contents: dict[bytes, IndexContent] = field(default_factory=lambda: defaultdict(IndexContent))
 
     def count(self, block: Entries) -> None:
-        """Take note of some records."""
-        held = self._held
+        """Count the records of a block."""
+        contents = self._contents
         for storage_key, record in block:
-            one = held[storage_key[3 : 3 + storage_key[2]]]
+            content = contents[storage_key[3 : 3 + storage_key[2]]]
             if record[VERSION_END] & TOMBSTONE:
-                one.tombstones += 1
+                content.tombstones += 1
             else:
-                one.records += 1
-            one.bytes += len(storage_key) + len(record)
+                content.records += 1
+            content.bytes += len(storage_key) + len(record)
         self.read += len(block)
 
-    def indexes(self) -> dict[str, Held]:
-        """Return what is held, by the name of the index."""
-        named = {name.decode(errors="backslashreplace"): one for name, one in self._held.items()}
+    def indexes(self) -> dict[str, IndexContent]:
+        """Return the contents by the name of the index."""
+        named = {
+            name.decode(errors="backslashreplace"): content
+            for name, content in self._contents.items()
+        }
         return dict(sorted(named.items()))
 
 
-def verify(folder: Folder, told: Callable[[Findings], None]) -> Findings:
-    """Read a whole backup and check it; ``told`` is called after each block."""
+def verify(folder: Folder, on_progress: Callable[[Findings], None]) -> Findings:
+    """Read and check a whole backup; ``on_progress`` is called after each block."""
     found = Findings()
     try:
         found.manifest = folder.manifest()
@@ -64,7 +67,7 @@ def verify(folder: Folder, told: Callable[[Findings], None]) -> Findings:
             found.problems.append(f"{folder.path}: the manifest lacks {name}")
             continue
         try:
-            _check_piece(folder, found.manifest, piece, found, told)
+            _check_piece(folder, found.manifest, piece, found, on_progress)
         except BackupError as error:
             found.problems.append(str(error))
     found.problems += [
@@ -78,18 +81,18 @@ def _check_piece(
     manifest: Manifest,
     piece: Piece,
     found: Findings,
-    told: Callable[[Findings], None],
+    on_progress: Callable[[Findings], None],
 ) -> None:
     with folder.reading(piece.file) as reader:
         if reader.header.cluster_id != manifest.cluster_id:
-            raise BackupError(f"it is of another cluster ({reader.header.cluster_id})")
+            raise BackupError(f"it is from another cluster ({reader.header.cluster_id})")
         if reader.header.partitions != partitions_of(piece.first // len(reader.header.partitions)):
-            raise BackupError("it is another piece under this name")
+            raise BackupError("the file has the content of another piece")
         for block in reader.blocks():
             found.count(block)
-            told(found)
+            on_progress(found)
         if reader.piece != piece:
-            raise BackupError("it is not the one that the manifest speaks of (sha256 differs)")
+            raise BackupError("it differs from its entry in the manifest (sha256)")
 
 
 def _ends(number: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The same work on many pieces side by side, until all is done, one fails, or somebody stops it."""
+"""Threads that work on many pieces, until all are done, one fails, or the user interrupts."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ from dstash.errors import DStashError
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-#: How often (seconds) progress is told.
-_REFRESH: Final = 0.1
+#: Seconds between two reports of progress.
+_REFRESH_S: Final = 0.1
 
 
 class Stopped(DStashError):
-    """Another piece failed, or the user has had enough: this one is given up."""
+    """This piece is abandoned: another piece failed, or the user interrupted."""
 
 
 class Workers:
     """Threads that end together.
 
     Args:
-        count: how many.
-        told: called now and then, from the thread that waits.
+        count: the number of threads.
+        on_progress: called at short intervals, on the thread that waits.
     """
 
-    def __init__(self, count: int, told: Callable[[], None]) -> None:
+    def __init__(self, count: int, on_progress: Callable[[], None]) -> None:
         self._count = count
-        self._told = told
+        self._on_progress = on_progress
         self._stop = threading.Event()
 
     def check(self) -> None:
-        """Raise ``Stopped`` in a thread that should end."""
+        """Raise ``Stopped`` if the threads must end."""
         if self._stop.is_set():
-            raise Stopped("given up")
+            raise Stopped("stopped")
 
     def pause(self, seconds: float) -> None:
-        """Wait, but not for longer than until ``check`` would raise."""
+        """Wait, but end once ``check`` would raise."""
         self._stop.wait(seconds)
 
     def run(self, work: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
-        """Do the work on each item; returns the results, in no particular order.
+        """Do the work on each item; return the results, in no particular order.
 
         Raises:
-            whatever the first failure was; the other threads have ended then.
-            KeyboardInterrupt: the user has had enough.
+            Exception: the first failure; the other threads have ended then.
+            KeyboardInterrupt: the user interrupted.
         """
         done: list[_R] = []
         with _interrupts_kept() as check, ThreadPoolExecutor(self._count, "backup") as pool:
             waiting = {pool.submit(work, item) for item in items}
             try:
                 while waiting:
-                    ended, waiting = wait(waiting, _REFRESH, FIRST_COMPLETED)
-                    done += [one.result() for one in ended]
-                    self._told()
+                    ended, waiting = wait(waiting, _REFRESH_S, FIRST_COMPLETED)
+                    done += [future.result() for future in ended]
+                    self._on_progress()
                     check()
             except BaseException:
                 self._stop.set()
@@ -70,26 +70,26 @@ class Workers:
 
 @contextmanager
 def _interrupts_kept() -> Iterator[Callable[[], None]]:
-    """Keep Ctrl-C until what is yielded is called, and raises it; a second one hits at once.
+    """Defer Ctrl-C until the yielded function is called; a second Ctrl-C has effect at once.
 
-    Python raises ``KeyboardInterrupt`` between any two steps of the main thread, also where it
-    has just taken the lock of a future: nobody lets go of it then, and the thread whose result
-    that is waits for ever, and with it whoever waits for the threads to end.
+    Python raises ``KeyboardInterrupt`` between any two instructions of the main thread, even right
+    after it has acquired the lock of a future. Then the lock is never released: the worker that
+    sets the result blocks forever, and so does the wait for the workers.
     """
-    came = False
+    interrupted = False
 
     def keep(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
+        nonlocal interrupted
+        interrupted = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def check() -> None:
-        if came:
+        if interrupted:
             raise KeyboardInterrupt
 
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield check  # nobody would raise it
+        yield check  # Python would not raise it
         return
     signal.signal(signal.SIGINT, keep)
     try:

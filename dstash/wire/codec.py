@@ -1,7 +1,7 @@
-"""msgpack with bounds: the only place where bytes from the network become objects.
+"""msgpack with limits: the only module that decodes bytes from the network.
 
-msgpack raises half a dozen unrelated exception types for bad input, and happily builds 75 MB of
-empty lists from 1 MiB of input. Here every container is bounded, and every failure is a
+msgpack raises half a dozen unrelated exception types for malformed input, and builds 75 MB of
+empty lists from 1 MiB of input. Here the number of containers is limited, and every failure is a
 ``ProtocolError``.
 """
 
@@ -21,7 +21,7 @@ from dstash.limits import (
     MAX_VALUE_BYTES,
 )
 
-#: All that msgpack is known to raise on malformed input.
+#: The exceptions that msgpack raises for malformed input.
 _MALFORMED: Final = (
     ValueError,  # covers ExtraData, FormatError, StackError, UnicodeDecodeError, limits passed
     TypeError,
@@ -31,22 +31,22 @@ _MALFORMED: Final = (
     msgpack.exceptions.UnpackException,
 )
 
-_HEADER_CONTAINERS: Final = 20_000
+_MAX_HEADER_CONTAINERS: Final = 20_000
 
-#: A header of so many bytes needs no counting: it holds fewer containers than bytes.
-_HARMLESS: Final = 1024
+#: A header of at most that many bytes needs no count: it holds fewer containers than bytes.
+_SMALL_HEADER_BYTES: Final = 1024
 
 
 class _Containers:
-    """Counts lists and maps while msgpack is still decoding, before they cost memory."""
+    """Limits the number of lists and maps while msgpack decodes, before they use memory."""
 
-    def __init__(self, most: int) -> None:
-        self._left = most
+    def __init__(self, limit: int) -> None:
+        self._left = limit
 
     def __call__(self, items: Any) -> Any:
         self._left -= 1
         if self._left < 0:
-            raise ValueError("too many lists or maps within one another")
+            raise ValueError("too many lists or maps")
         return items
 
 
@@ -58,16 +58,16 @@ def unpack_header(frame: bytes) -> list[Any]:
     """
     if len(frame) > MAX_HEADER_BYTES:
         raise ProtocolError(f"header of {len(frame)} bytes; at most {MAX_HEADER_BYTES} are allowed")
-    if len(frame) <= _HARMLESS:
+    if len(frame) <= _SMALL_HEADER_BYTES:
         return _unpack_small(frame)
-    count = _Containers(_HEADER_CONTAINERS + MAX_KEYS_PER_FRAME)
+    count = _Containers(_MAX_HEADER_CONTAINERS + MAX_KEYS_PER_FRAME)
     try:
         fields = msgpack.unpackb(
             frame,
             list_hook=count,
             object_hook=count,
-            max_array_len=_HEADER_CONTAINERS + MAX_KEYS_PER_FRAME,
-            max_map_len=_HEADER_CONTAINERS,
+            max_array_len=_MAX_HEADER_CONTAINERS + MAX_KEYS_PER_FRAME,
+            max_map_len=_MAX_HEADER_CONTAINERS,
             max_ext_len=0,
             strict_map_key=False,
         )
@@ -77,7 +77,7 @@ def unpack_header(frame: bytes) -> list[Any]:
 
 
 def _unpack_small(frame: bytes) -> list[Any]:
-    """Decode a header so short that it cannot become much, whatever is in it."""
+    """Decode a header that is too short to use much memory."""
     try:
         return _checked(msgpack.unpackb(frame, max_ext_len=0, strict_map_key=False))
     except _MALFORMED as error:
@@ -119,16 +119,16 @@ def unpack_blobs(frame: bytes) -> list[bytes]:
 
 
 def unpack_entries(keys: bytes, records: bytes) -> list[tuple[bytes, bytes]]:
-    """Decode two body frames of byte strings, as many in one as in the other, into pairs."""
-    some, others = unpack_blobs(keys), unpack_blobs(records)
-    expect_even(some, others)
-    return list(zip(some, others, strict=True))
+    """Decode two body frames with the same number of byte strings into pairs."""
+    unpacked_keys, unpacked_records = unpack_blobs(keys), unpack_blobs(records)
+    expect_even(unpacked_keys, unpacked_records)
+    return list(zip(unpacked_keys, unpacked_records, strict=True))
 
 
-def expect_even(keys: Sized, others: Sized) -> None:
-    """Raise ``ProtocolError`` unless there is one of the others for each key."""
-    if len(keys) != len(others):
-        raise ProtocolError(f"{len(keys)} keys came with {len(others)} values or records")
+def expect_even(keys: Sized, items: Sized) -> None:
+    """Raise ``ProtocolError`` unless there are as many items as keys."""
+    if len(keys) != len(items):
+        raise ProtocolError(f"message has {len(keys)} keys, but {len(items)} values or records")
 
 
 def unpack_optional_blobs(frame: bytes) -> list[bytes | None]:
@@ -140,7 +140,7 @@ def unpack_optional_blobs(frame: bytes) -> list[bytes | None]:
 
 
 def join_payloads(payloads: Sequence[bytes]) -> bytes:
-    """Build one msgpack array out of encoded values without decoding any of them."""
+    """Join encoded values into one msgpack array, without decoding them."""
     return array_header(len(payloads)) + b"".join(payloads)
 
 
@@ -154,7 +154,7 @@ def array_header(length: int) -> bytes:
 
 
 def array_length(frame: bytes) -> int:
-    """Return how many elements a body frame says it has, 0 if it is no array; none is decoded."""
+    """Return the length in the array header of a body frame; 0 if it is not an array."""
     kind = frame[0] if frame else 0
     if kind & 0xF0 == 0x90:
         return kind & 0x0F
@@ -164,7 +164,7 @@ def array_length(frame: bytes) -> int:
 
 
 def _length_of(kind: int) -> int:
-    """Return how long (bytes) an object is whose first byte says so; 0 if that does not say."""
+    """Return the bytes of an object with that first byte; 0 if its length varies."""
     if kind < 0x80 or kind >= 0xE0 or kind in (0xC0, 0xC2, 0xC3):  # small integers, nil, booleans
         return 1
     if 0xA0 <= kind < 0xC0:
@@ -174,34 +174,34 @@ def _length_of(kind: int) -> int:
     return 1 + numbers[kind] if kind in numbers else 0
 
 
-#: By first byte. Most values are plain, and to skip them one by one takes several times as long.
+#: Length by first byte. Skipping the many plain values with msgpack is several times slower.
 _LENGTHS: Final = tuple(map(_length_of, range(256)))
-#: Bytes and text whose length is the second byte.
+#: First bytes of byte strings and texts with the length in the second byte.
 _SHORT: Final = frozenset((0xC4, 0xD9))
 
 
 def malformed_payloads(payloads: Sequence[bytes]) -> list[int]:
     """Return the positions of payloads that are not exactly one well-formed msgpack object.
 
-    Peers check this before they store: one value that is too short or too long would shift all
-    its neighbours when a reply is joined.
+    Peers check this before they store: a value that is too short or too long would shift all
+    values after it in a joined reply.
     """
     try:
-        others = [
+        unchecked = [
             payload
             for payload in payloads
             if _LENGTHS[payload[0]] != len(payload)
             and (payload[0] not in _SHORT or payload[1] + 2 != len(payload))
         ]
-    except IndexError:  # one is empty, or ends where its length should be
-        others = list(payloads)
-    if all(map(_all_well_formed, _runs(others))):
+    except IndexError:  # a payload is empty, or ends before its length
+        unchecked = list(payloads)
+    if all(map(_all_well_formed, _chunks(unchecked))):
         return []
     return [place for place, payload in enumerate(payloads) if not _all_well_formed([payload])]
 
 
-def _runs(payloads: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """Cut payloads into runs that do not take much memory at once."""
+def _chunks(payloads: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Split payloads into chunks of limited size."""
     begin = weight = 0
     for place, payload in enumerate(payloads):
         if place > begin and weight + len(payload) > MAX_FRAME_BYTES:
@@ -212,7 +212,7 @@ def _runs(payloads: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
 
 
 def _all_well_formed(payloads: Sequence[bytes]) -> bool:
-    # Each as the one element of an array: that is how deep it will stand when it is read.
+    # Each in an array of one element, the nesting depth at which it is decoded later.
     fed = b"".join([b"\x91" + payload for payload in payloads])
     unpacker = msgpack.Unpacker(max_buffer_size=max(1, len(fed)))
     unpacker.feed(fed)

@@ -1,10 +1,10 @@
-"""The connections of a router: how many there are, and how much memory each of them holds.
+"""Limits on the connections of a router: their number, and the memory that each of them uses.
 
-libzmq bounds queues by messages, not by bytes: 512 messages of 16 MiB may wait in each direction
-of each connection, and the frames of a message that never ends are kept without any bound. So
-the kernel is asked what came in and went out on each connection (``TCP_INFO``), and that is
-compared with what the peer took and gave. A connection that holds too much is shut down; libzmq
-then drops all it kept for it, and an honest client comes back.
+libzmq limits queues by messages, not by bytes: 512 messages of 16 MiB may wait in each direction
+of each connection, and the frames of an endless message are kept without limit. Therefore the
+bytes that the kernel counts on each connection (``TCP_INFO``) are compared with the bytes that the
+peer received and sent. A connection that uses too much memory is shut down. libzmq then frees the
+memory, and a well-behaved client reconnects.
 """
 
 from __future__ import annotations
@@ -31,45 +31,45 @@ _log = Logger("dstash.connections")
 
 #: bytes_acked and bytes_received in ``struct tcp_info`` (linux/tcp.h).
 _COUNTERS: Final = struct.Struct("=120xQQ")
-#: What TIOCOUTQ tells: bytes that the kernel keeps until the other side has acknowledged them.
+#: The result of TIOCOUTQ: bytes that the kernel keeps until the other side acknowledges them.
 _WAITING: Final = struct.Struct("=i")
-#: What a frame costs on the wire beside its bytes (ZeroMQ RFC 23), and with CURVE (RFC 26).
-_SHORT, _LONG, _CURVE = 2, 9, 33
-#: What heartbeats bring in a second, at most; nobody takes them out.
-_HEARTBEATS: Final = 128
-#: A connection that holds less is not to blame when memory is short.
-_BLAMELESS: Final = 256 * 1024
-#: A client that reads fewer bytes of its answers in so many seconds has stalled; unless it has
-#: only so few left, which may be an error of counting.
-_LEAST_READ, _STALLED_AFTER, _FEW = 64 * 1024, 2.0, 16 * 1024
-#: A client that has been sent so many bytes reads them: no buffers of a kernel hold as many.
-_SURELY_READ: Final = 16 * 1024 * 1024
-#: The others may leave unread so large a part of what all may: with a large answer more they still
-#: leave room for those that read.
+#: Bytes that a frame adds on the wire (ZeroMQ RFC 23), and that CURVE adds (RFC 26).
+_SHORT_HEAD_BYTES, _LONG_HEAD_BYTES, _CURVE_BYTES = 2, 9, 33
+#: Most bytes of heartbeats per second; libzmq consumes them.
+_HEARTBEAT_BYTES_PER_S: Final = 128
+#: A connection that holds fewer bytes is never cut when memory is short.
+_ALWAYS_ALLOWED_BYTES: Final = 256 * 1024
+#: A client has stalled if it reads fewer than the first number of bytes in ``_STALLED_AFTER_S``,
+#: unless its debt is at most the last number, which may be a counting error.
+_LEAST_READ_BYTES, _STALLED_AFTER_S, _NEGLIGIBLE_BYTES = 64 * 1024, 2.0, 16 * 1024
+#: A client reads its answers if it was sent that much: the buffers of the kernel hold less.
+_SURELY_READ_BYTES: Final = 16 * 1024 * 1024
+#: Clients that may not read get one part in so many of the unread bytes that all clients may have:
+#: even after one more large answer, space is left for the clients that read.
 _UNKNOWN_SHARE: Final = 3
-#: A client whose answer had no room, and that is not known to read, has to wait (seconds).
-_TRY_AGAIN_AFTER: Final = 2.0
-#: And all of them together, so many times as long as it took to find that out.
-_REST: Final = 9
-#: Messages of fewer bytes are little even if they have not left as a whole.
-_LARGE: Final = 16 * 1024
-#: What all clients have left unread is added up so often (seconds) at most.
-_ADD_UP_EVERY: Final = 0.005
-#: Descriptors kept free of clients: for links to other peers, the membership, files.
-_SPARE: Final = 48
-#: libzmq lets go of what a connection held some time after it was cut: by then (seconds).
-_TRIM_AGAIN: Final = (0.5, 2.0, 5.0)
-#: Cut connections are told in the log once in so many seconds: anyone can make them.
-_QUIET: Final = 5.0
-_PAGE: Final = resource.getpagesize()
+#: Seconds that a client waits if its answer had no room and it is not known to read.
+_RETRY_AFTER_S: Final = 2.0
+#: All such clients wait so many times as long as the failed attempt took.
+_PAUSE_FACTOR: Final = 9
+#: The unsent part of a message below this size is negligible.
+_LARGE_MESSAGE_BYTES: Final = 16 * 1024
+#: Least time between two sums over the unread bytes of all clients.
+_SUM_INTERVAL_S: Final = 0.005
+#: Descriptors that are reserved: for links to other peers, the membership, files.
+_RESERVED_DESCRIPTORS: Final = 48
+#: libzmq frees the memory of a cut connection with a delay: return it to the system then.
+_TRIM_DELAYS_S: Final = (0.5, 2.0, 5.0)
+#: Seconds between two log lines about cut connections: anyone can cause them.
+_LOG_INTERVAL_S: Final = 5.0
+_PAGE_BYTES: Final = resource.getpagesize()
 
 
 class Limits(NamedTuple):
-    """How many connections there may be, and how many bytes may wait in them.
+    """Limits on the number of connections and on the bytes that wait in them.
 
-    ``in_one`` and ``out_one`` bound one connection, ``in_all`` and ``out_all`` all together; a
-    single answer may be larger than what is left. ``memory`` is what the process may take before
-    the greediest connection is shut down.
+    ``in_one`` and ``out_one`` limit one connection, ``in_all`` and ``out_all`` the sum over all; a
+    single answer may exceed the remaining space. If the process uses more than ``memory``, the
+    connection that holds the most is shut down.
     """
 
     connections: int
@@ -81,11 +81,11 @@ class Limits(NamedTuple):
 
     @classmethod
     def of(cls, most: int, bytes_in_hand: int) -> Limits:
-        """Return limits for so many connections, as far as there are descriptors for them."""
+        """Return limits for at most that many connections, fewer if descriptors are scarce."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        free = hard - len(os.listdir("/proc/self/fd")) - _SPARE
+        free = hard - len(os.listdir("/proc/self/fd")) - _RESERVED_DESCRIPTORS
         return cls(
             max(8, min(most, free)),
             in_one=bytes_in_hand,
@@ -98,13 +98,13 @@ class Limits(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Connection:
-    """One connection, and the bytes that came in, were taken, were given, and went out.
+    """One connection, with the bytes that were received, taken, given, and sent.
 
-    What the kernel has taken (``left``, whether the other side has it or not) is no memory of this
-    process; but libzmq keeps a message until the kernel has taken all of it.
-    ``taken`` and ``given`` are counted by the router's thread alone: a thread that corrected them
-    meanwhile would lose some. What else went by, such as the handshake and heartbeats, is known by
-    what does not add up, and is counted as corrections.
+    Bytes that the kernel has accepted (``left``) use no memory of this process, whether the other
+    side has them or not. But libzmq keeps a message until the kernel has accepted all of it.
+    Only the router's thread changes ``taken`` and ``given``: concurrent changes would be lost.
+    Other traffic, such as the handshake and heartbeats, shows as a difference of the counters and
+    is counted as a correction.
     """
 
     fd: int
@@ -114,26 +114,26 @@ class Connection:
     left: int = 0
     taken: int = 0
     given: int = 0
-    #: To be added to what was taken, and to what was given.
+    #: Added to ``taken`` and to ``given``.
     correction_in: int = 0
     correction_out: int = 0
-    #: The public key that its client has proved; None without CURVE.
+    #: The public key that the client has proved; None without CURVE.
     user: str | None = None
     is_heard: bool = False
     is_cut: bool = False
-    #: Until when it is not read for, because there was no room for an answer.
+    #: Time until which its reads are deferred, because an answer had no room.
     waits_until: float = 0.0
-    #: When, and at how many bytes, it was last seen to read.
+    #: The time, and the number of bytes, at which it was last seen to read.
     read_at: float = 0.0
     read_to: int = 0
-    #: Where large messages begin and end in what was given: those that may not have left.
+    #: Begin and end of large messages, as offsets in ``given``, that may not be sent completely.
     large: deque[tuple[int, int]] = field(default_factory=deque)
-    #: Whether the kernel takes no more bytes: libzmq frees a message that the kernel has taken as
-    #: a whole only when it may write again.
+    #: Whether the kernel accepts no more bytes. libzmq frees a message that was accepted completely
+    #: only once it can write again.
     is_full: bool = False
 
     def sample(self) -> bool:
-        """Ask the kernel; False when the connection is gone."""
+        """Read the counters of the kernel; False when the connection is closed."""
         try:
             if os.fstat(self.fd).st_ino != self.inode:
                 return False
@@ -151,25 +151,25 @@ class Connection:
         return True
 
     def forgive(self, amount: int) -> None:
-        """Do not count so many bytes that came in, if there are as many."""
+        """Exclude up to that many received bytes from the backlog."""
         self.correction_in += max(0, min(amount, self.backlog))
 
     @property
     def backlog(self) -> int:
-        """Bytes that came in and have not been taken, or belong to an unfinished message."""
+        """Bytes that were received and not taken, or belong to an unfinished message."""
         return self.received - self.taken - self.correction_in
 
     @property
     def debt(self) -> int:
-        """Bytes that were given, and wait in this process because the other side does not read."""
+        """Bytes that wait in this process because the other side does not read them."""
         left = self.left - self.correction_out
         freed = left - self.is_full
         unfinished = next((span for span in tuple(self.large) if span[1] > freed), (left, left))
         return self.given - min(left, unfinished[0])
 
     def give(self, weight: int) -> None:
-        """Count a message that is about to be given; the router's thread alone."""
-        if weight >= _LARGE:
+        """Count a message before it is sent. Only for the router's thread."""
+        if weight >= _LARGE_MESSAGE_BYTES:
             freed = self.left - self.correction_out - self.is_full
             while self.large and self.large[0][1] <= freed:
                 self.large.popleft()
@@ -177,16 +177,16 @@ class Connection:
         self.given += weight
 
     def take_back(self, weight: int) -> None:
-        """Do not count the message that was counted last: it could not be given."""
+        """Undo the last ``give``: the message could not be sent."""
         self.given -= weight
         if self.large and self.large[-1][1] > self.given:
             self.large.pop()
 
     def has_stalled(self, now: float) -> bool:
-        """Whether the other side leaves unread what it was given. Call it at every check."""
-        if self.debt <= _FEW or self.left - self.read_to >= _LEAST_READ:
+        """Whether the other side does not read its answers. Call it at every check."""
+        if self.debt <= _NEGLIGIBLE_BYTES or self.left - self.read_to >= _LEAST_READ_BYTES:
             self.read_at, self.read_to = now, self.left
-        return now - self.read_at >= _STALLED_AFTER
+        return now - self.read_at >= _STALLED_AFTER_S
 
     def cut(self) -> None:
         """Shut the connection down."""
@@ -196,7 +196,7 @@ class Connection:
                 with _borrowed(self.fd) as tcp:
                     tcp.shutdown(socket.SHUT_RDWR)
         except OSError:
-            return  # it went by itself
+            return  # closed already
 
 
 @contextmanager
@@ -210,8 +210,8 @@ def _borrowed(fd: int) -> Iterator[socket.socket]:
 
 
 def _takes_more(fd: int) -> bool:
-    """Return whether the kernel takes more bytes for a connection, or the connection is gone."""
-    poller = select.poll()  # select() takes no descriptor above 1,023
+    """Return whether the kernel accepts more bytes, or the connection is closed."""
+    poller = select.poll()  # select() accepts no descriptor above 1,023
     poller.register(fd, select.POLLOUT)
     return bool(poller.poll(0))
 
@@ -219,12 +219,12 @@ def _takes_more(fd: int) -> bool:
 class Connections:
     """The connections of one router.
 
-    What is under its heading is called by the router's thread, the rest by the one that watches.
+    The methods under "the router's thread" are called there, the others by the checking thread.
     """
 
     def __init__(self, limits: Limits, *, curve: bool) -> None:
         self.limits = limits
-        self._extra = _CURVE if curve else 0
+        self._extra = _CURVE_BYTES if curve else 0
         self._lock = threading.Lock()
         self._by_fd: dict[int, Connection] = {}
         self._by_sender: dict[bytes, Connection] = {}
@@ -232,32 +232,32 @@ class Connections:
         self._used = self._memory.private()
         self._sampled = time.monotonic()
         self.cuts = 0
-        self._next_word = 0.0
-        self._trims: list[float] = []  # when to return freed memory to the system
-        self._unread = 0  # by all, when it was added up last; and what was given since
-        self._add_up_at = 0.0
+        self._next_log_line = 0.0
+        self._trims: list[float] = []  # times at which to return freed memory to the system
+        self._unread = 0  # of all clients at the last sum, plus the bytes given since
+        self._next_sum_at = 0.0
         self._trial_began = self._next_trial = 0.0
 
     def __len__(self) -> int:
         return len(self._by_fd)
 
     def close(self) -> None:
-        """Release what is held."""
+        """Release the descriptor."""
         self._memory.close()
 
     @property
     def are_too_many(self) -> bool:
-        """Whether ``check`` has somebody to send away."""
+        """Whether ``check`` will cut connections."""
         return len(self._by_fd) > self.limits.connections
 
     # -- the router's thread
 
     def knows(self, sender: bytes) -> bool:
-        """Whether a routing id surely belongs to a known connection: libzmq chose it itself."""
+        """Whether a routing id belongs to a known connection; only ids chosen by libzmq do."""
         return sender[:1] == b"\0" and sender in self._by_sender
 
     def introduce(self, sender: bytes, fd: int, user: str | None) -> None:
-        """Take note of which connection, and which key, a routing id belongs to."""
+        """Register the connection and the key of a routing id."""
         connection = self._by_fd.get(fd)
         if connection is None:
             connection = self.opened(fd)
@@ -266,15 +266,15 @@ class Connections:
             self._by_sender[sender] = connection
 
     def took(self, sender: bytes, parts: Sequence[bytes]) -> None:
-        """Count a message that came from a connection."""
+        """Count a message that was received from a connection."""
         connection = self._by_sender.get(sender)
         if connection is not None:
-            connection.taken += sum(map(len, parts)) + len(parts) * (_LONG + self._extra)
+            connection.taken += sum(map(len, parts)) + len(parts) * (_LONG_HEAD_BYTES + self._extra)
 
     def gives(self, sender: bytes, parts: Sequence[bytes]) -> int:
-        """Count a message that is about to be given to a connection; returns its size.
+        """Count a message before it is sent, and return its size.
 
-        Before, for some of it may have gone out when the call that gives it returns.
+        Counting after the send would be too late: part of it may have left already.
         """
         connection = self._by_sender.get(sender)
         if connection is None:
@@ -282,36 +282,36 @@ class Connections:
         weight = 0
         for part in parts:
             size = len(part) + self._extra
-            weight += size + (_SHORT if size < 256 else _LONG)
+            weight += size + (_SHORT_HEAD_BYTES if size < 256 else _LONG_HEAD_BYTES)
         connection.give(weight)
         self._unread += weight
         return weight
 
     def gave_nothing(self, sender: bytes, weight: int) -> None:
-        """Take back what was counted for a message that could not be given."""
+        """Undo ``gives`` for a message that could not be sent."""
         connection = self._by_sender.get(sender)
         if connection is not None:
             connection.take_back(weight)
             self._unread -= weight
 
     def is_slow(self, sender: bytes) -> bool:
-        """Whether a client has left so many answers unread that it must read before it asks.
+        """Whether a client must read its answers before it may send requests.
 
-        How many that are depends on what all clients together have left unread.
+        The limit depends on the unread bytes of all clients.
         """
         connection = self._by_sender.get(sender)
-        if connection is None or connection.debt <= _BLAMELESS:
+        if connection is None or connection.debt <= _ALWAYS_ALLOWED_BYTES:
             return False
         allowed = self.limits.out_one // 2
         if self._all_unread(self.limits.out_all // _UNKNOWN_SHARE):
-            allowed = _BLAMELESS
+            allowed = _ALWAYS_ALLOWED_BYTES
         return connection.debt > allowed and connection.sample() and connection.debt > allowed
 
     def defers(self, sender: bytes) -> bool:
-        """Whether a read of a client should wait, for its answer might have no room.
+        """Whether a read of a client should wait because its answer might have no room.
 
-        How large an answer is shows when it has been read. While there is no room for a large one,
-        clients that are not known to read share a small part of the time.
+        The size of an answer is known only after the read. While a large answer has no room,
+        clients that are not known to read get a small share of the time.
         """
         connection, now = self._by_sender.get(sender), time.monotonic()
         if _reads(connection) or not self._all_unread(self.limits.out_all // _UNKNOWN_SHARE):
@@ -322,49 +322,49 @@ class Connections:
         return False
 
     def lacks_room(self, sender: bytes) -> bool:
-        """Whether clients have left so many answers unread that there is no room for a large one.
+        """Whether the unread answers of clients leave no room for a large answer.
 
-        Most of the room is for clients that are known to read.
+        Most of the room is reserved for clients that are known to read.
         """
         connection, now = self._by_sender.get(sender), time.monotonic()
         if _reads(connection):
             return self._all_unread(self.limits.out_all)
         if not self._all_unread(self.limits.out_all // _UNKNOWN_SHARE):
             return False
-        self._next_trial = now + _REST * (now - self._trial_began)
+        self._next_trial = now + _PAUSE_FACTOR * (now - self._trial_began)
         if connection is not None:
-            connection.waits_until = now + _TRY_AGAIN_AFTER
+            connection.waits_until = now + _RETRY_AFTER_S
         return True
 
     def _all_unread(self, bound: int) -> bool:
-        """Whether all clients together have left so many bytes unread."""
+        """Whether all clients together have at least that many unread bytes."""
         now = time.monotonic()
-        if self._unread >= bound and now >= self._add_up_at:
-            self._add_up_at = now + _ADD_UP_EVERY
-            connections = list(self._by_sender.values())  # the other thread may forget some
-            self._add_up([one for one in connections if one.debt and one.sample()])
+        if self._unread >= bound and now >= self._next_sum_at:
+            self._next_sum_at = now + _SUM_INTERVAL_S
+            connections = list(self._by_sender.values())  # the checking thread may remove some
+            self._sum_up([client for client in connections if client.debt and client.sample()])
         return self._unread >= bound
 
-    def _add_up(self, indebted: Collection[Connection]) -> None:
-        # Of one that was cut, too: libzmq keeps the messages until it has closed the connection.
-        self._unread = sum(one.debt for one in indebted)
+    def _sum_up(self, indebted: Collection[Connection]) -> None:
+        # Cut connections count: libzmq keeps their messages until it has closed them.
+        self._unread = sum(connection.debt for connection in indebted)
 
     def send_away(self, sender: bytes, why: str) -> None:
-        """Cut the connection of a client that does what no honest one does."""
+        """Cut the connection of a client that violates the protocol."""
         connection = self._by_sender.get(sender)
         if connection is not None and not connection.is_cut:
             self._cut(connection, why)
 
     def shut_out(self, users: Collection[str]) -> None:
-        """Cut the connections of keys that are welcome no more, and those that may be theirs."""
-        for one in list(self._by_fd.values()) if users else ():
-            if not one.is_cut and (one.user in users or not one.is_heard):
-                self._cut(one, "its key was taken off the list")
+        """Cut the connections of keys that are no longer authorised, and those of unknown keys."""
+        for connection in list(self._by_fd.values()) if users else ():
+            if not connection.is_cut and (connection.user in users or not connection.is_heard):
+                self._cut(connection, "its key was removed from the list")
 
-    # -- the watching thread
+    # -- the checking thread
 
     def opened(self, fd: int) -> Connection | None:
-        """Take note of a new connection; None when it is gone already."""
+        """Register a new connection; None when it is closed already."""
         try:
             connection = Connection(fd, os.fstat(fd).st_ino, time.monotonic())
         except OSError:
@@ -377,109 +377,112 @@ class Connections:
         return connection
 
     def check(self) -> None:
-        """Forget connections that are gone, and cut those that hold too much."""
+        """Remove closed connections, and cut those that exceed a limit."""
         now = time.monotonic()
-        forgiven = int((now - self._sampled) * _HEARTBEATS) + 1
+        forgiven = int((now - self._sampled) * _HEARTBEAT_BYTES_PER_S) + 1
         self._sampled = now
-        gone = {one for one in list(self._by_fd.values()) if not one.sample()}
-        if gone:
-            self._forget(gone)
-        if any(one.is_cut for one in gone):
-            self._trims = [now, *(now + later for later in _TRIM_AGAIN)]
+        closed = {
+            connection for connection in list(self._by_fd.values()) if not connection.sample()
+        }
+        if closed:
+            self._remove(closed)
+        if any(connection.is_cut for connection in closed):
+            self._trims = [now, *(now + delay for delay in _TRIM_DELAYS_S)]
         if self._trims and now >= self._trims[0]:
             del self._trims[0]
             give_back_memory()
-        open_ones = [one for one in list(self._by_fd.values()) if not one.is_cut]
-        for one in open_ones:
-            one.forgive(forgiven)
-        self._add_up(list(self._by_fd.values()))
-        self._cut_crowd(open_ones)
-        self._cut_greedy(open_ones)
-        self._cut_stalled(open_ones, now)
-        self._cut_when_memory_is_short(open_ones)
+        live = [connection for connection in list(self._by_fd.values()) if not connection.is_cut]
+        for connection in live:
+            connection.forgive(forgiven)
+        self._sum_up(list(self._by_fd.values()))
+        self._cut_surplus(live)
+        self._cut_oversized(live)
+        self._cut_stalled(live, now)
+        self._cut_when_memory_is_short(live)
 
-    def _forget(self, gone: set[Connection]) -> None:
+    def _remove(self, closed: set[Connection]) -> None:
         with self._lock:
-            for one in gone:
-                if self._by_fd.get(one.fd) is one:
-                    del self._by_fd[one.fd]
-        for sender, one in list(self._by_sender.items()):
-            if one in gone:
+            for connection in closed:
+                if self._by_fd.get(connection.fd) is connection:
+                    del self._by_fd[connection.fd]
+        for sender, connection in list(self._by_sender.items()):
+            if connection in closed:
                 del self._by_sender[sender]
 
     def _cut(self, connection: Connection, why: str) -> None:
         self.cuts += 1
         connection.cut()
         now = time.monotonic()
-        if now >= self._next_word:
-            self._next_word = now + _QUIET
+        if now >= self._next_log_line:
+            self._next_log_line = now + _LOG_INTERVAL_S
             backlog, debt = connection.backlog, connection.debt
             _log.warning("connection cut", why=why, backlog=backlog, debt=debt, cuts=self.cuts)
 
-    def _cut_crowd(self, open_ones: list[Connection]) -> None:
-        surplus = len(open_ones) - self.limits.connections
+    def _cut_surplus(self, live: list[Connection]) -> None:
+        surplus = len(live) - self.limits.connections
         if surplus <= 0:
             return
-        # First those that have said nothing, then the newest: who works goes on working.
-        order = sorted(open_ones, key=lambda one: (one.is_heard, -one.since))
-        for one in order[:surplus]:
-            self._cut(one, "too many connections")
+        # First the silent ones, then the newest: established clients keep their connections.
+        order = sorted(live, key=lambda connection: (connection.is_heard, -connection.since))
+        for connection in order[:surplus]:
+            self._cut(connection, "too many connections")
 
-    def _cut_greedy(self, open_ones: list[Connection]) -> None:
+    def _cut_oversized(self, live: list[Connection]) -> None:
         limits = self.limits
-        for one in open_ones:
-            if one.backlog > limits.in_one:
-                self._cut(one, "it sends more than can be taken, or a message without end")
-            elif one.debt > limits.out_one:
-                self._cut(one, "it does not read its answers")
-        if sum(one.backlog for one in open_ones) > limits.in_all:
-            self._cut(max(open_ones, key=lambda one: one.backlog), "all send more than is taken")
+        for connection in live:
+            if connection.backlog > limits.in_one:
+                self._cut(connection, "it sends faster than the peer reads, or an endless message")
+            elif connection.debt > limits.out_one:
+                self._cut(connection, "it does not read its answers")
+        if sum(connection.backlog for connection in live) > limits.in_all:
+            largest = max(live, key=lambda connection: connection.backlog)
+            self._cut(largest, "all clients together send faster than the peer reads")
 
-    def _cut_stalled(self, open_ones: list[Connection], now: float) -> None:
-        """Cut clients that do not read, the most indebted first, where others go short for them."""
-        stalled = [one for one in open_ones if one.has_stalled(now) and not one.is_cut]
-        unread = sum(one.debt for one in open_ones if not one.is_cut)
-        for one in sorted(stalled, key=lambda one: -one.debt):
+    def _cut_stalled(self, live: list[Connection], now: float) -> None:
+        """Cut clients that do not read while other clients lack memory, largest debt first."""
+        stalled = [client for client in live if client.has_stalled(now) and not client.is_cut]
+        unread = sum(client.debt for client in live if not client.is_cut)
+        for client in sorted(stalled, key=lambda client: -client.debt):
             if unread <= self.limits.out_all // _UNKNOWN_SHARE:
                 return
-            if one.debt <= _BLAMELESS and unread <= self.limits.out_all:
+            if client.debt <= _ALWAYS_ALLOWED_BYTES and unread <= self.limits.out_all:
                 return
-            unread -= one.debt
-            self._cut(one, "it does not read its answers, and others wait for the memory")
+            unread -= client.debt
+            self._cut(client, "it does not read its answers, and other clients need the memory")
 
-    def _cut_when_memory_is_short(self, open_ones: list[Connection]) -> None:
+    def _cut_when_memory_is_short(self, live: list[Connection]) -> None:
         before, self._used = self._used, self._memory.private()
         grown = self._used - before
-        # Tiny frames take memory quickly: what the next check would find counts as found.
-        if grown <= 0 or self._used + grown <= self.limits.memory or not open_ones:
+        # Tiny frames use memory quickly: the growth until the next check counts already.
+        if grown <= 0 or self._used + grown <= self.limits.memory or not live:
             return
-        greediest = max(open_ones, key=lambda one: max(one.backlog, one.debt))
-        if max(greediest.backlog, greediest.debt) > _BLAMELESS:
-            self._cut(greediest, "memory is short, and it holds the most")
+        largest = max(live, key=lambda connection: max(connection.backlog, connection.debt))
+        if max(largest.backlog, largest.debt) > _ALWAYS_ALLOWED_BYTES:
+            self._cut(largest, "memory is short, and it holds the most")
 
 
 def _reads(connection: Connection | None) -> bool:
     """Whether a client is known to read its answers."""
-    return connection is not None and connection.left >= _SURELY_READ
+    return connection is not None and connection.left >= _SURELY_READ_BYTES
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system: by itself glibc keeps what lies between other blocks."""
+    """Return freed memory to the system: glibc keeps free blocks between used ones."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # another C library
+    if trim is not None:  # only glibc has it
         trim(0)
 
 
 class Memory:
-    """Tells what this process has for itself, even when it cannot open files any more."""
+    """The private memory of this process, readable even without free descriptors."""
 
     def __init__(self) -> None:
         self._file = open("/proc/self/statm", "rb", buffering=0)  # noqa: SIM115  # kept open
 
     def private(self) -> int:
-        """Return the bytes of memory that are of no mapped file."""
+        """Return the bytes of resident memory that map no file."""
         _, resident, shared, *_ = map(int, os.pread(self._file.fileno(), 200, 0).split())
-        return (resident - shared) * _PAGE
+        return (resident - shared) * _PAGE_BYTES
 
     def close(self) -> None:
         """Release the descriptor."""

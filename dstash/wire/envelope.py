@@ -1,4 +1,4 @@
-"""A message as frames: what stands around it, and how it is read back.
+"""The frames of a message: encoding and decoding with its envelope.
 
 A message is ZeroMQ frames ``[header][body...]``. The header is a msgpack array::
 
@@ -6,7 +6,7 @@ A message is ZeroMQ frames ``[header][body...]``. The header is a msgpack array:
 
 ``moment`` is the deadline in a request (milliseconds since 1970 on the receiving peer's clock,
 0 for none) and the peer's clock in a reply. The remaining fields are those of the message class, in
-order (``shapes.py``); behind them a request may say which trace it is part of (``context.py``).
+order (``shapes.py``). After them a request may have the trace it is part of (``traceparent.py``).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from dstash.wire.protocol import LOWEST_PROTOCOL, is_spoken, mismatch
 from dstash.wire.shapes import SHAPES, Message, is_word, read_fields
 from dstash.wire.traceparent import context_of, trace_of
 
-#: Where the kinds are: to import them is what makes them known.
-CATALOGUES: Final = (messages, replication)
+#: The modules that define messages; importing them registers the kinds.
+MESSAGE_MODULES: Final = (messages, replication)
 
 
 class Envelope(NamedTuple):
-    """A message with what surrounds it; ``trace`` is empty unless a request is part of one."""
+    """A message with its header fields; ``trace`` is empty unless a request is part of a trace."""
 
     correlation: int
     epoch: int
@@ -37,8 +37,8 @@ class Envelope(NamedTuple):
     trace: str = ""
 
 
-#: How sides meet that may have no version in common: read whatever version they came under.
-_MEETING: Final = frozenset({Hello.KIND, Welcome.KIND, Error.KIND})
+#: Kinds that are read under any protocol version: they negotiate the version.
+_NEGOTIATION: Final = frozenset({Hello.KIND, Welcome.KIND, Error.KIND})
 
 
 def encode(envelope: Envelope) -> list[bytes]:
@@ -58,8 +58,8 @@ def decode(parts: list[bytes]) -> Envelope:
     """Rebuild a message from its frames.
 
     Raises:
-        VersionMismatch: a protocol version this code does not speak.
-        ProtocolError: anything else that is wrong with the frames.
+        VersionMismatch: the protocol version is not supported.
+        ProtocolError: the frames are malformed in another way.
     """
     header = _read_header(parts)
     protocol, kind, correlation, epoch, moment, *given = header
@@ -87,6 +87,6 @@ def _read_header(parts: list[bytes]) -> list[Any]:
     header = codec.unpack_header(parts[0])
     if len(header) < 5 or not all(map(is_word, header[:5])):
         raise ProtocolError("header does not begin with five unsigned integers")
-    if not is_spoken(header[0]) and header[1] not in _MEETING:
+    if not is_spoken(header[0]) and header[1] not in _NEGOTIATION:
         raise mismatch(str(header[0]), correlation=header[2])
     return header

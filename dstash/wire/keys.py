@@ -1,8 +1,8 @@
-"""How a key becomes bytes.
+"""The encoding of keys as bytes.
 
-A str key is its UTF-8 form, as it is: the common case costs nothing. The other types begin with
-a byte that UTF-8 never uses, so no two keys of different types meet, and keys of one type sort
-as one expects::
+A str key is encoded as plain UTF-8: the common case adds no bytes. The other types begin with a
+byte that UTF-8 never uses, so keys of different types never collide, and keys of one type keep
+their order::
 
     str      UTF-8
     int      0xFE, then n + 2**63 as 9 bytes, big-endian   (-2**63 <= n < 2**64)
@@ -19,7 +19,7 @@ from dstash.limits import MAX_KEY_BYTES
 
 Key = str | bytes | int
 
-#: What a batch of puts may be given as. (A ``Mapping`` is not covariant in its keys.)
+#: The argument types of a batch put. (A ``Mapping`` is not covariant in its keys.)
 Entries = (
     Mapping[str, Any]
     | Mapping[bytes, Any]
@@ -71,7 +71,7 @@ def decode_key(encoded: bytes) -> Key:
     """Return the key that ``encode_key`` was given.
 
     Raises:
-        ProtocolError: no key is encoded so; a client of another language may have stored it.
+        ProtocolError: the bytes encode no key; a client in another language may have stored them.
     """
     if encoded[:1] == _BYTES_MARK:
         return encoded[1:]
@@ -86,9 +86,9 @@ def decode_key(encoded: bytes) -> Key:
 
 
 class ForeignKey(bytes):
-    """A key as it is stored that no str, bytes or int is encoded as.
+    """The stored bytes of a key that encode no str, bytes or int.
 
-    It equals no other kind of key, a bytes key of the same bytes included.
+    It differs from every other type of key, even from a bytes key with the same bytes.
     """
 
     def __eq__(self, other: object) -> bool:
@@ -98,7 +98,7 @@ class ForeignKey(bytes):
 
 
 def decode_any_key(encoded: bytes) -> Key:
-    """Like ``decode_key``, with a ``ForeignKey`` for what that refuses."""
+    """Like ``decode_key``, but return a ``ForeignKey`` instead of raising an error."""
     try:
         return decode_key(encoded)
     except ProtocolError:
@@ -106,14 +106,14 @@ def decode_any_key(encoded: bytes) -> Key:
 
 
 def expect_own(keys: Iterable[Key]) -> None:
-    """Raise the error of ``decode_key`` if there is a ``ForeignKey`` among keys."""
+    """Raise the error of ``decode_key`` if one of the keys is a ``ForeignKey``."""
     for key in keys:
         if isinstance(key, ForeignKey):
             decode_key(bytes(key))
 
 
 def encode_prefix(prefix: str | bytes) -> bytes:
-    """Encode the beginning of keys: all keys of that type that start so. ``""`` is every key."""
+    """Encode a prefix of keys of its type. ``""`` matches every key."""
     if isinstance(prefix, str | bytes):
         return _encode(prefix)
     raise UnsupportedType(f"prefix must be str or bytes, not {type(prefix).__name__}")

@@ -10,33 +10,33 @@ from dstash.errors import UsageError
 from dstash.wire.names import RESOLVER, Answer, Place, Resolver, named_place
 from dstash.wire.sockets import Context, Link, LinkState, Waker
 
-#: How long (seconds) to wait, at least and at most, before all addresses of a name are tried again.
-_SHORTEST_PAUSE: Final = 0.05
-_LONGEST_PAUSE: Final = 1.0
+#: Shortest and longest pause before all addresses of a name are tried again.
+_MIN_PAUSE_S: Final = 0.05
+_MAX_PAUSE_S: Final = 1.0
 
 
 class Event(NamedTuple):
-    """What happened on a connection: a message came in, or (``parts`` is None) it broke."""
+    """An event on a connection: a message was received, or it broke (``parts`` is None)."""
 
     peer: str
     parts: list[bytes] | None
 
 
 class Watcher(Protocol):
-    """Who waits for input: a ``Poller``, or an event loop."""
+    """Waits for input: a ``Poller`` or an event loop."""
 
     def watch(self, *sockets: Any) -> None:
-        """Wait for input on sockets too. Each has a ``fileno``."""
+        """Add sockets to wait for. Each has a ``fileno``."""
 
     def forget(self, *sockets: Any) -> None:
-        """Stop waiting for sockets; they are closed next."""
+        """Stop waiting for sockets, which are closed next."""
 
 
 class _Search:
-    """How a peer is sought whose address has a name for a host.
+    """The connection attempts to a peer whose address has a host name.
 
-    All addresses of the name are tried one after the other. While the first round lasts, messages
-    wait for it; later they are refused until a connection stands, as for a peer with a number.
+    A round tries all addresses of the name one after the other. During the first round messages
+    wait; later they are refused until a connection is up, as for a numeric address.
     """
 
     def __init__(self, address: str, place: Place) -> None:
@@ -45,32 +45,32 @@ class _Search:
         self.waiting: list[list[bytes]] = []
         self.is_first_round = True
         self._untried: list[str] = []
-        self._pause = _SHORTEST_PAUSE
+        self._pause = _MIN_PAUSE_S
         self._not_before = 0.0
 
     def begin_round(self, answer: Answer) -> None:
-        """Try every address of an answer once from now on."""
+        """Begin to try every address of an answer once."""
         self._untried = [self.place.at(number) for number in answer.numbers]
 
     def next_place(self) -> str | None:
-        """Return the next place to try; None at the end of a round."""
+        """Return the next endpoint to try; None at the end of a round."""
         return self._untried.pop(0) if self._untried else None
 
     def is_due(self, now: float) -> bool:
-        """Whether another round may begin (seconds)."""
+        """Whether another round may begin; ``now`` in seconds."""
         return now >= self._not_before
 
     def failed(self, now: float) -> None:
-        """End a round: the next one begins after a pause that grows."""
+        """End a round. The pause before the next round grows."""
         self.is_first_round = False
         self.waiting.clear()
         self._not_before = now + self._pause
-        self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
+        self._pause = min(_MAX_PAUSE_S, 2 * self._pause)
 
     def succeeded(self) -> None:
-        """Take note that a connection stood."""
+        """End the first round: a connection is up."""
         self.is_first_round = False
-        self._pause = _SHORTEST_PAUSE
+        self._pause = _MIN_PAUSE_S
 
 
 class Links:
@@ -78,9 +78,9 @@ class Links:
 
     Args:
         context: the ZeroMQ threads to use.
-        watcher: told of every socket to wait for.
-        greeting: returns the frames that begin a connection; called each time one stands.
-        resolver: looks host names up; the one of the process if None.
+        watcher: waits for the sockets.
+        greeting: returns the first frames of a connection; called each time one is up.
+        resolver: resolves host names; None for the resolver of the process.
     """
 
     def __init__(
@@ -96,20 +96,20 @@ class Links:
         self._resolver = resolver or RESOLVER
         self._links: dict[str, Link] = {}
         self._searches: dict[str, _Search] = {}
-        #: Woken when a name has been looked up; made with the first search.
+        #: Woken when a name is resolved; created with the first search.
         self._answered: Waker | None = None
         self._peer_of: dict[Any, str] = {}
         self._opened: list[str] = []
         self._written: set[str] = set()
-        #: Why the connection to a peer broke last, for people.
+        #: Why the connection to a peer broke last, for messages to users.
         self.reasons: dict[str, str] = {}
 
     def send(self, peer: str, address: str | None, parts: list[bytes]) -> bool:
-        """Send without waiting; False when that cannot be done now.
+        """Send without blocking; False when that is not possible now.
 
-        ``address`` is of the form that ``Link`` takes: the key of a peer is a part of it.
-        A peer that has moved to another address is connected anew; what it was asked at the old
-        one is lost, and ``moved`` told so before.
+        ``address`` has the form that ``Link`` takes, with the key of the peer. If the address of a
+        peer has changed, a new connection is opened; requests on the old connection are lost, and
+        ``moved`` has reported that.
         """
         if address is None:
             return False
@@ -126,7 +126,7 @@ class Links:
         return link is not None and link.send(parts)
 
     def moved(self, peer: str, address: str | None) -> bool:
-        """Drop the connection to a peer that is elsewhere now; whether there was one."""
+        """Drop the connection to a peer whose address changed; return whether there was one."""
         known = self._links.get(peer) or self._searches.get(peer)
         if known is None or known.address == address:
             return False
@@ -135,7 +135,7 @@ class Links:
         return True
 
     def events(self, ready: Any) -> Iterator[Event]:
-        """Yield what happened on a socket that the poller found ready."""
+        """Yield the events on a socket that is ready."""
         if self._answered is not None and ready in (self._answered, self._answered.handle):
             self._answered.clear()
             yield from self._take_answers()
@@ -148,28 +148,28 @@ class Links:
             yield from _messages(peer, link)
             return
         for state in link.changes():
-            self._written.add(peer)  # what waited for the connection was sent
+            self._written.add(peer)  # waiting messages were sent
             if state is LinkState.UP and peer in self._searches:
                 self._searches[peer].succeeded()
             if state is LinkState.DOWN or state.is_final:
                 if self._tries_next(peer, link):
                     return
                 self.reasons[peer] = state.value
-                yield from _messages(peer, link)  # what it said before it went
+                yield from _messages(peer, link)  # its last messages
                 yield Event(peer, None)
         if self._links.get(peer) is link and self._is_over(peer, link):
             self._drop(peer)  # the next message tries again
 
     @property
     def may_have_news(self) -> bool:
-        """Whether ``unnoticed`` has anywhere to look."""
+        """Whether ``unnoticed`` has connections to check."""
         return bool(self._written or self._opened)
 
     def unnoticed(self) -> Iterator[Event]:
-        """Yield what happened on connections that were opened, or written to, since the last look.
+        """Yield the events on connections that were opened or written to since the last call.
 
-        A socket's file descriptor tells of news once, never before the first look, and sending
-        may be what hears it: whoever waits for descriptors must look here before.
+        The descriptor of a ZeroMQ socket is edge-triggered, and a send may consume the edge. A
+        caller that waits for descriptors must call this first.
         """
         while self._opened:
             peer = self._opened.pop()
@@ -231,7 +231,7 @@ class Links:
             link = Link(self._context, address, self._greeting, place, waiting)
         except UsageError:
             if peer == address:
-                raise  # the user gave it
+                raise  # the user specified the address
             return None
         try:
             self._links[peer] = link
@@ -250,10 +250,10 @@ class Links:
             self._watcher.watch(self._answered)
         return self._answered
 
-    # -- peers whose host is a name
+    # -- peers with host names
 
     def _tries_next(self, peer: str, link: Link) -> bool:
-        """Go on at the next address of a peer's name, if this one never answered."""
+        """Try the next address of a peer's name if this one never answered."""
         search = self._searches.get(peer)
         if search is None or link.was_up:
             return False
@@ -262,17 +262,17 @@ class Links:
         return self._connect_next(peer, search) is not None or not self._fails(search)
 
     def _fails(self, search: _Search) -> bool:
-        """End a round; whether that is news: of later rounds nobody needs to hear."""
+        """End a round; return whether it was the first, the only one to report."""
         was_first = search.is_first_round
         search.failed(time.monotonic())
         return was_first
 
     def _is_over(self, peer: str, link: Link) -> bool:
-        # Of a name, the other addresses are tried too, or new ones; libzmq would stay at this one.
+        # A name may have other or new addresses; libzmq would retry this one only.
         return link.state.is_final or (peer in self._searches and link.state is LinkState.DOWN)
 
     def _take_answers(self) -> Iterator[Event]:
-        """Connect to peers whose names have been looked up."""
+        """Connect to peers whose names are resolved."""
         for peer, search in list(self._searches.items()):
             answer = self._resolver.known(search.place.host)
             link = self._links.get(peer)
@@ -281,7 +281,7 @@ class Links:
             if link is not None:
                 places = {search.place.at(number) for number in answer.numbers}
                 if link.state is not LinkState.CONNECTING or link.place in places:
-                    continue  # it stands, or is being tried
+                    continue  # it is up, or still connecting
                 search.waiting = link.take_waiting()
                 self._drop(peer)
             search.begin_round(answer)

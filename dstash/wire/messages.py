@@ -1,7 +1,7 @@
 """The messages between clients and peers.
 
-``docs/protocol.md`` describes them, and those between peers (``replication.py``), for other
-languages; ``envelope.py`` makes frames of them.
+``docs/protocol.md`` describes them, and those between peers (``replication.py``), for clients in
+other languages. ``envelope.py`` encodes them as frames.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dstash.wire.shapes import EMPTY, Frame, Message, message, rarely_set
 
 
 class Want(IntFlag):
-    """What a ``Lookup`` asks for. Which keys are missing is always answered.
+    """What a ``Lookup`` requests. The reply always lists the missing keys.
 
-    With ``CONTENT`` the digest covers checksums too. Only peers that speak protocol version 2 know
-    it, so a client sets it only if every peer that it compares does.
+    With ``CONTENT`` the digest covers checksums too. It requires protocol version 2, so a client
+    sets it only if every peer that it compares supports that version.
     """
 
     VALUES = 1
@@ -31,8 +31,9 @@ class Want(IntFlag):
 class Hello(Message):
     """The first message on a connection.
 
-    ``seen`` is what a client saw of the stores of peers: ``[store id, life, begin, stamp]`` of each
-    life of a store, with the newest stamp that a peer acked in it. See ``cluster/lineage.py``.
+    ``seen`` lists the stores that a client has seen: ``[store id, life, begin, stamp]`` for each
+    life of a store, with the newest stamp that its peer acked. See
+    ``cluster/replication/lineage.py``.
     """
 
     KIND = 1
@@ -45,10 +46,10 @@ class Hello(Message):
 
 @message
 class Welcome(Message):
-    """Answers ``Hello``: who the peer is, what it speaks, how the cluster looks.
+    """Answers ``Hello``: the peer, its protocol versions, and the state of the cluster.
 
-    ``store`` is ``[store id, life, begin, stamp]`` of the peer's store; the stamp is 0 while the
-    peer does not know whether its store is as new as it was.
+    ``store`` is ``[store id, life, begin, stamp]`` of the peer's store. The stamp is 0 until the
+    peer has checked that its store was not rolled back.
     """
 
     KIND = 2
@@ -64,7 +65,7 @@ class Welcome(Message):
 
 @message
 class Error(Message):
-    """A request was refused as a whole."""
+    """Refuses a whole request."""
 
     KIND = 3
     code: int
@@ -77,15 +78,15 @@ class Error(Message):
         return cls(error.code, str(error), error.details)
 
     def error(self) -> DStashError:
-        """Return the error that the other side meant."""
-        details = {name: fact for name, fact in self.details.items() if isinstance(name, str)}
+        """Return the error that the message describes."""
+        details = {name: value for name, value in self.details.items() if isinstance(name, str)}
         details.pop("message", None)
         return from_wire(self.code, self.text, details)
 
 
 @message
 class Ping(Message):
-    """Asks for a ``Pong``: the peer's clock and epoch."""
+    """Requests a ``Pong``, with the peer's clock and epoch."""
 
     KIND = 4
 
@@ -99,14 +100,14 @@ class Pong(Message):
 
 @message
 class TopologyRequest(Message):
-    """Asks for the topology and for who is alive."""
+    """Requests the topology and the live peers."""
 
     KIND = 6
 
 
 @message
 class TopologyReply(Message):
-    """The topology as the peer knows it (its JSON form) and the ids of the live peers."""
+    """Answers ``TopologyRequest``: the peer's topology as JSON, and the ids of the live peers."""
 
     KIND = 7
     topology: bytes
@@ -115,7 +116,7 @@ class TopologyReply(Message):
 
 @message
 class Lookup(Message):
-    """Asks for values by key, or for a digest over their versions, or both."""
+    """Requests values by key, or a digest over their versions, or both."""
 
     KIND = 10
     index: str
@@ -127,12 +128,12 @@ class Lookup(Message):
 class Values(Message):
     """Answers ``Lookup``.
 
-    ``answered`` keys were looked up: fewer than were asked when the reply would have become too
-    large. ``values`` is one msgpack array with the values in the order of the keys, nil where
-    there is none; ``missing`` lists those positions (a stored nil is not missing). ``corrupt``
-    lists positions whose record failed its checksum. ``digest`` covers the versions of the keys, or
-    checksums and versions if the request wants ``CONTENT``. A record that is dead at the horizon of
-    its partition counts as absent in it.
+    ``answered`` is the number of keys that were looked up: fewer than requested if the reply would
+    have become too large. ``values`` is one msgpack array with the values in the order of the keys,
+    nil for a missing key; ``missing`` lists their positions (a stored nil is not missing).
+    ``corrupt`` lists the positions of records that failed their checksums. ``digest`` covers the
+    versions of the keys, or checksums and versions if the request has ``CONTENT``. A tombstone or
+    expired record below the horizon of its partition counts as absent in it.
     """
 
     KIND = 11
@@ -147,8 +148,8 @@ class Values(Message):
 class Put(Message):
     """Stores values under one version and one expiry (ms since 1970, 0 = never).
 
-    ``replaces`` holds earlier versions of this very write, 20 bytes each, that were refused as from
-    the future: where one of them is stored, it gives way although it is higher.
+    ``replaces`` lists earlier versions of the same write, 20 bytes each, that were refused because
+    they were ahead of the clock. A stored record with such a version is replaced, although higher.
     """
 
     KIND = 14
@@ -162,11 +163,11 @@ class Put(Message):
 
 @message
 class Stored(Message):
-    """Answers ``Put``, ``Delete`` and ``Apply`` once all is on disk.
+    """Answers ``Put``, ``Delete`` and ``Apply`` once everything is on disk.
 
-    ``rejected`` holds ``[position, code, detail]`` for keys that were not stored: code 0 with the
-    stored version when a higher one is there (superseded), else an error code with its text.
-    ``existed`` has a byte per key (of ``Delete``): 1 where a live record was there before.
+    ``rejected`` has ``[position, code, detail]`` for each key that was not stored: code 0 with the
+    stored version if that is higher (superseded), else an error code with its text. ``existed``
+    has a byte per key of a ``Delete``: 1 if a live record was stored before.
     """
 
     KIND = 15
@@ -187,7 +188,7 @@ class Delete(Message):
 
 @message
 class Fetch(Message):
-    """Asks for whole records: version, flags, expiry, checksum and payload."""
+    """Requests whole records: version, flags, expiry, checksum and payload."""
 
     KIND = 17
     index: str
@@ -196,9 +197,9 @@ class Fetch(Message):
 
 @message
 class Records(Message):
-    """Answers ``Fetch``: an array of records, nil where there is none or it is damaged.
+    """Answers ``Fetch``: an array of records, nil for a missing or corrupt one.
 
-    A record that is dead at the horizon of its partition counts as none.
+    A tombstone or expired record below the horizon of its partition counts as missing.
     """
 
     KIND = 18
@@ -208,7 +209,7 @@ class Records(Message):
 
 @message
 class Apply(Message):
-    """Stores whole records with the versions they carry (read repair, touch)."""
+    """Stores whole records with their versions (read repair, touch)."""
 
     KIND = 19
     index: str
@@ -218,13 +219,13 @@ class Apply(Message):
 
 @message
 class Scan(Message):
-    """Asks for one page of an index, walking ``partitions`` in the order given.
+    """Requests one page of an index, from ``partitions`` in the given order.
 
     ``partitions`` is a sequence of big-endian 16-bit numbers. ``after`` is the last key of the
-    page before, in the first partition of the list; empty to begin with.
+    previous page, in the first partition of the list; empty for the first page.
 
-    With ``digest`` the page also has the digest of each partition that it met something in, and a
-    damaged record does not end it. A peer of an earlier version ignores that.
+    With ``digest`` the page also has the digest of each partition with records in it, and a corrupt
+    record does not end the page. Peers of earlier versions ignore it.
     """
 
     KIND = 20
@@ -241,14 +242,14 @@ class Scan(Message):
 class Page(Message):
     """Answers ``Scan``, ``ScanKeys`` and ``Count``.
 
-    ``done`` partitions of the list were walked to their end; ``after`` is the last key seen in
-    the next one (empty when it was not begun). ``count`` is the number of live keys met.
+    ``done`` is the number of partitions that were read completely. ``after`` is the last key read
+    in the next one, empty if it was not begun. ``count`` is the number of live keys.
 
-    Where a digest was asked for, ``moment`` is the time at which records were live or expired, and
+    If a digest was requested, ``moment`` is the time that decided which records were live; it is
     never 0. ``digests`` has 22 bytes for each partition with a live record in the page, in order:
-    its place in the list (2 bytes), the number of live records (4), and the sum, modulo 2**128, of
-    XXH3-128 over storage key, checksum and version of each (16). ``corrupt`` has the places (2
-    bytes each) of partitions with a damaged record in the page: its key is in ``keys`` of a
+    its position in the list (2 bytes), the number of live records (4), and the sum, modulo 2**128,
+    of XXH3-128 over storage key, checksum and version of each (16). ``corrupt`` has the positions
+    (2 bytes each) of partitions with a corrupt record in the page: its key is in ``keys`` of a
     ``ScanKeys``; it is in no value, count or digest.
     """
 
@@ -265,14 +266,14 @@ class Page(Message):
 
 @message
 class StatusRequest(Message):
-    """Asks a peer how it does."""
+    """Requests the status of a peer."""
 
     KIND = 22
 
 
 @message
 class StatusReply(Message):
-    """Answers ``StatusRequest``: a map of plain details."""
+    """Answers ``StatusRequest``: a map of plain values."""
 
     KIND = 23
     status: dict[str, Any]
@@ -280,7 +281,7 @@ class StatusReply(Message):
 
 @message
 class ScanKeys(Message):
-    """Like ``Scan``, for keys alone."""
+    """Like ``Scan``, but without values."""
 
     KIND = 24
     index: str
@@ -294,11 +295,11 @@ class ScanKeys(Message):
 
 @message
 class Count(Message):
-    """Like ``Scan``, for the number of live keys alone; with ``digest``, also to compare replicas.
+    """Like ``Scan``, but only for the number of live keys; with ``digest``, also for comparison.
 
-    ``until`` is the last key wanted of the last partition of the list; empty for all of it.
-    ``moment`` is the time by which records are live or expired (milliseconds since 1970); 0 for
-    that of the peer's clock. Both hold only together with ``digest``.
+    ``until`` is the last key to count in the last partition of the list; empty for all of it.
+    ``moment`` is the time that decides which records are live (milliseconds since 1970); 0 for the
+    peer's clock. Both apply only together with ``digest``.
     """
 
     KIND = 25
@@ -315,10 +316,10 @@ class Count(Message):
 
 @message
 class AdminRequest(Message):
-    """An operator's order about the topology; see ``cluster/changing.py`` for the actions.
+    """Changes the topology by order of an operator; ``peer/membership_agent.py`` has the actions.
 
-    ``dry`` asks only what would come of it. ``rate`` is in bytes a second. ``stamp`` is set by the
-    peer that takes the order: the cluster's time, for ``lower-floors``.
+    With ``dry`` the peer only computes the result. ``rate`` is in bytes per second. The peer that
+    accepts the request sets ``stamp`` to the cluster clock, for ``lower-floors``.
     """
 
     KIND = 30
@@ -331,7 +332,7 @@ class AdminRequest(Message):
 
 @message
 class AdminReply(Message):
-    """Answers ``AdminRequest``: the topology (JSON) that came, or would come, of it."""
+    """Answers ``AdminRequest``: the resulting topology, as JSON."""
 
     KIND = 31
     topology: bytes
@@ -339,6 +340,6 @@ class AdminReply(Message):
 
 @message
 class Repair(Message):
-    """Has a peer check and compare all that it holds, now; answered by ``StatusReply``."""
+    """Starts a full repair of a peer; answered by ``StatusReply``."""
 
     KIND = 32

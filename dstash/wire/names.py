@@ -1,8 +1,8 @@
-"""Host names as numbers, looked up apart from the threads that move messages.
+"""Resolution of host names, on threads that handle no messages.
 
-libzmq resolves a name in its one I/O thread: while DNS does not answer, no connection of the
-process moves. So libzmq is given numbers only. A name is looked up on a thread of its own; its last
-good answer is kept and used at once, while a new answer is on its way.
+libzmq resolves a name on its only I/O thread: while DNS does not answer, all connections of the
+process stall. Therefore libzmq gets numeric addresses only. Each name is resolved on its own
+thread. The last good answer is kept and used at once while a new lookup runs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Final, NamedTuple
 from dstash import threads
 from dstash.errors import UsageError
 
-#: How long (seconds) an answer is good without another look, be it addresses or a failure.
-_FRESH: Final = 1.0
+#: Seconds for which an answer, addresses or a failure, is used without a new lookup.
+_FRESH_S: Final = 1.0
 
 _TCP: Final = re.compile(r"tcp://(\[[^\]]*\]|[^:/\s]+):(\d+|\*)")
 
@@ -40,7 +40,7 @@ class Place(NamedTuple):
 
 
 def named_place(endpoint: str) -> Place | None:
-    """Return host and port of an endpoint, or None when there is no name in it to look up."""
+    """Return host and port of an endpoint; None if its host is not a name."""
     found = _TCP.fullmatch(endpoint)
     if found is None or _is_number(found[1].strip("[]")) or found[1] == "*":
         return None
@@ -56,20 +56,20 @@ def _is_number(host: str) -> bool:
 
 
 def look_up(host: str) -> list[str]:
-    """Return the addresses of a name in the system's order of preference; it may block.
+    """Return the addresses of a name in the system's order of preference. May block.
 
     Raises:
-        OSError: there is none.
+        OSError: the name does not resolve.
     """
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 def listening_places(endpoint: str) -> list[str]:
-    """Return the numeric endpoints that an endpoint to listen on may mean.
+    """Return the numeric endpoints of an endpoint to listen on.
 
     Raises:
-        UsageError: its name does not resolve.
+        UsageError: its host name does not resolve.
     """
     place = named_place(endpoint)
     if place is None:
@@ -81,26 +81,26 @@ def listening_places(endpoint: str) -> list[str]:
 
 
 def failure_of(host: str, error: Exception) -> str:
-    """Return why a name has no address, for people."""
+    """Return the text of a failed lookup."""
     return f"the name {host!r} does not resolve ({getattr(error, 'strerror', None) or error})"
 
 
 class Answer(NamedTuple):
-    """The addresses of a name, the last good ones if the last look-up failed; and why it failed."""
+    """The last good addresses of a name, and the failure of the last lookup, if it failed."""
 
     numbers: tuple[str, ...]
     failure: str = ""
 
 
 class Resolver:
-    """Looks names up, each on a thread of its own, and remembers the answers.
+    """Resolves names, each on its own thread, and caches the answers.
 
-    Any thread may call it, and a signal handler too: there is no lock. A look-up that hangs keeps
-    its one thread, and no other look-up of that name begins meanwhile.
+    Any thread and any signal handler may call it: there is no lock. A lookup that hangs occupies
+    one thread; no other lookup of that name begins meanwhile.
 
     Args:
         look_up: returns the addresses of a name, or raises OSError.
-        clock: returns seconds, never going back.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -110,50 +110,50 @@ class Resolver:
         self._clock = clock
         self._answers: dict[str, Answer] = {}
         self._answered_at: dict[str, float] = {}
-        #: By name, what to call when the look-up that is in flight has ended.
+        #: By name, the functions to call when the running lookup ends.
         self._in_flight: dict[str, deque[Callable[[], None]]] = {}
 
     def known(self, host: str) -> Answer | None:
-        """Return the last answer for a name; None while there is none."""
+        """Return the last answer for a name; None if there is none yet."""
         return self._answers.get(host)
 
-    def ask(self, host: str, heard: Callable[[], None]) -> Answer | None:
-        """Return what is known of a name, and look it up again unless that is fresh.
+    def ask(self, host: str, on_answer: Callable[[], None]) -> Answer | None:
+        """Return the last answer for a name, and resolve it again unless the answer is fresh.
 
         Args:
             host: the name.
-            heard: called on another thread when there is a new answer; not if the last is fresh.
+            on_answer: called on another thread after a new lookup; not if the answer is fresh.
         """
-        if self._clock() - self._answered_at.get(host, float("-inf")) > _FRESH:
-            self._begin(host, heard)
+        if self._clock() - self._answered_at.get(host, float("-inf")) > _FRESH_S:
+            self._begin(host, on_answer)
         return self._answers.get(host)
 
     def forget_threads(self) -> None:
-        """Take note that the process was forked: look-ups in flight stayed in the parent."""
+        """Discard running lookups after a fork: their threads exist in the parent only."""
         self._in_flight = {}
 
-    def _begin(self, host: str, heard: Callable[[], None]) -> None:
-        mine = deque([heard])
-        waiting = self._in_flight.setdefault(host, mine)  # atomic: one caller begins the look-up
-        if waiting is mine:
-            work = threads.thread(self._work, host, mine, name=f"name {host}", may_end=lambda: True)
+    def _begin(self, host: str, on_answer: Callable[[], None]) -> None:
+        own = deque([on_answer])
+        waiting = self._in_flight.setdefault(host, own)  # atomic: one caller begins the lookup
+        if waiting is own:
+            work = threads.thread(self._work, host, own, name=f"name {host}", may_end=lambda: True)
             work.start()
             return
-        waiting.append(heard)
-        if self._in_flight.get(host) is not waiting:  # it ended just now, perhaps without a look
-            heard()
+        waiting.append(on_answer)
+        if self._in_flight.get(host) is not waiting:  # it ended just now, perhaps unseen
+            on_answer()
 
     def _work(self, host: str, waiting: deque[Callable[[], None]]) -> None:
         before = self._answers.get(host)
         try:
             answer = Answer(tuple(self._look_up(host)))
-        except Exception as error:  # whatever a resolver raises, callers wait for an answer
+        except Exception as error:  # callers wait for an answer, whatever a resolver raises
             answer = Answer(before.numbers if before else (), failure_of(host, error))
         self._answers[host] = answer
         self._answered_at[host] = self._clock()
         self._in_flight.pop(host, None)
-        for heard in tuple(waiting):
-            heard()
+        for on_answer in tuple(waiting):
+            on_answer()
 
 
 #: The resolver of this process.

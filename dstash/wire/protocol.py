@@ -1,4 +1,4 @@
-"""Which versions of the protocol this code speaks, and how two sides find one in common."""
+"""The supported protocol versions, and the negotiation of a common one."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from typing import Any, Final
 
 from dstash.errors import VersionMismatch
 
-#: The lowest and highest protocol version this code speaks. A connection begins under the lowest;
-#: once both sides have said what they speak (``Hello``, ``Welcome``), requests on it go under the
-#: highest that both do, and a reply goes under the version of its request.
+#: The lowest and highest supported protocol version. A connection begins with the lowest. After
+#: ``Hello`` and ``Welcome`` requests use the highest version that both sides support, and a reply
+#: uses the version of its request.
 LOWEST_PROTOCOL: Final = 1
 HIGHEST_PROTOCOL: Final = 2
-#: From this version on a peer knows ``Want.CONTENT``.
+#: The first version with ``Want.CONTENT``.
 CONTENT_DIGESTS: Final = 2
 
 
 def is_spoken(version: int) -> bool:
-    """Whether this side reads messages of a version."""
+    """Whether this side supports a version."""
     return LOWEST_PROTOCOL <= version <= HIGHEST_PROTOCOL
 
 
 def common_protocol(lowest: object, highest: object) -> int | None:
-    """Return the highest version that this side and one that speaks those have in common."""
+    """Return the highest version that both sides support; None if there is none."""
     if not isinstance(lowest, int) or not isinstance(highest, int):
         return None
     shared = min(highest, HIGHEST_PROTOCOL)
@@ -29,7 +29,7 @@ def common_protocol(lowest: object, highest: object) -> int | None:
 
 
 def mismatch(theirs: str, **details: Any) -> VersionMismatch:
-    """Return the error that says which versions are spoken here, and what came instead."""
+    """Return the error that names the supported versions and the received one."""
     spoken = f"{LOWEST_PROTOCOL} to {HIGHEST_PROTOCOL}"
     details |= {"lowest": LOWEST_PROTOCOL, "highest": HIGHEST_PROTOCOL}
     return VersionMismatch(f"protocol version {theirs}; this side speaks {spoken}", **details)

@@ -1,6 +1,6 @@
-"""The messages between peers: comparing replicas, moving records, agreeing on horizons.
+"""The messages between peers: comparison of replicas, transfer of records, agreement on horizons.
 
-Storage keys are partition, index and key as they stand on disk; ``partitions`` is a sequence of
+Storage keys are partition, index and key as on disk; ``partitions`` is a sequence of
 big-endian 16-bit numbers; a digest has 16 bytes.
 """
 
@@ -14,12 +14,12 @@ from dstash.wire.shapes import Frame, Message, message
 
 @message
 class DigestsRequest(Message):
-    """Asks for the digest of each partition; with ``skip_busy``, not of those that are busy.
+    """Requests the digest of each partition; with ``skip_busy``, not of busy partitions.
 
-    With ``skip_all`` only horizons are wanted, and which partitions hold anything (``counts`` are
-    not exact then). A peer that does not know of it works everything out.
+    With ``skip_all`` it requests only horizons, and which partitions have records (``counts`` are
+    inexact then). Peers of earlier versions ignore the flag and compute everything.
 
-    ``kind`` is the wanted ``DigestKind``: ``VERSIONS`` or ``CONTENT``.
+    ``kind`` is the requested ``DigestKind``: ``VERSIONS`` or ``CONTENT``.
     """
 
     KIND = 40
@@ -33,12 +33,11 @@ class DigestsRequest(Message):
 class DigestsReply(Message):
     """Answers ``DigestsRequest``: a digest per partition, in order; all zero for an empty one.
 
-    ``busy`` has a byte per partition: 1 where the digest was left out, because writes came in
-    during the last moments and a difference would mean little; 2 where damaged records are, which
-    the digest leaves out. ``counts`` has 4 bytes per
-    partition: how many records it holds. ``horizons`` has 8 bytes per partition: the stamp up to
-    which the answering peer holds the whole truth. ``kind`` is the ``DigestKind`` of the digests: a
-    peer that does not know the wanted kind answers with ``VERSIONS``.
+    ``busy`` has a byte per partition: 1 if the digest is omitted, because recent writes would make
+    a difference meaningless; 2 if the partition has corrupt records, which the digest does not
+    cover. ``counts`` has 4 bytes per partition: the number of its records. ``horizons`` has 8 bytes
+    per partition: its horizon on the answering peer. ``kind`` is the ``DigestKind`` of the digests:
+    a peer that does not support the requested kind answers with ``VERSIONS``.
     """
 
     KIND = 41
@@ -51,7 +50,7 @@ class DigestsReply(Message):
 
 @message
 class BucketsRequest(Message):
-    """Ask for the digests of a partition's 256 buckets; ``kind`` as in ``DigestsRequest``."""
+    """Requests the digests of a partition's 256 buckets; ``kind`` as in ``DigestsRequest``."""
 
     KIND = 42
     partition: int
@@ -69,10 +68,10 @@ class BucketsReply(Message):
 
 @message
 class VersionsRequest(Message):
-    """Asks for keys and versions of partitions, in ``buckets`` (one byte each; empty: in all).
+    """Requests keys and versions of partitions, in ``buckets`` (one byte each; empty: in all).
 
-    ``partitions`` ascend. ``after`` is the last storage key of the page before; empty to begin.
-    ``checksums`` asks for the checksums of the records too.
+    ``partitions`` ascend. ``after`` is the last storage key of the previous page; empty for the
+    first page. ``checksums`` requests the checksums of the records too.
     """
 
     KIND = 44
@@ -86,11 +85,10 @@ class VersionsRequest(Message):
 class VersionsReply(Message):
     """Answers ``VersionsRequest`` with one page: storage keys, and a version (20 bytes) for each.
 
-    The version of a damaged record is all zero.
+    The version of a corrupt record is all zero.
 
-    ``after`` is to be given for the next page; it is empty when this was the last one.
-    ``checksums`` has 8 bytes for each key, if they were asked for; it is empty if they were not, or
-    if the answering peer does not know of them.
+    ``after`` is the ``after`` of the next request; it is empty for the last page. ``checksums`` has
+    8 bytes for each key; it is empty if they were not requested or the peer does not support them.
     """
 
     KIND = 45
@@ -102,7 +100,7 @@ class VersionsReply(Message):
 
 @message
 class Pull(Message):
-    """Asks for records by storage key; answered by ``Records``."""
+    """Requests records by storage key; answered by ``Records``."""
 
     KIND = 46
     keys: Frame
@@ -112,8 +110,8 @@ class Pull(Message):
 class Push(Message):
     """Merges records under their storage keys; answered by ``Stored``.
 
-    ``compared``: a comparison found these records to be missing. Without it they come from hints,
-    and the receiver expects more of them soon.
+    With ``compared`` a comparison has found these records to be missing. Without it they come from
+    hints, and the receiver expects more of them soon.
     """
 
     KIND = 47
@@ -124,10 +122,9 @@ class Push(Message):
 
 @message
 class CopyRequest(Message):
-    """Asks for a page of partitions: all records, tombstones too. Fields as in ``VersionsRequest``.
+    """Requests a page of all records of partitions, with tombstones; as ``VersionsRequest``.
 
-    ``most_bytes`` is what the page should weigh at most, where a record weighs some more than its
-    bytes; with 0 the peer decides.
+    ``most_bytes`` limits the page, with some overhead per record; with 0 the peer decides.
     """
 
     KIND = 48
@@ -148,7 +145,7 @@ class CopyReply(Message):
 
 @message
 class Hint(Message):
-    """Tells a replica that ``peer`` missed a write of these keys. Has no answer."""
+    """Leaves a hint on a replica: ``peer`` missed a write of these keys. Has no answer."""
 
     KIND = 50
     index: str
@@ -158,11 +155,11 @@ class Hint(Message):
 
 @message
 class FloorRequest(Message):
-    """Asks for a promise: refuse all that is stamped ``stamp`` or before, and say what is there.
+    """Requests a floor: a promise to refuse writes stamped ``stamp`` or earlier.
 
-    Answered by ``DigestsReply``, over the records up to the stamp. The promise holds against
-    clients for ever, against other peers for some seconds. ``kind`` is the wanted ``DigestKind``:
-    ``VERSIONS`` or ``WRITES``.
+    Answered by ``DigestsReply``, over the records up to the stamp. The promise applies to clients
+    forever, to other peers for some seconds. ``kind`` is the requested ``DigestKind``: ``VERSIONS``
+    or ``WRITES``.
     """
 
     KIND = 51
@@ -173,7 +170,7 @@ class FloorRequest(Message):
 
 @message
 class SetHorizon(Message):
-    """Says that all replicas hold the same records up to ``stamp``: the dead may leave the disk."""
+    """Sets a horizon: all replicas are equal up to ``stamp``, and tombstones may be dropped."""
 
     KIND = 52
     partitions: bytes
@@ -182,7 +179,7 @@ class SetHorizon(Message):
 
 @message
 class HorizonReply(Message):
-    """Answers ``SetHorizon``: the partitions whose horizon now stands there."""
+    """Answers ``SetHorizon``: the partitions that have this horizon now."""
 
     KIND = 53
     partitions: bytes
@@ -190,11 +187,11 @@ class HorizonReply(Message):
 
 @message
 class SeenRequest(Message):
-    """Asks what the other remembers of this peer's store, and tells how new that is.
+    """Requests what a peer remembers of the sender's store, and reports its newest stamp.
 
-    ``high_water`` is the newest stamp of the asking peer's store; 0 to tell nothing. ``store_id``
-    names that store; ``life`` and ``began`` its current life. With ``wants_others`` the answer
-    holds what the other remembers of every store.
+    ``high_water`` is the newest stamp of the sender's store; 0 reports nothing. ``store_id`` names
+    that store, ``life`` and ``began`` its current life. With ``wants_others`` the answer includes
+    every store that the peer remembers.
     """
 
     KIND = 54
@@ -208,11 +205,11 @@ class SeenRequest(Message):
 
 @message
 class SeenReply(Message):
-    """Answer to ``SeenRequest``: the newest stamp remembered (0 for none) and the store's own.
+    """Answers ``SeenRequest``: the newest stamp remembered (0 for none), and the peer's own.
 
     ``store_id``, ``life`` and ``began`` name the answering store and its life; the id is empty
-    where an earlier version answers. ``seen_lives`` lists what is remembered of the asking store,
-    ``[life, began, stamp]`` each; ``others`` likewise of all stores, a store id before each.
+    if the peer has an earlier version. ``seen_lives`` lists the remembered lives of the sender's
+    store as ``[life, began, stamp]``; ``others`` those of all stores, each with its store id first.
     """
 
     KIND = 55
@@ -227,10 +224,10 @@ class SeenReply(Message):
 
 @message
 class ReleaseFloor(Message):
-    """Takes back the promises for exactly ``stamp``: replicas did not agree on it.
+    """Withdraws the floors at exactly ``stamp``: the replicas did not agree on it.
 
-    They need not wait then until the promise expires, to be repaired. Answered by
-    ``FloorReleased``; the sender does not wait for that.
+    They can be repaired without waiting for the floors to expire. Answered by ``FloorReleased``,
+    for which the sender does not wait.
     """
 
     KIND = 56
@@ -240,7 +237,7 @@ class ReleaseFloor(Message):
 
 @message
 class FloorReleased(Message):
-    """Answers ``ReleaseFloor``: the partitions that had such a promise."""
+    """Answers ``ReleaseFloor``: the partitions that had such a floor."""
 
     KIND = 57
     partitions: bytes
@@ -248,7 +245,7 @@ class FloorReleased(Message):
 
 @message
 class ClockRequest(Message):
-    """Asks a peer for its clock, and for the newest stamp that it holds or has promised."""
+    """Requests a peer's clock, and the newest stamp in its store or its floors."""
 
     KIND = 58
 
@@ -257,9 +254,9 @@ class ClockRequest(Message):
 class ClockReply(Message):
     """Answers ``ClockRequest``.
 
-    ``clock`` is the peer's own clock (milliseconds since 1970). ``present`` is a stamp: the highest
-    of those that its store holds and of those that it promised to refuse. A stamp that a majority
-    of members have so is accepted although it is ahead of every clock.
+    ``clock`` is the peer's own clock (milliseconds since 1970). ``present`` is the highest stamp in
+    its store or its floors. A stamp that a majority of members report is accepted although it is
+    ahead of every clock.
     """
 
     KIND = 59
@@ -269,7 +266,7 @@ class ClockReply(Message):
 
 @message
 class HistoryRequest(Message):
-    """Asks for the load of the last minutes, as far as it is newer than a moment (milliseconds)."""
+    """Requests the load of the last minutes after a time (milliseconds since 1970)."""
 
     KIND = 60
     after: int = 0
@@ -277,7 +274,7 @@ class HistoryRequest(Message):
 
 @message
 class HistoryReply(Message):
-    """Answers ``HistoryRequest``: a sample a second, oldest first.
+    """Answers ``HistoryRequest``: one sample per second, oldest first.
 
     A sample has 40 bytes, all big-endian: its end (milliseconds since 1970, 8 bytes), then 4 bytes
     each for requests read and written, keys read and written, and the 50th and 99th percentile of

@@ -1,9 +1,10 @@
-"""How a message class travels: which of its fields stand in the header, and which are frames.
+"""The encoding of a message class: which fields are in the header, and which are frames.
 
-A message class is a frozen dataclass with a number, its ``KIND``. Its fields travel in order, in
-the header; those of type ``Frame`` as frames of their own behind it, because they are large and
-opaque: packed once, sent to several replicas. A receiver ignores fields that it does not know and
-fills in defaults for those that it misses, so fields are append-only, like kinds.
+A message class is a frozen dataclass with a number, its ``KIND``. Its fields are in the header, in
+order. Fields of type ``Frame`` follow as separate frames, because they are large and opaque: they
+are packed once and sent to several replicas. A receiver ignores unknown fields and uses the
+defaults of missing ones. Therefore fields and kinds are append-only: the number of a deleted
+message is not reused.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import Any, ClassVar, Final, NamedTuple, NewType, TypeVar
 
 from dstash.errors import ProtocolError
 
-#: A body frame: a packed msgpack array, opaque until somebody needs it.
+#: A body frame: a packed msgpack array, opaque until it is decoded.
 Frame = NewType("Frame", bytes)
 
 EMPTY: Final = Frame(b"\x90")
 
-_MAX_WORD: Final = (1 << 64) - 1
+_MAX_UINT64: Final = (1 << 64) - 1
 
 
 class Message:
@@ -36,21 +37,21 @@ _M = TypeVar("_M", bound=Message)
 
 
 class Shape(NamedTuple):
-    """How one message class travels."""
+    """The encoding of one message class."""
 
     build: type[Message]
     plain: tuple[tuple[str, tuple[type, ...], Any], ...]
     frames: tuple[str, ...]
     plain_of: Callable[[Message], tuple[Any, ...]]
     frames_of: Callable[[Message], tuple[Frame, ...]]
-    #: A value that the last field does not travel with; ``MISSING``: it always travels.
+    #: The value with which the last field is omitted; ``MISSING`` if it never is.
     omitted: Any
-    #: Whether a map at the end of the header is a field: of some replies, never of a request.
+    #: Whether a map at the end of the header is a field; true for some replies, for no request.
     ends_in_map: bool
 
 
 def _getter(names: tuple[str, ...]) -> Callable[[Message], tuple[Any, ...]]:
-    """Return a function that reads those attributes, at the speed of C where there are some."""
+    """Return a function that reads those attributes; several are read by C code."""
     if len(names) > 1:
         return operator.attrgetter(*names)
     return lambda message: tuple([getattr(message, name) for name in names])
@@ -63,16 +64,16 @@ def _accepted(hint: Any) -> tuple[type, ...]:
     return (origin or hint,)
 
 
-def _default(one: Any) -> Any:
-    if one.default is not MISSING:
-        return one.default
-    return one.default_factory() if one.default_factory is not MISSING else MISSING
+def _default(declared: Any) -> Any:
+    if declared.default is not MISSING:
+        return declared.default
+    return declared.default_factory() if declared.default_factory is not MISSING else MISSING
 
 
 def rarely_set(default: Any) -> Any:
-    """Return a last field that travels only with another value than its default.
+    """Return a last field that is omitted if it has its default value.
 
-    So a message without it has the bytes that it had before there was such a field.
+    The bytes of such a message are the same as before the field existed.
     """
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={"omitted": default})
@@ -82,25 +83,25 @@ def rarely_set(default: Any) -> Any:
 def _shape(cls: Any) -> Shape:
     hints = typing.get_type_hints(cls)
     plain = tuple(
-        (one.name, _accepted(hints[one.name]), _default(one))
-        for one in fields(cls)
-        if hints[one.name] is not Frame
+        (declared.name, _accepted(hints[declared.name]), _default(declared))
+        for declared in fields(cls)
+        if hints[declared.name] is not Frame
     )
-    frames = tuple(one.name for one in fields(cls) if hints[one.name] is Frame)
-    plain_of = _getter(tuple(one[0] for one in plain))
+    frames = tuple(declared.name for declared in fields(cls) if hints[declared.name] is Frame)
+    plain_of = _getter(tuple(name for name, _, _ in plain))
     ends_in_map = bool(plain) and dict in plain[-1][1]
-    last = [one for one in fields(cls) if hints[one.name] is not Frame][-1:]
+    last = [declared for declared in fields(cls) if hints[declared.name] is not Frame][-1:]
     omitted = last[0].metadata.get("omitted", MISSING) if last else MISSING
     return Shape(cls, plain, frames, plain_of, _getter(frames), omitted, ends_in_map)
 
 
-#: By kind, how its messages travel.
+#: The encoding of each message class, by kind.
 SHAPES: Final[dict[int, Shape]] = {}
 
 
 @typing.dataclass_transform(frozen_default=True)
 def message(cls: type[_M]) -> type[_M]:
-    """Make a class a frozen dataclass known to ``encode`` and ``decode``; its kind must be free."""
+    """Make a class a frozen dataclass and register it; its kind must be unused."""
     made = dataclass(frozen=True, slots=True)(cls)
     if made.KIND in SHAPES:
         raise AssertionError(f"kind {made.KIND} is taken by {SHAPES[made.KIND].build.__name__}")
@@ -109,7 +110,7 @@ def message(cls: type[_M]) -> type[_M]:
 
 
 def read_fields(shape: Shape, given: list[Any], correlation: int) -> dict[str, Any]:
-    """Return the fields of a message by name; ``ProtocolError`` when one is missing or wrong."""
+    """Return the fields of a message by name; ``ProtocolError`` if a field is missing or wrong."""
     values: dict[str, Any] = {}
     for place, (name, accepted, default) in enumerate(shape.plain):
         value = given[place] if place < len(given) else default
@@ -123,10 +124,10 @@ def read_fields(shape: Shape, given: list[Any], correlation: int) -> dict[str, A
 
 
 def is_word(value: Any) -> bool:
-    """Whether a value is a number that fits into 64 bits without a sign."""
-    return type(value) is int and 0 <= value <= _MAX_WORD
+    """Whether a value is an unsigned 64-bit integer."""
+    return type(value) is int and 0 <= value <= _MAX_UINT64
 
 
 def weight_of(message: Message) -> int:
-    """Return the bytes of the body frames of a message: nearly all that it weighs."""
+    """Return the size of the body frames of a message, nearly its whole size."""
     return sum(map(len, SHAPES[message.KIND].frames_of(message)))

@@ -1,8 +1,8 @@
-"""How a value becomes bytes, and back: msgpack, plus Python's everyday types, plus one's own.
+"""The encoding of values: msgpack, common Python types, and registered types.
 
-Types that msgpack lacks travel as msgpack extensions. Codes 0 to 99 are for registered types,
-100 to 127 for the built-in ones; both are append-only, because they are on disk. There is no
-pickle: decoding never runs anything but the decoder that was registered for the code.
+Types that msgpack lacks are encoded as msgpack extensions. Codes 0 to 99 are for registered types,
+100 to 127 for built-in ones; both are append-only, because they are on disk. Pickle is not used:
+decoding runs only the decoder that is registered for a code.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from dstash.wire import codec
 T = TypeVar("T")
 
 HIGHEST_USER_CODE: Final = 99
-#: How deep msgpack decodes; a value stands one level deep in a reply. No value of fewer bytes
-#: can be nested deeper.
+#: Deepest nesting that msgpack decodes; a value is one level deep in a reply. A value with fewer
+#: bytes than this cannot be nested deeper.
 MAX_NESTING: Final = 1000
-#: How deep sets and tuples may be nested, in one another or with lists between. Each is a message
-#: of its own to msgpack, takes 40 kB of stack and a copy of all that is inside.
+#: Deepest nesting of sets and tuples, also with lists between them. For msgpack each is a separate
+#: message, which needs 40 kB of stack and a copy of its content.
 MAX_EXTENSION_NESTING: Final = 32
 _TOO_DEEP: Final = (
     f"value is nested too deeply; up to {MAX_NESTING} levels of lists and maps are allowed, "
@@ -44,7 +44,7 @@ class _Extension(NamedTuple):
 
 
 class TypeRegistry:
-    """The types a client can store, beyond those of msgpack.
+    """The types that a client can store in addition to those of msgpack.
 
     Thread-safe. Registering the same type under the same code again replaces its functions.
     """
@@ -68,28 +68,30 @@ class TypeRegistry:
 
         Args:
             kind: the class.
-            code: 0 to 99, the same on every client, for ever: it is stored with each value.
-            encode: returns bytes for an instance.
-            decode: returns an equal instance for those bytes.
+            code: 0 to 99. It is stored with each value, so it must never change on any client.
+            encode: returns the bytes of an instance.
+            decode: returns an equal instance from those bytes.
 
         Raises:
-            UsageError: the code or the type is taken, or the code is out of range.
+            UsageError: the code or the type is registered already, or the code is out of range.
         """
         if type(code) is not int or not 0 <= code <= HIGHEST_USER_CODE:
-            raise UsageError(f"code {code!r} for {kind.__name__}: allowed are 0 to 99")
+            raise UsageError(
+                f"code {code!r} for {kind.__name__} is not allowed; allowed are 0 to 99"
+            )
         taken = self._by_code.get(code)
         if taken is not None and taken.kind is not kind:
             raise UsageError(f"code {code} for {kind.__name__} is taken by {taken.kind.__name__}")
         known = self._by_type.get(kind)
         if known is not None and known.code != code:
-            raise UsageError(f"{kind.__name__} is registered already, under code {known.code}")
+            raise UsageError(f"{kind.__name__} is registered already, with code {known.code}")
         self._add(_Extension(kind, code, encode, decode))
 
     def encode(self, value: Any) -> bytes:
         """Return the payload of one value.
 
         Raises:
-            UnsupportedType: a type that is neither msgpack's, built in nor registered.
+            UnsupportedType: the type is unknown to msgpack, not built in and not registered.
             LimitError: larger than 8 MiB, or nested too deeply.
         """
         return self.encode_many([value])[0]
@@ -104,7 +106,7 @@ class TypeRegistry:
         except (TypeError, OverflowError) as error:
             raise UnsupportedType(f"value cannot be stored: {error}") from None
         else:
-            self._local.packer = packer  # one that was interrupted is not used again
+            self._local.packer = packer  # an interrupted packer is not reused
         largest = max(map(len, payloads), default=0)
         if largest > MAX_VALUE_BYTES:
             raise LimitError(f"value has {largest} bytes encoded; allowed are {MAX_VALUE_BYTES}")
@@ -113,7 +115,7 @@ class TypeRegistry:
         return payloads
 
     def decode(self, payload: bytes) -> Any:
-        """Return the value of a payload; ``CorruptRecord`` when it is not one."""
+        """Return the value of a payload; ``CorruptRecord`` if it cannot be decoded."""
         try:
             return self._unpack(payload)
         except DStashError:
@@ -122,7 +124,7 @@ class TypeRegistry:
             raise CorruptRecord(f"stored value cannot be decoded: {error}") from error
 
     def decode_array(self, frame: bytes) -> list[Any]:
-        """Return the values of a frame that a peer joined from payloads."""
+        """Return the values of a frame that a peer has joined from payloads."""
         values: list[Any] = self.decode(frame)
         return values
 
@@ -131,7 +133,7 @@ class TypeRegistry:
         self._by_code[extension.code] = extension
 
     def _take_packer(self) -> Any:
-        """Return a packer that nothing else uses: a signal handler may encode values meanwhile."""
+        """Return an unused packer: a signal handler may encode values meanwhile."""
         packer = self._local.__dict__.pop("packer", None)
         if packer is None:
             packer = msgpack.Packer(default=self._to_extension, strict_types=True, autoreset=True)
@@ -185,7 +187,7 @@ class TypeRegistry:
 
 
 def _check_nesting(payloads: Sequence[bytes]) -> None:
-    """Refuse what msgpack packs, but would not unpack."""
+    """Raise ``LimitError`` for values that msgpack can pack but not unpack."""
     long = [payload for payload in payloads if len(payload) >= MAX_NESTING]
     if long and codec.malformed_payloads(long):
         raise LimitError(_TOO_DEEP)
@@ -214,7 +216,7 @@ def _builtin_extensions(types: TypeRegistry) -> list[_Extension]:
         _Extension(set, 106, pack_items, lambda data: set(types._unpack(data))),
         _Extension(frozenset, 107, pack_items, lambda data: frozenset(types._unpack(data))),
         _Extension(tuple, 108, pack_items, lambda data: tuple(types._unpack(data))),
-        text(int, 109, str, int),  # only those that do not fit into 64 bits come here
+        text(int, 109, str, int),  # only for integers beyond 64 bits
         _Extension(complex, 110, _pack_complex, _unpack_complex),
     ]
 

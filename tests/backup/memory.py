@@ -48,7 +48,7 @@ class Caller(Joined):
         assert reader.piece == piece
         return moving, entries
 
-    def bury(self) -> None:
+    def drop_tombstones(self) -> None:
         """Let time pass until all that is dead has left the disk."""
         for _ in range(100):
             self.now += 31_000  # replicas are compared, and the next time they agree on horizons
@@ -59,7 +59,7 @@ class Caller(Joined):
                 for record in store.records.values()
             ):
                 return
-        raise AssertionError("nothing was buried")
+        raise AssertionError("no tombstone was dropped")
 
 
 class _Client:

@@ -1,4 +1,4 @@
-"""Backups of real clusters: saved under load, interrupted, damaged, and restored elsewhere."""
+"""Backups of real clusters: under load, interrupted, corrupted, restored into another cluster."""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ def expect_equal(source: Cluster, target: Cluster, index: str) -> None:
     assert target.client.ttl(index, KEYS[0]) is None
 
 
-def test_saved_under_load_and_restored_into_another_cluster(
-    source: Cluster, target: Cluster
-) -> None:
+def test_backup_under_load_restores_into_another_cluster(source: Cluster, target: Cluster) -> None:
     fill(source, "full")
     with Load(source.client, threads=2, pause=0.01) as load:
         wait_until(lambda: load.operations > 100, 30, "the load is on")
@@ -77,7 +75,7 @@ def test_saved_under_load_and_restored_into_another_cluster(
     assert during["cluster_id"] == source.client.topology().cluster_id
 
 
-def test_what_is_newer_stays_unless_it_is_asked_for(source: Cluster) -> None:
+def test_restore_keeps_newer_values_unless_as_of_backup(source: Cluster) -> None:
     client = source.client
     client.batch_put("old", {"same": 1, "changed": 1, "deleted": 1})
     client.batch_put("other", {"changed": 1})
@@ -96,7 +94,7 @@ def test_what_is_newer_stays_unless_it_is_asked_for(source: Cluster) -> None:
     assert client.lookup("other", "changed") == 2  # another index
 
 
-def test_what_was_deleted_long_ago_stays_so_in_its_cluster(
+def test_restore_keeps_deletes_below_horizon_in_same_cluster(
     target: Cluster, folder: Path, tmp_path: Path
 ) -> None:
     settings = tmp_path / "peer.toml"
@@ -104,15 +102,15 @@ def test_what_was_deleted_long_ago_stays_so_in_its_cluster(
     with Peers.local(tmp_path, "--config", str(settings)) as peers:
         peers.form("h", "i")
         cluster = Cluster(peers, folder)
-        cluster.client.batch_put("buried", {"deleted": 1, "same": 1})
-        cluster.backup("save", "buried")
-        cluster.client.delete("buried", "deleted")
+        cluster.client.batch_put("deleted", {"deleted": 1, "same": 1})
+        cluster.backup("save", "deleted")
+        cluster.client.delete("deleted", "deleted")
         wait_until(lambda: records(cluster) == 2, 60, "the tombstone has left the disk")
-        fates = cluster.backup("restore", "buried")
+        fates = cluster.backup("restore", "deleted")
         assert fates.items() >= {"deleted_kept": 1, "unchanged": 1, "stored": 0}.items()
-        assert dict(cluster.client.items("buried")) == {"same": 1}
+        assert dict(cluster.client.items("deleted")) == {"same": 1}
     # Another cluster never knew of it, and has horizons of its own.
-    assert target.backup("restore", "buried")["stored"] == 2
+    assert target.backup("restore", "deleted")["stored"] == 2
 
 
 def records(cluster: Cluster) -> int:
@@ -120,14 +118,14 @@ def records(cluster: Cluster) -> int:
     return sum(one["records"] for one in cluster.client.status()["members"])
 
 
-def test_two_saves_do_not_share_a_folder(source: Cluster, folder: Path) -> None:
+def test_save_refuses_folder_of_another_running_save(source: Cluster, folder: Path) -> None:
     with Folder(folder / "shared").taken():
         code, lines = source.refused("save", "shared")
     assert code == 1
-    assert "another save is at work in it" in lines[0]
+    assert "is in use by another save" in lines[0]
 
 
-def test_a_save_goes_on_where_it_was_interrupted(source: Cluster, folder: Path) -> None:
+def test_save_continues_after_interrupt(source: Cluster, folder: Path) -> None:
     fill(source, "interrupted")
     done = folder / "interrupted"
 
@@ -148,7 +146,7 @@ def test_a_save_goes_on_where_it_was_interrupted(source: Cluster, folder: Path) 
     code, lines = source.refused("verify", "interrupted")
     assert (code, lines) == (
         1,
-        ["dstash: interrupted is not finished: save into it again, and it goes on"],
+        ["dstash: interrupted is incomplete; save into it again to continue"],
     )
     process = source.start("save", "interrupted", "--parallel", "1")
     wait_until(lambda: len(pieces()) > kept + 5, 60, "some more pieces are saved")
@@ -163,10 +161,10 @@ def test_a_save_goes_on_where_it_was_interrupted(source: Cluster, folder: Path) 
     assert source.backup("verify", "interrupted")["ok"] is True
     code, lines = source.refused("save", "interrupted")
     assert code == 2
-    assert "holds a finished backup" in lines[0]
+    assert "has a finished backup already" in lines[0]
 
 
-def test_a_peer_that_dies_does_not_stop_a_save(source: Cluster, folder: Path) -> None:
+def test_save_continues_when_a_peer_is_killed(source: Cluster, folder: Path) -> None:
     fill(source, "dying")
     process = source.start("save", "dying", "--parallel", "2")
     wait_until(lambda: (folder / "dying" / "piece-005.dstash").exists(), 60, "it has begun")
@@ -183,7 +181,7 @@ def test_a_peer_that_dies_does_not_stop_a_save(source: Cluster, folder: Path) ->
 
 @pytest.fixture(scope="module")
 def sound(source: Cluster, folder: Path) -> Path:
-    """A backup to be damaged, in copies."""
+    """A backup, copies of which get defects."""
     source.client.batch_put("sound", dict.fromkeys(KEYS, "value"))
     source.backup("save", "sound")
     return folder / "sound"
@@ -204,16 +202,16 @@ def edit(path: Path, before: str, after: str) -> None:
     path.write_text(path.read_text().replace(before, after, 1))
 
 
-DAMAGES: dict[str, Any] = {
-    "flipped bit": (lambda one: flip(one / "piece-007.dstash"), "piece-007.dstash: it is damaged"),
+DEFECTS: dict[str, Any] = {
+    "flipped bit": (lambda one: flip(one / "piece-007.dstash"), "piece-007.dstash: it is corrupt"),
     "missing piece": (
         lambda one: (one / "piece-255.dstash").unlink(),
         "piece-255.dstash is missing",
     ),
-    "swapped pieces": (swap, "piece-007.dstash: it is another piece under this name"),
-    "cut short": (
+    "swapped pieces": (swap, "piece-007.dstash: the file has the content of another piece"),
+    "truncated": (
         lambda one: (one / "piece-007.dstash").write_bytes(b""),
-        "piece-007.dstash: it is cut short",
+        "piece-007.dstash: it is truncated",
     ),
     "manifest": (
         lambda one: edit(one / "manifest.json", '"epoch": ', '"epoch": 1'),
@@ -223,16 +221,16 @@ DAMAGES: dict[str, Any] = {
         lambda one: edit(one / "manifest.json", '"format": 1', '"format": 2'),
         "manifest.json: its format is 2; this version reads 1",
     ),
-    "no manifest": (lambda one: (one / "manifest.json").unlink(), "is not finished"),
-    "nothing": (shutil.rmtree, "is no backup: it has no manifest.json"),
+    "no manifest": (lambda one: (one / "manifest.json").unlink(), "is incomplete"),
+    "nothing": (shutil.rmtree, "is not a backup: it has no manifest.json"),
 }
 
 
-@pytest.mark.parametrize("name", DAMAGES)
-def test_what_is_wrong_is_named_and_nothing_is_written(
+@pytest.mark.parametrize("name", DEFECTS)
+def test_restore_of_defective_backup_names_defect_and_writes_nothing(
     source: Cluster, folder: Path, sound: Path, name: str
 ) -> None:
-    harm, words = DAMAGES[name]
+    harm, words = DEFECTS[name]
     broken = folder / f"broken {name}"
     shutil.copytree(sound, broken)
     harm(broken)
@@ -244,7 +242,7 @@ def test_what_is_wrong_is_named_and_nothing_is_written(
     assert source.client.lookup("sound", KEYS[0]) == "newer"
 
 
-def test_a_piece_of_another_cluster_is_refused(
+def test_save_refuses_piece_of_another_cluster(
     source: Cluster, target: Cluster, folder: Path, sound: Path
 ) -> None:
     mixed = folder / "mixed"
@@ -252,10 +250,10 @@ def test_a_piece_of_another_cluster_is_refused(
     (mixed / "manifest.json").unlink()
     code, lines = target.refused("save", "mixed")
     assert code == 1
-    assert "is of another cluster" in lines[0]
+    assert "is from another cluster" in lines[0]
 
 
-def test_every_problem_has_its_line(source: Cluster, folder: Path, sound: Path) -> None:
+def test_verify_prints_one_line_per_problem(source: Cluster, folder: Path, sound: Path) -> None:
     broken = folder / "twice"
     shutil.copytree(sound, broken)
     flip(broken / "piece-001.dstash")
@@ -265,16 +263,16 @@ def test_every_problem_has_its_line(source: Cluster, folder: Path, sound: Path) 
     assert ["piece-001" in lines[0], "piece-200" in lines[1], len(lines)] == [True, True, 2]
 
 
-def test_an_unknown_index_is_named(source: Cluster, sound: Path) -> None:
+def test_restore_of_unknown_index_names_it(source: Cluster, sound: Path) -> None:
     code, lines = source.refused("restore", "sound", "--index", "sund")
     assert code == 2
     assert lines[0].startswith("dstash: sound has no index 'sund'; there are: ")
 
 
-def test_other_files_are_not_mixed_with_a_backup(source: Cluster, folder: Path) -> None:
+def test_save_refuses_folder_with_other_files(source: Cluster, folder: Path) -> None:
     (folder / "busy").mkdir()
     (folder / "busy" / "letter.txt").touch()
     code, lines = source.refused("save", "busy")
     assert code == 2
-    assert "holds other files (letter.txt)" in lines[0]
+    assert "has other files (letter.txt)" in lines[0]
     assert json.dumps(sorted(one.name for one in (folder / "busy").iterdir())) == '["letter.txt"]'

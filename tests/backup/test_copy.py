@@ -42,7 +42,7 @@ def _is_in(joined: Caller, key: str, found: dict[bytes, bytes]) -> bool:
     return joined.place(key) in found
 
 
-def test_what_all_replicas_have_is_copied_once_with_its_tombstones(joined: Caller) -> None:
+def test_copy_of_equal_replicas_has_each_record_and_tombstone_once(joined: Caller) -> None:
     joined.put(dict.fromkeys(KEYS, 1) | {"elsewhere": 1}, "all")
     joined.delete(A, level="all")
     joined.asked.clear()
@@ -54,7 +54,7 @@ def test_what_all_replicas_have_is_copied_once_with_its_tombstones(joined: Calle
     assert kinds["CopyRequest"] <= 3  # one for each peer that gives something
 
 
-def test_what_one_replica_missed_is_in_the_copy(joined: Caller) -> None:
+def test_copy_includes_write_missed_by_one_replica(joined: Caller) -> None:
     joined.put(dict.fromkeys(KEYS, 1), "all")
     for peer in "abc":
         # Each write is on two of three replicas, whichever two are asked.
@@ -74,7 +74,7 @@ def test_what_one_replica_missed_is_in_the_copy(joined: Caller) -> None:
     ]
 
 
-def test_a_damaged_record_is_taken_from_another_replica(joined: Caller) -> None:
+def test_copy_replaces_corrupt_record_from_another_replica(joined: Caller) -> None:
     joined.put(dict.fromkeys(KEYS, 1), "all")
     for peer in "ab":
         joined.corruption(peer, KEYS["ab".index(peer)])
@@ -82,7 +82,7 @@ def test_a_damaged_record_is_taken_from_another_replica(joined: Caller) -> None:
     assert values(joined, joined.save()) == dict.fromkeys(KEYS, b"\x01")
 
 
-def test_what_is_damaged_on_all_replicas_is_not_left_out_in_silence(joined: Caller) -> None:
+def test_copy_fails_when_record_is_corrupt_on_all_replicas(joined: Caller) -> None:
     joined.put({A: 1}, "all")
     for peer in "abc":
         joined.corruption(peer, A)
@@ -91,7 +91,7 @@ def test_what_is_damaged_on_all_replicas_is_not_left_out_in_silence(joined: Call
         joined.save()
 
 
-def test_a_partition_that_changes_meanwhile_is_copied_again(joined: Caller) -> None:
+def test_copy_repeats_partition_changed_meanwhile(joined: Caller) -> None:
     joined.put(dict.fromkeys(KEYS, 1), "all")
     copies = itertools.count()
 
@@ -112,7 +112,7 @@ def test_a_partition_that_changes_meanwhile_is_copied_again(joined: Caller) -> N
     assert len(entries) == len(KEYS) - 1
 
 
-def test_one_that_never_stands_still_is_taken_as_it_is(joined: Caller) -> None:
+def test_copy_merges_partition_that_keeps_changing(joined: Caller) -> None:
     joined.put(dict.fromkeys(KEYS, 1), "all")
     stored = dict(joined.stores["a"].records)
 
@@ -131,14 +131,14 @@ def test_one_that_never_stands_still_is_taken_as_it_is(joined: Caller) -> None:
     assert len(entries) == len({key for key, _ in entries}) == len(KEYS) - 1
 
 
-def test_what_is_buried_is_not_there_any_more(joined: Caller) -> None:
+def test_copy_omits_dropped_tombstones(joined: Caller) -> None:
     joined.put(dict.fromkeys(KEYS, 1), "all")
     joined.delete(A, level="all")
-    joined.bury()
+    joined.drop_tombstones()
     assert values(joined, joined.save()) == dict.fromkeys([B, *REST], b"\x01")
 
 
-def test_what_is_about_to_be_buried_does_not_count(joined: Caller) -> None:
+def test_copy_ignores_tombstones_below_horizon_in_digest(joined: Caller) -> None:
     joined.put(dict.fromkeys(KEYS, 1), "all")
     joined.delete(A, level="all")
     joined.now += 10
@@ -148,7 +148,7 @@ def test_what_is_about_to_be_buried_does_not_count(joined: Caller) -> None:
     assert (moving, len(entries)) == (0, len(KEYS))
 
 
-def test_a_quorum_is_enough_and_less_is_not(joined: Caller) -> None:
+def test_copy_needs_a_quorum_of_replicas(joined: Caller) -> None:
     joined.put(dict.fromkeys(KEYS, 1), "all")
     joined.down = {"b"}
     with pytest.raises(Unavailable):
@@ -160,7 +160,7 @@ def test_a_quorum_is_enough_and_less_is_not(joined: Caller) -> None:
             joined.save()
 
 
-def test_an_answer_with_another_number_of_flags_is_refused(joined: Caller) -> None:
+def test_copy_refuses_answer_with_wrong_number_of_flags(joined: Caller) -> None:
     def cut(envelope: Envelope) -> Envelope:
         if not isinstance(envelope.message, DigestsReply):
             return envelope

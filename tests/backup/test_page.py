@@ -35,7 +35,7 @@ def run(line: str, folder: Path, peers: str) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_the_commands_of_the_page(source: Cluster, target: Cluster, tmp_path: Path) -> None:
+def test_commands_of_backup_page_run(source: Cluster, target: Cluster, tmp_path: Path) -> None:
     blocks = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     said = ""
     for line in "".join(blocks).splitlines():

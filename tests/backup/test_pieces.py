@@ -48,7 +48,7 @@ def read(data: bytes) -> tuple[Entries, Piece]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])
-def test_what_is_written_is_read_back(count: int) -> None:
+def test_piece_round_trip(count: int) -> None:
     content = entries(count)
     data, piece = written(content)
     assert read(data) == (content, piece)
@@ -56,7 +56,7 @@ def test_what_is_written_is_read_back(count: int) -> None:
     assert (piece.bytes, piece.moving, piece.first, piece.last) == (len(data), 2, 48, 63)
 
 
-def test_blocks_are_bounded() -> None:
+def test_blocks_have_limited_size() -> None:
     content = entries(9, b"\xc6\x00\x03\x00\x00" + bytes(3 << 16))  # 192 KiB each
     data, _ = written(content)
     blocks = list(PieceReader(io.BytesIO(data)).blocks())
@@ -64,7 +64,7 @@ def test_blocks_are_bounded() -> None:
     assert [entry for block in blocks for entry in block] == content
 
 
-def test_what_was_written_since_a_mark_can_be_forgotten() -> None:
+def test_rewind_deletes_records_after_mark() -> None:
     content = entries(6)
     target = io.BytesIO()
     writer = PieceWriter(target, HEADER, "began")
@@ -77,7 +77,7 @@ def test_what_was_written_since_a_mark_can_be_forgotten() -> None:
     assert read(target.getvalue()) == ([*content[:2], content[5]], piece)
 
 
-def test_no_flipped_bit_goes_unnoticed() -> None:
+def test_reader_detects_every_flipped_bit() -> None:
     data, piece = written(entries(4))
     for place in range(len(data)):
         for bit in range(8):
@@ -87,21 +87,21 @@ def test_no_flipped_bit_goes_unnoticed() -> None:
                 _, found = read(bytes(broken))
             except BackupError:
                 continue
-            assert found != piece, f"byte {place}, bit {bit}"  # as the manifest will tell
+            assert found != piece, f"byte {place}, bit {bit}"  # the manifest shows it
 
 
-def test_nothing_that_is_cut_off_or_added_goes_unnoticed() -> None:
+def test_reader_detects_truncation_and_extra_data() -> None:
     data, _ = written(entries(4))
     for length in range(len(data)):
         with pytest.raises(BackupError):
             read(data[:length])
-    with pytest.raises(BackupError, match="goes on behind its end"):
+    with pytest.raises(BackupError, match="has data after its end"):
         read(data + b"\n")
 
 
-def test_records_of_another_piece_are_of_another_key_space() -> None:
+def test_reader_refuses_records_of_another_piece() -> None:
     data, _ = written(entries(4), Header("id", 4))
-    with pytest.raises(BackupError, match="another key space"):
+    with pytest.raises(BackupError, match="another partition"):
         read(data)
 
 
@@ -110,12 +110,12 @@ def test_records_of_another_piece_are_of_another_key_space() -> None:
     [
         (b'"format": 1', b'"format": 2', "its format is 2; this version reads 1"),
         (b'"partitions": 4096', b'"partitions": 1024', "a cluster with 1024 partitions"),
-        (b"piece of a backup", b"something else", "first line is damaged"),
-        (b'"number": 3', b'"number": []', "first line is damaged"),
-        (b"{", b"[", "no piece of a backup"),
+        (b"piece of a backup", b"something else", "first line is malformed"),
+        (b'"number": 3', b'"number": []', "first line is malformed"),
+        (b"{", b"[", "not a piece of a backup"),
     ],
 )
-def test_headers_that_are_not_ours(before: bytes, after: bytes, words: str) -> None:
+def test_reader_refuses_foreign_headers(before: bytes, after: bytes, words: str) -> None:
     data, _ = written(entries(1))
     with pytest.raises(BackupError, match=words):
         read(data.replace(before, after, 1))
@@ -126,13 +126,13 @@ def manifest() -> Manifest:
     return Manifest("dstash", "id", 7, "began", "ended", "0.1.0", (piece,) * PIECES)
 
 
-def test_a_manifest_is_read_back() -> None:
+def test_manifest_round_trip() -> None:
     one = manifest()
     assert Manifest.decode(one.encode()) == one
     assert (one.records, one.tombstones, one.moving) == (4 * PIECES, 2 * PIECES, 2 * PIECES)
 
 
-def test_no_change_of_a_manifest_goes_unnoticed() -> None:
+def test_manifest_detects_every_flipped_bit() -> None:
     data = replace(manifest(), pieces=()).encode()
     for place in range(len(data)):
         for bit in range(8):
@@ -147,14 +147,14 @@ def test_no_change_of_a_manifest_goes_unnoticed() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value", "words"),
-    [("format", 9, "its format is 9"), ("cluster_id", "x", "its checksum does not fit")],
+    [("format", 9, "its format is 9"), ("cluster_id", "x", "its checksum does not match")],
 )
-def test_manifests_that_are_not_ours(field: str, value: object, words: str) -> None:
+def test_manifest_refuses_foreign_content(field: str, value: object, words: str) -> None:
     raw = json.loads(manifest().encode())
     with pytest.raises(BackupError, match=words):
         Manifest.decode(json.dumps(raw | {field: value}).encode())
 
 
-def test_a_manifest_of_another_key_space() -> None:
+def test_manifest_refuses_other_number_of_partitions() -> None:
     with pytest.raises(BackupError, match="a cluster with 1024 partitions; this version has 4096"):
         Manifest.decode(replace(manifest(), partitions=1024).encode())

@@ -66,7 +66,7 @@ def test_the_newer_one_wins(
     assert (choice.record is not None) is is_written
 
 
-def test_into_the_same_cluster_a_record_keeps_its_version() -> None:
+def test_restore_into_same_cluster_keeps_version() -> None:
     assert into_same(SAVED, OLD, NOW, FRESH) == Choice(Fate.STORED, SAVED)
 
 
@@ -131,7 +131,7 @@ class TestReplicas:
         joined, entries = self.saved()
         kept = Counter({Fate.DELETED_KEPT: 1, Fate.NEWER_KEPT: 1, Fate.UNCHANGED: 1})
         assert self.restore(joined, entries, into_same) == kept
-        joined.bury()
+        joined.drop_tombstones()
         assert joined.record("a", "gone") is None
         assert self.restore(joined, entries, into_same) == kept
         assert joined.lookup("gone", "changed", "same") == {"changed": 2, "same": 1}
@@ -148,7 +148,7 @@ class TestReplicas:
         other = Caller()
         other.put({"own": 1}, "all")
         other.delete("own", level="all")
-        other.bury()
+        other.drop_tombstones()
         assert min(other.peers["a"].local_partitions.horizons[i] for i in range(4096)) == 0
         other.now += 10
         horizon = max(other.peers["a"].local_partitions.horizons)
@@ -161,14 +161,14 @@ class TestReplicas:
 
     def test_as_of_the_backup_all_is_as_it_was(self) -> None:
         joined, entries = self.saved()
-        joined.bury()
+        joined.drop_tombstones()
         fates = self.restore(joined, entries, as_of_backup)
         assert fates == Counter({Fate.STORED: 2, Fate.UNCHANGED: 1})
         assert joined.lookup("gone", "changed", "same") == {"gone": 1, "changed": 1, "same": 1}
 
-    def test_a_damaged_record_does_not_stand_in_the_way(self) -> None:
+    def test_restore_continues_past_corrupt_record(self) -> None:
         joined, entries = self.saved()
-        joined.bury()
+        joined.drop_tombstones()
         for peer in "abc":
             joined.corruption(peer, "same")
         fates = self.restore(joined, entries, into_same)

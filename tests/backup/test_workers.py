@@ -1,4 +1,4 @@
-"""Threads that end together, whenever somebody stops them."""
+"""Workers end together, at any interrupt."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A real Chromium without windows, driven over a pipe by the DevTools protocol.
 
 https://chromedevtools.github.io/devtools-protocol: commands and answers are JSON objects that end
-with a zero byte. That needs neither a driver nor a library beside the browser itself.
+with a zero byte. That needs neither a driver nor a library other than the browser itself.
 """
 
 from __future__ import annotations
@@ -144,10 +144,10 @@ class Browser:
 
     def press(self, key: str) -> None:
         """Press a key."""
-        told = {"key": key, "code": key, "windowsVirtualKeyCode": {"Enter": 13, "Tab": 9}[key]}
+        keys = {"key": key, "code": key, "windowsVirtualKeyCode": {"Enter": 13, "Tab": 9}[key]}
         more = {"text": "\r"} if key == "Enter" else {}
-        self.call("Input.dispatchKeyEvent", type="keyDown", **told, **more)
-        self.call("Input.dispatchKeyEvent", type="keyUp", **told)
+        self.call("Input.dispatchKeyEvent", type="keyDown", **keys, **more)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **keys)
 
     def screenshot(self) -> bytes:
         """Return the whole page as PNG."""

@@ -14,7 +14,7 @@ from tests.harness.waiting import PATIENCE, wait_until
 
 
 class Seen(NamedTuple):
-    """A span, whoever made it. Ids are hexadecimal, moments nanoseconds."""
+    """A span of any process. Ids are hexadecimal, times in nanoseconds."""
 
     name: str
     kind: str

@@ -16,7 +16,7 @@ from tests.harness.load import Load
 from tests.harness.peers import Peer, Peers
 from tests.harness.waiting import wait_until
 
-#: How long replicas may take to be equal once faults have healed (seconds): I4.
+#: Seconds until replicas must be equal after the end of faults: I4.
 _HEALING = 60
 _MAX_MEMORY = 512 * 1024 * 1024
 _MAX_DESCRIPTORS = 250
@@ -71,7 +71,7 @@ def i6_processes_survive(some: list[Peer]) -> None:
 
 
 def is_idle(peer: Peer) -> bool:
-    """Whether nothing waits in a peer: no write, no hint, no damaged record."""
+    """Whether nothing waits in a peer: no write, no hint, no corrupt record."""
     status = peer.page("/status")
     maintenance = status.get("maintenance", {"hints": 1})
     return not (status.get("waiting_bytes") or maintenance["hints"] or maintenance["corrupt"])

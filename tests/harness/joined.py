@@ -1,6 +1,6 @@
 """Client core and peer cores joined in memory: no sockets, no clock, no chance.
 
-Messages go back and forth until nobody has anything to say. A test decides who is down, who says
+Messages go back and forth until none is left. A test decides who is down, who says
 nothing, and what time it is.
 """
 

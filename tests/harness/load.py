@@ -36,7 +36,7 @@ class _Worker:
 
 
 class Load:
-    """Threads that put, look up and delete through one client until they are told to stop.
+    """Threads that put, look up and delete through one client until they are stopped.
 
     Args:
         client: shared by the threads.

@@ -22,7 +22,7 @@ DSTASH_PEER = str(Path(sys.executable).parent / "dstash-peer")
 
 
 class Peer:
-    """One peer and its data directory. A restart takes the same port, unless told otherwise."""
+    """One peer and its data directory. A restart uses the same port by default."""
 
     def __init__(self, name: str, folder: Path, options: list[str]) -> None:
         self.name = name
@@ -213,7 +213,7 @@ class Peers:
         return client
 
     def settle(self, client: Client) -> None:
-        """Wait until no change is under way."""
+        """Wait until no topology change is in progress."""
         wait_until(
             lambda: client.topology().change is None, PATIENCE, "the change of placement has ended"
         )

@@ -17,7 +17,7 @@ _CURSOR: Final = Path(tempfile.gettempdir()) / f"dstash-test-ports-{os.getuid()}
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port of ``host`` that is free for TCP and UDP, and given to nobody else."""
+    """Return a port of ``host`` that is free for TCP and UDP, and not handed out again."""
     return free_ports(1, host)[0]
 
 

@@ -29,7 +29,7 @@ def differing(peers: Peers, client: Client) -> list[int]:
     return [number for number, row in rows if len({digests[peer][number] for peer in row}) > 1]
 
 
-def wait_until_vacated(peers: Peers, client: Client) -> None:
+def wait_until_cleaned_up(peers: Peers, client: Client) -> None:
     """Wait until members have dropped what is not their own any more."""
     wait_until(lambda: _foreign(peers, client) == 0, PATIENCE, "what moved away is dropped")
 
@@ -47,6 +47,6 @@ def _foreign(peers: Peers, client: Client) -> int:
 
 
 def _digests(address: str, epoch: int) -> list[bytes]:
-    with Attacker(address) as stranger:  # an open cluster tells everybody
+    with Attacker(address) as stranger:  # an open cluster answers every client
         answer = stranger.ask(DigestsRequest(pack_partitions(range(PARTITIONS))), epoch=epoch)
     return split_digests(answer.digests, PARTITIONS) if isinstance(answer, DigestsReply) else []

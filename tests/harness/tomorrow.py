@@ -2,7 +2,7 @@
 
 It speaks protocol version 3, too, its messages have fields more, and so has the topology. At
 its end it says which versions it was spoken to in. There is no such version yet: today's modules
-are read, edited as somebody will edit them, and run.
+are read, edited as a later version would be, and run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EDITS: Final = {
     "dstash.wire.messages": (
         (
             '    payloads: Frame\n    replaces: bytes = rarely_set(b"")\n',
-            '{}    tenant: str = "somebody"\n',
+            '{}    tenant: str = "default"\n',
         ),
         ('    existed: bytes = b""\n', "{}    took_us: int = 5\n"),
     ),

@@ -1,7 +1,7 @@
 """The network between real processes: a TCP proxy before each peer, which can be cut.
 
 Peers advertise the address of their proxy, so all that comes to a peer goes through it. The proxy
-finds out whose connection it is (``/proc`` tells), and holds the bytes from one process to another
+finds out whose connection it is (from ``/proc``), and holds the bytes from one process to another
 back while that way is cut, as a network does: what was sent is not lost, it does not arrive.
 """
 
@@ -24,8 +24,8 @@ from tests.harness.ports import free_port
 #: Whoever is none of the peers.
 CLIENT = "client"
 
-#: How long whoever wants to reach a peer that is down is left waiting. A socket that is refused
-#: tries less and less often, but one that is let in and thrown out begins anew each time.
+#: How long a connection to a peer that is down is left open. A refused socket retries less and less
+#: often; a socket that is accepted and closed starts with the shortest interval each time.
 _DOWN_SECONDS = 0.5
 
 #: A line of the kernel's: local port and inode of a connection that is open.
@@ -61,13 +61,13 @@ class Wires:
         """Hold back what goes from one to another, for each pair."""
         self._run(self._cut_each(list(ways)))
 
-    def heal(self) -> None:
+    def restore(self) -> None:
         """Let everything through again."""
         self._run(self._heal_all())
 
     def close(self) -> None:
         """Break all connections."""
-        self.heal()
+        self.restore()
         self._run(self._end_all())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)

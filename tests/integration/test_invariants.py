@@ -126,7 +126,7 @@ def test_each_is_cut_off_in_turn_one_way_and_both(wired: WiredPeers) -> None:
             more(load, 50)
             wired.wires.cut(ways(name)[how])
             more(load, 100)
-            wired.wires.heal()
+            wired.wires.restore()
             more(load, 50)
         check_invariants(wired, load)
 
@@ -139,7 +139,7 @@ def test_peers_that_cannot_hear_each_other_serve_clients_that_hear_all(wired: Wi
             more(load, 50)
             wired.wires.cut(between)
             more(load, 150)
-            wired.wires.heal()
+            wired.wires.restore()
             more(load, 50)
         check_invariants(wired, load)
 

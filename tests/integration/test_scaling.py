@@ -21,7 +21,7 @@ from dstash.errors import ChangeConflict
 from tests.harness.consul import ConsulAgent
 from tests.harness.load import Load
 from tests.harness.peers import PATIENCE, Peer, Peers
-from tests.harness.replicas import wait_until_equal, wait_until_vacated
+from tests.harness.replicas import wait_until_cleaned_up, wait_until_equal
 from tests.harness.waiting import stays_true, wait_for_rest, wait_until
 
 SOAK = int(os.environ.get("SOAK", "1"))
@@ -94,7 +94,7 @@ def wait_for_candidate(cluster: Peers, client: Client, name: str) -> None:
 
 def begin(cluster: Peers, client: Client, action: str, *names: str) -> None:
     """Begin a change so slow that it can be met in the middle."""
-    wait_until_vacated(cluster, client)  # else what moved lately need not move back
+    wait_until_cleaned_up(cluster, client)  # else what moved lately need not move back
     client.admin.request(action, names, rate=SLOW)
     gaining = [one.id for one in client.topology().after() if action == "remove" or one.id in names]
     wait_until(

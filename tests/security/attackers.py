@@ -136,7 +136,7 @@ class Recorder:
 
 
 class Crowd:
-    """Connections that say nothing, or only so much, and that are made anew when they are closed.
+    """Connections that say nothing, or only so much, and that are reopened when they are closed.
 
     Args:
         port: of the peer.

@@ -39,21 +39,21 @@ class Closed:
         self.peers.__exit__(*error)
 
     def keys(self, name: str) -> KeyPair:
-        """Return the keys of somebody; made when asked for first."""
+        """Return the keys of a user; created at the first call."""
         cert_file, key_file = self.folder / f"{name}.key", self.folder / f"{name}.key_secret"
         if not cert_file.exists():
             KeyPair.generate().save(cert_file, key_file)
         return KeyPair.load(cert_file, key_file)
 
     def grant(self, name: str, rights: str) -> KeyPair:
-        """Let somebody in, once the peers have read the list again."""
+        """Authorise a user, and wait until the peers have read the list again."""
         keys = self.keys(name)
         self.lines[name] = f"{keys.public} {rights}"
         self._write()
         return keys
 
     def revoke(self, name: str) -> None:
-        """Take somebody off the list."""
+        """Remove a user from the list."""
         del self.lines[name]
         self._write()
 
@@ -86,7 +86,7 @@ class Closed:
         return load_public(self.folder / f"{name}.key")
 
     def client(self, name: str, peer: str = "p1", **settings: Any) -> Client:
-        """Return a client with the keys of somebody, that knows one peer."""
+        """Return a client with the keys of a user that knows one peer."""
         self.keys(name)
         given: dict[str, Any] = {
             "curve": True,
@@ -98,7 +98,7 @@ class Closed:
         return Client(self.peers[peer].address, **given | settings)
 
     def attacker(self, name: str, peer: str = "p1", **options: Any) -> Attacker:
-        """Return a bare connection with the keys of somebody."""
+        """Return a bare connection with the keys of a user."""
         server = self.server_key(peer)
         address = self.peers[peer].address
         return Attacker(address, keys=self.keys(name), server=server, **options)
@@ -114,7 +114,7 @@ class Closed:
             wait_until(lambda: is_let_in(peer.name), PATIENCE, f"{name} is let in by {peer.name}")  # noqa: B023
 
     def await_shut_out(self, name: str, peer: str) -> None:
-        """Wait until a peer does not let somebody in any more."""
+        """Wait until a peer refuses a user."""
 
         def is_shut_out() -> bool:
             with self.attacker(name, peer) as one:
@@ -154,7 +154,7 @@ def memory(peer: Peer) -> float:
 
 
 def forget_peak(peer: Peer) -> None:
-    """Begin anew to note how much memory a peer takes at most (proc_pid_clear_refs(5))."""
+    """Reset the peak memory of a peer (proc_pid_clear_refs(5))."""
     assert peer.process is not None
     Path(f"/proc/{peer.process.pid}/clear_refs").write_text("5")
 

@@ -147,7 +147,7 @@ def test_a_peer_gets_a_new_key_without_downtime(site: Site) -> None:
         app.batch_put("i", {f"k{n}": n for n in range(300)}).raise_for_failures()
         # The old key is of no use to anybody.
         assert_shut_out(site, stolen)
-    # Whoever starts anew needs the new key.
+    # A restarted peer needs the new key.
     text = site.client.read_text().replace(old_key, site.key("peer1-new"))
     site.write(site.client, text)
     with Client.from_config(site.client) as newcomer:

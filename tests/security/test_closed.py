@@ -73,9 +73,9 @@ def test_who_is_listed_reads_and_writes_through_all_peers(closed: Closed) -> Non
 
 
 def test_an_unknown_key_is_told_so_and_gets_nothing(closed: Closed) -> None:
-    with closed.client("nobody") as client, pytest.raises(Unauthorised, match="know the key"):
+    with closed.client("stranger") as client, pytest.raises(Unauthorised, match="know the key"):
         client.lookup("i", "k")
-    with closed.attacker("nobody") as attacker:
+    with closed.attacker("stranger") as attacker:
         assert attacker.ask(Hello(), timeout=1.5) is None
 
 
@@ -89,7 +89,7 @@ def test_a_client_without_curve_gets_nothing(closed: Closed) -> None:
     [GREETING + READY, GREETING_2, GREETING_1, b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 100],
     ids=["NULL", "ZMTP 2.0", "ZMTP 1.0", "HTTP", "noise"],
 )
-def test_nobody_talks_the_peer_out_of_curve(closed: Closed, greeting: bytes) -> None:
+def test_peer_requires_curve_after_any_greeting(closed: Closed, greeting: bytes) -> None:
     hello = encode(Envelope(1, 0, 0, Hello()))
     with raw(closed.peers["p1"].port) as connection:
         connection.settimeout(PATIENCE)
@@ -123,7 +123,7 @@ def test_a_recorded_connection_cannot_be_replayed(closed: Closed) -> None:
 
 def test_a_peer_that_cannot_prove_its_key_is_told_nothing(closed: Closed) -> None:
     with (
-        closed.client("writer", server_key=[closed.keys("nobody").public], timeout=2) as client,
+        closed.client("writer", server_key=[closed.keys("stranger").public], timeout=2) as client,
         pytest.raises(NoPeers),
     ):
         client.lookup("i", "k")
@@ -143,7 +143,7 @@ def test_a_client_gets_its_keys_from_the_program(closed: Closed) -> None:
 
 
 def test_one_of_several_server_keys_is_enough(closed: Closed) -> None:
-    known = [closed.keys("nobody").public, closed.server_key("p1")]
+    known = [closed.keys("stranger").public, closed.server_key("p1")]
     with closed.client("reader", server_key=known) as client:
         assert client.lookup("i", "k") == "v"
 
@@ -246,14 +246,14 @@ def test_a_list_with_a_mistake_changes_nothing(closed: Closed) -> None:
     closed.listed.write_text(good + "not a key\n")
     log = closed.peers["p1"].log
     try:
-        wait_until(lambda: "has a mistake" in log.read_text(), PATIENCE, "the mistake is told")
+        wait_until(lambda: "has a mistake" in log.read_text(), PATIENCE, "the mistake is logged")
         with closed.client("reader") as client:
             assert client.lookup("i", "k") == "v"
     finally:
         closed.listed.write_text(good)
 
 
-def test_a_stolen_routing_id_gets_nobodys_answers(closed: Closed) -> None:
+def test_stolen_routing_id_gets_no_answers_of_its_owner(closed: Closed) -> None:
     with closed.attacker("writer", identity=b"victim") as victim:
         assert isinstance(victim.ask(Hello()), Welcome)
         with closed.attacker("reader", identity=b"victim") as thief:
@@ -261,15 +261,15 @@ def test_a_stolen_routing_id_gets_nobodys_answers(closed: Closed) -> None:
             for _ in range(20):
                 assert isinstance(victim.ask(Lookup("i", 1, KEYS), epoch=closed.epoch()), Values)
             assert thief.next(timeout=0.3) is None
-    # The id is free again; the rights are those of the key, whoever used the id before.
+    # The id is free again; the rights depend on the key, not on the previous user of the id.
     with closed.attacker("reader", identity=b"victim") as heir:
         delete = Delete("i", bytes(20), KEYS)
         answer = heir.ask(delete, epoch=closed.epoch(), timeout=1.0) or heir.ask(delete)
         assert code_of(answer) == Unauthorised.code
 
 
-def test_a_member_that_nobody_vouches_for_is_not_talked_to(tmp_path: Path) -> None:
-    """Who can write to the membership can add a member, but nobody connects to it."""
+def test_client_does_not_connect_to_member_with_unlisted_key(tmp_path: Path) -> None:
+    """An attacker with access to the membership can add a member, but no client connects to it."""
     thief = KeyPair.generate()
     context = Context(keys=thief)
     door = ZapHandler(context, lambda key: False)
@@ -295,7 +295,7 @@ def test_a_member_that_nobody_vouches_for_is_not_talked_to(tmp_path: Path) -> No
 
 
 def add_member(closed: Closed, member: Member) -> None:
-    """Do what somebody can who may write to the membership, and nothing else."""
+    """Act like an attacker who can only write to the membership."""
     membership = LocalMembership(closed.folder / "membership", "dstash")
     try:
         while True:
@@ -309,6 +309,6 @@ def add_member(closed: Closed, member: Member) -> None:
 
 
 def test_secret_keys_stay_out_of_logs_and_pages(closed: Closed) -> None:
-    told = text_of(closed.peers["p1"])
+    text = text_of(closed.peers["p1"])
     for name in ("p1", "p2", "writer"):
-        assert closed.keys(name).secret not in told
+        assert closed.keys(name).secret not in text

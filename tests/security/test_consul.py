@@ -24,7 +24,7 @@ MASTER = "5a1e7c9f-0b2d-4f6a-8c3e-9d7b6a5f4e3d"
 
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[ConsulAgent]:
-    """A Consul that speaks TLS alone, and trusts nobody without a token."""
+    """A Consul that accepts only TLS and only requests with a token."""
     for words in ("ca create", "cert create -server"):
         command = [consul_binary(), "tls", *words.split()]
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
@@ -74,7 +74,7 @@ def test_peers_live_on_a_consul_with_tls_and_acls(agent: ConsulAgent, tmp_path: 
             wait_until(lambda: alive(client) == ["p1"], PATIENCE, "p2 is missed")
         closed.peers["p2"].start()
         closed.peers["p2"].wait_ready()
-        # Nobody without the token reads or writes there; nobody else's word is taken for Consul's.
+        # Without the token no read or write succeeds, and no other server is accepted as Consul.
         assert_closed(agent, where)
         for peer in closed.peers.all.values():
             assert token not in text_of(peer)

@@ -137,9 +137,7 @@ def test_bombs_in_headers_and_bodies(peer: Peer, attacker: Attacker, bomb: bytes
 
 @pytest.mark.parametrize("size", [MAX_FRAME_BYTES + 1, 2**40, 2**63, 2**64 - 1], ids=str)
 @pytest.mark.parametrize("flags", [2, 6], ids=["message", "command"])
-def test_who_announces_a_frame_beyond_the_limit_is_cut_off(
-    peer: Peer, size: int, flags: int
-) -> None:
+def test_client_with_oversized_frame_is_cut(peer: Peer, size: int, flags: int) -> None:
     with raw(peer.port) as connection:
         connection.settimeout(AT_ONCE)
         shake_hands(connection)
@@ -147,7 +145,7 @@ def test_who_announces_a_frame_beyond_the_limit_is_cut_off(
         assert is_closed(connection)
 
 
-def test_who_sends_too_many_frames_is_cut_off(peer: Peer) -> None:
+def test_client_with_too_many_frames_is_cut(peer: Peer) -> None:
     with raw(peer.port) as connection:
         connection.settimeout(AT_ONCE)
         shake_hands(connection)
@@ -156,7 +154,7 @@ def test_who_sends_too_many_frames_is_cut_off(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize("greeting", [GREETING_2, GREETING_1], ids=["2.0", "1.0"])
-def test_who_speaks_an_old_zmtp_is_not_heard(peer: Peer, greeting: bytes) -> None:
+def test_client_with_old_zmtp_is_ignored(peer: Peer, greeting: bytes) -> None:
     [hello] = encode(Envelope(1, 0, 0, Hello()))
     head = bytes((0, len(hello))) if greeting is GREETING_2 else bytes((len(hello) + 1, 0))
     with raw(peer.port) as connection:
@@ -218,7 +216,7 @@ def test_peers_verbs_with_nonsense(peer: Peer, attacker: Attacker) -> None:
             assert code_of(attacker.ask(message, epoch=epoch)) == ProtocolError.code
 
 
-def test_questions_that_take_long_are_weighed(peer: Peer, good: Client) -> None:
+def test_expensive_requests_are_weighed(peer: Peer, good: Client) -> None:
     """They wait for one another, and there is more of them than there is memory."""
     question = Pull(Frame(codec.pack_blobs([bytes(200)] * MAX_KEYS_PER_FRAME)))  # 13 MB
     frames = encode(Envelope(8, epoch_of(peer), 0, question))
@@ -236,9 +234,9 @@ def test_questions_that_take_long_are_weighed(peer: Peer, good: Client) -> None:
     assert Busy.code in map(code_of, answers)
 
 
-def test_names_that_are_made_up_are_not_remembered(peer: Peer, attacker: Attacker) -> None:
+def test_invented_names_are_not_stored(peer: Peer, attacker: Attacker) -> None:
     epoch = epoch_of(peer)
-    for name in ("nobody", "p1" * 1000, ""):
+    for name in ("unknown", "p1" * 1000, ""):
         answer = attacker.ask(SeenRequest(name, 2**63), epoch=epoch)
         assert code_of(answer) == Unauthorised.code
 
@@ -260,7 +258,7 @@ def test_a_replayed_write_changes_nothing_newer(
     assert good.lookup("i", "again") == "new"
 
 
-def test_idle_and_half_open_connections_keep_nobody_out(peer: Peer, peers: Peers) -> None:
+def test_idle_and_half_open_connections_do_not_block_clients(peer: Peer, peers: Peers) -> None:
     """There are ten times as many as the peer has descriptors."""
     with peers.client(timeout=3.0) as good, raw(peer.port) as deaf:
         shake_hands(deaf)  # and never a word again, as if its machine were gone
@@ -282,7 +280,7 @@ def assert_newcomer_is_served(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1000, 2**20])
-def test_a_message_without_end_is_cut_off(peer: Peer, size: int) -> None:
+def test_endless_message_is_cut(peer: Peer, size: int) -> None:
     with raw(peer.port) as connection:
         connection.settimeout(2)
         shake_hands(connection)
@@ -290,7 +288,7 @@ def test_a_message_without_end_is_cut_off(peer: Peer, size: int) -> None:
         assert endless(connection, bytes(size), 2 * allowed) < allowed
 
 
-def test_who_never_reads_answers_gets_no_more(peer: Peer, good: Client) -> None:
+def test_client_that_never_reads_gets_no_more_answers(peer: Peer, good: Client) -> None:
     good.batch_put("i", {f"big{n}": b"v" * 100_000 for n in range(100)}).raise_for_failures()
     question = Lookup("i", 1, keys(*(f"big{n}" for n in range(100))))  # 10 MB each time
     frames = encode(Envelope(4, epoch_of(peer), 0, question))
@@ -302,18 +300,18 @@ def test_who_never_reads_answers_gets_no_more(peer: Peer, good: Client) -> None:
         assert good.lookup("i", "k") == "v"
 
 
-def test_it_stays_within_its_memory_afterwards(peer: Peer) -> None:
+def test_peer_stays_within_its_memory_limit(peer: Peer) -> None:
     stays_true(lambda: memory(peer) < IDLE + 2 * IN_HAND, 0.5, "memory is bounded")
 
 
-def test_the_log_tells_what_was_cut(peer: Peer) -> None:
+def test_log_names_cut_connections(peer: Peer) -> None:
     """Not of each one: of some, every now and then."""
 
-    def tells() -> bool:
+    def is_logged() -> bool:
         with raw(peer.port) as connection:
             connection.settimeout(2)
             shake_hands(connection)
             endless(connection, bytes(1000), 8 * IN_HAND * 2**20)
         return "connection cut" in Path(peer.log).read_text()
 
-    wait_until(tells, PATIENCE, "the log tells what was cut")
+    wait_until(is_logged, PATIENCE, "the log names the cut connections")

@@ -40,7 +40,7 @@ def test_no_verb_writes(port: int, method: str) -> None:
     assert status(port, "GET") == 200
 
 
-def test_a_crowd_that_says_nothing_keeps_no_probe_out(port: int) -> None:
+def test_silent_connections_do_not_block_probes(port: int) -> None:
     with ExitStack() as kept:
         for _ in range(3 * _MOST):
             one = socket.create_connection(("127.0.0.1", port), timeout=20)
@@ -50,7 +50,7 @@ def test_a_crowd_that_says_nothing_keeps_no_probe_out(port: int) -> None:
         assert one.recv(12) == b"HTTP/1.1 200"  # the newest are still there
 
 
-def test_nobody_else_reaches_a_peer_by_default(tmp_path: Path) -> None:
+def test_http_listens_on_loopback_by_default(tmp_path: Path) -> None:
     with Peers.local(tmp_path, "--replicas", "1") as peers:
         peers.form("p1")
         for port in (peers["p1"].port, peers["p1"].http_port):

@@ -12,7 +12,7 @@ def taken(inbox: Inbox[int], now: float) -> list[int]:
     return found
 
 
-def test_who_came_first_is_served_first() -> None:
+def test_inbox_serves_in_order_of_arrival() -> None:
     inbox = Inbox[int](1000)
     for number in range(5):
         inbox.put(b"a", number, 1, 0.01 * number)
@@ -20,7 +20,7 @@ def test_who_came_first_is_served_first() -> None:
     assert inbox.take(0.05) is None
 
 
-def test_senders_take_turns() -> None:
+def test_inbox_alternates_between_senders() -> None:
     inbox = Inbox[int](1000)
     for number in range(100):
         inbox.put(b"greedy", number, 1, 0.0)
@@ -28,7 +28,7 @@ def test_senders_take_turns() -> None:
     assert [inbox.take(0.01) for _ in range(4)] == [0, 1000, 1, 2]
 
 
-def test_a_sender_that_is_behind_gets_its_newest_served() -> None:
+def test_inbox_serves_newest_of_overloaded_sender() -> None:
     inbox = Inbox[int](1000)
     for number in range(5):
         inbox.put(b"a", number, 1, 0.1 * number)
@@ -36,7 +36,7 @@ def test_a_sender_that_is_behind_gets_its_newest_served() -> None:
     assert inbox.surplus() == []  # it may only have been interrupted
 
 
-def test_the_oldest_of_who_sends_too_much_are_sent_away() -> None:
+def test_inbox_rejects_oldest_of_largest_sender() -> None:
     inbox = Inbox[int](1000)
     served, gone = [], []
     for step in range(100):
@@ -51,7 +51,7 @@ def test_the_oldest_of_who_sends_too_much_are_sent_away() -> None:
     assert served[-1] == 992  # fresh
 
 
-def test_many_that_send_little_are_too_much_together() -> None:
+def test_inbox_limits_sum_over_many_senders() -> None:
     inbox = Inbox[int](100_000)
     waits, gone = [], []
     for step in range(400):
@@ -66,7 +66,7 @@ def test_many_that_send_little_are_too_much_together() -> None:
     assert max(waits[200:]) <= 26  # hundredths of a second
 
 
-def test_who_has_caught_up_is_not_overloaded() -> None:
+def test_sender_is_not_overloaded_after_catching_up() -> None:
     inbox = Inbox[int](1000)
     for step in range(10):
         for number in range(3):
@@ -79,7 +79,7 @@ def test_who_has_caught_up_is_not_overloaded() -> None:
     assert inbox.surplus() == []
 
 
-def test_what_waits_is_bounded() -> None:
+def test_inbox_size_is_limited() -> None:
     inbox = Inbox[int](100)
     inbox.put(b"a", 1, 5000, 0.0)  # a single message may be larger
     full = inbox.has_room
@@ -87,7 +87,7 @@ def test_what_waits_is_bounded() -> None:
     assert (full, inbox.has_room, len(inbox)) == (False, True, 0)
 
 
-def test_patience_grows_with_the_crowd_and_shrinks_with_work() -> None:
+def test_waiting_time_grows_with_senders_and_shrinks_with_work() -> None:
     patience = Patience()
     first = patience.sent_away()
     for _ in range(1000):

@@ -28,7 +28,7 @@ def pair() -> KeyPair:
 
 
 class TestFiles:
-    def test_a_pair_comes_back_as_it_was_saved(self, tmp_path: Path, pair: KeyPair) -> None:
+    def test_key_pair_round_trip(self, tmp_path: Path, pair: KeyPair) -> None:
         cert, key = tmp_path / "a.key", tmp_path / "a.key_secret"
         before = os.umask(0)
         try:
@@ -39,7 +39,7 @@ class TestFiles:
         assert load_public(key) == load_public(cert) == pair.public
         assert (key.stat().st_mode & 0o777, cert.stat().st_mode & 0o777) == (0o600, 0o644)
 
-    def test_nothing_is_overwritten(self, tmp_path: Path, pair: KeyPair) -> None:
+    def test_save_overwrites_no_file(self, tmp_path: Path, pair: KeyPair) -> None:
         cert, key = tmp_path / "a.key", tmp_path / "a.key_secret"
         pair.save(cert, key)
         with pytest.raises(ConfigError, match="exists already"):
@@ -47,7 +47,7 @@ class TestFiles:
         assert KeyPair.load(cert, key) == pair
 
     @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o666])
-    def test_a_secret_that_others_may_read_is_refused(
+    def test_load_refuses_secret_readable_by_other_users(
         self, tmp_path: Path, pair: KeyPair, mode: int
     ) -> None:
         cert, key = tmp_path / "a.key", tmp_path / "a.key_secret"
@@ -56,20 +56,20 @@ class TestFiles:
         with pytest.raises(ConfigError, match="chmod 600"):
             KeyPair.load(cert, key)
 
-    def test_halves_of_different_pairs_are_refused(self, tmp_path: Path) -> None:
+    def test_load_refuses_keys_of_different_pairs(self, tmp_path: Path) -> None:
         for name in "ab":
             KeyPair.generate().save(tmp_path / f"{name}.key", tmp_path / f"{name}.key_secret")
         with pytest.raises(ConfigError, match="is not the secret key of"):
             KeyPair.load(tmp_path / "a.key", tmp_path / "b.key_secret")
 
     @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"public-key = 5", b'public-key = "x"'])
-    def test_what_is_no_key_file_is_refused(self, tmp_path: Path, content: bytes) -> None:
+    def test_load_refuses_malformed_files(self, tmp_path: Path, content: bytes) -> None:
         file = tmp_path / "a.key"
         file.write_bytes(content)
         with pytest.raises(ConfigError, match=r"a\.key"):
             load_public(file)
 
-    def test_the_secret_does_not_show(self, pair: KeyPair) -> None:
+    def test_repr_omits_secret(self, pair: KeyPair) -> None:
         assert pair.secret not in f"{pair} {pair!r}"
 
     def test_zmq_reads_the_files_too(self, tmp_path: Path, pair: KeyPair) -> None:
@@ -80,12 +80,12 @@ class TestFiles:
         assert (public, secret) == (pair.public.encode(), pair.secret.encode())
 
     @pytest.mark.parametrize("text", ["", "x" * 39, "#" * 40, "ü" * 40, " " * 40, "x" * 41])
-    def test_what_is_no_key(self, text: str) -> None:
+    def test_is_key_refuses_malformed_keys(self, text: str) -> None:
         assert not is_key(text)
 
 
 class TestCommand:
-    def test_new_makes_files_and_prints_the_public_key(self, tmp_path: Path) -> None:
+    def test_cert_new_writes_files_and_prints_public_key(self, tmp_path: Path) -> None:
         here = InProcess(tmp_path)
         printed = here.out("cert", "new", "peer1").strip()
         assert is_key(printed)
@@ -93,7 +93,7 @@ class TestCommand:
         pair = KeyPair.load(tmp_path / "peer1.key", tmp_path / "peer1.key_secret")
         assert pair.public == printed == here.out("cert", "show", "peer1.key").strip()
 
-    def test_new_overwrites_nothing(self, tmp_path: Path) -> None:
+    def test_cert_new_overwrites_no_file(self, tmp_path: Path) -> None:
         here = InProcess(tmp_path)
         here.out("cert", "new", "peer1")
         code, words = here.refusal("cert", "new", "peer1")
@@ -151,20 +151,20 @@ class TestList:
             ("{other} read", "line 2: the key stands in the list twice"),
         ],
     )
-    def test_a_mistake_is_told_with_its_line(self, tmp_path: Path, line: str, words: str) -> None:
+    def test_error_in_key_list_names_its_line(self, tmp_path: Path, line: str, words: str) -> None:
         key, other = KeyPair.generate().public, KeyPair.generate().public
         path = self.write(tmp_path, f"{other} read", line.format(key=key, other=other))
         with pytest.raises(ConfigError) as caught:
             read_authority(path)
         assert words in str(caught.value)
 
-    def test_a_list_that_others_may_write_is_refused(self, tmp_path: Path) -> None:
+    def test_key_list_writable_by_other_users_is_refused(self, tmp_path: Path) -> None:
         path = self.write(tmp_path)
         path.chmod(0o664)
         with pytest.raises(ConfigError, match="others may write"):
             read_authority(path)
 
-    def test_a_directory_is_all_its_files_but_hidden_ones(self, tmp_path: Path) -> None:
+    def test_key_directory_reads_all_files_but_hidden_ones(self, tmp_path: Path) -> None:
         first, second = KeyPair.generate().public, KeyPair.generate().public
         (tmp_path / "a").write_text(f"{first} read")
         (tmp_path / "b").write_text(f"{second} write")
@@ -212,7 +212,7 @@ class TestDoor:
             link.close()
             context.close()
 
-    def test_only_who_is_admitted_comes_in_and_the_key_is_known(
+    def test_router_admits_only_listed_key_and_reports_it(
         self, context: Context, pair: KeyPair
     ) -> None:
         friend = KeyPair.generate()
@@ -226,7 +226,7 @@ class TestDoor:
         finally:
             router.close_after(0)
 
-    def test_nobody_comes_in_without_a_doorkeeper(self, context: Context, pair: KeyPair) -> None:
+    def test_router_without_zap_handler_refuses_all(self, context: Context, pair: KeyPair) -> None:
         router = Router(context, "tcp://127.0.0.1:*")
         client = Context(keys=KeyPair.generate())
         link = Link(client, f"{router.address} {pair.public}", lambda: [b"hello"])
@@ -242,7 +242,7 @@ class TestDoor:
             client.close()
             router.close_after(0)
 
-    def test_a_doorkeeper_that_fails_admits_nobody(self, context: Context, pair: KeyPair) -> None:
+    def test_failing_zap_handler_refuses_all(self, context: Context, pair: KeyPair) -> None:
         def confused(key: str) -> bool:
             raise RuntimeError("who are you?")
 
@@ -256,7 +256,7 @@ class TestDoor:
         finally:
             router.close_after(0)
 
-    def test_the_plain_address_knows_nobody_by_key(self, context: Context) -> None:
+    def test_plain_address_reports_no_key(self, context: Context) -> None:
         ZapHandler(context, lambda key: True)
         router = Router(context, "tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
         try:
@@ -266,7 +266,7 @@ class TestDoor:
             router.close_after(0)
 
 
-def test_a_peer_with_a_readable_secret_does_not_start(tmp_path: Path, pair: KeyPair) -> None:
+def test_peer_with_readable_secret_does_not_start(tmp_path: Path, pair: KeyPair) -> None:
     from tests.harness.peers import DSTASH_PEER
 
     cert, key, listed = tmp_path / "a.key", tmp_path / "a.key_secret", tmp_path / "keys"

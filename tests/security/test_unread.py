@@ -69,7 +69,7 @@ def ask_for_ever(attackers: list[Attacker], frames: list[bytes], stop: threading
 #: The size of values, and what a peer may take for all of that (MiB). To answer with a value of the
 #: largest size takes a few times its size for a moment.
 @pytest.mark.parametrize(("size", "allowed"), [(100_000, 64), (MAX_VALUE_BYTES - 100, 88)])
-def test_clients_that_never_read_are_held_little_for_and_others_are_served(
+def test_clients_that_never_read_use_limited_memory_and_block_no_others(
     peers: Peers, good: Client, size: int, allowed: int
 ) -> None:
     peer, names = peers["p1"], [f"big{number}" for number in range(4 * MIB // size + 1)]

@@ -28,7 +28,7 @@ _TYPES: Final = TypeRegistry()
 
 
 class VirtualChannel(Channel):
-    """The real channel with another loop: it is told what is ready instead of polling for it."""
+    """The real channel with another loop: it receives the ready sockets instead of polling."""
 
     def __init__(self, client: VirtualClient, session: Session) -> None:
         self._client = client

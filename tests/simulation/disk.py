@@ -27,7 +27,7 @@ class Copy(NamedTuple):
 class SimulatedStore(TwinStore):
     """The dictionary twin with the misfortunes of a disk.
 
-    A commit that returned is on disk. One that was under way when the process died, or whose sync
+    A commit that returned is on disk. One that was in progress when the process died, or whose sync
     failed, is there wholly or not at all: chance decides, when the store is opened again.
     """
 
@@ -119,7 +119,7 @@ class SimulatedStore(TwinStore):
         self.records[storage_key] = bytes(record)
 
     def forget_order(self) -> None:
-        """Hear that somebody changed the records behind this object's back."""
+        """Handle a change of the records that this object did not make."""
         self._sorted = None
 
     def ordered(self) -> list[bytes]:
@@ -135,7 +135,7 @@ class SimulatedStore(TwinStore):
 
 
 class _View:
-    """Looks at the store itself: in the simulation, whoever holds a snapshot runs to its end."""
+    """Looks at the store itself: in the simulation a snapshot is always read to its end."""
 
     def __init__(self, store: SimulatedStore) -> None:
         self._store = store

@@ -1,4 +1,4 @@
-"""What clients asked for and what they were told: the material of the checker."""
+"""The history of client calls and their results, which the checker reads."""
 
 from __future__ import annotations
 
@@ -155,11 +155,11 @@ def follow(operation: WriteOperation, writes: dict[Key, Write]) -> None:
 def conclude(
     writes: dict[Key, Write], result: BatchResult | None, error: DStashError | None, now: int
 ) -> None:
-    """Write down what the caller of a write was told."""
+    """Record the result of a write."""
     for key, write in writes.items():
         write.returned = now
         if result is None:
-            # The class of an error that is raised for the whole call tells of all its keys.
+            # The class of an error for the whole call applies to all its keys.
             unknown = isinstance(error, TimedOut)
             write.outcome = Outcome.UNKNOWN if unknown else Outcome.FAILED
             write.error = repr(error)

@@ -9,6 +9,6 @@ class Loss(Enum):
     """A kind of loss. After any of them a write that a single replica acked may be gone."""
 
     STORE = "the disk of a peer was lost"
-    RECORD = "a record was damaged"
+    RECORD = "a record was corrupt"
     COPY = "the disk of a peer was replaced by an old copy of it"
     CLOCK = "the clock of a peer was off by far more than stamps may be"

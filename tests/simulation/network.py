@@ -2,8 +2,8 @@
 
 It keeps what ZeroMQ over TCP keeps: order within a connection, and no message that is lost while
 its connection stands. All else goes wrong: connections break with what is in flight, reorder
-against each other, stall while a direction is cut (and deliver late when it heals), and messages
-arrive a second time, as they do when somebody retries over another connection.
+against each other, stall while a direction is cut (and deliver late after it), and messages
+arrive a second time, as after a retry over another connection.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Network:
         """Let nothing through from one machine to another (cuts add up)."""
         self._cuts[source, target] = self._cuts.get((source, target), 0) + 1
 
-    def heal(self, source: str, target: str) -> None:
+    def restore(self, source: str, target: str) -> None:
         """Take a cut back."""
         left = self._cuts[source, target] - 1
         self._cuts[source, target] = left
@@ -346,7 +346,7 @@ class VirtualLink:
         self._tell(LinkState.UP)
 
     def connect_failed(self) -> None:
-        """Take note that nobody answered; try again."""
+        """Handle a missing answer; try again."""
         if not self.is_closed:
             self._tell(LinkState.DOWN)
             self._try_later()

@@ -1,4 +1,4 @@
-"""A virtual machine with one peer on it: the real core and keeper, driven as the daemon does."""
+"""A virtual machine with one peer: the real core and membership agent, driven like the daemon."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from tests.simulation.network import Connection
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-#: How long a keeper waits for news before it looks anyway; and after the membership was out.
+#: How long a membership agent waits for a change, and after the membership was unreachable.
 _PATIENCE: Final = 2 * SECOND
 _RETRY: Final = 500 * MS
-#: How long a keeper waits after an error of its own store.
+#: How long a membership agent waits after an error of its own store.
 _AT_ODDS: Final = 1 * SECOND
 #: What a turn of the loop takes, about.
 _TURN: Final = 150
@@ -152,7 +152,7 @@ class Node:
         self._announce(announcement)
 
     def announcement(self) -> Announcement:
-        """Return what the process tells of itself."""
+        """Return the status of the process."""
         return Announcement(
             self.name, self.address, self.store.store_id, self.zone, self.weight, http=""
         )
@@ -177,7 +177,7 @@ class Node:
             self.core.health.not_ready = None
 
     def kill(self, *, power: bool) -> None:
-        """End the process where it stands; without power nobody is told."""
+        """Kill the process; after a power failure without a signal to other peers."""
         if self.core is None:
             return
         self.note("loses power" if power else "is killed")
@@ -303,7 +303,7 @@ class Node:
         return encode(Envelope(0, 0, 0, Hello(self.world.cluster, sender=self.name)))
 
     def _turn(self) -> None:
-        """Do what a turn of the real loop does beside receiving requests."""
+        """Do the work of one loop iteration, except receiving requests."""
         core, links = self.core, self._links
         if core is None or links is None:
             return
@@ -381,10 +381,10 @@ class Node:
             self.world.network.reset(self)
             self.world.restart_later(self)
 
-    # -- the keeper
+    # -- the membership agent
 
     def look_soon(self) -> None:
-        """Look at the membership, or once more if a look is under way."""
+        """Read the membership, or once more after a read in progress."""
         if self._agent is None:
             return
         if self._looking:

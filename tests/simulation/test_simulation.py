@@ -37,19 +37,19 @@ def once_failed() -> list[tuple[str, ...]]:
 
 
 @pytest.mark.timeout(600)
-def test_the_invariants_hold_in_a_hundred_worlds() -> None:
+def test_invariants_hold_for_a_hundred_seeds() -> None:
     run = simulate("--seeds", "100", "--calls", "100")
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 @pytest.mark.timeout(300)
-def test_they_hold_with_as_many_partitions_as_in_life() -> None:
+def test_invariants_hold_with_all_partitions() -> None:
     run = simulate("--seeds", "4", "--calls", "60", "--partitions", "4096")
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 @pytest.mark.timeout(300)
-def test_seeds_that_once_failed_stay_sound() -> None:
+def test_seeds_that_failed_before_pass() -> None:
     alike: dict[tuple[str, ...], list[str]] = {}
     for seed, *conditions in once_failed():
         alike.setdefault(tuple(conditions), []).append(seed)
@@ -68,7 +68,7 @@ def test_a_seed_replays_exactly() -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", sorted(PLANTED))
-def test_a_planted_fault_is_found(name: str) -> None:
+def test_simulation_finds_planted_fault(name: str) -> None:
     planted = PLANTED[name]
     run = simulate("--seeds", str(planted.seeds), "--planted", name, "--stop", "--brief")
     assert run.returncode == 1, run.stdout + run.stderr

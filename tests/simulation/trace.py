@@ -36,7 +36,7 @@ class _Note(NamedTuple):
 
 
 class Trace:
-    """Remembers deliveries and notes. Cheap to write; decoded only when somebody reads it."""
+    """A log of deliveries and notes: cheap to write, decoded only when read."""
 
     def __init__(self) -> None:
         self._hash = xxh3_64()
@@ -102,7 +102,7 @@ def _summary(envelope: Envelope, key: bytes) -> str:
     if isinstance(message, Error):
         facts.append(f"{message.code} {message.text}")
     elif isinstance(message, Values):
-        facts.append(f"missing={message.missing} damaged={message.corrupt} {message.values[:40]!r}")
+        facts.append(f"missing={message.missing} corrupt={message.corrupt} {message.values[:40]!r}")
     elif isinstance(message, Stored):
         shown = [(place, code, show_detail(detail)) for place, code, detail in message.rejected]
         facts.append(f"rejected={shown}" if shown else "all")

@@ -1,4 +1,4 @@
-"""One run: a world from a seed, chaos, healing, and the judgement of the checker."""
+"""One run: a world from a seed, faults, recovery, and the verdict of the checker."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.simulation.registry import independent
 from tests.simulation.trace import Trace, around
 from tests.simulation.workload import Runner, Script, Workload
 
-#: How long chaos lasts at most, and how long the cluster has to heal.
+#: Longest time of faults, and the time that the cluster has to recover.
 CHAOS: Final = 120 * SECOND
 HEALING: Final = 60 * SECOND
 
@@ -166,7 +166,7 @@ class World:
         commit.run(node.store)
 
     def propose(self, agent: MembershipAgent, stored: StoredTopology) -> Topology | None:
-        """Return what a keeper wants the topology to become."""
+        """Return the topology that a membership agent proposes."""
         return agent._next_step(stored)
 
     def turn_failed(self, node: Node) -> None:
@@ -268,7 +268,7 @@ class World:
         self._running -= 1
 
     def _heal(self) -> None:
-        self.note("healing begins")
+        self.note("recovery begins")
         self.is_healing = True
         self.faults.end()
         self.network.duplication = 0.0
@@ -279,7 +279,7 @@ class World:
                 node.start()
             self._scrub(node)
         self._settle()
-        self.note("healing ends")
+        self.note("recovery ends")
 
     def _scrub(self, node: Node) -> None:
         """Let the slow scrub find at once what it finds within the hour."""
@@ -293,7 +293,7 @@ class World:
         end = self.events.now + HEALING
         while self.events.now < end:
             self.events.run_until(self.events.now + 2 * SECOND)
-            if not judge(self._run(), When.HEALED):
+            if not judge(self._run(), When.RECOVERED):
                 return
 
     def is_whole(self) -> bool:
@@ -331,7 +331,7 @@ class World:
         if self._running:
             self.history.broken.append(f"{self._running} clients never came to their end")
             self._running = 0
-        found = judge(self._run(), When.HEALED)
+        found = judge(self._run(), When.RECOVERED)
         reader = self._make_client(_READER)
         self.clients.append(reader)
         self._await([(reader, Workload(self, reader).read_back(self.places))])
@@ -351,7 +351,7 @@ class World:
         for client, script in scripts:
             self._start_script(client, script)
         if not self.events.run_until(self.events.now + 100 * SECOND, lambda: not self._running):
-            self.history.broken.append("the cluster does not answer after healing")
+            self.history.broken.append("the cluster does not answer after recovery")
             self._running = 0
 
     def _terms(self) -> Terms:

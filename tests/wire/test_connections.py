@@ -45,7 +45,7 @@ def test_message_that_could_not_be_given_is_not_counted() -> None:
     assert one.debt == 0
 
 
-def test_what_went_out_without_being_given_makes_no_debt() -> None:
+def test_bytes_sent_without_give_add_no_debt() -> None:
     one = connection()
     one.left, one.correction_out = 300, 300  # a handshake
     one.give(100_000)
@@ -74,7 +74,7 @@ def test_connection_has_stalled_after_two_seconds_without_reading() -> None:
     assert not one.has_stalled(30.0)
 
 
-def test_forgiven_bytes_are_no_more_than_there_are() -> None:
+def test_forgive_is_limited_to_backlog() -> None:
     one = connection()
     one.received, one.taken = 1000, 900
     one.forgive(60)
@@ -83,7 +83,7 @@ def test_forgiven_bytes_are_no_more_than_there_are() -> None:
     assert one.backlog == 0
 
 
-def test_large_message_counts_while_the_kernel_takes_no_more_after_it() -> None:
+def test_large_message_counts_while_kernel_is_full() -> None:
     link = connection()
     link.give(100_000)
     link.left, link.is_full = 100_000, True
@@ -96,7 +96,7 @@ def test_large_message_counts_while_the_kernel_takes_no_more_after_it() -> None:
     assert link.debt == 0
 
 
-def test_sample_tells_whether_the_kernel_takes_more() -> None:
+def test_sample_reports_whether_kernel_is_full() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as listening,
         socket.create_connection(listening.getsockname()) as reader,

@@ -20,7 +20,7 @@ keys = (
 
 
 @given(keys)
-def test_keys_come_back(key: Key) -> None:
+def test_keys_round_trip(key: Key) -> None:
     encoded = encode_key(key)
     assert decode_key(encoded) == key
     assert type(decode_key(encoded)) is type(key)
@@ -29,7 +29,7 @@ def test_keys_come_back(key: Key) -> None:
 
 
 @given(keys, keys)
-def test_no_two_keys_share_a_form(one: Key, two: Key) -> None:
+def test_different_keys_have_different_encodings(one: Key, two: Key) -> None:
     assert (encode_key(one) == encode_key(two)) == (one == two and type(one) is type(two))
 
 
@@ -49,11 +49,11 @@ def test_bytes_sort_as_they_are(one: bytes, two: bytes) -> None:
 
 
 @given(st.text(max_size=5), st.text(min_size=1, max_size=20))
-def test_a_prefix_is_the_beginning_of_the_form(prefix: str, key: str) -> None:
+def test_prefix_is_encoded_as_prefix_of_key(prefix: str, key: str) -> None:
     assert encode_key(key).startswith(encode_prefix(prefix)) == key.startswith(prefix)
 
 
-def test_a_prefix_of_bytes_meets_bytes_alone() -> None:
+def test_bytes_prefix_matches_only_bytes_keys() -> None:
     assert encode_key(b"abc").startswith(encode_prefix(b"ab"))
     assert not encode_key("abc").startswith(encode_prefix(b"ab"))
     assert not encode_key("abc").startswith(encode_prefix(b""))
@@ -73,7 +73,7 @@ def test_a_prefix_of_bytes_meets_bytes_alone() -> None:
         (2**64 - 1, "fe017fffffffffffffff"),
     ],
 )
-def test_forms_that_are_on_disks_stay(key: Key, form: str) -> None:
+def test_encodings_on_disk_are_stable(key: Key, form: str) -> None:
     assert encode_key(key).hex() == form
 
 
@@ -85,7 +85,7 @@ LONGEST = [
 
 
 @pytest.mark.parametrize("key", LONGEST)
-def test_the_longest_keys_fit_and_one_byte_more_does_not(key: Any) -> None:
+def test_key_length_limit_is_exact(key: Any) -> None:
     assert len(encode_key(key)) == MAX_KEY_BYTES
     for encode in (encode_key, lambda one: encode_keys([one])):
         with pytest.raises(LimitError, match="allowed are 1 to 400 bytes"):
@@ -112,7 +112,7 @@ def test_other_types_are_refused(bad: Any) -> None:
 
 
 @given(st.binary(max_size=20))
-def test_any_bytes_are_a_key_or_an_error_of_ours(encoded: bytes) -> None:
+def test_decoding_any_bytes_returns_key_or_protocol_error(encoded: bytes) -> None:
     try:
         key = decode_key(encoded)
     except ProtocolError:
@@ -126,6 +126,6 @@ def test_any_bytes_are_a_key_or_an_error_of_ours(encoded: bytes) -> None:
     [b"\x80", b"a\xc3", b"\xfe", b"\xfe" + bytes(8), b"\xfe\x7f" + bytes(8)],
     ids=bytes.hex,
 )
-def test_what_no_client_of_ours_stores_is_named(encoded: bytes) -> None:
+def test_undecodable_key_is_named_in_error(encoded: bytes) -> None:
     with pytest.raises(ProtocolError, match="neither str, bytes nor int"):
         decode_key(encoded)

@@ -74,7 +74,7 @@ _FIRST_FIELD = 5
 
 
 @given(envelopes)
-def test_messages_come_back(envelope: Envelope) -> None:
+def test_messages_round_trip(envelope: Envelope) -> None:
     assert decode(encode(envelope)) == envelope
 
 
@@ -116,7 +116,7 @@ def put(**changes: Any) -> list[bytes]:
 def test_a_header_begins_with_five_unsigned_integers(place: int, bad: Any) -> None:
     with pytest.raises(ProtocolError, match="five unsigned integers") as caught:
         decode(put(**{f"_{place}": bad}))
-    assert "correlation" not in caught.value.details  # nobody can be answered
+    assert "correlation" not in caught.value.details  # there is no request to answer
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_another_protocol_version_is_answered_with_those_spoken(protocol: int) -
 @pytest.mark.parametrize(
     "message", [Hello(lowest=9, highest=12), Error(11, "9 to 12 are spoken here", {})]
 )
-def test_sides_without_a_version_in_common_understand_each_other_so_far(message: Message) -> None:
+def test_negotiation_messages_are_read_under_any_version(message: Message) -> None:
     assert decode(encode(Envelope(7, 0, 0, message, 9))).message == message
 
 
@@ -184,7 +184,7 @@ def test_garbage_is_refused(parts: list[bytes]) -> None:
 
 
 @given(envelopes, st.data())
-def test_damage_is_refused_or_read_as_something(envelope: Envelope, data: st.DataObject) -> None:
+def test_corrupt_frames_are_refused_or_decoded(envelope: Envelope, data: st.DataObject) -> None:
     header, *frames = encode(envelope)
     place = data.draw(st.integers(0, len(header) - 1))
     corrupt = header[:place] + bytes([data.draw(st.integers(0, 255))]) + header[place + 1 :]
@@ -193,7 +193,7 @@ def test_damage_is_refused_or_read_as_something(envelope: Envelope, data: st.Dat
             assert isinstance(decode([bad, *frames]), Envelope)
 
 
-def test_kinds_are_what_they_always_were() -> None:
+def test_kinds_are_stable() -> None:
     once = {
         "Hello": 1,
         "Welcome": 2,
@@ -223,7 +223,7 @@ def test_kinds_are_what_they_always_were() -> None:
     assert {name: now.get(name) for name in once} == once
 
 
-def test_a_kind_cannot_be_given_twice() -> None:
+def test_duplicate_kind_is_refused() -> None:
     class Usurper(Message):
         KIND = Lookup.KIND
 
@@ -242,7 +242,7 @@ class TestTraces:
     def read(self, *end: Any) -> Envelope:
         return decode([msgpack.packb(self.header(*end)), b"\x90"])
 
-    def test_it_is_read_whatever_else_stands_there(self) -> None:
+    def test_trace_is_read_with_other_entries(self) -> None:
         assert self.read({"traceparent": TRACE}).trace == TRACE
         assert self.read({"traceparent": TRACE, "tracestate": "a=b", 5: []}).trace == TRACE
         assert self.read("a later field", 5, {"traceparent": TRACE}).trace == TRACE
@@ -272,17 +272,17 @@ class TestTraces:
         ],
         ids=lambda bad: repr(bad)[:60],
     )
-    def test_what_is_no_trace_is_ignored_and_the_request_counts(self, bad: Any) -> None:
+    def test_invalid_trace_is_ignored(self, bad: Any) -> None:
         whole = self.read({"traceparent": bad})
         assert whole == self.read()
         assert whole.trace == ""
         assert self.read({"x": TRACE}).trace == self.read({}).trace == ""
 
-    def test_it_is_nothing_but_the_last_element(self) -> None:
+    def test_trace_is_only_read_as_last_element(self) -> None:
         assert self.read({"traceparent": TRACE}, 5).trace == ""
         assert self.read(TRACE).trace == ""
 
-    def test_no_field_of_a_message_is_taken_for_it(self) -> None:
+    def test_message_fields_are_not_read_as_trace(self) -> None:
         """Also not by a version of the protocol that has fields which this one lacks."""
         message = Error(20, "text", {"traceparent": TRACE})
         whole = decode(encode(Envelope(7, 3, 0, message)))
@@ -309,7 +309,7 @@ class TestTraces:
 
 class TestErrors:
     @pytest.mark.parametrize("code", sorted(BY_CODE))
-    def test_every_error_comes_back_with_its_text_and_facts(self, code: int) -> None:
+    def test_error_round_trip_keeps_text_and_details(self, code: int) -> None:
         sent = BY_CODE[code]("what happened")
         sent.details = {"number": 5, "bytes": b"x"}
         message = decode(encode(Envelope(1, 0, 0, Error.of(sent)))).message
@@ -324,7 +324,7 @@ class TestErrors:
         "details",
         [{"message": "x"}, {1: 2}, {"self": 1}, {"": 0}, {b"k": 1}, {"code": 1, "args": 2}],
     )
-    def test_hostile_facts_are_harmless(self, details: dict[Any, Any]) -> None:
+    def test_hostile_details_are_harmless(self, details: dict[Any, Any]) -> None:
         for code in BY_CODE:
             assert isinstance(Error(code, "text", details).error(), DStashError)
 
@@ -336,7 +336,7 @@ class TestErrors:
             raise Error.of(LimitError("too long")).error()
 
 
-def test_a_pong_is_as_small_as_can_be() -> None:
+def test_pong_has_minimal_size() -> None:
     assert encode(Envelope(1, 1, 0, Pong())) == [b"\x95\x01\x05\x01\x01\x00"]
 
 

@@ -100,7 +100,7 @@ class TestResolver:
         assert answer.numbers == ("10.0.0.1",)
         assert "the name 'db' does not resolve (Name or service not known)" in answer.failure
 
-    def test_hanging_look_up_is_asked_once_and_wakes_everyone(self, directory: Directory) -> None:
+    def test_hanging_lookup_runs_once_and_wakes_all_callers(self, directory: Directory) -> None:
         directory.answers.clear()
         directory.numbers["db"] = ["10.0.0.1"]
         resolver = Resolver(directory.look_up)
@@ -199,11 +199,11 @@ def test_other_peers_are_reached_while_a_name_hangs(world: World, directory: Dir
     assert time.monotonic() - began < PATIENCE / 2
 
 
-def test_name_without_address_is_told_once_and_named(world: World, directory: Directory) -> None:
+def test_name_without_address_is_reported_once(world: World, directory: Directory) -> None:
     directory.answers.clear()
     assert world.links.send("p", "tcp://nowhere:5000", [b"lost"])
     directory.answers.set()
-    wait_until(lambda: world.pump() or world.lost, PATIENCE, "the loss is told")
+    wait_until(lambda: world.pump() or world.lost, PATIENCE, "the loss is reported")
     assert "the name 'nowhere' does not resolve" in world.links.reasons["p"]
     assert not world.links.send("p", "tcp://nowhere:5000", [b"again"])
 
@@ -229,7 +229,7 @@ def test_last_good_address_serves_while_names_fail(world: World, directory: Dire
     assert world.reaches(before, address, b"before")
     directory.numbers = {}
     before.close_after(0)
-    wait_until(lambda: world.pump() or world.lost, PATIENCE, "the loss is told")
+    wait_until(lambda: world.pump() or world.lost, PATIENCE, "the loss is reported")
     again = bound_again(world, port)
     assert world.reaches(again, address, b"after")
 

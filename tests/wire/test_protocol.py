@@ -78,7 +78,7 @@ def test_a_request_in_a_trace_has_one_thing_more() -> None:
     header, *frames = encode(one)
     plain, *same = BLOCKS["Lookup"]
     assert frames == same
-    # An array of one element more, and that is the last: whoever stops before it reads the other.
+    # The array has one more element, at its end: a decoder that stops before it reads the message.
     assert header[0] == plain[0] + 1
     assert header[1:].startswith(plain[1:])
 
@@ -181,7 +181,7 @@ def test_levels() -> None:
 
 def test_limits() -> None:
     said = {what: [int(n) for n in re.findall(r"\d+", limit)] for what, limit in table("what")}
-    most_containers = codec._HEADER_CONTAINERS + limits.MAX_KEYS_PER_FRAME
+    most_containers = codec._MAX_HEADER_CONTAINERS + limits.MAX_KEYS_PER_FRAME
     assert said["index name"][:2] == [1, limits.MAX_INDEX_BYTES]
     assert said["key, encoded"] == [1, limits.MAX_KEY_BYTES]
     assert said["value, encoded"] == [limits.MAX_VALUE_BYTES]

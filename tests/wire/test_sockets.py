@@ -1,4 +1,4 @@
-"""Sockets: real ones, in one process. What is sent arrives, or the sender is told."""
+"""Real sockets in one process: a message arrives, or the sender gets an error."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ def test_answers_find_their_way_back(link: Link, router: Router) -> None:
     assert link.receive() is None
 
 
-def test_nobody_to_answer_is_said_at_once(router: Router) -> None:
-    assert not router.send(b"nobody", [b"answer"])
+def test_send_to_unknown_client_fails_at_once(router: Router) -> None:
+    assert not router.send(b"unknown", [b"answer"])
 
 
-def test_nothing_waits_for_a_peer_that_is_down(context: Context) -> None:
+def test_send_fails_while_peer_is_down(context: Context) -> None:
     link = Link(context, f"tcp://127.0.0.1:{free_port()}", lambda: GREETING)
     try:
-        assert link.send([b"waits while the first try is under way"])
+        assert link.send([b"waits for the first connection"])
         states(link, LinkState.DOWN)
         assert not link.send([b"refused"])
     finally:
@@ -150,7 +150,7 @@ def test_a_port_in_use_is_named(context: Context, router: Router) -> None:
         Router(context, router.address)
 
 
-def test_an_address_that_makes_no_sense_is_named(context: Context) -> None:
+def test_malformed_address_is_named(context: Context) -> None:
     with pytest.raises(UsageError, match="cannot connect to 'nonsense'"):
         Link(context, "nonsense", lambda: GREETING)
 
@@ -200,7 +200,7 @@ class TestWaker:
         waker.close()
 
 
-def test_a_context_of_the_parent_is_left_alone_by_a_child(context: Context) -> None:
+def test_forked_child_does_not_close_context_of_parent(context: Context) -> None:
     context.pid += 1  # as if this were a forked child
     context.close()
     context.pid -= 1

@@ -60,7 +60,7 @@ def there_and_back(value: Any) -> Any:
 
 
 @given(values)
-def test_any_value_comes_back_equal_and_of_its_type(value: Any) -> None:
+def test_value_round_trip_keeps_type(value: Any) -> None:
     back = there_and_back(value)
     assert back == value
     assert type(back) is type(value)
@@ -77,7 +77,7 @@ def test_other_forms_of_bytes_come_back_as_bytes(value: Any) -> None:
     assert there_and_back(value) == b"abc"
 
 
-def test_not_a_number_comes_back() -> None:
+def test_nan_round_trip() -> None:
     assert math.isnan(there_and_back(math.nan))
     assert there_and_back(Decimal("NaN")).is_nan()
     assert there_and_back(Decimal("-0")).is_signed()
@@ -156,7 +156,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("levels", [1, 10, 30, 33, 64, 100, 300, 998, 1000, 1022, 1023, 1024, 5000])
-def test_what_can_be_written_can_be_read_however_deep(shape: str, levels: int) -> None:
+def test_every_value_that_encodes_also_decodes(shape: str, levels: int) -> None:
     value = nested(1, SHAPES[shape], levels)
     try:
         payload = TYPES.encode(value)
@@ -175,7 +175,7 @@ def test_what_can_be_written_can_be_read_however_deep(shape: str, levels: int) -
 
 
 @pytest.mark.parametrize("levels", [900, 1022, 1023, 1024])
-def test_what_is_deep_inside_a_tuple_counts_too(levels: int) -> None:
+def test_nesting_inside_tuples_is_limited(levels: int) -> None:
     value = (nested(1, SHAPES["list"], levels),)
     try:
         payload = TYPES.encode(value)
@@ -211,13 +211,13 @@ def test_a_tower_of_large_tuples_does_not_multiply_in_memory() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_garbage_is_a_value_or_an_error_of_ours(data: bytes) -> None:
+def test_decoding_garbage_returns_value_or_dstash_error(data: bytes) -> None:
     with contextlib.suppress(DStashError):
         TYPES.decode(data)
 
 
 @given(st.sampled_from(range(100, 128)), st.binary(max_size=40))
-def test_garbage_in_an_extension_is_a_value_or_an_error_of_ours(code: int, data: bytes) -> None:
+def test_garbage_in_extension_returns_value_or_dstash_error(code: int, data: bytes) -> None:
     with contextlib.suppress(DStashError):
         TYPES.decode(msgpack.packb(msgpack.ExtType(code, data)))
 
@@ -235,7 +235,7 @@ class TestRegistry:
         assert types.decode(types.encode(value)) == value
         assert types.encode(Money(5)) == b"\xd4\x075"
 
-    def test_a_reader_without_the_type_is_told_its_code(self) -> None:
+    def test_decoding_unregistered_type_names_its_code(self) -> None:
         types = TypeRegistry()
         types.register(Money, code=7, encode=lambda money: b"", decode=lambda data: Money(0))
         with pytest.raises(UnsupportedType, match="type code 7"):
@@ -251,7 +251,7 @@ class TestRegistry:
         types.register(Money, code=7, encode=lambda m: b"", decode=lambda d: Money(0))
         with pytest.raises(UsageError, match="taken by Money"):
             types.register(Colour, code=7, encode=lambda m: b"", decode=lambda d: Colour.RED)
-        with pytest.raises(UsageError, match="registered already, under code 7"):
+        with pytest.raises(UsageError, match="registered already, with code 7"):
             types.register(Money, code=8, encode=lambda m: b"", decode=lambda d: Money(0))
         with pytest.raises(UsageError, match="UUID is registered already"):
             types.register(
@@ -270,7 +270,7 @@ class TestRegistry:
         with pytest.raises(UnsupportedType, match="encoder of Money returned str, not bytes"):
             types.encode(Money(1))
 
-    def test_a_decoder_that_fails_is_an_error_of_ours(self) -> None:
+    def test_failing_decoder_raises_corrupt_record(self) -> None:
         types = TypeRegistry()
         types.register(Money, code=7, encode=lambda m: b"", decode=lambda d: 1 // 0)
         with pytest.raises(CorruptRecord, match="division"):

@@ -3,8 +3,8 @@
 - I1: an acked write is readable, or beaten by a higher version that was really written.
 - I2: nothing never written, or definitely failed, is ever read.
 - I3: what was deleted or has expired does not come back.
-- I4: after faults heal, replicas hold the same.
-- I6: processes survive, clients come to an end, and what clients are told is true.
+- I4: after recovery, replicas are equal.
+- I6: processes survive, clients end, and the results that clients get are true.
 
 To add a check, write a module of this package::
 

@@ -1,4 +1,4 @@
-"""Whether processes survive, and whether what clients are told is true: I6."""
+"""Whether processes survive, and whether clients get true results: I6."""
 
 from __future__ import annotations
 

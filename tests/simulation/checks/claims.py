@@ -8,7 +8,7 @@ from dstash.peer.claims import SUSPECTED
 from tests.simulation.checks.registry import Run, Violation, When, check
 
 
-@check(When.HEALED)
+@check(When.RECOVERED)
 def no_suspicion(run: Run) -> Iterator[Violation]:
     """Check that no claim of a client is left: every old copy has been filled again."""
     for node in run.world.nodes:

@@ -1,4 +1,4 @@
-"""Whether replicas hold the same once faults have healed: I4."""
+"""Whether replicas are equal after the recovery from faults: I4."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.simulation.trace import show_record
 _NAME: Final = "I4"
 
 
-@check(When.HEALED)
+@check(When.RECOVERED)
 def convergence(run: Run) -> Iterator[Violation]:
     """Check that all replicas of a key hold the same."""
     topology = run.world.membership.topology
@@ -38,11 +38,11 @@ def convergence(run: Run) -> Iterator[Violation]:
     yield from compare(stores, owners)
 
 
-@check(When.HEALED)
+@check(When.RECOVERED)
 def readiness(run: Run) -> Iterator[Violation]:
     """Check that every member runs, is ready, and that no change waits."""
     if not run.world.is_whole():
-        yield Violation(_NAME, None, f"not healed: {run.world.membership.topology}")
+        yield Violation(_NAME, None, f"not recovered: {run.world.membership.topology}")
 
 
 def storage_key_of(place: Place) -> bytes:

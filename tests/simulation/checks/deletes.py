@@ -1,4 +1,4 @@
-"""Whether a delete tells that the key was there: I6."""
+"""Whether a delete reports correctly that the key existed: I6."""
 
 from __future__ import annotations
 

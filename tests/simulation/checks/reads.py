@@ -1,7 +1,7 @@
 """What reads may return: I1, I2 and I3.
 
 Reads at a level that overlaps with that of a write are held to I1 and I3 at once; all acked
-writes are held to them in the reads after healing.
+writes are held to them in the reads after recovery.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ class Run(NamedTuple):
 class When(Enum):
     """When a check is made."""
 
-    #: Again and again while the cluster heals, until none finds anything, or time is over.
-    HEALED = "healed"
+    #: Repeated while the cluster recovers, until no check fails or time is over.
+    RECOVERED = "recovered"
     #: Once, after all calls, those that read every key at the end included.
     END = "end"
 

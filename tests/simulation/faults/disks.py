@@ -1,4 +1,4 @@
-"""Faults of disks: lost, damaged, slow, full and failing."""
+"""Faults of disks: lost, corrupt, slow, full and failing."""
 
 from __future__ import annotations
 

@@ -55,9 +55,9 @@ def cut(faults: Faults, pairs: list[tuple[str, str]]) -> Undo:
     faults.note(f"cut {shown}")
 
     def undo() -> None:
-        faults.note(f"healed {shown}")
+        faults.note(f"restored {shown}")
         for pair in pairs:
-            network.heal(*pair)
+            network.restore(*pair)
 
     return undo
 

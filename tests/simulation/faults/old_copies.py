@@ -17,9 +17,9 @@ def old_copy(faults: Faults) -> Undo:
     if not world.is_whole_on_disk() or not world.is_member(node):
         return None
     if world.conditions.replicas < 3:
-        return None  # no other replica has to tell what it remembers of the store
-    told = _high_water_told(faults, node)
-    usable = [copy for copy in faults.copies if _is_recognisable(copy, node, told)]
+        return None  # no other replica remembers the store
+    reported = _high_water_reported(faults, node)
+    usable = [copy for copy in faults.copies if _is_recognisable(copy, node, reported)]
     if not usable or faults.rng.random() < 0.3:
         faults.copies.append(node.store.copy())
         faults.note(f"the disk of {node.name} is copied")
@@ -33,16 +33,16 @@ def old_copy(faults: Faults) -> Undo:
     return lambda: faults.start(node)
 
 
-def _is_recognisable(copy: Copy, node: Node, told: Stamp) -> bool:
+def _is_recognisable(copy: Copy, node: Node, reported: Stamp) -> bool:
     """Whether a copy is older than what every other member knows of the store.
 
-    A store tells the others how new it is now and then only. A copy that is younger than that
-    cannot be told from the store itself.
+    A peer reports how new its store is only at intervals. A copy that is newer than the last report
+    cannot be distinguished from the store itself.
     """
-    return copy.store_id == node.store.store_id and copy.high_water < told
+    return copy.store_id == node.store.store_id and copy.high_water < reported
 
 
-def _high_water_told(faults: Faults, node: Node) -> Stamp:
+def _high_water_reported(faults: Faults, node: Node) -> Stamp:
     """Return the stamp up to which every other member knows that the store was filled."""
     others = [
         other for other in faults.world.nodes if other is not node and faults.world.is_member(other)

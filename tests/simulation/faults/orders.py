@@ -142,7 +142,7 @@ class Operator:
         membership = self._world.membership
         topology = membership.topology
         if topology is None or topology.restored is not None:
-            return  # the keeper of a peer refuses orders then
+            return  # the membership agent refuses admin requests then
         try:
             wanted = ordered(topology, membership.alive(""), action, peers, rate, stamp)
         except DStashError as error:

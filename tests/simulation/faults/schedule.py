@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Faults:
-    """Begins faults at random until it is told to stop, then takes back those that last.
+    """Begins faults at random until it is stopped, then ends those that last.
 
     A run suffers only from some kinds (``world.conditions.faults``): faults that always come
     all together hide each other's bugs (Groce et al., "Swarm Testing", 2012).

@@ -49,7 +49,7 @@ class DeletesForget(World):
             for connection in self.network._of(client.name):
                 connection.break_(0)
         for source, target in self._answers():
-            self.network.heal(source, target)
+            self.network.restore(source, target)
         self._is_muted = False
 
     def _answers(self) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Planted fault: healing gives a replica up once its disk was full."""
+"""Planted fault: repair gives up on a replica once its disk was full."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 
 
-@plant("claims-outlive-filling", "I6")
+@plant("claims-outlive-streaming", "I6")
 class ClaimsOutliveFilling(World):
     """Does not go by the life that began when a store was filled."""
 
@@ -30,7 +30,7 @@ class ClaimsOutliveFilling(World):
         super().__init__(seed, conditions=hard)
 
     def make_core(self, settings: Settings, store: TwinStore, now: int) -> PeerCore:
-        """Return a core whose claims are judged by all lives that were ever told of."""
+        """Return a core whose claims are judged by all lives that were ever reported."""
         core = super().make_core(settings, store, now)
         claims = core.maintenance.freshness._claims
         claims._lineage = _Unforgiving(claims._lineage)  # type: ignore[assignment]
