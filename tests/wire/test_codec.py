@@ -116,7 +116,7 @@ def test_entries_with_unequal_counts_are_refused() -> None:
     one, two = codec.pack_blobs([b"k"]), codec.pack_blobs([b"k", b"l"])
     assert codec.unpack_entries(two, two) == [(b"k", b"k"), (b"l", b"l")]
     for keys, records in ((one, two), (two, one)):
-        with pytest.raises(ProtocolError, match="1 keys, but 2 values or records"):
+        with pytest.raises(ProtocolError, match="values or records"):
             codec.unpack_entries(keys, records)
 
 
