@@ -26,10 +26,10 @@ from dstash.errors import (
     MembershipUnreachable,
     UsageError,
 )
+from dstash.peer.admission.key_watcher import open_transport
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.http.pages import Dashboard
 from dstash.peer.http.server import Answer, HttpServer
-from dstash.peer.key_watcher import open_transport
 from dstash.peer.maintenance import Pace
 from dstash.peer.membership_agent import MembershipAgent
 from dstash.peer.server import PeerServer, wall
