@@ -1,4 +1,4 @@
-"""Settings: layers, messages, and the files under conf/."""
+"""Settings: layers, error messages, and the files under conf/."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_strength_is_flag_then_environment_then_file_then_default(tmp_path: Path) -> None:
+def test_load_prefers_flag_then_environment_then_file_then_default(tmp_path: Path) -> None:
     text = 'data_dir = "d"\nport = 1\nweight = 1.5\nreplicas = 1\n'
     file = write(tmp_path / "peer.toml", text)
     environ = {"DSTASH_PORT": "2", "DSTASH_WEIGHT": "2.5", "DSTASH_JOIN": ""}
@@ -47,7 +47,7 @@ def test_strength_is_flag_then_environment_then_file_then_default(tmp_path: Path
     assert settings.durability is Durability.SYNC
 
 
-def test_origins_name_the_layer(tmp_path: Path) -> None:
+def test_layered_records_the_origin_of_each_value(tmp_path: Path) -> None:
     file = write(tmp_path / "peer.toml", 'data_dir = "d"\n\nport = 1\n')
     loaded = layered(PeerSettings, file, {"id": "a"}, {"DSTASH_ZONE": "z"})
     assert loaded.origins == {
@@ -58,7 +58,7 @@ def test_origins_name_the_layer(tmp_path: Path) -> None:
     }
 
 
-def test_the_process_environment_is_not_read_behind_the_callers_back(
+def test_load_reads_process_environment_only_by_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DSTASH_TIMEOUT", "77")
@@ -66,7 +66,7 @@ def test_the_process_environment_is_not_read_behind_the_callers_back(
     assert load_client(None, {}).timeout == 77.0
 
 
-def test_every_problem_is_found_at_once(tmp_path: Path) -> None:
+def test_load_reports_every_problem_at_once(tmp_path: Path) -> None:
     file = write(tmp_path / "x.toml", 'data_dir = "d"\nport = 70000\nrepicas = 3\n[tls]\na = 1\n')
     error = refusal(load_peer, file, {"DSTASH_DURABILITY": "fast"})
     assert str(error).endswith("(and 3 more)")
@@ -107,8 +107,8 @@ def test_every_problem_is_found_at_once(tmp_path: Path) -> None:
         ({"consul": "http://me:secret@x:1"}, "consul_token_file"),
         ({"consul": "http://x:port"}, "http://host:port"),
         ({"consul": "http://x:1/path"}, "http://host:port"),
-        ({"otlp_endpoint": "localhost:4318"}, "http://host:port or https://host:port, perhaps"),
-        ({"otlp_endpoint": "http://x:1?y"}, "perhaps with a path"),
+        ({"otlp_endpoint": "localhost:4318"}, "http://host:port or https://host:port, optionally"),
+        ({"otlp_endpoint": "http://x:1?y"}, "optionally with a path"),
         ({"otlp_endpoint": "http://me:secret@x:1"}, "OTEL_EXPORTER_OTLP_HEADERS"),
         ({"consul_key_file": "x"}, "consul_key_file: needs consul_cert_file"),
         ({"consul_ca_file": "x"}, "https://"),
@@ -118,7 +118,9 @@ def test_every_problem_is_found_at_once(tmp_path: Path) -> None:
         ({"data_dri": "x"}, "unknown key 'data_dri'; did you mean 'data_dir'?"),
     ],
 )
-def test_wrong_peer_settings_say_what_is_allowed(flags: dict[str, Any], words: str) -> None:
+def test_load_peer_states_allowed_values_when_value_is_wrong(
+    flags: dict[str, Any], words: str
+) -> None:
     assert words in str(refusal(load_peer, **{"data_dir": "d"} | flags))
 
 
@@ -137,20 +139,22 @@ def test_wrong_peer_settings_say_what_is_allowed(flags: dict[str, Any], words: s
         ({"server_key": "#" * 40}, "public keys of 40 characters"),
     ],
 )
-def test_wrong_client_settings_say_what_is_allowed(flags: dict[str, Any], words: str) -> None:
+def test_load_client_states_allowed_values_when_value_is_wrong(
+    flags: dict[str, Any], words: str
+) -> None:
     assert words in str(refusal(load_client, **flags))
 
 
-def test_a_collector_may_be_below_a_path() -> None:
+def test_otlp_endpoint_may_have_a_path() -> None:
     flags = {"data_dir": "d", "otlp_endpoint": "https://x.example.org/otlp/"}
     assert load_peer(None, flags, {}).otlp_endpoint == "https://x.example.org/otlp"
 
 
-def test_data_dir_is_required() -> None:
+def test_load_peer_requires_data_dir() -> None:
     assert "data_dir is required" in str(refusal(load_peer))
 
 
-def test_loopback_and_encrypted_addresses_need_no_insecure(tmp_path: Path) -> None:
+def test_bind_needs_insecure_unless_loopback_or_encrypted(tmp_path: Path) -> None:
     for bind in ("127.0.0.1", "127.0.0.9", "::1", "[::1]", "localhost"):
         load_peer(None, {"data_dir": "d", "bind": bind}, {})
     key = write(tmp_path / "key", "")
@@ -158,14 +162,14 @@ def test_loopback_and_encrypted_addresses_need_no_insecure(tmp_path: Path) -> No
     curve: dict[str, Any] = {"data_dir": "d", "bind": "0.0.0.0", "curve": True}  # noqa: S104
     load_peer(None, curve | keys, {})
     error = refusal(load_peer, **curve | keys | {"key_file": tmp_path / "missing"})
-    assert "there must be a readable file" in str(error)
+    assert "which is not a readable file" in str(error)
     load_peer(None, curve | keys | {"authorised_keys": tmp_path}, {})
     assert "insecure" in str(refusal(load_peer, **curve | keys | {"plain_port": 5100}))
     load_peer(None, curve | keys | {"plain_port": 5100, "insecure": True}, {})
     assert "plain_port: has no effect" in str(refusal(load_peer, data_dir="d", plain_port=5100))
 
 
-def test_peers_come_as_list_or_with_commas() -> None:
+def test_peers_are_a_list_or_comma_separated() -> None:
     environ = {"DSTASH_PEERS": "a:1, tcp://b:2,,[::1]:3"}
     assert load_client(None, {}, environ).peers == ["tcp://a:1", "tcp://b:2", "tcp://[::1]:3"]
     assert load_client(None, {"peers": ["a:1"]}, environ).peers == ["tcp://a:1"]
@@ -179,29 +183,29 @@ def test_peers_come_as_list_or_with_commas() -> None:
         (b"\xff\xfe", "is not UTF-8 text (byte 0)"),
     ],
 )
-def test_unreadable_files(tmp_path: Path, content: bytes, words: str) -> None:
+def test_load_refuses_malformed_file(tmp_path: Path, content: bytes, words: str) -> None:
     file = tmp_path / "x.toml"
     file.write_bytes(content)
     assert words in str(refusal(load_client, file))
 
 
-def test_missing_files_and_directories(tmp_path: Path) -> None:
+def test_load_refuses_missing_file_and_directory(tmp_path: Path) -> None:
     assert "cannot be read: No such file" in str(refusal(load_client, tmp_path / "none.toml"))
     assert "cannot be read: Is a directory" in str(refusal(load_client, tmp_path))
 
 
-def test_the_consul_token_is_never_shown(tmp_path: Path) -> None:
+def test_consul_token_is_never_shown(tmp_path: Path) -> None:
     settings = load_client(None, {}, {"DSTASH_CONSUL_TOKEN": "s3cret"})
     assert settings.token() == "s3cret"
     assert "s3cret" not in repr(settings) + str(settings.model_dump())
     file = write(tmp_path / "x.toml", 'consul_token = "s3cret"')
     error = refusal(load_client, file)
-    assert "line 1: consul_token must not stand in a file" in str(error)
+    assert "line 1: consul_token is not allowed in a file" in str(error)
     assert "s3cret" not in str(error)
     assert "s3cret" not in str(refusal(load_client, consul_token=["s3cret"]))
 
 
-def test_the_consul_token_file(tmp_path: Path) -> None:
+def test_consul_token_is_read_from_file(tmp_path: Path) -> None:
     file = write(tmp_path / "token", "s3cret\n")
     assert load_client(None, {"consul_token_file": file}, {}).token() == "s3cret"
     assert load_client(None, {}, {}).token() is None
@@ -210,12 +214,44 @@ def test_the_consul_token_file(tmp_path: Path) -> None:
         settings.token()
 
 
-def test_unknown_variables_are_told() -> None:
+FORMER_NAMES = [
+    ("bury_interval", "gc_interval"),
+    ("bury_lag", "gc_grace"),
+    ("heal_rate", "repair_rate"),
+]
+
+
+@pytest.mark.parametrize(("former", "present"), FORMER_NAMES)
+def test_former_name_of_setting_is_refused_with_the_present_name_as_hint(
+    tmp_path: Path, former: str, present: str
+) -> None:
+    hint = f"unknown key '{former}'; did you mean '{present}'?"
+    file = write(tmp_path / "peer.toml", f'data_dir = "d"\n{former} = 5\n')
+    variable = f"DSTASH_{former.upper()}"
+    assert str(refusal(load_peer, file)) == f"{file}, line 2: {hint}"
+    assert str(refusal(load_peer, None, {variable: "5"}, data_dir="d")) == f"{variable}: {hint}"
+    assert str(refusal(load_peer, **{"data_dir": "d", former: 5})) == f"command line: {hint}"
+
+
+@pytest.mark.parametrize(("former", "present"), FORMER_NAMES)
+def test_former_name_of_peer_setting_in_environment_does_not_stop_a_client(
+    former: str, present: str
+) -> None:
+    assert load_client(None, {}, {f"DSTASH_{former.upper()}": "5"}) == ClientSettings()
+    assert load_peer(None, {"data_dir": "d"}, {f"DSTASH_{former.upper()}": ""}) == PeerSettings(
+        data_dir=Path("d")
+    )
+    assert present in PeerSettings.model_fields
+
+
+def test_unknown_variables_lists_variables_without_setting() -> None:
     environ = {"DSTASH_PROT": "1", "DSTASH_PORT": "1", "DSTASH_TIMEOUT": "1", "HOME": "/"}
     assert unknown_variables(environ) == ["DSTASH_PROT"]
 
 
-def test_membership_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_membership_dir_prefers_local_dir_then_dev_then_state_dir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     own = tmp_path / "state" / "dstash" / "blue"
@@ -231,7 +267,7 @@ def test_membership_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("model", "name"), [(PeerSettings, "peer.toml"), (ClientSettings, "client.toml")]
 )
-def test_each_setting_stands_in_the_file_with_its_default(
+def test_conf_file_lists_each_setting_with_its_default(
     model: type[SharedSettings], name: str
 ) -> None:
     text = (CONF / name).read_text()
@@ -242,18 +278,18 @@ def test_each_setting_stands_in_the_file_with_its_default(
         if key == "consul_token":
             assert "DSTASH_CONSUL_TOKEN" in text
         elif default is None:
-            assert key in examples, f"{key} should stand in {name} as a comment"
+            assert key in examples, f"{name} lacks a comment for {key}"
         elif not field.is_required():
-            assert active[key] == default, f"{key} should stand in {name} with its default"
+            assert active[key] == default, f"{name} lacks {key} with its default"
     assert examples | set(active) <= set(model.model_fields)
 
 
 @pytest.mark.parametrize(
     ("model", "name"), [(PeerSettings, "peer.toml"), (ClientSettings, "client.toml")]
 )
-def test_examples_in_comments_are_legal(model: type[SharedSettings], name: str) -> None:
+def test_conf_file_examples_are_valid(model: type[SharedSettings], name: str) -> None:
     text = (CONF / name).read_text()
-    # Those that need each other, or files, are checked elsewhere.
+    # Settings that need each other, or files, are checked by other tests.
     skipped = re.compile(r"_file|authorised_keys|server_key|plain_port")
     lines = re.findall(r"^# (\w+ = .*)$", text, re.MULTILINE)
     examples = tomllib.loads("\n".join(line for line in lines if not skipped.search(line)))
@@ -261,11 +297,12 @@ def test_examples_in_comments_are_legal(model: type[SharedSettings], name: str) 
     layered(model, None, {"data_dir": "d"} | examples if "peer" in name else examples, {})
 
 
-def test_conf_files_load() -> None:
+def test_conf_files_equal_the_defaults() -> None:
     assert load_client(CONF / "client.toml", {}, {}) == ClientSettings()
     peer = load_peer(CONF / "peer.toml", {}, {})
     assert peer == PeerSettings(data_dir=peer.data_dir)
     trio = [load_peer(CONF / f"cluster-consul/peer{n}.toml", {}, {}) for n in (1, 2, 3)]
-    assert [one.min_peers for one in trio] == [3, 3, 3]
-    assert len({one.port for one in trio}) == len({one.data_dir for one in trio}) == 3
+    assert [settings.min_peers for settings in trio] == [3, 3, 3]
+    assert len({settings.port for settings in trio}) == 3
+    assert len({settings.data_dir for settings in trio}) == 3
     assert load_client(None, {}, {}).read is Level.QUORUM

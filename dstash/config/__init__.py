@@ -1,4 +1,4 @@
-"""Settings: flag, then ``DSTASH_*``, then TOML file, then default."""
+"""The settings of peers and clients: flag, then ``DSTASH_*``, then TOML file, then default."""
 
 from dstash.config.client import ClientSettings, Security
 from dstash.config.layers import Layered, layered, unknown_variables

@@ -1,4 +1,4 @@
-"""The settings of a client, and of the command line."""
+"""The settings of a client and of the command line."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from dstash.config.fields import Endpoints, Name, PublicKeys, Seconds, Url
 from dstash.config.shared import SharedSettings, state_dir
 from dstash.types import Level
 
-#: Where ``dstash dev up`` keeps the membership of its cluster, below the working directory.
+#: The membership directory of ``dstash dev up``, relative to the working directory.
 DEV_MEMBERSHIP: Final = Path(".dstash/membership")
 
 
 @dataclass(frozen=True)
 class Security:
-    """The keys of a client in one: ``Client(..., security=Security(...))``.
+    """The keys of a client as one argument: ``Client(..., security=Security(...))``.
 
     Args:
-        cert_file: its public key; ``key_file`` the secret one, readable by its owner alone.
-        server_key: public keys of the peers to begin with.
+        cert_file: file of the client's public key.
+        key_file: file of the client's secret key, readable by its owner only.
+        server_key: public keys of the first peers to connect to.
     """
 
     cert_file: str | os.PathLike[str]
@@ -32,18 +33,18 @@ class Security:
     server_key: str | Sequence[str]
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that this stands for."""
-        return {"curve": True, **{one.name: getattr(self, one.name) for one in fields(self)}}
+        """Return the settings that this object replaces."""
+        return {"curve": True, **{field.name: getattr(self, field.name) for field in fields(self)}}
 
 
 class ClientSettings(SharedSettings):
-    """Settings of one client. ``conf/client.toml`` gives the reason for each.
+    """The settings of one client. ``conf/client.toml`` explains each of them.
 
     Attributes:
-        peers: ``tcp://host:port`` of one or more peers; the others are learned from them.
-        timeout: seconds, for a whole call with all its retries.
-        tracing: make an OpenTelemetry span of each call.
-        server_key: public CURVE keys of the peers to begin with; the others are learned.
+        peers: ``tcp://host:port`` of one or more peers; these report the addresses of the rest.
+        timeout: seconds for a whole call, retries included.
+        tracing: record an OpenTelemetry span for each call.
+        server_key: public CURVE keys of the first peers to connect to; these report the rest.
     """
 
     peers: Endpoints = Field(default_factory=list)
@@ -62,9 +63,9 @@ class ClientSettings(SharedSettings):
         return self
 
     def membership_dir(self) -> Path:
-        """Return where to look for a cluster on this machine when no peer and no Consul is set.
+        """Return the membership directory to use when neither peers nor Consul are set.
 
-        The cluster of ``dstash dev up`` in the working directory comes before this user's own.
+        ``dstash dev up`` in the working directory takes precedence over the user's state directory.
         """
         if self.local_dir is not None:
             return self.local_dir

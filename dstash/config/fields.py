@@ -1,6 +1,6 @@
-"""The kinds of value that settings have, each with its own check.
+"""The types of settings, each with its validation.
 
-A check raises ``ValueError`` with a text that completes the sentence "<key> is <value>; ...".
+A failed validation raises ``ValueError``. Its text completes the message "<key> is <value>; ...".
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
-MAX_NAME: Final = 64
+MAX_NAME_CHARS: Final = 64
 _KEY_LENGTH: Final = 40
 _Z85: Final = {
     char: value
@@ -29,7 +29,7 @@ _HOST_PORT: Final = re.compile(rf"{_HOST}(?::(?P<port>\d{{1,5}}))?")
 
 
 class Conflict(ValueError):
-    """Two settings contradict each other; ``key`` is the one to blame."""
+    """Two settings contradict each other; ``key`` is the setting to change."""
 
     def __init__(self, key: str, text: str) -> None:
         super().__init__(text)
@@ -37,10 +37,12 @@ class Conflict(ValueError):
 
 
 def _name(text: str) -> str:
-    # Names become file names, Consul keys and parts of URLs.
-    legal = 1 <= len(text) <= MAX_NAME and text.isprintable() and text not in (".", "..")
+    # Names are used in file names, Consul keys and URLs.
+    legal = 1 <= len(text) <= MAX_NAME_CHARS and text.isprintable() and text not in (".", "..")
     if not legal or any(char in "/\\" or char.isspace() for char in text):
-        raise ValueError(f"allowed are 1 to {MAX_NAME} printable characters, no slash, no space")
+        raise ValueError(
+            f"allowed are 1 to {MAX_NAME_CHARS} printable characters, no slash, no space"
+        )
     return text
 
 
@@ -48,7 +50,7 @@ def _host(text: str) -> str:
     bare = text.removeprefix("[").removesuffix("]")
     if text == "*" or _is_address(bare) or re.fullmatch(_HOST, text):
         return bare
-    raise ValueError("allowed is an address or a host name of this machine, without port")
+    raise ValueError("allowed is an address or a host name of this machine, without a port")
 
 
 def _is_address(text: str) -> bool:
@@ -60,7 +62,7 @@ def _is_address(text: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach a socket that is bound to ``host``."""
+    """Return whether a socket bound to ``host`` can be reached from this machine only."""
     if _is_address(host):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
@@ -88,7 +90,7 @@ def _split(raw: Any) -> Any:
 
 
 def is_key(text: str) -> bool:
-    """Whether a text is a CURVE key: 40 characters that stand for 32 bytes (Z85, ZeroMQ RFC 32)."""
+    """Return whether ``text`` is a CURVE key: 32 bytes as 40 characters (Z85, ZeroMQ RFC 32)."""
     if len(text) != _KEY_LENGTH or not set(text) <= _Z85.keys():
         return False
     values = [_Z85[char] for char in text]
@@ -110,31 +112,31 @@ def _url(text: str) -> str:
     if parts is None or parts.path.strip("/"):
         raise ValueError("allowed is http://host:port or https://host:port")
     if parts.username or parts.password:
-        raise ValueError("a URL shows up in logs; give the token by consul_token_file instead")
+        raise ValueError("a URL appears in logs; set the token with consul_token_file instead")
     return text.rstrip("/")
 
 
 def _collector_url(text: str) -> str:
     parts = _web(text)
     if parts is None:
-        raise ValueError("allowed is http://host:port or https://host:port, perhaps with a path")
+        raise ValueError("allowed is http://host:port or https://host:port, optionally with a path")
     if parts.username or parts.password:
-        raise ValueError("a URL shows up in logs; set OTEL_EXPORTER_OTLP_HEADERS instead")
+        raise ValueError("a URL appears in logs; set OTEL_EXPORTER_OTLP_HEADERS instead")
     return text.rstrip("/")
 
 
 def _web(text: str) -> SplitResult | None:
-    """Return the parts of an http or https URL that has nothing behind its path, else None."""
+    """Return the parts of an http or https URL without query and fragment, else None."""
     try:
         parts = urlsplit(text)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number
+    except ValueError:  # the port is not a number
         return None
     return parts if good and not parts.query and not parts.fragment else None
 
 
 def _not_empty(raw: Any) -> Any:
-    if raw == "":  # Path("") would silently be the working directory
+    if raw == "":  # Path("") is the working directory
         raise ValueError("allowed is a path")
     return raw
 
@@ -149,11 +151,11 @@ def _expanded(path: Path) -> Path:
 Name = Annotated[str, AfterValidator(_name)]
 Host = Annotated[str, AfterValidator(_host)]
 Advertise = Annotated[str, AfterValidator(_advertise)]
-#: Comma-separated where only text is possible: in the environment and on the command line.
+#: A list; comma-separated in the environment and on the command line.
 Endpoints = Annotated[
     list[Annotated[str, AfterValidator(_endpoint)]], NoDecode, BeforeValidator(_split)
 ]
-#: One or more; commas between them where only text is possible.
+#: One key or a list; comma-separated in the environment and on the command line.
 PublicKeys = Annotated[
     list[Annotated[str, AfterValidator(_key)]], NoDecode, BeforeValidator(_split)
 ]

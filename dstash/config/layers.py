@@ -1,4 +1,7 @@
-"""Settings come in layers: flag > environment > file > default. Each knows where it came from."""
+"""The layers of settings: flag > environment > file > default.
+
+The layer that each value came from is recorded, for error messages and ``dstash config show``.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +18,36 @@ from pydantic_settings.sources.utils import parse_env_vars
 
 from dstash.config.client import ClientSettings
 from dstash.config.peer import PeerSettings
-from dstash.config.problems import Origins, Problem, refuse, toml_problem, unknown_key, wrong_value
+from dstash.config.problems import (
+    FORMER_NAMES,
+    Origins,
+    Problem,
+    refuse,
+    toml_problem,
+    unknown_key,
+    wrong_value,
+)
 from dstash.config.shared import SharedSettings
 
 S = TypeVar("S", bound=SharedSettings)
 
 PREFIX: Final = "DSTASH_"
-#: Read by the command line itself, before there are settings.
+#: Read by the command line itself, before it loads settings.
 _OTHER_VARIABLES: Final = frozenset({"DSTASH_CONFIG", "DSTASH_DEBUG"})
-#: Must not stand in a file, which others may read and which gets committed.
+#: Not allowed in a file: other users may read it, and it may be committed.
 _NOT_IN_FILES: Final = frozenset({"consul_token"})
 
 
 @dataclass(frozen=True)
 class Layered(Generic[S]):
-    """Settings, and for each key where its value came from; a key not in ``origins`` is default."""
+    """Settings, and the origin of each value; a key that is not in ``origins`` has its default."""
 
     settings: S
     origins: Mapping[str, str]
 
 
 class _Environment(EnvSettingsSource):
-    """The environment that was handed in, in place of the process's own."""
+    """A given environment, instead of that of the process."""
 
     def __init__(self, model: type[BaseSettings], environ: Mapping[str, str]) -> None:
         self._environ = environ
@@ -54,24 +65,24 @@ def layered(
     """Build settings from all layers. A flag of None counts as not given.
 
     Raises:
-        ConfigError: ``facts["problems"]`` lists every problem, one line each.
+        ConfigError: ``details["problems"]`` lists every problem, one line each.
     """
     text, in_file = _read(file) if file else ("", {})
     in_environ = _Environment(model, environ)()
     in_flags = {key: value for key, value in flags.items() if value is not None}
     origins = Origins(file, text, frozenset(in_file), frozenset(in_environ), frozenset(in_flags))
-    problems = _check_keys(model, in_file, origins)
+    problems = _check_keys(model, in_file, origins) + _former_variables(model, environ, origins)
     known = {key: value for key, value in in_file.items() if key in model.model_fields}
     try:
         settings = model(**known | in_environ | in_flags)
     except ValidationError as error:
-        refuse(problems + [wrong_value(model, one, origins) for one in error.errors()])
+        refuse(problems + [wrong_value(model, details, origins) for details in error.errors()])
     refuse(problems + _unreadable(settings, origins))
     return Layered(settings, origins.all())
 
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the ``DSTASH_*`` variables that no setting has: worth a warning, not an error."""
+    """Return the ``DSTASH_*`` variables that set nothing. They deserve a warning, not an error."""
     fields = {*PeerSettings.model_fields, *ClientSettings.model_fields}
     known = {PREFIX + key.upper() for key in fields} | _OTHER_VARIABLES
     return sorted(name for name in environ if name.startswith(PREFIX) and name.upper() not in known)
@@ -95,11 +106,24 @@ def _check_keys(model: type[S], keys: Mapping[str, Any], origins: Origins) -> li
     problems = []
     for key in keys:
         if key in _NOT_IN_FILES:
-            text = f"{key} must not stand in a file; set {PREFIX}{key.upper()} or {key}_file"
+            text = f"{key} is not allowed in a file; set {PREFIX}{key.upper()} or {key}_file"
             problems.append(Problem(origins.line(key), text))
         elif key not in model.model_fields:
             problems.append(unknown_key(model, key, origins))
     return problems
+
+
+def _former_variables(
+    model: type[S], environ: Mapping[str, str], origins: Origins
+) -> list[Problem]:
+    # Any other unknown variable gets a warning only. One with a former name was meant for this
+    # program, and its value would silently not apply.
+    set_names = {name.upper() for name, value in environ.items() if value}
+    return [
+        Problem(variable, unknown_key(model, former, origins).text)
+        for former, present in FORMER_NAMES.items()
+        if present in model.model_fields and (variable := PREFIX + former.upper()) in set_names
+    ]
 
 
 def _may_be(key: str, path: Path) -> bool:
@@ -108,7 +132,7 @@ def _may_be(key: str, path: Path) -> bool:
 
 def _unreadable(settings: SharedSettings, origins: Origins) -> list[Problem]:
     return [
-        Problem(origins.of(key), f"{key} is '{path}'; there must be a readable file")
+        Problem(origins.of(key), f"{key} is '{path}', which is not a readable file")
         for key, path in settings.files().items()
         if not (_may_be(key, path) and os.access(path, os.R_OK))
     ]

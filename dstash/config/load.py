@@ -1,4 +1,4 @@
-"""Loading settings, for peers and for clients."""
+"""Functions that load the settings of a peer or a client."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def load_peer(
     """Return the settings of a peer.
 
     Args:
-        file: a TOML file such as ``conf/peer.toml``; None for none.
-        flags: what the command line says, by key; None means not given.
-        environ: where the ``DSTASH_*`` variables are.
+        file: a TOML file such as ``conf/peer.toml``, or None.
+        flags: the values of the command line, by key; None means not given.
+        environ: the environment with the ``DSTASH_*`` variables.
 
     Raises:
-        ConfigError: names file and line (or variable), key, and what is allowed.
+        ConfigError: the text names file and line (or variable), the key, and what is allowed.
     """
     return layered(PeerSettings, file, flags, environ).settings
 
@@ -32,9 +32,9 @@ def load_peer(
 def load_client(
     file: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ
 ) -> ClientSettings:
-    """Return the settings of a client; arguments and errors as in ``load_peer``.
+    """Return the settings of a client; arguments and errors are those of ``load_peer``.
 
-    ``security`` among the flags stands for several settings at once.
+    The flag ``security`` replaces several settings.
     """
     given = dict(flags)
     security = given.pop("security", None)

@@ -28,15 +28,15 @@ Milliseconds = Annotated[int, Field(ge=1, le=60_000)]
 
 
 class PeerSettings(SharedSettings):
-    """Settings of one ``dstash-peer``. ``conf/peer.toml`` gives the reason for each.
+    """The settings of one ``dstash-peer``. ``conf/peer.toml`` explains each of them.
 
     Attributes:
-        id: the data directory's leaf name when None.
-        zone: the machine's host name when None.
-        local_dir: ``membership_dir()`` tells where it is when None.
+        id: None stands for the last component of the data directory.
+        zone: None stands for the host name of the machine.
+        local_dir: None stands for the result of ``membership_dir()``.
         http_port: None is off, 0 any free port.
-        otlp_endpoint: where traces are sent; None is off.
-        plain_port: a second port, without CURVE, only while an open cluster is being closed.
+        otlp_endpoint: the collector that receives traces; None is off.
+        plain_port: a second port, without CURVE, for the migration of a cluster to CURVE.
         drain_seconds, down_out_after, hint_max_age: seconds.
     """
 
@@ -82,7 +82,7 @@ class PeerSettings(SharedSettings):
 
     @model_validator(mode="after")
     def _check_peer(self) -> Self:
-        # CURVE without a list of keys lets any key in, so the list is not optional.
+        # CURVE without a list of keys accepts any key, so the list is required.
         self._check_curve(needed=("authorised_keys",))
         self._check_consul_tls(self.consul)
         if self.plain_port is not None and not self.curve:
@@ -91,11 +91,11 @@ class PeerSettings(SharedSettings):
         if not (is_loopback(self.bind) or is_closed or self.insecure):
             raise Conflict(
                 "bind",
-                "other machines could read and write everything there: set curve = true, "
+                "other machines could read and write all data on this address: set curve = true, "
                 "or insecure = true if the network is trusted",
             )
         return self
 
     def membership_dir(self) -> Path:
-        """Return the directory of the embedded membership."""
+        """Return the directory of the local membership."""
         return self.local_dir or state_dir(self.cluster)

@@ -1,4 +1,4 @@
-"""What is wrong with settings, said in one line: where, which key, what is allowed."""
+"""Error messages about settings: where the setting is, which key it has, what is allowed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dstash.errors import ConfigError
 
@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
 
 _AT_LINE = re.compile(r"(?P<what>.*) \(at line (?P<line>\d+), column \d+\)", re.DOTALL)
-_LONGEST_VALUE = 60
+_MAX_VALUE_CHARS: Final = 60
+#: Earlier names of settings: an unknown key of this name gets the present name as its hint.
+FORMER_NAMES: Final = {
+    "bury_interval": "gc_interval",
+    "bury_lag": "gc_grace",
+    "heal_rate": "repair_rate",
+}
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong, and where."""
+    """A mistake in the settings, and its place: file and line, variable, or command line."""
 
     where: str
     text: str
@@ -31,7 +37,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Origins:
-    """Which layer each key came from. ``text`` is the file as it stands, to find lines in."""
+    """The layer that each key came from. ``text`` is the content of the file, to find lines in."""
 
     file: Path | None
     text: str
@@ -40,7 +46,7 @@ class Origins:
     in_flags: frozenset[str]
 
     def of(self, key: str) -> str:
-        """Return where the value of ``key`` came from, strongest layer first."""
+        """Return the strongest layer that sets ``key``."""
         if key in self.in_flags:
             return "command line"
         if key in self.in_environ:
@@ -48,7 +54,7 @@ class Origins:
         return self.line(key) if key in self.in_file else "default"
 
     def line(self, key: str) -> str:
-        """Return the file and, where it can be found, the line of ``key``."""
+        """Return the file and, if the key is found in it, the line of ``key``."""
         pattern = re.compile(rf"\s*(\[\[?\s*)?[\"']?{re.escape(key)}[\"']?\s*[=.\]]")
         for number, line in enumerate(self.text.splitlines(), start=1):
             if pattern.match(line):
@@ -65,11 +71,11 @@ def refuse(problems: Sequence[Problem]) -> None:
     """Raise ``ConfigError`` if there are problems."""
     if problems:
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
-        raise ConfigError(f"{problems[0]}{more}", problems=[str(one) for one in problems])
+        raise ConfigError(f"{problems[0]}{more}", problems=[str(problem) for problem in problems])
 
 
 def toml_problem(file: Path, message: str) -> Problem:
-    """Say where a file stops being TOML."""
+    """Return the problem of a file that is not TOML, with the line of the syntax error."""
     match = _AT_LINE.fullmatch(message)
     if match is None:
         return Problem(str(file), f"is not TOML: {message}")
@@ -77,10 +83,13 @@ def toml_problem(file: Path, message: str) -> Problem:
 
 
 def unknown_key(model: type[BaseSettings], key: str, origins: Origins) -> Problem:
-    """Say that a key does not exist, and which one may be meant."""
-    near = get_close_matches(key, model.model_fields, n=1)
-    if near:
-        hint = f"did you mean '{near[0]}'?"
+    """Return the problem of a key that does not exist; the hint is the most similar key."""
+    present = FORMER_NAMES.get(key)
+    similar = get_close_matches(key, model.model_fields, n=1)
+    if present in model.model_fields:
+        hint = f"did you mean '{present}'?"
+    elif similar:
+        hint = f"did you mean '{similar[0]}'?"
     else:
         hint = f"allowed are {', '.join(sorted(model.model_fields))}"
     where = origins.line(key) if key in origins.in_file else origins.of(key)
@@ -88,7 +97,7 @@ def unknown_key(model: type[BaseSettings], key: str, origins: Origins) -> Proble
 
 
 def wrong_value(model: type[BaseSettings], error: ErrorDetails, origins: Origins) -> Problem:
-    """Say what is wrong with the value of a key, and what is allowed."""
+    """Return the problem of a value that is not allowed; the text says what is allowed."""
     cause = error.get("ctx", {}).get("error")
     key = str(getattr(cause, "key", "") or (error["loc"][0] if error["loc"] else ""))
     if error["type"] == "extra_forbidden":
@@ -107,16 +116,16 @@ def wrong_value(model: type[BaseSettings], error: ErrorDetails, origins: Origins
 
 def _shown(key: str, value: Any) -> str:
     if "token" in key and not key.endswith("_file"):
-        return "a secret of the wrong form"
+        return "a malformed secret"
     text = repr(value)
-    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "..."
+    return text if len(text) <= _MAX_VALUE_CHARS else text[:_MAX_VALUE_CHARS] + "..."
 
 
 def _allowed(model: type[BaseSettings], key: str) -> str:
     schema = model.model_json_schema()
     options = schema["properties"][key]
     choices = options.get("anyOf", [options])
-    words = [_described(one, schema) for one in choices if one.get("type") != "null"]
+    words = [_described(choice, schema) for choice in choices if choice.get("type") != "null"]
     return " or ".join(words)
 
 

@@ -1,4 +1,4 @@
-"""What peers and clients both have to know: the cluster, the membership, the keys."""
+"""The settings that peers and clients share: the cluster, the membership, the keys."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from dstash.errors import ConfigError
 
 
 class SharedSettings(BaseSettings):
-    """Settings of peers and of clients.
+    """The settings of peers and of clients.
 
     Attributes:
-        consul_token: only from the environment, so that it stands in no file by accident.
+        consul_token: read from the environment only, so that it is not put into a file.
         curve: encrypt and authenticate every connection.
-        cert_file: the CURVE public key of this process; ``key_file`` the secret one.
+        cert_file: file of this process's CURVE public key.
+        key_file: file of this process's CURVE secret key.
     """
 
     model_config = SettingsConfigDict(
@@ -42,10 +43,10 @@ class SharedSettings(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        *_others: PydanticBaseSettingsSource,
+        *_sources: PydanticBaseSettingsSource,
         **_more: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read no environment behind the caller's back: ``layers`` does, and knows the origins."""
+        """Turn off pydantic's own sources: ``layers`` reads them and records the origins."""
         return (init_settings,)
 
     @model_validator(mode="after")
@@ -63,7 +64,7 @@ class SharedSettings(BaseSettings):
             if self.curve and not given:
                 raise Conflict("curve", f"needs {key} as well")
             if given and not self.curve:
-                # Silence here would mean clear text where someone counts on encryption.
+                # Without this error, a user who expects encryption would send clear text.
                 raise Conflict(key, "has no effect without curve = true; set that, or remove this")
 
     def _check_consul_tls(self, url: str | None) -> None:
@@ -83,15 +84,15 @@ class SharedSettings(BaseSettings):
             raise ConfigError(f"consul_token_file {self.consul_token_file}: {error}") from None
 
     def files(self) -> dict[str, Path]:
-        """Return the files that must be readable for these settings to work, by key."""
+        """Return the files that these settings name, by key; each must be readable."""
         suffixes = ("_file", "authorised_keys")
         paths: dict[str, Any] = {key: getattr(self, key) for key in type(self).model_fields}
         return {key: path for key, path in paths.items() if key.endswith(suffixes) and path}
 
 
 def state_dir(cluster: str) -> Path:
-    """Return this user's directory for the embedded membership of a cluster (XDG base dirs)."""
+    """Return this user's directory for the local membership of a cluster (XDG base directories)."""
     base = os.environ.get("XDG_STATE_HOME", "")
-    # The XDG specification says to ignore relative paths here.
+    # The XDG specification requires that relative paths are ignored.
     root = Path(base) if base.startswith("/") else Path.home() / ".local" / "state"
     return root / "dstash" / cluster
