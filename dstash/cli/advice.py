@@ -1,4 +1,4 @@
-"""What a user may do next about an error."""
+"""The next step that the command line suggests after an error."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Final
 
 from dstash import errors
 
-#: The first that fits counts, so the special ones stand before their families.
-_NEXT: Final[tuple[tuple[type[errors.DStashError], str], ...]] = (
-    (errors.NoPeers, "try dstash dev up, or say where it is with --peers or --consul"),
-    (errors.Unavailable, "dstash status shows who is away"),
-    (errors.TimedOut, "dstash health says what is wrong; --timeout gives it longer"),
-    (errors.Forming, "start the other peers; dstash status shows who is there"),
-    (errors.NotReady, "dstash health --wait 60 waits for it"),
-    (errors.Busy, "try again in a moment, or send less at once"),
-    (errors.DiskFull, "make room on its disk, or add a peer"),
-    (errors.WrongCluster, "--cluster NAME says which one is meant"),
-    (errors.Unauthorised, "the peers' authorised_keys decide; see docs/security.md"),
-    (errors.ClockSkew, "set the clocks, by NTP"),
+#: The first match counts, so subclasses come before their base classes.
+_STEPS: Final[tuple[tuple[type[errors.DStashError], str], ...]] = (
+    (errors.NoPeers, "start a cluster with dstash dev up, or set --peers or --consul"),
+    (errors.Unavailable, "dstash status lists the peers that are down"),
+    (errors.TimedOut, "dstash health shows what is wrong; --timeout allows more time"),
+    (errors.Forming, "start the other peers; dstash status lists those that have joined"),
+    (errors.NotReady, "dstash health --wait 60 waits until it is ready"),
+    (errors.Busy, "try again later, or send less at once"),
+    (errors.DiskFull, "free space on its disk, or add a peer"),
+    (errors.WrongCluster, "select the cluster with --cluster NAME"),
+    (errors.Unauthorised, "check authorised_keys of the peers; see docs/security.md"),
+    (errors.ClockSkew, "synchronise the clocks with NTP"),
     (errors.MembershipUnreachable, "is it running, and reachable from here?"),
     (errors.CorruptStore, "see on_corrupt in conf/peer.toml"),
     (errors.StoreInUse, "stop the peer that uses it"),
@@ -25,10 +25,10 @@ _NEXT: Final[tuple[tuple[type[errors.DStashError], str], ...]] = (
 
 
 def advice(error: errors.DStashError) -> str:
-    """Return the next step, as the end of a line that tells of ``error``; or nothing."""
-    if "advice" in error.details:  # whoever raised it knows better
+    """Return the suggested step, to append to the error message; empty if there is none."""
+    if "advice" in error.details:  # more specific than the advice by type
         return str(error.details["advice"])
-    step = next((text for kind, text in _NEXT if isinstance(error, kind)), "")
+    step = next((text for kind, text in _STEPS if isinstance(error, kind)), "")
     if not step:
         return ""
     return f" {step}" if str(error).endswith("?") else f"; {step}"

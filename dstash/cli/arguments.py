@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and how their text becomes keys and values."""
+"""Arguments and options that several commands share, and the parsing of keys and values."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ IndexName = Annotated[str, typer.Argument(metavar="INDEX", help="Name of the ind
 KeyText = Annotated[str, typer.Argument(metavar="KEY")]
 KeyTexts = Annotated[list[str], typer.Argument(metavar="KEY")]
 Prefix = Annotated[
-    str, typer.Argument(metavar="PREFIX", help="Only keys that begin so.", show_default=False)
+    str, typer.Argument(metavar="PREFIX", help="Only keys with this prefix.", show_default=False)
 ]
 IntKeys = Annotated[
-    bool, typer.Option("--int", help="Keys are whole numbers, not text; -- before negative ones.")
+    bool, typer.Option("--int", help="Keys are integers, not text; put -- before negative keys.")
 ]
-HexKeys = Annotated[bool, typer.Option("--hex", help="Keys are bytes, written in hexadecimal.")]
+HexKeys = Annotated[bool, typer.Option("--hex", help="Keys are bytes, given in hexadecimal.")]
 
 
 def _parse_ttl(text: str) -> float:
@@ -42,37 +42,37 @@ Ttl = Annotated[
         "--ttl",
         metavar="TIME",
         parser=_parse_ttl,
-        help="Expire after so many seconds, or as 15m, 12h, 7d.",
+        help="Time to live: seconds, or 15m, 12h, 7d.",
     ),
 ]
 
 
 def parse_key(text: str, as_int: bool, as_hex: bool) -> Key:
-    """Return the key that a text on the command line means."""
+    """Return the key that an argument stands for."""
     if as_int and as_hex:
-        raise UsageError("--int and --hex exclude each other")
+        raise UsageError("--int and --hex cannot be combined")
     try:
         if as_int:
             return int(text)
         return bytes.fromhex(text) if as_hex else text
     except ValueError:
-        wanted = "a whole number" if as_int else "hexadecimal bytes"
-        raise UsageError(f"key {text!r} is not {wanted}") from None
+        allowed = "an integer" if as_int else "hexadecimal bytes"
+        raise UsageError(f"key {text!r} is not {allowed}") from None
 
 
 def parse_keys(texts: Sequence[str], as_int: bool, as_hex: bool) -> list[Key]:
-    """Return the keys that texts on the command line mean."""
+    """Return the keys that arguments stand for."""
     return [parse_key(text, as_int, as_hex) for text in texts]
 
 
 def parse_value(text: str | None, as_json: bool, as_bytes: bool, as_text: bool) -> Any:
     """Return the value to store.
 
-    An argument is text; what comes from stdin (no argument, or ``-``) is bytes, so that the
-    type in the store never depends on what the bytes happen to look like.
+    An argument is text. Input from stdin (no argument, or ``-``) is bytes, so that the stored type
+    does not depend on the content.
     """
     if as_json + as_bytes + as_text > 1:
-        raise UsageError("--json, --bytes and --text exclude each other")
+        raise UsageError("--json, --bytes and --text cannot be combined")
     raw = _read_stdin() if text in (None, STDIN) else os.fsencode(str(text))
     if as_json:
         return tagged.loads(raw)
@@ -87,5 +87,5 @@ def parse_value(text: str | None, as_json: bool, as_bytes: bool, as_text: bool) 
 def _read_stdin() -> bytes:
     raw = sys.stdin.buffer.read(MAX_VALUE_BYTES + 1)
     if len(raw) > MAX_VALUE_BYTES:
-        raise LimitError(f"value has more than {MAX_VALUE_BYTES} bytes, which is what is allowed")
+        raise LimitError(f"value has more than {MAX_VALUE_BYTES} bytes, the maximum")
     return raw

@@ -1,4 +1,4 @@
-"""Importing: records become batches, and every line is accounted for."""
+"""The importer: stores records in batches and accounts for every line of the file."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from dstash.wire.keys import Key
 if TYPE_CHECKING:
     from dstash.client.results import BatchResult
 
-#: Large, because a commit costs about the same for many records as for few.
+#: Large, because a group commit of many records costs about as much as one of few.
 MAX_BATCH_RECORDS: Final = 50_000
-#: Bounds memory when values are large.
+#: Bounds memory use if values are large.
 MAX_BATCH_BYTES: Final = 16 * MIB
-_SHOWN: Final = 20
+_MAX_SHOWN_RANGES: Final = 20
 
 
 class OnError(StrEnum):
-    """What to do about a record that cannot be stored."""
+    """The reaction to a record that cannot be stored."""
 
     STOP = "stop"
     SKIP = "skip"
 
 
 class Target(Protocol):
-    """What stores a batch: the client."""
+    """The part of the client that stores a batch."""
 
     def batch_put(
         self,
@@ -49,7 +49,7 @@ class Target(Protocol):
 
 
 class BadLine(DStashError):
-    """A line that holds no record, with ``--on-error stop``."""
+    """A line that holds no valid record, with ``--on-error stop``."""
 
 
 class _Waiting(NamedTuple):
@@ -60,7 +60,7 @@ class _Waiting(NamedTuple):
 
 @dataclass
 class Lines:
-    """Some line numbers (of msgpack: record numbers): how many, and the first of them."""
+    """Line numbers (of msgpack and parquet: record numbers): their count and first ranges."""
 
     noun: str = "line"
     count: int = 0
@@ -69,13 +69,13 @@ class Lines:
     _more: bool = False
 
     def add(self, line: int, reason: str) -> None:
-        """Take note of a line."""
+        """Add a line, with the reason."""
         if not self.count:
             self.reason = f"{self.noun} {line}: {reason}"
         self.count += 1
         if self._ranges and self._ranges[-1][1] == line - 1 and not self._more:
             self._ranges[-1] = (self._ranges[-1][0], line)
-        elif len(self._ranges) < _SHOWN:
+        elif len(self._ranges) < _MAX_SHOWN_RANGES:
             self._ranges.append((line, line))
         else:
             self._more = True
@@ -88,24 +88,24 @@ class Lines:
 
 
 class _Batch(NamedTuple):
-    """Records that go out together, and how many lines they came from."""
+    """Records that are sent together, and the number of their lines."""
 
     records: dict[Key, _Waiting]
     lines: int
 
     def groups(self) -> dict[float | None, list[tuple[Key, Any]]]:
-        """Return the pairs by time to live: the client takes one for each call."""
+        """Return the pairs by time to live, because each call of the client takes one."""
         groups: dict[float | None, list[tuple[Key, Any]]] = defaultdict(list)
-        for key, one in self.records.items():
-            groups[one.ttl].append((key, one.value))
+        for key, record in self.records.items():
+            groups[record.ttl].append((key, record.value))
         return groups
 
 
 class Importer:
-    """Stores records in batches. Counts lines: every line read is stored, skipped or failed.
+    """Stores records in batches, and counts every line as stored, skipped or failed.
 
-    One batch is on its way while the next one is read, never more: memory stays bounded, and a
-    key that comes again later in the file is stored later.
+    One batch is sent while the next is read, never more. So memory is bounded, and a key that
+    appears again later in the file is stored later.
     """
 
     def __init__(
@@ -124,18 +124,18 @@ class Importer:
         self._on_error = on_error
         self._waiting: dict[Key, _Waiting] = {}
         self._lines = self._bytes = 0
-        self._on_its_way: Future[None] | None = None
+        self._in_flight: Future[None] | None = None
         self.in_doubt = 0
         self.stored = 0
         self.skipped = Lines(noun)
         self.failed = Lines(noun)
 
     def run(self, rows: Iterable[Row | BadRow], progress: Progress) -> None:
-        """Store everything; with ``--on-error stop``, everything before the first bad line.
+        """Store all records; with ``--on-error stop``, those before the first bad line.
 
         Raises:
             BadLine, PartlyFailed: with ``--on-error stop``.
-            UsageError: the file cannot be read any further.
+            UsageError: the rest of the file cannot be read.
         """
         with ThreadPoolExecutor(1, "import") as pool:
             try:
@@ -153,7 +153,7 @@ class Importer:
             self._settle()
 
     def settled(self) -> float:
-        """Return the share of the lines read of which is known what became of them."""
+        """Return the share of the lines read that are stored, skipped or failed by now."""
         settled = self.stored + self.skipped.count + self.failed.count
         return settled / max(1, settled + self.in_doubt + self._lines)
 
@@ -161,7 +161,7 @@ class Importer:
         if isinstance(row, BadRow):
             self._refuse(row)
             return
-        earlier = self._waiting.pop(row.key, None)  # the last line of a key wins, in its turn
+        earlier = self._waiting.pop(row.key, None)  # the last line of a key wins
         lines = [*(earlier.lines if earlier else []), row.line]
         ttl = self._ttl if row.ttl is None else row.ttl
         self._waiting[row.key] = _Waiting(row.value, ttl, lines)
@@ -176,18 +176,18 @@ class Importer:
         self.skipped.add(row.line, row.text)
 
     def _send(self, pool: Executor) -> None:
-        """Let what waits go out, once the batch before it is settled."""
+        """Send the waiting records once the previous batch is settled."""
         self._settle()
         batch = _Batch(self._waiting, self._lines)
         self._waiting, self._lines, self._bytes = {}, 0, 0
         self.in_doubt = batch.lines
-        self._on_its_way = pool.submit(self._store, batch)
+        self._in_flight = pool.submit(self._store, batch)
 
     def _settle(self) -> None:
-        """Wait for the batch on its way. After an error in it, ``in_doubt`` says how much."""
-        on_its_way, self._on_its_way = self._on_its_way, None
-        if on_its_way is not None:
-            on_its_way.result()
+        """Wait for the batch in flight. After an error, ``in_doubt`` is the number of its lines."""
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight is not None:
+            in_flight.result()
         if self.failed.count and self._on_error is OnError.STOP:
             raise PartlyFailed(f"not stored: {self.failed}")
 

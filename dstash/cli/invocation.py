@@ -1,4 +1,4 @@
-"""One run of ``dstash``: the global options, and what the commands make of them."""
+"""One run of ``dstash``: the global options, and the settings and client that follow from them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Output(StrEnum):
-    """How results are printed."""
+    """The form in which results are printed."""
 
     TABLE = "table"
     JSON = "json"
 
 
 class KeyMissing(DStashError):
-    """A key that was asked for is not there."""
+    """A requested key does not exist."""
 
     exit_code = 3
 
@@ -39,23 +39,23 @@ class PartlyFailed(DStashError):
 
 
 class Unhealthy(DStashError):
-    """The cluster does not work as it should."""
+    """The cluster is not healthy."""
 
     exit_code = 8
 
 
 class Interrupted(DStashError):
-    """Ctrl-C, with something to say about how far it came."""
+    """The user pressed Ctrl-C; the text describes the progress until then."""
 
     exit_code = 130
 
 
 @dataclass(frozen=True)
 class Invocation:
-    """The global options. Settings are loaded only by the commands that need them.
+    """The global options. Only commands that need settings load them.
 
     Attributes:
-        kept: the client of the shell in which a command runs; None outside of one.
+        kept: the client of the shell that runs the command; None outside a shell.
     """
 
     config: Path | None = None
@@ -65,48 +65,50 @@ class Invocation:
 
     @property
     def as_json(self) -> bool:
-        """Whether results are to be JSON."""
+        """Whether results are printed as JSON."""
         return self.output is Output.JSON
 
     def settings(self) -> ClientSettings:
         """Load the settings: flags, environment, file, defaults.
 
-        Without any word on where the cluster is, one on this machine is looked for.
+        If neither peers nor Consul are set, a cluster on this machine is used, if there is one.
         """
         settings = self._layered().settings
-        near = settings.membership_dir()
-        if settings.peers or settings.consul or not near.is_dir():
+        local_dir = settings.membership_dir()
+        if settings.peers or settings.consul or not local_dir.is_dir():
             return settings
-        return settings.model_copy(update={"local_dir": near})
+        return settings.model_copy(update={"local_dir": local_dir})
 
-    def patience(self, seconds: float) -> float | None:
-        """Return ``seconds`` as timeout of a long call, unless the user has set one."""
+    def long_timeout(self, seconds: float) -> float | None:
+        """Return ``seconds`` as the timeout of a long call, or None if the user has set one."""
         return None if "timeout" in self._layered().origins else seconds
 
     def _layered(self) -> Layered[ClientSettings]:
         return layered(ClientSettings, self.config, self.flags, os.environ)
 
     def within(self, flags: Mapping[str, Any], output: Output) -> Invocation:
-        """Return the invocation of a command in a shell, whose own this is.
+        """Return the invocation of a command in the shell that this invocation started.
 
         Raises:
-            UsageError: an option was given that holds for the whole shell.
+            UsageError: an option was given that applies to the whole shell only.
         """
         given = [name for name, value in flags.items() if value is not None]
         if given:
-            raise UsageError(f"--{given[0]} is for the whole shell: dstash --{given[0]} ... shell")
+            raise UsageError(
+                f"--{given[0]} applies to the whole shell; use dstash --{given[0]} ... shell"
+            )
         return replace(self, output=output)
 
     def client(self) -> AbstractContextManager[Client]:
-        """Open a client, or lend the shell's."""
+        """Return a new client, or that of the shell, as a context manager."""
         if self.kept is not None:
             return nullcontext(self.kept)
-        from dstash.client.blocking import Client  # heavy, and most errors come before it
+        from dstash.client.blocking import Client  # slow to import, and most errors come before it
 
         return Client.from_settings(self.settings())
 
 
 def of(ctx: typer.Context) -> Invocation:
-    """Return the invocation a command belongs to."""
+    """Return the invocation that a command belongs to."""
     invocation: Invocation = ctx.find_object(Invocation) or Invocation()
     return invocation

@@ -1,4 +1,4 @@
-"""The ``dstash`` command: global options, the commands, and how errors end."""
+"""The ``dstash`` command: its global options and its commands."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from dstash.errors import UsageError
 
 app = typer.Typer(
     name="dstash",
-    help="Talk to a dstash cluster. stdout is data, stderr is messages.",
-    epilog="Exit codes: 0 ok, 1 error, 2 usage, 3 key missing, 5 unavailable or no quorum, "
+    help="Read, write and operate a dstash cluster. Data goes to stdout, messages to stderr.",
+    epilog="Exit codes: 0 ok, 1 error, 2 usage, 3 key not found, 5 unavailable or no quorum, "
     "6 timeout, 7 not authorised, 8 unhealthy, 9 part of a batch failed.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -82,37 +82,46 @@ def options(
             "--config",
             metavar="FILE",
             envvar="DSTASH_CONFIG",
-            help="Settings, as in conf/client.toml.",
+            help="Settings file, such as conf/client.toml.",
         ),
     ] = None,
     peers: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT,...", help="One or more peers.")
+        str | None, typer.Option(metavar="HOST:PORT,...", help="One or more peers to connect to.")
     ] = None,
-    consul: Annotated[str | None, typer.Option(metavar="URL", help="Learn peers here.")] = None,
-    cluster: Annotated[str | None, typer.Option(metavar="NAME", help="Which cluster.")] = None,
-    form: Annotated[Output, typer.Option("-o", "--output", help="For people or programs.")] = (
-        Output.TABLE
-    ),
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Per call.")] = None,
+    consul: Annotated[
+        str | None, typer.Option(metavar="URL", help="Consul that lists the peers.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the cluster.")
+    ] = None,
+    form: Annotated[
+        Output, typer.Option("-o", "--output", help="Table for people, JSON for programs.")
+    ] = (Output.TABLE),
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Timeout of each call.")
+    ] = None,
     read: Annotated[
-        str | None, typer.Option(metavar="one|quorum|all", help="How many replicas answer.")
+        str | None, typer.Option(metavar="one|quorum|all", help="Replicas that must answer a read.")
     ] = None,
     write: Annotated[
-        str | None, typer.Option(metavar="one|quorum|all", help="How many replicas store.")
+        str | None, typer.Option(metavar="one|quorum|all", help="Replicas that must store a write.")
     ] = None,
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Keep the global options for the command that follows."""
     flags: dict[str, Any] = {"peers": peers, "consul": consul, "cluster": cluster}
     flags |= {"timeout": timeout, "read": read, "write": write}
-    outer: Invocation | None = ctx.obj  # what the shell keeps, when this is one of its lines
+    outer: Invocation | None = ctx.obj  # that of the shell, if this is one of its lines
     ctx.obj = outer.within(flags, form) if outer else Invocation(config, flags, form)
     for name in unknown_variables():
-        output.message(f"warning: {name} is no setting of dstash; it has no effect")
+        output.message(f"warning: {name} is not a setting of dstash; it has no effect")
     if ctx.invoked_subcommand is None:
-        with redirect_stdout(sys.stderr):  # rich prints the help by itself
+        with redirect_stdout(sys.stderr):  # rich prints the help itself
             typer.echo(ctx.get_help())
         raise typer.Exit(UsageError.exit_code)
 
@@ -122,23 +131,23 @@ def main() -> None:
     code = _run()
     try:
         sys.stdout.flush()
-    except OSError as error:  # the reader went away, or the disk is full
+    except OSError as error:  # the reader has closed the pipe, or the disk is full
         code = code or failures.explain(error)
-        _forget_stdout()
+        _discard_stdout()
     sys.exit(code)
 
 
 def _run() -> int:
     try:
         return failures.code_of(lambda: app(prog_name="dstash", standalone_mode=False))
-    except SystemExit as end:  # Typer's: completion is done, or it could not write
+    except SystemExit as end:  # raised by Typer after completion, or after a failed write
         if isinstance(end.__context__, OSError):
             return failures.PIPE_CLOSED
         raise
 
 
-def _forget_stdout() -> None:
-    # The interpreter flushes stdout once more at exit, and would complain.
+def _discard_stdout() -> None:
+    # The interpreter flushes stdout again at exit, and would print an error.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""Peers that ``dstash dev`` started: what it remembers of them, and whether they still run."""
+"""The processes of ``dstash dev``: the list of peers it started, and whether they still run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from typing import Final
 from dstash.errors import DStashError, UsageError
 
 STATE_FILE: Final = "dev.json"
-_PAUSE: Final = 0.05
+_POLL_INTERVAL_S: Final = 0.05
 #: Field 22 of /proc/PID/stat, counted after the command's closing parenthesis.
 _START_TIME: Final = 19
 
 
 @dataclass(frozen=True)
 class Process:
-    """One peer of a dev cluster. ``started`` tells it from another process with the same pid."""
+    """One peer of a dev cluster. ``started`` distinguishes it from a later process with its pid."""
 
     id: str
     pid: int
@@ -36,20 +36,20 @@ class Process:
 
     @property
     def address(self) -> str:
-        """Where clients reach it."""
+        """The address for clients."""
         return f"tcp://127.0.0.1:{self.port}"
 
     @property
     def http(self) -> str:
-        """Where it tells its health."""
+        """The URL of its HTTP pages."""
         return f"http://127.0.0.1:{self.http_port}"
 
     def runs(self) -> bool:
-        """Whether this very process, not a later one with its pid, is running a peer."""
+        """Whether this process, not a later one with the same pid, runs this peer."""
         return 0 < self.started == _identity(self.pid) and _is_peer(self.pid, self.id)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal, if it still runs."""
+        """Send a signal if the process still runs."""
         if self.runs():
             try:
                 os.kill(self.pid, number)
@@ -58,7 +58,7 @@ class Process:
 
 
 def _identity(pid: int) -> int:
-    """Return when a process started, in clock ticks; 0 when it is gone, or dead and not reaped."""
+    """Return the start time of a process in clock ticks; 0 if it has ended, even if not reaped."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -73,24 +73,24 @@ def _is_peer(pid: int, peer: str) -> bool:
     except OSError:
         return False
     words = command.split(b"\0")
-    # For a moment, while it is being executed, a program has no command line at all.
-    # A folder or an interpreter may be called dstash too: only how a peer is started tells.
+    # During exec, a process briefly has no command line.
+    # A directory or an interpreter may be named dstash too, so look for the option --id.
     return not command or (b"--id", peer.encode()) in pairwise(words)
 
 
 @dataclass(frozen=True)
 class DevCluster:
-    """A directory with everything of a dev cluster in it."""
+    """The directory of a dev cluster: membership, data, logs and the list of processes."""
 
     root: Path
 
     @property
     def membership(self) -> Path:
-        """The directory of the embedded membership."""
+        """The directory of the local membership."""
         return self.root / "membership"
 
     def log(self, peer: str) -> Path:
-        """Return the file that takes the log of a peer."""
+        """Return the log file of a peer."""
         return self.root / f"{peer}.log"
 
     def data(self, peer: str) -> Path:
@@ -101,23 +101,23 @@ class DevCluster:
         """Return the peers that were started here, running or not."""
         file = self.root / STATE_FILE
         try:
-            return [Process(**one) for one in json.loads(file.read_text())["peers"]]
+            return [Process(**fields) for fields in json.loads(file.read_text())["peers"]]
         except FileNotFoundError:
             return []
         except (ValueError, KeyError, TypeError) as error:
-            raise DStashError(f"{file} is damaged ({error}); remove it") from None
+            raise DStashError(f"{file} is corrupt ({error}); remove it") from None
 
     def save(self, processes: Sequence[Process]) -> None:
-        """Remember these peers. Never half: a crash must not lose the pids."""
+        """Save the list of peers, atomically: a crash must not lose the pids."""
         file = self.root / STATE_FILE
         partial = file.with_suffix(".partial")
-        peers = [asdict(one) for one in sorted(processes, key=lambda one: one.id)]
+        peers = [asdict(process) for process in sorted(processes, key=lambda p: p.id)]
         partial.write_text(json.dumps({"peers": peers}, indent=1))
         partial.replace(file)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Let one ``dstash dev`` at a time work here."""
+        """Hold a lock: only one ``dstash dev`` at a time may change the directory."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = open(self.root / "dev.lock", "w")  # noqa: SIM115  # closed below
@@ -127,14 +127,14 @@ class DevCluster:
             try:
                 flock(lock, LOCK_EX | LOCK_NB)
             except BlockingIOError:
-                raise DStashError(f"another dstash dev is at work in {self.root}") from None
+                raise DStashError(f"another dstash dev runs in {self.root}") from None
             yield
 
     def start(self, peer: str, port: int, http_port: int, options: Sequence[str]) -> Process:
-        """Start a peer that outlives this command, and remember it."""
+        """Start a peer that outlives this command, and add it to the list."""
         command = [*_peer_command(), str(self.data(peer)), "127.0.0.1", str(port), "--id", peer]
         command += ["--http-port", str(http_port), *options]
-        # The environment is the shell's: what is meant for other peers must not reach these.
+        # Settings in the environment of the user's shell are meant for other peers.
         environ = {key: text for key, text in os.environ.items() if not key.startswith("DSTASH_")}
         with self.log(peer).open("ab") as log:
             child = subprocess.Popen(  # noqa: S603  # our own command
@@ -145,9 +145,9 @@ class DevCluster:
                 env=environ,
                 start_new_session=True,
             )
-        child.returncode = 0  # not ours to wait for: no warning when the object goes
+        child.returncode = 0  # avoids a warning for a child that is not waited for
         process = Process(peer, child.pid, _identity(child.pid), port, http_port)
-        self.save([*(one for one in self.load() if one.id != peer), process])
+        self.save([*(known for known in self.load() if known.id != peer), process])
         return process
 
 
@@ -158,23 +158,23 @@ def _peer_command() -> list[str]:
     return [sys.executable, "-c", "from dstash.peer.start import main; main()"]
 
 
-def stop(processes: Sequence[Process], patience: float) -> list[Process]:
-    """End processes: first politely, after ``patience`` seconds by force. Returns the latter."""
+def stop(processes: Sequence[Process], timeout_s: float) -> list[Process]:
+    """End processes by SIGTERM, after ``timeout_s`` by SIGKILL; return those that were killed."""
     for process in processes:
         process.signal(signal.SIGTERM)
-    stubborn = _outlasting(processes, patience)
-    for process in stubborn:
+    killed = _running_after(processes, timeout_s)
+    for process in killed:
         process.signal(signal.SIGKILL)
-    left = _outlasting(stubborn, patience)
+    left = _running_after(killed, timeout_s)
     if left:
         raise DStashError(f"process {left[0].pid} ({left[0].id}) does not end")
-    return stubborn
+    return killed
 
 
-def _outlasting(processes: Sequence[Process], patience: float) -> list[Process]:
-    deadline = time.monotonic() + patience
+def _running_after(processes: Sequence[Process], timeout_s: float) -> list[Process]:
+    deadline = time.monotonic() + timeout_s
     left = [process for process in processes if process.runs()]
     while left and time.monotonic() < deadline:
-        time.sleep(_PAUSE)
+        time.sleep(_POLL_INTERVAL_S)
         left = [process for process in left if process.runs()]
     return left

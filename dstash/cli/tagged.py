@@ -1,4 +1,4 @@
-"""JSON for every value dstash can hold: what JSON lacks is an object with one tagged entry.
+"""JSON for every value that dstash can store: a type that JSON lacks is an object with one tag.
 
 ::
 
@@ -9,10 +9,10 @@
     tuple      {"$tuple": [...]}                 set, frozenset: likewise
     complex    {"$complex": ["1.0", "-2.0"]}     nan, inf   {"$float": "nan"}
     int beyond 64 bits  {"$int": "0x1..."}       Timestamp  {"$timestamp": [s, ns]}
-    dict with keys that are no str, or that looks like one of the above
+    dict with keys that are not str, or that looks like one of the above
                {"$map": [[key, value], ...]}
 
-The idea is MongoDB's Extended JSON. An object with another ``$name`` is an ordinary dict.
+The idea comes from MongoDB's Extended JSON. An object with any other ``$name`` is an ordinary dict.
 """
 
 from __future__ import annotations
@@ -34,15 +34,23 @@ _TOO_DEEP: Final = "nested too deeply for JSON"
 
 
 def dumps(value: Any) -> str:
-    """Return a value as one line of JSON; ``UsageError`` when it has no such form."""
+    """Return a value as one line of JSON.
+
+    Raises:
+        UsageError: JSON cannot represent the value.
+    """
     try:
         return json.dumps(to_plain(value), ensure_ascii=False, separators=(",", ":"))
     except RecursionError:
-        raise UsageError(f"value is {_TOO_DEEP}; msgpack can carry it") from None
+        raise UsageError(f"value is {_TOO_DEEP}; use msgpack") from None
 
 
 def loads(text: str | bytes) -> Any:
-    """Return the value of a JSON text; ``UsageError`` says what is wrong with it."""
+    """Return the value of a JSON text.
+
+    Raises:
+        UsageError: the text is not JSON, or a tag in it is malformed.
+    """
     try:
         return _DECODER.decode(text if isinstance(text, str) else text.decode())
     except json.JSONDecodeError as error:
@@ -58,7 +66,7 @@ def loads(text: str | bytes) -> Any:
 
 
 def to_plain(value: Any) -> Any:
-    """Return a value in terms of what JSON has."""
+    """Return a value as a structure of JSON types."""
     kind = type(value)
     if kind is str or kind is bool or value is None:
         return value
@@ -67,10 +75,10 @@ def to_plain(value: Any) -> Any:
     if kind is list:
         return [to_plain(item) for item in value]
     write = _WRITERS.get(kind)
-    if write is None and isinstance(value, str):  # an enumeration's word
+    if write is None and isinstance(value, str):  # a member of a StrEnum
         return str(value)
     if write is None:
-        raise UsageError(f"values of type {kind.__name__} have no form in JSON")
+        raise UsageError(f"JSON cannot represent values of type {kind.__name__}")
     return write(value)
 
 

@@ -1,4 +1,4 @@
-"""Sizes, durations and rates, as people write them."""
+"""Sizes, durations and rates as text."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ _RATE: Final = re.compile(r"(\d+(?:\.\d+)?) *([kmg]i?)?b?(?:/s)?", re.IGNORECASE
 
 
 def parse_rate(text: str | None) -> int:
-    """Return bytes a second; 0 when none are said (``off``, or nothing given)."""
+    """Return bytes per second; 0 means no limit (``off``, or nothing given)."""
     if text is None or text.strip().lower() in ("off", "0"):
         return 0
     found = _RATE.fullmatch(text.strip())
     if found is None:
-        raise UsageError(f"rate {text!r} is not like 20MB/s, 500kB/s, 1.5MiB/s or off")
+        raise UsageError(
+            f"{text!r} is not a rate; allowed are forms like 20MB/s, 500kB/s, 1.5MiB/s, or off"
+        )
     rate = round(float(found[1]) * _UNITS[(found[2] or "").lower()])
     if rate < 1:
-        raise UsageError(f"rate {text!r} is below 1 byte a second")
+        raise UsageError(f"rate {text!r} is below 1 byte per second")
     return rate
 
 
 def parse_time(text: str) -> float:
-    """Return seconds."""
+    """Return the seconds of a duration such as ``15m``."""
     found = _TIME.fullmatch(text.strip())
     if found is None:
-        raise UsageError(f"{text!r} is not like 90, 1.5s, 15m, 12h or 7d")
+        raise UsageError(f"{text!r} is not a time; allowed are forms like 90, 1.5s, 15m, 12h, 7d")
     return float(found[1]) * _SECONDS[found[2].lower()]
 
 
@@ -48,7 +50,7 @@ def size(number: float | None) -> str:
 
 
 def rough_duration(seconds: float | None) -> str:
-    """Return seconds in the largest unit that fits, rounded down: for a narrow column."""
+    """Return seconds in the largest unit that fits, rounded down, for a narrow column."""
     return duration(seconds).partition(" ")[0]
 
 

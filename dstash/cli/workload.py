@@ -1,4 +1,4 @@
-"""A load on a cluster: which keys, how many callers, and a record of how long each call took."""
+"""The load of ``dstash bench``: its keys, its concurrent callers, and the latency of each call."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9)
 
-#: Of mixed work, the part that reads.
-_READS: Final = 0.9
+#: The share of reads in mixed and batch work.
+_READ_SHARE: Final = 0.9
 #: The exponent of YCSB's zipfian workloads (Cooper et al., 2010).
-_ZIPF: Final = 0.99
-#: What a histogram can hold (microseconds), to three digits.
-_LONGEST: Final = 600_000_000
-_DRAWN_AT_ONCE: Final = 4096
-#: What is stored is gone after that many seconds.
-_TTL: Final = 3600
+_ZIPF_EXPONENT: Final = 0.99
+#: The longest time that a histogram can hold.
+_MAX_TIME_US: Final = 600_000_000
+_KEYS_PER_DRAW: Final = 4096
+#: The time to live of all records of a load.
+_TTL_S: Final = 3600
 
 
 class Work(StrEnum):
-    """What is done."""
+    """The kind of calls."""
 
     PUT = "put"
     GET = "get"
@@ -40,7 +40,7 @@ class Work(StrEnum):
 
 
 class Distribution(StrEnum):
-    """Which keys are asked for how often."""
+    """The distribution of calls over keys."""
 
     UNIFORM = "uniform"
     ZIPF = "zipf"
@@ -48,7 +48,7 @@ class Distribution(StrEnum):
 
 @dataclass(frozen=True)
 class Shape:
-    """How much of what."""
+    """The parameters of a load."""
 
     work: Work
     index: str
@@ -61,7 +61,7 @@ class Shape:
 
 
 class Second(NamedTuple):
-    """What happened in one second of a run; times in microseconds."""
+    """The calls of one second of a run; times in microseconds."""
 
     calls: int
     p50: int
@@ -70,7 +70,7 @@ class Second(NamedTuple):
 
 @dataclass
 class Record:
-    """What happened so far. Times are kept in HdrHistograms (Gil Tene): exact to three digits."""
+    """The calls of a run. Times are kept in HdrHistograms (Gil Tene): exact to three digits."""
 
     kinds: dict[str, Any] = field(default_factory=dict)
     errors: Counter[str] = field(default_factory=Counter)
@@ -85,12 +85,12 @@ class Record:
         histogram = self.kinds.get(kind)
         if histogram is None:
             histogram = self.kinds[kind] = new_histogram()
-        taken = min(max(1, microseconds), _LONGEST)
+        taken = min(max(1, microseconds), _MAX_TIME_US)
         histogram.record_value(taken)
         self._now.record_value(taken)
 
     def close_second(self) -> Second:
-        """Begin a new second; returns the one that ended."""
+        """End the current second and return it; the next one begins."""
         now = self._now
         percentile = now.get_value_at_percentile
         calls = now.get_total_count()
@@ -112,25 +112,25 @@ def new_histogram() -> Any:
         raise UsageError(
             "bench needs the package hdrhistogram: pip install 'dstash[bench]'"
         ) from None
-    return HdrHistogram(1, _LONGEST, 3)
+    return HdrHistogram(1, _MAX_TIME_US, 3)
 
 
 def draw(shape: Shape, seed: int) -> Iterator[int]:
-    """Yield numbers of keys, for ever."""
+    """Yield numbers of keys without end."""
     order = random.Random(seed)  # noqa: S311  # no secret
     numbers = range(shape.keys)
     weights = None
     if shape.distribution is Distribution.ZIPF:
-        weights = list(itertools.accumulate((one + 1) ** -_ZIPF for one in numbers))
+        weights = list(itertools.accumulate((n + 1) ** -_ZIPF_EXPONENT for n in numbers))
     while True:
-        yield from order.choices(numbers, cum_weights=weights, k=_DRAWN_AT_ONCE)
+        yield from order.choices(numbers, cum_weights=weights, k=_KEYS_PER_DRAW)
 
 
 class Load:
-    """Runs a shape of work with a client until its time is over.
+    """Runs a load with a client until its time is over.
 
     Args:
-        tick: called once a second with what happened in it.
+        tick: called once a second with the calls of that second.
     """
 
     def __init__(self, client: AsyncClient, shape: Shape, tick: Callable[[Second], None]) -> None:
@@ -144,15 +144,15 @@ class Load:
         self._end = 0.0
 
     async def fill(self) -> None:
-        """Store all keys, where the work reads."""
+        """Store all keys, unless the work only writes."""
         if self._shape.work is Work.PUT:
             return
         pairs = ((_key(number), self._value) for number in range(self._shape.keys))
-        result = await self._client.batch_put(self._shape.index, pairs, ttl=_TTL, write="all")
+        result = await self._client.batch_put(self._shape.index, pairs, ttl=_TTL_S, write="all")
         result.raise_for_failures()
 
     async def run(self) -> None:
-        """Work; what was recorded stands in ``record``, also when it is cancelled."""
+        """Run the load. ``record`` has the calls, even if the run is cancelled."""
         began = time.perf_counter()
         self._end = began + self._shape.seconds
         callers = [asyncio.create_task(self._call()) for _ in range(self._shape.concurrency)]
@@ -191,23 +191,24 @@ class Load:
 
     def _put(self) -> tuple[str, Awaitable[Any]]:
         key = _key(next(self._keys))
-        return "put", self._client.put(self._shape.index, key, self._value, _TTL)
+        return "put", self._client.put(self._shape.index, key, self._value, _TTL_S)
 
     def _get(self) -> tuple[str, Awaitable[Any]]:
         return "get", self._client.lookup(self._shape.index, _key(next(self._keys)))
 
     def _put_or_get(self) -> tuple[str, Awaitable[Any]]:
-        return self._get() if self._reads.random() < _READS else self._put()
+        return self._get() if self._reads.random() < _READ_SHARE else self._put()
 
     def _batch(self) -> tuple[str, Awaitable[Any]]:
-        keys: Sequence[str] = [_key(one) for one in itertools.islice(self._keys, self._shape.batch)]
-        if self._reads.random() < _READS:
+        numbers = itertools.islice(self._keys, self._shape.batch)
+        keys: Sequence[str] = [_key(number) for number in numbers]
+        if self._reads.random() < _READ_SHARE:
             return "batch lookup", self._client.batch_lookup(self._shape.index, set(keys))
         pairs = dict.fromkeys(keys, self._value)
         return "batch put", self._put_all(pairs)
 
     async def _put_all(self, pairs: dict[str, bytes]) -> None:
-        result = await self._client.batch_put(self._shape.index, pairs, _TTL)
+        result = await self._client.batch_put(self._shape.index, pairs, _TTL_S)
         result.raise_for_failures()
 
 

@@ -140,7 +140,7 @@ def test_save_continues_after_interrupt(source: Cluster, folder: Path) -> None:
     assert process.returncode == 130
     assert said.decode() == (
         f"dstash: interrupted; {kept} of {PIECES} pieces are saved; "
-        "the same command goes on from there\n"
+        "run the same command again to continue\n"
     )
     assert not list(done.glob("*.partial"))
     code, lines = source.refused("verify", "interrupted")
@@ -266,7 +266,7 @@ def test_verify_prints_one_line_per_problem(source: Cluster, folder: Path, sound
 def test_restore_of_unknown_index_names_it(source: Cluster, sound: Path) -> None:
     code, lines = source.refused("restore", "sound", "--index", "sund")
     assert code == 2
-    assert lines[0].startswith("dstash: sound has no index 'sund'; there are: ")
+    assert lines[0].startswith("dstash: sound has no index 'sund'; its indexes are: ")
 
 
 def test_save_refuses_folder_with_other_files(source: Cluster, folder: Path) -> None:

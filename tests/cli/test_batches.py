@@ -157,10 +157,10 @@ def test_ctrl_c_waits_for_the_batch_on_its_way_and_sends_no_more() -> None:
 def test_a_file_that_ends_within_a_record_keeps_what_was_read() -> None:
     def cut_short() -> Iterator[Row | BadRow]:
         yield from rows("a", "b")
-        raise UsageError("record 3: cut short")
+        raise UsageError("record 3: truncated")
 
     target = Target()
     importer = Importer(target, "i", None, OnError.SKIP)
-    with pytest.raises(UsageError, match="cut short"):
+    with pytest.raises(UsageError, match="truncated"):
         importer.run(cut_short(), lambda records: None)
     assert importer.stored == 2

@@ -139,7 +139,7 @@ def test_an_export_that_fails_leaves_no_file(inside: InProcess, index: str) -> N
     before = sorted(os.listdir(inside.folder))
     code, text = inside.refusal("export", index, "partial.csv")
     assert code == 2
-    assert "its columns are not those of the first record" in text
+    assert "its columns differ from those of the first record" in text
     assert sorted(os.listdir(inside.folder)) == before
 
 

@@ -66,7 +66,7 @@ def test_plan_changes_nothing(here: Here) -> None:
     code, out, err = here.ask("cluster", "plan", "add", "p4")
     assert (code, err) == (0, "")
     first, head, *rows = out.splitlines()
-    assert "copies of partitions would move: about" in first
+    assert "partition replicas would move: about" in first
     assert head.split()[:5] == ["id", "zone", "before", "after", "incoming"]
     assert [row.split()[0] for row in rows[:4]] == ["p1", "p2", "p3", "p4"]
     assert here.status()["change"] is None
@@ -87,13 +87,13 @@ def test_plan_warns_and_speaks_json(here: Here) -> None:
     [
         (("plan", "add", "p9"), 1, "peer 'p9' is not running"),
         (("plan", "add", "p1"), 1, "peer 'p1' is already a member"),
-        (("plan", "move", "p1"), 2, "'move' is not add, remove, replace, forget or force-remove"),
+        (("plan", "move", "p1"), 2, "'move' is not an action; allowed are add, remove, replace"),
         (("remove", "p9", "-y"), 1, "no member 'p9'"),
         (("forget", "p1", "-y"), 1, "peer 'p1' is alive"),
         (("cancel",), 1, "no topology change is running"),
         (("pause",), 1, "no topology change is running"),
-        (("rate", "fast"), 2, "rate 'fast' is not like 20MB/s"),
-        (("add", "p4", "-y", "--rate", "x"), 2, "rate 'x' is not like 20MB/s"),
+        (("rate", "fast"), 2, "'fast' is not a rate; allowed are forms like 20MB/s"),
+        (("add", "p4", "-y", "--rate", "x"), 2, "'x' is not a rate; allowed are forms like 20MB/s"),
     ],
 )
 def test_what_is_refused(here: Here, words: tuple[str, ...], code: int, said: str) -> None:
@@ -158,7 +158,9 @@ def test_a_bar_on_a_terminal(here: Here, peers: Peers) -> None:
         client.admin.resume()
         wait_until(lambda: "records, " in shown() and "left" in shown(), PATIENCE, "pace and rest")
         client.admin.rate(0)
-        wait_until(lambda: "no change is under way" in shown(), PATIENCE, "it ends with the change")
+        wait_until(
+            lambda: "no topology change is running" in shown(), PATIENCE, "it ends with the change"
+        )
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def test_up_down_up_keeps_the_data(own: DevCluster) -> None:
 
 def test_up_says_where_the_dashboard_is(own: DevCluster) -> None:
     said = own.run("dev", "up", "-n", "1").stderr.decode()
-    [address] = re.findall(r"^dstash: the dashboard: (http://127\.0\.0\.1:\d+/)$", said, re.M)
+    [address] = re.findall(r"^dstash: dashboard: (http://127\.0\.0\.1:\d+/)$", said, re.M)
     with urllib.request.urlopen(address, timeout=10) as page:  # noqa: S310  # it begins with http
         assert b"<title>dstash" in page.read()
 
@@ -147,7 +147,7 @@ def test_a_damaged_state_file_is_told(own: DevCluster) -> None:
     (own.folder / ".dstash/dev.json").write_text("{")
     code, text = own.refusal("dev", "down")
     assert code == 1
-    assert "dev.json is damaged" in text
+    assert "dev.json is corrupt" in text
     (own.folder / ".dstash/dev.json").unlink()
 
 

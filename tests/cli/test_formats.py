@@ -56,10 +56,10 @@ def test_jsonl() -> None:
     ("line", "words"),
     [
         (b'{"key": "a"', "not JSON"),
-        (b"[1]", "not an object with key and value, but list"),
+        (b"[1]", "list instead of an object with key and value"),
         (b'"text"', "but str"),
-        (b'{"key": "a"}', "no 'value' in it"),
-        (b'{"value": 1}', "no 'key' in it"),
+        (b'{"key": "a"}', "field 'value' is missing"),
+        (b'{"value": 1}', "field 'key' is missing"),
         (b'{"key": "a", "value": 1, "tll": 5}', "unknown field 'tll'"),
         (b'{"key": "", "value": 1}', "key is empty"),
         (b'{"key": 1.5, "value": 1}', "key"),
@@ -96,7 +96,7 @@ def test_integer_keys() -> None:
     data = b'{"key": "12", "value": 1}\n{"key": "x", "value": 1}\n{"key": 5, "value": 1}\n'
     found = read(Format.JSONL, data, Columns(as_int=True))
     assert good(found) == [(12, 1), (5, 1)]
-    assert bad(found) == {2: "key 'x' is not a whole number"}
+    assert bad(found) == {2: "key 'x' is not an integer"}
 
 
 def test_csv_values_are_the_other_columns() -> None:
@@ -119,8 +119,8 @@ def test_csv_columns_by_name() -> None:
     [
         (b"", NO_COLUMNS, "line 1: no header"),
         (b"\n", NO_COLUMNS, "line 1: no header"),
-        (b"a,a\n1,2\n", NO_COLUMNS, "column 'a' stands there twice"),
-        (b"a,b\n", Columns(key="c"), "no column 'c'; there are a, b"),
+        (b"a,a\n1,2\n", NO_COLUMNS, "column 'a' appears twice in the header"),
+        (b"a,b\n", Columns(key="c"), "no column 'c'; the file has a, b"),
         (b"a,b\n", Columns(value="c"), "no column 'c'"),
         (b'"a,b\n', NO_COLUMNS, "line 1: not CSV"),
     ],
@@ -214,7 +214,7 @@ def test_msgpack_that_is_cut_short_or_garbage() -> None:
         out.write(number, "v" * (number % 50), None)
     whole = target.getvalue()
     assert len(read(Format.MSGPACK, whole)) == 50_000
-    with pytest.raises(UsageError, match="record 50000: cut short"):
+    with pytest.raises(UsageError, match="record 50000: truncated"):
         read(Format.MSGPACK, whole[:-1])
     with pytest.raises(UsageError, match="record 50001: not msgpack"):
         read(Format.MSGPACK, whole + b"\xc1")
@@ -248,9 +248,9 @@ def test_csv_is_written_with_the_columns_of_the_first_record() -> None:
 
 
 def test_csv_refuses_what_it_would_lose() -> None:
-    with pytest.raises(UsageError, match="its columns are not those of the first record"):
+    with pytest.raises(UsageError, match="its columns differ from those of the first record"):
         write_csv([("a", {"x": 1}), ("b", {"x": 1, "z": 2})])
-    with pytest.raises(UsageError, match="its columns are not those"):
+    with pytest.raises(UsageError, match="its columns differ from those"):
         write_csv([("a", {"x": 1}), ("b", "text")])
     with pytest.raises(UsageError, match="keys that are bytes"):
         write_csv([(b"a", "x")])
@@ -297,7 +297,7 @@ class TestParquet:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("dstash.cli.formats.columnar._GROUP_ROWS", 1)
-        with pytest.raises(UsageError, match="key 'b': its columns are not those of the first"):
+        with pytest.raises(UsageError, match="key 'b': its columns differ from those of the first"):
             written(Format.PARQUET, [("a", {"x": 1}, None), ("b", {"y": 1}, None)])
         with pytest.raises(UsageError, match="key 'b': column 'x' has values of type int, not str"):
             written(Format.PARQUET, [("a", {"x": 1}, None), ("b", {"x": "1"}, None)])
@@ -314,7 +314,7 @@ class TestParquet:
         for broken in (b"", b"PAR1", data[:-1], data[4:]):
             with pytest.raises(UsageError, match="record 1: not parquet"):
                 read(Format.PARQUET, broken)
-        with pytest.raises(UsageError, match="no column 'x'; there are k"):
+        with pytest.raises(UsageError, match="no column 'x'; the file has k"):
             read(Format.PARQUET, data, Columns(key="x"))
         with os.fdopen(os.pipe()[0], "rb") as pipe, pytest.raises(UsageError, match="from a pipe"):
             list(read_rows(Format.PARQUET, pipe, NO_COLUMNS))

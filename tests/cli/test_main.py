@@ -19,17 +19,17 @@ from tests.cli.conftest import Dstash
         (["--nope"], "No such option: --nope"),
         (["-o", "xml", "count", "i"], "--output': 'xml' is not one of 'table', 'json'"),
         (["put", "i", "k", "v", "--ttl", "soon"], "--ttl"),
-        (["put", "i", "k", "v", "--json", "--bytes"], "exclude each other"),
+        (["put", "i", "k", "v", "--json", "--bytes"], "cannot be combined"),
         (["put", "i", "k", "{", "--json"], "not JSON: Expecting property name"),
         (["put", "i", "k", '{"$bytes": 1}', "--json"], "bad $bytes"),
         (["put", "i", "k", '{"$decimal": "x"}', "--json"], "'x' is not a decimal number"),
         (["scan", "i", "\udcff"], "not valid Unicode text"),
-        (["get", "i", "x", "--int"], "key 'x' is not a whole number"),
+        (["get", "i", "x", "--int"], "key 'x' is not an integer"),
         (["get", "i", "x", "--hex"], "key 'x' is not hexadecimal bytes"),
-        (["get", "i", "1", "--hex", "--int"], "--int and --hex exclude each other"),
+        (["get", "i", "1", "--hex", "--int"], "--int and --hex cannot be combined"),
         (
             ["put", "i", "k", "v", "--ttl", "1w"],
-            "--ttl': '1w' is not like 90, 1.5s, 15m, 12h or 7d",
+            "--ttl': '1w' is not a time; allowed are forms like 90, 1.5s, 15m, 12h, 7d",
         ),
         (["put", "i", "k", "v", "--ttl", "-1h"], "ttl is -3600.0 s"),
         (["touch", "i", "k"], "either --ttl TIME or --forever"),
@@ -37,7 +37,7 @@ from tests.cli.conftest import Dstash
         (["import", "", "x.jsonl"], "index name has 0 bytes"),
         (["import", "i", "x.txt"], "use --format"),
         (["import", "i", "x.jsonl"], "x.jsonl: No such file or directory"),
-        (["import", "i", "x.jsonl", "--ttl", "nan"], "'nan' is not like"),
+        (["import", "i", "x.jsonl", "--ttl", "nan"], "'nan' is not a time"),
         (["import", "i", "x.jsonl", "--on-error", "pray"], "--on-error"),
         (["export", "i", "no/such/x.jsonl"], "no/such/x.jsonl: No such file or directory"),
         (["--timeout", "0", "count", "i"], "timeout is 0.0; allowed is a number above 0"),
@@ -88,7 +88,7 @@ def test_an_error_names_the_help_that_belongs_to_it(
 ) -> None:
     done = dstash(*line.split())
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert done.err.endswith(f" ({help_for} --help lists what there is)\n")
+    assert done.err.endswith(f" (see {help_for} --help)\n")
     assert dstash(*help_for.split()[1:], "--help").code == 0
 
 
@@ -110,7 +110,9 @@ def test_unknown_variables_are_warned_about(
     monkeypatch.setenv("DSTASH_TIMOUT", "5")
     done = dstash("config", "show")
     assert done.code == 0
-    assert done.err == "dstash: warning: DSTASH_TIMOUT is no setting of dstash; it has no effect\n"
+    assert (
+        done.err == "dstash: warning: DSTASH_TIMOUT is not a setting of dstash; it has no effect\n"
+    )
 
 
 class Broken:
@@ -163,10 +165,10 @@ def test_errors_say_what_to_do_next(dstash: Dstash, monkeypatch: pytest.MonkeyPa
     done = dstash("--peers", "127.0.0.1:1", "--timeout", "0.3", "get", "i", "k")
     assert done.err == (
         "dstash: no peer answered at tcp://127.0.0.1:1 (not connected); is it running? "
-        "try dstash dev up, or say where it is with --peers or --consul\n"
+        "start a cluster with dstash dev up, or set --peers or --consul\n"
     )
     for error, step in (
-        (errors.Unavailable("too few"), "too few; dstash status shows who is away"),
+        (errors.Unavailable("too few"), "too few; dstash status lists the peers that are down"),
         (errors.Unauthorised("no"), "no; the peers' authorised_keys decide; see docs/security.md"),
         (errors.UsageError("bad"), "bad"),  # the text says it already
     ):

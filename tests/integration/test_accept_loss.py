@@ -50,7 +50,7 @@ def test_two_of_three_disks_are_lost(peers: Peers) -> None:
     assert code == 2
     assert "in a script give --yes" in said
     assert "4096 of 4096 partitions have a replica on p2, p3" in out
-    assert "what only p2, p3 acked there is lost for good" in out
+    assert "writes that only p2, p3 acknowledged there are lost" in out
     code, out, _ = here.ask("-o", "json", "cluster", "accept-loss", "p2", "p3", "--dry-run")
     assert (code, check("cluster accept-loss", out)[0]["at_risk"]) == (0, 4096)
     assert not any(one["waived"] for one in here.status()["members"])

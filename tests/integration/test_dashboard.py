@@ -14,7 +14,7 @@ from tests.harness.peers import PATIENCE, Peer, Peers
 from tests.harness.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ROOT / "dstash" / "peer" / "dashboard"
+FILES = ROOT / "dstash" / "peer" / "http" / "dashboard" / "static"
 #: A killed peer is shown as down within so many seconds.
 NOTICED = 3.0
 #: Bytes a second for a joining peer: slow enough to be seen.
@@ -65,7 +65,7 @@ def _show(browser: Browser, peer: Peer) -> None:
     browser.complaints.clear()
     browser.requested.clear()
     browser.open(f"http://127.0.0.1:{peer.http_port}/")
-    wait_until(lambda: browser.text("#verdict") != "Asking the peer", PATIENCE, "it has asked")
+    wait_until(lambda: browser.text("#verdict") != "Loading", PATIENCE, "it has asked")
 
 
 def _health(browser: Browser, peer: str) -> str:
@@ -198,4 +198,4 @@ def test_the_page_needs_nothing_from_elsewhere(trio: Peers) -> None:
         ) as answer:
             assert answer.read() == file.read_bytes()
             assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-    assert '"dstash.peer" = ["dashboard/*"]' in (ROOT / "pyproject.toml").read_text()
+    assert '"dstash.peer.http.dashboard" = ["static/*"]' in (ROOT / "pyproject.toml").read_text()

@@ -1,4 +1,4 @@
-"""``dstash bench``: put a load on a cluster, and say how long its answers took."""
+"""The command ``dstash bench``: load a cluster and report the latency of its answers."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ _HEADINGS: Final = ("call", "calls", "per s", "mean ms", *(f"p{one:g} ms" for on
 
 def bench(
     ctx: typer.Context,
-    work: Annotated[Work, typer.Argument(help="mixed and batch read nine times out of ten.")],
+    work: Annotated[Work, typer.Argument(help="mixed and batch: 90 % reads.")],
     concurrency: Annotated[
-        int, typer.Option("--concurrency", min=1, max=100_000, help="Calls under way at once.")
+        int, typer.Option("--concurrency", min=1, max=100_000, help="Concurrent calls.")
     ] = 16,
-    size: Annotated[int, typer.Option("--size", min=0, help="Bytes of a value.")] = 100,
-    keys: Annotated[int, typer.Option("--keys", min=1, help="How many different keys.")] = 10_000,
-    batch: Annotated[
-        int, typer.Option("--batch", min=1, help="Keys of one call of batch work.")
-    ] = 1000,
+    size: Annotated[int, typer.Option("--size", min=0, help="Bytes per value.")] = 100,
+    keys: Annotated[int, typer.Option("--keys", min=1, help="Number of different keys.")] = 10_000,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Keys per call, for batch.")] = 1000,
     distribution: Annotated[
-        Distribution, typer.Option("--distribution", help="Which keys are asked for how often.")
+        Distribution, typer.Option("--distribution", help="Distribution of calls over keys.")
     ] = Distribution.UNIFORM,
     duration: Annotated[
-        float, typer.Option("--duration", metavar="SECONDS", min=0.1, help="How long.")
+        float, typer.Option("--duration", metavar="SECONDS", min=0.1, help="Duration of the run.")
     ] = 10.0,
-    index: Annotated[str, typer.Option("--index", help="Where; the keys go after an hour.")] = (
-        "bench"
-    ),
+    index: Annotated[
+        str, typer.Option("--index", help="Index to use; its keys expire after an hour.")
+    ] = ("bench"),
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw times and throughput.")
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw latency and throughput.")
     ] = None,
 ) -> None:
-    """Measure how fast a cluster answers. Levels: dstash --read one --write all bench ..."""
+    """Measure latency and throughput of a cluster.
+
+    The global options --read and --write set the consistency levels.
+    """
     run = invocation.of(ctx)
     if plot is not None:
         _check_plot()
@@ -57,13 +58,13 @@ def bench(
     if not finished:
         raise Interrupted(f"interrupted after {record.seconds:.1f} s")
     if record.errors:
-        told = ", ".join(f"{count} x {name}" for name, count in record.errors.most_common())
-        raise PartlyFailed(f"some calls failed: {told}")
+        counts = ", ".join(f"{count} x {name}" for name, count in record.errors.most_common())
+        raise PartlyFailed(f"some calls failed: {counts}")
 
 
 def _check_plot() -> None:
     try:
-        import matplotlib  # noqa: F401  # only whether it is there
+        import matplotlib  # noqa: F401  # only to check that it is installed
     except ImportError:
         raise UsageError(
             "--plot needs the package matplotlib: pip install 'dstash[plot]'"
@@ -71,9 +72,9 @@ def _check_plot() -> None:
 
 
 def _measure(run: invocation.Invocation, shape: Shape) -> tuple[Record, bool]:
-    """Return what was recorded, and whether the time was used to its end."""
+    """Return the record of the run, and whether it ran for the full duration."""
     loads: list[Load] = []
-    new_histogram()  # an error, if the package is missing, before anything else
+    new_histogram()  # fails first if the package is not installed
     try:
         asyncio.run(_work(run, shape, loads))
     except KeyboardInterrupt:
@@ -96,18 +97,18 @@ async def _work(run: invocation.Invocation, shape: Shape, loads: list[Load]) -> 
 
 def _report(run: invocation.Invocation, shape: Shape, record: Record) -> None:
     if run.as_json:
-        output.json_line(_facts(run, shape, record))
+        output.json_line(_as_json(run, shape, record))
         return
     rows = []
     for kind, histogram in sorted(record.kinds.items()):
         calls = histogram.get_total_count()
         times = [histogram.get_mean_value(), *map(histogram.get_value_at_percentile, PERCENTILES)]
         rate = calls / record.seconds
-        rows.append([kind, f"{calls:,}", f"{rate:,.0f}", *(f"{one / 1000:.2f}" for one in times)])
+        rows.append([kind, f"{calls:,}", f"{rate:,.0f}", *(f"{us / 1000:.2f}" for us in times)])
     output.table(_HEADINGS, rows)
 
 
-def _facts(run: invocation.Invocation, shape: Shape, record: Record) -> dict[str, Any]:
+def _as_json(run: invocation.Invocation, shape: Shape, record: Record) -> dict[str, Any]:
     settings = run.settings()
     levels = {"read": str(settings.read), "write": str(settings.write)}
     plain = {
@@ -120,19 +121,19 @@ def _facts(run: invocation.Invocation, shape: Shape, record: Record) -> dict[str
         | {
             "ran_seconds": round(record.seconds, 3),
             "errors": dict(record.errors),
-            "calls": {kind: _times(one, record.seconds) for kind, one in record.kinds.items()},
+            "calls": {kind: _times(times, record.seconds) for kind, times in record.kinds.items()},
             "timeline": [second._asdict() for second in record.timeline],
         }
     )
 
 
 def _times(histogram: Any, seconds: float) -> dict[str, float]:
-    """Return one kind of call as figures; times are in microseconds."""
+    """Return the rate and the times of one kind of call; times are in microseconds."""
     calls = histogram.get_total_count()
     return {
         "calls": calls,
         "per_second": round(calls / seconds, 1),
         "mean": round(histogram.get_mean_value(), 1),
-        **{f"p{one:g}": histogram.get_value_at_percentile(one) for one in PERCENTILES},
+        **{f"p{p:g}": histogram.get_value_at_percentile(p) for p in PERCENTILES},
         "max": histogram.get_max_value(),
     }

@@ -1,4 +1,4 @@
-"""Import and export: whole files, in bounded memory."""
+"""The commands ``dstash import`` and ``dstash export``: whole files, in bounded memory."""
 
 from __future__ import annotations
 
@@ -27,21 +27,25 @@ from dstash.wire.keys import Key
 if TYPE_CHECKING:
     from dstash.client.blocking import Client
 
-#: A batch is much more than what the default timeout is meant for.
-_BATCH_SECONDS: Final = 60.0
+#: The default timeout of calls is too short for a large batch.
+_BATCH_TIMEOUT_S: Final = 60.0
 
 FileName = Annotated[str, typer.Argument(metavar="FILE|-", help="A file; - is stdin or stdout.")]
 FormatOption = Annotated[
-    Format | None, typer.Option("--format", help="By default, what the file's name says.")
+    Format | None, typer.Option("--format", help="Default: by the suffix of the file.")
 ]
 KeyColumn = Annotated[
     str | None,
-    typer.Option("--key", metavar="COLUMN", help="CSV, parquet: the key (default: the first)."),
+    typer.Option(
+        "--key", metavar="COLUMN", help="CSV, parquet: column of the key. Default: the first."
+    ),
 ]
 ValueColumn = Annotated[
     str | None,
     typer.Option(
-        "--value", metavar="COLUMN", help="CSV, parquet: the value (default: all the others)."
+        "--value",
+        metavar="COLUMN",
+        help="CSV, parquet: column of the value. Default: all other columns.",
     ),
 ]
 
@@ -56,14 +60,14 @@ def import_(
     as_int: IntKeys = False,
     ttl: Ttl = None,
     on_error: Annotated[
-        OnError, typer.Option(help="What to do about a record that cannot be stored.")
+        OnError, typer.Option(help="Reaction to a record that cannot be stored.")
     ] = OnError.STOP,
 ) -> None:
-    """Store the records of a file; a key that is there already gets the new value.
+    """Store the records of a file; a key that exists gets the new value.
 
-    jsonl: {"key": ..., "value": ..., "ttl": seconds} a line, ttl may be left out.
+    jsonl: one {"key": ..., "value": ..., "ttl": seconds} per line; ttl is optional.
     csv: with a header line. msgpack: maps like those of jsonl. parquet: needs dstash[parquet].
-    With --on-error skip, exit code 9 says that something was skipped.
+    With --on-error skip, bad records are skipped and the exit code is 9.
     """
     check_index(index)
     check_ttl(ttl)
@@ -73,10 +77,10 @@ def import_(
     began = time.monotonic()
     name = "stdin" if file == STDIN else file
     with _source(file) as source, run.client() as client:
-        importer = Importer(client, index, ttl, on_error, noun, run.patience(_BATCH_SECONDS))
+        importer = Importer(client, index, ttl, on_error, noun, run.long_timeout(_BATCH_TIMEOUT_S))
         rows = read_rows(kind, source, Columns(key, value, as_int))
         with (
-            _said_how_far(importer, name),
+            _progress_in_errors(importer, name),
             progress_bar(
                 f"import {index}", _size(source, kind), _bytes_done(source, importer)
             ) as bar,
@@ -93,18 +97,19 @@ def export(
     ctx: typer.Context,
     index: IndexName,
     file: FileName,
-    prefix: Annotated[str, typer.Option(help="Only keys that begin so.")] = "",
+    prefix: Annotated[str, typer.Option(help="Only keys with this prefix.")] = "",
     form: FormatOption = None,
     key: KeyColumn = None,
     value: ValueColumn = None,
     with_ttl: Annotated[
-        bool, typer.Option("--with-ttl", help="Also the time to live; slow: asks for each key.")
+        bool,
+        typer.Option("--with-ttl", help="Also export the time to live. Slow: one request per key."),
     ] = False,
 ) -> None:
-    """Write the records of an index to a file that import reads back.
+    """Write the records of an index to a file that import can read.
 
-    A file appears under its name only when it is complete: with every record that a look-up at
-    the level of --read would find. CSV makes text of every value; parquet has a column for each
+    The file appears under its name only when it is complete. It has every record that a look-up at
+    the level of --read would find. CSV turns every value into text; parquet has a column for each
     name if all values are maps with the same names.
     """
     check_index(index)
@@ -112,18 +117,18 @@ def export(
     run = invocation.of(ctx)
     began = time.monotonic()
     with run.client() as client, _target(file) as target:
-        # Only for the progress bar, so the number that one replica knows of is good enough.
+        # Only for the progress bar, so the count of one replica is accurate enough.
         total = client.count(index, prefix, read="one") if sys.stderr.isatty() else None
         out = writer(kind, target, Columns(key, value))
         number = 0
         with progress_bar(f"export {index}", total) as progress:
-            for one, item, left in _records(client, index, prefix, with_ttl):
-                out.write(one, item, left)
+            for record_key, item, left in _records(client, index, prefix, with_ttl):
+                out.write(record_key, item, left)
                 number += 1
                 progress(number)
         out.finish()
     seconds = time.monotonic() - began
-    if run.as_json and file != STDIN:  # else stdout has the records
+    if run.as_json and file != STDIN:  # otherwise stdout has the records
         output.json_line({"index": index, "exported": number, "seconds": round(seconds, 3)})
     output.message(f"exported {_rate(number, seconds)} from index '{index}'")
 
@@ -135,16 +140,16 @@ def _records(
         try:
             yield key, value, client.ttl(index, key) if with_ttl else None
         except KeyError:
-            continue  # it expired since the scan saw it
+            continue  # it expired after the scan returned it
 
 
 @contextmanager
 def _source(file: str) -> Iterator[BinaryIO]:
     if file == STDIN:
-        yield _Counted(sys.stdin.buffer)  # type: ignore[misc]  # reads like one, that is enough
+        yield _Counted(sys.stdin.buffer)  # type: ignore[misc]  # has all methods that are used
         return
     try:
-        opened = open(file, "rb")  # noqa: SIM115  # closed below; only this may fail so
+        opened = open(file, "rb")  # noqa: SIM115  # closed below
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from None
     with opened:
@@ -152,7 +157,7 @@ def _source(file: str) -> Iterator[BinaryIO]:
 
 
 class _Counted:
-    """stdin, which may be a pipe and cannot tell its position."""
+    """stdin with a position, which a pipe does not have."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -197,25 +202,25 @@ def _target(file: str) -> Iterator[BinaryIO]:
 def _publish(partial: Path, path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
-    partial.chmod(0o666 & ~umask)  # temporary files are private, exported ones need not be
+    partial.chmod(0o666 & ~umask)  # a temporary file is private; the export gets the usual mode
     partial.replace(path)
 
 
 def _bytes_done(source: BinaryIO, importer: Importer) -> Callable[[], int]:
-    # What has been read is ahead of what has been stored.
+    # More has been read than stored.
     return lambda: int(source.tell() * importer.settled())
 
 
 def _size(source: BinaryIO, kind: Format) -> int | None:
-    if isinstance(source, _Counted) or kind is Format.PARQUET:  # it is not read from front to back
+    if isinstance(source, _Counted) or kind is Format.PARQUET:  # parquet is not read in order
         return None
     size = os.fstat(source.fileno()).st_size
     return size or None
 
 
 @contextmanager
-def _said_how_far(importer: Importer, file: str) -> Iterator[None]:
-    """Make every way out of an import say how much of it is in the store."""
+def _progress_in_errors(importer: Importer, file: str) -> Iterator[None]:
+    """Add to every error of an import how many records have been stored."""
     try:
         yield
     except KeyboardInterrupt:
@@ -232,7 +237,7 @@ def _said_how_far(importer: Importer, file: str) -> Iterator[None]:
 
 
 def _so_far(importer: Importer) -> str:
-    doubt = f", and perhaps some of the next {importer.in_doubt:,}" if importer.in_doubt else ""
+    doubt = f", and possibly some of the next {importer.in_doubt:,}" if importer.in_doubt else ""
     skipped = f", skipped {importer.skipped}" if importer.skipped.count else ""
     return f"stored {_counted(importer.stored)}{doubt}{skipped}"
 
@@ -244,9 +249,9 @@ def _counts(importer: Importer) -> dict[str, int]:
 
 def _expect_all(importer: Importer, file: str) -> None:
     parts = (("skipped", importer.skipped), ("not stored", importer.failed))
-    complaints = [f"{verb} {lines}" for verb, lines in parts if lines.count]
-    if complaints:
-        raise PartlyFailed(f"{file}: {'; '.join(complaints)}")
+    failures = [f"{verb} {lines}" for verb, lines in parts if lines.count]
+    if failures:
+        raise PartlyFailed(f"{file}: {'; '.join(failures)}")
 
 
 def _rate(number: int, seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""``dstash cert``: key pairs for CURVE."""
+"""The commands ``dstash cert``: key pairs for CURVE."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dstash.cli.console import output
 from dstash.errors import ConfigError
 from dstash.wire.curve import KeyPair, load_public
 
-app = typer.Typer(help="Make keys for encrypted connections.", no_args_is_help=True)
+app = typer.Typer(help="Create keys for encrypted connections.", no_args_is_help=True)
 
 
 @app.command()
@@ -21,16 +21,16 @@ def new(
     name: Annotated[
         Path,
         typer.Argument(
-            metavar="NAME", help="Makes NAME.key (public) and NAME.key_secret (for you alone)."
+            metavar="NAME", help="Creates NAME.key (public) and NAME.key_secret (private)."
         ),
     ],
 ) -> None:
-    """Make a key pair. Prints the public key, as authorised_keys and server_key want it."""
+    """Create a key pair, and print the public key for authorised_keys and server_key."""
     if not name.parent.is_dir():
-        raise ConfigError(f"there is no directory {name.parent}")
+        raise ConfigError(f"directory {name.parent} does not exist")
     cert_file, key_file = Path(f"{name}.key"), Path(f"{name}.key_secret")
     if cert_file.exists():
-        raise ConfigError(f"{cert_file} is there already; a key is not overwritten")
+        raise ConfigError(f"{cert_file} already exists; a key is not overwritten")
     keys = KeyPair.generate()
     keys.save(cert_file, key_file)
     if invocation.of(ctx).as_json:

@@ -1,4 +1,4 @@
-"""``dstash cluster``: change where data is, look before, watch it, and steer it."""
+"""The commands ``dstash cluster``: plan, start, watch and control topology changes."""
 
 from __future__ import annotations
 
@@ -21,24 +21,28 @@ from dstash.errors import UsageError
 if TYPE_CHECKING:
     from dstash.client.blocking import Client
 
-app = typer.Typer(help="Add, remove and replace peers; watch and steer it.", no_args_is_help=True)
+app = typer.Typer(
+    help="Add, remove and replace peers; watch and control topology changes.",
+    no_args_is_help=True,
+)
 
-#: What an order may take: the peer asks the membership, and may have to try again.
-_PATIENCE: Final = 30.0
+#: Long, because the peer writes to the membership and may have to retry.
+_ADMIN_TIMEOUT_S: Final = 30.0
 
-_GENTLY: Final = "without a rate: data moves gently"
+_NO_RATE: Final = "unlimited: data moves with low priority"
 
-#: What moves data, and can be looked at before.
+#: The actions that move data and can be planned.
 _PLANNED: Final = ("add", "remove", "replace", "forget", "force-remove")
 
 Members = Annotated[list[str], typer.Argument(metavar="PEER", autocompletion=member_ids)]
 Known = Annotated[list[str], typer.Argument(metavar="PEER", autocompletion=peer_ids)]
 Waiting = Annotated[list[str], typer.Argument(metavar="PEER", autocompletion=candidate_ids)]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would move.")]
-Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
-Follow = Annotated[bool, typer.Option("--watch", help="Watch until the data has moved.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would move; change nothing.")]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask for confirmation.")]
+Follow = Annotated[bool, typer.Option("--watch", help="Show progress until all data has moved.")]
 Rate = Annotated[
-    str | None, typer.Option("--rate", metavar="20MB/s", help="What each peer may take in.")
+    str | None,
+    typer.Option("--rate", metavar="20MB/s", help="Limit of the data each peer streams in."),
 ]
 
 
@@ -48,7 +52,7 @@ def plan(
     action: Annotated[str, typer.Argument(metavar="|".join(_PLANNED))],
     peers: Known,
 ) -> None:
-    """Show what would move, and what would become impossible; change nothing."""
+    """Show which data an action would move, and its risks; change nothing."""
     _move(ctx, action, peers, dry_run=True, yes=True, rate=None, watch=False)
 
 
@@ -61,7 +65,7 @@ def add(
     rate: Rate = None,
     watch: Follow = False,
 ) -> None:
-    """Let peers that wait (join = "manual") into the cluster."""
+    """Add waiting peers (join = "manual") to the cluster."""
     _move(ctx, "add", peers, dry_run, yes, rate, watch)
 
 
@@ -74,7 +78,7 @@ def remove(
     rate: Rate = None,
     watch: Follow = False,
 ) -> None:
-    """Drain peers; when their data has moved their processes end by themselves."""
+    """Move all data off peers and remove them; their processes then exit."""
     _move(ctx, "remove", peers, dry_run, yes, rate, watch)
 
 
@@ -88,7 +92,7 @@ def replace(
     rate: Rate = None,
     watch: Follow = False,
 ) -> None:
-    """Put a peer that waits in the place of another; what moves, moves once."""
+    """Replace a peer by a waiting one; each partition moves at most once."""
     _move(ctx, "replace", [old, new], dry_run, yes, rate, watch)
 
 
@@ -101,7 +105,7 @@ def forget(
     rate: Rate = None,
     watch: Follow = False,
 ) -> None:
-    """Give up peers that are dead: the others copy what they held from each other."""
+    """Remove peers that will not come back; the rest re-replicate their data from each other."""
     _move(ctx, "forget", peers, dry_run, yes, rate, watch)
 
 
@@ -114,10 +118,10 @@ def force_remove(
     rate: Rate = None,
     watch: Follow = False,
 ) -> None:
-    """Go on without members that are down, even where a topology change waits for them.
+    """Remove members that are down, even if a topology change waits for them.
 
-    A member that was joining is dropped; any other one leaves, and the others copy what it held
-    from each other. Refused for a member that is alive.
+    A joining member is dropped. Any other member leaves, and the rest re-replicate its data from
+    each other. The command is refused for a member that is alive.
     """
     _move(ctx, "force-remove", peers, dry_run, yes, rate, watch)
 
@@ -126,124 +130,128 @@ def force_remove(
 def accept_loss(
     ctx: typer.Context, peers: Members, dry_run: DryRun = False, yes: Yes = False
 ) -> None:
-    """Give up what only these members may know, so that the cluster goes on without it.
+    """Accept the loss of writes that only these members may have, so that the cluster serves again.
 
-    For members whose disk was lost or is an old copy, and for members that never come back, where
-    too few other replicas are left to know every acked write. Asks for the name of the cluster.
+    Use it if the disk of a member was lost or restored from an old copy, or if a member never comes
+    back, and too few other replicas are left to prove that they have every acknowledged write. Asks
+    for the name of the cluster as confirmation.
     """
     run = invocation.of(ctx)
     with run.client() as client:
         before = client.topology()
-        client.admin.accept_loss(peers, dry_run=True)  # refuses what cannot be
-        worked_out = planning.plan_loss(before, peers)
+        client.admin.accept_loss(peers, dry_run=True)  # raises if the action is not allowed
+        loss_plan = planning.plan_loss(before, peers)
         if run.as_json and dry_run:
-            output.json_line(worked_out.describe())
+            output.json_line(loss_plan.describe())
         elif not run.as_json:
-            _show_loss(worked_out, before.partitions)
+            _show_loss(loss_plan, before.partitions)
         if dry_run:
             return
         if not yes:
             _confirm_by_name(before.cluster, "accept-loss", "accept the loss")
-        begun = client.admin.accept_loss(peers, timeout=run.patience(_PATIENCE))
+        begun = client.admin.accept_loss(peers, timeout=run.long_timeout(_ADMIN_TIMEOUT_S))
     if run.as_json:
-        output.json_line({"epoch": begun.epoch, "plan": worked_out.describe()})
+        output.json_line({"epoch": begun.epoch, "plan": loss_plan.describe()})
     else:
-        output.message("accepted; `dstash status` shows how the stores are filled")
+        output.message("accepted; `dstash status` shows the streaming of the stores")
 
 
-def _show_loss(worked_out: LossPlan, partitions: int) -> None:
-    names = ", ".join(worked_out.peers)
-    output.line(f"{worked_out.held} of {partitions} partitions have a replica on {names}")
+def _show_loss(loss_plan: LossPlan, partitions: int) -> None:
+    names = ", ".join(loss_plan.peers)
+    output.line(f"{loss_plan.held} of {partitions} partitions have a replica on {names}")
     output.line(
-        f"{worked_out.at_risk} of them have too few other replicas with data to know every acked "
-        "write, and "
-        f"{worked_out.without_replica} have none"
+        f"{loss_plan.at_risk} of them have too few other replicas with data to prove that every "
+        f"acknowledged write is there, and {loss_plan.without_replica} have no other replica"
     )
-    if worked_out.at_risk:
+    if loss_plan.at_risk:
         output.line(
-            f"what only {names} acked there is lost for good: such writes are missing, and keys "
-            "that were deleted there may come back"
+            f"writes that only {names} acknowledged there are lost, and keys that were deleted "
+            "there may reappear"
         )
     else:
-        output.line("the other replicas know every acked write: nothing is lost")
+        output.line("the other replicas have every acknowledged write: no data is lost")
 
 
 def _confirm_by_name(cluster: str, command: str, purpose: str) -> None:
     """Ask for the name of the cluster.
 
     Raises:
-        UsageError: another name was typed, or there is no terminal to ask on.
+        UsageError: another name was typed, or stdin is not a terminal.
     """
     if not sys.stdin.isatty():
-        raise UsageError(f"{command} asks for confirmation on a terminal; in a script give --yes")
+        raise UsageError(f"{command} asks for confirmation on a terminal; in a script, use --yes")
     typed = typer.prompt(f"type the name of the cluster ({cluster}) to {purpose}", err=True)
     if typed.strip() != cluster:
-        raise UsageError(f"{typed!r} is not the name of the cluster: nothing was changed")
+        raise UsageError(f"{typed!r} is not the name of the cluster; nothing was changed")
 
 
 @app.command()
 def cancel(ctx: typer.Context, dry_run: DryRun = False) -> None:
-    """Go back to the placement from before the change under way; nothing is lost."""
-    _steer(ctx, "cancel", dry_run=dry_run, said="cancelled: the placement is as it was before")
+    """Cancel the topology change and return to the placement before it; no data is lost."""
+    _control(ctx, "cancel", dry_run=dry_run, effect="cancelled: the previous placement is restored")
 
 
 @app.command()
 def pause(ctx: typer.Context, dry_run: DryRun = False) -> None:
-    """Let the change under way rest; requests go on."""
-    _steer(ctx, "pause", dry_run=dry_run, said="paused")
+    """Pause the topology change; reads and writes go on."""
+    _control(ctx, "pause", dry_run=dry_run, effect="paused")
 
 
 @app.command()
 def resume(ctx: typer.Context, dry_run: DryRun = False) -> None:
-    """Let a change that was paused go on."""
-    _steer(ctx, "resume", dry_run=dry_run, said="resumed")
+    """Resume a paused topology change."""
+    _control(ctx, "resume", dry_run=dry_run, effect="resumed")
 
 
 @app.command()
 def rate(
     ctx: typer.Context,
-    bound: Annotated[str, typer.Argument(metavar="20MB/s|off")],
+    limit: Annotated[str, typer.Argument(metavar="20MB/s|off")],
     dry_run: DryRun = False,
 ) -> None:
-    """Set how much each gaining peer may take in, while it runs."""
-    parsed = parse_rate(bound)
-    said = f"each gaining peer takes {size(parsed)}/s at most" if parsed else _GENTLY
-    _steer(ctx, "rate", dry_run=dry_run, said=said, rate=parsed)
+    """Limit the data that each peer streams in, during a topology change."""
+    parsed = parse_rate(limit)
+    effect = f"limited: each peer streams in at most {size(parsed)}/s" if parsed else _NO_RATE
+    _control(ctx, "rate", dry_run=dry_run, effect=effect, rate=parsed)
 
 
 @app.command("lower-floors")
 def lower_floors(ctx: typer.Context, dry_run: DryRun = False, yes: Yes = False) -> None:
-    """Lower what replicas refuse writes up to, if it is ahead of time; see docs/operations.md."""
+    """Lower floors that are ahead of time, so that replicas accept writes; see docs/operations.md.
+
+    A floor is the stamp up to which a replica refuses writes. A clock that was far ahead leaves
+    floors in the future.
+    """
     run = invocation.of(ctx)
     with run.client() as client:
-        patience = run.patience(_PATIENCE)
-        members = client.status(timeout=patience)["members"]
-        topology = client.admin.lower_floors(dry_run=True, timeout=patience)
-        ahead = {one["id"]: int(one.get("ahead_ms") or 0) for one in members}
+        timeout = run.long_timeout(_ADMIN_TIMEOUT_S)
+        members = client.status(timeout=timeout)["members"]
+        topology = client.admin.lower_floors(dry_run=True, timeout=timeout)
+        ahead = {member["id"]: int(member.get("ahead_ms") or 0) for member in members}
         if not run.as_json and (dry_run or not yes):
             _show_ahead(ahead)
         if not dry_run:
             if not yes:
                 _confirm_by_name(topology.cluster, "lower-floors", "lower floors")
-            topology = client.admin.lower_floors(timeout=patience)
+            topology = client.admin.lower_floors(timeout=timeout)
     if run.as_json:
         output.json_line({"epoch": topology.epoch, "ahead_ms": ahead, "dry_run": dry_run})
     elif not dry_run:
-        output.message("ordered; `dstash status` shows when no peer is ahead of time any more")
+        output.message("started; `dstash status` shows the peers that are still ahead of time")
 
 
 def _show_ahead(ahead: Mapping[str, int]) -> None:
     rows = [[peer, f"{ms / 1000:.1f} s" if ms else "no"] for peer, ms in sorted(ahead.items())]
     output.table(("id", "ahead of time"), rows)
     output.message(
-        "All peers would refuse only what is older than now. Stored records stay as they are: a "
-        "write of a key that has a later stamp is stamped past it."
+        "All peers would then refuse only writes older than now. Stored records are not changed: "
+        "a write of a key with a later stamp gets a stamp above it."
     )
 
 
 @app.command()
 def watch(ctx: typer.Context) -> None:
-    """Show how the change under way goes, until it has ended."""
+    """Show the progress of the topology change until it ends."""
     run = invocation.of(ctx)
     with run.client() as client:
         transfers.follow(client, as_json=run.as_json)
@@ -252,21 +260,24 @@ def watch(ctx: typer.Context) -> None:
 @app.command()
 def repair(
     ctx: typer.Context,
-    watch: Annotated[bool, typer.Option("--watch", help="Watch until it has ended.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show progress until the repair ends.")
+    ] = False,
 ) -> None:
-    """Have every peer check all its records, and compare them with the other replicas, now."""
+    """Start a full repair: each peer checks its records and compares them with other replicas."""
     run = invocation.of(ctx)
     with run.client() as client:
-        begun = client.admin.repair(timeout=run.patience(_PATIENCE))
-        for one in begun["members"]:
-            if not one["answers"]:
-                output.message(f"warning: {one['id']} does not answer, and is not repaired")
+        begun = client.admin.repair(timeout=run.long_timeout(_ADMIN_TIMEOUT_S))
+        members = begun["members"]
+        for member in members:
+            if not member["answers"]:
+                output.message(f"warning: {member['id']} does not answer and is not repaired")
         if watch:
             repairs.follow(client, begun, as_json=run.as_json)
         elif run.as_json:
-            output.json_line({"begun": [one["id"] for one in begun["members"] if one["answers"]]})
+            output.json_line({"begun": [m["id"] for m in members if m["answers"]]})
         else:
-            output.message("begun; `dstash status` shows how it goes")
+            output.message("started; `dstash status` shows the progress")
 
 
 def _move(
@@ -278,58 +289,59 @@ def _move(
     rate: str | None,
     watch: bool,
 ) -> None:
-    """Plan, show, ask, order, and perhaps watch."""
+    """Plan an action, show the plan, ask for confirmation, start it, and optionally watch it."""
     run = invocation.of(ctx)
     if action not in _PLANNED:
-        raise UsageError(f"{action!r} is not {', '.join(_PLANNED[:-1])} or {_PLANNED[-1]}")
-    bound = parse_rate(rate)
+        allowed = f"{', '.join(_PLANNED[:-1])} or {_PLANNED[-1]}"
+        raise UsageError(f"{action!r} is not an action; allowed are {allowed}")
+    limit = parse_rate(rate)
     with run.client() as client:
-        worked_out = _plan(client, action, peers)
+        prepared = _plan(client, action, peers)
         if dry_run or not yes:
-            _show(worked_out, as_json=run.as_json)
+            _show(prepared, as_json=run.as_json)
         if dry_run:
             return
         if not yes:
             typer.confirm(f"{action} {' '.join(peers)}?", abort=True, err=True)
-        patience = run.patience(_PATIENCE)
-        begun = client.admin.request(action, peers, rate=bound, timeout=patience)
-        _announce(run, begun.epoch, worked_out, watch)
+        timeout = run.long_timeout(_ADMIN_TIMEOUT_S)
+        begun = client.admin.request(action, peers, rate=limit, timeout=timeout)
+        _announce(run, begun.epoch, prepared, watch)
         if watch:
             transfers.follow(client, as_json=run.as_json)
 
 
-def _announce(run: invocation.Invocation, epoch: int, worked_out: Plan, watch: bool) -> None:
-    for problem in worked_out.problems:
+def _announce(run: invocation.Invocation, epoch: int, prepared: Plan, watch: bool) -> None:
+    for problem in prepared.problems:
         output.message(f"warning: {problem}")
     if run.as_json and not watch:
-        output.json_line({"epoch": epoch, "plan": worked_out.describe()})
+        output.json_line({"epoch": epoch, "plan": prepared.describe()})
     elif not watch:
-        output.message("begun; `dstash cluster watch` shows how it goes")
+        output.message("started; `dstash cluster watch` shows the progress")
 
 
 def _plan(client: Client, action: str, peers: Sequence[str]) -> Plan:
-    facts = client.status()
+    status = client.status()
     before = client.topology()
     after = client.admin.request(action, peers, dry_run=True)
-    answered = {one["id"]: one for one in facts["members"] if one["answers"]}
+    answered = {member["id"]: member for member in status["members"] if member["answers"]}
     return planning.plan(before, after, answered)
 
 
-def _show(worked_out: Plan, *, as_json: bool) -> None:
+def _show(prepared: Plan, *, as_json: bool) -> None:
     if as_json:
-        output.json_line(worked_out.describe())
+        output.json_line(prepared.describe())
         return
     output.line(
-        f"{worked_out.partitions} copies of partitions would move: about "
-        f"{worked_out.records} records, {size(worked_out.bytes)}"
+        f"{prepared.partitions} partition replicas would move: about "
+        f"{prepared.records} records, {size(prepared.bytes)}"
     )
-    output.table(_PEER_COLUMNS, [_row(asdict(one), _PEER_COLUMNS) for one in worked_out.peers])
-    if len(worked_out.zones) > 1:
+    output.table(_PEER_COLUMNS, [_row(asdict(peer), _PEER_COLUMNS) for peer in prepared.peers])
+    if len(prepared.zones) > 1:
         zones = [
-            asdict(one) | {"bytes": worked_out.bytes_into(one.zone)} for one in worked_out.zones
+            asdict(zone) | {"bytes": prepared.bytes_into(zone.zone)} for zone in prepared.zones
         ]
-        output.table(_ZONE_COLUMNS, [_row(one, _ZONE_COLUMNS) for one in zones])
-    for problem in worked_out.problems:
+        output.table(_ZONE_COLUMNS, [_row(zone, _ZONE_COLUMNS) for zone in zones])
+    for problem in prepared.problems:
         output.message(f"warning: {problem}")
 
 
@@ -337,17 +349,17 @@ _PEER_COLUMNS: Final = ("id", "zone", "before", "after", "incoming", "loses", "r
 _ZONE_COLUMNS: Final = ("zone", "before", "after", "incoming", "bytes")
 
 
-def _row(facts: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
-    return [size(facts[one]) if one == "bytes" else str(facts[one]) for one in columns]
+def _row(values: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    return [size(values[name]) if name == "bytes" else str(values[name]) for name in columns]
 
 
-def _steer(ctx: typer.Context, action: str, *, dry_run: bool, said: str, rate: int = 0) -> None:
+def _control(ctx: typer.Context, action: str, *, dry_run: bool, effect: str, rate: int = 0) -> None:
     run = invocation.of(ctx)
     with run.client() as client:
-        patience = run.patience(_PATIENCE)
-        topology = client.admin.request(action, rate=rate, dry_run=dry_run, timeout=patience)
+        timeout = run.long_timeout(_ADMIN_TIMEOUT_S)
+        topology = client.admin.request(action, rate=rate, dry_run=dry_run, timeout=timeout)
     if run.as_json:
         change = None if topology.change is None else describe_change(topology.change)
         output.json_line({"epoch": topology.epoch, "change": change, "dry_run": dry_run})
         return
-    output.message(f"would be {said}" if dry_run else said)
+    output.message(f"would be {effect}" if dry_run else effect)

@@ -1,4 +1,4 @@
-"""Commands on single keys, and walks over an index."""
+"""The commands on keys, and scans of an index."""
 
 from __future__ import annotations
 
@@ -34,18 +34,16 @@ def put(
     index: IndexName,
     key: KeyText,
     value: Annotated[
-        str | None, typer.Argument(metavar="VALUE", help="Text; - or nothing: bytes from stdin.")
+        str | None, typer.Argument(metavar="VALUE", help="Text. - or no VALUE: bytes from stdin.")
     ] = None,
     ttl: Ttl = None,
-    json: Annotated[bool, typer.Option("--json", help="VALUE is JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Parse VALUE as JSON.")] = False,
     as_bytes: Annotated[bool, typer.Option("--bytes", help="Store VALUE as bytes.")] = False,
-    text: Annotated[bool, typer.Option("--text", help="Store what comes from stdin as text.")] = (
-        False
-    ),
+    text: Annotated[bool, typer.Option("--text", help="Store stdin as text.")] = (False),
     as_int: IntKeys = False,
     as_hex: HexKeys = False,
 ) -> None:
-    """Store a value; when it returns, enough replicas have it on disk."""
+    """Store a value. When the command returns, the replicas of the write level have it on disk."""
     parsed_key = parse_key(key, as_int, as_hex)
     parsed = parse_value(value, json, as_bytes, text)
     run = invocation.of(ctx)
@@ -62,7 +60,7 @@ def get(
     as_int: IntKeys = False,
     as_hex: HexKeys = False,
 ) -> None:
-    """Print the value of a key, byte for byte; of several keys, a table or JSON lines.
+    """Print the value of a key, byte for byte; for several keys, a table or JSON lines.
 
     Values that are neither text nor bytes are printed as JSON.
     """
@@ -77,7 +75,8 @@ def get(
     elif len(wanted) > 1 and present:
         output.table(("key", "value"), ((_cell(key), _cell(found[key])) for key in present))
     elif present:
-        write = output.exact if run.kept is None else output.ended  # a shell has more to say
+        # In the shell, more output follows, so end the line.
+        write = output.exact if run.kept is None else output.ended
         write(_bytes(found[wanted[0]]))
     _expect_none(index, [key for key in wanted if key not in found])
 
@@ -91,22 +90,22 @@ def delete(
 ) -> None:
     """Delete keys."""
     run = invocation.of(ctx)
-    doomed = list(dict.fromkeys(parse_keys(keys, as_int, as_hex)))
+    to_delete = list(dict.fromkeys(parse_keys(keys, as_int, as_hex)))
     with run.client() as client:
-        if len(doomed) == 1:
-            gone = int(client.delete(index, doomed[0]))
+        if len(to_delete) == 1:
+            deleted = int(client.delete(index, to_delete[0]))
         else:
-            result = client.batch_delete(index, doomed)
+            result = client.batch_delete(index, to_delete)
             result.raise_for_failures()
-            gone = result.deleted
+            deleted = result.deleted
     if run.as_json:
-        output.json_line({"deleted": gone, "missing": len(doomed) - gone})
-    if gone < len(doomed):
+        output.json_line({"deleted": deleted, "missing": len(to_delete) - deleted})
+    if deleted < len(to_delete):
         raise (
-            _missing(index, doomed[0])
-            if len(doomed) == 1
+            _missing(index, to_delete[0])
+            if len(to_delete) == 1
             else KeyMissing(
-                f"{len(doomed) - gone} of {len(doomed)} keys were not in index '{index}'"
+                f"{len(to_delete) - deleted} of {len(to_delete)} keys were not in index '{index}'"
             )
         )
 
@@ -118,7 +117,7 @@ def exists(
     as_int: IntKeys = False,
     as_hex: HexKeys = False,
 ) -> None:
-    """Say whether a key is there: true, or false and exit code 3."""
+    """Print whether a key exists: true, or false with exit code 3."""
     run = invocation.of(ctx)
     parsed = parse_key(key, as_int, as_hex)
     with run.client() as client:
@@ -135,7 +134,7 @@ def ttl(
     as_int: IntKeys = False,
     as_hex: HexKeys = False,
 ) -> None:
-    """Print how many seconds a key has left, or never."""
+    """Print the seconds until a key expires, or never."""
     run = invocation.of(ctx)
     parsed = parse_key(key, as_int, as_hex)
     with run.client() as client:
@@ -154,11 +153,11 @@ def touch(
     index: IndexName,
     key: KeyText,
     ttl: Ttl = None,
-    forever: Annotated[bool, typer.Option("--forever", help="Never expire.")] = False,
+    forever: Annotated[bool, typer.Option("--forever", help="Remove the time to live.")] = False,
     as_int: IntKeys = False,
     as_hex: HexKeys = False,
 ) -> None:
-    """Give a key a new time to live; the value stays."""
+    """Set the time to live of a key; its value is kept."""
     if (ttl is None) != forever:
         raise UsageError("touch takes either --ttl TIME or --forever")
     parsed = parse_key(key, as_int, as_hex)
@@ -175,14 +174,14 @@ def scan(
     index: IndexName,
     prefix: Prefix = "",
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=0, help="Stop after so many.")
+        int | None, typer.Option("--limit", "-n", min=0, help="Maximum number of keys.")
     ] = None,
-    keys: Annotated[bool, typer.Option("--keys", help="Only the keys.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Print keys only.")] = False,
 ) -> None:
     """Print the keys and values of an index, in no particular order.
 
-    One line each: key, tab, value, with tabs and newlines inside them escaped; or JSON. With the
-    global option --read one it is faster, and lacks what single replicas missed.
+    Each line has key, tab and value, with tabs and newlines in them escaped; or JSON. The global
+    option --read one is faster, but may omit keys that a single replica lacks.
     """
     run = invocation.of(ctx)
     with run.client() as client:
@@ -196,7 +195,7 @@ def scan(
 
 
 def count(ctx: typer.Context, index: IndexName, prefix: Prefix = "") -> None:
-    """Count the keys of an index, at the level of the global option --read."""
+    """Count the keys of an index at the level of the global option --read."""
     run = invocation.of(ctx)
     with run.client() as client:
         number = client.count(index, prefix)

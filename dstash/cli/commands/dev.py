@@ -1,4 +1,4 @@
-"""``dstash dev``: a cluster for development, on this machine, without any server."""
+"""The commands ``dstash dev``: a cluster for development on this machine, without other servers."""
 
 from __future__ import annotations
 
@@ -28,41 +28,45 @@ app = typer.Typer(help="Run a cluster for development on this machine.", no_args
 DEFAULT_ROOT: Final = DEV_MEMBERSHIP.parent
 _FIRST_PORT: Final = 5000
 _FIRST_HTTP_PORT: Final = 5100
-_STOP_SECONDS: Final = 10.0
-_PAUSE: Final = 0.05
-_MAX_STATUS: Final = 1 << 20
+_STOP_TIMEOUT_S: Final = 10.0
+_POLL_INTERVAL_S: Final = 0.05
+_MAX_STATUS_BYTES: Final = 1 << 20
 _IN_USE: Final = os.strerror(errno.EADDRINUSE)
 
-Root = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where everything of it lives.")]
+Root = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Directory of its data and logs.")]
 
 
 @app.command()
 def up(
     ctx: typer.Context,
-    number: Annotated[int, typer.Option("-n", "--peers", min=1, max=32)] = 3,
+    number: Annotated[
+        int, typer.Option("-n", "--peers", min=1, max=32, help="Number of peers.")
+    ] = 3,
     root: Root = DEFAULT_ROOT,
-    wait: Annotated[float, typer.Option(metavar="SECONDS", min=0)] = 60,
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Fail if they are not ready by then.")
+    ] = 60,
 ) -> None:
-    """Start peers, and return when all of them are ready. What runs already stays."""
+    """Start peers, and return when all of them are ready. Peers that already run are kept."""
     cluster = DevCluster(root.absolute())
     with cluster.locked():
-        known = {one.id: one for one in cluster.load()}
+        known = {process.id: process for process in cluster.load()}
         options = _options(cluster, number)
         running = [
             _start(cluster, peer, known.get(peer), ports, options)
             for peer, ports in zip(_names(number, known), _ports(known), strict=False)
         ]
         running = _await_ready(cluster, running, options, wait)
-    _tell(ctx, cluster, running)
+    _report(ctx, cluster, running)
 
 
 @app.command()
 def down(
     ctx: typer.Context,
     root: Root = DEFAULT_ROOT,
-    purge: Annotated[bool, typer.Option("--purge", help="Also remove all data.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="Remove all data as well.")] = False,
 ) -> None:
-    """Stop the peers; the data stays, for the next dev up."""
+    """Stop the peers. Their data is kept for the next dev up."""
     run = invocation.of(ctx)
     cluster = DevCluster(root.absolute())
     if not (cluster.root / STATE_FILE).exists():
@@ -72,8 +76,8 @@ def down(
         return
     with cluster.locked():
         running = [process for process in cluster.load() if process.runs()]
-        for process in stop(running, _STOP_SECONDS):
-            output.message(f"{process.id} did not end within {_STOP_SECONDS:.0f} s and was killed")
+        for process in stop(running, _STOP_TIMEOUT_S):
+            output.message(f"{process.id} did not end within {_STOP_TIMEOUT_S:.0f} s; killed")
         if purge:
             _purge(cluster)
     if run.as_json:
@@ -87,12 +91,12 @@ def status(ctx: typer.Context, root: Root = DEFAULT_ROOT) -> None:
     cluster = DevCluster(root.absolute())
     columns = ("id", "pid", "address", "http", "state", "log")
     rows = [
-        (one.id, str(one.pid), one.address, one.http, _state(one), str(cluster.log(one.id)))
-        for one in cluster.load()
+        (peer.id, str(peer.pid), peer.address, peer.http, _state(peer), str(cluster.log(peer.id)))
+        for peer in cluster.load()
     ]
     if invocation.of(ctx).as_json:
-        facts = [dict(zip(columns, row, strict=True)) for row in rows]
-        output.json_line([one | {"pid": int(one["pid"])} for one in facts])
+        peers = [dict(zip(columns, row, strict=True)) for row in rows]
+        output.json_line([peer | {"pid": int(peer["pid"])} for peer in peers])
     elif rows:
         output.table(columns, rows)
     if not rows:
@@ -100,7 +104,7 @@ def status(ctx: typer.Context, root: Root = DEFAULT_ROOT) -> None:
 
 
 def _names(number: int, known: dict[str, Process]) -> list[str]:
-    # Peers of an earlier, larger cluster are members, and hold data: bring them up as well.
+    # Peers of an earlier, larger cluster are members and hold data: start them as well.
     return [f"peer{n}" for n in range(1, max(number, len(known)) + 1)]
 
 
@@ -110,7 +114,7 @@ def _options(cluster: DevCluster, number: int) -> list[str]:
 
 
 def _ports(known: dict[str, Process]) -> Iterator[tuple[int, int]]:
-    taken = {port for one in known.values() for port in (one.port, one.http_port)}
+    taken = {port for peer in known.values() for port in (peer.port, peer.http_port)}
     for n in range(1000):
         ports = (_FIRST_PORT + n, _FIRST_HTTP_PORT + n)
         if taken.isdisjoint(ports):
@@ -121,13 +125,13 @@ def _start(
     cluster: DevCluster,
     peer: str,
     before: Process | None,
-    wished: tuple[int, int],
+    preferred: tuple[int, int],
     options: Sequence[str],
 ) -> Process:
-    """Start a peer unless it runs: on the ports it had before, those wished for, or any."""
+    """Start a peer unless it runs: on its earlier ports, the preferred ones, or any free ones."""
     if before is not None and before.runs():
         return before
-    port, http_port = (before.port, before.http_port) if before else wished
+    port, http_port = (before.port, before.http_port) if before else preferred
     return cluster.start(peer, _free(port), _free(http_port), options)
 
 
@@ -149,43 +153,43 @@ def _await_ready(
     deadline = time.monotonic() + wait
     peers = list(processes)
     while True:
-        peers = [one if one.runs() else _start_again(cluster, one, options) for one in peers]
-        late = [one.id for one in peers if not _is_ready(one)]
+        peers = [peer if peer.runs() else _start_again(cluster, peer, options) for peer in peers]
+        late = [peer.id for peer in peers if not _is_ready(peer)]
         if not late:
             return peers
         if time.monotonic() > deadline:
             names = ", ".join(late)
-            raise TimedOut(f"not ready in {wait:g} s: {names}; logs: {cluster.root}", advice="")
-        time.sleep(_PAUSE)
+            raise TimedOut(f"not ready within {wait:g} s: {names}; logs: {cluster.root}", advice="")
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def _start_again(cluster: DevCluster, process: Process, options: Sequence[str]) -> Process:
-    """Start a peer on other ports, if somebody took one of its ports after it was found free."""
+    """Start a peer on other ports if another process took one of its ports in the meantime."""
     port, http_port = _free(process.port), _free(process.http_port)
-    said = _last_words(cluster, process)
-    # It may be free again by now.
-    if (port, http_port) == (process.port, process.http_port) and _IN_USE not in said:
-        raise DStashError(f"{process.id} ended: {said}")
+    reason = _last_log_line(cluster, process)
+    # The port may be free again by now, so look at the log, too.
+    if (port, http_port) == (process.port, process.http_port) and _IN_USE not in reason:
+        raise DStashError(f"{process.id} ended: {reason}")
     return cluster.start(process.id, port, http_port, options)
 
 
 def _is_ready(process: Process) -> bool:
-    # Not /readyz: somebody else's peer may answer there, if it took the port first.
+    # Not /readyz: a foreign peer may answer there if it took the port first.
     try:
         with urllib.request.urlopen(f"{process.http}/status", timeout=1) as answer:  # noqa: S310  # http
-            status = json.loads(answer.read(_MAX_STATUS))
+            status = json.loads(answer.read(_MAX_STATUS_BYTES))
     except (urllib.error.URLError, OSError, ValueError):
-        return False  # not listening yet, or no peer at all
+        return False  # not listening yet, or not a peer
     return bool(status.get("pid") == process.pid and status.get("ready"))
 
 
-def _last_words(cluster: DevCluster, process: Process) -> str:
+def _last_log_line(cluster: DevCluster, process: Process) -> str:
     log = cluster.log(process.id)
     try:
         lines = log.read_text(errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    return f"{lines[-1] if lines else 'without a word'} (log: {log})"
+    return f"{lines[-1] if lines else 'no log output'} (log: {log})"
 
 
 def _state(process: Process) -> str:
@@ -195,7 +199,7 @@ def _state(process: Process) -> str:
 
 
 def _purge(cluster: DevCluster) -> None:
-    """Remove what ``dev up`` made, and nothing that somebody else put there."""
+    """Remove the files that ``dev up`` created, and no others."""
     for process in cluster.load():
         shutil.rmtree(cluster.data(process.id), ignore_errors=True)
         cluster.log(process.id).unlink(missing_ok=True)
@@ -206,14 +210,14 @@ def _purge(cluster: DevCluster) -> None:
         cluster.root.rmdir()
 
 
-def _tell(ctx: typer.Context, cluster: DevCluster, processes: Sequence[Process]) -> None:
+def _report(ctx: typer.Context, cluster: DevCluster, processes: Sequence[Process]) -> None:
     peers = ",".join(process.address for process in processes)
     if invocation.of(ctx).as_json:
         output.json_line({"peers": peers.split(","), "dir": str(cluster.root)})
         return
     output.message(f"{len(processes)} peers are ready; data and logs are in {cluster.root}")
     if cluster.membership == DEV_MEMBERSHIP.absolute():
-        output.message("here, dstash finds them by itself; try: dstash put myIndex myKey myValue")
-    output.message(f"the dashboard: {processes[0].http}/")
-    output.message("from elsewhere:")
+        output.message("dstash in this directory uses them; try: dstash put myIndex myKey myValue")
+    output.message(f"dashboard: {processes[0].http}/")
+    output.message("in other directories, run:")
     output.line(f"export DSTASH_PEERS={shlex.quote(peers)}")

@@ -1,4 +1,4 @@
-"""Commands that look at the cluster as a whole."""
+"""Commands on the cluster as a whole: status, health and the placement of keys."""
 
 from __future__ import annotations
 
@@ -21,55 +21,56 @@ from dstash.errors import DStashError
 if TYPE_CHECKING:
     from dstash.client.blocking import Client
 
-_PAUSE: Final = 0.25
-#: One question of a health check; a peer that hangs must not use up the whole wait.
-_PATIENCE: Final = 2.0
+_POLL_INTERVAL_S: Final = 0.25
+#: Short, so that a peer that hangs does not use up the whole wait of a health check.
+_STATUS_TIMEOUT_S: Final = 2.0
 
 
 def status(ctx: typer.Context) -> None:
-    """Say whether all is well, and show the cluster and what each member holds.
+    """Show the health of the cluster, and a table of its members.
 
-    It also says how many keys are known to be missing on a peer. Reads at quorum find these keys,
-    and the other peers bring them to it.
+    The first line also counts the keys that are known to be missing on a peer. Quorum reads still
+    find these keys, and the other peers send them to that peer.
     """
     run = invocation.of(ctx)
     with run.client() as client:
-        facts = client.status()
+        cluster = client.status()
     if run.as_json:
-        output.json_line(facts)
+        output.json_line(cluster)
         return
-    output.line(verdict(unhealthy_because(facts), shortfalls(facts)))
-    output.line(_summary(facts))
-    for waits in facts["waits"]:
-        output.line(f"waits: {waits}")
-    _show_members(facts["members"])
+    output.line(verdict(unhealthy_because(cluster), shortfalls(cluster)))
+    output.line(_summary(cluster))
+    for text in cluster["waits"]:
+        output.line(f"waits: {text}")
+    _show_members(cluster["members"])
 
 
 def health(
     ctx: typer.Context,
     wait: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="Wait so long for it to be healthy.")
+        float,
+        typer.Option(metavar="SECONDS", min=0, help="Wait up to this long for a healthy cluster."),
     ] = 0,
 ) -> None:
-    """Say whether all members are alive, synced and answering; exit code 8 if not.
+    """Check that all members are alive, synced and answering; exit code 8 if not.
 
-    Keys that a peer still has to get from the others are named, and are no reason for exit code 8:
-    reads and writes at quorum are complete without them.
+    Keys that a peer has yet to get from other peers are reported, but do not cause exit code 8:
+    quorum reads and writes are complete without them.
     """
     run = invocation.of(ctx)
     deadline = time.monotonic() + wait
     with run.client() as client:
-        reasons, facts = _ask(client)
+        reasons, cluster = _check(client)
         while reasons and time.monotonic() < deadline:
-            time.sleep(min(_PAUSE, max(0.0, deadline - time.monotonic())))
-            reasons, facts = _ask(client)
+            time.sleep(min(_POLL_INTERVAL_S, max(0.0, deadline - time.monotonic())))
+            reasons, cluster = _check(client)
     if run.as_json:
-        known = {name: facts[name] for name in ("missing", "differing")}
+        known = {name: cluster[name] for name in ("missing", "differing")}
         output.json_line({"healthy": not reasons, "reasons": reasons} | known)
     elif not reasons:
-        output.line(verdict(reasons, shortfalls(facts)))
+        output.line(verdict(reasons, shortfalls(cluster)))
     if reasons:
-        raise Unhealthy(verdict(reasons, shortfalls(facts)))
+        raise Unhealthy(verdict(reasons, shortfalls(cluster)))
 
 
 def where(
@@ -79,7 +80,7 @@ def where(
     as_int: IntKeys = False,
     as_hex: HexKeys = False,
 ) -> None:
-    """Show which partition a key is in, and which peers hold it, in rank order."""
+    """Show the partition of a key, and its replicas in rank order."""
     run = invocation.of(ctx)
     parsed = parse_key(key, as_int, as_hex)
     with run.client() as client:
@@ -90,28 +91,30 @@ def where(
     output.line(f"partition {place['partition']}")
     columns = ("rank", "id", "address", "zone", "alive")
     replicas = enumerate(place["replicas"], start=1)
-    output.table(columns, [(str(rank), *_cells(one, columns[1:])) for rank, one in replicas])
+    output.table(
+        columns, [(str(rank), *_cells(replica, columns[1:])) for rank, replica in replicas]
+    )
 
 
-def unhealthy_because(facts: Mapping[str, Any]) -> list[str]:
-    """Return what keeps a cluster with this status from being healthy; nothing if it is."""
-    members = facts["members"]
-    reasons = [f"{one['id']} {problem}" for one in members for problem in _problems(one)]
-    if not facts["formed"]:
-        reasons.append(f"{len(members)} of {facts['min_peers']} peers have joined")
+def unhealthy_because(cluster: Mapping[str, Any]) -> list[str]:
+    """Return the reasons why a cluster with this status is unhealthy; empty if it is healthy."""
+    members = cluster["members"]
+    reasons = [f"{member['id']} {text}" for member in members for text in _problems(member)]
+    if not cluster["formed"]:
+        reasons.append(f"{len(members)} of {cluster['min_peers']} peers have joined")
     return reasons
 
 
 def verdict(reasons: Sequence[str], notes: Sequence[str] = ()) -> str:
-    """Say in one line whether all is well, and what is known to be missing."""
+    """Return one line: whether the cluster is healthy, and notes on missing keys."""
     state = f"unhealthy: {'; '.join(reasons)}" if reasons else "healthy"
     return ", ".join((state, *notes))
 
 
-def shortfalls(facts: Mapping[str, Any]) -> list[str]:
-    """Return what replicas are known to miss in a cluster with this status."""
-    notes = [_shortfall(missing) for missing in facts["missing"]]
-    if count := facts["differing"]:
+def shortfalls(cluster: Mapping[str, Any]) -> list[str]:
+    """Return notes on keys that replicas are known to miss in a cluster with this status."""
+    notes = [_shortfall(missing) for missing in cluster["missing"]]
+    if count := cluster["differing"]:
         differ = "1 partition differs" if count == 1 else f"{count:,} partitions differ"
         notes.append(f"{differ} between replicas")
     return notes
@@ -126,14 +129,14 @@ def _shortfall(missing: Mapping[str, Any]) -> str:
     return f"{' and '.join(amounts)} still missing on {missing['peer']}"
 
 
-def _ask(client: Client) -> tuple[list[str], Mapping[str, Any]]:
+def _check(client: Client) -> tuple[list[str], Mapping[str, Any]]:
     try:
-        facts = client.status(timeout=_PATIENCE)
+        cluster = client.status(timeout=_STATUS_TIMEOUT_S)
     except DStashError as error:
-        if error.exit_code == 2:  # a wrong setting will not get better
+        if error.exit_code == 2:  # a wrong setting: retrying is futile
             raise
         return [str(error)], {"missing": [], "differing": 0}
-    return unhealthy_because(facts), facts
+    return unhealthy_because(cluster), cluster
 
 
 def _problems(member: Mapping[str, Any]) -> list[str]:
@@ -143,28 +146,28 @@ def _problems(member: Mapping[str, Any]) -> list[str]:
         return ["does not answer"]
     if not member["synced"]:
         return ["is not synced"]
-    why = member.get("why_not_ready", "")
-    return [*([f"is not ready: {why}"] if why else []), *member.get("alerts", ())]
+    reason = member.get("why_not_ready", "")
+    return [*([f"is not ready: {reason}"] if reason else []), *member.get("alerts", ())]
 
 
 _COLUMNS: Final = (
     "id", "address", "zone", "weight", "state", "health", "maintenance", "records", "used", "free",
     "up", "version",
 )  # fmt: skip
-#: Shown only where members differ in it: a line has to fit on a screen.
-_MOSTLY_ALIKE: Final = ("weight", "version")
-#: Lines of a screen that are not members: the two above, the table's frame, and the prompt.
-_NOT_MEMBERS: Final = 8
+#: Columns that are shown only if members differ in them, because a line must fit on a screen.
+_SHOWN_IF_DIFFERENT: Final = ("weight", "version")
+#: Lines of a screen that are not members: two lines above, the frame of the table, the prompt.
+_OTHER_LINES: Final = 8
 
 
 def _show_members(members: Sequence[Mapping[str, Any]]) -> None:
-    """Print a table; what does not fit on a terminal are members that are well."""
+    """Print a table. If it does not fit on the terminal, healthy members are left out."""
     columns = [column for column in _COLUMNS if _is_worth_showing(column, members)]
     shown = list(members)
     if sys.stdout.isatty():
-        room = max(get_terminal_size().lines - _NOT_MEMBERS, 1)
-        shown = sorted(shown, key=lambda one: not _problems(one))
-        shown = shown[: max(room, sum(bool(_problems(one)) for one in shown))]
+        room = max(get_terminal_size().lines - _OTHER_LINES, 1)
+        shown = sorted(shown, key=lambda member: not _problems(member))
+        shown = shown[: max(room, sum(bool(_problems(member)) for member in shown))]
     output.table(columns, [_member_row(member, columns) for member in shown])
     if len(shown) < len(members):
         output.line(f"and {len(members) - len(shown)} more, all ok")
@@ -173,7 +176,9 @@ def _show_members(members: Sequence[Mapping[str, Any]]) -> None:
 def _is_worth_showing(column: str, members: Sequence[Mapping[str, Any]]) -> bool:
     if column == "maintenance":
         return any(map(maintenance_of, members))
-    return column not in _MOSTLY_ALIKE or len({one.get(column) for one in members} - {None}) > 1
+    if column not in _SHOWN_IF_DIFFERENT:
+        return True
+    return len({member.get(column) for member in members} - {None}) > 1
 
 
 def _member_row(member: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
@@ -187,8 +192,8 @@ def _member_row(member: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     return _cells(shown, columns)
 
 
-def _cells(facts: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
-    return [_cell(facts.get(column)) for column in columns]
+def _cells(values: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    return [_cell(values.get(column)) for column in columns]
 
 
 def _cell(value: Any) -> str:
@@ -197,12 +202,12 @@ def _cell(value: Any) -> str:
     return "-" if value is None or value == "" else str(value)
 
 
-def _summary(facts: Mapping[str, Any]) -> str:
-    members = facts["members"]
+def _summary(cluster: Mapping[str, Any]) -> str:
+    members = cluster["members"]
     alive = sum(bool(member["alive"]) for member in members)
-    state = "formed" if facts["formed"] else f"waiting for {facts['min_peers']} peers"
-    change = "" if facts.get("change") is None else ", change of placement under way"
+    state = "formed" if cluster["formed"] else f"waiting for {cluster['min_peers']} peers"
+    change = "" if cluster.get("change") is None else ", topology change running"
     return (
-        f"cluster {facts['cluster']}: {state}, {alive} of {len(members)} members alive, "
-        f"{facts['replicas']} replicas, epoch {facts['epoch']}{change}"
+        f"cluster {cluster['cluster']}: {state}, {alive} of {len(members)} members alive, "
+        f"{cluster['replicas']} replicas, epoch {cluster['epoch']}{change}"
     )

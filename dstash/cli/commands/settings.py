@@ -1,4 +1,4 @@
-"""``dstash config``: is a file right, and which settings are in force."""
+"""The commands ``dstash config``: check settings files, and show the effective settings."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dstash.config import ClientSettings, Layered, PeerSettings, SharedSettings,
 from dstash.errors import ConfigError
 from dstash.wire.curve import KeyPair
 
-app = typer.Typer(help="Check settings, and show where each comes from.", no_args_is_help=True)
+app = typer.Typer(help="Check settings, and show the origin of each.", no_args_is_help=True)
 
 
 class Kind(StrEnum):
-    """Whose settings a file has."""
+    """The kind of settings in a file."""
 
     PEER = "peer"
     CLIENT = "client"
@@ -31,7 +31,7 @@ class Kind(StrEnum):
 _MODELS: dict[Kind, type[SharedSettings]] = {Kind.PEER: PeerSettings, Kind.CLIENT: ClientSettings}
 
 KindOption = Annotated[
-    Kind | None, typer.Option("--kind", help="Whose settings; by default seen from the keys.")
+    Kind | None, typer.Option("--kind", help="Kind of settings. Default: by the keys in the file.")
 ]
 
 
@@ -40,16 +40,18 @@ def check(
     ctx: typer.Context,
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FILE", help="Default: the file of --config.", show_default=False),
+        typer.Argument(
+            metavar="FILE", help="Settings file. Default: that of --config.", show_default=False
+        ),
     ] = None,
     kind: KindOption = None,
 ) -> None:
-    """Find everything that is wrong with settings files, and with the environment."""
+    """Report every problem of settings files and of the environment."""
     run = invocation.of(ctx)
     wanted: Sequence[Path | None] = files or [run.config]
     found = {file: _problems(file, kind, run) for file in wanted}
     for file, wrong in found.items():
-        _tell(file, wrong, run)
+        _report(file, wrong, run)
     problems = [problem for wrong in found.values() for problem in wrong]
     for problem in problems[:-1]:
         output.message(problem)
@@ -62,11 +64,11 @@ def show(
     ctx: typer.Context,
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="FILE", help="Default: the file of --config."),
+        typer.Argument(metavar="FILE", help="Settings file. Default: that of --config."),
     ] = None,
     kind: KindOption = None,
 ) -> None:
-    """Show every setting in force, and where it comes from. Secrets are masked."""
+    """Show every effective setting and its origin. Secrets are masked."""
     run = invocation.of(ctx)
     loaded = _load(file or run.config, kind, run)
     values = {key: _plain(getattr(loaded.settings, key)) for key in _keys(loaded)}
@@ -94,7 +96,7 @@ def _check_keys(settings: SharedSettings) -> None:
         KeyPair.load(settings.cert_file, settings.key_file)
 
 
-def _tell(file: Path | None, problems: list[str], run: invocation.Invocation) -> None:
+def _report(file: Path | None, problems: list[str], run: invocation.Invocation) -> None:
     name = str(file or "environment")
     if run.as_json:
         output.json_line({"file": name, "ok": not problems, "problems": problems})
@@ -118,11 +120,11 @@ def _keys_of_file(file: Path | None) -> set[str]:
     try:
         return set(tomllib.loads(file.read_text())) if file else set()
     except (OSError, ValueError):
-        return set()  # loading it says what is wrong
+        return set()  # the error is reported when the file is loaded
 
 
 def _guess(file: Path | None, keys: set[str]) -> Kind:
-    """Tell whose settings a file has: by what is in it; else by its name."""
+    """Return the kind of settings in a file: by its keys, else by its name."""
     peer, client = (len(keys & set(_MODELS[kind].model_fields)) for kind in Kind)
     if peer == client:
         return Kind.PEER if file is not None and "peer" in file.name else Kind.CLIENT

@@ -1,4 +1,4 @@
-"""``dstash store``: looking at a data directory while its peer is stopped."""
+"""The commands ``dstash store``: inspect the data directory of a stopped peer."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from dstash.store.directory import DATA_FILE
 from dstash.store.lmdb import LmdbStore
 from dstash.store.scrub import Scrubbed, scrub
 
-app = typer.Typer(help="Look at the data directory of a stopped peer.", no_args_is_help=True)
+app = typer.Typer(help="Inspect the data directory of a stopped peer.", no_args_is_help=True)
 
-#: Damaged records named one by one.
-_NAMED = 20
+_MAX_LISTED_RECORDS = 20
 
 
 @app.callback()
 def _group() -> None:
-    """Look at the data directory of a stopped peer."""
+    """Inspect the data directory of a stopped peer."""
 
 
 @app.command()
@@ -31,7 +30,7 @@ def check(
     ctx: typer.Context,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A peer's data directory.")],
 ) -> None:
-    """Read every record and check it. Changes nothing; exit status 1 if something is damaged."""
+    """Check every record of a store; exit code 1 if any is corrupt. The store is not changed."""
     run = invocation.of(ctx)
     if not (directory / DATA_FILE).exists():
         raise StoreError(f"{directory} is not a data directory: it has no {DATA_FILE}")
@@ -42,11 +41,13 @@ def check(
         store.close()
     _show(run, directory, found)
     if found.corrupt:
-        raise CorruptStore(f"{directory}: {len(found.corrupt)} of {found.records} records damaged")
+        raise CorruptStore(
+            f"{directory}: {len(found.corrupt)} of {found.records} records are corrupt"
+        )
 
 
 def _show(run: invocation.Invocation, directory: Path, found: Scrubbed) -> None:
-    facts = {
+    summary = {
         "directory": str(directory),
         "records": found.records,
         "tombstones": found.tombstones,
@@ -55,8 +56,8 @@ def _show(run: invocation.Invocation, directory: Path, found: Scrubbed) -> None:
         "corrupt": len(found.corrupt),
     }
     if run.output is Output.JSON:
-        output.json_line(facts)
+        output.json_line(summary)
     else:
-        output.table(("what", "value"), [(name, str(value)) for name, value in facts.items()])
-    for text in found.corrupt[:_NAMED]:
+        output.table(("what", "value"), [(name, str(value)) for name, value in summary.items()])
+    for text in found.corrupt[:_MAX_LISTED_RECORDS]:
         output.message(text)

@@ -1,4 +1,4 @@
-"""What a shell offers for an argument, when the cluster knows: the ids of peers."""
+"""Completion of arguments that are ids of peers, by a request to the cluster."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ import typer
 from dstash.cli.invocation import Invocation
 from dstash.errors import DStashError
 
-#: Whoever presses the tab key waits.
-_PATIENCE: Final = 1.0
+#: Short, because the user waits after pressing the tab key.
+_STATUS_TIMEOUT_S: Final = 1.0
 
 
 def member_ids(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the members whose id begins so; nothing when no peer answers."""
-    return _fitting(incomplete, [one["id"] for one in _status(ctx).get("members", ())])
+    """Return the members whose id begins with ``incomplete``; none if no peer answers."""
+    return _matching(incomplete, [member["id"] for member in _status(ctx).get("members", ())])
 
 
 def candidate_ids(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the peers that wait to be let in."""
-    return _fitting(incomplete, _status(ctx).get("candidates", ()))
+    """Return the candidates whose id begins with ``incomplete``: peers that wait to be added."""
+    return _matching(incomplete, _status(ctx).get("candidates", ()))
 
 
 def peer_ids(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return both."""
-    facts = _status(ctx)
-    known = [one["id"] for one in facts.get("members", ())]
-    return _fitting(incomplete, [*known, *facts.get("candidates", ())])
+    """Return the members and candidates whose id begins with ``incomplete``."""
+    status = _status(ctx)
+    members = [member["id"] for member in status.get("members", ())]
+    return _matching(incomplete, [*members, *status.get("candidates", ())])
 
 
-def _fitting(incomplete: str, ids: Any) -> list[str]:
-    return [one for one in ids if one.startswith(incomplete)]
+def _matching(incomplete: str, ids: Any) -> list[str]:
+    return [peer for peer in ids if peer.startswith(incomplete)]
 
 
 def _status(ctx: typer.Context) -> dict[str, Any]:
-    # The command itself does not run, nor does what keeps the global options for it.
+    # Completion does not run the callback that keeps the global options, so read them here.
     given = ctx.find_root().params
     flags = {name: given.get(name) for name in ("peers", "consul", "cluster")}
     try:
-        with Invocation(given.get("config"), flags | {"timeout": _PATIENCE}).client() as client:
+        flags |= {"timeout": _STATUS_TIMEOUT_S}
+        with Invocation(given.get("config"), flags).client() as client:
             return client.status()
     except DStashError:
         return {}

@@ -1,4 +1,4 @@
-"""The line of ``dstash shell`` while it is typed: history, and what the tab key offers."""
+"""The line editor of ``dstash shell``: history and completion."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from dstash.cli.invocation import Invocation
 from dstash.config.shared import state_dir
 from dstash.errors import DStashError
 
-#: Beside the directories of clusters, none of which can have this name.
+#: A file next to the directories of clusters.
 _HISTORY: Final = ".shell_history"
-#: Whoever presses the tab key waits.
-_PATIENCE: Final = 1.0
+#: Short, because the user waits after pressing the tab key.
+_STATUS_TIMEOUT_S: Final = 1.0
 
 
 def line_editor(root: Any, kept: Invocation) -> PromptSession[str]:
-    """Return what asks for lines; the history is the user's, over all shells."""
+    """Return a prompt for lines. All shells of a user share one history."""
     return PromptSession(
         completer=CommandCompleter(root, kept),
         complete_while_typing=False,
@@ -35,7 +35,7 @@ def line_editor(root: Any, kept: Invocation) -> PromptSession[str]:
 
 
 class PrivateHistory(FileHistory):
-    """A file that only its owner reads; a line that begins with a space is not kept."""
+    """A history file for its owner only. A line that begins with a space is not kept."""
 
     def store_string(self, string: str) -> None:
         """Add a line to the file."""
@@ -48,7 +48,7 @@ def _history(file: Path) -> History:
         file.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(file, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600))
     except OSError:
-        return InMemoryHistory()  # no reason not to work
+        return InMemoryHistory()  # the shell works without a history file
     return PrivateHistory(file)
 
 
@@ -56,8 +56,8 @@ class CommandCompleter(Completer):
     """Offers commands, their options, and the ids of peers.
 
     Args:
-        root: the command of which each line is a run.
-        kept: whose client knows the peers.
+        root: the top-level command.
+        kept: the shell's invocation, whose client lists the peers.
     """
 
     def __init__(self, root: Any, kept: Invocation) -> None:
@@ -67,18 +67,18 @@ class CommandCompleter(Completer):
     def get_completions(
         self, document: Document, complete_event: CompleteEvent
     ) -> Iterable[Completion]:
-        """Yield what the last word may become."""
+        """Yield the completions of the last word."""
         text = document.text_before_cursor
         try:
             words = shlex.split(text)
         except ValueError:
             return  # inside quotes
-        begun = "" if not text or text[-1].isspace() else words.pop()
-        for offer, told in self._offers(words, begun):
-            if offer.startswith(begun):
-                yield Completion(offer, -len(begun), display_meta=told)
+        prefix = "" if not text or text[-1].isspace() else words.pop()
+        for offer, description in self._offers(words, prefix):
+            if offer.startswith(prefix):
+                yield Completion(offer, -len(prefix), display_meta=description)
 
-    def _offers(self, words: list[str], begun: str) -> Iterator[tuple[str, str]]:
+    def _offers(self, words: list[str], prefix: str) -> Iterator[tuple[str, str]]:
         command, arguments = self._root, list[str]()
         for word in words:
             below = getattr(command, "commands", {}).get(word)
@@ -86,25 +86,25 @@ class CommandCompleter(Completer):
         if hasattr(command, "commands"):
             for name, below in command.commands.items():
                 yield name, below.get_short_help_str()
-            yield from _OF_THE_SHELL if command is self._root else ()
-        elif begun.startswith("-"):
+            yield from _SHELL_COMMANDS if command is self._root else ()
+        elif prefix.startswith("-"):
             for parameter in command.params:
                 yield from ((name, parameter.help or "") for name in parameter.opts)
-        elif any(one.name in _PEERS for one in command.params):
+        elif any(parameter.name in _PEER_ARGUMENTS for parameter in command.params):
             yield from self._peers()
 
     def _peers(self) -> Iterator[tuple[str, str]]:
         try:
             with self._kept.client() as client:
-                facts = client.status(timeout=_PATIENCE)
+                status = client.status(timeout=_STATUS_TIMEOUT_S)
         except DStashError:
             return
-        for one in facts["members"]:
-            yield one["id"], one["state"]
-        for candidate in facts["candidates"]:
-            yield candidate, "waits to be let in"
+        for member in status["members"]:
+            yield member["id"], member["state"]
+        for candidate in status["candidates"]:
+            yield candidate, "waits to be added"
 
 
-#: Names of the arguments that take peers.
-_PEERS: Final = ("peers", "old", "new")
-_OF_THE_SHELL: Final = (("help", "List the commands."), ("exit", "End the shell."))
+#: Names of the arguments that are ids of peers.
+_PEER_ARGUMENTS: Final = ("peers", "old", "new")
+_SHELL_COMMANDS: Final = (("help", "List the commands."), ("exit", "End the shell."))

@@ -1,4 +1,4 @@
-"""How a load is going: a line on stderr, renewed every second, and only if that is a terminal."""
+"""The progress of a load: a line on stderr, updated every second, only if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dstash.cli.workload import Second
 
 @contextmanager
 def load_progress(seconds: float) -> Iterator[Callable[[Second], None]]:
-    """Show a bar of ``seconds`` steps, and the throughput and times of the last one."""
+    """Show a bar of ``seconds`` steps, with the throughput and latency of the last second."""
     if not sys.stderr.isatty():
         yield lambda second: None
         return
@@ -20,7 +20,7 @@ def load_progress(seconds: float) -> Iterator[Callable[[Second], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("streaming", total=seconds)
+        task = bar.add_task("storing keys", total=seconds)
 
         def show(second: Second) -> None:
             p50, p99 = second.p50 / 1000, second.p99 / 1000

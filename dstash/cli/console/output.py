@@ -1,4 +1,4 @@
-"""stdout is data, stderr is messages."""
+"""Output of the command line: data on stdout, messages on stderr."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Row = Sequence[str]
 
 
 def message(text: str) -> None:
-    """Tell the user something, in one line on stderr."""
+    """Write a message to the user as one line on stderr."""
     typer.echo(f"dstash: {' '.join(text.split())}", err=True)
 
 
 def line(text: str) -> None:
-    """Write one line of data. Always UTF-8, whatever the locale says."""
+    """Write one line of data, in UTF-8 regardless of the locale."""
     typer.echo(text.encode("utf-8", "backslashreplace"))
 
 
@@ -30,7 +30,7 @@ def json_line(value: Any) -> None:
 
 
 class LineWriter:
-    """Writes many lines of data, without a system call for each."""
+    """Writes many lines of data through a buffer, without a system call for each."""
 
     def __init__(self) -> None:
         self._out = sys.stdout.buffer
@@ -40,24 +40,24 @@ class LineWriter:
         self._out.write(text.encode("utf-8", "backslashreplace") + b"\n")
 
     def flush(self) -> None:
-        """Hand everything on."""
+        """Write all buffered lines."""
         self._out.flush()
 
 
 def exact(value: bytes) -> None:
-    """Write bytes as they are; on a terminal a newline follows."""
+    """Write bytes as they are, followed by a newline if stdout is a terminal."""
     typer.echo(value, nl=sys.stdout.isatty())
 
 
 def ended(value: bytes) -> None:
-    """Write bytes as they are, and a newline."""
+    """Write bytes as they are, followed by a newline."""
     typer.echo(value)
 
 
 def visible(value: Any) -> str:
-    """Return a value on one line, with control characters made visible.
+    """Return a value as one line, with control characters escaped.
 
-    A stored text must not be able to steer the terminal of whoever looks at it.
+    Otherwise a stored text could control the terminal of the user.
     """
     text = value if isinstance(value, str) else tagged.dumps(value)
     if text.isprintable():
@@ -70,7 +70,7 @@ def _escaped(char: str) -> str:
 
 
 def table(columns: Row, rows: Iterable[Row]) -> None:
-    """Print a table: framed on a terminal that is wide enough, plain and never cut off else."""
+    """Print a table: with a frame on a terminal that is wide enough, else plain and untruncated."""
     shown = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *shown, strict=True)]
     framed_width = sum(widths) + 3 * len(widths) + 1
@@ -87,7 +87,7 @@ def _framed(columns: Row, rows: Sequence[Row]) -> None:
 
     framed = Table(*columns)
     for row in rows:
-        framed.add_row(*map(Text, row))  # Text: a value is no markup
+        framed.add_row(*map(Text, row))  # Text: rich must not parse markup in values
     Console().print(framed)
 
 

@@ -1,4 +1,4 @@
-"""A progress bar with rate and time left, on stderr, and only if that is a terminal."""
+"""A progress bar with rate and time left on stderr, only if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-#: To be told how many records are done.
+#: Called with the number of records done.
 Progress = Callable[[int], None]
 
-_REFRESH: Final = 0.1
+_REFRESH_INTERVAL_S: Final = 0.1
 
 
 @contextmanager
@@ -21,9 +21,9 @@ def progress_bar(
     """Show a bar while the block runs.
 
     Args:
-        title: what is done.
-        total: how much there is to do; None when that is not known.
-        done: returns how much of ``total`` is done, where that is not the number of records.
+        title: description of the work.
+        total: amount of work; None if unknown.
+        done: returns the completed part of ``total``, if that is not the number of records.
     """
     if not sys.stderr.isatty():
         yield _silent
@@ -55,9 +55,8 @@ def progress_bar(
         def show(records: int) -> None:
             nonlocal shown, last
             now = time.monotonic()
-            # Without news the bar keeps still: its own clock goes on, and the time left is
-            # reckoned from the steps.
-            if now - shown >= _REFRESH and records != last:
+            # Update only on progress: rich estimates the time left from the steps.
+            if now - shown >= _REFRESH_INTERVAL_S and records != last:
                 shown, last = now, records
                 rate = records / (now - began)
                 completed = records if done is None else done()

@@ -1,4 +1,4 @@
-"""How healing goes: a word for ``status``, and the watch of a repair."""
+"""The progress of maintenance: a column of ``status``, and the watch of a full repair."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from dstash.errors import DStashError, Unavailable
 if TYPE_CHECKING:
     from dstash.client.blocking import Client
 
-_EVERY: Final = 0.5
-#: One question; a peer that hangs must not hold the watch up.
-_PATIENCE: Final = 2.0
-#: So long (seconds) nobody, or a member, may not answer before the watch gives up on it.
-_LOST: Final = 60.0
+_POLL_INTERVAL_S: Final = 0.5
+#: Short, so that a peer that hangs does not delay the watch.
+_STATUS_TIMEOUT_S: Final = 2.0
+#: How long a member may leave requests unanswered before the watch ends with an error.
+_LOST_AFTER_S: Final = 60.0
 
 
 def maintenance_of(member: Mapping[str, Any]) -> str:
-    """Return in a few words what a member does to be equal to the others; empty for nothing."""
-    facts = member.get("maintenance", {})
-    repair = facts.get("repair", {})
-    said = []
-    if facts.get("streaming"):
-        said.append(f"filling {_share(facts['streaming'], facts['streaming_of'])}")
+    """Return the maintenance of a member in a few words; empty if there is none."""
+    maintenance = member.get("maintenance", {})
+    repair = maintenance.get("repair", {})
+    parts = []
+    if maintenance.get("streaming"):
+        share = _share(maintenance["streaming"], maintenance["streaming_of"])
+        parts.append(f"streaming {share}")
     if repair.get("left"):
-        said.append(f"repair {_share(repair['left'], repair['of'])}")
-    if facts.get("corrupt"):
-        said.append(f"{facts['corrupt']} damaged")
-    if waiting := sum(facts.get("hints", {}).values()):
-        said.append(f"{waiting} hints kept")
-    return ", ".join(said)
+        parts.append(f"repair {_share(repair['left'], repair['of'])}")
+    if maintenance.get("corrupt"):
+        parts.append(f"{maintenance['corrupt']} corrupt")
+    if hints := sum(maintenance.get("hints", {}).values()):
+        parts.append(f"{hints} hints kept")
+    return ", ".join(parts)
 
 
 def _share(left: int, of: int) -> str:
@@ -41,51 +42,52 @@ def _share(left: int, of: int) -> str:
 
 
 def follow(client: Client, begun: Mapping[str, Any], *, as_json: bool) -> None:
-    """Show how a repair goes until every member that took part has come to its end.
+    """Show the progress of a full repair until every member that takes part has completed it.
 
     Args:
-        begun: what ``Client.repair`` returned.
+        begun: the result of ``Client.repair``.
 
     Raises:
-        Unavailable: a member that took part has not answered for a minute.
+        Unavailable: a member that takes part has not answered for a minute.
     """
-    goals = {one["id"]: one["maintenance"]["repair"]["ended"] + 1 for one in _answering(begun)}
-    heard = dict.fromkeys(goals, time.monotonic())
+    goals = {
+        member["id"]: member["maintenance"]["repair"]["ended"] + 1 for member in _answering(begun)
+    }
+    answered_at = dict.fromkeys(goals, time.monotonic())
     while goals:
         for member in _answering(_status(client)):
             peer, repair = member["id"], member["maintenance"]["repair"]
-            heard[peer] = time.monotonic()
+            answered_at[peer] = time.monotonic()
             if peer in goals:
                 _show(member, as_json=as_json)
-                # One that was restarted meanwhile counts from zero, and repairs nothing.
+                # A member that restarted in between counts from zero, and has no repair to do.
                 if repair["ended"] >= goals[peer] or (not repair["of"] and not repair["left"]):
                     del goals[peer]
-        lost = [peer for peer in goals if time.monotonic() - heard[peer] > _LOST]
+        lost = [peer for peer in goals if time.monotonic() - answered_at[peer] > _LOST_AFTER_S]
         if lost:
-            raise Unavailable(f"no answer from {', '.join(lost)} for {_LOST:.0f} s")
+            raise Unavailable(f"no answer from {', '.join(lost)} for {_LOST_AFTER_S:.0f} s")
         if goals:
-            time.sleep(_EVERY)
+            time.sleep(_POLL_INTERVAL_S)
 
 
 def _status(client: Client) -> Mapping[str, Any]:
     try:
-        return client.status(timeout=_PATIENCE)
+        return client.status(timeout=_STATUS_TIMEOUT_S)
     except DStashError:
         return {"members": []}
 
 
 def _answering(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [one for one in status["members"] if "repair" in one.get("maintenance", {})]
+    return [m for m in status["members"] if "repair" in m.get("maintenance", {})]
 
 
 def _show(member: Mapping[str, Any], *, as_json: bool) -> None:
     repair, maintenance = member["maintenance"]["repair"], member["maintenance"]
-    facts = {"peer": member["id"], **repair, "corrupt": maintenance["corrupt"]}
     if as_json:
-        output.json_line(facts)
+        output.json_line({"peer": member["id"], **repair, "corrupt": maintenance["corrupt"]})
         sys.stdout.flush()
         return
     state = f"repair {_share(repair['left'], repair['of'])}" if repair["left"] else "done"
-    unmet = f", {repair['failed']} replicas did not answer" if repair["failed"] else ""
-    rotten = f", {maintenance['corrupt']} records damaged still" if maintenance["corrupt"] else ""
-    output.line(f"{member['id']}: {state}, {repair['records']} records moved{unmet}{rotten}")
+    failed = f", {repair['failed']} replicas did not answer" if repair["failed"] else ""
+    corrupt = f", {maintenance['corrupt']} corrupt records left" if maintenance["corrupt"] else ""
+    output.line(f"{member['id']}: {state}, {repair['records']} records moved{failed}{corrupt}")

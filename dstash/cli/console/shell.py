@@ -1,4 +1,4 @@
-"""``dstash shell``: the same commands, one after the other, over one connection."""
+"""The interactive shell ``dstash shell``: runs commands over one connection."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ _PROMPT: Final = "dstash> "
 
 
 def shell(ctx: typer.Context) -> None:
-    """Take commands without dstash before them: put users ada 1815. Tab completes, exit ends.
+    """Run commands interactively, without the word dstash: put users ada 1815.
 
-    From a pipe it takes one command a line and goes on after an error; the exit code is that of
-    the first error. A line that begins with # is a comment. In a terminal, a line that begins
-    with a space is not kept in the history.
+    Tab completes, exit ends the shell. From a pipe, the shell reads one command per line and
+    continues after an error; its exit code is that of the first error. A line that begins with # is
+    a comment. In a terminal, a line that begins with a space is not kept in the history.
     """
     run = invocation.of(ctx)
     if run.kept is not None:
-        raise UsageError("this is the shell already")
+        raise UsageError("shell cannot be run inside the shell")
     with run.client() as client:
         session = Session(ctx.find_root().command, replace(run, kept=client))
         if sys.stdin.isatty():
-            session.talk()
+            session.interact()
             return
-        raise typer.Exit(session.obey(sys.stdin))
+        raise typer.Exit(session.run_all(sys.stdin))
 
 
 class Session:
     """One run of the shell.
 
     Args:
-        root: the command of which each line is a run.
-        kept: what all of them share.
+        root: the top-level command, which runs each line.
+        kept: the invocation that all lines share.
     """
 
     def __init__(self, root: Any, kept: Invocation) -> None:
         self._root = root
         self._kept = kept
 
-    def obey(self, lines: Iterable[str]) -> int:
-        """Run every line; returns the exit code of the first that failed."""
+    def run_all(self, lines: Iterable[str]) -> int:
+        """Run every line, and return the exit code of the first that failed."""
         first = 0
         for line in lines:
             if line.strip() in _ENDS:
@@ -59,8 +59,8 @@ class Session:
             first = first or code
         return first
 
-    def talk(self) -> None:
-        """Ask for lines until the user has enough."""
+    def interact(self) -> None:
+        """Prompt for lines and run them until the user ends the shell."""
         from dstash.cli.console.line_editor import line_editor  # slow to import
 
         prompt = line_editor(self._root, self._kept)
@@ -69,7 +69,7 @@ class Session:
             try:
                 line = prompt.prompt(_PROMPT)
             except KeyboardInterrupt:
-                continue  # as in other shells: the line is dropped
+                continue  # as in other shells, Ctrl-C drops the line
             except EOFError:
                 return
             if line.strip() in _ENDS:
@@ -77,7 +77,7 @@ class Session:
             self.run(line)
 
     def run(self, line: str) -> int:
-        """Run one line and return its exit code; errors are told and go no further."""
+        """Run one line and return its exit code; an error is printed, not raised."""
         return failures.code_of(lambda: self._run(line))
 
     def _run(self, line: str) -> Any:
@@ -92,7 +92,7 @@ class Session:
 
 
 class _Reserved:
-    """stdin while a command runs: what comes there is for the shell itself."""
+    """A stdin for commands that refuses reads, because stdin holds the shell's own input."""
 
     def __init__(self, stdin: TextIO) -> None:
         self._stdin = stdin
@@ -102,8 +102,8 @@ class _Reserved:
 
     @property
     def buffer(self) -> Any:
-        """Refuse: a command that reads it would swallow the lines that follow."""
-        raise UsageError("in the shell, stdin is where commands come from; give a value or a file")
+        """Refuse: a command that reads stdin would consume the lines that follow."""
+        raise UsageError("commands in the shell cannot read stdin; give a value or a file")
 
 
 @contextmanager

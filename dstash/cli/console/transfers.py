@@ -1,4 +1,4 @@
-"""How a change of placement goes: a bar per gaining peer, or lines of JSON."""
+"""The progress of a topology change: a bar for each peer that gains partitions, or JSON lines."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from dstash.errors import DStashError, UsageError
 if TYPE_CHECKING:
     from dstash.client.blocking import Client
 
-_EVERY: Final = 0.5
-#: One question; a peer that hangs must not hold the bars up.
-_PATIENCE: Final = 2.0
-#: So long (seconds) nobody may answer before the watch gives up.
-_LOST: Final = 60.0
+_POLL_INTERVAL_S: Final = 0.5
+#: Short, so that a peer that hangs does not delay the bars.
+_STATUS_TIMEOUT_S: Final = 2.0
+#: How long the cluster may leave requests unanswered before the watch ends with an error.
+_LOST_AFTER_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What one peer gains by the change under way, in partitions, and how far it is.
+    """The partitions that one peer gains in a topology change, and its progress.
 
-    ``rate`` is in bytes a second; ``left`` in seconds, None while nobody can tell.
+    ``rate`` is in bytes per second; ``left`` in seconds, None if there is no estimate yet.
     """
 
     peer: str
@@ -43,8 +43,8 @@ class Transfer:
 
 
 def transfers(topology: Topology, status: Mapping[str, Any]) -> list[Transfer]:
-    """Return how far every gaining peer is."""
-    members = {one["id"]: one for one in status["members"]}
+    """Return the progress of every peer that gains partitions."""
+    members = {member["id"]: member for member in status["members"]}
     return [
         _transfer(topology, peer, len(partitions), members.get(peer, {}))
         for peer, partitions in sorted(incoming(topology).items())
@@ -69,7 +69,7 @@ def _transfer(topology: Topology, peer: str, total: int, member: Mapping[str, An
 
 
 def follow(client: Client, *, as_json: bool) -> None:
-    """Show transfers until no change is under way."""
+    """Show transfers until the topology change has ended."""
     if as_json or not sys.stdout.isatty():
         _each(client, _print_json)
     else:
@@ -77,22 +77,22 @@ def follow(client: Client, *, as_json: bool) -> None:
 
 
 def _each(client: Client, show: Callable[[Topology, list[Transfer], list[str]], None]) -> None:
-    heard = time.monotonic()
+    answered_at = time.monotonic()
     while True:
         try:
-            status = client.status(timeout=_PATIENCE)
-            topology = client.topology(timeout=_PATIENCE)
-            heard = time.monotonic()
+            status = client.status(timeout=_STATUS_TIMEOUT_S)
+            topology = client.topology(timeout=_STATUS_TIMEOUT_S)
+            answered_at = time.monotonic()
         except UsageError:
             raise
         except DStashError:
-            if time.monotonic() - heard > _LOST:
+            if time.monotonic() - answered_at > _LOST_AFTER_S:
                 raise
             continue
         show(topology, transfers(topology, status), status["waits"])
         if topology.change is None:
             return
-        time.sleep(_EVERY)
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def _print_json(topology: Topology, running: list[Transfer], waits: list[str]) -> None:
@@ -101,7 +101,7 @@ def _print_json(topology: Topology, running: list[Transfer], waits: list[str]) -
         {
             "epoch": topology.epoch,
             "change": change,
-            "transfers": [asdict(one) for one in running],
+            "transfers": [asdict(transfer) for transfer in running],
             "waits": waits,
         }
     )
@@ -115,37 +115,39 @@ def _draw(client: Client) -> None:
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[progress]}"),
     )
     with Progress(*columns) as bars:
         tasks: dict[str, Any] = {}
-        told: set[str] = set()
+        printed: set[str] = set()
 
         def show(topology: Topology, running: list[Transfer], waits: list[str]) -> None:
-            is_paused = topology.change is not None and topology.change.paused  # the bars say so
+            # While the change is paused, the bars show that it is.
+            is_paused = topology.change is not None and topology.change.paused
             for text in () if is_paused else waits:
-                if text not in told:
+                if text not in printed:
                     bars.console.print(text, markup=False, highlight=False)
-            told.update(waits)
-            for one in running:
-                if one.peer not in tasks:
-                    tasks[one.peer] = bars.add_task(one.peer, total=one.partitions, said="")
-                said = _said(topology, one)
-                bars.update(tasks[one.peer], total=one.partitions, completed=one.done, said=said)
+            printed.update(waits)
+            for transfer in running:
+                peer, total = transfer.peer, transfer.partitions
+                if peer not in tasks:
+                    tasks[peer] = bars.add_task(peer, total=total, progress="")
+                progress = _progress(topology, transfer)
+                bars.update(tasks[peer], total=total, completed=transfer.done, progress=progress)
             if topology.change is None:
                 for task in tasks.values():
-                    bars.update(task, completed=bars.tasks[task].total, said="complete")
+                    bars.update(task, completed=bars.tasks[task].total, progress="complete")
 
         _each(client, show)
-    output.message("no change is under way")
+    output.message("no topology change is running")
 
 
-def _said(topology: Topology, one: Transfer) -> str:
+def _progress(topology: Topology, transfer: Transfer) -> str:
     if topology.change is not None and topology.change.paused:
         return "paused"
-    if not one.alive:
+    if not transfer.alive:
         return "is not alive"
-    if one.done == one.partitions:
+    if transfer.done == transfer.partitions:
         return "complete"
-    left = "" if one.left is None else f", {duration(one.left)} left"
-    return f"{one.records:,} records, {size(one.rate)}/s{left}"
+    left = "" if transfer.left is None else f", {duration(transfer.left)} left"
+    return f"{transfer.records:,} records, {size(transfer.rate)}/s{left}"

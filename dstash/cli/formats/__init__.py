@@ -28,14 +28,14 @@ class Format(StrEnum):
 
 
 class Writer(Protocol):
-    """Writes records, one by one; ``finish`` when there are no more."""
+    """A writer of records; ``finish`` ends the file."""
 
     def write(self, key: Key, value: object, ttl: float | None) -> None:
         """Write one record."""
         ...
 
     def finish(self) -> None:
-        """Write what is still to be written."""
+        """Write what is buffered, and the end of the file."""
         ...
 
 
@@ -49,7 +49,7 @@ _SUFFIXES = {
 
 
 def format_of(file: str, wanted: Format | None) -> Format:
-    """Return the format that was asked for, or the one that the file's name says."""
+    """Return ``wanted``, or else the format that the suffix of the file's name stands for."""
     if wanted is not None:
         return wanted
     if file == "-":
@@ -58,13 +58,11 @@ def format_of(file: str, wanted: Format | None) -> Format:
         return _SUFFIXES[Path(file).suffix.lower()]
     except KeyError:
         known = ", ".join(_SUFFIXES)
-        raise UsageError(
-            f"{file}: the name does not tell the format (known are {known}); use --format"
-        ) from None
+        raise UsageError(f"{file}: unknown suffix; allowed are {known}, or give --format") from None
 
 
 def read_rows(form: Format, source: BinaryIO, columns: Columns) -> Iterator[Row | BadRow]:
-    """Yield the records of a file, and in their place those that cannot be read."""
+    """Yield the records of a file in order, and a ``BadRow`` for each that cannot be read."""
     if form is Format.CSV:
         return read_csv(source, columns)
     if form is Format.PARQUET:

@@ -1,10 +1,10 @@
-"""Parquet, with pyarrow (``dstash[parquet]``): a record a row, read and written group by group.
+"""Parquet files, with pyarrow (``dstash[parquet]``): one record per row, in row groups.
 
-A column has one type. Values that are all dicts with the same names become columns of those
-names; all others become one column, ``value``. A column holds text, whole numbers, floats, truths,
-bytes, dates or times if all that is first in it is of that one type, else JSON (see ``tagged``): so
-nothing is lost. What a column is, stands in its metadata under ``dstash``; files of other programs
-have none, and are read like CSV, but with the types that they have.
+A column has one type. If all values are dicts with the same names, each name becomes a column;
+otherwise the values become one column, ``value``. The first row group decides the type of a column:
+text, integers, floats, booleans, bytes, dates or times if all its cells have that type, else JSON
+(see ``tagged``), so that no value loses its type. The metadata of a column has its role under
+``dstash``. Files of other programs lack it; they are read like CSV, but keep their types.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ TTL_COLUMN: Final = "ttl"
 _MARK: Final = b"dstash"
 _JSON: Final = b"json"
 
-#: Rows of a group, and about what they weigh (bytes), at most: this much is in memory.
-_GROUP_ROWS: Final = 20_000
-_GROUP_BYTES: Final = 32 * MIB
-#: Rows that are read at once.
+#: Maximum rows of a row group, and their approximate bytes. One group is kept in memory.
+_MAX_GROUP_ROWS: Final = 20_000
+_MAX_GROUP_BYTES: Final = 32 * MIB
+#: Rows read at a time.
 _READ_ROWS: Final = 256
 
 
@@ -50,10 +50,10 @@ def _arrow() -> Any:
 
 
 def read_parquet(source: BinaryIO, columns: Columns) -> Iterator[Row | BadRow]:
-    """Yield a record a row.
+    """Yield one record per row.
 
     Raises:
-        UsageError: pyarrow is not there, the file is no parquet, or lacks a column that was named.
+        UsageError: pyarrow is not installed, the file is not parquet, or it lacks a named column.
     """
     pa = _arrow()
     if not getattr(source, "seekable", bool)():
@@ -74,7 +74,7 @@ def read_parquet(source: BinaryIO, columns: Columns) -> Iterator[Row | BadRow]:
 
 
 class _Layout:
-    """What stands where in a row."""
+    """The positions of key, value and time to live in a row."""
 
     def __init__(self, schema: pa.Schema, columns: Columns) -> None:
         self._columns = columns
@@ -91,7 +91,7 @@ class _Layout:
         if name is None:
             return next((at for at, found in enumerate(marks) if mark in found), None)
         if name not in self._names:
-            raise UsageError(f"no column {name!r}; there are {', '.join(self._names)}")
+            raise UsageError(f"no column {name!r}; the file has {', '.join(self._names)}")
         return self._names.index(name)
 
     def parsed(self, number: int, row: Sequence[Any]) -> Row | BadRow:
@@ -122,26 +122,26 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column: its name, what it is, and what may stand in it (None: anything, as JSON)."""
+    """A column: its name, its role, and the type of its cells (None: any type, as JSON)."""
 
     name: str
     role: str
     kind: type | None
 
     def field(self, pa: Any) -> pa.Field:
-        """Return the column as pyarrow describes it."""
+        """Return the pyarrow field of the column."""
         mark = f"{self.role} json" if self.kind is None else self.role
         kind = pa.string() if self.kind is None else _NATIVE[self.kind](pa)
         return pa.field(self.name, kind, metadata={_MARK: mark.encode()})
 
     def cell(self, value: Any) -> Any:
-        """Return what stands in the column for a value; ``UsageError`` if it does not fit."""
+        """Return the cell of a value; raise ``UsageError`` if the column cannot hold it."""
         if self.kind is None:
             return tagged.dumps(value)
         if value is not None and not _fits(value, self.kind):
             raise UsageError(
                 f"column {self.name!r} has values of type {self.kind.__name__}, not "
-                f"{type(value).__name__}; use jsonl, or --value COLUMN to have JSON in one column"
+                f"{type(value).__name__}; use jsonl, or --value COLUMN for JSON in one column"
             )
         return value
 
@@ -157,7 +157,7 @@ _NATIVE: Final[dict[type, Callable[[Any], Any]]] = {
 }
 
 
-#: What a column of a type can hold of it.
+#: Whether a parquet column can hold a value of the type.
 _BOUNDS: Final[dict[type, Callable[[Any], bool]]] = {
     int: lambda number: -(1 << 63) <= number < 1 << 63,
     dt.datetime: lambda moment: moment.tzinfo is dt.UTC,
@@ -169,7 +169,7 @@ def _fits(value: Any, kind: type) -> bool:
 
 
 def _common(values: Sequence[Any]) -> type | None:
-    """Return the type of all values that are not None; None when JSON has to carry them."""
+    """Return the common type of all values but None; None if they must be stored as JSON."""
     kinds = {type(value) for value in values if value is not None}
     kind = kinds.pop() if len(kinds) == 1 else None
     is_native = kind in _NATIVE and all(value is None or _fits(value, kind) for value in values)
@@ -177,7 +177,7 @@ def _common(values: Sequence[Any]) -> type | None:
 
 
 class ParquetWriter:
-    """Writes a record a row; the first group of rows decides which columns there are."""
+    """Writes one record per row; the first row group decides the columns."""
 
     def __init__(self, target: BinaryIO, columns: Columns) -> None:
         self._pa = _arrow()
@@ -193,11 +193,11 @@ class ParquetWriter:
         """Write one record."""
         self._rows.append((key, value, ttl))
         self._weight += _weight(value)
-        if len(self._rows) >= _GROUP_ROWS or self._weight >= _GROUP_BYTES:
+        if len(self._rows) >= _MAX_GROUP_ROWS or self._weight >= _MAX_GROUP_BYTES:
             self._flush()
 
     def finish(self) -> None:
-        """Write what is left, and the end of the file."""
+        """Write the last row group and the end of the file."""
         self._flush()
         self._out.close()
 
@@ -206,8 +206,8 @@ class ParquetWriter:
             self._begin()
         cells: list[list[Any]] = [[] for _ in self._columns]
         for row in self._rows:
-            for column, one in zip(cells, self._row(*row), strict=True):
-                column.append(one)
+            for column, cell in zip(cells, self._row(*row), strict=True):
+                column.append(cell)
         if self._rows:
             self._out.write_batch(self._pa.record_batch(cells, schema=self._out.schema))
         self._rows, self._weight = [], 0
@@ -230,30 +230,32 @@ class ParquetWriter:
         self._out = self._pa.parquet.ParquetWriter(self._target, schema, compression="zstd")
 
     def _shared_names(self, values: Sequence[Any]) -> list[str]:
-        """Return the names that all values have, if they are dicts that can be columns."""
+        """Return the names of the values if all are dicts with the same names, else nothing."""
         taken = {self._wanted.key or KEY_COLUMN, TTL_COLUMN}
-        if self._wanted.value or not values or not all(type(one) is dict for one in values):
+        if self._wanted.value or not values or not all(type(value) is dict for value in values):
             return []
         names = set(values[0])
         is_plain = all(type(name) is str for name in names) and not names & taken
-        return list(values[0]) if is_plain and all(set(one) == names for one in values) else []
+        return list(values[0]) if is_plain and all(set(value) == names for value in values) else []
 
     def _row(self, key: Key, value: Any, ttl: float | None) -> Iterator[Any]:
         try:
             if self._fields and (type(value) is not dict or set(value) != set(self._fields)):
                 raise UsageError(
-                    f"its columns are not those of the first records ({', '.join(self._fields)}); "
-                    "use jsonl, or --value COLUMN to have JSON in one column"
+                    "its columns differ from those of the first records "
+                    f"({', '.join(self._fields)}); use jsonl, or --value COLUMN for JSON in one "
+                    "column"
                 )
             content = [value[name] for name in self._fields] if self._fields else [value]
             cells = [key, *content, None if ttl is None else float(ttl)]
-            return iter([one.cell(cell) for one, cell in zip(self._columns, cells, strict=True)])
+            columns = zip(self._columns, cells, strict=True)
+            return iter([column.cell(value) for column, value in columns])
         except UsageError as error:
             raise UsageError(f"key {key!r}: {error}") from None
 
 
 def _weight(value: Any) -> int:
-    """Return about what a value weighs."""
+    """Return the approximate size of a value in bytes."""
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, dict):

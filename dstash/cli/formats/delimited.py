@@ -1,4 +1,4 @@
-"""CSV (RFC 4180) with a header line. Cells are text: what is imported from CSV is str."""
+"""CSV files (RFC 4180) with a header line. Cells are text: all values imported from CSV are str."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ VALUE_COLUMN: Final = "value"
 
 
 def read_csv(source: BinaryIO, columns: Columns) -> Iterator[Row | BadRow]:
-    """Yield a record a row. The value is a dict of the other columns, or one column's text.
+    """Yield one record per row. The value is a dict of the other columns, or the named column.
 
     Raises:
-        UsageError: the header lacks a column that was named.
+        UsageError: the header lacks a named column.
     """
-    # A quote that is never closed makes the rest of the file one cell: bound it.
+    # An unclosed quote makes the rest of the file one cell: limit its size.
     csv.field_size_limit(MAX_VALUE_BYTES)
     reader = csv.reader(_text_lines(source), strict=True)
     header = _header(reader)
@@ -45,8 +45,8 @@ def read_csv(source: BinaryIO, columns: Columns) -> Iterator[Row | BadRow]:
 
 def _text_lines(source: BinaryIO) -> Iterator[str]:
     first = True
-    # Bytes that are no UTF-8 become surrogates, which no limit check lets pass: so the row that
-    # holds them is refused, and the rows after it are not.
+    # Bytes that are not UTF-8 become surrogates, which the limit checks refuse: so only the row
+    # with these bytes is bad, not the rows after it.
     while line := source.readline(MAX_LINE_BYTES):
         text = line.decode("utf-8", "surrogateescape")
         yield text.removeprefix("\ufeff") if first else text
@@ -59,10 +59,10 @@ def _header(reader: Iterator[list[str]]) -> list[str]:
     except csv.Error as error:
         raise UsageError(f"line 1: not CSV: {error}") from None
     if not header:
-        raise UsageError("line 1: no header; CSV begins with a line of column names")
-    twice = [name for name in header if header.count(name) > 1]
-    if twice:
-        raise UsageError(f"line 1: column {twice[0]!r} stands there twice")
+        raise UsageError("line 1: no header; the first line of CSV must be the column names")
+    repeated = [name for name in header if header.count(name) > 1]
+    if repeated:
+        raise UsageError(f"line 1: column {repeated[0]!r} appears twice in the header")
     return header
 
 
@@ -70,12 +70,11 @@ def _position(header: Sequence[str], name: str) -> int:
     try:
         return header.index(name)
     except ValueError:
-        there = ", ".join(header)
-        raise UsageError(f"line 1: no column {name!r}; there are {there}") from None
+        raise UsageError(f"line 1: no column {name!r}; the file has {', '.join(header)}") from None
 
 
 class _Layout:
-    """What stands where in a row."""
+    """The positions of key and value in a row."""
 
     def __init__(
         self, header: list[str], key_at: int, value_at: int | None, columns: Columns
@@ -102,7 +101,7 @@ class _Layout:
 
 
 class CsvWriter:
-    """Writes a record a row; the first record decides which columns there are."""
+    """Writes one record per row; the first record decides the columns."""
 
     def __init__(self, target: BinaryIO, columns: Columns) -> None:
         self._target = target
@@ -113,17 +112,17 @@ class CsvWriter:
         self._fields: list[str] | None = None
 
     def write(self, key: Key, value: object, ttl: float | None) -> None:
-        """Write one record. CSV has no place for a time to live, and none for bytes as key."""
+        """Write one record. CSV can hold neither a time to live nor a key of bytes."""
         if isinstance(key, bytes):
-            raise UsageError(f"key {key!r}: CSV cannot carry keys that are bytes; use jsonl")
+            raise UsageError(f"key {key!r}: CSV cannot hold keys that are bytes; use jsonl")
         if ttl is not None:
-            raise UsageError("CSV cannot carry the time to live; use jsonl")
+            raise UsageError("CSV cannot hold the time to live; use jsonl")
         if self._fields is None:
             self._begin(value)
         self._row([str(key), *self._cells(key, value)])
 
     def finish(self) -> None:
-        """Write the header of a file without records: it can then be read back."""
+        """Write the header if there were no records, so that the file can be imported."""
         if self._fields is None:
             self._begin(None)
 
@@ -138,11 +137,11 @@ class CsvWriter:
     def _cells(self, key: Key, value: object) -> list[str]:
         if not self._fields:
             return [_cell(value)]
-        # The same names in another order are fine; others would be lost without a word.
+        # The same names in another order are fine; any other name would be lost silently.
         if not isinstance(value, dict) or set(value) != set(self._fields):
             raise UsageError(
-                f"key {key!r}: its columns are not those of the first record "
-                f"({', '.join(self._fields)}); use jsonl, or --value COLUMN to have JSON in a cell"
+                f"key {key!r}: its columns differ from those of the first record "
+                f"({', '.join(self._fields)}); use jsonl, or --value COLUMN for JSON in one column"
             )
         return [_cell(value[name]) for name in self._fields]
 

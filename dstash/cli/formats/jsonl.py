@@ -1,4 +1,4 @@
-"""JSON lines: ``{"key": ..., "value": ..., "ttl": seconds}``, with tags for what JSON lacks."""
+"""JSON lines: ``{"key": ..., "value": ..., "ttl": seconds}``, with tags for types JSON lacks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 def read_jsonl(source: BinaryIO, columns: Columns) -> Iterator[Row | BadRow]:
-    """Yield a record a line. Empty lines are passed over."""
+    """Yield one record per line. Empty lines are skipped."""
     for number, line in enumerate(_lines(source), start=1):
         if number == 1:
             line = line.removeprefix(_BYTE_ORDER_MARK)
@@ -31,7 +31,7 @@ def _lines(source: BinaryIO) -> Iterator[bytes]:
 
 def _parsed(number: int, line: bytes, columns: Columns) -> Row | BadRow:
     if len(line) > MAX_LINE_BYTES:
-        return BadRow(number, f"longer than {MAX_LINE_BYTES} bytes, which is what is allowed")
+        return BadRow(number, f"longer than {MAX_LINE_BYTES} bytes, the maximum")
     try:
         return checked(number, tagged.loads(line), columns)
     except UsageError as error:
@@ -39,7 +39,7 @@ def _parsed(number: int, line: bytes, columns: Columns) -> Row | BadRow:
 
 
 class JsonlWriter:
-    """Writes a record a line."""
+    """Writes one record per line."""
 
     def __init__(self, target: BinaryIO) -> None:
         self._target = target
@@ -52,4 +52,4 @@ class JsonlWriter:
         self._target.write(tagged.dumps(fields).encode() + b"\n")
 
     def finish(self) -> None:
-        """Nothing is left."""
+        """Do nothing: no line is buffered."""

@@ -1,4 +1,4 @@
-"""msgpack: one map a record, one after the other. Carries every value as it is."""
+"""msgpack files: one map per record, concatenated. Every value keeps its type."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _CHUNK: Final = 1 << 16
 
 
 def read_msgpack(source: BinaryIO, columns: Columns) -> Iterator[Row | BadRow]:
-    """Yield a record a map.
+    """Yield one record per map.
 
     Raises:
-        UsageError: the file is not msgpack, or cut short. Nothing says where the next record
-            would begin, so it ends there.
+        UsageError: the file is not msgpack, or is truncated. The begin of the next record cannot
+            be found, so reading ends there.
     """
     types = TypeRegistry()
     for number, packed in enumerate(_objects(source), start=1):
@@ -32,7 +32,7 @@ def read_msgpack(source: BinaryIO, columns: Columns) -> Iterator[Row | BadRow]:
 
 
 def _objects(source: BinaryIO) -> Iterator[bytes]:
-    """Cut the file into msgpack objects, without decoding them."""
+    """Split the file into msgpack objects, without decoding them."""
     unpacker = msgpack.Unpacker(max_buffer_size=MAX_FRAME_BYTES)
     waiting = bytearray()
     done = begin = 0
@@ -45,7 +45,7 @@ def _objects(source: BinaryIO) -> Iterator[bytes]:
             del waiting[: end - begin]
             begin, done = end, done + 1
     if waiting:
-        raise UsageError(f"record {done + 1}: cut short, the file ends within it")
+        raise UsageError(f"record {done + 1}: truncated, the file ends within it")
 
 
 def _feed(unpacker: msgpack.Unpacker, chunk: bytes, done: int) -> None:
@@ -53,7 +53,7 @@ def _feed(unpacker: msgpack.Unpacker, chunk: bytes, done: int) -> None:
         unpacker.feed(chunk)
     except msgpack.BufferFull:
         raise UsageError(
-            f"record {done + 1}: larger than {MAX_FRAME_BYTES} bytes, which is what is allowed"
+            f"record {done + 1}: larger than {MAX_FRAME_BYTES} bytes, the maximum"
         ) from None
 
 
@@ -68,7 +68,7 @@ def _skip(unpacker: msgpack.Unpacker, done: int) -> bool:
 
 
 class MsgpackWriter:
-    """Writes one map a record."""
+    """Writes one map per record."""
 
     def __init__(self, target: BinaryIO) -> None:
         self._target = target
@@ -80,4 +80,4 @@ class MsgpackWriter:
         self._target.write(self._types.encode(fields))
 
     def finish(self) -> None:
-        """Nothing is left."""
+        """Do nothing: no record is buffered."""

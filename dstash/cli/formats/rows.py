@@ -1,4 +1,4 @@
-"""One record of a file, good or bad."""
+"""The rows of a file: records, and lines that hold no valid record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dstash.limits import MIB, check_ttl
 from dstash.wire.keys import Key, encode_key
 from dstash.wire.values import TypeRegistry
 
-#: No line is read into memory beyond this. A value of 8 MiB fits, whatever JSON makes of it.
+#: A longer line is not read into memory. A value of 8 MiB fits in any JSON encoding.
 MAX_LINE_BYTES: Final = 64 * MIB
 
 _TYPES: Final = TypeRegistry()
@@ -18,7 +18,7 @@ _FIELDS: Final = frozenset({"key", "value", "ttl"})
 
 
 class Row(NamedTuple):
-    """A record, and the number of the line (or record) it began in."""
+    """A record, and the number of the line (or record) where it begins."""
 
     line: int
     key: Key
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
 
 class BadRow(NamedTuple):
-    """A line that holds no record, and why."""
+    """A line that holds no valid record, and the reason."""
 
     line: int
     text: str
@@ -36,14 +36,14 @@ class BadRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a CSV or parquet file are what, and whether keys are whole numbers."""
+    """The columns of key and value in a CSV or parquet file, and whether keys are integers."""
 
     key: str | None = None
     value: str | None = None
     as_int: bool = False
 
     def refuse_names(self, form: str) -> None:
-        """Raise ``UsageError`` if columns are named for a format that has none."""
+        """Raise ``UsageError`` if columns are named for a format without columns."""
         if self.key or self.value:
             raise UsageError(
                 f"--key and --value name columns of CSV and parquet; the format is {form}"
@@ -51,15 +51,15 @@ class Columns:
 
 
 def checked(line: int, fields: Any, columns: Columns) -> Row:
-    """Return the record of a mapping with ``key``, ``value`` and perhaps ``ttl``.
+    """Return the record of a mapping with ``key``, ``value`` and optionally ``ttl``.
 
-    Everything that a peer would refuse is refused here, while the line is still known.
+    Whatever a peer would refuse is refused here, where the line number is known.
     """
     if type(fields) is not dict:
-        raise UsageError(f"not an object with key and value, but {type(fields).__name__}")
+        raise UsageError(f"{type(fields).__name__} instead of an object with key and value")
     absent = [name for name in ("key", "value") if name not in fields]
     if absent:
-        raise UsageError(f"no {absent[0]!r} in it")
+        raise UsageError(f"field {absent[0]!r} is missing")
     extra = sorted(map(str, fields.keys() - _FIELDS))
     if extra:
         raise UsageError(f"unknown field {extra[0]!r}; allowed are key, value, ttl")
@@ -67,7 +67,7 @@ def checked(line: int, fields: Any, columns: Columns) -> Row:
 
 
 def record(line: int, key: Any, value: Any, ttl: Any, columns: Columns) -> Row:
-    """Return a record whose parts are within all limits."""
+    """Return a record after checking its key, value and time to live against all limits."""
     if columns.as_int and type(key) is str:
         key = _whole_number(key)
     encoded = encode_key(key)
@@ -79,4 +79,4 @@ def _whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"key {text!r} is not a whole number") from None
+        raise UsageError(f"key {text!r} is not an integer") from None

@@ -55,7 +55,7 @@ def test_a_cluster_that_is_well() -> None:
 
 def test_a_peer_that_is_down_is_named_and_costs_a_replica() -> None:
     (fewer, down) = said(known(TRIO, "ac"))
-    assert fewer == (1, "4096 of 4096 partitions have a replica less; they have a quorum")
+    assert fewer == (1, "4096 of 4096 partitions lack a replica; they still have a quorum")
     assert down[0] == 1
     assert down[1].startswith("b is down: ")
 
@@ -89,16 +89,17 @@ def test_troubles_name_every_peer_that_has_them() -> None:
 def test_disk_that_is_nearly_full_is_a_trouble_of_a_peer_that_is_ready() -> None:
     what = known(TRIO)
     what.sights["b"].status |= {"disk": "the disk is nearly full", "free_bytes": 7}  # type: ignore[index]
-    expected = "b: the disk is nearly full (7 bytes are free); make room, or add a peer"
+    expected = "b: the disk is nearly full (7 bytes are free); free disk space, or add a peer"
     assert said(what) == [(1, expected)]
 
 
 def test_peers_that_have_not_joined() -> None:
     assert said(known(None)) == [(2, "peer a has not joined a cluster")]
     ((_, text),) = said(known(topology(member("b"), member("c"))))
-    assert "a is not a member; let it in with: dstash cluster add a" in text
+    assert "a is not a member; add it with: dstash cluster add a" in text
     forming = replace(TRIO, formed=False, min_peers=5)
-    assert said(known(forming))[0] == (2, "3 of 5 peers have joined; no request is served before")
+    waiting = "3 of 5 peers have joined; requests are served once all have joined"
+    assert said(known(forming))[0] == (2, waiting)
 
 
 def test_a_join_is_shown_with_how_far_it_is() -> None:
@@ -157,4 +158,4 @@ def test_a_large_cluster_is_shortened_to_the_first_peers() -> None:
 def test_a_peer_that_hangs_still_has_a_page() -> None:
     facts = state.unknown("a", "dstash", 12.3)
     assert facts.keys() == state.describe(known(TRIO)).keys() | {"alerts"}
-    assert "a hangs: its loop has not turned for 12 s" in facts["alerts"][0]["text"]
+    assert "a hangs: its event loop has not run for 12 s" in facts["alerts"][0]["text"]

@@ -1,4 +1,4 @@
-"""What is wrong with a cluster, in words, as one peer sees it: the dashboard says this first."""
+"""The alerts of the dashboard: what is wrong with the cluster, as one peer sees it."""
 
 from __future__ import annotations
 
@@ -9,78 +9,79 @@ from dstash.cluster.topology.blockers import waits
 from dstash.peer.http.dashboard.state import Known
 from dstash.types import Level
 
-_Facts = Mapping[str, Any]
-#: How bad it is (2: requests fail, 1: something is missing, 0: worth knowing), and a sentence.
-_Found = Iterable[tuple[int, str]]
+#: The result of ``state.describe``.
+_State = Mapping[str, Any]
+#: Badness (2: requests fail, 1: redundancy is lost, 0: a note) and the text of each alert.
+_Alerts = Iterable[tuple[int, str]]
 
 
-def alerts(known: Known, facts: _Facts) -> list[dict[str, Any]]:
-    """Return what is wrong, the worst first; ``facts`` is what the board says."""
-    found = [one for rule in _RULES for one in rule(known, facts)]
-    found.sort(key=lambda one: -one[0])
+def alerts(known: Known, state: _State) -> list[dict[str, Any]]:
+    """Return the alerts, worst first; ``state`` is the result of ``state.describe``."""
+    found = [alert for rule in _RULES for alert in rule(known, state)]
+    found.sort(key=lambda alert: -alert[0])
     return [{"badness": badness, "text": text} for badness, text in found]
 
 
-def _not_joined(known: Known, facts: _Facts) -> _Found:
+def _not_joined(known: Known, state: _State) -> _Alerts:
     view, me = known.view, known.peer
     if view is None:
         yield 2, f"peer {me} has not joined a cluster"
     elif me not in view.members:
-        yield 2, f"peer {me} is not a member; let it in with: dstash cluster add {me}"
+        yield 2, f"peer {me} is not a member; add it with: dstash cluster add {me}"
     elif not view.topology.formed:
-        have, wanted = len(view.members), view.topology.min_peers
-        yield 2, f"{have} of {wanted} peers have joined; no request is served before"
+        joined, needed = len(view.members), view.topology.min_peers
+        yield 2, f"{joined} of {needed} peers have joined; requests are served once all have joined"
 
 
-def _no_quorum(known: Known, facts: _Facts) -> _Found:
+def _no_quorum(known: Known, state: _State) -> _Alerts:
     lost = fewer = 0
-    for one in facts["sets"]:
-        if one["up"] < Level.QUORUM.needed(len(one["peers"])):
-            lost += one["partitions"]
-        elif one["up"] < len(one["peers"]):
-            fewer += one["partitions"]
-    whole = facts["partitions"]
+    for replica_set in state["sets"]:
+        if replica_set["up"] < Level.QUORUM.needed(len(replica_set["peers"])):
+            lost += replica_set["partitions"]
+        elif replica_set["up"] < len(replica_set["peers"]):
+            fewer += replica_set["partitions"]
+    total = state["partitions"]
     if lost:
-        until = "reads and writes of their keys fail until a replica is back"
-        yield 2, f"no quorum for {lost} of {whole} partitions: {until}"
+        effect = "reads and writes of their keys fail until a replica is back"
+        yield 2, f"no quorum for {lost} of {total} partitions: {effect}"
     if fewer:
-        yield 1, f"{fewer} of {whole} partitions have a replica less; they have a quorum"
+        yield 1, f"{fewer} of {total} partitions lack a replica; they still have a quorum"
 
 
-def _own_alerts(known: Known, facts: _Facts) -> _Found:
-    """Yield what peers say is wrong with them, each trouble with all who have it."""
-    said = [(known.peer, known.status), *((p, s.status) for p, s in known.sights.items())]
-    peers: dict[str, list[str]] = {}
-    for peer, status in sorted(said, key=lambda pair: pair[0]):
+def _own_alerts(known: Known, state: _State) -> _Alerts:
+    """Yield the alerts of the peers' own status, each with all peers that report it."""
+    statuses = [(known.peer, known.status), *((p, s.status) for p, s in known.sights.items())]
+    peers_by_text: dict[str, list[str]] = {}
+    for peer, status in sorted(statuses, key=lambda pair: pair[0]):
         for text in status.get("alerts", ()):
-            peers.setdefault(text, []).append(peer)
-    for text, named in peers.items():
-        yield 1, f"{', '.join(named)}: {text}"
+            peers_by_text.setdefault(text, []).append(peer)
+    for text, peers in peers_by_text.items():
+        yield 1, f"{', '.join(peers)}: {text}"
 
 
-def _members(known: Known, facts: _Facts) -> _Found:
-    for one in facts["members"]:
-        if one["badness"]:
-            yield one["badness"] - 1, f"{one['id']} is {one['health']}: {one['why']}"
-        elif one["epoch"] not in (None, facts["epoch"]):
-            yield 0, f"{one['id']} goes by epoch {one['epoch']}, not {facts['epoch']}"
+def _members(known: Known, state: _State) -> _Alerts:
+    for member in state["members"]:
+        if member["badness"]:
+            yield member["badness"] - 1, f"{member['id']} is {member['health']}: {member['why']}"
+        elif member["epoch"] not in (None, state["epoch"]):
+            yield 0, f"{member['id']} uses epoch {member['epoch']}, not {state['epoch']}"
 
 
-def _disks(known: Known, facts: _Facts) -> _Found:
-    for one in facts["members"]:
-        if one["disk"] and not one["badness"]:  # else it has been said why it is not ready
-            free = f"{one['free_bytes']} bytes are free"
-            yield 1, f"{one['id']}: {one['disk']} ({free}); make room, or add a peer"
+def _disks(known: Known, state: _State) -> _Alerts:
+    for member in state["members"]:
+        if member["disk"] and not member["badness"]:  # else another alert says why
+            free = f"{member['free_bytes']} bytes are free"
+            yield 1, f"{member['id']}: {member['disk']} ({free}); free disk space, or add a peer"
 
 
-def _waits(known: Known, facts: _Facts) -> _Found:
+def _waits(known: Known, state: _State) -> _Alerts:
     if known.view is not None and known.view.topology.formed:
         status = {peer: sight.status for peer, sight in known.sights.items()}
         for text in waits(known.view, status | {known.peer: known.status}):
             yield 1, text
 
 
-_RULES: Final[tuple[Callable[[Known, _Facts], _Found], ...]] = (
+_RULES: Final[tuple[Callable[[Known, _State], _Alerts], ...]] = (
     _not_joined,
     _no_quorum,
     _own_alerts,

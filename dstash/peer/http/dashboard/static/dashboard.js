@@ -1,52 +1,52 @@
-// The dashboard of one peer: asks for the state of the cluster once a second and draws it.
+// The dashboard of one peer: fetches the state of the cluster once a second and draws it.
 
-import { $, bytes, count, make, micros, say, sum } from "./elements.js";
+import { $, bytes, count, make, micros, setText, sum } from "./elements.js";
 import { latest, remember, showLoad } from "./load.js";
 import { showChange, showPeers } from "./peers.js";
 import { showRing } from "./ring.js";
 
-const EVERY = 1000; // milliseconds
-let last = null; // what the peer said last
+const POLL_INTERVAL_MS = 1000;
+let last = null; // the last answer of the peer
 let polls = 0;
 let failures = 0;
 
-function showVerdict(facts) {
-  const badness = Math.max(0, ...facts.alerts.map((one) => one.badness));
-  const well = facts.change ? "All is well, data is moving" : "All is well";
-  tell(badness, [well, "Degraded", "Broken"][badness]);
-  say($("cluster"), facts.cluster);
-  say($("origin"), `seen from ${facts.peer} · epoch ${facts.epoch} · ${facts.version}`);
-  showAlerts(facts.alerts);
+function showHealth(state) {
+  const badness = Math.max(0, ...state.alerts.map((alert) => alert.badness));
+  const healthy = state.change ? "All is well, data is moving" : "All is well";
+  showVerdict(badness, [healthy, "Degraded", "Broken"][badness]);
+  setText($("cluster"), state.cluster);
+  setText($("origin"), `seen from ${state.peer} · epoch ${state.epoch} · ${state.version}`);
+  showAlerts(state.alerts);
 }
 
-function tell(badness, text) {
+function showVerdict(badness, text) {
   $("verdict").dataset.badness = badness;
-  say($("verdict"), text);
+  setText($("verdict"), text);
   const mark = ["", "▲ ", "✕ "][badness];
   document.title = `${mark}dstash ${last ? last.cluster : ""}`;
 }
 
 function showAlerts(alerts) {
-  const said = JSON.stringify(alerts);
-  if ($("alerts").dataset.said === said) return;
-  $("alerts").dataset.said = said;
+  const shown = JSON.stringify(alerts);
+  if ($("alerts").dataset.shown === shown) return;
+  $("alerts").dataset.shown = shown;
   const words = ["Note", "Degraded", "Broken"];
-  $("alerts").replaceChildren(...alerts.map((one) =>
-    make("li", { "data-badness": one.badness }, make("b", {}, words[one.badness]), one.text)));
+  $("alerts").replaceChildren(...alerts.map((alert) =>
+    make("li", { "data-badness": alert.badness }, make("b", {}, words[alert.badness]), alert.text)));
 }
 
-function showTiles(facts) {
-  const members = facts.members;
-  const up = members.filter((one) => one.badness < 2).length;
+function showTiles(state) {
+  const members = state.members;
+  const up = members.filter((member) => member.badness < 2).length;
   const now = latest();
-  const records = sum(members.map((one) => one.records));
+  const records = sum(members.map((member) => member.records));
   show("Peers", `${up}`, ` of ${members.length}`);
   show("Keys read", count(now.read_keys), " /s");
   show("Keys written", count(now.written_keys), " /s");
   show("Handling, p99", ...split(micros(now.handling_p99)));
   show("Commit, p99", ...split(micros(now.commit_p99)));
-  show("Records", count(records), facts.replicas > 1 ? ` in ${facts.replicas} copies` : "");
-  show("On disk", ...split(bytes(sum(members.map((one) => one.used_bytes)))));
+  show("Records", count(records), state.replicas > 1 ? ` in ${state.replicas} copies` : "");
+  show("On disk", ...split(bytes(sum(members.map((member) => member.used_bytes)))));
 }
 
 function split(text) {
@@ -60,11 +60,11 @@ function show(name, value, unit) {
     $("tiles").append(make("div", {}, make("dt", {}, name),
       make("dd", { id }, make("span"), make("small"))));
   }
-  say($(id).firstChild, value);
-  say($(id).lastChild, unit);
+  setText($(id).firstChild, value);
+  setText($(id).lastChild, unit);
 }
 
-async function ask(path) {
+async function request(path) {
   const answer = await fetch(path, { signal: AbortSignal.timeout(4000), cache: "no-store" });
   if (!answer.ok) throw new Error(`${path} answered ${answer.status}`);
   return answer.json();
@@ -72,9 +72,10 @@ async function ask(path) {
 
 async function poll() {
   try {
-    last = await ask("/dashboard/cluster");
-    // Others tell of their past only when they are first asked: look a few times, then rarely.
-    if (polls < 4 || polls % 30 === 0) remember(await ask("/dashboard/load"));
+    last = await request("/dashboard/cluster");
+    // The peer has the history of the other peers a few seconds after the page was opened: fetch
+    // the load several times at first, then rarely.
+    if (polls < 4 || polls % 30 === 0) remember(await request("/dashboard/load"));
     polls += 1;
     failures = 0;
     document.body.classList.remove("stale");
@@ -82,8 +83,8 @@ async function poll() {
   } catch (error) {
     failures += 1;
     document.body.classList.add("stale");
-    tell(2, "No answer");
-    const text = `the peer at ${location.host} does not answer this page: it has stopped, or the network is gone`;
+    showVerdict(2, "No answer");
+    const text = `the peer at ${location.host} does not answer this page: it has stopped, or the network is down`;
     if (failures > 1) showAlerts([{ badness: 2, text }]);
     if (!(error instanceof TypeError)) console.error(error);
   }
@@ -92,7 +93,7 @@ async function poll() {
 function draw() {
   if (last === null) return;
   remember(last.load);
-  showVerdict(last);
+  showHealth(last);
   showTiles(last);
   showChange(last.change);
   showRing(last);
@@ -103,7 +104,7 @@ function draw() {
 async function live() {
   for (;;) {
     if (!document.hidden) await poll();
-    await new Promise((done) => setTimeout(done, EVERY));
+    await new Promise((done) => setTimeout(done, POLL_INTERVAL_MS));
   }
 }
 

@@ -1,5 +1,5 @@
-// Elements and numbers, for all parts of the page. Text comes from the cluster, so it is only ever
-// set as text, never as markup.
+// Helpers for elements and numbers. Text comes from the cluster, so it is always set as text, never
+// as markup.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -9,18 +9,18 @@ export function make(tag, attributes = {}, ...children) {
     ? document.createElementNS("http://www.w3.org/2000/svg", tag)
     : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name === "style") for (const [one, to] of Object.entries(value)) element.style.setProperty(one, to);
+    if (name === "style") for (const [property, to] of Object.entries(value)) element.style.setProperty(property, to);
     else if (value !== null && value !== undefined) element.setAttribute(name, value);
   }
   element.append(...children);
   return element;
 }
 
-export function say(element, text) {
+export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// Two digits at least, and no more after the point than that takes.
+// At least two significant digits, and at most one decimal place.
 const short = (value) => (value < 9.95 ? String(Math.round(value * 10) / 10) : whole(value));
 export const whole = (value) => Math.round(value).toLocaleString("en");
 
@@ -52,4 +52,4 @@ export function duration(seconds) {
   return `${Math.floor(seconds / 86400)} d`;
 }
 
-export const sum = (values) => values.reduce((all, one) => all + (one || 0), 0);
+export const sum = (values) => values.reduce((total, value) => total + (value || 0), 0);

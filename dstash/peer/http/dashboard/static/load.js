@@ -1,8 +1,8 @@
-// The load of the last minutes: what is remembered of it, and its charts.
+// The load of the last five minutes: its history and its charts.
 
-import { $, count, make, micros, say, sum } from "./elements.js";
+import { $, count, make, micros, setText, sum } from "./elements.js";
 
-const KEPT = 300; // seconds
+const HISTORY_S = 300;
 const COUNTED = ["reads", "writes", "read_keys", "written_keys"];
 const load = new Map(); // second -> {figure: value}
 
@@ -14,11 +14,11 @@ export function remember(columns) {
     load.set(second, row);
   });
   const newest = Math.max(...load.keys());
-  for (const second of load.keys()) if (second <= newest - KEPT) load.delete(second);
+  for (const second of load.keys()) if (second <= newest - HISTORY_S) load.delete(second);
 }
 
 export function latest() {
-  const rows = [...load.keys()].sort((one, other) => other - one).slice(0, 3).map((at) => load.get(at));
+  const rows = [...load.keys()].sort((a, b) => b - a).slice(0, 3).map((at) => load.get(at));
   const now = {};
   if (!rows.length) return now;
   for (const name of Object.keys(rows[0])) {
@@ -49,8 +49,8 @@ function drawChart(figure, chart) {
   const svg = figure.querySelector("svg");
   const box = { width: svg.clientWidth, height: svg.clientHeight, left: 52, right: 6, top: 8, bottom: 18 };
   const newest = Math.max(...load.keys());
-  const rows = [...load.values()].sort((one, other) => one.at - other.at);
-  const x = (at) => box.width - box.right - ((newest - at) / KEPT) * (box.width - box.left - box.right);
+  const rows = [...load.values()].sort((a, b) => a.at - b.at);
+  const x = (at) => box.width - box.right - ((newest - at) / HISTORY_S) * (box.width - box.left - box.right);
   const [ticks, y] = chart.logarithmic ? logarithmic(rows, chart, box) : linear(rows, chart, box);
   const parts = [];
   for (const tick of ticks) {
@@ -70,10 +70,10 @@ function drawChart(figure, chart) {
 }
 
 function linear(rows, chart, box) {
-  const most = Math.max(1, ...rows.flatMap((row) => chart.lines.map(([name]) => row[name])));
-  const power = 10 ** Math.floor(Math.log10(most / 3));
-  const step = Math.max(1, [1, 2, 5, 10].map((one) => one * power).find((one) => one * 3.4 >= most));
-  const top = step * Math.max(1, Math.ceil(most / step));
+  const highest = Math.max(1, ...rows.flatMap((row) => chart.lines.map(([name]) => row[name])));
+  const power = 10 ** Math.floor(Math.log10(highest / 3));
+  const step = Math.max(1, [1, 2, 5, 10].map((factor) => factor * power).find((size) => size * 3.4 >= highest));
+  const top = step * Math.max(1, Math.ceil(highest / step));
   const y = (value) => box.height - box.bottom - (value / top) * (box.height - box.top - box.bottom);
   return [Array.from({ length: Math.round(top / step) + 1 }, (_, place) => place * step), y];
 }
@@ -93,13 +93,13 @@ function line(rows, name, style, x, y, area) {
     const d = `M${run.map((row) => `${x(row.at).toFixed(1)} ${y(row[name]).toFixed(1)}`).join("L")}`;
     const [begin, end] = [run[0].at, run.at(-1).at].map((at) => x(at).toFixed(1));
     if (area) parts.push(make("path", { d: `${d}L${end} ${y(0)}L${begin} ${y(0)}Z`, class: `area ${style}` }));
-    const one = run.length === 1; // one moment alone is a dot
-    parts.push(make("path", { d: one ? `${d}h0.1` : d, class: `line ${style}${one ? " dot" : ""}` }));
+    const isDot = run.length === 1;
+    parts.push(make("path", { d: isDot ? `${d}h0.1` : d, class: `line ${style}${isDot ? " dot" : ""}` }));
   }
   return parts;
 }
 
-// Rows without a gap between them. Where nothing happened there is no latency, but zero keys.
+// The rows in runs without a gap. A second without requests has no latency, but zero keys.
 function stretches(rows, name, zeros) {
   const runs = [];
   let previous = -Infinity;
@@ -122,7 +122,7 @@ function showKey(figure, chart) {
       ...named.map(([, style]) => make("span", {}, make("i", { class: style }), make("span"))));
     caption.append(key);
   }
-  const said = named.map(([name, , label]) => `${label} ${chart.text(now[name] || 0)}${chart.unit}`);
-  said.forEach((text, place) => say(key.children[place].lastChild, text));
-  figure.querySelector("svg").setAttribute("aria-label", `The last five minutes; now ${said.join(", ")}`);
+  const texts = named.map(([name, , label]) => `${label} ${chart.text(now[name] || 0)}${chart.unit}`);
+  texts.forEach((text, place) => setText(key.children[place].lastChild, text));
+  figure.querySelector("svg").setAttribute("aria-label", `The last five minutes; now ${texts.join(", ")}`);
 }

@@ -1,19 +1,19 @@
-// The ring: an arc for each replica set, in a track for each rank; and who is in which zone.
+// The ring: an arc for each replica set, in a track for each rank, and the zones of the peers.
 
-import { $, make, say, sum, whole } from "./elements.js";
+import { $, make, setText, sum, whole } from "./elements.js";
 
 const HUES = [255, 190, 300, 155, 225, 335, 120, 275];
-let chosen = null; // the peer whose partitions are shown alone
+let chosen = null; // the peer whose partitions are highlighted
 
 const INNER = 78, OUTER = 158;
 
-function point(radius, turn) {
-  const angle = 2 * Math.PI * turn - Math.PI / 2;
+function point(radius, at) {
+  const angle = 2 * Math.PI * at - Math.PI / 2;
   return `${(200 + radius * Math.cos(angle)).toFixed(2)} ${(200 + radius * Math.sin(angle)).toFixed(2)}`;
 }
 
 function arc(inner, outer, from, to) {
-  to = Math.min(to, from + 0.99999); // a whole circle has no beginning
+  to = Math.min(to, from + 0.99999); // SVG draws no arc whose ends coincide
   const large = to - from > 0.5 ? 1 : 0;
   return `M${point(outer, from)}A${outer} ${outer} 0 ${large} 1 ${point(outer, to)}` +
     `L${point(inner, to)}A${inner} ${inner} 0 ${large} 0 ${point(inner, from)}Z`;
@@ -25,13 +25,13 @@ function bow(radius, from, to) {
 }
 
 export function colours(members) {
-  const zones = [...new Set(members.map((one) => one.zone))].sort();
+  const zones = [...new Set(members.map((member) => member.zone))].sort();
   const seen = {};
-  // A hue for each zone, and shades of it for its peers; with one zone a hue for each peer.
-  return Object.fromEntries(members.map((one, number) => {
-    const place = zones.length > 1 ? zones.indexOf(one.zone) : number;
+  // With several zones: a hue for each zone, and a shade for each peer. With a single zone: a hue for each peer.
+  return Object.fromEntries(members.map((member, number) => {
+    const place = zones.length > 1 ? zones.indexOf(member.zone) : number;
     const nth = (seen[place % HUES.length] = (seen[place % HUES.length] ?? -1) + 1);
-    return [one.id, { "--hue": HUES[place % HUES.length], "--shift": [0, 0.12, -0.12, 0.2][nth % 4] }];
+    return [member.id, { "--hue": HUES[place % HUES.length], "--shift": [0, 0.12, -0.12, 0.2][nth % 4] }];
   }));
 }
 
@@ -39,47 +39,47 @@ function tracks(ranks) {
   const share = [1, 0.55, 0.45, 0.35, 0.3].slice(0, ranks);
   const unit = (OUTER - INNER) / sum(share);
   let edge = OUTER;
-  return share.map((one) => { const outer = edge; edge -= one * unit; return [edge + 2, outer]; });
+  return share.map((part) => { const outer = edge; edge -= part * unit; return [edge + 2, outer]; });
 }
 
-export function showRing(facts) {
-  const known = Object.fromEntries(facts.members.map((one) => [one.id, one]));
-  const said = JSON.stringify([facts.sets, facts.members.map((one) => [one.id, one.zone, one.badness])]);
-  if ($("ring").dataset.said !== said) {
-    $("ring").dataset.said = said;
-    drawRing(facts, known);
-    drawLegend(facts);
+export function showRing(state) {
+  const known = Object.fromEntries(state.members.map((member) => [member.id, member]));
+  const shown = JSON.stringify([state.sets, state.members.map((member) => [member.id, member.zone, member.badness])]);
+  if ($("ring").dataset.shown !== shown) {
+    $("ring").dataset.shown = shown;
+    drawRing(state, known);
+    drawLegend(state);
   }
   choose(chosen);
 }
 
-function drawRing(facts, known) {
-  const zoneOf = (one) => known[one.peers[0]].zone;
-  const key = (one) => [zoneOf(one), ...one.peers].join("\n");
-  const sets = [...facts.sets].sort((one, other) => (key(one) < key(other) ? -1 : 1));
-  const all = sum(sets.map((one) => one.partitions)) || 1;
-  const hues = colours(facts.members);
-  const rings = tracks(Math.max(1, ...sets.map((one) => one.peers.length)));
+function drawRing(state, known) {
+  const zoneOf = (set) => known[set.peers[0]].zone;
+  const key = (set) => [zoneOf(set), ...set.peers].join("\n");
+  const sets = [...state.sets].sort((a, b) => (key(a) < key(b) ? -1 : 1));
+  const all = sum(sets.map((set) => set.partitions)) || 1;
+  const hues = colours(state.members);
+  const rings = tracks(Math.max(1, ...sets.map((set) => set.peers.length)));
   const parts = [], firsts = new Map(), zones = new Map();
-  let turn = 0;
-  for (const one of sets) {
-    const end = turn + one.partitions / all;
-    one.peers.forEach((peer, rank) => {
+  let at = 0;
+  for (const set of sets) {
+    const end = at + set.partitions / all;
+    set.peers.forEach((peer, rank) => {
       const lost = known[peer].badness ? " lost" : "";
-      const path = make("path", { d: arc(...rings[rank], turn, end), class: `set${lost}`,
-        "data-peers": one.peers.join("\n"), style: hues[peer], opacity: [1, 0.72, 0.5][rank] ?? 0.4 });
-      path.append(make("title", {}, `${whole(one.partitions)} partitions on ${one.peers.join(", ")}`));
+      const path = make("path", { d: arc(...rings[rank], at, end), class: `set${lost}`,
+        "data-peers": set.peers.join("\n"), style: hues[peer], opacity: [1, 0.72, 0.5][rank] ?? 0.4 });
+      path.append(make("title", {}, `${whole(set.partitions)} partitions on ${set.peers.join(", ")}`));
       parts.push(path);
     });
-    if (one.moving) parts.push(make("path", { class: "moving", d: bow(OUTER + 3, turn, turn + one.moving / all) }));
-    extend(firsts, one.peers[0], turn, end);
-    extend(zones, zoneOf(one), turn, end);
-    turn = end;
+    if (set.moving) parts.push(make("path", { class: "moving", d: bow(OUTER + 3, at, at + set.moving / all) }));
+    extend(firsts, set.peers[0], at, end);
+    extend(zones, zoneOf(set), at, end);
+    at = end;
   }
   for (const [zone, [from, to]] of zones) parts.push(...zoneLabel(zone, from, to));
   for (const [peer, [from, to]] of firsts) parts.push(...peerLabel(known[peer], rings[0], from, to));
-  $("ring").replaceChildren($("ring-text"), hatch(), ...parts, ...centre(facts));
-  say($("ring-text"), describeRing(facts));
+  $("ring").replaceChildren($("ring-text"), hatch(), ...parts, ...centre(state));
+  setText($("ring-text"), describeRing(state));
 }
 
 function extend(spans, key, from, to) {
@@ -114,26 +114,26 @@ function hatch() {
     make("rect", { width: 6, height: 6 }), make("path", { d: "M0 0V6" })));
 }
 
-function centre(facts) {
-  if (!facts.sets.length) return [make("text", { x: 200, y: 200 }, "no data is placed yet")];
+function centre(state) {
+  if (!state.sets.length) return [make("text", { x: 200, y: 200 }, "no data is placed yet")];
   return [
-    make("text", { x: 200, y: 190, class: "whole" }, whole(facts.partitions)),
+    make("text", { x: 200, y: 190, class: "whole" }, whole(state.partitions)),
     make("text", { x: 200, y: 214 }, "partitions"),
-    make("text", { x: 200, y: 231 }, facts.replicas === 1 ? "1 replica" : `${facts.replicas} replicas each`),
+    make("text", { x: 200, y: 231 }, state.replicas === 1 ? "1 replica" : `${state.replicas} replicas each`),
   ];
 }
 
-function describeRing(facts) {
-  const held = facts.members.map((one) => `${one.id} in zone ${one.zone} holds ${one.held}`);
-  return `${facts.partitions} partitions. ${held.join("; ")}.`;
+function describeRing(state) {
+  const held = state.members.map((member) => `${member.id} in zone ${member.zone} holds ${member.held}`);
+  return `${state.partitions} partitions. ${held.join("; ")}.`;
 }
 
-function drawLegend(facts) {
-  const hues = colours(facts.members);
+function drawLegend(state) {
+  const hues = colours(state.members);
   const zones = new Map();
-  for (const one of facts.members) zones.set(one.zone, [...(zones.get(one.zone) || []), one]);
+  for (const member of state.members) zones.set(member.zone, [...(zones.get(member.zone) || []), member]);
   $("legend").replaceChildren(...[...zones].sort().map(([zone, members]) =>
-    make("li", {}, make("small", {}, `zone ${zone}`), ...members.map((one) => chooser(one.id, hues[one.id])))));
+    make("li", {}, make("small", {}, `zone ${zone}`), ...members.map((member) => chooser(member.id, hues[member.id])))));
 }
 
 export function chooser(peer, hue) {
