@@ -1,4 +1,4 @@
-"""What ``conf/`` has for Docker and Kubernetes: valid by its schema, and of one mind."""
+"""The files of ``conf/`` for Docker and Kubernetes: valid by their schemas, and consistent."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _page(port: int, path: str) -> bytes:
     return body
 
 
-def test_the_start_script_runs_a_peer(tmp_path: Path, manager: socket.socket) -> None:
+def test_entrypoint_runs_a_peer(tmp_path: Path, manager: socket.socket) -> None:
     port, http = free_ports(2)
     environment = _environment(tmp_path, **_settings(tmp_path, port, http))
     command = expirable([str(ENTRYPOINT), "--cluster", "boxed"])
@@ -85,7 +85,7 @@ def test_the_start_script_runs_a_peer(tmp_path: Path, manager: socket.socket) ->
         process.wait()
 
 
-def test_the_start_script_opens_nothing_by_itself(tmp_path: Path) -> None:
+def test_entrypoint_does_not_set_insecure(tmp_path: Path) -> None:
     done = subprocess.run(
         [str(ENTRYPOINT)], env=_environment(tmp_path), capture_output=True, timeout=PATIENCE
     )
@@ -93,7 +93,7 @@ def test_the_start_script_opens_nothing_by_itself(tmp_path: Path) -> None:
     assert b"set curve = true, or insecure = true" in done.stderr
 
 
-def test_the_start_script_runs_other_commands(tmp_path: Path) -> None:
+def test_entrypoint_runs_other_commands(tmp_path: Path) -> None:
     command = [str(ENTRYPOINT), "dstash", "--version"]
     done = subprocess.run(
         command, env=_environment(tmp_path), capture_output=True, timeout=PATIENCE
@@ -101,7 +101,7 @@ def test_the_start_script_runs_other_commands(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_the_scripts_have_no_traps_of_the_shell() -> None:
+def test_scripts_pass_shellcheck() -> None:
     scripts = [one for one in (ROOT / "bin").iterdir() if b"sh\n" in one.read_bytes()[:25]]
     assert len(scripts) >= 6
     _lint("shellcheck", *scripts, ENTRYPOINT)
@@ -116,11 +116,11 @@ def _lint(program: str, *files: Path) -> None:
 # -- Docker
 
 
-def test_the_linter_finds_nothing_wrong_with_the_image() -> None:
+def test_dockerfile_passes_the_linter() -> None:
     _lint("hadolint", DOCKERFILE)
 
 
-def test_the_image_is_made_of_files_that_exist_and_are_sent_to_the_builder() -> None:
+def test_dockerfile_copies_only_files_in_the_build_context() -> None:
     sent = [one[1:] for one in (ROOT / ".dockerignore").read_text().split() if one[0] == "!"]
     text = DOCKERFILE.read_text()
     copied = [
@@ -134,7 +134,7 @@ def test_the_image_is_made_of_files_that_exist_and_are_sent_to_the_builder() -> 
         assert any(source == one or source.startswith(f"{one}/") for one in sent), source
 
 
-def test_the_image_does_not_run_as_root_and_names_its_ports() -> None:
+def test_dockerfile_sets_user_and_ports() -> None:
     text = DOCKERFILE.read_text()
     assert re.findall(r"^USER (.*)$", text, re.M) == ["10001"]
     assert re.findall(r"^EXPOSE (.*)$", text, re.M) == [f"{_default('port')} 8080"]
@@ -158,14 +158,14 @@ def _peer_settings(given: dict[str, str], name: str) -> PeerSettings:
     environment = {
         "DSTASH_DATA_DIR": f"/data/{name}",
         "DSTASH_ADVERTISE": name,
-        "DSTASH_BIND": "0.0.0.0",  # noqa: S104  # what is reached there is up to the network
+        "DSTASH_BIND": "0.0.0.0",  # noqa: S104  # the network decides who can reach it
         "DSTASH_HTTP_PORT": "8080",
     } | given
     assert unknown_variables(environment) == []
     return load_peer(None, {}, environment)
 
 
-def test_the_peers_of_compose_have_settings_that_fit_together() -> None:
+def test_compose_peers_have_consistent_settings() -> None:
     compose = yaml.safe_load(COMPOSE.read_text())
     peers = {name: one for name, one in compose["services"].items() if "hostname" in one}
     settings = [_peer_settings(one["environment"], one["hostname"]) for one in peers.values()]
@@ -212,14 +212,14 @@ def peer(pod: Manifest) -> Manifest:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_manifests_follow_their_schemas(
+def test_manifests_follow_their_schemas(
     manifests: dict[tuple[str, str], Manifest], version: str
 ) -> None:
     for manifest in manifests.values():
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_every_manifest_is_listed() -> None:
+def test_kustomization_lists_every_manifest() -> None:
     kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
     files = {one.name for one in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
     assert set(kustomization["resources"]) == files
@@ -227,7 +227,7 @@ def test_every_manifest_is_listed() -> None:
         assert all((KUBERNETES / name).exists() for name in generator["envs"])
 
 
-def test_everything_selects_the_pods(
+def test_manifests_select_the_pods(
     manifests: dict[tuple[str, str], Manifest], pod: Manifest
 ) -> None:
     labels = pod["metadata"]["labels"]
@@ -241,7 +241,7 @@ def test_everything_selects_the_pods(
         assert spread["labelSelector"]["matchLabels"] == labels
 
 
-def test_ports_are_named_alike_everywhere(
+def test_manifests_use_the_same_port_names(
     manifests: dict[tuple[str, str], Manifest], pod: Manifest, peer: Manifest
 ) -> None:
     ports = {one["name"]: one["containerPort"] for one in peer["ports"]}
@@ -255,7 +255,7 @@ def test_ports_are_named_alike_everywhere(
     assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(ports["http"])
 
 
-def test_probes_ask_pages_that_a_peer_serves(peer: Manifest) -> None:
+def test_probes_use_pages_of_a_peer(peer: Manifest) -> None:
     paths = {kind: peer[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
     assert {kind: one["path"] for kind, one in paths.items()} == {
         "startup": "/healthz",
@@ -265,7 +265,7 @@ def test_probes_ask_pages_that_a_peer_serves(peer: Manifest) -> None:
     assert {one["port"] for one in paths.values()} == {"http"}
 
 
-def test_the_pods_know_each_other_by_the_headless_service(
+def test_pods_advertise_names_of_the_headless_service(
     manifests: dict[tuple[str, str], Manifest], peer: Manifest
 ) -> None:
     name = manifests["StatefulSet", "dstash"]["spec"]["serviceName"]
@@ -276,7 +276,7 @@ def test_the_pods_know_each_other_by_the_headless_service(
     assert advertise == f"$(POD_NAME).{name}.$(POD_NAMESPACE).svc"
 
 
-def test_the_pods_get_settings_that_are_valid(peer: Manifest) -> None:
+def test_pods_have_valid_settings(peer: Manifest) -> None:
     lines = (KUBERNETES / "peer.env").read_text().splitlines()
     shared = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     own = {one["name"]: one.get("value", "") for one in peer["env"]}
@@ -292,7 +292,7 @@ def test_the_pods_get_settings_that_are_valid(peer: Manifest) -> None:
     assert settings.membership == "consul"
 
 
-def test_the_cluster_can_form_and_survive_a_drain(
+def test_manifests_allow_forming_and_a_drain(
     manifests: dict[tuple[str, str], Manifest], pod: Manifest, peer: Manifest
 ) -> None:
     spec = manifests["StatefulSet", "dstash"]["spec"]
@@ -304,7 +304,7 @@ def test_the_cluster_can_form_and_survive_a_drain(
     assert pod["spec"]["terminationGracePeriodSeconds"] > DRAIN + sleep
 
 
-def test_the_container_may_only_write_its_volume(
+def test_container_can_write_only_its_volume(
     manifests: dict[tuple[str, str], Manifest], pod: Manifest, peer: Manifest
 ) -> None:
     claims = manifests["StatefulSet", "dstash"]["spec"]["volumeClaimTemplates"]

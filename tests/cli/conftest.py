@@ -1,4 +1,4 @@
-"""A real cluster for the commands to talk to, and ``dstash`` run inside the test's process."""
+"""Fixtures: a real cluster, and ``dstash`` run inside the process of the test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/cli-schema.json, and what a command printed held to it."""
+"""Validation of output of commands against docs/cli-schema.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A terminal with a person in front of it."""
+"""A pseudo-terminal that a test types into."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Terminal:
         ready, _, _ = select.select([self._screen], [], [], PATIENCE)
         try:
             raw = os.read(self._screen, 1 << 16) if ready else b""
-        except OSError:  # how a terminal says that nobody writes any more
+        except OSError:  # the terminal reports that no process writes any more
             return False
         if b"\x1b[6n" in raw:  # each prompt begins so: where is the cursor?
             os.write(self._screen, b"\x1b[1;1R")

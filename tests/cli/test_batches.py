@@ -1,4 +1,4 @@
-"""An import accounts for every line, whatever happens."""
+"""The importer: every line is stored, skipped or failed, whatever happens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dstash.wire.keys import Key
 
 
 class Target:
-    """Stores in a dictionary; fails for the keys it is told to."""
+    """Stores in a dictionary; fails for given keys."""
 
     def __init__(self, failing: Iterable[Key] = (), dead_after: int = 1000) -> None:
         self.data: dict[Key, Any] = {}
@@ -36,7 +36,7 @@ class Target:
         timeout: float | None = None,
     ) -> BatchResult:
         if len(self.calls) == self.dead_after:
-            raise NoPeers("nobody there")
+            raise NoPeers("no peer")
         pairs = list(entries)
         self.calls.append(len(pairs))
         stored = {key: value for key, value in pairs if key not in self.failing}
@@ -64,14 +64,14 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_small")
-def test_batches_are_bounded_by_records() -> None:
+def test_importer_bounds_batches_by_records() -> None:
     target = Target()
     importer = run(target, rows(*range(25)))
     assert (importer.stored, target.calls) == (25, [10, 10, 5])
     assert importer.settled() == 1
 
 
-def test_batches_are_bounded_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_importer_bounds_batches_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "MAX_BATCH_BYTES", 35)
     target = Target()
     run(target, rows(*range(10)))
@@ -79,7 +79,7 @@ def test_batches_are_bounded_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_small")
-def test_the_last_line_of_a_key_wins() -> None:
+def test_importer_stores_the_last_line_of_a_key() -> None:
     target = Target()
     importer = run(target, rows("a", "b", "a", *range(20), "b"))
     assert target.data["a"] == "v3"
@@ -87,14 +87,14 @@ def test_the_last_line_of_a_key_wins() -> None:
     assert importer.stored == 24
 
 
-def test_each_time_to_live_is_a_call() -> None:
+def test_importer_makes_one_call_per_time_to_live() -> None:
     target = Target()
     lines = [*rows("a", "b"), *rows("c", "a", ttl=5)]
     run(target, lines, ttl=9.0)
     assert target.ttls == {"b": 9.0, "c": 5, "a": 5}
 
 
-def test_stop_stores_what_stands_before_the_bad_line() -> None:
+def test_importer_with_stop_stores_records_before_the_bad_line() -> None:
     target = Target()
     lines = [*rows("a", "b"), BadRow(3, "broken"), *rows("c")]
     importer = Importer(target, "i", None, OnError.STOP)
@@ -104,7 +104,7 @@ def test_stop_stores_what_stands_before_the_bad_line() -> None:
     assert list(target.data) == ["a", "b"]
 
 
-def test_skip_counts_and_names_the_lines() -> None:
+def test_importer_with_skip_counts_and_lists_the_bad_lines() -> None:
     target = Target()
     broken = [BadRow(line, "broken") for line in (*range(100, 110), *range(200, 260, 2))]
     importer = run(target, [*rows("a"), *broken, *rows("b")], OnError.SKIP)
@@ -115,7 +115,7 @@ def test_skip_counts_and_names_the_lines() -> None:
 
 
 @pytest.mark.usefixtures("_small")
-def test_what_the_cluster_refuses_is_counted_by_line() -> None:
+def test_importer_counts_refused_records_by_line() -> None:
     target = Target(failing=[3, 4])
     importer = run(target, rows(*range(15), 3), OnError.SKIP)
     assert (importer.stored, importer.failed.count) == (13, 3)
@@ -123,7 +123,7 @@ def test_what_the_cluster_refuses_is_counted_by_line() -> None:
 
 
 @pytest.mark.usefixtures("_small")
-def test_stop_ends_with_what_the_cluster_refuses() -> None:
+def test_importer_with_stop_ends_at_a_refused_record() -> None:
     target = Target(failing=[3])
     importer = Importer(target, "i", None, OnError.STOP)
     with pytest.raises(PartlyFailed, match=r"not stored: 1 \(line 4; line 4: failed: no quorum\)"):
@@ -133,7 +133,7 @@ def test_stop_ends_with_what_the_cluster_refuses() -> None:
 
 
 @pytest.mark.usefixtures("_small")
-def test_an_error_leaves_in_doubt_only_the_batch_on_its_way() -> None:
+def test_importer_error_leaves_only_the_batch_in_flight_in_doubt() -> None:
     target = Target(dead_after=2)
     importer = Importer(target, "i", None, OnError.STOP)
     with pytest.raises(NoPeers):
@@ -142,7 +142,7 @@ def test_an_error_leaves_in_doubt_only_the_batch_on_its_way() -> None:
 
 
 @pytest.mark.usefixtures("_small")
-def test_ctrl_c_waits_for_the_batch_on_its_way_and_sends_no_more() -> None:
+def test_importer_waits_for_the_batch_in_flight_on_ctrl_c() -> None:
     def interrupted() -> Iterator[Row | BadRow]:
         yield from rows(*range(25))
         raise KeyboardInterrupt
@@ -154,7 +154,7 @@ def test_ctrl_c_waits_for_the_batch_on_its_way_and_sends_no_more() -> None:
     assert (importer.stored, importer.in_doubt, len(target.data)) == (20, 0, 20)
 
 
-def test_a_file_that_ends_within_a_record_keeps_what_was_read() -> None:
+def test_importer_stores_complete_records_of_a_truncated_file() -> None:
     def cut_short() -> Iterator[Row | BadRow]:
         yield from rows("a", "b")
         raise UsageError("record 3: truncated")

@@ -1,4 +1,4 @@
-"""Import and export, against real peers."""
+"""``dstash import`` and ``dstash export`` against real peers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def every_replica_hears(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(devcluster.settings, "DSTASH_WRITE", "all")
 
 
-def test_import_and_export_are_each_others_inverse(dev: DevCluster, index: str) -> None:
+def test_export_then_import_restores_the_records(dev: DevCluster, index: str) -> None:
     records = [
         {"key": "text", "value": "ä\n"},
         {"key": 5, "value": {"$bytes": "AP8="}},
@@ -43,7 +43,7 @@ def test_import_and_export_are_each_others_inverse(dev: DevCluster, index: str) 
     assert dev.out("count", index) == "4\n"
 
 
-def test_csv(inside: InProcess, index: str) -> None:
+def test_import_and_export_csv(inside: InProcess, index: str) -> None:
     (inside.folder / "x.csv").write_text('id,name,note\n1,one,"a, b"\n2,two,\n')
     inside.out("import", index, "x.csv", "--int")
     assert inside.out("get", index, "1", "--int") == '{"name":"one","note":"a, b"}'
@@ -55,9 +55,7 @@ def test_csv(inside: InProcess, index: str) -> None:
     assert inside.out("get", index, "two") == "2"
 
 
-def test_bad_rows_of_csv_stop_or_are_skipped_and_are_numbered(
-    inside: InProcess, index: str
-) -> None:
+def test_import_csv_stops_at_or_skips_bad_rows_by_number(inside: InProcess, index: str) -> None:
     rows = 'id,name\n1,one\n2\n3,"thr"ee\n,four\n"5\n",five\n6,six\n'
     (inside.folder / "bad.csv").write_text(rows)
     code, text = inside.refusal("import", index, "bad.csv")
@@ -74,7 +72,7 @@ def test_bad_rows_of_csv_stop_or_are_skipped_and_are_numbered(
     assert sorted(one["key"] for one in keys) == ["1", "5\n", "6"]
 
 
-def test_parquet(inside: InProcess, index: str) -> None:
+def test_import_and_export_parquet(inside: InProcess, index: str) -> None:
     lines = jsonl(*({"key": n, "value": {"n": n, "any": [n]}} for n in range(50)))
     inside.out(
         "import",
@@ -93,7 +91,7 @@ def test_parquet(inside: InProcess, index: str) -> None:
     assert text == "stdin, parquet cannot be read from a pipe; name a file; stored 0 records"
 
 
-def test_time_to_live_is_kept(inside: InProcess, index: str) -> None:
+def test_export_with_ttl_keeps_the_time_to_live(inside: InProcess, index: str) -> None:
     lines = jsonl({"key": "a", "value": 1, "ttl": 500}, {"key": "b", "value": 2})
     inside.out("import", index, "-", "--ttl", "1.5h", stdin=lines)
     assert 400 < float(inside.out("ttl", index, "a")) <= 500
@@ -102,7 +100,7 @@ def test_time_to_live_is_kept(inside: InProcess, index: str) -> None:
     assert {one["key"]: one["ttl"] > 400 for one in exported} == {"a": True, "b": True}
 
 
-def test_a_broken_line_stops_and_says_how_far_it_came(inside: InProcess, index: str) -> None:
+def test_import_stops_at_a_bad_line_and_reports_progress(inside: InProcess, index: str) -> None:
     lines = (
         jsonl({"key": "a", "value": 1}) + b'\n{"key": broken}\n' + jsonl({"key": "b", "value": 1})
     )
@@ -112,7 +110,7 @@ def test_a_broken_line_stops_and_says_how_far_it_came(inside: InProcess, index: 
     assert inside.out("-o", "json", "scan", index, "--keys") == '{"key":"a"}\n'
 
 
-def test_broken_lines_are_skipped_counted_and_named(inside: InProcess, index: str) -> None:
+def test_import_skips_counts_and_lists_bad_lines(inside: InProcess, index: str) -> None:
     lines = b"x\n" + jsonl({"key": "a", "value": 1}) + b"y\n" + jsonl({"key": "b", "value": 1})
     words = ("-o", "json", "import", index, "-", "--on-error", "skip")
     done = inside.run(*words, stdin=lines)
@@ -127,13 +125,13 @@ def test_broken_lines_are_skipped_counted_and_named(inside: InProcess, index: st
     assert inside.out("count", index) == "2\n"
 
 
-def test_the_last_of_a_key_wins(inside: InProcess, index: str) -> None:
+def test_import_stores_the_last_record_of_a_key(inside: InProcess, index: str) -> None:
     lines = jsonl(*({"key": "k", "value": n} for n in range(50)))
     inside.out("import", index, "-", stdin=lines)
     assert inside.out("get", index, "k") == "49"
 
 
-def test_an_export_that_fails_leaves_no_file(inside: InProcess, index: str) -> None:
+def test_failed_export_leaves_no_file(inside: InProcess, index: str) -> None:
     lines = jsonl({"key": "a", "value": {"x": 1}}, {"key": "b", "value": {"y": 1}})
     inside.out("import", index, "-", stdin=lines)
     before = sorted(os.listdir(inside.folder))
@@ -143,14 +141,16 @@ def test_an_export_that_fails_leaves_no_file(inside: InProcess, index: str) -> N
     assert sorted(os.listdir(inside.folder)) == before
 
 
-def test_exported_files_have_the_usual_mode(inside: InProcess, index: str) -> None:
+def test_export_creates_files_with_the_usual_mode(inside: InProcess, index: str) -> None:
     inside.out("export", index, "mode.jsonl")
     umask = os.umask(0)
     os.umask(umask)
     assert (inside.folder / "mode.jsonl").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-def test_no_peer_says_that_nothing_was_stored(inside: InProcess, index: str) -> None:
+def test_import_without_peer_reports_that_no_record_was_stored(
+    inside: InProcess, index: str
+) -> None:
     words = ("--peers", "127.0.0.1:1", "--timeout", "0.3", "import", index, "-")
     done = inside.run(*words, stdin=jsonl({"key": "a", "value": 1}))
     assert done.returncode == 5
@@ -158,7 +158,7 @@ def test_no_peer_says_that_nothing_was_stored(inside: InProcess, index: str) -> 
     assert b"no peer answered" in done.stderr
 
 
-def test_ctrl_c_says_how_many_are_stored(dev: DevCluster, index: str) -> None:
+def test_import_reports_stored_records_on_ctrl_c(dev: DevCluster, index: str) -> None:
     process = dev.start(
         ["import", index, "-"],
         stdin=subprocess.PIPE,
@@ -181,7 +181,7 @@ def test_ctrl_c_says_how_many_are_stored(dev: DevCluster, index: str) -> None:
 
 
 @pytest.mark.parametrize("words", [["import", "{index}", "many.jsonl"], ["export", "{index}", "-"]])
-def test_a_terminal_gets_a_bar_on_stderr(dev: DevCluster, index: str, words: list[str]) -> None:
+def test_import_shows_a_bar_on_a_terminal(dev: DevCluster, index: str, words: list[str]) -> None:
     index = index[:30]
     lines = jsonl(*({"key": n, "value": "v" * 50} for n in range(3000)))
     Path(dev.folder / "many.jsonl").write_bytes(lines)

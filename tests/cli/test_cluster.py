@@ -1,4 +1,4 @@
-"""``dstash cluster`` against real peers: plans, orders, and what is refused."""
+"""``dstash cluster`` against real peers: plans, topology changes and refusals."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_plan_changes_nothing(here: Here) -> None:
     here.wait_candidate("p4")
 
 
-def test_plan_warns_and_speaks_json(here: Here) -> None:
+def test_plan_prints_warnings_and_json(here: Here) -> None:
     code, out, _ = here.ask("-o", "json", "cluster", "plan", "remove", "p3")
     (plan,) = check("cluster plan", out)
     assert code == 0
@@ -96,20 +96,22 @@ def test_plan_warns_and_speaks_json(here: Here) -> None:
         (("add", "p4", "-y", "--rate", "x"), 2, "'x' is not a rate; allowed are forms like 20MB/s"),
     ],
 )
-def test_what_is_refused(here: Here, words: tuple[str, ...], code: int, said: str) -> None:
+def test_cluster_command_is_refused_with_reason(
+    here: Here, words: tuple[str, ...], code: int, said: str
+) -> None:
     done, out, err = here.ask("cluster", *words)
     assert (done, out) == (code, "")
     assert said in err
 
 
-def test_no_is_no(here: Here) -> None:
+def test_cluster_command_changes_nothing_without_confirmation(here: Here) -> None:
     code, _, err = here.ask("cluster", "add", "p4", stdin=b"n\n")
     assert code == 130
     assert "add p4?" in err
     here.wait_candidate("p4")
 
 
-def test_a_change_from_its_beginning_to_its_end(here: Here, peers: Peers) -> None:
+def test_topology_change_can_be_watched_to_its_end(here: Here, peers: Peers) -> None:
     code, out, _ = here.ask("-o", "json", "cluster", "add", "p4", "-y", "--rate", "1kB/s")
     assert code == 0
     assert check("cluster add", out)[0]["plan"]["partitions"] > 0
@@ -129,7 +131,7 @@ def test_a_change_from_its_beginning_to_its_end(here: Here, peers: Peers) -> Non
     assert peers["p4"].wait_end() == 0
 
 
-def test_repair_checks_and_compares_everything(here: Here) -> None:
+def test_repair_checks_and_compares_all_records(here: Here) -> None:
     code, out, err = here.ask("cluster", "repair", "--watch")
     assert (code, err) == (0, "")
     assert {line.split(":")[0] for line in out.splitlines() if "done" in line} >= {"p1", "p2", "p3"}
@@ -144,7 +146,7 @@ def test_repair_checks_and_compares_everything(here: Here) -> None:
     assert "begun" in err
 
 
-def test_a_bar_on_a_terminal(here: Here, peers: Peers) -> None:
+def test_watch_shows_bars_on_a_terminal(here: Here, peers: Peers) -> None:
     peers["p4"].start()
     client = peers.client()
     wait_until(lambda: client.status()["candidates"], PATIENCE, "p4 waits again")

@@ -1,4 +1,4 @@
-"""Shell completion: the script that a shell loads, and the answers that it then gets."""
+"""Shell completion: the script that a shell loads, and the completions."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def offered(dev: DevCluster, typed: str) -> list[str]:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_there_is_a_script_for_each_shell(inside: InProcess, shell: str) -> None:
+def test_completion_script_exists_for_each_shell(inside: InProcess, shell: str) -> None:
     script = inside.out("--show-completion", shell)
     assert "_DSTASH_COMPLETE" in script
 
 
-def test_bash_loads_the_script_and_completes(dev: DevCluster) -> None:
+def test_completion_script_works_in_bash(dev: DevCluster) -> None:
     script = dev.out("--show-completion", "bash")
     typed = f"{script}\nCOMP_WORDS=(dstash clus); COMP_CWORD=1\n_dstash_completion {DSTASH}\n"
     done = subprocess.run(
@@ -47,16 +47,16 @@ def test_bash_loads_the_script_and_completes(dev: DevCluster) -> None:
     assert (done.stdout, done.stderr) == ("cluster\n", "")
 
 
-def test_commands_are_offered(dev: DevCluster) -> None:
+def test_completion_offers_commands(dev: DevCluster) -> None:
     assert offered(dev, "dstash ex") == ["exists", "export"]
     assert offered(dev, "dstash cluster re") == ["remove", "replace", "resume", "repair"]
 
 
-def test_peers_are_offered_by_their_ids(dev: DevCluster) -> None:
+def test_completion_offers_ids_of_peers(dev: DevCluster) -> None:
     assert offered(dev, "dstash cluster remove peer") == ["peer1", "peer2", "peer3"]
     assert offered(dev, "dstash cluster add peer") == []  # none waits
     assert offered(dev, "dstash cluster replace peer2 ") == []
 
 
-def test_nothing_is_offered_and_nobody_complains_when_no_peer_answers(dev: DevCluster) -> None:
+def test_completion_is_empty_when_no_peer_answers(dev: DevCluster) -> None:
     assert offered(dev, "dstash --peers 127.0.0.1:1 cluster remove p") == []

@@ -19,21 +19,19 @@ def every_replica_hears(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(devcluster.settings, "DSTASH_WRITE", "all")
 
 
-def test_put_and_get_a_text(dev: DevCluster, index: str) -> None:
+def test_get_prints_the_text_that_put_stored(dev: DevCluster, index: str) -> None:
     assert dev.out("put", index, "k", "välue") == ""
     assert dev.out("get", index, "k") == "välue"
     assert dev.out("-o", "json", "get", index, "k") == '{"key":"k","value":"välue"}\n'
 
 
 @pytest.mark.parametrize("content", [b"", b"text\n", b"\x00\xff\xfe\r\n", bytes(range(256)) * 4000])
-def test_bytes_go_through_pipes_as_they_are(dev: DevCluster, index: str, content: bytes) -> None:
+def test_put_and_get_keep_bytes_in_pipes(dev: DevCluster, index: str, content: bytes) -> None:
     assert dev.run("put", index[:60], "k", stdin=content).returncode == 0
     assert dev.run("get", index[:60], "k").stdout == content
 
 
-def test_what_comes_from_stdin_is_bytes_unless_said_otherwise(
-    inside: InProcess, index: str
-) -> None:
+def test_put_stores_stdin_as_bytes_by_default(inside: InProcess, index: str) -> None:
     def stored(*words: str, stdin: bytes = b"") -> object:
         inside.out("put", index, "k", *words, stdin=stdin)
         return json.loads(inside.out("-o", "json", "get", index, "k"))["value"]
@@ -49,12 +47,12 @@ def test_what_comes_from_stdin_is_bytes_unless_said_otherwise(
     assert (code, text) == (2, "value is not UTF-8 text (byte 0); use --bytes")
 
 
-def test_other_values_are_printed_as_json(inside: InProcess, index: str) -> None:
+def test_get_prints_other_types_as_json(inside: InProcess, index: str) -> None:
     inside.out("put", index, "k", '{"t": {"$datetime": "2024-01-01T00:00:00"}}', "--json")
     assert inside.out("get", index, "k") == '{"t":{"$datetime":"2024-01-01T00:00:00"}}'
 
 
-def test_several_keys(inside: InProcess, index: str) -> None:
+def test_get_prints_a_table_for_several_keys(inside: InProcess, index: str) -> None:
     inside.out("put", index, "a", "1\n")
     inside.out("put", index, "b", "2")
     assert inside.out("get", index, "b", "a").splitlines() == ["key  value", "b    2", "a    1\\n"]
@@ -65,7 +63,7 @@ def test_several_keys(inside: InProcess, index: str) -> None:
     assert done.stderr.decode() == expected
 
 
-def test_a_missing_key_is_exit_code_3(inside: InProcess, index: str) -> None:
+def test_missing_key_is_exit_code_3(inside: InProcess, index: str) -> None:
     text = f"no key \"k\" in index '{index}'"
     assert inside.refusal("get", index, "k") == (3, text)
     assert inside.refusal("del", index, "k") == (3, text)
@@ -75,7 +73,7 @@ def test_a_missing_key_is_exit_code_3(inside: InProcess, index: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (3, b"false\n", b"")
 
 
-def test_delete(inside: InProcess, index: str) -> None:
+def test_delete_reports_deleted_and_missing_keys(inside: InProcess, index: str) -> None:
     for key in "abc":
         inside.out("put", index, key, "v")
     assert inside.out("exists", index, "a") == "true\n"
@@ -88,7 +86,7 @@ def test_delete(inside: InProcess, index: str) -> None:
     assert inside.out("count", index) == "0\n"
 
 
-def test_keys_that_are_numbers_or_bytes(inside: InProcess, index: str) -> None:
+def test_int_and_hex_options_parse_keys(inside: InProcess, index: str) -> None:
     inside.out("put", index, "5", "text")
     inside.out("put", index, "5", "number", "--int")
     inside.out("put", index, "35", "bytes", "--hex")
@@ -104,7 +102,7 @@ def test_keys_that_are_numbers_or_bytes(inside: InProcess, index: str) -> None:
     assert inside.out("get", index, "--int", "--", "-7") == "v"
 
 
-def test_time_to_live(inside: InProcess, index: str) -> None:
+def test_ttl_and_touch_report_the_time_to_live(inside: InProcess, index: str) -> None:
     inside.out("put", index, "k", "v", "--ttl", "1000")
     assert 900 < float(inside.out("ttl", index, "k")) <= 1000
     inside.out("touch", index, "k", "--ttl", "5000")
@@ -115,7 +113,7 @@ def test_time_to_live(inside: InProcess, index: str) -> None:
     assert (code, "ttl is -1.0 s" in text) == (2, True)
 
 
-def test_scan_and_count(inside: InProcess, index: str) -> None:
+def test_scan_and_count_use_prefix(inside: InProcess, index: str) -> None:
     for key in ("a1", "a2", "b\t1"):
         inside.out("put", index, key, f"v-{key}")
     assert sorted(inside.out("scan", index).splitlines()) == [
@@ -143,19 +141,19 @@ def test_scan_and_count(inside: InProcess, index: str) -> None:
         (["put", "i", "k\udcff", "v"], "not valid Unicode"),
     ],
 )
-def test_limits_are_named(inside: InProcess, words: list[str], text: str) -> None:
+def test_limit_error_names_the_limit(inside: InProcess, words: list[str], text: str) -> None:
     code, line = inside.refusal(*words)
     assert code == 2
     assert text in line
 
 
-def test_a_value_that_is_too_large(inside: InProcess, index: str) -> None:
+def test_put_refuses_a_value_above_the_maximum(inside: InProcess, index: str) -> None:
     code, line = inside.refusal("put", index, "k", stdin=bytes(8 * 1024 * 1024 + 1))
     assert code == 2
     assert "8388608" in line
 
 
-def test_a_terminal_gets_a_newline(dev: DevCluster, index: str) -> None:
+def test_get_adds_a_newline_on_a_terminal(dev: DevCluster, index: str) -> None:
     dev.out("put", index, "k", "v")
     ours, theirs = pty.openpty()
     process = dev.start(["get", index, "k"], stdout=theirs)
@@ -165,7 +163,7 @@ def test_a_terminal_gets_a_newline(dev: DevCluster, index: str) -> None:
     os.close(ours)
 
 
-def test_a_reader_that_goes_away_is_no_news(dev: DevCluster, index: str) -> None:
+def test_closed_pipe_prints_no_error(dev: DevCluster, index: str) -> None:
     lines = b"".join(b'{"key": %d, "value": "%s"}\n' % (n, b"v" * 1000) for n in range(500))
     dev.out("import", index, "-", stdin=lines)
     process = dev.start(["scan", index], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -178,7 +176,7 @@ def test_a_reader_that_goes_away_is_no_news(dev: DevCluster, index: str) -> None
     assert process.wait(60) == 141
 
 
-def test_a_full_disk_is_one_line(dev: DevCluster, index: str) -> None:
+def test_full_disk_is_one_line_on_stderr(dev: DevCluster, index: str) -> None:
     dev.out("put", index, "k", "v")
     with open("/dev/full", "wb") as full:
         process = dev.start(["get", index, "k"], stdout=full.fileno(), stderr=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""``dstash dev``: clusters come, go, and come back with their data."""
+"""``dstash dev``: clusters start, stop, and start again with their data."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def processes(cluster: DevCluster) -> list[Process]:
     return State(cluster.folder / ".dstash").load()
 
 
-def test_up_down_up_keeps_the_data(own: DevCluster) -> None:
+def test_dev_up_after_down_keeps_the_data(own: DevCluster) -> None:
     own.out("dev", "up", "-n", "2")
     own.out("put", "i", "k", "v")
     first = processes(own)
@@ -51,14 +51,14 @@ def test_up_down_up_keeps_the_data(own: DevCluster) -> None:
     assert [one.address for one in processes(own)] == [one.address for one in first]
 
 
-def test_up_says_where_the_dashboard_is(own: DevCluster) -> None:
+def test_dev_up_prints_the_dashboard_url(own: DevCluster) -> None:
     said = own.run("dev", "up", "-n", "1").stderr.decode()
     [address] = re.findall(r"^dstash: dashboard: (http://127\.0\.0\.1:\d+/)$", said, re.M)
     with urllib.request.urlopen(address, timeout=10) as page:  # noqa: S310  # it begins with http
         assert b"<title>dstash" in page.read()
 
 
-def test_up_starts_only_what_is_missing(own: DevCluster) -> None:
+def test_dev_up_starts_only_missing_peers(own: DevCluster) -> None:
     own.out("dev", "up", "-n", "2")
     one, two = processes(own)
     os.kill(one.pid, signal.SIGKILL)
@@ -73,7 +73,7 @@ def test_up_starts_only_what_is_missing(own: DevCluster) -> None:
     assert own.out("health", "--wait", "30") == "healthy\n"
 
 
-def test_peers_are_found_from_elsewhere(own: DevCluster, tmp_path: Path) -> None:
+def test_dev_up_prints_peers_for_other_directories(own: DevCluster, tmp_path: Path) -> None:
     line = own.out("dev", "up", "-n", "1", "--dir", str(tmp_path / "there"))
     name, _, peers = line.strip().removeprefix("export ").partition("=")
     done = own.run("put", "i", "k", "v", environ={name: peers})
@@ -84,20 +84,20 @@ def test_peers_are_found_from_elsewhere(own: DevCluster, tmp_path: Path) -> None
     assert not (tmp_path / "there").exists()
 
 
-def test_purge_leaves_alone_what_is_not_its_own(own: DevCluster) -> None:
+def test_dev_purge_keeps_foreign_files(own: DevCluster) -> None:
     own.out("dev", "up", "-n", "1")
     (own.folder / ".dstash/mine.txt").write_text("mine")
     own.out("dev", "down", "--purge")
     assert os.listdir(own.folder / ".dstash") == ["mine.txt"]
 
 
-def test_down_without_a_cluster(own: DevCluster) -> None:
+def test_dev_down_without_cluster_succeeds(own: DevCluster) -> None:
     done = own.run("dev", "down")
     assert (done.returncode, done.stderr) == (0, b"dstash: there is no dev cluster in .dstash\n")
     assert not (own.folder / ".dstash").exists()
 
 
-def test_a_port_in_use_is_avoided(own: DevCluster) -> None:
+def test_dev_up_avoids_a_port_in_use(own: DevCluster) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -110,7 +110,7 @@ def test_a_port_in_use_is_avoided(own: DevCluster) -> None:
         own.out("put", "i", "k", "v")
 
 
-def test_a_port_that_is_taken_after_it_was_found_free(
+def test_dev_up_retries_when_a_port_is_taken_later(
     own: DevCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside = InProcess(own.folder)
@@ -127,7 +127,7 @@ def test_a_port_that_is_taken_after_it_was_found_free(
     os.waitpid(process.pid, 0)  # started inside this process, it is this process's child
 
 
-def test_a_peer_that_cannot_start_is_told_with_its_reason(own: DevCluster) -> None:
+def test_dev_up_reports_why_a_peer_cannot_start(own: DevCluster) -> None:
     (own.folder / ".dstash").mkdir()
     (own.folder / ".dstash/peer1").write_text("a file where the data should be")
     code, text = own.refusal("dev", "up", "-n", "1")
@@ -136,13 +136,13 @@ def test_a_peer_that_cannot_start_is_told_with_its_reason(own: DevCluster) -> No
     assert "peer1.log" in text
 
 
-def test_only_one_at_a_time(tmp_path: Path) -> None:
+def test_dev_refuses_to_run_twice_in_a_directory(tmp_path: Path) -> None:
     state = State(tmp_path)
     with state.locked(), pytest.raises(DStashError, match="another dstash dev"), state.locked():
         pass
 
 
-def test_a_damaged_state_file_is_told(own: DevCluster) -> None:
+def test_dev_reports_a_corrupt_state_file(own: DevCluster) -> None:
     (own.folder / ".dstash").mkdir()
     (own.folder / ".dstash/dev.json").write_text("{")
     code, text = own.refusal("dev", "down")
@@ -151,14 +151,14 @@ def test_a_damaged_state_file_is_told(own: DevCluster) -> None:
     (own.folder / ".dstash/dev.json").unlink()
 
 
-def test_a_process_that_is_not_ours_is_left_alone() -> None:
+def test_dev_down_spares_a_foreign_process() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", "print(flush=True); input()", "/srv/dstash", "peer1"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as other:
         assert other.stdout is not None
-        other.stdout.readline()  # until its image is in place, it has no command line to tell it by
+        other.stdout.readline()  # until exec is done, it has no command line
         stat = Path(f"/proc/{other.pid}/stat").read_text()
         started = int(stat.rpartition(")")[2].split()[19])
         process = Process("peer1", other.pid, started, 1, 2)

@@ -1,4 +1,4 @@
-"""Global options, and how every error ends: one line on stderr, and its exit code."""
+"""Global options, and errors: one line on stderr, and an exit code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.cli.conftest import Dstash
         (["touch", "i", "k"], "either --ttl TIME or --forever"),
         (["touch", "i", "k", "--ttl", "5", "--forever"], "either --ttl TIME or --forever"),
         (["import", "", "x.jsonl"], "index name has 0 bytes"),
-        (["import", "i", "x.txt"], "use --format"),
+        (["import", "i", "x.txt"], "or give --format"),
         (["import", "i", "x.jsonl"], "x.jsonl: No such file or directory"),
         (["import", "i", "x.jsonl", "--ttl", "nan"], "'nan' is not a time"),
         (["import", "i", "x.jsonl", "--on-error", "pray"], "--on-error"),
@@ -57,20 +57,20 @@ def test_wrong_usage_is_exit_code_2(dstash: Dstash, words: list[str], text: str)
     assert text in done.err
 
 
-def test_no_peer_is_exit_code_5(dstash: Dstash) -> None:
+def test_missing_peer_is_exit_code_5(dstash: Dstash) -> None:
     done = dstash("--peers", "127.0.0.1:1", "--timeout", "0.3", "count", "i")
     assert (done.code, done.out, done.err.count("\n")) == (5, "", 1)
     assert "no peer answered" in done.err
 
 
-def test_no_peer_is_unhealthy(dstash: Dstash) -> None:
+def test_missing_peer_is_unhealthy(dstash: Dstash) -> None:
     done = dstash("--peers", "127.0.0.1:1", "-o", "json", "health", "--wait", "0.1")
     assert done.code == 8
     assert done.out.startswith('{"healthy":false,"reasons":["no peer answered')
     assert done.err.startswith("dstash: unhealthy: no peer answered")
 
 
-def test_help_and_version(dstash: Dstash) -> None:
+def test_help_and_version_succeed(dstash: Dstash) -> None:
     assert dstash("--version").out.startswith("dstash 0.")
     done = dstash("-h")
     assert done.code == 0
@@ -83,30 +83,26 @@ def test_help_and_version(dstash: Dstash) -> None:
     ("line", "help_for"),
     [("puut", "dstash"), ("put", "dstash put"), ("cluster plan", "dstash cluster plan")],
 )
-def test_an_error_names_the_help_that_belongs_to_it(
-    dstash: Dstash, line: str, help_for: str
-) -> None:
+def test_usage_error_names_the_matching_help(dstash: Dstash, line: str, help_for: str) -> None:
     done = dstash(*line.split())
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert done.err.endswith(f" (see {help_for} --help)\n")
     assert dstash(*help_for.split()[1:], "--help").code == 0
 
 
-def test_no_command_is_usage(dstash: Dstash) -> None:
+def test_missing_command_is_a_usage_error(dstash: Dstash) -> None:
     done = dstash()
     assert (done.code, done.out) == (2, "")
     assert "Usage" in done.err
 
 
-def test_a_group_without_command_shows_its_help(dstash: Dstash) -> None:
+def test_group_without_command_prints_its_help(dstash: Dstash) -> None:
     done = dstash("dev")
     assert (done.code, done.err) == (2, "")
     assert "status" in done.out
 
 
-def test_unknown_variables_are_warned_about(
-    dstash: Dstash, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_variable_is_a_warning(dstash: Dstash, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSTASH_TIMOUT", "5")
     done = dstash("config", "show")
     assert done.code == 0
@@ -128,7 +124,7 @@ class Broken:
         pass
 
 
-def test_a_defect_is_one_line_too(dstash: Dstash, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_error_is_one_line(dstash: Dstash, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Invocation, "client", lambda self: Broken(KeyError("oops\nmore")))
     done = dstash("count", "i")
     assert (done.code, done.err.count("\n")) == (1, 1)
@@ -136,7 +132,7 @@ def test_a_defect_is_one_line_too(dstash: Dstash, monkeypatch: pytest.MonkeyPatc
     assert "DSTASH_DEBUG=1" in done.err
 
 
-def test_the_traceback_is_there_for_who_asks(
+def test_debug_variable_shows_the_traceback(
     dstash: Dstash, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Invocation, "client", lambda self: Broken(KeyError("oops")))
@@ -150,18 +146,18 @@ def test_ctrl_c_is_exit_code_130(dstash: Dstash, monkeypatch: pytest.MonkeyPatch
     assert dstash("count", "i") == (130, "", "dstash: interrupted\n")
 
 
-def test_errors_of_the_system_are_one_line(dstash: Dstash, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_os_error_is_one_line(dstash: Dstash, monkeypatch: pytest.MonkeyPatch) -> None:
     error = OSError(28, "No space left on device", "/data/x")
     monkeypatch.setattr(Invocation, "client", lambda self: Broken(error))
     assert dstash("count", "i") == (1, "", "dstash: /data/x: No space left on device\n")
 
 
-def test_every_command_is_described() -> None:
+def test_every_command_has_a_description() -> None:
     for command in (data.put, data.get, data.delete, data.scan):
         assert command.__doc__
 
 
-def test_errors_say_what_to_do_next(dstash: Dstash, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_suggests_the_next_step(dstash: Dstash, monkeypatch: pytest.MonkeyPatch) -> None:
     done = dstash("--peers", "127.0.0.1:1", "--timeout", "0.3", "get", "i", "k")
     assert done.err == (
         "dstash: no peer answered at tcp://127.0.0.1:1 (not connected); is it running? "
@@ -169,7 +165,7 @@ def test_errors_say_what_to_do_next(dstash: Dstash, monkeypatch: pytest.MonkeyPa
     )
     for error, step in (
         (errors.Unavailable("too few"), "too few; dstash status lists the peers that are down"),
-        (errors.Unauthorised("no"), "no; the peers' authorised_keys decide; see docs/security.md"),
+        (errors.Unauthorised("no"), "no; check authorised_keys of the peers; see docs/security.md"),
         (errors.UsageError("bad"), "bad"),  # the text says it already
     ):
         monkeypatch.setattr(Invocation, "client", lambda self, error=error: Broken(error))

@@ -1,4 +1,4 @@
-"""Status, health and where: what they make of the facts, and against real peers."""
+"""``dstash status``, ``health`` and ``where``: their texts, and runs against real peers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.cli.terminal import Terminal
 from tests.harness.devcluster import DevCluster, InProcess
 
 
-def facts(**member: Any) -> dict[str, Any]:
+def cluster(**member: Any) -> dict[str, Any]:
     good = {"id": "peer1", "alive": True, "answers": True, "synced": True}
     return {"formed": True, "min_peers": 3, "members": [good, good | {"id": "peer2"} | member]}
 
@@ -33,17 +33,17 @@ def facts(**member: Any) -> dict[str, Any]:
         ({"why_not_ready": ""}, []),
     ],
 )
-def test_what_makes_a_cluster_unhealthy(member: dict[str, Any], reasons: list[str]) -> None:
-    assert unhealthy_because(facts(**member)) == reasons
+def test_unhealthy_because_lists_reasons(member: dict[str, Any], reasons: list[str]) -> None:
+    assert unhealthy_because(cluster(**member)) == reasons
 
 
-def test_a_cluster_that_has_not_formed_is_unhealthy() -> None:
-    assert unhealthy_because(facts() | {"formed": False}) == ["2 of 3 peers have joined"]
+def test_unhealthy_because_reports_missing_peers_while_forming() -> None:
+    assert unhealthy_because(cluster() | {"formed": False}) == ["2 of 3 peers have joined"]
 
 
-def test_status_begins_with_what_is_wrong() -> None:
-    assert verdict(unhealthy_because(facts(alive=False))) == "unhealthy: peer2 is not alive"
-    assert verdict(unhealthy_because(facts())) == "healthy"
+def test_verdict_lists_reasons() -> None:
+    assert verdict(unhealthy_because(cluster(alive=False))) == "unhealthy: peer2 is not alive"
+    assert verdict(unhealthy_because(cluster())) == "healthy"
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_status_begins_with_what_is_wrong() -> None:
         (5, 4096, "5 keys and some keys of 4,096 partitions still missing on peer3"),
     ],
 )
-def test_verdict_names_keys_that_a_peer_misses(keys: int, partitions: int, said: str) -> None:
+def test_verdict_counts_keys_missing_on_a_peer(keys: int, partitions: int, said: str) -> None:
     missing = [{"peer": "peer3", "keys": keys, "partitions": partitions}]
     notes = shortfalls({"missing": missing, "differing": 0})
     assert verdict([], notes) == f"healthy, {said}"
@@ -63,14 +63,14 @@ def test_verdict_names_keys_that_a_peer_misses(keys: int, partitions: int, said:
     assert verdict(reasons, notes) == f"unhealthy: peer3 is not alive, {said}"
 
 
-def test_verdict_names_partitions_that_differ() -> None:
+def test_verdict_counts_differing_partitions() -> None:
     notes = shortfalls({"missing": [], "differing": 1200})
     assert verdict([], notes) == "healthy, 1,200 partitions differ between replicas"
     assert shortfalls({"missing": [], "differing": 1}) == ["1 partition differs between replicas"]
     assert verdict([], shortfalls({"missing": [], "differing": 0})) == "healthy"
 
 
-def test_status_counts_partitions_that_have_differed_for_long() -> None:
+def test_status_counts_partitions_differing_for_long() -> None:
     members = tuple(Member(name, "tcp://h:1", f"store-{name}", "z") for name in "ab")
     view = View(Topology("c", "id", 1, 3, formed=True, members=members))
     short = {"maintenance": {"differing": 7, "differing_ms": DIFFERS_MS - 1}}
@@ -79,7 +79,7 @@ def test_status_counts_partitions_that_have_differed_for_long() -> None:
     assert describe_cluster(view, {"a": short, "b": {}})["differing"] == 0
 
 
-def test_missing_keys_are_those_of_all_hints() -> None:
+def test_missing_keys_sum_up_all_hints() -> None:
     said = {
         "peer1": {
             "maintenance": {"hints": {"peer3": 7, "peer2": 0}, "dirty_partitions": {"peer3": 2}}
@@ -91,7 +91,7 @@ def test_missing_keys_are_those_of_all_hints() -> None:
     assert describe_missing(said) == [{"peer": "peer3", "keys": 10, "partitions": 2}]
 
 
-def test_status(inside: InProcess) -> None:
+def test_status_lists_members(inside: InProcess) -> None:
     status = json.loads(inside.out("-o", "json", "status"))
     assert status["formed"] is True
     assert status["replicas"] == 3
@@ -104,7 +104,7 @@ def test_status(inside: InProcess) -> None:
     assert all(" ok " in row for row in rows)
 
 
-def test_status_fits_on_a_screen(dev: DevCluster, tmp_path: Path) -> None:
+def test_status_fits_on_the_screen(dev: DevCluster, tmp_path: Path) -> None:
     screen = Terminal(dev, tmp_path, "status", lines=10)
     try:
         assert screen.end() == 0
@@ -117,15 +117,15 @@ def test_status_fits_on_a_screen(dev: DevCluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("uptime", [0, 337, 86_399, 9999 * 86_400])
-def test_a_line_of_status_fits_on_a_narrow_screen(
+def test_status_line_fits_on_a_narrow_screen(
     inside: InProcess, monkeypatch: pytest.MonkeyPatch, uptime: int
 ) -> None:
     asked = Client.status
 
     def status(client: Client, **options: Any) -> Any:
-        facts = asked(client, **options)
-        members = [one | {"uptime_s": uptime} for one in facts["members"]]
-        return facts | {"members": members}
+        status = asked(client, **options)
+        members = [member | {"uptime_s": uptime} for member in status["members"]]
+        return status | {"members": members}
 
     monkeypatch.setattr(Client, "status", status)
     lines = inside.out("status").splitlines()
@@ -133,7 +133,7 @@ def test_a_line_of_status_fits_on_a_narrow_screen(
     assert max(map(len, lines)) <= 80
 
 
-def test_health(inside: InProcess) -> None:
+def test_health_of_healthy_cluster_succeeds(inside: InProcess) -> None:
     assert inside.out("health", "--wait", "30") == "healthy\n"
     assert (
         inside.out("-o", "json", "health")
@@ -141,7 +141,7 @@ def test_health(inside: InProcess) -> None:
     )
 
 
-def test_where(inside: InProcess) -> None:
+def test_where_lists_replicas(inside: InProcess) -> None:
     place = json.loads(inside.out("-o", "json", "where", "any", "key"))
     assert 0 <= place["partition"] < 4096
     assert sorted(one["id"] for one in place["replicas"]) == ["peer1", "peer2", "peer3"]

@@ -1,4 +1,4 @@
-"""What is printed is safe for terminals, and never cut off."""
+"""Output that is safe for terminals and never truncated."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from dstash.cli.console import output
         ({"a": None}, '{"a":null}'),
     ],
 )
-def test_control_characters_are_made_visible(value: object, shown: str) -> None:
+def test_visible_escapes_control_characters(value: object, shown: str) -> None:
     assert output.visible(value) == shown
 
 
-def test_a_message_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_message_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     output.message("first\n  second")
     assert capsys.readouterr() == ("", "dstash: first second\n")
 
 
-def test_a_table_in_a_pipe_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_is_plain_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     output.table(("key", "value"), [("a", "x" * 300), ("long key", "[bold]y")])
     assert capsys.readouterr().out.splitlines() == [
         "key       value",
@@ -37,7 +37,7 @@ def test_a_table_in_a_pipe_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_a_table_on_a_terminal_is_framed_if_it_fits(
+def test_table_is_framed_on_a_terminal_if_it_fits(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")

@@ -1,4 +1,4 @@
-"""What ``-o json`` prints is what docs/cli-schema.json says, for every command there is."""
+"""The output of every command with ``-o json`` against docs/cli-schema.json."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_command_has_a_schema() -> None:
     assert there == SCHEMA["commands"].keys(), "write it in docs/cli-schema.json, then: make docs"
 
 
-def test_the_schemas_are_schemas() -> None:
+def test_schemas_are_valid() -> None:
     for schema in SCHEMA["commands"].values():
         jsonschema.Draft202012Validator.check_schema(schema | {"$defs": SCHEMA["$defs"]})
 
@@ -85,14 +85,14 @@ def test_commands_follow_their_schemas(inside: InProcess, tmp_path: Path) -> Non
         check(command, inside.out("-o", "json", *words))
 
 
-def test_what_is_not_in_the_schema_is_an_error() -> None:
+def test_schema_refuses_unknown_names() -> None:
     with pytest.raises(jsonschema.ValidationError, match="more"):
         check("count", '{"index": "i", "prefix": "", "count": 1, "more": 2}')
     with pytest.raises(jsonschema.ValidationError, match="prefix"):
         check("count", '{"index": "i", "count": 1}')
 
 
-def test_commands_on_what_was_stopped_follow_their_schemas(tmp_path: Path) -> None:
+def test_commands_on_stopped_peers_follow_their_schemas(tmp_path: Path) -> None:
     own = InProcess(tmp_path)
     own.out("dev", "up", "-n", "1")
     own.out("put", "things", "k", "v")

@@ -19,7 +19,7 @@ def test_check_accepts_the_files_of_the_project(dstash: Dstash) -> None:
     assert done.out.splitlines() == [f"{file}: ok" for file in files]
 
 
-def test_check_tells_every_problem_of_every_file(dstash: Dstash, tmp_path: Path) -> None:
+def test_check_reports_every_problem_of_every_file(dstash: Dstash, tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("prot = 5000\nweight = -1\n")
     (tmp_path / "b.toml").write_text("timeout = 0\n")
     (tmp_path / "ok.toml").write_text("timeout = 1\n")
@@ -35,7 +35,7 @@ def test_check_tells_every_problem_of_every_file(dstash: Dstash, tmp_path: Path)
     ]
 
 
-def test_check_reads_the_keys(dstash: Dstash, tmp_path: Path) -> None:
+def test_check_guesses_the_kind_by_the_keys(dstash: Dstash, tmp_path: Path) -> None:
     lines = ["curve = true", 'cert_file = "a.key"', 'key_file = "a.key_secret"']
     (tmp_path / "peer.toml").write_text("\n".join([*lines, 'authorised_keys = "keys"']))
     assert dstash("cert", "new", "a").code == 0
@@ -50,12 +50,12 @@ def test_check_reads_the_keys(dstash: Dstash, tmp_path: Path) -> None:
     )
 
 
-def test_check_needs_no_data_dir_which_may_be_an_argument(dstash: Dstash, tmp_path: Path) -> None:
+def test_check_does_not_require_data_dir(dstash: Dstash, tmp_path: Path) -> None:
     (tmp_path / "peer.toml").write_text("port = 5001\n")
     assert dstash("config", "check", "peer.toml").code == 0
 
 
-def test_the_kind_can_be_said(dstash: Dstash, tmp_path: Path) -> None:
+def test_kind_option_overrides_the_guess(dstash: Dstash, tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text("port = 5001\n")
     done = dstash("config", "check", "x.toml", "--kind", "client")
     assert done.code == 2
@@ -69,7 +69,7 @@ def test_check_reads_the_environment(dstash: Dstash, monkeypatch: pytest.MonkeyP
     assert "DSTASH_TIMEOUT: timeout is 'never'" in done.err
 
 
-def test_show_tells_where_each_setting_comes_from(
+def test_show_prints_the_origin_of_each_setting(
     dstash: Dstash, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "c.toml").write_text('cluster = "blue"\nzone = "z"\n')
@@ -87,7 +87,7 @@ def test_show_tells_where_each_setting_comes_from(
     assert table.splitlines()[0].split() == ["setting", "value", "from"]
 
 
-def test_show_knows_peers_too(dstash: Dstash) -> None:
+def test_show_prints_settings_of_a_peer(dstash: Dstash) -> None:
     done = dstash("config", "show", str(CONF / "peer.toml"))
     rows = [line.split(maxsplit=2) for line in done.out.splitlines()]
     assert rows[0] == ["setting", "value", "from"]

@@ -1,4 +1,4 @@
-"""``dstash shell``, from a pipe and in a terminal."""
+"""``dstash shell``, from a pipe and on a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.cli.terminal import Terminal
 from tests.harness.devcluster import DevCluster, InProcess
 
 
-def test_a_script_is_obeyed_line_by_line(inside: InProcess, index: str) -> None:
+def test_shell_runs_a_script_line_by_line(inside: InProcess, index: str) -> None:
     script = f"# a comment\nput {index} ada 1815\nput {index} 'two words' x\n\ncount {index}\n"
     script += f"get {index} ada\n-o json get {index} 'two words'\nexit\ndel {index} ada\n"
     assert inside.out("shell", stdin=script.encode()) == (
@@ -22,7 +22,7 @@ def test_a_script_is_obeyed_line_by_line(inside: InProcess, index: str) -> None:
     assert inside.out("get", index, "ada") == "1815"
 
 
-def test_the_output_form_holds_for_the_whole_shell(inside: InProcess, index: str) -> None:
+def test_shell_keeps_the_output_option_for_all_lines(inside: InProcess, index: str) -> None:
     out = inside.out("-o", "json", "shell", stdin=f"count {index}\n".encode())
     assert out == f'{{"index":"{index}","prefix":"","count":0}}\n'
 
@@ -41,7 +41,7 @@ def test_the_output_form_holds_for_the_whole_shell(inside: InProcess, index: str
     ],
     ids=lambda part: "",
 )
-def test_errors_are_told_and_the_next_line_runs(
+def test_shell_continues_after_an_error(
     inside: InProcess, index: str, line: str, code: int, text: str
 ) -> None:
     index = shlex.quote(index)
@@ -65,7 +65,7 @@ def terminal(dev: DevCluster, tmp_path: Path) -> Iterator[Terminal]:
         one.close()
 
 
-def test_a_person_gets_help_from_the_keyboard(
+def test_shell_completes_and_keeps_history_on_a_terminal(
     terminal: Terminal, tmp_path: Path, index: str
 ) -> None:
     terminal.type(f"put {index} k hello\r")

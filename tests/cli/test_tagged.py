@@ -1,4 +1,4 @@
-"""Every value dstash can hold has a form in JSON, and comes back from it as it was."""
+"""Tagged JSON keeps every value that dstash can store."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def repr_of(value: Any) -> Any:
 
 
 @given(_VALUES)
-def test_values_survive_json(value: Any) -> None:
+def test_tagged_json_keeps_every_value(value: Any) -> None:
     text = tagged.dumps(value)
     assert "\n" not in text
     json.loads(text, parse_constant=pytest.fail)  # it is JSON, and not Python's dialect
@@ -74,7 +74,7 @@ def test_values_survive_json(value: Any) -> None:
 
 
 @given(_VALUES)
-def test_values_survive_the_store_and_json(value: Any) -> None:
+def test_tagged_json_keeps_stored_values(value: Any) -> None:
     types = TypeRegistry()
     stored = types.decode(types.encode(value))
     assert same(tagged.loads(tagged.dumps(stored)), stored)
@@ -101,12 +101,12 @@ def test_values_survive_the_store_and_json(value: Any) -> None:
         ("ä\u2028", '"ä\u2028"'),
     ],
 )
-def test_the_form_is_pinned(value: Any, text: str) -> None:
+def test_tagged_json_has_the_documented_form(value: Any, text: str) -> None:
     assert tagged.dumps(value) == text
     assert same(tagged.loads(text.encode()), value)
 
 
-def test_nan_comes_back() -> None:
+def test_tagged_json_keeps_nan() -> None:
     assert math.isnan(tagged.loads(tagged.dumps(math.nan)))
 
 
@@ -130,7 +130,7 @@ def test_nan_comes_back() -> None:
         (b"9" * 5000, "not JSON"),
     ],
 )
-def test_bad_json_is_one_clear_error(text: bytes, words: str | None) -> None:
+def test_loads_refuses_bad_json_with_reason(text: bytes, words: str | None) -> None:
     if words is None:
         assert tagged.loads(text) == complex(1)
         return
@@ -139,7 +139,7 @@ def test_bad_json_is_one_clear_error(text: bytes, words: str | None) -> None:
     assert words in str(caught.value)
 
 
-def test_values_without_a_form_are_refused() -> None:
+def test_dumps_refuses_unknown_types() -> None:
     with pytest.raises(UsageError, match="object have no form"):
         tagged.dumps(object())
     deep: Any = []

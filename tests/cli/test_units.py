@@ -22,12 +22,12 @@ from dstash.errors import UsageError
         (None, 0),
     ],
 )
-def test_rates(text: str | None, rate: int) -> None:
+def test_parse_rate_returns_bytes_per_second(text: str | None, rate: int) -> None:
     assert parse_rate(text) == rate
 
 
 @pytest.mark.parametrize("text", ["", "fast", "-1MB/s", "20MB/h", "1e3", "0.1", "20 TB/s"])
-def test_what_is_no_rate(text: str) -> None:
+def test_parse_rate_refuses_malformed_text(text: str) -> None:
     with pytest.raises(UsageError):
         parse_rate(text)
 
@@ -36,17 +36,17 @@ def test_what_is_no_rate(text: str) -> None:
     ("text", "seconds"),
     [("90", 90), ("1.5s", 1.5), ("15m", 900), ("12 h", 43_200), ("7D", 604_800), ("-1", -1)],
 )
-def test_times(text: str, seconds: float) -> None:
+def test_parse_time_returns_seconds(text: str, seconds: float) -> None:
     assert parse_time(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "h", "1w", "1h30m", "inf", "nan", "1e3", "one"])
-def test_what_is_no_time(text: str) -> None:
+def test_parse_time_refuses_malformed_text(text: str) -> None:
     with pytest.raises(UsageError, match="is not a time"):
         parse_time(text)
 
 
-def test_sizes_and_durations() -> None:
+def test_size_and_duration_are_readable() -> None:
     assert [size(one) for one in (None, 0, 1024, 20_000_000)] == ["-", "0 B", "1.0 KiB", "19.1 MiB"]
     assert [duration(one) for one in (None, 0.2, 61, 90_061)] == ["-", "0s", "1m 1s", "1d 1h 1m 1s"]
 

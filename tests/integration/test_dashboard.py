@@ -80,7 +80,7 @@ def _problems(browser: Browser) -> str:
     return browser.text("#alerts")
 
 
-def test_it_shows_the_whole_cluster(browser: Browser, trio: Peers) -> None:
+def test_dashboard_shows_the_whole_cluster(browser: Browser, trio: Peers) -> None:
     client = trio.client()
     _show(browser, trio["b"])
     for peer in "abc":
@@ -105,7 +105,7 @@ def test_it_shows_the_whole_cluster(browser: Browser, trio: Peers) -> None:
     assert all(url.startswith(here) for url in browser.requested)
 
 
-def test_it_can_be_read_in_light_and_dark_and_on_a_phone(browser: Browser, trio: Peers) -> None:
+def test_dashboard_is_readable_in_light_dark_and_on_a_phone(browser: Browser, trio: Peers) -> None:
     _show(browser, trio["a"])
     pages = set()
     for scheme in ("dark", "light"):
@@ -118,7 +118,7 @@ def test_it_can_be_read_in_light_and_dark_and_on_a_phone(browser: Browser, trio:
         assert browser.evaluate("document.documentElement.scrollWidth") <= screen[0]
 
 
-def test_it_can_be_used_with_the_keyboard(browser: Browser, trio: Peers) -> None:
+def test_dashboard_works_with_the_keyboard(browser: Browser, trio: Peers) -> None:
     _show(browser, trio["a"])
     _wait_for(browser, "b", "ok")
     pressed = "document.querySelector('#legend [data-choose=b]').ariaPressed"
@@ -136,7 +136,7 @@ def test_it_can_be_used_with_the_keyboard(browser: Browser, trio: Peers) -> None
     assert browser.evaluate(unnamed) == 0
 
 
-def test_it_shows_a_join_and_what_breaks(browser: Browser, tmp_path: Path) -> None:
+def test_dashboard_shows_a_join_and_failures(browser: Browser, tmp_path: Path) -> None:
     with Peers.local(tmp_path) as peers:
         peers.form("a", "b", "c")
         client = peers.client()
@@ -177,7 +177,9 @@ def _join(browser: Browser, peers: Peers) -> None:
     )
 
 
-def test_a_peer_without_a_cluster_says_what_is_missing(browser: Browser, tmp_path: Path) -> None:
+def test_dashboard_of_a_peer_without_cluster_shows_the_reason(
+    browser: Browser, tmp_path: Path
+) -> None:
     with Peers.local(tmp_path) as peers:
         lonely = peers.start("lonely", "--min-peers", "3")
         wait_until(lambda: lonely.page("/healthz"), PATIENCE, "it serves pages")
@@ -187,7 +189,7 @@ def test_a_peer_without_a_cluster_says_what_is_missing(browser: Browser, tmp_pat
         assert _health(browser, "lonely") == "not ready"
 
 
-def test_the_page_needs_nothing_from_elsewhere(trio: Peers) -> None:
+def test_dashboard_loads_no_external_files(trio: Peers) -> None:
     files = sorted(FILES.iterdir())
     assert {one.suffix for one in files} == {".html", ".css", ".js"}
     for file in files:
