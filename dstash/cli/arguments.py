@@ -18,8 +18,8 @@ from dstash.wire.keys import Key
 STDIN: Final = "-"
 
 IndexName = Annotated[str, typer.Argument(metavar="INDEX", help="Name of the index.")]
-KeyText = Annotated[str, typer.Argument(metavar="KEY")]
-KeyTexts = Annotated[list[str], typer.Argument(metavar="KEY")]
+KeyText = Annotated[str, typer.Argument(metavar="KEY", help="Key, as text.")]
+KeyTexts = Annotated[list[str], typer.Argument(metavar="KEY", help="One or more keys.")]
 Prefix = Annotated[
     str, typer.Argument(metavar="PREFIX", help="Only keys with this prefix.", show_default=False)
 ]

@@ -21,7 +21,7 @@ _HEADINGS: Final = ("call", "calls", "per s", "mean ms", *(f"p{one:g} ms" for on
 
 def bench(
     ctx: typer.Context,
-    work: Annotated[Work, typer.Argument(help="mixed and batch: 90 % reads.")],
+    work: Annotated[Work, typer.Argument(help="Kind of calls; mixed and batch have 90 % reads.")],
     concurrency: Annotated[
         int, typer.Option("--concurrency", min=1, max=100_000, help="Concurrent calls.")
     ] = 16,

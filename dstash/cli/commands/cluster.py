@@ -34,10 +34,18 @@ _NO_RATE: Final = "unlimited: data moves with low priority"
 #: The actions that move data and can be planned.
 _PLANNED: Final = ("add", "remove", "replace", "forget", "force-remove")
 
-Members = Annotated[list[str], typer.Argument(metavar="PEER", autocompletion=member_ids)]
-Known = Annotated[list[str], typer.Argument(metavar="PEER", autocompletion=peer_ids)]
-Waiting = Annotated[list[str], typer.Argument(metavar="PEER", autocompletion=candidate_ids)]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would move; change nothing.")]
+Members = Annotated[
+    list[str],
+    typer.Argument(metavar="PEER", help="Ids of members.", autocompletion=member_ids),
+]
+Known = Annotated[
+    list[str], typer.Argument(metavar="PEER", help="Ids of peers.", autocompletion=peer_ids)
+]
+Waiting = Annotated[
+    list[str],
+    typer.Argument(metavar="PEER", help="Ids of waiting peers.", autocompletion=candidate_ids),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the effect; change nothing.")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask for confirmation.")]
 Follow = Annotated[bool, typer.Option("--watch", help="Show progress until all data has moved.")]
 Rate = Annotated[
@@ -49,7 +57,7 @@ Rate = Annotated[
 @app.command()
 def plan(
     ctx: typer.Context,
-    action: Annotated[str, typer.Argument(metavar="|".join(_PLANNED))],
+    action: Annotated[str, typer.Argument(metavar="|".join(_PLANNED), help="Action to plan.")],
     peers: Known,
 ) -> None:
     """Show which data an action would move, and its risks; change nothing."""
@@ -85,8 +93,12 @@ def remove(
 @app.command()
 def replace(
     ctx: typer.Context,
-    old: Annotated[str, typer.Argument(metavar="OLD", autocompletion=member_ids)],
-    new: Annotated[str, typer.Argument(metavar="NEW", autocompletion=candidate_ids)],
+    old: Annotated[
+        str, typer.Argument(metavar="OLD", help="Member to replace.", autocompletion=member_ids)
+    ],
+    new: Annotated[
+        str, typer.Argument(metavar="NEW", help="Waiting peer.", autocompletion=candidate_ids)
+    ],
     dry_run: DryRun = False,
     yes: Yes = False,
     rate: Rate = None,
@@ -206,7 +218,9 @@ def resume(ctx: typer.Context, dry_run: DryRun = False) -> None:
 @app.command()
 def rate(
     ctx: typer.Context,
-    limit: Annotated[str, typer.Argument(metavar="20MB/s|off")],
+    limit: Annotated[
+        str, typer.Argument(metavar="20MB/s|off", help="Limit per peer, or off for none.")
+    ],
     dry_run: DryRun = False,
 ) -> None:
     """Limit the data that each peer streams in, during a topology change."""
