@@ -1,1 +1,1 @@
-"""Who holds what: placement, topology, membership."""
+"""The cluster: topology, membership, replication and repair."""

@@ -1,4 +1,4 @@
-"""Replicas in one process whose tasks run to their end at once: no network, no time, real cores."""
+"""Replicas in one process whose tasks run to completion: no network, no time, real cores."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def clock_of(name: str) -> ClusterClock:
 
 
 class Cluster:
-    """Peers a, b, c that hold everything, and d that is added, unless nobody joins."""
+    """Peers a, b, c that hold everything, and d that joins if ``joins``."""
 
     def __init__(self, *, joins: bool = True) -> None:
         self.asked: Counter[type] = Counter()
@@ -159,8 +159,8 @@ class Cluster:
         self.run(peer, stream(self.peers[peer], [PARTITION], done.append))
         return done
 
-    def bury(self, stamp: Stamp, peers: str = "abc") -> None:
-        """Have all replicas agree on the past, or be told of it, and drop the dead."""
+    def set_horizon(self, stamp: Stamp, peers: str = "abc") -> None:
+        """Set the horizon on replicas, and drop the tombstones up to it."""
         for peer in peers:
             local_partitions = self.peers[peer].local_partitions
             self.run(peer, local_partitions.digest(PARTITION))  # learns that there are mortals

@@ -190,7 +190,7 @@ class TestDamageWhileAllAreDown:
             own[name].kill()
         cut_off(own)
         empty = own.start("d")
-        expected = "topology.json is damaged"
+        expected = "topology.json is corrupt"
         wait_until(lambda: expected in str(empty.page("/readyz").get("why")), 30, "it says why")
         assert empty.page("/healthz")["healthy"]
         for name in "abc":

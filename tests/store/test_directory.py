@@ -1,4 +1,4 @@
-"""A data directory is on a disk of this machine, and of use to the process that opened it only."""
+"""Tests of the data directory: local disks only, and one process only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dstash.store.lmdb import LmdbStore
 
 @pytest.fixture
 def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What this process is told of mounts: there is an NFS in a directory with a space."""
+    """Fake the list of mounts: an NFS in a directory with a space."""
     place = tmp_path / "far away"
     mounts = tmp_path / "mounts"
     mounts.write_text(
@@ -35,7 +35,7 @@ def test_a_network_file_system_is_refused(mounted: Path) -> None:
         LocalMembership(mounted / "members", "c")
 
 
-def test_a_disk_below_or_beside_it_is_not(mounted: Path) -> None:
+def test_local_disk_near_a_network_mount_is_accepted(mounted: Path) -> None:
     assert directory.network_kind(mounted / "near" / "data") is None
     assert directory.network_kind(mounted.parent) is None
     mounted.with_name("mounts").unlink()
@@ -45,7 +45,7 @@ def test_a_disk_below_or_beside_it_is_not(mounted: Path) -> None:
 def test_a_forked_child_is_refused(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork with threads
         pid = os.fork()
     if pid == 0:
         refused = 0

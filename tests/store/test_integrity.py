@@ -1,4 +1,4 @@
-"""Whether a store can be read, and what is no answer to that."""
+"""Tests of the integrity check of a store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_store_can_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ends", ["exit 3", "kill -ABRT $$", "kill -BUS $$", "kill -SEGV $$"])
-def test_who_meets_a_bad_page_ends(
+def test_check_ends_at_a_corrupt_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
 ) -> None:
     monkeypatch.setattr(sys, "executable", program(tmp_path, "python", ends))
@@ -36,7 +36,7 @@ def test_who_meets_a_bad_page_ends(
 
 
 @pytest.mark.parametrize("ends", ["exit 1", "exit 127", "kill -KILL $$"])
-def test_another_end_is_no_answer_and_harms_nothing(
+def test_other_exit_status_gives_no_result_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
 ) -> None:
     folder = tmp_path / "store"

@@ -1,4 +1,4 @@
-"""The store on a real disk: what it keeps, what it refuses, and what it says when it cannot."""
+"""Tests of the LMDB store on a real disk: durability, rejected stores, and disk errors."""
 
 from __future__ import annotations
 
@@ -81,9 +81,7 @@ def elsewhere(code: str, *arguments: object, ok: bool = True) -> str:
 
 
 class TestKeeping:
-    def test_after_a_restart_it_knows_what_no_older_write_may_replace_unseen(
-        self, folder: Path
-    ) -> None:
+    def test_ceiling_survives_a_restart(self, folder: Path) -> None:
         store = LmdbStore(folder)
         put(store, "k", value=b"\x02", stamp=5)
         store.close()
@@ -95,7 +93,7 @@ class TestKeeping:
         assert held(store)[place][-1:] == b"\x02"
         store.close()
 
-    def test_what_was_committed_is_there_after_a_restart(self, folder: Path) -> None:
+    def test_commits_survive_a_restart(self, folder: Path) -> None:
         store = LmdbStore(folder)
         put(store, "a", "b")
         store.adopt(Identity("cluster", "peer", "ignored"))
@@ -113,9 +111,7 @@ class TestKeeping:
         store.close()
 
     @pytest.mark.parametrize("durability", Durability)
-    def test_what_was_committed_outlives_the_process(
-        self, folder: Path, durability: Durability
-    ) -> None:
+    def test_commits_survive_a_killed_process(self, folder: Path, durability: Durability) -> None:
         elsewhere(
             """
             import os, sys
@@ -137,9 +133,7 @@ class TestKeeping:
         assert store.high_water == stamp_at(2)
         store.close()
 
-    def test_a_process_that_died_while_making_the_store_leaves_nothing_in_the_way(
-        self, folder: Path
-    ) -> None:
+    def test_store_opens_after_its_creation_was_interrupted(self, folder: Path) -> None:
         elsewhere(
             """
             import os, sys
@@ -178,7 +172,7 @@ class TestKeeping:
         store.commit([Write(entries("a"), NOW, marks=[(b"name", b"content")])])
         assert store.marked(b"name") == b"content"
 
-    def test_drops_remove_only_the_version_that_was_meant(self, store: LmdbStore) -> None:
+    def test_drops_remove_only_the_named_version(self, store: LmdbStore) -> None:
         put(store, "a", "b")
         put(store, "b", stamp=2)
         drops = [(key, record[:28]) for key, record in entries("a", "b")]
@@ -240,7 +234,7 @@ class TestGrowing:
         assert store.identity is not None
 
     def test_growing_under_readers_and_other_writers(self, store: LmdbStore) -> None:
-        """The map moves in memory when it grows: nobody may be looking at it then."""
+        """The map moves in memory when it grows: no reader may use it then."""
         stop = threading.Event()
         failures: list[BaseException] = []
 
@@ -291,7 +285,7 @@ class TestRefusing:
             LmdbStore(folder)
         put(store, "a")  # the one who holds it is not disturbed
 
-    def test_a_lock_file_of_a_dead_process_is_not_in_the_way(self, folder: Path) -> None:
+    def test_lock_file_of_an_ended_process_does_not_block(self, folder: Path) -> None:
         folder.mkdir()
         (folder / "LOCK").write_text("1")
         LmdbStore(folder).close()
@@ -306,7 +300,7 @@ class TestRefusing:
         store.close()
 
     @pytest.mark.parametrize("content", [b"", b"garbage" * 10_000, bytes(100_000)])
-    def test_a_data_file_that_was_emptied_or_overwritten(
+    def test_open_fails_on_an_emptied_or_overwritten_data_file(
         self, folder: Path, content: bytes
     ) -> None:
         LmdbStore(folder).close()
@@ -320,7 +314,9 @@ class TestRefusing:
     @pytest.mark.parametrize(
         ("records", "size"), [(500, 0x1000), (20_000, 0x0010)], ids=["large", "small"]
     )
-    def test_a_data_file_that_was_cut_off(self, folder: Path, records: int, size: int) -> None:
+    def test_open_fails_on_a_truncated_data_file(
+        self, folder: Path, records: int, size: int
+    ) -> None:
         store = LmdbStore(folder)
         value = b"\xc5" + size.to_bytes(2, "big") + bytes(size)
         for begin in range(0, records, 500):
@@ -333,7 +329,7 @@ class TestRefusing:
                 LmdbStore(folder)
             assert (folder / DATA_FILE).stat().st_size == half
 
-    def test_a_page_that_is_found_bad_at_work_is_not_tried_again(self, folder: Path) -> None:
+    def test_store_with_a_corrupt_page_is_not_opened_again(self, folder: Path) -> None:
         store = LmdbStore(folder)
         names = [f"key-{number}" for number in range(500)]
         put(store, *names, value=b"\xc4\x64" + bytes(100))
@@ -371,7 +367,7 @@ class TestRefusing:
         assert (aside / DATA_FILE).exists()
         LmdbStore(folder).close()
 
-    def test_a_database_of_somebody_else(self, folder: Path) -> None:
+    def test_open_fails_on_a_foreign_database(self, folder: Path) -> None:
         folder.mkdir()
         lmdb.open(os.fspath(folder)).close()
         with pytest.raises(CorruptStore, match="not a dstash store"):
@@ -384,13 +380,13 @@ class TestRefusing:
         with pytest.raises(StoreError, match="format 99; this version reads 1"):
             LmdbStore(folder)
 
-    def test_a_path_that_is_a_file(self, folder: Path) -> None:
+    def test_open_fails_where_directory_is_a_file(self, folder: Path) -> None:
         folder.write_text("not a directory")
         for path in (folder, folder / "below"):
             with pytest.raises(StoreError, match="cannot create data directory"):
                 LmdbStore(path)
 
-    def test_a_directory_that_may_not_be_written(self, folder: Path) -> None:
+    def test_open_fails_on_a_read_only_directory(self, folder: Path) -> None:
         folder.mkdir()
         folder.chmod(0o555)
         for parent in folder.parents:  # down to where pytest keeps its directories
@@ -461,7 +457,7 @@ class TestFullDisk:
         assert "no room left on the disk" in errors[0][1]
         assert broken is None, "room may be made: the store is not closed for good"
 
-    def test_a_file_system_without_room_is_an_answer_and_reads_go_on(self, tmp_path: Path) -> None:
+    def test_full_file_system_is_an_error_and_reads_still_work(self, tmp_path: Path) -> None:
         if shutil.which("unshare") is None or os.geteuid() != 0:
             pytest.skip("a small file system takes the right to mount one")
         mount = f'mount -t tmpfs -o size=4m tmpfs {tmp_path} && exec "$@"'
@@ -476,12 +472,12 @@ class TestFullDisk:
         assert done.returncode == 0, done.stderr
         self.check(done.stdout)
 
-    def test_a_file_that_may_not_grow_is_an_answer_and_reads_go_on(self, tmp_path: Path) -> None:
+    def test_file_size_limit_is_an_error_and_reads_still_work(self, tmp_path: Path) -> None:
         self.check(elsewhere(FULL_DISK, tmp_path / "data", 4 * MIB))
 
 
 class TestHarmedFromOutside:
-    def test_file_that_is_cut_off_closes_the_store_and_says_so(self, folder: Path) -> None:
+    def test_truncated_file_closes_the_store(self, folder: Path) -> None:
         store = LmdbStore(folder)
         put(store, *(f"key-{number}" for number in range(2000)), value=b"\xc4\xff" + bytes(255))
         store.tend()
@@ -500,7 +496,7 @@ class TestHarmedFromOutside:
         with pytest.raises(CorruptStore, match="was truncated while the peer ran"):
             LmdbStore(folder)
 
-    def test_file_that_is_removed_or_replaced_closes_the_store(self, folder: Path) -> None:
+    def test_removed_or_replaced_file_closes_the_store(self, folder: Path) -> None:
         store = LmdbStore(folder)
         put(store, "k")
         (folder / DATA_FILE).rename(folder / "elsewhere")
@@ -510,7 +506,7 @@ class TestHarmedFromOutside:
             put(store, "l")
         store.close()
 
-    def test_file_that_ended_the_last_process_is_read_before_it_is_used(self, folder: Path) -> None:
+    def test_file_is_checked_after_a_fault_of_the_last_process(self, folder: Path) -> None:
         store = LmdbStore(folder)
         put(store, *(f"key-{number}" for number in range(2000)), value=b"\xc4\xff" + bytes(255))
         store.close()
@@ -525,7 +521,7 @@ class TestHarmedFromOutside:
         ):
             LmdbStore(folder)
 
-    def test_store_that_was_not_closed_says_whose_it_was(self, folder: Path) -> None:
+    def test_left_by_names_a_process_that_did_not_close_the_store(self, folder: Path) -> None:
         elsewhere(
             """
             import os, sys
@@ -567,7 +563,7 @@ def test_lock_file_has_its_blocks_before_a_reader_needs_them(store: LmdbStore) -
     assert found.st_blocks * 512 >= found.st_size == 8192
 
 
-def test_store_on_a_full_disk_gives_its_reserve_up_for_deletes_alone(tmp_path: Path) -> None:
+def test_full_disk_releases_the_reserve_only_for_deletes(tmp_path: Path) -> None:
     with SmallDisk(tmp_path / "disk", 8 * MIB) as disk:
         done = subprocess.run(
             expirable([*disk.command, sys.executable, "-c", GIVES_UP, str(disk.folder)]),
@@ -613,8 +609,8 @@ except DiskFull:
 for stamp in range(3, 40):  # until the free pages of the file are used up
     version = head(pack(stamp_at(stamp), b"abcd"), RecordFlag.TOMBSTONE)
     more = [b"other-%d-%d" % (stamp, number) for number in range(1000)]
-    dead = seal(SPACE, more, version, [b""] * len(more))
-    store.commit([Write(dead, NOW, stamp_at(stamp), may_spend_reserve=True)])
+    tombstones = seal(SPACE, more, version, [b""] * len(more))
+    store.commit([Write(tombstones, NOW, stamp_at(stamp), may_spend_reserve=True)])
     if not (folder / RESERVE_FILE).exists():
         said.append("deleted, given up")
         break

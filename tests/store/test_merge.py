@@ -65,7 +65,7 @@ def test_the_highest_version_of_each_key_stays(some: list[Entry]) -> None:
 
 
 @given(st.lists(entries(), max_size=8), entries())
-def test_who_was_beaten_is_told_by_what(some: list[Entry], one: Entry) -> None:
+def test_superseded_entries_report_the_winning_version(some: list[Entry], one: Entry) -> None:
     store = TwinStore()
     store.commit([Write(some, NOW)])
     before = store.records.get(one[0])
@@ -82,7 +82,7 @@ def put(stamp: int, expiry: int = 0, flags: int = 0) -> Entry:
     return seal(SPACE, [b"x"], head(pack(stamp, b"aaaa"), flags, expiry), [b"\x01"])[0]
 
 
-def test_whether_a_live_record_was_there_before_is_told() -> None:
+def test_existed_reports_live_records() -> None:
     store = TwinStore()
 
     def existed(entry: Entry, now: int = NOW) -> bool:
@@ -96,7 +96,7 @@ def test_whether_a_live_record_was_there_before_is_told() -> None:
     assert not existed(put(5))
 
 
-def damaged_forms() -> list[bytes]:
+def corrupt_forms() -> list[bytes]:
     """Return a record of version 9 in which bits flipped, or that was cut off."""
     _, record = put(9)
     flipped = [
@@ -107,15 +107,15 @@ def damaged_forms() -> list[bytes]:
     return [*flipped, *(record[:length] for length in range(HEAD_BYTES))]
 
 
-def damaged_store(form: bytes) -> TwinStore:
+def corrupt_store(form: bytes) -> TwinStore:
     store = TwinStore()
     store.records[put(9)[0]] = form
     return store
 
 
-def test_a_damaged_record_gives_way_only_to_what_is_surely_newer() -> None:
-    for form in damaged_forms():
-        store = damaged_store(form)
+def test_corrupt_record_is_replaced_only_by_a_later_record() -> None:
+    for form in corrupt_forms():
+        store = corrupt_store(form)
         for write in (Write([put(9)], NOW, upper_bound=9), Write([put(99)], NOW)):
             [result] = store.commit([write])
             assert (result.superseded, result.corrupt) == ([], [0])
@@ -125,22 +125,22 @@ def test_a_damaged_record_gives_way_only_to_what_is_surely_newer() -> None:
         assert store.records[put(9)[0]] == put(10)[1]
 
 
-def test_a_damaged_record_does_not_give_way_to_an_older_one_that_was_touched_later() -> None:
+def test_corrupt_record_is_not_replaced_by_a_touch() -> None:
     touched = seal(SPACE, [b"x"], head(pack(8, b"aaaa", touched=12)), [b"\x01"])[0]
-    for form in damaged_forms():
-        store = damaged_store(form)
+    for form in corrupt_forms():
+        store = corrupt_store(form)
         [result] = store.commit([Write([touched], NOW, 12, upper_bound=9)])
         assert result.corrupt == [0]
         assert store.records[put(9)[0]] == form
 
 
-def test_a_damaged_record_gives_way_to_a_cure_and_a_sound_one_does_not() -> None:
-    for form in damaged_forms():
+def test_replacement_replaces_only_a_corrupt_record() -> None:
+    for form in corrupt_forms():
         for replacement in (put(3)[1], None):
-            store = damaged_store(form)
+            store = corrupt_store(form)
             store.commit([Write([], NOW, replacements=[(put(9)[0], replacement)])])
             assert store.records.get(put(9)[0]) == replacement
-            store = damaged_store(put(2)[1])
+            store = corrupt_store(put(2)[1])
             store.commit([Write([], NOW, replacements=[(put(9)[0], replacement)])])
             assert store.records[put(9)[0]] == put(2)[1]
 
@@ -167,7 +167,7 @@ def test_a_write_with_one_version_merges_like_its_records_one_by_one(
     st.integers(0, 8),
     st.sampled_from([b"x", b"y", b"z", None]),
 )
-def test_to_know_that_nothing_is_of_the_past_changes_nothing(
+def test_oldest_bound_does_not_change_the_result(
     before: list[Entry], some: list[Entry], horizon: int, without: bytes | None
 ) -> None:
     horizons = [horizon] * PARTITIONS
@@ -181,7 +181,7 @@ def test_to_know_that_nothing_is_of_the_past_changes_nothing(
     assert quick.records == careful.records
 
 
-def test_what_is_stamped_at_a_horizon_is_of_the_past() -> None:
+def test_record_stamped_at_a_horizon_is_rejected() -> None:
     for stamp, is_taken in ((5, False), (6, True)):
         for known in (0, stamp):
             store = TwinStore()
@@ -189,9 +189,9 @@ def test_what_is_stamped_at_a_horizon_is_of_the_past() -> None:
             assert bool(store.records) is is_taken
 
 
-def test_what_is_above_all_that_is_stored_replaces_it_unseen() -> None:
-    for form in damaged_forms():
-        store = damaged_store(form)
+def test_write_above_the_ceiling_replaces_records_unread() -> None:
+    for form in corrupt_forms():
+        store = corrupt_store(form)
         store.commit([Write([], NOW, newest=9)])
         for stamp, replaced in ((9, False), (10, True)):
             version = put(stamp)[1][8:28]

@@ -1,4 +1,4 @@
-"""The store against its twin, a dictionary: any sequence of commits, restarts and walks."""
+"""Model test of the store against its twin: any sequence of commits, restarts and walks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records: their layout on disk, and the checksum that tells when a disk lied."""
+"""Tests of the record layout on disk, and of its checksum."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_sealing_and_building_are_one(key: bytes, record: Record) -> None:
 
 @settings(max_examples=12)
 @given(keys, records)
-def test_every_flipped_bit_is_noticed(key: bytes, record: Record) -> None:
+def test_every_flipped_bit_is_detected(key: bytes, record: Record) -> None:
     built = build_record(b"index", key, record)
     for bit in range(len(built) * 8):
         corrupt = bytearray(built)
@@ -81,7 +81,7 @@ def test_every_flipped_bit_is_noticed(key: bytes, record: Record) -> None:
 
 
 @given(keys, records, st.data())
-def test_a_record_cut_off_is_noticed(key: bytes, record: Record, data: st.DataObject) -> None:
+def test_truncated_record_is_detected(key: bytes, record: Record, data: st.DataObject) -> None:
     built = build_record(b"index", key, record)
     short = built[: data.draw(st.integers(0, len(built) - 1))]
     assert not is_intact(short, key, EVERYWHERE.salt)
@@ -89,7 +89,7 @@ def test_a_record_cut_off_is_noticed(key: bytes, record: Record, data: st.DataOb
 
 
 @given(keys, keys, records)
-def test_a_record_under_another_key_or_index_is_noticed(
+def test_record_under_another_key_or_index_is_detected(
     key: bytes, other: bytes, record: Record
 ) -> None:
     built = build_record(b"index", key, record)
@@ -97,13 +97,13 @@ def test_a_record_under_another_key_or_index_is_noticed(
     assert not is_intact(built, key, keyspace(b"other", frozenset()).salt)
 
 
-def test_what_is_too_short_is_no_record() -> None:
+def test_open_record_fails_on_short_bytes() -> None:
     with pytest.raises(CorruptRecord, match="36 bytes"):
         open_record(bytes(HEAD_BYTES - 1))
 
 
 @pytest.mark.parametrize("length", range(9))
-def test_a_head_that_is_cut_off_is_not_live(length: int) -> None:
+def test_truncated_head_is_not_live(length: int) -> None:
     assert not is_live_head(PLAIN[:length], now=5)
 
 
@@ -120,7 +120,7 @@ def test_a_head_that_is_cut_off_is_not_live(length: int) -> None:
         (2, NEVER, True),  # a flag of a later version
     ],
 )
-def test_what_is_live(flags: int, expiry: int, live: bool) -> None:
+def test_is_live_head_for_each_kind_of_record(flags: int, expiry: int, live: bool) -> None:
     record = Record(VERSION, flags, expiry, b"")
     assert record.is_live(1000) == live
     assert is_live_head(head(VERSION, flags, expiry)[20:], 1000) == live

@@ -1,4 +1,4 @@
-"""Free space: what puts leave, the reserve that deletes use, and what is said about it."""
+"""Tests of free space: the limit for puts, the reserve for deletes, and the log."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_reserve_is_an_eighth_of_a_small_disk_at_most(tmp_path: Path, disk: Fake
     assert reserve.share(32 * MIB) == 5 * MIB, "thresholds shrink with it"
 
 
-def test_reserve_that_is_not_wanted_is_removed_and_one_of_unknown_size_is_left(
+def test_reserve_is_removed_if_zero_and_kept_if_unset(
     tmp_path: Path,
 ) -> None:
     Reserve(tmp_path, MIB).make()
@@ -74,9 +74,7 @@ def test_reserve_that_is_not_wanted_is_removed_and_one_of_unknown_size_is_left(
     assert not (tmp_path / RESERVE_FILE).exists()
 
 
-def test_reserve_is_made_again_when_there_is_room_for_it_and_more(
-    tmp_path: Path, disk: FakeDisk
-) -> None:
+def test_reserve_is_allocated_again_when_there_is_room(tmp_path: Path, disk: FakeDisk) -> None:
     ours = space(tmp_path, disk)
     ours.tend()
     assert ours.reserved == 64 * MIB
@@ -92,7 +90,7 @@ def test_reserve_is_made_again_when_there_is_room_for_it_and_more(
     assert ours.reserved == 64 * MIB
 
 
-def test_state_says_what_is_refused(tmp_path: Path, disk: FakeDisk) -> None:
+def test_state_follows_free_space(tmp_path: Path, disk: FakeDisk) -> None:
     ours = space(tmp_path, disk)
     ours.tend()
     assert ours.state is DiskState.AMPLE
@@ -101,7 +99,7 @@ def test_state_says_what_is_refused(tmp_path: Path, disk: FakeDisk) -> None:
     disk.free = 0
     assert ours.state is DiskState.FULL
     assert not ours.has_room(64 * MIB)
-    assert ours.has_room(32 * MIB), "there is the reserve, for heals and deletes"
+    assert ours.has_room(32 * MIB), "the reserve is left for repairs and deletes"
     ours.refused(may_spend=True)
     disk.free = 64 * MIB
     assert ours.state is DiskState.FULL
@@ -112,9 +110,7 @@ def test_state_says_what_is_refused(tmp_path: Path, disk: FakeDisk) -> None:
     assert ours.state is DiskState.AMPLE
 
 
-def test_puts_are_refused_for_a_moment_where_free_pages_turned_out_to_be_of_no_use(
-    tmp_path: Path, disk: FakeDisk
-) -> None:
+def test_puts_are_refused_briefly_after_a_failed_put(tmp_path: Path, disk: FakeDisk) -> None:
     ours = space(tmp_path, disk)
     ours.refused(may_spend=False)
     assert not ours.has_room(64 * MIB)
@@ -124,7 +120,7 @@ def test_puts_are_refused_for_a_moment_where_free_pages_turned_out_to_be_of_no_u
     assert ours.has_room(64 * MIB)
 
 
-def test_log_says_once_when_a_state_begins_and_when_it_ends(tmp_path: Path, disk: FakeDisk) -> None:
+def test_state_changes_are_logged_once(tmp_path: Path, disk: FakeDisk) -> None:
     ours = space(tmp_path, disk)
     with capture_logs() as lines:
         ours.tend()
@@ -142,9 +138,7 @@ def test_log_says_once_when_a_state_begins_and_when_it_ends(tmp_path: Path, disk
     assert said[-2:] == [DiskState.FULL.value, "there is room on the disk again"]
 
 
-def test_reserve_that_cannot_be_made_is_said_in_one_line_and_made_later(
-    tmp_path: Path, disk: FakeDisk
-) -> None:
+def test_failed_reserve_is_logged_once_and_allocated_later(tmp_path: Path, disk: FakeDisk) -> None:
     disk.free = 10 * MIB
     ours = space(tmp_path, disk)
     with capture_logs() as lines:

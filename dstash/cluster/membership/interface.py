@@ -1,7 +1,7 @@
-"""What a cluster needs from the outside: one value changed by compare-and-set, and locks.
+"""The interface of a membership service: one value changed by compare-and-set, and locks.
 
-Two backends fulfil it: ``local`` (a directory on one machine) and ``consul``. Others, such as
-Kubernetes, can follow the same interface; the same tests run against all of them.
+Two backends implement it: ``local`` (a directory on one machine) and ``consul``. Others, such as
+Kubernetes, can implement the same interface; the same tests run against all of them.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import MembershipUnreachable
 
-#: Marks one state of the stored topology; only good for comparing and for compare-and-set.
+#: Identifies one state of the stored topology; only for comparison and compare-and-set.
 Token = int
 
-#: The token of a topology that does not exist yet.
+#: The token while no topology is stored.
 NOTHING: Token = 0
 
 
 class StoredTopology(NamedTuple):
-    """What the membership holds: the topology (None before there is one) and its token.
+    """The topology in the membership (None if there is none) and its token.
 
-    ``corruption`` says why there is none although there was one; empty when that is not so.
+    ``corruption`` is the reason why a stored topology cannot be read; empty otherwise.
     """
 
     topology: Topology | None
@@ -32,45 +32,45 @@ class StoredTopology(NamedTuple):
 
 
 def may_pass(error: MembershipUnreachable) -> bool:
-    """Whether the membership may answer later without a change of settings.
+    """Whether a later request may succeed without a change of settings.
 
-    It may not when it has answered that the request is wrong, or not allowed.
+    It cannot if the membership has replied that the request is invalid or not allowed.
     """
     status = error.details.get("status")
     return status is None or status >= 500
 
 
 class Membership(Protocol):
-    """The outside truth about a cluster.
+    """The service that stores the topology and the session locks of a cluster.
 
-    Thread-safe. Every method but ``close`` and ``resign`` may raise ``MembershipUnreachable``
-    after a bounded time, and works again once the backend does.
+    Thread-safe. Every method except ``close`` and ``resign`` may raise ``MembershipUnreachable``
+    after a bounded time, and works again when the backend does.
     """
 
     def read(self) -> StoredTopology:
-        """Return the topology as stored now, never a stale one."""
+        """Return the topology that is stored now, never a stale one."""
         ...
 
     def compare_and_set(self, topology: Topology, token: Token) -> bool:
-        """Store ``topology`` if the stored one still has ``token`` (``NOTHING``: if none is).
+        """Store ``topology`` if the stored one still has ``token`` (``NOTHING``: if there is none).
 
-        Returns whether it was stored. After ``MembershipUnreachable`` it may or may not have been.
+        Return whether it was stored. After ``MembershipUnreachable`` the result is unknown.
         """
         ...
 
     def announce(self, announcement: Announcement) -> None:
         """Take this peer's lock and keep it, renewing it in the background, until ``resign``.
 
-        When the backend forgets the lock (it was away, or it elected a new leader) it is taken
-        again by itself. Called again with other details, it updates them.
+        If the backend loses the lock (after an outage or a leader election), the lock is taken
+        again automatically. A second call updates the announcement.
 
         Raises:
-            PeerIdInUse: a live process holds the lock of that id.
+            PeerIdInUse: a live process holds the lock of this id.
         """
         ...
 
     def is_announced(self) -> bool:
-        """Whether this peer holds its lock now, as far as it knows."""
+        """Whether this peer holds its lock, as far as it knows."""
         ...
 
     def alive(self) -> Mapping[str, Announcement]:
@@ -80,31 +80,31 @@ class Membership(Protocol):
     def watch(self, timeout: float) -> bool:
         """Wait until topology or liveness may have changed since the last ``watch``.
 
-        Returns False when ``timeout`` (seconds) passed, or ``wake`` was called, without a change.
+        Return False when ``timeout`` (seconds) passed, or ``wake`` was called, without a change.
         Called by one thread.
         """
         ...
 
     def wake(self) -> None:
-        """Make a ``watch`` that is waiting return soon."""
+        """Make a waiting ``watch`` return soon."""
         ...
 
     def acquire(self, name: str) -> bool:
-        """Try to take a named lock for this peer without waiting; True while it is held.
+        """Try to take a named lock for this peer without waiting; True while this peer holds it.
 
-        Released by ``release``, by ``resign``, and by the death of the process. A hint about who
-        should act, not a fence: what it guards must be a compare-and-set.
+        ``release``, ``resign`` and the end of the process release it. The lock only reduces
+        duplicate work; it is not a fence, so the guarded action must be a compare-and-set.
         """
         ...
 
     def release(self, name: str) -> None:
-        """Let go of a named lock."""
+        """Release a named lock."""
         ...
 
     def resign(self) -> None:
-        """Release the lock: the peer is no longer alive. It stays a member."""
+        """Release the session lock: the peer is no longer alive, but stays a member."""
         ...
 
     def close(self) -> None:
-        """Resign and release everything."""
+        """Resign and release all resources."""
         ...

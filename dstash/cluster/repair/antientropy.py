@@ -95,12 +95,12 @@ def compare(
     """
     exchanged = Exchanged()
     for begin in range(0, len(partitions), _MAX_BATCH):
-        question = DigestsRequest(
+        request = DigestsRequest(
             pack_partitions(partitions[begin : begin + _MAX_BATCH]),
             skip_busy,
             kind=DigestKind.CONTENT,
         )
-        differing, horizons = yield from _differing(replica, peer, question)
+        differing, horizons = yield from _differing(replica, peer, request)
         exchanged.add((yield from reconcile(replica, peer, differing, horizons)))
     return exchanged
 
@@ -170,27 +170,27 @@ def _starts_here(replica: Replica, peer: str, partition: int) -> bool:
 
 
 def _differing(
-    replica: Replica, peer: str, question: DigestsRequest
+    replica: Replica, peer: str, request: DigestsRequest
 ) -> Generator[Effect, Any, tuple[list[tuple[int, int]], dict[int, Stamp]]]:
     """Return the partitions that differ, with their sizes, and the horizons of the other peer."""
     local_partitions = replica.local_partitions
     compared_at = local_partitions.compared_at(peer, replica.now())
-    partitions = unpack_partitions(question.partitions)
-    answer = yield from ask(peer, question, DigestsReply)
-    digests = split_digests(answer.digests, len(partitions))
-    flags = split_flags(answer.busy, len(partitions))
-    horizons = split_horizons(answer.horizons, len(partitions))
+    partitions = unpack_partitions(request.partitions)
+    reply = yield from ask(peer, request, DigestsReply)
+    digests = split_digests(reply.digests, len(partitions))
+    flags = split_flags(reply.busy, len(partitions))
+    horizons = split_horizons(reply.horizons, len(partitions))
     differing: list[tuple[int, int]] = []
     for position, (partition, digest) in enumerate(zip(partitions, digests, strict=True)):
         if flags[position] == BUSY:
             continue
-        own_digest = yield from local_partitions.digest(partition, kind=kind_of(answer.kind))
+        own_digest = yield from local_partitions.digest(partition, kind=kind_of(reply.kind))
         compared_at[partition] = replica.now()
         replica.compared += 1
         replica.differing.note(partition, peer, replica.now(), differs=own_digest != digest)
         if own_digest != digest:
             replica.differed += 1
-            count = int.from_bytes(answer.counts[4 * position : 4 * position + 4], "big")
+            count = int.from_bytes(reply.counts[4 * position : 4 * position + 4], "big")
             differing.append((partition, max(count, local_partitions.count(partition))))
             if horizons and horizons[position] != (own := local_partitions.horizons[partition]):
                 local_partitions.unreconciled[partition, peer] = max(own, horizons[position])

@@ -89,11 +89,11 @@ class _Votes:
         """Ask one replica. No reply, or a corrupt record in the reply, is no vote."""
         while keys:
             try:
-                answer = yield from ask(peer, Pull(Frame(codec.pack_blobs(keys))), Records)
+                reply = yield from ask(peer, Pull(Frame(codec.pack_blobs(keys))), Records)
             except DStashError:
                 return
-            records = codec.unpack_optional_blobs(answer.records)
-            corrupt = set(answer.corrupt)
+            records = codec.unpack_optional_blobs(reply.records)
+            corrupt = set(reply.corrupt)
             for position, (key, record) in enumerate(zip(keys, records, strict=False)):
                 if position not in corrupt and (record is None or is_sound(key, record)):
                     self._note(key, record)

@@ -82,9 +82,9 @@ def exchange_large(
     horizons: Mapping[int, Stamp] = _NO_HORIZONS,
 ) -> Exchanging:
     """Like ``exchange``, for one partition with many records: only the buckets that differ."""
-    answer = yield from ask(other, BucketsRequest(partition, DigestKind.CONTENT), BucketsReply)
-    own_digests = yield from replica.local_partitions.buckets(partition, kind_of(answer.kind))
-    differing = _differing_buckets(own_digests, answer.digests)
+    reply = yield from ask(other, BucketsRequest(partition, DigestKind.CONTENT), BucketsReply)
+    own_digests = yield from replica.local_partitions.buckets(partition, kind_of(reply.kind))
+    differing = _differing_buckets(own_digests, reply.digests)
     exchanged = Exchanged()
     for begin in range(0, len(differing), _MAX_BUCKETS):
         buckets = differing[begin : begin + _MAX_BUCKETS]

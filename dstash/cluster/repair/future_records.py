@@ -65,7 +65,7 @@ class _Case(NamedTuple):
 
     key: bytes
     record: bytes
-    answers: list[bytes | None]
+    replies: list[bytes | None]
     replicas: int
     horizon: Stamp
     began: Stamp
@@ -108,14 +108,14 @@ def _restamp_batch(replica: Replica, partition: int, entries: Entries) -> Restam
     clock, replicas = replica.clock, replica.view().readers[partition]
     # Chosen before any request, so that a write acked in the meantime has a later stamp.
     began = stamp_at(clock.time())
-    answers: dict[bytes, list[bytes | None]] = {key: [] for key, _ in entries}
+    replies: dict[bytes, list[bytes | None]] = {key: [] for key, _ in entries}
     for peer in replicas:
         if peer != replica.me and replica.is_alive(peer):
-            yield from _collect(peer, answers)
+            yield from _collect(peer, replies)
     horizon = replica.local_partitions.horizons[partition]
     restamped = []
     for key, record in entries:
-        case = _Case(key, record, answers[key], len(replicas), horizon, began)
+        case = _Case(key, record, replies[key], len(replicas), horizon, began)
         successor = _successor(case, clock.latest())
         if successor is not None:
             restamped.append((key, successor))
@@ -128,9 +128,9 @@ def _restamp_batch(replica: Replica, partition: int, entries: Entries) -> Restam
     return len(entries) - len(restamped)
 
 
-def _collect(peer: str, answers: dict[bytes, list[bytes | None]]) -> Generator[Effect, Any, None]:
+def _collect(peer: str, replies: dict[bytes, list[bytes | None]]) -> Generator[Effect, Any, None]:
     """Add the records of one replica; none for a key whose record is corrupt there."""
-    keys = list(answers)
+    keys = list(replies)
     while keys:
         try:
             reply = yield from ask(peer, Pull(Frame(codec.pack_blobs(keys))), Records)
@@ -140,7 +140,7 @@ def _collect(peer: str, answers: dict[bytes, list[bytes | None]]) -> Generator[E
         corrupt = set(reply.corrupt)
         for position, (key, record) in enumerate(zip(keys, records, strict=False)):
             if position not in corrupt and (record is None or is_sound(key, record)):
-                answers[key].append(record)
+                replies[key].append(record)
         if not records:
             return
         keys = keys[len(records) :]
@@ -149,9 +149,9 @@ def _collect(peer: str, answers: dict[bytes, list[bytes | None]]) -> Generator[E
 def _successor(case: _Case, latest: Stamp) -> bytes | None:
     """Return the record that replaces a future record; None while that is undecided."""
     needed = Level.QUORUM.needed(case.replicas)
-    holders = 1 + case.answers.count(case.record)
-    without = 1 + len(case.answers) - holders
-    best = highest(_acceptable(case.answers, case.horizon, latest))
+    holders = 1 + case.replies.count(case.record)
+    without = 1 + len(case.replies) - holders
+    best = highest(_acceptable(case.replies, case.horizon, latest))
     if holders >= needed:
         return _promoted(case, best)
     if without <= case.replicas - needed:
@@ -173,7 +173,7 @@ def _acceptable(
 
 def _promoted(case: _Case, best: bytes | None) -> bytes:
     above = max(case.horizon, newest_stamp(version_of(best)) if best else 0)
-    all_replied = len(case.answers) + 1 >= case.replicas
+    all_replied = len(case.replies) + 1 >= case.replicas
     stamp = above + 1 if all_replied else max(above + 1, case.began)
     return _stamped(case, stamp, 0)
 

@@ -19,7 +19,7 @@ def ask_clock(clock: ClusterClock, peer: str) -> Generator[Effect, Any, None]:
     """
     era = clock.era
     try:
-        answer = yield from ask(peer, ClockRequest(), ClockReply)
+        reply = yield from ask(peer, ClockRequest(), ClockReply)
     except DStashError:
         return  # the next round asks again
-    clock.note_present(peer, answer.present, era)
+    clock.note_present(peer, reply.present, era)

@@ -53,7 +53,7 @@ def await_barrier(replica: Replica) -> Generator[Effect, Any, None]:
 
 def _has_passed(peer: str, epoch: int) -> Generator[Effect, Any, bool]:
     try:
-        answer = yield from ask(peer, TopologyRequest(), TopologyReply)
-        return Topology.decode(answer.topology).epoch >= epoch
+        reply = yield from ask(peer, TopologyRequest(), TopologyReply)
+        return Topology.decode(reply.topology).epoch >= epoch
     except DStashError:
         return False  # it may come back, and is asked again

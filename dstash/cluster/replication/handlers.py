@@ -80,16 +80,16 @@ def kind_of(number: int, best: DigestKind = DigestKind.CONTENT) -> DigestKind:
     return best if number == best else DigestKind.VERSIONS
 
 
-def digests(local_partitions: LocalPartitions, question: DigestsRequest, now: int) -> Answering:
+def digests(local_partitions: LocalPartitions, request: DigestsRequest, now: int) -> Answering:
     """Reply with a digest per partition."""
-    kind = kind_of(question.kind)
+    kind = kind_of(request.kind)
     # The reply must include writes accepted under an older epoch: see ``streaming``.
     yield Settle()
-    if question.skip_all:
-        return (yield from _outlines(local_partitions, question))
+    if request.skip_all:
+        return (yield from _outlines(local_partitions, request))
     found, busy, counts, horizons = [], bytearray(), [], []
-    for partition in unpack_partitions(question.partitions):
-        is_skipped = question.skip_busy and local_partitions.is_busy(partition, now)
+    for partition in unpack_partitions(request.partitions):
+        is_skipped = request.skip_busy and local_partitions.is_busy(partition, now)
         found.append(
             EMPTY if is_skipped else (yield from local_partitions.digest(partition, kind=kind))
         )
@@ -102,9 +102,9 @@ def digests(local_partitions: LocalPartitions, question: DigestsRequest, now: in
     return DigestsReply(b"".join(found), bytes(busy), b"".join(counts), b"".join(horizons), kind)
 
 
-def _outlines(local_partitions: LocalPartitions, question: DigestsRequest) -> Answering:
+def _outlines(local_partitions: LocalPartitions, request: DigestsRequest) -> Answering:
     """Reply with horizons and, instead of counts, 1 for a partition with records."""
-    partitions = unpack_partitions(question.partitions)
+    partitions = unpack_partitions(request.partitions)
     empty = set((yield from local_partitions.empty_among(sorted(partitions))))
     counts = [int(partition not in empty).to_bytes(4, "big") for partition in partitions]
     horizons = [local_partitions.horizons[partition].to_bytes(8, "big") for partition in partitions]
@@ -112,24 +112,24 @@ def _outlines(local_partitions: LocalPartitions, question: DigestsRequest) -> An
     return DigestsReply(DIGEST_BYTES * zeros, zeros, b"".join(counts), b"".join(horizons))
 
 
-def buckets(local_partitions: LocalPartitions, question: BucketsRequest, now: int) -> Answering:
+def buckets(local_partitions: LocalPartitions, request: BucketsRequest, now: int) -> Answering:
     """Reply with a digest per bucket."""
-    check_partition(question.partition)
+    check_partition(request.partition)
     yield Settle()
-    kind = kind_of(question.kind)
-    return BucketsReply((yield from local_partitions.buckets(question.partition, kind)), kind)
+    kind = kind_of(request.kind)
+    return BucketsReply((yield from local_partitions.buckets(request.partition, kind)), kind)
 
 
-def versions(local_partitions: LocalPartitions, question: VersionsRequest, now: int) -> Answering:
+def versions(local_partitions: LocalPartitions, request: VersionsRequest, now: int) -> Answering:
     """Reply with a page of keys and versions; the version of a corrupt record is all zero."""
-    partitions = unpack_partitions(question.partitions)
-    if not question.after:
+    partitions = unpack_partitions(request.partitions)
+    if not request.after:
         yield Settle()
-    wanted = set(question.buckets or range(BUCKETS))
+    wanted = set(request.buckets or range(BUCKETS))
     keys: list[bytes] = []
     found: list[bytes] = []
     checksums: list[bytes] = []
-    after = question.after
+    after = request.after
     while len(keys) < PAGE_KEYS:
         entries = local_partitions.walk_all(partitions, after)
         for storage_key, record in entries:
@@ -147,20 +147,20 @@ def versions(local_partitions: LocalPartitions, question: VersionsRequest, now: 
         if not after:
             break
         yield Pause()
-    wanted_checksums = b"".join(checksums) if question.checksums else b""
+    wanted_checksums = b"".join(checksums) if request.checksums else b""
     return VersionsReply(after, b"".join(found), Frame(codec.pack_blobs(keys)), wanted_checksums)
 
 
-def copy(local_partitions: LocalPartitions, question: CopyRequest, now: int) -> Answering:
+def copy(local_partitions: LocalPartitions, request: CopyRequest, now: int) -> Answering:
     """Reply with a page of whole records.
 
     Raises:
         CorruptRecord: a record is corrupt. A page without it would claim that it does not exist.
     """
-    partitions = unpack_partitions(question.partitions)
-    if not question.after:
+    partitions = unpack_partitions(request.partitions)
+    if not request.after:
         yield Settle()
-    page = _CopyPage(question.after, min(PAGE_BYTES, question.most_bytes or PAGE_BYTES))
+    page = _CopyPage(request.after, min(PAGE_BYTES, request.most_bytes or PAGE_BYTES))
     slice_records = min(_MAX_COPY_SLICE, local_partitions.slice_records)
     while not page.is_full:
         entries = local_partitions.walk_all(partitions, page.after, slice_records)
@@ -208,9 +208,9 @@ class _CopyPage:
         self.records += map(_RECORD, taken)
 
 
-def pull(local_partitions: LocalPartitions, question: Pull, now: int) -> Answering:
+def pull(local_partitions: LocalPartitions, request: Pull, now: int) -> Answering:
     """Reply with the records of storage keys; with fewer if the reply would be too large."""
-    keys = codec.unpack_blobs(question.keys)
+    keys = codec.unpack_blobs(request.keys)
     records: list[bytes | None] = []
     corrupt: list[int] = []
     weight = 0
@@ -230,45 +230,45 @@ def pull(local_partitions: LocalPartitions, question: Pull, now: int) -> Answeri
     return Records(corrupt, Frame(codec.pack_blobs(records)))
 
 
-def floor(local_partitions: LocalPartitions, question: FloorRequest, now: int) -> Answering:
+def floor(local_partitions: LocalPartitions, request: FloorRequest, now: int) -> Answering:
     """Promise to refuse writes up to a stamp, and reply with digests of the records up to it."""
-    partitions = unpack_partitions(question.partitions)
-    kind = kind_of(question.kind, DigestKind.WRITES)
+    partitions = unpack_partitions(request.partitions)
+    kind = kind_of(request.kind, DigestKind.WRITES)
     latest = local_partitions.latest_promise()
-    if question.stamp > latest:
-        ahead = stamp_milliseconds(question.stamp) - stamp_milliseconds(latest)
+    if request.stamp > latest:
+        ahead = stamp_milliseconds(request.stamp) - stamp_milliseconds(latest)
         text = f"the floor is {ahead} ms later than this peer may promise"
         raise ProtocolError(text, latest=latest)
-    local_partitions.floor = max(local_partitions.floor, question.stamp)
+    local_partitions.floor = max(local_partitions.floor, request.stamp)
     for partition in partitions:
-        local_partitions.promise(partition, question.stamp, now)
+        local_partitions.promise(partition, request.stamp, now)
     # A promise must survive a restart. Otherwise the floor after a restart would have to come from
     # the clock, which may be wrong.
     yield from local_partitions.keep_floor()
     yield Settle()
     found = []
     for partition in partitions:
-        found.append((yield from local_partitions.digest(partition, question.stamp, kind)))
+        found.append((yield from local_partitions.digest(partition, request.stamp, kind)))
         if len(found) % 16 == 0:
             yield Pause()
     return DigestsReply(b"".join(found), bytes(len(found)), bytes(4 * len(found)), kind=kind)
 
 
-def release(local_partitions: LocalPartitions, question: ReleaseFloor, now: int) -> Answering:
+def release(local_partitions: LocalPartitions, request: ReleaseFloor, now: int) -> Answering:
     """Withdraw the promises for a stamp: the replicas differ, and have to be repaired."""
     yield Pause()
-    released = local_partitions.release(unpack_partitions(question.partitions), question.stamp)
+    released = local_partitions.release(unpack_partitions(request.partitions), request.stamp)
     return FloorReleased(pack_partitions(released))
 
 
-def seen(local_partitions: LocalPartitions, question: SeenRequest, now: int) -> Answering:
-    """Answer with what was seen of the asking peer's store; and remember how new that is now."""
-    memory, store_id = local_partitions.memory, local_partitions.store_ids.get(question.peer, "")
-    known = memory.of(question.store_id or store_id)
-    newest = memory.newest_stamp(question.store_id or store_id)
-    others = [[store, *life] for store, life in memory.all()] if question.wants_others else []
-    if question.high_water and question.store_id in ("", store_id):
-        memory.note(store_id, Life(question.life, question.began, question.high_water))
+def seen(local_partitions: LocalPartitions, request: SeenRequest, now: int) -> Answering:
+    """Reply with the lives seen of the requesting peer's store, and record its current life."""
+    memory, store_id = local_partitions.memory, local_partitions.store_ids.get(request.peer, "")
+    known = memory.of(request.store_id or store_id)
+    newest = memory.newest_stamp(request.store_id or store_id)
+    others = [[store, *life] for store, life in memory.all()] if request.wants_others else []
+    if request.high_water and request.store_id in ("", store_id):
+        memory.note(store_id, Life(request.life, request.began, request.high_water))
     yield Pause()
     own = local_partitions.lineage.current
     return SeenReply(
@@ -282,19 +282,19 @@ def seen(local_partitions: LocalPartitions, question: SeenRequest, now: int) -> 
     )
 
 
-def horizon(local_partitions: LocalPartitions, question: SetHorizon, now: int) -> Answering:
+def horizon(local_partitions: LocalPartitions, request: SetHorizon, now: int) -> Answering:
     """Advance the horizon of the partitions whose promise still holds."""
     kept = [
         partition
-        for partition in unpack_partitions(question.partitions)
-        if local_partitions.has_promised(partition, question.stamp, now)
+        for partition in unpack_partitions(request.partitions)
+        if local_partitions.has_promised(partition, request.stamp, now)
     ]
     if kept:
         before = {partition: local_partitions.horizons[partition] for partition in kept}
         try:
-            yield Merge(marks=[local_partitions.advance(kept, question.stamp)])
+            yield Merge(marks=[local_partitions.advance(kept, request.stamp)])
         except DStashError:
             # It is not on disk, so a restart would lose it: do not use it until then either.
-            local_partitions.retreat(before, question.stamp)
+            local_partitions.retreat(before, request.stamp)
             raise
     return HorizonReply(pack_partitions(kept))

@@ -155,10 +155,6 @@ class LocalPartitions:
         """Discard the times of comparisons with a peer."""
         self._compared_at.pop(peer, None)
 
-    def changes(self, partition: int) -> int:
-        """Return a number that increases with each change of a partition."""
-        return self._changes[partition]
-
     def scrub(self, partition: int) -> Walking:
         """Check every record of a partition, and recompute its digest."""
         self._digests.pop(partition, None)

@@ -42,7 +42,7 @@ def collect_evidence(
     """
     local_partitions = replica.local_partitions
     own = local_partitions.lineage.current
-    question = SeenRequest(
+    request = SeenRequest(
         replica.me,
         own.stamp if report_own else 0,
         local_partitions.store.store_id,
@@ -50,41 +50,39 @@ def collect_evidence(
         own.began,
         wants_others,
     )
-    answer = yield from ask(peer, question, SeenReply)
-    if not answer.store_id:
-        return _evidence_of_earlier_version(replica, peer, answer, reported_own=report_own)
-    lives, others = _decoded(answer)
+    reply = yield from ask(peer, request, SeenReply)
+    if not reply.store_id:
+        return _evidence_of_earlier_version(replica, peer, reply, reported_own=report_own)
+    lives, others = _decoded(reply)
     stores = set(local_partitions.store_ids.values()) - {local_partitions.store.store_id}
     for store_id, life in others:
         if store_id in stores:
             local_partitions.memory.note(store_id, life)
-    if answer.high_water and local_partitions.store_ids.get(peer) == answer.store_id:
-        life = Life(answer.life, answer.began, answer.high_water)
-        local_partitions.memory.note(answer.store_id, life)
+    if reply.high_water and local_partitions.store_ids.get(peer) == reply.store_id:
+        life = Life(reply.life, reply.began, reply.high_water)
+        local_partitions.memory.note(reply.store_id, life)
     # Every life is checked: each one also raises the highest number seen.
     contradictions = [local_partitions.lineage.contradicts(life) for life in lives]
-    return Evidence(answer.store_id, any(contradictions))
+    return Evidence(reply.store_id, any(contradictions))
 
 
 def _evidence_of_earlier_version(
-    replica: Replica, peer: str, answer: SeenReply, *, reported_own: bool
+    replica: Replica, peer: str, reply: SeenReply, *, reported_own: bool
 ) -> Evidence:
     """Judge the reply of an earlier version, which has one stamp and no lives.
 
     It is evidence only as long as this process has not reported its own stamp.
     """
     local_partitions = replica.local_partitions
-    if answer.high_water and peer in local_partitions.store_ids:
-        local_partitions.memory.note(
-            local_partitions.store_ids[peer], Life(0, 0, answer.high_water)
-        )
-    is_old = answer.seen > local_partitions.lineage.high_water_at_start
+    if reply.high_water and peer in local_partitions.store_ids:
+        local_partitions.memory.note(local_partitions.store_ids[peer], Life(0, 0, reply.high_water))
+    is_old = reply.seen > local_partitions.lineage.high_water_at_start
     return Evidence("", is_old and not reported_own)
 
 
-def _decoded(answer: SeenReply) -> tuple[list[Life], list[tuple[str, Life]]]:
+def _decoded(reply: SeenReply) -> tuple[list[Life], list[tuple[str, Life]]]:
     try:
-        return lives_of(answer.seen_lives), list(_decode_others(answer.others))
+        return lives_of(reply.seen_lives), list(_decode_others(reply.others))
     except (ValueError, TypeError):
         raise ProtocolError("a peer sent a malformed list of store lives") from None
 

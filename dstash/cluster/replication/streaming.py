@@ -161,11 +161,11 @@ def _copy_all(
     """Copy partitions that are empty here; returns the source's horizons that are later."""
     if not partitions:
         return {}
-    question = DigestsRequest(pack_partitions(partitions), skip_all=True)
-    answer = yield from ask(source, question, DigestsReply)
-    counts = split_counts(answer.counts, len(partitions))
-    digests = split_digests(answer.digests, len(partitions))
-    flags = split_flags(answer.busy, len(partitions))
+    request = DigestsRequest(pack_partitions(partitions), skip_all=True)
+    reply = yield from ask(source, request, DigestsReply)
+    counts = split_counts(reply.counts, len(partitions))
+    digests = split_digests(reply.digests, len(partitions))
+    flags = split_flags(reply.busy, len(partitions))
     rows = zip(partitions, counts, digests, flags, strict=True)
     # A source that computed digests may lack the count of a partition that is changing.
     not_empty = [
@@ -173,7 +173,7 @@ def _copy_all(
     ]
     if not_empty:
         yield from copy(streamer.replica, not_empty, source, streamer.throttle)
-    return _beyond(streamer.replica, partitions, answer.horizons)
+    return _beyond(streamer.replica, partitions, reply.horizons)
 
 
 def _compare(
@@ -187,19 +187,17 @@ def _compare(
     if not partitions:
         return {}
     replica = streamer.replica
-    question = DigestsRequest(pack_partitions(partitions), kind=DigestKind.CONTENT)
-    answer = yield from ask(source, question, DigestsReply)
-    digests = split_digests(answer.digests, len(partitions))
-    beyond = _beyond(replica, partitions, answer.horizons)
-    flags = split_flags(answer.busy, len(partitions))
+    request = DigestsRequest(pack_partitions(partitions), kind=DigestKind.CONTENT)
+    reply = yield from ask(source, request, DigestsReply)
+    digests = split_digests(reply.digests, len(partitions))
+    beyond = _beyond(replica, partitions, reply.horizons)
+    flags = split_flags(reply.busy, len(partitions))
     corrupt.update(
         partition for partition, flag in zip(partitions, flags, strict=True) if flag == CORRUPT
     )
     differing: list[int] = []
     for partition, digest in zip(partitions, digests, strict=True):
-        own_digest = yield from replica.local_partitions.digest(
-            partition, kind=kind_of(answer.kind)
-        )
+        own_digest = yield from replica.local_partitions.digest(partition, kind=kind_of(reply.kind))
         if digest != own_digest and (digest != EMPTY or partition in beyond):
             differing.append(partition)
     if differing:

@@ -119,12 +119,12 @@ def _agree(replica: Replica, peers: Sequence[str], partitions: list[int], stamp:
     The promises for the other partitions are withdrawn at once, because they block repairs.
     """
     epoch = replica.view().epoch
-    question = FloorRequest(pack_partitions(partitions), stamp, DigestKind.WRITES)
+    request = FloorRequest(pack_partitions(partitions), stamp, DigestKind.WRITES)
     others = [peer for peer in peers if peer != replica.me]
     asked: list[str] = []
     equal: list[int] = []
     try:
-        equal = yield from _equal_among(replica, others, question, asked)
+        equal = yield from _equal_among(replica, others, request, asked)
     except DStashError as error:  # a replica is unavailable or promises less: the horizon stays
         _note_lower_bound(replica, error)
     if replica.view().epoch != epoch:
@@ -143,24 +143,24 @@ def _note_lower_bound(replica: Replica, error: DStashError) -> None:
 
 
 def _equal_among(
-    replica: Replica, others: Sequence[str], question: FloorRequest, asked: list[str]
+    replica: Replica, others: Sequence[str], request: FloorRequest, asked: list[str]
 ) -> Generator[Effect, Any, list[int]]:
     """Return the partitions that have the same digest on this peer and on all other replicas.
 
     Args:
         asked: receives the peers that may have made a promise.
     """
-    partitions = unpack_partitions(question.partitions)
-    own = yield from handlers.floor(replica.local_partitions, question, replica.wall())
+    partitions = unpack_partitions(request.partitions)
+    own = yield from handlers.floor(replica.local_partitions, request, replica.wall())
     if not isinstance(own, DigestsReply):
         raise AssertionError("floor replies with digests")
     equal = dict(zip(partitions, split_digests(own.digests, len(partitions)), strict=True))
     for peer in others:
         asked.append(peer)
-        answer = yield from ask(peer, question, DigestsReply)
-        if answer.kind != question.kind:
+        reply = yield from ask(peer, request, DigestsReply)
+        if reply.kind != request.kind:
             return []  # the digests of an earlier version leave out touched records: no proof
-        digests = split_digests(answer.digests, len(partitions))
+        digests = split_digests(reply.digests, len(partitions))
         for partition, digest in zip(partitions, digests, strict=True):
             if equal.get(partition) != digest:
                 equal.pop(partition, None)

@@ -158,8 +158,8 @@ def push(
         frames = Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(records))
         message = Push(*frames, compared)
         began = replica.now()
-        answer = yield from ask(peer, message, Stored)
-        refused |= {keys[position]: code for position, code, *_ in answer.rejected if code}
+        reply = yield from ask(peer, message, Stored)
+        refused |= {keys[position]: code for position, code, *_ in reply.rejected if code}
         yield from throttle.keep(weight_of(part))
         yield _rest(replica, began)
     return refused
@@ -173,8 +173,8 @@ def versions_page(
     source: str, partitions: Sequence[int], buckets: Sequence[int], after: bytes
 ) -> Generator[Effect, Any, tuple[dict[bytes, Fingerprint], bytes]]:
     """Fetch a page of fingerprints by storage key, and the position after it (empty: the end)."""
-    question = VersionsRequest(pack_partitions(partitions), bytes(buckets), after, checksums=True)
-    page = yield from ask(source, question, VersionsReply)
+    request = VersionsRequest(pack_partitions(partitions), bytes(buckets), after, checksums=True)
+    page = yield from ask(source, request, VersionsReply)
     keys = codec.unpack_blobs(page.keys)
     if len(page.versions) != len(keys) * VERSION_BYTES:
         raise ProtocolError(f"{source} sent versions that do not match its {len(keys)} keys")
@@ -212,14 +212,14 @@ def _may_lose(record: bytes, fingerprint: Fingerprint) -> bool:
     return version_of(record) < version_in(fingerprint) or _differs(record, fingerprint)
 
 
-def ask(peer: str, question: Message, kind: type[_Answer]) -> Generator[Effect, Any, _Answer]:
+def ask(peer: str, request: Message, kind: type[_Answer]) -> Generator[Effect, Any, _Answer]:
     """Send a request to a peer; ``ProtocolError`` if the reply is of another kind."""
-    answer = yield Ask(peer, question)
-    if not isinstance(answer, kind):
+    reply = yield Ask(peer, request)
+    if not isinstance(reply, kind):
         raise ProtocolError(
-            f"{peer} sent an unexpected {type(answer).__name__}; expected {kind.__name__}"
+            f"{peer} sent an unexpected {type(reply).__name__}; expected {kind.__name__}"
         )
-    return answer
+    return reply
 
 
 def batches(entries: Entries) -> Iterator[Entries]:
@@ -284,12 +284,12 @@ def pull(
     while keys:
         batch, rest = keys[:_MAX_REPAIR_RECORDS], keys[_MAX_REPAIR_RECORDS:]
         began = replica.now()
-        answer = yield from ask(source, Pull(Frame(codec.pack_blobs(batch))), Records)
-        records = codec.unpack_optional_blobs(answer.records)
+        reply = yield from ask(source, Pull(Frame(codec.pack_blobs(batch))), Records)
+        records = codec.unpack_optional_blobs(reply.records)
         if not records:
             raise ProtocolError(f"{source} sent an empty reply to a pull")
         corrupt = CorruptRecord(f"{source} has a corrupt record; it must be repaired first")
-        pulled.refused.update((batch[position], corrupt) for position in answer.corrupt)
+        pulled.refused.update((batch[position], corrupt) for position in reply.corrupt)
         entries = [
             (key, record)
             for key, record in zip(batch, records, strict=False)

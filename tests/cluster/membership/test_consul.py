@@ -20,7 +20,7 @@ import requests
 import structlog
 
 from dstash.cluster.membership.consul import session
-from dstash.cluster.membership.consul.http import READ_TIMEOUT, checked_url, read_timeout
+from dstash.cluster.membership.consul.http import READ_TIMEOUT_S, checked_url, read_timeout
 from dstash.cluster.membership.consul.membership import ConsulMembership
 from dstash.cluster.membership.consul.session import _pause
 from dstash.cluster.membership.interface import NOTHING, StoredTopology
@@ -70,7 +70,7 @@ def every_call(membership: ConsulMembership) -> list[Callable[[], object]]:
 
 
 class TestConsulAway:
-    def test_every_call_says_so_soon(self) -> None:
+    def test_every_call_fails_soon(self) -> None:
         url = f"http://127.0.0.1:{free_port()}"
         membership = ConsulMembership(url, "c")
         for call in every_call(membership):
@@ -78,13 +78,13 @@ class TestConsulAway:
             with pytest.raises(MembershipUnreachable) as caught:
                 call()
             assert str(caught.value) == f"Consul at {url}: Connection refused"
-            assert time.monotonic() - began < READ_TIMEOUT
+            assert time.monotonic() - began < READ_TIMEOUT_S
         assert not membership.is_announced()
         assert not membership.acquire("conductor")
         membership.resign()
         membership.close()
 
-    def test_watch_rests_between_its_errors(self) -> None:
+    def test_watch_pauses_between_errors(self) -> None:
         membership = ConsulMembership(f"http://127.0.0.1:{free_port()}", "c")
         began, errors = time.monotonic(), 0
         while time.monotonic() - began < 1.5:
@@ -94,11 +94,11 @@ class TestConsulAway:
         membership.close()
         assert errors < 8
 
-    def test_something_else_answers(self, tmp_path: Path) -> None:
+    def test_calls_fail_on_replies_of_another_server(self, tmp_path: Path) -> None:
         with spying_server() as server:
             membership = ConsulMembership(server.url, "c", token=SECRET)
             for call in every_call(membership):
-                with pytest.raises(MembershipUnreachable, match="not one of Consul's") as caught:
+                with pytest.raises(MembershipUnreachable, match="not from Consul") as caught:
                     call()
                 assert SECRET not in str(caught.value)
             membership.close()
@@ -112,19 +112,21 @@ class TestFrozenAgent:
         yield membership
         membership.close()
 
-    def test_hangs_nobody(self, agent: ConsulAgent, membership: ConsulMembership) -> None:
+    def test_frozen_agent_blocks_no_caller(
+        self, agent: ConsulAgent, membership: ConsulMembership
+    ) -> None:
         membership.announce(announcement("p1"))
         assert membership.watch(PATIENCE)
         agent.freeze()
         try:
             began = time.monotonic()
-            with pytest.raises(MembershipUnreachable, match="no answer in time"):
+            with pytest.raises(MembershipUnreachable, match="no reply in time"):
                 membership.read()
-            assert time.monotonic() - began < 3 * READ_TIMEOUT
-            wait_until(lambda: not membership.is_announced(), PATIENCE, "nobody can be sure of it")
+            assert time.monotonic() - began < 3 * READ_TIMEOUT_S
+            wait_until(lambda: not membership.is_announced(), PATIENCE, "the lock is not certain")
             began = time.monotonic()
             assert not membership.watch(0.3)
-            assert time.monotonic() - began < READ_TIMEOUT
+            assert time.monotonic() - began < READ_TIMEOUT_S
         finally:
             agent.thaw()
         # The end of the old session may still be on its way, and take the new lock along.
@@ -134,7 +136,7 @@ class TestFrozenAgent:
             "announced again",
         )
 
-    def test_does_not_keep_close_for_long(self, agent: ConsulAgent) -> None:
+    def test_frozen_agent_delays_close_only_briefly(self, agent: ConsulAgent) -> None:
         membership = ConsulMembership(agent.url, new_cluster())
         membership.announce(announcement("p1"))
         assert membership.watch(PATIENCE)
@@ -142,13 +144,15 @@ class TestFrozenAgent:
         try:
             began = time.monotonic()
             membership.close()
-            assert time.monotonic() - began < READ_TIMEOUT, "it waits for no answer"
+            assert time.monotonic() - began < READ_TIMEOUT_S, "it waits for no answer"
         finally:
             agent.thaw()
 
 
 class TestForgetfulAgent:
-    def test_is_told_again(self, agent: ConsulAgent, membership: ConsulMembership) -> None:
+    def test_announcement_is_restored(
+        self, agent: ConsulAgent, membership: ConsulMembership
+    ) -> None:
         with structlog.testing.capture_logs() as lines:
             membership.announce(announcement("p1", 5077))
             assert membership.compare_and_set(TOPOLOGY, NOTHING)
@@ -162,7 +166,7 @@ class TestForgetfulAgent:
         assert membership.acquire("conductor")
         assert [one["ServicePort"] for one in agent.get("catalog/service/dstash")] == [5077]
 
-    def test_is_told_what_changed_while_it_was_away(
+    def test_changed_announcement_is_restored(
         self, agent: ConsulAgent, membership: ConsulMembership
     ) -> None:
         membership.announce(announcement("p1", 5077))
@@ -178,7 +182,7 @@ class TestForgetfulAgent:
         self, agent: ConsulAgent, membership: ConsulMembership
     ) -> None:
         other = ConsulMembership(agent.url, membership.cluster)
-        for _ in range(30):  # an index far above the one that the agent begins with anew
+        for _ in range(30):  # an index far above the first one of the restarted agent
             other.compare_and_set(TOPOLOGY, other.read().token)
             agent.put("kv/elsewhere", str(time.monotonic()))
         assert membership.watch(PATIENCE)
@@ -237,7 +241,7 @@ class TestLostLock:
         assert list(peer.alive()) == ["p1"]
         self.service(consul_agent, peer)
 
-    def test_is_not_taken_from_another_and_comes_back(
+    def test_lock_of_another_peer_is_kept_and_retaken_later(
         self, consul_agent: ConsulAgent, peer: ConsulMembership
     ) -> None:
         ours = self.key(consul_agent, peer)["Session"]
@@ -252,7 +256,7 @@ class TestLostLock:
 
 
 class TestService:
-    def test_is_registered_healthy_and_taken_away(self, consul_agent: ConsulAgent) -> None:
+    def test_service_is_registered_and_deregistered(self, consul_agent: ConsulAgent) -> None:
         cluster = new_cluster()
         peer = ConsulMembership(consul_agent.url, cluster)
         peer.announce(announcement("p1", 5011))
@@ -275,7 +279,7 @@ class TestService:
         sessions = [one["Name"] for one in consul_agent.get("session/list")]
         assert not [name for name in sessions if cluster in name]
 
-    def test_of_a_crashed_run_goes_when_the_next_one_starts(
+    def test_service_of_a_crashed_run_is_removed_by_the_next(
         self, consul_agent: ConsulAgent
     ) -> None:
         cluster = new_cluster()
@@ -288,10 +292,10 @@ class TestService:
         assert len([one for one in services if f"cluster={cluster}" in one["Tags"]]) == 1
         peer.close()
 
-    def test_is_not_registered_by_one_that_is_refused(
+    def test_rejected_announcer_registers_no_service(
         self, consul_agent: ConsulAgent, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(session, "PATIENCE", 0.5)
+        monkeypatch.setattr(session, "TAKE_TIMEOUT_S", 0.5)
         cluster = new_cluster()
         first = ConsulMembership(consul_agent.url, cluster)
         first.announce(announcement("p1"))
@@ -376,7 +380,7 @@ class TestToken:
             membership.close()
         assert [seen.token for seen in server.seen] == [None]
 
-    def test_opens_what_is_closed_without_it(self, tmp_path: Path) -> None:
+    def test_token_gives_access(self, tmp_path: Path) -> None:
         rules = {"enabled": True, "default_policy": "deny", "tokens": {"master": SECRET}}
         options = ["-dev", "-hcl", json.dumps({"primary_datacenter": "dc1", "acl": rules})]
         agent = ConsulAgent(tmp_path, options, token=SECRET)
@@ -402,12 +406,12 @@ def check_token(agent: ConsulAgent) -> None:
 
 
 class TestTls:
-    def test_trusts_the_authority_that_is_given_and_no_other(self, tmp_path: Path) -> None:
+    def test_only_the_given_authority_is_trusted(self, tmp_path: Path) -> None:
         assert shutil.which("openssl"), "the test needs openssl"
         cert, key = make_certificate(tmp_path)
         with spying_server(tls=(cert, key)) as server:
             assert server.url.startswith("https:")
-            for ca_file, reason in ((cert, "not one of Consul's"), (None, "CERTIFICATE_VERIFY")):
+            for ca_file, reason in ((cert, "not from Consul"), (None, "CERTIFICATE_VERIFY")):
                 membership = ConsulMembership(
                     server.url, "c", ca_file=ca_file, cert_file=cert, key_file=key
                 )
@@ -453,8 +457,8 @@ class TestSettings:
             ConsulMembership("http://x", "c", key_file=tmp_path / "key.pem")
 
     def test_read_timeout_is_above_the_wait(self) -> None:
-        assert read_timeout(None) == read_timeout([("recurse", "1")]) == READ_TIMEOUT
-        assert read_timeout([("index", "7"), ("wait", "32.000s")]) == 34 + READ_TIMEOUT
+        assert read_timeout(None) == read_timeout([("recurse", "1")]) == READ_TIMEOUT_S
+        assert read_timeout([("index", "7"), ("wait", "32.000s")]) == 34 + READ_TIMEOUT_S
 
     def test_pauses_grow_to_a_bound_and_differ(self) -> None:
         assert _pause(0) == 0.5

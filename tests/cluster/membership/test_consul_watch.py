@@ -1,4 +1,4 @@
-"""The watcher against answers written beforehand: those that Consul gives on bad days."""
+"""Tests of the Consul watcher, against scripted replies of a faulty Consul."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def test_goes_on_from_each_index() -> None:
         assert all_asked(script, 3) == [0, 5, 7]
 
 
-def test_begins_anew_when_the_index_went_backwards() -> None:
+def test_watch_restarts_when_index_decreases() -> None:
     script = Script((50, "a"), (7, "b"), (8, "b"))
     with watching(script) as watcher:
         assert watcher.watch(5)
         assert all_asked(script, 4) == [0, 50, 0, 8]
 
 
-def test_begins_anew_after_an_error() -> None:
+def test_watch_restarts_after_an_error() -> None:
     script = Script((50, "a"), MembershipUnreachable("away", status=None), (8, "a"))
     with watching(script) as watcher:
         assert all_asked(after_first(watcher, script), 4) == [0, 50, 0, 8]
@@ -75,7 +75,7 @@ def after_first(watcher: Watcher, script: Script) -> Script:
     return script
 
 
-def test_an_early_answer_that_tells_nothing_new_is_no_change() -> None:
+def test_early_reply_without_change_is_ignored() -> None:
     script = Script((5, "a"), (5, "a"), (6, "a"), (6, "a"))
     with watching(script) as watcher:
         assert watcher.watch(5)
@@ -83,7 +83,7 @@ def test_an_early_answer_that_tells_nothing_new_is_no_change() -> None:
         assert not watcher.watch(0)
 
 
-def test_changes_that_come_together_are_told_once() -> None:
+def test_concurrent_changes_are_reported_once() -> None:
     script = Script((5, "a"), (6, "b"), (7, "c"))
     with watching(script) as watcher:
         watcher.wake()
@@ -93,7 +93,7 @@ def test_changes_that_come_together_are_told_once() -> None:
         assert not watcher.watch(0)
 
 
-def test_an_error_is_raised_once_and_forgotten_when_an_answer_comes() -> None:
+def test_error_is_raised_once_and_cleared_by_a_reply() -> None:
     script = Script(MembershipUnreachable("away", status=503))
     with watching(script) as watcher:
         with pytest.raises(MembershipUnreachable, match="away") as caught:
@@ -102,7 +102,7 @@ def test_an_error_is_raised_once_and_forgotten_when_an_answer_comes() -> None:
         assert not watcher.watch(0)
 
 
-def test_asks_nothing_before_the_first_watch_nor_after_close() -> None:
+def test_no_query_before_first_watch_or_after_close() -> None:
     script = Script((5, "a"))
     watcher = Watcher(script.query)
     watcher.close()
@@ -111,7 +111,7 @@ def test_asks_nothing_before_the_first_watch_nor_after_close() -> None:
     assert script.asked == []
 
 
-def test_a_query_broken_off_by_close_is_no_error() -> None:
+def test_query_aborted_by_close_is_not_an_error() -> None:
     script = Script((5, "a"))
     with watching(script) as watcher:
         assert watcher.watch(5)

@@ -1,4 +1,4 @@
-"""What is the local directory's own: files that are replaced, locks that are tested."""
+"""Tests of local membership: replaced files, truncated files, and locks."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ except MembershipError as error:
     print(error)
 """
 
-    def test_that_is_a_file(self, tmp_path: Path) -> None:
+    def test_open_fails_where_directory_is_a_file(self, tmp_path: Path) -> None:
         path = tmp_path / "file"
         path.touch()
         with pytest.raises(MembershipError, match=f"cannot use {path}: Not a directory"):
@@ -78,7 +78,7 @@ except MembershipError as error:
 
     @pytest.mark.parametrize("mode", [0o555, 0o000])
     @pytest.mark.parametrize("inside", ["", "c/new"])
-    def test_that_may_not_be_used(self, open_to_all: Path, mode: int, inside: str) -> None:
+    def test_open_fails_without_permission(self, open_to_all: Path, mode: int, inside: str) -> None:
         with closing(LocalMembership(open_to_all, "c")):
             pass
         target = open_to_all / inside
@@ -97,7 +97,9 @@ except MembershipError as error:
             for path, _, _ in os.walk(folder):
                 os.chmod(path, 0o700)
 
-    def test_that_vanished(self, tmp_path: Path, membership: LocalMembership) -> None:
+    def test_calls_fail_after_directory_is_removed(
+        self, tmp_path: Path, membership: LocalMembership
+    ) -> None:
         subprocess.run(["rm", "-rf", tmp_path / "c"], check=True)
         with pytest.raises(MembershipUnreachable, match=r"peers.*: No such file"):
             membership.alive()
@@ -108,7 +110,7 @@ except MembershipError as error:
         membership.announce(announcement("p1"))
         assert list(membership.alive()) == ["p1"]
 
-    def test_that_cannot_be_used_yet_may_be_used_later(self, tmp_path: Path) -> None:
+    def test_patient_open_works_once_directory_is_usable(self, tmp_path: Path) -> None:
         path = tmp_path / "file"
         path.touch()
         with closing(LocalMembership(path, "c", patient=True)) as membership:
@@ -177,7 +179,7 @@ class TestDirectoryThatIsTakenAway:
         (tmp_path / "c").unlink()
         self.looks_again(peer, tmp_path)
 
-    def test_where_another_process_has_the_id_now(
+    def test_replaced_directory_with_another_holder_is_reported(
         self, peer: LocalMembership, tmp_path: Path
     ) -> None:
         (tmp_path / "c").rename(tmp_path / "away")
@@ -197,7 +199,7 @@ class TestDirectoryThatIsTakenAway:
             assert other.acquire("conductor")
         assert peer.acquire("conductor")
 
-    def test_is_left_alone_by_one_that_is_not_announced(self, tmp_path: Path) -> None:
+    def test_directory_is_not_recreated_without_announcement(self, tmp_path: Path) -> None:
         with closing(LocalMembership(tmp_path, "c")) as client:
             (tmp_path / "c").rename(tmp_path / "away")
             with pytest.raises(MembershipUnreachable):
@@ -247,7 +249,7 @@ os.wait()
             lambda content: content + b" ",
         ],
     )
-    def test_that_is_damaged_is_told_and_can_be_replaced(
+    def test_corrupt_topology_is_reported_and_can_be_replaced(
         self, membership: LocalMembership, tmp_path: Path, corruption: Callable[[bytes], bytes]
     ) -> None:
         assert membership.compare_and_set(TOPOLOGY, NOTHING)
@@ -257,14 +259,14 @@ os.wait()
         file.write_bytes(corruption(file.read_bytes()))
         assert membership.watch(10)
         stored = membership.read()
-        assert stored == StoredTopology(None, stored.token, f"{file} is damaged")
+        assert stored == StoredTopology(None, stored.token, f"{file} is corrupt")
         assert stored.token not in (NOTHING, before)
         assert not membership.compare_and_set(TOPOLOGY, NOTHING)
         assert not membership.compare_and_set(TOPOLOGY, before)
         assert membership.compare_and_set(TOPOLOGY.next(), stored.token)
         assert membership.read().topology == TOPOLOGY.next()
 
-    def test_is_cut_off_under_many_readers_without_a_crash(
+    def test_truncation_during_reads_crashes_no_reader(
         self, membership: LocalMembership, tmp_path: Path
     ) -> None:
         """A map of the file would end this process with SIGBUS."""
@@ -298,7 +300,7 @@ os.wait()
             assert b'"epoch": 1' in before.read()
         assert not (tmp_path / "c" / "topology.new").exists()
 
-    def test_of_a_full_disk_stays_as_it_was(
+    def test_write_on_a_full_disk_keeps_the_old_topology(
         self, membership: LocalMembership, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert membership.compare_and_set(TOPOLOGY, NOTHING)
@@ -313,7 +315,7 @@ os.wait()
         assert membership.read().topology == TOPOLOGY
         assert advance(membership)
 
-    def test_of_a_directory_that_is_moved_away_meanwhile_is_written_there(
+    def test_write_follows_a_directory_that_is_moved(
         self, membership: LocalMembership, tmp_path: Path
     ) -> None:
         assert membership.compare_and_set(TOPOLOGY, NOTHING)
@@ -329,10 +331,10 @@ os.wait()
                 assert other.read().topology is None
         assert b'"epoch": 2' in (tmp_path / "away" / "topology.json").read_bytes()
 
-    def test_does_not_wait_for_ever_for_a_writer_that_is_stopped(
+    def test_write_times_out_behind_a_stopped_writer(
         self, membership: LocalMembership, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(topology_file, "_WRITE_PATIENCE", 0.1)
+        monkeypatch.setattr(topology_file, "_WRITE_LOCK_TIMEOUT_S", 0.1)
         stopped = LockFile.take(tmp_path / "c" / "topology.writing")
         assert stopped is not None
         with pytest.raises(MembershipUnreachable, match="is held for more than"):
@@ -340,7 +342,7 @@ os.wait()
         stopped.release()
         assert membership.compare_and_set(TOPOLOGY, NOTHING)
 
-    def test_survives_a_writer_that_is_killed(self, tmp_path: Path) -> None:
+    def test_topology_survives_a_killed_writer(self, tmp_path: Path) -> None:
         script = """
 import sys, itertools
 from pathlib import Path
@@ -363,7 +365,9 @@ for epoch in itertools.count(1):
                     writer.wait()
                     assert advance(membership)
 
-    def test_holding_what_is_no_topology(self, membership: LocalMembership, tmp_path: Path) -> None:
+    def test_read_fails_on_content_that_is_not_a_topology(
+        self, membership: LocalMembership, tmp_path: Path
+    ) -> None:
         TopologyFile(tmp_path / "c").create(b"{}")
         with pytest.raises(MembershipError, match=r"topology\.json: not a topology"):
             membership.read()
@@ -400,7 +404,9 @@ class TestTopologyOfAnEarlierVersion:
         assert found == [TOPOLOGY] * 4
 
     @pytest.mark.parametrize("size", [0, 100, 8192])
-    def test_that_is_cut_off_crashes_nothing(self, legacy: Path, tmp_path: Path, size: int) -> None:
+    def test_truncated_legacy_file_crashes_no_process(
+        self, legacy: Path, tmp_path: Path, size: int
+    ) -> None:
         os.truncate(legacy, size)
         with closing(LocalMembership(tmp_path, "c")) as membership:
             assert membership.read() == StoredTopology(None, NOTHING)
@@ -408,14 +414,16 @@ class TestTopologyOfAnEarlierVersion:
 
 
 class TestPeerFiles:
-    def test_of_the_dead_do_not_count(self, membership: LocalMembership, tmp_path: Path) -> None:
+    def test_locks_of_ended_processes_do_not_count(
+        self, membership: LocalMembership, tmp_path: Path
+    ) -> None:
         (tmp_path / "c" / "peers" / "old").write_bytes(encode(announcement("old")))
         (tmp_path / "c" / "peers" / "empty").touch()
         assert membership.alive() == {}
         membership.announce(announcement("old", 5002))
         assert membership.alive() == {"old": announcement("old", 5002)}
 
-    def test_half_written_do_not_count_yet(
+    def test_half_written_announcements_do_not_count(
         self, membership: LocalMembership, tmp_path: Path
     ) -> None:
         lock = LockFile.take(tmp_path / "c" / "peers" / "p1")
@@ -429,7 +437,7 @@ class TestPeerFiles:
         assert list(membership.alive()) == ["p1"]
         lock.release()
 
-    def test_are_taken_while_many_look(self, tmp_path: Path) -> None:
+    def test_lock_is_taken_while_many_processes_poll(self, tmp_path: Path) -> None:
         is_over = threading.Event()
 
         def look() -> int:
@@ -449,7 +457,7 @@ class TestPeerFiles:
             is_over.set()
             assert min(one.result() for one in looking) > 10
 
-    def test_are_taken_although_somebody_tests_them_just_then(
+    def test_lock_is_taken_during_a_test_of_it(
         self, membership: LocalMembership, tmp_path: Path
     ) -> None:
         handle = os.open(tmp_path / "c" / "peers" / "p1", os.O_RDWR | os.O_CREAT)
@@ -495,6 +503,6 @@ class TestAnnouncement:
     def test_is_not_made_of_garbage(self, garbage: bytes | None) -> None:
         assert decode(garbage) is None
 
-    def test_of_a_later_version_may_say_more(self) -> None:
+    def test_fields_of_a_later_version_are_ignored(self) -> None:
         more = encode(announcement("p"))[:-1] + b', "colour": "red"}'
         assert decode(more) == announcement("p")

@@ -1,4 +1,4 @@
-"""What every membership must do: one suite, run against each backend."""
+"""Tests of the membership interface: one suite, run against each backend."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.harness.waiting import PATIENCE, stays_true, wait_until
 #: What a backend may take to notice a death, in seconds: nothing, or two for the check, and what a
 #: busy machine adds. (A session's own TTL would take 10 to 20.)
 DEATH = {"local": 5.0, "consul": 8.0}
-#: Seconds that nobody waits for.
+#: A timeout that never passes (seconds).
 LONG = 100.0
 
 AWKWARD = ["a/b", "..", ".", "~", "pä er?#%2F", "a b", "x" * 200, "-rf", "\N{SNOWMAN}", 'q"\\']
@@ -147,7 +147,7 @@ class TestTopology:
         assert membership.compare_and_set(large, NOTHING)
         assert membership.read().topology == large
 
-    def test_of_another_cluster_is_another_one(self, site: Site) -> None:
+    def test_clusters_have_separate_topologies(self, site: Site) -> None:
         membership = site.open()
         assert membership.compare_and_set(topology(site.place), NOTHING)
         other = replace(site.place, cluster=f"{site.place.cluster}/x").open()
@@ -171,17 +171,17 @@ class TestLiveness:
         peer.announce(announcement("p1", 5001))
         assert other.alive() == {"p1": announcement("p1", 5001)}
 
-    def test_takes_other_facts_when_announced_again(self, site: Site) -> None:
+    def test_second_announce_updates_the_announcement(self, site: Site) -> None:
         peer, other = site.open(), site.open()
         peer.announce(announcement("p1", 5000, "candidate of a long name"))
         peer.announce(announcement("p1", 5001, "member"))
         assert other.alive() == {"p1": announcement("p1", 5001, "member")}
         assert peer.is_announced()
 
-    def test_is_for_one_id_a_membership(self, site: Site) -> None:
+    def test_membership_announces_one_id_only(self, site: Site) -> None:
         peer = site.open()
         peer.announce(announcement("p1"))
-        with pytest.raises(MembershipError, match="'p1' already"):
+        with pytest.raises(MembershipError, match="already announced as 'p1'"):
             peer.announce(announcement("p2"))
         assert list(peer.alive()) == ["p1"]
 
@@ -199,7 +199,7 @@ class TestLiveness:
         with pytest.raises(MembershipError):
             replace(site.place, cluster=name).open()
 
-    def test_refuses_an_id_that_a_live_process_has_and_leaves_that_alone(self, site: Site) -> None:
+    def test_announce_fails_for_the_id_of_a_live_process(self, site: Site) -> None:
         first = site.open()
         first.announce(announcement("p1", 5007))
         second, third = site.actor(), site.open()
@@ -215,7 +215,7 @@ class TestLiveness:
         assert first.is_announced()
         assert first.alive() == {"p1": announcement("p1", 5007)}
 
-    def test_is_won_by_one_of_many_that_start_at_once(self, site: Site) -> None:
+    def test_one_of_many_concurrent_announcers_wins(self, site: Site) -> None:
         actors = [site.actor() for _ in range(4)]
         assert not any(actor.acquire("warm up") for actor in actors)
         for actor in actors:
@@ -234,16 +234,18 @@ class TestLiveness:
         for _ in range(2):
             actor = site.actor()
             assert actor.announce("p1") == ""
-            assert actor.acquire("conductor")
+            assert actor.acquire("coordinator")
             actor.kill()
         peer = site.open()
         peer.announce(announcement("p1"))
         assert peer.alive() == {"p1": announcement("p1")}
-        wait_until(lambda: peer.acquire("conductor"), PATIENCE, "the dead one's lock is free")
+        wait_until(
+            lambda: peer.acquire("coordinator"), PATIENCE, "the lock of the ended process is free"
+        )
 
 
 class TestWatch:
-    def test_tells_of_every_kind_of_change(self, site: Site) -> None:
+    def test_watch_reports_every_kind_of_change(self, site: Site) -> None:
         watcher, peer = site.open(), site.open()
         assert watcher.watch(PATIENCE), "the first look is always news"
         assert not watcher.watch(0.3)
@@ -259,10 +261,10 @@ class TestWatch:
         for change in changes:
             change()
             assert watcher.watch(PATIENCE)
-            while watcher.watch(0.3):  # one change may be told of in parts
+            while watcher.watch(0.3):  # one change may be reported in parts
                 pass
 
-    def test_tells_of_a_change_while_it_waits(self, site: Site) -> None:
+    def test_watch_reports_a_change_while_waiting(self, site: Site) -> None:
         watcher, peer = site.open(), site.open()
         assert watcher.watch(PATIENCE)
         with ThreadPoolExecutor(1) as pool:
@@ -287,7 +289,7 @@ class TestWatch:
                 getattr(watcher, end)()
                 assert waiting.result(PATIENCE) is False
 
-    def test_is_woken_for_one_time_only(self, site: Site) -> None:
+    def test_wake_ends_one_watch_only(self, site: Site) -> None:
         watcher = site.open()
         assert watcher.watch(PATIENCE)
         watcher.wake()
@@ -301,42 +303,42 @@ class TestWatch:
 
 class TestNamedLocks:
     def test_are_for_announced_peers(self, site: Site) -> None:
-        assert not site.open().acquire("conductor")
+        assert not site.open().acquire("coordinator")
 
     def test_have_one_holder(self, site: Site) -> None:
         members = [site.open() for _ in range(4)]
         for number, membership in enumerate(members):
             membership.announce(announcement(f"p{number}"))
-        taken = together(*(lambda one=one: one.acquire("conductor") for one in members))
+        taken = together(*(lambda one=one: one.acquire("coordinator") for one in members))
         assert sorted(map(bool, taken)) == [False, False, False, True]
         holder = members[taken.index(True)]
         others = [one for one in members if one is not holder]
-        assert holder.acquire("conductor"), "it is held still"
+        assert holder.acquire("coordinator"), "it is held still"
         assert holder.acquire("another")
         for other in others:
-            other.release("conductor")
-            assert not other.acquire("conductor")
-        holder.release("conductor")
-        assert others[0].acquire("conductor")
-        assert not holder.acquire("conductor")
+            other.release("coordinator")
+            assert not other.acquire("coordinator")
+        holder.release("coordinator")
+        assert others[0].acquire("coordinator")
+        assert not holder.acquire("coordinator")
 
     def test_are_released_by_resign(self, site: Site) -> None:
         first, second = site.open(), site.open()
         first.announce(announcement("p1"))
         second.announce(announcement("p2"))
-        assert first.acquire("conductor")
+        assert first.acquire("coordinator")
         first.resign()
-        assert second.acquire("conductor")
-        assert not first.acquire("conductor")
+        assert second.acquire("coordinator")
+        assert not first.acquire("coordinator")
 
-    def test_are_released_by_death(self, site: Site) -> None:
+    def test_named_locks_are_released_at_process_end(self, site: Site) -> None:
         actor, peer = site.actor(), site.open()
         assert actor.announce("p1") == ""
         peer.announce(announcement("p2"))
-        assert actor.acquire("conductor")
-        assert not peer.acquire("conductor")
+        assert actor.acquire("coordinator")
+        assert not peer.acquire("coordinator")
         actor.kill()
-        wait_until(lambda: peer.acquire("conductor"), DEATH[site.place.backend], "it is free")
+        wait_until(lambda: peer.acquire("coordinator"), DEATH[site.place.backend], "it is free")
 
 
 class TestClose:
@@ -345,14 +347,14 @@ class TestClose:
         peer, other = site.open(), site.open()
         peer.announce(announcement("p1"))
         other.announce(announcement("p2"))
-        assert peer.acquire("conductor")
+        assert peer.acquire("coordinator")
         assert peer.watch(PATIENCE)
         began = time.monotonic()
         peer.close()
         assert time.monotonic() - began < 20, "it waits for no blocking query, of 30 s"
         assert not peer.is_announced()
         assert list(other.alive()) == ["p2"]
-        assert other.acquire("conductor")
+        assert other.acquire("coordinator")
         other.close()
         assert set(threading.enumerate()) == before
 

@@ -1,4 +1,4 @@
-"""Records with one version and different content: digests see it, and comparison settles it."""
+"""Tests of records with equal versions and different content: digests and comparison."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_gaining_peer_takes_the_higher_bytes_of_its_sources() -> None:
     assert held(cluster, "d") == b"\x02"
 
 
-def test_digest_of_content_differs_where_that_of_versions_does_not() -> None:
+def test_content_digest_differs_where_version_digest_is_equal() -> None:
     cluster = Cluster()
     for peer, value in zip("ab", (b"\x01", b"\x02"), strict=True):
         write(cluster, peer, value)
@@ -118,7 +118,7 @@ def test_peers_of_version_1_are_compared_by_versions(monkeypatch: pytest.MonkeyP
     assert held(cluster, "a") == b"\x03"
 
 
-def test_gaining_peer_is_filled_by_peers_of_version_1(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streaming_from_peers_of_version_1_completes(monkeypatch: pytest.MonkeyPatch) -> None:
     answer_as_version_1(monkeypatch)
     cluster = Cluster()
     for peer in "abcd":

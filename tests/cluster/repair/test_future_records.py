@@ -72,7 +72,7 @@ def assert_equal_and_past(joined: Joined) -> None:
 
 
 @pytest.mark.parametrize("fast", "abc")
-def test_what_one_replica_holds_yields_to_what_the_others_hold(fast: str) -> None:
+def test_record_on_one_replica_yields_to_other_replicas(fast: str) -> None:
     joined = joined_with()
     joined.put({"k": "old"})
     put_future(joined, fast)
@@ -82,7 +82,7 @@ def test_what_one_replica_holds_yields_to_what_the_others_hold(fast: str) -> Non
 
 
 @pytest.mark.parametrize("fast", "abc")
-def test_what_one_replica_holds_of_a_key_that_is_nowhere_else_comes_to_all(fast: str) -> None:
+def test_only_record_of_a_key_spreads_to_all_replicas(fast: str) -> None:
     joined = joined_with()
     put_future(joined, fast)
     pass_time(joined)
@@ -92,7 +92,7 @@ def test_what_one_replica_holds_of_a_key_that_is_nowhere_else_comes_to_all(fast:
     assert values(joined) == ["new"] * 3
 
 
-def test_a_delete_from_the_future_loses_to_a_value_that_the_others_hold() -> None:
+def test_future_delete_loses_to_value_on_other_replicas() -> None:
     joined = joined_with()
     joined.put({"k": "old"})
     put_future(joined, "a", flags=RecordFlag.TOMBSTONE)
@@ -100,7 +100,7 @@ def test_a_delete_from_the_future_loses_to_a_value_that_the_others_hold() -> Non
     assert values(joined) == ["old"] * 3
 
 
-def test_what_a_quorum_of_the_replicas_holds_wins_although_few_members_do() -> None:
+def test_record_on_a_quorum_of_replicas_wins() -> None:
     joined = joined_with("abcde")
     joined.put({"k": "old"}, "all")
     first, second, _ = replicas(joined)
@@ -110,7 +110,7 @@ def test_what_a_quorum_of_the_replicas_holds_wins_although_few_members_do() -> N
     assert_equal_and_past(joined)
 
 
-def test_what_a_majority_of_the_members_holds_stays_as_it_is() -> None:
+def test_record_held_by_a_majority_of_members_is_kept() -> None:
     joined = joined_with()
     joined.put({"k": "old"}, "all")
     record = put_future(joined, "a", "b")
@@ -118,7 +118,7 @@ def test_what_a_majority_of_the_members_holds_stays_as_it_is() -> None:
     assert [joined.record(peer, "k") for peer in "abc"] == [record] * 3
 
 
-def test_it_waits_for_a_replica_that_is_away() -> None:
+def test_record_waits_for_an_unavailable_replica() -> None:
     joined = joined_with("abcde")
     joined.put({"k": "old"}, "all")
     first, _, third = replicas(joined)
@@ -131,7 +131,7 @@ def test_it_waits_for_a_replica_that_is_away() -> None:
     assert values(joined) == ["future"] * 3
 
 
-def test_a_write_that_came_meanwhile_is_kept() -> None:
+def test_concurrent_write_is_kept() -> None:
     joined = joined_with()
     joined.put({"k": "old"}, "all")
     put_future(joined, "a")

@@ -1,4 +1,4 @@
-"""Hints: bounded, in the order of the disk, and what they cannot hold makes a partition dirty."""
+"""Tests of hints: their bounds, their order on disk, and dirty partitions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def storage_key(partition: int, number: int) -> bytes:
     return partition.to_bytes(2, "big") + b"\x01i" + b"%05d" % number
 
 
-def test_what_lies_together_on_disk_is_taken_together() -> None:
+def test_take_returns_keys_in_disk_order() -> None:
     hints = Hints(10_000, AGE)
     scattered = [storage_key(number * 37 % 50, number) for number in range(2000)]
     hints.add("b", scattered, NOW)
@@ -32,7 +32,7 @@ def test_what_lies_together_on_disk_is_taken_together() -> None:
     assert (len(hints), hints.waiting(), hints.describe()) == (0, [], {})
 
 
-def test_past_the_limit_partitions_are_dirty_and_known_keys_stay() -> None:
+def test_hints_past_the_limit_become_dirty_partitions() -> None:
     hints = Hints(3, AGE)
     hints.add("b", [storage_key(1, 1), storage_key(1, 2)], NOW)
     hints.add("c", [storage_key(2, 1), storage_key(3, 1)], NOW)
@@ -47,7 +47,7 @@ def test_past_the_limit_partitions_are_dirty_and_known_keys_stay() -> None:
     assert (len(hints), hints.waiting()) == (1, ["c"])
 
 
-def test_what_is_old_becomes_a_dirty_partition() -> None:
+def test_old_hint_becomes_a_dirty_partition() -> None:
     hints = Hints(100, AGE)
     hints.add("b", [storage_key(1, 1), storage_key(2, 1)], NOW)
     hints.add("b", [storage_key(1, 2), storage_key(2, 1)], NOW + 1)
@@ -93,7 +93,7 @@ class TestMarks:
         assert not hints.marks.has_unsaved
         assert not self.loaded(self.saved(hints), "b").marks.has_unsaved
 
-    def test_what_was_replayed_is_forgotten_and_what_waits_is_not(self) -> None:
+    def test_replayed_hints_are_dropped_and_waiting_ones_kept(self) -> None:
         hints = Hints(10, AGE)
         hints.add("b", [storage_key(1, 1), storage_key(2, 1)], NOW)
         marks = self.saved(hints)
@@ -107,7 +107,7 @@ class TestMarks:
         marks |= self.saved(hints)
         assert self.loaded(marks, "b").waiting() == []
 
-    def test_peer_that_left_is_forgotten(self) -> None:
+    def test_hints_for_a_removed_peer_are_dropped(self) -> None:
         hints = Hints(10, AGE)
         hints.add("b", [storage_key(1, 1)], NOW)
         marks = self.saved(hints)
@@ -115,7 +115,7 @@ class TestMarks:
         marks |= self.saved(hints)
         assert set(marks.values()) == {b""}
 
-    def test_marks_that_could_not_be_stored_are_stored_later(self) -> None:
+    def test_marks_are_stored_after_a_failed_commit(self) -> None:
         hints = Hints(10, AGE)
         hints.add("b", [storage_key(1, 1)], NOW)
         saving = hints.marks.save()

@@ -1,4 +1,4 @@
-"""The cluster's time: the median of the members' clocks, and what a majority of them hold."""
+"""Tests of the cluster clock: the median of clocks and the majority's present."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_slow_answers_narrow_the_offset_and_quick_ones_set_it() -> None:
     assert clock.offset_ms == 1200
 
 
-def test_answers_to_nothing_and_of_strangers_are_ignored() -> None:
+def test_unexpected_replies_and_replies_of_strangers_are_ignored() -> None:
     clock = clock_of("ab")
     clock.answered("b", 1, NOW - HOUR)
     clock.sent(2)
@@ -104,7 +104,7 @@ def test_a_step_forward_is_not_trusted_before_clocks_are_read_again() -> None:
     assert clock.time() == NOW
 
 
-def test_members_that_left_are_forgotten() -> None:
+def test_clocks_of_removed_members_are_dropped() -> None:
     clock = clock_of()
     read(clock, b=-HOUR, c=-HOUR)
     clock.note_present("b", stamp_at(NOW + HOUR), clock.era)
@@ -136,7 +136,7 @@ class TestHighestPossible:
         read(clock, c=0)
         assert clock.highest_possible() == clock.latest()
 
-    def test_alone_it_goes_by_its_own_clock_after_a_while(self) -> None:
+    def test_peer_without_a_majority_uses_its_own_clock_after_a_while(self) -> None:
         clock = clock_of()
         assert clock.highest_possible() == MAX_STAMP
         for turn in range(6):
@@ -144,9 +144,7 @@ class TestHighestPossible:
         assert clock.highest_possible() == clock.latest()
 
     @pytest.mark.parametrize("set_right", ["own", "others"])
-    def test_after_a_clock_was_set_it_is_certain_only_of_what_is_read_then(
-        self, set_right: str
-    ) -> None:
+    def test_only_presents_read_after_a_clock_step_are_certain(self, set_right: str) -> None:
         clock = clock_of(present=stamp_at(NOW))
         ahead = 0 if set_right == "own" else HOUR
         read(clock, b=ahead, c=ahead)
@@ -171,7 +169,7 @@ class TestHighestPossible:
 class TestConfirmed:
     """What a majority of members hold is the present, whatever the clocks say."""
 
-    def test_it_is_what_a_majority_holds(self) -> None:
+    def test_present_is_the_stamp_held_by_a_majority(self) -> None:
         clock = clock_of(present=stamp_at(NOW + 3 * HOUR))
         read(clock, b=0, c=0)
         clock.note_present("b", stamp_at(NOW + HOUR), clock.era)
@@ -180,7 +178,7 @@ class TestConfirmed:
         assert NOW + HOUR < stamp_milliseconds(clock.latest()) <= NOW + HOUR + 20
         assert stamp_milliseconds(clock.latest()) == clock.present_ms() + SKEW
 
-    def test_what_a_minority_holds_is_not(self) -> None:
+    def test_present_ignores_a_stamp_held_by_a_minority(self) -> None:
         clock = clock_of(present=stamp_at(NOW + HOUR))
         read(clock, b=0, c=0)
         clock.note_present("b", stamp_at(NOW), clock.era)
@@ -188,12 +186,12 @@ class TestConfirmed:
         assert clock.present_ms() == NOW
         assert stamp_milliseconds(clock.latest()) == NOW + SKEW
 
-    def test_it_is_not_known_before_a_majority_was_heard(self) -> None:
+    def test_present_is_unknown_without_a_majority(self) -> None:
         clock = clock_of(present=stamp_at(NOW + HOUR))
         clock.note_present("b", stamp_at(NOW + HOUR), clock.era)
         assert clock.confirmed() == 0
 
-    def test_a_member_that_was_never_heard_counts_only_while_it_is_down(self) -> None:
+    def test_silent_member_counts_as_holder_only_while_down(self) -> None:
         clock = clock_of(alive="ab")
         read(clock, b=0)
         clock.note_present("b", stamp_at(NOW + HOUR), clock.era)
@@ -201,7 +199,7 @@ class TestConfirmed:
         clock.install(set("abc"), set("abc"), frozenset("abc"))
         assert clock.confirmed() == 0
 
-    def test_it_does_not_run_ahead_of_time_by_itself(self) -> None:
+    def test_present_does_not_run_ahead_of_time(self) -> None:
         """A client that always stamps as late as it may must not push the present away."""
         present = stamp_at(NOW)
         clock = ClusterClock("a", SKEW, lambda: present, NOW)

@@ -1,4 +1,4 @@
-"""What is known of damaged records, when there are more than are kept in mind."""
+"""Tests of the tracking of corrupt records, past its limit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def keys(partition: int, count: int) -> list[bytes]:
 
 
 def holdings_of(*names: bytes) -> LocalPartitions:
-    """Return a store whose records are all damaged, at a bit of their values."""
+    """Return a store whose records are all corrupt, by one bit of their values."""
     store = TwinStore()
     records = seal(SPACE, names, head(pack(4, b"test")), [b"\1"] * len(names))
     store.commit([Write(records, 0)])
@@ -49,7 +49,7 @@ def run(task: Generator[Any, Any, Any]) -> None:
         continue
 
 
-def test_partition_past_the_bound_is_damaged_until_it_was_read_and_is_sound() -> None:
+def test_partition_past_the_limit_is_corrupt_until_read() -> None:
     first, late = keys(7, KEPT), keys(8, 2)
     local_partitions = holdings_of(*first, *late)
     run(local_partitions.scrub(7))
@@ -61,13 +61,13 @@ def test_partition_past_the_bound_is_damaged_until_it_was_read_and_is_sound() ->
     corruption.forget(corruption.known(7))
     assert corruption.to_check() == [8]
     run(local_partitions.scrub(8))
-    assert (len(corruption), corruption.to_check()) == (2, []), "they are known now, to be mended"
+    assert (len(corruption), corruption.to_check()) == (2, []), "they are tracked now"
     corruption.forget(corruption.known(8))
     assert 8 not in corruption
     assert (corruption.found, corruption.repaired) == (KEPT + 2, KEPT + 2)
 
 
-def test_partition_past_the_bound_that_turns_out_to_be_sound_is_damaged_no_more() -> None:
+def test_partition_past_the_limit_is_sound_after_a_clean_read() -> None:
     first, late = keys(7, KEPT), keys(8, 2)
     local_partitions = holdings_of(*first, *late)
     run(local_partitions.scrub(7))
@@ -77,7 +77,7 @@ def test_partition_past_the_bound_that_turns_out_to_be_sound_is_damaged_no_more(
     assert 8 not in local_partitions.corruption
 
 
-def test_record_that_was_written_again_is_damaged_no_more_after_a_scrub() -> None:
+def test_rewritten_record_is_sound_after_a_scrub() -> None:
     names = keys(7, 3)
     local_partitions = holdings_of(*names)
     run(local_partitions.scrub(7))
@@ -90,7 +90,7 @@ def test_record_that_was_written_again_is_damaged_no_more_after_a_scrub() -> Non
     assert local_partitions.corruption.repaired == 3
 
 
-def test_partition_with_damage_found_elsewhere_than_in_a_walk_counts_too() -> None:
+def test_corruption_found_by_a_read_counts() -> None:
     corruption = Corruption()
     corruption.report([(7).to_bytes(2, "big") + b"\x01i%d" % number for number in range(KEPT)])
     corruption.report([(9).to_bytes(2, "big") + b"\x01i"])

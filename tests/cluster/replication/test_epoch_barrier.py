@@ -1,4 +1,4 @@
-"""The end of a change: waiting until nobody can read from the old replica sets any more."""
+"""Tests of the epoch barrier, which waits until no quorum serves the old replica sets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def switched(olds: str, joiner: str, replicas: int) -> View:
     [("b", "a", 1, "b"), ("bc", "a", 1, "bc"), ("bc", "a", 2, "b"), ("a", "b", 1, "")],
 )
 @pytest.mark.parametrize("late", [0, 2])
-def test_it_ends_when_the_last_that_could_answer_has_moved_on(
+def test_barrier_ends_when_no_quorum_serves_the_old_epoch(
     olds: str, joiner: str, replicas: int, asked: str, late: int
 ) -> None:
     view = switched(olds, joiner, replicas)
@@ -61,5 +61,5 @@ def test_it_ends_when_the_last_that_could_answer_has_moved_on(
     except StopIteration:
         pass
     else:
-        pytest.fail("it waits for nobody")
+        pytest.fail("it must not wait")
     assert (moved_on, pauses) == (asked, late if asked else 0)

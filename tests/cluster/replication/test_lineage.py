@@ -1,4 +1,4 @@
-"""The lives of a store, and what other peers remember of them."""
+"""Tests of the lives of a store, and of what other peers remember of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def lived(store: TwinStore, until: int, now: int) -> Life:
     return lineage.current
 
 
-def test_store_that_goes_on_agrees_with_all_that_was_seen() -> None:
+def test_continued_store_agrees_with_all_sightings() -> None:
     store = TwinStore()
     seen = [lived(store, 100 * number, number) for number in range(1, 10)]
     lineage = Lineage(store, 99)
@@ -53,7 +53,7 @@ def test_old_copy_is_recognised_after_restarts_and_newer_writes() -> None:
     assert Lineage(copy, 99).contradicts(seen)
 
 
-def test_what_was_seen_before_a_store_was_filled_is_void() -> None:
+def test_sightings_before_streaming_are_void() -> None:
     store = TwinStore()
     lived(store, 100, 1)
     copy = deepcopy(store)
@@ -65,7 +65,7 @@ def test_what_was_seen_before_a_store_was_filled_is_void() -> None:
     assert not any(map(Lineage(copy, 21).contradicts, seen))
 
 
-def test_copy_from_before_a_store_was_filled_is_old() -> None:
+def test_copy_from_before_streaming_is_old() -> None:
     store = TwinStore()
     lived(store, 100, 1)
     copy = deepcopy(store)
@@ -90,7 +90,7 @@ def test_only_the_last_lives_are_kept_and_earlier_ones_still_agree() -> None:
     assert not any(map(Lineage(store, 999).contradicts, seen))
 
 
-def test_start_on_a_full_disk_goes_on_with_the_life_before() -> None:
+def test_start_on_a_full_disk_continues_the_previous_life() -> None:
     class Full(TwinStore):
         def mark(self, name: bytes, content: bytes) -> None:
             raise DiskFull("no room")

@@ -1,4 +1,4 @@
-"""The order to lower floors and horizons that are ahead of time."""
+"""Tests of the order to lower floors and horizons that are ahead of time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pass_time(joined: Joined) -> None:
 
 
 def ordered(joined: Joined) -> Topology:
-    """Return the topology with the order in it, as a peer and its keeper make it."""
+    """Return the topology with the order in it, as a peer and its membership agent make it."""
     core = joined.peers["a"]
     frames = encode(Envelope(7, joined.topology.epoch, 0, AdminRequest("lower-floors", [])))
     core.receive(b"x", frames, joined.now)
@@ -61,7 +61,7 @@ def highest(joined: Joined, peer: str) -> Stamp:
     return max(local_partitions.floor, local_partitions.newest_horizon, *local_partitions.horizons)
 
 
-def test_a_peer_lowers_what_is_above_the_time_of_the_order_and_keeps_that(joined: Joined) -> None:
+def test_floors_and_horizons_above_the_stamp_are_lowered_durably(joined: Joined) -> None:
     assert joined.peers["c"].health.status()["ahead_ms"] > HOUR // 2
     joined.put({"k": 2})
     assert joined.record("c", "k") != joined.record("a", "k")
@@ -78,7 +78,7 @@ def test_a_peer_lowers_what_is_above_the_time_of_the_order_and_keeps_that(joined
     assert highest(joined, "c") <= stamp_at(joined.now)
 
 
-def test_an_order_is_carried_out_once(joined: Joined) -> None:
+def test_order_is_executed_once(joined: Joined) -> None:
     joined.topology = ordered(joined)
     joined.install(joined.topology)
     pass_time(joined)
@@ -91,7 +91,7 @@ def test_an_order_is_carried_out_once(joined: Joined) -> None:
     assert [store.marks[LOWERED_MARK] for store in joined.stores.values()] == [epoch] * 3
 
 
-def test_what_is_not_ahead_stays(joined: Joined) -> None:
+def test_floors_below_the_stamp_are_kept(joined: Joined) -> None:
     before = stamp_at(joined.now - 5000)
     joined.peers["a"].local_partitions.advance([PARTITION], before)
     joined.topology = ordered(joined)
@@ -100,7 +100,7 @@ def test_what_is_not_ahead_stays(joined: Joined) -> None:
     assert joined.peers["a"].local_partitions.horizons[PARTITION] == before
 
 
-def test_the_time_of_the_order_is_that_of_the_cluster(joined: Joined) -> None:
+def test_order_has_the_stamp_of_the_cluster_clock(joined: Joined) -> None:
     joined.offsets = {"a": HOUR}
     pass_time(joined)
     core = joined.peers["a"]
@@ -110,7 +110,7 @@ def test_the_time_of_the_order_is_that_of_the_cluster(joined: Joined) -> None:
     assert pending.request.stamp == stamp_at(joined.now)
 
 
-def test_it_survives_being_written_and_read(joined: Joined) -> None:
+def test_order_survives_encoding(joined: Joined) -> None:
     topology = ordered(joined)
     assert Topology.decode(topology.encode()) == topology
     assert topology.ceiling_epoch == topology.epoch == joined.topology.epoch + 1

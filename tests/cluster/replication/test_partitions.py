@@ -1,4 +1,4 @@
-"""What a peer knows of its partitions: promises about the past, and clocks that are set back."""
+"""Tests of local partitions: promises, digests, and clocks that are set back."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from dstash.version import pack
 NOW = 1_700_000_000_000
 
 
-def test_a_promise_ends_and_a_clock_set_back_does_not_bring_it_to_life() -> None:
+def test_expired_promise_stays_expired_when_clock_is_set_back() -> None:
     local_partitions = LocalPartitions(TwinStore())
     local_partitions.promise(7, 100, NOW)
     assert local_partitions.promises(NOW) == {7: 100}
     assert not local_partitions.has_promised(7, 99, NOW)
     assert local_partitions.promises(NOW + PROMISE_MS) == {}
-    # From here on repairs came in: what was told before is no longer what is here.
+    # From here on repairs came in: the digest from before is out of date.
     assert not local_partitions.has_promised(7, 100, NOW)
     assert local_partitions.promises(NOW) == {}
 
 
-def test_a_clock_set_back_does_not_prolong_a_promise() -> None:
+def test_promise_is_not_prolonged_when_clock_is_set_back() -> None:
     local_partitions = LocalPartitions(TwinStore())
     local_partitions.promise(7, 100, NOW + 3_600_000)
     assert local_partitions.has_promised(7, 100, NOW)
     assert not local_partitions.has_promised(7, 100, NOW + PROMISE_MS)
 
 
-def test_while_it_is_brought_what_it_missed_every_partition_is_busy_but_not_for_ever() -> None:
+def test_partitions_are_busy_for_a_bounded_time_while_catching_up() -> None:
     local_partitions = LocalPartitions(TwinStore())
     assert not local_partitions.is_busy(7, NOW)
     local_partitions.pushed(NOW)
@@ -60,11 +60,11 @@ def test_while_it_is_brought_what_it_missed_every_partition_is_busy_but_not_for_
     assert local_partitions.is_busy(7, quiet), "another one begins"
 
 
-def test_a_digest_is_not_kept_when_the_horizon_moved_while_it_was_worked_out() -> None:
+def test_digest_is_not_cached_when_horizon_moves_during_it() -> None:
     store = TwinStore()
     space = keyspace(b"i", frozenset({partition_of(b"k")}))
-    dead = seal(space, [b"k"], head(pack(4, b"test"), RecordFlag.TOMBSTONE), [b""])
-    store.commit([Write(dead, NOW)])
+    tombstone = seal(space, [b"k"], head(pack(4, b"test"), RecordFlag.TOMBSTONE), [b""])
+    store.commit([Write(tombstone, NOW)])
     local_partitions = LocalPartitions(store, slice_records=1)
     walking = local_partitions.digest(partition_of(b"k"))
     next(walking)  # the tombstone was taken in
@@ -72,10 +72,10 @@ def test_a_digest_is_not_kept_when_the_horizon_moved_while_it_was_worked_out() -
     for _ in walking:
         pass
     digest = result_of(local_partitions.digest(partition_of(b"k")))
-    assert digest == EMPTY, "what is dead below the horizon does not count"
+    assert digest == EMPTY, "tombstones below the horizon do not count"
 
 
-def test_a_walk_rests_after_every_third_slice() -> None:
+def test_walk_pauses_after_every_third_slice() -> None:
     store = TwinStore()
     space = keyspace(b"i", frozenset(range(PARTITIONS)))
     keys = [key for n in range(100_000) if partition_of(key := b"%d" % n) == 7][:7]
@@ -89,7 +89,7 @@ def test_a_walk_rests_after_every_third_slice() -> None:
     st.sets(st.sampled_from([0, 1, 2, 7, 8, 4094, 4095])),
     st.sets(st.sampled_from([0, 1, 2, 7, 8, 4094, 4095])),
 )
-def test_partitions_of_which_nothing_is_here(held: set[int], asked: set[int]) -> None:
+def test_empty_among_returns_partitions_without_records(held: set[int], asked: set[int]) -> None:
     store = TwinStore()
     store.records = {partition.to_bytes(2, "big") + b"\x01ik": b"record" for partition in held}
     assert result_of(LocalPartitions(store).empty_among(sorted(asked))) == sorted(asked - held)

@@ -1,4 +1,4 @@
-"""Filling a peer: from enough sources, and without bringing back what was buried meanwhile."""
+"""Tests of streaming: enough sources, and no return of collected records."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.cluster.virtual import ANSWERS, NOW, PARTITION, Cluster
 PAST = stamp_at(NOW - 60_000)
 
 
-def test_a_write_that_one_replica_missed_is_filled_in() -> None:
+def test_write_missed_by_one_replica_is_streamed() -> None:
     for missed_by in "abc":
         cluster = Cluster()
         for peer in set("abc") - {missed_by}:
@@ -38,7 +38,7 @@ def test_a_write_that_one_replica_missed_is_filled_in() -> None:
         assert cluster.records("d") == 1
 
 
-def test_only_what_is_here_already_is_compared() -> None:
+def test_only_partitions_with_records_are_compared() -> None:
     cluster = Cluster()
     assert cluster.stream("d") == [PARTITION]
     assert (cluster.asked[CopyRequest], cluster.compared) == (0, 0), "there is nothing"
@@ -54,9 +54,9 @@ def streamer(cluster: Cluster) -> _Streamer:
     return _Streamer(cluster.peers["d"], Throttle(cluster.peers["d"]), print)
 
 
-@pytest.mark.parametrize("told", ["digest", "flag"])
-def test_a_source_that_does_not_know_the_count_is_not_taken_for_empty(
-    told: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("reported", ["digest", "flag"])
+def test_source_without_counts_is_not_taken_for_empty(
+    reported: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = Cluster()
     for peer in "abc":
@@ -66,8 +66,8 @@ def test_a_source_that_does_not_know_the_count_is_not_taken_for_empty(
         answer = yield from handlers.digests(
             local_partitions, DigestsRequest(question.partitions), now
         )
-        known = {"digests": bytes(16)} if told == "flag" else {}
-        return replace(answer, counts=bytes(4), busy=bytes([told == "flag"]), **known)
+        known = {"digests": bytes(16)} if reported == "flag" else {}
+        return replace(answer, counts=bytes(4), busy=bytes([reported == "flag"]), **known)
 
     monkeypatch.setitem(ANSWERS, DigestsRequest, earlier)
     cluster.run("d", _copy_all(streamer(cluster), [PARTITION], "a"))
@@ -75,7 +75,7 @@ def test_a_source_that_does_not_know_the_count_is_not_taken_for_empty(
 
 
 @pytest.mark.parametrize("flags", [b"", b"\0\0"])
-def test_an_answer_with_another_number_of_flags_is_refused(
+def test_reply_with_wrong_number_of_flags_is_rejected(
     flags: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreconciled(local_partitions: LocalPartitions, question: DigestsRequest, now: int) -> Any:
@@ -94,7 +94,7 @@ def test_an_answer_with_another_number_of_flags_is_refused(
             cluster.run("d", task)
 
 
-def test_a_peer_of_an_earlier_version_says_nothing_of_horizons() -> None:
+def test_peer_of_an_earlier_version_sends_no_horizons() -> None:
     assert split_horizons(b"", 2) == []
     assert split_horizons(bytes(7) + b"\1" + bytes(7) + b"\2", 2) == [1, 2]
 
@@ -114,9 +114,7 @@ def hold_400_kilobytes(cluster: Cluster) -> int:
     ("rate", "delay", "pages"),
     [(0, 0, 6), (32 * MIB, 0, 6), (32 * MIB + 1, 0, 1), (0, 6, 4), (0, 100, 3), (MIB, 90, 6)],
 )
-def test_pages_are_small_unless_that_is_too_little_for_the_rate(
-    rate: int, delay: int, pages: int
-) -> None:
+def test_pages_are_small_unless_the_rate_needs_more(rate: int, delay: int, pages: int) -> None:
     cluster = Cluster()
     records = hold_400_kilobytes(cluster)
     cluster.delay = delay
@@ -149,7 +147,7 @@ def test_pages_name_no_more_partitions_than_they_may_come_from(records: int, pag
 
 
 @pytest.mark.parametrize("delay", [0, 20])
-def test_a_page_that_took_its_time_is_not_waited_for_again(delay: int) -> None:
+def test_slow_page_is_followed_without_a_pause(delay: int) -> None:
     cluster = Cluster()
     hold_400_kilobytes(cluster)
     cluster.delay = delay
@@ -158,7 +156,7 @@ def test_a_page_that_took_its_time_is_not_waited_for_again(delay: int) -> None:
     assert 750 < cluster.now - NOW < 900, "each of two fillers has half of the rate"
 
 
-def test_pauses_that_last_too_long_do_not_add_up() -> None:
+def test_long_pauses_do_not_add_up() -> None:
     cluster = Cluster()
     hold_400_kilobytes(cluster)
     cluster.late = 9
@@ -167,7 +165,7 @@ def test_pauses_that_last_too_long_do_not_add_up() -> None:
     assert 750 < cluster.now - NOW < 850, "and not 9 ms more for each page"
 
 
-def test_what_was_held_up_for_long_does_not_hurry_for_long(
+def test_delayed_task_exceeds_the_rate_only_briefly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cluster = Cluster()
@@ -184,7 +182,7 @@ def test_what_was_held_up_for_long_does_not_hurry_for_long(
     assert 750 + held_up_for - 60 < cluster.now - NOW < 900 + held_up_for
 
 
-def test_a_rate_that_is_lifted_leaves_no_debt() -> None:
+def test_removed_rate_limit_leaves_no_debt() -> None:
     cluster = Cluster()
     throttle = Throttle(cluster.peers["d"])
     cluster.order(1000)
@@ -221,7 +219,7 @@ def test_pages_of_small_records_grow_until_they_reach_the_rate() -> None:
 
 
 @pytest.mark.parametrize("rate", [0, 20_000_000, 32 * MIB, 32 * MIB + 1])
-def test_small_records_move_gently_unless_a_high_rate_is_ordered(rate: int) -> None:
+def test_small_records_are_limited_by_effort_unless_rate_is_high(rate: int) -> None:
     cluster = Cluster()
     records, weight = hold_small_records(cluster)
     cluster.delay = 4
@@ -236,7 +234,7 @@ def test_small_records_move_gently_unless_a_high_rate_is_ordered(rate: int) -> N
         assert cluster.asked[CopyRequest] == 20, "no larger pages than that takes"
 
 
-def test_a_filler_makes_up_for_what_passes_between_two_groups_of_partitions() -> None:
+def test_throttle_makes_up_for_time_between_batches() -> None:
     cluster = Cluster()
     _, weight = hold_small_records(cluster)
     cluster.delay = 10
@@ -259,7 +257,7 @@ def test_a_filler_makes_up_for_what_passes_between_two_groups_of_partitions() ->
     ],
 )
 @pytest.mark.parametrize("counted_as", ["bytes", "records"])
-def test_so_many_partitions_are_filled_together_that_it_is_no_pity_to_begin_anew(
+def test_batch_size_follows_the_effort_of_the_last_batch(
     weight: int, sizes: list[int], counted_as: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[int] = []
@@ -279,7 +277,7 @@ def test_so_many_partitions_are_filled_together_that_it_is_no_pity_to_begin_anew
     assert taken == sizes
 
 
-def test_so_many_sources_are_needed_that_no_write_can_be_missed() -> None:
+def test_sources_include_every_acked_write() -> None:
     cluster = Cluster()
     able, needed = sources(cluster.peers["d"], PARTITION)
     assert (sorted(able), needed) == (["a", "b", "c"], 2)
@@ -288,7 +286,7 @@ def test_so_many_sources_are_needed_that_no_write_can_be_missed() -> None:
 
 
 @pytest.mark.parametrize("done", range(4))
-def test_a_partition_that_comes_back_while_it_is_dropped_is_filled(done: int) -> None:
+def test_partition_regained_during_cleanup_is_streamed(done: int) -> None:
     cluster = Cluster()
     for peer in "abcd":  # d has lost the partition in the change before
         cluster.write(peer, stamp_at(NOW - 90_000))
@@ -306,13 +304,13 @@ def test_a_partition_that_comes_back_while_it_is_dropped_is_filled(done: int) ->
 
 
 @pytest.mark.parametrize("keeps_another", [False, True])
-def test_what_was_deleted_and_buried_meanwhile_does_not_come_back(keeps_another: bool) -> None:
+def test_collected_records_do_not_come_back(keeps_another: bool) -> None:
     cluster = Cluster()
     for peer in "abcd":  # d held the partition once, and was not cleared since
         cluster.write(peer, stamp_at(NOW - 90_000))
     for peer in "abc":
         cluster.write(peer, stamp_at(NOW - 80_000), flags=RecordFlag.TOMBSTONE)
-    cluster.bury(stamp_at(NOW - 60_000))
+    cluster.set_horizon(stamp_at(NOW - 60_000))
     assert [cluster.records(peer) for peer in "abcd"] == [0, 0, 0, 1]
     if keeps_another:
         for peer in "abc":
@@ -324,7 +322,7 @@ def test_what_was_deleted_and_buried_meanwhile_does_not_come_back(keeps_another:
     assert cluster.records("d") == int(keeps_another)
 
 
-def test_horizon_from_a_wrong_clock_does_not_come_in_with_the_data() -> None:
+def test_horizon_from_a_wrong_clock_is_not_adopted() -> None:
     cluster = Cluster()
     for peer in "abc":
         cluster.write(peer, stamp_at(NOW))

@@ -1,4 +1,4 @@
-"""Horizons: agreed on by all, and made even again where only some were told."""
+"""Tests of tombstone GC: agreement on horizons, and their reconciliation."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def compare(cluster: Cluster) -> list[bool]:
     return [bool(cluster.peers[peer].local_partitions.unreconciled) for peer in "abc"]
 
 
-def bury(cluster: Cluster) -> None:
-    """Have all even their horizons, and drop the dead."""
+def reconcile_and_reap(cluster: Cluster) -> None:
+    """Reconcile all horizons, and drop tombstones."""
     for peer in "abc":
         cluster.run(peer, reconcile_horizons(cluster.peers[peer]))
     for peer in "abc":
@@ -54,72 +54,74 @@ def test_all_replicas_come_to_the_same_horizon() -> None:
     for peer in "abc":
         cluster.run(peer, agree_all(cluster.peers[peer], LAG_MS))
     assert horizons(cluster) == [HORIZON] * 3
-    assert cluster.asked[SetHorizon] == 2, "the first replica begins, and nobody else"
+    assert cluster.asked[SetHorizon] == 2, "only the first replica starts"
     assert compare(cluster) == [False] * 3
 
 
 @pytest.mark.parametrize("place", [1, 2])
-def test_who_goes_away_in_the_middle_is_told_later(place: int) -> None:
+def test_replica_that_fails_during_agreement_gets_the_horizon_later(place: int) -> None:
     cluster = deleted()
     peers = cluster.view.readers[PARTITION]
     cluster.unanswered = {(peers[place], SetHorizon)}
     cluster.run(peers[0], agree_all(cluster.peers[peers[0]], LAG_MS))
-    assert sorted(horizons(cluster)) == [0, HORIZON, HORIZON], "all others are told at once"
+    assert sorted(horizons(cluster)) == [0, HORIZON, HORIZON], "all other replicas get it at once"
     cluster.unanswered.clear()
     for peer in "abc":
         cluster.run(peer, reap_all(cluster.peers[peer]))
     assert any(compare(cluster))
-    bury(cluster)
+    reconcile_and_reap(cluster)
     assert horizons(cluster) == [HORIZON] * 3
     assert compare(cluster) == [False] * 3
 
 
 @pytest.mark.parametrize("ahead", ["a", "b", "c", "ab", "bc", "ac"])
-def test_whoever_is_ahead_the_others_follow(ahead: str) -> None:
+def test_replicas_adopt_the_latest_horizon(ahead: str) -> None:
     cluster = deleted()
-    cluster.bury(HORIZON, ahead)
+    cluster.set_horizon(HORIZON, ahead)
     assert any(compare(cluster)), "one side of each pair begins, and finds it"
     assert sum(cluster.records(peer) for peer in "abc") == 3 - len(ahead)
-    bury(cluster)
+    reconcile_and_reap(cluster)
     assert horizons(cluster) == [HORIZON] * 3
     assert [cluster.records(peer) for peer in "abc"] == [0, 0, 0]
     assert compare(cluster) == [False] * 3
 
 
-def test_horizons_that_make_no_difference_are_left_as_they_are() -> None:
+def test_unequal_horizons_without_differences_are_kept() -> None:
     cluster = Cluster(joins=False)
     for peer in "abc":
         cluster.write(peer, stamp_at(NOW - 1000))
-    cluster.bury(HORIZON, "a")
+    cluster.set_horizon(HORIZON, "a")
     assert compare(cluster) == [False] * 3
 
 
-def test_who_holds_something_else_up_to_a_horizon_does_not_take_it() -> None:
+def test_replica_with_different_records_does_not_adopt_a_horizon() -> None:
     cluster = deleted()
-    cluster.bury(HORIZON, "a")
+    cluster.set_horizon(HORIZON, "a")
     for peer in "bc":  # a refuses it: it is the past
         cluster.write(peer, stamp_at(NOW - 80_000))
     assert any(compare(cluster))
-    bury(cluster)
+    reconcile_and_reap(cluster)
     assert horizons(cluster) == [HORIZON, 0, 0]
     assert [cluster.records(peer) for peer in "abc"] == [0, 1, 1]
 
 
-@pytest.mark.parametrize("why", ["a change is under way", "one is away", "one has moved on"])
-def test_an_uneven_horizon_waits_too(why: str) -> None:
-    cluster = deleted(joins=why == "a change is under way")
-    cluster.bury(HORIZON, "a")
+@pytest.mark.parametrize(
+    "why", ["a topology change runs", "a replica is down", "a replica has a later epoch"]
+)
+def test_unequal_horizon_waits_for_unavailable_replicas(why: str) -> None:
+    cluster = deleted(joins=why == "a topology change runs")
+    cluster.set_horizon(HORIZON, "a")
     assert any(compare(cluster))
-    if why == "one is away":
+    if why == "a replica is down":
         cluster.view = View(cluster.view.topology, frozenset("ab"))
-    if why == "one has moved on":
+    if why == "a replica has a later epoch":
         cluster.unanswered = {(peer, FloorRequest) for peer in "abc"}
-    bury(cluster)
+    reconcile_and_reap(cluster)
     assert horizons(cluster) == [HORIZON, 0, 0]
     assert [cluster.records(peer) for peer in "abc"] == [0, 1, 1]
 
 
-def test_horizon_that_cannot_be_stored_is_not_kept_in_memory(
+def test_horizon_is_not_used_when_storing_it_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cluster = deleted()

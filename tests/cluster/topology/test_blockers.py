@@ -1,4 +1,4 @@
-"""What is waited for, in words; and the orders to go on without it."""
+"""Tests of blockers: the reasons why a change waits, and the orders that end the wait."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def all_complete(topology: Topology) -> Topology:
     return topology
 
 
-def test_nothing_is_waited_for_when_all_is_well() -> None:
+def test_no_blockers_in_a_healthy_cluster() -> None:
     assert waits(View(formed(), ABC), {}) == []
     assert waits(View(adding(formed()), frozenset("abcd")), {}) == []
 
 
-def test_gaining_member_that_is_down_is_named_with_the_order_that_goes_on() -> None:
+def test_gaining_member_that_is_down_suggests_force_remove() -> None:
     (text,) = waits(View(adding(formed()), ABC), {})
     assert text.startswith("d gains ")
     assert "is down" in text
@@ -63,7 +63,7 @@ def test_paused_change_says_so() -> None:
     ]
 
 
-def test_partitions_without_sources_name_those_that_are_away_and_accept_loss() -> None:
+def test_partitions_without_sources_suggest_start_or_accept_loss() -> None:
     lonely = View(adding(formed()), frozenset("ad"))
     found = waits(lonely, {})
     assert len(found) == 1
@@ -91,7 +91,7 @@ def test_new_stores_without_sources_say_what_they_lack() -> None:
     assert waits(View(accepted, ABC), {}) == []
 
 
-def test_end_of_a_change_names_members_that_have_not_taken_the_epoch() -> None:
+def test_end_of_change_names_members_with_an_older_epoch() -> None:
     switched = transitions.switch(all_complete(adding(formed())))
     assert switched is not None
     view = View(switched, frozenset("ad"))
@@ -100,12 +100,12 @@ def test_end_of_a_change_names_members_that_have_not_taken_the_epoch() -> None:
     assert "dstash cluster force-remove b" in found[0]
 
 
-def test_force_remove_drops_a_dead_joining_member_and_ends_its_change() -> None:
+def test_force_remove_of_the_only_joining_member_ends_the_change() -> None:
     topology = transitions.force_remove(adding(formed()), ["d"], ABC)
     assert (topology.member("d"), topology.change) == (None, None)
 
 
-def test_force_remove_drops_a_dead_joining_member_and_goes_on_with_the_others() -> None:
+def test_force_remove_of_a_joining_member_keeps_other_joins() -> None:
     both = adding(adding(formed()), "e")
     topology = transitions.force_remove(both, ["d"], frozenset("abce"))
     assert topology.member("d") is None
@@ -116,7 +116,7 @@ def test_force_remove_drops_a_dead_joining_member_and_goes_on_with_the_others() 
     assert joining.state is State.JOINING
 
 
-def test_force_remove_makes_a_dead_gaining_member_leave() -> None:
+def test_force_remove_makes_a_gaining_member_leave() -> None:
     gaining = adding(formed("abcd"), "e")
     topology = transitions.force_remove(gaining, ["b"], frozenset("acde"))
     member = topology.member("b")
@@ -141,7 +141,7 @@ def test_force_remove_of_a_live_or_unknown_member_is_refused() -> None:
         transitions.force_remove(formed(), ["x"], ABC)
 
 
-def test_accept_loss_is_refused_where_nothing_is_lost() -> None:
+def test_accept_loss_fails_where_no_data_is_lost() -> None:
     with pytest.raises(ChangeConflict, match="'b' is alive and has its data"):
         transitions.accept_loss(formed(), ["b"], ABC)
     with pytest.raises(ChangeConflict, match="'d' is joining"):

@@ -1,4 +1,4 @@
-"""How peers come into the topology: from the first one on, and when they come back."""
+"""Tests of joining: the first peer, later peers, and members that return."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def test_until_it_has_formed_every_order_gives_the_same_members(order: list[str]
     assert {one.state for one in topology.members} == {State.ACTIVE}
 
 
-def test_it_forms_with_the_last_that_is_needed() -> None:
+def test_cluster_forms_with_the_last_required_peer() -> None:
     assert not joined("ab", min_peers=3).formed
     assert joined("abc", min_peers=3).formed
 
 
-def test_who_comes_later_joins_by_a_change() -> None:
+def test_later_peer_joins_by_a_topology_change() -> None:
     topology = joined("abcd", min_peers=3)
     member = topology.member("d")
     assert member is not None
@@ -61,7 +61,7 @@ def test_who_comes_later_joins_by_a_change() -> None:
     assert topology.change.number == topology.epoch == 4
 
 
-def test_two_that_come_at_once_are_one_change() -> None:
+def test_two_concurrent_joins_are_one_change() -> None:
     topology = joined("abcde", min_peers=3)
     assert [one.id for one in topology.members if one.state is State.JOINING] == ["d", "e"]
     assert topology.change is not None
@@ -69,13 +69,13 @@ def test_two_that_come_at_once_are_one_change() -> None:
     assert topology.change.complete == ()
 
 
-def test_who_stands_there_already_changes_nothing() -> None:
+def test_join_of_an_unchanged_member_changes_nothing() -> None:
     topology = joined("abcd", min_peers=3)
     for name in "abcd":
         assert join(topology, announce(name)) is None
 
 
-def test_who_comes_back_elsewhere_keeps_its_place() -> None:
+def test_member_at_a_new_address_keeps_its_partitions() -> None:
     topology = joined("abc", min_peers=3)
     moved = join(topology, announce("b", address="tcp://elsewhere:9"))
     assert moved is not None
@@ -90,12 +90,12 @@ def test_who_comes_back_elsewhere_keeps_its_place() -> None:
     assert moved.epoch == topology.epoch + 1
 
 
-def test_zone_and_weight_do_not_change_by_coming_back() -> None:
+def test_rejoin_keeps_zone_and_weight() -> None:
     topology = joined("abc", min_peers=3)
     assert join(topology, announce("b", zone="other", weight=5.0)) is None
 
 
-def test_who_comes_back_with_another_store_has_lost_its_data() -> None:
+def test_member_with_another_store_is_not_synced() -> None:
     topology = joined("abc", min_peers=3)
     back = join(topology, announce("b", store="new"))
     assert back is not None
@@ -115,13 +115,13 @@ def test_before_the_cluster_has_formed_there_is_nothing_to_lose() -> None:
     assert member.synced
 
 
-def test_a_newcomer_that_loses_its_store_begins_its_change_anew() -> None:
+def test_joining_member_with_another_store_restarts_the_change() -> None:
     topology = joined("abcd", min_peers=3)
     back = join(topology, announce("d", store="new"))
     assert back is not None
     member = back.member("d")
     assert member is not None
-    assert member.synced  # it holds nothing yet, and nobody reads from it
+    assert member.synced  # it has no data yet and serves no reads
     assert back.change is not None
     assert topology.change is not None
     assert back.change.number > topology.change.number

@@ -1,4 +1,4 @@
-"""Plans: what moves by them, what it weighs, and what they warn of."""
+"""Tests of plans: the data that would move, and the warnings."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def candidate(name: str, zone: str) -> Announcement:
 def status(
     *names: str, records: int = 1000, used: int = 10**6, free: int = 10**9
 ) -> dict[str, dict[str, int]]:
-    facts = {"records": records, "used_bytes": used, "free_bytes": free}
-    return {name: dict(facts) for name in names}
+    details = {"records": records, "used_bytes": used, "free_bytes": free}
+    return {name: dict(details) for name in names}
 
 
 def of(worked_out: Plan, peer: str) -> tuple[int, int, int, int]:
@@ -65,7 +65,7 @@ def test_zones_are_counted_as_peers_are() -> None:
     assert weighed.bytes_into("b") == weighed.bytes > 0
 
 
-def test_the_weight_is_the_average_of_those_that_answered() -> None:
+def test_weight_is_the_average_of_replying_peers() -> None:
     before = cluster("p1", "p2", "p3", "p4")
     table = placement(before.before(), 3)
     answered = status("p1", "p2", records=3072, used=3_072_000)
@@ -93,14 +93,14 @@ def test_what_moves_is_weighed() -> None:
         ("aaaa", "p3", ""),  # it was so before
     ],
 )
-def test_it_warns_of_too_few_members_or_zones(zones: str, leaving: str, problem: str) -> None:
+def test_plan_warns_of_too_few_members_or_zones(zones: str, leaving: str, problem: str) -> None:
     before = cluster(*("p1", "p2", "p3", "p4")[: len(zones)], zones=zones)
     worked_out = plan(before, transitions.remove(before, [leaving]), status("p1", "p2", "p3", "p4"))
     assert bool(worked_out.problems) == bool(problem)
     assert any(one.startswith(problem) for one in worked_out.problems or [""])
 
 
-def test_it_warns_of_too_little_room() -> None:
+def test_plan_warns_of_too_little_room() -> None:
     before = cluster("p1", "p2", "p3", "p4")
     answered = status("p1", "p2", "p3", "p4", used=10**9, free=1000)
     worked_out = plan(before, transitions.remove(before, ["p4"]), answered)
@@ -109,7 +109,7 @@ def test_it_warns_of_too_little_room() -> None:
     ]  # fmt: skip
 
 
-def test_it_warns_when_nobody_can_give_the_data() -> None:
+def test_plan_warns_without_live_sources() -> None:
     before = cluster("p1", "p2", "p3", "p4")
     worked_out = plan(before, transitions.remove(before, ["p4"]), status("p1", "p2"))
     assert len(worked_out.problems) == 1
@@ -118,7 +118,7 @@ def test_it_warns_when_nobody_can_give_the_data() -> None:
     assert one_dead.problems == ()
 
 
-def test_a_change_under_way_is_seen_from_where_the_data_is() -> None:
+def test_plan_during_a_change_starts_from_current_placement() -> None:
     before = cluster("p1", "p2", "p3", "p4")
     joining = replace(before.members[3], state=State.JOINING)
     running = before.with_member(joining)

@@ -209,7 +209,7 @@ class TestChoice:
     ) -> None:
         assert place(some, len(some)) == place(some, len(some) + replicas)
 
-    def test_of_nobody_is_empty(self) -> None:
+    def test_placement_without_members_is_empty(self) -> None:
         assert place([], 3) == ((),) * PARTITIONS
 
 
@@ -225,18 +225,18 @@ class TestCollisions:
         monkeypatch.setattr(rendezvous, "_cached_lots", cached)
 
     @pytest.mark.parametrize("zones", ["aaaa", "abcd", "aabb"])
-    def test_are_decided_by_the_members_order(self, zones: str) -> None:
+    def test_ties_are_decided_by_member_order(self, zones: str) -> None:
         table = place(peers(*zones)[::-1], 2)
         assert set(table) == {("peer0", "peer1") if zones != "aabb" else ("peer0", "peer2")}
 
-    def test_are_decided_the_same_when_one_comes_or_goes(self) -> None:
+    def test_ties_stay_decided_when_a_member_comes_or_goes(self) -> None:
         everyone = peers(*"abcab")
         for one in everyone:
             rest = [other for other in everyone if other is not one]
             assert place_again(place(rest, 2), rest, everyone, 2) == place(everyone, 2)
             assert place_again(place(everyone, 2), everyone, rest, 2) == place(rest, 2)
 
-    def test_go_to_the_heavier(self) -> None:
+    def test_ties_go_to_the_heavier_member(self) -> None:
         table = place([Candidate("a", "x", 1.0), Candidate("b", "x", 2.0)], 1)
         assert set(table) == {("b",)}
 
@@ -316,7 +316,7 @@ class TestFairness:
         assert shares["peer0"] == 1
         assert sum(shares.values()) == min(replicas, len(some))
 
-    def test_who_should_have_more_than_one_copy_has_one_of_everything(self) -> None:
+    def test_member_with_a_share_above_one_copy_holds_everything(self) -> None:
         some = [one._replace(weight=w) for one, w in zip(peers(*"abcd"), (9, 2, 1, 1), strict=True)]
         shares = self.shares(some, 2)
         assert list(shares.values()) == [
@@ -336,7 +336,7 @@ class TestFairness:
 
 
 class TestMovement:
-    def test_who_joins_takes_its_share_and_nobody_else_moves(self) -> None:
+    def test_joining_member_takes_its_share_and_no_other_data_moves(self) -> None:
         before = peers(*map(str, range(9)))
         after = [*before, Candidate("new", "9")]
         moved = 0
@@ -345,7 +345,7 @@ class TestMovement:
             moved += "new" in new
         assert moved / PARTITIONS == pytest.approx(3 / 10, rel=0.1)
 
-    def test_who_leaves_moves_only_what_it_held(self) -> None:
+    def test_leaving_member_moves_only_its_own_partitions(self) -> None:
         before = peers(*map(str, range(10)))
         for old, new in zip(place(before, 3), place(before[:-1], 3), strict=True):
             assert len(set(new) - set(old)) == ("peer9" in old)
@@ -360,9 +360,7 @@ class TestMovement:
             assert set(new) - set(old) <= {"peer0"}
 
     @pytest.mark.parametrize("zones", ["abcdefghi", "aaaaaaaaa"])
-    def test_where_weights_differ_little_more_moves_than_the_newcomer_takes(
-        self, zones: str
-    ) -> None:
+    def test_unequal_weights_move_little_more_than_the_share(self, zones: str) -> None:
         before = [one._replace(weight=2.0 if n < 2 else 1.0) for n, one in enumerate(peers(*zones))]
         after = [*before, Candidate("new", "z" if zones[1] == "b" else "a")]
         moved = taken = 0
@@ -391,7 +389,7 @@ class TestAgain:
         again = place_again(place(before, replicas), before, after, replicas)
         assert again == place(after, replicas)
 
-    def test_when_the_first_comes_that_weighs_more(self) -> None:
+    def test_update_equals_placement_with_the_first_heavier_member(self) -> None:
         before = peers(*"abcd")
         after = [*before, Candidate("heavy", "e", 2.0)]
         assert place_again(place(before, 2), before, after, 2) == place(after, 2)

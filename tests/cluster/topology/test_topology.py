@@ -1,4 +1,4 @@
-"""The topology: its form outside a process, and what is refused as one."""
+"""Tests of the topology: its JSON form, and the values that it rejects."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_fields_of_a_later_version_are_ignored() -> None:
         with_member(weight=float("nan")),
     ],
 )
-def test_what_is_no_topology_is_refused(data: bytes) -> None:
+def test_decode_fails_on_malformed_topologies(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         Topology.decode(data)
 

@@ -1,4 +1,4 @@
-"""The steps of a change of placement, and that no two of them let a read miss a write."""
+"""Tests of transitions: no two consecutive steps let a read miss a write."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_no_read_misses_a_write_of_the_next_step(
                 assert all(read & write for write in write_quorums(table, partition))
 
 
-def test_only_when_old_readers_are_gone_may_writes_leave_them() -> None:
+def test_writes_leave_old_replicas_only_after_reads() -> None:
     before = cluster("a", "b", "c")
     topologies = steps(before, transitions.swap(before, "c", candidate("d")))
     unswitched, switched, ended = (View(one) for one in topologies[2:])
@@ -105,7 +105,7 @@ def test_only_when_old_readers_are_gone_may_writes_leave_them() -> None:
             assert read & set(passed)
 
 
-def test_those_who_stay_are_filled_when_fewer_are_left() -> None:
+def test_remaining_replicas_stream_when_replicas_decrease() -> None:
     three = cluster("a", "b", "c")
     # A write may have been acked by b and c alone, and then a quorum of a and b is both of them.
     assert set(transitions.incoming(transitions.remove(three, ["c"]))) == {"a", "b"}
@@ -120,13 +120,13 @@ def test_those_who_stay_are_filled_when_fewer_are_left() -> None:
 
 @pytest.mark.parametrize("old", ["a", "ab", "abc", "abcd", "abcde", "abcdefg"])
 @pytest.mark.parametrize("new", ["a", "x", "ab", "ax", "abc", "axy", "abcd", "abcx", "abcde"])
-def test_after_a_change_a_quorum_has_every_write_that_was_acked(old: str, new: str) -> None:
+def test_quorum_has_every_acked_write_after_a_change(old: str, new: str) -> None:
     streamed = set(new) if transitions.survivors_lack_quorum(old, new) else set(new) - set(old)
     for acked in combinations(old, Level.QUORUM.needed(len(old))):
         assert len(streamed.union(acked).intersection(new)) >= Level.QUORUM.needed(len(new))
 
 
-def test_a_change_that_is_switched_cannot_be_cancelled_or_joined() -> None:
+def test_switched_change_cannot_be_cancelled_or_joined() -> None:
     before = cluster("a", "b", "c", "d")
     switched = steps(before, transitions.remove(before, ["d"]))[3]
     with pytest.raises(ChangeConflict):
@@ -138,7 +138,7 @@ def test_a_change_that_is_switched_cannot_be_cancelled_or_joined() -> None:
     assert joining.join(switched, candidate("e")) is None
 
 
-def test_a_joiner_that_lost_its_store_is_filled_again() -> None:
+def test_joining_member_streams_again_after_losing_its_store() -> None:
     begun = transitions.add(cluster("a", "b", "c"), [candidate("d")])
     done = completed(begun)
     assert done.change is not None
@@ -150,11 +150,11 @@ def test_a_joiner_that_lost_its_store_is_filled_again() -> None:
     assert back.change.number == back.epoch
     joiner = back.member("d")
     assert joiner is not None
-    assert joiner.synced  # else nobody could ever fill it: it has nothing before the change
+    assert joiner.synced  # else it could never stream: it has no partitions before the change
     assert transitions.incoming(back)["d"]
 
 
-def test_a_member_that_lost_its_store_loses_what_it_had_gained() -> None:
+def test_member_that_loses_its_store_loses_its_gains() -> None:
     begun = transitions.remove(cluster("a", "b", "c", "d"), ["d"])
     done = completed(begun)
     back = joining.join(done, candidate("a", "another store"))
@@ -167,7 +167,7 @@ def test_a_member_that_lost_its_store_loses_what_it_had_gained() -> None:
     assert transitions.switch(back) is None
 
 
-def test_a_store_that_is_older_than_it_was() -> None:
+def test_lost_marks_an_old_store_as_not_synced() -> None:
     begun = transitions.add(cluster("a", "b", "c"), [candidate("d")])
     assert transitions.lost(begun, "d", "store-d") is None  # nothing counts on it yet
     lost = transitions.lost(completed(begun), "d", "store-d")
@@ -178,7 +178,7 @@ def test_a_store_that_is_older_than_it_was() -> None:
     assert transitions.lost(emptied, "a", "store-a") is None
 
 
-def test_a_newcomer_keeps_the_rate_and_the_pause_of_the_change_under_way() -> None:
+def test_join_keeps_rate_and_pause_of_the_running_change() -> None:
     begun = transitions.ordered(cluster("a", "b", "c", "d"), {}, "remove", ["d"], 1000)
     paused = transitions.steer(begun, paused=True)
     grown = joining.join(paused, candidate("e"))
@@ -188,7 +188,7 @@ def test_a_newcomer_keeps_the_rate_and_the_pause_of_the_change_under_way() -> No
     assert grown.change.number == grown.epoch
 
 
-def test_a_dead_joiner_does_not_hold_up_the_others_for_ever() -> None:
+def test_failed_joining_member_is_dropped() -> None:
     before = cluster("a", "b", "c", "d", "e")
     begun = transitions.add(before, [candidate("f")])
     assert transitions.drop_dead_joiners(begun, ["a"], 1) is None
@@ -204,7 +204,7 @@ def test_a_dead_joiner_does_not_hold_up_the_others_for_ever() -> None:
     assert transitions.drop_dead_joiners(begun, ["f"], 3) is None  # this peer sees badly, rather
 
 
-def test_forgetting_waits_while_too_many_are_down() -> None:
+def test_forget_does_nothing_while_too_many_are_down() -> None:
     before = cluster("a", "b", "c", "d")
     assert transitions.forget(before, ["d"], 1) is not None
     assert transitions.forget(before, ["c", "d"], 2) is None
@@ -212,7 +212,7 @@ def test_forgetting_waits_while_too_many_are_down() -> None:
     assert transitions.forget(cluster("a", "b", "c"), ["c"], 1) is None  # nothing would be gained
 
 
-def test_who_has_not_joined_yet_cannot_be_replaced() -> None:
+def test_joining_member_cannot_be_replaced() -> None:
     begun = transitions.add(cluster("a", "b", "c"), [candidate("d")])
     for refused in (
         lambda: transitions.swap(begun, "d", candidate("e")),  # reads would come to it
@@ -225,7 +225,7 @@ def test_who_has_not_joined_yet_cannot_be_replaced() -> None:
     assert [one.id for one in both.after()] == ["b", "c", "d", "e"]
 
 
-def test_only_the_dead_are_forgotten_and_only_by_those_who_see_well() -> None:
+def test_forget_removes_only_failed_members() -> None:
     before = cluster(*"abcdef")
     alive = {name: candidate(name) for name in "abcdef"}
     with pytest.raises(ChangeConflict, match="'f' is alive"):

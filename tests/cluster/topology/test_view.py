@@ -1,4 +1,4 @@
-"""The view: who owns what, before and after the change under way."""
+"""Tests of the view: replica sets before and after a topology change."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_without_a_change_readers_and_writers_are_the_same() -> None:
     assert sorted(view.members) == ["a", "b", "c"]
 
 
-def test_who_joins_is_written_to_and_not_read_who_leaves_the_other_way_round() -> None:
+def test_joining_member_gets_writes_and_leaving_member_reads() -> None:
     view = View(
         topology(
             member("a"), member("b"), member("new", State.JOINING), member("old", State.LEAVING)
@@ -58,7 +58,7 @@ def test_fewer_members_than_copies_all_hold_everything() -> None:
     assert {frozenset(row) for row in view.readers} == {frozenset("ab")}
 
 
-def test_nobody_holds_nothing() -> None:
+def test_placement_without_members_is_empty() -> None:
     assert set(View(topology()).readers) == {()}
 
 
@@ -67,7 +67,7 @@ names = st.lists(st.sampled_from("abcdefgh"), unique=True, max_size=8)
 
 @settings(max_examples=15)
 @given(st.lists(names, min_size=1, max_size=5), st.integers(1, 3))
-def test_placements_made_from_one_another_are_those_made_from_nothing(
+def test_updated_placements_equal_computed_ones(
     steps: Sequence[Sequence[str]], replicas: int
 ) -> None:
     view_module._placed.clear()
@@ -78,7 +78,7 @@ def test_placements_made_from_one_another_are_those_made_from_nothing(
         assert placement(members, replicas) is table
 
 
-def test_a_placement_near_a_known_one_is_made_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_similar_placement_is_updated_from_a_cached_one(monkeypatch: pytest.MonkeyPatch) -> None:
     members = [member(name) for name in "abcdefgh"]
     placement(members, 3)
     monkeypatch.setattr(view_module, "place", None)

@@ -1,8 +1,8 @@
-"""python-consul with what it lacks: timeouts, a token outside the URL, one kind of error.
+"""A Consul client on python-consul, with timeouts, a token header, and one kind of error.
 
-As it comes, a frozen agent hangs its caller for ever, the ACL token travels in the URL (and so
-into every proxy's log), and callers see the errors of three libraries. All requests pass through
-``ConsulHttp._send``, and that is where each of these is put right.
+In python-consul a frozen agent blocks its caller for ever, the ACL token is part of the URL (and so
+of every proxy's log), and callers get the errors of three libraries. All requests pass through
+``ConsulHttp._send``, which corrects each of these.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from dstash.errors import ConfigError, MembershipUnreachable
 
-CONNECT_TIMEOUT: Final = 2.0
-READ_TIMEOUT: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 2.0
+READ_TIMEOUT_S: Final = 5.0
 
 Params = list[tuple[str, Any]] | None
 Verify = bool | str
@@ -35,19 +35,19 @@ Certificate = str | tuple[str, str] | None
 class ConsulClient(base.Consul):  # type: ignore[misc]  # the base class has no annotations
     """The parts of Consul that a membership uses: ``kv``, ``agent``, ``session``, ``txn``.
 
-    Thread-safe. Every call raises ``MembershipUnreachable`` when Consul does not answer in time,
-    or answers with an error; ``facts['status']`` is then the HTTP status, if there was one.
+    Thread-safe. Every call raises ``MembershipUnreachable`` if Consul does not reply in time or
+    replies with an error; ``details['status']`` is then the HTTP status, if there is one.
 
     Args:
         url: ``http://host:port`` or ``https://...``, with or without a path.
         token: the ACL token, sent as a header.
-        ca_file: PEM file of the authorities to trust in place of the usual ones.
-        cert_file: PEM file of the client's certificate; ``key_file`` that of its key, unless
-            they are one file.
-        patience: seconds for an answer, beyond what a blocking query waits.
+        ca_file: PEM file of the authorities to trust instead of the default ones.
+        cert_file: PEM file of the client certificate.
+        key_file: PEM file of its key, unless ``cert_file`` has both.
+        patience: seconds to wait for a reply, in addition to the wait of a blocking query.
 
     Raises:
-        ConfigError: the URL is not one, or a file is not there.
+        ConfigError: the URL is invalid, or a file is missing.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class ConsulClient(base.Consul):  # type: ignore[misc]  # the base class has no 
         ca_file: str | Path | None = None,
         cert_file: str | Path | None = None,
         key_file: str | Path | None = None,
-        patience: float = READ_TIMEOUT,
+        patience: float = READ_TIMEOUT_S,
     ) -> None:
-        # The base class's own constructor is passed over: it lets CONSUL_HTTP_* in the
-        # environment overrule its arguments, while our settings have an order of their own.
+        # The constructor of the base class is not called, because it lets CONSUL_HTTP_* in the
+        # environment override its arguments, against the precedence of dstash's settings.
         verify: Verify = True if ca_file is None else _file(ca_file)
         cert = _certificate(cert_file, key_file)
         self.http = ConsulHttp(checked_url(url), token, verify, cert, patience)
@@ -75,7 +75,7 @@ class ConsulClient(base.Consul):  # type: ignore[misc]  # the base class has no 
         self.session = base.Consul.Session(self)
 
     def close(self) -> None:
-        """Break off the requests that wait, and close all connections. No call may follow."""
+        """Abort waiting requests and close all connections. No call may follow."""
         self.http.close()
 
 
@@ -87,10 +87,10 @@ class ConsulHttp(base.HTTPClient):  # type: ignore[misc]  # the base class has n
     ) -> None:
         super().__init__(scheme=urlsplit(url).scheme, verify=verify, cert=cert)
         self.base_uri = url
-        self.patience = patience  # of requests that begin from now on
+        self.patience = patience  # for requests that begin from now on
         self._connections = _Connections()
         self._session = requests.Session()
-        self._session.trust_env = False  # no web proxy, and no password out of ~/.netrc
+        self._session.trust_env = False  # no proxy and no password from the environment
         self._session.mount(url, _Adapter(self._connections))
         if token:
             self._session.headers["X-Consul-Token"] = token
@@ -130,12 +130,12 @@ class ConsulHttp(base.HTTPClient):  # type: ignore[misc]  # the base class has n
                 self.uri(path, params),
                 data=data,
                 timeout=(
-                    min(CONNECT_TIMEOUT, self.patience),
+                    min(CONNECT_TIMEOUT_S, self.patience),
                     read_timeout(params, self.patience),
                 ),
                 verify=self.verify,
                 cert=self.cert,
-                allow_redirects=False,  # the token is for this address alone
+                allow_redirects=False,  # the token is only for this address
             )
             status = response.status_code
             response.encoding = "utf-8"
@@ -143,12 +143,12 @@ class ConsulHttp(base.HTTPClient):  # type: ignore[misc]  # the base class has n
         except (requests.RequestException, base.ConsulException, OSError) as error:
             reason = _reason(error)
         except (ValueError, KeyError, TypeError):
-            reason = f"the answer (HTTP status {status}) is not one of Consul's"
+            reason = f"the reply (HTTP status {status}) is not from Consul"
         raise MembershipUnreachable(f"Consul at {self.base_uri}: {reason}", status=status)
 
 
 class _Connections:
-    """The open connections: shut down, they end the requests that other threads wait in."""
+    """The open connections. Shutting them down aborts the requests of other threads."""
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
@@ -156,7 +156,7 @@ class _Connections:
         self._is_shut = False
 
     def add(self, connection: HTTPConnection) -> None:
-        """Keep account of a connection that was made; after ``shut_down`` it is shut at once."""
+        """Track a new connection; after ``shut_down`` it is shut down at once."""
         with self._mutex:
             self._open.add(connection)
             if self._is_shut:
@@ -171,12 +171,12 @@ class _Connections:
 
 def _shut(connection: HTTPConnection) -> None:
     if connection.sock is not None:
-        with suppress(OSError):  # the other side was faster
+        with suppress(OSError):  # closed by the other side already
             connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 class _Adapter(HTTPAdapter):
-    """Keeps account of the connections that it makes."""
+    """Tracks the connections that it creates."""
 
     def __init__(self, connections: _Connections) -> None:
         self._connections = connections
@@ -184,17 +184,17 @@ class _Adapter(HTTPAdapter):
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        made = self._connections
+        connections = self._connections
 
         class Plain(HTTPConnection):
             def connect(self) -> None:
                 super().connect()
-                made.add(self)
+                connections.add(self)
 
         class Tls(HTTPSConnection):
             def connect(self) -> None:
                 super().connect()
-                made.add(self)
+                connections.add(self)
 
         self.poolmanager.pool_classes_by_scheme = {
             "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": Plain}),
@@ -202,17 +202,17 @@ class _Adapter(HTTPAdapter):
         }
 
 
-def read_timeout(params: Params, patience: float = READ_TIMEOUT) -> float:
-    """Return how long an answer may take, in seconds: ``patience``, if it is not held back.
+def read_timeout(params: Params, patience: float = READ_TIMEOUT_S) -> float:
+    """Return the timeout of a reply in seconds: ``patience``, plus the wait of a blocking query.
 
-    A blocking query is answered after its wait, to which Consul adds up to a sixteenth.
+    Consul adds up to one sixteenth to that wait.
     """
     wait = dict(params or ()).get("wait", "0s")
     return float(wait.removesuffix("s")) * 17 / 16 + patience
 
 
 def checked_url(url: str) -> str:
-    """Return the URL of an agent without a slash at its end; ``ConfigError`` when it is not one."""
+    """Return the URL of an agent without a trailing slash; ``ConfigError`` if it is invalid."""
     full = url if "://" in url else f"http://{url}"
     try:
         parts = urlsplit(full)
@@ -220,41 +220,44 @@ def checked_url(url: str) -> str:
     except ValueError:
         valid = False
     if not valid:
-        raise ConfigError(f"consul URL {url!r} is not like http://127.0.0.1:8500")
+        raise ConfigError(f"invalid consul URL {url!r}; expected a URL like http://127.0.0.1:8500")
     if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ConfigError("consul URL must hold no user, password or query: give the token apart")
+        raise ConfigError(
+            "consul URL must not have a user, password or query; set the token separately"
+        )
     return full.rstrip("/")
 
 
 def _certificate(cert: str | Path | None, key: str | Path | None) -> Certificate:
     if cert is None:
         if key is not None:
-            raise ConfigError(f"a key file ({key}) needs a certificate file beside it")
+            raise ConfigError(f"key file {key} needs a certificate file too")
         return None
     return _file(cert) if key is None else (_file(cert), _file(key))
 
 
 def _file(path: str | Path) -> str:
     if not Path(path).is_file():
-        raise ConfigError(f"there is no file {path}")
+        raise ConfigError(f"no file {path}")
     return str(path)
 
 
 def _reason(error: Exception) -> str:
-    """Say in a few words what happened, with nothing of the request in it."""
+    """Return a short description of an error, without any part of the request."""
     if isinstance(error, requests.ConnectTimeout):
-        return "no connection in time"
+        return "connection timed out"
     if isinstance(error, requests.Timeout):
-        return "no answer in time"
+        return "no reply in time"
     if isinstance(error, base.ConsulException):
         return " ".join(str(error).split())[:200] or type(error).__name__
     return _cause(error).strerror or type(_cause(error)).__name__
 
 
 def _cause(error: BaseException) -> OSError:
-    """Dig out the operating system's error: requests wraps urllib3's, which wraps that."""
+    """Return the operating system's error, which urllib3 and requests have wrapped."""
     inner = getattr(error, "reason", None) or next(
-        (one for one in (*error.args, error.__cause__, error.__context__) if _is_error(one)), None
+        (cause for cause in (*error.args, error.__cause__, error.__context__) if _is_error(cause)),
+        None,
     )
     if inner is not None and _is_error(inner) and inner is not error:
         return _cause(inner)

@@ -1,8 +1,8 @@
 """Membership in Consul.
 
-Under ``dstash/<cluster>/`` stand ``topology`` (changed by compare-and-set on its ModifyIndex),
-``peers/<id>`` (one lock a peer, its value the announcement) and ``locks/<name>``. Names are
-percent-encoded where a key could not hold them as they are.
+The keys under ``dstash/<cluster>/`` are ``topology`` (changed by compare-and-set on its
+ModifyIndex), ``peers/<id>`` (one lock per peer, with the announcement as value) and
+``locks/<name>``. Names are percent-encoded.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dstash.cluster.membership.consul.http import READ_TIMEOUT, ConsulClient
+from dstash.cluster.membership.consul.http import READ_TIMEOUT_S, ConsulClient
 from dstash.cluster.membership.consul.lock import SessionLock, folder
-from dstash.cluster.membership.consul.session import LAST_PATIENCE, Lease
+from dstash.cluster.membership.consul.session import RELEASE_TIMEOUT_S, Lease
 from dstash.cluster.membership.consul.watch import Watcher
 from dstash.cluster.membership.interface import NOTHING, StoredTopology, Token
 from dstash.cluster.topology.announcement import Announcement, decode
@@ -23,20 +23,21 @@ from dstash.errors import MembershipError, ProtocolError
 
 
 class ConsulMembership:
-    """A ``Membership`` kept by Consul, reached through one agent.
+    """A ``Membership`` in Consul, through one agent.
 
-    Opening it asks nothing of Consul yet, so it can be opened while Consul is away.
+    Creating it sends no request, so it can be created while Consul is unavailable.
 
     Args:
-        url: of the agent, such as ``http://127.0.0.1:8500``.
-        cluster: name of the cluster.
-        token: ACL token; needs to write ``dstash/<cluster>/`` keys, sessions, and the service.
+        url: the URL of the agent, such as ``http://127.0.0.1:8500``.
+        cluster: the name of the cluster.
+        token: the ACL token, with write access to ``dstash/<cluster>/`` keys, sessions and the
+            service.
         ca_file, cert_file, key_file: PEM files for ``https``.
-        wait: longest time of one blocking query, in seconds.
-        patience: for an answer that Consul does not hold back, in seconds.
+        wait: the longest time of one blocking query, in seconds.
+        patience: the timeout of other requests, in seconds.
 
     Raises:
-        ConfigError: the URL is not one, or a file is not there.
+        ConfigError: the URL is invalid, or a file is missing.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class ConsulMembership:
         cert_file: str | Path | None = None,
         key_file: str | Path | None = None,
         wait: float = 30.0,
-        patience: float = READ_TIMEOUT,
+        patience: float = READ_TIMEOUT_S,
     ) -> None:
         self.cluster = cluster
         self._client = ConsulClient(
@@ -64,11 +65,11 @@ class ConsulMembership:
         self._topology_key = f"{self._folder}topology"
         self._wait = f"{wait:.3f}s"
         self._watcher = Watcher(self._query)
-        self._mutex = threading.Lock()  # guards the coming and going of the lease
+        self._mutex = threading.Lock()  # guards changes of ``_lease``
         self._lease: Lease | None = None
 
     def read(self) -> StoredTopology:
-        """See ``Membership.read``. ``MembershipError`` when what is stored is no topology."""
+        """See ``Membership.read``. ``MembershipError`` if the stored value is not a topology."""
         item = self._client.kv.get(self._topology_key, consistency="consistent")[1]
         if item is None:
             return StoredTopology(None, NOTHING)
@@ -82,7 +83,7 @@ class ConsulMembership:
         return bool(self._client.kv.put(self._topology_key, topology.encode(), cas=token))
 
     def announce(self, announcement: Announcement) -> None:
-        """See ``Membership.announce``. May wait some seconds for a dead process's lock to fall."""
+        """See ``Membership.announce``. May wait some seconds for an earlier lock to expire."""
         with self._mutex:
             if self._lease is None:
                 lease = Lease(SessionLock(self._client, self.cluster, announcement))
@@ -91,7 +92,7 @@ class ConsulMembership:
             elif self._lease.peer == announcement.peer:
                 self._lease.update(announcement)
             else:
-                raise MembershipError(f"announced as {self._lease.peer!r} already: resign first")
+                raise MembershipError(f"already announced as {self._lease.peer!r}; resign first")
 
     def is_announced(self) -> bool:
         """See ``Membership.is_announced``."""
@@ -102,10 +103,10 @@ class ConsulMembership:
         """See ``Membership.alive``."""
         items = self._client.kv.get(f"{self._folder}peers/", recurse=True)[1] or ()
         found = (decode(item["Value"]) for item in items if item.get("Session"))
-        return {one.peer: one for one in found if one is not None}
+        return {announcement.peer: announcement for announcement in found if announcement}
 
     def watch(self, timeout: float) -> bool:
-        """See ``Membership.watch``. The first one returns True as soon as Consul answers."""
+        """See ``Membership.watch``. The first call returns True as soon as Consul replies."""
         return self._watcher.watch(timeout)
 
     def wake(self) -> None:
@@ -113,7 +114,7 @@ class ConsulMembership:
         self._watcher.wake()
 
     def acquire(self, name: str) -> bool:
-        """See ``Membership.acquire``. False too while this peer is not announced."""
+        """See ``Membership.acquire``. Also False while this peer is not announced."""
         lease = self._lease
         return lease is not None and lease.acquire(name)
 
@@ -128,24 +129,24 @@ class ConsulMembership:
         with self._mutex:
             lease, self._lease = self._lease, None
         if lease is not None:
-            lease.give_up()
+            lease.release_all()
 
     def close(self) -> None:
         """See ``Membership.close``."""
-        self._client.http.patience = LAST_PATIENCE
+        self._client.http.patience = RELEASE_TIMEOUT_S
         self.resign()
         self._watcher.close()
-        self._client.close()  # breaks off the blocking query that the watcher waits in
+        self._client.close()  # aborts the blocking query of the watcher
         self._watcher.join()
 
     def _query(self, index: int) -> tuple[int, Hashable]:
         found, items = self._client.kv.get(
             self._folder, recurse=True, index=str(index), wait=self._wait
         )
-        return int(found), frozenset(self._mark(item) for item in items or ())
+        return int(found), frozenset(self._state_of(item) for item in items or ())
 
-    def _mark(self, item: dict[str, Any]) -> Hashable:
-        """Return what of a key matters to a watch. Named locks come and go without notice."""
+    def _state_of(self, item: dict[str, Any]) -> Hashable:
+        """Return the part of a key that a watch compares; named locks are ignored."""
         if item["Key"].startswith(f"{self._folder}locks/"):
             return None
         return item["Key"], item["ModifyIndex"], item.get("Session")

@@ -1,7 +1,8 @@
-"""A peer's lock in Consul over time: taken once, then kept by a thread until it is given up.
+"""The lease of a peer's session lock in Consul: taken once, then renewed by a thread.
 
-Consul may go away, elect another leader, or come back knowing nothing; the thread takes the lock
-again for as long as it takes. One line is logged when the lock is lost, and one when it is back.
+Consul may become unavailable, elect another leader, or return without its data; the thread tries
+without limit to take the lock again. One line is logged when the lock is lost, and one when it is
+held again.
 """
 
 from __future__ import annotations
@@ -14,28 +15,28 @@ from typing import Final
 import structlog
 
 from dstash import threads
-from dstash.cluster.membership.consul.lock import CHECK_TTL, SessionLock
+from dstash.cluster.membership.consul.lock import CHECK_TTL_S, SessionLock
 from dstash.cluster.topology.announcement import Announcement
 from dstash.errors import MembershipUnreachable, PeerIdInUse
 
-BEAT: Final = 0.5
-#: How long a lock may outlive its process before we believe in a living holder, in seconds.
-PATIENCE: Final = 6.0
-#: How long a peer that stops waits for Consul, in seconds, before it leaves its lock to fall.
-LAST_PATIENCE: Final = 1.5
-_POLL: Final = 0.2
-_LONGEST_PAUSE: Final = 2.0
+HEARTBEAT_S: Final = 0.5
+#: How long a lock may outlive its process before its holder counts as alive.
+TAKE_TIMEOUT_S: Final = 6.0
+#: How long a stopping peer waits for Consul before it lets its lock expire.
+RELEASE_TIMEOUT_S: Final = 1.5
+_POLL_INTERVAL_S: Final = 0.2
+_MAX_PAUSE_S: Final = 2.0
 
 _log = structlog.get_logger("dstash.membership")
 _random = random.SystemRandom()
 
 
 class Lease:
-    """Keeps one ``SessionLock``. Thread-safe; ``take`` comes first and once, ``give_up`` last."""
+    """Renews one ``SessionLock``. Thread-safe; ``take`` is called first, ``release_all`` last."""
 
     def __init__(self, lock: SessionLock) -> None:
         self._lock = lock
-        self._mutex = threading.Lock()  # guards the hold; beats go past it
+        self._mutex = threading.Lock()  # guards the lock; heartbeats do not wait for it
         self._sure_until = 0.0
         self._is_lost = False
         self._stop = threading.Event()
@@ -45,31 +46,31 @@ class Lease:
 
     @property
     def peer(self) -> str:
-        """Whose lock it is."""
+        """The peer that the lock belongs to."""
         return self._lock.announcement.peer
 
     @property
     def is_held(self) -> bool:
-        """Whether the lock was seen to be ours so lately that it must still be."""
+        """Whether the lock was confirmed so recently that it must still be held."""
         return time.monotonic() < self._sure_until
 
     def take(self) -> None:
-        """Take the lock, waiting up to ``PATIENCE`` for one that a dead process left to fall.
+        """Take the lock, waiting up to ``TAKE_TIMEOUT_S`` for that of an ended process to expire.
 
         Raises:
-            PeerIdInUse: it did not fall.
-            MembershipUnreachable: Consul does not answer.
+            PeerIdInUse: the lock did not expire.
+            MembershipUnreachable: Consul does not reply.
         """
         try:
-            self._wait_for_lock(time.monotonic() + PATIENCE)
+            self._wait_for_lock(time.monotonic() + TAKE_TIMEOUT_S)
         except BaseException:
-            self._let_go()
+            self._release_lock()
             raise
         self._log.info("announced")
         self._renewer.start()
 
     def update(self, announcement: Announcement) -> None:
-        """Announce other facts. While Consul is away the thread goes on trying to."""
+        """Change the announcement. While Consul is unavailable, the thread keeps trying."""
         with self._mutex:
             has_moved = announcement.address != self._lock.announcement.address
             self._lock.announcement = announcement
@@ -83,48 +84,48 @@ class Lease:
             return self._lock.acquire(name)
 
     def release(self, name: str) -> None:
-        """Let go of a named lock."""
+        """Release a named lock."""
         with self._mutex:
             self._lock.release(name)
 
-    def give_up(self) -> None:
-        """Stop renewing and free everything; what cannot be freed soon falls by itself."""
+    def release_all(self) -> None:
+        """Stop renewing and release all locks; locks that cannot be released soon expire."""
         self._stop.set()
         self._sure_until = 0.0
         if self._renewer.is_alive():
-            self._renewer.join(LAST_PATIENCE)
-        if self._renewer.is_alive():  # Consul keeps it waiting, and would do the same to us
-            self._log.warning("lock left to fall by itself", reason="Consul does not answer")
+            self._renewer.join(RELEASE_TIMEOUT_S)
+        if self._renewer.is_alive():  # it waits for Consul, as this call would
+            self._log.warning("lock left to expire", reason="Consul does not reply")
         else:
-            self._let_go()
+            self._release_lock()
         self._log.info("resigned")
 
     def _wait_for_lock(self, deadline: float) -> None:
         is_waiting = False
         while True:
-            beaten = time.monotonic()
+            started = time.monotonic()
             if self._lock.take():
-                self._sure_until = beaten + CHECK_TTL
+                self._sure_until = started + CHECK_TTL_S
                 return
-            if beaten > deadline:
+            if started > deadline:
                 raise PeerIdInUse(self._in_use())
             if not is_waiting:
                 is_waiting = True
-                self._log.info("waiting for the lock of an earlier run to fall")
-            time.sleep(_POLL)
+                self._log.info("waiting for the lock of an earlier run to expire")
+            time.sleep(_POLL_INTERVAL_S)
 
     def _in_use(self) -> str:
         address = self._lock.holder_address()
         where = f" at {address}" if address else ""
         return f"peer id {self.peer!r} is in use by a live process{where}"
 
-    def _let_go(self) -> None:
+    def _release_lock(self) -> None:
         self._sure_until = 0.0
         try:
             with self._mutex:
-                self._lock.let_go()
+                self._lock.release_all()
         except MembershipUnreachable as error:
-            self._log.warning("lock left to fall by itself", reason=str(error))
+            self._log.warning("lock left to expire", reason=str(error))
 
     def _renew(self) -> None:
         failures = 0
@@ -132,29 +133,29 @@ class Lease:
             try:
                 self._renew_once()
                 failures = 0
-            except Exception as error:  # whatever Consul answers, this thread goes on
+            except Exception as error:  # this thread must go on, whatever Consul replies
                 failures += 1
                 self._report_loss(str(error) or repr(error))
 
     def _renew_once(self) -> None:
-        beaten = time.monotonic()
+        started = time.monotonic()
         is_known = self._lock.beat()
         if not self._mutex.acquire(blocking=False):
-            return  # somebody waits for the leader in there: the next beat must not
+            return  # another call waits for the leader: the next heartbeat must not wait too
         try:
-            self._keep(is_known, beaten)
+            self._keep(is_known, started)
         finally:
             self._mutex.release()
 
-    def _keep(self, is_known: bool, beaten: float) -> None:
+    def _keep(self, is_known: bool, started: float) -> None:
         if not (is_known and self._lock.keep()):
             self._sure_until = 0.0
-            self._report_loss("Consul has forgotten it")
-            if self._stop.is_set():  # nobody wants it any more
+            self._report_loss("Consul has lost it")
+            if self._stop.is_set():  # the lock is about to be released
                 return
             if not self._lock.take():
                 raise PeerIdInUse(self._in_use())
-        self._sure_until = beaten + CHECK_TTL
+        self._sure_until = started + CHECK_TTL_S
         if self._is_lost:
             self._is_lost = False
             self._log.info("announced again")
@@ -166,7 +167,7 @@ class Lease:
 
 
 def _pause(failures: int) -> float:
-    """Return how long to wait: after a failure longer each time, and never in step with others."""
+    """Return the pause before the next renewal: with backoff and jitter after failures."""
     if failures == 0:
-        return BEAT
-    return min(_LONGEST_PAUSE, BEAT * 2.0 ** min(failures, 8)) * _random.uniform(0.3, 1.0)
+        return HEARTBEAT_S
+    return min(_MAX_PAUSE_S, HEARTBEAT_S * 2.0 ** min(failures, 8)) * _random.uniform(0.3, 1.0)

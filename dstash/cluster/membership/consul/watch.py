@@ -1,4 +1,4 @@
-"""Blocking queries in a thread, so that the one who watches can be woken at any time."""
+"""Blocking queries in a thread, so that a waiting ``watch`` can be woken at any time."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from dstash.errors import MembershipUnreachable
 
 _log = structlog.get_logger("dstash.membership")
 
-#: Asks for what there is beyond an index: gives the new index and what to compare.
+#: Waits for changes after an index; returns the new index and a value to compare.
 Query = Callable[[int], tuple[int, Hashable]]
 
-_FIRST_PAUSE: Final = 0.1
-_LONGEST_PAUSE: Final = 2.0
-#: Between two answers that tell nothing new: Consul may answer early, even at once.
-_BREATH: Final = 0.05
+_FIRST_PAUSE_S: Final = 0.1
+_MAX_PAUSE_S: Final = 2.0
+#: The pause after a reply without a change, because Consul may reply early, even at once.
+_UNCHANGED_PAUSE_S: Final = 0.05
 
 
 class Watcher:
-    """Runs a blocking query over and over, from the first ``watch`` until ``close``."""
+    """Runs a blocking query repeatedly, from the first ``watch`` until ``close``."""
 
     def __init__(self, query: Query) -> None:
         self._query = query
         self._condition = threading.Condition()
-        self._seen: Hashable = None  # nothing seen yet: the first answer is a change
+        self._seen: Hashable = None  # nothing seen yet: the first reply is a change
         self._is_changed = False
         self._is_woken = False
         self._is_closed = False
@@ -39,7 +39,7 @@ class Watcher:
         """Wait for a change; False after ``timeout`` seconds, ``wake`` or ``close``.
 
         Raises:
-            MembershipUnreachable: the last query failed. The next one is under way.
+            MembershipUnreachable: the last query failed. The next one is already running.
         """
         self._start()
         with self._condition:
@@ -52,13 +52,13 @@ class Watcher:
             return is_changed
 
     def wake(self) -> None:
-        """End a ``watch`` that waits, or the next one."""
+        """End a waiting ``watch``, or else the next one."""
         with self._condition:
             self._is_woken = True
             self._condition.notify_all()
 
     def close(self) -> None:
-        """Run no further query. The one under way must be broken off elsewhere; then ``join``."""
+        """Run no further query. The caller must abort the running one, then call ``join``."""
         with self._condition:
             self._is_closed = True
             self._condition.notify_all()
@@ -80,32 +80,32 @@ class Watcher:
         return self._is_changed or self._is_woken or self._is_closed or self._error is not None
 
     def _run(self) -> None:
-        index, pause = 0, _FIRST_PAUSE
+        index, pause = 0, _FIRST_PAUSE_S
         while not self._is_closed:
             try:
                 found, seen = self._query(index)
-            except Exception as error:  # this thread must not end: nothing would be seen any more
-                self._tell(error)
-                # Who knows what comes back: an empty Consul begins to count anew.
+            except Exception as error:  # this thread must not end: it detects every change
+                self._report(error)
+                # A Consul that lost its data counts from the beginning.
                 index = 0
                 self._rest(pause)
-                pause = min(_LONGEST_PAUSE, pause * 2)
+                pause = min(_MAX_PAUSE_S, pause * 2)
                 continue
-            index, pause = (found if found >= index else 0), _FIRST_PAUSE
+            index, pause = (found if found >= index else 0), _FIRST_PAUSE_S
             if not self._compare(seen):
-                self._rest(_BREATH)
+                self._rest(_UNCHANGED_PAUSE_S)
 
-    def _tell(self, error: Exception) -> None:
+    def _report(self, error: Exception) -> None:
         if not isinstance(error, MembershipUnreachable):
             _log.error("a query failed", exc_info=error)
             error = MembershipUnreachable(f"a query failed: {error!r}")
         with self._condition:
-            if not self._is_closed:  # else it is close that broke the query off
+            if not self._is_closed:  # else ``close`` aborted the query
                 self._error = error
             self._condition.notify_all()
 
     def _compare(self, seen: Hashable) -> bool:
-        """Note what was seen; whether it differs from what was seen before."""
+        """Record the value seen; returns whether it differs from the last one."""
         with self._condition:
             self._error = None
             if seen == self._seen:

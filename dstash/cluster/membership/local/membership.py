@@ -1,11 +1,11 @@
-"""Membership in a directory, for peers of one machine; no server is needed.
+"""Membership in a directory, for peers on one machine, without a server.
 
-In ``<directory>/<cluster>/`` lie ``topology.json``, one lock file a peer under ``peers``, its
-content the announcement, and the named locks under ``locks``. The kernel frees the locks of a
-process that dies, so a peer's death is seen at the next look.
+``<directory>/<cluster>/`` contains ``topology.json``, one lock file per peer in ``peers`` with the
+announcement as content, and the named locks in ``locks``. The kernel releases the locks of a
+process that ends, so the next poll detects it.
 
-The directory may be deleted, moved away or replaced while peers run. An announced peer compares its
-lock file with the one at the path at each look; when they differ, it makes the directory again and
+The directory may be deleted, moved or replaced while peers run. At each poll an announced peer
+compares its lock file with the one at the path; if they differ, it creates the directory again and
 takes its lock there.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from dstash.cluster.membership.interface import StoredTopology, Token
-from dstash.cluster.membership.local.lock import PATIENCE, LockFile, read_if_held
+from dstash.cluster.membership.local.lock import LOCK_TIMEOUT_S, LockFile, read_if_held
 from dstash.cluster.membership.local.topology_file import TopologyFile
 from dstash.cluster.topology.announcement import Announcement, decode, encode
 from dstash.cluster.topology.names import safe_name
@@ -31,26 +31,26 @@ from dstash.logger import Logger
 from dstash.store.directory import network_kind
 from dstash.store.legacy_topology import read_legacy_topology
 
-_POLL: Final = 0.1
+_POLL_INTERVAL_S: Final = 0.1
 #: Where earlier versions kept the topology.
 _LEGACY: Final = "topology.lmdb"
 _HALF_WRITTEN_TRIES: Final = 5
-_HALF_WRITTEN_PAUSE: Final = 0.002
+_HALF_WRITTEN_PAUSE_S: Final = 0.002
 
 _log = Logger("dstash.membership")
 
-_Look = tuple[Token, dict[str, Announcement]]
+_Observation = tuple[Token, dict[str, Announcement]]
 
 
 class LocalMembership:
-    """A ``Membership`` kept in a directory of this machine (not on a network file system).
+    """A ``Membership`` in a directory of this machine (not on a network file system).
 
-    Any number of them may be open in one process, but none is of use after a fork.
+    A process may open any number of them, but must not use them after a fork.
 
     Args:
-        directory: made when missing, shared by all peers of the cluster.
-        cluster: name of the cluster.
-        patient: open it although the directory cannot be used now; it may be usable later.
+        directory: shared by all peers of the cluster; created if missing.
+        cluster: the name of the cluster.
+        patient: whether to ignore that the directory cannot be used now.
 
     Raises:
         MembershipError: the directory cannot be used.
@@ -71,17 +71,17 @@ class LocalMembership:
                 f"{directory} is on a network file system ({kind}); "
                 "the local membership is for one machine, use Consul for several"
             )
-        self._mutex = threading.Lock()  # guards the four that follow
+        self._mutex = threading.Lock()  # guards the next four attributes
         self._peer: str | None = None
         self._announcement: Announcement | None = None
         self._held: LockFile | None = None
         self._named: dict[str, LockFile] = {}
-        self._seen: _Look | None = None
+        self._seen: _Observation | None = None
         self._woken = threading.Event()
         self._is_closed = False
 
     def read(self) -> StoredTopology:
-        """See ``Membership.read``. ``MembershipError`` when what is stored is no topology."""
+        """See ``Membership.read``. ``MembershipError`` if the stored value is not a topology."""
         with self._usable():
             return self._topology.read()
 
@@ -95,7 +95,7 @@ class LocalMembership:
         path = self._peers / safe_name(announcement.peer)
         with self._usable(), self._mutex:
             if self._peer not in (None, announcement.peer):
-                raise MembershipError(f"announced as {self._peer!r} already: resign first")
+                raise MembershipError(f"already announced as {self._peer!r}; resign first")
             if self._held is None:
                 self._make_directory()
                 self._held, self._peer = _take(path, announcement.peer), announcement.peer
@@ -113,11 +113,11 @@ class LocalMembership:
             return self._alive()
 
     def watch(self, timeout: float) -> bool:
-        """See ``Membership.watch``. The first one returns True at once."""
+        """See ``Membership.watch``. The first call returns True at once."""
         try:
             return self._wait_for_change(time.monotonic() + timeout)
         except MembershipError:
-            if self._is_closed:  # by another thread, while this one looked
+            if self._is_closed:  # by another thread, during the poll
                 return False
             raise
 
@@ -126,7 +126,7 @@ class LocalMembership:
         self._woken.set()
 
     def acquire(self, name: str) -> bool:
-        """See ``Membership.acquire``. False too while this peer is not announced."""
+        """See ``Membership.acquire``. Also False while this peer is not announced."""
         path = self._locks / safe_name(name)
         with self._usable(), self._mutex:
             if self._held is None:
@@ -162,7 +162,7 @@ class LocalMembership:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return False
-            if self._woken.wait(min(_POLL, remaining)):
+            if self._woken.wait(min(_POLL_INTERVAL_S, remaining)):
                 self._woken.clear()
                 return self._has_changed()
         return True
@@ -186,7 +186,7 @@ class LocalMembership:
             self._take_over(legacy)
 
     def _take_over(self, legacy: Path) -> None:
-        """Store the topology that an earlier version has left, and set its file aside."""
+        """Store the topology of an earlier version, and rename its file."""
         encoded = read_legacy_topology(legacy)
         if encoded is not None:
             self._topology.create(encoded)
@@ -196,10 +196,10 @@ class LocalMembership:
         _log.info("topology of an earlier version", file=str(aside), found=encoded is not None)
 
     def _keep_lock(self) -> None:
-        """Take the lock again where the path leads now, when that is not where it was taken.
+        """Take the lock again if the path leads to another file than the one locked.
 
         Raises:
-            PeerIdInUse: another process has it there.
+            PeerIdInUse: another process holds the lock there.
         """
         with self._mutex:
             held, announcement = self._held, self._announcement
@@ -226,7 +226,7 @@ class LocalMembership:
 
     def _alive(self) -> dict[str, Announcement]:
         found = (_read(entry.path) for entry in os.scandir(self._peers))
-        return {one.peer: one for one in found if one is not None}
+        return {announcement.peer: announcement for announcement in found if announcement}
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
@@ -240,7 +240,7 @@ class LocalMembership:
 
 
 def _take(path: Path, peer: str) -> LockFile:
-    lock = LockFile.take(path, PATIENCE)
+    lock = LockFile.take(path, LOCK_TIMEOUT_S)
     if lock is not None:
         return lock
     holder = _read(path)
@@ -249,12 +249,12 @@ def _take(path: Path, peer: str) -> LockFile:
 
 
 def _read(path: Path | str) -> Announcement | None:
-    """Return what a live peer says of itself, giving it time to finish writing it."""
+    """Return the announcement of a live peer, with time for it to finish writing."""
     for _ in range(_HALF_WRITTEN_TRIES):
         content = read_if_held(path)
         if content is None:
             return None
         if (announcement := decode(content)) is not None:
             return announcement
-        time.sleep(_HALF_WRITTEN_PAUSE)
+        time.sleep(_HALF_WRITTEN_PAUSE_S)
     return None

@@ -1,8 +1,8 @@
 """The topology of a local cluster: one value in a small file, changed by compare-and-set.
 
-A write makes a new file, syncs it, and renames it over the old one, so that a reader sees one or
-the other as a whole. The first line holds a checksum of what follows, the topology as JSON. The
-file is never mapped: when it is cut off, reading it gives an error, not SIGBUS.
+A write creates a new file, syncs it, and renames it over the old one, so that a reader sees either
+of them completely. The first line has a checksum of the rest, which is the topology as JSON. The
+file is never mapped, so that reading a truncated file gives an error, not SIGBUS.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ NAME: Final = "topology.json"
 _NEW: Final = "topology.new"
 _LOCK: Final = "topology.writing"
 _MARK: Final = b"dstash-topology 1 "
-#: A topology takes some hundred bytes a member.
-_FILE_BYTES: Final = 64 * 1024 * 1024
-#: A writer that is stopped in the middle holds up the others for this long at most, in seconds.
-_WRITE_PATIENCE: Final = 5.0
+#: The maximum size of the file; a topology takes some hundred bytes a member.
+_MAX_FILE_BYTES: Final = 64 * 1024 * 1024
+#: How long a write waits for another writer, which may be stopped.
+_WRITE_LOCK_TIMEOUT_S: Final = 5.0
 
-#: What tells one state of the file from another without reading it.
-_Facts = tuple[int, int, int, int]
+#: Identifies a state of the file without reading it.
+_FileState = tuple[int, int, int, int]
 
 
 class TopologyFile:
@@ -42,13 +42,13 @@ class TopologyFile:
     def __init__(self, directory: Path) -> None:
         self.path = directory / NAME
         self._directory = directory
-        self._seen: tuple[_Facts, Token] | None = None
+        self._seen: tuple[_FileState, Token] | None = None
 
     def read(self) -> StoredTopology:
-        """Return what is stored; ``damage`` says when it is not what was written.
+        """Return the stored topology; ``corruption`` is set if its checksum does not match.
 
         Raises:
-            MembershipError: what was written is no topology that this version knows.
+            MembershipError: the content is not a topology that this version supports.
         """
         content = self._content(self.path)
         if content is None:
@@ -56,19 +56,19 @@ class TopologyFile:
         token = _token(content)
         body = _body(content)
         if body is None:
-            return StoredTopology(None, token, f"{self.path} is damaged")
+            return StoredTopology(None, token, f"{self.path} is corrupt")
         try:
             return StoredTopology(Topology.decode(body), token)
         except ProtocolError as error:
             raise MembershipError(f"{self.path}: {error}") from None
 
     def token(self) -> Token:
-        """Return the token of what is stored."""
+        """Return the token of the stored topology."""
         try:
-            facts = os.stat(self.path)
+            status = os.stat(self.path)
         except FileNotFoundError:
             return NOTHING
-        state = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         seen = self._seen
         if seen is None or seen[0] != state:
             content = self._content(self.path)
@@ -77,10 +77,10 @@ class TopologyFile:
         return seen[1]
 
     def compare_and_set(self, topology: Topology, token: Token) -> bool:
-        """Store ``topology`` if what is stored has ``token``; whether it was stored.
+        """Store ``topology`` if the stored one has ``token``; returns whether it was stored.
 
         Raises:
-            MembershipUnreachable: another process keeps the right to write for too long.
+            MembershipUnreachable: another process holds the write lock for too long.
         """
         with self._opened() as directory, self._write_lock(directory):
             content = self._content(NAME, directory)
@@ -97,7 +97,7 @@ class TopologyFile:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        """Hold the directory: a write stays in it, even when it is moved away meanwhile."""
+        """Open the directory, so that a write stays in it even if it is moved."""
         directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             yield directory
@@ -106,10 +106,10 @@ class TopologyFile:
 
     @contextmanager
     def _write_lock(self, directory: int) -> Iterator[None]:
-        lock = LockFile.take(_LOCK, _WRITE_PATIENCE, directory)
+        lock = LockFile.take(_LOCK, _WRITE_LOCK_TIMEOUT_S, directory)
         if lock is None:
             path = self._directory / _LOCK
-            raise MembershipUnreachable(f"{path} is held for more than {_WRITE_PATIENCE:g} s")
+            raise MembershipUnreachable(f"{path} is held for more than {_WRITE_LOCK_TIMEOUT_S:g} s")
         try:
             yield
         finally:
@@ -121,13 +121,13 @@ class TopologyFile:
 
         try:
             with open(path, "rb", opener=opened) as file:
-                return file.read(_FILE_BYTES)
+                return file.read(_MAX_FILE_BYTES)
         except FileNotFoundError:
             self._check_directory()
             return None
 
     def _check_directory(self) -> None:
-        # A place that is gone, such as an unmounted disk, is not one without a topology.
+        # A missing directory, such as an unmounted disk, does not mean that there is no topology.
         os.stat(self._directory)
 
 
@@ -136,13 +136,13 @@ def _framed(encoded: bytes) -> bytes:
 
 
 def _body(content: bytes) -> bytes | None:
-    """Return the topology in a file's content; None when that is damaged."""
+    """Return the topology in a file's content; None if the content is corrupt."""
     line, _, body = content.partition(b"\n")
     return body if line + b"\n" + body == _framed(body) else None
 
 
 def _token(content: bytes) -> Token:
-    """Return what differs between two contents, and is never ``NOTHING``."""
+    """Return a hash of the content that is never ``NOTHING``."""
     return xxh3_64_intdigest(content) >> 1 | 1 << 62
 
 
