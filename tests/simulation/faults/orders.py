@@ -118,7 +118,7 @@ class Operator:
         settled = [core for core in cores if core.clock.knows_majority and core.clock.is_complete]
         bounds = [core.clock.latest() for core in settled]
         is_blocked = any(
-            core.ahead_ms and core.local_partitions.present > bound
+            core.health.ahead_ms and core.local_partitions.present > bound
             for core in settled
             for bound in bounds
         )
