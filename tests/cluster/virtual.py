@@ -80,7 +80,7 @@ class Cluster:
         #: By how much (milliseconds) pauses are longer than was asked for.
         self.late = 0
         self.now = NOW
-        members = tuple(Member(one, f"tcp://{one}:1", f"store-{one}", one) for one in "abc")
+        members = tuple(Member(peer, f"tcp://{peer}:1", f"store-{peer}", peer) for peer in "abc")
         before = Topology("test", "id", 1, 3, formed=True, members=members)
         joiner = Announcement("d", "tcp://d:1", "store-d", "d", 1.0)
         topology = transitions.add(before, [joiner]) if joins else before

@@ -8,8 +8,9 @@ from unittest import mock
 
 from dstash.client.operations import key_lists, page_reads, reads, writes
 from dstash.cluster.replication import handlers, throttle
-from dstash.peer import commits, scan_pages
 from dstash.peer import reads as peer_reads
+from dstash.peer import scan_pages
+from dstash.peer.admission import backlog
 from tests.simulation.conditions import Conditions
 
 _SMALL = (
@@ -18,7 +19,7 @@ _SMALL = (
     (key_lists, {"PAGE_KEYS": 4}),
     (writes, {"KEYS_PER_CHUNK": 16, "BYTES_PER_CHUNK": 1_500}),
     (handlers, {"PAGE_BYTES": 1_200, "PAGE_KEYS": 9}),
-    (commits, {"COMMIT_BYTES": 2_000}),
+    (backlog, {"COMMIT_BYTES": 2_000}),
     (peer_reads, {"REPLY_BYTES": 900, "HEADS_BYTES": 2_500}),
     (scan_pages, {"VISITS": 10}),
 )

@@ -249,7 +249,7 @@ class TestGrowing:
             store.mark(b"name", os.urandom(3000))
 
         actions = [mark, lambda: held(store), lambda: store.marked(b"name"), store.stats]
-        threads = [threading.Thread(target=until_stopped, args=(one,)) for one in actions]
+        threads = [threading.Thread(target=until_stopped, args=(action,)) for action in actions]
         for thread in threads:
             thread.start()
         for number in range(120):

@@ -133,7 +133,7 @@ def test_state_changes_are_logged_once(tmp_path: Path, disk: FakeDisk) -> None:
         ours.tend()
         disk.free, disk.now = 800 * MIB, disk.now + 60
         ours.tend()
-    said = [one["event"] for one in lines]
+    said = [line["event"] for line in lines]
     assert said.count(DiskState.SCARCE.value) <= 6, "a state that comes and goes is said seldom"
     assert said[-2:] == [DiskState.FULL.value, "there is room on the disk again"]
 
@@ -147,7 +147,7 @@ def test_failed_reserve_is_logged_once_and_allocated_later(tmp_path: Path, disk:
             ours.tend()
         disk.free = 900 * MIB
         ours.tend()
-    said = [one["event"] for one in lines if "reserve" in one["event"]]
+    said = [line["event"] for line in lines if "reserve" in line["event"]]
     assert said == [
         "the reserve of the disk cannot be allocated now; will try again",
         "the reserve of the disk is allocated",

@@ -217,7 +217,9 @@ class TestLostLock:
 
     def service(self, consul_agent: ConsulAgent, peer: ConsulMembership) -> str:
         services = consul_agent.get("agent/services").values()
-        found = [one["ID"] for one in services if f"cluster={peer.cluster}" in one["Tags"]]
+        found = [
+            service["ID"] for service in services if f"cluster={peer.cluster}" in service["Tags"]
+        ]
         assert len(found) == 1
         return str(found[0])
 
@@ -289,7 +291,9 @@ class TestService:
         peer = ConsulMembership(consul_agent.url, cluster)
         peer.announce(announcement("p1"))
         services = consul_agent.get("agent/services").values()
-        assert len([one for one in services if f"cluster={cluster}" in one["Tags"]]) == 1
+        assert (
+            len([service for service in services if f"cluster={cluster}" in service["Tags"]]) == 1
+        )
         peer.close()
 
     def test_rejected_announcer_registers_no_service(
@@ -304,7 +308,12 @@ class TestService:
             refused = pool.submit(second.announce, announcement("p1"))
             while not refused.done():
                 services = consul_agent.get("agent/services").values()
-                assert len([one for one in services if f"cluster={cluster}" in one["Tags"]]) == 1
+                assert (
+                    len(
+                        [service for service in services if f"cluster={cluster}" in service["Tags"]]
+                    )
+                    == 1
+                )
             with pytest.raises(PeerIdInUse):
                 refused.result()
         second.close()
@@ -318,7 +327,7 @@ class TestElection:
         members: list[ConsulMembership] = []
         try:
             leader, name = cluster.leader(), new_cluster()
-            members = [ConsulMembership(one.url, name) for one in cluster.followers()]
+            members = [ConsulMembership(agent.url, name) for agent in cluster.followers()]
             for number, membership in enumerate(members):
                 membership.announce(announcement(f"p{number}"))
             assert members[0].compare_and_set(TOPOLOGY, NOTHING)

@@ -291,7 +291,7 @@ os.wait()
                 assert membership.compare_and_set(large, membership.read().token)
                 time.sleep(0.01)
             is_over.set()
-            assert set().union(*(one.result() for one in looking)) <= {0, 1000}
+            assert set().union(*(future.result() for future in looking)) <= {0, 1000}
 
     def test_is_not_written_in_place(self, membership: LocalMembership, tmp_path: Path) -> None:
         assert membership.compare_and_set(TOPOLOGY, NOTHING)
@@ -400,7 +400,7 @@ class TestTopologyOfAnEarlierVersion:
                 return membership.read().topology
 
         with ThreadPoolExecutor(4) as pool:
-            found = [one.result() for one in [pool.submit(read) for _ in range(4)]]
+            found = [future.result() for future in [pool.submit(read) for _ in range(4)]]
         assert found == [TOPOLOGY] * 4
 
     @pytest.mark.parametrize("size", [0, 100, 8192])
@@ -455,7 +455,7 @@ class TestPeerFiles:
                 assert peer.alive() == {"p1": announcement("p1", port)}
                 peer.resign()
             is_over.set()
-            assert min(one.result() for one in looking) > 10
+            assert min(future.result() for future in looking) > 10
 
     def test_lock_is_taken_during_a_test_of_it(
         self, membership: LocalMembership, tmp_path: Path

@@ -94,4 +94,4 @@ def test_corruption_found_by_a_read_counts() -> None:
     corruption = Corruption()
     corruption.report([(7).to_bytes(2, "big") + b"\x01i%d" % number for number in range(KEPT)])
     corruption.report([(9).to_bytes(2, "big") + b"\x01i"])
-    assert [one for one in range(PARTITIONS) if one in corruption] == [7, 9]
+    assert [partition for partition in range(PARTITIONS) if partition in corruption] == [7, 9]

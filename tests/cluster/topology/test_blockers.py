@@ -18,7 +18,7 @@ ABC = frozenset("abc")
 
 
 def formed(names: str = "abc", replicas: int = 3) -> Topology:
-    members = tuple(Member(one, f"tcp://{one}:1", f"store-{one}", f"z-{one}") for one in names)
+    members = tuple(Member(name, f"tcp://{name}:1", f"store-{name}", f"z-{name}") for name in names)
     return Topology("test", "id", 7, replicas, formed=True, members=members)
 
 
@@ -32,7 +32,8 @@ def adding(topology: Topology, name: str = "d") -> Topology:
 
 def unsynced(topology: Topology, *names: str) -> Topology:
     members = tuple(
-        replace(one, synced=one.synced and one.id not in names) for one in topology.members
+        replace(member, synced=member.synced and member.id not in names)
+        for member in topology.members
     )
     return replace(topology, members=members)
 

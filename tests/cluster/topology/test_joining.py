@@ -33,7 +33,7 @@ def joined(names: Sequence[str], min_peers: int) -> Topology:
 
 def test_the_first_peer_founds_the_cluster() -> None:
     alone = found(announce("a"), "c", "id", 3, 1)
-    assert (alone.epoch, alone.formed, [one.id for one in alone.members]) == (1, True, ["a"])
+    assert (alone.epoch, alone.formed, [member.id for member in alone.members]) == (1, True, ["a"])
     assert not found(announce("a"), "c", "id", 3, 2).formed
 
 
@@ -43,8 +43,8 @@ def test_until_it_has_formed_every_order_gives_the_same_members(order: list[str]
     assert topology.formed
     assert topology.epoch == 3
     assert topology.change is None
-    assert [one.id for one in topology.members] == sorted(order[:3])
-    assert {one.state for one in topology.members} == {State.ACTIVE}
+    assert [member.id for member in topology.members] == sorted(order[:3])
+    assert {member.state for member in topology.members} == {State.ACTIVE}
 
 
 def test_cluster_forms_with_the_last_required_peer() -> None:
@@ -63,7 +63,7 @@ def test_later_peer_joins_by_a_topology_change() -> None:
 
 def test_two_concurrent_joins_are_one_change() -> None:
     topology = joined("abcde", min_peers=3)
-    assert [one.id for one in topology.members if one.state is State.JOINING] == ["d", "e"]
+    assert [member.id for member in topology.members if member.state is State.JOINING] == ["d", "e"]
     assert topology.change is not None
     assert topology.change.number == topology.epoch == 5
     assert topology.change.complete == ()

@@ -47,15 +47,17 @@ def test_one_more_peer_moves_its_fair_share_and_nothing_else() -> None:
     )
     fair = 3 * PARTITIONS / 5
     assert of(worked_out, "p5")[2] == worked_out.partitions == pytest.approx(fair, rel=0.1)
-    assert sum(one.loses for one in worked_out.peers) == worked_out.partitions
-    assert sum(one.incoming for one in worked_out.peers if one.id != "p5") == 0
+    assert sum(peer_plan.loses for peer_plan in worked_out.peers) == worked_out.partitions
+    assert sum(peer_plan.incoming for peer_plan in worked_out.peers if peer_plan.id != "p5") == 0
     assert worked_out.problems == ()
 
 
 def test_zones_are_counted_as_peers_are() -> None:
     before = cluster("p1", "p2", "p3", "p4", zones="aabb", replicas=2)
     worked_out = plan(before, transitions.remove(before, ["p4"]), {})
-    assert [(one.zone, one.before, one.after) for one in worked_out.zones] == [
+    assert [
+        (zone_plan.zone, zone_plan.before, zone_plan.after) for zone_plan in worked_out.zones
+    ] == [
         ("a", PARTITIONS, PARTITIONS),
         ("b", PARTITIONS, PARTITIONS),
     ]
@@ -97,14 +99,14 @@ def test_plan_warns_of_too_few_members_or_zones(zones: str, leaving: str, proble
     before = cluster(*("p1", "p2", "p3", "p4")[: len(zones)], zones=zones)
     worked_out = plan(before, transitions.remove(before, [leaving]), status("p1", "p2", "p3", "p4"))
     assert bool(worked_out.problems) == bool(problem)
-    assert any(one.startswith(problem) for one in worked_out.problems or [""])
+    assert any(text.startswith(problem) for text in worked_out.problems or [""])
 
 
 def test_plan_warns_of_too_little_room() -> None:
     before = cluster("p1", "p2", "p3", "p4")
     answered = status("p1", "p2", "p3", "p4", used=10**9, free=1000)
     worked_out = plan(before, transitions.remove(before, ["p4"]), answered)
-    assert [one.split(" would")[0] for one in worked_out.problems] == [
+    assert [text.split(" would")[0] for text in worked_out.problems] == [
         "peer p1", "peer p2", "peer p3",
     ]  # fmt: skip
 

@@ -40,13 +40,13 @@ def fingerprint(table: Table) -> str:
 def chosen_from_all(members: Sequence[Candidate], replicas: int, partition: int) -> list[str]:
     """Choose as the design says, one partition at a time, from all members, without haste."""
     columns = scores(members, replicas)
-    ranked = sorted(sorted(members), key=lambda one: columns[one.id][partition], reverse=True)
+    ranked = sorted(sorted(members), key=lambda member: columns[member.id][partition], reverse=True)
     chosen: list[Candidate] = []
     for one in ranked:
         if len(chosen) < replicas and one.zone not in {other.zone for other in chosen}:
             chosen.append(one)
-    rest = [one for one in ranked if one not in chosen]
-    return [one.id for one in (chosen + rest)[:replicas]]
+    rest = [member for member in ranked if member not in chosen]
+    return [member.id for member in (chosen + rest)[:replicas]]
 
 
 #: What was computed by the first version. Data lies where these say.
@@ -163,14 +163,14 @@ def weighted(one: Candidate) -> st.SearchStrategy[Candidate]:
 weights = st.sampled_from([0.25, 1.0, 1.0, 1.0, 3.0])
 members = st.lists(
     st.builds(Candidate, st.sampled_from([f"p{n}" for n in range(12)]), st.sampled_from("abcde")),
-    unique_by=lambda one: one.id,
+    unique_by=lambda member: member.id,
     max_size=12,
 ).flatmap(
     lambda some: st.tuples(
         *[weights.map(lambda w, one=one: one._replace(weight=w)) for one in some]
     )
 )
-equal_members = members.map(lambda some: [one._replace(weight=1.0) for one in some])
+equal_members = members.map(lambda some: [member._replace(weight=1.0) for member in some])
 replicas = st.integers(1, 6)
 SAMPLE = range(0, PARTITIONS, 397)
 
@@ -194,7 +194,7 @@ class TestChoice:
     def test_holds_distinct_members_and_zones(
         self, some: Sequence[Candidate], replicas: int
     ) -> None:
-        zone_of = {one.id: one.zone for one in some}
+        zone_of = {member.id: member.zone for member in some}
         zones = set(zone_of.values())
         for row in place(some, replicas):
             assert len(row) == len(set(row)) == min(replicas, len(some))
@@ -263,7 +263,7 @@ class TestFairness:
     @staticmethod
     def shares(some: Sequence[Candidate], replicas: int) -> dict[str, float]:
         counts = Counter(peer for row in place(some, replicas) for peer in row)
-        return {one.id: counts[one.id] / PARTITIONS for one in some}
+        return {member.id: counts[member.id] / PARTITIONS for member in some}
 
     @pytest.mark.parametrize("count", [2, 3, 5, 10])
     def test_equal_members_hold_equal_shares(self, count: int) -> None:

@@ -44,7 +44,7 @@ topologies = st.builds(
     replicas=st.integers(1, 9),
     min_peers=st.integers(1, 9),
     formed=st.booleans(),
-    members=st.lists(members, unique_by=lambda one: one.id, max_size=4).map(tuple),
+    members=st.lists(members, unique_by=lambda member: member.id, max_size=4).map(tuple),
     change=st.none() | st.builds(Change, st.integers(1, 99), st.just(("a",)), st.booleans()),
 )
 
@@ -129,7 +129,7 @@ def test_members_are_found_added_replaced_and_taken_out() -> None:
     assert WHOLE.member("a") == A
     assert WHOLE.member("c") is None
     c = Member("0", "tcp://c:1", "s", "z")
-    assert [one.id for one in WHOLE.with_member(c).members] == ["0", "a", "b"]
+    assert [member.id for member in WHOLE.with_member(c).members] == ["0", "a", "b"]
     moved = Member("a", "tcp://elsewhere:1", "s", "z")
     assert WHOLE.with_member(moved).members == (moved, B)
     assert WHOLE.without(["a", "stranger"]).members == (B,)
@@ -140,5 +140,5 @@ def test_before_and_after_a_change() -> None:
     states = {"stays": State.ACTIVE, "comes": State.JOINING, "goes": State.LEAVING}
     some = tuple(Member(name, "", "", "", state=state) for name, state in states.items())
     topology = Topology("c", "id", 1, members=some)
-    assert [one.id for one in topology.before()] == ["stays", "goes"]
-    assert [one.id for one in topology.after()] == ["stays", "comes"]
+    assert [member.id for member in topology.before()] == ["stays", "goes"]
+    assert [member.id for member in topology.after()] == ["stays", "comes"]

@@ -88,7 +88,7 @@ def test_no_read_misses_a_write_of_the_next_step(
 def test_writes_leave_old_replicas_only_after_reads() -> None:
     before = cluster("a", "b", "c")
     topologies = steps(before, transitions.swap(before, "c", candidate("d")))
-    unswitched, switched, ended = (View(one) for one in topologies[2:])
+    unswitched, switched, ended = (View(topology) for topology in topologies[2:])
     missed = [
         (read, write)
         for read in read_quorums(unswitched, 0)
@@ -195,12 +195,12 @@ def test_failed_joining_member_is_dropped() -> None:
     alone = transitions.drop_dead_joiners(begun, ["f"], 1)
     assert alone is not None
     assert alone.change is None
-    assert [one.id for one in alone.members] == list("abcde")
+    assert [member.id for member in alone.members] == list("abcde")
     mixed = transitions.drop_dead_joiners(transitions.remove(begun, ["e"]), ["f"], 1)
     assert mixed is not None
     assert mixed.change is not None
     assert mixed.change.number == mixed.epoch
-    assert [one.state for one in mixed.members][-1] is State.LEAVING
+    assert [member.state for member in mixed.members][-1] is State.LEAVING
     assert transitions.drop_dead_joiners(begun, ["f"], 3) is None  # this peer sees badly, rather
 
 
@@ -221,8 +221,8 @@ def test_joining_member_cannot_be_replaced() -> None:
         with pytest.raises(ChangeConflict, match="'d' is joining"):
             refused()
     both = transitions.swap(begun, "a", candidate("e"))
-    assert [one.id for one in both.before()] == ["a", "b", "c"]
-    assert [one.id for one in both.after()] == ["b", "c", "d", "e"]
+    assert [member.id for member in both.before()] == ["a", "b", "c"]
+    assert [member.id for member in both.after()] == ["b", "c", "d", "e"]
 
 
 def test_forget_removes_only_failed_members() -> None:
@@ -232,7 +232,7 @@ def test_forget_removes_only_failed_members() -> None:
         transitions.ordered(before, alive, "forget", ["f"], 0)
     del alive["f"], alive["e"]
     begun = transitions.ordered(before, alive, "forget", ["f"], 0)
-    assert [one.state for one in begun.members][-2:] == [State.ACTIVE, State.LEAVING]
+    assert [member.state for member in begun.members][-2:] == [State.ACTIVE, State.LEAVING]
     del alive["d"]
     with pytest.raises(ChangeConflict, match=r"3 of 6 members are down \(d, e, f\)"):
         transitions.ordered(before, alive, "forget", ["f"], 0)

@@ -74,7 +74,7 @@ def test_updated_placements_equal_computed_ones(
     for step in steps:
         members = [member(name) for name in step]
         table = placement(members, replicas)
-        assert table == place([one.candidate for one in members], replicas)
+        assert table == place([member.candidate for member in members], replicas)
         assert placement(members, replicas) is table
 
 
