@@ -1,10 +1,10 @@
-"""Load a CSV file of any size, in bounded memory, and tell of the rows that are no good.
+"""Load a CSV file of any size in bounded memory, and report invalid rows.
 
     dstash dev up && python examples/bulk_load.py people.csv --index people --key id
 
 ``batch_put`` takes an iterable: it reads some rows, sends them to all replicas, and reads the
-next ones, so the file never has to fit in memory. Loading the same file again is safe. (For plain
-cases there is ``dstash import INDEX FILE``; this is the place to convert and check rows.)
+next ones, so the file never has to fit in memory. Loading the same file again is safe. (Without
+conversion or checks of rows, ``dstash import INDEX FILE`` is enough.)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Skipped(NamedTuple):
 
 
 def rows(file: TextIO, key: str, skipped: list[Skipped]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (key, row) of the rows that are good; add the others to ``skipped``."""
+    """Yield (key, row) of valid rows; add the other rows to ``skipped``."""
     reader = csv.DictReader(file, restkey="")
     if key not in (reader.fieldnames or ()):
         raise SystemExit(f"there is no column {key!r}; there are {reader.fieldnames}")
@@ -41,7 +41,7 @@ def rows(file: TextIO, key: str, skipped: list[Skipped]) -> Iterator[tuple[str, 
 
 
 def problem(row: dict[str, Any], key: str) -> str | None:
-    """Return what is wrong with a row, or None."""
+    """Return why a row is invalid, or None."""
     if "" in row:
         return "more fields than the first line has"
     if None in row.values():
@@ -50,7 +50,7 @@ def problem(row: dict[str, Any], key: str) -> str | None:
 
 
 def number_or_text(text: str) -> int | float | str:
-    """Return a number where a field is one."""
+    """Return a field as a number if it is one."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -60,7 +60,7 @@ def number_or_text(text: str) -> int | float | str:
 
 
 def main() -> int:
-    """Load a file; 0 when every row was stored."""
+    """Load a file; return 0 if every row was stored."""
     parser = argparse.ArgumentParser(description="Load a CSV file into a dstash index.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--index", default="csv")

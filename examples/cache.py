@@ -2,8 +2,8 @@
 
     dstash dev up && python examples/cache.py
 
-Every process that uses the decorator shares what any of them has computed. A cache must never be
-the reason why a program fails: when the cluster cannot be reached, the function is simply called.
+All processes that use the decorator share the results. A cache must not make a program fail: if the
+cluster is unreachable, the function is called.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from dstash import Client, DStashError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_MISSING = object()  # None is a result like any other
+_MISSING = object()  # None is a valid result
 
 
 def cached(client: Client, index: str, *, ttl: float) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Keep the results of a function in ``index`` for ``ttl`` seconds, by its arguments.
 
-    The arguments must have a ``repr`` that tells them apart; the result must be a value that
+    The arguments must have a distinct ``repr``; the result must be a value that
     dstash can store.
     """
 
@@ -55,7 +55,7 @@ def cache_key(name: str, args: tuple[object, ...], kwargs: dict[str, object]) ->
 
 
 def remember(client: Client, index: str, key: bytes, result: object, ttl: float) -> None:
-    """Store a result; that it could not be stored is no concern of the caller."""
+    """Store a result; ignore errors, which must not affect the caller."""
     with contextlib.suppress(DStashError):
         client.put(index, key, result, ttl=ttl)
 
@@ -71,7 +71,7 @@ def main() -> None:
             return {"country": country, "year": year, "total": year * 7}
 
         for key in list(client.keys("cache")):
-            client.delete("cache", key)  # begin without what an earlier run has left
+            client.delete("cache", key)  # remove the result of an earlier run
         first = report(2024, country="LI")
         again = report(2024, country="LI")
         other = report(2025, country="LI")

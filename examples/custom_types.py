@@ -1,4 +1,4 @@
-"""Values of a type of your own.
+"""Values of your own types.
 
     dstash dev up && python examples/custom_types.py
 
@@ -16,7 +16,7 @@ from typing import Final
 
 from dstash import Client
 
-#: Codes are on disk: never give one to another type.
+#: Codes are stored on disk: never reuse one for another type.
 PLACE_CODE: Final = 1
 COLOUR_CODE: Final = 2
 
@@ -36,7 +36,7 @@ class Place:
 
     @classmethod
     def decode(cls, data: bytes) -> Place:
-        """Return the place for those bytes."""
+        """Return the place that these bytes encode."""
         return cls(*_PLACE.unpack(data))
 
 
@@ -48,7 +48,7 @@ class Colour(Enum):
 
 
 def register(client: Client) -> None:
-    """Teach a client the types of this program; once for each client."""
+    """Register the types of this program with a client."""
     client.types.register(Place, code=PLACE_CODE, encode=Place.encode, decode=Place.decode)
     client.types.register(
         Colour,
@@ -59,7 +59,7 @@ def register(client: Client) -> None:
 
 
 def main() -> None:
-    """Store such values, alone and inside others, and get equal ones back."""
+    """Store such values, alone and nested, and read them back."""
     places = {"Vaduz": Place(47.141, 9.521), "Quito": Place(-0.220, -78.512)}
     flag = {"colours": [Colour.RED, Colour.GREEN], "seen_at": places["Vaduz"]}
     with Client() as client:

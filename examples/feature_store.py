@@ -36,7 +36,7 @@ class FeatureStore:
         self._ttl = ttl
 
     def write(self, features: Mapping[Any, Features]) -> None:
-        """Store the features of many things, in place of those they had.
+        """Store the features of many things; replace the earlier ones.
 
         Raises:
             BatchError: some were not stored; ``outcomes`` tells which.
@@ -44,7 +44,7 @@ class FeatureStore:
         self._client.batch_put(self._index, features, ttl=self._ttl).raise_for_failures()
 
     def rows(self, things: Sequence[Any], *, names: Iterable[str]) -> list[list[Any]]:
-        """Return one row a thing, in the order asked for, defaults where nothing is known."""
+        """Return one row per thing, in the given order, with defaults for unknown ones."""
         columns = list(names)
         found = self._client.batch_lookup(self._index, things)
         rows = [self._defaults | found.get(thing, {}) for thing in things]

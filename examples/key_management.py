@@ -1,11 +1,11 @@
-"""Secrets that peers keep and cannot read: envelope encryption, and rotation of the master key.
+"""Secrets that peers store but cannot read: envelope encryption, and rotation of the master key.
 
     pip install cryptography
     dstash dev up && python examples/key_management.py
 
 Each secret is sealed with a key of its own (AES-256-GCM); that key is wrapped with a master key,
-which never leaves the program. A new master key means that the small keys are wrapped anew, and no
-secret is touched. Where keys may be: an HSM, a KMS, a file that only this program reads.
+which never leaves the program. For a new master key only the small keys are wrapped again; the
+secrets stay as they are. Keep master keys in an HSM, a KMS, or a file that only this program reads.
 
 Secrets and wrapped keys are two indexes, and each secret that is written has a key with a new id.
 Rotation therefore never writes what a user writes, and cannot undo a secret stored meanwhile: that
@@ -29,7 +29,7 @@ _NONCE: Final = 12
 
 
 class Damaged(Exception):
-    """What is stored is not what was sealed under that name with that key."""
+    """The stored secret was not sealed with this key under this name."""
 
 
 class Vault:
@@ -49,11 +49,11 @@ class Vault:
         self._keys = f"{index}.keys"
 
     def store(self, name: str, secret: bytes) -> None:
-        """Keep a secret, in place of the one of that name."""
+        """Store a secret; replace the secret of that name."""
         before = self._client.lookup(self._index, name)
         key_id = uuid.uuid4().hex
         key = AESGCM.generate_key(bit_length=256)
-        # The key first: no reader finds a secret whose key is not there.
+        # The key first, so that no reader finds a secret without its key.
         self._client.put(self._keys, key_id, self._wrap(key, key_id))
         self._client.put(self._index, name, {"key": key_id, "sealed": seal(key, secret, name)})
         if before is not None:
@@ -66,7 +66,7 @@ class Vault:
             KeyError: there is none of that name, or no master key that opens it.
             Damaged: somebody changed it, or moved it to another name.
         """
-        for _ in range(2):  # once more, should it be replaced just now
+        for _ in range(2):  # again, in case the secret is being replaced
             envelope = self._client.lookup(self._index, name)
             if envelope is None:
                 raise KeyError(name)
@@ -77,19 +77,19 @@ class Vault:
         raise KeyError(f"the key of {name}")
 
     def shred(self, name: str) -> None:
-        """Make a secret unreadable, wherever copies of it may be."""
+        """Make a secret unreadable, including all copies of it."""
         envelope = self._client.lookup(self._index, name)
         if envelope is not None:
             self._client.delete(self._keys, envelope["key"])
             self._client.delete(self._index, name)
 
     def rotate(self) -> int:
-        """Wrap all keys with the newest master key; returns how many were not.
+        """Wrap all keys with the newest master key; return how many were rewrapped.
 
-        Nobody may shred meanwhile: a key that is deleted after it was read here would come back.
-        A scan asks one replica of each partition, which may still lack what was stored a moment
-        ago. So before the old master key is destroyed, rotate once more, a minute after the last
-        program that used it for storing has ended.
+        No program may shred secrets at the same time: a key that is deleted after it was read here
+        would come back. A scan reads one replica of each partition, which may lack recent writes.
+        So before you destroy the old master key, rotate again, a minute after the last program
+        that stored secrets with it has ended.
         """
         found = self._client.batch_lookup(self._keys, list(self._client.keys(self._keys)))
         old = [
@@ -97,9 +97,9 @@ class Vault:
             for key_id, wrapped in found.items()
             if wrapped["master"] != self._newest
         ]
-        anew = {key_id: self._wrap(key, key_id) for key_id, key in old}
-        self._client.batch_put(self._keys, anew).raise_for_failures()
-        return len(anew)
+        rewrapped = {key_id: self._wrap(key, key_id) for key_id, key in old}
+        self._client.batch_put(self._keys, rewrapped).raise_for_failures()
+        return len(rewrapped)
 
     def _wrap(self, key: bytes, key_id: str) -> dict[str, str | bytes]:
         sealed = seal(self._masters[self._newest], key, key_id)
@@ -110,13 +110,13 @@ class Vault:
 
 
 def seal(key: bytes, secret: bytes, name: str) -> bytes:
-    """Encrypt; what comes out opens only with the same key and under the same name."""
+    """Encrypt; the result opens only with the same key and name."""
     nonce = os.urandom(_NONCE)
     return nonce + AESGCM(key).encrypt(nonce, secret, name.encode())
 
 
 def unseal(key: bytes, sealed: bytes, name: str) -> bytes:
-    """Decrypt what ``seal`` made."""
+    """Decrypt the result of ``seal``."""
     try:
         return AESGCM(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], name.encode())
     except InvalidTag:

@@ -4,8 +4,8 @@
     dstash dev up && python examples/service.py --port 8000
     curl -X PUT localhost:8000/users/ada -H 'Content-Type: application/json' -d '{"born": 1815}'
 
-One client serves all requests. What they ask in the same turn of the event loop travels together,
-so there is no need to collect keys by hand.
+One client serves all requests. Calls made in one iteration of the event loop are sent as one
+request per peer, so there is no need to collect keys by hand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dstash import AsyncClient, DStashError
 from dstash.errors import LimitError, TimedOut
 
 INDEX: Final = "users"
-_MISSING: Final = object()  # None is a value like any other
+_MISSING: Final = object()  # None is a valid value
 
 
 @asynccontextmanager
@@ -45,7 +45,7 @@ def client_of(request: Request) -> AsyncClient:
 
 @app.exception_handler(DStashError)
 async def tell(request: Request, error: DStashError) -> JSONResponse:
-    """Say what is wrong, and whether it is the caller's fault, or may get better."""
+    """Return the error as a response; the status tells a bad request from a temporary error."""
     if isinstance(error, LimitError):
         return JSONResponse({"detail": str(error)}, 422)
     status = 504 if isinstance(error, TimedOut) else 503
@@ -55,7 +55,7 @@ async def tell(request: Request, error: DStashError) -> JSONResponse:
 
 @app.put("/users/{name}", status_code=204)
 async def put_user(request: Request, name: str, user: dict[str, Any]) -> None:
-    """Store a user; when it answers, a majority of the replicas has it on disk."""
+    """Store a user; on success, a majority of its replicas has stored it."""
     await client_of(request).put(INDEX, name, user)
 
 
@@ -70,20 +70,20 @@ async def get_user(request: Request, name: str) -> Any:
 
 @app.delete("/users/{name}", status_code=204)
 async def delete_user(request: Request, name: str) -> None:
-    """Delete a user, who need not be there."""
+    """Delete a user, if it exists."""
     await client_of(request).delete(INDEX, name)
 
 
 @app.post("/users/lookup")
 async def look_up(request: Request, names: list[str]) -> dict[str, Any]:
-    """Return those of many users who are there."""
+    """Return the users that exist."""
     found: dict[Any, Any] = await client_of(request).batch_lookup(INDEX, names)
     return found
 
 
 @app.get("/healthz")
 async def healthz(request: Request) -> dict[str, Any]:
-    """Say whether the cluster can be reached."""
+    """Report whether the cluster is reachable."""
     status = await client_of(request).status(timeout=2)
     return {"peers": sum(one["answers"] for one in status["members"])}
 

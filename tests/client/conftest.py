@@ -1,4 +1,4 @@
-"""A real cluster of three peers for the tests of the clients."""
+"""Fixtures: a cluster of three peers for the tests of the clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only the asyncio client does: gather, cancel, share connections, belong to one loop."""
+"""Tests of the asyncio client: coalescing, cancellation, shared connections, event loops."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def standing_still(peers: Peers) -> Iterator[None]:
             peer.thaw()
 
 
-# -- what is asked in one turn travels together
+# -- coalescing
 
 
-def test_look_ups_of_one_turn_are_one_message_per_peer(
+def test_lookups_in_one_iteration_are_one_message_per_peer(
     on_client: Any, blocking: Client, index: str, requests: Any
 ) -> None:
     entries = {f"key-{number}": number for number in range(256)}
@@ -97,7 +97,7 @@ def test_look_ups_of_one_turn_are_one_message_per_peer(
     on_client(test)
 
 
-def test_writes_of_one_turn_are_one_message_per_peer(
+def test_writes_in_one_iteration_are_one_message_per_peer(
     on_client: Any, blocking: Client, index: str, requests: Any
 ) -> None:
     async def test(client: AsyncClient) -> None:
@@ -106,7 +106,7 @@ def test_writes_of_one_turn_are_one_message_per_peer(
         await asyncio.gather(*(client.put(index, number, 1, write="all") for number in range(200)))
         assert requests()["Put"] == 3
         deleted = await asyncio.gather(
-            *(client.delete(index, one, write="all") for one in range(100, 300))
+            *(client.delete(index, number, write="all") for number in range(100, 300))
         )
         assert deleted == [True] * 100 + [False] * 100
         assert requests()["Delete"] == 3
@@ -115,7 +115,7 @@ def test_writes_of_one_turn_are_one_message_per_peer(
     assert sorted(blocking.keys(index)) == list(range(100))
 
 
-def test_calls_that_differ_do_not_travel_together(
+def test_calls_with_different_arguments_are_not_coalesced(
     on_client: Any, index: str, requests: Any
 ) -> None:
     async def test(client: AsyncClient) -> None:
@@ -134,7 +134,7 @@ def test_calls_that_differ_do_not_travel_together(
     on_client(test)
 
 
-def test_of_writes_of_one_key_in_one_turn_the_last_wins(on_client: Any, index: str) -> None:
+def test_last_write_of_a_key_in_one_iteration_wins(on_client: Any, index: str) -> None:
     async def test(client: AsyncClient) -> None:
         calls: list[Awaitable[Any]] = [client.put(index, "a", number) for number in range(20)]
         calls += [client.delete(index, "x"), client.put(index, "b", 1), client.delete(index, "b")]
@@ -148,7 +148,7 @@ def test_of_writes_of_one_key_in_one_turn_the_last_wins(on_client: Any, index: s
     on_client(test)
 
 
-def test_callers_of_one_key_do_not_share_what_they_get(on_client: Any, index: str) -> None:
+def test_lookups_of_one_key_return_separate_mutable_values(on_client: Any, index: str) -> None:
     async def test(client: AsyncClient) -> None:
         await client.put(index, "key", {"list": [1], "tuple": (1, 2)})
         one, other = await asyncio.gather(*(client.lookup(index, "key") for _ in range(2)))
@@ -159,7 +159,7 @@ def test_callers_of_one_key_do_not_share_what_they_get(on_client: Any, index: st
     on_client(test)
 
 
-def test_each_caller_has_a_default_of_its_own(on_client: Any, index: str) -> None:
+def test_coalesced_lookups_return_the_default_of_each_caller(on_client: Any, index: str) -> None:
     async def test(client: AsyncClient) -> None:
         calls = (client.lookup(index, "missing", number) for number in range(5))
         assert await asyncio.gather(*calls) == [0, 1, 2, 3, 4]
@@ -167,7 +167,7 @@ def test_each_caller_has_a_default_of_its_own(on_client: Any, index: str) -> Non
     on_client(test)
 
 
-def test_an_error_reaches_only_whom_it_concerns(
+def test_error_about_one_key_reaches_only_its_caller(
     on_client: Any, blocking: Client, index: str
 ) -> None:
     blocking.types.register(
@@ -187,7 +187,7 @@ def test_an_error_reaches_only_whom_it_concerns(
     on_client(test)
 
 
-def test_a_reader_that_was_wrong_about_a_record_is_not_alone(on_client: Any, index: str) -> None:
+def test_value_whose_decoder_raises_fails_alone(on_client: Any, index: str) -> None:
     def explode(data: bytes) -> range:
         raise ZeroDivisionError
 
@@ -205,13 +205,13 @@ def test_a_reader_that_was_wrong_about_a_record_is_not_alone(on_client: Any, ind
 # -- many at once
 
 
-def test_256_tasks_at_once(on_client: Any, index: str) -> None:
+def test_client_serves_256_concurrent_tasks(on_client: Any, index: str) -> None:
     async def work(client: AsyncClient, number: int) -> None:
         order = random.Random(number)
-        for turn in range(8):
-            await client.put(index, f"{number}", [number, turn], write="all")
+        for iteration in range(8):
+            await client.put(index, f"{number}", [number, iteration], write="all")
             await asyncio.sleep(order.random() / 500)
-            assert await client.lookup(index, f"{number}") == [number, turn]
+            assert await client.lookup(index, f"{number}") == [number, iteration]
 
     async def test(client: AsyncClient) -> None:
         await asyncio.gather(*(work(client, number) for number in range(256)))
@@ -220,10 +220,10 @@ def test_256_tasks_at_once(on_client: Any, index: str) -> None:
     on_client(test)
 
 
-def test_batches_beside_single_calls(
+def test_single_calls_proceed_during_a_batch(
     on_client: Any, index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Many more slabs than may be in hand at once.
+    # Many more chunks than may be pending at once.
     monkeypatch.setattr(reads, "KEYS_PER_CHUNK", 20)
     monkeypatch.setattr("dstash.client.asyncio._BATCH_KEYS", 100)
     entries = {f"key-{number}": number for number in range(10_000)}
@@ -241,7 +241,7 @@ def test_batches_beside_single_calls(
     on_client(test)
 
 
-def test_a_walk_may_be_left_early(on_client: Any, blocking: Client, index: str) -> None:
+def test_scan_can_be_abandoned_early(on_client: Any, blocking: Client, index: str) -> None:
     blocking.batch_put(index, [(number, number) for number in range(100)])
 
     async def test(client: AsyncClient) -> None:
@@ -255,26 +255,26 @@ def test_a_walk_may_be_left_early(on_client: Any, blocking: Client, index: str) 
 # -- cancelling
 
 
-def test_cancelled_before_it_is_sent(on_client: Any, index: str, requests: Any) -> None:
+def test_call_cancelled_early_is_not_sent(on_client: Any, index: str, requests: Any) -> None:
     async def test(client: AsyncClient) -> None:
         await client.put(index, "key", 1)
         requests()
-        calls = [asyncio.create_task(client.put(index, one, one)) for one in range(3)]
-        await asyncio.sleep(0)  # they have asked; the turn has not ended
+        calls = [asyncio.create_task(client.put(index, number, number)) for number in range(3)]
+        await asyncio.sleep(0)  # the calls are made; the iteration has not ended
         for call in calls[:2]:
             call.cancel()
         results = await asyncio.gather(*calls, return_exceptions=True)
-        assert [type(one) for one in results[:2]] == [asyncio.CancelledError] * 2
-        found = await asyncio.gather(*(client.lookup(index, one) for one in range(3)))
+        assert [type(result) for result in results[:2]] == [asyncio.CancelledError] * 2
+        found = await asyncio.gather(*(client.lookup(index, number) for number in range(3)))
         assert found == [None, None, 2]
 
     on_client(test)
 
 
-def test_cancelled_while_others_wait_for_the_same(on_client: Any, index: str) -> None:
+def test_cancelled_call_does_not_affect_callers_of_the_same_key(on_client: Any, index: str) -> None:
     async def test(client: AsyncClient) -> None:
         await client.batch_put(index, [(number, number) for number in range(100)])
-        calls = [asyncio.create_task(client.lookup(index, one % 50)) for one in range(100)]
+        calls = [asyncio.create_task(client.lookup(index, number % 50)) for number in range(100)]
         for _ in range(2):
             await asyncio.sleep(0)  # sent, not answered
         assert _running_change(client)
@@ -282,12 +282,12 @@ def test_cancelled_while_others_wait_for_the_same(on_client: Any, index: str) ->
             call.cancel()
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert results[:10] == list(range(10))
-        assert all(isinstance(one, asyncio.CancelledError) for one in results[10:])
+        assert all(isinstance(result, asyncio.CancelledError) for result in results[10:])
 
     on_client(test)
 
 
-def test_a_call_that_nobody_waits_for_is_abandoned(on_client: Any, index: str) -> None:
+def test_call_without_callers_is_abandoned(on_client: Any, index: str) -> None:
     async def test(client: AsyncClient) -> None:
         await client.status()
         calls: list[asyncio.Future[Any]] = [
@@ -309,7 +309,7 @@ def test_a_call_that_nobody_waits_for_is_abandoned(on_client: Any, index: str) -
 # -- peers that do not answer
 
 
-def test_time_runs_out(on_client: Any, index: str, peers: Peers) -> None:
+def test_call_fails_at_its_timeout(on_client: Any, index: str, peers: Peers) -> None:
     async def test(client: AsyncClient) -> None:
         await client.put(index, "key", 1)
         with standing_still(peers):
@@ -320,13 +320,13 @@ def test_time_runs_out(on_client: Any, index: str, peers: Peers) -> None:
                 asyncio.wait_for(client.lookup(index, "key"), 0.2),
             ]
             results = await asyncio.gather(*calls, return_exceptions=True)
-        assert [type(one) for one in results] == [TimedOut, TimedOut, TimedOut, TimeoutError]
+        assert [type(result) for result in results] == [TimedOut, TimedOut, TimedOut, TimeoutError]
         assert await client.lookup(index, "key") == 1
 
     on_client(test)
 
 
-def test_a_loop_that_was_held_up_reads_its_answers_first(
+def test_blocked_loop_reads_answers_before_it_times_out(
     on_client: Any, index: str, peers: Peers
 ) -> None:
     def answered() -> int:
@@ -338,7 +338,7 @@ def test_a_loop_that_was_held_up_reads_its_answers_first(
         call = asyncio.create_task(client.lookup(index, "key", timeout=0.4, read="one"))
         for _ in range(2):
             await asyncio.sleep(0)
-        # Somebody computes for longer than the timeout; the answer comes meanwhile.
+        # The loop is blocked for longer than the timeout; the answer arrives in this time.
         end = time.monotonic() + 0.6
         while time.monotonic() < end or answered() == before:
             pass
@@ -347,20 +347,20 @@ def test_a_loop_that_was_held_up_reads_its_answers_first(
     on_client(test)
 
 
-def test_a_peer_is_killed_under_load(
+def test_calls_succeed_when_a_peer_is_killed_under_load(
     on_client: Any, index: str, peers: Peers, blocking: Client
 ) -> None:
     stored: dict[str, int] = {}
     stop = asyncio.Event()
 
     async def work(client: AsyncClient, number: int) -> None:
-        turn = 0
-        while not stop.is_set() or turn < 2:
-            turn += 1
-            key = f"{number}-{turn}"
-            await client.put(index, key, turn)
-            stored[key] = turn
-            assert await client.lookup(index, key) == turn
+        iteration = 0
+        while not stop.is_set() or iteration < 2:
+            iteration += 1
+            key = f"{number}-{iteration}"
+            await client.put(index, key, iteration)
+            stored[key] = iteration
+            assert await client.lookup(index, key) == iteration
 
     async def test(client: AsyncClient) -> None:
         tasks = [asyncio.create_task(work(client, number)) for number in range(32)]
@@ -383,7 +383,7 @@ def test_a_peer_is_killed_under_load(
 # -- loops, and the end
 
 
-def test_it_belongs_to_one_loop(seeds: list[str], index: str) -> None:
+def test_client_rejects_a_second_event_loop(seeds: list[str], index: str) -> None:
     client = AsyncClient(*seeds)
 
     async def first() -> None:
@@ -401,7 +401,7 @@ def test_it_belongs_to_one_loop(seeds: list[str], index: str) -> None:
         runner.run(client.close())
 
 
-def test_closing_fails_what_is_under_way(seeds: list[str], index: str, peers: Peers) -> None:
+def test_close_fails_pending_calls(seeds: list[str], index: str, peers: Peers) -> None:
     async def test() -> None:
         client = AsyncClient(*seeds)
         await client.put(index, "key", 1)
@@ -413,7 +413,7 @@ def test_closing_fails_what_is_under_way(seeds: list[str], index: str, peers: Pe
             await asyncio.sleep(0)
             await client.close()
             results = await asyncio.gather(*calls, return_exceptions=True)
-        assert [type(one) for one in results] == [ClosedError] * 5
+        assert [type(result) for result in results] == [ClosedError] * 5
         with pytest.raises(ClosedError):
             await client.lookup(index, "key")
         await client.close()
@@ -421,7 +421,7 @@ def test_closing_fails_what_is_under_way(seeds: list[str], index: str, peers: Pe
     asyncio.run(test())
 
 
-def test_closing_while_the_cluster_is_looked_for() -> None:
+def test_close_ends_a_search_for_the_cluster() -> None:
     async def test() -> None:
         client = AsyncClient("tcp://127.0.0.1:9", timeout=20)
         call = asyncio.ensure_future(client.lookup("i", "key"))
@@ -434,7 +434,7 @@ def test_closing_while_the_cluster_is_looked_for() -> None:
     asyncio.run(test())
 
 
-def test_nothing_is_left_open(seeds: list[str], index: str) -> None:
+def test_close_leaves_no_file_descriptor_open(seeds: list[str], index: str) -> None:
     async def use() -> None:
         async with AsyncClient(*seeds) as client:
             await asyncio.gather(*(client.put(index, number, 1) for number in range(10)))
@@ -443,9 +443,9 @@ def test_nothing_is_left_open(seeds: list[str], index: str) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(10):
         asyncio.run(use())
-    # The blocking client of these tests may find a peer again meanwhile.
+    # The blocking client of these tests may reconnect to a peer in the meantime.
     assert len(os.listdir("/proc/self/fd")) < before + 10
 
 
-def test_a_client_that_was_never_used_closes() -> None:
+def test_close_of_unused_client_succeeds() -> None:
     asyncio.run(AsyncClient("tcp://127.0.0.1:9").close())

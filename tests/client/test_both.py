@@ -1,4 +1,4 @@
-"""What the blocking and the asyncio client have in common: everything but how one waits."""
+"""Tests of the behaviour that the blocking and the asyncio client share."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def client(request: pytest.FixtureRequest, seeds: list[str]) -> Iterator[Any]:
         made.close()
 
 
-def test_values_come_back_as_they_were(client: Any, index: str) -> None:
+def test_lookup_returns_the_value_that_was_put(client: Any, index: str) -> None:
     for number, value in enumerate(VALUES):
         client.put(index, number, value)
         found = client.lookup(index, number, default="missing")
@@ -54,7 +54,7 @@ def test_keys_of_every_type(client: Any, index: str, key: Any) -> None:
     assert list(client.keys(index)) == [key]
 
 
-def test_a_missing_key_gives_the_default(client: Any, index: str) -> None:
+def test_lookup_of_missing_key_returns_the_default(client: Any, index: str) -> None:
     assert client.lookup(index, "missing") is None
     assert client.lookup(index, "missing", 5) == 5
     assert client.exists(index, "missing") is False
@@ -68,7 +68,7 @@ def test_none_is_a_value(client: Any, index: str) -> None:
     assert client.exists(index, "key") is True
 
 
-def test_delete_says_whether_the_key_was_there(client: Any, index: str) -> None:
+def test_delete_returns_whether_the_key_existed(client: Any, index: str) -> None:
     client.put(index, "key", 1)
     assert client.delete(index, "key") is True
     assert client.delete(index, "key") is False
@@ -94,19 +94,19 @@ def test_batches(client: Any, index: str) -> None:
     assert client.count(index) == 5001
     assert client.batch_delete(index, ["again", "missing"], write="all").deleted == 1
     assert dict(client.items(index)) == entries
-    assert set(client.keys(index, prefix="key-49")) == {one for one in entries if "key-49" in one}
+    assert set(client.keys(index, prefix="key-49")) == {key for key in entries if "key-49" in key}
 
 
-def test_a_page_with_more_keys_than_values_is_refused(
+def test_scan_rejects_page_with_more_keys_than_values(
     client: Any, index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client.put(index, "key", 1, write="all")  # whoever is walked
+    client.put(index, "key", 1, write="all")  # so that any replica has it
     monkeypatch.setattr(TypeRegistry, "decode_array", lambda self, packed: [])
     with pytest.raises(ProtocolError, match="1 keys came with 0 values"):
         list(client.items(index))
 
 
-def test_an_index_of_its_own(client: Any, index: str) -> None:
+def test_index_has_the_methods_of_the_client(client: Any, index: str) -> None:
     users = client.index(index)
     users.put("ada", {"born": 1815}, write="all")
     users.batch_put({"alan": {"born": 1912}}, write="all")
@@ -135,21 +135,21 @@ def test_levels(client: Any, index: str) -> None:
         assert client.lookup(index, "key", read="quorum") == level
 
 
-def test_the_cluster_as_it_is_seen(client: Any, index: str) -> None:
-    facts = client.status()
-    assert [member["answers"] for member in facts["members"]] == [True] * 3
+def test_status_where_and_topology_describe_the_cluster(client: Any, index: str) -> None:
+    status = client.status()
+    assert [member["answers"] for member in status["members"]] == [True] * 3
     assert len(client.where(index, "key")["replicas"]) == 3
     assert [member.id for member in client.topology().members] == sorted(
-        member["id"] for member in facts["members"]
+        member["id"] for member in status["members"]
     )
 
 
-def test_an_order_that_is_only_tried(client: Any) -> None:
+def test_admin_request_with_dry_run_changes_nothing(client: Any) -> None:
     leaving = client.topology().members[0].id
     planned = client.admin.remove([leaving], dry_run=True)
     assert planned.epoch == client.topology().epoch + 1
     with pytest.raises(ChangeConflict):
-        client.admin.remove(["nobody"], dry_run=True)
+        client.admin.remove(["missing"], dry_run=True)
 
 
 @pytest.mark.parametrize(
@@ -172,12 +172,12 @@ def test_an_order_that_is_only_tried(client: Any) -> None:
         (lambda client: client.touch("i", "key", -1), LimitError),
     ],
 )
-def test_what_cannot_be_is_refused(client: Any, call: Any, error: type[Exception]) -> None:
+def test_call_with_invalid_arguments_raises(client: Any, call: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         call(client)
 
 
-def test_nobody_there() -> None:
+def test_call_without_reachable_peer_raises_no_peers() -> None:
     seed = f"tcp://127.0.0.1:{free_port()}"
     with Client(seed, timeout=0.2) as blocking, pytest.raises(NoPeers):
         blocking.lookup("i", "key")

@@ -1,4 +1,4 @@
-"""The clocks of peers are set while a client goes by what it knew of them."""
+"""Tests of a client while the clocks of peers are set."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_lookup_and_put_after_the_clocks_were_set(peers: str, level: str) -> Non
         assert clocks.now - began <= 300
 
 
-def test_status_is_told_by_a_peer_whose_clock_was_set() -> None:
+def test_status_is_answered_by_a_peer_whose_clock_was_set() -> None:
     clocks = Clocks()
     clocks.put({"before": 1})
     clocks.set_clocks(HOUR, "b")
@@ -92,7 +92,7 @@ def test_status_is_told_by_a_peer_whose_clock_was_set() -> None:
     assert sorted(clocks.run(operation)) == [*"abc"]
 
 
-def test_clock_that_moves_little_costs_no_second_write() -> None:
+def test_small_clock_step_causes_no_second_write() -> None:
     clocks = Clocks()
     clocks.put({"before": 1})
     clocks.set_clocks(100)
@@ -140,7 +140,7 @@ class TestSkew:
         assert not session.is_from_the_future(stamp_at(now + 2000))
         assert session.is_from_the_future(stamp_at(now + 2001))
 
-    def test_welcome_tells_the_setting(self) -> None:
+    def test_welcome_has_the_clock_skew_limit(self) -> None:
         clocks = Clocks(max_clock_skew_ms=1234)
         message = self.welcome(clocks.peers["a"], START + 5000).message
         assert isinstance(message, Welcome)

@@ -1,4 +1,4 @@
-"""By whose clocks a client stamps its writes."""
+"""Tests of the clocks by which a client stamps its writes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def topology(epoch: int, names: str) -> bytes:
     return Topology("c", "id", epoch, formed=True, members=members).encode()
 
 
-def test_the_clock_of_the_cluster_is_that_of_most_members() -> None:
+def test_cluster_time_is_the_median_of_the_members() -> None:
     session = Session(lambda: NOW)
     session.install(topology(1, "abc"), [])
     for name, offset in zip("abc", (20_000, 5, -5), strict=True):
@@ -34,7 +34,7 @@ def test_the_clock_of_the_cluster_is_that_of_most_members() -> None:
     assert session.cluster_time() == NOW + 5
 
 
-def test_those_that_have_left_have_no_say() -> None:
+def test_clocks_of_former_members_do_not_count() -> None:
     session = Session(lambda: NOW)
     session.learn_clock("tcp://a:1", NOW + 20_000, NOW, NOW)  # a seed: which peer it is
     session.install(topology(1, "abcd"), [])
@@ -83,13 +83,15 @@ def pass_time(joined: Joined, milliseconds: int = 5000) -> None:
 
 
 def cut_off_with_a_fast_clock(joined: Joined, peer: str, ahead: int) -> None:
-    """Set the clock of a peer that reads no other one, so that it believes its own."""
+    """Set the clock of a peer that reads no other clock, so that it trusts its own."""
     joined.offsets = {peer: ahead}
     joined.down = set(joined.peers) - {peer}
     joined.settle()
     joined.peers[
         peer
-    ].local_partitions.freshness_confirmed = True  # else it serves nothing before others answer
+    ].local_partitions.freshness_confirmed = (
+        True  # otherwise it serves no request until other peers answer
+    )
     joined.down = set()
 
 
@@ -100,7 +102,7 @@ def kinds_asked(joined: Joined) -> list[type]:
 class TestClocksFirst:
     """A client reads the clocks of a quorum before it stamps its first write."""
 
-    def test_a_client_that_knows_the_fast_peer_alone_asks_the_others(self) -> None:
+    def test_write_reads_more_clocks_when_only_the_fast_peer_is_known(self) -> None:
         joined = joined_at_rest()
         joined.offsets = {"a": HOUR}
         joined.session = session_of(joined, a=HOUR)
@@ -111,7 +113,7 @@ class TestClocksFirst:
         assert joined.put({"k": 2}).ok
         assert kinds_asked(joined) == [Put] * 3
 
-    def test_a_time_to_live_is_reckoned_by_that_clock(self) -> None:
+    def test_expiry_is_computed_by_the_cluster_clock(self) -> None:
         joined = joined_at_rest()
         joined.offsets = {"a": HOUR}
         joined.session = session_of(joined, a=HOUR)
@@ -122,7 +124,7 @@ class TestClocksFirst:
         assert record is not None
         assert open_record(record).expiry == joined.now + 1000
 
-    def test_peers_that_say_nothing_hold_it_up_for_a_moment_only(self) -> None:
+    def test_silent_peers_delay_the_clock_reading_briefly(self) -> None:
         joined = joined_at_rest()
         joined.silent = {"b", "c"}
         joined.session = session_of(joined, a=0)
@@ -130,7 +132,7 @@ class TestClocksFirst:
         assert joined.put({"k": 1}, "one").ok
         assert joined.now - began <= 300
 
-    def test_peers_that_are_down_do_not_hold_it_up(self) -> None:
+    def test_peers_that_are_down_do_not_delay_the_clock_reading(self) -> None:
         joined = joined_at_rest()
         joined.down = {"b", "c"}
         joined.session = session_of(joined, a=0)
@@ -138,7 +140,7 @@ class TestClocksFirst:
         assert joined.put({"k": 1}, "one").ok
         assert joined.now == began
 
-    def test_in_a_large_cluster_five_are_asked(self) -> None:
+    def test_clock_reading_in_a_large_cluster_asks_five_members(self) -> None:
         joined = Joined("abcdefghi", pace=Pace(10**9, 10**9, 0))
         joined.session = session_of(joined, a=0)
         assert joined.put({"k": 1}).ok
@@ -146,10 +148,10 @@ class TestClocksFirst:
 
 
 class TestFutureVersions:
-    """A version from the future that one replica took is replaced, and not waited for."""
+    """A future version on one replica is replaced at once."""
 
     @pytest.mark.parametrize("ahead", [3000, HOUR])
-    def test_a_version_that_a_fast_peer_took_gives_way(self, ahead: int) -> None:
+    def test_version_of_a_fast_peer_is_replaced(self, ahead: int) -> None:
         joined = joined_at_rest()
         cut_off_with_a_fast_clock(joined, "a", ahead)
         joined.session = session_of(joined, a=ahead, b=ahead)
@@ -161,7 +163,7 @@ class TestFutureVersions:
         assert joined.put({"k": "second"}).ok
         assert [value_of(joined.record(peer, "k")) for peer in "abc"] == ["second"] * 3
 
-    def test_clocks_that_were_read_long_ago_do_not_outvote_those_that_refuse(self) -> None:
+    def test_old_clock_readings_do_not_outvote_peers_that_reject(self) -> None:
         joined = Joined("abcde", pace=Pace(10**9, 10**9, 0))
         pass_time(joined)
         joined.session = session_of(joined, **dict.fromkeys("abcde", HOUR))  # they were set since
@@ -170,7 +172,7 @@ class TestFutureVersions:
         assert joined.put({"k": 1}, timeout=2000).ok
         assert joined.now - began < 200
 
-    def test_a_delete_gives_way_too(self) -> None:
+    def test_delete_with_version_of_a_fast_peer_is_replaced(self) -> None:
         joined = joined_at_rest()
         joined.put({"k": 1})
         cut_off_with_a_fast_clock(joined, "a", HOUR)
@@ -197,7 +199,7 @@ class TestFutureVersions:
         assert joined.put({"k": "new"}, "all").ok
         assert [value_of(joined.record(peer, "k")) for peer in "abc"] == ["new"] * 3
 
-    def test_what_a_quorum_holds_is_read(self) -> None:
+    def test_future_record_of_a_quorum_is_read(self) -> None:
         joined = joined_at_rest()
         pass_time(joined)
         joined.put({"k": "old"})
@@ -247,7 +249,7 @@ class TestTheClocksWereWrong:
         assert joined.delete("k").ok
         assert joined.lookup("k") == {}
 
-    def test_what_one_replica_alone_refuses_is_not_stamped_past(self) -> None:
+    def test_write_is_not_stamped_past_a_stamp_of_one_replica(self) -> None:
         joined = joined_at_rest()
         for peer, ahead in (("a", 10 * HOUR), ("b", HOUR)):
             local_partitions = joined.peers[peer].local_partitions
@@ -258,7 +260,7 @@ class TestTheClocksWereWrong:
         assert joined.now - began < 500
         assert HOUR < moment_of(joined.record("c", "k")) < 2 * HOUR
 
-    def test_a_restart_changes_nothing(self) -> None:
+    def test_restart_of_the_client_changes_nothing(self) -> None:
         joined = joined_at_rest()
         joined.offsets = dict.fromkeys("abc", HOUR)
         joined.session = session_of(joined)

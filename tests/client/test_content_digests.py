@@ -1,4 +1,4 @@
-"""Digests of quorum look-ups: they see content, and pass over what a replica has collected."""
+"""Tests of digests in quorum look-ups: they cover content, and ignore collected tombstones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lookups(joined: Joined) -> dict[str, int]:
 
 class TestContent:
     def make_tie(self) -> Joined:
-        """Return replicas of which one holds other bytes under the same version."""
+        """Return replicas, one of which holds other bytes with the same version."""
         joined = Joined()
         joined.put({"k": "one"}, "all")
         [payload] = TYPES.encode_many(["two"])
@@ -74,7 +74,9 @@ class TestCollected:
         """Replicas that have agreed on a horizon above keys that are dead; a has collected them."""
         joined = Joined(pace=Pace(10**9, 10**9, 0))
         payloads = TYPES.encode_many([1] * len(self.KEYS))
-        items = [(key, key.encode(), one) for key, one in zip(self.KEYS, payloads, strict=True)]
+        items = [
+            (key, key.encode(), payload) for key, payload in zip(self.KEYS, payloads, strict=True)
+        ]
         put = PutOperation(joined.session, joined.now + 5000, "i", Level.ALL, items, 1000)
         joined.run(put)
         if request.param == "deleted":
@@ -87,7 +89,7 @@ class TestCollected:
         for _ in range(20):
             joined.settle()
         collector = joined.peers["a"]
-        collector.scheduler.spawn("bury", tombstone_gc.reap_all(collector.maintenance.replica))
+        collector.scheduler.spawn("gc", tombstone_gc.reap_all(collector.maintenance.replica))
         for _ in range(20):
             joined.settle()
         assert [len(store.records) for store in joined.stores.values()] == [0, 30, 30]
@@ -101,11 +103,11 @@ class TestCollected:
         for key in self.KEYS:
             assert joined.lookup(key, level=level) == {}
             assert joined.exists(key, level=level) == {}
-        kinds = collections.Counter(type(one.message).__name__ for _, one in joined.asked)
+        kinds = collections.Counter(type(request.message).__name__ for _, request in joined.asked)
         assert kinds == {"Lookup": len(self.KEYS) * 2 * Level(level).needed(3)}
 
     def test_replica_that_has_collected_is_not_taken_for_behind(self, joined: Joined) -> None:
-        # One whose horizon is behind, for it was not told, still answers with what is dead.
+        # A replica with an older horizon still returns tombstones.
         for key in self.KEYS:
             joined.peers["b"].local_partitions.horizons[partition_of(key.encode())] = 0
         assert joined.lookup(*self.KEYS, level="all") == {}

@@ -1,6 +1,6 @@
-"""A write counts the acks of the replica sets that it was routed by, and of no others.
+"""Tests of epochs: a write counts only the acks of the replica sets that it was routed by.
 
-A request says under which epoch it was routed, so that a peer which knows better refuses it. When
+A request has the epoch that it was routed by, so that a peer with a newer one rejects it. When
 the view changes while a write waits for its next try, it must go to the new replicas too: acks of
 the old ones alone would not survive the change.
 """
@@ -59,8 +59,8 @@ def put(session: Session) -> PutOperation:
 def receivers(sends: list[Send], epoch: int) -> set[str]:
     """Return who was sent a put under that epoch."""
     puts = {send.peer: decode(send.frames) for send in sends}
-    assert {one.epoch for one in puts.values() if isinstance(one.message, Put)} == {epoch}
-    return {peer for peer, one in puts.items() if isinstance(one.message, Put)}
+    assert {put.epoch for put in puts.values() if isinstance(put.message, Put)} == {epoch}
+    return {peer for peer, put in puts.items() if isinstance(put.message, Put)}
 
 
 def answer(operation: Operation, send: Send, message: Stored | Error, now: int) -> list[Send]:
@@ -68,7 +68,7 @@ def answer(operation: Operation, send: Send, message: Stored | Error, now: int) 
     return operation.receive(send.peer, Envelope(correlation, 1, now, message), now)
 
 
-def test_a_write_that_waited_for_its_next_try_goes_to_the_new_replicas(session: Session) -> None:
+def test_delayed_retry_goes_to_the_new_replicas(session: Session) -> None:
     operation = put(session)
     first = operation.more(NOW)
     assert receivers(first, epoch=1) == {"a", "b", "c"}
@@ -93,7 +93,7 @@ def test_acks_of_the_old_replicas_are_not_enough(session: Session) -> None:
     assert set(operation.result().outcomes.values()) == {Outcome.UNKNOWN}
 
 
-def test_a_view_that_comes_between_routing_and_sending_is_noticed(session: Session) -> None:
+def test_write_is_rerouted_when_the_view_changes_before_it_is_sent(session: Session) -> None:
     operation = put(session)
     chunks = next(operation._source)
     session.install(MOVING, [])  # as another thread of the client may do
@@ -101,14 +101,14 @@ def test_a_view_that_comes_between_routing_and_sending_is_noticed(session: Sessi
     assert receivers(sends, epoch=2) == {"a", "b", "c", "d", "e"}
 
 
-def test_a_request_says_under_which_epoch_it_was_routed(session: Session) -> None:
+def test_request_has_the_epoch_that_it_was_routed_by(session: Session) -> None:
     operation = put(session)
     first, *_ = operation.more(NOW)
     session.install(MOVING, [])
     assert decode(first.frames).epoch == 1
 
 
-def test_a_write_that_was_never_sent_under_the_old_epoch_is_not_tainted(session: Session) -> None:
+def test_write_not_sent_under_the_old_epoch_is_not_indeterminate(session: Session) -> None:
     operation = put(session)
     chunks = next(operation._source)
     session.install(MOVING, [])

@@ -1,4 +1,4 @@
-"""A call whose deadline passes between two slabs: what was never sent must not be passed over."""
+"""Tests of calls whose deadline passes between two parts of a batch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def answer_all(operation: Operation, sends: list[Send]) -> None:
         assert operation.receive(send.peer, answer, 1000) == []
 
 
-def test_a_look_up_fails_when_a_part_was_never_asked(session: Session) -> None:
+def test_lookup_fails_when_a_part_was_never_sent(session: Session) -> None:
     decoder = TypeRegistry().decode_array
     operation = LookupOperation(session, DEADLINE, "i", KEYS, Level.ONE, decoder)
     answer_all(operation, operation.more(1000))
@@ -56,7 +56,7 @@ def test_a_look_up_fails_when_a_part_was_never_asked(session: Session) -> None:
         operation.result()
 
 
-def test_a_write_names_what_was_never_sent_as_failed(session: Session) -> None:
+def test_write_reports_unsent_keys_as_failed(session: Session) -> None:
     items = [(key, key.encode(), b"\x01") for key in KEYS]
     operation = PutOperation(session, DEADLINE, "i", Level.ALL, items, None)
     answer_all(operation, operation.more(1000))
@@ -67,7 +67,7 @@ def test_a_write_names_what_was_never_sent_as_failed(session: Session) -> None:
     assert len(outcome.outcomes) == 100
 
 
-def test_a_write_names_what_was_sent_in_vain_as_unknown(session: Session) -> None:
+def test_write_reports_unanswered_keys_as_unknown(session: Session) -> None:
     items = [(key, key.encode(), b"\x01") for key in KEYS]
     operation = PutOperation(session, DEADLINE, "i", Level.ALL, items, None)
     operation.more(1000)

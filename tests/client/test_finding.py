@@ -1,4 +1,4 @@
-"""Finding the cluster while the membership knows nobody, or does not answer."""
+"""Tests of discovery while the membership is empty or does not answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dstash.errors import NoPeers
 from tests.harness.joined import TYPES, Joined
 
 
-def test_those_known_before_are_asked_while_the_membership_knows_nobody(tmp_path: Path) -> None:
+def test_discovery_asks_known_peers_when_the_membership_is_empty(tmp_path: Path) -> None:
     joined = Joined("abc")
     calls = Calls(ClientSettings(local_dir=tmp_path), joined.session, TYPES)
     assert calls.discovery(joined.now + 1000).seeds == ["tcp://a:1", "tcp://b:1", "tcp://c:1"]
@@ -25,7 +25,7 @@ def test_those_known_before_are_asked_while_the_membership_knows_nobody(tmp_path
         calls.discovery(joined.now + 1000)
 
 
-def test_a_consul_that_does_not_answer_holds_up_a_call_no_longer_than_its_timeout() -> None:
+def test_discovery_with_silent_consul_ends_at_the_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as frozen:
         url = f"http://127.0.0.1:{frozen.getsockname()[1]}"
         began = time.monotonic()

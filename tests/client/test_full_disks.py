@@ -1,4 +1,4 @@
-"""Reads where replicas that should be repaired have no room: they never need any."""
+"""Tests of reads while the disks of replicas are full: reads need no disk space."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def test_read_at_quorum_answers_where_the_other_replica_has_no_room(asked: str, 
     joined = joined_with(stores)
     _, full = asked
     setattr(stores[full], how, True)
-    joined.session.install(joined.topology.encode(), list(asked))  # whom it takes to be alive
+    joined.session.install(
+        joined.topology.encode(), list(asked)
+    )  # the peers that it takes as alive
     assert joined.lookup("k") == {"k": 2}
     joined.session.install(joined.topology.encode(), list("abc"))
     assert joined.lookup("k") == {"k": 2}

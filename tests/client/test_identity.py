@@ -1,4 +1,4 @@
-"""Two writes never get the same version: not by threads, not by a signal handler, not by a fork."""
+"""Tests that no two writes get the same version: in threads, signal handlers and forks."""
 
 from __future__ import annotations
 

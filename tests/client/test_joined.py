@@ -1,4 +1,4 @@
-"""The client's core against peer cores, joined in memory: every way in which replicas disagree."""
+"""Tests of the client's operations against peer cores in memory, with replicas that disagree."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def kinds(joined: Joined) -> list[str]:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_what_was_put_is_found(joined: Joined, level: str) -> None:
+def test_lookup_finds_what_was_put(joined: Joined, level: str) -> None:
     assert joined.put({"a": 1, "b": None}, level).stored == 2
     assert joined.lookup("a", "b", "c", level=level) == {"a": 1, "b": None}
     assert joined.delete("a", "c", level=level).deleted == 1
     assert joined.lookup("a", "b", "c", level=level) == {"b": None}
 
 
-def test_a_quorum_read_costs_one_value_and_one_digest(joined: Joined) -> None:
+def test_quorum_read_requests_one_value_and_one_digest(joined: Joined) -> None:
     joined.put({"a": 1}, "all")
     joined.asked.clear()
     joined.lookup("a")
@@ -58,9 +58,7 @@ def test_a_quorum_read_costs_one_value_and_one_digest(joined: Joined) -> None:
 
 
 class TestDisagreement:
-    def test_the_newest_wins_and_the_loser_is_repaired_before_the_answer(
-        self, joined: Joined
-    ) -> None:
+    def test_newest_record_wins_and_stale_replica_is_repaired_first(self, joined: Joined) -> None:
         joined.put({"k": "old"}, "all")
         joined.silent = {"c"}
         joined.put({"k": "new"})
@@ -69,13 +67,13 @@ class TestDisagreement:
         assert joined.record("c", "k") == joined.record("a", "k")
         assert "Apply" in kinds(joined)
 
-    def test_who_missed_a_key_gets_it(self, joined: Joined) -> None:
+    def test_replica_that_missed_a_key_is_repaired(self, joined: Joined) -> None:
         joined.put({"k": 1, "other": 2}, "all")
         joined.forget("b", "k")
         assert joined.lookup("k", "other", level="all") == {"k": 1, "other": 2}
         assert joined.record("b", "k") == joined.record("a", "k")
 
-    def test_a_delete_that_one_missed_stays_a_delete(self, joined: Joined) -> None:
+    def test_delete_missed_by_a_replica_stays_a_delete(self, joined: Joined) -> None:
         joined.put({"k": 1}, "all")
         joined.silent = {"a"}
         joined.delete("k")
@@ -84,8 +82,8 @@ class TestDisagreement:
             assert joined.lookup("k", level=level) == {}
         assert open_record(joined.record("a", "k") or b"").is_tombstone
 
-    def test_a_read_at_one_and_a_scan_may_not_see_it_and_a_quorum_does(self) -> None:
-        """What docs/consistency.md warns of is so: each asks one replica, perhaps that one."""
+    def test_quorum_read_finds_a_write_that_level_one_misses(self) -> None:
+        """As docs/consistency.md warns: each of them reads one replica, perhaps a stale one."""
         seen: dict[str, list[Any]] = {"one": [], "quorum": [], "scan": []}
         for missed in "abc":
             joined = Joined()
@@ -99,7 +97,7 @@ class TestDisagreement:
         assert {} in seen["scan"]
         assert seen["quorum"] == [{"k": 1}] * 3
 
-    def test_who_missed_what_is_no_news_is_asked_last_until_it_has_had_time(self) -> None:
+    def test_replica_that_missed_an_older_write_is_asked_last_for_a_while(self) -> None:
         joined = Joined()
         keys = [f"k{number}" for number in range(30)]
         joined.put(dict.fromkeys(keys, 1), "all")
@@ -112,7 +110,7 @@ class TestDisagreement:
             joined.now += after
             joined.asked.clear()
             assert all(joined.lookup(key) == {key: 2} for key in keys[:-1])
-            return [type(one.message).__name__ for peer, one in joined.asked if peer == "c"]
+            return [type(request.message).__name__ for peer, request in joined.asked if peer == "c"]
 
         joined.lookup(keys[-1], level="all")  # c has missed it, or it is still on its way
         usual = read_table(joined.session.known_view(), Level.QUORUM, "", ())
@@ -121,7 +119,7 @@ class TestDisagreement:
         assert asked_c(LAGGING_MS - 1) == []
         assert asked_c(1)[-2:] == ["Fetch", "Apply"], "it is tried again, and still lacks some"
 
-    def test_news_beside_what_it_missed_do_not_hide_that_it_is_behind(self) -> None:
+    def test_recent_write_does_not_hide_that_a_replica_is_lagging(self) -> None:
         joined = Joined()
         replicas = joined.session.replicas_of
         new = next(
@@ -137,7 +135,7 @@ class TestDisagreement:
         assert not any("c" in targets for targets in table)
 
     @pytest.mark.parametrize("missed", "abc")
-    def test_any_two_of_three_know_a_quorum_write(self, missed: str) -> None:
+    def test_any_two_of_three_replicas_have_a_quorum_write(self, missed: str) -> None:
         joined = Joined()
         joined.silent = {missed}
         joined.put({"k": 1})
@@ -163,7 +161,7 @@ class TestDamage:
             assert (corruption.found, corruption.repaired, len(corruption)) == (1, 1, 0)
 
     def test_does_not_bring_back_what_was_overwritten(self, joined: Joined) -> None:
-        """One replica missed the write, one holds it damaged: only the third can tell."""
+        """One replica missed the write, and one holds it corrupt: only the third has it."""
         joined.put({"k": "old"}, "all")
         joined.silent = {"b"}
         joined.put({"k": "new"})
@@ -188,8 +186,8 @@ class TestDamage:
         assert joined.put({"k": 2}, "all").ok
         assert joined.lookup("k", level="all") == {"k": 2}
 
-    def test_is_not_mended_by_a_replica_that_missed_the_write(self, joined: Joined) -> None:
-        """What is damaged was acked here and on ``b``: what ``c`` has is not enough."""
+    def test_is_not_repaired_from_a_replica_that_missed_the_write(self, joined: Joined) -> None:
+        """The corrupt record was acked here and on ``b``: the record of ``c`` is not enough."""
         joined.put({"k": "old"}, "all")
         joined.down = {"c"}
         joined.put({"k": "new"})
@@ -201,12 +199,12 @@ class TestDamage:
         joined.settle()
         assert joined.record("a", "k") == lost
         joined.down = set()
-        joined.now += 2000  # a try failed: the next one comes after a pause
+        joined.now += 2000  # the next attempt comes after a pause
         joined.settle()
         assert joined.record("a", "k") == joined.record("b", "k")
 
     @pytest.mark.parametrize(("corrupt", "missed", "away"), list(itertools.permutations("abc")))
-    def test_is_no_second_vote_for_that_there_is_nothing(
+    def test_does_not_count_as_a_vote_for_a_missing_key(
         self, corrupt: str, missed: str, away: str
     ) -> None:
         """Whether it is asked for the value or only for a digest, in which both look the same."""
@@ -218,7 +216,7 @@ class TestDamage:
         with pytest.raises((CorruptRecord, TimedOut, Unavailable)):
             joined.lookup("k")
 
-    def test_keeps_a_page_back_until_it_is_mended(self, joined: Joined) -> None:
+    def test_delays_a_page_until_it_is_repaired(self, joined: Joined) -> None:
         joined.put({str(number): number for number in range(50)}, "all")
         for peer in "abc":
             joined.corruption(peer, str("abc".index(peer)))
@@ -226,7 +224,7 @@ class TestDamage:
         joined.settle()
         assert all(len(core.local_partitions.corruption) == 0 for core in joined.peers.values())
 
-    def test_that_looks_like_a_delete_is_not_taken_for_one(self, joined: Joined) -> None:
+    def test_with_tombstone_flag_does_not_count_as_delete(self, joined: Joined) -> None:
         joined.put({"k": 1}, "all")
         for peer in "abc":
             whole = joined.record(peer, "k") or b""
@@ -236,7 +234,7 @@ class TestDamage:
                 joined.alter(peer, "k", lambda record: record[:28] + b"\x01" + record[29:])
             joined.stores[peer].records[joined.place("k")] = whole
 
-    def test_that_looks_like_life_is_not_taken_for_it(self, joined: Joined) -> None:
+    def test_without_tombstone_flag_does_not_count_as_live(self, joined: Joined) -> None:
         joined.put({"k": 1}, "all")
         joined.delete("k", level="all")
         for peer in "abc":
@@ -247,7 +245,7 @@ class TestDamage:
 
 
 class TestSuperseded:
-    def test_a_slow_clock_loses_no_write(self, joined: Joined) -> None:
+    def test_write_with_slow_clock_is_not_lost(self, joined: Joined) -> None:
         ahead = pack(stamp_at(joined.now + 400), b"\xff" * 4)
 
         def stamp_ahead(peer: str, envelope: Any) -> Any:
@@ -257,14 +255,14 @@ class TestSuperseded:
             return envelope._replace(message=message)
 
         joined.tamper = stamp_ahead
-        joined.put({"k": "of one with a fast clock"}, "all")
+        joined.put({"k": "by a fast clock"}, "all")
         joined.tamper = lambda peer, envelope: envelope
         assert joined.put({"k": "mine", "other": 1}).stored == 2
         assert joined.lookup("k", "other", level="all") == {"k": "mine", "other": 1}
         version = open_record(joined.record("a", "k") or b"").version
         assert unpack(version)[0] > unpack(ahead)[0]
 
-    def test_a_version_too_far_ahead_is_refused_and_says_by_how_much(self, joined: Joined) -> None:
+    def test_version_too_far_ahead_is_rejected_with_the_difference(self, joined: Joined) -> None:
         core = joined.peers["a"]
         joined.silent = {"b", "c"}
         replies = []
@@ -286,7 +284,7 @@ class TestSuperseded:
 
 
 class TestOutcomes:
-    def test_nobody_reached_is_failed(self, joined: Joined) -> None:
+    def test_write_that_reached_no_peer_is_failed(self, joined: Joined) -> None:
         joined.down = {"a", "b", "c"}
         result = joined.put({"k": 1})
         assert result.outcomes == {"k": Outcome.FAILED}
@@ -294,7 +292,7 @@ class TestOutcomes:
         with pytest.raises(Unavailable, match=r"\(b: not connected\)"):
             joined.lookup("k")
 
-    def test_nobody_answers_is_unknown(self, joined: Joined) -> None:
+    def test_write_without_answer_is_unknown(self, joined: Joined) -> None:
         joined.silent = {"a", "b", "c"}
         result = joined.put({"k": 1})
         assert result.outcomes == {"k": Outcome.UNKNOWN}
@@ -302,24 +300,24 @@ class TestOutcomes:
         with pytest.raises((TimedOut, Unavailable), match="no answer"):
             joined.lookup("k")
 
-    def test_one_ack_where_two_are_needed_is_unknown(self, joined: Joined) -> None:
+    def test_write_with_too_few_acks_is_unknown(self, joined: Joined) -> None:
         joined.down = {"b", "c"}
         assert joined.put({"k": 1}).outcomes == {"k": Outcome.UNKNOWN}
         joined.down = set()
         assert joined.lookup("k") in ({}, {"k": 1})
 
-    def test_refused_by_all_is_failed(self, joined: Joined) -> None:
+    def test_write_refused_by_all_is_failed(self, joined: Joined) -> None:
         for core in joined.peers.values():
             core.health.stopping = True
         assert joined.put({"k": 1}).outcomes == {"k": Outcome.FAILED}
 
-    def test_time_does_not_run_beyond_the_deadline(self, joined: Joined) -> None:
+    def test_call_ends_at_its_deadline(self, joined: Joined) -> None:
         began = joined.now
         joined.silent = {"a", "b", "c"}
         joined.put({"k": 1}, timeout=700)
         assert joined.now == began + 700
 
-    def test_a_bad_item_fails_alone(self, joined: Joined) -> None:
+    def test_invalid_item_fails_alone(self, joined: Joined) -> None:
         def spoil(peer: str, envelope: Any) -> Any:
             message = envelope.message
             if isinstance(message, Put):
@@ -337,7 +335,7 @@ class TestOutcomes:
 
 class TestFailover:
     @pytest.mark.parametrize("away", "abc")
-    def test_one_that_is_down_is_not_missed(self, away: str) -> None:
+    def test_calls_succeed_without_a_peer_that_is_down(self, away: str) -> None:
         joined = Joined()
         joined.down = {away}
         began = joined.now
@@ -346,7 +344,7 @@ class TestFailover:
         assert joined.now == began
 
     @pytest.mark.parametrize("level", ["one", "quorum"])
-    def test_one_that_says_nothing_is_hedged(self, level: str) -> None:
+    def test_read_asks_another_replica_when_one_is_silent(self, level: str) -> None:
         for quiet in "abc":
             joined = Joined()
             keys = {str(number): number for number in range(50)}
@@ -359,7 +357,7 @@ class TestFailover:
             assert joined.lookup(*keys, level=level) == keys
             assert joined.now == later  # it is asked last from now on
 
-    def test_a_reply_that_is_too_large_is_asked_for_in_parts(self, joined: Joined) -> None:
+    def test_answer_that_is_too_large_is_requested_in_parts(self, joined: Joined) -> None:
         large = {f"large-{number}": bytes(1 << 20) for number in range(12)}
         assert joined.put(large, "all").ok
         assert joined.lookup(*large, level="all") == large
@@ -370,7 +368,7 @@ class TestFailover:
 
 
 class TestTopology:
-    def test_an_old_epoch_is_refused_with_the_new_topology_and_the_call_goes_on(self) -> None:
+    def test_call_with_old_epoch_continues_with_the_new_topology(self) -> None:
         joined = Joined("abcd")
         newer = replace(joined.topology, epoch=9)
         joined.install(newer)
@@ -378,14 +376,14 @@ class TestTopology:
         assert joined.session.epoch == 9
         assert joined.lookup("k") == {"k": 1}
 
-    def test_each_of_many_chunks_finds_its_way(self) -> None:
+    def test_many_chunks_are_rerouted_to_the_new_topology(self) -> None:
         joined = Joined("abcdef")
         keys = {str(number): number for number in range(300)}
         joined.put(keys, "all")
         joined.install(replace(joined.topology, epoch=9))
         assert joined.lookup(*keys) == keys
 
-    def test_a_peer_that_knows_less_answers_when_it_has_caught_up(self, joined: Joined) -> None:
+    def test_peer_with_older_topology_answers_once_it_has_caught_up(self, joined: Joined) -> None:
         newer = replace(joined.topology, epoch=9)
         joined.session.install(newer.encode(), ["a", "b", "c"])
         joined.install(newer, "a", "b")
@@ -397,7 +395,7 @@ class TestTopology:
         assert joined.record("c", "k") is not None
 
 
-def test_the_window_bounds_what_is_in_hand() -> None:
+def test_window_bounds_pending_requests() -> None:
     joined = Joined("abcdefgh")
     keys = {str(number): number for number in range(60_000)}
     joined.put(keys, "one")
@@ -413,13 +411,13 @@ def test_the_window_bounds_what_is_in_hand() -> None:
     )
     assert len(joined.run(operation)) == len(keys)
     assert joined.now > START
-    assert max(in_hand) < 48 + 8 * 8 * 8  # the window, and one slab: a chunk per replica set
+    assert max(in_hand) < 48 + 8 * 8 * 8  # the window, and one part: a chunk per replica set
     assert not [one for one in joined.asked if isinstance(one[1].message, Apply | Fetch)]
     assert any(isinstance(one[1].message, Lookup) for one in joined.asked)
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_of_large_records_heads_are_told_a_few_at_a_time(
+def test_digests_of_large_records_are_sent_in_small_parts(
     level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only a head is wanted, but the whole record is copied: a request must not ask for all."""
@@ -440,14 +438,14 @@ def test_of_large_records_heads_are_told_a_few_at_a_time(
     assert answer.answered == 2
 
 
-def test_a_touch_that_came_too_late_is_not_taken_for_stored(joined: Joined) -> None:
+def test_touch_that_is_too_late_does_not_count_as_stored(joined: Joined) -> None:
     joined.put({"k": 1})
     record = open_record(joined.record("a", "k") or b"")
     touched = record._replace(version=with_touch(record.version, stamp_at(joined.now)))
     for core in joined.peers.values():
         core.local_partitions.horizons[partition_of(b"k")] = stamp_at(joined.now + 1000)
     for peer in joined.peers:
-        joined.forget(peer, "k")  # it was deleted meanwhile, and collected
+        joined.forget(peer, "k")  # it was deleted and collected in the meantime
     content = build_record(b"i", b"k", touched)
     items: list[Any] = [("k", b"k", content)]
     deadline = joined.now + 5000
@@ -458,7 +456,7 @@ def test_a_touch_that_came_too_late_is_not_taken_for_stored(joined: Joined) -> N
     assert len([one for one in joined.asked if isinstance(one[1].message, Apply)]) == 3
 
 
-def test_more_records_than_were_asked_for_are_refused(joined: Joined) -> None:
+def test_answer_with_too_many_records_is_rejected(joined: Joined) -> None:
     def add_one(envelope: Envelope) -> Envelope:
         if not isinstance(envelope.message, Records):
             return envelope

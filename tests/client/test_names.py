@@ -1,4 +1,4 @@
-"""Both clients have the same methods, which take the same arguments."""
+"""Tests that both clients have the same methods with the same arguments."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def methods(of: type) -> dict[str, Callable[..., Any]]:
 
 
 def plain(annotation: Any) -> Any:
-    """Return what a call yields or returns, however one waits for it."""
+    """Return what a call yields or returns, with or without await."""
     if typing.get_origin(annotation) in (Iterator, AsyncIterator):
         return ("walk", typing.get_args(annotation))
     return annotation
@@ -39,8 +39,8 @@ def plain(annotation: Any) -> Any:
 def arguments(method: Callable[..., Any]) -> list[tuple[str, Any, Any, Any]]:
     hints = typing.get_type_hints(method)
     return [
-        (one.name, one.kind, one.default, hints.get(one.name))
-        for one in inspect.signature(method).parameters.values()
+        (parameter.name, parameter.kind, parameter.default, hints.get(parameter.name))
+        for parameter in inspect.signature(method).parameters.values()
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a write is said to have come to is true, and the class of the error follows from it."""
+"""Tests of the outcome of a write, and of the class of its error."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Tight(TwinStore):
 
 
 class Cluster(Joined):
-    """Three replicas that nothing heals, each with a trouble of its own."""
+    """Three replicas without background repair, each with its own fault."""
 
     def __init__(self, problems: str = "") -> None:
         super().__init__(REPLICAS, pace=Pace(10**9, 10**9, 0))
@@ -95,7 +95,7 @@ class Cluster(Joined):
     def touched(self, key: str) -> bytes:
         """Return the record of a key with an expiry in a minute."""
         records = [self.record(peer, key) for peer in REPLICAS]
-        record = open_record(next(one for one in records if one is not None))
+        record = open_record(next(record for record in records if record is not None))
         version = with_touch(record.version, self.session.stamp())
         renewed = record._replace(version=version, expiry=self.now + 60_000)
         return build_record(b"i", key.encode(), renewed)
@@ -110,7 +110,7 @@ def _damage(cluster: Cluster, peer: str) -> None:
 
 
 #: One letter each: ok, down, silent, mute (its acks are lost), not ready, full,
-#: corrupt (its record is damaged).
+#: corrupt (its record is corrupt).
 TROUBLES: dict[str, Callable[[Cluster, str], None]] = {
     "o": lambda cluster, peer: None,
     "d": lambda cluster, peer: cluster.down.add(peer),
@@ -131,9 +131,7 @@ WRITTEN: dict[str, Callable[[bytes], bool]] = {
 
 @pytest.mark.parametrize("kind", list(WRITTEN))
 @pytest.mark.parametrize("level", ["one", "quorum", "all"])
-def test_every_outcome_is_true_and_has_the_class_of_error_that_belongs_to_it(
-    kind: str, level: str
-) -> None:
+def test_outcome_matches_the_stores_and_the_class_of_its_error(kind: str, level: str) -> None:
     seen = set()
     for problems in map("".join, combinations_with_replacement(TROUBLES, 3)):
         cluster = Cluster(problems)
@@ -160,7 +158,9 @@ class TestFullDisks:
         cluster.fill(full)
         assert cluster.write("touch").ok
         assert cluster.holders("touch") == set(REPLICAS) - {full}
-        hints = [one.message for _, one in cluster.asked if isinstance(one.message, Hint)]
+        hints = [
+            request.message for _, request in cluster.asked if isinstance(request.message, Hint)
+        ]
         assert [hint.peer for hint in hints] == [full], "c answers after the call is done"
 
     def test_two_full_disks_make_a_touch_unknown_and_name_the_reason(self) -> None:
@@ -193,12 +193,14 @@ class TestFullDisks:
         result = cluster.run(operation)
         assert result.stored == 1
         assert result.outcomes == {"k": Outcome.UNKNOWN}
-        applies = [one.message for _, one in cluster.asked if isinstance(one.message, Apply)]
+        applies = [
+            request.message for _, request in cluster.asked if isinstance(request.message, Apply)
+        ]
         assert len(applies) > 3, "the item was tried again"
 
 
 def delete_later(cluster: Cluster, peer: str) -> None:
-    """Let one replica take the delete of another client, whose stamp is above the next one."""
+    """Apply the delete of another client, with a higher stamp, to one replica."""
     record = open_record(cluster.record(peer, "k") or b"")
     version = pack(newest_stamp(record.version) + (100 << 16), b"othr")
     tombstone = record._replace(version=version, flags=RecordFlag.TOMBSTONE, payload=b"")
@@ -237,12 +239,12 @@ class TestDelete:
             core._recent_deletes = RecentDeletes()  # as after a restart
         assert cluster.run(operation, operation.lost("c", cluster.now)).deleted == 1
 
-    def test_delete_that_was_beaten_keeps_what_its_first_try_found(self) -> None:
+    def test_superseded_delete_keeps_what_its_first_attempt_found(self) -> None:
         cluster = Cluster("ood")
         delete_later(cluster, "b")
         assert cluster.write("delete").deleted == 1
 
-    def test_replica_tells_the_second_version_what_the_first_found(self) -> None:
+    def test_replica_reports_what_the_first_version_of_a_delete_found(self) -> None:
         cluster = Cluster("moo")
         delete_later(cluster, "b")
         cluster.forget("c", "k")
@@ -256,7 +258,7 @@ class TestDelete:
         cluster.tamper = hear_second
         assert cluster.write("delete").deleted == 1
 
-    def test_key_that_was_not_there_is_not_said_to_be(self) -> None:
+    def test_delete_of_missing_key_is_not_counted(self) -> None:
         assert Cluster().delete("other").deleted == 0
 
     def test_second_delete_finds_nothing(self) -> None:
@@ -264,7 +266,7 @@ class TestDelete:
         assert (cluster.delete("k").deleted, cluster.delete("k").deleted) == (1, 0)
 
 
-def test_unavailable_is_not_said_of_what_one_replica_stored() -> None:
+def test_write_stored_by_one_replica_is_not_unavailable() -> None:
     cluster = Cluster("onn")
     result = cluster.write("put", timeout=2000)
     assert result.outcomes == {"k": Outcome.UNKNOWN}
@@ -272,14 +274,14 @@ def test_unavailable_is_not_said_of_what_one_replica_stored() -> None:
         result.raise_first()
 
 
-def test_a_refusal_that_comes_right_is_tried_again_until_it_is_stored() -> None:
+def test_temporary_refusal_is_retried_until_stored() -> None:
     cluster = Cluster("fff")
     full = iter([True, True, False])
 
     def free_later(peer: str, envelope: Envelope) -> Envelope:
         if peer == "c":
-            for one in "ab":
-                cluster.stores[one].full = next(full, False)  # type: ignore[attr-defined]
+            for peer in "ab":
+                cluster.stores[peer].full = next(full, False)  # type: ignore[attr-defined]
         return envelope
 
     def busy(envelope: Envelope) -> Envelope:
@@ -294,7 +296,7 @@ def test_a_refusal_that_comes_right_is_tried_again_until_it_is_stored() -> None:
     assert cluster.holders("touch") >= {"a", "b"}
 
 
-def test_a_key_that_is_too_long_fails_at_once_and_alone() -> None:
+def test_too_long_key_fails_at_once_and_alone() -> None:
     cluster = Cluster()
     long = "x" * 401
     payload = TYPES.encode(1)
@@ -307,10 +309,10 @@ def test_a_key_that_is_too_long_fails_at_once_and_alone() -> None:
     assert result.outcomes == {long: Outcome.FAILED}
     assert isinstance(result.reasons[0], LimitError)
     assert cluster.now == began
-    assert len([one for _, one in cluster.asked if isinstance(one.message, Put)]) == 6
+    assert len([request for _, request in cluster.asked if isinstance(request.message, Put)]) == 6
 
 
-def test_a_call_that_ends_with_an_error_of_another_kind_says_what_may_be_stored() -> None:
+def test_call_with_other_error_reports_that_it_may_be_stored() -> None:
     """A peer that answers for another cluster ends the whole call."""
     cluster = Cluster()
     operation = PutOperation(
@@ -322,12 +324,12 @@ def test_a_call_that_ends_with_an_error_of_another_kind_says_what_may_be_stored(
         operation.result()
 
 
-def test_a_call_that_sent_nothing_fails_with_the_error_itself() -> None:
+def test_call_that_sent_nothing_raises_the_error_itself() -> None:
     cluster = Cluster()
     items: list[Any] = [("k", b"k", b"\x01")]
     operation = PutOperation(cluster.session, cluster.now + 100, "i", Level.ALL, items, None)
-    operation.fail(Unavailable("nobody"))
-    with pytest.raises(Unavailable, match="nobody"):
+    operation.fail(Unavailable("no peer"))
+    with pytest.raises(Unavailable, match="no peer"):
         operation.result()
 
 
@@ -380,13 +382,13 @@ class TestLateAnswers:
         ]
         assert hints[0].peer in "ab"
 
-    def test_ack_is_forgotten(self) -> None:
+    def test_acked_request_is_dropped(self) -> None:
         cluster = Cluster()
         assert cluster.write("put").ok
         assert len(cluster.session.outstanding) == 0
         assert self.hinted(cluster) == set()
 
-    def test_what_is_remembered_is_bounded_and_the_oldest_becomes_a_hint(self) -> None:
+    def test_outstanding_writes_are_bounded_and_the_oldest_becomes_a_hint(self) -> None:
         outstanding = OutstandingWrites()
         keys = Frame(codec.pack_blobs([bytes(300)] * 1000))
         missed = []

@@ -1,4 +1,4 @@
-"""Under which protocol version a client speaks to each peer."""
+"""Tests of the protocol version that a client uses with each peer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOPOLOGY = Topology(
 
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> Session:
-    """A client that speaks versions 1 and 2, and knows one peer."""
+    """A session that supports versions 1 and 2, with one peer."""
     monkeypatch.setattr(protocol, "HIGHEST_PROTOCOL", 2)
     made = Session(lambda: NOW)
     made.install(TOPOLOGY, ["a"])
@@ -39,15 +39,15 @@ def lookup(session: Session) -> LookupOperation:
     return LookupOperation(session, NOW + 5000, "i", ["k"], Level.ONE, list)
 
 
-def test_the_lowest_until_the_peer_has_said_what_it_speaks(session: Session) -> None:
+def test_lowest_protocol_is_used_until_the_peer_reports_its_versions(session: Session) -> None:
     assert version_to(session) == 1
     assert session.learn_protocol("a", 1, 3)
     assert version_to(session) == 2
-    session.forget_protocol("a")  # it may come back as another one
+    session.forget_protocol("a")  # it may restart with another version
     assert version_to(session) == 1
 
 
-def test_a_welcome_tells(session: Session) -> None:
+def test_welcome_reports_the_protocol_versions(session: Session) -> None:
     operation = lookup(session)
     operation.more(NOW)
     welcome = Welcome("c", "a", 1, 2, {}, TOPOLOGY, ["a"])
@@ -55,7 +55,7 @@ def test_a_welcome_tells(session: Session) -> None:
     assert version_to(session) == 2
 
 
-def test_one_that_understands_only_later_versions_is_asked_again(session: Session) -> None:
+def test_peer_with_later_versions_only_gets_a_retry(session: Session) -> None:
     operation = lookup(session)
     (first,) = operation.more(NOW)
     request = decode(first.frames)
@@ -74,7 +74,7 @@ def test_one_that_understands_only_later_versions_is_asked_again(session: Sessio
     assert operation.done
 
 
-def test_none_in_common_is_said_at_once(session: Session) -> None:
+def test_call_without_common_protocol_fails_at_once(session: Session) -> None:
     operation = DiscoverOperation(session, NOW + 5000, ["tcp://a:1"], "c")
     (hello,) = operation.more(NOW)
     greeting = decode(hello.frames)

@@ -1,4 +1,4 @@
-"""Having members repair what they hold, and whom to believe that does not answer."""
+"""Tests of the full repair that a client starts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tests.harness.joined import START, Joined
 
 
 def ask(joined: Joined, kind: type[StatusOperation], timeout: int = 30_000) -> set[str]:
-    """Ask every member; returns who answered."""
+    """Ask every member; return those that answered."""
     return set(joined.run(kind(joined.session, joined.now + timeout, list("abc"))))
 
 
-def test_who_repairs_is_told() -> None:
+def test_repair_returns_the_members_that_started_it() -> None:
     joined = Joined()
     assert ask(joined, RepairOperation) == {"a", "b", "c"}
     assert all(core.scheduler.running("repair") for core in joined.peers.values())
@@ -22,17 +22,17 @@ def test_who_repairs_is_told() -> None:
     assert ask(joined, RepairOperation) == {"a", "c"}
 
 
-def test_a_member_may_take_longer_to_begin_a_repair_than_to_say_how_it_does() -> None:
+def test_repair_waits_longer_for_members_than_status() -> None:
     joined = Joined()
     joined.silent = {"b"}
-    for kind, patience in ((StatusOperation, 300), (RepairOperation, 5000)):
+    for kind, timeout in ((StatusOperation, 300), (RepairOperation, 5000)):
         began = joined.now
         assert ask(joined, kind) == {"a", "c"}
-        assert joined.now - began == patience
+        assert joined.now - began == timeout
 
 
 @pytest.mark.parametrize("how", ["down", "silent", "not ready", "no time"])
-def test_a_repair_that_nobody_begins_is_an_error(how: str) -> None:
+def test_repair_started_by_no_member_raises_unavailable(how: str) -> None:
     joined = Joined()
     if how == "down":
         joined.down = set("abc")

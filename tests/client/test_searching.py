@@ -1,4 +1,4 @@
-"""How often a client looks for the cluster in the middle of a call."""
+"""Tests of the search for the cluster within a call."""
 
 from __future__ import annotations
 

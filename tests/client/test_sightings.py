@@ -1,4 +1,4 @@
-"""What a client tells peers of the stores that it saw."""
+"""Tests of the sightings of stores that a client reports to peers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_life_without_ack_is_no_claim(sightings: Sightings) -> None:
 
 
 @pytest.mark.parametrize("store", [[], ["s"], ["s", "3", 1, 2], [1, 1, 1, 1], ["s", 1, 2, 3, 4]])
-def test_welcome_that_tells_nothing_of_use_is_ignored(sightings: Sightings, store: Any) -> None:
+def test_welcome_with_invalid_store_is_ignored(sightings: Sightings, store: Any) -> None:
     assert sightings.learn(store) is None
 
 
@@ -55,7 +55,7 @@ def test_few_lives_of_a_store_are_kept_and_always_the_newest_write(sightings: Si
 def test_claims_are_bounded_and_the_last_seen_stores_are_kept(sightings: Sightings) -> None:
     for number in range(3 * MOST_CLAIMS):
         sightings.learn([f"store-{number}", 1, 1, 1])
-    kept = [one[0] for one in sightings.claims()]
+    kept = [claim[0] for claim in sightings.claims()]
     assert kept == [f"store-{number}" for number in range(2 * MOST_CLAIMS, 3 * MOST_CLAIMS)]
 
 
@@ -81,7 +81,7 @@ def test_acked_write_is_claimed_of_the_stores_that_acked_it() -> None:
     put(joined, stores)
     newest = joined.stores["a"].high_water
     sent = [envelope.message for _, envelope in joined.asked]
-    stamps = {newest_stamp(one.version) for one in sent if isinstance(one, Put)}
+    stamps = {newest_stamp(put.version) for put in sent if isinstance(put, Put)}
     assert stamps == {newest}
     assert sorted(joined.session.sightings.claims()) == [
         ["store-a", 1, 1, newest],
@@ -92,7 +92,7 @@ def test_acked_write_is_claimed_of_the_stores_that_acked_it() -> None:
     )
 
 
-def test_peer_tells_its_life_and_how_new_its_store_is() -> None:
+def test_welcome_has_the_life_and_newest_stamp_of_the_store() -> None:
     joined = Joined()
     stores: dict[str, Any] = {}
     put(joined, stores)

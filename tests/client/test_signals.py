@@ -1,4 +1,4 @@
-"""Signals that come in the middle of a call: no deadlock, no leak, no error of another kind."""
+"""Tests of signals during a call: no deadlock, no leak, no unexpected error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes with one version and different content: every replica and client picks the same winner."""
+"""Tests of equal versions with different content: all replicas and clients pick the same one."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ class TestChunks:
     ) -> None:
         joined.run(self.operation(joined))
         for name in "abc":
-            puts = [one.message for peer, one in joined.asked if peer == name]
-            versions = [one.version for one in puts if isinstance(one, Put)]
+            puts = [request.message for peer, request in joined.asked if peer == name]
+            versions = [put.version for put in puts if isinstance(put, Put)]
             assert len(versions) >= 3
             assert versions == sorted(set(versions))
 
@@ -112,6 +112,6 @@ class TestChunks:
 
         joined.tamper_answer = busy_at_first
         assert joined.run(self.operation(joined)).stored == 3 * KEYS_PER_CHUNK
-        puts = [one.message for _, one in joined.asked if isinstance(one.message, Put)]
-        assert len({(one.keys, one.version) for one in puts}) == len({one.keys for one in puts})
-        assert len(puts) > 3 * len({one.keys for one in puts})
+        puts = [request.message for _, request in joined.asked if isinstance(request.message, Put)]
+        assert len({(put.keys, put.version) for put in puts}) == len({put.keys for put in puts})
+        assert len(puts) > 3 * len({put.keys for put in puts})

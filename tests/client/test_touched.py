@@ -1,4 +1,4 @@
-"""Touches meet deletes and horizons: replicas agree on writes, whatever their expiry."""
+"""Tests of touches with deletes and horizons: replicas agree, whatever the expiry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A span for each call: which there are, what they say, and that they cost nothing when off."""
+"""Tests of the spans of calls."""
 
 from __future__ import annotations
 
@@ -90,15 +90,15 @@ def test_each_call_is_one_span(client: Any, traces: Traces, index: str) -> None:
     *spans, admin_span = traces.take()
     assert (admin_span.name, admin_span.failed) == ("dstash remove", True)
     calls = "put lookup exists touch ttl batch_put batch_lookup count where batch_delete delete"
-    assert [one.name for one in spans] == [
+    assert [span.name for span in spans] == [
         f"dstash {name}" for name in [*calls.split(), "status", "topology", "repair"]
     ]
-    assert {one.kind for one in spans} == {"CLIENT"}
-    assert not any(one.failed for one in spans)
-    assert len({one.trace for one in spans}) == len(spans)
+    assert {span.kind for span in spans} == {"CLIENT"}
+    assert not any(span.failed for span in spans)
+    assert len({span.trace for span in spans}) == len(spans)
 
 
-def test_a_span_says_what_the_conventions_for_databases_ask_for(
+def test_span_has_the_attributes_of_the_database_conventions(
     client: Any, traces: Traces, index: str, seeds: list[str]
 ) -> None:
     host, _, port = seeds[0].removeprefix("tcp://").rpartition(":")
@@ -118,16 +118,18 @@ def test_a_span_says_what_the_conventions_for_databases_ask_for(
     client.batch_lookup(index, ["a", "b", "missing"])
     details = traces.one().details
     assert (details["db.operation.batch.size"], details["db.response.returned_rows"]) == (3, 2)
-    client.batch_put(index, ((key, 1) for key in "xyz"))  # as many as there turn out to be
+    client.batch_put(index, ((key, 1) for key in "xyz"))  # an iterable of unknown size
     assert traces.one().details["db.operation.batch.size"] == 3
     client.batch_put(index, {"b": 1})
-    assert "db.operation.batch.size" not in traces.one().details  # one is no batch, by the words
+    assert (
+        "db.operation.batch.size" not in traces.one().details
+    )  # one key is no batch, by the conventions
     client.topology()
     assert "db.collection.name" not in traces.one().details
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_calls_are_children_of_the_callers_span(
+def test_span_of_call_is_a_child_of_the_callers_span(
     traces: Traces, seeds: list[str], index: str, kind: str
 ) -> None:
     async def work() -> None:
@@ -135,7 +137,7 @@ def test_calls_are_children_of_the_callers_span(
             with traces.provider.get_tracer("test").start_as_current_span("work"):
                 await client.put(index, "a", 1, write="all")
                 await client.index(index).put("b", 2, write="all")
-                assert len([one async for one in client.items(index)]) == 2
+                assert len([pair async for pair in client.items(index)]) == 2
 
     if kind == "asyncio":
         asyncio.run(work())
@@ -148,32 +150,34 @@ def test_calls_are_children_of_the_callers_span(
             client.index(index).put("b", 2, write="all")
             assert len(list(client.items(index))) == 2
     *calls, work_span = traces.take()
-    assert [one.name for one in calls] == ["dstash put"] * 2 + ["dstash items"] * (len(calls) - 2)
-    assert all(one.is_within(work_span) for one in calls)
-    assert {one.trace for one in calls} == {work_span.trace}
+    assert [span.name for span in calls] == ["dstash put"] * 2 + ["dstash items"] * (len(calls) - 2)
+    assert all(span.is_within(work_span) for span in calls)
+    assert {span.trace for span in calls} == {work_span.trace}
 
 
-def test_a_walk_has_a_span_for_each_page(client: Any, traces: Traces, index: str) -> None:
-    client.batch_put(index, dict.fromkeys(range(5000), 0), write="all")  # whoever is walked
+def test_scan_has_a_span_for_each_page(client: Any, traces: Traces, index: str) -> None:
+    client.batch_put(
+        index, dict.fromkeys(range(5000), 0), write="all"
+    )  # so that any replica has them
     traces.take()
     assert len(list(client.keys(index))) == 5000
     pages = traces.take()
     assert len(pages) >= 3
-    assert {(one.name, one.details["db.collection.name"]) for one in pages} == {
+    assert {(span.name, span.details["db.collection.name"]) for span in pages} == {
         ("dstash keys", index)
     }
     assert client.count(index) == 5000
-    assert traces.one().name == "dstash count"  # which is one call, however many pages it takes
+    assert traces.one().name == "dstash count"  # one call, whatever its number of pages
 
 
-def test_a_key_that_is_not_there_is_no_error(client: Any, traces: Traces, index: str) -> None:
+def test_span_of_missing_key_is_not_failed(client: Any, traces: Traces, index: str) -> None:
     with pytest.raises(KeyError):
         client.ttl(index, "missing")
     assert not traces.one().failed
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_shows_in_the_span(traces: Traces, kind: str) -> None:
+def test_span_records_the_error_of_the_call(traces: Traces, kind: str) -> None:
     nobody = f"tcp://127.0.0.1:{free_port()}"
     settings: dict[str, Any] = {"timeout": 0.2, "tracing": traces.provider}
     with asyncio.Runner() as runner:
@@ -189,7 +193,7 @@ def test_an_error_shows_in_the_span(traces: Traces, kind: str) -> None:
     assert (details["error.type"], details["db.response.status_code"]) == ("NoPeers", "41")
 
 
-def test_a_batch_of_which_a_part_failed_shows_in_the_span(traces: Traces, tmp_path: Path) -> None:
+def test_span_records_partial_failure_of_a_batch(traces: Traces, tmp_path: Path) -> None:
     with Peers.local(tmp_path) as peers:
         peers.form("a", "b")
         client = peers.client(timeout=1.0, tracing=traces.provider)
@@ -206,9 +210,7 @@ def test_a_batch_of_which_a_part_failed_shows_in_the_span(traces: Traces, tmp_pa
         peers["b"].thaw()
 
 
-def test_a_call_that_is_cancelled_ends_its_span(
-    traces: Traces, seeds: list[str], index: str
-) -> None:
+def test_span_ends_when_the_call_is_cancelled(traces: Traces, seeds: list[str], index: str) -> None:
     async def work() -> None:
         async with AsyncClient(*seeds, timeout=20, tracing=traces.provider) as client:
             await client.put(index, "a", 1)
@@ -222,16 +224,16 @@ def test_a_call_that_is_cancelled_ends_its_span(
     assert (span.name, span.details["error.type"]) == ("dstash lookup", "CancelledError")
 
 
-def test_calls_that_travel_together_can_be_followed_to_the_trace_they_travel_in(
+def test_spans_of_coalesced_calls_link_to_the_trace_of_the_request(
     traces: Traces, seeds: list[str], index: str
 ) -> None:
-    async def one(client: AsyncClient, key: str) -> None:
+    async def look_up(client: AsyncClient, key: str) -> None:
         with traces.provider.get_tracer("test").start_as_current_span(f"work {key}"):
             await client.lookup(index, key)
 
     async def work() -> None:
         async with AsyncClient(*seeds, timeout=20, tracing=traces.provider) as client:
-            await asyncio.gather(*[one(client, key) for key in "abc"])
+            await asyncio.gather(*[look_up(client, key) for key in "abc"])
 
     asyncio.run(work())
     calls = [span for span in traces.take() if span.name == "dstash lookup"]
@@ -242,13 +244,13 @@ def test_calls_that_travel_together_can_be_followed_to_the_trace_they_travel_in(
     assert {span.links for span in others} == {((first.trace, first.id),)}
 
 
-def test_a_trace_that_is_recorded_goes_before_one_that_is_not(
+def test_coalesced_calls_use_a_sampled_trace_first(
     traces: Traces, seeds: list[str], index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = _sent(monkeypatch)
     unsampled = Traces(sampler=ALWAYS_OFF)
 
-    async def one(client: AsyncClient, key: str, by: Traces) -> None:
+    async def look_up(client: AsyncClient, key: str, by: Traces) -> None:
         with by.provider.get_tracer("test").start_as_current_span("work"):
             await client.lookup(index, key)
 
@@ -256,11 +258,11 @@ def test_a_trace_that_is_recorded_goes_before_one_that_is_not(
         async with AsyncClient(*seeds, timeout=20, tracing=traces.provider) as client:
             await client.exists(index, "a")  # finds the cluster
             sent.clear()
-            await asyncio.gather(one(client, "a", unsampled), one(client, "b", traces))
+            await asyncio.gather(look_up(client, "a", unsampled), look_up(client, "b", traces))
 
     asyncio.run(work())
     recorded = {span.trace for span in traces.take()}
-    # A Hello that tells what the client saw of the stores may follow: it belongs to no call.
+    # A Hello with the sightings of stores may follow: it belongs to no call.
     lookups = [envelope for envelope in sent if isinstance(envelope.message, Lookup)]
     assert {envelope.trace.split("-")[1] for envelope in lookups} <= recorded
     assert lookups
@@ -319,12 +321,12 @@ def test_every_message_of_a_call_carries_its_trace(
             traces.take()
             sent.clear()
             call()  # type: ignore[no-untyped-call]
-            spans = {f"00-{one.trace}-{one.id}" for one in traces.take()}
+            spans = {f"00-{span.trace}-{span.id}" for span in traces.take()}
             assert sent
             assert {envelope.trace[:-3] for envelope in sent} == spans
 
 
-def test_what_is_not_traced_is_sent_as_it_always_was(
+def test_message_of_untraced_call_has_no_trace(
     seeds: list[str], traces: Traces, index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[list[bytes]] = []
@@ -353,14 +355,14 @@ def test_what_is_not_traced_is_sent_as_it_always_was(
 # -- settings
 
 
-def test_tracing_is_a_setting_like_others(seeds: list[str]) -> None:
+def test_tracing_setting_is_validated(seeds: list[str]) -> None:
     assert load_client(None, {}, {}).tracing is False
     assert load_client(None, {}, {"DSTASH_TRACING": "true"}).tracing is True
     with pytest.raises(ConfigError, match="tracing is 'loud'; allowed is true or false"):
         Client(*seeds, tracing="loud")
 
 
-def test_without_a_provider_calls_go_on_as_ever(seeds: list[str], index: str) -> None:
+def test_tracing_without_provider_does_not_affect_calls(seeds: list[str], index: str) -> None:
     """A program that set up nothing has OpenTelemetry's provider that does nothing."""
     with Client(*seeds, timeout=20, tracing=True) as client:
         client.put(index, "a", 1)
@@ -368,7 +370,7 @@ def test_without_a_provider_calls_go_on_as_ever(seeds: list[str], index: str) ->
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_without_opentelemetry_it_says_what_to_install(
+def test_tracing_without_opentelemetry_names_the_extra(
     kind: Any, monkeypatch: pytest.MonkeyPatch, seeds: list[str]
 ) -> None:
     monkeypatch.delitem(sys.modules, "dstash.client.tracing.spans", raising=False)
