@@ -74,7 +74,7 @@ class _Search:
 
 
 class Links:
-    """Opens connections when they are needed, and tells what happens on them.
+    """Opens connections on demand and yields their events.
 
     Args:
         context: the ZeroMQ threads to use.
