@@ -49,6 +49,7 @@ from dstash.peer.telemetry.observer import Observer
 from dstash.peer.telemetry.tracing import Tracer
 from dstash.store.interface import Store
 from dstash.store.record import Keyspace, locate
+from dstash.types import Level
 from dstash.version import Steady, stamp_at
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
@@ -306,7 +307,8 @@ class PeerCore:
         voters = {member.id for member in topology.before() if member.synced}
         if topology.replicas == 1:  # a peer alone is the quorum of its own partitions
             voters = {self.settings.peer}
-        self.clock.install(view.members.keys(), voters, view.alive)
+        quorum = Level.QUORUM.needed(view.topology.replicas)
+        self.clock.install(view.members.keys(), voters, view.alive, quorum)
         self._floor.install(before, view)
         self.wants_refresh = False
         if self.heard_topology is not None and self.heard_topology.epoch <= view.epoch:
@@ -331,7 +333,7 @@ class PeerCore:
             self.store.has_room(self.settings.disk_reserve),
             self.store.has_room(self.settings.disk_reserve // 2),
             self.store.high_water,
-            self.clock.highest_possible(),
+            self.clock.highest_acked(),
         )
         return Commit(group, rules, recent=self._recent_deletes)
 

@@ -274,7 +274,7 @@ class Daemon:
     def _watch_threads(self) -> None:
         self._watchdog.watch("MainThread", self.server.seconds_since_turn, _HANGING)
         self._watchdog.watch("committer", self.server.seconds_committing, _HANGING_BESIDE)
-        self._watchdog.watch("keeper", self.agent.seconds_since_turn, _HANGING_BESIDE)
+        self._watchdog.watch("membership", self.agent.seconds_since_turn, _HANGING_BESIDE)
         self._watchdog.start()
         if self._failure is not None:
             self.server.fail(self._failure)

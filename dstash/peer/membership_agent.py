@@ -127,7 +127,7 @@ class MembershipAgent:
         self._complaints = Complaints("a turn of the membership thread failed", clock)
         self._turned: float | None = None
         self._stop = threading.Event()
-        self._thread = threads.thread(self._run, name="keeper", may_end=self._stop.is_set)
+        self._thread = threads.thread(self._run, name="membership", may_end=self._stop.is_set)
 
     def join(self) -> View | None:
         """Take the lock and a place in the topology; returns the first view.

@@ -451,7 +451,7 @@ def test_touch_that_is_too_late_does_not_count_as_stored(joined: Joined) -> None
     deadline = joined.now + 5000
     result = joined.run(ApplyOperation(joined.session, deadline, "i", Level.QUORUM, items))
     assert result.outcomes == {"k": Outcome.FAILED}, "all replicas refused it"
-    with pytest.raises(BelowFloor, match="too late"):
+    with pytest.raises(BelowFloor, match="too old"):
         result.raise_first()
     assert len([one for one in joined.asked if isinstance(one[1].message, Apply)]) == 3
 

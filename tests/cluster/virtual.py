@@ -65,7 +65,7 @@ ANSWERS: dict[type, Callable[..., Any]] = {
 def clock_of(name: str) -> ClusterClock:
     """Return a clock that does not need the clocks of others."""
     clock = ClusterClock(name, 500, lambda: 0, NOW)
-    clock.install({name}, {name}, frozenset((name,)))
+    clock.install({name}, {name}, frozenset((name,)), 1)
     return clock
 
 

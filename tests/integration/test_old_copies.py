@@ -73,7 +73,11 @@ def test_old_copies_of_all_disks_are_told_by_a_client_that_saw_newer_ones(tmp_pa
                 PATIENCE,
                 "the client has told the peer",
             )
-            assert SUSPECTED in peers[name].log.read_text()
+            wait_until(
+                lambda: SUSPECTED in peers[name].log.read_text(),  # noqa: B023
+                PATIENCE,
+                "the line is in the log",
+            )
             assert peers[name].page("/readyz")["ready"]
         members = client.status()["members"]
         assert [one["alerts"] for one in members] == 3 * [[SUSPECTED]]

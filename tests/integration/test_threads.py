@@ -59,7 +59,7 @@ def add_member(peers: Peers, name: str) -> None:
     assert name in peers.members(client)
 
 
-@pytest.mark.parametrize("thread", ["agent", "committer", "http", "connections", "watchdog"])
+@pytest.mark.parametrize("thread", ["membership", "committer", "http", "connections", "watchdog"])
 def test_peer_stops_with_one_line_when_a_thread_ends(own: Peers, thread: str) -> None:
     peer = restart_broken(own, "b", f"end:{thread}")
     with Load(own.client()) as load:  # the committer meets the exception with its next commit
@@ -100,7 +100,7 @@ def health(peers: Peers) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("thread", ["MainThread", "keeper", "committer"])
+@pytest.mark.parametrize("thread", ["MainThread", "membership", "committer"])
 def test_stop_is_bounded_whatever_hangs(own: Peers, thread: str) -> None:
     peer = own["b"]
     peer.environ["DSTASH_DRAIN_SECONDS"] = "1"

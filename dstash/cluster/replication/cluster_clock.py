@@ -12,9 +12,11 @@ more, so that the next write can be stamped past it. The margin is small because
 may raise the present, which must rise more slowly than time passes.
 
 The state of other members can be out of date, because the peer has just started or a clock has
-just been set. So there are two bounds. A stamp up to ``latest`` is accepted. A stamp above
-``highest_possible`` is certainly from the future. For a stamp between them a peer decides nothing
-until it has asked the other members.
+just been set. So there are two more bounds. A stamp above ``highest_possible`` is certainly from
+the future. A stamp above ``highest_acked`` is too, and no write quorum holds it: a quorum can be
+fewer members than a majority, so a record below this bound may be that of an acked write, which no
+older write may replace even if the median of clocks has stepped back. Below these bounds a peer
+decides nothing until it has asked the other members.
 
 The reading of a clock is that of Cristian, "Probabilistic Clock Synchronization" (1989).
 """
@@ -59,6 +61,7 @@ class ClusterClock:
         self._members: frozenset[str] = frozenset()
         self._holders: frozenset[str] = frozenset()
         self._alive: frozenset[str] = frozenset()
+        self._quorum = 1
         #: By member, how far (milliseconds) its clock is ahead of this peer's.
         self._offsets: dict[str, int] = {}
         #: Derived from these when they change, because every iteration of the loop reads it.
@@ -76,9 +79,21 @@ class ClusterClock:
     # -- input
 
     def install(
-        self, members: Collection[str], holders: Collection[str], alive: frozenset[str]
+        self,
+        members: Collection[str],
+        holders: Collection[str],
+        alive: frozenset[str],
+        quorum: int,
     ) -> None:
-        """Set the members whose clocks count, and those that hold data and vote on the present."""
+        """Set the members whose clocks count, and those that hold data and vote on the present.
+
+        Args:
+            members: all members.
+            holders: members that hold data.
+            alive: members that hold their session lock.
+            quorum: how many replicas ack a write at level quorum.
+        """
+        self._quorum = quorum
         if alive - self._alive:
             self.is_due = True
         self._fresh &= frozenset(members)
@@ -200,8 +215,11 @@ class ClusterClock:
         if not self.knows_majority or not self._holders:
             return 0
         absent = {peer for peer in self._holders - self._presents.keys() if peer not in self._alive}
-        needed = max(1, len(self._holders) // 2 + 1 - len(absent - {self._me}))
+        needed = max(1, self._majority() - len(absent - {self._me}))
         return self._held_by(needed, self._presents.keys())
+
+    def _majority(self) -> int:
+        return len(self._holders) // 2 + 1
 
     def _held_by(self, needed: int, peers: Collection[str]) -> Stamp:
         """Return the highest stamp that ``needed`` of the peers and this one hold; 0: too few."""
@@ -236,11 +254,17 @@ class ClusterClock:
         that a member is known to hold; if they are a majority, any stamp at all. Unknown clocks may
         be ahead of all known ones.
         """
+        return self._highest_held_by(self._majority())
+
+    def highest_acked(self) -> Stamp:
+        """Return the stamp above which a stamp is from the future and no write quorum holds it."""
+        return self._highest_held_by(min(self._quorum, self._majority()))
+
+    def _highest_held_by(self, needed: int) -> Stamp:
         if not self.knows_majority:
             waits = self._now - self._unknown_since < _MAJORITY_TIMEOUT_MS
             return MAX_STAMP if waits else self.latest()
-        unsure = self._holders - self._fresh - {self._me}
-        needed = len(self._holders) // 2 + 1 - len(unsure)
+        needed -= len(self._holders - self._fresh - {self._me})
         if needed < 1:
             return MAX_STAMP
         held = self._held_by(needed, self._fresh)

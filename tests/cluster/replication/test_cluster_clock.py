@@ -12,9 +12,12 @@ SKEW = 500
 HOUR = 3_600_000
 
 
-def clock_of(members: str = "abc", alive: str | None = None, present: int = 0) -> ClusterClock:
+def clock_of(
+    members: str = "abc", alive: str | None = None, present: int = 0, quorum: int = 2
+) -> ClusterClock:
     clock = ClusterClock("a", SKEW, lambda: present, NOW)
-    clock.install(set(members), set(members), frozenset(members if alive is None else alive))
+    live = frozenset(members if alive is None else alive)
+    clock.install(set(members), set(members), live, quorum)
     return clock
 
 
@@ -108,7 +111,7 @@ def test_clocks_of_removed_members_are_dropped() -> None:
     clock = clock_of()
     read(clock, b=-HOUR, c=-HOUR)
     clock.note_present("b", stamp_at(NOW + HOUR), clock.era)
-    clock.install({"a", "d"}, {"a", "d"}, frozenset("ad"))
+    clock.install({"a", "d"}, {"a", "d"}, frozenset("ad"), 2)
     assert not clock.knows_majority
     assert clock.confirmed() == 0
 
@@ -196,7 +199,7 @@ class TestConfirmed:
         read(clock, b=0)
         clock.note_present("b", stamp_at(NOW + HOUR), clock.era)
         assert clock.confirmed() == stamp_at(NOW + HOUR)
-        clock.install(set("abc"), set("abc"), frozenset("abc"))
+        clock.install(set("abc"), set("abc"), frozenset("abc"), 2)
         assert clock.confirmed() == 0
 
     def test_present_does_not_run_ahead_of_time(self) -> None:
@@ -214,3 +217,15 @@ def test_ahead_names_what_is_beyond_the_skew() -> None:
     assert clock.ahead_ms() == 0
     assert clock.ahead_ms(stamp_at(NOW + SKEW)) == 0
     assert clock.ahead_ms(stamp_at(NOW), stamp_at(NOW + HOUR)) == HOUR
+
+
+def test_stamp_that_a_write_quorum_holds_is_not_given_up_although_no_majority_holds_it() -> None:
+    clock = clock_of("abcde", present=stamp_at(NOW + HOUR))
+    read(clock, b=0, c=0, d=0, e=0)
+    for peer in "bcde":
+        clock.note_present(peer, stamp_at(NOW), clock.era)
+    assert clock.highest_acked() == clock.latest()
+    clock.note_present("e", stamp_at(NOW + HOUR), clock.era)
+    assert clock.confirmed() == stamp_at(NOW)
+    assert clock.highest_possible() == clock.latest(), "it is from the future"
+    assert clock.highest_acked() >= stamp_at(NOW + HOUR), "two replicas of three may have acked it"
