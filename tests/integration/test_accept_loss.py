@@ -48,7 +48,7 @@ def test_two_of_three_disks_are_lost(peers: Peers) -> None:
     assert (code, "'p1' is alive and has its data" in said) == (1, True)
     code, out, said = here.ask("cluster", "accept-loss", "p2", "p3")
     assert code == 2
-    assert "in a script give --yes" in said
+    assert "in a script, use --yes" in said
     assert "4096 of 4096 partitions have a replica on p2, p3" in out
     assert "writes that only p2, p3 acknowledged there are lost" in out
     code, out, _ = here.ask("-o", "json", "cluster", "accept-loss", "p2", "p3", "--dry-run")
