@@ -102,7 +102,7 @@ def test_scan_rejects_page_with_more_keys_than_values(
 ) -> None:
     client.put(index, "key", 1, write="all")  # so that any replica has it
     monkeypatch.setattr(TypeRegistry, "decode_array", lambda self, packed: [])
-    with pytest.raises(ProtocolError, match="1 keys came with 0 values"):
+    with pytest.raises(ProtocolError, match="1 keys, but 0 values"):
         list(client.items(index))
 
 
