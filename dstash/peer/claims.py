@@ -1,7 +1,7 @@
-"""What clients say they saw of this peer's store.
+"""Claims of clients about how new this peer's store was.
 
-A client may be wrong, or lie, so a claim neither ends a vote nor is kept on disk: it shows, and has
-the members asked again. See ``freshness.py``.
+A client may be wrong, or lie. Therefore a claim does not end a vote and is not stored: it becomes a
+problem in the status, and makes the peer ask the other members again. See ``freshness.py``.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dstash.cluster.topology.life import Life
 from dstash.errors import ProtocolError
 from dstash.wire.shapes import is_word
 
-#: What ``status`` and ``/readyz`` say.
+#: The problem in ``status`` and ``/readyz``.
 SUSPECTED: Final = "a client saw a newer state of this store: restored from an old copy?"
 
-#: Claims that are kept, at most.
-_KEPT: Final = 16
-#: A life whose number is so far ahead was made up: the number grows by one with each start.
-_FARTHEST: Final = 1_000_000
+#: The most claims that are kept.
+_MAX_CLAIMS: Final = 16
+#: A life whose number is further ahead is invented: the number grows by one with each start.
+_MAX_NUMBERS_AHEAD: Final = 1_000_000
 
 
 class Claims:
@@ -28,7 +28,7 @@ class Claims:
 
     Args:
         lineage: the lives of the store.
-        store_id: names the store.
+        store_id: the id of the store.
     """
 
     def __init__(self, lineage: Lineage, store_id: str) -> None:
@@ -37,12 +37,12 @@ class Claims:
         self._kept: dict[tuple[int, int], Life] = {}
 
     def take(self, seen: Iterable[list[Any]]) -> bool:
-        """Take what a client saw of stores; whether there is news in it that contradicts this one.
+        """Take the lives that a client saw; returns whether a new one contradicts this store.
 
         Raises:
             ProtocolError: it is not a list of lives.
         """
-        farthest = self._lineage.current.number + _FARTHEST
+        farthest = self._lineage.current.number + _MAX_NUMBERS_AHEAD
         has_news = False
         for store_id, life in _decoded(seen):
             known = self._kept.get(life.start)
@@ -51,12 +51,12 @@ class Claims:
             if is_plausible and is_news and self._lineage.is_behind(life):
                 self._kept[life.start] = life
                 has_news = True
-        while len(self._kept) > _KEPT:
+        while len(self._kept) > _MAX_CLAIMS:
             del self._kept[next(iter(self._kept))]
         return has_news
 
     def contradict(self) -> bool:
-        """Whether a claim contradicts the store now: what it was filled with since voids them."""
+        """Whether a claim contradicts the store now; streaming since then voids claims."""
         self._kept = {
             start: life for start, life in self._kept.items() if self._lineage.is_behind(life)
         }
@@ -70,9 +70,9 @@ class Claims:
 
 def _decoded(seen: Iterable[list[Any]]) -> list[tuple[str, Life]]:
     found = []
-    for one in list(seen)[:MOST_CLAIMS]:
-        match one:
-            case [str() as store_id, number, began, stamp] if all(map(is_word, one[1:])):
+    for claim in list(seen)[:MOST_CLAIMS]:
+        match claim:
+            case [str() as store_id, number, began, stamp] if all(map(is_word, claim[1:])):
                 found.append((store_id, Life(number, began, stamp)))
             case _:
                 raise ProtocolError("Hello.seen is not a list of [store id, life, begin, stamp]")

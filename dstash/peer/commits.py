@@ -1,8 +1,8 @@
-"""Group commit: all writes that wait become one transaction, one sync, many acks.
+"""Group commit: all waiting writes become one transaction with one sync, then all are acked.
 
-The idea is old (DeWitt et al., "Implementation Techniques for Main Memory Database Systems",
-1984); bbolt's ``Batch`` is a model of it. One bad item fails alone: it is taken out before the
-transaction begins.
+The method is from DeWitt et al., "Implementation Techniques for Main Memory Database Systems"
+(1984); bbolt's ``Batch`` is a model. A bad item fails alone: it is removed before the transaction
+begins.
 """
 
 from __future__ import annotations
@@ -66,21 +66,21 @@ from dstash.wire.shapes import Message
 _KEY: Final = itemgetter(0)
 _PREFIX: Final = itemgetter(slice(2))
 
-#: The payload of a tombstone: nothing.
-_NOTHING: Final = b""
+#: The payload of a tombstone is empty.
+_NO_PAYLOAD: Final = b""
 #: A plain number: arithmetic with flags takes longer than to check the record.
 _TOMBSTONE: Final = RecordFlag.TOMBSTONE.value
 
-#: What a client is told of a record that was not taken, for the horizon has passed over it.
-_TOO_LATE: Final = "the record came too late: what is as old may have been deleted, and buried"
-#: What the sender of a record is told that has to wait for an agreement on a horizon.
-_AGREEING: Final = "replicas are agreeing on the past; come back in a moment"
+#: The error of a client's record that was refused because it is below the horizon.
+_TOO_LATE: Final = "the record is too old: tombstones of its time may have been dropped already"
+#: The error of a record that must wait until replicas have agreed on a horizon.
+_AGREEING: Final = "replicas are agreeing on a horizon; retry in a moment"
 
 Rejected = list[list[Any]]
 
 
 class Prepared(NamedTuple):
-    """A write that is ready for the transaction, and what was taken out of it before."""
+    """A write that is ready for the transaction, and the items that were rejected before it."""
 
     write: Write
     rejected: Rejected
@@ -88,7 +88,7 @@ class Prepared(NamedTuple):
     places: Sequence[int]
 
     def without(self, left_out: set[int], error: DStashError) -> Prepared:
-        """Return the same without the entries at some places of the write: they are rejected."""
+        """Return a copy that rejects the entries at the given places of the write."""
         kept = [number for number in range(len(self.write.entries)) if number not in left_out]
         rejected = [[self.places[number], error.code, str(error)] for number in sorted(left_out)]
         return Prepared(
@@ -99,24 +99,24 @@ class Prepared(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is left to be written."""
+        """Whether no entry is left to write."""
         write = self.write
         return not (write.entries or write.drops or write.marks or write.replacements)
 
 
 class Rules(NamedTuple):
-    """What a commit checks its writes against.
+    """The rules that a commit checks its writes against.
 
-    ``present``: the time (milliseconds since 1970) that versions are held against: at most
-    ``max_skew`` ahead of it. It is not ``now``, for this peer's clock may be wrong. Stamps above
-    ``latest`` are certainly from the future: they are refused as such, and what is stored with one
-    gives way to writes of clients. Between the two this peer cannot tell yet.
-    ``floor`` is the highest horizon: clients' writes stamped up to there are refused, should they
-    have come before it did. ``promises`` (by partition):
-    repairs stamped up to there come at the wrong moment. ``horizons`` (by partition): records up
-    to there are the past. See ``cluster/burying.py``. ``owned`` are the partitions held here.
-    ``has_room``: false when only what frees or heals may still be written; ``has_spare``: false
-    when not even what heals, unless it frees. ``upper_bound``: what a damaged record may have been.
+    ``present``: the time (milliseconds since 1970) that versions are compared with; a version is
+    at most ``max_skew`` ahead of it. It is not ``now``, because this peer's clock may be wrong.
+    Stamps above ``latest`` are certainly from the future: they are refused, and a stored record
+    with one gives way to writes of clients. Between the two, this peer cannot decide yet.
+    ``floor``: the highest horizon. Writes of clients up to it are refused, even if they arrived
+    before it was set. ``promises`` (by partition): repairs stamped up to this must wait.
+    ``horizons`` (by partition): tombstones up to this may have been dropped. See
+    ``cluster/replication/tombstone_gc.py``. ``owned``: the partitions of this peer.
+    ``has_room``: false when only deletes and repairs may be written; ``has_spare``: false when only
+    deletes may. ``upper_bound``: the highest stamp that a corrupt record may have had.
     """
 
     now: int
@@ -142,74 +142,74 @@ def _puts(ready: _Ready) -> set[int]:
 
 
 def _live_records(ready: _Ready) -> set[int]:
-    """Return the places of entries that are no tombstones."""
+    """Return the places of entries that are not tombstones."""
     entries = enumerate(ready[1].write.entries)
-    return {number for number, (_, one) in entries if not one[VERSION_END] & _TOMBSTONE}
+    return {place for place, (_, record) in entries if not record[VERSION_END] & _TOMBSTONE}
 
 
 @dataclass(slots=True)
 class Commit:
-    """A group of writes on its way to disk. ``run`` does it, on any thread."""
+    """A group of writes that is committed together. ``run`` commits it, on any thread."""
 
     waiting: list[WaitingWrite]
     rules: Rules
     replies: list[tuple[Ticket, Message]] = field(default_factory=list)
-    #: What became of this peer's own writes.
+    #: The result of each internal write.
     done: list[tuple[Internal, DStashError | None]] = field(default_factory=list)
-    #: How many keys each of the others had, as far as they were taken.
+    #: How many keys of each other write were accepted.
     sizes: list[int] = field(default_factory=list)
     #: Partitions with records that may have changed.
     changed: set[int] = field(default_factory=set)
-    #: Storage keys whose records turned out to be damaged.
+    #: Storage keys whose records were found corrupt.
     corrupt: list[bytes] = field(default_factory=list)
     #: Whether versions were refused because they are from the future.
     skewed: bool = False
     #: Set when the disk failed for good: the peer must stop.
     fatal: DStashError | None = None
-    #: What recent deletes found; None to forget it.
+    #: Keys that recent deletes found; None to keep no such memory.
     recent: RecentDeletes | None = None
 
     def run(self, store: Store) -> None:
-        """Commit all that can be committed; afterwards every write has its answer."""
-        prepared = [(one, self._prepare(one)) for one in self.waiting]
-        ready = [(one, what) for one, what in prepared if isinstance(what, Prepared)]
-        for one, what in prepared:
-            if isinstance(what, DStashError):
-                self._refuse(one, what)
+        """Commit all valid writes; afterwards every write has its answer."""
+        prepared = [(write, self._prepare(write)) for write in self.waiting]
+        ready = [(write, result) for write, result in prepared if isinstance(result, Prepared)]
+        for write, result in prepared:
+            if isinstance(result, DStashError):
+                self._refuse(write, result)
         for leave_out in (_puts, _live_records, None):
             try:
-                merged = store.commit([what.write for _, what in ready]) if ready else []
+                merged = store.commit([item.write for _, item in ready]) if ready else []
             except DStashError as error:
                 if isinstance(error, DiskFull) and leave_out is not None:
                     ready = self._without(ready, leave_out, error)
                     continue
-                for one, _ in ready:
-                    self._refuse(one, error)
+                for write, _ in ready:
+                    self._refuse(write, error)
                 self.fatal = error if store.check_writable() else None
                 return
-            for (one, what), result in zip(ready, merged, strict=True):
-                self._accept(one, what, result)
+            for (write, item), outcome in zip(ready, merged, strict=True):
+                self._accept(write, item, outcome)
             return
 
     def _without(
         self, ready: list[_Ready], leave_out: Callable[[_Ready], set[int]], error: DiskFull
     ) -> list[_Ready]:
-        """Refuse entries for which there is no room, so that the others can be stored."""
+        """Refuse the entries that lack room, so that the remaining ones can be stored."""
         kept: list[_Ready] = []
-        for one, what in ready:
-            left_out = leave_out((one, what))
-            rest = what.without(left_out, error) if left_out else what
+        for write, item in ready:
+            left_out = leave_out((write, item))
+            rest = item.without(left_out, error) if left_out else item
             if rest.is_empty:
-                self._refuse(one, error)
+                self._refuse(write, error)
             else:
-                kept.append((one, rest))
+                kept.append((write, rest))
         return kept
 
     def note(self, took: float, sync: float) -> None:
-        """Note in the requests that are traced how long (seconds) the commit and its sync took."""
-        for one in self.waiting:
-            if one.ticket.notes is not None:
-                one.ticket.notes.committed(took, sync, len(self.waiting))
+        """Note in traced requests how long (seconds) the commit and its sync took."""
+        for write in self.waiting:
+            if write.ticket.notes is not None:
+                write.ticket.notes.committed(took, sync, len(self.waiting))
 
     def stats(self, took: float, sync: float) -> CommitStats:
         """Return what the meters count of a commit that has run.
@@ -231,20 +231,20 @@ class Commit:
         size = sum(write.weight for write in self.waiting)
         return CommitStats(took, sync, len(self.waiting), size, self.sizes, writes)
 
-    def _prepare(self, one: WaitingWrite) -> Prepared | DStashError:
+    def _prepare(self, waiting: WaitingWrite) -> Prepared | DStashError:
         try:
-            return _PREPARE[type(one.message)](one.message, one.space, self.rules)
+            return _PREPARE[type(waiting.message)](waiting.message, waiting.space, self.rules)
         except DStashError as error:
             return error
 
-    def _refuse(self, one: WaitingWrite, error: DStashError) -> None:
+    def _refuse(self, waiting: WaitingWrite, error: DStashError) -> None:
         self.skewed = self.skewed or isinstance(error, ClockSkew | Busy)
-        if isinstance(one.message, Internal):
-            self.done.append((one.message, error))
+        if isinstance(waiting.message, Internal):
+            self.done.append((waiting.message, error))
         else:
-            self.replies.append((one.ticket, Error.of(error)))
+            self.replies.append((waiting.ticket, Error.of(error)))
 
-    def _accept(self, one: WaitingWrite, prepared: Prepared, merged: Merged) -> None:
+    def _accept(self, waiting: WaitingWrite, prepared: Prepared, merged: Merged) -> None:
         write = prepared.write
         touched = map(_KEY, chain(write.entries, write.drops, write.replacements))
         prefixes = set(map(_PREFIX, touched))
@@ -252,23 +252,27 @@ class Commit:
         self.skewed = self.skewed or bool({ClockSkew.code, Busy.code} & codes)
         self.corrupt += [write.entries[place][0] for place in merged.corrupt]
         self.changed.update(int.from_bytes(prefix, "big") for prefix in prefixes)
-        if self.recent is not None and not isinstance(one.message, Put | Delete):
+        if self.recent is not None and not isinstance(waiting.message, Put | Delete):
             self.recent.note(write.entries, merged.existed, self.rules.now)
-        if isinstance(one.message, Internal):
+        if isinstance(waiting.message, Internal):
             refusals = [from_wire(code, text, {}) for _, code, text in prepared.rejected]
             refusals += [Busy(_AGREEING)] if merged.promised else []
-            self.done.append((one.message, next(iter(refusals), None)))
+            self.done.append((waiting.message, next(iter(refusals), None)))
         else:
             self.sizes.append(len(write.entries))
-            if self.recent is not None and isinstance(one.message, Delete):
+            if self.recent is not None and isinstance(waiting.message, Delete):
                 keys = list(map(_KEY, write.entries))
-                version, earlier = one.message.version, write.replaces
+                version, earlier = waiting.message.version, write.replaces
                 self.recent.answer(version, keys, merged.existed, self.rules.now, earlier)
-            self.replies.append((one.ticket, _answer(one.message, prepared, merged)))
+            self.replies.append((waiting.ticket, _answer(waiting.message, prepared, merged)))
 
 
 def check_skew(version: bytes, rules: Rules) -> None:
-    """Refuse a version from the future; the text says how far off the clocks are."""
+    """Refuse a version from the future.
+
+    Raises:
+        ClockSkew: the text says how far the version is ahead of the cluster clock.
+    """
     ahead = stamp_milliseconds(newest_stamp(version)) - rules.present
     if ahead > rules.max_skew:
         raise ClockSkew(
@@ -297,7 +301,7 @@ def _prepare_delete(message: Delete, space: Keyspace, rules: Rules) -> Prepared:
     rejected = _bad_keys(keys)
     places, keys, _ = _without(rejected, keys, keys)
     tombstone = head(message.version, RecordFlag.TOMBSTONE)
-    entries = seal(space, keys, tombstone, [_NOTHING] * len(keys))
+    entries = seal(space, keys, tombstone, [_NO_PAYLOAD] * len(keys))
     write = _client_write(entries, message, rules)
     write.report_existed = write.may_spend_reserve = True
     return Prepared(write, rejected, places)
@@ -334,7 +338,7 @@ def _prepare_apply(message: Apply, space: Keyspace, rules: Rules) -> Prepared:
     bad = {entry[0] for entry in rejected}
     good = [place for place in range(len(keys)) if place not in bad]
     located = locate(space, [keys[place] for place in good])
-    entries = [(one, records[place]) for one, place in zip(located, good, strict=True)]
+    entries = [(key, records[place]) for key, place in zip(located, good, strict=True)]
     return _prepare_records(entries, good, rejected, rules)
 
 
@@ -348,7 +352,7 @@ def _prepare_push(message: Push, space: None, rules: Rules) -> Prepared:
 def _prepare_records(
     entries: list[tuple[bytes, bytes]], places: Sequence[int], rejected: Rejected, rules: Rules
 ) -> Prepared:
-    """Sort out records that are damaged, from the future, or at the wrong moment."""
+    """Reject records that are corrupt, from the future, or of a value that is not valid."""
     span = _valid_stamps(entries, rules)
     if span is not None:
         write = Write(
@@ -386,9 +390,9 @@ def _prepare_records(
 
 
 def _prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
-    """Take what can be taken; the task is told of the rest when that is on disk.
+    """Prepare the valid entries; the task gets the error of the rejected ones after the commit.
 
-    What a comparison fetches may come when its partition has moved away, and been dropped.
+    A comparison may fetch records whose partition has moved away meanwhile; they are dropped.
     """
     merge = message.merge
     entries = [entry for entry in merge.entries if partition_in(entry[0]) in rules.owned]
@@ -436,29 +440,29 @@ def _check_storage_key(storage_key: bytes, owned: frozenset[int]) -> None:
 
 def _answer(message: Message, prepared: Prepared, merged: Merged) -> Stored:
     places = prepared.places
-    beaten = [[places[place], 0, version] for place, version in merged.superseded]
-    beaten += [_doubted(message, prepared, place) for place in merged.corrupt]
-    beaten += [[places[place], Busy.code, _AGREEING] for place in merged.promised]
-    if isinstance(message, Apply):  # of what heals nobody waits for an ack
-        beaten += [[places[place], BelowFloor.code, _TOO_LATE] for place in merged.past]
+    rejected = [[places[place], 0, version] for place, version in merged.superseded]
+    rejected += [_superseded_by_corrupt(message, prepared, place) for place in merged.corrupt]
+    rejected += [[places[place], Busy.code, _AGREEING] for place in merged.promised]
+    if isinstance(message, Apply):  # repairs need no ack
+        rejected += [[places[place], BelowFloor.code, _TOO_LATE] for place in merged.past]
     existed = b""
     if isinstance(message, Delete):
         by_place = bytearray(max(places, default=-1) + 1)
         for place, flag in zip(places, merged.existed, strict=True):
             by_place[place] = flag
         existed = bytes(by_place)
-    return Stored(prepared.rejected + beaten, existed)
+    return Stored(prepared.rejected + rejected, existed)
 
 
-def _doubted(message: Message, prepared: Prepared, place: int) -> list[Any]:
-    """Answer a write that met a damaged record: what that was, this peer cannot tell.
+def _superseded_by_corrupt(message: Message, prepared: Prepared, place: int) -> list[Any]:
+    """Answer a write to a key whose stored record is corrupt and had an unknown version.
 
-    A client is told the highest version that it may have been, and stamps past it. Records keep
-    their versions, so those that are not above it have to wait.
+    A client gets the highest version that the record may have had, and stamps past it. A record
+    that is applied keeps its version, so it must wait unless that is above this bound.
     """
     if isinstance(message, Put | Delete):
         return [prepared.places[place], 0, pack(prepared.write.upper_bound, b"\xff" * WRITER_BYTES)]
-    text = "the record here is damaged, and other replicas have not told yet what it was"
+    text = "the stored record is corrupt, and other replicas have not yet returned its version"
     return [prepared.places[place], CorruptRecord.code, text]
 
 
@@ -488,9 +492,9 @@ def _bad_payloads(payloads: Sequence[bytes]) -> Rejected:
 
 
 def _valid_stamps(entries: Sequence[tuple[bytes, bytes]], rules: Rules) -> StampRange | None:
-    """Return when records were stamped if all may surely come in.
+    """Return the oldest and newest stamp of records if all of them are valid, else None.
 
-    What ``_bad_record`` does for one, for many at once, and quicker: a peer that is filled takes
+    It checks many records at once, faster than ``_bad_record``: a peer that is streaming receives
     all its data through here.
     """
     if not rules.has_spare or not entries:
@@ -517,7 +521,7 @@ def _bad_record(storage_key: bytes, record: bytes, rules: Rules) -> DStashError 
     try:
         check_skew(version, rules)
     except ClockSkew as error:
-        # The sender of a record that another replica holds must not take it for a wrong one yet.
+        # Until this is certain, the sender must not treat a record of another replica as invalid.
         is_certain = newest_stamp(version) > rules.latest
         return error if is_certain else Busy(f"{error}; other members are asked what they hold")
     return None

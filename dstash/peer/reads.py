@@ -1,4 +1,4 @@
-"""Answering reads of clients: from one snapshot each, with what is damaged reported."""
+"""Reads of clients: look-ups, fetches and scan pages, each answered from one snapshot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.errors import ProtocolError
 from dstash.limits import MAX_FRAME_BYTES, MAX_KEYS_PER_FRAME, PARTITIONS
-from dstash.peer.scan_pages import PageBuilder, Span
+from dstash.peer.scan_pages import PageBuilder, PageRequest
 from dstash.peer.telemetry.meters import Meters
 from dstash.store.digest import is_reapable_at
 from dstash.store.interface import Snapshot
@@ -44,10 +44,10 @@ from dstash.wire.shapes import Frame, Message
 
 Read = Lookup | Fetch | Scan | ScanKeys | Count
 
-#: A reply that grows beyond this is cut; the client asks for the rest.
+#: A reply that grows beyond this is cut; the client requests the rest.
 REPLY_BYTES: Final = 4 * 1024 * 1024
 
-#: What records may weigh of which only the head is wanted: to copy them takes some milliseconds.
+#: The most bytes of records whose heads one request reads: to copy them takes milliseconds.
 HEADS_BYTES: Final = 32 * 1024 * 1024
 
 NIL: Final = b"\xc0"
@@ -57,19 +57,19 @@ _VALUES: Final = Want.VALUES.value
 _DIGEST: Final = Want.DIGEST.value
 _CONTENT: Final = Want.CONTENT.value
 
-#: Records read before their weight is looked at.
+#: How many records are read between two checks of their size.
 _RUN: Final = 32
 
-#: What stands for a record that is not there, where only heads are looked at.
+#: Stands for a missing record where only heads are compared.
 _NO_HEAD: Final = bytes(CHECKSUM_END) + ABSENT + bytes((RecordFlag.TOMBSTONE,)) + bytes(8)
 
 
 class Reader:
-    """Reads what a peer holds.
+    """Answers the reads of clients.
 
     Args:
-        holdings: where it is, and where damage is reported.
-        meters: count the keys.
+        local_partitions: the records; corrupt ones are reported to it.
+        meters: counts the keys.
     """
 
     def __init__(self, local_partitions: LocalPartitions, meters: Meters) -> None:
@@ -80,14 +80,14 @@ class Reader:
         """Return the answer.
 
         Raises:
-            Misrouted: a key, or a partition, that is not held here.
-            CorruptRecord: a page begins with a damaged record.
+            Misrouted: this peer holds no replica of a key or a partition.
+            CorruptRecord: a page begins with a corrupt record.
             ProtocolError: the request is malformed.
         """
         with self._local_partitions.store.snapshot() as snapshot:
             if isinstance(message, Lookup | Fetch):
                 return self._keys(message, snapshot, space, now)
-            return self._page(PageBuilder(snapshot, space, _span(message, now)))
+            return self._page(PageBuilder(snapshot, space, _page_request(message, now)))
 
     def _keys(
         self, message: Lookup | Fetch, snapshot: Snapshot, space: Keyspace, now: int
@@ -96,7 +96,7 @@ class Reader:
         answer: Values | Records
         horizons = self._local_partitions.horizons
         if isinstance(message, Lookup):
-            if message.want & _VALUES:  # else it only checks what another replica answers
+            if message.want & _VALUES:  # else it only checks the answer of another replica
                 self._meters.read_keys.observe(len(keys))
             answer = look_up(snapshot, space, keys, message.want, now, horizons)
         else:
@@ -113,7 +113,7 @@ class Reader:
             self._local_partitions.corruption.report(builder.corrupt)
 
 
-def _span(message: Scan | ScanKeys | Count, now: int) -> Span:
+def _page_request(message: Scan | ScanKeys | Count, now: int) -> PageRequest:
     packed = message.partitions
     if len(packed) % 2 or len(packed) > 2 * PARTITIONS:
         raise ProtocolError("partitions are not a sequence of 16-bit numbers")
@@ -123,7 +123,7 @@ def _span(message: Scan | ScanKeys | Count, now: int) -> Span:
     until, moment = b"", now
     if isinstance(message, Count) and message.digest:
         until, moment = message.until, message.moment or now
-    return Span(
+    return PageRequest(
         message.prefix,
         partitions,
         message.after,
@@ -148,11 +148,11 @@ def look_up(
     """Answer a look-up.
 
     Args:
-        horizons: by partition. A record that is dead at the horizon counts as absent in the digest:
-            some replicas have dropped it from disk, others not yet.
+        horizons: by partition. A record that tombstone GC may drop counts as absent in the digest,
+            because some replicas have dropped it already.
 
     Raises:
-        Misrouted: a key whose partition is not held here.
+        Misrouted: this peer holds no replica of a key.
     """
     if want & _VALUES:
         return _look_up_values(snapshot, space, keys, want, now, horizons)
@@ -179,7 +179,7 @@ def _look_up_values(
     payloads, missing, corrupt = _payloads(space.salt, hashes, records, now)
     digest = b""
     if want & _DIGEST:
-        for place in missing:  # no other record can be dead
+        for place in missing:  # no other record can be a tombstone
             record = records[place]
             if record is not None and is_reapable_at(record, horizons[hashes[place] & MASK]):
                 records[place] = None
@@ -190,10 +190,10 @@ def _look_up_values(
 def fetch(
     snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes], horizons: Sequence[Stamp]
 ) -> Records:
-    """Answer a fetch of whole records; damaged ones are left out and named.
+    """Answer a fetch of whole records; corrupt ones are left out and listed.
 
-    Left out, too, is what is dead at the horizon (by partition): other replicas may have dropped it
-    from disk, and it needs no repair there.
+    Tombstones up to the horizon of their partition are left out, too: other replicas may have
+    dropped them, and do not need them back.
     """
     hashes = list(map(xxh3_64_intdigest, keys))
     records = _read(snapshot, space, hashes, keys)
@@ -212,19 +212,21 @@ def fetch(
 def digest_of(records: Sequence[bytes | None], want: int = 0) -> bytes:
     """Return a digest over the versions of records (or their heads), in order.
 
-    It covers their checksums, too, if ``want`` has the bit for it.
+    If ``want`` includes ``CONTENT``, it covers their checksums, too.
     """
     hashed = slice(0 if want & _CONTENT else CHECKSUM_END, VERSION_END)
     absent = _NO_HEAD[hashed]
-    return xxh3_128_digest(b"".join([absent if one is None else one[hashed] for one in records]))
+    return xxh3_128_digest(
+        b"".join([absent if record is None else record[hashed] for record in records])
+    )
 
 
 def _read(
     snapshot: Snapshot, space: Keyspace, hashes: Sequence[int], keys: Sequence[bytes]
 ) -> list[bytes | None]:
-    """Return the records of keys; fewer when they would make the reply too large.
+    """Return the records of keys; fewer if the reply would be too large.
 
-    Read a few at a time: a request names many keys, and any value may be as large as allowed.
+    They are read a few at a time: a request has many keys, and values may be large.
     """
     get, prefixes = snapshot.get, space.prefixes
     records: list[bytes | None] = []
@@ -247,13 +249,13 @@ def _read(
 def _heads(
     snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes], horizons: Sequence[Stamp]
 ) -> tuple[list[bytes], list[int]]:
-    """Return what stands before the payload of each key, and the places of those that are damaged.
+    """Return the head of each record, and the places of corrupt records.
 
-    A record that is dead at its horizon counts as absent. Checked is only what does not look like a
-    live record that never expires: damage to the version shows when replicas compare, damage to the
-    payload when somebody reads it.
+    A tombstone up to its horizon counts as absent. Records that look like live ones without expiry
+    are not verified: a corrupt version changes the digest, and a corrupt payload is found when a
+    client reads it.
 
-    Fewer than were asked for when the records are large: each is copied as a whole.
+    It returns fewer heads if the records are large, because each record is copied as a whole.
     """
     get, prefixes = snapshot.get, space.prefixes
     heads: list[bytes] = []
@@ -294,12 +296,12 @@ def _fitting(records: Sequence[bytes | None]) -> int:
 def _payloads(
     salt: int, hashes: Sequence[int], records: Sequence[bytes | None], now: int
 ) -> tuple[list[bytes], list[int], list[int]]:
-    """Return the payloads (nil where there is none to give), what is missing, what is damaged."""
+    """Return the payloads (nil for a key without one), then the missing and the corrupt places."""
     payloads: list[bytes] = []
     missing: list[int] = []
     corrupt: list[int] = []
     add = payloads.append
-    for number, record in zip(hashes, records, strict=False):  # fewer, if they were cut
+    for number, record in zip(hashes, records, strict=False):  # fewer if the reply was cut
         if record is None:
             missing.append(len(payloads))
             add(NIL)

@@ -1,8 +1,8 @@
-"""What recent deletes found: a delete that is sent again gets the same answer.
+"""The results of recent deletes, so that a repeated delete gets the same answer.
 
-A client whose ack was lost sends its delete again, under the same version. The tombstone is there
-by then and hides whether the key was live before. The tombstone may also have come from another
-replica first, by a repair or a hint, while the delete was still on its way.
+A client whose ack was lost repeats its delete with the same version. By then the tombstone is
+stored, which hides whether the key was live before. The tombstone may also have arrived first from
+another replica, by a repair or a hint.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 from dstash.store.record import is_tombstone, version_of
 from dstash.version import Version
 
-#: Keys that are remembered, at most, and for how long (milliseconds).
+#: The most keys that are remembered, and for how long (milliseconds).
 _MAX_KEYS: Final = 32_768
 _MAX_AGE_MS: Final = 60_000
 
@@ -30,7 +30,7 @@ class RecentDeletes:
     def __init__(self, max_keys: int = _MAX_KEYS, max_age_ms: int = _MAX_AGE_MS) -> None:
         self._max_keys = max_keys
         self._max_age_ms = max_age_ms
-        #: By version, in the order of time: since when it is known, and its keys.
+        #: By version, oldest first: when it was first seen, and its keys.
         self._found: dict[Version, tuple[int, set[bytes]]] = {}
         self._count = 0
 
@@ -45,17 +45,17 @@ class RecentDeletes:
         now: int,
         earlier: Iterable[Version] = (),
     ) -> None:
-        """Complete the answer to a delete by what it found before, and remember it.
+        """Complete the answer to a delete with its earlier results, and remember them.
 
         Args:
             version: of the delete.
             storage_keys: of its items.
-            existed: a byte for each: 1 where a live record was there. It is changed in place.
+            existed: a byte for each: 1 where a live record existed. It is changed in place.
             now: milliseconds since 1970.
             earlier: versions of the same delete that were sent before.
         """
-        for other in earlier:
-            _, found = self._found.get(other, (now, set()))
+        for sent in earlier:
+            _, found = self._found.get(sent, (now, set()))
             for place, key in enumerate(storage_keys):
                 existed[place] |= key in found
         _, known = self._found.get(version, (now, set()))
@@ -66,11 +66,11 @@ class RecentDeletes:
         self._forget(now)
 
     def note(self, entries: Sequence[tuple[bytes, bytes]], existed: bytearray, now: int) -> None:
-        """Remember the live records that tombstones of other replicas replaced.
+        """Remember the live records that were replaced by tombstones of other replicas.
 
         Args:
-            entries: (storage key, record) pairs that were merged, in any mixture of versions.
-            existed: a byte for each: 1 where a live record was there.
+            entries: (storage key, record) pairs that were merged, of any versions.
+            existed: a byte for each: 1 where a live record existed.
             now: milliseconds since 1970.
         """
         for storage_key, record in compress(entries, existed):

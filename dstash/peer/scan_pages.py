@@ -1,9 +1,8 @@
-"""Pages of a scan, and the digests by which the replicas of a page are compared.
+"""Pages of a scan, and the digests that compare them between replicas.
 
-A page walks partitions in the order given, within bounds of keys, bytes and visits, so that one
-request never holds up the others for long. A digest covers exactly the live records of one
-partition that the page met: a client compares it with the digest that another replica gives for
-the same range.
+A page walks partitions in the given order, within bounds of keys, bytes and visits, so that one
+request does not delay other requests for long. A digest covers exactly the live records of one
+partition in the page; a client compares it with the digest of another replica for the same range.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from dstash.wire import codec
 from dstash.wire.messages import Page
 from dstash.wire.shapes import Frame
 
-#: Records a page looks at, at most: tombstones and other indexes cost time too. A large record
-#: counts as one more for each so many bytes: all of it is read.
+#: The most records that a page reads: tombstones and other indexes cost time too. A large record
+#: counts once more for each ``_VISIT_BYTES``, because all of it is read.
 VISITS: Final = 20_000
 _VISIT_BYTES: Final = 4096
 
@@ -40,8 +39,8 @@ _ENTRY_HEAD: Final = Struct(">HI")
 _PLACE: Final = Struct(">H")
 
 
-class Span(NamedTuple):
-    """What a page should cover, and what it should hold.
+class PageRequest(NamedTuple):
+    """The range of a page, and the kinds of content it has.
 
     ``until`` is the last key of the last partition, empty for all of it. ``now`` is the time at
     which records are live or expired.
@@ -62,10 +61,10 @@ class Span(NamedTuple):
 class PageBuilder:
     """Builds one page of a scan."""
 
-    def __init__(self, snapshot: Snapshot, space: Keyspace, span: Span) -> None:
+    def __init__(self, snapshot: Snapshot, space: Keyspace, request: PageRequest) -> None:
         self._snapshot = snapshot
         self._space = space
-        self._span = span
+        self._request = request
         self._visits = 0
         self._weight = 0
         self._count = 0
@@ -73,20 +72,20 @@ class PageBuilder:
         self._payloads: list[bytes] = []
         self._digests: list[bytes] = []
         self._corrupt_places: list[bytes] = []
-        #: The storage keys of damaged records that were met.
+        #: The storage keys of corrupt records that were found.
         self.corrupt: list[bytes] = []
 
     def build(self) -> Page:
         """Walk until a bound is reached or the partitions end.
 
-        Without digests a damaged record ends the page before it.
+        Without digests, a corrupt record ends the page before it.
 
         Raises:
-            CorruptRecord: the first record is damaged, and no digests are wanted. By the next try
-                it may have been repaired; else another replica can answer.
+            CorruptRecord: the first record is corrupt, and the page has no digests. By the next
+                attempt it may have been repaired; otherwise another replica can answer.
         """
-        after, with_digest = self._span.after, self._span.with_digest
-        for done, partition in enumerate(self._span.partitions):
+        after, with_digest = self._request.after, self._request.with_digest
+        for done, partition in enumerate(self._request.partitions):
             last = self._walk(done, partition, after)
             if self.corrupt and not with_digest:
                 if not done and not last:
@@ -95,16 +94,16 @@ class PageBuilder:
             if last:
                 return self._page(done, last)
             after = b""
-        return self._page(len(self._span.partitions), b"")
+        return self._page(len(self._request.partitions), b"")
 
     def _walk(self, place: int, partition: int, after: bytes) -> bytes:
-        """Walk one partition; return the last key seen if something stopped it, else empty."""
-        space, now, with_digest = self._space, self._span.now, self._span.with_digest
+        """Walk one partition; returns the last key if a bound stopped the walk, else empty."""
+        space, now, with_digest = self._space, self._request.now, self._request.with_digest
         begin = space.prefix(partition)
         cut = len(begin)
-        # What is not passed on needs no look at its payload, as in a look-up: damage to the head
-        # shows in the digest.
-        trusts_plain = with_digest and not self._span.with_values
+        # A payload that is not returned is not verified, as in a look-up: a corrupt head changes
+        # the digest.
+        trusts_plain = with_digest and not self._request.with_values
         self._visits += 1
         count = total = 0
         last = b""
@@ -114,7 +113,7 @@ class PageBuilder:
                 tail = record[VERSION_END:HEAD_BYTES]
                 is_plain = tail == PLAIN and len(record) > HEAD_BYTES
                 if not (is_plain and trusts_plain) and not is_intact(record, key, space.salt):
-                    self._meet_corrupt(place, storage_key, key)
+                    self._report_corrupt(place, storage_key, key)
                     if not with_digest:
                         return last
                 elif is_plain or is_live_head(tail, now):
@@ -134,46 +133,46 @@ class PageBuilder:
         return b""
 
     def _records(self, place: int, begin: bytes, after: bytes) -> Iterator[tuple[bytes, bytes]]:
-        prefix, until = self._span.prefix, self._span.until
+        prefix, until = self._request.prefix, self._request.until
         first = begin + (after + b"\0" if after >= prefix and after else prefix)
-        is_last = place == len(self._span.partitions) - 1
+        is_last = place == len(self._request.partitions) - 1
         end = begin + until + b"\0" if until and is_last else _end_of(begin + prefix)
         return self._snapshot.walk(first, end)
 
-    def _meet_corrupt(self, place: int, storage_key: bytes, key: bytes) -> None:
+    def _report_corrupt(self, place: int, storage_key: bytes, key: bytes) -> None:
         self.corrupt.append(storage_key)
         packed = _PLACE.pack(place)
         if self._corrupt_places[-1:] != [packed]:
             self._corrupt_places.append(packed)
-        if self._span.with_digest and self._span.with_keys and not self._span.with_values:
+        if self._request.with_digest and self._request.with_keys and not self._request.with_values:
             self._keys.append(key)
             self._weight += len(key)
 
     def _take(self, key: bytes, record: bytes) -> None:
-        if self._span.with_keys:
+        if self._request.with_keys:
             self._keys.append(key)
             self._weight += len(key)
-        if self._span.with_values:
+        if self._request.with_values:
             self._payloads.append(record[HEAD_BYTES:])
             self._weight += len(record)
 
     def _is_full(self) -> bool:
         return (
-            len(self._keys) >= self._span.max_keys
-            or self._weight >= self._span.max_bytes
+            len(self._keys) >= self._request.max_keys
+            or self._weight >= self._request.max_bytes
             or self._visits >= VISITS
         )
 
     def _page(self, done: int, after: bytes) -> Page:
         keys = Frame(codec.pack_blobs(self._keys))
         values = Frame(codec.join_payloads(self._payloads))
-        if not self._span.with_digest:
+        if not self._request.with_digest:
             return Page(done, after, self._count, keys, values)
         digests, corrupt = b"".join(self._digests), b"".join(self._corrupt_places)
-        return Page(done, after, self._count, keys, values, digests, corrupt, self._span.now)
+        return Page(done, after, self._count, keys, values, digests, corrupt, self._request.now)
 
 
 def _end_of(prefix: bytes) -> bytes:
-    """Return the first storage key behind all those that begin with ``prefix``."""
+    """Return the first storage key after all keys that begin with ``prefix``."""
     stem = prefix.rstrip(b"\xff")
     return stem[:-1] + bytes((stem[-1] + 1,)) if stem else b"\xff" * 512

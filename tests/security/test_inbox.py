@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dstash.peer.admission.inbox import Inbox, Patience
+from dstash.peer.admission.inbox import Inbox, RetryDelay
 
 
 def taken(inbox: Inbox[int], now: float) -> list[int]:
@@ -88,11 +88,11 @@ def test_inbox_size_is_limited() -> None:
 
 
 def test_waiting_time_grows_with_senders_and_shrinks_with_work() -> None:
-    patience = Patience()
-    first = patience.sent_away()
+    delay = RetryDelay()
+    first = delay.rejected()
     for _ in range(1000):
-        longest = patience.sent_away()
+        longest = delay.rejected()
     assert first < 100 < longest <= 2000
     for _ in range(1000):
-        patience.served()
-    assert patience.sent_away() <= first
+        delay.served()
+    assert delay.rejected() <= first

@@ -1,7 +1,8 @@
-"""What a peer has in hand: writes that wait for the disk, and questions that take time.
+"""The backlog of a peer: writes that wait for the disk, and questions that tasks answer.
 
-Both are bounded, in number and in bytes, so that memory is; and by the time that a new write would
-wait, so that nobody is served whose client has given up. Who is refused is told when to come back.
+Both are bounded in number and in bytes, to bound memory. They are also bounded by the time that a
+new write would wait, because a client that has given up needs no answer. A request that is
+rejected as busy carries the time after which the client may retry.
 """
 
 from __future__ import annotations
@@ -11,34 +12,34 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from dstash.errors import Busy
-from dstash.peer.admission.inbox import Patience
+from dstash.peer.admission.inbox import RetryDelay
 from dstash.peer.admission.writes import COMMIT_BYTES, WaitingWrite
 
-#: A write that would wait longer (milliseconds) is told to come back; unless only few wait.
-_LONG_MS: Final = 300
-_FEW: Final = 64
+#: A write that would wait longer than this is rejected as busy, unless only a few wait.
+_MAX_WAIT_MS: Final = 300
+_FEW_REQUESTS: Final = 64
 
 
 class Backlog:
-    """Counts what is in hand, and keeps the writes in the order in which they came.
+    """Counts accepted requests, and keeps the writes in the order of their arrival.
 
     Args:
-        most_bytes: of writes that may wait, and of questions; a single one may be larger.
-        most_requests: writes and questions together.
+        max_bytes: of writes that may wait, and of questions; a single request may be larger.
+        max_requests: writes and questions together.
     """
 
-    def __init__(self, most_bytes: int, most_requests: int) -> None:
-        self.most_bytes = most_bytes
+    def __init__(self, max_bytes: int, max_requests: int) -> None:
+        self.max_bytes = max_bytes
         self.waiting_bytes = 0
-        self._most_requests = most_requests
+        self._max_requests = max_requests
         self._waiting: deque[WaitingWrite] = deque()
         self._in_commit = 0
         self._accepted = 0
         self._settled = 0
         self._settling: deque[tuple[int, Callable[[], None]]] = deque()
-        self._asked = self._asked_bytes = 0
-        self._patience = Patience()
-        self._write_ms = 0.0  # what a write takes, as a running mean
+        self._questions = self._question_bytes = 0
+        self._retry_delay = RetryDelay()
+        self._write_ms = 0.0  # the running mean for one write
         self._commit_began = 0
 
     @property
@@ -49,41 +50,41 @@ class Backlog:
     # -- refusing
 
     def busy(self, text: str) -> Busy:
-        """Return the error for one that is sent away: it says when to come back."""
-        return Busy(text, retry_after_ms=self._patience.sent_away())
+        """Return the error for a request that is rejected; it carries the time to retry after."""
+        return Busy(text, retry_after_ms=self._retry_delay.rejected())
 
     def served(self) -> None:
-        """Take note that a request was served: others may come back sooner."""
-        self._patience.served()
+        """Take note that a request was served: rejected clients may retry sooner."""
+        self._retry_delay.served()
 
     def _check_room(self) -> None:
-        in_hand = self._accepted - self._settled + self._asked
-        delay = round(in_hand * self._write_ms)
-        if in_hand >= self._most_requests or (in_hand > _FEW and delay > _LONG_MS):
+        accepted = self._accepted - self._settled + self._questions
+        delay = round(accepted * self._write_ms)
+        if accepted >= self._max_requests or (accepted > _FEW_REQUESTS and delay > _MAX_WAIT_MS):
             raise self.busy("too many requests are in hand")
 
     # -- writes
 
     def admit(self, write: WaitingWrite) -> None:
-        """Take a write in.
+        """Accept a write.
 
         Raises:
-            Busy: there is too much in hand.
+            Busy: the backlog is full.
         """
-        if self.waiting_bytes + write.weight > max(self.most_bytes, write.weight):
+        if self.waiting_bytes + write.weight > max(self.max_bytes, write.weight):
             raise self.busy("too many writes wait for the disk")
         self._check_room()
         self.served()
         self.add(write)
 
     def add(self, write: WaitingWrite) -> None:
-        """Take a write in, whatever is in hand: one of this peer's own."""
+        """Accept an internal write, however long the backlog is."""
         self.waiting_bytes += write.weight
         self._accepted += 1
         self._waiting.append(write)
 
     def take(self, now: int) -> list[WaitingWrite]:
-        """Return the writes of the next commit, none if none waits."""
+        """Return the writes of the next commit; an empty list when none waits."""
         group: list[WaitingWrite] = []
         weight = 0
         while self._waiting and weight < COMMIT_BYTES:
@@ -94,8 +95,8 @@ class Backlog:
         return group
 
     def committed(self, group: Sequence[WaitingWrite], now: int) -> None:
-        """Take note that a commit has ended, and tell those who waited for it."""
-        weight = sum(one.weight for one in group)
+        """Take note that a commit has ended, and call the functions that waited for it."""
+        weight = sum(write.weight for write in group)
         self._in_commit -= weight
         self.waiting_bytes -= weight
         mean = max(0, now - self._commit_began) / max(1, len(group))
@@ -105,7 +106,7 @@ class Backlog:
             self._settling.popleft()[1]()
 
     def settle(self, done: Callable[[], None]) -> None:
-        """Call ``done`` when every write accepted so far is on disk."""
+        """Call ``done`` once every write accepted so far is on disk."""
         if self._settled == self._accepted:
             done()
         else:
@@ -114,19 +115,19 @@ class Backlog:
     # -- questions
 
     def hold(self, weight: int) -> Callable[[], None]:
-        """Count a request that is answered later; returns what is to be called then.
+        """Count a request that is answered later; returns the function to call when it is.
 
         Raises:
-            Busy: there is too much in hand.
+            Busy: the backlog is full.
         """
         self._check_room()
-        if self._asked and self._asked_bytes + weight > self.most_bytes:
+        if self._questions and self._question_bytes + weight > self.max_bytes:
             raise self.busy("too many questions are in hand")
-        self._asked += 1
-        self._asked_bytes += weight
+        self._questions += 1
+        self._question_bytes += weight
 
-        def let_go() -> None:
-            self._asked -= 1
-            self._asked_bytes -= weight
+        def release() -> None:
+            self._questions -= 1
+            self._question_bytes -= weight
 
-        return let_go
+        return release

@@ -1,7 +1,7 @@
-"""Requests that came under an epoch which this peer has not heard of yet.
+"""Requests of a future epoch, which wait until this peer has read the topology of that epoch.
 
-Whoever sent them knows a newer topology; the membership will tell of it in a moment, and then they
-are handled. An epoch that was made up is never heard of: who waits for it is refused in the end.
+Their senders have a newer topology, which this peer usually reads from the membership within
+milliseconds. A request with an invented epoch expires.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ from typing import Final
 
 from dstash.peer.admission.requests import Request
 
-#: How many may wait; and for how long (milliseconds) they do.
-_MOST: Final = 1000
-_PATIENCE_MS: Final = 1000
+_MAX_REQUESTS: Final = 1000
+_MAX_WAIT_MS: Final = 1000
 
 
 class FutureEpochRequests:
-    """Keeps them in the order in which they came.
+    """A bounded queue, in the order of arrival.
 
     Args:
-        most_bytes: what may wait.
+        max_bytes: of requests that may wait.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._waiting: deque[Request] = deque()
         self._bytes = 0
 
@@ -32,22 +31,22 @@ class FutureEpochRequests:
         return bool(self._waiting)
 
     def add(self, request: Request) -> bool:
-        """Keep a request; False when too many wait already."""
-        if len(self._waiting) >= _MOST or self._bytes + request.size > self._most_bytes:
+        """Keep a request; returns False when too many wait already."""
+        if len(self._waiting) >= _MAX_REQUESTS or self._bytes + request.size > self._max_bytes:
             return False
         self._waiting.append(request)
         self._bytes += request.size
         return True
 
     def take(self) -> list[Request]:
-        """Return all of them, and keep none."""
+        """Remove and return all requests."""
         waiting, self._waiting, self._bytes = self._waiting, deque(), 0
         return list(waiting)
 
     def expired(self, now: int) -> list[Request]:
-        """Return those that have waited too long, and forget them."""
+        """Remove and return the requests that have waited too long."""
         late = []
-        while self._waiting and now - self._waiting[0].came > _PATIENCE_MS:
+        while self._waiting and now - self._waiting[0].came > _MAX_WAIT_MS:
             late.append(self._waiting.popleft())
             self._bytes -= late[-1].size
         return late

@@ -1,7 +1,7 @@
-"""The load of the last minutes, a sample a second: what the dashboard draws.
+"""The load of the last five minutes, one sample a second, for the dashboard.
 
-A sample is the difference between two looks at the meters, so requests pay nothing for it. It
-takes 40 bytes, and a peer keeps five minutes of them.
+A sample is the difference between two readings of the meters, so it costs requests nothing. It
+takes 40 bytes.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Final, NamedTuple
 from dstash.errors import ProtocolError
 from dstash.peer.telemetry.meters import Meters
 
-#: Samples that are kept, and milliseconds between them.
+#: How many samples a peer keeps, and the milliseconds between them.
 KEPT: Final = 300
 STEP_MS: Final = 1000
 
 _LAYOUT: Final = struct.Struct(">Q8I")
-_MOST: Final = (1 << 32) - 1
+_MAX_COUNT: Final = (1 << 32) - 1
 
 
 class Sample(NamedTuple):
     """One second of load; ``at`` is its end (milliseconds since 1970 on the peer's clock).
 
-    Reads and writes are requests, ``read_keys`` and ``written_keys`` what was in them. The
-    others are percentiles in microseconds; 0 when nothing happened.
+    ``reads`` and ``writes`` count requests, ``read_keys`` and ``written_keys`` their keys. The
+    percentiles are microseconds; 0 when there was no request.
     """
 
     at: int
@@ -42,34 +42,34 @@ class Sample(NamedTuple):
 
 
 class History:
-    """Collects samples. ``note`` is called often, and mostly does nothing."""
+    """The samples of one peer. ``note`` is called often, and takes a sample once a second."""
 
     def __init__(self, meters: Meters, now: int) -> None:
         self._meters = meters
         self._samples: deque[Sample] = deque(maxlen=KEPT)
         self._next = _next(now)
-        self._before = _look(meters)
+        self._before = _read(meters)
 
     def note(self, now: int) -> None:
         """Take a sample when one is due."""
         if now < self._next:
             return
         self._next = _next(now)
-        before, self._before = self._before, _look(self._meters)
+        before, self._before = self._before, _read(self._meters)
         self._samples.append(_sample(now, before, self._before))
 
     def since(self, moment: int) -> list[Sample]:
         """Return the samples that ended after a moment (milliseconds since 1970), oldest first."""
-        return [one for one in self._samples if one.at > moment]
+        return [sample for sample in self._samples if sample.at > moment]
 
 
 def _next(now: int) -> int:
-    """Return the next full second: the samples of all peers fit together."""
+    """Return the next full second, so that the samples of all peers line up."""
     return (now // STEP_MS + 1) * STEP_MS
 
 
-class _Look(NamedTuple):
-    """What the meters said at one moment."""
+class _Reading(NamedTuple):
+    """The values of the meters at one moment."""
 
     requests: tuple[int, int]
     keys: tuple[int, int]
@@ -77,9 +77,9 @@ class _Look(NamedTuple):
     commits: list[int]
 
 
-def _look(meters: Meters) -> _Look:
+def _read(meters: Meters) -> _Reading:
     read, written = meters.read_keys, meters.written_keys
-    return _Look(
+    return _Reading(
         (read.count, written.count),
         (int(read.total), int(written.total)),
         meters.handling.cumulative(),
@@ -87,7 +87,7 @@ def _look(meters: Meters) -> _Look:
     )
 
 
-def _sample(now: int, before: _Look, after: _Look) -> Sample:
+def _sample(now: int, before: _Reading, after: _Reading) -> Sample:
     bounds = Meters.seconds
     handling = _difference(after.handling, before.handling)
     commits = _difference(after.commits, before.commits)
@@ -101,13 +101,13 @@ def _sample(now: int, before: _Look, after: _Look) -> Sample:
 
 
 def _difference(after: Sequence[int], before: Sequence[int]) -> list[int]:
-    return [min(_MOST, max(0, new - old)) for new, old in zip(after, before, strict=True)]
+    return [min(_MAX_COUNT, max(0, new - old)) for new, old in zip(after, before, strict=True)]
 
 
 def percentile(bounds: Sequence[float], cumulative: Sequence[int], part: float) -> int:
-    """Return a percentile of a histogram in microseconds, by straight lines within buckets.
+    """Return a percentile of a histogram in microseconds, by linear interpolation in a bucket.
 
-    What lies beyond the last bound counts as that bound; an empty histogram gives 0.
+    A value beyond the last bound counts as that bound; an empty histogram gives 0.
     """
     wanted = part * cumulative[-1]
     edges = [0.0, *bounds]
@@ -119,15 +119,15 @@ def percentile(bounds: Sequence[float], cumulative: Sequence[int], part: float) 
 
 
 def pack_samples(samples: Sequence[Sample]) -> bytes:
-    """Return samples as they travel."""
-    return b"".join(_LAYOUT.pack(*one) for one in samples)
+    """Return samples as they are sent to other peers."""
+    return b"".join(_LAYOUT.pack(*sample) for sample in samples)
 
 
 def unpack_samples(packed: bytes) -> list[Sample]:
     """Return samples that came from another peer.
 
     Raises:
-        ProtocolError: they are no samples, or more than a peer keeps.
+        ProtocolError: the bytes are not samples, or more samples than a peer keeps.
     """
     if len(packed) % _LAYOUT.size or len(packed) > KEPT * _LAYOUT.size:
         raise ProtocolError(f"{len(packed)} bytes are not samples of {_LAYOUT.size} bytes")

@@ -1,7 +1,7 @@
-"""What the peer's threads count as they go: cheap enough for every request, never done per key.
+"""The meters of a peer: counters and histograms, updated once a request and never once a key.
 
-Each meter is fed by one thread and read by others, so it needs no lock: a reader sees a count that
-was true a moment ago.
+One thread writes each meter and other threads read it, so it needs no lock: a reader sees a count
+that was true a moment ago.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from dstash.errors import BY_CODE, Refused
 from dstash.wire.messages import Error, Stored
 from dstash.wire.shapes import Message
 
-#: Upper bounds of buckets: seconds, from what memory takes to what a tired disk takes.
+#: Upper bounds of buckets: seconds, from memory access to a slow disk.
 SECONDS: Final = (
     *(0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
-#: Upper bounds of buckets: how many requests became one commit.
+#: Upper bounds of buckets: requests in one commit.
 REQUESTS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-#: Upper bounds of buckets: how many keys came in one request.
+#: Upper bounds of buckets: keys in one request.
 KEYS: Final = (1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536)
-#: Upper bounds of buckets: bytes, to a little beyond what one commit takes.
+#: Upper bounds of buckets: bytes, to a little more than one commit takes.
 BYTES: Final = (256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
 
 
 class Histogram:
-    """How many observations fell below each of some bounds (inclusive), and their sum."""
+    """The number of observations up to each bound (inclusive), and their sum."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
@@ -39,7 +39,7 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many observations there were."""
+        """The number of observations."""
         return sum(self._counts)
 
     def observe(self, value: float) -> None:
@@ -48,7 +48,7 @@ class Histogram:
         self.total += value
 
     def cumulative(self) -> list[int]:
-        """Return the counts up to each bound, and of all."""
+        """Return the counts up to each bound, then the total count."""
         return list(accumulate(self._counts))
 
 
@@ -73,14 +73,14 @@ class Meters:
     seconds: ClassVar = SECONDS
 
     def __init__(self) -> None:
-        #: Taking one message, and answering it if it is a read: the socket's thread.
+        #: Seconds to handle one message, and to answer it if it is a read: the socket's thread.
         self.handling = Histogram(SECONDS)
-        #: Keys of one request that was read or written; ``read_keys``: the socket's thread.
+        #: Keys in one request; ``read_keys``: the socket's thread.
         self.read_keys = Histogram(KEYS)
         self.written_keys = Histogram(KEYS)
         #: Requests by (kind, level, outcome), counted once each: the socket's thread.
         self.requests: Counter[tuple[str, str, str]] = Counter()
-        #: The others: the committing thread.
+        #: All below: the committing thread.
         self.commit_seconds = Histogram(SECONDS)
         self.sync_seconds = Histogram(SECONDS)
         self.commit_requests = Histogram(REQUESTS)
@@ -108,7 +108,7 @@ class Meters:
 
 
 def outcome_of(message: Message) -> str:
-    """Return what the answer to a write says: ``Stored``, ``Partly``, or the error's name."""
+    """Return the outcome of a write by its answer: ``Stored``, ``Partly``, or the error's name."""
     if isinstance(message, Error):
         return BY_CODE.get(message.code, Refused).__name__
     return "Partly" if isinstance(message, Stored) and message.rejected else "Stored"

@@ -1,8 +1,8 @@
-"""What a peer knows of the others while somebody watches its dashboard.
+"""The observer: the status of the other peers while the dashboard of this peer is open.
 
-Each other member is asked how it does once a second, with one question under way at a time, and
-only until some seconds after the last look: whoever watches costs the cluster two small messages
-a second and peer, and nobody's request waits for them.
+It asks each other member for its status once a second, one question at a time, and stops a few
+seconds after the last request of a browser. An open dashboard costs two small messages per second
+and peer, and no request waits for them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from dstash.peer.telemetry.history import KEPT, Sample, unpack_samples
 from dstash.wire.messages import StatusReply, StatusRequest
 from dstash.wire.replication import HistoryReply, HistoryRequest
 
-_EVERY_MS: Final = 1000
-#: So long after the last look (milliseconds) nobody is watching any more.
-_WATCHED_MS: Final = 4000
+_INTERVAL_MS: Final = 1000
+#: How long after the last request of a browser the dashboard counts as open.
+_OPEN_MS: Final = 4000
 
 
 @dataclass(slots=True)
 class Sight:
-    """What was last heard of another peer.
+    """The last answers of another peer.
 
-    ``heard`` is when it last answered (milliseconds since 1970, 0 for never). ``alert`` says
-    why it did not answer last; ``is_gone`` when that was for want of a connection.
+    ``heard`` is when it last answered (milliseconds since 1970, 0 for never). ``alert`` is the
+    reason when it did not answer the last question; ``is_gone``: the reason was a lost connection.
     """
 
     status: dict[str, Any] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Sight:
 
 
 class Observer:
-    """Asks the other members, for one peer."""
+    """Asks the other members on behalf of one peer."""
 
     def __init__(self, me: str, scheduler: Scheduler) -> None:
         self._me = me
@@ -50,18 +50,18 @@ class Observer:
         self.sights: dict[str, Sight] = {}
 
     def watch(self, now: int) -> None:
-        """Take note that somebody is looking."""
+        """Take note that a browser requests the dashboard."""
         if now >= self._until:
-            self.sights.clear()  # what was seen the last time is no longer so
+            self.sights.clear()  # what the last browser saw is out of date
             self._next = now
-        self._until = now + _WATCHED_MS
+        self._until = now + _OPEN_MS
 
     def tick(self, view: View | None, now: int) -> None:
-        """Ask those that are due, if anybody is looking."""
+        """Ask the members that are due while the dashboard is open."""
         self._now = now
         if now >= self._until or now < self._next or view is None:
             return
-        self._next = now + _EVERY_MS
+        self._next = now + _INTERVAL_MS
         for peer in self.sights.keys() - view.members.keys():
             del self.sights[peer]
         for peer in view.members:
@@ -69,7 +69,7 @@ class Observer:
                 self._look(peer, now)
 
     def lost(self, peer: str) -> None:
-        """Take note that the connection to a peer broke: no need to wait for the next question."""
+        """Show a broken connection at once, without waiting for the next question."""
         sight = self.sights.get(peer)
         if sight is not None:
             sight.alert, sight.is_gone = f"{peer} is not connected", True

@@ -1,8 +1,7 @@
 """Spans of a peer's requests, sent to a collector by OTLP over HTTP.
 
-They are made of ``Notes`` on a thread of their own. How many are kept, how often they are sent, by
-what rule some are left out, with which headers and certificates: the ``OTEL_*`` variables of
-OpenTelemetry say that, as they do everywhere else.
+A separate thread makes them from ``Notes``. The ``OTEL_*`` variables of OpenTelemetry configure the
+queue, the interval, sampling, headers and certificates, as in other programs.
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ from dstash.telemetry import (
 
 _log = structlog.get_logger("dstash.peer")
 
-#: Requests whose spans are still to be made, at most; what comes beyond is left out.
-_MOST: Final = 4096
-#: How long (seconds) the end of the peer waits for what is left, twice at most.
-_LAST_WORDS: Final = 1.0
-#: How often (seconds) the log says that spans get lost.
-_SELDOM: Final = 60.0
+#: The most requests that wait for their spans; further ones get none.
+_MAX_WAITING: Final = 4096
+#: How long (seconds) a peer that stops waits for unsent spans, twice at most.
+_CLOSE_TIMEOUT_S: Final = 1.0
+#: How often (seconds) the loss of spans is logged.
+_LOG_INTERVAL_S: Final = 60.0
 
 _PATH: Final = "/v1/traces"
 _W3C: Final = TraceContextTextMapPropagator()
 
 
 class SpanWriter:
-    """Makes spans and has them sent, until it is closed.
+    """Makes spans and sends them until it is closed.
 
     Args:
         endpoint: where the collector is, as in ``OTEL_EXPORTER_OTLP_ENDPOINT``.
@@ -56,42 +55,42 @@ class SpanWriter:
         peer: the id of this peer.
 
     Raises:
-        ValueError: an ``OTEL_*`` variable is wrong.
+        ValueError: an ``OTEL_*`` variable has a wrong value.
     """
 
     def __init__(self, endpoint: str, cluster: str, peer: str) -> None:
         self._cluster = cluster
-        self._complaints = _Complaints(endpoint)
+        self._loss_log = _LossLog(endpoint)
         self._exporter = OTLPSpanExporter(endpoint=f"{endpoint.removesuffix(_PATH)}{_PATH}")
         self._provider = TracerProvider(resource=_resource(peer), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer(SYSTEM, __version__)
-        self._waiting: queue.Queue[Notes | None] = queue.Queue(_MOST)
+        self._waiting: queue.Queue[Notes | None] = queue.Queue(_MAX_WAITING)
         self._closing = False
         self._thread = threads.thread(self._write_all, name="spans", may_end=lambda: self._closing)
         self._thread.start()
 
     def take(self, notes: Notes) -> None:
-        """Have the spans of a request made soon, unless too many wait for that already."""
+        """Queue the notes of a request for its spans, unless too many wait already."""
         try:
             self._waiting.put_nowait(notes)
         except queue.Full:
-            self._complaints.say("more requests are traced than spans can be made of")
+            self._loss_log.report("more requests are traced than spans can be made of")
 
     def close(self) -> None:
-        """Send what is left, as far as the collector takes it at once."""
+        """Send the remaining spans, as far as the collector accepts them at once."""
         self._closing = True
         try:
-            self._waiting.put(None, timeout=_LAST_WORDS)
-            self._thread.join(_LAST_WORDS)
+            self._waiting.put(None, timeout=_CLOSE_TIMEOUT_S)
+            self._thread.join(_CLOSE_TIMEOUT_S)
         except queue.Full:
             pass  # the thread is stuck, and ends with the process
         ending = threads.thread(self._provider.shutdown, name="last spans", may_end=lambda: True)
         ending.start()
-        ending.join(_LAST_WORDS)
-        self._complaints.stop()
+        ending.join(_CLOSE_TIMEOUT_S)
+        self._loss_log.stop()
         if ending.is_alive():
-            self._exporter.shutdown()  # type: ignore[no-untyped-call]  # it tries again and again, for as long as the SDK likes
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]  # it retries for as long as the SDK allows
 
     # -- the thread
 
@@ -99,7 +98,7 @@ class SpanWriter:
         while (notes := self._waiting.get()) is not None:
             try:
                 self._write(notes)
-            except Exception:  # of a library: the peer does without this span
+            except Exception:  # in a library: the peer continues without this span
                 _log.exception("a span could not be made")
 
     def _write(self, notes: Notes) -> None:
@@ -130,7 +129,7 @@ class SpanWriter:
         span.end(notes.answered_at)
 
     def _write_commit(self, parent: Span, notes: Notes) -> None:
-        """From queueing to the ack; in it, what the group took to be merged and to be synced."""
+        """Make the span from queueing to the ack, with the merge and the sync of its group."""
         below = trace.set_span_in_context(parent)
         group = {"dstash.commit.requests": notes.group}
         span = self._tracer.start_span(
@@ -160,8 +159,8 @@ def _resource(peer: str) -> Resource:
     return Resource.create(own).merge(OTELResourceDetector().detect())
 
 
-class _Complaints(logging.Handler):
-    """Says in one line, now and then, that spans get lost; OpenTelemetry says it at every try."""
+class _LossLog(logging.Handler):
+    """Logs the loss of spans in one line a minute; OpenTelemetry reports each attempt."""
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(logging.WARNING)
@@ -172,18 +171,18 @@ class _Complaints(logging.Handler):
         self._logger.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take what OpenTelemetry has to say; what it says with a traceback, in a line as well."""
+        """Log a record of OpenTelemetry in one line, without its traceback."""
         raised = record.exc_info[1] if record.exc_info else None
         text = record.getMessage() if raised is None else f"{record.getMessage()} {raised}"
-        self.say(text.partition("\n")[0])
+        self.report(text.partition("\n")[0])
 
-    def say(self, why: str) -> None:
-        """Log a reason, unless one was logged a moment ago."""
+    def report(self, why: str) -> None:
+        """Log a reason, unless one was logged within the last minute."""
         now = time.monotonic()
         if now >= self._next:
-            self._next = now + _SELDOM
+            self._next = now + _LOG_INTERVAL_S
             _log.warning("traces get lost", otlp_endpoint=self._endpoint, why=why)
 
     def stop(self) -> None:
-        """Say nothing any more."""
+        """Log no more."""
         self._next = float("inf")

@@ -1,7 +1,7 @@
-"""What is noted of requests that are part of a trace; ``spans.py`` makes spans of it afterwards.
+"""Notes about traced requests, which ``spans.py`` turns into spans afterwards.
 
-A span costs more than a look-up, so none is made while anybody waits for an answer: the socket's
-thread and the committing thread note a few numbers, and hand them on when the answer is known.
+A span costs more than a look-up, so none is made while a client waits: the socket's thread and the
+committing thread note a few numbers, and pass them on when the answer is known.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dstash.wire.envelope import Envelope
 from dstash.wire.messages import Error, Lookup, Stored, Want
 from dstash.wire.shapes import Message
 
-#: Outcomes of requests that were not refused, in the words of the metrics; and of those whose
-#: deadline had passed.
+#: Outcomes of requests that were not refused, named as in the metrics, and of those whose deadline
+#: had passed.
 ANSWERED: Final = "Answered"
 STORED: Final = "Stored"
 PARTLY: Final = "Partly"
@@ -28,7 +28,7 @@ _DIGEST: Final = Want.DIGEST.value
 
 
 class Notes:
-    """What is noted of one request. Moments are nanoseconds since 1970, 0 for never."""
+    """The notes about one request. Times are nanoseconds since 1970, 0 for never."""
 
     __slots__ = (
         *("came", "queued", "taken", "merged", "synced", "answered_at"),
@@ -44,7 +44,7 @@ class Notes:
         self.outcome = ""
         self.done = done
         self.kind = type(message).__name__
-        # Nothing of it has been checked yet, and a span must not become as large as a message.
+        # The message is not checked yet, and a span must not become as large as a message.
         self.index: str = getattr(message, "index", "")[:MAX_INDEX_BYTES]
         self.keys = codec.array_length(getattr(message, "keys", b""))
         self.level = ""
@@ -56,12 +56,12 @@ class Notes:
         self.queued = time.time_ns()
 
     def committed(self, took: float, sync: float, group: int) -> None:
-        """Take note that the commit which the write was in has ended.
+        """Take note that the commit of the write has ended.
 
         Args:
-            took: seconds of it in all.
-            sync: seconds of that until the disk had it.
-            group: how many writes were in it.
+            took: seconds in all.
+            sync: seconds of that until the data was on disk.
+            group: how many writes were in the commit.
         """
         self.synced = time.time_ns()
         self.merged = self.synced - round(sync * 1e9)
@@ -69,7 +69,7 @@ class Notes:
         self.group = group
 
     def answered(self, message: Message) -> None:
-        """Take note of the answer; nothing is noted any more afterwards."""
+        """Take note of the answer, which ends the notes."""
         if isinstance(message, Error):
             self.code = message.code
             self._end(BY_CODE.get(message.code, Refused).__name__)
@@ -79,7 +79,7 @@ class Notes:
             self._end(ANSWERED)
 
     def late(self) -> None:
-        """Take note that nobody waits for an answer any more."""
+        """Take note that the deadline of the request has passed, which ends the notes."""
         self._end(LATE)
 
     def _end(self, outcome: str) -> None:
@@ -92,14 +92,14 @@ class Tracer:
     """Begins the notes of requests.
 
     Args:
-        done: is handed the notes of each request when it has been answered; must not wait.
+        done: takes the notes of each request when it has been answered; must not wait.
     """
 
     def __init__(self, done: Callable[[Notes], None]) -> None:
         self._done = done
-        #: How long (seconds) the message at hand lay in the inbox.
+        #: How long (seconds) the present message waited in the inbox.
         self.waited = 0.0
 
     def begin(self, envelope: Envelope) -> Notes:
-        """Return the notes of a request that came just now, but for its time in the inbox."""
+        """Return the notes of a request that has just left the inbox."""
         return Notes(envelope, time.time_ns() - round(self.waited * 1e9), self._done)

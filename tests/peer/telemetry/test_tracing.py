@@ -137,8 +137,8 @@ def test_the_length_of_an_array_is_what_its_beginning_says(number: int) -> None:
 
 
 def test_what_cannot_be_kept_up_with_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spans, "_MOST", 2)
-    monkeypatch.setattr(spans, "_LAST_WORDS", 0.05)
+    monkeypatch.setattr(spans, "_MAX_WAITING", 2)
+    monkeypatch.setattr(spans, "_CLOSE_TIMEOUT_S", 0.05)
     monkeypatch.setattr(SpanWriter, "_write_all", lambda self: None)  # it does not keep up
     writer = SpanWriter("http://127.0.0.1:1", "c", "a")
     notes = Notes(Envelope(7, EPOCH, 0, put(b"k"), trace=TRACE), 1, writer.take)
