@@ -1,4 +1,4 @@
-"""Logging: structlog to stderr, for people (console) or machines (one JSON object a line).
+"""Logging: structlog to stderr, as text (console) or as one JSON object per line (json).
 
 A log call neither raises nor blocks, whatever happens to stderr: see ``log_writer``.
 """
@@ -19,8 +19,8 @@ from dstash.log_writer import LogWriter
 
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
-#: Seconds that the end of a process waits for lines that are not written yet.
-_LAST_FLUSH: Final = 1.0
+#: Seconds that the end of a process waits for unwritten lines.
+_FLUSH_TIMEOUT_S: Final = 1.0
 
 _SHARED: Final[tuple[Processor, ...]] = (
     structlog.contextvars.merge_contextvars,
@@ -36,7 +36,7 @@ def configure(format: str = "console", level: str = "info") -> None:
 
     Args:
         format: ``console`` or ``json``.
-        level: ``debug``, ``info``, ``warning`` or ``error``; what is below is dropped.
+        level: ``debug``, ``info``, ``warning`` or ``error``; events below it are dropped.
     """
     threshold = logging.getLevelNamesMapping()[level.upper()]
     processors = [*_SHARED, *_rendering(format)]
@@ -73,23 +73,23 @@ def _unraisable(failed: sys.UnraisableHookArgs) -> None:
 
 
 def say(text: str) -> None:
-    """Write a line to stderr as it is, after all that was logged, without blocking."""
+    """Write a line to stderr as it is, after all earlier log lines, without blocking."""
     _writer.put(text)
 
 
-def flush(timeout: float = _LAST_FLUSH) -> bool:
-    """Wait up to ``timeout`` seconds for what was logged; returns whether it left the queue."""
+def flush(timeout: float = _FLUSH_TIMEOUT_S) -> bool:
+    """Wait up to ``timeout`` seconds for queued lines; returns whether the queue is empty."""
     return _writer.flush(timeout)
 
 
 class _Lines:
-    """A logger of structlog that hands rendered lines to the writer."""
+    """A logger of structlog that passes rendered lines to the writer."""
 
     def __init__(self, *names: Any) -> None:
         """Take the names that ``get_logger`` was called with; they are not shown."""
 
     def msg(self, line: str) -> None:
-        """Have a line written."""
+        """Write a line."""
         _writer.put(line)
 
     log = debug = info = warn = warning = msg
@@ -139,10 +139,10 @@ def _rendering(format: str) -> list[Processor]:
 
 
 class _StandardHandler(logging.Handler):
-    """Hands the records of ``logging`` to the writer."""
+    """Passes the records of ``logging`` to the writer."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Have a record written."""
+        """Write a record."""
         try:
             _writer.put(self.format(record))
         except Exception as error:
@@ -150,7 +150,7 @@ class _StandardHandler(logging.Handler):
 
 
 def _adopt_standard_logging(format: str, threshold: int) -> None:
-    """Give libraries that use ``logging`` (urllib3, asyncio) the same form."""
+    """Format the records of libraries that use ``logging`` (urllib3, asyncio) alike."""
     processors: list[Any] = [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
         *_rendering(format),

@@ -1,8 +1,8 @@
 """The log's writer: a bounded queue and a thread, so that a log call neither blocks nor raises.
 
-A pipe that nobody reads, a stream that was closed and a full disk hold up this thread alone. Lines
-that it cannot write, or that do not fit into the queue, are lost; their number is reported with the
-next line that can be written.
+A pipe without a reader, a closed stream or a full disk blocks only this thread. Lines that it
+cannot write, or that do not fit into the queue, are lost; their number is reported with the next
+line that can be written.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TextIO
 
-#: Characters that may wait.
+#: The most characters that wait.
 _QUEUE_CHARS: Final = 4 * 1024 * 1024
 #: Bytes of one ``write``: whole lines up to this are not torn by other writers of the same pipe.
 _WRITE_BYTES: Final = 4096
 #: Seconds between attempts to report lost lines, when no other line comes.
-_REPORT_INTERVAL: Final = 1.0
+_REPORT_INTERVAL_S: Final = 1.0
 _POLL_MS: Final = 1000
 
 
@@ -31,7 +31,7 @@ class LogWriter:
     ``put`` may be called by any thread, in a signal handler, and in the child of a fork.
 
     Args:
-        stream: where to; the file descriptor behind it is used when it has one.
+        stream: the target; its file descriptor is used if it has one.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -56,7 +56,7 @@ class LogWriter:
         return self._lost
 
     def put(self, line: str) -> None:
-        """Have a line written soon; count it as lost when too many wait."""
+        """Queue a line; count it as lost when too many wait."""
         with self._mutex:
             if self._waiting_chars and self._waiting_chars + len(line) > _QUEUE_CHARS:
                 self._lost += 1
@@ -86,11 +86,11 @@ class LogWriter:
 
     def _run(self, lines: queue.SimpleQueue[str | threading.Event]) -> None:
         while True:
-            batch = _take(lines, _REPORT_INTERVAL if self._lost else None)
+            batch = _take(lines, _REPORT_INTERVAL_S if self._lost else None)
             texts = [item for item in batch if isinstance(item, str)]
             try:
                 self._write_all(texts)
-            except Exception:  # of a stream that is no file
+            except Exception:  # the stream is not a file
                 self._add(lost=len(texts))
             self._add(waiting=-sum(map(len, texts)))
             for item in batch:
@@ -133,11 +133,11 @@ class LogWriter:
 def _take(
     lines: queue.SimpleQueue[str | threading.Event], timeout: float | None
 ) -> list[str | threading.Event]:
-    """Return what waits, in order; wait for something up to ``timeout`` seconds."""
+    """Return the waiting items in order; wait up to ``timeout`` seconds for the first."""
     try:
         batch = [lines.get(timeout=timeout)]
         for _ in range(lines.qsize()):
-            batch.append(lines.get_nowait())  # noqa: PERF401  # what was taken must not get lost
+            batch.append(lines.get_nowait())  # noqa: PERF401  # taken items must not get lost
     except queue.Empty:
         return []
     return batch
@@ -169,12 +169,12 @@ def _descriptor(stream: TextIO) -> int | None:
 
 
 def _write(descriptor: int, data: bytes) -> int:
-    """Write until all is written or an error comes; returns how many bytes were written."""
+    """Write until all is written or an error occurs; returns how many bytes were written."""
     written = 0
     while written < len(data):
         try:
             written += os.write(descriptor, data[written:])
-        except BlockingIOError:  # a process that has the same stream made it non-blocking
+        except BlockingIOError:  # another process made the shared stream non-blocking
             _wait_for_room(descriptor)
         except OSError:
             break

@@ -1,8 +1,8 @@
-"""Threads whose end does not go unnoticed.
+"""Threads whose unexpected end is noticed.
 
-A thread that ends by an exception, or returns although it was not told to stop, leaves a process
-that looks well and does part of its work. Every thread of a peer is made here: its end is logged,
-and the process is told, so that it can stop.
+A thread that ends by an exception, or returns without being stopped, leaves a process that looks
+healthy but does only part of its work. Every thread of a peer is created here: its end is logged,
+and listeners are called, so that the process can stop.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def thread(
     Args:
         target: what it runs, with ``args``.
         name: of the thread, for the log.
-        may_end: whether the thread has been told to stop, so that returning is no failure.
+        may_end: whether the thread was stopped, so that returning is no failure.
     """
     return threading.Thread(target=_run, args=(target, args, name, may_end), name=name, daemon=True)
 
 
 def listen(listener: Listener) -> Callable[[], None]:
-    """Have ``listener`` called when a thread ends that should not; returns what undoes this."""
+    """Call ``listener`` when a thread ends unexpectedly; returns a function that undoes this."""
     _listeners.append(listener)
     return lambda: _listeners.remove(listener)
 
@@ -52,7 +52,7 @@ def _run(
         if may_end():
             return
         _log.error("a thread has ended", thread=name)
-    except BaseException as error:  # SystemExit, too, would end it without a word
+    except BaseException as error:  # SystemExit, too, would end it silently
         why = f"{type(error).__name__}: {error}"
         _log.error("a thread has ended", thread=name, exc_info=True)
     for listener in tuple(_listeners):

@@ -90,7 +90,7 @@ class ControlRequests:
             self._limits,
             self._admission.topology_bytes,
             sorted(self._current_view().alive),
-            self._maintenance.freshness.store_facts(),
+            self._maintenance.freshness.describe_store(),
         )
 
     def _topology(self, message: TopologyRequest, now: int) -> Message:

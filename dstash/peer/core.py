@@ -260,7 +260,7 @@ class PeerCore:
             self.maintenance.tick(steady)
             self.observer.tick(self.view, now)
         elif not self._backlog.has_work:
-            self.maintenance.freshness.say_farewell(steady)
+            self.maintenance.freshness.send_last_report(steady)
         self.history.note(now)
         outgoing = self.scheduler.tick(steady)
         for message in outgoing:
@@ -356,7 +356,7 @@ class PeerCore:
         if self._backlog.has_work:
             return True
         is_stopping = self.health.stopping
-        return is_stopping and self.maintenance.freshness.has_farewell(self._steady_time())
+        return is_stopping and self.maintenance.freshness.awaits_last_report(self._steady_time())
 
     def newest_lives(self) -> dict[str, Life]:
         """Return the newest life seen of each store, for the topology. Any thread may call this."""

@@ -1,4 +1,4 @@
-"""Puts a peer together from its settings, runs it, and takes it apart again."""
+"""The daemon: builds a peer from its settings, runs it, and closes it."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("dstash.peer")
 
-#: A loop that has not turned for so long (seconds) hangs.
-_HANGING = 10.0
-#: Other threads wait for disks, and the keeper for Consul, some times in a turn (seconds).
-_HANGING_BESIDE = 60.0
+#: A loop whose iteration takes longer than this (seconds) hangs.
+_LOOP_LIMIT_S = 10.0
+#: The limit (seconds) of other threads, which may wait several times for a disk or for Consul.
+_THREAD_LIMIT_S = 60.0
 
 
 class Daemon:
     """One peer process.
 
-    Raises (from the constructor, with nothing left open):
+    Raises (from the constructor, which leaves no resource open):
         StoreError: the data directory cannot be used.
         UsageError: an address cannot be bound.
-        MembershipError: the id is in use, or the membership refuses.
+        MembershipError: the id is in use, or the membership refuses access.
     """
 
     def __init__(self, settings: PeerSettings) -> None:
@@ -75,7 +75,7 @@ class Daemon:
         try:
             self._build()
         except BaseException:
-            self._take_apart()
+            self._close()
             raise
 
     def _build(self) -> None:
@@ -93,7 +93,10 @@ class Daemon:
         if self._was_removed(store, membership):
             store.close()
             aside = set_aside(settings.data_dir)
-            _log.warning("this peer was removed; it joins empty", old_store=str(aside))
+            _log.warning(
+                "this peer was removed from the cluster; it joins with an empty store",
+                old_store=str(aside),
+            )
             store = _store(settings)
         self._store = store
         self._note_faults()
@@ -123,11 +126,11 @@ class Daemon:
         except MembershipUnreachable as error:
             if not may_pass(error):
                 raise
-            self._unreachable = error  # the keeper asks again when the membership answers
+            self._unreachable = error  # the membership agent asks again when it answers
             return False
 
     def _note_faults(self) -> None:
-        """Say how the last process ended, and have a fault of this one noted for the next."""
+        """Log how the last process ended, and record a fault of this one for the next."""
         directory = self.settings.data_dir
         fault = last_fault(directory)
         if fault or self._store.left_by:
@@ -138,8 +141,8 @@ class Daemon:
             )
         try:
             self._undo.append(note_faults(directory))
-        except OSError as error:  # it serves without: only the reason for an end would be unknown
-            _log.warning("a fault could not be noted", path=str(directory), error=str(error))
+        except OSError as error:  # the peer serves anyway, but the cause of a crash stays unknown
+            _log.warning("cannot record faults", path=str(directory), error=str(error))
 
     def _open_tracer(self) -> Tracer | None:
         endpoint = self.settings.otlp_endpoint
@@ -153,7 +156,7 @@ class Daemon:
             spans = SpanWriter(endpoint, self.settings.cluster, self.peer)
         except ValueError as error:
             raise ConfigError(f"OpenTelemetry: {error} (see the OTEL_* variables)") from None
-        # The last thing but the watchdog: nobody but the collector waits for it.
+        # Closed last but for the watchdog: no client waits for it.
         self._undo.insert(1, spans.close)
         return Tracer(spans.take)
 
@@ -207,7 +210,7 @@ class Daemon:
             down_out_after=settings.down_out_after,
             publish=self.server.install,
             removed=self.server.stop,
-            tell=self.server.wait_for,
+            report_wait=self.server.wait_for,
             seen=self.core.newest_lives,
             show=self._show_problem,
             failed=self.server.fail,
@@ -252,13 +255,13 @@ class Daemon:
             cluster=self.settings.cluster,
             http=self.http.address if self.http else None,
         )
-        notify("READY=1")  # it listens; whether the cluster is formed is for /readyz
+        notify("READY=1")  # it listens; /readyz shows whether the cluster is formed
         try:
             self.server.run()
         finally:
             self._watchdog.stopping()
             notify("STOPPING=1")
-            self._take_apart()
+            self._close()
         _log.info("stopped", peer=self.peer)
 
     def _watch_keys(self) -> None:
@@ -272,9 +275,9 @@ class Daemon:
         self.server.stop()
 
     def _watch_threads(self) -> None:
-        self._watchdog.watch("MainThread", self.server.seconds_since_turn, _HANGING)
-        self._watchdog.watch("committer", self.server.seconds_committing, _HANGING_BESIDE)
-        self._watchdog.watch("membership", self.agent.seconds_since_turn, _HANGING_BESIDE)
+        self._watchdog.watch("MainThread", self.server.seconds_since_turn, _LOOP_LIMIT_S)
+        self._watchdog.watch("committer", self.server.seconds_committing, _THREAD_LIMIT_S)
+        self._watchdog.watch("membership", self.agent.seconds_since_turn, _THREAD_LIMIT_S)
         self._watchdog.start()
         if self._failure is not None:
             self.server.fail(self._failure)
@@ -293,9 +296,9 @@ class Daemon:
     def _start_syncing(self) -> None:
         if self.settings.durability is Durability.INTERVAL:
             stop = threading.Event()
-            # It ends by itself when the store takes no more writes: the loop sees that and stops.
+            # It also ends when the store accepts no more writes: the loop notices that and stops.
             thread = threads.thread(self._sync_often, stop, name="sync", may_end=lambda: True)
-            self._undo += [thread.join, stop.set]  # last first: told to stop, then waited for
+            self._undo += [thread.join, stop.set]  # in reverse order: set the event, then join
             thread.start()
 
     def _sync_often(self, stop: threading.Event) -> None:
@@ -306,8 +309,8 @@ class Daemon:
                 _log.error("sync failed", error=str(error))
                 return
 
-    def _take_apart(self) -> None:
-        """Undo what was built, last first; one failure does not keep the rest from it."""
+    def _close(self) -> None:
+        """Close everything in reverse order, whatever fails."""
         while self._undo:
             undo = self._undo.pop()
             try:
@@ -368,7 +371,7 @@ def open_membership(settings: PeerSettings, *, patient: bool) -> Membership:
     """
     if settings.membership == "local":
         return LocalMembership(settings.membership_dir(), settings.cluster, patient=patient)
-    # With what it needs it takes a fifth of a peer's start: only who has a Consul waits for that.
+    # The import takes a fifth of a peer's start, so it is made only where Consul is used.
     from dstash.cluster.membership.consul.membership import ConsulMembership
 
     return ConsulMembership(
@@ -382,7 +385,7 @@ def open_membership(settings: PeerSettings, *, patient: bool) -> Membership:
 
 
 def open_store(settings: PeerSettings) -> LmdbStore:
-    """Open the store; set a damaged one aside if the settings allow it.
+    """Open the store; move a corrupt one away if the settings allow it.
 
     Raises:
         StoreError: it cannot be used.
@@ -392,11 +395,11 @@ def open_store(settings: PeerSettings) -> LmdbStore:
     except CorruptStore as error:
         if settings.on_corrupt == "stop":
             raise CorruptStore(
-                f"{error}; start with on_corrupt = 'resync' to set it aside and fill a new store "
+                f"{error}; start with on_corrupt = 'resync' to move it away and stream its data "
                 "from the other replicas"
             ) from None
         aside = set_aside(settings.data_dir)
-        _log.error("the store is damaged; set aside", error=str(error), old_store=str(aside))
+        _log.error("the corrupt store was moved away", error=str(error), old_store=str(aside))
         return _store(settings)
 
 

@@ -1,4 +1,4 @@
-"""Decides which background tasks a peer needs, from its view and the time."""
+"""Maintenance: decides which background tasks a peer runs, from its view and the time."""
 
 from __future__ import annotations
 
@@ -32,44 +32,44 @@ from dstash.peer.freshness import Freshness
 from dstash.version import Stamp, stamp_at
 from dstash.wire.messages import TopologyReply, TopologyRequest
 
-#: A step that should be made in the topology; returns None when it is moot.
+#: A topology step: returns the next topology, or None when the step is no longer needed.
 Proposal = Callable[[Topology], Topology | None]
 
-#: How often (milliseconds) the clocks of the other members are read: at last, and while some of
+#: How often (milliseconds) the clocks of the other members are read: normally, and while some of
 #: them have not answered since a clock was set.
 _CLOCKS_MS: Final = 3000
 _CLOCKS_SOON_MS: Final = 500
-#: How long (milliseconds) to wait, at least, before they are read again for a write that was
-#: refused as from the future: each such round may let the present rise by a margin.
+#: The least time (milliseconds) before they are read again because a write was refused as from the
+#: future: each such round may move the present forward by a margin.
 _CLOCKS_PAUSE_MS: Final = 50
-#: How long (milliseconds) records from the future are left: until it is sure that they are, and
-#: again if they could not be settled.
+#: How long (milliseconds) future records wait: until they certainly are from the future, and again
+#: if they could not be settled.
 _FUTURE_WAIT_MS: Final = 2000
 _FUTURE_PAUSE_MS: Final = 5000
-#: How long (milliseconds) a peer is left alone that would not take its hints.
+#: How long (milliseconds) to wait after a peer refused its hints.
 _REPLAY_PAUSE_MS: Final = 1000
-#: How long (milliseconds) the next try waits to store which partitions hints are kept of.
+#: How long (milliseconds) to wait after the marks of hints could not be stored.
 _SAVE_PAUSE_MS: Final = 1000
-#: How long (milliseconds) damage is left that the other replicas could not help with.
+#: How long (milliseconds) to wait after corrupt records could not be repaired.
 _CORRUPT_REPAIR_PAUSE_MS: Final = 1000
-#: Each round of comparison reads so many partitions anew and checks every record: in an hour all.
+#: Each round of comparison verifies every record of this many partitions: all of them in an hour.
 _SCRUBBED_PER_ROUND: Final = PARTITIONS // 360 + 1
 
 
 class Pace(NamedTuple):
-    """How often things are done (milliseconds)."""
+    """The intervals of background work (milliseconds)."""
 
     compare_ms: int = 10_000
     gc_interval_ms: int = 30_000
     gc_grace_ms: int = 30_000
-    #: Bytes a second; 0: gently, see ``syncing.Throttle``.
+    #: Bytes per second; 0 for as fast as requests are not delayed, see ``replication/throttle.py``.
     repair_rate: int = 0
 
 
 class Maintenance:
-    """Keeps one peer's replicas equal to those of the others.
+    """Runs the tasks that keep one peer's replicas equal to the other replicas.
 
-    ``proposals`` collects what should change in the topology, for the shell to carry out.
+    ``proposals`` collects topology steps, which the shell passes to the membership agent.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Maintenance:
         replica.repair_rate = pace.repair_rate
         self._view: View | None = None
         self._streaming: tuple[Any, ...] | None = None
-        self._paused: tuple[Any, ...] | None = None  # what was filled when the change was paused
+        self._paused: tuple[Any, ...] | None = None  # what was streaming when the change was paused
         self._unstreamed: set[int] = set()
         self._ending = 0
         #: The newest stamp of the store when its records from the future were settled last.
@@ -99,13 +99,13 @@ class Maintenance:
         self.freshness = Freshness(replica, scheduler, lambda step: self.proposals.append(step))
 
     def install(self, view: View, now: int) -> None:
-        """Take a new view: begin, or stop, filling; look at peers that are back."""
+        """Take a new view: begin or stop streaming, and compare with peers that are back."""
         before, self._view = self._view, view
         if before is None:
             others = sorted(view.members.keys() - {self.replica.me})
             self.hints.load(self.replica.local_partitions.store, others)
         for peer in view.alive - (before or view).alive:
-            # What it missed is brought to it first: to compare would fetch that a second time.
+            # Hints bring it what it missed first: a comparison would fetch that a second time.
             self.replica.local_partitions.forget_comparisons(peer)
         if before is not None and view.alive - before.alive:
             self._next_compare = min(self._next_compare, now + 1000)
@@ -118,7 +118,7 @@ class Maintenance:
                     self.hints.forget(peer)
 
     def tick(self, now: int) -> None:
-        """Begin what is due."""
+        """Start the tasks that are due."""
         view = self._view
         if view is None or self.replica.me not in view.members:
             return
@@ -129,7 +129,7 @@ class Maintenance:
         self.freshness.tick(now)
         self._end_if_switched(view)
         if not self.freshness_confirmed:
-            return  # what an old copy holds must not be brought to others
+            return  # data of an old copy must not reach other peers
         self._settle_future(now)
         for peer in self.hints.waiting():
             if peer in view.alive and now >= self._replay_after.get(peer, 0):
@@ -143,23 +143,23 @@ class Maintenance:
             self.hints.age(now)
             self._once("scrub", self._scrub)
             self._once("compare", self._compare)
-        # Just after a step of this peer's clock the others' are read first, if they answer.
-        patience = 0 if self.replica.clock.knows_majority else _CLOCKS_MS
-        if now >= self._next_gc + patience:
+        # Just after a step of this peer's clock, the other clocks are read first, if they answer.
+        delay = 0 if self.replica.clock.knows_majority else _CLOCKS_MS
+        if now >= self._next_gc + delay:
             self._next_gc = now + self._pace.gc_interval_ms
-            self._once("bury", self._reap)
+            self._once("gc", self._reap)
 
     def repair(self) -> None:
-        """Check and compare all that this peer holds, unless that is under way."""
+        """Start a full repair of this peer's partitions, unless one is running."""
         self._once("repair", repair, self.replica)
 
     @property
     def freshness_confirmed(self) -> bool:
-        """Whether the others were asked what they remember of this store."""
+        """Whether other peers have confirmed that the store was not rolled back."""
         return self.replica.local_partitions.freshness_confirmed
 
     def describe(self) -> dict[str, Any]:
-        """Return how healing goes, for people."""
+        """Return the state of background work, for the status."""
         progress, now = self.replica.progress, self.replica.now()
         return {
             "streaming": len(self._unstreamed),
@@ -193,28 +193,28 @@ class Maintenance:
         self._last_clocks, self._clocks_after = now, now + _CLOCKS_PAUSE_MS
         clock.forget_unanswered(self._scheduler.outstanding)
         for peer in sorted(view.alive & view.members.keys() - {self.replica.me}):
-            # One task for each: a peer that is frozen must not hold up the others.
+            # One task for each peer: a frozen one must not delay the answers of the rest.
             self._once(f"clock:{peer}", ask_clock, clock, peer)
 
     def _lower_floors(self, view: View) -> None:
-        """Carry out an order to lower floors and horizons, again until it is on disk."""
+        """Lower floors and horizons as the topology demands, and retry until that is on disk."""
         topology, local_partitions = view.topology, self.replica.local_partitions
         if topology.ceiling_epoch > local_partitions.lowered_in:
             self._once("lower", local_partitions.lower, topology.ceiling, topology.ceiling_epoch)
 
     def _settle_future(self, now: int) -> None:
-        """Settle records from the future, if there may be any that were not looked at."""
+        """Settle future records, if there may be new ones."""
         clock, newest = self.replica.clock, self.replica.local_partitions.store.high_water
         if not clock.knows_majority:
-            self._settled_up_to = 0  # what this peer takes meanwhile it takes by its own clock
+            self._settled_up_to = 0  # meanwhile this peer accepts writes by its own clock
             return
-        # The first bound is the lower one, and found at once: nearly all stamps are from the past.
+        # The first bound is lower but cheap: nearly all stamps are from the past.
         certain = max(self._settled_up_to, stamp_at(clock.time()))
         if newest <= certain or newest <= clock.highest_possible():
             self._settle_after = None
             return
         if self._settle_after is None:
-            clock.is_due = True  # perhaps a majority hold as much
+            clock.is_due = True  # perhaps a majority has stamps as new
             self._settle_after = now + _FUTURE_WAIT_MS
         if now < self._settle_after or not self.freshness_confirmed:
             return
@@ -229,7 +229,7 @@ class Maintenance:
             self._scheduler.spawn("future", restamp_all(self.replica), ended)
 
     def _replay(self, peer: str) -> None:
-        """Replay hints; a peer that refuses them is left alone for a while, not asked at once."""
+        """Replay hints; after a refusal, wait a while."""
 
         def ended(result: Any, failure: DStashError | None) -> None:
             if failure is None:
@@ -242,7 +242,7 @@ class Maintenance:
             self._scheduler.spawn(name, replay(self.replica, self.hints, peer), ended)
 
     def _save_hints(self) -> None:
-        """Have the partitions of hints survive a restart, as far as the disk takes them."""
+        """Store which partitions have hints, so that it survives a restart."""
 
         def ended(result: Any, failure: DStashError | None) -> None:
             if failure is not None:
@@ -257,8 +257,8 @@ class Maintenance:
             if failure is not None:
                 self._repair_corrupt_after = self.replica.now() + _CORRUPT_REPAIR_PAUSE_MS
 
-        if not self._scheduler.running("mend"):
-            self._scheduler.spawn("mend", repair_corrupt_records(self.replica), ended)
+        if not self._scheduler.running("repair corrupt"):
+            self._scheduler.spawn("repair corrupt", repair_corrupt_records(self.replica), ended)
 
     def _once(self, name: str, make: Callable[..., Task], *arguments: Any) -> None:
         if not self._scheduler.running(name):
@@ -279,7 +279,7 @@ class Maintenance:
             yield Pause()
 
     def _check_again(self) -> Task:
-        """Find damaged records that were too many to be known when they were found first."""
+        """Find the corrupt records that exceeded the list when they were first found."""
         corruption = self.replica.local_partitions.corruption
         while partitions := corruption.to_check():
             yield from self.replica.local_partitions.scrub(partitions[0])
@@ -291,7 +291,7 @@ class Maintenance:
         change = view.topology.change
         if purpose == self._streaming and purpose is not None:
             return
-        self._scheduler.cancel("fill:")
+        self._scheduler.cancel("stream:")
         if wanted is not None:
             self._begin_streaming(*wanted)
         elif change is not None and change.paused:
@@ -306,7 +306,7 @@ class Maintenance:
             self.replica.progress.pause(self.replica.now())
 
     def _wanted(self, view: View) -> tuple[tuple[Any, ...], list[int], Proposal] | None:
-        """Return the purpose, the partitions and the final step of what must be filled."""
+        """Return purpose, partitions and final topology step of the streaming that is needed."""
         topology, me = view.topology, self.replica.me
         member = view.members.get(me)
         if member is None:
@@ -332,7 +332,7 @@ class Maintenance:
         self, purpose: tuple[Any, ...], partitions: list[int], step: Proposal
     ) -> None:
         if purpose == self._paused:
-            # What is filled stays so: since then this peer gets every write, as a replica does.
+            # Streamed partitions stay complete: this peer gets every write to them, as a replica.
             self.replica.progress.resume(self.replica.now())
         else:
             self._unstreamed = set(partitions)
@@ -344,8 +344,8 @@ class Maintenance:
 
         def all_ended() -> None:
             progress.ended = self.replica.now()
-            # What others remember of the store from before is void once it holds all again.
-            self._scheduler.spawn("fill:end", self.freshness.streamed(), propose)
+            # Once the store is complete, what other peers remember of the old one no longer counts.
+            self._scheduler.spawn("stream:end", self.freshness.streamed(), propose)
 
         def propose(result: Any, failure: DStashError | None) -> None:
             self.proposals.append(step)
@@ -361,7 +361,7 @@ class Maintenance:
         for number, share in enumerate(streamers):
             if share:
                 task = stream(self.replica, share, self._unstreamed.discard)
-                self._scheduler.spawn(f"fill:{number}", task, ended)
+                self._scheduler.spawn(f"stream:{number}", task, ended)
 
     def _end_if_switched(self, view: View) -> None:
         change = view.topology.change
@@ -379,20 +379,20 @@ class Maintenance:
     def _clean_up_if_needed(self, before: View | None, view: View) -> None:
         me = self.replica.me
         if view.topology.change is not None or me not in view.members:
-            self._scheduler.cancel("vacate")
+            self._scheduler.cancel("cleanup")
             return
         moved = (
             before is None
-            or before.topology.change is not None  # perhaps cancelled, half way
+            or before.topology.change is not None  # it may have been cancelled
             or before.readers is not view.readers
         )
-        if moved and not self._scheduler.running("vacate"):
+        if moved and not self._scheduler.running("cleanup"):
             foreign = sorted(set(range(PARTITIONS)) - view.owned_by(me))
-            self._scheduler.spawn("vacate", _clean_up_safely(self.replica, view.epoch, foreign))
+            self._scheduler.spawn("cleanup", _clean_up_safely(self.replica, view.epoch, foreign))
 
 
 def _clean_up_safely(replica: Replica, epoch: int, foreign: list[int]) -> Task:
-    """Drop partitions held no more, once every live peer has left the epoch that knew of them."""
+    """Drop partitions that moved away, once every live peer has left the old epoch."""
     local_partitions = replica.local_partitions
     left = []
     for partition in foreign:
@@ -414,5 +414,5 @@ def _wait_for_epoch(replica: Replica, peer: str, epoch: int) -> Task:
             if Topology.decode(answer.topology).epoch >= epoch:
                 return
         except DStashError:
-            pass  # it may have gone: the loop's condition tells
+            pass  # it may be down: the condition of the loop decides
         yield Pause(500)

@@ -1,7 +1,6 @@
-"""Keeps a peer in its cluster: announces it, joins it, and watches for changes, on one thread.
+"""The membership agent: announces a peer, joins it, and follows the topology, on one thread.
 
-When the membership does not answer, nothing changes: the peer serves with the view it has, and
-this thread goes on trying.
+While the membership does not answer, the peer serves with the view it has, and the agent retries.
 """
 
 from __future__ import annotations
@@ -39,37 +38,37 @@ from dstash.store.interface import Identity, Store
 from dstash.wire.messages import AdminReply, AdminRequest, Error
 from dstash.wire.shapes import Message
 
-_log = structlog.get_logger("dstash.keeper")
+_log = structlog.get_logger("dstash.peer")
 
-#: How long to wait for news (seconds) before looking anyway.
-_PATIENCE = 2.0
+#: How long (seconds) to wait for a change before reading the membership anyway.
+_WATCH_TIMEOUT_S = 2.0
 
-#: Who has not looked for so long (seconds) does not know who was down all the time.
-_BLIND = 5 * _PATIENCE
+#: After this long (seconds) without reading, it is not known which peers were down throughout.
+_MAX_GAP_S = 5 * _WATCH_TIMEOUT_S
 
-#: Sources of troubles.
+#: Sources of problems.
 _MEMBERSHIP = "membership"
 _TOPOLOGY = "topology"
-_GOES_ON = "data is served with the last view, and no peer can join or leave"
+_CONSEQUENCE = "data is served with the last view, and no peer can join or leave"
 
-#: How long a stop waits for this thread (seconds): the membership may keep it waiting, and a
-#: supervisor kills after 10.
-_LAST_PATIENCE = 4.0
+#: How long (seconds) a stop waits for this thread: the membership may block it, and a supervisor
+#: kills the process after 10.
+_STOP_TIMEOUT_S = 4.0
 
 
 class MembershipAgent:
-    """Keeps one peer in its cluster.
+    """Keeps one peer a member of its cluster, and its view current.
 
     Args:
-        waits_to_be_added: join a formed cluster only by an operator's order.
-        down_out_after: seconds after which a dead member is made to leave; 0 for never.
+        waits_to_be_added: join a formed cluster only by an admin request.
+        down_out_after: seconds after which a member that is down is removed; 0 for never.
         publish: called with each new view, on this thread.
-        show: called with a source and what is wrong there, or "" when it is right again.
+        show: called with a source and its problem, or "" when the problem is over.
         removed: called when the peer is no longer a member.
         failed: called with the reason when this peer cannot be in the cluster.
-        tell: called with what this peer waits for before it has a view, for people.
+        report_wait: called with the reason why this peer has no view yet.
         seen: returns, by store id, the newest life that this peer has seen.
-        clock: returns seconds, never going back.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class MembershipAgent:
         down_out_after: float,
         publish: Callable[[View], None],
         removed: Callable[[], None],
-        tell: Callable[[str], None] = lambda text: None,
+        report_wait: Callable[[str], None] = lambda text: None,
         show: Callable[[str, str], None] = lambda source, text: None,
         seen: Callable[[], Mapping[str, Life]] = dict,
         failed: Callable[[DStashError], None] = lambda error: None,
@@ -101,23 +100,23 @@ class MembershipAgent:
         self._down_out_after = down_out_after
         self._publish = publish
         self._removed = removed
-        self._tell = tell
+        self._report_wait = report_wait
         self._waits = ""
         self._show = show
         self._seen = seen
         self._failed = failed
         self._clock = clock
-        self._looked = clock()
+        self._last_read = clock()
         self._proposals: deque[Proposal] = deque()
         self._admin_requests: deque[tuple[AdminRequest, Callable[[Message], None]]] = deque()
         self._down_since: dict[str, float] = {}
         self._view: View | None = None
-        #: A topology that this peer goes by and could not store yet.
+        #: A topology that this peer uses but could not store yet.
         self._unkept: Topology | None = None
-        #: What another member goes by, and whether the view was made from that.
+        #: The topology of another member, and whether the view was made from it.
         self._heard: Topology | None = None
         self._is_heard = False
-        #: Whether the membership had this peer's cluster since this process began.
+        #: Whether the membership has had this peer's cluster since this process began.
         self._was_there = False
         self._has_read = False
         self._is_announced = False
@@ -132,13 +131,13 @@ class MembershipAgent:
     def join(self) -> View | None:
         """Take the lock and a place in the topology; returns the first view.
 
-        There is none while a restored topology waits for a majority of its members. When the
+        There is no view while a restored topology waits for a majority of its members. If the
         membership does not answer, see ``go_without``.
 
         Raises:
             PeerIdInUse: a live process has this id.
             ForeignStore: the store belongs to another cluster.
-            MembershipUnreachable: the membership refuses.
+            MembershipUnreachable: the membership refuses access.
         """
         try:
             self._announce()
@@ -150,40 +149,40 @@ class MembershipAgent:
         return self._view
 
     def go_without(self, error: MembershipUnreachable) -> None:
-        """Go on although the membership does not answer.
+        """Continue although the membership does not answer.
 
-        A peer that has no view yet goes by the topology in its store, if it was a member with
-        that very store; it takes its lock as soon as the membership answers. Without one it waits.
+        A peer without a view uses the topology in its store, if it was a member with that store;
+        it takes its lock as soon as the membership answers. Otherwise it waits.
         """
         problem = f"the membership is out of reach ({error}): "
         if self._view is None and not self._has_read:
             self._begin_with_kept()
         if self._view is None:
-            self._wait(f"{problem}this peer has no topology to go by, and waits")
+            self._wait(f"{problem}this peer has no topology on its disk, and waits")
         elif not self._is_announced:
             problem += "this peer has started with the topology on its disk; "
-        self._note(_MEMBERSHIP, problem + _GOES_ON)
+        self._note(_MEMBERSHIP, problem + _CONSEQUENCE)
 
     def start(self) -> None:
-        """Watch in the background."""
+        """Start the thread."""
         self._thread.start()
 
     def refresh(self) -> None:
-        """Look at the membership soon."""
+        """Read the membership soon."""
         self._membership.wake()
 
     def hear(self, topology: Topology) -> None:
-        """Take a topology that another member goes by, for as long as the membership is away."""
+        """Take the topology of another member, to use while the membership is out of reach."""
         self._heard = topology
 
     def propose(self, proposals: Iterable[Proposal]) -> None:
-        """Make steps in the topology soon: again and again, until each is made or moot."""
+        """Apply topology steps soon, and retry each until it is applied or no longer needed."""
         self._proposals.extend(proposals)
         self._membership.wake()
 
-    def order(self, order: AdminRequest, answer: Callable[[Message], None]) -> None:
-        """Carry out an operator's order soon; ``answer`` is called on this object's thread."""
-        self._admin_requests.append((order, answer))
+    def administer(self, request: AdminRequest, answer: Callable[[Message], None]) -> None:
+        """Carry out an admin request soon; ``answer`` is called on the agent's thread."""
+        self._admin_requests.append((request, answer))
         self._membership.wake()
 
     def stop(self) -> None:
@@ -191,16 +190,16 @@ class MembershipAgent:
         self._stop.set()
         self._membership.wake()
         if self._thread.is_alive():
-            self._thread.join(timeout=_LAST_PATIENCE)
+            self._thread.join(timeout=_STOP_TIMEOUT_S)
         self._membership.close()
 
     @property
     def problem(self) -> str:
-        """What is wrong between this peer and the membership, empty when nothing is; for people."""
+        """The problems between this peer and the membership, as text; empty when there are none."""
         return "; ".join(self._problems.values())
 
     def seconds_since_turn(self) -> float:
-        """Return how long ago the thread last began a turn; 0 when it does not run."""
+        """Return the age of the thread's present iteration; 0 when the thread does not run."""
         return 0.0 if self._turned is None else time.monotonic() - self._turned
 
     def _announce(self) -> None:
@@ -213,22 +212,22 @@ class MembershipAgent:
         if kept is None or member is None or not kept.formed:
             return
         if member.store_id == self._announcement.store_id:
-            _log.warning("goes by the topology on disk", epoch=kept.epoch)
-            # Nothing says who is alive: who is not is found out by asking.
-            self._view = View(kept, frozenset(one.id for one in kept.members))
+            _log.warning("using the topology on disk", epoch=kept.epoch)
+            # Liveness is not known: requests find out which members are down.
+            self._view = View(kept, frozenset(member.id for member in kept.members))
             self._publish(self._view)
 
     def _go_by_heard(self) -> None:
-        """Go by the topology of another member where the membership does not tell of it.
+        """Use the topology of another member while the membership does not return it.
 
-        It is not stored, nor given to the membership: it is only as true as that member.
+        It is neither stored nor written to the membership: only that member vouches for it.
         """
         heard, view = self._heard, self._view
         if heard is None or view is None or heard.epoch <= view.epoch:
             return
         if heard.cluster_id == view.topology.cluster_id:
-            _log.warning("goes by the topology of another member", epoch=heard.epoch)
-            self._view = View(heard, frozenset(one.id for one in heard.members))
+            _log.warning("using the topology of another member", epoch=heard.epoch)
+            self._view = View(heard, frozenset(member.id for member in heard.members))
             self._is_heard = True
             self._publish(self._view)
 
@@ -239,10 +238,10 @@ class MembershipAgent:
         self._turned = None
 
     def _turn(self) -> float:
-        """Wait for news and act on it, whatever fails; returns seconds to wait before the next."""
+        """Wait for a change and apply it; returns the seconds until the next iteration."""
         try:
             if self._is_announced:
-                self._membership.watch(_PATIENCE)
+                self._membership.watch(_WATCH_TIMEOUT_S)
             else:
                 self._announce()
             if not self._stop.is_set():
@@ -254,13 +253,13 @@ class MembershipAgent:
             return 0.5
         except DStashError as error:
             if not (self._was_there or self._waits_for_others):
-                self._failed(error)  # as it would have at the start, had the membership answered
+                self._failed(error)  # as at the start if the membership had answered
                 self._stop.set()
                 return 0.0
             self._complaints.log(error)
             self._note(_MEMBERSHIP, f"the membership is at odds with this peer: {error}")
             return 1.0
-        except Exception as error:  # a defect: the next turn may not meet it
+        except Exception as error:  # a defect: the next iteration may avoid it
             self._complaints.log(error)
             self._note(_MEMBERSHIP, f"the membership thread failed and tries again: {error!r}")
             return 1.0
@@ -268,32 +267,32 @@ class MembershipAgent:
         return 0.0
 
     def _note(self, source: str, text: str) -> None:
-        """Show what is wrong at a source, or that it is right again, when that has changed."""
+        """Log and show the problem of a source, or its end, when that has changed."""
         before = self._problems.get(source, "")
         if text == before:
             return
         if not text:
             del self._problems[source]
-            _log.info("trouble is over", problem=before)
+            _log.info("problem is over", problem=before)
         else:
             self._problems[source] = text
             if not before:
-                _log.warning("trouble", problem=text)
+                _log.warning("problem", problem=text)
         self._show(source, text)
 
     def _carry_out_admin_requests(self) -> None:
         while self._admin_requests:
-            order, answer = self._admin_requests[0]
+            request, answer = self._admin_requests[0]
             try:
-                answer(AdminReply(self._carry_out(order).encode()))
+                answer(AdminReply(self._carry_out(request).encode()))
             except DStashError as error:
                 answer(Error.of(error))
-            except Exception as error:  # a defect: the order must not fail every turn from now on
+            except Exception as error:  # a defect: the request must not fail each iteration
                 self._complaints.log(error)
-                answer(Error.of(DStashError(f"the order failed: {error!r}")))
+                answer(Error.of(DStashError(f"the admin request failed: {error!r}")))
             self._admin_requests.popleft()
 
-    def _carry_out(self, order: AdminRequest) -> Topology:
+    def _carry_out(self, request: AdminRequest) -> Topology:
         while True:
             stored = self._membership.read()
             if stored.topology is None:
@@ -302,15 +301,20 @@ class MembershipAgent:
                 raise ChangeConflict(_unconfirmed_because(stored.topology))
             alive = self._membership.alive()
             wanted = ordered(
-                stored.topology, alive, order.action, order.peers, order.rate, order.stamp
+                stored.topology, alive, request.action, request.peers, request.rate, request.stamp
             )
             wanted = with_seen(wanted, self._seen())
-            if order.dry or self._membership.compare_and_set(wanted, stored.token):
-                _log.info("order", action=order.action, peers=order.peers, dry=order.dry)
+            if request.dry or self._membership.compare_and_set(wanted, stored.token):
+                _log.info(
+                    "admin request",
+                    action=request.action,
+                    peers=request.peers,
+                    dry=request.dry,
+                )
                 return wanted
 
     def _look(self) -> None:
-        """Bring topology and membership up to date with each other, and publish the view."""
+        """Apply the steps that are due in the topology, and publish the view."""
         while True:
             stored = self._membership.read()
             self._has_read = True
@@ -324,7 +328,7 @@ class MembershipAgent:
             self._keep(self._unkept)
 
     def _next_step(self, stored: StoredTopology) -> Topology | None:
-        """Return what the topology should become, None when it is right as it is."""
+        """Return the next topology; None when no step is due."""
         step = self._next_change(stored)
         return None if step is None else with_seen(step, self._seen())
 
@@ -350,18 +354,18 @@ class MembershipAgent:
     def _propose_first(self, topology: Topology) -> Topology | None:
         try:
             return self._proposals[0](topology)
-        except Exception as error:  # a defect: what proposed it finds the step due again
+        except Exception as error:  # a defect: maintenance proposes the step again
             self._complaints.log(error)
             return None
 
     def _remove_long_down(self, topology: Topology) -> Topology | None:
-        """Make members leave that have been dead for long, if others can take their data."""
+        """Remove members that have been down for long, if others can take their data."""
         alive = self._membership.alive()
         now = self._clock()
-        # Where the membership was out of reach, or this process did not run, nobody here knows
-        # whether a peer was down all the time; and all take their locks again one by one.
-        known = self._down_since if now - self._looked < _BLIND else {}
-        self._looked = now
+        # After a time without the membership, this peer does not know which peers were down
+        # throughout; and they take their locks again one by one.
+        known = self._down_since if now - self._last_read < _MAX_GAP_S else {}
+        self._last_read = now
         self._down_since = {
             member.id: known.get(member.id, now)
             for member in topology.members
@@ -370,9 +374,9 @@ class MembershipAgent:
         if not self._down_out_after:
             return None
         expired = now - self._down_out_after
-        dead = [peer for peer, since in self._down_since.items() if since < expired]
+        down = [peer for peer, since in self._down_since.items() if since < expired]
         step = forget if topology.change is None else drop_dead_joiners
-        return step(topology, dead, len(self._down_since))
+        return step(topology, down, len(self._down_since))
 
     def _was_removed(self, topology: Topology) -> bool:
         me, view = self._announcement.peer, self._view
@@ -423,14 +427,14 @@ class MembershipAgent:
         return self._view is None and (last is None or not last.formed)
 
     def _is_abandoned(self, topology: Topology, last: Topology) -> bool:
-        """Whether another cluster's topology took the place of ours, and none of it is alive.
+        """Whether the topology of another cluster, with no live member, has replaced ours.
 
-        Only for a peer that has seen its own cluster there: one that starts may look in the wrong
-        place.
+        Only a peer that has seen its own cluster in this membership may decide so: a peer that
+        starts may be configured with the wrong membership.
         """
         if not self._was_there or not last.formed or topology.cluster_id == last.cluster_id:
             return False
-        alive = {one.store_id for one in self._membership.alive().values()}
+        alive = {announced.store_id for announced in self._membership.alive().values()}
         return not any(member.store_id in alive for member in topology.members)
 
     def _last(self) -> Topology | None:
@@ -439,16 +443,19 @@ class MembershipAgent:
         return self._view.topology
 
     def _check_cluster(self, topology: Topology) -> None:
-        """Adopt the cluster, once it is formed; ``ForeignStore`` if the store is of another one."""
-        mine = self._store.identity
-        if mine is None and (not topology.formed or topology.restored is not None):
+        """Adopt the cluster once it is formed.
+
+        Raises:
+            ForeignStore: the store belongs to another cluster.
+        """
+        if self._store.identity is None and (not topology.formed or topology.restored is not None):
             return
         try:
             self._store.adopt(
                 Identity(topology.cluster_id, self._announcement.peer, self._announcement.store_id)
             )
         except ForeignStore as error:
-            members = ", ".join(one.id for one in topology.members)
+            members = ", ".join(member.id for member in topology.members)
             raise ForeignStore(
                 f"{error}: the membership has a cluster {topology.cluster!r} of {members} that "
                 "was founded without this store. Correct the setting that names the membership; "
@@ -457,12 +464,12 @@ class MembershipAgent:
             ) from None
 
     def _wait(self, why: str) -> None:
-        """Take note of what this peer waits for before it takes the topology."""
+        """Report why this peer does not use the topology yet, when that has changed."""
         if why and why != self._waits:
             _log.warning(why)
         if why != self._waits:
             self._waits = why
-            self._tell(why)
+            self._report_wait(why)
 
     def _adopt(self, topology: Topology) -> None:
         self._check_cluster(topology)
@@ -488,14 +495,14 @@ class MembershipAgent:
         self._publish(self._view)
 
     def _keep(self, topology: Topology) -> None:
-        """Store a topology, for the day the membership has lost it.
+        """Store a topology, in case the membership loses it.
 
-        A peer that cannot (its disk is full) goes by the topology all the same, or it would hold
-        up every change of the cluster; it stores it later. But not its first one as a member:
-        without that, nothing would tell later that it has been a member.
+        If that fails (the disk is full), the peer uses the topology anyway and stores it later,
+        because otherwise it would block every topology change. This does not hold for its first
+        topology as a member: without it, the store would not show that the peer was a member.
 
         Raises:
-            DStashError: it cannot be stored, and the store knows of none with this peer in it.
+            DStashError: it cannot be stored, and the store has none that lists this peer.
         """
         try:
             self._store.mark(KEPT, topology.encode())
@@ -509,7 +516,7 @@ class MembershipAgent:
             self._note(
                 _TOPOLOGY,
                 f"the topology of epoch {topology.epoch} cannot be stored ({error}): this peer "
-                "goes by it, and stores it when it can",
+                "uses it, and retries to store it",
             )
 
 
@@ -517,7 +524,9 @@ def _unconfirmed_because(topology: Topology) -> str:
     """Return why a restored topology is not used yet; empty for one that may be used."""
     if topology.restored is None:
         return ""
-    absent = [one.id for one in topology.members if one.id not in topology.restored.confirmed]
+    absent = [
+        member.id for member in topology.members if member.id not in topology.restored.confirmed
+    ]
     needed = len(topology.members) // 2 + 1 - len(topology.restored.confirmed)
     return (
         "the membership had lost the topology (or this peer looks in the wrong place): it was "

@@ -1,7 +1,7 @@
-"""The peer's shell: sockets, threads and clocks around the core.
+"""The server of a peer: sockets, threads and clocks around the core.
 
-One thread owns the socket and the core; it answers reads. One thread commits, so that a sync
-never holds up a read. Everything else reaches the core through ``post``.
+One thread owns the socket and the core; it answers reads. Another thread commits, so that a sync
+delays no read. All other threads reach the core through ``post``.
 """
 
 from __future__ import annotations
@@ -40,18 +40,19 @@ _log = structlog.get_logger("dstash.peer")
 
 T = TypeVar("T")
 
-#: Messages taken in one turn before writes are handed on and posts are seen to.
-_BURST = 128
+#: The most messages handled in one iteration of the loop, before commits and posts.
+_MAX_BURST = 128
 
-_TURN_MS = 200
-#: How often (seconds) the socket is looked at while messages wait already.
-_LOOK_AGAIN = 0.001
-#: Messages taken off the socket at one look: a flood must not keep the loop from work.
-_LOOK_MOST = 500
-#: What background tasks may take of a turn (seconds), but for the last step: requests wait so long.
-_MAINTENANCE = 0.0003
-#: Messages that are told to come back for each one served, by an overloaded peer, at most.
-_REFUSALS = 50
+#: The longest wait for events in one iteration of the loop.
+_MAX_POLL_MS = 200
+#: How often (seconds) the socket is read while messages wait in the inbox.
+_READ_INTERVAL_S = 0.001
+#: The most messages taken off the socket at once: a flood must not starve the loop.
+_MAX_READ = 500
+#: How long (seconds) background tasks may delay requests in one iteration, but for the last step.
+_MAINTENANCE_S = 0.0003
+#: The most messages that an overloaded peer rejects as busy for each one that it serves.
+_MAX_REJECTED = 50
 
 
 def wall() -> int:
@@ -60,43 +61,43 @@ def wall() -> int:
 
 
 class TopologyAgent(Protocol):
-    """Who looks after the topology, on a thread of its own; see ``keeper.py``."""
+    """Keeps the topology current, on a thread of its own; see ``membership_agent.py``."""
 
     def refresh(self) -> None:
-        """Look at the membership soon."""
+        """Read the membership soon."""
 
     def hear(self, topology: Topology) -> None:
-        """Take a topology that another member goes by."""
+        """Take a topology that another member uses."""
 
     def propose(self, proposals: Iterable[Proposal]) -> None:
-        """Make steps in the topology soon."""
+        """Apply topology steps soon."""
 
-    def order(self, order: AdminRequest, answer: Callable[[Message], None]) -> None:
-        """Carry out an operator's order soon."""
+    def administer(self, request: AdminRequest, answer: Callable[[Message], None]) -> None:
+        """Carry out an admin request soon."""
 
 
 class _NoAgentYet:
     def refresh(self) -> None:
-        """Nothing to look at."""
+        """Do nothing."""
 
     def hear(self, topology: Topology) -> None:
-        """Nothing that could go by it."""
+        """Do nothing."""
 
     def propose(self, proposals: Iterable[Proposal]) -> None:
-        """Nobody to make a step."""
+        """Do nothing."""
 
-    def order(self, order: AdminRequest, answer: Callable[[Message], None]) -> None:
+    def administer(self, request: AdminRequest, answer: Callable[[Message], None]) -> None:
         answer(Error.of(NotReady("the peer is starting")))
 
 
 class PeerServer:
-    """Runs a core on a socket until it is told to stop.
+    """Runs a core on a socket until it is stopped.
 
     Args:
         router: the bound socket; closed at the end.
         context: for connections to other peers.
-        drain: how long (seconds) a stop may take to answer what is in hand.
-        way: how it connects to other peers.
+        drain: how long (seconds) a stop may take to answer accepted requests.
+        security: how it connects to other peers.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class PeerServer:
         self._maintaining_since = 0.0
         core.scheduler.has_time = self._has_time
         core.admission.unread = router
-        self._last_turn = time.monotonic()
+        self._last_iteration = time.monotonic()
         self._error: DStashError | None = None
         self._commit_began: float | None = None
         self._commits_end = False
@@ -137,24 +138,24 @@ class PeerServer:
         )
 
     def attach(self, agent: TopologyAgent) -> None:
-        """Name who looks after the topology; before ``run``."""
+        """Set the agent that keeps the topology current; before ``run``."""
         self._agent = agent
 
     # -- for other threads
 
     def post(self, action: Callable[[], list[Reply]]) -> None:
-        """Run ``action`` on the socket's thread; what it returns is sent."""
+        """Run ``action`` on the socket's thread, which sends the replies that it returns."""
         self._posts.append(action)
         self._waker.wake()
 
     def ask(self, question: Callable[[], T], timeout: float) -> T | None:
-        """Return what ``question`` finds on the socket's thread; None if not in time (seconds)."""
+        """Return the result of ``question`` on the socket's thread; None on timeout (seconds)."""
         answers: queue.SimpleQueue[T | None] = queue.SimpleQueue()
 
         def answer() -> list[Reply]:
             try:
                 answers.put(question())
-            except Exception:  # whoever asks must not be able to end the peer
+            except Exception:  # a faulty question must not end the peer
                 _log.exception("a question about this peer failed")
                 answers.put(None)
             return []
@@ -169,11 +170,11 @@ class PeerServer:
         """Hand a view to the core."""
         self.post(lambda: self._take_view(view))
 
-    def wait_for(self, what: str) -> None:
-        """Tell the core what this peer waits for before it has a view."""
+    def wait_for(self, reason: str) -> None:
+        """Set the reason why this peer has no view yet."""
 
         def take() -> list[Reply]:
-            self._core.health.waits_for = what
+            self._core.health.waits_for = reason
             return []
 
         self.post(take)
@@ -190,17 +191,17 @@ class PeerServer:
         self.post(take)
 
     def stop(self) -> None:
-        """Refuse new requests, answer those in hand, and return from ``run``. Signal-safe."""
+        """Refuse new requests, answer accepted ones, and return from ``run``. Signal-safe."""
         self._stop.set()
         self._waker.wake()
 
     def fail(self, error: DStashError) -> None:
-        """Stop as ``stop`` does, and raise ``error`` from ``run``."""
+        """Stop like ``stop``, and raise ``error`` from ``run``."""
         self._error = self._error or error
         self.stop()
 
     def problem(self, source: str, text: str) -> None:
-        """Show a trouble in status and readiness until its source says that it is over ("")."""
+        """Show a problem in status and readiness until its source clears it with an empty text."""
 
         def note() -> list[Reply]:
             self._core.health.problems.pop(source, None)
@@ -211,17 +212,17 @@ class PeerServer:
         self.post(note)
 
     def seconds_since_turn(self) -> float:
-        """Return how long ago the loop last turned: much more than 0.2 means it hangs."""
-        return time.monotonic() - self._last_turn
+        """Return the age of the loop's present iteration: much more than 0.2 means it hangs."""
+        return time.monotonic() - self._last_iteration
 
     def seconds_committing(self) -> float:
-        """Return for how long the commit that runs has been running; 0 when none does."""
+        """Return for how long the present commit has been running; 0 when none does."""
         began = self._commit_began
         return 0.0 if began is None else time.perf_counter() - began
 
     @property
     def connections(self) -> Connections | None:
-        """What is known of the connections of clients and peers; numbers in it may be read."""
+        """The connections of clients and peers; any thread may read its numbers."""
         return self._router.connections
 
     # -- the socket's thread
@@ -230,8 +231,8 @@ class PeerServer:
         """Serve until ``stop``.
 
         Raises:
-            StoreFailed: the disk failed; nothing that was not synced has been acked.
-            DStashError: what was given to ``fail``.
+            StoreFailed: the disk failed; no write was acked before its sync.
+            DStashError: the error that was given to ``fail``.
         """
         self._poller.watch(self._router.socket, self._waker.handle)
         self._committer.start()
@@ -251,13 +252,13 @@ class PeerServer:
             raise self._error
 
     def _turn(self) -> None:
-        self._last_turn = time.monotonic()
-        ready = self._poller.wait(min(_TURN_MS, self._core.wakeup(wall())))
-        for one in ready:
-            if one == self._waker.handle:
+        self._last_iteration = time.monotonic()
+        ready = self._poller.wait(min(_MAX_POLL_MS, self._core.wakeup(wall())))
+        for source in ready:
+            if source == self._waker.handle:
                 self._waker.clear()
-            elif one is not self._router.socket:
-                self._take_events(one)
+            elif source is not self._router.socket:
+                self._take_events(source)
         self._run_posts()
         self._receive_burst()
         self._maintain()
@@ -267,7 +268,7 @@ class PeerServer:
         replies = self._core.install(view, wall())
         waited_for = view.is_read(self._core.settings.peer)
         if waited_for != self._waited_for:
-            # Nobody waits for a peer that is only being filled: others on the machine go first.
+            # No client waits for a peer that only streams: other processes of the machine go first.
             self._waited_for = waited_for
             use_time_slice(None if waited_for else LONG)
         return replies
@@ -280,22 +281,22 @@ class PeerServer:
                 self._core.receive_answer(peer, parts, wall())
 
     def _has_time(self) -> bool:
-        return time.perf_counter() - self._maintaining_since < _MAINTENANCE
+        return time.perf_counter() - self._maintaining_since < _MAINTENANCE_S
 
     def _maintain(self) -> None:
         if self._has_answered and self._core.scheduler.has_ready:
-            os.sched_yield()  # to ZeroMQ's thread, which has answers to send and little to do
+            os.sched_yield()  # to ZeroMQ's thread, which has answers to send
         self._has_answered = False
         self._maintaining_since = time.perf_counter()
         replies, outgoing = self._core.tick(wall())
         self._send(replies)
         members = self._core.view.members if self._core.view else {}
-        for one in outgoing:
-            address = self._endpoint(members.get(one.peer))
-            if self._links.moved(one.peer, address):
-                self._core.lost(one.peer)
-            if not self._links.send(one.peer, address, one.frames):
-                self._core.unsent(one)
+        for message in outgoing:
+            address = self._endpoint(members.get(message.peer))
+            if self._links.moved(message.peer, address):
+                self._core.lost(message.peer)
+            if not self._links.send(message.peer, address, message.frames):
+                self._core.unsent(message)
         if self._core.wants_refresh:
             self._core.wants_refresh = False
             if self._core.heard_topology is not None:
@@ -305,14 +306,14 @@ class PeerServer:
         if proposals:
             self._agent.propose(proposals)
         for pending in self._core.take_admin_requests():
-            self._agent.order(pending.request, partial(self._post_answer, pending))
+            self._agent.administer(pending.request, partial(self._post_answer, pending))
 
     def _endpoint(self, member: Member | None) -> str | None:
         authority = self._core.admission.authority
         if member is None:
             return None
         if authority is not None and member.key and not authority.is_peer(member.key):
-            return None  # the membership names it, but nobody vouches for its key
+            return None  # the membership lists it, but its key is not authorised
         return member.endpoint(self._security)
 
     def _post_answer(self, pending: PendingAdminRequest, message: Message) -> None:
@@ -330,7 +331,7 @@ class PeerServer:
         if not self._core.health.stopping:
             self._core.health.stopping = True
             self._deadline = time.monotonic() + self._drain
-            _log.info("stopping: answering what is in hand")
+            _log.info("stopping: answering accepted requests")
             return False
         return not self._core.has_work or time.monotonic() > self._deadline
 
@@ -339,12 +340,12 @@ class PeerServer:
             self._send(self._posts.popleft()())
 
     def _receive_burst(self) -> None:
-        inbox, streamed = self._inbox, 0.0
-        for _ in range(_BURST):
+        inbox, read_at = self._inbox, 0.0
+        for _ in range(_MAX_BURST):
             began = time.perf_counter()
-            if not inbox or began - streamed > _LOOK_AGAIN:
+            if not inbox or began - read_at > _READ_INTERVAL_S:
                 self._fill_inbox(began)
-                streamed = time.perf_counter()
+                read_at = time.perf_counter()
             received = inbox.take(began)
             if received is None:
                 return
@@ -353,29 +354,31 @@ class PeerServer:
             replies = self._answer(received)
             self.meters.handling.observe(time.perf_counter() - began)
             self._send(replies)
-            self._send_away(inbox.surplus())
+            self._reject(inbox.surplus())
         self._waker.wake()  # more may wait: do not sleep on it
 
     def _fill_inbox(self, now: float) -> None:
-        for _ in range(_LOOK_MOST):
+        for _ in range(_MAX_READ):
             if not self._inbox.has_room or (received := self._router.receive()) is None:
                 return
             size = sum(map(len, received.parts))
             self._inbox.put(received.sender, received, size, now)
 
-    def _send_away(self, surplus: list[Received]) -> None:
-        # To tell all of them would leave no time for work; who is told nothing asks elsewhere.
-        for sender, parts, _ in surplus[:_REFUSALS]:
+    def _reject(self, surplus: list[Received]) -> None:
+        # To answer all of them would leave no time for work; the other clients ask another peer.
+        for sender, parts, _ in surplus[:_MAX_REJECTED]:
             self._send(self._core.reject_as_busy(sender, parts, wall(), "the peer is overloaded"))
-        self._core.health.counts["dropped"] += len(surplus[_REFUSALS:])
+        self._core.health.counts["dropped"] += len(surplus[_MAX_REJECTED:])
 
     def _answer(self, received: Received) -> list[Reply]:
         sender, parts, user = received
         if self._router.is_slow(sender):
-            return self._core.reject_as_busy(sender, parts, wall(), "you leave your answers unread")
+            return self._core.reject_as_busy(
+                sender, parts, wall(), "the client does not read its answers"
+            )
         try:
             return self._core.receive(sender, parts, wall(), user)
-        except Exception:  # a defect: whoever found the message for it must not end the peer
+        except Exception:  # a defect: a message that triggers it must not end the peer
             _log.exception("a message could not be handled")
             self._core.health.counts["unhandled"] += 1
             return []
@@ -397,12 +400,12 @@ class PeerServer:
     # -- the committing thread
 
     def _commit_all(self) -> None:
-        use_time_slice(LONG)  # a look-up waits for nothing that happens here; a sync takes longer
+        use_time_slice(LONG)  # no look-up waits for this thread, and a sync takes longer
         while (commit := self._commits.get()) is not None:
             began = self._commit_began = time.perf_counter()
             try:
                 commit.run(self._core.store)
-            except Exception as error:  # a bug: the writes are not acked, the peer must not limp on
+            except Exception as error:  # a defect: the writes are not acked, and the peer must stop
                 _log.exception("commit failed")
                 commit.fatal = DStashError(f"commit failed: {error!r}")
             self._commit_began = None

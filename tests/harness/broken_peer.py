@@ -71,7 +71,7 @@ def _plant(fault: str) -> None:
         handler = lambda *_: _end(fault.removeprefix("end:"))  # noqa: E731
     elif fault == "hang:MainThread":
         handler = _hang
-    elif fault == "hang:keeper":
+    elif fault == "hang:membership":
         _hang_when_on(LocalMembership, "read")
     elif fault == "hang:committer":
         _hang_when_on(LmdbStore, "sync")

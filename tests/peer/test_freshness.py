@@ -264,7 +264,7 @@ def test_store_that_lost_its_data_is_no_witness(joined: Restarted) -> None:
     joined.start("a")
     joined.pass_time(3)
     assert not joined.votes("a")
-    assert "waits for c; the stores of b cannot tell" in joined.why("a")
+    assert "waiting for c; b cannot confirm it" in joined.why("a")
 
 
 def test_idle_peers_say_little(joined: Restarted) -> None:

@@ -241,7 +241,7 @@ class TestATurnThatFails:
             raise ZeroDivisionError("no")
 
         monkeypatch.setattr(agent, "_carry_out", fail)
-        agent.order(AdminRequest("add", ["x"], 0, False), answers.append)
+        agent.administer(AdminRequest("add", ["x"], 0, False), answers.append)
         assert agent._turn() == 0
         (answer,) = answers
         assert isinstance(answer, Error)

@@ -170,7 +170,7 @@ def test_order_on_an_unconfirmed_topology_is_refused(machines: Machines) -> None
     machines.stop_all()
     alone = machines.start("a", where="new")
     answers: list[object] = []
-    alone.agent.order(AdminRequest("remove", ["b"]), answers.append)
+    alone.agent.administer(AdminRequest("remove", ["b"]), answers.append)
     alone.agent._carry_out_admin_requests()
     assert isinstance(answers[0], Error)
     assert answers[0].code == ChangeConflict.code

@@ -1,4 +1,4 @@
-"""Watches the list of authorised keys, and hands on each new one."""
+"""The watcher of the authorised keys: reads the list again when it changes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from dstash.wire.curve import KeyPair
 
 _log = structlog.get_logger("dstash.peer")
 
-#: How often (seconds) the files are looked at: a revoked key must be out within a second.
-_INTERVAL = 0.4
+#: How often (seconds) the files are checked: a revoked key must be cut off within a second.
+_CHECK_INTERVAL_S = 0.4
 
 
 class KeyListWatcher:
-    """Knows the authorised keys as they are now.
+    """The authorised keys as they are now.
 
-    A list that cannot be read, or has a mistake in it, changes nothing: the last good one stays
-    in force, and the log says so.
+    If the list cannot be read or has a mistake, the last valid list stays in force, and the mistake
+    is logged.
 
     Args:
         path: the file or directory.
         admits_plain: see ``Authority``.
 
     Raises:
-        ConfigError: there is no good list to begin with.
+        ConfigError: the first list is not valid.
     """
 
     def __init__(self, path: Path, *, admits_plain: bool) -> None:
@@ -44,14 +44,14 @@ class KeyListWatcher:
         self._publish: Callable[[Authority], None] = lambda authority: None
         self._stop = threading.Event()
         self._look = threading.Event()
-        self._thread = threads.thread(self._run, name="guard", may_end=self._stop.is_set)
+        self._thread = threads.thread(self._run, name="key list", may_end=self._stop.is_set)
 
     def admits(self, key: str) -> bool:
         """Whether a key may connect."""
         return self.authority.admits(key)
 
     def start(self, publish: Callable[[Authority], None]) -> None:
-        """Watch in the background; ``publish`` is called with each new list, on this thread."""
+        """Start the thread, which calls ``publish`` with each new list."""
         self._publish = publish
         self._thread.start()
 
@@ -68,14 +68,14 @@ class KeyListWatcher:
 
     def _run(self) -> None:
         while True:
-            asked = self._look.wait(_INTERVAL)
+            asked = self._look.wait(_CHECK_INTERVAL_S)
             if self._stop.is_set():
                 return
             self._look.clear()
             try:
                 self._look_again(asked)
-            except Exception:  # this thread must not end: nobody could be shut out any more
-                _log.exception("could not look at the list of keys")
+            except Exception:  # this thread must not end: no key could be revoked any more
+                _log.exception("cannot read the list of keys")
 
     def _look_again(self, asked: bool) -> None:
         now = fingerprint(self._path)
@@ -95,7 +95,7 @@ class KeyListWatcher:
 
 
 class Transport(NamedTuple):
-    """How a peer takes and makes connections: its own keys, and who may do what."""
+    """How a peer accepts and opens connections: its own keys, and the permissions of others."""
 
     keys: KeyPair | None
     watcher: KeyListWatcher | None
@@ -106,8 +106,8 @@ def open_transport(settings: PeerSettings) -> Transport:
     """Read keys and lists.
 
     Raises:
-        ConfigError: a file is not right, or the list does not name this peer's own key as that of
-            a peer: no other peer would talk to it.
+        ConfigError: a file is not valid, or the list lacks this peer's own key with the role
+            ``peer``: no other peer would accept its connections.
     """
     cert_file, key_file, listed = (
         settings.cert_file,
@@ -116,7 +116,7 @@ def open_transport(settings: PeerSettings) -> Transport:
     )
     if (
         cert_file is None or key_file is None or listed is None
-    ):  # all or none: the config sees to it
+    ):  # all or none: checked with the settings
         return Transport(None, None, TransportSecurity.OPEN)
     keys = KeyPair.load(cert_file, key_file)
     closing = settings.plain_port is not None

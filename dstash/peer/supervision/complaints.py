@@ -1,4 +1,4 @@
-"""Failures that repeat: logged once for each kind, and again after a while with their number."""
+"""Repeated failures: each kind is logged once a minute, with the number of occurrences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dstash.errors import DStashError
 _log = structlog.get_logger("dstash.peer")
 
 #: Seconds between two log lines about one kind of failure.
-_INTERVAL: Final = 60.0
+_LOG_INTERVAL_S: Final = 60.0
 
 
 class Complaints:
@@ -22,29 +22,29 @@ class Complaints:
 
     Args:
         event: the text of the log lines.
-        clock: returns seconds, never going back.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, event: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._event = event
         self._clock = clock
         self._due: dict[str, float] = {}
-        self._unsaid: dict[str, int] = {}
+        self._unlogged: dict[str, int] = {}
 
     def log(self, error: Exception) -> None:
-        """Log a failure, with its traceback unless it is one of ours, if it is due."""
+        """Log a failure if it is due; with a traceback unless it is a ``DStashError``."""
         kind, now = _kind(error), self._clock()
-        self._unsaid[kind] = self._unsaid.get(kind, 0) + 1
+        self._unlogged[kind] = self._unlogged.get(kind, 0) + 1
         if now < self._due.get(kind, now):
             return
-        self._due[kind] = now + _INTERVAL
-        times = self._unsaid.pop(kind)
+        self._due[kind] = now + _LOG_INTERVAL_S
+        times = self._unlogged.pop(kind)
         defect = None if isinstance(error, DStashError) else error
         _log.error(self._event, error=str(error) or repr(error), times=times, exc_info=defect)
 
 
 def _kind(error: Exception) -> str:
-    """Return what failures of one kind share: the class, and where it was raised."""
+    """Return the class and the place of a failure, which define its kind."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__} {where}"

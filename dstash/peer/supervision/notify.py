@@ -1,4 +1,4 @@
-"""Tells systemd how the peer is (``sd_notify``): a word in a datagram, so no library is needed."""
+"""Notifications to systemd (``sd_notify``): one datagram each, so no library is needed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _log = structlog.get_logger("dstash.peer")
 
 
 def notify(state: str) -> None:
-    """Send ``state`` (such as ``READY=1``) to the service manager; nothing when there is none.
+    """Send ``state`` (such as ``READY=1``) to the service manager, if there is one.
 
-    See sd_notify(3). That it cannot be told does not keep the peer from serving.
+    See sd_notify(3). A failure is logged, and the peer continues.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):

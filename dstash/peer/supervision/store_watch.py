@@ -1,4 +1,4 @@
-"""A thread that looks after what the store cannot look after by itself."""
+"""The store watch: a thread that runs the periodic checks of the store."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from dstash import threads
 
 _log = structlog.get_logger("dstash.peer")
 
-#: How often (seconds) the store is looked at, and how often when that fails.
-_INTERVAL: Final = 0.5
-_AFTER_FAILURE: Final = 10.0
+#: How often (seconds) the store is checked, and how often after a failure.
+_INTERVAL_S: Final = 0.5
+_RETRY_INTERVAL_S: Final = 10.0
 
 
 class Tended(Protocol):
-    """A store that is to be looked after."""
+    """A store with periodic checks."""
 
     def tend(self) -> None:
-        """Look after what is beside the records."""
+        """Run the periodic checks."""
 
 
 class StoreWatch:
@@ -32,21 +32,21 @@ class StoreWatch:
         self._thread = threads.thread(self._run, name="store watch", may_end=self._stop.is_set)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, before the store is closed."""
+        """End the thread, before the store is closed."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def _run(self) -> None:
-        pause = _INTERVAL
+        pause = _INTERVAL_S
         while not self._stop.wait(pause):
             try:
                 self._store.tend()
-                pause = _INTERVAL
-            except Exception:  # this thread must not end: a file that is cut off would go unseen
-                _log.exception("cannot look after the store")
-                pause = _AFTER_FAILURE
+                pause = _INTERVAL_S
+            except Exception:  # this thread must not end: a truncated file would go unnoticed
+                _log.exception("cannot check the store")
+                pause = _RETRY_INTERVAL_S

@@ -1,7 +1,7 @@
-"""Watches the threads of a peer: one that has ended or hangs shows in its health.
+"""The watchdog: watches the threads of a peer, and bounds the time of a stop.
 
-A peer without one of its threads stops, for a supervisor to start it again. A stop is bounded in
-time, whatever blocks: a process that would hang is ended.
+A thread that hangs shows in the health check. When a thread ends, the peer stops, and a supervisor
+starts it again. A stop that takes too long, whatever blocks it, ends the process.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from dstash.errors import DStashError
 
 _log = structlog.get_logger("dstash.peer")
 
-#: Seconds between two looks at the threads.
-_INTERVAL: Final = 1.0
-#: Seconds that a stop may take beyond the time to answer what is in hand.
+#: Seconds between two checks of the threads.
+_CHECK_INTERVAL_S: Final = 1.0
+#: Seconds that a stop may take beyond the time to answer accepted requests.
 STOP_MARGIN: Final = 5.0
-#: Frames of a stack that are logged.
-_FRAMES: Final = 12
+#: How many frames of a stack are logged.
+_MAX_FRAMES: Final = 12
 
 
 class Pulse(NamedTuple):
-    """A thread that must go on. ``seconds_quiet``: since it last did; more than ``limit`` hangs."""
+    """A watched thread: it hangs if ``seconds_quiet`` returns more than ``limit`` seconds."""
 
     name: str
     seconds_quiet: Callable[[], float]
@@ -40,20 +40,20 @@ class Pulse(NamedTuple):
 
 
 class Watchdog:
-    """Knows which threads have ended or hang.
+    """Finds threads that have ended or hang.
 
     Args:
         failed: called once, with the error, when a thread has ended.
         stop: stops the peer; thread-safe.
-        patience: seconds after which a stop is forced.
+        stop_limit: seconds after which a stop is forced.
     """
 
     def __init__(
-        self, failed: Callable[[DStashError], None], stop: Callable[[], None], patience: float
+        self, failed: Callable[[DStashError], None], stop: Callable[[], None], stop_limit: float
     ) -> None:
         self._failed = failed
         self._stop = stop
-        self._patience = patience
+        self._stop_limit = stop_limit
         self._pulses: list[Pulse] = []
         self._ended: list[str] = []
         self._hanging: frozenset[str] = frozenset()
@@ -65,11 +65,11 @@ class Watchdog:
         self._thread = threads.thread(self._run, name="watchdog", may_end=self._closed.is_set)
 
     def watch(self, name: str, seconds_quiet: Callable[[], float], limit: float) -> None:
-        """Take a thread for one that hangs when it is quiet for more than ``limit`` seconds."""
+        """Report a thread as hanging when it is quiet for more than ``limit`` seconds."""
         self._pulses.append(Pulse(name, seconds_quiet, limit))
 
     def start(self) -> None:
-        """Watch in the background; called by the main thread.
+        """Start the watchdog; called by the main thread.
 
         The C part of Python's signal handling writes to the pipe at once, also while the main
         thread is blocked and runs no handler.
@@ -78,11 +78,11 @@ class Watchdog:
         self._thread.start()
 
     def stopping(self) -> None:
-        """Bound the time of the stop that has begun."""
-        self._deadline = min(self._deadline, time.monotonic() + self._patience)
+        """Bound the time of the stop that begins now."""
+        self._deadline = min(self._deadline, time.monotonic() + self._stop_limit)
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the threads, in words."""
+        """Return the problems of the threads, as text."""
         hanging = [
             f"thread {pulse.name} has hung for {quiet:.0f} s"
             for pulse in self._pulses
@@ -114,7 +114,7 @@ class Watchdog:
             left = self._deadline - time.monotonic()
             if left <= 0:
                 self._force()
-            ready = select.select([self._signals], [], [], min(left, _INTERVAL))[0]
+            ready = select.select([self._signals], [], [], min(left, _CHECK_INTERVAL_S))[0]
             if ready:
                 self._take_signals(os.read(self._signals, 64))
             self._report_hanging()
@@ -129,7 +129,7 @@ class Watchdog:
         for name in hanging - self._hanging:
             _log.error("a thread hangs", thread=name, stack=_stack(name))
         for name in self._hanging - hanging:
-            _log.info("a thread goes on", thread=name)
+            _log.info("a thread that hung continues", thread=name)
         self._hanging = hanging
 
     def _force(self) -> NoReturn:
@@ -142,7 +142,7 @@ class Watchdog:
 def _stack(name: str) -> list[str]:
     """Return where a thread is, the innermost frame last."""
     frames = sys._current_frames()
-    found = [one.ident for one in threading.enumerate() if one.name == name]
+    found = [thread.ident for thread in threading.enumerate() if thread.name == name]
     frame = frames.get(found[0] or 0) if found else None
-    summary = traceback.extract_stack(frame)[-_FRAMES:] if frame is not None else []
+    summary = traceback.extract_stack(frame)[-_MAX_FRAMES:] if frame is not None else []
     return [f"{line.filename}:{line.lineno} {line.name}" for line in summary]
