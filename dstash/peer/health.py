@@ -91,7 +91,7 @@ class Health:
         if member is None:
             return "the peer is not a member of the cluster"
         if not member.synced:
-            return "the peer's store is new or too old, and is being filled from other replicas"
+            return "the peer's store is new or too old; it is streaming data from other replicas"
         if member.state is State.JOINING:
             return "the peer is joining; its data is being copied from other replicas"
         if self._store.disk_state() is DiskState.EXHAUSTED:

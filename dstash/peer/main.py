@@ -17,8 +17,8 @@ from dstash.peer.daemon import Daemon
 
 _log = structlog.get_logger("dstash.peer")
 
-#: How long one thread may run while another one wants to.
-_SWITCH_SECONDS = 0.0005
+#: How long (seconds) a thread may run while another thread waits for the interpreter.
+_SWITCH_INTERVAL_S = 0.0005
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -62,8 +62,8 @@ def serve(
         structlog.get_logger("dstash.peer").warning(
             "unknown variable in the environment", name=name
         )
-    # A commit of thousands of records must not hold up a look-up for as long as the default.
-    sys.setswitchinterval(_SWITCH_SECONDS)
+    # With the default interval, a commit of thousands of records would delay look-ups too long.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     Daemon(settings).run()
 
 
@@ -86,7 +86,7 @@ def _run() -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"{where}{error.strerror or error}", 1)
     except Exception as error:
-        _log.exception("the peer has failed by a defect")
+        _log.exception("the peer has failed because of a defect")
         return _say(f"internal error: {type(error).__name__}: {error}", 1)
 
 

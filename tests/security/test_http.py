@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dstash.peer.http.server import _MOST, Answer, HttpServer
+from dstash.peer.http.server import _MAX_CONNECTIONS, Answer, HttpServer
 from tests.harness.peers import Peers
 
 ELSEWHERE = "127.0.0.2"  # this machine too, but not what 127.0.0.1 is bound to
@@ -42,7 +42,7 @@ def test_no_verb_writes(port: int, method: str) -> None:
 
 def test_silent_connections_do_not_block_probes(port: int) -> None:
     with ExitStack() as kept:
-        for _ in range(3 * _MOST):
+        for _ in range(3 * _MAX_CONNECTIONS):
             one = socket.create_connection(("127.0.0.1", port), timeout=20)
             kept.enter_context(one)
         assert status(port, "GET") == 200

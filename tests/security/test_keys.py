@@ -148,7 +148,7 @@ class TestList:
             ("{key} admin index", "line 2: role admin cannot be limited"),
             ("{key} read " + "x" * 65, "line 2: index name has 65 bytes"),
             ("#{key} read", "line 2: the line does not begin with a public key"),
-            ("{other} read", "line 2: the key stands in the list twice"),
+            ("{other} read", "line 2: the key appears twice"),
         ],
     )
     def test_error_in_key_list_names_its_line(self, tmp_path: Path, line: str, words: str) -> None:

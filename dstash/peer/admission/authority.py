@@ -1,12 +1,12 @@
-"""Who may do what: the authorised keys, their roles, and what each request needs.
+"""The authorised keys: their roles, their indexes, and the role that each request needs.
 
-The file has a line for each key: the public key, its role, and for ``read`` and ``write`` the
-indexes it is limited to, if any. ``#`` begins a comment line::
+The file has one line per key: the public key, its role, and for ``read`` and ``write`` the indexes
+that it is limited to, if any. ``#`` begins a comment line::
 
     Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID peer
     rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7 write users sessions
 
-Nothing is guessed: a line that is not of this form makes the whole list invalid.
+A line of another form makes the whole list invalid.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ from dstash.wire.replication import (
 )
 from dstash.wire.shapes import Message
 
-#: What ``authorised_keys`` may weigh: more is not a list of keys.
-_LARGEST: Final = 16 * 1024 * 1024
+#: The largest list of keys.
+_MAX_BYTES: Final = 16 * 1024 * 1024
 
 
 class Role(Word):
-    """What a key may do. ``admin`` may write, and ``write`` may read; ``peer`` is apart."""
+    """The permissions of a key. ``admin`` includes ``write``, which includes ``read``."""
 
     PEER = "peer"
     ADMIN = "admin"
@@ -69,17 +69,17 @@ class Role(Word):
 
 
 _NOT_PEER: Final = frozenset({Role.READ, Role.WRITE, Role.ADMIN})
-_ANYBODY: Final = frozenset(Role)
+_ALL_ROLES: Final = frozenset(Role)
 _WRITERS: Final = frozenset({Role.WRITE, Role.ADMIN})
 _PEERS: Final = frozenset({Role.PEER})
 
-#: The roles that may send a message. What does not stand here is for nobody.
+#: The roles that may send a message. No role may send any other message.
 _NEEDED: Final[Mapping[type[Message], frozenset[Role]]] = {
-    **dict.fromkeys((Hello, Ping, TopologyRequest, StatusRequest), _ANYBODY),
+    **dict.fromkeys((Hello, Ping, TopologyRequest, StatusRequest), _ALL_ROLES),
     **dict.fromkeys((Lookup, Fetch, Scan, ScanKeys, Count), _NOT_PEER),
     **dict.fromkeys((Put, Delete, Apply, Hint), _WRITERS),
     **dict.fromkeys((AdminRequest, Repair), frozenset({Role.ADMIN})),
-    # What a backup is made of.
+    # The requests of a backup.
     **dict.fromkeys((DigestsRequest, CopyRequest), _PEERS | {Role.ADMIN}),
     **dict.fromkeys(
         (
@@ -93,7 +93,7 @@ _NEEDED: Final[Mapping[type[Message], frozenset[Role]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What one key may do. ``indexes`` is empty when it may use all of them."""
+    """The permissions of one key. ``indexes`` is empty when it may use all indexes."""
 
     role: Role
     indexes: frozenset[str] = frozenset()
@@ -103,9 +103,9 @@ class Authority:
     """The authorised keys.
 
     Args:
-        grants: what each public key may do.
-        admits_plain: whether requests without a key may do everything: only while an open
-            cluster is being closed.
+        grants: the permissions of each public key.
+        admits_plain: whether requests without a key are allowed everything: only while an open
+            cluster is being changed to CURVE.
     """
 
     def __init__(self, grants: Mapping[str, Grant], *, admits_plain: bool = False) -> None:
@@ -125,7 +125,7 @@ class Authority:
         return key in self._grants
 
     def is_peer(self, key: str) -> bool:
-        """Whether a key belongs to a peer, in the eyes of whoever wrote the list."""
+        """Whether the list gives a key the role ``peer``."""
         grant = self._grants.get(key)
         return grant is not None and grant.role is Role.PEER
 
@@ -133,7 +133,7 @@ class Authority:
         """Refuse a request that its sender may not make.
 
         Args:
-            user: the public key of the sender; None when it has shown none.
+            user: the public key of the sender; None without CURVE.
 
         Raises:
             Unauthorised: the key is unknown (it may have been revoked), its role does not
@@ -153,37 +153,37 @@ class Authority:
                 raise Unauthorised(f"this key may not use index {index!r}")
 
     def needs_membership(self, user: str | None, message: Message) -> bool:
-        """Whether a request is only for those whose key the topology lists."""
+        """Whether a request is allowed only for keys that the topology lists."""
         if user is None and self._admits_plain:
             return False
-        needed = _NEEDED.get(type(message), _ANYBODY)
+        needed = _NEEDED.get(type(message), _ALL_ROLES)
         grant = self._grants.get(user or "")
-        return needed != _ANYBODY and (grant is None or grant.role is Role.PEER)
+        return needed != _ALL_ROLES and (grant is None or grant.role is Role.PEER)
 
 
 def read_authority(path: Path, *, admits_plain: bool = False) -> Authority:
     """Read the list from a file, or from all files of a directory but hidden ones.
 
     Raises:
-        ConfigError: a file cannot be read, others may write it, or a line is not right; the
-            text names file and line.
+        ConfigError: a file cannot be read, other users may write it, or a line is not valid;
+            the text has file and line.
     """
     grants: dict[str, Grant] = {}
     for file in _files(path):
         for where, key, grant in _parse(_read(file), str(file)):
             if key in grants:
-                raise ConfigError(f"{where}: the key stands in the list twice")
+                raise ConfigError(f"{where}: the key appears twice")
             grants[key] = grant
     return Authority(grants, admits_plain=admits_plain)
 
 
 def fingerprint(path: Path) -> tuple[object, ...]:
-    """Return what changes when the list does: names, times, sizes and numbers of its files."""
+    """Return names, times, sizes, inodes and modes of the files: they change with the list."""
     found: list[object] = []
     try:
         for file in _files(path):
-            facts = file.stat()
-            found.append((file.name, facts.st_mtime_ns, facts.st_size, facts.st_ino, facts.st_mode))
+            stats = file.stat()
+            found.append((file.name, stats.st_mtime_ns, stats.st_size, stats.st_ino, stats.st_mode))
     except (OSError, ConfigError) as error:
         found.append(str(error))
     return tuple(found)
@@ -194,18 +194,18 @@ def _files(path: Path) -> list[Path]:
         if not path.is_dir():
             return [path]
         _check_not_shared(path, path.stat())
-        named = [one for one in path.iterdir() if not one.name.startswith(".")]
+        visible = [file for file in path.iterdir() if not file.name.startswith(".")]
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    return sorted(one for one in named if not one.name.endswith("~"))
+    return sorted(file for file in visible if not file.name.endswith("~"))
 
 
 def _read(file: Path) -> str:
     try:
         with file.open("rb") as opened:
             _check_not_shared(file, os.fstat(opened.fileno()))
-            data = opened.read(_LARGEST + 1)
-        if len(data) > _LARGEST:
+            data = opened.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
             raise ConfigError(f"{file} is too large for a list of keys")
         return data.decode()
     except OSError as error:
@@ -214,8 +214,8 @@ def _read(file: Path) -> str:
         raise ConfigError(f"{file} is not UTF-8 text") from None
 
 
-def _check_not_shared(path: Path, facts: os.stat_result) -> None:
-    mode = stat.S_IMODE(facts.st_mode)
+def _check_not_shared(path: Path, stats: os.stat_result) -> None:
+    mode = stat.S_IMODE(stats.st_mode)
     if mode & 0o022:
         raise ConfigError(f"others may write {path} (mode {mode:03o}); do: chmod go-w {path}")
 

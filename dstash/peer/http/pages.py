@@ -1,7 +1,7 @@
-"""The dashboard: its files, and what they ask for once a second.
+"""The pages of the dashboard: its files, and the data that they request once a second.
 
-The files are served as they are; they need no build step and nothing from elsewhere. What one
-second's answer costs is paid once, however many watch.
+The files are served as they are; they need no build step and no other host. One answer serves all
+browsers for half a second, so that its cost does not grow with their number.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _TYPES: Final = {
     ".js": "text/javascript; charset=utf-8",
 }
 #: How long (seconds) to wait for the socket's thread.
-_PATIENCE: Final = 1.0
-#: An answer is good for so long (seconds).
-_FRESH: Final = 0.5
+_CALL_TIMEOUT_S: Final = 1.0
+#: How long (seconds) an answer is reused.
+_MAX_AGE_S: Final = 0.5
 
 
 class Dashboard:
@@ -40,8 +40,8 @@ class Dashboard:
         self._core = core
 
     def pages(self) -> dict[str, Page]:
-        """Return them by path."""
-        files = {f"/{one.name}": _file(one) for one in _FILES.iterdir() if one.suffix in _TYPES}
+        """Return the pages by path."""
+        files = {f"/{file.name}": _file(file) for file in _FILES.iterdir() if file.suffix in _TYPES}
         return {
             **files,
             "/": files["/index.html"],
@@ -54,10 +54,10 @@ class Dashboard:
         known = self._known()
         if known is None:
             return Answer.json(200, self._hangs())
-        facts = state.describe(known)
-        facts["alerts"] = alerts(known, facts)
-        facts["sets"] = state.shorten(facts["sets"])
-        return Answer.json(200, facts)
+        shown = state.describe(known)
+        shown["alerts"] = alerts(known, shown)
+        shown["sets"] = state.shorten(shown["sets"])
+        return Answer.json(200, shown)
 
     def _load(self) -> Answer:
         known = self._known()
@@ -68,10 +68,10 @@ class Dashboard:
         return state.unknown(settings.peer, settings.cluster, quiet)
 
     def _known(self) -> Known | None:
-        return self._server.ask(self._look, _PATIENCE)
+        return self._server.ask(self._look, _CALL_TIMEOUT_S)
 
     def _look(self) -> Known:
-        """Look at the core, on its own thread; what is returned is nobody else's."""
+        """Copy the state of the core, on its own thread."""
         core, now = self._core, wall()
         core.observer.watch(now)
         sights = {
@@ -96,13 +96,13 @@ def _file(path: Path) -> Page:
 
 
 def _shared(page: Page) -> Page:
-    """Return a page that is made anew only when the last one is old; by one thread at a time."""
+    """Return a page that reuses its last answer while that is new, for all threads."""
     lock = threading.Lock()
     kept: list[tuple[float, Answer]] = []
 
     def answer() -> Answer:
         with lock:
-            if not kept or time.monotonic() - kept[0][0] > _FRESH:
+            if not kept or time.monotonic() - kept[0][0] > _MAX_AGE_S:
                 kept[:] = [(time.monotonic(), page())]
             return kept[0][1]
 

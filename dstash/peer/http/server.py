@@ -1,7 +1,7 @@
-"""Pages over HTTP, read-only: health, metrics, the dashboard.
+"""The HTTP server of a peer: read-only pages for health, metrics and the dashboard.
 
-Each connection has a thread of its own, so that one which reads slowly, or says nothing, holds up
-nobody. There are few of them: when one more comes, the oldest has to go.
+Each connection has its own thread, so that a slow or silent one delays no other connection. Their
+number is bounded: a further connection closes the oldest.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ _log = structlog.get_logger("dstash.peer")
 
 
 class Answer(NamedTuple):
-    """What a page says."""
+    """The response of a page."""
 
     status: int
     body: bytes
     content_type: str = "application/json"
 
     @classmethod
-    def json(cls, status: int, facts: dict[str, Any]) -> Answer:
-        """Return facts as JSON."""
-        return cls(status, json.dumps(facts).encode() + b"\n")
+    def json(cls, status: int, values: dict[str, Any]) -> Answer:
+        """Return values as JSON."""
+        return cls(status, json.dumps(values).encode() + b"\n")
 
 
 Page = Callable[[], Answer]
 
-#: Connections at once, at most: each has a thread and a descriptor.
-_MOST: Final = 32
-#: Pages take nothing from elsewhere, run no code but their own, and stand in no frame.
+#: The most connections: each has a thread and a descriptor.
+_MAX_CONNECTIONS: Final = 32
+#: Pages load nothing from other hosts, run only their own code, and appear in no frame.
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -82,22 +82,22 @@ class HttpServer:
 
 
 class _Server(ThreadingHTTPServer):
-    """Past so many connections the oldest is closed, so that a probe still comes through."""
+    """Closes the oldest connection when there are too many, so that probes still get through."""
 
     daemon_threads = True
-    request_queue_size = _MOST
+    request_queue_size = _MAX_CONNECTIONS
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self._open: dict[Any, None] = {}  # in the order in which they came
+        self._open: dict[Any, None] = {}  # in the order of arrival
         self._mutex = threading.Lock()
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._mutex:
-            while len(self._open) >= _MOST:
+            while len(self._open) >= _MAX_CONNECTIONS:
                 oldest = next(iter(self._open))
                 del self._open[oldest]
-                with suppress(OSError):  # its thread was faster
+                with suppress(OSError):  # its thread has closed it already
                     oldest.shutdown(SHUT_RDWR)
             self._open[request] = None
         super().process_request(request, client_address)
@@ -108,14 +108,14 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Tell of our own mistakes; that somebody went away is none."""
+        """Log defects of a page; a client that disconnects is none."""
         if not isinstance(sys.exception(), OSError):
             _log.exception("a page failed")
 
 
 class _Handler(BaseHTTPRequestHandler):
     pages: dict[str, Page]
-    timeout = 5  # a client that says nothing does not keep a thread
+    timeout = 5  # a silent client does not keep a thread
     protocol_version = "HTTP/1.1"
     server_version = "dstash"
     sys_version = ""
@@ -133,4 +133,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(answer.body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: probes come every second."""
+        """Log nothing: probes come every second."""
