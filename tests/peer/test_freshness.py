@@ -120,7 +120,7 @@ def test_old_copy_waits_for_members_that_are_silent(joined: Restarted) -> None:
     joined.start("a")
     joined.pass_time(60)
     assert not joined.votes("a")
-    assert "waits for b or c" in joined.why("a")
+    assert "waiting for b or c" in joined.why("a")
     request = Envelope(1, joined.topology.epoch, 0, Lookup("i", 1, Frame(b"\x91\xc4\x01k")))
     reply = joined.peers["a"].receive(b"x", encode(request), joined.now)[0]
     answer = decode(reply.frames).message
@@ -155,7 +155,7 @@ def test_old_copy_that_starts_alone_waits_and_is_recognised_later(joined: Restar
     joined.start("a")
     joined.pass_time(300)
     assert not joined.votes("a")
-    assert "waits for b or c" in joined.why("a")
+    assert "waiting for b or c" in joined.why("a")
     joined.start("b")
     joined.pass_time(3)
     assert joined.synced() == "bc"

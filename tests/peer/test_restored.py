@@ -38,7 +38,7 @@ class Process:
             down_out_after=0,
             publish=self.views.append,
             removed=lambda: None,
-            tell=self.said.append,
+            report_wait=self.said.append,
         )
 
     @property
