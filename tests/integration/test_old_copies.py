@@ -111,7 +111,7 @@ def test_old_copy_that_starts_alone_waits_and_says_for_whom(tmp_path: Path) -> N
         put_back(peers["a"], copy)
         peers["a"].start()
         wait_until(
-            lambda: "it waits for b or c" in str(peers["a"].page("/readyz").get("why")),
+            lambda: "waiting for b or c" in str(peers["a"].page("/readyz").get("why")),
             PATIENCE,
             "the peer says whom it waits for",
         )
