@@ -52,7 +52,7 @@ class Figure(NamedTuple):
 class Lookups(threading.Thread):
     """Looks keys up at a steady pace, and remembers how long each took (milliseconds).
 
-    Who looks up as fast as it goes leaves no processor to what is measured beside it, and asks less
+    A client that looks up as fast as it can leaves no processor to what is measured, and asks less
     while it is slow. A look-up that could not begin when it was due, because the one before took so
     long, counts from then ("coordinated omission" is what Gil Tene calls it to leave that out).
     """

@@ -64,7 +64,7 @@ class Vault:
 
         Raises:
             KeyError: there is none of that name, or no master key that opens it.
-            Damaged: somebody changed it, or moved it to another name.
+            Damaged: the value was changed, or moved to another name.
         """
         for _ in range(2):  # again, in case the secret is being replaced
             envelope = self._client.lookup(self._index, name)

@@ -83,7 +83,7 @@ def test_a_csv_file_is_loaded(run: Run, tmp_path: Path) -> None:
 
 def test_bad_rows_are_numbered_and_the_others_loaded(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "bad.csv"
-    file.write_text('id,name\na,"two\nlines"\n,nobody\nb\nc,Curie,1867\nd,Dirac\n')
+    file.write_text('id,name\na,"two\nlines"\n,unknown\nb\nc,Curie,1867\nd,Dirac\n')
     done = run("bulk_load.py", str(file), "--index", "bad")
     assert done.stdout == "2 stored, 3 skipped, 0 not stored\n"
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == [

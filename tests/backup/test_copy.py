@@ -87,7 +87,7 @@ def test_copy_fails_when_record_is_corrupt_on_all_replicas(joined: Caller) -> No
     for peer in "abc":
         joined.corruption(peer, A)
         joined.peers[peer].local_partitions.changed(PARTITIONS, joined.now)
-    with pytest.raises(CorruptRecord, match="mended first"):
+    with pytest.raises(CorruptRecord, match="repaired first"):
         joined.save()
 
 

@@ -166,7 +166,7 @@ def test_import_reports_stored_records_on_ctrl_c(dev: DevCluster, index: str) ->
         stderr=subprocess.PIPE,
     )
     assert process.stdin is not None
-    # More than one batch, then a pause in the input, as of someone typing: the first is stored.
+    # More than one batch, then a pause in the input, as when a user types: the first is stored.
     for start in range(0, 60_000, 1000):
         numbers = range(start, start + 1000)
         process.stdin.write(jsonl(*({"key": n, "value": n} for n in numbers)))

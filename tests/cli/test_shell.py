@@ -30,7 +30,7 @@ def test_shell_keeps_the_output_option_for_all_lines(inside: InProcess, index: s
 @pytest.mark.parametrize(
     ("line", "code", "text"),
     [
-        ("get INDEX nobody", 3, 'no key "nobody"'),
+        ("get INDEX missing", 3, 'no key "missing"'),
         ("zzz", 2, "No such command 'zzz'. (see --help)"),
         ("put", 2, "(see put --help)"),
         ('put INDEX "a b', 2, "no closing quotation"),

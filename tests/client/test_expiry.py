@@ -18,13 +18,13 @@ from dstash.wire.shapes import Frame
 from dstash.wire.values import TypeRegistry
 
 DEADLINE = 5000
-SLAB = 1000
-KEYS = [f"key-{number}" for number in range(SLAB + 100)]  # more than reads, or writes, begin with
+BATCH = 1000
+KEYS = [f"key-{number}" for number in range(BATCH + 100)]  # more than reads, or writes, begin with
 
 
 @pytest.fixture
 def session() -> Session:
-    made = Session(lambda: 1000, batch_keys=SLAB)
+    made = Session(lambda: 1000, batch_keys=BATCH)
     members = tuple(Member(name, f"tcp://{name}:1", f"store-{name}", name) for name in "abc")
     topology = Topology(cluster="c", cluster_id="id", epoch=1, members=members, formed=True)
     made.install(topology.encode(), ["a", "b", "c"])
@@ -62,7 +62,7 @@ def test_write_reports_unsent_keys_as_failed(session: Session) -> None:
     answer_all(operation, operation.more(1000))
     operation.tick(DEADLINE)
     outcome = operation.result()
-    assert outcome.stored == SLAB
+    assert outcome.stored == BATCH
     assert set(outcome.outcomes.values()) == {Outcome.FAILED}
     assert len(outcome.outcomes) == 100
 
@@ -73,5 +73,5 @@ def test_write_reports_unanswered_keys_as_unknown(session: Session) -> None:
     operation.more(1000)
     operation.tick(DEADLINE)
     outcomes = list(operation.result().outcomes.values())
-    assert outcomes.count(Outcome.UNKNOWN) == SLAB
+    assert outcomes.count(Outcome.UNKNOWN) == BATCH
     assert outcomes.count(Outcome.FAILED) == 100

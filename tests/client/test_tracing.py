@@ -178,12 +178,12 @@ def test_span_of_missing_key_is_not_failed(client: Any, traces: Traces, index: s
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_span_records_the_error_of_the_call(traces: Traces, kind: str) -> None:
-    nobody = f"tcp://127.0.0.1:{free_port()}"
+    unused = f"tcp://127.0.0.1:{free_port()}"
     settings: dict[str, Any] = {"timeout": 0.2, "tracing": traces.provider}
     with asyncio.Runner() as runner:
-        made: Any = driven(runner, nobody, **settings)
+        made: Any = driven(runner, unused, **settings)
         if kind == "blocking":
-            made = Client(nobody, **settings)
+            made = Client(unused, **settings)
         with pytest.raises(NoPeers):
             made.lookup("i", "a")
         made.close()

@@ -77,7 +77,7 @@ def test_the_blocks_of_a_page_run(
     if not todo:
         return
     if any("dev down" in one.text for one in todo):
-        cluster = DevCluster(tmp_path)  # its own: nobody else's is stopped
+        cluster = DevCluster(tmp_path)  # its own, so that no other is stopped
         cluster.out("dev", "up")
     else:
         cluster = request.getfixturevalue("shared")
@@ -156,7 +156,7 @@ def parses(program: typer.Typer, name: str, words: list[str], place: str) -> Non
 
 def _check(block: Block, folder: Path) -> None:
     check = _CHECKS.get(block.language)
-    assert check, f"{block.place}: nobody checks {block.language}; see CONTRIBUTING.md"
+    assert check, f"{block.place}: no check for {block.language}; see CONTRIBUTING.md"
     check(block, folder)
 
 
@@ -224,7 +224,7 @@ def test_a_block_says_what_is_in_it() -> None:
 
 
 def test_a_language_that_nobody_checks_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="nobody checks ruby"):
+    with pytest.raises(AssertionError, match="no check for ruby"):
         _check(Block("x.md", 1, "ruby", "puts 1"), tmp_path)
 
 

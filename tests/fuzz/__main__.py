@@ -1,6 +1,6 @@
 """``python -m tests.fuzz``: garbage for the core in memory, then for a real peer.
 
-Fails when the peer ends, grows, or lets somebody else wait longer than it should.
+Fails when the peer ends, grows, or lets another client wait longer than it should.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def fuzz_core(frames: int, seed: int) -> None:
 def fuzz_peer(
     what: str, attack: Callable[[Peer, Random, int], None], count: int, seed: int
 ) -> None:
-    """Attack a real peer, while somebody else works with it."""
+    """Attack a real peer, while another client works with it."""
     with (
         tempfile.TemporaryDirectory() as folder,
         Peers.local(Path(folder), "--replicas", "1") as peers,

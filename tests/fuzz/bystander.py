@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz.bystander ADDRESS PID``: somebody else, who only wants to be served.
+"""``python -m tests.fuzz.bystander ADDRESS PID``: another client, which must be served.
 
 Looks a key up again and again until its input ends, then tells how long that took. What either
 process spent in line for a processor (proc_pid_schedstat(5)) is no fault of the peer: it is taken
@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from dstash import Client
 
-#: What nobody should have to wait (seconds).
+#: The longest that a call may take (seconds).
 STALL: Final = 0.1
 
 

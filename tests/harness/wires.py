@@ -21,7 +21,7 @@ from dstash import Client
 from tests.harness.peers import Peer, Peers
 from tests.harness.ports import free_port
 
-#: Whoever is none of the peers.
+#: The sender of what comes from no peer.
 CLIENT = "client"
 
 #: How long a connection to a peer that is down is left open. A refused socket retries less and less

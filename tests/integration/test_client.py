@@ -204,7 +204,7 @@ class TestThreadsAndProcesses:
         def work(thread: int) -> None:
             for number in range(30):
                 key = f"{thread}-{number}"
-                client.put("threads", key, key, write="all")  # whoever is counted
+                client.put("threads", key, key, write="all")  # whichever thread is counted
                 assert client.lookup("threads", key) == key
 
         with ThreadPoolExecutor(16) as pool:
@@ -220,8 +220,8 @@ class TestThreadsAndProcesses:
             client.lookup("i", "k")
 
     def test_closing_ends_calls_under_way_in_other_threads(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as nobody:
-            client = Client(f"tcp://127.0.0.1:{nobody.getsockname()[1]}", timeout=60)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            client = Client(f"tcp://127.0.0.1:{silent.getsockname()[1]}", timeout=60)
             errors: list[BaseException] = []
 
             def call() -> None:
@@ -242,7 +242,7 @@ class TestThreadsAndProcesses:
         client.put("i", "parent", 1)
         read, write = os.pipe()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads
             pid = os.fork()
         if pid == 0:
             status = 1
@@ -329,8 +329,8 @@ class TestOtherLanguages:
             for key in nonsense:
                 with pytest.raises(CorruptRecord):
                     client.lookup("evil", key.decode())
-            client.put("evil", "text", "mended")
-            assert client.lookup("evil", "text") == "mended"
+            client.put("evil", "text", "repaired")
+            assert client.lookup("evil", "text") == "repaired"
 
 
 class Body:

@@ -129,7 +129,7 @@ def start_as_the_setting_says(peer: Peer) -> None:
 
 
 def lose_a_file(peer: Peer, harm: Callable[[Path], None]) -> None:
-    """Harm the file of a peer that is down: it stops at once, then may begin anew."""
+    """Harm the file of a peer that is down: it stops at once, then may start empty."""
     asides = set(peer.data.glob("set-aside-*"))
     peer.kill()
     harm(peer.data / "data.mdb")
@@ -165,7 +165,9 @@ def test_bits_that_flip_at_work_are_answered_from_others_mended_counted_and_logg
                 near = peers.client(zone="zone-c", read="one")
                 check_every_way_to_read(near)
                 client.admin.repair()
-                wait_until(lambda: repaired(peers["c"]) >= len(VALUES), PATIENCE, "all are mended")
+                wait_until(
+                    lambda: repaired(peers["c"]) >= len(VALUES), PATIENCE, "all are repaired"
+                )
                 more(load, 20)
             check_invariants(peers, load)
             check_every_way_to_read(peers.client(zone="zone-c", read="one"))
@@ -176,7 +178,7 @@ def test_bits_that_flip_at_work_are_answered_from_others_mended_counted_and_logg
 def flip(file: Path) -> None:
     """Flip a bit of every marked value, in the file that a running peer has mapped.
 
-    Nobody may write meanwhile: a page that moves between the reading and the flipping would have
+    No client may write meanwhile: a page that moves between the reading and the flipping would have
     another page harmed in its place, and that might be one of the tree's own.
     """
     content = file.read_bytes()
@@ -198,7 +200,7 @@ def check_every_way_to_read(client: Client) -> None:
 
 
 def repaired(peer: Peer) -> int:
-    """Return how many damaged records a peer has mended."""
+    """Return how many corrupt records a peer has repaired."""
     return int(peer.page("/status")["maintenance"]["corrupt_repaired"])
 
 

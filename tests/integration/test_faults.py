@@ -171,7 +171,7 @@ def test_one_after_the_other_restarted_under_load_fails_no_request(own: Peers) -
 
 
 def test_consul_that_stops_and_comes_back_empty_fails_no_request(tmp_path: Path) -> None:
-    """Not even when a peer dies meanwhile: nobody can tell, as nobody can move its lock."""
+    """Not even when a peer dies meanwhile: no peer can know, since its lock cannot move."""
     consul = ConsulAgent(tmp_path)
     consul.start()
     try:

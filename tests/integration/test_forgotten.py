@@ -1,4 +1,4 @@
-"""Clients that nobody closed: they close themselves, and hold up nothing and nobody."""
+"""Clients that were never closed: they close themselves, and delay nothing."""
 
 from __future__ import annotations
 

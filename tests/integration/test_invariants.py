@@ -172,7 +172,7 @@ def test_what_is_deleted_while_a_replica_is_away_stays_deleted(wired: WiredPeers
         before = records(wired, *others)
         stays_true(
             lambda some=others, all_of=before: records(wired, *some) == all_of,  # type: ignore[misc]
-            3 * LONGEST_INTERVAL,  # as long as it takes to bury twice, if they could without it
+            3 * LONGEST_INTERVAL,  # two rounds of tombstone GC, if they ran without the replica
             "the tombstones wait for the one that is away",
         )
         with Load(wired.client()) as load:
@@ -190,7 +190,7 @@ def test_what_is_deleted_while_a_replica_is_away_stays_deleted(wired: WiredPeers
 
 @pytest.mark.usefixtures("no_leaks")
 def test_a_replica_away_past_the_horizon_comes_back_empty(tmp_path: Path) -> None:
-    """I3, by name: it was given up, the dead were buried without it, and then it is back."""
+    """I3: a member was removed, tombstones were dropped without it, and then it is back."""
     with Peers.local(tmp_path) as peers:
         peers.environ |= HASTY
         peers.form("a", "b", "c", "d")
@@ -206,7 +206,7 @@ def test_a_replica_away_past_the_horizon_comes_back_empty(tmp_path: Path) -> Non
         wait_until(
             lambda: records(peers, "a", "b", "c") == [len(kept)] * 3,
             PATIENCE,
-            "the dead are buried",
+            "tombstones are dropped",
         )
         peers["d"].start()
         back(peers, "d")

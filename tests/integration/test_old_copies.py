@@ -66,7 +66,7 @@ def test_old_copies_of_all_disks_are_told_by_a_client_that_saw_newer_ones(tmp_pa
             assert peers[name].stop() == 0
             put_back(peers[name], tmp_path / f"copy-{name}")
         restart(peers)
-        assert [problems(peers[name]) for name in "abc"] == [[], [], []]  # nobody else can tell
+        assert [problems(peers[name]) for name in "abc"] == [[], [], []]  # no other member can know
         for name in "abc":
             wait_until(
                 lambda: client.status() and problems(peers[name]) == [SUSPECTED],  # noqa: B023

@@ -2,7 +2,7 @@
 
 What is asked of every run: no call fails, every acked write is there, what was deleted stays
 deleted, and all replicas are equal in the end. ``SOAK=10`` (``make soak``) makes every run
-ten times in a row, on Consul too, and wants 2,000 operations a second beside.
+ten times in a row, on Consul too, with 2,000 operations a second at the same time.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def test_pause_holds_everything_still_and_cancel_goes_back(peers: Peers) -> None
     epoch = client.topology().epoch
     wait_until(lambda: joiner.page("/status")["epoch"] >= epoch, PATIENCE, "it pauses")
     assert joiner.page("/status")["maintenance"]["streaming"] > 0  # what it has still to do
-    before = wait_for_rest(held, 1, PATIENCE, "what was under way has come in")
+    before = wait_for_rest(held, 1, PATIENCE, "requests in flight have arrived")
     stays_true(lambda: held() == before, 1.5 * SOAK, "nothing moves")
     client.admin.resume()
     wait_until(lambda: held() > before, PATIENCE, "it goes on")

@@ -22,7 +22,7 @@ DSTASH = str(Path(sys.executable).parent / "dstash")
 
 @pytest.fixture
 def slow_to_heal(tmp_path: Path) -> Iterator[Peers]:
-    """Three peers that keep no hints, and need hours to heal what one of them missed."""
+    """Three peers that keep no hints, and need hours to repair what one of them missed."""
     with Peers.local(tmp_path) as peers:
         peers.environ = {"DSTASH_HINT_LIMIT": "0", "DSTASH_REPAIR_RATE": "1000"}
         peers.form("a", "b", "c")

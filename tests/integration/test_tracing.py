@@ -212,7 +212,7 @@ def warnings(peer: Peer) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == "traces get lost"]
 
 
-@pytest.mark.parametrize("kind", ["nobody", "refuses"])
+@pytest.mark.parametrize("kind", ["silent", "refuses"])
 def test_without_a_collector_the_peer_serves_and_says_so_once(
     tmp_path: Path, collector: Collector, provider: TracerProvider, kind: str
 ) -> None:

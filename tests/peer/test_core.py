@@ -246,10 +246,10 @@ class TestAnswers:
         newer = version(peer.now + 300)
         [(_, replacement)] = seal(space, [b"k"], head(newer), [b"\x03"])
 
-        def mend() -> Task:
+        def repair() -> Task:
             yield Merge(replacements=[(place, replacement)])
 
-        peer.core.scheduler.spawn("mend", mend())
+        peer.core.scheduler.spawn("repair", repair())
         peer.turn()
         assert peer.store.records[place] == replacement
         assert peer.store.high_water == newest_stamp(newer)
@@ -316,7 +316,7 @@ class TestAnswers:
         answer = peer.ask(put(b"k", at=peer.now - 1))
         assert isinstance(answer, Stored)
         [[_, code, highest]] = answer.rejected
-        assert code == 0, "nobody knows what it was: it may be the newest that was ever here"
+        assert code == 0, "it may have been the newest record of the key"
         newer = pack(newest_stamp(highest) + 1, b"test")
         assert peer.ask(replace(put(b"k"), version=newer)) == Stored([])
         assert found(peer, b"k") == [1]

@@ -67,7 +67,7 @@ class Restarted(Joined):
             self.make_proposals()
 
     def make_proposals(self) -> None:
-        """Carry out what peers propose, as their keepers do."""
+        """Carry out what peers propose, as their membership agents do."""
         for name in self.peers.keys() - self.ended:
             for propose in self.peers[name].take_proposals():
                 step = propose(self.topology)
@@ -340,7 +340,7 @@ def test_cluster_goes_on_once_the_loss_of_all_old_copies_is_accepted(joined: Res
 
 
 class TestHeardTopology:
-    """A later topology that another member goes by; see ``Keeper.hear``."""
+    """A later topology that another member goes by; see ``MembershipAgent.hear``."""
 
     def hear(self, joined: Restarted, topology: Topology, *, trusts: str = "") -> Topology | None:
         """Let ``a`` start at the present epoch while the others go by ``topology``."""

@@ -1,4 +1,4 @@
-"""How a peer heals, and when it had better not: cores joined in memory."""
+"""Maintenance of a peer, and when it must wait: cores joined in memory."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_when_the_disk_is_full_heals_leave_the_last_room_to_deletes() -> None:
     tight = Tight("store-c")
     joined.stores["c"] = joined.peers["c"].store = tight
     joined.peers["c"].local_partitions.store = tight
-    tight.free = 700  # puts are refused; heals may use half of the reserve
+    tight.free = 700  # puts are refused; repairs may use half of the reserve
     assert is_because(joined.put({"k": 1}, "all").reasons[0], DiskFull)
     joined.put({"k": 1})
     pass_time(joined)
@@ -238,7 +238,7 @@ def test_after_a_pause_only_that_is_filled_which_was_left() -> None:
     begun = transitions.steer(begun, rate=2_000_000)
     joined.install(begun)
     before = core.maintenance.describe()
-    assert 0 < before["streaming"] < len(gained) - 500, "another rate is no reason to begin anew"
+    assert 0 < before["streaming"] < len(gained) - 500, "another rate does not restart streaming"
 
     paused = transitions.steer(begun, paused=True)
     joined.install(paused)
@@ -325,7 +325,7 @@ def test_more_damaged_records_than_are_kept_in_mind_are_all_mended(
     for name in names:
         joined.corruption("c", name)
     local_partitions = joined.peers["c"].local_partitions
-    joined.down = {"a", "b"}  # so nothing is mended while all is found
+    joined.down = {"a", "b"}  # so nothing is repaired while all is found
     joined.peers["c"].maintenance.repair()
     for _ in range(200):
         joined.settle()

@@ -31,8 +31,8 @@ class Cluster:
         self.folder = folder
         self.members = {name: LocalMembership(folder, "c") for name in names}
         self.stores = {name: TwinStore(f"store-{name}") for name in names}
-        self.keepers = {name: self.agent(name) for name in names}
-        for agent in self.keepers.values():
+        self.agents = {name: self.agent(name) for name in names}
+        for agent in self.agents.values():
             agent.join()
 
     def agent(self, name: str) -> MembershipAgent:
@@ -55,9 +55,9 @@ class Cluster:
         end = self.now + seconds
         while watching and self.now < end - 2:
             self.now += 2
-            self.keepers["a"]._look()
+            self.agents["a"]._look()
         self.now = end
-        self.keepers["a"]._look()
+        self.agents["a"]._look()
 
     def leaving(self) -> list[str]:
         topology = self.members["a"].read().topology
@@ -98,7 +98,7 @@ class TestHeardTopology:
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         published: list[View] = []
-        agent = cluster.keepers["a"]
+        agent = cluster.agents["a"]
         agent._look()
         agent._publish = published.append
         heard = self.later(cluster)
@@ -112,7 +112,7 @@ class TestHeardTopology:
     def test_membership_that_is_back_decides(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        agent = cluster.keepers["a"]
+        agent = cluster.agents["a"]
         agent.hear(self.later(cluster))
         self.turn(agent, monkeypatch, away=True)
         stored = cluster.members["a"].read().topology
@@ -125,7 +125,7 @@ class TestHeardTopology:
     def test_same_epoch_is_stored_once_the_membership_tells_it(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        agent = cluster.keepers["a"]
+        agent = cluster.agents["a"]
         agent.hear(self.later(cluster))
         self.turn(agent, monkeypatch, away=True)
         cluster.edit(lambda topology: topology.next())
@@ -135,7 +135,7 @@ class TestHeardTopology:
     def test_membership_that_answers_is_not_overruled(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        agent = cluster.keepers["a"]
+        agent = cluster.agents["a"]
         agent.hear(self.later(cluster))
         self.turn(agent, monkeypatch, away=False)
         assert agent._view is not None
@@ -145,7 +145,7 @@ class TestHeardTopology:
     def test_another_cluster_or_an_earlier_epoch_is_not_taken(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
     ) -> None:
-        agent = cluster.keepers["a"]
+        agent = cluster.agents["a"]
         before = agent._view
         agent.hear(replace(self.later(cluster), **changes))
         self.turn(agent, monkeypatch, away=True)
@@ -163,7 +163,7 @@ def test_one_that_is_dead_for_long_is_given_up(cluster: Cluster) -> None:
 def test_one_that_was_back_meanwhile_is_not(cluster: Cluster) -> None:
     cluster.members["e"].resign()
     cluster.wait(AFTER - 5)
-    cluster.members["e"].announce(cluster.keepers["e"]._announcement)
+    cluster.members["e"].announce(cluster.agents["e"]._announcement)
     cluster.wait(4)
     cluster.members["e"].resign()
     cluster.wait(AFTER - 5)
@@ -200,8 +200,8 @@ def test_one_that_was_removed_while_it_started_does_not_join_with_what_it_held(
 
 
 class TestATurnThatFails:
-    def keeper_with(self, cluster: Cluster, shown: list[tuple[str, str]]) -> MembershipAgent:
-        agent = cluster.keepers["a"]
+    def agent_with(self, cluster: Cluster, shown: list[tuple[str, str]]) -> MembershipAgent:
+        agent = cluster.agents["a"]
         agent._show = lambda source, text: shown.append((source, text))
         return agent
 
@@ -210,7 +210,7 @@ class TestATurnThatFails:
         self, cluster: Cluster, error: Exception, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shown: list[tuple[str, str]] = []
-        agent = self.keeper_with(cluster, shown)
+        agent = self.agent_with(cluster, shown)
 
         def fail() -> None:
             raise error
@@ -226,7 +226,7 @@ class TestATurnThatFails:
         assert over == ("membership", "")
 
     def test_by_a_proposal_drops_the_proposal(self, cluster: Cluster) -> None:
-        agent = self.keeper_with(cluster, [])
+        agent = self.agent_with(cluster, [])
         agent.propose([lambda topology: 1 / 0, lambda topology: None])  # type: ignore[list-item, return-value]
         assert agent._turn() == 0
         assert not agent._proposals
@@ -234,7 +234,7 @@ class TestATurnThatFails:
     def test_by_an_order_answers_the_order(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        agent = self.keeper_with(cluster, [])
+        agent = self.agent_with(cluster, [])
         answers: list[Message] = []
 
         def fail(order: AdminRequest) -> None:
@@ -258,7 +258,7 @@ class TestATopologyThatCannotBeStored:
     def test_is_used_and_shown_and_stored_later(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        agent, store = cluster.keepers["a"], cluster.stores["a"]
+        agent, store = cluster.agents["a"], cluster.stores["a"]
         epoch = cluster.members["a"].read().topology.next().epoch  # type: ignore[union-attr]
         with monkeypatch.context() as patched:
             self.fill_disk(store, patched)

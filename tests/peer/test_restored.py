@@ -20,7 +20,7 @@ from dstash.wire.messages import AdminRequest, Error
 
 
 class Process:
-    """One peer as its keeper sees it: a life between two starts."""
+    """One peer as its membership agent sees it, between two starts."""
 
     def __init__(self, name: str, store: TwinStore, folder: Path, min_peers: int) -> None:
         self.name = name

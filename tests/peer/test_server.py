@@ -20,7 +20,7 @@ from tests.harness.waiting import wait_until
 
 
 class Broken(TwinStore):
-    """A store with a defect that nobody thought of."""
+    """A store with an unexpected defect."""
 
     def stats(self) -> object:  # type: ignore[override]
         raise ZeroDivisionError("a defect")

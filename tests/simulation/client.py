@@ -167,7 +167,7 @@ class VirtualClient:
 
     @property
     def refuses(self) -> bool:
-        """Nobody connects to a client."""
+        """No process connects to a client."""
         return True
 
     def do(self, action: Callable[[], None]) -> None:

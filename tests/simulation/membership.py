@@ -201,7 +201,7 @@ class VirtualMembership:
 
 
 class Handle:
-    """The membership as one peer's ``Keeper`` asks it: only ``alive`` is asked directly."""
+    """The membership as one peer's agent sees it; only ``alive`` is asked directly."""
 
     def __init__(self, membership: VirtualMembership, name: str) -> None:
         self._membership = membership

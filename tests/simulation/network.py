@@ -26,7 +26,7 @@ _RECONNECT_LAST: Final = 1 * SECOND
 
 
 class Machine(Protocol):
-    """Whoever stands at an end of a connection."""
+    """A process at an end of a connection."""
 
     name: str
 

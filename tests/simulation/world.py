@@ -42,7 +42,7 @@ from tests.simulation.workload import Runner, Script, Workload
 
 #: Longest time of faults, and the time that the cluster has to recover.
 CHAOS: Final = 120 * SECOND
-HEALING: Final = 60 * SECOND
+REPAIR_TIME: Final = 60 * SECOND
 
 _READER: Final = "reader"
 
@@ -290,7 +290,7 @@ class World:
 
     def _settle(self) -> None:
         """Wait until replicas are equal, as long as that may take at most."""
-        end = self.events.now + HEALING
+        end = self.events.now + REPAIR_TIME
         while self.events.now < end:
             self.events.run_until(self.events.now + 2 * SECOND)
             if not judge(self._run(), When.RECOVERED):

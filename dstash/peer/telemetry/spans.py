@@ -155,7 +155,7 @@ def _resource(peer: str) -> Resource:
         "service.instance.id": peer,
         "service.version": __version__,
     }
-    # What the environment says of the service is what somebody wants it to be called.
+    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence.
     return Resource.create(own).merge(OTELResourceDetector().detect())
 
 

@@ -83,7 +83,7 @@ def test_another_peer_is_asked_while_nothing_can_have_happened(error: DStashErro
 
 def test_what_cannot_be_is_said_at_once() -> None:
     talk = Talk(AdminRequest("pause", []))
-    talk.answer(Error.of(ChangeConflict("no change is under way")))
+    talk.answer(Error.of(ChangeConflict("no topology change is running")))
     assert talk.operation.done
     with pytest.raises(ChangeConflict):
         talk.operation.result()

@@ -293,11 +293,11 @@ def test_partition_regained_during_cleanup_is_streamed(done: int) -> None:
         cluster.commit(
             peer, Merge(marks=[cluster.peers[peer].local_partitions.advance([PARTITION], PAST)])
         )
-    vacating = clean_up(cluster.peers["d"], [PARTITION])
-    for effect in islice(vacating, done):
+    cleanup = clean_up(cluster.peers["d"], [PARTITION])
+    for effect in islice(cleanup, done):
         assert isinstance(effect, Merge)
         cluster.commit("d", effect)
-    vacating.close()
+    cleanup.close()
     assert cluster.stream("d") == [PARTITION]
     assert cluster.records("d") == 1
     assert cluster.peers["d"].local_partitions.horizons[PARTITION] == PAST

@@ -1,4 +1,4 @@
-"""Whom a peer asks while somebody looks at its dashboard, and when not."""
+"""Requests that a peer sends to other members while its dashboard is open."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from dstash.errors import DiskFull
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 
-Healing = Generator[Any, Any, Any]
+Repairing = Generator[Any, Any, Any]
 
 
 @plant("give-up-on-full-disks", "I4")
@@ -33,7 +33,7 @@ class GivesUpOnFullDisks(World):
         yield mock.patch.object(hints, "push", self._push)
         yield mock.patch.object(exchange, "pull", self._pull)
 
-    def _push(self, replica: Replica, other: str, *arguments: Any, **named: Any) -> Healing:
+    def _push(self, replica: Replica, other: str, *arguments: Any, **named: Any) -> Repairing:
         pair = frozenset((replica.me, other))
         if pair in self._given_up:
             return {}
@@ -46,7 +46,7 @@ class GivesUpOnFullDisks(World):
             self._given_up.add(pair)
         return refused
 
-    def _pull(self, replica: Replica, source: str, *arguments: Any) -> Healing:
+    def _pull(self, replica: Replica, source: str, *arguments: Any) -> Repairing:
         pair = frozenset((replica.me, source))
         if pair in self._given_up:
             return Pulled(0, {})

@@ -1,0 +1,90 @@
+"""Words that must not return: old names, and English that has to be read twice.
+
+ARCHITECTURE.md has the glossary; it decides which term is used. This test reads every document,
+docstring, comment, message and name.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+
+#: What to write instead, by what must not be written. Matches whole words, in any case.
+INSTEAD: Final = {
+    r"nobody|no-one|no one": "name the subject: 'no peer', 'no client'",
+    r"somebody|someone|whoever|whomever": "name the subject: 'a client', 'the peer that ...'",
+    r"anew": "again",
+    r"beside": "next to, in addition to",
+    r"under way": "running, in progress",
+    r"bury|buries|buried|burying|bury_\w+": "drop, collect; tombstone GC; gc_interval, gc_grace",
+    r"mend|mends|mended|mending": "repair",
+    r"heal|heals|healer|healed|healing|heal_rate": "repair, maintenance; repair_rate",
+    r"vacate|vacates|vacated|vacating": "clean up",
+    r"uneven|even_all": "unreconciled, reconcile_horizons",
+    r"holdings": "local partitions",
+    r"recollected": "freshness_confirmed",
+    r"doorkeeper": "ZapHandler",
+    r"keepers?": "membership agent",
+    r"slab|slabs": "batch",
+    r"tainted": "indeterminate",
+    r"thins_out": "survivors_lack_quorum",
+    r"take_turns": "use_time_slice",
+}
+
+#: Why a word may stand in a file all the same: (path, word as matched) -> reason.
+EXCEPTIONS: Final[dict[tuple[str, str], str]] = {
+    ("dstash/config/problems.py", "bury_interval"): "the hint for a setting that was renamed",
+    ("dstash/config/problems.py", "bury_lag"): "the hint for a setting that was renamed",
+    ("dstash/config/problems.py", "heal_rate"): "the hint for a setting that was renamed",
+    ("tests/test_config.py", "bury_interval"): "tests the hint",
+    ("tests/test_config.py", "bury_lag"): "tests the hint",
+    ("tests/test_config.py", "heal_rate"): "tests the hint",
+}
+
+#: Files that are not prose or code of dstash, and this one.
+_SKIPPED: Final = re.compile(
+    r"\.(png|svg|txt|lock)$|^LICENSE$|^tests/documents/test_words\.py$|^\.git-blame-ignore-revs$"
+)
+
+
+def _texts() -> list[tuple[str, str]]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    paths = [path for path in listed.stdout.split("\0") if path and not _SKIPPED.search(path)]
+    return [(path, (ROOT / path).read_text()) for path in paths if (ROOT / path).is_file()]
+
+
+def _found(pattern: str) -> list[str]:
+    words = re.compile(rf"(?<![A-Za-z0-9_])({pattern})(?![A-Za-z0-9_])", re.IGNORECASE)
+    found = []
+    for path, text in _texts():
+        for number, line in enumerate(text.splitlines(), 1):
+            found.extend(
+                f"{path}:{number}: {line.strip()}"
+                for match in words.finditer(line)
+                if (path, match[1].lower()) not in EXCEPTIONS
+            )
+    return found
+
+
+@pytest.mark.parametrize("pattern", INSTEAD)
+def test_old_word_does_not_return(pattern: str) -> None:
+    found = _found(pattern)
+    assert not found, f"write {INSTEAD[pattern]!r} instead:\n" + "\n".join(found)
+
+
+def test_every_exception_is_needed() -> None:
+    texts = dict(_texts())
+    unused = [
+        (path, word)
+        for path, word in EXCEPTIONS
+        if not re.search(rf"(?i)\b{re.escape(word)}\b", texts.get(path, ""))
+    ]
+    assert not unused
