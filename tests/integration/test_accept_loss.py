@@ -75,7 +75,7 @@ def test_two_of_three_machines_are_gone_for_good(peers: Peers) -> None:
         peers[name].kill()
     peers["p1"].start()
     wait_until(
-        lambda: "it waits for p2 or p3" in str(peers["p1"].page("/readyz").get("why")),
+        lambda: "waiting for p2 or p3" in str(peers["p1"].page("/readyz").get("why")),
         PATIENCE,
         "p1 waits",
     )

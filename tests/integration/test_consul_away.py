@@ -154,7 +154,8 @@ class TestAMember:
 
         before = epoch("b")
         assert peers["b"].stop() == 0
-        peers.start("d")  # which changes the topology
+        peers.start("d").wait_ready()  # which changes the topology
+        peers.settle(peers.client())
         wait_until(
             lambda: epoch("a") == epoch("c") == epoch("d") > before, 60, "the topology has changed"
         )

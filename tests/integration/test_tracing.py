@@ -263,7 +263,7 @@ def test_without_opentelemetry_it_says_what_to_install(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "environ", "words"),
     [
-        ("localhost:4318", {}, "allowed is http://host:port or https://host:port, perhaps with"),
+        ("localhost:4318", {}, "allowed is http://host:port or https://host:port, optionally with"),
         ("http://me:secret@localhost:4318", {}, "set OTEL_EXPORTER_OTLP_HEADERS instead"),
         ("http://h:1", {"OTEL_BSP_MAX_QUEUE_SIZE": "0"}, "OpenTelemetry: max_queue_size must be"),
     ],

@@ -98,7 +98,7 @@ class TestCommand:
         here.out("cert", "new", "peer1")
         code, words = here.refusal("cert", "new", "peer1")
         assert (code, "already" in words) == (2, True)
-        assert "no directory" in here.refusal("cert", "new", "none/peer1")[1]
+        assert "directory none does not exist" in here.refusal("cert", "new", "none/peer1")[1]
 
 
 class TestList:
