@@ -34,9 +34,10 @@ class Logger:
         self._write("error", event, {"exc_info": True, **fields})
 
     def _write(self, level: str, event: str, fields: dict[str, Any]) -> None:
-        structlog = sys.modules.get("structlog")
-        if structlog is not None:
-            getattr(structlog.get_logger(self._name), level)(event, **fields)
+        # Another thread may be importing it: then it is there without its functions.
+        get_logger = getattr(sys.modules.get("structlog"), "get_logger", None)
+        if get_logger is not None:
+            getattr(get_logger(self._name), level)(event, **fields)
             return
         exc_info = fields.pop("exc_info", None)
         text = " ".join([event, *(f"{name}={value!r}" for name, value in fields.items())])

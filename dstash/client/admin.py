@@ -32,7 +32,7 @@ class Admin:
         self,
         view: Callable[[float | None], View],
         run: Callable[[Operation], Any],
-        calls: Calls,
+        calls: Callable[[], Calls],
         tracing: Tracing,
     ) -> None:
         self._view = view
@@ -161,7 +161,7 @@ class Admin:
         """
         with self._tracing.call("repair"):
             view = self._view(timeout)
-            answers = self._run(self._calls.repair(view, timeout))
+            answers = self._run(self._calls().repair(view, timeout))
             return describe_cluster(view, answers)
 
     def request(
@@ -185,5 +185,5 @@ class Admin:
         with self._tracing.call(action):
             request = AdminRequest(action, list(peers), rate, dry_run)
             self._view(timeout)
-            topology: Topology = self._run(self._calls.admin(request, timeout))
+            topology: Topology = self._run(self._calls().admin(request, timeout))
             return topology

@@ -24,7 +24,7 @@ class AsyncAdmin:
         self,
         view: Callable[[float | None], Awaitable[View]],
         run: Callable[[Operation], Awaitable[Any]],
-        calls: Calls,
+        calls: Callable[[], Calls],
         tracing: Tracing,
     ) -> None:
         self._view = view
@@ -119,7 +119,7 @@ class AsyncAdmin:
         """Start a full repair on every member."""
         with self._tracing.call("repair"):
             view = await self._view(timeout)
-            answers = await self._run(self._calls.repair(view, timeout))
+            answers = await self._run(self._calls().repair(view, timeout))
             return describe_cluster(view, answers)
 
     async def request(
@@ -135,5 +135,5 @@ class AsyncAdmin:
         with self._tracing.call(action):
             request = AdminRequest(action, list(peers), rate, dry_run)
             await self._view(timeout)
-            topology: Topology = await self._run(self._calls.admin(request, timeout))
+            topology: Topology = await self._run(self._calls().admin(request, timeout))
             return topology

@@ -326,7 +326,7 @@ class AsyncClient(BaseClient):
     @property
     def admin(self) -> AsyncAdmin:
         """The admin requests of this client: ``await client.admin.remove(["a"])``."""
-        return AsyncAdmin(self._view, self._run, self._calls, self._tracing)
+        return AsyncAdmin(self._view, self._run, lambda: self._calls, self._tracing)
 
     # -- inside
 

@@ -402,7 +402,7 @@ class Client(BaseClient):
     @property
     def admin(self) -> Admin:
         """The admin requests of this client: ``client.admin.remove(["a"])``."""
-        return Admin(self._view, self._run, self._calls, self._tracing)
+        return Admin(self._view, self._run, lambda: self._calls, self._tracing)
 
     # -- for tools, such as backups
 

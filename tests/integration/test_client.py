@@ -263,6 +263,26 @@ class TestThreadsAndProcesses:
         client.put("i", "parent", 3)
         assert client.lookup("i", "parent") == 3
 
+    def test_admin_from_before_a_fork_works_in_the_child(self, trio: Peers) -> None:
+        admin = trio.client().admin  # of a client that has made no call
+        read, write = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads
+            pid = os.fork()
+        if pid == 0:
+            text = "failed"
+            try:
+                text = str(admin.remove(["c"], dry_run=True, timeout=10).change is not None)
+            except BaseException as error:
+                text = repr(error)
+            finally:
+                os.write(write, text.encode())
+                os._exit(0)
+        os.close(write)
+        os.waitpid(pid, 0)
+        with os.fdopen(read) as answer:
+            assert answer.read() == "True"
+
 
 class TestOtherLanguages:
     """A client written from docs/protocol.md, without any of dstash's code."""

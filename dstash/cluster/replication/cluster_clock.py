@@ -94,6 +94,7 @@ class ClusterClock:
             quorum: how many replicas ack a write at level quorum.
         """
         self._quorum = quorum
+        before = self.time()
         if alive - self._alive:
             self.is_due = True
         self._fresh &= frozenset(members)
@@ -102,6 +103,8 @@ class ClusterClock:
         self._offsets = {peer: ms for peer, ms in self._offsets.items() if peer in self._members}
         self._presents = {peer: at for peer, at in self._presents.items() if peer in self._members}
         self._measure()
+        if abs(self.time() - before) > self._skew_ms:  # the median of other members
+            self._begin_era()
 
     def advance(self, now: int) -> None:
         """Update the time of this peer's clock, which may have been set."""

@@ -229,3 +229,12 @@ def test_stamp_that_a_write_quorum_holds_is_not_given_up_although_no_majority_ho
     assert clock.confirmed() == stamp_at(NOW)
     assert clock.highest_possible() == clock.latest(), "it is from the future"
     assert clock.highest_acked() >= stamp_at(NOW + HOUR), "two replicas of three may have acked it"
+
+
+def test_removed_member_that_moves_the_median_begins_an_era() -> None:
+    clock = clock_of("abcde")
+    read(clock, b=0, c=HOUR, d=HOUR, e=HOUR)
+    era = clock.era
+    clock.install(set("abcd"), set("abcd"), frozenset("abcd"), 2)
+    assert clock.time() == NOW
+    assert clock.era > era, "what was read of other members may be out of date"
