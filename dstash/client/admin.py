@@ -1,9 +1,10 @@
-"""Administration of a cluster with the blocking client."""
+"""Administration of a cluster: ``client.admin``, of the blocking and of the asyncio client."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 from dstash.client.calls import Calls
 from dstash.client.describe import describe_cluster
@@ -13,32 +14,15 @@ from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.wire.messages import AdminRequest
 
+T = TypeVar("T")
+S = TypeVar("S")
 
-class Admin:
-    """Admin requests of a client: ``client.admin``.
 
-    A closed cluster takes them only with the key of an admin. Each returns the topology with the
-    change in it; data moves afterwards, and ``status`` shows how far it is. Each takes ``timeout``,
-    in seconds for the whole call. With ``dry_run`` nothing changes, and the returned topology is
-    the one that the request would lead to. ``rate`` limits how many bytes per second each member
-    streams in; 0 selects the default, see docs/operations.md.
+class AdminRequests(ABC, Generic[T, S]):
+    """The admin requests of a client, whatever it returns: a result, or an awaitable of it.
 
-    Raises:
-        ChangeConflict: the request is not possible now; the text says why.
-        TimedOut: the answer was lost. The request may be carried out or not; it was not sent twice.
+    A subclass sends them; ``T`` is what it returns for a topology, ``S`` for a status.
     """
-
-    def __init__(
-        self,
-        view: Callable[[float | None], View],
-        run: Callable[[Operation], Any],
-        calls: Callable[[], Calls],
-        tracing: Tracing,
-    ) -> None:
-        self._view = view
-        self._run = run
-        self._calls = calls
-        self._tracing = tracing
 
     def add(
         self,
@@ -47,7 +31,7 @@ class Admin:
         rate: int = 0,
         dry_run: bool = False,
         timeout: float | None = None,
-    ) -> Topology:
+    ) -> T:
         """Add peers that wait to be added.
 
         Args:
@@ -62,7 +46,7 @@ class Admin:
         rate: int = 0,
         dry_run: bool = False,
         timeout: float | None = None,
-    ) -> Topology:
+    ) -> T:
         """Remove members; their partitions are streamed to the other members first.
 
         Args:
@@ -78,7 +62,7 @@ class Admin:
         rate: int = 0,
         dry_run: bool = False,
         timeout: float | None = None,
-    ) -> Topology:
+    ) -> T:
         """Replace a member by a peer that waits to be added; each partition moves once.
 
         Args:
@@ -94,7 +78,7 @@ class Admin:
         rate: int = 0,
         dry_run: bool = False,
         timeout: float | None = None,
-    ) -> Topology:
+    ) -> T:
         """Remove members that are down; other replicas copy their partitions from each other.
 
         Args:
@@ -104,7 +88,7 @@ class Admin:
 
     def force_remove(
         self, peers: Sequence[str], *, dry_run: bool = False, timeout: float | None = None
-    ) -> Topology:
+    ) -> T:
         """Remove members that are down, even if a topology change waits for them.
 
         Args:
@@ -114,7 +98,7 @@ class Admin:
 
     def accept_loss(
         self, peers: Sequence[str], *, dry_run: bool = False, timeout: float | None = None
-    ) -> Topology:
+    ) -> T:
         """Go on without the writes that only these members may have; see docs/operations.md.
 
         Args:
@@ -122,19 +106,19 @@ class Admin:
         """
         return self.request("accept-loss", peers, dry_run=dry_run, timeout=timeout)
 
-    def cancel(self, *, dry_run: bool = False, timeout: float | None = None) -> Topology:
+    def cancel(self, *, dry_run: bool = False, timeout: float | None = None) -> T:
         """Cancel the topology change: placement returns to what it was before."""
         return self.request("cancel", dry_run=dry_run, timeout=timeout)
 
-    def pause(self, *, dry_run: bool = False, timeout: float | None = None) -> Topology:
+    def pause(self, *, dry_run: bool = False, timeout: float | None = None) -> T:
         """Pause the topology change; requests are still served."""
         return self.request("pause", dry_run=dry_run, timeout=timeout)
 
-    def resume(self, *, dry_run: bool = False, timeout: float | None = None) -> Topology:
+    def resume(self, *, dry_run: bool = False, timeout: float | None = None) -> T:
         """Resume a paused topology change."""
         return self.request("resume", dry_run=dry_run, timeout=timeout)
 
-    def rate(self, rate: int, *, dry_run: bool = False, timeout: float | None = None) -> Topology:
+    def rate(self, rate: int, *, dry_run: bool = False, timeout: float | None = None) -> T:
         """Limit how fast each member streams its new partitions in.
 
         Args:
@@ -142,9 +126,52 @@ class Admin:
         """
         return self.request("rate", rate=rate, dry_run=dry_run, timeout=timeout)
 
-    def lower_floors(self, *, dry_run: bool = False, timeout: float | None = None) -> Topology:
+    def lower_floors(self, *, dry_run: bool = False, timeout: float | None = None) -> T:
         """Lower floors that are ahead of the cluster clock; see docs/operations.md."""
         return self.request("lower-floors", dry_run=dry_run, timeout=timeout)
+
+    @abstractmethod
+    def repair(self, *, timeout: float | None = None) -> S:
+        """Start a full repair on every member."""
+
+    @abstractmethod
+    def request(
+        self,
+        action: str,
+        peers: Sequence[str] = (),
+        *,
+        rate: int = 0,
+        dry_run: bool = False,
+        timeout: float | None = None,
+    ) -> T:
+        """Send an admin request by its name."""
+
+
+class Admin(AdminRequests[Topology, dict[str, Any]]):
+    """Admin requests of a client: ``client.admin``.
+
+    A closed cluster takes them only with the key of an admin. Each returns the topology with the
+    change in it; data moves afterwards, and ``status`` shows how far it is. Each takes ``timeout``,
+    in seconds for the whole call. With ``dry_run`` nothing changes, and the returned topology is
+    the one that the request would lead to. ``rate`` limits how many bytes per second each member
+    streams in; 0 selects the default, see docs/operations.md.
+
+    Raises:
+        ChangeConflict: the request is not possible now; the text says why.
+        TimedOut: the answer was lost. The request may be carried out or not; it was not sent twice.
+    """
+
+    def __init__(
+        self,
+        view: Callable[[int], View],
+        run: Callable[[Operation], Any],
+        calls: Callable[[], Calls],
+        tracing: Tracing,
+    ) -> None:
+        self._view = view
+        self._run = run
+        self._calls = calls
+        self._tracing = tracing
 
     def repair(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Start a full repair on every member.
@@ -160,8 +187,9 @@ class Admin:
             Unavailable: no member started the repair within 5 s, or within the timeout.
         """
         with self._tracing.call("repair"):
-            view = self._view(timeout)
-            answers = self._run(self._calls().repair(view, timeout))
+            deadline = self._calls().deadline(timeout)
+            view = self._view(deadline)
+            answers = self._run(self._calls().repair(view, deadline))
             return describe_cluster(view, answers)
 
     def request(
@@ -183,7 +211,52 @@ class Admin:
             timeout: seconds for the whole call.
         """
         with self._tracing.call(action):
-            request = AdminRequest(action, list(peers), rate, dry_run)
-            self._view(timeout)
-            topology: Topology = self._run(self._calls().admin(request, timeout))
+            deadline = self._calls().deadline(timeout)
+            self._view(deadline)
+            wanted = AdminRequest(action, list(peers), rate, dry_run)
+            topology: Topology = self._run(self._calls().admin(wanted, deadline))
+            return topology
+
+
+class AsyncAdmin(AdminRequests[Awaitable[Topology], Awaitable[dict[str, Any]]]):
+    """Admin requests of an asyncio client: ``client.admin``.
+
+    Arguments, results and errors are those of ``Admin``.
+    """
+
+    def __init__(
+        self,
+        view: Callable[[int], Awaitable[View]],
+        run: Callable[[Operation], Awaitable[Any]],
+        calls: Callable[[], Calls],
+        tracing: Tracing,
+    ) -> None:
+        self._view = view
+        self._run = run
+        self._calls = calls
+        self._tracing = tracing
+
+    async def repair(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """Start a full repair on every member."""
+        with self._tracing.call("repair"):
+            deadline = self._calls().deadline(timeout)
+            view = await self._view(deadline)
+            answers = await self._run(self._calls().repair(view, deadline))
+            return describe_cluster(view, answers)
+
+    async def request(
+        self,
+        action: str,
+        peers: Sequence[str] = (),
+        *,
+        rate: int = 0,
+        dry_run: bool = False,
+        timeout: float | None = None,
+    ) -> Topology:
+        """Send an admin request by its name."""
+        with self._tracing.call(action):
+            deadline = self._calls().deadline(timeout)
+            await self._view(deadline)
+            wanted = AdminRequest(action, list(peers), rate, dry_run)
+            topology: Topology = await self._run(self._calls().admin(wanted, deadline))
             return topology

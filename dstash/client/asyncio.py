@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from dstash.client.async_admin import AsyncAdmin
+from dstash.client.admin import AsyncAdmin
 from dstash.client.async_index import AsyncIndex
 from dstash.client.base import BaseClient
 from dstash.client.calls import Calls, check_keys, key_rounds, pair_rounds
@@ -308,20 +308,21 @@ class AsyncClient(BaseClient):
     async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return the cluster, its members, their liveness, and the status that each reports."""
         with self._tracing.call("status"):
-            view = await self._view(timeout)
-            return describe_cluster(view, await self._run(self._calls.status(view, timeout)))
+            deadline = self._calls.deadline(timeout)
+            view = await self._view(deadline)
+            return describe_cluster(view, await self._run(self._calls.status(view, deadline)))
 
     async def where(self, index: str, key: Key, *, timeout: float | None = None) -> dict[str, Any]:
         """Return the partition of a key and its replicas, in rank order."""
         with self._tracing.call("where", index):
             check_index(index)
             encoded = encode_key(key)
-            return describe_place(await self._view(timeout), encoded)
+            return describe_place(await self._view(self._calls.deadline(timeout)), encoded)
 
     async def topology(self, *, timeout: float | None = None) -> Topology:
         """Return the current topology, as the first peer that answers has it."""
         with self._tracing.call("topology"):
-            return (await self._view(timeout)).topology
+            return (await self._view(self._calls.deadline(timeout))).topology
 
     @property
     def admin(self) -> AsyncAdmin:
@@ -357,6 +358,6 @@ class AsyncClient(BaseClient):
             page = walk.take(await self._run(walk.operation(self._session, deadline)))
         return page
 
-    async def _view(self, timeout: float | None) -> View:
-        await self._dispatch.discover(self._calls.deadline(timeout))
+    async def _view(self, deadline: int) -> View:
+        await self._dispatch.discover(deadline)
         return self._session.known_view()

@@ -383,8 +383,9 @@ class Client(BaseClient):
     def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return the cluster, its members, their liveness, and the status that each reports."""
         with self._tracing.call("status"):
-            view = self._view(timeout)
-            answers = self._run(self._calls.status(view, timeout))
+            deadline = self._calls.deadline(timeout)
+            view = self._view(deadline)
+            answers = self._run(self._calls.status(view, deadline))
             return describe_cluster(view, answers)
 
     def where(self, index: str, key: Key, *, timeout: float | None = None) -> dict[str, Any]:
@@ -392,12 +393,12 @@ class Client(BaseClient):
         with self._tracing.call("where", index):
             check_index(index)
             encoded = encode_key(key)
-            return describe_place(self._view(timeout), encoded)
+            return describe_place(self._view(self._calls.deadline(timeout)), encoded)
 
     def topology(self, *, timeout: float | None = None) -> Topology:
         """Return the current topology, as the first peer that answers has it."""
         with self._tracing.call("topology"):
-            return self._view(timeout).topology
+            return self._view(self._calls.deadline(timeout)).topology
 
     @property
     def admin(self) -> Admin:
@@ -421,7 +422,7 @@ class Client(BaseClient):
     def session(self, *, timeout: float | None = None) -> Session:
         """Return the state that the calls of this client share, once the cluster is found."""
         if self._session.view is None:
-            self._view(timeout)
+            self._view(self._calls.deadline(timeout))
         return self._session
 
     # -- inside
@@ -448,8 +449,7 @@ class Client(BaseClient):
             pass
         return part
 
-    def _view(self, timeout: float | None) -> View:
-        deadline = self._calls.deadline(timeout)
+    def _view(self, deadline: int) -> View:
         with self._channel() as channel:
             channel.run(self._calls.discovery(deadline))
         return self._session.known_view()

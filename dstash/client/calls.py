@@ -214,17 +214,17 @@ class Calls:
             return None
         return max(0, record.expiry - self._session.cluster_time()) / 1000
 
-    def status(self, view: View, timeout: float | None) -> StatusOperation:
+    def status(self, view: View, deadline: int) -> StatusOperation:
         """Return the operation that asks every member for its status."""
-        return StatusOperation(self._session, self.deadline(timeout), list(view.members))
+        return StatusOperation(self._session, deadline, list(view.members))
 
-    def repair(self, view: View, timeout: float | None) -> RepairOperation:
+    def repair(self, view: View, deadline: int) -> RepairOperation:
         """Return the operation that starts a full repair on every member."""
-        return RepairOperation(self._session, self.deadline(timeout), list(view.members))
+        return RepairOperation(self._session, deadline, list(view.members))
 
-    def admin(self, request: AdminRequest, timeout: float | None) -> AdminOperation:
+    def admin(self, request: AdminRequest, deadline: int) -> AdminOperation:
         """Return the operation that carries out an admin request."""
-        return AdminOperation(self._session, self.deadline(timeout), request)
+        return AdminOperation(self._session, deadline, request)
 
     def walk(
         self,

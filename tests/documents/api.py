@@ -10,7 +10,7 @@ import griffe
 #: What is documented, in this order, by the module that defines it.
 _PUBLIC: Final = (
     ("Clients", ("client.blocking.Client", "client.asyncio.AsyncClient")),
-    ("Administration", ("client.admin.Admin", "client.async_admin.AsyncAdmin")),
+    ("Administration", ("client.admin.Admin", "client.admin.AsyncAdmin")),
     ("One index", ("client.index.Index", "client.async_index.AsyncIndex")),
     ("Results and words", ("client.results.BatchResult", "types.Level", "outcome.Outcome")),
     ("Types of your own", ("wire.values.TypeRegistry",)),
@@ -65,11 +65,17 @@ def _members(one: Any) -> Iterator[tuple[str, Any]]:
 
 def _heading(one: Any, method: Any) -> str:
     given = ", ".join(_parameter(p) for p in _visible(method))
-    prefix = "await " if "async" in method.labels else ""
+    is_awaited = "async" in method.labels or _returns_awaitable(one, method)
+    prefix = "await " if is_awaited else ""
     dotted = f"{one.name}.{method.name}" if "classmethod" in method.labels else method.name
     if "property" in method.labels:
         return f"`{method.name}`"
     return f"`{prefix}{dotted}({given})`"
+
+
+def _returns_awaitable(one: Any, method: Any) -> bool:
+    """Whether an asyncio client shares a method with the blocking one, and returns an awaitable."""
+    return one.name.startswith("Async") and str(method.returns) == "T"
 
 
 def _visible(method: Any) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from dstash import AsyncClient
-from dstash.client.async_admin import AsyncAdmin
+from dstash.client.admin import AsyncAdmin
 
 
 class Driven:
