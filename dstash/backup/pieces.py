@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from dstash.backup.manifest import FORMAT, PARTITIONS_PER_PIECE, BackupError, Piece, parse_object
+from dstash.cluster.replication.transfer import batches
 from dstash.errors import ProtocolError
 from dstash.limits import MAX_FRAME_BYTES, PARTITIONS
 from dstash.store.record import MASK, VERSION_END, is_intact_under, split_storage_key
@@ -125,7 +126,7 @@ class PieceWriter:
 
     def write(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
         """Append (storage key, record) pairs."""
-        for block in _blocks(entries):
+        for block in batches(entries, BLOCK_BYTES, BLOCK_RECORDS):
             keys, records = zip(*block, strict=True)
             frames = codec.pack_blobs(keys), codec.pack_blobs(records)
             self._put(_LENGTHS.pack(*map(len, frames)) + frames[0] + frames[1])
@@ -269,20 +270,6 @@ class PieceReader:
         self._digest.update(data)
         self._offset += len(data)
         return data
-
-
-def _blocks(entries: Iterable[tuple[bytes, bytes]]) -> Iterator[Entries]:
-    block: Entries = []
-    weight = 0
-    for entry in entries:
-        cost = len(entry[0]) + len(entry[1])
-        if block and (weight + cost > BLOCK_BYTES or len(block) >= BLOCK_RECORDS):
-            yield block
-            block, weight = [], 0
-        block.append(entry)
-        weight += cost
-    if block:
-        yield block
 
 
 def _count_tombstones(records: Iterable[bytes]) -> int:

@@ -15,14 +15,10 @@ from typing import Any, Final
 
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect, Merge
-from dstash.cluster.replication.transfer import ask
-from dstash.errors import DStashError, Unavailable
-from dstash.store.record import highest, is_sound
+from dstash.cluster.replication.transfer import sound_records
+from dstash.errors import Unavailable
+from dstash.store.record import highest
 from dstash.types import Level
-from dstash.wire import codec
-from dstash.wire.messages import Records
-from dstash.wire.replication import Pull
-from dstash.wire.shapes import Frame
 
 CorruptRepair = Generator[Effect, Any, None]
 
@@ -87,19 +83,8 @@ class _Votes:
 
     def collect(self, peer: str, keys: list[bytes]) -> CorruptRepair:
         """Ask one replica. No reply, or a corrupt record in the reply, is no vote."""
-        while keys:
-            try:
-                reply = yield from ask(peer, Pull(Frame(codec.pack_blobs(keys))), Records)
-            except DStashError:
-                return
-            records = codec.unpack_optional_blobs(reply.records)
-            corrupt = set(reply.corrupt)
-            for position, (key, record) in enumerate(zip(keys, records, strict=False)):
-                if position not in corrupt and (record is None or is_sound(key, record)):
-                    self._note(key, record)
-            if not records:
-                return
-            keys = keys[len(records) :]
+        for key, record in (yield from sound_records(peer, keys)):
+            self._note(key, record)
 
     def _note(self, key: bytes, record: bytes | None) -> None:
         self.count[key] += 1

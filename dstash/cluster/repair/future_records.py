@@ -32,7 +32,7 @@ from xxhash import xxh3_64_intdigest
 from dstash.cluster.replication.partitions import Entries
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect, Merge, Pause
-from dstash.cluster.replication.transfer import ask
+from dstash.cluster.replication.transfer import sound_records
 from dstash.errors import DStashError
 from dstash.store.record import (
     Record,
@@ -47,10 +47,6 @@ from dstash.store.record import (
 )
 from dstash.types import Level
 from dstash.version import Stamp, newest_stamp, pack, stamp_at, unpack
-from dstash.wire import codec
-from dstash.wire.messages import Records
-from dstash.wire.replication import Pull
-from dstash.wire.shapes import Frame
 
 Restamping = Generator[Effect, Any, int]
 
@@ -111,7 +107,8 @@ def _restamp_batch(replica: Replica, partition: int, entries: Entries) -> Restam
     replies: dict[bytes, list[bytes | None]] = {key: [] for key, _ in entries}
     for peer in replicas:
         if peer != replica.me and replica.is_alive(peer):
-            yield from _collect(peer, replies)
+            for key, record in (yield from sound_records(peer, list(replies))):
+                replies[key].append(record)
     horizon = replica.local_partitions.horizons[partition]
     restamped = []
     for key, record in entries:
@@ -126,24 +123,6 @@ def _restamp_batch(replica: Replica, partition: int, entries: Entries) -> Restam
         except DStashError:
             return len(entries)  # an agreement on a horizon is running, or the disk is full
     return len(entries) - len(restamped)
-
-
-def _collect(peer: str, replies: dict[bytes, list[bytes | None]]) -> Generator[Effect, Any, None]:
-    """Add the records of one replica; none for a key whose record is corrupt there."""
-    keys = list(replies)
-    while keys:
-        try:
-            reply = yield from ask(peer, Pull(Frame(codec.pack_blobs(keys))), Records)
-        except DStashError:
-            return
-        records = codec.unpack_optional_blobs(reply.records)
-        corrupt = set(reply.corrupt)
-        for position, (key, record) in enumerate(zip(keys, records, strict=False)):
-            if position not in corrupt and (record is None or is_sound(key, record)):
-                replies[key].append(record)
-        if not records:
-            return
-        keys = keys[len(records) :]
 
 
 def _successor(case: _Case, latest: Stamp) -> bytes | None:

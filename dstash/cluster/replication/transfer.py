@@ -222,13 +222,41 @@ def ask(peer: str, request: Message, kind: type[_Answer]) -> Generator[Effect, A
     return reply
 
 
-def batches(entries: Entries) -> Iterator[Entries]:
-    """Split entries into batches that fit into one message."""
+def sound_records(
+    peer: str, keys: Sequence[bytes]
+) -> Generator[Effect, Any, list[tuple[bytes, bytes | None]]]:
+    """Return the records of one replica under storage keys, None where it has none.
+
+    Keys whose record is corrupt there are left out, and so are the rest once the peer fails.
+    """
+    found: list[tuple[bytes, bytes | None]] = []
+    while keys:
+        try:
+            reply = yield from ask(peer, Pull(Frame(codec.pack_blobs(keys))), Records)
+        except DStashError:
+            return found
+        records = codec.unpack_optional_blobs(reply.records)
+        corrupt = set(reply.corrupt)
+        for position, (key, record) in enumerate(zip(keys, records, strict=False)):
+            if position not in corrupt and (record is None or is_sound(key, record)):
+                found.append((key, record))
+        if not records:
+            return found
+        keys = keys[len(records) :]
+    return found
+
+
+def batches(
+    entries: Iterable[tuple[bytes, bytes]],
+    max_bytes: int = PAGE_BYTES,
+    max_records: int = _MAX_REPAIR_RECORDS,
+) -> Iterator[Entries]:
+    """Split entries into batches; by default into those that fit into one message."""
     batch: Entries = []
     weight = 0
     for entry in entries:
         cost = len(entry[0]) + len(entry[1])
-        if batch and (weight + cost > PAGE_BYTES or len(batch) >= _MAX_REPAIR_RECORDS):
+        if batch and (weight + cost > max_bytes or len(batch) >= max_records):
             yield batch
             batch, weight = [], 0
         batch.append(entry)
