@@ -362,11 +362,15 @@ def test_calls_succeed_when_a_peer_is_killed_under_load(
             stored[key] = iteration
             assert await client.lookup(index, key) == iteration
 
+    async def calls_return(count: int) -> None:
+        while len(stored) < count:
+            await asyncio.sleep(0.01)
+
     async def test(client: AsyncClient) -> None:
         tasks = [asyncio.create_task(work(client, number)) for number in range(32)]
-        await asyncio.sleep(0.2)
+        await calls_return(100)
         peers["b"].signal(signal.SIGKILL)
-        await asyncio.sleep(0.5)
+        await calls_return(len(stored) + 100)
         stop.set()
         await asyncio.gather(*tasks)
         assert await client.batch_lookup(index, list(stored)) == stored

@@ -216,12 +216,13 @@ def test_handler_closes_the_client_in_the_middle_of_a_call(seeds: list[str]) -> 
 def test_close_waits_for_calls_of_other_threads_and_they_fail(seeds: list[str]) -> None:
     printed = run(
         """
-        errors = []
+        errors, working = [], set()
 
         def work():
             try:
                 while True:
                     client.put("signals", "k", 1)
+                    working.add(threading.get_ident())
             except DStashError as error:
                 errors.append(type(error).__name__)
 
@@ -229,7 +230,8 @@ def test_close_waits_for_calls_of_other_threads_and_they_fail(seeds: list[str]) 
         threads = [threading.Thread(target=work) for _ in range(4)]
         for thread in threads:
             thread.start()
-        time.sleep(0.3)
+        while len(working) < len(threads):
+            time.sleep(0.01)
         began = time.monotonic()
         client.close()
         took = time.monotonic() - began

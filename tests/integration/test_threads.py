@@ -82,7 +82,7 @@ def test_membership_thread_survives_a_defect_in_a_turn(own: Peers) -> None:
     for page in ("/readyz", "/status"):
         wait_until(lambda: problem in str(peer.page(page)["alerts"]), 30, page)  # noqa: B023
     wait_until(lambda: problem in health(own), 30, "dstash health says so")
-    time.sleep(3)
+    time.sleep(3)  # many iterations, each of which fails
     failed = [
         one for one in events(peer) if one["event"] == "a turn of the membership thread failed"
     ]

@@ -323,7 +323,7 @@ os.wait()
         assert stopped is not None
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(advance, membership)
-            time.sleep(0.2)
+            time.sleep(0.2)  # until it waits for the lock: nothing shows that
             (tmp_path / "c").rename(tmp_path / "away")
             with closing(LocalMembership(tmp_path, "c")) as other:
                 stopped.release()
