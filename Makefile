@@ -31,7 +31,7 @@ lint: setup ## Lint the code
 	$(TOOLS)/ruff check .
 
 types: setup ## Check the types
-	$(TOOLS)/mypy --strict -p dstash
+	$(TOOLS)/mypy --strict -p dstash -p bench
 
 layers: setup ## Check the layers of the imports
 	$(TOOLS)/lint-imports --no-logo

@@ -25,8 +25,8 @@ from rich.table import Table
 from dstash import Client
 from dstash.cluster.topology.rendezvous import Candidate, place, place_again
 from dstash.errors import ChangeConflict
-from tests.harness.peers import PATIENCE, Peer, Peers
-from tests.harness.waiting import wait_until
+from tests.harness.peers import Peer, Peers
+from tests.harness.waiting import PATIENCE, wait_until
 
 INDEX = "bench"
 #: More than can move in a second: who orders so much wants data to move first of all.
@@ -255,9 +255,9 @@ def main() -> int:
                 (100, 4 * options.records, small),
                 (1000, options.records, large),
             ):
-                part = folder / f"felt-{value_bytes}-{number}"
-                part.mkdir()
-                feel(part, records, value_bytes, felt)
+                felt_in = folder / f"felt-{value_bytes}-{number}"
+                felt_in.mkdir()
+                feel(felt_in, records, value_bytes, felt)
         figures += [*small.figures(100), *large.figures(1000)]
     show(figures, as_json=options.json)
     return 0 if all(one.met is not False for one in figures) else 1

@@ -53,7 +53,7 @@ def share(work: Work, name: str) -> Work:
 def measure(lab: Lab, rounds: int) -> list[Case]:
     """Measure the stages in a loop, then what whole calls cost."""
     bench = lab.entered(_Stages(lab.folder / "call-stages"))
-    cases = [Case(STAGE, name, take) for name, take in bench.parts.stages()]
+    cases = [Case(STAGE, name, take) for name, take in bench.stages()]
     measured = list(use_time_slice(cases, rounds, lab.note))
     with asyncio.Runner() as runner, singles.callers(lab, runner) as singly:
         costs = [_Costs(case, _servers(lab, case)) for case in singly if case.store in _SHOWN]

@@ -62,6 +62,7 @@ _CHUNK: Final = 4096
 _OWNED: Final = frozenset(range(PARTITIONS))
 _PEER: Final = ("peer",)
 _TABLE: Final = [_PEER] * PARTITIONS
+_HORIZONS: Final = [0] * PARTITIONS
 _MEASURED: Final = ("redis", "dstash N=1", "dstash N=3 one", "dstash N=3 quorum")
 
 
@@ -79,7 +80,7 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
     """Measure the stages alone, then where the time of whole batches is spent."""
     bench = _Stages(lab.folder / "stages")
     lab.entered(bench)
-    cases = [Case(*stage(action, name), take) for action, name, take in bench.parts.stages()]
+    cases = [Case(*stage(action, name), take) for action, name, take in bench.stages()]
     return [*use_time_slice(cases, rounds, lab.note), *_shares(lab, rounds)]
 
 
@@ -100,7 +101,7 @@ class _Batch:
     def commit(self, space: Keyspace) -> Commit:
         """Return the commit that stores it."""
         now = time.time_ns() // 1_000_000
-        rules = Rules(now, now, 500, 0, {}, [0] * PARTITIONS, _OWNED, has_room=True)
+        rules = Rules(now, now, 500, 0, {}, _HORIZONS, _OWNED, has_room=True)
         version = pack(stamp_at(now), bytes(12))
         puts = [
             Put("bench", version, 0, Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(values)))
@@ -162,7 +163,7 @@ class _Stages:
         now = time.time_ns() // 1_000_000
         with self._store.snapshot() as snapshot:
             return [
-                look_up(snapshot, self._space, chunk, want.value, now).values
+                look_up(snapshot, self._space, chunk, want.value, now, _HORIZONS).values
                 for chunk in self._batch.chunks
             ]
 
