@@ -46,7 +46,7 @@ def test_check_message_refuses(message: str, why: str, tmp_path: Path) -> None:
     assert why in done.stderr
 
 
-def test_check_message_without_arguments_says_what_it_takes() -> None:
+def test_check_message_without_arguments_prints_usage() -> None:
     done = check()
     assert done.returncode == 2
     assert "name a file with a commit message, or --range A..B" in done.stderr

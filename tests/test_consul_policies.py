@@ -76,7 +76,7 @@ def _answers(agent: ConsulAgent) -> bool:
         return False
 
 
-def test_a_peer_may_do_all_that_it_does(agent: ConsulAgent, member: Membership) -> None:
+def test_peer_policy_allows_what_a_peer_does(agent: ConsulAgent, member: Membership) -> None:
     peer = member("peer")
     peer.announce(announcement("p1"))
     assert list(peer.alive()) == ["p1"]
@@ -88,7 +88,7 @@ def test_a_peer_may_do_all_that_it_does(agent: ConsulAgent, member: Membership) 
     assert list(client.alive()) == ["p1"]
 
 
-def test_a_client_may_only_look(member: Membership) -> None:
+def test_client_policy_allows_only_reads(member: Membership) -> None:
     client = member("client")
     assert client.read().topology is None
     with pytest.raises(DStashError, match="Permission denied"):

@@ -12,8 +12,8 @@ from dstash import Client
 from dstash.cpu_scheduling import BRIEF, LONG, _read, current_time_slice, time_slice, use_time_slice
 from dstash.wire.router import Router
 from dstash.wire.sockets import Context
+from tests.harness.kernel import HAS_TIME_SLICES
 from tests.harness.peers import Peers
-from tests.harness.turns import KERNEL_KNOWS
 from tests.harness.waiting import wait_until
 
 
@@ -33,7 +33,7 @@ def test_use_time_slice_returns_whether_the_kernel_supports_it() -> None:
     thread = threading.Thread(target=lambda: accepted.append(use_time_slice(LONG)))
     thread.start()
     thread.join()
-    assert accepted == [KERNEL_KNOWS]
+    assert accepted == [HAS_TIME_SLICES]
 
 
 def test_use_time_slice_with_long_slice_selects_batch_policy() -> None:
@@ -55,7 +55,7 @@ def test_time_slice_restores_the_previous_one_after_the_block() -> None:
     before = current_time_slice()
     with time_slice(BRIEF):
         within = current_time_slice()
-    assert within == (BRIEF if KERNEL_KNOWS else before)
+    assert within == (BRIEF if HAS_TIME_SLICES else before)
     assert current_time_slice() == before
 
 
@@ -65,7 +65,7 @@ def test_context_gives_its_threads_brief_slices_only_if_requested(is_peer: bool)
     context = Context(brief_time_slices=is_peer)
     router = Router(context, "tcp://127.0.0.1:*")
     try:
-        assert _zeromq_slices() == ({BRIEF} if is_peer and KERNEL_KNOWS else {before})
+        assert _zeromq_slices() == ({BRIEF} if is_peer and HAS_TIME_SLICES else {before})
         assert current_time_slice(os.getpid()) == before
     finally:
         router.close_after(0)
@@ -85,4 +85,4 @@ def test_client_leaves_the_threads_of_its_process_alone_and_peer_does_not(tmp_pa
         assert process is not None
         tasks = [int(task.name) for task in Path(f"/proc/{process.pid}/task").iterdir()]
         slices = {current_time_slice(task) for task in tasks}
-        assert slices == ({BRIEF, default, LONG} if KERNEL_KNOWS else {default})
+        assert slices == ({BRIEF, default, LONG} if HAS_TIME_SLICES else {default})

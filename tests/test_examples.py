@@ -61,27 +61,27 @@ def _printed(done: Done) -> str:
     return done.stdout.strip()
 
 
-def test_the_cache_computes_each_result_once(run: Run) -> None:
+def test_cache_computes_each_result_once(run: Run) -> None:
     assert _printed(run("cache.py")) == "3 calls, computed 2 times; same answer: True"
 
 
-def test_the_feature_store_fills_in_what_it_does_not_know(run: Run) -> None:
+def test_feature_store_computes_missing_features(run: Run) -> None:
     printed = _printed(run("feature_store.py"))
     assert printed == "1000 rows, 500 of users that are known; the first is [20, 2250.0]"
 
 
-def test_values_of_own_types_come_back_equal(run: Run) -> None:
+def test_values_of_registered_types_round_trip(run: Run) -> None:
     assert _printed(run("custom_types.py")) == "came back equal: True"
 
 
-def test_a_csv_file_is_loaded(run: Run, tmp_path: Path) -> None:
+def test_csv_file_is_loaded(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "people.csv"
     people = "".join(f"p{number},Person {number},{1900 + number % 100}\n" for number in range(3000))
     file.write_text("id,name,born\n" + people)
     assert _printed(run("bulk_load.py", str(file))) == "3000 stored, 0 skipped, 0 not stored"
 
 
-def test_bad_rows_are_numbered_and_the_others_loaded(run: Run, tmp_path: Path) -> None:
+def test_bad_csv_rows_are_reported_by_number(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "bad.csv"
     file.write_text('id,name\na,"two\nlines"\n,unknown\nb\nc,Curie,1867\nd,Dirac\n')
     done = run("bulk_load.py", str(file), "--index", "bad")
@@ -94,7 +94,7 @@ def test_bad_rows_are_numbered_and_the_others_loaded(run: Run, tmp_path: Path) -
     assert done.returncode == 1
 
 
-def test_a_wrong_column_or_file_ends_in_one_line(run: Run, tmp_path: Path) -> None:
+def test_wrong_column_or_file_is_one_line(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "names.csv"
     file.write_text("name\nada\n")
     for words in ((str(file),), (str(tmp_path / "missing.csv"),)):
@@ -103,7 +103,7 @@ def test_a_wrong_column_or_file_ends_in_one_line(run: Run, tmp_path: Path) -> No
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_secrets_are_rotated_and_forgeries_noticed(run: Run) -> None:
+def test_secrets_are_rotated_and_forgeries_detected(run: Run) -> None:
     printed = _printed(run("key_management.py"))
     assert printed == "2 keys rotated, same=True, noticed=True, shredded=True"
 
@@ -168,7 +168,7 @@ def _ask(method: str, url: str, body: object = None) -> tuple[int, Any]:
         connection.close()
 
 
-def test_the_service_answers_many_at_once(service: str) -> None:
+def test_service_answers_concurrent_requests(service: str) -> None:
     names = [f"user{number}" for number in range(50)]
     with ThreadPoolExecutor(16) as pool:
         stored = list(pool.map(lambda n: _ask("PUT", f"{service}/users/{n}", {"name": n}), names))

@@ -27,7 +27,7 @@ def run(script: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("command", [[DSTASH, "import", "i", "-"], [DSTASH_PEER]])
-def test_ctrl_c_while_loading_is_no_traceback(command: list[str]) -> None:
+def test_ctrl_c_during_import_prints_no_traceback(command: list[str]) -> None:
     with subprocess.Popen(
         [sys.executable, "-X", "importtime", *command],
         stdin=subprocess.PIPE,
@@ -48,7 +48,7 @@ def test_ctrl_c_while_loading_is_no_traceback(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", [DSTASH, DSTASH_PEER])
-def test_start_imports_no_library_that_it_may_never_use(command: str) -> None:
+def test_start_imports_no_optional_library(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", command, "--unknown"],
         capture_output=True,
@@ -61,21 +61,21 @@ def test_start_imports_no_library_that_it_may_never_use(command: str) -> None:
     assert not loaded & {"rich.console", "prometheus_client.core", "requests.api", "pyarrow.lib"}
 
 
-def test_a_closed_stdout_is_an_error_for_who_has_something_to_say() -> None:
+def test_closed_stdout_is_an_error_for_commands_with_output() -> None:
     code, said = run('"$0" --version 2>&1 >&-')
     assert (code, said) == (1, "dstash: reading stdin or writing stdout: Bad file descriptor\n")
 
 
-def test_a_closed_stdin_is_an_error_for_who_wants_to_read() -> None:
+def test_closed_stdin_is_an_error_for_commands_with_input() -> None:
     code, said = run('"$0" put index key <&-')
     assert (code, said) == (1, "dstash: reading stdin or writing stdout: Bad file descriptor\n")
 
 
-def test_a_closed_stderr_leaves_the_exit_code() -> None:
+def test_closed_stderr_keeps_the_exit_code() -> None:
     assert run('"$0" put "" key value 2>&-') == (2, "")
 
 
-def test_the_public_names_are_there() -> None:
+def test_public_names_exist() -> None:
     script = "import dstash; [getattr(dstash, name) for name in dstash.__all__]; dstash.Nothing"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == (

@@ -15,7 +15,7 @@ from dstash.limits import MAX_INDEX_BYTES, MAX_KEY_BYTES, MAX_TTL_SECONDS, check
 
 
 @pytest.mark.parametrize("name", ["i", "myIndex", "ä" * 32, "x" * 64, "a b", "日本", "a/b", "*"])
-def test_index_names_that_are_fine(name: str) -> None:
+def test_valid_index_name_is_accepted(name: str) -> None:
     assert check_index(name) == name.encode()
 
 
@@ -35,13 +35,13 @@ def test_index_names_that_are_fine(name: str) -> None:
         (None, "must be str, not NoneType"),
     ],
 )
-def test_index_names_that_are_refused(name: Any, text: str) -> None:
+def test_invalid_index_name_is_refused(name: Any, text: str) -> None:
     with pytest.raises(LimitError, match=text):
         check_index(name)
 
 
 @given(st.text(max_size=80) | st.binary(max_size=5))
-def test_any_name_is_a_name_or_refused(name: Any) -> None:
+def test_any_index_name_is_accepted_or_refused(name: Any) -> None:
     try:
         assert 1 <= len(check_index(name)) <= MAX_INDEX_BYTES
     except LimitError:
@@ -52,7 +52,7 @@ def test_any_name_is_a_name_or_refused(name: Any) -> None:
     ("ttl", "milliseconds"),
     [(None, None), (1, 1000), (0.5, 500), (1e-9, 1), (0.0015, 2), (MAX_TTL_SECONDS - 1, None)],
 )
-def test_times_to_live_that_are_fine(ttl: Any, milliseconds: int | None) -> None:
+def test_valid_ttl_is_accepted(ttl: Any, milliseconds: int | None) -> None:
     found = check_ttl(ttl)
     assert found == ((MAX_TTL_SECONDS - 1) * 1000 if ttl and milliseconds is None else milliseconds)
 
@@ -60,16 +60,16 @@ def test_times_to_live_that_are_fine(ttl: Any, milliseconds: int | None) -> None
 @pytest.mark.parametrize(
     "ttl", [0, -1, -0.0, math.nan, math.inf, -math.inf, MAX_TTL_SECONDS, 10**400, True, "1", b"1"]
 )
-def test_times_to_live_that_are_refused(ttl: Any) -> None:
+def test_invalid_ttl_is_refused(ttl: Any) -> None:
     with pytest.raises(LimitError, match="ttl"):
         check_ttl(ttl)
 
 
-def test_the_longest_storage_key_fits_into_lmdb() -> None:
+def test_longest_storage_key_fits_into_lmdb() -> None:
     assert 2 + 1 + MAX_INDEX_BYTES + MAX_KEY_BYTES <= 511
 
 
-def test_the_largest_value_fits_into_a_message_with_its_key() -> None:
+def test_largest_value_fits_into_a_message_with_its_key() -> None:
     assert limits.MAX_VALUE_BYTES + MAX_KEY_BYTES + 4096 < limits.MAX_FRAME_BYTES
 
 

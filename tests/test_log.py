@@ -26,7 +26,7 @@ def _restored() -> Iterator[None]:
     root.handlers[:], root.level = handlers, level
 
 
-def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_log_has_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure("json")
     structlog.get_logger().info("peer ready", port=5000, path=b"\xff")
     structlog.get_logger().debug("dropped")
@@ -40,7 +40,7 @@ def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert (second["event"], second["level"]) == ("retrying x", "warning")
 
 
-def test_json_exceptions_are_structured_and_show_no_locals(
+def test_json_log_has_structured_exceptions_without_locals(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     log.configure("json")
@@ -56,7 +56,7 @@ def test_json_exceptions_are_structured_and_show_no_locals(
     assert "hunter2" not in err.replace('password = "hunter2"', "")
 
 
-def test_console_is_readable_and_without_colours_in_a_pipe(
+def test_console_log_has_no_colours_in_a_pipe(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     log.configure("console", "debug")
@@ -92,8 +92,8 @@ def logged(script: str, tmp_path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
 
 
-class TestALogCall:
-    def test_does_not_block_on_a_full_pipe_and_the_loss_is_reported_when_it_is_read(self) -> None:
+class TestLogCall:
+    def test_log_call_does_not_block_on_a_full_pipe(self) -> None:
         script = """
 for number in range(60_000):
     logger.info("a line", number=number, padding="x" * 100)
@@ -114,7 +114,7 @@ log.flush(30)
         assert sum(lost) > 0
         assert len(numbers) + sum(lost) == 60_000
 
-    def test_does_not_keep_a_process_from_ending_when_nobody_reads(self) -> None:
+    def test_log_does_not_block_process_exit(self) -> None:
         reading, writing = os.pipe()
         with start("[logger.info('x' * 1000) for _ in range(500)]", writing) as process:
             os.close(writing)
@@ -122,7 +122,9 @@ log.flush(30)
         os.close(reading)
 
     @pytest.mark.parametrize("close", ["os.close(2)", "sys.stderr.close()"])
-    def test_does_not_raise_when_stderr_is_closed(self, close: str, tmp_path: Path) -> None:
+    def test_log_call_does_not_raise_when_stderr_is_closed(
+        self, close: str, tmp_path: Path
+    ) -> None:
         script = f"""
 {close}
 logger.info("lost")
@@ -133,7 +135,7 @@ print(log._writer.lost)
             assert process.communicate(timeout=60)[0] == b"1\n"
             assert process.returncode == 0
 
-    def test_does_not_raise_on_a_full_disk_and_the_loss_is_reported(self, tmp_path: Path) -> None:
+    def test_log_call_does_not_raise_on_a_full_disk(self, tmp_path: Path) -> None:
         script = """
 kept = os.dup(2)
 os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
@@ -146,7 +148,7 @@ logger.info("written")
         events = [(line["event"], line["level"]) for line in logged(script, tmp_path)]
         assert events == [("10 log lines were lost", "warning"), ("written", "info")]
 
-    def test_reports_a_loss_although_no_line_follows(self, tmp_path: Path) -> None:
+    def test_lost_lines_are_reported_without_a_following_line(self, tmp_path: Path) -> None:
         script = """
 kept = os.dup(2)
 os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
@@ -158,7 +160,7 @@ while log._writer.lost:
 """
         assert [line["event"] for line in logged(script, tmp_path)] == ["1 log lines were lost"]
 
-    def test_is_safe_in_a_signal_handler(self, tmp_path: Path) -> None:
+    def test_log_call_is_safe_in_a_signal_handler(self, tmp_path: Path) -> None:
         script = """
 signal.signal(signal.SIGALRM, lambda *_: logger.info("handler"))
 signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
@@ -171,7 +173,7 @@ log.flush(30)
         assert [line["number"] for line in lines if "number" in line] == list(range(5000))
         assert sum(line["event"] == "handler" for line in lines) > 10
 
-    def test_is_safe_after_a_fork(self, tmp_path: Path) -> None:
+    def test_log_call_is_safe_after_fork(self, tmp_path: Path) -> None:
         script = """
 stop = threading.Event()
 def log_all_the_time():
@@ -194,7 +196,7 @@ for thread in threads:
         lines = logged(script, tmp_path)
         assert [line["number"] for line in lines if "number" in line] == list(range(30))
 
-    def test_keeps_the_order_of_each_thread(self, tmp_path: Path) -> None:
+    def test_log_keeps_the_order_of_each_thread(self, tmp_path: Path) -> None:
         script = """
 def log_some(name):
     for number in range(2000):
@@ -210,7 +212,7 @@ for thread in threads:
             numbers = [line["number"] for line in lines if line["name"] == name]
             assert numbers == list(range(2000))
 
-    def test_that_cannot_be_rendered_leaves_a_line(
+    def test_event_that_cannot_be_rendered_leaves_a_line(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
         class Unprintable:

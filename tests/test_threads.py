@@ -31,28 +31,26 @@ def told(
 
 @pytest.mark.parametrize("may_end", [True, False])
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit("no"), KeyboardInterrupt("no")])
-def test_exception_is_told_whether_or_not_the_thread_may_end(
-    error: BaseException, may_end: bool
-) -> None:
+def test_exception_of_thread_is_reported(error: BaseException, may_end: bool) -> None:
     def fail() -> None:
         raise error
 
     assert told(fail, may_end=may_end) == [("t", f"{type(error).__name__}: no")]
 
 
-def test_return_is_told_unless_the_thread_may_end() -> None:
+def test_return_of_thread_is_reported_unless_allowed() -> None:
     assert told(lambda: None) == [("t", "it returned")]
     assert told(lambda: None, may_end=True) == []
 
 
-def test_listener_that_was_removed_hears_nothing() -> None:
+def test_removed_listener_is_not_called() -> None:
     heard: list[str] = []
     threads.listen(lambda name, why: heard.append(name))()
     told(lambda: None)
     assert heard == []
 
 
-def test_every_thread_of_a_peer_is_made_where_its_end_is_told() -> None:
+def test_every_thread_of_a_peer_reports_its_end() -> None:
     folder = Path(dstash.__file__).parent
     files = [
         *folder.glob("peer/**/*.py"),

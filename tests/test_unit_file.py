@@ -49,15 +49,15 @@ def unit(tmp_path: Path) -> Path:
     return copy
 
 
-def test_systemd_finds_nothing_wrong_with_the_unit(analyze: Path, unit: Path) -> None:
+def test_systemd_accepts_the_unit(analyze: Path, unit: Path) -> None:
     assert unit.name not in _analyze(analyze, unit, "verify", "--man=no")
 
 
-def test_the_unit_is_hardened(analyze: Path, unit: Path) -> None:
+def test_unit_is_hardened(analyze: Path, unit: Path) -> None:
     _analyze(analyze, unit, "security", "--offline=true", "--threshold=20", "--no-pager")
 
 
-def test_the_unit_waits_for_the_peer_to_drain() -> None:
+def test_unit_waits_for_the_peer_to_drain() -> None:
     parser = configparser.RawConfigParser(strict=False)
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # the documented way
     parser.read_string(UNIT.read_text())

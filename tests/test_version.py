@@ -23,31 +23,31 @@ writers = st.binary(min_size=4, max_size=4)
 parts = st.tuples(stamps, writers, stamps)
 
 
-def test_the_layout_stays() -> None:
+def test_version_layout_is_stable() -> None:
     assert pack(0x0102, b"wxyz", 0x0304).hex() == "00000000000001027778797a0000000000000304"
     assert bytes(VERSION_BYTES) == ZERO == pack(0, bytes(4))
 
 
 @given(parts)
-def test_comes_apart_as_it_was_put_together(one: tuple[int, bytes, int]) -> None:
+def test_version_pack_and_unpack_round_trip(one: tuple[int, bytes, int]) -> None:
     assert unpack(pack(*one)) == one
     assert len(pack(*one)) == VERSION_BYTES
 
 
 @given(parts, parts)
-def test_bytes_sort_as_their_parts_do(
+def test_version_bytes_sort_like_their_parts(
     one: tuple[int, bytes, int], two: tuple[int, bytes, int]
 ) -> None:
     assert (pack(*one) < pack(*two)) == (one < two)
 
 
 @given(parts, stamps)
-def test_a_touch_changes_nothing_but_the_touch(one: tuple[int, bytes, int], touched: int) -> None:
+def test_touch_changes_only_the_touch_part(one: tuple[int, bytes, int], touched: int) -> None:
     assert unpack(with_touch(pack(*one), touched)) == (*one[:2], touched)
 
 
 @given(parts, stamps, st.integers(1, 100))
-def test_any_later_put_beats_any_touch(
+def test_later_put_is_above_any_touch(
     one: tuple[int, bytes, int], touched: int, later: int
 ) -> None:
     stamp = min(one[0], 2**64 - 101)
@@ -55,7 +55,7 @@ def test_any_later_put_beats_any_touch(
 
 
 @given(parts)
-def test_the_newest_moment_is_that_of_the_write_or_the_touch(one: tuple[int, bytes, int]) -> None:
+def test_newest_stamp_is_that_of_write_or_touch(one: tuple[int, bytes, int]) -> None:
     assert newest_stamp(pack(*one)) == max(one[0], one[2])
 
 
@@ -75,9 +75,7 @@ def test_stamps_hold_milliseconds_and_a_counter(milliseconds: int, counter: int)
 
 
 @given(st.lists(st.integers(0, 2**40) | st.none(), min_size=1), st.lists(stamps, max_size=5))
-def test_a_clock_never_goes_back_whatever_time_does(
-    times: list[int | None], seen: list[int]
-) -> None:
+def test_clock_never_goes_back(times: list[int | None], seen: list[int]) -> None:
     now = 0
     clock = Clock(lambda: now)
     last = -1
@@ -93,11 +91,11 @@ def test_a_clock_never_goes_back_whatever_time_does(
         last = stamp
 
 
-def test_a_clock_goes_on_from_where_it_was() -> None:
+def test_clock_continues_from_its_last_stamp() -> None:
     assert Clock(lambda: 5, floor=stamp_at(9)).tick() == stamp_at(9) + 1
 
 
-def test_a_clock_moves_past_what_it_sees() -> None:
+def test_clock_moves_past_observed_stamps() -> None:
     clock = Clock(lambda: 5)
     clock.observe(stamp_at(7))
     assert clock.tick() == stamp_at(7, 1)

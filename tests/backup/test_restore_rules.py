@@ -58,7 +58,7 @@ OLD, SAVED, NEW = live(1), live(5), live(9)
         (live(5, expiry=NOW), NEW, Fate.NEWER_KEPT, False),
     ],
 )
-def test_the_newer_one_wins(
+def test_rule_decides_fate_of_saved_record(
     rule: Rule, saved: Record, there: Record | None, fate: Fate, is_written: bool
 ) -> None:
     choice = rule(saved, there, NOW, FRESH)
@@ -70,7 +70,7 @@ def test_restore_into_same_cluster_keeps_version() -> None:
     assert into_same(SAVED, OLD, NOW, FRESH) == Choice(Fate.STORED, SAVED)
 
 
-def test_into_another_it_is_touched_and_still_loses_to_any_later_write() -> None:
+def test_restore_into_other_cluster_touches_record_and_loses_to_later_write() -> None:
     record = into_other(SAVED, OLD, NOW, FRESH).record
     touched = with_touch(SAVED.version, stamp_at(NOW))
     assert record == SAVED._replace(version=touched, flags=RecordFlag.RESTORED)
@@ -82,7 +82,7 @@ def test_into_another_it_is_touched_and_still_loses_to_any_later_write() -> None
     assert restored == later._replace(flags=RecordFlag.RESTORED)  # never back in time
 
 
-def test_what_has_expired_comes_into_another_cluster_as_a_tombstone() -> None:
+def test_restore_into_other_cluster_writes_expired_record_as_tombstone() -> None:
     record = into_other(live(5, b"large", NOW), OLD, NOW, FRESH).record
     assert record is not None
     assert (record.is_tombstone, record.payload) == (True, b"")
@@ -101,7 +101,7 @@ def test_what_has_expired_comes_into_another_cluster_as_a_tombstone() -> None:
         (live(5, expiry=NOW), NEW, Choice(Fate.EXPIRED)),
     ],
 )
-def test_as_of_the_backup_whatever_is_there_is_overwritten(
+def test_restore_as_of_backup_overwrites_newer_record(
     saved: Record, there: Record | None, expected: Choice
 ) -> None:
     assert as_of_backup(saved, there, NOW, FRESH) == expected
@@ -127,7 +127,7 @@ class TestReplicas:
     def restore(self, joined: Caller, entries: Any, rule: Rule) -> Counter[Fate]:
         return joined.cluster.restore(b"i", entries, rule)
 
-    def test_what_was_deleted_and_buried_stays_so_in_the_same_cluster(self) -> None:
+    def test_restore_into_same_cluster_does_not_revive_collected_delete(self) -> None:
         joined, entries = self.saved()
         kept = Counter({Fate.DELETED_KEPT: 1, Fate.NEWER_KEPT: 1, Fate.UNCHANGED: 1})
         assert self.restore(joined, entries, into_same) == kept
@@ -136,14 +136,14 @@ class TestReplicas:
         assert self.restore(joined, entries, into_same) == kept
         assert joined.lookup("gone", "changed", "same") == {"changed": 2, "same": 1}
 
-    def test_what_a_cluster_has_lost_comes_back_under_its_version(self) -> None:
+    def test_restore_into_same_cluster_returns_lost_record_with_its_version(self) -> None:
         joined, entries = self.saved()
         for peer in "abc":
             joined.forget(peer, "same")
         assert self.restore(joined, entries, into_same)[Fate.STORED] == 1
         assert (b"same", joined.record("a", "same")) in entries
 
-    def test_another_cluster_takes_what_is_below_its_horizons(self) -> None:
+    def test_restore_into_other_cluster_writes_records_below_horizon(self) -> None:
         _, entries = self.saved()
         other = Caller()
         other.put({"own": 1}, "all")
@@ -159,7 +159,7 @@ class TestReplicas:
         assert other.lookup("gone", "changed", "same") == {"gone": 1, "changed": 1, "same": 1}
         assert self.restore(other, entries, into_other) == Counter({Fate.UNCHANGED: 3})
 
-    def test_as_of_the_backup_all_is_as_it_was(self) -> None:
+    def test_restore_as_of_backup_returns_saved_state(self) -> None:
         joined, entries = self.saved()
         joined.drop_tombstones()
         fates = self.restore(joined, entries, as_of_backup)
@@ -176,7 +176,7 @@ class TestReplicas:
         assert self.restore(joined, entries[2:], as_of_backup) == Counter({Fate.STORED: 1})
         assert joined.lookup("same") == {"same": 1}
 
-    def test_versions_begin_above_what_a_client_with_a_fast_clock_wrote(self) -> None:
+    def test_restore_versions_start_above_versions_of_fast_client(self) -> None:
         joined, entries = self.saved()
         joined.session.observe(stamp_at(joined.now + 400))
         joined.put({"changed": 3}, "all")

@@ -16,7 +16,7 @@ def _interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def test_an_interrupt_while_locks_are_held_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_while_locks_are_held_stops_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes where the locks of all futures have just been taken, before ``with`` knows."""
     locks: Any = futures._AcquireFutures  # type: ignore[attr-defined]  # nothing public has them
     take = locks.__enter__
@@ -41,12 +41,12 @@ def test_an_interrupt_while_locks_are_held_ends_all(monkeypatch: pytest.MonkeyPa
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_interrupt_after_the_last_item_is_not_lost() -> None:
+def test_interrupt_after_last_item_is_raised() -> None:
     with pytest.raises(KeyboardInterrupt):
         Workers(1, _interrupt).run(lambda item: item, [1])
 
 
-def test_a_second_interrupt_does_not_wait() -> None:
+def test_second_interrupt_stops_without_waiting() -> None:
     def press_twice() -> None:
         _interrupt()
         _interrupt()
@@ -57,7 +57,7 @@ def test_a_second_interrupt_does_not_wait() -> None:
         workers.run(lambda _: workers.pause(30), [1])
 
 
-def test_threads_other_than_the_first_may_run_them() -> None:
+def test_workers_run_from_any_thread() -> None:
     results: list[list[int]] = []
     thread = threading.Thread(
         target=lambda: results.append(Workers(2, lambda: None).run(lambda item: item, [1, 2]))
@@ -67,7 +67,7 @@ def test_threads_other_than_the_first_may_run_them() -> None:
     assert sorted(results[0]) == [1, 2]
 
 
-def test_the_first_failure_stops_the_others() -> None:
+def test_first_failure_stops_other_workers() -> None:
     workers = Workers(2, lambda: None)
 
     def work(item: int) -> None:

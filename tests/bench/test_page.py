@@ -36,7 +36,7 @@ def write(parts: dict[str, list[Case]]) -> str:
     return page.write(MACHINE, parts, judge(cases), ["A remark."], options="--save", full=False)
 
 
-def test_a_page_has_all_its_figures() -> None:
+def test_page_has_all_figures() -> None:
     text = write(made_up())
     assert "$" not in text
     assert "42 ms of the" in text
@@ -46,7 +46,7 @@ def test_a_page_has_all_its_figures() -> None:
     assert "A remark." in text
 
 
-def test_a_page_of_a_run_of_nothing_says_so() -> None:
+def test_page_of_empty_run_states_that_it_is_empty() -> None:
     text = write({})
     assert "$" not in text
     assert "Not measured in this run." in text
@@ -54,7 +54,7 @@ def test_a_page_of_a_run_of_nothing_says_so() -> None:
 
 
 @pytest.mark.parametrize(("one", "other", "met"), [(1.0, 1.0, True), (1.1, 1.0, False)])
-def test_a_target_is_met_up_to_its_limit(one: float, other: float, met: bool) -> None:
+def test_target_is_met_at_its_limit(one: float, other: float, met: bool) -> None:
     of = known(batches.lookup(), "dstash N=3 one", Unit.SECONDS, [one])
     to = known(batches.lookup(), "redis", Unit.SECONDS, [other])
     verdict = judge([of, to])[0]
@@ -62,13 +62,13 @@ def test_a_target_is_met_up_to_its_limit(one: float, other: float, met: bool) ->
     assert {verdict.met for verdict in judge([of])} == {None}
 
 
-def test_of_rates_more_is_better() -> None:
+def test_higher_rate_meets_target() -> None:
     of = known(singles.DURABLE, "dstash N=3 quorum", Unit.RATE, [50.0])
     to = known(singles.DURABLE, "etcd", Unit.RATE, [10.0])
     assert [one.met for one in judge([of, to]) if one.met is not None] == [True]
 
 
-def test_a_ratio_is_taken_round_by_round() -> None:
+def test_ratio_is_computed_per_round() -> None:
     work = Work("look")
     of = known(work, "a", Unit.SECONDS, [2.0, 20.0, 9.0])
     to = known(work, "b", Unit.SECONDS, [1.0, 10.0, 3.0])
@@ -76,7 +76,7 @@ def test_a_ratio_is_taken_round_by_round() -> None:
     assert find([of, to], work, "b") is to
 
 
-def test_cases_take_turns_after_warming_up() -> None:
+def test_cases_alternate_after_warm_up() -> None:
     taken: list[str] = []
 
     def take(name: str) -> float:
@@ -89,7 +89,7 @@ def test_cases_take_turns_after_warming_up() -> None:
     assert [case.samples for case in cases] == [[1.0, 1.0]] * 2
 
 
-def test_a_plot(tmp_path: Path) -> None:
+def test_draw_writes_a_png(tmp_path: Path) -> None:
     cases = [case for part in made_up().values() for case in part]
     plot.draw(cases, tmp_path / "times.png")
     assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")

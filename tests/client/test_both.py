@@ -62,7 +62,7 @@ def test_lookup_of_missing_key_returns_the_default(client: Any, index: str) -> N
         client.ttl(index, "missing")
 
 
-def test_none_is_a_value(client: Any, index: str) -> None:
+def test_none_is_stored_as_value(client: Any, index: str) -> None:
     client.put(index, "key", None)
     assert client.lookup(index, "key", "default") is None
     assert client.exists(index, "key") is True
@@ -202,6 +202,6 @@ def test_scans_take_a_read_level(client: Any, index: str, read: str | None) -> N
     assert client.index(index).count(read=read) == len(entries)
 
 
-def test_scan_refuses_a_level_that_does_not_exist(client: Any, index: str) -> None:
+def test_scan_refuses_unknown_level(client: Any, index: str) -> None:
     with pytest.raises(UsageError, match="'most' is not one of one"):
         client.count(index, read="most")

@@ -56,7 +56,7 @@ class Clocks(Joined):
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR, 20_000, 3000, -3000, 700, -700])
-def test_put_with_a_ttl_after_the_clocks_were_set(step: int) -> None:
+def test_put_with_ttl_succeeds_after_clock_step(step: int) -> None:
     clocks = Clocks()
     clocks.put({"before": 1})
     clocks.set_clocks(step)
@@ -71,7 +71,7 @@ def test_put_with_a_ttl_after_the_clocks_were_set(step: int) -> None:
 
 @pytest.mark.parametrize("level", ["one", "quorum", "all"])
 @pytest.mark.parametrize("peers", ["a", "ab", "abc"])
-def test_lookup_and_put_after_the_clocks_were_set(peers: str, level: str) -> None:
+def test_lookup_and_put_succeed_after_clock_step(peers: str, level: str) -> None:
     clocks = Clocks()
     keys = {f"k{number}": number for number in range(30)}
     clocks.put(keys, "all")
@@ -84,7 +84,7 @@ def test_lookup_and_put_after_the_clocks_were_set(peers: str, level: str) -> Non
         assert clocks.now - began <= 300
 
 
-def test_status_is_answered_by_a_peer_whose_clock_was_set() -> None:
+def test_peer_answers_status_after_clock_step() -> None:
     clocks = Clocks()
     clocks.put({"before": 1})
     clocks.set_clocks(HOUR, "b")
@@ -115,7 +115,7 @@ class TestSkew:
             assert isinstance(message, Welcome)
             session.learn_limits(message.peer, message.limits)
 
-    def test_write_is_stamped_past_a_version_that_peers_allow(self) -> None:
+    def test_write_is_stamped_past_version_within_allowed_skew(self) -> None:
         clocks = Clocks(max_clock_skew_ms=10_000)
         self.meet(clocks, clocks.session)
         ahead = pack(stamp_at(clocks.now + 4000), b"AAAA")
@@ -130,7 +130,7 @@ class TestSkew:
         assert result.deleted == 1
         assert clocks.now == began, "no call waits until the version is the present"
 
-    def test_smallest_skew_of_the_members_counts(self) -> None:
+    def test_smallest_skew_of_members_applies(self) -> None:
         session = Clocks().session
         now = session.cluster_time()
         for peer, limits in (("a", {"max_clock_skew_ms": 10_000}), ("b", {})):

@@ -99,7 +99,7 @@ def kinds_asked(joined: Joined) -> list[type]:
     return [type(envelope.message) for _, envelope in joined.asked]
 
 
-class TestClocksFirst:
+class TestClockReading:
     """A client reads the clocks of a quorum before it stamps its first write."""
 
     def test_write_reads_more_clocks_when_only_the_fast_peer_is_known(self) -> None:
@@ -181,7 +181,7 @@ class TestFutureVersions:
         assert len({joined.record(peer, "k") for peer in "abc"}) == 1
 
     @pytest.mark.parametrize("level", ["quorum", "all"])
-    def test_quorum_reads_do_not_go_back_and_forth(self, level: str) -> None:
+    def test_quorum_reads_are_monotonic(self, level: str) -> None:
         joined = joined_at_rest()
         pass_time(joined)
         joined.put({"k": "old"})
@@ -191,7 +191,7 @@ class TestFutureVersions:
             joined.session.suspect(avoided, joined.now + 10**9)
             assert joined.lookup("k", level=level) == {"k": "old"}
 
-    def test_a_put_replaces_a_record_from_the_future(self) -> None:
+    def test_put_replaces_record_from_the_future(self) -> None:
         joined = joined_at_rest()
         pass_time(joined)
         joined.put({"k": "old"})
@@ -221,12 +221,12 @@ def at(joined: Joined, record: bytes, moment: int, value: Any) -> bytes:
     return build_record(b"i", b"k", changed)
 
 
-class TestTheClocksWereWrong:
+class TestAfterWrongClocks:
     """Clocks of two or of all peers were far ahead, and are right again: writes go on at once."""
 
     @pytest.mark.parametrize("fast", ["ab", "abc"])
     @pytest.mark.parametrize("ahead", [HOUR, 10 * 365 * 24 * HOUR])
-    def test_writes_go_on(self, fast: str, ahead: int) -> None:
+    def test_writes_succeed_after_clocks_are_corrected(self, fast: str, ahead: int) -> None:
         joined = Joined(pace=Pace(10**9, 5000, 100))
         joined.put({"k": 0})
         joined.delete("gone")
@@ -260,7 +260,7 @@ class TestTheClocksWereWrong:
         assert joined.now - began < 500
         assert HOUR < moment_of(joined.record("c", "k")) < 2 * HOUR
 
-    def test_restart_of_the_client_changes_nothing(self) -> None:
+    def test_writes_succeed_after_client_restart(self) -> None:
         joined = joined_at_rest()
         joined.offsets = dict.fromkeys("abc", HOUR)
         joined.session = session_of(joined)

@@ -66,7 +66,7 @@ class TestContent:
             joined.session.learn_protocol(forgotten, LOWEST_PROTOCOL, CONTENT_DIGESTS)
 
 
-class TestCollected:
+class TestAfterTombstoneGc:
     KEYS = tuple(f"k{number}" for number in range(30))
 
     @pytest.fixture(params=["expired", "deleted"])
@@ -97,16 +97,14 @@ class TestCollected:
         return joined
 
     @pytest.mark.parametrize("level", ["quorum", "all"])
-    def test_look_up_costs_the_same_where_a_replica_has_collected(
-        self, joined: Joined, level: str
-    ) -> None:
+    def test_lookup_needs_no_repair_after_tombstone_gc(self, joined: Joined, level: str) -> None:
         for key in self.KEYS:
             assert joined.lookup(key, level=level) == {}
             assert joined.exists(key, level=level) == {}
         kinds = collections.Counter(type(request.message).__name__ for _, request in joined.asked)
         assert kinds == {"Lookup": len(self.KEYS) * 2 * Level(level).needed(3)}
 
-    def test_replica_that_has_collected_is_not_taken_for_behind(self, joined: Joined) -> None:
+    def test_replica_after_tombstone_gc_is_not_lagging(self, joined: Joined) -> None:
         # A replica with an older horizon still returns tombstones.
         for key in self.KEYS:
             joined.peers["b"].local_partitions.horizons[partition_of(key.encode())] = 0

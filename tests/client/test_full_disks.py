@@ -49,9 +49,7 @@ def joined_with(stores: dict[str, Full]) -> Joined:
 
 @pytest.mark.parametrize("how", ["is_full", "has_little"])
 @pytest.mark.parametrize("full", ["b", "c", "bc"])
-def test_read_finds_the_newest_value_though_a_replica_has_no_room_for_it(
-    full: str, how: str
-) -> None:
+def test_read_returns_newest_value_when_a_replica_has_a_full_disk(full: str, how: str) -> None:
     stores: dict[str, Full] = {}
     joined = joined_with(stores)
     for name in full:
@@ -65,7 +63,7 @@ def test_read_finds_the_newest_value_though_a_replica_has_no_room_for_it(
 
 @pytest.mark.parametrize("how", ["is_full", "has_little"])
 @pytest.mark.parametrize("asked", ["ab", "ac"])
-def test_read_at_quorum_answers_where_the_other_replica_has_no_room(asked: str, how: str) -> None:
+def test_quorum_read_succeeds_when_other_replica_has_a_full_disk(asked: str, how: str) -> None:
     stores: dict[str, Full] = {}
     joined = joined_with(stores)
     _, full = asked

@@ -45,7 +45,7 @@ def in_child(work: Callable[[], Any]) -> str:
 
 
 class TestClock:
-    def test_tick_in_the_middle_of_a_tick_gets_another_stamp(self) -> None:
+    def test_nested_tick_gets_a_different_stamp(self) -> None:
         inner: list[int] = []
 
         def wall() -> int:
@@ -59,7 +59,7 @@ class TestClock:
         assert outer != inner[0]
         assert clock.tick() > max(outer, inner[0])
 
-    def test_observe_in_the_middle_of_a_tick_is_kept(self) -> None:
+    def test_observe_during_tick_is_kept(self) -> None:
         def wall() -> int:
             clock.observe(stamp_at(9))
             return 5
@@ -67,7 +67,7 @@ class TestClock:
         clock = Clock(wall)
         assert clock.tick() > stamp_at(9)
 
-    def test_threads_get_growing_stamps_and_none_twice(self) -> None:
+    def test_threads_get_unique_increasing_stamps(self) -> None:
         clock = Clock(lambda: 5)
         stamps: list[list[int]] = [[] for _ in range(4)]
 
@@ -82,7 +82,7 @@ class TestClock:
         assert all(mine == sorted(mine) for mine in stamps)
         assert max(Counter(stamp for mine in stamps for stamp in mine).values()) == 1
 
-    def test_signal_handler_gets_growing_stamps_and_none_twice(self) -> None:
+    def test_signal_handler_gets_unique_increasing_stamps(self) -> None:
         clock, stamps = Clock(lambda: 5), [0]
         handled: list[int] = []
 
@@ -112,7 +112,7 @@ class TestSession:
             process=lambda: process[0],
         )
 
-    def test_child_stamps_under_a_writer_of_its_own(self) -> None:
+    def test_forked_child_stamps_with_its_own_writer(self) -> None:
         process, now = [1], [NOW]
         session = self.session(process, now)
         in_parent = session.new_version()
@@ -131,7 +131,7 @@ class TestSession:
         assert later < ahead
         assert unpack(later)[1] != unpack(ahead)[1]
 
-    def test_writer_stays_while_process_and_clock_do(self) -> None:
+    def test_writer_is_constant_within_a_process(self) -> None:
         session = self.session([1], [NOW])
         writers = {unpack(session.new_version())[1] for _ in range(100)}
         assert len(writers) == 1
@@ -152,7 +152,7 @@ def record_of(client: Client, index: str, key: str) -> Record:
 
 
 class TestFork:
-    def test_first_put_in_a_child_has_another_writer(self, seeds: list[str], index: str) -> None:
+    def test_put_in_forked_child_has_a_different_writer(self, seeds: list[str], index: str) -> None:
         with Client(*seeds, timeout=20) as client:
             client.put(index, "parent", 1)
             for number in range(3):  # each child makes its first call
@@ -161,12 +161,14 @@ class TestFork:
             writers = {unpack(record_of(client, index, key).version)[1] for key in names}
         assert len(writers) == 4
 
-    def test_client_is_first_used_in_a_child(self, seeds: list[str], index: str) -> None:
+    def test_client_works_when_first_used_in_forked_child(
+        self, seeds: list[str], index: str
+    ) -> None:
         with Client(*seeds, timeout=20) as client:
             assert in_child(lambda: client.put(index, "a", 1)) == "None"
             assert in_child(lambda: client.lookup(index, "a")) == "1"
 
-    def test_client_is_closed_in_a_child_and_goes_on_in_the_parent(
+    def test_close_in_forked_child_does_not_affect_parent(
         self, seeds: list[str], index: str
     ) -> None:
         with Client(*seeds, timeout=20) as client:
@@ -174,7 +176,7 @@ class TestFork:
             assert in_child(client.close) == "None"
             assert client.lookup(index, "a") == 1
 
-    def test_async_client_first_used_in_children_has_a_writer_in_each(
+    def test_async_client_first_used_in_children_has_a_writer_per_child(
         self, seeds: list[str], index: str
     ) -> None:
         client = AsyncClient(*seeds, timeout=20)
@@ -189,9 +191,7 @@ class TestFork:
             writers = {unpack(record_of(reader, index, key).version)[1] for key in ("a", "b")}
         assert len(writers) == 2
 
-    def test_async_client_that_was_used_says_so_in_a_child(
-        self, seeds: list[str], index: str
-    ) -> None:
+    def test_used_async_client_raises_in_forked_child(self, seeds: list[str], index: str) -> None:
         async def run() -> tuple[str, int]:
             async with AsyncClient(*seeds, timeout=20) as client:
                 await client.put(index, "a", 1)
@@ -208,7 +208,7 @@ class TestFork:
         assert value == 1
 
 
-def test_second_loop_in_a_thread_is_an_error_at_once(seeds: list[str], index: str) -> None:
+def test_second_event_loop_in_a_thread_raises_at_once(seeds: list[str], index: str) -> None:
     """The first loop was stopped with calls gathered, as a KeyboardInterrupt does."""
     client = AsyncClient(*seeds, timeout=20)
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()

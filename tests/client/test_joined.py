@@ -43,7 +43,7 @@ def kinds(joined: Joined) -> list[str]:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_lookup_finds_what_was_put(joined: Joined, level: str) -> None:
+def test_lookup_returns_put_value(joined: Joined, level: str) -> None:
     assert joined.put({"a": 1, "b": None}, level).stored == 2
     assert joined.lookup("a", "b", "c", level=level) == {"a": 1, "b": None}
     assert joined.delete("a", "c", level=level).deleted == 1
@@ -97,7 +97,7 @@ class TestDisagreement:
         assert {} in seen["scan"]
         assert seen["quorum"] == [{"k": 1}] * 3
 
-    def test_replica_that_missed_an_older_write_is_asked_last_for_a_while(self) -> None:
+    def test_replica_that_missed_a_write_is_deprioritised_for_a_while(self) -> None:
         joined = Joined()
         keys = [f"k{number}" for number in range(30)]
         joined.put(dict.fromkeys(keys, 1), "all")
@@ -145,10 +145,12 @@ class TestDisagreement:
             assert joined.lookup("k") == {"k": 1}
 
 
-class TestDamage:
+class TestCorruptRecords:
     @pytest.mark.parametrize("level", LEVELS)
     @pytest.mark.parametrize("corrupt", "abc")
-    def test_is_answered_from_another_replica_and_repaired(self, level: str, corrupt: str) -> None:
+    def test_corrupt_record_is_read_from_another_replica_and_repaired(
+        self, level: str, corrupt: str
+    ) -> None:
         joined = Joined()
         joined.put({"k": 1, "other": 2}, "all")
         whole = joined.record(corrupt, "k")
@@ -160,7 +162,7 @@ class TestDamage:
             corruption = joined.peers[corrupt].local_partitions.corruption
             assert (corruption.found, corruption.repaired, len(corruption)) == (1, 1, 0)
 
-    def test_does_not_bring_back_what_was_overwritten(self, joined: Joined) -> None:
+    def test_corrupt_record_does_not_revive_overwritten_value(self, joined: Joined) -> None:
         """One replica missed the write, and one holds it corrupt: only the third has it."""
         joined.put({"k": "old"}, "all")
         joined.silent = {"b"}
@@ -172,21 +174,23 @@ class TestDamage:
             assert joined.lookup("k", level=level) == {"k": "new"}
             joined.stores[corrupt].records[joined.place("k")] = whole or b""
 
-    def test_with_too_few_sound_replicas_is_an_error_not_an_answer(self, joined: Joined) -> None:
+    def test_lookup_fails_with_too_few_sound_replicas(self, joined: Joined) -> None:
         joined.put({"k": 1}, "all")
         for peer in "ab":
             joined.corruption(peer, "k")
         with pytest.raises(CorruptRecord, match="'k'"):
             joined.lookup("k", level="all")
 
-    def test_is_overwritten_by_the_next_put(self, joined: Joined) -> None:
+    def test_put_overwrites_corrupt_record(self, joined: Joined) -> None:
         joined.put({"k": 1}, "all")
         for peer in "abc":
             joined.corruption(peer, "k")
         assert joined.put({"k": 2}, "all").ok
         assert joined.lookup("k", level="all") == {"k": 2}
 
-    def test_is_not_repaired_from_a_replica_that_missed_the_write(self, joined: Joined) -> None:
+    def test_corrupt_record_is_not_repaired_from_replica_that_missed_the_write(
+        self, joined: Joined
+    ) -> None:
         """The corrupt record was acked here and on ``b``: the record of ``c`` is not enough."""
         joined.put({"k": "old"}, "all")
         joined.down = {"c"}
@@ -204,7 +208,7 @@ class TestDamage:
         assert joined.record("a", "k") == joined.record("b", "k")
 
     @pytest.mark.parametrize(("corrupt", "missed", "away"), list(itertools.permutations("abc")))
-    def test_does_not_count_as_a_vote_for_a_missing_key(
+    def test_corrupt_record_does_not_vote_for_missing_key(
         self, corrupt: str, missed: str, away: str
     ) -> None:
         """Whether it is asked for the value or only for a digest, in which both look the same."""
@@ -216,7 +220,7 @@ class TestDamage:
         with pytest.raises((CorruptRecord, TimedOut, Unavailable)):
             joined.lookup("k")
 
-    def test_delays_a_page_until_it_is_repaired(self, joined: Joined) -> None:
+    def test_corrupt_record_delays_page_until_repaired(self, joined: Joined) -> None:
         joined.put({str(number): number for number in range(50)}, "all")
         for peer in "abc":
             joined.corruption(peer, str("abc".index(peer)))
@@ -224,7 +228,9 @@ class TestDamage:
         joined.settle()
         assert all(len(core.local_partitions.corruption) == 0 for core in joined.peers.values())
 
-    def test_with_tombstone_flag_does_not_count_as_delete(self, joined: Joined) -> None:
+    def test_corrupt_record_with_tombstone_flag_does_not_count_as_delete(
+        self, joined: Joined
+    ) -> None:
         joined.put({"k": 1}, "all")
         for peer in "abc":
             whole = joined.record(peer, "k") or b""
@@ -234,7 +240,9 @@ class TestDamage:
                 joined.alter(peer, "k", lambda record: record[:28] + b"\x01" + record[29:])
             joined.stores[peer].records[joined.place("k")] = whole
 
-    def test_without_tombstone_flag_does_not_count_as_live(self, joined: Joined) -> None:
+    def test_corrupt_record_without_tombstone_flag_does_not_count_as_live(
+        self, joined: Joined
+    ) -> None:
         joined.put({"k": 1}, "all")
         joined.delete("k", level="all")
         for peer in "abc":

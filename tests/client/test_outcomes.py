@@ -163,7 +163,7 @@ class TestFullDisks:
         ]
         assert [hint.peer for hint in hints] == [full], "c answers after the call is done"
 
-    def test_two_full_disks_make_a_touch_unknown_and_name_the_reason(self) -> None:
+    def test_touch_with_two_full_disks_is_unknown_and_names_the_reason(self) -> None:
         cluster = Cluster()
         cluster.fill("a", "b")
         result = cluster.write("touch")
@@ -172,7 +172,7 @@ class TestFullDisks:
             result.raise_first()
 
     @pytest.mark.parametrize("kind", ["put", "touch"])
-    def test_three_full_disks_fail_a_write_with_the_refusal_itself(self, kind: str) -> None:
+    def test_write_with_three_full_disks_raises_disk_full(self, kind: str) -> None:
         cluster = Cluster()
         cluster.fill(*REPLICAS)
         began = cluster.now
@@ -181,7 +181,7 @@ class TestFullDisks:
         assert isinstance(result.reasons[0], DiskFull)
         assert cluster.now == began, "it cannot come right, so it is not tried again"
 
-    def test_batch_stores_an_item_although_replicas_refuse_another(self) -> None:
+    def test_batch_stores_items_that_replicas_accept(self) -> None:
         cluster = Cluster()
         cluster.put({"l": "before"}, "all")
         items = [(key, key.encode(), cluster.touched(key)) for key in "kl"]
@@ -220,7 +220,7 @@ class TestDelete:
         sends += operation.lost("a", cluster.now) + operation.lost("b", cluster.now)
         assert cluster.run(operation, sends).deleted == 1
 
-    def test_new_route_keeps_what_the_old_one_found(self) -> None:
+    def test_rerouted_delete_keeps_result_of_first_attempt(self) -> None:
         cluster = Cluster("oos")
         operation = DeleteOperation(
             cluster.session, cluster.now + 5000, "i", Level.ALL, [("k", b"k", b"")]
@@ -239,12 +239,12 @@ class TestDelete:
             core._recent_deletes = RecentDeletes()  # as after a restart
         assert cluster.run(operation, operation.lost("c", cluster.now)).deleted == 1
 
-    def test_superseded_delete_keeps_what_its_first_attempt_found(self) -> None:
+    def test_superseded_delete_keeps_result_of_first_attempt(self) -> None:
         cluster = Cluster("ood")
         delete_later(cluster, "b")
         assert cluster.write("delete").deleted == 1
 
-    def test_replica_reports_what_the_first_version_of_a_delete_found(self) -> None:
+    def test_replica_repeats_result_of_first_version_of_a_delete(self) -> None:
         cluster = Cluster("moo")
         delete_later(cluster, "b")
         cluster.forget("c", "k")
@@ -360,7 +360,7 @@ class TestLateAnswers:
         cluster.lookup("other")
         assert self.hinted(cluster) == {("c", b"k")}
 
-    def test_silence_becomes_a_hint_after_some_seconds(self) -> None:
+    def test_missing_reply_becomes_a_hint_after_some_seconds(self) -> None:
         cluster = Cluster("oos")
         assert cluster.write("put").ok
         cluster.silent.clear()

@@ -79,7 +79,7 @@ def _ask_asyncio(seeds: list[str]) -> None:
 
 
 @pytest.mark.parametrize("ask", [_ask_blocking, _ask_asyncio])
-def test_search_pauses_when_members_greet_and_refuse_everything_else(
+def test_search_pauses_when_members_only_answer_hello(
     ask: Callable[[list[str]], None],
 ) -> None:
     with _unready() as members:

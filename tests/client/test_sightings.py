@@ -35,7 +35,7 @@ def test_claim_has_the_newest_acked_stamp(sightings: Sightings) -> None:
     assert sightings.claims() == [["s", 3, 1000, 90]]
 
 
-def test_life_without_ack_is_no_claim(sightings: Sightings) -> None:
+def test_life_without_acked_write_is_not_claimed(sightings: Sightings) -> None:
     assert sightings.learn(["s", 3, 1000, 0]) is not None
     assert sightings.claims() == []
 
@@ -45,21 +45,21 @@ def test_welcome_with_invalid_store_is_ignored(sightings: Sightings, store: Any)
     assert sightings.learn(store) is None
 
 
-def test_few_lives_of_a_store_are_kept_and_always_the_newest_write(sightings: Sightings) -> None:
+def test_lives_per_store_are_limited_and_newest_write_is_kept(sightings: Sightings) -> None:
     sightings.learn(["s", 5, 1000, 500])
     for number in range(20):
         sightings.learn(["s", 5 + number, 2000, 10 + number])
     assert claims_about(sightings, "s") == [(5, 500), (22, 27), (23, 28), (24, 29)]
 
 
-def test_claims_are_bounded_and_the_last_seen_stores_are_kept(sightings: Sightings) -> None:
+def test_claims_are_limited_to_most_recently_seen_stores(sightings: Sightings) -> None:
     for number in range(3 * MOST_CLAIMS):
         sightings.learn([f"store-{number}", 1, 1, 1])
     kept = [claim[0] for claim in sightings.claims()]
     assert kept == [f"store-{number}" for number in range(2 * MOST_CLAIMS, 3 * MOST_CLAIMS)]
 
 
-def test_hello_without_claims_is_that_of_earlier_versions() -> None:
+def test_hello_without_claims_equals_that_of_earlier_versions() -> None:
     assert encode(Envelope(1, 0, 0, Hello("c", seen=[]))) == encode(Envelope(1, 0, 0, Hello("c")))
     [frame] = encode(Envelope(1, 0, 0, Hello("c", seen=[["s", 1, 2, 3]])))
     assert decode([frame]).message == Hello("c", seen=[["s", 1, 2, 3]])

@@ -42,7 +42,7 @@ def run(program: str, seeds: list[str]) -> str:
     return done.stdout
 
 
-def test_handler_makes_calls_in_the_middle_of_calls(seeds: list[str]) -> None:
+def test_signal_handler_makes_calls_during_calls(seeds: list[str]) -> None:
     """The client of the handler is that of the program, and often it has no connection yet."""
     printed = run(
         """
@@ -76,7 +76,7 @@ def test_handler_makes_calls_in_the_middle_of_calls(seeds: list[str]) -> None:
     assert printed.split() == ["True", "0"]
 
 
-def test_call_at_every_line_of_a_call(seeds: list[str]) -> None:
+def test_call_from_every_line_of_a_call_succeeds(seeds: list[str]) -> None:
     """What a handler may do between any two lines, tried at all of them."""
     printed = run(
         """
@@ -106,7 +106,7 @@ def test_call_at_every_line_of_a_call(seeds: list[str]) -> None:
     assert printed.split() == ["True"]
 
 
-def test_interrupt_at_lines_of_the_first_call(seeds: list[str]) -> None:
+def test_interrupt_at_any_line_of_first_call_leaves_client_usable(seeds: list[str]) -> None:
     printed = run(
         """
         def tracer(frame, event, arg):
@@ -146,7 +146,7 @@ def test_interrupt_at_lines_of_the_first_call(seeds: list[str]) -> None:
     assert printed.split() == ["True", "True"]
 
 
-def test_interrupt_at_any_moment_leaves_nothing_behind(seeds: list[str]) -> None:
+def test_interrupt_at_any_time_leaks_nothing(seeds: list[str]) -> None:
     printed = run(
         """
         interrupts = 0
@@ -184,7 +184,7 @@ def test_interrupt_at_any_moment_leaves_nothing_behind(seeds: list[str]) -> None
     assert printed.split() == ["True", "True"]
 
 
-def test_handler_closes_the_client_in_the_middle_of_a_call(seeds: list[str]) -> None:
+def test_signal_handler_closes_client_during_a_call(seeds: list[str]) -> None:
     printed = run(
         """
         closed = 0
@@ -213,7 +213,7 @@ def test_handler_closes_the_client_in_the_middle_of_a_call(seeds: list[str]) -> 
     assert printed.split() == ["60", "True"]
 
 
-def test_close_waits_for_calls_of_other_threads_and_they_fail(seeds: list[str]) -> None:
+def test_close_fails_and_awaits_calls_of_other_threads(seeds: list[str]) -> None:
     printed = run(
         """
         errors, working = [], set()

@@ -40,7 +40,7 @@ def put_under(joined: Joined, version: Version, value: str, *peers: str) -> Any:
 
 
 @pytest.mark.parametrize("values", [("one", "two"), ("two", "one")])
-def test_put_that_meets_an_equal_version_with_higher_bytes_is_stamped_past_it(
+def test_put_is_stamped_past_equal_version_with_higher_bytes(
     joined: Joined, values: tuple[str, str]
 ) -> None:
     version = pack(stamp_at(joined.now), b"twin")
@@ -61,7 +61,7 @@ def test_put_that_meets_an_equal_version_with_higher_bytes_is_stamped_past_it(
     assert len(stamped) == (6 if values[1] == "one" else 3)
 
 
-def test_reconciliation_picks_and_repairs_by_bytes_among_equal_versions(joined: Joined) -> None:
+def test_reconciliation_orders_equal_versions_by_bytes(joined: Joined) -> None:
     version = pack(stamp_at(joined.now), b"twin")
     put_under(joined, version, "two", "a")
     put_under(joined, version, "one", "b")
@@ -73,7 +73,7 @@ def test_reconciliation_picks_and_repairs_by_bytes_among_equal_versions(joined: 
     assert len({joined.record(peer, "k") for peer in "abc"}) == 1
 
 
-def test_restored_record_loses_to_a_record_with_its_version_and_higher_bytes(
+def test_restored_record_loses_to_equal_version_with_higher_bytes(
     joined: Joined,
 ) -> None:
     joined.put({"k": "two"}, "all")
@@ -91,9 +91,7 @@ class TestChunks:
         items = [(name, name.encode(), b"\x01") for name in names]
         return PutOperation(joined.session, joined.now + 5000, "i", Level.ALL, items, None)
 
-    def test_each_chunk_of_a_batch_has_a_version_above_those_sent_before(
-        self, joined: Joined
-    ) -> None:
+    def test_chunks_of_a_batch_have_increasing_versions(self, joined: Joined) -> None:
         joined.run(self.operation(joined))
         for name in "abc":
             puts = [request.message for peer, request in joined.asked if peer == name]
@@ -101,7 +99,7 @@ class TestChunks:
             assert len(versions) >= 3
             assert versions == sorted(set(versions))
 
-    def test_chunk_that_is_sent_again_keeps_its_version(self, joined: Joined) -> None:
+    def test_resent_chunk_keeps_its_version(self, joined: Joined) -> None:
         left = 5
 
         def busy_at_first(envelope: Envelope) -> Envelope:

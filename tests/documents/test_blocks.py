@@ -70,9 +70,7 @@ def _of(page: str, *languages: str) -> list[Block]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_blocks_of_a_page_run(
-    page: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_blocks_of_page_run(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     todo = _of(page, *running.RUN)
     if not todo:
         return
@@ -92,7 +90,7 @@ def test_the_blocks_of_a_page_run(
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_other_blocks_of_a_page_are_right(page: str, tmp_path: Path) -> None:
+def test_other_blocks_of_page_are_valid(page: str, tmp_path: Path) -> None:
     for block in blocks(page):
         if block.held_by:
             assert block.page in (ROOT / block.held_by).read_text() or (
@@ -105,7 +103,7 @@ def test_the_other_blocks_of_a_page_are_right(page: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_between_the_lines_exist(page: str) -> None:
+def test_commands_in_prose_exist(page: str) -> None:
     for typed in spans(page):
         words = shlex.split(typed)
         if "..." in typed or "--install-completion" in words:  # which would act at once
@@ -215,7 +213,7 @@ _CHECKS: Final = {
 # -- the tools themselves
 
 
-def test_a_block_says_what_is_in_it() -> None:
+def test_every_block_names_its_language() -> None:
     for text in ("```\nls\n```\n", "    indented\n", '```sh never="no"\nls\n```\n'):
         with pytest.raises(ValueError, match=r"x\.md:\d"):
             list(parse("x.md", text))
@@ -223,7 +221,7 @@ def test_a_block_says_what_is_in_it() -> None:
     assert (block.line, block.why_not_run) == (4, "it needs a daemon")
 
 
-def test_a_language_that_nobody_checks_is_an_error(tmp_path: Path) -> None:
+def test_block_of_unchecked_language_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="no check for ruby"):
         _check(Block("x.md", 1, "ruby", "puts 1"), tmp_path)
 
@@ -238,21 +236,19 @@ def test_a_language_that_nobody_checks_is_an_error(tmp_path: Path) -> None:
         ("output", "something else"),
     ],
 )
-def test_a_block_that_does_not_do_what_it_says_fails(
-    language: str, text: str, tmp_path: Path
-) -> None:
+def test_block_with_wrong_output_fails(language: str, text: str, tmp_path: Path) -> None:
     good = Block("x.md", 1, "sh", "echo this")
     with pytest.raises(AssertionError, match=r"x\.md:9"):
         running.run([good, Block("x.md", 9, language, text)], tmp_path, lambda printed: 0)
 
 
-def test_what_is_printed_may_vary_where_the_page_says_so(tmp_path: Path) -> None:
+def test_output_may_vary_where_marked(tmp_path: Path) -> None:
     page = [Block("x.md", 1, "sh", "echo took 12 ms, 3 peers"), Block("x.md", 3, "output", "")]
     page[1] = Block("x.md", 3, "output", "took ... ms, 3 peers")
     running.run(page, tmp_path, lambda printed: 0)
 
 
-def test_blocks_share_a_directory_a_shell_and_ports(tmp_path: Path) -> None:
+def test_blocks_share_directory_shell_and_ports(tmp_path: Path) -> None:
     typed = (
         ("sh", "export WORD=127.0.0.1:7000\nmkdir sub\ncd sub\nsleep 60 &"),
         ("python", "import os\nassert os.environ['WORD'] == '127.0.0.1:7777'"),
@@ -266,20 +262,20 @@ def test_blocks_share_a_directory_a_shell_and_ports(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words", ["dstash fetch", "dstash --peer x get i k", "dstash cluster plan", "cat conf/no.toml"]
 )
-def test_a_command_that_is_not_run_is_read(words: str) -> None:
+def test_command_that_is_not_run_is_parsed(words: str) -> None:
     with pytest.raises(AssertionError, match=r"x\.md:1"):
         _check_unrun(Block("x.md", 1, "sh", words, "why"))
     _check_unrun(Block("x.md", 1, "sh", "dstash -o json get i k", "why"))
 
 
-def test_answers_are_checked_and_prose_is_not() -> None:
+def test_output_is_checked_and_prose_is_not() -> None:
     source = "x = [1]\nfor one in x:\n    one + 1  # 2\nx  # a list\nx  # [1]\n"
     exec(checked(source), {})  # noqa: S102  # the text above
     with pytest.raises(AssertionError, match="line 3"):
         exec(checked(source.replace("# 2", "# 3")), {})  # noqa: S102
 
 
-def test_pages_that_are_held_elsewhere_exist() -> None:
+def test_pages_tested_elsewhere_exist() -> None:
     for (page, language), test in HELD_ELSEWHERE.items():
         assert (ROOT / test).exists()
         assert any(one.language == language for one in blocks(page)), page

@@ -9,5 +9,5 @@ from tests.documents.reference import PAGES
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_that_is_made_is_up_to_date(page: str) -> None:
+def test_generated_page_is_up_to_date(page: str) -> None:
     assert (ROOT / page).read_text() == PAGES[page](), "run: make docs"

@@ -40,7 +40,7 @@ def waits(here: Here, text: str) -> None:
     wait_until(lambda: any(text in one for one in here.status()["waits"]), PATIENCE, text)
 
 
-def test_two_of_three_disks_are_lost(peers: Peers) -> None:
+def test_accept_loss_recovers_from_two_lost_disks_of_three(peers: Peers) -> None:
     here = Here(peers)
     wipe(peers, "p2", "p3")
     waits(here, "4096 partitions of p2 lack 1 of the replicas that have every write")
@@ -69,7 +69,7 @@ def test_two_of_three_disks_are_lost(peers: Peers) -> None:
     check("status", json.dumps(status))
 
 
-def test_two_of_three_machines_are_gone_for_good(peers: Peers) -> None:
+def test_accept_loss_recovers_from_two_lost_machines_of_three(peers: Peers) -> None:
     here = Here(peers)
     for name in ("p1", "p2", "p3"):
         peers[name].kill()

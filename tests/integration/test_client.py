@@ -51,7 +51,7 @@ def thorough(trio: Peers) -> Iterator[Client]:
 
 
 class TestModel:
-    def test_does_what_a_dictionary_does(self, thorough: Client) -> None:
+    def test_index_behaves_like_a_dictionary(self, thorough: Client) -> None:
         names = iter(range(10**6))
         keys = st.sampled_from(["a", "b", "ü", b"a", 1, -1, "1"])
         values = st.none() | st.integers() | st.text(max_size=9) | st.tuples(st.booleans())
@@ -115,9 +115,7 @@ class TestModel:
 
 
 class TestBatches:
-    def test_large_values_come_back_in_spite_of_the_limits_of_messages(
-        self, thorough: Client
-    ) -> None:
+    def test_batch_larger_than_a_message_round_trips(self, thorough: Client) -> None:
         client = thorough
         large = {f"large-{n}": os.urandom(1 << 20) for n in range(24)}
         client.batch_put("large", large).raise_for_failures()
@@ -125,14 +123,14 @@ class TestBatches:
             assert client.batch_lookup("large", large, read=level) == large
         assert dict(client.items("large")) == large
 
-    def test_the_largest_value_comes_back(self, client: Client) -> None:
+    def test_largest_value_round_trips(self, client: Client) -> None:
         largest = bytes(8 * 1024 * 1024 - 5)
         client.put("i", "largest", largest)
         assert client.lookup("i", "largest") == largest
         with pytest.raises(LimitError):
             client.put("i", "too large", largest + b"x")
 
-    def test_many_keys(self, thorough: Client) -> None:
+    def test_batch_of_many_keys_round_trips(self, thorough: Client) -> None:
         client = thorough
         many = {f"key-{n}": n for n in range(50_000)}
         assert client.batch_put("many", many).stored == len(many)
@@ -142,7 +140,7 @@ class TestBatches:
         assert client.batch_delete("many", many).deleted == len(many)
         assert client.count("many") == 0
 
-    def test_nothing_is_nothing(self, client: Client) -> None:
+    def test_empty_batches_do_nothing(self, client: Client) -> None:
         assert client.batch_put("i", {}).ok
         assert client.batch_lookup("i", []) == {}
         assert client.batch_delete("i", []).deleted == 0
@@ -176,22 +174,24 @@ class TestRefusals:
             (lambda c: c.count("i", "\ud800"), LimitError),
         ],
     )
-    def test_are_made_before_anything_is_sent(self, call: Any, error: type[Exception]) -> None:
+    def test_invalid_arguments_raise_before_anything_is_sent(
+        self, call: Any, error: type[Exception]
+    ) -> None:
         with Client(f"tcp://127.0.0.1:{free_port()}") as client, pytest.raises(error):
             call(client)
 
-    def test_nobody_there(self) -> None:
+    def test_unused_port_raises_no_peers(self) -> None:
         address = f"tcp://127.0.0.1:{free_port()}"
         with Client(address, timeout=0.5) as client, pytest.raises(NoPeers, match=address):
             client.lookup("i", "k")
 
-    def test_somebody_else_there(self) -> None:
+    def test_foreign_server_raises_no_peers(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
             with Client(address, timeout=0.5) as client, pytest.raises(NoPeers):
                 client.lookup("i", "k")
 
-    def test_another_cluster(self, trio: Peers) -> None:
+    def test_peer_of_another_cluster_is_named(self, trio: Peers) -> None:
         with (
             Client(trio["a"].address, cluster="other", timeout=5) as client,
             pytest.raises(DStashError, match="this is cluster 'dstash', not 'other'"),
@@ -211,7 +211,7 @@ class TestThreadsAndProcesses:
             list(pool.map(work, range(16)))
         assert client.count("threads") == 16 * 30
 
-    def test_a_closed_client_says_so(self, trio: Peers) -> None:
+    def test_closed_client_raises(self, trio: Peers) -> None:
         client = Client(trio["a"].address)
         client.put("i", "k", 1)
         client.close()
@@ -219,7 +219,7 @@ class TestThreadsAndProcesses:
         with pytest.raises(ClosedError):
             client.lookup("i", "k")
 
-    def test_closing_ends_calls_under_way_in_other_threads(self) -> None:
+    def test_close_ends_calls_of_other_threads(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             client = Client(f"tcp://127.0.0.1:{silent.getsockname()[1]}", timeout=60)
             errors: list[BaseException] = []
@@ -238,7 +238,7 @@ class TestThreadsAndProcesses:
             assert not thread.is_alive()
             assert [type(error) for error in errors] == [ClosedError]
 
-    def test_a_forked_child_makes_connections_of_its_own(self, client: Client) -> None:
+    def test_forked_child_opens_its_own_connections(self, client: Client) -> None:
         client.put("i", "parent", 1)
         read, write = os.pipe()
         with warnings.catch_warnings():
@@ -263,7 +263,7 @@ class TestThreadsAndProcesses:
         client.put("i", "parent", 3)
         assert client.lookup("i", "parent") == 3
 
-    def test_admin_from_before_a_fork_works_in_the_child(self, trio: Peers) -> None:
+    def test_admin_created_before_fork_works_in_child(self, trio: Peers) -> None:
         admin = trio.client().admin  # of a client that has made no call
         read, write = os.pipe()
         with warnings.catch_warnings():
@@ -300,7 +300,9 @@ class TestOtherLanguages:
         assert reply[2] == 7
         return reply[1], reply[5:], body
 
-    def test_can_write_and_read(self, trio: Peers, client: Client) -> None:
+    def test_client_written_from_protocol_page_writes_and_reads(
+        self, trio: Peers, client: Client
+    ) -> None:
         with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
             peer.linger = 0
             peer.connect(trio["b"].address)
@@ -324,7 +326,9 @@ class TestOtherLanguages:
             assert json.loads(error[2]["topology"])["epoch"] == epoch
             assert client.lookup("hand", "written", read="all") == "by hand"
 
-    def test_one_that_stores_nonsense_harms_nobody(self, trio: Peers, client: Client) -> None:
+    def test_invalid_data_of_other_client_does_not_break_scans(
+        self, trio: Peers, client: Client
+    ) -> None:
         """Keys that are no text and values that only look like msgpack."""
         with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
             peer.linger = 0

@@ -57,8 +57,8 @@ def stops(peer: Peer) -> None:
     assert time.monotonic() - began < 10
 
 
-class TestAnEmptyPeer:
-    def test_waits_for_consul_that_is_down_and_joins(
+class TestEmptyPeer:
+    def test_empty_peer_waits_for_unreachable_consul_and_joins(
         self, tmp_path: Path, consul: ConsulAgent
     ) -> None:
         with Peers.consul(tmp_path, consul.url, "away") as peers:
@@ -70,7 +70,7 @@ class TestAnEmptyPeer:
             assert holders(consul) == {"a"}
             peers.client().put("i", "k", 1)
 
-    def test_waits_for_consul_that_is_frozen_and_joins(
+    def test_empty_peer_waits_for_frozen_consul_and_joins(
         self, tmp_path: Path, consul: ConsulAgent
     ) -> None:
         consul.start()
@@ -85,7 +85,7 @@ class TestAnEmptyPeer:
             peers["a"].wait_ready()
             wait_until(lambda: holders(consul) == {"a"}, 30, "it has its lock")
 
-    def test_waits_for_a_leader(self, tmp_path: Path) -> None:
+    def test_empty_peer_waits_for_consul_leader(self, tmp_path: Path) -> None:
         lonely = ["-server", "-bootstrap-expect", "3", "-data-dir", str(tmp_path / "consul")]
         consul = ConsulAgent(tmp_path, lonely)
         consul.start()
@@ -97,9 +97,9 @@ class TestAnEmptyPeer:
             consul.stop()
 
 
-class TestAMember:
+class TestMember:
     @pytest.mark.parametrize("how", ["freeze", "stop"])
-    def test_serves_with_the_topology_on_its_disk(
+    def test_member_serves_with_topology_of_its_disk(
         self, peers: Peers, consul: ConsulAgent, how: str
     ) -> None:
         with Load(peers.client()) as load:
@@ -129,7 +129,7 @@ class TestAMember:
                 peers[name].wait_ready()
         load.check(peers.client())
 
-    def test_serves_when_all_were_killed(self, peers: Peers, consul: ConsulAgent) -> None:
+    def test_members_serve_after_all_were_killed(self, peers: Peers, consul: ConsulAgent) -> None:
         peers.client().put("i", "k", 1, write="all")
         peers.close_clients()
         consul.freeze()
@@ -146,7 +146,7 @@ class TestAMember:
         wait_until(lambda: holders(consul) == set("abc"), 60, "all have their locks")
         assert client.lookup("i", "k", read="all") == 2
 
-    def test_takes_a_later_topology_from_another_member(
+    def test_member_adopts_later_topology_of_another_member(
         self, peers: Peers, consul: ConsulAgent
     ) -> None:
         def epoch(name: str) -> int:
@@ -169,7 +169,7 @@ class TestAMember:
         wait_until(lambda: holders(consul) == set("abcd"), 60, "all have their locks")
         wait_until(lambda: peers["b"].page("/readyz")["alerts"] == [], 60, "the trouble is over")
 
-    def test_that_lost_its_store_waits(self, peers: Peers, consul: ConsulAgent) -> None:
+    def test_member_without_its_store_waits(self, peers: Peers, consul: ConsulAgent) -> None:
         assert peers["b"].stop() == 0
         for file in peers["b"].data.iterdir():
             file.unlink()
@@ -179,7 +179,7 @@ class TestAMember:
         consul.thaw()
         peers["b"].wait_ready()
 
-    def test_whose_id_another_process_has_taken_ends(
+    def test_member_ends_when_another_process_took_its_id(
         self, peers: Peers, consul: ConsulAgent
     ) -> None:
         assert peers["b"].stop() == 0

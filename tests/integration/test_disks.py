@@ -61,7 +61,7 @@ def zeroed(file: Path) -> None:
     file.write_bytes(bytes(file.stat().st_size))
 
 
-def test_a_file_that_is_cut_off_or_zeroed_is_set_aside_when_the_operator_says_so(
+def test_truncated_or_zeroed_file_is_set_aside_on_request(
     tmp_path: Path,
 ) -> None:
     with trio(tmp_path) as peers:
@@ -74,7 +74,7 @@ def test_a_file_that_is_cut_off_or_zeroed_is_set_aside_when_the_operator_says_so
             check_invariants(peers, load)
 
 
-def test_file_that_is_cut_off_at_work_ends_the_peer_with_a_word_about_it(
+def test_truncated_file_stops_running_peer_with_one_line(
     tmp_path: Path,
 ) -> None:
     with Peers.local(tmp_path) as peers:  # in no hurry: nothing reads the file meanwhile
@@ -93,7 +93,7 @@ def test_file_that_is_cut_off_at_work_ends_the_peer_with_a_word_about_it(
         start_as_the_setting_says(peer)
 
 
-def test_file_that_is_cut_off_under_a_load_is_filled_again_when_the_setting_says_so(
+def test_truncated_file_is_streamed_again_under_load_if_configured(
     tmp_path: Path,
 ) -> None:
     with trio(tmp_path) as peers:
@@ -148,7 +148,7 @@ def lose_a_file(peer: Peer, harm: Callable[[Path], None]) -> None:
     assert (aside / "data.mdb").stat().st_size == size, "renamed, not deleted"
 
 
-def test_bits_that_flip_at_work_are_answered_from_others_mended_counted_and_logged(
+def test_flipped_bits_are_repaired_counted_and_logged(
     tmp_path: Path,
 ) -> None:
     with trio(tmp_path) as peers:
@@ -220,7 +220,7 @@ def small_disk(folder: Path, size: int) -> list[str]:
     return ["prlimit", f"--fsize={size}"]
 
 
-def test_a_full_disk_refuses_writes_and_nothing_else_and_recovers_by_itself(
+def test_full_disk_refuses_only_writes_and_recovers(
     tmp_path: Path,
 ) -> None:
     peers = Peers.local(tmp_path)
@@ -269,7 +269,7 @@ def can_put(client: Client) -> bool:
     return True
 
 
-def test_a_sync_that_fails_stops_the_peer_and_acks_nothing(tmp_path: Path) -> None:
+def test_failed_fsync_stops_the_peer_without_acks(tmp_path: Path) -> None:
     with trio(tmp_path) as peers:
         peers.form("a", "b", "c")
         for _ in range(SOAK):

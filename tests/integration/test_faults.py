@@ -31,7 +31,7 @@ def placement(peers: Peers) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("attempt", range(3))
-def test_three_that_start_at_once_form_one_cluster(tmp_path: Path, attempt: int) -> None:
+def test_three_peers_started_together_form_one_cluster(tmp_path: Path, attempt: int) -> None:
     with Peers.local(tmp_path) as peers:
         peers.form("a", "b", "c")
         said = [peers.client().status() for _ in "abc"]
@@ -41,7 +41,7 @@ def test_three_that_start_at_once_form_one_cluster(tmp_path: Path, attempt: int)
         assert {one["state"] for one in said[0]["members"]} == {"active"}
 
 
-def test_below_min_peers_requests_are_refused_and_say_so(tmp_path: Path) -> None:
+def test_requests_below_min_peers_are_refused_with_reason(tmp_path: Path) -> None:
     with Peers.local(tmp_path) as peers:
         lonely = peers.start("a", "--min-peers", "3")
         client = peers.client()
@@ -62,7 +62,7 @@ def test_below_min_peers_requests_are_refused_and_say_so(tmp_path: Path) -> None
         client.put("i", "k", 1, timeout=30)
 
 
-def test_a_peer_that_comes_back_takes_its_place_without_moving_data(own: Peers) -> None:
+def test_restarted_peer_rejoins_without_moving_data(own: Peers) -> None:
     client = own.client()
     entries = {str(number): number for number in range(500)}
     client.batch_put("i", entries, write="all").raise_for_failures()
@@ -77,7 +77,7 @@ def test_a_peer_that_comes_back_takes_its_place_without_moving_data(own: Peers) 
     assert client.count("i") == 501
 
 
-def test_one_that_moved_to_another_port_is_found(own: Peers) -> None:
+def test_peer_on_a_new_port_is_found(own: Peers) -> None:
     client = own.client()
     client.put("i", "k", 1)
     own["b"].stop()
@@ -98,7 +98,7 @@ def test_kill_9_under_load_fails_no_request_and_loses_no_acked_write(own: Peers)
     load.check(own.client())
 
 
-def test_all_killed_at_once_under_load_come_back_with_all_that_was_acked(own: Peers) -> None:
+def test_acked_writes_survive_kill_of_all_peers_under_load(own: Peers) -> None:
     with Load(own.client(timeout=60.0)) as load:
         more(load, 200)
         for name in "abc":
@@ -109,7 +109,7 @@ def test_all_killed_at_once_under_load_come_back_with_all_that_was_acked(own: Pe
     load.check(own.client())
 
 
-def test_two_of_three_gone_is_unavailable_and_over_when_one_is_back(own: Peers) -> None:
+def test_calls_fail_with_two_of_three_peers_down_and_recover(own: Peers) -> None:
     client = own.client()
     client.put("i", "k", 1)
     own["b"].kill()
@@ -125,7 +125,7 @@ def test_two_of_three_gone_is_unavailable_and_over_when_one_is_back(own: Peers) 
     assert client.lookup("i", "k") == 3
 
 
-def test_a_frozen_peer_holds_up_the_first_call_only(own: Peers) -> None:
+def test_frozen_peer_delays_only_the_first_call(own: Peers) -> None:
     client = own.client()
     client.batch_put("i", {str(number): number for number in range(200)}).raise_for_failures()
     own["a"].freeze()
@@ -159,7 +159,7 @@ def test_sigterm_under_load_fails_no_request_and_ends_in_ten_seconds(own: Peers)
     assert "Traceback" not in own["b"].log.read_text()
 
 
-def test_one_after_the_other_restarted_under_load_fails_no_request(own: Peers) -> None:
+def test_rolling_restart_under_load_fails_no_request(own: Peers) -> None:
     with Load(own.client()) as load:
         for name in "abc":
             more(load, 100)
@@ -170,7 +170,7 @@ def test_one_after_the_other_restarted_under_load_fails_no_request(own: Peers) -
     load.check(own.client())
 
 
-def test_consul_that_stops_and_comes_back_empty_fails_no_request(tmp_path: Path) -> None:
+def test_consul_restart_without_data_fails_no_request(tmp_path: Path) -> None:
     """Not even when a peer dies meanwhile: no peer can know, since its lock cannot move."""
     consul = ConsulAgent(tmp_path)
     consul.start()

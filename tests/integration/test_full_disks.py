@@ -103,9 +103,7 @@ class Work:
 
 
 @pytest.mark.parametrize("full", ["c", "bc"])
-def test_deletes_and_reads_go_on_and_replicas_are_equal_when_there_is_room(
-    trio: Trio, full: str
-) -> None:
+def test_full_disks_serve_reads_and_deletes_and_converge_later(trio: Trio, full: str) -> None:
     client = trio.peers.client(timeout=10)
     work = Work(client)
     for name in full:

@@ -69,7 +69,7 @@ def back(peers: Peers, *names: str) -> None:
         peers[name].wait_ready()
 
 
-def test_one_is_killed_in_the_middle_of_acked_writes(wired: WiredPeers) -> None:
+def test_acked_writes_survive_kill_of_one_peer(wired: WiredPeers) -> None:
     for name in NAMES * SOAK if SOAK > 1 else "b":
         with Load(wired.client()) as load:
             more(load, 100)
@@ -81,7 +81,7 @@ def test_one_is_killed_in_the_middle_of_acked_writes(wired: WiredPeers) -> None:
         check_invariants(wired, load)
 
 
-def test_all_are_killed_in_the_middle_of_acked_writes(wired: WiredPeers) -> None:
+def test_acked_writes_survive_kill_of_all_peers(wired: WiredPeers) -> None:
     for _ in range(SOAK):
         with Load(wired.client(timeout=60.0)) as load:
             more(load, 150)
@@ -94,7 +94,7 @@ def test_all_are_killed_in_the_middle_of_acked_writes(wired: WiredPeers) -> None
         check_invariants(wired, load)
 
 
-def test_one_is_stopped_for_longer_than_its_session_lives(wired: WiredPeers) -> None:
+def test_peer_stopped_longer_than_its_session_rejoins(wired: WiredPeers) -> None:
     client = wired.client()
 
     def is_alive(name: str) -> bool:
@@ -119,7 +119,7 @@ def ways(name: str) -> dict[str, list[TransportSecurity]]:
     return {"both": into + out, "in": into, "out": out}
 
 
-def test_each_is_cut_off_in_turn_one_way_and_both(wired: WiredPeers) -> None:
+def test_partitioned_peer_loses_no_acked_write(wired: WiredPeers) -> None:
     every = [(name, how) for name in NAMES for how in ("both", "in", "out")] * SOAK
     for name, how in every if SOAK > 1 else zip(NAMES, ("both", "in", "out"), strict=True):
         with Load(wired.client()) as load:
@@ -131,7 +131,7 @@ def test_each_is_cut_off_in_turn_one_way_and_both(wired: WiredPeers) -> None:
         check_invariants(wired, load)
 
 
-def test_peers_that_cannot_hear_each_other_serve_clients_that_hear_all(wired: WiredPeers) -> None:
+def test_peers_cut_off_from_each_other_serve_connected_clients(wired: WiredPeers) -> None:
     between = [(one, other) for one in NAMES for other in NAMES if one != other]
     wait_until(lambda: all(wired.wires.moved[security] for security in between), 30, "they talk")
     for _ in range(SOAK):
@@ -159,7 +159,7 @@ def wait_until_buried(peers: Peers, client: Client) -> None:
     )
 
 
-def test_what_is_deleted_while_a_replica_is_away_stays_deleted(wired: WiredPeers) -> None:
+def test_delete_missed_by_absent_replica_stays_deleted(wired: WiredPeers) -> None:
     """I3, by name: and the tombstones wait on disk for the one that is away, then go."""
     client = wired.client()
     keys = [f"gone-{number}" for number in range(200)]
@@ -189,7 +189,7 @@ def test_what_is_deleted_while_a_replica_is_away_stays_deleted(wired: WiredPeers
 
 
 @pytest.mark.usefixtures("no_leaks")
-def test_a_replica_away_past_the_horizon_comes_back_empty(tmp_path: Path) -> None:
+def test_replica_absent_past_the_horizon_returns_empty(tmp_path: Path) -> None:
     """I3: a member was removed, tombstones were dropped without it, and then it is back."""
     with Peers.local(tmp_path) as peers:
         peers.environ |= HASTY
@@ -231,7 +231,7 @@ def leads(servers: list[ConsulAgent]) -> bool:
 
 
 @pytest.mark.usefixtures("no_leaks")
-def test_the_leader_of_consul_is_killed_again_and_again(tmp_path: Path) -> None:
+def test_consul_leader_kills_lose_no_acked_write(tmp_path: Path) -> None:
     consul = ConsulCluster(tmp_path)
     consul.start()
     try:

@@ -107,7 +107,7 @@ def delete_file(peers: Peers) -> None:
         *(cut_off, empty, overwrite, delete_file),
     ],
 )
-def test_peers_go_on_and_restore_the_topology(own: Peers, harm: Callable[[Peers], None]) -> None:
+def test_peers_serve_and_restore_lost_topology(own: Peers, harm: Callable[[Peers], None]) -> None:
     before = max(epochs(own))
     with Load(own.client()) as load:
         wait_until(lambda: load.operations > 50 or load.errors, 60, "calls")
@@ -136,7 +136,7 @@ def test_peers_go_on_and_restore_the_topology(own: Peers, harm: Callable[[Peers]
         assert peer.page("/readyz")["alerts"] == []
 
 
-def test_peer_that_restarts_in_a_new_place_leads_no_client_away(own: Peers) -> None:
+def test_peer_restarted_with_new_membership_directory_attracts_no_client(own: Peers) -> None:
     """The others look again at the new place, before it can restore the topology alone."""
     client = own.client()
     client.put("i", "k", 1)
@@ -169,9 +169,9 @@ def test_foreign_topology_without_live_members_is_replaced(own: Peers, tmp_path:
     load.check(own.client())
 
 
-class TestDamageWhileAllAreDown:
+class TestTopologyLostWhileAllAreDown:
     @pytest.mark.parametrize("harm", [cut_off, overwrite, delete])
-    def test_members_restore_it_from_their_stores(
+    def test_members_restore_lost_topology_from_their_stores(
         self, own: Peers, harm: Callable[[Peers], None]
     ) -> None:
         client = own.client()
@@ -185,7 +185,7 @@ class TestDamageWhileAllAreDown:
             own[name].wait_ready()
         assert own.client().lookup("i", "k", read="all") == 1
 
-    def test_empty_peer_founds_no_cluster_over_it(self, own: Peers) -> None:
+    def test_empty_peer_forms_no_cluster_over_corrupt_topology(self, own: Peers) -> None:
         for name in "abc":
             own[name].kill()
         cut_off(own)
@@ -202,7 +202,7 @@ class TestDamageWhileAllAreDown:
         assert own.members(client) == set("abcd")
 
 
-def test_health_and_status_name_the_trouble(own: Peers) -> None:
+def test_health_and_status_report_lost_membership(own: Peers) -> None:
     home(own).rename(own.folder / "away")
     home(own).touch()
     seeds = ",".join(peer.address for peer in own.all.values())

@@ -10,7 +10,7 @@ from tests.harness.peers import PATIENCE, Peers
 from tests.harness.waiting import wait_until
 
 
-def test_every_peer_moves_while_calls_wait(tmp_path: Path) -> None:
+def test_waiting_calls_follow_moved_peers(tmp_path: Path) -> None:
     async def test(peers: Peers) -> None:
         seeds = [peer.address for peer in peers.all.values()]
         async with AsyncClient(*seeds, timeout=60) as client:
@@ -31,7 +31,7 @@ def test_every_peer_moves_while_calls_wait(tmp_path: Path) -> None:
         asyncio.run(test(peers))
 
 
-def test_a_peer_whose_name_comes_first_joins_a_lone_one(tmp_path: Path) -> None:
+def test_peer_with_lower_id_joins_a_single_peer(tmp_path: Path) -> None:
     with Peers.local(tmp_path) as peers:
         peers.form("b")
         client = peers.client()

@@ -45,7 +45,7 @@ def restart(peers: Peers) -> None:
         peers[name].wait_ready()
 
 
-def test_old_copies_of_all_disks_are_told_by_a_client_that_saw_newer_ones(tmp_path: Path) -> None:
+def test_client_sightings_reveal_old_copies_of_all_disks(tmp_path: Path) -> None:
     with Peers.local(tmp_path) as peers:
         peers.form("a", "b", "c")
         client = peers.client(timeout=10.0)
@@ -84,7 +84,7 @@ def test_old_copies_of_all_disks_are_told_by_a_client_that_saw_newer_ones(tmp_pa
         assert client.batch_lookup("i", KEYS) == dict.fromkeys(KEYS, 1)
 
 
-def test_old_copy_is_recognised_by_members_that_restarted_while_it_was_down(tmp_path: Path) -> None:
+def test_old_copy_is_recognised_by_members_restarted_meanwhile(tmp_path: Path) -> None:
     with Peers.local(tmp_path) as peers:
         peers.form("a", "b", "c")
         copy = with_old_copy(peers, tmp_path)
@@ -102,7 +102,7 @@ def test_old_copy_is_recognised_by_members_that_restarted_while_it_was_down(tmp_
         assert peers.client(timeout=10.0).batch_lookup("i", KEYS) == {}
 
 
-def test_old_copy_that_starts_alone_waits_and_says_for_whom(tmp_path: Path) -> None:
+def test_old_copy_started_alone_waits_and_names_missing_members(tmp_path: Path) -> None:
     with Peers.local(tmp_path) as peers:
         peers.form("a", "b", "c")
         copy = with_old_copy(peers, tmp_path)

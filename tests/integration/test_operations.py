@@ -30,7 +30,7 @@ def commands() -> str:
 
 
 @pytest.mark.timeout(300)
-def test_the_commands_of_the_page(tmp_path: Path) -> None:
+def test_commands_of_operations_page_run(tmp_path: Path) -> None:
     # Job control, as in the shell of a reader: a job keeps its number. The end takes all with it.
     script = f"set -eumx\ntrap 'kill -9 $(jobs -p)' EXIT\n{commands()}"
     search = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -34,14 +34,14 @@ def refusal(
     return done.returncode, done.stderr.strip()
 
 
-def test_a_second_process_with_the_same_id(trio: Peers, tmp_path: Path) -> None:
+def test_second_process_with_same_id_is_refused(trio: Peers, tmp_path: Path) -> None:
     code, said = refusal(tmp_path / "other", trio.folder / "membership", "--id", "a")
     assert code == 1
     assert "peer id 'a' is in use by a live process" in said
     assert trio["a"].is_ready()
 
 
-def test_a_second_process_on_the_same_data(trio: Peers) -> None:
+def test_second_process_on_same_data_is_refused(trio: Peers) -> None:
     code, said = refusal(trio["a"].data, trio.folder / "membership")
     assert code == 1
     assert trio["a"].process is not None
@@ -49,7 +49,7 @@ def test_a_second_process_on_the_same_data(trio: Peers) -> None:
     assert trio["a"].is_ready()
 
 
-def test_a_port_in_use(trio: Peers, tmp_path: Path) -> None:
+def test_port_in_use_is_refused(trio: Peers, tmp_path: Path) -> None:
     code, said = refusal(tmp_path / "data", tmp_path / "membership", port=trio["a"].port)
     assert code == 2
     assert f"cannot listen on tcp://127.0.0.1:{trio['a'].port}: Address already in use" in said
@@ -60,7 +60,7 @@ def test_a_port_in_use(trio: Peers, tmp_path: Path) -> None:
     assert "cannot serve HTTP on" in said
 
 
-def test_data_of_another_cluster_or_peer(tmp_path: Path) -> None:
+def test_data_of_another_cluster_or_peer_is_refused(tmp_path: Path) -> None:
     with Peers.local(tmp_path) as peers:
         peers.form("a")
         assert peers["a"].stop() == 0
@@ -77,7 +77,7 @@ def test_data_of_another_cluster_or_peer(tmp_path: Path) -> None:
     assert "was founded without this store" in said
 
 
-def test_data_of_a_cluster_with_another_name_is_refused_before_anything_is_written(
+def test_data_of_cluster_with_another_name_is_refused_unchanged(
     tmp_path: Path,
 ) -> None:
     with Peers.local(tmp_path) as peers:
@@ -93,7 +93,7 @@ def test_data_of_a_cluster_with_another_name_is_refused_before_anything_is_writt
     assert not (tmp_path / "membership" / "two").exists()
 
 
-def test_data_that_is_damaged(tmp_path: Path) -> None:
+def test_corrupt_data_is_refused(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     (data / "data.mdb").write_bytes(b"garbage" * 5000)
@@ -102,7 +102,7 @@ def test_data_that_is_damaged(tmp_path: Path) -> None:
     assert "data" in said
 
 
-def test_a_data_directory_that_is_a_file(tmp_path: Path) -> None:
+def test_file_as_data_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     code, said = refusal(tmp_path / "data", tmp_path / "membership")
     assert code == 1
@@ -110,7 +110,7 @@ def test_a_data_directory_that_is_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="it takes the right to mount")
-def test_a_read_only_disk(tmp_path: Path) -> None:
+def test_read_only_disk_is_refused(tmp_path: Path) -> None:
     for folder in ("data", "membership"):
         (tmp_path / folder).mkdir()
     data, membership = tmp_path / "data", tmp_path / "membership"
@@ -122,13 +122,13 @@ def test_a_read_only_disk(tmp_path: Path) -> None:
     assert "data" in said
 
 
-def test_a_disk_without_room_for_a_byte(tmp_path: Path) -> None:
+def test_full_disk_is_refused(tmp_path: Path) -> None:
     code, said = refusal(tmp_path / "data", tmp_path / "membership", before="ulimit -f 0")
     assert code == 1
     assert f"cannot use {tmp_path / 'data'}: " in said
 
 
-def test_a_cluster_that_does_not_exist_yet_leaves_nothing_behind_when_refused(
+def test_file_as_membership_directory_is_refused(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "membership").write_text("not a directory")
@@ -146,7 +146,7 @@ def test_a_cluster_that_does_not_exist_yet_leaves_nothing_behind_when_refused(
         (["--zone", ""], "zone"),
     ],
 )
-def test_a_setting_that_cannot_be(tmp_path: Path, options: list[str], text: str) -> None:
+def test_invalid_setting_is_refused(tmp_path: Path, options: list[str], text: str) -> None:
     code, said = refusal(tmp_path / "data", tmp_path / "membership", *options)
     assert code == 2
     assert text in said

@@ -132,7 +132,7 @@ def scale(cluster: Peers, client: Client) -> None:
     assert cluster.members(client) == {"p2", "p3", "p6"}
 
 
-def test_three_five_three_and_replace_one(peers: Peers) -> None:
+def test_cluster_scales_to_five_and_back_and_replaces_a_peer(peers: Peers) -> None:
     client = peers.client()
     fill(client)
     with Load(peers.client()) as load:
@@ -146,7 +146,7 @@ def test_three_five_three_and_replace_one(peers: Peers) -> None:
     load.check(client)
 
 
-def test_on_consul(tmp_path: Path, consul_agent: ConsulAgent) -> None:
+def test_cluster_scales_on_consul(tmp_path: Path, consul_agent: ConsulAgent) -> None:
     name = f"scaling-{uuid.uuid4().hex[:8]}"
     with Peers.consul(tmp_path, consul_agent.url, name) as cluster:
         cluster.form("p1", "p2", "p3")
@@ -163,7 +163,7 @@ def test_on_consul(tmp_path: Path, consul_agent: ConsulAgent) -> None:
                 cluster.settle(client)
 
 
-def test_changes_survive_who_dies_in_the_middle(peers: Peers) -> None:
+def test_topology_change_survives_killed_peers(peers: Peers) -> None:
     client = peers.client()
     fill(client)
     candidate(peers, client, "p4")
@@ -235,7 +235,7 @@ def conductor_dies(cluster: Peers, client: Client) -> None:
     wait_for_candidate(cluster, client, "p4")
 
 
-def test_pause_holds_everything_still_and_cancel_goes_back(peers: Peers) -> None:
+def test_pause_stops_streaming_and_cancel_reverts(peers: Peers) -> None:
     client = peers.client()
     fill(client)
     joiner = candidate(peers, client, "p4")
@@ -260,7 +260,7 @@ def test_pause_holds_everything_still_and_cancel_goes_back(peers: Peers) -> None
     check(peers, client, load)
 
 
-def test_a_zone_can_be_lost_and_peers_restarted_one_by_one(empty: Peers) -> None:
+def test_zone_loss_and_rolling_restart_lose_no_write(empty: Peers) -> None:
     empty.form("p1", "p2", "p3", "p4", zones="abcc")
     client = empty.client()
     idle = empty.finder()
@@ -296,7 +296,7 @@ def restart(peer: Peer, between: Callable[[], None]) -> None:
     peer.wait_ready()
 
 
-def test_no_more_moves_than_must(peers: Peers) -> None:
+def test_topology_change_moves_no_more_than_needed(peers: Peers) -> None:
     client = peers.client()
     fill(client)
 
@@ -317,7 +317,7 @@ def test_no_more_moves_than_must(peers: Peers) -> None:
     assert sum(moved().values()) <= held  # less where it had not been cleared away yet
 
 
-def test_the_dead_are_given_up_by_themselves_and_come_back_empty(tmp_path: Path) -> None:
+def test_failed_members_are_forgotten_and_rejoin_empty(tmp_path: Path) -> None:
     settings = tmp_path / "peer.toml"
     settings.write_text("down_out_after = 3.0\n")
     with Peers.local(tmp_path, "--config", str(settings)) as cluster:

@@ -46,7 +46,7 @@ def exported(file: Path) -> list[str]:
     return [json.loads(line)["key"] for line in file.read_text().splitlines()]
 
 
-def test_peer_that_missed_puts_costs_no_key(slow_to_heal: Peers, tmp_path: Path) -> None:
+def test_scan_finds_keys_missed_by_a_peer(slow_to_heal: Peers, tmp_path: Path) -> None:
     peers, file = slow_to_heal, tmp_path / "out.jsonl"
     client = peers.client()
     peers["c"].kill()
@@ -69,9 +69,7 @@ def test_peer_that_missed_puts_costs_no_key(slow_to_heal: Peers, tmp_path: Path)
     assert set(found) == set(keys)
 
 
-def test_export_of_what_a_peer_missed_is_whole_or_fails(
-    slow_to_heal: Peers, tmp_path: Path
-) -> None:
+def test_export_with_missed_puts_is_complete_or_fails(slow_to_heal: Peers, tmp_path: Path) -> None:
     peers, file = slow_to_heal, tmp_path / "out.jsonl"
     client = peers.client()
     peers["c"].kill()
@@ -91,7 +89,9 @@ def test_export_of_what_a_peer_missed_is_whole_or_fails(
     assert sorted(exported(file)) == sorted(keys)
 
 
-def test_peer_that_missed_deletes_brings_no_key_back(slow_to_heal: Peers, tmp_path: Path) -> None:
+def test_scan_returns_no_key_whose_delete_a_peer_missed(
+    slow_to_heal: Peers, tmp_path: Path
+) -> None:
     peers, file = slow_to_heal, tmp_path / "out.jsonl"
     client = peers.client()
     keys = [f"key-{number}" for number in range(20_000)]

@@ -75,7 +75,7 @@ def test_peer_stops_with_one_line_when_a_thread_ends(own: Peers, thread: str) ->
     load.check(own.client())
 
 
-def test_membership_thread_survives_a_defect_in_a_turn(own: Peers) -> None:
+def test_membership_thread_survives_a_failed_round(own: Peers) -> None:
     peer = restart_broken(own, "b", "turn")
     peer.signal(signal.SIGUSR1)
     problem = "the membership thread failed and tries again: ZeroDivisionError"
@@ -101,7 +101,7 @@ def health(peers: Peers) -> str:
 
 
 @pytest.mark.parametrize("thread", ["MainThread", "membership", "committer"])
-def test_stop_is_bounded_whatever_hangs(own: Peers, thread: str) -> None:
+def test_stop_is_bounded_when_a_thread_hangs(own: Peers, thread: str) -> None:
     peer = own["b"]
     peer.environ["DSTASH_DRAIN_SECONDS"] = "1"
     restart_broken(own, "b", f"hang:{thread}")
@@ -116,7 +116,7 @@ def test_stop_is_bounded_whatever_hangs(own: Peers, thread: str) -> None:
     load.check(own.client())
 
 
-def test_hanging_loop_fails_the_health(own: Peers) -> None:
+def test_hanging_loop_fails_the_health_check(own: Peers) -> None:
     peer = restart_broken(own, "b", "hang:MainThread")
     peer.signal(signal.SIGUSR1)
     said = "thread MainThread has hung for"
@@ -130,7 +130,7 @@ def test_hanging_loop_fails_the_health(own: Peers) -> None:
     peer.kill()
 
 
-def test_topology_that_cannot_be_stored_is_used_all_the_same(own: Peers) -> None:
+def test_topology_that_cannot_be_stored_is_used(own: Peers) -> None:
     peer = restart_broken(own, "b", "unkept")
     peer.signal(signal.SIGUSR1)
     add_member(own, "d")
@@ -142,7 +142,7 @@ def test_topology_that_cannot_be_stored_is_used_all_the_same(own: Peers) -> None
     wait_until(lambda: peer.page("/readyz")["alerts"] == [], 30, "it was stored later")
 
 
-class TestALogThatCannotBeWritten:
+class TestUnwritableLog:
     def start(self, peers: Peers, peer: Peer, stderr: int) -> None:
         """Start a peer with something else than a file as its stderr."""
         command = [DSTASH_PEER, str(peer.data), "127.0.0.1", str(peer.port)]
@@ -158,7 +158,7 @@ class TestALogThatCannotBeWritten:
         assert peer.stop() == 0
         assert time.monotonic() - began < 10
 
-    def test_a_full_pipe(self, own: Peers) -> None:
+    def test_full_log_pipe_does_not_block_the_peer(self, own: Peers) -> None:
         reading, writing = os.pipe()
         while True:
             os.set_blocking(writing, False)
@@ -174,7 +174,7 @@ class TestALogThatCannotBeWritten:
         self.check(own, own["b"])
         os.close(reading)
 
-    def test_a_broken_pipe(self, own: Peers) -> None:
+    def test_broken_log_pipe_does_not_stop_the_peer(self, own: Peers) -> None:
         reading, writing = os.pipe()
         os.close(reading)
         assert own["b"].stop() == 0
@@ -183,7 +183,7 @@ class TestALogThatCannotBeWritten:
         own["b"].wait_ready()
         self.check(own, own["b"])
 
-    def test_a_full_disk(self, own: Peers) -> None:
+    def test_log_on_full_disk_does_not_stop_the_peer(self, own: Peers) -> None:
         full = os.open("/dev/full", os.O_WRONLY)
         assert own["b"].stop() == 0
         self.start(own, own["b"], full)
@@ -192,7 +192,7 @@ class TestALogThatCannotBeWritten:
         self.check(own, own["b"])
 
 
-def test_clients_of_a_healthy_cluster_see_no_trouble(trio: Peers) -> None:
+def test_clients_of_a_healthy_cluster_see_no_errors(trio: Peers) -> None:
     client: Client = trio.client()
     stays_true(
         lambda: not any(member["alerts"] for member in client.status()["members"]),

@@ -108,7 +108,7 @@ def check_lookup(collector: Collector, call: Seen) -> None:
     assert not [one for one in collector.named("dstash commit") if one.trace == call.trace]
 
 
-def test_a_put_and_a_look_up_are_a_trace_each(
+def test_put_and_lookup_have_a_trace_each(
     peers: Peers, collector: Collector, provider: TracerProvider
 ) -> None:
     plain = peers.client()
@@ -125,7 +125,7 @@ def test_a_put_and_a_look_up_are_a_trace_each(
     check_lookup(collector, call)
 
 
-def test_the_same_from_an_event_loop(
+def test_async_put_and_lookup_have_a_trace_each(
     peers: Peers, collector: Collector, provider: TracerProvider
 ) -> None:
     async def work() -> None:
@@ -138,7 +138,7 @@ def test_the_same_from_an_event_loop(
     check_put(collector, call)
 
 
-def test_what_is_not_part_of_a_trace_makes_no_span(
+def test_untraced_call_makes_no_span(
     peers: Peers, collector: Collector, provider: TracerProvider
 ) -> None:
     plain = peers.client()
@@ -151,7 +151,7 @@ def test_what_is_not_part_of_a_trace_makes_no_span(
     assert {one.trace for one in collector.spans} == {call.trace}
 
 
-def test_a_peer_that_is_stopped_sends_what_it_has(
+def test_stopped_peer_flushes_its_spans(
     tmp_path: Path, collector: Collector, provider: TracerProvider
 ) -> None:
     with Peers.local(tmp_path) as peers:  # without SOON
@@ -162,7 +162,7 @@ def test_a_peer_that_is_stopped_sends_what_it_has(
     assert collector.named("dstash commit")
 
 
-def test_the_environment_says_the_rest(
+def test_otel_variables_apply(
     tmp_path: Path, collector: Collector, provider: TracerProvider
 ) -> None:
     with Peers.local(tmp_path) as peers:
@@ -191,7 +191,7 @@ MALFORMED: list[dict[Any, Any]] = [
 ]
 
 
-def test_a_malformed_trace_harms_nothing(peers: Peers, collector: Collector) -> None:
+def test_malformed_trace_is_ignored(peers: Peers, collector: Collector) -> None:
     peer = peers["a"]
     epoch = peers.client().topology().epoch
     keys = Frame(codec.pack_blobs([b"key"]))
@@ -213,7 +213,7 @@ def warnings(peer: Peer) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["silent", "refuses"])
-def test_without_a_collector_the_peer_serves_and_says_so_once(
+def test_peer_without_collector_serves_and_logs_once(
     tmp_path: Path, collector: Collector, provider: TracerProvider, kind: str
 ) -> None:
     endpoint = collector.endpoint if kind == "refuses" else f"http://127.0.0.1:{free_port()}"
@@ -251,7 +251,7 @@ def refusal(folder: Path, endpoint: str, **environ: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_without_opentelemetry_it_says_what_to_install(tmp_path: Path) -> None:
+def test_missing_opentelemetry_names_the_extra(tmp_path: Path) -> None:
     (tmp_path / "fake" / "opentelemetry").mkdir(parents=True)
     (tmp_path / "fake" / "opentelemetry" / "__init__.py").touch()  # in place of the real one
     fake = {"PYTHONPATH": str(tmp_path / "fake")}
@@ -268,7 +268,7 @@ def test_without_opentelemetry_it_says_what_to_install(tmp_path: Path) -> None:
         ("http://h:1", {"OTEL_BSP_MAX_QUEUE_SIZE": "0"}, "OpenTelemetry: max_queue_size must be"),
     ],
 )
-def test_wrong_settings_are_one_line(
+def test_invalid_tracing_setting_is_one_line(
     tmp_path: Path, endpoint: str, environ: dict[str, str], words: str
 ) -> None:
     status, said = refusal(tmp_path, endpoint, **environ)

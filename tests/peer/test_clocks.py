@@ -68,20 +68,20 @@ def floor(joined: Joined, peer: str, stamp: Stamp) -> Message:
     return ask(joined, peer, FloorRequest(b"\0\1", stamp))
 
 
-def test_a_fast_peer_refuses_stamps_that_the_others_refuse() -> None:
+def test_fast_peer_refuses_the_stamps_that_others_refuse() -> None:
     joined = joined_with(a=HOUR)
     for peer in "abc":
         assert isinstance(error_of(put_at(joined, peer, joined.now + 600)), ClockSkew)
         assert put_at(joined, peer, joined.now + 400) == Stored([])
 
 
-def test_a_slow_peer_accepts_stamps_that_the_others_accept() -> None:
+def test_slow_peer_accepts_the_stamps_that_others_accept() -> None:
     joined = joined_with(a=-HOUR)
     for peer in "abc":
         assert put_at(joined, peer, joined.now) == Stored([])
 
 
-def test_a_peer_that_reaches_nobody_goes_by_its_own_clock() -> None:
+def test_isolated_peer_uses_its_own_clock() -> None:
     joined = Joined(pace=Pace(10**9, 10**9, 0))
     joined.offsets = {"a": HOUR}
     joined.down = {"b", "c"}
@@ -97,7 +97,7 @@ def test_a_peer_that_reaches_nobody_goes_by_its_own_clock() -> None:
     assert isinstance(error_of(put_at(joined, "a", joined.now + HOUR)), ClockSkew)
 
 
-def test_a_wrong_clock_is_named_while_it_is_wrong() -> None:
+def test_wrong_clock_is_reported_until_corrected() -> None:
     joined = joined_with()
     core = joined.peers["a"]
     assert core.health.status()["clock_offset_ms"] == 0
@@ -125,7 +125,7 @@ def test_a_wrong_clock_is_named_while_it_is_wrong() -> None:
     assert events[1] == "the clock is right again"
 
 
-def test_replies_carry_the_own_clock_of_a_peer() -> None:
+def test_replies_carry_the_peers_own_clock() -> None:
     joined = joined_with(a=HOUR)
     reply = ask(joined, "a", ClockRequest())
     assert isinstance(reply, ClockReply)
@@ -138,12 +138,12 @@ def test_replies_carry_the_own_clock_of_a_peer() -> None:
 class TestPromises:
     """Nothing is promised for a time that a majority does not confirm, and nothing is forgotten."""
 
-    def test_a_fast_peer_promises_nothing_for_the_time_of_its_clock(self) -> None:
+    def test_fast_peer_makes_no_promise_for_its_own_time(self) -> None:
         joined = joined_with(a=HOUR)
         assert isinstance(error_of(floor(joined, "a", stamp_at(joined.now + HOUR))), ProtocolError)
         assert isinstance(floor(joined, "a", stamp_at(joined.now)), DigestsReply)
 
-    def test_a_fast_peer_seeks_no_horizon_of_its_own_time(self) -> None:
+    def test_fast_peer_proposes_no_horizon_of_its_own_time(self) -> None:
         joined = Joined(pace=Pace(10**9, 5000, 0))
         joined.delete("k")
         joined.offsets = {"a": HOUR, "b": 0}
@@ -157,7 +157,7 @@ class TestPromises:
                 core.local_partitions.newest_horizon, core.local_partitions.floor
             ) <= stamp_at(joined.now)
 
-    def test_a_start_with_a_fast_clock_leaves_no_outage(self) -> None:
+    def test_start_with_fast_clock_causes_no_outage(self) -> None:
         joined = joined_with()
         joined.offsets = {"a": HOUR}
         joined.restart("a")
@@ -168,7 +168,7 @@ class TestPromises:
             joined.restart("a")
             pass_time(joined, 2000)
 
-    def test_an_old_store_without_a_floor_learns_the_time_of_the_others(self) -> None:
+    def test_store_without_floor_learns_time_of_other_peers(self) -> None:
         joined = joined_with()
         joined.stores["a"].marks.pop(FLOOR_MARK, None)
         joined.offsets = {"a": HOUR}
@@ -181,7 +181,7 @@ class TestPromises:
         assert put_at(joined, "a", started + 1000) == Stored([])
 
     @pytest.mark.parametrize("clock", [-HOUR, 0, HOUR])
-    def test_a_promise_outlives_a_restart_whatever_the_clock_says(self, clock: int) -> None:
+    def test_promise_survives_restart_with_any_clock(self, clock: int) -> None:
         joined = joined_with()
         promised = joined.now
         assert isinstance(floor(joined, "a", stamp_at(promised)), DigestsReply)
@@ -191,7 +191,7 @@ class TestPromises:
         assert isinstance(error_of(put_at(joined, "a", promised)), BelowFloor)
         assert put_at(joined, "a", promised + 1) == Stored([])
 
-    def test_a_promise_is_on_disk_before_it_is_answered(self) -> None:
+    def test_promise_is_durable_before_its_reply(self) -> None:
         joined = joined_with()
         core = joined.peers["a"]
         stamp = stamp_at(joined.now)
@@ -207,12 +207,12 @@ class TestPromises:
         assert any(core.tick(joined.now)[0] for _ in range(20))
 
 
-class TestTheClocksOfAMajorityWereWrong:
+class TestAfterWrongClocksOfMajority:
     """What a majority holds is the present."""
 
     @pytest.mark.parametrize("fast", ["ab", "abc"])
     @pytest.mark.parametrize("ahead", [HOUR, 10 * 365 * 24 * HOUR])
-    def test_stamps_past_it_are_accepted_by_all(self, fast: str, ahead: int) -> None:
+    def test_stamps_past_confirmed_present_are_accepted(self, fast: str, ahead: int) -> None:
         joined = joined_with(**dict.fromkeys(fast, ahead))
         moment = joined.now + ahead
         for peer in fast:
@@ -225,7 +225,7 @@ class TestTheClocksOfAMajorityWereWrong:
             assert joined.peers[peer].health.status()["ahead_ms"] > ahead // 2
         assert isinstance(error_of(put_at(joined, "a", moment + 1000)), ClockSkew)
 
-    def test_a_peer_that_does_not_know_asks_at_once(self) -> None:
+    def test_peer_without_present_asks_at_once(self) -> None:
         joined = joined_with(a=HOUR, b=HOUR)
         joined.offsets = {}
         pass_time(joined, 2000)
@@ -237,7 +237,7 @@ class TestTheClocksOfAMajorityWereWrong:
         joined.settle()
         assert put_at(joined, "c", moment + 1) == Stored([])
 
-    def test_what_one_of_three_holds_is_not_the_present(self) -> None:
+    def test_stamp_held_by_one_of_three_is_not_the_present(self) -> None:
         joined = joined_with()
         joined.stores["a"].high_water = stamp_at(joined.now + HOUR)
         pass_time(joined)
@@ -263,7 +263,7 @@ class TestShortGrace:
     """Writes end although horizons follow more closely than writes take."""
 
     @pytest.mark.parametrize("lag", [0, 100, 500])
-    def test_a_write_that_takes_longer_than_the_grace_comes_through(self, lag: int) -> None:
+    def test_write_slower_than_the_grace_succeeds(self, lag: int) -> None:
         joined = Slow(pace=Pace(10**9, 200, lag))
         joined.put({"k": 1}, timeout=20_000)
         assert joined.delete("k").ok
@@ -275,7 +275,7 @@ class TestShortGrace:
             assert result.ok, result.reasons
         assert all(core.local_partitions.newest_horizon for core in joined.peers.values())
 
-    def test_a_write_that_waited_for_the_disk_is_not_refused_for_that(self) -> None:
+    def test_write_delayed_by_the_disk_is_not_refused(self) -> None:
         joined = joined_with()
         core = joined.peers["a"]
         blobs = Frame(codec.pack_blobs([b"\x01"]))
@@ -292,7 +292,7 @@ class TestShortGrace:
         [stored] = core.committed(commit, joined.now)
         assert decode(stored.frames).message == Stored([])
 
-    def test_floors_follow_closely_again_after_a_while(self) -> None:
+    def test_floors_follow_closely_again_after_slow_writes(self) -> None:
         joined = joined_with()
         assert isinstance(floor(joined, "a", stamp_at(joined.now)), DigestsReply)
         assert isinstance(error_of(put_at(joined, "a", joined.now - 2000)), BelowFloor)
@@ -303,7 +303,7 @@ class TestShortGrace:
         assert isinstance(floor(joined, "a", stamp_at(joined.now - 100)), DigestsReply)
 
 
-def test_with_one_replica_each_peer_is_the_quorum_of_what_it_holds() -> None:
+def test_peer_is_its_own_quorum_with_one_replica() -> None:
     joined = Joined(replicas=1, pace=Pace(10**9, 10**9, 0))
     joined.stores["a"].high_water = stamp_at(joined.now + HOUR)
     pass_time(joined)

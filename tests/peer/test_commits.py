@@ -43,7 +43,7 @@ def reply_to(put: Put) -> object:
     ("expiry", "refused"),
     [(0, False), (NOW + 1000, False), (NOW + MAX_TTL_SECONDS * 1000 + 1, True)],
 )
-def test_a_put_that_outlives_a_century_is_refused(expiry: int, refused: bool) -> None:
+def test_put_with_expiry_beyond_a_century_is_refused(expiry: int, refused: bool) -> None:
     keys = Frame(codec.pack_blobs([b"k"]))
     put = Put("i", pack(stamp_at(NOW), b"test"), expiry, keys, Frame(codec.pack_blobs([b"\x01"])))
     reply = reply_to(put)
@@ -76,7 +76,7 @@ def push(some: Sequence[tuple[bytes, bytes]]) -> WaitingWrite:
 
 
 @given(st.lists(records(), max_size=5), st.booleans())
-def test_many_records_are_checked_as_one_by_one_would_be(
+def test_batch_is_checked_like_single_records(
     some: list[tuple[bytes, bytes]], has_spare: bool
 ) -> None:
     rules = RULES._replace(has_spare=has_spare)
@@ -102,7 +102,7 @@ def test_many_records_are_checked_as_one_by_one_would_be(
         ((7, 0), (4, 5), False),
     ],
 )
-def test_a_client_is_told_that_its_record_came_too_late(
+def test_record_below_horizon_is_refused_as_late(
     stored: tuple[int, int] | None, brought: tuple[int, int], refused: bool
 ) -> None:
     store = TwinStore()
@@ -120,7 +120,7 @@ def test_a_client_is_told_that_its_record_came_too_late(
         assert store.records.get(key) == (stored and sealed(*stored)[1])
 
 
-def test_a_damaged_record_does_not_make_one_that_came_too_late_look_stored() -> None:
+def test_corrupt_record_does_not_make_late_record_look_stored() -> None:
     store = TwinStore()
     key, record = sealed(9, 0)
     store.records[key] = record[:-1] + b"?"
@@ -136,7 +136,7 @@ def test_a_damaged_record_does_not_make_one_that_came_too_late_look_stored() -> 
     assert [code for _, code, _ in reply.rejected] == [BelowFloor.code]
 
 
-def test_nothing_is_fetched_into_a_partition_that_moved_away() -> None:
+def test_no_record_is_fetched_into_a_moved_partition() -> None:
     store = TwinStore()
     entries = [sealed(4, 0, key) for key in (b"k", b"l")]
     ended: list[object] = []
@@ -184,7 +184,7 @@ def one_of_each() -> list[WaitingWrite]:
 
 
 @pytest.mark.parametrize("takes_records", [True, False])
-def test_full_disk_refuses_a_put_and_not_what_waits_with_it(takes_records: bool) -> None:
+def test_full_disk_refuses_only_the_put_of_a_group(takes_records: bool) -> None:
     store = Scarce(takes_records=takes_records)
     commit = Commit(one_of_each(), RULES)
     commit.run(store)
@@ -200,7 +200,7 @@ def test_full_disk_refuses_a_put_and_not_what_waits_with_it(takes_records: bool)
     assert commit.fatal is None
 
 
-def test_write_of_its_own_is_told_what_of_it_had_no_room() -> None:
+def test_background_write_reports_records_refused_for_room() -> None:
     version = pack(stamp_at(NOW), b"test")
     record = seal(SPACE, [b"l"], head(version), [b"\x01"])
     tombstone = seal(SPACE, [b"m"], head(version, RecordFlag.TOMBSTONE), [b""])

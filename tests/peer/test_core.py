@@ -149,7 +149,7 @@ def found(peer: Peer, *some: bytes) -> list[Any]:
     return ["missing" if place in answer.missing else one for place, one in enumerate(values)]
 
 
-def test_partitions_are_compared_once_after_a_change_and_not_for_each_request(
+def test_keyspace_is_computed_once_per_topology(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: Counter[bytes] = Counter()
@@ -170,7 +170,7 @@ def test_partitions_are_compared_once_after_a_change_and_not_for_each_request(
     assert len(peer.core.keyspaces) <= 32
 
 
-def test_a_full_disk_is_told_to_who_asks_for_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported_by_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
     peer = Peer(topology(), disk_reserve=7)
     assert peer.core.health.status()["ready"]
     monkeypatch.setattr(peer.store, "has_room", lambda reserve: reserve != 7)
@@ -178,8 +178,8 @@ def test_a_full_disk_is_told_to_who_asks_for_readiness(monkeypatch: pytest.Monke
     assert peer.ask(Lookup("i", 1, keys(b"k"))), "reads go on"
 
 
-class TestAnswers:
-    def test_a_put_is_acked_after_its_commit_and_found(self, peer: Peer) -> None:
+class TestReplies:
+    def test_put_is_acked_after_its_commit(self, peer: Peer) -> None:
         envelope = Envelope(7, EPOCH, 0, put(b"k", b"l"))
         assert peer.core.receive(b"client", encode(envelope), peer.now) == []
         assert peer.core.has_work
@@ -187,7 +187,7 @@ class TestAnswers:
         assert not peer.core.has_work
         assert found(peer, b"k", b"m", b"l") == [1, "missing", 1]
 
-    def test_many_puts_are_one_commit(self, peer: Peer) -> None:
+    def test_pending_puts_share_one_commit(self, peer: Peer) -> None:
         for number in range(10):
             envelope = Envelope(number, EPOCH, 0, put(b"%d" % number))
             peer.core.receive(b"client", encode(envelope), peer.now)
@@ -195,26 +195,26 @@ class TestAnswers:
         assert peer.turn() == [Stored([])] * 10
         assert peer.core.health.counts["commits"] == commits + 1
 
-    def test_a_delete_says_what_was_there(self, peer: Peer) -> None:
+    def test_delete_reports_which_keys_existed(self, peer: Peer) -> None:
         peer.ask(put(b"k"))
         later = version(peer.now + 1)
         assert peer.ask(Delete("i", later, keys(b"k", b"l"))) == Stored([], b"\x01\x00")
         assert found(peer, b"k") == ["missing"]
 
-    def test_an_older_put_is_told_by_what_it_was_beaten(self, peer: Peer) -> None:
+    def test_superseded_put_reports_the_winning_version(self, peer: Peer) -> None:
         peer.ask(put(b"k", at=peer.now + 9))
         answer = peer.ask(put(b"k", b"l", value=b"\x02"))
         assert answer == Stored([[0, 0, version(peer.now + 9)]])
         assert found(peer, b"k", b"l") == [1, 2]
 
-    def test_what_has_expired_is_missing(self, peer: Peer) -> None:
+    def test_expired_record_is_missing(self, peer: Peer) -> None:
         peer.ask(put(b"k", expiry=peer.now + 50))
         assert found(peer, b"k") == [1]
         peer.now += 50
         assert found(peer, b"k") == ["missing"]
         assert peer.ask(Count("i", b"", EVERYWHERE, b"", 10, 10**6)).count == 0  # type: ignore[union-attr]
 
-    def test_whole_records_can_be_fetched_and_applied_elsewhere(self, peer: Peer) -> None:
+    def test_fetched_record_can_be_applied_to_another_peer(self, peer: Peer) -> None:
         peer.ask(put(b"k"))
         answer = peer.ask(Fetch("i", keys(b"k", b"l")))
         assert isinstance(answer, Records)
@@ -225,7 +225,7 @@ class TestAnswers:
         assert other.ask(Apply("i", keys(b"k"), keys(record))) == Stored([])
         assert found(other, b"k") == [1]
 
-    def test_a_damaged_record_is_named_and_never_passed_on(self, peer: Peer) -> None:
+    def test_corrupt_record_is_reported_and_not_returned(self, peer: Peer) -> None:
         peer.ask(put(b"k", b"l"))
         place = next(one for one in peer.store.records if one.endswith(b"k"))
         peer.store.records[place] = peer.store.records[place][:-1] + b"\x02"
@@ -238,7 +238,7 @@ class TestAnswers:
         assert codec.unpack_optional_blobs(fetched.records)[0] is None
         assert peer.core.health.status()["maintenance"]["corrupt"] == 1
 
-    def test_a_cure_that_is_newer_than_all_else_moves_the_mark(self, peer: Peer) -> None:
+    def test_newer_replacement_moves_the_high_water_mark(self, peer: Peer) -> None:
         peer.ask(put(b"k"))
         place, record = next(iter(peer.store.records.items()))
         peer.store.records[place] = record[:-1] + b"\x02"
@@ -254,10 +254,10 @@ class TestAnswers:
         assert peer.store.records[place] == replacement
         assert peer.store.high_water == newest_stamp(newer)
 
-    def test_a_peer_that_begins_is_overdue_with_nothing(self, peer: Peer) -> None:
+    def test_started_peer_has_no_overdue_comparison(self, peer: Peer) -> None:
         assert set(peer.core.local_partitions.compared_at("b", peer.now)) == {peer.now}
 
-    def test_while_it_is_pushed_what_it_missed_it_wants_nothing_compared(self, peer: Peer) -> None:
+    def test_partitions_are_busy_while_missed_records_are_pushed(self, peer: Peer) -> None:
         peer.ask(put(b"k"))
         place, record = next(iter(peer.store.records.items()))
         question = DigestsRequest(pack_partitions(range(8)), skip_busy=True)
@@ -279,7 +279,7 @@ class TestAnswers:
         assert isinstance(after, DigestsReply)
         assert after.busy == bytes(8)
 
-    def test_who_wants_no_digests_is_told_horizons_alone(self, peer: Peer) -> None:
+    def test_digests_request_with_skip_all_returns_only_horizons(self, peer: Peer) -> None:
         peer.ask(put(b"k"))
         partition = partition_of(b"k")
         peer.core.local_partitions.horizons[partition] = 7
@@ -293,7 +293,7 @@ class TestAnswers:
         assert isinstance(whole, DigestsReply)
         assert whole.digests[:16] != bytes(16)
 
-    def test_a_page_ends_before_a_damaged_record_and_none_begins_with_one(self, peer: Peer) -> None:
+    def test_page_ends_before_corrupt_record(self, peer: Peer) -> None:
         peer.ask(put(*(b"%d" % number for number in range(60))))
         order = sorted(peer.store.records)
         place = order[40]
@@ -305,7 +305,7 @@ class TestAnswers:
         assert isinstance(peer.refusal(rest), CorruptRecord)
 
     @pytest.mark.parametrize("length", [0, 8, 28, 36])
-    def test_a_record_that_was_cut_off_breaks_nothing(self, peer: Peer, length: int) -> None:
+    def test_truncated_record_is_handled_and_replaced(self, peer: Peer, length: int) -> None:
         peer.ask(put(b"k"))
         place = next(iter(peer.store.records))
         peer.store.records[place] = peer.store.records[place][:length]
@@ -321,7 +321,7 @@ class TestAnswers:
         assert peer.ask(replace(put(b"k"), version=newer)) == Stored([])
         assert found(peer, b"k") == [1]
 
-    def test_a_walk_meets_every_key_once_however_small_its_pages(self, peer: Peer) -> None:
+    def test_scan_returns_every_key_once_for_any_page_size(self, peer: Peer) -> None:
         some = [b"%d" % number for number in range(60)]
         peer.ask(put(*some))
         for size in (1, 7, 1000):
@@ -336,7 +336,7 @@ class TestAnswers:
                 partitions, after = partitions[2 * page.done :], page.after
             assert sorted(met) == sorted(some)
 
-    def test_plain_questions_are_answered_in_any_state(self) -> None:
+    def test_status_requests_are_answered_in_any_state(self) -> None:
         waiting = Peer(topology(least=3))
         assert isinstance(waiting.ask(Hello(), epoch=0), Welcome)
         assert waiting.ask(Ping(), epoch=0) == Pong()
@@ -348,7 +348,9 @@ class TestAnswers:
 
 class TestRefusals:
     @pytest.mark.parametrize("make", [put, lambda key: Lookup("i", 1, keys(key))])
-    def test_before_it_has_joined_or_while_it_stops(self, make: Callable[..., Message]) -> None:
+    def test_request_before_joining_or_while_stopping_is_refused(
+        self, make: Callable[..., Message]
+    ) -> None:
         peer = Peer()
         assert isinstance(peer.refusal(make(b"k")), NotReady)
         peer = Peer(topology())
@@ -356,20 +358,20 @@ class TestRefusals:
         assert isinstance(peer.refusal(make(b"k")), NotReady)
         assert "stopping" in str(peer.refusal(make(b"k")))
 
-    def test_below_min_peers(self) -> None:
+    def test_request_below_min_peers_is_refused(self) -> None:
         error = Peer(topology(least=3)).refusal(put(b"k"))
         assert isinstance(error, Forming)
         assert "1 of at least 3 peers (min_peers)" in str(error)
 
-    def test_an_old_epoch_with_the_new_topology(self, peer: Peer) -> None:
+    def test_request_of_old_epoch_is_refused_with_new_topology(self, peer: Peer) -> None:
         error = peer.refusal(put(b"k"), epoch=EPOCH - 1)
         assert isinstance(error, StaleEpoch)
         assert Topology.decode(error.details["topology"]) == topology()
 
-    def test_another_cluster(self, peer: Peer) -> None:
+    def test_request_of_another_cluster_is_refused(self, peer: Peer) -> None:
         assert isinstance(peer.refusal(Hello("other"), epoch=0), WrongCluster)
 
-    def test_a_key_that_is_not_held_here(self) -> None:
+    def test_request_for_key_of_another_peer_is_refused(self) -> None:
         seen = View(topology("abc", replicas=1))
         peer = Peer(seen.topology)
         number = next(n for n, row in enumerate(seen.readers) if row != ("a",))
@@ -384,7 +386,7 @@ class TestRefusals:
             error = peer.refusal(message)
             assert isinstance(error, Misrouted | NotReady)
 
-    def test_a_version_from_the_future_says_by_how_much(self, peer: Peer) -> None:
+    def test_version_from_the_future_is_refused_with_difference(self, peer: Peer) -> None:
         peer.ask(put(b"k", at=peer.now + 500))
         error = peer.refusal(put(b"k", at=peer.now + 501))
         assert isinstance(error, ClockSkew)
@@ -392,12 +394,12 @@ class TestRefusals:
         assert "allowed are 500 ms" in str(error)
         assert error.details == {"ahead_ms": 501}
 
-    def test_a_version_from_before_the_start(self, peer: Peer) -> None:
+    def test_version_from_before_the_start_is_refused(self, peer: Peer) -> None:
         error = peer.refusal(put(b"k", at=START))
         assert isinstance(error, BelowFloor)
         assert error.details["floor"] >= stamp_at(START)
 
-    def test_too_much_in_hand_says_when_to_come_back(self) -> None:
+    def test_overloaded_peer_is_busy_with_retry_after(self) -> None:
         peer = Peer(topology(), max_waiting_bytes=1000)
         large = put(b"k", value=b"\xc5\x02\x00" + bytes(512))
         answers = []
@@ -411,7 +413,7 @@ class TestRefusals:
         assert Stored([]) in peer.turn()
         assert peer.ask(large) == Stored([])
 
-    def test_a_bad_item_fails_alone(self, peer: Peer) -> None:
+    def test_invalid_item_fails_alone(self, peer: Peer) -> None:
         payloads = Frame(codec.pack_blobs([b"\x01", b"\xa5cut", b"\x02", b"\x01\x02"]))
         some = keys(b"good", b"cut", b"x" * 400, b"two")
         answer = peer.ask(Put("i", version(), 0, some, payloads))
@@ -422,7 +424,7 @@ class TestRefusals:
         ]
         assert found(peer, b"good", b"cut", b"x" * 400, b"two") == [1, "missing", 2, "missing"]
 
-    def test_keys_beyond_the_limits_fail_alone_too(self, peer: Peer) -> None:
+    def test_key_beyond_the_limits_fails_alone(self, peer: Peer) -> None:
         answer = peer.ask(put(b"good", b"", b"x" * 401))
         assert isinstance(answer, Stored)
         assert [(place, code) for place, code, _ in answer.rejected] == [
@@ -457,9 +459,7 @@ class TestRefusals:
         ],
         ids=lambda message: type(message).__name__,
     )
-    def test_what_makes_no_sense_is_answered_and_harms_nothing(
-        self, peer: Peer, message: Message
-    ) -> None:
+    def test_invalid_request_is_refused_and_peer_serves(self, peer: Peer, message: Message) -> None:
         assert isinstance(peer.refusal(message), ProtocolError | LimitError)
         assert peer.core.failure is None
         assert peer.ask(put(b"k")) == Stored([])
@@ -468,7 +468,7 @@ class TestRefusals:
 class TestBounds:
     """What one message may cost, and what may wait for an answer."""
 
-    def test_a_page_counts_large_records_as_several(self, peer: Peer) -> None:
+    def test_page_counts_large_records_as_several(self, peer: Peer) -> None:
         large = b"\xc6" + (4 * 2**20).to_bytes(4, "big") + bytes(4 * 2**20)
         for number in range(30):
             peer.ask(put(b"%d" % number, value=large))
@@ -480,7 +480,7 @@ class TestBounds:
         assert seen == 30
         assert pages > 1
 
-    def test_questions_are_weighed(self) -> None:
+    def test_peer_queries_are_limited_by_weight(self) -> None:
         peer = Peer(topology(), max_waiting_bytes=2 * 2**20)
         question = encode(Envelope(7, EPOCH, 0, CopyRequest(EVERYWHERE, b"")))
         replies = [one for _ in range(10) for one in peer.core.receive(b"p", question, peer.now)]
@@ -488,7 +488,7 @@ class TestBounds:
         assert 1 <= len([one for one in peer.turn() if isinstance(one, CopyReply)]) < 10
         assert isinstance(peer.ask(CopyRequest(EVERYWHERE, b"")), CopyReply)  # there is room again
 
-    def test_orders_are_weighed(self) -> None:
+    def test_admin_requests_are_limited_in_number(self) -> None:
         peer = Peer(topology(), max_waiting_bytes=2 * 2**20, max_requests=10)
         order = encode(Envelope(7, EPOCH, 0, AdminRequest("pause", [])))
         replies = [one for _ in range(20) for one in peer.core.receive(b"a", order, peer.now)]
@@ -498,7 +498,7 @@ class TestBounds:
             one.answer(AdminReply(b""), peer.now)
         assert peer.core.receive(b"a", order, peer.now) == []
 
-    def test_only_members_are_remembered(self) -> None:
+    def test_seen_requests_of_strangers_are_not_stored(self) -> None:
         peer = Peer(topology("ab"))
         for number in range(100):
             assert isinstance(peer.refusal(SeenRequest(f"x{number}", 2**63)), Unauthorised)
@@ -509,7 +509,7 @@ class TestBounds:
 
 
 class TestDrops:
-    def test_what_is_past_its_deadline(self, peer: Peer) -> None:
+    def test_request_past_its_deadline_is_dropped(self, peer: Peer) -> None:
         answer = peer.ask(put(b"k"), deadline=peer.now - 1)
         assert isinstance(answer, Error)
         assert isinstance(answer.error(), DeadlinePassed)
@@ -518,11 +518,11 @@ class TestDrops:
         assert peer.ask(put(b"k"), deadline=peer.now) == Stored([])
 
     @pytest.mark.parametrize("parts", [[], [b""], [b"\x00"], [b"\x91\x01"], [b"garbage"] * 20])
-    def test_what_nobody_can_be_answered_for(self, peer: Peer, parts: list[bytes]) -> None:
+    def test_message_without_header_is_dropped(self, peer: Peer, parts: list[bytes]) -> None:
         assert peer.core.receive(b"client", parts, peer.now) == []
         assert peer.core.health.counts["malformed"] == 1
 
-    def test_not_what_can_be_answered(self, peer: Peer) -> None:
+    def test_invalid_message_with_header_is_answered(self, peer: Peer) -> None:
         for header, error in (
             ([1, 999, 7, 5, 0], ProtocolError),
             ([9, 4, 7, 5, 0], VersionMismatch),
@@ -534,13 +534,13 @@ class TestDrops:
             assert isinstance(answer.message.error(), error)
 
     @given(st.lists(st.binary(max_size=50), max_size=9))
-    def test_garbage(self, parts: list[bytes]) -> None:
+    def test_garbage_is_dropped_or_answered(self, parts: list[bytes]) -> None:
         peer = Peer(topology())
         for reply in peer.core.receive(b"client", parts, peer.now):
             assert isinstance(decode(reply.frames).message, Error)
 
     @given(st.integers(0, 60), st.data())
-    def test_real_messages_with_any_fields(self, kind: int, data: st.DataObject) -> None:
+    def test_any_fields_do_not_fail_the_core(self, kind: int, data: st.DataObject) -> None:
         peer = Peer(topology())
         field = st.integers(0, 2**64 - 1) | st.binary(max_size=30) | st.text(max_size=5)
         more = data.draw(st.lists(field | st.lists(field, max_size=3), max_size=7))
@@ -551,8 +551,8 @@ class TestDrops:
         assert peer.core.failure is None
 
 
-class TestEarly:
-    def test_a_newer_epoch_waits_for_its_topology(self, peer: Peer) -> None:
+class TestFutureEpochs:
+    def test_request_of_newer_epoch_waits_for_topology(self, peer: Peer) -> None:
         assert peer.ask(put(b"k"), epoch=EPOCH + 1) is None
         assert peer.core.wants_refresh
         newer = View(replace(topology(), epoch=EPOCH + 1), frozenset("a"))
@@ -560,14 +560,14 @@ class TestEarly:
         assert peer.turn() == [Stored([])]
         assert not peer.core.wants_refresh
 
-    def test_a_made_up_epoch_is_answered_in_the_end(self, peer: Peer) -> None:
+    def test_request_of_invented_epoch_is_answered_later(self, peer: Peer) -> None:
         assert peer.ask(put(b"k"), epoch=2**40) is None
         peer.now += 60_000
         [answer] = peer.turn()
         assert isinstance(answer, Error)
         assert isinstance(answer.error(), NotReady)
 
-    def test_those_that_wait_are_bounded(self, peer: Peer) -> None:
+    def test_waiting_requests_are_limited(self, peer: Peer) -> None:
         frames = encode(Envelope(7, EPOCH + 1, 0, Lookup("i", 1, keys(b"k"))))
         replies = [one for _ in range(1500) for one in peer.core.receive(b"x", frames, peer.now)]
         assert 0 < len(replies) < 1500
@@ -576,6 +576,6 @@ class TestEarly:
             for one in replies
         )
 
-    def test_an_older_topology_is_not_taken(self, peer: Peer) -> None:
+    def test_older_topology_is_not_installed(self, peer: Peer) -> None:
         peer.core.install(View(replace(topology(), epoch=EPOCH - 1)), peer.now)
         assert peer.ask(put(b"k")) == Stored([])

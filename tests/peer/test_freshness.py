@@ -103,7 +103,7 @@ def joined() -> Restarted:
     return Restarted()
 
 
-def test_peers_that_start_together_find_that_they_are_new_enough(joined: Restarted) -> None:
+def test_peers_started_together_confirm_freshness(joined: Restarted) -> None:
     with_old_copy(joined)
     joined.end("a", "b", "c")
     joined.start("a", "b", "c")
@@ -112,7 +112,7 @@ def test_peers_that_start_together_find_that_they_are_new_enough(joined: Restart
     assert all(map(joined.votes, "abc"))
 
 
-def test_old_copy_waits_for_members_that_are_silent(joined: Restarted) -> None:
+def test_old_copy_waits_for_silent_members(joined: Restarted) -> None:
     copy = with_old_copy(joined)
     joined.end("a")
     joined.stores["a"] = copy
@@ -132,7 +132,7 @@ def test_old_copy_waits_for_members_that_are_silent(joined: Restarted) -> None:
     assert joined.record("a", "k") == joined.record("b", "k")
 
 
-def test_members_that_restart_while_a_peer_is_down_remember_it(joined: Restarted) -> None:
+def test_restarted_members_recognise_old_copy(joined: Restarted) -> None:
     copy = with_old_copy(joined)
     joined.end("a")
     for name in "bc":
@@ -148,7 +148,7 @@ def test_members_that_restart_while_a_peer_is_down_remember_it(joined: Restarted
     assert joined.synced() == "bc"
 
 
-def test_old_copy_that_starts_alone_waits_and_is_recognised_later(joined: Restarted) -> None:
+def test_old_copy_started_alone_waits_until_recognised(joined: Restarted) -> None:
     copy = with_old_copy(joined)
     joined.end("a", "b", "c")
     joined.stores["a"] = copy
@@ -161,7 +161,7 @@ def test_old_copy_that_starts_alone_waits_and_is_recognised_later(joined: Restar
     assert joined.synced() == "bc"
 
 
-def test_evidence_that_comes_later_ends_the_vote(joined: Restarted) -> None:
+def test_later_evidence_of_rollback_ends_the_vote(joined: Restarted) -> None:
     joined.put({"k": 1})
     joined.pass_time(3)
     copy = deepcopy(joined.stores["a"])
@@ -200,7 +200,7 @@ def test_copies_of_all_disks_are_recognised_by_the_topology(joined: Restarted) -
     assert not any(map(joined.votes, "abc"))
 
 
-def test_store_that_was_filled_is_not_called_old_again(joined: Restarted) -> None:
+def test_streamed_store_is_not_suspected_again(joined: Restarted) -> None:
     copy = with_old_copy(joined)
     joined.end("a")
     joined.stores["a"] = copy
@@ -214,7 +214,7 @@ def test_store_that_was_filled_is_not_called_old_again(joined: Restarted) -> Non
     assert joined.synced() == "abc"
 
 
-def test_stop_tells_the_others_the_last_write(joined: Restarted) -> None:
+def test_stop_announces_the_last_write(joined: Restarted) -> None:
     joined.pass_time(3)
     joined.put({"k": 1}, level="all")
     core = joined.peers["a"]
@@ -227,7 +227,7 @@ def test_stop_tells_the_others_the_last_write(joined: Restarted) -> None:
     assert joined.peers["c"].local_partitions.memory.newest_stamp("store-a") == newest
 
 
-def test_stop_does_not_wait_for_members_that_are_silent(joined: Restarted) -> None:
+def test_stop_does_not_wait_for_silent_members(joined: Restarted) -> None:
     joined.put({"k": 1}, level="all")
     joined.mute = {"b", "c"}
     core = joined.peers["a"]
@@ -243,7 +243,7 @@ def test_stop_does_not_wait_for_members_that_are_silent(joined: Restarted) -> No
     ("names", "replicas", "others"),
     [("a", 1, ""), ("ab", 2, ""), ("abc", 3, "b"), ("abcd", 4, "b"), ("abcde", 5, "bc")],
 )
-def test_as_many_members_are_needed_as_an_acked_write_may_be_missing_on(
+def test_confirmation_needs_as_many_members_as_may_miss_an_acked_write(
     names: str, replicas: int, others: str
 ) -> None:
     joined = Restarted(names, replicas)
@@ -257,7 +257,7 @@ def test_as_many_members_are_needed_as_an_acked_write_may_be_missing_on(
     assert joined.votes("a")
 
 
-def test_store_that_lost_its_data_is_no_witness(joined: Restarted) -> None:
+def test_unsynced_store_does_not_confirm_freshness(joined: Restarted) -> None:
     members = tuple(replace(one, synced=one.id != "b") for one in joined.topology.members)
     joined.end("a", "c")
     joined.topology = replace(joined.topology.next(), members=members)
@@ -267,7 +267,7 @@ def test_store_that_lost_its_data_is_no_witness(joined: Restarted) -> None:
     assert "waiting for c; b cannot confirm it" in joined.why("a")
 
 
-def test_idle_peers_say_little(joined: Restarted) -> None:
+def test_idle_peers_exchange_few_seen_requests(joined: Restarted) -> None:
     joined.put({"k": 1}, level="all")
     joined.pass_time(40)
     asked = joined.peers["a"].meters.kinds()["SeenRequest"]
@@ -277,7 +277,7 @@ def test_idle_peers_say_little(joined: Restarted) -> None:
     assert joined.peers["a"].health.counts["commits"] == commits
 
 
-def test_earlier_versions_are_understood(joined: Restarted) -> None:
+def test_seen_messages_of_earlier_versions_are_understood(joined: Restarted) -> None:
     """They know one stamp of a peer, whatever its store and its life."""
     copy = with_old_copy(joined)
     newest = joined.stores["a"].high_water
@@ -303,7 +303,7 @@ def test_earlier_versions_are_understood(joined: Restarted) -> None:
     assert core.take_proposals()
 
 
-def test_topology_keeps_what_was_seen_and_survives_its_own_encoding(joined: Restarted) -> None:
+def test_topology_with_sightings_round_trips(joined: Restarted) -> None:
     joined.put({"k": 1}, level="all")
     joined.pass_time(3)
     topology = with_seen(joined.topology, joined.peers["a"].newest_lives())
@@ -312,7 +312,7 @@ def test_topology_keeps_what_was_seen_and_survives_its_own_encoding(joined: Rest
     assert Topology.decode(topology.encode()) == topology
 
 
-def test_cluster_goes_on_once_the_loss_of_all_old_copies_is_accepted(joined: Restarted) -> None:
+def test_accept_loss_of_all_old_copies_resumes_service(joined: Restarted) -> None:
     joined.put({"k": 1, "l": 1})
     joined.pass_time(3)
     copies = {name: deepcopy(store) for name, store in joined.stores.items()}
@@ -357,7 +357,7 @@ class TestHeardTopology:
         joined.settle()
         return core.heard_topology
 
-    def test_is_heard_from_members_that_refuse_the_epoch(self, joined: Restarted) -> None:
+    def test_later_topology_is_learned_from_refused_requests(self, joined: Restarted) -> None:
         later = joined.topology.next()
         assert self.hear(joined, later) == later
         assert joined.peers["a"].wants_refresh
@@ -366,7 +366,7 @@ class TestHeardTopology:
         joined.pass_time(1)
         assert joined.votes("a")
 
-    def test_keys_that_are_not_trusted_are_dropped(self, joined: Restarted) -> None:
+    def test_untrusted_keys_of_heard_topology_are_dropped(self, joined: Restarted) -> None:
         known, unknown = "k" * 40, "u" * 40
         members = tuple(
             replace(one, key=unknown if one.id == "c" else known) for one in joined.topology.members
@@ -376,7 +376,7 @@ class TestHeardTopology:
         assert [one.key for one in heard.members] == [known, known, ""]
 
     @pytest.mark.parametrize("wrong", ["cluster", "without", "store", "restored", "forming"])
-    def test_what_may_not_be_gone_by_is_not_taken(self, joined: Restarted, wrong: str) -> None:
+    def test_unsuitable_heard_topology_is_ignored(self, joined: Restarted, wrong: str) -> None:
         later = joined.topology.next()
         me, *others = later.members
         changed = {
@@ -388,7 +388,7 @@ class TestHeardTopology:
         }
         assert self.hear(joined, changed[wrong]) is None
 
-    def test_topology_of_a_stranger_is_not_taken(self, joined: Restarted) -> None:
+    def test_topology_of_a_stranger_is_ignored(self, joined: Restarted) -> None:
         core = joined.peers["a"]
         error = StaleEpoch("old", topology=joined.topology.next().encode())
         frames = encode(Envelope(1, joined.topology.epoch + 1, 0, Error.of(error)))
@@ -430,7 +430,7 @@ class TestClaims:
         joined.pass_time(3)
         return seen
 
-    def test_old_copies_of_all_disks_are_suspected_and_vote_on(self, joined: Restarted) -> None:
+    def test_suspected_copies_of_all_disks_keep_their_vote(self, joined: Restarted) -> None:
         seen = self.all_old(joined)
         for name in "abc":
             assert joined.votes(name)
@@ -441,7 +441,7 @@ class TestClaims:
             assert joined.peers[name].health.why_not_ready() is None
         assert joined.synced() == "abc"
 
-    def test_claim_is_remembered_until_the_store_is_filled(self, joined: Restarted) -> None:
+    def test_claim_is_kept_until_the_store_is_streamed(self, joined: Restarted) -> None:
         seen = self.all_old(joined)
         self.claim(joined, "a", seen["a"])
         assert self.suspects(joined, "a")
@@ -458,9 +458,7 @@ class TestClaims:
         self.claim(joined, "a", seen["a"])
         assert not self.suspects(joined, "a")
 
-    def test_claims_outlive_restarts_of_the_client_and_not_of_the_peer(
-        self, joined: Restarted
-    ) -> None:
+    def test_claims_end_with_restart_of_the_peer(self, joined: Restarted) -> None:
         seen = self.all_old(joined)
         self.claim(joined, "a", seen["a"])
         assert self.suspects(joined, "a")
@@ -470,9 +468,7 @@ class TestClaims:
         self.claim(joined, "a", seen["a"])
         assert self.suspects(joined, "a")
 
-    def test_members_are_asked_at_once_and_one_that_confirms_ends_the_vote(
-        self, joined: Restarted
-    ) -> None:
+    def test_claim_is_confirmed_by_members_at_once(self, joined: Restarted) -> None:
         joined.put({"k": 1})
         joined.pass_time(3)
         copy = deepcopy(joined.stores["a"])
@@ -519,14 +515,14 @@ class TestClaims:
             ["store-a", 2**64 - 1, 1, 1],  # a life that cannot be: the number would run over
         ],
     )
-    def test_claim_that_says_nothing_of_this_store_is_ignored(
+    def test_claim_about_another_store_is_ignored(
         self, joined: Restarted, made_up: list[Any]
     ) -> None:
         joined.pass_time(3)
         assert isinstance(self.claim(joined, "a", [made_up]), Welcome)
         assert not self.suspects(joined, "a")
 
-    def test_lie_shows_and_takes_no_vote_and_no_memory(self, joined: Restarted) -> None:
+    def test_false_claims_cost_no_vote_and_limited_memory(self, joined: Restarted) -> None:
         joined.pass_time(3)
         for number in range(200):
             self.claim(joined, "a", [["store-a", 7 + number, 1, 2**63]])
@@ -540,7 +536,7 @@ class TestClaims:
         assert joined.peers["b"].meters.kinds()["SeenRequest"] - asked <= 1
 
     @pytest.mark.parametrize("seen", [[1], [["store-a"]], [["store-a", -1, 2, 3]], [[1, 2, 3, 4]]])
-    def test_claim_of_another_form_is_refused(self, joined: Restarted, seen: Any) -> None:
+    def test_malformed_claim_is_refused(self, joined: Restarted, seen: Any) -> None:
         answer = self.claim(joined, "a", seen)
         assert isinstance(answer, Error)
         assert "Hello.seen is not a list of" in answer.text

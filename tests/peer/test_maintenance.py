@@ -53,7 +53,7 @@ def keeps_hints(joined: Joined) -> int:
     return sum(len(core.hints) for core in joined.peers.values())
 
 
-def test_a_hint_that_is_refused_is_kept_and_told_again_after_a_pause() -> None:
+def test_refused_hint_is_kept_and_replayed_after_a_pause() -> None:
     joined = Joined(pace=live())
     missed_by_c(joined)
     assert keeps_hints(joined) == 1
@@ -96,7 +96,7 @@ def test_hints_survive_a_restart_of_their_holder() -> None:
     assert again.hints.waiting() == []
 
 
-def test_hints_past_the_bound_make_a_partition_dirty_and_that_heals_too() -> None:
+def test_hints_past_the_limit_are_repaired_by_partition() -> None:
     joined = Joined(pace=live(), hint_limit=3)
     joined.down = {"c"}
     joined.put({f"k{number}": number for number in range(20)})
@@ -109,7 +109,7 @@ def test_hints_past_the_bound_make_a_partition_dirty_and_that_heals_too() -> Non
     ]
 
 
-def test_old_hints_make_a_partition_dirty_and_that_heals_too() -> None:
+def test_expired_hints_are_repaired_by_partition() -> None:
     joined = Joined(pace=Pace(10_000, 10**9, 0), hint_max_age_ms=1000)
     missed_by_c(joined)
     agent = next(core for core in joined.peers.values() if len(core.hints))
@@ -119,7 +119,7 @@ def test_old_hints_make_a_partition_dirty_and_that_heals_too() -> None:
     assert joined.record("c", "k") == joined.record("a", "k")
 
 
-def test_a_peer_that_is_gone_for_good_is_forgotten() -> None:
+def test_hints_for_a_removed_peer_are_dropped() -> None:
     joined = Joined(pace=live())
     missed_by_c(joined)
     agent = next(core for core in joined.peers.values() if len(core.hints))
@@ -135,7 +135,7 @@ def pass_time(joined: Joined) -> None:
             joined.settle()
 
 
-def test_when_the_disk_is_full_heals_leave_the_last_room_to_deletes() -> None:
+def test_repairs_leave_the_last_room_of_a_full_disk_to_deletes() -> None:
     joined = Joined(pace=Pace(2000, 10**9, 0), disk_reserve=1000)
     tight = Tight("store-c")
     joined.stores["c"] = joined.peers["c"].store = tight
@@ -158,7 +158,7 @@ def test_when_the_disk_is_full_heals_leave_the_last_room_to_deletes() -> None:
     assert joined.record("c", "l") == joined.record("a", "l"), "it recovers by itself"
 
 
-def test_tombstones_leave_the_disk_where_nobody_else_holds_the_partition() -> None:
+def test_tombstones_of_single_replica_are_collected() -> None:
     joined = Joined("a", replicas=1, pace=Pace(10**9, 1000, 500))
     joined.put({"k": 1, "l": 2})
     joined.delete("k")
@@ -174,7 +174,7 @@ def test_tombstones_leave_the_disk_where_nobody_else_holds_the_partition() -> No
     assert joined.lookup("k", "l") == {"l": 2}
 
 
-def test_a_horizon_that_only_one_replica_was_told_of_reaches_the_others() -> None:
+def test_horizon_known_to_one_replica_reaches_the_others() -> None:
     joined = Joined(pace=Pace(2500, 5000, 2000))
     joined.put({"k": 1})
     joined.delete("k")
@@ -190,7 +190,7 @@ def test_a_horizon_that_only_one_replica_was_told_of_reaches_the_others() -> Non
     assert len(horizons) == 1
 
 
-def test_a_clock_set_back_over_a_restart_lets_nothing_in_below_the_horizon() -> None:
+def test_restart_with_earlier_clock_refuses_writes_below_horizon() -> None:
     store = TwinStore("store-a")
     horizons = Joined("a").peers["a"].local_partitions.horizons
     for partition in range(PARTITIONS):
@@ -221,7 +221,7 @@ def asked_by(joined: Joined, name: str) -> list[set[int]]:
     return asked
 
 
-def test_after_a_pause_only_that_is_filled_which_was_left() -> None:
+def test_resumed_streaming_continues_where_it_paused() -> None:
     joined = Joined("abcd", pace=live())
     three = replace(joined.topology, members=joined.topology.members[:3], epoch=6)
     joined.install(three)
@@ -270,7 +270,7 @@ def test_after_a_pause_only_that_is_filled_which_was_left() -> None:
     assert len(core.take_proposals()) == 1, "it says once more that it has all"
 
 
-def test_what_was_paused_and_cancelled_is_not_filled_any_more() -> None:
+def test_cancelled_streaming_does_not_resume() -> None:
     joined = Joined("abcd", pace=live())
     begun = transitions.remove(joined.topology, ["d"])
     joined.install(begun)
@@ -303,7 +303,7 @@ def test_one_round_of_comparison_makes_partitions_of_all_batches_equal() -> None
     assert [one for one in names if joined.record("c", one) is None] == []
 
 
-def test_refusal_of_one_partition_does_not_keep_the_others_from_healing() -> None:
+def test_refusal_of_one_partition_does_not_block_repair_of_others() -> None:
     joined = Joined(pace=Pace(1_000_000, 10**9, 0))
     names = [f"k{number}" for number in range(100)]
     joined.put(dict.fromkeys(names, 1), "all")
@@ -315,7 +315,7 @@ def test_refusal_of_one_partition_does_not_keep_the_others_from_healing() -> Non
     assert [one for one in names if joined.record("c", one) is None] == [names[0]]
 
 
-def test_more_damaged_records_than_are_kept_in_mind_are_all_mended(
+def test_corrupt_records_beyond_the_tracked_number_are_repaired(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(corruption, "_MAX_TRACKED", 10)

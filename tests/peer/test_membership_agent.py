@@ -94,7 +94,7 @@ class TestHeardTopology:
         monkeypatch.setattr(agent._membership, "watch", watch)
         agent._turn()
 
-    def test_peer_goes_by_it_and_does_not_store_it(
+    def test_peer_uses_heard_topology_without_storing_it(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         published: list[View] = []
@@ -109,7 +109,7 @@ class TestHeardTopology:
         self.turn(agent, monkeypatch, away=True)
         assert len(published) == 1
 
-    def test_membership_that_is_back_decides(
+    def test_reachable_membership_overrides_heard_topology(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         agent = cluster.agents["a"]
@@ -122,7 +122,7 @@ class TestHeardTopology:
         assert agent._view.topology == cluster.members["a"].read().topology == stored
         assert last_known(cluster.stores["a"]) == stored
 
-    def test_same_epoch_is_stored_once_the_membership_tells_it(
+    def test_heard_epoch_is_stored_once_membership_confirms_it(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         agent = cluster.agents["a"]
@@ -132,7 +132,7 @@ class TestHeardTopology:
         self.turn(agent, monkeypatch, away=False)
         assert last_known(cluster.stores["a"]) == cluster.members["a"].read().topology
 
-    def test_membership_that_answers_is_not_overruled(
+    def test_heard_topology_does_not_override_membership(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         agent = cluster.agents["a"]
@@ -142,7 +142,7 @@ class TestHeardTopology:
         assert agent._view.topology == cluster.members["a"].read().topology
 
     @pytest.mark.parametrize("changes", [{"epoch": 1}, {"cluster_id": "other"}])
-    def test_another_cluster_or_an_earlier_epoch_is_not_taken(
+    def test_heard_topology_of_other_cluster_or_earlier_epoch_is_ignored(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
     ) -> None:
         agent = cluster.agents["a"]
@@ -152,7 +152,7 @@ class TestHeardTopology:
         assert agent._view is before
 
 
-def test_one_that_is_dead_for_long_is_given_up(cluster: Cluster) -> None:
+def test_member_down_for_long_is_forgotten(cluster: Cluster) -> None:
     cluster.members["e"].resign()
     cluster.wait(AFTER - 5)
     assert cluster.leaving() == []
@@ -160,7 +160,7 @@ def test_one_that_is_dead_for_long_is_given_up(cluster: Cluster) -> None:
     assert cluster.leaving() == ["e"]
 
 
-def test_one_that_was_back_meanwhile_is_not(cluster: Cluster) -> None:
+def test_member_that_returned_meanwhile_is_not_forgotten(cluster: Cluster) -> None:
     cluster.members["e"].resign()
     cluster.wait(AFTER - 5)
     cluster.members["e"].announce(cluster.agents["e"]._announcement)
@@ -170,14 +170,14 @@ def test_one_that_was_back_meanwhile_is_not(cluster: Cluster) -> None:
     assert cluster.leaving() == []
 
 
-def test_when_more_than_a_third_are_down_nobody_is(cluster: Cluster) -> None:
+def test_no_member_is_forgotten_when_more_than_a_third_are_down(cluster: Cluster) -> None:
     cluster.members["d"].resign()
     cluster.members["e"].resign()
     cluster.wait(3 * AFTER)
     assert cluster.leaving() == []
 
 
-def test_time_in_which_nobody_looked_does_not_count(cluster: Cluster) -> None:
+def test_unobserved_time_does_not_count_as_down_time(cluster: Cluster) -> None:
     cluster.members["e"].resign()
     cluster.wait(20)
     cluster.wait(2 * AFTER, watching=False)  # the membership was out of reach
@@ -186,7 +186,7 @@ def test_time_in_which_nobody_looked_does_not_count(cluster: Cluster) -> None:
     assert cluster.leaving() == ["e"]
 
 
-def test_one_that_was_removed_while_it_started_does_not_join_with_what_it_held(
+def test_peer_removed_during_start_does_not_rejoin_with_its_data(
     cluster: Cluster,
 ) -> None:
     cluster.members["e"].resign()
@@ -199,14 +199,14 @@ def test_one_that_was_removed_while_it_started_does_not_join_with_what_it_held(
     assert "e" in view.members
 
 
-class TestATurnThatFails:
+class TestFailedRound:
     def agent_with(self, cluster: Cluster, shown: list[tuple[str, str]]) -> MembershipAgent:
         agent = cluster.agents["a"]
         agent._show = lambda source, text: shown.append((source, text))
         return agent
 
     @pytest.mark.parametrize("error", [ZeroDivisionError("no"), DStashError("no"), OSError("no")])
-    def test_does_not_end_the_thread_and_is_shown_until_one_succeeds(
+    def test_failed_round_is_reported_until_one_succeeds(
         self, cluster: Cluster, error: Exception, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shown: list[tuple[str, str]] = []
@@ -225,13 +225,13 @@ class TestATurnThatFails:
         assert "no" in text
         assert over == ("membership", "")
 
-    def test_by_a_proposal_drops_the_proposal(self, cluster: Cluster) -> None:
+    def test_round_failed_by_proposal_drops_the_proposal(self, cluster: Cluster) -> None:
         agent = self.agent_with(cluster, [])
         agent.propose([lambda topology: 1 / 0, lambda topology: None])  # type: ignore[list-item, return-value]
         assert agent._turn() == 0
         assert not agent._proposals
 
-    def test_by_an_order_answers_the_order(
+    def test_round_failed_by_admin_request_answers_it(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         agent = self.agent_with(cluster, [])
@@ -248,14 +248,14 @@ class TestATurnThatFails:
         assert "ZeroDivisionError" in answer.text
 
 
-class TestATopologyThatCannotBeStored:
+class TestUnstorableTopology:
     def fill_disk(self, store: TwinStore, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(name: bytes, content: bytes) -> None:
             raise DiskFull("no room")
 
         monkeypatch.setattr(store, "mark", refuse)
 
-    def test_is_used_and_shown_and_stored_later(
+    def test_topology_that_cannot_be_stored_is_used_and_stored_later(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         agent, store = cluster.agents["a"], cluster.stores["a"]
@@ -273,7 +273,7 @@ class TestATopologyThatCannotBeStored:
         assert kept is not None
         assert kept.epoch == epoch
 
-    def test_is_not_used_as_the_first_one_of_a_member(
+    def test_first_topology_of_member_must_be_stored(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         cluster.members["f"] = LocalMembership(cluster.folder, "c")

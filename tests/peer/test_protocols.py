@@ -16,7 +16,7 @@ from tests.peer.test_core import EPOCH, Peer, keys, peer, put, topology
 __all__ = ["peer"]
 
 
-def test_one_without_a_version_in_common_is_told_what_is_spoken(peer: Peer) -> None:
+def test_client_without_common_version_gets_supported_versions(peer: Peer) -> None:
     refusal = peer.refusal(Hello("c", lowest=3, highest=5))
     assert isinstance(refusal, VersionMismatch)
     assert str(refusal) == "protocol version 3 to 5; this side speaks 1 to 2"
@@ -25,7 +25,7 @@ def test_one_without_a_version_in_common_is_told_what_is_spoken(peer: Peer) -> N
 
 
 @pytest.mark.parametrize("message", [put(b"k"), Lookup("i", 1, keys(b"k")), SeenRequest("b", 0)])
-def test_a_reply_is_of_the_version_of_its_request(
+def test_reply_has_the_version_of_its_request(
     peer: Peer, monkeypatch: pytest.MonkeyPatch, message: Message
 ) -> None:
     monkeypatch.setattr(protocol, "HIGHEST_PROTOCOL", 2)
@@ -40,7 +40,7 @@ def test_a_reply_is_of_the_version_of_its_request(
         assert [decode(reply.frames).protocol for reply in replies] == [version]
 
 
-def test_other_peers_are_spoken_to_in_the_highest_that_both_speak(
+def test_peers_use_highest_common_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(protocol, "HIGHEST_PROTOCOL", 2)

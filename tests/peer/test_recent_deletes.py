@@ -18,7 +18,7 @@ def answer(recent: RecentDeletes, version: bytes, keys: str, existed: str, now: 
     return "".join(map(str, flags))
 
 
-def test_answer_repeats_what_the_same_version_found() -> None:
+def test_answer_repeats_result_of_the_same_version() -> None:
     recent = RecentDeletes()
     assert answer(recent, b"v1", "abc", "101") == "101"
     assert answer(recent, b"v1", "cba", "000") == "101"
@@ -30,7 +30,7 @@ def test_answer_of_another_version_is_not_repeated() -> None:
     assert answer(recent, b"v2", "a", "0") == "0"
 
 
-def test_answer_of_an_earlier_version_is_repeated_where_it_is_named() -> None:
+def test_answer_repeats_result_of_named_earlier_version() -> None:
     recent = RecentDeletes()
     answer(recent, b"v1", "a", "1")
     flags = bytearray(1)
@@ -55,13 +55,13 @@ def test_oldest_versions_are_forgotten_beyond_the_number_of_keys() -> None:
     assert answer(recent, b"v2", "cd", "00") == "11"
 
 
-def test_deletes_that_found_nothing_take_no_room() -> None:
+def test_deletes_of_missing_keys_use_no_memory() -> None:
     recent = RecentDeletes()
     answer(recent, b"v1", "abc", "000")
     assert len(recent) == 0
 
 
-def test_answer_knows_what_the_tombstone_of_another_replica_replaced() -> None:
+def test_answer_includes_what_tombstone_of_another_replica_replaced() -> None:
     recent = RecentDeletes()
     tombstone = seal(SPACE, [b"a"], head(VERSION, RecordFlag.TOMBSTONE), [b""])
     live = seal(SPACE, [b"b"], head(VERSION, 0), [b"x"])
@@ -72,7 +72,7 @@ def test_answer_knows_what_the_tombstone_of_another_replica_replaced() -> None:
     assert flags == b"\1\0"
 
 
-def test_tombstones_that_replaced_nothing_take_no_room() -> None:
+def test_tombstones_that_replaced_nothing_use_no_memory() -> None:
     recent = RecentDeletes()
     recent.note(seal(SPACE, [b"a"], head(VERSION, RecordFlag.TOMBSTONE), [b""]), bytearray(1), NOW)
     assert len(recent) == 0

@@ -101,7 +101,7 @@ def formed(machines: Machines) -> Topology:
     return topology
 
 
-def test_peer_in_a_mistyped_directory_serves_nobody(machines: Machines) -> None:
+def test_peer_with_mistyped_directory_serves_no_client(machines: Machines) -> None:
     before = formed(machines)
     machines.stop_all()
     lost = machines.start("a", where="typo")
@@ -114,7 +114,7 @@ def test_peer_in_a_mistyped_directory_serves_nobody(machines: Machines) -> None:
     assert back.views[-1].topology == before
 
 
-def test_restored_topology_serves_with_a_majority_and_far_ahead(machines: Machines) -> None:
+def test_restored_topology_needs_majority_and_skips_epochs(machines: Machines) -> None:
     before = formed(machines)
     machines.stop_all()
     first, second = machines.start("a", where="new"), machines.start("b", where="new")
@@ -125,7 +125,7 @@ def test_restored_topology_serves_with_a_majority_and_far_ahead(machines: Machin
     assert replace(third.views[-1].topology, epoch=before.epoch) == before
 
 
-def test_running_peers_restore_what_is_lost_underneath(machines: Machines) -> None:
+def test_running_peers_restore_lost_topology(machines: Machines) -> None:
     before = formed(machines)
     for process in machines.running:
         process.membership.close()
@@ -136,7 +136,7 @@ def test_running_peers_restore_what_is_lost_underneath(machines: Machines) -> No
     assert epochs.pop() > before.epoch + RESTORED_JUMP
 
 
-def test_newer_copy_wins_over_one_that_was_restored_first(machines: Machines) -> None:
+def test_newer_copy_replaces_topology_restored_first(machines: Machines) -> None:
     formed(machines)
     machines.running[0].membership.close()
     del machines.running[0]  # a knows nothing of what follows
@@ -165,7 +165,7 @@ def test_peer_missing_in_an_unconfirmed_copy_was_not_removed(machines: Machines)
     assert machines.topology("new").member("d") is not None
 
 
-def test_order_on_an_unconfirmed_topology_is_refused(machines: Machines) -> None:
+def test_admin_request_on_unconfirmed_topology_is_refused(machines: Machines) -> None:
     formed(machines)
     machines.stop_all()
     alone = machines.start("a", where="new")
@@ -176,7 +176,7 @@ def test_order_on_an_unconfirmed_topology_is_refused(machines: Machines) -> None
     assert answers[0].code == ChangeConflict.code
 
 
-def test_empty_peer_that_starts_first_joins_the_cluster_that_was_lost(machines: Machines) -> None:
+def test_empty_peer_started_first_joins_restored_cluster(machines: Machines) -> None:
     before = formed(machines)
     machines.stop_all()
     machines.stores["d"] = TwinStore("store-d")
@@ -194,7 +194,7 @@ def test_empty_peer_that_starts_first_joins_the_cluster_that_was_lost(machines: 
     assert {process.epoch for process in machines.running} == {topology.epoch}
 
 
-def test_cluster_that_an_empty_peer_formed_at_once_is_refused_in_one_line(
+def test_cluster_formed_by_empty_peer_is_refused_in_one_line(
     machines: Machines,
 ) -> None:
     formed(machines)

@@ -56,7 +56,7 @@ def test_page_has_digest_of_each_partition(peer: Peer, kind: type[Scan]) -> None
     assert (page.count, page.corrupt, page.moment) == (len(NAMES), b"", peer.now)
 
 
-def test_page_without_digest_is_as_in_the_earlier_version(peer: Peer) -> None:
+def test_page_without_digest_equals_that_of_earlier_version(peer: Peer) -> None:
     page = page_of(peer, Count(*WHOLE, until=b"1", moment=1))
     assert (page.digests, page.corrupt, page.moment) == (b"", b"", 0)
     assert page.count == len(NAMES)
@@ -85,7 +85,7 @@ def test_digests_of_short_answers_add_up(peer: Peer, monkeypatch: pytest.MonkeyP
     assert answers > 50
 
 
-def test_moment_decides_what_is_live(peer: Peer) -> None:
+def test_moment_of_request_decides_expiry(peer: Peer) -> None:
     peer.ask(put(b"mortal", expiry=peer.now + 100))
     peer.now += 200
     assert page_of(peer, Count(*WHOLE, digest=True)).count == len(NAMES)
@@ -95,9 +95,7 @@ def test_moment_decides_what_is_live(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize("kind", [Scan, ScanKeys, Count])
-def test_damaged_record_is_named_reported_and_does_not_end_the_page(
-    peer: Peer, kind: type[Scan]
-) -> None:
+def test_corrupt_record_is_reported_within_page_with_digest(peer: Peer, kind: type[Scan]) -> None:
     place = sorted(peer.store.records)[40]
     partition, _, key = split_storage_key(place)
     peer.store.records[place] = peer.store.records[place][:30]

@@ -61,7 +61,7 @@ def answer(link: Link, envelope: Envelope) -> Envelope:
     return found[0]
 
 
-def test_a_message_that_meets_a_defect_does_not_end_the_peer(
+def test_message_that_raises_does_not_stop_the_peer(
     server: tuple[PeerCore, Link],
 ) -> None:
     core, link = server
@@ -72,7 +72,7 @@ def test_a_message_that_meets_a_defect_does_not_end_the_peer(
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_answers_go_out_before_background_work_goes_on(
+def test_answers_are_sent_before_background_work(
     server: tuple[PeerCore, Link], busy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core, link = server

@@ -53,7 +53,7 @@ def names(first: bytes, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("interval", [4, 10])
-def test_replicas_become_equal_where_collection_is_as_frequent_as_comparison(interval: int) -> None:
+def test_replicas_converge_when_gc_is_as_frequent_as_comparison(interval: int) -> None:
     joined = Joined(pace=Pace(interval * SECOND, interval * SECOND, SECOND))
     keys = [f"k{number}" for number in range(6)]
     # In each partition there is always something to collect.
@@ -71,7 +71,7 @@ def test_replicas_become_equal_where_collection_is_as_frequent_as_comparison(int
 
 
 @pytest.mark.parametrize("offset", [0, 27])
-def test_partition_that_is_written_all_the_time_becomes_equal_at_the_default_pace(
+def test_constantly_written_partition_converges_at_default_pace(
     offset: int,
 ) -> None:
     joined = Joined()
@@ -88,7 +88,7 @@ def test_partition_that_is_written_all_the_time_becomes_equal_at_the_default_pac
         assert time_until_equal(joined, key, write) <= 60 * SECOND, lost
 
 
-def test_promise_is_taken_back_when_replicas_do_not_agree() -> None:
+def test_promise_is_revoked_when_replicas_disagree() -> None:
     joined = Joined(pace=Pace(10**9, 10 * SECOND, 0))
     key, deleted = names(b"k1", 2)
     joined.put({key: 1, deleted: 1}, "all")
@@ -115,12 +115,12 @@ def test_promise_for_another_stamp_is_kept() -> None:
     assert local_partitions.promises(joined.now) == {2: 20}
 
 
-class TestDiffering:
+class TestDifferingPartitions:
     def describe(self, joined: Joined, name: str) -> tuple[int, int]:
         found = joined.peers[name].maintenance.describe()
         return found["differing"], found["differing_ms"]
 
-    def test_status_tells_how_many_partitions_differ_and_for_how_long(self) -> None:
+    def test_status_reports_number_and_age_of_differing_partitions(self) -> None:
         joined = Joined(pace=Pace(10 * SECOND, 10**9, 0))
         joined.put({"k": 1}, "all")
         pass_time(joined, 20 * SECOND)

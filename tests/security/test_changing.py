@@ -75,7 +75,7 @@ def patient(text: str) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_an_open_cluster_is_closed_without_stopping(site: Site) -> None:
+def test_open_cluster_is_secured_without_downtime(site: Site) -> None:
     title = "Closing an open cluster without stopping it"
     peer_keys, app_keys, listed, both, begin, keyed, status, end, strangers = chapter(title)
     site.open_up()
@@ -126,7 +126,7 @@ def begin_closed(site: Site) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_peer_gets_a_new_key_without_downtime(site: Site) -> None:
+def test_peer_key_is_rotated_without_downtime(site: Site) -> None:
     begin_closed(site)
     machine, old_key = site.machines["peer1"], site.key("peer1")
     added, used, taken = (

@@ -66,20 +66,20 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
         yield cluster
 
 
-def test_who_is_listed_reads_and_writes_through_all_peers(closed: Closed) -> None:
+def test_listed_client_reads_and_writes_through_all_peers(closed: Closed) -> None:
     with closed.client("writer") as writer, closed.client("reader", "p2") as reader:
         writer.batch_put("i", {f"key{n}": n for n in range(500)}).raise_for_failures()
         assert len(reader.batch_lookup("i", [f"key{n}" for n in range(500)])) == 500
 
 
-def test_an_unknown_key_is_told_so_and_gets_nothing(closed: Closed) -> None:
+def test_client_with_unlisted_key_is_refused(closed: Closed) -> None:
     with closed.client("stranger") as client, pytest.raises(Unauthorised, match="know the key"):
         client.lookup("i", "k")
     with closed.attacker("stranger") as attacker:
         assert attacker.ask(Hello(), timeout=1.5) is None
 
 
-def test_a_client_without_curve_gets_nothing(closed: Closed) -> None:
+def test_client_without_curve_gets_no_answer(closed: Closed) -> None:
     with closed.peers.client(timeout=2) as client, pytest.raises(NoPeers):
         client.lookup("i", "k")
 
@@ -104,7 +104,7 @@ def test_peer_requires_curve_after_any_greeting(closed: Closed, greeting: bytes)
     assert b"dstash" not in said
 
 
-def test_a_recorded_connection_cannot_be_replayed(closed: Closed) -> None:
+def test_recorded_connection_cannot_be_replayed(closed: Closed) -> None:
     peer, keys = closed.peers["p1"], closed.keys("writer")
     stranger = Delete("i", pack(stamp_at(0), bytes(12)), KEYS)
     with (
@@ -121,7 +121,7 @@ def test_a_recorded_connection_cannot_be_replayed(closed: Closed) -> None:
     assert peer.page("/status")["counts"]["Delete"] == before
 
 
-def test_a_peer_that_cannot_prove_its_key_is_told_nothing(closed: Closed) -> None:
+def test_client_rejects_server_with_another_key(closed: Closed) -> None:
     with (
         closed.client("writer", server_key=[closed.keys("stranger").public], timeout=2) as client,
         pytest.raises(NoPeers),
@@ -129,7 +129,7 @@ def test_a_peer_that_cannot_prove_its_key_is_told_nothing(closed: Closed) -> Non
         client.lookup("i", "k")
 
 
-def test_a_client_gets_its_keys_from_the_program(closed: Closed) -> None:
+def test_client_takes_keys_as_arguments(closed: Closed) -> None:
     files = [closed.folder / f"reader.{end}" for end in ("key", "key_secret")]
     security = Security(*files, closed.server_key("p1"))
     with Client(closed.peers["p1"].address, security=security, timeout=PATIENCE) as client:
@@ -164,13 +164,13 @@ def test_one_of_several_server_keys_is_enough(closed: Closed) -> None:
     ],
     ids=str,
 )
-def test_a_role_does_not_allow_the_rest(closed: Closed, name: str, message: Message) -> None:
+def test_role_allows_only_its_requests(closed: Closed, name: str, message: Message) -> None:
     with closed.attacker(name) as attacker:
         answer = attacker.ask(message, epoch=closed.epoch())
         assert code_of(answer) == Unauthorised.code
 
 
-def test_an_admin_may_make_a_backup(closed: Closed) -> None:
+def test_admin_may_save_a_backup(closed: Closed) -> None:
     with closed.attacker("admin") as admin:
         assert isinstance(
             admin.ask(DigestsRequest(ONE_PARTITION), epoch=closed.epoch()), DigestsReply
@@ -180,7 +180,7 @@ def test_an_admin_may_make_a_backup(closed: Closed) -> None:
         )
 
 
-def test_peers_verbs_need_a_key_that_the_topology_lists(closed: Closed) -> None:
+def test_peer_requests_need_a_key_of_the_topology(closed: Closed) -> None:
     for message in (
         DigestsRequest(ONE_PARTITION),
         CopyRequest(ONE_PARTITION, b""),
@@ -199,7 +199,7 @@ def test_peers_verbs_need_a_key_that_the_topology_lists(closed: Closed) -> None:
         )
 
 
-def test_a_limited_key_uses_its_indexes_alone(closed: Closed) -> None:
+def test_key_limited_to_indexes_uses_only_these(closed: Closed) -> None:
     with closed.client("narrow") as client:
         client.put("mine", "k", 1)
         assert client.lookup("mine", "k") == 1
@@ -209,7 +209,7 @@ def test_a_limited_key_uses_its_indexes_alone(closed: Closed) -> None:
             client.put("i", "k", 1)
 
 
-def test_revoking_ends_live_connections(closed: Closed) -> None:
+def test_revoked_key_ends_live_connections(closed: Closed) -> None:
     closed.grant("temp", "read")
     closed.await_let_in("temp")
     with closed.client("temp") as client, closed.attacker("temp") as idle:
@@ -226,7 +226,7 @@ def test_revoking_ends_live_connections(closed: Closed) -> None:
             client.lookup("i", "k")
 
 
-def test_what_a_role_allows_counts_from_message_to_message(closed: Closed) -> None:
+def test_role_change_applies_to_the_next_message(closed: Closed) -> None:
     closed.grant("temp", "write")
     closed.await_let_in("temp")
     message = Delete("i", bytes(20), KEYS)
@@ -241,7 +241,7 @@ def test_what_a_role_allows_counts_from_message_to_message(closed: Closed) -> No
         assert isinstance(temp.ask(Lookup("i", 1, KEYS), epoch=closed.epoch()), Values)
 
 
-def test_a_list_with_a_mistake_changes_nothing(closed: Closed) -> None:
+def test_invalid_key_list_changes_nothing(closed: Closed) -> None:
     good = closed.listed.read_text()
     closed.listed.write_text(good + "not a key\n")
     log = closed.peers["p1"].log

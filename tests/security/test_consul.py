@@ -52,7 +52,7 @@ def new_token(agent: ConsulAgent, rules: str) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_peers_live_on_a_consul_with_tls_and_acls(agent: ConsulAgent, tmp_path: Path) -> None:
+def test_cluster_works_on_consul_with_tls_and_acls(agent: ConsulAgent, tmp_path: Path) -> None:
     rules, settings = chapter("Consul")
     token = new_token(agent, rules.text)
     token_file = tmp_path / "consul.token"

@@ -85,12 +85,12 @@ ANYTHING = st.one_of(st.lists(st.binary(max_size=300), max_size=9), nearly_right
 )
 @RELAXED
 @given(st.one_of(st.binary(max_size=2000), PLAIN.map(lambda item: codec.pack_header([item])[1:])))
-def test_the_codec_reads_or_refuses(read: Callable[[bytes], object], data: bytes) -> None:
+def test_codec_decodes_or_refuses_any_bytes(read: Callable[[bytes], object], data: bytes) -> None:
     with suppress(ProtocolError):
         read(data)
 
 
-def test_the_target_answers_as_a_peer_does() -> None:
+def test_fuzz_target_answers_like_a_peer() -> None:
     """Else the tests below would show nothing."""
     target = Target(Authority({"writer": Grant(Role.WRITE), "other": Grant(Role.PEER)}))
     keys = Frame(codec.pack_blobs([b"\x01a"]))
@@ -107,7 +107,7 @@ def test_the_target_answers_as_a_peer_does() -> None:
 
 @RELAXED
 @given(st.lists(ANYTHING, min_size=1, max_size=8))
-def test_the_core_answers_or_drops(sequence: list[list[bytes]]) -> None:
+def test_core_answers_or_drops_any_message(sequence: list[list[bytes]]) -> None:
     target = Target()
     for parts in sequence:
         target.hit(parts)
@@ -115,7 +115,7 @@ def test_the_core_answers_or_drops(sequence: list[list[bytes]]) -> None:
 
 @RELAXED
 @given(st.lists(ANYTHING, min_size=1, max_size=8), st.sampled_from([None, "", "reader", "peer"]))
-def test_the_core_of_a_closed_cluster_answers_or_drops(
+def test_core_of_closed_cluster_answers_or_drops_any_message(
     sequence: list[list[bytes]], user: str | None
 ) -> None:
     target = Target(Authority({"reader": Grant(Role.READ), "peer": Grant(Role.PEER)}))
@@ -127,7 +127,7 @@ def test_the_core_of_a_closed_cluster_answers_or_drops(
 
 @RELAXED
 @given(ANYTHING)
-def test_the_core_takes_anything_as_an_answer(parts: list[bytes]) -> None:
+def test_core_accepts_any_message_as_answer(parts: list[bytes]) -> None:
     target = Target()
     target.core.receive_answer("p2", parts, NOW)
     target.drain()

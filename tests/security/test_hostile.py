@@ -119,7 +119,7 @@ def epoch_of(peer: Peer) -> int:
 
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=range(len(BOMBS)))
-def test_bombs_in_headers_and_bodies(peer: Peer, attacker: Attacker, bomb: bytes) -> None:
+def test_msgpack_bombs_are_refused(peer: Peer, attacker: Attacker, bomb: bytes) -> None:
     attacker.send(bomb)
     attacker.send(bomb, bomb, bomb)
     epoch = epoch_of(peer)
@@ -173,13 +173,13 @@ def test_client_with_old_zmtp_is_ignored(peer: Peer, greeting: bytes) -> None:
         assert b"dstash" not in said
 
 
-def test_frames_that_are_too_large_together(peer: Peer, attacker: Attacker) -> None:
+def test_message_with_too_many_bytes_is_dropped(peer: Peer, attacker: Attacker) -> None:
     attacker.send(b"\x90", *[bytes(3 * 2**20)] * 7)  # each is small enough
     answer = attacker.ask(Lookup("i", 1, keys("k")), epoch=epoch_of(peer))
     assert isinstance(answer, Values)
 
 
-def test_versions_from_the_future(peer: Peer, attacker: Attacker, good: Client) -> None:
+def test_versions_from_the_future_are_refused(peer: Peer, attacker: Attacker, good: Client) -> None:
     epoch = epoch_of(peer)
     soon = pack(stamp_at(time.time_ns() // 1_000_000 + 60_000), bytes(12))
     for version in (
@@ -197,7 +197,7 @@ def test_versions_from_the_future(peer: Peer, attacker: Attacker, good: Client) 
     good.put("i", "k", "v")
 
 
-def test_epochs_that_do_not_exist(peer: Peer, good: Client, attacker: Attacker) -> None:
+def test_invented_epochs_are_refused(peer: Peer, good: Client, attacker: Attacker) -> None:
     for epoch in (2**63, 2**64 - 1):
         for _ in range(1500):  # more than may wait for a topology
             attacker.send(*encode(Envelope(5, epoch, 0, Lookup("i", 1, keys("k")))))
@@ -209,14 +209,14 @@ def test_epochs_that_do_not_exist(peer: Peer, good: Client, attacker: Attacker) 
     assert good.lookup("i", "k") == "v"
 
 
-def test_peers_verbs_with_nonsense(peer: Peer, attacker: Attacker) -> None:
+def test_malformed_peer_requests_are_refused(peer: Peer, attacker: Attacker) -> None:
     epoch = epoch_of(peer)
     for partitions in (b"\x00", b"\xff\xff", b"\x00" * 20_000):
         for message in (DigestsRequest(partitions), CopyRequest(partitions, b"\xff" * 500)):
             assert code_of(attacker.ask(message, epoch=epoch)) == ProtocolError.code
 
 
-def test_expensive_requests_are_weighed(peer: Peer, good: Client) -> None:
+def test_expensive_requests_are_limited_by_weight(peer: Peer, good: Client) -> None:
     """They wait for one another, and there is more of them than there is memory."""
     question = Pull(Frame(codec.pack_blobs([bytes(200)] * MAX_KEYS_PER_FRAME)))  # 13 MB
     frames = encode(Envelope(8, epoch_of(peer), 0, question))
@@ -241,7 +241,7 @@ def test_invented_names_are_not_stored(peer: Peer, attacker: Attacker) -> None:
         assert code_of(answer) == Unauthorised.code
 
 
-def test_a_replayed_write_changes_nothing_newer(
+def test_replayed_write_does_not_replace_newer_record(
     peer: Peer, attacker: Attacker, good: Client
 ) -> None:
     good.put("i", "again", "old")

@@ -35,7 +35,7 @@ def status(port: int, method: str, path: str = "/page") -> int:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT"])
-def test_no_verb_writes(port: int, method: str) -> None:
+def test_http_has_no_writing_method(port: int, method: str) -> None:
     assert status(port, method) == 501
     assert status(port, "GET") == 200
 

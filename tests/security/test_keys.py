@@ -27,7 +27,7 @@ def pair() -> KeyPair:
     return KeyPair.generate()
 
 
-class TestFiles:
+class TestKeyFiles:
     def test_key_pair_round_trip(self, tmp_path: Path, pair: KeyPair) -> None:
         cert, key = tmp_path / "a.key", tmp_path / "a.key_secret"
         before = os.umask(0)
@@ -72,7 +72,7 @@ class TestFiles:
     def test_repr_omits_secret(self, pair: KeyPair) -> None:
         assert pair.secret not in f"{pair} {pair!r}"
 
-    def test_zmq_reads_the_files_too(self, tmp_path: Path, pair: KeyPair) -> None:
+    def test_key_files_are_readable_by_pyzmq(self, tmp_path: Path, pair: KeyPair) -> None:
         from zmq.auth import load_certificate
 
         pair.save(tmp_path / "a.key", tmp_path / "a.key_secret")
@@ -84,7 +84,7 @@ class TestFiles:
         assert not is_key(text)
 
 
-class TestCommand:
+class TestCertCommand:
     def test_cert_new_writes_files_and_prints_public_key(self, tmp_path: Path) -> None:
         here = InProcess(tmp_path)
         printed = here.out("cert", "new", "peer1").strip()
@@ -101,13 +101,13 @@ class TestCommand:
         assert "directory none does not exist" in here.refusal("cert", "new", "none/peer1")[1]
 
 
-class TestList:
+class TestKeyList:
     def write(self, folder: Path, *lines: str) -> Path:
         path = folder / "keys"
         path.write_text("\n".join(lines))
         return path
 
-    def test_roles_and_indexes(self, tmp_path: Path) -> None:
+    def test_key_list_has_roles_and_indexes(self, tmp_path: Path) -> None:
         keys = {name: KeyPair.generate().public for name in ("p", "a", "w", "r")}
         path = self.write(
             tmp_path,
@@ -195,7 +195,7 @@ def received(router: Router) -> Received:
     return message
 
 
-class TestDoor:
+class TestZapHandler:
     @pytest.fixture
     def context(self, pair: KeyPair) -> Iterator[Context]:
         context = Context(keys=pair)

@@ -60,7 +60,7 @@ def test_seeds_that_failed_before_pass() -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_seed_replays_exactly() -> None:
+def test_seed_replays_exactly() -> None:
     first = simulate("--seeds", "6", "--digests", "--jobs", "1", hash_seed="1")
     second = simulate("--seeds", "6", "--digests", "--jobs", "1", hash_seed="2")
     assert first.stdout.splitlines()[:6] == second.stdout.splitlines()[:6]

@@ -28,7 +28,7 @@ def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def test_a_network_file_system_is_refused(mounted: Path) -> None:
+def test_network_file_system_is_refused(mounted: Path) -> None:
     with pytest.raises(StoreError, match=r"is on a network file system \(nfs4\)"):
         LmdbStore(mounted / "data")
     with pytest.raises(MembershipError, match=r"is on a network file system \(nfs4\)"):
@@ -42,7 +42,7 @@ def test_local_disk_near_a_network_mount_is_accepted(mounted: Path) -> None:
     assert directory.network_kind(mounted) is None
 
 
-def test_a_forked_child_is_refused(tmp_path: Path) -> None:
+def test_store_is_refused_in_forked_child(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of fork with threads

@@ -22,7 +22,7 @@ def program(folder: Path, name: str, ends: str) -> str:
     return str(path)
 
 
-def test_a_store_can_be_read(tmp_path: Path) -> None:
+def test_check_accepts_a_sound_store(tmp_path: Path) -> None:
     LmdbStore(tmp_path / "store").close()
     assert can_be_read(tmp_path / "store")
 

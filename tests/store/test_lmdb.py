@@ -80,7 +80,7 @@ def elsewhere(code: str, *arguments: object, ok: bool = True) -> str:
     return done.stdout
 
 
-class TestKeeping:
+class TestDurability:
     def test_ceiling_survives_a_restart(self, folder: Path) -> None:
         store = LmdbStore(folder)
         put(store, "k", value=b"\x02", stamp=5)
@@ -150,15 +150,13 @@ class TestKeeping:
         put(store, "a")
         store.close()
 
-    def test_each_store_has_an_id_of_its_own(self, tmp_path: Path) -> None:
+    def test_each_store_has_a_unique_id(self, tmp_path: Path) -> None:
         stores = [LmdbStore(tmp_path / name) for name in "ab"]
         assert stores[0].store_id != stores[1].store_id
         for store in stores:
             store.close()
 
-    def test_a_commit_is_whole_or_not_at_all(
-        self, store: LmdbStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_commit_is_atomic(self, store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
         put(store, "a")
         before, high = held(store), store.high_water
         bad = [*entries("b", stamp=5), (b"x" * 600, b"too long a key for LMDB")]
@@ -181,7 +179,7 @@ class TestKeeping:
 
 
 class TestReading:
-    def test_a_snapshot_does_not_see_later_writes(self, store: LmdbStore) -> None:
+    def test_snapshot_does_not_see_later_writes(self, store: LmdbStore) -> None:
         put(store, "a")
         [(key, old)] = entries("a")
         with store.snapshot() as snapshot:
@@ -192,7 +190,7 @@ class TestReading:
         with store.snapshot() as snapshot:
             assert snapshot.get(key) != old
 
-    def test_a_walk_goes_from_begin_to_before_end(self, store: LmdbStore) -> None:
+    def test_walk_is_from_begin_to_before_end(self, store: LmdbStore) -> None:
         put(store, *map(str, range(50)))
         everything = sorted(dict(entries(*map(str, range(50)))))
         with store.snapshot() as snapshot:
@@ -203,12 +201,12 @@ class TestReading:
             assert list(snapshot.walk(b"\xff" * 9, b"\xff" * 10)) == []
 
 
-class TestGrowing:
+class TestMapGrowth:
     @pytest.fixture(autouse=True)
     def small_map(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(disk_space, "_FIRST_MAP", MIB // 4)
 
-    def test_the_map_grows_by_itself_and_stays_grown(self, folder: Path) -> None:
+    def test_map_grows_and_stays_grown(self, folder: Path) -> None:
         store = LmdbStore(folder)
         for number in range(40):
             put(store, f"key-{number}", value=b"\xc5\xff\xf0" + bytes(0xFFF0))
@@ -220,20 +218,20 @@ class TestGrowing:
         put(store, "more")
         store.close()
 
-    def test_one_commit_may_be_larger_than_the_map(self, store: LmdbStore) -> None:
+    def test_commit_may_be_larger_than_the_map(self, store: LmdbStore) -> None:
         put(store, *map(str, range(300)), value=b"\xc5\xff\xf0" + bytes(0xFFF0))
         assert store.stats().records == 300
 
-    def test_marks_grow_the_map_too(self, store: LmdbStore) -> None:
+    def test_marks_grow_the_map(self, store: LmdbStore) -> None:
         for number in range(8):
             store.mark(b"large-%d" % number, bytes(MIB // 8))
         assert store.marked(b"large-0") == bytes(MIB // 8)
 
-    def test_an_identity_grows_the_map_too(self, store: LmdbStore) -> None:
+    def test_identity_grows_the_map(self, store: LmdbStore) -> None:
         store.adopt(Identity("c" * MIB, "peer", ""))
         assert store.identity is not None
 
-    def test_growing_under_readers_and_other_writers(self, store: LmdbStore) -> None:
+    def test_map_grows_under_readers_and_writers(self, store: LmdbStore) -> None:
         """The map moves in memory when it grows: no reader may use it then."""
         stop = threading.Event()
         failures: list[BaseException] = []
@@ -261,10 +259,8 @@ class TestGrowing:
         assert store.stats().map_bytes > 8 * MIB
 
 
-class TestRefusing:
-    def test_a_directory_in_use_by_another_process_names_it(
-        self, store: LmdbStore, folder: Path
-    ) -> None:
+class TestRefusals:
+    def test_directory_in_use_names_the_process(self, store: LmdbStore, folder: Path) -> None:
         said = elsewhere(
             """
             import sys
@@ -280,7 +276,9 @@ class TestRefusing:
         )
         assert said.strip() == f"data directory {folder} is in use by process {os.getpid()}"
 
-    def test_a_directory_in_use_by_this_process(self, store: LmdbStore, folder: Path) -> None:
+    def test_directory_in_use_by_this_process_is_refused(
+        self, store: LmdbStore, folder: Path
+    ) -> None:
         with pytest.raises(StoreInUse):
             LmdbStore(folder)
         put(store, "a")  # the one who holds it is not disturbed
@@ -290,7 +288,7 @@ class TestRefusing:
         (folder / "LOCK").write_text("1")
         LmdbStore(folder).close()
 
-    def test_a_store_of_another_cluster_or_peer(self, folder: Path) -> None:
+    def test_store_of_another_cluster_or_peer_is_refused(self, folder: Path) -> None:
         store = LmdbStore(folder)
         store.adopt(Identity("cluster", "peer", ""))
         store.adopt(Identity("cluster", "peer", "whatever"))
@@ -373,7 +371,7 @@ class TestRefusing:
         with pytest.raises(CorruptStore, match="not a dstash store"):
             LmdbStore(folder)
 
-    def test_a_store_of_a_later_format(self, folder: Path) -> None:
+    def test_store_of_later_format_is_refused(self, folder: Path) -> None:
         LmdbStore(folder).close()
         with lmdb.open(os.fspath(folder), max_dbs=8) as env, env.begin(write=True) as transaction:
             transaction.put(b"format", b"99", db=env.open_db(b"meta", transaction))
@@ -476,7 +474,7 @@ class TestFullDisk:
         self.check(elsewhere(FULL_DISK, tmp_path / "data", 4 * MIB))
 
 
-class TestHarmedFromOutside:
+class TestExternalChanges:
     def test_truncated_file_closes_the_store(self, folder: Path) -> None:
         store = LmdbStore(folder)
         put(store, *(f"key-{number}" for number in range(2000)), value=b"\xc4\xff" + bytes(255))

@@ -42,24 +42,24 @@ def merged(groups: Sequence[Sequence[Entry]]) -> dict[bytes, bytes]:
 
 
 @given(st.lists(entries(), max_size=12), st.randoms())
-def test_order_does_not_matter(some: list[Entry], random: object) -> None:
+def test_merge_is_commutative(some: list[Entry], random: object) -> None:
     shuffled = list(some)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert merged([some]) == merged([shuffled])
 
 
 @given(st.lists(entries(), max_size=6), st.lists(entries(), max_size=6))
-def test_repetition_does_not_matter(some: list[Entry], more: list[Entry]) -> None:
+def test_merge_is_idempotent(some: list[Entry], more: list[Entry]) -> None:
     assert merged([some, more, some, more]) == merged([some, more])
 
 
 @given(*[st.lists(entries(), max_size=5)] * 3)
-def test_grouping_does_not_matter(one: list[Entry], two: list[Entry], three: list[Entry]) -> None:
+def test_merge_is_associative(one: list[Entry], two: list[Entry], three: list[Entry]) -> None:
     assert merged([one + two, three]) == merged([one, two + three]) == merged([one, two, three])
 
 
 @given(st.lists(entries(), min_size=1, max_size=12))
-def test_the_highest_version_of_each_key_stays(some: list[Entry]) -> None:
+def test_merge_keeps_the_highest_version_of_each_key(some: list[Entry]) -> None:
     for storage_key, record in merged([some]).items():
         assert record[8:] == max(other[8:] for key, other in some if key == storage_key)
 
@@ -146,7 +146,7 @@ def test_replacement_replaces_only_a_corrupt_record() -> None:
 
 
 @given(st.lists(st.tuples(entries(), st.booleans()), max_size=12))
-def test_a_write_with_one_version_merges_like_its_records_one_by_one(
+def test_write_with_one_version_merges_like_single_records(
     some: list[tuple[Entry, bool]],
 ) -> None:
     plain, quick = TwinStore(), TwinStore()

@@ -45,7 +45,7 @@ keys = st.binary(min_size=1, max_size=60)
 indexes = st.binary(min_size=1, max_size=64)
 
 
-def test_the_layout_on_disk_stays() -> None:
+def test_layout_on_disk_is_stable() -> None:
     [(storage_key, record)] = seal(EVERYWHERE, [b"key"], head(VERSION, 0, 5), [b"\xa5value"])
     assert storage_key.hex() == "05e305696e6465786b6579"  # partition 1507, 5, "index", "key"
     assert record[8:].hex() == VERSION.hex() + "00" + "0000000000000005" + "a576616c7565"
@@ -53,7 +53,7 @@ def test_the_layout_on_disk_stays() -> None:
 
 
 @given(indexes, keys, records)
-def test_records_come_back(index: bytes, key: bytes, record: Record) -> None:
+def test_record_round_trip(index: bytes, key: bytes, record: Record) -> None:
     built = build_record(index, key, record)
     assert open_record(built) == record
     space = keyspace(index, frozenset(range(PARTITIONS)))
@@ -64,7 +64,7 @@ def test_records_come_back(index: bytes, key: bytes, record: Record) -> None:
 
 
 @given(keys, records)
-def test_sealing_and_building_are_one(key: bytes, record: Record) -> None:
+def test_seal_equals_build(key: bytes, record: Record) -> None:
     heads = head(record.version, record.flags, record.expiry)
     [(_, sealed)] = seal(EVERYWHERE, [key], heads, [record.payload])
     assert sealed == build_record(b"index", key, record)
@@ -138,7 +138,7 @@ def test_partitions_not_held_are_refused() -> None:
     assert elsewhere.prefix((partition_of(key) + 1) % PARTITIONS)
 
 
-def test_an_index_is_one_range_of_each_partition() -> None:
+def test_index_is_one_range_of_each_partition() -> None:
     names = [b"a", b"ab", b"b", b"a\x00", b"\xff" * 64]
     ranges = []
     for name in names:

@@ -46,7 +46,7 @@ def space(folder: Path, disk: FakeDisk, wanted: int = 64 * MIB) -> Space:
     return Space(folder, wanted, lambda: 0, lambda: disk.now)
 
 
-def test_reserve_takes_real_blocks_and_gives_them_back(tmp_path: Path) -> None:
+def test_reserve_allocates_blocks_and_frees_them(tmp_path: Path) -> None:
     reserve = Reserve(tmp_path, 2 * MIB)
     assert reserve.make() is None
     found = (tmp_path / RESERVE_FILE).stat()

@@ -120,21 +120,21 @@ def test_entries_with_unequal_counts_are_refused() -> None:
             codec.unpack_entries(keys, records)
 
 
-def test_a_frame_has_a_bounded_number_of_keys() -> None:
+def test_frame_has_a_limited_number_of_keys() -> None:
     most = [b"k"] * MAX_KEYS_PER_FRAME
     assert len(codec.unpack_keys(codec.pack_blobs(most))) == MAX_KEYS_PER_FRAME
     with pytest.raises(ProtocolError):
         codec.unpack_keys(codec.pack_blobs([*most, b"k"]))
 
 
-def test_a_frame_has_a_bounded_size() -> None:
+def test_frame_has_a_limited_size() -> None:
     with pytest.raises(ProtocolError, match=str(MAX_FRAME_BYTES)):
         codec.unpack_blobs(bytes(MAX_FRAME_BYTES + 1))
     with pytest.raises(ProtocolError, match=str(MAX_HEADER_BYTES)):
         codec.unpack_header(bytes(MAX_HEADER_BYTES + 1))
 
 
-def test_a_value_of_the_largest_size_passes_with_its_record_head() -> None:
+def test_value_of_largest_size_passes_with_its_record_head() -> None:
     blob = bytes(MAX_VALUE_BYTES + 37)
     assert codec.unpack_blobs(codec.pack_blobs([blob])) == [blob]
 
@@ -189,7 +189,7 @@ def read_alone(payload: bytes) -> None:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=30), max_size=8))
-def test_payloads_that_pass_the_check_are_read_alone_and_joined(payloads: list[bytes]) -> None:
+def test_checked_payloads_decode_alone_and_joined(payloads: list[bytes]) -> None:
     bad = set(codec.malformed_payloads(payloads))
     good = [one for place, one in enumerate(payloads) if place not in bad]
     unpacker = msgpack.Unpacker()

@@ -14,7 +14,7 @@ def connection() -> Connection:
     return Connection(fd=-1, inode=0, since=0.0)
 
 
-def test_large_message_counts_as_a_whole_until_all_of_it_has_left() -> None:
+def test_large_message_counts_in_full_until_sent() -> None:
     one = connection()
     one.give(100_000)
     one.give(50_000)
@@ -35,7 +35,7 @@ def test_small_messages_count_by_the_byte() -> None:
     assert one.debt == 7500
 
 
-def test_message_that_could_not_be_given_is_not_counted() -> None:
+def test_message_that_was_not_given_is_not_counted() -> None:
     one = connection()
     one.give(100_000)
     one.give(70_000)

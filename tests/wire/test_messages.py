@@ -113,7 +113,7 @@ def put(**changes: Any) -> list[bytes]:
 
 @pytest.mark.parametrize("place", range(5))
 @pytest.mark.parametrize("bad", [-1, "1", 1.0, None, True, [], b"1"], ids=repr)
-def test_a_header_begins_with_five_unsigned_integers(place: int, bad: Any) -> None:
+def test_header_starts_with_five_unsigned_integers(place: int, bad: Any) -> None:
     with pytest.raises(ProtocolError, match="five unsigned integers") as caught:
         decode(put(**{f"_{place}": bad}))
     assert "correlation" not in caught.value.details  # there is no request to answer
@@ -123,13 +123,13 @@ def test_a_header_begins_with_five_unsigned_integers(place: int, bad: Any) -> No
     ("place", "bad"),
     [(5, b"index"), (5, 1), (6, "version"), (6, None), (7, -1), (7, 1.5), (7, True), (7, "0")],
 )
-def test_a_field_of_the_wrong_type_is_answered_by_its_name(place: int, bad: Any) -> None:
+def test_field_of_wrong_type_is_named(place: int, bad: Any) -> None:
     with pytest.raises(ProtocolError, match=r"Put\.(index|version|expiry)") as caught:
         decode(put(**{f"_{place}": bad}))
     assert caught.value.details["correlation"] == 7
 
 
-def test_a_missing_field_or_frame_is_answered() -> None:
+def test_missing_field_or_frame_is_named() -> None:
     whole = put()
     short = msgpack.packb(msgpack.unpackb(whole[0])[:-1])
     for parts in ([short, *whole[1:]], whole[:2], whole[:1]):
@@ -139,7 +139,7 @@ def test_a_missing_field_or_frame_is_answered() -> None:
 
 
 @pytest.mark.parametrize("protocol", [0, HIGHEST_PROTOCOL + 1, 2**64 - 1])
-def test_another_protocol_version_is_answered_with_those_spoken(protocol: int) -> None:
+def test_other_protocol_version_is_answered_with_supported_ones(protocol: int) -> None:
     with pytest.raises(VersionMismatch) as caught:
         decode(encode(Envelope(7, 0, 0, Ping(), protocol)))
     assert caught.value.details == {"correlation": 7, "lowest": 1, "highest": HIGHEST_PROTOCOL}
@@ -156,7 +156,7 @@ def test_negotiation_messages_are_read_under_any_version(message: Message) -> No
     ("theirs", "common"),
     [((1, 1), 1), ((1, 3), 2), ((2, 9), 2), ((3, 4), None), ((0, 0), None), (("1", 2), None)],
 )
-def test_the_highest_version_that_both_speak(
+def test_highest_common_version_is_chosen(
     monkeypatch: pytest.MonkeyPatch, theirs: tuple[object, object], common: int | None
 ) -> None:
     monkeypatch.setattr(protocol, "HIGHEST_PROTOCOL", 2)
@@ -164,13 +164,13 @@ def test_the_highest_version_that_both_speak(
 
 
 @pytest.mark.parametrize("kind", sorted({0, 8, 9, 12, 13, 200, 2**64 - 1} - set(KINDS)))
-def test_an_unknown_kind_is_answered(kind: int) -> None:
+def test_unknown_kind_is_answered(kind: int) -> None:
     with pytest.raises(ProtocolError, match=f"unknown message kind {kind}") as caught:
         decode(put(_1=kind))
     assert caught.value.details["correlation"] == 7
 
 
-def test_messages_have_a_bounded_number_and_size_of_frames() -> None:
+def test_messages_have_a_limited_number_and_size_of_frames() -> None:
     whole = encode(Envelope(7, 0, 0, Ping()))
     for parts in ([], whole * (MAX_FRAME_PARTS + 1), [*whole, bytes(MAX_FRAME_BYTES)]):
         with pytest.raises(ProtocolError):
@@ -290,17 +290,17 @@ class TestTraces:
         with_map = {cls.__name__ for kind, cls in KINDS.items() if SHAPES[kind].ends_in_map}
         assert with_map == {"Error", "StatusReply"}, "a request must not end in a map"
 
-    def test_fields_that_an_earlier_version_lacks_have_defaults_all_the_same(self) -> None:
+    def test_missing_last_fields_of_traced_request_have_defaults(self) -> None:
         header = [1, Hello.KIND, 7, 0, 0, "cluster", {"traceparent": TRACE}]
         assert decode([msgpack.packb(header)]) == Envelope(7, 0, 0, Hello("cluster"), trace=TRACE)
 
-    def test_a_missing_field_is_missed_all_the_same(self) -> None:
+    def test_missing_field_of_traced_request_is_named(self) -> None:
         header = self.header({"traceparent": TRACE})
         del header[6]
         with pytest.raises(ProtocolError, match=r"Lookup\.want is missing"):
             decode([msgpack.packb(header), b"\x90"])
 
-    def test_without_one_nothing_is_written(self) -> None:
+    def test_untraced_request_has_no_extra_bytes(self) -> None:
         message = Lookup("index", 1, Frame(b"\x90"))
         plain = encode(Envelope(7, 3, 0, message, trace=""))
         assert plain == encode(Envelope(7, 3, 0, message))
@@ -328,10 +328,10 @@ class TestErrors:
         for code in BY_CODE:
             assert isinstance(Error(code, "text", details).error(), DStashError)
 
-    def test_an_unknown_code_is_still_an_error(self) -> None:
+    def test_unknown_code_becomes_an_error(self) -> None:
         assert isinstance(Error(60_000, "from the future").error(), DStashError)
 
-    def test_a_peers_limit_error_is_the_clients_limit_error(self) -> None:
+    def test_limit_error_of_a_peer_is_raised_by_the_client(self) -> None:
         with pytest.raises(LimitError, match="too long"):
             raise Error.of(LimitError("too long")).error()
 

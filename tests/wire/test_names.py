@@ -65,7 +65,7 @@ def directory() -> Iterator[Directory]:
 
 
 class TestResolver:
-    def test_first_answer_comes_later(self, directory: Directory) -> None:
+    def test_first_lookup_answers_later(self, directory: Directory) -> None:
         directory.numbers["db"] = ["10.0.0.1", "10.0.0.2"]
         heard = threading.Event()
         resolver = Resolver(directory.look_up)

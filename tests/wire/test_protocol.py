@@ -52,7 +52,7 @@ def blocks() -> Iterator[tuple[str, list[bytes]]]:
 BLOCKS = dict(blocks())
 
 
-def test_every_kind_of_message_is_there_once() -> None:
+def test_page_has_every_kind_of_message_once() -> None:
     headings = re.findall(r"^#### (.*)$", TEXT, re.MULTILINE)
     assert sorted(headings) == sorted(signature(cls) for cls in KINDS.values())
     shown = sorted(name for name, _ in blocks())
@@ -62,7 +62,7 @@ def test_every_kind_of_message_is_there_once() -> None:
 @pytest.mark.parametrize(
     "one", [envelope(*example) for example in EXAMPLES], ids=lambda one: one.message.KIND
 )
-def test_the_bytes_are_those_of_the_code(one: Envelope) -> None:
+def test_bytes_of_page_equal_those_of_the_code(one: Envelope) -> None:
     frames = BLOCKS[type(one.message).__name__]
     assert frames == encode(one)
     assert decode(frames) == one
@@ -70,7 +70,7 @@ def test_the_bytes_are_those_of_the_code(one: Envelope) -> None:
     assert block(one) in TEXT
 
 
-def test_a_request_in_a_trace_has_one_thing_more() -> None:
+def test_traced_request_has_one_more_element() -> None:
     one = traced()
     assert BLOCKS["Traced"] == encode(one)
     assert decode(BLOCKS["Traced"]) == one
@@ -83,26 +83,26 @@ def test_a_request_in_a_trace_has_one_thing_more() -> None:
     assert header[1:].startswith(plain[1:])
 
 
-def test_errors() -> None:
+def test_page_has_every_error_code() -> None:
     rows = {int(code): (name, retry == "yes") for code, name, retry, _ in table("code | error")}
     assert rows == {code: (cls.__name__, cls.retryable) for code, cls in BY_CODE.items()}
 
 
-def test_keys() -> None:
+def test_page_has_correct_keys() -> None:
     for key, form, partition in table("key | bytes | partition"):
         encoded = encode_key(literal_eval(key))
         assert encoded.hex() == form
         assert partition_of(encoded) == int(partition)
 
 
-def test_values() -> None:
+def test_page_has_every_value_type() -> None:
     rows = {int(code) for code, *_ in table("code | type")}
     builtin = {code for code in TypeRegistry()._by_code if code >= 100}
     assert rows == builtin
     assert f"nest at most {MAX_NESTING} deep; extensions at most {MAX_EXTENSION_NESTING}." in TEXT
 
 
-def test_placement() -> None:
+def test_page_has_correct_placement() -> None:
     members = [Candidate(f"peer{number}", f"z{number}") for number in (1, 2, 3)]
     placed = place(members, 2)
     for partition, *numbers, row in table("partition | score of peer1"):
@@ -120,7 +120,9 @@ def test_placement() -> None:
     ],
 )
 @pytest.mark.parametrize("copies", [1, 2, 3])
-def test_placement_where_weights_differ(zones: str, weights: Sequence[int], copies: int) -> None:
+def test_placement_with_weights_follows_the_page(
+    zones: str, weights: Sequence[int], copies: int
+) -> None:
     members = [
         Candidate(f"peer{number}", zone, weight)
         for number, (zone, weight) in enumerate(zip(zones, weights, strict=True))
@@ -162,7 +164,7 @@ def chosen_by_the_words(members: Sequence[Candidate], copies: int, partition: in
     return [one.id for one in (first + rest)[:copies]]
 
 
-def test_versions_and_records() -> None:
+def test_page_has_correct_versions_and_records() -> None:
     parts = dict(table("part"))
     storage_key, record = bytes.fromhex(parts["storage key"]), bytes.fromhex(parts["record"])
     assert split_storage_key(storage_key) == (partition_of(b"key"), b"index", b"key")
@@ -174,12 +176,12 @@ def test_versions_and_records() -> None:
     assert f"| {HEAD_BYTES}- | payload |" in TEXT
 
 
-def test_levels() -> None:
+def test_page_has_correct_levels() -> None:
     for level, *needed in table("level"):
         assert [Level(level).needed(of) for of in (1, 2, 3, 5)] == [int(one) for one in needed]
 
 
-def test_limits() -> None:
+def test_page_has_current_limits() -> None:
     said = {what: [int(n) for n in re.findall(r"\d+", limit)] for what, limit in table("what")}
     most_containers = codec._MAX_HEADER_CONTAINERS + limits.MAX_KEYS_PER_FRAME
     assert said["index name"][:2] == [1, limits.MAX_INDEX_BYTES]
@@ -195,5 +197,5 @@ def test_limits() -> None:
         assert f"`{name}`" in TEXT
 
 
-def test_the_version_is_the_one_spoken() -> None:
+def test_page_has_current_protocol_version() -> None:
     assert TEXT.startswith(f"# The wire protocol, version {HIGHEST_PROTOCOL}\n")

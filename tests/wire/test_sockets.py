@@ -57,7 +57,7 @@ def take(receive: Callable[[], object]) -> object:
     return wait_until(receive, PATIENCE, "a message arrives")
 
 
-def test_the_greeting_comes_first_then_what_waited(link: Link, router: Router) -> None:
+def test_greeting_is_sent_before_waiting_messages(link: Link, router: Router) -> None:
     assert link.send([b"one"])
     assert link.send([b"two", b"frames"])
     states(link, LinkState.UP)
@@ -65,7 +65,7 @@ def test_the_greeting_comes_first_then_what_waited(link: Link, router: Router) -
     assert [one.parts for one in received] == [[b"hello"], [b"one"], [b"two", b"frames"]]  # type: ignore[attr-defined]
 
 
-def test_answers_find_their_way_back(link: Link, router: Router) -> None:
+def test_answers_reach_their_client(link: Link, router: Router) -> None:
     states(link, LinkState.UP)
     received = take(router.receive)
     assert isinstance(received, Received)
@@ -88,7 +88,7 @@ def test_send_fails_while_peer_is_down(context: Context) -> None:
         link.close()
 
 
-def test_a_link_comes_back_with_a_greeting_and_without_old_messages(context: Context) -> None:
+def test_reconnected_link_sends_greeting_and_no_old_messages(context: Context) -> None:
     port = free_port()
     link = Link(context, f"tcp://127.0.0.1:{port}", lambda: GREETING)
     try:
@@ -106,7 +106,7 @@ def test_a_link_comes_back_with_a_greeting_and_without_old_messages(context: Con
         link.close()
 
 
-def test_a_message_beyond_the_limit_ends_the_connection_not_the_router(
+def test_message_beyond_the_limit_ends_only_its_connection(
     context: Context, link: Link, router: Router
 ) -> None:
     states(link, LinkState.UP)
@@ -120,7 +120,7 @@ def test_a_message_beyond_the_limit_ends_the_connection_not_the_router(
         other.close()
 
 
-def test_raw_connections_that_say_nothing_are_dropped(router: Router) -> None:
+def test_silent_raw_connections_are_dropped(router: Router) -> None:
     host, port = router.address.removeprefix("tcp://").rsplit(":", 1)
     # ZeroMQ's own patience is 30 s.
     with socket.create_connection((host.strip("[]"), int(port)), timeout=20) as raw:
@@ -140,12 +140,12 @@ def test_garbage_on_the_port_is_dropped(context: Context, link: Link, router: Ro
 @pytest.mark.parametrize(
     "address", ["tcp://256.0.0.1:5", "nonsense", "tcp://127.0.0.1", "tcp://192.0.2.1:5000"]
 )
-def test_an_address_that_cannot_be_bound_is_named(context: Context, address: str) -> None:
+def test_address_that_cannot_be_bound_is_named(context: Context, address: str) -> None:
     with pytest.raises(UsageError, match=r"cannot listen on .*"):
         Router(context, address)
 
 
-def test_a_port_in_use_is_named(context: Context, router: Router) -> None:
+def test_port_in_use_is_named(context: Context, router: Router) -> None:
     with pytest.raises(UsageError, match=r"cannot listen on .*: Address already in use$"):
         Router(context, router.address)
 
@@ -162,7 +162,7 @@ class TestWaker:
         yield waker
         waker.close()
 
-    def test_wakes_a_poller_from_another_thread(self, waker: Waker) -> None:
+    def test_waker_wakes_a_poller_from_another_thread(self, waker: Waker) -> None:
         poller = Poller()
         poller.watch(waker.handle)
         assert poller.wait(0) == []
@@ -174,7 +174,7 @@ class TestWaker:
         assert poller.wait(0) == []
         waker.clear()  # nothing to forget is fine
 
-    def test_may_be_called_from_a_signal_handler_at_any_moment(self, waker: Waker) -> None:
+    def test_waker_may_be_called_from_a_signal_handler(self, waker: Waker) -> None:
         caught = 0
 
         def handler(number: int, frame: FrameType | None) -> None:
@@ -193,7 +193,7 @@ class TestWaker:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
 
-    def test_is_harmless_after_it_was_closed(self) -> None:
+    def test_closed_waker_does_nothing(self) -> None:
         waker = Waker()
         waker.close()
         waker.wake()

@@ -55,7 +55,7 @@ class Talk:
         self.sent += more
 
 
-def test_the_answer_is_the_topology_that_came_of_it() -> None:
+def test_admin_request_returns_resulting_topology() -> None:
     talk = Talk(AdminRequest("remove", ["d"]))
     assert talk.message() == AdminRequest("remove", ["d"])
     begun = transitions.remove(cluster(), ["d"])
@@ -65,7 +65,7 @@ def test_the_answer_is_the_topology_that_came_of_it() -> None:
     assert talk.session.epoch == begun.epoch
 
 
-def test_a_dry_order_leaves_the_view_alone() -> None:
+def test_dry_run_does_not_change_view() -> None:
     talk = Talk(AdminRequest("remove", ["d"], dry=True))
     talk.answer(AdminReply(transitions.remove(cluster(), ["d"]).encode()))
     assert talk.operation.result().change is not None
@@ -73,7 +73,7 @@ def test_a_dry_order_leaves_the_view_alone() -> None:
 
 
 @pytest.mark.parametrize("error", [NotReady("starting"), Unavailable("gone")])
-def test_another_peer_is_asked_while_nothing_can_have_happened(error: DStashError) -> None:
+def test_request_without_effect_is_sent_to_another_peer(error: DStashError) -> None:
     talk = Talk(AdminRequest("remove", ["d"], dry=isinstance(error, Unavailable)))
     first = talk.sent[0].peer
     talk.answer(Error.of(error))
@@ -81,7 +81,7 @@ def test_another_peer_is_asked_while_nothing_can_have_happened(error: DStashErro
     assert talk.sent[0].peer != first
 
 
-def test_what_cannot_be_is_said_at_once() -> None:
+def test_conflict_is_raised_at_once() -> None:
     talk = Talk(AdminRequest("pause", []))
     talk.answer(Error.of(ChangeConflict("no topology change is running")))
     assert talk.operation.done
@@ -89,7 +89,7 @@ def test_what_cannot_be_is_said_at_once() -> None:
         talk.operation.result()
 
 
-def test_a_lost_answer_is_looked_for_in_the_topology() -> None:
+def test_lost_reply_is_resolved_from_topology() -> None:
     talk = Talk(AdminRequest("remove", ["d"]))
     talk.lose()
     assert {type(talk.message(place)) for place in range(len(talk.sent))} == {TopologyRequest}
@@ -98,7 +98,7 @@ def test_a_lost_answer_is_looked_for_in_the_topology() -> None:
     assert talk.operation.result().change is not None
 
 
-def test_nobody_pretends_to_know_when_the_topology_does_not_show_it() -> None:
+def test_lost_reply_times_out_when_topology_does_not_show_the_change() -> None:
     talk = Talk(AdminRequest("remove", ["d"]))
     talk.lose()
     talk.answer(TopologyReply(cluster().encode(), list(NAMES)))
@@ -112,7 +112,7 @@ def test_nobody_pretends_to_know_when_the_topology_does_not_show_it() -> None:
         talk.operation.result()
 
 
-def test_when_an_order_shows() -> None:
+def test_shows_compares_topology_with_admin_request() -> None:
     calm = cluster()
     leaving = transitions.remove(calm, ["d"])
     paused = transitions.steer(leaving, paused=True, rate=5)

@@ -11,12 +11,12 @@ def items(*sizes: int) -> list[Item]:
     return [(str(place), b"k", bytes(size)) for place, size in enumerate(sizes)]
 
 
-def test_groups_take_turns() -> None:
+def test_interleave_alternates_between_groups() -> None:
     assert interleave([[1, 2, 3], [], [4], [5, 6]]) == [1, 4, 5, 2, 6, 3]
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 9])
-def test_all_chunks_are_begun_in_order(count: int) -> None:
+def test_chunks_start_in_order(count: int) -> None:
     chunks = list(range(count))
     begun = list(chunked(chunks))
     assert [one for few in begun for one in few] == chunks
@@ -33,7 +33,7 @@ def test_all_chunks_are_begun_in_order(count: int) -> None:
         ((500, 1, 1), [1, 2]),  # one that is too large goes alone
     ],
 )
-def test_runs_are_bounded_by_keys_and_by_bytes(sizes: tuple[int, ...], lengths: list[int]) -> None:
+def test_chunks_are_limited_by_keys_and_bytes(sizes: tuple[int, ...], lengths: list[int]) -> None:
     given = items(*sizes)
     cut = list(split_by_size(given, most_keys=3, most_bytes=100, largest=largest_of(given)))
     assert [len(run) for run in cut] == lengths

@@ -63,8 +63,8 @@ def kinds(joined: Joined) -> Counter[str]:
 @pytest.mark.parametrize("level", ["quorum", "all"])
 @pytest.mark.parametrize("request_", REQUESTS)
 @pytest.mark.parametrize("missed", "abc")
-class TestMissed:
-    def test_puts_are_delivered(self, request_: Any, level: str, missed: str) -> None:
+class TestMissedWrites:
+    def test_scan_delivers_missed_puts(self, request_: Any, level: str, missed: str) -> None:
         joined = Joined()
         joined.put(KEYS, "all")
         joined.silent = {missed}
@@ -73,7 +73,7 @@ class TestMissed:
         entries = dict.fromkeys(KEYS, "new") | {"fresh": 1}
         assert seen(joined, request_, level) == wanted(request_, entries)
 
-    def test_deletes_are_not_delivered(self, request_: Any, level: str, missed: str) -> None:
+    def test_scan_omits_missed_deletes(self, request_: Any, level: str, missed: str) -> None:
         joined = Joined()
         joined.put(KEYS, "all")
         joined.silent = {missed}
@@ -84,7 +84,7 @@ class TestMissed:
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
-def test_scan_at_one_may_lack_what_a_replica_missed(request_: Any) -> None:
+def test_scan_at_level_one_may_omit_missed_puts(request_: Any) -> None:
     """The faster level has its price: else nothing here would be shown."""
     seen_by_missed = []
     for missed in "abc":
@@ -97,7 +97,7 @@ def test_scan_at_one_may_lack_what_a_replica_missed(request_: Any) -> None:
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
-def test_equal_replicas_cost_one_digest_for_each_page(joined: Joined, request_: Any) -> None:
+def test_scan_of_equal_replicas_requests_one_digest_per_page(joined: Joined, request_: Any) -> None:
     joined.put(KEYS, "all")
     joined.asked.clear()
     assert seen(joined, request_) == wanted(request_, KEYS)
@@ -107,14 +107,14 @@ def test_equal_replicas_cost_one_digest_for_each_page(joined: Joined, request_: 
     assert len(digests) == len(asked) - len(digests) == 6, "six pairs of three replicas"
 
 
-def test_one_asks_for_no_digest(joined: Joined) -> None:
+def test_scan_at_level_one_requests_no_digest(joined: Joined) -> None:
     joined.put(KEYS, "all")
     joined.asked.clear()
     assert joined.scan() == KEYS
     assert [one.message.digest for _, one in joined.asked] == [False] * 3
 
 
-def test_next_page_travels_with_the_digest_of_the_one_before(
+def test_next_page_is_requested_with_digest_of_previous_page(
     joined: Joined, small_pages: None
 ) -> None:
     joined.put(KEYS, "all")
@@ -128,7 +128,7 @@ def test_next_page_travels_with_the_digest_of_the_one_before(
     assert together >= pages - 8
 
 
-def test_only_partitions_that_differ_are_looked_up(joined: Joined) -> None:
+def test_scan_looks_up_only_differing_partitions(joined: Joined) -> None:
     joined.put(KEYS, "all")
     joined.forget("a", "k7")
     joined.forget("b", "k7")
@@ -140,7 +140,7 @@ def test_only_partitions_that_differ_are_looked_up(joined: Joined) -> None:
 
 @pytest.mark.parametrize("level", ["quorum", "all"])
 @pytest.mark.parametrize("seed", range(12))
-def test_scan_finds_what_lookups_find(level: str, seed: int, small_pages: None) -> None:
+def test_scan_agrees_with_lookups(level: str, seed: int, small_pages: None) -> None:
     rng = random.Random(seed)
     joined = Joined()
     keys = [f"{rng.choice('xy')}{number}" for number in range(120)]
@@ -172,14 +172,16 @@ def test_scan_finds_what_lookups_find(level: str, seed: int, small_pages: None) 
 
 @pytest.mark.parametrize("request_", REQUESTS)
 @pytest.mark.parametrize("empty", "abc")
-def test_replica_with_nothing_is_made_up_for(request_: Any, empty: str, small_pages: None) -> None:
+def test_scan_is_complete_when_a_replica_is_empty(
+    request_: Any, empty: str, small_pages: None
+) -> None:
     joined = Joined()
     joined.put(KEYS, "all")
     joined.stores[empty].records.clear()
     assert seen(joined, request_) == wanted(request_, KEYS)
 
 
-def test_large_values_in_doubt_are_looked_up_a_few_at_a_time() -> None:
+def test_differing_large_values_are_looked_up_in_small_batches() -> None:
     joined = Joined()
     values = {f"k{number}": bytes([number]) * 300_000 for number in range(60)}
     joined.silent = {"c"}
@@ -201,7 +203,7 @@ def test_large_values_in_doubt_are_looked_up_a_few_at_a_time() -> None:
 
 class TestFailures:
     @pytest.mark.parametrize("request_", REQUESTS)
-    def test_nothing_is_delivered_without_confirmation(self, joined: Joined, request_: Any) -> None:
+    def test_unconfirmed_page_is_not_delivered(self, joined: Joined, request_: Any) -> None:
         joined.put(KEYS, "all")
 
         def lose_digests(peer: str, envelope: Envelope) -> Envelope | None:
@@ -213,7 +215,7 @@ class TestFailures:
             joined.walk(request_, "quorum")
 
     @pytest.mark.parametrize("level", ["quorum", "all"])
-    def test_too_few_replicas_are_an_error_after_the_timeout(self, level: str) -> None:
+    def test_scan_fails_after_timeout_with_too_few_replicas(self, level: str) -> None:
         joined = Joined()
         joined.put(KEYS, "all")
         joined.down = {"b", "c"} if level == "quorum" else {"c"}
@@ -222,7 +224,7 @@ class TestFailures:
             joined.walk(Scan, level, timeout=2000)
         assert joined.now == began + 2000
 
-    def test_too_few_replicas_with_their_data_are_an_error(self, joined: Joined) -> None:
+    def test_scan_fails_with_too_few_synced_replicas(self, joined: Joined) -> None:
         joined.put(KEYS, "all")
         members = tuple(replace(one, synced=one.id == "a") for one in joined.topology.members)
         joined.session.install(_next(joined.topology, members=members).encode(), list("abc"))
@@ -232,7 +234,7 @@ class TestFailures:
     @pytest.mark.parametrize("how", ["down", "silent"])
     @pytest.mark.parametrize("when", [Scan, Count])
     @pytest.mark.parametrize("request_", REQUESTS)
-    def test_another_replica_answers_for_one_that_goes_away(
+    def test_scan_uses_another_replica_when_one_fails(
         self, joined: Joined, request_: Any, when: Any, how: str, small_pages: None
     ) -> None:
         joined.put(KEYS, "all")
@@ -253,7 +255,7 @@ class TestFailures:
         assert seen(joined, request_) == wanted(request_, KEYS)
         assert joined.down or joined.silent
 
-    def test_page_read_ahead_that_fails_is_asked_for_in_its_turn(
+    def test_failed_read_ahead_page_is_requested_again(
         self, joined: Joined, small_pages: None
     ) -> None:
         joined.put(KEYS, "all")
@@ -266,7 +268,7 @@ class TestFailures:
         joined.tamper = lose_some
         assert seen(joined, Scan) == wanted(Scan, KEYS)
 
-    def test_too_few_sound_replicas_are_an_error(self, joined: Joined) -> None:
+    def test_scan_fails_when_too_few_replicas_are_sound(self, joined: Joined) -> None:
         joined.put(KEYS, "all")
         for peer in "ab":
             joined.alter(peer, "k7", lambda record: record[:30])
@@ -274,9 +276,11 @@ class TestFailures:
             joined.walk(Scan, "quorum")
 
 
-class TestDamage:
+class TestCorruptRecords:
     @pytest.mark.parametrize("request_", REQUESTS)
-    def test_is_made_up_for_by_the_others(self, joined: Joined, request_: Any) -> None:
+    def test_corrupt_record_is_read_from_other_replicas(
+        self, joined: Joined, request_: Any
+    ) -> None:
         joined.put(KEYS, "all")
         for peer, key in zip("abc", KEYS, strict=False):
             joined.corruption(peer, key)
@@ -286,7 +290,7 @@ class TestDamage:
     @pytest.mark.parametrize("request_", REQUESTS)
     @pytest.mark.parametrize("corrupt", "abc")
     @pytest.mark.parametrize("missed", "abc")
-    def test_is_no_second_vote_for_that_there_is_nothing(
+    def test_corrupt_record_does_not_vote_for_missing_key(
         self, request_: Any, corrupt: str, missed: str
     ) -> None:
         if corrupt == missed:
@@ -298,7 +302,9 @@ class TestDamage:
         assert seen(joined, request_) == wanted(request_, KEYS)
 
     @pytest.mark.parametrize("request_", REQUESTS)
-    def test_that_looks_like_life_is_not_delivered(self, joined: Joined, request_: Any) -> None:
+    def test_corrupt_tombstone_that_looks_live_is_not_delivered(
+        self, joined: Joined, request_: Any
+    ) -> None:
         joined.put(KEYS, "all")
         joined.delete("k7", level="all")
         entries = {key: value for key, value in KEYS.items() if key != "k7"}
@@ -309,8 +315,8 @@ class TestDamage:
             joined.alter(peer, "k7", lambda record, whole=whole: whole)
 
 
-class TestTime:
-    def test_page_and_digest_judge_expiry_at_one_moment(self, joined: Joined) -> None:
+class TestExpiry:
+    def test_page_and_digest_use_same_time_for_expiry(self, joined: Joined) -> None:
         joined.put(KEYS, "all")
         expiry = joined.now + 50
         for peer in "abc":
@@ -326,9 +332,7 @@ class TestTime:
         assert len(seen(joined, Scan)) in (299, 300)
         assert set(kinds(joined)) == {"Scan", "Count"}
 
-    def test_page_read_ahead_is_dropped_when_it_was_not_wanted_for_long(
-        self, joined: Joined, small_pages: None
-    ) -> None:
+    def test_old_read_ahead_page_is_dropped(self, joined: Joined, small_pages: None) -> None:
         joined.put(KEYS, "all")
         walk = walk_for(Scan, Query("i", b"", Level.QUORUM, TYPES.decode_array))
         found: list[Any] = []
@@ -345,7 +349,7 @@ class TestTime:
 
 class TestTopology:
     @pytest.mark.parametrize("request_", REQUESTS)
-    def test_page_is_read_again_under_a_new_epoch(
+    def test_page_is_read_again_after_epoch_change(
         self, joined: Joined, request_: Any, small_pages: None
     ) -> None:
         joined.put(KEYS, "all")
@@ -365,12 +369,14 @@ class TestTopology:
         assert joined.session.epoch == joined.topology.epoch + 1
 
 
-class TestEarlierVersion:
+class TestPeerOfEarlierVersion:
     """A peer that knows nothing of digests answers as it always did."""
 
     @pytest.mark.parametrize("request_", REQUESTS)
     @pytest.mark.parametrize("old", ["a", "ab", "abc"])
-    def test_is_compared_by_look_ups(self, request_: Any, old: str, small_pages: None) -> None:
+    def test_peer_without_digests_is_compared_by_lookups(
+        self, request_: Any, old: str, small_pages: None
+    ) -> None:
         joined = Joined()
         joined.put(KEYS, "all")
         joined.silent = {"b"}
@@ -433,7 +439,7 @@ class TestForeignKeys:
 
     @pytest.mark.parametrize("level", ["one", "quorum", "all"])
     @pytest.mark.parametrize("missed_by", ["", "a", "b", "c", "ab"])
-    def test_are_counted_whether_replicas_agree_or_not(
+    def test_foreign_keys_are_counted_when_replicas_agree_or_differ(
         self, joined: Joined, level: str, missed_by: str
     ) -> None:
         joined.put(KEYS, "all")
@@ -444,7 +450,7 @@ class TestForeignKeys:
         level = "all" if missed_by == "ab" and level == "quorum" else level
         assert seen(joined, Count, level) == len(KEYS) + len(self.FOREIGN)
 
-    def test_are_another_key_than_bytes_that_look_alike(self, joined: Joined) -> None:
+    def test_foreign_key_differs_from_bytes_key_with_same_bytes(self, joined: Joined) -> None:
         self.store(joined, b"\x80odd", b"\xff\x80odd")
         for one in (b"\x80odd", b"\xff\x80odd"):
             self.lose(joined, "a", one)
@@ -452,7 +458,9 @@ class TestForeignKeys:
 
     @pytest.mark.parametrize("request_", [Scan, ScanKeys])
     @pytest.mark.parametrize("missed_by", ["", "a", "b"])
-    def test_cannot_be_delivered(self, joined: Joined, request_: Any, missed_by: str) -> None:
+    def test_scan_of_foreign_keys_raises(
+        self, joined: Joined, request_: Any, missed_by: str
+    ) -> None:
         self.store(joined, b"\x80odd")
         for peer in missed_by:
             self.lose(joined, peer, b"\x80odd")

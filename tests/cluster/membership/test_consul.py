@@ -69,8 +69,8 @@ def every_call(membership: ConsulMembership) -> list[Callable[[], object]]:
     ]
 
 
-class TestConsulAway:
-    def test_every_call_fails_soon(self) -> None:
+class TestUnreachableConsul:
+    def test_calls_fail_soon_when_consul_is_unreachable(self) -> None:
         url = f"http://127.0.0.1:{free_port()}"
         membership = ConsulMembership(url, "c")
         for call in every_call(membership):
@@ -149,7 +149,7 @@ class TestFrozenAgent:
             agent.thaw()
 
 
-class TestForgetfulAgent:
+class TestRestartedAgent:
     def test_announcement_is_restored(
         self, agent: ConsulAgent, membership: ConsulMembership
     ) -> None:
@@ -178,7 +178,7 @@ class TestForgetfulAgent:
         assert membership.alive() == {"p1": announcement("p1", 5078, "member")}
         assert [one["ServicePort"] for one in agent.get("catalog/service/dstash")] == [5078]
 
-    def test_is_watched_from_the_start_again(
+    def test_topology_watch_restarts_from_first_index(
         self, agent: ConsulAgent, membership: ConsulMembership
     ) -> None:
         other = ConsulMembership(agent.url, membership.cluster)
@@ -224,7 +224,7 @@ class TestLostLock:
         return str(found[0])
 
     @pytest.mark.parametrize("harm", ["session", "key", "service"])
-    def test_is_taken_again(
+    def test_lost_lock_is_acquired_again(
         self, consul_agent: ConsulAgent, peer: ConsulMembership, harm: str
     ) -> None:
         before = self.key(consul_agent, peer)["Session"]
@@ -321,7 +321,7 @@ class TestService:
 
 
 class TestElection:
-    def test_is_survived(self, tmp_path: Path) -> None:
+    def test_membership_survives_leader_election(self, tmp_path: Path) -> None:
         cluster = ConsulCluster(tmp_path)
         cluster.start()
         members: list[ConsulMembership] = []
@@ -358,7 +358,7 @@ def answer_of(call: Callable[[], object]) -> object:
 
 
 class TestToken:
-    def test_goes_as_a_header_and_never_in_the_url(self) -> None:
+    def test_token_is_sent_as_header_and_not_in_url(self) -> None:
         with spying_server() as server:
             membership = ConsulMembership(server.url, "c", token=SECRET)
             for call in every_call(membership):
@@ -369,7 +369,7 @@ class TestToken:
         assert {seen.token for seen in server.seen} == {SECRET}
         assert not [seen for seen in server.seen if SECRET in seen.path or "token" in seen.path]
 
-    def test_does_not_follow_a_redirect(self) -> None:
+    def test_token_is_not_sent_to_a_redirect_target(self) -> None:
         with spying_server() as elsewhere, spying_server(elsewhere.url) as server:
             membership = ConsulMembership(server.url, "c", token=SECRET)
             with pytest.raises(MembershipUnreachable):
@@ -378,7 +378,7 @@ class TestToken:
         assert len(server.seen) == 1
         assert elsewhere.seen == []
 
-    def test_is_not_taken_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_token_is_not_read_from_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CONSUL_HTTP_TOKEN", SECRET)
         monkeypatch.setenv("CONSUL_HTTP_ADDR", "http://127.0.0.1:1")
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
@@ -415,7 +415,7 @@ def check_token(agent: ConsulAgent) -> None:
 
 
 class TestTls:
-    def test_only_the_given_authority_is_trusted(self, tmp_path: Path) -> None:
+    def test_only_configured_ca_is_trusted(self, tmp_path: Path) -> None:
         assert shutil.which("openssl"), "the test needs openssl"
         cert, key = make_certificate(tmp_path)
         with spying_server(tls=(cert, key)) as server:
@@ -448,18 +448,18 @@ class TestSettings:
             ("http://[::1]:8500", "http://[::1]:8500"),
         ],
     )
-    def test_url(self, url: str, full: str) -> None:
+    def test_valid_consul_url_is_accepted(self, url: str, full: str) -> None:
         assert checked_url(url) == full
 
     @pytest.mark.parametrize(
         "url", ["", "ftp://x", "http://", "http://x:99999", "http://u:pw@x", "http://x?token=1"]
     )
-    def test_wrong_url(self, url: str) -> None:
+    def test_invalid_consul_url_is_refused(self, url: str) -> None:
         with pytest.raises(ConfigError) as caught:
             ConsulMembership(url, "c")
         assert "pw" not in str(caught.value)
 
-    def test_missing_file(self, tmp_path: Path) -> None:
+    def test_missing_ca_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"no file .*ca\.pem"):
             ConsulMembership("http://x", "c", ca_file=tmp_path / "ca.pem")
         with pytest.raises(ConfigError, match="needs a certificate"):
@@ -469,12 +469,12 @@ class TestSettings:
         assert read_timeout(None) == read_timeout([("recurse", "1")]) == READ_TIMEOUT_S
         assert read_timeout([("index", "7"), ("wait", "32.000s")]) == 34 + READ_TIMEOUT_S
 
-    def test_pauses_grow_to_a_bound_and_differ(self) -> None:
+    def test_backoff_grows_to_its_limit_with_jitter(self) -> None:
         assert _pause(0) == 0.5
         assert all(0 < _pause(failures) <= 2 for failures in range(1, 10_000, 97))
         assert len({_pause(3) for _ in range(10)}) > 1
 
-    def test_garbage_in_place_of_a_topology(self, consul_agent: ConsulAgent) -> None:
+    def test_garbage_stored_as_topology_is_reported(self, consul_agent: ConsulAgent) -> None:
         cluster = new_cluster()
         consul_agent.put(f"kv/dstash/{cluster}/topology", "{}")
         membership = ConsulMembership(consul_agent.url, cluster)

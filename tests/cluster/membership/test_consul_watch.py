@@ -48,7 +48,7 @@ def all_asked(script: Script, count: int) -> list[int]:
     return script.asked
 
 
-def test_goes_on_from_each_index() -> None:
+def test_watch_continues_from_last_index() -> None:
     script = Script((5, "a"), (7, "b"))
     with watching(script) as watcher:
         assert watcher.watch(5)

@@ -110,7 +110,7 @@ except MembershipError as error:
         membership.announce(announcement("p1"))
         assert list(membership.alive()) == ["p1"]
 
-    def test_patient_open_works_once_directory_is_usable(self, tmp_path: Path) -> None:
+    def test_patient_open_succeeds_once_directory_is_usable(self, tmp_path: Path) -> None:
         path = tmp_path / "file"
         path.touch()
         with closing(LocalMembership(path, "c", patient=True)) as membership:
@@ -128,7 +128,7 @@ except MembershipError as error:
             assert membership.read().topology is None
 
 
-class TestDirectoryThatIsTakenAway:
+class TestLostDirectory:
     """What an announced peer does when its directory is another one, or none."""
 
     @pytest.fixture
@@ -146,12 +146,14 @@ class TestDirectoryThatIsTakenAway:
         peer.watch(0)
         assert not peer.watch(0.3)
 
-    def test_deleted(self, peer: LocalMembership, tmp_path: Path) -> None:
+    def test_deleted_directory_is_recreated(self, peer: LocalMembership, tmp_path: Path) -> None:
         subprocess.run(["rm", "-rf", tmp_path / "c"], check=True)
         self.looks_again(peer, tmp_path)
         assert peer.read() == StoredTopology(None, NOTHING)
 
-    def test_moved_away_and_back(self, peer: LocalMembership, tmp_path: Path) -> None:
+    def test_directory_moved_away_and_back_is_used_again(
+        self, peer: LocalMembership, tmp_path: Path
+    ) -> None:
         (tmp_path / "c").rename(tmp_path / "away")
         self.looks_again(peer, tmp_path)
         assert read_if_held(tmp_path / "away" / "peers" / "p1") is None
@@ -160,7 +162,9 @@ class TestDirectoryThatIsTakenAway:
         self.looks_again(peer, tmp_path)
         assert peer.read().topology == TOPOLOGY
 
-    def test_replaced_by_an_old_copy(self, peer: LocalMembership, tmp_path: Path) -> None:
+    def test_directory_replaced_by_old_copy_is_used(
+        self, peer: LocalMembership, tmp_path: Path
+    ) -> None:
         shutil.copytree(tmp_path / "c", tmp_path / "copy")
         assert advance(peer)
         peer.watch(0)
@@ -169,7 +173,9 @@ class TestDirectoryThatIsTakenAway:
         self.looks_again(peer, tmp_path)
         assert peer.read().topology == TOPOLOGY
 
-    def test_replaced_by_a_file_for_a_while(self, peer: LocalMembership, tmp_path: Path) -> None:
+    def test_directory_replaced_by_a_file_is_used_again_later(
+        self, peer: LocalMembership, tmp_path: Path
+    ) -> None:
         (tmp_path / "c").rename(tmp_path / "away")
         (tmp_path / "c").touch()
         for _ in range(3):
@@ -190,7 +196,9 @@ class TestDirectoryThatIsTakenAway:
             assert other.alive() == {"p1": announcement("p1", 5001)}
         self.looks_again(peer, tmp_path)
 
-    def test_releases_named_locks(self, peer: LocalMembership, tmp_path: Path) -> None:
+    def test_directory_loss_releases_named_locks(
+        self, peer: LocalMembership, tmp_path: Path
+    ) -> None:
         assert peer.acquire("conductor")
         (tmp_path / "c").rename(tmp_path / "away")
         peer.watch(10)
@@ -220,7 +228,7 @@ def advance(membership: LocalMembership) -> bool:
 
 
 class TestTopologyFile:
-    def test_is_of_use_after_a_fork(self, tmp_path: Path) -> None:
+    def test_membership_works_after_fork(self, tmp_path: Path) -> None:
         script = """
 import os, sys
 from pathlib import Path
@@ -293,7 +301,9 @@ os.wait()
             is_over.set()
             assert set().union(*(future.result() for future in looking)) <= {0, 1000}
 
-    def test_is_not_written_in_place(self, membership: LocalMembership, tmp_path: Path) -> None:
+    def test_topology_file_is_not_written_in_place(
+        self, membership: LocalMembership, tmp_path: Path
+    ) -> None:
         assert membership.compare_and_set(TOPOLOGY, NOTHING)
         with (tmp_path / "c" / "topology.json").open("rb") as before:
             assert advance(membership)
@@ -373,7 +383,7 @@ for epoch in itertools.count(1):
             membership.read()
 
 
-class TestTopologyOfAnEarlierVersion:
+class TestLegacyTopology:
     @pytest.fixture
     def legacy(self, tmp_path: Path) -> Path:
         (tmp_path / "c").mkdir()
@@ -385,7 +395,7 @@ class TestTopologyOfAnEarlierVersion:
             transaction.put(b"topology", (7).to_bytes(8, "big") + TOPOLOGY.encode())
         return path
 
-    def test_is_taken_over_once(self, legacy: Path, tmp_path: Path) -> None:
+    def test_legacy_topology_is_migrated_once(self, legacy: Path, tmp_path: Path) -> None:
         with closing(LocalMembership(tmp_path, "c")) as membership:
             assert membership.read().topology == TOPOLOGY
             assert advance(membership)
@@ -394,7 +404,9 @@ class TestTopologyOfAnEarlierVersion:
         assert not legacy.exists()
         assert legacy.with_name("topology.lmdb.taken-over").exists()
 
-    def test_is_taken_over_by_many_at_once(self, legacy: Path, tmp_path: Path) -> None:
+    def test_legacy_topology_is_migrated_once_by_concurrent_processes(
+        self, legacy: Path, tmp_path: Path
+    ) -> None:
         def read() -> Topology | None:
             with closing(LocalMembership(tmp_path, "c")) as membership:
                 return membership.read().topology
@@ -437,7 +449,7 @@ class TestPeerFiles:
         assert list(membership.alive()) == ["p1"]
         lock.release()
 
-    def test_lock_is_taken_while_many_processes_poll(self, tmp_path: Path) -> None:
+    def test_lock_is_acquired_while_many_processes_poll(self, tmp_path: Path) -> None:
         is_over = threading.Event()
 
         def look() -> int:
@@ -457,7 +469,7 @@ class TestPeerFiles:
             is_over.set()
             assert min(future.result() for future in looking) > 10
 
-    def test_lock_is_taken_during_a_test_of_it(
+    def test_lock_is_acquired_while_another_process_tests_it(
         self, membership: LocalMembership, tmp_path: Path
     ) -> None:
         handle = os.open(tmp_path / "c" / "peers" / "p1", os.O_RDWR | os.O_CREAT)
@@ -468,7 +480,7 @@ class TestPeerFiles:
         timer.join()
         assert list(membership.alive()) == ["p1"]
 
-    def test_refuse_a_second_membership_of_the_same_process(
+    def test_second_membership_in_same_process_is_refused(
         self, membership: LocalMembership, tmp_path: Path
     ) -> None:
         membership.announce(announcement("p1"))
@@ -480,13 +492,13 @@ class TestPeerFiles:
 
 
 class TestNames:
-    def test_stay_different_and_inside_the_folder(self) -> None:
+    def test_file_names_are_distinct_and_inside_the_directory(self) -> None:
         names = ["a", ".", "..", "...", "%2E", ".a", "%2Ea", "a/b", "a%2Fb", "a b", "ä", "A", "/"]
         files = [safe_name(name) for name in names]
         assert len(set(files)) == len(names)
         assert not [file for file in files if "/" in file or file.startswith(".")]
 
-    def test_have_bounds(self) -> None:
+    def test_file_names_are_limited_in_length(self) -> None:
         assert safe_name("x" * 240) == "x" * 240
         for name in ("", "x" * 241, "ä" * 41):
             with pytest.raises(MembershipError, match="allowed are 1 to 240"):
@@ -494,13 +506,13 @@ class TestNames:
 
 
 class TestAnnouncement:
-    def test_survives_its_form(self) -> None:
+    def test_announcement_round_trip(self) -> None:
         assert decode(encode(announcement("pä"))) == announcement("pä")
 
     @pytest.mark.parametrize(
         "garbage", [None, b"", b"null", b"[]", b"{}", b'{"peer": 1}', b'{"peer": "p"}', b"\xff"]
     )
-    def test_is_not_made_of_garbage(self, garbage: bytes | None) -> None:
+    def test_garbage_is_not_an_announcement(self, garbage: bytes | None) -> None:
         assert decode(garbage) is None
 
     def test_fields_of_a_later_version_are_ignored(self) -> None:

@@ -68,10 +68,10 @@ def together(*calls: Callable[[], object]) -> list[object]:
 
 
 class TestTopology:
-    def test_there_is_none_at_first(self, site: Site) -> None:
+    def test_topology_is_absent_at_first(self, site: Site) -> None:
         assert site.open().read() == StoredTopology(None, NOTHING)
 
-    def test_is_read_as_it_was_written(self, site: Site) -> None:
+    def test_topology_is_read_as_written(self, site: Site) -> None:
         writer, reader = site.open(), site.open()
         member = Member("p1", "tcp://[::1]:5000", "store", "zöne", 2.0)
         written = topology(site.place).with_member(member)
@@ -79,7 +79,7 @@ class TestTopology:
         assert reader.read().topology == written
         assert reader.read().token != NOTHING
 
-    def test_is_created_once_by_many_threads_and_processes(self, site: Site) -> None:
+    def test_topology_is_created_once_by_concurrent_writers(self, site: Site) -> None:
         actors = [site.actor() for _ in range(2)]
         members = [site.open() for _ in range(6)]
         assert all(actor.acquire("warm up") is False for actor in actors)
@@ -97,7 +97,7 @@ class TestTopology:
         assert stored is not None
         assert stored.epoch == epochs[created.index(True)]
 
-    def test_loses_no_update_when_many_write(self, site: Site) -> None:
+    def test_concurrent_topology_updates_are_not_lost(self, site: Site) -> None:
         members = [site.open() for _ in range(4)]
         assert members[0].compare_and_set(topology(site.place), NOTHING)
 
@@ -117,7 +117,7 @@ class TestTopology:
         assert stored is not None
         assert stored.epoch == 41
 
-    def test_refuses_a_stale_token(self, site: Site) -> None:
+    def test_topology_write_with_stale_token_is_refused(self, site: Site) -> None:
         membership = site.open()
         first = topology(site.place)
         assert membership.compare_and_set(first, NOTHING)
@@ -128,7 +128,7 @@ class TestTopology:
         assert not membership.compare_and_set(first.next().next(), token + 1000)
         assert membership.read().topology == first.next()
 
-    def test_gets_a_new_token_by_every_change(self, site: Site) -> None:
+    def test_each_topology_write_has_a_new_token(self, site: Site) -> None:
         membership = site.open()
         last = NOTHING
         tokens = {last}
@@ -138,7 +138,7 @@ class TestTopology:
             tokens.add(last)
         assert len(tokens) == 4
 
-    def test_holds_a_thousand_members(self, site: Site) -> None:
+    def test_topology_holds_a_thousand_members(self, site: Site) -> None:
         members = tuple(
             Member(f"peer-{n:04}", f"tcp://10.0.0.1:{n + 1}", "s" * 32, "zone") for n in range(1000)
         )
@@ -159,7 +159,7 @@ class TestTopology:
 
 
 class TestLiveness:
-    def test_begins_with_announce_and_ends_with_resign(self, site: Site) -> None:
+    def test_peer_is_live_between_announce_and_resign(self, site: Site) -> None:
         peer, other = site.open(), site.open()
         assert not peer.is_announced()
         peer.announce(announcement("p1"))
@@ -185,7 +185,7 @@ class TestLiveness:
             peer.announce(announcement("p2"))
         assert list(peer.alive()) == ["p1"]
 
-    def test_works_for_awkward_names(self, site: Site) -> None:
+    def test_peer_with_unusual_name_is_live(self, site: Site) -> None:
         members = [site.open() for _ in AWKWARD]
         for membership, name in zip(members, AWKWARD, strict=True):
             membership.announce(announcement(name))
@@ -193,7 +193,7 @@ class TestLiveness:
         assert members[0].alive() == {name: announcement(name) for name in AWKWARD}
 
     @pytest.mark.parametrize("name", ["", "x" * 300, "\udc80"])
-    def test_refuses_impossible_names(self, site: Site, name: str) -> None:
+    def test_invalid_peer_name_is_refused(self, site: Site, name: str) -> None:
         with pytest.raises(MembershipError):
             site.open().announce(announcement(name))
         with pytest.raises(MembershipError):
@@ -223,14 +223,14 @@ class TestLiveness:
         assert sorted(actor.answer() for actor in actors) == ["", *["PeerIdInUse"] * 3]
         assert list(site.open().alive()) == ["p1"]
 
-    def test_ends_with_the_process(self, site: Site) -> None:
+    def test_liveness_ends_with_the_process(self, site: Site) -> None:
         actor, other = site.actor(), site.open()
         assert actor.announce("p1") == ""
         assert list(other.alive()) == ["p1"]
         actor.kill()
         wait_until(lambda: not other.alive(), DEATH[site.place.backend], "the lock fell")
 
-    def test_is_taken_again_right_after_a_crash(self, site: Site) -> None:
+    def test_id_can_be_announced_again_after_a_crash(self, site: Site) -> None:
         for _ in range(2):
             actor = site.actor()
             assert actor.announce("p1") == ""
@@ -273,14 +273,14 @@ class TestWatch:
             peer.announce(announcement("p1"))
             assert waiting.result(), "it ends with news, not with its time"
 
-    def test_misses_nothing_between_two_calls(self, site: Site) -> None:
+    def test_watch_reports_changes_between_calls(self, site: Site) -> None:
         watcher, peer = site.open(), site.open()
         assert watcher.watch(PATIENCE)
         assert peer.compare_and_set(topology(site.place), NOTHING)
         wait_until(lambda: peer.read().topology, PATIENCE, "it is there")
         assert watcher.watch(PATIENCE)
 
-    def test_returns_when_woken_or_closed(self, site: Site) -> None:
+    def test_watch_returns_when_woken_or_closed(self, site: Site) -> None:
         for end in ("wake", "close"):
             watcher = site.open()
             assert watcher.watch(PATIENCE)
@@ -302,10 +302,10 @@ class TestWatch:
 
 
 class TestNamedLocks:
-    def test_are_for_announced_peers(self, site: Site) -> None:
+    def test_named_lock_requires_announced_peer(self, site: Site) -> None:
         assert not site.open().acquire("coordinator")
 
-    def test_have_one_holder(self, site: Site) -> None:
+    def test_named_lock_has_one_holder(self, site: Site) -> None:
         members = [site.open() for _ in range(4)]
         for number, membership in enumerate(members):
             membership.announce(announcement(f"p{number}"))
@@ -322,7 +322,7 @@ class TestNamedLocks:
         assert others[0].acquire("coordinator")
         assert not holder.acquire("coordinator")
 
-    def test_are_released_by_resign(self, site: Site) -> None:
+    def test_resign_releases_named_locks(self, site: Site) -> None:
         first, second = site.open(), site.open()
         first.announce(announcement("p1"))
         second.announce(announcement("p2"))
@@ -342,7 +342,7 @@ class TestNamedLocks:
 
 
 class TestClose:
-    def test_leaves_nothing(self, site: Site) -> None:
+    def test_close_releases_everything(self, site: Site) -> None:
         before = set(threading.enumerate())
         peer, other = site.open(), site.open()
         peer.announce(announcement("p1"))
@@ -358,7 +358,7 @@ class TestClose:
         other.close()
         assert set(threading.enumerate()) == before
 
-    def test_twice_is_once(self, site: Site) -> None:
+    def test_second_close_does_nothing(self, site: Site) -> None:
         peer, other = site.open(), site.open()
         peer.announce(announcement("p1"))
         for _ in range(2):

@@ -140,7 +140,7 @@ def test_concurrent_write_is_kept() -> None:
     assert values(joined) == ["new"] * 3
 
 
-def test_a_touch_from_the_future_keeps_the_value() -> None:
+def test_touch_from_the_future_keeps_the_value() -> None:
     joined = joined_with()
     joined.put({"k": "old"}, "all")
     before = joined.record("a", "k")
@@ -160,7 +160,7 @@ def test_a_touch_from_the_future_keeps_the_value() -> None:
     assert touch == stamp + 1
 
 
-def test_records_of_one_client_do_not_get_one_version() -> None:
+def test_records_of_one_client_get_distinct_versions() -> None:
     joined = joined_with("abcde")
     first, second, _ = replicas(joined)
     put_future(joined, first, value="earlier")

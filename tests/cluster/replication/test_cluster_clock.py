@@ -84,7 +84,7 @@ def test_unexpected_replies_and_replies_of_strangers_are_ignored() -> None:
     assert not clock.knows_majority
 
 
-def test_a_step_back_keeps_the_cluster_time() -> None:
+def test_backward_clock_step_keeps_cluster_time() -> None:
     clock = clock_of()
     read(clock, b=0, c=0)
     clock.is_due = False
@@ -93,7 +93,7 @@ def test_a_step_back_keeps_the_cluster_time() -> None:
     assert clock.is_due
 
 
-def test_a_step_forward_is_not_trusted_before_clocks_are_read_again() -> None:
+def test_forward_clock_step_is_distrusted_until_clocks_are_read_again() -> None:
     clock = clock_of()
     read(clock, b=0, c=0)
     clock.is_due = False
@@ -119,7 +119,7 @@ def test_clocks_of_removed_members_are_dropped() -> None:
 class TestHighestPossible:
     """Above it a stamp is certainly from the future."""
 
-    def test_a_peer_that_has_just_started_is_certain_of_nothing(self) -> None:
+    def test_started_peer_has_no_upper_bound_of_time(self) -> None:
         clock = clock_of(present=stamp_at(NOW + HOUR))
         assert clock.highest_possible() == MAX_STAMP
         read(clock, b=0, c=0)
@@ -129,7 +129,7 @@ class TestHighestPossible:
         clock.note_present("c", stamp_at(NOW), clock.era)
         assert clock.highest_possible() == clock.latest()
 
-    def test_a_clock_that_was_not_read_may_be_ahead(self) -> None:
+    def test_unread_clock_may_be_ahead(self) -> None:
         clock = clock_of(present=stamp_at(NOW))
         read(clock, b=3000)
         for peer in "bc":
@@ -212,14 +212,14 @@ class TestConfirmed:
         assert stamp_milliseconds(present) <= NOW + 50 * 199 + SKEW
 
 
-def test_ahead_names_what_is_beyond_the_skew() -> None:
+def test_ahead_returns_clocks_beyond_the_skew() -> None:
     clock = clock_of()
     assert clock.ahead_ms() == 0
     assert clock.ahead_ms(stamp_at(NOW + SKEW)) == 0
     assert clock.ahead_ms(stamp_at(NOW), stamp_at(NOW + HOUR)) == HOUR
 
 
-def test_stamp_that_a_write_quorum_holds_is_not_given_up_although_no_majority_holds_it() -> None:
+def test_stamp_held_by_write_quorum_is_kept_without_majority() -> None:
     clock = clock_of("abcde", present=stamp_at(NOW + HOUR))
     read(clock, b=0, c=0, d=0, e=0)
     for peer in "bcde":

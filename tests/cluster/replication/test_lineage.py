@@ -74,7 +74,7 @@ def test_copy_from_before_streaming_is_old() -> None:
     assert Lineage(copy, 3).contradicts(lineage.current)
 
 
-def test_stamps_from_before_lives_were_counted_are_compared_with_the_first_start() -> None:
+def test_stamps_of_uncounted_lives_are_compared_with_first_start() -> None:
     store = TwinStore()
     store.high_water = 100
     lineage = Lineage(store, 1)

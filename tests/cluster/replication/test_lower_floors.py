@@ -78,7 +78,7 @@ def test_floors_and_horizons_above_the_stamp_are_lowered_durably(joined: Joined)
     assert highest(joined, "c") <= stamp_at(joined.now)
 
 
-def test_order_is_executed_once(joined: Joined) -> None:
+def test_lower_floors_request_is_executed_once(joined: Joined) -> None:
     joined.topology = ordered(joined)
     joined.install(joined.topology)
     pass_time(joined)
@@ -100,7 +100,7 @@ def test_floors_below_the_stamp_are_kept(joined: Joined) -> None:
     assert joined.peers["a"].local_partitions.horizons[PARTITION] == before
 
 
-def test_order_has_the_stamp_of_the_cluster_clock(joined: Joined) -> None:
+def test_lower_floors_request_has_stamp_of_cluster_clock(joined: Joined) -> None:
     joined.offsets = {"a": HOUR}
     pass_time(joined)
     core = joined.peers["a"]
@@ -110,28 +110,28 @@ def test_order_has_the_stamp_of_the_cluster_clock(joined: Joined) -> None:
     assert pending.request.stamp == stamp_at(joined.now)
 
 
-def test_order_survives_encoding(joined: Joined) -> None:
+def test_lower_floors_request_round_trip(joined: Joined) -> None:
     topology = ordered(joined)
     assert Topology.decode(topology.encode()) == topology
     assert topology.ceiling_epoch == topology.epoch == joined.topology.epoch + 1
 
 
 class TestRefused:
-    def test_fails_while_a_member_is_down(self, joined: Joined) -> None:
+    def test_lower_floors_fails_while_a_member_is_down(self, joined: Joined) -> None:
         with pytest.raises(ChangeConflict, match="'c' is down"):
             transitions.lower_floors(joined.topology, alive("ab"), 1)
 
-    def test_fails_while_a_member_is_streaming(self, joined: Joined) -> None:
+    def test_lower_floors_fails_while_a_member_is_streaming(self, joined: Joined) -> None:
         member = joined.topology.members[0]
         streaming = joined.topology.with_member(replace(member, synced=False))
         with pytest.raises(ChangeConflict, match="'a' is streaming"):
             transitions.lower_floors(streaming, alive(), 1)
 
-    def test_fails_during_a_topology_change(self, joined: Joined) -> None:
+    def test_lower_floors_fails_during_a_topology_change(self, joined: Joined) -> None:
         moving = transitions.remove(joined.topology, ["a"])
         with pytest.raises(ChangeConflict, match="a topology change is running"):
             transitions.lower_floors(moving, alive(), 1)
 
-    def test_fails_with_peers_given(self, joined: Joined) -> None:
+    def test_lower_floors_fails_when_peers_are_given(self, joined: Joined) -> None:
         with pytest.raises(UsageError):
             transitions.ordered(joined.topology, alive(), "lower-floors", ["a"], 0, 1)

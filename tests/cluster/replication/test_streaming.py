@@ -55,7 +55,7 @@ def streamer(cluster: Cluster) -> _Streamer:
 
 
 @pytest.mark.parametrize("reported", ["digest", "flag"])
-def test_source_without_counts_is_not_taken_for_empty(
+def test_source_without_counts_is_not_treated_as_empty(
     reported: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = Cluster()
@@ -156,7 +156,7 @@ def test_slow_page_is_followed_without_a_pause(delay: int) -> None:
     assert 750 < cluster.now - NOW < 900, "each of two fillers has half of the rate"
 
 
-def test_long_pauses_do_not_add_up() -> None:
+def test_long_pauses_do_not_accumulate() -> None:
     cluster = Cluster()
     hold_400_kilobytes(cluster)
     cluster.late = 9

@@ -57,7 +57,7 @@ def test_gaining_member_that_is_down_suggests_force_remove() -> None:
     assert text.endswith("dstash cluster force-remove d")
 
 
-def test_paused_change_says_so() -> None:
+def test_paused_change_is_reported_as_blocker() -> None:
     paused = transitions.steer(adding(formed()), paused=True)
     assert waits(View(paused, frozenset("abcd")), {}) == [
         "the topology change is paused: dstash cluster resume"
@@ -82,7 +82,7 @@ def test_removal_of_lost_members_names_accept_loss() -> None:
     assert any("dstash cluster accept-loss b c" in problem for problem in problems)
 
 
-def test_new_stores_without_sources_say_what_they_lack() -> None:
+def test_new_stores_without_sources_name_missing_members() -> None:
     topology = unsynced(formed(), "b", "c")
     found = waits(View(topology, ABC), {})
     assert len(found) == 2
@@ -126,7 +126,7 @@ def test_force_remove_makes_a_gaining_member_leave() -> None:
     assert "b" not in transitions.incoming(topology)
 
 
-def test_force_remove_lets_the_end_of_a_change_go_on() -> None:
+def test_force_remove_unblocks_end_of_change() -> None:
     switched = transitions.switch(all_complete(adding(formed())))
     assert switched is not None
     topology = transitions.force_remove(switched, ["b"], frozenset("acd"))

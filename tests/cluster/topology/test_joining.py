@@ -31,14 +31,14 @@ def joined(names: Sequence[str], min_peers: int) -> Topology:
     return topology
 
 
-def test_the_first_peer_founds_the_cluster() -> None:
+def test_first_peer_forms_the_cluster() -> None:
     alone = found(announce("a"), "c", "id", 3, 1)
     assert (alone.epoch, alone.formed, [member.id for member in alone.members]) == (1, True, ["a"])
     assert not found(announce("a"), "c", "id", 3, 2).formed
 
 
 @given(st.permutations("abcd"))
-def test_until_it_has_formed_every_order_gives_the_same_members(order: list[str]) -> None:
+def test_forming_cluster_has_same_members_for_every_join_order(order: list[str]) -> None:
     topology = joined(order[:3], min_peers=3)
     assert topology.formed
     assert topology.epoch == 3
@@ -107,7 +107,7 @@ def test_member_with_another_store_is_not_synced() -> None:
     assert again is None
 
 
-def test_before_the_cluster_has_formed_there_is_nothing_to_lose() -> None:
+def test_forming_member_with_another_store_stays_synced() -> None:
     back = join(joined("ab", min_peers=3), announce("b", store="new"))
     assert back is not None
     member = back.member("b")

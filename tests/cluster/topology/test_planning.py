@@ -40,7 +40,7 @@ def of(worked_out: Plan, peer: str) -> tuple[int, int, int, int]:
     return one.before, one.after, one.incoming, one.loses
 
 
-def test_one_more_peer_moves_its_fair_share_and_nothing_else() -> None:
+def test_plan_of_one_more_peer_moves_only_its_share() -> None:
     before = cluster("p1", "p2", "p3", "p4")
     worked_out = plan(
         before, transitions.add(before, [candidate("p5", "e")]), status("p1", "p2", "p3", "p4")
@@ -52,7 +52,7 @@ def test_one_more_peer_moves_its_fair_share_and_nothing_else() -> None:
     assert worked_out.problems == ()
 
 
-def test_zones_are_counted_as_peers_are() -> None:
+def test_zones_are_counted_like_peers() -> None:
     before = cluster("p1", "p2", "p3", "p4", zones="aabb", replicas=2)
     worked_out = plan(before, transitions.remove(before, ["p4"]), {})
     assert [
@@ -78,7 +78,7 @@ def test_weight_is_the_average_of_replying_peers() -> None:
     assert weigh(table, {}) == (0, 0)
 
 
-def test_what_moves_is_weighed() -> None:
+def test_plan_counts_bytes_to_move() -> None:
     before = cluster("p1", "p2", "p3")
     answered = status("p1", "p2", "p3", records=PARTITIONS, used=100 * PARTITIONS)
     worked_out = plan(before, transitions.add(before, [candidate("p4", "d")]), answered)

@@ -111,16 +111,16 @@ GOLDEN = {
 }
 
 
-class TestGolden:
+class TestReferenceTables:
     @pytest.mark.parametrize("name", GOLDEN)
-    def test_tables(self, name: str) -> None:
+    def test_placement_tables_are_stable(self, name: str) -> None:
         members, replicas, whole, rows = GOLDEN[name]
         table = place(members, replicas)
         for partition, row in rows.items():
             assert table[partition] == tuple(row.split("," if "," in row else " "))
         assert fingerprint(table) == whole
 
-    def test_lots(self) -> None:
+    def test_hashes_are_stable(self) -> None:
         assert lots("peer1")[:3] == array(
             "d", [0.4576212703011612, 0.6591801925467641, 0.44869001654399054]
         )
@@ -141,7 +141,7 @@ class TestGolden:
             ("aabb", 1, (5.453742599904377, 1.27924128474436, 1.7981182512466432, 2.8294277068359)),
         ],
     )
-    def test_scores_where_weights_differ(
+    def test_scores_with_different_weights_are_stable(
         self, zones: str, replicas: int, expected: Sequence[float]
     ) -> None:
         some = [
@@ -151,7 +151,7 @@ class TestGolden:
         found = [column[0] for column in scores(some, replicas).values()]
         assert found == pytest.approx(expected, rel=1e-12)
 
-    def test_partitions_of_keys(self) -> None:
+    def test_partition_of_key_is_stable(self) -> None:
         keys = [b"key", b"", b"\xff\x00", b"\xfe\x00" + bytes(8), "ü".encode()]
         assert [partition_of(key) for key in keys] == [1507, 1218, 2535, 511, 3950]
 
@@ -175,10 +175,12 @@ replicas = st.integers(1, 6)
 SAMPLE = range(0, PARTITIONS, 397)
 
 
-class TestChoice:
+class TestPlacement:
     @settings(max_examples=10)
     @given(members, replicas)
-    def test_is_that_of_the_design(self, some: Sequence[Candidate], replicas: int) -> None:
+    def test_placement_equals_reference_implementation(
+        self, some: Sequence[Candidate], replicas: int
+    ) -> None:
         table = place(some, replicas)
         assert len(table) == PARTITIONS
         for partition in SAMPLE:
@@ -186,12 +188,14 @@ class TestChoice:
 
     @settings(max_examples=12)
     @given(members, replicas)
-    def test_does_not_depend_on_the_order(self, some: Sequence[Candidate], replicas: int) -> None:
+    def test_placement_does_not_depend_on_member_order(
+        self, some: Sequence[Candidate], replicas: int
+    ) -> None:
         assert place(some, replicas) == place(some[::-1], replicas)
 
     @settings(max_examples=12)
     @given(members, replicas)
-    def test_holds_distinct_members_and_zones(
+    def test_placement_has_distinct_members_and_zones(
         self, some: Sequence[Candidate], replicas: int
     ) -> None:
         zone_of = {member.id: member.zone for member in some}
@@ -204,7 +208,7 @@ class TestChoice:
 
     @settings(max_examples=12)
     @given(members, replicas)
-    def test_more_copies_than_members_are_all_members(
+    def test_placement_with_more_copies_than_members_has_all_members(
         self, some: Sequence[Candidate], replicas: int
     ) -> None:
         assert place(some, len(some)) == place(some, len(some) + replicas)
@@ -229,7 +233,7 @@ class TestCollisions:
         table = place(peers(*zones)[::-1], 2)
         assert set(table) == {("peer0", "peer1") if zones != "aabb" else ("peer0", "peer2")}
 
-    def test_ties_stay_decided_when_a_member_comes_or_goes(self) -> None:
+    def test_ties_are_stable_when_a_member_joins_or_leaves(self) -> None:
         everyone = peers(*"abcab")
         for one in everyone:
             rest = [other for other in everyone if other is not one]
@@ -291,7 +295,7 @@ class TestFairness:
             ("abababab", 1, 3),
         ],
     )
-    def test_a_heavy_member_holds_twice_what_a_light_one_does(
+    def test_member_with_double_weight_holds_double_share(
         self, zones: str, heavy: int, replicas: int
     ) -> None:
         ratios = []
@@ -307,7 +311,7 @@ class TestFairness:
 
     @pytest.mark.parametrize("zones", ["abcd", "aaaa", "aabb"])
     @pytest.mark.parametrize("replicas", [1, 2, 3, 5])
-    def test_weights_may_be_far_apart(self, zones: str, replicas: int) -> None:
+    def test_very_different_weights_are_followed(self, zones: str, replicas: int) -> None:
         some = [
             one._replace(weight=weight)
             for one, weight in zip(peers(*zones), (999_999, 1e-12, 1e-12, 1e-320), strict=True)
@@ -353,7 +357,7 @@ class TestMovement:
                 assert new == old
 
     @pytest.mark.parametrize("replicas", [1, 2, 3])
-    def test_more_weight_only_attracts(self, replicas: int) -> None:
+    def test_member_with_more_weight_only_gains_partitions(self, replicas: int) -> None:
         before = peers(*"abcde")
         after = [before[0]._replace(weight=2.0), *before[1:]]
         for old, new in zip(place(before, replicas), place(after, replicas), strict=True):
@@ -370,12 +374,12 @@ class TestMovement:
         assert taken <= moved < 1.1 * taken
 
 
-class TestAgain:
+class TestUpdatedPlacement:
     """A table made from the one before is the one made from nothing."""
 
     @settings(max_examples=20)
     @given(equal_members, equal_members, replicas)
-    def test_after_any_change(
+    def test_updated_placement_equals_new_placement_after_any_change(
         self, before: Sequence[Candidate], after: Sequence[Candidate], replicas: int
     ) -> None:
         again = place_again(place(before, replicas), before, after, replicas)
@@ -383,7 +387,7 @@ class TestAgain:
 
     @settings(max_examples=3)
     @given(members, members, replicas)
-    def test_after_a_change_of_weights(
+    def test_updated_placement_equals_new_placement_after_weight_change(
         self, before: Sequence[Candidate], after: Sequence[Candidate], replicas: int
     ) -> None:
         again = place_again(place(before, replicas), before, after, replicas)
@@ -397,7 +401,9 @@ class TestAgain:
 
     @settings(max_examples=8)
     @given(equal_members.filter(bool), replicas)
-    def test_step_by_step(self, some: Sequence[Candidate], replicas: int) -> None:
+    def test_repeated_updates_equal_new_placement(
+        self, some: Sequence[Candidate], replicas: int
+    ) -> None:
         table = place([], replicas)
         for number in range(len(some)):
             table = place_again(table, some[:number], some[: number + 1], replicas)
@@ -407,13 +413,11 @@ class TestAgain:
         assert table == place([], replicas)
 
 
-class TestThousand:
+class TestThousandMembers:
     """A thousand members. Times are of the processor, so that a busy machine does not count."""
 
     @pytest.mark.parametrize("zones", [1, 2, 7, 1000])
-    def test_are_placed_in_less_than_two_seconds_and_one_more_in_milliseconds(
-        self, zones: int
-    ) -> None:
+    def test_placement_of_thousand_members_is_fast(self, zones: int) -> None:
         some = [Candidate(f"peer-{n:04}", f"zone-{n % zones}") for n in range(1000)]
         rendezvous._cached_lots.cache_clear()
         began = time.thread_time()

@@ -50,18 +50,18 @@ topologies = st.builds(
 
 
 @given(topologies)
-def test_comes_back_from_its_form(topology: Topology) -> None:
+def test_topology_round_trip(topology: Topology) -> None:
     assert Topology.decode(topology.encode()) == topology
 
 
-def test_is_json_for_people() -> None:
+def test_topology_is_encoded_as_readable_json() -> None:
     raw = json.loads(WHOLE.encode())
     assert raw["members"][0]["id"] == "a"
     assert raw["members"][0]["state"] == "active"
     assert raw["partitions"] == PARTITIONS
 
 
-def test_equal_topologies_have_equal_forms() -> None:
+def test_equal_topologies_have_equal_encodings() -> None:
     assert Topology.decode(WHOLE.encode()).encode() == WHOLE.encode()
 
 
@@ -125,7 +125,7 @@ def test_garbage_is_refused(data: bytes) -> None:
         Topology.decode(data)
 
 
-def test_members_are_found_added_replaced_and_taken_out() -> None:
+def test_members_are_found_added_replaced_and_removed() -> None:
     assert WHOLE.member("a") == A
     assert WHOLE.member("c") is None
     c = Member("0", "tcp://c:1", "s", "z")
@@ -136,7 +136,7 @@ def test_members_are_found_added_replaced_and_taken_out() -> None:
     assert WHOLE.next().epoch == 8
 
 
-def test_before_and_after_a_change() -> None:
+def test_topology_has_placement_before_and_after_change() -> None:
     states = {"stays": State.ACTIVE, "comes": State.JOINING, "goes": State.LEAVING}
     some = tuple(Member(name, "", "", "", state=state) for name, state in states.items())
     topology = Topology("c", "id", 1, members=some)

@@ -154,7 +154,7 @@ def test_joining_member_streams_again_after_losing_its_store() -> None:
     assert transitions.incoming(back)["d"]
 
 
-def test_member_that_loses_its_store_loses_its_gains() -> None:
+def test_member_that_loses_its_store_streams_its_gains_again() -> None:
     begun = transitions.remove(cluster("a", "b", "c", "d"), ["d"])
     done = completed(begun)
     back = joining.join(done, candidate("a", "another store"))
@@ -239,7 +239,7 @@ def test_forget_removes_only_failed_members() -> None:
     assert transitions.ordered(before, alive, "remove", ["f"], 0).members == begun.members
 
 
-def test_a_change_goes_through_its_json_form() -> None:
+def test_change_round_trips_through_json() -> None:
     switched = steps(cluster("a", "b", "c", "d"), transitions.remove(cluster(*"abcd"), ["d"]))[3]
     assert Topology.decode(switched.encode()) == switched
     assert replace(switched, change=None) != switched

@@ -23,7 +23,7 @@ def topology(*members: Member, replicas: int = 2) -> Topology:
     return Topology("c", "id", 5, replicas=replicas, formed=True, members=members)
 
 
-def test_without_a_change_readers_and_writers_are_the_same() -> None:
+def test_readers_equal_writers_without_change() -> None:
     view = View(topology(member("a"), member("b"), member("c")))
     assert view.readers is view.writers
     assert {peer for row in view.readers for peer in row} == {"a", "b", "c"}
@@ -43,7 +43,7 @@ def test_joining_member_gets_writes_and_leaving_member_reads() -> None:
     assert writers == {"a", "b", "new"}
 
 
-def test_a_peer_owns_what_it_holds_before_or_after() -> None:
+def test_peer_owns_partitions_of_both_placements() -> None:
     view = View(topology(member("a"), member("b"), member("new", State.JOINING), replicas=1))
     for peer in ("a", "b", "new"):
         owned = view.owned_by(peer)

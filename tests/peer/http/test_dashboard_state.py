@@ -44,7 +44,7 @@ def healths(what: Known) -> dict[str, str]:
     return {one["id"]: one["health"] for one in state.describe(what)["members"]}
 
 
-def test_a_cluster_that_is_well() -> None:
+def test_healthy_cluster_has_no_alerts() -> None:
     facts = state.describe(known(TRIO))
     assert said(known(TRIO)) == []
     assert [one["health"] for one in facts["members"]] == ["ok"] * 3
@@ -53,47 +53,47 @@ def test_a_cluster_that_is_well() -> None:
     assert facts["change"] is None
 
 
-def test_a_peer_that_is_down_is_named_and_costs_a_replica() -> None:
+def test_down_peer_is_an_alert() -> None:
     (fewer, down) = said(known(TRIO, "ac"))
     assert fewer == (1, "4096 of 4096 partitions lack a replica; they still have a quorum")
     assert down[0] == 1
     assert down[1].startswith("b is down: ")
 
 
-def test_two_of_three_down_leave_no_quorum() -> None:
+def test_two_of_three_peers_down_is_a_quorum_alert() -> None:
     badness, text = said(known(TRIO, "a"))[0]
     assert badness == 2
     assert text.startswith("no quorum for 4096 of 4096 partitions")
 
 
-def test_a_lock_that_is_held_does_not_hide_a_lost_connection() -> None:
+def test_held_lock_does_not_hide_lost_connection() -> None:
     what = known(TRIO)
     what.sights["b"].is_gone = True  # type: ignore[index]
     what.sights["c"].heard = NOW - 3500  # type: ignore[index]
     assert healths(what) == {"a": "ok", "b": "down", "c": "silent"}
 
 
-def test_a_member_without_its_data_does_not_count_as_a_replica() -> None:
+def test_streaming_member_does_not_count_as_replica() -> None:
     lost = topology(member("a"), member("b", synced=False), member("c", synced=False))
     assert healths(known(lost)) == {"a": "ok", "b": "streaming", "c": "streaming"}
     assert said(known(lost))[0][1].startswith("no quorum for 4096")
 
 
-def test_troubles_name_every_peer_that_has_them() -> None:
+def test_alert_names_every_affected_peer() -> None:
     away = "the membership is out of reach"
     what = known(TRIO, status=WELL | {"alerts": [away]})
     what.sights["c"].status["alerts"] = [away, "another"]  # type: ignore[index]
     assert said(what) == [(1, f"a, c: {away}"), (1, "c: another")]
 
 
-def test_disk_that_is_nearly_full_is_a_trouble_of_a_peer_that_is_ready() -> None:
+def test_nearly_full_disk_is_an_alert_of_a_ready_peer() -> None:
     what = known(TRIO)
     what.sights["b"].status |= {"disk": "the disk is nearly full", "free_bytes": 7}  # type: ignore[index]
     expected = "b: the disk is nearly full (7 bytes are free); free disk space, or add a peer"
     assert said(what) == [(1, expected)]
 
 
-def test_peers_that_have_not_joined() -> None:
+def test_peer_that_has_not_joined_is_an_alert() -> None:
     assert said(known(None)) == [(2, "peer a has not joined a cluster")]
     ((_, text),) = said(known(topology(member("b"), member("c"))))
     assert "a is not a member; add it with: dstash cluster add a" in text
@@ -102,7 +102,7 @@ def test_peers_that_have_not_joined() -> None:
     assert said(known(forming))[0] == (2, waiting)
 
 
-def test_a_join_is_shown_with_how_far_it_is() -> None:
+def test_join_is_shown_with_progress() -> None:
     joining = topology(*TRIO.members, member("d", state=State.JOINING), change=Change(7, rate=9))
     what = known(joining, "abcd")
     total = len([one for one in View(joining).writers if "d" in one])
@@ -121,14 +121,14 @@ def test_a_join_is_shown_with_how_far_it_is() -> None:
     assert alerts(what, facts) == []
 
 
-def test_the_lag_is_what_others_keep_hints_of() -> None:
+def test_lag_is_the_sum_of_hints_for_the_peer() -> None:
     what = known(TRIO)
     for peer, count in (("b", 30), ("c", 12)):
         what.sights[peer].status["maintenance"] = {"hints": {"a": count}}  # type: ignore[index]
     assert {one["id"]: one["lag"] for one in state.describe(what)["members"]}["a"] == 42
 
 
-def test_the_load_is_that_of_all_peers() -> None:
+def test_load_sums_all_peers() -> None:
     what = known(TRIO, samples=[Sample(NOW - 5000, 1, 3, 10, 30, 100, 200, 0, 0)])
     what.sights["b"].samples.append(Sample(NOW - 4400, 2, 3, 20, 30, 300, 900, 70, 80))  # type: ignore[index]
     what.sights["c"].samples.append(Sample(NOW, 9, 9, 9, 9, 9, 9, 9, 9))  # type: ignore[index]
@@ -146,7 +146,7 @@ def test_the_load_is_that_of_all_peers() -> None:
     }
 
 
-def test_a_large_cluster_is_shortened_to_the_first_peers() -> None:
+def test_large_cluster_is_shortened_to_first_peers() -> None:
     large = topology(*(member(f"p{number}") for number in range(15)))
     sets = state.describe(known(large))["sets"]
     short = state.shorten(sets)
@@ -155,7 +155,7 @@ def test_a_large_cluster_is_shortened_to_the_first_peers() -> None:
     assert state.shorten(sets[:10]) == sets[:10]
 
 
-def test_a_peer_that_hangs_still_has_a_page() -> None:
+def test_hanging_peer_has_a_page() -> None:
     facts = state.unknown("a", "dstash", 12.3)
     assert facts.keys() == state.describe(known(TRIO)).keys() | {"alerts"}
     assert "a hangs: its event loop has not run for 12 s" in facts["alerts"][0]["text"]

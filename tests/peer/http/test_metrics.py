@@ -69,7 +69,7 @@ def peers(worked: tuple[Peers, dict[str, Scrape]]) -> Peers:
     return worked[0]
 
 
-def test_a_scrape_tells_what_was_done(worked: tuple[Peers, dict[str, Scrape]]) -> None:
+def test_scrape_has_request_counters(worked: tuple[Peers, dict[str, Scrape]]) -> None:
     scrapes = worked[1]
     found = scrapes["a"]
     assert found.get("dstash_writes_total", kind="put", outcome="stored") >= 1
@@ -89,7 +89,7 @@ def test_a_scrape_tells_what_was_done(worked: tuple[Peers, dict[str, Scrape]]) -
     assert found.get("dstash_handling_seconds_count") >= 2
 
 
-def test_a_scrape_tells_the_state_of_peer_and_cluster(peers: Peers) -> None:
+def test_scrape_has_state_of_peer_and_cluster(peers: Peers) -> None:
     found = scrape(peers["a"])
     assert found.get("dstash_ready") == 1
     assert found.get("dstash_responsive") == 1
@@ -106,7 +106,7 @@ def test_a_scrape_tells_the_state_of_peer_and_cluster(peers: Peers) -> None:
     assert (info["peer"], info["cluster"]) == ("a", "dstash")
 
 
-def test_what_is_refused_is_counted_by_reason(peers: Peers) -> None:
+def test_refusals_are_counted_by_reason(peers: Peers) -> None:
     with pytest.raises(DStashError):
         peers.client(cluster="another", timeout=2.0).lookup("numbers", 1)
     found = sum(
@@ -116,7 +116,7 @@ def test_what_is_refused_is_counted_by_reason(peers: Peers) -> None:
     assert found >= 1
 
 
-def test_the_members_alive_are_counted(peers: Peers) -> None:
+def test_live_members_are_counted(peers: Peers) -> None:
     peers["b"].freeze()  # its lock stays: it is alive until it is gone
     assert scrape(peers["a"]).get("dstash_members_alive") == 2
     peers["b"].thaw()
@@ -131,7 +131,7 @@ def test_the_members_alive_are_counted(peers: Peers) -> None:
     )
 
 
-def test_every_metric_has_a_text_and_a_name_that_follows_the_rules(peers: Peers) -> None:
+def test_every_metric_has_help_and_a_conventional_name(peers: Peers) -> None:
     for name, family in scrape(peers["a"]).families.items():
         assert name.startswith(("dstash_", "process_")), name
         assert family.documentation.strip(), name
@@ -140,7 +140,7 @@ def test_every_metric_has_a_text_and_a_name_that_follows_the_rules(peers: Peers)
             assert all(sample.name.endswith("_total") for sample in family.samples)
 
 
-def test_the_documentation_lists_every_metric_and_no_other(peers: Peers) -> None:
+def test_documentation_lists_every_metric(peers: Peers) -> None:
     listed = set(re.findall(r"`(dstash_[a-z_]+)`", DOCUMENT.read_text()))
     families = scrape(peers["a"]).families.values()
     ours = {
@@ -167,7 +167,7 @@ def _panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
-def test_the_dashboard_shows_metrics_that_exist(peers: Peers) -> None:
+def test_grafana_dashboard_uses_existing_metrics(peers: Peers) -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     expressions = [one["expr"] for panel in _panels(dashboard) for one in panel["targets"]]
     expressions += [str(one.get("query", "")) for one in dashboard["templating"]["list"]]
@@ -176,7 +176,7 @@ def test_the_dashboard_shows_metrics_that_exist(peers: Peers) -> None:
     assert named - _all_names(scrape(peers["a"])) == set()
 
 
-def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
+def test_grafana_panels_do_not_overlap() -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     taken: set[tuple[int, int]] = set()
     for panel in dashboard["panels"]:
@@ -193,7 +193,7 @@ def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_the_alerts_watch_metrics_that_exist(peers: Peers) -> None:
+def test_alert_rules_use_existing_metrics(peers: Peers) -> None:
     groups = yaml.safe_load(ALERTS.read_text())["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     assert _names([rule["expr"] for rule in rules]) - _all_names(scrape(peers["a"])) == set()

@@ -29,7 +29,7 @@ def _get(server: HttpServer, path: str, method: str = "GET") -> int:
     return requests.request(method, server.address + path, timeout=30).status_code
 
 
-def test_who_reads_slowly_or_says_nothing_holds_up_nobody(server: HttpServer) -> None:
+def test_slow_and_silent_clients_do_not_block_others(server: HttpServer) -> None:
     host, port = server.address.removeprefix("http://").split(":")
     crowd = [socket.create_connection((host, int(port)), timeout=30) for _ in range(100)]
     try:
@@ -43,13 +43,13 @@ def test_who_reads_slowly_or_says_nothing_holds_up_nobody(server: HttpServer) ->
             one.close()
 
 
-def test_nothing_can_be_written(server: HttpServer) -> None:
+def test_methods_other_than_get_are_refused(server: HttpServer) -> None:
     for method in ("POST", "PUT", "DELETE", "PATCH"):
         assert _get(server, "/small", method) == 501
     assert _get(server, "/none") == 404
 
 
-def test_pages_keep_to_themselves(server: HttpServer) -> None:
+def test_pages_have_a_strict_content_security_policy(server: HttpServer) -> None:
     policy = requests.get(server.address + "/small", timeout=30).headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "frame-ancestors 'none'" in policy

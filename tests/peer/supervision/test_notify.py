@@ -12,7 +12,9 @@ from dstash.peer.supervision.notify import notify
 
 
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
-def test_the_state_arrives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, abstract: bool) -> None:
+def test_notify_sends_state_to_the_socket(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, abstract: bool
+) -> None:
     name = f"@dstash-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.settimeout(10)
@@ -23,7 +25,7 @@ def test_the_state_arrives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, abst
 
 
 @pytest.mark.parametrize("address", [None, "", "elsewhere", "/no/such/socket"])
-def test_without_a_manager_nothing_happens(
+def test_notify_without_service_manager_does_nothing(
     monkeypatch: pytest.MonkeyPatch, address: str | None
 ) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)

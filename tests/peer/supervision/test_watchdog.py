@@ -26,7 +26,7 @@ def watchdog(failures: list[DStashError]) -> Iterator[Watchdog]:
     made.close()
 
 
-def test_thread_that_ends_fails_the_health_and_the_peer(
+def test_ended_thread_fails_health_and_stops_the_peer(
     watchdog: Watchdog, failures: list[DStashError]
 ) -> None:
     assert watchdog.problems() == []
@@ -40,7 +40,7 @@ def test_thread_that_ends_fails_the_health_and_the_peer(
     assert logs[0]["exc_info"] is True
 
 
-def test_thread_that_hangs_fails_the_health_until_it_goes_on(
+def test_hanging_thread_fails_health_until_it_continues(
     watchdog: Watchdog, failures: list[DStashError]
 ) -> None:
     quiet = 3.0
@@ -65,7 +65,7 @@ class TestComplaints:
         except Exception as caught:
             complaints.log(caught)
 
-    def test_are_logged_once_a_minute_and_kind_with_their_number(self) -> None:
+    def test_complaints_are_logged_once_per_minute_and_kind_with_count(self) -> None:
         now = 100.0
         complaints = Complaints("it failed", lambda: now)
         with structlog.testing.capture_logs() as logs:

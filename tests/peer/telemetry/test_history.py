@@ -18,7 +18,7 @@ from dstash.peer.telemetry.meters import Meters
 NOW = 1_700_000_000_000
 
 
-def test_a_sample_is_what_came_since_the_last_one() -> None:
+def test_sample_has_the_difference_to_the_previous_sample() -> None:
     meters = Meters()
     meters.read_keys.observe(999)  # before the history began
     history = History(meters, NOW)
@@ -45,7 +45,7 @@ def test_samples_are_taken_at_full_seconds() -> None:
     assert [one.at - NOW for one in history.since(0)] == [1000, 2050, 3001]
 
 
-def test_the_oldest_go() -> None:
+def test_oldest_samples_are_dropped() -> None:
     history = History(Meters(), NOW)
     for second in range(1, KEPT + 100):
         history.note(NOW + 1000 * second)
@@ -53,7 +53,7 @@ def test_the_oldest_go() -> None:
     assert (len(kept), kept[0].at) == (KEPT, NOW + 100_000)
 
 
-def test_samples_travel() -> None:
+def test_samples_round_trip() -> None:
     samples = [Sample(NOW, *range(1, 9)), Sample(NOW + 1000)]
     assert unpack_samples(pack_samples(samples)) == samples
     for wrong in (b"x", pack_samples(samples)[:-1], pack_samples([Sample(NOW)] * (KEPT + 1))):

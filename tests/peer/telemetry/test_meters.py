@@ -24,7 +24,7 @@ def test_bounds_of_buckets_are_inclusive() -> None:
     assert histogram.total == 12
 
 
-def test_an_answer_has_one_outcome() -> None:
+def test_answer_has_one_outcome() -> None:
     answers: list[Message] = [
         Stored([]),
         Stored([[0, 0, b"version"]]),
@@ -38,7 +38,7 @@ def _write(message: Any, correlation: int) -> WaitingWrite:
     return WaitingWrite(Ticket(b"client", correlation), message, None, 100)
 
 
-def test_a_commit_counts_every_write_in_it_once() -> None:
+def test_commit_counts_every_write_once() -> None:
     put = Put.__new__(Put)  # never looked into
     internal = Internal(cast(Any, None), lambda error: None)
     waiting = [_write(put, 1), _write(put, 2), _write(put, 3), _write(internal, 0)]
@@ -85,7 +85,7 @@ class _Hanging:
         return None
 
 
-def test_a_peer_that_hangs_still_says_so() -> None:
+def test_hanging_peer_reports_that_it_hangs() -> None:
     collector = PeerCollector(cast(PeerServer, _Hanging()), cast(PeerCore, None))
     samples = {one.name: one.value for family in collector.collect() for one in family.samples}
     assert samples["dstash_responsive"] == 0

@@ -37,7 +37,7 @@ def _asked(outgoing: list[Outgoing]) -> dict[str, Message]:
     return {one.peer: decode(one.frames).message for one in outgoing}
 
 
-def test_nobody_is_asked_while_nobody_looks() -> None:
+def test_observer_sends_no_request_unless_watched() -> None:
     bench = Bench()
     assert bench.tick(NOW) == []
     bench.observer.watch(NOW)
@@ -45,7 +45,7 @@ def test_nobody_is_asked_while_nobody_looks() -> None:
     assert bench.tick(NOW + 4000) == [], "the last look is long ago"
 
 
-def test_a_peer_that_does_not_answer_is_not_asked_again() -> None:
+def test_observer_has_one_pending_request_per_peer() -> None:
     bench = Bench()
     bench.observer.watch(NOW)
     first = bench.tick(NOW)
@@ -64,7 +64,7 @@ def test_a_peer_that_does_not_answer_is_not_asked_again() -> None:
     assert _asked([fourth]) == {"b": HistoryRequest(NOW)}, "only what is new"
 
 
-def test_a_broken_connection_is_seen_at_once_and_until_an_answer() -> None:
+def test_lost_connection_is_shown_until_the_next_answer() -> None:
     bench = Bench()
     bench.observer.watch(NOW)
     first = bench.tick(NOW)
@@ -80,7 +80,7 @@ def test_a_broken_connection_is_seen_at_once_and_until_an_answer() -> None:
     assert not bench.observer.sights["b"].is_gone
 
 
-def test_garbage_from_another_peer_is_trouble_with_that_peer() -> None:
+def test_garbage_from_a_peer_is_an_alert_about_it() -> None:
     bench = Bench()
     bench.observer.watch(NOW)
     first = bench.tick(NOW)[0]
@@ -91,7 +91,7 @@ def test_garbage_from_another_peer_is_trouble_with_that_peer() -> None:
     assert not sight.is_gone
 
 
-def test_a_look_after_a_pause_begins_anew() -> None:
+def test_watch_after_a_pause_drops_old_sights() -> None:
     bench = Bench()
     bench.observer.watch(NOW)
     bench.tick(NOW)

@@ -43,14 +43,14 @@ def peer() -> Traced:
     return Traced()
 
 
-def test_a_write_is_noted_from_its_coming_to_its_ack(peer: Traced) -> None:
+def test_write_is_noted_from_arrival_to_ack(peer: Traced) -> None:
     [notes] = peer.hear(put(b"k", b"l"))
     assert (notes.kind, notes.index, notes.keys, notes.level) == ("Put", "i", 2, "")
     assert (notes.trace, notes.outcome, notes.code) == (TRACE, "Stored", 0)
     assert 0 < notes.came <= notes.queued <= notes.answered_at
 
 
-def test_a_commit_is_noted_in_each_write_of_its_group(peer: Traced) -> None:
+def test_commit_is_noted_in_each_write_of_its_group(peer: Traced) -> None:
     for number in range(3):
         trace = TRACE if number else ""
         envelope = Envelope(number, EPOCH, 0, put(b"%d" % number), trace=trace)
@@ -77,7 +77,7 @@ def test_a_commit_is_noted_in_each_write_of_its_group(peer: Traced) -> None:
     ],
     ids=lambda one: type(one).__name__,
 )
-def test_reads_and_questions(
+def test_reads_and_peer_queries_are_noted(
     peer: Traced, message: Message, kind: str, level: str, number: int
 ) -> None:
     [notes] = peer.hear(message)
@@ -85,7 +85,7 @@ def test_reads_and_questions(
     assert (notes.outcome, notes.queued) == ("Answered", 0)
 
 
-def test_what_was_refused_is_noted_by_its_reason(peer: Traced) -> None:
+def test_refused_request_is_noted_with_reason(peer: Traced) -> None:
     [notes] = peer.hear(put(b"k"), epoch=EPOCH - 1)
     assert (notes.outcome, notes.code) == ("StaleEpoch", 21)
     [notes] = peer.hear(put(b"k", at=peer.now + 10**6))  # in its commit
@@ -96,24 +96,24 @@ def test_what_was_refused_is_noted_by_its_reason(peer: Traced) -> None:
     assert (notes.outcome, notes.code) == ("Late", 0)
 
 
-def test_an_early_request_is_noted_when_it_is_given_up(peer: Traced) -> None:
+def test_request_of_future_epoch_is_noted_when_it_expires(peer: Traced) -> None:
     assert peer.hear(put(b"k"), epoch=EPOCH + 1) == []
     peer.now += 5000
     peer.turn()
     assert [one.outcome for one in peer.noted] == ["NotReady"]
 
 
-def test_what_is_never_answered_is_never_noted(peer: Traced) -> None:
+def test_request_without_answer_is_not_noted(peer: Traced) -> None:
     assert peer.hear(Hint("i", "b", keys(b"k"))) == []
 
 
 @pytest.mark.parametrize("trace", ["", "00-" + "0" * 52, TRACE[:-1], "x" * 55])
-def test_requests_outside_of_any_trace_are_handled_and_not_noted(peer: Traced, trace: str) -> None:
+def test_untraced_request_is_handled_and_not_noted(peer: Traced, trace: str) -> None:
     assert peer.hear(put(b"k"), trace) == []
     assert peer.hear(Lookup("i", 1, keys(b"k")), trace) == []
 
 
-def test_a_peer_that_makes_no_traces_handles_requests_in_one() -> None:
+def test_peer_without_tracing_handles_traced_request() -> None:
     plain = Peer(topology())
     envelope = Envelope(7, EPOCH, 0, Lookup("i", 1, keys(b"k")), trace=TRACE)
     [reply] = plain.core.receive(b"client", encode(envelope), plain.now)
@@ -122,7 +122,7 @@ def test_a_peer_that_makes_no_traces_handles_requests_in_one() -> None:
     assert decode(reply.frames).trace == ""
 
 
-def test_nothing_large_is_kept(peer: Traced) -> None:
+def test_notes_limit_the_size_of_names(peer: Traced) -> None:
     [notes] = peer.hear(Lookup("i" * 100_000, 1, keys(b"k")))
     assert (notes.outcome, notes.index) == ("LimitError", "i" * 64)
     [notes] = peer.hear(Put("i", bytes(3), 0, Frame(b"\xdd\xff\xff\xff\xff"), Frame(b"")))
@@ -130,13 +130,13 @@ def test_nothing_large_is_kept(peer: Traced) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, 15, 16, 65_535, 65_536])
-def test_the_length_of_an_array_is_what_its_beginning_says(number: int) -> None:
+def test_array_length_is_read_from_the_header(number: int) -> None:
     assert codec.array_length(codec.array_header(number)) == number
     for other in (b"", b"\xc0", b"\xdc", b"text", b"\xdd\x00"):
         assert codec.array_length(other) == 0
 
 
-def test_what_cannot_be_kept_up_with_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_span_writer_drops_notes_when_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spans, "_MAX_WAITING", 2)
     monkeypatch.setattr(spans, "_CLOSE_TIMEOUT_S", 0.05)
     monkeypatch.setattr(SpanWriter, "_write_all", lambda self: None)  # it does not keep up
@@ -151,7 +151,7 @@ def test_what_cannot_be_kept_up_with_is_left_out(monkeypatch: pytest.MonkeyPatch
     ]
 
 
-def test_the_inbox_tells_when_the_message_came() -> None:
+def test_inbox_reports_arrival_time_of_message() -> None:
     inbox: Inbox[str] = Inbox(1000)
     inbox.put(b"a", "first", 10, now=1.0)
     inbox.put(b"a", "second", 10, now=1.02)

@@ -83,7 +83,7 @@ def deliver(joined: Joined, operation: Any, sends: list[Send]) -> None:
         joined._move(operation, waiting)
 
 
-def test_delete_stamped_before_a_touch_and_missed_by_a_replica_holds_up_the_horizon(
+def test_missed_delete_below_a_touch_delays_horizon(
     joined: Joined,
 ) -> None:
     slow = Session(lambda: joined.now, random_bytes=lambda count: b"S" * count)
@@ -118,7 +118,7 @@ def test_delete_stamped_before_a_touch_and_missed_by_a_replica_holds_up_the_hori
 
 
 @pytest.mark.parametrize("ttl", [None, 600 * SECOND])
-def test_touch_missed_by_a_replica_holds_up_no_horizon_and_reaches_it_later(
+def test_missed_touch_does_not_delay_horizon_and_is_repaired(
     joined: Joined, ttl: int | None
 ) -> None:
     before = joined.record("c", KEY)
@@ -133,7 +133,7 @@ def test_touch_missed_by_a_replica_holds_up_no_horizon_and_reaches_it_later(
     assert joined.record("c", KEY) != before
 
 
-def test_replicas_of_which_one_is_dead_at_a_stamp_do_not_agree_on_it(joined: Joined) -> None:
+def test_replicas_disagree_on_stamp_when_record_is_expired_on_one(joined: Joined) -> None:
     touch(joined, 5 * SECOND)
     before = joined.record("c", KEY)
     touch(joined, None)
@@ -153,21 +153,21 @@ class TestPromises:
         for core in joined.peers.values():
             core.local_partitions.promise(PARTITION, stamp_at(stamp_ms), joined.now)
 
-    def test_touch_of_a_live_value_is_taken(self, joined: Joined) -> None:
+    def test_touch_of_live_value_is_accepted(self, joined: Joined) -> None:
         self.promise(joined, joined.now)
         joined.now += 1
         began = joined.now
         assert touch(joined, 600 * SECOND).stored == 1
         assert joined.now == began
 
-    def test_touch_that_makes_the_value_dead_at_the_stamp_waits(self, joined: Joined) -> None:
+    def test_touch_that_expires_the_value_at_the_stamp_waits(self, joined: Joined) -> None:
         joined.now += 60 * SECOND
         self.promise(joined, joined.now)
         began = joined.now
         touch(joined, -30 * SECOND, at=joined.now - 40 * SECOND)
         assert joined.now - began >= SECOND
 
-    def test_touch_waits_at_a_replica_that_lacks_the_write(self, joined: Joined) -> None:
+    def test_touch_waits_on_replica_without_the_write(self, joined: Joined) -> None:
         joined.forget("c", KEY)
         self.promise(joined, joined.now)
         began = joined.now
@@ -183,26 +183,28 @@ class TestHorizon:
             core.local_partitions.advance([PARTITION], stamp_at(joined.now))
         joined.now += SECOND
 
-    def test_touch_of_a_live_value_is_taken(self, joined: Joined) -> None:
+    def test_touch_of_live_value_is_accepted(self, joined: Joined) -> None:
         self.pass_over(joined)
         assert touch(joined, None).stored == 1
         assert joined.lookup(KEY, level="all") == {KEY: "v"}
 
-    def test_touched_value_does_not_come_back_where_the_write_is_not(self, joined: Joined) -> None:
+    def test_touched_value_does_not_return_on_replica_without_the_write(
+        self, joined: Joined
+    ) -> None:
         self.pass_over(joined)
         joined.forget("c", KEY)
         result = touch(joined, None)
         assert result.outcomes
         assert joined.record("c", KEY) is None
 
-    def test_touch_that_makes_the_value_dead_below_it_is_refused(self, joined: Joined) -> None:
+    def test_touch_that_expires_the_value_below_horizon_is_refused(self, joined: Joined) -> None:
         joined.now += 60 * SECOND
         before = joined.record("a", KEY)
         self.pass_over(joined)
         touch(joined, -30 * SECOND, at=joined.now - 40 * SECOND)
         assert [joined.record(peer, KEY) for peer in "abc"] == [before] * 3
 
-    def test_value_that_was_dead_below_it_is_not_touched(self, joined: Joined) -> None:
+    def test_value_expired_below_horizon_is_not_touched(self, joined: Joined) -> None:
         touch(joined, SECOND)
         before = joined.record("a", KEY)
         read = open_for_touch(joined)

@@ -50,7 +50,9 @@ def tie(client: Client) -> None:
 
 
 @pytest.mark.parametrize("forget", [drop, tie])
-def test_a_client(trio: Peers, forget: Callable[[Client], None]) -> None:
+def test_unclosed_client_is_reported_and_freed(
+    trio: Peers, forget: Callable[[Client], None]
+) -> None:
     def use() -> None:
         client = Client(trio["a"].address, timeout=20)
         client.put("forgotten", "key", 1)
@@ -67,7 +69,7 @@ async def ask(address: str) -> AsyncClient:
     return client
 
 
-def test_an_asyncio_client_whose_loop_goes_on(trio: Peers) -> None:
+def test_unclosed_async_client_on_running_loop_is_reported_and_freed(trio: Peers) -> None:
     async def use() -> None:
         await ask(trio["a"].address)
         await asyncio.sleep(0)  # its connections are closed on the loop
@@ -75,7 +77,7 @@ def test_an_asyncio_client_whose_loop_goes_on(trio: Peers) -> None:
     check_nothing_is_kept(lambda: asyncio.run(use()), "an AsyncClient was never closed")
 
 
-def test_an_asyncio_client_whose_loop_is_closed(trio: Peers) -> None:
+def test_unclosed_async_client_on_closed_loop_is_reported_and_freed(trio: Peers) -> None:
     def use() -> None:
         client = asyncio.run(ask(trio["a"].address))
         del client
@@ -83,7 +85,7 @@ def test_an_asyncio_client_whose_loop_is_closed(trio: Peers) -> None:
     check_nothing_is_kept(use, "an AsyncClient was never closed")
 
 
-def test_a_client_of_a_program_that_ends(trio: Peers) -> None:
+def test_unclosed_client_does_not_block_process_exit(trio: Peers) -> None:
     program = (
         "import threading\n"
         "from dstash import Client\n"
@@ -104,7 +106,7 @@ def test_a_client_of_a_program_that_ends(trio: Peers) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
-def test_a_client_that_could_not_be_made() -> None:
+def test_failed_construction_of_client_leaks_nothing() -> None:
     with pytest.raises(Exception, match="nonsense"):
         Client("tcp://127.0.0.1:1", nonsense=1)
     with pytest.raises(Exception, match="nonsense"):
@@ -112,7 +114,7 @@ def test_a_client_that_could_not_be_made() -> None:
     gc.collect()
 
 
-def test_a_client_that_was_never_used_has_nothing_to_warn_of() -> None:
+def test_unused_client_causes_no_warning() -> None:
     for kind in (Client, AsyncClient):
         kind("tcp://127.0.0.1:1")
         gc.collect()
