@@ -32,7 +32,7 @@ def value(of: str, size: int) -> bytes:
 def pairs(series: int, count: int, size: int, first: int = 0) -> Pairs:
     """Return ``count`` pairs of a series, beginning with number ``first``."""
     keys = [key(series, number) for number in range(first, first + count)]
-    return {one: value(one, size) for one in keys}
+    return {name: value(name, size) for name in keys}
 
 
 def fresh(count: int, size: int) -> Pairs:
@@ -56,7 +56,7 @@ def chunks(series: int, count: int, size: int, about: int = 100_000) -> Iterator
         place = partition_of(key(series, number).encode()) * len(batches) // PARTITIONS
         batches[place].append(number)
     for numbers in batches:
-        yield {one: value(one, size) for one in (key(series, number) for number in numbers)}
+        yield {name: value(name, size) for name in (key(series, number) for number in numbers)}
 
 
 def scattered(count: int, below: int) -> list[int]:

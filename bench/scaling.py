@@ -260,18 +260,18 @@ def main() -> int:
                 feel(felt_in, records, value_bytes, felt)
         figures += [*small.figures(100), *large.figures(1000)]
     show(figures, as_json=options.json)
-    return 0 if all(one.met is not False for one in figures) else 1
+    return 0 if all(figure.met is not False for figure in figures) else 1
 
 
 def show(figures: Sequence[Figure], *, as_json: bool) -> None:
     """Print what was measured."""
     if as_json:
-        sys.stdout.write(json.dumps([one._asdict() for one in figures], indent=1) + "\n")
+        sys.stdout.write(json.dumps([figure._asdict() for figure in figures], indent=1) + "\n")
         return
     table = Table("what", "measured", "wanted", "")
-    for one in figures:
-        met = "" if one.met is None else ("yes" if one.met else "no")
-        table.add_row(one.what, f"{one.value:,.2f} {one.unit}", one.wanted, met)
+    for figure in figures:
+        met = "" if figure.met is None else ("yes" if figure.met else "no")
+        table.add_row(figure.what, f"{figure.value:,.2f} {figure.unit}", figure.wanted, met)
     Console(width=100).print(table)
 
 

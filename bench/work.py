@@ -86,11 +86,11 @@ def find(cases: Iterable[Case], work: Work, store: str) -> Case | None:
     return None
 
 
-def ratio(one: Case, other: Case) -> float:
+def ratio(case: Case, other: Case) -> float:
     """Return how much more one case shows than another, as the median over their rounds."""
-    if len(one.samples) == len(other.samples):
-        return median(a / b for a, b in zip(one.samples, other.samples, strict=True))
-    return one.middle / other.middle
+    if len(case.samples) == len(other.samples):
+        return median(a / b for a, b in zip(case.samples, other.samples, strict=True))
+    return case.middle / other.middle
 
 
 def size(count: int) -> str:

@@ -311,7 +311,9 @@ def show(steps: Sequence[Step], console: Console) -> None:
 
 def explain(cluster: Cluster, folder: Path, console: Console) -> None:
     """Say how to talk to a cluster that stays up, and how to end it."""
-    pids = " ".join(str(one.popen.pid) for one in cluster.processes if one.popen.poll() is None)
+    pids = " ".join(
+        str(process.popen.pid) for process in cluster.processes if process.popen.poll() is None
+    )
     dstash = shlex.quote(str(SCRIPTS / "dstash"))
     lines = [
         "the cluster stays up (less the peer that was killed); try:",

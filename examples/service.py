@@ -85,7 +85,7 @@ async def look_up(request: Request, names: list[str]) -> dict[str, Any]:
 async def healthz(request: Request) -> dict[str, Any]:
     """Report whether the cluster is reachable."""
     status = await client_of(request).status(timeout=2)
-    return {"peers": sum(one["answers"] for one in status["members"])}
+    return {"peers": sum(member["answers"] for member in status["members"])}
 
 
 def main() -> None:

@@ -28,13 +28,13 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsulAgent]:
     """A Consul that refuses whatever is not allowed."""
     rules = {"enabled": True, "default_policy": "deny", "tokens": {"master": MASTER}}
     options = ["-dev", "-hcl", json.dumps({"primary_datacenter": "dc1", "acl": rules})]
-    one = ConsulAgent(tmp_path_factory.mktemp("acl"), options, token=MASTER)
-    one.start()
+    agent = ConsulAgent(tmp_path_factory.mktemp("acl"), options, token=MASTER)
+    agent.start()
     try:
-        one.wait_ready()
-        yield one
+        agent.wait_ready()
+        yield agent
     finally:
-        one.stop()
+        agent.stop()
 
 
 def ask(agent: ConsulAgent, path: str, body: object = None) -> Any:
@@ -57,7 +57,7 @@ def member(agent: ConsulAgent) -> Iterator[Membership]:
     def open_as(role: str) -> ConsulMembership:
         name = f"dstash-{role}"
         rules = (POLICIES / f"{role}-policy.hcl").read_text()
-        if all(one["Name"] != name for one in ask(agent, "acl/policies")):
+        if all(policy["Name"] != name for policy in ask(agent, "acl/policies")):
             ask(agent, "acl/policy", {"Name": name, "Rules": rules})
         token = ask(agent, "acl/token", {"Policies": [{"Name": name}]})["SecretID"]
         opened.append(ConsulMembership(agent.url, "c", token=token))
@@ -65,8 +65,8 @@ def member(agent: ConsulAgent) -> Iterator[Membership]:
 
     wait_until(lambda: _answers(agent), PATIENCE, "Consul knows its master")
     yield open_as
-    for one in opened:
-        one.close()
+    for membership in opened:
+        membership.close()
 
 
 def _answers(agent: ConsulAgent) -> bool:

@@ -102,7 +102,7 @@ def test_entrypoint_runs_other_commands(tmp_path: Path) -> None:
 
 
 def test_scripts_pass_shellcheck() -> None:
-    scripts = [one for one in (ROOT / "bin").iterdir() if b"sh\n" in one.read_bytes()[:25]]
+    scripts = [path for path in (ROOT / "bin").iterdir() if b"sh\n" in path.read_bytes()[:25]]
     assert len(scripts) >= 6
     _lint("shellcheck", *scripts, ENTRYPOINT)
 
@@ -121,7 +121,7 @@ def test_dockerfile_passes_the_linter() -> None:
 
 
 def test_dockerfile_copies_only_files_in_the_build_context() -> None:
-    sent = [one[1:] for one in (ROOT / ".dockerignore").read_text().split() if one[0] == "!"]
+    sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"]
     text = DOCKERFILE.read_text()
     copied = [
         source
@@ -131,7 +131,9 @@ def test_dockerfile_copies_only_files_in_the_build_context() -> None:
     assert len(copied) >= 6
     for source in copied:
         assert (ROOT / source).exists(), source
-        assert any(source == one or source.startswith(f"{one}/") for one in sent), source
+        assert any(source == allowed or source.startswith(f"{allowed}/") for allowed in sent), (
+            source
+        )
 
 
 def test_dockerfile_sets_user_and_ports() -> None:
@@ -167,16 +169,18 @@ def _peer_settings(given: dict[str, str], name: str) -> PeerSettings:
 
 def test_compose_peers_have_consistent_settings() -> None:
     compose = yaml.safe_load(COMPOSE.read_text())
-    peers = {name: one for name, one in compose["services"].items() if "hostname" in one}
-    settings = [_peer_settings(one["environment"], one["hostname"]) for one in peers.values()]
-    assert {one.min_peers for one in settings} == {len(peers)} == {_default("replicas")}
-    assert len({one.zone for one in settings}) == len(peers)
-    assert {one.consul for one in settings} == {"http://consul:8500"}
-    mounts = [mount for one in compose["services"].values() for mount in one["volumes"]]
+    peers = {
+        name: service for name, service in compose["services"].items() if "hostname" in service
+    }
+    settings = [_peer_settings(peer["environment"], peer["hostname"]) for peer in peers.values()]
+    assert {setting.min_peers for setting in settings} == {len(peers)} == {_default("replicas")}
+    assert len({setting.zone for setting in settings}) == len(peers)
+    assert {setting.consul for setting in settings} == {"http://consul:8500"}
+    mounts = [mount for service in compose["services"].values() for mount in service["volumes"]]
     assert {mount.split(":")[0] for mount in mounts} == compose["volumes"].keys()
-    for name, one in peers.items():
-        assert one["hostname"] == name
-        assert float(one["stop_grace_period"].removesuffix("s")) > DRAIN
+    for name, service in peers.items():
+        assert service["hostname"] == name
+        assert float(service["stop_grace_period"].removesuffix("s")) > DRAIN
 
 
 # -- Kubernetes
@@ -194,7 +198,7 @@ def manifests() -> dict[tuple[str, str], Manifest]:
         for name in kustomization["resources"]
         for manifest in yaml.safe_load_all((KUBERNETES / name).read_text())
     ]
-    return {(one["kind"], one["metadata"]["name"]): one for one in found}
+    return {(block["kind"], block["metadata"]["name"]): block for block in found}
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +225,7 @@ def test_manifests_follow_their_schemas(
 
 def test_kustomization_lists_every_manifest() -> None:
     kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
-    files = {one.name for one in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
+    files = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
     assert set(kustomization["resources"]) == files
     for generator in kustomization["configMapGenerator"]:
         assert all((KUBERNETES / name).exists() for name in generator["envs"])
@@ -231,12 +235,12 @@ def test_manifests_select_the_pods(
     manifests: dict[tuple[str, str], Manifest], pod: Manifest
 ) -> None:
     labels = pod["metadata"]["labels"]
-    specs = {kind: one["spec"] for (kind, _), one in manifests.items()}
+    specs = {kind: manifest["spec"] for (kind, _), manifest in manifests.items()}
     assert specs["StatefulSet"]["selector"]["matchLabels"] == labels
     assert specs["PodDisruptionBudget"]["selector"]["matchLabels"] == labels
     assert specs["NetworkPolicy"]["podSelector"]["matchLabels"] == labels
-    for (kind, _), one in manifests.items():
-        assert kind != "Service" or one["spec"]["selector"] == labels
+    for (kind, _), manifest in manifests.items():
+        assert kind != "Service" or manifest["spec"]["selector"] == labels
     for spread in pod["spec"]["topologySpreadConstraints"]:
         assert spread["labelSelector"]["matchLabels"] == labels
 
@@ -244,11 +248,11 @@ def test_manifests_select_the_pods(
 def test_manifests_use_the_same_port_names(
     manifests: dict[tuple[str, str], Manifest], pod: Manifest, peer: Manifest
 ) -> None:
-    ports = {one["name"]: one["containerPort"] for one in peer["ports"]}
+    ports = {port["name"]: port["containerPort"] for port in peer["ports"]}
     assert ports == {"dstash": _default("port"), "http": 8080}
-    for (kind, _), one in manifests.items():
+    for (kind, _), manifest in manifests.items():
         if kind == "Service":
-            for port in one["spec"]["ports"]:
+            for port in manifest["spec"]["ports"]:
                 assert ports[port["targetPort"]] == port["port"]
     rules = manifests["NetworkPolicy", "dstash"]["spec"]["ingress"]
     assert {port["port"] for rule in rules for port in rule["ports"]} == ports.keys()
@@ -257,12 +261,12 @@ def test_manifests_use_the_same_port_names(
 
 def test_probes_use_pages_of_a_peer(peer: Manifest) -> None:
     paths = {kind: peer[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
-    assert {kind: one["path"] for kind, one in paths.items()} == {
+    assert {kind: probe["path"] for kind, probe in paths.items()} == {
         "startup": "/healthz",
         "liveness": "/healthz",
         "readiness": "/readyz",
     }
-    assert {one["port"] for one in paths.values()} == {"http"}
+    assert {probe["port"] for probe in paths.values()} == {"http"}
 
 
 def test_pods_advertise_names_of_the_headless_service(
@@ -272,14 +276,16 @@ def test_pods_advertise_names_of_the_headless_service(
     service = manifests["Service", name]["spec"]
     assert service["clusterIP"] == "None"
     assert service["publishNotReadyAddresses"] is True
-    advertise = next(one["value"] for one in peer["env"] if one["name"] == "DSTASH_ADVERTISE")
+    advertise = next(
+        variable["value"] for variable in peer["env"] if variable["name"] == "DSTASH_ADVERTISE"
+    )
     assert advertise == f"$(POD_NAME).{name}.$(POD_NAMESPACE).svc"
 
 
 def test_pods_have_valid_settings(peer: Manifest) -> None:
     lines = (KUBERNETES / "peer.env").read_text().splitlines()
     shared = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    own = {one["name"]: one.get("value", "") for one in peer["env"]}
+    own = {variable["name"]: variable.get("value", "") for variable in peer["env"]}
     known = {"POD_NAME": "dstash-0", "POD_NAMESPACE": "default", "HOST_IP": "10.0.0.1"}
     given = {
         name: re.sub(r"\$\((\w+)\)", lambda found: known[found[1]], text)
@@ -308,8 +314,8 @@ def test_container_can_write_only_its_volume(
     manifests: dict[tuple[str, str], Manifest], pod: Manifest, peer: Manifest
 ) -> None:
     claims = manifests["StatefulSet", "dstash"]["spec"]["volumeClaimTemplates"]
-    names = [one["metadata"]["name"] for one in claims]
-    assert [(one["name"], one["mountPath"]) for one in peer["volumeMounts"]] == [
+    names = [claim["metadata"]["name"] for claim in claims]
+    assert [(mount["name"], mount["mountPath"]) for mount in peer["volumeMounts"]] == [
         (names[0], "/data")
     ]
     assert peer["securityContext"]["readOnlyRootFilesystem"] is True

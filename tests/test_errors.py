@@ -52,13 +52,13 @@ def test_codes_are_stable() -> None:
 
 
 def test_every_error_has_a_code_and_is_in_the_tree() -> None:
-    classes = {one for one in vars(errors).values() if isinstance(one, type)}
-    ours = {one for one in classes if issubclass(one, DStashError)}
+    classes = {value for value in vars(errors).values() if isinstance(value, type)}
+    ours = {cls for cls in classes if issubclass(cls, DStashError)}
     assert ours == set(BY_CODE.values())
     tree = (errors.__doc__ or "").split("The codes are")[0]
-    for one in ours:
-        assert one.__name__ in tree
-        assert one.__doc__
+    for cls in ours:
+        assert cls.__name__ in tree
+        assert cls.__doc__
 
 
 def test_duplicate_code_is_refused() -> None:

@@ -35,7 +35,7 @@ def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         cluster.out("dev", "up", "-n", "3")
         status = json.loads(cluster.out("-o", "json", "dev", "status"))
-        yield ",".join(one["address"] for one in status)
+        yield ",".join(peer["address"] for peer in status)
     finally:
         cluster.out("dev", "down")
 
@@ -188,5 +188,5 @@ def test_service_answers_concurrent_requests(service: str) -> None:
 def test_every_example_has_a_test() -> None:
     text = Path(__file__).read_text()
     # The demo needs no cluster: it starts its own, and bin/demo runs it.
-    missing = {one.name for one in EXAMPLES.glob("*.py") if f'"{one.name}"' not in text}
+    missing = {path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in text}
     assert missing <= {"demo.py"}

@@ -29,34 +29,34 @@ def test_version_layout_is_stable() -> None:
 
 
 @given(parts)
-def test_version_pack_and_unpack_round_trip(one: tuple[int, bytes, int]) -> None:
-    assert unpack(pack(*one)) == one
-    assert len(pack(*one)) == VERSION_BYTES
+def test_version_pack_and_unpack_round_trip(fields: tuple[int, bytes, int]) -> None:
+    assert unpack(pack(*fields)) == fields
+    assert len(pack(*fields)) == VERSION_BYTES
 
 
 @given(parts, parts)
 def test_version_bytes_sort_like_their_parts(
-    one: tuple[int, bytes, int], two: tuple[int, bytes, int]
+    first: tuple[int, bytes, int], second: tuple[int, bytes, int]
 ) -> None:
-    assert (pack(*one) < pack(*two)) == (one < two)
+    assert (pack(*first) < pack(*second)) == (first < second)
 
 
 @given(parts, stamps)
-def test_touch_changes_only_the_touch_part(one: tuple[int, bytes, int], touched: int) -> None:
-    assert unpack(with_touch(pack(*one), touched)) == (*one[:2], touched)
+def test_touch_changes_only_the_touch_part(fields: tuple[int, bytes, int], touched: int) -> None:
+    assert unpack(with_touch(pack(*fields), touched)) == (*fields[:2], touched)
 
 
 @given(parts, stamps, st.integers(1, 100))
 def test_later_put_is_above_any_touch(
-    one: tuple[int, bytes, int], touched: int, later: int
+    fields: tuple[int, bytes, int], touched: int, later: int
 ) -> None:
-    stamp = min(one[0], 2**64 - 101)
-    assert pack(stamp + later, bytes(4)) > with_touch(pack(stamp, *one[1:]), touched)
+    stamp = min(fields[0], 2**64 - 101)
+    assert pack(stamp + later, bytes(4)) > with_touch(pack(stamp, *fields[1:]), touched)
 
 
 @given(parts)
-def test_newest_stamp_is_that_of_write_or_touch(one: tuple[int, bytes, int]) -> None:
-    assert newest_stamp(pack(*one)) == max(one[0], one[2])
+def test_newest_stamp_is_that_of_write_or_touch(fields: tuple[int, bytes, int]) -> None:
+    assert newest_stamp(pack(*fields)) == max(fields[0], fields[2])
 
 
 @given(st.lists(parts, min_size=1))

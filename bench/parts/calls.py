@@ -59,9 +59,9 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
         costs = [_Costs(case, _servers(lab, case)) for case in singly if case.store in _SHOWN]
         for number in range(rounds + 1):
             lab.note(f"calls, round {number} of {rounds}" if number else "calls, warming up")
-            for one in costs:
-                one.take(counts=number > 0)
-    return measured + [case for one in costs for case in one.cases()]
+            for cost in costs:
+                cost.take(counts=number > 0)
+    return measured + [case for cost in costs for case in cost.cases()]
 
 
 def _servers(lab: Lab, case: Case) -> Sequence[Server]:

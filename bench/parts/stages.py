@@ -182,8 +182,8 @@ class _Stages:
 
     def _prepare(self) -> None:
         commit = self._written.commit(self._space)
-        for one in commit.waiting:
-            commit._prepare(one)
+        for write in commit.waiting:
+            commit._prepare(write)
 
     def _commit(self) -> float:
         commit = _Batch(self._types, 1).commit(self._space)

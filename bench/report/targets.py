@@ -171,5 +171,5 @@ def _not_measured(what: str, wanted: str) -> Verdict:
 def rows(verdicts: Sequence[Verdict]) -> Iterator[list[str]]:
     """Yield lines of a table with the headings work, target, reached, and whether."""
     words = {True: "reached", False: "missed", None: "-"}
-    for one in verdicts:
-        yield [one.what, one.target, one.reached, words[one.met]]
+    for verdict in verdicts:
+        yield [verdict.what, verdict.target, verdict.reached, words[verdict.met]]

@@ -50,7 +50,7 @@ class Server:
         """The processor time it has taken, in all its threads."""
         try:
             threads = list(Path(f"/proc/{self.pid}/task").iterdir())
-            times = [int((one / "schedstat").read_text().split()[0]) for one in threads]
+            times = [int((thread / "schedstat").read_text().split()[0]) for thread in threads]
             return sum(times) / 1e9
         except OSError:  # a kernel without it
             fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()

@@ -21,7 +21,7 @@ class Cluster:
     def __init__(self, peers: Peers, folder: Path) -> None:
         self.peers = peers
         self.client: Client = peers.client()
-        self.addresses = ",".join(one.address for one in peers.all.values())
+        self.addresses = ",".join(peer.address for peer in peers.all.values())
         self._options = ["--peers", self.addresses]
         self._inside = InProcess(folder)
         self._outside = DevCluster(folder)

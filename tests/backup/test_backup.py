@@ -115,7 +115,7 @@ def test_restore_keeps_deletes_below_horizon_in_same_cluster(
 
 def records(cluster: Cluster) -> int:
     """Return how many records stand on the disks, dead ones too."""
-    return sum(one["records"] for one in cluster.client.status()["members"])
+    return sum(member["records"] for member in cluster.client.status()["members"])
 
 
 def test_save_refuses_folder_of_another_running_save(source: Cluster, folder: Path) -> None:
@@ -130,7 +130,7 @@ def test_save_continues_after_interrupt(source: Cluster, folder: Path) -> None:
     done = folder / "interrupted"
 
     def pieces() -> set[str]:
-        return {one.name for one in done.glob("piece-*.dstash")} if done.exists() else set()
+        return {path.name for path in done.glob("piece-*.dstash")} if done.exists() else set()
 
     process = source.start("save", "interrupted", "--parallel", "1")
     wait_until(lambda: len(pieces()) > 10, 60, "some pieces are saved")
@@ -203,25 +203,28 @@ def edit(path: Path, before: str, after: str) -> None:
 
 
 DEFECTS: dict[str, Any] = {
-    "flipped bit": (lambda one: flip(one / "piece-007.dstash"), "piece-007.dstash: it is corrupt"),
+    "flipped bit": (
+        lambda folder: flip(folder / "piece-007.dstash"),
+        "piece-007.dstash: it is corrupt",
+    ),
     "missing piece": (
-        lambda one: (one / "piece-255.dstash").unlink(),
+        lambda folder: (folder / "piece-255.dstash").unlink(),
         "piece-255.dstash is missing",
     ),
     "swapped pieces": (swap, "piece-007.dstash: the file has the content of another piece"),
     "truncated": (
-        lambda one: (one / "piece-007.dstash").write_bytes(b""),
+        lambda folder: (folder / "piece-007.dstash").write_bytes(b""),
         "piece-007.dstash: it is truncated",
     ),
     "manifest": (
-        lambda one: edit(one / "manifest.json", '"epoch": ', '"epoch": 1'),
+        lambda folder: edit(folder / "manifest.json", '"epoch": ', '"epoch": 1'),
         "its checksum",
     ),
     "unknown format": (
-        lambda one: edit(one / "manifest.json", '"format": 1', '"format": 2'),
+        lambda folder: edit(folder / "manifest.json", '"format": 1', '"format": 2'),
         "manifest.json: its format is 2; this version reads 1",
     ),
-    "no manifest": (lambda one: (one / "manifest.json").unlink(), "is incomplete"),
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "is incomplete"),
     "nothing": (shutil.rmtree, "is not a backup: it has no manifest.json"),
 }
 
@@ -275,4 +278,4 @@ def test_save_refuses_folder_with_other_files(source: Cluster, folder: Path) -> 
     code, lines = source.refused("save", "busy")
     assert code == 2
     assert "has other files (letter.txt)" in lines[0]
-    assert json.dumps(sorted(one.name for one in (folder / "busy").iterdir())) == '["letter.txt"]'
+    assert json.dumps(sorted(path.name for path in (folder / "busy").iterdir())) == '["letter.txt"]'

@@ -127,9 +127,13 @@ def manifest() -> Manifest:
 
 
 def test_manifest_round_trip() -> None:
-    one = manifest()
-    assert Manifest.decode(one.encode()) == one
-    assert (one.records, one.tombstones, one.moving) == (4 * PIECES, 2 * PIECES, 2 * PIECES)
+    original = manifest()
+    assert Manifest.decode(original.encode()) == original
+    assert (original.records, original.tombstones, original.moving) == (
+        4 * PIECES,
+        2 * PIECES,
+        2 * PIECES,
+    )
 
 
 def test_manifest_detects_every_flipped_bit() -> None:

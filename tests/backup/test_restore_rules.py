@@ -122,7 +122,7 @@ class TestReplicas:
 
     def entries(self, joined: Caller, *keys: str) -> list[tuple[bytes, bytes]]:
         records = [joined.record("a", key) for key in keys]
-        return [(key.encode(), one) for key, one in zip(keys, records, strict=True) if one]
+        return [(key.encode(), record) for key, record in zip(keys, records, strict=True) if record]
 
     def restore(self, joined: Caller, entries: Any, rule: Rule) -> Counter[Fate]:
         return joined.cluster.restore(b"i", entries, rule)

@@ -53,19 +53,19 @@ def test_page_of_empty_run_states_that_it_is_empty() -> None:
     assert text.count("not measured") > len(TARGETS)
 
 
-@pytest.mark.parametrize(("one", "other", "met"), [(1.0, 1.0, True), (1.1, 1.0, False)])
-def test_target_is_met_at_its_limit(one: float, other: float, met: bool) -> None:
-    of = known(batches.lookup(), "dstash N=3 one", Unit.SECONDS, [one])
+@pytest.mark.parametrize(("measured", "other", "met"), [(1.0, 1.0, True), (1.1, 1.0, False)])
+def test_target_is_met_at_its_limit(measured: float, other: float, met: bool) -> None:
+    of = known(batches.lookup(), "dstash N=3 one", Unit.SECONDS, [measured])
     to = known(batches.lookup(), "redis", Unit.SECONDS, [other])
     verdict = judge([of, to])[0]
-    assert (verdict.met, verdict.reached) == (met, f"{one:.2f}x")
+    assert (verdict.met, verdict.reached) == (met, f"{measured:.2f}x")
     assert {verdict.met for verdict in judge([of])} == {None}
 
 
 def test_higher_rate_meets_target() -> None:
     of = known(singles.DURABLE, "dstash N=3 quorum", Unit.RATE, [50.0])
     to = known(singles.DURABLE, "etcd", Unit.RATE, [10.0])
-    assert [one.met for one in judge([of, to]) if one.met is not None] == [True]
+    assert [verdict.met for verdict in judge([of, to]) if verdict.met is not None] == [True]
 
 
 def test_ratio_is_computed_per_round() -> None:

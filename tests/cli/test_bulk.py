@@ -69,7 +69,7 @@ def test_import_csv_stops_at_or_skips_bad_rows_by_number(inside: InProcess, inde
         "dstash: bad.csv: skipped 3 (lines 3-5; line 3: 1 cells, but the header has 2)"
     )
     keys = map(json.loads, inside.out("-o", "json", "scan", index, "--keys").splitlines())
-    assert sorted(one["key"] for one in keys) == ["1", "5\n", "6"]
+    assert sorted(record["key"] for record in keys) == ["1", "5\n", "6"]
 
 
 def test_import_and_export_parquet(inside: InProcess, index: str) -> None:
@@ -97,7 +97,7 @@ def test_export_with_ttl_keeps_the_time_to_live(inside: InProcess, index: str) -
     assert 400 < float(inside.out("ttl", index, "a")) <= 500
     assert 5300 < float(inside.out("ttl", index, "b")) <= 5400
     exported = map(json.loads, inside.out("export", index, "-", "--with-ttl").splitlines())
-    assert {one["key"]: one["ttl"] > 400 for one in exported} == {"a": True, "b": True}
+    assert {line["key"]: line["ttl"] > 400 for line in exported} == {"a": True, "b": True}
 
 
 def test_import_stops_at_a_bad_line_and_reports_progress(inside: InProcess, index: str) -> None:

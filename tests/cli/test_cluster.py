@@ -78,7 +78,7 @@ def test_plan_prints_warnings_and_json(here: Here) -> None:
     (plan,) = check("cluster plan", out)
     assert code == 0
     assert plan["partitions"] == 0
-    assert any(one.startswith("2 members for 3 replicas") for one in plan["problems"])
+    assert any(problem.startswith("2 members for 3 replicas") for problem in plan["problems"])
     assert here.ask("cluster", "remove", "p3", "--dry-run")[2].count("warning: ") == 2
 
 
@@ -123,7 +123,7 @@ def test_topology_change_can_be_watched_to_its_end(here: Here, peers: Peers) -> 
     code, out, _ = here.ask("cluster", "watch")
     assert code == 0
     first, *_, last = check("cluster watch", out)
-    assert [one["peer"] for one in first["transfers"]] == ["p4"]
+    assert [transfer["peer"] for transfer in first["transfers"]] == ["p4"]
     assert last["change"] is None
     code, out, _ = here.ask("-o", "json", "cluster", "remove", "p4", "-y", "--watch")
     assert code == 0
@@ -137,10 +137,13 @@ def test_repair_checks_and_compares_all_records(here: Here) -> None:
     assert {line.split(":")[0] for line in out.splitlines() if "done" in line} >= {"p1", "p2", "p3"}
     code, out, _ = here.ask("-o", "json", "cluster", "repair", "--watch")
     assert code == 0
-    last = {one["peer"]: one for one in map(json.loads, out.splitlines())}
+    last = {line["peer"]: line for line in map(json.loads, out.splitlines())}
     assert set(last) >= {"p1", "p2", "p3"}
-    assert all(one["left"] == one["failed"] == one["corrupt"] == 0 for one in last.values())
-    assert all(one["of"] > 0 for one in last.values())
+    assert all(
+        progress["left"] == progress["failed"] == progress["corrupt"] == 0
+        for progress in last.values()
+    )
+    assert all(progress["of"] > 0 for progress in last.values())
     code, out, err = here.ask("cluster", "repair")
     assert (code, out) == (0, "")
     assert "started" in err

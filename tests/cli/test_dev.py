@@ -48,7 +48,7 @@ def test_dev_up_after_down_keeps_the_data(own: DevCluster) -> None:
     assert own.refusal("--timeout", "0.5", "get", "i", "k")[0] == 5
     own.out("dev", "up", "-n", "2")
     assert own.out("get", "i", "k") == "v"
-    assert [one.address for one in processes(own)] == [one.address for one in first]
+    assert [peer.address for peer in processes(own)] == [peer.address for peer in first]
 
 
 def test_dev_up_prints_the_dashboard_url(own: DevCluster) -> None:
@@ -60,16 +60,16 @@ def test_dev_up_prints_the_dashboard_url(own: DevCluster) -> None:
 
 def test_dev_up_starts_only_missing_peers(own: DevCluster) -> None:
     own.out("dev", "up", "-n", "2")
-    one, two = processes(own)
-    os.kill(one.pid, signal.SIGKILL)
-    wait_until(lambda: not one.runs(), PATIENCE, "the peer is gone")
+    first, second = processes(own)
+    os.kill(first.pid, signal.SIGKILL)
+    wait_until(lambda: not first.runs(), PATIENCE, "the peer is gone")
     states = json.loads(own.out("-o", "json", "dev", "status"))
     assert [state["state"] for state in states] == ["stopped", "ready"]
     assert own.run("health").returncode == 8
     own.out("dev", "up", "-n", "1")  # peers of a larger cluster come up as well
     again, same = processes(own)
-    assert again.pid != one.pid
-    assert same == two
+    assert again.pid != first.pid
+    assert same == second
     assert own.out("health", "--wait", "30") == "healthy\n"
 
 

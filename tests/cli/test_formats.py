@@ -195,7 +195,7 @@ def test_writer_output_is_read_back(form: Format) -> None:
 def test_writer_keeps_every_type_of_value(form: Format, value: Any) -> None:
     """Alone, among others of its type, among all others, and inside of a map."""
     for values in ([value], [value, value, None], [value, *VALUES], [{"x": value, "y": 1}] * 2):
-        found = [one for _, one, _ in read_back(form, [("k", one, None) for one in values])]
+        found = [item for _, item, _ in read_back(form, [("k", item, None) for item in values])]
         assert found == values
         assert list(map(type, found)) == list(map(type, values))
 
@@ -204,7 +204,7 @@ def test_writer_keeps_every_type_of_value(form: Format, value: Any) -> None:
 @pytest.mark.parametrize("key", ["ä", b"\xff", 0, -(1 << 63), (1 << 64) - 1], ids=repr)
 def test_writer_keeps_every_type_of_key(form: Format, key: Any) -> None:
     for keys in ([key], [key, "text", 5, b"\x00"]):
-        assert [one for one, _, _ in read_back(form, [(one, 1, 2.5) for one in keys])] == keys
+        assert [item for item, _, _ in read_back(form, [(item, 1, 2.5) for item in keys])] == keys
 
 
 def test_read_msgpack_refuses_truncated_or_malformed_file() -> None:

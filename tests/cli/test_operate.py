@@ -144,9 +144,9 @@ def test_health_of_healthy_cluster_succeeds(inside: InProcess) -> None:
 def test_where_lists_replicas(inside: InProcess) -> None:
     place = json.loads(inside.out("-o", "json", "where", "any", "key"))
     assert 0 <= place["partition"] < 4096
-    assert sorted(one["id"] for one in place["replicas"]) == ["peer1", "peer2", "peer3"]
+    assert sorted(replica["id"] for replica in place["replicas"]) == ["peer1", "peer2", "peer3"]
     first, _, *rows = inside.out("where", "other", "key").splitlines()
     assert first == f"partition {place['partition']}"
     assert [row.split()[:2] for row in rows] == [
-        [str(rank), one["id"]] for rank, one in enumerate(place["replicas"], start=1)
+        [str(rank), replica["id"]] for rank, replica in enumerate(place["replicas"], start=1)
     ]

@@ -56,13 +56,13 @@ def test_shell_continues_after_an_error(
 @pytest.fixture
 def terminal(dev: DevCluster, tmp_path: Path) -> Iterator[Terminal]:
     """A shell that shows its first prompt."""
-    one = Terminal(dev, tmp_path, "shell")
+    terminal = Terminal(dev, tmp_path, "shell")
     try:
-        one.await_text("healthy")
-        one.await_prompt()
-        yield one
+        terminal.await_text("healthy")
+        terminal.await_prompt()
+        yield terminal
     finally:
-        one.close()
+        terminal.close()
 
 
 def test_shell_completes_and_keeps_history_on_a_terminal(

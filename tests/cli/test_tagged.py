@@ -50,9 +50,9 @@ _VALUES = st.recursive(
 )
 
 
-def same(one: Any, two: Any) -> bool:
+def same(first: Any, second: Any) -> bool:
     """Equal, and of the same types all the way down: 1, 1.0 and True are three values."""
-    return type(one) is type(two) and one == two and repr_of(one) == repr_of(two)
+    return type(first) is type(second) and first == second and repr_of(first) == repr_of(second)
 
 
 def repr_of(value: Any) -> Any:

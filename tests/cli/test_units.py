@@ -47,11 +47,21 @@ def test_parse_time_refuses_malformed_text(text: str) -> None:
 
 
 def test_size_and_duration_are_readable() -> None:
-    assert [size(one) for one in (None, 0, 1024, 20_000_000)] == ["-", "0 B", "1.0 KiB", "19.1 MiB"]
-    assert [duration(one) for one in (None, 0.2, 61, 90_061)] == ["-", "0s", "1m 1s", "1d 1h 1m 1s"]
+    assert [size(value) for value in (None, 0, 1024, 20_000_000)] == [
+        "-",
+        "0 B",
+        "1.0 KiB",
+        "19.1 MiB",
+    ]
+    assert [duration(value) for value in (None, 0.2, 61, 90_061)] == [
+        "-",
+        "0s",
+        "1m 1s",
+        "1d 1h 1m 1s",
+    ]
 
 
 def test_rough_duration_has_one_unit() -> None:
     seconds = (None, 0.2, 59, 337, 3599, 3600, 86_399, 90_061, 10_000 * 86_400 - 1)
     shown = ["-", "0s", "59s", "5m", "59m", "1h", "23h", "1d", "9999d"]
-    assert [rough_duration(one) for one in seconds] == shown
+    assert [rough_duration(value) for value in seconds] == shown

@@ -151,10 +151,10 @@ def test_last_write_of_a_key_in_one_iteration_wins(on_client: Any, index: str) -
 def test_lookups_of_one_key_return_separate_mutable_values(on_client: Any, index: str) -> None:
     async def test(client: AsyncClient) -> None:
         await client.put(index, "key", {"list": [1], "tuple": (1, 2)})
-        one, other = await asyncio.gather(*(client.lookup(index, "key") for _ in range(2)))
-        one["list"].append(2)
-        assert other == {"list": [1], "tuple": (1, 2)}
-        assert await client.lookup(index, "key") == other
+        first, second = await asyncio.gather(*(client.lookup(index, "key") for _ in range(2)))
+        first["list"].append(2)
+        assert second == {"list": [1], "tuple": (1, 2)}
+        assert await client.lookup(index, "key") == second
 
     on_client(test)
 
@@ -171,7 +171,7 @@ def test_error_about_one_key_reaches_only_its_caller(
     on_client: Any, blocking: Client, index: str
 ) -> None:
     blocking.types.register(
-        range, code=7, encode=lambda one: b"%d" % one.stop, decode=lambda data: range(int(data))
+        range, code=7, encode=lambda value: b"%d" % value.stop, decode=lambda data: range(int(data))
     )
     blocking.batch_put(index, {"sound": 1, "strange": range(3), "sound too": 2})
 
@@ -192,7 +192,7 @@ def test_value_whose_decoder_raises_fails_alone(on_client: Any, index: str) -> N
         raise ZeroDivisionError
 
     async def test(client: AsyncClient) -> None:
-        client.types.register(range, code=8, encode=lambda one: b"", decode=explode)
+        client.types.register(range, code=8, encode=lambda value: b"", decode=explode)
         await client.batch_put(index, {"bad": range(3), "good": 1})
         calls = (client.lookup(index, key) for key in ("bad", "good"))
         bad, good = await asyncio.gather(*calls, return_exceptions=True)

@@ -122,7 +122,7 @@ def test_index_has_the_methods_of_the_client(client: Any, index: str) -> None:
 
 def test_registered_types(client: Any, index: str) -> None:
     client.types.register(
-        range, code=3, encode=lambda one: b"%d" % one.stop, decode=lambda data: range(int(data))
+        range, code=3, encode=lambda value: b"%d" % value.stop, decode=lambda data: range(int(data))
     )
     client.put(index, "key", [range(5)])
     assert client.lookup(index, "key") == [range(5)]

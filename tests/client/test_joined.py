@@ -420,8 +420,10 @@ def test_window_bounds_pending_requests() -> None:
     assert len(joined.run(operation)) == len(keys)
     assert joined.now > START
     assert max(in_hand) < 48 + 8 * 8 * 8  # the window, and one part: a chunk per replica set
-    assert not [one for one in joined.asked if isinstance(one[1].message, Apply | Fetch)]
-    assert any(isinstance(one[1].message, Lookup) for one in joined.asked)
+    assert not [
+        request for request in joined.asked if isinstance(request[1].message, Apply | Fetch)
+    ]
+    assert any(isinstance(request[1].message, Lookup) for request in joined.asked)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -461,7 +463,7 @@ def test_touch_that_is_too_late_does_not_count_as_stored(joined: Joined) -> None
     assert result.outcomes == {"k": Outcome.FAILED}, "all replicas refused it"
     with pytest.raises(BelowFloor, match="too old"):
         result.raise_first()
-    assert len([one for one in joined.asked if isinstance(one[1].message, Apply)]) == 3
+    assert len([request for request in joined.asked if isinstance(request[1].message, Apply)]) == 3
 
 
 def test_answer_with_too_many_records_is_rejected(joined: Joined) -> None:

@@ -17,7 +17,7 @@ def checked(source: str) -> str:
     for parent in ast.walk(tree):
         for body in (getattr(parent, "body", None), getattr(parent, "orelse", None)):
             if isinstance(body, list):
-                body[:] = [_checking(one, expected) for one in body]
+                body[:] = [_checking(command, expected) for command in body]
     return ast.unparse(ast.fix_missing_locations(tree))
 
 

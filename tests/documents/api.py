@@ -39,43 +39,43 @@ def api() -> str:
     return "\n".join(parts)
 
 
-def _class(one: Any) -> Iterator[str]:
-    yield f"### {one.name}\n"
-    yield from _docstring(one)
+def _class(cls: Any) -> Iterator[str]:
+    yield f"### {cls.name}\n"
+    yield from _docstring(cls)
     if constants := [
-        name for name, it in one.members.items() if it.is_attribute and name.isupper()
+        name for name, it in cls.members.items() if it.is_attribute and name.isupper()
     ]:
-        yield "Members: " + ", ".join(f"`{one.name}.{name}`" for name in constants) + "\n"
-    for name, member in _members(one):
+        yield "Members: " + ", ".join(f"`{cls.name}.{name}`" for name in constants) + "\n"
+    for name, member in _members(cls):
         if name.startswith("_") and name != "__init__":
             continue
         if member.is_function and member.docstring:
-            yield f"#### {_heading(one, member)}\n"
+            yield f"#### {_heading(cls, member)}\n"
             yield from _docstring(member)
         elif member.is_attribute and member.docstring:
             yield f"#### `{name}`\n"
             yield from _docstring(member)
 
 
-def _members(one: Any) -> Iterator[tuple[str, Any]]:
+def _members(cls: Any) -> Iterator[tuple[str, Any]]:
     """Yield the members of a class, those of its base classes in dstash first."""
-    yield from one.inherited_members.items()
-    yield from one.members.items()
+    yield from cls.inherited_members.items()
+    yield from cls.members.items()
 
 
-def _heading(one: Any, method: Any) -> str:
+def _heading(cls: Any, method: Any) -> str:
     given = ", ".join(_parameter(p) for p in _visible(method))
-    is_awaited = "async" in method.labels or _returns_awaitable(one, method)
+    is_awaited = "async" in method.labels or _returns_awaitable(cls, method)
     prefix = "await " if is_awaited else ""
-    dotted = f"{one.name}.{method.name}" if "classmethod" in method.labels else method.name
+    dotted = f"{cls.name}.{method.name}" if "classmethod" in method.labels else method.name
     if "property" in method.labels:
         return f"`{method.name}`"
     return f"`{prefix}{dotted}({given})`"
 
 
-def _returns_awaitable(one: Any, method: Any) -> bool:
+def _returns_awaitable(cls: Any, method: Any) -> bool:
     """Whether an asyncio client shares a method with the blocking one, and returns an awaitable."""
-    return one.name.startswith("Async") and str(method.returns) == "T"
+    return cls.name.startswith("Async") and str(method.returns) == "T"
 
 
 def _visible(method: Any) -> Iterator[Any]:
@@ -101,10 +101,10 @@ def _parameter(parameter: Any) -> str:
     return f"{stars}{parameter.name}{default}"
 
 
-def _docstring(one: Any) -> Iterator[str]:
-    if one.docstring is None:
+def _docstring(documented: Any) -> Iterator[str]:
+    if documented.docstring is None:
         return
-    for section in one.docstring.parse("google", warnings=False):
+    for section in documented.docstring.parse("google", warnings=False):
         if section.kind is griffe.DocstringSectionKind.text:
             yield section.value.replace("``", "`") + "\n"
         elif section.kind is griffe.DocstringSectionKind.returns:
@@ -119,7 +119,7 @@ def _items(section: Any) -> Iterator[str]:
     yield f"{heads[section.kind]}:\n"
     for item in section.value:
         name = str(item.annotation) if section.kind is kinds.raises else item.name
-        names = ", ".join(f"`{one}`" for one in name.strip("()").split(", "))
+        names = ", ".join(f"`{part}`" for part in name.strip("()").split(", "))
         yield f"- {names}: {_text(item)}"
     yield ""
 

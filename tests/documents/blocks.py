@@ -58,7 +58,7 @@ class Block:
 def pages() -> list[str]:
     """Return every document, relative to the root."""
     found = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-    return sorted(str(one.relative_to(ROOT)) for one in found)
+    return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
 def blocks(page: str) -> list[Block]:
@@ -87,8 +87,8 @@ def spans(page: str) -> list[str]:
     text = (ROOT / page).read_text()
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     inline = [child for token in tokens for child in token.children or ()]
-    found = [one.content for one in inline if one.type == "code_inline"]
-    return [one for one in found if re.match(r"dstash(-peer)? ", one)]
+    found = [token.content for token in inline if token.type == "code_inline"]
+    return [text for text in found if re.match(r"dstash(-peer)? ", text)]
 
 
 def _block(page: str, line: int, info: str, text: str) -> Block:

@@ -99,7 +99,7 @@ def fits(printed: str, expected: str) -> bool:
 
 
 def _loose(words: Sequence[str]) -> list[str]:
-    return [rf"\s*{one}\s*" if one else "" for one in words]
+    return [rf"\s*{word}\s*" if word else "" for word in words]
 
 
 def commands(block: Block) -> list[list[str]]:

@@ -47,9 +47,9 @@ class Ports:
     def __init__(self, cluster: DevCluster, request: pytest.FixtureRequest) -> None:
         self._request = request
         self._known: dict[str, int] = {}
-        for number, one in enumerate(json.loads(cluster.out("-o", "json", "dev", "status"))):
-            self._known[f"500{number}"] = int(one["address"].rpartition(":")[2])
-            self._known[f"510{number}"] = int(one["http"].rpartition(":")[2])
+        for number, peer in enumerate(json.loads(cluster.out("-o", "json", "dev", "status"))):
+            self._known[f"500{number}"] = int(peer["address"].rpartition(":")[2])
+            self._known[f"510{number}"] = int(peer["http"].rpartition(":")[2])
 
     def __call__(self, printed: str) -> int:
         if printed not in self._known:
@@ -63,9 +63,9 @@ class Ports:
 
 def _of(page: str, *languages: str) -> list[Block]:
     return [
-        one
-        for one in blocks(page)
-        if one.language in languages and not one.why_not_run and not one.held_by
+        block
+        for block in blocks(page)
+        if block.language in languages and not block.why_not_run and not block.held_by
     ]
 
 
@@ -74,7 +74,7 @@ def test_blocks_of_page_run(page: str, tmp_path: Path, request: pytest.FixtureRe
     todo = _of(page, *running.RUN)
     if not todo:
         return
-    if any("dev down" in one.text for one in todo):
+    if any("dev down" in block.text for block in todo):
         cluster = DevCluster(tmp_path)  # its own, so that no other is stopped
         cluster.out("dev", "up")
     else:
@@ -255,7 +255,7 @@ def test_blocks_share_directory_shell_and_ports(tmp_path: Path) -> None:
         ("python", "import os\nos.path.basename(os.getcwd())  # 'sub'"),
         ("sh", "kill %1"),
     )
-    page = [Block("x.md", line, *one) for line, one in enumerate(typed, start=1)]
+    page = [Block("x.md", line, *fields) for line, fields in enumerate(typed, start=1)]
     running.run(page, tmp_path, lambda printed: 7777)
 
 
@@ -278,5 +278,5 @@ def test_output_is_checked_and_prose_is_not() -> None:
 def test_pages_tested_elsewhere_exist() -> None:
     for (page, language), test in HELD_ELSEWHERE.items():
         assert (ROOT / test).exists()
-        assert any(one.language == language for one in blocks(page)), page
+        assert any(block.language == language for block in blocks(page)), page
     assert "README.md" in PAGES

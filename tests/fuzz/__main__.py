@@ -117,8 +117,11 @@ def scribble(peer: Peer, random: Random, count: int) -> None:
         stream = random.choice(beginnings) + b"".join(map(_framed, parts))
         for _ in range(random.choice((0, 1, 1, 2, 3))):
             stream = spoil(random, stream)
-        with suppress(OSError), socket.create_connection(("127.0.0.1", peer.port), 10) as one:
-            one.sendall(stream)
+        with (
+            suppress(OSError),
+            socket.create_connection(("127.0.0.1", peer.port), 10) as connection,
+        ):
+            connection.sendall(stream)
 
 
 def _framed(part: bytes) -> bytes:

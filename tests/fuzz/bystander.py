@@ -33,7 +33,7 @@ class Waits(NamedTuple):
     def of(cls, seconds: list[float]) -> Waits:
         """Sum up what was measured."""
         ordered = sorted(seconds)
-        stalls = sum(one > STALL for one in ordered)
+        stalls = sum(wait > STALL for wait in ordered)
         return cls(len(ordered), 1000 * ordered[len(ordered) // 2], 1000 * ordered[-1], stalls)
 
     def __str__(self) -> str:
@@ -67,7 +67,7 @@ def threads(pid: int | str) -> list[Path]:
 
 def in_line(schedules: list[Path]) -> float:
     """Return the seconds that threads have waited for a processor."""
-    return sum(int(one.read_text().split()[1]) for one in schedules) / 1e9
+    return sum(int(path.read_text().split()[1]) for path in schedules) / 1e9
 
 
 def main() -> None:

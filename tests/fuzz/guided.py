@@ -18,7 +18,7 @@ def main() -> None:
         mutation = importlib.import_module("tests.fuzz.mutation")
     core = target.Target()
 
-    def one(data: bytes) -> None:
+    def hit(data: bytes) -> None:
         provider = atheris.FuzzedDataProvider(data)
         seeds = mutation.seeds(target.NOW)
         chosen = seeds[provider.ConsumeIntInRange(0, len(seeds) - 1)]
@@ -30,7 +30,7 @@ def main() -> None:
         parts[place] = parts[place][:at] + given + parts[place][at + cut :]
         core.hit(parts)
 
-    atheris.Setup(sys.argv, one)
+    atheris.Setup(sys.argv, hit)
     atheris.Fuzz()
 
 

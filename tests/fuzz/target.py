@@ -56,8 +56,8 @@ class Target:
         for _ in range(5):
             answers, outgoing = self.core.tick(NOW)
             replies += answers
-            for one in outgoing:
-                self.core.unsent(one)
+            for request in outgoing:
+                self.core.unsent(request)
             while (commit := self.core.next_commit(NOW)) is not None:
                 commit.run(self.core.store)
                 assert commit.fatal is None

@@ -51,4 +51,4 @@ async def _await(made: Any) -> Any:
 
 
 async def _collect(made: AsyncIterator[Any]) -> list[Any]:
-    return [one async for one in made]
+    return [item async for item in made]

@@ -60,7 +60,9 @@ class Collector:
 
     def named(self, *names: str) -> list[Seen]:
         """Return the spans with those names, in the order in which they began."""
-        return sorted((one for one in self.spans if one.name in names), key=lambda one: one.begin)
+        return sorted(
+            (span for span in self.spans if span.name in names), key=lambda span: span.begin
+        )
 
     def wait_for(self, name: str, number: int = 1) -> list[Seen]:
         """Wait until so many spans of a name are here, and return them."""
@@ -91,42 +93,45 @@ def _decoded(body: bytes) -> Iterable[Seen]:
     for group in ExportTraceServiceRequest.FromString(body).resource_spans:
         maker = _facts(group.resource.attributes)
         for scope in group.scope_spans:
-            for one in scope.spans:
+            for span in scope.spans:
                 yield Seen(
-                    one.name,
-                    type(one).SpanKind.Name(one.kind).removeprefix("SPAN_KIND_"),
-                    one.trace_id.hex(),
-                    one.span_id.hex(),
-                    one.parent_span_id.hex(),
-                    one.start_time_unix_nano,
-                    one.end_time_unix_nano,
-                    one.status.code == 2,
-                    _facts(one.attributes),
+                    span.name,
+                    type(span).SpanKind.Name(span.kind).removeprefix("SPAN_KIND_"),
+                    span.trace_id.hex(),
+                    span.span_id.hex(),
+                    span.parent_span_id.hex(),
+                    span.start_time_unix_nano,
+                    span.end_time_unix_nano,
+                    span.status.code == 2,
+                    _facts(span.attributes),
                     maker,
                 )
 
 
 def _facts(attributes: Any) -> dict[str, Any]:
-    return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in attributes}
+    return {
+        attribute.key: getattr(attribute.value, attribute.value.WhichOneof("value"))
+        for attribute in attributes
+    }
 
 
 def seen(spans: Iterable[ReadableSpan]) -> list[Seen]:
     """Return spans that were made in this process."""
-    return [_seen(one) for one in spans]
+    return [_seen(span) for span in spans]
 
 
-def _seen(one: ReadableSpan) -> Seen:
-    assert one.context is not None
+def _seen(span: ReadableSpan) -> Seen:
+    assert span.context is not None
     return Seen(
-        one.name,
-        one.kind.name,
-        f"{one.context.trace_id:032x}",
-        f"{one.context.span_id:016x}",
-        f"{one.parent.span_id:016x}" if one.parent else "",
-        one.start_time or 0,
-        one.end_time or 0,
-        not one.status.is_ok and not one.status.is_unset,
-        dict(one.attributes or {}),
-        dict(one.resource.attributes),
-        tuple((f"{to.context.trace_id:032x}", f"{to.context.span_id:016x}") for to in one.links),
+        span.name,
+        span.kind.name,
+        f"{span.context.trace_id:032x}",
+        f"{span.context.span_id:016x}",
+        f"{span.parent.span_id:016x}" if span.parent else "",
+        span.start_time or 0,
+        span.end_time or 0,
+        not span.status.is_ok and not span.status.is_unset,
+        dict(span.attributes or {}),
+        dict(span.resource.attributes),
+        tuple((f"{to.context.trace_id:032x}", f"{to.context.span_id:016x}") for to in span.links),
     )

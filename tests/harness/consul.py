@@ -136,7 +136,7 @@ class ConsulAgent:
         except requests.RequestException:
             return False
         name = self._command[-1]
-        return any(one["CheckID"] == "serfHealth" and one["Node"] == name for one in checks)
+        return any(check["CheckID"] == "serfHealth" and check["Node"] == name for check in checks)
 
 
 class ConsulCluster:
@@ -171,8 +171,8 @@ class ConsulCluster:
 
     def leader(self) -> ConsulAgent:
         """Return the server that leads."""
-        return next(one for one in self.servers if one.is_leader)
+        return next(server for server in self.servers if server.is_leader)
 
     def followers(self) -> list[ConsulAgent]:
         """Return the servers that follow."""
-        return [one for one in self.servers if not one.is_leader]
+        return [server for server in self.servers if not server.is_leader]

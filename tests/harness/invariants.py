@@ -59,7 +59,7 @@ def i5_resources_are_bounded(some: list[Peer]) -> None:
         assert resident(peer.process.pid) < _MAX_MEMORY, f"I5: memory of {peer.name}"
         handles = list(Path(f"/proc/{peer.process.pid}/fd").iterdir())
         assert len(handles) < _MAX_DESCRIPTORS, f"I5: descriptors of {peer.name}"
-        wait_until(lambda one=peer: is_idle(one), 30, f"I5: {peer.name} has done all it had to")  # type: ignore[misc]
+        wait_until(lambda peer=peer: is_idle(peer), 30, f"I5: {peer.name} has done all it had to")  # type: ignore[misc]
 
 
 def i6_processes_survive(some: list[Peer]) -> None:

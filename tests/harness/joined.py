@@ -44,7 +44,9 @@ class Joined:
     def __init__(self, names: str = "abc", replicas: int = 3, **settings: Any) -> None:
         self.now = START
         self.offsets: dict[str, int] = {}
-        members = tuple(Member(one, f"tcp://{one}:1", f"store-{one}", f"z-{one}") for one in names)
+        members = tuple(
+            Member(peer, f"tcp://{peer}:1", f"store-{peer}", f"z-{peer}") for peer in names
+        )
         self.topology = Topology(
             "c", "id", 5, replicas, formed=True, members=members, min_peers=len(names)
         )
@@ -103,16 +105,16 @@ class Joined:
         core = self.peers[name]
         replies, outgoing = core.tick(self.time_at(name))
         self._answer_each(name, replies)
-        for one in outgoing:
-            core_of_other = self.peers.get(one.peer)
-            if core_of_other is None or one.peer in self.down:
-                core.unsent(one)
+        for request in outgoing:
+            core_of_other = self.peers.get(request.peer)
+            if core_of_other is None or request.peer in self.down:
+                core.unsent(request)
                 continue
-            if one.peer in self.mute or name in self.mute:
+            if request.peer in self.mute or name in self.mute:
                 continue
-            sender = f"{name}:{one.correlation}".encode()
-            answers = core_of_other.receive(sender, one.frames, self.time_at(one.peer))
-            self._answer_each(one.peer, answers)
+            sender = f"{name}:{request.correlation}".encode()
+            answers = core_of_other.receive(sender, request.frames, self.time_at(request.peer))
+            self._answer_each(request.peer, answers)
         self._commit(name)
         return bool(replies or outgoing or core.scheduler.has_ready)
 

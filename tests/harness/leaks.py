@@ -19,7 +19,7 @@ def children() -> set[str]:
 
 def working_threads() -> set[threading.Thread]:
     """Return the threads that would keep this process from ending."""
-    return {one for one in threading.enumerate() if not one.daemon}
+    return {thread for thread in threading.enumerate() if not thread.daemon}
 
 
 @pytest.fixture

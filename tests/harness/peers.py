@@ -220,4 +220,4 @@ class Peers:
 
     def members(self, client: Client) -> set[str]:
         """Return the ids of the members."""
-        return {one.id for one in client.topology().members}
+        return {member.id for member in client.topology().members}

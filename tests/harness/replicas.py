@@ -22,7 +22,9 @@ def wait_until_equal(peers: Peers, client: Client) -> None:
 def differing(peers: Peers, client: Client) -> list[int]:
     """Return the partitions whose replicas differ; all of them when a peer would not say."""
     topology = client.topology()
-    digests = {one.id: _digests(peers[one.id].address, topology.epoch) for one in topology.members}
+    digests = {
+        member.id: _digests(peers[member.id].address, topology.epoch) for member in topology.members
+    }
     if not all(digests.values()):
         return list(range(PARTITIONS))
     rows = enumerate(View(topology).readers)
@@ -39,10 +41,10 @@ def _foreign(peers: Peers, client: Client) -> int:
     topology = client.topology()
     readers = View(topology).readers
     held = []
-    for one in topology.members:
-        digests = _digests(peers[one.id].address, topology.epoch) or [b""] * PARTITIONS
+    for member in topology.members:
+        digests = _digests(peers[member.id].address, topology.epoch) or [b""] * PARTITIONS
         pairs = zip(readers, digests, strict=True)
-        held.append(len([row for row, digest in pairs if one.id not in row and digest != EMPTY]))
+        held.append(len([row for row, digest in pairs if member.id not in row and digest != EMPTY]))
     return max(held)
 
 

@@ -137,7 +137,7 @@ class Wires:
         for server in self._servers:
             server.close()
         mine = asyncio.current_task()
-        tasks = [one for one in asyncio.all_tasks() if one is not mine]
+        tasks = [task for task in asyncio.all_tasks() if task is not mine]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -205,7 +205,7 @@ class WiredPeers(Peers):
 
     def _pids(self) -> dict[str, int]:
         running = {name: peer.process for name, peer in self.all.items()}
-        return {name: one.pid for name, one in running.items() if one is not None}
+        return {name: process.pid for name, process in running.items() if process is not None}
 
     def make(self, name: str, options: list[str]) -> Peer:
         """Return a peer behind a proxy."""

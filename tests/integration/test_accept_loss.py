@@ -37,7 +37,7 @@ def wipe(peers: Peers, *names: str) -> None:
 
 
 def waits(here: Here, text: str) -> None:
-    wait_until(lambda: any(text in one for one in here.status()["waits"]), PATIENCE, text)
+    wait_until(lambda: any(text in reason for reason in here.status()["waits"]), PATIENCE, text)
 
 
 def test_accept_loss_recovers_from_two_lost_disks_of_three(peers: Peers) -> None:
@@ -53,7 +53,7 @@ def test_accept_loss_recovers_from_two_lost_disks_of_three(peers: Peers) -> None
     assert "writes that only p2, p3 acknowledged there are lost" in out
     code, out, _ = here.ask("-o", "json", "cluster", "accept-loss", "p2", "p3", "--dry-run")
     assert (code, check("cluster accept-loss", out)[0]["at_risk"]) == (0, 4096)
-    assert not any(one["waived"] for one in here.status()["members"])
+    assert not any(member["waived"] for member in here.status()["members"])
     code, out, _ = here.ask("-o", "json", "cluster", "accept-loss", "p2", "p3", "-y")
     assert code == 0
     check("cluster accept-loss", out)
@@ -65,7 +65,7 @@ def test_accept_loss_recovers_from_two_lost_disks_of_three(peers: Peers) -> None
     assert client.count("i") == 101
     status = here.status()
     assert status["waits"] == []
-    assert [one["waived"] for one in status["members"]] == ["", "", ""]
+    assert [member["waived"] for member in status["members"]] == ["", "", ""]
     check("status", json.dumps(status))
 
 
@@ -83,7 +83,9 @@ def test_accept_loss_recovers_from_two_lost_machines_of_three(peers: Peers) -> N
     code, _, said = here.ask("cluster", "force-remove", "p2", "p3", "-y")
     assert code == 0, said
     wait_until(
-        lambda: [one["id"] for one in here.status()["members"]] == ["p1"], PATIENCE, "p1 is alone"
+        lambda: [member["id"] for member in here.status()["members"]] == ["p1"],
+        PATIENCE,
+        "p1 is alone",
     )
     client = peers.client(timeout=10.0)
     assert client.batch_lookup("i", KEYS) == dict.fromkeys(KEYS, 1)

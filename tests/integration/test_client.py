@@ -288,10 +288,10 @@ class TestOtherLanguages:
     """A client written from docs/protocol.md, without any of dstash's code."""
 
     def ask(self, peer: zmq.Socket[bytes], kind: int, epoch: int, *fields: Any) -> Any:
-        plain = [one for one in fields if type(one) is not Body]
+        plain = [field for field in fields if type(field) is not Body]
         deadline = int(time.time() * 1000) + 10_000
         header = [1, kind, 7, epoch, deadline, *plain]
-        frames = [one.data for one in fields if type(one) is Body]
+        frames = [field.data for field in fields if type(field) is Body]
         peer.send_multipart([msgpack.packb(header), *frames])
         assert peer.poll(10_000)
         header, *body = peer.recv_multipart()

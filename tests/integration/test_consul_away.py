@@ -39,7 +39,7 @@ def peers(tmp_path: Path, consul: ConsulAgent) -> Iterator[Peers]:
 def holders(consul: ConsulAgent, cluster: str = "away") -> set[str]:
     """Return the ids of the peers whose lock is held in Consul."""
     keys = consul.get(f"kv/dstash/{cluster}/peers/?recurse") or []
-    return {one["Key"].rsplit("/", 1)[1] for one in keys if one.get("Session")}
+    return {entry["Key"].rsplit("/", 1)[1] for entry in keys if entry.get("Session")}
 
 
 def waits(peer: Peer) -> None:

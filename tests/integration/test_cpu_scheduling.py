@@ -20,7 +20,7 @@ def all_of(peer: Peer) -> set[float | None]:
     """Return the time slices of all threads."""
     assert peer.process is not None
     tasks = Path(f"/proc/{peer.process.pid}/task")
-    return {current_time_slice(int(one.name)) for one in tasks.iterdir()}
+    return {current_time_slice(int(path.name)) for path in tasks.iterdir()}
 
 
 def test_candidate_uses_long_time_slices_until_it_serves_reads(tmp_path: Path) -> None:

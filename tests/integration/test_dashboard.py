@@ -191,7 +191,7 @@ def test_dashboard_of_a_peer_without_cluster_shows_the_reason(
 
 def test_dashboard_loads_no_external_files(trio: Peers) -> None:
     files = sorted(FILES.iterdir())
-    assert {one.suffix for one in files} == {".html", ".css", ".js"}
+    assert {file.suffix for file in files} == {".html", ".css", ".js"}
     for file in files:
         outside = re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s\"']*", file.read_text())
         assert set(outside) <= {"http://www.w3.org/2000/svg"}, file.name  # a name, never asked for

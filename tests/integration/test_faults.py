@@ -27,7 +27,7 @@ def placement(peers: Peers) -> list[list[str]]:
     """Return who holds some keys, in rank order."""
     with peers.client() as client:
         found = [client.where("i", f"key-{number}") for number in range(20)]
-    return [[replica["id"] for replica in one["replicas"]] for one in found]
+    return [[replica["id"] for replica in place["replicas"]] for place in found]
 
 
 @pytest.mark.parametrize("attempt", range(3))
@@ -35,10 +35,10 @@ def test_three_peers_started_together_form_one_cluster(tmp_path: Path, attempt: 
     with Peers.local(tmp_path) as peers:
         peers.form("a", "b", "c")
         said = [peers.client().status() for _ in "abc"]
-        assert len({one["cluster_id"] for one in said}) == 1
+        assert len({status["cluster_id"] for status in said}) == 1
         assert said[0]["formed"]
-        assert [one["id"] for one in said[0]["members"]] == ["a", "b", "c"]
-        assert {one["state"] for one in said[0]["members"]} == {"active"}
+        assert [member["id"] for member in said[0]["members"]] == ["a", "b", "c"]
+        assert {member["state"] for member in said[0]["members"]} == {"active"}
 
 
 def test_requests_below_min_peers_are_refused_with_reason(tmp_path: Path) -> None:
@@ -188,7 +188,9 @@ def test_consul_restart_without_data_fails_no_request(tmp_path: Path) -> None:
                     wait_until(lambda: said in str(peers["a"].page(page)), 30, f"{page} says so")  # noqa: B023
                 peers["c"].kill()
                 more(load, 200)
-                known = {one["id"]: one["alive"] for one in peers.client().status()["members"]}
+                known = {
+                    member["id"]: member["alive"] for member in peers.client().status()["members"]
+                }
                 assert known == {"a": True, "b": True, "c": True}
                 consul.start()
                 consul.wait_ready()

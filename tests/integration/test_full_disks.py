@@ -137,8 +137,8 @@ def use_up(trio: Trio, client: Client, full: str) -> None:
         result = client.batch_delete("i", keys[begin : begin + 500])
         if result.outcomes:
             assert len(full) > 1, "a quorum has room"
-            reasons = {str(one) for one in result.reasons}
-            assert all("no room left on the disk" in one for one in reasons), reasons
+            reasons = {str(reason) for reason in result.reasons}
+            assert all("no room left on the disk" in reason for reason in reasons), reasons
         if all(trio.disk_says(name) == DiskState.EXHAUSTED.value for name in full):
             break
     for name in full:

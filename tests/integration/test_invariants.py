@@ -98,24 +98,26 @@ def test_peer_stopped_longer_than_its_session_rejoins(wired: WiredPeers) -> None
     client = wired.client()
 
     def is_alive(name: str) -> bool:
-        return next(bool(one["alive"]) for one in client.status()["members"] if one["id"] == name)
+        return next(
+            bool(member["alive"]) for member in client.status()["members"] if member["id"] == name
+        )
 
     for name in NAMES * SOAK if SOAK > 1 else "c":
         with Load(wired.client()) as load:
             more(load, 50)
             wired[name].freeze()
-            wait_until(lambda one=name: not is_alive(one), 30, "its session is over")  # type: ignore[misc]
+            wait_until(lambda name=name: not is_alive(name), 30, "its session is over")  # type: ignore[misc]
             more(load, 100)
             wired[name].thaw()
-            wait_until(lambda one=name: is_alive(one), 30, "it has another session")  # type: ignore[misc]
+            wait_until(lambda name=name: is_alive(name), 30, "it has another session")  # type: ignore[misc]
             more(load, 50)
         check_invariants(wired, load)
 
 
 def ways(name: str) -> dict[str, list[TransportSecurity]]:
     """Return what can be cut around a peer."""
-    others = [one for one in (*NAMES, CLIENT) if one != name]
-    into, out = [(one, name) for one in others], [(name, one) for one in others]
+    others = [other for other in (*NAMES, CLIENT) if other != name]
+    into, out = [(other, name) for other in others], [(name, other) for other in others]
     return {"both": into + out, "in": into, "out": out}
 
 
@@ -132,7 +134,7 @@ def test_partitioned_peer_loses_no_acked_write(wired: WiredPeers) -> None:
 
 
 def test_peers_cut_off_from_each_other_serve_connected_clients(wired: WiredPeers) -> None:
-    between = [(one, other) for one in NAMES for other in NAMES if one != other]
+    between = [(name, other) for name in NAMES for other in NAMES if name != other]
     wait_until(lambda: all(wired.wires.moved[security] for security in between), 30, "they talk")
     for _ in range(SOAK):
         with Load(wired.client()) as load:
@@ -166,7 +168,7 @@ def test_delete_missed_by_absent_replica_stays_deleted(wired: WiredPeers) -> Non
     wait_until_buried(wired, client)  # what earlier tests deleted
     for name in "a" if SOAK == 1 else NAMES * SOAK:
         client.batch_put("deleted", dict.fromkeys(keys, "old"), write="all").raise_for_failures()
-        others = [one for one in NAMES if one != name]
+        others = [other for other in NAMES if other != name]
         wired[name].kill()
         client.batch_delete("deleted", keys).raise_for_failures()
         before = records(wired, *others)
@@ -222,12 +224,12 @@ def test_replica_absent_past_the_horizon_returns_empty(tmp_path: Path) -> None:
 def not_alive(peers: Peers, name: str) -> bool:
     """Whether a peer is a member that is known to be away."""
     members = peers.client().status()["members"]
-    return any(one["id"] == name and not one["alive"] for one in members)
+    return any(member["id"] == name and not member["alive"] for member in members)
 
 
 def leads(servers: list[ConsulAgent]) -> bool:
     """Whether one of these leads."""
-    return any(one.is_leader for one in servers)
+    return any(server.is_leader for server in servers)
 
 
 @pytest.mark.usefixtures("no_leaks")
@@ -243,12 +245,12 @@ def test_consul_leader_kills_lose_no_acked_write(tmp_path: Path) -> None:
                     leader = consul.leader()
                     leader.stop()
                     more(load, 50)
-                    left = [one for one in consul.servers if one is not leader]
+                    left = [server for server in consul.servers if server is not leader]
                     wait_until(lambda some=left: leads(some), 60, "another leader")  # type: ignore[misc]
                     leader.start()
                     leader.wait_ready()
                     more(load, 20)
-                wait_until(lambda: all(peers[one].is_ready() for one in NAMES), PATIENCE, "ready")
+                wait_until(lambda: all(peers[name].is_ready() for name in NAMES), PATIENCE, "ready")
             check_invariants(peers, load)
     finally:
         consul.stop()

@@ -129,7 +129,7 @@ def test_peers_serve_and_restore_lost_topology(own: Peers, harm: Callable[[Peers
     client = own.client()
     own.settle(client)
     assert {"a", "b", "c", "e"} <= own.members(client)
-    assert len({one["cluster_id"] for one in (own.finder().status(), client.status())}) == 1
+    assert len({status["cluster_id"] for status in (own.finder().status(), client.status())}) == 1
     wait_until(lambda: len(epochs(own)) == 1, 30, "all peers go by one topology")
     for peer in own.all.values():
         assert peer.runs()

@@ -80,7 +80,7 @@ def test_client_sightings_reveal_old_copies_of_all_disks(tmp_path: Path) -> None
             )
             assert peers[name].page("/readyz")["ready"]
         members = client.status()["members"]
-        assert [one["alerts"] for one in members] == 3 * [[SUSPECTED]]
+        assert [member["alerts"] for member in members] == 3 * [[SUSPECTED]]
         assert client.batch_lookup("i", KEYS) == dict.fromkeys(KEYS, 1)
 
 

@@ -96,7 +96,11 @@ def begin(cluster: Peers, client: Client, action: str, *names: str) -> None:
     """Begin a change so slow that it can be met in the middle."""
     wait_until_cleaned_up(cluster, client)  # else what moved lately need not move back
     client.admin.request(action, names, rate=SLOW)
-    gaining = [one.id for one in client.topology().after() if action == "remove" or one.id in names]
+    gaining = [
+        target.id
+        for target in client.topology().after()
+        if action == "remove" or target.id in names
+    ]
     wait_until(
         lambda: any(
             member.get("maintenance", {}).get("streamed_records")
@@ -256,7 +260,7 @@ def test_pause_stops_streaming_and_cancel_reverts(peers: Peers) -> None:
         client.admin.cancel()
         assert joiner.wait_end() == 0
     assert peers.members(client) == {"p1", "p2", "p3"}
-    assert all(one.state is State.ACTIVE for one in client.topology().members)
+    assert all(member.state is State.ACTIVE for member in client.topology().members)
     check(peers, client, load)
 
 
@@ -302,7 +306,7 @@ def test_topology_change_moves_no_more_than_needed(peers: Peers) -> None:
 
     def moved() -> dict[str, int]:
         members = client.status()["members"]
-        taken = {one["id"]: one["maintenance"]["streamed_records"] for one in members}
+        taken = {member["id"]: member["maintenance"]["streamed_records"] for member in members}
         return {name: records for name, records in taken.items() if records}
 
     candidate(peers, client, "p4")

@@ -84,7 +84,9 @@ def test_membership_thread_survives_a_failed_round(own: Peers) -> None:
     wait_until(lambda: problem in health(own), 30, "dstash health says so")
     time.sleep(3)  # many iterations, each of which fails
     failed = [
-        one for one in events(peer) if one["event"] == "a turn of the membership thread failed"
+        event
+        for event in events(peer)
+        if event["event"] == "a turn of the membership thread failed"
     ]
     assert len(failed) == 1, "a failure of one kind is logged once"
     peer.signal(signal.SIGUSR1)

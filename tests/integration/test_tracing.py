@@ -76,36 +76,38 @@ def check_put(collector: Collector, call: Seen) -> None:
         facts = server.details
         assert (facts["db.collection.name"], facts["dstash.keys"]) == ("i", 1)
         assert (facts["dstash.outcome"], server.failed) == ("Stored", False)
-        [commit] = [one for one in collector.named("dstash commit") if one.parent == server.id]
+        [commit] = [span for span in collector.named("dstash commit") if span.parent == server.id]
         assert commit.is_within(server)
         assert commit.details["dstash.commit.requests"] >= 1
         merge, sync = [
-            one for one in collector.named("dstash merge", "dstash sync") if one.parent == commit.id
+            span
+            for span in collector.named("dstash merge", "dstash sync")
+            if span.parent == commit.id
         ]
         assert (merge.name, sync.name) == ("dstash merge", "dstash sync")
         assert merge.is_within(commit)
         assert sync.is_within(commit)
         assert merge.end == sync.begin
         assert peer_of(commit) == peer_of(server) == peer_of(sync)
-    assert {one.trace for one in collector.spans} == {call.trace}
+    assert {span.trace for span in collector.spans} == {call.trace}
 
 
 def keys_asked(collector: Collector) -> int:
     """Return how many keys peers were asked for: for values, and for digests of them."""
-    return sum(one.details["dstash.keys"] for one in collector.named("dstash peer Lookup"))
+    return sum(span.details["dstash.keys"] for span in collector.named("dstash peer Lookup"))
 
 
 def check_lookup(collector: Collector, call: Seen) -> None:
     """Check what the peers made of one look-up of many keys at a quorum."""
     kinds = ("dstash peer Lookup",)
-    servers = [one for one in collector.wait_for(*kinds, 2) if one.trace == call.trace]
+    servers = [span for span in collector.wait_for(*kinds, 2) if span.trace == call.trace]
     assert len(servers) >= 2
-    assert {one.parent for one in servers} == {call.id}
-    assert {one.details["dstash.level"] for one in servers} == {"quorum"}
-    assert {one.details["dstash.outcome"] for one in servers} == {"Answered"}
-    assert all(one.details["dstash.keys"] <= 50 for one in servers)
+    assert {server.parent for server in servers} == {call.id}
+    assert {server.details["dstash.level"] for server in servers} == {"quorum"}
+    assert {server.details["dstash.outcome"] for server in servers} == {"Answered"}
+    assert all(server.details["dstash.keys"] <= 50 for server in servers)
     assert keys_asked(collector) == 100
-    assert not [one for one in collector.named("dstash commit") if one.trace == call.trace]
+    assert not [span for span in collector.named("dstash commit") if span.trace == call.trace]
 
 
 def test_put_and_lookup_have_a_trace_each(
@@ -148,7 +150,7 @@ def test_untraced_call_makes_no_span(
     peers.client(tracing=provider).put("i", "key", "value", write="all")
     [call] = collector.wait_for("dstash put")
     collector.wait_for("dstash commit", 3)
-    assert {one.trace for one in collector.spans} == {call.trace}
+    assert {span.trace for span in collector.spans} == {call.trace}
 
 
 def test_stopped_peer_flushes_its_spans(
@@ -184,7 +186,7 @@ def test_otel_variables_apply(
 
 
 MALFORMED: list[dict[Any, Any]] = [
-    *({"traceparent": one} for one in ("x" * 55, TRACE[:-1], TRACE * 1000, TRACE.encode(), 5)),
+    *({"traceparent": text} for text in ("x" * 55, TRACE[:-1], TRACE * 1000, TRACE.encode(), 5)),
     *({"traceparent": None}, {"traceparent": {"traceparent": TRACE}}, {}, {5: TRACE}),
     {"traceparent": "00-" + "0" * 32 + TRACE[35:]},
     {str(number): TRACE for number in range(10_000)},

@@ -73,7 +73,7 @@ def test_mixed_versions_and_rolling_upgrade_under_load(tmp_path: Path) -> None:
             for name in ("p1", "p2", "p4"):
                 restart_as(peers[name], [*NEXT, "dstash-peer"])
             assert client.batch_lookup("i", VALUES, read="all") == VALUES
-            versions = {one["version"] for one in client.status()["members"]}
+            versions = {member["version"] for member in client.status()["members"]}
             assert len(versions) == 1
             assert versions.pop().endswith(".next")
             ask(peers, "--write", "all", "put", "i", "from-next", "2")

@@ -82,8 +82,8 @@ def test_batch_is_checked_like_single_records(
     rules = RULES._replace(has_spare=has_spare)
     together, alone = TwinStore(), TwinStore()
     Commit([push(some)], rules).run(together)
-    for one in some:
-        Commit([push([one])], rules).run(alone)
+    for entry in some:
+        Commit([push([entry])], rules).run(alone)
     assert together.records == alone.records
     assert together.high_water == alone.high_water
 
@@ -163,7 +163,7 @@ class Scarce(TwinStore):
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
         """Refuse what has no room."""
         flags = [record[VERSION_END] for write in writes for _, record in write.entries]
-        has_records = not all(one & RecordFlag.TOMBSTONE for one in flags)
+        has_records = not all(flag & RecordFlag.TOMBSTONE for flag in flags)
         may_spend = all(write.may_spend_reserve for write in writes)
         if not may_spend or (has_records and not self._takes_records):
             raise DiskFull("no room")

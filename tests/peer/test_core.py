@@ -85,7 +85,7 @@ EVERYWHERE = b"".join(number.to_bytes(2, "big") for number in range(PARTITIONS))
 def topology(
     names: str = "a", *, epoch: int = EPOCH, replicas: int = 3, least: int = 1
 ) -> Topology:
-    members = tuple(Member(one, f"tcp://{one}:1", f"store-{one}", one) for one in names)
+    members = tuple(Member(name, f"tcp://{name}:1", f"store-{name}", name) for name in names)
     return Topology("c", "id", epoch, replicas, least, formed=len(names) >= least, members=members)
 
 
@@ -98,7 +98,7 @@ class Peer:
         self.core.health.not_ready = None
         self.now = START + 1000
         if view is not None:
-            self.core.install(View(view, frozenset(one.id for one in view.members)), self.now)
+            self.core.install(View(view, frozenset(member.id for member in view.members)), self.now)
             self.turn()
 
     def turn(self) -> list[Message]:
@@ -146,7 +146,7 @@ def found(peer: Peer, *some: bytes) -> list[Any]:
     answer = peer.ask(Lookup("i", 1, keys(*some)))
     assert isinstance(answer, Values)
     values: list[Any] = msgpack.unpackb(answer.values)
-    return ["missing" if place in answer.missing else one for place, one in enumerate(values)]
+    return ["missing" if place in answer.missing else value for place, value in enumerate(values)]
 
 
 def test_keyspace_is_computed_once_per_topology(
@@ -227,7 +227,7 @@ class TestReplies:
 
     def test_corrupt_record_is_reported_and_not_returned(self, peer: Peer) -> None:
         peer.ask(put(b"k", b"l"))
-        place = next(one for one in peer.store.records if one.endswith(b"k"))
+        place = next(key for key in peer.store.records if key.endswith(b"k"))
         peer.store.records[place] = peer.store.records[place][:-1] + b"\x02"
         answer = peer.ask(Lookup("i", 1, keys(b"k", b"l")))
         assert isinstance(answer, Values)
@@ -300,7 +300,7 @@ class TestReplies:
         peer.store.records[place] = peer.store.records[place][:-1] + b"\x02"
         page = peer.ask(ScanKeys("i", b"", EVERYWHERE, b"", 100, 10**6))
         assert isinstance(page, Page)
-        assert codec.unpack_keys(page.keys) == [one[4:] for one in order[:40]]
+        assert codec.unpack_keys(page.keys) == [key[4:] for key in order[:40]]
         rest = ScanKeys("i", b"", EVERYWHERE[2 * page.done :], page.after, 100, 10**6)
         assert isinstance(peer.refusal(rest), CorruptRecord)
 
@@ -406,7 +406,7 @@ class TestRefusals:
         for number in range(3):
             frames = encode(Envelope(number, EPOCH, 0, large))
             answers += peer.core.receive(b"client", frames, peer.now)
-        [reply] = [decode(one.frames).message for one in answers][:1]
+        [reply] = [decode(answer.frames).message for answer in answers][:1]
         assert isinstance(reply, Error)
         assert isinstance(reply.error(), Busy)
         assert reply.error().details["retry_after_ms"] > 0
@@ -483,19 +483,21 @@ class TestBounds:
     def test_peer_queries_are_limited_by_weight(self) -> None:
         peer = Peer(topology(), max_waiting_bytes=2 * 2**20)
         question = encode(Envelope(7, EPOCH, 0, CopyRequest(EVERYWHERE, b"")))
-        replies = [one for _ in range(10) for one in peer.core.receive(b"p", question, peer.now)]
-        assert {type(decode(one.frames).message) for one in replies} == {Error}
-        assert 1 <= len([one for one in peer.turn() if isinstance(one, CopyReply)]) < 10
+        replies = [
+            reply for _ in range(10) for reply in peer.core.receive(b"p", question, peer.now)
+        ]
+        assert {type(decode(reply.frames).message) for reply in replies} == {Error}
+        assert 1 <= len([reply for reply in peer.turn() if isinstance(reply, CopyReply)]) < 10
         assert isinstance(peer.ask(CopyRequest(EVERYWHERE, b"")), CopyReply)  # there is room again
 
     def test_admin_requests_are_limited_in_number(self) -> None:
         peer = Peer(topology(), max_waiting_bytes=2 * 2**20, max_requests=10)
         order = encode(Envelope(7, EPOCH, 0, AdminRequest("pause", [])))
-        replies = [one for _ in range(20) for one in peer.core.receive(b"a", order, peer.now)]
+        replies = [reply for _ in range(20) for reply in peer.core.receive(b"a", order, peer.now)]
         pending = peer.core.take_admin_requests()
         assert (len(pending), len(replies)) == (10, 10)
-        for one in pending:
-            one.answer(AdminReply(b""), peer.now)
+        for request in pending:
+            request.answer(AdminReply(b""), peer.now)
         assert peer.core.receive(b"a", order, peer.now) == []
 
     def test_seen_requests_of_strangers_are_not_stored(self) -> None:
@@ -504,7 +506,7 @@ class TestBounds:
             assert isinstance(peer.refusal(SeenRequest(f"x{number}", 2**63)), Unauthorised)
         assert isinstance(peer.ask(SeenRequest("b", 1)), SeenReply)
         assert [peer.core.local_partitions.store_ids["b"]] == [
-            one for one, _ in peer.core.local_partitions.memory.all()
+            store_id for store_id, _ in peer.core.local_partitions.memory.all()
         ]
 
 
@@ -569,11 +571,13 @@ class TestFutureEpochs:
 
     def test_waiting_requests_are_limited(self, peer: Peer) -> None:
         frames = encode(Envelope(7, EPOCH + 1, 0, Lookup("i", 1, keys(b"k"))))
-        replies = [one for _ in range(1500) for one in peer.core.receive(b"x", frames, peer.now)]
+        replies = [
+            reply for _ in range(1500) for reply in peer.core.receive(b"x", frames, peer.now)
+        ]
         assert 0 < len(replies) < 1500
         assert all(
-            isinstance(decode(one.frames).message.error(), Busy)  # type: ignore[attr-defined]
-            for one in replies
+            isinstance(decode(reply.frames).message.error(), Busy)  # type: ignore[attr-defined]
+            for reply in replies
         )
 
     def test_older_topology_is_not_installed(self, peer: Peer) -> None:

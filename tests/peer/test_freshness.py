@@ -83,7 +83,7 @@ class Restarted(Joined):
         return self.peers[name].health.why_not_ready() or ""
 
     def synced(self) -> str:
-        return "".join(one.id for one in self.topology.members if one.synced)
+        return "".join(member.id for member in self.topology.members if member.synced)
 
 
 def with_old_copy(joined: Restarted) -> Any:
@@ -258,7 +258,7 @@ def test_confirmation_needs_as_many_members_as_may_miss_an_acked_write(
 
 
 def test_unsynced_store_does_not_confirm_freshness(joined: Restarted) -> None:
-    members = tuple(replace(one, synced=one.id != "b") for one in joined.topology.members)
+    members = tuple(replace(member, synced=member.id != "b") for member in joined.topology.members)
     joined.end("a", "c")
     joined.topology = replace(joined.topology.next(), members=members)
     joined.start("a")
@@ -290,7 +290,7 @@ def test_seen_messages_of_earlier_versions_are_understood(joined: Restarted) -> 
     joined.start("a")
     core = joined.peers["a"]
     _, outgoing = core.tick(joined.now)
-    questions = [(one.peer, decode(one.frames)) for one in outgoing]
+    questions = [(request.peer, decode(request.frames)) for request in outgoing]
     for peer, envelope in questions:
         if not isinstance(envelope.message, SeenRequest):
             continue
@@ -307,7 +307,7 @@ def test_topology_with_sightings_round_trips(joined: Restarted) -> None:
     joined.put({"k": 1}, level="all")
     joined.pass_time(3)
     topology = with_seen(joined.topology, joined.peers["a"].newest_lives())
-    seen = {one.id: one.seen[2] for one in topology.members}
+    seen = {member.id: member.seen[2] for member in topology.members}
     assert seen == {name: joined.stores[name].high_water for name in "abc"}
     assert Topology.decode(topology.encode()) == topology
 
@@ -369,11 +369,12 @@ class TestHeardTopology:
     def test_untrusted_keys_of_heard_topology_are_dropped(self, joined: Restarted) -> None:
         known, unknown = "k" * 40, "u" * 40
         members = tuple(
-            replace(one, key=unknown if one.id == "c" else known) for one in joined.topology.members
+            replace(member, key=unknown if member.id == "c" else known)
+            for member in joined.topology.members
         )
         heard = self.hear(joined, replace(joined.topology.next(), members=members), trusts=known)
         assert heard is not None
-        assert [one.key for one in heard.members] == [known, known, ""]
+        assert [member.key for member in heard.members] == [known, known, ""]
 
     @pytest.mark.parametrize("wrong", ["cluster", "without", "store", "restored", "forming"])
     def test_unsuitable_heard_topology_is_ignored(self, joined: Restarted, wrong: str) -> None:

@@ -202,7 +202,9 @@ def test_restart_with_earlier_clock_refuses_writes_below_horizon() -> None:
     joined.peers["a"].local_partitions.floor = core.local_partitions.floor
     result: Any = joined.put({"k": 1}, timeout=500)
     assert not result.ok
-    assert any(isinstance(one, BelowFloor) or "older" in str(one) for one in result.reasons)
+    assert any(
+        isinstance(reason, BelowFloor) or "older" in str(reason) for reason in result.reasons
+    )
 
 
 def asked_by(joined: Joined, name: str) -> list[set[int]]:
@@ -212,9 +214,9 @@ def asked_by(joined: Joined, name: str) -> list[set[int]]:
 
     def listening(now: int) -> Any:
         replies, outgoing = tick(now)
-        messages = [decode(one.frames).message for one in outgoing]
-        questions = [one for one in messages if isinstance(one, DigestsRequest)]
-        asked.extend(set(unpack_partitions(one.partitions)) for one in questions)
+        messages = [decode(request.frames).message for request in outgoing]
+        questions = [message for message in messages if isinstance(message, DigestsRequest)]
+        asked.extend(set(unpack_partitions(request.partitions)) for request in questions)
         return replies, outgoing
 
     core.tick = listening  # type: ignore[method-assign]
@@ -300,7 +302,7 @@ def test_one_round_of_comparison_makes_partitions_of_all_batches_equal() -> None
     compare_once(joined)
     compared = {name: core.maintenance.replica.compared for name, core in joined.peers.items()}
     assert sum(compared.values()) <= 3 * PARTITIONS, f"one round: {compared}"
-    assert [one for one in names if joined.record("c", one) is None] == []
+    assert [key for key in names if joined.record("c", key) is None] == []
 
 
 def test_refusal_of_one_partition_does_not_block_repair_of_others() -> None:
@@ -312,7 +314,7 @@ def test_refusal_of_one_partition_does_not_block_repair_of_others() -> None:
     joined.now += 200_001
     joined.peers["c"].local_partitions.promise(refused, stamp_at(joined.now), joined.now)
     compare_once(joined)
-    assert [one for one in names if joined.record("c", one) is None] == [names[0]]
+    assert [name for name in names if joined.record("c", name) is None] == [names[0]]
 
 
 def test_corrupt_records_beyond_the_tracked_number_are_repaired(
@@ -334,6 +336,8 @@ def test_corrupt_records_beyond_the_tracked_number_are_repaired(
     for _ in range(400):
         joined.now += 50
         joined.settle()
-    assert [one for one in range(PARTITIONS) if one in local_partitions.corruption] == []
-    assert [one for one in names if joined.record("c", one) != joined.record("a", one)] == []
+    assert [
+        partition for partition in range(PARTITIONS) if partition in local_partitions.corruption
+    ] == []
+    assert [key for key in names if joined.record("c", key) != joined.record("a", key)] == []
     assert local_partitions.corruption.repaired == len(names)

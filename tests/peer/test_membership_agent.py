@@ -62,7 +62,7 @@ class Cluster:
     def leaving(self) -> list[str]:
         topology = self.members["a"].read().topology
         assert topology is not None
-        return [one.id for one in topology.members if one.state is State.LEAVING]
+        return [member.id for member in topology.members if member.state is State.LEAVING]
 
     def edit(self, change: Callable[..., object]) -> None:
         """Change the topology as some other peer does."""

@@ -50,7 +50,7 @@ def test_peers_use_highest_common_version(
     def spoken() -> set[int]:
         peer.core.scheduler.spawn("asks", ask("b", SeenRequest("a", 0), SeenReply))
         _, outgoing = peer.core.tick(peer.now)
-        return {decode(one.frames).protocol for one in outgoing}
+        return {decode(request.frames).protocol for request in outgoing}
 
     assert spoken() == {1}
     peer.core.receive_answer("b", encode(Envelope(0, EPOCH, 0, welcome)), peer.now)

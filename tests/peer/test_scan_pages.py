@@ -34,7 +34,9 @@ def entries(page: Page) -> dict[int, tuple[int, int]]:
     """Return count and digest by place in the list of partitions."""
     parts = [page.digests[begin : begin + 22] for begin in range(0, len(page.digests), 22)]
     read = int.from_bytes
-    return {read(one[:2], "big"): (read(one[2:6], "big"), read(one[6:], "big")) for one in parts}
+    return {
+        read(part[:2], "big"): (read(part[2:6], "big"), read(part[6:], "big")) for part in parts
+    }
 
 
 def expected(peer: Peer, *without: bytes) -> dict[int, tuple[int, int]]:

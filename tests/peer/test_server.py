@@ -54,7 +54,9 @@ def answer(link: Link, envelope: Envelope) -> Envelope:
         poller.wait(100)
         link.changes()
         while (parts := link.receive()) is not None:
-            found.extend(one for one in [decode(parts)] if one.correlation == envelope.correlation)
+            found.extend(
+                reply for reply in [decode(parts)] if reply.correlation == envelope.correlation
+            )
         return bool(found)
 
     wait_until(came, 20, f"an answer to {envelope}")

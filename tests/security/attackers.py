@@ -172,29 +172,29 @@ class Crowd:
                 self._go_on(key.fileobj, key.events, key.data)
 
     def _open(self, say: bytes) -> None:
-        one = socket.socket()
-        one.setblocking(False)
-        one.connect_ex(("127.0.0.1", self._port))
-        self._selector.register(one, selectors.EVENT_WRITE, say)
+        connection = socket.socket()
+        connection.setblocking(False)
+        connection.connect_ex(("127.0.0.1", self._port))
+        self._selector.register(connection, selectors.EVENT_WRITE, say)
 
-    def _go_on(self, one: Any, events: int, say: bytes) -> None:
+    def _go_on(self, connection: Any, events: int, say: bytes) -> None:
         try:
             if events == selectors.EVENT_WRITE:  # it stands, or was refused
-                one.send(say)
+                connection.send(say)
                 self.made += 1
-                self._selector.modify(one, selectors.EVENT_READ, say)
+                self._selector.modify(connection, selectors.EVENT_READ, say)
                 return
-            if one.recv(1000):
+            if connection.recv(1000):
                 return
         except OSError:
             pass
         self.closed += 1
-        self._close(one)
+        self._close(connection)
         self._open(say)
 
-    def _close(self, one: Any) -> None:
-        self._selector.unregister(one)
-        one.close()
+    def _close(self, connection: Any) -> None:
+        self._selector.unregister(connection)
+        connection.close()
 
 
 def shake_hands(connection: socket.socket) -> None:

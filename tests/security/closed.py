@@ -107,18 +107,18 @@ class Closed:
         """Wait until every peer has read, at a time of its own, that these keys are authorised."""
 
         def is_let_in(peer: str) -> bool:
-            with self.attacker(name, peer) as one:
-                return isinstance(one.ask(Hello(), timeout=1.0), Welcome)
+            with self.attacker(name, peer) as attacker:
+                return isinstance(attacker.ask(Hello(), timeout=1.0), Welcome)
 
-        for peer in [one for one in self.peers.all.values() if one.runs()]:
+        for peer in [each for each in self.peers.all.values() if each.runs()]:
             wait_until(lambda: is_let_in(peer.name), PATIENCE, f"{name} is let in by {peer.name}")  # noqa: B023
 
     def await_shut_out(self, name: str, peer: str) -> None:
         """Wait until a peer refuses a user."""
 
         def is_shut_out() -> bool:
-            with self.attacker(name, peer) as one:
-                return one.ask(Hello(), timeout=1.0) is None
+            with self.attacker(name, peer) as attacker:
+                return attacker.ask(Hello(), timeout=1.0) is None
 
         wait_until(is_shut_out, PATIENCE, f"{name} is not let in any more")
 

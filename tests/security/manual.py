@@ -77,15 +77,15 @@ class Site:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for one in self.machines.values():
-            if one.runs():
-                one.kill()
+        for machine in self.machines.values():
+            if machine.runs():
+                machine.kill()
 
     def open_up(self) -> None:
         """Start an open cluster, and write the settings of its client."""
-        for name, one in self.machines.items():
-            self.write(one.settings, self.local(f"{self.unchanged(name)}port = 5000\n", name))
-            one.start()
+        for name, machine in self.machines.items():
+            self.write(machine.settings, self.local(f"{self.unchanged(name)}port = 5000\n", name))
+            machine.start()
         self.wait_ready()
         peers = '"tcp://peer1.example.org:5000", "tcp://peer2.example.org:5000"'
         self.write(self.client, self.local(f"peers = [{peers}]\n"))
@@ -93,7 +93,7 @@ class Site:
     def wait_ready(self) -> None:
         """Wait until all serve; fails at once when one of them ends."""
         wait_until(
-            lambda: {one.is_ready() for one in self.machines.values()} == {True},
+            lambda: {machine.is_ready() for machine in self.machines.values()} == {True},
             PATIENCE,
             f"all are ready (see {self.folder})",
         )
@@ -107,14 +107,14 @@ class Site:
 
     def local(self, text: str, name: str = "peer1") -> str:
         """Return a text of the manual, which is about ``peer1``, for a peer of the test."""
-        for other, one in self.machines.items():
-            for number, port in ((5000, one.plain_port), (5100, one.port)):
+        for other, machine in self.machines.items():
+            for number, port in ((5000, machine.plain_port), (5100, machine.port)):
                 text = text.replace(f"{other}.example.org:{number}", f"127.0.0.1:{port}")
             text = text.replace(f"the public key of {other}", self.key(other))
-        one = self.machines[name]
-        text = re.sub(r"\bport = 5000\b", f"port = {one.plain_port}", text)
-        text = re.sub(r"plain_port = 5000\b", f"plain_port = {one.plain_port}", text)
-        text = re.sub(r"\bport = 5100\b", f"port = {one.port}", text)
+        machine = self.machines[name]
+        text = re.sub(r"\bport = 5000\b", f"port = {machine.plain_port}", text)
+        text = re.sub(r"plain_port = 5000\b", f"plain_port = {machine.plain_port}", text)
+        text = re.sub(r"\bport = 5100\b", f"port = {machine.port}", text)
         text = text.replace('"0.0.0.0"', '"127.0.0.1"').replace("peer1.example.org", "127.0.0.1")
         text = re.sub(r"/etc/dstash/peer1\b", f"/etc/dstash/{name}", text)
         return text.replace("/etc/dstash", str(self.folder))
@@ -122,7 +122,7 @@ class Site:
     def make_keys(self) -> None:
         """Make the keys of all, and the list, without the commands of the manual."""
         lines = []
-        for name, role in [*((one, "peer") for one in self.machines), ("app", "write")]:
+        for name, role in [*((machine, "peer") for machine in self.machines), ("app", "write")]:
             pair = KeyPair.generate()
             pair.save(self.folder / f"{name}.key", self.folder / f"{name}.key_secret")
             lines.append(f"{pair.public} {role}\n")

@@ -56,7 +56,9 @@ def restart(site: Site, machine: Machine) -> None:
     machine.start()
     machine.wait_ready()
     wait_until(
-        lambda: len({one.page("/status").get("epoch") for one in site.machines.values()}) == 1,
+        lambda: (
+            len({machine.page("/status").get("epoch") for machine in site.machines.values()}) == 1
+        ),
         PATIENCE,
         "all know the topology",
     )
@@ -95,7 +97,7 @@ def test_open_cluster_is_secured_without_downtime(site: Site) -> None:
             local = Block("sh", site.local(begin.text, name))
             site.run(local, partial(restart, site, machine))
         members = old.topology().members
-        assert {one.key for one in members} == {site.key(name) for name in site.machines}
+        assert {member.key for member in members} == {site.key(name) for name in site.machines}
         # 3.
         site.write(site.client, patient(site.local(keyed.text)))
         site.run(Block("sh", site.local(status.text)))
@@ -104,7 +106,7 @@ def test_open_cluster_is_secured_without_downtime(site: Site) -> None:
         for name, machine in site.machines.items():
             local = Block("sh", site.local(end.text, name))
             site.run(local, partial(restart, site, machine))
-        assert {one.plain for one in new.topology().members} == {""}
+        assert {member.plain for member in new.topology().members} == {""}
         assert new.lookup("i", "before") == 1
     for line in site.local(strangers.text).splitlines():
         done = site.attempt(line)
@@ -130,13 +132,13 @@ def test_peer_key_is_rotated_without_downtime(site: Site) -> None:
     begin_closed(site)
     machine, old_key = site.machines["peer1"], site.key("peer1")
     added, used, taken = (
-        Block(one.language, site.local(one.text)) for one in chapter("A new key for a peer")
+        Block(block.language, site.local(block.text)) for block in chapter("A new key for a peer")
     )
     with always_served(site.client) as app:
         # 1. and 2.
         site.run(added)
         site.run(used, partial(restart, site, machine))
-        members = {one.id: one.key for one in app.topology().members}
+        members = {member.id: member.key for member in app.topology().members}
         assert members["peer1"] == site.key("peer1-new") != old_key
         # 3. The client goes on as it is.
         # 4.

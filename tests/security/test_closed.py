@@ -283,7 +283,7 @@ def test_client_does_not_connect_to_member_with_unlisted_key(tmp_path: Path) -> 
             add_member(closed, rogue)
             wait_until(lambda: closed.epoch() > 1, PATIENCE, "the peer knows the topology")
             with closed.client("reader", timeout=3) as client:
-                members = {one.id: one.key for one in client.topology().members}
+                members = {member.id: member.key for member in client.topology().members}
                 assert members == {"p1": closed.server_key("p1"), "rogue": ""}
                 with suppress(DStashError):
                     client.lookup("i", "k")

@@ -87,7 +87,7 @@ def test_cluster_works_on_consul_with_tls_and_acls(agent: ConsulAgent, tmp_path:
 
 
 def alive(client: Client) -> list[str]:
-    return [one["id"] for one in client.status()["members"] if one["alive"]]
+    return [member["id"] for member in client.status()["members"] if member["alive"]]
 
 
 def found_by_consul(closed: Closed, where: dict[str, Any]) -> Client:

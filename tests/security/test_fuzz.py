@@ -102,7 +102,7 @@ def test_fuzz_target_answers_like_a_peer() -> None:
         (None, Lookup("i", 1, keys), Error),
     ]:
         replies = target.hit(encode(Envelope(1, EPOCH, 0, message)), user)
-        assert [type(decode(one.frames).message) for one in replies] == [answer]
+        assert [type(decode(reply.frames).message) for reply in replies] == [answer]
 
 
 @RELAXED

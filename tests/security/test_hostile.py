@@ -102,8 +102,8 @@ def bystander(peer: Peer, good: Client) -> Iterator[None]:
 
 @pytest.fixture
 def attacker(peer: Peer) -> Iterator[Attacker]:
-    with Attacker(peer.address) as one:
-        yield one
+    with Attacker(peer.address) as connected:
+        yield connected
 
 
 def keys(*names: str) -> Frame:
@@ -254,7 +254,7 @@ def test_replayed_write_does_not_replace_newer_record(
     for _ in range(100):
         attacker.send(*frames)
     answers = [attacker.next() for _ in range(100)]
-    assert all(isinstance(one, Stored) or code_of(one) == Busy.code for one in answers)
+    assert all(isinstance(answer, Stored) or code_of(answer) == Busy.code for answer in answers)
     assert good.lookup("i", "again") == "new"
 
 

@@ -43,11 +43,11 @@ def test_http_has_no_writing_method(port: int, method: str) -> None:
 def test_silent_connections_do_not_block_probes(port: int) -> None:
     with ExitStack() as kept:
         for _ in range(3 * _MAX_CONNECTIONS):
-            one = socket.create_connection(("127.0.0.1", port), timeout=20)
-            kept.enter_context(one)
+            connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+            kept.enter_context(connection)
         assert status(port, "GET") == 200
-        one.sendall(b"GET /page HTTP/1.1\r\n\r\n")
-        assert one.recv(12) == b"HTTP/1.1 200"  # the newest are still there
+        connection.sendall(b"GET /page HTTP/1.1\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 200"  # the newest are still there
 
 
 def test_http_listens_on_loopback_by_default(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from dstash.peer.admission.inbox import Inbox, RetryDelay
 
 def taken(inbox: Inbox[int], now: float) -> list[int]:
     found = []
-    while (one := inbox.take(now)) is not None:
-        found.append(one)
+    while (message := inbox.take(now)) is not None:
+        found.append(message)
     return found
 
 

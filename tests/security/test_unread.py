@@ -60,9 +60,9 @@ def look_up(peers: Peers, *names: str) -> list[bytes]:
 def ask_for_ever(attackers: list[Attacker], frames: list[bytes], stop: threading.Event) -> None:
     """Have all of them ask, as much as the peer lets in, and read nothing."""
     while not stop.is_set():
-        for one in attackers:
+        for attacker in attackers:
             with suppress(zmq.Again):
-                one.socket.send_multipart(frames, zmq.NOBLOCK)
+                attacker.socket.send_multipart(frames, zmq.NOBLOCK)
         time.sleep(PAUSE)
 
 

@@ -150,9 +150,9 @@ class VirtualMembership:
         self.moved_data |= topology.change is not None
         self._token += 1
         members = ",".join(
-            f"{one.id}{'' if one.state == 'active' else f'({one.state})'}"
-            f"{'' if one.synced else '(not synced)'}"
-            for one in topology.members
+            f"{member.id}{'' if member.state == 'active' else f'({member.state})'}"
+            f"{'' if member.synced else '(not synced)'}"
+            for member in topology.members
         )
         self._trace.note(self._events.now, f"topology {topology.epoch} by {name}: {members}")
         self._spread()

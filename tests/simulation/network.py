@@ -150,7 +150,11 @@ class Network:
             connection.break_(6 * SECOND if cut else self.delay("", ""))
 
     def _of(self, name: str) -> list[Connection]:
-        return [one for one in self._open if name in (one.host.name, one.link.owner.name)]
+        return [
+            connection
+            for connection in self._open
+            if name in (connection.host.name, connection.link.owner.name)
+        ]
 
     # -- cuts
 
@@ -172,8 +176,8 @@ class Network:
         return (source, target) in self._cuts
 
     def _is_cut_off(self, connection: Connection) -> bool:
-        one, other = connection.link.owner.name, connection.host.name
-        return self.is_cut(one, other) or self.is_cut(other, one)
+        sender, other = connection.link.owner.name, connection.host.name
+        return self.is_cut(sender, other) or self.is_cut(other, sender)
 
     # -- connections
 
@@ -208,8 +212,8 @@ class Network:
     def break_some(self) -> None:
         """Break one of the open connections."""
         if self._open:
-            one = self.rng.choice(list(self._open))
-            one.break_(self.delay("", ""))
+            connection = self.rng.choice(list(self._open))
+            connection.break_(self.delay("", ""))
 
     def _beat(self) -> None:
         for connection in list(self._open):

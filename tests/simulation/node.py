@@ -102,7 +102,7 @@ class Node:
 
     def seen_of(self, peer: str) -> Stamp:
         """Return the newest stamp that this peer remembers of the store of another."""
-        node = next(one for one in self.world.nodes if one.name == peer)
+        node = next(each for each in self.world.nodes if each.name == peer)
         if self.core is None:
             return 0
         return self.core.local_partitions.memory.newest_stamp(node.store.store_id)
@@ -203,8 +203,8 @@ class Node:
     def _committing_writes(self) -> list[Any]:
         if self._committing is None:
             return []
-        prepared = [self._committing._prepare(one) for one in self._committing.waiting]
-        return [one.write for one in prepared if not isinstance(one, DStashError)]
+        prepared = [self._committing._prepare(write) for write in self._committing.waiting]
+        return [item.write for item in prepared if not isinstance(item, DStashError)]
 
     def stop(self) -> None:
         """Ask the process to stop: it answers what is in hand and lets go of its lock."""
@@ -321,13 +321,13 @@ class Node:
         replies, outgoing = core.tick(self.clock())
         self._send(replies)
         members = core.view.members if core.view else {}
-        for one in outgoing:
-            member = members.get(one.peer)
+        for request in outgoing:
+            member = members.get(request.peer)
             address = member.address if member else None
-            if links.moved(one.peer, address):
-                core.lost(one.peer)
-            if not links.send(one.peer, address, one.frames):
-                core.unsent(one)
+            if links.moved(request.peer, address):
+                core.lost(request.peer)
+            if not links.send(request.peer, address, request.frames):
+                core.unsent(request)
         if core.wants_refresh:
             core.wants_refresh = False
             if core.heard_topology is not None and self._agent is not None:

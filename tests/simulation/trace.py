@@ -121,8 +121,8 @@ def _records(message: Message, key: bytes) -> list[str]:
         keys = _keys(message, len(records))
         shown = [
             show_record(record)
-            for one, record in zip(keys, records, strict=True)
-            if one is None or one.endswith(key)
+            for storage_key, record in zip(keys, records, strict=True)
+            if storage_key is None or storage_key.endswith(key)
         ]
     return shown
 

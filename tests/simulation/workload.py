@@ -103,7 +103,7 @@ class Workload:
     def read_back(self, places: Sequence[Place]) -> Script:
         """Read every place at level ``all`` until that works: what stands at the end."""
         for index in sorted({index for index, _ in places}):
-            keys = [key for one, key in places if one == index]
+            keys = [key for name, key in places if name == index]
             for _ in range(30):
                 _, error = yield from self._lookup_of(index, keys, Level.ALL, is_last=True)
                 if error is None:
@@ -229,7 +229,7 @@ class Workload:
         if len(entries) < len(found):
             self._world.history.broken.append(f"a scan of {index} at {level} gave a key twice")
         # What a scan does not return is as if a look-up that lasted as long had not found it.
-        known = [key for one, key in self._world.places if one == index]
+        known = [key for name, key in self._world.places if name == index]
         for key in dict.fromkeys([*known, *entries]):
             value = entries.get(key)
             self._note_read(level, (index, str(key)), began, value, is_blind=value is True)
@@ -328,7 +328,7 @@ class Workload:
 
     def _places(self) -> tuple[str, list[str]]:
         index, _ = self._place()
-        keys = [key for one, key in self._world.places if one == index]
+        keys = [key for name, key in self._world.places if name == index]
         count = self._world.rng.randint(*self._world.conditions.batch)
         return index, self._world.rng.sample(keys, min(len(keys), count))
 

@@ -369,7 +369,7 @@ class World:
 
     def _report(self, violations: list[Violation]) -> Report:
         traces: dict[Place | None, list[str]] = {}
-        for place in {one.place for one in violations if one.place is not None}:
+        for place in {violation.place for violation in violations if violation.place is not None}:
             lines = self.trace.of_key(place[1].encode())
             traces[place] = [*describe_writes(self.history, place), "", *lines]
         return Report(

@@ -54,8 +54,12 @@ def test_merge_is_idempotent(some: list[Entry], more: list[Entry]) -> None:
 
 
 @given(*[st.lists(entries(), max_size=5)] * 3)
-def test_merge_is_associative(one: list[Entry], two: list[Entry], three: list[Entry]) -> None:
-    assert merged([one + two, three]) == merged([one, two + three]) == merged([one, two, three])
+def test_merge_is_associative(first: list[Entry], second: list[Entry], third: list[Entry]) -> None:
+    assert (
+        merged([first + second, third])
+        == merged([first, second + third])
+        == merged([first, second, third])
+    )
 
 
 @given(st.lists(entries(), min_size=1, max_size=12))
@@ -65,17 +69,17 @@ def test_merge_keeps_the_highest_version_of_each_key(some: list[Entry]) -> None:
 
 
 @given(st.lists(entries(), max_size=8), entries())
-def test_superseded_entries_report_the_winning_version(some: list[Entry], one: Entry) -> None:
+def test_superseded_entries_report_the_winning_version(some: list[Entry], entry: Entry) -> None:
     store = TwinStore()
     store.commit([Write(some, NOW)])
-    before = store.records.get(one[0])
-    [result] = store.commit([Write([one], NOW)])
-    if before is not None and before[8:] > one[1][8:]:
+    before = store.records.get(entry[0])
+    [result] = store.commit([Write([entry], NOW)])
+    if before is not None and before[8:] > entry[1][8:]:
         assert result.superseded == [(0, before[8:28])]
-        assert store.records[one[0]] == before
+        assert store.records[entry[0]] == before
     else:
         assert result.superseded == []
-        assert store.records[one[0]] == one[1]
+        assert store.records[entry[0]] == entry[1]
 
 
 def put(stamp: int, expiry: int = 0, flags: int = 0) -> Entry:

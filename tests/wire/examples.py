@@ -168,11 +168,11 @@ def signature(cls: Any) -> str:
     """Return kind, name and fields as the headings of the document show them."""
     names = {"int": "uint", "str": "str", "bytes": "bin", "bool": "bool", "Frame": "frame"}
 
-    def form(one: Any) -> str:
-        plain = one.type.split("[")[0]
-        return f"{one.name} {names.get(plain, 'map' if plain == 'dict' else 'array')}"
+    def form(value: Any) -> str:
+        plain = value.type.split("[")[0]
+        return f"{value.name} {names.get(plain, 'map' if plain == 'dict' else 'array')}"
 
-    given = ", ".join(form(one) for one in fields(cls))
+    given = ", ".join(form(field) for field in fields(cls))
     return f"{cls.KIND} {cls.__name__}({given})"
 
 
@@ -181,10 +181,10 @@ def traced() -> Envelope:
     return envelope(REQUEST, Lookup("index", Want.VALUES | Want.DIGEST, KEYS))._replace(trace=TRACE)
 
 
-def block(one: Envelope) -> str:
+def block(sent: Envelope) -> str:
     """Return the fenced block that shows a message, a frame a line."""
-    lines = "\n".join(frame.hex() for frame in encode(one))
-    name = "Traced" if one.trace else type(one.message).__name__
+    lines = "\n".join(frame.hex() for frame in encode(sent))
+    name = "Traced" if sent.trace else type(sent.message).__name__
     return f"```frames {name}\n{lines}\n```"
 
 

@@ -113,9 +113,9 @@ def test_keys_are_neither_empty_nor_too_long() -> None:
 
 
 def test_entries_with_unequal_counts_are_refused() -> None:
-    one, two = codec.pack_blobs([b"k"]), codec.pack_blobs([b"k", b"l"])
+    single, two = codec.pack_blobs([b"k"]), codec.pack_blobs([b"k", b"l"])
     assert codec.unpack_entries(two, two) == [(b"k", b"k"), (b"l", b"l")]
-    for keys, records in ((one, two), (two, one)):
+    for keys, records in ((single, two), (two, single)):
         with pytest.raises(ProtocolError, match="values or records"):
             codec.unpack_entries(keys, records)
 
@@ -191,7 +191,7 @@ def read_alone(payload: bytes) -> None:
 @given(st.lists(st.binary(min_size=1, max_size=30), max_size=8))
 def test_checked_payloads_decode_alone_and_joined(payloads: list[bytes]) -> None:
     bad = set(codec.malformed_payloads(payloads))
-    good = [one for place, one in enumerate(payloads) if place not in bad]
+    good = [good_payload for place, good_payload in enumerate(payloads) if place not in bad]
     unpacker = msgpack.Unpacker()
     unpacker.feed(codec.join_payloads(good))
     assert unpacker.read_array_header() == len(good)

@@ -15,72 +15,72 @@ def connection() -> Connection:
 
 
 def test_large_message_counts_in_full_until_sent() -> None:
-    one = connection()
-    one.give(100_000)
-    one.give(50_000)
-    assert one.debt == 150_000
-    one.left = 99_999
-    assert one.debt == 150_000, "libzmq keeps the first one"
-    one.left = 100_000
-    assert one.debt == 50_000
-    one.left = 150_000
-    assert one.debt == 0
+    link = connection()
+    link.give(100_000)
+    link.give(50_000)
+    assert link.debt == 150_000
+    link.left = 99_999
+    assert link.debt == 150_000, "libzmq keeps the first one"
+    link.left = 100_000
+    assert link.debt == 50_000
+    link.left = 150_000
+    assert link.debt == 0
 
 
 def test_small_messages_count_by_the_byte() -> None:
-    one = connection()
+    link = connection()
     for _ in range(10):
-        one.give(1000)
-    one.left = 2500
-    assert one.debt == 7500
+        link.give(1000)
+    link.left = 2500
+    assert link.debt == 7500
 
 
 def test_message_that_was_not_given_is_not_counted() -> None:
-    one = connection()
-    one.give(100_000)
-    one.give(70_000)
-    one.take_back(70_000)
-    assert one.debt == 100_000
-    one.left = 100_000
-    assert one.debt == 0
+    link = connection()
+    link.give(100_000)
+    link.give(70_000)
+    link.take_back(70_000)
+    assert link.debt == 100_000
+    link.left = 100_000
+    assert link.debt == 0
 
 
 def test_bytes_sent_without_give_add_no_debt() -> None:
-    one = connection()
-    one.left, one.correction_out = 300, 300  # a handshake
-    one.give(100_000)
-    assert one.debt == 100_000
-    one.left = 100_300
-    assert one.debt == 0
+    link = connection()
+    link.left, link.correction_out = 300, 300  # a handshake
+    link.give(100_000)
+    assert link.debt == 100_000
+    link.left = 100_300
+    assert link.debt == 0
 
 
 def test_finished_messages_are_forgotten() -> None:
-    one = connection()
+    link = connection()
     for _ in range(1000):
-        one.give(20_000)
-        one.left = one.given
-    assert len(one.large) <= 2
+        link.give(20_000)
+        link.left = link.given
+    assert len(link.large) <= 2
 
 
 def test_connection_has_stalled_after_two_seconds_without_reading() -> None:
-    one = connection()
-    assert not one.has_stalled(9.9)
-    one.give(1_000_000)
-    assert not one.has_stalled(11.8)
-    assert one.has_stalled(12.0)
-    one.left = 70_000
-    assert not one.has_stalled(12.1), "it reads, if slowly"
-    one.left = one.given
-    assert not one.has_stalled(30.0)
+    link = connection()
+    assert not link.has_stalled(9.9)
+    link.give(1_000_000)
+    assert not link.has_stalled(11.8)
+    assert link.has_stalled(12.0)
+    link.left = 70_000
+    assert not link.has_stalled(12.1), "it reads, if slowly"
+    link.left = link.given
+    assert not link.has_stalled(30.0)
 
 
 def test_forgive_is_limited_to_backlog() -> None:
-    one = connection()
-    one.received, one.taken = 1000, 900
-    one.forgive(60)
-    assert one.backlog == 40
-    one.forgive(60)
-    assert one.backlog == 0
+    link = connection()
+    link.received, link.taken = 1000, 900
+    link.forgive(60)
+    assert link.backlog == 40
+    link.forgive(60)
+    assert link.backlog == 0
 
 
 def test_large_message_counts_while_kernel_is_full() -> None:

@@ -29,23 +29,25 @@ def test_keys_round_trip(key: Key) -> None:
 
 
 @given(keys, keys)
-def test_different_keys_have_different_encodings(one: Key, two: Key) -> None:
-    assert (encode_key(one) == encode_key(two)) == (one == two and type(one) is type(two))
+def test_different_keys_have_different_encodings(first: Key, second: Key) -> None:
+    assert (encode_key(first) == encode_key(second)) == (
+        first == second and type(first) is type(second)
+    )
 
 
 @given(*[st.integers(-(2**63), 2**64 - 1)] * 2)
-def test_integers_sort_by_size(one: int, two: int) -> None:
-    assert (encode_key(one) < encode_key(two)) == (one < two)
+def test_integers_sort_by_size(first: int, second: int) -> None:
+    assert (encode_key(first) < encode_key(second)) == (first < second)
 
 
 @given(*[st.text(min_size=1, max_size=80)] * 2)
-def test_text_sorts_by_code_point(one: str, two: str) -> None:
-    assert (encode_key(one) < encode_key(two)) == (one < two)
+def test_text_sorts_by_code_point(first: str, second: str) -> None:
+    assert (encode_key(first) < encode_key(second)) == (first < second)
 
 
 @given(*[st.binary(min_size=1, max_size=80)] * 2)
-def test_bytes_sort_as_they_are(one: bytes, two: bytes) -> None:
-    assert (encode_key(one) < encode_key(two)) == (one < two)
+def test_bytes_sort_as_they_are(first: bytes, second: bytes) -> None:
+    assert (encode_key(first) < encode_key(second)) == (first < second)
 
 
 @given(st.text(max_size=5), st.text(min_size=1, max_size=20))
@@ -87,7 +89,7 @@ LONGEST = [
 @pytest.mark.parametrize("key", LONGEST)
 def test_key_length_limit_is_exact(key: Any) -> None:
     assert len(encode_key(key)) == MAX_KEY_BYTES
-    for encode in (encode_key, lambda one: encode_keys([one])):
+    for encode in (encode_key, lambda key: encode_keys([key])):
         with pytest.raises(LimitError, match="allowed are 1 to 400 bytes"):
             encode(key + key[:1])
 
@@ -98,7 +100,7 @@ def test_key_length_limit_is_exact(key: Any) -> None:
     ids=["empty", "no bytes", "too low", "too high", "huge", "surrogate"],
 )
 def test_keys_beyond_the_limits_are_refused(bad: Any) -> None:
-    for encode in (encode_key, lambda one: encode_keys(["good", one])):
+    for encode in (encode_key, lambda key: encode_keys(["good", key])):
         with pytest.raises(LimitError) as caught:
             encode(bad)
         assert len(str(caught.value)) < 200
@@ -106,7 +108,7 @@ def test_keys_beyond_the_limits_are_refused(bad: Any) -> None:
 
 @pytest.mark.parametrize("bad", [None, 1.0, True, False, ("a",), bytearray(b"a"), object])
 def test_other_types_are_refused(bad: Any) -> None:
-    for encode in (encode_key, lambda one: encode_keys(["good", one])):
+    for encode in (encode_key, lambda key: encode_keys(["good", key])):
         with pytest.raises(UnsupportedType, match="must be str, bytes or int"):
             encode(bad)
 

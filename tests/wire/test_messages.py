@@ -54,7 +54,7 @@ def like(hint: str) -> st.SearchStrategy[Any]:
 def any_message(draw: st.DrawFn) -> Message:
     kind = draw(st.sampled_from(sorted(KINDS)))
     cls: Any = KINDS[kind]
-    return cls(**{one.name: draw(like(one.type)) for one in fields(cls)})
+    return cls(**{field.name: draw(like(field.type)) for field in fields(cls)})
 
 
 SPOKEN = st.integers(LOWEST_PROTOCOL, HIGHEST_PROTOCOL)

@@ -105,10 +105,10 @@ class TestResolver:
         directory.numbers["db"] = ["10.0.0.1"]
         resolver = Resolver(directory.look_up)
         heard = [threading.Event() for _ in range(5)]
-        for one in heard:
-            assert resolver.ask("db", one.set) is None
+        for event in heard:
+            assert resolver.ask("db", event.set) is None
         directory.answers.set()
-        assert all(one.wait(PATIENCE) for one in heard)
+        assert all(event.wait(PATIENCE) for event in heard)
         assert directory.asked == 1
 
 
@@ -156,7 +156,7 @@ class World:
             self.pump()
             while (received := router.receive()) is not None:
                 got.append(received)
-            return any(one.parts == [text] for one in got)
+            return any(message.parts == [text] for message in got)
 
         return bool(wait_until(look, PATIENCE, f"{router.address} is reached"))
 
@@ -181,8 +181,8 @@ def test_peer_is_reached_on_either_address(
 
     def look() -> bool:
         world.pump()
-        while (one := router.receive()) is not None:
-            received.append(one.parts)
+        while (message := router.receive()) is not None:
+            received.append(message.parts)
         return len(received) == 2
 
     wait_until(look, PATIENCE, "what was sent first arrives")

@@ -60,22 +60,22 @@ def test_page_has_every_kind_of_message_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "one", [envelope(*example) for example in EXAMPLES], ids=lambda one: one.message.KIND
+    "sent", [envelope(*example) for example in EXAMPLES], ids=lambda sent: sent.message.KIND
 )
-def test_bytes_of_page_equal_those_of_the_code(one: Envelope) -> None:
-    frames = BLOCKS[type(one.message).__name__]
-    assert frames == encode(one)
-    assert decode(frames) == one
-    assert f"#### {signature(type(one.message))}\n" in TEXT
-    assert block(one) in TEXT
+def test_bytes_of_page_equal_those_of_the_code(sent: Envelope) -> None:
+    frames = BLOCKS[type(sent.message).__name__]
+    assert frames == encode(sent)
+    assert decode(frames) == sent
+    assert f"#### {signature(type(sent.message))}\n" in TEXT
+    assert block(sent) in TEXT
 
 
 def test_traced_request_has_one_more_element() -> None:
-    one = traced()
-    assert BLOCKS["Traced"] == encode(one)
-    assert decode(BLOCKS["Traced"]) == one
-    assert block(one) in TEXT
-    header, *frames = encode(one)
+    sent = traced()
+    assert BLOCKS["Traced"] == encode(sent)
+    assert decode(BLOCKS["Traced"]) == sent
+    assert block(sent) in TEXT
+    header, *frames = encode(sent)
     plain, *same = BLOCKS["Lookup"]
     assert frames == same
     # The array has one more element, at its end: a decoder that stops before it reads the message.
@@ -106,7 +106,9 @@ def test_page_has_correct_placement() -> None:
     members = [Candidate(f"peer{number}", f"z{number}") for number in (1, 2, 3)]
     placed = place(members, 2)
     for partition, *numbers, row in table("partition | score of peer1"):
-        assert [lots(one.id)[int(partition)] for one in members] == [float(one) for one in numbers]
+        assert [lots(member.id)[int(partition)] for member in members] == [
+            float(score) for score in numbers
+        ]
         assert ", ".join(placed[int(partition)]) == row
     assert f"AND {limits.PARTITIONS - 1}" in TEXT
 
@@ -134,12 +136,13 @@ def test_placement_with_weights_follows_the_page(
 
 def chosen_by_the_words(members: Sequence[Candidate], copies: int, partition: int) -> list[str]:
     """Choose as section 5 says, without a look at the code."""
-    zones = {one.zone for one in members}
+    zones = {member.zone for member in members}
     weight_of = {
-        zone: float(sum(one.weight for one in members if one.zone == zone)) for zone in zones
+        zone: float(sum(member.weight for member in members if member.zone == zone))
+        for zone in zones
     }
     by_zone = len(zones) >= copies
-    units = weight_of if by_zone else {one.id: one.weight for one in members}
+    units = weight_of if by_zone else {member.id: member.weight for member in members}
     sure, k = set(), copies
     left = dict(units)
     for name in sorted(units, key=lambda name: (-units[name], name)):
@@ -149,19 +152,23 @@ def chosen_by_the_words(members: Sequence[Candidate], copies: int, partition: in
         del left[name]
         k -= 1
     scored = []
-    for one in sorted(members):
-        unit = one.zone if by_zone else one.id
-        power = weight_of[one.zone] / one.weight if by_zone else 1
-        seed = xxh3_64_intdigest(one.id.encode(), 0)
+    for member in sorted(members):
+        unit = member.zone if by_zone else member.id
+        power = weight_of[member.zone] / member.weight if by_zone else 1
+        seed = xxh3_64_intdigest(member.id.encode(), 0)
         h = xxh3_64_intdigest(partition.to_bytes(2, "big"), seed)
         v = (((h >> 12) + 0.5) * 2**-52) ** power
         w, total = units[unit], sum(left.values())
         factor = 1e30 if unit in sure else w if k == 1 else k * w / (total - k * w)
-        scored.append((-factor / log(v) if k == 1 else factor * v / (1 - v), one))
-    ranked = [one for _, one in sorted(scored, key=lambda pair: -pair[0])]
-    first = [one for n, one in enumerate(ranked) if one.zone not in {o.zone for o in ranked[:n]}]
-    rest = [one for one in ranked if one not in first]
-    return [one.id for one in (first + rest)[:copies]]
+        scored.append((-factor / log(v) if k == 1 else factor * v / (1 - v), member))
+    ranked = [candidate for _, candidate in sorted(scored, key=lambda pair: -pair[0])]
+    first = [
+        candidate
+        for n, candidate in enumerate(ranked)
+        if candidate.zone not in {o.zone for o in ranked[:n]}
+    ]
+    rest = [candidate for candidate in ranked if candidate not in first]
+    return [candidate.id for candidate in (first + rest)[:copies]]
 
 
 def test_page_has_correct_versions_and_records() -> None:
@@ -178,7 +185,9 @@ def test_page_has_correct_versions_and_records() -> None:
 
 def test_page_has_correct_levels() -> None:
     for level, *needed in table("level"):
-        assert [Level(level).needed(of) for of in (1, 2, 3, 5)] == [int(one) for one in needed]
+        assert [Level(level).needed(of) for of in (1, 2, 3, 5)] == [
+            int(number) for number in needed
+        ]
 
 
 def test_page_has_current_limits() -> None:

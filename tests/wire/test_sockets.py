@@ -48,7 +48,7 @@ def states(link: Link, *wanted: LinkState) -> None:
 
     def look() -> bool:
         seen.extend(link.changes())
-        return [one for one in seen if one in wanted] == list(wanted)
+        return [item for item in seen if item in wanted] == list(wanted)
 
     wait_until(look, PATIENCE, f"link goes through {wanted}, not {seen}")
 
@@ -62,7 +62,7 @@ def test_greeting_is_sent_before_waiting_messages(link: Link, router: Router) ->
     assert link.send([b"two", b"frames"])
     states(link, LinkState.UP)
     received = [take(router.receive) for _ in range(3)]
-    assert [one.parts for one in received] == [[b"hello"], [b"one"], [b"two", b"frames"]]  # type: ignore[attr-defined]
+    assert [message.parts for message in received] == [[b"hello"], [b"one"], [b"two", b"frames"]]  # type: ignore[attr-defined]
 
 
 def test_answers_reach_their_client(link: Link, router: Router) -> None:

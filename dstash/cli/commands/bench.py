@@ -16,7 +16,13 @@ from dstash.cli.invocation import Interrupted, PartlyFailed
 from dstash.cli.workload import PERCENTILES, Distribution, Load, Record, Shape, Work, new_histogram
 from dstash.errors import UsageError
 
-_HEADINGS: Final = ("call", "calls", "per s", "mean ms", *(f"p{one:g} ms" for one in PERCENTILES))
+_HEADINGS: Final = (
+    "call",
+    "calls",
+    "per s",
+    "mean ms",
+    *(f"p{percentile:g} ms" for percentile in PERCENTILES),
+)
 
 
 def bench(

@@ -19,7 +19,7 @@ def test_interleave_alternates_between_groups() -> None:
 def test_chunks_start_in_order(count: int) -> None:
     chunks = list(range(count))
     begun = list(chunked(chunks))
-    assert [one for few in begun for one in few] == chunks
+    assert [chunk for few in begun for chunk in few] == chunks
     assert all(1 <= len(few) <= 4 for few in begun)
 
 
@@ -37,5 +37,5 @@ def test_chunks_are_limited_by_keys_and_bytes(sizes: tuple[int, ...], lengths: l
     given = items(*sizes)
     cut = list(split_by_size(given, most_keys=3, most_bytes=100, largest=largest_of(given)))
     assert [len(run) for run in cut] == lengths
-    assert [one for run in cut for one in run] == given
+    assert [item for run in cut for item in run] == given
     assert list(split_by_size(given, most_keys=3, most_bytes=100, largest=10**9)) == cut

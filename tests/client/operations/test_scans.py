@@ -103,7 +103,7 @@ def test_scan_of_equal_replicas_requests_one_digest_per_page(joined: Joined, req
     assert seen(joined, request_) == wanted(request_, KEYS)
     assert set(kinds(joined)) <= {request_.__name__, "Count"}
     asked = [envelope.message for _, envelope in joined.asked]
-    digests = [one for one in asked if isinstance(one, Count) and one.moment]
+    digests = [message for message in asked if isinstance(message, Count) and message.moment]
     assert len(digests) == len(asked) - len(digests) == 6, "six pairs of three replicas"
 
 
@@ -111,7 +111,7 @@ def test_scan_at_level_one_requests_no_digest(joined: Joined) -> None:
     joined.put(KEYS, "all")
     joined.asked.clear()
     assert joined.scan() == KEYS
-    assert [one.message.digest for _, one in joined.asked] == [False] * 3
+    assert [envelope.message.digest for _, envelope in joined.asked] == [False] * 3
 
 
 def test_next_page_is_requested_with_digest_of_previous_page(
@@ -134,8 +134,10 @@ def test_scan_looks_up_only_differing_partitions(joined: Joined) -> None:
     joined.forget("b", "k7")
     joined.asked.clear()
     assert seen(joined, Scan, "all") == wanted(Scan, KEYS)
-    listed = [one.message for _, one in joined.asked if isinstance(one.message, ScanKeys)]
-    assert [len(one.partitions) for one in listed] == [2, 2, 2]
+    listed = [
+        envelope.message for _, envelope in joined.asked if isinstance(envelope.message, ScanKeys)
+    ]
+    assert [len(message.partitions) for message in listed] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("level", ["quorum", "all"])
@@ -226,7 +228,9 @@ class TestFailures:
 
     def test_scan_fails_with_too_few_synced_replicas(self, joined: Joined) -> None:
         joined.put(KEYS, "all")
-        members = tuple(replace(one, synced=one.id == "a") for one in joined.topology.members)
+        members = tuple(
+            replace(member, synced=member.id == "a") for member in joined.topology.members
+        )
         joined.session.install(_next(joined.topology, members=members).encode(), list("abc"))
         with pytest.raises(Unavailable):
             joined.walk(Scan, "quorum")
@@ -429,7 +433,7 @@ class TestForeignKeys:
     FOREIGN = (b"\x80odd", b"\xfeshort", b"\xc3(")
 
     def store(self, joined: Joined, *encoded: bytes) -> None:
-        items: list[Any] = [(one, one, TYPES.encode(1)) for one in encoded]
+        items: list[Any] = [(key, key, TYPES.encode(1)) for key in encoded]
         deadline = joined.now + 5000
         joined.run(PutOperation(joined.session, deadline, "i", Level("all"), items, None))
 
@@ -445,15 +449,15 @@ class TestForeignKeys:
         joined.put(KEYS, "all")
         self.store(joined, *self.FOREIGN)
         for peer in missed_by if level != "one" else "":
-            for one in self.FOREIGN:
-                self.lose(joined, peer, one)
+            for key in self.FOREIGN:
+                self.lose(joined, peer, key)
         level = "all" if missed_by == "ab" and level == "quorum" else level
         assert seen(joined, Count, level) == len(KEYS) + len(self.FOREIGN)
 
     def test_foreign_key_differs_from_bytes_key_with_same_bytes(self, joined: Joined) -> None:
         self.store(joined, b"\x80odd", b"\xff\x80odd")
-        for one in (b"\x80odd", b"\xff\x80odd"):
-            self.lose(joined, "a", one)
+        for key in (b"\x80odd", b"\xff\x80odd"):
+            self.lose(joined, "a", key)
         assert seen(joined, Count) == 2
 
     @pytest.mark.parametrize("request_", [Scan, ScanKeys])

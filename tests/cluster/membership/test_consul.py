@@ -164,7 +164,7 @@ class TestRestartedAgent:
         assert membership.read() == StoredTopology(None, NOTHING), "that is for others to put back"
         assert membership.alive() == {"p1": announcement("p1", 5077)}
         assert membership.acquire("conductor")
-        assert [one["ServicePort"] for one in agent.get("catalog/service/dstash")] == [5077]
+        assert [service["ServicePort"] for service in agent.get("catalog/service/dstash")] == [5077]
 
     def test_changed_announcement_is_restored(
         self, agent: ConsulAgent, membership: ConsulMembership
@@ -176,7 +176,7 @@ class TestRestartedAgent:
         agent.restart()
         wait_until(lambda: answer_of(membership.alive), PATIENCE, "announced again")
         assert membership.alive() == {"p1": announcement("p1", 5078, "member")}
-        assert [one["ServicePort"] for one in agent.get("catalog/service/dstash")] == [5078]
+        assert [service["ServicePort"] for service in agent.get("catalog/service/dstash")] == [5078]
 
     def test_topology_watch_restarts_from_first_index(
         self, agent: ConsulAgent, membership: ConsulMembership
@@ -278,7 +278,7 @@ class TestService:
         peer.close()
         wait_until(lambda: consul_agent.get(mine) == [], PATIENCE, "it is deregistered")
         assert consul_agent.get(f"kv/dstash/{cluster}/?recurse") is None
-        sessions = [one["Name"] for one in consul_agent.get("session/list")]
+        sessions = [session["Name"] for session in consul_agent.get("session/list")]
         assert not [name for name in sessions if cluster in name]
 
     def test_service_of_a_crashed_run_is_removed_by_the_next(

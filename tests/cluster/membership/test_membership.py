@@ -112,7 +112,7 @@ class TestTopology:
                     conflicts += 1
             return conflicts
 
-        together(*(lambda one=one: add(one) for one in members))
+        together(*(lambda member=member: add(member) for member in members))
         stored = members[0].read().topology
         assert stored is not None
         assert stored.epoch == 41
@@ -309,10 +309,12 @@ class TestNamedLocks:
         members = [site.open() for _ in range(4)]
         for number, membership in enumerate(members):
             membership.announce(announcement(f"p{number}"))
-        taken = together(*(lambda one=one: one.acquire("coordinator") for one in members))
+        taken = together(
+            *(lambda member=member: member.acquire("coordinator") for member in members)
+        )
         assert sorted(map(bool, taken)) == [False, False, False, True]
         holder = members[taken.index(True)]
-        others = [one for one in members if one is not holder]
+        others = [member for member in members if member is not holder]
         assert holder.acquire("coordinator"), "it is held still"
         assert holder.acquire("another")
         for other in others:

@@ -36,8 +36,8 @@ def status(
 
 
 def of(worked_out: Plan, peer: str) -> tuple[int, int, int, int]:
-    one = next(one for one in worked_out.peers if one.id == peer)
-    return one.before, one.after, one.incoming, one.loses
+    share = next(share for share in worked_out.peers if share.id == peer)
+    return share.before, share.after, share.incoming, share.loses
 
 
 def test_plan_of_one_more_peer_moves_only_its_share() -> None:

@@ -42,9 +42,9 @@ def chosen_from_all(members: Sequence[Candidate], replicas: int, partition: int)
     columns = scores(members, replicas)
     ranked = sorted(sorted(members), key=lambda member: columns[member.id][partition], reverse=True)
     chosen: list[Candidate] = []
-    for one in ranked:
-        if len(chosen) < replicas and one.zone not in {other.zone for other in chosen}:
-            chosen.append(one)
+    for candidate in ranked:
+        if len(chosen) < replicas and candidate.zone not in {other.zone for other in chosen}:
+            chosen.append(candidate)
     rest = [member for member in ranked if member not in chosen]
     return [member.id for member in (chosen + rest)[:replicas]]
 
@@ -145,8 +145,8 @@ class TestReferenceTables:
         self, zones: str, replicas: int, expected: Sequence[float]
     ) -> None:
         some = [
-            one._replace(weight=weight)
-            for one, weight in zip(peers(*zones), (1, 1, 2, 3), strict=True)
+            candidate._replace(weight=weight)
+            for candidate, weight in zip(peers(*zones), (1, 1, 2, 3), strict=True)
         ]
         found = [column[0] for column in scores(some, replicas).values()]
         assert found == pytest.approx(expected, rel=1e-12)
@@ -156,8 +156,8 @@ class TestReferenceTables:
         assert [partition_of(key) for key in keys] == [1507, 1218, 2535, 511, 3950]
 
 
-def weighted(one: Candidate) -> st.SearchStrategy[Candidate]:
-    return weights.map(lambda weight: one._replace(weight=weight))
+def weighted(candidate: Candidate) -> st.SearchStrategy[Candidate]:
+    return weights.map(lambda weight: candidate._replace(weight=weight))
 
 
 weights = st.sampled_from([0.25, 1.0, 1.0, 1.0, 3.0])
@@ -167,7 +167,10 @@ members = st.lists(
     max_size=12,
 ).flatmap(
     lambda some: st.tuples(
-        *[weights.map(lambda w, one=one: one._replace(weight=w)) for one in some]
+        *[
+            weights.map(lambda w, candidate=candidate: candidate._replace(weight=w))
+            for candidate in some
+        ]
     )
 )
 equal_members = members.map(lambda some: [member._replace(weight=1.0) for member in some])
@@ -235,8 +238,8 @@ class TestCollisions:
 
     def test_ties_are_stable_when_a_member_joins_or_leaves(self) -> None:
         everyone = peers(*"abcab")
-        for one in everyone:
-            rest = [other for other in everyone if other is not one]
+        for candidate in everyone:
+            rest = [other for other in everyone if other is not candidate]
             assert place_again(place(rest, 2), rest, everyone, 2) == place(everyone, 2)
             assert place_again(place(everyone, 2), everyone, rest, 2) == place(rest, 2)
 
@@ -256,7 +259,9 @@ def test_hashes_at_the_ends_of_their_range_have_a_score(
     rendezvous._weighted_lots.cache_clear()
     monkeypatch.setattr(rendezvous, "_cached_lots", end)
     weights = (1e-6, 1.0, 1e6)
-    some = [one._replace(weight=w) for one, w in zip(peers(*"aab"), weights, strict=True)]
+    some = [
+        candidate._replace(weight=w) for candidate, w in zip(peers(*"aab"), weights, strict=True)
+    ]
     for members in (some, peers(*"aab")):
         for column in scores(members, replicas).values():
             assert 0 <= column[0] < math.inf
@@ -276,8 +281,8 @@ class TestFairness:
 
     def test_shares_follow_weights(self) -> None:
         some = [Candidate(f"peer{n}", str(n), weight) for n, weight in enumerate((1, 2, 3, 4))]
-        for one, share in zip(some, self.shares(some, 1).values(), strict=True):
-            assert share == pytest.approx(one.weight / 10, rel=0.05)
+        for candidate, share in zip(some, self.shares(some, 1).values(), strict=True):
+            assert share == pytest.approx(candidate.weight / 10, rel=0.05)
 
     @pytest.mark.parametrize(
         ("zones", "heavy", "replicas"),
@@ -313,15 +318,20 @@ class TestFairness:
     @pytest.mark.parametrize("replicas", [1, 2, 3, 5])
     def test_very_different_weights_are_followed(self, zones: str, replicas: int) -> None:
         some = [
-            one._replace(weight=weight)
-            for one, weight in zip(peers(*zones), (999_999, 1e-12, 1e-12, 1e-320), strict=True)
+            candidate._replace(weight=weight)
+            for candidate, weight in zip(
+                peers(*zones), (999_999, 1e-12, 1e-12, 1e-320), strict=True
+            )
         ]
         shares = self.shares(some, replicas)
         assert shares["peer0"] == 1
         assert sum(shares.values()) == min(replicas, len(some))
 
     def test_member_with_a_share_above_one_copy_holds_everything(self) -> None:
-        some = [one._replace(weight=w) for one, w in zip(peers(*"abcd"), (9, 2, 1, 1), strict=True)]
+        some = [
+            candidate._replace(weight=w)
+            for candidate, w in zip(peers(*"abcd"), (9, 2, 1, 1), strict=True)
+        ]
         shares = self.shares(some, 2)
         assert list(shares.values()) == [
             1,
@@ -365,7 +375,10 @@ class TestMovement:
 
     @pytest.mark.parametrize("zones", ["abcdefghi", "aaaaaaaaa"])
     def test_unequal_weights_move_little_more_than_the_share(self, zones: str) -> None:
-        before = [one._replace(weight=2.0 if n < 2 else 1.0) for n, one in enumerate(peers(*zones))]
+        before = [
+            candidate._replace(weight=2.0 if n < 2 else 1.0)
+            for n, candidate in enumerate(peers(*zones))
+        ]
         after = [*before, Candidate("new", "z" if zones[1] == "b" else "a")]
         moved = taken = 0
         for old, new in zip(place(before, 3), place(after, 3), strict=True):

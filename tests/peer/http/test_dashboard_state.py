@@ -25,10 +25,10 @@ def topology(*members: Member, **more: Any) -> Topology:
     return Topology("dstash", "id", 7, formed=True, members=members, **more)
 
 
-def known(one: Topology | None, alive: str = "abc", **more: Any) -> Known:
+def known(current: Topology | None, alive: str = "abc", **more: Any) -> Known:
     """Return what peer a knows; it has heard of the others just now."""
-    view = None if one is None else View(one, frozenset(alive))
-    others = [each.id for each in one.members if each.id != "a"] if one else []
+    view = None if current is None else View(current, frozenset(alive))
+    others = [each.id for each in current.members if each.id != "a"] if current else []
     sights = {peer: Sight(dict(WELL), heard=NOW) for peer in others}
     return Known("a", "dstash", NOW, view, WELL, [], sights)._replace(**more)
 
@@ -37,19 +37,19 @@ TRIO = topology(member("a"), member("b"), member("c"))
 
 
 def said(what: Known) -> list[tuple[int, str]]:
-    return [(one["badness"], one["text"]) for one in alerts(what, state.describe(what))]
+    return [(alert["badness"], alert["text"]) for alert in alerts(what, state.describe(what))]
 
 
 def healths(what: Known) -> dict[str, str]:
-    return {one["id"]: one["health"] for one in state.describe(what)["members"]}
+    return {member["id"]: member["health"] for member in state.describe(what)["members"]}
 
 
 def test_healthy_cluster_has_no_alerts() -> None:
     facts = state.describe(known(TRIO))
     assert said(known(TRIO)) == []
-    assert [one["health"] for one in facts["members"]] == ["ok"] * 3
-    assert sum(one["partitions"] for one in facts["sets"]) == 4096
-    assert {one["held"] for one in facts["members"]} == {4096}
+    assert [member["health"] for member in facts["members"]] == ["ok"] * 3
+    assert sum(part["partitions"] for part in facts["sets"]) == 4096
+    assert {member["held"] for member in facts["members"]} == {4096}
     assert facts["change"] is None
 
 
@@ -105,7 +105,7 @@ def test_peer_that_has_not_joined_is_an_alert() -> None:
 def test_join_is_shown_with_progress() -> None:
     joining = topology(*TRIO.members, member("d", state=State.JOINING), change=Change(7, rate=9))
     what = known(joining, "abcd")
-    total = len([one for one in View(joining).writers if "d" in one])
+    total = len([row for row in View(joining).writers if "d" in row])
     maintenance = {
         "streaming": 1,
         "streaming_of": total,
@@ -114,10 +114,10 @@ def test_join_is_shown_with_progress() -> None:
     }
     what.sights["d"].status["maintenance"] = maintenance  # type: ignore[index]
     facts = state.describe(what)
-    transfer = {one["peer"]: one for one in facts["change"]["transfers"]}["d"]
+    transfer = {item["peer"]: item for item in facts["change"]["transfers"]}["d"]
     assert (transfer["partitions"], transfer["done"], transfer["rate"]) == (total, total - 1, 2500)
     assert facts["change"]["joining"] == ["d"]
-    assert sum(one["moving"] for one in facts["sets"]) == total
+    assert sum(part["moving"] for part in facts["sets"]) == total
     assert alerts(what, facts) == []
 
 
@@ -125,7 +125,7 @@ def test_lag_is_the_sum_of_hints_for_the_peer() -> None:
     what = known(TRIO)
     for peer, count in (("b", 30), ("c", 12)):
         what.sights[peer].status["maintenance"] = {"hints": {"a": count}}  # type: ignore[index]
-    assert {one["id"]: one["lag"] for one in state.describe(what)["members"]}["a"] == 42
+    assert {member["id"]: member["lag"] for member in state.describe(what)["members"]}["a"] == 42
 
 
 def test_load_sums_all_peers() -> None:
@@ -151,7 +151,7 @@ def test_large_cluster_is_shortened_to_first_peers() -> None:
     sets = state.describe(known(large))["sets"]
     short = state.shorten(sets)
     assert len(short) == 15 < 500 < len(sets)
-    assert sum(one["partitions"] for one in short) == 4096
+    assert sum(part["partitions"] for part in short) == 4096
     assert state.shorten(sets[:10]) == sets[:10]
 
 

@@ -30,7 +30,7 @@ class Scrape:
     """What one scrape said."""
 
     def __init__(self, text: str) -> None:
-        self.families = {one.name: one for one in text_string_to_metric_families(text)}
+        self.families = {item.name: item for item in text_string_to_metric_families(text)}
         self.samples: dict[Series, float] = {
             (sample.name, frozenset(sample.labels.items())): sample.value
             for family in self.families.values()
@@ -76,9 +76,9 @@ def test_scrape_has_request_counters(worked: tuple[Peers, dict[str, Scrape]]) ->
     put = {"kind": "put", "level": "", "outcome": "accepted"}
     assert found.get("dstash_requests_total", **put) >= 1
     quorum = {"kind": "lookup", "level": "quorum", "outcome": "answered"}
-    lookups = [one.get("dstash_requests_total", **quorum) for one in scrapes.values()]
+    lookups = [page.get("dstash_requests_total", **quorum) for page in scrapes.values()]
     assert sum(lookups) >= 2, "values from one replica, a digest from the other"
-    reads = [one.get("dstash_read_keys_sum") for one in scrapes.values()]
+    reads = [page.get("dstash_read_keys_sum") for page in scrapes.values()]
     assert sum(reads) == 500, "each key from one replica"
     assert found.get("dstash_written_keys_sum") == 501
     assert 0 < found.get("dstash_commit_sync_seconds_sum") < found.get("dstash_commit_seconds_sum")
@@ -110,8 +110,8 @@ def test_refusals_are_counted_by_reason(peers: Peers) -> None:
     with pytest.raises(DStashError):
         peers.client(cluster="another", timeout=2.0).lookup("numbers", 1)
     found = sum(
-        scrape(one).get("dstash_requests_total", kind="hello", level="", outcome="wrong_cluster")
-        for one in peers.all.values()
+        scrape(peer).get("dstash_requests_total", kind="hello", level="", outcome="wrong_cluster")
+        for peer in peers.all.values()
     )
     assert found >= 1
 
@@ -144,9 +144,9 @@ def test_documentation_lists_every_metric(peers: Peers) -> None:
     listed = set(re.findall(r"`(dstash_[a-z_]+)`", DOCUMENT.read_text()))
     families = scrape(peers["a"]).families.values()
     ours = {
-        f"{one.name}_total" if one.type == "counter" else one.name
-        for one in families
-        if one.name.startswith("dstash_")
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for family in families
+        if family.name.startswith("dstash_")
     }
     assert listed == ours
 
@@ -159,7 +159,9 @@ def _names(expressions: list[str]) -> set[str]:
 
 def _all_names(found: Scrape) -> set[str]:
     """Return the names of all families, also of those without samples yet."""
-    counters = {f"{one.name}_total" for one in found.families.values() if one.type == "counter"}
+    counters = {
+        f"{family.name}_total" for family in found.families.values() if family.type == "counter"
+    }
     return found.names | counters | set(found.families)
 
 
@@ -169,8 +171,8 @@ def _panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_grafana_dashboard_uses_existing_metrics(peers: Peers) -> None:
     dashboard = json.loads(DASHBOARD.read_text())
-    expressions = [one["expr"] for panel in _panels(dashboard) for one in panel["targets"]]
-    expressions += [str(one.get("query", "")) for one in dashboard["templating"]["list"]]
+    expressions = [target["expr"] for panel in _panels(dashboard) for target in panel["targets"]]
+    expressions += [str(variable.get("query", "")) for variable in dashboard["templating"]["list"]]
     named = _names(expressions)
     assert len(named) >= 15
     assert named - _all_names(scrape(peers["a"])) == set()

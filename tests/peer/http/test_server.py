@@ -33,14 +33,14 @@ def test_slow_and_silent_clients_do_not_block_others(server: HttpServer) -> None
     host, port = server.address.removeprefix("http://").split(":")
     crowd = [socket.create_connection((host, int(port)), timeout=30) for _ in range(100)]
     try:
-        for place, one in enumerate(crowd):
-            one.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n" if place % 2 else b"GET /sm")
+        for place, client in enumerate(crowd):
+            client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n" if place % 2 else b"GET /sm")
         assert _get(server, "/small") == 200
         first = b"".join(iter(lambda: crowd[0].recv(1 << 16), b""))
         assert first == b"", "the oldest had to go"
     finally:
-        for one in crowd:
-            one.close()
+        for client in crowd:
+            client.close()
 
 
 def test_methods_other_than_get_are_refused(server: HttpServer) -> None:

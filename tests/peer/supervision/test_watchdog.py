@@ -36,7 +36,7 @@ def test_ended_thread_fails_health_and_stops_the_peer(
         thread.join()
     assert watchdog.problems() == ["thread t has ended (ZeroDivisionError: division by zero)"]
     assert "thread t has ended (ZeroDivisionError: division by zero)" in str(failures[0])
-    assert [(one["event"], one["thread"]) for one in logs] == [("a thread has ended", "t")]
+    assert [(line["event"], line["thread"]) for line in logs] == [("a thread has ended", "t")]
     assert logs[0]["exc_info"] is True
 
 
@@ -53,7 +53,7 @@ def test_hanging_thread_fails_health_until_it_continues(
         wait_until(lambda: logs, 20, "it is logged")
         quiet = 0.0
         wait_until(lambda: len(logs) > 1, 20, "its end is logged")
-    assert [one["event"] for one in logs] == ["a thread hangs", "a thread that hung continues"]
+    assert [line["event"] for line in logs] == ["a thread hangs", "a thread that hung continues"]
     assert watchdog.problems() == []
     assert failures == []
 
@@ -74,9 +74,9 @@ class TestComplaints:
                 self.fail(complaints, DStashError("other"))
             now += 61
             self.fail(complaints, ValueError("again"))
-        assert [(one["error"], one["times"]) for one in logs] == [
+        assert [(line["error"], line["times"]) for line in logs] == [
             ("0", 1),
             ("other", 1),
             ("again", 50),
         ]
-        assert [one["exc_info"] is None for one in logs] == [False, True, False]
+        assert [line["exc_info"] is None for line in logs] == [False, True, False]

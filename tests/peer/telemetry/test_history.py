@@ -42,7 +42,7 @@ def test_samples_are_taken_at_full_seconds() -> None:
     history = History(Meters(), NOW + 700)
     for late in (1000, 1900, 2050, 2990, 3001):
         history.note(NOW + late)
-    assert [one.at - NOW for one in history.since(0)] == [1000, 2050, 3001]
+    assert [sample.at - NOW for sample in history.since(0)] == [1000, 2050, 3001]
 
 
 def test_oldest_samples_are_dropped() -> None:

@@ -31,7 +31,7 @@ def test_answer_has_one_outcome() -> None:
         Error.of(DiskFull("full")),
         Error(9999, "of a newer version"),
     ]
-    assert [outcome_of(one) for one in answers] == ["Stored", "Partly", "DiskFull", "Refused"]
+    assert [outcome_of(answer) for answer in answers] == ["Stored", "Partly", "DiskFull", "Refused"]
 
 
 def _write(message: Any, correlation: int) -> WaitingWrite:
@@ -65,7 +65,7 @@ def test_commit_counts_every_write_once() -> None:
 
 
 def test_labels_are_in_snake_case() -> None:
-    assert [snake(one) for one in ("ScanKeys", "Put", StaleEpoch.__name__)] == [
+    assert [snake(text) for text in ("ScanKeys", "Put", StaleEpoch.__name__)] == [
         "scan_keys",
         "put",
         "stale_epoch",
@@ -87,7 +87,9 @@ class _Hanging:
 
 def test_hanging_peer_reports_that_it_hangs() -> None:
     collector = PeerCollector(cast(PeerServer, _Hanging()), cast(PeerCore, None))
-    samples = {one.name: one.value for family in collector.collect() for one in family.samples}
+    samples = {
+        sample.name: sample.value for family in collector.collect() for sample in family.samples
+    }
     assert samples["dstash_responsive"] == 0
     assert samples["dstash_loop_quiet_seconds"] == 12.5
     assert "dstash_ready" not in samples

@@ -13,7 +13,7 @@ from dstash.wire.replication import HistoryReply, HistoryRequest
 from dstash.wire.shapes import Message
 
 NOW = 1_700_000_000_000
-MEMBERS = tuple(Member(one, f"tcp://{one}:1", "store", one) for one in "abc")
+MEMBERS = tuple(Member(name, f"tcp://{name}:1", "store", name) for name in "abc")
 VIEW = View(Topology("dstash", "id", 1, formed=True, members=MEMBERS), frozenset("abc"))
 
 
@@ -34,7 +34,7 @@ class Bench:
 
 
 def _asked(outgoing: list[Outgoing]) -> dict[str, Message]:
-    return {one.peer: decode(one.frames).message for one in outgoing}
+    return {request.peer: decode(request.frames).message for request in outgoing}
 
 
 def test_observer_sends_no_request_unless_watched() -> None:
@@ -51,14 +51,14 @@ def test_observer_has_one_pending_request_per_peer() -> None:
     first = bench.tick(NOW)
     assert len(first) == 2
     assert bench.tick(NOW + 1000) == []
-    to_b = next(one for one in first if one.peer == "b")
+    to_b = next(request for request in first if request.peer == "b")
     (second,) = bench.answer(to_b, StatusReply({"ready": True}), NOW + 1100)
     assert _asked([second]) == {"b": HistoryRequest(0)}
     samples = HistoryReply(pack_samples([Sample(NOW, reads=7)]))
     assert bench.answer(second, samples, NOW + 1200) == []
     sight = bench.observer.sights["b"]
     assert (sight.status, sight.heard, sight.alert) == ({"ready": True}, NOW + 1100, "")
-    assert [one.reads for one in sight.samples] == [7]
+    assert [sample.reads for sample in sight.samples] == [7]
     (third,) = bench.tick(NOW + 2000)
     (fourth,) = bench.answer(third, StatusReply({}), NOW + 2100)
     assert _asked([fourth]) == {"b": HistoryRequest(NOW)}, "only what is new"
@@ -70,12 +70,12 @@ def test_lost_connection_is_shown_until_the_next_answer() -> None:
     first = bench.tick(NOW)
     bench.observer.lost("b")
     assert bench.observer.sights["b"].is_gone
-    for one in first:
-        bench.scheduler.unsent(one.peer, one.correlation)
+    for request in first:
+        bench.scheduler.unsent(request.peer, request.correlation)
     bench.tick(NOW + 500)
     assert bench.observer.sights["b"].alert == "b is not connected"
-    for one in bench.tick(NOW + 1000):
-        more = bench.answer(one, StatusReply({}), NOW + 1100)
+    for request in bench.tick(NOW + 1000):
+        more = bench.answer(request, StatusReply({}), NOW + 1100)
         bench.answer(more[0], HistoryReply(b""), NOW + 1200)
     assert not bench.observer.sights["b"].is_gone
 

@@ -60,10 +60,10 @@ def test_commit_is_noted_in_each_write_of_its_group(peer: Traced) -> None:
     commit.run(peer.store)
     commit.note(took=0.5, sync=0.2)
     peer.core.committed(commit, peer.now)
-    assert [one.group for one in peer.noted] == [3, 3]
-    for one in peer.noted:
-        assert one.synced - one.merged == 200_000_000
-        assert one.synced - one.taken == 500_000_000
+    assert [notes.group for notes in peer.noted] == [3, 3]
+    for notes in peer.noted:
+        assert notes.synced - notes.merged == 200_000_000
+        assert notes.synced - notes.taken == 500_000_000
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_commit_is_noted_in_each_write_of_its_group(peer: Traced) -> None:
         (StatusRequest(), "StatusRequest", "", 0),
         (CopyRequest(EVERYWHERE, b""), "CopyRequest", "", 0),  # answered by a task, later
     ],
-    ids=lambda one: type(one).__name__,
+    ids=lambda value: type(value).__name__,
 )
 def test_reads_and_peer_queries_are_noted(
     peer: Traced, message: Message, kind: str, level: str, number: int
@@ -100,7 +100,7 @@ def test_request_of_future_epoch_is_noted_when_it_expires(peer: Traced) -> None:
     assert peer.hear(put(b"k"), epoch=EPOCH + 1) == []
     peer.now += 5000
     peer.turn()
-    assert [one.outcome for one in peer.noted] == ["NotReady"]
+    assert [notes.outcome for notes in peer.noted] == ["NotReady"]
 
 
 def test_request_without_answer_is_not_noted(peer: Traced) -> None:

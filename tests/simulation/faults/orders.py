@@ -74,7 +74,7 @@ class Operator:
 
     def _remove_some(self, topology: Topology) -> None:
         """Let one or two members leave; at times so many that fewer are left than replicas."""
-        stay = [one.id for one in topology.members if one.state is not State.LEAVING]
+        stay = [member.id for member in topology.members if member.state is not State.LEAVING]
         least = max(2, topology.replicas - self._rng.choice((0, 0, 1)))
         leaving = min(len(stay) - least, self._rng.choice((1, 1, 2)))
         if leaving > 0:
@@ -82,7 +82,7 @@ class Operator:
 
     def _forget_one(self, topology: Topology) -> None:
         alive = self._world.membership.alive("")
-        dead = [one.id for one in topology.members if one.id not in alive]
+        dead = [member.id for member in topology.members if member.id not in alive]
         if dead and len(topology.members) > max(2, topology.replicas - 1):
             self._order("forget", [self._rng.choice(dead)])
 
