@@ -1,1 +1,1 @@
-"""The whole cluster in one process: real cores, and a world around them made from one seed."""
+"""Simulation of a cluster in one process: real cores in a world that one seed determines."""

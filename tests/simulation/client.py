@@ -28,7 +28,7 @@ _TYPES: Final = TypeRegistry()
 
 
 class VirtualChannel(Channel):
-    """The real channel with another loop: it receives the ready sockets instead of polling."""
+    """The real channel, except that it is given the ready sockets instead of polling."""
 
     def __init__(self, client: VirtualClient, session: Session) -> None:
         self._client = client
@@ -60,7 +60,7 @@ class VirtualChannel(Channel):
             self._client.do(self.pump)
 
     def pump(self) -> None:
-        """Do what a turn of the real loop does after its poll."""
+        """Do what an iteration of the real loop does after its poll."""
         if not self._running:
             return
         operation = self._running[0]
@@ -101,7 +101,7 @@ class VirtualChannel(Channel):
             self._send(self._session.probes(now), search)
 
     def _end_search(self) -> bool:
-        """End a search that is done, or whose call is; returns whether there was one."""
+        """End a search that has finished or whose call has ended; return whether there was one."""
         if len(self._running) < 2 or not any(running.done for running in self._running):
             return False
         self._running.pop()
@@ -127,11 +127,11 @@ class VirtualChannel(Channel):
 
 
 class VirtualClient:
-    """A thread of a client process: it makes one call at a time.
+    """A thread of a client process; it makes one call at a time.
 
     Args:
-        world: where it lives.
-        name: of this thread; values that it writes contain it.
+        world: the world.
+        name: of this thread; the values that it writes contain it.
         clock: of its machine.
         settings: of the client.
         session: of the client that it is a thread of; None for the first thread of a process.
@@ -171,7 +171,7 @@ class VirtualClient:
         return True
 
     def do(self, action: Callable[[], None]) -> None:
-        """Do something, when the process is not paused."""
+        """Call ``action`` when the process is not paused."""
         if self.is_paused:
             if action not in self._deferred:
                 self._deferred.append(action)
@@ -196,14 +196,14 @@ class VirtualClient:
         self.is_paused = True
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Resume the process."""
         self.is_paused = False
         deferred, self._deferred = self._deferred, []
         for action in deferred:
             self.do(action)
 
     def run(self, operation: Operation, done: Callable[[Any, DStashError | None], None]) -> None:
-        """Make a call, after finding the cluster if need be, as the blocking client does."""
+        """Make a call; find the cluster first if necessary, as the blocking client does."""
 
         def ended(operation: Operation) -> None:
             try:
@@ -229,7 +229,7 @@ class VirtualClient:
 
 
 def copy_session(session: Session) -> Session:
-    """Return what a forked process has of a session."""
+    """Return the session as a forked process has it."""
     apart = (session.wall, session.view, session._random_bytes, session._process)
     return deepcopy(session, {id(outside): outside for outside in apart})
 

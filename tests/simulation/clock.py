@@ -1,4 +1,4 @@
-"""The clocks of virtual machines: each is off by something of its own, and drifts."""
+"""The clocks of virtual machines: each has its own offset and drift."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Final
 
 from tests.simulation.events import Events
 
-#: When the world begins, in milliseconds since 1970.
+#: The start of the world, in milliseconds since 1970.
 BEGIN_MS: Final = 1_900_000_000_000
 
 
 class WallClock:
-    """Milliseconds since 1970 as one machine believes them to be.
+    """The wall clock of one machine, in milliseconds since 1970.
 
     Args:
-        offset_ms: how far it is ahead of the truth.
+        offset_ms: how far it is ahead of true time.
         drift_ppm: how much further it gets ahead (microseconds a second).
     """
 
@@ -26,7 +26,7 @@ class WallClock:
         self.worst_ms = abs(offset_ms)
 
     def __call__(self) -> int:
-        """Return what the clock shows."""
+        """Return the time that the clock shows."""
         return BEGIN_MS + self.offset_ms + (self._events.now + self._drifted()) // 1_000
 
     def _drifted(self) -> int:
@@ -43,12 +43,12 @@ class WallClock:
         self.worst_ms = max(self.worst_ms, self.error_ms())
 
     def set_right(self, within_ms: int = 200) -> None:
-        """Bring a clock that is far off back to where peers accept its versions."""
+        """Correct a clock that is far off, so that peers accept its versions."""
         error = self.offset_ms + self._drifted() // 1_000
         if abs(error) > within_ms:
             self.step(-error)
 
 
 def true_ms(moment: int) -> int:
-    """Return a moment of the world as milliseconds since 1970, rounded down."""
+    """Return a time of the world in milliseconds since 1970, rounded down."""
     return BEGIN_MS + moment // 1_000

@@ -1,4 +1,4 @@
-"""Under what conditions a run happens: how many machines, how good, and what befalls them."""
+"""The conditions of a run: the number and quality of machines, and the faults."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _CLOCKS: Final = (
     (50, 20_000, (-5_000, 5_000)),
 )
 
-#: A promise about the past holds up repairs for 10 s: horizons may not be sought more often.
+#: A promise about the past delays repairs for 10 s: horizons must not be agreed on more often.
 _PACES: Final = (Pace(), Pace(3_000, 15_000, 5_000), Pace(2_000, 12_000, 500))
 
-#: Records a slice: few, so that what takes many slices in a large store is cut off in small ones.
+#: Records per slice: few, so that walks of a small store are interrupted like those of a large one.
 _SLICES: Final = (1, 4, SLICE)
 
 #: How large pages of a copy are, at least and at most (effort): of two or three records, or of all.
@@ -40,7 +40,7 @@ _LEVELS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """The conditions of one run. Times are in microseconds, but for those that say otherwise.
+    """The conditions of one run. Times are in microseconds unless stated otherwise.
 
     Attributes:
         levels: weights of the levels one, quorum, all.
@@ -49,15 +49,15 @@ class Conditions:
         calm: mean time between faults.
         pace: how often peers compare replicas and agree on horizons.
         spares: machines that may join.
-        slice_records: how many records a peer walks in one go.
+        slice_records: how many records a peer walks in one step.
         page_bytes: what a page of a copy weighs, at least and at most.
-        down_out_after: seconds after which peers give up one that is down; 0 for never.
-        profiles: names of the profiles that changed what was drawn.
+        down_out_after: seconds after which peers forget a member that is down; 0 for never.
+        profiles: names of the profiles that changed the drawn conditions.
         weights: of the peers; all are 1.0 where there are none.
         threads: how many threads of a client share its session, in addition to the first.
         aligned: calls begin at multiples of this time, so that those of several clients meet in
             one millisecond; 0 for any time.
-        mix: (kind of call, weight) pairs, in addition to the common mix, or in place of its.
+        mix: (kind of call, weight) pairs, in addition to the common mix, or instead of its pairs.
         batch: how many keys a batch has, at least and at most.
         padding: bytes by which values are longer than their names.
         has_small_limits: whether requests, replies and pages hold only a few records.
@@ -98,9 +98,9 @@ def draw(rng: Random, calls: int, always: Collection[str] = ()) -> Conditions:
     """Draw the conditions of a run: the common ones, rare fault kinds, and profiles.
 
     Args:
-        rng: the source of chance.
+        rng: the random number generator.
         calls: calls of all clients, about.
-        always: names of profiles that the run has in any case.
+        always: names of profiles that the run has regardless of the draw.
     """
     from tests.simulation.profiles import apply  # profiles are made of conditions
 
@@ -116,10 +116,10 @@ def draw(rng: Random, calls: int, always: Collection[str] = ()) -> Conditions:
 
 
 def draw_common(rng: Random, calls: int) -> Conditions:
-    """Draw what every run has, with about that many calls.
+    """Draw the common conditions, with about that many calls.
 
-    A new draw belongs into a profile, or derives from what is drawn here: otherwise every seed
-    means something else from then on.
+    Put a new draw into a profile, or derive it from what is drawn here: otherwise every seed
+    changes its meaning.
     """
     peers = rng.choice((3, 3, 3, 4, 5))
     small, odd, chunked = rng.choice(_CLOCKS)
@@ -147,7 +147,7 @@ def draw_common(rng: Random, calls: int) -> Conditions:
         spares=rng.choice((1, 2)),
         down_out_after=rng.choice((0.0, 0.0, 2.5, 8.0)),
         faults=tuple(rng.sample(common_kinds(), count)),
-        # Not drawn: seeds that were found before this came keep their conditions.
+        # Not drawn, so that earlier seeds keep their conditions.
         slice_records=_SLICES[sum(offsets) % len(_SLICES)],
         page_bytes=_PAGES[sum(offsets) // len(_SLICES) % len(_PAGES)],
     )

@@ -15,7 +15,7 @@ from dstash.version import Stamp, Version
 
 
 class Copy(NamedTuple):
-    """What a disk held at a moment."""
+    """The content of a disk at one time."""
 
     store_id: str
     records: dict[bytes, bytes]
@@ -25,10 +25,10 @@ class Copy(NamedTuple):
 
 
 class SimulatedStore(TwinStore):
-    """The dictionary twin with the misfortunes of a disk.
+    """The dictionary twin with the faults of a disk.
 
-    A commit that returned is on disk. One that was in progress when the process died, or whose sync
-    failed, is there wholly or not at all: chance decides, when the store is opened again.
+    A commit that returned is on disk. A commit that was in progress when the process ended, or
+    whose sync failed, is on disk completely or not at all, as drawn when the store is opened again.
     """
 
     def __init__(self, store_id: str, rng: Random) -> None:
@@ -37,14 +37,14 @@ class SimulatedStore(TwinStore):
         self._sorted: list[bytes] | None = None
         self._limbo: list[Sequence[Write]] = []
         self._broken: str | None = None
-        #: Set from outside: no commit has room, though nothing said so before; the next sync fails.
+        #: Set from outside: no commit has room, without an earlier sign; the next sync fails.
         self.is_full = False
         self.fails_next = False
         #: Bytes that are free on the disk; None where there is room for everything.
         self.free: int | None = None
 
     def open_again(self) -> None:
-        """Begin the life of another process on this disk."""
+        """Start the life of another process on this disk."""
         limbo, self._limbo, self._broken = self._limbo, [], None
         for writes in limbo:
             if self._rng.random() < 0.5:
@@ -55,7 +55,7 @@ class SimulatedStore(TwinStore):
         self._limbo.append(writes)
 
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
-        """Merge writes, if the disk lets them."""
+        """Merge writes, unless a fault prevents it."""
         if self._broken:
             raise StoreFailed(self._broken)
         self._check_room(writes)
@@ -67,7 +67,7 @@ class SimulatedStore(TwinStore):
         return self._merge(writes)
 
     def _check_room(self, writes: Sequence[Write]) -> None:
-        """Refuse what the disk has no room for. A record that is replaced is no room yet."""
+        """Refuse writes that the disk has no room for; replaced records still use space."""
         needed = sum(
             len(storage_key) + len(record)
             for write in writes
@@ -90,13 +90,13 @@ class SimulatedStore(TwinStore):
         return self.free is None or self.free > reserve
 
     def mark(self, name: bytes, content: bytes) -> None:
-        """Keep something about the store itself, if there is room."""
+        """Store marks, if there is room."""
         if self.is_full or self.free == 0:
             raise DiskFull(f"no room left on the virtual disk of {self.store_id}")
         super().mark(name, content)
 
     def check_writable(self) -> str | None:
-        """Return why nothing can be written any more, if it is so."""
+        """Return why the store accepts no more writes; None if it does."""
         return self._broken
 
     def copy(self) -> Copy:
@@ -106,7 +106,7 @@ class SimulatedStore(TwinStore):
         )
 
     def put_back(self, copy: Copy) -> None:
-        """Replace what is on the disk by a copy; no process may run on it."""
+        """Replace the content of the disk by a copy; no process may use it."""
         self.records, self.marks = dict(copy.records), dict(copy.marks)
         self.high_water, self._ceiling = copy.high_water, copy.ceiling
         self._limbo.clear()
@@ -119,7 +119,7 @@ class SimulatedStore(TwinStore):
         self.records[storage_key] = bytes(record)
 
     def forget_order(self) -> None:
-        """Handle a change of the records that this object did not make."""
+        """Handle a change of the records from outside."""
         self._sorted = None
 
     def ordered(self) -> list[bytes]:
@@ -135,7 +135,7 @@ class SimulatedStore(TwinStore):
 
 
 class _View:
-    """Looks at the store itself: in the simulation a snapshot is always read to its end."""
+    """A view of the store itself: in the simulation a snapshot is always read to its end."""
 
     def __init__(self, store: SimulatedStore) -> None:
         self._store = store

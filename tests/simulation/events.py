@@ -1,4 +1,4 @@
-"""Virtual time: a heap of what is still to happen."""
+"""Virtual time: a heap of future events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Action = Callable[..., object]
 
 
 class Events:
-    """What will happen, in order. Time is a whole number of microseconds since the world began."""
+    """Future events in order. Time is in whole microseconds since the start of the world."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -21,16 +21,16 @@ class Events:
         self._count = 0
 
     def at(self, when: int, action: Action, *args: Any) -> None:
-        """Call ``action(*args)`` at a moment; those of one moment run in the order of the calls."""
+        """Call ``action(*args)`` at a time; equal times run in the order of the calls."""
         self._count += 1
         heapq.heappush(self._heap, (max(when, self.now), self._count, action, args))
 
     def after(self, delay: int, action: Action, *args: Any) -> None:
-        """Call ``action(*args)`` when ``delay`` has passed."""
+        """Call ``action(*args)`` after ``delay``."""
         self.at(self.now + delay, action, *args)
 
     def run_until(self, end: int, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Let time pass until ``end``, or until ``stop``; returns whether it was ``stop``."""
+        """Run events until ``end`` or ``stop``; return whether it was ``stop``."""
         heap = self._heap
         while heap and heap[0][0] <= end:
             if stop():

@@ -21,10 +21,10 @@ from tests.simulation.trace import show_version
 #: A place in the data: index and key.
 Place = tuple[str, str]
 
-#: When something that never returned did.
+#: The end of a call that never returned.
 NEVER_RETURNED: Final = 1 << 62
 
-#: Kinds of writes that send records with the version that they have.
+#: Kinds of writes that send records with their existing version.
 _WHOLE_RECORDS: Final = ("touch", "restore")
 
 
@@ -32,7 +32,7 @@ _WHOLE_RECORDS: Final = ("touch", "restore")
 class Write:
     """One key of one call that writes.
 
-    ``versions`` are all under which it was ever sent; ``acked`` is the one that was acked.
+    ``versions`` are all versions under which it was sent; ``acked`` is the acked version.
     ``value`` is None for a delete. A touch carries the value of the record it saw. A write that is
     stamped again after clocks were set may get another expiry: ``first_expiry`` is the lowest,
     ``expiry`` the last.
@@ -50,9 +50,9 @@ class Write:
     outcome: Outcome = Outcome.UNKNOWN
     acked: Version | None = None
     error: str = ""
-    #: What the call raises when it is made for this key alone.
+    #: The error of the call when it is made for this key alone.
     raised: DStashError | None = None
-    #: What a delete of this key alone says of whether the key was there.
+    #: The result of a delete of this key alone: whether the key existed.
     found: bool | None = None
     versions: list[Version] = field(default_factory=list)
 
@@ -61,8 +61,8 @@ class Write:
 class Read:
     """One key of one call that reads. ``value`` is None when nothing was found.
 
-    ``version`` is known only when a whole record was read; ``is_blind`` says that only whether
-    there is a value was asked.
+    ``version`` is known only if a whole record was read; ``is_blind`` means that only the existence
+    of a value was requested.
     """
 
     client: str
@@ -106,16 +106,16 @@ class History:
     starts: list[int] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     counted: list[Counted] = field(default_factory=list)
-    #: What went wrong that no call should ever meet.
+    #: Failures that no call may have.
     broken: list[str] = field(default_factory=list)
 
     def add(self, write: Write) -> Write:
-        """Take note of a write that begins."""
+        """Record the start of a write."""
         self.writes.setdefault(write.place, []).append(write)
         return write
 
     def counts(self) -> dict[str, int]:
-        """Return how many writes had which outcome, and how many reads were answered."""
+        """Return the number of writes by outcome, and the number of answered reads."""
         counts = {"reads": len(self.reads)}
         for writes in self.writes.values():
             for write in writes:
@@ -124,7 +124,7 @@ class History:
 
 
 def follow(operation: WriteOperation, writes: dict[Key, Write]) -> None:
-    """Note under which versions the items of a write travel, and which are acked."""
+    """Record the versions under which the items of a write are sent and acked."""
     message, settle = operation.message, operation.settle
 
     def noting_message(
@@ -174,7 +174,7 @@ def conclude(
 
 
 def _conclude_single(write: Write, result: BatchResult | None, error: DStashError | None) -> None:
-    """Write down what the client makes of the result when a call has one key."""
+    """Record the client's result for a call with one key."""
     write.raised = error
     if result is None:
         return
@@ -187,7 +187,7 @@ def _conclude_single(write: Write, result: BatchResult | None, error: DStashErro
 
 
 def describe_write(write: Write) -> str:
-    """Return a write, for people."""
+    """Return a readable line about a write."""
     what = "" if write.kind == "delete" else f" of {write.value!r}"
     return (
         f"the {write.kind}{what} at {write.level} by {write.client} "
@@ -196,7 +196,7 @@ def describe_write(write: Write) -> str:
 
 
 def describe_writes(history: History, place: Place) -> list[str]:
-    """Return the writes of a key, as lines for people."""
+    """Return readable lines about the writes of a key."""
     return [
         f"{write.invoked / 1e6:11.6f}..{min(write.returned, 10**12) / 1e6:.6f} {write.client} "
         f"{write.kind} {write.value!r} at {write.level}: {write.outcome}"

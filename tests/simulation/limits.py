@@ -1,4 +1,4 @@
-"""Limits of requests, replies and pages, made so small that a few records reach them."""
+"""Limits of requests, replies and pages, so small that a few records reach them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SMALL = (
 
 
 def limits_of(conditions: Conditions) -> Iterable[AbstractContextManager[object]]:
-    """Return the patches that give a world its limits."""
+    """Return the patches that set the limits of a world."""
     least, most = conditions.page_bytes
     yield mock.patch.multiple(throttle, _GENTLE_PAGE=least, _MAX_GENTLE_PAGE=most)
     for module, values in _SMALL if conditions.has_small_limits else ():

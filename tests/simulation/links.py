@@ -10,7 +10,7 @@ from tests.simulation.network import Machine, Network, VirtualLink
 
 
 class _NoPoller:
-    """Nothing is waited for: the network calls back."""
+    """A poller that never waits: the network calls back."""
 
     def watch(self, *sockets: Any) -> None:
         """Ignore."""
@@ -20,7 +20,7 @@ class _NoPoller:
 
 
 class VirtualLinks(Links):
-    """Opens virtual connections. ``notify`` is called whenever one has something to give."""
+    """Opens virtual connections. ``notify`` is called whenever a connection has a message."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What was lost in a run beyond what a level of writing protects from."""
+"""Losses in a run against which write levels do not protect."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Loss(Enum):
-    """A kind of loss. After any of them a write that a single replica acked may be gone."""
+    """A kind of loss, after which a write that a single replica acked may be gone."""
 
     STORE = "the disk of a peer was lost"
     RECORD = "a record was corrupt"

@@ -1,7 +1,7 @@
-"""The outside truth about a virtual cluster: one value behind compare-and-set, and locks.
+"""The membership of a virtual cluster: one value with compare-and-set, and locks.
 
 Implements ``dstash.cluster.membership.interface`` with the faults of Consul: a lock is lost some
-time after its holder stopped answering, watches report changes late, and requests fail at times.
+time after its holder stops answering, watches report changes late, and requests sometimes fail.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dstash.errors import MembershipUnreachable, PeerIdInUse
 from tests.simulation.events import MS, SECOND, Events
 from tests.simulation.trace import Trace
 
-#: How long a lock outlives the last sign of life of its holder.
+#: How long a lock is held after the last heartbeat of its holder.
 _SESSION: Final = 2 * SECOND
 _SWEEP: Final = 250 * MS
 
 
 class TurnFailed(Exception):
-    """A defect that ends one turn of a peer's membership thread."""
+    """A defect that ends one round of a peer's membership thread."""
 
 
 class Watcher(Protocol):
@@ -37,7 +37,7 @@ class Watcher(Protocol):
         ...
 
     def look_soon(self) -> None:
-        """Hear that something may have changed."""
+        """Handle a notification that something may have changed."""
         ...
 
 
@@ -63,17 +63,17 @@ class VirtualMembership:
         self.moved_data = False
         self._token: Token = NOTHING
         self._locks: dict[str, _Lock] = {}
-        #: Who does not get through, and how often that was said.
+        #: Peers that cannot reach the membership, and how often they were cut off.
         self._cut_off: dict[str, int] = {}
-        #: Peers whose turns of the membership thread fail.
+        #: Peers whose rounds of the membership thread fail.
         self.failing: set[str] = set()
-        #: Lag of the news, at most.
+        #: The longest delay of notifications.
         self.lag = 300 * MS
         events.after(_SWEEP, self._sweep)
 
     @property
     def last(self) -> Topology | None:
-        """The newest topology that was ever stored: what peers know while it is lost."""
+        """The newest topology that was ever stored; peers know it while it is lost."""
         return max(
             filter(None, (self.topology, *self.past)),
             key=lambda topology: topology.epoch,
@@ -83,28 +83,28 @@ class VirtualMembership:
     # -- faults
 
     def cut_off(self, name: str) -> None:
-        """Let a peer get through no more."""
+        """Make the membership unreachable for a peer."""
         self._cut_off[name] = self._cut_off.get(name, 0) + 1
 
     def let_through(self, name: str) -> None:
-        """Take one ``cut_off`` back."""
+        """Revert one ``cut_off``."""
         self._cut_off[name] -= 1
         if not self._cut_off[name]:
             del self._cut_off[name]
 
     def lose_locks(self) -> None:
-        """Forget every session at once, as an election does; they are taken again later."""
+        """Drop every session at once, as an election does; peers take their locks again later."""
         for lock in self._locks.values():
             lock.is_held = False
         self._spread()
 
     def lose_topology(self) -> None:
-        """Forget the topology, as an empty directory or a wiped Consul does."""
+        """Drop the topology, as an empty directory or a wiped Consul does."""
         self._trace.note(self._events.now, "the topology is lost")
         self._replace(None)
 
     def roll_back(self) -> None:
-        """Put an older topology back, as a restored copy does."""
+        """Restore an older topology, as a restored copy does."""
         older = self._rng.choice(self.past) if self.past else None
         if older is not None:
             self._trace.note(self._events.now, f"the topology is {older.epoch} again")
@@ -117,30 +117,30 @@ class VirtualMembership:
         self._token += 1
         self._spread()
 
-    # -- what peers call
+    # -- called by peers
 
     def delay(self) -> int:
-        """Return how long a request takes."""
+        """Return the duration of a request."""
         return 500 + int(self._rng.expovariate(1 / 3_000))
 
     def is_cut_off(self, name: str) -> bool:
-        """Whether a peer does not get through."""
+        """Whether a peer cannot reach the membership."""
         return name in self._cut_off
 
     def check(self, name: str) -> None:
-        """Refuse who does not get through."""
+        """Fail if the peer cannot reach the membership."""
         if name in self.failing:
             raise TurnFailed(name)
         if name in self._cut_off:
             raise MembershipUnreachable("the virtual membership does not answer")
 
     def read(self, name: str) -> StoredTopology:
-        """Return the topology as stored now."""
+        """Return the stored topology."""
         self.check(name)
         return StoredTopology(self.topology, self._token)
 
     def compare_and_set(self, name: str, topology: Topology, token: Token) -> bool:
-        """Store a topology if the stored one still has that token."""
+        """Store a topology if the token is still current."""
         self.check(name)
         if token != self._token:
             return False
@@ -168,18 +168,18 @@ class VirtualMembership:
         self._spread()
 
     def alive(self, name: str) -> Mapping[str, Announcement]:
-        """Return who holds a lock."""
+        """Return the holder of a lock."""
         self.check(name)
         return {
             peer: lock.announcement for peer, lock in sorted(self._locks.items()) if lock.is_held
         }
 
     def resign(self, peer: str) -> None:
-        """Let go of a lock."""
+        """Release a lock."""
         if self._locks.pop(peer, None) is not None:
             self._spread()
 
-    # -- inside
+    # -- internal
 
     def _sweep(self) -> None:
         now = self._events.now
@@ -208,5 +208,5 @@ class Handle:
         self._name = name
 
     def alive(self) -> Mapping[str, Announcement]:
-        """Return who holds a lock."""
+        """Return the holder of a lock."""
         return self._membership.alive(self._name)

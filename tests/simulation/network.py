@@ -1,9 +1,9 @@
-"""The network: connections that carry messages in order, late, and until they break.
+"""The network: connections that deliver messages in order and late, until they break.
 
-It keeps what ZeroMQ over TCP keeps: order within a connection, and no message that is lost while
-its connection stands. All else goes wrong: connections break with what is in flight, reorder
-against each other, stall while a direction is cut (and deliver late after it), and messages
-arrive a second time, as after a retry over another connection.
+It gives the guarantees of ZeroMQ over TCP: order within a connection, and no loss while the
+connection is up. Everything else may fail: connections break and lose messages in flight, reorder
+against each other, and stall while a direction is cut (and deliver late afterwards); messages
+arrive twice, as after a retry over another connection.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dstash.wire.sockets import LinkState
 from tests.simulation.events import MS, SECOND, Events
 from tests.simulation.trace import Trace
 
-#: Heartbeats that a connection may miss (one a second) before either side drops it.
+#: Heartbeats (one a second) that a connection may miss before either side drops it.
 _MISSED: Final = 5
 _CONNECT_TIMEOUT: Final = 1 * SECOND
 _RECONNECT_FIRST: Final = 50 * MS
@@ -46,7 +46,7 @@ class Host(Machine, Protocol):
 
     @property
     def life(self) -> int:
-        """Which of its processes this is."""
+        """The number of this process among the machine's processes."""
         ...
 
     def take(self, connection: Connection, parts: list[bytes]) -> None:
@@ -86,7 +86,7 @@ class Connection:
             self._network.carry(self, self._up, parts)
 
     def to_owner(self, parts: list[bytes]) -> bool:
-        """Send to the side that opened the connection; False when it is known to be gone."""
+        """Send to the side that opened the connection; False if it is known to be gone."""
         if self.is_open:
             self._network.carry(self, self._down, parts)
         return self.is_open
@@ -96,7 +96,7 @@ class Connection:
             self.link.arrived(parts)
 
     def repaired(self) -> None:
-        """Carry on with what was held up."""
+        """Continue with the delayed messages."""
         for lane in (self._up, self._down):
             if lane.held and not self._network.is_cut(lane.source, lane.target):
                 held, lane.held = lane.held, []
@@ -104,7 +104,7 @@ class Connection:
                     self._network.carry(self, lane, parts)
 
     def break_(self, notice: int) -> None:
-        """Drop the connection and what is in flight; its owner notices after ``notice``."""
+        """Drop the connection and the messages in flight; its owner notices after ``notice``."""
         if self.is_open:
             self.is_open = False
             self._up.held, self._down.held = [], []
@@ -113,19 +113,19 @@ class Connection:
 
 
 class Network:
-    """Who can talk to whom, how fast, and how well."""
+    """Which machines can communicate, at what delay and with what faults."""
 
     def __init__(self, events: Events, rng: Random, trace: Trace) -> None:
         self.events = events
         self.trace = trace
         self.rng = rng
-        #: Mean delay of a message beyond the shortest (microseconds).
+        #: Mean delay of a message in addition to the shortest delay (microseconds).
         self.jitter = 300
         #: Chances, per message: its connection breaks with it; it arrives twice; it is very late.
         self.loss = 0.0
         self.duplication = 0.0
         self.lateness = 0.0
-        #: Machines whose messages are slower by so many microseconds.
+        #: Additional delay of the messages of a machine (microseconds).
         self.slow: dict[str, int] = {}
         self._cuts: dict[tuple[str, str], int] = {}
         self._hosts: dict[str, Host] = {}
@@ -136,11 +136,11 @@ class Network:
     # -- machines
 
     def listen(self, address: str, host: Host) -> None:
-        """Let a host accept connections at an address."""
+        """Start accepting connections for a host at an address."""
         self._hosts[address] = host
 
     def leave(self, address: str) -> None:
-        """Accept no more connections at an address."""
+        """Stop accepting connections at an address."""
         self._hosts.pop(address, None)
 
     def reset(self, machine: Machine) -> None:
@@ -159,11 +159,11 @@ class Network:
     # -- cuts
 
     def cut(self, source: str, target: str) -> None:
-        """Let nothing through from one machine to another (cuts add up)."""
+        """Block messages from one machine to another (cuts are counted)."""
         self._cuts[source, target] = self._cuts.get((source, target), 0) + 1
 
     def restore(self, source: str, target: str) -> None:
-        """Take a cut back."""
+        """Revert a cut."""
         left = self._cuts[source, target] - 1
         self._cuts[source, target] = left
         if left == 0:
@@ -172,7 +172,7 @@ class Network:
                 connection.repaired()
 
     def is_cut(self, source: str, target: str) -> bool:
-        """Whether nothing gets through in that direction."""
+        """Whether this direction is blocked."""
         return (source, target) in self._cuts
 
     def _is_cut_off(self, connection: Connection) -> bool:
@@ -182,7 +182,7 @@ class Network:
     # -- connections
 
     def open(self, link: VirtualLink) -> None:
-        """Try to connect a link; it hears how that went."""
+        """Try to connect a link, which is notified of the result."""
         host = self._hosts.get(link.address)
         if host is None:
             self.events.after(self.delay("", ""), link.connect_failed)
@@ -206,7 +206,7 @@ class Network:
         link.connected(connection)
 
     def forget(self, connection: Connection) -> None:
-        """Take a connection as gone."""
+        """Remove a connection."""
         self._open.pop(connection, None)
 
     def break_some(self) -> None:
@@ -229,12 +229,12 @@ class Network:
     # -- messages
 
     def delay(self, source: str, target: str) -> int:
-        """Return how long a message takes."""
+        """Return the delay of a message."""
         extra = self.slow.get(source, 0) + self.slow.get(target, 0)
         return 80 + extra + int(self.rng.expovariate(1.0 / self.jitter))
 
     def carry(self, connection: Connection, lane: Lane, parts: list[bytes]) -> None:
-        """Bring a message to the other end of its lane."""
+        """Deliver a message at the other end of its lane."""
         if lane.held or self.is_cut(lane.source, lane.target):
             lane.held.append(parts)
             return
@@ -256,14 +256,14 @@ class Network:
             self._arrive_again(lane, parts)
 
     def _arrive_again(self, lane: Lane, parts: list[bytes]) -> None:
-        # A copy may come by another way, after the connection of the first has broken.
+        # A copy may arrive over another connection, after the first connection has broken.
         if not self.is_cut(lane.source, lane.target):
             self.trace.delivered(self.events.now, lane.source, lane.target, parts)
             lane.sink(parts)
 
 
 class VirtualLink:
-    """Stands in for ``dstash.wire.sockets.Link``: the same words, over the virtual network.
+    """Replaces ``dstash.wire.sockets.Link``: the same interface over the virtual network.
 
     ``notify`` is called when there is something to receive, or a change of state.
     """
@@ -292,7 +292,7 @@ class VirtualLink:
         self._backoff = _RECONNECT_FIRST
         network.open(self)
 
-    # -- what channels call
+    # -- called by channels
 
     def send(self, parts: list[bytes]) -> bool:
         """Send without waiting; False when the peer is not connected."""
@@ -335,11 +335,11 @@ class VirtualLink:
         if connection is not None:
             connection.break_(0)
 
-    # -- what the network calls
+    # -- called by the network
 
     @property
     def ready(self) -> list[object]:
-        """The handles that have something to give."""
+        """The handles that have messages."""
         handles: list[object] = [self.socket] if self._inbox else []
         return [*handles, self.monitor] if self._news else handles
 
@@ -350,13 +350,13 @@ class VirtualLink:
         self._tell(LinkState.UP)
 
     def connect_failed(self) -> None:
-        """Handle a missing answer; try again."""
+        """Handle a refused or unanswered connection; try again."""
         if not self.is_closed:
             self._tell(LinkState.DOWN)
             self._try_later()
 
     def went_down(self, connection: Connection) -> None:
-        """Take note that a connection broke; try again."""
+        """Handle a broken connection; try again."""
         if self.connection is connection and not self.is_closed:
             self.connection = None
             self._tell(LinkState.DOWN)

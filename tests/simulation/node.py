@@ -28,25 +28,25 @@ from tests.simulation.network import Connection
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-#: How long a membership agent waits for a change, and after the membership was unreachable.
+#: How long a membership agent waits for a change, and after an unreachable membership.
 _PATIENCE: Final = 2 * SECOND
 _RETRY: Final = 500 * MS
 #: How long a membership agent waits after an error of its own store.
 _AT_ODDS: Final = 1 * SECOND
-#: What a turn of the loop takes, about.
+#: Approximate duration of an iteration of the loop.
 _TURN: Final = 150
-#: How long a stop may take to answer what is in hand.
+#: How long a stopping peer may answer accepted requests.
 _DRAIN: Final = 5 * SECOND
 
-#: What every peer keeps free on its disk for deletes and repairs (bytes).
+#: The reserve of every peer for deletes and repairs (bytes).
 DISK_RESERVE: Final = 4_000
 
-#: One object per set of partitions: peers that hold the same share it, and compare it at once.
+#: One object per set of partitions: peers with the same set share it, which makes comparisons fast.
 _OWNED: dict[frozenset[int], frozenset[int]] = {}
 
 
 class Node:
-    """One peer and its machine. Its disk and its clock outlive its process."""
+    """One peer and its machine. The disk and the clock outlive the process."""
 
     def __init__(
         self, world: World, name: str, zone: str, clock: WallClock, weight: float = 1.0
@@ -63,7 +63,7 @@ class Node:
         self.is_paused = False
         self.waits_to_be_added = False
         self.has_power = True
-        #: How long a commit takes, at least (microseconds).
+        #: The shortest duration of a commit (microseconds).
         self.sync_time = 300
         self._lives = 0
         self._agent: MembershipAgent | None = None
@@ -77,12 +77,12 @@ class Node:
 
     @property
     def rng(self) -> Random:
-        """The one source of chance."""
+        """The random number generator of the world."""
         return self.world.rng
 
     @property
     def is_running(self) -> bool:
-        """Whether there is a process, be it paused."""
+        """Whether there is a process, running or paused."""
         return self.core is not None
 
     @property
@@ -92,7 +92,7 @@ class Node:
 
     @property
     def life(self) -> int:
-        """Which process this is."""
+        """The number of this process."""
         return self._lives
 
     @property
@@ -101,13 +101,13 @@ class Node:
         return self.core is None and self.has_power
 
     def seen_of(self, peer: str) -> Stamp:
-        """Return the newest stamp that this peer remembers of the store of another."""
+        """Return the newest stamp that this peer remembers of another peer's store."""
         node = next(each for each in self.world.nodes if each.name == peer)
         if self.core is None:
             return 0
         return self.core.local_partitions.memory.newest_stamp(node.store.store_id)
 
-    # -- a life
+    # -- process
 
     def start(self) -> None:
         """Start the process, as the daemon does: lock, topology, and only then requests."""
@@ -169,7 +169,7 @@ class Node:
         self._watch()
 
     def _go_without(self, error: MembershipUnreachable) -> None:
-        """Go by the topology on disk, as the daemon does when the membership does not answer."""
+        """Use the topology on disk, as the daemon does when the membership does not answer."""
         if self._agent is not None:
             self._agent.go_without(error)
             self._agent._go_by_heard()
@@ -207,7 +207,7 @@ class Node:
         return [item.write for item in prepared if not isinstance(item, DStashError)]
 
     def stop(self) -> None:
-        """Ask the process to stop: it answers what is in hand and lets go of its lock."""
+        """Stop the process: it answers accepted requests and releases its lock."""
         if self.core is not None and not self.core.health.stopping:
             self.note("is asked to stop")
             self.core.health.stopping = True
@@ -231,7 +231,7 @@ class Node:
             self.is_paused = True
 
     def resume(self) -> None:
-        """Let it go on: with all that came in meanwhile."""
+        """Resume the process with all messages that arrived in the meantime."""
         if self.is_paused:
             self.note("goes on")
             self.is_paused = False
@@ -240,7 +240,7 @@ class Node:
                 self._run(self._lives, action, args)
 
     def wipe(self) -> None:
-        """Put an empty disk in place of the one it had."""
+        """Replace the disk by an empty disk."""
         self.stores += 1
         self.note(f"has an empty disk (store {self.stores})")
         self.store = self.world.make_store(f"{self.name}-store{self.stores}")
@@ -255,7 +255,7 @@ class Node:
     # -- time
 
     def _later(self, delay: int, action: Callable[..., object], *args: Any) -> None:
-        """Do something in this life of the process, when it is not paused."""
+        """Call ``action`` in this process when it is not paused."""
         self.world.events.after(delay, self._run, self._lives, action, args)
 
     def _run(self, life: int, action: Callable[..., object], args: tuple[Any, ...]) -> None:
@@ -339,7 +339,7 @@ class Node:
             self.look_soon()
 
     def _turn_again(self, milliseconds: int) -> None:
-        """Turn when the core wants to, unless a turn is due before that anyway."""
+        """Schedule an iteration when the core has work, unless an earlier one is due."""
         when = self.world.events.now + max(_TURN, min(milliseconds, 200) * MS)
         if not self.world.events.now < self._turning <= when:
             self._turning = when
@@ -384,7 +384,7 @@ class Node:
     # -- the membership agent
 
     def look_soon(self) -> None:
-        """Read the membership, or once more after a read in progress."""
+        """Read the membership; if a read is in progress, read again after it."""
         if self._agent is None:
             return
         if self._looking:
@@ -412,11 +412,11 @@ class Node:
             self._at_odds(error)
 
     def turn_again(self) -> None:
-        """Look again after a turn that failed by a defect."""
+        """Read again after a round that failed."""
         self._looked(_AT_ODDS)
 
     def _at_odds(self, error: DStashError) -> None:
-        """Try again after a pause, or end if this peer never had a view, as the daemon does."""
+        """Try again after a pause, or end like the daemon if this peer never had a view."""
         self.note(f"cannot take the topology: {error}")
         if self.core is not None and self.core.view is None:
             self._died(self._lives)

@@ -1,8 +1,8 @@
 """Fewer partitions for a simulated cluster.
 
-A cluster has 4096 partitions, whatever it holds, and walks over all of them time and again. With a
-few dozen keys that is nearly all a simulated second would be spent on. The number is a constant of
-``dstash.limits`` that other modules copy, so it can only be changed before they are imported.
+A cluster has 4096 partitions regardless of its data, and repeatedly walks all of them. With a few
+dozen keys, these walks would take most of the time of a run. The number is a constant of
+``dstash.limits`` that other modules copy, so it must be changed before they are imported.
 """
 
 from __future__ import annotations

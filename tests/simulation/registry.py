@@ -1,7 +1,7 @@
-"""Registries that fill themselves: each part of the simulation is a file of its own.
+"""Registries of the parts of the simulation, each of which is a module.
 
 Fault kinds, planted faults, checks and profiles are registered when their module is imported.
-A package imports all of its modules, so another file is all that another kind needs.
+A package imports all of its modules, so a new kind needs only a new file.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ def import_all(package: str, paths: Iterable[str]) -> None:
 
 
 def independent(token: int, name: str) -> Random:
-    """Return a source of chance for one decision.
+    """Return a random number generator for one decision.
 
-    What it gives depends on nothing but the seed of the run and the name. A decision that is added
-    later therefore leaves the others as they were.
+    It depends only on the seed of the run and the name, so a new decision does not change the
+    others.
     """
     return Random(f"{token}/{name}")  # nothing here is a secret
 
 
 def token_of(rng: Random) -> int:
-    """Return a number that names the state of a source of chance, without a draw from it."""
+    """Return a number that identifies the state of a generator, without a draw from it."""
     copy = Random()
     copy.setstate(rng.getstate())
     return copy.getrandbits(64)

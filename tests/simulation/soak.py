@@ -1,7 +1,7 @@
 """Run the simulation for many seeds: ``python -m tests.simulation --seeds 2000``.
 
-A seed means the same only with the same code, calls and partitions. A seed that fails prints a
-line that runs it again.
+A seed gives the same run only with the same code, calls and partitions. A failed seed prints the
+command that runs it again.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _run(task: _Task) -> Report:
-    # Imported here, for the number of partitions must be known before.
+    # Imported here, because the number of partitions must be set before.
     from tests.simulation.planted import PLANTED
     from tests.simulation.world import World
 
@@ -78,7 +78,7 @@ def _run(task: _Task) -> Report:
 
 
 def _check_names(arguments: argparse.Namespace) -> str:
-    """Return what is wrong with the names in the arguments, if anything is."""
+    """Return the error about the names in the arguments; empty if there is none."""
     from tests.simulation.checks import CHECKS
     from tests.simulation.faults import KINDS
     from tests.simulation.planted import PLANTED

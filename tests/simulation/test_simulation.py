@@ -1,4 +1,4 @@
-"""Runs the simulation: some hundred seeds, those that once failed, and planted faults.
+"""Runs of the simulation: a hundred seeds, earlier failures, and planted faults.
 
 Each test runs it in processes of its own, because clusters there have fewer partitions.
 """
@@ -31,7 +31,7 @@ def simulate(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProce
 
 
 def once_failed() -> list[tuple[str, ...]]:
-    """Return (seed, calls, partitions, faults...) of the seeds that once failed."""
+    """Return (seed, calls, partitions, faults...) of seeds that failed before."""
     lines = [line.split("#")[0].split() for line in _SEEDS.read_text().splitlines()]
     return [tuple(line) for line in lines if line]
 

@@ -1,4 +1,4 @@
-"""What happened: a running hash to compare runs by, and the last events to read."""
+"""The trace of a run: a running hash that identifies it, and its last events."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Trace:
         self.deliveries = 0
 
     def delivered(self, moment: int, source: str, target: str, parts: list[bytes]) -> None:
-        """Take note of a message that arrived."""
+        """Record a message that arrived."""
         self.deliveries += 1
         update = self._hash.update
         update(b"%d %s %s" % (moment, source.encode(), target.encode()))
@@ -53,16 +53,16 @@ class Trace:
         self._kept.append(_Delivery(moment, source, target, parts))
 
     def note(self, moment: int, text: str, key: bytes | None = None) -> None:
-        """Take note of something else; ``key`` makes it one of the events of that key."""
+        """Record another event; with ``key``, as an event of that key."""
         self._hash.update(f"{moment} {text}".encode())
         self._kept.append(_Note(moment, text, key))
 
     def digest(self) -> str:
-        """Return the hash of all that happened."""
+        """Return the hash of all events."""
         return self._hash.hexdigest()
 
     def of_key(self, key: bytes) -> list[str]:
-        """Return the last events that concern a key, as lines for people."""
+        """Return readable lines about the last events of a key."""
         lines = []
         asked: set[tuple[str, str, int]] = set()
         for event in self._kept:
@@ -137,12 +137,12 @@ def _keys(message: Message, count: int) -> list[bytes] | list[None]:
 
 
 def show_detail(detail: object) -> str:
-    """Return what stands in a rejection, for people."""
+    """Return a rejection as readable text."""
     return show_version(detail) if isinstance(detail, bytes) else str(detail)
 
 
 def show_version(version: bytes) -> str:
-    """Return a version for people."""
+    """Return a version as readable text."""
     if len(version) != 20:
         return repr(version)
     stamp, writer, touched = unpack(version)
@@ -155,7 +155,7 @@ def _show_stamp(stamp: int) -> str:
 
 
 def show_record(record: bytes | None) -> str:
-    """Return a record for people."""
+    """Return a record as readable text."""
     if record is None:
         return "absent"
     if len(record) < HEAD_BYTES:

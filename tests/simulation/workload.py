@@ -1,4 +1,4 @@
-"""What virtual clients do all day: a bit of everything, each value unique."""
+"""The workload of virtual clients: a mix of all calls, with unique values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.simulation.registry import independent
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-#: A script yields microseconds to sleep, or an operation; it is sent (result, error) for those.
+#: A script yields microseconds to sleep, or an operation, whose (result, error) it is sent.
 Script = Generator[Any, Any, None]
 #: A part of a script that ends with (result, error).
 Call = Generator[Any, Any, tuple[Any, DStashError | None]]
@@ -101,7 +101,7 @@ class Workload:
         return pause + -(self._now() + pause) % aligned if aligned else pause
 
     def read_back(self, places: Sequence[Place]) -> Script:
-        """Read every place at level ``all`` until that works: what stands at the end."""
+        """Read every key at level ``all`` until that succeeds: the final state."""
         for index in sorted({index for index, _ in places}):
             keys = [key for name, key in places if name == index]
             for _ in range(30):
@@ -114,9 +114,9 @@ class Workload:
                 self._world.history.broken.append(text)
 
     def last_words(self, place: Place) -> Script:
-        """Check that this client, which lived through it all, can still write and read."""
+        """Check that this client, which ran throughout, can still write and read."""
         index, key = place
-        # A call or two may fail over what has changed meanwhile, and learn of it.
+        # A call or two may fail because of changes that the client learns of this way.
         for left in (4, 3, 2, 1, 0):
             yield 300 * MS
             yield from self._write("put", index, [key], Level.QUORUM, must_work=not left)
@@ -212,7 +212,7 @@ class Workload:
         index = self._world.rng.choice(self._world.indexes)
         own = independent(self._world.seed, f"scan {self._client.name} {self._now()}")
         level = own.choices(list(Level), self._world.conditions.levels)[0]
-        # A page may be read before it is wanted, so all of a scan is as old as its beginning.
+        # A page may be read ahead, so the whole scan is as old as its start.
         began, found = self._now(), []
         walk = self._calls.walk(index, "", request, level)
         while not walk.done:
@@ -228,7 +228,7 @@ class Workload:
         entries = dict.fromkeys(found, True) if request is ScanKeys else dict(found)
         if len(entries) < len(found):
             self._world.history.broken.append(f"a scan of {index} at {level} gave a key twice")
-        # What a scan does not return is as if a look-up that lasted as long had not found it.
+        # A key that a scan omits counts as missing for a look-up of the same duration.
         known = [key for name, key in self._world.places if name == index]
         for key in dict.fromkeys([*known, *entries]):
             value = entries.get(key)

@@ -1,4 +1,4 @@
-"""One run: a world from a seed, faults, recovery, and the verdict of the checker."""
+"""One run: a world from a seed, faults, recovery, and checks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.simulation.registry import independent
 from tests.simulation.trace import Trace, around
 from tests.simulation.workload import Runner, Script, Workload
 
-#: Longest time of faults, and the time that the cluster has to recover.
+#: The longest time of faults, and the time for recovery.
 CHAOS: Final = 120 * SECOND
 REPAIR_TIME: Final = 60 * SECOND
 
@@ -49,7 +49,7 @@ _READER: Final = "reader"
 
 @dataclass
 class Report:
-    """What came of a run."""
+    """The result of a run."""
 
     seed: int
     conditions: Conditions
@@ -74,9 +74,9 @@ class Report:
 
 
 class World:
-    """A cluster, its clients and its misfortunes, all from one seed.
+    """A cluster, its clients and its faults, all from one seed.
 
-    Tests plant faults by overriding the methods under "what can be bent".
+    Tests plant faults by overriding the methods under "overridden by planted faults".
     """
 
     cluster = "simulated"
@@ -99,11 +99,11 @@ class World:
         self.history = History()
         self.network = Network(self.events, self.rng, self.trace)
         self.membership = VirtualMembership(self.events, self.rng, self.trace)
-        #: Names of checks that are made although they are pending.
+        #: Names of pending checks that run nevertheless.
         self.also_checked: tuple[str, ...] = ()
-        #: What was lost for good.
+        #: Permanent losses.
         self.losses: set[Loss] = set()
-        #: The fewest bytes that were ever free on a disk.
+        #: The smallest free space of any disk so far.
         self.lowest_room = DISK_RESERVE + 1
         self.is_healing = False
         self.indexes = ["a", "b"]
@@ -111,7 +111,7 @@ class World:
         self.places: list[Place] = [(self.indexes[i % 2], f"key{i // 2}") for i in range(keys)]
         machines = self.conditions.peers + self.conditions.spares
         self.nodes = [self._make_node(number) for number in range(machines)]
-        #: Where peers are now, as clients would hear from Consul or from DNS.
+        #: Current addresses of peers, as Consul or DNS would report them.
         self.seeds = [node.address for node in self.nodes]
         #: The process whose code runs now, of clients.
         self.running_process = 0
@@ -147,10 +147,10 @@ class World:
             self, name, clock, client_settings(self.seeds, self.conditions.timeout, zone)
         )
 
-    # -- what can be bent
+    # -- overridden by planted faults
 
     def patches(self) -> Iterable[AbstractContextManager[object]]:
-        """Return what stands in for parts of the code while the world runs (``mock.patch``)."""
+        """Return the patches (``mock.patch``) that apply while the world runs."""
         return ()
 
     def make_store(self, store_id: str) -> SimulatedStore:
@@ -162,7 +162,7 @@ class World:
         return PeerCore(settings, store, now)
 
     def run_commit(self, node: Node, commit: Commit) -> None:
-        """Bring a commit to disk."""
+        """Write a commit to disk."""
         commit.run(node.store)
 
     def propose(self, agent: MembershipAgent, stored: StoredTopology) -> Topology | None:
@@ -170,11 +170,11 @@ class World:
         return agent._next_step(stored)
 
     def turn_failed(self, node: Node) -> None:
-        """Go on after a defect in a turn of a peer's membership thread."""
+        """Continue after a failed round of a peer's membership thread."""
         node.turn_again()
 
     def crashed(self, node: Node) -> None:
-        """Take from a disk what was not synced."""
+        """Remove unsynced writes from a disk."""
 
     def make_session(self, clock: WallClock, zone: str) -> Session:
         """Return the session of a client that starts."""
@@ -185,7 +185,7 @@ class World:
             process=lambda: self.running_process,
         )
 
-    # -- what others call
+    # -- called by other modules
 
     def new_process(self) -> int:
         """Return the id of another client process."""
@@ -193,7 +193,7 @@ class World:
         return self._processes
 
     def add_client(self, client: VirtualClient, calls: int) -> None:
-        """Let a client that began while the world runs make some calls."""
+        """Let a client that started during the run make some calls."""
         self.clients.append(client)
         self._start_script(client, Workload(self, client).script(calls))
 
@@ -202,7 +202,7 @@ class World:
         self.trace.note(self.events.now, text, key)
 
     def guard(self, name: str, action: Callable[..., object], *args: Any) -> None:
-        """Run a piece of a process; what it should never raise is a violation, and its end."""
+        """Run a step of a process; an unexpected exception is a violation and ends the process."""
         try:
             action(*args)
         except Exception:
@@ -213,7 +213,7 @@ class World:
                     self.restart_later(node)
 
     def restart_later(self, node: Node) -> None:
-        """Start a process again some time after it ended by itself, as a supervisor does."""
+        """Restart a process some time after it ended by itself, as a supervisor does."""
 
         def restart() -> None:
             if not node.is_running and self.is_member(node):
@@ -224,7 +224,7 @@ class World:
     # -- the run
 
     def run(self) -> Report:
-        """Let it all happen."""
+        """Run the world."""
         with ExitStack() as patched:
             ids = mock.patch("uuid.uuid4", self._new_id)
             for patch in (_quiet(), ids, *limits_of(self.conditions), *self.patches()):
@@ -236,7 +236,7 @@ class World:
         return self._report(violations)
 
     def _new_id(self) -> UUID:
-        """Return the id of a cluster that a peer founds, so that it comes from the seed."""
+        """Return the id of a cluster that a peer forms, derived from the seed."""
         self._ids += 1
         return UUID(int=independent(self.seed, f"id {self._ids}").getrandbits(128), version=4)
 
@@ -282,14 +282,14 @@ class World:
         self.note("recovery ends")
 
     def _scrub(self, node: Node) -> None:
-        """Let the slow scrub find at once what it finds within the hour."""
+        """Make the slow scrub find at once what it would find within an hour."""
         if Loss.RECORD in self.losses and node.core is not None:
             for partition in range(PARTITIONS):
                 task = node.core.local_partitions.scrub(partition)
                 node.core.scheduler.spawn(f"scrub:{partition}", task)
 
     def _settle(self) -> None:
-        """Wait until replicas are equal, as long as that may take at most."""
+        """Wait until replicas are equal, for the longest allowed time."""
         end = self.events.now + REPAIR_TIME
         while self.events.now < end:
             self.events.run_until(self.events.now + 2 * SECOND)
@@ -297,7 +297,7 @@ class World:
                 return
 
     def is_whole(self) -> bool:
-        """Whether every member runs and is ready, and no change of placement waits."""
+        """Whether every member runs and is ready, and no topology change waits."""
         topology = self.membership.topology
         return (
             not self._running
@@ -313,7 +313,7 @@ class World:
         )
 
     def is_whole_on_disk(self) -> bool:
-        """Whether every member has the store of the topology, and it is filled."""
+        """Whether every member has the store of the topology and has streamed its data."""
         topology = self.membership.topology
         if topology is None or not topology.formed:
             return False
@@ -323,7 +323,7 @@ class World:
         )
 
     def is_member(self, node: Node) -> bool:
-        """Whether a peer is in the topology, or in the last one where it is lost."""
+        """Whether a peer is in the topology, or in the last topology if it is lost."""
         topology = self.membership.last
         return topology is not None and topology.member(node.name) is not None
 
@@ -357,7 +357,7 @@ class World:
     def _terms(self) -> Terms:
         clocks = [node.clock for node in self.nodes]
         slack = max(clock.error_ms() for clock in clocks) + 50
-        # A partition that moves is copied from as many replicas as quorums need, and no more.
+        # A moving partition is copied from only as many replicas as a quorum needs.
         loses_ones = bool(self.losses) or self.membership.moved_data
         return Terms(
             self.conditions.replicas,
@@ -384,7 +384,7 @@ class World:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what peers log out of the way: hundreds of them live in one test."""
+    """Suppress the logs of peers: a test runs hundreds of them."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:

@@ -1,8 +1,8 @@
-"""Whether a run kept the invariants: each family of checks is a module, registered by ``@check``.
+"""Checks of the invariants after a run: one module per family, registered by ``@check``.
 
-- I1: an acked write is readable, or beaten by a higher version that was really written.
-- I2: nothing never written, or definitely failed, is ever read.
-- I3: what was deleted or has expired does not come back.
+- I1: an acked write is readable, or superseded by a higher version that was really written.
+- I2: a read returns no value that was never written or whose write failed.
+- I3: deleted and expired values do not come back.
 - I4: after recovery, replicas are equal.
 - I6: processes survive, clients end, and the results that clients get are true.
 

@@ -1,4 +1,4 @@
-"""Whether processes survive, and whether clients get true results: I6."""
+"""Check of I6: processes survive, and clients get correct results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from tests.simulation.checks.registry import Run, Violation, check
 
 @check()
 def survival(run: Run) -> Iterator[Violation]:
-    """Report what should never be seen at all, as it was noted when it happened."""
+    """Report events that must never happen, as they were recorded."""
     for text in run.history.broken:
         yield Violation("I6", None, text)

@@ -1,4 +1,4 @@
-"""Whether replicas are equal after the recovery from faults: I4."""
+"""Check of I4: replicas are equal after the recovery from faults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAME: Final = "I4"
 
 @check(When.RECOVERED)
 def convergence(run: Run) -> Iterator[Violation]:
-    """Check that all replicas of a key hold the same."""
+    """Check that all replicas of a key have the same record."""
     topology = run.world.membership.topology
     if topology is None:
         yield Violation(_NAME, None, "there is no topology")
@@ -52,10 +52,10 @@ def storage_key_of(place: Place) -> bytes:
 
 
 def compare(stores: Mapping[str, TwinStore], owners: dict[bytes, list[str]]) -> Iterator[Violation]:
-    """Check that every replica of a key holds the same record, or none that is alive.
+    """Check that every replica of a key has the same record, or no live record.
 
-    What is dead at the horizon that a peer has for a partition may have left its disk, or not
-    yet; and where horizons differ, and that makes a difference, replicas differ.
+    A record that is dead at the peer's horizon of the partition may or may not be on disk. If
+    unequal horizons make a difference, the replicas differ.
 
     Args:
         stores: what each peer holds.

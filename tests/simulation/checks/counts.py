@@ -1,4 +1,4 @@
-"""What a count may be: as many keys as look-ups could have found, and no fewer than they must."""
+"""Check of counts: between the keys that look-ups must find and those that they may find."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.simulation.history import Counted, Read
 
 @check()
 def counts(run: Run) -> Iterator[Violation]:
-    """Check every count against what a scan for keys might have returned."""
+    """Check every count against the keys that a scan might have returned."""
     checker = ReadChecker(run.history, run.terms)
     for counted in run.history.counted:
         places = [place for place in run.history.writes if place[0] == counted.index]

@@ -1,4 +1,4 @@
-"""Whether a delete reports correctly that the key existed: I6."""
+"""Check of I6: a delete reports correctly whether the key existed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tests.simulation.history import describe_write
 
 @check()
 def deletes(run: Run) -> Iterator[Violation]:
-    """Check that no delete denies that a key was there that surely was.
+    """Check that a delete of a key that certainly existed does not report it as missing.
 
-    A peer that starts again has forgotten what the earlier tries of a delete found.
+    A restarted peer has forgotten the results of earlier attempts of a delete.
     """
     if not run.terms.keeps_order:
         return

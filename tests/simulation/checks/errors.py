@@ -1,4 +1,4 @@
-"""Whether the class of an error says what became of the call: I6."""
+"""Check of I6: the class of an error matches the outcome of the call."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def error_classes(run: Run) -> Iterator[Violation]:
 
 @check()
 def room(run: Run) -> Iterator[Violation]:
-    """Check that reads need no room, and that deletes go on while there is a reserve."""
+    """Check that reads need no disk space, and that deletes succeed while there is a reserve."""
     for failure in run.history.failures:
         if isinstance(failure.error, DiskFull):
             text = f"{failure.client} could not read at {failure.level}: {failure.error!r}"
@@ -38,5 +38,5 @@ def room(run: Run) -> Iterator[Violation]:
                 yield Violation("I6", place, f"{describe_write(write)}: there was a reserve")
 
 
-#: Where so many bytes were always free, no tombstone was without room.
+#: With at least this many bytes free throughout, every tombstone had room.
 _ENOUGH = 1_000

@@ -1,4 +1,4 @@
-"""What can be said of a key from the writes of its history."""
+"""Conclusions about a key from the writes in its history."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.simulation.history import Write
 
 
 def overlap(terms: Terms, read: Level, write: Level) -> bool:
-    """Whether every set of replicas that meets one level shares a replica with the other."""
+    """Whether any two sets of replicas that satisfy these levels have a replica in common."""
     if write is Level.ONE and not terms.keeps_ones:
         return False
     return read.needed(terms.replicas) + write.needed(terms.replicas) > terms.replicas
@@ -24,12 +24,12 @@ def may_count(terms: Terms, write: Write) -> bool:
 
 
 def may_live(terms: Terms, write: Write, moment: int) -> bool:
-    """Whether what was written may not have expired yet for some peer."""
+    """Whether the written value may still be live for some peer."""
     return write.expiry == NEVER or write.expiry > true_ms(moment) - terms.slack_ms
 
 
 def may_be_dead(terms: Terms, write: Write, moment: int) -> bool:
-    """Whether what was written may have expired already for some peer."""
+    """Whether the written value may have expired for some peer."""
     first = write.first_expiry or write.expiry
     return first != NEVER and first <= true_ms(moment) + terms.slack_ms
 
@@ -37,7 +37,7 @@ def may_be_dead(terms: Terms, write: Write, moment: int) -> bool:
 def surely_there(
     terms: Terms, level: Level, writes: Iterable[Write], begin: int, end: int, without: Write
 ) -> Write | None:
-    """Return a write that proves that a key was there all the time, if there is one.
+    """Return a write that proves that the key existed during the whole call, or None.
 
     Args:
         terms: of the run.

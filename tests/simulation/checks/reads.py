@@ -1,7 +1,7 @@
-"""What reads may return: I1, I2 and I3.
+"""Checks of I1, I2 and I3: what reads may return.
 
-Reads at a level that overlaps with that of a write are held to I1 and I3 at once; all acked
-writes are held to them in the reads after recovery.
+If the levels of a read and a write overlap, I1 and I3 apply at once. For all other acked writes
+they apply to the reads after recovery.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def reads(run: Run) -> Iterator[Violation]:
 
 
 class ReadChecker:
-    """Judges one read after the other."""
+    """Checks the reads in turn."""
 
     def __init__(self, history: History, terms: Terms) -> None:
         self._history = history
         self._terms = terms
 
     def check(self, read: Read) -> Violation | None:
-        """Return what is wrong with a read, None if nothing is."""
+        """Return the violation by a read, None if there is none."""
         writes = self._history.writes.get(read.place, [])
         known = [write for write in writes if write.invoked <= read.returned]
         floor, by = self._floor(read, known)
@@ -45,7 +45,7 @@ class ReadChecker:
     # -- what must be there
 
     def _floor(self, read: Read, known: Iterable[Write]) -> tuple[Version, Write | None]:
-        """Return the highest version that this read must not fall behind, and whose it is."""
+        """Return the lowest version that this read may return, and the write that has it."""
         floor, by = ZERO, None
         for write in known:
             if write.acked is None or write.returned > read.invoked:
@@ -88,7 +88,7 @@ class ReadChecker:
         return None
 
     def _is_fresh(self, write: Write, floor: Version, by: Write | None) -> bool:
-        """Whether a write may have won over that of the floor."""
+        """Whether a write may have superseded the write of the floor."""
         if max(write.versions) >= floor:
             return True
         is_later = by is not None and write.returned > by.invoked

@@ -1,4 +1,4 @@
-"""The registry of checks, and what they judge."""
+"""The registry of checks, and their input."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Violation:
 
 
 class Terms(NamedTuple):
-    """What a run promises.
+    """The conditions under which a run is checked.
 
-    ``slack_ms``: how far any clock was ever off: by so much an expiry may come early or late.
+    ``slack_ms``: the largest error of any clock: an expiry may come early or late by this much.
     ``keeps_ones``: whether writes acked by a single replica must survive (no store was lost, no
     partition moved).
     ``delivers_once``: whether a request that was refused stays refused; not so where the network
     delivers copies, which TCP never does after an answer.
-    ``keeps_order``: whether the higher version always wins. After clocks were far off, a later
-    write may have replaced one from the future, and peers may have stamped records again.
+    ``keeps_order``: whether the higher version always wins. If clocks were far off, a later write
+    may have replaced a record from the future, and peers may have restamped records.
     """
 
     replicas: int
@@ -46,7 +46,7 @@ class Terms(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a check judges."""
+    """The input of a check."""
 
     history: History
     terms: Terms
@@ -54,11 +54,11 @@ class Run(NamedTuple):
 
 
 class When(Enum):
-    """When a check is made."""
+    """When a check runs."""
 
     #: Repeated while the cluster recovers, until no check fails or time is over.
     RECOVERED = "recovered"
-    #: Once, after all calls, those that read every key at the end included.
+    #: Once, after all calls, including the final reads of every key.
     END = "end"
 
 
@@ -66,7 +66,7 @@ Check = Callable[[Run], Iterable[Violation]]
 
 CHECKS: Final[dict[str, tuple[When, Check]]] = {}
 
-#: Checks that the code does not pass yet, and what they wait for. ``--check`` makes them.
+#: Checks that the code does not pass yet, and the reason. ``--check`` runs them.
 CHECKS_PENDING: Final[dict[str, str]] = {}
 
 
@@ -74,8 +74,8 @@ def check(when: When = When.END, *, pending: str = "") -> Callable[[Check], Chec
     """Register a check under the name of its function.
 
     Args:
-        when: when the check is made.
-        pending: why no run may make it yet.
+        when: when the check runs.
+        pending: why runs leave it out for now.
     """
 
     def register(function: Check) -> Check:
@@ -91,7 +91,7 @@ def check(when: When = When.END, *, pending: str = "") -> Callable[[Check], Chec
 
 
 def judge(run: Run, when: When) -> list[Violation]:
-    """Return what the checks of that moment find."""
+    """Return the violations that the checks of this phase find."""
     return [
         violation
         for name, (moment, function) in CHECKS.items()

@@ -1,4 +1,4 @@
-"""Whether no two writes have the same version: I1 depends on it."""
+"""Check that no two writes have the same version: I1 depends on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.simulation.history import Write, describe_write
 
 @check()
 def unique_versions(run: Run) -> Iterator[Violation]:
-    """Check that no version was given to two writes of a key.
+    """Check that no two writes of a key have the same version.
 
     A touch keeps the version of the write that it saw, and a restored record keeps its own.
     """

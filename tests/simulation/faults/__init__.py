@@ -1,11 +1,11 @@
-"""What goes wrong, in families: a module registers its fault kinds with ``@kind``.
+"""Faults: each module is a family and registers its fault kinds with ``@kind``.
 
 To add a kind, write a function in the module of its family, or in a new module of this package::
 
     @kind("name", share=0.05)
     def name(faults: Faults) -> Undo:
         ...begin the fault...
-        return what_takes_it_back
+        return the_function_that_ends_it
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Faults of client processes. A fork is no fault, but two processes then share what they had."""
+"""Faults of client processes. A fork is not a fault, but afterwards two processes share state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CALLS = 25
 
 @kind("fork", share=0.05)
 def fork(faults: Faults) -> Undo:
-    """Fork a client: both processes go on."""
+    """Fork a client: both processes continue."""
     world = faults.world
     parent = faults.rng.choice(world.clients)
     if len(world.clients) > 12 or parent.is_paused:

@@ -11,7 +11,7 @@ from tests.simulation.node import DISK_RESERVE
 
 @kind("wipe")
 def wipe(faults: Faults) -> Undo:
-    """Put an empty disk into a machine."""
+    """Replace the disk of a machine by an empty disk."""
     node, world = faults.unlucky, faults.world
     if not world.is_whole_on_disk() or not world.is_member(node):
         return None
@@ -35,7 +35,7 @@ def corruption(faults: Faults) -> Undo:
 
 @kind("slow_disk")
 def slow_disk(faults: Faults) -> Undo:
-    """Let commits of a machine take long."""
+    """Make the commits of a machine slow."""
     node = faults.any_node()
     before = node.sync_time
     node.sync_time = faults.rng.choice((20 * MS, 200 * MS, 1500 * MS))
@@ -49,7 +49,7 @@ def slow_disk(faults: Faults) -> Undo:
 
 @kind("full_disk")
 def full_disk(faults: Faults) -> Undo:
-    """Let a disk refuse every commit."""
+    """Make a disk refuse every commit."""
     store = faults.any_node().store
     store.is_full = True
     faults.world.lowest_room = 0
@@ -63,7 +63,7 @@ def full_disk(faults: Faults) -> Undo:
 
 @kind("no_room", share=0.06, durations=(2 * SECOND, 12 * SECOND, 30 * SECOND))
 def no_room(faults: Faults) -> Undo:
-    """Let the room on one, two or all disks run out, to different degrees."""
+    """Fill one, two or all disks, to different degrees."""
     rng, nodes = faults.rng, faults.world.nodes
     some = rng.sample(nodes, min(len(nodes), rng.choice((1, 1, 2, len(nodes)))))
     stores = [node.store for node in some]
@@ -83,7 +83,7 @@ def no_room(faults: Faults) -> Undo:
 
 @kind("failing_disk")
 def failing_disk(faults: Faults) -> Undo:
-    """Let the next sync of a disk fail."""
+    """Make the next sync of a disk fail."""
     store = faults.any_node().store
     store.fails_next = True
     faults.note(f"the next sync of {store.store_id} fails")

@@ -1,4 +1,4 @@
-"""Faults of the membership: out of reach, or without its locks."""
+"""Faults of the membership: unreachable, or without its locks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tests.simulation.faults.schedule import Faults
 
 @kind("no_membership")
 def no_membership(faults: Faults) -> Undo:
-    """Let a peer not reach the membership."""
+    """Make the membership unreachable for a peer."""
     return _without_membership(faults, [faults.any_node().name])
 
 
 @kind("no_membership_at_all")
 def no_membership_at_all(faults: Faults) -> Undo:
-    """Let no peer reach the membership."""
+    """Make the membership unreachable for all peers."""
     return _without_membership(faults, [node.name for node in faults.world.nodes])
 
 
@@ -35,7 +35,7 @@ def _without_membership(faults: Faults, names: list[str]) -> Undo:
 
 @kind("failing_turns", share=0.05)
 def failing_turns(faults: Faults) -> Undo:
-    """Let every turn of a peer's membership thread fail by a defect."""
+    """Make every round of a peer's membership thread fail."""
     failing, name = faults.world.membership.failing, faults.any_node().name
     failing.add(name)
     faults.note(f"turns of the membership thread of {name} fail")
@@ -44,20 +44,20 @@ def failing_turns(faults: Faults) -> Undo:
 
 @kind("election")
 def election(faults: Faults) -> Undo:
-    """Take every lock, as an election does."""
+    """Release every lock, as an election does."""
     faults.world.membership.lose_locks()
     return None
 
 
 @kind("lost_topology", share=0.04)
 def lost_topology(faults: Faults) -> Undo:
-    """Let the membership lose the topology, while peers run or are down."""
+    """Delete the topology from the membership, while peers run or are down."""
     return _damage_topology(faults, faults.world.membership.lose_topology)
 
 
 @kind("old_topology", share=0.04)
 def old_topology(faults: Faults) -> Undo:
-    """Let the membership go back to an older topology, while peers run or are down."""
+    """Roll the membership back to an older topology, while peers run or are down."""
     return _damage_topology(faults, faults.world.membership.roll_back)
 
 
@@ -81,7 +81,7 @@ def _damage_topology(faults: Faults, corruption: Callable[[], None]) -> Undo:
 
 @kind("empty_first", share=0.03)
 def empty_first(faults: Faults) -> Undo:
-    """Let an empty peer start first after all peers stopped and the topology was lost."""
+    """Start an empty peer first after all peers stopped and the topology was lost."""
     world = faults.world
     topology = world.membership.topology
     if topology is None or not topology.formed or topology.restored is not None:

@@ -47,7 +47,7 @@ def split(faults: Faults) -> Undo:
 
 
 def cut(faults: Faults, pairs: list[tuple[str, str]]) -> Undo:
-    """Cut pairs of (source, target)."""
+    """Block messages between pairs of (source, target)."""
     network = faults.world.network
     for pair in pairs:
         network.cut(*pair)
@@ -73,7 +73,7 @@ def _everyone(faults: Faults) -> list[str]:
 
 @kind("break")
 def break_connection(faults: Faults) -> Undo:
-    """Break a connection with what is in flight."""
+    """Break a connection and lose the messages in flight."""
     faults.world.network.break_some()
     return None
 
@@ -105,7 +105,7 @@ def storm(faults: Faults) -> Undo:
 
 @kind("slow_client", share=0.04, durations=(SECOND, 4 * SECOND))
 def slow_client(faults: Faults) -> Undo:
-    """Delay every message of a client: what it writes arrives after what others stamped later."""
+    """Delay every message of a client: its writes arrive after later writes of others."""
     network = faults.world.network
     client = faults.rng.choice(faults.world.clients)
     if client.name in network.slow:

@@ -1,4 +1,4 @@
-"""Faults of operators who put an old copy of a disk back: the store has forgotten what it acked."""
+"""Faults of operators that restore an old copy of a disk: the store lacks writes that it acked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.simulation.node import Node
 
 @kind("old_copy", share=0.08)
 def old_copy(faults: Faults) -> Undo:
-    """Copy the disk of the unlucky machine, or put one of its copies back."""
+    """Copy the disk of the chosen machine, or restore one of its copies."""
     node, world = faults.unlucky, faults.world
     if not world.is_whole_on_disk() or not world.is_member(node):
         return None
@@ -43,7 +43,7 @@ def _is_recognisable(copy: Copy, node: Node, reported: Stamp) -> bool:
 
 
 def _high_water_reported(faults: Faults, node: Node) -> Stamp:
-    """Return the stamp up to which every other member knows that the store was filled."""
+    """Return the stamp up to which every other member knows the writes of the store."""
     others = [
         other for other in faults.world.nodes if other is not node and faults.world.is_member(other)
     ]

@@ -1,4 +1,4 @@
-"""What operators do while everything else goes wrong. It is no fault, but it meets them."""
+"""Topology changes by operators during faults."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from tests.simulation.faults.schedule import Faults
 
 @kind("change")
 def change(faults: Faults) -> Undo:
-    """Change the placement."""
+    """Start topology changes at random."""
     return faults.operator.act()

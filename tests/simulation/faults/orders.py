@@ -1,4 +1,4 @@
-"""What operators do while everything else goes wrong: changes of placement, of every kind."""
+"""Admin requests of operators during faults: topology changes of every kind."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.simulation.node import Node
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-#: How many looks in a row (one a second) must find floors that block writes.
+#: How many checks in a row (one a second) must find floors that block writes.
 _LOOKS_BEFORE_LOWERING: Final = 3
 
 
 class Operator:
-    """Changes the cluster at random, one order at a time."""
+    """Changes the cluster at random, one admin request at a time."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -28,9 +28,9 @@ class Operator:
         self._looks_blocked = 0
 
     def act(self) -> Callable[[], object] | None:
-        """Give an order that may make sense now, or start a machine that may join.
+        """Make an admin request that is possible now, or start a machine that may join.
 
-        Returns what takes it back, if anything has to.
+        Return the function that reverts it, if that is necessary.
         """
         topology = self._world.membership.topology
         if topology is None or not topology.formed or topology.restored is not None:
@@ -61,7 +61,7 @@ class Operator:
         return [node for node in self._world.nodes if not self._world.is_member(node)]
 
     def _add_spares(self) -> None:
-        """Let one or two machines join: by themselves, or by an order that names both."""
+        """Add one or two machines: they join by themselves, or by a request that names both."""
         waiting = [node.name for node in self._spares() if node.is_running]
         if waiting:
             self._order("add", waiting)
@@ -73,7 +73,7 @@ class Operator:
             node.start()
 
     def _remove_some(self, topology: Topology) -> None:
-        """Let one or two members leave; at times so many that fewer are left than replicas."""
+        """Remove one or two members, sometimes so many that fewer than ``replicas`` remain."""
         stay = [member.id for member in topology.members if member.state is not State.LEAVING]
         least = max(2, topology.replicas - self._rng.choice((0, 0, 1)))
         leaving = min(len(stay) - least, self._rng.choice((1, 1, 2)))
@@ -99,17 +99,17 @@ class Operator:
             node.start()
 
     def finish(self) -> None:
-        """Let every change come to its end, and look again every second.
+        """Let every topology change complete; check again every second.
 
-        An order to resume is refused while a restored topology waits for members, and a topology
-        that was lost may come back without it. So it is given again.
+        A request to resume is refused while a restored topology waits for members, and a lost
+        topology may come back without it. So it is repeated.
         """
         self._go_on()
         self._lower_floors()
         self._world.events.after(SECOND, self.finish)
 
     def _lower_floors(self) -> None:
-        """Order lower floors once a peer has kept floors that other peers do not accept.
+        """Request lower floors once a peer has floors that other peers do not accept.
 
         Such floors stay where most clocks were wrong when they were promised and a majority does
         not hold them. Status and readiness name them; ``docs/operations.md`` says what to do.
@@ -128,7 +128,7 @@ class Operator:
             self._order("lower-floors", [], stamp=stamp_at(settled[0].clock.time()))
 
     def _go_on(self) -> None:
-        """Let a change that rests, or creeps, come to its end."""
+        """Let a paused or slow topology change complete."""
         topology = self._world.membership.topology
         if topology is None or topology.change is None:
             return
@@ -138,7 +138,7 @@ class Operator:
             self._order("resume", [])
 
     def _order(self, action: str, peers: list[str], rate: int = 0, stamp: Stamp = 0) -> None:
-        """Carry out an order at once, as a peer does that is asked to."""
+        """Carry out a request at once, as a peer does."""
         membership = self._world.membership
         topology = membership.topology
         if topology is None or topology.restored is not None:

@@ -1,4 +1,4 @@
-"""Faults of processes: they end, stop, pause and move."""
+"""Faults of processes: kills, stops, pauses and moves."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tests.simulation.node import Node
 
 @kind("kill")
 def kill(faults: Faults) -> Undo:
-    """End a process where it stands."""
+    """Kill a process."""
     return _down(faults, faults.any_node(), power=False)
 
 
 @kind("power")
 def power(faults: Faults) -> Undo:
-    """Take the power from a machine."""
+    """Cut the power of a machine."""
     return _down(faults, faults.any_node(), power=True)
 
 
@@ -29,7 +29,7 @@ def _down(faults: Faults, node: Node, *, power: bool) -> Undo:
 
 @kind("kill_all")
 def kill_all(faults: Faults) -> Undo:
-    """End all processes at once."""
+    """Kill all processes at once."""
     nodes = faults.world.nodes
     for node in nodes:
         node.kill(power=faults.rng.random() < 0.5)
@@ -43,7 +43,7 @@ def kill_all(faults: Faults) -> Undo:
 
 @kind("stop")
 def stop(faults: Faults) -> Undo:
-    """Ask a process to stop, and start it once it is down."""
+    """Stop a process, and start it once it is down."""
     node = faults.any_node()
     node.stop()
     return lambda: _start_once_down(faults, node)

@@ -11,12 +11,12 @@ from tests.simulation.events import MS, SECOND
 if TYPE_CHECKING:
     from tests.simulation.faults.schedule import Faults
 
-#: Takes a fault back; None when there is nothing to take back.
+#: Ends a fault; None if there is nothing to end.
 Undo = Callable[[], object] | None
 
 Begin = Callable[["Faults"], Undo]
 
-#: Mean durations of a fault: a strike draws from them.
+#: Mean durations of a fault, of which each occurrence draws one.
 DURATIONS: Final = (200 * MS, SECOND, SECOND, 4 * SECOND, 12 * SECOND)
 
 
@@ -25,11 +25,11 @@ class Kind:
     """A fault kind.
 
     Attributes:
-        begin: begins the fault, and returns what takes it back.
+        begin: begins the fault and returns the function that ends it.
         share: the share of all runs that have this kind, in addition to those of the common
             sample; None for a kind of the common sample.
-        durations: mean durations, of which a strike draws one.
-        at_least: what a strike lasts in any case (microseconds).
+        durations: mean durations, of which each occurrence draws one.
+        at_least: the shortest duration (microseconds).
     """
 
     begin: Begin
@@ -40,8 +40,8 @@ class Kind:
 
 KINDS: Final[dict[str, Kind]] = {}
 
-#: Kinds that the code does not survive yet, and what it waits for. No run draws them; ``--with``
-#: gives them to a run by name.
+#: Kinds that the code does not survive yet, and the reason. Runs do not draw them; ``--with`` adds
+#: them by name.
 KINDS_PENDING: Final[dict[str, str]] = {}
 
 
@@ -57,11 +57,11 @@ def kind(
 
     Args:
         name: as in ``--with``.
-        share: see ``Kind``. New kinds need one: the common sample stays as it is, for otherwise
-            every seed would mean something else.
+        share: see ``Kind``. New kinds need a share: if the common sample changed, every seed would
+        change its meaning.
         durations: see ``Kind``.
         at_least: see ``Kind``.
-        pending: why no run may draw it yet.
+        pending: why runs do not draw it yet.
     """
 
     def register(begin: Begin) -> Begin:

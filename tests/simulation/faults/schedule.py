@@ -1,4 +1,4 @@
-"""When something goes wrong, and for how long. Every fault ends at the latest when chaos does."""
+"""The schedule of faults. Every fault ends at the latest with the time of faults."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Faults:
-    """Begins faults at random until it is stopped, then ends those that last.
+    """Begins faults at random until it is stopped, then ends the remaining faults.
 
-    A run suffers only from some kinds (``world.conditions.faults``): faults that always come
-    all together hide each other's bugs (Groce et al., "Swarm Testing", 2012).
+    A run has only some kinds (``world.conditions.faults``): faults that always occur together mask
+    each other's bugs (Groce et al., "Swarm Testing", 2012).
     """
 
     def __init__(self, world: World) -> None:
@@ -27,19 +27,18 @@ class Faults:
         self._undos: dict[int, Callable[[], object]] = {}
         self._count = 0
         self._is_over = False
-        #: The one machine whose disk is wiped or rots: more than one would be beyond what
-        #: replicas can make up for.
+        #: The only machine whose disk is wiped or corrupted: replicas cannot compensate for more.
         self.unlucky = world.rng.choice(world.nodes[: world.conditions.peers])
-        #: Copies that were made of its disk.
+        #: Copies of its disk.
         self.copies: list[Copy] = []
         self.operator = Operator(world)
 
     def begin(self) -> None:
-        """Let faults happen from now on."""
+        """Start faults."""
         self._next()
 
     def end(self) -> None:
-        """Let no more happen, and take back those that last."""
+        """Start no more faults, and end the remaining ones."""
         self._is_over = True
         for number in list(self._undos):
             self._take_back(number)
@@ -61,7 +60,7 @@ class Faults:
         self._next()
 
     def take_back_after(self, delay: int, undo: Callable[[], object]) -> None:
-        """Take a fault back after a delay (microseconds), or when chaos ends."""
+        """End a fault after a delay (microseconds), or at the end of the time of faults."""
         self._count += 1
         self._undos[self._count] = undo
         self.world.events.after(delay, self._take_back, self._count)
@@ -71,7 +70,7 @@ class Faults:
         if undo is not None:
             undo()
 
-    # -- what kinds use
+    # -- for fault kinds
 
     def any_node(self) -> Node:
         """Return a machine, drawn at random."""
@@ -82,6 +81,6 @@ class Faults:
         self.world.note(f"fault: {text}")
 
     def start(self, node: Node) -> None:
-        """Start the process of a machine that is a member and is down."""
+        """Start the process of a member that is down."""
         if not node.is_running and self.world.is_member(node):
             node.start()

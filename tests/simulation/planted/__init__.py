@@ -1,4 +1,4 @@
-"""Worlds with a fault planted into the peers or clients, to show that the checks find it.
+"""Worlds with a fault planted into peers or clients, to show that the checks find it.
 
 To add a planted fault, write a module of this package::
 
@@ -9,8 +9,8 @@ To add a planted fault, write a module of this package::
         def __init__(self, seed: int) -> None:
             super().__init__(seed, conditions=planted_conditions(seed, "kill", "cut_pair"))
 
-and override what ``World`` has under "what can be bent", or return ``mock.patch`` objects from
-``patches()``.
+and override methods of ``World`` under "overridden by planted faults", or return ``mock.patch``
+objects from ``patches()``.
 """
 
 from __future__ import annotations

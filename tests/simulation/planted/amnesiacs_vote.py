@@ -17,7 +17,7 @@ from tests.simulation.world import World
 
 
 class _Blank(StoreMemory):
-    """Keeps nothing of what it is given."""
+    """A memory that keeps nothing."""
 
     def note(self, store_id: str, seen: Life) -> None:
         """Drop it."""
@@ -25,11 +25,11 @@ class _Blank(StoreMemory):
 
 @plant("amnesiacs-vote", "I1", "I3")
 class AmnesiacsVote(World):
-    """Takes a store that is new as if it held what the old one held."""
+    """Treats a new store as if it had the data of the old store."""
 
     def __init__(self, seed: int) -> None:
-        # Lost data does harm only until the others have filled the store again: things must go
-        # wrong quickly after each other.
+        # Lost data has an effect only until the store is streamed again: faults must follow
+        # quickly.
         hard = replace(
             planted_conditions(seed, "wipe", "kill", "cut_pair"),
             peers=3,
@@ -44,7 +44,7 @@ class AmnesiacsVote(World):
         super().__init__(seed, conditions=hard)
 
     def make_core(self, settings: Settings, store: TwinStore, now: int) -> PeerCore:
-        """Return a core that does not remember how new the stores of others were."""
+        """Return a core that does not remember how new other stores were."""
         core = super().make_core(settings, store, now)
         core.local_partitions.memory = _Blank(store)
         return core

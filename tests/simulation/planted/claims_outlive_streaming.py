@@ -1,4 +1,4 @@
-"""Planted fault: what clients saw of an old copy is held against it after it was filled."""
+"""Planted fault: claims about an old copy count after the store was streamed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.simulation.world import World
 
 @plant("claims-outlive-streaming", "I6")
 class ClaimsOutliveFilling(World):
-    """Does not go by the life that began when a store was filled."""
+    """Ignores that a new life began when a store was streamed."""
 
     def __init__(self, seed: int) -> None:
         hard = replace(
@@ -30,7 +30,7 @@ class ClaimsOutliveFilling(World):
         super().__init__(seed, conditions=hard)
 
     def make_core(self, settings: Settings, store: TwinStore, now: int) -> PeerCore:
-        """Return a core whose claims are judged by all lives that were ever reported."""
+        """Return a core that compares claims with all lives that were ever reported."""
         core = super().make_core(settings, store, now)
         claims = core.maintenance.freshness._claims
         claims._lineage = _Unforgiving(claims._lineage)  # type: ignore[assignment]
@@ -38,7 +38,7 @@ class ClaimsOutliveFilling(World):
 
 
 class _Unforgiving:
-    """A lineage that takes what was seen before the store was filled for a contradiction."""
+    """A lineage that treats sightings from before streaming as contradictions."""
 
     def __init__(self, lineage: Lineage) -> None:
         self._lineage = lineage

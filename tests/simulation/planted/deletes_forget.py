@@ -1,4 +1,4 @@
-"""Planted fault: a delete that is sent again is answered by the tombstone of its first try."""
+"""Planted fault: a repeated delete is answered by the tombstone of its first attempt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _forget(*_: object) -> None:
 
 @plant("deletes-forget", "I6")
 class DeletesForget(World):
-    """Neither peers nor clients remember what the earlier tries of a delete found."""
+    """Neither peers nor clients remember the results of earlier attempts of a delete."""
 
     _is_muted = False
 

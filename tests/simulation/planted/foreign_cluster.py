@@ -1,4 +1,4 @@
-"""Planted fault: the cluster that an empty peer founds counts as much as the one that was lost."""
+"""Planted fault: a cluster that an empty peer forms counts like the lost cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _only_its_own(last: Topology | None, stored: Topology, cluster: str) -> bool
 
 @plant("foreign-cluster", "I1", "I4", "I6")
 class ForeignCluster(World):
-    """Lets the topology of another cluster stand, although that cluster has not formed."""
+    """Keeps the topology of another cluster although that cluster has not formed."""
 
     def __init__(self, seed: int) -> None:
         conditions = planted_conditions(seed, "empty_first", "kill")

@@ -1,4 +1,4 @@
-"""Planted fault: a gain is called complete before its data is there."""
+"""Planted fault: a gain is reported as complete before its data has arrived."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 
 
-# I6: a delete denies that a key was there when the record is on no replica that it asks.
+# I6: a delete reports a key as missing when no replica that it asks has the record.
 @plant("gains-on-credit", "I1", "I3", "I4", "I6")
 class CallsGainsComplete(World):
-    """Calls a change of placement complete when it has hardly begun."""
+    """Reports a topology change as complete when it has hardly begun."""
 
     def __init__(self, seed: int) -> None:
-        # What is left behind is in a few partitions of many: keys in more of them find it sooner.
+        # The missing data is in a few of many partitions: keys in more partitions find it sooner.
         conditions = replace(planted_conditions(seed, "change", "kill"), keys=16)
         super().__init__(seed, conditions=conditions)
 
     def propose(self, agent: MembershipAgent, stored: StoredTopology) -> Topology | None:
-        """Say of this peer that it has all it gains."""
+        """Report that this peer has streamed all its gains."""
         topology = super().propose(agent, stored)
         if topology is not None or stored.topology is None or stored.topology.change is None:
             return topology

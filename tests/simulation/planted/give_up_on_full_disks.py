@@ -1,4 +1,4 @@
-"""Planted fault: repair gives up on a replica once its disk was full."""
+"""Planted fault: repair skips a replica for ever once its disk was full."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Repairing = Generator[Any, Any, Any]
 
 @plant("give-up-on-full-disks", "I4")
 class GivesUpOnFullDisks(World):
-    """Brings and fetches nothing more after a refusal for lack of room, not even when there is."""
+    """Transfers nothing after a refusal for lack of room, even when there is room again."""
 
     def __init__(self, seed: int) -> None:
         conditions = planted_conditions(seed, "no_room", "full_disk")

@@ -20,11 +20,11 @@ class _LastArrivalWins(SimulatedStore):
 
 @plant("ignore-versions", "I1", "I3", "I6")
 class IgnoresVersions(World):
-    """Merges and repairs without a look at versions: what comes last wins."""
+    """Merges and repairs without comparing versions: the last record wins."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed, conditions=planted_conditions(seed, "cut_pair", "pause", "storm"))
 
     def make_store(self, store_id: str) -> SimulatedStore:
-        """Return a disk that takes whatever comes."""
+        """Return a disk that accepts every record."""
         return _LastArrivalWins(store_id, self.rng)

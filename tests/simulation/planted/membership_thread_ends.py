@@ -1,4 +1,4 @@
-"""Planted fault: a defect in one turn ends the membership thread of a peer."""
+"""Planted fault: a defect in one round ends the membership thread of a peer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tests.simulation.world import World
 
 @plant("membership-thread-ends", "I4", "I6")
 class MembershipThreadEnds(World):
-    """Looks at the membership no more after one turn has failed."""
+    """Stops reading the membership after one failed round."""
 
     def __init__(self, seed: int) -> None:
         conditions = planted_conditions(seed, "failing_turns", "change", "kill")
         super().__init__(seed, conditions=conditions)
 
     def turn_failed(self, node: Node) -> None:
-        """Let the thread end without a word."""
+        """End the thread without a report."""

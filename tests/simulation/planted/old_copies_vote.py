@@ -13,7 +13,7 @@ from tests.simulation.world import World
 
 @plant("old-copies-vote", "I1", "I3", "I6")
 class OldCopiesVote(World):
-    """Takes a store for as new as it was, whatever other peers remember of it."""
+    """Treats a store as current, regardless of what other peers remember."""
 
     def __init__(self, seed: int) -> None:
         hard = replace(
@@ -30,7 +30,7 @@ class OldCopiesVote(World):
         super().__init__(seed, conditions=hard)
 
     def make_core(self, settings: Settings, store: TwinStore, now: int) -> PeerCore:
-        """Return a core that neither waits for what others remember nor judges by it."""
+        """Return a core that ignores what other peers remember."""
         core = super().make_core(settings, store, now)
         freshness = core.maintenance.freshness
         freshness._lacking = lambda view: []  # type: ignore[method-assign]

@@ -14,28 +14,28 @@ from tests.simulation.world import World
 
 
 class _OwnClock(ClusterClock):
-    """Reads no other clock, and takes what a majority holds for nothing."""
+    """Reads no other clock, and ignores the present of a majority."""
 
     def answered(self, peer: str, correlation: int, moment: int) -> None:
         """Read nothing."""
 
     @property
     def knows_majority(self) -> bool:
-        """Claim that the own clock is that of the cluster."""
+        """Use the own clock as the cluster clock."""
         return True
 
     def confirmed(self) -> Stamp:
-        """Return that nothing is held."""
+        """Return that no stamp is held."""
         return 0
 
     def highest_possible(self) -> Stamp:
-        """Be certain of the own clock."""
+        """Trust the own clock."""
         return self.latest()
 
 
 @plant("own-clock", "I1", "I3", "I4", "I6")
 class TrustsItsOwnClock(World):
-    """Accepts, promises and starts by the own clock, as before other clocks were read."""
+    """Accepts, promises and starts by its own clock."""
 
     def __init__(self, seed: int) -> None:
         conditions = replace(planted_conditions(seed, "far_clock"), calm=3 * SECOND)

@@ -1,4 +1,4 @@
-"""Planted fault: a promise is kept after an agreement that failed."""
+"""Planted fault: a promise is kept after a failed agreement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.simulation.world import World
 
 @plant("promises-kept", "I4")
 class KeepsPromises(World):
-    """Refuses older records for as long as was promised, whether or not replicas agreed."""
+    """Refuses older records until the promise ends, whether or not replicas agreed."""
 
     def __init__(self, seed: int) -> None:
         conditions = replace(
@@ -32,9 +32,9 @@ class KeepsPromises(World):
         super().__init__(seed, conditions=conditions)
 
     def patches(self) -> Iterable[AbstractContextManager[object]]:
-        """Return promises that are not taken back, and comparison without a second try.
+        """Return promises that are not revoked, and comparison without a retry.
 
-        Hints are not kept: they would bring most of what a replica missed before it is compared.
+        Hints are not kept: they would deliver most missed writes before the comparison.
         """
         yield mock.patch.object(Hints, "add")
         yield mock.patch.object(LocalPartitions, "release", return_value=[])

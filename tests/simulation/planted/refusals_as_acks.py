@@ -18,7 +18,7 @@ def _one_group(refusals: Refusals, size: int, settled: Collection[int]) -> list[
 
 @plant("refusals-as-acks", "I1", "I2", "I3")
 class RefusalsAsAcks(World):
-    """Completes a chunk by the answers to it, whatever they say of its items."""
+    """Counts every answer to a chunk as an ack, including refused items."""
 
     def __init__(self, seed: int) -> None:
         conditions = planted_conditions(seed, "no_room", "damage", "slow_disk")

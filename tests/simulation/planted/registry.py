@@ -39,9 +39,9 @@ def plant(name: str, *invariants: str, seeds: int = 40) -> Callable[[AnyWorld], 
 
     Args:
         name: as in ``--planted``.
-        invariants: those that the fault may break; another one that breaks fails the test.
+        invariants: those that the fault may break; if another invariant breaks, the test fails.
         seeds: within how many seeds it must be found. The tests of all planted faults together
-            should take less than a minute: choose conditions that let few seeds find it.
+            should take less than a minute: choose conditions under which few seeds are needed.
     """
 
     def register(world: AnyWorld) -> AnyWorld:
@@ -54,7 +54,7 @@ def plant(name: str, *invariants: str, seeds: int = 40) -> Callable[[AnyWorld], 
 
 
 def planted_conditions(seed: int, *faults: str) -> Conditions:
-    """Return conditions that give a planted fault a chance: clocks are right, keys are few.
+    """Return conditions that reveal a planted fault: correct clocks and few keys.
 
     Args:
         seed: the seed of the world.

@@ -1,4 +1,4 @@
-"""Planted fault: a forked client goes on with the writer id and the clock of its parent."""
+"""Planted fault: a forked client keeps the writer id and the clock of its parent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _identity(session: Session) -> Identity:
 
 @plant("shared-identity", "I1")
 class ForksShareAnIdentity(World):
-    """Lets a client stamp by what it had before the fork."""
+    """Stamps with the identity from before the fork."""
 
     def __init__(self, seed: int) -> None:
         conditions = replace(
@@ -33,5 +33,5 @@ class ForksShareAnIdentity(World):
         super().__init__(seed, conditions=conditions)
 
     def patches(self) -> Iterable[AbstractContextManager[object]]:
-        """Return a session that does not look at the process."""
+        """Return a session that does not check the process id."""
         return (mock.patch.object(Session, "_current_identity", _identity),)

@@ -1,4 +1,4 @@
-"""Planted fault: of two records with one version the one that arrives last stays."""
+"""Planted fault: of two records with the same version, the last to arrive wins."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def _has_higher_version(record: bytes, other: bytes) -> bool:
 
 @plant("ties-by-arrival", "I1", "I3", "I4")
 class TiesByArrival(World):
-    """Compares versions alone, when records are merged and when replicas are compared.
+    """Compares only versions, both in merges and between replicas.
 
-    Two touches of one record in one millisecond have one version, and different expiries.
+    Two touches of a record in one millisecond have the same version and different expiries.
     """
 
     def __init__(self, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Planted fault: what may be stored is reported as an error that says that it is not."""
+"""Planted fault: a write that may be stored is reported as not stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _why_itself(outcome: Outcome, why: DStashError, text: str = "") -> DStashErr
 
 @plant("unavailable-for-unknown", "I6", "I2")
 class UnavailableForUnknown(World):
-    """Raises the reason itself, whatever the outcome is."""
+    """Raises the reason itself, regardless of the outcome."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed, conditions=planted_conditions(seed, "kill_all", "stop", "no_room"))

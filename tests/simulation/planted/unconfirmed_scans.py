@@ -1,4 +1,4 @@
-"""Planted fault: a scan at any level delivers what one replica holds."""
+"""Planted fault: a scan at any level delivers the records of one replica."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _no_votes(operation: PageOperation, partition: int) -> int:
 
 @plant("unconfirmed-scans", "I1", "I3")
 class ScansAreNotConfirmed(World):
-    """Lets pages be delivered without a look at other replicas."""
+    """Delivers pages without comparing replicas."""
 
     def __init__(self, seed: int) -> None:
         conditions = replace(
@@ -36,8 +36,7 @@ class ScansAreNotConfirmed(World):
     def patches(self) -> Iterable[AbstractContextManager[object]]:
         """Return a page that no other replica confirms, and hints that are not kept.
 
-        Without hints, and without look-ups that repair, what a replica misses stays missing until
-        replicas are compared.
+        Without hints and read repair, missed writes stay missing until replicas are compared.
         """
         yield mock.patch.object(PageOperation, "votes_needed", _no_votes)
         yield mock.patch.object(Hints, "add")

@@ -1,4 +1,4 @@
-"""Rare conditions: a profile changes what was drawn in a small share of all runs.
+"""Profiles: rare conditions that replace the drawn ones in a small share of all runs.
 
 To add a profile, write a module of this package::
 

@@ -1,4 +1,4 @@
-"""Profiles of clients: threads, and calls that meet in one millisecond."""
+"""Profiles of clients: threads, and calls in the same millisecond."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def threads(drawn: Conditions, rng: Random) -> Conditions:
 
 @profile("one_millisecond", share=0.05)
 def one_millisecond(drawn: Conditions, rng: Random) -> Conditions:
-    """Let the calls of all clients begin in the same milliseconds, mostly on the same keys."""
+    """Start the calls of all clients in the same milliseconds, mostly on the same keys."""
     return replace(
         drawn,
         aligned=rng.choice((20, 100)) * MS,

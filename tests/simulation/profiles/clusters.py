@@ -8,7 +8,7 @@ from random import Random
 from tests.simulation.conditions import Conditions
 from tests.simulation.profiles.registry import profile
 
-#: Fault kinds that lose what a single replica holds.
+#: Fault kinds that lose the data of a single replica.
 _LOSSES = ("wipe", "damage", "old_copy")
 
 
@@ -25,7 +25,7 @@ def replicas(drawn: Conditions, rng: Random) -> Conditions:
 
 @profile("many_peers", share=0.02)
 def many_peers(drawn: Conditions, rng: Random) -> Conditions:
-    """Let six to nine peers form the cluster."""
+    """Form the cluster of six to nine peers."""
     drawn = with_peers(drawn, rng, rng.randint(6, 9))
     return replace(drawn, zones=rng.choice((2, 3, drawn.peers)), keys=25)
 
@@ -38,7 +38,7 @@ def weights(drawn: Conditions, rng: Random) -> Conditions:
 
 
 def with_peers(drawn: Conditions, rng: Random, peers: int) -> Conditions:
-    """Return conditions with so many peers; clocks of more peers are like those of the others."""
+    """Return conditions with this number of peers; additional peers have similar clocks."""
     more = [rng.choice(drawn.offsets_ms) for _ in range(peers - drawn.peers)]
     zones = peers if drawn.zones == drawn.peers else drawn.zones
     offsets = (*drawn.offsets_ms, *more)[:peers]

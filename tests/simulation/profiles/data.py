@@ -24,7 +24,7 @@ def large_batches(drawn: Conditions, rng: Random) -> Conditions:
 
 @profile("small_limits", share=0.06)
 def small_limits(drawn: Conditions, rng: Random) -> Conditions:
-    """Let a few records fill a request, a reply or a page; some are larger than it."""
+    """Fill a request, a reply or a page with a few records; some records are larger."""
     return replace(
         drawn,
         has_small_limits=True,

@@ -1,4 +1,4 @@
-"""Profiles that let certain faults meet: each alone does little harm."""
+"""Profiles that combine faults, each of which alone has little effect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.simulation.conditions import Conditions
 from tests.simulation.events import MS, SECOND
 from tests.simulation.profiles.registry import profile
 
-#: Tombstones are collected so often that a run sees dozens of horizons.
+#: Tombstones are collected so often that a run has dozens of horizons.
 _SHORT: Final = Pace(compare_ms=2_000, gc_interval_ms=2_000, gc_grace_ms=500)
 
 _CUTS: Final = ("cut_pair", "isolate_one_way", "pause", "storm")
@@ -26,7 +26,7 @@ def short_grace(drawn: Conditions, rng: Random) -> Conditions:
 
 @profile("touch_and_horizon", share=0.03)
 def touch_and_horizon(drawn: Conditions, rng: Random) -> Conditions:
-    """Let touches meet deletes that a replica missed, and horizons between them."""
+    """Combine touches with deletes that a replica missed, and horizons between them."""
     return replace(
         drawn,
         pace=_SHORT,

@@ -23,8 +23,8 @@ class Profile:
 
 PROFILES: Final[dict[str, Profile]] = {}
 
-#: Profiles that the code does not survive yet, and what they wait for. No run draws them;
-#: ``--profile`` gives them to a run by name.
+#: Profiles that the code does not survive yet, and the reason. Runs do not draw them; ``--profile``
+#: adds them by name.
 PROFILES_PENDING: Final[dict[str, str]] = {}
 
 
@@ -34,7 +34,7 @@ def profile(name: str, *, share: float, pending: str = "") -> Callable[[Change],
     Args:
         name: as in ``--profile``.
         share: the share of all runs that have it.
-        pending: why no run may draw it yet.
+        pending: why runs do not draw it yet.
     """
 
     def register(change: Change) -> Change:
