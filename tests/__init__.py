@@ -1,1 +1,1 @@
-"""Tests mirror the package; what several of them share is in ``harness``."""
+"""Tests, in the folders of the package; shared helpers are in ``harness``."""

@@ -1,4 +1,4 @@
-"""Fixtures for all tests. What they are made of is in ``tests/harness``."""
+"""Fixtures for all tests, built on ``tests/harness``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.harness.consul import ConsulAgent
 
-# No deadline per example, no check of speed: a machine that is busy is not a bug.
+# No deadline per example and no check of speed: a busy machine is not a bug.
 settings.register_profile(
     "dstash",
     deadline=None,
@@ -20,15 +20,16 @@ settings.register_profile(
 )
 settings.load_profile("dstash")
 
-# A shell starts what runs in the background deaf to Ctrl-C, and so would be all that tests start.
+# A shell starts background jobs with SIGINT ignored, which all processes of the tests would
+# inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def consul_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsulAgent]:
-    """A real Consul agent for all tests that do not harm it: use a cluster name of your own.
+    """A real Consul agent for all tests that do not disturb it: use a separate cluster name.
 
-    Tests fail when Consul cannot be had; they are not skipped.
+    Tests fail without Consul; they are not skipped.
     """
     agent = ConsulAgent(Path(tmp_path_factory.mktemp("consul")))
     agent.start()

@@ -1,4 +1,4 @@
-"""A cluster in memory that a backup can be made of: see ``tests/harness/joined.py``."""
+"""A cluster in memory as the source of a backup: see ``tests/harness/joined.py``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dstash.store.record import open_record
 from dstash.types import Level
 from tests.harness.joined import Joined
 
-#: Keys of the first piece: it is enough to look at one.
+#: Keys of the first piece: one piece is enough for these tests.
 NUMBER = 0
 PARTITIONS = partitions_of(NUMBER)
 
 
 class Caller(Joined):
-    """Peers that also answer the questions of other peers to a client, and the client."""
+    """Peers that answer requests of peers also to a client, and this client."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,11 +33,11 @@ class Caller(Joined):
         return sends
 
     def save(self) -> dict[bytes, bytes]:
-        """Copy one piece; returns its records by storage key."""
+        """Copy one piece; return its records by storage key."""
         return dict(self.saved()[1])
 
     def saved(self) -> tuple[int, Entries]:
-        """Copy one piece; returns how many partitions did not stand still, and the records."""
+        """Copy one piece; return the number of partitions that kept changing, and the records."""
         target = io.BytesIO()
         writer = PieceWriter(target, Header("id", NUMBER), "then")
         moving = Copier(self.cluster, writer).copy(PARTITIONS)
@@ -49,9 +49,9 @@ class Caller(Joined):
         return moving, entries
 
     def drop_tombstones(self) -> None:
-        """Let time pass until all that is dead has left the disk."""
+        """Let time pass until all dead records have left the disk."""
         for _ in range(100):
-            self.now += 31_000  # replicas are compared, and the next time they agree on horizons
+            self.now += 31_000  # replicas are compared first, and agree on horizons the next time
             self.settle()
             if not any(
                 open_record(record).is_tombstone

@@ -30,12 +30,12 @@ KEYS: list[Any] = [f"key{number}" for number in range(1500)] + [b"\x00", b"\xff"
 
 
 def content(cluster: Cluster, *indexes: str) -> dict[tuple[str, Any], Any]:
-    """Return all that a cluster holds in some indexes."""
+    """Return the entries of some indexes of a cluster."""
     return {(index, key): value for index in indexes for key, value in cluster.client.items(index)}
 
 
 def fill(cluster: Cluster, index: str) -> None:
-    """Put values of all types, delete some, and give some a time to live."""
+    """Put values of all types, delete some, and set a time to live on others."""
     client = cluster.client
     client.batch_put(index, [(key, VALUES[n % len(VALUES)]) for n, key in enumerate(KEYS)])
     client.batch_delete(index, KEYS[100:200])
@@ -44,7 +44,7 @@ def fill(cluster: Cluster, index: str) -> None:
 
 
 def expect_equal(source: Cluster, target: Cluster, index: str) -> None:
-    """Compare two clusters key by key, with what was deleted and the times to live."""
+    """Compare two clusters key by key, including deleted keys and times to live."""
     assert content(target, index) == content(source, index)
     assert not target.client.batch_lookup(index, KEYS[100:200])
     for key in KEYS[300:320]:
@@ -62,7 +62,7 @@ def test_backup_under_load_restores_into_another_cluster(source: Cluster, target
     assert not load.errors
     assert target.backup("restore", "during")["stored"] > 1400
     expect_equal(source, target, "full")
-    # What changed after that is newer, there as well.
+    # Later changes are newer in that cluster too.
     source.client.put("full", KEYS[0], "newer")
     source.client.delete("full", KEYS[1])
     source.backup("save", "after")
@@ -109,12 +109,12 @@ def test_restore_keeps_deletes_below_horizon_in_same_cluster(
         fates = cluster.backup("restore", "deleted")
         assert fates.items() >= {"deleted_kept": 1, "unchanged": 1, "stored": 0}.items()
         assert dict(cluster.client.items("deleted")) == {"same": 1}
-    # Another cluster never knew of it, and has horizons of its own.
+    # The other cluster never had the key, and has its own horizons.
     assert target.backup("restore", "deleted")["stored"] == 2
 
 
 def records(cluster: Cluster) -> int:
-    """Return how many records stand on the disks, dead ones too."""
+    """Return the number of records on the disks, including dead records."""
     return sum(member["records"] for member in cluster.client.status()["members"])
 
 
@@ -181,7 +181,7 @@ def test_save_continues_when_a_peer_is_killed(source: Cluster, folder: Path) -> 
 
 @pytest.fixture(scope="module")
 def sound(source: Cluster, folder: Path) -> Path:
-    """A backup, copies of which get defects."""
+    """A backup; tests add defects to copies of it."""
     source.client.batch_put("sound", dict.fromkeys(KEYS, "value"))
     source.backup("save", "sound")
     return folder / "sound"

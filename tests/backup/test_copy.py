@@ -1,4 +1,4 @@
-"""Copying one piece of a cluster in memory, whatever its replicas are up to."""
+"""Copying one piece of a cluster in memory, in every state of its replicas."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dstash.wire.envelope import Envelope
 from dstash.wire.replication import CopyRequest, DigestsReply
 from tests.backup.memory import PARTITIONS, Caller
 
-#: Keys that are in the piece that is copied, several in each partition.
+#: Keys of the copied piece, several in each partition.
 KEYS = list(
     itertools.islice(
         (name for name in map(str, itertools.count()) if partition_of(name.encode()) in PARTITIONS),
@@ -51,13 +51,13 @@ def test_copy_of_equal_replicas_has_each_record_and_tombstone_once(joined: Calle
     assert values(joined, dict(entries)) == {A: None, B: b"\x01"} | dict.fromkeys(REST, b"\x01")
     assert len(entries) == len(KEYS)
     kinds = Counter(type(envelope.message).__name__ for _, envelope in joined.asked)
-    assert kinds["CopyRequest"] <= 3  # one for each peer that gives something
+    assert kinds["CopyRequest"] <= 3  # one for each peer that sends records
 
 
 def test_copy_includes_write_missed_by_one_replica(joined: Caller) -> None:
     joined.put(dict.fromkeys(KEYS, 1), "all")
     for peer in "abc":
-        # Each write is on two of three replicas, whichever two are asked.
+        # Each write is on two of three replicas, so any two replicas have all of them.
         joined.silent = {peer}
         joined.put({KEYS["abc".index(peer)]: peer})
         joined.delete(KEYS[3 + "abc".index(peer)])

@@ -18,7 +18,7 @@ PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "backup.md"
 
 
 def run(line: str, folder: Path, peers: str) -> str:
-    """Run a line, in this process if it is one plain command: a process each would take long."""
+    """Run a line; a plain command runs in this process, which is faster."""
     if line.startswith("dstash ") and "|" not in line:
         done = InProcess(folder).run(*shlex.split(line)[1:], environ={"DSTASH_PEERS": peers})
     else:

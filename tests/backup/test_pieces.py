@@ -1,4 +1,4 @@
-"""The files of a backup: what is read back, and that no damage goes unnoticed."""
+"""The files of a backup: round trips, and detection of every corruption."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_reader_detects_every_flipped_bit() -> None:
                 _, found = read(bytes(broken))
             except BackupError:
                 continue
-            assert found != piece, f"byte {place}, bit {bit}"  # the manifest shows it
+            assert found != piece, f"byte {place}, bit {bit}"  # the manifest detects it
 
 
 def test_reader_detects_truncation_and_extra_data() -> None:

@@ -1,4 +1,4 @@
-"""What a restore does about one record; and that replicas hold to it, in a cluster in memory."""
+"""The rules of a restore for one record, alone and with replicas in memory."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_restore_into_other_cluster_touches_record_and_loses_to_later_write() ->
     assert again == Choice(Fate.UNCHANGED)
     later = SAVED._replace(version=with_touch(SAVED.version, stamp_at(2 * NOW)))
     restored = into_other(later, None, NOW, FRESH).record
-    assert restored == later._replace(flags=RecordFlag.RESTORED)  # never back in time
+    assert restored == later._replace(flags=RecordFlag.RESTORED)  # never to an earlier version
 
 
 def test_restore_into_other_cluster_writes_expired_record_as_tombstone() -> None:
@@ -111,7 +111,7 @@ class TestReplicas:
     """The rules against real replicas, whose horizons pass over the saved versions."""
 
     def saved(self) -> tuple[Caller, list[tuple[bytes, bytes]]]:
-        """Return a cluster, and what it held before one key was deleted and one changed."""
+        """Return a cluster, and its records before a key was deleted and another changed."""
         joined = Caller()
         joined.put({"gone": 1, "changed": 1, "same": 1}, "all")
         entries = self.entries(joined, "gone", "changed", "same")

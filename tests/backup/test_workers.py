@@ -1,4 +1,4 @@
-"""Workers end together, at any interrupt."""
+"""Workers: all end after an interrupt or a failure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _interrupt() -> None:
 
 
 def test_interrupt_while_locks_are_held_stops_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes where the locks of all futures have just been taken, before ``with`` knows."""
+    """The interrupt arrives when the locks of all futures are held, before ``with`` is entered."""
     locks: Any = futures._AcquireFutures  # type: ignore[attr-defined]  # nothing public has them
     take = locks.__enter__
     ended: list[int] = []

@@ -1,4 +1,4 @@
-"""What a run writes, from figures that were made up."""
+"""The report of a run with invented figures."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_page_has_all_figures() -> None:
     assert "42 ms of the" in text
     assert "that is 3 ms in all" in text
     assert "take 16 ms. On two processors" in text
-    assert "0.8 times the limits" in text  # 2 s, where the echo takes 2 s and LMDB half a one
+    assert "0.8 times the limits" in text  # 2 s, where the echo takes 2 s and LMDB 0.5 s
     assert "A remark." in text
 
 

@@ -14,7 +14,7 @@ from tests.harness.devcluster import DevCluster, InProcess
 
 @pytest.fixture(scope="package")
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
-    """Three peers. Each test takes an index of its own."""
+    """Three peers. Each test uses its own index."""
     cluster = DevCluster(tmp_path_factory.mktemp("dev"))
     try:
         cluster.out("dev", "up", "-n", "3")
@@ -25,7 +25,7 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
 
 @pytest.fixture
 def inside(dev: DevCluster) -> InProcess:
-    """The same cluster, for tests that are not about processes and pipes."""
+    """The same cluster, for tests that need neither processes nor pipes."""
     return InProcess(dev.folder)
 
 
@@ -36,7 +36,7 @@ def index(request: pytest.FixtureRequest) -> str:
 
 
 class Done(NamedTuple):
-    """What a run of ``dstash`` came to."""
+    """The result of a run of ``dstash``."""
 
     code: int
     out: str

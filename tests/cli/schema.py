@@ -1,4 +1,4 @@
-"""Validation of output of commands against docs/cli-schema.json."""
+"""Validation of the output of commands against docs/cli-schema.json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCHEMA: Final[dict[str, Any]] = json.loads((ROOT / "docs" / "cli-schema.json").r
 
 
 def check(command: str, out: str) -> list[Any]:
-    """Hold every line of an output to the schema of its command, and return them."""
+    """Validate every line of an output against the schema of its command; return the lines."""
     schema = SCHEMA["commands"][command] | {"$defs": SCHEMA["$defs"]}
     lines = [json.loads(line) for line in out.splitlines()]
     assert lines, f"{command} printed nothing"

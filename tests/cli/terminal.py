@@ -17,12 +17,12 @@ PATIENCE: Final = 30.0
 
 
 class Terminal:
-    """A person in front of ``dstash``, on a screen of 120 columns.
+    """A pseudo-terminal of 120 columns that runs ``dstash``.
 
     Args:
-        cluster: whose folder the person is in.
-        home: the person's home directory.
-        words: what follows ``dstash``.
+        cluster: the command runs in its folder.
+        home: the home directory of the user.
+        words: the arguments of ``dstash``.
         lines: height of the screen.
     """
 
@@ -41,7 +41,7 @@ class Terminal:
         os.write(self._screen, keys.encode())
 
     def await_text(self, text: str) -> None:
-        """Wait until it is on the screen since the last key."""
+        """Wait until the text has appeared since the last key."""
         deadline = time.monotonic() + PATIENCE
         while text not in self.seen:
             assert time.monotonic() < deadline, self.seen
@@ -49,7 +49,7 @@ class Terminal:
         self.seen = self.seen.partition(text)[2]
 
     def await_prompt(self) -> None:
-        """Wait until it asks for the next line: a fresh one, below what was typed."""
+        """Wait for the next prompt, on a new line below the input."""
         self.await_text("\x1b[6n")
         self.await_text("dstash>")
 
@@ -61,7 +61,7 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Stop the process and close the terminal."""
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
@@ -71,9 +71,9 @@ class Terminal:
         ready, _, _ = select.select([self._screen], [], [], PATIENCE)
         try:
             raw = os.read(self._screen, 1 << 16) if ready else b""
-        except OSError:  # the terminal reports that no process writes any more
+        except OSError:  # the terminal reports that no process has it open
             return False
-        if b"\x1b[6n" in raw:  # each prompt begins so: where is the cursor?
+        if b"\x1b[6n" in raw:  # each prompt starts with a request for the cursor position
             os.write(self._screen, b"\x1b[1;1R")
         self.seen += re.sub(r"\x1b\[(?!6n)[?0-9;]*[a-zA-Z]", "", raw.decode(errors="replace"))
         return bool(raw)

@@ -1,4 +1,4 @@
-"""The importer: every line is stored, skipped or failed, whatever happens."""
+"""The importer: every line is counted as stored, skipped or failed."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_record_separates_seconds() -> None:
     for microseconds in (100, 200, 300):
         record.add("get", microseconds)
     assert record.close_second() == (3, 200, 300)
-    record.add("put", 10**12)  # more than can be kept
+    record.add("put", 10**12)  # more than the limit
     assert record.close_second().calls == 1
     assert record.kinds["get"].get_total_count() == 3
     assert record.close_second() == (0, 0, 0)
@@ -84,7 +84,7 @@ def test_bench_draws_a_plot(inside: InProcess, index: str, tmp_path: Path) -> No
 def test_bench_counts_failed_calls(inside: InProcess, index: str) -> None:
     words = ("--timeout", "0.001", "bench", "put", *SHORT, "--size", "2000000", "--index", index)
     done = inside.run(*words)
-    assert done.returncode in (5, 9)  # 5: not even the first peer was found in time
+    assert done.returncode in (5, 9)  # 5: no peer was found in time
     assert done.stderr.decode().startswith("dstash: ")
 
 

@@ -21,7 +21,7 @@ def jsonl(*records: object) -> bytes:
 
 @pytest.fixture(autouse=True)
 def every_replica_hears(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write to all: scans and counts ask one replica of each partition."""
+    """Writes at level all, because scans and counts ask one replica of each partition."""
     monkeypatch.setitem(devcluster.settings, "DSTASH_WRITE", "all")
 
 
@@ -194,7 +194,7 @@ def test_import_shows_a_bar_on_a_terminal(dev: DevCluster, index: str, words: li
     try:
         while chunk := os.read(ours, 10_000):
             shown += chunk
-    except OSError:  # how a terminal says that the other side is gone
+    except OSError:  # the terminal reports that the other side has closed it
         pass
     os.close(ours)
     assert process.wait(60) == 0

@@ -33,20 +33,20 @@ class Here(InProcess):
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
     def status(self) -> dict[str, Any]:
-        """Return what ``dstash status`` says."""
+        """Return the output of ``dstash status``."""
         return dict(json.loads(self.ask("-o", "json", "status")[1]))
 
     def wait_candidate(self, name: str) -> None:
-        """Wait until this peer alone waits to be added, by whichever peer answers first.
+        """Wait until every peer reports this peer as the only candidate.
 
-        Each looks at the membership ten times a second: one may know of it before the others.
+        Each peer reads the membership ten times a second, so peers learn of it at different times.
         """
         wait_until(lambda: self.status()["candidates"] == [name], PATIENCE, f"{name} waits")
 
 
 @pytest.fixture(scope="module")
 def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
-    """Three members and one peer that waits to be added."""
+    """Three members and a candidate."""
     with Peers.local(Path(tmp_path_factory.mktemp("cluster"))) as cluster:
         cluster.form("p1", "p2", "p3")
         cluster.start("p4", "--join", "manual")
@@ -58,7 +58,7 @@ def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
 
 @pytest.fixture
 def here(peers: Peers) -> Here:
-    """The command line, in that cluster."""
+    """The command line for that cluster."""
     return Here(peers)
 
 
@@ -170,7 +170,7 @@ def test_watch_shows_bars_on_a_terminal(here: Here, peers: Peers) -> None:
 
 @contextmanager
 def shown_by(here: Here, *words: str) -> Iterator[Callable[[], str]]:
-    """Run ``dstash`` on a terminal; yields what returns all that was shown so far."""
+    """Run ``dstash`` on a terminal; yield a function that returns the output so far."""
     terminal, other_end = pty.openpty()
     running = subprocess.Popen(
         [DSTASH, *words],
@@ -184,7 +184,7 @@ def shown_by(here: Here, *words: str) -> Iterator[Callable[[], str]]:
     seen = bytearray()
 
     def shown() -> str:
-        with suppress(OSError):  # nothing new, or the end
+        with suppress(OSError):  # no new output, or the end
             seen.extend(os.read(terminal, 1 << 16))
         return seen.decode(errors="replace")
 

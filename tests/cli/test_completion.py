@@ -10,7 +10,7 @@ from tests.harness.devcluster import DSTASH, DevCluster, InProcess, clean_enviro
 
 
 def offered(dev: DevCluster, typed: str) -> list[str]:
-    """Return what bash is offered for the last word typed."""
+    """Return the completions that bash gets for the last word."""
     variables = {
         "_DSTASH_COMPLETE": "complete_bash",
         "COMP_WORDS": typed,
@@ -54,7 +54,7 @@ def test_completion_offers_commands(dev: DevCluster) -> None:
 
 def test_completion_offers_ids_of_peers(dev: DevCluster) -> None:
     assert offered(dev, "dstash cluster remove peer") == ["peer1", "peer2", "peer3"]
-    assert offered(dev, "dstash cluster add peer") == []  # none waits
+    assert offered(dev, "dstash cluster add peer") == []  # there is no candidate
     assert offered(dev, "dstash cluster replace peer2 ") == []
 
 

@@ -15,7 +15,7 @@ from tests.harness.devcluster import DevCluster, InProcess
 
 @pytest.fixture(autouse=True)
 def every_replica_hears(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write to all: scans and counts ask one replica of each partition."""
+    """Writes at level all, because scans and counts ask one replica of each partition."""
     monkeypatch.setitem(devcluster.settings, "DSTASH_WRITE", "all")
 
 

@@ -27,7 +27,7 @@ from tests.harness.waiting import PATIENCE, wait_until
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[DevCluster]:
-    """A folder for a cluster of the test's own, which is gone after it."""
+    """A folder for the test's own cluster, which is removed afterwards."""
     cluster = DevCluster(tmp_path)
     yield cluster
     cluster.run("dev", "down", "--purge")
@@ -66,7 +66,7 @@ def test_dev_up_starts_only_missing_peers(own: DevCluster) -> None:
     states = json.loads(own.out("-o", "json", "dev", "status"))
     assert [state["state"] for state in states] == ["stopped", "ready"]
     assert own.run("health").returncode == 8
-    own.out("dev", "up", "-n", "1")  # peers of a larger cluster come up as well
+    own.out("dev", "up", "-n", "1")  # peers of a larger cluster start as well
     again, same = processes(own)
     assert again.pid != first.pid
     assert same == second
@@ -118,13 +118,13 @@ def test_dev_up_retries_when_a_port_is_taken_later(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        answers = iter([port, 0])  # the first look says that it is free
+        answers = iter([port, 0])  # the first check finds it free
         monkeypatch.setattr(dev, "_free", lambda wished: next(answers, None) or free_port(wished))
         inside.out("dev", "up", "-n", "1")
     (process,) = processes(own)
     assert port not in (process.port, process.http_port)
     own.out("dev", "down")
-    os.waitpid(process.pid, 0)  # started inside this process, it is this process's child
+    os.waitpid(process.pid, 0)  # it was started by this process, so it is a child of it
 
 
 def test_dev_up_reports_why_a_peer_cannot_start(own: DevCluster) -> None:
@@ -162,7 +162,7 @@ def test_dev_down_spares_a_foreign_process() -> None:
         stat = Path(f"/proc/{other.pid}/stat").read_text()
         started = int(stat.rpartition(")")[2].split()[19])
         process = Process("peer1", other.pid, started, 1, 2)
-        assert not process.runs()  # it is no peer of dstash
+        assert not process.runs()  # it is not a peer of dstash
         process.signal(signal.SIGKILL)
         assert not replace(process, started=started + 1).runs()
         assert other.poll() is None

@@ -158,7 +158,7 @@ RECORDS: list[tuple[Any, Any, float | None]] = [
 ]
 
 
-#: Every type of value; the types that are alike follow each other, as in a real index.
+#: Every type of value; similar types are adjacent, as in a real index.
 VALUES: list[Any] = [
     "text", 5, -(1 << 63), (1 << 64) - 1, -(1 << 70), 1.5, float("inf"), True, None, b"\x00\xff",
     [1, [2.5, "x"]], {"a": {1: 2}}, {"key": 1, "ttl": 2}, {}, (1, (2,)), {1, 2},
@@ -193,7 +193,7 @@ def test_writer_output_is_read_back(form: Format) -> None:
 @pytest.mark.parametrize("form", LOSSLESS)
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_writer_keeps_every_type_of_value(form: Format, value: Any) -> None:
-    """Alone, among others of its type, among all others, and inside of a map."""
+    """Each value alone, with others of its type, with all others, and inside a map."""
     for values in ([value], [value, value, None], [value, *VALUES], [{"x": value, "y": 1}] * 2):
         found = [item for _, item, _ in read_back(form, [("k", item, None) for item in values])]
         assert found == values
@@ -210,7 +210,7 @@ def test_writer_keeps_every_type_of_key(form: Format, key: Any) -> None:
 def test_read_msgpack_refuses_truncated_or_malformed_file() -> None:
     target = io.BytesIO()
     out = writer(Format.MSGPACK, target, NO_COLUMNS)
-    for number in range(50_000):  # more than one chunk of the file
+    for number in range(50_000):  # longer than a chunk of the file
         out.write(number, "v" * (number % 50), None)
     whole = target.getvalue()
     assert len(read(Format.MSGPACK, whole)) == 50_000

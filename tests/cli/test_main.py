@@ -112,7 +112,7 @@ def test_unknown_variable_is_a_warning(dstash: Dstash, monkeypatch: pytest.Monke
 
 
 class Broken:
-    """Stands for a client with a defect, and one that is interrupted."""
+    """Simulates a client with a defect, and an interrupted client."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
@@ -166,7 +166,7 @@ def test_error_suggests_the_next_step(dstash: Dstash, monkeypatch: pytest.Monkey
     for error, step in (
         (errors.Unavailable("too few"), "too few; dstash status lists the peers that are down"),
         (errors.Unauthorised("no"), "no; check authorised_keys of the peers; see docs/security.md"),
-        (errors.UsageError("bad"), "bad"),  # the text says it already
+        (errors.UsageError("bad"), "bad"),  # the text already has it
     ):
         monkeypatch.setattr(Invocation, "client", lambda self, error=error: Broken(error))
         assert dstash("count", "i").err == f"dstash: {step}\n"

@@ -15,12 +15,12 @@ from dstash.cli.main import app
 from tests.cli.schema import ROOT, SCHEMA, check
 from tests.harness.devcluster import InProcess
 
-#: What has no lines of its own: the shell prints what its commands print.
+#: Commands without their own output: the shell prints the output of its commands.
 WITHOUT: Final = {"shell"}
 
 
 def names(group: Any, prefix: str = "") -> Iterator[str]:
-    """Yield every command, as it is typed."""
+    """Yield every command as the user types it."""
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from names(command, f"{prefix}{name} ")
@@ -38,7 +38,7 @@ def test_schemas_are_valid() -> None:
         jsonschema.Draft202012Validator.check_schema(schema | {"$defs": SCHEMA["$defs"]})
 
 
-#: In this order: some need what those before them have made.
+#: The order matters: some commands need the results of earlier commands.
 TYPED: Final = (
     "put INDEX k v",
     'put INDEX k --json {"a":[1,null]}',

@@ -55,7 +55,7 @@ def test_shell_continues_after_an_error(
 
 @pytest.fixture
 def terminal(dev: DevCluster, tmp_path: Path) -> Iterator[Terminal]:
-    """A shell that shows its first prompt."""
+    """A shell at its first prompt."""
     terminal = Terminal(dev, tmp_path, "shell")
     try:
         terminal.await_text("healthy")
@@ -74,7 +74,7 @@ def test_shell_completes_and_keeps_history_on_a_terminal(
     terminal.await_text("hello")
     terminal.await_prompt()
     terminal.type("cluster forg")
-    terminal.await_text("forg")  # on the screen, so that what follows is what Tab adds
+    terminal.await_text("forg")  # on the screen first, so that only the completion follows
     terminal.type("\t")
     terminal.await_text("et")
     terminal.type(" pe\t")

@@ -51,7 +51,7 @@ _VALUES = st.recursive(
 
 
 def same(first: Any, second: Any) -> bool:
-    """Equal, and of the same types all the way down: 1, 1.0 and True are three values."""
+    """Whether values and all nested types are equal: 1, 1.0 and True differ."""
     return type(first) is type(second) and first == second and repr_of(first) == repr_of(second)
 
 
@@ -69,7 +69,7 @@ def repr_of(value: Any) -> Any:
 def test_tagged_json_keeps_every_value(value: Any) -> None:
     text = tagged.dumps(value)
     assert "\n" not in text
-    json.loads(text, parse_constant=pytest.fail)  # it is JSON, and not Python's dialect
+    json.loads(text, parse_constant=pytest.fail)  # standard JSON, not Python's extension of it
     assert same(tagged.loads(text), value)
 
 
@@ -147,5 +147,5 @@ def test_dumps_refuses_unknown_types() -> None:
         deep = [deep]
     with pytest.raises(UsageError, match="nested too deeply"):
         tagged.dumps(deep)
-    while deep:  # taken apart by hand: freeing it recursively is not this test's matter
+    while deep:  # freed step by step: recursive freeing is not tested here
         deep = deep[0]

@@ -12,7 +12,7 @@ from tests.harness.peers import Peers
 
 @pytest.fixture(scope="package")
 def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
-    """Three peers that hold three copies of each key. Each test takes an index of its own."""
+    """Three peers with three copies of each key. Each test uses its own index."""
     with Peers.local(tmp_path_factory.mktemp("peers")) as made:
         made.form("a", "b", "c")
         yield made
@@ -20,7 +20,7 @@ def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
 
 @pytest.fixture(scope="package")
 def seeds(peers: Peers) -> list[str]:
-    """Where the peers are."""
+    """The addresses of the peers."""
     return [peer.address for peer in peers.all.values()]
 
 

@@ -31,7 +31,7 @@ Test = Callable[[AsyncClient], Awaitable[None]]
 
 @pytest.fixture
 def on_client(seeds: list[str]) -> Callable[[Test], None]:
-    """Runs a coroutine function with a client, and sees to it that nothing is left over."""
+    """Runs a coroutine function with a client, and checks that nothing is left over."""
     return lambda test: asyncio.run(_with_client(seeds, test))
 
 
@@ -49,7 +49,7 @@ def _running_change(client: AsyncClient) -> int:
 
 @pytest.fixture
 def requests(blocking: Client) -> Callable[[], Counter[str]]:
-    """Returns how many requests of each kind the peers took since the last call."""
+    """Returns how many requests of each kind the peers received since the last call."""
     seen: Counter[str] = Counter()
 
     def count() -> Counter[str]:
@@ -202,7 +202,7 @@ def test_value_whose_decoder_raises_fails_alone(on_client: Any, index: str) -> N
     on_client(test)
 
 
-# -- many at once
+# -- concurrency
 
 
 def test_client_serves_256_concurrent_tasks(on_client: Any, index: str) -> None:
@@ -252,7 +252,7 @@ def test_scan_can_be_abandoned_early(on_client: Any, blocking: Client, index: st
     on_client(test)
 
 
-# -- cancelling
+# -- cancellation
 
 
 def test_call_cancelled_early_is_not_sent(on_client: Any, index: str, requests: Any) -> None:
@@ -260,7 +260,7 @@ def test_call_cancelled_early_is_not_sent(on_client: Any, index: str, requests: 
         await client.put(index, "key", 1)
         requests()
         calls = [asyncio.create_task(client.put(index, number, number)) for number in range(3)]
-        await asyncio.sleep(0)  # the calls are made; the iteration has not ended
+        await asyncio.sleep(0)  # the calls are made, but the iteration has not ended
         for call in calls[:2]:
             call.cancel()
         results = await asyncio.gather(*calls, return_exceptions=True)

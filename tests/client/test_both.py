@@ -100,7 +100,7 @@ def test_batches(client: Any, index: str) -> None:
 def test_scan_rejects_page_with_more_keys_than_values(
     client: Any, index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client.put(index, "key", 1, write="all")  # so that any replica has it
+    client.put(index, "key", 1, write="all")  # so that every replica has it
     monkeypatch.setattr(TypeRegistry, "decode_array", lambda self, packed: [])
     with pytest.raises(ProtocolError, match="1 keys, but 0 values"):
         list(client.items(index))

@@ -23,14 +23,14 @@ HOUR = 3_600_000
 
 
 class Clocks(Joined):
-    """Peers whose clocks are off by ``ahead`` milliseconds, each by its own."""
+    """Peers whose clocks are ahead by the milliseconds in ``ahead``."""
 
     def __init__(self, **settings: Any) -> None:
         self.ahead = dict.fromkeys("abc", 0)
         super().__init__("abc", pace=NEVER_DUE, **settings)
         for name, core in self.peers.items():
             self._shift(name, core)
-        self.now += 2 * HOUR  # since the start, before which no peer takes a stamp
+        self.now += 2 * HOUR  # since the start; peers accept no earlier stamp
 
     def _shift(self, name: str, core: PeerCore) -> None:
         receive, take, committed = core.receive, core.next_commit, core.committed
@@ -49,7 +49,7 @@ class Clocks(Joined):
         self.ahead |= dict.fromkeys(peers, by)
 
     def put_for(self, ttl: int) -> Any:
-        """Put a key that lives for so many milliseconds."""
+        """Put a key with a time to live in milliseconds."""
         items: list[Any] = [("k", b"k", TYPES.encode(1))]
         deadline = self.now + 5000
         return self.run(PutOperation(self.session, deadline, "i", Level.QUORUM, items, ttl))
@@ -79,7 +79,7 @@ def test_lookup_and_put_succeed_after_clock_step(peers: str, level: str) -> None
     began = clocks.now
     assert clocks.lookup(*keys, level=level) == keys
     assert clocks.now - began <= 300
-    if (peers, level) != ("ab", "all"):  # no stamp is right for clocks that far apart
+    if (peers, level) != ("ab", "all"):  # no stamp is acceptable to clocks that far apart
         assert clocks.put({"l": 1}, level).ok
         assert clocks.now - began <= 300
 
@@ -102,7 +102,7 @@ def test_small_clock_step_causes_no_second_write() -> None:
 
 
 class TestSkew:
-    """The skew that peers allow is a setting of theirs."""
+    """The allowed skew is a setting of the peers."""
 
     def welcome(self, core: PeerCore, now: int) -> Envelope:
         hello = encode(Envelope(1, 0, 0, Hello("c")))

@@ -36,7 +36,7 @@ def test_cluster_time_is_the_median_of_the_members() -> None:
 
 def test_clocks_of_former_members_do_not_count() -> None:
     session = Session(lambda: NOW)
-    session.learn_clock("tcp://a:1", NOW + 20_000, NOW, NOW)  # a seed: which peer it is
+    session.learn_clock("tcp://a:1", NOW + 20_000, NOW, NOW)  # a seed: the peer behind it
     session.install(topology(1, "abcd"), [])
     for name, offset in zip("abcd", (20_000, 20_000, 5, -5), strict=True):
         session.learn_clock(name, NOW + offset, NOW, NOW)
@@ -49,7 +49,7 @@ HOUR = 3_600_000
 
 
 def moment_of(record: bytes | None) -> int:
-    """Return when the client stamped a record, in milliseconds since the start."""
+    """Return the stamp of a record, in milliseconds since the start."""
     assert record is not None
     return stamp_milliseconds(newest_stamp(open_record(record).version)) - START
 
@@ -61,7 +61,7 @@ def value_of(record: bytes | None) -> Any:
 
 
 def session_of(joined: Joined, **offsets: int) -> Session:
-    """Return a new client that believes clocks to be ahead by so much."""
+    """Return a new client with readings of clocks that are ahead by these offsets."""
     session = Session(lambda: joined.now)
     session.install(joined.topology.encode(), list(joined.peers))
     for peer, offset in offsets.items():
@@ -76,7 +76,7 @@ def joined_at_rest() -> Joined:
 
 
 def pass_time(joined: Joined, milliseconds: int = 5000) -> None:
-    """Let time pass as peers see it, a second at a time."""
+    """Advance the time of the peers, a second at a time."""
     for _ in range(milliseconds // 1000):
         joined.now += 1000
         joined.settle()
@@ -166,7 +166,7 @@ class TestFutureVersions:
     def test_old_clock_readings_do_not_outvote_peers_that_reject(self) -> None:
         joined = Joined("abcde", pace=Pace(10**9, 10**9, 0))
         pass_time(joined)
-        joined.session = session_of(joined, **dict.fromkeys("abcde", HOUR))  # they were set since
+        joined.session = session_of(joined, **dict.fromkeys("abcde", HOUR))  # out of date
         joined.now += 10_000
         began = joined.now
         assert joined.put({"k": 1}, timeout=2000).ok
@@ -214,7 +214,7 @@ class TestFutureVersions:
 
 
 def at(joined: Joined, record: bytes, moment: int, value: Any) -> bytes:
-    """Return a record as if it had been written at a moment, with another value."""
+    """Return a record with another stamp and another value."""
     version = pack(stamp_at(moment), b"oops")
     payload = TYPES.encode_many([value])[0]
     changed = open_record(record)._replace(version=version, payload=payload)
@@ -222,7 +222,7 @@ def at(joined: Joined, record: bytes, moment: int, value: Any) -> bytes:
 
 
 class TestAfterWrongClocks:
-    """Clocks of two or of all peers were far ahead, and are right again: writes go on at once."""
+    """Clocks of two or of all peers were far ahead and were corrected: writes succeed at once."""
 
     @pytest.mark.parametrize("fast", ["ab", "abc"])
     @pytest.mark.parametrize("ahead", [HOUR, 10 * 365 * 24 * HOUR])
@@ -276,6 +276,6 @@ class TestAfterWrongClocks:
 
 
 def joined_digests(core: PeerCore) -> None:
-    """Let a peer find out which partitions hold what may die."""
+    """Let a peer find the partitions that have expirable records."""
     for partition in {partition_of(b"gone"), partition_of(b"k")}:
         core.scheduler.spawn("walk", core.local_partitions.scrub(partition))

@@ -17,7 +17,7 @@ from tests.harness.joined import TYPES, Joined
 
 
 def lookups(joined: Joined) -> dict[str, int]:
-    """Return what each peer was asked for by the look-ups so far."""
+    """Return the requests that the look-ups so far sent to each peer."""
     return {
         peer: envelope.message.want
         for peer, envelope in joined.asked
@@ -27,7 +27,7 @@ def lookups(joined: Joined) -> dict[str, int]:
 
 class TestContent:
     def make_tie(self) -> Joined:
-        """Return replicas, one of which holds other bytes with the same version."""
+        """Return replicas, of which one has other bytes with the same version."""
         joined = Joined()
         joined.put({"k": "one"}, "all")
         [payload] = TYPES.encode_many(["two"])
@@ -71,7 +71,7 @@ class TestAfterTombstoneGc:
 
     @pytest.fixture(params=["expired", "deleted"])
     def joined(self, request: pytest.FixtureRequest) -> Joined:
-        """Replicas that have agreed on a horizon above keys that are dead; a has collected them."""
+        """Replicas that agreed on a horizon above deleted keys; a has collected the tombstones."""
         joined = Joined(pace=Pace(10**9, 10**9, 0))
         payloads = TYPES.encode_many([1] * len(self.KEYS))
         items = [

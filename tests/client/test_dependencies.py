@@ -1,4 +1,4 @@
-"""The packages that a client needs: those of the extras are not among them."""
+"""The packages that a client needs, without those of the extras."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.documents.blocks import ROOT
 
 PYPROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-#: The packages of the extras, and those that they bring along, by the names of their imports.
+#: The packages of the extras and their dependencies, by import name.
 BLOCKED: Final = (
     *("typer", "click", "rich", "prompt_toolkit", "prometheus_client", "structlog", "lmdb"),
     *("consul", "requests", "urllib3", "hdrh", "pyarrow", "matplotlib", "opentelemetry"),

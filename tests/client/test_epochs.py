@@ -57,7 +57,7 @@ def put(session: Session) -> PutOperation:
 
 
 def receivers(sends: list[Send], epoch: int) -> set[str]:
-    """Return who was sent a put under that epoch."""
+    """Return the peers that were sent a put under that epoch."""
     puts = {send.peer: decode(send.frames) for send in sends}
     assert {put.epoch for put in puts.values() if isinstance(put.message, Put)} == {epoch}
     return {peer for peer, put in puts.items() if isinstance(put.message, Put)}
@@ -96,7 +96,7 @@ def test_acks_of_the_old_replicas_are_not_enough(session: Session) -> None:
 def test_write_is_rerouted_when_the_view_changes_before_it_is_sent(session: Session) -> None:
     operation = put(session)
     chunks = next(operation._source)
-    session.install(MOVING, [])  # as another thread of the client may do
+    session.install(MOVING, [])  # as another thread of the client may
     sends = operation.start(chunks, NOW)
     assert receivers(sends, epoch=2) == {"a", "b", "c", "d", "e"}
 

@@ -19,7 +19,7 @@ from dstash.wire.values import TypeRegistry
 
 DEADLINE = 5000
 BATCH = 1000
-KEYS = [f"key-{number}" for number in range(BATCH + 100)]  # more than reads, or writes, begin with
+KEYS = [f"key-{number}" for number in range(BATCH + 100)]  # more than reads or writes start with
 
 
 @pytest.fixture

@@ -16,23 +16,23 @@ NEVER = Pace(compare_ms=10**9, gc_interval_ms=10**9, gc_grace_ms=0)
 
 
 class Full(TwinStore):
-    """A disk that may be full: to the last byte, or but for the part that is left to deletes."""
+    """A disk that may be full: completely, or except for the reserve for deletes."""
 
     is_full = has_little = False
 
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
-        """Refuse all of it."""
+        """Refuse all writes if the disk is full."""
         if self.is_full:
             raise DiskFull("no room left on the disk")
         return super().commit(writes)
 
     def has_room(self, reserve: int) -> bool:
-        """Whether there is room for records."""
+        """Whether more than the reserve is free."""
         return not self.has_little
 
 
 def joined_with(stores: dict[str, Full]) -> Joined:
-    """Return a cluster on such disks, in which ``k`` is 1 and ``a`` alone knows that it is 2."""
+    """Return a cluster on such disks, in which ``k`` is 1, and on ``a`` the newer 2."""
     joined = Joined(pace=NEVER)
     for name in "abc":
         stores[name] = joined.stores[name] = Full(f"store-{name}")  # type: ignore[assignment]
@@ -70,7 +70,7 @@ def test_quorum_read_succeeds_when_other_replica_has_a_full_disk(asked: str, how
     setattr(stores[full], how, True)
     joined.session.install(
         joined.topology.encode(), list(asked)
-    )  # the peers that it takes as alive
+    )  # the peers that it considers alive
     assert joined.lookup("k") == {"k": 2}
     joined.session.install(joined.topology.encode(), list("abc"))
     assert joined.lookup("k") == {"k": 2}

@@ -24,10 +24,10 @@ NOW = 1_700_000_000_000
 
 
 def in_child(work: Callable[[], Any]) -> str:
-    """Return what ``work`` returns in a forked child, as text, or the error it raises there."""
+    """Return the result of ``work`` in a forked child as text, or the error that it raises."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork in a process with threads
         child = os.fork()
     if child == 0:
         signal.alarm(30)
@@ -49,7 +49,7 @@ class TestClock:
         inner: list[int] = []
 
         def wall() -> int:
-            if not inner:  # as another thread, or a signal handler, may do at this moment
+            if not inner:  # as another thread or a signal handler may at this point
                 inner.append(0)
                 inner[0] = clock.tick()
             return 5
@@ -124,7 +124,7 @@ class TestSession:
     def test_clock_set_back_changes_the_writer(self) -> None:
         process, now = [1], [NOW]
         session = self.session(process, now)
-        session.learn_clock("a", NOW + 60_000, NOW, NOW)  # a peer that is wrong
+        session.learn_clock("a", NOW + 60_000, NOW, NOW)  # a peer with a wrong clock
         ahead = session.new_version()
         session.learn_clock("a", NOW, NOW, NOW)
         later = session.new_version()
@@ -138,7 +138,7 @@ class TestSession:
 
 
 def record_of(client: Client, index: str, key: str) -> Record:
-    """Return what replicas hold of a key."""
+    """Return the records of a key on the replicas."""
     from dstash.client.operations.reads import RecordOperation
 
     decode = client.types.decode_array
@@ -209,7 +209,7 @@ class TestFork:
 
 
 def test_second_event_loop_in_a_thread_raises_at_once(seeds: list[str], index: str) -> None:
-    """The first loop was stopped with calls gathered, as a KeyboardInterrupt does."""
+    """The first loop was stopped with pending calls, as after a KeyboardInterrupt."""
     client = AsyncClient(*seeds, timeout=20)
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
 

@@ -1,4 +1,4 @@
-"""Tests of the client's operations against peer cores in memory, with replicas that disagree."""
+"""Tests of the client's operations against peer cores in memory, with unequal replicas."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class TestDisagreement:
         assert open_record(joined.record("a", "k") or b"").is_tombstone
 
     def test_quorum_read_finds_a_write_that_level_one_misses(self) -> None:
-        """As docs/consistency.md warns: each of them reads one replica, perhaps a stale one."""
+        """As docs/consistency.md states: level one reads a single replica, which may be stale."""
         seen: dict[str, list[Any]] = {"one": [], "quorum": [], "scan": []}
         for missed in "abc":
             joined = Joined()
@@ -104,7 +104,7 @@ class TestDisagreement:
         joined.silent = {"c"}
         joined.put(dict.fromkeys(keys, 2))
         joined.silent = set()
-        joined.session.heard("c")  # it was silent, and it is back
+        joined.session.heard("c")  # it was silent, and answers again
 
         def asked_c(after: int) -> list[str]:
             joined.now += after
@@ -112,7 +112,7 @@ class TestDisagreement:
             assert all(joined.lookup(key) == {key: 2} for key in keys[:-1])
             return [type(request.message).__name__ for peer, request in joined.asked if peer == "c"]
 
-        joined.lookup(keys[-1], level="all")  # c has missed it, or it is still on its way
+        joined.lookup(keys[-1], level="all")  # c missed the write, or it is still in flight
         usual = read_table(joined.session.known_view(), Level.QUORUM, "", ())
         assert joined.session.read_targets(Level.QUORUM) == usual
         assert asked_c(MISSED_MS + 1)[-2:] == ["Fetch", "Apply"], "nothing after the first it lacks"
@@ -163,7 +163,7 @@ class TestCorruptRecords:
             assert (corruption.found, corruption.repaired, len(corruption)) == (1, 1, 0)
 
     def test_corrupt_record_does_not_revive_overwritten_value(self, joined: Joined) -> None:
-        """One replica missed the write, and one holds it corrupt: only the third has it."""
+        """One replica missed the write, and on another it is corrupt: only the third has it."""
         joined.put({"k": "old"}, "all")
         joined.silent = {"b"}
         joined.put({"k": "new"})
@@ -191,7 +191,7 @@ class TestCorruptRecords:
     def test_corrupt_record_is_not_repaired_from_replica_that_missed_the_write(
         self, joined: Joined
     ) -> None:
-        """The corrupt record was acked here and on ``b``: the record of ``c`` is not enough."""
+        """The corrupt record was acked here and on ``b``; the record on ``c`` is older."""
         joined.put({"k": "old"}, "all")
         joined.down = {"c"}
         joined.put({"k": "new"})
@@ -203,7 +203,7 @@ class TestCorruptRecords:
         joined.settle()
         assert joined.record("a", "k") == lost
         joined.down = set()
-        joined.now += 2000  # the next attempt comes after a pause
+        joined.now += 2000  # the next attempt follows after a pause
         joined.settle()
         assert joined.record("a", "k") == joined.record("b", "k")
 
@@ -211,7 +211,7 @@ class TestCorruptRecords:
     def test_corrupt_record_does_not_vote_for_missing_key(
         self, corrupt: str, missed: str, away: str
     ) -> None:
-        """Whether it is asked for the value or only for a digest, in which both look the same."""
+        """With a request for the value and with a request for a digest, which looks the same."""
         joined = Joined()
         joined.put({"k": 1}, "all")
         joined.forget(missed, "k")
@@ -363,7 +363,7 @@ class TestFailover:
             assert joined.now - began <= 700
             later = joined.now
             assert joined.lookup(*keys, level=level) == keys
-            assert joined.now == later  # it is asked last from now on
+            assert joined.now == later  # from now on it is asked last
 
     def test_answer_that_is_too_large_is_requested_in_parts(self, joined: Joined) -> None:
         large = {f"large-{number}": bytes(1 << 20) for number in range(12)}
@@ -371,7 +371,7 @@ class TestFailover:
         assert joined.lookup(*large, level="all") == large
         for key in large:
             joined.forget("b", key)
-        assert joined.lookup(*large, level="all") == large  # and so are whole records
+        assert joined.lookup(*large, level="all") == large  # and whole records
         assert all(joined.record("b", key) for key in large)
 
 
@@ -419,7 +419,7 @@ def test_window_bounds_pending_requests() -> None:
     )
     assert len(joined.run(operation)) == len(keys)
     assert joined.now > START
-    assert max(in_hand) < 48 + 8 * 8 * 8  # the window, and one part: a chunk per replica set
+    assert max(in_hand) < 48 + 8 * 8 * 8  # the window plus one part: a chunk per replica set
     assert not [
         request for request in joined.asked if isinstance(request[1].message, Apply | Fetch)
     ]
@@ -430,7 +430,7 @@ def test_window_bounds_pending_requests() -> None:
 def test_digests_of_large_records_are_sent_in_small_parts(
     level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only a head is wanted, but the whole record is copied: a request must not ask for all."""
+    """Only heads are requested, but peers copy whole records, so requests must be small."""
     monkeypatch.setattr(reads, "HEADS_BYTES", 1000)
     joined = Joined()
     values = {f"k{number}": bytes(600) for number in range(9)}
@@ -455,7 +455,7 @@ def test_touch_that_is_too_late_does_not_count_as_stored(joined: Joined) -> None
     for core in joined.peers.values():
         core.local_partitions.horizons[partition_of(b"k")] = stamp_at(joined.now + 1000)
     for peer in joined.peers:
-        joined.forget(peer, "k")  # it was deleted and collected in the meantime
+        joined.forget(peer, "k")  # it was deleted and collected meanwhile
     content = build_record(b"i", b"k", touched)
     items: list[Any] = [("k", b"k", content)]
     deadline = joined.now + 5000

@@ -13,11 +13,11 @@ from dstash import AsyncClient, Client
 from dstash.client.async_index import AsyncIndex
 from dstash.client.index import Index
 
-#: What makes an index a mapping cannot be awaited.
+#: The methods of a mapping cannot be awaited.
 MAPPING = {name for name in dir(MutableMapping) if not name.startswith("_")}
 
 
-#: For tools that bring operations of their own, such as backups: they wait in threads.
+#: For tools with their own operations, such as backups, which block in threads.
 TOOLS = {"run", "session"}
 
 
@@ -30,7 +30,7 @@ def methods(of: type) -> dict[str, Callable[..., Any]]:
 
 
 def plain(annotation: Any) -> Any:
-    """Return what a call yields or returns, with or without await."""
+    """Return the type of the result, with or without await."""
     if typing.get_origin(annotation) in (Iterator, AsyncIterator):
         return ("walk", typing.get_args(annotation))
     return annotation

@@ -48,12 +48,12 @@ class Tight(TwinStore):
     full = False
 
     def has_room(self, reserve: int) -> bool:
-        """Whether there is room at all."""
+        """Whether the disk has room."""
         return not self.full
 
 
 class Cluster(Joined):
-    """Three replicas without background repair, each with its own fault."""
+    """Three replicas without background repair, each of which may have a fault."""
 
     def __init__(self, problems: str = "") -> None:
         super().__init__(REPLICAS, pace=Pace(10**9, 10**9, 0))
@@ -73,12 +73,12 @@ class Cluster(Joined):
         super()._answer_each(name, replies)
 
     def fill(self, *peers: str) -> None:
-        """Leave no room on the disks of peers."""
+        """Fill the disks of peers."""
         for peer in peers:
             self.stores[peer].full = True  # type: ignore[attr-defined]
 
     def write(self, kind: str, level: str = "quorum", timeout: int = 3000) -> BatchResult:
-        """Put, delete or touch the key that was there before."""
+        """Put, delete or touch the existing key."""
         session, deadline = self.session, self.now + timeout
         operation: WriteOperation
         if kind == "put":
@@ -93,7 +93,7 @@ class Cluster(Joined):
         return result
 
     def touched(self, key: str) -> bytes:
-        """Return the record of a key with an expiry in a minute."""
+        """Return a record that expires in a minute."""
         records = [self.record(peer, key) for peer in REPLICAS]
         record = open_record(next(record for record in records if record is not None))
         version = with_touch(record.version, self.session.stamp())
@@ -101,7 +101,7 @@ class Cluster(Joined):
         return build_record(b"i", key.encode(), renewed)
 
     def holders(self, kind: str) -> set[str]:
-        """Return the replicas that hold what ``write`` wrote."""
+        """Return the replicas that stored the write."""
         return {peer for peer in REPLICAS if WRITTEN[kind](self.record(peer, "k") or b"")}
 
 
@@ -186,9 +186,7 @@ class TestFullDisks:
         cluster.put({"l": "before"}, "all")
         items = [(key, key.encode(), cluster.touched(key)) for key in "kl"]
         for peer in "ab":
-            cluster.corruption(
-                peer, "k"
-            )  # and so they refuse its record, as long as they are alone
+            cluster.corruption(peer, "k")  # so they refuse its record while they have no majority
         operation = ApplyOperation(cluster.session, cluster.now + 2000, "i", Level.QUORUM, items)
         result = cluster.run(operation)
         assert result.stored == 1
@@ -313,7 +311,7 @@ def test_too_long_key_fails_at_once_and_alone() -> None:
 
 
 def test_call_with_other_error_reports_that_it_may_be_stored() -> None:
-    """A peer that answers for another cluster ends the whole call."""
+    """A reply from a peer of another cluster ends the whole call."""
     cluster = Cluster()
     operation = PutOperation(
         cluster.session, cluster.now + 100, "i", Level.ALL, [("k", b"k", b"\x01")], None
@@ -334,10 +332,10 @@ def test_call_that_sent_nothing_raises_the_error_itself() -> None:
 
 
 class TestLateAnswers:
-    """A replica that answers, or fails to, after the call has returned."""
+    """A replica that answers, or fails to answer, after the call has returned."""
 
     def hinted(self, cluster: Cluster) -> set[tuple[str, bytes]]:
-        """Return (peer, keys) of the hints that were sent, and forget them."""
+        """Return (peer, keys) of the hints sent since the last call."""
         sent = [envelope.message for _, envelope in cluster.asked]
         cluster.asked.clear()
         hints = [message for message in sent if isinstance(message, Hint)]

@@ -43,7 +43,7 @@ def test_lowest_protocol_is_used_until_the_peer_reports_its_versions(session: Se
     assert version_to(session) == 1
     assert session.learn_protocol("a", 1, 3)
     assert version_to(session) == 2
-    session.forget_protocol("a")  # it may restart with another version
+    session.forget_protocol("a")  # it may have restarted with another version
     assert version_to(session) == 1
 
 

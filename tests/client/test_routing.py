@@ -76,7 +76,7 @@ class TestReading:
         [
             ("bc", "all", 0),
             ("c", "all", 0),
-            ("c", "quorum", 0),  # a write may be on the other two only
+            ("c", "quorum", 0),  # a write may be only on the other two
             ("c", "one", 1),
             ("", "one", 0),
         ],
@@ -128,7 +128,7 @@ class TestWriting:
 
     def test_ack_of_a_member_without_its_data_does_not_count(self) -> None:
         write_set = write_table(view(member("a", synced=False), member("b"), member("c")))[0]
-        assert write_set.peers == ("a", "b", "c")  # it gets the write, too
+        assert write_set.peers == ("a", "b", "c")  # the write is also sent to it
         assert not write_set.is_met({"a", "b"}, Level.QUORUM)
         assert write_set.is_met({"b", "c"}, Level.QUORUM)
 

@@ -20,7 +20,7 @@ from tests.harness.ports import free_port
 
 
 class _Unready:
-    """Two members that greet every client, and answer everything else with ``NotReady``."""
+    """Two members that answer ``Hello``, and reply ``NotReady`` to every other request."""
 
     def __init__(self, router: zmq.Socket[bytes], ports: list[int]) -> None:
         self.seeds = [f"tcp://127.0.0.1:{port}" for port in ports]
@@ -85,5 +85,5 @@ def test_search_pauses_when_members_only_answer_hello(
     with _unready() as members:
         with pytest.raises(DStashError):
             ask(members.seeds)
-        # Both members are greeted at the start, on each connection, and every half second.
+        # Both members get a ``Hello`` at the start, on each connection, and every half second.
         assert members.greetings < 30

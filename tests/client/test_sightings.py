@@ -77,7 +77,7 @@ def test_acked_write_is_claimed_of_the_stores_that_acked_it() -> None:
     joined = Joined()
     stores = {
         name: joined.session.sightings.learn([f"store-{name}", 1, 1, 0]) for name in "ab"
-    }  # nothing is known of the third
+    }  # the third is unknown
     put(joined, stores)
     newest = joined.stores["a"].high_water
     sent = [envelope.message for _, envelope in joined.asked]

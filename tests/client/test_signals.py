@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-#: What every program begins with: a timer that strikes at random moments.
+#: The start of every program: a timer that fires at random times.
 _BEGINNING = """
 import faulthandler, os, random, signal, sys, threading, time
 from dstash import Client
@@ -28,7 +28,7 @@ def disarm():
 
 
 def run(program: str, seeds: list[str]) -> str:
-    """Run a program in a process of its own, and return what it printed."""
+    """Run a program in a separate process and return its output."""
     text = _BEGINNING + textwrap.dedent(program)
     done = subprocess.run(
         [sys.executable, "-c", text, *seeds],
@@ -43,7 +43,7 @@ def run(program: str, seeds: list[str]) -> str:
 
 
 def test_signal_handler_makes_calls_during_calls(seeds: list[str]) -> None:
-    """The client of the handler is that of the program, and often it has no connection yet."""
+    """Handler and program use the same client, which often has no connection yet."""
     printed = run(
         """
         handled = failed = 0
@@ -77,7 +77,7 @@ def test_signal_handler_makes_calls_during_calls(seeds: list[str]) -> None:
 
 
 def test_call_from_every_line_of_a_call_succeeds(seeds: list[str]) -> None:
-    """What a handler may do between any two lines, tried at all of them."""
+    """A handler makes a call between any two lines; the test tries all of them."""
     printed = run(
         """
         places = set()

@@ -57,7 +57,7 @@ def test_put_is_stamped_past_equal_version_with_higher_bytes(
     joined.tamper = first_try_under_that_version
     assert joined.put({"k": values[1]}, "all").stored == 1
     assert joined.lookup("k", level="all") == {"k": values[1]}
-    # The bytes "two" are above "one": only the put of "one" is beaten and has to be stamped again.
+    # The bytes "two" are above "one": only the put of "one" is superseded and stamped again.
     assert len(stamped) == (6 if values[1] == "one" else 3)
 
 

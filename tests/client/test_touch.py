@@ -1,4 +1,4 @@
-"""Tests of touches with deletes and horizons: replicas agree, whatever the expiry."""
+"""Tests of touches with deletes and horizons: replicas agree for any expiry."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECOND = 1000
 
 @pytest.fixture
 def joined() -> Joined:
-    """Replicas of a value; they do by themselves nothing of what tests are about."""
+    """Replicas of a value, without background repair and tombstone GC."""
     made = Joined(pace=Pace(10**9, 10**9, 0))
     made.put({KEY: "v"}, "all")
     made.now += SECOND
@@ -36,7 +36,7 @@ def joined() -> Joined:
 
 
 def touch(joined: Joined, ttl: int | None, *, at: int | None = None, level: str = "all") -> Any:
-    """Change the expiry of the value, as a call of ``touch`` does."""
+    """Change the expiry of the value as ``touch`` does."""
     read = RecordOperation(
         joined.session, joined.now + 5000, "i", [KEY], Level.ALL, TYPES.decode_array
     )
@@ -50,7 +50,7 @@ def touch(joined: Joined, ttl: int | None, *, at: int | None = None, level: str 
 
 
 def everywhere(joined: Joined, make: Any) -> None:
-    """Run a task at every peer to its end."""
+    """Run a task on every peer until it ends."""
     for core in joined.peers.values():
         task: Task = make(core.maintenance.replica)
         core.scheduler.spawn("test", task)
@@ -60,7 +60,7 @@ def everywhere(joined: Joined, make: Any) -> None:
 
 
 def agree(joined: Joined, stamp_ms: int) -> None:
-    """Have replicas agree on all that was written up to a moment."""
+    """Let replicas agree on a horizon."""
     everywhere(joined, lambda replica: tombstone_gc.agree_all(replica, joined.now - stamp_ms))
 
 
@@ -69,14 +69,14 @@ def horizons(joined: Joined) -> list[int]:
 
 
 def put_back(joined: Joined, peer: str, record: bytes | None) -> None:
-    """Make a peer miss what became of the value since it held a record."""
+    """Make a peer miss all changes of the value since a record."""
     assert record is not None
     joined.alter(peer, KEY, lambda _: record)
     joined.peers[peer].local_partitions.changed([PARTITION], joined.now)
 
 
 def deliver(joined: Joined, operation: Any, sends: list[Send]) -> None:
-    """Give some requests to their peers, and the answers to the operation."""
+    """Deliver some requests to their peers, and the replies to the operation."""
     waiting = deque(sends)
     joined._answers = deque()
     while (waiting or joined._answers) and not operation.done:
@@ -112,7 +112,7 @@ def test_missed_delete_below_a_touch_delays_horizon(
     agree(joined, between)
     assert horizons(joined) == [stamp_at(between)] * 3
     joined.now += 60 * SECOND
-    everywhere(joined, compare_all)  # where c learns that it holds a tombstone
+    everywhere(joined, compare_all)  # c learns here that it has a tombstone
     everywhere(joined, tombstone_gc.reap_all)
     assert [joined.record(peer, KEY) for peer in "abc"] == [None] * 3
 
@@ -147,7 +147,7 @@ def test_replicas_disagree_on_stamp_when_record_is_expired_on_one(joined: Joined
 
 
 class TestPromises:
-    """While a replica has promised to keep what was written up to a stamp as it is."""
+    """While a replica has promised to accept no write up to a stamp."""
 
     def promise(self, joined: Joined, stamp_ms: int) -> None:
         for core in joined.peers.values():
@@ -176,7 +176,7 @@ class TestPromises:
 
 
 class TestHorizon:
-    """Below a horizon, replicas hold the same writes."""
+    """Below a horizon, replicas have the same writes."""
 
     def pass_over(self, joined: Joined) -> None:
         for core in joined.peers.values():
@@ -215,7 +215,7 @@ class TestHorizon:
 
 
 def open_for_touch(joined: Joined) -> ApplyOperation:
-    """Return a touch of the value as it is now, stamped a minute later."""
+    """Return a touch of the current value, stamped a minute later."""
     read = RecordOperation(
         joined.session, joined.now + 5000, "i", [KEY], Level.ALL, TYPES.decode_array
     )

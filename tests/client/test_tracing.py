@@ -32,7 +32,7 @@ KINDS = ["blocking", "asyncio"]
 
 
 class Traces:
-    """A provider of tracers, and the spans that it made."""
+    """A tracer provider and the spans that it made."""
 
     def __init__(self, **options: Any) -> None:
         self.provider = TracerProvider(shutdown_on_exit=False, **options)
@@ -158,7 +158,7 @@ def test_span_of_call_is_a_child_of_the_callers_span(
 def test_scan_has_a_span_for_each_page(client: Any, traces: Traces, index: str) -> None:
     client.batch_put(
         index, dict.fromkeys(range(5000), 0), write="all"
-    )  # so that any replica has them
+    )  # so that every replica has them
     traces.take()
     assert len(list(client.keys(index))) == 5000
     pages = traces.take()
@@ -167,7 +167,7 @@ def test_scan_has_a_span_for_each_page(client: Any, traces: Traces, index: str) 
         ("dstash keys", index)
     }
     assert client.count(index) == 5000
-    assert traces.one().name == "dstash count"  # one call, whatever its number of pages
+    assert traces.one().name == "dstash count"  # one call, regardless of the number of pages
 
 
 def test_span_of_missing_key_is_not_failed(client: Any, traces: Traces, index: str) -> None:
@@ -256,7 +256,7 @@ def test_coalesced_calls_use_a_sampled_trace_first(
 
     async def work() -> None:
         async with AsyncClient(*seeds, timeout=20, tracing=traces.provider) as client:
-            await client.exists(index, "a")  # finds the cluster
+            await client.exists(index, "a")  # discovery
             sent.clear()
             await asyncio.gather(look_up(client, "a", unsampled), look_up(client, "b", traces))
 
@@ -344,7 +344,7 @@ def test_message_of_untraced_call_has_no_trace(
             client.put(index, "a", 1)
         for header, *_ in sent:
             fields = msgpack.unpackb(header)
-            bare = [*fields[:5], index, fields[6], 0]  # as ``Put`` stands in docs/protocol.md
+            bare = [*fields[:5], index, fields[6], 0]  # as in docs/protocol.md
             if not settings:
                 assert header == msgpack.packb(bare)
             else:
@@ -363,7 +363,7 @@ def test_tracing_setting_is_validated(seeds: list[str]) -> None:
 
 
 def test_tracing_without_provider_does_not_affect_calls(seeds: list[str], index: str) -> None:
-    """A program that set up nothing has OpenTelemetry's provider that does nothing."""
+    """Without configuration, OpenTelemetry's provider does nothing."""
     with Client(*seeds, timeout=20, tracing=True) as client:
         client.put(index, "a", 1)
         assert client.lookup(index, "a") == 1

@@ -1,4 +1,4 @@
-"""Replicas in one process whose tasks run to completion: no network, no time, real cores."""
+"""Replicas in one process whose tasks run to completion: real cores without network and time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PARTITION = partition_of(KEY)
 
 
 def take(local_partitions: LocalPartitions, question: Push, now: int) -> Task:
-    """Take records, as a commit does."""
+    """Store records, as a commit does."""
     yield Merge(codec.unpack_entries(question.keys, question.records))
     return Stored([], b"")
 
@@ -70,14 +70,14 @@ def clock_of(name: str) -> ClusterClock:
 
 
 class Cluster:
-    """Peers a, b, c that hold everything, and d that joins if ``joins``."""
+    """Peers a, b and c, each a replica of every partition, and d, which joins if ``joins``."""
 
     def __init__(self, *, joins: bool = True) -> None:
         self.asked: Counter[type] = Counter()
         self.compared = 0
-        #: What it takes (milliseconds) to answer.
+        #: Milliseconds until a peer answers.
         self.delay = 0
-        #: By how much (milliseconds) pauses are longer than was asked for.
+        #: Milliseconds by which pauses exceed the requested time.
         self.late = 0
         self.now = NOW
         members = tuple(Member(peer, f"tcp://{peer}:1", f"store-{peer}", peer) for peer in "abc")
@@ -85,7 +85,7 @@ class Cluster:
         joiner = Announcement("d", "tcp://d:1", "store-d", "d", 1.0)
         topology = transitions.add(before, [joiner]) if joins else before
         self.view = View(topology, frozenset("abcd"))
-        #: Kinds of messages that a peer does not answer, for it has gone away.
+        #: Kinds of messages that a peer does not answer, as if it were gone.
         self.unanswered: set[tuple[str, type]] = set()
         self.peers = {
             name: Replica(
@@ -163,6 +163,6 @@ class Cluster:
         """Set the horizon on replicas, and drop the tombstones up to it."""
         for peer in peers:
             local_partitions = self.peers[peer].local_partitions
-            self.run(peer, local_partitions.digest(PARTITION))  # learns that there are mortals
+            self.run(peer, local_partitions.digest(PARTITION))  # finds expirable records
             self.commit(peer, Merge(marks=[local_partitions.advance([PARTITION], stamp)]))
             self.run(peer, reap_all(self.peers[peer]))

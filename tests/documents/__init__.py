@@ -1,1 +1,1 @@
-"""Every document, held to what it says: its code blocks run, and its reference pages are made."""
+"""Tests of the documents: code blocks run, and reference pages are generated."""

@@ -1,6 +1,6 @@
-"""Python blocks say in comments what comes out; here those comments become checks.
+"""Comments in Python blocks that state results, as checks.
 
-``client.count("users")  # 3`` fails unless it returns 3. A comment that is no literal is prose.
+``client.count("users")  # 3`` fails unless it returns 3. A comment that is not a literal is prose.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tokenize
 
 
 def checked(source: str) -> str:
-    """Return a program that does the same, and fails where an answer is not the one printed."""
+    """Return a program that does the same, and fails where a result differs from its comment."""
     expected = _literals(source)
     tree = ast.parse(source)
     for parent in ast.walk(tree):

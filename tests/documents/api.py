@@ -1,4 +1,4 @@
-"""docs/api.md, made from the docstrings of what ``import dstash`` hands out."""
+"""Generation of docs/api.md from the docstrings of the public names of ``dstash``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import griffe
 
-#: What is documented, in this order, by the module that defines it.
+#: The documented names, in this order, by the module that defines them.
 _PUBLIC: Final = (
     ("Clients", ("client.blocking.Client", "client.asyncio.AsyncClient")),
     ("Administration", ("client.admin.Admin", "client.admin.AsyncAdmin")),
@@ -74,7 +74,7 @@ def _heading(cls: Any, method: Any) -> str:
 
 
 def _returns_awaitable(cls: Any, method: Any) -> bool:
-    """Whether an asyncio client shares a method with the blocking one, and returns an awaitable."""
+    """Whether a method that both clients share returns an awaitable in the asyncio client."""
     return cls.name.startswith("Async") and str(method.returns) == "T"
 
 

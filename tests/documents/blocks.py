@@ -1,4 +1,4 @@
-"""The code blocks of the documents, and what their info strings say of them.
+"""The code blocks of the documents, and their info strings.
 
 CONTRIBUTING.md has the convention.
 """
@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 
-#: Blocks that a test of their own runs, which names the page: (page, language) -> test.
+#: Blocks that a separate test runs, which names the page: (page, language) -> test.
 HELD_ELSEWHERE: Final = {
     ("docs/operations.md", "bash"): "tests/integration/test_operations.py",
     ("docs/backup.md", "bash"): "tests/backup/test_page.py",
@@ -25,7 +25,7 @@ HELD_ELSEWHERE: Final = {
     ("docs/protocol.md", "frames"): "tests/wire/test_protocol.py",
 }
 
-#: A language, perhaps a name that means something to it, perhaps why it is not run.
+#: A language, optionally a name with a meaning in it, optionally why it is not run.
 _INFO: Final = re.compile(r'^([a-z]+)(?: [A-Z]\w*)?(?: not-run="(.+)")?$')
 
 
@@ -35,7 +35,7 @@ class Block:
 
     Attributes:
         line: where its text begins, counted from 1.
-        why_not_run: the reason why no test can run it; None when one can.
+        why_not_run: the reason why no test can run it; None if a test can.
     """
 
     page: str
@@ -46,12 +46,12 @@ class Block:
 
     @property
     def place(self) -> str:
-        """Where it stands, as editors like it."""
+        """Its position as ``path:line``."""
         return f"{self.page}:{self.line}"
 
     @property
     def held_by(self) -> str | None:
-        """The test that runs it, where that is another one."""
+        """The separate test that runs it, if there is one."""
         return HELD_ELSEWHERE.get((self.page, self.language))
 
 
@@ -65,7 +65,7 @@ def blocks(page: str) -> list[Block]:
     """Return the blocks of a page.
 
     Raises:
-        ValueError: an info string is missing, or is not like the convention.
+        ValueError: an info string is missing or does not follow the convention.
     """
     return list(parse(page, (ROOT / page).read_text()))
 
@@ -83,7 +83,7 @@ def parse(page: str, text: str) -> Iterator[Block]:
 
 
 def spans(page: str) -> list[str]:
-    """Return the pieces of code between the lines of a page that look like our commands."""
+    """Return the inline code of a page that looks like a command of dstash."""
     text = (ROOT / page).read_text()
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     inline = [child for token in tokens for child in token.children or ()]

@@ -1,14 +1,14 @@
-"""The call paths of ARCHITECTURE.md, and whether the code still has them.
+"""The call paths of ARCHITECTURE.md, and their check against the code.
 
-A path is a Markdown list. Each line names a function, why the call goes there, and, where it does
-not call the next one by its name, the name through which it reaches it::
+A path is a Markdown list. Each line names a function and why it is called, and, if its caller does
+not mention its name, the name that connects them::
 
     1. `client/blocking.py:Client.put`: the call of the user
        - `client/calls.py:Calls.put`: checks the limits
     2. `client/blocking.py:Client._run`: lends a connection
 
-A line is reached from its parent: the numbered line before it, or the line that it is indented
-under. The parent mentions its name, or both are connected ``through`` a table, queue or generator.
+The parent of a line is the previous numbered line, or the line that it is indented under. The
+parent mentions its name, or both are connected ``through`` a table, queue or generator.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class Step(NamedTuple):
-    """One line of a path; ``parent`` is the place that leads to it, empty for the first."""
+    """One line of a path; ``parent`` is the place that calls it, empty for the first line."""
 
     path: str
     parent: str
@@ -64,7 +64,7 @@ def steps(text: str) -> Iterator[Step]:
 
 
 def fault(step: Step) -> str:
-    """Return what is wrong with a step, empty when the code has it."""
+    """Return what is wrong with a step; empty if the code has it."""
     node = definition(step.place)
     if node is None:
         return f"{step.place} does not exist"
@@ -72,7 +72,7 @@ def fault(step: Step) -> str:
         return ""
     parent = definition(step.parent)
     if parent is None:
-        return ""  # reported for itself
+        return ""  # reported separately
     name, through = _last(step.place), step.through.lstrip("_")
     if not through:
         return "" if name in names(parent) else f"{step.parent} does not mention {name}"
@@ -97,7 +97,7 @@ def definition(place: str) -> ast.AST | None:
 def names(node: ast.AST) -> set[str]:
     """Return every name, attribute and keyword that a piece of code mentions.
 
-    The underscore of a private one does not count: it often keeps an argument of the same name.
+    The underscore of a private name does not count: it often stores an argument of the same name.
     """
     found = set()
     for child in ast.walk(node):

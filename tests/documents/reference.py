@@ -1,4 +1,4 @@
-"""The pages that are made, and what makes them."""
+"""The generated pages, and the functions that generate them."""
 
 from __future__ import annotations
 

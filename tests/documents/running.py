@@ -1,7 +1,7 @@
-"""The blocks of a page, run from the first to the last as a reader would type them.
+"""Execution of the blocks of a page, in order, as a reader would type them.
 
-All of them share one directory and one shell, so ``cd``, ``export`` and background jobs last. A
-Python block is a program of its own.
+All blocks share a directory and a shell, so ``cd``, ``export`` and background jobs persist. A
+Python block is a separate program.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.harness.process import expirable
 
 RUN: Final = ("sh", "python", "output")
 PATIENCE: Final = 90.0
-#: A port where a reader would type one.
+#: A port in a command.
 _PORT: Final = re.compile(r"(?:(?<=127\.0\.0\.1[: ])|(?<=localhost:)|(?<=-port ))(\d{4})\b")
 _START: Final = """\
 set -eumo pipefail
@@ -31,12 +31,12 @@ trap 'kill -9 $(jobs -p) 2>/dev/null || true' EXIT
 
 
 def run(blocks: Sequence[Block], folder: Path, port: Callable[[str], int]) -> None:
-    """Run blocks in ``folder``; an ``AssertionError`` names the one that failed.
+    """Run blocks in ``folder``; an ``AssertionError`` names the failed block.
 
     Args:
         blocks: of one page, in order.
-        folder: where the reader is.
-        port: returns the port that stands for a printed one here.
+        folder: the current directory of the reader.
+        port: returns the port to use for a printed port.
     """
     notes = folder / ".blocks"
     notes.mkdir()
@@ -93,7 +93,7 @@ def _printed(notes: Path, number: int) -> str:
 
 
 def fits(printed: str, expected: str) -> bool:
-    """Tell whether a text is the one expected, where ``...`` stands for anything."""
+    """Return whether a text matches the expected text, in which ``...`` matches anything."""
     words = [r"\s+".join(map(re.escape, part.split())) for part in expected.split("...")]
     return re.fullmatch(r"\s*" + r"[\s\S]*".join(_loose(words)) + r"\s*", printed) is not None
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 TARGET = ROOT / ".cache" / "site"
 _FOLDERS = ("docs", "conf", "examples")
 _LINK = re.compile(r"\]\(([^)#:]+)(#[^)]*)?\)")
-#: What a block says to the tests about itself is not for readers.
+#: The part of an info string that is for the tests only.
 _NOTE = re.compile(r'^( *```\w+) not-run="[^"]*"$', re.MULTILINE)
 
 

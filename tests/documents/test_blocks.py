@@ -1,4 +1,4 @@
-"""Each code block of each document does what it says, or says why no test can run it."""
+"""Every code block of a document runs with the printed results, or states why not."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OURS = re.compile(r"^(?:bin|conf|docs|examples|requirements|tests)/[\w./-]+$")
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
-    """The cluster that a reader has after ``dstash dev up``."""
+    """The cluster of a reader after ``dstash dev up``."""
     cluster = DevCluster(tmp_path_factory.mktemp("pages"))
     try:
         cluster.out("dev", "up")
@@ -42,7 +42,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
 
 
 class Ports:
-    """What printed ports stand for: peers of the cluster, Consul, or any that is free."""
+    """The ports to use for printed ports: of peers, of Consul, or free ports."""
 
     def __init__(self, cluster: DevCluster, request: pytest.FixtureRequest) -> None:
         self._request = request
@@ -75,7 +75,7 @@ def test_blocks_of_page_run(page: str, tmp_path: Path, request: pytest.FixtureRe
     if not todo:
         return
     if any("dev down" in block.text for block in todo):
-        cluster = DevCluster(tmp_path)  # its own, so that no other is stopped
+        cluster = DevCluster(tmp_path)  # a separate cluster, so that no other is stopped
         cluster.out("dev", "up")
     else:
         cluster = request.getfixturevalue("shared")
@@ -106,12 +106,12 @@ def test_other_blocks_of_page_are_valid(page: str, tmp_path: Path) -> None:
 def test_commands_in_prose_exist(page: str) -> None:
     for typed in spans(page):
         words = shlex.split(typed)
-        if "..." in typed or "--install-completion" in words:  # which would act at once
+        if "..." in typed or "--install-completion" in words:  # which would act immediately
             continue
         try:
             parses(COMMANDS[words[0]], words[0], words[1:], page)
         except AssertionError as error:
-            # Prose may name a command without what it takes, or a group of them.
+            # Prose may name a command without its arguments, or a group of commands.
             if "Missing" not in str(error) and not str(error).endswith(f"{typed}: "):
                 raise
 
@@ -140,7 +140,7 @@ COMMANDS = {"dstash": app, "dstash-peer": peer_app}
 
 
 def parses(program: typer.Typer, name: str, words: list[str], place: str) -> None:
-    """Fail unless a command line would be understood; nothing is run."""
+    """Fail unless a command line can be parsed; it is not run."""
     command = typer.main.get_command(program)
     try:
         context = command.make_context(name, list(words))
@@ -190,13 +190,13 @@ def _check_yaml(block: Block, folder: Path) -> None:
 
 
 def _check_text(block: Block, folder: Path) -> None:
-    """Text is a picture or a layout: what looks like something to type must say that it is."""
+    """Text blocks are pictures or layouts; a command needs a language."""
     typed = re.findall(r"^(?:\$ .*|(?:dstash|dstash-peer|pip|curl) [^|]*)$", block.text, re.M)
     assert not typed, f"{block.place}: is {typed[0]!r} a command?"
 
 
 def _check_keys(block: Block, folder: Path) -> None:
-    """Read the block as a list of authorised keys."""
+    """Parse the block as a list of authorised keys."""
     file = folder / "authorised_keys"
     file.write_text(block.text)
     assert len(read_authority(file)) > 0, block.place
@@ -210,7 +210,7 @@ _CHECKS: Final = {
     "yaml": _check_yaml,
 }
 
-# -- the tools themselves
+# -- tests of the tools
 
 
 def test_every_block_names_its_language() -> None:

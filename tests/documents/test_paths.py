@@ -1,4 +1,4 @@
-"""The call paths in ARCHITECTURE.md: each function exists, and leads to the next one."""
+"""The call paths in ARCHITECTURE.md: each function exists, and its parent mentions it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ STEPS = list(steps(PAGE.read_text()))
 OPERATIONS = {
     *("Put", "Batch put", "Look-up", "Batch look-up", "Scan", "Topology change", "Repair"),
 }
-#: Where a path goes on in another thread or process: behind a socket, or at the next tick.
+#: Functions at which a path continues in another thread or process.
 LOOPS = {
     "client/transport/channel.py:Channel._drive",
     "peer/server.py:PeerServer._turn",
@@ -18,7 +18,7 @@ LOOPS = {
     "peer/membership_agent.py:MembershipAgent._turn",
     "peer/maintenance.py:Maintenance.tick",
 }
-#: Modules that a batch put may cross, from the call of the user to the disk and back.
+#: The number of modules that a batch put may cross, from the user's call to the disk and back.
 MAX_MODULES = 20
 
 

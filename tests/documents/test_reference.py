@@ -1,4 +1,4 @@
-"""docs/api.md, docs/cli.md and docs/cli-json.md are what the code says today."""
+"""docs/api.md, docs/cli.md and docs/cli-json.md are up to date with the code."""
 
 from __future__ import annotations
 

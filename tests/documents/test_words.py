@@ -37,7 +37,7 @@ INSTEAD: Final = {
     r"take_turns": "use_time_slice",
 }
 
-#: Why a word may stand in a file all the same: (path, word as matched) -> reason.
+#: Allowed uses of a word: (path, word as matched) -> reason.
 EXCEPTIONS: Final[dict[tuple[str, str], str]] = {
     ("dstash/config/problems.py", "bury_interval"): "the hint for a setting that was renamed",
     ("dstash/config/problems.py", "bury_lag"): "the hint for a setting that was renamed",

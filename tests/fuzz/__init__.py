@@ -1,1 +1,1 @@
-"""Garbage for the codec, the core and real peers, for as long as wanted: ``make fuzz``."""
+"""Fuzzing of the codec, the core and real peers, for any time: ``make fuzz``."""

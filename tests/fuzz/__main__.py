@@ -1,6 +1,6 @@
-"""``python -m tests.fuzz``: garbage for the core in memory, then for a real peer.
+"""``python -m tests.fuzz``: fuzzes the core in memory, then a real peer.
 
-Fails when the peer ends, grows, or lets another client wait longer than it should.
+Fails if the peer ends, if its memory grows, or if another client waits too long.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tests.security.attackers import GREETING, GREETING_1, GREETING_2, READY, At
 from tests.security.closed import memory
 
 _BURST: Final = 100
-#: What a peer may have grown by in the end (mebibytes): caches and counters, no more.
+#: By how much the memory of a peer may grow (mebibytes): for caches and counters.
 _GROWTH: Final = 64
 _LINE: Final = "{:<10} {:>9} {}, {:>6.0f} a second, seed {}\n"
 
 
 def main() -> None:
-    """Run what was asked for."""
+    """Run the requested parts."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--frames", type=int, default=1_000_000, help="for the real peer")
     parser.add_argument("--seed", type=int, default=int(time.time()))
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def fuzz_core(frames: int, seed: int) -> None:
-    """Give a core in memory messages that are nearly right."""
+    """Send nearly valid messages to a core in memory."""
     random, began = Random(seed), time.monotonic()
     target, messages = Target(), seeds(NOW)
     for _ in range(frames):
@@ -85,7 +85,7 @@ def fuzz_peer(
 
 
 def flood(peer: Peer, random: Random, count: int) -> None:
-    """Send messages that are nearly right; each is looked at before the next hundred follow."""
+    """Send nearly valid messages; the peer handles each hundred before the next."""
     with Attacker(peer.address) as attacker:
         for sent in range(0, count, _BURST):
             if sent % (50 * _BURST) == 0:
@@ -98,7 +98,7 @@ def flood(peer: Peer, random: Random, count: int) -> None:
 
 
 def _await_all(attacker: Attacker, number: int) -> None:
-    """Wait until all that was sent has been seen to; a mark behind it may be dropped with it."""
+    """Wait until all messages were handled; the peer may drop the marker message too."""
     mark = encode(Envelope(number, 0, 0, Ping()))
     attacker.send(*mark)
     while True:
@@ -109,7 +109,7 @@ def _await_all(attacker: Attacker, number: int) -> None:
 
 
 def scribble(peer: Peer, random: Random, count: int) -> None:
-    """Open connections and send what is nearly ZMTP."""
+    """Open connections and send nearly valid ZMTP."""
     beginnings = (GREETING + READY, GREETING + READY, GREETING, GREETING_2, GREETING_1, b"")
     messages = seeds(time.time_ns() // 1_000_000)
     for _ in range(count):

@@ -1,8 +1,8 @@
 """``python -m tests.fuzz.bystander ADDRESS PID``: another client, which must be served.
 
-Looks a key up again and again until its input ends, then tells how long that took. What either
-process spent in line for a processor (proc_pid_schedstat(5)) is no fault of the peer: it is taken
-off, or on a busy machine there would be nothing to see but that.
+Looks up a key repeatedly until its input ends, then prints the times. Time that either process
+waited for a CPU (proc_pid_schedstat(5)) is subtracted: the peer does not cause it, and on a busy
+machine it would hide the rest.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Final, NamedTuple
 
 from dstash import Client
 
-#: The longest that a call may take (seconds).
+#: The longest duration of a call (seconds).
 STALL: Final = 0.1
 
 
 class Waits(NamedTuple):
-    """How long look-ups took: number, median, slowest (ms), and how many stalled."""
+    """Durations of look-ups: number, median, slowest (ms), and number of stalls."""
 
     calls: int
     median: float
@@ -31,7 +31,7 @@ class Waits(NamedTuple):
 
     @classmethod
     def of(cls, seconds: list[float]) -> Waits:
-        """Sum up what was measured."""
+        """Summarise the measured times."""
         ordered = sorted(seconds)
         stalls = sum(wait > STALL for wait in ordered)
         return cls(len(ordered), 1000 * ordered[len(ordered) // 2], 1000 * ordered[-1], stalls)
@@ -44,7 +44,7 @@ class Waits(NamedTuple):
 
 
 class Bystander:
-    """Runs this module in a process of its own."""
+    """Runs this module in a separate process."""
 
     def __init__(self, address: str, pid: int) -> None:
         command = [sys.executable, "-m", "tests.fuzz.bystander", address, str(pid)]
@@ -54,24 +54,24 @@ class Bystander:
         assert self._process.stdout.readline() == "ready\n"
 
     def stop(self) -> tuple[Waits, Waits]:
-        """Return how long it waited, without and with the time in line for a processor."""
+        """Return the waits, without and with the time spent waiting for a CPU."""
         told, _ = self._process.communicate(timeout=60)
         net, gross = json.loads(told)
         return Waits(*net), Waits(*gross)
 
 
 def threads(pid: int | str) -> list[Path]:
-    """Return where the scheduler tells of the threads of a process: any may hold up the others."""
+    """Return the schedstat files of all threads of a process: any may delay the others."""
     return list(Path(f"/proc/{pid}/task").glob("*/schedstat"))
 
 
 def in_line(schedules: list[Path]) -> float:
-    """Return the seconds that threads have waited for a processor."""
+    """Return the seconds that threads have waited for a CPU."""
     return sum(int(path.read_text().split()[1]) for path in schedules) / 1e9
 
 
 def main() -> None:
-    """Look up until told to stop."""
+    """Look up the key until the input ends."""
     address, pid = sys.argv[1:]
     with Client(address, timeout=30) as client:
         client.put("good", "k", "v")

@@ -1,6 +1,6 @@
-"""``python -m tests.fuzz.guided``: what the core is given is guided by what it reaches.
+"""``python -m tests.fuzz.guided``: coverage-guided fuzzing of the core.
 
-Needs ``atheris``, which the other checks do without; ``make fuzz`` brings it. The command line is
+Needs ``atheris``, which ``make fuzz`` installs. The command line is
 libFuzzer's: ``-runs=1000000 folder_for_the_corpus``.
 """
 
@@ -11,7 +11,7 @@ import sys
 
 
 def main() -> None:
-    """Run until something is found, or for as many runs as asked for."""
+    """Run until a failure is found, or for the given number of runs."""
     atheris = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["dstash"]):
         target = importlib.import_module("tests.fuzz.target")

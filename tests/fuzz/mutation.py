@@ -1,4 +1,4 @@
-"""Messages that are nearly right: real ones, with a few bytes changed."""
+"""Nearly valid messages: valid messages with a few bytes changed."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ def seeds(now: int) -> list[Message]:
 
 
 def frames(message: Message, epoch: int) -> list[bytes]:
-    """Return the frames of a message as they should be."""
+    """Return the correct frames of a message."""
     return encode(Envelope(1, epoch, 0, message))
 
 
 def mutate(random: Random, message: Message, epoch: int, deadline: int) -> list[bytes]:
-    """Return the frames of a message with up to three things wrong."""
+    """Return the frames of a message with up to three mutations."""
     parts = encode(Envelope(random.getrandbits(32), epoch, deadline, message))
     for _ in range(random.choice((0, 1, 1, 2, 3))):
         place = random.randrange(len(parts))
@@ -92,7 +92,7 @@ def mutate(random: Random, message: Message, epoch: int, deadline: int) -> list[
 
 
 def spoil(random: Random, part: bytes) -> bytes:
-    """Return a part with something wrong."""
+    """Return a frame with a mutation."""
     at = random.randrange(len(part) + 1)
     choice = random.randrange(5)
     if choice == 0:

@@ -1,4 +1,4 @@
-"""A real core on a store in memory, formed and full enough to be worth attacking."""
+"""The target of the fuzzers: a real core with records, on a store in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _KEYS: Final = Frame(codec.pack_blobs(encode_keys(["a", "b", "c"])))
 
 
 class Target:
-    """Takes messages as a peer would, and runs its commits and tasks to their end."""
+    """Handles messages like a peer, and runs its commits and tasks until they end."""
 
     def __init__(self, authority: Authority | None = None) -> None:
         store = TwinStore()
@@ -44,14 +44,14 @@ class Target:
         return Put("i", pack(stamp_at(NOW - 100), bytes(12)), 0, _KEYS, payloads)
 
     def hit(self, parts: list[bytes], user: str | None = None) -> list[Reply]:
-        """Give the core a message; every answer must be a message of its own."""
+        """Send a message to the core; every answer must be a valid message."""
         replies = self.core.receive(b"sender", parts, NOW, user) + self.drain()
         for reply in replies:
             decode(reply.frames)
         return replies
 
     def drain(self) -> list[Reply]:
-        """Run what the core has to do."""
+        """Run the pending work of the core."""
         replies = []
         for _ in range(5):
             answers, outgoing = self.core.tick(NOW)
@@ -69,6 +69,6 @@ class Target:
         return replies
 
     def content(self) -> list[tuple[bytes, bytes]]:
-        """Return all that is stored."""
+        """Return all stored records."""
         with self.core.store.snapshot() as snapshot:
             return list(snapshot.walk(b"", b"\xff" * 600))

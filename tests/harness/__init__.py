@@ -1,1 +1,1 @@
-"""What tests share: waiting, ports, other processes, a real Consul."""
+"""Shared helpers of tests: waiting, ports, processes, a real Consul."""

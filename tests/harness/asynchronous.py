@@ -1,4 +1,4 @@
-"""The asyncio client, driven from tests that know nothing of event loops."""
+"""The asyncio client for tests without an event loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dstash.client.admin import AsyncAdmin
 
 
 class Driven:
-    """Has the methods of an ``AsyncClient`` (or of one of its indexes), and waits for each."""
+    """Has the methods of an ``AsyncClient`` (or of one of its indexes); each call blocks."""
 
     def __init__(self, runner: asyncio.Runner, target: Any) -> None:
         self._runner = runner
@@ -37,7 +37,7 @@ class Driven:
 
 
 def driven(runner: asyncio.Runner, *seeds: str, **settings: Any) -> Driven:
-    """Return a new asyncio client, driven."""
+    """Return a new asyncio client with blocking calls."""
     return Driven(runner, AsyncClient(*seeds, **settings))
 
 

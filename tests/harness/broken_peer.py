@@ -1,8 +1,8 @@
-"""Runs ``dstash-peer`` with a defect or a fault that begins, and ends, with SIGUSR1::
+"""Runs ``dstash-peer`` with a defect or a fault, which SIGUSR1 starts and ends::
 
     python -m tests.harness.broken_peer FAULT dstash-peer DATA ...
 
-``end:NAME`` ends the thread of that name. ``hang:NAME`` makes it hang. ``turn`` makes each turn of
+``end:NAME`` ends the thread of that name. ``hang:NAME`` makes it hang. ``turn`` makes each round of
 the membership thread fail. ``unkept`` makes the store refuse to keep a topology.
 """
 

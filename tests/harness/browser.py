@@ -1,7 +1,7 @@
-"""A real Chromium without windows, driven over a pipe by the DevTools protocol.
+"""A headless Chromium, controlled through a pipe with the DevTools protocol.
 
 https://chromedevtools.github.io/devtools-protocol: commands and answers are JSON objects that end
-with a zero byte. That needs neither a driver nor a library other than the browser itself.
+with a zero byte. This needs only the browser, neither a driver nor a library.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any, Final
 from tests.harness.process import expirable
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
-#: One answer (seconds); the machine may be busy with other tests.
+#: Timeout of an answer (seconds), for a machine that is busy with other tests.
 _PATIENCE: Final = 60.0
 _OPTIONS: Final = (
     "--remote-debugging-pipe",
-    "--no-sandbox",  # it refuses to run as root with one
+    "--no-sandbox",  # it refuses to run as root with a sandbox
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -38,16 +38,16 @@ _JOINED: Final = 'exec "$0" "$@" 3<&{0} 4>&{1}'
 
 
 def chromium() -> str:
-    """Return the path of a Chromium. Fails, and says why, when there is none to be had."""
+    """Return the path of a Chromium. Fails with the reason if there is none."""
     done = subprocess.run([ROOT / "bin" / "get-chromium"], capture_output=True, text=True)
     assert done.returncode == 0, f"the tests need Chromium: {done.stderr.strip()}"
     return done.stdout.strip()
 
 
 class Browser:
-    """One browser with one page.
+    """A browser with one page.
 
-    ``complaints`` collects what the page wrote to its console, and what it could not load.
+    ``complaints`` has the console messages of the page, and its failed requests.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,7 +78,7 @@ class Browser:
         return self
 
     def __exit__(self, *error: object) -> None:
-        os.close(self._out)  # it ends when its pipe does
+        os.close(self._out)  # it ends when its pipe is closed
         os.close(self._in)
         self._process.wait(timeout=_PATIENCE)
 
@@ -114,14 +114,14 @@ class Browser:
             self.requested.append(message["params"]["request"]["url"])
 
     def open(self, url: str) -> None:
-        """Go to a page, and wait until it has loaded."""
+        """Open a page and wait until it has loaded."""
         self.call("Page.navigate", url=url)
         self.evaluate(
             "new Promise(done => document.readyState === 'complete' ? done() : onload = done)"
         )
 
     def evaluate(self, expression: str) -> Any:
-        """Return what a JavaScript expression gives on the page."""
+        """Return the value of a JavaScript expression on the page."""
         found = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -129,11 +129,11 @@ class Browser:
         return found["result"].get("value")
 
     def text(self, selector: str) -> str:
-        """Return the text of an element; nothing when it is not there."""
+        """Return the text of an element; empty if it does not exist."""
         return str(self.evaluate(f"document.querySelector({selector!r})?.innerText ?? ''"))
 
     def resize(self, width: int, height: int) -> None:
-        """Take the size of another screen."""
+        """Set the size of the screen."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
 

@@ -1,4 +1,4 @@
-"""A collector of traces: takes what is sent by OTLP over HTTP, and keeps the spans."""
+"""A collector of traces: receives OTLP over HTTP and keeps the spans."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Seen(NamedTuple):
     end: int
     failed: bool
     details: dict[str, Any]
-    #: What made it: the attributes of its resource.
+    #: The attributes of its resource.
     maker: dict[str, Any]
     links: tuple[tuple[str, str], ...] = ()
 
     def is_within(self, other: Seen) -> bool:
-        """Whether it is a child of another span, and began and ended while that lasted."""
+        """Whether it is a child of another span and lies within its time."""
         return self.parent == other.id and other.begin <= self.begin <= self.end <= other.end
 
 
 class Collector:
-    """Listens on a port of its own. ``status`` is what it answers."""
+    """Listens on its own port. ``status`` is the HTTP status of its answers."""
 
     def __init__(self) -> None:
         self.spans: list[Seen] = []
@@ -46,7 +46,7 @@ class Collector:
 
     @property
     def endpoint(self) -> str:
-        """Where it is."""
+        """Its URL."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
@@ -59,13 +59,13 @@ class Collector:
         self._thread.join(10)
 
     def named(self, *names: str) -> list[Seen]:
-        """Return the spans with those names, in the order in which they began."""
+        """Return the spans with these names, in order of their start."""
         return sorted(
             (span for span in self.spans if span.name in names), key=lambda span: span.begin
         )
 
     def wait_for(self, name: str, number: int = 1) -> list[Seen]:
-        """Wait until so many spans of a name are here, and return them."""
+        """Wait until there are this many spans of a name, and return them."""
         what = f"{number} spans named {name!r}"
         wait_until(lambda: len(self.named(name)) >= number, PATIENCE, what)
         return self.named(name)
@@ -84,7 +84,7 @@ class Collector:
                 self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         return Handler
 
@@ -116,7 +116,7 @@ def _facts(attributes: Any) -> dict[str, Any]:
 
 
 def seen(spans: Iterable[ReadableSpan]) -> list[Seen]:
-    """Return spans that were made in this process."""
+    """Return the spans that this process made."""
     return [_seen(span) for span in spans]
 
 

@@ -20,7 +20,7 @@ _PORTS = ("http", "server", "serf-lan", "serf-wan")
 
 
 def consul_binary() -> str:
-    """Return the path of a Consul binary. Fails, and says why, when there is none to be had."""
+    """Return the path of a Consul binary. Fails with the reason if there is none."""
     done = subprocess.run([ROOT / "bin" / "get-consul"], capture_output=True, text=True)
     assert done.returncode == 0, f"the tests need Consul: {done.stderr.strip()}"
     return done.stdout.strip()
@@ -31,12 +31,12 @@ class ConsulAgent:
 
     Args:
         folder: for the log, and the data of a server.
-        options: of ``consul agent``; without any it is a development agent, which keeps all in
-            memory and so forgets all when it stops.
+        options: of ``consul agent``; without any, it is a development agent, which keeps its data
+        in memory.
         host: the address it listens on.
-        ports: HTTP, server RPC, serf LAN and serf WAN; free ones when not given.
-        token: an ACL token for our own questions.
-        ca_file: with it, the agent serves HTTPS alone, as its options must say, too.
+        ports: HTTP, server RPC, serf LAN and serf WAN; free ports by default.
+        token: an ACL token for the requests of tests.
+        ca_file: if given, the agent serves only HTTPS, which its options must state too.
     """
 
     def __init__(
@@ -65,42 +65,42 @@ class ConsulAgent:
         ]
 
     def start(self) -> None:
-        """Start the process. It is of use after ``wait_ready``."""
+        """Start the process, which is ready after ``wait_ready``."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def wait_ready(self) -> None:
-        """Wait until there is a leader, and the node is known to be healthy."""
+        """Wait until there is a leader and the node is healthy."""
         wait_until(self._is_ready, PATIENCE, f"Consul is up (see {self.log})")
 
     def stop(self) -> None:
-        """End the process at once."""
+        """Kill the process."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def restart(self) -> None:
-        """Stop, start, and wait."""
+        """Stop and start the process, and wait until it is ready."""
         self.stop()
         self.start()
         self.wait_ready()
 
     def freeze(self) -> None:
-        """Stop the process from running: its sockets stay open, and nothing answers."""
+        """Freeze the process: its sockets stay open, and it does not answer."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # all of its threads
 
     def thaw(self) -> None:
-        """Let a frozen process go on."""
+        """Resume a frozen process."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
     def get(self, path: str) -> Any:
-        """Return what the HTTP API says at ``/v1/<path>``; None when it says not found."""
+        """Return the JSON at ``/v1/<path>`` of the HTTP API; None for status 404."""
         answer = self._request("GET", path)
         if answer.status_code == 404:
             return None
@@ -108,7 +108,7 @@ class ConsulAgent:
         return answer.json()
 
     def put(self, path: str, data: str = "") -> Any:
-        """Do something through the HTTP API."""
+        """Send a request to the HTTP API."""
         answer = self._request("PUT", path, data)
         answer.raise_for_status()
         return answer.json() if answer.text.strip() else None
@@ -125,7 +125,7 @@ class ConsulAgent:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this server leads."""
+        """Whether this server is the leader."""
         return bool(self.get("status/leader") == f"{self.host}:{self.ports['server']}")
 
     def _is_ready(self) -> bool:
@@ -158,21 +158,21 @@ class ConsulCluster:
         ]
 
     def start(self) -> None:
-        """Start all three, and wait until they have a leader and know each other."""
+        """Start all three servers, and wait until they have a leader and know each other."""
         for server in self.servers:
             server.start()
         for server in self.servers:
             server.wait_ready()
 
     def stop(self) -> None:
-        """End all three at once."""
+        """Kill all three servers."""
         for server in self.servers:
             server.stop()
 
     def leader(self) -> ConsulAgent:
-        """Return the server that leads."""
+        """Return the leader."""
         return next(server for server in self.servers if server.is_leader)
 
     def followers(self) -> list[ConsulAgent]:
-        """Return the servers that follow."""
+        """Return the followers."""
         return [server for server in self.servers if not server.is_leader]

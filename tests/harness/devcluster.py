@@ -1,4 +1,4 @@
-"""A dev cluster in a folder of its own, and the ``dstash`` command pointed at it."""
+"""A dev cluster in its own folder, and the ``dstash`` command in that folder."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ DSTASH = str(Path(sys.executable).parent / "dstash")
 COMMAND_TIMEOUT = 100.0
 
 
-#: Settings of every ``dstash`` that a test runs; tests add to them for their own duration. The
-#: reserve is allocated: of the default, hundreds of peers would fill a disk.
+#: Settings of every ``dstash`` that a test runs; tests add temporary settings. The reserve is
+#: small, because it is allocated: the default for hundreds of peers would fill a disk.
 settings: dict[str, str] = {"DSTASH_DISK_RESERVE": "1048576"}
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """Return the environment without the settings that a developer may have in it."""
+    """Return the environment without settings of the developer."""
     kept = {key: text for key, text in os.environ.items() if not key.startswith("DSTASH_")}
     kept |= settings
     return kept | {"COLUMNS": "80"} | more
 
 
 class DevCluster:
-    """Peers started by ``dstash dev up``; commands run in their folder and so find them."""
+    """Peers started by ``dstash dev up``; commands run in their folder and find them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,7 +39,7 @@ class DevCluster:
         stdin: bytes = b"",
         environ: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run ``dstash`` to its end."""
+        """Run ``dstash`` until it ends."""
         return subprocess.run(
             [DSTASH, *words],
             input=stdin,
@@ -72,7 +72,7 @@ class DevCluster:
         stderr: int | None = None,
         **environ: str,
     ) -> subprocess.Popen[bytes]:
-        """Start ``dstash`` and return while it runs."""
+        """Start ``dstash`` without waiting for its end."""
         return subprocess.Popen(
             [DSTASH, *words],
             stdin=stdin,
@@ -84,7 +84,7 @@ class DevCluster:
 
 
 class InProcess(DevCluster):
-    """The same, with ``dstash`` run inside this process: ten times as fast, but no real pipes."""
+    """The same with ``dstash`` inside this process: ten times as fast, but without real pipes."""
 
     def run(
         self,
@@ -92,7 +92,7 @@ class InProcess(DevCluster):
         stdin: bytes = b"",
         environ: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run ``dstash`` to its end."""
+        """Run ``dstash`` until it ends."""
         from dstash.cli.main import main
 
         given, out, err = (io.TextIOWrapper(io.BytesIO(data)) for data in (stdin, b"", b""))

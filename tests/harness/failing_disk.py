@@ -1,6 +1,6 @@
 """Runs ``dstash-peer`` on a disk that fails: after SIGUSR1 the kernel answers each sync with EIO.
 
-A filter of system calls (seccomp) does it, so everything above the kernel is what it always is::
+A seccomp filter does this, so everything above the kernel is unchanged::
 
     python -m tests.harness.failing_disk dstash-peer DATA ...
 """
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from dstash.peer.main import main
 
-#: seccomp, and the calls that bring data to disk.
+#: seccomp, and the system calls that sync data to disk.
 _CALLS: Final = {"x86_64": (317, (74, 75, 26)), "aarch64": (277, (82, 83, 227))}
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ERRNO, _ALLOW = 0x00050000, 0x7FFF0000

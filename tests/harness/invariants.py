@@ -1,4 +1,4 @@
-"""The invariants I1 to I6 of ARCHITECTURE.md, asked of a cluster of real processes by name."""
+"""Checks of the invariants I1 to I6 of ARCHITECTURE.md on a cluster of real processes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.harness.load import Load
 from tests.harness.peers import Peer, Peers
 from tests.harness.waiting import wait_until
 
-#: Seconds until replicas must be equal after the end of faults: I4.
+#: Seconds after the end of faults until replicas must be equal (I4).
 _HEALING = 60
 _MAX_MEMORY = 512 * 1024 * 1024
 _MAX_DESCRIPTORS = 250
 
 
 def check_invariants(peers: Peers, load: Load, *names: str) -> None:
-    """Check all of them, for the peers named (all: for all). The load ends, and its client too."""
+    """Check all invariants for the named peers (default: all). Ends the load and its client."""
     some = [peers[name] for name in names] or list(peers.all.values())
     i6_processes_survive(some)
     with peers.client(timeout=60.0) as client:
@@ -34,16 +34,16 @@ def check_invariants(peers: Peers, load: Load, *names: str) -> None:
 
 
 def i1_i2_i3_reads_are_right(load: Load, client: Client) -> None:
-    """I1: acked writes are there. I2: nothing else is. I3: the deleted does not come back.
+    """I1: acked writes are readable. I2: nothing else is. I3: deleted values do not return.
 
-    Each key has one writer, which knows what it must be: every read during the load was compared
-    with that, and all keys are read once more from all replicas.
+    Each key has one writer, which knows its value: every read during the load was compared with it,
+    and all keys are read again from all replicas.
     """
     load.check(client)
 
 
 def i4_replicas_become_equal(some: list[Peer], client: Client, cluster: str) -> None:
-    """I4: replicas that hold the same partitions have equal digests within a minute."""
+    """I4: replicas of the same partition have equal digests within a minute."""
 
     def equal() -> bool:
         epoch = client.topology().epoch
@@ -53,7 +53,7 @@ def i4_replicas_become_equal(some: list[Peer], client: Client, cluster: str) -> 
 
 
 def i5_resources_are_bounded(some: list[Peer]) -> None:
-    """I5: memory and descriptors are bounded, nothing waits, no hint is left over."""
+    """I5: memory and descriptors are limited; no write waits and no hint remains."""
     for peer in some:
         assert peer.process is not None
         assert resident(peer.process.pid) < _MAX_MEMORY, f"I5: memory of {peer.name}"
@@ -63,7 +63,7 @@ def i5_resources_are_bounded(some: list[Peer]) -> None:
 
 
 def i6_processes_survive(some: list[Peer]) -> None:
-    """I6: every process is there, and none has logged a traceback."""
+    """I6: every process runs and has logged no traceback."""
     for peer in some:
         said = peer.log.read_text()
         assert peer.runs(), f"I6: {peer.name} ended: {said[-1000:]}"
@@ -71,7 +71,7 @@ def i6_processes_survive(some: list[Peer]) -> None:
 
 
 def is_idle(peer: Peer) -> bool:
-    """Whether nothing waits in a peer: no write, no hint, no corrupt record."""
+    """Whether a peer has no waiting write, no hint and no corrupt record."""
     status = peer.page("/status")
     maintenance = status.get("maintenance", {"hints": 1})
     return not (status.get("waiting_bytes") or maintenance["hints"] or maintenance["corrupt"])
@@ -84,7 +84,7 @@ def resident(pid: int) -> int:
 
 
 def digests(peer: Peer, cluster: str, epoch: int) -> bytes:
-    """Return the digests of all partitions, as a peer itself gives them; empty for no answer."""
+    """Return the digests of all partitions, as the peer reports them; empty for no answer."""
     context = Context()
     link = Link(context, peer.address, lambda: encode(Envelope(1, 0, 0, Hello(cluster))))
     try:

@@ -1,7 +1,7 @@
-"""Client core and peer cores joined in memory: no sockets, no clock, no chance.
+"""Client core and peer cores joined in memory, without sockets, clocks and randomness.
 
-Messages go back and forth until none is left. A test decides who is down, who says
-nothing, and what time it is.
+Messages are exchanged until none is left. A test decides which peers are down or silent, and the
+time.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ START = 1_700_000_000_000
 
 
 class Joined:
-    """A cluster in memory, and a client of it.
+    """A cluster in memory and a client.
 
-    ``down`` peers refuse connections, ``silent`` ones take messages and never answer. ``tamper``
-    may change what a peer is sent; it returns None to lose it. ``tamper_answer`` may change what a
-    peer answers the client. ``offsets`` are what the clocks of peers are ahead by (milliseconds).
+    ``down`` peers refuse connections, ``silent`` peers accept messages and never answer. ``tamper``
+    may change a request to a peer; it returns None to lose it. ``tamper_answer`` may change the
+    answer of a peer to the client. ``offsets`` is how far the clocks of peers are ahead
+    (milliseconds).
     """
 
     def __init__(self, names: str = "abc", replicas: int = 3, **settings: Any) -> None:
@@ -57,38 +58,38 @@ class Joined:
         }
         self.down: set[str] = set()
         self.silent: set[str] = set()
-        #: Peers that take the messages of other peers and never answer them.
+        #: Peers that accept messages of other peers and never answer them.
         self.mute: set[str] = set()
         self.tamper: Callable[[str, Envelope], Envelope | None] = lambda peer, envelope: envelope
         self.tamper_answer: Callable[[Envelope], Envelope] = lambda envelope: envelope
         self.asked: list[tuple[str, Envelope]] = []
         self._answers: deque[tuple[str, list[bytes]]] = deque()
-        self.now += 1000  # after the start: what is stamped before it is refused
+        self.now += 1000  # after the start: earlier stamps are refused
         for core in self.peers.values():
             core.health.not_ready = None
         self.install(self.topology)
         self.settle()
         self.session = Session(lambda: self.now, random_bytes=bytes)
         self.session.install(self.topology.encode(), list(names))
-        for name in names:  # else its first write would begin with reading their clocks
+        for name in names:  # otherwise its first write would start by reading their clocks
             self.session.learn_clock(name, self.now, self.now, self.now)
-        for name in names:  # as each has said when it was connected
+        for name in names:  # as each peer reports when it is connected
             self.session.learn_protocol(name, LOWEST_PROTOCOL, HIGHEST_PROTOCOL)
 
     # -- peers
 
     def install(self, topology: Topology, *names: str) -> None:
-        """Give peers (all, if none is named) a topology."""
+        """Install a topology on peers (default: all)."""
         for name in names or self.peers:
             view = View(topology, frozenset(self.peers))
             self._answer_each(name, self.peers[name].install(view, self.time_at(name)))
 
     def time_at(self, name: str) -> int:
-        """Return what the clock of a peer shows."""
+        """Return the time on the clock of a peer."""
         return self.now + self.offsets.get(name, 0)
 
     def restart(self, name: str) -> None:
-        """Start a peer again, with its store."""
+        """Restart a peer with its store."""
         settings = self.peers[name].settings
         core = PeerCore(settings, self.stores[name], self.time_at(name))
         core.health.not_ready = None
@@ -96,7 +97,7 @@ class Joined:
         self.install(self.topology, name)
 
     def settle(self) -> None:
-        """Let the peers talk among themselves until they have nothing to say."""
+        """Exchange messages between peers until none is left."""
         for _ in range(50):
             if sum(map(self._tick, self.peers)) == 0:
                 return
@@ -135,10 +136,10 @@ class Joined:
     # -- the client
 
     def run(self, operation: Operation, begun: Iterable[Send] = ()) -> Any:
-        """Drive a call to its end; time passes only when nothing else can happen.
+        """Run a call to its end; time passes only when no message is left.
 
-        What answered an earlier call too late is read first, as from a connection. ``begun`` is
-        what the call has sent before.
+        Late answers to an earlier call are read first, as from a connection. ``begun`` has the
+        requests that the call has sent before.
         """
         sends: deque[Send] = deque(begun)
         while not operation.done:
@@ -173,7 +174,7 @@ class Joined:
         return []
 
     def put(self, entries: dict[str, Any], level: str = "quorum", timeout: int = 5000) -> Any:
-        """Store values; returns the ``BatchResult``."""
+        """Store values; return the ``BatchResult``."""
         keys = list(entries)
         payloads = TYPES.encode_many(list(entries.values()))
         items: list[Any] = list(zip(keys, encode_keys(keys), payloads, strict=True))
@@ -181,12 +182,12 @@ class Joined:
         return self.run(PutOperation(self.session, deadline, "i", Level(level), items, None))
 
     def delete(self, *keys: str, level: str = "quorum") -> Any:
-        """Delete keys; returns the ``BatchResult``."""
+        """Delete keys; return the ``BatchResult``."""
         items: list[Any] = [(key, key.encode(), b"") for key in keys]
         return self.run(DeleteOperation(self.session, self.now + 5000, "i", Level(level), items))
 
     def lookup(self, *keys: str, level: str = "quorum", timeout: int = 5000) -> dict[Any, Any]:
-        """Look keys up."""
+        """Look up keys."""
         deadline, decode_array = self.now + timeout, TYPES.decode_array
         operation = LookupOperation(
             self.session, deadline, "i", list(keys), Level(level), decode_array
@@ -195,7 +196,7 @@ class Joined:
         return found
 
     def exists(self, *keys: str, level: str = "quorum") -> dict[Any, Any]:
-        """Ask which keys exist."""
+        """Return which keys exist."""
         operation = ExistsOperation(
             self.session, self.now + 5000, "i", list(keys), Level(level), TYPES.decode_array
         )
@@ -203,7 +204,7 @@ class Joined:
         return found
 
     def scan(self, level: str = "one") -> dict[Any, Any]:
-        """Scan the index for keys and values; each key must come once."""
+        """Scan the index for keys and values; each key must occur once."""
         pairs = self.walk(Scan, level)
         found = dict(pairs)
         assert len(found) == len(pairs)
@@ -212,7 +213,7 @@ class Joined:
     def walk(
         self, request: Request, level: str, prefix: bytes = b"", timeout: int = 5000
     ) -> list[Any]:
-        """Scan the index; returns what was delivered."""
+        """Scan the index; return what was delivered."""
         walk = walk_for(request, Query("i", prefix, Level(level), TYPES.decode_array))
         found: list[Any] = []
         while not walk.done:
@@ -220,14 +221,14 @@ class Joined:
             found += walk.take(self.run(operation)) or []
         return found
 
-    # -- what is on disk
+    # -- records on disk
 
     def place(self, key: str) -> bytes:
         """Return the storage key of a key."""
         return locate(keyspace(b"i", frozenset(range(4096))), [key.encode()])[0]
 
     def record(self, peer: str, key: str) -> bytes | None:
-        """Return what a peer has stored."""
+        """Return the record that a peer has stored."""
         return self.stores[peer].records.get(self.place(key))
 
     def corruption(self, peer: str, key: str) -> None:
@@ -238,22 +239,22 @@ class Joined:
         self.stores[peer].records[place] = bytes(record)
 
     def alter(self, peer: str, key: str, how: Callable[[bytes], bytes]) -> None:
-        """Do something to a record on disk."""
+        """Change a record on disk."""
         place = self.place(key)
         self.stores[peer].records[place] = how(self.stores[peer].records[place])
 
     def expire(self, peer: str, key: str, expiry: int) -> None:
-        """Give a record on disk another expiry."""
+        """Change the expiry of a record on disk."""
         record = open_record(self.record(peer, key) or b"")
         whole = build_record(b"i", key.encode(), record._replace(expiry=expiry))
         self.stores[peer].records[self.place(key)] = whole
 
     def forget(self, peer: str, *keys: str) -> None:
-        """Make a peer miss keys."""
+        """Remove keys from a peer."""
         for key in keys:
             self.stores[peer].records.pop(self.place(key), None)
 
 
 def changed_frames(envelope: Envelope) -> list[bytes]:
-    """Return the frames of a message that a test made."""
+    """Return the frames of a message."""
     return encode(envelope)

@@ -1,4 +1,4 @@
-"""What a test leaves behind: processes and threads of its own."""
+"""Detection of processes and threads that a test leaves behind."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from tests.harness.waiting import PATIENCE, wait_until
 
 
 def children() -> set[str]:
-    """Return the pids of the processes that this one started and has not waited for."""
+    """Return the pids of child processes that were not waited for."""
     tasks = Path("/proc/self/task").glob("*/children")
     return {pid for task in tasks for pid in task.read_text().split()}
 
 
 def working_threads() -> set[threading.Thread]:
-    """Return the threads that would keep this process from ending."""
+    """Return the threads that would block the end of this process."""
     return {thread for thread in threading.enumerate() if not thread.daemon}
 
 
 @pytest.fixture
 def no_leaks() -> Iterator[None]:
-    """Fail the test when processes or threads that it started outlive it."""
+    """Fail a test whose processes or threads outlive it."""
     processes, threads = children(), working_threads()
     yield
     wait_until(lambda: children() <= processes, PATIENCE, "the test's processes have ended")

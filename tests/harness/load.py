@@ -1,4 +1,4 @@
-"""A steady mixed load that knows what must be in the cluster, and checks every answer."""
+"""A steady mixed load that knows the expected data and checks every answer."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _KEYS = 300
 #: Keys of one batch.
 _TOGETHER = 50
 _NUMBERS = itertools.count(1)
-#: Without a pause three threads take all cores for themselves, from the peers and from other tests.
-#: That is for ``make soak``, which also asks for a rate.
+#: Without a pause, three threads use all cores, at the expense of peers and other tests. ``make
+#: soak`` does that, which also requires a rate.
 _PAUSE = 0.0 if int(os.environ.get("SOAK", "1")) > 1 else 0.01
 
 
 @dataclass
 class _Worker:
-    """One thread: it alone writes its keys, so that it knows what each must be."""
+    """One thread, the only writer of its keys, so that it knows the value of each."""
 
     name: str
     expected: dict[str, str | None] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Load:
 
     Args:
         client: shared by the threads.
-        threads: how many.
+        threads: their number.
         pause: seconds that each thread waits after a call.
     """
 
@@ -51,7 +51,7 @@ class Load:
         self._began = self._ended = 0.0
         self._pause = pause
         self._stop = threading.Event()
-        #: No two loads share a key: one cluster may see several.
+        #: Loads share no key, because a cluster may have several.
         number = next(_NUMBERS)
         self._workers = [_Worker(f"l{number}w{worker}") for worker in range(threads)]
         self._threads = [
@@ -61,12 +61,12 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """How many keys were put, looked up or deleted in a second."""
+        """Keys put, looked up or deleted per second."""
         return sum(worker.keys for worker in self._workers) / (self._ended - self._began)
 
     @property
     def operations(self) -> int:
-        """How many calls came back."""
+        """The number of calls that returned."""
         return sum(worker.operations for worker in self._workers)
 
     def __enter__(self) -> Load:
@@ -82,7 +82,7 @@ class Load:
         self._ended = self._ended or time.monotonic()
 
     def check(self, client: Client) -> None:
-        """Stop, and read everything back at level ALL: what was acked, and what was deleted."""
+        """Stop, and read everything at level ALL: acked values and deleted keys."""
         self.__exit__()
         assert not self.errors, self.errors[:5]
         assert self.operations > 0
@@ -106,7 +106,7 @@ class Load:
                 )
             except DStashError as error:
                 self.errors.append(f"{type(error).__name__}: {error}")
-                return  # what the key is now is unknown: this thread cannot check any more
+                return  # the value of the key is unknown now: this thread cannot check it any more
             worker.operations += 1
             self.slowest = max(self.slowest, time.monotonic() - began)
             time.sleep(self._pause)

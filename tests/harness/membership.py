@@ -1,4 +1,4 @@
-"""Memberships of either backend, in this process or in another one that can be killed."""
+"""Memberships of either backend, in this process or in another process that can be killed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @dataclass(frozen=True)
 class Place:
-    """Where a membership is: a backend, its directory or URL, and the cluster."""
+    """The location of a membership: a backend, its directory or URL, and the cluster."""
 
     backend: str
     where: str
@@ -37,7 +37,7 @@ class Place:
 
 
 def announcement(peer: str, port: int = 5000, state: str = "") -> Announcement:
-    """Return what a peer might say of itself."""
+    """Return an announcement of a peer."""
     address = f"tcp://127.0.0.1:{port}"
     return Announcement(peer, address, f"store-of-{peer}", "zone", 1.5, "http://x:1", state)
 
@@ -48,7 +48,7 @@ def topology(place: Place, epoch: int = 1) -> Topology:
 
 
 class Actor:
-    """A membership in a process of its own. Every call waits for its answer."""
+    """A membership in a separate process. Every call waits for its answer."""
 
     def __init__(self, place: Place) -> None:
         self._process = subprocess.Popen(
@@ -60,7 +60,7 @@ class Actor:
         )
 
     def announce(self, peer: str) -> str:
-        """Return the name of the error, or nothing."""
+        """Return the name of the error, or an empty string."""
         return str(self._call("announce", peer))
 
     def acquire(self, name: str) -> bool:
@@ -72,13 +72,13 @@ class Actor:
         return bool(self._call("create", epoch))
 
     def ask(self, *request: object) -> None:
-        """Send a request; ``answer`` waits for what comes back."""
+        """Send a request; ``answer`` waits for the reply."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
 
     def answer(self) -> Any:
-        """Return what came back."""
+        """Return the reply."""
         assert self._process.stdout is not None
         return json.loads(self._process.stdout.readline())
 
@@ -88,7 +88,7 @@ class Actor:
         self._process.wait()
 
     def close(self) -> None:
-        """End it, the hard way, and close the pipes."""
+        """Kill the process and close the pipes."""
         self.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:

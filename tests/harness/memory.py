@@ -1,4 +1,4 @@
-"""How much memory a piece of code takes, at its peak."""
+"""Measurement of the peak memory of a piece of code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MIB = 1024 * 1024
 
 @contextmanager
 def at_most(mebibytes: float) -> Iterator[None]:
-    """Fail when the Python objects made inside take more than that at any moment."""
+    """Fail if the Python objects that the block makes ever use more than the limit."""
     tracemalloc.start()
     try:
         yield

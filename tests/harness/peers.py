@@ -1,4 +1,4 @@
-"""Peers as real processes: started, stopped, killed and frozen one by one."""
+"""Peers as real processes that tests start, stop, kill and freeze."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DSTASH_PEER = str(Path(sys.executable).parent / "dstash-peer")
 
 
 class Peer:
-    """One peer and its data directory. A restart uses the same port by default."""
+    """A peer and its data directory. A restart uses the same port by default."""
 
     def __init__(self, name: str, folder: Path, options: list[str]) -> None:
         self.name = name
@@ -31,11 +31,11 @@ class Peer:
         self.options = options
         self.command = [DSTASH_PEER]
         self.port, self.http_port = free_ports(2)
-        #: The address it listens on.
+        #: The address that it listens on.
         self.bind = "127.0.0.1"
-        #: The port of a proxy before it, if there is one.
+        #: The port of its proxy, if there is one.
         self.front = 0
-        #: What the command line begins with, such as a namespace to run in.
+        #: The start of the command line, such as a namespace to run in.
         self.before: list[str] = []
         #: Settings, as environment variables.
         self.environ: dict[str, str] = {}
@@ -43,11 +43,11 @@ class Peer:
 
     @property
     def address(self) -> str:
-        """Where clients reach it."""
+        """Its address for clients."""
         return f"tcp://{self.bind}:{self.port}"
 
     def start(self) -> None:
-        """Start the process; it is of use after ``wait_ready``."""
+        """Start the process, which is ready after ``wait_ready``."""
         command = [*self.before, *self.command, str(self.data), self.bind, str(self.port)]
         command += ["--http-port", str(self.http_port), "--log-format", "json", *self.options]
         with self.log.open("ab") as log:
@@ -60,29 +60,29 @@ class Peer:
             )
 
     def move(self) -> None:
-        """Take other ports at the next start."""
+        """Use other ports from the next start."""
         self.port, self.http_port = free_ports(2)
 
     def runs(self) -> bool:
-        """Whether there is a process."""
+        """Whether the process runs."""
         return self.process is not None and self.process.poll() is None
 
     def stop(self) -> int:
-        """End it politely; returns the exit code."""
+        """Stop the process with SIGTERM; return the exit code."""
         self.signal(signal.SIGTERM)
         return self.wait_end()
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill the process with SIGKILL, as a crash would."""
         self.signal(signal.SIGKILL)
         self.wait_end()
 
     def freeze(self) -> None:
-        """Stop it from running; its sockets stay open."""
+        """Freeze the process; its sockets stay open."""
         self.signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Resume the process."""
         self.signal(signal.SIGCONT)
 
     def signal(self, number: signal.Signals) -> None:
@@ -91,12 +91,12 @@ class Peer:
         os.kill(self.process.pid, number)
 
     def wait_end(self) -> int:
-        """Wait for it to end; returns the exit code."""
+        """Wait until the process ends; return the exit code."""
         assert self.process is not None
         return self.process.wait(timeout=PATIENCE)
 
     def page(self, path: str) -> dict[str, Any]:
-        """Return what an HTTP page says; nothing when it does not answer."""
+        """Return the JSON of an HTTP page; empty if the peer does not answer."""
         url = f"http://127.0.0.1:{self.http_port}{path}"
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:
@@ -107,27 +107,27 @@ class Peer:
             return {}
 
     def lookups(self) -> int:
-        """Return how many look-ups it was asked for."""
+        """Return the number of look-ups that it received."""
         return int(self.page("/status")["counts"].get("Lookup", 0))
 
     def is_ready(self) -> bool:
-        """Whether it says that it serves requests."""
+        """Whether it reports that it serves requests."""
         assert self.runs(), f"{self.name} ended: {self.log.read_text()[-2000:]}"
         return bool(self.page("/readyz").get("ready"))
 
     def wait_ready(self) -> None:
-        """Wait until it says that it serves requests."""
+        """Wait until it reports that it serves requests."""
         wait_until(self.is_ready, PATIENCE, f"{self.name} is ready (see {self.log})")
 
 
 class Peers:
-    """The peers of one cluster, and a client for the test itself.
+    """The peers of a cluster, and a client for the test.
 
     Args:
         folder: for data and logs.
-        where: options that name the membership.
+        where: options of peers for the membership.
         options: for every peer.
-        finder: settings of a client that name the membership.
+        finder: settings of a client for the membership.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Peers:
         self.folder = folder
         self.cluster = cluster
         self.options = [*where, "--cluster", cluster, *options]
-        #: Settings of every peer that is made, as environment variables.
+        #: Settings of every peer, as environment variables.
         self.environ: dict[str, str] = {}
         self.all: dict[str, Peer] = {}
         self._finder = finder
@@ -173,12 +173,12 @@ class Peers:
                 peer.kill()
 
     def close_clients(self) -> None:
-        """Close all clients: one that is forgotten looks for a peer that is down for ever."""
+        """Close all clients: an unclosed client would look for a stopped peer for ever."""
         while self._clients:
             self._clients.pop().close()
 
     def form(self, *names: str, zones: str = "") -> None:
-        """Start the first peers, and wait until they serve."""
+        """Start the first peers and wait until they serve."""
         for place, name in enumerate(names):
             more = ["--zone", zones[place]] if zones else ["--zone", f"zone-{name}"]
             self.start(name, "--min-peers", str(len(names)), *more)
@@ -186,7 +186,7 @@ class Peers:
             self[name].wait_ready()
 
     def start(self, name: str, *options: str) -> Peer:
-        """Start a peer that is new, in a zone of its own unless the options name one."""
+        """Start a new peer, in its own zone unless the options name a zone."""
         zone = [] if "--zone" in options else ["--zone", f"zone-{name}"]
         peer = self.make(name, [*self.options, *zone, *options])
         self.all[name] = peer
@@ -194,20 +194,20 @@ class Peers:
         return peer
 
     def make(self, name: str, options: list[str]) -> Peer:
-        """Return a peer that is not started yet."""
+        """Return a new peer that is not started."""
         peer = Peer(name, self.folder, options)
         peer.environ |= self.environ
         return peer
 
     def client(self, **settings: Any) -> Client:
-        """Return a new client that knows where every peer was at the beginning."""
+        """Return a new client with the first addresses of all peers."""
         seeds = [peer.address for peer in self.all.values()]
         client = Client(*seeds, **({"timeout": 20.0, "cluster": self.cluster} | settings))
         self._clients.append(client)
         return client
 
     def finder(self) -> Client:
-        """Return a new client that finds the peers as they do each other."""
+        """Return a new client that finds the peers through the membership."""
         client = Client(**self._finder, timeout=20.0)  # type: ignore[arg-type]
         self._clients.append(client)
         return client

@@ -9,23 +9,22 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-#: Below the range that the system uses for outgoing connections, so that none of those takes a
-#: port before its server is up.
+#: Below the range of outgoing connections, which therefore never use a port before its server.
 _LOWEST: Final = 10_000
 _COUNT: Final = 22_000
 _CURSOR: Final = Path(tempfile.gettempdir()) / f"dstash-test-ports-{os.getuid()}"
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port of ``host`` that is free for TCP and UDP, and not handed out again."""
+    """Return a port of ``host`` that is free for TCP and UDP and is not returned again."""
     return free_ports(1, host)[0]
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     """Return ``count`` different ports of ``host`` that are free for TCP and UDP.
 
-    All test processes of this machine take turns at one cursor: between choosing a port and
-    using it no other test can choose it, nor while its server is being restarted.
+    All test processes of this machine share a cursor, so no other test can choose the port before
+    its server starts or while it restarts.
     """
     with _CURSOR.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Other processes that die with the tests, even when those are killed."""
+"""Processes that end with the tests, even if these are killed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def expirable(command: Sequence[str]) -> list[str]:
-    """Return ``command`` such that the kernel kills it when the process that starts it dies."""
+    """Return ``command`` changed so that the kernel kills it when its parent ends."""
     if shutil.which("setpriv") is None:
         return list(command)
     return ["setpriv", "--pdeathsig", "KILL", "--", *command]

@@ -1,4 +1,4 @@
-"""Whether the replicas of real peers are equal: invariant I4, asked of the peers themselves."""
+"""Comparison of the replicas of real peers (invariant I4), by their own digests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def wait_until_equal(peers: Peers, client: Client) -> None:
 
 
 def differing(peers: Peers, client: Client) -> list[int]:
-    """Return the partitions whose replicas differ; all of them when a peer would not say."""
+    """Return the partitions whose replicas differ; all partitions if a peer did not answer."""
     topology = client.topology()
     digests = {
         member.id: _digests(peers[member.id].address, topology.epoch) for member in topology.members
@@ -32,12 +32,12 @@ def differing(peers: Peers, client: Client) -> list[int]:
 
 
 def wait_until_cleaned_up(peers: Peers, client: Client) -> None:
-    """Wait until members have dropped what is not their own any more."""
+    """Wait until members have removed partitions that they no longer own."""
     wait_until(lambda: _foreign(peers, client) == 0, PATIENCE, "what moved away is dropped")
 
 
 def _foreign(peers: Peers, client: Client) -> int:
-    """Return how many partitions some member holds that are not its own; all if one is silent."""
+    """Return how many partitions are on members that do not own them; all if a member is silent."""
     topology = client.topology()
     readers = View(topology).readers
     held = []

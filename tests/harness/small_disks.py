@@ -1,4 +1,4 @@
-"""Small file systems that a test can fill to the last byte, and make room on again."""
+"""Small file systems that a test can fill completely and free again."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.harness.waiting import wait_until
 
 
 class SmallDisk:
-    """A tmpfs in a mount namespace that outlives the processes that use it.
+    """A tmpfs in a mount namespace that outlives its processes.
 
     Args:
-        folder: where it is, for processes that are started with ``command``.
+        folder: its path, for processes started with ``command``.
         size: in bytes.
 
     Raises:
-        AssertionError: this user may not mount one, neither directly nor in a user namespace.
+        AssertionError: this user can mount no tmpfs, neither directly nor in a user namespace.
     """
 
     def __init__(self, folder: Path, size: int) -> None:
@@ -38,7 +38,7 @@ class SmallDisk:
             raise AssertionError("a small file system takes the right to mount a tmpfs")
         self._holder = holder
         user = ["-U", "--preserve-credentials"] if "--map-root-user" in unshare else []
-        #: What a command line that sees the disk begins with.
+        #: The start of a command line that sees the disk.
         self.command = ["nsenter", "-t", str(holder.pid), *user, "-m", "--"]
         assert shutil.which("nsenter")
 
@@ -53,15 +53,15 @@ class SmallDisk:
 
     @property
     def inside(self) -> Path:
-        """The folder as other processes reach it."""
+        """The path of the folder for other processes."""
         return Path(f"/proc/{self._holder.pid}/root{self.folder}")
 
     def free(self) -> int:
-        """Return how many bytes are free."""
+        """Return the free bytes."""
         return shutil.disk_usage(self.inside).free
 
     def fill(self) -> None:
-        """Write to the disk until nothing more fits."""
+        """Write to the disk until it is full."""
         with (self.inside / "BALLAST").open("ab", buffering=0) as ballast:
             for size in (1 << 20, 4096):
                 try:
@@ -71,6 +71,6 @@ class SmallDisk:
                     continue
 
     def make_room(self) -> None:
-        """Take away what ``fill`` wrote."""
+        """Delete what ``fill`` wrote."""
         (self.inside / "BALLAST").unlink()
         wait_until(lambda: self.free() > 0, 5, "there is room")

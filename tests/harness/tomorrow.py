@@ -1,8 +1,8 @@
 """``python -P tests/harness/tomorrow.py dstash-peer|dstash ...``: the next version of dstash.
 
-It speaks protocol version 3, too, its messages have fields more, and so has the topology. At
-its end it says which versions it was spoken to in. There is no such version yet: today's modules
-are read, edited as a later version would be, and run.
+It also supports protocol version 3, and its messages and topology have additional fields. When it
+ends, it prints the protocol versions of the requests that it received. There is no such version
+yet: it runs today's modules with edits that simulate it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 from typing import Final
 
-#: By module, what stands there today and what will stand there.
+#: By module, today's text and its replacement.
 EDITS: Final = {
     "dstash.wire.protocol": (("HIGHEST_PROTOCOL: Final = 2", "HIGHEST_PROTOCOL: Final = 3"),),
     "dstash.wire.messages": (
@@ -37,7 +37,7 @@ EDITS: Final = {
 
 
 class Tomorrow(SourceFileLoader):
-    """Loads a module as it will be."""
+    """Loads a module with the edits."""
 
     def get_code(self, fullname: str) -> CodeType:
         """Return the code of the edited source."""
@@ -51,12 +51,12 @@ class Tomorrow(SourceFileLoader):
 
 
 class Finder(MetaPathFinder):
-    """Finds the modules that will be others."""
+    """Finds the edited modules."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return where a module is; None to leave it to others."""
+        """Return the spec of an edited module; None for any other."""
         spec = PathFinder.find_spec(fullname, path) if fullname in EDITS else None
         if spec is not None and spec.origin is not None:
             spec.loader = Tomorrow(fullname, spec.origin)
@@ -64,7 +64,7 @@ class Finder(MetaPathFinder):
 
 
 def main() -> None:
-    """Run what the command line names."""
+    """Run the program that the command line names."""
     sys.meta_path.insert(0, Finder())
     from dstash.cli.main import main as dstash
     from dstash.peer.main import main as dstash_peer

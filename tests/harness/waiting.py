@@ -1,4 +1,4 @@
-"""Waiting for what happens elsewhere, without sleeping for longer than it takes."""
+"""Waiting for events in other processes, without unnecessary sleep."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-#: Seconds for what happens at once on a machine that has nothing else to do.
+#: Timeout in seconds for events that are immediate on an idle machine.
 PATIENCE = 60.0
 
 _POLL = 0.02
-#: The longest pause between two looks, after one that took as long.
+#: The longest pause between two calls, after a call of the same duration.
 _LONGEST_POLL = 0.25
 
 
 def wait_until(predicate: Callable[[], T], timeout: float, what: str) -> T:
-    """Call ``predicate`` until it gives something true, and return that.
+    """Call ``predicate`` until it returns a true value, and return that.
 
     Args:
-        predicate: called every 20 ms, or less often if a call takes longer than that: what is
-            waited for needs the processor too.
+        predicate: called every 20 ms, or less often if a call takes longer, to leave the CPU to
+        other processes.
         timeout: seconds.
-        what: what is waited for, for the message of the failure.
+        what: describes the event in the error message.
 
     Raises:
-        AssertionError: it did not happen in time.
+        AssertionError: the timeout passed.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -40,10 +40,10 @@ def wait_until(predicate: Callable[[], T], timeout: float, what: str) -> T:
 
 
 def wait_for_rest(count: Callable[[], T], seconds: float, timeout: float, what: str) -> T:
-    """Call ``count`` until it gives the same twice, ``seconds`` apart, and return that.
+    """Call ``count`` until it returns the same value twice, ``seconds`` apart; return that.
 
     Raises:
-        AssertionError: it did not come to rest within ``timeout`` seconds.
+        AssertionError: the value still changed after ``timeout`` seconds.
     """
     deadline = time.monotonic() + timeout
     last = count()
@@ -58,7 +58,7 @@ def wait_for_rest(count: Callable[[], T], seconds: float, timeout: float, what: 
 
 
 def stays_true(predicate: Callable[[], object], seconds: float, what: str) -> None:
-    """Fail as soon as ``predicate`` gives something false during ``seconds``."""
+    """Fail as soon as ``predicate`` returns a false value within ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert predicate(), f"no longer so: {what}"

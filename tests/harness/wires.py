@@ -1,8 +1,8 @@
-"""The network between real processes: a TCP proxy before each peer, which can be cut.
+"""The network between real processes: each peer has a TCP proxy that can block traffic.
 
-Peers advertise the address of their proxy, so all that comes to a peer goes through it. The proxy
-finds out whose connection it is (from ``/proc``), and holds the bytes from one process to another
-back while that way is cut, as a network does: what was sent is not lost, it does not arrive.
+Peers advertise the address of their proxy, so all connections to a peer go through it. The proxy
+finds the process of a connection in ``/proc``. While a direction between two processes is cut, it
+holds their bytes back, as a network does: bytes are delayed, not lost.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from dstash import Client
 from tests.harness.peers import Peer, Peers
 from tests.harness.ports import free_port
 
-#: The sender of what comes from no peer.
+#: The sender of connections that no peer made.
 CLIENT = "client"
 
-#: How long a connection to a peer that is down is left open. A refused socket retries less and less
-#: often; a socket that is accepted and closed starts with the shortest interval each time.
+#: How long a connection to a stopped peer stays open. A refused socket retries at growing
+#: intervals; a socket that is accepted and closed starts with the shortest interval each time.
 _DOWN_SECONDS = 0.5
 
-#: A line of the kernel's: local port and inode of a connection that is open.
+#: A line of the kernel's table: local port and inode of an open connection.
 _ESTABLISHED = re.compile(rb"\d+: [0-9A-F]+:([0-9A-F]{4}) \S+ 01 \S+ \S+ \S+ +\d+ +\d+ (\d+)")
 
 
@@ -44,25 +44,25 @@ class Wires:
         self._ports: dict[str, int] = {}
         self._servers: list[asyncio.Server] = []
         self._cut: dict[tuple[str, str], asyncio.Event] = {}
-        #: How many bytes went each way.
+        #: Bytes in each direction.
         self.moved: Counter[tuple[str, str]] = Counter()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
     def lead_to(self, peer: str, port: int) -> int:
-        """Return the port of the proxy before a peer that listens on ``port``."""
+        """Return the port of the proxy of a peer that listens on ``port``."""
         if peer not in self._ports:
             self._ports[peer] = free_port()
             self._run(self._listen(peer, self._ports[peer], port))
         return self._ports[peer]
 
     def cut(self, ways: Iterable[tuple[str, str]]) -> None:
-        """Hold back what goes from one to another, for each pair."""
+        """Block traffic from the first to the second of each pair."""
         self._run(self._cut_each(list(ways)))
 
     def restore(self) -> None:
-        """Let everything through again."""
+        """Unblock all traffic."""
         self._run(self._heal_all())
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class Wires:
 
     async def _listen(self, peer: str, port: int, target: int) -> None:
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(asyncio.CancelledError):  # at the end
+            with contextlib.suppress(asyncio.CancelledError):  # at the end of the test
                 await self._join(peer, target, reader, writer)
 
         self._servers.append(await asyncio.start_server(connected, "127.0.0.1", port))
@@ -96,7 +96,7 @@ class Wires:
             ends.append(back)
             source = await self._owners.of(writer.get_extra_info("peername")[1])
             await self._pump_both((reader, back, (source, peer)), (there, writer, (peer, source)))
-        except OSError:  # the peer is down, and so is the way to it
+        except OSError:  # the peer is down, and the direction is cut
             await asyncio.sleep(_DOWN_SECONDS)
         finally:
             for end in ends:
@@ -141,15 +141,14 @@ class Wires:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # what was closed is gone after a turn
+        await asyncio.sleep(0)  # closed connections are gone after an iteration
 
 
 class Owners:
-    """Tells whose end of a local connection has a port.
+    """Finds the process of a local connection by its port.
 
-    A look at all connections takes the kernel milliseconds, so one look serves all who came before
-    it began: a proxy that fell behind would have its connections given up, and made again, and
-    would fall behind for good.
+    Listing all connections takes the kernel milliseconds, so one list serves all callers that
+    waited for it. Otherwise a slow proxy would lose connections, get new ones, and never catch up.
 
     Args:
         pids: returns the process of each peer.
@@ -173,7 +172,7 @@ class Owners:
 
 
 def owners(pids: Mapping[str, int]) -> dict[int, str]:
-    """Return, by port, which process has a connection from there."""
+    """Return the process of each connection, by local port."""
     names: dict[bytes, str] = {}
     for name, pid in pids.items():
         with contextlib.suppress(OSError):
@@ -190,7 +189,7 @@ def owners(pids: Mapping[str, int]) -> dict[int, str]:
 
 
 class WiredPeers(Peers):
-    """A cluster in which every connection goes over a wire."""
+    """A cluster in which every connection goes through a proxy."""
 
     def __init__(
         self,
@@ -208,14 +207,14 @@ class WiredPeers(Peers):
         return {name: process.pid for name, process in running.items() if process is not None}
 
     def make(self, name: str, options: list[str]) -> Peer:
-        """Return a peer behind a proxy."""
+        """Return a peer with a proxy."""
         peer = super().make(name, options)
         peer.front = self.wires.lead_to(name, peer.port)
         peer.options += ["--advertise", f"127.0.0.1:{peer.front}"]
         return peer
 
     def client(self, **settings: object) -> Client:
-        """Return a new client that knows the proxies."""
+        """Return a new client with the addresses of the proxies."""
         seeds = [f"tcp://127.0.0.1:{peer.front}" for peer in self.all.values()]
         client = Client(*seeds, **({"timeout": 30.0, "cluster": self.cluster} | settings))  # type: ignore[arg-type]
         self._clients.append(client)

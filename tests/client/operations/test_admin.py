@@ -1,4 +1,4 @@
-"""Orders: an answer that is lost never leads to a second order."""
+"""Admin requests: a lost reply never leads to a second request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cluster() -> Topology:
 
 
 class Talk:
-    """One order, and peers that say what the test has them say."""
+    """An admin request, and peers that reply as the test decides."""
 
     def __init__(self, order: AdminRequest) -> None:
         self.session = Session(lambda: NOW)
@@ -39,13 +39,13 @@ class Talk:
         return decode_message(self.sent[place].frames).message
 
     def answer(self, message: Message) -> None:
-        """Answer the first of what was sent."""
+        """Answer the first request that was sent."""
         send = self.sent.pop(0)
         envelope = Envelope(send.correlation, 7, 0, message)
         self._take(self.operation.receive(send.peer, envelope, NOW))
 
     def lose(self) -> None:
-        """Break the connection on which the first was sent."""
+        """Break the connection of the first request that was sent."""
         self._take(self.operation.lost(self.sent.pop(0).peer, NOW))
 
     def later(self, milliseconds: int) -> None:

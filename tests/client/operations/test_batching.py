@@ -1,4 +1,4 @@
-"""How batches are cut."""
+"""The cutting of batches into chunks."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def test_chunks_start_in_order(count: int) -> None:
     [
         ((), []),
         ((1,) * 5, [3, 2]),  # three keys at most
-        ((50, 50, 50), [1, 1, 1]),  # 100 bytes at most, less 11 for the key and what is around it
+        ((50, 50, 50), [1, 1, 1]),  # 100 bytes at most, minus 11 for the key and its encoding
         ((30, 30, 30, 30), [2, 1, 1]),
-        ((500, 1, 1), [1, 2]),  # one that is too large goes alone
+        ((500, 1, 1), [1, 2]),  # an item above the limit is sent alone
     ],
 )
 def test_chunks_are_limited_by_keys_and_bytes(sizes: tuple[int, ...], lengths: list[int]) -> None:

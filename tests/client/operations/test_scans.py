@@ -1,4 +1,4 @@
-"""Scans at a level: what is delivered is what a look-up of each key at that level would find."""
+"""Scans at a level: they deliver what a look-up of each key at that level would find."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def joined() -> Joined:
 
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make pages of few keys, and answers of peers that end earlier still."""
+    """Make pages small, and answers of peers even smaller."""
     monkeypatch.setattr(page_reads, "PAGE_KEYS", 7)
     monkeypatch.setattr(key_lists, "PAGE_KEYS", 5)
     monkeypatch.setattr(scan_pages, "VISITS", 600)
 
 
 def seen(joined: Joined, request: Any, level: str = "quorum", **more: Any) -> Any:
-    """Return what a scan delivers, in a form that can be compared: each key must come once."""
+    """Return what a scan delivers, in comparable form; each key must occur once."""
     found = joined.walk(request, level, **more)
     if request is Count:
         return sum(found)
@@ -52,7 +52,7 @@ def seen(joined: Joined, request: Any, level: str = "quorum", **more: Any) -> An
 
 
 def wanted(request: Any, entries: dict[str, Any]) -> Any:
-    """Return what a scan over these entries delivers."""
+    """Return what a scan of these entries must deliver."""
     return {Scan: set(entries.items()), ScanKeys: set(entries), Count: len(entries)}[request]
 
 
@@ -85,7 +85,7 @@ class TestMissedWrites:
 
 @pytest.mark.parametrize("request_", REQUESTS)
 def test_scan_at_level_one_may_omit_missed_puts(request_: Any) -> None:
-    """The faster level has its price: else nothing here would be shown."""
+    """If level one found all puts, these tests would prove nothing."""
     seen_by_missed = []
     for missed in "abc":
         joined = Joined()
@@ -374,7 +374,7 @@ class TestTopology:
 
 
 class TestPeerOfEarlierVersion:
-    """A peer that knows nothing of digests answers as it always did."""
+    """A peer that does not know digests answers as in earlier versions."""
 
     @pytest.mark.parametrize("request_", REQUESTS)
     @pytest.mark.parametrize("old", ["a", "ab", "abc"])

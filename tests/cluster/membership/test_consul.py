@@ -1,4 +1,4 @@
-"""What is Consul's own: an agent that is away, frozen, empty; elections; tokens; TLS."""
+"""Tests of the membership on Consul: agents that fail, elections, tokens, TLS."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def new_cluster() -> str:
 
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[ConsulAgent]:
-    """An agent of our own, to do harm to."""
+    """A separate agent, which tests disturb."""
     agent = ConsulAgent(tmp_path)
     agent.start()
     try:
@@ -59,7 +59,7 @@ def membership(agent: ConsulAgent) -> Iterator[ConsulMembership]:
 
 
 def every_call(membership: ConsulMembership) -> list[Callable[[], object]]:
-    """Every call that asks Consul, but those that need an announced peer."""
+    """Every call that sends requests to Consul, except those that need an announced peer."""
     return [
         membership.read,
         lambda: membership.compare_and_set(TOPOLOGY, NOTHING),
@@ -107,7 +107,7 @@ class TestUnreachableConsul:
 class TestFrozenAgent:
     @pytest.fixture
     def membership(self, agent: ConsulAgent) -> Iterator[ConsulMembership]:
-        """With less patience than usual."""
+        """With a shorter timeout than usual."""
         membership = ConsulMembership(agent.url, new_cluster(), patience=1.0)
         yield membership
         membership.close()
@@ -129,7 +129,7 @@ class TestFrozenAgent:
             assert time.monotonic() - began < READ_TIMEOUT_S
         finally:
             agent.thaw()
-        # The end of the old session may still be on its way, and take the new lock along.
+        # The old session may end late, and release the new lock.
         wait_until(
             lambda: membership.is_announced() and list(membership.alive()) == ["p1"],
             PATIENCE,
@@ -182,7 +182,7 @@ class TestRestartedAgent:
         self, agent: ConsulAgent, membership: ConsulMembership
     ) -> None:
         other = ConsulMembership(agent.url, membership.cluster)
-        for _ in range(30):  # an index far above the first one of the restarted agent
+        for _ in range(30):  # an index far above the first index of the restarted agent
             other.compare_and_set(TOPOLOGY, other.read().token)
             agent.put("kv/elsewhere", str(time.monotonic()))
         assert membership.watch(PATIENCE)
@@ -202,7 +202,7 @@ def watch_quietly(membership: ConsulMembership) -> bool:
 
 
 class TestLostLock:
-    """What operators and accidents do."""
+    """Locks that operators or accidents release."""
 
     @pytest.fixture
     def peer(self, consul_agent: ConsulAgent) -> Iterator[ConsulMembership]:
@@ -490,7 +490,7 @@ class Seen(NamedTuple):
 
 
 class spying_server:  # noqa: N801 - reads as a context manager
-    """An HTTP server that notes what it is asked, and answers with a page, or a redirect."""
+    """An HTTP server that records requests, and answers with a page or a redirect."""
 
     def __init__(self, redirect: str = "", tls: tuple[Path, Path] | None = None) -> None:
         self.seen: list[Seen] = []
@@ -508,7 +508,7 @@ class spying_server:  # noqa: N801 - reads as a context manager
             do_GET = do_PUT = do_DELETE = answer  # noqa: N815 - the base class's names
 
             def log_message(self, format: str, *args: object) -> None:
-                """Keep quiet."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._server.server_port}"

@@ -16,7 +16,7 @@ Answer = tuple[int, Hashable] | MembershipUnreachable
 
 
 class Script:
-    """Gives one answer after the other; after the last one it blocks, as Consul does."""
+    """Returns the given answers in turn; after the last answer it blocks, as Consul does."""
 
     def __init__(self, *answers: Answer) -> None:
         self.asked: list[int] = []
@@ -69,7 +69,7 @@ def test_watch_restarts_after_an_error() -> None:
 
 
 def after_first(watcher: Watcher, script: Script) -> Script:
-    """Start the watcher. What it says may be the change or the error, whichever came last."""
+    """Start the watcher and wait until it reports the change or the error."""
     with suppress(MembershipUnreachable):
         watcher.watch(5)
     return script

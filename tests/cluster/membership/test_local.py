@@ -55,7 +55,7 @@ def run(script: str, *arguments: object) -> str:
 
 
 class TestDirectory:
-    #: What root may not do, only another can show.
+    #: Root has all permissions, so the test needs another user.
     OPEN = """
 import os, sys
 from pathlib import Path
@@ -90,7 +90,7 @@ except MembershipError as error:
 
     @pytest.fixture
     def open_to_all(self) -> Iterator[Path]:
-        """A directory with parents that everybody may enter, as those of ``tmp_path`` are not."""
+        """A directory that every user may enter; ``tmp_path`` is private."""
         with tempfile.TemporaryDirectory() as folder:
             os.chmod(folder, 0o755)  # noqa: S103
             yield Path(folder)
@@ -129,7 +129,7 @@ except MembershipError as error:
 
 
 class TestLostDirectory:
-    """What an announced peer does when its directory is another one, or none."""
+    """An announced peer whose directory was deleted or replaced."""
 
     @pytest.fixture
     def peer(self, membership: LocalMembership) -> LocalMembership:
@@ -139,7 +139,7 @@ class TestLostDirectory:
         return membership
 
     def looks_again(self, peer: LocalMembership, folder: Path) -> None:
-        """The peer sees a change, and its lock is where the path leads."""
+        """Check that the peer reports a change, and that its lock is in the current directory."""
         assert peer.watch(10)
         assert read_if_held(folder / "c" / "peers" / "p1") == encode(announcement("p1"))
         assert list(peer.alive()) == ["p1"]
@@ -216,7 +216,7 @@ class TestLostDirectory:
 
 
 def epoch(membership: LocalMembership) -> int:
-    """Return the epoch of what is stored, 0 when nothing is."""
+    """Return the epoch of the stored topology, 0 if there is none."""
     found = membership.read().topology
     return found.epoch if found else 0
 
@@ -277,7 +277,7 @@ os.wait()
     def test_truncation_during_reads_crashes_no_reader(
         self, membership: LocalMembership, tmp_path: Path
     ) -> None:
-        """A map of the file would end this process with SIGBUS."""
+        """With a mapped file, this process would end with SIGBUS."""
         members = tuple(Member(f"p{n}", f"tcp://p:{n}", f"s{n}", "z") for n in range(1000))
         large = replace(TOPOLOGY, members=members)
         assert membership.compare_and_set(large, NOTHING)
@@ -333,7 +333,7 @@ os.wait()
         assert stopped is not None
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(advance, membership)
-            time.sleep(0.2)  # until it waits for the lock: nothing shows that
+            time.sleep(0.2)  # until it waits for the lock, which is not observable
             (tmp_path / "c").rename(tmp_path / "away")
             with closing(LocalMembership(tmp_path, "c")) as other:
                 stopped.release()

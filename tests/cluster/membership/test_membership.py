@@ -1,4 +1,4 @@
-"""Tests of the membership interface: one suite, run against each backend."""
+"""Tests of the membership interface, run against each backend."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from dstash.errors import MembershipError, PeerIdInUse
 from tests.harness.membership import Actor, Place, announcement, topology
 from tests.harness.waiting import PATIENCE, stays_true, wait_until
 
-#: What a backend may take to notice a death, in seconds: nothing, or two for the check, and what a
-#: busy machine adds. (A session's own TTL would take 10 to 20.)
+#: Seconds in which a backend notices that a process ended: 0 or 2, plus delays of a busy machine.
+#: (The TTL of a session would take 10 to 20.)
 DEATH = {"local": 5.0, "consul": 8.0}
 #: A timeout that never passes (seconds).
 LONG = 100.0
@@ -29,7 +29,7 @@ AWKWARD = ["a/b", "..", ".", "~", "pä er?#%2F", "a b", "x" * 200, "-rf", "\N{SN
 
 
 class Site:
-    """One new cluster in one backend; closes what was opened in it."""
+    """A new cluster in one backend; closes the memberships that it opened."""
 
     def __init__(self, place: Place, stack: ExitStack) -> None:
         self.place = place
@@ -56,7 +56,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
 
 
 def together(*calls: Callable[[], object]) -> list[object]:
-    """Run the calls in one thread each, from the same moment on, and return what they gave."""
+    """Run the calls in one thread each, started together, and return their results."""
     barrier = threading.Barrier(len(calls))
 
     def run(call: Callable[[], object]) -> object:
@@ -261,7 +261,7 @@ class TestWatch:
         for change in changes:
             change()
             assert watcher.watch(PATIENCE)
-            while watcher.watch(0.3):  # one change may be reported in parts
+            while watcher.watch(0.3):  # a change may be reported in parts
                 pass
 
     def test_watch_reports_a_change_while_waiting(self, site: Site) -> None:

@@ -34,7 +34,7 @@ def held(cluster: Cluster, peer: str) -> bytes:
 
 
 def answer_as_version_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have all peers answer as those that know no digests of content do."""
+    """Let all peers answer like a version without content digests."""
 
     def digests(local_partitions: LocalPartitions, question: DigestsRequest, now: int) -> Any:
         answer: Any = yield from handlers.digests(local_partitions, replace(question, kind=0), now)
@@ -66,7 +66,7 @@ def test_comparison_brings_the_higher_bytes_to_both_replicas(
     for peer, value in zip("ab", values, strict=True):
         write(cluster, peer, value)
     cluster.now += 10_000  # the partition is at rest
-    # For each pair of replicas, either begins with half of the partitions.
+    # In each pair of replicas, each starts the comparison of half of the partitions.
     for peer, other in (("a", "b"), ("b", "a")):
         replica = cluster.peers[peer]
         task = (
@@ -90,7 +90,7 @@ def test_content_digest_differs_where_version_digest_is_equal() -> None:
     for peer, value in zip("ab", (b"\x01", b"\x02"), strict=True):
         write(cluster, peer, value)
     for kind, differ in ((DigestKind.VERSIONS, False), (DigestKind.CONTENT, True)):
-        for _ in range(2):  # worked out, then kept
+        for _ in range(2):  # computed once, then cached
             mine, theirs = (
                 cluster.run(peer, cluster.peers[peer].local_partitions.digest(PARTITION, kind=kind))
                 for peer in "ab"

@@ -1,4 +1,4 @@
-"""Records from the future are settled by the replicas, and replicas become equal."""
+"""Tests of records from the future: the replicas settle them and converge."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def replicas(joined: Joined) -> tuple[str, ...]:
 
 
 def put_future(joined: Joined, *peers: str, value: Any = "future", flags: int = 0) -> bytes:
-    """Let peers hold a record of an hour later."""
+    """Store a record on peers that is stamped an hour ahead."""
     version = pack(stamp_at(joined.now + HOUR), b"oops")
     payload = b"" if flags else TYPES.encode_many([value])[0]
     record = build_record(

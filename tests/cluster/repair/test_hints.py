@@ -58,10 +58,10 @@ def test_old_hint_becomes_a_dirty_partition() -> None:
 
 
 class TestMarks:
-    """Of what survives a restart: the partitions that hints are kept of."""
+    """The marks that survive a restart: the partitions that have hints."""
 
     def saved(self, hints: Hints) -> dict[bytes, bytes]:
-        """Return the marks that are to be committed, by name."""
+        """Return the marks to commit, by name."""
         marks: dict[bytes, bytes] = {}
         for effect in hints.marks.save():
             assert isinstance(effect, Merge)
@@ -69,7 +69,7 @@ class TestMarks:
         return marks
 
     def loaded(self, marks: dict[bytes, bytes], *peers: str) -> Hints:
-        """Return hints after a restart."""
+        """Return the hints after a restart."""
         store = TwinStore()
         store.marks = marks
         hints = Hints(100, AGE)
@@ -98,7 +98,7 @@ class TestMarks:
         hints.add("b", [storage_key(1, 1), storage_key(2, 1)], NOW)
         marks = self.saved(hints)
         hints.take("b")
-        hints.add("b", [storage_key(2, 2)], NOW)  # while the others were on their way
+        hints.add("b", [storage_key(2, 2)], NOW)  # while the others were in flight
         hints.replayed("b")
         marks |= self.saved(hints)
         assert self.loaded(marks, "b").take_dirty("b") == 2

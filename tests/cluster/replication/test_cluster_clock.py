@@ -22,7 +22,7 @@ def clock_of(
 
 
 def read(clock: ClusterClock, **offsets: int) -> None:
-    """Read the clocks of peers, which answer at once."""
+    """Read the clocks of peers that answer at once."""
     for number, (peer, offset) in enumerate(offsets.items()):
         clock.sent(number)
         clock.answered(peer, number, clock.time() + clock.offset_ms + offset)
@@ -63,7 +63,7 @@ def test_slow_answers_narrow_the_offset_and_quick_ones_set_it() -> None:
     clock = clock_of("ab")
     clock.sent(1)
     clock.advance(NOW + 400)
-    clock.answered("b", 1, NOW - 1000)  # read between 1,000 and 1,400 ms behind
+    clock.answered("b", 1, NOW - 1000)  # the reading is between 1,000 and 1,400 ms behind
     assert clock.offset_ms == 1400
     clock.sent(2)
     clock.answered("b", 2, NOW + 400 - 1200)
@@ -101,7 +101,7 @@ def test_forward_clock_step_is_distrusted_until_clocks_are_read_again() -> None:
     clock.advance(NOW + HOUR)
     assert not clock.knows_majority
     assert clock.is_due
-    clock.answered("b", 7, NOW)  # sent before the step: it says nothing
+    clock.answered("b", 7, NOW)  # sent before the step, so it is ignored
     assert not clock.knows_majority
     read(clock, b=-HOUR)
     assert clock.time() == NOW
@@ -117,7 +117,7 @@ def test_clocks_of_removed_members_are_dropped() -> None:
 
 
 class TestHighestPossible:
-    """Above it a stamp is certainly from the future."""
+    """The upper bound: a higher stamp is certainly from the future."""
 
     def test_started_peer_has_no_upper_bound_of_time(self) -> None:
         clock = clock_of(present=stamp_at(NOW + HOUR))
@@ -162,7 +162,7 @@ class TestHighestPossible:
         assert clock.is_due
         assert clock.highest_possible() == MAX_STAMP
         for peer in "bc":
-            clock.note_present(peer, stamp_at(NOW), before)  # an answer from before
+            clock.note_present(peer, stamp_at(NOW), before)  # an answer from before the step
         assert clock.highest_possible() == MAX_STAMP
         for peer in "bc":
             clock.note_present(peer, stamp_at(NOW), clock.era)
@@ -170,7 +170,7 @@ class TestHighestPossible:
 
 
 class TestConfirmed:
-    """What a majority of members hold is the present, whatever the clocks say."""
+    """The stamp that a majority holds is the present, regardless of clocks."""
 
     def test_present_is_the_stamp_held_by_a_majority(self) -> None:
         clock = clock_of(present=stamp_at(NOW + 3 * HOUR))
@@ -203,11 +203,11 @@ class TestConfirmed:
         assert clock.confirmed() == 0
 
     def test_present_does_not_run_ahead_of_time(self) -> None:
-        """A client that always stamps as late as it may must not push the present away."""
+        """A client that always uses the latest allowed stamp must not move the present ahead."""
         present = stamp_at(NOW)
         clock = ClusterClock("a", SKEW, lambda: present, NOW)
         for turn in range(1, 200):
-            clock.advance(NOW + 50 * turn)  # as often as clocks are read at most
+            clock.advance(NOW + 50 * turn)  # the highest rate of clock readings
             present = max(present, clock.latest())
         assert stamp_milliseconds(present) <= NOW + 50 * 199 + SKEW
 

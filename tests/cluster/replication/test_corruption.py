@@ -31,7 +31,7 @@ def keys(partition: int, count: int) -> list[bytes]:
 
 
 def holdings_of(*names: bytes) -> LocalPartitions:
-    """Return a store whose records are all corrupt, by one bit of their values."""
+    """Return a store in which every record has a flipped bit in its value."""
     store = TwinStore()
     records = seal(SPACE, names, head(pack(4, b"test")), [b"\1"] * len(names))
     store.commit([Write(records, 0)])

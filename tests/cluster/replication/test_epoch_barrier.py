@@ -21,7 +21,7 @@ from dstash.wire.messages import TopologyReply
 
 
 def switched(olds: str, joiner: str, replicas: int) -> View:
-    """Members that gain one more, at the end of the change."""
+    """Members at the end of a change that adds a member."""
     members = tuple(Member(peer, f"tcp://{peer}:1", f"store-{peer}", peer) for peer in olds)
     before = Topology("test", "id", 1, replicas, formed=True, members=members)
     more = Announcement(joiner, f"tcp://{joiner}:1", f"store-{joiner}", joiner, 1.0)

@@ -1,4 +1,4 @@
-"""Tests of the lives of a store, and of what other peers remember of them."""
+"""Tests of the lives of a store, and of the sightings of other peers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dstash.store.memory import TwinStore
 
 
 def lived(store: TwinStore, until: int, now: int) -> Life:
-    """Let a process run on a store; returns what others have seen of it at its end."""
+    """Run a process on a store; return what others have seen of it at its end."""
     lineage = Lineage(store, now)
     store.high_water = max(store.high_water, until)
     return lineage.current

@@ -1,4 +1,4 @@
-"""Tests of the order to lower floors and horizons that are ahead of time."""
+"""Tests of the request to lower floors and horizons that are ahead of time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pass_time(joined: Joined) -> None:
 
 
 def ordered(joined: Joined) -> Topology:
-    """Return the topology with the order in it, as a peer and its membership agent make it."""
+    """Return the topology with the request in it, as a peer and its membership agent make it."""
     core = joined.peers["a"]
     frames = encode(Envelope(7, joined.topology.epoch, 0, AdminRequest("lower-floors", [])))
     core.receive(b"x", frames, joined.now)
@@ -44,7 +44,7 @@ def ordered(joined: Joined) -> Topology:
 
 @pytest.fixture
 def joined() -> Joined:
-    """Peers of which one refuses the writes of the next hour, on disk."""
+    """Peers, one of which has a durable floor an hour ahead."""
     joined = Joined(pace=Pace(10**9, 10**9, 0))
     joined.put({"k": 1}, "all")
     pass_time(joined)

@@ -32,7 +32,7 @@ def test_expired_promise_stays_expired_when_clock_is_set_back() -> None:
     assert local_partitions.promises(NOW) == {7: 100}
     assert not local_partitions.has_promised(7, 99, NOW)
     assert local_partitions.promises(NOW + PROMISE_MS) == {}
-    # From here on repairs came in: the digest from before is out of date.
+    # Repairs arrived meanwhile: the earlier digest is out of date.
     assert not local_partitions.has_promised(7, 100, NOW)
     assert local_partitions.promises(NOW) == {}
 
@@ -67,7 +67,7 @@ def test_digest_is_not_cached_when_horizon_moves_during_it() -> None:
     store.commit([Write(tombstone, NOW)])
     local_partitions = LocalPartitions(store, slice_records=1)
     walking = local_partitions.digest(partition_of(b"k"))
-    next(walking)  # the tombstone was taken in
+    next(walking)  # the tombstone was stored
     local_partitions.advance([partition_of(b"k")], 9)
     for _ in walking:
         pass
@@ -96,7 +96,7 @@ def test_empty_among_returns_partitions_without_records(held: set[int], asked: s
 
 
 def result_of(walking: Generator[Effect, None, Any]) -> Any:
-    """Return what a walk comes to."""
+    """Return the result of a walk."""
     while True:
         try:
             next(walking)

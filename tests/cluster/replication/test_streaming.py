@@ -100,7 +100,7 @@ def test_peer_of_an_earlier_version_sends_no_horizons() -> None:
 
 
 def hold_400_kilobytes(cluster: Cluster) -> int:
-    """Give a, b and c some records; returns how many."""
+    """Store records on a, b and c; return their number."""
     keys = [key for n in range(200_000) if partition_of(key := b"%d" % n) == PARTITION][:40]
     space = keyspace(b"index", frozenset([PARTITION]))
     version = pack(stamp_at(NOW), bytes(WRITER_BYTES))
@@ -126,7 +126,7 @@ def test_pages_are_small_unless_the_rate_needs_more(rate: int, delay: int, pages
 
 @pytest.mark.parametrize(("records", "pages"), [(1, 4), (3, 5)])
 def test_pages_name_no_more_partitions_than_they_may_come_from(records: int, pages: int) -> None:
-    """Asked for 16, 32, 64 and more partitions, until they fill a page of 80 KiB."""
+    """Requests name 16, 32, 64 and more partitions, until they fill a page of 80 KiB."""
     cluster = Cluster()
     held = range(7, 207)
     space = keyspace(b"index", frozenset(range(4096)))
@@ -178,7 +178,7 @@ def test_delayed_task_exceeds_the_rate_only_briefly(
     monkeypatch.setitem(ANSWERS, CopyRequest, held_up)
     cluster.order(1_000_000)
     cluster.stream("d")
-    held_up_for = 400 - 2 * 80  # the page itself may take so long
+    held_up_for = 400 - 2 * 80  # the page itself may take this long
     assert 750 + held_up_for - 60 < cluster.now - NOW < 900 + held_up_for
 
 
@@ -196,7 +196,7 @@ def test_removed_rate_limit_leaves_no_debt() -> None:
 
 
 def hold_small_records(cluster: Cluster) -> tuple[int, int]:
-    """Give a, b and c records of 100 partitions; returns how many, and what they weigh (bytes)."""
+    """Store records of 100 partitions on a, b and c; return their number and effort (bytes)."""
     space = keyspace(b"index", frozenset(range(4096)))
     version = pack(stamp_at(NOW), bytes(WRITER_BYTES))
     keys = [key for n in range(200_000) if partition_of(key := b"%d" % n) < 100]
@@ -207,14 +207,14 @@ def hold_small_records(cluster: Cluster) -> tuple[int, int]:
 
 
 def test_pages_of_small_records_grow_until_they_reach_the_rate() -> None:
-    """A page counts more for a small record than its bytes, of which the rate speaks."""
+    """The effort of a small record is above its bytes, which the rate limits."""
     cluster = Cluster()
     records, weight = hold_small_records(cluster)
     cluster.delay = 15
     cluster.order(8_000_000)
     d = cluster.peers["d"]
     assert cluster.run("d", copy(d, list(range(100)), "a", Throttle(d))) == records
-    at_least = 1000 * 2 * weight / 8_000_000  # the other filler takes its half
+    at_least = 1000 * 2 * weight / 8_000_000  # the other task uses its half
     assert at_least - 1 < cluster.now - NOW < at_least + 20
 
 
@@ -226,7 +226,7 @@ def test_small_records_are_limited_by_effort_unless_rate_is_high(rate: int) -> N
     cluster.order(rate)
     d = cluster.peers["d"]
     assert cluster.run("d", copy(d, list(range(100)), "a", Throttle(d))) == records
-    per_second = records / ((cluster.now - NOW) / 1000) * 2  # the other filler takes its half
+    per_second = records / ((cluster.now - NOW) / 1000) * 2  # the other task uses its half
     if rate > 32 * MIB:
         assert per_second == pytest.approx(rate / (weight / records), rel=0.1)
     else:
@@ -249,7 +249,7 @@ def test_throttle_makes_up_for_time_between_batches() -> None:
     ("weight", "sizes"),
     [
         (0, [32, 64, 128, 256, 256, 256, 8]),
-        (4 * 1024, [32, 64, 128, 256, 256, 256, 8]),  # and no more, which would be 2 MiB
+        (4 * 1024, [32, 64, 128, 256, 256, 256, 8]),  # not more, which would be 2 MiB
         (40 * 1024, [32] + [64] * 15 + [8]),
         (64 * 1024, [32] * 31 + [8]),
         (200 * 1024, [32] * 31 + [8]),
@@ -281,14 +281,14 @@ def test_sources_include_every_acked_write() -> None:
     cluster = Cluster()
     able, needed = sources(cluster.peers["d"], PARTITION)
     assert (sorted(able), needed) == (["a", "b", "c"], 2)
-    able, needed = sources(cluster.peers["a"], PARTITION)  # one of them is itself
+    able, needed = sources(cluster.peers["a"], PARTITION)  # one of them is the peer itself
     assert (sorted(able), needed) == (["b", "c"], 1)
 
 
 @pytest.mark.parametrize("done", range(4))
 def test_partition_regained_during_cleanup_is_streamed(done: int) -> None:
     cluster = Cluster()
-    for peer in "abcd":  # d has lost the partition in the change before
+    for peer in "abcd":  # d lost the partition in the previous change
         cluster.write(peer, stamp_at(NOW - 90_000))
         cluster.commit(
             peer, Merge(marks=[cluster.peers[peer].local_partitions.advance([PARTITION], PAST)])
@@ -306,7 +306,7 @@ def test_partition_regained_during_cleanup_is_streamed(done: int) -> None:
 @pytest.mark.parametrize("keeps_another", [False, True])
 def test_collected_records_do_not_come_back(keeps_another: bool) -> None:
     cluster = Cluster()
-    for peer in "abcd":  # d held the partition once, and was not cleared since
+    for peer in "abcd":  # d had the partition before, and was not cleaned up since
         cluster.write(peer, stamp_at(NOW - 90_000))
     for peer in "abc":
         cluster.write(peer, stamp_at(NOW - 80_000), flags=RecordFlag.TOMBSTONE)
@@ -317,7 +317,7 @@ def test_collected_records_do_not_come_back(keeps_another: bool) -> None:
             cluster.write(peer, stamp_at(NOW - 1000))
     assert cluster.stream("d") == [PARTITION]
     assert cluster.records("d") == int(keeps_another)
-    # And it does not come in by another way: the horizon came along.
+    # It does not arrive by another path either, because the horizon was streamed too.
     cluster.write("d", stamp_at(NOW - 90_000))
     assert cluster.records("d") == int(keeps_another)
 

@@ -20,7 +20,7 @@ HORIZON = stamp_at(NOW - LAG_MS)
 
 
 def deleted(*, joins: bool = False) -> Cluster:
-    """Three peers that hold a tombstone, and know of it."""
+    """Three peers with a tombstone that they have registered."""
     cluster = Cluster(joins=joins)
     for peer in "abc":
         cluster.write(peer, stamp_at(NOW - 90_000), flags=RecordFlag.TOMBSTONE)
@@ -33,7 +33,7 @@ def horizons(cluster: Cluster) -> list[int]:
 
 
 def compare(cluster: Cluster) -> list[bool]:
-    """Have all compare themselves, at rest; returns whether each has found another horizon."""
+    """Compare all replicas at rest; return whether each found a different horizon."""
     for peer in "abc":
         for other in sorted(set("abc") - {peer}):
             cluster.now += BUSY_MS
@@ -97,7 +97,7 @@ def test_unequal_horizons_without_differences_are_kept() -> None:
 def test_replica_with_different_records_does_not_adopt_a_horizon() -> None:
     cluster = deleted()
     cluster.set_horizon(HORIZON, "a")
-    for peer in "bc":  # a refuses it: it is the past
+    for peer in "bc":  # a refuses it, because it is below the horizon
         cluster.write(peer, stamp_at(NOW - 80_000))
     assert any(compare(cluster))
     reconcile_and_reap(cluster)

@@ -1,4 +1,4 @@
-"""Tests of blockers: the reasons why a change waits, and the orders that end the wait."""
+"""Tests of blockers: why a change waits, and the requests that end the wait."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from dstash.limits import PARTITIONS
 
 
 def cluster(*names: str, zones: str = "", replicas: int = 3) -> Topology:
-    """Return a formed cluster; ``zones`` has a letter per member (default: one each)."""
+    """Return a formed cluster; ``zones`` has a letter per member (default: a zone each)."""
     zones = zones or "abcdefghijkl"[: len(names)]
     members = tuple(
         Member(name, f"tcp://{name}:1", f"store-{name}", zone)
@@ -92,7 +92,7 @@ def test_plan_counts_bytes_to_move() -> None:
         ("abc", "p3", "2 members for 3 replicas"),
         ("abcc", "p4", ""),
         ("abcb", "p3", "2 zones for 3 replicas"),
-        ("aaaa", "p3", ""),  # it was so before
+        ("aaaa", "p3", ""),  # as before the change
     ],
 )
 def test_plan_warns_of_too_few_members_or_zones(zones: str, leaving: str, problem: str) -> None:

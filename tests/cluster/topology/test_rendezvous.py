@@ -1,4 +1,4 @@
-"""Placement: it never changes silently, it is fair, and it moves no more than it must."""
+"""Tests of placement: stable results, fair shares, minimal movement."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dstash.store.record import partition_of
 
 
 def peers(*zones: str, weight: float = 1.0) -> list[Candidate]:
-    """Return peer0, peer1, ... in those zones."""
+    """Return peer0, peer1, ... in these zones."""
     return [Candidate(f"peer{n}", zone, weight) for n, zone in enumerate(zones)]
 
 
@@ -38,7 +38,7 @@ def fingerprint(table: Table) -> str:
 
 
 def chosen_from_all(members: Sequence[Candidate], replicas: int, partition: int) -> list[str]:
-    """Choose as the design says, one partition at a time, from all members, without haste."""
+    """Reference implementation of the design: choose replicas partition by partition."""
     columns = scores(members, replicas)
     ranked = sorted(sorted(members), key=lambda member: columns[member.id][partition], reverse=True)
     chosen: list[Candidate] = []
@@ -49,7 +49,7 @@ def chosen_from_all(members: Sequence[Candidate], replicas: int, partition: int)
     return [member.id for member in (chosen + rest)[:replicas]]
 
 
-#: What was computed by the first version. Data lies where these say.
+#: Results of the first version, which existing data depends on.
 GOLDEN = {
     "one": (
         [Candidate("peer1", "z")],
@@ -304,7 +304,7 @@ class TestFairness:
         self, zones: str, heavy: int, replicas: int
     ) -> None:
         ratios = []
-        for trial in range(4):  # a single one is off by chance, as equal members are
+        for trial in range(4):  # a single draw deviates by chance, as with equal members
             some = [
                 Candidate(f"{trial}-{n}", zone, 2.0 if n < heavy else 1.0)
                 for n, zone in enumerate(zones)
@@ -388,7 +388,7 @@ class TestMovement:
 
 
 class TestUpdatedPlacement:
-    """A table made from the one before is the one made from nothing."""
+    """A table updated from the previous table equals a new table."""
 
     @settings(max_examples=20)
     @given(equal_members, equal_members, replicas)
@@ -427,7 +427,7 @@ class TestUpdatedPlacement:
 
 
 class TestThousandMembers:
-    """A thousand members. Times are of the processor, so that a busy machine does not count."""
+    """A thousand members. Times are CPU times, so that other load does not count."""
 
     @pytest.mark.parametrize("zones", [1, 2, 7, 1000])
     def test_placement_of_thousand_members_is_fast(self, zones: int) -> None:
@@ -435,11 +435,11 @@ class TestThousandMembers:
         rendezvous._cached_lots.cache_clear()
         began = time.thread_time()
         table = place(some, 3)
-        assert time.thread_time() - began < 4  # 1.2 on a machine of its own
+        assert time.thread_time() - began < 4  # 1.2 on an idle machine
         one_more = [*some, Candidate("one more", "zone-0")]
         began = time.thread_time()
         again = place_again(table, some, one_more, 3)
-        assert time.thread_time() - began < 0.1  # 0.01 on a machine of its own
+        assert time.thread_time() - began < 0.1  # 0.01 on an idle machine
         assert again != table
         began = time.thread_time()
         assert place_again(again, one_more, some, 3) == table

@@ -17,7 +17,7 @@ from dstash.types import Level
 
 
 def cluster(*names: str, replicas: int = 3) -> Topology:
-    """Return a formed cluster, every member in a zone of its own."""
+    """Return a formed cluster with a zone for each member."""
     members = tuple(Member(name, f"tcp://{name}:1", f"store-{name}", name) for name in names)
     return Topology("test", "id", 7, replicas, formed=True, members=members)
 
@@ -27,7 +27,7 @@ def candidate(name: str, store: str = "") -> Announcement:
 
 
 def completed(topology: Topology) -> Topology:
-    """Return the topology in which every member has all it gains."""
+    """Return the topology after every member has streamed its gains."""
     for member in topology.after():
         assert topology.change is not None
         topology = transitions.complete(topology, member.id, topology.change.number) or topology
@@ -35,7 +35,7 @@ def completed(topology: Topology) -> Topology:
 
 
 def steps(before: Topology, begun: Topology) -> list[Topology]:
-    """Return the topologies of a change from its beginning to its end."""
+    """Return all topologies of a change, in order."""
     complete = completed(begun)
     switched = transitions.switch(complete)
     assert switched is not None
@@ -95,7 +95,7 @@ def test_writes_leave_old_replicas_only_after_reads() -> None:
         for write in write_quorums(write_table(ended), 0)
         if not read & write
     ]
-    assert missed  # so it must not come to that
+    assert missed  # so this must not happen
     assert can_read(switched, frozenset())
     assert can_read(switched, frozenset("a"))
     assert can_read(switched, frozenset("d"))
@@ -107,7 +107,7 @@ def test_writes_leave_old_replicas_only_after_reads() -> None:
 
 def test_remaining_replicas_stream_when_replicas_decrease() -> None:
     three = cluster("a", "b", "c")
-    # A write may have been acked by b and c alone, and then a quorum of a and b is both of them.
+    # A write may be acked only by b and c; then a quorum of a and b needs both.
     assert set(transitions.incoming(transitions.remove(three, ["c"]))) == {"a", "b"}
     assert len(transitions.incoming(transitions.remove(three, ["b", "c"]))["a"]) == 4096
     four = cluster(*"abcd", replicas=4)
@@ -150,7 +150,7 @@ def test_joining_member_streams_again_after_losing_its_store() -> None:
     assert back.change.number == back.epoch
     joiner = back.member("d")
     assert joiner is not None
-    assert joiner.synced  # else it could never stream: it has no partitions before the change
+    assert joiner.synced  # otherwise it could never stream: it has no partitions before the change
     assert transitions.incoming(back)["d"]
 
 
@@ -169,10 +169,10 @@ def test_member_that_loses_its_store_streams_its_gains_again() -> None:
 
 def test_lost_marks_an_old_store_as_not_synced() -> None:
     begun = transitions.add(cluster("a", "b", "c"), [candidate("d")])
-    assert transitions.lost(begun, "d", "store-d") is None  # nothing counts on it yet
+    assert transitions.lost(begun, "d", "store-d") is None  # no quorum includes it yet
     lost = transitions.lost(completed(begun), "d", "store-d")
     assert lost is not None
-    assert transitions.lost(lost, "d", "store-d") is None  # once is enough
+    assert transitions.lost(lost, "d", "store-d") is None  # not twice
     emptied = transitions.lost(begun, "a", "store-a")
     assert emptied is not None
     assert transitions.lost(emptied, "a", "store-a") is None
@@ -201,7 +201,7 @@ def test_failed_joining_member_is_dropped() -> None:
     assert mixed.change is not None
     assert mixed.change.number == mixed.epoch
     assert [member.state for member in mixed.members][-1] is State.LEAVING
-    assert transitions.drop_dead_joiners(begun, ["f"], 3) is None  # this peer sees badly, rather
+    assert transitions.drop_dead_joiners(begun, ["f"], 3) is None  # perhaps it is isolated
 
 
 def test_forget_does_nothing_while_too_many_are_down() -> None:
@@ -209,13 +209,13 @@ def test_forget_does_nothing_while_too_many_are_down() -> None:
     assert transitions.forget(before, ["d"], 1) is not None
     assert transitions.forget(before, ["c", "d"], 2) is None
     assert transitions.forget(before, [], 0) is None
-    assert transitions.forget(cluster("a", "b", "c"), ["c"], 1) is None  # nothing would be gained
+    assert transitions.forget(cluster("a", "b", "c"), ["c"], 1) is None  # there is nothing to do
 
 
 def test_joining_member_cannot_be_replaced() -> None:
     begun = transitions.add(cluster("a", "b", "c"), [candidate("d")])
     for refused in (
-        lambda: transitions.swap(begun, "d", candidate("e")),  # reads would come to it
+        lambda: transitions.swap(begun, "d", candidate("e")),  # it would get reads
         lambda: transitions.remove(begun, ["d"]),
     ):
         with pytest.raises(ChangeConflict, match="'d' is joining"):
