@@ -1,6 +1,6 @@
-"""Makes the picture of the dashboard that README shows: ``make screenshot``, some six minutes.
+"""Creates the screenshot of the dashboard in the README: ``make screenshot``, six minutes.
 
-Six peers in three zones with five minutes of load behind them; the sixth is joining.
+Six peers in three zones after five minutes of load; the sixth is joining.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.harness.waiting import wait_until
 ROOT: Final = Path(__file__).resolve().parent.parent
 KEYS: Final = 60_000
 SECONDS: Final = float(sys.argv[1]) if len(sys.argv) > 1 else 300.0
-#: Bytes a second that the sixth peer may take: it must not be done before the picture is.
+#: Streaming rate of the sixth peer in bytes a second: it must still be joining at the end.
 RATE: Final = 400_000
 
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _load(peers: Peers, halt: threading.Event) -> None:
-    """Read and write in waves: a flat line is no picture."""
+    """Read and write at a varying rate, so that the graphs are not flat."""
     client = peers.client()
     place, began = 0, time.monotonic()
     while not halt.wait(0.05):

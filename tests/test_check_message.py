@@ -1,4 +1,4 @@
-"""bin/check-message: what a commit message must look like."""
+"""bin/check-message: the check of commit messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""conf/consul: what the policies allow is enough for peers and clients, and no more."""
+"""conf/consul: the policies allow what peers and clients need, and no more."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Membership = Callable[[str], ConsulMembership]
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsulAgent]:
-    """A Consul that refuses whatever is not allowed."""
+    """A Consul whose default policy is to deny."""
     rules = {"enabled": True, "default_policy": "deny", "tokens": {"master": MASTER}}
     options = ["-dev", "-hcl", json.dumps({"primary_datacenter": "dc1", "acl": rules})]
     agent = ConsulAgent(tmp_path_factory.mktemp("acl"), options, token=MASTER)
@@ -38,7 +38,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsulAgent]:
 
 
 def ask(agent: ConsulAgent, path: str, body: object = None) -> Any:
-    """Ask Consul as its master."""
+    """Send a request to Consul with the master token."""
     request = urllib.request.Request(  # noqa: S310  # our own agent
         f"{agent.url}/v1/{path}",
         None if body is None else json.dumps(body).encode(),
@@ -51,7 +51,7 @@ def ask(agent: ConsulAgent, path: str, body: object = None) -> Any:
 
 @pytest.fixture
 def member(agent: ConsulAgent) -> Iterator[Membership]:
-    """The membership as who has a token with one of the policies sees it."""
+    """The membership with a token that has one of the policies."""
     opened = []
 
     def open_as(role: str) -> ConsulMembership:

@@ -29,7 +29,7 @@ ENTRYPOINT = CONF / "docker" / "entrypoint.sh"
 COMPOSE = CONF / "docker" / "compose.yaml"
 KUBERNETES = CONF / "kubernetes"
 PATIENCE: Final = 60.0
-#: Oldest and newest Kubernetes that the manifests are for.
+#: The oldest and the newest supported version of Kubernetes.
 VERSIONS: Final = ("1.32", "1.37")
 DRAIN: Final = float(PeerSettings.model_fields["drain_seconds"].default)
 
@@ -43,7 +43,7 @@ def _environment(data: Path, **more: str) -> dict[str, str]:
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
-    """What systemd would listen on."""
+    """The socket for notifications that systemd would provide."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
         listener.settimeout(PATIENCE)
@@ -77,7 +77,7 @@ def test_entrypoint_runs_a_peer(tmp_path: Path, manager: socket.socket) -> None:
         assert manager.recv(100) == b"READY=1"
         assert b'"healthy": true' in _page(http, "/healthz")
         assert b'cluster="boxed",peer="peer1"' in _page(http, "/metrics")
-        process.send_signal(signal.SIGTERM)  # to the peer itself: the script is gone
+        process.send_signal(signal.SIGTERM)  # to the peer itself, which has replaced the script
         assert manager.recv(100) == b"STOPPING=1"
         assert process.wait(PATIENCE) == 0
     finally:
@@ -191,7 +191,7 @@ Manifest = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def manifests() -> dict[tuple[str, str], Manifest]:
-    """What kustomization.yaml lists, by kind and name."""
+    """The manifests of kustomization.yaml, by kind and name."""
     kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
     found = [
         manifest
@@ -210,7 +210,7 @@ def pod(manifests: dict[tuple[str, str], Manifest]) -> Manifest:
 
 @pytest.fixture(scope="module")
 def peer(pod: Manifest) -> Manifest:
-    """The one container."""
+    """The only container."""
     (container,) = pod["spec"]["containers"]
     return dict(container)
 

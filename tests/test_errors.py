@@ -1,4 +1,4 @@
-"""The error tree: stable codes, one family, and words that survive the wire."""
+"""The error tree: stable codes, one base class, and texts that survive the wire."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dstash import errors
 from dstash.errors import BY_CODE, BatchError, DStashError, Refused, from_wire
 from dstash.types import Outcome
 
-#: What other programs rely on. Append; change nothing.
+#: Other programs rely on these codes: append, never change.
 CODES = {
     1: "DStashError",
     2: "UsageError",
@@ -69,7 +69,7 @@ def test_duplicate_code_is_refused() -> None:
         with pytest.raises(AssertionError, match="share 21"):
             errors._index_by_code()
     finally:
-        Usurper.code = 9_999  # the class lives on
+        Usurper.code = 9_999  # the class still exists
 
 
 def test_details_are_attributes_and_message_is_text() -> None:

@@ -1,4 +1,4 @@
-"""Every example is run, as a user would run it."""
+"""Runs every example as a user would."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Run = Callable[..., Done]
 
 @pytest.fixture(scope="module")
 def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Three peers, as ``DSTASH_PEERS`` has them."""
+    """Three peers, as a value of ``DSTASH_PEERS``."""
     cluster = DevCluster(tmp_path_factory.mktemp("examples"))
     try:
         cluster.out("dev", "up", "-n", "3")
@@ -127,14 +127,14 @@ def test_peers_never_see_a_secret(peers: str) -> None:
         assert both.read("token") == b"the secret itself"
         assert (both.rotate(), both.rotate()) == (1, 0)
         with pytest.raises(KeyError):
-            vault.read("token")  # the old master key opens nothing any more
+            vault.read("token")  # the old master key decrypts no record any more
         with pytest.raises(KeyError):
             both.read("nothing")
 
 
 @pytest.fixture
 def service(peers: str) -> Iterator[str]:
-    """The web service, and where it is."""
+    """The web service and its address."""
     (port,) = free_ports(1)
     command = expirable([sys.executable, str(EXAMPLES / "service.py"), "--port", str(port)])
     environment = clean_environment(DSTASH_PEERS=peers)

@@ -1,4 +1,4 @@
-"""The first moments of a command: loading takes a while, and a stream may be missing."""
+"""The start of a command: interrupts during import, and closed streams."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.harness.peers import DSTASH_PEER
 
 
 def run(script: str) -> tuple[int, str]:
-    """Run a line of shell in which ``$0`` is ``dstash``; returns the exit code and both outputs."""
+    """Run a shell command in which ``$0`` is ``dstash``; return the exit code and both outputs."""
     done = subprocess.run(
         ["sh", "-c", script, DSTASH],
         stdin=subprocess.DEVNULL,
@@ -41,7 +41,7 @@ def test_ctrl_c_during_import_prints_no_traceback(command: list[str]) -> None:
         process.send_signal(signal.SIGINT)
         rest = "".join(line for line in said if not line.startswith("import time:"))
         process.communicate()
-    # It may be done with loading before the signal arrives.
+    # It may finish loading before the signal arrives.
     assert process.returncode in (-signal.SIGINT, 130, 2)
     assert "Traceback" not in rest
     assert "KeyboardInterrupt" not in rest

@@ -1,4 +1,4 @@
-"""Limits: exactly up to where, and in words that name them."""
+"""Limits: their exact values, and error messages that name them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log events as machines and people see them."""
+"""Log output: JSON, console, and a target that blocks or fails."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_console_log_has_no_colours_in_a_pipe(
     assert "\x1b" not in err
 
 
-#: What each script below begins with.
+#: The start of each script below.
 PREAMBLE = """
 import os, signal, sys, threading, time
 import structlog
@@ -86,7 +86,7 @@ def start(script: str, stderr: int) -> subprocess.Popen[bytes]:
 
 
 def logged(script: str, tmp_path: Path) -> list[dict[str, object]]:
-    """Run a script to its end and return what it logged."""
+    """Run a script to its end and return its log."""
     with (tmp_path / "log").open("wb") as file, start(script, file.fileno()) as process:
         assert process.wait(timeout=60) == 0, (tmp_path / "log").read_text()[-2000:]
     return [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]

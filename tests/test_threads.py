@@ -1,4 +1,4 @@
-"""Threads whose end is told."""
+"""Threads that report their end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dstash import threads
 def told(
     target: Callable[..., object], *args: object, may_end: bool = False
 ) -> list[tuple[str, str]]:
-    """Run a thread to its end and return what a listener heard."""
+    """Run a thread to its end and return the reports to a listener."""
     heard: list[tuple[str, str]] = []
     unlisten = threads.listen(lambda name, why: heard.append((name, why)))
     try:

@@ -1,4 +1,4 @@
-"""The unit of systemd: nothing wrong with it by systemd's own word, and hardened."""
+"""The systemd unit: valid for systemd-analyze, and hardened."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DRAIN: Final = float(PeerSettings.model_fields["drain_seconds"].default)
 
 @pytest.fixture(scope="module")
 def analyze() -> Path:
-    """systemd-analyze: the machine's own, or one out of its Debian package."""
+    """systemd-analyze, of this machine or from its Debian package."""
     fetch = [str(ROOT / "bin" / "get-debian"), "systemd-analyze", "systemd"]
     done = subprocess.run(fetch, capture_output=True, text=True, check=True)
     return Path(done.stdout.strip())
@@ -42,7 +42,7 @@ def _analyze(program: Path, unit: Path, *words: str) -> str:
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit, with the command of this environment: verify looks whether it is there."""
+    """The unit with the command of this environment, because verify checks that it exists."""
     here = str(Path(sys.executable).parent / "dstash-peer")
     copy = tmp_path / UNIT.name
     copy.write_text(UNIT.read_text().replace("/opt/dstash/bin/dstash-peer", here))

@@ -1,4 +1,4 @@
-"""Clusters of real processes. A test that harms its cluster makes one of its own."""
+"""Fixtures: clusters of real processes. Tests with faults use their own cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["no_leaks"]
 
 @pytest.fixture(scope="package")
 def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
-    """Three peers that the tests of this folder share: no test stops them."""
+    """Three peers that the tests of this folder share; no test stops them."""
     with Peers.local(tmp_path_factory.mktemp("trio")) as peers:
         peers.form("a", "b", "c")
         yield peers
@@ -23,7 +23,7 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Peers]:
-    """Three peers of this test's own."""
+    """Three peers for one test."""
     with Peers.local(tmp_path) as peers:
         peers.form("a", "b", "c")
         yield peers

@@ -1,8 +1,8 @@
-"""Cases that need name resolution of their own: run as a program, in namespaces made for it.
+"""Cases with their own name resolution, run as a program in separate namespaces.
 
 ``unshare --mount --net python -m tests.integration.dns_world CASE FOLDER``: /etc/hosts and
-/etc/resolv.conf are covered by files of the case, and a DNS server on loopback answers, drops or
-delays what it is asked.
+/etc/resolv.conf are replaced by files of the case, and a DNS server on loopback answers, drops or
+delays queries.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class NameServer:
 
 
 def prepare(folder: Path, hosts: str) -> NameServer:
-    """Bring loopback up, and put name resolution of our own in place."""
+    """Set up loopback and the name resolution of the case."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         request = struct.pack("16sH14s", b"lo", _UP_AND_RUNNING, b"")
         fcntl.ioctl(control, _SIOCSIFFLAGS, request)
@@ -79,7 +79,7 @@ def prepare(folder: Path, hosts: str) -> NameServer:
 
 
 def formed(folder: Path, *hosts: str) -> Peers:
-    """Return peers that are known under host names, ready to serve."""
+    """Return ready peers with host names."""
     peers = Peers.local(folder)
     for host in hosts:
         name = host.partition(".")[0]
@@ -90,7 +90,7 @@ def formed(folder: Path, *hosts: str) -> Peers:
 
 
 def works(client: Client, seconds: float) -> float:
-    """Call a client for a while; returns how long the slowest call took."""
+    """Make calls for some time; return the duration of the slowest call."""
     slowest, end, number = 0.0, time.monotonic() + seconds, 0
     while time.monotonic() < end:
         number += 1
@@ -102,7 +102,7 @@ def works(client: Client, seconds: float) -> float:
 
 
 def dropped_answers(folder: Path) -> None:
-    """One peer is dead, and DNS says nothing of its name: the others serve, all the same."""
+    """One peer is down and DNS does not answer for its name: the others serve."""
     server = prepare(folder, "127.0.0.1 a.test\n127.0.0.1 b.test\n")
     server.addresses["c.test"] = "127.0.0.1"
     with formed(folder, "a.test", "b.test", "c.test") as peers:
@@ -117,7 +117,7 @@ def dropped_answers(folder: Path) -> None:
 
 
 def moved_peer(folder: Path) -> None:
-    """A peer comes back under its name at another address; a client of old finds it."""
+    """A peer restarts under its name at another address: an existing client finds it."""
     server = prepare(folder, "127.0.0.1 a.test\n127.0.0.1 b.test\n")
     server.addresses["c.test"] = "127.0.0.2"
     with Peers.local(folder) as peers:

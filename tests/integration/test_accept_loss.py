@@ -1,4 +1,4 @@
-"""Disks of a majority are lost: the cluster goes on once an operator accepts the loss."""
+"""Loss of a majority of disks: the cluster serves again after accept-loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEYS = [f"k{number}" for number in range(100)]
 
 @pytest.fixture
 def peers(tmp_path: Path) -> Iterator[Peers]:
-    """Three peers with data on all."""
+    """Three peers with data on each."""
     with Peers.local(tmp_path) as cluster:
         cluster.form("p1", "p2", "p3")
         cluster.client(timeout=10.0).batch_put("i", dict.fromkeys(KEYS, 1), write="all")

@@ -1,4 +1,4 @@
-"""The client against real peers: what users do with it, and in what strange places."""
+"""The client against real peers: normal use, invalid use, threads and processes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def client(trio: Peers) -> Iterator[Client]:
 
 @pytest.fixture
 def thorough(trio: Peers) -> Iterator[Client]:
-    """A client whose writes are on all replicas when they return: walks ask only one."""
+    """A client with write level all, because scans at level one ask one replica."""
     with Client(trio["a"].address, timeout=20, write="all") as client:
         yield client
 
@@ -98,7 +98,7 @@ class TestModel:
             def put_for_a_moment(self, key: Any, value: Any) -> None:
                 self.index.put(key, value, ttl=0.001)
                 self.model.pop(key, None)
-                time.sleep(0.005)  # the time it lives
+                time.sleep(0.005)  # until it expires
 
             @rule(key=keys)
             def touch(self, key: Any) -> None:
@@ -204,7 +204,7 @@ class TestThreadsAndProcesses:
         def work(thread: int) -> None:
             for number in range(30):
                 key = f"{thread}-{number}"
-                client.put("threads", key, key, write="all")  # whichever thread is counted
+                client.put("threads", key, key, write="all")  # regardless of the counting thread
                 assert client.lookup("threads", key) == key
 
         with ThreadPoolExecutor(16) as pool:
@@ -232,7 +232,7 @@ class TestThreadsAndProcesses:
 
             thread = threading.Thread(target=call)
             thread.start()
-            time.sleep(0.3)  # until it waits: nothing tells
+            time.sleep(0.3)  # until it waits, which is not observable
             client.close()
             thread.join(timeout=10)
             assert not thread.is_alive()
@@ -242,7 +242,7 @@ class TestThreadsAndProcesses:
         client.put("i", "parent", 1)
         read, write = os.pipe()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads
+            warnings.simplefilter("ignore", DeprecationWarning)  # fork in a process with threads
             pid = os.fork()
         if pid == 0:
             status = 1
@@ -264,10 +264,10 @@ class TestThreadsAndProcesses:
         assert client.lookup("i", "parent") == 3
 
     def test_admin_created_before_fork_works_in_child(self, trio: Peers) -> None:
-        admin = trio.client().admin  # of a client that has made no call
+        admin = trio.client().admin  # by a client that has made no call
         read, write = os.pipe()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads
+            warnings.simplefilter("ignore", DeprecationWarning)  # fork in a process with threads
             pid = os.fork()
         if pid == 0:
             text = "failed"
@@ -285,7 +285,7 @@ class TestThreadsAndProcesses:
 
 
 class TestOtherLanguages:
-    """A client written from docs/protocol.md, without any of dstash's code."""
+    """A client written from docs/protocol.md without dstash's code."""
 
     def ask(self, peer: zmq.Socket[bytes], kind: int, epoch: int, *fields: Any) -> Any:
         plain = [field for field in fields if type(field) is not Body]
@@ -329,7 +329,7 @@ class TestOtherLanguages:
     def test_invalid_data_of_other_client_does_not_break_scans(
         self, trio: Peers, client: Client
     ) -> None:
-        """Keys that are no text and values that only look like msgpack."""
+        """Keys that are not text, and values that only look like msgpack."""
         with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
             peer.linger = 0
             peer.connect(trio["b"].address)

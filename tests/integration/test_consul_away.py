@@ -1,4 +1,4 @@
-"""Peers that start while Consul is down, frozen, or without a leader."""
+"""Peers that start while Consul is down, frozen or without a leader."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AWAY = "the membership is out of reach (Consul at "
 
 @pytest.fixture
 def consul(tmp_path: Path) -> Iterator[ConsulAgent]:
-    """An agent of this test's own, not started."""
+    """An agent for one test, not started."""
     agent = ConsulAgent(tmp_path)
     yield agent
     agent.stop()
@@ -28,7 +28,7 @@ def consul(tmp_path: Path) -> Iterator[ConsulAgent]:
 
 @pytest.fixture
 def peers(tmp_path: Path, consul: ConsulAgent) -> Iterator[Peers]:
-    """Three peers on a Consul that runs."""
+    """Three peers on a running Consul."""
     consul.start()
     consul.wait_ready()
     with Peers.consul(tmp_path, consul.url, "away") as peers:
@@ -43,7 +43,7 @@ def holders(consul: ConsulAgent, cluster: str = "away") -> set[str]:
 
 
 def waits(peer: Peer) -> None:
-    """Check that an empty peer waits, and says why."""
+    """Check that an empty peer waits and reports the reason."""
     wait_until(lambda: AWAY in str(peer.page("/readyz").get("why")), 30, "it says why")
     assert peer.page("/healthz")["healthy"]
     assert AWAY in str(peer.page("/readyz")["alerts"])
@@ -104,7 +104,7 @@ class TestMember:
     ) -> None:
         with Load(peers.client()) as load:
             getattr(consul, how)()
-            for name in "ab":  # one after the other, so that there is always a quorum
+            for name in "ab":  # one at a time, so that there is always a quorum
                 assert peers[name].stop() == 0
                 peers[name].start()
                 peers[name].wait_ready()

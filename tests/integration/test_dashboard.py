@@ -1,4 +1,4 @@
-"""The dashboard in a real browser, on clusters that are well, change, and break."""
+"""The dashboard in a real browser, on healthy, changing and failing clusters."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.harness.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ROOT / "dstash" / "peer" / "http" / "dashboard" / "static"
-#: A killed peer is shown as down within so many seconds.
+#: Seconds within which a killed peer is shown as down.
 NOTICED = 3.0
-#: Bytes a second for a joining peer: slow enough to be seen.
+#: Bytes a second for a joining peer: slow enough to be visible.
 SLOW = 50_000
 SCREENS = ((1280, 900), (768, 1024), (390, 844), (320, 568))
 
-#: The texts on the page that do not stand out enough from what is behind them (WCAG 1.4.3, AA).
+#: The texts on the page without enough contrast to their background (WCAG 1.4.3, AA).
 PALE = """(() => {
   const rgb = (text) => {
     const canvas = Object.assign(document.createElement("canvas"), {width: 1, height: 1});
@@ -194,7 +194,7 @@ def test_dashboard_loads_no_external_files(trio: Peers) -> None:
     assert {file.suffix for file in files} == {".html", ".css", ".js"}
     for file in files:
         outside = re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s\"']*", file.read_text())
-        assert set(outside) <= {"http://www.w3.org/2000/svg"}, file.name  # a name, never asked for
+        assert set(outside) <= {"http://www.w3.org/2000/svg"}, file.name  # an identifier
         with urllib.request.urlopen(
             f"http://127.0.0.1:{trio['a'].http_port}/{file.name}", timeout=PATIENCE
         ) as answer:

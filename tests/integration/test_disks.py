@@ -1,4 +1,4 @@
-"""Disks of real peers that rot, fill up and fail; after each the invariants are asked for by name.
+"""Corrupt, full and failing disks of real peers; each test checks the invariants at its end.
 
 ``SOAK=10`` makes the runs ten times as long (``make soak``).
 """
@@ -38,26 +38,26 @@ pytestmark = [pytest.mark.timeout(300 * SOAK), pytest.mark.usefixtures("no_leaks
 
 
 def trio(folder: Path) -> Peers:
-    """Return three peers that are in a hurry, not yet started."""
+    """Return three peers with short intervals, not started."""
     peers = Peers.local(folder)
     peers.environ |= HASTY
     return peers
 
 
 def more(load: Load, operations: int) -> None:
-    """Wait until so many more calls came back."""
+    """Wait until this many more calls have returned."""
     goal = load.operations + operations
     wait_until(lambda: load.operations >= goal or load.errors, 60, f"{operations} more calls")
     assert not load.errors, load.errors
 
 
 def cut_off(file: Path) -> None:
-    """Leave half of a file."""
+    """Truncate a file to half its size."""
     os.truncate(file, file.stat().st_size // 2)
 
 
 def zeroed(file: Path) -> None:
-    """Make a file all zero."""
+    """Overwrite a file with zeros."""
     file.write_bytes(bytes(file.stat().st_size))
 
 
@@ -77,13 +77,13 @@ def test_truncated_or_zeroed_file_is_set_aside_on_request(
 def test_truncated_file_stops_running_peer_with_one_line(
     tmp_path: Path,
 ) -> None:
-    with Peers.local(tmp_path) as peers:  # in no hurry: nothing reads the file meanwhile
+    with Peers.local(tmp_path) as peers:  # with default intervals: no task reads the file meanwhile
         peers.form("a", "b", "c")
         peers.client().batch_put("i", VALUES, write="all").raise_for_failures()
         peer = peers["c"]
         cut_off(peer.data / "data.mdb")
         code = peer.wait_end()
-        if code == -signal.SIGBUS:  # a mark was written before the file was looked at
+        if code == -signal.SIGBUS:  # a mark was written before the file was checked
             assert last_fault(peer.data) == "Bus error", "the next process is told"
         else:
             assert code == StoreFailed.exit_code
@@ -116,7 +116,7 @@ def test_truncated_file_is_streamed_again_under_load_if_configured(
 
 
 def start_as_the_setting_says(peer: Peer) -> None:
-    """Start a peer whose file was cut off: it stops at once, or sets the file aside."""
+    """Start a peer whose file was truncated: it stops at once, or sets the file aside."""
     peer.environ["DSTASH_ON_CORRUPT"] = "stop"
     peer.start()
     assert peer.wait_end() == 1
@@ -129,7 +129,7 @@ def start_as_the_setting_says(peer: Peer) -> None:
 
 
 def lose_a_file(peer: Peer, harm: Callable[[Path], None]) -> None:
-    """Harm the file of a peer that is down: it stops at once, then may start empty."""
+    """Corrupt the file of a stopped peer: it refuses to start, and then may start empty."""
     asides = set(peer.data.glob("set-aside-*"))
     peer.kill()
     harm(peer.data / "data.mdb")
@@ -176,10 +176,10 @@ def test_flipped_bits_are_repaired_counted_and_logged(
 
 
 def flip(file: Path) -> None:
-    """Flip a bit of every marked value, in the file that a running peer has mapped.
+    """Flip a bit of every marked value in the file of a running peer.
 
-    No client may write meanwhile: a page that moves between the reading and the flipping would have
-    another page harmed in its place, and that might be one of the tree's own.
+    No client may write meanwhile: if a page moved between reading and flipping, another page would
+    be corrupted, perhaps a page of the tree.
     """
     content = file.read_bytes()
     places = [found.end() - 1 for found in re.finditer(rb"<marked-\d{4}>", content)]
@@ -205,9 +205,9 @@ def repaired(peer: Peer) -> int:
 
 
 def small_disk(folder: Path, size: int) -> list[str]:
-    """Return how to run a command with a small file system of its own at ``folder``.
+    """Return the start of a command line that mounts a small file system at ``folder``.
 
-    Without the right to mount one, with a bound to the size of its files: as full as a disk.
+    Without the permission to mount, it limits the size of files instead.
     """
     for unshare in (["unshare", "-m"], ["unshare", "--map-root-user", "-m"]):
         mount = f'mount -t tmpfs -o size={size} tmpfs "{folder}" && exec "$@"'
@@ -245,7 +245,7 @@ def test_full_disk_refuses_only_writes_and_recovers(
 
 
 def fill_up(client: Client) -> dict[str, bytes]:
-    """Put until the disk is full; returns what was acked."""
+    """Put until the disk is full; return the acked values."""
     acked: dict[str, bytes] = {}
     refusals: list[str] = []
     for number in range(2000):
@@ -261,7 +261,7 @@ def fill_up(client: Client) -> dict[str, bytes]:
 
 
 def can_put(client: Client) -> bool:
-    """Whether a put is taken."""
+    """Whether a put succeeds."""
     try:
         client.put("i", "another", bytes(1000), timeout=5)
     except DStashError:
@@ -277,7 +277,7 @@ def test_failed_fsync_stops_the_peer_without_acks(tmp_path: Path) -> None:
 
 
 def fail_and_come_back(peers: Peers, name: str) -> None:
-    """Have each sync of one peer fail; put another disk under it, as it were."""
+    """Run one peer on a disk whose syncs fail."""
     peer = peers[name]
     assert peer.stop() == 0
     peer.before = [sys.executable, "-m", "tests.harness.failing_disk"]

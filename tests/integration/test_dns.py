@@ -1,4 +1,4 @@
-"""Real peers whose names resolve late, to other addresses, or not at all."""
+"""Real peers whose names resolve late, to other addresses or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peers die, freeze, stop and come back, under load, and nothing that was acked is lost."""
+"""Peers are killed, frozen, stopped and restarted under load; no acked write is lost."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 def more(load: Load, operations: int) -> None:
-    """Wait until so many more calls came back."""
+    """Wait until this many more calls have returned."""
     goal = load.operations + operations
     wait_until(lambda: load.operations >= goal or load.errors, 60, f"{operations} more calls")
     assert not load.errors, load.errors
 
 
 def placement(peers: Peers) -> list[list[str]]:
-    """Return who holds some keys, in rank order."""
+    """Return the replicas of some keys, in rank order."""
     with peers.client() as client:
         found = [client.where("i", f"key-{number}") for number in range(20)]
     return [[replica["id"] for replica in place["replicas"]] for place in found]
@@ -134,8 +134,8 @@ def test_frozen_peer_delays_only_the_first_call(own: Peers) -> None:
         for number in range(100):
             assert client.lookup("i", str(number)) == number
             client.put("i", str(number), -number)
-        # Two are asked for each. If two of three calls began with the frozen one, and went on to
-        # the others when it kept silent, there would be 67 more.
+        # Each call asks two replicas. If two of three calls asked the frozen peer first and then
+        # another, there would be 67 more.
         assert own["b"].lookups() + own["c"].lookups() - before < 240
         assert client.batch_lookup("i", [str(n) for n in range(100)]) == {
             str(n): -n for n in range(100)
@@ -171,7 +171,7 @@ def test_rolling_restart_under_load_fails_no_request(own: Peers) -> None:
 
 
 def test_consul_restart_without_data_fails_no_request(tmp_path: Path) -> None:
-    """Not even when a peer dies meanwhile: no peer can know, since its lock cannot move."""
+    """Also if a peer is killed meanwhile, which no peer can notice while Consul is down."""
     consul = ConsulAgent(tmp_path)
     consul.start()
     try:

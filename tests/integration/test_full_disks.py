@@ -1,4 +1,4 @@
-"""Full disks of real peers: what still works, what is reported, how replicas become equal."""
+"""Full disks of real peers: reads and deletes, reports, and convergence of replicas."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEYS = 2000
 
 
 class Trio:
-    """Three peers, each on a small disk of its own."""
+    """Three peers, each on its own small disk."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.peers = stack.enter_context(Peers.local(folder))
@@ -44,7 +44,7 @@ class Trio:
             peer.wait_ready()
 
     def disk_says(self, name: str) -> str:
-        """Return how a peer says its disk does."""
+        """Return the state of the disk that a peer reports."""
         return str(self.peers[name].page("/status").get("disk"))
 
 
@@ -55,14 +55,14 @@ def trio(tmp_path: Path) -> Iterator[Trio]:
 
 
 class Work:
-    """Puts, deletes and look-ups of one thread, which knows what each key may be."""
+    """Puts, deletes and look-ups of one thread, which knows the possible values of each key."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self.rng = random.Random(1)
         self.refused = 0
         self.size = 500
-        #: What each key may be: more than one value where a put was refused or is unknown.
+        #: The possible values of each key: several if a put was refused or its outcome is unknown.
         self.allowed: dict[str, set[str | None]] = {}
         first = {f"key-{number}": f"first-{number}" for number in range(KEYS)}
         client.batch_put("i", first, write="all").raise_for_failures()
@@ -73,7 +73,7 @@ class Work:
         return self.rng.sample(sorted(self.allowed), 20)
 
     def go_on(self, seconds: float) -> None:
-        """Work for a while. Puts may be refused; deletes and look-ups must not be."""
+        """Make calls for some time. Puts may be refused, deletes and look-ups must not be."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.put()
@@ -84,7 +84,7 @@ class Work:
 
     def put(self) -> None:
         """Put some keys."""
-        # Each is larger than what was there: free pages of the file do not last.
+        # Each is larger than its predecessor, so the free pages of the file run out.
         self.size += 5
         batch = {key: f"{self.rng.randrange(1 << 30):0{self.size}}" for key in self.some()}
         result = self.client.batch_put("i", batch)
@@ -96,7 +96,7 @@ class Work:
                 self.allowed[key] = {value}
 
     def look_up(self, keys: list[str]) -> None:
-        """Look keys up, and compare."""
+        """Look up keys and compare the values."""
         found = self.client.batch_lookup("i", keys)
         wrong = {key: found.get(key) for key in keys if found.get(key) not in self.allowed[key]}
         assert not wrong
@@ -131,7 +131,7 @@ def test_full_disks_serve_reads_and_deletes_and_converge_later(trio: Trio, full:
 
 
 def use_up(trio: Trio, client: Client, full: str) -> None:
-    """Delete until nothing is left of the disks; what the peers say then."""
+    """Delete until the reserves are used up; check what the peers report."""
     keys = [f"other-{number}" for number in range(20_000)]
     for begin in range(0, len(keys), 500):
         result = client.batch_delete("i", keys[begin : begin + 500])
@@ -146,7 +146,7 @@ def use_up(trio: Trio, client: Client, full: str) -> None:
 
 
 def check_log(trio: Trio, name: str) -> None:
-    """See that the log names what begins and ends, seldom."""
+    """Check that the log reports each change of state, and no more."""
     peer, disk = trio.peers[name], trio.disks[name]
     wait_until(lambda: trio.disk_says(name) == "", PATIENCE, "there is room")
     wait_until(lambda: (disk.inside / RESERVE_FILE).exists(), PATIENCE, "it has a reserve again")

@@ -1,4 +1,4 @@
-"""Faults that befall real processes; after each the invariants I1 to I6 are asked for by name.
+"""Faults of real processes; each test checks the invariants I1 to I6 at its end.
 
 ``SOAK=10`` makes the runs ten times as long (``make soak``).
 """
@@ -21,13 +21,13 @@ from tests.harness.waiting import stays_true, wait_until
 from tests.harness.wires import CLIENT, WiredPeers
 
 SOAK = int(os.environ.get("SOAK", "1"))
-#: Everything that is done now and then is done often.
+#: All periodic tasks run often.
 HASTY = {
     "DSTASH_COMPARE_INTERVAL": "1",
     "DSTASH_GC_INTERVAL": "2",
     "DSTASH_GC_GRACE": "1",
 }
-#: Of those, in seconds.
+#: The interval of tombstone GC in seconds.
 LONGEST_INTERVAL = 2
 NAMES = ("a", "b", "c")
 
@@ -40,7 +40,7 @@ TransportSecurity = tuple[str, str]
 def cluster(
     tmp_path_factory: pytest.TempPathFactory, consul_agent: ConsulAgent
 ) -> Iterator[WiredPeers]:
-    """Three peers on Consul, with a proxy before each. Every test leaves them well."""
+    """Three peers on Consul, each with a proxy. Every test leaves them healthy."""
     name = f"wired-{uuid.uuid4().hex[:8]}"
     folder = tmp_path_factory.mktemp("wired")
     with WiredPeers.consul(folder, consul_agent.url, name) as peers:
@@ -57,7 +57,7 @@ def wired(cluster: WiredPeers) -> Iterator[WiredPeers]:
 
 
 def more(load: Load, operations: int) -> None:
-    """Wait until so many more calls came back."""
+    """Wait until this many more calls have returned."""
     goal = load.operations + operations
     wait_until(lambda: load.operations >= goal or load.errors, 60, f"{operations} more calls")
     assert not load.errors, load.errors
@@ -115,7 +115,7 @@ def test_peer_stopped_longer_than_its_session_rejoins(wired: WiredPeers) -> None
 
 
 def ways(name: str) -> dict[str, list[TransportSecurity]]:
-    """Return what can be cut around a peer."""
+    """Return the directions that can be cut around a peer."""
     others = [other for other in (*NAMES, CLIENT) if other != name]
     into, out = [(other, name) for other in others], [(name, other) for other in others]
     return {"both": into + out, "in": into, "out": out}
@@ -147,13 +147,13 @@ def test_peers_cut_off_from_each_other_serve_connected_clients(wired: WiredPeers
 
 
 def records(peers: Peers, *names: str) -> list[int]:
-    """Return how many records peers hold on disk, tombstones included."""
+    """Return the number of records on the disks of peers, including tombstones."""
     return [int(peers[name].page("/status").get("records", -1)) for name in names]
 
 
 def wait_until_buried(peers: Peers, client: Client) -> None:
     """Wait until no tombstone is left on any disk."""
-    live = client.count("load")  # on every disk, and nothing else
+    live = client.count("load")  # on every disk, and no others
     wait_until(
         lambda: records(peers, *NAMES) == [live] * len(NAMES),
         PATIENCE,
@@ -162,10 +162,10 @@ def wait_until_buried(peers: Peers, client: Client) -> None:
 
 
 def test_delete_missed_by_absent_replica_stays_deleted(wired: WiredPeers) -> None:
-    """I3, by name: and the tombstones wait on disk for the one that is away, then go."""
+    """I3; the tombstones stay on disk while a replica is absent, and are collected later."""
     client = wired.client()
     keys = [f"gone-{number}" for number in range(200)]
-    wait_until_buried(wired, client)  # what earlier tests deleted
+    wait_until_buried(wired, client)  # tombstones of earlier tests
     for name in "a" if SOAK == 1 else NAMES * SOAK:
         client.batch_put("deleted", dict.fromkeys(keys, "old"), write="all").raise_for_failures()
         others = [other for other in NAMES if other != name]
@@ -192,7 +192,7 @@ def test_delete_missed_by_absent_replica_stays_deleted(wired: WiredPeers) -> Non
 
 @pytest.mark.usefixtures("no_leaks")
 def test_replica_absent_past_the_horizon_returns_empty(tmp_path: Path) -> None:
-    """I3: a member was removed, tombstones were dropped without it, and then it is back."""
+    """I3: a member was removed, tombstones were dropped without it, and it returns."""
     with Peers.local(tmp_path) as peers:
         peers.environ |= HASTY
         peers.form("a", "b", "c", "d")
@@ -222,13 +222,13 @@ def test_replica_absent_past_the_horizon_returns_empty(tmp_path: Path) -> None:
 
 
 def not_alive(peers: Peers, name: str) -> bool:
-    """Whether a peer is a member that is known to be away."""
+    """Whether a peer is a member and reported as down."""
     members = peers.client().status()["members"]
     return any(member["id"] == name and not member["alive"] for member in members)
 
 
 def leads(servers: list[ConsulAgent]) -> bool:
-    """Whether one of these leads."""
+    """Whether one of these servers is the leader."""
     return any(server.is_leader for server in servers)
 
 

@@ -1,4 +1,4 @@
-"""The directory of the local membership is deleted, moved, replaced or damaged under load."""
+"""The directory of the local membership is deleted, moved, replaced or corrupted under load."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 def home(peers: Peers) -> Path:
-    """Return where the membership of the cluster is."""
+    """Return the directory of the membership."""
     return peers.folder / "membership" / "dstash"
 
 
@@ -30,7 +30,7 @@ def topology(peers: Peers) -> Path:
 
 
 def epochs(peers: Peers) -> set[int]:
-    """Return the epochs that the running peers go by."""
+    """Return the epochs that the running peers use."""
     running = [peer for peer in peers.all.values() if peer.runs()]
     return {int(peer.page("/status").get("epoch", 0)) for peer in running}
 
@@ -52,7 +52,7 @@ def delete(peers: Peers) -> None:
 
 
 def delete_all(peers: Peers) -> None:
-    """Delete the directory above, too."""
+    """Delete the parent directory too."""
     delete_tree(home(peers).parent)
 
 
@@ -62,7 +62,7 @@ def move_away(peers: Peers) -> None:
 
 
 def replace_by_old_copy(peers: Peers) -> None:
-    """Put back a copy of the directory from before the last change."""
+    """Restore a copy of the directory from before the last change."""
     shutil.copytree(home(peers), peers.folder / "copy")
     peers.start("d").wait_ready()
     peers.settle(peers.client())
@@ -71,7 +71,7 @@ def replace_by_old_copy(peers: Peers) -> None:
 
 
 def replace_by_file_for_a_while(peers: Peers) -> None:
-    """Put a file where the directory was, until the peers say so."""
+    """Replace the directory by a file until the peers report it."""
     home(peers).rename(peers.folder / "away")
     home(peers).touch()
     said = "the membership is out of reach"
@@ -81,12 +81,12 @@ def replace_by_file_for_a_while(peers: Peers) -> None:
 
 
 def cut_off(peers: Peers) -> None:
-    """Leave half of the file."""
+    """Truncate the file to half its size."""
     os.truncate(topology(peers), topology(peers).stat().st_size // 2)
 
 
 def empty(peers: Peers) -> None:
-    """Leave nothing of the file."""
+    """Truncate the file to zero bytes."""
     os.truncate(topology(peers), 0)
 
 
@@ -96,7 +96,7 @@ def overwrite(peers: Peers) -> None:
 
 
 def delete_file(peers: Peers) -> None:
-    """Delete the file alone."""
+    """Delete only the file."""
     topology(peers).unlink()
 
 
@@ -120,7 +120,7 @@ def test_peers_serve_and_restore_lost_topology(own: Peers, harm: Callable[[Peers
         )
         goal = load.operations + 100
         wait_until(lambda: load.operations > goal or load.errors, 60, "more calls")
-        # A restart finds the cluster where it is now, and an empty peer joins it.
+        # A restarted peer finds the cluster, and an empty peer joins it.
         assert own["b"].stop() == 0
         own["b"].start()
         own["b"].wait_ready()
@@ -137,7 +137,7 @@ def test_peers_serve_and_restore_lost_topology(own: Peers, harm: Callable[[Peers
 
 
 def test_peer_restarted_with_new_membership_directory_attracts_no_client(own: Peers) -> None:
-    """The others look again at the new place, before it can restore the topology alone."""
+    """The other peers read the new directory before it can restore the topology alone."""
     client = own.client()
     client.put("i", "k", 1)
     assert own["b"].stop() == 0

@@ -1,4 +1,4 @@
-"""Peers that move to other addresses while calls wait for them, and one that joins a lone one."""
+"""Peers that move to other addresses while calls wait, and a peer that joins a single peer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_waiting_calls_follow_moved_peers(tmp_path: Path) -> None:
             for name in "abc":
                 peers[name].kill()
             calls = [asyncio.create_task(client.lookup("index", "key")) for _ in range(3)]
-            # One of them stays where it was: it tells where the others are now.
+            # One peer keeps its address and reports the new addresses of the others.
             for name in "bc":
                 peers[name].move()
             for name in "abc":

@@ -1,4 +1,4 @@
-"""Real peers whose disks are put back to an old copy: they neither vote nor answer."""
+"""Real peers with an old copy of their disk: they neither vote nor answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def put_back(peer: Peer, copy: Path) -> None:
 
 
 def with_old_copy(peers: Peers, tmp_path: Path) -> Path:
-    """Return a copy of the disk of ``a`` from before all keys were deleted."""
+    """Return a copy of the disk of ``a``, made before all keys were deleted."""
     client = peers.client(timeout=10.0)
     client.batch_put("i", dict.fromkeys(KEYS, 1), write="all")
     peers["a"].stop()

@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "operations.md"
 
 
 def commands() -> str:
-    """Return what the page says to type, on ports that are free here."""
+    """Return the commands of the page with free ports."""
     typed = "\n".join(
         re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     )
@@ -31,7 +31,7 @@ def commands() -> str:
 
 @pytest.mark.timeout(300)
 def test_commands_of_operations_page_run(tmp_path: Path) -> None:
-    # Job control, as in the shell of a reader: a job keeps its number. The end takes all with it.
+    # Job control, as in an interactive shell: a job keeps its number. The end stops all jobs.
     script = f"set -eumx\ntrap 'kill -9 $(jobs -p)' EXIT\n{commands()}"
     search = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A peer that cannot start says why in one line on stderr, and with the right exit code."""
+"""A peer that cannot start prints the reason in one line on stderr, with the right exit code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 def refusal(
     data: Path, membership: Path, *options: str, port: int | None = None, before: str = ""
 ) -> tuple[int, str]:
-    """Start a peer that must not start; returns its exit code and the one line it said."""
+    """Start a peer that must fail; return its exit code and its error line."""
     command = [DSTASH_PEER, str(data), "127.0.0.1", str(port or free_port())]
     command += ["--local-dir", str(membership), "--log-level", "error", *options]
     if before:
@@ -115,7 +115,7 @@ def test_read_only_disk_is_refused(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     data, membership = tmp_path / "data", tmp_path / "membership"
     alone = "exec unshare -m sh -c 'mount --bind -o ro {0} {0} && mount -o remount,bind,ro {0}"
-    # The shell that mounts runs what is left of the command.
+    # The shell that mounts executes the rest of the command.
     before = alone.format(data) + ' && exec "$@"\' sh "$@" && true'
     code, said = refusal(data, membership, before=before)
     assert code == 1

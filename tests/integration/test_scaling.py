@@ -1,8 +1,8 @@
-"""Growing, shrinking, replacing and restarting real peers while clients are at work.
+"""Adding, removing, replacing and restarting real peers under load.
 
-What is asked of every run: no call fails, every acked write is there, what was deleted stays
-deleted, and all replicas are equal in the end. ``SOAK=10`` (``make soak``) makes every run
-ten times in a row, on Consul too, with 2,000 operations a second at the same time.
+In every run no call fails, every acked write is readable, deleted keys stay deleted, and all
+replicas are equal at the end. ``SOAK=10`` (``make soak``) makes every run ten times in a row, on
+Consul too, with 2,000 operations a second at the same time.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tests.harness.replicas import wait_until_cleaned_up, wait_until_equal
 from tests.harness.waiting import stays_true, wait_for_rest, wait_until
 
 SOAK = int(os.environ.get("SOAK", "1"))
-#: Enough to be stopped in the middle at a low rate.
+#: Enough data to interrupt a topology change at a low rate.
 RECORDS = 3000
 SLOW = 60_000
 
 pytestmark = pytest.mark.timeout(300 * SOAK)
 
 
-#: Operations a second, at least, where nothing else is to be done on the machine.
+#: The lowest number of operations a second on an idle machine.
 STEADY = 2000
 
 
@@ -50,24 +50,24 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Peers]:
 
 @pytest.fixture
 def peers(empty: Peers) -> Peers:
-    """Three peers, each in a zone of its own."""
+    """Three peers, each in its own zone."""
     empty.form("p1", "p2", "p3")
     return empty
 
 
 def fill(client: Client) -> None:
-    """Store what is to be moved."""
+    """Store the data that will move."""
     client.batch_put("data", {f"k{n}": "v" * 100 for n in range(RECORDS)}).raise_for_failures()
 
 
 def check_data(client: Client) -> None:
-    """Look at every record, on every replica."""
+    """Read every record from every replica."""
     keys = [f"k{n}" for n in range(RECORDS)]
     assert len(client.batch_lookup("data", keys, read="all", timeout=60)) == RECORDS
 
 
 def check(cluster: Peers, client: Client, load: Load) -> None:
-    """Hold what a load saw, and what the peers have, to the invariants."""
+    """Check the results of a load and the data of the peers against the invariants."""
     load.check(client)
     check_data(client)
     wait_until_equal(cluster, client)
@@ -75,26 +75,26 @@ def check(cluster: Peers, client: Client, load: Load) -> None:
 
 
 def candidate(cluster: Peers, client: Client, name: str) -> Peer:
-    """Start a peer that waits to be added, and wait until it does."""
+    """Start a candidate, and wait until it waits to be added."""
     cluster.start(name, "--join", "manual")
     wait_for_candidate(cluster, client, name)
     return cluster[name]
 
 
 def wait_for_candidate(cluster: Peers, client: Client, name: str) -> None:
-    """Start a peer if it is not running, and wait until it can be added."""
+    """Start a peer unless it runs, and wait until it can be added."""
     peer = cluster[name]
     if not peer.runs():
         peer.start()
-    # The others may still take the process that was killed for alive: it has to say so itself.
+    # The others may still consider the killed process alive, so the peer itself is asked.
     waits = "not a member"
     wait_until(lambda: waits in str(peer.page("/readyz").get("why")), PATIENCE, f"{name} waits")
     wait_until(lambda: name in client.status()["candidates"], PATIENCE, f"{name} is seen")
 
 
 def begin(cluster: Peers, client: Client, action: str, *names: str) -> None:
-    """Begin a change so slow that it can be met in the middle."""
-    wait_until_cleaned_up(cluster, client)  # else what moved lately need not move back
+    """Start a change that is slow enough for faults during it."""
+    wait_until_cleaned_up(cluster, client)  # otherwise recently moved data need not move back
     client.admin.request(action, names, rate=SLOW)
     gaining = [
         target.id
@@ -114,8 +114,8 @@ def begin(cluster: Peers, client: Client, action: str, *names: str) -> None:
 
 
 def hurry(cluster: Peers, client: Client) -> None:
-    """Let the change run to its end."""
-    with contextlib.suppress(ChangeConflict):  # it has ended already
+    """Let the change complete."""
+    with contextlib.suppress(ChangeConflict):  # it has already ended
         client.admin.rate(0)
     cluster.settle(client)
 
@@ -142,7 +142,7 @@ def test_cluster_scales_to_five_and_back_and_replaces_a_peer(peers: Peers) -> No
     with Load(peers.client()) as load:
         scale(peers, client)
     check(peers, client, load)
-    peers["p1"].start()  # it was removed: it comes back without what it held
+    peers["p1"].start()  # it was removed, so it returns without its data
     peers["p1"].wait_ready()
     peers.settle(client)
     (aside,) = peers["p1"].data.glob("set-aside-*")
@@ -160,7 +160,7 @@ def test_cluster_scales_on_consul(tmp_path: Path, consul_agent: ConsulAgent) -> 
             with Load(cluster.client()) as load:
                 scale(cluster, client)
             check(cluster, client, load)
-            if SOAK > 1:  # back to where it began
+            if SOAK > 1:  # back to the first placement
                 candidate(cluster, client, "p1")
                 client.admin.replace("p6", "p1")
                 cluster["p6"].wait_end()
@@ -182,7 +182,7 @@ def test_topology_change_survives_killed_peers(peers: Peers) -> None:
 
 
 def joiner_dies_and_comes_back(cluster: Peers, client: Client) -> None:
-    """Kill a joiner in the middle: it goes on when it is back."""
+    """Kill a joining peer: it continues after its restart."""
     begin(cluster, client, "add", "p4")
     cluster["p4"].kill()
     cluster["p4"].start()
@@ -191,7 +191,7 @@ def joiner_dies_and_comes_back(cluster: Peers, client: Client) -> None:
 
 
 def source_dies_and_comes_back(cluster: Peers, client: Client) -> None:
-    """Kill one of those the data comes from, and who may conduct, while another leaves."""
+    """Kill a source of the data, which may be the coordinator, while another peer leaves."""
     begin(cluster, client, "remove", "p4")
     cluster["p1"].kill()
     cluster["p1"].start()
@@ -201,7 +201,7 @@ def source_dies_and_comes_back(cluster: Peers, client: Client) -> None:
 
 
 def joiner_stays_dead_and_is_cancelled(cluster: Peers, client: Client) -> None:
-    """Kill a joiner, and go back to the placement from before."""
+    """Kill a joining peer and cancel the change."""
     wait_for_candidate(cluster, client, "p4")
     begin(cluster, client, "add", "p4")
     cluster["p4"].kill()
@@ -211,7 +211,7 @@ def joiner_stays_dead_and_is_cancelled(cluster: Peers, client: Client) -> None:
 
 
 def leaver_dies(cluster: Peers, client: Client) -> None:
-    """Kill a peer that leaves: the others have what it held. It comes back empty."""
+    """Kill a leaving peer: the others have its data. It returns empty."""
     wait_for_candidate(cluster, client, "p4")
     client.admin.add(["p4"])
     cluster.settle(client)
@@ -223,7 +223,7 @@ def leaver_dies(cluster: Peers, client: Client) -> None:
 
 
 def conductor_dies(cluster: Peers, client: Client) -> None:
-    """Kill the peer that looks after the end of a change, at its end."""
+    """Kill the coordinator at the end of a change."""
     client.admin.add(["p4"])
     cluster.settle(client)
     begin(cluster, client, "remove", "p4")
@@ -251,7 +251,7 @@ def test_pause_stops_streaming_and_cancel_reverts(peers: Peers) -> None:
 
     epoch = client.topology().epoch
     wait_until(lambda: joiner.page("/status")["epoch"] >= epoch, PATIENCE, "it pauses")
-    assert joiner.page("/status")["maintenance"]["streaming"] > 0  # what it has still to do
+    assert joiner.page("/status")["maintenance"]["streaming"] > 0  # the remaining work
     before = wait_for_rest(held, 1, PATIENCE, "requests in flight have arrived")
     stays_true(lambda: held() == before, 1.5 * SOAK, "nothing moves")
     client.admin.resume()
@@ -277,11 +277,11 @@ def test_zone_loss_and_rolling_restart_lose_no_write(empty: Peers) -> None:
     check(empty, client, load)
     for peer in empty.all.values():
         restart(peer, peer.move)
-    check_data(idle)  # it slept through all of it, and every address is another one now
+    check_data(idle)  # it was frozen throughout, and all addresses have changed
 
 
 def lose_zone(cluster: Peers, load: Load) -> None:
-    """Kill a whole zone, wait until much was read and written without it, and bring it back."""
+    """Kill a whole zone, wait for many calls without it, and restart it."""
     for name in ("p3", "p4"):
         cluster[name].kill()
     before = load.operations
@@ -318,7 +318,7 @@ def test_topology_change_moves_no_more_than_needed(peers: Peers) -> None:
     client.admin.remove(["p4"])
     assert peers["p4"].wait_end() == 0
     peers.settle(client)
-    assert sum(moved().values()) <= held  # less where it had not been cleared away yet
+    assert sum(moved().values()) <= held  # less if it had not been cleaned up yet
 
 
 def test_failed_members_are_forgotten_and_rejoin_empty(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Scans, counts and exports of real peers, one of which missed writes."""
+"""Scans, counts and exports of real peers, of which one missed writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DSTASH = str(Path(sys.executable).parent / "dstash")
 
 @pytest.fixture
 def slow_to_heal(tmp_path: Path) -> Iterator[Peers]:
-    """Three peers that keep no hints, and need hours to repair what one of them missed."""
+    """Three peers without hints that need hours to repair missed writes."""
     with Peers.local(tmp_path) as peers:
         peers.environ = {"DSTASH_HINT_LIMIT": "0", "DSTASH_REPAIR_RATE": "1000"}
         peers.form("a", "b", "c")
@@ -30,7 +30,7 @@ def slow_to_heal(tmp_path: Path) -> Iterator[Peers]:
 
 
 def dstash(peers: Peers, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command; where it can choose, it asks peer ``c`` first."""
+    """Run a command, which prefers peer ``c``."""
     addresses = ",".join(peer.address for peer in peers.all.values())
     return subprocess.run(
         [DSTASH, "--peers", addresses, *arguments],

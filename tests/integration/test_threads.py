@@ -23,14 +23,14 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def broken(peer: Peer, fault: str) -> Peer:
-    """Give a peer that is not started yet a fault, which begins with SIGUSR1."""
+    """Prepare a peer that is not started with a fault, which SIGUSR1 begins."""
     peer.command = [sys.executable, "-m", "tests.harness.broken_peer", fault, DSTASH_PEER]
     peer.environ["PYTHONPATH"] = str(ROOT)
     return peer
 
 
 def restart_broken(peers: Peers, name: str, fault: str) -> Peer:
-    """Restart a peer with a fault that has not begun yet."""
+    """Restart a peer with a fault that has not begun."""
     peer = peers[name]
     assert peer.stop() == 0
     broken(peer, fault).start()
@@ -39,20 +39,20 @@ def restart_broken(peers: Peers, name: str, fault: str) -> Peer:
 
 
 def repair(peer: Peer) -> None:
-    """Start a peer that has ended, without its fault."""
+    """Start a peer that has ended without its fault."""
     peer.command = [DSTASH_PEER]
     peer.start()
     peer.wait_ready()
 
 
 def events(peer: Peer) -> list[dict[str, object]]:
-    """Return what a peer logged."""
+    """Return the log of a peer."""
     lines = peer.log.read_text().splitlines()
     return [json.loads(line) for line in lines if line.startswith("{")]
 
 
 def add_member(peers: Peers, name: str) -> None:
-    """Let the cluster change."""
+    """Change the topology."""
     peers.start(name).wait_ready()
     client = peers.client()
     peers.settle(client)
@@ -62,7 +62,7 @@ def add_member(peers: Peers, name: str) -> None:
 @pytest.mark.parametrize("thread", ["membership", "committer", "http", "connections", "watchdog"])
 def test_peer_stops_with_one_line_when_a_thread_ends(own: Peers, thread: str) -> None:
     peer = restart_broken(own, "b", f"end:{thread}")
-    with Load(own.client()) as load:  # the committer meets the exception with its next commit
+    with Load(own.client()) as load:  # the committer gets the exception at its next commit
         peer.signal(signal.SIGUSR1)
         assert peer.wait_end() == 1
         wait_until(lambda: load.operations > 20 or load.errors, 60, "more calls")
@@ -82,7 +82,7 @@ def test_membership_thread_survives_a_failed_round(own: Peers) -> None:
     for page in ("/readyz", "/status"):
         wait_until(lambda: problem in str(peer.page(page)["alerts"]), 30, page)  # noqa: B023
     wait_until(lambda: problem in health(own), 30, "dstash health says so")
-    time.sleep(3)  # many iterations, each of which fails
+    time.sleep(3)  # many iterations, all of which fail
     failed = [
         event
         for event in events(peer)
@@ -95,7 +95,7 @@ def test_membership_thread_survives_a_failed_round(own: Peers) -> None:
 
 
 def health(peers: Peers) -> str:
-    """Return what ``dstash health`` says."""
+    """Return the output of ``dstash health``."""
     dstash = Path(sys.executable).parent / "dstash"
     seeds = ",".join(peer.address for peer in peers.all.values())
     done = subprocess.run([dstash, "--peers", seeds, "health"], capture_output=True, text=True)
@@ -146,15 +146,15 @@ def test_topology_that_cannot_be_stored_is_used(own: Peers) -> None:
 
 class TestUnwritableLog:
     def start(self, peers: Peers, peer: Peer, stderr: int) -> None:
-        """Start a peer with something else than a file as its stderr."""
+        """Start a peer whose stderr is not a file."""
         command = [DSTASH_PEER, str(peer.data), "127.0.0.1", str(peer.port)]
         command += ["--http-port", str(peer.http_port), "--log-level", "debug", *peer.options]
         peer.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr)
 
     def check(self, peers: Peers, peer: Peer) -> None:
-        """The peer follows a change of the cluster, and stops when it is told to."""
+        """Check that the peer follows a topology change and stops on SIGTERM."""
         add_member(peers, "d")
-        epoch = peers.client().topology().epoch  # status() may ask a peer that is behind
+        epoch = peers.client().topology().epoch  # status() may ask a peer with an older topology
         wait_until(lambda: peer.page("/status")["epoch"] >= epoch, 30, "b is on the newest epoch")
         began = time.monotonic()
         assert peer.stop() == 0

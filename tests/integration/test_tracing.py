@@ -1,4 +1,4 @@
-"""Traces from the call of a client to the commit of a peer, as a collector gets them."""
+"""Traces from the call of a client to the commit of a peer, as a collector receives them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.wire.examples import TRACE
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
-#: Spans are sent at once, so that a test need not wait for five seconds.
+#: Spans are sent at once, because the default interval is five seconds.
 SOON = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
 
 
@@ -53,7 +53,7 @@ def peers(tmp_path: Path, collector: Collector) -> Iterator[Peers]:
 
 @pytest.fixture
 def provider(collector: Collector) -> Iterator[TracerProvider]:
-    """What a program has that sends the spans of its clients."""
+    """The tracer provider of a program that exports the spans of its clients."""
     made = TracerProvider(resource=Resource({"service.name": "program"}), shutdown_on_exit=False)
     exporter = OTLPSpanExporter(endpoint=f"{collector.endpoint}/v1/traces")
     made.add_span_processor(SimpleSpanProcessor(exporter))
@@ -68,7 +68,7 @@ def peer_of(span: Seen) -> str:
 
 
 def check_put(collector: Collector, call: Seen) -> None:
-    """Check what the peers made of one put to all three of them."""
+    """Check the spans of the peers for a put to all three."""
     servers = collector.wait_for("dstash peer Put", 3)
     assert sorted(map(peer_of, servers)) == ["a", "b", "c"]
     for server in servers:
@@ -93,12 +93,12 @@ def check_put(collector: Collector, call: Seen) -> None:
 
 
 def keys_asked(collector: Collector) -> int:
-    """Return how many keys peers were asked for: for values, and for digests of them."""
+    """Return the number of keys in requests for values and for digests."""
     return sum(span.details["dstash.keys"] for span in collector.named("dstash peer Lookup"))
 
 
 def check_lookup(collector: Collector, call: Seen) -> None:
-    """Check what the peers made of one look-up of many keys at a quorum."""
+    """Check the spans of the peers for a quorum look-up of many keys."""
     kinds = ("dstash peer Lookup",)
     servers = [span for span in collector.wait_for(*kinds, 2) if span.trace == call.trace]
     assert len(servers) >= 2
@@ -182,7 +182,7 @@ def test_otel_variables_apply(
     assert "/tenant/v1/traces" in collector.asked
 
 
-# -- hostile, broken, missing
+# -- hostile input, broken and missing collectors
 
 
 MALFORMED: list[dict[Any, Any]] = [
@@ -202,14 +202,14 @@ def test_malformed_trace_is_ignored(peers: Peers, collector: Collector) -> None:
         for context in (*MALFORMED, {"traceparent": TRACE}):
             attacker.send(msgpack.packb([*msgpack.unpackb(header), context]), *frames)
             assert isinstance(attacker.next(), Values)
-    [span] = collector.wait_for("dstash peer Lookup")  # of the last, and of that alone
+    [span] = collector.wait_for("dstash peer Lookup")  # only of the last
     assert (span.trace, span.parent) == (TRACE[3:35], TRACE[36:52])
     assert peer.page("/status")["counts"].get("unhandled", 0) == 0
     assert "Traceback" not in peer.log.read_text()
 
 
 def warnings(peer: Peer) -> list[dict[str, Any]]:
-    """Return what the log of a peer says of traces."""
+    """Return the log lines of a peer about traces."""
     lines = [json.loads(line) for line in peer.log.read_text().splitlines()]
     return [line for line in lines if line["event"] == "traces get lost"]
 
@@ -240,7 +240,7 @@ def test_peer_without_collector_serves_and_logs_once(
 
 
 def refusal(folder: Path, endpoint: str, **environ: str) -> tuple[int, str]:
-    """Start a peer that must not start; returns its status, and what it says."""
+    """Start a peer that must fail; return its exit status and its error."""
     done = subprocess.run(
         [DSTASH_PEER, str(folder / "data"), "127.0.0.1", "0"],
         env=clean_environment(

@@ -1,4 +1,4 @@
-"""Clients that were never closed: they close themselves, and delay nothing."""
+"""Clients that were never closed: they free their resources and block nothing."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from dstash import AsyncClient, Client
 from tests.harness.peers import Peers
 from tests.harness.waiting import PATIENCE, wait_until
 
-#: A client that hangs holds up the collector, and so the test, for ever.
+#: A hanging client would block the garbage collector, and so the test, for ever.
 pytestmark = pytest.mark.timeout(60)
 
 
 def held() -> tuple[int, int]:
-    """Return how many files and threads this process has, those of ZeroMQ included."""
+    """Return the number of files and threads of this process, including those of ZeroMQ."""
     return len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
 
 
 def check_nothing_is_kept(use: Callable[[], None], warning: str) -> None:
-    """Expect a warning, and that nothing is left of what is opened meanwhile."""
+    """Expect a warning, and that everything opened meanwhile is closed."""
 
     def use_and_collect() -> None:
         use()
@@ -40,11 +40,11 @@ def check_nothing_is_kept(use: Callable[[], None], warning: str) -> None:
 
 
 def drop(client: Client) -> None:
-    """Forget a client that nothing else refers to."""
+    """Drop the last reference to a client."""
 
 
 def tie(client: Client) -> None:
-    """Forget a client in a circle, which is left to the garbage collector."""
+    """Drop a client in a reference cycle, which the garbage collector frees."""
     circle: list[Any] = [client]
     circle.append(circle)
 

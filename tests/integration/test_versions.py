@@ -1,4 +1,4 @@
-"""Peers and clients of two protocol versions in one cluster, and the way from one to the next."""
+"""Peers and clients of two protocol versions in one cluster, and a rolling upgrade."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def ask(peers: Peers, *words: str, tool: Sequence[str] = NEXT) -> str:
-    """Run ``dstash``, of the next version, against the cluster; returns what it printed."""
+    """Run ``dstash`` of the next version against the cluster; return its output."""
     where = [f"--peers={peer.address}" for peer in peers.all.values()]
     done = subprocess.run(
         [*tool, "dstash", *where, *words],
@@ -43,13 +43,13 @@ def restart_as(peer: Peer, command: Sequence[str]) -> None:
 
 
 def heard(peer: Peer) -> list[str]:
-    """Return which versions a peer of the next version was spoken to in, at each of its ends."""
+    """Return the versions of the requests to a peer of the next version, for each of its runs."""
     lines = peer.log.read_text().splitlines()
     return [line.removeprefix("heard versions ") for line in lines if "heard versions" in line]
 
 
 def check_nothing_was_misunderstood(peers: Peers) -> None:
-    """Look at what the peers of today refused."""
+    """Check the refusals of peers of today's version."""
     for peer in peers.all.values():
         counts = peer.page("/status")["counts"]
         wrong = {name: count for name, count in counts.items() if "Mismatch" in name}
@@ -84,5 +84,5 @@ def test_mixed_versions_and_rolling_upgrade_under_load(tmp_path: Path) -> None:
             assert peers[name].stop() == 0
             assert heard(peers[name]) == [
                 "[1, 2, 3]"
-            ]  # a connection begins in one, and peers of today speak two
+            ]  # a connection starts with version 1, and today's peers support version 2
         assert heard(peers["p3"])[0] in ("[1, 2]", "[1, 2, 3]")

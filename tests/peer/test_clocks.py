@@ -1,4 +1,4 @@
-"""Peers with a wrong clock: what they accept and promise, and what they say about themselves."""
+"""Peers with a wrong clock: accepted stamps, promises, and reports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOUR = 3_600_000
 
 
 def joined_with(**offsets: int) -> Joined:
-    """Return three peers whose clocks are ahead by so much, and which have read each other's."""
+    """Return three peers with these clock offsets, which have read each other's clocks."""
     joined = Joined(pace=Pace(10**9, 10**9, 0))
     joined.offsets = offsets
     pass_time(joined)
@@ -31,14 +31,14 @@ def joined_with(**offsets: int) -> Joined:
 
 
 def pass_time(joined: Joined, milliseconds: int = 4000) -> None:
-    """Let time pass as peers see it, a second at a time."""
+    """Advance the time of the peers, a second at a time."""
     for _ in range(milliseconds // 1000):
         joined.now += 1000
         joined.settle()
 
 
 def ask(joined: Joined, peer: str, message: Message) -> Message:
-    """Return what a peer answers to a message."""
+    """Return the answer of a peer to a message."""
     envelope = Envelope(7, joined.topology.epoch, 0, message)
     core = joined.peers[peer]
     replies = core.receive(b"x", encode(envelope), joined.time_at(peer))
@@ -53,7 +53,7 @@ def ask(joined: Joined, peer: str, message: Message) -> Message:
 
 
 def put_at(joined: Joined, peer: str, moment: int) -> Message:
-    """Put a key with a version of that moment at one peer."""
+    """Put a key on one peer with a version of this time."""
     blobs = Frame(codec.pack_blobs([b"\x01"]))
     keys = Frame(codec.pack_blobs([b"k"]))
     return ask(joined, peer, Put("i", pack(stamp_at(moment), b"abcd"), 0, keys, blobs))
@@ -136,7 +136,7 @@ def test_replies_carry_the_peers_own_clock() -> None:
 
 
 class TestPromises:
-    """Nothing is promised for a time that a majority does not confirm, and nothing is forgotten."""
+    """Promises are made only for a present that a majority confirms, and are durable."""
 
     def test_fast_peer_makes_no_promise_for_its_own_time(self) -> None:
         joined = joined_with(a=HOUR)
@@ -176,7 +176,7 @@ class TestPromises:
         started = joined.now
         joined.settle()
         pass_time(joined, 1000)
-        # What it promised before is not known, but it was not later than now.
+        # Its earlier promises are unknown, but none was later than now.
         assert isinstance(error_of(put_at(joined, "a", started)), BelowFloor)
         assert put_at(joined, "a", started + 1000) == Stored([])
 
@@ -208,7 +208,7 @@ class TestPromises:
 
 
 class TestAfterWrongClocksOfMajority:
-    """What a majority holds is the present."""
+    """The stamp that a majority holds is the present."""
 
     @pytest.mark.parametrize("fast", ["ab", "abc"])
     @pytest.mark.parametrize("ahead", [HOUR, 10 * 365 * 24 * HOUR])
@@ -248,7 +248,7 @@ class TestAfterWrongClocksOfMajority:
 
 
 class Slow(Joined):
-    """Messages of clients take a while to be read, and horizons pass meanwhile."""
+    """Peers that read client messages late, while horizons advance."""
 
     delay = 250
 
@@ -260,7 +260,7 @@ class Slow(Joined):
 
 
 class TestShortGrace:
-    """Writes end although horizons follow more closely than writes take."""
+    """Writes succeed although the grace is shorter than their duration."""
 
     @pytest.mark.parametrize("lag", [0, 100, 500])
     def test_write_slower_than_the_grace_succeeds(self, lag: int) -> None:

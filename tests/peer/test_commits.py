@@ -1,4 +1,4 @@
-"""What a peer refuses of what it is sent, whatever the sender let pass."""
+"""The checks of a peer in a commit, independent of the sender's checks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RULES = Rules(NOW, NOW, 500, 0, {}, [0] * PARTITIONS, EVERYTHING, has_room=True)
 
 
 def reply_to(put: Put) -> object:
-    """Return what a peer answers to a put."""
+    """Return the answer of a peer to a put."""
     write = WaitingWrite(Ticket(b"client", 1), put, SPACE, 10)
     commit = Commit([write], RULES)
     commit.run(TwinStore())
@@ -57,7 +57,7 @@ def test_put_with_expiry_beyond_a_century_is_refused(expiry: int, refused: bool)
 
 @st.composite
 def records(draw: st.DrawFn) -> tuple[bytes, bytes]:
-    """Return a record that another peer may send: a good one, or one of each kind of bad ones."""
+    """Return a record that another peer may send: a valid record, or any kind of invalid record."""
     key = draw(st.sampled_from([b"a", b"b", b"c"]))
     stamps = st.sampled_from([NOW - 9000, NOW, NOW + 400, NOW + 600]).map(stamp_at)
     touched = draw(st.just(0) | stamps)
@@ -69,7 +69,7 @@ def records(draw: st.DrawFn) -> tuple[bytes, bytes]:
 
 
 def push(some: Sequence[tuple[bytes, bytes]]) -> WaitingWrite:
-    """Return what brings records from another peer."""
+    """Return a write of records from another peer."""
     keys, content = [key for key, _ in some], [record for _, record in some]
     message = Push(Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(content)))
     return WaitingWrite(Ticket(b"peer", 1), message, None, 10)
@@ -161,7 +161,7 @@ class Scarce(TwinStore):
         self._takes_records = takes_records
 
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
-        """Refuse what has no room."""
+        """Refuse records without room."""
         flags = [record[VERSION_END] for write in writes for _, record in write.entries]
         has_records = not all(flag & RecordFlag.TOMBSTONE for flag in flags)
         may_spend = all(write.may_spend_reserve for write in writes)
@@ -171,7 +171,7 @@ class Scarce(TwinStore):
 
 
 def one_of_each() -> list[WaitingWrite]:
-    """Return a put, a delete, and a push of a record and a tombstone, that wait together."""
+    """Return waiting writes: a put, a delete, and a push of a record and a tombstone."""
     version = pack(stamp_at(NOW), b"test")
     keys, payloads = Frame(codec.pack_blobs([b"k"])), Frame(codec.pack_blobs([b"\x01"]))
     record = seal(SPACE, [b"l"], head(version), [b"\x01"])

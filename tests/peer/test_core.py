@@ -1,4 +1,4 @@
-"""The peer's core: what it answers, what it refuses, what it drops; and that nothing breaks it."""
+"""The core of a peer: replies, refusals, dropped messages and limits."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def topology(
 
 
 class Peer:
-    """A core that is driven as its shell does."""
+    """A core that is driven like in the server."""
 
     def __init__(self, view: Topology | None = None, **settings: Any) -> None:
         self.store = TwinStore()
@@ -466,7 +466,7 @@ class TestRefusals:
 
 
 class TestBounds:
-    """What one message may cost, and what may wait for an answer."""
+    """Limits of the cost of a message, and of waiting requests."""
 
     def test_page_counts_large_records_as_several(self, peer: Peer) -> None:
         large = b"\xc6" + (4 * 2**20).to_bytes(4, "big") + bytes(4 * 2**20)

@@ -1,4 +1,4 @@
-"""Whether a store may vote: old copies of disks, and starts where other members are away."""
+"""Freshness: whether a store may vote after old copies and starts without other members."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LIVE = Pace(compare_ms=10**9, gc_interval_ms=10**9, gc_grace_ms=0)
 
 
 class Restarted(Joined):
-    """Peers that end and start again, on the disk they had or on a copy of it."""
+    """Peers that restart on their disk or on a copy of it."""
 
     def __init__(self, names: str = "abc", replicas: int = 3) -> None:
         self.ended: set[str] = set()
@@ -55,7 +55,7 @@ class Restarted(Joined):
             self.look(name)
 
     def look(self, name: str) -> None:
-        """Let a peer see the topology, and who is alive."""
+        """Let a peer read the topology and the live members."""
         if name not in self.ended:
             alive = frozenset(self.peers.keys() - self.ended)
             self.peers[name].install(View(self.topology, alive), self.now)
@@ -67,7 +67,7 @@ class Restarted(Joined):
             self.make_proposals()
 
     def make_proposals(self) -> None:
-        """Carry out what peers propose, as their membership agents do."""
+        """Apply the proposals of peers, as their membership agents do."""
         for name in self.peers.keys() - self.ended:
             for propose in self.peers[name].take_proposals():
                 step = propose(self.topology)
@@ -87,7 +87,7 @@ class Restarted(Joined):
 
 
 def with_old_copy(joined: Restarted) -> Any:
-    """Return a copy of the disk of ``a``; what follows it was acked by ``a`` and ``b`` alone."""
+    """Return a copy of the disk of ``a``; later writes were acked only by ``a`` and ``b``."""
     joined.put({"k": 1})
     joined.pass_time(3)
     copy = deepcopy(joined.stores["a"])
@@ -128,7 +128,7 @@ def test_old_copy_waits_for_silent_members(joined: Restarted) -> None:
     assert isinstance(answer.error(), NotReady)
     joined.mute = set()
     joined.pass_time(20)
-    assert joined.synced() == "abc"  # lost, and filled again
+    assert joined.synced() == "abc"  # lost, and streamed again
     assert joined.record("a", "k") == joined.record("b", "k")
 
 
@@ -173,11 +173,11 @@ def test_later_evidence_of_rollback_ends_the_vote(joined: Restarted) -> None:
     joined.stores["a"] = copy
     joined.start("a", "b")
     joined.pass_time(3)
-    assert joined.votes("a")  # all that b knows is older: nothing tells that a is
+    assert joined.votes("a")  # the knowledge of b is older: it does not reveal the rollback
     joined.put({"other": 1})
     joined.pass_time(3)
     joined.end("a")
-    joined.start("a")  # neither newer writes nor a restart hide what it has lost
+    joined.start("a")  # neither newer writes nor a restart hide the rollback
     joined.pass_time(3)
     joined.start("c")
     joined.pass_time(1)
@@ -278,7 +278,7 @@ def test_idle_peers_exchange_few_seen_requests(joined: Restarted) -> None:
 
 
 def test_seen_messages_of_earlier_versions_are_understood(joined: Restarted) -> None:
-    """They know one stamp of a peer, whatever its store and its life."""
+    """They know one stamp of a peer, regardless of its store and life."""
     copy = with_old_copy(joined)
     newest = joined.stores["a"].high_water
     asked = Envelope(1, joined.topology.epoch, 0, SeenRequest("a", newest))
@@ -340,10 +340,10 @@ def test_accept_loss_of_all_old_copies_resumes_service(joined: Restarted) -> Non
 
 
 class TestHeardTopology:
-    """A later topology that another member goes by; see ``MembershipAgent.hear``."""
+    """A later topology of another member; see ``MembershipAgent.hear``."""
 
     def hear(self, joined: Restarted, topology: Topology, *, trusts: str = "") -> Topology | None:
-        """Let ``a`` start at the present epoch while the others go by ``topology``."""
+        """Start ``a`` with the present epoch while the others use ``topology``."""
         joined.end("a")
         joined.install(topology, "b", "c")
         joined.ended.discard("a")
@@ -400,14 +400,14 @@ class TestHeardTopology:
 
 
 class TestClaims:
-    """What clients saw of a store."""
+    """Claims of clients about a store."""
 
     def claim(self, joined: Restarted, name: str, seen: list[list[Any]]) -> Any:
         frames = encode(Envelope(1, 0, 0, Hello(seen=seen)))
         return decode(joined.peers[name].receive(b"client", frames, joined.now)[0].frames).message
 
     def seen_of(self, joined: Restarted, name: str) -> list[list[Any]]:
-        """Return what a client sees that is connected now."""
+        """Return the sighting of a client that connects now."""
         answer = self.claim(joined, name, [])
         assert isinstance(answer, Welcome)
         return [answer.store]
@@ -417,7 +417,7 @@ class TestClaims:
         return joined.peers[name].health.status()["alerts"] == [SUSPECTED]
 
     def all_old(self, joined: Restarted) -> dict[str, list[list[Any]]]:
-        """Replace all disks by old copies; returns what a client saw before."""
+        """Replace all disks by old copies; return the earlier sightings of a client."""
         joined.put({"k": 1})
         joined.pass_time(3)
         copies = {name: deepcopy(store) for name, store in joined.stores.items()}
@@ -485,7 +485,7 @@ class TestClaims:
         joined.start("a", "b", "c")
         joined.pass_time(6)
         assert joined.votes("a")
-        for life in remembered:  # as from a member that was away
+        for life in remembered:  # as if from a member that was down
             joined.peers["c"].local_partitions.memory.note("store-a", life)
         before = joined.peers["c"].meters.kinds()["SeenRequest"]
         joined.settle()
@@ -513,7 +513,7 @@ class TestClaims:
         "made_up",
         [
             ["store-b", 3, 1, 2**63],  # another store
-            ["store-a", 2**64 - 1, 1, 1],  # a life that cannot be: the number would run over
+            ["store-a", 2**64 - 1, 1, 1],  # an impossible life: its number would overflow
         ],
     )
     def test_claim_about_another_store_is_ignored(

@@ -1,4 +1,4 @@
-"""Maintenance of a peer, and when it must wait: cores joined in memory."""
+"""Maintenance of a peer, with cores joined in memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.harness.joined import START, Joined
 
 
 class Tight(TwinStore):
-    """A store whose disk has only so much room."""
+    """A store whose disk has a limited size."""
 
     free = 1 << 40
 
@@ -38,12 +38,12 @@ class Tight(TwinStore):
 
 
 def live(horizon_ms: int = 0) -> Pace:
-    """Return a pace at which nothing but hints is due."""
+    """Return a pace at which only hints are due."""
     return Pace(compare_ms=10**9, gc_interval_ms=10**9, gc_grace_ms=horizon_ms)
 
 
 def missed_by_c(joined: Joined) -> None:
-    """Store a key that ``c`` misses, and tell ``a`` so."""
+    """Store a key that ``c`` misses, with a hint on ``a``."""
     joined.down = {"c"}
     joined.put({"k": 1})
     joined.down = set()
@@ -62,7 +62,7 @@ def test_refused_hint_is_kept_and_replayed_after_a_pause() -> None:
     joined.settle()
     assert joined.record("c", "k") is None
     assert keeps_hints(joined) == 1
-    joined.peers["c"].local_partitions.promises(joined.now + 60_000)  # the promise is over
+    joined.peers["c"].local_partitions.promises(joined.now + 60_000)  # the promise has ended
     joined.settle()
     assert joined.record("c", "k") is None, "it is left alone for a second"
     joined.now += 1500
@@ -128,7 +128,7 @@ def test_hints_for_a_removed_peer_are_dropped() -> None:
 
 
 def pass_time(joined: Joined) -> None:
-    """Let some rounds of comparison come and go."""
+    """Run some rounds of comparison."""
     for _ in range(6):
         joined.now += 2500
         for _ in range(20):
@@ -179,7 +179,7 @@ def test_horizon_known_to_one_replica_reaches_the_others() -> None:
     joined.put({"k": 1})
     joined.delete("k")
     partition = partition_of(b"k")
-    first = View(joined.topology).readers[partition][0]  # without tombstones it asks for nothing
+    first = View(joined.topology).readers[partition][0]  # without tombstones it starts no agreement
     joined.now += 3000
     told = joined.peers[first].local_partitions
     told.advance([partition], stamp_at(joined.now - 2000))
@@ -208,7 +208,7 @@ def test_restart_with_earlier_clock_refuses_writes_below_horizon() -> None:
 
 
 def asked_by(joined: Joined, name: str) -> list[set[int]]:
-    """Return the partitions of each question for digests that a peer asks from now on."""
+    """Return a list that collects the partitions of each request for digests by a peer."""
     core, asked = joined.peers[name], []
     tick = core.tick
 
@@ -286,8 +286,8 @@ def test_cancelled_streaming_does_not_resume() -> None:
 
 
 def compare_once(joined: Joined) -> None:
-    """Let one round of comparison run to its end."""
-    joined.now += 2600  # nothing changed for a while, and one round is due
+    """Run one round of comparison."""
+    joined.now += 2600  # no recent change, and one round is due
     for _ in range(400):
         joined.settle()
         joined.now += 1
@@ -327,7 +327,7 @@ def test_corrupt_records_beyond_the_tracked_number_are_repaired(
     for name in names:
         joined.corruption("c", name)
     local_partitions = joined.peers["c"].local_partitions
-    joined.down = {"a", "b"}  # so nothing is repaired while all is found
+    joined.down = {"a", "b"}  # so no record is repaired until all are found
     joined.peers["c"].maintenance.repair()
     for _ in range(200):
         joined.settle()

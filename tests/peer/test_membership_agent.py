@@ -1,4 +1,4 @@
-"""Who is given up, and when: by those who saw it dead all the time, and see the others well."""
+"""The membership agent: members that it forgets, heard topologies, and failed rounds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AFTER = 600.0
 
 
 class Cluster:
-    """Five peers that have joined. The first one looks when it is told to, by a clock of ours."""
+    """Five joined peers. The first reads the membership on request, by a clock of the test."""
 
     def __init__(self, folder: Path, names: str = "abcde") -> None:
         self.now = 1000.0
@@ -51,7 +51,7 @@ class Cluster:
         )
 
     def wait(self, seconds: float, *, watching: bool = True) -> None:
-        """Let time pass; the first peer looks every two seconds."""
+        """Let time pass; the first peer reads the membership every two seconds."""
         end = self.now + seconds
         while watching and self.now < end - 2:
             self.now += 2
@@ -65,7 +65,7 @@ class Cluster:
         return [member.id for member in topology.members if member.state is State.LEAVING]
 
     def edit(self, change: Callable[..., object]) -> None:
-        """Change the topology as some other peer does."""
+        """Change the topology as another peer does."""
         stored = self.members["a"].read()
         assert self.members["a"].compare_and_set(change(stored.topology), stored.token)  # type: ignore[arg-type]
 
@@ -79,7 +79,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 class TestHeardTopology:
-    """What a peer goes by that cannot reach the membership, and hears of a later topology."""
+    """A peer that cannot reach the membership, and hears of a later topology."""
 
     def later(self, cluster: Cluster, **changes: Any) -> Topology:
         topology = cluster.members["a"].read().topology
@@ -118,7 +118,7 @@ class TestHeardTopology:
         stored = cluster.members["a"].read().topology
         self.turn(agent, monkeypatch, away=False)
         assert agent._view is not None
-        # Nothing was restored from what another peer has said.
+        # The heard topology was not stored in the membership.
         assert agent._view.topology == cluster.members["a"].read().topology == stored
         assert last_known(cluster.stores["a"]) == stored
 
@@ -180,7 +180,7 @@ def test_no_member_is_forgotten_when_more_than_a_third_are_down(cluster: Cluster
 def test_unobserved_time_does_not_count_as_down_time(cluster: Cluster) -> None:
     cluster.members["e"].resign()
     cluster.wait(20)
-    cluster.wait(2 * AFTER, watching=False)  # the membership was out of reach
+    cluster.wait(2 * AFTER, watching=False)  # the membership was unreachable
     assert cluster.leaving() == []
     cluster.wait(AFTER + 5)
     assert cluster.leaving() == ["e"]
@@ -193,7 +193,7 @@ def test_peer_removed_during_start_does_not_rejoin_with_its_data(
     cluster.edit(lambda topology: topology.without(["e"]).next())
     with pytest.raises(ChangeConflict, match="gone on without this peer"):
         cluster.agent("e").join()
-    cluster.stores["e"] = TwinStore("another")  # what it held was set aside
+    cluster.stores["e"] = TwinStore("another")  # its data was set aside
     view = cluster.agent("e").join()
     assert view is not None
     assert "e" in view.members

@@ -1,4 +1,4 @@
-"""Protocol versions: what a peer says it speaks, and under which version it speaks to others."""
+"""Protocol versions: those that a peer reports, and those that it uses with other peers."""
 
 from __future__ import annotations
 

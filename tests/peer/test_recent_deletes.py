@@ -1,4 +1,4 @@
-"""A delete that is sent again gets the same answer, within bounds."""
+"""Repeated deletes get the same answer, within limits."""
 
 from __future__ import annotations
 

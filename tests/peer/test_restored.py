@@ -1,4 +1,4 @@
-"""A topology that the membership lost: restored by the peers, and by a majority of them only."""
+"""A lost topology is restored by peers, and only by a majority of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dstash.wire.messages import AdminRequest, Error
 
 
 class Process:
-    """One peer as its membership agent sees it, between two starts."""
+    """A peer with its membership agent, between two starts."""
 
     def __init__(self, name: str, store: TwinStore, folder: Path, min_peers: int) -> None:
         self.name = name
@@ -78,7 +78,7 @@ class Machines:
         return found
 
     def edit(self, change: Callable[[Topology], Topology]) -> None:
-        """Change the topology as some other peer does."""
+        """Change the topology as another peer does."""
         membership = self.running[0].membership
         stored = membership.read()
         assert stored.topology is not None
@@ -139,7 +139,7 @@ def test_running_peers_restore_lost_topology(machines: Machines) -> None:
 def test_newer_copy_replaces_topology_restored_first(machines: Machines) -> None:
     formed(machines)
     machines.running[0].membership.close()
-    del machines.running[0]  # a knows nothing of what follows
+    del machines.running[0]  # a does not learn of the following changes
     machines.edit(lambda topology: replace(topology, min_peers=2))
     machines.look()
     machines.stop_all()

@@ -1,4 +1,4 @@
-"""Pages of scans: the digests in them, their bounds, and damaged records."""
+"""Pages of scans: digests, limits and corrupt records."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def entries(page: Page) -> dict[int, tuple[int, int]]:
 
 
 def expected(peer: Peer, *without: bytes) -> dict[int, tuple[int, int]]:
-    """Work the digests out from the records, as docs/protocol.md says."""
+    """Compute the digests from the records as docs/protocol.md specifies."""
     sums: dict[int, tuple[int, int]] = {}
     for storage_key, record in peer.store.records.items():
         partition, _, key = split_storage_key(storage_key)

@@ -1,4 +1,4 @@
-"""The loop around the core."""
+"""The server: the event loop around the core."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def server() -> Iterator[tuple[PeerCore, Link]]:
 
 
 def answer(link: Link, envelope: Envelope) -> Envelope:
-    """Send a request and return what comes back to it."""
+    """Send a request and return the reply."""
     poller = Poller()
     poller.watch(link.socket, link.monitor)
     assert link.send(encode(envelope))

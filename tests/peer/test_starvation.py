@@ -1,4 +1,4 @@
-"""Comparison and collection at the same time: neither keeps the other out for good."""
+"""Comparison and tombstone GC at the same time: neither starves the other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.harness.joined import START, Joined
 STEP_MS = 250
 SECOND = 1000
 
-#: A name for what happens at every step.
+#: Called at every step.
 Step = Callable[[], object]
 
 
@@ -26,7 +26,7 @@ def pass_time(joined: Joined, milliseconds: int, step: Step = lambda: None) -> N
 
 
 def lose(joined: Joined, peer: str, *keys: str) -> None:
-    """Make a peer miss keys without a trace."""
+    """Make a peer miss keys without a hint."""
     joined.forget(peer, *keys)
     joined.peers[peer].local_partitions.changed(
         {partition_of(key.encode()) for key in keys}, joined.now
@@ -36,7 +36,7 @@ def lose(joined: Joined, peer: str, *keys: str) -> None:
 
 
 def time_until_equal(joined: Joined, key: str, step: Step = lambda: None) -> int:
-    """Return how long (milliseconds) replicas differ in a key; two minutes at most."""
+    """Return for how long (milliseconds) replicas differ in a key, at most two minutes."""
     began = joined.now
     while len({joined.record(peer, key) for peer in "abc"}) > 1:
         if joined.now - began > 120 * SECOND:
@@ -56,7 +56,7 @@ def names(first: bytes, count: int) -> list[str]:
 def test_replicas_converge_when_gc_is_as_frequent_as_comparison(interval: int) -> None:
     joined = Joined(pace=Pace(interval * SECOND, interval * SECOND, SECOND))
     keys = [f"k{number}" for number in range(6)]
-    # In each partition there is always something to collect.
+    # Every partition always has a tombstone to collect.
     deleted = [names(key.encode(), 2)[1] for key in keys]
     joined.delete(*deleted, level="all")
     pass_time(joined, 3 * interval * SECOND)
@@ -126,7 +126,7 @@ class TestDifferingPartitions:
         pass_time(joined, 20 * SECOND)
         lose(joined, "c", "k")
         partition = partition_of(b"k")
-        for core in joined.peers.values():  # nothing older may come in, and none can say why
+        for core in joined.peers.values():  # no older record is accepted
             core.local_partitions.advance([partition], 1 << 63)
         pass_time(joined, 45 * SECOND)
         begun = {name: self.describe(joined, name) for name in "abc"}

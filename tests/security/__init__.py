@@ -1,1 +1,1 @@
-"""Hostile clients against real peers, and keys."""
+"""Tests of security: hostile clients, keys, and roles."""

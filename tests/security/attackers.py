@@ -1,4 +1,4 @@
-"""Clients that do what no honest client does."""
+"""Hostile clients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dstash.wire.shapes import Message
 #: The greeting of ZMTP 3.0 with mechanism NULL.
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + bytes(32)
 
-#: The same as ZMTP 2.0 and 1.0 begin, which know of no mechanism: a DEALER without an identity.
+#: The greetings of ZMTP 2.0 and 1.0, which have no mechanism: a DEALER without an identity.
 GREETING_2 = b"\xff" + bytes(8) + b"\x7f\x01\x05" + b"\x00\x00"
 GREETING_1 = b"\x01\x00"
 
@@ -34,7 +34,7 @@ READY = bytes((4, len(_BODY))) + _BODY
 
 
 class Attacker:
-    """A DEALER without any of the care that ``Link`` takes."""
+    """A DEALER without the checks of ``Link``."""
 
     def __init__(
         self,
@@ -72,12 +72,12 @@ class Attacker:
     def ask(
         self, message: Message, *, epoch: int = 0, deadline: int = 0, timeout: float = 10.0
     ) -> Message | None:
-        """Send a message and return the next answer; None when there is none in time."""
+        """Send a message and return the next answer; None after the timeout."""
         self.send(*encode(Envelope(7, epoch, deadline, message)))
         return self.next(timeout)
 
     def next(self, timeout: float = 10.0) -> Message | None:
-        """Return the next answer; None when there is none in time."""
+        """Return the next answer; None after the timeout."""
         if not self.socket.poll(int(timeout * 1000)):
             return None
         return decode(self.socket.recv_multipart()).message
@@ -91,7 +91,7 @@ def raw(port: int) -> Iterator[socket.socket]:
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Wait until the other side has closed a connection, or a time-out of the socket."""
+    """Wait until the other side has closed a connection, or until the timeout of the socket."""
     try:
         while connection.recv(65536):
             continue
@@ -103,7 +103,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 class Recorder:
-    """Stands between a client and a peer, and remembers what the client sent."""
+    """A proxy between a client and a peer that records the bytes of the client."""
 
     def __init__(self, port: int) -> None:
         self._peer = port
@@ -121,7 +121,7 @@ class Recorder:
         self._listener.close()
 
     def _run(self) -> None:
-        """Pass on what one client and the peer say, until one of them goes."""
+        """Forward bytes between a client and the peer until either side closes."""
         client, _ = self._listener.accept()
         with client, raw(self._peer) as peer, selectors.DefaultSelector() as selector:
             selector.register(client, selectors.EVENT_READ, peer)
@@ -136,11 +136,11 @@ class Recorder:
 
 
 class Crowd:
-    """Connections that say nothing, or only so much, and that are reopened when they are closed.
+    """Connections that send only a few bytes or none, and are reopened when they are closed.
 
     Args:
         port: of the peer.
-        sizes: how many connections say what.
+        sizes: the number of connections by the bytes that they send.
     """
 
     def __init__(self, port: int, sizes: dict[bytes, int]) -> None:
@@ -149,7 +149,7 @@ class Crowd:
         self._selector = selectors.DefaultSelector()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
-        #: How many were let in, and closed again.
+        #: The number of connections that were accepted and then closed.
         self.made = self.closed = 0
 
     def __enter__(self) -> Crowd:
@@ -179,7 +179,7 @@ class Crowd:
 
     def _go_on(self, connection: Any, events: int, say: bytes) -> None:
         try:
-            if events == selectors.EVENT_WRITE:  # it stands, or was refused
+            if events == selectors.EVENT_WRITE:  # it is connected or was refused
                 connection.send(say)
                 self.made += 1
                 self._selector.modify(connection, selectors.EVENT_READ, say)
@@ -198,7 +198,7 @@ class Crowd:
 
 
 def shake_hands(connection: socket.socket) -> None:
-    """Do the NULL handshake of ZMTP by hand."""
+    """Do the NULL handshake of ZMTP without libzmq."""
     connection.sendall(GREETING)
     connection.sendall(READY)
     answer = b""
@@ -207,7 +207,7 @@ def shake_hands(connection: socket.socket) -> None:
 
 
 def endless(connection: socket.socket, frame: bytes, most: int) -> int:
-    """Send frames of one message that never ends; returns how many bytes the peer let in."""
+    """Send frames of a message that never ends; return how many bytes the peer accepted."""
     size = len(frame)
     head = bytes((1, size)) if size < 256 else b"\x03" + size.to_bytes(8, "big")
     burst = (head + frame) * max(1, 65536 // (size + 9))

@@ -1,4 +1,4 @@
-"""A cluster with CURVE: keys, the list of who may do what, and clients."""
+"""A cluster with CURVE: keys, the list of authorised keys, and clients."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PATIENCE = 30.0
 
 
 class Closed:
-    """Peers that let in only whom the list names.
+    """Peers that accept only listed keys.
 
     Args:
         folder: for keys, data and logs.
-        options: for every peer; they name the membership when ``local`` is false.
+        options: for every peer, including the membership if ``local`` is false.
     """
 
     def __init__(self, folder: Path, *options: str, local: bool = True) -> None:
@@ -39,14 +39,14 @@ class Closed:
         self.peers.__exit__(*error)
 
     def keys(self, name: str) -> KeyPair:
-        """Return the keys of a user; created at the first call."""
+        """Return the keys of a user, which the first call creates."""
         cert_file, key_file = self.folder / f"{name}.key", self.folder / f"{name}.key_secret"
         if not cert_file.exists():
             KeyPair.generate().save(cert_file, key_file)
         return KeyPair.load(cert_file, key_file)
 
     def grant(self, name: str, rights: str) -> KeyPair:
-        """Authorise a user, and wait until the peers have read the list again."""
+        """Authorise a user, and wait until the peers have reloaded the list."""
         keys = self.keys(name)
         self.lines[name] = f"{keys.public} {rights}"
         self._write()
@@ -64,7 +64,7 @@ class Closed:
         new.replace(self.listed)
 
     def options(self, name: str) -> list[str]:
-        """Return the options of a peer with keys of its own."""
+        """Return the options of a peer with its own keys."""
         files = {"cert-file": f"{name}.key", "key-file": f"{name}.key_secret"}
         paths = [word for key, file in files.items() for word in (f"--{key}", self._path(file))]
         return ["--curve", *paths, "--authorised-keys", str(self.listed)]
@@ -73,7 +73,7 @@ class Closed:
         return str(self.folder / file)
 
     def form(self, *names: str) -> None:
-        """Start the first peers, and wait until they serve."""
+        """Start the first peers and wait until they serve."""
         for name in names:
             self.grant(name, "peer")
         for name in names:
@@ -86,7 +86,7 @@ class Closed:
         return load_public(self.folder / f"{name}.key")
 
     def client(self, name: str, peer: str = "p1", **settings: Any) -> Client:
-        """Return a client with the keys of a user that knows one peer."""
+        """Return a client with the keys of a user and the address of one peer."""
         self.keys(name)
         given: dict[str, Any] = {
             "curve": True,
@@ -98,13 +98,13 @@ class Closed:
         return Client(self.peers[peer].address, **given | settings)
 
     def attacker(self, name: str, peer: str = "p1", **options: Any) -> Attacker:
-        """Return a bare connection with the keys of a user."""
+        """Return a raw connection with the keys of a user."""
         server = self.server_key(peer)
         address = self.peers[peer].address
         return Attacker(address, keys=self.keys(name), server=server, **options)
 
     def await_let_in(self, name: str) -> None:
-        """Wait until every peer has read, at a time of its own, that these keys are authorised."""
+        """Wait until every peer has read that these keys are authorised, each at its own time."""
 
         def is_let_in(peer: str) -> bool:
             with self.attacker(name, peer) as attacker:
@@ -127,7 +127,7 @@ class Closed:
         return int(next(iter(self.peers.all.values())).page("/status")["epoch"])
 
 
-#: What a peer shows over HTTP, and what it does not have.
+#: Pages that a peer serves over HTTP, and pages that do not exist.
 PAGES = (
     *("/", "/healthz", "/readyz", "/status", "/metrics", "/nothing"),
     *("/dashboard", "/dashboard/cluster", "/dashboard/load"),
@@ -135,7 +135,7 @@ PAGES = (
 
 
 def text_of(peer: Peer) -> str:
-    """Return all that a peer shows: its log, and its pages."""
+    """Return the log and the pages of a peer."""
     shown = [peer.log.read_text()]
     for path in PAGES:
         connection = HTTPConnection("127.0.0.1", peer.http_port, timeout=20)
@@ -147,7 +147,7 @@ def text_of(peer: Peer) -> str:
 
 
 def memory(peer: Peer) -> float:
-    """Return the mebibytes that a peer has for itself."""
+    """Return the private memory of a peer in mebibytes."""
     assert peer.process is not None
     _, resident, shared, *_ = Path(f"/proc/{peer.process.pid}/statm").read_text().split()
     return (int(resident) - int(shared)) * 4096 / 2**20
@@ -160,7 +160,7 @@ def forget_peak(peer: Peer) -> None:
 
 
 def peak(peer: Peer) -> float:
-    """Return the most mebibytes that a peer has taken since ``forget_peak``, mapped files too."""
+    """Return the peak memory of a peer since ``forget_peak`` in mebibytes, with mapped files."""
     assert peer.process is not None
     lines = Path(f"/proc/{peer.process.pid}/status").read_text().splitlines()
     [kibibytes] = [line.split()[1] for line in lines if line.startswith("VmHWM:")]

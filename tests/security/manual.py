@@ -1,4 +1,4 @@
-"""docs/security.md as a program: its settings and commands, for the machines of a test."""
+"""docs/security.md as a program: its settings and commands, for peers of a test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RESTART = "systemctl restart dstash-peer"
 
 
 class Block(NamedTuple):
-    """A block of the manual, and what it is written in."""
+    """A block of the manual, and its language."""
 
     language: str
     text: str
@@ -41,12 +41,12 @@ def chapter(title: str) -> list[Block]:
 
 
 class Machine(Peer):
-    """A peer that has all its settings from a file, but for what only tests need."""
+    """A peer with all settings in a file, except those that only tests need."""
 
     def __init__(self, name: str, folder: Path, settings: Path) -> None:
         super().__init__(name, folder, [])
         self.settings = settings
-        self.plain_port, self.port = self.port, free_port()  # as the manual numbers them
+        self.plain_port, self.port = self.port, free_port()  # as in the manual
 
     def start(self) -> None:
         """Start the process."""
@@ -63,7 +63,7 @@ class Machine(Peer):
 
 
 class Site:
-    """Three machines that stand in one folder, at loopback."""
+    """Three machines of the manual, simulated in one folder and on loopback."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,7 +91,7 @@ class Site:
         self.write(self.client, self.local(f"peers = [{peers}]\n"))
 
     def wait_ready(self) -> None:
-        """Wait until all serve; fails at once when one of them ends."""
+        """Wait until all peers serve; fail at once if a peer ends."""
         wait_until(
             lambda: {machine.is_ready() for machine in self.machines.values()} == {True},
             PATIENCE,
@@ -99,14 +99,14 @@ class Site:
         )
 
     def unchanged(self, name: str) -> str:
-        """Return the settings of a peer that no step of the manual touches."""
+        """Return the settings of a peer that no step of the manual changes."""
         return (
             f'data_dir = "{self.folder / name}"\nlocal_dir = "{self.folder}/membership"\n'
             f'zone = "{name}"\nmin_peers = 3\n'
         )
 
     def local(self, text: str, name: str = "peer1") -> str:
-        """Return a text of the manual, which is about ``peer1``, for a peer of the test."""
+        """Return a text of the manual about ``peer1``, adapted to a peer of the test."""
         for other, machine in self.machines.items():
             for number, port in ((5000, machine.plain_port), (5100, machine.port)):
                 text = text.replace(f"{other}.example.org:{number}", f"127.0.0.1:{port}")
@@ -120,7 +120,7 @@ class Site:
         return text.replace("/etc/dstash", str(self.folder))
 
     def make_keys(self) -> None:
-        """Make the keys of all, and the list, without the commands of the manual."""
+        """Create all keys and the list without the commands of the manual."""
         lines = []
         for name, role in [*((machine, "peer") for machine in self.machines), ("app", "write")]:
             pair = KeyPair.generate()
@@ -131,7 +131,7 @@ class Site:
         listed.chmod(0o644)
 
     def key(self, name: str) -> str:
-        """Return a public key; nothing while there is none."""
+        """Return a public key; empty if it does not exist yet."""
         file = self.folder / f"{name}.key"
         return load_public(file) if file.exists() else ""
 
@@ -140,7 +140,7 @@ class Site:
         file.write_text(text)
 
     def run(self, block: Block, restart: Callable[[], None] | None = None) -> None:
-        """Run commands as they are printed; all must succeed. ``restart`` stands for systemd."""
+        """Run commands as printed; all must succeed. ``restart`` replaces systemd."""
         assert block.language == "sh", block
         first, *others = block.text.split(_RESTART + "\n")
         self.shell(first)

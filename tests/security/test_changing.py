@@ -1,4 +1,4 @@
-"""docs/security.md as it stands: closing an open cluster, and a new key for a peer."""
+"""Chapters of docs/security.md: securing an open cluster, and a new key for a peer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @contextmanager
 def always_served(settings: Path) -> Iterator[Client]:
-    """Write and read all the time; nothing may fail."""
+    """Write and read continuously; no call may fail."""
     stop = threading.Event()
     done, errors = [0], list[DStashError]()
 
@@ -51,7 +51,7 @@ def always_served(settings: Path) -> Iterator[Client]:
 
 
 def restart(site: Site, machine: Machine) -> None:
-    """Do what systemd does, and wait until the peer serves: to the others it may still be gone."""
+    """Restart a peer as systemd does, and wait until it serves."""
     assert machine.stop() == 0
     machine.start()
     machine.wait_ready()
@@ -65,9 +65,9 @@ def restart(site: Site, machine: Machine) -> None:
 
 
 def put_in_place(machine: Machine, site: Site, lines: Block) -> None:
-    """Put lines into the settings of a peer, in place of its port."""
+    """Replace the port in the settings of a peer by lines."""
     assert lines.language == "toml"
-    machine.port = free_port()  # now, or another process may have it by then
+    machine.port = free_port()  # now, because another process may use it later
     text = site.local(f"{site.unchanged(machine.name)}{lines.text}", machine.name)
     site.write(machine.settings, text)
 
@@ -116,11 +116,11 @@ def test_open_cluster_is_secured_without_downtime(site: Site) -> None:
 
 
 def begin_closed(site: Site) -> None:
-    """Start the cluster of the chapter on new closed ones."""
+    """Start the cluster of the chapter on new secured clusters."""
     site.make_keys()
     settings, client, _ = chapter("A new closed cluster")
     for name, machine in site.machines.items():
-        rest = settings.text.partition("\n")[2]  # but for where its data is
+        rest = settings.text.partition("\n")[2]  # except for its data directory
         site.write(machine.settings, site.local(site.unchanged(name) + rest, name))
         machine.start()
     site.wait_ready()
@@ -140,14 +140,14 @@ def test_peer_key_is_rotated_without_downtime(site: Site) -> None:
         site.run(used, partial(restart, site, machine))
         members = {member.id: member.key for member in app.topology().members}
         assert members["peer1"] == site.key("peer1-new") != old_key
-        # 3. The client goes on as it is.
+        # 3. The client continues unchanged.
         # 4.
         stolen = {
             part: (site.folder / f"peer1.{part}").read_bytes() for part in ("key", "key_secret")
         }
         site.run(taken)
         app.batch_put("i", {f"k{n}": n for n in range(300)}).raise_for_failures()
-        # The old key is of no use to anybody.
+        # The old key is rejected.
         assert_shut_out(site, stolen)
     # A restarted peer needs the new key.
     text = site.client.read_text().replace(old_key, site.key("peer1-new"))

@@ -1,4 +1,4 @@
-"""A closed cluster: who is let in, what each may do, and how that ends."""
+"""A secured cluster: admission, roles, and revocation."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_one_of_several_server_keys_is_enough(closed: Closed) -> None:
         ("writer", CopyRequest(ONE_PARTITION, b"")),
         ("admin", Pull(KEYS)),
         ("narrow", Lookup("i", 1, KEYS)),
-        ("spy", Lookup("i", 1, KEYS)),  # a peer's key opens no client's door
+        ("spy", Lookup("i", 1, KEYS)),  # the key of a peer gives no rights of a client
         ("writer", Welcome("dstash", "p1", 1, 1, {}, b"", [])),
         ("writer", Error(1, "I refuse")),
     ],
@@ -189,7 +189,7 @@ def test_peer_requests_need_a_key_of_the_topology(closed: Closed) -> None:
         with closed.attacker("spy") as spy:
             assert code_of(spy.ask(message, epoch=closed.epoch())) == Unauthorised.code
     with closed.attacker("p2") as member:
-        for name, kind in {"p2": SeenReply, "p1": Error}.items():  # it speaks for itself alone
+        for name, kind in {"p2": SeenReply, "p1": Error}.items():  # it may only act for itself
             assert isinstance(member.ask(SeenRequest(name, 1), epoch=closed.epoch()), kind)
         assert isinstance(
             member.ask(DigestsRequest(ONE_PARTITION), epoch=closed.epoch()), DigestsReply
@@ -218,7 +218,7 @@ def test_revoked_key_ends_live_connections(closed: Closed) -> None:
         news = idle.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         closed.revoke("temp")
         try:
-            assert news.poll(PATIENCE * 1000)  # without having asked for anything
+            assert news.poll(PATIENCE * 1000)  # without a request of the client
         finally:
             idle.socket.disable_monitor()
             news.close()
@@ -295,7 +295,7 @@ def test_client_does_not_connect_to_member_with_unlisted_key(tmp_path: Path) -> 
 
 
 def add_member(closed: Closed, member: Member) -> None:
-    """Act like an attacker who can only write to the membership."""
+    """Act like an attacker with write access to the membership only."""
     membership = LocalMembership(closed.folder / "membership", "dstash")
     try:
         while True:

@@ -1,4 +1,4 @@
-"""A closed cluster on a closed Consul, as docs/security.md sets it up: TLS, and ACLs that deny."""
+"""A secured cluster on Consul with TLS and ACLs, as docs/security.md describes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_cluster_works_on_consul_with_tls_and_acls(agent: ConsulAgent, tmp_path:
         with found_by_consul(closed, where) as client:
             client.put("i", "k", "v")
             assert client.lookup("i", "k") == "v"
-        # The membership works in full: who goes is missed, and may come back.
+        # The membership works completely: a stopped peer is noticed and may return.
         closed.peers["p2"].kill()
         with closed.client("app") as client:
             wait_until(lambda: alive(client) == ["p1"], PATIENCE, "p2 is missed")
@@ -91,7 +91,7 @@ def alive(client: Client) -> list[str]:
 
 
 def found_by_consul(closed: Closed, where: dict[str, Any]) -> Client:
-    """Return a client that finds the peers by Consul."""
+    """Return a client that finds the peers through Consul."""
     keys = {name: str(closed.folder / f"app.{end}") for name, end in FILES.items()}
     server_key = [closed.server_key(name) for name in ("p1", "p2")]
     return Client(curve=True, server_key=server_key, timeout=PATIENCE, **keys, **where)

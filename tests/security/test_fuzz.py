@@ -1,4 +1,4 @@
-"""Any bytes at all: the codec refuses them as it should, and the core answers or drops them."""
+"""Property tests with any bytes: the codec refuses them, and the core answers or drops them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dstash.wire.replication import DigestsReply, DigestsRequest
 from dstash.wire.shapes import SHAPES, Frame
 from tests.fuzz.target import EPOCH, NOW, Target
 
-#: Pieces that get further than noise does.
+#: Bytes that pass more checks than random noise.
 BITES = st.sampled_from(
     [b"\x90", b"\x91\xc4\x01k", b"\x91\xa1v", b"\xdc\xff\xff", b"\xc1", b"\x00" * 20, b"\xff" * 20]
 )
@@ -51,7 +51,7 @@ def nearly_right(draw: st.DrawFn) -> list[bytes]:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> list[bytes]:
-    """Return such a message with something broken in it."""
+    """Return such a message with a mutation."""
     parts = [bytearray(part) for part in draw(nearly_right())]
     for _ in range(draw(st.integers(1, 4))):
         part = draw(st.sampled_from(parts))
@@ -91,7 +91,7 @@ def test_codec_decodes_or_refuses_any_bytes(read: Callable[[bytes], object], dat
 
 
 def test_fuzz_target_answers_like_a_peer() -> None:
-    """Else the tests below would show nothing."""
+    """Otherwise the tests below would prove nothing."""
     target = Target(Authority({"writer": Grant(Role.WRITE), "other": Grant(Role.PEER)}))
     keys = Frame(codec.pack_blobs([b"\x01a"]))
     put = Put("i", pack(stamp_at(NOW), bytes(12)), 0, keys, Frame(codec.pack_blobs([b"\x02"])))

@@ -1,4 +1,4 @@
-"""Hostile clients of an open peer: what they cost is bounded, and others are served."""
+"""Hostile clients of an open peer: their cost is limited, and other clients are served."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from tests.security.attackers import (
 )
 from tests.security.closed import PATIENCE, code_of, forget_peak, memory, peak
 
-#: What max_bytes_in_hand is here (mebibytes), and what a peer takes when it has nothing to do.
+#: max_bytes_in_hand in these tests, and the memory of an idle peer (mebibytes).
 IN_HAND, IDLE = 64, 150
-#: What a peer takes at most: where it begins to cut connections, and what comes in meanwhile.
+#: The highest memory of a peer: its limit for connections, and bytes that arrive meanwhile.
 CAP = 4 * IN_HAND + 256 + 512
 DESCRIPTORS = 200
-#: Connections that do nothing, of each kind; and how long (seconds) they are kept up.
+#: Idle connections of each kind, and for how long (seconds) they are kept open.
 CROWD, SIEGE = 1000, 4.0 * int(os.environ.get("SOAK", "1"))
-#: Before heartbeats (seconds) end the connection of one who does not answer them.
+#: Seconds before missing heartbeats end a connection.
 AT_ONCE = 4.0
 
 BOMBS = [
@@ -62,14 +62,14 @@ BOMBS = [
 
 @pytest.fixture(scope="module")
 def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
-    """One peer with few descriptors and little memory for what waits."""
+    """A peer with few descriptors and a small limit for waiting requests."""
     folder = tmp_path_factory.mktemp("hostile")
     config = folder / "peer.toml"
     config.write_text(f"max_bytes_in_hand = {IN_HAND * 2**20}\nreplicas = 1\n")
     with Peers.local(folder, "--config", str(config)) as cluster:
         peer = cluster.start("p1")
         assert peer.process is not None
-        # At once, so that the peer finds the limit there when it looks for one.
+        # Before the start, so that the peer finds the limit when it reads it.
         resource.prlimit(peer.process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
         peer.wait_ready()
         yield cluster
@@ -82,7 +82,7 @@ def peer(peers: Peers) -> Peer:
 
 @pytest.fixture
 def good(peers: Peers) -> Iterator[Client]:
-    """A client that wants nothing but to work."""
+    """An honest client."""
     with peers.client() as client:
         client.put("i", "k", "v")
         yield client
@@ -90,7 +90,7 @@ def good(peers: Peers) -> Iterator[Client]:
 
 @pytest.fixture(autouse=True)
 def bystander(peer: Peer, good: Client) -> Iterator[None]:
-    """While anything here happens the peer lives within its memory, and serves others after."""
+    """During every test the memory of the peer is limited; afterwards it serves other clients."""
     forget_peak(peer)
     yield
     assert peer.runs()
@@ -174,7 +174,7 @@ def test_client_with_old_zmtp_is_ignored(peer: Peer, greeting: bytes) -> None:
 
 
 def test_message_with_too_many_bytes_is_dropped(peer: Peer, attacker: Attacker) -> None:
-    attacker.send(b"\x90", *[bytes(3 * 2**20)] * 7)  # each is small enough
+    attacker.send(b"\x90", *[bytes(3 * 2**20)] * 7)  # each frame is within the limit
     answer = attacker.ask(Lookup("i", 1, keys("k")), epoch=epoch_of(peer))
     assert isinstance(answer, Values)
 
@@ -202,7 +202,7 @@ def test_invented_epochs_are_refused(peer: Peer, good: Client, attacker: Attacke
         for _ in range(1500):  # more than may wait for a topology
             attacker.send(*encode(Envelope(5, epoch, 0, Lookup("i", 1, keys("k")))))
     assert good.lookup("i", "k") == "v"
-    # Not all are answered: who does not read them in time loses some.
+    # Not all are answered: a client that reads late loses some answers.
     while (answer := attacker.next()) is not None and code_of(answer) != NotReady.code:
         continue
     assert code_of(answer) == NotReady.code
@@ -217,7 +217,7 @@ def test_malformed_peer_requests_are_refused(peer: Peer, attacker: Attacker) -> 
 
 
 def test_expensive_requests_are_limited_by_weight(peer: Peer, good: Client) -> None:
-    """They wait for one another, and there is more of them than there is memory."""
+    """They wait for each other, and need more memory than there is."""
     question = Pull(Frame(codec.pack_blobs([bytes(200)] * MAX_KEYS_PER_FRAME)))  # 13 MB
     frames = encode(Envelope(8, epoch_of(peer), 0, question))
     answers: list[Message | None] = []
@@ -225,7 +225,7 @@ def test_expensive_requests_are_limited_by_weight(peer: Peer, good: Client) -> N
         for _ in range(60):
             attacker.send(*frames)
             answers.append(attacker.ask(Ping()))
-            while not isinstance(answers[-1], Pong):  # the question has come in
+            while not isinstance(answers[-1], Pong):  # the request has arrived
                 answers.append(attacker.next())
         while not isinstance(answers[-1], Records):
             answers.append(attacker.next())
@@ -259,9 +259,9 @@ def test_replayed_write_does_not_replace_newer_record(
 
 
 def test_idle_and_half_open_connections_do_not_block_clients(peer: Peer, peers: Peers) -> None:
-    """There are ten times as many as the peer has descriptors."""
+    """Ten times as many as the descriptors of the peer."""
     with peers.client(timeout=3.0) as good, raw(peer.port) as deaf:
-        shake_hands(deaf)  # and never a word again, as if its machine were gone
+        shake_hands(deaf)  # then silent, as if its machine were gone
         assert good.lookup("i", "k") == "v"
         with Crowd(peer.port, {b"": CROWD, GREETING: CROWD}) as crowd:
             deadline = time.monotonic() + SIEGE
@@ -305,7 +305,7 @@ def test_peer_stays_within_its_memory_limit(peer: Peer) -> None:
 
 
 def test_log_names_cut_connections(peer: Peer) -> None:
-    """Not of each one: of some, every now and then."""
+    """The log does not name every connection, but some from time to time."""
 
     def is_logged() -> bool:
         with raw(peer.port) as connection:

@@ -1,4 +1,4 @@
-"""The HTTP pages: for this machine alone, read-only, and there for a probe in any crowd."""
+"""The HTTP pages: on loopback by default, read-only, and available under load."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from dstash.peer.http.server import _MAX_CONNECTIONS, Answer, HttpServer
 from tests.harness.peers import Peers
 
-ELSEWHERE = "127.0.0.2"  # this machine too, but not what 127.0.0.1 is bound to
+ELSEWHERE = "127.0.0.2"  # also this machine, but another address than 127.0.0.1
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_silent_connections_do_not_block_probes(port: int) -> None:
             kept.enter_context(connection)
         assert status(port, "GET") == 200
         connection.sendall(b"GET /page HTTP/1.1\r\n\r\n")
-        assert connection.recv(12) == b"HTTP/1.1 200"  # the newest are still there
+        assert connection.recv(12) == b"HTTP/1.1 200"  # the newest connections are kept
 
 
 def test_http_listens_on_loopback_by_default(tmp_path: Path) -> None:

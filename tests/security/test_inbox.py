@@ -1,4 +1,4 @@
-"""Whom an overloaded peer serves, and when the others are to come back."""
+"""The inbox of an overloaded peer: order of service, and retry_after of rejected requests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_inbox_serves_newest_of_overloaded_sender() -> None:
     for number in range(5):
         inbox.put(b"a", number, 1, 0.1 * number)
     assert [inbox.take(0.41), inbox.take(0.41)] == [4, 3]
-    assert inbox.surplus() == []  # it may only have been interrupted
+    assert inbox.surplus() == []  # it may have been interrupted briefly
 
 
 def test_inbox_rejects_oldest_of_largest_sender() -> None:

@@ -1,4 +1,4 @@
-"""Keys, files of keys, the list of who may do what, and the door."""
+"""Keys, key files, the list of authorised keys, and the ZAP handler."""
 
 from __future__ import annotations
 

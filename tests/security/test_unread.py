@@ -1,4 +1,4 @@
-"""Many clients that ask for much and never read: what a peer holds for them is bounded."""
+"""Many clients that request large values and never read: the memory of a peer is limited."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from tests.security.closed import forget_peak, memory, peak
 
 pytestmark = pytest.mark.timeout(180)
 
-#: How many never read.
+#: The number of clients that never read.
 CLIENTS = 40
-#: How long (seconds) they go on asking, each so often.
+#: Duration and interval of their requests (seconds).
 SIEGE = 6.0 * int(os.environ.get("SOAK", "1"))
 PAUSE = 0.3
-#: Within this time (seconds) another client is served, whatever they do, on a machine with other
-#: work: to read so many large values takes most of it.
+#: Within this time (seconds) another client is served meanwhile, on a busy machine; reading the
+#: large values takes most of it.
 SERVED = 20.0
 
 
 @pytest.fixture
 def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
-    """One peer with the settings as they come."""
+    """A peer with default settings."""
     with Peers.local(tmp_path_factory.mktemp("unread"), "--replicas", "1") as cluster:
         cluster.start("p1").wait_ready()
         yield cluster
@@ -50,7 +50,7 @@ def good(peers: Peers) -> Iterator[Client]:
 
 
 def look_up(peers: Peers, *names: str) -> list[bytes]:
-    """Return the frames that ask for keys."""
+    """Return the frames of a request for keys."""
     frame = Frame(codec.pack_blobs(encode_keys(list(names))))
     with peers.client() as client:
         epoch = client.topology().epoch
@@ -58,7 +58,7 @@ def look_up(peers: Peers, *names: str) -> list[bytes]:
 
 
 def ask_for_ever(attackers: list[Attacker], frames: list[bytes], stop: threading.Event) -> None:
-    """Have all of them ask, as much as the peer lets in, and read nothing."""
+    """Let all of them send as many requests as the peer accepts, and read nothing."""
     while not stop.is_set():
         for attacker in attackers:
             with suppress(zmq.Again):
@@ -66,8 +66,8 @@ def ask_for_ever(attackers: list[Attacker], frames: list[bytes], stop: threading
         time.sleep(PAUSE)
 
 
-#: The size of values, and what a peer may take for all of that (MiB). To answer with a value of the
-#: largest size takes a few times its size for a moment.
+#: The size of values, and the allowed memory of a peer (MiB). An answer with a value of the largest
+#: size briefly needs a few times its size.
 @pytest.mark.parametrize(("size", "allowed"), [(100_000, 64), (MAX_VALUE_BYTES - 100, 88)])
 def test_clients_that_never_read_use_limited_memory_and_block_no_others(
     peers: Peers, good: Client, size: int, allowed: int
@@ -77,7 +77,7 @@ def test_clients_that_never_read_use_limited_memory_and_block_no_others(
         good.put("i", name, os.urandom(size))
     good.put("i", "k", "v")
     frames = look_up(peers, *names)
-    for _ in range(5):  # it is known then that this client reads; and all of the file is mapped
+    for _ in range(5):  # until the whole file is mapped
         good.batch_lookup("i", names)
     forget_peak(peer)
     before, idle = peak(peer), memory(peer)

@@ -45,7 +45,7 @@ def test_local_disk_near_a_network_mount_is_accepted(mounted: Path) -> None:
 def test_store_is_refused_in_forked_child(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of fork with threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork in a process with threads
         pid = os.fork()
     if pid == 0:
         refused = 0

@@ -15,7 +15,7 @@ from dstash.store.lmdb import LmdbStore
 
 
 def program(folder: Path, name: str, ends: str) -> str:
-    """Return a program that ends in some way, whatever it is asked."""
+    """Return a program that ends with this status, regardless of its arguments."""
     path = folder / name
     path.write_text(f"#!/bin/sh\n{ends}\n")
     path.chmod(0o755)
@@ -46,5 +46,5 @@ def test_other_exit_status_gives_no_result_and_changes_nothing(
     monkeypatch.setattr(sys, "executable", program(tmp_path, "python", ends))
     with pytest.raises(StoreError, match="cannot check whether") as caught:
         LmdbStore(folder)
-    assert not isinstance(caught.value, CorruptStore)  # which may be set aside
+    assert not isinstance(caught.value, CorruptStore)  # which may be moved away
     assert (folder / DATA_FILE).stat().st_size == size

@@ -68,7 +68,7 @@ def store(folder: Path) -> Iterator[LmdbStore]:
 
 
 def elsewhere(code: str, *arguments: object, ok: bool = True) -> str:
-    """Run code in a process of its own; returns what it printed."""
+    """Run code in a separate process; return its output."""
     done = subprocess.run(
         expirable([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]),
         cwd=ROOT,
@@ -164,7 +164,7 @@ class TestDurability:
             store.commit([Write(bad, NOW, stamp_at(5))])
         assert held(store) == before
         assert store.high_water == high
-        put(store, "b")  # one mistake does not close it
+        put(store, "b")  # a refused write does not close it
 
     def test_marks_commit_together_with_records(self, store: LmdbStore) -> None:
         store.commit([Write(entries("a"), NOW, marks=[(b"name", b"content")])])
@@ -232,7 +232,7 @@ class TestMapGrowth:
         assert store.identity is not None
 
     def test_map_grows_under_readers_and_writers(self, store: LmdbStore) -> None:
-        """The map moves in memory when it grows: no reader may use it then."""
+        """The map moves in memory when it grows, while no reader may use it."""
         stop = threading.Event()
         failures: list[BaseException] = []
 
@@ -281,7 +281,7 @@ class TestRefusals:
     ) -> None:
         with pytest.raises(StoreInUse):
             LmdbStore(folder)
-        put(store, "a")  # the one who holds it is not disturbed
+        put(store, "a")  # the current holder is not disturbed
 
     def test_lock_file_of_an_ended_process_does_not_block(self, folder: Path) -> None:
         folder.mkdir()
@@ -307,7 +307,7 @@ class TestRefusals:
             LmdbStore(folder)
         (folder / DATA_FILE).unlink()
         (folder / "lock.mdb").unlink()
-        LmdbStore(folder).close()  # the refusal left no lock behind
+        LmdbStore(folder).close()  # the refusal left no lock
 
     @pytest.mark.parametrize(
         ("records", "size"), [(500, 0x1000), (20_000, 0x0010)], ids=["large", "small"]
@@ -387,7 +387,7 @@ class TestRefusals:
     def test_open_fails_on_a_read_only_directory(self, folder: Path) -> None:
         folder.mkdir()
         folder.chmod(0o555)
-        for parent in folder.parents:  # down to where pytest keeps its directories
+        for parent in folder.parents:  # from the root to the directories of pytest
             if parent.stat().st_mode & 0o1000:
                 break
             parent.chmod(0o755)
@@ -488,7 +488,7 @@ class TestExternalChanges:
             f"{folder / DATA_FILE} was truncated while the peer ran: from {before} bytes "
             f"to {before // 2}"
         )
-        os.truncate(folder / DATA_FILE, before)  # as a commit of the last moment would
+        os.truncate(folder / DATA_FILE, before)  # as a late commit would
         with suppress(lmdb.Error):
             store.close()
         with pytest.raises(CorruptStore, match="was truncated while the peer ran"):
@@ -509,7 +509,7 @@ class TestExternalChanges:
         put(store, *(f"key-{number}" for number in range(2000)), value=b"\xc4\xff" + bytes(255))
         store.close()
         (folder / FAULT_FILE).write_bytes(b"Fatal Python error: Bus error\n\nCurrent thread\0\0")
-        LmdbStore(folder).close()  # it is whole
+        LmdbStore(folder).close()  # it is intact
         size = (folder / DATA_FILE).stat().st_size
         with (folder / DATA_FILE).open("r+b") as file:
             file.seek(size // 2)

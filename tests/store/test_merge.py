@@ -1,4 +1,4 @@
-"""Merging: whatever order records arrive in, and however often, all replicas end up the same."""
+"""Merging: replicas converge for any order and any repetition of records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Entry = tuple[bytes, bytes]
 
 @st.composite
 def entries(draw: st.DrawFn) -> Entry:
-    """Return a record of one of few keys; some have one version and different content."""
+    """Return a record of one of few keys; some have equal versions and different content."""
     stamp, writer = draw(st.integers(1, 6)), draw(st.sampled_from([b"aaaa", b"bbbb"]))
     touched = draw(st.sampled_from([0, 7, 8]))
     key = draw(st.sampled_from([b"x", b"y", b"z"]))
@@ -101,7 +101,7 @@ def test_existed_reports_live_records() -> None:
 
 
 def corrupt_forms() -> list[bytes]:
-    """Return a record of version 9 in which bits flipped, or that was cut off."""
+    """Return a record of version 9 with flipped bits, or truncated."""
     _, record = put(9)
     flipped = [
         record[:8] + b"\xff" * 20 + record[28:],

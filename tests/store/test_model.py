@@ -47,13 +47,13 @@ def writes(draw: st.DrawFn) -> Write:
 
 
 class StoreAgainstTwin(RuleBasedStateMachine):
-    """Both do the same; at any moment both hold the same."""
+    """Both stores do the same and must always have the same records."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.first_map = disk_space._FIRST_MAP
-        disk_space._FIRST_MAP = MIB // 4  # so that growing is part of it
+        disk_space._FIRST_MAP = MIB // 4  # so that the map grows during the test
         self.twin = TwinStore()
         self.open(Durability.NONE)
 

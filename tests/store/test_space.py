@@ -19,7 +19,7 @@ Disk = namedtuple("Disk", "f_bavail f_blocks f_frsize")
 
 
 class FakeDisk:
-    """A disk of any size; blocks of the reserve are taken from what is free."""
+    """A disk of any size; the blocks of the reserve reduce its free space."""
 
     def __init__(self, free: int, total: int) -> None:
         self.free, self.total, self.now = free, total, 0.0

@@ -1,6 +1,6 @@
-"""One message of each kind: what ``docs/protocol.md`` shows in bytes.
+"""Examples of each kind of message, which ``docs/protocol.md`` shows in bytes.
 
-Run as a module it prints the blocks of the document, for when a kind is added:
+Run as a module, it prints the blocks of the document:
 ``python -m tests.wire.examples``.
 """
 
@@ -83,7 +83,7 @@ VALUE = b"\xa5value"
 RECORD = build_record(b"index", b"key", Record(VERSION, 0, 0, VALUE))
 STORAGE_KEY = b"\x05\xe3\x05indexkey"
 PARTITIONS = bytes.fromhex("05e3")
-#: Of a page whose one live record is ``RECORD``, in the first partition of the list.
+#: Digests of a page whose only live record is ``RECORD``, in the first partition of the list.
 RANGE_DIGEST = bytes.fromhex("000000000001") + xxh3_128_digest(STORAGE_KEY + RECORD[:28])
 TOPOLOGY = json.dumps({"cluster": "dstash", "epoch": EPOCH}).encode()  # shortened
 
@@ -159,7 +159,7 @@ TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def envelope(surroundings: tuple[int, int], message: Message) -> Envelope:
-    """Return a message with its correlation id and moment, under the epoch of the examples."""
+    """Return a message with its correlation id and moment, and the epoch of the examples."""
     correlation, moment = surroundings
     return Envelope(correlation, EPOCH if correlation != 1 or moment else 0, moment, message)
 

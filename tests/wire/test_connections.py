@@ -1,4 +1,4 @@
-"""What is counted of a connection: what was given, what the kernel has taken, what is left."""
+"""The counters of a connection: bytes given, bytes taken by the kernel, and debt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys: each has one form, no two share one, and they sort as one expects."""
+"""Keys: unique and stable encodings that sort like the keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages: every kind comes back as it went out; what is not one is refused, and answerable."""
+"""Messages: round trips of every kind, and answers to invalid messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VERSION = bytes(20)
 
 
 def like(hint: str) -> st.SearchStrategy[Any]:
-    """Return what may stand in a field of that type."""
+    """Return a strategy for values of a field of this type."""
     plain: dict[str, st.SearchStrategy[Any]] = {
         "int": WORDS,
         "bool": st.booleans(),
@@ -69,7 +69,7 @@ def any_envelope(draw: st.DrawFn) -> Envelope:
 
 envelopes = any_envelope()
 
-#: Where the fields of a message begin: behind version, kind, correlation, epoch and moment.
+#: Position of the first field of a message, after version, kind, correlation, epoch and moment.
 _FIRST_FIELD = 5
 
 
@@ -85,7 +85,7 @@ def test_fields_of_a_later_version_are_ignored(envelope: Envelope, more: list[An
     context = [header.pop()] if envelope.trace else []
     shape = SHAPES[envelope.message.KIND]
     if len(header) < _FIRST_FIELD + len(shape.plain):
-        header.append(shape.omitted)  # a later version writes it before fields of its own
+        header.append(shape.omitted)  # a later version adds its fields behind it
     header = [*header, *more, *context]
     assert decode([msgpack.packb(header), *parts[1:]]) == envelope
 
@@ -232,10 +232,10 @@ def test_duplicate_kind_is_refused() -> None:
 
 
 class TestTraces:
-    """A request may say which trace it is part of, at the end of its header."""
+    """A request may carry a trace at the end of its header."""
 
     def header(self, *end: Any) -> list[Any]:
-        """Return what stands in the header of a look-up, with that behind its fields."""
+        """Return the header of a look-up with additional elements."""
         [header, _] = encode(Envelope(7, 3, 0, Lookup("index", 1, Frame(b"\x90"))))
         return [*msgpack.unpackb(header), *end]
 
@@ -283,7 +283,7 @@ class TestTraces:
         assert self.read(TRACE).trace == ""
 
     def test_message_fields_are_not_read_as_trace(self) -> None:
-        """Also not by a version of the protocol that has fields which this one lacks."""
+        """Also not in a later version of the protocol with additional fields."""
         message = Error(20, "text", {"traceparent": TRACE})
         whole = decode(encode(Envelope(7, 3, 0, message)))
         assert (whole.message, whole.trace) == (message, "")

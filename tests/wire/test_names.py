@@ -1,4 +1,4 @@
-"""Host names: looked up apart, remembered, all addresses tried; libzmq sees numbers only."""
+"""Host names: resolved in threads, cached, with all addresses tried; libzmq gets addresses only."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_place_brackets_ipv6() -> None:
 
 
 class Directory:
-    """Addresses by name, as a test says; a look-up may be made to hang."""
+    """A name server of the test; its look-ups may hang."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, list[str]] = {}
@@ -113,14 +113,14 @@ class TestResolver:
 
 
 def ask_and_wait(resolver: Resolver, host: str) -> None:
-    """Ask, and wait for the look-up that this began."""
+    """Ask, and wait for the look-up that this starts."""
     heard = threading.Event()
     resolver.ask(host, heard.set)
     assert heard.wait(PATIENCE)
 
 
 class World:
-    """Links to echoing routers, under names that a test gives out."""
+    """Links to echoing routers, with names that the test resolves."""
 
     def __init__(self, directory: Directory) -> None:
         self.stack = ExitStack()
@@ -235,7 +235,7 @@ def test_last_good_address_serves_while_names_fail(world: World, directory: Dire
 
 
 def bound_again(world: World, port: int) -> Router:
-    """Listen where another socket is being closed."""
+    """Bind to an address that another socket is about to release."""
 
     def attempt() -> Router | None:
         try:

@@ -1,4 +1,4 @@
-"""``docs/protocol.md``: every byte, number and table in it is what the code does."""
+"""``docs/protocol.md``: every byte, number and table in it agrees with the code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ KINDS = {shape.build.KIND: shape.build for shape in SHAPES.values()}
 
 
 def table(first: str) -> list[list[str]]:
-    """Return the rows of the table whose header begins with that word."""
+    """Return the rows of the table whose header starts with these words."""
     found = re.search(rf"^\| {re.escape(first)} \|.*\n\|[-|]+\n((?:\|.*\n)+)", TEXT, re.MULTILINE)
     assert found is not None, f"no table begins with {first}"
     return [[cell.strip() for cell in row[1:-1].split("|")] for row in found[1].splitlines()]
@@ -78,7 +78,7 @@ def test_traced_request_has_one_more_element() -> None:
     header, *frames = encode(sent)
     plain, *same = BLOCKS["Lookup"]
     assert frames == same
-    # The array has one more element, at its end: a decoder that stops before it reads the message.
+    # The array has one more element at its end; a decoder that ignores it still reads the message.
     assert header[0] == plain[0] + 1
     assert header[1:].startswith(plain[1:])
 
@@ -131,11 +131,11 @@ def test_placement_with_weights_follows_the_page(
     ]
     placed = place(members, copies)
     for partition in range(0, limits.PARTITIONS, 257):
-        assert list(placed[partition]) == chosen_by_the_words(members, copies, partition)
+        assert list(placed[partition]) == chosen_by_the_page(members, copies, partition)
 
 
-def chosen_by_the_words(members: Sequence[Candidate], copies: int, partition: int) -> list[str]:
-    """Choose as section 5 says, without a look at the code."""
+def chosen_by_the_page(members: Sequence[Candidate], copies: int, partition: int) -> list[str]:
+    """Choose as section 5 describes, without using the code."""
     zones = {member.zone for member in members}
     weight_of = {
         zone: float(sum(member.weight for member in members if member.zone == zone))

@@ -1,4 +1,4 @@
-"""Real sockets in one process: a message arrives, or the sender gets an error."""
+"""Real sockets in one process: a message is delivered, or the sender gets an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GREETING = [b"hello"]
 def context() -> Iterator[Context]:
     context = Context()
     yield context
-    context.close()  # hangs when a socket was left open
+    context.close()  # hangs if a socket is still open
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def link(context: Context, router: Router) -> Iterator[Link]:
 
 
 def states(link: Link, *wanted: LinkState) -> None:
-    """Wait until a link has gone through those states."""
+    """Wait until a link has had these states."""
     seen: list[LinkState] = []
 
     def look() -> bool:
@@ -122,9 +122,9 @@ def test_message_beyond_the_limit_ends_only_its_connection(
 
 def test_silent_raw_connections_are_dropped(router: Router) -> None:
     host, port = router.address.removeprefix("tcp://").rsplit(":", 1)
-    # ZeroMQ's own patience is 30 s.
+    # The timeout of ZeroMQ is 30 s.
     with socket.create_connection((host.strip("[]"), int(port)), timeout=20) as raw:
-        while raw.recv(1000):  # the greeting of ZMTP, then the end
+        while raw.recv(1000):  # the greeting of ZMTP, then end of file
             continue
 
 
@@ -172,7 +172,7 @@ class TestWaker:
         thread.join()
         waker.clear()
         assert poller.wait(0) == []
-        waker.clear()  # nothing to forget is fine
+        waker.clear()  # without pending wakes it does nothing
 
     def test_waker_may_be_called_from_a_signal_handler(self, waker: Waker) -> None:
         caught = 0
@@ -186,7 +186,7 @@ class TestWaker:
         signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
         try:
             deadline = time.monotonic() + 20
-            while caught < 500:  # deadlocks here when a wake cannot interrupt a wake
+            while caught < 500:  # deadlocks here if a wake cannot interrupt a wake
                 waker.wake()
                 assert time.monotonic() < deadline
         finally:
@@ -204,4 +204,4 @@ def test_forked_child_does_not_close_context_of_parent(context: Context) -> None
     context.pid += 1  # as if this were a forked child
     context.close()
     context.pid -= 1
-    Router(context, "tcp://127.0.0.1:*").close_after(0)  # still of use
+    Router(context, "tcp://127.0.0.1:*").close_after(0)  # still usable

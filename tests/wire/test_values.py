@@ -1,4 +1,4 @@
-"""Values: every type comes back as it went in, and what cannot is refused in words."""
+"""Values: round trips of every type, and refusals of other types."""
 
 from __future__ import annotations
 

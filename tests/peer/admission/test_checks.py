@@ -28,7 +28,7 @@ EPOCH = 5
 
 
 class Readiness:
-    """A peer that serves, unless a test changes that."""
+    """The readiness of a peer that serves, which tests change."""
 
     stopping = False
     not_ready: str | None = None

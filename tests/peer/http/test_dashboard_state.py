@@ -1,4 +1,4 @@
-"""What the dashboard shows, and what it says is wrong."""
+"""The state and the alerts of the dashboard."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def topology(*members: Member, **more: Any) -> Topology:
 
 
 def known(current: Topology | None, alive: str = "abc", **more: Any) -> Known:
-    """Return what peer a knows; it has heard of the others just now."""
+    """Return the knowledge of peer a, which has just heard of the others."""
     view = None if current is None else View(current, frozenset(alive))
     others = [each.id for each in current.members if each.id != "a"] if current else []
     sights = {peer: Sight(dict(WELL), heard=NOW) for peer in others}

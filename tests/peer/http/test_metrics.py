@@ -1,4 +1,4 @@
-"""The metrics of a peer: a real scrape, and that dashboard and alerts name what exists."""
+"""The metrics of a peer: a real scrape, and the names in dashboard and alerts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DASHBOARD = CONF / "grafana" / "dashboard.json"
 DOCUMENT = CONF.parent / "docs" / "dashboard.md"
 ALERTS = CONF / "prometheus" / "alerts.yml"
 
-#: Name of a sample, and its labels.
+#: Name and labels of a sample.
 Series = tuple[str, frozenset[tuple[str, str]]]
 
 
 class Scrape:
-    """What one scrape said."""
+    """The result of a scrape."""
 
     def __init__(self, text: str) -> None:
         self.families = {item.name: item for item in text_string_to_metric_families(text)}
@@ -39,7 +39,7 @@ class Scrape:
         self.names = {name for name, _ in self.samples}
 
     def get(self, name: str, **labels: str) -> float:
-        """Return a sample; 0 when it is not there, as for a counter that never counted."""
+        """Return a sample; 0 if it is missing, as for a counter that never counted."""
         return self.samples.get((name, frozenset(labels.items())), 0.0)
 
 
@@ -53,7 +53,7 @@ def scrape(peer: Peer) -> Scrape:
 
 @pytest.fixture(scope="module")
 def worked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Peers, dict[str, Scrape]]]:
-    """Two peers that have been written to and read from, and what they said right after that."""
+    """Two peers after writes and reads, with a scrape of each."""
     with Peers.local(tmp_path_factory.mktemp("metrics"), "--replicas", "2") as peers:
         peers.form("a", "b")
         client = peers.client()
@@ -65,7 +65,7 @@ def worked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Peers, di
 
 @pytest.fixture(scope="module")
 def peers(worked: tuple[Peers, dict[str, Scrape]]) -> Peers:
-    """Return those peers; a test may have restarted one since."""
+    """Return these peers, of which a test may have restarted one."""
     return worked[0]
 
 
@@ -117,7 +117,7 @@ def test_refusals_are_counted_by_reason(peers: Peers) -> None:
 
 
 def test_live_members_are_counted(peers: Peers) -> None:
-    peers["b"].freeze()  # its lock stays: it is alive until it is gone
+    peers["b"].freeze()  # its lock stays: the peer counts as alive until it is released
     assert scrape(peers["a"]).get("dstash_members_alive") == 2
     peers["b"].thaw()
     peers["b"].kill()
@@ -158,7 +158,7 @@ def _names(expressions: list[str]) -> set[str]:
 
 
 def _all_names(found: Scrape) -> set[str]:
-    """Return the names of all families, also of those without samples yet."""
+    """Return the names of all families, including those without samples."""
     counters = {
         f"{family.name}_total" for family in found.families.values() if family.type == "counter"
     }

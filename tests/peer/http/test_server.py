@@ -1,4 +1,4 @@
-"""Pages over HTTP, in the face of clients that mean no good."""
+"""Pages over HTTP with hostile clients."""
 
 from __future__ import annotations
 

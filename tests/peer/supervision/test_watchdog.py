@@ -1,4 +1,4 @@
-"""What the watchdog says of threads that end or hang."""
+"""Reports of the watchdog on threads that end or hang."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The load of the last minutes."""
+"""The history of the load."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOW = 1_700_000_000_000
 
 def test_sample_has_the_difference_to_the_previous_sample() -> None:
     meters = Meters()
-    meters.read_keys.observe(999)  # before the history began
+    meters.read_keys.observe(999)  # before the start of the history
     history = History(meters, NOW)
     meters.read_keys.observe(10)
     meters.read_keys.observe(30)

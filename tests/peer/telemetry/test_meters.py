@@ -1,4 +1,4 @@
-"""What a peer counts as it goes."""
+"""The meters of a peer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _write(message: Any, correlation: int) -> WaitingWrite:
 
 
 def test_commit_counts_every_write_once() -> None:
-    put = Put.__new__(Put)  # never looked into
+    put = Put.__new__(Put)  # never decoded
     internal = Internal(cast(Any, None), lambda error: None)
     waiting = [_write(put, 1), _write(put, 2), _write(put, 3), _write(internal, 0)]
     commit = Commit(waiting, cast(Rules, None))
@@ -54,7 +54,7 @@ def test_commit_counts_every_write_once() -> None:
     assert meters.writes == {
         ("Put", "Stored"): 1,
         ("Put", "Busy"): 1,
-        ("Put", "Unanswered"): 1,  # the commit failed before it came to it
+        ("Put", "Unanswered"): 1,  # the commit failed before
         ("Internal", "Stored"): 1,
     }
     assert meters.commit_requests.total == 4
@@ -73,7 +73,7 @@ def test_labels_are_in_snake_case() -> None:
 
 
 class _Hanging:
-    """A server whose loop does not turn."""
+    """A server whose event loop does not run."""
 
     meters = Meters()
     connections = None

@@ -18,7 +18,7 @@ VIEW = View(Topology("dstash", "id", 1, formed=True, members=MEMBERS), frozenset
 
 
 class Bench:
-    """An observer, and what it sends."""
+    """An observer and its requests."""
 
     def __init__(self) -> None:
         self.scheduler = Scheduler(lambda merge, done: None, lambda done: None, lambda: 1)

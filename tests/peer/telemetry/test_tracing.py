@@ -1,4 +1,4 @@
-"""What a peer notes of requests that are part of a trace, and that nothing else is noted."""
+"""The notes of a peer about traced requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.wire.examples import TRACE
 
 
 class Traced(Peer):
-    """A core whose requests are noted."""
+    """A core with notes about its requests."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(topology(), **settings)
@@ -29,7 +29,7 @@ class Traced(Peer):
         self.core.tracer = Tracer(self.noted.append)
 
     def hear(self, message: Message, trace: str = TRACE, **surroundings: int) -> list[Notes]:
-        """Have a request handled, and return what was noted of it."""
+        """Handle a request and return the notes about it."""
         self.noted.clear()
         given = {"epoch": EPOCH, "moment": 0} | surroundings
         envelope = Envelope(7, given["epoch"], given["moment"], message, trace=trace)
@@ -88,7 +88,7 @@ def test_reads_and_peer_queries_are_noted(
 def test_refused_request_is_noted_with_reason(peer: Traced) -> None:
     [notes] = peer.hear(put(b"k"), epoch=EPOCH - 1)
     assert (notes.outcome, notes.code) == ("StaleEpoch", 21)
-    [notes] = peer.hear(put(b"k", at=peer.now + 10**6))  # in its commit
+    [notes] = peer.hear(put(b"k", at=peer.now + 10**6))  # during its commit
     assert (notes.outcome, notes.code) == ("ClockSkew", 27)
     [notes] = peer.hear(put(b"k", value=b"\x91"))
     assert (notes.outcome, notes.code) == ("Partly", 0)
@@ -139,7 +139,7 @@ def test_array_length_is_read_from_the_header(number: int) -> None:
 def test_span_writer_drops_notes_when_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spans, "_MAX_WAITING", 2)
     monkeypatch.setattr(spans, "_CLOSE_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(SpanWriter, "_write_all", lambda self: None)  # it does not keep up
+    monkeypatch.setattr(SpanWriter, "_write_all", lambda self: None)  # it is too slow
     writer = SpanWriter("http://127.0.0.1:1", "c", "a")
     notes = Notes(Envelope(7, EPOCH, 0, put(b"k"), trace=TRACE), 1, writer.take)
     with capture_logs() as logs:
@@ -157,7 +157,7 @@ def test_inbox_reports_arrival_time_of_message() -> None:
     inbox.put(b"a", "second", 10, now=1.02)
     assert (inbox.take(1.05), inbox.came) == ("first", 1.0)
     assert (inbox.take(1.05), inbox.came) == ("second", 1.02)
-    for number in range(4):  # the oldest are sent away: the one that is taken counts
+    for number in range(4):  # the oldest are rejected; the taken message counts
         inbox.put(b"a", f"late{number}", 10, now=2.0 + number / 10)
     inbox.take(2.35)
     inbox.put(b"a", "newest", 10, now=2.7)
