@@ -1,4 +1,4 @@
-"""``python -m bench``: measure dstash and alternatives; print a table, draw a plot.
+"""``python -m bench``: measure dstash and alternatives, print tables and draw a plot.
 
 Parts: batches (100,000 x 100 B at every level), sizes (10 B to 64 KiB, 1 to 100,000 keys), singles
 (one key a call), clients (1 to 16), growth (100,000 to 10,000,000 records), squeeze (more data than
@@ -29,18 +29,19 @@ from bench.report.targets import judge
 from bench.stores.servers import ROOT
 from bench.work import Case
 
-_WIDTH: Final = 110  # of the table, also where there is no terminal
+_WIDTH: Final = 110  # of the tables, also without a terminal
 _KEPT: Final = ROOT / ".cache" / "bench"
 _DOCS: Final = ROOT / "docs"
 _PAGE: Final = "benchmarks.md"
 _PLOT: Final = "benchmarks.png"
 
-#: Measures a part, with so many rounds.
+#: Measures a part with this number of rounds.
 Measure = Callable[[Lab, int], list[Case]]
 
-#: In the order in which they run, and how many rounds of each count.
+#: The parts in the order in which they run, with their number of rounds.
 PARTS: Final[Mapping[str, tuple[Measure, int]]] = {
-    # First: what a durable put costs depends on how much there is already, and etcd has only this.
+    # First, because the cost of a durable put depends on the stored data, and etcd stores only
+    # this.
     "singles": (singles.measure, 9),
     "calls": (calls.measure, 5),
     "batches": (batches.measure, 7),
@@ -69,7 +70,7 @@ def parse() -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, folder: Path, note: Callable[[str], None]) -> _Outcome:
-    """Measure the parts that were asked for."""
+    """Measure the requested parts."""
     measured: dict[str, list[Case]] = {}
     with ExitStack() as stack:
         lab = Lab(folder, stack, note, full=options.full)
@@ -90,7 +91,7 @@ class _Outcome:
         self.verdicts = judge(self.cases)
 
     def keep(self, options: argparse.Namespace) -> Path:
-        """Write page, plot and figures, and return where they are."""
+        """Write page, plot and figures; return their paths."""
         folder = _KEPT / self.machine["date"]
         folder.mkdir(parents=True, exist_ok=True)
         plot.draw(self.cases, folder / _PLOT)
@@ -121,7 +122,7 @@ class _Outcome:
 def main() -> int:
     """Run. A missed target is reported, but does not fail the run."""
     options = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers and files go then, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # this also ends servers
     progress, began = Console(stderr=True), time.monotonic()
 
     def note(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Keeps processes to an amount of memory: in a control group, where this user may make one."""
+"""Memory limits of processes: by a control group if this user can create one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-#: Where control groups of version 2 and of version 1 are, and what bounds their memory.
+#: The paths of control groups of version 2 and version 1, and their memory limits.
 _HIERARCHIES: Final = (
     (Path("/sys/fs/cgroup"), "memory.max"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
@@ -18,7 +18,7 @@ _HIERARCHIES: Final = (
 
 
 class Confinement(NamedTuple):
-    """How a process is confined, and what confines the process with an id."""
+    """The kind of limit, and a function that applies it to a process id."""
 
     how: str
     confine: Callable[[int], None]
@@ -26,11 +26,11 @@ class Confinement(NamedTuple):
 
 @contextmanager
 def confined(name: str, limit: int) -> Iterator[Confinement]:
-    """Make a place for one process that may have ``limit`` bytes.
+    """Create a limit of ``limit`` bytes for a process.
 
-    A control group counts the pages of files too, so a larger data set has to be read from disk
-    again and again. Without one, only the process's own memory is limited (``RLIMIT_DATA``; a
-    limit on addresses would keep LMDB from mapping its file), and the page cache is not.
+    A control group also counts pages of files, so a larger data set is read from disk repeatedly.
+    Without one, only the process's own memory is limited (``RLIMIT_DATA``; a limit of the address
+    space would prevent LMDB from mapping its file), but not the page cache.
     """
     group = _group(f"dstash-bench-{os.getpid()}-{name}", limit)
     if group is None:
@@ -51,7 +51,7 @@ def _group(name: str, limit: int) -> Path | None:
         except OSError:
             continue
         try:
-            # Opened, not made: where this is no hierarchy it is a directory like any other.
+            # Opened, not created: outside a hierarchy it would be an ordinary directory.
             with (group / setting).open("r+") as file:
                 file.write(str(limit))
         except OSError:

@@ -1,4 +1,4 @@
-"""Client processes that work at the same time: each has a client of every store."""
+"""Client processes that work in parallel, each with a client of every store."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Connect = Callable[[], Store]
 
 #: Processes of the largest crew.
 MOST: Final = 16
-#: The series of the keys that are looked up.
+#: The series of the looked-up keys.
 KNOWN: Final = 900_000
 _PATIENCE: Final = 120.0
 
 
 class Job(NamedTuple):
-    """What a member of the crew does, over and over, for so many seconds."""
+    """The repeated work of a client process, and its duration in seconds."""
 
     store: int
     action: str
@@ -31,7 +31,7 @@ class Job(NamedTuple):
 
 
 class Crew:
-    """Processes, started once, since starting takes longer than what is measured."""
+    """Processes that are started once, because starting takes longer than a measurement."""
 
     def __init__(self, connects: Sequence[Connect]) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -47,9 +47,9 @@ class Crew:
         self.names: list[str] = [self._hear(pipe) for pipe in self._pipes].pop()
 
     def run(self, clients: int, job: Job, watch: Callable[[], None] | None = None) -> float:
-        """Let so many processes do a job at once; returns the keys a second of all together.
+        """Let this number of processes do a job in parallel; return their total keys a second.
 
-        ``watch`` is called now and then meanwhile.
+        ``watch`` is called from time to time meanwhile.
         """
         for pipe in self._pipes[:clients]:
             pipe.send(job)
@@ -72,7 +72,7 @@ class Crew:
 
 
 def work(pipe: Connection, connects: Sequence[Connect], number: int) -> None:
-    """Be a member of a crew: connect to all, then do jobs until stopped."""
+    """Run a client process: connect to all stores, then do jobs until stopped."""
     stores = [connect() for connect in connects]
     pipe.send([store.name for store in stores])
     while (job := pipe.recv()) is not None:

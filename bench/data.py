@@ -1,4 +1,4 @@
-"""What is stored: keys of 17 bytes, values of an exact size, never twice the same key."""
+"""The data: keys of 17 bytes, values of an exact size, and no key twice."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ _random = random.Random(2)
 
 
 def key(series: int, number: int) -> str:
-    """Return one key; no two series share any."""
+    """Return a key; no two series have a key in common."""
     return f"{series:06d}:{number:0{_DIGITS}d}"
 
 
 def value(of: str, size: int) -> bytes:
-    """Return the value of a key: it begins with the key, as far as that fits."""
+    """Return the value of a key, which starts with as much of the key as fits."""
     return of.encode().ljust(size, b".")[:size]
 
 
 def pairs(series: int, count: int, size: int, first: int = 0) -> Pairs:
-    """Return ``count`` pairs of a series, beginning with number ``first``."""
+    """Return ``count`` pairs of a series, starting at number ``first``."""
     keys = [key(series, number) for number in range(first, first + count)]
     return {name: value(name, size) for name in keys}
 
 
 def fresh(count: int, size: int) -> Pairs:
-    """Return pairs of which no key was ever used in this run."""
+    """Return pairs with keys that are new in this run."""
     return pairs(next(_series), count, size)
 
 
 def shuffled(some: Pairs) -> list[str]:
-    """Return the keys in an order that tells nothing, the same each time."""
+    """Return the keys in a fixed random order."""
     return random.Random(1).sample(sorted(some), len(some))
 
 
 def chunks(series: int, count: int, size: int, about: int = 100_000) -> Iterator[Pairs]:
-    """Yield ``count`` pairs of a series in batches of about so many.
+    """Yield ``count`` pairs of a series in batches of approximately this size.
 
-    A batch holds neighbouring partitions, as those of a restore do: to fill a large store with keys
-    at random is to write every page of it again and again.
+    A batch has neighbouring partitions, as in a restore: filling a large store with random keys
+    would write each of its pages many times.
     """
     batches = [array("I") for _ in range(-(-count // about))]
     for number in range(count):
@@ -60,5 +60,5 @@ def chunks(series: int, count: int, size: int, about: int = 100_000) -> Iterator
 
 
 def scattered(count: int, below: int) -> list[int]:
-    """Return different numbers, others each time."""
+    """Return distinct numbers, new ones at each call."""
     return _random.sample(range(below), count)

@@ -1,4 +1,4 @@
-"""The systems of a run: started when a part first asks for them, stopped when the run ends."""
+"""The systems of a run: started at first use, stopped at its end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEVELS = ("one", "quorum", "all")
 
 
 class Lab:
-    """Where a run takes place.
+    """The environment of a run.
 
     Args:
         folder: for data and logs.
@@ -92,7 +92,7 @@ class Lab:
 
     @cached_property
     def rivals(self) -> list[Connect]:
-        """What a user would pick instead."""
+        """The alternatives to dstash."""
         return [
             partial(Redis, self.redis.port),
             partial(RedisClustered, self.redis_cluster.ports[0]),
@@ -100,7 +100,7 @@ class Lab:
         ]
 
     def dstash(self, *levels: str) -> list[Connect]:
-        """Return dstash with three copies, at each of those levels."""
+        """Return dstash with three copies at each of these levels."""
         return [
             partial(DStash, f"dstash N=3 {level}", self.three_copies.addresses, level)
             for level in levels
@@ -108,12 +108,12 @@ class Lab:
 
     @cached_property
     def dstash_one_copy(self) -> Connect:
-        """dstash with one copy, for which all levels are the same."""
+        """dstash with one copy, for which all levels are equal."""
         return partial(DStash, "dstash N=1", self.one_copy.addresses, "one")
 
     @cached_property
     def stores(self) -> dict[str, Store]:
-        """A client of each, in this process, by name."""
+        """A client of each store in this process, by name."""
         connects = [*self.rivals, self.dstash_one_copy, *self.dstash(*LEVELS)]
         stores: list[Store] = [connect() for connect in connects]
         stores.append(Lmdb(self.folder / "lmdb"))
@@ -123,7 +123,7 @@ class Lab:
 
     @cached_property
     def crew(self) -> Crew:
-        """Processes with a client of each."""
+        """Processes with a client of each store."""
         crew = Crew([*self.rivals, *self.dstash("one", "quorum")])
         self._stack.callback(crew.close)
         return crew

@@ -1,4 +1,4 @@
-"""How much memory a process has for itself."""
+"""The private memory of processes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Final
 from bench.stores.dstash_store import DStashCluster
 
 MIB: Final = 1024 * 1024
-#: Pages of LMDB's file are the page cache's, which takes them back when it needs room.
+#: Pages of LMDB's file belong to the page cache, which frees them when memory is needed.
 _NOT_ITS_OWN: Final = "/data.mdb"
 
 
 def private_bytes(pid: int) -> int:
-    """Return what a process shares with no other, the pages of LMDB's file not counted."""
+    """Return the memory that a process shares with no other, without the pages of LMDB's file."""
     private = 0
     mapping = ""
     for name, rest in _lines(Path(f"/proc/{pid}/smaps")):
@@ -26,7 +26,7 @@ def private_bytes(pid: int) -> int:
 
 
 def largest(cluster: DStashCluster) -> float:
-    """Return the private memory of the peer that has most."""
+    """Return the largest private memory of a peer."""
     return max(private_bytes(peer.pid) for peer in cluster.peers.values())
 
 

@@ -1,11 +1,11 @@
-"""How much a peer still does when ten times as much is asked of it as it can do.
+"""The goodput of a peer under ten times the load that it can serve.
 
-``python -m bench.overload``: one peer, and ever more clients, each of which wants to ask as
-often as before. Goodput is what was answered, with what was asked for, in time. It should stay
-above 80% of its peak at ten times the load, and be back at once when the load goes. Peak, overload
-and peak again are measured in turns, and the median of the ratios counts: other work on the
-machine comes and goes. The clients take processor time too, so the share by the peer's own
-processor time is reported as well. Exits with 1 when a target is missed.
+``python -m bench.overload``: one peer and a growing number of clients with a constant request rate
+each. Goodput is the rate of successful answers in time. It should stay above 80% of its peak at ten
+times the load, and recover at once after it. Peak, overload and peak are measured alternately, and
+the medians of the ratios are reported, because other load on the machine varies. The clients use
+processor time too, so goodput per processor time of the peer is also reported. Exits with 1 if a
+target is missed.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from tests.harness.peers import Peer, Peers
 from tests.security.attackers import Attacker
 from tests.security.closed import memory
 
-#: Within which an answer is of use (milliseconds), keys in a request, and connections.
+#: Deadline of an answer (milliseconds), keys in a request, and connections.
 TIMEOUT_MS: Final = 1000
 KEYS: Final = 200
 CONNECTIONS: Final = 8
-#: How many times as much is asked as can be done, and what share of that must still be done.
+#: The overload as a multiple of the capacity, and the required share of the peak goodput.
 FACTOR: Final = 10
 TARGET: Final = 0.8
-#: How many clients want as much as the peer can do.
+#: The number of clients that use the capacity of the peer.
 CLIENTS: Final = 200
 _GOOD: Final = (Values, Stored)
 _FRAME: Final = Frame(codec.pack_blobs(encode_keys([f"key{n}" for n in range(KEYS)])))
@@ -55,17 +55,17 @@ class Result(NamedTuple):
     good: float
     asked: float
     busy: float
-    #: Good answers for each second of the peer's processor: other work on the machine counts less.
+    #: Good answers per second of the peer's processor time, which other load affects less.
     thrift: float
 
 
 def look_up() -> Message:
-    """Return a read."""
+    """Return a read request."""
     return Lookup("bench", 1, _FRAME)
 
 
 def put() -> Message:
-    """Return a write."""
+    """Return a write request."""
     version = pack(stamp_at(time.time_ns() // 1_000_000), bytes(12))
     return Put("bench", version, 0, _FRAME, _PAYLOADS)
 
@@ -77,7 +77,7 @@ def _processor_seconds(peer: Peer) -> float:
 
 
 class Load:
-    """Clients that each ask one thing at a time, and come back as politely as ours do.
+    """Clients with one pending request each and the retry policy of dstash's client.
 
     Together they send ``rate`` requests a second. A client that is rejected retries after the given
     time plus up to a half at random; a client without an answer retries after the timeout.
@@ -99,7 +99,7 @@ class Load:
             end.__exit__()
 
     def run(self, seconds: float, clients: int, rate: float = 1e9) -> Result:
-        """Let so many clients work."""
+        """Run this number of clients."""
         self._good = self._busy = asked = 0
         self._sent.clear()
         self._late.clear()
@@ -166,7 +166,7 @@ class Load:
 
 
 class Ratios(NamedTuple):
-    """Of one round, to the peak: goodput, the same by processor time, and goodput afterwards."""
+    """Ratios to the peak: goodput, goodput per processor time, and goodput afterwards."""
 
     good: float
     thrift: float
@@ -174,7 +174,7 @@ class Ratios(NamedTuple):
 
 
 def measure(peer: Peer, make: Callable[[], Message], seconds: float, rounds: int) -> Ratios:
-    """Overload the peer again and again, and see it recover; returns the medians."""
+    """Overload the peer repeatedly and let it recover; return the medians."""
     load = Load(peer, make, int(peer.page("/status")["epoch"]))
     found = []
     try:

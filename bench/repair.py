@@ -27,7 +27,7 @@ from tests.harness.wires import CLIENT, Wires
 _NAMES = ("a", "b", "c")
 #: Default interval of anti-entropy rounds.
 _ROUND_S = 10.0
-#: Until look-ups are not delayed by earlier work.
+#: Seconds until earlier work no longer delays look-ups.
 _SETTLE_SECONDS = 3.0
 _CALM_SECONDS = 10.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -36,7 +36,7 @@ Note = Callable[[str], None]
 
 
 def run(folder: Path, options: argparse.Namespace, note: Note) -> list[Figure]:
-    """Measure all of it."""
+    """Run all measurements."""
     with Peers.local(folder) as peers:
         peers.form(*_NAMES)
         client = peers.client(timeout=120.0)
@@ -52,7 +52,7 @@ def run(folder: Path, options: argparse.Namespace, note: Note) -> list[Figure]:
 
 
 def count_bytes(peers: Peers, rounds: int, note: Note) -> list[Figure]:
-    """Put proxies before the peers, and measure idle rounds."""
+    """Put proxies in front of the peers, and measure idle rounds."""
     running = peers.all.items()
     wires = Wires(lambda: {name: peer.process.pid for name, peer in running if peer.process})
     try:
@@ -72,9 +72,9 @@ def put_behind(wires: Wires, peer: Peer) -> None:
 
 
 def idle(peers: Peers, wires: Wires, rounds: int, note: Note) -> Iterator[Figure]:
-    """Measure rounds in which there is nothing to do."""
+    """Measure rounds without differences."""
     note(f"{rounds} idle rounds")
-    time.sleep(3 * _ROUND_S)  # all is compared once, and digests are kept then
+    time.sleep(3 * _ROUND_S)  # the first comparison computes the digests, which are then cached
     used, moved = cpu_seconds(peers), between_peers(wires)
     began = time.monotonic()
     time.sleep(rounds * _ROUND_S)
@@ -143,12 +143,12 @@ def are_equal(peers: Peers, client: Client) -> bool:
 
 
 def between_peers(wires: Wires) -> int:
-    """Return how many bytes went from peer to peer, so far."""
+    """Return the bytes sent between peers so far."""
     return sum(count for way, count in wires.moved.items() if CLIENT not in way)
 
 
 def cpu_seconds(peers: Peers) -> float:
-    """Return the processor time that all peers have used."""
+    """Return the total processor time of all peers."""
     return sum(_ticks(peers[name]) for name in _NAMES) / _TICKS
 
 
@@ -159,7 +159,7 @@ def _ticks(peer: Peer) -> int:
 
 
 def main() -> int:
-    """Run; the exit code says whether every target was reached."""
+    """Run all measurements; the exit code tells whether every target was reached."""
     parser = argparse.ArgumentParser(prog="python -m bench.repair", description=__doc__)
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--changed", type=int, default=100_000)

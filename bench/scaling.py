@@ -1,6 +1,6 @@
-"""``python -m bench.scaling``: how fast data moves, and what look-ups feel of it.
+"""``python -m bench.scaling``: the rate of streaming, and its effect on look-ups.
 
-All in one run, on this machine: peers and client share its cores.
+All in one run on this machine: peers and clients share its cores.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from tests.harness.peers import Peer, Peers
 from tests.harness.waiting import PATIENCE, wait_until
 
 INDEX = "bench"
-#: More than can move in a second: who orders so much wants data to move first of all.
+#: A rate above the possible one, which gives streaming priority.
 _HASTE = 1_000_000_000
 #: Look-ups a second.
 _PACE = 400
-#: So long (seconds) data moves, or rests, at a time; and so long what a new epoch brings with it,
-#: new tables on all sides, is not counted.
+#: Duration (seconds) of phases with and without streaming; and the time after a new epoch, when all
+#: sides compute new tables, that is not counted.
 _PHASE, _SETTLE = 0.5, 0.2
 _MEMBERS = 1000
 
 
 class Figure(NamedTuple):
-    """One thing that was measured, and what is asked of it."""
+    """A figure and its target."""
 
     what: str
     value: float
@@ -50,11 +50,11 @@ class Figure(NamedTuple):
 
 
 class Lookups(threading.Thread):
-    """Looks keys up at a steady pace, and remembers how long each took (milliseconds).
+    """Looks up keys at a steady rate and records the duration of each (milliseconds).
 
-    A client that looks up as fast as it can leaves no processor to what is measured, and asks less
-    while it is slow. A look-up that could not begin when it was due, because the one before took so
-    long, counts from then ("coordinated omission" is what Gil Tene calls it to leave that out).
+    A client without pauses would use the processors that the measured work needs, and would send
+    fewer requests while answers are slow. A look-up that starts late because of the previous one is
+    measured from its due time, to avoid "coordinated omission" (Gil Tene).
     """
 
     def __init__(self, client: Client, keys: int) -> None:
@@ -65,7 +65,7 @@ class Lookups(threading.Thread):
         self._stop_asked = threading.Event()
 
     def run(self) -> None:
-        """Look up until stopped."""
+        """Look up keys until stopped."""
         rng = random.Random(1)
         due = time.perf_counter()
         while not self._stop_asked.is_set():
@@ -90,18 +90,18 @@ class Lookups(threading.Thread):
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """Return the sample below which that share of them lies."""
+    """Return a quantile of the samples."""
     return sorted(samples)[min(len(samples) - 1, int(len(samples) * share))]
 
 
 def candidate(cluster: Peers, client: Client, name: str) -> None:
-    """Start a peer that waits to be added."""
+    """Start a candidate."""
     cluster.start(name, "--join", "manual")
     wait_until(lambda: name in client.status()["candidates"], PATIENCE, f"{name} waits")
 
 
 def move(folder: Path, records: int, value_bytes: int, rate: int) -> list[Figure]:
-    """Measure how fast a second peer is filled from the first one, at most at a rate."""
+    """Measure the rate of streaming from the first peer to the second, with a limit."""
     with ready_to_move(folder, records, value_bytes) as (cluster, client):
         before = [cpu_seconds(cluster[name]) for name in ("p1", "p2")]
         client.admin.add(["p2"], rate=rate)
@@ -117,7 +117,7 @@ def move(folder: Path, records: int, value_bytes: int, rate: int) -> list[Figure
 
 
 def filled(client: Client) -> dict[str, Any]:
-    """Return what the second peer says of how it is filled."""
+    """Return the progress of streaming that the second peer reports."""
     (status,) = [
         member["maintenance"] for member in client.status()["members"] if member["id"] == "p2"
     ]
@@ -125,7 +125,7 @@ def filled(client: Client) -> dict[str, Any]:
 
 
 def rates(what: str, stats: Mapping[str, Any], seconds: float) -> list[Figure]:
-    """Return what moved in a second; either figure is enough."""
+    """Return the streamed bytes and records per second; a target needs either."""
     per_second = stats["streamed_records"] / seconds
     megabytes = stats["streamed_bytes"] / seconds / 1e6
     met = per_second >= 100_000 or megabytes >= 30
@@ -137,7 +137,7 @@ def rates(what: str, stats: Mapping[str, Any], seconds: float) -> list[Figure]:
 
 @dataclass
 class Felt:
-    """What look-ups took (milliseconds) while data rested and moved, and how much moved."""
+    """Durations of look-ups (milliseconds) without and with streaming, and the streamed bytes."""
 
     calm: list[float] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
@@ -158,7 +158,7 @@ class Felt:
 
 
 def feel(folder: Path, records: int, value_bytes: int, felt: Felt) -> None:
-    """Measure look-ups while data moves and while it rests, in turns within one change."""
+    """Measure look-ups, alternately with and without streaming, within one topology change."""
     with ready_to_move(folder, records, value_bytes) as (cluster, client):
         lookups = Lookups(cluster.client(), records)
         lookups.start()
@@ -169,7 +169,7 @@ def feel(folder: Path, records: int, value_bytes: int, felt: Felt) -> None:
             lookups.take()
             time.sleep(_PHASE)
             samples = lookups.take()
-            if client.topology().change == change:  # it moved, or rested, all the time
+            if client.topology().change == change:  # streaming or paused during the whole phase
                 (felt.calm if change.paused else felt.busy).extend(samples)
                 if not change.paused:
                     after = filled(client)
@@ -183,7 +183,7 @@ def feel(folder: Path, records: int, value_bytes: int, felt: Felt) -> None:
 
 @contextlib.contextmanager
 def ready_to_move(folder: Path, records: int, value_bytes: int) -> Iterator[tuple[Peers, Client]]:
-    """One peer with records, and a second one that waits to be added."""
+    """A peer with records, and a candidate."""
     with Peers.local(folder, "--replicas", "2") as cluster:
         cluster.form("p1")
         client = cluster.client()
@@ -194,14 +194,14 @@ def ready_to_move(folder: Path, records: int, value_bytes: int) -> Iterator[tupl
 
 
 def cpu_seconds(peer: Peer) -> float:
-    """Return the processor time a peer has taken: other work on the machine adds none to it."""
+    """Return the processor time of a peer, which other load does not affect."""
     assert peer.process is not None
     stat = Path(f"/proc/{peer.process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def turn_epochs(folder: Path, rounds: int) -> Figure:
-    """Measure a change of placement that has no data to move, from order to end."""
+    """Measure a topology change without data, from request to end."""
     taken = []
     with Peers.local(folder) as cluster:
         cluster.form("p1", "p2", "p3")
@@ -218,7 +218,7 @@ def turn_epochs(folder: Path, rounds: int) -> Figure:
 
 
 def placements() -> list[Figure]:
-    """Measure placement over many members."""
+    """Measure the computation of a placement with many members."""
     members = [Candidate(f"peer{n}", f"zone{n % 20}") for n in range(_MEMBERS)]
     began = time.perf_counter()
     table = place(members, 3)
@@ -234,7 +234,7 @@ def placements() -> list[Figure]:
 
 
 def main() -> int:
-    """Run; the exit code says whether every target was reached."""
+    """Run all measurements; the exit code tells whether every target was reached."""
     parser = argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__)
     parser.add_argument("--records", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3, help="changes of each kind")
@@ -250,7 +250,7 @@ def main() -> int:
         figures += move(folder / "large", options.records // 4, 1000, 0)
         figures += move(folder / "hasty", options.records, 100, _HASTE)
         small, large = Felt(), Felt()
-        for number in range(options.rounds):  # the machine has better and worse minutes
+        for number in range(options.rounds):  # the speed of the machine varies
             for value_bytes, records, felt in (
                 (100, 4 * options.records, small),
                 (1000, options.records, large),
@@ -264,7 +264,7 @@ def main() -> int:
 
 
 def show(figures: Sequence[Figure], *, as_json: bool) -> None:
-    """Print what was measured."""
+    """Print the figures."""
     if as_json:
         sys.stdout.write(json.dumps([figure._asdict() for figure in figures], indent=1) + "\n")
         return

@@ -1,4 +1,4 @@
-"""What is measured: a kind of work, at a size, on a system; and the samples that came of it."""
+"""The measured cases: a kind of work of a size on a system, and its samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Note = Callable[[str], None]
 
 
 class Unit(StrEnum):
-    """What a sample counts. Of times less is better, of rates more."""
+    """The unit of a sample. Lower times and higher rates are better."""
 
     SECONDS = "s"
     RATE = "/s"
@@ -20,7 +20,7 @@ class Unit(StrEnum):
 
 
 class Work(NamedTuple):
-    """A kind of work. What does not matter for it is 0."""
+    """A kind of work. Irrelevant sizes are 0."""
 
     action: str
     keys: int = 0
@@ -43,7 +43,7 @@ class Work(NamedTuple):
 
 @dataclass
 class Case:
-    """One kind of work on one system: how to take a sample, and those that were taken."""
+    """A kind of work on a system: a function that takes a sample, and the samples."""
 
     work: Work
     store: str
@@ -58,14 +58,14 @@ class Case:
 
 
 def known(work: Work, store: str, unit: Unit, samples: Iterable[float]) -> Case:
-    """Return a case whose samples were taken already."""
+    """Return a case with existing samples."""
     return Case(work, store, lambda: 0.0, unit, list(samples))
 
 
 def use_time_slice(cases: Sequence[Case], rounds: int, note: Note) -> Sequence[Case]:
-    """Take one sample of each case a round, beginning with another one each time.
+    """Take a sample of each case per round, in rotating order.
 
-    So whatever else the machine does falls on all alike. The first round warms up, and does not
+    So other load on the machine affects all equally. The first round is a warm-up and does not
     count.
     """
     for number in range(rounds + 1):
@@ -79,7 +79,7 @@ def use_time_slice(cases: Sequence[Case], rounds: int, note: Note) -> Sequence[C
 
 
 def find(cases: Iterable[Case], work: Work, store: str) -> Case | None:
-    """Return the case of some work on a system, if it was measured."""
+    """Return the case of a work on a system, if it was measured."""
     for case in cases:
         if case.work == work and case.store == store and case.samples:
             return case
@@ -87,12 +87,12 @@ def find(cases: Iterable[Case], work: Work, store: str) -> Case | None:
 
 
 def ratio(case: Case, other: Case) -> float:
-    """Return how much more one case shows than another, as the median over their rounds."""
+    """Return the ratio of two cases, as the median over their rounds."""
     if len(case.samples) == len(other.samples):
         return median(a / b for a, b in zip(case.samples, other.samples, strict=True))
     return case.middle / other.middle
 
 
 def size(count: int) -> str:
-    """Return bytes as people write them."""
+    """Return a number of bytes in readable units."""
     return f"{count // 1024} KiB" if count % 1024 == 0 and count else f"{count} B"

@@ -3,8 +3,8 @@
     dstash dev up && python examples/custom_types.py
 
 A registered type is stored as its code and the bytes that ``encode`` returns. Every client that
-reads it registers the same code; peers never look inside. There is no pickle anywhere: decoding
-runs nothing but the function registered here.
+reads it registers the same code; peers never decode values. There is no pickle: decoding calls only
+the function registered here.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""The main job, shown on real data: load, look up, lose a peer, go on, and compare every answer.
+"""Demonstration on real data: load, look up, kill a peer, continue, and compare every answer.
 
-``bin/demo`` sets everything up and runs this. Three peers start on this machine; the characters
-of Unicode that have a name (Python carries them) go in through ``dstash import``; 100,000 of them
-are looked up in one batch; one peer is killed with SIGKILL; look-ups and writes go on with the
-other two. Whatever comes back is compared with its source: one difference, and the exit code is 1.
+``bin/demo`` sets everything up and runs this. Three peers start on this machine. ``dstash import``
+loads all named characters of Unicode, which Python includes. A batch looks up 100,000 of them. One
+peer is killed with SIGKILL, and look-ups and writes continue on the other two. Every answer is
+compared with its source: after any difference the exit code is 1.
 
     bin/demo            embedded membership, no server needed
     bin/demo --consul   the same on a real Consul
-    bin/demo --keep     leave the cluster up, and say how to talk to it
+    bin/demo --keep     leave the cluster running, and print how to use it
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ Characters = dict[str, dict[str, Any]]
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the text says why, in one line."""
+    """The demo cannot continue; the text is the reason in one line."""
 
 
 class Step(NamedTuple):
-    """A line of the table at the end."""
+    """A row of the final table."""
 
     what: str
     items: int
@@ -62,12 +62,14 @@ class Step(NamedTuple):
 
 
 class Process:
-    """A process of ours, and where its log is."""
+    """A child process and the path of its log."""
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, *, expirable: bool) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, *, ends_with_parent: bool
+    ) -> None:
         self.name = name
         self.log = log
-        if expirable and shutil.which("setpriv"):  # should we be killed, it goes as well
+        if ends_with_parent and shutil.which("setpriv"):
             command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
         with log.open("wb") as output:
             self.popen = subprocess.Popen(  # noqa: S603  # commands of our own
@@ -76,7 +78,7 @@ class Process:
                 stdout=output,
                 stderr=output,
                 env=_clean_environment(),
-                start_new_session=True,  # Ctrl-C is for us: we stop it, in our order
+                start_new_session=True,  # on Ctrl-C, this process stops it in order
             )
 
     def await_page(self, url: str) -> None:
@@ -84,31 +86,31 @@ class Process:
         deadline = time.monotonic() + START_SECONDS
         while not _answers(url):
             if self.popen.poll() is not None:
-                raise DemoError(f"{self.name} ended at its start: {self._last_words()}")
+                raise DemoError(f"{self.name} ended at its start: {self._last_lines()}")
             if time.monotonic() > deadline:
                 raise DemoError(f"{self.name} was not ready after {START_SECONDS:.0f} s")
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill the process, as a crash would."""
         self.popen.kill()
         self.popen.wait()
 
     def stop(self) -> None:
-        """End it politely, or else by force."""
+        """Stop the process with SIGTERM, or with SIGKILL after a timeout."""
         self.popen.terminate()
         try:
             self.popen.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
 
-    def _last_words(self) -> str:
+    def _last_lines(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "without a word"
 
 
 class Peer(NamedTuple):
-    """One peer of the demo."""
+    """A peer of the demo."""
 
     process: Process
     address: str
@@ -116,7 +118,7 @@ class Peer(NamedTuple):
 
 
 class Cluster:
-    """Three peers in a directory, and Consul if asked for."""
+    """Three peers in a directory, with Consul if requested."""
 
     def __init__(self, folder: Path, *, keep: bool) -> None:
         self._folder = folder
@@ -126,11 +128,11 @@ class Cluster:
 
     @property
     def addresses(self) -> str:
-        """The peers, as ``DSTASH_PEERS`` has them."""
+        """The addresses of the peers, as a value of ``DSTASH_PEERS``."""
         return ",".join(peer.address for peer in self.peers)
 
     def start(self, *, on_consul: bool) -> None:
-        """Start all of it and wait until every peer serves."""
+        """Start all processes and wait until every peer serves."""
         membership = self._start_consul() if on_consul else self._embedded()
         ports = free_ports(2 * PEERS)
         for number in range(PEERS):
@@ -141,7 +143,7 @@ class Cluster:
             peer.process.await_page(peer.ready)
 
     def stop(self) -> None:
-        """Stop what was started, the last first."""
+        """Stop all processes in reverse order."""
         while self.processes:
             self.processes.pop().stop()
 
@@ -169,12 +171,12 @@ class Cluster:
 
     def _start(self, name: str, command: Sequence[str]) -> Process:
         log = self._folder / f"{name}.log"
-        self.processes.append(Process(name, command, log, expirable=not self._keep))
+        self.processes.append(Process(name, command, log, ends_with_parent=not self._keep))
         return self.processes[-1]
 
 
 class Demo:
-    """The steps, and what came of them."""
+    """The steps and their results."""
 
     def __init__(self, cluster: Cluster, folder: Path, console: Console) -> None:
         self._cluster = cluster
@@ -183,7 +185,7 @@ class Demo:
         self.steps: list[Step] = []
 
     def run(self, characters: Characters) -> None:
-        """Do the main job."""
+        """Run all steps."""
         names = random.Random(1).sample(sorted(characters), LOOKUPS)  # noqa: S311  # no secret
         self._import(characters)
         with self._client() as client:
@@ -245,14 +247,14 @@ class Demo:
 def differences(
     found: Mapping[Any, Any], expected: Characters, names: Sequence[str]
 ) -> Callable[[], int]:
-    """Return what counts the answers that differ from their source, once the clock has stopped."""
+    """Return a function that counts wrong answers, to be called outside the measured time."""
     return lambda: (
         sum(found.get(name) != expected[name] for name in names) + len(found.keys() - set(names))
     )
 
 
 def named_characters() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every character of Unicode that has a name, with its facts."""
+    """Yield every named character of Unicode with its properties."""
     for code in range(sys.maxunicode + 1):
         character = chr(code)
         name = unicodedata.name(character, None)
@@ -279,13 +281,13 @@ def free_ports(number: int) -> list[int]:
 def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=1) as answer:  # noqa: S310  # our own peers
-            return len(answer.read()) > len(b"[]")  # Consul without a leader says []
+            return len(answer.read()) > len(b"[]")  # without a leader: []
     except (urllib.error.URLError, OSError):
         return False
 
 
 def _clean_environment() -> dict[str, str]:
-    # What the shell says of another cluster must not reach this one.
+    # Settings in the environment may be for another cluster.
     return {name: text for name, text in os.environ.items() if not name.startswith("DSTASH_")}
 
 
@@ -310,17 +312,17 @@ def show(steps: Sequence[Step], console: Console) -> None:
 
 
 def explain(cluster: Cluster, folder: Path, console: Console) -> None:
-    """Say how to talk to a cluster that stays up, and how to end it."""
+    """Print how to use the running cluster, and how to stop it."""
     pids = " ".join(
         str(process.popen.pid) for process in cluster.processes if process.popen.poll() is None
     )
     dstash = shlex.quote(str(SCRIPTS / "dstash"))
     lines = [
-        "the cluster stays up (less the peer that was killed); try:",
+        "the cluster still runs, without the killed peer; try:",
         f"  export DSTASH_PEERS={cluster.addresses} DSTASH_CLUSTER=demo",
         f"  {dstash} get {INDEX} SNOWMAN",
         f"  {dstash} status",
-        "and when you are done:",
+        "to stop it and delete its data:",
         f"  kill {pids}; rm -r {shlex.quote(str(folder))}",
     ]
     for line in lines:
@@ -329,7 +331,7 @@ def explain(cluster: Cluster, folder: Path, console: Console) -> None:
 
 @contextmanager
 def scratch(*, keep: bool) -> Iterator[Path]:
-    """Lend a directory, and remove it unless it is to be kept."""
+    """Create a directory, and remove it at the end unless it must be kept."""
     folder = Path(tempfile.mkdtemp(prefix="dstash-demo-"))
     try:
         yield folder
@@ -339,7 +341,7 @@ def scratch(*, keep: bool) -> Iterator[Path]:
 
 
 def play(options: argparse.Namespace, console: Console) -> int:
-    """Run the demo; returns the exit code."""
+    """Run the demo; return the exit code."""
     with scratch(keep=options.keep) as folder:
         cluster = Cluster(folder, keep=options.keep)
         finished = False
@@ -361,10 +363,12 @@ def play(options: argparse.Namespace, console: Console) -> int:
 
 
 def main() -> int:
-    """Read the options, run, and turn every failure into one line."""
-    parser = argparse.ArgumentParser(prog="bin/demo", description="Show the main job of dstash.")
+    """Parse the options, run the demo, and print any failure in one line."""
+    parser = argparse.ArgumentParser(
+        prog="bin/demo", description="Demonstrate dstash on real data."
+    )
     parser.add_argument("--consul", action="store_true", help="use a real Consul")
-    parser.add_argument("--keep", action="store_true", help="leave the cluster up")
+    parser.add_argument("--keep", action="store_true", help="leave the cluster running")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -1,9 +1,9 @@
-"""A feature store: a model asks for the features of a thousand things at once.
+"""A feature store: a model requests the features of a thousand entities in one batch.
 
     dstash dev up && python examples/feature_store.py
 
-One index per kind of thing, one key per thing, all of its features in one value: a request for
-many things is then one batch, which goes to all peers at the same time.
+Each kind of entity is an index, each entity a key, and the value has all of its features. A request
+for many entities is then one batch, which goes to all peers in parallel.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Features = dict[str, Any]
 
 
 class FeatureStore:
-    """The features of one kind of thing.
+    """The features of one kind of entity.
 
     Args:
-        client: stays with the caller, who closes it.
-        kind: what the features are of; names the index.
-        defaults: the features to return, and their values where nothing is known.
-        ttl: seconds after which features are too old to be used; None for never.
+        client: the caller closes it.
+        kind: the kind of entity; the name of the index.
+        defaults: the features to return, with their default values.
+        ttl: seconds after which features expire; None for never.
     """
 
     def __init__(
@@ -36,15 +36,15 @@ class FeatureStore:
         self._ttl = ttl
 
     def write(self, features: Mapping[Any, Features]) -> None:
-        """Store the features of many things; replace the earlier ones.
+        """Store the features of many entities; replace earlier features.
 
         Raises:
-            BatchError: some were not stored; ``outcomes`` tells which.
+            BatchError: some were not stored; ``outcomes`` lists them.
         """
         self._client.batch_put(self._index, features, ttl=self._ttl).raise_for_failures()
 
     def rows(self, things: Sequence[Any], *, names: Iterable[str]) -> list[list[Any]]:
-        """Return one row per thing, in the given order, with defaults for unknown ones."""
+        """Return a row per entity in the given order, with defaults for unknown entities."""
         columns = list(names)
         found = self._client.batch_lookup(self._index, things)
         rows = [self._defaults | found.get(thing, {}) for thing in things]
@@ -52,7 +52,7 @@ class FeatureStore:
 
 
 def main() -> None:
-    """Write the features of 5,000 users, and read those of 1,000, some of them unknown."""
+    """Write the features of 5,000 users, and read those of 1,000, some of which are unknown."""
     defaults: Features = {"orders": 0, "spent": 0.0, "last_seen": None}
     with Client(timeout=30) as client:
         users = FeatureStore(client, "user", defaults, ttl=3600)

@@ -3,14 +3,13 @@
     pip install cryptography
     dstash dev up && python examples/key_management.py
 
-Each secret is sealed with a key of its own (AES-256-GCM); that key is wrapped with a master key,
-which never leaves the program. For a new master key only the small keys are wrapped again; the
-secrets stay as they are. Keep master keys in an HSM, a KMS, or a file that only this program reads.
+Each secret is encrypted with its own key (AES-256-GCM), which is wrapped with a master key that
+never leaves the program. A new master key rewraps only the small keys; the secrets stay unchanged.
+Keep master keys in an HSM, a KMS, or a file that only this program reads.
 
-Secrets and wrapped keys are two indexes, and each secret that is written has a key with a new id.
-Rotation therefore never writes what a user writes, and cannot undo a secret stored meanwhile: that
-matters where the later write wins. Deleting the key of a secret shreds it, in backups as well that
-hold only the index of secrets.
+Secrets and wrapped keys are two indexes, and each stored secret has a key with a new id. So
+rotation never overwrites a secret that was stored meanwhile, which matters because the later write
+wins. Deleting the key of a secret makes it unreadable, also in backups of the index of secrets.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ class Vault:
     """Secrets by name.
 
     Args:
-        client: stays with the caller, who closes it.
-        masters: master keys of 32 bytes by their names; the last one seals, all of them open.
+        client: the caller closes it.
+        masters: master keys of 32 bytes by name; the last one encrypts, all of them decrypt.
         index: the secrets; their keys are in ``<index>.keys``.
     """
 
@@ -63,8 +62,8 @@ class Vault:
         """Return a secret.
 
         Raises:
-            KeyError: there is none of that name, or no master key that opens it.
-            Damaged: the value was changed, or moved to another name.
+            KeyError: there is no secret of that name, or no master key for it.
+            Damaged: the value was changed or moved to another name.
         """
         for _ in range(2):  # again, in case the secret is being replaced
             envelope = self._client.lookup(self._index, name)
@@ -124,7 +123,7 @@ def unseal(key: bytes, sealed: bytes, name: str) -> bytes:
 
 
 def main() -> None:
-    """Store secrets, rotate the master key, shred one, and find a forged one."""
+    """Store secrets, rotate the master key, shred a secret, and detect a forgery."""
     masters = {"2024": AESGCM.generate_key(256)}
     with Client() as client:
         vault = Vault(client, masters)
@@ -132,7 +131,7 @@ def main() -> None:
         vault.store("mail", b"battery staple")
         masters["2025"] = AESGCM.generate_key(256)
         rotated = Vault(client, masters).rotate()
-        vault = Vault(client, {"2025": masters["2025"]})  # the old master key is gone
+        vault = Vault(client, {"2025": masters["2025"]})  # without the old master key
         same = vault.read("database") == b"correct horse"
         client.put("vault", "mail", client.lookup("vault", "database"))  # a forger
         try:

@@ -12,7 +12,7 @@ from bench.lab import Lab
 from bench.stores.store import Pairs, Store
 from bench.work import Case, Work, use_time_slice
 
-#: The batch that the targets speak of.
+#: The batch of the targets.
 KEYS: Final = 100_000
 VALUE_BYTES: Final = 100
 
@@ -27,10 +27,10 @@ _STORES: Final = (
     "dstash N=3 quorum",
     "lmdb",
 )
-#: Combinations that would move more bytes are left out.
+#: Combinations with more bytes are omitted.
 _MOST_BYTES: Final = 128 << 20
 _MOST_BYTES_FULL: Final = 700 << 20
-#: A sample of a small batch is the mean over so many keys, or so many batches.
+#: A sample of a small batch is the mean over this many keys, or this many batches.
 _KEYS_A_SAMPLE: Final = 2000
 _BATCHES_A_SAMPLE: Final = 20
 _CHECKED: Final = 1000
@@ -47,7 +47,7 @@ def put(keys: int = KEYS, value_bytes: int = VALUE_BYTES) -> Work:
 
 
 def measure(lab: Lab, rounds: int) -> list[Case]:
-    """Measure the batch that the targets speak of, on every system at every level."""
+    """Measure the batch of the targets on every system at every level."""
     cases = _cases(list(lab.stores.values()), KEYS, VALUE_BYTES)
     return list(use_time_slice(cases, rounds, lab.note))
 
@@ -64,12 +64,12 @@ def measure_sizes(lab: Lab, rounds: int) -> list[Case]:
 
 
 def most_bytes(*, full: bool) -> int:
-    """Return how many bytes a batch may have to be measured."""
+    """Return the highest number of bytes of a measured batch."""
     return _MOST_BYTES_FULL if full else _MOST_BYTES
 
 
 def combinations(most: int) -> Iterator[tuple[int, int]]:
-    """Yield the batches that are measured."""
+    """Yield the batches to measure."""
     for value_bytes in _SIZES:
         for keys in _BATCHES:
             if keys * (value_bytes + data.KEY_BYTES) <= most:
@@ -127,7 +127,7 @@ def _times(keys: int) -> int:
 
 
 def timed(action: Callable[[], object]) -> float:
-    """Return the seconds that something takes, with no garbage of others in them."""
+    """Return the duration of a call in seconds, without garbage collection."""
     gc.collect()
     began = time.perf_counter()
     action()

@@ -1,8 +1,8 @@
-"""Part ``calls``: what one call with one key costs: from call to answer, and on each side of it.
+"""Part ``calls``: the cost of a call with one key, in total and on each side.
 
-The stages are dstash's own functions, run in a loop in this process, where they find everything
-in the processor's caches: what they take is the work there is to do, and what a call takes beyond
-that and the echo is waiting, and finding things again.
+The stages are dstash's own functions, run in a loop in this process, where code and data are in the
+processor's caches: their time is the necessary work. The rest of a call, beyond this work and the
+echo, is waiting and cache misses.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _SHOWN: Final = ("echo", "redis", "etcd", "dstash N=1", "dstash N=3 one", "dstas
 
 
 def share(work: Work, name: str) -> Work:
-    """Return the name of what one call of some work takes."""
+    """Return the name of the cost of a call."""
     return work._replace(action=f"{work.action}: {name}")
 
 
 def measure(lab: Lab, rounds: int) -> list[Case]:
-    """Measure the stages in a loop, then what whole calls cost."""
+    """Measure the stages in a loop, then the cost of whole calls."""
     bench = lab.entered(_Stages(lab.folder / "call-stages"))
     cases = [Case(STAGE, name, take) for name, take in bench.stages()]
     measured = list(use_time_slice(cases, rounds, lab.note))
@@ -74,7 +74,7 @@ def _servers(lab: Lab, case: Case) -> Sequence[Server]:
 
 
 class _Costs:
-    """What calls of one case take, each: from call to answer, of the client, of the servers."""
+    """The cost of a call of one case: elapsed, client and server time."""
 
     def __init__(self, case: Case, servers: Sequence[Server]) -> None:
         self._case = case
@@ -94,13 +94,13 @@ class _Costs:
                 self._samples[name].append(sample)
 
     def cases(self) -> Iterator[Case]:
-        """Yield what was measured."""
+        """Yield the measured cases."""
         for name, samples in self._samples.items():
             yield known(share(self._case.work, name), self._case.store, Unit.SECONDS, samples)
 
 
 class _Stages:
-    """A client and a peer in this process, with nothing between them, and LMDB behind."""
+    """A client and a peer with LMDB in this process, without a network."""
 
     def __init__(self, folder: Path) -> None:
         self._joined = joined = Joined("a", replicas=1)
@@ -122,7 +122,7 @@ class _Stages:
         self._store.close()
 
     def stages(self) -> Iterator[tuple[str, Callable[[], float]]]:
-        """Yield each stage, and what takes a sample of it: seconds a call."""
+        """Yield each stage with a function that takes a sample (seconds a call)."""
         yield STAGES[0], lambda: self._each(lambda: [self._ask(key) for key in self._keys])
         yield STAGES[1], self._answer
         yield STAGES[2], self._read

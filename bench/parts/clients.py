@@ -1,4 +1,4 @@
-"""Part ``clients``: 1 to 16 client processes at once; and a peer's memory under such a load."""
+"""Part ``clients``: 1 to 16 client processes in parallel, and the memory of a peer under load."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FULL_LOAD: Final = Work("private memory under full load", clients=MOST)
 
 _SECONDS: Final = 1.0
 _STORES: Final = ("redis", "redis cluster", "memcached", "dstash N=3 one", "dstash N=3 quorum")
-#: What brings a peer to its limits: batches of values of 1 KiB, puts and look-ups in turn.
+#: A load that reaches the limits of a peer: batches of 1 KiB values, alternately put and looked up.
 _LOADS: Final = tuple(Job(4, action, 1000, 1024, 3.0) for action in ("put", "get", "put", "get"))
 
 
@@ -27,7 +27,7 @@ def lookups(clients: int) -> Work:
 
 
 def measure(lab: Lab, rounds: int) -> list[Case]:
-    """Measure the keys a second of all clients together."""
+    """Measure the total keys a second of all clients."""
     for name in _STORES:
         for number in range(MOST):
             lab.stores[name].fill(data.pairs(KNOWN + number, KEYS, VALUE_BYTES))

@@ -1,4 +1,4 @@
-"""Part ``growth``: the same look-ups among ever more records; and what a peer costs then."""
+"""Part ``growth``: the same look-ups with a growing number of records, and the cost of a peer."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _SERIES: Final = 800_000
 
 
 def lookup(records: int) -> Work:
-    """Return the name of a look-up among so many records, all of them on every peer."""
+    """Return the name of a look-up with this number of records on every peer."""
     return Work("lookup", KEYS, VALUE_BYTES, records=records)
 
 
 def private(records: int) -> Work:
-    """Return the name of a peer's memory that holds so many records."""
+    """Return the name of the memory of a peer with this number of records."""
     return Work("private memory", records=records)
 
 
 def start(records: int) -> Work:
-    """Return the name of the start of a peer that holds so many records."""
+    """Return the name of the start of a peer with this number of records."""
     return Work("start", records=records)
 
 
 def measure(lab: Lab, rounds: int) -> list[Case]:
-    """Measure look-ups in turns between clusters of different sizes, then memory and starts."""
+    """Measure look-ups, alternating between clusters of different sizes, then memory and starts."""
     sizes = (SMALL, MIDDLE, LARGE) if lab.full else (SMALL, MIDDLE)
     clusters = {records: _filled(lab, records) for records in sizes}
     clients = {

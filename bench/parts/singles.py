@@ -1,4 +1,4 @@
-"""Part ``singles``: one key a call. One caller who waits; 256 on an event loop; 64 durable puts."""
+"""Part ``singles``: one key a call. One blocking caller; 256 on an event loop; 64 durable puts."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ DURABLE_CALLS: Final = 3000
 _ASKED: Final = ("redis", "redis cluster", "memcached", "dstash N=3 one", "dstash N=3 quorum")
 _FILLED: Final = (*_ASKED, "dstash N=1")
 
-#: Yields whom to call: given the next key, returns what is to be awaited.
+#: Yields a function that starts a call for a key.
 Ask = Callable[[str], Awaitable[Any]]
 
 
 def measure(lab: Lab, rounds: int) -> list[Case]:
-    """Measure all three."""
+    """Measure all three cases."""
     with asyncio.Runner() as runner, callers(lab, runner) as cases:
         return list(use_time_slice(cases, rounds, lab.note))
 
 
 @contextmanager
 def callers(lab: Lab, runner: asyncio.Runner) -> Iterator[list[Case]]:
-    """Yield all three, on every system that takes part, ready to be measured."""
+    """Yield all three cases for every system that takes part."""
     pairs = data.fresh(KEYS, VALUE_BYTES)
     keys = data.shuffled(pairs)
     for name in _FILLED:
@@ -64,7 +64,7 @@ def _one(lab: Lab, echo: EchoClient, keys: list[str]) -> Iterator[Case]:
 
 
 def _middle(ask: Callable[[str], object], keys: list[str]) -> float:
-    """Return the median of many calls, one after the other (seconds)."""
+    """Return the median of many sequential calls (seconds)."""
     samples = []
     for key in keys[:CALLS]:
         began = time.perf_counter()
@@ -89,7 +89,7 @@ def _concurrent(
 
 
 class _Asked:
-    """A client on an event loop, in the few words that are needed here."""
+    """A minimal client on an event loop."""
 
     def __init__(self, client: Any, get: Ask, close: Callable[[], Awaitable[Any]]) -> None:
         self.client, self.get, self.close = client, get, close
@@ -106,7 +106,7 @@ def _dstash(addresses: list[str], level: str) -> _Asked:
 
 
 async def _lookups(asked: _Asked, keys: list[str]) -> float:
-    """Let 256 callers look up one key after the other; returns look-ups a second."""
+    """Let 256 callers look up single keys; return look-ups a second."""
     try:
         await asyncio.gather(*map(asked.get, keys[: CONCURRENT.clients]))  # connects
         order = iter(range(CONCURRENT_CALLS))

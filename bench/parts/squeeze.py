@@ -27,14 +27,14 @@ PUT: Final = Work("put", 2000, VALUE_BYTES)
 
 _LIMIT: Final = 128 * MIB
 _LIMIT_FULL: Final = 1024 * MIB
-#: What a record takes on disk, at least: value, key, and what stands before them.
+#: The smallest size of a record on disk: value, key and head.
 _ON_DISK: Final = VALUE_BYTES + 100
 _CALLS: Final = 100
 _SERIES: Final = 700_000
 
 
 def measure(lab: Lab, rounds: int) -> list[Case]:
-    """Fill two clusters, one of them short of memory, and take turns between them."""
+    """Fill two clusters, one with limited memory, and alternate between them."""
     limit = _LIMIT_FULL if lab.full else _LIMIT
     records = 2 * limit // _ON_DISK
     with ExitStack() as stack:

@@ -1,8 +1,7 @@
-"""Part ``stages``: where the time of a batch goes, stage by stage, and process by process.
+"""Part ``stages``: the time of a batch by stage and by process.
 
-The stages are dstash's own functions, run one after the other in this process on a store of their
-own: what they take together is what one core would need. Below that no arrangement of processes
-and messages can go.
+The stages are dstash's own functions, run in sequence in this process on a separate store: their
+sum is the time that one core needs, a lower bound for any arrangement of processes and messages.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from dstash.wire.messages import Put, Want
 from dstash.wire.shapes import Frame
 from dstash.wire.values import TypeRegistry
 
-#: Names of stages, as the page speaks of them.
+#: Names of stages on the page.
 LMDB: Final = "peer: LMDB's own look-ups"
 PEER: Final = "peer: all of it, for values"
 LOOKUP_STAGES: Final = (
@@ -67,7 +66,7 @@ _MEASURED: Final = ("redis", "dstash N=1", "dstash N=3 one", "dstash N=3 quorum"
 
 
 def stage(action: str, name: str) -> tuple[Work, str]:
-    """Return how a stage is filed."""
+    """Return the work of a stage."""
     return Work(f"stage of {action}", batches.KEYS, batches.VALUE_BYTES), name
 
 
@@ -77,7 +76,7 @@ def share(action: str, name: str) -> Work:
 
 
 def measure(lab: Lab, rounds: int) -> list[Case]:
-    """Measure the stages alone, then where the time of whole batches is spent."""
+    """Measure the stages alone, then the times of whole batches."""
     bench = _Stages(lab.folder / "stages")
     lab.entered(bench)
     cases = [Case(*stage(action, name), take) for action, name, take in bench.stages()]
@@ -85,7 +84,7 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
 
 
 class _Batch:
-    """One batch as it stands on a peer: chunks of encoded keys, sorted, and of values."""
+    """A batch as a peer gets it: chunks of sorted encoded keys, and of values."""
 
     def __init__(self, types: TypeRegistry, band: int) -> None:
         self.pairs = data.fresh(batches.KEYS, batches.VALUE_BYTES)
@@ -99,7 +98,7 @@ class _Batch:
         self.values = [types.encode_many([self.pairs[key] for key in run]) for run in split_by_size]
 
     def commit(self, space: Keyspace) -> Commit:
-        """Return the commit that stores it."""
+        """Return the commit that stores the batch."""
         now = time.time_ns() // 1_000_000
         rules = Rules(now, now, 500, 0, {}, _HORIZONS, _OWNED, has_room=True)
         version = pack(stamp_at(now), bytes(12))
@@ -111,7 +110,7 @@ class _Batch:
 
 
 class _Stages:
-    """Every stage, on a store in this process."""
+    """All stages, on a store in this process."""
 
     def __init__(self, folder: Path) -> None:
         self._store = LmdbStore(folder, Durability.NONE)
@@ -128,7 +127,7 @@ class _Stages:
         self._store.close()
 
     def stages(self) -> Iterator[tuple[str, str, Callable[[], float]]]:
-        """Yield (action, stage) and what takes a sample of it."""
+        """Yield (action, stage) with a function that takes a sample."""
         batch = self._batch
         answers = self._look_up(Want.VALUES)
         decoded = list(map(self._types.decode_array, answers))
@@ -191,7 +190,7 @@ class _Stages:
 
 
 class _Spent(NamedTuple):
-    """Seconds: from call to answer, and of the processors."""
+    """Elapsed time and processor times, in seconds."""
 
     wall: float
     client: float
@@ -229,5 +228,5 @@ def _spend(
     worked, client = processor_seconds(servers), time.process_time()
     wall = batches.timed(action)
     client = time.process_time() - client
-    settle()  # what replicas do after the answer belongs to the batch
+    settle()  # the work of replicas after the answer belongs to the batch
     return _Spent(wall, client, processor_seconds(servers) - worked)

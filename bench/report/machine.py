@@ -1,4 +1,4 @@
-"""Where and with what something was measured."""
+"""The environment of a measurement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("dstash", "pyzmq", "lmdb", "msgpack", "xxhash", "redis", "hiredis",
 
 
 def describe() -> dict[str, str]:
-    """Return facts about the machine, the versions and the day. No name of the machine."""
+    """Return machine, versions and date, without the name of the machine."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     packages = {_shown(name): version(name) for name in _PACKAGES}
     return {

@@ -1,4 +1,4 @@
-"""The page for the docs: the words of ``page.md``, and figures that all come from one run."""
+"""The page for the docs: the template ``page.md`` with the figures of one run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _QUORUM: Final = "dstash N=3 quorum"
 _NOTHING: Final = "(not measured)"
 _SHARES: Final = (stages.WALL, stages.CLIENT, stages.SERVERS)
 
-#: Figures within the text, by their place in it.
+#: Figures within the text, by their name in the template.
 _FIGURES: Final[Mapping[str, tuple[Work, str]]] = {
     "lookup_wall": (stages.share("lookup", stages.WALL), _ONE),
     "lmdb_lookup": stages.stage("lookup", stages.LMDB),
@@ -54,7 +54,7 @@ def write(
     options: str,
     full: bool,
 ) -> str:
-    """Return the page. Parts that did not run are missing, and the page says so."""
+    """Return the page, which names the parts that did not run."""
     cases = [case for part in parts.values() for case in part]
     tables = {name: crossed(parts.get(name, ())).markdown() for name in _tables()}
     return Template(_WORDS.read_text()).substitute(
@@ -88,7 +88,7 @@ def _of(cases: Sequence[Case], action: str) -> list[Case]:
 
 
 def _shares(cases: Sequence[Case]) -> Table:
-    """Return a line for each batch: from call to answer, client, servers."""
+    """Return a line for each batch: elapsed, client and server time."""
     lines = []
     for action in ("lookup", "put"):
         walls = [case for case in cases if case.work == stages.share(action, stages.WALL)]
@@ -99,7 +99,7 @@ def _shares(cases: Sequence[Case]) -> Table:
 
 
 def _costs(cases: Sequence[Case]) -> Table:
-    """Return a line for each kind of call on each system: from call to answer, client, servers."""
+    """Return a line for each kind of call and system: elapsed, client and server time."""
     lines = []
     for work in (singles.ONE, singles.CONCURRENT, singles.DURABLE):
         for wall in (case for case in cases if case.work == calls.share(work, stages.WALL)):
@@ -114,7 +114,7 @@ def _processors(cases: Sequence[Case], work: Work, store: str) -> float | None:
 
 
 def _halved(name: str, total: float | None) -> dict[str, str]:
-    """Return a processor time, and what passes at least when two processors share it."""
+    """Return a processor time, and the least elapsed time on two processors."""
     half = None if total is None else total / 2
     return {f"{name}_total": _text(total), f"{name}_half": _text(half)}
 
@@ -130,7 +130,7 @@ def _sum(parts: Sequence[Case | None]) -> float | None:
 
 
 def _over_limits(cases: Sequence[Case]) -> str:
-    """Return how many times the limits, echo and LMDB, a single look-up takes."""
+    """Return the ratio of a single look-up to the limits, echo plus LMDB."""
     limits = _sum([find(cases, singles.ONE, "echo"), find(cases, batches.lookup(1), "lmdb")])
     single = find(cases, singles.ONE, _ONE)
     return _NOTHING if single is None or not limits else f"{single.middle / limits:.1f} times"
@@ -141,7 +141,7 @@ def _text(seconds: float | None) -> str:
 
 
 def _each(case: Case | None) -> str:
-    """Return a time; of a rate what each takes."""
+    """Return a time; for a rate, the time of each call."""
     if case is None:
         return _NOTHING
     return _time(1 / case.middle) if case.unit is Unit.RATE else figure(case)

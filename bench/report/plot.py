@@ -1,4 +1,4 @@
-"""One picture of a run."""
+"""The plot of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COLOURS: Final = {
 
 
 def draw(cases: Sequence[Case], file: Path) -> None:
-    """Draw what was measured into a file of the type that it names."""
+    """Draw the figures into a file; its suffix decides the format."""
     figure = Figure(figsize=(13, 8), layout="constrained")
     axes = figure.subplots(2, 2)
     _draw_batches(axes[0][0], cases)

@@ -13,7 +13,7 @@ from bench.work import Case, Unit
 
 
 class Table(NamedTuple):
-    """Headings and rows."""
+    """A table: headings and rows."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -53,7 +53,7 @@ def listed(cases: Iterable[Case]) -> Table:
 
 
 def figure(case: Case) -> str:
-    """Return the median of a case as people read it."""
+    """Return the median of a case in readable units."""
     middle = case.middle
     if case.unit is Unit.BYTES:
         return f"{middle / MIB:,.0f} MiB"

@@ -1,4 +1,4 @@
-"""What is to be reached: ratios to others in the same run, and bounds on a peer."""
+"""The targets: ratios to other systems in the same run, and limits of a peer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.memory import MIB
 from bench.parts import batches, clients, growth, singles, squeeze
 from bench.work import Case, Work, find, ratio
 
-#: A case, by what was done and on which system.
+#: A case, identified by work and system.
 Subject = tuple[Work, str]
 
 _ONE: Final = "dstash N=3 one"
@@ -20,7 +20,7 @@ _STORED: Final = "after storing them"
 
 
 class Ratio(NamedTuple):
-    """``of`` shows at most (or, with ``least``, at least) so many times what ``to`` shows."""
+    """``of`` is at most (with ``least``: at least) this multiple of ``to``."""
 
     what: str
     of: Subject
@@ -30,7 +30,7 @@ class Ratio(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """``of`` shows at most so much."""
+    """``of`` is at most this value."""
 
     what: str
     of: Subject
@@ -40,14 +40,14 @@ class Bound(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """``of`` works; how long it takes is shown."""
+    """``of`` succeeds; its duration is shown."""
 
     what: str
     of: Subject
 
 
 class Verdict(NamedTuple):
-    """A target, and what came of it; ``met`` is None where nothing was measured."""
+    """A target and its result; ``met`` is None if it was not measured."""
 
     what: str
     target: str
@@ -134,7 +134,7 @@ TARGETS: Final[tuple[Ratio | Bound | Shown, ...]] = (
 
 
 def judge(cases: Sequence[Case]) -> list[Verdict]:
-    """Compare what was measured with what is to be reached."""
+    """Compare the figures with the targets."""
     return [_judged(target, cases) for target in TARGETS]
 
 
@@ -169,7 +169,7 @@ def _not_measured(what: str, wanted: str) -> Verdict:
 
 
 def rows(verdicts: Sequence[Verdict]) -> Iterator[list[str]]:
-    """Yield lines of a table with the headings work, target, reached, and whether."""
+    """Yield rows of a table: work, target, result, and whether it is met."""
     words = {True: "reached", False: "missed", None: "-"}
     for verdict in verdicts:
         yield [verdict.what, verdict.target, verdict.reached, words[verdict.met]]

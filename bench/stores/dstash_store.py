@@ -22,7 +22,7 @@ _PEERS = 3
 
 
 class DStashCluster(System):
-    """Three peers that keep ``replicas`` copies of each key and sync before they ack."""
+    """Three peers with ``replicas`` copies of each key that sync before each ack."""
 
     def __init__(self, folder: Path, replicas: int) -> None:
         self.replicas = replicas
@@ -33,12 +33,12 @@ class DStashCluster(System):
 
     @property
     def addresses(self) -> list[str]:
-        """Where the peers are."""
+        """The addresses of the peers."""
         return [f"tcp://127.0.0.1:{self._ports[number]}" for number in range(_PEERS)]
 
     @property
     def servers(self) -> list[Server]:
-        """The peers that run."""
+        """The running peers."""
         return list(self.peers.values())
 
     def start(self) -> None:
@@ -55,9 +55,9 @@ class DStashCluster(System):
             self.stop_peer(number)
 
     def restart_cold(self, confine: Sequence[Callable[[int], None]] = ()) -> None:
-        """Stop the peers, drop what the system has cached of their data, and start them again.
+        """Stop the peers, drop their data from the page cache, and start them again.
 
-        ``confine``, one for each peer, is called with the id of its new process.
+        ``confine`` has a function for each peer, which is called with the id of its new process.
         """
         self.stop()
         for file in self._folder.glob("*/data.mdb"):
@@ -67,7 +67,7 @@ class DStashCluster(System):
         self.start()
 
     def start_peer(self, number: int) -> None:
-        """Start one peer, on its own directory and ports."""
+        """Start a peer with its own directory and ports."""
         name = f"peer{number}"
         port, http = self._ports[number], self._ports[_PEERS + number]
         command = [str(Path(sys.executable).parent / "dstash-peer"), str(self._folder / name)]
@@ -78,16 +78,16 @@ class DStashCluster(System):
         self.peers[number] = Server(name, command, self._folder, confine)
 
     def stop_peer(self, number: int) -> None:
-        """Stop one peer."""
+        """Stop a peer."""
         self.peers.pop(number).stop()
 
     def await_ready(self, number: int) -> None:
-        """Wait until one peer serves."""
+        """Wait until a peer serves."""
         url = f"http://127.0.0.1:{self._ports[_PEERS + number]}/readyz"
         wait_until(lambda: self._is_ready(number, url), START_SECONDS, f"peer {number} is ready")
 
     def restart_seconds(self, number: int) -> float:
-        """Stop one peer, start it, and return how long it takes until it serves."""
+        """Restart a peer; return the seconds until it serves."""
         self.stop_peer(number)
         began = time.perf_counter()
         self.start_peer(number)
@@ -104,27 +104,27 @@ class DStashCluster(System):
 
 
 class DStash(Store):
-    """The blocking client at one level, for reads and writes alike."""
+    """The blocking client with the same level for reads and writes."""
 
     def __init__(self, name: str, addresses: Sequence[str], level: str) -> None:
         self.name = name
         self._client = Client(*addresses, read=level, write=level, timeout=60)
 
     def put(self, pairs: Pairs) -> None:
-        """Store; every ack means synced to disk."""
+        """Store all pairs; every ack means that they are synced to disk."""
         self._client.batch_put(INDEX, pairs).raise_for_failures()
 
     def get(self, keys: Sequence[str]) -> Any:
-        """Look up."""
+        """Look up keys."""
         return self._client.batch_lookup(INDEX, keys)
 
     def get_one(self, key: str) -> bytes | None:
-        """Look one key up."""
+        """Look up a key."""
         value: bytes | None = self._client.lookup(INDEX, key)
         return value
 
     def fill(self, pairs: Pairs) -> None:
-        """Store on all replicas: at level one, a replica that is busy may get them much later."""
+        """Store on all replicas: at level one, a busy replica may get a write much later."""
         self._client.batch_put(INDEX, pairs, write="all").raise_for_failures()
 
     def get_surely(self, keys: Sequence[str]) -> Any:
@@ -132,11 +132,11 @@ class DStash(Store):
         return self._client.batch_lookup(INDEX, keys, read="all")
 
     def settle(self) -> None:
-        """Wait for what replicas have taken in that a level does not wait for."""
+        """Wait for the writes of replicas that the level does not wait for."""
         self._client.put(INDEX, "settle", None, write="all")
 
     def found(self, answer: Any, keys: Sequence[str]) -> Mapping[str, bytes]:
-        """Return the answer: it is a mapping already."""
+        """Return the answer, which is already a mapping."""
         found: Mapping[str, bytes] = answer
         return found
 

@@ -1,7 +1,7 @@
-"""Raw pyzmq: a ROUTER that sends back what comes, and a DEALER. No store made of it is faster.
+"""Raw pyzmq: a ROUTER that echoes messages, and a DEALER: a limit for every store on pyzmq.
 
-``python -m bench.stores.echo PORT`` is the server. What goes to and fro has the size of a look-up
-of one key and of its answer.
+``python -m bench.stores.echo PORT`` is the server. The messages have the size of a look-up of a key
+and of its answer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WINDOW: Final = 256
 
 
 class EchoServer(System):
-    """The server, in a process of its own as all others are."""
+    """The server in a separate process, like all others."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -31,34 +31,34 @@ class EchoServer(System):
         self.servers: list[Server] = []
 
     def start(self) -> None:
-        """Start it."""
+        """Start the process."""
         self._folder.mkdir(parents=True)
         command = [sys.executable, "-m", "bench.stores.echo", str(self.port)]
         self.servers.append(Server("echo", command, self._folder))
 
     def stop(self) -> None:
-        """Stop it."""
+        """Stop the process."""
         for server in self.servers:
             server.stop()
 
 
 class EchoClient:
-    """A DEALER that sends and gets back."""
+    """A DEALER that sends messages and receives their echo."""
 
     def __init__(self, port: int) -> None:
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.connect(f"tcp://127.0.0.1:{port}")
         self._socket.set(zmq.RCVTIMEO, int(START_SECONDS * 1000))
-        self.round_trip()  # waits until the server is there
+        self.round_trip()  # waits until the server answers
 
     def round_trip(self) -> None:
-        """Send one message and wait until it is back."""
+        """Send a message and wait for its echo."""
         self._socket.send_multipart(_FRAMES)
         self._socket.recv_multipart()
 
     def rate(self, messages: int) -> float:
-        """Return how many messages a second come back with 256 always in flight."""
+        """Return echoed messages a second with 256 in flight."""
         began = time.perf_counter()
         for _ in range(_WINDOW):
             self._socket.send_multipart(_FRAMES)
@@ -76,7 +76,7 @@ class EchoClient:
 
 
 def serve(port: int) -> None:
-    """Send back what comes, for ever."""
+    """Echo messages for ever."""
     router = zmq.Context().socket(zmq.ROUTER)
     router.bind(f"tcp://127.0.0.1:{port}")
     while True:

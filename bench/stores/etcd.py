@@ -1,8 +1,7 @@
 """etcd: one server, and puts of single keys over its HTTP gateway, each synced before the answer.
 
-The gateway is what a Python program uses that does not bring gRPC. The client here is the least
-that works (a connection kept open per caller, a request made by hand), so that it is etcd that is
-measured.
+A Python program without gRPC uses this gateway. The client is minimal (a connection per caller,
+hand-written requests), so that the measured time is that of etcd.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _LENGTH: Final = b"content-length:"
 
 
 class EtcdServer(System):
-    """One etcd."""
+    """An etcd server."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -34,7 +33,7 @@ class EtcdServer(System):
         self.servers: list[Server] = []
 
     def start(self) -> None:
-        """Start it."""
+        """Start the process."""
         self._folder.mkdir(parents=True)
         client, peer = (f"http://127.0.0.1:{port}" for port in (self.port, self._peer_port))
         command = [fetched("get-etcd"), "--data-dir", str(self._folder / "data")]
@@ -55,13 +54,13 @@ class EtcdServer(System):
         wait_until(is_healthy, START_SECONDS, "etcd is healthy")
 
     def stop(self) -> None:
-        """Stop it."""
+        """Stop the process."""
         for server in self.servers:
             server.stop()
 
 
 async def put_all(port: int, pairs: Iterator[tuple[str, bytes]], callers: int) -> None:
-    """Put pairs, one at a time by each of so many callers."""
+    """Put pairs with this number of callers, one at a time each."""
     await asyncio.gather(*(_put_some(port, pairs) for _ in range(callers)))
 
 

@@ -1,4 +1,4 @@
-"""Raw LMDB in the process that asks: no network, no copies, no checksums. A limit, not a rival."""
+"""Raw LMDB in the client's process, without network, copies and checksums: a limit."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import lmdb
 
 from bench.stores.store import Pairs, Store
 
-_MAP = 16 << 30  # of addresses, not of memory
+_MAP = 16 << 30  # of address space, not of memory
 
 
 class Lmdb(Store):
-    """One environment; a put is one transaction with a sync, as a peer's commit is."""
+    """An environment; a put is one transaction with a sync, like the commit of a peer."""
 
     name = "lmdb"
 
@@ -23,20 +23,20 @@ class Lmdb(Store):
         self._env: Any = lmdb.open(str(folder), map_size=_MAP, readahead=False)
 
     def put(self, pairs: Pairs) -> None:
-        """Store all in one transaction."""
+        """Store all pairs in one transaction."""
         with self._env.begin(write=True) as transaction:
             put = transaction.put
             for key, value in pairs.items():
                 put(key.encode(), value)
 
     def get(self, keys: Sequence[str]) -> Any:
-        """Look all up in one snapshot."""
+        """Look up all keys in one snapshot."""
         with self._env.begin() as transaction:
             get = transaction.get
             return [get(key.encode()) for key in keys]
 
     def get_one(self, key: str) -> bytes | None:
-        """Look one key up."""
+        """Look up a key."""
         with self._env.begin() as transaction:
             value: bytes | None = transaction.get(key.encode())
             return value

@@ -1,4 +1,4 @@
-"""memcached through pymemcache: three servers that know nothing of each other, one HashClient."""
+"""memcached through pymemcache: three independent servers and a HashClient."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.harness.ports import free_ports
 from tests.harness.waiting import wait_until
 
 _NODES = 3
-_MEMORY_MIB = 1024  # it would throw away, where others keep, with less
+_MEMORY_MIB = 1024  # with less memory it would evict records
 _LARGEST_ITEM = "8m"
 
 
 class MemcachedServers(System):
-    """Three servers. They keep everything in memory, and lose it when they stop."""
+    """Three servers, which keep all data in memory only."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -28,7 +28,7 @@ class MemcachedServers(System):
         self._servers: list[Server] = []
 
     def start(self) -> None:
-        """Start them."""
+        """Start the servers."""
         self._folder.mkdir(parents=True)
         program = fetched("get-memcached")
         for port in self.ports:
@@ -39,7 +39,7 @@ class MemcachedServers(System):
             self._await_answer(port, server)
 
     def stop(self) -> None:
-        """Stop them."""
+        """Stop the servers."""
         for server in self._servers:
             server.stop()
 
@@ -62,21 +62,21 @@ class Memcached(Store):
         self._client: Any = HashClient(nodes, no_delay=True, timeout=60, connect_timeout=10)
 
     def put(self, pairs: Pairs) -> None:
-        """Store all with one set_many per server."""
+        """Store all pairs with one set_many per server."""
         failed = self._client.set_many(pairs, noreply=False)
         assert not failed, f"memcached did not store {len(failed)} keys"
 
     def get(self, keys: Sequence[str]) -> Any:
-        """Look all up with one get_many per server."""
+        """Look up all keys with one get_many per server."""
         return self._client.get_many(keys)
 
     def get_one(self, key: str) -> bytes | None:
-        """Look one key up."""
+        """Look up a key."""
         value: bytes | None = self._client.get(key)
         return value
 
     def found(self, answer: Any, keys: Sequence[str]) -> Mapping[str, bytes]:
-        """Return the answer: it is a mapping already."""
+        """Return the answer, which is already a mapping."""
         found: Mapping[str, bytes] = answer
         return found
 

@@ -42,7 +42,7 @@ def _node(port: int) -> Any:
 
 
 class RedisServer(System):
-    """One Redis."""
+    """A Redis server."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -50,12 +50,12 @@ class RedisServer(System):
         self.servers: list[Server] = []
 
     def start(self) -> None:
-        """Start it."""
+        """Start the process."""
         self.servers.append(_start(self._folder, self.port))
         _await_answer(self.port, self.servers[0])
 
     def stop(self) -> None:
-        """Stop it."""
+        """Stop the process."""
         for server in self.servers:
             server.stop()
 
@@ -70,7 +70,7 @@ class RedisCluster(System):
         self._servers: list[Server] = []
 
     def start(self) -> None:
-        """Start the nodes, share out the slots, and wait until all of them agree."""
+        """Start the nodes, assign the slots, and wait until all nodes agree."""
         for port, bus in zip(self.ports, self._buses, strict=True):
             options = ["--cluster-enabled", "yes", "--cluster-port", str(bus)]
             self._servers.append(_start(self._folder, port, options))
@@ -111,15 +111,15 @@ class Redis(Store):
         self._client: Any = _node(port)
 
     def put(self, pairs: Pairs) -> None:
-        """Store all with one MSET."""
+        """Store all pairs with one MSET."""
         self._client.mset(pairs)
 
     def get(self, keys: Sequence[str]) -> Any:
-        """Look all up with one MGET."""
+        """Look up all keys with one MGET."""
         return self._client.mget(keys)
 
     def get_one(self, key: str) -> bytes | None:
-        """Look one key up."""
+        """Look up a key."""
         value: bytes | None = self._client.get(key)
         return value
 
@@ -129,7 +129,7 @@ class Redis(Store):
 
 
 class RedisClustered(Store):
-    """redis-py on Redis Cluster: an MSET or MGET per slot, pipelined per node."""
+    """redis-py on Redis Cluster: an MSET or MGET per slot, in a pipeline per node."""
 
     name = "redis cluster"
 
@@ -137,15 +137,15 @@ class RedisClustered(Store):
         self._client: Any = redis.RedisCluster(host="127.0.0.1", port=port)
 
     def put(self, pairs: Pairs) -> None:
-        """Store all."""
+        """Store all pairs."""
         self._client.mset_nonatomic(pairs)
 
     def get(self, keys: Sequence[str]) -> Any:
-        """Look all up."""
+        """Look up all keys."""
         return self._client.mget_nonatomic(keys)
 
     def get_one(self, key: str) -> bytes | None:
-        """Look one key up."""
+        """Look up a key."""
         value: bytes | None = self._client.get(key)
         return value
 

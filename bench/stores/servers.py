@@ -1,4 +1,4 @@
-"""Server processes: started on free ports, logging to files, gone when the benchmark goes."""
+"""Server processes on free ports, with log files, which end with the benchmark."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STOP_SECONDS = 20.0
 
 
 class Server:
-    """One server process; ``confine`` is called with its id at once."""
+    """A server process; ``confine`` is called with its id at once."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class Server:
         folder: Path,
         confine: Callable[[int], None] | None = None,
     ) -> None:
-        # Settings of the shell that are meant for other peers must not reach these.
+        # Settings in the environment are for other peers.
         environ = {key: text for key, text in os.environ.items() if not key.startswith("DSTASH_")}
         self.log = folder / f"{name}.log"
         with self.log.open("ab") as log:
@@ -47,21 +47,21 @@ class Server:
 
     @property
     def processor_seconds(self) -> float:
-        """The processor time it has taken, in all its threads."""
+        """The processor time of all its threads."""
         try:
             threads = list(Path(f"/proc/{self.pid}/task").iterdir())
             times = [int((thread / "schedstat").read_text().split()[0]) for thread in threads]
             return sum(times) / 1e9
-        except OSError:  # a kernel without it
+        except OSError:  # the kernel has no schedstat
             fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
             return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def check(self) -> None:
-        """Fail when it has ended."""
+        """Fail if the process has ended."""
         assert self._process.poll() is None, f"a server ended by itself: see {self.log}"
 
     def stop(self) -> None:
-        """End it, politely at first."""
+        """Stop the process, first with SIGTERM."""
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(_STOP_SECONDS)
@@ -71,12 +71,12 @@ class Server:
 
 
 def fetched(script: str) -> str:
-    """Return the path of a server that ``bin/<script>`` finds or fetches."""
+    """Return the path of a server that ``bin/<script>`` finds or downloads."""
     done = subprocess.run([ROOT / "bin" / script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr.strip()
     return done.stdout.strip()
 
 
 def processor_seconds(servers: Iterable[Server]) -> float:
-    """Return the processor time that servers have taken together."""
+    """Return the total processor time of servers."""
     return sum(server.processor_seconds for server in servers)

@@ -1,4 +1,4 @@
-"""What a system under measurement looks like to those who measure."""
+"""The interface of a measured system."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Pairs = dict[str, bytes]
 
 
 class System(ABC):
-    """Servers, started and stopped together. Used as a context manager."""
+    """Servers that are started and stopped together; a context manager."""
 
     @abstractmethod
     def start(self) -> None:
@@ -18,7 +18,7 @@ class System(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """Stop what was started, also after half a start."""
+        """Stop the servers, also after a partial start."""
 
     def __enter__(self) -> Self:
         try:
@@ -33,12 +33,12 @@ class System(ABC):
 
 
 class Store(ABC):
-    """A system through the client that its users use, at one setting.
+    """A system with its usual client and one configuration.
 
-    ``put`` and ``get`` are what is timed: they do what a user would write, and no more.
+    ``put`` and ``get`` are timed: they do what a user would write, and no more.
     """
 
-    #: Unique in a run; targets speak of it.
+    #: Unique in a run; targets refer to it.
     name: str
 
     @abstractmethod
@@ -47,11 +47,11 @@ class Store(ABC):
 
     @abstractmethod
     def get(self, keys: Sequence[str]) -> Any:
-        """Look all keys up in one batch; returns whatever the client returns."""
+        """Look up all keys in one batch; return the answer of the client."""
 
     @abstractmethod
     def get_one(self, key: str) -> bytes | None:
-        """Look one key up, the way one does that."""
+        """Look up a key with the usual call for one key."""
 
     def fill(self, pairs: Pairs) -> None:
         """Store all pairs on all servers that should have them. Not timed."""
@@ -59,14 +59,14 @@ class Store(ABC):
         self.settle()
 
     def get_surely(self, keys: Sequence[str]) -> Any:
-        """Look all keys up, and miss nothing that was acked. Not timed."""
+        """Look up all keys, including every acked write. Not timed."""
         return self.get(keys)
 
     def settle(self) -> None:  # noqa: B027  # most have nothing to wait for
-        """Wait until the servers have done what a put left to be done after its ack. Not timed."""
+        """Wait until the servers have finished the work of puts after their acks. Not timed."""
 
     def found(self, answer: Any, keys: Sequence[str]) -> Mapping[str, bytes]:
-        """Return what ``get`` answered as a mapping. Not timed."""
+        """Return the answer of ``get`` as a mapping. Not timed."""
         return {key: value for key, value in zip(keys, answer, strict=True) if value is not None}
 
     @abstractmethod
