@@ -47,9 +47,9 @@ EXCEPTIONS: Final[dict[tuple[str, str], str]] = {
     ("tests/test_config.py", "heal_rate"): "tests the hint",
 }
 
-#: Files that are not prose or code of dstash, and this one.
+#: Files that are not prose or code of dstash, and those with lists of words.
 _SKIPPED: Final = re.compile(
-    r"\.(png|svg|txt|lock)$|^LICENSE$|^tests/documents/test_words\.py$|^\.git-blame-ignore-revs$"
+    r"\.(png|svg|txt|lock)$|^LICENSE$|^tests/documents/test_(names|words)\.py$|^\.git-blame-ignore-revs$"
 )
 
 
