@@ -208,7 +208,7 @@ class Peers:
 
     def finder(self) -> Client:
         """Return a new client that finds the peers through the membership."""
-        client = Client(**self._finder, timeout=20.0)  # type: ignore[arg-type]
+        client = Client(**self._finder, timeout=20.0)
         self._clients.append(client)
         return client
 

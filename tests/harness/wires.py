@@ -182,9 +182,9 @@ def owners(pids: Mapping[str, int]) -> dict[int, str]:
     found = {}
     for table in ("/proc/net/tcp6", "/proc/net/tcp"):  # peers open sockets for IPv6
         for port, inode in _ESTABLISHED.findall(Path(table).read_bytes()):
-            name = names.get(b"socket:[%s]" % inode)
-            if name is not None:
-                found[int(port, 16)] = name
+            owner = names.get(b"socket:[%s]" % inode)
+            if owner is not None:
+                found[int(port, 16)] = owner
     return found
 
 
@@ -216,7 +216,7 @@ class WiredPeers(Peers):
     def client(self, **settings: object) -> Client:
         """Return a new client with the addresses of the proxies."""
         seeds = [f"tcp://127.0.0.1:{peer.front}" for peer in self.all.values()]
-        client = Client(*seeds, **({"timeout": 30.0, "cluster": self.cluster} | settings))  # type: ignore[arg-type]
+        client = Client(*seeds, **({"timeout": 30.0, "cluster": self.cluster} | settings))
         self._clients.append(client)
         return client
 
