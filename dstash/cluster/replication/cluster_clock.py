@@ -67,9 +67,17 @@ class ClusterClock:
         #: Derived from these when they change, because every iteration of the loop reads it.
         self._knows_majority = False
         self._offset_ms = 0
+        self._latest_offset_ms = 0
         self._presents: dict[str, Stamp] = {}
         #: Members whose present was read in this era.
         self._fresh: set[str] = set()
+        #: Derived from these, because every commit reads it: how many other members hold data, how
+        #: many of them are down and have never replied, and the presents of the others, highest
+        #: first: all known ones, and those that were read in this era.
+        self._other_holders = 0
+        self._silent_holders = 0
+        self._known_presents: list[Stamp] = []
+        self._fresh_presents: list[Stamp] = []
         self._era = 0
         self._unknown_since = now
         self._sent: dict[int, int] = {}
@@ -103,6 +111,7 @@ class ClusterClock:
         self._offsets = {peer: ms for peer, ms in self._offsets.items() if peer in self._members}
         self._presents = {peer: at for peer, at in self._presents.items() if peer in self._members}
         self._measure()
+        self._sort_presents()
         if abs(self.time() - before) > self._skew_ms:  # the median of other members
             self._begin_era()
 
@@ -128,6 +137,7 @@ class ClusterClock:
         self._era += 1
         self._sent.clear()
         self._fresh.clear()
+        self._fresh_presents.clear()
         self._unknown_since = self._now
         self.is_due = True
 
@@ -167,17 +177,28 @@ class ClusterClock:
             self._presents[peer] = present
             if era == self._era:
                 self._fresh.add(peer)
+            self._sort_presents()
 
     def forget_unanswered(self, outstanding: Collection[int]) -> None:
         """Drop all requests except those that may still get a reply."""
         self._sent = {key: at for key, at in self._sent.items() if key in outstanding}
 
     def _measure(self) -> None:
-        """Compute the median of the known offsets."""
+        """Compute the median of the known offsets, and the latest that the true median may be."""
         known = len(self._offsets.keys() - {self._me}) + 1
         self._knows_majority = bool(self._members) and 2 * known > len(self._members | {self._me})
         others = [offset for peer, offset in self._offsets.items() if peer != self._me]
         self._offset_ms = -median_low([0, *others]) if self._knows_majority else 0
+        middle = (len(self._members | {self._me}) - 1) // 2
+        self._latest_offset_ms = sorted([0, *others])[middle] if self._knows_majority else 0
+
+    def _sort_presents(self) -> None:
+        others, presents = self._holders - {self._me}, self._presents
+        self._other_holders = len(others)
+        self._silent_holders = len(others - presents.keys() - self._alive)
+        known, fresh = others & presents.keys(), others & self._fresh
+        self._known_presents = sorted((presents[peer] for peer in known), reverse=True)
+        self._fresh_presents = sorted((presents[peer] for peer in fresh), reverse=True)
 
     # -- derived state
 
@@ -217,19 +238,26 @@ class ClusterClock:
         """
         if not self.knows_majority or not self._holders:
             return 0
-        absent = {peer for peer in self._holders - self._presents.keys() if peer not in self._alive}
-        needed = max(1, self._majority() - len(absent - {self._me}))
-        return self._held_by(needed, self._presents.keys())
+        needed = max(1, self._majority() - self._silent_holders)
+        return self._held_by(needed, self._known_presents)
 
     def _majority(self) -> int:
         return len(self._holders) // 2 + 1
 
-    def _held_by(self, needed: int, peers: Collection[str]) -> Stamp:
-        """Return the highest stamp that ``needed`` of the peers and this one hold; 0: too few."""
-        presents = self._presents | {self._me: self._own_present()}
-        known = [presents[peer] for peer in self._holders & {*peers, self._me}]
-        known.sort(reverse=True)
-        return known[needed - 1] if len(known) >= needed else 0
+    def _held_by(self, needed: int, others: list[Stamp]) -> Stamp:
+        """Return the highest stamp that ``needed`` of these holders and this one hold; 0: too few.
+
+        Args:
+            needed: 1 or more.
+            others: the presents of other holders, highest first.
+        """
+        if self._me not in self._holders:
+            return others[needed - 1] if len(others) >= needed else 0
+        if len(others) + 1 < needed:
+            return 0
+        own = self._own_present()
+        below = max(own, others[needed - 1]) if len(others) >= needed else own
+        return below if needed == 1 else min(others[needed - 2], below)
 
     def present_ms(self) -> int:
         """Return the time that stamps are compared with; they may be ahead by the allowed skew.
@@ -267,17 +295,15 @@ class ClusterClock:
         if not self.knows_majority:
             waits = self._now - self._unknown_since < _MAJORITY_TIMEOUT_MS
             return MAX_STAMP if waits else self.latest()
-        needed -= len(self._holders - self._fresh - {self._me})
+        needed -= self._other_holders - len(self._fresh_presents)
         if needed < 1:
             return MAX_STAMP
-        held = self._held_by(needed, self._fresh)
+        held = self._held_by(needed, self._fresh_presents)
         return max(self.latest(), self._up_to(self._reference_ms(held, self._latest_time())))
 
     def _latest_time(self) -> int:
         """Return the latest possible median of all clocks, if a majority is known."""
-        offsets = [offset for peer, offset in self._offsets.items() if peer != self._me]
-        middle = (len(self._members | {self._me}) - 1) // 2
-        return self._now + sorted([0, *offsets])[middle]
+        return self._now + self._latest_offset_ms
 
     def ahead_ms(self, *stamps: Stamp) -> int:
         """Return how far (milliseconds) stamps are ahead of the cluster clock; 0: within skew."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dstash.cluster.replication.cluster_clock import ClusterClock
 from dstash.version import MAX_STAMP, stamp_at, stamp_milliseconds
@@ -238,3 +240,35 @@ def test_removed_member_that_moves_the_median_begins_an_era() -> None:
     clock.install(set("abcd"), set("abcd"), frozenset("abcd"), 2)
     assert clock.time() == NOW
     assert clock.era > era, "what was read of other members may be out of date"
+
+
+@given(
+    holders=st.sets(st.sampled_from("abcde"), min_size=1),
+    alive=st.sets(st.sampled_from("abcde")),
+    offsets=st.dictionaries(st.sampled_from("bcde"), st.integers(-HOUR, HOUR)),
+    presents=st.dictionaries(st.sampled_from("bcde"), st.integers(1, 9)),
+    own=st.integers(0, 9),
+)
+def test_confirmed_is_the_highest_stamp_that_enough_holders_have(
+    holders: set[str],
+    alive: set[str],
+    offsets: dict[str, int],
+    presents: dict[str, int],
+    own: int,
+) -> None:
+    """Compare with the definition, which looks at each member."""
+    clock = ClusterClock("a", SKEW, lambda: own, NOW)
+    clock.install(set("abcde"), holders, frozenset(alive), 2)
+    read(clock, **offsets)
+    for peer, present in presents.items():
+        clock.note_present(peer, present, clock.era)
+    silent = {peer for peer in holders - presents.keys() - {"a"} if peer not in alive}
+    needed = max(1, len(holders) // 2 + 1 - len(silent))
+    stamps = presents | {"a": own}
+    held = [
+        stamp
+        for stamp in stamps.values()
+        if sum(stamps.get(peer, -1) >= stamp for peer in holders) >= needed
+    ]
+    expected = max(held, default=0) if clock.knows_majority else 0
+    assert clock.confirmed() == expected
