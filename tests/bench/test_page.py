@@ -37,12 +37,14 @@ def write(parts: dict[str, list[Case]]) -> str:
 
 
 def test_page_has_all_figures() -> None:
-    text = write(made_up())
+    text = " ".join(write(made_up()).split())
     assert "$" not in text
     assert "42 ms of the" in text
-    assert "that is 3 ms in all" in text
+    assert "this is 3 ms in total" in text
     assert "take 16 ms. On two processors" in text
-    assert "0.8 times the limits" in text  # 2 s, where the echo takes 2 s and LMDB 0.5 s
+    assert (
+        "0.8 times the time of the limits" in text
+    )  # 2 s, where the echo takes 2 s and LMDB 0.5 s
     assert "A remark." in text
 
 
