@@ -6,13 +6,15 @@ number is bounded: a further connection closes the oldest.
 
 from __future__ import annotations
 
+import errno
 import json
+import socket
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import SHUT_RDWR
+from socketserver import TCPServer
 from typing import Any, Final, NamedTuple
 
 import structlog
@@ -49,8 +51,17 @@ _POLICY: Final = (
 _NOT_FOUND: Final = Answer.json(404, {"error": "no such page"})
 
 
+#: Binds all addresses of the machine: of IPv6 and IPv4, or of IPv4 where there is no IPv6.
+_EVERYWHERE: Final = "*"
+
+
 class HttpServer:
     """Serves pages by path, read-only.
+
+    Args:
+        host: an address, a host name of this machine, or ``*``. ``::`` includes IPv4.
+        port: 0 for any free port.
+        pages: by path.
 
     Raises:
         UsageError: the address cannot be bound.
@@ -58,11 +69,13 @@ class HttpServer:
 
     def __init__(self, host: str, port: int, pages: dict[str, Page]) -> None:
         handler = type("Handler", (_Handler,), {"pages": pages})
+        shown = f"[{host}]" if ":" in host else host
         try:
-            self._server = _Server((host, port), handler)
-        except OSError as error:
-            raise UsageError(f"cannot serve HTTP on {host}:{port}: {error.strerror}") from None
-        self.address = f"http://{host}:{self._server.server_address[1]}"
+            self._server = _bound(host, port, handler)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UsageError(f"cannot serve HTTP on {shown}:{port}: {reason}") from None
+        self.address = f"http://{shown}:{self._server.server_address[1]}"
         self._stopping = False
         self._thread = threads.thread(
             self._server.serve_forever, 0.1, name="http", may_end=lambda: self._stopping
@@ -81,16 +94,44 @@ class HttpServer:
         self._server.server_close()
 
 
+def _bound(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> _Server:
+    """Return a server on the first address of ``host`` that can be bound.
+
+    Raises:
+        OSError: none can be bound, or the name does not resolve.
+    """
+    hosts = ("::", "0.0.0.0") if host == _EVERYWHERE else (host,)  # noqa: S104  # as asked for
+    places = [
+        place for each in hosts for place in socket.getaddrinfo(each, port, type=socket.SOCK_STREAM)
+    ]
+    for family, *_, address in places[:-1]:
+        try:
+            return _Server(family, address, handler)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:  # another server has the port: not half of it
+                raise
+    family, *_, address = places[-1]
+    return _Server(family, address, handler)
+
+
 class _Server(ThreadingHTTPServer):
     """Closes the oldest connection when there are too many, so that probes still get through."""
 
     daemon_threads = True
     request_queue_size = _MAX_CONNECTIONS
 
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+    def __init__(self, family: int, address: Any, handler: type[BaseHTTPRequestHandler]) -> None:
         self._open: dict[Any, None] = {}  # in the order of arrival
         self._mutex = threading.Lock()
+        self.address_family = family
         super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        """Bind without looking up the name of the host: DNS must not delay the start."""
+        if self.address_family == socket.AF_INET6:  # ``::`` includes IPv4, whatever the system says
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._mutex:
@@ -98,7 +139,7 @@ class _Server(ThreadingHTTPServer):
                 oldest = next(iter(self._open))
                 del self._open[oldest]
                 with suppress(OSError):  # its thread has closed it already
-                    oldest.shutdown(SHUT_RDWR)
+                    oldest.shutdown(socket.SHUT_RDWR)
             self._open[request] = None
         super().process_request(request, client_address)
 
@@ -121,6 +162,12 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def _answer(self, *, with_body: bool) -> None:
         page = self.pages.get(self.path.split("?", 1)[0])
         answer = page() if page is not None else _NOT_FOUND
         self.send_response(answer.status)
@@ -130,7 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Security-Policy", _POLICY)
         self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
-        self.wfile.write(answer.body)
+        if with_body:
+            self.wfile.write(answer.body)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing: probes come every second."""
