@@ -84,10 +84,10 @@ class Site:
     def open_up(self) -> None:
         """Start an open cluster, and write the settings of its client."""
         for name, machine in self.machines.items():
-            self.write(machine.settings, self.local(f"{self.unchanged(name)}port = 5000\n", name))
+            self.write(machine.settings, self.local(f"{self.unchanged(name)}port = 5500\n", name))
             machine.start()
         self.wait_ready()
-        peers = '"tcp://peer1.example.org:5000", "tcp://peer2.example.org:5000"'
+        peers = '"tcp://peer1.example.org:5500", "tcp://peer2.example.org:5500"'
         self.write(self.client, self.local(f"peers = [{peers}]\n"))
 
     def wait_ready(self) -> None:
@@ -108,14 +108,14 @@ class Site:
     def local(self, text: str, name: str = "peer1") -> str:
         """Return a text of the manual about ``peer1``, adapted to a peer of the test."""
         for other, machine in self.machines.items():
-            for number, port in ((5000, machine.plain_port), (5100, machine.port)):
+            for number, port in ((5500, machine.plain_port), (5600, machine.port)):
                 text = text.replace(f"{other}.example.org:{number}", f"127.0.0.1:{port}")
             text = text.replace(f"the public key of {other}", self.key(other))
         machine = self.machines[name]
-        text = re.sub(r"\bport = 5000\b", f"port = {machine.plain_port}", text)
-        text = re.sub(r"plain_port = 5000\b", f"plain_port = {machine.plain_port}", text)
-        text = re.sub(r"\bport = 5100\b", f"port = {machine.port}", text)
-        text = text.replace('"0.0.0.0"', '"127.0.0.1"').replace("peer1.example.org", "127.0.0.1")
+        text = re.sub(r"\bport = 5500\b", f"port = {machine.plain_port}", text)
+        text = re.sub(r"plain_port = 5500\b", f"plain_port = {machine.plain_port}", text)
+        text = re.sub(r"\bport = 5600\b", f"port = {machine.port}", text)
+        text = text.replace('"*"', '"127.0.0.1"').replace("peer1.example.org", "127.0.0.1")
         text = re.sub(r"/etc/dstash/peer1\b", f"/etc/dstash/{name}", text)
         return text.replace("/etc/dstash", str(self.folder))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from tests.harness.ports import free_port
 from tests.harness.waiting import wait_until
 from tests.security.closed import PATIENCE
 from tests.security.manual import Block, Machine, Site, chapter
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
@@ -79,7 +82,8 @@ def patient(text: str) -> str:
 @pytest.mark.timeout(300)
 def test_open_cluster_is_secured_without_downtime(site: Site) -> None:
     title = "Closing an open cluster without stopping it"
-    peer_keys, app_keys, listed, both, begin, keyed, status, end, strangers = chapter(title)
+    peer_keys, app_keys, admin_keys, listed, both, begin, *later = chapter(title)
+    keyed, status, admin, end, strangers = later
     site.open_up()
     site.write(site.client, patient(site.client.read_text()))
     open_client = site.folder / "old.toml"
@@ -90,6 +94,7 @@ def test_open_cluster_is_secured_without_downtime(site: Site) -> None:
         for name in site.machines:
             site.run(Block("sh", site.local(peer_keys.text, name)))
         site.run(Block("sh", site.local(app_keys.text)))
+        site.run(Block("sh", site.local(admin_keys.text)))
         site.run(Block("sh", site.local(listed.text)))
         # 2.
         for name, machine in site.machines.items():
@@ -101,6 +106,7 @@ def test_open_cluster_is_secured_without_downtime(site: Site) -> None:
         # 3.
         site.write(site.client, patient(site.local(keyed.text)))
         site.run(Block("sh", site.local(status.text)))
+        site.run(Block("sh", site.local(admin.text)))
     with always_served(site.client) as new:
         # 4.
         for name, machine in site.machines.items():
@@ -113,6 +119,16 @@ def test_open_cluster_is_secured_without_downtime(site: Site) -> None:
         assert done.returncode == NoPeers.exit_code, line
     with Client.from_config(open_client) as stranger, pytest.raises(NoPeers):
         stranger.lookup("i", "before", timeout=2)
+
+
+def test_ports_of_the_manual_are_free_while_the_readme_is_tried() -> None:
+    manual, readme = (
+        set(re.findall(r"(?<=[:_ ])[5-9]\d{3}\b", (ROOT / page).read_text()))
+        for page in ("docs/security.md", "README.md")
+    )
+    assert manual >= {"5500", "5600"}
+    assert readme >= {"5000", "5100", "6000"}
+    assert manual & readme <= {"8500"}  # Consul, which both use
 
 
 def begin_closed(site: Site) -> None:
