@@ -70,6 +70,7 @@ TYPED: Final = (
     "dev up",
     "dev status",
     "config show",
+    "config example peer",
     "config check CONF/peer.toml CONF/client.toml",
     "cert new FOLDER/mine",
     "cert show FOLDER/mine.key",

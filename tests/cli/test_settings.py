@@ -19,6 +19,13 @@ def test_check_accepts_the_files_of_the_project(dstash: Dstash) -> None:
     assert done.out.splitlines() == [f"{file}: ok" for file in files]
 
 
+@pytest.mark.parametrize("kind", ["peer", "client"])
+def test_example_prints_the_file_of_the_project(dstash: Dstash, kind: str) -> None:
+    done = dstash("config", "example", kind)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == (CONF / f"{kind}.toml").read_text()
+
+
 def test_check_reports_every_problem_of_every_file(dstash: Dstash, tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("prot = 5000\nweight = -1\n")
     (tmp_path / "b.toml").write_text("timeout = 0\n")

@@ -1,4 +1,4 @@
-"""The commands ``dstash config``: check settings files, and show the effective settings."""
+"""The commands ``dstash config``: check settings files, show the settings, and print examples."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import tomllib
 from collections.abc import Sequence
 from enum import StrEnum
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +39,7 @@ KindOption = Annotated[
 @app.command()
 def check(
     ctx: typer.Context,
-    files: Annotated[
+    named: Annotated[
         list[Path] | None,
         typer.Argument(
             metavar="FILE", help="Settings file. Default: that of --config.", show_default=False
@@ -48,7 +49,7 @@ def check(
 ) -> None:
     """Report every problem of settings files and of the environment."""
     run = invocation.of(ctx)
-    wanted: Sequence[Path | None] = files or [run.config]
+    wanted: Sequence[Path | None] = named or [run.config]
     found = {file: _problems(file, kind, run) for file in wanted}
     for file, wrong in found.items():
         _report(file, wrong, run)
@@ -80,6 +81,20 @@ def show(
         (key, _cell(value), loaded.origins.get(key, "default")) for key, value in values.items()
     ]
     output.table(("setting", "value", "from"), rows)
+
+
+@app.command()
+def example(
+    ctx: typer.Context,
+    kind: Annotated[Kind, typer.Argument(help="Kind of settings.", show_default=False)],
+) -> None:
+    """Print a settings file that explains every setting and its default."""
+    run = invocation.of(ctx)
+    text = files("dstash.config").joinpath("examples", f"{kind}.toml").read_text()
+    if run.as_json:
+        output.json_line({"kind": kind.value, "text": text})
+        return
+    output.line(text.removesuffix("\n"))
 
 
 def _problems(file: Path | None, kind: Kind | None, run: invocation.Invocation) -> list[str]:
