@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from dstash.log_writer import LogWriter
 
@@ -22,8 +22,24 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
 #: Seconds that the end of a process waits for unwritten lines.
 _FLUSH_TIMEOUT_S: Final = 1.0
 
+#: Fields of every line; see ``identify``.
+_identity: Final[dict[str, str]] = {}
+
+
+def identify(**fields: str) -> None:
+    """Add fields, such as the id of the peer, to every line of this process from now on."""
+    _identity.update(fields)
+
+
+def _identified(logger: Any, method: str, event: EventDict) -> EventDict:
+    for name, value in _identity.items():
+        event.setdefault(name, value)
+    return event
+
+
 _SHARED: Final[tuple[Processor, ...]] = (
     structlog.contextvars.merge_contextvars,
+    _identified,
     structlog.processors.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 )

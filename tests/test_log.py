@@ -40,6 +40,22 @@ def test_json_log_has_one_object_per_line(capsys: pytest.CaptureFixture[str]) ->
     assert (second["event"], second["level"]) == ("retrying x", "warning")
 
 
+def test_every_line_has_the_id_of_the_peer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log.configure("json")
+    log.identify(peer="p1")
+    try:
+        structlog.get_logger().info("serving")
+        structlog.get_logger().info("serving", peer="p2")
+        logging.getLogger("urllib3").warning("retrying")
+        log.flush()
+    finally:
+        log._identity.clear()
+    lines = map(json.loads, capsys.readouterr().err.splitlines())
+    assert [line["peer"] for line in lines] == ["p1", "p2", "p1"]
+
+
 def test_json_log_has_structured_exceptions_without_locals(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -185,6 +185,7 @@ class PeerCore:
             envelope = decode(parts)
         except ProtocolError as error:
             self.health.counts["malformed"] += 1
+            self.health.refusals.note(sender, user, error, now)
             correlation = error.details.pop("correlation", None)
             if correlation is None:
                 return []
@@ -204,7 +205,9 @@ class PeerCore:
             return []
         self.health.counts["rejected_as_busy"] += 1
         ticket = Ticket(sender, envelope.correlation, envelope.protocol)
-        return [self._reply(ticket, Error.of(self._backlog.busy(why)), now)]
+        error = self._backlog.busy(why)
+        self.health.refusals.note(sender, None, error, now)
+        return [self._reply(ticket, Error.of(error), now)]
 
     def receive_answer(self, peer: str, parts: list[bytes], now: int) -> None:
         """Handle a message from another peer, on a connection that this peer opened."""
@@ -381,6 +384,7 @@ class PeerCore:
         except DStashError as error:
             outcome = type(error).__name__
             self.health.counts[f"refused:{outcome}"] += 1
+            self.health.refusals.note(request.sender, request.user, error, now)
             answer = Error.of(error)
         self.meters.requests[type(message).__name__, level, outcome] += 1
         return [] if answer is None else [self._reply(request.ticket, answer, now)]

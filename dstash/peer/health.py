@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import structlog
 
+from dstash import events
 from dstash.about import __version__
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.topology.topology import State
@@ -15,6 +17,8 @@ from dstash.errors import NotReady
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.checks import forming
 from dstash.peer.maintenance import Maintenance
+from dstash.peer.supervision.cluster_events import ClusterEvents
+from dstash.peer.supervision.refusals import Refusals
 from dstash.peer.telemetry.meters import Meters
 from dstash.store.interface import DiskState
 
@@ -46,6 +50,7 @@ class Health:
     ) -> None:
         self._peer = replica.me
         self._clock = replica.clock
+        self._steady = replica.now
         self._local_partitions = replica.local_partitions
         self._store = replica.local_partitions.store
         self._wall = replica.wall
@@ -59,12 +64,16 @@ class Health:
         self.stopping = False
         #: Why the shell does not let the peer serve yet; None when it does.
         self.not_ready: str | None = "the peer is starting"
-        #: What the peer waits for before it has a view; empty when that is not known.
+        #: What the peer waits for before it is a member; empty when that is not known.
         self.waits_for = ""
+        #: Returns the stores that were set aside, by name, and their sizes in bytes.
+        self.set_aside: Callable[[], Mapping[str, int]] = dict
         #: What is wrong with this peer although it serves, by source; for operators.
         self.problems: dict[str, str] = {}
         #: Events that no meter counts: malformed messages, refused requests by error, commits.
         self.counts: Counter[str] = Counter()
+        self.refusals = Refusals()
+        self._cluster_events = ClusterEvents(replica.me)
 
     def install(self, view: View) -> None:
         """Take a new view."""
@@ -89,7 +98,7 @@ class Health:
             return str(forming(self._view))
         member = self._view.members.get(self._peer)
         if member is None:
-            return "the peer is not a member of the cluster"
+            return self.waits_for or "the peer is not a member of the cluster"
         if not member.synced:
             return "the peer's store is new or too old; it is streaming data from other replicas"
         if member.state is State.JOINING:
@@ -125,6 +134,7 @@ class Health:
             "free_bytes": stats.free_bytes,
             "reserved_bytes": stats.reserved_bytes,
             "disk": self._store.disk_state().value,
+            "set_aside": dict(self.set_aside()),
             "waiting_bytes": self._backlog.waiting_bytes,
             "epoch": self._view.epoch if self._view else 0,
             "clock_offset_ms": self._clock.offset_ms,
@@ -136,7 +146,8 @@ class Health:
         }
 
     def watch(self) -> None:
-        """Log when the clock becomes wrong or right, and keep the problem of claims current."""
+        """Log what changes in the cluster and the clock, and keep the problem of claims current."""
+        self._cluster_events.watch(self._view, self._steady())
         self._watch_clock()
         self._watch_claims()
 
@@ -145,9 +156,11 @@ class Health:
             return
         self._was_wrong = not self._was_wrong
         if self._was_wrong:
-            _log.warning(self._wrong_clock(), offset_ms=self._clock.offset_ms)
+            _log.warning(
+                events.CLOCK_WRONG, why=self._wrong_clock(), offset_ms=self._clock.offset_ms
+            )
         else:
-            _log.info("the clock is right again", offset_ms=self._clock.offset_ms)
+            _log.info(events.CLOCK_RIGHT, offset_ms=self._clock.offset_ms)
 
     def _watch_claims(self) -> None:
         """Show that a client saw a newer state of the store, until that is refuted."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+import structlog
+
+from dstash import events
 from dstash.cluster.repair.antientropy import compare_all
 from dstash.cluster.repair.corrupt_records import repair_corrupt_records
 from dstash.cluster.repair.full_repair import repair
@@ -31,6 +34,8 @@ from dstash.limits import PARTITIONS
 from dstash.peer.freshness import Freshness
 from dstash.version import Stamp, stamp_at
 from dstash.wire.messages import TopologyReply, TopologyRequest
+
+_log = structlog.get_logger("dstash.peer")
 
 #: A topology step: returns the next topology, or None when the step is no longer needed.
 Proposal = Callable[[Topology], Topology | None]
@@ -292,6 +297,8 @@ class Maintenance:
         if purpose == self._streaming and purpose is not None:
             return
         self._scheduler.cancel("stream:")
+        if self._streaming is not None and self._unstreamed:
+            self._log_streaming(events.STREAMING_STOPPED)
         if wanted is not None:
             self._begin_streaming(*wanted)
         elif change is not None and change.paused:
@@ -341,9 +348,13 @@ class Maintenance:
         left = [partition for partition in partitions if partition in self._unstreamed]
         streamers = [left[begin::STREAMS] for begin in range(STREAMS)]
         working = sum(map(bool, streamers))
+        if left:
+            _log.info(events.STREAMING_BEGUN, purpose=purpose[0], partitions=len(left))
 
         def all_ended() -> None:
             progress.ended = self.replica.now()
+            if left:
+                self._log_streaming(events.STREAMING_ENDED)
             # Once the store is complete, what other peers remember of the old one no longer counts.
             self._scheduler.spawn("stream:end", self.freshness.streamed(), propose)
 
@@ -362,6 +373,18 @@ class Maintenance:
             if share:
                 task = stream(self.replica, share, self._unstreamed.discard)
                 self._scheduler.spawn(f"stream:{number}", task, ended)
+
+    def _log_streaming(self, event: str) -> None:
+        progress, now = self.replica.progress, self.replica.now()
+        _log.info(
+            event,
+            partitions=progress.partitions - len(self._unstreamed),
+            of=progress.partitions,
+            records=progress.records,
+            bytes=progress.bytes,
+            seconds=round(progress.milliseconds(now) / 1000, 1),
+            bytes_per_second=progress.bytes_per_second(now),
+        )
 
     def _end_if_switched(self, view: View) -> None:
         change = view.topology.change

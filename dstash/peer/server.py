@@ -28,6 +28,7 @@ from dstash.peer.admission.requests import PendingAdminRequest, Reply
 from dstash.peer.commits import Commit
 from dstash.peer.core import PeerCore
 from dstash.peer.maintenance import Proposal
+from dstash.peer.supervision.slow_disk import SlowDisk
 from dstash.wire.connections import Connections
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.links import Links
@@ -129,6 +130,8 @@ class PeerServer:
         self._maintaining_since = 0.0
         core.scheduler.has_time = self._has_time
         core.admission.unread = router
+        core.health.refusals.address_of = router.address_of
+        self._slow_disk = SlowDisk()
         self._last_iteration = time.monotonic()
         self._error: DStashError | None = None
         self._commit_began: float | None = None
@@ -287,6 +290,7 @@ class PeerServer:
         if self._has_answered and self._core.scheduler.has_ready:
             os.sched_yield()  # to ZeroMQ's thread, which has answers to send
         self._has_answered = False
+        self._slow_disk.watch(self.seconds_committing())
         self._maintaining_since = time.perf_counter()
         replies, outgoing = self._core.tick(wall())
         self._send(replies)
@@ -414,10 +418,11 @@ class PeerServer:
             self.meters.committed(commit.stats(took, sync))
             if self._core.tracer is not None:
                 commit.note(took, sync)
-            self.post(lambda done=commit: self._committed(done))  # type: ignore[misc]
+            self.post(partial(self._committed, commit, took, sync))
 
-    def _committed(self, commit: Commit) -> list[Reply]:
+    def _committed(self, commit: Commit, took: float, sync: float) -> list[Reply]:
         self._committing = False
+        self._slow_disk.committed(took, sync)
         replies = self._core.committed(commit, wall())
         self._hand_over()
         return replies

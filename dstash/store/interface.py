@@ -9,6 +9,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from dstash import events
 from dstash.version import MAX_STAMP, Stamp, Version, highest_version
 
 
@@ -24,9 +25,9 @@ class DiskState(Enum):
     """How full the disk of a store is, as text, from best to worst."""
 
     AMPLE = ""
-    SCARCE = "the disk is nearly full"
-    FULL = "the disk is full; puts are refused"
-    EXHAUSTED = "the disk is full to the last byte; puts and deletes are refused"
+    SCARCE = events.DISK_SCARCE
+    FULL = events.DISK_FULL
+    EXHAUSTED = events.DISK_EXHAUSTED
 
 
 class Snapshot(Protocol):

@@ -10,6 +10,7 @@ from typing import Final
 
 import structlog
 
+from dstash import events
 from dstash.store.interface import DiskState
 from dstash.store.reserve import Reserve, free_bytes
 
@@ -132,7 +133,7 @@ class Space:
             return
         free = {"free_bytes": free_bytes(self._directory), "reserve_bytes": self.reserved}
         if state is DiskState.AMPLE:
-            _log.info("there is room on the disk again", **free)
+            _log.info(events.DISK_FREE, **free)
         else:
             _log.warning(state.value, path=str(self._directory), **free)
         self._logged, self._quiet_until = state, now + _QUIET_S

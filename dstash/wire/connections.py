@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from dstash import events
 from dstash.logger import Logger
 
 _log = Logger("dstash.connections")
@@ -188,6 +189,17 @@ class Connection:
             self.read_at, self.read_to = now, self.left
         return now - self.read_at >= _STALLED_AFTER_S
 
+    def address(self) -> str:
+        """Return the address of the other side, as host:port; empty when it is closed."""
+        try:
+            if os.fstat(self.fd).st_ino != self.inode:
+                return ""
+            with _borrowed(self.fd) as tcp:
+                host, port, *_ = tcp.getpeername()
+        except OSError:
+            return ""
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
     def cut(self) -> None:
         """Shut the connection down."""
         self.is_cut = True
@@ -293,6 +305,11 @@ class Connections:
         if connection is not None:
             connection.take_back(weight)
             self._unread -= weight
+
+    def address_of(self, sender: bytes) -> str:
+        """Return the address of the other side, as host:port; empty if it is not known."""
+        connection = self._by_sender.get(sender)
+        return "" if connection is None else connection.address()
 
     def is_slow(self, sender: bytes) -> bool:
         """Whether a client must read its answers before it may send requests.
@@ -411,12 +428,21 @@ class Connections:
 
     def _cut(self, connection: Connection, why: str) -> None:
         self.cuts += 1
+        address = connection.address()
         connection.cut()
         now = time.monotonic()
         if now >= self._next_log_line:
             self._next_log_line = now + _LOG_INTERVAL_S
             backlog, debt = connection.backlog, connection.debt
-            _log.warning("connection cut", why=why, backlog=backlog, debt=debt, cuts=self.cuts)
+            _log.warning(
+                events.CONNECTION_CUT,
+                why=why,
+                address=address,
+                key=connection.user,
+                backlog=backlog,
+                debt=debt,
+                cuts=self.cuts,
+            )
 
     def _cut_surplus(self, live: list[Connection]) -> None:
         surplus = len(live) - self.limits.connections

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 import zmq
 from zmq.utils import z85
 
-from dstash import threads
+from dstash import events, threads
 from dstash.config.fields import is_key
 from dstash.errors import ConfigError
 from dstash.logger import Logger
@@ -194,7 +194,7 @@ class ZapHandler:
         if now >= self._next_log_line:
             self._next_log_line = now + _LOG_INTERVAL_S
             address = request[3].decode("ascii", "replace") if len(request) > 3 else ""
-            _log.warning("connection refused", key=key, address=address, refused=self.refused)
+            _log.warning(events.KEY_REFUSED, key=key, address=address, refused=self.refused)
 
 
 def _key_in(request: list[bytes]) -> str | None:

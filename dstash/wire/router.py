@@ -149,6 +149,10 @@ class Router:
             return False
         return True
 
+    def address_of(self, sender: bytes) -> str:
+        """Return the address of a client, as host:port; empty if it is not known."""
+        return "" if self.connections is None else self.connections.address_of(sender)
+
     def is_slow(self, sender: bytes) -> bool:
         """Whether a client has too many unread answers to be sent more."""
         return self.connections is not None and self.connections.is_slow(sender)

@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from dstash import events
 from dstash.client.refusals import is_because
 from dstash.cluster.replication import corruption
 from dstash.cluster.replication.handlers import unpack_partitions
@@ -270,6 +272,43 @@ def test_resumed_streaming_continues_where_it_paused() -> None:
     joined.settle()
     assert core.maintenance.describe() == after
     assert len(core.take_proposals()) == 1, "it says once more that it has all"
+
+
+def test_streaming_is_logged_with_its_figures() -> None:
+    joined = Joined("abcd", pace=live())
+    three = replace(joined.topology, members=joined.topology.members[:3], epoch=6)
+    joined.install(three)
+    joined.session.install(three.encode(), list("abc"))
+    joined.put({f"k{n}": "v" * 100 for n in range(1000)}, "all")
+    joiner = Announcement("d", "tcp://d:1", "store-d", "z-d", 1.0)
+    begun = transitions.steer(transitions.add(three, [joiner]), rate=1_000_000)
+    gained = len(transitions.incoming(begun)["d"])
+    with capture_logs() as logs:
+        joined.install(begun)
+        for _ in range(20):
+            joined.now += 1
+            joined.settle()
+        joined.install(paused := transitions.steer(begun, paused=True))
+        joined.install(transitions.steer(paused, paused=False))
+        while joined.peers["d"].maintenance.describe()["streaming"]:
+            joined.now += 1
+            joined.settle()
+    lines = [line for line in logs if line["event"].startswith("streaming")]
+    names = [line["event"] for line in lines]
+    assert names == [
+        *(events.STREAMING_BEGUN, events.STREAMING_STOPPED),
+        *(events.STREAMING_BEGUN, events.STREAMING_ENDED),
+    ]
+    first, stopped, again, ended = lines
+    assert (first["partitions"], first["purpose"]) == (gained, "change")
+    assert again["partitions"] == gained - stopped["partitions"] > 0
+    status = joined.peers["d"].maintenance.describe()
+    assert (ended["partitions"], ended["of"]) == (gained, gained)
+    assert (ended["records"], ended["bytes"]) == (
+        *(status["streamed_records"], status["streamed_bytes"]),
+    )
+    assert ended["records"] >= len(joined.stores["d"].records) > 500
+    assert ended["seconds"] == round(status["streaming_ms"] / 1000, 1)
 
 
 def test_cancelled_streaming_does_not_resume() -> None:

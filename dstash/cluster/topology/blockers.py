@@ -43,9 +43,9 @@ def _change(view: View, status: Mapping[str, Mapping[str, Any]]) -> Iterator[str
 
 
 def _unstreamed_stores(view: View) -> Iterator[str]:
-    for peer, member in sorted(view.members.items()):
+    for peer in sorted(peer for peer, member in view.members.items() if not member.synced):
         held = [number for number, owners in enumerate(view.readers) if peer in owners]
-        if member.synced or not held:
+        if not held:
             continue
         if peer not in view.alive:
             yield f"{peer} has a new or an old store and is down: start it to stream its data"
