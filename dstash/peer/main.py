@@ -20,6 +20,9 @@ _log = structlog.get_logger("dstash.peer")
 #: How long (seconds) a thread may run while another thread waits for the interpreter.
 _SWITCH_INTERVAL_S = 0.0005
 
+#: Only the owner may access what a peer creates, whatever the umask of its parent.
+_UMASK = 0o077
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -51,6 +54,7 @@ def serve(
 ) -> None:
     """Run one peer: its data in DATA_DIR, listening on BIND:PORT."""
     given = locals()
+    os.umask(_UMASK)
     file = given.pop("config")
     flags: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if consul is not None:

@@ -25,7 +25,9 @@ from dstash.limits import MIB
 from dstash.store.directory import (
     DAMAGED_FILE,
     DATA_FILE,
+    FILE_MODE,
     LOCK_FILE,
+    check_mark,
     make_directory,
     sync_names,
 )
@@ -133,7 +135,7 @@ class LmdbStore:
         make_directory(directory)
         self._lock = DirectoryLock(directory)
         try:
-            self._check_mark()
+            check_mark(directory)
             self._space = Space(directory, reserve, self._reusable)
             self._allocate_lock_file()
             self._open(durability)
@@ -144,15 +146,6 @@ class LmdbStore:
             self._lock.release()
             raise
 
-    def _check_mark(self) -> None:
-        mark = self.directory / DAMAGED_FILE
-        if mark.exists():
-            text = mark.read_text(errors="replace").strip()  # a full disk leaves it empty
-            raise CorruptStore(
-                f"{text or f'{self.directory}: LMDB could not read it'} (found by an earlier "
-                f"process; remove {mark} to open the store anyway)"
-            )
-
     def _allocate_lock_file(self) -> None:
         """Allocate the blocks of LMDB's lock file, to which readers write through a map.
 
@@ -160,7 +153,7 @@ class LmdbStore:
         """
         with translated(self.directory):
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            handle = os.open(self.directory / LOCK_FILE, flags, 0o644)
+            handle = os.open(self.directory / LOCK_FILE, flags, FILE_MODE)
             try:
                 size = max(_LOCK_FILE_BYTES, os.fstat(handle).st_size)
                 try:
@@ -176,11 +169,12 @@ class LmdbStore:
         making = self.directory / _MAKING_FILE
         with translated(self.directory):
             if not (self.directory / DATA_FILE).exists():
-                making.touch()
+                making.touch(FILE_MODE)
             is_new = making.exists()
             self._env = lmdb.open(
                 os.fspath(self.directory),
                 map_size=map_size_for(self.directory / DATA_FILE),
+                mode=FILE_MODE,
                 max_dbs=_DATABASES,
                 max_readers=_MAX_READERS,
                 sync=durability is Durability.SYNC,
@@ -441,7 +435,9 @@ class LmdbStore:
     def _mark_corrupt(self, text: str) -> None:
         """Prevent the next process from using the data file."""
         with suppress(OSError):  # if this fails, the next start detects it by itself
-            (self.directory / DAMAGED_FILE).write_text(f"{text}\n")
+            mark = self.directory / DAMAGED_FILE
+            mark.touch(FILE_MODE)
+            mark.write_text(f"{text}\n")
 
     def _reusable(self) -> int:
         """Return how many bytes of the data file are unused; the file never shrinks."""

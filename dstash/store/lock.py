@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,36 @@ from dstash.store.disk_space import FULL
 
 #: Size of the note with the holder's process id. It is fixed, so that the note fits on a full disk.
 _NOTE_BYTES: Final = 32
+_LOCK_NAME: Final = "LOCK"
+
+
+@contextmanager
+def kept_unused(directory: Path) -> Iterator[None]:
+    """Keep a directory from being used meanwhile, without writing to it.
+
+    Raises:
+        StoreInUse: a process uses it.
+    """
+    try:
+        handle = os.open(directory / _LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # a copy without the file
+        yield
+        return
+    except OSError as error:
+        raise StoreError(f"cannot use {directory}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _in_use(directory, os.pread(handle, _NOTE_BYTES, 0)) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _in_use(directory: Path, note: bytes) -> StoreInUse:
+    holder = note.decode(errors="replace").strip() or "unknown"
+    return StoreInUse(f"data directory {directory} is in use by process {holder}")
 
 
 class DirectoryLock:
@@ -23,7 +54,7 @@ class DirectoryLock:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / "LOCK"
+        self._path = directory / _LOCK_NAME
         try:
             self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -31,13 +62,11 @@ class DirectoryLock:
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = self._note().strip()
+            content = os.pread(self._handle, _NOTE_BYTES, 0)
             os.close(self._handle)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise StoreError(f"cannot lock {directory}: {error.strerror}") from None
-            raise StoreInUse(
-                f"data directory {directory} is in use by process {holder or 'unknown'}"
-            ) from None
+            raise _in_use(directory, content) from None
         note = self._note()
         self.left_by = note.strip() if len(note) == _NOTE_BYTES else ""
         try:

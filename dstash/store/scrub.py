@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final
+from typing import Final, Protocol
 
 from dstash.limits import PARTITIONS
-from dstash.store.interface import Store
 from dstash.store.record import is_sound, open_record, partition_of, split_storage_key
 
 #: Records checked per snapshot, so that no snapshot is held for long.
 _SLICE_RECORDS: Final = 5000
 _END: Final = PARTITIONS.to_bytes(2, "big")
+
+
+class Walkable(Protocol):
+    """A view whose records can be read in order."""
+
+    def walk(self, begin: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (storage key, record) with ``begin <= storage key < end``, in order."""
+        ...
+
+
+class Readable(Protocol):
+    """A store that can be read."""
+
+    def snapshot(self) -> AbstractContextManager[Walkable]:
+        """Return a consistent view."""
+        ...
 
 
 @dataclass
@@ -28,7 +44,7 @@ class Scrubbed:
     corrupt: list[str] = field(default_factory=list)
 
 
-def scrub(store: Store) -> Iterator[Scrubbed]:
+def scrub(store: Readable) -> Iterator[Scrubbed]:
     """Check every record; yields the same, growing result after each slice."""
     found = Scrubbed()
     after = b"\0\0"

@@ -12,7 +12,7 @@ from dstash.cli.console import output
 from dstash.cli.invocation import Output
 from dstash.errors import CorruptStore, StoreError
 from dstash.store.directory import DATA_FILE
-from dstash.store.lmdb import LmdbStore
+from dstash.store.integrity import reading
 from dstash.store.scrub import Scrubbed, scrub
 
 app = typer.Typer(help="Inspect the data directory of a stopped peer.", no_args_is_help=True)
@@ -30,15 +30,15 @@ def check(
     ctx: typer.Context,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A peer's data directory.")],
 ) -> None:
-    """Check every record of a store; exit code 1 if any is corrupt. The store is not changed."""
+    """Check every record of a store; exit code 1 if any is corrupt.
+
+    The store is not changed, and may be a copy that is read-only.
+    """
     run = invocation.of(ctx)
     if not (directory / DATA_FILE).exists():
         raise StoreError(f"{directory} is not a data directory: it has no {DATA_FILE}")
-    store = LmdbStore(directory)
-    try:
+    with reading(directory) as store:
         *_, found = scrub(store)
-    finally:
-        store.close()
     _show(run, directory, found)
     if found.corrupt:
         raise CorruptStore(
