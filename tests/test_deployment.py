@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import urllib.request
@@ -55,15 +56,14 @@ def _settings(folder: Path, port: int, http: int) -> dict[str, str]:
         "NOTIFY_SOCKET": str(folder / "notify"),
         "DSTASH_PORT": str(port),
         "DSTASH_HTTP_PORT": str(http),
-        "DSTASH_HTTP_BIND": "127.0.0.1",
         "DSTASH_ADVERTISE": "127.0.0.1",
         "DSTASH_LOCAL_DIR": str(folder / "membership"),
         "DSTASH_INSECURE": "true",
     }
 
 
-def _page(port: int, path: str) -> bytes:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answer:
+def _page(port: int, path: str, host: str = "127.0.0.1") -> bytes:
+    with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=PATIENCE) as answer:
         body: bytes = answer.read()
     return body
 
@@ -72,10 +72,12 @@ def test_entrypoint_runs_a_peer(tmp_path: Path, manager: socket.socket) -> None:
     port, http = free_ports(2)
     environment = _environment(tmp_path, **_settings(tmp_path, port, http))
     command = expirable([str(ENTRYPOINT), "--cluster", "boxed"])
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    # A umask that would leave not even the owner the right to write.
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, umask=0o277)
     try:
         assert manager.recv(100) == b"READY=1"
-        assert b'"healthy": true' in _page(http, "/healthz")
+        for host in ("127.0.0.1", "[::1]"):  # where a probe may ask
+            assert b'"healthy": true' in _page(http, "/healthz", host)
         assert b'cluster="boxed",peer="peer1"' in _page(http, "/metrics")
         process.send_signal(signal.SIGTERM)  # to the peer itself, which has replaced the script
         assert manager.recv(100) == b"STOPPING=1"
@@ -83,6 +85,46 @@ def test_entrypoint_runs_a_peer(tmp_path: Path, manager: socket.socket) -> None:
     finally:
         process.kill()
         process.wait()
+    data = tmp_path / "peer1"
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in data.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize(
+    ("stores", "given", "chosen"),
+    [
+        ([], {}, "box2"),
+        (["box1"], {}, "box1"),
+        (["."], {}, "."),
+        (["box1", "box2"], {}, "box2"),
+        (["box1"], {"DSTASH_ID": "box3"}, "box3"),
+        (["box1", "box3"], {}, ""),
+    ],
+)
+def test_entrypoint_uses_the_store_in_the_volume(
+    tmp_path: Path, stores: list[str], given: dict[str, str], chosen: str
+) -> None:
+    volume = tmp_path / "volume"
+    for store in stores:
+        (volume / store).mkdir(parents=True)
+        (volume / store / "data.mdb").touch()
+    programs = {"uname": "echo box2", "dstash-peer": 'echo "$DSTASH_DATA_DIR"'}
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    script = ENTRYPOINT.read_text().replace("/data/", f"{volume}/")
+    done = subprocess.run(
+        ["sh", "-c", script],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **given},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    if chosen:
+        assert (done.returncode, Path(done.stdout.strip())) == (0, volume / chosen)
+    else:
+        assert done.returncode == 2
+        assert f"several stores: {volume}/box1 {volume}/box3; choose one" in done.stderr
 
 
 def test_entrypoint_does_not_set_insecure(tmp_path: Path) -> None:
@@ -160,7 +202,8 @@ def _peer_settings(given: dict[str, str], name: str) -> PeerSettings:
     environment = {
         "DSTASH_DATA_DIR": f"/data/{name}",
         "DSTASH_ADVERTISE": name,
-        "DSTASH_BIND": "0.0.0.0",  # noqa: S104  # the network decides who can reach it
+        "DSTASH_BIND": "*",
+        "DSTASH_HTTP_BIND": "*",
         "DSTASH_HTTP_PORT": "8080",
     } | given
     assert unknown_variables(environment) == []

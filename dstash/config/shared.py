@@ -91,8 +91,16 @@ class SharedSettings(BaseSettings):
 
 
 def state_dir(cluster: str) -> Path:
-    """Return this user's directory for the local membership of a cluster (XDG base directories)."""
+    """Return this user's directory for the local membership of a cluster (XDG base directories).
+
+    Raises:
+        ConfigError: the user has no home directory.
+    """
     base = os.environ.get("XDG_STATE_HOME", "")
     # The XDG specification requires that relative paths are ignored.
-    root = Path(base) if base.startswith("/") else Path.home() / ".local" / "state"
-    return root / "dstash" / cluster
+    if base.startswith("/"):
+        return Path(base) / "dstash" / cluster
+    try:
+        return Path.home() / ".local" / "state" / "dstash" / cluster
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        raise ConfigError("this user has no home directory; set local_dir") from None

@@ -6,23 +6,20 @@ import os
 import signal
 import socket
 import threading
-from functools import cached_property
+from functools import cached_property, partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from dstash import threads
-from dstash.cluster.membership.interface import Membership, may_pass
-from dstash.cluster.membership.local.membership import LocalMembership
+from dstash import log, threads
+from dstash.cluster.membership.interface import Membership
 from dstash.cluster.topology.announcement import Announcement
-from dstash.cluster.topology.joining import check_cluster, last_known, was_removed
+from dstash.cluster.topology.joining import check_cluster, was_in_cluster, was_removed
 from dstash.config import PeerSettings
 from dstash.errors import (
     ConfigError,
-    CorruptStore,
     DStashError,
-    ForeignStore,
     MembershipUnreachable,
     UsageError,
 )
@@ -31,13 +28,14 @@ from dstash.peer.core import PeerCore, Settings
 from dstash.peer.http.pages import Dashboard
 from dstash.peer.http.server import Answer, HttpServer
 from dstash.peer.maintenance import Pace
-from dstash.peer.membership_agent import MembershipAgent
+from dstash.peer.membership_agent import MembershipAgent, may_wait
 from dstash.peer.server import PeerServer, wall
 from dstash.peer.supervision.notify import notify
+from dstash.peer.supervision.opening import open_membership, open_store, peer_id, replace_removed
 from dstash.peer.supervision.store_watch import StoreWatch
 from dstash.peer.supervision.watchdog import STOP_MARGIN, Watchdog
 from dstash.peer.telemetry.tracing import Tracer
-from dstash.store.directory import set_aside
+from dstash.store.directory import is_marked_removed, set_aside_stores, unmark_removed
 from dstash.store.faults import last_fault, note_faults
 from dstash.store.lmdb import LmdbStore
 from dstash.telemetry import missing
@@ -86,18 +84,12 @@ class Daemon:
         store = open_store(settings)
         self._undo.append(lambda: store.close())
         check_cluster(store, settings.cluster, str(settings.data_dir))
-        self.peer = _peer_id(settings, store)
-        last = last_known(store)
-        membership = open_membership(settings, patient=last is not None and last.formed)
+        self.peer = peer_id(settings, store)
+        log.identify(peer=self.peer)
+        membership = open_membership(settings, patient=was_in_cluster(store))
         self._undo.append(membership.close)
         if self._was_removed(store, membership):
-            store.close()
-            aside = set_aside(settings.data_dir)
-            _log.warning(
-                "this peer was removed from the cluster; it joins with an empty store",
-                old_store=str(aside),
-            )
-            store = _store(settings)
+            store = replace_removed(settings, store)
         self._store = store
         self._note_faults()
         tracer = self._open_tracer()
@@ -113,6 +105,7 @@ class Daemon:
             drain=settings.drain_seconds,
             security=self._transport.security,
         )
+        self.core.health.set_aside = partial(set_aside_stores, settings.data_dir)
         self._server = self.server
         self.http = self._open_http()
         self.address = _advertised(settings, router.address)
@@ -124,7 +117,7 @@ class Daemon:
         try:
             return was_removed(store, self.peer, membership.read().topology)
         except MembershipUnreachable as error:
-            if not may_pass(error):
+            if not may_wait(error, store):
                 raise
             self._unreachable = error  # the membership agent asks again when it answers
             return False
@@ -210,6 +203,8 @@ class Daemon:
             down_out_after=settings.down_out_after,
             publish=self.server.install,
             removed=self.server.stop,
+            was_removed=is_marked_removed(settings.data_dir),
+            added=partial(unmark_removed, settings.data_dir),
             report_wait=self.server.wait_for,
             seen=self.core.newest_lives,
             show=self._show_problem,
@@ -358,62 +353,6 @@ def _core_settings(settings: PeerSettings, peer: str) -> Settings:
         max_waiting_bytes=settings.max_bytes_in_hand,
         max_requests=settings.max_requests_in_hand,
     )
-
-
-def open_membership(settings: PeerSettings, *, patient: bool) -> Membership:
-    """Return the membership that the settings name.
-
-    Args:
-        patient: open a directory that cannot be used now.
-
-    Raises:
-        MembershipError: the directory cannot be used.
-    """
-    if settings.membership == "local":
-        return LocalMembership(settings.membership_dir(), settings.cluster, patient=patient)
-    # The import takes a fifth of a peer's start, so it is made only where Consul is used.
-    from dstash.cluster.membership.consul.membership import ConsulMembership
-
-    return ConsulMembership(
-        settings.consul,
-        settings.cluster,
-        token=settings.token(),
-        ca_file=settings.consul_ca_file,
-        cert_file=settings.consul_cert_file,
-        key_file=settings.consul_key_file,
-    )
-
-
-def open_store(settings: PeerSettings) -> LmdbStore:
-    """Open the store; move a corrupt one away if the settings allow it.
-
-    Raises:
-        StoreError: it cannot be used.
-    """
-    try:
-        return _store(settings)
-    except CorruptStore as error:
-        if settings.on_corrupt == "stop":
-            raise CorruptStore(
-                f"{error}; start with on_corrupt = 'resync' to move it away and stream its data "
-                "from the other replicas"
-            ) from None
-        aside = set_aside(settings.data_dir)
-        _log.error("the corrupt store was moved away", error=str(error), old_store=str(aside))
-        return _store(settings)
-
-
-def _store(settings: PeerSettings) -> LmdbStore:
-    return LmdbStore(settings.data_dir, settings.durability, settings.disk_reserve)
-
-
-def _peer_id(settings: PeerSettings, store: LmdbStore) -> str:
-    kept = store.identity.peer if store.identity else None
-    if kept is not None and settings.id not in (None, kept):
-        raise ForeignStore(
-            f"data directory {settings.data_dir} belongs to peer {kept!r}, not to {settings.id!r}"
-        )
-    return kept or settings.id or settings.data_dir.resolve().name
 
 
 def _advertised(settings: PeerSettings, bound: str) -> str:

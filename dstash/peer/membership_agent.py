@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
-from dstash import threads
+from dstash import events, threads
 from dstash.cluster.membership.interface import Membership, StoredTopology, may_pass
 from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.joining import (
@@ -24,6 +24,7 @@ from dstash.cluster.topology.joining import (
     last_known,
     restore,
     supersedes,
+    was_in_cluster,
     was_removed,
     with_seen,
 )
@@ -65,6 +66,8 @@ class MembershipAgent:
         publish: called with each new view, on this thread.
         show: called with a source and its problem, or "" when the problem is over.
         removed: called when the peer is no longer a member.
+        was_removed: the peer was removed before; it joins only by an admin request.
+        added: called when such a peer is a member again.
         failed: called with the reason when this peer cannot be in the cluster.
         report_wait: called with the reason why this peer has no view yet.
         seen: returns, by store id, the newest life that this peer has seen.
@@ -84,6 +87,8 @@ class MembershipAgent:
         down_out_after: float,
         publish: Callable[[View], None],
         removed: Callable[[], None],
+        was_removed: bool = False,
+        added: Callable[[], None] = lambda: None,
         report_wait: Callable[[str], None] = lambda text: None,
         show: Callable[[str, str], None] = lambda source, text: None,
         seen: Callable[[], Mapping[str, Life]] = dict,
@@ -96,10 +101,12 @@ class MembershipAgent:
         self._cluster = cluster
         self._replicas = replicas
         self._min_peers = min_peers
-        self._waits_to_be_added = waits_to_be_added
+        self._waits_to_be_added = waits_to_be_added or was_removed
         self._down_out_after = down_out_after
         self._publish = publish
         self._removed = removed
+        self._is_removed = was_removed
+        self._added = added
         self._report_wait = report_wait
         self._waits = ""
         self._show = show
@@ -137,13 +144,14 @@ class MembershipAgent:
         Raises:
             PeerIdInUse: a live process has this id.
             ForeignStore: the store belongs to another cluster.
-            MembershipUnreachable: the membership refuses access.
+            MembershipUnreachable: the membership refuses access, and this peer has no topology of
+                a formed cluster on its disk.
         """
         try:
             self._announce()
             self._look()
         except MembershipUnreachable as error:
-            if not may_pass(error):
+            if not may_wait(error, self._store):
                 raise
             self.go_without(error)
         return self._view
@@ -273,11 +281,11 @@ class MembershipAgent:
             return
         if not text:
             del self._problems[source]
-            _log.info("problem is over", problem=before)
+            _log.info(events.PROBLEM_OVER, problem=before)
         else:
             self._problems[source] = text
             if not before:
-                _log.warning("problem", problem=text)
+                _log.warning(events.PROBLEM, problem=text)
         self._show(source, text)
 
     def _carry_out_admin_requests(self) -> None:
@@ -423,8 +431,7 @@ class MembershipAgent:
         return join(topology, self._announcement)
 
     def _knows_no_cluster(self) -> bool:
-        last = self._last()
-        return self._view is None and (last is None or not last.formed)
+        return self._view is None and not was_in_cluster(self._store)
 
     def _is_abandoned(self, topology: Topology, last: Topology) -> bool:
         """Whether the topology of another cluster, with no live member, has replaced ours.
@@ -466,23 +473,26 @@ class MembershipAgent:
     def _wait(self, why: str) -> None:
         """Report why this peer does not use the topology yet, when that has changed."""
         if why and why != self._waits:
-            _log.warning(why)
+            _log.warning(events.PEER_WAITS, why=why)
         if why != self._waits:
             self._waits = why
             self._report_wait(why)
 
     def _adopt(self, topology: Topology) -> None:
         self._check_cluster(topology)
-        self._wait(_unconfirmed_because(topology))
+        self._wait(_unconfirmed_because(topology) or self._not_added_because(topology))
         self._waits_for_others = topology.restored is not None
         if topology.restored is not None:
             return
         self._was_there = True
         if self._was_removed(topology):
-            _log.info("this peer was removed from the cluster", epoch=topology.epoch)
+            _log.info(events.PEER_REMOVED, epoch=topology.epoch)
             self._stop.set()
             self._removed()
             return
+        if self._is_removed and topology.member(self._announcement.peer) is not None:
+            self._added()
+            self._is_removed = False
         alive = frozenset(self._membership.alive())
         before = None if self._is_heard else self._view
         self._is_heard = False
@@ -490,9 +500,20 @@ class MembershipAgent:
             return
         if before is None or before.epoch != topology.epoch:
             self._keep(topology)
-            _log.info("topology", epoch=topology.epoch, members=len(topology.members))
+            _log.info(events.TOPOLOGY, epoch=topology.epoch, members=len(topology.members))
         self._view = View(topology, alive)
         self._publish(self._view)
+
+    def _not_added_because(self, topology: Topology) -> str:
+        """Return why this peer waits for an admin request; empty if it does not."""
+        me = self._announcement.peer
+        if not self._waits_to_be_added or not topology.formed or topology.member(me) is not None:
+            return ""
+        cause = "was removed from it" if self._is_removed else "has join = 'manual'"
+        return (
+            f"the peer is not a member of the cluster: it {cause}, and waits for: "
+            f"dstash cluster add {me}"
+        )
 
     def _keep(self, topology: Topology) -> None:
         """Store a topology, in case the membership loses it.
@@ -518,6 +539,15 @@ class MembershipAgent:
                 f"the topology of epoch {topology.epoch} cannot be stored ({error}): this peer "
                 "uses it, and retries to store it",
             )
+
+
+def may_wait(error: MembershipUnreachable, store: Store) -> bool:
+    """Whether a peer starts although the membership does not answer, or refuses its request.
+
+    A peer of a formed cluster always does: its data is needed, and its access may be restored
+    while it runs. A new peer is of no use before it has joined, so a refusal ends it.
+    """
+    return may_pass(error) or was_in_cluster(store)
 
 
 def _unconfirmed_because(topology: Topology) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dstash import Client
-from dstash.cli.commands.operate import shortfalls, unhealthy_because, verdict
+from dstash.cli.commands.operate import set_aside, shortfalls, unhealthy_because, verdict
 from dstash.client.describe import DIFFERS_MS, describe_cluster, describe_missing
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
@@ -39,6 +39,13 @@ def test_unhealthy_because_lists_reasons(member: dict[str, Any], reasons: list[s
 
 def test_unhealthy_because_reports_missing_peers_while_forming() -> None:
     assert unhealthy_because(cluster() | {"formed": False}) == ["2 of 3 peers have joined"]
+
+
+def test_set_aside_stores_are_named_with_their_size() -> None:
+    members = cluster(set_aside={"set-aside-1": 3 * 1024 * 1024})["members"]
+    assert set_aside(members) == [
+        "peer2 has set aside a store: set-aside-1 (3.0 MiB); delete it when it is not needed"
+    ]
 
 
 def test_verdict_lists_reasons() -> None:

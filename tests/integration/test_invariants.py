@@ -211,6 +211,8 @@ def test_replica_absent_past_the_horizon_returns_empty(tmp_path: Path) -> None:
             "tombstones are dropped",
         )
         peers["d"].start()
+        wait_until(lambda: "d" in client.status()["candidates"], PATIENCE, "d waits to be added")
+        client.admin.add(["d"])
         back(peers, "d")
         peers.settle(client)
         assert list(peers["d"].data.glob("set-aside-*")), "its old store is kept aside"

@@ -119,7 +119,11 @@ def test_read_only_disk_is_refused(tmp_path: Path) -> None:
     before = alone.format(data) + ' && exec "$@"\' sh "$@" && true'
     code, said = refusal(data, membership, before=before)
     assert code == 1
-    assert "data" in said
+    assert "set data_dir to a directory that can be" in said
+    before = alone.format(membership) + ' && exec "$@"\' sh "$@" && true'
+    code, said = refusal(data, membership, before=before)
+    assert code == 1
+    assert f"cannot use {membership}: Read-only file system; set local_dir to " in said
 
 
 def test_full_disk_is_refused(tmp_path: Path) -> None:

@@ -142,11 +142,22 @@ def test_cluster_scales_to_five_and_back_and_replaces_a_peer(peers: Peers) -> No
     with Load(peers.client()) as load:
         scale(peers, client)
     check(peers, client, load)
-    peers["p1"].start()  # it was removed, so it returns without its data
-    peers["p1"].wait_ready()
-    peers.settle(client)
+    for _ in range(2):  # it was removed, so it waits without its data at each start
+        wait_for_candidate(peers, client, "p1")
+        page = peers["p1"].page("/readyz")
+        assert "it was removed from it, and waits for: dstash cluster add p1" in page["why"]
+        assert peers["p1"].page("/healthz")["healthy"]
+        assert peers["p1"].stop() == 0
     (aside,) = peers["p1"].data.glob("set-aside-*")
     assert str(aside) in peers["p1"].log.read_text()
+    wait_for_candidate(peers, client, "p1")
+    client.admin.add(["p1"])
+    peers["p1"].wait_ready()
+    peers.settle(client)
+    assert list(peers["p1"].page("/status")["set_aside"]) == [aside.name]
+    assert peers["p1"].stop() == 0
+    peers["p1"].start()  # now it is a member like any other
+    peers["p1"].wait_ready()
     load.check(client)
 
 
@@ -332,7 +343,8 @@ def test_failed_members_are_forgotten_and_rejoin_empty(tmp_path: Path) -> None:
         wait_until(lambda: len(cluster.members(client)) == 3, PATIENCE, "p4 is given up")
         check_data(client)
         client.batch_delete("data", [f"k{n}" for n in range(100)]).raise_for_failures()
-        cluster["p4"].start()
+        wait_for_candidate(cluster, client, "p4")
+        client.admin.add(["p4"])
         cluster["p4"].wait_ready()
         cluster.settle(client)
         (aside,) = cluster["p4"].data.glob("set-aside-*")

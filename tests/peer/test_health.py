@@ -53,6 +53,8 @@ def test_readiness_reports_peer_that_is_no_member(core: PeerCore, health: Health
     core.install(view("b"), START)
     core.tick(START)
     assert health.why_not_ready() == "the peer is not a member of the cluster"
+    health.waits_for = "it was removed"
+    assert health.why_not_ready() == "it was removed"
 
 
 def test_readiness_reports_stop_before_other_reasons(core: PeerCore, health: Health) -> None:
@@ -68,7 +70,9 @@ def test_status_agrees_with_readiness_and_problems(core: PeerCore, health: Healt
     core.tick(START + 2500)
     health.problems["disk"] = "the disk is slow"
     health.counts["malformed"] += 1
+    health.set_aside = lambda: {"set-aside-1": 4096}
     status = health.status()
+    assert status["set_aside"] == {"set-aside-1": 4096}
     assert (status["ready"], status["why_not_ready"]) == (True, "")
     assert (status["epoch"], status["uptime_s"]) == (5, 2)
     assert status["alerts"] == ["the disk is slow"]

@@ -35,7 +35,7 @@ class Cluster:
         for agent in self.agents.values():
             agent.join()
 
-    def agent(self, name: str) -> MembershipAgent:
+    def agent(self, name: str, **more: Any) -> MembershipAgent:
         return MembershipAgent(
             self.members[name],
             Announcement(name, f"tcp://{name}:1", self.stores[name].store_id, name, 1.0),
@@ -48,6 +48,7 @@ class Cluster:
             publish=lambda view: None,
             removed=lambda: None,
             clock=lambda: self.now,
+            **more,
         )
 
     def wait(self, seconds: float, *, watching: bool = True) -> None:
@@ -197,6 +198,63 @@ def test_peer_removed_during_start_does_not_rejoin_with_its_data(
     view = cluster.agent("e").join()
     assert view is not None
     assert "e" in view.members
+
+
+def test_peer_that_was_removed_waits_until_it_is_added(cluster: Cluster) -> None:
+    cluster.edit(lambda topology: topology.without(["e"]).next())
+    cluster.stores["e"] = TwinStore("another")
+    reasons: list[str] = []
+    added: list[bool] = []
+    agent = cluster.agent(
+        "e", was_removed=True, added=lambda: added.append(True), report_wait=reasons.append
+    )
+    for _ in range(3):
+        view = agent.join()
+        assert view is not None
+        assert "e" not in view.members
+    (reason,) = reasons
+    assert reason == (
+        "the peer is not a member of the cluster: it was removed from it, and waits for: "
+        "dstash cluster add e"
+    )
+    cluster.agents["a"]._look()
+    cluster.agents["a"]._carry_out(AdminRequest("add", ["e"], 0, False))
+    assert not added
+    for _ in range(2):
+        agent._look()
+    assert agent._view is not None
+    assert "e" in agent._view.members
+    assert (added, reasons[1:]) == ([True], [""])
+
+
+class TestRefusedAccess:
+    """A membership that answers, and denies what a starting peer requests."""
+
+    def refuse(self, cluster: Cluster, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def announce(announcement: Announcement) -> None:
+            raise MembershipUnreachable("ACL not found", status=403)
+
+        monkeypatch.setattr(cluster.members[name], "announce", announce)
+
+    def test_member_starts_with_the_topology_on_its_disk(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cluster.agents["a"]._look()
+        self.refuse(cluster, "a", monkeypatch)
+        agent = cluster.agent("a")
+        view = agent.join()
+        assert view is not None
+        assert view.topology == last_known(cluster.stores["a"])
+        assert "ACL not found" in agent.problem
+        assert "has started with the topology on its disk" in agent.problem
+
+    def test_new_peer_ends_with_the_reason(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.refuse(cluster, "a", monkeypatch)
+        cluster.stores["a"] = TwinStore("new")
+        with pytest.raises(MembershipUnreachable, match="ACL not found"):
+            cluster.agent("a").join()
 
 
 class TestFailedRound:

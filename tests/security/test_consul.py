@@ -72,6 +72,13 @@ def test_cluster_works_on_consul_with_tls_and_acls(agent: ConsulAgent, tmp_path:
         closed.peers["p2"].kill()
         with closed.client("app") as client:
             wait_until(lambda: alive(client) == ["p1"], PATIENCE, "p2 is missed")
+        # A member whose token was revoked starts from its disk, and says so.
+        token_file.write_text("0" * 36)
+        closed.peers["p2"].start()
+        closed.peers["p2"].wait_ready()
+        assert "ACL not found" in str(closed.peers["p2"].page("/readyz")["alerts"])
+        closed.peers["p2"].kill()
+        token_file.write_text(token)
         closed.peers["p2"].start()
         closed.peers["p2"].wait_ready()
         # Without the token no read or write succeeds, and no other server is accepted as Consul.

@@ -42,6 +42,8 @@ def status(ctx: typer.Context) -> None:
     output.line(_summary(cluster))
     for text in cluster["waits"]:
         output.line(f"waits: {text}")
+    for text in set_aside(cluster["members"]):
+        output.line(text)
     _show_members(cluster["members"])
 
 
@@ -118,6 +120,16 @@ def shortfalls(cluster: Mapping[str, Any]) -> list[str]:
         differ = "1 partition differs" if count == 1 else f"{count:,} partitions differ"
         notes.append(f"{differ} between replicas")
     return notes
+
+
+def set_aside(members: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each store that a member has set aside."""
+    return [
+        f"{member['id']} has set aside a store: {name} ({size(count)}); delete it when it is not "
+        "needed"
+        for member in members
+        for name, count in member.get("set_aside", {}).items()
+    ]
 
 
 def _shortfall(missing: Mapping[str, Any]) -> str:

@@ -80,6 +80,12 @@ def last_known(store: Store) -> Topology | None:
         return None
 
 
+def was_in_cluster(store: Store) -> bool:
+    """Whether the peer of this store has used the topology of a formed cluster."""
+    last = last_known(store)
+    return last is not None and last.formed
+
+
 def check_cluster(store: Store, cluster: str, where: str) -> None:
     """Check that a store belongs to the configured cluster.
 

@@ -65,7 +65,10 @@ class LocalMembership:
             self._make_directory()
         except OSError as error:
             if not patient:
-                raise MembershipError(f"cannot use {directory}: {error.strerror}") from None
+                raise MembershipError(
+                    f"cannot use {directory}: {error.strerror}; set local_dir to a directory that "
+                    "this user can write"
+                ) from None
         if kind := network_kind(directory):
             raise MembershipError(
                 f"{directory} is on a network file system ({kind}); "
