@@ -1,6 +1,6 @@
 """Logging: structlog to stderr, as text (console) or as one JSON object per line (json).
 
-A log call neither raises nor blocks, whatever happens to stderr: see ``log_writer``.
+A log call neither raises nor blocks, even if stderr fails: see ``log_writer``.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class _Lines:
 
 
 def _never_raising(logger: type[Any]) -> type[Any]:
-    """Return a wrapper class that logs a short line in place of one that cannot be rendered."""
+    """Return a wrapper class that replaces an event that cannot be rendered by a short line."""
 
     class NeverRaising(logger):  # type: ignore[misc]  # the base is made at run time
         def _proxy_to_logger(

@@ -31,7 +31,7 @@ class LogWriter:
     ``put`` may be called by any thread, in a signal handler, and in the child of a fork.
 
     Args:
-        stream: the target; its file descriptor is used if it has one.
+        stream: the target; if it has a file descriptor, that is used.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:

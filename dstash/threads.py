@@ -30,9 +30,9 @@ def thread(
     """Return a daemon thread that is not started yet.
 
     Args:
-        target: what it runs, with ``args``.
+        target: the function that it runs, with ``args``.
         name: of the thread, for the log.
-        may_end: whether the thread was stopped, so that returning is no failure.
+        may_end: whether the thread was stopped, so that its return is not a failure.
     """
     return threading.Thread(target=_run, args=(target, args, name, may_end), name=name, daemon=True)
 

@@ -134,14 +134,14 @@ class Clock:
 
     Threads may share a clock, and a signal handler may use it while it interrupts a call of the
     same thread, where a lock would deadlock. The stamps form a linked chain, as in the queue of
-    Michael and Scott (1996). ``dict.setdefault`` appends a link only to the last one and is atomic.
-    So two calls never get the same stamp, and a call that begins after another call has returned
-    gets a higher stamp.
+    Michael and Scott (1996). ``dict.setdefault`` appends a link only to the last link and is
+    atomic. So two calls never get the same stamp, and a call that begins after another call has
+    returned gets a higher stamp.
     """
 
     def __init__(self, wall: Callable[[], int], floor: Stamp = 0) -> None:
         self._wall = wall
-        #: Any link of the chain; the last one unless calls overlapped.
+        #: Any link of the chain; the last link unless calls overlapped.
         self._link = _Link(floor)
 
     @property
@@ -150,7 +150,7 @@ class Clock:
         return self._end().stamp
 
     def tick(self) -> Stamp:
-        """Return a stamp above every earlier one and not below the wall clock."""
+        """Return a stamp above every earlier stamp and not below the wall clock."""
         lowest = stamp_at(self._wall())
         while True:
             end = self._end()

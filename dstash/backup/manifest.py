@@ -11,7 +11,7 @@ from typing import Any, Final, Self, TypeVar
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
 
-#: The format that this version writes, and the only one that it reads.
+#: The format that this version writes, and the only format that it reads.
 FORMAT: Final = 1
 
 #: Partitions of one piece: an interrupted save continues with the next piece.

@@ -19,7 +19,7 @@ from dstash.wire.keys import Key
 if TYPE_CHECKING:
     from dstash.client.results import BatchResult
 
-#: Large, because a group commit of many records costs about as much as one of few.
+#: Large, because a group commit of many records costs about as much as a commit of few.
 MAX_BATCH_RECORDS: Final = 50_000
 #: Bounds memory use if values are large.
 MAX_BATCH_BYTES: Final = 16 * MIB

@@ -46,7 +46,7 @@ def explain(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):
         return PIPE_CLOSED
     if isinstance(error, OSError):
-        # An error without file name is one of stdin or stdout: all others are translated.
+        # An error without file name is about stdin or stdout: all others are translated.
         where = error.filename or "reading stdin or writing stdout"
         output.message(f"{where}: {error.strerror or error}")
     else:  # a bug in dstash

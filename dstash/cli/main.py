@@ -116,7 +116,7 @@ def options(
     """Keep the global options for the command that follows."""
     flags: dict[str, Any] = {"peers": peers, "consul": consul, "cluster": cluster}
     flags |= {"timeout": timeout, "read": read, "write": write}
-    outer: Invocation | None = ctx.obj  # that of the shell, if this is one of its lines
+    outer: Invocation | None = ctx.obj  # that of the shell, if this is a line of a shell
     ctx.obj = outer.within(flags, form) if outer else Invocation(config, flags, form)
     for name in unknown_variables():
         output.message(f"warning: {name} is not a setting of dstash; it has no effect")

@@ -45,7 +45,7 @@ class Process:
         return f"http://127.0.0.1:{self.http_port}"
 
     def runs(self) -> bool:
-        """Whether this process, not a later one with the same pid, runs this peer."""
+        """Whether this process, not a later process with the same pid, runs this peer."""
         return 0 < self.started == _identity(self.pid) and _is_peer(self.pid, self.id)
 
     def signal(self, number: signal.Signals) -> None:

@@ -9,7 +9,7 @@
     tuple      {"$tuple": [...]}                 set, frozenset: likewise
     complex    {"$complex": ["1.0", "-2.0"]}     nan, inf   {"$float": "nan"}
     int beyond 64 bits  {"$int": "0x1..."}       Timestamp  {"$timestamp": [s, ns]}
-    dict with keys that are not str, or that looks like one of the above
+    dict with keys that are not str, or that looks like a tagged value
                {"$map": [[key, value], ...]}
 
 The idea comes from MongoDB's Extended JSON. An object with any other ``$name`` is an ordinary dict.

@@ -19,7 +19,7 @@ S = TypeVar("S")
 
 
 class AdminRequests(ABC, Generic[T, S]):
-    """The admin requests of a client, whatever it returns: a result, or an awaitable of it.
+    """The admin requests of a client that returns results or awaitables of results.
 
     A subclass sends them; ``T`` is what it returns for a topology, ``S`` for a status.
     """
@@ -107,7 +107,7 @@ class AdminRequests(ABC, Generic[T, S]):
         return self.request("accept-loss", peers, dry_run=dry_run, timeout=timeout)
 
     def cancel(self, *, dry_run: bool = False, timeout: float | None = None) -> T:
-        """Cancel the topology change: placement returns to what it was before."""
+        """Cancel the topology change and return to the previous placement."""
         return self.request("cancel", dry_run=dry_run, timeout=timeout)
 
     def pause(self, *, dry_run: bool = False, timeout: float | None = None) -> T:

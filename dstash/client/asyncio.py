@@ -1,4 +1,4 @@
-"""The asyncio client: the methods of the blocking one, with ``await`` and ``async for``."""
+"""The asyncio client: the methods of the blocking client, with ``await`` and ``async for``."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class AsyncClient(BaseClient):
     ) -> None:
         """Store a value; arguments and errors as in ``Client.put``.
 
-        Of several puts of one key in the same iteration of the loop, the last one wins.
+        Of several puts of one key in the same iteration of the loop, the last put wins.
         """
         with self._tracing.call("put", index):
             item = (key, encode_key(key), self.types.encode(value))

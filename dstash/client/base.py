@@ -50,7 +50,7 @@ class BaseClient(ABC):
 
     @abstractmethod
     def _start(self) -> None:
-        """Create the session and whatever else the calls of this client share."""
+        """Create the session and the other shared state of the client's calls."""
 
     def _new_session(self, batch_keys: int = KEYS_PER_BATCH) -> Session:
         return Session(
@@ -78,7 +78,7 @@ def _open_tracing(
     Args:
         settings: of the client; ``tracing`` selects the hook.
         session: returns the current session of the client, which changes after a fork.
-        provider: tracer provider; None for the global one of the process.
+        provider: tracer provider; None for the global provider of the process.
 
     Raises:
         ConfigError: OpenTelemetry is not installed.

@@ -40,7 +40,7 @@ _CLOSE_TIMEOUT_S = 2.0
 
 
 class _State(NamedTuple):
-    """The state that the calls of one process share. A call uses the same one from start to end."""
+    """The state that the calls of a process share. A call uses it from start to end."""
 
     context: Context
     session: Session

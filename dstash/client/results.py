@@ -17,7 +17,7 @@ class BatchResult:
     ``stored`` counts the keys that enough replicas acked; ``outcomes`` has every other key, as
     ``failed`` (not stored) or ``unknown`` (stored or not: no answer came). ``deleted`` counts the
     keys that existed before a delete. ``reasons`` are the errors: ``TimedOut`` for unknown
-    outcomes, ``Unavailable`` or the error of a replica for failed ones.
+    outcomes, ``Unavailable`` or the error of a replica for failed keys.
     """
 
     stored: int = 0

@@ -74,7 +74,7 @@ class Identity(NamedTuple):
     """The writer id and the clock with which one process stamps its writes.
 
     It is replaced as a whole, so that a stamp never occurs with the writer id of another clock.
-    ``successor`` holds the identity that replaced it, so that all threads use the same one.
+    ``successor`` holds the identity that replaced it, so that all threads use the same identity.
     """
 
     process: int
@@ -190,8 +190,8 @@ class Session:
     def _current_identity(self) -> Identity:
         """Return the identity to stamp with.
 
-        A forked child gets a new one. So does a client whose clock must be set back, because it
-        followed a peer whose clock was wrong: it may issue the same stamps again.
+        A forked child gets a new identity. So does a client whose clock must be set back, because
+        it followed a peer whose clock was wrong: it may issue the same stamps again.
         """
         while True:
             identity = self._identity
@@ -221,7 +221,7 @@ class Session:
 
         The peer read its clock between ``sent`` and ``now``, so its offset lies between two bounds
         (Cristian, "Probabilistic Clock Synchronization", 1989). The known offset is only moved into
-        these bounds: a slow answer changes little, a fast one is exact.
+        these bounds: a slow answer changes little, a fast answer is exact.
         """
         if clock:
             lowest, highest = clock - now, clock - sent
@@ -232,7 +232,7 @@ class Session:
     def distrust_old_clocks(self, now: int) -> None:
         """Drop clock readings that are old, after a stamp was rejected as future.
 
-        Those clocks may have been set since; old readings would outvote the current ones.
+        Those clocks may have been set since; old readings would outvote the current readings.
         """
         self._offsets = {
             peer: offset
@@ -267,7 +267,7 @@ class Session:
         self._max_skew = min(self._skews.values())
 
     def learn_protocol(self, peer: str, lowest: object, highest: object) -> bool:
-        """Record the protocol versions of a peer; return whether one of them is shared."""
+        """Record the protocol versions of a peer; return whether there is a common version."""
         shared = common_protocol(lowest, highest)
         if shared is not None:
             self._protocols[peer] = shared
@@ -309,7 +309,7 @@ class Session:
     def probes(self, now: int) -> list[Send]:
         """Return the pings that are due for suspect peers; any answer ends the suspicion.
 
-        Another peer gets a request for the topology, because the suspect ones may have moved.
+        Another peer gets a request for the topology, because suspect peers may have moved.
         """
         members = self.view.members if self.view else {}
         due = [
@@ -355,7 +355,7 @@ class Session:
         return self.view.epoch if self.view else 0
 
     def install(self, topology: bytes, alive: list[str]) -> None:
-        """Replace the view by one from a peer, unless the current one is newer.
+        """Replace the view by the view of a peer, unless the current view is newer.
 
         Raises:
             WrongCluster: the topology is that of another cluster.
@@ -384,7 +384,7 @@ class Session:
             self._max_skew = min(self._skews.values(), default=MAX_CLOCK_SKEW_MS)
 
     def endpoint(self, peer: str) -> str | None:
-        """Return the address of a peer, with its key if there is one; None if it is unknown."""
+        """Return the address of a peer, with its key if it has a key; None if it is unknown."""
         if "://" in peer:
             return peer  # a seed: its id is unknown so far
         member = self.view.members.get(peer) if self.view else None
@@ -451,7 +451,7 @@ class Session:
             correlation: its correlation id.
             deadline: in milliseconds by the clock of this machine.
             message: of the request.
-            epoch: of the view that it was routed by; None for the current one. With a later epoch,
+            epoch: of the view that it was routed by; None for the current view. With a later epoch,
                 peers would accept it that are not replicas in that view.
             trace: trace context; empty for none.
         """
@@ -463,7 +463,7 @@ class Session:
 
 
 def _is_another(known: Topology, fresh: Topology) -> bool:
-    """Whether a topology is that of another cluster; one that never formed may be replaced."""
+    """Whether a topology is of another cluster; one that never formed may be replaced."""
     if known.cluster_id == fresh.cluster_id:
         return False
     return known.formed or known.cluster != fresh.cluster

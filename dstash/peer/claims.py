@@ -37,7 +37,7 @@ class Claims:
         self._kept: dict[tuple[int, int], Life] = {}
 
     def take(self, seen: Iterable[list[Any]]) -> bool:
-        """Take the lives that a client saw; returns whether a new one contradicts this store.
+        """Take the lives that a client saw; return whether a new life contradicts this store.
 
         Raises:
             ProtocolError: it is not a list of lives.

@@ -194,7 +194,7 @@ class Commit:
     def _without(
         self, ready: list[_Ready], leave_out: Callable[[_Ready], set[int]], error: DiskFull
     ) -> list[_Ready]:
-        """Refuse the entries that lack room, so that the remaining ones can be stored."""
+        """Refuse the entries that lack room, so that the other entries can be stored."""
         kept: list[_Ready] = []
         for write, item in ready:
             left_out = leave_out((write, item))
@@ -271,7 +271,7 @@ def check_skew(version: bytes, rules: Rules) -> None:
     """Refuse a version from the future.
 
     Raises:
-        ClockSkew: the text says how far the version is ahead of the cluster clock.
+        ClockSkew: the text states how far the version is ahead of the cluster clock.
     """
     ahead = stamp_milliseconds(newest_stamp(version)) - rules.present
     if ahead > rules.max_skew:
@@ -390,7 +390,7 @@ def _prepare_records(
 
 
 def _prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
-    """Prepare the valid entries; the task gets the error of the rejected ones after the commit.
+    """Prepare the valid entries; the task gets the error of the rejected entries after the commit.
 
     A comparison may fetch records whose partition has moved away meanwhile; they are dropped.
     """

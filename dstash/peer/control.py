@@ -1,4 +1,4 @@
-"""Control requests: those that a peer answers whatever the state of the cluster."""
+"""Control requests, which a peer answers in any state of the cluster."""
 
 from __future__ import annotations
 

@@ -96,12 +96,12 @@ class Settings(NamedTuple):
     max_waiting_bytes: int = 64 * 1024 * 1024
     #: Requests that may wait for the disk, or for an answer that a task prepares.
     max_requests: int = 1024
-    #: Records that a task walks before the scheduler runs the next one.
+    #: Records that a task walks before the scheduler runs the next task.
     slice_records: int = SLICE
 
 
 class PeerCore:
-    """Dispatch of one peer: takes messages, hands them to what handles them, returns replies.
+    """Dispatch of one peer: takes messages, hands them to their handlers, returns replies.
 
     ``view`` is None until the peer has joined. ``wants_refresh`` is set when a message came from a
     newer epoch: the shell must read the membership and ``install`` what it finds.
@@ -169,7 +169,7 @@ class PeerCore:
         self._answers: list[Reply] = []
         self._admin_requests: list[PendingAdminRequest] = []
 
-    # -- what the shell calls
+    # -- called by the server
 
     def receive(
         self, sender: bytes, parts: list[bytes], now: int, user: str | None = None
@@ -198,7 +198,7 @@ class PeerCore:
         return self._handle(Request(sender, user, envelope, now, size, notes), now)
 
     def reject_as_busy(self, sender: bytes, parts: list[bytes], now: int, why: str) -> list[Reply]:
-        """Ask the sender of a message to come back later, whatever the message is."""
+        """Ask the sender of a message, of any kind, to retry later."""
         try:
             envelope = decode(parts)
         except ProtocolError:
@@ -285,7 +285,7 @@ class PeerCore:
         return 1000 if due is None else max(0, min(1000, due - self._steady.at(now)))
 
     def take_admin_requests(self) -> list[PendingAdminRequest]:
-        """Return the admin requests that came since the last call."""
+        """Return the admin requests that arrived since the last call."""
         requests, self._admin_requests = self._admin_requests, []
         return requests
 
@@ -295,7 +295,7 @@ class PeerCore:
         return proposals
 
     def install(self, view: View, now: int) -> list[Reply]:
-        """Take a view, unless it is older than the present one; answers requests that waited."""
+        """Take a view, unless it is older than the current view; answer requests that waited."""
         before = self.view
         if before is not None and view.epoch < before.epoch:
             return []
@@ -320,7 +320,7 @@ class PeerCore:
         return [reply for request in waited for reply in self._handle(request, now)]
 
     def next_commit(self, now: int) -> Commit | None:
-        """Return the waiting writes as one commit; None when none waits."""
+        """Return the waiting writes as one commit; None if no write waits."""
         group = self._backlog.take(now)
         if not group:
             return None

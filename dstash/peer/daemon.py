@@ -123,7 +123,7 @@ class Daemon:
             return False
 
     def _note_faults(self) -> None:
-        """Log how the last process ended, and record a fault of this one for the next."""
+        """Log how the last process ended, and record a fault of this process for the next."""
         directory = self.settings.data_dir
         fault = last_fault(directory)
         if fault or self._store.left_by:
@@ -305,7 +305,7 @@ class Daemon:
                 return
 
     def _close(self) -> None:
-        """Close everything in reverse order, whatever fails."""
+        """Close everything in reverse order, regardless of errors."""
         while self._undo:
             undo = self._undo.pop()
             try:

@@ -261,7 +261,7 @@ class Freshness:
         if view is None:
             return
         if not self._votes(view):
-            # No quorum counts this store: its data is streamed before one does.
+            # No quorum counts this store before its data is streamed.
             self._is_old = False
             self._confirmed = self._confirmed or not view.topology.formed
             self._local_partitions.freshness_confirmed = True
@@ -296,7 +296,7 @@ class Freshness:
         return self._local_partitions.store.high_water if self._may_report() else 0
 
     def _forget_other_stores(self, before: View | None, view: View) -> None:
-        """Ask members with a new store, or one that was streamed, again: they remember nothing."""
+        """Ask members with a new or a streamed store again: they remember nothing."""
         known = before.members if before else {}
         self._confirmed_by = {
             peer

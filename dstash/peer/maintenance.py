@@ -88,7 +88,9 @@ class Maintenance:
         replica.repair_rate = pace.repair_rate
         self._view: View | None = None
         self._streaming: tuple[Any, ...] | None = None
-        self._paused: tuple[Any, ...] | None = None  # what was streaming when the change was paused
+        self._paused: tuple[Any, ...] | None = (
+            None  # the partitions that were streaming when the change was paused
+        )
         self._unstreamed: set[int] = set()
         self._ending = 0
         #: The newest stamp of the store when its records from the future were settled last.
@@ -110,7 +112,7 @@ class Maintenance:
             others = sorted(view.members.keys() - {self.replica.me})
             self.hints.load(self.replica.local_partitions.store, others)
         for peer in view.alive - (before or view).alive:
-            # Hints bring it what it missed first: a comparison would fetch that a second time.
+            # Hints deliver the missed writes first: a comparison would fetch them a second time.
             self.replica.local_partitions.forget_comparisons(peer)
         if before is not None and view.alive - before.alive:
             self._next_compare = min(self._next_compare, now + 1000)
@@ -198,7 +200,7 @@ class Maintenance:
         self._last_clocks, self._clocks_after = now, now + _CLOCKS_PAUSE_MS
         clock.forget_unanswered(self._scheduler.outstanding)
         for peer in sorted(view.alive & view.members.keys() - {self.replica.me}):
-            # One task for each peer: a frozen one must not delay the answers of the rest.
+            # One task for each peer: a frozen peer must not delay the answers of the rest.
             self._once(f"clock:{peer}", ask_clock, clock, peer)
 
     def _lower_floors(self, view: View) -> None:
@@ -208,7 +210,7 @@ class Maintenance:
             self._once("lower", local_partitions.lower, topology.ceiling, topology.ceiling_epoch)
 
     def _settle_future(self, now: int) -> None:
-        """Settle future records, if there may be new ones."""
+        """Settle future records, if there may be new future records."""
         clock, newest = self.replica.clock, self.replica.local_partitions.store.high_water
         if not clock.knows_majority:
             self._settled_up_to = 0  # meanwhile this peer accepts writes by its own clock
@@ -355,7 +357,7 @@ class Maintenance:
             progress.ended = self.replica.now()
             if left:
                 self._log_streaming(events.STREAMING_ENDED)
-            # Once the store is complete, what other peers remember of the old one no longer counts.
+            # Once the store is complete, other peers' memories of the old store no longer count.
             self._scheduler.spawn("stream:end", self.freshness.streamed(), propose)
 
         def propose(result: Any, failure: DStashError | None) -> None:

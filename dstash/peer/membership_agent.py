@@ -551,7 +551,7 @@ def may_wait(error: MembershipUnreachable, store: Store) -> bool:
 
 
 def _unconfirmed_because(topology: Topology) -> str:
-    """Return why a restored topology is not used yet; empty for one that may be used."""
+    """Return why a restored topology is not used yet; empty if it may be used."""
     if topology.restored is None:
         return ""
     absent = [

@@ -68,7 +68,7 @@ class Reader:
     """Answers the reads of clients.
 
     Args:
-        local_partitions: the records; corrupt ones are reported to it.
+        local_partitions: the records; corrupt records are reported to it.
         meters: counts the keys.
     """
 
@@ -190,7 +190,7 @@ def _look_up_values(
 def fetch(
     snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes], horizons: Sequence[Stamp]
 ) -> Records:
-    """Answer a fetch of whole records; corrupt ones are left out and listed.
+    """Answer a fetch of whole records; corrupt records are omitted and listed.
 
     Tombstones up to the horizon of their partition are left out, too: other replicas may have
     dropped them, and do not need them back.
@@ -296,7 +296,7 @@ def _fitting(records: Sequence[bytes | None]) -> int:
 def _payloads(
     salt: int, hashes: Sequence[int], records: Sequence[bytes | None], now: int
 ) -> tuple[list[bytes], list[int], list[int]]:
-    """Return the payloads (nil for a key without one), then the missing and the corrupt places."""
+    """Return the payloads (nil where there is none), the missing and the corrupt positions."""
     payloads: list[bytes] = []
     missing: list[int] = []
     corrupt: list[int] = []

@@ -194,7 +194,7 @@ class PeerServer:
         self.post(take)
 
     def stop(self) -> None:
-        """Refuse new requests, answer accepted ones, and return from ``run``. Signal-safe."""
+        """Refuse new requests, answer accepted requests, and return from ``run``. Signal-safe."""
         self._stop.set()
         self._waker.wake()
 

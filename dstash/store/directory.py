@@ -100,7 +100,7 @@ def network_kind(directory: Path) -> str | None:
 
 
 def _kind_of(path: Path, lines: list[str]) -> str:
-    """Return the type of the mount nearest to a path; of two at one mount point, the later."""
+    """Return the type of the mount nearest to a path; of two at one point, the later."""
     mounts = {Path(_unescape(point)): kind for _, point, kind, *_ in map(str.split, lines)}
     return next((mounts[parent] for parent in (path, *path.parents) if parent in mounts), "")
 

@@ -68,7 +68,7 @@ class Transaction(Protocol):
 
 @dataclass(slots=True)
 class Write:
-    """Records to merge: for each key, the record that ``outranks`` the other one wins.
+    """Records to merge: for each key, the record that ``outranks`` the other record wins.
 
     ``entries`` are (storage key, record) pairs. ``now`` is the time of the peer's clock, by which
     records count as expired. ``drops`` are (storage key, identity) pairs: the record is removed if
@@ -162,7 +162,7 @@ class Store(Protocol):
         ...
 
     def adopt(self, identity: Identity) -> None:
-        """Set the owner of the store; ``ForeignStore`` if it has another one."""
+        """Set the owner of the store; ``ForeignStore`` if it has another owner."""
         ...
 
     def mark(self, name: bytes, content: bytes) -> None:

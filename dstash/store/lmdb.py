@@ -307,7 +307,7 @@ class LmdbStore:
 
     @contextmanager
     def _translated(self, is_full: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Translate errors; after a permanent one the store accepts no more writes."""
+        """Translate errors; after a permanent error the store accepts no more writes."""
         try:
             with translated(self.directory, self._fail, is_full):
                 yield
@@ -386,7 +386,7 @@ class LmdbStore:
             self._env.set_mapsize(grown(size))
 
     def _fail(self, reason: str) -> None:
-        # After a failed fsync the next one may report success for pages that never reached the
+        # After a failed fsync the next fsync may report success for pages that never reached the
         # disk ("fsyncgate"): no write of this process can be trusted from here on.
         self._failed = reason
 

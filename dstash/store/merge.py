@@ -134,7 +134,7 @@ def _refusals(
     promise = write.promises.get(partition, 0)
     if horizon_stamp(record) <= horizon and not _is_live_here(storage_key, stored, record, horizon):
         return merged.past
-    # The agreement covers all writes, restored ones too.
+    # The agreement covers all writes, including restored records.
     is_promised = write_stamp(version_of(record)) <= promise
     if is_promised and not _is_live_here(storage_key, stored, record, promise):
         return merged.promised
@@ -145,7 +145,7 @@ def _is_live_here(storage_key: bytes, stored: bytes | None, record: bytes, stamp
     """Whether the same write is stored here, and both records are live at a stamp.
 
     Then the record only changes the expiry, which is not part of the agreement, and neither is the
-    content of a write. If one of the two is reapable at the stamp, other replicas may have dropped
+    content of a write. If either is reapable at the stamp, other replicas may have dropped
     it.
     """
     return (

@@ -40,7 +40,7 @@ class Reserve:
         self.held = 0 if wanted is None else self._allocated()
 
     def share(self, wanted: int) -> int:
-        """Return the bytes to keep free on this disk, given those of a large one."""
+        """Return the bytes to keep free on this disk, given those of a large disk."""
         return wanted * self.size // self._wanted if self._wanted else wanted
 
     def make(self) -> str | None:
@@ -65,7 +65,7 @@ class Reserve:
             return None
 
     def release(self) -> bool:
-        """Free the reserve; returns whether there was one."""
+        """Free the reserve; return whether there was a reserve."""
         with self._lock:
             if not self.held:
                 return False

@@ -45,8 +45,8 @@ _ALWAYS_ALLOWED_BYTES: Final = 256 * 1024
 _LEAST_READ_BYTES, _STALLED_AFTER_S, _NEGLIGIBLE_BYTES = 64 * 1024, 2.0, 16 * 1024
 #: A client reads its answers if it was sent that much: the buffers of the kernel hold less.
 _SURELY_READ_BYTES: Final = 16 * 1024 * 1024
-#: Clients that may not read get one part in so many of the unread bytes that all clients may have:
-#: even after one more large answer, space is left for the clients that read.
+#: Clients that may not read get this fraction (one divided by it) of the unread bytes of all
+#: clients: even after another large answer, space is left for the clients that read.
 _UNKNOWN_SHARE: Final = 3
 #: Seconds that a client waits if its answer had no room and it is not known to read.
 _RETRY_AFTER_S: Final = 2.0
@@ -448,7 +448,7 @@ class Connections:
         surplus = len(live) - self.limits.connections
         if surplus <= 0:
             return
-        # First the silent ones, then the newest: established clients keep their connections.
+        # First the silent connections, then the newest: established clients keep their connections.
         order = sorted(live, key=lambda connection: (connection.is_heard, -connection.since))
         for connection in order[:surplus]:
             self._cut(connection, "too many connections")
@@ -493,7 +493,7 @@ def _reads(connection: Connection | None) -> bool:
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system: glibc keeps free blocks between used ones."""
+    """Return freed memory to the system: glibc keeps free blocks between used blocks."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:  # only glibc has it
         trim(0)

@@ -72,7 +72,7 @@ class KeyPair:
         return cls(public, secret)
 
     def save(self, cert_file: Path, key_file: Path) -> None:
-        """Write two new files. Only the owner can read the secret one. No file is overwritten.
+        """Write two new files. Only the owner can read the secret key. No file is overwritten.
 
         Raises:
             ConfigError: a file exists already, or cannot be written.

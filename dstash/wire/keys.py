@@ -38,7 +38,7 @@ _INT_HIGH: Final = (1 << 64) - 1
 
 
 def encode_keys(keys: Sequence[Key]) -> list[bytes]:
-    """Encode many keys; ``LimitError`` or ``UnsupportedType`` names the first bad one."""
+    """Encode many keys; ``LimitError`` or ``UnsupportedType`` names the first bad key."""
     try:
         encoded = list(map(str.encode, keys))  # type: ignore[arg-type]  # TypeError is the slow path
     except (TypeError, UnicodeEncodeError):
@@ -106,7 +106,7 @@ def decode_any_key(encoded: bytes) -> Key:
 
 
 def expect_own(keys: Iterable[Key]) -> None:
-    """Raise the error of ``decode_key`` if one of the keys is a ``ForeignKey``."""
+    """Raise the error of ``decode_key`` if any of the keys is a ``ForeignKey``."""
     for key in keys:
         if isinstance(key, ForeignKey):
             decode_key(bytes(key))

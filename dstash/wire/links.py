@@ -79,7 +79,7 @@ class Links:
     Args:
         context: the ZeroMQ threads to use.
         watcher: waits for the sockets.
-        greeting: returns the first frames of a connection; called each time one is up.
+        greeting: returns the first frames of a connection; called for each new connection.
         resolver: resolves host names; None for the resolver of the process.
     """
 
@@ -126,7 +126,7 @@ class Links:
         return link is not None and link.send(parts)
 
     def moved(self, peer: str, address: str | None) -> bool:
-        """Drop the connection to a peer whose address changed; return whether there was one."""
+        """Drop the connection to a peer whose address changed; return whether it existed."""
         known = self._links.get(peer) or self._searches.get(peer)
         if known is None or known.address == address:
             return False
@@ -253,7 +253,7 @@ class Links:
     # -- peers with host names
 
     def _tries_next(self, peer: str, link: Link) -> bool:
-        """Try the next address of a peer's name if this one never answered."""
+        """Try the next address of a peer's name if this address never answered."""
         search = self._searches.get(peer)
         if search is None or link.was_up:
             return False
@@ -262,13 +262,13 @@ class Links:
         return self._connect_next(peer, search) is not None or not self._fails(search)
 
     def _fails(self, search: _Search) -> bool:
-        """End a round; return whether it was the first, the only one to report."""
+        """End a round; return whether it was the first, which is the only round to report."""
         was_first = search.is_first_round
         search.failed(time.monotonic())
         return was_first
 
     def _is_over(self, peer: str, link: Link) -> bool:
-        # A name may have other or new addresses; libzmq would retry this one only.
+        # A name may have other or new addresses; libzmq would retry only this address.
         return link.state.is_final or (peer in self._searches and link.state is LinkState.DOWN)
 
     def _take_answers(self) -> Iterator[Event]:

@@ -197,7 +197,7 @@ class Fetch(Message):
 
 @message
 class Records(Message):
-    """Answers ``Fetch``: an array of records, nil for a missing or corrupt one.
+    """Answers ``Fetch``: an array of records, nil for a missing or corrupt record.
 
     A tombstone or expired record below the horizon of its partition counts as missing.
     """

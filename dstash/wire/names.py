@@ -147,7 +147,7 @@ class Resolver:
         before = self._answers.get(host)
         try:
             answer = Answer(tuple(self._look_up(host)))
-        except Exception as error:  # callers wait for an answer, whatever a resolver raises
+        except Exception as error:  # callers wait for an answer, so no exception may escape
             answer = Answer(before.numbers if before else (), failure_of(host, error))
         self._answers[host] = answer
         self._answered_at[host] = self._clock()

@@ -1,4 +1,4 @@
-"""The supported protocol versions, and the negotiation of a common one."""
+"""The supported protocol versions, and the negotiation of a common version."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def common_protocol(lowest: object, highest: object) -> int | None:
 
 
 def mismatch(theirs: str, **details: Any) -> VersionMismatch:
-    """Return the error that names the supported versions and the received one."""
+    """Return the error that names the supported versions and the received version."""
     spoken = f"{LOWEST_PROTOCOL} to {HIGHEST_PROTOCOL}"
     details |= {"lowest": LOWEST_PROTOCOL, "highest": HIGHEST_PROTOCOL}
     return VersionMismatch(f"protocol version {theirs}; this side speaks {spoken}", **details)

@@ -31,7 +31,7 @@ class DigestsRequest(Message):
 
 @message
 class DigestsReply(Message):
-    """Answers ``DigestsRequest``: a digest per partition, in order; all zero for an empty one.
+    """Answers ``DigestsRequest``: digests in order; zero bytes if a partition is empty.
 
     ``busy`` has a byte per partition: 1 if the digest is omitted, because recent writes would make
     a difference meaningless; 2 if the partition has corrupt records, which the digest does not

@@ -3,7 +3,7 @@
 A message class is a frozen dataclass with a number, its ``KIND``. Its fields are in the header, in
 order. Fields of type ``Frame`` follow as separate frames, because they are large and opaque: they
 are packed once and sent to several replicas. A receiver ignores unknown fields and uses the
-defaults of missing ones. Therefore fields and kinds are append-only: the number of a deleted
+defaults of missing fields. Therefore fields and kinds are append-only: the number of a deleted
 message is not reused.
 """
 

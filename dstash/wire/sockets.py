@@ -1,7 +1,7 @@
 """ZeroMQ contexts, links to peers, and the poller.
 
 Only this module, ``router.py`` and ``curve.py`` import ``zmq``: the classes hide its flags and
-exceptions. Each socket option is set because its default causes harm: see the comments.
+exceptions. Each socket option is set because its default is a problem: see the comments.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Context:
     Args:
         io_threads: their number.
         keys: the keys of this process; None for an open cluster. With keys, every connection uses
-            CURVE, except those that are opened as plain ones.
+            CURVE, except those that are opened as plain sockets.
         brief_time_slices: give ZeroMQ's threads brief CPU time slices. Only for the daemon of a
             peer: a client must not change the scheduling of the process that uses it.
     """

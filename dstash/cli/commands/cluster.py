@@ -104,7 +104,7 @@ def replace(
     rate: Rate = None,
     watch: Follow = False,
 ) -> None:
-    """Replace a peer by a waiting one; each partition moves at most once."""
+    """Replace a peer by a candidate; each partition moves at most once."""
     _move(ctx, "replace", [old, new], dry_run, yes, rate, watch)
 
 

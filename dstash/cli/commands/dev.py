@@ -128,7 +128,7 @@ def _start(
     preferred: tuple[int, int],
     options: Sequence[str],
 ) -> Process:
-    """Start a peer unless it runs: on its earlier ports, the preferred ones, or any free ones."""
+    """Start a peer unless it runs: on its earlier ports, its preferred ports, or any free ports."""
     if before is not None and before.runs():
         return before
     port, http_port = (before.port, before.http_port) if before else preferred

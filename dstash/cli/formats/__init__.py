@@ -49,7 +49,7 @@ _SUFFIXES = {
 
 
 def format_of(file: str, wanted: Format | None) -> Format:
-    """Return ``wanted``, or else the format that the suffix of the file's name stands for."""
+    """Return ``wanted``, or else the format of the suffix of the file's name."""
     if wanted is not None:
         return wanted
     if file == "-":

@@ -1,7 +1,7 @@
 """Admin requests: add, remove and replace peers, and control the topology change.
 
 An admin request is sent to one peer. If the answer is lost, the request may have been carried out,
-and a second one might start another change. So the client does not send it again: it reads the
+and a second request might start another change. So the client does not send it again: it reads the
 topology, which shows the outcome.
 """
 
@@ -33,7 +33,7 @@ _ANSWER_TIMEOUT_MS = 600_000
 
 
 class AdminOperation(Operation):
-    """Sends an admin request; the result is the topology that it leads to.
+    """Sends an admin request; the result is the topology with the change.
 
     Raises:
         ChangeConflict: the request is not possible now; the text says why.

@@ -250,7 +250,7 @@ class Operation(ABC):
         return self._failed(pending, failure, now)
 
     def tick(self, now: int) -> list[Send]:
-        """Do what is due: expire the call, start delayed chunks, time requests out."""
+        """Expire the call, start delayed chunks and time out requests, if due."""
         if now >= self.deadline:
             self._expire(now)
             return []

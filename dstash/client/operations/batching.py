@@ -11,7 +11,7 @@ from dstash.wire.keys import Key
 
 T = TypeVar("T")
 
-#: Chunks that are started together: peers work on the first ones while the next are packed.
+#: Chunks that are started together: peers work on the first chunks while the next are packed.
 _CHUNKS_AT_ONCE: Final = 4
 
 #: One key of a write: the key, its encoded form, and its content (a payload or a record; empty for

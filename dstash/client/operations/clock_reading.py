@@ -1,7 +1,7 @@
 """Reading the clocks of a quorum of members before a client stamps its first write.
 
 A new client has read one clock, that of the peer that answered first. If this clock is fast, all
-other replicas reject the stamp, and the fast one keeps a version that supersedes later writes with
+other replicas reject the stamp, and the fast peer keeps a version that supersedes later writes with
 correct stamps. So the client first reads the clocks of a majority: of all members, or of five.
 """
 

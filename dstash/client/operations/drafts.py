@@ -132,7 +132,7 @@ class Draft:
         )
 
     def until(self, places: Sequence[int]) -> bytes:
-        """Return the last key of a range of these partitions, empty for all of the last one."""
+        """Return the last key of a range; empty if it has all of its last partition."""
         return self.page.after if places and places[-1] == self.page.done else b""
 
     def after(self, places: Sequence[int]) -> bytes:
@@ -141,8 +141,10 @@ class Draft:
 
 
 class Doubt(NamedTuple):
-    """A range in which replicas differ: keys after ``after``, in the first partition, up to
-    ``until``, in the last one (empty: all of it).
+    """A range in which replicas differ.
+
+    It starts after the key ``after`` in the first partition, and ends with the key ``until`` in the
+    last partition (empty: all of it).
     """
 
     partitions: Sequence[int]

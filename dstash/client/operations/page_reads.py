@@ -22,7 +22,7 @@ PAGE_BYTES: Final = 2 * 1024 * 1024
 
 
 class PageOperation(Operation):
-    """Reads a page, from another replica if one fails, and confirms it at the level."""
+    """Reads a page, from another replica after a failure, and confirms it at the level."""
 
     def __init__(
         self,
@@ -265,7 +265,7 @@ class _DigestChunk(Chunk):
         return self._ask_another(now)
 
     def _ask_another(self, now: int) -> list[Send]:
-        """Request the votes from other replicas; from the same one only after a pause."""
+        """Request the votes from other replicas; from the same replica only after a pause."""
         operation, draft = self.operation, self.draft
         if operation.session.epoch != self.epoch:
             return operation.read_again(draft, self.attempt + 1, now)

@@ -17,7 +17,7 @@ _ANSWER_TIMEOUT_MS: Final = 5000
 class PeerQuery(Operation):
     """Sends a request to a peer; the result is its answer.
 
-    The request is not sent to another peer if this one fails: the caller decides what to do then.
+    The request is not sent to another peer after a failure: the caller handles that.
 
     Args:
         session: the state that the calls of this client share.

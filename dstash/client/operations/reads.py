@@ -38,7 +38,7 @@ from dstash.wire.shapes import Frame, Message
 KEYS_PER_CHUNK: Final = 4096
 #: Neighbouring partitions whose keys are not sorted further: their pages stay in a cache.
 PARTITIONS_PER_BAND: Final = 64
-#: Target for the size of an answer; peers cut longer ones.
+#: Target for the size of an answer; peers cut longer answers.
 REPLY_BYTES: Final = 4 * 1024 * 1024
 
 #: Plain numbers, because arithmetic with flags is slow.
@@ -237,7 +237,7 @@ class ReadChunk(Chunk):
             return self._split(values, now)
         if self._is_corrupt or len(set(self._digests.values())) > 1:
             level = max(self.operation.level, Level.QUORUM, key=list(Level).index)
-            # A corrupt record hashes like a missing one, so it must not count as a vote: other
+            # A corrupt record hashes like a missing record, so it must not count as a vote: other
             # replicas have to replace it.
             chunks = self.operation.cut_reconciliations(
                 self.keys, None if self._is_corrupt else level, self.attempt
@@ -268,7 +268,7 @@ class ReadChunk(Chunk):
         return self._reroute(now, self.attempt if learned else self.attempt + 1)
 
     def on_timeout(self, peer: str, now: int) -> list[Send]:
-        """Read from another replica, if there is one."""
+        """Read from another replica, if there is any."""
         return self._reroute(now, self.attempt + 1)
 
     def _reroute(self, now: int, attempt: int) -> list[Send]:
@@ -398,7 +398,7 @@ class Reconciliation(Chunk):
         """Deliver, unless repairs are pending or the newest records must be picked again.
 
         A future record that a quorum of replicas hold counts as valid. Any other future record must
-        not supersede an older one, because the next read may not find it.
+        not supersede an older write, because the next read may not find it.
         """
         if self._repairing:
             return []
@@ -436,7 +436,8 @@ class Reconciliation(Chunk):
     def _check_enough_are_sound(self, place: int) -> None:
         """Raise ``CorruptRecord`` unless the sound replicas must have the last acked write.
 
-        A write is on a quorum W of N replicas, so any N - W + 1 of them include one that has it.
+        A write is on a quorum W of N replicas, so any N - W + 1 of them include a replica that has
+        it.
         """
         replicas = len(self.operation.session.replicas_of(self.encoded[place]))
         sound = len(self.peers) - self._corrupt[place]

@@ -105,7 +105,7 @@ class _RepairChunk(_StatusChunk):
 
 
 class DiscoverOperation(Operation):
-    """Greets the seed addresses until one answers with its view of the cluster."""
+    """Greets the seed addresses until a peer answers with its view of the cluster."""
 
     def __init__(self, session: Session, deadline: int, seeds: Sequence[str], cluster: str) -> None:
         super().__init__(session, deadline)

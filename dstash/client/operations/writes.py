@@ -551,8 +551,8 @@ class WriteChunk(Chunk):
             return []
         if version != self.version:
             self.operation.renew()
-        # New chunks, so that a late ack of this version does not count for another one. With the
-        # same version, only the refused items are sent again, to all replicas.
+        # New chunks, so that a late ack of this version does not count for another version. With
+        # the same version, only the refused items are sent again, to all replicas.
         chunks = self._successors(version, self.attempt + 1)
         return self.operation.replace_later(self, chunks, now)
 
@@ -581,13 +581,13 @@ class WriteChunk(Chunk):
         if is_past and not self.earlier.is_repeated:
             self.earlier = self.earlier._replace(is_repeated=True)
             return self.version
-        if not is_past:  # else this version may have replaced a correct one
+        if not is_past:  # else this version may have replaced a correct version
             self.earlier = self.earlier.with_refused(self.version)
         self.operation.session.distrust_old_clocks(now)
         return None
 
     def _keep_version(self) -> None:
-        """Remember the version of a delete that gets another one, for the next request.
+        """Remember the old version of a delete that gets a new version, for the next request.
 
         A replica that stored it, and whose answer was lost, has recorded whether the key existed.
         """

@@ -38,7 +38,7 @@ class Tracing(Protocol):
 
         Args:
             name: of the client's method.
-            index: that the call is about, if it is about one.
+            index: of the call, if it has one.
             keys: the keys or entries of a batch.
         """
 

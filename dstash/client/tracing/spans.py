@@ -61,7 +61,7 @@ class CallSpans:
     Args:
         settings: of the client; each span has its cluster and its first peer as attributes.
         session: returns the current session of the client, which changes after a fork.
-        provider: tracer provider; None for the global one of the process.
+        provider: tracer provider; None for the global provider of the process.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Coalescing: calls made in one iteration of the event loop are sent as one request per peer.
 
-A request for one key costs nearly as much as one for hundreds. So calls wait until the iteration
-ends, and are sent together (like Nagle's algorithm, but without a delay; as in Facebook's
+A request for one key costs nearly as much as a request for hundreds. So calls wait until the
+iteration ends, and are sent together (like Nagle's algorithm, but without a delay; as in Facebook's
 DataLoader).
 """
 
@@ -115,7 +115,7 @@ class Batch:
     def _write(
         self, slot: tuple[Any, ...], item: Item, make: Callable[[], WriteGroup]
     ) -> WriteGroup:
-        """Add an item to the group of a slot; open a new one to keep a key's writes in order."""
+        """Add an item to the group of a slot; open a new group to keep a key's writes in order."""
         key = item[0]
         place = (slot[1], key)
         latest = self._written.get(place, -1)

@@ -53,7 +53,7 @@ class Dispatch:
         self._finding: asyncio.Lock
 
     def on_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop of this client, which must be the running one.
+        """Return the loop of this client, which must be the running loop.
 
         Raises:
             ClosedError: the client was closed.

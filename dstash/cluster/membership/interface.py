@@ -48,11 +48,11 @@ class Membership(Protocol):
     """
 
     def read(self) -> StoredTopology:
-        """Return the topology that is stored now, never a stale one."""
+        """Return the currently stored topology, never a stale copy."""
         ...
 
     def compare_and_set(self, topology: Topology, token: Token) -> bool:
-        """Store ``topology`` if the stored one still has ``token`` (``NOTHING``: if there is none).
+        """Store ``topology`` if ``token`` is still current (``NOTHING``: if none is stored).
 
         Return whether it was stored. After ``MembershipUnreachable`` the result is unknown.
         """

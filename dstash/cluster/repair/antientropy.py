@@ -1,7 +1,7 @@
 """Anti-entropy: rounds of comparison that find and repair differences between replicas.
 
 In each pair of replicas of a partition, one starts the comparison: the lower id for even
-partitions, the higher id for odd ones. An idle, equal pair costs 16 bytes a partition.
+partitions, the higher id for odd partitions. An idle, equal pair costs 16 bytes a partition.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _OVERDUE_MS: Final = 30_000
 _RETRY_PAUSES_MS: Final = (1000, 2000, 4000)
 #: Records of small partitions that are exchanged together.
 _MAX_RECORDS_TOGETHER: Final = 20_000
-#: Errors that concern single records. They must not hold up other partitions.
+#: Errors that concern single records. They must not delay other partitions.
 _REFUSALS: Final = (Busy, ClockSkew, CorruptRecord, DiskFull)
 
 
@@ -48,7 +48,7 @@ def compare_all(replica: Replica) -> Comparing:
     """Compare every partition with every other live replica of it, once.
 
     Partitions with records that had to wait for an agreement on a horizon are compared again soon,
-    so that neither task can block the other for good, whatever their intervals are.
+    so that neither task can block the other for ever, for any intervals.
     """
     _drop_unavailable(replica)
     waiting: dict[str, set[int]] = {}
@@ -129,7 +129,7 @@ def reconcile(
 ) -> Exchanging:
     """Make partitions equal on both peers; ``differing`` has each with its number of records.
 
-    Refused records are left to the next round, or to a retry in this one.
+    Refused records are left to the next round, or to a retry in this round.
     """
     exchanged = Exchanged()
     small: list[int] = []

@@ -3,8 +3,8 @@
 A record that fails its checksum is a lost vote for its key: this replica no longer knows what it
 acked. So the record stays in place, is not used to answer reads, and is not overwritten by older
 writes, until N - W + 1 other replicas have replied with their record. An acked write is on W of N
-replicas, so any N - W + 1 others include one that has it. The newest record among the replies
-replaces the corrupt one.
+replicas, so any N - W + 1 others include a replica that has it. The newest record among the replies
+replaces the corrupt record.
 """
 
 from __future__ import annotations

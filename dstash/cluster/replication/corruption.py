@@ -18,7 +18,7 @@ _MAX_LOGGED: Final = 100
 
 
 class Corruption:
-    """Corrupt records: which ones await repair, and how many were found and repaired.
+    """Corrupt records: those that await repair, and the numbers found and repaired.
 
     ``len`` counts the tracked records. ``in`` tests whether a partition has corrupt records,
     tracked or not. ``found`` and ``repaired`` only increase.
@@ -39,7 +39,7 @@ class Corruption:
         return partition in self._waiting or partition in self._overflowed
 
     def report(self, storage_keys: Iterable[bytes]) -> None:
-        """Record that records fail their checksum; tracked ones are not counted twice."""
+        """Record that records fail their checksum; tracked records are not counted twice."""
         for storage_key in storage_keys:
             partition = partition_in(storage_key)
             if storage_key in self._waiting.get(partition, ()):

@@ -34,7 +34,7 @@ Mark = tuple[bytes, bytes]
 
 
 class Lineage:
-    """The lives of this peer's own store. Creating this object begins a new one.
+    """The lives of this peer's own store. Creating this object begins a new life.
 
     Args:
         store: stores the lives.

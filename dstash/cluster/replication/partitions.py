@@ -132,9 +132,9 @@ class LocalPartitions:
     def is_busy(self, partition: int, now: int) -> bool:
         """Whether a partition has just changed, or is likely to change soon.
 
-        While a peer receives the writes that it missed, a comparison would find the remaining ones
-        and fetch them a second time. This is bounded in time, because new writes may be missed
-        continually.
+        While a peer receives the writes that it missed, a comparison would find the remaining
+        writes and fetch them a second time. This is bounded in time, because new writes may be
+        missed continually.
         """
         is_catching_up = (
             0 <= now - self._pushed_at < BUSY_MS and 0 <= now - self._pushed_since < CATCHING_UP_MS
@@ -192,7 +192,7 @@ class LocalPartitions:
         return self.promises(now).get(partition) == stamp
 
     def release(self, partitions: Iterable[int], stamp: Stamp) -> list[int]:
-        """Withdraw the promises for exactly this stamp; returns the partitions that had one."""
+        """Withdraw the promises for exactly this stamp; return their partitions."""
         released = [
             partition
             for partition in partitions

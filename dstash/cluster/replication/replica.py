@@ -123,7 +123,7 @@ class Differing:
         return list(self._since)
 
     def describe(self, now: int) -> dict[str, int]:
-        """Return how many partitions differ, and for how long (milliseconds) the first one has."""
+        """Return how many partitions differ, and for how long (milliseconds) the first has."""
         times = [when for since in self._since.values() for when in since.values()]
         partitions = {partition for since in self._since.values() for partition in since}
         longest = max(0, now - min(times)) if times else 0

@@ -1,9 +1,9 @@
 """Streaming: a peer copies the partitions that it gains, or has lost, from their replicas.
 
 A partition is streamed when this peer has every record that N - W + 1 of its current replicas
-have. An acked write is on W of N replicas, so any N - W + 1 of them include one that has it. The
-sources answer under the epoch of the topology change: from then on they refuse writes of the old
-epoch, and ``Settle`` includes the writes that they accepted before.
+have. An acked write is on W of N replicas, so any N - W + 1 of them include a replica that has it.
+The sources answer under the epoch of the topology change: from then on they refuse writes of the
+old epoch, and ``Settle`` includes the writes that they accepted before.
 
 This peer may have held the partition earlier and missed deletes since. A record stamped up to the
 source's horizon that the source lacks was deleted and collected in the meantime. Such a record is
@@ -71,7 +71,7 @@ def sources(replica: Replica, partition: int) -> tuple[list[str], int]:
 
 
 def stream(replica: Replica, partitions: Sequence[int], done: Callable[[int], None]) -> Streaming:
-    """Stream partitions until all are complete; calls ``done`` with each one that is."""
+    """Stream partitions until all are complete; call ``done`` with each complete partition."""
     streamer = _Streamer(replica, Throttle(replica), done)
     waiting, size = list(partitions), _FIRST_BATCH
     yield Settle()  # a pending drop must not count as held data
@@ -107,7 +107,7 @@ def _stream_some(
         try:
             left += yield from _stream_from(streamer, chosen, members)
         except DStashError:
-            left += members  # a source became unavailable: retry later, perhaps from another one
+            left += members  # a source became unavailable: retry later, perhaps from another source
     return left
 
 

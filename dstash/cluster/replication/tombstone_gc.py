@@ -64,7 +64,7 @@ def agree_all(replica: Replica, lag: int) -> Reaping:
 
 
 def reconcile_horizons(replica: Replica) -> Reaping:
-    """Agree on the later horizon with every replica that was found to have another one."""
+    """Agree on the later horizon with every replica that was found to have another horizon."""
     found, replica.local_partitions.unreconciled = replica.local_partitions.unreconciled, {}
     view = replica.view()
     groups: dict[tuple[str, Stamp], list[int]] = {}
@@ -183,7 +183,8 @@ def _set_horizon(replica: Replica, others: Sequence[str], decision: SetHorizon) 
         try:
             yield from ask(peer, decision, HorizonReply)
         except DStashError:
-            # The proof holds for the other replicas; ``reconcile_horizons`` follows for this one.
+            # The proof holds for the other replicas; ``reconcile_horizons`` follows for this
+            # replica.
             partitions = unpack_partitions(decision.partitions)
             replica.local_partitions.unreconciled |= {
                 (partition, peer): decision.stamp for partition in partitions

@@ -289,7 +289,7 @@ class Pulled(NamedTuple):
     refused: dict[bytes, DStashError]
 
     def check(self) -> int:
-        """Return how many records moved; raise the first refusal if there is one."""
+        """Return how many records moved; raise the first refusal if there is any."""
         for error in self.refused.values():
             raise error
         return self.moved
@@ -302,7 +302,7 @@ def pull(
     throttle: Throttle,
     horizons: Mapping[int, Stamp],
 ) -> Generator[Effect, Any, Pulled]:
-    """Fetch records. A refused or corrupt record does not hold up the rest.
+    """Fetch records. A refused or corrupt record does not delay the rest.
 
     Args:
         horizons: the horizons of the source, by partition. Records that are reapable there are

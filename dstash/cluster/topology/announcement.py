@@ -35,7 +35,7 @@ def encode(announcement: Announcement) -> bytes:
 
 @functools.lru_cache(maxsize=1024)  # the same bytes are read ten times a second
 def decode(data: bytes | None) -> Announcement | None:
-    """Return the announcement; None when the data is not one, or only a part of one.
+    """Return the announcement; None if the data is not a complete announcement.
 
     Unknown fields are ignored, so that peers of the next version may add some.
     """

@@ -106,7 +106,7 @@ def check_cluster(store: Store, cluster: str, where: str) -> None:
 
 
 def restore(last: Topology, lost: Topology | None, peer: str) -> Topology:
-    """Return the topology to store when the membership has lost it, or has an older one.
+    """Return the topology to store when the membership has lost it, or has an older version.
 
     Args:
         last: the newest topology that the peer knows.
@@ -118,7 +118,7 @@ def restore(last: Topology, lost: Topology | None, peer: str) -> Topology:
 
 
 def confirm(topology: Topology, peer: str) -> Topology:
-    """Return a restored topology, confirmed by one more member that has no newer one.
+    """Return a restored topology, confirmed by another member that has no newer version.
 
     It takes effect when a majority of the members has confirmed it. A minority may have missed
     changes, or may use another membership by mistake (a mistyped directory): it must not move
@@ -140,7 +140,7 @@ def confirmed(topology: Topology, peer: str) -> Topology | None:
 
 
 def supersedes(last: Topology | None, stored: Topology, cluster: str) -> bool:
-    """Whether a peer must restore its own topology in place of the stored one.
+    """Whether a peer must restore its own topology in place of the stored topology.
 
     This is the case when the membership was restored from an older copy, when another peer restored
     an older copy, and when an empty peer that started first has begun to form a new cluster.
@@ -195,7 +195,7 @@ def with_seen(topology: Topology, seen: Mapping[str, Life]) -> Topology:
 def with_change_begun(topology: Topology) -> Topology:
     """Return the topology with a topology change that begins with the next epoch.
 
-    Concurrent changes are merged into one. A running change restarts: members that have streamed
+    Concurrent changes are merged. A running change restarts: members that have streamed
     their data find that out by comparing digests.
     """
     number, running = topology.epoch + 1, topology.change

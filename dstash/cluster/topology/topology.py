@@ -90,7 +90,7 @@ class Change:
     ``number`` is the epoch in which it began. ``complete`` lists the members that have streamed
     every partition they gain. ``rate`` limits each of these members (bytes a second; 0: no rate).
     ``switched`` means that all are complete and reads use the new replica sets; writes still go to
-    both until no quorum serves the old ones. ``gone`` lists members that an operator has
+    both until no quorum serves the old replica sets. ``gone`` lists members that an operator has
     force-removed, so that the end of the change does not wait for them.
     """
 
@@ -106,7 +106,7 @@ class Change:
 class Restored:
     """The origin of a topology that the membership had lost and a peer restored from its copy.
 
-    ``epoch`` is the epoch of that copy. ``confirmed`` lists the members that have no newer one.
+    ``epoch`` is the epoch of that copy. ``confirmed`` lists the members that have no newer copy.
     Until they are a majority, no peer serves requests under it; see ``joining.confirm``.
     """
 

@@ -36,8 +36,9 @@ def survivors_lack_quorum(old: Sequence[str], new: Sequence[str]) -> bool:
     """Whether the remaining replicas must stream too, because too few may have every write.
 
     Reads and later changes rely on an acked write being on a quorum of its replicas. A quorum of
-    the old replicas may include leaving ones; a replica that has streamed has every write. With as
-    many replicas as before this gives a quorum of the new ones, with fewer replicas it may not.
+    the old replicas may include leaving members; a replica that has streamed has every write. With
+    as many replicas as before, this gives a quorum of the new replicas; with fewer replicas it may
+    not.
     """
     leaving, gaining = set(old).difference(new), set(new).difference(old)
     holders = Level.QUORUM.needed(len(old)) - len(leaving) + len(gaining)
@@ -56,7 +57,8 @@ def complete(topology: Topology, peer: str, number: int) -> Topology | None:
 def switch(topology: Topology) -> Topology | None:
     """Return the topology in which reads use the new placement; None until all gains are complete.
 
-    Writes still go to both placements, because clients with an older topology read the old one.
+    Writes still go to both placements, because clients with an older topology read the old
+    placement.
     """
     change = topology.change
     if change is None or change.switched:
@@ -286,7 +288,7 @@ def _with_leaving(topology: Topology, peers: Sequence[str]) -> tuple[Member, ...
     leaving = {_known(topology, peer).id for peer in peers}
     for peer in peers:
         if _known(topology, peer).state is State.JOINING:
-            # A leaving member serves reads until the end; a joining one has no data to serve.
+            # A leaving member serves reads until the end; a joining member has no data to serve.
             raise ChangeConflict(f"peer {peer!r} is joining; cancel the topology change instead")
     return tuple(
         replace(member, state=State.LEAVING) if member.id in leaving else member

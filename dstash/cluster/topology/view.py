@@ -22,7 +22,7 @@ class _Placed(NamedTuple):
     table: Table
 
 
-#: The last placements. A topology change affects few members, so the next one is similar.
+#: The last placements. A topology change affects few members, so the next placement is similar.
 _placed: deque[_Placed] = deque(maxlen=16)
 
 #: Up to this many different members, updating a placement is cheaper than computing it.
@@ -67,7 +67,7 @@ class View:
 
     @property
     def readers(self) -> Table:
-        """The replica set of each partition for reads: the old one until the change switches."""
+        """The replica sets for reads: those of the old placement until the change switches."""
         change = self.topology.change
         return self.writers if change is not None and change.switched else self.before
 
@@ -84,8 +84,8 @@ class View:
     def votes_needed(self, owners: Sequence[str]) -> int:
         """Return how many replicas of a partition together have every acked write.
 
-        A write is on a quorum W of N replicas, so any N - W + 1 include one that has it. Members
-        whose loss an operator has accepted are not needed.
+        A write is on a quorum W of N replicas, so any N - W + 1 include a replica that has it.
+        Members whose loss an operator has accepted are not needed.
         """
         able = sum(not self.members[peer].is_waived for peer in owners)
         return min(able, len(owners) - Level.QUORUM.needed(len(owners)) + 1)

@@ -162,7 +162,7 @@ class Authority:
 
 
 def read_authority(path: Path, *, admits_plain: bool = False) -> Authority:
-    """Read the list from a file, or from all files of a directory but hidden ones.
+    """Read the list from a file, or from all files of a directory except hidden files.
 
     Raises:
         ConfigError: a file cannot be read, other users may write it, or a line is not valid;

@@ -44,7 +44,7 @@ class Backlog:
 
     @property
     def has_work(self) -> bool:
-        """Whether writes wait for a commit, or are in one."""
+        """Whether writes wait for a commit or are being committed."""
         return bool(self._waiting or self._in_commit)
 
     # -- refusing

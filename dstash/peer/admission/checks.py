@@ -61,7 +61,7 @@ class Admission:
     Args:
         peer: its id.
         readiness: its health.
-        backlog: what it has in hand; says when a request that is rejected as busy may come back.
+        backlog: the accepted writes; tells when a request that is rejected as busy may be retried.
         floor: decides which writes are too old.
         max_waiting_bytes: of requests that wait for a newer topology.
     """
@@ -174,7 +174,8 @@ class Admission:
 
         Raises:
             NotReady: the peer is starting, stopping, or without a view.
-            StaleEpoch: the request was sent under an older topology; the error carries this one.
+            StaleEpoch: the request was sent under an older topology; the error carries the current
+            topology.
             Forming: the cluster has fewer than its minimum of peers.
             Unauthorised: only members may send it.
         """

@@ -21,7 +21,7 @@ _OVERLOADED_S: Final = 0.3
 #: Then a message that has waited longer than this (seconds) is rejected: its client is about to
 #: ask another replica.
 _STALE_S: Final = 0.25
-#: The most messages that wait here; further ones wait in the connections.
+#: The most messages that wait here; further messages wait in the connections.
 _MAX_MESSAGES: Final = 50_000
 
 
@@ -127,8 +127,8 @@ class Inbox(Generic[T]):
 class RetryDelay:
     """The time (milliseconds) after which a client that was rejected as busy may retry.
 
-    It grows with each rejected request and shrinks with each served one, so that in the long run
-    about as many requests are rejected as are served, however many clients there are.
+    It grows with each rejected request and shrinks with each served request, so that in the long
+    run about as many requests are rejected as are served, however many clients there are.
     """
 
     _MIN_MS: Final = 50.0

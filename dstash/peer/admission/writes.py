@@ -27,7 +27,7 @@ class Internal:
 
 @dataclass(slots=True)
 class WaitingWrite:
-    """A write that waits for a commit; an internal one has an empty ticket and no keyspace."""
+    """A write that waits for a commit; an internal write has an empty ticket and no keyspace."""
 
     ticket: Ticket
     message: Put | Delete | Apply | Push | Internal

@@ -11,7 +11,7 @@ _log = structlog.get_logger("dstash.peer")
 
 
 def notify(state: str) -> None:
-    """Send ``state`` (such as ``READY=1``) to the service manager, if there is one.
+    """Send ``state`` (such as ``READY=1``) to the service manager, if there is any.
 
     See sd_notify(3). A failure is logged, and the peer continues.
     """

@@ -51,7 +51,7 @@ class History:
         self._before = _read(meters)
 
     def note(self, now: int) -> None:
-        """Take a sample when one is due."""
+        """Take a sample if it is due."""
         if now < self._next:
             return
         self._next = _next(now)

@@ -1,6 +1,6 @@
 """The observer: the status of the other peers while the dashboard of this peer is open.
 
-It asks each other member for its status once a second, one question at a time, and stops a few
+It asks each other member for its status once a second, one request at a time, and stops a few
 seconds after the last request of a browser. An open dashboard costs two small messages per second
 and peer, and no request waits for them.
 """
@@ -52,7 +52,7 @@ class Observer:
     def watch(self, now: int) -> None:
         """Take note that a browser requests the dashboard."""
         if now >= self._until:
-            self.sights.clear()  # what the last browser saw is out of date
+            self.sights.clear()  # the state of the last visit is out of date
             self._next = now
         self._until = now + _OPEN_MS
 

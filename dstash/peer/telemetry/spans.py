@@ -35,7 +35,7 @@ from dstash.telemetry import (
 
 _log = structlog.get_logger("dstash.peer")
 
-#: The most requests that wait for their spans; further ones get none.
+#: The most requests that wait for their spans; further requests get no span.
 _MAX_WAITING: Final = 4096
 #: How long (seconds) a peer that stops waits for unsent spans, twice at most.
 _CLOSE_TIMEOUT_S: Final = 1.0
@@ -177,7 +177,7 @@ class _LossLog(logging.Handler):
         self.report(text.partition("\n")[0])
 
     def report(self, why: str) -> None:
-        """Log a reason, unless one was logged within the last minute."""
+        """Log a reason, unless a reason was logged within the last minute."""
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _LOG_INTERVAL_S

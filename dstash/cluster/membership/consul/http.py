@@ -41,7 +41,7 @@ class ConsulClient(base.Consul):  # type: ignore[misc]  # the base class has no 
     Args:
         url: ``http://host:port`` or ``https://...``, with or without a path.
         token: the ACL token, sent as a header.
-        ca_file: PEM file of the authorities to trust instead of the default ones.
+        ca_file: PEM file of the authorities to trust instead of the default authorities.
         cert_file: PEM file of the client certificate.
         key_file: PEM file of its key, unless ``cert_file`` has both.
         patience: seconds to wait for a reply, in addition to the wait of a blocking query.

@@ -6,7 +6,7 @@ within ``CHECK_TTL_S``, the session ends with it, and the lock is free. (The TTL
 be below 10 s and may last twice as long.)
 
 Nothing is registered before the lock looks free, and each run of a process has its own service id,
-so that a second process with the same peer id never affects the first one.
+so that a second process with the same peer id never affects the first.
 """
 
 from __future__ import annotations

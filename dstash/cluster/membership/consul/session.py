@@ -133,7 +133,7 @@ class Lease:
             try:
                 self._renew_once()
                 failures = 0
-            except Exception as error:  # this thread must go on, whatever Consul replies
+            except Exception as error:  # this thread must continue after any reply
                 failures += 1
                 self._report_loss(str(error) or repr(error))
 

@@ -39,7 +39,7 @@ class Watcher:
         """Wait for a change; False after ``timeout`` seconds, ``wake`` or ``close``.
 
         Raises:
-            MembershipUnreachable: the last query failed. The next one is already running.
+            MembershipUnreachable: the last query failed. The next query is already running.
         """
         self._start()
         with self._condition:
@@ -52,13 +52,13 @@ class Watcher:
             return is_changed
 
     def wake(self) -> None:
-        """End a waiting ``watch``, or else the next one."""
+        """End a waiting ``watch``, or else the next call."""
         with self._condition:
             self._is_woken = True
             self._condition.notify_all()
 
     def close(self) -> None:
-        """Run no further query. The caller must abort the running one, then call ``join``."""
+        """Run no further query. The caller must abort the running query, then call ``join``."""
         with self._condition:
             self._is_closed = True
             self._condition.notify_all()
@@ -105,7 +105,7 @@ class Watcher:
             self._condition.notify_all()
 
     def _compare(self, seen: Hashable) -> bool:
-        """Record the value seen; returns whether it differs from the last one."""
+        """Record the value seen; return whether it differs from the last value."""
         with self._condition:
             self._error = None
             if seen == self._seen:

@@ -5,7 +5,7 @@ announcement as content, and the named locks in ``locks``. The kernel releases t
 process that ends, so the next poll detects it.
 
 The directory may be deleted, moved or replaced while peers run. At each poll an announced peer
-compares its lock file with the one at the path; if they differ, it creates the directory again and
+compares its lock file with the file at the path; if they differ, it creates the directory again and
 takes its lock there.
 """
 
@@ -199,7 +199,7 @@ class LocalMembership:
         _log.info("topology of an earlier version", file=str(aside), found=encoded is not None)
 
     def _keep_lock(self) -> None:
-        """Take the lock again if the path leads to another file than the one locked.
+        """Take the lock again if the path leads to another file than the locked file.
 
         Raises:
             PeerIdInUse: another process holds the lock there.

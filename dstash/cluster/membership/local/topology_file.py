@@ -1,6 +1,6 @@
 """The topology of a local cluster: one value in a small file, changed by compare-and-set.
 
-A write creates a new file, syncs it, and renames it over the old one, so that a reader sees either
+A write creates a new file, syncs it, and renames it over the old file, so that a reader sees either
 of them completely. The first line has a checksum of the rest, which is the topology as JSON. The
 file is never mapped, so that reading a truncated file gives an error, not SIGBUS.
 """
@@ -77,7 +77,7 @@ class TopologyFile:
         return seen[1]
 
     def compare_and_set(self, topology: Topology, token: Token) -> bool:
-        """Store ``topology`` if the stored one has ``token``; returns whether it was stored.
+        """Store ``topology`` if the stored topology has ``token``; return whether it was stored.
 
         Raises:
             MembershipUnreachable: another process holds the write lock for too long.
