@@ -34,7 +34,7 @@ _FORBIDDEN: Final = re.compile(
     rf"|_({'|'.join(_ANYWHERE)})(_|$)"
     r"|^Test(A|An|The)[A-Z]"
 )
-_MAX_LENGTH: Final = 72
+_MAX_LENGTH: Final = 80
 
 
 @cache
@@ -69,7 +69,7 @@ def test_names_state_subject_and_result() -> None:
     "name",
     [
         *("test_a_put_is_acked", "test_nobody_there", "test_is_taken_again", "TestALogCall"),
-        *("test_client_is_told_the_reason", "test_twice" + "_and_again" * 7),
+        *("test_client_is_told_the_reason", "test_twice" + "_and_again" * 8),
     ],
 )
 def test_sentence_as_name_is_found(name: str) -> None:

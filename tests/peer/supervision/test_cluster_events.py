@@ -90,7 +90,7 @@ def test_quorum_lost_and_regained_count_partitions() -> None:
     assert line["without_quorum"] == 0
 
 
-def test_quorum_of_some_partitions_is_counted_and_a_store_without_data_does_not_vote() -> None:
+def test_lost_quorum_is_counted_and_unsynced_store_does_not_vote() -> None:
     cluster = topology("abcde")
     watched = Watched()
     watched.see("abcde", cluster)
@@ -98,7 +98,7 @@ def test_quorum_of_some_partitions_is_counted_and_a_store_without_data_does_not_
     lost = sum(len({"d", "e"} & set(owners)) == 2 for owners in View(cluster).readers)
     assert 0 < lost < PARTITIONS
     assert (line["partitions"], line["without_quorum"]) == (lost, lost)
-    members = tuple(replace(one, synced=one.id != "c") for one in cluster.members)
+    members = tuple(replace(member, synced=member.id != "c") for member in cluster.members)
     *_, line = watched.see("abc", replace(cluster, members=members))
     assert line["event"] == events.QUORUM_LOST
     assert line["without_quorum"] == line["partitions"] + lost
@@ -118,8 +118,8 @@ def test_cluster_that_forms_has_no_quorum_to_lose() -> None:
 def test_topology_change_that_waits_is_logged_with_the_reason_and_its_end() -> None:
     before = topology("abcd")
     joining = tuple(
-        replace(one, state=State.JOINING if one.id == "d" else State.ACTIVE)
-        for one in before.members
+        replace(member, state=State.JOINING if member.id == "d" else State.ACTIVE)
+        for member in before.members
     )
     change = replace(before, members=joining, change=Change(6))
     watched = Watched()
