@@ -205,6 +205,39 @@ def test_consul_token_is_never_shown(tmp_path: Path) -> None:
     assert "s3cret" not in str(refusal(load_client, consul_token=["s3cret"]))
 
 
+def test_byte_order_mark_and_crlf_are_accepted(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_bytes(b'\xef\xbb\xbfcluster = "bl\xc3\xa4u"\r\ntimeout = 7\r\n')
+    loaded = layered(ClientSettings, file, {}, {})
+    assert (loaded.settings.cluster, loaded.settings.timeout) == ("bläu", 7.0)
+    assert loaded.origins["cluster"] == f"{file}, line 1"
+    file.write_bytes(b"\xef\xbb\xbfzone = 1\r\nprot = 5\r\n")
+    problems = refusal(load_client, file).details["problems"]
+    assert [problem.split(":")[0] for problem in problems] == [f"{file}, line 2", f"{file}, line 1"]
+    token = tmp_path / "token"
+    token.write_bytes(b"\xef\xbb\xbfs3cret\r\n")
+    assert load_client(None, {"consul_token_file": token}, {}).token() == "s3cret"
+
+
+def test_fallback_without_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for flags in ({"peers": "h:1"}, {"consul": "http://h:1"}, {"local_dir": "d"}):
+        assert load_client(None, flags, {}).fallback() is None
+    settings = load_client(None, {"cluster": "blue"}, {})
+    there = tmp_path / "state/dstash/blue"
+    addresses = ["tcp://127.0.0.1:5000", "tcp://127.0.0.1:5001", "tcp://127.0.0.1:5002"]
+    assert settings.fallback() == ("peers", addresses, f"there is no directory {there}")
+    there.mkdir(parents=True)
+    assert settings.fallback() == ("local_dir", there, "this directory exists")
+    Path(".dstash/membership").mkdir(parents=True)
+    assert settings.fallback() == (
+        "local_dir",
+        Path(".dstash/membership"),
+        "this directory exists",
+    )
+
+
 def test_consul_token_is_read_from_file(tmp_path: Path) -> None:
     file = write(tmp_path / "token", "s3cret\n")
     assert load_client(None, {"consul_token_file": file}, {}).token() == "s3cret"

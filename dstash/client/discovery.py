@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from dstash.cluster.membership.interface import Membership
 from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.topology import Member, TransportSecurity
@@ -13,9 +11,6 @@ from dstash.wire.curve import KeyPair
 
 # Membership backends are imported where they are used: most clients need none, and the HTTP library
 # for Consul takes longer to load than the rest of a short command.
-
-#: The default addresses of ``dstash dev up``.
-_DEV_SEEDS: Final = [f"tcp://127.0.0.1:{port}" for port in (5000, 5001, 5002)]
 
 
 def identity(settings: ClientSettings) -> KeyPair | None:
@@ -58,10 +53,11 @@ def _addresses(settings: ClientSettings, timeout: float) -> list[str]:
         return [with_scheme(peer) for peer in settings.peers]
     if settings.consul:
         return _read(_consul(settings, timeout), f"Consul at {settings.consul}", settings)
-    if settings.local_dir or settings.membership_dir().is_dir():
+    fallback = settings.fallback()
+    if fallback is None or fallback.key == "local_dir":
         directory = settings.membership_dir()
         return _read(_local(settings), f"directory {directory}", settings)
-    return list(_DEV_SEEDS)
+    return list(fallback.value)
 
 
 def with_scheme(address: str) -> str:

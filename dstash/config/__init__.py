@@ -1,7 +1,7 @@
 """The settings of peers and clients: flag, then ``DSTASH_*``, then TOML file, then default."""
 
 from dstash.config.client import ClientSettings, Security
-from dstash.config.layers import Layered, layered, unknown_variables
+from dstash.config.layers import Layered, keys_of, layered, unknown_variables
 from dstash.config.load import load_client, load_peer
 from dstash.config.peer import PeerSettings
 from dstash.config.shared import SharedSettings
@@ -12,6 +12,7 @@ __all__ = [
     "PeerSettings",
     "Security",
     "SharedSettings",
+    "keys_of",
     "layered",
     "load_client",
     "load_peer",

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,8 @@ from dstash.config.fields import Endpoints, Name, PublicKeys, Seconds, Url
 from dstash.config.shared import SharedSettings, state_dir
 from dstash.types import Level
 
+#: The default addresses of ``dstash dev up``.
+DEV_PEERS: Final = tuple(f"tcp://127.0.0.1:{port}" for port in (5000, 5001, 5002))
 #: The membership directory of ``dstash dev up``, relative to the working directory.
 DEV_MEMBERSHIP: Final = Path(".dstash/membership")
 
@@ -35,6 +37,20 @@ class Security:
     def settings(self) -> dict[str, Any]:
         """Return the settings that this object replaces."""
         return {"curve": True, **{field.name: getattr(self, field.name) for field in fields(self)}}
+
+
+class Fallback(NamedTuple):
+    """A setting that applies because neither ``peers``, ``consul`` nor ``local_dir`` is set.
+
+    Attributes:
+        key: the setting.
+        value: its value.
+        reason: why it is that value.
+    """
+
+    key: str
+    value: Any
+    reason: str
 
 
 class ClientSettings(SharedSettings):
@@ -61,6 +77,15 @@ class ClientSettings(SharedSettings):
         self._check_curve(needed=("server_key",))
         self._check_consul_tls(self.consul)
         return self
+
+    def fallback(self) -> Fallback | None:
+        """Return what is used instead of settings if they name no way to find the cluster."""
+        if self.peers or self.consul or self.local_dir:
+            return None
+        directory = self.membership_dir()
+        if directory.is_dir():
+            return Fallback("local_dir", directory, "this directory exists")
+        return Fallback("peers", list(DEV_PEERS), f"there is no directory {directory}")
 
     def membership_dir(self) -> Path:
         """Return the membership directory to use when neither peers nor Consul are set.

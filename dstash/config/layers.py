@@ -88,9 +88,17 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     return sorted(name for name in environ if name.startswith(PREFIX) and name.upper() not in known)
 
 
+def keys_of(file: Path) -> set[str]:
+    """Return the keys of a settings file; empty if it cannot be read, which ``layered`` reports."""
+    try:
+        return set(tomllib.loads(file.read_bytes().decode("utf-8-sig")))
+    except (OSError, ValueError):
+        return set()
+
+
 def _read(file: Path) -> tuple[str, dict[str, Any]]:
     try:
-        text = file.read_bytes().decode()
+        text = file.read_bytes().decode("utf-8-sig")  # editors of Windows write a byte order mark
         return text, tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         problem = toml_problem(file, str(error))

@@ -79,7 +79,7 @@ class SharedSettings(BaseSettings):
         if self.consul_token_file is None:
             return None
         try:
-            return self.consul_token_file.read_text().strip() or None
+            return self.consul_token_file.read_bytes().decode("utf-8-sig").strip() or None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"consul_token_file {self.consul_token_file}: {error}") from None
 

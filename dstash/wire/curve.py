@@ -93,7 +93,7 @@ def _read(file: Path, wanted: str, *, secret: bool = False) -> str:
     try:
         with file.open("rb") as opened:
             mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
-            text = opened.read(10_000).decode()
+            text = opened.read(10_000).decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -112,11 +112,15 @@ def _read(file: Path, wanted: str, *, secret: bool = False) -> str:
 def _write(file: Path, text: str, mode: int) -> None:
     try:
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with open(handle, "w") as opened:
-            opened.write(text)
     except FileExistsError:
         raise ConfigError(f"{file} exists already; key files are never overwritten") from None
     except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror}") from None
+    try:
+        with open(handle, "w") as opened:
+            opened.write(text)
+    except OSError as error:  # a full disk: half a key would prevent the next try
+        file.unlink(missing_ok=True)
         raise ConfigError(f"{file} cannot be written: {error.strerror}") from None
 
 

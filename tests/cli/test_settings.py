@@ -94,6 +94,33 @@ def test_show_prints_the_origin_of_each_setting(
     assert table.splitlines()[0].split() == ["setting", "value", "from"]
 
 
+def test_show_prints_where_a_client_looks_without_settings(
+    dstash: Dstash, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    shown = json.loads(dstash("-o", "json", "config", "show").out)
+    assert shown["peers"]["value"][0] == "tcp://127.0.0.1:5000"
+    assert shown["peers"]["from"] == (
+        f"fallback without peers and consul: there is no directory {tmp_path}/state/dstash/dstash"
+    )
+    (tmp_path / ".dstash/membership").mkdir(parents=True)
+    shown = json.loads(dstash("-o", "json", "config", "show").out)
+    assert shown["local_dir"] == {
+        "value": ".dstash/membership",
+        "from": "fallback without peers and consul: this directory exists",
+    }
+    assert shown["peers"] == {"value": [], "from": "default"}
+    shown = json.loads(dstash("--peers", "h:1", "-o", "json", "config", "show").out)
+    assert shown["local_dir"] == {"value": None, "from": "default"}
+
+
+def test_show_guesses_the_kind_of_a_file_with_a_byte_order_mark(
+    dstash: Dstash, tmp_path: Path
+) -> None:
+    (tmp_path / "x.toml").write_bytes(b"\xef\xbb\xbfport = 5001\r\n# \xe2\x98\x83\r\n")
+    assert dstash("config", "check", "x.toml").out == "x.toml: ok\n"
+
+
 def test_show_prints_settings_of_a_peer(dstash: Dstash) -> None:
     done = dstash("config", "show", str(CONF / "peer.toml"))
     rows = [line.split(maxsplit=2) for line in done.out.splitlines()]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,19 @@ from dstash.wire.shapes import EMPTY, SHAPES
 from dstash.wire.sockets import Context, Link, LinkState
 from tests.harness.devcluster import InProcess
 from tests.harness.waiting import stays_true, wait_until
+
+
+@contextmanager
+def limited_file_size(most: int) -> Iterator[None]:
+    """Let writes fail that make a file larger, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    on_excess = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, on_excess)
 
 
 @pytest.fixture
@@ -38,6 +54,22 @@ class TestKeyFiles:
         assert KeyPair.load(cert, key) == pair
         assert load_public(key) == load_public(cert) == pair.public
         assert (key.stat().st_mode & 0o777, cert.stat().st_mode & 0o777) == (0o600, 0o644)
+
+    def test_byte_order_mark_and_crlf_are_accepted(self, tmp_path: Path, pair: KeyPair) -> None:
+        cert, key = tmp_path / "a.key", tmp_path / "a.key_secret"
+        pair.save(cert, key)
+        for file in (cert, key):
+            file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+        assert KeyPair.load(cert, key) == pair
+        listed = tmp_path / "keys"
+        listed.write_bytes(f"\ufeff{pair.public} read users\r\n# end\r\n".encode())
+        assert read_authority(listed).admits(pair.public)
+
+    def test_save_leaves_no_half_file_on_a_full_disk(self, tmp_path: Path, pair: KeyPair) -> None:
+        cert, key = tmp_path / "a.key", tmp_path / "a.key_secret"
+        with limited_file_size(10), pytest.raises(ConfigError, match="cannot be written: File too"):
+            pair.save(cert, key)
+        assert list(tmp_path.iterdir()) == []
 
     def test_save_overwrites_no_file(self, tmp_path: Path, pair: KeyPair) -> None:
         cert, key = tmp_path / "a.key", tmp_path / "a.key_secret"

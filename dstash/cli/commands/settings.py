@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Sequence
 from enum import StrEnum
 from importlib.resources import files
@@ -15,7 +14,14 @@ from pydantic import SecretStr
 
 from dstash.cli import invocation
 from dstash.cli.console import output
-from dstash.config import ClientSettings, Layered, PeerSettings, SharedSettings, layered
+from dstash.config import (
+    ClientSettings,
+    Layered,
+    PeerSettings,
+    SharedSettings,
+    keys_of,
+    layered,
+)
 from dstash.errors import ConfigError
 from dstash.wire.curve import KeyPair
 
@@ -69,17 +75,21 @@ def show(
     ] = None,
     kind: KindOption = None,
 ) -> None:
-    """Show every effective setting and its origin. Secrets are masked."""
+    """Show every effective setting and its origin. Secrets are masked.
+
+    If no setting names the peers of a client, it also shows where the client looks for them.
+    """
     run = invocation.of(ctx)
     loaded = _load(file or run.config, kind, run)
     values = {key: _plain(getattr(loaded.settings, key)) for key in _keys(loaded)}
+    origins = {key: loaded.origins.get(key, "default") for key in values}
+    if isinstance(loaded.settings, ClientSettings) and (found := loaded.settings.fallback()):
+        values[found.key] = _plain(found.value)
+        origins[found.key] = f"fallback without peers and consul: {found.reason}"
     if run.as_json:
-        origins = {key: loaded.origins.get(key, "default") for key in values}
         output.json_line({key: {"value": values[key], "from": origins[key]} for key in values})
         return
-    rows = [
-        (key, _cell(value), loaded.origins.get(key, "default")) for key, value in values.items()
-    ]
+    rows = [(key, _cell(value), origins[key]) for key, value in values.items()]
     output.table(("setting", "value", "from"), rows)
 
 
@@ -122,20 +132,13 @@ def _report(file: Path | None, problems: list[str], run: invocation.Invocation) 
 def _load(
     file: Path | None, kind: Kind | None, run: invocation.Invocation
 ) -> Layered[SharedSettings]:
-    keys = _keys_of_file(file)
+    keys = keys_of(file) if file else set[str]()
     kind = kind or _guess(file, keys)
     flags: dict[str, Any] = dict(run.flags) if kind is Kind.CLIENT else {}
     if kind is Kind.PEER and "data_dir" not in keys and "DSTASH_DATA_DIR" not in os.environ:
         flags["data_dir"] = "DATA_DIR"  # dstash-peer takes it as its first argument
     loaded: Layered[SharedSettings] = layered(_MODELS[kind], file, flags, os.environ)
     return loaded
-
-
-def _keys_of_file(file: Path | None) -> set[str]:
-    try:
-        return set(tomllib.loads(file.read_text())) if file else set()
-    except (OSError, ValueError):
-        return set()  # the error is reported when the file is loaded
 
 
 def _guess(file: Path | None, keys: set[str]) -> Kind:

@@ -207,7 +207,7 @@ def _read(file: Path) -> str:
             data = opened.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ConfigError(f"{file} is too large for a list of keys")
-        return data.decode()
+        return data.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
