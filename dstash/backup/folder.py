@@ -70,6 +70,8 @@ class Folder:
                 data = opened.read(_MAX_MANIFEST_BYTES)
         except FileNotFoundError:
             raise BackupError(self._why_no_manifest()) from None
+        except OSError as error:
+            raise BackupError(f"{path} cannot be read: {error.strerror or error}") from None
         try:
             return Manifest.decode(data)
         except BackupError as error:
@@ -87,7 +89,11 @@ class Folder:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
-        """Open a file that gets its name when the block ends without an exception."""
+        """Open a file that gets its name when the block ends without an exception.
+
+        Raises:
+            BackupError: it cannot be written, for example because the disk is full.
+        """
         partial = self.path / f"{name}{_PARTIAL}"
         try:
             with partial.open("w+b") as target:
@@ -96,6 +102,12 @@ class Folder:
                 os.fsync(target.fileno())
             partial.replace(self.path / name)
             self._sync()
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise BackupError(
+                f"{self.path / name} cannot be written: {error.strerror or error}; "
+                "finished pieces are kept, so the same command can continue"
+            ) from None
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -113,6 +125,8 @@ class Folder:
                 yield PieceReader(source)
         except FileNotFoundError:
             raise BackupError(f"{path} is missing") from None
+        except OSError as error:
+            raise BackupError(f"{path} cannot be read: {error.strerror or error}") from None
         except BackupError as error:
             raise BackupError(f"{path}: {error}") from None
 

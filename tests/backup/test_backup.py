@@ -19,6 +19,7 @@ from tests.backup.conftest import Cluster
 from tests.harness.load import INDEX as LOAD
 from tests.harness.load import Load
 from tests.harness.peers import Peers
+from tests.harness.small_disks import SmallDisk
 from tests.harness.waiting import wait_until
 
 VALUES: list[Any] = [
@@ -149,6 +150,13 @@ def test_save_continues_after_interrupt(source: Cluster, folder: Path) -> None:
         ["dstash: interrupted is incomplete; save into it again to continue"],
     )
     process = source.start("save", "interrupted", "--parallel", "1")
+    wait_until(lambda: len(pieces()) > kept, 60, "another piece is saved")
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    kept = len(pieces())
+    assert (process.returncode, f"{kept} of {PIECES} pieces" in said.decode()) == (143, True)
+    assert not list(done.glob("*.partial"))
+    process = source.start("save", "interrupted", "--parallel", "1")
     wait_until(lambda: len(pieces()) > kept + 5, 60, "some more pieces are saved")
     process.kill()
     process.communicate()
@@ -162,6 +170,20 @@ def test_save_continues_after_interrupt(source: Cluster, folder: Path) -> None:
     code, lines = source.refused("save", "interrupted")
     assert code == 2
     assert "has a finished backup already" in lines[0]
+
+
+def test_save_to_a_full_disk_says_so(source: Cluster, tmp_path: Path) -> None:
+    with SmallDisk(tmp_path / "disk", 64 * 1024) as disk:
+        full = disk.inside / "saved"
+        code, said = source.refused("save", str(full))
+        assert (code, len(said)) == (1, 1)
+        assert said[0].startswith(f"dstash: {full}/piece-")
+        assert said[0].endswith(
+            " cannot be written: No space left on device; finished pieces are kept, so the same "
+            "command can continue"
+        )
+        assert all(file.name.startswith("piece-") for file in full.iterdir())
+        assert not [file for file in full.iterdir() if file.suffix == ".partial"]
 
 
 def test_save_continues_when_a_peer_is_killed(source: Cluster, folder: Path) -> None:
