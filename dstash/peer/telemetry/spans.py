@@ -10,7 +10,9 @@ import logging
 import queue
 import time
 from typing import Final
+from urllib.parse import urlsplit
 
+import requests
 import structlog
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -22,6 +24,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from dstash import threads
 from dstash.about import __version__
+from dstash.config.fields import is_loopback
 from dstash.peer.telemetry.tracing import LATE, Notes
 from dstash.telemetry import (
     DB_COLLECTION,
@@ -61,7 +64,9 @@ class SpanWriter:
     def __init__(self, endpoint: str, cluster: str, peer: str) -> None:
         self._cluster = cluster
         self._loss_log = _LossLog(endpoint)
-        self._exporter = OTLPSpanExporter(endpoint=f"{endpoint.removesuffix(_PATH)}{_PATH}")
+        self._exporter = OTLPSpanExporter(
+            endpoint=f"{endpoint.removesuffix(_PATH)}{_PATH}", session=_session(endpoint)
+        )
         self._provider = TracerProvider(resource=_resource(peer), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer(SYSTEM, __version__)
@@ -157,6 +162,15 @@ def _resource(peer: str) -> Resource:
     }
     # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence.
     return Resource.create(own).merge(OTELResourceDetector().detect())
+
+
+def _session(endpoint: str) -> requests.Session | None:
+    """Return a session without the proxy of the environment if the collector is on this machine."""
+    if not is_loopback(urlsplit(endpoint).hostname or ""):
+        return None
+    session = requests.Session()
+    session.trust_env = False
+    return session
 
 
 class _LossLog(logging.Handler):
