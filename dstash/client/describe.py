@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from dstash.cluster.topology.blockers import waits
+from dstash.cluster.topology.copies import Copies, count_copies, missing_copies
 from dstash.cluster.topology.topology import Change
 from dstash.cluster.topology.view import View
 from dstash.store.record import partition_of
@@ -26,6 +27,8 @@ def describe_cluster(view: View, answers: Mapping[str, Mapping[str, Any]]) -> di
     """
     topology = view.topology
     change = topology.change
+    candidates = sorted(view.alive - view.members.keys())
+    copies = copies_of(view, answers)
     return {
         "cluster": topology.cluster,
         "cluster_id": topology.cluster_id,
@@ -36,7 +39,12 @@ def describe_cluster(view: View, answers: Mapping[str, Mapping[str, Any]]) -> di
         "partitions": topology.partitions,
         "change": None if change is None else describe_change(change),
         "waits": waits(view, answers),
-        "candidates": sorted(view.alive - view.members.keys()),
+        "candidates": candidates,
+        "copies": len(topology.holders()),
+        "quorum_lost": copies.lost,
+        "lacking_replicas": copies.fewer,
+        "alerts": [{"badness": badness, "text": text} for badness, text in copies.alerts()]
+        + [{"badness": 1, "text": text} for text in missing_copies(topology, candidates)],
         "missing": describe_missing(answers),
         "differing": min(topology.partitions, sum(map(_differing, answers.values()))),
         "members": [
@@ -48,6 +56,32 @@ def describe_cluster(view: View, answers: Mapping[str, Mapping[str, Any]]) -> di
             for member in topology.members
         ],
     }
+
+
+def copies_of(view: View, answers: Mapping[str, Mapping[str, Any]]) -> Copies:
+    """Return how many partitions lack replicas that serve; none before the cluster has formed.
+
+    Args:
+        view: of the cluster.
+        answers: the status of each member that answered.
+    """
+    total = view.topology.partitions
+    if not view.topology.formed:
+        return Copies(0, 0, total)
+    serving = {
+        member.id
+        for member in view.topology.members
+        if member.id in view.alive
+        and member.synced
+        and not answers.get(member.id, {"why_not_ready": "no answer"}).get("why_not_ready")
+    }
+    return count_copies(
+        (
+            (len(peers), len(serving.intersection(peers)), count)
+            for peers, count in Counter(view.readers).items()
+        ),
+        total,
+    )
 
 
 def describe_missing(answers: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -149,11 +149,11 @@ def test_dashboard_shows_a_join_and_failures(browser: Browser, tmp_path: Path) -
         assert "d is down" in _problems(browser)
         peers["c"].kill()
         _wait_for(browser, "c", "down", NOTICED)
-        wait_until(lambda: "no quorum for" in _problems(browser), PATIENCE, "it says what fails")
+        wait_until(lambda: "quorum lost for" in _problems(browser), PATIENCE, "it says what fails")
         assert browser.text("#verdict") == "Broken"
         peers["c"].start()
         _wait_for(browser, "c", "ok")
-        assert "no quorum" not in _problems(browser)
+        assert "quorum lost" not in _problems(browser)
         peers["a"].kill()
         wait_until(lambda: "does not answer" in _problems(browser), PATIENCE, "it says so")
 

@@ -164,6 +164,11 @@ class Topology:
         """Return the members that hold data after the topology change."""
         return [member for member in self.members if member.state is not State.LEAVING]
 
+    def holders(self) -> list[Member]:
+        """Return the members that reads use: those before the change until it switches."""
+        is_switched = self.change is not None and self.change.switched
+        return self.after() if is_switched else self.before()
+
     def encode(self) -> bytes:
         """Return the JSON form."""
         return json.dumps(asdict(self), sort_keys=True, indent=1).encode()

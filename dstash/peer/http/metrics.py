@@ -213,6 +213,8 @@ def _cluster(view: View | None, peer: str) -> Iterator[Metric]:
     for state in State:
         members.add_metric([state.value], states[state])
     yield members
+    text = "Copies that each key is to have; with fewer members there are fewer."
+    yield _gauge("dstash_replicas", text, topology.replicas if topology else 0)
     alive = len(view.alive & view.members.keys()) if view else 0
     yield _gauge("dstash_members_alive", "Members that hold their session lock.", alive)
     change = topology.change if topology else None

@@ -55,7 +55,7 @@ def test_healthy_cluster_has_no_alerts() -> None:
 
 def test_down_peer_is_an_alert() -> None:
     (fewer, down) = said(known(TRIO, "ac"))
-    assert fewer == (1, "4096 of 4096 partitions lack a replica; they still have a quorum")
+    assert fewer == (1, "4,096 of 4,096 partitions lack a replica; they still have a quorum")
     assert down[0] == 1
     assert down[1].startswith("b is down: ")
 
@@ -63,7 +63,16 @@ def test_down_peer_is_an_alert() -> None:
 def test_two_of_three_peers_down_is_a_quorum_alert() -> None:
     badness, text = said(known(TRIO, "a"))[0]
     assert badness == 2
-    assert text.startswith("no quorum for 4096 of 4096 partitions")
+    assert text.startswith("quorum lost for 4,096 of 4,096 partitions")
+
+
+def test_fewer_members_than_replicas_are_a_trouble() -> None:
+    pair = topology(member("a"), member("b"))
+    missing = "2 of 3 copies: 1 peer is missing;"
+    assert said(known(pair, "ab")) == [(1, f"{missing} start 1 more")]
+    waiting = said(known(pair, "abx"))
+    assert waiting == [(1, f"{missing} add them: dstash cluster add x")]
+    assert said(known(replace(pair, replicas=2), "ab")) == []
 
 
 def test_held_lock_does_not_hide_lost_connection() -> None:
@@ -76,7 +85,7 @@ def test_held_lock_does_not_hide_lost_connection() -> None:
 def test_streaming_member_does_not_count_as_replica() -> None:
     lost = topology(member("a"), member("b", synced=False), member("c", synced=False))
     assert healths(known(lost)) == {"a": "ok", "b": "streaming", "c": "streaming"}
-    assert said(known(lost))[0][1].startswith("no quorum for 4096")
+    assert said(known(lost))[0][1].startswith("quorum lost for 4,096")
 
 
 def test_alert_names_every_affected_peer() -> None:
@@ -95,7 +104,7 @@ def test_nearly_full_disk_is_an_alert_of_a_ready_peer() -> None:
 
 def test_peer_that_has_not_joined_is_an_alert() -> None:
     assert said(known(None)) == [(2, "peer a has not joined a cluster")]
-    ((_, text),) = said(known(topology(member("b"), member("c"))))
+    ((_, text),) = said(known(topology(member("b"), member("c"), replicas=2)))
     assert "a is not a member; add it with: dstash cluster add a" in text
     forming = replace(TRIO, formed=False, min_peers=5)
     waiting = "3 of 5 peers have joined; requests are served once all have joined"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from dstash.cluster.topology.blockers import waits
+from dstash.cluster.topology.copies import count_copies, missing_copies
 from dstash.peer.http.dashboard.state import Known
-from dstash.types import Level
 
 #: The result of ``state.describe``.
 _State = Mapping[str, Any]
@@ -33,19 +33,13 @@ def _not_joined(known: Known, state: _State) -> _Alerts:
         yield 2, f"{joined} of {needed} peers have joined; requests are served once all have joined"
 
 
-def _no_quorum(known: Known, state: _State) -> _Alerts:
-    lost = fewer = 0
-    for replica_set in state["sets"]:
-        if replica_set["up"] < Level.QUORUM.needed(len(replica_set["peers"])):
-            lost += replica_set["partitions"]
-        elif replica_set["up"] < len(replica_set["peers"]):
-            fewer += replica_set["partitions"]
-    total = state["partitions"]
-    if lost:
-        effect = "reads and writes of their keys fail until a replica is back"
-        yield 2, f"no quorum for {lost} of {total} partitions: {effect}"
-    if fewer:
-        yield 1, f"{fewer} of {total} partitions lack a replica; they still have a quorum"
+def _copies(known: Known, state: _State) -> _Alerts:
+    sets = ((len(each["peers"]), each["up"], each["partitions"]) for each in state["sets"])
+    yield from count_copies(sets, state["partitions"]).alerts()
+    if known.view is not None:
+        candidates = sorted(known.view.alive - known.view.members.keys())
+        for text in missing_copies(known.view.topology, candidates):
+            yield 1, text
 
 
 def _own_alerts(known: Known, state: _State) -> _Alerts:
@@ -83,7 +77,7 @@ def _waits(known: Known, state: _State) -> _Alerts:
 
 _RULES: Final[tuple[Callable[[Known, _State], _Alerts], ...]] = (
     _not_joined,
-    _no_quorum,
+    _copies,
     _own_alerts,
     _members,
     _disks,

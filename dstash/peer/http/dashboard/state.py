@@ -56,6 +56,7 @@ def describe(known: Known) -> dict[str, Any]:
         "epoch": topology.epoch if topology else 0,
         "formed": bool(topology and topology.formed),
         "replicas": topology.replicas if topology else 0,
+        "copies": len(topology.holders()) if topology else 0,
         "partitions": topology.partitions if topology else 0,
         "members": members,
         "sets": sets,
@@ -69,7 +70,7 @@ def unknown(peer: str, cluster: str, quiet: float) -> dict[str, Any]:
     text = (
         f"peer {peer} hangs: its event loop has not run for {quiet:.0f} s; check its disk and log"
     )
-    empty: dict[str, Any] = dict.fromkeys(("now", "epoch", "replicas", "partitions"), 0)
+    empty: dict[str, Any] = dict.fromkeys(("now", "epoch", "replicas", "copies", "partitions"), 0)
     empty |= {"members": [], "sets": [], "change": None, "formed": False, "version": ""}
     alert = {"badness": 2, "text": text}
     return empty | {"peer": peer, "cluster": cluster, "load": None, "alerts": [alert]}

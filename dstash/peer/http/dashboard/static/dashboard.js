@@ -45,7 +45,8 @@ function showTiles(state) {
   show("Keys written", count(now.written_keys), " /s");
   show("Handling, p99", ...split(micros(now.handling_p99)));
   show("Commit, p99", ...split(micros(now.commit_p99)));
-  show("Records", count(records), state.replicas > 1 ? ` in ${state.replicas} copies` : "");
+  const copies = Math.min(state.replicas, state.copies);
+  show("Records", count(records), copies > 1 ? ` in ${copies} copies` : "");
   show("On disk", ...split(bytes(sum(members.map((member) => member.used_bytes)))));
 }
 
