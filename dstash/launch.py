@@ -1,9 +1,9 @@
-"""The start of a command, before its code is loaded.
+"""The start of a command, before its code is loaded, and its end.
 
-Loading takes up to a second. Ctrl-C in that time ends the process without a traceback. A standard
-stream that the caller has closed is replaced before a socket can take its descriptor number and
-receive its data (gnulib's ``stdopen`` is the model). If the extra of a command is not installed,
-one line says so.
+Loading takes up to a second. Ctrl-C in that time ends the process without a traceback; so does
+Ctrl-C while the interpreter ends. A standard stream that the caller has closed is replaced before a
+socket can take its descriptor number and receive its data (gnulib's ``stdopen`` is the model). If
+the extra of a command is not installed, one line says so.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import signal
 import sys
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Final
 
 #: stdin and stdout are opened in the wrong direction, so that using them is an error: data must
 #: not be lost silently. Messages on stderr may be.
-_MISSING: Final = (
+_MISSING = (
     ("stdin", os.O_WRONLY, "r"),
     ("stdout", os.O_RDONLY, "w"),
     ("stderr", os.O_WRONLY, "w"),
 )
+#: What a shell reports for a program that Ctrl-C has ended.
+_INTERRUPTED = 130
 
 
 def launch(module: str, *, command: str, extra: str, packages: tuple[str, ...]) -> None:
@@ -33,19 +34,39 @@ def launch(module: str, *, command: str, extra: str, packages: tuple[str, ...]) 
         extra: the extra of dstash that installs ``packages``.
         packages: the packages that the command needs and the client does not.
     """
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    if on_interrupt is signal.default_int_handler:  # otherwise the shell ignores it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _use_utf8()
     _open_missing_streams()
     for package in packages:
         if find_spec(package) is None:
             sys.exit(
                 f"{command}: package {package} is not installed; run: pip install 'dstash[{extra}]'"
             )
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    if on_interrupt is signal.default_int_handler:  # otherwise the shell ignores it
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     _import_structlog()
     run = import_module(module).main
-    signal.signal(signal.SIGINT, on_interrupt)
-    run()
+    if on_interrupt is not signal.default_int_handler:
+        run()
+        return
+    try:
+        try:
+            signal.signal(signal.SIGINT, on_interrupt)
+            run()
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        sys.exit(_INTERRUPTED)
+
+
+def _use_utf8() -> None:
+    """Start again in Python's UTF-8 mode if the locale has another encoding.
+
+    So arguments, stdin and file names are the same keys, values and files whatever the locale.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606  # our own command
 
 
 def _open_missing_streams() -> None:

@@ -73,6 +73,7 @@ def test_closed_stdin_is_an_error_for_commands_with_input() -> None:
 
 def test_closed_stderr_keeps_the_exit_code() -> None:
     assert run('"$0" put "" key value 2>&-') == (2, "")
+    assert run('"$0" put "" key value 2>/dev/full') == (2, "")
 
 
 def test_public_names_exist() -> None:
