@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import typer
@@ -24,6 +25,9 @@ def code_of(command: Callable[[], Any]) -> int:
         if code == Interrupted.exit_code:
             output.message("interrupted")
         return int(code or 0)
+    except KeyboardInterrupt:  # before or after the command itself
+        output.message("interrupted")
+        return Interrupted.exit_code
     except Exception as error:
         if os.environ.get("DSTASH_DEBUG") == "1":
             raise
@@ -53,6 +57,22 @@ def explain(error: Exception) -> int:
         name = type(error).__name__
         output.message(f"internal error: {name}: {error} (DSTASH_DEBUG=1 shows the traceback)")
     return 1
+
+
+@contextmanager
+def naming(file: str | os.PathLike[str]) -> Iterator[None]:
+    """Add the name of a file to an ``OSError`` that has none, such as that of a full disk.
+
+    A broken pipe stays as it is: it ends a command without a message.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), os.fspath(file)) from None
+        raise
 
 
 def _help_for(error: typer.TyperException) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dstash.cli.failures import naming
 from dstash.cli.workload import Record
 
 #: Percentiles as fractions: 1/100 of the calls are slower than p99.
@@ -27,7 +28,8 @@ def draw_load(record: Record, title: str, file: Path) -> None:
     left.minorticks_off()
     left.legend()
     _draw_timeline(right, record)
-    figure.savefig(file, dpi=120)
+    with naming(file):
+        figure.savefig(file, dpi=120)
 
 
 def _draw_percentiles(axes: Axes, kind: str, histogram: Any) -> None:

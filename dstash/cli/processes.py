@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+from dstash.cli.failures import naming
 from dstash.errors import DStashError, UsageError
 
 STATE_FILE: Final = "dev.json"
@@ -112,8 +113,9 @@ class DevCluster:
         file = self.root / STATE_FILE
         partial = file.with_suffix(".partial")
         peers = [asdict(process) for process in sorted(processes, key=lambda p: p.id)]
-        partial.write_text(json.dumps({"peers": peers}, indent=1))
-        partial.replace(file)
+        with naming(file):
+            partial.write_text(json.dumps({"peers": peers}, indent=1))
+            partial.replace(file)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -55,6 +55,31 @@ def test_import_and_export_csv(inside: InProcess, index: str) -> None:
     assert inside.out("get", index, "two") == "2"
 
 
+@pytest.mark.parametrize("name", ["x.tsv", "x.csv.gz", "x.jsonl.zst"])
+def test_format_and_compression_follow_the_name(inside: InProcess, index: str, name: str) -> None:
+    index = index[:40]
+    inside.out("put", index, "k", '{"key": "a\\rb", "x": ";"}', "--json")
+    inside.out("export", index, name)
+    inside.out("import", f"{index}2", name)
+    assert inside.out("get", f"{index}2", "k") == '{"key":"a\\rb","x":";"}'
+    file = inside.folder / name
+    file.write_bytes(file.read_bytes()[:-4])
+    done = inside.run("import", f"{index}2", name)
+    if name != "x.tsv":
+        assert done.returncode == 1
+        assert b"; stored " in done.stderr
+
+
+def test_import_and_export_with_a_delimiter(inside: InProcess, index: str) -> None:
+    (inside.folder / "semi.csv").write_text("\ufeffid;price, EUR\r\n1;1,50\r\n", newline="")
+    inside.out("import", index, "semi.csv")
+    assert inside.out("get", index, "1") == '{"price, EUR":"1,50"}'
+    inside.out("export", index, "colon.csv", "--delimiter", ":")
+    assert (inside.folder / "colon.csv").read_text() == "key:price, EUR\n1:1,50\n"
+    code, text = inside.refusal("import", index, "colon.csv", "--delimiter", ";")
+    assert (code, "only one column" in text) == (1, True)
+
+
 def test_import_csv_stops_at_or_skips_bad_rows_by_number(inside: InProcess, index: str) -> None:
     rows = 'id,name\n1,one\n2\n3,"thr"ee\n,four\n"5\n",five\n6,six\n'
     (inside.folder / "bad.csv").write_text(rows)
@@ -146,6 +171,16 @@ def test_export_creates_files_with_the_usual_mode(inside: InProcess, index: str)
     umask = os.umask(0)
     os.umask(umask)
     assert (inside.folder / "mode.jsonl").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_export_to_stdout_by_name_keeps_the_redirection(dev: DevCluster, index: str) -> None:
+    dev.out("put", index, "k", "v")
+    with (dev.folder / "log").open("ab") as log:
+        log.write(b"before\n")
+        log.flush()
+        process = dev.start(["export", index, "/dev/stdout", "--format", "jsonl"], stdout=log)
+        assert process.wait(60) == 0
+    assert (dev.folder / "log").read_text() == 'before\n{"key":"k","value":"v"}\n'
 
 
 def test_import_without_peer_reports_that_no_record_was_stored(

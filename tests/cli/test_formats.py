@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dstash.cli.formats import BadRow, Columns, Format, Row, format_of, read_rows, rows, writer
+from dstash.cli.formats.delimited import parse_delimiter
 from dstash.errors import UsageError
 
 NO_COLUMNS = Columns()
@@ -39,8 +40,14 @@ def test_format_follows_the_suffix() -> None:
     assert format_of("a.csv", None) is Format.CSV
     assert format_of("-", None) is Format.JSONL
     assert format_of("a.csv", Format.MSGPACK) is Format.MSGPACK
-    with pytest.raises(UsageError, match="or give --format"):
-        format_of("a.txt", None)
+    assert format_of("a.TSV", None) is Format.TSV
+    assert format_of("a.csv.gz", None) is Format.CSV
+    assert format_of("a.jsonl.ZST", None) is Format.JSONL
+    for name in ("a.txt", "a.gz", "a.txt.gz"):
+        with pytest.raises(UsageError, match="or give --format"):
+            format_of(name, None)
+    with pytest.raises(UsageError, match=r"compressed inside; name it without \.gz"):
+        format_of("a.parquet.gz", None)
 
 
 def test_read_jsonl_yields_records() -> None:
@@ -107,6 +114,120 @@ def test_read_csv_takes_other_columns_as_value() -> None:
     assert [row.line for row in found] == [2, 4]
 
 
+@pytest.mark.parametrize(
+    ("data", "columns", "expected"),
+    [
+        (b"k;v\n1;a\n", NO_COLUMNS, ("1", {"v": "a"})),
+        (b"k\tv\n1\ta\n", NO_COLUMNS, ("1", {"v": "a"})),
+        (b"k|v\n1|a\n", NO_COLUMNS, ("1", {"v": "a"})),
+        (b'k,"a;b;c"\n1,x\n', NO_COLUMNS, ("1", {"a;b;c": "x"})),
+        (b"k;price, EUR\n1;1,50\n", NO_COLUMNS, ("1", {"price, EUR": "1,50"})),
+        (b"k,a;b;c\n1,x\n", NO_COLUMNS, ("1", {"a;b;c": "x"})),
+        (b"k:v\n1:a,b\n", Columns(delimiter=":"), ("1", {"v": "a,b"})),
+        (b"k,v;w\n1,a;b\n", Columns(delimiter=";", key="v,w"), None),
+    ],
+)
+def test_read_csv_recognises_the_delimiter(data: bytes, columns: Columns, expected: Any) -> None:
+    if expected is None:
+        with pytest.raises(UsageError, match="no column"):
+            read(Format.CSV, data, columns)
+        return
+    assert good(read(Format.CSV, data, columns)) == [expected]
+
+
+@pytest.mark.parametrize("delimiter", [None, ";"])
+def test_read_csv_refuses_a_single_column(delimiter: str | None) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(Format.CSV, b"k:v\n1:a\n", Columns(delimiter=delimiter))
+    assert str(caught.value) == (
+        f"line 1: only one column, 'k:v', with the delimiter {delimiter or ','!r}; "
+        "give the one of the file with --delimiter"
+    )
+
+
+def test_read_tsv_takes_tabs_alone() -> None:
+    assert good(read(Format.TSV, b"k\ta,b;c\n1\tx\n")) == [("1", {"a,b;c": "x"})]
+
+
+@pytest.mark.parametrize(
+    ("text", "delimiter"), [(";", ";"), ("tab", "\t"), ("\\t", "\t"), ("\t", "\t"), (":", ":")]
+)
+def test_delimiter_is_one_character(text: str, delimiter: str) -> None:
+    assert parse_delimiter(text) == delimiter
+
+
+@pytest.mark.parametrize("text", ["", ";;", '"', "\n", "\r"])
+def test_delimiter_of_another_length_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="allowed are one character"):
+        parse_delimiter(text)
+
+
+def test_text_that_is_not_utf8_is_named() -> None:
+    latin = "k,v\na,ä\nb,c\n".encode("latin-1")
+    found = read(Format.CSV, latin)
+    assert good(found) == [("b", {"v": "c"})]
+    assert "byte 0xe4 in column 3); if it is Latin-1" in bad(found)[2]
+    (line,) = read(Format.JSONL, '{"key": "ä", "value": 1}'.encode("latin-1"))
+    assert isinstance(line, BadRow)
+    assert "if it is Latin-1" in line.text
+    for header, words in (("ä,v\n".encode("latin-1"), "Latin-1"), ("k,v".encode("utf-16"), "16")):
+        with pytest.raises(UsageError, match=f"line 1: not UTF-8.*{words}"):
+            read(Format.CSV, header)
+
+
+def test_carriage_return_outside_of_quotes_is_named() -> None:
+    found = read(Format.CSV, b"k,v\na,b\rc\nd,e\n")
+    assert good(found) == [("d", {"v": "e"})]
+    assert bad(found) == {2: "not CSV: a carriage return outside of quotes"}
+
+
+@pytest.mark.parametrize("form", [Format.CSV, Format.TSV])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": "x\ry", "b": "\r\n", "c": '"', "d": "tab\there", "e": " , ; "},
+        {"key": "a field", "_key": "another"},
+        {"value": "v", "ttl": "t"},
+    ],
+)
+def test_delimited_text_is_read_back(form: Format, value: dict[str, str]) -> None:
+    data = written(form, [("k\r1", value, None), ("k2", value, None)])
+    assert good(read(form, data)) == [("k\r1", value), ("k2", value)]
+
+
+def test_written_csv_ends_lines_with_a_newline_alone() -> None:
+    assert written(Format.CSV, [("k", {"a": "x\ry"}, None)]) == b'key,a\nk,"x\ry"\n'
+
+
+def test_write_csv_puts_an_empty_dict_in_one_cell() -> None:
+    data = written(Format.CSV, [("k", {}, None), ("l", {"a": 1}, None)])
+    assert good(read(Format.CSV, data)) == [("k", {"value": "{}"}), ("l", {"value": '{"a":1}'})]
+
+
+def test_write_csv_keeps_fields_whose_names_are_integers() -> None:
+    data = written(Format.CSV, [("k", {1: "a", 2: "b"}, None), ("l", {2: "c", 1: "d"}, None)])
+    expected = [("k", {"1": "a", "2": "b"}), ("l", {"1": "d", "2": "c"})]
+    assert good(read(Format.CSV, data)) == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "columns", "words"),
+    [
+        (Format.CSV, {"id": 1}, Columns(key="id"), "--key id: a column of the values has that"),
+        (Format.CSV, 5, Columns(key="value"), "--key value: a column of the values has that"),
+        (Format.CSV, 5, Columns(key="x", value="x"), "name the same column, 'x'"),
+        (Format.CSV, {1: "a", "1": "b"}, NO_COLUMNS, "two fields of a value have the same name"),
+        (Format.PARQUET, 5, Columns(key="value"), "two columns would be named 'value'"),
+        (Format.JSONL, 5, Columns(delimiter=";"), "--delimiter applies to CSV and TSV"),
+    ],
+)
+def test_columns_of_the_same_name_are_refused(
+    form: Format, value: Any, columns: Columns, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        written(form, [("k", value, None)], columns)
+
+
 def test_read_csv_uses_named_columns() -> None:
     data = b"id,name\n1,one\n"
     assert good(read(Format.CSV, data, Columns(key="name"))) == [("one", {"id": "1"})]
@@ -139,7 +260,10 @@ def test_read_csv_reports_bad_rows_and_reads_the_rest() -> None:
     assert list(problems) == [3, 4, 5, 6, 8]
     assert problems[3] == "1 cells, but the header has 2"
     assert "not CSV" in problems[4]
-    assert "value cannot be stored" in problems[5]
+    assert problems[5] == (
+        "not UTF-8 text (byte 0xff in column 3); if it is Latin-1, convert it: "
+        "iconv -f LATIN1 -t UTF-8"
+    )
     assert "key is empty" in problems[6]
     assert "not CSV: unexpected end of data" in problems[8]
 
@@ -170,9 +294,11 @@ VALUES: list[Any] = [
 LOSSLESS = [Format.JSONL, Format.MSGPACK, Format.PARQUET]
 
 
-def written(form: Format, records: list[tuple[Any, Any, float | None]]) -> bytes:
+def written(
+    form: Format, records: list[tuple[Any, Any, float | None]], columns: Columns = NO_COLUMNS
+) -> bytes:
     target = io.BytesIO()
-    out = writer(form, target, NO_COLUMNS)
+    out = writer(form, target, columns)
     for record in records:
         out.write(*record)
     out.finish()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -18,7 +15,9 @@ from dstash.cli.arguments import STDIN, IndexName, IntKeys, Ttl
 from dstash.cli.batches import BadLine, Importer, OnError
 from dstash.cli.console import output
 from dstash.cli.console.progress import progress_bar
+from dstash.cli.files import Source, source, target
 from dstash.cli.formats import Columns, Format, format_of, read_rows, writer
+from dstash.cli.formats.delimited import parse_delimiter
 from dstash.cli.invocation import Interrupted, PartlyFailed
 from dstash.errors import DStashError, UsageError
 from dstash.limits import check_index, check_ttl
@@ -37,7 +36,7 @@ FormatOption = Annotated[
 KeyColumn = Annotated[
     str | None,
     typer.Option(
-        "--key", metavar="COLUMN", help="CSV, parquet: column of the key. Default: the first."
+        "--key", metavar="COLUMN", help="CSV, TSV, parquet: column of the key. Default: the first."
     ),
 ]
 ValueColumn = Annotated[
@@ -45,7 +44,25 @@ ValueColumn = Annotated[
     typer.Option(
         "--value",
         metavar="COLUMN",
-        help="CSV, parquet: column of the value. Default: all other columns.",
+        help="CSV, TSV, parquet: column of the value. Default: all other columns.",
+    ),
+]
+
+
+def _parse_delimiter(text: str) -> str:
+    try:
+        return parse_delimiter(text)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Delimiter = Annotated[
+    str | None,
+    typer.Option(
+        "--delimiter",
+        metavar="CHAR",
+        parser=_parse_delimiter,
+        help="CSV, TSV: the character between cells, or tab. Default: by the header; , for export.",
     ),
 ]
 
@@ -57,6 +74,7 @@ def import_(
     form: FormatOption = None,
     key: KeyColumn = None,
     value: ValueColumn = None,
+    delimiter: Delimiter = None,
     as_int: IntKeys = False,
     ttl: Ttl = None,
     on_error: Annotated[
@@ -66,8 +84,9 @@ def import_(
     """Store the records of a file; a key that exists gets the new value.
 
     jsonl: one {"key": ..., "value": ..., "ttl": seconds} per line; ttl is optional.
-    csv: with a header line. msgpack: maps like those of jsonl. parquet: needs dstash[parquet].
-    With --on-error skip, bad records are skipped and the exit code is 9.
+    csv, tsv: UTF-8 with a header line. msgpack: maps like those of jsonl. parquet: needs the extra
+    parquet. A name that ends in .gz or .zst is decompressed; .zst needs Python 3.14 or the extra
+    parquet. With --on-error skip, bad records are skipped and the exit code is 9.
     """
     check_index(index)
     check_ttl(ttl)
@@ -76,14 +95,14 @@ def import_(
     run = invocation.of(ctx)
     began = time.monotonic()
     name = "stdin" if file == STDIN else file
-    with _source(file) as source, run.client() as client:
+    columns = Columns(key, value, as_int, delimiter)
+    with source(file) as origin, run.client() as client:
         importer = Importer(client, index, ttl, on_error, noun, run.long_timeout(_BATCH_TIMEOUT_S))
-        rows = read_rows(kind, source, Columns(key, value, as_int))
+        total = None if kind is Format.PARQUET else origin.size  # parquet is not read in order
+        rows = read_rows(kind, origin.stream, columns)
         with (
             _progress_in_errors(importer, name),
-            progress_bar(
-                f"import {index}", _size(source, kind), _bytes_done(source, importer)
-            ) as bar,
+            progress_bar(f"import {index}", total, _bytes_done(origin, importer)) as bar,
         ):
             importer.run(rows, bar)
     seconds = time.monotonic() - began
@@ -101,6 +120,7 @@ def export(
     form: FormatOption = None,
     key: KeyColumn = None,
     value: ValueColumn = None,
+    delimiter: Delimiter = None,
     with_ttl: Annotated[
         bool,
         typer.Option("--with-ttl", help="Also export the time to live. Slow: one request per key."),
@@ -108,18 +128,20 @@ def export(
 ) -> None:
     """Write the records of an index to a file that import can read.
 
-    The file appears under its name only when it is complete. It has every record that a look-up at
-    the level of --read would find. CSV turns every value into text; parquet has a column for each
-    name if all values are maps with the same names.
+    The file appears under its name only when it is complete; it replaces a regular file, whose mode
+    it keeps. A symbolic link is followed; a device, a FIFO or a pipe is written to. The file has
+    every record that a look-up at the level of --read would find. CSV and TSV turn every value into
+    text, and parquet has a column for each name, if all values are maps with the same names. A name
+    that ends in .gz or .zst is compressed.
     """
     check_index(index)
     kind = format_of(file, form)
     run = invocation.of(ctx)
     began = time.monotonic()
-    with run.client() as client, _target(file) as target:
+    with run.client() as client, target(file) as destination:
         # Only for the progress bar, so the count of one replica is accurate enough.
         total = client.count(index, prefix, read="one") if sys.stderr.isatty() else None
-        out = writer(kind, target, Columns(key, value))
+        out = writer(kind, destination, Columns(key, value, delimiter=delimiter))
         number = 0
         with progress_bar(f"export {index}", total) as progress:
             for record_key, item, left in _records(client, index, prefix, with_ttl):
@@ -143,79 +165,9 @@ def _records(
             continue  # it expired after the scan returned it
 
 
-@contextmanager
-def _source(file: str) -> Iterator[BinaryIO]:
-    if file == STDIN:
-        yield _Counted(sys.stdin.buffer)  # type: ignore[misc]  # has all methods that are used
-        return
-    try:
-        opened = open(file, "rb")  # noqa: SIM115  # closed below
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}") from None
-    with opened:
-        yield opened
-
-
-class _Counted:
-    """stdin with a position, which a pipe does not have."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._position = 0
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self._position += len(data)
-        return data
-
-    def readline(self, size: int) -> bytes:
-        data = self._stream.readline(size)
-        self._position += len(data)
-        return data
-
-    def tell(self) -> int:
-        return self._position
-
-
-@contextmanager
-def _target(file: str) -> Iterator[BinaryIO]:
-    if file == STDIN:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    path = Path(file)
-    try:
-        partial = tempfile.NamedTemporaryFile(  # noqa: SIM115  # closed below
-            dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False
-        )
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}") from None
-    try:
-        with partial:
-            yield partial  # type: ignore[misc]  # the wrapper writes like a file
-        _publish(Path(partial.name), path)
-    except BaseException:
-        Path(partial.name).unlink(missing_ok=True)
-        raise
-
-
-def _publish(partial: Path, path: Path) -> None:
-    umask = os.umask(0)
-    os.umask(umask)
-    partial.chmod(0o666 & ~umask)  # a temporary file is private; the export gets the usual mode
-    partial.replace(path)
-
-
-def _bytes_done(source: BinaryIO, importer: Importer) -> Callable[[], int]:
+def _bytes_done(origin: Source, importer: Importer) -> Callable[[], int]:
     # More has been read than stored.
-    return lambda: int(source.tell() * importer.settled())
-
-
-def _size(source: BinaryIO, kind: Format) -> int | None:
-    if isinstance(source, _Counted) or kind is Format.PARQUET:  # parquet is not read in order
-        return None
-    size = os.fstat(source.fileno()).st_size
-    return size or None
+    return lambda: int(origin.position() * importer.settled())
 
 
 @contextmanager
@@ -231,7 +183,7 @@ def _progress_in_errors(importer: Importer, file: str) -> Iterator[None]:
         raise BadLine(f"{file}, {error}; {_so_far(importer)}") from None
     except UsageError as error:
         raise BadLine(f"{file}, {error}; {_so_far(importer)}") from None
-    except DStashError as error:
+    except (DStashError, OSError) as error:
         output.message(f"{file}: {_so_far(importer)}")
         raise error from None
 

@@ -226,6 +226,12 @@ class ParquetWriter:
             kind = None if self._wanted.value else _common(values)
             self._columns.append(_Column(name, "value", kind))
         self._columns.append(_Column(TTL_COLUMN, "ttl", float))
+        names = [column.name for column in self._columns]
+        repeated = [name for name in names if names.count(name) > 1]
+        if repeated:
+            raise UsageError(
+                f"two columns would be named {repeated[0]!r}; name others with --key and --value"
+            )
         schema = self._pa.schema([column.field(self._pa) for column in self._columns])
         self._out = self._pa.parquet.ParquetWriter(self._target, schema, compression="zstd")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
 from dstash.cli import tagged
-from dstash.cli.formats.rows import MAX_LINE_BYTES, BadRow, Columns, Row, checked
+from dstash.cli.formats.rows import MAX_LINE_BYTES, BadRow, Columns, Row, checked, not_utf8
 from dstash.errors import UsageError
 from dstash.wire.keys import Key
 
@@ -33,7 +33,9 @@ def _parsed(number: int, line: bytes, columns: Columns) -> Row | BadRow:
     if len(line) > MAX_LINE_BYTES:
         return BadRow(number, f"longer than {MAX_LINE_BYTES} bytes, the maximum")
     try:
-        return checked(number, tagged.loads(line), columns)
+        return checked(number, tagged.loads(line.decode()), columns)
+    except UnicodeDecodeError as error:
+        return BadRow(number, not_utf8(line, error))
     except UsageError as error:
         return BadRow(number, str(error))
 

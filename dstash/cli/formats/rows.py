@@ -36,18 +36,40 @@ class BadRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of key and value in a CSV or parquet file, and whether keys are integers."""
+    """How a file with columns is read or written: CSV, TSV or parquet.
+
+    Attributes:
+        key: the column of the key.
+        value: the column of the value.
+        as_int: keys are integers; this applies to every format.
+        delimiter: the character between cells of CSV or TSV; None for that of the format.
+    """
 
     key: str | None = None
     value: str | None = None
     as_int: bool = False
+    delimiter: str | None = None
 
-    def refuse_names(self, form: str) -> None:
-        """Raise ``UsageError`` if columns are named for a format without columns."""
-        if self.key or self.value:
+    def check_for(self, form: str) -> None:
+        """Raise ``UsageError`` if an option does not apply to a format."""
+        if self.delimiter and form not in ("csv", "tsv"):
+            raise UsageError(f"--delimiter applies to CSV and TSV; the format is {form}")
+        if (self.key or self.value) and form not in ("csv", "tsv", "parquet"):
             raise UsageError(
-                f"--key and --value name columns of CSV and parquet; the format is {form}"
+                f"--key and --value name columns of CSV, TSV and parquet; the format is {form}"
             )
+        if self.key and self.key == self.value:
+            raise UsageError(f"--key and --value name the same column, {self.key!r}")
+
+
+def not_utf8(data: bytes, error: UnicodeDecodeError) -> str:
+    """Return what is wrong with text that is not UTF-8, and how to convert it."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "not UTF-8 but UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"
+    return (
+        f"not UTF-8 text (byte 0x{data[error.start]:02x} in column {error.start + 1}); "
+        "if it is Latin-1, convert it: iconv -f LATIN1 -t UTF-8"
+    )
 
 
 def checked(line: int, fields: Any, columns: Columns) -> Row:

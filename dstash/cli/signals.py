@@ -1,0 +1,50 @@
+"""Signals that end a command: SIGTERM and SIGHUP take the path of Ctrl-C.
+
+So files that are not complete are removed, and a command says how far it got.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+_HANDLED: Final = (signal.SIGTERM, signal.SIGHUP)
+_SIGNAL_EXIT_BASE: Final = 128
+
+
+class Ending:
+    """The signal that has ended the command, if any."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def code(self, code: int) -> int:
+        """Return the exit code: that of shells for a signal, if there was one, else ``code``."""
+        return _SIGNAL_EXIT_BASE + self.number if self.number else code
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal as Ctrl-C is handled now, which may be later than at once."""
+        self.number = number
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        if callable(on_interrupt):
+            on_interrupt(signal.SIGINT, frame)
+        else:  # the caller has us ignore Ctrl-C
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def handled() -> Iterator[Ending]:
+    """Handle the signals while the block runs, except those that the caller has us ignore."""
+    ending = Ending()
+    earlier = {number: signal.getsignal(number) for number in _HANDLED}
+    ours = [number for number in _HANDLED if earlier[number] is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, ending.take)
+    try:
+        yield ending
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
