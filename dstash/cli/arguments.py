@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from dstash.cli import tagged
+from dstash.cli.console.output import parse_key_text
 from dstash.cli.units import parse_time
 from dstash.errors import LimitError, UsageError
 from dstash.limits import MAX_VALUE_BYTES
@@ -27,6 +28,13 @@ IntKeys = Annotated[
     bool, typer.Option("--int", help="Keys are integers, not text; put -- before negative keys.")
 ]
 HexKeys = Annotated[bool, typer.Option("--hex", help="Keys are bytes, given in hexadecimal.")]
+TypedKeys = Annotated[
+    bool,
+    typer.Option(
+        "--typed",
+        help="Keys are written as scan prints them: integer, 0xff, text or JSON string.",
+    ),
+]
 
 
 def _parse_ttl(text: str) -> float:
@@ -47,22 +55,24 @@ Ttl = Annotated[
 ]
 
 
-def parse_key(text: str, as_int: bool, as_hex: bool) -> Key:
+def parse_key(text: str, as_int: bool, as_hex: bool, typed: bool = False) -> Key:
     """Return the key that an argument stands for."""
-    if as_int and as_hex:
-        raise UsageError("--int and --hex cannot be combined")
+    if as_int + as_hex + typed > 1:
+        raise UsageError("--int, --hex and --typed cannot be combined")
+    if typed:
+        return parse_key_text(text)
     try:
         if as_int:
             return int(text)
-        return bytes.fromhex(text) if as_hex else text
+        return bytes.fromhex(text.removeprefix("0x")) if as_hex else text
     except ValueError:
         allowed = "an integer" if as_int else "hexadecimal bytes"
         raise UsageError(f"key {text!r} is not {allowed}") from None
 
 
-def parse_keys(texts: Sequence[str], as_int: bool, as_hex: bool) -> list[Key]:
+def parse_keys(texts: Sequence[str], as_int: bool, as_hex: bool, typed: bool = False) -> list[Key]:
     """Return the keys that arguments stand for."""
-    return [parse_key(text, as_int, as_hex) for text in texts]
+    return [parse_key(text, as_int, as_hex, typed) for text in texts]
 
 
 def parse_value(text: str | None, as_json: bool, as_bytes: bool, as_text: bool) -> Any:

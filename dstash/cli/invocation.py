@@ -94,10 +94,25 @@ class Invocation:
         """
         given = [name for name, value in flags.items() if value is not None]
         if given:
-            raise UsageError(
-                f"--{given[0]} applies to the whole shell; use dstash --{given[0]} ... shell"
-            )
+            raise _of_whole_shell(given[0])
         return replace(self, output=output)
+
+    def given(self, name: str, value: Any) -> Invocation:
+        """Return the invocation with a global option that follows the command.
+
+        Args:
+            name: ``output``, ``config`` or the key of a setting.
+
+        Raises:
+            UsageError: the option applies to the whole shell only.
+        """
+        if name == "output":
+            return replace(self, output=value)
+        if self.kept is not None:
+            raise _of_whole_shell(name)
+        if name == "config":
+            return replace(self, config=value)
+        return replace(self, flags={**self.flags, name: value})
 
     def client(self) -> AbstractContextManager[Client]:
         """Return a new client, or that of the shell, as a context manager."""
@@ -106,6 +121,10 @@ class Invocation:
         from dstash.client.blocking import Client  # slow to import, and most errors come before it
 
         return Client.from_settings(self.settings())
+
+
+def _of_whole_shell(option: str) -> UsageError:
+    return UsageError(f"--{option} applies to the whole shell; use dstash --{option} ... shell")
 
 
 def of(ctx: typer.Context) -> Invocation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -12,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dstash.cli import failures
+from dstash.cli import failures, signals
+from dstash.cli.command_tree import Commands
 from dstash.cli.commands import (
     backup,
     bench,
@@ -32,9 +32,12 @@ from dstash.errors import UsageError
 
 app = typer.Typer(
     name="dstash",
-    help="Read, write and operate a dstash cluster. Data goes to stdout, messages to stderr.",
+    cls=Commands,
+    help="Read, write and operate a dstash cluster. Data goes to stdout, messages to stderr. The "
+    "options may also follow the command.",
     epilog="Exit codes: 0 ok, 1 error, 2 usage, 3 key not found, 5 unavailable or no quorum, "
-    "6 timeout, 7 not authorised, 8 unhealthy, 9 part of a batch failed.",
+    "6 timeout, 7 not authorised, 8 unhealthy, 9 part of a batch failed, 130 Ctrl-C, "
+    "143 SIGTERM.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
@@ -58,12 +61,12 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
-app.add_typer(cluster.app, name="cluster")
-app.add_typer(backup.app, name="backup")
-app.add_typer(dev.app, name="dev")
-app.add_typer(settings.app, name="config")
-app.add_typer(cert.app, name="cert")
-app.add_typer(store.app, name="store")
+app.add_typer(cluster.app, cls=Commands, name="cluster")
+app.add_typer(backup.app, cls=Commands, name="backup")
+app.add_typer(dev.app, cls=Commands, name="dev")
+app.add_typer(settings.app, cls=Commands, name="config")
+app.add_typer(cert.app, cls=Commands, name="cert")
+app.add_typer(store.app, cls=Commands, name="store")
 
 
 def _print_version(wanted: bool) -> None:
@@ -128,12 +131,13 @@ def options(
 
 def main() -> None:
     """Run the command line; every error ends in one line on stderr and its exit code."""
-    code = _run()
+    with signals.handled() as ending:
+        code = ending.code(_run())
     try:
         sys.stdout.flush()
     except OSError as error:  # the reader has closed the pipe, or the disk is full
         code = code or failures.explain(error)
-        _discard_stdout()
+        output.discard(sys.stdout)
     sys.exit(code)
 
 
@@ -144,11 +148,6 @@ def _run() -> int:
         if isinstance(end.__context__, OSError):
             return failures.PIPE_CLOSED
         raise
-
-
-def _discard_stdout() -> None:
-    # The interpreter flushes stdout again at exit, and would print an error.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

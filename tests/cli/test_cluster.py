@@ -89,6 +89,7 @@ def test_plan_prints_warnings_and_json(here: Here) -> None:
         (("plan", "add", "p1"), 1, "peer 'p1' is already a member"),
         (("plan", "move", "p1"), 2, "'move' is not an action; allowed are add, remove, replace"),
         (("remove", "p9", "-y"), 1, "no member 'p9'"),
+        (("remove", "p3", "-y"), 2, "2 members are left for 3 replicas: each key would have fewer"),
         (("forget", "p1", "-y"), 1, "peer 'p1' is alive"),
         (("cancel",), 1, "no topology change is running"),
         (("pause",), 1, "no topology change is running"),
@@ -102,6 +103,19 @@ def test_cluster_command_is_refused_with_reason(
     done, out, err = here.ask("cluster", *words)
     assert (done, out) == (code, "")
     assert said in err
+
+
+def test_remove_below_replicas_needs_force(here: Here) -> None:
+    code, _, err = here.ask("cluster", "remove", "p2", "p3", "--force", stdin=b"n\n")
+    assert (code, "remove p2 p3?" in err) == (130, True)
+    assert here.ask("cluster", "remove", "p2", "p3", stdin=b"y\n")[0] == 2
+    assert here.status()["change"] is None
+
+
+def test_status_shows_candidates(here: Here) -> None:
+    code, out, _ = here.ask("status", "--check")
+    assert code == 0
+    assert "candidate: p4 waits to be added: dstash cluster add p4" in out.splitlines()
 
 
 def test_cluster_command_changes_nothing_without_confirmation(here: Here) -> None:

@@ -68,6 +68,18 @@ def test_missing_key_is_exit_code_3(inside: InProcess, index: str) -> None:
     assert inside.refusal("get", index, "k") == (3, text)
     assert inside.refusal("del", index, "k") == (3, text)
     assert inside.refusal("ttl", index, "k") == (3, text)
+    hint = "; for keys that are integers, use --int"
+    assert inside.refusal("get", index, "--", "-5") == (
+        3,
+        f"no key \"-5\" in index '{index}'{hint}",
+    )
+    assert inside.refusal("get", index, "5", "k") == (
+        3,
+        f'2 keys are not in index \'{index}\': "5", "k"{hint}',
+    )
+    assert inside.refusal("del", index, "5", "k")[1].endswith(hint)
+    assert inside.refusal("get", index, "5", "--int") == (3, f"no key 5 in index '{index}'")
+    assert inside.refusal("exists", index, "5")[1].endswith(hint)
     assert inside.refusal("touch", index, "k", "--ttl", "5") == (3, text)
     done = inside.run("exists", index, "k")
     assert (done.returncode, done.stdout, done.stderr) == (3, b"false\n", b"")
@@ -98,6 +110,15 @@ def test_int_and_hex_options_parse_keys(inside: InProcess, index: str) -> None:
         for line in inside.out("-o", "json", "scan", index, "--keys").split()
     }
     assert keys == {'"5"}', "5}", '{"$bytes":"NQ=="}}'}
+    printed = inside.out("scan", index, "--keys").splitlines()
+    assert sorted(printed) == ['"5"', "0x35", "5"]
+    values = {key: inside.out("get", index, key, "--typed") for key in printed}
+    assert values == {'"5"': "text", "0x35": "bytes", "5": "number"}
+    assert inside.out("get", index, "0x35", "--hex") == "bytes"
+    assert inside.out("get", index, "5", '"5"', "--typed").splitlines()[1:] == [
+        "5    number",
+        '"5"  text',
+    ]
     assert inside.run("put", index, "--int", "--", "-7", "v").returncode == 0
     assert inside.out("get", index, "--int", "--", "-7") == "v"
 
@@ -117,9 +138,9 @@ def test_scan_and_count_use_prefix(inside: InProcess, index: str) -> None:
     for key in ("a1", "a2", "b\t1"):
         inside.out("put", index, key, f"v-{key}")
     assert sorted(inside.out("scan", index).splitlines()) == [
+        '"b\\t1"\tv-b\\t1',
         "a1\tv-a1",
         "a2\tv-a2",
-        "b\\t1\tv-b\\t1",
     ]
     assert sorted(inside.out("scan", index, "a", "--keys").splitlines()) == ["a1", "a2"]
     assert len(inside.out("scan", index, "-n", "2").splitlines()) == 2
@@ -153,6 +174,15 @@ def test_put_refuses_a_value_above_the_maximum(inside: InProcess, index: str) ->
     assert "8388608" in line
 
 
+def test_locale_does_not_change_keys(dev: DevCluster, index: str) -> None:
+    ascii_alone = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = dev.run("put", index, "schlüssel", "größe", environ=ascii_alone)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert dev.out("scan", index) == "schlüssel\tgröße\n"
+    script = f"get {index} schlüssel\n".encode()
+    assert dev.run("shell", stdin=script, environ=ascii_alone).stdout.decode() == "größe\n"
+
+
 def test_get_adds_a_newline_on_a_terminal(dev: DevCluster, index: str) -> None:
     dev.out("put", index, "k", "v")
     ours, theirs = pty.openpty()
@@ -183,3 +213,13 @@ def test_full_disk_is_one_line_on_stderr(dev: DevCluster, index: str) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err == b"dstash: reading stdin or writing stdout: No space left on device\n"
+
+
+def test_exit_code_is_right_when_stderr_cannot_be_written(dev: DevCluster, index: str) -> None:
+    with open("/dev/full", "wb") as full:
+        process = dev.start(["get", index, "k"], stderr=full.fileno())
+        assert process.wait(60) == 3
+    process = dev.start(["get", index, "k"], stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    process.stderr.close()  # before it has anything to say
+    assert process.wait(60) == 3

@@ -21,6 +21,7 @@ from dstash.cli.commands.dev import _free as free_port
 from dstash.cli.processes import DevCluster as State
 from dstash.cli.processes import Process
 from dstash.errors import DStashError
+from tests.harness import devcluster
 from tests.harness.devcluster import DevCluster, InProcess
 from tests.harness.waiting import PATIENCE, wait_until
 
@@ -46,12 +47,14 @@ def test_dev_up_after_down_keeps_the_data(own: DevCluster) -> None:
     assert (done.returncode, done.stderr) == (0, b"dstash: stopped 2 peers\n")
     assert not any(process.runs() for process in first)
     assert own.refusal("--timeout", "0.5", "get", "i", "k")[0] == 5
-    own.out("dev", "up", "-n", "2")
+    said = own.run("dev", "up").stderr.decode()
+    assert said.startswith("dstash: 2 peers are ready;")
     assert own.out("get", "i", "k") == "v"
     assert [peer.address for peer in processes(own)] == [peer.address for peer in first]
 
 
-def test_dev_up_prints_the_dashboard_url(own: DevCluster) -> None:
+def test_dev_up_prints_the_dashboard_url(own: DevCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(devcluster.settings, "http_proxy", "http://127.0.0.1:1")  # not for loopback
     said = own.run("dev", "up", "-n", "1").stderr.decode()
     [address] = re.findall(r"^dstash: dashboard: (http://127\.0\.0\.1:\d+/)$", said, re.M)
     with urllib.request.urlopen(address, timeout=10) as page:  # noqa: S310  # it begins with http
@@ -66,10 +69,15 @@ def test_dev_up_starts_only_missing_peers(own: DevCluster) -> None:
     states = json.loads(own.out("-o", "json", "dev", "status"))
     assert [state["state"] for state in states] == ["stopped", "ready"]
     assert own.run("health").returncode == 8
-    own.out("dev", "up", "-n", "1")  # peers of a larger cluster start as well
+    # Peers of a larger cluster start as well.
+    said = own.run("dev", "up", "-n", "1").stderr.decode()
+    assert said.startswith("dstash: there are 2 peers, not 1, and all are started: ")
     again, same = processes(own)
     assert again.pid != first.pid
     assert same == second
+    said = own.run("dev", "up", "-n", "3").stderr.decode()
+    assert said.startswith("dstash: there are 2 peers, not 3: more are added\n")
+    own.out("cluster", "watch")
     assert own.out("health", "--wait", "30") == "healthy\n"
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from dstash import errors
@@ -14,10 +17,17 @@ from tests.cli.conftest import Dstash
     ("words", "text"),
     [
         (["fetch"], "No such command 'fetch'"),
+        (["set", "i", "k", "v"], "No such command 'set'. Did you mean 'put'?"),
+        (["KEYS", "i"], "No such command 'KEYS'. Did you mean 'scan --keys'?"),
+        (["cluster", "set"], "No such command 'set'."),
         (["get"], "Missing argument 'INDEX'"),
         (["get", "index"], "Missing argument 'KEY'"),
         (["--nope"], "No such option: --nope"),
         (["-o", "xml", "count", "i"], "--output': 'xml' is not one of 'table', 'json'"),
+        (["count", "i", "-o", "xml"], "--output': 'xml' is not one of 'table', 'json'"),
+        (["count", "i", "--read", "most"], "read is 'most'; allowed is one | quorum | all"),
+        (["cluster", "watch", "-c", "none.toml"], "none.toml: cannot be read"),
+        (["import", "i", "x.csv", "--delimiter", ";;"], "allowed are one character, such as ';'"),
         (["put", "i", "k", "v", "--ttl", "soon"], "--ttl"),
         (["put", "i", "k", "v", "--json", "--bytes"], "cannot be combined"),
         (["put", "i", "k", "{", "--json"], "not JSON: Expecting property name"),
@@ -26,7 +36,8 @@ from tests.cli.conftest import Dstash
         (["scan", "i", "\udcff"], "not valid Unicode text"),
         (["get", "i", "x", "--int"], "key 'x' is not an integer"),
         (["get", "i", "x", "--hex"], "key 'x' is not hexadecimal bytes"),
-        (["get", "i", "1", "--hex", "--int"], "--int and --hex cannot be combined"),
+        (["get", "i", "1", "--hex", "--int"], "--int, --hex and --typed cannot be combined"),
+        (["get", "i", '"1', "--typed"], 'key "1 is not a JSON string'),
         (
             ["put", "i", "k", "v", "--ttl", "1w"],
             "--ttl': '1w' is not a time; allowed are forms like 90, 1.5s, 15m, 12h, 7d",
@@ -68,6 +79,20 @@ def test_missing_peer_is_unhealthy(dstash: Dstash) -> None:
     assert done.code == 8
     assert done.out.startswith('{"healthy":false,"reasons":["no peer answered')
     assert done.err.startswith("dstash: unhealthy: no peer answered")
+
+
+def test_global_options_may_follow_the_command(dstash: Dstash, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('zone = "z"\n')
+    options = ["-o", "json", "--timeout", "7", "--read", "one", "-c", "c.toml", "--peers", "h:1"]
+    shown = json.loads(dstash("config", "show", *options).out)
+    assert shown["timeout"] == {"value": 7.0, "from": "command line"}
+    assert shown["read"]["value"] == "one"
+    assert shown["zone"]["from"] == "c.toml, line 1"
+    assert shown["peers"]["value"] == ["tcp://h:1"]
+    # The last one counts, as it does for other options.
+    assert dstash("-o", "json", "config", "show", "-o", "table").out.startswith("setting ")
+    # An option of the command itself goes before.
+    assert "'-n' / '--peers': Input should be" in dstash("dev", "up", "--peers", "0").err
 
 
 def test_help_and_version_succeed(dstash: Dstash) -> None:

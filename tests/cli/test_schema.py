@@ -97,6 +97,16 @@ def test_commands_on_stopped_peers_follow_their_schemas(tmp_path: Path) -> None:
     own = InProcess(tmp_path)
     own.out("dev", "up", "-n", "1")
     own.out("put", "things", "k", "v")
+    done = own.run("status", "--check")
+    first, second = done.stdout.decode().splitlines()[:2]
+    assert (done.returncode, first) == (
+        8,
+        "degraded: 1 of 3 copies: 2 peers are missing; start 2 more",
+    )
+    assert ", 1 of 3 copies, epoch " in second
+    (status,) = check("status", own.out("-o", "json", "status"))
+    assert (status["replicas"], status["copies"]) == (3, 1)
+    assert own.refusal("health")[0] == 8
     (down,) = check("dev down", own.out("-o", "json", "dev", "down"))
     assert down == {"stopped": 1, "purged": False}
     (found,) = check("store check", own.out("-o", "json", "store", "check", ".dstash/peer1"))

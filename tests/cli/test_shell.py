@@ -27,6 +27,11 @@ def test_shell_keeps_the_output_option_for_all_lines(inside: InProcess, index: s
     assert out == f'{{"index":"{index}","prefix":"","count":0}}\n'
 
 
+def test_shell_accepts_byte_order_mark_and_crlf(inside: InProcess, index: str) -> None:
+    script = f"\ufeffput {index} k v\r\nget {index} k -o json\r\nexit\r\n"
+    assert inside.out("shell", stdin=script.encode()) == '{"key":"k","value":"v"}\n'
+
+
 @pytest.mark.parametrize(
     ("line", "code", "text"),
     [
@@ -37,6 +42,8 @@ def test_shell_keeps_the_output_option_for_all_lines(inside: InProcess, index: s
         ("put INDEX key", 2, "commands in the shell cannot read stdin"),
         ("import INDEX - --format jsonl", 2, "commands in the shell cannot read stdin"),
         ("--peers 127.0.0.1:1 count INDEX", 2, "--peers applies to the whole shell"),
+        ("count INDEX --peers 127.0.0.1:1", 2, "--peers applies to the whole shell"),
+        ("count INDEX -c x.toml", 2, "--config applies to the whole shell"),
         ("shell", 2, "shell cannot be run inside the shell"),
     ],
     ids=lambda part: "",

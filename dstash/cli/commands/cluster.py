@@ -20,6 +20,7 @@ from dstash.errors import UsageError
 
 if TYPE_CHECKING:
     from dstash.client.blocking import Client
+    from dstash.cluster.topology.topology import Topology
 
 app = typer.Typer(
     help="Add, remove and replace peers; watch and control topology changes.",
@@ -31,6 +32,9 @@ _ADMIN_TIMEOUT_S: Final = 30.0
 
 _NO_RATE: Final = "unlimited: data moves with low priority"
 
+#: The actions that can leave fewer members than replicas. A member that is down and blocks a change
+#: can be removed all the same: ``force-remove`` says so by its name.
+_MAY_LEAVE_TOO_FEW: Final = ("remove", "forget")
 #: The actions that move data and can be planned.
 _PLANNED: Final = ("add", "remove", "replace", "forget", "force-remove")
 
@@ -47,6 +51,10 @@ Waiting = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the effect; change nothing.")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask for confirmation.")]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Even if fewer members than replicas are left: fewer copies."),
+]
 Follow = Annotated[bool, typer.Option("--watch", help="Show progress until all data has moved.")]
 Rate = Annotated[
     str | None,
@@ -61,7 +69,7 @@ def plan(
     peers: Known,
 ) -> None:
     """Show which data an action would move, and its risks; change nothing."""
-    _move(ctx, action, peers, dry_run=True, yes=True, rate=None, watch=False)
+    _move(ctx, action, peers, dry_run=True, yes=True, rate=None, watch=False, force=True)
 
 
 @app.command()
@@ -85,9 +93,10 @@ def remove(
     yes: Yes = False,
     rate: Rate = None,
     watch: Follow = False,
+    force: Force = False,
 ) -> None:
     """Move all data off peers and remove them; their processes then exit."""
-    _move(ctx, "remove", peers, dry_run, yes, rate, watch)
+    _move(ctx, "remove", peers, dry_run, yes, rate, watch, force)
 
 
 @app.command()
@@ -116,9 +125,10 @@ def forget(
     yes: Yes = False,
     rate: Rate = None,
     watch: Follow = False,
+    force: Force = False,
 ) -> None:
     """Remove peers that will not come back; the rest re-replicate their data from each other."""
-    _move(ctx, "forget", peers, dry_run, yes, rate, watch)
+    _move(ctx, "forget", peers, dry_run, yes, rate, watch, force)
 
 
 @app.command("force-remove")
@@ -302,6 +312,7 @@ def _move(
     yes: bool,
     rate: str | None,
     watch: bool,
+    force: bool = False,
 ) -> None:
     """Plan an action, show the plan, ask for confirmation, start it, and optionally watch it."""
     run = invocation.of(ctx)
@@ -310,11 +321,13 @@ def _move(
         raise UsageError(f"{action!r} is not an action; allowed are {allowed}")
     limit = parse_rate(rate)
     with run.client() as client:
-        prepared = _plan(client, action, peers)
+        prepared, left = _plan(client, action, peers)
         if dry_run or not yes:
             _show(prepared, as_json=run.as_json)
         if dry_run:
             return
+        if action in _MAY_LEAVE_TOO_FEW and not force:
+            _expect_enough(left)
         if not yes:
             typer.confirm(f"{action} {' '.join(peers)}?", abort=True, err=True)
         timeout = run.long_timeout(_ADMIN_TIMEOUT_S)
@@ -333,12 +346,24 @@ def _announce(run: invocation.Invocation, epoch: int, prepared: Plan, watch: boo
         output.message("started; `dstash cluster watch` shows the progress")
 
 
-def _plan(client: Client, action: str, peers: Sequence[str]) -> Plan:
+def _expect_enough(left: Topology) -> None:
+    """Refuse a removal that leaves fewer members than replicas."""
+    members, replicas = len(left.after()), left.replicas
+    if members < replicas:
+        verb = "member is" if members == 1 else "members are"
+        raise UsageError(
+            f"{members} {verb} left for {replicas} replicas: each key would have fewer copies; "
+            "add a peer first, or give --force"
+        )
+
+
+def _plan(client: Client, action: str, peers: Sequence[str]) -> tuple[Plan, Topology]:
+    """Return the plan, and the topology that the action leads to."""
     status = client.status()
     before = client.topology()
     after = client.admin.request(action, peers, dry_run=True)
     answered = {member["id"]: member for member in status["members"] if member["answers"]}
-    return planning.plan(before, after, answered)
+    return planning.plan(before, after, answered), after
 
 
 def _show(prepared: Plan, *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from itertools import islice
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from dstash.cli.arguments import (
     KeyTexts,
     Prefix,
     Ttl,
+    TypedKeys,
     parse_key,
     parse_keys,
     parse_value,
@@ -42,9 +44,10 @@ def put(
     text: Annotated[bool, typer.Option("--text", help="Store stdin as text.")] = (False),
     as_int: IntKeys = False,
     as_hex: HexKeys = False,
+    typed: TypedKeys = False,
 ) -> None:
     """Store a value. When the command returns, the replicas of the write level have it on disk."""
-    parsed_key = parse_key(key, as_int, as_hex)
+    parsed_key = parse_key(key, as_int, as_hex, typed)
     parsed = parse_value(value, json, as_bytes, text)
     run = invocation.of(ctx)
     with run.client() as client:
@@ -59,13 +62,14 @@ def get(
     keys: KeyTexts,
     as_int: IntKeys = False,
     as_hex: HexKeys = False,
+    typed: TypedKeys = False,
 ) -> None:
     """Print the value of a key, byte for byte; for several keys, a table or JSON lines.
 
     Values that are neither text nor bytes are printed as JSON.
     """
     run = invocation.of(ctx)
-    wanted = parse_keys(keys, as_int, as_hex)
+    wanted = parse_keys(keys, as_int, as_hex, typed)
     with run.client() as client:
         found = client.batch_lookup(index, wanted)
     present = [key for key in wanted if key in found]
@@ -73,7 +77,9 @@ def get(
         for key in present:
             output.json_line({"key": key, "value": found[key]})
     elif len(wanted) > 1 and present:
-        output.table(("key", "value"), ((_cell(key), _cell(found[key])) for key in present))
+        output.table(
+            ("key", "value"), ((output.key_text(key), _cell(found[key])) for key in present)
+        )
     elif present:
         # In the shell, more output follows, so end the line.
         write = output.exact if run.kept is None else output.ended
@@ -87,10 +93,11 @@ def delete(
     keys: KeyTexts,
     as_int: IntKeys = False,
     as_hex: HexKeys = False,
+    typed: TypedKeys = False,
 ) -> None:
     """Delete keys."""
     run = invocation.of(ctx)
-    to_delete = list(dict.fromkeys(parse_keys(keys, as_int, as_hex)))
+    to_delete = list(dict.fromkeys(parse_keys(keys, as_int, as_hex, typed)))
     with run.client() as client:
         if len(to_delete) == 1:
             deleted = int(client.delete(index, to_delete[0]))
@@ -106,6 +113,7 @@ def delete(
             if len(to_delete) == 1
             else KeyMissing(
                 f"{len(to_delete) - deleted} of {len(to_delete)} keys were not in index '{index}'"
+                f"{_hint(to_delete)}"
             )
         )
 
@@ -116,14 +124,17 @@ def exists(
     key: KeyText,
     as_int: IntKeys = False,
     as_hex: HexKeys = False,
+    typed: TypedKeys = False,
 ) -> None:
     """Print whether a key exists: true, or false with exit code 3."""
     run = invocation.of(ctx)
-    parsed = parse_key(key, as_int, as_hex)
+    parsed = parse_key(key, as_int, as_hex, typed)
     with run.client() as client:
         there = client.exists(index, parsed)
     output.json_line({"key": parsed, "exists": there} if run.as_json else there)
     if not there:
+        if hint := _hint([parsed]):
+            output.message(f"no key {tagged.dumps(parsed)} in index '{index}'{hint}")
         raise typer.Exit(KeyMissing.exit_code)
 
 
@@ -133,10 +144,11 @@ def ttl(
     key: KeyText,
     as_int: IntKeys = False,
     as_hex: HexKeys = False,
+    typed: TypedKeys = False,
 ) -> None:
     """Print the seconds until a key expires, or never."""
     run = invocation.of(ctx)
-    parsed = parse_key(key, as_int, as_hex)
+    parsed = parse_key(key, as_int, as_hex, typed)
     with run.client() as client:
         try:
             left = client.ttl(index, parsed)
@@ -156,11 +168,12 @@ def touch(
     forever: Annotated[bool, typer.Option("--forever", help="Remove the time to live.")] = False,
     as_int: IntKeys = False,
     as_hex: HexKeys = False,
+    typed: TypedKeys = False,
 ) -> None:
     """Set the time to live of a key; its value is kept."""
     if (ttl is None) != forever:
         raise UsageError("touch takes either --ttl TIME or --forever")
-    parsed = parse_key(key, as_int, as_hex)
+    parsed = parse_key(key, as_int, as_hex, typed)
     run = invocation.of(ctx)
     with run.client() as client:
         if not client.touch(index, parsed, ttl):
@@ -180,8 +193,10 @@ def scan(
 ) -> None:
     """Print the keys and values of an index, in no particular order.
 
-    Each line has key, tab and value, with tabs and newlines in them escaped; or JSON. The global
-    option --read one is faster, but may omit keys that a single replica lacks.
+    Each line has key, tab and value; or JSON. An integer key is printed in digits, bytes as 0x00ff,
+    text as it is; text that could be taken for one of these, or has characters to escape, in double
+    quotes. With --typed, other commands read these keys. In values, control characters are escaped.
+    The global option --read one is faster, but may omit keys that a single replica lacks.
     """
     run = invocation.of(ctx)
     with run.client() as client:
@@ -203,7 +218,8 @@ def count(ctx: typer.Context, index: IndexName, prefix: Prefix = "") -> None:
 
 
 def _text_pair(key: Key, value: Any) -> str:
-    return output.visible(key) if value is _ABSENT else f"{_cell(key)}\t{_cell(value)}"
+    name = output.key_text(key)
+    return name if value is _ABSENT else f"{name}\t{_cell(value)}"
 
 
 def _json_pair(key: Key, value: Any) -> str:
@@ -221,7 +237,13 @@ def _bytes(value: Any) -> bytes:
 
 
 def _missing(index: str, key: Key) -> KeyMissing:
-    return KeyMissing(f"no key {tagged.dumps(key)} in index '{index}'")
+    return KeyMissing(f"no key {tagged.dumps(key)} in index '{index}'{_hint([key])}")
+
+
+def _hint(missing: Iterable[Key]) -> str:
+    """Return a hint if keys look like integers, which are other keys than their digits as text."""
+    is_number = any(isinstance(key, str) and re.fullmatch(r"-?[0-9]+", key) for key in missing)
+    return "; for keys that are integers, use --int" if is_number else ""
 
 
 def _expect_none(index: str, missing: list[Key]) -> None:
@@ -230,4 +252,6 @@ def _expect_none(index: str, missing: list[Key]) -> None:
     if missing:
         names = ", ".join(map(tagged.dumps, missing[:10]))
         more = ", ..." if missing[10:] else ""
-        raise KeyMissing(f"{len(missing)} keys are not in index '{index}': {names}{more}")
+        raise KeyMissing(
+            f"{len(missing)} keys are not in index '{index}': {names}{more}{_hint(missing)}"
+        )

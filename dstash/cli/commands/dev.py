@@ -26,11 +26,14 @@ from dstash.errors import DStashError, TimedOut
 app = typer.Typer(help="Run a cluster for development on this machine.", no_args_is_help=True)
 
 DEFAULT_ROOT: Final = DEV_MEMBERSHIP.parent
+_DEFAULT_PEERS: Final = 3
 _FIRST_PORT: Final = 5000
 _FIRST_HTTP_PORT: Final = 5100
 _STOP_TIMEOUT_S: Final = 10.0
 _POLL_INTERVAL_S: Final = 0.05
 _MAX_STATUS_BYTES: Final = 1 << 20
+#: Without the proxy that the environment may name: the peers are on this machine.
+_DIRECT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _IN_USE: Final = os.strerror(errno.EADDRINUSE)
 
 Root = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Directory of its data and logs.")]
@@ -40,8 +43,16 @@ Root = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Directory of i
 def up(
     ctx: typer.Context,
     number: Annotated[
-        int, typer.Option("-n", "--peers", min=1, max=32, help="Number of peers.")
-    ] = 3,
+        int | None,
+        typer.Option(
+            "-n",
+            "--peers",
+            min=1,
+            max=32,
+            help="Number of peers. Default: those of the last dev up; 3 for a new cluster.",
+            show_default=False,
+        ),
+    ] = None,
     root: Root = DEFAULT_ROOT,
     wait: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="Fail if they are not ready by then.")
@@ -51,10 +62,12 @@ def up(
     cluster = DevCluster(root.absolute())
     with cluster.locked():
         known = {process.id: process for process in cluster.load()}
-        options = _options(cluster, number)
+        wanted = number or len(known) or _DEFAULT_PEERS
+        _explain_number(wanted, len(known))
+        options = _options(cluster, wanted)
         running = [
             _start(cluster, peer, known.get(peer), ports, options)
-            for peer, ports in zip(_names(number, known), _ports(known), strict=False)
+            for peer, ports in zip(_names(wanted, known), _ports(known), strict=False)
         ]
         running = _await_ready(cluster, running, options, wait)
     _report(ctx, cluster, running)
@@ -101,6 +114,17 @@ def status(ctx: typer.Context, root: Root = DEFAULT_ROOT) -> None:
         output.table(columns, rows)
     if not rows:
         output.message(f"there is no dev cluster in {root}")
+
+
+def _explain_number(wanted: int, known: int) -> None:
+    """Say what happens if another number of peers is wanted than there is."""
+    if known and wanted < known:
+        output.message(
+            f"there are {known} peers, not {wanted}, and all are started: they are members and "
+            "hold data. To have fewer, use dstash cluster remove, or dstash dev down --purge"
+        )
+    elif known and wanted > known:
+        output.message(f"there are {known} peers, not {wanted}: more are added")
 
 
 def _names(number: int, known: dict[str, Process]) -> list[str]:
@@ -176,7 +200,7 @@ def _start_again(cluster: DevCluster, process: Process, options: Sequence[str]) 
 def _is_ready(process: Process) -> bool:
     # Not /readyz: a foreign peer may answer there if it took the port first.
     try:
-        with urllib.request.urlopen(f"{process.http}/status", timeout=1) as answer:  # noqa: S310  # http
+        with _DIRECT.open(f"{process.http}/status", timeout=1) as answer:
             status = json.loads(answer.read(_MAX_STATUS_BYTES))
     except (urllib.error.URLError, OSError, ValueError):
         return False  # not listening yet, or not a peer

@@ -89,6 +89,8 @@ class CommandCompleter(Completer):
             yield from _SHELL_COMMANDS if command is self._root else ()
         elif prefix.startswith("-"):
             for parameter in command.params:
+                if getattr(parameter, "hidden", False):
+                    continue
                 yield from ((name, parameter.help or "") for name in parameter.opts)
         elif any(parameter.name in _PEER_ARGUMENTS for parameter in command.params):
             yield from self._peers()

@@ -52,7 +52,9 @@ class Session:
     def run_all(self, lines: Iterable[str]) -> int:
         """Run every line, and return the exit code of the first that failed."""
         first = 0
-        for line in lines:
+        for number, line in enumerate(lines):
+            if number == 0:
+                line = line.removeprefix("\ufeff")  # editors of Windows write a byte order mark
             if line.strip() in _ENDS:
                 break
             code = self.run(line)
