@@ -172,7 +172,7 @@ def test_save_continues_after_interrupt(source: Cluster, folder: Path) -> None:
     assert "has a finished backup already" in lines[0]
 
 
-def test_save_to_a_full_disk_says_so(source: Cluster, tmp_path: Path) -> None:
+def test_save_to_a_full_disk_names_file_and_reason(source: Cluster, tmp_path: Path) -> None:
     with SmallDisk(tmp_path / "disk", 64 * 1024) as disk:
         full = disk.inside / "saved"
         code, said = source.refused("save", str(full))

@@ -59,7 +59,7 @@ def test_verdict_has_the_words_of_the_dashboard_for_quorums() -> None:
     assert list(next_steps(broken)) == ["start b and c; remove no member while a quorum is lost"]
 
 
-def test_verdict_tells_a_lost_copy_from_a_lost_quorum() -> None:
+def test_verdict_of_a_lost_copy_is_degraded() -> None:
     degraded = described(view(*TRIO, alive="ab"), "ab")
     assert (degraded["quorum_lost"], degraded["lacking_replicas"]) == (0, 4096)
     assert status_word(degraded) == "degraded"
@@ -248,7 +248,7 @@ def test_status_line_fits_on_a_narrow_screen(
 
 
 @pytest.mark.parametrize("columns", [60, 80])
-def test_status_fits_on_a_narrow_screen_whatever_is_wrong(
+def test_status_of_unhealthy_cluster_fits_on_a_narrow_screen(
     inside: InProcess, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
     asked = Client.status

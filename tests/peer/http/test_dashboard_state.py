@@ -66,7 +66,7 @@ def test_two_of_three_peers_down_is_a_quorum_alert() -> None:
     assert text.startswith("quorum lost for 4,096 of 4,096 partitions")
 
 
-def test_fewer_members_than_replicas_are_a_trouble() -> None:
+def test_alert_reports_fewer_members_than_replicas() -> None:
     pair = topology(member("a"), member("b"))
     missing = "2 of 3 copies: 1 peer is missing;"
     assert said(known(pair, "ab")) == [(1, f"{missing} start 1 more")]
