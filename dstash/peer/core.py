@@ -36,13 +36,13 @@ from dstash.peer.admission.checks import Admission
 from dstash.peer.admission.requests import PendingAdminRequest, Reply, Request, Ticket
 from dstash.peer.admission.write_floor import WriteFloor
 from dstash.peer.admission.writes import Internal, WaitingWrite
-from dstash.peer.commits import Commit, Rules
+from dstash.peer.commits.commit import Commit, Rules
 from dstash.peer.control import ControlRequests
 from dstash.peer.health import Health
 from dstash.peer.keyspaces import Keyspaces
 from dstash.peer.maintenance import Maintenance, Pace, Proposal
 from dstash.peer.reads import Reader
-from dstash.peer.recent_deletes import RecentDeletes
+from dstash.peer.commits.recent_deletes import RecentDeletes
 from dstash.peer.telemetry.history import History
 from dstash.peer.telemetry.meters import Meters
 from dstash.peer.telemetry.observer import Observer

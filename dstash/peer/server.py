@@ -25,7 +25,7 @@ from dstash.errors import DStashError, NotReady, StoreFailed
 from dstash.peer.admission.authority import Authority
 from dstash.peer.admission.inbox import Inbox
 from dstash.peer.admission.requests import PendingAdminRequest, Reply
-from dstash.peer.commits import Commit
+from dstash.peer.commits.commit import Commit
 from dstash.peer.core import PeerCore
 from dstash.peer.maintenance import Proposal
 from dstash.peer.supervision.slow_disk import SlowDisk

@@ -13,7 +13,7 @@ from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable, PeerIdInUse
 from dstash.peer.admission.requests import Reply
-from dstash.peer.commits import Commit
+from dstash.peer.commits.commit import Commit
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.membership_agent import MembershipAgent
 from dstash.version import Stamp

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dstash.peer.commits import Commit
+from dstash.peer.commits.commit import Commit
 from tests.simulation.node import Node
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from unittest import mock
 
 from dstash.client.operations.writes import WriteOperation
-from dstash.peer.commits import Commit
-from dstash.peer.recent_deletes import RecentDeletes
+from dstash.peer.commits.commit import Commit
+from dstash.peer.commits.recent_deletes import RecentDeletes
 from dstash.wire.messages import Delete
 from tests.simulation.events import MS
 from tests.simulation.node import Node

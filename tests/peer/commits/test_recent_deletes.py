@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dstash.limits import PARTITIONS
-from dstash.peer.recent_deletes import RecentDeletes
+from dstash.peer.commits.recent_deletes import RecentDeletes
 from dstash.store.record import RecordFlag, head, keyspace, seal
 from dstash.version import pack
 

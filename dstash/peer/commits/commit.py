@@ -29,7 +29,7 @@ from dstash.limits import MAX_KEY_BYTES, MAX_TTL_SECONDS, MAX_VALUE_BYTES, MOST_
 from dstash.peer.admission.requests import Ticket
 from dstash.peer.admission.write_floor import check_floor
 from dstash.peer.admission.writes import Internal, WaitingWrite
-from dstash.peer.recent_deletes import RecentDeletes
+from dstash.peer.commits.recent_deletes import RecentDeletes
 from dstash.peer.telemetry.meters import CommitStats, outcome_of
 from dstash.store.interface import Merged, Store, Write
 from dstash.store.record import (
