@@ -22,7 +22,8 @@ from dstash.client.routing import group
 from dstash.limits import PARTITIONS
 from dstash.peer.admission.requests import Ticket
 from dstash.peer.admission.writes import WaitingWrite
-from dstash.peer.commits.commit import Commit, Rules
+from dstash.peer.commits.commit import Commit
+from dstash.peer.commits.rules import Rules
 from dstash.peer.reads import look_up
 from dstash.store.lmdb import LmdbStore
 from dstash.store.record import Keyspace, keyspace, locate

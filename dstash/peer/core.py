@@ -7,50 +7,43 @@ at once, from a snapshot; writes when their commit is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from itertools import chain
 from typing import Final, NamedTuple
 
 from dstash.cluster.repair.hints import Hints
-from dstash.cluster.replication import handlers
 from dstash.cluster.replication.cluster_clock import ClusterClock
-from dstash.cluster.replication.handlers import PAGE_BYTES, Answering
-from dstash.cluster.replication.partitions import PROMISE_MS, SLICE, LocalPartitions
-from dstash.cluster.replication.replica import Replica
-from dstash.cluster.replication.tasks import Merge, Outgoing, Scheduler
+from dstash.cluster.replication.partitions import SLICE, LocalPartitions
+from dstash.cluster.replication.tasks import Outgoing
 from dstash.cluster.topology.life import Life
-from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import (
     DeadlinePassed,
     DStashError,
     NotReady,
     ProtocolError,
-    StaleEpoch,
     StoreError,
     StoreFailed,
 )
+from dstash.peer.admission.admin_requests import AdminRequests
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.checks import Admission
-from dstash.peer.admission.requests import PendingAdminRequest, Reply, Request, Ticket
+from dstash.peer.admission.questions import QUESTIONS, PeerQuestions
+from dstash.peer.admission.requests import Reply, Request, Ticket
+from dstash.peer.admission.topology_news import TopologyNews
 from dstash.peer.admission.write_floor import WriteFloor
-from dstash.peer.admission.writes import Internal, WaitingWrite
-from dstash.peer.commits.commit import Commit, Rules
+from dstash.peer.admission.writes import WaitingWrite
+from dstash.peer.background import Background
+from dstash.peer.commits.commit import Commit
+from dstash.peer.commits.group import GroupCommit
 from dstash.peer.control import ControlRequests
 from dstash.peer.health import Health
 from dstash.peer.keyspaces import Keyspaces
-from dstash.peer.maintenance import Maintenance, Pace, Proposal
+from dstash.peer.maintenance import Pace, Proposal
 from dstash.peer.reads import Reader
-from dstash.peer.commits.recent_deletes import RecentDeletes
 from dstash.peer.telemetry.history import History
 from dstash.peer.telemetry.meters import Meters
-from dstash.peer.telemetry.observer import Observer
 from dstash.peer.telemetry.tracing import Tracer
 from dstash.store.interface import Store
 from dstash.store.record import Keyspace, locate
-from dstash.types import Level
-from dstash.version import Steady, stamp_at
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import (
@@ -66,19 +59,7 @@ from dstash.wire.messages import (
     ScanKeys,
     Want,
 )
-from dstash.wire.replication import (
-    BucketsRequest,
-    CopyRequest,
-    DigestsRequest,
-    FloorRequest,
-    Hint,
-    Pull,
-    Push,
-    ReleaseFloor,
-    SeenRequest,
-    SetHorizon,
-    VersionsRequest,
-)
+from dstash.wire.replication import Hint, Push, SeenRequest
 from dstash.wire.shapes import Message, weight_of
 
 
@@ -103,8 +84,7 @@ class Settings(NamedTuple):
 class PeerCore:
     """Dispatch of one peer: takes messages, hands them to their handlers, returns replies.
 
-    ``view`` is None until the peer has joined. ``wants_refresh`` is set when a message came from a
-    newer epoch: the shell must read the membership and ``install`` what it finds.
+    ``view`` is None until the peer has joined.
 
     Args:
         now: the start, in milliseconds since 1970.
@@ -114,48 +94,58 @@ class PeerCore:
     def __init__(
         self, settings: Settings, store: Store, now: int, tracer: Tracer | None = None
     ) -> None:
+        peer = settings.peer
         self.settings = settings
         self.store = store
         self.tracer = tracer
-        self.now = now
         self.view: View | None = None
-        self.wants_refresh = False
-        #: A later topology that another member uses, in case the membership is out of reach.
-        self.heard_topology: Topology | None = None
         #: Set when the disk failed for good: the peer must stop.
         self.failure: DStashError | None = None
         self.keyspaces = Keyspaces()
         self.local_partitions = LocalPartitions(store, settings.slice_records, now)
         self.clock = ClusterClock(
-            settings.peer, settings.max_clock_skew_ms, lambda: self.local_partitions.present, now
+            peer, settings.max_clock_skew_ms, lambda: self.local_partitions.present, now
         )
-        self._floor = WriteFloor(settings.peer, self.local_partitions, self.clock)
-        self.local_partitions.latest_promise = lambda: self._floor.latest_promise(self.now)
-        self.local_partitions.promise_ms = min(PROMISE_MS, settings.pace.gc_interval_ms // 2)
+        floor = WriteFloor(peer, self.local_partitions, self.clock)
         self.hints = Hints(settings.hint_limit, settings.hint_max_age_ms)
         self._backlog = Backlog(settings.max_waiting_bytes, settings.max_requests)
-        self.scheduler = Scheduler(self._commit_internal, self._backlog.settle, self._epoch)
-        self._steady = Steady(now)
-        replica = Replica(
-            settings.peer,
+        self.group_commit = GroupCommit(
+            self._backlog,
             self.local_partitions,
-            self._current_view,
-            self._steady_time,
-            lambda: self.now,
+            self.keyspaces,
             self.clock,
+            max_clock_skew_ms=settings.max_clock_skew_ms,
+            disk_reserve=settings.disk_reserve,
         )
-        self.maintenance = Maintenance(replica, self.scheduler, self.hints, settings.pace, now)
+        self._background = Background(
+            peer,
+            self.local_partitions,
+            self.clock,
+            floor,
+            hints=self.hints,
+            backlog=self._backlog,
+            commit=self.group_commit.add,
+            pace=settings.pace,
+            now=now,
+        )
+        self.scheduler = self._background.scheduler
+        self.maintenance = self._background.maintenance
+        self.observer = self._background.observer
         self.meters = Meters()
         self.history = History(self.meters, now)
-        self.observer = Observer(settings.peer, self.scheduler)
         self.health = Health(
-            replica, self.maintenance, self._backlog, self.meters, settings.disk_reserve, now
+            self._background.replica,
+            self.maintenance,
+            self._backlog,
+            self.meters,
+            settings.disk_reserve,
+            now,
         )
         self.admission = Admission(
-            settings.peer, self.health, self._backlog, self._floor, settings.max_waiting_bytes
+            peer, self.health, self._backlog, floor, settings.max_waiting_bytes
         )
         self._control = ControlRequests(
-            settings.peer,
+            peer,
             settings.cluster,
             settings.max_clock_skew_ms,
             admission=self.admission,
@@ -165,9 +155,11 @@ class PeerCore:
             history=self.history,
         )
         self._reader = Reader(self.local_partitions, self.meters)
-        self._recent_deletes = RecentDeletes()
-        self._answers: list[Reply] = []
-        self._admin_requests: list[PendingAdminRequest] = []
+        self._questions = PeerQuestions(self.local_partitions, self.scheduler, self._backlog)
+        self.admin_requests = AdminRequests(peer, self.clock, self._backlog, self._reply)
+        self.topology_news = TopologyNews(
+            peer, store.store_id, self.admission.trusted, self.health.counts
+        )
 
     # -- called by the server
 
@@ -190,7 +182,7 @@ class PeerCore:
             if correlation is None:
                 return []
             return [self._reply(Ticket(sender, correlation), Error.of(error), now)]
-        self._set_time(now)
+        self._background.set_time(now)
         size = sum(map(len, parts))
         notes = None
         if self.tracer is not None and envelope.trace:
@@ -211,83 +203,45 @@ class PeerCore:
 
     def receive_answer(self, peer: str, parts: list[bytes], now: int) -> None:
         """Handle a message from another peer, on a connection that this peer opened."""
-        self._set_time(now)
+        self._background.set_time(now)
         try:
             envelope = decode(parts)
         except ProtocolError:
             self.health.counts["malformed"] += 1
             return
-        self.clock.answered(peer, envelope.correlation, envelope.moment)
-        if self.view is not None and envelope.epoch > self.view.epoch:
-            self.wants_refresh = True
-            if isinstance(envelope.message, Error):
-                self._hear_topology(peer, envelope.message.error(), self.view)
-        self.scheduler.answered(peer, envelope)
-
-    def _hear_topology(self, peer: str, error: DStashError, view: View) -> None:
-        """Keep the topology of a member with a later epoch, if this peer may use it."""
-        encoded = error.details.get("topology")
-        if not isinstance(error, StaleEpoch) or not isinstance(encoded, bytes):
-            return
-        try:
-            found = Topology.decode(encoded)
-        except ProtocolError:
-            self.health.counts["malformed"] += 1
-            return
-        known = self.heard_topology or view.topology
-        member = found.member(self.settings.peer)
-        is_ours = member is not None and member.store_id == self.store.store_id
-        is_usable = found.formed and found.restored is None
-        is_successor = found.cluster_id == view.topology.cluster_id and found.epoch > known.epoch
-        if peer in view.members and is_ours and is_usable and is_successor:
-            self.heard_topology = self.admission.trusted(found)
+        self.topology_news.hear(peer, envelope)
+        self._background.answered(peer, envelope)
 
     def lost(self, peer: str) -> None:
         """Take note that the connection to another peer broke."""
-        self.scheduler.lost(peer)
-        self.observer.lost(peer)
+        self._background.lost(peer)
 
     def unsent(self, outgoing: Outgoing) -> None:
         """Take note that a message to another peer could not be sent."""
-        self.clock.unanswered(outgoing.correlation)
-        self.scheduler.unsent(outgoing.peer, outgoing.correlation)
+        self._background.unsent(outgoing)
 
     def tick(self, now: int) -> tuple[list[Reply], list[Outgoing]]:
         """Run a little of the background work; returns replies, and messages for other peers."""
-        self._set_time(now)
-        if self.clock.knows_majority:
-            self._floor.correct()
+        self._background.set_time(now)
         self.health.watch()
-        steady = self._steady.at(now)
-        if not self.health.stopping:
-            self.maintenance.tick(steady)
-            self.observer.tick(self.view, now)
-        elif not self._backlog.has_work:
-            self.maintenance.freshness.send_last_report(steady)
         self.history.note(now)
-        outgoing = self.scheduler.tick(steady)
-        for message in outgoing:
-            self.clock.sent(message.correlation)
-        expired = [
-            self._reply(request.ticket, Error.of(error), now)
-            for request, error in self.admission.expired(now)
-        ]
-        answers, self._answers = self._answers + expired, []
+        outgoing = self._background.tick(stopping=self.health.stopping)
+        ready = self._questions.take() if self._questions.ready else []
+        replies = [self._reply(ticket, message, now) for ticket, message in ready]
+        for request, error in self.admission.expired(now):
+            replies.append(self._reply(request.ticket, Error.of(error), now))
         if (broken := self.store.check_writable()) is not None:
             self.failure = self.failure or StoreFailed(broken)
-        return answers, outgoing
+        return replies, outgoing
 
     def wakeup(self, now: int) -> int:
         """Return how many milliseconds may pass before ``tick`` is due."""
-        if self.scheduler.has_ready or self._answers:
+        if self.scheduler.has_ready:
             return 0
         due = self.scheduler.wakeup()
-        return 1000 if due is None else max(0, min(1000, due - self._steady.at(now)))
-
-    def take_admin_requests(self) -> list[PendingAdminRequest]:
-        """Return the admin requests that arrived since the last call."""
-        requests, self._admin_requests = self._admin_requests, []
-        return requests
+        if due is None:
+            return 1000
+        return max(0, min(1000, due - self._background.steady.at(now)))
 
     def take_proposals(self) -> list[Proposal]:
         """Return the topology steps that became due since the last call."""
@@ -305,52 +259,22 @@ class PeerCore:
         waited = self.admission.install(view)
         self.health.install(view)
         self._control.install(view)
-        self._set_time(now)
-        topology = view.topology
-        voters = {member.id for member in topology.before() if member.synced}
-        if topology.replicas == 1:  # a peer alone is the quorum of its own partitions
-            voters = {self.settings.peer}
-        quorum = Level.QUORUM.needed(view.topology.replicas)
-        self.clock.install(view.members.keys(), voters, view.alive, quorum)
-        self._floor.install(before, view)
-        self.wants_refresh = False
-        if self.heard_topology is not None and self.heard_topology.epoch <= view.epoch:
-            self.heard_topology = None
-        self.maintenance.install(view, self._steady.at(now))
+        self.topology_news.install(view)
+        self._background.install(view, now)
         return [reply for request in waited for reply in self._handle(request, now)]
 
     def next_commit(self, now: int) -> Commit | None:
         """Return the waiting writes as one commit; None if no write waits."""
-        group = self._backlog.take(now)
-        if not group:
+        if not self._backlog.has_waiting:
             return None
-        self._set_time(now)
-        rules = Rules(
-            now,
-            self.clock.present_ms(),
-            self.settings.max_clock_skew_ms,
-            self.local_partitions.newest_horizon,
-            self.local_partitions.promises(now),
-            self.local_partitions.horizons[:],
-            self.keyspaces.owned,
-            self.store.has_room(self.settings.disk_reserve),
-            self.store.has_room(self.settings.disk_reserve // 2),
-            self.store.high_water,
-            self.clock.highest_acked(),
-        )
-        return Commit(group, rules, recent=self._recent_deletes)
+        self._background.set_time(now)
+        return self.group_commit.begin(now)
 
     def committed(self, commit: Commit, now: int) -> list[Reply]:
         """Take back a commit that has run; returns its replies."""
         self.failure = self.failure or commit.fatal
         self.health.counts["commits"] += 1
-        # A majority may hold later stamps by now: the client retries in a moment.
-        self.clock.is_due = self.clock.is_due or commit.skewed
-        self.local_partitions.changed(commit.changed, now)
-        self.local_partitions.corruption.report(commit.corrupt)
-        for internal, error in commit.done:
-            internal.done(error)
-        self._backlog.committed(commit.waiting, now)
+        self.group_commit.end(commit, now)
         return [self._reply(ticket, message, now) for ticket, message in commit.replies]
 
     @property
@@ -358,8 +282,7 @@ class PeerCore:
         """Whether writes wait for a commit, are in one, or other peers wait for a last report."""
         if self._backlog.has_work:
             return True
-        is_stopping = self.health.stopping
-        return is_stopping and self.maintenance.freshness.awaits_last_report(self._steady_time())
+        return self.health.stopping and self._background.awaits_last_report()
 
     def newest_lives(self) -> dict[str, Life]:
         """Return the newest life seen of each store, for the topology. Any thread may call this."""
@@ -406,16 +329,16 @@ class PeerCore:
         message = envelope.message
         admission.check_permission(request.user, message)
         if isinstance(message, AdminRequest):
-            self._admin_requests.append(self._await_admin_reply(request, message))
+            self.admin_requests.accept(request, message)
             return None
         answer = self._control.answer(message, now)
         if answer is not None:
             return answer
-        if type(message) not in _DATA and type(message) not in _QUESTIONS:
+        if type(message) not in _DATA and type(message) not in QUESTIONS:
             raise ProtocolError(f"a {type(message).__name__} is not a request")
         if admission.is_future_epoch(envelope):
-            is_first = admission.wait_for_topology(request)
-            self.wants_refresh = self.wants_refresh or is_first
+            if admission.wait_for_topology(request):
+                self.topology_news.wants_refresh = True
             return None
         admission.check(request)
         if isinstance(message, _READS):
@@ -445,78 +368,27 @@ class PeerCore:
             if not isinstance(message, SeenRequest):  # by which other peers confirm their stores
                 self.admission.check_freshness()
             self.admission.check_room(request)
-            self._begin_answer(request, _QUESTIONS[type(message)], now)
+            self._questions.begin(request, now)
 
     def _enqueue(
         self, ticket: Ticket, message: Put | Delete | Apply | Push, space: Keyspace | None
     ) -> None:
-        weight = len(message.keys) + len(
-            getattr(message, "payloads", b"") or getattr(message, "records", b"")
-        )
-        self._backlog.admit(WaitingWrite(ticket, message, space, weight))
+        self._backlog.admit(WaitingWrite.of(ticket, message, space))
         if ticket.notes is not None:
             ticket.notes.waits()
-
-    def _begin_answer(self, request: Request, answer: Callable[..., Answering], now: int) -> None:
-        ticket, question = request.ticket, request.envelope.message
-        # The question and a page of the answer stay in memory until the answer is sent.
-        release = self._backlog.hold(request.size + PAGE_BYTES)
-
-        def ended(result: Message, failure: DStashError | None) -> None:
-            release()
-            message = result if failure is None else Error.of(failure)
-            self._answers.append(self._reply(ticket, message, self.now))
-
-        task = answer(self.local_partitions, question, now)
-        self.scheduler.spawn(f"answer:{type(question).__name__}", task, ended)
-
-    def _await_admin_reply(
-        self, request: Request, admin_request: AdminRequest
-    ) -> PendingAdminRequest:
-        if admin_request.action == "lower-floors":
-            if not self.clock.knows_majority:
-                raise NotReady(f"{self.settings.peer}: the clocks of a majority are not known yet")
-            admin_request = replace(admin_request, stamp=stamp_at(self.clock.time()))
-        release = self._backlog.hold(request.size)
-
-        def answer(message: Message, now: int) -> list[Reply]:
-            release()
-            return [self._reply(request.ticket, message, now)]
-
-        return PendingAdminRequest(admin_request, answer)
 
     def _take_hint(self, hint: Hint, now: int) -> None:
         if self.view is not None and hint.peer in self.view.members:
             keys = codec.unpack_keys(hint.keys)
             space = self.keyspaces.find(hint.index)
-            self.hints.add(hint.peer, locate(space, keys), self._steady_time())
+            self.hints.add(hint.peer, locate(space, keys), self._background.steady_time())
 
     def _reply(self, ticket: Ticket, message: Message, now: int) -> Reply:
         sender, correlation, protocol, notes = ticket
         if notes is not None:
             notes.answered(message)
-        return Reply(sender, encode(Envelope(correlation, self._epoch(), now, message, protocol)))
-
-    # -- for the tasks
-
-    def _commit_internal(self, merge: Merge, done: Callable[[DStashError | None], None]) -> None:
-        weight = sum(map(len, chain.from_iterable(merge.entries)))
-        self._backlog.add(WaitingWrite(Ticket(b"", 0), Internal(merge, done), None, weight))
-
-    def _epoch(self) -> int:
-        return self.view.epoch if self.view else 0
-
-    def _current_view(self) -> View:
-        if self.view is None:
-            raise AssertionError("a task began before the view was known")
-        return self.view
-
-    def _set_time(self, now: int) -> None:
-        self.now = now
-        self.clock.advance(now)
-
-    def _steady_time(self) -> int:
-        return self._steady.at(self.now)
+        envelope = Envelope(correlation, self._background.epoch, now, message, protocol)
+        return Reply(sender, encode(envelope))
 
 
 #: An answer of up to this many bytes is sent however many wait to be read.
@@ -526,19 +398,6 @@ _SMALL_ANSWER: Final = 128 * 1024
 _READS: Final = (Lookup, Fetch, Scan, ScanKeys, Count)
 _WRITES: Final = (Put, Delete, Apply)
 _DATA: Final = {*_READS, *_WRITES, Push, Hint}
-
-#: Questions of other peers, answered by tasks.
-_QUESTIONS: Final[dict[type, Callable[..., Answering]]] = {
-    DigestsRequest: handlers.digests,
-    BucketsRequest: handlers.buckets,
-    VersionsRequest: handlers.versions,
-    CopyRequest: handlers.copy,
-    Pull: handlers.pull,
-    FloorRequest: handlers.floor,
-    SeenRequest: handlers.seen,
-    SetHorizon: handlers.horizon,
-    ReleaseFloor: handlers.release,
-}
 
 #: Outcomes of requests that were not refused. An accepted request is answered later.
 _ANSWERED: Final = "Answered"

@@ -22,9 +22,10 @@ from dstash.cluster.topology.topology import Member, Topology, TransportSecurity
 from dstash.cluster.topology.view import View
 from dstash.cpu_scheduling import LONG, use_time_slice
 from dstash.errors import DStashError, NotReady, StoreFailed
+from dstash.peer.admission.admin_requests import PendingAdminRequest
 from dstash.peer.admission.authority import Authority
 from dstash.peer.admission.inbox import Inbox
-from dstash.peer.admission.requests import PendingAdminRequest, Reply
+from dstash.peer.admission.requests import Reply
 from dstash.peer.commits.commit import Commit
 from dstash.peer.core import PeerCore
 from dstash.peer.maintenance import Proposal
@@ -301,15 +302,16 @@ class PeerServer:
                 self._core.lost(message.peer)
             if not self._links.send(message.peer, address, message.frames):
                 self._core.unsent(message)
-        if self._core.wants_refresh:
-            self._core.wants_refresh = False
-            if self._core.heard_topology is not None:
-                self._agent.hear(self._core.heard_topology)
+        news = self._core.topology_news
+        if news.wants_refresh:
+            news.wants_refresh = False
+            if news.heard is not None:
+                self._agent.hear(news.heard)
             self._agent.refresh()
         proposals = self._core.take_proposals()
         if proposals:
             self._agent.propose(proposals)
-        for pending in self._core.take_admin_requests():
+        for pending in self._core.admin_requests.take():
             self._agent.administer(pending.request, partial(self._post_answer, pending))
 
     def _endpoint(self, member: Member | None) -> str | None:

@@ -396,7 +396,7 @@ class TestTopology:
         joined.session.install(newer.encode(), ["a", "b", "c"])
         joined.install(newer, "a", "b")
         assert joined.put({"k": 1}).ok
-        assert joined.peers["c"].wants_refresh
+        assert joined.peers["c"].topology_news.wants_refresh
         assert joined.record("c", "k") is None
         joined.install(newer, "c")
         joined._commit("c")

@@ -234,7 +234,7 @@ class TestDelete:
         cluster.silent.clear()
         cluster.forget("c", "k")
         for core in cluster.peers.values():
-            core._recent_deletes = RecentDeletes()  # as after a restart
+            core.group_commit.recent_deletes = RecentDeletes()  # as after a restart
         assert cluster.run(operation, operation.lost("c", cluster.now)).deleted == 1
 
     def test_superseded_delete_keeps_result_of_first_attempt(self) -> None:

@@ -62,7 +62,7 @@ class Target:
                 commit.run(self.core.store)
                 assert commit.fatal is None
                 replies += self.core.committed(commit, NOW)
-        for pending in self.core.take_admin_requests():
+        for pending in self.core.admin_requests.take():
             replies += pending.answer(AdminReply(b""), NOW)
         self.core.take_proposals()
         assert self.core.failure is None

@@ -494,7 +494,7 @@ class TestBounds:
         peer = Peer(topology(), max_waiting_bytes=2 * 2**20, max_requests=10)
         order = encode(Envelope(7, EPOCH, 0, AdminRequest("pause", [])))
         replies = [reply for _ in range(20) for reply in peer.core.receive(b"a", order, peer.now)]
-        pending = peer.core.take_admin_requests()
+        pending = peer.core.admin_requests.take()
         assert (len(pending), len(replies)) == (10, 10)
         for request in pending:
             request.answer(AdminReply(b""), peer.now)
@@ -556,11 +556,11 @@ class TestDrops:
 class TestFutureEpochs:
     def test_request_of_newer_epoch_waits_for_topology(self, peer: Peer) -> None:
         assert peer.ask(put(b"k"), epoch=EPOCH + 1) is None
-        assert peer.core.wants_refresh
+        assert peer.core.topology_news.wants_refresh
         newer = View(replace(topology(), epoch=EPOCH + 1), frozenset("a"))
         assert peer.core.install(newer, peer.now) == []
         assert peer.turn() == [Stored([])]
-        assert not peer.core.wants_refresh
+        assert not peer.core.topology_news.wants_refresh
 
     def test_request_of_invented_epoch_is_answered_later(self, peer: Peer) -> None:
         assert peer.ask(put(b"k"), epoch=2**40) is None

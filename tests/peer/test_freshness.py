@@ -355,14 +355,14 @@ class TestHeardTopology:
         joined.peers["a"] = core
         core.install(View(joined.topology, frozenset("abc")), joined.now)
         joined.settle()
-        return core.heard_topology
+        return core.topology_news.heard
 
     def test_later_topology_is_learned_from_refused_requests(self, joined: Restarted) -> None:
         later = joined.topology.next()
         assert self.hear(joined, later) == later
-        assert joined.peers["a"].wants_refresh
+        assert joined.peers["a"].topology_news.wants_refresh
         joined.peers["a"].install(View(later, frozenset("abc")), joined.now)
-        assert joined.peers["a"].heard_topology is None
+        assert joined.peers["a"].topology_news.heard is None
         joined.pass_time(1)
         assert joined.votes("a")
 
@@ -394,9 +394,9 @@ class TestHeardTopology:
         error = StaleEpoch("old", topology=joined.topology.next().encode())
         frames = encode(Envelope(1, joined.topology.epoch + 1, 0, Error.of(error)))
         core.receive_answer("x", frames, joined.now)
-        assert core.heard_topology is None
+        assert core.topology_news.heard is None
         core.receive_answer("b", frames, joined.now)
-        assert core.heard_topology is not None
+        assert core.topology_news.heard is not None
 
 
 class TestClaims:

@@ -328,10 +328,11 @@ class Node:
                 core.lost(request.peer)
             if not links.send(request.peer, address, request.frames):
                 core.unsent(request)
-        if core.wants_refresh:
-            core.wants_refresh = False
-            if core.heard_topology is not None and self._agent is not None:
-                self._agent.hear(core.heard_topology)
+        news = core.topology_news
+        if news.wants_refresh:
+            news.wants_refresh = False
+            if news.heard is not None and self._agent is not None:
+                self._agent.hear(news.heard)
             self.look_soon()
         proposals = core.take_proposals()
         if proposals and self._agent is not None:

@@ -47,6 +47,11 @@ class Backlog:
         """Whether writes wait for a commit or are being committed."""
         return bool(self._waiting or self._in_commit)
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether writes wait for a commit."""
+        return bool(self._waiting)
+
     # -- refusing
 
     def busy(self, text: str) -> Busy:

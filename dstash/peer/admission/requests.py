@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from dstash.limits import (
@@ -15,9 +14,7 @@ from dstash.limits import (
 )
 from dstash.peer.telemetry.tracing import Notes
 from dstash.wire.envelope import Envelope
-from dstash.wire.messages import AdminRequest
 from dstash.wire.protocol import LOWEST_PROTOCOL
-from dstash.wire.shapes import Message
 
 #: Announced in ``Welcome``, so that clients in other languages need no constants.
 LIMITS: Final = {
@@ -62,10 +59,3 @@ class Request(NamedTuple):
         """Where the reply goes."""
         envelope = self.envelope
         return Ticket(self.sender, envelope.correlation, envelope.protocol, self.notes)
-
-
-class PendingAdminRequest(NamedTuple):
-    """An admin request, and the function that turns its answer into replies."""
-
-    request: AdminRequest
-    answer: Callable[[Message, int], list[Reply]]

@@ -33,3 +33,11 @@ class WaitingWrite:
     message: Put | Delete | Apply | Push | Internal
     space: Keyspace | None
     weight: int
+
+    @classmethod
+    def of(
+        cls, ticket: Ticket, message: Put | Delete | Apply | Push, space: Keyspace | None
+    ) -> WaitingWrite:
+        """Return a write that came as a message, with its weight: the bytes of keys and content."""
+        content = getattr(message, "payloads", b"") or getattr(message, "records", b"")
+        return cls(ticket, message, space, len(message.keys) + len(content))

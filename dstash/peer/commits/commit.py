@@ -1,17 +1,17 @@
-"""Group commit: all waiting writes become one transaction with one sync, then all are acked.
+"""A commit: all waiting writes become one transaction with one sync, then all are acked.
 
-The method is from DeWitt et al., "Implementation Techniques for Main Memory Database Systems"
-(1984); bbolt's ``Batch`` is a model. A bad item fails alone: it is removed before the transaction
-begins.
+The method, group commit, is from DeWitt et al., "Implementation Techniques for Main Memory Database
+Systems" (1984); bbolt's ``Batch`` is a model. A bad item fails alone: it is removed before the
+transaction begins. The writes of clients are checked here, whole records in ``records.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain, starmap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from dstash.errors import (
     BelowFloor,
@@ -21,43 +21,21 @@ from dstash.errors import (
     DiskFull,
     DStashError,
     LimitError,
-    Misrouted,
     ProtocolError,
     from_wire,
 )
-from dstash.limits import MAX_KEY_BYTES, MAX_TTL_SECONDS, MAX_VALUE_BYTES, MOST_REPLACED
+from dstash.limits import MAX_TTL_SECONDS, MAX_VALUE_BYTES, MOST_REPLACED
 from dstash.peer.admission.requests import Ticket
 from dstash.peer.admission.write_floor import check_floor
 from dstash.peer.admission.writes import Internal, WaitingWrite
 from dstash.peer.commits.recent_deletes import RecentDeletes
+from dstash.peer.commits.records import prepare_apply, prepare_internal, prepare_push
+from dstash.peer.commits.rules import TOMBSTONE, Prepared, Rejected, Rules, bad_keys, check_skew
 from dstash.peer.telemetry.meters import CommitStats, outcome_of
 from dstash.store.interface import Merged, Store, Write
-from dstash.store.record import (
-    HEAD_BYTES,
-    VERSION_END,
-    Keyspace,
-    head,
-    is_sound,
-    locate,
-    partition_in,
-    partition_of,
-    seal,
-    split_storage_key,
-    version_of,
-)
+from dstash.store.record import VERSION_END, Keyspace, head, seal
 from dstash.types import RecordFlag
-from dstash.version import (
-    MAX_STAMP,
-    VERSION_BYTES,
-    WRITER_BYTES,
-    Stamp,
-    StampRange,
-    Version,
-    newest_stamp,
-    pack,
-    stamp_milliseconds,
-    stamp_range_of,
-)
+from dstash.version import VERSION_BYTES, WRITER_BYTES, Version, newest_stamp, pack
 from dstash.wire import codec
 from dstash.wire.messages import Apply, Delete, Error, Put, Stored
 from dstash.wire.replication import Push
@@ -68,69 +46,11 @@ _PREFIX: Final = itemgetter(slice(2))
 
 #: The payload of a tombstone is empty.
 _NO_PAYLOAD: Final = b""
-#: A plain number: arithmetic with flags takes longer than to check the record.
-_TOMBSTONE: Final = RecordFlag.TOMBSTONE.value
 
 #: The error of a client's record that was refused because it is below the horizon.
 _TOO_LATE: Final = "the record is too old: tombstones of its time may have been dropped already"
 #: The error of a record that must wait until replicas have agreed on a horizon.
 _AGREEING: Final = "replicas are agreeing on a horizon; retry in a moment"
-
-Rejected = list[list[Any]]
-
-
-class Prepared(NamedTuple):
-    """A write that is ready for the transaction, and the items that were rejected before it."""
-
-    write: Write
-    rejected: Rejected
-    #: For each entry of the write, its position in the request.
-    places: Sequence[int]
-
-    def without(self, left_out: set[int], error: DStashError) -> Prepared:
-        """Return a copy that rejects the entries at the given places of the write."""
-        kept = [number for number in range(len(self.write.entries)) if number not in left_out]
-        rejected = [[self.places[number], error.code, str(error)] for number in sorted(left_out)]
-        return Prepared(
-            replace(self.write, entries=[self.write.entries[number] for number in kept]),
-            self.rejected + rejected,
-            [self.places[number] for number in kept],
-        )
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no entry is left to write."""
-        write = self.write
-        return not (write.entries or write.drops or write.marks or write.replacements)
-
-
-class Rules(NamedTuple):
-    """The rules that a commit checks its writes against.
-
-    ``present``: the time (milliseconds since 1970) that versions are compared with; a version is
-    at most ``max_skew`` ahead of it. It is not ``now``, because this peer's clock may be wrong.
-    Stamps above ``latest`` are certainly from the future: they are refused, and a stored record
-    with one gives way to writes of clients. Between the two, this peer cannot decide yet.
-    ``floor``: the highest horizon. Writes of clients up to it are refused, even if they arrived
-    before it was set. ``promises`` (by partition): repairs stamped up to this must wait.
-    ``horizons`` (by partition): tombstones up to this may have been dropped. See
-    ``cluster/replication/tombstone_gc.py``. ``owned``: the partitions of this peer.
-    ``has_room``: false when only deletes and repairs may be written; ``has_spare``: false when only
-    deletes may. ``upper_bound``: the highest stamp that a corrupt record may have had.
-    """
-
-    now: int
-    present: int
-    max_skew: int
-    floor: Stamp
-    promises: Mapping[int, Stamp]
-    horizons: Sequence[Stamp]
-    owned: frozenset[int]
-    has_room: bool
-    has_spare: bool = True
-    upper_bound: Stamp = MAX_STAMP
-    latest: Stamp = MAX_STAMP
-
 
 _Ready = tuple[WaitingWrite, Prepared]
 
@@ -144,7 +64,7 @@ def _puts(ready: _Ready) -> set[int]:
 def _live_records(ready: _Ready) -> set[int]:
     """Return the places of entries that are not tombstones."""
     entries = enumerate(ready[1].write.entries)
-    return {place for place, (_, record) in entries if not record[VERSION_END] & _TOMBSTONE}
+    return {place for place, (_, record) in entries if not record[VERSION_END] & TOMBSTONE}
 
 
 @dataclass(slots=True)
@@ -267,20 +187,6 @@ class Commit:
             self.replies.append((waiting.ticket, _answer(waiting.message, prepared, merged)))
 
 
-def check_skew(version: bytes, rules: Rules) -> None:
-    """Refuse a version from the future.
-
-    Raises:
-        ClockSkew: the text states how far the version is ahead of the cluster clock.
-    """
-    ahead = stamp_milliseconds(newest_stamp(version)) - rules.present
-    if ahead > rules.max_skew:
-        raise ClockSkew(
-            f"version is {ahead} ms ahead of the cluster's clock; allowed are {rules.max_skew} ms",
-            ahead_ms=ahead,
-        )
-
-
 def _prepare_put(message: Put, space: Keyspace, rules: Rules) -> Prepared:
     if not rules.has_room:
         raise DiskFull("the disk is full; puts are refused, reads and deletes go on")
@@ -289,7 +195,7 @@ def _prepare_put(message: Put, space: Keyspace, rules: Rules) -> Prepared:
         raise LimitError("the time to live is longer than 100 years")
     keys, payloads = codec.unpack_blobs(message.keys), codec.unpack_blobs(message.payloads)
     codec.expect_even(keys, payloads)
-    rejected = _bad_keys(keys) + _bad_payloads(payloads)
+    rejected = bad_keys(keys) + _bad_payloads(payloads)
     places, keys, payloads = _without(rejected, keys, payloads)
     entries = seal(space, keys, head(message.version, 0, message.expiry), payloads)
     return Prepared(_client_write(entries, message, rules), rejected, places)
@@ -298,7 +204,7 @@ def _prepare_put(message: Put, space: Keyspace, rules: Rules) -> Prepared:
 def _prepare_delete(message: Delete, space: Keyspace, rules: Rules) -> Prepared:
     _check_client_version(message.version, rules)
     keys = codec.unpack_blobs(message.keys)
-    rejected = _bad_keys(keys)
+    rejected = bad_keys(keys)
     places, keys, _ = _without(rejected, keys, keys)
     tombstone = head(message.version, RecordFlag.TOMBSTONE)
     entries = seal(space, keys, tombstone, [_NO_PAYLOAD] * len(keys))
@@ -331,93 +237,12 @@ def _replaced(packed: bytes) -> frozenset[Version]:
     return frozenset(packed[place : place + VERSION_BYTES] for place in places)
 
 
-def _prepare_apply(message: Apply, space: Keyspace, rules: Rules) -> Prepared:
-    keys, records = codec.unpack_blobs(message.keys), codec.unpack_blobs(message.records)
-    codec.expect_even(keys, records)
-    rejected = _bad_keys(keys)
-    bad = {entry[0] for entry in rejected}
-    good = [place for place in range(len(keys)) if place not in bad]
-    located = locate(space, [keys[place] for place in good])
-    entries = [(key, records[place]) for key, place in zip(located, good, strict=True)]
-    return _prepare_records(entries, good, rejected, rules)
-
-
-def _prepare_push(message: Push, space: None, rules: Rules) -> Prepared:
-    entries = codec.unpack_entries(message.keys, message.records)
-    for storage_key, _ in entries:
-        _check_storage_key(storage_key, rules.owned)
-    return _prepare_records(entries, range(len(entries)), [], rules)
-
-
-def _prepare_records(
-    entries: list[tuple[bytes, bytes]], places: Sequence[int], rejected: Rejected, rules: Rules
-) -> Prepared:
-    """Reject records that are corrupt, from the future, or of a value that is not valid."""
-    span = _valid_stamps(entries, rules)
-    if span is not None:
-        write = Write(
-            entries,
-            rules.now,
-            span.newest,
-            horizons=rules.horizons,
-            upper_bound=rules.upper_bound,
-            oldest=span.oldest,
-            promises=rules.promises,
-            may_spend_reserve=True,
-        )
-        return Prepared(write, rejected, places)
-    good: list[tuple[bytes, bytes]] = []
-    kept: list[int] = []
-    newest = 0
-    for place, entry in zip(places, entries, strict=True):
-        error = _bad_record(*entry, rules)
-        if error is not None:
-            rejected.append([place, error.code, str(error)])
-            continue
-        good.append(entry)
-        kept.append(place)
-        newest = max(newest, newest_stamp(version_of(entry[1])))
-    write = Write(
-        good,
-        rules.now,
-        newest,
-        horizons=rules.horizons,
-        upper_bound=rules.upper_bound,
-        promises=rules.promises,
-        may_spend_reserve=True,
-    )
-    return Prepared(write, rejected, kept)
-
-
-def _prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
-    """Prepare the valid entries; the task gets the error of the rejected entries after the commit.
-
-    A comparison may fetch records whose partition has moved away meanwhile; they are dropped.
-    """
-    merge = message.merge
-    entries = [entry for entry in merge.entries if partition_in(entry[0]) in rules.owned]
-    prepared = _prepare_records(entries, range(len(entries)), [], rules)
-    replaced = [
-        newest_stamp(version_of(record)) for _, record in merge.replacements if record is not None
-    ]
-    newest = max(prepared.write.newest, *replaced, 0)
-    write = replace(
-        prepared.write,
-        newest=newest,
-        drops=merge.drops,
-        marks=merge.marks,
-        replacements=merge.replacements,
-        replaces=merge.replaces,
-    )
-    return prepared._replace(write=write)
-
-
 _PREPARE: Final[dict[type, Callable[[Any, Any, Rules], Prepared]]] = {
     Put: _prepare_put,
     Delete: _prepare_delete,
-    Apply: _prepare_apply,
-    Push: _prepare_push,
-    Internal: _prepare_internal,
+    Apply: prepare_apply,
+    Push: prepare_push,
+    Internal: prepare_internal,
 }
 
 
@@ -426,16 +251,6 @@ def _check_client_version(version: bytes, rules: Rules) -> None:
         raise ProtocolError(f"a version has {VERSION_BYTES} bytes, not {len(version)}")
     check_skew(version, rules)
     check_floor(version, rules.floor)
-
-
-def _check_storage_key(storage_key: bytes, owned: frozenset[int]) -> None:
-    if len(storage_key) < 4 or len(storage_key) < 4 + storage_key[2]:
-        raise ProtocolError("a storage key is too short")
-    partition, _, key = split_storage_key(storage_key)
-    if partition != partition_of(key):
-        raise ProtocolError("a storage key stands in the wrong partition")
-    if partition not in owned:
-        raise Misrouted(f"this peer holds no replica of partition {partition}")
 
 
 def _answer(message: Message, prepared: Prepared, merged: Merged) -> Stored:
@@ -466,17 +281,6 @@ def _superseded_by_corrupt(message: Message, prepared: Prepared, place: int) -> 
     return [prepared.places[place], CorruptRecord.code, text]
 
 
-def _bad_keys(keys: Sequence[bytes]) -> Rejected:
-    if not keys or (min(map(len, keys)) >= 1 and max(map(len, keys)) <= MAX_KEY_BYTES):
-        return []
-    text = f"a key must have 1 to {MAX_KEY_BYTES} bytes"
-    return [
-        [place, LimitError.code, f"{text}, not {len(key)}"]
-        for place, key in enumerate(keys)
-        if not 1 <= len(key) <= MAX_KEY_BYTES
-    ]
-
-
 def _bad_payloads(payloads: Sequence[bytes]) -> Rejected:
     rejected: Rejected = [
         [place, ProtocolError.code, "the value is not one well-formed msgpack object"]
@@ -489,42 +293,6 @@ def _bad_payloads(payloads: Sequence[bytes]) -> Rejected:
             if len(payload) > MAX_VALUE_BYTES
         ]
     return rejected
-
-
-def _valid_stamps(entries: Sequence[tuple[bytes, bytes]], rules: Rules) -> StampRange | None:
-    """Return the oldest and newest stamp of records if all of them are valid, else None.
-
-    It checks many records at once, faster than ``_bad_record``: a peer that is streaming receives
-    all its data through here.
-    """
-    if not rules.has_spare or not entries:
-        return None
-    if not all(starmap(is_sound, entries)):
-        return None
-    span = stamp_range_of([version_of(record) for _, record in entries])
-    payloads = [
-        record[HEAD_BYTES:] for _, record in entries if not record[VERSION_END] & _TOMBSTONE
-    ]
-    is_late = stamp_milliseconds(span.newest) - rules.present > rules.max_skew
-    return None if is_late or codec.malformed_payloads(payloads) else span
-
-
-def _bad_record(storage_key: bytes, record: bytes, rules: Rules) -> DStashError | None:
-    if not is_sound(storage_key, record):
-        return CorruptRecord("the record fails its checksum")
-    version = version_of(record)
-    if not record[VERSION_END] & RecordFlag.TOMBSTONE:
-        if not rules.has_spare:
-            return DiskFull("the disk is full; only deletes go on")
-        if codec.malformed_payloads([record[HEAD_BYTES:]]):
-            return ProtocolError("the record's value is not one well-formed msgpack object")
-    try:
-        check_skew(version, rules)
-    except ClockSkew as error:
-        # Until this is certain, the sender must not treat a record of another replica as invalid.
-        is_certain = newest_stamp(version) > rules.latest
-        return error if is_certain else Busy(f"{error}; other members are asked what they hold")
-    return None
 
 
 def _without(

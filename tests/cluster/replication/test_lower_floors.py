@@ -37,7 +37,7 @@ def ordered(joined: Joined) -> Topology:
     core = joined.peers["a"]
     frames = encode(Envelope(7, joined.topology.epoch, 0, AdminRequest("lower-floors", [])))
     core.receive(b"x", frames, joined.now)
-    [pending] = core.take_admin_requests()
+    [pending] = core.admin_requests.take()
     order = pending.request
     return transitions.ordered(joined.topology, alive(), order.action, [], 0, order.stamp)
 
@@ -106,7 +106,7 @@ def test_lower_floors_request_has_stamp_of_cluster_clock(joined: Joined) -> None
     core = joined.peers["a"]
     frames = encode(Envelope(7, joined.topology.epoch, 0, AdminRequest("lower-floors", [])))
     core.receive(b"x", frames, joined.time_at("a"))
-    [pending] = core.take_admin_requests()
+    [pending] = core.admin_requests.take()
     assert pending.request.stamp == stamp_at(joined.now)
 
 

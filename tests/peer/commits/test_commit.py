@@ -13,7 +13,8 @@ from dstash.errors import BelowFloor, DiskFull, LimitError
 from dstash.limits import MAX_TTL_SECONDS, PARTITIONS
 from dstash.peer.admission.requests import Ticket
 from dstash.peer.admission.writes import Internal, WaitingWrite
-from dstash.peer.commits.commit import Commit, Rules
+from dstash.peer.commits.commit import Commit
+from dstash.peer.commits.rules import Rules
 from dstash.store.interface import Merged, Write
 from dstash.store.memory import TwinStore
 from dstash.store.record import VERSION_END, head, keyspace, partition_of, seal

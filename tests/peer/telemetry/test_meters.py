@@ -7,7 +7,8 @@ from typing import Any, cast
 from dstash.errors import Busy, DiskFull, StaleEpoch
 from dstash.peer.admission.requests import Ticket
 from dstash.peer.admission.writes import Internal, WaitingWrite
-from dstash.peer.commits.commit import Commit, Rules
+from dstash.peer.commits.commit import Commit
+from dstash.peer.commits.rules import Rules
 from dstash.peer.core import PeerCore
 from dstash.peer.http.metrics import PeerCollector, snake
 from dstash.peer.server import PeerServer

@@ -1,0 +1,73 @@
+"""Admin requests, from their arrival until the membership agent has answered them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from dstash.cluster.replication.cluster_clock import ClusterClock
+from dstash.errors import NotReady
+from dstash.peer.admission.backlog import Backlog
+from dstash.peer.admission.requests import Reply, Request, Ticket
+from dstash.version import stamp_at
+from dstash.wire.messages import AdminRequest
+from dstash.wire.shapes import Message
+
+#: The action that lowers floors to the present time of the cluster.
+_LOWER_FLOORS: Final = "lower-floors"
+
+
+class PendingAdminRequest(NamedTuple):
+    """An admin request, and the function that turns its answer into replies."""
+
+    request: AdminRequest
+    answer: Callable[[Message, int], list[Reply]]
+
+
+class AdminRequests:
+    """Keeps the admin requests of one peer until its membership agent takes them.
+
+    Args:
+        peer: its id.
+        clock: the cluster clock, as this peer knows it.
+        backlog: bounds the requests that are answered later.
+        reply: makes a reply from its ticket, the message and the time.
+    """
+
+    def __init__(
+        self,
+        peer: str,
+        clock: ClusterClock,
+        backlog: Backlog,
+        reply: Callable[[Ticket, Message, int], Reply],
+    ) -> None:
+        self._peer = peer
+        self._clock = clock
+        self._backlog = backlog
+        self._reply = reply
+        self._waiting: list[PendingAdminRequest] = []
+
+    def accept(self, request: Request, message: AdminRequest) -> None:
+        """Keep an admin request until ``take``; it is answered later.
+
+        Raises:
+            Busy: too many requests wait already.
+            NotReady: it needs the time of the cluster, which is not known yet.
+        """
+        if message.action == _LOWER_FLOORS:
+            if not self._clock.knows_majority:
+                raise NotReady(f"{self._peer}: the clocks of a majority are not known yet")
+            message = replace(message, stamp=stamp_at(self._clock.time()))
+        release = self._backlog.hold(request.size)
+
+        def answer(answer: Message, now: int) -> list[Reply]:
+            release()
+            return [self._reply(request.ticket, answer, now)]
+
+        self._waiting.append(PendingAdminRequest(message, answer))
+
+    def take(self) -> list[PendingAdminRequest]:
+        """Return the admin requests that arrived since the last call."""
+        waiting, self._waiting = self._waiting, []
+        return waiting

@@ -1,0 +1,138 @@
+"""The background work of a peer: its tasks, and its messages to other peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dstash.cluster.repair.hints import Hints
+from dstash.cluster.replication.cluster_clock import ClusterClock
+from dstash.cluster.replication.partitions import PROMISE_MS, LocalPartitions
+from dstash.cluster.replication.replica import Replica
+from dstash.cluster.replication.tasks import Merge, Outgoing, Scheduler
+from dstash.cluster.topology.view import View
+from dstash.errors import DStashError
+from dstash.peer.admission.backlog import Backlog
+from dstash.peer.admission.write_floor import WriteFloor
+from dstash.peer.maintenance import Maintenance, Pace
+from dstash.peer.telemetry.observer import Observer
+from dstash.types import Level
+from dstash.version import Steady
+from dstash.wire.envelope import Envelope
+
+
+class Background:
+    """Runs the tasks of one peer, and keeps the time and the epoch that they go by.
+
+    Args:
+        peer: its id.
+        local_partitions: the records.
+        clock: the cluster clock, as this peer knows it.
+        floor: decides what the peer may promise.
+        hints: what other replicas have missed.
+        backlog: the writes that wait for the disk.
+        commit: queues a write of a task, and calls the callback with its result.
+        pace: the intervals of the tasks.
+        now: the start, in milliseconds since 1970.
+    """
+
+    def __init__(
+        self,
+        peer: str,
+        local_partitions: LocalPartitions,
+        clock: ClusterClock,
+        floor: WriteFloor,
+        *,
+        hints: Hints,
+        backlog: Backlog,
+        commit: Callable[[Merge, Callable[[DStashError | None], None]], None],
+        pace: Pace,
+        now: int,
+    ) -> None:
+        #: This peer's own clock at the last message or tick, in milliseconds since 1970.
+        self.now = now
+        #: The epoch of the view; 0 without a view.
+        self.epoch = 0
+        self.steady = Steady(now)
+        self._view: View | None = None
+        self._peer = peer
+        self._clock = clock
+        self._floor = floor
+        self._backlog = backlog
+        local_partitions.latest_promise = lambda: floor.latest_promise(self.now)
+        local_partitions.promise_ms = min(PROMISE_MS, pace.gc_interval_ms // 2)
+        self.scheduler = Scheduler(commit, backlog.settle, lambda: self.epoch)
+        self.replica = Replica(
+            peer,
+            local_partitions,
+            self._current_view,
+            self.steady_time,
+            lambda: self.now,
+            clock,
+        )
+        self.maintenance = Maintenance(self.replica, self.scheduler, hints, pace, now)
+        self.observer = Observer(peer, self.scheduler)
+
+    def set_time(self, now: int) -> None:
+        """Take the time of this peer's own clock (milliseconds since 1970)."""
+        self.now = now
+        self._clock.advance(now)
+
+    def steady_time(self) -> int:
+        """Return a time in milliseconds that never goes back."""
+        return self.steady.at(self.now)
+
+    def install(self, view: View, now: int) -> None:
+        """Take a new view: of the clocks that count, the floor, and the tasks that it asks for."""
+        before, self._view, self.epoch = self._view, view, view.epoch
+        self.set_time(now)
+        topology = view.topology
+        voters = {member.id for member in topology.before() if member.synced}
+        if topology.replicas == 1:  # a peer alone is the quorum of its own partitions
+            voters = {self._peer}
+        quorum = Level.QUORUM.needed(topology.replicas)
+        self._clock.install(view.members.keys(), voters, view.alive, quorum)
+        self._floor.install(before, view)
+        self.maintenance.install(view, self.steady_time())
+
+    def tick(self, *, stopping: bool) -> list[Outgoing]:
+        """Run a little of the tasks; returns messages for other peers.
+
+        Args:
+            stopping: begin no task but the last report to other peers, once no write waits.
+        """
+        if self._clock.knows_majority:
+            self._floor.correct()
+        steady = self.steady_time()
+        if not stopping:
+            self.maintenance.tick(steady)
+            self.observer.tick(self._view, self.now)
+        elif not self._backlog.has_work:
+            self.maintenance.freshness.send_last_report(steady)
+        outgoing = self.scheduler.tick(steady)
+        for message in outgoing:
+            self._clock.sent(message.correlation)
+        return outgoing
+
+    def answered(self, peer: str, envelope: Envelope) -> None:
+        """Take an answer of another peer, which also shows its clock."""
+        self._clock.answered(peer, envelope.correlation, envelope.moment)
+        self.scheduler.answered(peer, envelope)
+
+    def lost(self, peer: str) -> None:
+        """Take note that the connection to another peer broke."""
+        self.scheduler.lost(peer)
+        self.observer.lost(peer)
+
+    def unsent(self, outgoing: Outgoing) -> None:
+        """Take note that a message to another peer could not be sent."""
+        self._clock.unanswered(outgoing.correlation)
+        self.scheduler.unsent(outgoing.peer, outgoing.correlation)
+
+    def awaits_last_report(self) -> bool:
+        """Whether a peer that stops has to send the last report, or waits for its answers."""
+        return self.maintenance.freshness.awaits_last_report(self.steady_time())
+
+    def _current_view(self) -> View:
+        if self._view is None:
+            raise AssertionError("a task began before the view was known")
+        return self._view

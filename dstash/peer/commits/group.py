@@ -1,0 +1,89 @@
+"""Group commit: the writes that wait become one commit, which then changes what the peer knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+
+from dstash.cluster.replication.cluster_clock import ClusterClock
+from dstash.cluster.replication.partitions import LocalPartitions
+from dstash.cluster.replication.tasks import Merge
+from dstash.errors import DStashError
+from dstash.peer.admission.backlog import Backlog
+from dstash.peer.admission.requests import Ticket
+from dstash.peer.admission.writes import Internal, WaitingWrite
+from dstash.peer.commits.commit import Commit
+from dstash.peer.commits.recent_deletes import RecentDeletes
+from dstash.peer.commits.rules import Rules
+from dstash.peer.keyspaces import Keyspaces
+
+
+class GroupCommit:
+    """Makes the commits of one peer. Only one may run at a time.
+
+    Args:
+        backlog: the writes that wait.
+        local_partitions: the records; learns which partitions a commit changed.
+        keyspaces: knows the partitions that this peer holds.
+        clock: the cluster clock, as this peer knows it.
+        max_clock_skew_ms: how far versions may be ahead of it.
+        disk_reserve: bytes of disk that puts may not use.
+    """
+
+    def __init__(
+        self,
+        backlog: Backlog,
+        local_partitions: LocalPartitions,
+        keyspaces: Keyspaces,
+        clock: ClusterClock,
+        *,
+        max_clock_skew_ms: int,
+        disk_reserve: int,
+    ) -> None:
+        #: Keys that recent deletes found.
+        self.recent_deletes = RecentDeletes()
+        self._backlog = backlog
+        self._local_partitions = local_partitions
+        self._keyspaces = keyspaces
+        self._clock = clock
+        self._max_clock_skew_ms = max_clock_skew_ms
+        self._disk_reserve = disk_reserve
+
+    def add(self, merge: Merge, done: Callable[[DStashError | None], None]) -> None:
+        """Queue a write of this peer's own tasks; ``done`` is called with the error, if any."""
+        weight = sum(map(len, chain.from_iterable(merge.entries)))
+        self._backlog.add(WaitingWrite(Ticket(b"", 0), Internal(merge, done), None, weight))
+
+    def begin(self, now: int) -> Commit:
+        """Return a commit of the writes that have waited longest.
+
+        Args:
+            now: this peer's own clock, in milliseconds since 1970.
+        """
+        group = self._backlog.take(now)
+        local_partitions, clock = self._local_partitions, self._clock
+        store, reserve = local_partitions.store, self._disk_reserve
+        rules = Rules(
+            now,
+            clock.present_ms(),
+            self._max_clock_skew_ms,
+            local_partitions.newest_horizon,
+            local_partitions.promises(now),
+            local_partitions.horizons[:],
+            self._keyspaces.owned,
+            has_room=store.has_room(reserve),
+            has_spare=store.has_room(reserve // 2),
+            upper_bound=store.high_water,
+            latest=clock.highest_acked(),
+        )
+        return Commit(group, rules, recent=self.recent_deletes)
+
+    def end(self, commit: Commit, now: int) -> None:
+        """Take note of what a commit that has run changed, and tell the tasks that wait for it."""
+        # A majority may hold later stamps by now: the client retries in a moment.
+        self._clock.is_due = self._clock.is_due or commit.skewed
+        self._local_partitions.changed(commit.changed, now)
+        self._local_partitions.corruption.report(commit.corrupt)
+        for internal, error in commit.done:
+            internal.done(error)
+        self._backlog.committed(commit.waiting, now)

@@ -1,0 +1,98 @@
+"""What a commit checks its writes against, and what is left of a write after the checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+from dstash.errors import ClockSkew, DStashError, LimitError
+from dstash.limits import MAX_KEY_BYTES
+from dstash.store.interface import Write
+from dstash.types import RecordFlag
+from dstash.version import MAX_STAMP, Stamp, newest_stamp, stamp_milliseconds
+
+#: A plain number: arithmetic with flags takes longer than to check the record.
+TOMBSTONE: Final = RecordFlag.TOMBSTONE.value
+
+#: Items of a request that are not stored: [place, code of the error, text] of each.
+Rejected = list[list[Any]]
+
+
+class Rules(NamedTuple):
+    """The rules that a commit checks its writes against.
+
+    ``present``: the time (milliseconds since 1970) that versions are compared with; a version is
+    at most ``max_skew`` ahead of it. It is not ``now``, because this peer's clock may be wrong.
+    Stamps above ``latest`` are certainly from the future: they are refused, and a stored record
+    with one gives way to writes of clients. Between the two, this peer cannot decide yet.
+    ``floor``: the highest horizon. Writes of clients up to it are refused, even if they arrived
+    before it was set. ``promises`` (by partition): repairs stamped up to this must wait.
+    ``horizons`` (by partition): tombstones up to this may have been dropped. See
+    ``cluster/replication/tombstone_gc.py``. ``owned``: the partitions of this peer.
+    ``has_room``: false when only deletes and repairs may be written; ``has_spare``: false when only
+    deletes may. ``upper_bound``: the highest stamp that a corrupt record may have had.
+    """
+
+    now: int
+    present: int
+    max_skew: int
+    floor: Stamp
+    promises: Mapping[int, Stamp]
+    horizons: Sequence[Stamp]
+    owned: frozenset[int]
+    has_room: bool
+    has_spare: bool = True
+    upper_bound: Stamp = MAX_STAMP
+    latest: Stamp = MAX_STAMP
+
+
+class Prepared(NamedTuple):
+    """A write that is ready for the transaction, and the items that were rejected before it."""
+
+    write: Write
+    rejected: Rejected
+    #: For each entry of the write, its position in the request.
+    places: Sequence[int]
+
+    def without(self, left_out: set[int], error: DStashError) -> Prepared:
+        """Return a copy that rejects the entries at the given places of the write."""
+        kept = [number for number in range(len(self.write.entries)) if number not in left_out]
+        rejected = [[self.places[number], error.code, str(error)] for number in sorted(left_out)]
+        return Prepared(
+            replace(self.write, entries=[self.write.entries[number] for number in kept]),
+            self.rejected + rejected,
+            [self.places[number] for number in kept],
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no entry is left to write."""
+        write = self.write
+        return not (write.entries or write.drops or write.marks or write.replacements)
+
+
+def check_skew(version: bytes, rules: Rules) -> None:
+    """Refuse a version from the future.
+
+    Raises:
+        ClockSkew: the text states how far the version is ahead of the cluster clock.
+    """
+    ahead = stamp_milliseconds(newest_stamp(version)) - rules.present
+    if ahead > rules.max_skew:
+        raise ClockSkew(
+            f"version is {ahead} ms ahead of the cluster's clock; allowed are {rules.max_skew} ms",
+            ahead_ms=ahead,
+        )
+
+
+def bad_keys(keys: Sequence[bytes]) -> Rejected:
+    """Return the keys of a wrong length, as rejected items."""
+    if not keys or (min(map(len, keys)) >= 1 and max(map(len, keys)) <= MAX_KEY_BYTES):
+        return []
+    text = f"a key must have 1 to {MAX_KEY_BYTES} bytes"
+    return [
+        [place, LimitError.code, f"{text}, not {len(key)}"]
+        for place, key in enumerate(keys)
+        if not 1 <= len(key) <= MAX_KEY_BYTES
+    ]

@@ -1,0 +1,106 @@
+"""Group commit: which writes a commit takes, by which rules, and what the peer learns of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from dstash.cluster.replication.tasks import Merge
+from dstash.errors import DStashError
+from dstash.limits import PARTITIONS
+from dstash.peer.admission.backlog import Backlog
+from dstash.peer.admission.requests import Ticket
+from dstash.peer.admission.writes import COMMIT_BYTES, WaitingWrite
+from dstash.peer.commits.group import GroupCommit
+from dstash.peer.keyspaces import Keyspaces
+from dstash.store.record import head, keyspace, partition_of, seal
+from dstash.version import pack, stamp_at
+from dstash.wire import codec
+from dstash.wire.messages import Error, Put, Stored
+from dstash.wire.shapes import Frame
+from tests.peer.parts import NOW, Parts
+
+EVERYTHING = frozenset(range(PARTITIONS))
+SPACE = keyspace(b"i", EVERYTHING)
+
+
+class Group:
+    """The group commit of a peer that holds every partition."""
+
+    def __init__(self, disk_reserve: int = 0) -> None:
+        self.parts = Parts()
+        self.backlog = Backlog(64 * COMMIT_BYTES, 100)
+        keyspaces = Keyspaces()
+        keyspaces.install(EVERYTHING)
+        self.commits = GroupCommit(
+            self.backlog,
+            self.parts.partitions,
+            keyspaces,
+            self.parts.clock,
+            max_clock_skew_ms=500,
+            disk_reserve=disk_reserve,
+        )
+
+    def put(self, key: bytes, *, at: int = NOW, weight: int | None = None) -> None:
+        keys, payloads = Frame(codec.pack_blobs([key])), Frame(codec.pack_blobs([b"\x01"]))
+        message = Put("i", pack(stamp_at(at), b"test"), 0, keys, payloads)
+        write = WaitingWrite.of(Ticket(key, 1), message, SPACE)
+        write.weight = weight or write.weight
+        self.backlog.admit(write)
+
+    def run(self) -> list[object]:
+        """Run one commit; returns what it replies."""
+        commit = self.commits.begin(NOW)
+        commit.run(self.parts.store)
+        self.commits.end(commit, NOW)
+        return [message for _, message in commit.replies]
+
+
+@pytest.fixture
+def group() -> Group:
+    return Group()
+
+
+def test_commit_takes_waiting_writes_up_to_its_size(group: Group) -> None:
+    for key in (b"k", b"l", b"m"):
+        group.put(key, weight=COMMIT_BYTES // 2)
+    assert group.run() == [Stored([])] * 2
+    assert group.backlog.has_waiting
+    assert group.run() == [Stored([])]
+    assert not group.backlog.has_work
+    assert group.backlog.waiting_bytes == 0
+
+
+def test_partitions_of_a_commit_count_as_changed(group: Group) -> None:
+    group.parts.partitions.changed(range(PARTITIONS), NOW - 10**9)
+    group.put(b"k")
+    group.run()
+    busy = [number for number in EVERYTHING if group.parts.partitions.is_busy(number, NOW)]
+    assert busy == [partition_of(b"k")]
+
+
+def test_version_from_the_future_is_refused_and_clocks_are_read_again(group: Group) -> None:
+    group.parts.clock.is_due = False
+    group.put(b"k", at=NOW + 501)
+    [reply] = group.run()
+    assert isinstance(reply, Error)
+    assert group.parts.clock.is_due
+
+
+def test_task_is_told_of_its_write_at_the_end(group: Group) -> None:
+    version = pack(stamp_at(NOW), b"test")
+    told: list[DStashError | None] = []
+    group.commits.add(Merge(seal(SPACE, [b"k"], head(version), [b"\x01"])), told.append)
+    commit = group.commits.begin(NOW)
+    commit.run(group.parts.store)
+    assert told == []
+    group.commits.end(commit, NOW)
+    assert told == [None]
+
+
+def test_put_is_refused_when_the_disk_reserve_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group(disk_reserve=1000)
+    monkeypatch.setattr(group.parts.store, "has_room", lambda reserve: reserve < 1000)
+    group.put(b"k")
+    [reply] = group.run()
+    assert isinstance(reply, Error)
+    assert "disk is full" in reply.text
