@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
@@ -16,26 +15,16 @@ import structlog
 from dstash import events, threads
 from dstash.cluster.membership.interface import Membership, StoredTopology, may_pass
 from dstash.cluster.topology.announcement import Announcement
-from dstash.cluster.topology.joining import (
-    KEPT,
-    confirmed,
-    found,
-    join,
-    last_known,
-    restore,
-    supersedes,
-    was_in_cluster,
-    was_removed,
-    with_seen,
-)
+from dstash.cluster.topology.joining import KEPT, last_known, was_in_cluster, with_seen
 from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Topology
-from dstash.cluster.topology.transitions import drop_dead_joiners, forget, ordered, switch
+from dstash.cluster.topology.transitions import ordered
 from dstash.cluster.topology.view import View
-from dstash.errors import ChangeConflict, DStashError, ForeignStore, MembershipUnreachable
+from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable
 from dstash.peer.maintenance import Proposal
 from dstash.peer.supervision.complaints import Complaints
-from dstash.store.interface import Identity, Store
+from dstash.peer.topology_steps import Known, TopologySteps, is_removed, unconfirmed_because
+from dstash.store.interface import Store
 from dstash.wire.messages import AdminReply, AdminRequest, Error
 from dstash.wire.shapes import Message
 
@@ -98,11 +87,7 @@ class MembershipAgent:
         self._membership = membership
         self._announcement = announcement
         self._store = store
-        self._cluster = cluster
-        self._replicas = replicas
-        self._min_peers = min_peers
         self._waits_to_be_added = waits_to_be_added or was_removed
-        self._down_out_after = down_out_after
         self._publish = publish
         self._removed = removed
         self._is_removed = was_removed
@@ -112,11 +97,8 @@ class MembershipAgent:
         self._show = show
         self._seen = seen
         self._failed = failed
-        self._clock = clock
-        self._last_read = clock()
         self._proposals: deque[Proposal] = deque()
         self._admin_requests: deque[tuple[AdminRequest, Callable[[Message], None]]] = deque()
-        self._down_since: dict[str, float] = {}
         self._view: View | None = None
         #: A topology that this peer uses but could not store yet.
         self._unkept: Topology | None = None
@@ -131,6 +113,20 @@ class MembershipAgent:
         self._waits_for_others = False
         self._problems: dict[str, str] = {}
         self._complaints = Complaints("a turn of the membership thread failed", clock)
+        self._steps = TopologySteps(
+            announcement,
+            store,
+            lambda: self._membership.alive(),
+            self._proposals,
+            cluster=cluster,
+            replicas=replicas,
+            min_peers=min_peers,
+            waits_to_be_added=self._waits_to_be_added,
+            down_out_after=down_out_after,
+            max_gap=_MAX_GAP_S,
+            complaints=self._complaints,
+            clock=clock,
+        )
         self._turned: float | None = None
         self._stop = threading.Event()
         self._thread = threads.thread(self._run, name="membership", may_end=self._stop.is_set)
@@ -306,7 +302,7 @@ class MembershipAgent:
             if stored.topology is None:
                 raise ChangeConflict("there is no topology yet")
             if stored.topology.restored is not None:
-                raise ChangeConflict(_unconfirmed_because(stored.topology))
+                raise ChangeConflict(unconfirmed_because(stored.topology))
             alive = self._membership.alive()
             wanted = ordered(
                 stored.topology, alive, request.action, request.peers, request.rate, request.stamp
@@ -337,138 +333,14 @@ class MembershipAgent:
 
     def _next_step(self, stored: StoredTopology) -> Topology | None:
         """Return the next topology; None when no step is due."""
-        step = self._next_change(stored)
+        known = Known(self._view, self._last(), was_there=self._was_there)
+        step = self._steps.next_change(stored, known)
         return None if step is None else with_seen(step, self._seen())
-
-    def _next_change(self, stored: StoredTopology) -> Topology | None:
-        topology = stored.topology
-        if topology is not None and self._was_removed(topology):
-            return None
-        if stored.corruption and self._knows_no_cluster():
-            raise MembershipUnreachable(
-                f"{stored.corruption}; a member that runs writes it again. Where no peer has ever "
-                "joined, delete the file, and a new cluster begins"
-            )
-        step = self._restore_or_join(topology)
-        if step is not None or topology is None or topology.restored is not None:
-            return step
-        while self._proposals:
-            step = self._propose_first(topology)
-            if step is not None:
-                return step
-            self._proposals.popleft()
-        return switch(topology) or self._remove_long_down(topology)
-
-    def _propose_first(self, topology: Topology) -> Topology | None:
-        try:
-            return self._proposals[0](topology)
-        except Exception as error:  # a defect: maintenance proposes the step again
-            self._complaints.log(error)
-            return None
-
-    def _remove_long_down(self, topology: Topology) -> Topology | None:
-        """Remove members that have been down for long, if others can take their data."""
-        alive = self._membership.alive()
-        now = self._clock()
-        # After a time without the membership, this peer does not know which peers were down
-        # throughout; and they take their locks again one by one.
-        known = self._down_since if now - self._last_read < _MAX_GAP_S else {}
-        self._last_read = now
-        self._down_since = {
-            member.id: known.get(member.id, now)
-            for member in topology.members
-            if member.id not in alive
-        }
-        if not self._down_out_after:
-            return None
-        expired = now - self._down_out_after
-        down = [peer for peer, since in self._down_since.items() if since < expired]
-        step = forget if topology.change is None else drop_dead_joiners
-        return step(topology, down, len(self._down_since))
-
-    def _was_removed(self, topology: Topology) -> bool:
-        me, view = self._announcement.peer, self._view
-        return (
-            view is not None
-            and topology.restored is None
-            and view.topology.cluster_id == topology.cluster_id
-            and view.epoch < topology.epoch
-            and me in view.members
-            and topology.member(me) is None
-        )
-
-    def _restore_or_join(self, topology: Topology | None) -> Topology | None:
-        last, me = self._last(), self._announcement.peer
-        if topology is None:
-            if last is None or not last.formed:
-                return found(
-                    self._announcement,
-                    self._cluster,
-                    uuid.uuid4().hex,
-                    self._replicas,
-                    self._min_peers,
-                )
-            _log.warning("the membership has lost the topology; restoring", epoch=last.epoch)
-            return restore(last, None, me)
-        if last is not None and (
-            supersedes(last, topology, self._cluster) or self._is_abandoned(topology, last)
-        ):
-            _log.warning(
-                "the membership has an older topology, or that of a cluster that has not formed; "
-                "restoring",
-                epoch=last.epoch,
-                found=topology.epoch,
-            )
-            return restore(last, topology, me)
-        self._check_cluster(topology)
-        if topology.restored is not None:
-            return confirmed(topology, me)
-        if self._view is None and was_removed(self._store, me, topology):
-            raise ChangeConflict("the cluster has just gone on without this peer; start it again")
-        is_new = topology.member(me) is None
-        if is_new and topology.formed and self._waits_to_be_added:
-            return None
-        return join(topology, self._announcement)
-
-    def _knows_no_cluster(self) -> bool:
-        return self._view is None and not was_in_cluster(self._store)
-
-    def _is_abandoned(self, topology: Topology, last: Topology) -> bool:
-        """Whether the topology of another cluster, with no live member, has replaced ours.
-
-        Only a peer that has seen its own cluster in this membership may decide so: a peer that
-        starts may be configured with the wrong membership.
-        """
-        if not self._was_there or not last.formed or topology.cluster_id == last.cluster_id:
-            return False
-        alive = {announced.store_id for announced in self._membership.alive().values()}
-        return not any(member.store_id in alive for member in topology.members)
 
     def _last(self) -> Topology | None:
         if self._view is None or self._is_heard:
             return last_known(self._store)
         return self._view.topology
-
-    def _check_cluster(self, topology: Topology) -> None:
-        """Adopt the cluster once it is formed.
-
-        Raises:
-            ForeignStore: the store belongs to another cluster.
-        """
-        if self._store.identity is None and (not topology.formed or topology.restored is not None):
-            return
-        try:
-            self._store.adopt(
-                Identity(topology.cluster_id, self._announcement.peer, self._announcement.store_id)
-            )
-        except ForeignStore as error:
-            members = ", ".join(member.id for member in topology.members)
-            raise ForeignStore(
-                f"{error}: the membership has a cluster {topology.cluster!r} of {members} that "
-                "was founded without this store. Correct the setting that names the membership; "
-                "or, if an empty peer has started first after the topology was lost, stop those "
-                "peers, delete the topology from the membership, and start this peer first"
-            ) from None
 
     def _wait(self, why: str) -> None:
         """Report why this peer does not use the topology yet, when that has changed."""
@@ -479,13 +351,13 @@ class MembershipAgent:
             self._report_wait(why)
 
     def _adopt(self, topology: Topology) -> None:
-        self._check_cluster(topology)
-        self._wait(_unconfirmed_because(topology) or self._not_added_because(topology))
+        self._steps.check_cluster(topology)
+        self._wait(unconfirmed_because(topology) or self._not_added_because(topology))
         self._waits_for_others = topology.restored is not None
         if topology.restored is not None:
             return
         self._was_there = True
-        if self._was_removed(topology):
+        if is_removed(self._announcement.peer, self._view, topology):
             _log.info(events.PEER_REMOVED, epoch=topology.epoch)
             self._stop.set()
             self._removed()
@@ -548,17 +420,3 @@ def may_wait(error: MembershipUnreachable, store: Store) -> bool:
     while it runs. A new peer is of no use before it has joined, so a refusal ends it.
     """
     return may_pass(error) or was_in_cluster(store)
-
-
-def _unconfirmed_because(topology: Topology) -> str:
-    """Return why a restored topology is not used yet; empty if it may be used."""
-    if topology.restored is None:
-        return ""
-    absent = [
-        member.id for member in topology.members if member.id not in topology.restored.confirmed
-    ]
-    needed = len(topology.members) // 2 + 1 - len(topology.restored.confirmed)
-    return (
-        "the membership had lost the topology (or this peer looks in the wrong place): it was "
-        f"restored, and is used once {needed} more of {', '.join(absent)} have confirmed it"
-    )

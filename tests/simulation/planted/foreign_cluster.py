@@ -9,7 +9,7 @@ from unittest import mock
 
 from dstash.cluster.topology.joining import supersedes
 from dstash.cluster.topology.topology import Topology
-from dstash.peer.membership_agent import MembershipAgent
+from dstash.peer.topology_steps import TopologySteps
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 
@@ -29,5 +29,5 @@ class ForeignCluster(World):
 
     def patches(self) -> Iterable[AbstractContextManager[object]]:
         """Return the fault."""
-        yield mock.patch("dstash.peer.membership_agent.supersedes", _only_its_own)
-        yield mock.patch.object(MembershipAgent, "_is_abandoned", return_value=False)
+        yield mock.patch("dstash.peer.topology_steps.supersedes", _only_its_own)
+        yield mock.patch.object(TopologySteps, "_is_abandoned", return_value=False)
