@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from itertools import compress
-from typing import Final, NamedTuple
+from typing import Final
 
 from dstash.client.operations.base import Chunk, Failure, Operation
 from dstash.client.operations.batching import (
@@ -24,23 +24,23 @@ from dstash.client.operations.batching import (
     split_by_size,
 )
 from dstash.client.operations.clock_reading import ClockReading
-from dstash.client.refusals import Refusals, error_for, is_final
+from dstash.client.operations.versions import FIRST_ATTEMPT, Earlier, WriteVersions
+from dstash.client.operations.votes import Votes
+from dstash.client.refusals import error_for, is_final
 from dstash.client.results import BatchResult
 from dstash.client.routing import Peers, WriteSet, group
 from dstash.client.session import Send, Session
 from dstash.errors import (
     BelowFloor,
     ClockSkew,
-    DeadlinePassed,
     DStashError,
     ProtocolError,
     StaleEpoch,
     Unavailable,
     from_wire,
 )
-from dstash.limits import MOST_REPLACED
 from dstash.types import NEVER, Level, Outcome
-from dstash.version import VERSION_BYTES, Stamp, Version, newest_stamp
+from dstash.version import Version, newest_stamp
 from dstash.wire import codec
 from dstash.wire.keys import Key
 from dstash.wire.messages import Apply, Delete, Put, Stored
@@ -54,29 +54,13 @@ TTL_TOLERANCE_MS: Final = 500
 BYTES_PER_BATCH: Final = 32 * 1024 * 1024
 
 
-class Earlier(NamedTuple):
-    """The versions of earlier attempts at a write.
-
-    ``refused`` are the versions that some replica rejected as future, packed, and all earlier
-    versions of a delete: another replica may hold them. ``passed`` is the highest future stamp that
-    the write was stamped past, and ``is_repeated`` whether that version was sent twice.
-    """
-
-    refused: bytes = b""
-    passed: Stamp = 0
-    is_repeated: bool = False
-
-    def with_refused(self, version: Version) -> Earlier:
-        """Return a copy with one more version; the oldest are dropped if there are too many."""
-        kept = self.refused[-(MOST_REPLACED - 1) * VERSION_BYTES :]
-        return self._replace(refused=kept + version)
-
-
-_FIRST_ATTEMPT: Final = Earlier()
-
-
 class WriteOperation(Operation):
     """Writes items; the result is a ``BatchResult``."""
+
+    #: Whether items are stamped by this client. Whole records have versions of their own.
+    is_stamped = True
+    #: Whether a request names all versions of earlier attempts.
+    keeps_versions = False
 
     def __init__(
         self, session: Session, deadline: int, index: str, level: Level, items: Sequence[Item]
@@ -131,7 +115,7 @@ class WriteOperation(Operation):
         attempt: int = 0,
         *,
         indeterminate: bool = False,
-        earlier: Earlier = _FIRST_ATTEMPT,
+        earlier: Earlier = FIRST_ATTEMPT,
     ) -> list[Chunk]:
         """Return chunks for items, routed by the current view.
 
@@ -257,6 +241,8 @@ class PutOperation(WriteOperation):
 class DeleteOperation(WriteOperation):
     """Writes tombstones."""
 
+    keeps_versions = True
+
     def message(
         self, version: Version, items: Sequence[Item], keys: Frame, replaces: bytes
     ) -> Message:
@@ -266,6 +252,8 @@ class DeleteOperation(WriteOperation):
 
 class ApplyOperation(WriteOperation):
     """Writes whole records with their own versions. A superseded record counts as stored."""
+
+    is_stamped = False
 
     def message(
         self, version: Version, items: Sequence[Item], keys: Frame, replaces: bytes
@@ -300,16 +288,13 @@ class WriteChunk(Chunk):
         self.epoch: int = epoch
         #: Whether some replica may hold the write although none has acked it.
         self.indeterminate = indeterminate
-        self.earlier = earlier
-        #: The highest future stamp that a replica holds, or its future floor, by replica.
-        self._ahead: dict[str, Stamp] = {}
         self.existed = bytearray(len(items))
-        self._acks: set[str] = set()
+        level, keeps_all = operation.level, operation.keeps_versions
+        self._votes = Votes(targets, level, len(items))
+        self._versions = WriteVersions(
+            operation.session, targets, level, version, earlier, keeps_all=keeps_all
+        )
         self._superseded: dict[int, Version] = {}
-        self._refusals = Refusals()
-        self._settled: set[int] = set()
-        self._left = len(items)
-        self._failed: dict[str, DStashError] = {}
         self._message: Message | None = None
         self._keys = EMPTY
         #: Replicas that have the stored items; empty until then.
@@ -320,8 +305,8 @@ class WriteChunk(Chunk):
     @property
     def may_be_stored(self) -> bool:
         """Whether a replica may hold an item that is not settled."""
-        groups = self._refusals.groups(len(self.items), self._settled)
-        return any(self._is_unknown(self._acks - refusing) for refusing, _ in groups)
+        groups = self._votes.groups()
+        return any(self._is_unknown(self._votes.acks - refusing) for refusing, _ in groups)
 
     def begin(self, now: int) -> list[Send]:
         """Send to every replica that has not acked; reroute if the view has changed."""
@@ -330,13 +315,13 @@ class WriteChunk(Chunk):
         if self._message is None:
             keys = self._keys = Frame(codec.pack_blobs(list(map(encoded_of, self.items))))
             self._message = self.operation.message(
-                self.version, self.items, keys, self.earlier.refused
+                self.version, self.items, keys, self._versions.earlier.refused
             )
-        if self._begun and self._waiting():
+        if self._begun and self._votes.waiting():
             self.indeterminate = True  # sent twice, so one answer does not settle it
         self._begun = True
-        waiting = [peer for peer in self.targets.peers if peer not in self._acks]
-        self._failed.clear()
+        waiting = [peer for peer in self.targets.peers if peer not in self._votes.acks]
+        self._votes.failed.clear()
         self._paused = False
         return [self.operation.ask(peer, self, self._message, now) for peer in waiting]
 
@@ -345,17 +330,17 @@ class WriteChunk(Chunk):
         if not isinstance(message, Stored):
             error = ProtocolError(f"{peer} answered with an unexpected {type(message).__name__}")
             return self.failed(peer, Failure(error, definite=False), now)
-        self._acks.add(peer)
+        self._votes.acks.add(peer)
         self._note_store(peer, message)
         for place, existed in enumerate(message.existed[: len(self.items)]):
             self.existed[place] |= existed
         for place, code, detail in message.rejected:
             if code:
-                self._refusals.add(place, peer, from_wire(code, detail, {}))
+                self._votes.refusals.add(place, peer, from_wire(code, detail, {}))
             elif self.operation.session.is_from_the_future(newest_stamp(detail)):
-                self._is_ahead(peer, newest_stamp(detail))
+                self._versions.note_ahead(peer, newest_stamp(detail))
                 skew = ClockSkew(f"{peer} holds a version from the future")
-                self._refusals.add(place, peer, skew)
+                self._votes.refusals.add(place, peer, skew)
             else:
                 known = self._superseded.get(place, b"")
                 self._superseded[place] = max(known, detail)
@@ -363,8 +348,7 @@ class WriteChunk(Chunk):
 
     def _note_store(self, peer: str, message: Stored) -> None:
         """Record that the store of a peer has acked the stamp of this write."""
-        sighting = self.operation.stores.get(peer)
-        is_stamped = not isinstance(self.operation, ApplyOperation)
+        sighting, is_stamped = self.operation.stores.get(peer), self.operation.is_stamped
         if sighting is not None and is_stamped and len(message.rejected) < len(self.items):
             sighting.acked(newest_stamp(self.version))
 
@@ -377,22 +361,23 @@ class WriteChunk(Chunk):
                 may show whether it is stored.
         """
         sends: list[Send] = []
-        waiting = self._waiting()
+        votes = self._votes
+        waiting = votes.waiting()
         again = False
-        for refusing, places in self._refusals.groups(len(self.items), self._settled):
-            acks = self._acks - refusing
+        for refusing, places in votes.groups():
+            acks = votes.acks - refusing
             possible = acks.union(waiting)
-            if self._is_met(acks):
+            if votes.is_met(acks):
                 sends += self._store(places, acks, now)
-            elif not acks and self._refusals.shared(places[0]) and self._is_met(self._acks):
+            elif not acks and votes.refusals.shared(places[0]) and votes.is_met(votes.acks):
                 self._give_up(places, acks)
-            elif self._is_met(possible):
+            elif votes.is_met(possible):
                 continue
-            elif self._is_met(possible | self._may_store_later(places[0])):
+            elif votes.is_met(possible | votes.may_store_later(places[0])):
                 again = True
             elif not (waiting and waits):
                 self._give_up(places, acks)
-        if not self._left:
+        if not votes.left:
             sends += self._end(now)
         elif again and not waiting and not self._paused:
             sends += self._try_again(now)
@@ -408,17 +393,9 @@ class WriteChunk(Chunk):
         missed = session.outstanding.add(late, self.operation.index, self._keys, self._holders, now)
         return session.hints(missed, now)
 
-    def _is_met(self, acks: Collection[str]) -> bool:
-        return self.targets.is_met(acks, self.operation.level)
-
-    def _may_store_later(self, place: int) -> set[str]:
-        """Return the replicas that refused an item, and may store it on a retry."""
-        failed = {peer for peer, error in self._failed.items() if error.retryable}
-        return failed | self._refusals.retryable(place)
-
     def _is_unknown(self, acks: Collection[str]) -> bool:
         """Whether a replica may hold an item, given the replicas that acked it."""
-        return self.indeterminate or bool(acks) or (self._begun and bool(self._waiting()))
+        return self.indeterminate or bool(acks) or (self._begun and bool(self._votes.waiting()))
 
     def _store(self, places: Sequence[int], acks: set[str], now: int) -> list[Send]:
         """Settle items as stored; stamp superseded items past the newer version instead."""
@@ -426,40 +403,36 @@ class WriteChunk(Chunk):
         superseded: Sequence[int] = []
         if self.operation.is_outdated:
             superseded, places = places, []
-        elif self._superseded and not isinstance(self.operation, ApplyOperation):
+        elif self._superseded and self.operation.is_stamped:
             superseded = [place for place in places if place in self._superseded]
             places = [place for place in places if place not in self._superseded]
         if places:
             self._holders = tuple(sorted(acks))
-        self._settle(places)
+        self._votes.settle(places)
         self.operation.settle(self, places)
         return hints + self._stamp_past(superseded, now) if superseded else hints
 
-    def _settle(self, places: Sequence[int]) -> None:
-        self._left -= len(places)
-        if self._left:
-            self._settled.update(places)
-
     def _give_up(self, places: Sequence[int], acks: Collection[str]) -> None:
         """Settle items as failed, or as unknown if a replica may hold them."""
-        reasons = self._failed | dict(self._refusals.of(places[0]))
+        refusals = self._votes.refusals
+        reasons = self._votes.failed | dict(refusals.of(places[0]))
         final = next(filter(is_final, reasons.values()), None)
         why = final or Unavailable("too few replicas have their data; the rest have lost it")
         text = "; ".join(f"{peer}: {error}" for peer, error in sorted(reasons.items()))
-        alike = self._refusals.shared(places[0]) and not acks
+        alike = refusals.shared(places[0]) and not acks
         outcome = Outcome.UNKNOWN if self._is_unknown(acks) and not alike else Outcome.FAILED
-        self._settle(places)
+        self._votes.settle(places)
         self.operation.give_up(self, places, outcome, error_for(outcome, why, text))
 
     def _hints(self, places: Sequence[int], acks: set[str]) -> list[Send]:
         """Return hints about the replicas that missed the write (hinted handoff)."""
         session = self.operation.session
-        refused = self._refusals.of(places[0])
+        refused = self._votes.refusals.of(places[0])
         missed = [
             peer
             for peer in self.targets.peers
             if peer not in acks
-            and (peer in self._failed or peer in refused or session.is_suspect(peer))
+            and (peer in self._votes.failed or peer in refused or session.is_suspect(peer))
         ]
         if not missed:
             return []
@@ -479,13 +452,13 @@ class WriteChunk(Chunk):
         session = self.operation.session
         for version in self._superseded.values():
             session.observe(newest_stamp(version))
-        self._settle(superseded)
+        self._votes.settle(superseded)
         self.operation.keep_existed(self)
-        self._keep_version()
+        self._versions.keep()
         self.operation.renew()
         again = [self.items[place] for place in superseded]
         chunks = self.operation.cut(
-            again, None, self.attempt, indeterminate=True, earlier=self.earlier
+            again, None, self.attempt, indeterminate=True, earlier=self._versions.earlier
         )
         return self.operation.start(chunks, now)
 
@@ -495,35 +468,11 @@ class WriteChunk(Chunk):
         self.indeterminate = self.indeterminate or not failure.definite
         if isinstance(error, StaleEpoch) and self.operation.session.epoch > self.epoch:
             return self._reroute(self.version, now)
-        if isinstance(error, BelowFloor) and self._rises_above(peer, error):
-            self._keep_version()
+        if isinstance(error, BelowFloor) and self._versions.rises_above(peer, error):
+            self._versions.keep()
             return self._reroute(None, now)
-        self._failed[peer] = error
+        self._votes.failed[peer] = error
         return self._proceed(now)
-
-    def _is_ahead(self, peer: str, stamp: Stamp) -> None:
-        self._ahead[peer] = max(stamp, self._ahead.get(peer, 0))
-
-    def _least_ahead(self) -> Stamp:
-        """Return the lowest stamp above which enough replicas accept this write; 0 for any.
-
-        Higher stamps are held by a minority only, so the write need not be stamped past them.
-        """
-        for stamp in sorted({0, *self._ahead.values()}):
-            able = [peer for peer in self.targets.peers if self._ahead.get(peer, 0) <= stamp]
-            if self._is_met(able):
-                return stamp
-        return max(self._ahead.values(), default=0)
-
-    def _rises_above(self, peer: str, error: BelowFloor) -> bool:
-        """Move the clock past a floor; return False if the floor is a future stamp."""
-        session, floor = self.operation.session, error.details.get("floor")
-        stamp = floor if isinstance(floor, int) else 0
-        session.observe(stamp)
-        is_ahead = session.is_from_the_future(stamp)
-        if is_ahead:
-            self._is_ahead(peer, stamp)
-        return not is_ahead
 
     def _reroute(self, version: Version | None, now: int) -> list[Send]:
         return self.operation.replace(self, self._successors(version, self.attempt), now)
@@ -531,21 +480,21 @@ class WriteChunk(Chunk):
     def _successors(self, version: Version | None, attempt: int) -> list[Chunk]:
         """Return chunks for the items that are not settled, routed by the current view."""
         self.operation.keep_existed(self)
-        items = self.items
-        if self._settled:
-            items = [item for place, item in enumerate(items) if place not in self._settled]
         return self.operation.cut(
-            items, version, attempt, indeterminate=self.may_be_stored, earlier=self.earlier
+            self._votes.unsettled(self.items),
+            version,
+            attempt,
+            indeterminate=self.may_be_stored,
+            earlier=self._versions.earlier,
         )
-
-    def _waiting(self) -> list[str]:
-        known = self._acks | self._failed.keys()
-        return [peer for peer in self.targets.peers if peer not in known]
 
     def _try_again(self, now: int) -> list[Send]:
         self._paused = True
-        version = self._next_version(now)
-        if version == self.version and not self._refusals:
+        version: Version | None = self.version
+        if self.operation.is_stamped:
+            errors, is_acked = self._votes.failed.values(), bool(self._votes.acks)
+            version = self._versions.next(errors, now, is_acked=is_acked)
+        if version == self.version and not self._votes.refusals:
             self.operation.again_later(self, now)
             self.attempt += 1
             return []
@@ -556,60 +505,18 @@ class WriteChunk(Chunk):
         chunks = self._successors(version, self.attempt + 1)
         return self.operation.replace_later(self, chunks, now)
 
-    def _next_version(self, now: int) -> Version | None:
-        """Return the version of the next attempt; it differs if clocks disagree.
-
-        If so many replicas hold a stamp (or a floor) ahead of every known clock that this write
-        cannot be acked below it, that stamp may be correct, and the write is stamped past it. If
-        the remaining replicas reject this twice (they compare clocks after the first time), the
-        stamp is wrong. Then the write is stamped by the clock again (None), and replaces the
-        version that it got from a wrong clock.
-        """
-        if isinstance(self.operation, ApplyOperation):
-            return self.version
-        is_past = newest_stamp(self.version) > self.earlier.passed > 0
-        ahead = self._least_ahead()
-        if ahead > (self.earlier.passed if is_past else 0):
-            self.earlier = self.earlier._replace(passed=ahead, is_repeated=False)
-            return self.operation.session.version_past(ahead)
-        reasons = self._failed.values()
-        if not self._acks and any(isinstance(error, DeadlinePassed) for error in reasons):
-            self._keep_version()
-            return None  # the clocks that this client had read were set since
-        if not any(isinstance(error, ClockSkew) for error in reasons):
-            return self.version
-        if is_past and not self.earlier.is_repeated:
-            self.earlier = self.earlier._replace(is_repeated=True)
-            return self.version
-        if not is_past:  # else this version may have replaced a correct version
-            self.earlier = self.earlier.with_refused(self.version)
-        self.operation.session.distrust_old_clocks(now)
-        return None
-
-    def _keep_version(self) -> None:
-        """Remember the old version of a delete that gets a new version, for the next request.
-
-        A replica that stored it, and whose answer was lost, has recorded whether the key existed.
-        """
-        if isinstance(self.operation, DeleteOperation):
-            self.earlier = self.earlier.with_refused(self.version)
-
     def on_timeout(self, peer: str, now: int) -> list[Send]:
         """Keep waiting, because a slow replica may still ack; retry replicas that failed."""
         sends = self._proceed(now, waits=False)
-        if self._left and not self._paused and self._has_retryable():
+        if self._votes.left and not self._paused and self._votes.has_retryable():
             sends += self._try_again(now)
         return sends
 
-    def _has_retryable(self) -> bool:
-        groups = self._refusals.groups(len(self.items), self._settled)
-        return any(self._may_store_later(places[0]) for _, places in groups)
-
     def expired(self, error: DStashError) -> None:
         """Give up the items that are not settled, with the outcome as far as it is known."""
-        for refusing, places in self._refusals.groups(len(self.items), self._settled):
-            is_unknown = self._is_unknown(self._acks - refusing)
+        for refusing, places in self._votes.groups():
+            is_unknown = self._is_unknown(self._votes.acks - refusing)
             outcome = Outcome.UNKNOWN if is_unknown else Outcome.FAILED
-            refused = self._refusals.of(places[0])
+            refused = self._votes.refusals.of(places[0])
             text = "; ".join([str(error), *(f"{peer}: {why}" for peer, why in refused.items())])
             self.operation.give_up(self, places, outcome, error_for(outcome, error, text))
