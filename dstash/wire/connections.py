@@ -194,10 +194,14 @@ class Connection:
         try:
             if os.fstat(self.fd).st_ino != self.inode:
                 return ""
-            with _borrowed(self.fd) as tcp:
+            tcp = socket.socket(fileno=self.fd)  # of the family that libzmq has chosen
+            try:
                 host, port, *_ = tcp.getpeername()
+            finally:
+                tcp.detach()
         except OSError:
             return ""
+        host = host.removeprefix("::ffff:")  # an IPv4 client of an IPv6 socket
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def cut(self) -> None:

@@ -6,7 +6,13 @@ import os
 import socket
 from contextlib import suppress
 
-from dstash.wire.connections import Connection
+import pytest
+import zmq
+
+from dstash.limits import MIB
+from dstash.wire.connections import Connection, Limits
+from dstash.wire.router import Received, Router
+from dstash.wire.sockets import Context
 from tests.harness.waiting import wait_until
 
 
@@ -117,3 +123,31 @@ def test_sample_reports_whether_kernel_is_full() -> None:
             unread -= len(reader.recv(1_000_000))
         wait_until(lambda: link.sample() and not link.is_full, 10, "the kernel takes more")
         assert link.debt == 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_address_of_a_client_is_that_of_its_connection(host: str) -> None:
+    context = Context()
+    limits = Limits.of(100, 32 * MIB)
+    router = Router(context, f"tcp://{host}:*", limits=limits)
+    client = context.socket(zmq.DEALER)
+    try:
+        client.connect(router.address)
+        client.send(b"hello")
+        received: list[Received] = []
+
+        def has_received() -> bool:
+            received.extend(filter(None, [router.receive()]))
+            return bool(received)
+
+        wait_until(has_received, 10, "the message has come")
+        address = router.address_of(received[0].sender)
+        assert address.rpartition(":")[0] == host
+        assert int(address.rpartition(":")[2]) > 0
+        assert router.address_of(b"another") == ""
+        client.close()
+        wait_until(lambda: not router.address_of(received[0].sender), 10, "it is closed")
+    finally:
+        client.close()
+        router.close_after(0)
+        context.close()
