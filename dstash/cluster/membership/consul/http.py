@@ -36,7 +36,7 @@ class ConsulClient(base.Consul):  # type: ignore[misc]  # the base class has no 
     """The parts of Consul that a membership uses: ``kv``, ``agent``, ``session``, ``txn``.
 
     Thread-safe. Every call raises ``MembershipUnreachable`` if Consul does not reply in time or
-    replies with an error; ``details['status']`` is then the HTTP status, if there is one.
+    replies with an error; ``details['status']`` is then the HTTP status, if it is Consul's.
 
     Args:
         url: ``http://host:port`` or ``https://...``, with or without a path.
@@ -143,7 +143,8 @@ class ConsulHttp(base.HTTPClient):  # type: ignore[misc]  # the base class has n
         except (requests.RequestException, base.ConsulException, OSError) as error:
             reason = _reason(error)
         except (ValueError, KeyError, TypeError):
-            reason = f"the reply (HTTP status {status}) is not from Consul"
+            # A proxy answers for it: so Consul is out of reach, and has refused nothing.
+            reason, status = f"the reply (HTTP status {status}) is not from Consul", None
         raise MembershipUnreachable(f"Consul at {self.base_uri}: {reason}", status=status)
 
 
