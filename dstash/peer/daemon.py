@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("dstash.peer")
 
+#: Listening there is listening on all addresses: others need another one to connect to.
+_EVERYWHERE = ("0.0.0.0", "::", "*")  # noqa: S104  # compared, not bound
+
 #: A loop whose iteration takes longer than this (seconds) hangs.
 _LOOP_LIMIT_S = 10.0
 #: The limit (seconds) of other threads, which may wait several times for a disk or for Consul.
@@ -188,7 +191,9 @@ class Daemon:
             store_id=store.store_id,
             zone=settings.zone or socket.gethostname(),
             weight=settings.weight,
-            http=self.http.address if self.http else "",
+            http=_announced_http(self.http.address, settings.http_bind, self.address)
+            if self.http
+            else "",
             key=self._transport.keys.public if self._transport.keys else "",
             plain=self.plain,
         )
@@ -361,9 +366,17 @@ def _advertised(settings: PeerSettings, bound: str) -> str:
         host, _, given = settings.advertise.rpartition(":")
         whole = settings.advertise if host and given.isdigit() else f"{settings.advertise}:{port}"
         return f"tcp://{whole}"
-    if settings.bind in ("0.0.0.0", "::", "*"):  # noqa: S104  # compared, not bound
+    if settings.bind in _EVERYWHERE:
         raise UsageError(f"bind = {settings.bind!r} needs advertise: the host others connect to")
     return f"tcp://{_bracketed(settings.bind)}:{port}"
+
+
+def _announced_http(http: str, bind: str, address: str) -> str:
+    """Return the URL for others: with the host of ``address`` if HTTP listens on all addresses."""
+    if bind not in _EVERYWHERE:
+        return http
+    host = address.removeprefix("tcp://").rpartition(":")[0]
+    return f"http://{host}:{http.rpartition(':')[2]}"
 
 
 def _bracketed(host: str) -> str:
