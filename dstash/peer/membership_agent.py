@@ -381,6 +381,8 @@ class MembershipAgent:
         me = self._announcement.peer
         if not self._waits_to_be_added or not topology.formed or topology.member(me) is not None:
             return ""
+        if is_removed(me, self._view, topology):  # it stops
+            return ""
         cause = "was removed from it" if self._is_removed else "has join = 'manual'"
         return (
             f"the peer is not a member of the cluster: it {cause}, and waits for: "
