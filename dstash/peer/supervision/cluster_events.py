@@ -10,9 +10,9 @@ import structlog
 
 from dstash import events
 from dstash.cluster.topology.blockers import waits
+from dstash.cluster.topology.copies import count_copies
 from dstash.cluster.topology.view import View
 from dstash.peer.supervision.rate_limit import RateLimit
-from dstash.types import Level
 
 _log = structlog.get_logger("dstash.peer")
 
@@ -111,11 +111,9 @@ def _without_quorum(view: View, me: str) -> int:
         return 0
     alive = view.alive | {me}
     up = {peer for peer, member in view.members.items() if member.synced and peer in alive}
-    return sum(
-        count
-        for owners, count in Counter(view.readers).items()
-        if len(up.intersection(owners)) < Level.QUORUM.needed(len(owners))
-    )
+    sets = Counter(view.readers).items()
+    counted = ((len(owners), len(up.intersection(owners)), count) for owners, count in sets)
+    return count_copies(counted, len(view.readers)).lost
 
 
 def _blockers(view: View) -> list[str]:
