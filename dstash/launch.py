@@ -9,10 +9,7 @@ the extra of a command is not installed, one line says so.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from importlib import import_module
-from importlib.util import find_spec
 
 #: stdin and stdout are opened in the wrong direction, so that using them is an error: data must
 #: not be lost silently. Messages on stderr may be.
@@ -34,17 +31,24 @@ def launch(module: str, *, command: str, extra: str, packages: tuple[str, ...]) 
         extra: the extra of dstash that installs ``packages``.
         packages: the packages that the command needs and the client does not.
     """
+    # The module without the enumerations of ``signal``, which take milliseconds to import.
+    import _signal as signal  # type: ignore[import-not-found]  # it has no stubs
+
     on_interrupt = signal.getsignal(signal.SIGINT)
     if on_interrupt is signal.default_int_handler:  # otherwise the shell ignores it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     _use_utf8()
     _open_missing_streams()
+    from importlib.util import find_spec
+
     for package in packages:
         if find_spec(package) is None:
             sys.exit(
                 f"{command}: package {package} is not installed; run: pip install 'dstash[{extra}]'"
             )
     _import_structlog()
+    from importlib import import_module
+
     run = import_module(module).main
     if on_interrupt is not signal.default_int_handler:
         run()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.harness.devcluster import DSTASH, clean_environment
 from tests.harness.peers import DSTASH_PEER
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(script: str) -> tuple[int, str]:
@@ -47,6 +50,18 @@ def test_ctrl_c_during_import_prints_no_traceback(command: list[str]) -> None:
     assert "KeyboardInterrupt" not in rest
 
 
+@pytest.mark.parametrize("start", ["dstash.cli.start", "dstash.peer.start"])
+def test_start_imports_little_before_ctrl_c_is_handled(start: str) -> None:
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {start}; print(*sys.modules)"
+    # -S: without the hooks of an installation for development, which import more.
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "dstash.launch" in loaded
+    assert not loaded & {"signal", "enum", "typing", "re", "dstash.errors"}
+
+
 @pytest.mark.parametrize("command", [DSTASH, DSTASH_PEER])
 def test_start_imports_no_optional_library(command: str) -> None:
     done = subprocess.run(
@@ -77,7 +92,8 @@ def test_closed_stderr_keeps_the_exit_code() -> None:
 
 
 def test_public_names_exist() -> None:
-    script = "import dstash; [getattr(dstash, name) for name in dstash.__all__]; dstash.Nothing"
+    script = "import dstash; dstash.errors.TimedOut; dstash.types.Level; "
+    script += "[getattr(dstash, name) for name in dstash.__all__]; dstash.Nothing"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == (
         "AttributeError: module 'dstash' has no attribute 'Nothing'"
