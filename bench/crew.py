@@ -67,7 +67,7 @@ class Crew:
             process.join(timeout=20)
 
     def _hear(self, pipe: Connection) -> Any:
-        assert pipe.poll(_PATIENCE), "a client process says nothing"
+        assert pipe.poll(_PATIENCE), "a client process does not answer"
         return pipe.recv()
 
 

@@ -68,7 +68,7 @@ def main() -> None:
         client.put("flags", "first", flag)
         same = client.batch_lookup("places", places) == places
         same = same and client.lookup("flags", "first") == flag
-    print(f"came back equal: {same}")
+    print(f"round trip is equal: {same}")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_feature_store_computes_missing_features(run: Run) -> None:
 
 
 def test_values_of_registered_types_round_trip(run: Run) -> None:
-    assert _printed(run("custom_types.py")) == "came back equal: True"
+    assert _printed(run("custom_types.py")) == "round trip is equal: True"
 
 
 def test_csv_file_is_loaded(run: Run, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import dstash
 from dstash import threads
 
 
-def told(
+def reports_of(
     target: Callable[..., object], *args: object, may_end: bool = False
 ) -> list[tuple[str, str]]:
     """Run a thread to its end and return the reports to a listener."""
@@ -35,18 +35,18 @@ def test_exception_of_thread_is_reported(error: BaseException, may_end: bool) ->
     def fail() -> None:
         raise error
 
-    assert told(fail, may_end=may_end) == [("t", f"{type(error).__name__}: no")]
+    assert reports_of(fail, may_end=may_end) == [("t", f"{type(error).__name__}: no")]
 
 
 def test_return_of_thread_is_reported_unless_allowed() -> None:
-    assert told(lambda: None) == [("t", "it returned")]
-    assert told(lambda: None, may_end=True) == []
+    assert reports_of(lambda: None) == [("t", "it returned")]
+    assert reports_of(lambda: None, may_end=True) == []
 
 
 def test_removed_listener_is_not_called() -> None:
     heard: list[str] = []
     threads.listen(lambda name, why: heard.append(name))()
-    told(lambda: None)
+    reports_of(lambda: None)
     assert heard == []
 
 

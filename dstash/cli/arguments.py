@@ -56,7 +56,7 @@ Ttl = Annotated[
 
 
 def parse_key(text: str, as_int: bool, as_hex: bool, typed: bool = False) -> Key:
-    """Return the key that an argument stands for."""
+    """Return the key of an argument."""
     if as_int + as_hex + typed > 1:
         raise UsageError("--int, --hex and --typed cannot be combined")
     if typed:
@@ -71,7 +71,7 @@ def parse_key(text: str, as_int: bool, as_hex: bool, typed: bool = False) -> Key
 
 
 def parse_keys(texts: Sequence[str], as_int: bool, as_hex: bool, typed: bool = False) -> list[Key]:
-    """Return the keys that arguments stand for."""
+    """Return the keys of arguments."""
     return [parse_key(text, as_int, as_hex, typed) for text in texts]
 
 

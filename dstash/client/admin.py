@@ -99,7 +99,7 @@ class AdminRequests(ABC, Generic[T, S]):
     def accept_loss(
         self, peers: Sequence[str], *, dry_run: bool = False, timeout: float | None = None
     ) -> T:
-        """Go on without the writes that only these members may have; see docs/operations.md.
+        """Continue without writes that only these members may have; see docs/operations.md.
 
         Args:
             peers: ids of members.

@@ -31,9 +31,9 @@ class PeerSettings(SharedSettings):
     """The settings of one ``dstash-peer``. ``conf/peer.toml`` explains each of them.
 
     Attributes:
-        id: None stands for the last component of the data directory.
-        zone: None stands for the host name of the machine.
-        local_dir: None stands for the result of ``membership_dir()``.
+        id: None means the last component of the data directory.
+        zone: None means the host name of the machine.
+        local_dir: None means the result of ``membership_dir()``.
         http_port: None is off, 0 any free port.
         otlp_endpoint: the collector that receives traces; None is off.
         plain_port: a second port, without CURVE, for the migration of a cluster to CURVE.

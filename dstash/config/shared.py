@@ -64,7 +64,7 @@ class SharedSettings(BaseSettings):
             if self.curve and not given:
                 raise Conflict("curve", f"needs {key} as well")
             if given and not self.curve:
-                # Without this error, a user who expects encryption would send clear text.
+                # Without this error, a client that expects encryption would send clear text.
                 raise Conflict(key, "has no effect without curve = true; set that, or remove this")
 
     def _check_consul_tls(self, url: str | None) -> None:

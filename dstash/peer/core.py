@@ -99,7 +99,7 @@ class PeerCore:
         self.store = store
         self.tracer = tracer
         self.view: View | None = None
-        #: Set when the disk failed for good: the peer must stop.
+        #: Set when the disk failed permanently: the peer must stop.
         self.failure: DStashError | None = None
         self.keyspaces = Keyspaces()
         self.local_partitions = LocalPartitions(store, settings.slice_records, now)

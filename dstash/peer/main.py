@@ -20,7 +20,7 @@ _log = structlog.get_logger("dstash.peer")
 #: How long (seconds) a thread may run while another thread waits for the interpreter.
 _SWITCH_INTERVAL_S = 0.0005
 
-#: Only the owner may access what a peer creates, whatever the umask of its parent.
+#: Only the owner may access files of a peer, regardless of the umask of its parent.
 _UMASK = 0o077
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -48,7 +48,7 @@ def serve(
     curve: Annotated[bool | None, typer.Option("--curve", help="encrypt with CURVE")] = None,
     cert_file: Annotated[Path | None, typer.Option(help="public key file")] = None,
     key_file: Annotated[Path | None, typer.Option(help="secret key file")] = None,
-    authorised_keys: Annotated[Path | None, typer.Option(help="who may do what")] = None,
+    authorised_keys: Annotated[Path | None, typer.Option(help="list of authorised keys")] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error")] = None,
 ) -> None:

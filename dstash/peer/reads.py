@@ -60,7 +60,7 @@ _CONTENT: Final = Want.CONTENT.value
 #: How many records are read between two checks of their size.
 _RUN: Final = 32
 
-#: Stands for a missing record where only heads are compared.
+#: Represents a missing record where only heads are compared.
 _NO_HEAD: Final = bytes(CHECKSUM_END) + ABSENT + bytes((RecordFlag.TOMBSTONE,)) + bytes(8)
 
 

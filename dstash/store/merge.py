@@ -1,4 +1,4 @@
-"""Last write wins: the one rule for merging records, whatever their source.
+"""Last write wins: the only rule for merging records, regardless of their source.
 
 A put by a client, a reconciliation, a replayed hint, a streamed partition: each is a merge of
 records into a transaction. Merging is commutative, associative and idempotent, so messages may

@@ -55,8 +55,8 @@ class Bystander:
 
     def stop(self) -> tuple[Waits, Waits]:
         """Return the waits, without and with the time spent waiting for a CPU."""
-        told, _ = self._process.communicate(timeout=60)
-        net, gross = json.loads(told)
+        output, _ = self._process.communicate(timeout=60)
+        net, gross = json.loads(output)
         return Waits(*net), Waits(*gross)
 
 

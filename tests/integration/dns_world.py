@@ -27,7 +27,7 @@ _UP_AND_RUNNING: Final = 0x41
 
 
 class NameServer:
-    """Answers A queries from ``addresses``, unless it is told to drop them."""
+    """Answers A queries from ``addresses``, unless ``drops`` is set."""
 
     def __init__(self) -> None:
         self.addresses: dict[str, str] = {}
@@ -113,7 +113,7 @@ def dropped_answers(folder: Path) -> None:
         peers["c"].kill()
         assert works(old, 6.0) < 2.0
         assert works(peers.client(timeout=5.0), 6.0) < 2.0
-        assert server.asked > before, "the name of the dead peer was never looked up"
+        assert server.asked > before, "the name of the stopped peer was never looked up"
 
 
 def moved_peer(folder: Path) -> None:

@@ -162,7 +162,7 @@ class TestMember:
         consul.freeze()
         peers["b"].start()
         peers["b"].wait_ready()
-        wait_until(lambda: epoch("b") == epoch("a"), 60, "it goes by the later topology")
+        wait_until(lambda: epoch("b") == epoch("a"), 60, "it uses the later topology")
         assert AWAY in str(peers["b"].page("/readyz")["alerts"])
         peers.client().put("i", "k", 1, write="all")
         consul.thaw()

@@ -84,7 +84,7 @@ def test_truncated_file_stops_running_peer_with_one_line(
         cut_off(peer.data / "data.mdb")
         code = peer.wait_end()
         if code == -signal.SIGBUS:  # a mark was written before the file was checked
-            assert last_fault(peer.data) == "Bus error", "the next process is told"
+            assert last_fault(peer.data) == "Bus error", "the next process reads the fault"
         else:
             assert code == StoreFailed.exit_code
             last = peer.log.read_text().splitlines()[-1]
@@ -237,7 +237,7 @@ def test_full_disk_refuses_only_writes_and_recovers(
         gone = list(expected)[::2]
         client.batch_delete("i", gone).raise_for_failures()
         kept = {key: value for key, value in expected.items() if key not in set(gone)}
-        assert client.batch_lookup("i", list(expected)) == kept, "I1, I3: reads and deletes go on"
+        assert client.batch_lookup("i", list(expected)) == kept, "I1, I3: reads and deletes succeed"
         wait_until(lambda: can_put(client), PATIENCE, "there is room again")
         assert client.batch_lookup("i", list(expected)) == kept
         assert peer.runs(), "I6"

@@ -135,7 +135,7 @@ def test_partitioned_peer_loses_no_acked_write(wired: WiredPeers) -> None:
 
 def test_peers_cut_off_from_each_other_serve_connected_clients(wired: WiredPeers) -> None:
     between = [(name, other) for name in NAMES for other in NAMES if name != other]
-    wait_until(lambda: all(wired.wires.moved[security] for security in between), 30, "they talk")
+    wait_until(lambda: all(wired.wires.moved[security] for security in between), 30, "messages")
     for _ in range(SOAK):
         with Load(wired.client()) as load:
             more(load, 50)

@@ -116,7 +116,7 @@ def test_peers_serve_and_restore_lost_topology(own: Peers, harm: Callable[[Peers
         wait_until(
             lambda: len(epochs(own)) == 1 and min(epochs(own)) >= restored,
             30,
-            "all peers go by one restored topology",
+            "all peers use one restored topology",
         )
         goal = load.operations + 100
         wait_until(lambda: load.operations > goal or load.errors, 60, "more calls")
@@ -130,7 +130,7 @@ def test_peers_serve_and_restore_lost_topology(own: Peers, harm: Callable[[Peers
     own.settle(client)
     assert {"a", "b", "c", "e"} <= own.members(client)
     assert len({status["cluster_id"] for status in (own.finder().status(), client.status())}) == 1
-    wait_until(lambda: len(epochs(own)) == 1, 30, "all peers go by one topology")
+    wait_until(lambda: len(epochs(own)) == 1, 30, "all peers use one topology")
     for peer in own.all.values():
         assert peer.runs()
         assert peer.page("/readyz")["alerts"] == []

@@ -71,7 +71,7 @@ def test_client_sightings_reveal_old_copies_of_all_disks(tmp_path: Path) -> None
             wait_until(
                 lambda: client.status() and problems(peers[name]) == [SUSPECTED],  # noqa: B023
                 PATIENCE,
-                "the client has told the peer",
+                "the client has sent its claim",
             )
             wait_until(
                 lambda: SUSPECTED in peers[name].log.read_text(),  # noqa: B023
@@ -113,7 +113,7 @@ def test_old_copy_started_alone_waits_and_names_missing_members(tmp_path: Path) 
         wait_until(
             lambda: "waiting for b or c" in str(peers["a"].page("/readyz").get("why")),
             PATIENCE,
-            "the peer says whom it waits for",
+            "the peer names the members that it waits for",
         )
         peers["b"].start()
         peers["b"].wait_ready()

@@ -266,7 +266,7 @@ def test_pause_stops_streaming_and_cancel_reverts(peers: Peers) -> None:
     before = wait_for_rest(held, 1, PATIENCE, "requests in flight have arrived")
     stays_true(lambda: held() == before, 1.5 * SOAK, "nothing moves")
     client.admin.resume()
-    wait_until(lambda: held() > before, PATIENCE, "it goes on")
+    wait_until(lambda: held() > before, PATIENCE, "it continues")
     with Load(peers.client()) as load:
         client.admin.cancel()
         assert joiner.wait_end() == 0
@@ -296,7 +296,7 @@ def lose_zone(cluster: Peers, load: Load) -> None:
     for name in ("p3", "p4"):
         cluster[name].kill()
     before = load.operations
-    wait_until(lambda: load.errors or load.operations > before + 300, PATIENCE, "work goes on")
+    wait_until(lambda: load.errors or load.operations > before + 300, PATIENCE, "calls succeed")
     for name in ("p3", "p4"):
         cluster[name].start()
     for name in ("p3", "p4"):

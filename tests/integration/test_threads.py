@@ -68,9 +68,9 @@ def test_peer_stops_with_one_line_when_a_thread_ends(own: Peers, thread: str) ->
         wait_until(lambda: load.operations > 20 or load.errors, 60, "more calls")
     last = peer.log.read_text().splitlines()[-1]
     assert last.startswith(f"dstash-peer: thread {thread} has ended (SystemExit")
-    (told,) = [event for event in events(peer) if event["event"] == "a thread has ended"]
-    assert told["thread"] == thread
-    assert "exception" in told
+    (reported,) = [event for event in events(peer) if event["event"] == "a thread has ended"]
+    assert reported["thread"] == thread
+    assert "exception" in reported
     repair(peer)
     load.check(own.client())
 
@@ -123,12 +123,12 @@ def test_hanging_loop_fails_the_health_check(own: Peers) -> None:
     peer.signal(signal.SIGUSR1)
     said = "thread MainThread has hung for"
     wait_until(lambda: said in str(peer.page("/healthz").get("why")), 30, "the health says so")
-    told = wait_until(
+    reported = wait_until(
         lambda: [event for event in events(peer) if event["event"] == "a thread hangs"],
         10,
         "it is logged",
     )
-    assert "broken_peer" in str(told[0]["stack"])
+    assert "broken_peer" in str(reported[0]["stack"])
     peer.kill()
 
 
@@ -137,7 +137,7 @@ def test_topology_that_cannot_be_stored_is_used(own: Peers) -> None:
     peer.signal(signal.SIGUSR1)
     add_member(own, "d")
     epoch = own.client().topology().epoch
-    wait_until(lambda: peer.page("/status")["epoch"] >= epoch, 30, "b goes by the newest epoch")
+    wait_until(lambda: peer.page("/status")["epoch"] >= epoch, 30, "b uses the newest epoch")
     used = peer.page("/status")["epoch"]
     assert f"the topology of epoch {used} cannot be stored" in str(peer.page("/readyz"))
     peer.signal(signal.SIGUSR1)

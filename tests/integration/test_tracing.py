@@ -124,7 +124,7 @@ def test_put_and_lookup_have_a_trace_each(
     collector.spans.clear()
     assert len(client.batch_lookup("i", [f"key{number}" for number in range(50)])) == 50
     [call] = collector.wait_for("dstash batch_lookup")
-    wait_until(lambda: keys_asked(collector) >= 100, PATIENCE, "the spans of all who were asked")
+    wait_until(lambda: keys_asked(collector) >= 100, PATIENCE, "the spans of all requests")
     check_lookup(collector, call)
 
 

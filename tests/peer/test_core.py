@@ -175,7 +175,7 @@ def test_full_disk_is_reported_by_readiness(monkeypatch: pytest.MonkeyPatch) -> 
     assert peer.core.health.status()["ready"]
     monkeypatch.setattr(peer.store, "has_room", lambda reserve: reserve != 7)
     assert peer.core.health.why_not_ready() == "the disk is full; puts are refused"
-    assert peer.ask(Lookup("i", 1, keys(b"k"))), "reads go on"
+    assert peer.ask(Lookup("i", 1, keys(b"k"))), "reads succeed"
 
 
 class TestReplies:
@@ -284,11 +284,11 @@ class TestReplies:
         partition = partition_of(b"k")
         peer.core.local_partitions.horizons[partition] = 7
         packed = pack_partitions([partition, partition + 1])
-        told = peer.ask(DigestsRequest(packed, skip_all=True))
-        assert isinstance(told, DigestsReply)
-        assert told.digests == bytes(32), "nothing was read for it"
-        assert split_counts(told.counts, 2) == [1, 0]
-        assert told.horizons == (7).to_bytes(8, "big") + bytes(8)
+        reply = peer.ask(DigestsRequest(packed, skip_all=True))
+        assert isinstance(reply, DigestsReply)
+        assert reply.digests == bytes(32), "no record was read"
+        assert split_counts(reply.counts, 2) == [1, 0]
+        assert reply.horizons == (7).to_bytes(8, "big") + bytes(8)
         whole = peer.ask(DigestsRequest(packed))
         assert isinstance(whole, DigestsReply)
         assert whole.digests[:16] != bytes(16)

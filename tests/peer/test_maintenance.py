@@ -183,8 +183,8 @@ def test_horizon_known_to_one_replica_reaches_the_others() -> None:
     partition = partition_of(b"k")
     first = View(joined.topology).readers[partition][0]  # without tombstones it starts no agreement
     joined.now += 3000
-    told = joined.peers[first].local_partitions
-    told.advance([partition], stamp_at(joined.now - 2000))
+    first_partitions = joined.peers[first].local_partitions
+    first_partitions.advance([partition], stamp_at(joined.now - 2000))
     del joined.stores[first].records[joined.place("k")]
     pass_time(joined)
     assert [joined.record(peer, "k") for peer in "abc"] == [None] * 3

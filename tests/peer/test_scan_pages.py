@@ -88,7 +88,7 @@ def test_digests_of_short_answers_add_up(peer: Peer, monkeypatch: pytest.MonkeyP
 
 
 def test_moment_of_request_decides_expiry(peer: Peer) -> None:
-    peer.ask(put(b"mortal", expiry=peer.now + 100))
+    peer.ask(put(b"expiring", expiry=peer.now + 100))
     peer.now += 200
     assert page_of(peer, Count(*WHOLE, digest=True)).count == len(NAMES)
     earlier = page_of(peer, Count(*WHOLE, digest=True, moment=peer.now - 150))

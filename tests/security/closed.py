@@ -59,7 +59,7 @@ class Closed:
 
     def _write(self) -> None:
         new = self.folder / "authorised_keys.new"
-        new.write_text("# who may do what\n" + "\n".join(self.lines.values()) + "\n")
+        new.write_text("# authorised keys\n" + "\n".join(self.lines.values()) + "\n")
         new.chmod(0o644)
         new.replace(self.listed)
 

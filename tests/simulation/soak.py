@@ -48,7 +48,7 @@ def _arguments() -> argparse.Namespace:
         "--check",
         default="",
         metavar="CHECK,...",
-        help="pending checks to make all the same",
+        help="pending checks to run",
     )
     parser.add_argument("--list", action="store_true", help="list kinds, profiles, planted faults")
     parser.add_argument("--stop", action="store_true", help="stop at the first that fails")

@@ -397,7 +397,7 @@ class TestRefusals:
             from pathlib import Path
             from dstash.errors import StoreError
             from dstash.store.lmdb import LmdbStore
-            if os.geteuid() == 0:  # whom no mode keeps out
+            if os.geteuid() == 0:  # no mode restricts root
                 os.setgid(65534), os.setuid(65534)
             try:
                 LmdbStore(Path(sys.argv[1]))
@@ -453,7 +453,7 @@ class TestFullDisk:
         assert readable == len(stored), "what was acked is read, and nothing else is"
         assert {name for name, _, _ in errors} == {DiskFull.__name__}
         assert "no room left on the disk" in errors[0][1]
-        assert broken is None, "room may be made: the store is not closed for good"
+        assert broken is None, "room may be made: the store is not closed"
 
     def test_full_file_system_is_an_error_and_reads_still_work(self, tmp_path: Path) -> None:
         if shutil.which("unshare") is None or os.geteuid() != 0:

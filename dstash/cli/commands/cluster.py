@@ -127,7 +127,7 @@ def forget(
     watch: Follow = False,
     force: Force = False,
 ) -> None:
-    """Remove peers that will not come back; the rest re-replicate their data from each other."""
+    """Remove peers that will not return; the other peers re-replicate their data."""
     _move(ctx, "forget", peers, dry_run, yes, rate, watch, force)
 
 
@@ -215,7 +215,7 @@ def cancel(ctx: typer.Context, dry_run: DryRun = False) -> None:
 
 @app.command()
 def pause(ctx: typer.Context, dry_run: DryRun = False) -> None:
-    """Pause the topology change; reads and writes go on."""
+    """Pause the topology change; reads and writes continue."""
     _control(ctx, "pause", dry_run=dry_run, effect="paused")
 
 

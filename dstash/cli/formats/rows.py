@@ -75,7 +75,7 @@ def not_utf8(data: bytes, error: UnicodeDecodeError) -> str:
 def checked(line: int, fields: Any, columns: Columns) -> Row:
     """Return the record of a mapping with ``key``, ``value`` and optionally ``ttl``.
 
-    Whatever a peer would refuse is refused here, where the line number is known.
+    Refuse here what a peer would refuse, because the line number is known.
     """
     if type(fields) is not dict:
         raise UsageError(f"{type(fields).__name__} instead of an object with key and value")

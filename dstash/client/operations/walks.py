@@ -9,7 +9,7 @@ The clients run the operations one after the other::
 
 At level ``one`` each page has the records of one replica. At higher levels a page is delivered once
 enough other replicas have sent equal digests of the same range. Partitions in which they differ are
-in doubt: enough replicas list their keys, and each listed key is looked up at the level.
+unconfirmed: enough replicas list their keys, and each listed key is looked up at the level.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dstash.wire import codec
 from dstash.wire.keys import Key, decode_key, expect_own
 from dstash.wire.messages import Count, Scan, ScanKeys, Values
 
-#: Keys in doubt whose values are looked up together before their size is known.
+#: Unconfirmed keys whose values are looked up together before their size is known.
 _FIRST_KEYS: Final = 16
 
 #: Maximum age of a page that was read ahead.
@@ -103,7 +103,7 @@ class Walk(ABC, Generic[T]):
 
     @abstractmethod
     def _of_found(self, found: dict[Key, Any]) -> list[T]:
-        """Return the part of the scan that a look-up of keys in doubt found."""
+        """Return the part of the scan that a look-up of unconfirmed keys found."""
 
 
 class _WeighedLookup(LookupOperation):

@@ -24,7 +24,7 @@ _RETRY_MS: Final = 100
 
 
 def coordinator(view: View) -> str | None:
-    """Return the member that waits for the barrier: any member could, and two do no harm."""
+    """Return the member that waits for the barrier: any member could, and two may."""
     live = (member.id for member in view.topology.after() if member.id in view.alive)
     return min(live, default=None)
 
@@ -56,4 +56,4 @@ def _has_passed(peer: str, epoch: int) -> Generator[Effect, Any, bool]:
         reply = yield from ask(peer, TopologyRequest(), TopologyReply)
         return Topology.decode(reply.topology).epoch >= epoch
     except DStashError:
-        return False  # it may come back, and is asked again
+        return False  # it may restart, and is asked again

@@ -263,7 +263,7 @@ class LocalPartitions:
     def promises(self, now: int) -> dict[int, Stamp]:
         """Return, by partition, the stamp up to which repairs are refused now.
 
-        An expired promise is dropped for good. A promise does not last longer when the clock is
+        An expired promise is dropped permanently. A promise does not last longer when the clock is
         set back.
         """
         latest = now + self.promise_ms

@@ -27,7 +27,7 @@ _MAX_GENTLE_PAGE: Final = 320 * 1024
 
 #: Longest single pause: a new rate takes effect after it.
 _MAX_PAUSE_MS: Final = 200
-#: A task that is late may exceed the rate to make up for this much time at most.
+#: A late task may exceed the rate to compensate for at most this time.
 _MAX_CREDIT_MS: Final = 50
 
 

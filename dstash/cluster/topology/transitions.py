@@ -127,7 +127,7 @@ def remove_down(topology: Topology, peers: Sequence[str], alive: Collection[str]
 
 
 def force_remove(topology: Topology, peers: Sequence[str], alive: Collection[str]) -> Topology:
-    """Return the topology that goes on without members that are down.
+    """Return the topology that continues without members that are down.
 
     A joining member is dropped from the topology change. Any other member leaves, and the end of
     the change does not wait for it. After reads have switched to the new replica sets no member can

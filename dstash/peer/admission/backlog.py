@@ -66,7 +66,7 @@ class Backlog:
         accepted = self._accepted - self._settled + self._questions
         delay = round(accepted * self._write_ms)
         if accepted >= self._max_requests or (accepted > _FEW_REQUESTS and delay > _MAX_WAIT_MS):
-            raise self.busy("too many requests are in hand")
+            raise self.busy("too many requests are waiting")
 
     # -- writes
 
@@ -127,7 +127,7 @@ class Backlog:
         """
         self._check_room()
         if self._questions and self._question_bytes + weight > self.max_bytes:
-            raise self.busy("too many questions are in hand")
+            raise self.busy("too many peer requests are waiting")
         self._questions += 1
         self._question_bytes += weight
 

@@ -84,7 +84,7 @@ class Commit:
     corrupt: list[bytes] = field(default_factory=list)
     #: Whether versions were refused because they are from the future.
     skewed: bool = False
-    #: Set when the disk failed for good: the peer must stop.
+    #: Set when the disk failed permanently: the peer must stop.
     fatal: DStashError | None = None
     #: Keys that recent deletes found; None to keep no such memory.
     recent: RecentDeletes | None = None
@@ -189,7 +189,7 @@ class Commit:
 
 def _prepare_put(message: Put, space: Keyspace, rules: Rules) -> Prepared:
     if not rules.has_room:
-        raise DiskFull("the disk is full; puts are refused, reads and deletes go on")
+        raise DiskFull("the disk is full; puts are refused, reads and deletes still succeed")
     _check_client_version(message.version, rules)
     if message.expiry > rules.now + MAX_TTL_SECONDS * 1000:
         raise LimitError("the time to live is longer than 100 years")

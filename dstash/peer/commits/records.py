@@ -164,7 +164,7 @@ def _bad_record(storage_key: bytes, record: bytes, rules: Rules) -> DStashError 
     version = version_of(record)
     if not record[VERSION_END] & RecordFlag.TOMBSTONE:
         if not rules.has_spare:
-            return DiskFull("the disk is full; only deletes go on")
+            return DiskFull("the disk is full; only deletes still succeed")
         if codec.malformed_payloads([record[HEAD_BYTES:]]):
             return ProtocolError("the record's value is not one well-formed msgpack object")
     try:

@@ -128,7 +128,7 @@ class _Server(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         """Bind without looking up the name of the host: DNS must not delay the start."""
-        if self.address_family == socket.AF_INET6:  # ``::`` includes IPv4, whatever the system says
+        if self.address_family == socket.AF_INET6:  # ``::`` includes IPv4 too
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]

@@ -1,7 +1,7 @@
 """The watchdog: watches the threads of a peer, and bounds the time of a stop.
 
 A thread that hangs shows in the health check. When a thread ends, the peer stops, and a supervisor
-starts it again. A stop that takes too long, whatever blocks it, ends the process.
+starts it again. If a stop takes too long for any reason, the process is ended.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def cluster() -> Topology:
     return Topology("test", "id", 7, 3, formed=True, members=members)
 
 
-class Talk:
+class Exchange:
     """An admin request, and peers that reply as the test decides."""
 
     def __init__(self, order: AdminRequest) -> None:
@@ -56,60 +56,62 @@ class Talk:
 
 
 def test_admin_request_returns_resulting_topology() -> None:
-    talk = Talk(AdminRequest("remove", ["d"]))
-    assert talk.message() == AdminRequest("remove", ["d"])
+    exchange = Exchange(AdminRequest("remove", ["d"]))
+    assert exchange.message() == AdminRequest("remove", ["d"])
     begun = transitions.remove(cluster(), ["d"])
-    talk.answer(AdminReply(begun.encode()))
-    assert talk.operation.done
-    assert talk.operation.result() == begun
-    assert talk.session.epoch == begun.epoch
+    exchange.answer(AdminReply(begun.encode()))
+    assert exchange.operation.done
+    assert exchange.operation.result() == begun
+    assert exchange.session.epoch == begun.epoch
 
 
 def test_dry_run_does_not_change_view() -> None:
-    talk = Talk(AdminRequest("remove", ["d"], dry=True))
-    talk.answer(AdminReply(transitions.remove(cluster(), ["d"]).encode()))
-    assert talk.operation.result().change is not None
-    assert talk.session.epoch == 7
+    exchange = Exchange(AdminRequest("remove", ["d"], dry=True))
+    exchange.answer(AdminReply(transitions.remove(cluster(), ["d"]).encode()))
+    assert exchange.operation.result().change is not None
+    assert exchange.session.epoch == 7
 
 
 @pytest.mark.parametrize("error", [NotReady("starting"), Unavailable("gone")])
 def test_request_without_effect_is_sent_to_another_peer(error: DStashError) -> None:
-    talk = Talk(AdminRequest("remove", ["d"], dry=isinstance(error, Unavailable)))
-    first = talk.sent[0].peer
-    talk.answer(Error.of(error))
-    assert isinstance(talk.message(), AdminRequest)
-    assert talk.sent[0].peer != first
+    exchange = Exchange(AdminRequest("remove", ["d"], dry=isinstance(error, Unavailable)))
+    first = exchange.sent[0].peer
+    exchange.answer(Error.of(error))
+    assert isinstance(exchange.message(), AdminRequest)
+    assert exchange.sent[0].peer != first
 
 
 def test_conflict_is_raised_at_once() -> None:
-    talk = Talk(AdminRequest("pause", []))
-    talk.answer(Error.of(ChangeConflict("no topology change is running")))
-    assert talk.operation.done
+    exchange = Exchange(AdminRequest("pause", []))
+    exchange.answer(Error.of(ChangeConflict("no topology change is running")))
+    assert exchange.operation.done
     with pytest.raises(ChangeConflict):
-        talk.operation.result()
+        exchange.operation.result()
 
 
 def test_lost_reply_is_resolved_from_topology() -> None:
-    talk = Talk(AdminRequest("remove", ["d"]))
-    talk.lose()
-    assert {type(talk.message(place)) for place in range(len(talk.sent))} == {TopologyRequest}
-    talk.answer(TopologyReply(transitions.remove(cluster(), ["d"]).encode(), list(NAMES)))
-    assert talk.operation.done
-    assert talk.operation.result().change is not None
+    exchange = Exchange(AdminRequest("remove", ["d"]))
+    exchange.lose()
+    assert {type(exchange.message(place)) for place in range(len(exchange.sent))} == {
+        TopologyRequest
+    }
+    exchange.answer(TopologyReply(transitions.remove(cluster(), ["d"]).encode(), list(NAMES)))
+    assert exchange.operation.done
+    assert exchange.operation.result().change is not None
 
 
 def test_lost_reply_times_out_when_topology_does_not_show_the_change() -> None:
-    talk = Talk(AdminRequest("remove", ["d"]))
-    talk.lose()
-    talk.answer(TopologyReply(cluster().encode(), list(NAMES)))
-    talk.sent.clear()
-    talk.later(1000)
-    asked = {type(talk.message(place)) for place in range(len(talk.sent))}
+    exchange = Exchange(AdminRequest("remove", ["d"]))
+    exchange.lose()
+    exchange.answer(TopologyReply(cluster().encode(), list(NAMES)))
+    exchange.sent.clear()
+    exchange.later(1000)
+    asked = {type(exchange.message(place)) for place in range(len(exchange.sent))}
     assert TopologyRequest in asked
     assert AdminRequest not in asked
-    talk.later(6000)
+    exchange.later(6000)
     with pytest.raises(TimedOut, match="may or may not"):
-        talk.operation.result()
+        exchange.operation.result()
 
 
 def test_shows_compares_topology_with_admin_request() -> None:

@@ -28,7 +28,7 @@ class Traced(Peer):
         self.noted: list[Notes] = []
         self.core.tracer = Tracer(self.noted.append)
 
-    def hear(self, message: Message, trace: str = TRACE, **surroundings: int) -> list[Notes]:
+    def handle(self, message: Message, trace: str = TRACE, **surroundings: int) -> list[Notes]:
         """Handle a request and return the notes about it."""
         self.noted.clear()
         given = {"epoch": EPOCH, "moment": 0} | surroundings
@@ -44,7 +44,7 @@ def peer() -> Traced:
 
 
 def test_write_is_noted_from_arrival_to_ack(peer: Traced) -> None:
-    [notes] = peer.hear(put(b"k", b"l"))
+    [notes] = peer.handle(put(b"k", b"l"))
     assert (notes.kind, notes.index, notes.keys, notes.level) == ("Put", "i", 2, "")
     assert (notes.trace, notes.outcome, notes.code) == (TRACE, "Stored", 0)
     assert 0 < notes.came <= notes.queued <= notes.answered_at
@@ -80,37 +80,37 @@ def test_commit_is_noted_in_each_write_of_its_group(peer: Traced) -> None:
 def test_reads_and_peer_queries_are_noted(
     peer: Traced, message: Message, kind: str, level: str, number: int
 ) -> None:
-    [notes] = peer.hear(message)
+    [notes] = peer.handle(message)
     assert (notes.kind, notes.level, notes.keys) == (kind, level, number)
     assert (notes.outcome, notes.queued) == ("Answered", 0)
 
 
 def test_refused_request_is_noted_with_reason(peer: Traced) -> None:
-    [notes] = peer.hear(put(b"k"), epoch=EPOCH - 1)
+    [notes] = peer.handle(put(b"k"), epoch=EPOCH - 1)
     assert (notes.outcome, notes.code) == ("StaleEpoch", 21)
-    [notes] = peer.hear(put(b"k", at=peer.now + 10**6))  # during its commit
+    [notes] = peer.handle(put(b"k", at=peer.now + 10**6))  # during its commit
     assert (notes.outcome, notes.code) == ("ClockSkew", 27)
-    [notes] = peer.hear(put(b"k", value=b"\x91"))
+    [notes] = peer.handle(put(b"k", value=b"\x91"))
     assert (notes.outcome, notes.code) == ("Partly", 0)
-    [notes] = peer.hear(put(b"k"), moment=peer.now - 1)
+    [notes] = peer.handle(put(b"k"), moment=peer.now - 1)
     assert (notes.outcome, notes.code) == ("Late", 0)
 
 
 def test_request_of_future_epoch_is_noted_when_it_expires(peer: Traced) -> None:
-    assert peer.hear(put(b"k"), epoch=EPOCH + 1) == []
+    assert peer.handle(put(b"k"), epoch=EPOCH + 1) == []
     peer.now += 5000
     peer.turn()
     assert [notes.outcome for notes in peer.noted] == ["NotReady"]
 
 
 def test_request_without_answer_is_not_noted(peer: Traced) -> None:
-    assert peer.hear(Hint("i", "b", keys(b"k"))) == []
+    assert peer.handle(Hint("i", "b", keys(b"k"))) == []
 
 
 @pytest.mark.parametrize("trace", ["", "00-" + "0" * 52, TRACE[:-1], "x" * 55])
 def test_untraced_request_is_handled_and_not_noted(peer: Traced, trace: str) -> None:
-    assert peer.hear(put(b"k"), trace) == []
-    assert peer.hear(Lookup("i", 1, keys(b"k")), trace) == []
+    assert peer.handle(put(b"k"), trace) == []
+    assert peer.handle(Lookup("i", 1, keys(b"k")), trace) == []
 
 
 def test_peer_without_tracing_handles_traced_request() -> None:
@@ -123,9 +123,9 @@ def test_peer_without_tracing_handles_traced_request() -> None:
 
 
 def test_notes_limit_the_size_of_names(peer: Traced) -> None:
-    [notes] = peer.hear(Lookup("i" * 100_000, 1, keys(b"k")))
+    [notes] = peer.handle(Lookup("i" * 100_000, 1, keys(b"k")))
     assert (notes.outcome, notes.index) == ("LimitError", "i" * 64)
-    [notes] = peer.hear(Put("i", bytes(3), 0, Frame(b"\xdd\xff\xff\xff\xff"), Frame(b"")))
+    [notes] = peer.handle(Put("i", bytes(3), 0, Frame(b"\xdd\xff\xff\xff\xff"), Frame(b"")))
     assert (notes.outcome, notes.keys) == ("ProtocolError", 2**32 - 1)
 
 

@@ -17,7 +17,7 @@ def replicas(drawn: Conditions, rng: Random) -> Conditions:
     """Keep one, two, four or five replicas."""
     count = rng.choice((1, 2, 4, 5))
     drawn = with_peers(drawn, rng, max(drawn.peers, count))
-    if count == 1:  # there is no other replica that would make up for a loss
+    if count == 1:  # no other replica could replace lost data
         kept = tuple(name for name in drawn.faults if name not in (*_LOSSES, "change"))
         drawn = replace(drawn, faults=kept or ("kill",), down_out_after=0.0)
     return replace(drawn, replicas=count)

@@ -1,6 +1,6 @@
 """The state of the cluster for the dashboard: a pure function of what one peer knows.
 
-Every peer can describe the whole cluster, whatever state the cluster is in.
+Every peer can describe the whole cluster in any state.
 """
 
 from __future__ import annotations
