@@ -78,7 +78,7 @@ def test_write_is_not_stamped_past_what_a_minority_holds(session: Session) -> No
     assert first.next([Busy("later")], NOW, is_acked=False) == version
 
 
-def test_version_past_a_future_stamp_is_sent_twice_then_given_up(session: Session) -> None:
+def test_version_past_a_future_stamp_is_sent_only_twice(session: Session) -> None:
     past = session.version_past(FUTURE)
     second = versions(session, version=past, earlier=Earlier(passed=FUTURE))
     assert second.next([ClockSkew("ahead")], NOW, is_acked=False) == past

@@ -86,7 +86,7 @@ def test_version_from_the_future_is_refused_and_clocks_are_read_again(group: Gro
     assert group.parts.clock.is_due
 
 
-def test_task_is_told_of_its_write_at_the_end(group: Group) -> None:
+def test_task_gets_the_result_of_its_write_at_the_end(group: Group) -> None:
     version = pack(stamp_at(NOW), b"test")
     told: list[DStashError | None] = []
     group.commits.add(Merge(seal(SPACE, [b"k"], head(version), [b"\x01"])), told.append)
