@@ -68,6 +68,8 @@ class ClusterClock:
         self._knows_majority = False
         self._offset_ms = 0
         self._latest_offset_ms = 0
+        #: The lowest and the highest ``offset_ms`` in this era.
+        self._lowest_offset_ms = self._highest_offset_ms = 0
         self._presents: dict[str, Stamp] = {}
         #: Members whose present was read in this era.
         self._fresh: set[str] = set()
@@ -102,7 +104,6 @@ class ClusterClock:
             quorum: how many replicas ack a write at level quorum.
         """
         self._quorum = quorum
-        before = self.time()
         if alive - self._alive:
             self.is_due = True
         self._fresh &= frozenset(members)
@@ -112,8 +113,7 @@ class ClusterClock:
         self._presents = {peer: at for peer, at in self._presents.items() if peer in self._members}
         self._measure()
         self._sort_presents()
-        if abs(self.time() - before) > self._skew_ms:  # the median of other members
-            self._begin_era()
+        self._follow_median()
 
     def advance(self, now: int) -> None:
         """Update the time of this peer's clock, which may have been set."""
@@ -139,7 +139,19 @@ class ClusterClock:
         self._fresh.clear()
         self._fresh_presents.clear()
         self._unknown_since = self._now
+        self._lowest_offset_ms = self._highest_offset_ms = self._offset_ms
         self.is_due = True
+
+    def _follow_median(self) -> None:
+        """Begin an era when the median has moved by more than the skew since this one began.
+
+        A step back lowers the highest accepted stamp, but not the stamps that were acked before it.
+        Several small steps have the same effect as a large one.
+        """
+        self._lowest_offset_ms = min(self._lowest_offset_ms, self._offset_ms)
+        self._highest_offset_ms = max(self._highest_offset_ms, self._offset_ms)
+        if self._highest_offset_ms - self._lowest_offset_ms > self._skew_ms:
+            self._begin_era()
 
     def sent(self, correlation: int) -> None:
         """Record that a request was sent now."""
@@ -159,11 +171,10 @@ class ClusterClock:
         if sent is None or not moment or peer not in self._members:
             return
         lowest, highest = moment - self._now, moment - sent
-        known, before = self._offsets.get(peer, lowest), self.time()
+        known = self._offsets.get(peer, lowest)
         self._offsets[peer] = min(max(known, lowest), highest)
         self._measure()
-        if abs(self.time() - before) > self._skew_ms:
-            self._begin_era()
+        self._follow_median()
 
     def note_present(self, peer: str, present: Stamp, era: int) -> None:
         """Record the newest stamp that another member holds or has promised.

@@ -272,3 +272,33 @@ def test_confirmed_is_the_highest_stamp_that_enough_holders_have(
     ]
     expected = max(held, default=0) if clock.knows_majority else 0
     assert clock.confirmed() == expected
+
+
+@pytest.mark.parametrize("moved_by", ["clocks", "members"])
+def test_median_that_moves_in_small_steps_begins_an_era(moved_by: str) -> None:
+    clock = clock_of("abcde")
+    read(clock, b=0, c=400, d=400, e=400)
+    for peer in "bcde":
+        clock.note_present(peer, stamp_at(NOW), clock.era)
+    acked = clock.latest()  # by a client whose clock is ahead, after presents were read
+    era = clock.era
+    read(clock, c=100, d=100, e=100)
+    assert clock.time() == NOW + 100
+    if moved_by == "clocks":
+        read(clock, b=-200, c=-200, d=-200, e=-200)
+    else:
+        read(clock, b=-200)
+        clock.install(set("abf"), set("abf"), frozenset("abf"), 2)
+    assert clock.time() == NOW - 200
+    assert acked > clock.latest()
+    assert clock.era > era
+    assert clock.highest_acked() > acked, "it may be that of an acked write"
+
+
+def test_small_moves_of_the_median_begin_no_era() -> None:
+    clock = clock_of()
+    read(clock, b=0, c=0)
+    era = clock.era
+    for offset in (200, -200, 200, 0, 250, -250):
+        read(clock, b=offset, c=offset)
+    assert clock.era == era
