@@ -158,7 +158,11 @@ class PeerCore:
         self._questions = PeerQuestions(self.local_partitions, self.scheduler, self._backlog)
         self.admin_requests = AdminRequests(peer, self.clock, self._backlog, self._reply)
         self.topology_news = TopologyNews(
-            peer, store.store_id, self.admission.trusted, self.health.counts
+            peer,
+            store.store_id,
+            self.admission.trusted,
+            self.health.counts,
+            self.maintenance.ask_topology,
         )
 
     # -- called by the server
@@ -338,7 +342,7 @@ class PeerCore:
             raise ProtocolError(f"a {type(message).__name__} is not a request")
         if admission.is_future_epoch(envelope):
             if admission.wait_for_topology(request):
-                self.topology_news.wants_refresh = True
+                self.topology_news.refresh()
             return None
         admission.check(request)
         if isinstance(message, _READS):

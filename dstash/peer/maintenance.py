@@ -47,6 +47,9 @@ _CLOCKS_SOON_MS: Final = 500
 #: The least time (milliseconds) before they are read again because a write was refused as from the
 #: future: each such round may move the present forward by a margin.
 _CLOCKS_PAUSE_MS: Final = 50
+#: How long (milliseconds) the membership may take to return a later topology, before other members
+#: are asked for it.
+_TOPOLOGY_PAUSE_MS: Final = 200
 #: How long (milliseconds) future records wait: until they certainly are from the future, and again
 #: if they could not be settled.
 _FUTURE_WAIT_MS: Final = 2000
@@ -155,6 +158,15 @@ class Maintenance:
         if now >= self._next_gc + delay:
             self._next_gc = now + self._pace.gc_interval_ms
             self._once("gc", self._reap)
+
+    def ask_topology(self) -> None:
+        """Ask the other members for their topology, unless the membership returns a later one soon.
+
+        Their replies are used where they arrive: see ``PeerCore.receive_answer``.
+        """
+        view = self._view
+        for peer in sorted(view.members.keys() - {self.replica.me}) if view else ():
+            self._once(f"topology:{peer}", _ask_topology, self.replica, peer)
 
     def repair(self) -> None:
         """Start a full repair of this peer's partitions, unless one is running."""
@@ -430,6 +442,13 @@ def _clean_up_safely(replica: Replica, epoch: int, foreign: list[int]) -> Task:
     for peer in sorted(replica.view().alive - {replica.me}):
         yield from _wait_for_epoch(replica, peer, epoch)
     yield from clean_up(replica, left)
+
+
+def _ask_topology(replica: Replica, peer: str) -> Task:
+    epoch = replica.view().epoch
+    yield Pause(_TOPOLOGY_PAUSE_MS)
+    if replica.view().epoch == epoch:
+        yield from ask(peer, TopologyRequest(), TopologyReply)
 
 
 def _wait_for_epoch(replica: Replica, peer: str, epoch: int) -> Task:

@@ -33,6 +33,10 @@ _log = structlog.get_logger("dstash.peer")
 #: How long (seconds) to wait for a change before reading the membership anyway.
 _WATCH_TIMEOUT_S = 2.0
 
+#: How long (seconds) the membership may take to answer before the peer uses the topology of another
+#: member. It is less than the time for which requests of a future epoch wait.
+_ANSWER_LIMIT_S = 0.3
+
 #: After this long (seconds) without reading, it is not known which peers were down throughout.
 _MAX_GAP_S = 5 * _WATCH_TIMEOUT_S
 
@@ -95,6 +99,7 @@ class MembershipAgent:
         self._report_wait = report_wait
         self._waits = ""
         self._show = show
+        self._clock = clock
         self._seen = seen
         self._failed = failed
         self._proposals: deque[Proposal] = deque()
@@ -102,9 +107,11 @@ class MembershipAgent:
         self._view: View | None = None
         #: A topology that this peer uses but could not store yet.
         self._unkept: Topology | None = None
-        #: The topology of another member, and whether the view was made from it.
-        self._heard: Topology | None = None
-        self._is_heard = False
+        #: When the first request began that the membership has not answered; None if it has.
+        self._unanswered_since: float | None = None
+        #: The view of another member that is in use; None when the membership's is.
+        self._heard: View | None = None
+        self._views = threading.RLock()
         #: Whether the membership has had this peer's cluster since this process began.
         self._was_there = False
         self._has_read = False
@@ -158,6 +165,7 @@ class MembershipAgent:
         A peer without a view uses the topology in its store, if it was a member with that store;
         it takes its lock as soon as the membership answers. Otherwise it waits.
         """
+        self._await_answer()
         problem = f"the membership is out of reach ({error}): "
         if self._view is None and not self._has_read:
             self._begin_with_kept()
@@ -176,8 +184,25 @@ class MembershipAgent:
         self._membership.wake()
 
     def hear(self, topology: Topology) -> None:
-        """Take the topology of another member, to use while the membership is out of reach."""
-        self._heard = topology
+        """Use the topology of another member, unless the membership answers soon.
+
+        The peer's loop calls this again and again while it has no view of that epoch: this agent's
+        own thread may be waiting for the membership. The topology is neither stored nor written to
+        the membership, because only that member vouches for it.
+        """
+        since = self._unanswered_since
+        if since is None or self._clock() - since < _ANSWER_LIMIT_S:
+            return
+        with self._views:
+            used = self._heard or self._view
+            if self._view is None or used is None or topology.epoch <= used.epoch:
+                return
+            if topology.cluster_id != self._view.topology.cluster_id:
+                return
+            _log.warning("using the topology of another member", epoch=topology.epoch)
+            # Liveness is not known: requests find out which members are down.
+            self._heard = View(topology, frozenset(member.id for member in topology.members))
+            self._publish(self._heard)
 
     def propose(self, proposals: Iterable[Proposal]) -> None:
         """Apply topology steps soon, and retry each until it is applied or no longer needed."""
@@ -207,8 +232,13 @@ class MembershipAgent:
         return 0.0 if self._turned is None else time.monotonic() - self._turned
 
     def _announce(self) -> None:
+        self._await_answer()
         self._membership.announce(self._announcement)
         self._is_announced = True
+
+    def _await_answer(self) -> None:
+        if self._unanswered_since is None:
+            self._unanswered_since = self._clock()
 
     def _begin_with_kept(self) -> None:
         kept = last_known(self._store)
@@ -219,20 +249,6 @@ class MembershipAgent:
             _log.warning("using the topology on disk", epoch=kept.epoch)
             # Liveness is not known: requests find out which members are down.
             self._view = View(kept, frozenset(member.id for member in kept.members))
-            self._publish(self._view)
-
-    def _go_by_heard(self) -> None:
-        """Use the topology of another member while the membership does not return it.
-
-        It is neither stored nor written to the membership: only that member vouches for it.
-        """
-        heard, view = self._heard, self._view
-        if heard is None or view is None or heard.epoch <= view.epoch:
-            return
-        if heard.cluster_id == view.topology.cluster_id:
-            _log.warning("using the topology of another member", epoch=heard.epoch)
-            self._view = View(heard, frozenset(member.id for member in heard.members))
-            self._is_heard = True
             self._publish(self._view)
 
     def _run(self) -> None:
@@ -253,9 +269,9 @@ class MembershipAgent:
                 self._look()
         except MembershipUnreachable as error:
             self.go_without(error)
-            self._go_by_heard()
             return 0.5
         except DStashError as error:
+            self._unanswered_since = None
             if not (self._was_there or self._waits_for_others):
                 self._failed(error)  # as at the start if the membership had answered
                 self._stop.set()
@@ -264,6 +280,7 @@ class MembershipAgent:
             self._note(_MEMBERSHIP, f"the membership is at odds with this peer: {error}")
             return 1.0
         except Exception as error:  # a defect: the next iteration may avoid it
+            self._unanswered_since = None
             self._complaints.log(error)
             self._note(_MEMBERSHIP, f"the membership thread failed and tries again: {error!r}")
             return 1.0
@@ -319,6 +336,7 @@ class MembershipAgent:
 
     def _look(self) -> None:
         """Apply the steps that are due in the topology, and publish the view."""
+        self._await_answer()
         while True:
             stored = self._membership.read()
             self._has_read = True
@@ -330,6 +348,7 @@ class MembershipAgent:
             self._adopt(stored.topology)
         if self._unkept is not None:
             self._keep(self._unkept)
+        self._unanswered_since = None
 
     def _next_step(self, stored: StoredTopology) -> Topology | None:
         """Return the next topology; None when no step is due."""
@@ -338,9 +357,7 @@ class MembershipAgent:
         return None if step is None else with_seen(step, self._seen())
 
     def _last(self) -> Topology | None:
-        if self._view is None or self._is_heard:
-            return last_known(self._store)
-        return self._view.topology
+        return last_known(self._store) if self._view is None else self._view.topology
 
     def _wait(self, why: str) -> None:
         """Report why this peer does not use the topology yet, when that has changed."""
@@ -366,15 +383,15 @@ class MembershipAgent:
             self._added()
             self._is_removed = False
         alive = frozenset(self._membership.alive())
-        before = None if self._is_heard else self._view
-        self._is_heard = False
+        before = self._view
         if before is not None and (before.epoch, before.alive) == (topology.epoch, alive):
             return
         if before is None or before.epoch != topology.epoch:
             self._keep(topology)
             _log.info(events.TOPOLOGY, epoch=topology.epoch, members=len(topology.members))
-        self._view = View(topology, alive)
-        self._publish(self._view)
+        with self._views:
+            self._view, self._heard = View(topology, alive), None
+            self._publish(self._view)
 
     def _not_added_because(self, topology: Topology) -> str:
         """Return why this peer waits for an admin request; empty if it does not."""

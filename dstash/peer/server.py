@@ -69,7 +69,7 @@ class TopologyAgent(Protocol):
         """Read the membership soon."""
 
     def hear(self, topology: Topology) -> None:
-        """Take a topology that another member uses."""
+        """Use the topology of another member, unless the membership answers soon."""
 
     def propose(self, proposals: Iterable[Proposal]) -> None:
         """Apply topology steps soon."""
@@ -305,9 +305,9 @@ class PeerServer:
         news = self._core.topology_news
         if news.wants_refresh:
             news.wants_refresh = False
-            if news.heard is not None:
-                self._agent.hear(news.heard)
             self._agent.refresh()
+        if news.heard is not None:
+            self._agent.hear(news.heard)
         proposals = self._core.take_proposals()
         if proposals:
             self._agent.propose(proposals)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from dstash.cluster.membership.consul.membership import ConsulMembership
 from tests.harness.consul import ConsulAgent
 from tests.harness.load import Load
 from tests.harness.peers import Peer, Peers
@@ -151,6 +153,23 @@ class TestMember:
     ) -> None:
         def epoch(name: str) -> int:
             return int(peers[name].page("/status").get("epoch", 0))
+
+        def knows(name: str, least: int) -> bool:
+            return epoch(name) >= least
+
+        membership = ConsulMembership(consul.url, "away")
+        stored = membership.read()
+        assert stored.topology is not None
+        peers["b"].freeze()
+        assert membership.compare_and_set(stored.topology.next(), stored.token)
+        membership.close()
+        for name in "ac":
+            wait_until(partial(knows, name, stored.topology.epoch + 1), 30, f"{name} knows it")
+        consul.freeze()
+        peers["b"].thaw()
+        # Consul would be asked for 5 s; a member that knows the epoch answers sooner.
+        peers.client(timeout=3.0).put("i", "k", 1, write="all")
+        consul.thaw()
 
         before = epoch("b")
         assert peers["b"].stop() == 0

@@ -17,12 +17,14 @@ from dstash.peer.admission.authority import Authority, Grant, Role
 from dstash.peer.claims import SUSPECTED
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.maintenance import Pace
+from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
-from dstash.wire.messages import Error, Hello, Lookup, Welcome
+from dstash.wire.messages import Error, Hello, Lookup, TopologyRequest, Welcome
 from dstash.wire.replication import SeenReply, SeenRequest
 from dstash.wire.shapes import Frame
 from tests.harness.joined import Joined
 
+KEYS = Frame(codec.pack_blobs([b"k"]))
 LIVE = Pace(compare_ms=10**9, gc_interval_ms=10**9, gc_grace_ms=0)
 
 
@@ -388,6 +390,32 @@ class TestHeardTopology:
             "forming": replace(later, formed=False),
         }
         assert self.hear(joined, changed[wrong]) is None
+
+    def test_is_asked_for_when_a_client_knows_a_later_epoch(self, joined: Restarted) -> None:
+        core, later = joined.peers["a"], joined.topology.next()
+        joined.install(later, "b", "c")
+        frames = encode(
+            Envelope(1, later.epoch, 0, Lookup("i", 1, Frame(codec.pack_blobs([b"k"]))))
+        )
+        assert core.receive(b"", frames, joined.now) == []
+        joined.settle()
+        assert core.topology_news.heard is None, "the membership may return it at once"
+        joined.now += 250
+        joined.settle()
+        assert core.topology_news.heard == later
+
+    def test_is_not_asked_for_when_the_membership_returns_it(self, joined: Restarted) -> None:
+        core, later = joined.peers["a"], joined.topology.next()
+        frames = encode(
+            Envelope(1, later.epoch, 0, Lookup("i", 1, Frame(codec.pack_blobs([b"k"]))))
+        )
+        core.receive(b"", frames, joined.now)
+        joined.settle()
+        joined.install(later)
+        joined.now += 250
+        _, outgoing = core.tick(joined.now)
+        asked = {type(decode(message.frames).message) for message in outgoing}
+        assert TopologyRequest not in asked
 
     def test_topology_of_a_stranger_is_ignored(self, joined: Restarted) -> None:
         core = joined.peers["a"]

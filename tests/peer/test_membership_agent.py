@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from dstash.peer.membership_agent import MembershipAgent
 from dstash.store.memory import TwinStore
 from dstash.wire.messages import AdminRequest, Error
 from dstash.wire.shapes import Message
+from tests.harness.waiting import PATIENCE
 
 AFTER = 600.0
 
@@ -80,7 +82,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 class TestHeardTopology:
-    """A peer that cannot reach the membership, and hears of a later topology."""
+    """The topology of another member, used while the membership does not answer."""
 
     def later(self, cluster: Cluster, **changes: Any) -> Topology:
         topology = cluster.members["a"].read().topology
@@ -95,62 +97,90 @@ class TestHeardTopology:
         monkeypatch.setattr(agent._membership, "watch", watch)
         agent._turn()
 
-    def test_peer_uses_heard_topology_without_storing_it(
+    def hear(self, cluster: Cluster, topology: Topology, after: float = 0.5) -> list[View]:
+        """Let the first agent hear a topology, and return the views that it has published."""
+        agent = cluster.agents["a"]
+        published: list[View] = []
+        agent._publish = published.append
+        agent.hear(topology)
+        cluster.now += after
+        agent.hear(topology)
+        agent.hear(topology)
+        return published
+
+    def test_topology_is_used_once_and_not_stored(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        published: list[View] = []
-        agent = cluster.agents["a"]
-        agent._look()
-        agent._publish = published.append
+        cluster.agents["a"]._look()
+        self.turn(cluster.agents["a"], monkeypatch, away=True)
         heard = self.later(cluster)
-        agent.hear(heard)
-        self.turn(agent, monkeypatch, away=True)
-        assert [view.topology for view in published] == [heard]
+        assert [view.topology for view in self.hear(cluster, heard)] == [heard]
         assert last_known(cluster.stores["a"]) == replace(heard, epoch=heard.epoch - 1)
-        self.turn(agent, monkeypatch, away=True)
-        assert len(published) == 1
+        self.turn(cluster.agents["a"], monkeypatch, away=True)
+        assert self.hear(cluster, heard) == []
+
+    def test_topology_is_used_while_a_request_to_the_membership_hangs(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        agent, later = cluster.agents["a"], self.later(cluster)
+        asked, answer = threading.Event(), threading.Event()
+        read = agent._membership.read
+
+        def frozen() -> Any:
+            asked.set()
+            answer.wait()
+            return read()
+
+        monkeypatch.setattr(agent._membership, "read", frozen)
+        thread = threading.Thread(target=agent._look)
+        thread.start()
+        try:
+            assert asked.wait(PATIENCE)
+            assert self.hear(cluster, later, after=0.1) == []
+            assert len(self.hear(cluster, later, after=0.3)) == 1
+        finally:
+            answer.set()
+            thread.join()
 
     def test_reachable_membership_overrides_heard_topology(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         agent = cluster.agents["a"]
-        agent.hear(self.later(cluster))
         self.turn(agent, monkeypatch, away=True)
+        assert self.hear(cluster, self.later(cluster))
         stored = cluster.members["a"].read().topology
         self.turn(agent, monkeypatch, away=False)
         assert agent._view is not None
-        # The heard topology was not stored in the membership.
+        # Nothing was restored from the topology of another peer.
         assert agent._view.topology == cluster.members["a"].read().topology == stored
         assert last_known(cluster.stores["a"]) == stored
 
-    def test_heard_epoch_is_stored_once_membership_confirms_it(
+    def test_same_epoch_is_stored_once_the_membership_returns_it(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         agent = cluster.agents["a"]
-        agent.hear(self.later(cluster))
         self.turn(agent, monkeypatch, away=True)
+        assert self.hear(cluster, self.later(cluster))
         cluster.edit(lambda topology: topology.next())
+        published: list[View] = []
+        agent._publish = published.append
         self.turn(agent, monkeypatch, away=False)
-        assert last_known(cluster.stores["a"]) == cluster.members["a"].read().topology
+        stored = cluster.members["a"].read().topology
+        assert last_known(cluster.stores["a"]) == stored
+        assert [view.topology for view in published] == [stored]
 
     def test_heard_topology_does_not_override_membership(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        agent = cluster.agents["a"]
-        agent.hear(self.later(cluster))
-        self.turn(agent, monkeypatch, away=False)
-        assert agent._view is not None
-        assert agent._view.topology == cluster.members["a"].read().topology
+        self.turn(cluster.agents["a"], monkeypatch, away=False)
+        assert self.hear(cluster, self.later(cluster)) == []
 
     @pytest.mark.parametrize("changes", [{"epoch": 1}, {"cluster_id": "other"}])
-    def test_heard_topology_of_other_cluster_or_earlier_epoch_is_ignored(
+    def test_another_cluster_or_an_earlier_epoch_is_not_used(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
     ) -> None:
-        agent = cluster.agents["a"]
-        before = agent._view
-        agent.hear(replace(self.later(cluster), **changes))
-        self.turn(agent, monkeypatch, away=True)
-        assert agent._view is before
+        self.turn(cluster.agents["a"], monkeypatch, away=True)
+        assert self.hear(cluster, replace(self.later(cluster), **changes)) == []
 
 
 def test_member_down_for_long_is_forgotten(cluster: Cluster) -> None:

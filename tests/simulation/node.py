@@ -172,7 +172,6 @@ class Node:
         """Use the topology on disk, as the daemon does when the membership does not answer."""
         if self._agent is not None:
             self._agent.go_without(error)
-            self._agent._go_by_heard()
         if self.core is not None and self.core.view is not None:
             self.core.health.not_ready = None
 
@@ -331,9 +330,9 @@ class Node:
         news = core.topology_news
         if news.wants_refresh:
             news.wants_refresh = False
-            if news.heard is not None and self._agent is not None:
-                self._agent.hear(news.heard)
             self.look_soon()
+        if news.heard is not None and self._agent is not None:
+            self._agent.hear(news.heard)
         proposals = core.take_proposals()
         if proposals and self._agent is not None:
             self._agent._proposals.extend(proposals)
@@ -433,6 +432,7 @@ class Node:
             return
         if stored.topology is not None:
             self._agent._adopt(stored.topology)
+        self._agent._unanswered_since = None
         if self.core is not None and self.core.view is not None:
             self.core.health.not_ready = None
         self._looked(0)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
-from dstash.errors import DStashError, ProtocolError, StaleEpoch
+from dstash.errors import ProtocolError, StaleEpoch
 from dstash.wire.envelope import Envelope
-from dstash.wire.messages import Error
+from dstash.wire.messages import Error, TopologyReply
+from dstash.wire.shapes import Message
 
 
 class TopologyNews:
@@ -24,6 +25,7 @@ class TopologyNews:
         store_id: of its store.
         trusted: returns a topology less the members whose keys are not authorised.
         counts: counts malformed messages.
+        ask: asks the other members for their topology, unless the membership returns it soon.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class TopologyNews:
         store_id: str,
         trusted: Callable[[Topology], Topology],
         counts: Counter[str],
+        ask: Callable[[], None],
     ) -> None:
         self.wants_refresh = False
         self.heard: Topology | None = None
@@ -39,6 +42,7 @@ class TopologyNews:
         self._store_id = store_id
         self._trusted = trusted
         self._counts = counts
+        self._ask = ask
         self._view: View | None = None
 
     def install(self, view: View) -> None:
@@ -48,19 +52,22 @@ class TopologyNews:
         if self.heard is not None and self.heard.epoch <= view.epoch:
             self.heard = None
 
+    def refresh(self) -> None:
+        """Read the membership soon, and ask the other members in case it does not answer."""
+        self.wants_refresh = True
+        self._ask()
+
     def hear(self, peer: str, envelope: Envelope) -> None:
-        """Note the epoch of an answer of another peer, and the topology that a refusal has."""
+        """Note the epoch of an answer of another peer, and the topology that it has."""
         view = self._view
         if view is not None and envelope.epoch > view.epoch:
-            self.wants_refresh = True
-            if isinstance(envelope.message, Error):
-                self._hear_topology(peer, envelope.message.error(), view)
+            self.refresh()
+            encoded = _topology_in(envelope.message)
+            if encoded is not None:
+                self._hear_topology(peer, encoded, view)
 
-    def _hear_topology(self, peer: str, error: DStashError, view: View) -> None:
+    def _hear_topology(self, peer: str, encoded: bytes, view: View) -> None:
         """Keep the topology of a member with a later epoch, if this peer may use it."""
-        encoded = error.details.get("topology")
-        if not isinstance(error, StaleEpoch) or not isinstance(encoded, bytes):
-            return
         try:
             found = Topology.decode(encoded)
         except ProtocolError:
@@ -73,3 +80,13 @@ class TopologyNews:
         is_successor = found.cluster_id == view.topology.cluster_id and found.epoch > known.epoch
         if peer in view.members and is_ours and is_usable and is_successor:
             self.heard = self._trusted(found)
+
+
+def _topology_in(message: Message) -> bytes | None:
+    """Return the encoded topology in a reply; None if it has none."""
+    if isinstance(message, TopologyReply):
+        return message.topology
+    if not isinstance(message, Error) or not isinstance(error := message.error(), StaleEpoch):
+        return None
+    encoded = error.details.get("topology")
+    return encoded if isinstance(encoded, bytes) else None

@@ -12,7 +12,7 @@ from dstash.cluster.topology.topology import Restored, Topology
 from dstash.errors import Busy, StaleEpoch
 from dstash.peer.admission.topology_news import TopologyNews
 from dstash.wire.envelope import Envelope
-from dstash.wire.messages import Error, Pong
+from dstash.wire.messages import Error, Pong, TopologyReply
 from tests.peer.parts import EPOCH, view_of
 
 
@@ -21,8 +21,12 @@ class News:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.of_a = TopologyNews("a", "store-a", lambda topology: topology, self.counts)
+        self.asked = 0
+        self.of_a = TopologyNews("a", "store-a", lambda topology: topology, self.counts, self._ask)
         self.of_a.install(view_of())
+
+    def _ask(self) -> None:
+        self.asked += 1
 
     def refuse(self, encoded: object, peer: str = "b") -> Topology | None:
         error = StaleEpoch("old", topology=encoded)
@@ -73,11 +77,14 @@ def test_topology_of_a_peer_that_is_no_member_is_not_kept() -> None:
     assert News().refuse(later().encode(), peer="x") is None
 
 
-def test_other_refusal_brings_no_topology() -> None:
+def test_other_refusal_brings_no_topology_and_members_are_asked() -> None:
     news = News()
     news.of_a.hear("b", Envelope(1, EPOCH + 1, 0, Error.of(Busy("later"))))
     assert news.of_a.wants_refresh
     assert news.of_a.heard is None
+    assert news.asked == 1
+    news.of_a.hear("b", Envelope(1, EPOCH + 1, 0, TopologyReply(later().encode(), [])))
+    assert news.of_a.heard == later()
 
 
 def test_malformed_topology_is_counted() -> None:
