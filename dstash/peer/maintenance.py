@@ -347,7 +347,13 @@ class Maintenance:
         if not gained:
             return None
         number = change.number
-        return ("change", number), gained, lambda latest: transitions.complete(latest, me, number)
+
+        def complete(latest: Topology) -> Topology | None:
+            # A change of another history may have the same number, see ``joining.shares_epoch``.
+            is_same = transitions.incoming(latest).get(me) == gained
+            return transitions.complete(latest, me, number) if is_same else None
+
+        return ("change", number, tuple(gained)), gained, complete
 
     def _begin_streaming(
         self, purpose: tuple[Any, ...], partitions: list[int], step: Proposal

@@ -320,6 +320,7 @@ class MembershipAgent:
                 raise ChangeConflict("there is no topology yet")
             if stored.topology.restored is not None:
                 raise ChangeConflict(unconfirmed_because(stored.topology))
+            self._steps.check_newest(stored.topology, self._last())
             alive = self._membership.alive()
             wanted = ordered(
                 stored.topology, alive, request.action, request.peers, request.rate, request.stamp

@@ -20,7 +20,9 @@ from dstash.cluster.topology.joining import (
     found,
     join,
     restore,
+    shares_epoch,
     supersedes,
+    under_own_epoch,
     was_in_cluster,
     was_removed,
 )
@@ -176,6 +178,13 @@ class TopologySteps:
         self.check_cluster(topology)
         if topology.restored is not None:
             return confirmed(topology, me)
+        if last is not None and shares_epoch(last, topology):
+            _log.warning(
+                "the membership has another topology of the last known epoch (an older copy was "
+                "put back, and the cluster has changed since); continuing under a later epoch",
+                epoch=last.epoch,
+            )
+            return under_own_epoch(topology)
         if known.view is None and was_removed(self._store, me, topology):
             raise ChangeConflict("the cluster has just gone on without this peer; start it again")
         is_new = topology.member(me) is None
@@ -196,6 +205,20 @@ class TopologySteps:
             return False
         alive = {announced.store_id for announced in self._alive().values()}
         return not any(member.store_id in alive for member in topology.members)
+
+    def check_newest(self, topology: Topology, last: Topology | None) -> None:
+        """Check that peers are not about to replace the topology of the membership.
+
+        Raises:
+            ChangeConflict: they are.
+        """
+        if last is None:
+            return
+        if supersedes(last, topology, self._cluster) or shares_epoch(last, topology):
+            raise ChangeConflict(
+                "the membership has an older topology than the peers; try again when they have "
+                "restored the newest"
+            )
 
     def check_cluster(self, topology: Topology) -> None:
         """Adopt the cluster once it is formed.

@@ -324,6 +324,26 @@ def test_cancelled_streaming_does_not_resume() -> None:
     assert core.maintenance.describe()["streaming"] == 0
 
 
+def test_change_of_another_history_with_the_same_number_is_streamed_by_itself() -> None:
+    joined = Joined("abcde", pace=live())
+    begun = transitions.remove(joined.topology, ["e"])
+    joined.install(begun)
+    core = joined.peers["a"]
+    while core.maintenance.describe()["streaming"]:
+        joined.now += 1
+        joined.settle()
+    [propose] = core.take_proposals()
+    other = transitions.remove(joined.topology, ["c"])
+    assert other.change == begun.change
+    assert propose(other) is None
+    done = propose(begun)
+    assert done is not None
+    assert done.change is not None
+    assert done.change.complete == ("a",)
+    joined.install(replace(other, epoch=begun.epoch + 1))
+    assert core.maintenance.describe()["streaming"] == len(transitions.incoming(other)["a"])
+
+
 def compare_once(joined: Joined) -> None:
     """Run one round of comparison."""
     joined.now += 2600  # no recent change, and one round is due

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -174,6 +175,53 @@ def test_admin_request_on_unconfirmed_topology_is_refused(machines: Machines) ->
     alone.agent._carry_out_admin_requests()
     assert isinstance(answers[0], Error)
     assert answers[0].code == ChangeConflict.code
+
+
+class TestOlderCopyPutBack:
+    """An older copy of the topology, while one peer alone knows a later one."""
+
+    @pytest.fixture
+    def forked(self, machines: Machines) -> Machines:
+        """Peers of which the first knows another topology of the next epoch than the others."""
+        before = formed(machines)
+        ahead, *others = machines.running
+        machines.edit(lambda topology: replace(topology, min_peers=2))
+        ahead.agent._look()
+        machines.edit(lambda topology: replace(before, epoch=before.epoch - 1))
+        machines.edit(lambda topology: replace(topology, min_peers=1))
+        for other in others:
+            other.agent._look()
+        assert {process.epoch for process in machines.running} == {before.epoch + 1}
+        return machines
+
+    def test_shared_epoch_ends_far_ahead_with_the_topology_of_the_membership(
+        self, forked: Machines
+    ) -> None:
+        shared = forked.topology()
+        forked.look()
+        topology = forked.topology()
+        assert topology == replace(shared, epoch=shared.epoch + RESTORED_JUMP + 1)
+        assert [process.views[-1].topology for process in forked.running] == [topology] * 3
+        forked.look()
+        assert forked.topology() == topology
+
+    def test_peer_that_starts_finds_it_by_the_topology_on_its_disk(self, forked: Machines) -> None:
+        shared = forked.topology()
+        forked.stop_all()
+        forked.start("a")
+        assert forked.topology().epoch == shared.epoch + RESTORED_JUMP + 1
+
+    def test_admin_request_is_refused_until_then(self, forked: Machines) -> None:
+        ahead, before = forked.running[0].agent, forked.topology()
+        answers: list[Any] = []
+        ahead.administer(AdminRequest("remove", ["b"]), answers.append)
+        ahead._carry_out_admin_requests()
+        assert forked.topology() == before
+        assert answers[0].code == ChangeConflict.code
+        ahead._look()
+        ahead.administer(AdminRequest("remove", ["b"]), answers.append)
+        ahead._carry_out_admin_requests()
+        assert forked.topology().change is not None
 
 
 def test_empty_peer_started_first_joins_restored_cluster(machines: Machines) -> None:

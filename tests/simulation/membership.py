@@ -107,8 +107,12 @@ class VirtualMembership:
         """Restore an older topology, as a restored copy does."""
         older = self._rng.choice(self.past) if self.past else None
         if older is not None:
-            self._trace.note(self._events.now, f"the topology is {older.epoch} again")
-            self._replace(older)
+            self.put_back(older)
+
+    def put_back(self, older: Topology) -> None:
+        """Put a certain older topology back."""
+        self._trace.note(self._events.now, f"the topology is {older.epoch} again")
+        self._replace(older)
 
     def _replace(self, topology: Topology | None) -> None:
         if self.topology is not None:

@@ -215,6 +215,12 @@ class Network:
             connection = self.rng.choice(list(self._open))
             connection.break_(self.delay("", ""))
 
+    def break_between(self, owner: str, host: str) -> None:
+        """Break the connections from one machine to another, with what they hold up."""
+        for connection in list(self._open):
+            if (connection.link.owner.name, connection.host.name) == (owner, host):
+                connection.break_(self.delay("", ""))
+
     def _beat(self) -> None:
         for connection in list(self._open):
             alive = connection.host.answers and connection.link.owner.answers

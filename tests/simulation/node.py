@@ -457,6 +457,7 @@ class Node:
     def _publish(self, view: View) -> None:
         if self.core is None:
             return
+        self.world.check_epoch(self, view.topology)
         replies = self.core.install(view, self.clock())
         owned = self.core.keyspaces.owned
         self.core.keyspaces.owned = _OWNED.setdefault(owned, owned)

@@ -106,6 +106,8 @@ class World:
         #: The smallest free space of any disk so far.
         self.lowest_room = DISK_RESERVE + 1
         self.is_healing = False
+        #: Whether an older topology was put back where no member could notice that.
+        self.may_share_epochs = False
         self.indexes = ["a", "b"]
         keys = self.conditions.keys
         self.places: list[Place] = [(self.indexes[i % 2], f"key{i // 2}") for i in range(keys)]
@@ -220,6 +222,25 @@ class World:
                 node.start()
 
         self.events.after(int(self.rng.random() * 2 * SECOND), restart)
+
+    def check_epoch(self, node: Node, topology: Topology) -> None:
+        """Note a violation where an epoch stands for two topologies that are in use."""
+        known = {
+            other.name: other.core.view.topology
+            for other in self.nodes
+            if other.core is not None and other.core.view is not None
+        }
+        for name, other in known.items():
+            is_same_epoch = (other.cluster_id, other.epoch) == (topology.cluster_id, topology.epoch)
+            if not is_same_epoch or other == topology:
+                continue
+            # Peers that are about to join may follow a topology that is about to be restored.
+            are_members = all(
+                used.member(peer) for used in (other, topology) for peer in (name, node.name)
+            )
+            if name == node.name or (are_members and not self.may_share_epochs):
+                text = f"{name} and {node.name} use different topologies of epoch {topology.epoch}"
+                self.history.broken.append(text)
 
     # -- the run
 

@@ -157,6 +157,27 @@ def supersedes(last: Topology | None, stored: Topology, cluster: str) -> bool:
     return last.epoch > (stored.restored.epoch if stored.restored else stored.epoch)
 
 
+def shares_epoch(last: Topology, stored: Topology) -> bool:
+    """Whether the membership has another topology under the epoch of the last known one.
+
+    This is the case when an older copy of the topology was put back before other members knew of
+    the last changes, and the cluster has changed since.
+
+    Args:
+        last: the newest topology that the peer knows.
+        stored: the topology that the membership has.
+    """
+    is_same_epoch = (last.cluster_id, last.epoch) == (stored.cluster_id, stored.epoch)
+    return last.formed and is_same_epoch and last != stored
+
+
+def under_own_epoch(stored: Topology) -> Topology:
+    """Return the stored topology under an epoch, and a change number, that no other history has."""
+    ahead = replace(stored, epoch=stored.epoch + RESTORED_JUMP)
+    is_streaming = ahead.change is not None and not ahead.change.switched
+    return (with_change_begun(ahead) if is_streaming else ahead).next()
+
+
 def was_removed(store: Store, peer: str, topology: Topology | None) -> bool:
     """Whether a store belongs to a peer that was removed from its cluster.
 

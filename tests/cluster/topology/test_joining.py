@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dstash.cluster.topology.announcement import Announcement
-from dstash.cluster.topology.joining import found, join
-from dstash.cluster.topology.topology import State, Topology
+from dstash.cluster.topology.joining import (
+    RESTORED_JUMP,
+    found,
+    join,
+    shares_epoch,
+    under_own_epoch,
+)
+from dstash.cluster.topology.topology import Change, State, Topology
+from dstash.cluster.topology.transitions import complete, switch
 
 
 def announce(
@@ -125,3 +133,26 @@ def test_joining_member_with_another_store_restarts_the_change() -> None:
     assert back.change is not None
     assert topology.change is not None
     assert back.change.number > topology.change.number
+
+
+def test_shared_epoch_restarts_a_change_that_streams_and_keeps_a_switched_one() -> None:
+    streaming = joined("abcd", min_peers=3)
+    ahead = under_own_epoch(complete(streaming, "d", streaming.epoch) or streaming)
+    assert ahead.epoch > streaming.epoch + RESTORED_JUMP
+    assert ahead.change == Change(ahead.epoch)
+    done = streaming
+    for name in "abcd":
+        done = complete(done, name, streaming.epoch) or done
+    switched = switch(done)
+    assert switched is not None
+    assert under_own_epoch(switched).change == switched.change
+
+
+def test_epoch_is_shared_only_by_another_topology_of_the_same_cluster() -> None:
+    topology = joined("abc", min_peers=3)
+    other = replace(topology, min_peers=2)
+    assert shares_epoch(topology, other)
+    assert not shares_epoch(topology, replace(topology))
+    assert not shares_epoch(topology, other.next())
+    assert not shares_epoch(topology, replace(other, cluster_id="another"))
+    assert not shares_epoch(replace(topology, formed=False), other)

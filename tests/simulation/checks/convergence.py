@@ -45,6 +45,22 @@ def readiness(run: Run) -> Iterator[Violation]:
         yield Violation(_NAME, None, f"not recovered: {run.world.membership.topology}")
 
 
+@check(When.RECOVERED)
+def one_topology(run: Run) -> Iterator[Violation]:
+    """Check that all members use the topology of the membership, and no client one like it."""
+    topology = run.world.membership.topology
+    if topology is None:
+        return
+    for node in run.world.nodes:
+        view = node.core.view if node.core is not None else None
+        if view is not None and run.world.is_member(node) and view.topology != topology:
+            yield Violation(_NAME, None, f"{node.name} uses another topology: {view.topology}")
+    for client in run.world.clients:
+        known = client.session.view
+        if known is not None and known.epoch == topology.epoch and known.topology != topology:
+            yield Violation(_NAME, None, f"{client.name} has another topology of this epoch")
+
+
 def storage_key_of(place: Place) -> bytes:
     """Return the storage key of a place."""
     index, key = (part.encode() for part in place)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tests.simulation.events import MS, SECOND
+from tests.simulation.faults.network import cut
 from tests.simulation.faults.registry import Undo, kind
 from tests.simulation.faults.schedule import Faults
 
@@ -100,5 +102,55 @@ def empty_first(faults: Faults) -> Undo:
     def undo() -> None:
         for node in members:
             faults.start(node)
+
+    return undo
+
+
+@kind("forked_history", share=0.04, durations=(SECOND, 3 * SECOND), at_least=3 * SECOND)
+def forked_history(faults: Faults) -> Undo:
+    """Lose the topology, or put an old one back, while one member alone knows the last changes.
+
+    Other changes follow before that member can read the membership again.
+    """
+    world, membership, rng = faults.world, faults.world.membership, faults.rng
+    before = membership.topology
+    members = [node for node in world.nodes if node.is_running and world.is_member(node)]
+    is_settled = before is not None and before.formed and before.restored is None
+    if before is None or not is_settled or len(members) < 3 or faults.is_forked:
+        return None
+    faults.is_forked = True
+    ahead = rng.choice(members).name
+    behind = [node.name for node in world.nodes if node.name != ahead]
+    # The others must not hear of the changes from it.
+    pairs = [pair for name in behind for pair in ((ahead, name), (name, ahead))]
+    undos = [cut(faults, pairs), _without_membership(faults, behind)]
+    is_lost = rng.random() < 0.5
+    # Where no member notices the older copy, the changes of the others must not be fewer.
+    lost_changes = rng.randint(1, 5) if is_lost else 1
+
+    def fork() -> None:
+        if not undos:
+            return
+        while_behind = undos.pop()
+        undos.append(_without_membership(faults, [ahead]))
+        if is_lost:
+            membership.lose_topology()
+        else:
+            world.may_share_epochs = True
+            membership.put_back(before)
+        if while_behind is not None:
+            while_behind()
+
+    events, change = world.events, faults.operator.change_often
+    events.after(400 * MS, change, lost_changes)
+    events.after(1_000 * MS, fork)
+    events.after(2_500 * MS, change, rng.randint(1, 3))
+
+    def undo() -> None:
+        faults.is_forked = False
+        while undos:
+            take_back = undos.pop()
+            if take_back is not None:
+                take_back()
 
     return undo

@@ -113,3 +113,23 @@ def slow_client(faults: Faults) -> Undo:
     network.slow[client.name] = faults.rng.choice((50 * MS, 400 * MS, 1500 * MS))
     faults.note(f"{client.name} is slow")
     return lambda: network.slow.pop(client.name)
+
+
+@kind("lost_requests", share=0.04, durations=(SECOND,), at_least=300 * MS)
+def lost_requests(faults: Faults) -> Undo:
+    """Lose all that clients send to one peer, which the other peers still reach."""
+    network = faults.world.network
+    running = [node.name for node in faults.world.nodes if node.is_running]
+    if not running:
+        return None
+    name = faults.rng.choice(running)
+    clients = [client.name for client in faults.world.clients]
+    restore = cut(faults, [(client, name) for client in clients])
+
+    def undo() -> None:
+        for client in clients:
+            network.break_between(client, name)
+        if restore is not None:
+            restore()
+
+    return undo

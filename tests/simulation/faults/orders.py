@@ -98,6 +98,17 @@ class Operator:
             node.waits_to_be_added = True
             node.start()
 
+    def change_often(self, times: int) -> None:
+        """Give several orders in a row for which no machine has to start."""
+        for _ in range(times):
+            topology = self._world.membership.topology
+            if topology is None or topology.restored is not None or self._world.is_healing:
+                return
+            if topology.change is not None:
+                self._order(self._rng.choice(("pause", "resume", "rate", "cancel")), [], 20_000)
+            elif len(topology.members) > max(2, topology.replicas - 1):
+                self._order("remove", [self._rng.choice(topology.members).id])
+
     def finish(self) -> None:
         """Let every topology change complete; check again every second.
 

@@ -31,6 +31,8 @@ class Faults:
         self.unlucky = world.rng.choice(world.nodes[: world.conditions.peers])
         #: Copies of its disk.
         self.copies: list[Copy] = []
+        #: Whether one member alone knows the last changes of the topology.
+        self.is_forked = False
         self.operator = Operator(world)
 
     def begin(self) -> None:
