@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,10 +14,16 @@ from typing import Any
 
 import pytest
 
+from dstash.cluster.replication.partitions import FLOOR_MARK
+from dstash.store.lmdb import LmdbStore
+from dstash.version import stamp_at
 from tests.cli.schema import check
 from tests.harness.devcluster import DSTASH, InProcess, clean_environment
 from tests.harness.peers import PATIENCE, Peers
 from tests.harness.waiting import wait_until
+
+HOUR_MS = 3_600_000
+HOUR = stamp_at(HOUR_MS)
 
 
 class Here(InProcess):
@@ -143,6 +150,44 @@ def test_topology_change_can_be_watched_to_its_end(here: Here, peers: Peers) -> 
     assert code == 0
     check("cluster remove", out)
     assert peers["p4"].wait_end() == 0
+
+
+def test_floors_ahead_of_time_are_lowered(here: Here, peers: Peers) -> None:
+    def ahead() -> dict[str, int]:
+        members = here.status()["members"]
+        return {member["id"]: member["ahead_ms"] for member in members if member["answers"]}
+
+    assert peers["p3"].stop() == 0
+    store = LmdbStore(peers["p3"].data)
+    # As a clock leaves it that was an hour ahead.
+    store.mark(FLOOR_MARK, (stamp_at(time.time_ns() // 1_000_000) + HOUR).to_bytes(8, "big"))
+    store.close()
+    peers["p3"].start()
+    peers["p3"].wait_ready()
+    wait_until(lambda: len(ahead()) == 3, PATIENCE, "all peers answer")
+    before = ahead()
+    assert (before["p1"], before["p2"]) == (0, 0)
+    assert HOUR_MS - 60_000 < before["p3"] <= HOUR_MS
+
+    code, out, err = here.ask("cluster", "lower-floors")
+    assert code == 2
+    assert [line.split() for line in out.splitlines()[1:]][:2] == [["p1", "no"], ["p2", "no"]]
+    assert "refuse only writes older than now. Stored records are not changed" in err
+    assert "in a script, use --yes" in err
+    code, out, _ = here.ask("-o", "json", "cluster", "lower-floors", "--dry-run")
+    (planned,) = check("cluster lower-floors", out)
+    assert (code, planned["dry_run"]) == (0, True)
+    assert planned["ahead_ms"]["p3"] > HOUR_MS - 60_000
+    assert ahead()["p3"] > HOUR_MS - 60_000, "nothing is lowered yet"
+
+    code, out, err = here.ask("-o", "json", "cluster", "lower-floors", "--yes")
+    (done,) = check("cluster lower-floors", out)
+    assert (code, err, done["dry_run"]) == (0, "", False)
+    wait_until(lambda: ahead() == {"p1": 0, "p2": 0, "p3": 0}, PATIENCE, "no peer is ahead")
+    client = peers.client()
+    client.put("data", "lowered", 1, write="all")
+    assert client.lookup("data", "lowered", read="all") == 1
+    client.delete("data", "lowered", write="all")
 
 
 def test_repair_checks_and_compares_all_records(here: Here) -> None:

@@ -73,12 +73,14 @@ class _AdminChunk(Chunk):
         self.operation = operation
         self._left = operation.peers()
         self._asked = False
+        self._epoch = 0
         self._why: DStashError | None = None
 
     def begin(self, now: int) -> list[Send]:
         if not self._left:
             return self._no_peer_left()
         self._asked = True
+        self._epoch = self.operation.session.epoch
         return [self.operation.ask(self._left.pop(0), self, self.operation.request, now)]
 
     def _no_peer_left(self) -> list[Send]:
@@ -101,7 +103,7 @@ class _AdminChunk(Chunk):
         if is_sure or self.operation.request.dry:
             self._asked = False
             return self.begin(now)
-        return self.operation.replace(self, [_OutcomeChunk(self.operation)], now)
+        return self.operation.replace(self, [_OutcomeChunk(self.operation, self._epoch)], now)
 
     def on_timeout(self, peer: str, now: int) -> list[Send]:
         return []
@@ -112,10 +114,11 @@ class _AdminChunk(Chunk):
 
 
 class _OutcomeChunk(Chunk):
-    """Reads the topology until it shows that the request was carried out."""
+    """Reads the topology until it shows that the request, sent under ``epoch``, was carried out."""
 
-    def __init__(self, operation: AdminOperation) -> None:
+    def __init__(self, operation: AdminOperation, epoch: int) -> None:
         self.operation = operation
+        self._epoch = epoch
 
     def begin(self, now: int) -> list[Send]:
         return [
@@ -126,7 +129,7 @@ class _OutcomeChunk(Chunk):
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
         if isinstance(message, TopologyReply):
             topology = Topology.decode(message.topology)
-            if shows(topology, self.operation.request):
+            if shows(topology, self.operation.request, self._epoch):
                 self.operation.topology = topology
                 self.operation.finish(self)
                 return []
@@ -139,7 +142,7 @@ class _OutcomeChunk(Chunk):
         return self._again(now)
 
     def _again(self, now: int) -> list[Send]:
-        successor = _OutcomeChunk(self.operation)
+        successor = _OutcomeChunk(self.operation, self._epoch)
         successor.attempt = self.attempt + 1
         return self.operation.replace_later(self, [successor], now)
 
@@ -147,8 +150,8 @@ class _OutcomeChunk(Chunk):
         self.operation.error = self.operation.error or _unknown(self.operation.request)
 
 
-def shows(topology: Topology, request: AdminRequest) -> bool:
-    """Whether a topology shows the effect of an admin request."""
+def shows(topology: Topology, request: AdminRequest, epoch: int) -> bool:
+    """Whether a topology shows the effect of an admin request that was sent under an epoch."""
     change = topology.change
     members = {member.id for member in topology.members}
     staying = {member.id for member in topology.members if member.state is not State.LEAVING}
@@ -171,6 +174,8 @@ def shows(topology: Topology, request: AdminRequest) -> bool:
             return change is not None and change.paused is (action == "pause")
         case "rate", _:
             return change is not None and change.rate == request.rate
+        case "lower-floors", _:
+            return topology.ceiling_epoch > epoch
     return False
 
 
