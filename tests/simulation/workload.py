@@ -168,9 +168,24 @@ class Workload:
         found, error = yield from self._read_of(self._calls.records, index, [key], Level.QUORUM)
         if error is not None or key not in found:
             return
-        record, level = found[key], self._level()
+        record = found[key]
         self._backup.append((index, key, record))
-        ttl = self._world.rng.choice((None, 0.3, 3.0, 20.0))
+        yield from self._touch_record(index, key, record, (None, 0.3, 3.0, 20.0))
+
+    def _late_touch(self) -> Script:
+        """Read a record, mostly delete it, and touch it some time later all the same."""
+        index, key = self._place()
+        found, error = yield from self._read_of(self._calls.records, index, [key], Level.QUORUM)
+        if error is None and key in found:
+            if self._world.rng.random() < 0.7:
+                yield from self._write("delete", index, [key], self._level())
+            yield self._world.rng.randint(500, 3_000) * MS
+            yield from self._touch_record(index, key, found[key], (None, None, 20.0))
+
+    def _touch_record(
+        self, index: str, key: str, record: Record, ttls: Sequence[float | None]
+    ) -> Script:
+        level, ttl = self._level(), self._world.rng.choice(ttls)
         operation = self._calls.touch(index, key, record, ttl, self._timeout, level)
         write = self._world.history.add(
             Write("touch", self._client.name, (index, key), level, self._now(), _value(record))

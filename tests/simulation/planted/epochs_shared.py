@@ -9,6 +9,7 @@ from typing import Final
 from unittest import mock
 
 from dstash.cluster.topology.topology import Topology
+from tests.simulation.events import MS
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 
@@ -19,7 +20,8 @@ class _Forked(World):
     """A cluster whose topology is lost again and again while one member alone knows the newest."""
 
     def __init__(self, seed: int) -> None:
-        conditions = replace(planted_conditions(seed, "forked_history"), spares=1)
+        drawn = planted_conditions(seed, "forked_history")
+        conditions = replace(drawn, spares=1, calls=60, pause=200 * MS)
         super().__init__(seed, conditions=conditions)
 
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 from dstash.cluster.membership.interface import StoredTopology
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.transitions import complete
+from dstash.peer.maintenance import Pace
 from dstash.peer.membership_agent import MembershipAgent
+from tests.simulation.events import SECOND
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 
@@ -18,9 +20,24 @@ class CallsGainsComplete(World):
     """Reports a topology change as complete when it has hardly begun."""
 
     def __init__(self, seed: int) -> None:
-        # The missing data is in a few of many partitions: keys in more partitions find it sooner.
-        conditions = replace(planted_conditions(seed, "change", "kill"), keys=16)
+        # Data moves slowly, and two replicas of many partitions move at the same time.
+        conditions = replace(
+            planted_conditions(seed, "change"),
+            peers=3,
+            zones=5,
+            offsets_ms=(0, 0, 0),
+            spares=2,
+            keys=25,
+            pace=Pace(compare_ms=20_000, repair_rate=200),
+            calm=SECOND,
+        )
         super().__init__(seed, conditions=conditions)
+        self.events.after(2 * SECOND, self._add_all)
+
+    def _add_all(self) -> None:
+        for node in self.nodes:
+            if not node.is_running:
+                node.start()
 
     def propose(self, agent: MembershipAgent, stored: StoredTopology) -> Topology | None:
         """Report that this peer has streamed all its gains."""
