@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
-from dstash.cluster.replication.tasks import Pause, Task
+from dstash import events
+from dstash.cluster.replication.tasks import Merge, Pause, Task
+from dstash.limits import MIB
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.server import PeerServer, wall
+from dstash.peer.supervision import slow_disk
+from dstash.store.interface import Merged, Write
 from dstash.store.memory import TwinStore
+from dstash.wire.connections import Limits
 from dstash.wire.envelope import Envelope, decode, encode
-from dstash.wire.messages import Ping, Pong, StatusRequest
+from dstash.wire.messages import Hello, Ping, Pong, StatusRequest
 from dstash.wire.router import Router
 from dstash.wire.sockets import Context, Link, Poller
 from tests.harness.waiting import wait_until
@@ -26,11 +34,26 @@ class Broken(TwinStore):
         raise ZeroDivisionError("a defect")
 
 
+class Slow(TwinStore):
+    """A store on a slow disk."""
+
+    def commit(self, writes: Sequence[Write]) -> list[Merged]:
+        time.sleep(0.3)
+        return super().commit(writes)
+
+
 @pytest.fixture
 def server() -> Iterator[tuple[PeerCore, Link]]:
+    with serving(Broken()) as served:
+        yield served
+
+
+@contextmanager
+def serving(store: TwinStore) -> Iterator[tuple[PeerCore, Link]]:
+    """Run a server on a store."""
     context = Context()
-    router = Router(context, "tcp://127.0.0.1:*")
-    core = PeerCore(Settings("a", "test"), Broken(), wall())
+    router = Router(context, "tcp://127.0.0.1:*", limits=Limits.of(100, 32 * MIB))
+    core = PeerCore(Settings("a", "test"), store, wall())
     server = PeerServer(core, router, context, drain=1)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -92,3 +115,21 @@ def test_answers_are_sent_before_background_work(
     answered = 5
     assert (len(yields) > 0) == busy
     assert len(yields) <= answered + 1, "not for each step of the work"
+
+
+def test_slow_commit_and_refused_client_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow_disk, "SLOW_S", 0.1)
+
+    def work() -> Task:
+        yield Merge([])
+
+    with capture_logs() as logs, serving(Slow()) as (core, link):
+        answer(link, Envelope(7, 0, 0, Hello("another")))
+        core.scheduler.spawn("work", work())
+        answer(link, Envelope(8, 0, 0, Ping()))
+        wait_until(lambda: core.health.counts["commits"] == 1, 20, "the commit is done")
+        lines = {line["event"]: line for line in logs}
+    refused = lines[events.CLIENT_REFUSED]
+    assert refused["why"] == "this is cluster 'test', not 'another'"
+    assert refused["address"].startswith("127.0.0.1:")
+    assert lines[events.DISK_SLOW]["commit_s"] >= 0.1
