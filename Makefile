@@ -5,7 +5,7 @@ ARGS ?=
 SEEDS ?= 2000
 MINUTES ?= 5
 
-.PHONY: help setup fmt lint types layers docs site fast test coverage release soak fuzz bench screenshot demo audit lock
+.PHONY: help setup fmt lint types layers docs site fast test lowest interpreters coverage release soak fuzz bench screenshot demo audit lock
 .DEFAULT_GOAL := help
 
 FAST := tests/wire tests/store tests/cluster/topology tests/test_config.py tests/test_errors.py \
@@ -49,6 +49,20 @@ fast: setup ## Run the fast tests: the units that need no process and no cluster
 
 test: ## Run everything that must pass; ARGS go to pytest
 	bin/test $(ARGS)
+
+lowest: ## Run fast tests with the lowest versions of the dependencies that pyproject.toml allows
+	bin/test-lowest $(ARGS)
+
+interpreters: ## Run the fast tests under every python3.11 to python3.14 on PATH
+	@for python in $$(compgen -c | grep -xE 'python3\.1[1-4]' | sort -u); do \
+		echo "== $$python" >&2; \
+		test -x .cache/$$python/bin/python || $$python -m venv .cache/$$python || exit 1; \
+		.cache/$$python/bin/pip install --quiet --disable-pip-version-check --require-hashes \
+			-r requirements/build.txt -r requirements/run.txt -r requirements/test.txt && \
+		.cache/$$python/bin/pip install --quiet --no-deps --no-build-isolation --editable . && \
+		.cache/$$python/bin/pytest -q --numprocesses 2 --dist worksteal -k "$(SLOW)" $(FAST) $(ARGS) \
+			|| exit 1; \
+	done
 
 coverage: setup ## Print which lines and branches the tests of this process run; ARGS are folders
 	$(TOOLS)/coverage erase
