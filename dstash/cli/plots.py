@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dstash.cli.failures import naming
+from dstash.cli.histogram import Histogram
 from dstash.cli.workload import Record
 
 #: Percentiles as fractions: 1/100 of the calls are slower than p99.
@@ -32,10 +33,9 @@ def draw_load(record: Record, title: str, file: Path) -> None:
         figure.savefig(file, dpi=120)
 
 
-def _draw_percentiles(axes: Axes, kind: str, histogram: Any) -> None:
-    calls = histogram.get_total_count()
-    fractions = [fraction for fraction in _SLOWER_FRACTIONS if fraction <= calls]
-    times = [histogram.get_value_at_percentile(100 - 100 / n) / 1000 for n in fractions]
+def _draw_percentiles(axes: Axes, kind: str, histogram: Histogram) -> None:
+    fractions = [fraction for fraction in _SLOWER_FRACTIONS if fraction <= histogram.count]
+    times = [histogram.percentile(100 - 100 / n) / 1000 for n in fractions]
     axes.plot(fractions, times, marker="o", label=kind)
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from dstash.errors import DStashError, UsageError
+from dstash.cli.histogram import Histogram
+from dstash.errors import DStashError
 
 if TYPE_CHECKING:
     from dstash.client.asyncio import AsyncClient
@@ -23,8 +24,6 @@ PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9)
 _READ_SHARE: Final = 0.9
 #: The exponent of YCSB's zipfian workloads (Cooper et al., 2010).
 _ZIPF_EXPONENT: Final = 0.99
-#: The longest time that a histogram can hold.
-_MAX_TIME_US: Final = 600_000_000
 _KEYS_PER_DRAW: Final = 4096
 #: The time to live of all records of a load.
 _TTL_S: Final = 3600
@@ -70,49 +69,31 @@ class Second(NamedTuple):
 
 @dataclass
 class Record:
-    """The calls of a run. Times are kept in HdrHistograms (Gil Tene): exact to three digits."""
+    """The calls of a run; times in microseconds, exact to a tenth of a percent."""
 
-    kinds: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, Histogram] = field(default_factory=dict)
     errors: Counter[str] = field(default_factory=Counter)
     timeline: list[Second] = field(default_factory=list)
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self._now = new_histogram()
+        self._now = Histogram()
 
     def add(self, kind: str, microseconds: int) -> None:
         """Count one call."""
         histogram = self.kinds.get(kind)
         if histogram is None:
-            histogram = self.kinds[kind] = new_histogram()
-        taken = min(max(1, microseconds), _MAX_TIME_US)
-        histogram.record_value(taken)
-        self._now.record_value(taken)
+            histogram = self.kinds[kind] = Histogram()
+        histogram.add(microseconds)
+        self._now.add(microseconds)
 
     def close_second(self) -> Second:
         """End the current second and return it; the next one begins."""
         now = self._now
-        percentile = now.get_value_at_percentile
-        calls = now.get_total_count()
-        second = Second(calls, percentile(50), percentile(99)) if calls else Second(0, 0, 0)
-        now.reset()
+        second = Second(now.count, now.percentile(50), now.percentile(99))
+        now.clear()
         self.timeline.append(second)
         return second
-
-
-def new_histogram() -> Any:
-    """Return an empty histogram of microseconds.
-
-    Raises:
-        UsageError: the package is not installed.
-    """
-    try:
-        from hdrh.histogram import HdrHistogram
-    except ImportError:
-        raise UsageError(
-            "bench needs the package hdrhistogram: pip install 'dstash[bench]'"
-        ) from None
-    return HdrHistogram(1, _MAX_TIME_US, 3)
 
 
 def draw(shape: Shape, seed: int) -> Iterator[int]:

@@ -40,9 +40,9 @@ def test_record_separates_seconds() -> None:
     for microseconds in (100, 200, 300):
         record.add("get", microseconds)
     assert record.close_second() == (3, 200, 300)
-    record.add("put", 10**12)  # more than the limit
+    record.add("put", 10**12)
     assert record.close_second().calls == 1
-    assert record.kinds["get"].get_total_count() == 3
+    assert record.kinds["get"].count == 3
     assert record.close_second() == (0, 0, 0)
 
 
@@ -88,13 +88,8 @@ def test_bench_counts_failed_calls(inside: InProcess, index: str) -> None:
     assert done.stderr.decode().startswith("dstash: ")
 
 
-@pytest.mark.parametrize(
-    ("module", "words"), [("hdrh.histogram", ()), ("matplotlib", ("--plot", "x.png"))]
-)
-def test_bench_names_a_missing_package(
-    inside: InProcess, module: str, words: tuple[str, ...]
-) -> None:
-    with mock.patch.dict(sys.modules, {module: None}):
-        code, text = inside.refusal("bench", "get", *SHORT, *words)
+def test_bench_names_a_missing_package(inside: InProcess) -> None:
+    with mock.patch.dict(sys.modules, {"matplotlib": None}):
+        code, text = inside.refusal("bench", "get", *SHORT, "--plot", "x.png")
     assert code == 2
     assert "pip install 'dstash[" in text

@@ -12,8 +12,9 @@ import typer
 from dstash.cli import invocation
 from dstash.cli.console import output
 from dstash.cli.console.load_progress import load_progress
+from dstash.cli.histogram import Histogram
 from dstash.cli.invocation import Interrupted, PartlyFailed
-from dstash.cli.workload import PERCENTILES, Distribution, Load, Record, Shape, Work, new_histogram
+from dstash.cli.workload import PERCENTILES, Distribution, Load, Record, Shape, Work
 from dstash.errors import UsageError
 
 _HEADINGS: Final = (
@@ -80,7 +81,6 @@ def _check_plot() -> None:
 def _measure(run: invocation.Invocation, shape: Shape) -> tuple[Record, bool]:
     """Return the record of the run, and whether it ran for the full duration."""
     loads: list[Load] = []
-    new_histogram()  # fails first if the package is not installed
     try:
         asyncio.run(_work(run, shape, loads))
     except KeyboardInterrupt:
@@ -107,10 +107,11 @@ def _report(run: invocation.Invocation, shape: Shape, record: Record) -> None:
         return
     rows = []
     for kind, histogram in sorted(record.kinds.items()):
-        calls = histogram.get_total_count()
-        times = [histogram.get_mean_value(), *map(histogram.get_value_at_percentile, PERCENTILES)]
-        rate = calls / record.seconds
-        rows.append([kind, f"{calls:,}", f"{rate:,.0f}", *(f"{us / 1000:.2f}" for us in times)])
+        times = [histogram.mean(), *map(histogram.percentile, PERCENTILES)]
+        rate = histogram.count / record.seconds
+        rows.append(
+            [kind, f"{histogram.count:,}", f"{rate:,.0f}", *(f"{us / 1000:.2f}" for us in times)]
+        )
     output.table(_HEADINGS, rows)
 
 
@@ -133,13 +134,12 @@ def _as_json(run: invocation.Invocation, shape: Shape, record: Record) -> dict[s
     )
 
 
-def _times(histogram: Any, seconds: float) -> dict[str, float]:
+def _times(histogram: Histogram, seconds: float) -> dict[str, float]:
     """Return the rate and the times of one kind of call; times are in microseconds."""
-    calls = histogram.get_total_count()
     return {
-        "calls": calls,
-        "per_second": round(calls / seconds, 1),
-        "mean": round(histogram.get_mean_value(), 1),
-        **{f"p{p:g}": histogram.get_value_at_percentile(p) for p in PERCENTILES},
-        "max": histogram.get_max_value(),
+        "calls": histogram.count,
+        "per_second": round(histogram.count / seconds, 1),
+        "mean": round(histogram.mean(), 1),
+        **{f"p{p:g}": histogram.percentile(p) for p in PERCENTILES},
+        "max": histogram.largest,
     }
