@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import IntFlag, StrEnum
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from dstash.errors import UsageError
 from dstash.outcome import Outcome
 
-__all__ = ["NEVER", "Durability", "Level", "Outcome", "RecordFlag", "Word"]
+__all__ = ["NEVER", "AnyLevel", "Durability", "Level", "Outcome", "RecordFlag", "Word"]
 
 
 class Word(StrEnum):
@@ -38,6 +38,10 @@ class Level(Word):
         if self is Level.QUORUM:
             return replicas // 2 + 1
         return replicas
+
+
+#: A level, as calls take it.
+AnyLevel = Level | Literal["one", "quorum", "all"]
 
 
 class Durability(Word):

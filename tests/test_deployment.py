@@ -32,7 +32,7 @@ KUBERNETES = CONF / "kubernetes"
 PATIENCE: Final = 60.0
 #: The oldest and the newest supported version of Kubernetes.
 VERSIONS: Final = ("1.32", "1.37")
-DRAIN: Final = float(PeerSettings.model_fields["drain_seconds"].default)
+DRAIN: Final = PeerSettings.drain_seconds
 
 # -- the start script of the container, outside one
 
@@ -186,7 +186,7 @@ def test_dockerfile_sets_user_and_ports() -> None:
 
 
 def _default(key: str) -> Any:
-    return PeerSettings.model_fields[key].default
+    return getattr(PeerSettings, key)
 
 
 def test_compose_follows_its_schema() -> None:

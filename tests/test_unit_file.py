@@ -16,7 +16,7 @@ from dstash.config import PeerSettings
 ROOT: Final = Path(__file__).resolve().parent.parent
 UNIT: Final = ROOT / "conf" / "systemd" / "dstash-peer.service"
 PATIENCE: Final = 60.0
-DRAIN: Final = float(PeerSettings.model_fields["drain_seconds"].default)
+DRAIN: Final = PeerSettings.drain_seconds
 
 
 @pytest.fixture(scope="module")

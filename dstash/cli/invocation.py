@@ -77,7 +77,7 @@ class Invocation:
         local_dir = settings.membership_dir()
         if settings.peers or settings.consul or not local_dir.is_dir():
             return settings
-        return settings.model_copy(update={"local_dir": local_dir})
+        return replace(settings, local_dir=local_dir)
 
     def long_timeout(self, seconds: float) -> float | None:
         """Return ``seconds`` as the timeout of a long call, or None if the user has set one."""

@@ -20,7 +20,7 @@ from dstash.client.operations.walks import Request, Walk, walk_for
 from dstash.client.operations.writes import ApplyOperation, DeleteOperation, PutOperation
 from dstash.client.session import Session
 from dstash.cluster.topology.view import View
-from dstash.config import ClientSettings
+from dstash.config.client import ClientSettings
 from dstash.errors import LimitError, NoPeers, UsageError
 from dstash.limits import MAX_TTL_SECONDS, check_index, check_ttl
 from dstash.store.record import Record, build_record

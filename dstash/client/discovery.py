@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from dstash.cluster.membership.interface import Membership
+from collections.abc import Mapping
+from typing import Protocol
+
+from dstash.cluster.membership.interface import StoredTopology
 from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.topology import Member, TransportSecurity
-from dstash.config import ClientSettings
+from dstash.config.client import ClientSettings
 from dstash.errors import ConfigError, MembershipError, NoPeers
+from dstash.logger import Logger
 from dstash.wire.curve import KeyPair
+
+_log = Logger("dstash.client")
 
 # Membership backends are imported where they are used: most clients need none, and the HTTP library
 # for Consul takes longer to load than the rest of a short command.
+
+
+class Source(Protocol):
+    """The part of a ``Membership`` that clients use."""
+
+    def read(self) -> StoredTopology:
+        """Return the topology that is stored now."""
+
+    def alive(self) -> Mapping[str, Announcement]:
+        """Return the announcements of live peers by peer."""
+
+    def close(self) -> None:
+        """Release what it holds."""
 
 
 def identity(settings: ClientSettings) -> KeyPair | None:
@@ -43,6 +62,7 @@ def find_seeds(settings: ClientSettings, timeout: float) -> list[str]:
         NoPeers: the membership lists no peer of the cluster, or does not answer.
     """
     addresses = _addresses(settings, timeout)
+    _log.debug("looking for peers", cluster=settings.cluster, addresses=addresses)
     if not settings.curve:
         return addresses
     return [f"{address} {key}" for address in addresses for key in settings.server_key or ()]
@@ -65,13 +85,22 @@ def with_scheme(address: str) -> str:
     return address if "://" in address else f"tcp://{address}"
 
 
-def _local(settings: ClientSettings) -> Membership:
-    from dstash.cluster.membership.local.membership import LocalMembership
+def _local(settings: ClientSettings) -> Source:
+    try:
+        from dstash.cluster.membership.local.reader import LocalReader
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"local_dir needs file locks, which this system lacks (module {error.name}); "
+            "set peers or consul instead"
+        ) from None
 
-    return LocalMembership(settings.membership_dir(), settings.cluster)
+    try:
+        return LocalReader(settings.membership_dir(), settings.cluster)
+    except MembershipError as error:
+        raise NoPeers(f"{error}; is local_dir right, and is a peer running?") from None
 
 
-def _consul(settings: ClientSettings, timeout: float) -> Membership:
+def _consul(settings: ClientSettings, timeout: float) -> Source:
     try:
         from dstash.cluster.membership.consul.membership import ConsulMembership
     except ModuleNotFoundError as error:
@@ -90,7 +119,7 @@ def _consul(settings: ClientSettings, timeout: float) -> Membership:
     )
 
 
-def _read(membership: Membership, where: str, settings: ClientSettings) -> list[str]:
+def _read(membership: Source, where: str, settings: ClientSettings) -> list[str]:
     try:
         topology = membership.read().topology
         alive = membership.alive()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import median_low
 from typing import Final, NamedTuple
 
 from dstash.client.outstanding import Missed, OutstandingWrites
@@ -154,8 +153,8 @@ class Session:
         return self._offset()
 
     def _offset(self) -> int:
-        offsets = list(self._offsets.values())
-        return median_low(offsets) if offsets else 0
+        offsets = sorted(self._offsets.values())
+        return offsets[(len(offsets) - 1) // 2] if offsets else 0
 
     def peer_time(self, peer: str, moment: int) -> int:
         """Convert a time of this machine to the clock of ``peer``."""

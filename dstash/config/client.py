@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Protocol, TypedDict
 
-from pydantic import Field, model_validator
-
-from dstash.config.fields import Endpoints, Name, PublicKeys, Seconds, Url
+from dstash.config.fields import Endpoints, Name, PublicKeys, Seconds, Url, working_dir
 from dstash.config.shared import SharedSettings, state_dir
-from dstash.types import Level
+from dstash.types import AnyLevel, Level
 
 #: The default addresses of ``dstash dev up``.
 DEV_PEERS: Final = tuple(f"tcp://127.0.0.1:{port}" for port in (5000, 5001, 5002))
@@ -36,7 +34,7 @@ class Security:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that this object replaces."""
-        return {"curve": True, **{field.name: getattr(self, field.name) for field in fields(self)}}
+        return {"curve": True, **{key.name: getattr(self, key.name) for key in fields(self)}}
 
 
 class Fallback(NamedTuple):
@@ -53,6 +51,7 @@ class Fallback(NamedTuple):
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
 class ClientSettings(SharedSettings):
     """The settings of one client. ``conf/client.toml`` explains each of them.
 
@@ -63,7 +62,7 @@ class ClientSettings(SharedSettings):
         server_key: public CURVE keys of the first peers to connect to; these report the rest.
     """
 
-    peers: Endpoints = Field(default_factory=list)
+    peers: Endpoints = field(default_factory=list)
     consul: Url | None = None
     read: Level = Level.QUORUM
     write: Level = Level.QUORUM
@@ -71,12 +70,13 @@ class ClientSettings(SharedSettings):
     zone: Name | None = None
     tracing: bool = False
     server_key: PublicKeys | None = None
+    _working_dir: Path = field(default_factory=working_dir, init=False, repr=False, compare=False)
 
-    @model_validator(mode="after")
-    def _check_client(self) -> Self:
+    def __post_init__(self) -> None:
+        """Check what concerns several settings."""
+        super().__post_init__()
         self._check_curve(needed=("server_key",))
         self._check_consul_tls(self.consul)
-        return self
 
     def fallback(self) -> Fallback | None:
         """Return what is used instead of settings if they name no way to find the cluster."""
@@ -90,8 +90,44 @@ class ClientSettings(SharedSettings):
     def membership_dir(self) -> Path:
         """Return the membership directory to use when neither peers nor Consul are set.
 
-        ``dstash dev up`` in the working directory takes precedence over the user's state directory.
+        ``dstash dev up`` takes precedence over the user's state directory. Its directory is that of
+        the working directory when these settings were made.
         """
         if self.local_dir is not None:
             return self.local_dir
-        return DEV_MEMBERSHIP if DEV_MEMBERSHIP.is_dir() else state_dir(self.cluster)
+        of_dev = self._working_dir / DEV_MEMBERSHIP
+        return of_dev if of_dev.is_dir() else state_dir(self.cluster)
+
+
+class TracerProvider(Protocol):
+    """A tracer provider of OpenTelemetry, which is optional."""
+
+    def get_tracer(self, *args: Any, **options: Any) -> Any:
+        """Return a tracer."""
+
+
+class ClientOptions(TypedDict, total=False):
+    """The keyword arguments of a client, for type checkers: the settings, and ``security``.
+
+    None counts as not given.
+    """
+
+    cluster: str | None
+    local_dir: str | os.PathLike[str] | None
+    consul_token: str | None
+    consul_token_file: str | os.PathLike[str] | None
+    consul_ca_file: str | os.PathLike[str] | None
+    consul_cert_file: str | os.PathLike[str] | None
+    consul_key_file: str | os.PathLike[str] | None
+    curve: bool | None
+    cert_file: str | os.PathLike[str] | None
+    key_file: str | os.PathLike[str] | None
+    peers: str | Sequence[str] | None
+    consul: str | None
+    read: AnyLevel | None
+    write: AnyLevel | None
+    timeout: float | None
+    zone: str | None
+    tracing: bool | TracerProvider | None
+    server_key: str | Sequence[str] | None
+    security: Security | None

@@ -1,19 +1,18 @@
-"""The types of settings, each with its validation.
-
-A failed validation raises ``ValueError``. Its text completes the message "<key> is <value>; ...".
-"""
+"""The types of settings, each with the rule that reads its values."""
 
 from __future__ import annotations
 
 import functools
 import ipaddress
+import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final
-from urllib.parse import SplitResult, urlsplit
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic_settings import NoDecode
+from dstash.config.rules import Number, listing, text
+
+if TYPE_CHECKING:
+    from urllib.parse import SplitResult
 
 MAX_NAME_CHARS: Final = 64
 _KEY_LENGTH: Final = 40
@@ -32,8 +31,30 @@ class Conflict(ValueError):
     """Two settings contradict each other; ``key`` is the setting to change."""
 
     def __init__(self, key: str, text: str) -> None:
-        super().__init__(text)
+        super().__init__(f"{key}: {text}")
         self.key = key
+
+
+class Secret:
+    """A text that is not printed. ``reveal`` returns it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text."""
+        return self._text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return "*" * 10
 
 
 def _name(text: str) -> str:
@@ -83,12 +104,6 @@ def _endpoint(text: str) -> str:
     return f"tcp://{rest}"
 
 
-def _split(raw: Any) -> Any:
-    if isinstance(raw, str):
-        return [part for part in raw.split(",") if part.strip()]
-    return raw
-
-
 def is_key(text: str) -> bool:
     """Return whether ``text`` is a CURVE key: 32 bytes as 40 characters (Z85, ZeroMQ RFC 32)."""
     if len(text) != _KEY_LENGTH or not set(text) <= _Z85.keys():
@@ -127,6 +142,8 @@ def _collector_url(text: str) -> str:
 
 def _web(text: str) -> SplitResult | None:
     """Return the parts of an http or https URL without query and fragment, else None."""
+    from urllib.parse import urlsplit  # most clients have no URL
+
     try:
         parts = urlsplit(text)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -135,32 +152,43 @@ def _web(text: str) -> SplitResult | None:
     return parts if good and not parts.query and not parts.fragment else None
 
 
-def _not_empty(raw: Any) -> Any:
-    if raw == "":  # Path("") is the working directory
+def _path(raw: Any) -> Path:
+    """Read a path. A relative one is resolved now: the working directory may change later."""
+    if not isinstance(raw, str | os.PathLike) or raw == "":  # Path("") is the working directory
         raise ValueError("allowed is a path")
-    return raw
-
-
-def _expanded(path: Path) -> Path:
     try:
-        return path.expanduser()
+        path = Path(raw).expanduser()
     except RuntimeError as error:
         raise ValueError(str(error)) from None
+    return path if path.is_absolute() else working_dir() / path
 
 
-Name = Annotated[str, AfterValidator(_name)]
-Host = Annotated[str, AfterValidator(_host)]
-Advertise = Annotated[str, AfterValidator(_advertise)]
-#: A list; comma-separated in the environment and on the command line.
-Endpoints = Annotated[
-    list[Annotated[str, AfterValidator(_endpoint)]], NoDecode, BeforeValidator(_split)
-]
-#: One key or a list; comma-separated in the environment and on the command line.
-PublicKeys = Annotated[
-    list[Annotated[str, AfterValidator(_key)]], NoDecode, BeforeValidator(_split)
-]
-Url = Annotated[str, AfterValidator(_url)]
-CollectorUrl = Annotated[str, AfterValidator(_collector_url)]
-File = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_expanded)]
-Port = Annotated[int, Field(ge=0, le=65_535)]
-Seconds = Annotated[float, Field(gt=0, le=100 * 31_557_600, allow_inf_nan=False)]
+def working_dir() -> Path:
+    """Return the working directory; a relative path to it if it was removed."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return Path()
+
+
+def _secret(raw: Any) -> Secret:
+    if isinstance(raw, str):
+        return Secret(raw)
+    if isinstance(raw, Secret):
+        return raw
+    raise ValueError("allowed is a text")
+
+
+Name = Annotated[str, text(_name)]
+Host = Annotated[str, text(_host)]
+Advertise = Annotated[str, text(_advertise)]
+#: A list, or a text with commas.
+Endpoints = Annotated[list[str], listing(_endpoint)]
+#: One key or several, as a list or as a text with commas.
+PublicKeys = Annotated[list[str], listing(_key)]
+Url = Annotated[str, text(_url)]
+CollectorUrl = Annotated[str, text(_collector_url)]
+File = Annotated[Path, _path]
+Token = Annotated[Secret, _secret]
+Port = Annotated[int, Number(int, least=0, most=65_535)]
+Seconds = Annotated[float, Number(float, above=0, most=100 * 31_557_600)]

@@ -6,27 +6,29 @@ The layer that each value came from is recorded, for error messages and ``dstash
 from __future__ import annotations
 
 import os
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from pydantic import ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource
-from pydantic_settings.sources.utils import parse_env_vars
-
+from dstash.config.address import address_in, settings_in
 from dstash.config.client import ClientSettings
+from dstash.config.fields import Conflict
 from dstash.config.peer import PeerSettings
 from dstash.config.problems import (
+    COMMAND_LINE,
     FORMER_NAMES,
     Origins,
     Problem,
+    conflict,
+    missing_key,
     refuse,
     toml_problem,
     unknown_key,
     wrong_value,
 )
+from dstash.config.rules import rules_of
 from dstash.config.shared import SharedSettings
 
 S = TypeVar("S", bound=SharedSettings)
@@ -34,8 +36,8 @@ S = TypeVar("S", bound=SharedSettings)
 PREFIX: Final = "DSTASH_"
 #: Read by the command line itself, before it loads settings.
 _OTHER_VARIABLES: Final = frozenset({"DSTASH_CONFIG", "DSTASH_DEBUG"})
-#: Not allowed in a file: other users may read it, and it may be committed.
-_NOT_IN_FILES: Final = frozenset({"consul_token"})
+#: Not allowed in a file or an address: others may read it, and a file may be committed.
+_SECRETS: Final = frozenset({"consul_token"})
 
 
 @dataclass(frozen=True)
@@ -46,57 +48,64 @@ class Layered(Generic[S]):
     origins: Mapping[str, str]
 
 
-class _Environment(EnvSettingsSource):
-    """A given environment, instead of that of the process."""
-
-    def __init__(self, model: type[BaseSettings], environ: Mapping[str, str]) -> None:
-        self._environ = environ
-        super().__init__(model)
-
-    def _load_env_vars(self) -> Mapping[str, str | None]:
-        return parse_env_vars(
-            self._environ, self.case_sensitive, self.env_ignore_empty, self.env_parse_none_str
-        )
-
-
 def layered(
-    model: type[S], file: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str]
+    model: type[S],
+    file: Path | None,
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    source: str = COMMAND_LINE,
 ) -> Layered[S]:
     """Build settings from all layers. A flag of None counts as not given.
+
+    Args:
+        model: the class of the settings.
+        file: a TOML file, or None.
+        flags: by key, what the command line or the caller gave.
+        environ: the environment with the ``DSTASH_*`` variables.
+        source: of the flags, for messages: ``COMMAND_LINE`` or ``ARGUMENT``.
 
     Raises:
         ConfigError: ``details["problems"]`` lists every problem, one line each.
     """
     text, in_file = _read(file) if file else ("", {})
-    in_environ = _Environment(model, environ)()
     in_flags = {key: value for key, value in flags.items() if value is not None}
-    origins = Origins(file, text, frozenset(in_file), frozenset(in_environ), frozenset(in_flags))
-    problems = _check_keys(model, in_file, origins) + _former_variables(model, environ, origins)
-    known = {key: value for key, value in in_file.items() if key in model.model_fields}
+    layers = [in_file, _variables(model, environ), in_flags]
+    in_address, problem = _open_address(layers)
+    keys_in_file, keys_in_environ, keys_in_flags = (frozenset(layer) for layer in layers)
+    origins = Origins(file, text, keys_in_file, keys_in_environ, keys_in_flags, source, in_address)
+    refuse([wrong_value("peers", *problem, origins)] if problem else [])
+    given = {key: value for layer in layers for key, value in layer.items()}
+    problems = _check_keys(model, given, origins) + _former_variables(model, environ, origins)
+    values, wrong = _read_values(model, given, origins)
+    refuse((problems + wrong) if wrong else [])
     try:
-        settings = model(**known | in_environ | in_flags)
-    except ValidationError as error:
-        refuse(problems + [wrong_value(model, details, origins) for details in error.errors()])
+        settings = model(**values)
+    except Conflict as error:
+        refuse([*problems, conflict(error, origins)])
     refuse(problems + _unreadable(settings, origins))
     return Layered(settings, origins.all())
 
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Return the ``DSTASH_*`` variables that set nothing. They deserve a warning, not an error."""
-    fields = {*PeerSettings.model_fields, *ClientSettings.model_fields}
-    known = {PREFIX + key.upper() for key in fields} | _OTHER_VARIABLES
+    keys = {*rules_of(PeerSettings), *rules_of(ClientSettings)}
+    known = {PREFIX + key.upper() for key in keys} | _OTHER_VARIABLES
     return sorted(name for name in environ if name.startswith(PREFIX) and name.upper() not in known)
 
 
 def keys_of(file: Path) -> set[str]:
     """Return the keys of a settings file; empty if it cannot be read, which ``layered`` reports."""
     try:
+        import tomllib
+
         return set(tomllib.loads(file.read_bytes().decode("utf-8-sig")))
     except (OSError, ValueError):
         return set()
 
 
 def _read(file: Path) -> tuple[str, dict[str, Any]]:
+    import tomllib  # most clients have no file
+
     try:
         text = file.read_bytes().decode("utf-8-sig")  # editors of Windows write a byte order mark
         return text, tomllib.loads(text)
@@ -110,19 +119,81 @@ def _read(file: Path) -> tuple[str, dict[str, Any]]:
     raise AssertionError  # refuse has raised
 
 
-def _check_keys(model: type[S], keys: Mapping[str, Any], origins: Origins) -> list[Problem]:
+def _variables(model: type[SharedSettings], environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings in the environment. An empty variable counts as not set."""
+    named = {name.upper(): value for name, value in environ.items() if value}
+    names = {key: PREFIX + key.upper() for key in rules_of(model)}
+    return {key: named[name] for key, name in names.items() if name in named}
+
+
+def _open_address(
+    layers: Sequence[dict[str, Any]],
+) -> tuple[dict[str, str], tuple[Any, ValueError] | None]:
+    """Replace ``peers`` by the settings in it, if it is an address in the strongest layer with it.
+
+    The settings in an address are those of its layer, unless the layer has them itself.
+
+    Returns:
+        by key, the address that sets it; the wrong value of ``peers`` and its error, if any.
+    """
+    number, peers = max(
+        ((number, layer["peers"]) for number, layer in enumerate(layers) if "peers" in layer),
+        default=(0, None),
+        key=itemgetter(0),
+    )
+    try:
+        address = address_in(peers)
+        inside = settings_in(address) if address else {}
+    except ValueError as error:
+        return {}, (peers, error)
+    if not address:
+        return {}, None
+    for layer in layers:
+        layer.pop("peers", None)
+    added = {key: value for key, value in inside.items() if key not in layers[number]}
+    layers[number].update(added)
+    overridden = {key for layer in layers[number + 1 :] for key in layer}
+    place = address.partition("?")[0]  # without the query, which may contain a secret
+    return dict.fromkeys(added.keys() - overridden, place), None
+
+
+def _check_keys(
+    model: type[SharedSettings], given: Mapping[str, Any], origins: Origins
+) -> list[Problem]:
     problems = []
-    for key in keys:
-        if key in _NOT_IN_FILES:
-            text = f"{key} is not allowed in a file; set {PREFIX}{key.upper()} or {key}_file"
-            problems.append(Problem(origins.line(key), text))
-        elif key not in model.model_fields:
+    for key in given:
+        place = "an address" if key in origins.in_address else "a file"
+        if key in _SECRETS and (key in origins.in_address or key in origins.in_file):
+            text = f"{key} is not allowed in {place}; set {PREFIX}{key.upper()} or {key}_file"
+            problems.append(Problem(origins.place(key), text))
+        elif key not in rules_of(model):
             problems.append(unknown_key(model, key, origins))
     return problems
 
 
+def _read_values(
+    model: type[SharedSettings], given: Mapping[str, Any], origins: Origins
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Return the values of the settings, and the problems of those that are wrong or missing."""
+    required = {field.name for field in fields(model) if _is_required(field)}
+    values, problems = {}, []
+    for key, rule in rules_of(model).items():
+        if key in given:
+            try:
+                values[key] = rule(given[key])
+            except ValueError as error:
+                problems.append(wrong_value(key, given[key], error, origins))
+        elif key in required:
+            problems.append(missing_key(key, origins))
+    return values, problems
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
 def _former_variables(
-    model: type[S], environ: Mapping[str, str], origins: Origins
+    model: type[SharedSettings], environ: Mapping[str, str], origins: Origins
 ) -> list[Problem]:
     # Any other unknown variable gets a warning only. One with a former name was meant for this
     # program, and its value would silently not apply.
@@ -130,7 +201,7 @@ def _former_variables(
     return [
         Problem(variable, unknown_key(model, former, origins).text)
         for former, present in FORMER_NAMES.items()
-        if present in model.model_fields and (variable := PREFIX + former.upper()) in set_names
+        if present in rules_of(model) and (variable := PREFIX + former.upper()) in set_names
     ]
 
 

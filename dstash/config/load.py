@@ -10,6 +10,7 @@ from typing import Any
 from dstash.config.client import ClientSettings, Security
 from dstash.config.layers import layered
 from dstash.config.peer import PeerSettings
+from dstash.config.problems import COMMAND_LINE
 from dstash.errors import ConfigError
 
 
@@ -30,11 +31,15 @@ def load_peer(
 
 
 def load_client(
-    file: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ
+    file: Path | None,
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str] = os.environ,
+    source: str = COMMAND_LINE,
 ) -> ClientSettings:
     """Return the settings of a client; arguments and errors are those of ``load_peer``.
 
-    The flag ``security`` replaces several settings.
+    The flag ``security`` replaces several settings. ``source`` says in messages where the flags are
+    from: ``COMMAND_LINE`` or ``ARGUMENT``.
     """
     given = dict(flags)
     security = given.pop("security", None)
@@ -42,4 +47,4 @@ def load_client(
         given |= security.settings()
     elif security is not None:
         raise ConfigError("security must be a dstash.Security(cert_file, key_file, server_key)")
-    return layered(ClientSettings, file, given, environ).settings
+    return layered(ClientSettings, file, given, environ, source).settings

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
-
-from pydantic import Field, model_validator
+from typing import Annotated, Literal
 
 from dstash.config.fields import (
     Advertise,
@@ -19,14 +18,18 @@ from dstash.config.fields import (
     Url,
     is_loopback,
 )
+from dstash.config.rules import Number
 from dstash.config.shared import SharedSettings, state_dir
 from dstash.limits import MAX_CLOCK_SKEW_MS, MAX_FRAME_BYTES, MIB
 from dstash.types import Durability
 
-Count = Annotated[int, Field(ge=1)]
-Milliseconds = Annotated[int, Field(ge=1, le=60_000)]
+Count = Annotated[int, Number(int, least=1)]
+Milliseconds = Annotated[int, Number(int, least=1, most=60_000)]
+#: 0 switches something off.
+CountOrNone = Annotated[int, Number(int, least=0)]
 
 
+@dataclass(frozen=True, kw_only=True)
 class PeerSettings(SharedSettings):
     """The settings of one ``dstash-peer``. ``conf/peer.toml`` explains each of them.
 
@@ -46,28 +49,28 @@ class PeerSettings(SharedSettings):
     advertise: Advertise | None = None
     id: Name | None = None
     zone: Name | None = None
-    weight: Annotated[float, Field(gt=0, lt=1e6, allow_inf_nan=False)] = 1.0
+    weight: Annotated[float, Number(float, above=0, below=1e6)] = 1.0
 
     membership: Literal["local", "consul"] = "local"
     consul: Url = "http://127.0.0.1:8500"
-    replicas: Annotated[int, Field(ge=1, le=64)] = 3
+    replicas: Annotated[int, Number(int, least=1, most=64)] = 3
     min_peers: Count = 1
     join: Literal["auto", "manual"] = "auto"
-    down_out_after: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 600.0
+    down_out_after: Annotated[float, Number(float, least=0)] = 600.0
 
     durability: Durability = Durability.SYNC
     sync_interval_ms: Milliseconds = 1000
     max_clock_skew_ms: Milliseconds = MAX_CLOCK_SKEW_MS
     max_connections: Count = 10_000
     max_requests_in_hand: Count = 1024
-    max_bytes_in_hand: Annotated[int, Field(ge=2 * MAX_FRAME_BYTES)] = 128 * MIB
-    hint_limit: Annotated[int, Field(ge=0)] = 100_000
+    max_bytes_in_hand: Annotated[int, Number(int, least=2 * MAX_FRAME_BYTES)] = 128 * MIB
+    hint_limit: CountOrNone = 100_000
     hint_max_age: Seconds = 10_800.0
     compare_interval: Seconds = 10.0
     gc_interval: Seconds = 30.0
     gc_grace: Seconds = 30.0
-    repair_rate: Annotated[int, Field(ge=0)] = 32 * MIB
-    disk_reserve: Annotated[int, Field(ge=0)] = 64 * MIB
+    repair_rate: CountOrNone = 32 * MIB
+    disk_reserve: CountOrNone = 64 * MIB
     on_corrupt: Literal["stop", "resync"] = "stop"
     drain_seconds: Seconds = 8.0
 
@@ -80,8 +83,9 @@ class PeerSettings(SharedSettings):
     authorised_keys: File | None = None
     plain_port: Port | None = None
 
-    @model_validator(mode="after")
-    def _check_peer(self) -> Self:
+    def __post_init__(self) -> None:
+        """Check what concerns several settings."""
+        super().__post_init__()
         # CURVE without a list of keys accepts any key, so the list is required.
         self._check_curve(needed=("authorised_keys",))
         self._check_consul_tls(self.consul)
@@ -94,7 +98,6 @@ class PeerSettings(SharedSettings):
                 "other machines could read and write all data on this address: set curve = true, "
                 "or insecure = true if the network is trusted",
             )
-        return self
 
     def membership_dir(self) -> Path:
         """Return the directory of the local membership."""

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from pydantic import SecretStr, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
-
-from dstash.config.fields import Conflict, File, Name
+from dstash.config.fields import Conflict, File, Name, Token
+from dstash.config.rules import rules_of
 from dstash.errors import ConfigError
 
 
-class SharedSettings(BaseSettings):
+@dataclass(frozen=True, kw_only=True)
+class SharedSettings:
     """The settings of peers and of clients.
+
+    The annotation of a setting contains the rule that ``layers`` reads its value with. Values that
+    are passed to the class itself are used as they are.
 
     Attributes:
         consul_token: read from the environment only, so that it is not put into a file.
         curve: encrypt and authenticate every connection.
         cert_file: file of this process's CURVE public key.
         key_file: file of this process's CURVE secret key.
-    """
 
-    model_config = SettingsConfigDict(
-        env_prefix="DSTASH_", env_ignore_empty=True, extra="forbid", frozen=True
-    )
+    Raises:
+        Conflict: two settings contradict each other.
+    """
 
     cluster: Name = "dstash"
     local_dir: File | None = None
-    consul_token: SecretStr | None = None
+    consul_token: Token | None = None
     consul_token_file: File | None = None
     consul_ca_file: File | None = None
     consul_cert_file: File | None = None
@@ -38,25 +40,13 @@ class SharedSettings(BaseSettings):
     cert_file: File | None = None
     key_file: File | None = None
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        *_sources: PydanticBaseSettingsSource,
-        **_more: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Turn off pydantic's own sources: ``layers`` reads them and records the origins."""
-        return (init_settings,)
-
-    @model_validator(mode="after")
-    def _check_shared(self) -> Self:
+    def __post_init__(self) -> None:
+        """Check what concerns several settings."""
         if self.consul_cert_file and not self.consul_key_file:
             raise Conflict("consul_cert_file", "needs consul_key_file as well")
         if self.consul_key_file and not self.consul_cert_file:
             raise Conflict("consul_key_file", "needs consul_cert_file as well")
         self._check_curve(needed=("cert_file", "key_file"))
-        return self
 
     def _check_curve(self, *, needed: tuple[str, ...]) -> None:
         for key in needed:
@@ -75,7 +65,7 @@ class SharedSettings(BaseSettings):
     def token(self) -> str | None:
         """Return Consul's ACL token, from the environment or from ``consul_token_file``."""
         if self.consul_token is not None:
-            return self.consul_token.get_secret_value()
+            return self.consul_token.reveal()
         if self.consul_token_file is None:
             return None
         try:
@@ -86,7 +76,7 @@ class SharedSettings(BaseSettings):
     def files(self) -> dict[str, Path]:
         """Return the files that these settings name, by key; each must be readable."""
         suffixes = ("_file", "authorised_keys")
-        paths: dict[str, Any] = {key: getattr(self, key) for key in type(self).model_fields}
+        paths: dict[str, Any] = {key: getattr(self, key) for key in rules_of(type(self))}
         return {key: path for key, path in paths.items() if key.endswith(suffixes) and path}
 
 

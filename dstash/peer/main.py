@@ -28,7 +28,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def serve(
-    data_dir: Annotated[Path | None, typer.Argument(help="where the data is kept")] = None,
+    data_dir: Annotated[str | None, typer.Argument(help="where the data is kept")] = None,
     bind: Annotated[str | None, typer.Argument(help="address to listen on")] = None,
     port: Annotated[int | None, typer.Argument(help="port to listen on; 0 for any")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file, see conf/peer.toml")] = None,
@@ -37,7 +37,7 @@ def serve(
     zone: Annotated[str | None, typer.Option(help="zone; default: the machine's name")] = None,
     weight: Annotated[float | None, typer.Option(help="share of the data, 1 = normal")] = None,
     membership: Annotated[str | None, typer.Option(help="local or consul")] = None,
-    local_dir: Annotated[Path | None, typer.Option(help="directory of the membership")] = None,
+    local_dir: Annotated[str | None, typer.Option(help="directory of the membership")] = None,
     consul: Annotated[str | None, typer.Option(help="URL of Consul; implies consul")] = None,
     replicas: Annotated[int | None, typer.Option(help="copies of each key (N)")] = None,
     min_peers: Annotated[int | None, typer.Option(help="members needed to serve")] = None,
@@ -46,9 +46,9 @@ def serve(
     http_port: Annotated[int | None, typer.Option(help="health and metrics; 0 for any")] = None,
     advertise: Annotated[str | None, typer.Option(help="host[:port] others connect to")] = None,
     curve: Annotated[bool | None, typer.Option("--curve", help="encrypt with CURVE")] = None,
-    cert_file: Annotated[Path | None, typer.Option(help="public key file")] = None,
-    key_file: Annotated[Path | None, typer.Option(help="secret key file")] = None,
-    authorised_keys: Annotated[Path | None, typer.Option(help="list of authorised keys")] = None,
+    cert_file: Annotated[str | None, typer.Option(help="public key file")] = None,
+    key_file: Annotated[str | None, typer.Option(help="secret key file")] = None,
+    authorised_keys: Annotated[str | None, typer.Option(help="list of authorised keys")] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error")] = None,
 ) -> None:

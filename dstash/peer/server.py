@@ -30,13 +30,14 @@ from dstash.peer.commits.commit import Commit
 from dstash.peer.core import PeerCore
 from dstash.peer.maintenance import Proposal
 from dstash.peer.supervision.slow_disk import SlowDisk
+from dstash.waker import Waker
 from dstash.wire.connections import Connections
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.links import Links
 from dstash.wire.messages import AdminRequest, Error, Hello
 from dstash.wire.router import Received, Router
 from dstash.wire.shapes import Message
-from dstash.wire.sockets import Context, Poller, Waker
+from dstash.wire.sockets import Context, Poller
 
 _log = structlog.get_logger("dstash.peer")
 

@@ -185,7 +185,8 @@ def test_every_command_has_a_description() -> None:
 def test_error_suggests_the_next_step(dstash: Dstash, monkeypatch: pytest.MonkeyPatch) -> None:
     done = dstash("--peers", "127.0.0.1:1", "--timeout", "0.3", "get", "i", "k")
     assert done.err == (
-        "dstash: no peer answered at tcp://127.0.0.1:1 (not connected); is it running? "
+        "dstash: no peer answered at tcp://127.0.0.1:1 "
+        "(connection refused: no process listens on that port); is it running? "
         "start a cluster with dstash dev up, or set --peers or --consul\n"
     )
     for error, step in (

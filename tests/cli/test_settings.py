@@ -51,9 +51,10 @@ def test_check_guesses_the_kind_by_the_keys(dstash: Dstash, tmp_path: Path) -> N
     (tmp_path / "a.key_secret").chmod(0o644)
     done = dstash("config", "check", "peer.toml")
     assert (done.code, done.out) == (2, "")
+    secret = tmp_path / "a.key_secret"
     assert done.err == (
-        "dstash: a.key_secret is a secret key that other users can read (mode 644); "
-        "run: chmod 600 a.key_secret\n"
+        f"dstash: {secret} is a secret key that other users can read (mode 644); "
+        f"run: chmod 600 {secret}\n"
     )
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from dstash.cli.main import app
 from dstash.config import ClientSettings, PeerSettings, layered
+from dstash.config.rules import rules_of
 from dstash.peer.admission.authority import read_authority
 from dstash.peer.main import app as peer_app
 from dstash.wire.curve import KeyPair
@@ -171,7 +172,7 @@ def _check_toml(block: Block, folder: Path) -> None:
     (folder / "consul.token").write_text("secret")
     (folder / "consul.token").chmod(0o600)
     keys = {line.partition("=")[0].strip() for line in block.text.splitlines() if "=" in line}
-    model = PeerSettings if keys <= PeerSettings.model_fields.keys() else ClientSettings
+    model = PeerSettings if keys <= rules_of(PeerSettings).keys() else ClientSettings
     flags = {} if model is ClientSettings or "data_dir" in keys else {"data_dir": "data"}
     file.write_text(text)
     layered(model, file, flags, {})

@@ -236,7 +236,7 @@ def copy_session(session: Session) -> Session:
 
 def client_settings(seeds: list[str], timeout: float, zone: str | None) -> ClientSettings:
     """Return the settings of a virtual client."""
-    return ClientSettings.model_construct(
+    return ClientSettings(
         peers=seeds,
         cluster="simulated",
         read=Level.QUORUM,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import SecretStr
 
 from dstash.cli import invocation
 from dstash.cli.console import output
@@ -22,6 +21,8 @@ from dstash.config import (
     keys_of,
     layered,
 )
+from dstash.config.fields import Secret
+from dstash.config.rules import rules_of
 from dstash.errors import ConfigError
 from dstash.wire.curve import KeyPair
 
@@ -143,18 +144,18 @@ def _load(
 
 def _guess(file: Path | None, keys: set[str]) -> Kind:
     """Return the kind of settings in a file: by its keys, else by its name."""
-    peer, client = (len(keys & set(_MODELS[kind].model_fields)) for kind in Kind)
+    peer, client = (len(keys & rules_of(_MODELS[kind]).keys()) for kind in Kind)
     if peer == client:
         return Kind.PEER if file is not None and "peer" in file.name else Kind.CLIENT
     return Kind.PEER if peer > client else Kind.CLIENT
 
 
 def _keys(loaded: Layered[SharedSettings]) -> list[str]:
-    return sorted(type(loaded.settings).model_fields)
+    return sorted(rules_of(type(loaded.settings)))
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, SecretStr):
+    if isinstance(value, Secret):
         return str(value)  # asterisks
     return str(value) if isinstance(value, Path | StrEnum) else value
 

@@ -15,7 +15,7 @@ from dstash.about import __version__
 from dstash.client.results import BatchResult
 from dstash.client.session import Session
 from dstash.client.tracing.hook import CallSpan, CarriesTrace
-from dstash.config import ClientSettings
+from dstash.config.client import ClientSettings
 from dstash.errors import BatchError, DStashError
 from dstash.telemetry import (
     DB_BATCH_SIZE,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
+from socket import socketpair
 from threading import get_ident
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from dstash.client.session import Session
 from dstash.client.transport.async_channel import AsyncChannel
 from dstash.client.transport.coalesced import Group
 from dstash.client.transport.coalescing import Batch
-from dstash.config import ClientSettings
+from dstash.config.client import ClientSettings
 from dstash.errors import ClosedError, DStashError, NoPeers, UsageError
 from dstash.wire.keys import Key
 from dstash.wire.sockets import Context
@@ -118,6 +119,11 @@ class Dispatch:
         """Whether there are connections to close; those of a parent process do not count."""
         return self._loop is not None and not self._closed and self._process == os.getpid()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client was closed."""
+        return self._closed
+
     def drop(self) -> None:
         """Close every connection without waiting, from any thread."""
         self._closed = True
@@ -170,6 +176,7 @@ class Dispatch:
     def _settle_on(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not None:
             raise UsageError("this AsyncClient belongs to another event loop; make one for each")
+        _check_readers(loop)
         self._context = Context(keys=identity(self._settings))
         self._channel = AsyncChannel(self._context, self._session, loop, self._search)
         self._finding = asyncio.Lock()
@@ -241,3 +248,17 @@ class Dispatch:
             return self._calls.discovery(deadline)
         # Reading Consul or a directory blocks.
         return await asyncio.to_thread(self._calls.discovery, deadline)
+
+
+def _check_readers(loop: asyncio.AbstractEventLoop) -> None:
+    """Raise ``UsageError`` if a loop cannot wait for descriptors, as the default one of Windows."""
+    ours, others = socketpair()
+    with ours, others:
+        try:
+            loop.add_reader(ours, ours.close)
+        except NotImplementedError:
+            raise UsageError(
+                f"{type(loop).__name__} cannot wait for sockets; run the program with "
+                "asyncio.SelectorEventLoop"
+            ) from None
+        loop.remove_reader(ours)

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Final
 
 from dstash.cluster.membership.interface import StoredTopology, Token
-from dstash.cluster.membership.local.lock import LOCK_TIMEOUT_S, LockFile, read_if_held
+from dstash.cluster.membership.local.announcements import announcements_in, read_announcement
+from dstash.cluster.membership.local.lock import LOCK_TIMEOUT_S, LockFile
 from dstash.cluster.membership.local.topology_file import TopologyFile
-from dstash.cluster.topology.announcement import Announcement, decode, encode
+from dstash.cluster.topology.announcement import Announcement, encode
 from dstash.cluster.topology.names import safe_name
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import MembershipError, MembershipUnreachable, PeerIdInUse
@@ -34,8 +35,6 @@ from dstash.store.legacy_topology import read_legacy_topology
 _POLL_INTERVAL_S: Final = 0.1
 #: Where earlier versions kept the topology.
 _LEGACY: Final = "topology.lmdb"
-_HALF_WRITTEN_TRIES: Final = 5
-_HALF_WRITTEN_PAUSE_S: Final = 0.002
 
 _log = Logger("dstash.membership")
 
@@ -228,8 +227,7 @@ class LocalMembership:
         self._named.clear()
 
     def _alive(self) -> dict[str, Announcement]:
-        found = (_read(entry.path) for entry in os.scandir(self._peers))
-        return {announcement.peer: announcement for announcement in found if announcement}
+        return announcements_in(self._peers)
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
@@ -246,18 +244,6 @@ def _take(path: Path, peer: str) -> LockFile:
     lock = LockFile.take(path, LOCK_TIMEOUT_S)
     if lock is not None:
         return lock
-    holder = _read(path)
+    holder = read_announcement(path)
     where = f" at {holder.address}" if holder is not None else ""
     raise PeerIdInUse(f"peer id {peer!r} is in use by a live process{where}")
-
-
-def _read(path: Path | str) -> Announcement | None:
-    """Return the announcement of a live peer, with time for it to finish writing."""
-    for _ in range(_HALF_WRITTEN_TRIES):
-        content = read_if_held(path)
-        if content is None:
-            return None
-        if (announcement := decode(content)) is not None:
-            return announcement
-        time.sleep(_HALF_WRITTEN_PAUSE_S)
-    return None
