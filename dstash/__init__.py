@@ -2,59 +2,136 @@
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from dstash import errors as errors
     from dstash import types as types
+    from dstash.about import __version__
     from dstash.client.async_index import AsyncIndex
     from dstash.client.asyncio import AsyncClient
     from dstash.client.blocking import Client
     from dstash.client.index import Index
     from dstash.client.results import BatchResult
-    from dstash.config import Security
-    from dstash.errors import DStashError
+    from dstash.config.client import Security
+    from dstash.errors import (
+        BatchError,
+        BelowFloor,
+        Busy,
+        ChangeConflict,
+        ClockSkew,
+        ClosedError,
+        ConfigError,
+        CorruptRecord,
+        CorruptStore,
+        DeadlinePassed,
+        DiskFull,
+        DStashError,
+        ForeignStore,
+        Forming,
+        LimitError,
+        MembershipError,
+        MembershipUnreachable,
+        Misrouted,
+        NoPeers,
+        NotReady,
+        PeerIdInUse,
+        ProtocolError,
+        Refused,
+        StaleEpoch,
+        StoreError,
+        StoreFailed,
+        StoreInUse,
+        TimedOut,
+        Unauthorised,
+        Unavailable,
+        UnsupportedType,
+        UsageError,
+        VersionMismatch,
+        WrongCluster,
+    )
     from dstash.types import Durability, Level, Outcome
 
 __all__ = [
     "AsyncClient",
     "AsyncIndex",
+    "BatchError",
     "BatchResult",
+    "BelowFloor",
+    "Busy",
+    "ChangeConflict",
     "Client",
+    "ClockSkew",
+    "ClosedError",
+    "ConfigError",
+    "CorruptRecord",
+    "CorruptStore",
     "DStashError",
+    "DeadlinePassed",
+    "DiskFull",
     "Durability",
+    "ForeignStore",
+    "Forming",
     "Index",
     "Level",
+    "LimitError",
+    "MembershipError",
+    "MembershipUnreachable",
+    "Misrouted",
+    "NoPeers",
+    "NotReady",
     "Outcome",
+    "PeerIdInUse",
+    "ProtocolError",
+    "Refused",
     "Security",
+    "StaleEpoch",
+    "StoreError",
+    "StoreFailed",
+    "StoreInUse",
+    "TimedOut",
+    "Unauthorised",
+    "Unavailable",
+    "UnsupportedType",
+    "UsageError",
+    "VersionMismatch",
+    "WrongCluster",
+    "__version__",
 ]
 
+#: The modules of names; all other names are those of errors.
 _HOMES = {
     "AsyncClient": "client.asyncio",
     "AsyncIndex": "client.async_index",
     "BatchResult": "client.results",
     "Client": "client.blocking",
-    "DStashError": "errors",
     "Durability": "types",
     "Index": "client.index",
     "Level": "types",
     "Outcome": "types",
-    "Security": "config",
+    "Security": "config.client",
+    "__version__": "about",
 }
 #: Modules that are attributes of the package without an import of their own.
 _MODULES = ("errors", "types")
 
+if not TYPE_CHECKING:  # a type checker would conclude that any name exists
 
-def __getattr__(name: str) -> "Any":
-    """Hand a name on when it is first asked for (PEP 562).
+    def __getattr__(name: str) -> object:
+        """Load a name when it is first used (PEP 562).
 
-    The commands import this package as well, and must have begun before the rest is loaded: until
-    then Ctrl-C prints a traceback.
-    """
-    from importlib import import_module
+        The commands import this package as well, and must have begun before the rest is loaded:
+        until then Ctrl-C prints a traceback.
+        """
+        from importlib import import_module
 
-    if name in _MODULES:
-        return import_module(f"dstash.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'dstash' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"dstash.{_HOMES[name]}"), name)
-    return value
+        if name in _MODULES:
+            return import_module(f"dstash.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module 'dstash' has no attribute {name!r}")
+        home = import_module(f"dstash.{_HOMES.get(name, 'errors')}")
+        value = globals()[name] = getattr(home, name)
+        return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names, loaded or not, and those that every module has."""
+    special = [name for name in globals() if name.startswith("__")]
+    return sorted({*__all__, *_MODULES, *special})

@@ -176,3 +176,4 @@ def _adopt_standard_logging(format: str, threshold: int) -> None:
         structlog.stdlib.ProcessorFormatter(processors=processors, foreign_pre_chain=[*_SHARED])
     )
     logging.basicConfig(handlers=[handler], level=max(threshold, logging.WARNING), force=True)
+    logging.getLogger("dstash").setLevel(threshold)  # the debug events of ``logger``

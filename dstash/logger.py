@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from typing import Any, Final
+
+_NUMBERS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
 
 
 class Logger:
@@ -16,6 +23,14 @@ class Logger:
 
     def __init__(self, name: str) -> None:
         self._name = name
+
+    def debug(self, event: str, **fields: Any) -> None:
+        """Log what helps to find a fault.
+
+        It goes to the standard ``logging`` in every program, which drops it by default: structlog
+        would print it to stdout unless the program has configured it.
+        """
+        self._write_standard("debug", event, fields)
 
     def info(self, event: str, **fields: Any) -> None:
         """Log an event of normal operation."""
@@ -38,9 +53,13 @@ class Logger:
         get_logger = getattr(sys.modules.get("structlog"), "get_logger", None)
         if get_logger is not None:
             getattr(get_logger(self._name), level)(event, **fields)
+        else:
+            self._write_standard(level, event, fields)
+
+    def _write_standard(self, level: str, event: str, fields: dict[str, Any]) -> None:
+        number, logger = _NUMBERS[level], logging.getLogger(self._name)
+        if not logger.isEnabledFor(number):
             return
         exc_info = fields.pop("exc_info", None)
         text = " ".join([event, *(f"{name}={value!r}" for name, value in fields.items())])
-        logging.getLogger(self._name).log(
-            logging.getLevelNamesMapping()[level.upper()], "%s", text, exc_info=exc_info
-        )
+        logger.log(number, "%s", text, exc_info=exc_info)

@@ -359,7 +359,7 @@ def test_fallback_without_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path(".dstash/membership").mkdir(parents=True)
     assert settings.fallback() == (
         "local_dir",
-        Path(".dstash/membership"),
+        tmp_path / ".dstash/membership",
         "this directory exists",
     )
 

@@ -19,7 +19,7 @@ from bench.stores import etcd
 from bench.stores.dstash_store import INDEX
 from bench.stores.echo import EchoClient
 from bench.work import Case, Unit, Work, use_time_slice
-from dstash import AsyncClient
+from dstash import AsyncClient, Level
 
 ONE: Final = Work("lookup, one caller", 1, VALUE_BYTES)
 CONCURRENT: Final = Work("lookups on an event loop", 1, VALUE_BYTES, 256)
@@ -101,7 +101,7 @@ def _redis(port: int) -> _Asked:
 
 
 def _dstash(addresses: list[str], level: str) -> _Asked:
-    client = AsyncClient(*addresses, read=level, write=level, timeout=60)
+    client = AsyncClient(*addresses, read=Level(level), write=Level(level), timeout=60)
     return _Asked(client, partial(client.lookup, INDEX), client.close)
 
 
@@ -142,7 +142,7 @@ def _durable(lab: Lab, runner: asyncio.Runner) -> Iterator[Case]:
 
 
 async def _puts(addresses: list[str], level: str, pairs: Iterator[tuple[str, bytes]]) -> None:
-    async with AsyncClient(*addresses, write=level, timeout=60) as client:
+    async with AsyncClient(*addresses, write=Level(level), timeout=60) as client:
 
         async def call() -> None:
             for key, value in pairs:

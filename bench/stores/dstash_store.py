@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.stores.servers import START_SECONDS, Server
 from bench.stores.store import Pairs, Store, System
-from dstash import Client
+from dstash import Client, Level
 from tests.harness.ports import free_ports
 from tests.harness.waiting import wait_until
 
@@ -108,7 +108,7 @@ class DStash(Store):
 
     def __init__(self, name: str, addresses: Sequence[str], level: str) -> None:
         self.name = name
-        self._client = Client(*addresses, read=level, write=level, timeout=60)
+        self._client = Client(*addresses, read=Level(level), write=Level(level), timeout=60)
 
     def put(self, pairs: Pairs) -> None:
         """Store all pairs; every ack means that they are synced to disk."""

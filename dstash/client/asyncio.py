@@ -24,7 +24,7 @@ from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.limits import check_index, check_ttl
 from dstash.store.record import Record
-from dstash.types import Level
+from dstash.types import AnyLevel
 from dstash.wire.keys import Entries, Key, encode_key
 from dstash.wire.messages import Count, Scan, ScanKeys
 
@@ -44,7 +44,7 @@ class AsyncClient(BaseClient):
     ``close`` closes its connections, with a ``ResourceWarning``.
 
     Args:
-        *peers, **settings: as for ``Client``.
+        *addresses, **settings: as for ``Client``.
 
     Raises:
         ConfigError: a setting is invalid.
@@ -56,6 +56,9 @@ class AsyncClient(BaseClient):
         self._session = self._new_session(_BATCH_KEYS)
         self._calls = Calls(self.settings, self._session, self.types)
         self._dispatch = Dispatch(self.settings, self._session, self._calls, self.types)
+
+    def _is_closed(self) -> bool:
+        return self._dispatch.is_closed
 
     def _current_session(self) -> Session:
         return self._session
@@ -96,7 +99,7 @@ class AsyncClient(BaseClient):
         ttl: float | None = None,
         *,
         timeout: float | None = None,
-        write: str | Level | None = None,
+        write: AnyLevel | None = None,
     ) -> None:
         """Store a value; arguments and errors as in ``Client.put``.
 
@@ -115,7 +118,7 @@ class AsyncClient(BaseClient):
         default: Any = None,
         *,
         timeout: float | None = None,
-        read: str | Level | None = None,
+        read: AnyLevel | None = None,
     ) -> Any:
         """Return the value of a key, or ``default``."""
         with self._tracing.call("lookup", index):
@@ -134,7 +137,7 @@ class AsyncClient(BaseClient):
         key: Key,
         *,
         timeout: float | None = None,
-        write: str | Level | None = None,
+        write: AnyLevel | None = None,
     ) -> bool:
         """Delete a key; return whether it existed."""
         with self._tracing.call("delete", index):
@@ -149,7 +152,7 @@ class AsyncClient(BaseClient):
         key: Key,
         *,
         timeout: float | None = None,
-        read: str | Level | None = None,
+        read: AnyLevel | None = None,
     ) -> bool:
         """Return whether a key exists."""
         with self._tracing.call("exists", index):
@@ -163,7 +166,7 @@ class AsyncClient(BaseClient):
         key: Key,
         *,
         timeout: float | None = None,
-        read: str | Level | None = None,
+        read: AnyLevel | None = None,
     ) -> float | None:
         """Return the seconds until a key expires, None if it never does.
 
@@ -181,7 +184,7 @@ class AsyncClient(BaseClient):
         ttl: float | None,
         *,
         timeout: float | None = None,
-        write: str | Level | None = None,
+        write: AnyLevel | None = None,
     ) -> bool:
         """Set the time to live of a key (None: for ever); return whether the key exists.
 
@@ -208,7 +211,7 @@ class AsyncClient(BaseClient):
         ttl: float | None = None,
         *,
         timeout: float | None = None,
-        write: str | Level | None = None,
+        write: AnyLevel | None = None,
     ) -> BatchResult:
         """Store any number of values; see ``Client.batch_put``.
 
@@ -227,7 +230,7 @@ class AsyncClient(BaseClient):
         keys: Iterable[Key],
         *,
         timeout: float | None = None,
-        read: str | Level | None = None,
+        read: AnyLevel | None = None,
     ) -> dict[Key, Any]:
         """Return the values of the keys that exist, in no particular order."""
         with self._tracing.call("batch_lookup", index, keys) as span:
@@ -242,7 +245,7 @@ class AsyncClient(BaseClient):
         keys: Iterable[Key],
         *,
         timeout: float | None = None,
-        write: str | Level | None = None,
+        write: AnyLevel | None = None,
     ) -> BatchResult:
         """Delete many keys. ``deleted`` of the result counts the keys that existed."""
         with self._tracing.call("batch_delete", index, keys) as span:
@@ -260,7 +263,7 @@ class AsyncClient(BaseClient):
         prefix: str | bytes = "",
         *,
         timeout: float | None = None,
-        read: str | Level | None = None,
+        read: AnyLevel | None = None,
     ) -> AsyncIterator[tuple[Key, Any]]:
         """Yield (key, value) of an index; see ``Client.items``."""
         walk = self._calls.walk(index, prefix, Scan, read)
@@ -274,7 +277,7 @@ class AsyncClient(BaseClient):
         prefix: str | bytes = "",
         *,
         timeout: float | None = None,
-        read: str | Level | None = None,
+        read: AnyLevel | None = None,
     ) -> AsyncIterator[Key]:
         """Yield the keys of an index; see ``items``."""
         walk = self._calls.walk(index, prefix, ScanKeys, read)
@@ -288,7 +291,7 @@ class AsyncClient(BaseClient):
         prefix: str | bytes = "",
         *,
         timeout: float | None = None,
-        read: str | Level | None = None,
+        read: AnyLevel | None = None,
     ) -> int:
         """Count the keys of an index; see ``items``."""
         with self._tracing.call("count", index):
@@ -336,7 +339,7 @@ class AsyncClient(BaseClient):
         return await self._dispatch.run(operation)
 
     async def _record(
-        self, index: str, key: Key, timeout: float | None, read: str | Level | None
+        self, index: str, key: Key, timeout: float | None, read: AnyLevel | None
     ) -> Record | None:
         found = await self._run(self._calls.records(index, [key], timeout, read))
         record: Record | None = found.get(key)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from dstash.client.calls import steady_wall
 from dstash.client.discovery import security_of
 from dstash.client.session import KEYS_PER_BATCH, Session
 from dstash.client.tracing.hook import NoTracing, Tracing
-from dstash.config import ClientSettings, load_client
+from dstash.config.address import SCHEME
+from dstash.config.client import ClientOptions, ClientSettings
+from dstash.config.load import load_client
+from dstash.config.problems import ARGUMENT
+from dstash.errors import ConfigError
 from dstash.telemetry import missing
 from dstash.wire.values import TypeRegistry
 
@@ -20,11 +24,14 @@ from dstash.wire.values import TypeRegistry
 class BaseClient(ABC):
     """Settings, registered types and tracing of a client."""
 
-    def __init__(self, *peers: str, **settings: Any) -> None:
-        if peers:
-            settings["peers"] = list(peers)
-        provider = _take_provider(settings)
-        self._configure(load_client(None, settings, os.environ), provider)
+    def __init__(self, *addresses: str | Sequence[str], **settings: Unpack[ClientOptions]) -> None:
+        given: dict[str, Any] = dict(settings)
+        if addresses:
+            if given.get("peers") is not None:
+                raise ConfigError("peers are given twice: as arguments, and as peers=")
+            given["peers"] = _flat(addresses)
+        provider = _take_provider(given)
+        self._configure(load_client(None, given, os.environ, ARGUMENT), provider)
 
     @classmethod
     def from_config(cls, path: str | os.PathLike[str]) -> Self:
@@ -38,6 +45,12 @@ class BaseClient(ABC):
         client._configure(settings)
         return client
 
+    def __repr__(self) -> str:
+        settings = self.settings
+        place = ", ".join(settings.peers) or settings.consul or str(settings.membership_dir())
+        end = ", closed" if self._is_closed() else ""
+        return f"<dstash.{type(self).__name__} of cluster {settings.cluster!r} at {place}{end}>"
+
     def _configure(self, settings: ClientSettings, provider: Any = None) -> None:
         self.settings = settings
         self.types = TypeRegistry()
@@ -47,6 +60,10 @@ class BaseClient(ABC):
     @abstractmethod
     def _current_session(self) -> Session:
         """Return the session of this process."""
+
+    @abstractmethod
+    def _is_closed(self) -> bool:
+        """Whether the client was closed."""
 
     @abstractmethod
     def _start(self) -> None:
@@ -59,6 +76,18 @@ class BaseClient(ABC):
             security=security_of(self.settings),
             batch_keys=batch_keys,
         )
+
+
+def _flat(addresses: Sequence[str | Sequence[str]]) -> list[Any]:
+    """Return each address, whether they are given as arguments, in a list, or in a text."""
+    parts: list[Any] = []
+    for given in addresses:
+        if isinstance(given, str):
+            is_whole = given.strip().startswith(SCHEME) or not given.strip(" ,")
+            parts += [given] if is_whole else filter(str.strip, given.split(","))
+        else:
+            parts += _flat(given) if isinstance(given, list | tuple | set | frozenset) else [given]
+    return parts
 
 
 def _take_provider(settings: dict[str, Any]) -> Any:

@@ -28,7 +28,7 @@ from dstash.cluster.topology.view import View
 from dstash.errors import ClosedError, DStashError
 from dstash.limits import check_index, check_ttl
 from dstash.store.record import Record
-from dstash.types import Level
+from dstash.types import AnyLevel
 from dstash.wire.keys import Entries, Key, encode_key
 from dstash.wire.messages import Count, Scan, ScanKeys
 from dstash.wire.sockets import Context
@@ -65,8 +65,10 @@ class Client(BaseClient):
     ``ResourceWarning``.
 
     Args:
-        *peers: addresses of one or more peers (``tcp://host:port``); the client discovers the
-            others. Without any, it uses ``DSTASH_PEERS``, Consul, or a cluster on this machine.
+        *addresses: of one or more peers (``host:port`` or ``tcp://host:port``), as arguments, as a
+            list, or as a text with commas; the client discovers the others. Or one address of the
+            cluster, ``dstash://host:port,host:port/?setting=value``, which may set any setting.
+            Without any, it uses ``DSTASH_PEERS``, Consul, or a cluster on this machine.
         settings: ``consul``, ``cluster``, ``read`` and ``write`` (levels), ``timeout`` (seconds),
             ``zone`` and others: see ``conf/client.toml``. ``security`` is a ``Security`` with the
             keys for a closed cluster. ``tracing`` is True, or an OpenTelemetry tracer provider,
@@ -100,6 +102,9 @@ class Client(BaseClient):
     @property
     def _session(self) -> Session:
         return self._state().session
+
+    def _is_closed(self) -> bool:
+        return self._closed
 
     def _current_session(self) -> Session:
         return self._session
@@ -150,7 +155,7 @@ class Client(BaseClient):
         ttl: float | None = None,
         *,
         timeout: float | None = None,
-        write: str | Level | None = None,
+        write: AnyLevel | None = None,
     ) -> None:
         """Store a value. When it returns, as many replicas as ``write`` requires have stored it.
 
@@ -177,7 +182,7 @@ class Client(BaseClient):
         default: Any = None,
         *,
         timeout: float | None = None,
-        read: str | Level | None = None,
+        read: AnyLevel | None = None,
     ) -> Any:
         """Return the value of a key, or ``default``."""
         with self._tracing.call("lookup", index):
@@ -189,7 +194,7 @@ class Client(BaseClient):
         key: Key,
         *,
         timeout: float | None = None,
-        write: str | Level | None = None,
+        write: AnyLevel | None = None,
     ) -> bool:
         """Delete a key; return whether it existed. Errors as in ``put``."""
         with self._tracing.call("delete", index):
@@ -203,7 +208,7 @@ class Client(BaseClient):
         key: Key,
         *,
         timeout: float | None = None,
-        read: str | Level | None = None,
+        read: AnyLevel | None = None,
     ) -> bool:
         """Return whether a key exists."""
         with self._tracing.call("exists", index):
@@ -215,7 +220,7 @@ class Client(BaseClient):
         key: Key,
         *,
         timeout: float | None = None,
-        read: str | Level | None = None,
+        read: AnyLevel | None = None,
     ) -> float | None:
         """Return the seconds until a key expires, None if it never does.
 
@@ -233,7 +238,7 @@ class Client(BaseClient):
         ttl: float | None,
         *,
         timeout: float | None = None,
-        write: str | Level | None = None,
+        write: AnyLevel | None = None,
     ) -> bool:
         """Set the time to live of a key (None: for ever); return whether the key exists.
 
@@ -262,7 +267,7 @@ class Client(BaseClient):
         ttl: float | None = None,
         *,
         timeout: float | None = None,
-        write: str | Level | None = None,
+        write: AnyLevel | None = None,
     ) -> BatchResult:
         """Store any number of values; if a key occurs twice, its last value counts.
 
@@ -285,7 +290,7 @@ class Client(BaseClient):
         keys: Iterable[Key],
         *,
         timeout: float | None = None,
-        read: str | Level | None = None,
+        read: AnyLevel | None = None,
     ) -> dict[Key, Any]:
         """Return the values of the keys that exist, in no particular order.
 
@@ -304,7 +309,7 @@ class Client(BaseClient):
         keys: Iterable[Key],
         *,
         timeout: float | None = None,
-        write: str | Level | None = None,
+        write: AnyLevel | None = None,
     ) -> BatchResult:
         """Delete many keys. ``deleted`` of the result counts the keys that existed."""
         with self._tracing.call("batch_delete", index, keys) as span:
@@ -322,7 +327,7 @@ class Client(BaseClient):
         prefix: str | bytes = "",
         *,
         timeout: float | None = None,
-        read: str | Level | None = None,
+        read: AnyLevel | None = None,
     ) -> Iterator[tuple[Key, Any]]:
         """Yield (key, value) of an index, in no particular order, in bounded memory.
 
@@ -350,7 +355,7 @@ class Client(BaseClient):
         prefix: str | bytes = "",
         *,
         timeout: float | None = None,
-        read: str | Level | None = None,
+        read: AnyLevel | None = None,
     ) -> Iterator[Key]:
         """Yield the keys of an index; see ``items``."""
         walk = self._calls.walk(index, prefix, ScanKeys, read)
@@ -363,7 +368,7 @@ class Client(BaseClient):
         prefix: str | bytes = "",
         *,
         timeout: float | None = None,
-        read: str | Level | None = None,
+        read: AnyLevel | None = None,
     ) -> int:
         """Count the keys of an index; see ``items``."""
         with self._tracing.call("count", index):
@@ -428,7 +433,7 @@ class Client(BaseClient):
     # -- inside
 
     def _record(
-        self, index: str, key: Key, timeout: float | None, read: str | Level | None
+        self, index: str, key: Key, timeout: float | None, read: AnyLevel | None
     ) -> Record | None:
         found = self._run(self._calls.records(index, [key], timeout, read))
         record: Record | None = found.get(key)

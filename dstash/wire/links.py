@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
 from dstash.errors import UsageError
-from dstash.wire.names import RESOLVER, Answer, Place, Resolver, named_place
-from dstash.wire.sockets import Context, Link, LinkState, Waker
+from dstash.logger import Logger
+from dstash.waker import Waker
+from dstash.wire.diagnosis import Diagnoses
+from dstash.wire.names import RESOLVER, Resolver, Search, named_place
+from dstash.wire.sockets import Context, Link, LinkState
 
-#: Shortest and longest pause before all addresses of a name are tried again.
-_MIN_PAUSE_S: Final = 0.05
-_MAX_PAUSE_S: Final = 1.0
+_log = Logger("dstash.connections")
+
+NOT_CONNECTED: Final = "not connected"
 
 
 class Event(NamedTuple):
@@ -30,47 +33,6 @@ class Watcher(Protocol):
 
     def forget(self, *sockets: Any) -> None:
         """Stop waiting for sockets, which are closed next."""
-
-
-class _Search:
-    """The connection attempts to a peer whose address has a host name.
-
-    A round tries all addresses of the name one after the other. During the first round messages
-    wait; later they are refused until a connection is up, as for a numeric address.
-    """
-
-    def __init__(self, address: str, place: Place) -> None:
-        self.address = address
-        self.place = place
-        self.waiting: list[list[bytes]] = []
-        self.is_first_round = True
-        self._untried: list[str] = []
-        self._pause = _MIN_PAUSE_S
-        self._not_before = 0.0
-
-    def begin_round(self, answer: Answer) -> None:
-        """Begin to try every address of an answer once."""
-        self._untried = [self.place.at(number) for number in answer.numbers]
-
-    def next_place(self) -> str | None:
-        """Return the next endpoint to try; None at the end of a round."""
-        return self._untried.pop(0) if self._untried else None
-
-    def is_due(self, now: float) -> bool:
-        """Whether another round may begin; ``now`` in seconds."""
-        return now >= self._not_before
-
-    def failed(self, now: float) -> None:
-        """End a round. The pause before the next round grows."""
-        self.is_first_round = False
-        self.waiting.clear()
-        self._not_before = now + self._pause
-        self._pause = min(_MAX_PAUSE_S, 2 * self._pause)
-
-    def succeeded(self) -> None:
-        """End the first round: a connection is up."""
-        self.is_first_round = False
-        self._pause = _MIN_PAUSE_S
 
 
 class Links:
@@ -95,9 +57,11 @@ class Links:
         self._greeting = greeting
         self._resolver = resolver or RESOLVER
         self._links: dict[str, Link] = {}
-        self._searches: dict[str, _Search] = {}
+        self._searches: dict[str, Search] = {}
         #: Woken when a name is resolved; created with the first search.
         self._answered: Waker | None = None
+        #: Created when the first connection to an address fails.
+        self._diagnoses: Diagnoses | None = None
         self._peer_of: dict[Any, str] = {}
         self._opened: list[str] = []
         self._written: set[str] = set()
@@ -140,6 +104,10 @@ class Links:
             self._answered.clear()
             yield from self._take_answers()
             return
+        diagnoses = self._diagnoses
+        if diagnoses is not None and ready in (diagnoses.waker, diagnoses.waker.handle):
+            yield from self._take_findings(diagnoses)
+            return
         peer = self._peer_of.get(ready)
         if peer is None:
             return
@@ -149,14 +117,12 @@ class Links:
             return
         for state in link.changes():
             self._written.add(peer)  # waiting messages were sent
-            if state is LinkState.UP and peer in self._searches:
-                self._searches[peer].succeeded()
+            if state is LinkState.UP:
+                self._came_up(peer, link)
             if state is LinkState.DOWN or state.is_final:
                 if self._tries_next(peer, link):
                     return
-                self.reasons[peer] = state.value
-                yield from _messages(peer, link)  # its last messages
-                yield Event(peer, None)
+                yield from self._failed(peer, link)
         if self._links.get(peer) is link and self._is_over(peer, link):
             self._drop(peer)  # the next message tries again
 
@@ -186,9 +152,48 @@ class Links:
             self._drop(peer)
         self._searches.clear()
         answered, self._answered = self._answered, None
-        if answered is not None:
-            self._watcher.forget(answered)
-            answered.close()
+        diagnoses, self._diagnoses = self._diagnoses, None
+        for waker in (answered, diagnoses.waker if diagnoses else None):
+            if waker is not None:
+                self._watcher.forget(waker)
+                waker.close()
+
+    def why_unsent(self, peer: str) -> str:
+        """Return why ``send`` returned False."""
+        return self.reasons.get(peer, NOT_CONNECTED) if _is_address(peer) else NOT_CONNECTED
+
+    # -- the end of a connection attempt
+
+    def _came_up(self, peer: str, link: Link) -> None:
+        _log.debug("connected", peer=_shown(peer), address=link.place)
+        self.reasons.pop(peer, None)
+        if peer in self._searches:
+            self._searches[peer].succeeded()
+        if self._diagnoses is not None:
+            self._diagnoses.succeeded(peer)
+
+    def _failed(self, peer: str, link: Link) -> Iterator[Event]:
+        """Report a connection that broke, or find out first why it never came up."""
+        self.reasons[peer] = link.reason
+        _log.debug(link.reason, peer=_shown(peer), address=link.place)
+        if _is_address(peer) and not (link.is_explained or link.was_up):
+            if self._diagnoses is None:
+                self._diagnoses = Diagnoses()
+                self._watcher.watch(self._diagnoses.waker)
+            self._diagnoses.begin(
+                peer, link.place, has_key=link.has_key, was_closed=link.was_closed_in_handshake
+            )
+            return
+        yield from _messages(peer, link)  # its last messages
+        yield Event(peer, None)
+
+    def _take_findings(self, diagnoses: Diagnoses) -> Iterator[Event]:
+        for peer, reason in diagnoses.take():
+            link = self._links.get(peer)
+            if link is None or link.state not in (LinkState.CONNECTING, LinkState.UP):
+                self.reasons[peer] = reason
+                _log.debug(reason, peer=_shown(peer))
+                yield Event(peer, None)
 
     # -- opening
 
@@ -200,10 +205,10 @@ class Links:
             if place is None:
                 self._searches.pop(peer, None)
                 return self._connect(peer, address)
-            search = self._searches[peer] = _Search(address, place)
+            search = self._searches[peer] = Search(address, place)
         return self._begin_round(peer, search)
 
-    def _begin_round(self, peer: str, search: _Search) -> Link | None:
+    def _begin_round(self, peer: str, search: Search) -> Link | None:
         if not search.is_due(time.monotonic()):
             return None
         answer = self._resolver.ask(search.place.host, self._waker().wake)
@@ -216,7 +221,7 @@ class Links:
             self.reasons[peer] = answer.failure
         return link
 
-    def _connect_next(self, peer: str, search: _Search) -> Link | None:
+    def _connect_next(self, peer: str, search: Search) -> Link | None:
         while (place := search.next_place()) is not None:
             link = self._connect(peer, search.address, place, search.waiting)
             if link is not None:
@@ -227,6 +232,7 @@ class Links:
     def _connect(
         self, peer: str, address: str, place: str = "", waiting: Iterable[list[bytes]] = ()
     ) -> Link | None:
+        _log.debug("connecting", peer=_shown(peer), address=place or _shown(address))
         try:
             link = Link(self._context, address, self._greeting, place, waiting)
         except UsageError:
@@ -261,7 +267,7 @@ class Links:
         self._drop(peer)
         return self._connect_next(peer, search) is not None or not self._fails(search)
 
-    def _fails(self, search: _Search) -> bool:
+    def _fails(self, search: Search) -> bool:
         """End a round; return whether it was the first, which is the only round to report."""
         was_first = search.is_first_round
         search.failed(time.monotonic())
@@ -269,7 +275,10 @@ class Links:
 
     def _is_over(self, peer: str, link: Link) -> bool:
         # A name may have other or new addresses; libzmq would retry only this address.
-        return link.state.is_final or (peer in self._searches and link.state is LinkState.DOWN)
+        is_down = link.state is LinkState.DOWN
+        return link.state.is_final or (
+            is_down and (peer in self._searches or link.was_closed_in_handshake)
+        )
 
     def _take_answers(self) -> Iterator[Event]:
         """Connect to peers whose names are resolved."""
@@ -297,6 +306,16 @@ class Links:
             self._peer_of.pop(link.monitor, None)
             link.close()
             self._links.pop(peer, None)  # last: an interrupt leaves it to ``close``
+
+
+def _is_address(peer: str) -> bool:
+    """Whether a peer is known by its address only."""
+    return "://" in peer
+
+
+def _shown(peer: str) -> str:
+    """Return a peer for the log: an address without the key of the peer."""
+    return peer.partition(" ")[0]
 
 
 def _messages(peer: str, link: Link) -> Iterator[Event]:

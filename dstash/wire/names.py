@@ -18,9 +18,16 @@ from typing import Final, NamedTuple
 
 from dstash import threads
 from dstash.errors import UsageError
+from dstash.logger import Logger
+
+_log = Logger("dstash.connections")
 
 #: Seconds for which an answer, addresses or a failure, is used without a new lookup.
 _FRESH_S: Final = 1.0
+
+#: Shortest and longest pause before all addresses of a name are tried again.
+_MIN_PAUSE_S: Final = 0.05
+_MAX_PAUSE_S: Final = 1.0
 
 _TCP: Final = re.compile(r"tcp://(\[[^\]]*\]|[^:/\s]+):(\d+|\*)")
 
@@ -149,6 +156,10 @@ class Resolver:
             answer = Answer(tuple(self._look_up(host)))
         except Exception as error:  # callers wait for an answer, so no exception may escape
             answer = Answer(before.numbers if before else (), failure_of(host, error))
+        if answer.failure:
+            _log.debug(answer.failure, name=host)
+        else:
+            _log.debug("name resolved", name=host, addresses=list(answer.numbers))
         self._answers[host] = answer
         self._answered_at[host] = self._clock()
         self._in_flight.pop(host, None)
@@ -156,7 +167,49 @@ class Resolver:
             on_answer()
 
 
+class Search:
+    """The connection attempts to a peer whose address has a host name.
+
+    A round tries all addresses of the name one after the other. During the first round messages
+    wait; later they are refused until a connection is up, as for a numeric address.
+    """
+
+    def __init__(self, address: str, place: Place) -> None:
+        self.address = address
+        self.place = place
+        self.waiting: list[list[bytes]] = []
+        self.is_first_round = True
+        self._untried: list[str] = []
+        self._pause = _MIN_PAUSE_S
+        self._not_before = 0.0
+
+    def begin_round(self, answer: Answer) -> None:
+        """Begin to try every address of an answer once."""
+        self._untried = [self.place.at(number) for number in answer.numbers]
+
+    def next_place(self) -> str | None:
+        """Return the next endpoint to try; None at the end of a round."""
+        return self._untried.pop(0) if self._untried else None
+
+    def is_due(self, now: float) -> bool:
+        """Whether another round may begin; ``now`` in seconds."""
+        return now >= self._not_before
+
+    def failed(self, now: float) -> None:
+        """End a round. The pause before the next round grows."""
+        self.is_first_round = False
+        self.waiting.clear()
+        self._not_before = now + self._pause
+        self._pause = min(_MAX_PAUSE_S, 2 * self._pause)
+
+    def succeeded(self) -> None:
+        """End the first round: a connection is up."""
+        self.is_first_round = False
+        self._pause = _MIN_PAUSE_S
+
+
 #: The resolver of this process.
 RESOLVER: Final = Resolver()
 
-os.register_at_fork(after_in_child=RESOLVER.forget_threads)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=RESOLVER.forget_threads)

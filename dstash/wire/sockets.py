@@ -10,7 +10,7 @@ import _thread
 import errno
 import os
 import struct
-import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
@@ -23,11 +23,15 @@ from dstash.cpu_scheduling import BRIEF, time_slice
 from dstash.errors import ClosedError, DStashError, UsageError
 from dstash.limits import MAX_FRAME_BYTES
 from dstash.wire.curve import KeyPair, connect_with
+from dstash.wire.diagnosis import NEEDS_CURVE, NO_CURVE
 
 #: A message of a monitor socket: event, value.
 MONITOR_EVENT: Final = struct.Struct("=hi")
 #: Messages that may wait in one connection; with more, it counts as stuck.
 _HIGH_WATER_MESSAGES: Final = 512
+_HANDSHAKE_TIMEOUT_S: Final = 1.0
+#: The value of ``HANDSHAKE_FAILED_PROTOCOL`` when only one side uses CURVE.
+_MECHANISM_MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 
 
 def _set_common(socket: zmq.Socket[bytes]) -> None:
@@ -38,7 +42,9 @@ def _set_common(socket: zmq.Socket[bytes]) -> None:
     socket.set(zmq.HEARTBEAT_IVL, 1000)  # off by default: a half-open connection stays forever
     socket.set(zmq.HEARTBEAT_TIMEOUT, 5000)
     socket.set(zmq.HEARTBEAT_TTL, 10_000)
-    socket.set(zmq.HANDSHAKE_IVL, 1000)  # 30 s by default: idle connections eat all descriptors
+    socket.set(
+        zmq.HANDSHAKE_IVL, int(_HANDSHAKE_TIMEOUT_S * 1000)
+    )  # 30 s by default: idle connections eat all descriptors
     socket.set(zmq.IPV6, 1)
 
 
@@ -189,6 +195,12 @@ class Link:
         self._greeting = greeting
         self.state = LinkState.CONNECTING
         self.was_up = False
+        self.has_key = bool(key)
+        self._began = time.monotonic()
+        #: What libzmq reported of a failure, if it was more than the state.
+        self._reported = ""
+        #: Whether the peer closed a connection with CURVE before it was up.
+        self.was_closed_in_handshake = False
         self._waiting = deque(waiting)
         #: Messages that waited for a connection that failed.
         self.unsent: list[list[bytes]] = []
@@ -216,6 +228,16 @@ class Link:
                 )
             connect_with(self.socket, keys, key)
         self.socket.connect(self.place)
+
+    @property
+    def reason(self) -> str:
+        """Why the connection is not up."""
+        return self._reported or self.state.value
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether ``reason`` is the cause itself."""
+        return bool(self._reported) or self.state is LinkState.REFUSED
 
     def send(self, parts: list[bytes]) -> bool:
         """Send without blocking; False when the peer is not connected or its queue is full."""
@@ -248,6 +270,10 @@ class Link:
         seen = []
         while (state := self._next_state()) is not None:
             if state is not self.state and not self.state.is_final:
+                is_early = time.monotonic() - self._began < _HANDSHAKE_TIMEOUT_S / 2
+                self.was_closed_in_handshake = (
+                    self.has_key and state is LinkState.DOWN and not self.was_up and is_early
+                )
                 self.state = state
                 self._flush(state)
                 seen.append(state)
@@ -258,7 +284,10 @@ class Link:
             event, _address = self.monitor.recv_multipart(zmq.NOBLOCK)
         except zmq.ZMQError:
             return None
-        return _TRANSITIONS[MONITOR_EVENT.unpack(event[: MONITOR_EVENT.size])[0]]
+        kind, value = MONITOR_EVENT.unpack(event[: MONITOR_EVENT.size])
+        if kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == _MECHANISM_MISMATCH:
+            self._reported = NO_CURVE if self.has_key else NEEDS_CURVE
+        return _TRANSITIONS[kind]
 
     def _flush(self, state: LinkState) -> None:
         waiting, self._waiting = self._waiting, deque()
@@ -278,42 +307,6 @@ class Link:
         if monitor is not None:
             monitor.close(linger=0)
         self.socket.close(linger=0)
-
-
-class Waker:
-    """Wakes a thread that waits in a ``Poller``.
-
-    ``wake`` may be called from any thread, and from a signal handler.
-    """
-
-    def __init__(self) -> None:
-        self.handle = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        # Reentrant: a signal handler may interrupt a wake of its own thread.
-        self._lock = threading.RLock()
-
-    def fileno(self) -> int:
-        """Return the descriptor, which is readable after a wake."""
-        return self.handle
-
-    def wake(self) -> None:
-        """Make the poller return now, or at once when it waits the next time."""
-        with self._lock:
-            if self.handle >= 0:
-                os.eventfd_write(self.handle, 1)
-
-    def clear(self) -> None:
-        """Discard the calls so far."""
-        try:
-            os.eventfd_read(self.handle)
-        except BlockingIOError:
-            return
-
-    def close(self) -> None:
-        """Release the descriptor."""
-        with self._lock:
-            handle, self.handle = self.handle, -1
-            if handle >= 0:
-                os.close(handle)
 
 
 class Poller:

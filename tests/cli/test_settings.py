@@ -107,7 +107,7 @@ def test_show_prints_where_a_client_looks_without_settings(
     (tmp_path / ".dstash/membership").mkdir(parents=True)
     shown = json.loads(dstash("-o", "json", "config", "show").out)
     assert shown["local_dir"] == {
-        "value": ".dstash/membership",
+        "value": str(tmp_path / ".dstash/membership"),
         "from": "fallback without peers and consul: this directory exists",
     }
     assert shown["peers"] == {"value": [], "from": "default"}

@@ -19,7 +19,7 @@ _HEAD: Final = """\
 # The Python API
 
 Made from the docstrings by `make docs`; do not edit it here. All of it is typed, and clean under
-`mypy --strict`. Names come from `dstash` itself: `from dstash import Client, AsyncClient`.
+`mypy --strict`. Names come from `dstash` itself: `from dstash import Client, TimedOut`.
 
 Every call takes `timeout` in seconds, for the whole call with its retries; reads take `read` and
 writes `write`, a level: `one`, `quorum` (the default of the defaults) or `all`. Keys are `str`,
@@ -131,7 +131,7 @@ def _text(item: Any) -> str:
 def _errors(package: Any) -> Iterator[str]:
     yield "## Errors\n"
     yield (
-        "All of them are a `dstash.DStashError`, from `dstash.errors`. `retryable` says whether "
+        "All of them are a `dstash.DStashError`, from `dstash`. `retryable` says whether "
         "the same call may succeed later; `details` has the same information for programs.\n"
     )
     yield "| error | is a | code | may be retried | when |\n|---|---|---|---|---|"

@@ -135,7 +135,7 @@ class Peers:
         folder: Path,
         where: list[str],
         *options: str,
-        finder: dict[str, str],
+        finder: dict[str, Any],
         cluster: str = "dstash",
     ) -> None:
         self.folder = folder
@@ -202,7 +202,8 @@ class Peers:
     def client(self, **settings: Any) -> Client:
         """Return a new client with the first addresses of all peers."""
         seeds = [peer.address for peer in self.all.values()]
-        client = Client(*seeds, **({"timeout": 20.0, "cluster": self.cluster} | settings))
+        given: dict[str, Any] = {"timeout": 20.0, "cluster": self.cluster} | settings
+        client = Client(*seeds, **given)
         self._clients.append(client)
         return client
 

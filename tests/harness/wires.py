@@ -213,10 +213,11 @@ class WiredPeers(Peers):
         peer.options += ["--advertise", f"127.0.0.1:{peer.front}"]
         return peer
 
-    def client(self, **settings: object) -> Client:
+    def client(self, **settings: Any) -> Client:
         """Return a new client with the addresses of the proxies."""
         seeds = [f"tcp://127.0.0.1:{peer.front}" for peer in self.all.values()]
-        client = Client(*seeds, **({"timeout": 30.0, "cluster": self.cluster} | settings))
+        given: dict[str, Any] = {"timeout": 30.0, "cluster": self.cluster} | settings
+        client = Client(*seeds, **given)
         self._clients.append(client)
         return client
 

@@ -283,8 +283,11 @@ class VirtualLink:
         notify: Callable[[], None],
     ) -> None:
         self.owner = owner
-        self.address = address
+        self.address = self.place = address
         self.state = LinkState.CONNECTING
+        self.was_closed_in_handshake = False
+        #: There is no address to examine from outside.
+        self.is_explained = True
         self.connection: Connection | None = None
         self.is_closed = False
         self.socket = object()
@@ -316,6 +319,11 @@ class VirtualLink:
     def receive(self) -> list[bytes] | None:
         """Return the frames of one message, None when none waits."""
         return self._inbox.popleft() if self._inbox else None
+
+    @property
+    def reason(self) -> str:
+        """Why the connection is not up."""
+        return self.state.value
 
     def changes(self) -> list[LinkState]:
         """Return the states this link went through since the last call, oldest first."""

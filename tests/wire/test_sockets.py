@@ -13,8 +13,9 @@ import pytest
 
 from dstash.errors import UsageError
 from dstash.limits import MAX_FRAME_BYTES
+from dstash.waker import Waker
 from dstash.wire.router import Received, Router
-from dstash.wire.sockets import Context, Link, LinkState, Poller, Waker
+from dstash.wire.sockets import Context, Link, LinkState, Poller
 from tests.harness.ports import free_port
 from tests.harness.waiting import PATIENCE, wait_until
 

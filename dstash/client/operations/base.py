@@ -35,7 +35,9 @@ from dstash.errors import (
     UsageError,
     VersionMismatch,
 )
+from dstash.wire.diagnosis import LastingReason
 from dstash.wire.envelope import Envelope
+from dstash.wire.links import NOT_CONNECTED
 from dstash.wire.messages import Error, TopologyReply, Welcome
 from dstash.wire.shapes import Message
 from dstash.wire.sockets import KEY_UNKNOWN
@@ -235,18 +237,17 @@ class Operation(ABC):
         for number in gone:
             pending = self._pending.pop(number, None)
             if pending is not None:
-                kind = Unauthorised if reason == KEY_UNKNOWN else Unavailable
-                failure = Failure(kind(f"{peer}: {reason}"), definite=False)
+                failure = Failure(_connection_error(peer, reason), definite=False)
                 sends += self._failed(pending, failure, now)
         return sends + self.session.hints(self.session.outstanding.lost(peer), now)
 
-    def unsent(self, send: Send, now: int) -> list[Send]:
+    def unsent(self, send: Send, now: int, reason: str = NOT_CONNECTED) -> list[Send]:
         """Process that a request could not be sent: the peer certainly did nothing."""
         self.session.suspect(send.peer, now)
         pending = self._pending.pop(send.correlation, None)
         if pending is None:
             return []
-        failure = Failure(Unavailable(f"{send.peer}: not connected"), definite=True)
+        failure = Failure(_connection_error(send.peer, reason), definite=True)
         return self._failed(pending, failure, now)
 
     def tick(self, now: int) -> list[Send]:
@@ -356,6 +357,11 @@ class Operation(ABC):
                 chunk.expired(error)
             if self.error is not None:
                 return  # the call fails as a whole
+
+
+def _connection_error(peer: str, reason: str) -> DStashError:
+    kind = Unauthorised if reason == KEY_UNKNOWN else Unavailable
+    return kind(f"{peer}: {reason}", is_lasting=isinstance(reason, LastingReason))
 
 
 def _retry_after(error: Busy) -> int:

@@ -119,7 +119,9 @@ class DiscoverOperation(Operation):
 class _GreetingChunk(Chunk):
     def __init__(self, operation: DiscoverOperation) -> None:
         self.operation = operation
+        #: The failures of this attempt, and the last failure of each seed in any attempt.
         self._failures: dict[str, DStashError] = {}
+        self._last_failures: dict[str, DStashError] = {}
 
     def begin(self, now: int) -> list[Send]:
         self._failures = {}
@@ -132,13 +134,16 @@ class _GreetingChunk(Chunk):
         return []
 
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
-        self._failures[peer] = failure.error
+        self._failures[peer] = self._last_failures[peer] = failure.error
         if len(self._failures) < len(self.operation.seeds):
             return []
         hopeless = WrongCluster | Unauthorised | VersionMismatch
         final = [error for error in self._failures.values() if isinstance(error, hopeless)]
         if final:
             raise final[0]
+        if all(error.details.get("is_lasting") for error in self._failures.values()):
+            self.operation.fail(self._no_peers(self._reasons()))
+            return []
         self.operation.again_later(self, now)
         self.attempt += 1
         return []
@@ -147,9 +152,20 @@ class _GreetingChunk(Chunk):
         return []
 
     def expired(self, error: DStashError) -> None:
-        reasons = [str(error).removeprefix(f"{seed}: ") for seed, error in self._failures.items()]
-        why = "; ".join(dict.fromkeys(reasons)) or "no answer"
-        places = dict.fromkeys(seed.partition(" ")[0] for seed in self.operation.seeds)
-        self.operation.error = NoPeers(
-            f"no peer answered at {', '.join(places)} ({why}); is it running?"
-        )
+        self.operation.error = self._no_peers(self._reasons(), "; is it running?")
+
+    def _reasons(self) -> dict[str, str]:
+        """Return the last failure by address; of several keys for one address, the last."""
+        return {
+            seed.partition(" ")[0]: str(self._last_failures[seed]).removeprefix(f"{seed}: ")
+            for seed in self.operation.seeds
+            if seed in self._last_failures
+        }
+
+    def _no_peers(self, reasons: dict[str, str], question: str = "") -> NoPeers:
+        places = ", ".join(dict.fromkeys(seed.partition(" ")[0] for seed in self.operation.seeds))
+        if len(set(reasons.values())) > 1:
+            why = "; ".join(f"{place}: {reason}" for place, reason in reasons.items())
+        else:
+            why = next(iter(reasons.values()), "no answer")
+        return NoPeers(f"no peer answered at {places} ({why}){question}", reasons=reasons)

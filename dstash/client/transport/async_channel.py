@@ -209,7 +209,8 @@ class AsyncChannel:
                 self._asker[send.correlation] = call
                 call.asked.append(send.correlation)
             if not self._links.send(send.peer, address, send.frames):
-                queue.extend(call.operation.unsent(send, self._session.wall()))
+                why = self._links.why_unsent(send.peer)
+                queue.extend(call.operation.unsent(send, self._session.wall(), why))
         self._look_soon()
 
     def _post(self, sends: list[Send]) -> None:

@@ -87,7 +87,8 @@ class Channel:
             if self._links.moved(send.peer, address):
                 self._lost(send.peer, "it moved")
             if not self._links.send(send.peer, address, send.frames):
-                queue.extend(operation.unsent(send, self._session.wall()))
+                why = self._links.why_unsent(send.peer)
+                queue.extend(operation.unsent(send, self._session.wall(), why))
 
     def _pump(self, operation: Operation, timeout: int | None) -> None:
         if timeout is None:
