@@ -48,7 +48,7 @@ class Commands(TyperGroup):
         if is_unknown and here and not ctx.resilient_parsing:
             ctx.fail(f"No such command '{args[0]}'. Did you mean '{here}'?")
         name, command, rest = super().resolve_command(ctx, args)
-        if command is not None and not hasattr(command, "commands"):
+        if command is not None:
             _accept_global_options(ctx.find_root().command, command)
         return name, command, rest
 

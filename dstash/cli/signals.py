@@ -35,10 +35,31 @@ class Ending:
             raise KeyboardInterrupt
 
 
+#: Of the command that runs.
+_ending: Ending | None = None
+
+
+def has_ended() -> bool:
+    """Return whether a signal has ended the command: a shell must not go on with the next line."""
+    return _ending is not None and _ending.number != 0
+
+
+@contextmanager
+def at_prompt() -> Iterator[None]:
+    """Let the signals end the process at once: the user types, and there are no files to remove."""
+    earlier = {number: signal.signal(number, signal.SIG_DFL) for number in _HANDLED}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
 @contextmanager
 def handled() -> Iterator[Ending]:
     """Handle the signals while the block runs, except those that the caller has us ignore."""
-    ending = Ending()
+    global _ending
+    ending = _ending = Ending()
     earlier = {number: signal.getsignal(number) for number in _HANDLED}
     ours = [number for number in _HANDLED if earlier[number] is signal.SIG_DFL]
     for number in ours:

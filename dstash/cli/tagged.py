@@ -52,7 +52,8 @@ def loads(text: str | bytes) -> Any:
         UsageError: the text is not JSON, or a tag in it is malformed.
     """
     try:
-        return _DECODER.decode(text if isinstance(text, str) else text.decode())
+        # Editors of Windows write a byte order mark.
+        return _DECODER.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UsageError(f"not JSON: {error.msg} (column {error.pos + 1})") from None
     except RecursionError:

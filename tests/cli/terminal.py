@@ -60,6 +60,10 @@ class Terminal:
         pid, self._pid = self._pid, 0
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process."""
+        os.kill(self._pid, number)
+
     def close(self) -> None:
         """Stop the process and close the terminal."""
         if self._pid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import gzip
 import io
 import os
 import sys
@@ -167,6 +168,10 @@ def test_text_that_is_not_utf8_is_named() -> None:
     found = read(Format.CSV, latin)
     assert good(found) == [("b", {"v": "c"})]
     assert "byte 0xe4 in column 3); if it is Latin-1" in bad(found)[2]
+    for data, suffix in ((gzip.compress(b"k,v\n"), ".gz"), (b"\x28\xb5\x2f\xfd\x04\x00", ".zst")):
+        (line,) = read(Format.JSONL, data)
+        assert isinstance(line, BadRow)
+        assert line.text.startswith(f"not text but {suffix} data; decompress it, or give the file")
     (line,) = read(Format.JSONL, '{"key": "ä", "value": 1}'.encode("latin-1"))
     assert isinstance(line, BadRow)
     assert "if it is Latin-1" in line.text

@@ -89,6 +89,7 @@ def test_global_options_may_follow_the_command(dstash: Dstash, tmp_path: Path) -
     assert shown["read"]["value"] == "one"
     assert shown["zone"]["from"] == "c.toml, line 1"
     assert shown["peers"]["value"] == ["tcp://h:1"]
+    assert "timeout" in json.loads(dstash("config", "-o", "json", "show").out)
     # The last one counts, as it does for other options.
     assert dstash("-o", "json", "config", "show", "-o", "table").out.startswith("setting ")
     # An option of the command itself goes before.

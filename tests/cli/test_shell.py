@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,11 @@ def terminal(dev: DevCluster, tmp_path: Path) -> Iterator[Terminal]:
         yield terminal
     finally:
         terminal.close()
+
+
+def test_shell_at_its_prompt_ends_on_sigterm(terminal: Terminal) -> None:
+    terminal.signal(signal.SIGTERM)
+    assert terminal.end() == -signal.SIGTERM
 
 
 def test_shell_completes_and_keeps_history_on_a_terminal(

@@ -65,6 +65,12 @@ def repr_of(value: Any) -> Any:
     return repr(value)
 
 
+def test_byte_order_mark_is_accepted_in_bytes_alone() -> None:
+    assert tagged.loads(b'\xef\xbb\xbf"x"') == "x"
+    with pytest.raises(UsageError, match="not JSON"):
+        tagged.loads('\ufeff"x"')
+
+
 @given(_VALUES)
 def test_tagged_json_keeps_every_value(value: Any) -> None:
     text = tagged.dumps(value)

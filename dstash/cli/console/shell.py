@@ -11,7 +11,7 @@ from typing import Any, Final, TextIO
 
 import typer
 
-from dstash.cli import failures, invocation
+from dstash.cli import failures, invocation, signals
 from dstash.cli.invocation import Invocation
 from dstash.errors import UsageError
 
@@ -59,6 +59,8 @@ class Session:
                 break
             code = self.run(line)
             first = first or code
+            if signals.has_ended():
+                break
         return first
 
     def interact(self) -> None:
@@ -69,7 +71,8 @@ class Session:
         self.run("status")
         while True:
             try:
-                line = prompt.prompt(_PROMPT)
+                with signals.at_prompt():
+                    line = prompt.prompt(_PROMPT)
             except KeyboardInterrupt:
                 continue  # as in other shells, Ctrl-C drops the line
             except EOFError:
@@ -77,6 +80,8 @@ class Session:
             if line.strip() in _ENDS:
                 return
             self.run(line)
+            if signals.has_ended():
+                return
 
     def run(self, line: str) -> int:
         """Run one line and return its exit code; an error is printed, not raised."""

@@ -13,6 +13,8 @@ from dstash.wire.values import TypeRegistry
 #: A longer line is not read into memory. A value of 8 MiB fits in any JSON encoding.
 MAX_LINE_BYTES: Final = 64 * MIB
 
+#: The first bytes of compressed files, and the suffix of their names.
+_COMPRESSED: Final = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 _TYPES: Final = TypeRegistry()
 _FIELDS: Final = frozenset({"key", "value", "ttl"})
 
@@ -64,6 +66,9 @@ class Columns:
 
 def not_utf8(data: bytes, error: UnicodeDecodeError) -> str:
     """Return what is wrong with text that is not UTF-8, and how to convert it."""
+    packed = next((name for magic, name in _COMPRESSED.items() if data.startswith(magic)), None)
+    if packed:
+        return f"not text but {packed} data; decompress it, or give the file a name that ends so"
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "not UTF-8 but UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"
     return (
