@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from dstash.cluster.repair.hints import Hints
 from dstash.cluster.replication.cluster_clock import ClusterClock
@@ -18,6 +19,11 @@ from dstash.peer.telemetry.observer import Observer
 from dstash.types import Level
 from dstash.version import Steady
 from dstash.wire.envelope import Envelope
+
+#: How often (milliseconds) a peer looks which tasks are due. The loop of a busy peer runs thousands
+#: of times a second. An event that may begin a task (a new view, a hint, an answer) makes the next
+#: iteration look, whatever the time.
+_LOOK_MS: Final = 10
 
 
 class Background:
@@ -53,6 +59,9 @@ class Background:
         #: The epoch of the view; 0 without a view.
         self.epoch = 0
         self.steady = Steady(now)
+        #: Whether the last tick looked which tasks are due, and the steady time of the next look.
+        self.has_looked = False
+        self._next_look = 0
         self._view: View | None = None
         self._peer = peer
         self._clock = clock
@@ -93,38 +102,61 @@ class Background:
         self._clock.install(view.members.keys(), voters, view.alive, quorum)
         self._floor.install(before, view)
         self.maintenance.install(view, self.steady_time())
+        self.look_soon()
 
     def tick(self, *, stopping: bool) -> list[Outgoing]:
-        """Run a little of the tasks; returns messages for other peers.
+        """Begin the tasks that are due, and run a little of all; returns messages for other peers.
 
         Args:
             stopping: begin no task but the last report to other peers, once no write waits.
         """
-        if self._clock.knows_majority:
-            self._floor.correct()
         steady = self.steady_time()
-        if not stopping:
-            self.maintenance.tick(steady)
-            self.observer.tick(self._view, self.now)
-        elif not self._backlog.has_work:
-            self.maintenance.freshness.send_last_report(steady)
+        self.has_looked = stopping or steady >= self._next_look
+        if self.has_looked:
+            self._next_look = steady + _LOOK_MS
+            self._begin_due_tasks(steady, stopping=stopping)
         outgoing = self.scheduler.tick(steady)
         for message in outgoing:
             self._clock.sent(message.correlation)
         return outgoing
 
+    def _begin_due_tasks(self, steady: int, *, stopping: bool) -> None:
+        if self._clock.knows_majority:
+            self._floor.correct()
+        if not stopping:
+            self.maintenance.tick(steady)
+            self.observer.tick(self._view, self.now)
+        elif not self._backlog.has_work:
+            self.maintenance.freshness.send_last_report(steady)
+
+    def look_soon(self) -> None:
+        """Look at the next tick what is due, because of an event that may begin a task."""
+        self._next_look = 0
+
+    def wakeup(self, now: int) -> int:
+        """Return how many milliseconds may pass before the tasks need another iteration."""
+        if self.scheduler.has_ready:
+            return 0
+        steady = self.steady.at(now)
+        due = self.scheduler.wakeup()
+        waits = 1000 if due is None else min(1000, due - steady)
+        return max(0, waits if self.has_looked else min(waits, self._next_look - steady))
+
     def answered(self, peer: str, envelope: Envelope) -> None:
         """Take an answer of another peer, which also shows its clock."""
+        self.look_soon()
         self._clock.answered(peer, envelope.correlation, envelope.moment)
         self.scheduler.answered(peer, envelope)
 
     def lost(self, peer: str) -> None:
         """Take note that the connection to another peer broke."""
+        self.look_soon()
         self.scheduler.lost(peer)
         self.observer.lost(peer)
 
     def unsent(self, outgoing: Outgoing) -> None:
         """Take note that a message to another peer could not be sent."""
+        self.look_soon()
         self._clock.unanswered(outgoing.correlation)
         self.scheduler.unsent(outgoing.peer, outgoing.correlation)
 

@@ -227,9 +227,10 @@ class PeerCore:
     def tick(self, now: int) -> tuple[list[Reply], list[Outgoing]]:
         """Run a little of the background work; returns replies, and messages for other peers."""
         self._background.set_time(now)
-        self.health.watch()
-        self.history.note(now)
         outgoing = self._background.tick(stopping=self.health.stopping)
+        if self._background.has_looked:
+            self.health.watch()
+        self.history.note(now)
         ready = self._questions.take() if self._questions.ready else []
         replies = [self._reply(ticket, message, now) for ticket, message in ready]
         for request, error in self.admission.expired(now):
@@ -240,12 +241,7 @@ class PeerCore:
 
     def wakeup(self, now: int) -> int:
         """Return how many milliseconds may pass before ``tick`` is due."""
-        if self.scheduler.has_ready:
-            return 0
-        due = self.scheduler.wakeup()
-        if due is None:
-            return 1000
-        return max(0, min(1000, due - self._background.steady.at(now)))
+        return self._background.wakeup(now)
 
     def take_proposals(self) -> list[Proposal]:
         """Return the topology steps that became due since the last call."""
@@ -386,6 +382,7 @@ class PeerCore:
             keys = codec.unpack_keys(hint.keys)
             space = self.keyspaces.find(hint.index)
             self.hints.add(hint.peer, locate(space, keys), self._background.steady_time())
+            self._background.look_soon()
 
     def _reply(self, ticket: Ticket, message: Message, now: int) -> Reply:
         sender, correlation, protocol, notes = ticket
