@@ -43,7 +43,7 @@ def run(folder: Path, options: argparse.Namespace, note: Note) -> list[Figure]:
         note(f"storing {options.records:,} records")
         value = "v" * options.value_bytes
         entries = ((f"k{number}", value) for number in range(options.records))
-        client.batch_put(INDEX, entries, write="all").raise_for_failures()
+        client.batch_put(INDEX, entries, write="all")
         wait_until(lambda: are_equal(peers, client), 300, "all are equal")
         figures = list(repair(peers, client, options, note))
         if options.rounds:
@@ -95,7 +95,7 @@ def repair(
     note(f"{changed:,} keys change while one is away")
     peers["c"].kill()
     value = "w" * options.value_bytes
-    client.batch_put(INDEX, ((f"k{n}", value) for n in range(changed))).raise_for_failures()
+    client.batch_put(INDEX, ((f"k{n}", value) for n in range(changed)))
     time.sleep(_SETTLE_SECONDS)
     lookups.take()
     time.sleep(_CALM_SECONDS)

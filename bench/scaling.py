@@ -188,7 +188,7 @@ def ready_to_move(folder: Path, records: int, value_bytes: int) -> Iterator[tupl
         cluster.form("p1")
         client = cluster.client()
         value = "v" * value_bytes
-        client.batch_put(INDEX, ((f"k{n}", value) for n in range(records))).raise_for_failures()
+        client.batch_put(INDEX, ((f"k{n}", value) for n in range(records)))
         candidate(cluster, client, "p2")
         yield cluster, client
 

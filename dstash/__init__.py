@@ -5,10 +5,10 @@ if TYPE_CHECKING:
     from dstash import errors as errors
     from dstash import types as types
     from dstash.about import __version__
-    from dstash.client.async_index import AsyncIndex
     from dstash.client.asyncio import AsyncClient
     from dstash.client.blocking import Client
-    from dstash.client.index import Index
+    from dstash.client.indexes.async_index import AsyncIndex
+    from dstash.client.indexes.index import Index
     from dstash.client.results import BatchResult
     from dstash.config.client import Security
     from dstash.errors import (
@@ -42,12 +42,14 @@ if TYPE_CHECKING:
         TimedOut,
         Unauthorised,
         Unavailable,
+        UndecodableValue,
         UnsupportedType,
         UsageError,
         VersionMismatch,
         WrongCluster,
     )
     from dstash.types import Durability, Level, Outcome
+    from dstash.wire.values import Undecodable
 
 __all__ = [
     "AsyncClient",
@@ -89,6 +91,8 @@ __all__ = [
     "TimedOut",
     "Unauthorised",
     "Unavailable",
+    "Undecodable",
+    "UndecodableValue",
     "UnsupportedType",
     "UsageError",
     "VersionMismatch",
@@ -99,14 +103,15 @@ __all__ = [
 #: The modules of names; all other names are those of errors.
 _HOMES = {
     "AsyncClient": "client.asyncio",
-    "AsyncIndex": "client.async_index",
+    "AsyncIndex": "client.indexes.async_index",
     "BatchResult": "client.results",
     "Client": "client.blocking",
     "Durability": "types",
-    "Index": "client.index",
+    "Index": "client.indexes.index",
     "Level": "types",
     "Outcome": "types",
     "Security": "config.client",
+    "Undecodable": "wire.values",
     "__version__": "about",
 }
 #: Modules that are attributes of the package without an import of their own.

@@ -27,6 +27,7 @@
     │   └── NoPeers               no peer answered
     ├── TimedOut                  no answer in time; a write may or may not be stored
     ├── BatchError                part of a batch failed; carries the outcome per key
+    ├── UndecodableValue          this client cannot decode a stored value
     ├── ClosedError               the client is closed
     ├── StoreError                a data directory cannot be used
     │   ├── StoreInUse, ForeignStore, CorruptStore
@@ -39,6 +40,7 @@ code and people read the text.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from dstash.outcome import Outcome
@@ -220,20 +222,55 @@ class TimedOut(DStashError, TimeoutError):
 
 
 class BatchError(DStashError):
-    """Part of a batch failed. ``outcomes`` maps each key that was not stored to its outcome."""
+    """Part of a batch failed. ``outcomes`` maps each key that was not stored to its outcome.
+
+    Attributes:
+        outcomes: the outcome of each key that was not stored.
+        errors: the reason for each of them, which names the peers.
+        result: the ``BatchResult``.
+    """
 
     code = 43
     exit_code = 9
 
-    def __init__(self, message: str, outcomes: dict[Any, Outcome] | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        outcomes: Mapping[Any, Outcome] | None = None,
+        errors: Mapping[Any, DStashError] | None = None,
+        result: Any = None,
+    ) -> None:
         super().__init__(message)
-        self.outcomes: dict[Any, Outcome] = outcomes or {}
+        self.outcomes: dict[Any, Outcome] = dict(outcomes or {})
+        self.errors: dict[Any, DStashError] = dict(errors or {})
+        self.result = result
 
 
 class ClosedError(DStashError):
     """The client is closed."""
 
     code = 44
+
+
+class UndecodableValue(DStashError):
+    """This client cannot decode a stored value; the text names its key.
+
+    Attributes:
+        undecodable: an ``Undecodable`` for each such key.
+        found: the values of the other keys of a batch look-up.
+    """
+
+    code = 45
+
+    def __init__(
+        self,
+        message: str,
+        undecodable: Mapping[Any, Any] | None = None,
+        found: Mapping[Any, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.undecodable: dict[Any, Any] = dict(undecodable or {})
+        self.found: dict[Any, Any] = dict(found or {})
 
 
 class StoreError(DStashError):

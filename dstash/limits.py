@@ -6,9 +6,13 @@ another language or be hostile.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Final
 
 from dstash.errors import LimitError
+
+#: A time to live: a number of seconds, or a timedelta.
+Ttl = float | timedelta
 
 MIB: Final = 1024 * 1024
 
@@ -56,12 +60,21 @@ def check_index(name: str) -> bytes:
     return encoded
 
 
-def check_ttl(ttl: float | None) -> int | None:
-    """Return a time to live (seconds) as whole milliseconds, at least 1; None stays None."""
+def check_ttl(ttl: Ttl | None) -> int | None:
+    """Return a time to live as whole milliseconds, at least 1; None stays None.
+
+    Args:
+        ttl: seconds, or a timedelta.
+
+    Raises:
+        LimitError: it is of another type, not above 0, or 100 years or more.
+    """
     if ttl is None:
         return None
-    if isinstance(ttl, bool) or not isinstance(ttl, int | float):
-        raise LimitError(f"ttl must be a number of seconds, not {type(ttl).__name__}")
-    if not 0 < ttl < MAX_TTL_SECONDS:  # false for NaN too
-        raise LimitError(f"ttl is {ttl} s; allowed is more than 0 s and less than 100 years")
-    return max(1, round(ttl * 1000))
+    seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        kind = type(ttl).__name__
+        raise LimitError(f"ttl must be a number of seconds or a timedelta, not {kind}")
+    if not 0 < seconds < MAX_TTL_SECONDS:  # false for NaN too
+        raise LimitError(f"ttl is {seconds} s; allowed is more than 0 s and less than 100 years")
+    return max(1, round(seconds * 1000))

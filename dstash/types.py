@@ -8,7 +8,17 @@ from typing import Final, Literal, Self
 from dstash.errors import UsageError
 from dstash.outcome import Outcome
 
-__all__ = ["NEVER", "AnyLevel", "Durability", "Level", "Outcome", "RecordFlag", "Word"]
+__all__ = [
+    "NEVER",
+    "AnyLevel",
+    "AnyOnError",
+    "Durability",
+    "Level",
+    "OnError",
+    "Outcome",
+    "RecordFlag",
+    "Word",
+]
 
 
 class Word(StrEnum):
@@ -21,7 +31,9 @@ class Word(StrEnum):
             return cls(text)
         except ValueError:
             allowed = " | ".join(member.value for member in cls)
-            raise UsageError(f"{cls.__name__.lower()} {text!r} is not one of {allowed}") from None
+            name = "".join(f"_{char}" if char.isupper() else char for char in cls.__name__)
+            name = name.removeprefix("_").lower()
+            raise UsageError(f"{name} {text!r} is not one of {allowed}") from None
 
 
 class Level(Word):
@@ -50,6 +62,17 @@ class Durability(Word):
     SYNC = "sync"
     INTERVAL = "interval"
     NONE = "none"
+
+
+class OnError(Word):
+    """What a call for many keys does if it failed for some of them: raise, or return the rest."""
+
+    RAISE = "raise"
+    RETURN = "return"
+
+
+#: ``on_error`` as an argument of a call.
+AnyOnError = OnError | Literal["raise", "return"]
 
 
 class RecordFlag(IntFlag):

@@ -68,13 +68,15 @@ def main() -> int:
     options = parser.parse_args()
     skipped: list[Skipped] = []
     with Client(timeout=30) as client, options.file.open(newline="", encoding="utf-8") as file:
-        result = client.batch_put(options.index, rows(file, options.key, skipped))
+        result = client.batch_put(
+            options.index, rows(file, options.key, skipped), on_error="return"
+        )
     for line, why in skipped:
         sys.stderr.write(f"line {line}: {why}\n")
-    for key, outcome in result.outcomes.items():
-        sys.stderr.write(f"{key!r}: {outcome.value}\n")
+    for key, error in result.errors.items():
+        sys.stderr.write(f"{key!r}: {result.outcomes[key]}: {error}\n")
     print(f"{result.stored} stored, {len(skipped)} skipped, {len(result.outcomes)} not stored")
-    return 0 if result.ok and not skipped else 1
+    return 0 if result and not skipped else 1
 
 
 if __name__ == "__main__":

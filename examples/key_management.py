@@ -97,7 +97,7 @@ class Vault:
             if wrapped["master"] != self._newest
         ]
         rewrapped = {key_id: self._wrap(key, key_id) for key_id, key in old}
-        self._client.batch_put(self._keys, rewrapped).raise_for_failures()
+        self._client.batch_put(self._keys, rewrapped)
         return len(rewrapped)
 
     def _wrap(self, key: bytes, key_id: str) -> dict[str, str | bytes]:

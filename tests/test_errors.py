@@ -36,6 +36,7 @@ CODES = {
     42: "TimedOut",
     43: "BatchError",
     44: "ClosedError",
+    45: "UndecodableValue",
     50: "StoreError",
     51: "StoreInUse",
     52: "ForeignStore",

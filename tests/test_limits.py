@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -50,7 +51,10 @@ def test_any_index_name_is_accepted_or_refused(name: Any) -> None:
 
 @pytest.mark.parametrize(
     ("ttl", "milliseconds"),
-    [(None, None), (1, 1000), (0.5, 500), (1e-9, 1), (0.0015, 2), (MAX_TTL_SECONDS - 1, None)],
+    [
+        *[(None, None), (1, 1000), (0.5, 500), (1e-9, 1), (0.0015, 2), (MAX_TTL_SECONDS - 1, None)],
+        *[(timedelta(minutes=1), 60_000), (timedelta(microseconds=1), 1)],
+    ],
 )
 def test_valid_ttl_is_accepted(ttl: Any, milliseconds: int | None) -> None:
     found = check_ttl(ttl)
@@ -75,3 +79,16 @@ def test_largest_value_fits_into_a_message_with_its_key() -> None:
 
 def test_partitions_are_a_power_of_two() -> None:
     assert limits.PARTITIONS.bit_count() == 1
+
+
+@pytest.mark.parametrize("ttl", [timedelta(), timedelta(seconds=-1), timedelta(days=36_525)])
+def test_check_ttl_with_timedelta_out_of_range_raises(ttl: timedelta) -> None:
+    with pytest.raises(LimitError, match="allowed is more than 0 s and less than 100 years"):
+        check_ttl(ttl)
+
+
+@pytest.mark.parametrize("ttl", [True, "60", b"1", (1,)])
+def test_check_ttl_with_other_type_names_it(ttl: Any) -> None:
+    text = f"a number of seconds or a timedelta, not {type(ttl).__name__}"
+    with pytest.raises(LimitError, match=text):
+        check_ttl(ttl)

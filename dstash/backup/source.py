@@ -178,5 +178,5 @@ def _name(encoded: bytes) -> Key | None:
         return None
 
 
-def _no_values(packed: bytes) -> list[object]:
+def _no_values(*arguments: object) -> list[object]:
     raise AssertionError("states are fetched as records")

@@ -14,6 +14,7 @@ from dstash.cli.formats import BadRow, Row
 from dstash.cli.invocation import PartlyFailed
 from dstash.errors import DStashError, UsageError
 from dstash.limits import MIB
+from dstash.types import AnyOnError
 from dstash.wire.keys import Key
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Target(Protocol):
         ttl: float | None = None,
         *,
         timeout: float | None = None,
+        on_error: AnyOnError = "raise",
     ) -> BatchResult:
         """Store many values."""
         ...
@@ -193,9 +195,11 @@ class Importer:
 
     def _store(self, batch: _Batch) -> None:
         for ttl, pairs in batch.groups().items():
-            result = self._target.batch_put(self._index, pairs, ttl, timeout=self._timeout)
-            reason = str(result.reasons[0]) if result.reasons else "not enough replicas stored it"
+            result = self._target.batch_put(
+                self._index, pairs, ttl, timeout=self._timeout, on_error="return"
+            )
             for key, _ in pairs:
+                reason = str(result.errors.get(key, ""))
                 self._account(batch.records[key].lines, result.outcomes.get(key), reason)
 
     def _account(self, lines: list[int], outcome: str | None, reason: str) -> None:

@@ -33,7 +33,7 @@ class KeyMissing(DStashError):
 
 
 class PartlyFailed(DStashError):
-    """Some records of an import were not stored."""
+    """Some of the records of a command were not stored, or not printed."""
 
     exit_code = 9
 

@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from dstash.client.admin import AsyncAdmin
-from dstash.client.async_index import AsyncIndex
 from dstash.client.base import BaseClient
 from dstash.client.calls import Calls, check_keys, key_rounds, pair_rounds
 from dstash.client.describe import describe_cluster, describe_place
+from dstash.client.indexes.async_index import AsyncIndex
 from dstash.client.operations.base import Operation
 from dstash.client.operations.walks import Walk
 from dstash.client.refusals import nothing_written
@@ -22,9 +22,9 @@ from dstash.client.session import Session
 from dstash.client.transport.dispatch import Dispatch
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
-from dstash.limits import check_index, check_ttl
+from dstash.limits import Ttl, check_index, check_ttl
 from dstash.store.record import Record
-from dstash.types import AnyLevel
+from dstash.types import AnyLevel, AnyOnError, OnError
 from dstash.wire.keys import Entries, Key, encode_key
 from dstash.wire.messages import Count, Scan, ScanKeys
 
@@ -96,7 +96,7 @@ class AsyncClient(BaseClient):
         index: str,
         key: Key,
         value: Any,
-        ttl: float | None = None,
+        ttl: Ttl | None = None,
         *,
         timeout: float | None = None,
         write: AnyLevel | None = None,
@@ -106,7 +106,9 @@ class AsyncClient(BaseClient):
         Of several puts of one key in the same iteration of the loop, the last put wins.
         """
         with self._tracing.call("put", index):
-            item = (key, encode_key(key), self.types.encode(value))
+            check_ttl(ttl)  # here, because 1 and True are equal arguments
+            encoded = encode_key(key)
+            item = (key, encoded, self.types.encode_entries([key], [value])[0])
             group = self._dispatch.batch().put(index, item, ttl, timeout, write)
             self._tracing.join(group)
             await self._dispatch.answer(group, key, None)
@@ -181,7 +183,7 @@ class AsyncClient(BaseClient):
         self,
         index: str,
         key: Key,
-        ttl: float | None,
+        ttl: Ttl | None,
         *,
         timeout: float | None = None,
         write: AnyLevel | None = None,
@@ -208,21 +210,23 @@ class AsyncClient(BaseClient):
         self,
         index: str,
         entries: Entries,
-        ttl: float | None = None,
+        ttl: Ttl | None = None,
         *,
         timeout: float | None = None,
         write: AnyLevel | None = None,
+        on_error: AnyOnError = "raise",
     ) -> BatchResult:
         """Store any number of values; see ``Client.batch_put``.
 
         ``timeout`` applies to each 25,000 keys.
         """
         with self._tracing.call("batch_put", index, entries) as span:
-            total = BatchResult()
-            for chunk in pair_rounds(entries, _BATCH_KEYS):
-                total.add(await self._run(self._calls.put(index, chunk, ttl, timeout, write)))
+            mode, total = OnError.parse(on_error), BatchResult()
+            with total.kept_in_errors():
+                for chunk in pair_rounds(entries, _BATCH_KEYS):
+                    total.add(await self._run(self._calls.put(index, chunk, ttl, timeout, write)))
             span.note_outcome(total)
-            return total
+            return total.conclude(mode)
 
     async def batch_lookup(
         self,
@@ -231,11 +235,14 @@ class AsyncClient(BaseClient):
         *,
         timeout: float | None = None,
         read: AnyLevel | None = None,
+        on_error: AnyOnError = "raise",
     ) -> dict[Key, Any]:
-        """Return the values of the keys that exist, in no particular order."""
+        """Return the values of the keys that exist; see ``Client.batch_lookup``."""
         with self._tracing.call("batch_lookup", index, keys) as span:
             many = list(check_keys(keys, "batch_lookup"))
-            found: dict[Key, Any] = await self._run(self._calls.lookup(index, many, timeout, read))
+            found: dict[Key, Any] = await self._run(
+                self._calls.lookup(index, many, timeout, read, on_error)
+            )
             span.note_found(len(found))
             return found
 
@@ -246,14 +253,16 @@ class AsyncClient(BaseClient):
         *,
         timeout: float | None = None,
         write: AnyLevel | None = None,
+        on_error: AnyOnError = "raise",
     ) -> BatchResult:
-        """Delete many keys. ``deleted`` of the result counts the keys that existed."""
+        """Delete many keys; see ``Client.batch_delete``."""
         with self._tracing.call("batch_delete", index, keys) as span:
-            total = BatchResult()
-            for chunk in key_rounds(keys, _BATCH_KEYS, "batch_delete"):
-                total.add(await self._run(self._calls.delete(index, chunk, timeout, write)))
+            mode, total = OnError.parse(on_error), BatchResult()
+            with total.kept_in_errors():
+                for chunk in key_rounds(keys, _BATCH_KEYS, "batch_delete"):
+                    total.add(await self._run(self._calls.delete(index, chunk, timeout, write)))
             span.note_outcome(total)
-            return total
+            return total.conclude(mode)
 
     # -- scans
 
@@ -264,9 +273,10 @@ class AsyncClient(BaseClient):
         *,
         timeout: float | None = None,
         read: AnyLevel | None = None,
+        on_error: AnyOnError = "raise",
     ) -> AsyncIterator[tuple[Key, Any]]:
         """Yield (key, value) of an index; see ``Client.items``."""
-        walk = self._calls.walk(index, prefix, Scan, read)
+        walk = self._calls.walk(index, prefix, Scan, read, on_error)
         async for page in self._pages("items", index, walk, timeout):
             for pair in page:
                 yield pair

@@ -16,7 +16,7 @@ from dstash.client.base import BaseClient
 from dstash.client.calls import Calls, check_keys, key_rounds, pair_rounds
 from dstash.client.describe import describe_cluster, describe_place
 from dstash.client.discovery import identity
-from dstash.client.index import Index
+from dstash.client.indexes.index import Index
 from dstash.client.operations.base import Operation
 from dstash.client.operations.walks import Walk
 from dstash.client.refusals import nothing_written
@@ -26,9 +26,9 @@ from dstash.client.transport.channel import Channel
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import ClosedError, DStashError
-from dstash.limits import check_index, check_ttl
+from dstash.limits import Ttl, check_index, check_ttl
 from dstash.store.record import Record
-from dstash.types import AnyLevel
+from dstash.types import AnyLevel, AnyOnError, OnError
 from dstash.wire.keys import Entries, Key, encode_key
 from dstash.wire.messages import Count, Scan, ScanKeys
 from dstash.wire.sockets import Context
@@ -152,7 +152,7 @@ class Client(BaseClient):
         index: str,
         key: Key,
         value: Any,
-        ttl: float | None = None,
+        ttl: Ttl | None = None,
         *,
         timeout: float | None = None,
         write: AnyLevel | None = None,
@@ -162,8 +162,9 @@ class Client(BaseClient):
         Args:
             index: name of the keyspace.
             key: str, bytes or int, 1 to 400 bytes encoded.
-            value: any msgpack type, datetime, Decimal, UUID, set, tuple, or a registered type.
-            ttl: seconds until the key expires; None for never.
+            value: any msgpack type, datetime, Decimal, UUID, set, tuple, or a registered type;
+                docs/values.md lists them.
+            ttl: seconds until the key expires, or a timedelta; None for never.
             timeout: seconds for the whole call, retries included.
             write: ``one``, ``quorum`` or ``all``.
 
@@ -184,7 +185,12 @@ class Client(BaseClient):
         timeout: float | None = None,
         read: AnyLevel | None = None,
     ) -> Any:
-        """Return the value of a key, or ``default``."""
+        """Return the value of a key, or ``default``.
+
+        Raises:
+            Unavailable, TimedOut: the key could not be read at the level.
+            UndecodableValue: the type of the value is not registered, or its decoder failed.
+        """
         with self._tracing.call("lookup", index):
             return self._run(self._calls.lookup(index, [key], timeout, read)).get(key, default)
 
@@ -235,7 +241,7 @@ class Client(BaseClient):
         self,
         index: str,
         key: Key,
-        ttl: float | None,
+        ttl: Ttl | None,
         *,
         timeout: float | None = None,
         write: AnyLevel | None = None,
@@ -264,25 +270,40 @@ class Client(BaseClient):
         self,
         index: str,
         entries: Entries,
-        ttl: float | None = None,
+        ttl: Ttl | None = None,
         *,
         timeout: float | None = None,
         write: AnyLevel | None = None,
+        on_error: AnyOnError = "raise",
     ) -> BatchResult:
         """Store any number of values; if a key occurs twice, its last value counts.
 
-        ``timeout`` applies to each 100,000 keys.
+        Args:
+            index: name of the keyspace.
+            entries: a mapping, or an iterable of (key, value) pairs of any length.
+            ttl: as in ``put``.
+            timeout: seconds for each 100,000 keys.
+            write: ``one``, ``quorum`` or ``all``.
+            on_error: ``raise`` raises ``BatchError`` after the whole batch was tried, if a key
+                was not stored; ``return`` returns the result in this case, too. Errors of the
+                whole call, such as ``NoPeers``, are always raised.
 
         Returns:
-            The outcome of each key that was not stored. Such keys raise no error here: see
-            ``BatchResult.raise_for_failures``.
+            The number of keys stored, and the outcome of each key that was not.
+
+        Raises:
+            BatchError: some keys were not stored; ``outcomes``, ``errors`` and ``result`` tell
+                which, and why.
+            LimitError, UnsupportedType: a key, value or argument is not allowed. Of these 100,000
+                keys none was sent; earlier ones are stored, and ``details["result"]`` counts them.
         """
         with self._tracing.call("batch_put", index, entries) as span:
-            total = BatchResult()
-            for chunk in pair_rounds(entries, KEYS_PER_BATCH):
-                total.add(self._run(self._calls.put(index, chunk, ttl, timeout, write)))
+            mode, total = OnError.parse(on_error), BatchResult()
+            with total.kept_in_errors():
+                for chunk in pair_rounds(entries, KEYS_PER_BATCH):
+                    total.add(self._run(self._calls.put(index, chunk, ttl, timeout, write)))
             span.note_outcome(total)
-            return total
+            return total.conclude(mode)
 
     def batch_lookup(
         self,
@@ -291,15 +312,27 @@ class Client(BaseClient):
         *,
         timeout: float | None = None,
         read: AnyLevel | None = None,
+        on_error: AnyOnError = "raise",
     ) -> dict[Key, Any]:
-        """Return the values of the keys that exist, in no particular order.
+        """Return the values of the keys that exist, in the order of ``keys``.
+
+        Args:
+            index: name of the keyspace.
+            keys: any number of keys.
+            timeout: seconds for the whole call.
+            read: ``one``, ``quorum`` or ``all``.
+            on_error: what to do with values that cannot be decoded: ``raise`` an error that names
+                their keys, or ``return`` an ``Undecodable`` in the place of each.
 
         Raises:
             Unavailable, TimedOut: some keys could not be read at the level.
+            UndecodableValue: some values cannot be decoded; ``found`` has the others.
         """
         with self._tracing.call("batch_lookup", index, keys) as span:
             many = list(check_keys(keys, "batch_lookup"))
-            found: dict[Key, Any] = self._run(self._calls.lookup(index, many, timeout, read))
+            found: dict[Key, Any] = self._run(
+                self._calls.lookup(index, many, timeout, read, on_error)
+            )
             span.note_found(len(found))
             return found
 
@@ -310,14 +343,19 @@ class Client(BaseClient):
         *,
         timeout: float | None = None,
         write: AnyLevel | None = None,
+        on_error: AnyOnError = "raise",
     ) -> BatchResult:
-        """Delete many keys. ``deleted`` of the result counts the keys that existed."""
+        """Delete many keys. ``deleted`` of the result counts the keys that existed.
+
+        Arguments and errors are those of ``batch_put``.
+        """
         with self._tracing.call("batch_delete", index, keys) as span:
-            total = BatchResult()
-            for chunk in key_rounds(keys, KEYS_PER_BATCH, "batch_delete"):
-                total.add(self._run(self._calls.delete(index, chunk, timeout, write)))
+            mode, total = OnError.parse(on_error), BatchResult()
+            with total.kept_in_errors():
+                for chunk in key_rounds(keys, KEYS_PER_BATCH, "batch_delete"):
+                    total.add(self._run(self._calls.delete(index, chunk, timeout, write)))
             span.note_outcome(total)
-            return total
+            return total.conclude(mode)
 
     # -- scans
 
@@ -328,6 +366,7 @@ class Client(BaseClient):
         *,
         timeout: float | None = None,
         read: AnyLevel | None = None,
+        on_error: AnyOnError = "raise",
     ) -> Iterator[tuple[Key, Any]]:
         """Yield (key, value) of an index, in no particular order, in bounded memory.
 
@@ -341,11 +380,14 @@ class Client(BaseClient):
             read: ``one`` reads one replica of each key: it is the fastest, but lacks the writes
                 that this replica missed. ``quorum`` and ``all`` return the same as a look-up of
                 each key at that level, and take longer: see docs/consistency.md.
+            on_error: what to do with values that cannot be decoded: ``raise`` an error that names
+                their keys, or ``return`` an ``Undecodable`` in the place of each.
 
         Raises:
             Unavailable, TimedOut: a page could not be read at the level.
+            UndecodableValue: values of the next page cannot be decoded.
         """
-        walk = self._calls.walk(index, prefix, Scan, read)
+        walk = self._calls.walk(index, prefix, Scan, read, on_error)
         for page in self._pages("items", index, walk, timeout):
             yield from page
 

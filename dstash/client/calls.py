@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from dstash.client.discovery import find_seeds
 from dstash.client.operations.admin import AdminOperation
@@ -22,11 +22,11 @@ from dstash.client.session import Session
 from dstash.cluster.topology.view import View
 from dstash.config.client import ClientSettings
 from dstash.errors import LimitError, NoPeers, UsageError
-from dstash.limits import MAX_TTL_SECONDS, check_index, check_ttl
+from dstash.limits import MAX_TTL_SECONDS, Ttl, check_index, check_ttl
 from dstash.store.record import Record, build_record
-from dstash.types import NEVER, Level
+from dstash.types import NEVER, Level, OnError
 from dstash.version import with_touch
-from dstash.wire.keys import Entries, Key, encode_key, encode_keys, encode_prefix
+from dstash.wire.keys import Entries, Key, encode_key, encode_keys, encode_prefix, show_key
 from dstash.wire.messages import AdminRequest
 from dstash.wire.values import TypeRegistry
 
@@ -37,22 +37,36 @@ def steady_wall() -> Callable[[], int]:
     return lambda: int((time.monotonic() + offset) * 1000)
 
 
+_BATCH: Final = "a batch is a mapping, or an iterable of (key, value) pairs"
+#: The usual types of (key, value) pairs.
+_PAIRS: Final = frozenset({tuple, list})
+
 _T = TypeVar("_T")
 _Read = TypeVar("_Read", bound=LookupOperation)
 
 
 def pair_rounds(entries: Entries, size: int) -> Iterator[list[tuple[Key, Any]]]:
-    """Return the (key, value) pairs of a batch in lists of at most ``size``."""
-    return _rounds(entries.items() if isinstance(entries, Mapping) else entries, size)
+    """Return the (key, value) pairs of a batch in lists of at most ``size``.
+
+    Raises:
+        UsageError: ``entries`` is neither a mapping nor iterable.
+    """
+    if isinstance(entries, Mapping):
+        return _rounds(entries.items(), size)
+    if not isinstance(entries, Iterable):
+        raise UsageError(f"{_BATCH}, not {type(entries).__name__}")
+    return _rounds(entries, size)
 
 
 def key_rounds(keys: Iterable[Key], size: int, method: str) -> Iterator[list[Key]]:
-    """Return the distinct keys of a batch in lists of at most ``size``.
+    """Return the keys of a batch in lists of at most ``size``, which are distinct in each list.
 
     Raises:
         LimitError: ``keys`` is a single key; ``method`` is what the user called.
+        UnsupportedType: a key is neither str, bytes nor int.
     """
-    return _rounds(dict.fromkeys(check_keys(keys, method)), size)
+    for chunk in _rounds(check_keys(keys, method), size):
+        yield _distinct(chunk)
 
 
 def check_keys(keys: Iterable[Key], method: str) -> Iterable[Key]:
@@ -61,8 +75,11 @@ def check_keys(keys: Iterable[Key], method: str) -> Iterable[Key]:
     Raises:
         LimitError: ``keys`` is a single key; ``method`` is what the user called.
     """
-    if isinstance(keys, str | bytes):
-        raise LimitError(f"{method} takes an iterable of keys, not one key")
+    if isinstance(keys, str | bytes | bytearray | memoryview) or not isinstance(keys, Iterable):
+        raise LimitError(
+            f"{method} takes an iterable of keys, not one key: {show_key(keys)} is a "
+            f"{type(keys).__name__}"
+        )
     return keys
 
 
@@ -128,7 +145,7 @@ class Calls:
         self,
         index: str,
         pairs: Sequence[tuple[Key, Any]],
-        ttl: float | None,
+        ttl: Ttl | None,
         timeout: float | None,
         write: str | Level | None,
     ) -> PutOperation:
@@ -137,8 +154,9 @@ class Calls:
         milliseconds = check_ttl(ttl)
         entries = _by_key(pairs)
         keys = list(entries)
-        payloads = self._types.encode_many(list(entries.values()))
-        items = list(zip(keys, encode_keys(keys), payloads, strict=True))
+        encoded = encode_keys(keys)
+        payloads = self._types.encode_entries(keys, list(entries.values()))
+        items = list(zip(keys, encoded, payloads, strict=True))
         return PutOperation(
             self._session,
             self.deadline(timeout),
@@ -164,7 +182,7 @@ class Calls:
         index: str,
         key: Key,
         record: Record,
-        ttl: float | None,
+        ttl: Ttl | None,
         timeout: float | None,
         write: str | Level | None,
     ) -> ApplyOperation:
@@ -185,10 +203,16 @@ class Calls:
         )
 
     def lookup(
-        self, index: str, keys: Sequence[Key], timeout: float | None, read: str | Level | None
+        self,
+        index: str,
+        keys: Sequence[Key],
+        timeout: float | None,
+        read: str | Level | None,
+        on_error: str | OnError = OnError.RAISE,
     ) -> LookupOperation:
         """Return the operation that looks keys up."""
-        return self._read(LookupOperation, index, keys, timeout, read)
+        mode = OnError.parse(on_error)
+        return self._read(LookupOperation, index, keys, timeout, read, mode)
 
     def exists(
         self, index: str, keys: Sequence[Key], timeout: float | None, read: str | Level | None
@@ -232,11 +256,13 @@ class Calls:
         prefix: str | bytes,
         request: Request,
         read: str | Level | None = None,
+        on_error: str | OnError = OnError.RAISE,
     ) -> Walk[Any]:
         """Return the scan of an index that requests its pages with ``request``."""
         check_index(index)
-        level, decode = self.read_level(read), self._types.decode_array
-        return walk_for(request, Query(index, encode_prefix(prefix), level, decode))
+        level, mode = self.read_level(read), OnError.parse(on_error)
+        query = Query(index, encode_prefix(prefix), level, self._types.decode_values, mode)
+        return walk_for(request, query)
 
     def _read(
         self,
@@ -245,6 +271,7 @@ class Calls:
         keys: Sequence[Key],
         timeout: float | None,
         read: str | Level | None,
+        on_error: OnError = OnError.RAISE,
     ) -> _Read:
         check_index(index)
         # The rest of a larger batch is checked part by part, as it is sent.
@@ -255,20 +282,44 @@ class Calls:
             index,
             keys,
             self.read_level(read),
-            self._types.decode_array,
+            self._types.decode_values,
             encoded,
+            on_error,
         )
 
 
 def _by_key(pairs: Sequence[Any]) -> dict[Key, Any]:
+    """Return pairs as a dictionary.
+
+    Raises:
+        UsageError: an element is no pair.
+        UnsupportedType: a key is neither str, bytes nor int.
+    """
+    if not _PAIRS.issuperset(map(type, pairs)):
+        _expect_pairs(pairs)
     try:
-        return dict(pairs)
+        entries: dict[Key, Any] = dict(pairs)
     except (TypeError, ValueError):
-        for pair in pairs:
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise UsageError(
-                    "a batch is a mapping, or an iterable of (key, value) pairs; "
-                    f"there is a {type(pair).__name__} in it"
-                ) from None
-            encode_key(pair[0])  # an unhashable key is invalid, too
+        _expect_pairs(pairs)
         raise
+    if len(entries) < len(pairs):
+        encode_keys([key for key, _ in pairs])  # 1, 1.0 and True are equal
+    return entries
+
+
+def _expect_pairs(pairs: Iterable[Any]) -> None:
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise UsageError(f"{_BATCH}; there is a {type(pair).__name__} in it")
+        encode_key(pair[0])  # an unhashable key is invalid, too
+
+
+def _distinct(keys: Sequence[Key]) -> list[Key]:
+    try:
+        distinct = list(dict.fromkeys(keys))
+    except TypeError:
+        encode_keys(keys)  # an unhashable key is invalid
+        raise
+    if len(distinct) < len(keys):
+        encode_keys(keys)  # 1, 1.0 and True are equal
+    return distinct

@@ -73,6 +73,14 @@ def is_for_all(error: DStashError) -> bool:
     return isinstance(error, UsageError | ProtocolError)
 
 
+def by_peer(errors: Mapping[str, DStashError]) -> str:
+    """Return errors as one text that names the peers: ``a, b: the disk is full; c: no answer``."""
+    peers: dict[str, list[str]] = {}
+    for peer, error in sorted(errors.items()):
+        peers.setdefault(str(error).removeprefix(f"{peer}: "), []).append(peer)
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in peers.items())
+
+
 def error_for(outcome: Outcome, why: DStashError, text: str = "") -> DStashError:
     """Return the error to raise for an outcome; its class alone distinguishes the outcomes.
 
@@ -90,7 +98,14 @@ def error_for(outcome: Outcome, why: DStashError, text: str = "") -> DStashError
         return TimedOut(f"the write may or may not be stored: {text or why}", because=why.code)
     if isinstance(why, TimedOut):
         return Unavailable(f"the write is not stored: {text or why}")
-    return why
+    return _with_text(why, text) if text else why
+
+
+def _with_text(error: DStashError, text: str) -> DStashError:
+    """Return an error of the same class, with another text."""
+    longer = type(error)(text)
+    longer.details = error.details
+    return longer
 
 
 def is_because(error: DStashError, kind: type[DStashError]) -> bool:

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final
 
-from dstash.errors import BatchError, DStashError
-from dstash.types import Outcome
-from dstash.wire.keys import Key
+from dstash.errors import BatchError, DStashError, UndecodableValue
+from dstash.types import OnError, Outcome
+from dstash.wire.keys import Key, show_key
+from dstash.wire.values import Undecodable
+
+#: How many keys, and how many errors, the text of an error names.
+_MAX_SHOWN_KEYS: Final = 3
+_MAX_SHOWN_ERRORS: Final = 3
 
 
 @dataclass(slots=True)
 class BatchResult:
-    """The outcome of a batch write.
+    """The outcome of a batch write; true if every key was stored.
 
     ``stored`` counts the keys that enough replicas acked; ``outcomes`` has every other key, as
-    ``failed`` (not stored) or ``unknown`` (stored or not: no answer came). ``deleted`` counts the
-    keys that existed before a delete. ``reasons`` are the errors: ``TimedOut`` for unknown
-    outcomes, ``Unavailable`` or the error of a replica for failed keys.
+    ``failed`` (not stored) or ``unknown`` (stored or not: no answer came), and ``errors`` has the
+    reason for each of them, which names the peers: ``TimedOut`` for unknown outcomes,
+    ``Unavailable`` or the error of a replica for failed keys. ``reasons`` has each of these errors
+    once. ``deleted`` counts the keys that existed before a delete.
     """
 
     stored: int = 0
     deleted: int = 0
     outcomes: dict[Key, Outcome] = field(default_factory=dict)
     reasons: list[DStashError] = field(default_factory=list)
+    errors: dict[Key, DStashError] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return self.ok
 
     @property
     def ok(self) -> bool:
@@ -36,16 +49,76 @@ class BatchResult:
         self.deleted += part.deleted
         self.outcomes.update(part.outcomes)
         self.reasons += part.reasons
+        self.errors.update(part.errors)
+
+    def give_up(self, keys: Iterable[Key], outcome: Outcome, error: DStashError) -> None:
+        """Add keys that were not stored, or may not be, for the same reason."""
+        self.errors.update(dict.fromkeys(keys, error))
+        self.outcomes.update(dict.fromkeys(keys, outcome))
+        self.reasons.append(error)
+
+    @contextmanager
+    def kept_in_errors(self) -> Iterator[None]:
+        """Add to an error how many keys earlier parts of the batch have stored."""
+        try:
+            yield
+        except DStashError as error:
+            if self.stored or self.outcomes:
+                error.args = (f"{error}; {self.stored:,} keys before these were stored",)
+                error.details["result"] = self
+            raise
 
     def raise_first(self) -> None:
         """Raise the first error, unless every key was stored."""
         if self.outcomes:
             raise self.reasons[0]
 
+    def conclude(self, on_error: OnError) -> BatchResult:
+        """Return this result, or raise ``BatchError`` if that is the mode and a key failed."""
+        if on_error is OnError.RAISE:
+            self.raise_for_failures()
+        return self
+
     def raise_for_failures(self) -> None:
-        """Raise ``BatchError`` unless every key was stored."""
+        """Raise ``BatchError`` unless every key was stored; batch writes do so by default."""
         if self.outcomes:
-            total = self.stored + len(self.outcomes)
-            why = f": {self.reasons[0]}" if self.reasons else ""
-            outcomes: Mapping[Key, Outcome] = self.outcomes
-            raise BatchError(f"{len(outcomes)} of {total} keys not stored{why}", dict(outcomes))
+            raise BatchError(self._describe(), self.outcomes, self.errors, self)
+
+    def _describe(self) -> str:
+        """Return how many keys failed; for the first errors, some of their keys and the text."""
+        failed = len(self.outcomes)
+        parts: dict[tuple[Outcome, str], list[Key]] = {}
+        for key, outcome in self.outcomes.items():
+            error = self.errors.get(key) or next(iter(self.reasons), None)
+            parts.setdefault((outcome, str(error or "")), []).append(key)
+        texts = [
+            f"{_names(keys)} {outcome}{text and f': {text}'}"
+            for (outcome, text), keys in islice(parts.items(), _MAX_SHOWN_ERRORS)
+        ]
+        more = "; ..." if len(parts) > _MAX_SHOWN_ERRORS else ""
+        return f"{failed} of {self.stored + failed} keys not written: {'; '.join(texts)}{more}"
+
+
+def undecodable_error(
+    undecodable: Mapping[Key, Undecodable], found: Mapping[Key, Any]
+) -> UndecodableValue:
+    """Return the error for values that cannot be decoded.
+
+    Args:
+        undecodable: at least one of them, by key.
+        found: the values that were read, with those that cannot be decoded.
+    """
+    first = next(iter(undecodable.values()))
+    more = "" if len(undecodable) == 1 else f" (and those of {len(undecodable) - 1:,} more keys)"
+    decoded = {key: value for key, value in found.items() if key not in undecodable}
+    return UndecodableValue(
+        f"the value of key {show_key(first.key)} cannot be decoded{more}: {first.reason}",
+        undecodable,
+        decoded,
+    )
+
+
+def _names(keys: list[Key]) -> str:
+    shown = ", ".join(map(show_key, keys[:_MAX_SHOWN_KEYS]))
+    rest = len(keys) - _MAX_SHOWN_KEYS
+    return f"{shown} and {rest:,} more" if rest > 0 else shown

@@ -153,6 +153,24 @@ def array_header(length: int) -> bytes:
     return b"\xdd" + length.to_bytes(4, "big")
 
 
+def split_payloads(frame: bytes) -> list[bytes]:
+    """Return the payloads that were joined into one msgpack array; none if it is malformed."""
+    unpacker = msgpack.Unpacker(max_buffer_size=max(1, len(frame)))
+    unpacker.feed(frame)
+    payloads = []
+    try:
+        length = unpacker.read_array_header()
+        begin = unpacker.tell()
+        for _ in range(length):
+            unpacker.skip()
+            end = unpacker.tell()
+            payloads.append(frame[begin:end])
+            begin = end
+    except _MALFORMED:
+        return []
+    return payloads
+
+
 def array_length(frame: bytes) -> int:
     """Return the length in the array header of a body frame; 0 if it is not an array."""
     kind = frame[0] if frame else 0

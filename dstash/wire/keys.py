@@ -61,7 +61,7 @@ def encode_key(key: Key) -> bytes:
         raise LimitError(f"key is empty; allowed are 1 to {MAX_KEY_BYTES} bytes")
     if len(encoded) > MAX_KEY_BYTES:
         raise LimitError(
-            f"key {_shorten(key)} has {len(encoded)} bytes encoded; "
+            f"key {show_key(key)} has {len(encoded)} bytes encoded; "
             f"allowed are 1 to {MAX_KEY_BYTES} bytes"
         )
     return encoded
@@ -124,18 +124,21 @@ def _encode(key: Key) -> bytes:
         try:
             return key.encode()
         except UnicodeEncodeError:
-            raise LimitError(f"key {_shorten(key)} is not valid Unicode text") from None
+            raise LimitError(f"key {show_key(key)} is not valid Unicode text") from None
     if isinstance(key, ForeignKey):
         return bytes(key)
     if isinstance(key, bytes):
         return _BYTES_MARK + key
     if isinstance(key, int) and not isinstance(key, bool):
         if not _INT_LOW <= key <= _INT_HIGH:
-            raise LimitError(f"key {_shorten(key)} is out of range; allowed are -2**63 to 2**64-1")
+            raise LimitError(f"key {show_key(key)} is out of range; allowed are -2**63 to 2**64-1")
         return _INT_MARK + (key + _INT_SHIFT).to_bytes(9, "big")
-    raise UnsupportedType(f"key must be str, bytes or int, not {type(key).__name__}")
+    kind = type(key).__name__
+    raise UnsupportedType(f"key must be str, bytes or int, not {kind}: {show_key(key)}")
 
 
-def _shorten(key: Key) -> str:
-    text = repr(key) if not isinstance(key, int) else f"{key:#x}"
+def show_key(key: object) -> str:
+    """Return a key as short text for messages, whether it is valid or not."""
+    is_huge = isinstance(key, int) and not _INT_LOW <= key <= _INT_HIGH
+    text = f"{key:#x}" if is_huge else repr(key)
     return text if len(text) <= 40 else f"{text[:37]}..."

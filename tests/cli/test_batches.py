@@ -34,7 +34,9 @@ class Target:
         ttl: float | None = None,
         *,
         timeout: float | None = None,
+        on_error: str = "raise",
     ) -> BatchResult:
+        assert on_error == "return"
         if len(self.calls) == self.dead_after:
             raise NoPeers("no peer")
         pairs = list(entries)
@@ -42,8 +44,10 @@ class Target:
         stored = {key: value for key, value in pairs if key not in self.failing}
         self.data |= stored
         self.ttls |= dict.fromkeys(stored, ttl)
-        failed = {key: Outcome.FAILED for key, _ in pairs if key in self.failing}
-        return BatchResult(len(stored), 0, failed, [Unavailable("no quorum")] if failed else [])
+        result = BatchResult(len(stored))
+        if failed := [key for key, _ in pairs if key in self.failing]:
+            result.give_up(failed, Outcome.FAILED, Unavailable("no quorum"))
+        return result
 
 
 def rows(*keys: Key, ttl: float | None = None) -> list[Row | BadRow]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dstash import Client
 from tests.harness import devcluster
 from tests.harness.devcluster import DevCluster, InProcess
 
@@ -235,3 +236,34 @@ def test_import_shows_a_bar_on_a_terminal(dev: DevCluster, index: str, words: li
     assert process.wait(60) == 0
     assert f"{words[0]} {index}".encode() in shown
     assert b"3,000 records in" in shown
+
+
+def test_value_that_cannot_be_decoded_is_named_and_left_out(inside: InProcess, index: str) -> None:
+    [address, *_] = [
+        one["address"] for one in json.loads(inside.out("-o", "json", "dev", "status"))
+    ]
+    with Client(address, write="all", timeout=20) as client:
+        client.types.register(
+            range, code=9, encode=lambda value: b"%d" % value.stop, decode=lambda data: range(1)
+        )
+        client.batch_put(index, {"good": 1, "strange": range(3), "also": "text"})
+    reason = "stored value has type code 9, which is not registered on this client"
+    done = inside.run("scan", index)
+    assert sorted(done.stdout.decode().splitlines()) == ["also\ttext", "good\t1"]
+    assert done.stderr.decode() == f"dstash: left out 1 value: key 'strange': {reason}\n"
+    assert done.returncode == 9
+    assert inside.run("scan", index, "--keys").returncode == 0
+    done = inside.run("-o", "json", "get", index, "good", "strange")
+    assert done.stdout.decode() == '{"key":"good","value":1}\n'
+    assert done.stderr.decode().startswith("dstash: the value of key 'strange' cannot be decoded: ")
+    assert done.returncode == 1
+    code, text = inside.refusal("export", index, "strange.jsonl")
+    assert (code, text.count("key 'strange'"), text.count("--on-error skip")) == (1, 1, 1)
+    assert not (inside.folder / "strange.jsonl").exists()
+    done = inside.run("export", index, "strange.jsonl", "--on-error", "skip")
+    assert done.returncode == 9
+    assert done.stderr.decode().splitlines()[1:] == [
+        f"dstash: left out 1 value: key 'strange': {reason}"
+    ]
+    written = map(json.loads, (inside.folder / "strange.jsonl").read_text().splitlines())
+    assert {one["key"]: one["value"] for one in written} == {"good": 1, "also": "text"}

@@ -21,6 +21,7 @@ from dstash.errors import (
     DStashError,
     LimitError,
     TimedOut,
+    UndecodableValue,
     UnsupportedType,
     UsageError,
 )
@@ -134,6 +135,30 @@ def test_calls_with_different_arguments_are_not_coalesced(
     on_client(test)
 
 
+def test_arguments_equal_to_valid_ones_are_refused_in_the_same_iteration(
+    on_client: Any, index: str
+) -> None:
+    async def test(client: AsyncClient) -> None:
+        results = await asyncio.gather(
+            client.put(index, "a", 1, ttl=1),
+            client.put(index, "b", 1, ttl=True),
+            client.put(index, 1, 1, ttl=1),
+            client.put(index, True, 1, ttl=1),  # type: ignore[arg-type]
+            client.lookup(index, "c", timeout=1),
+            client.lookup(index, "d", timeout=True),
+            client.delete(index, "c", timeout=1),
+            client.delete(index, "d", timeout=True),
+            client.exists(index, "c", timeout=1),
+            client.exists(index, "d", timeout=True),
+            return_exceptions=True,
+        )
+        kinds = [type(result) for result in results[1::2]]
+        assert kinds == [LimitError, UnsupportedType, LimitError, LimitError, LimitError]
+        assert results[::2] == [None, None, None, False, False]
+
+    on_client(test)
+
+
 def test_last_write_of_a_key_in_one_iteration_wins(on_client: Any, index: str) -> None:
     async def test(client: AsyncClient) -> None:
         calls: list[Awaitable[Any]] = [client.put(index, "a", number) for number in range(20)]
@@ -181,7 +206,8 @@ def test_error_about_one_key_reaches_only_its_caller(
         found = await asyncio.gather(*calls, return_exceptions=True)
         assert [found[0], found[2], found[6]] == [1, 2, None]
         kinds = [type(found[place]) for place in (1, 3, 4, 5)]
-        assert kinds == [UnsupportedType, UnsupportedType, LimitError, UnsupportedType]
+        assert kinds == [UndecodableValue, UnsupportedType, LimitError, UndecodableValue]
+        assert "key 'strange'" in str(found[1])
         assert found[1] is not found[5]
 
     on_client(test)

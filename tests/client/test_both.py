@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import random
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from dstash import Client
+from dstash import Client, Undecodable
 from dstash.errors import (
+    BatchError,
     ChangeConflict,
     LimitError,
     NoPeers,
     ProtocolError,
+    UndecodableValue,
     UnsupportedType,
     UsageError,
 )
 from dstash.wire.values import TypeRegistry
 from tests.harness.asynchronous import driven
+from tests.harness.peers import Peers
 from tests.harness.ports import free_port
 
 VALUES: list[Any] = [None, True, 0, -(2**70), 1.5, "ü", b"\x00\xff", [1, [2]], {"a": {1: None}}]
@@ -168,6 +172,26 @@ def test_admin_request_with_dry_run_changes_nothing(client: Any) -> None:
         (lambda client: client.lookup("i", "key", read="some"), UsageError),
         (lambda client: client.batch_lookup("i", "key"), LimitError),
         (lambda client: client.batch_delete("i", b"key"), LimitError),
+        (lambda client: client.batch_lookup("i", 7), LimitError),
+        (lambda client: client.batch_lookup("i", bytearray(b"key")), LimitError),
+        (lambda client: client.batch_lookup("i", [["key"]]), UnsupportedType),
+        (lambda client: client.batch_lookup("i", [1, True]), UnsupportedType),
+        (lambda client: client.batch_delete("i", [["key"]]), UnsupportedType),
+        (lambda client: client.batch_delete("i", [1, 1.0]), UnsupportedType),
+        (lambda client: client.batch_put("i", [(1, "a"), (True, "b")]), UnsupportedType),
+        (lambda client: client.batch_put("i", [(1, "a"), (1.0, "b")]), UnsupportedType),
+        (lambda client: client.batch_put("i", 5), UsageError),
+        (lambda client: client.batch_put("i", ["ab", "cd"]), UsageError),
+        (lambda client: client.batch_put("i", [{"k", "v"}]), UsageError),
+        (lambda client: client.batch_put("i", {"k": 1}, ttl=True), LimitError),
+        (lambda client: client.batch_put("i", {"k": 1}, on_error="ignore"), UsageError),
+        (lambda client: client.batch_delete("i", ["k"], on_error="ignore"), UsageError),
+        (lambda client: client.batch_lookup("i", ["k"], on_error="ignore"), UsageError),
+        (lambda client: list(client.items("i", on_error="ignore")), UsageError),
+        (lambda client: client.put("i", "key", 1, ttl=True), LimitError),
+        (lambda client: client.touch("i", "key", True), LimitError),
+        (lambda client: client.index("i").put("key", 1, ttl=True), LimitError),
+        (lambda client: client.index("i").update({"a": 1, "b": {1: print}}), UnsupportedType),
         (lambda client: client.index("x" * 65), LimitError),
         (lambda client: client.touch("i", "key", -1), LimitError),
     ],
@@ -205,3 +229,87 @@ def test_scans_take_a_read_level(client: Any, index: str, read: str | None) -> N
 def test_scan_refuses_unknown_level(client: Any, index: str) -> None:
     with pytest.raises(UsageError, match="'most' is not one of one"):
         client.count(index, read="most")
+
+
+def test_time_to_live_as_timedelta(client: Any, index: str) -> None:
+    client.put(index, "put", 1, ttl=dt.timedelta(minutes=1))
+    client.batch_put(index, {"batch": 1}, ttl=dt.timedelta(minutes=1))
+    client.put(index, "touch", 1)
+    client.touch(index, "touch", dt.timedelta(minutes=1))
+    assert all(50 < client.ttl(index, key) <= 60 for key in ("put", "batch", "touch"))
+
+
+def test_batch_lookup_keeps_the_order_of_the_keys(client: Any, index: str) -> None:
+    entries = {key: str(key) for number in range(3000) for key in (number, f"k{number}")}
+    client.batch_put(index, entries)
+    client.batch_delete(index, range(0, 3000, 7))
+    keys = random.Random(1).sample(list(entries), len(entries))
+    found = client.batch_lookup(index, [*keys[:100], "missing", *keys])
+    kept = [key for key in keys if not isinstance(key, int) or key % 7]
+    assert list(found) == kept
+    assert found == {key: entries[key] for key in kept}
+
+
+def test_batch_error_has_outcomes_and_names_keys_and_peers(
+    client: Any, index: str, peers: Peers
+) -> None:
+    client.status()
+    for name in "bc":
+        peers[name].freeze()
+    try:
+        with pytest.raises(BatchError, match=r"^2 of 2 keys not written: 'a', 'b' ") as put:
+            client.batch_put(index, {"a": 1, "b": 2}, timeout=0.4)
+        with pytest.raises(BatchError, match=r"^1 of 1 keys not written: 7 ") as delete:
+            client.batch_delete(index, [7], timeout=0.4)
+        assert not client.batch_put(index, {"a": 1}, timeout=0.4, on_error="return")
+        assert not client.batch_delete(index, ["a"], timeout=0.4, on_error="return")
+    finally:
+        for name in "bc":
+            peers[name].thaw()
+    assert put.value.outcomes.keys() == {"a", "b"}
+    for error in (*put.value.errors.values(), *delete.value.errors.values()):
+        assert "b: no answer; c: no answer" in str(error)
+
+
+def test_error_in_a_later_part_of_a_batch_counts_the_keys_stored_before(
+    client: Any, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dstash.client.asyncio._BATCH_KEYS", 100)
+    monkeypatch.setattr("dstash.client.blocking.KEYS_PER_BATCH", 100)
+    entries = {number: print if number == 150 else number for number in range(200)}
+    with pytest.raises(UnsupportedType, match=r"^key 150: .*; 100 keys before these were stored$"):
+        client.batch_put(index, entries)
+    assert sorted(client.keys(index)) == list(range(100))
+
+
+def test_value_that_cannot_be_decoded_is_named_and_isolated(client: Any, index: str) -> None:
+    def decode(data: bytes) -> range:
+        if data == b"3":
+            raise ZeroDivisionError("no range")
+        return range(int(data))
+
+    def encode(value: range) -> bytes:
+        return b"%d" % value.stop
+
+    client.types.register(range, code=9, encode=encode, decode=decode)
+    good: dict[Any, Any] = {"a": 1, "b": range(5), 7: [range(2)]}
+    client.batch_put(index, {"bad": range(3), **good}, write="all")
+    marker = Undecodable(
+        "bad", client.types.encode(range(3)), "stored value cannot be decoded: no range"
+    )
+    text = "^the value of key 'bad' cannot be decoded: .*no range"
+    with pytest.raises(UndecodableValue, match=text) as caught:
+        client.batch_lookup(index, ["a", "bad", "b", 7])
+    assert (caught.value.found, caught.value.undecodable) == (good, {"bad": marker})
+    with pytest.raises(UndecodableValue, match=text):
+        client.lookup(index, "bad")
+    with pytest.raises(UndecodableValue, match=text):
+        list(client.items(index))
+    found = {**good, "bad": marker}
+    assert client.batch_lookup(index, [*good, "bad"], on_error="return") == found
+    assert dict(client.items(index, on_error="return")) == found
+    users = client.index(index)
+    assert dict(users.items(on_error="return")) == found
+    assert marker in list(users.values(on_error="return"))
+    assert users.batch_lookup(["bad"], on_error="return") == {"bad": marker}
+    assert users.count() == 4

@@ -48,7 +48,7 @@ def answer_all(operation: Operation, sends: list[Send]) -> None:
 
 
 def test_lookup_fails_when_a_part_was_never_sent(session: Session) -> None:
-    decoder = TypeRegistry().decode_array
+    decoder = TypeRegistry().decode_values
     operation = LookupOperation(session, DEADLINE, "i", KEYS, Level.ONE, decoder)
     answer_all(operation, operation.more(1000))
     operation.tick(DEADLINE)

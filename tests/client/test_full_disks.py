@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from dstash.errors import DiskFull
+from dstash.errors import BatchError, DiskFull
 from dstash.peer.maintenance import Pace
 from dstash.store.interface import Merged, Write
 from dstash.store.memory import TwinStore
@@ -74,3 +74,14 @@ def test_quorum_read_succeeds_when_other_replica_has_a_full_disk(asked: str, how
     assert joined.lookup("k") == {"k": 2}
     joined.session.install(joined.topology.encode(), list("abc"))
     assert joined.lookup("k") == {"k": 2}
+
+
+def test_failed_write_names_the_peers_whose_disks_are_full() -> None:
+    stores: dict[str, Full] = {}
+    joined = joined_with(stores)
+    stores["b"].has_little = stores["c"].has_little = stores["a"].has_little = True
+    result = joined.put({"k": 3})
+    assert list(result.outcomes) == ["k"]
+    assert str(result.errors["k"]).startswith("a, b, c: ")
+    with pytest.raises(BatchError, match=r"^1 of 1 keys not written: 'k' failed: a, b, c: "):
+        result.raise_for_failures()

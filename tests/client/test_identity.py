@@ -141,7 +141,7 @@ def record_of(client: Client, index: str, key: str) -> Record:
     """Return the records of a key on the replicas."""
     from dstash.client.operations.reads import RecordOperation
 
-    decode = client.types.decode_array
+    decode = client.types.decode_values
     found = client.run(
         lambda session, deadline: RecordOperation(
             session, deadline, index, [key], Level.ALL, decode

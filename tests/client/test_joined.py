@@ -415,7 +415,7 @@ def test_window_bounds_pending_requests() -> None:
 
     joined.tamper = look
     operation = LookupOperation(
-        joined.session, joined.now + 5000, "i", list(keys), Level.ONE, TYPES.decode_array
+        joined.session, joined.now + 5000, "i", list(keys), Level.ONE, TYPES.decode_values
     )
     assert len(joined.run(operation)) == len(keys)
     assert joined.now > START

@@ -168,7 +168,7 @@ class TestFullDisks:
         cluster.fill("a", "b")
         result = cluster.write("touch")
         assert result.outcomes == {"k": Outcome.UNKNOWN}
-        with pytest.raises(TimedOut, match="may or may not be stored: a: the disk is full"):
+        with pytest.raises(TimedOut, match="may or may not be stored: a, b: the disk is full"):
             result.raise_first()
 
     @pytest.mark.parametrize("kind", ["put", "touch"])

@@ -14,6 +14,7 @@ from dstash.wire import protocol
 from dstash.wire.envelope import Envelope, decode
 from dstash.wire.messages import Error, Hello, Ping, Values, Welcome
 from dstash.wire.shapes import Frame
+from dstash.wire.values import TypeRegistry
 
 NOW = 1000
 TOPOLOGY = Topology(
@@ -36,7 +37,7 @@ def version_to(session: Session) -> int:
 
 
 def lookup(session: Session) -> LookupOperation:
-    return LookupOperation(session, NOW + 5000, "i", ["k"], Level.ONE, list)
+    return LookupOperation(session, NOW + 5000, "i", ["k"], Level.ONE, TypeRegistry().decode_values)
 
 
 def test_lowest_protocol_is_used_until_the_peer_reports_its_versions(session: Session) -> None:
@@ -71,7 +72,9 @@ def test_peer_with_later_versions_only_gets_a_retry(session: Session) -> None:
     assert decode(again.frames).protocol == 2
     values = Values(1, b"", [], [], Frame(b"\x91\x01"))
     operation.receive("a", Envelope(decode(again.frames).correlation, 1, NOW, values), NOW)
+    assert operation.more(NOW) == []
     assert operation.done
+    assert operation.result() == {"k": 1}
 
 
 def test_call_without_common_protocol_fails_at_once(session: Session) -> None:

@@ -67,7 +67,7 @@ def test_reconciliation_orders_equal_versions_by_bytes(joined: Joined) -> None:
     put_under(joined, version, "one", "b")
     put_under(joined, version, "one", "c")
     operation = RecordOperation(
-        joined.session, joined.now + 5000, "i", ["k"], Level.ALL, TYPES.decode_array
+        joined.session, joined.now + 5000, "i", ["k"], Level.ALL, TYPES.decode_values
     )
     assert TYPES.decode_array(b"\x91" + joined.run(operation)["k"].payload) == ["two"]
     assert len({joined.record(peer, "k") for peer in "abc"}) == 1

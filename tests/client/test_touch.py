@@ -38,7 +38,7 @@ def joined() -> Joined:
 def touch(joined: Joined, ttl: int | None, *, at: int | None = None, level: str = "all") -> Any:
     """Change the expiry of the value as ``touch`` does."""
     read = RecordOperation(
-        joined.session, joined.now + 5000, "i", [KEY], Level.ALL, TYPES.decode_array
+        joined.session, joined.now + 5000, "i", [KEY], Level.ALL, TYPES.decode_values
     )
     record = joined.run(read)[KEY]
     stamp = joined.session.stamp() if at is None else stamp_at(at)
@@ -217,7 +217,7 @@ class TestHorizon:
 def open_for_touch(joined: Joined) -> ApplyOperation:
     """Return a touch of the current value, stamped a minute later."""
     read = RecordOperation(
-        joined.session, joined.now + 5000, "i", [KEY], Level.ALL, TYPES.decode_array
+        joined.session, joined.now + 5000, "i", [KEY], Level.ALL, TYPES.decode_values
     )
     record = joined.run(read)[KEY]
     version = with_touch(record.version, stamp_at(joined.now + 61 * SECOND))

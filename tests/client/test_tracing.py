@@ -19,7 +19,7 @@ from dstash import AsyncClient, Client
 from dstash.client.tracing.hook import NoTracing
 from dstash.client.tracing.spans import CallSpans
 from dstash.config import load_client
-from dstash.errors import ChangeConflict, ConfigError, NoPeers, TimedOut
+from dstash.errors import BatchError, ChangeConflict, ConfigError, NoPeers, TimedOut
 from dstash.wire.envelope import Envelope
 from dstash.wire.links import Links
 from dstash.wire.messages import Lookup
@@ -200,10 +200,13 @@ def test_span_records_partial_failure_of_a_batch(traces: Traces, tmp_path: Path)
         client.put("i", "a", 1, write="all")
         peers["b"].freeze()
         traces.take()
-        assert not client.batch_put("i", {"a": 1, "b": 2}, write="all").ok  # it raises nothing
+        assert not client.batch_put("i", {"a": 1, "b": 2}, write="all", on_error="return")
         span = traces.one()
         assert span.failed
         assert span.details["error.type"] == "BatchError"
+        with pytest.raises(BatchError):
+            client.batch_put("i", {"a": 1, "b": 2}, write="all")
+        assert traces.one().details["error.type"] == "BatchError"
         with pytest.raises(TimedOut):
             client.put("i", "a", 1, write="all")
         assert traces.one().details["error.type"] == "TimedOut"

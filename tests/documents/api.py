@@ -7,12 +7,19 @@ from typing import Any, Final
 
 import griffe
 
+_RESULTS: Final = (
+    "client.results.BatchResult",
+    "wire.values.Undecodable",
+    "types.Level",
+    "types.OnError",
+    "outcome.Outcome",
+)
 #: The documented names, in this order, by the module that defines them.
 _PUBLIC: Final = (
     ("Clients", ("client.blocking.Client", "client.asyncio.AsyncClient")),
     ("Administration", ("client.admin.Admin", "client.admin.AsyncAdmin")),
-    ("One index", ("client.index.Index", "client.async_index.AsyncIndex")),
-    ("Results and words", ("client.results.BatchResult", "types.Level", "outcome.Outcome")),
+    ("One index", ("client.indexes.index.Index", "client.indexes.async_index.AsyncIndex")),
+    ("Results and words", _RESULTS),
     ("Types of your own", ("wire.values.TypeRegistry",)),
 )
 _HEAD: Final = """\
@@ -67,6 +74,8 @@ def _heading(cls: Any, method: Any) -> str:
     given = ", ".join(_parameter(p) for p in _visible(method))
     is_awaited = "async" in method.labels or _returns_awaitable(cls, method)
     prefix = "await " if is_awaited else ""
+    if str(method.returns).startswith("AsyncIterator"):
+        prefix = "async for ... in "
     dotted = f"{cls.name}.{method.name}" if "classmethod" in method.labels else method.name
     if "property" in method.labels:
         return f"`{method.name}`"

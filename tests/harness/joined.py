@@ -188,17 +188,15 @@ class Joined:
 
     def lookup(self, *keys: str, level: str = "quorum", timeout: int = 5000) -> dict[Any, Any]:
         """Look up keys."""
-        deadline, decode_array = self.now + timeout, TYPES.decode_array
-        operation = LookupOperation(
-            self.session, deadline, "i", list(keys), Level(level), decode_array
-        )
+        deadline, decode = self.now + timeout, TYPES.decode_values
+        operation = LookupOperation(self.session, deadline, "i", list(keys), Level(level), decode)
         found: dict[Any, Any] = self.run(operation)
         return found
 
     def exists(self, *keys: str, level: str = "quorum") -> dict[Any, Any]:
         """Return which keys exist."""
         operation = ExistsOperation(
-            self.session, self.now + 5000, "i", list(keys), Level(level), TYPES.decode_array
+            self.session, self.now + 5000, "i", list(keys), Level(level), TYPES.decode_values
         )
         found: dict[Any, Any] = self.run(operation)
         return found
@@ -214,7 +212,7 @@ class Joined:
         self, request: Request, level: str, prefix: bytes = b"", timeout: int = 5000
     ) -> list[Any]:
         """Scan the index; return what was delivered."""
-        walk = walk_for(request, Query("i", prefix, Level(level), TYPES.decode_array))
+        walk = walk_for(request, Query("i", prefix, Level(level), TYPES.decode_values))
         found: list[Any] = []
         while not walk.done:
             operation = walk.operation(self.session, self.now + timeout)

@@ -24,10 +24,10 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from dstash import Client
 from dstash.errors import (
     ClosedError,
-    CorruptRecord,
     DStashError,
     LimitError,
     NoPeers,
+    UndecodableValue,
     UnsupportedType,
     UsageError,
 )
@@ -351,7 +351,7 @@ class TestOtherLanguages:
                 Body(msgpack.packb(list(nonsense.values()))),
             )
             for key in nonsense:
-                with pytest.raises(CorruptRecord):
+                with pytest.raises(UndecodableValue, match=f"key '{key.decode()}'"):
                     client.lookup("evil", key.decode())
             client.put("evil", "text", "repaired")
             assert client.lookup("evil", "text") == "repaired"

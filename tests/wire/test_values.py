@@ -6,7 +6,7 @@ import contextlib
 import datetime as dt
 import math
 import uuid
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import IntEnum
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from dstash.errors import CorruptRecord, DStashError, LimitError, UnsupportedType, UsageError
 from dstash.limits import MAX_VALUE_BYTES
 from dstash.wire import codec
-from dstash.wire.values import MAX_EXTENSION_NESTING, MAX_NESTING, TypeRegistry
+from dstash.wire.values import MAX_EXTENSION_NESTING, MAX_NESTING, TypeRegistry, Undecodable
 from tests.harness.memory import at_most
 
 TYPES = TypeRegistry()
@@ -83,11 +83,65 @@ def test_nan_round_trip() -> None:
     assert there_and_back(Decimal("-0")).is_signed()
 
 
-def test_named_time_zone_becomes_its_offset() -> None:
-    moment = dt.datetime(2024, 7, 1, 12, tzinfo=ZoneInfo("Europe/Berlin"))
-    back = there_and_back(moment)
-    assert back == moment
-    assert back.utcoffset() == dt.timedelta(hours=2)
+BERLIN = ZoneInfo("Europe/Berlin")
+#: This time occurs twice on the day when clocks are set back.
+TWICE = dt.datetime(2024, 10, 27, 2, 30, 0, 5)
+CLOCK_VALUES = [
+    TWICE.replace(tzinfo=BERLIN),
+    TWICE.replace(tzinfo=BERLIN, fold=1),
+    TWICE.replace(fold=1),
+    TWICE.replace(tzinfo=dt.UTC, fold=1),
+    dt.datetime(2024, 3, 31, 2, 30, tzinfo=BERLIN, fold=1),  # skipped when clocks are set forward
+    dt.datetime(1850, 1, 1, tzinfo=BERLIN),  # the offset has seconds
+    dt.datetime(2024, 7, 1, 12, tzinfo=ZoneInfo("UTC")),
+    dt.time(2, 30, tzinfo=BERLIN),
+    dt.time(2, 30, tzinfo=BERLIN, fold=1),
+    dt.time(2, 30, fold=1),
+]
+
+
+@pytest.mark.parametrize("value", CLOCK_VALUES, ids=str)
+def test_value_round_trip_keeps_zone_and_fold(value: Any) -> None:
+    back = there_and_back([value, {value: value}])[0]
+    assert type(back) is type(value)
+    assert back.replace(tzinfo=None, fold=0) == value.replace(tzinfo=None, fold=0)
+    assert (back.fold, back.utcoffset()) == (value.fold, value.utcoffset())
+    assert type(back.tzinfo) is type(value.tzinfo)
+    assert getattr(back.tzinfo, "key", None) == getattr(value.tzinfo, "key", None)
+
+
+def test_encoding_of_named_zones_on_disk_is_stable() -> None:
+    text = b"2024-10-27T02:30:00.000005+01:00[Europe/Berlin][_fold=1]"
+    value = TWICE.replace(tzinfo=BERLIN, fold=1)
+    assert TYPES.encode(value) == bytes((0xC7, len(text), 111)) + text
+    text = b"02:30:00[Europe/Berlin]"
+    assert TYPES.encode(dt.time(2, 30, tzinfo=BERLIN)) == bytes((0xC7, len(text), 112)) + text
+    old = TYPES.encode(dt.datetime(2024, 7, 1, tzinfo=dt.timezone(dt.timedelta(hours=2))))
+    assert old == bytes((0xC7, 25, 100)) + b"2024-07-01T00:00:00+02:00"
+
+
+class Offset(dt.tzinfo):
+    def utcoffset(self, when: dt.datetime | None) -> dt.timedelta:
+        return dt.timedelta(hours=1)
+
+    def tzname(self, when: dt.datetime | None) -> str:
+        return "own"
+
+
+def test_encode_refuses_time_zones_that_cannot_be_restored() -> None:
+    for value in (TWICE.replace(tzinfo=Offset()), dt.time(1, tzinfo=Offset())):
+        with pytest.raises(UnsupportedType, match=r"test_values\.Offset, not timezone or ZoneInfo"):
+            TYPES.encode(value)
+    with open("/usr/share/zoneinfo/Europe/Berlin", "rb") as file:
+        nameless = ZoneInfo.from_file(file)
+    with pytest.raises(UnsupportedType, match="has no key"):
+        TYPES.encode(TWICE.replace(tzinfo=nameless))
+
+
+@pytest.mark.parametrize("text", ["2024-01-01T00:00:00[Nowhere/Land]", "2024-01-01[_fold=2]", "[]"])
+def test_decode_of_unknown_zone_raises_corrupt_record(text: str) -> None:
+    with pytest.raises(CorruptRecord, match="cannot be decoded"):
+        TYPES.decode(msgpack.packb(msgpack.ExtType(111, text.encode())))
 
 
 @pytest.mark.parametrize("bits", [63, 64, 65, 200, 10_000])
@@ -108,14 +162,118 @@ class Money:
     cents: int
 
 
+class Text(str):
+    __slots__ = ()
+
+
+class Map(dict[str, int]):
+    pass
+
+
+class Scalar:
+    """Has what scalars and arrays of numpy have."""
+
+    dtype = "int64"
+
+    def tolist(self) -> int:
+        return 1
+
+
+REFUSED = [
+    (object(), ""),
+    (range(3), ""),
+    (print, ""),
+    (Colour.RED, ", or store value.value"),
+    (Pair(1, 2), ", or store value._asdict()"),
+    (Money(1), ", or store dataclasses.asdict(value)"),
+    (Money, ""),
+    (Text("a"), ", or store str(value)"),
+    (Map(a=1), ", or store dict(value)"),
+    (OrderedDict(a=1), ", or store dict(value)"),
+    (Scalar(), ", or store value.tolist()"),
+]
+
+
+@pytest.mark.parametrize(("value", "advice"), REFUSED, ids=lambda part: type(part).__name__)
+@pytest.mark.parametrize(
+    "around", [lambda it: it, lambda it: [it], lambda it: {1: (it,)}], ids=["alone", "list", "map"]
+)
+def test_encode_refuses_other_types_with_key_type_and_advice(
+    around: Any, value: Any, advice: str
+) -> None:
+    name = type(value).__name__
+    with pytest.raises(UnsupportedType) as caught:
+        TYPES.encode_entries(["good", b"bad"], [1, around(value)])
+    assert str(caught.value) == (
+        f"key b'bad': values of type {name} cannot be stored; register it with "
+        f"client.types.register({name}, code=..., encode=..., decode=...){advice}"
+    )
+
+
+EXTENSION = msgpack.ExtType(5, b"data")
+
+
 @pytest.mark.parametrize(
     "value",
-    [object(), range(3), print, Colour.RED, Pair(1, 2), Money(1), [Money(1)], {1: {2, Money(3)}}],
-    ids=lambda value: type(value).__name__,
+    [
+        EXTENSION,
+        [EXTENSION],
+        {"k": [1, {2: EXTENSION}]},
+        {EXTENSION: 1},
+        (1, (EXTENSION,)),
+        {"k": {EXTENSION}},
+        frozenset([EXTENSION]),
+        msgpack.ExtType(100, b"2024-01-01T00:00:00"),  # a code that is in use
+        msgpack.ExtType(7, bytes(70_000)),
+    ],
+    ids=range(9),
 )
-def test_other_types_are_refused_by_name(value: Any) -> None:
-    with pytest.raises(UnsupportedType, match=r"cannot be stored; register it with"):
-        TYPES.encode(value)
+def test_encode_refuses_extension_of_msgpack(value: Any) -> None:
+    with pytest.raises(UnsupportedType, match=r"key 'bad': msgpack\.ExtType cannot be stored"):
+        TYPES.encode_entries(["good", "bad"], [{"k": (1, dt.date(2024, 1, 1))}, value])
+
+
+def test_encode_allows_bytes_that_look_like_extensions() -> None:
+    values = [b"\xd4\x05d", ["\u0500\u0200"], {"k": (-1.5e-300, dt.datetime(2024, 1, 1))}]
+    assert [there_and_back(value) for value in values] == values
+    stamp = msgpack.Timestamp(5, 6)
+    assert there_and_back([stamp]) == [stamp]
+
+
+@pytest.mark.parametrize("around", [lambda view: view, lambda view: [view]], ids=["alone", "list"])
+def test_encode_refuses_memoryview_that_is_not_contiguous(around: Any) -> None:
+    view = memoryview(b"abcdef")
+    with pytest.raises(UnsupportedType, match=r"key 1: .*not contiguous.* store bytes\(view\)"):
+        TYPES.encode_entries([1], [around(view[::2])])
+    assert there_and_back(around(view[2:4])) == around(b"cd")
+
+
+def test_decode_values_isolates_what_cannot_be_decoded() -> None:
+    payloads = TYPES.encode_many([1, "two", (3,), None])
+    payloads[1:1] = [
+        msgpack.packb(msgpack.ExtType(42, b"?")),
+        msgpack.packb([msgpack.ExtType(100, b"no date")]),
+        b"\xa1\xff",
+    ]
+    bad: dict[Any, Undecodable] = {}
+    keys = list("abcdefg")
+    values = TYPES.decode_values(codec.join_payloads(payloads), keys, bad)
+    assert [values[place] for place in (0, 4, 5, 6)] == [1, "two", (3,), None]
+    assert values[1:4] == [bad["b"], bad["c"], bad["d"]]
+    assert [one.payload for one in bad.values()] == payloads[1:4]
+    assert (
+        bad["b"].reason == "stored value has type code 42, which is not registered on this client"
+    )
+    assert "Invalid isoformat string" in bad["c"].reason
+    assert "can't decode byte 0xff" in bad["d"].reason
+
+
+@pytest.mark.parametrize(
+    "frame", [b"", b"\xc0", b"\x92\xc1\xc0", b"\x93\xd4\x2a?", b"\x91\xd4\x2a?"]
+)
+def test_decode_values_of_malformed_array_raises(frame: bytes) -> None:
+    with pytest.raises(DStashError):
+        TYPES.decode_values(frame, ["a", "b"], {})
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,16 @@ from dstash.cli.arguments import STDIN, IndexName, IntKeys, Ttl
 from dstash.cli.batches import BadLine, Importer, OnError
 from dstash.cli.console import output
 from dstash.cli.console.progress import progress_bar
+from dstash.cli.console.skipped import SkippedValues
 from dstash.cli.files import Source, source, target
 from dstash.cli.formats import Columns, Format, format_of, read_rows, writer
 from dstash.cli.formats.delimited import parse_delimiter
 from dstash.cli.invocation import Interrupted, PartlyFailed
 from dstash.errors import DStashError, UsageError
 from dstash.limits import check_index, check_ttl
-from dstash.wire.keys import Key
+from dstash.types import AnyOnError
+from dstash.wire.keys import Key, show_key
+from dstash.wire.values import Undecodable
 
 if TYPE_CHECKING:
     from dstash.client.blocking import Client
@@ -125,6 +128,9 @@ def export(
         bool,
         typer.Option("--with-ttl", help="Also export the time to live. Slow: one request per key."),
     ] = False,
+    on_error: Annotated[
+        OnError, typer.Option(help="Reaction to a value that cannot be decoded or written.")
+    ] = OnError.STOP,
 ) -> None:
     """Write the records of an index to a file that import can read.
 
@@ -132,7 +138,8 @@ def export(
     it keeps. A symbolic link is followed; a device, a FIFO or a pipe is written to. The file has
     every record that a look-up at the level of --read would find. CSV and TSV turn every value into
     text, and parquet has a column for each name, if all values are maps with the same names. A name
-    that ends in .gz or .zst is compressed.
+    that ends in .gz or .zst is compressed. With --on-error skip, a value that cannot be decoded is
+    left out, and the exit code is 9.
     """
     check_index(index)
     kind = format_of(file, form)
@@ -142,10 +149,19 @@ def export(
         # Only for the progress bar, so the count of one replica is accurate enough.
         total = client.count(index, prefix, read="one") if sys.stderr.isatty() else None
         out = writer(kind, destination, Columns(key, value, delimiter=delimiter))
-        number = 0
+        number, skipped = 0, SkippedValues()
         with progress_bar(f"export {index}", total) as progress:
-            for record_key, item, left in _records(client, index, prefix, with_ttl):
-                out.write(record_key, item, left)
+            for record_key, item, left in _records(client, index, prefix, with_ttl, on_error):
+                if isinstance(item, Undecodable):
+                    skipped.add(record_key, item.reason)
+                    continue
+                try:
+                    out.write(record_key, item, left)
+                except UsageError as error:
+                    if on_error is OnError.STOP:
+                        raise UsageError(f"key {show_key(record_key)}: {error}") from None
+                    skipped.add(record_key, str(error))
+                    continue
                 number += 1
                 progress(number)
         out.finish()
@@ -153,12 +169,14 @@ def export(
     if run.as_json and file != STDIN:  # otherwise stdout has the records
         output.json_line({"index": index, "exported": number, "seconds": round(seconds, 3)})
     output.message(f"exported {_rate(number, seconds)} from index '{index}'")
+    skipped.expect_none()
 
 
 def _records(
-    client: Client, index: str, prefix: str, with_ttl: bool
+    client: Client, index: str, prefix: str, with_ttl: bool, on_error: OnError
 ) -> Iterator[tuple[Key, Any, float | None]]:
-    for key, value in client.items(index, prefix):
+    mode: AnyOnError = "raise" if on_error is OnError.STOP else "return"
+    for key, value in client.items(index, prefix, on_error=mode):
         try:
             yield key, value, client.ttl(index, key) if with_ttl else None
         except KeyError:

@@ -24,9 +24,11 @@ from dstash.cli.arguments import (
     parse_value,
 )
 from dstash.cli.console import output
+from dstash.cli.console.skipped import SkippedValues
 from dstash.cli.invocation import KeyMissing
-from dstash.errors import UsageError
+from dstash.errors import UndecodableValue, UsageError
 from dstash.wire.keys import Key
+from dstash.wire.values import Undecodable
 
 _ABSENT = object()
 
@@ -70,8 +72,12 @@ def get(
     """
     run = invocation.of(ctx)
     wanted = parse_keys(keys, as_int, as_hex, typed)
+    failure: UndecodableValue | None = None
     with run.client() as client:
-        found = client.batch_lookup(index, wanted)
+        try:
+            found = client.batch_lookup(index, wanted)
+        except UndecodableValue as error:
+            failure, found = error, error.found
     present = [key for key in wanted if key in found]
     if run.as_json:
         for key in present:
@@ -84,6 +90,8 @@ def get(
         # In the shell, more output follows, so end the line.
         write = output.exact if run.kept is None else output.ended
         write(_bytes(found[wanted[0]]))
+    if failure is not None:
+        raise failure
     _expect_none(index, [key for key in wanted if key not in found])
 
 
@@ -102,9 +110,7 @@ def delete(
         if len(to_delete) == 1:
             deleted = int(client.delete(index, to_delete[0]))
         else:
-            result = client.batch_delete(index, to_delete)
-            result.raise_for_failures()
-            deleted = result.deleted
+            deleted = client.batch_delete(index, to_delete).deleted
     if run.as_json:
         output.json_line({"deleted": deleted, "missing": len(to_delete) - deleted})
     if deleted < len(to_delete):
@@ -196,17 +202,22 @@ def scan(
     Each line has key, tab and value; or JSON. An integer key is printed in digits, bytes as 0x00ff,
     text as it is; text that could be taken for one of these, or has characters to escape, in double
     quotes. With --typed, other commands read these keys. In values, control characters are escaped.
-    The global option --read one is faster, but may omit keys that a single replica lacks.
+    The global option --read one is faster, but may omit keys that a single replica lacks. A value
+    that cannot be decoded is left out, and the exit code is 9.
     """
-    run = invocation.of(ctx)
+    run, skipped = invocation.of(ctx), SkippedValues()
     with run.client() as client:
-        found: Iterable[tuple[Key, Any]] = client.items(index, prefix)
+        found: Iterable[tuple[Key, Any]] = client.items(index, prefix, on_error="return")
         if keys:
             found = ((key, _ABSENT) for key in client.keys(index, prefix))
         lines = output.LineWriter()
         for key, value in islice(found, limit):
-            lines.write(_json_pair(key, value) if run.as_json else _text_pair(key, value))
+            if isinstance(value, Undecodable):
+                skipped.add(key, value.reason)
+            else:
+                lines.write(_json_pair(key, value) if run.as_json else _text_pair(key, value))
         lines.flush()
+    skipped.expect_none()
 
 
 def count(ctx: typer.Context, index: IndexName, prefix: Prefix = "") -> None:

@@ -335,6 +335,7 @@ class Operation(ABC):
         for pending in self._pending.values():
             # Its clock may have been set, so that it dropped the request as late: a ping reads it.
             self.session.suspect(pending.peer, now)
+            self._reasons.setdefault(pending.peer, "no answer")
         reasons = "; ".join(f"{peer}: {why}" for peer, why in sorted(self._reasons.items()))
         waiting = bool(self._pending) or not self._exhausted
         for pending in self._pending.values():

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from struct import Struct, error
 from typing import Any, Final, NamedTuple
 
 from dstash.errors import ProtocolError
 from dstash.limits import PARTITIONS
-from dstash.types import Level
+from dstash.types import Level, OnError
 from dstash.wire.messages import Page
+from dstash.wire.values import Undecodable
 
 #: An entry of ``Page.digests``: place in the list of partitions, number of live records, digest.
 _ENTRY: Final = Struct(">HI16s")
@@ -21,12 +22,13 @@ _MODULUS: Final = (1 << 128) - 1
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """The index and prefix of a scan, and how it is read."""
+    """The index and prefix of a scan, and how it is read; see ``LookupOperation``."""
 
     index: str
     prefix: bytes
     level: Level
-    decode: Callable[[bytes], list[Any]]
+    decode: Callable[[bytes, Sequence[Any], MutableMapping[Any, Undecodable]], list[Any]]
+    on_error: OnError = OnError.RAISE
 
 
 class Position(NamedTuple):

@@ -7,7 +7,7 @@ differ, a ``Reconciliation`` takes over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any, Final
 
 from dstash.client.operations.base import Chunk, Failure
@@ -19,16 +19,18 @@ from dstash.client.operations.reconciliation import (
     unexpected,
     worth_retrying,
 )
+from dstash.client.results import undecodable_error
 from dstash.client.routing import Peers, group
 from dstash.client.session import Send, Session
 from dstash.errors import DStashError, ProtocolError
 from dstash.store.record import Record
-from dstash.types import Level
+from dstash.types import Level, OnError
 from dstash.wire import codec
 from dstash.wire.keys import Key, encode_keys
 from dstash.wire.messages import Lookup, Values, Want
 from dstash.wire.protocol import CONTENT_DIGESTS
 from dstash.wire.shapes import Frame, Message
+from dstash.wire.values import Undecodable
 
 #: Neighbouring partitions whose keys are not sorted further: their pages stay in a cache.
 PARTITIONS_PER_BAND: Final = 64
@@ -37,13 +39,29 @@ PARTITIONS_PER_BAND: Final = 64
 _DIGEST: Final = Want.DIGEST.value
 _CONTENT: Final = Want.CONTENT.value
 
-Decode = Callable[[bytes], list[Any]]
+#: Decodes joined payloads of keys; adds the values that cannot be decoded to a mapping. See
+#: ``TypeRegistry.decode_values``.
+Decode = Callable[[bytes, Sequence[Any], MutableMapping[Any, Undecodable]], list[Any]]
+
+#: Stands in the result of a running look-up for a key that is not found so far.
+_ABSENT: Final = object()
 
 
 class LookupOperation(ReconcilingOperation):
-    """Looks up any number of distinct keys; the result maps those found to their values.
+    """Looks up any number of distinct keys.
 
-    ``encoded`` are the encoded keys of the first part of the batch, if they exist already.
+    The result maps the keys that were found to their values, in the order of ``keys``.
+
+    Args:
+        session: the state that the calls of this client share.
+        deadline: of the call, in milliseconds of the session's wall clock.
+        index: of the keys.
+        keys: to look up.
+        level: how many replicas must agree.
+        decode: decodes values.
+        encoded: the encoded keys of the first part of the batch, if they exist already.
+        on_error: whether a value that cannot be decoded fails the call, or is returned as an
+            ``Undecodable``.
     """
 
     #: The bits of ``Want`` for the replica that sends values.
@@ -58,14 +76,32 @@ class LookupOperation(ReconcilingOperation):
         level: Level,
         decode: Decode,
         encoded: Sequence[bytes] | None = None,
+        on_error: OnError = OnError.RAISE,
     ) -> None:
         super().__init__(session, deadline)
         self.index = index
         self.level = level
         self.decode = decode
-        self.found: dict[Key, Any] = {}
+        self.on_error = on_error
+        self.found: dict[Key, Any] = self._prepared(keys)
+        #: Values that cannot be decoded; ``found`` has them, too.
+        self.undecodable: dict[Key, Undecodable] = {}
+        #: Whether keys may be left in ``found`` that do not exist.
+        self._has_absent = False
         self._keys = keys
         self._encoded = encoded
+
+    def _prepared(self, keys: Sequence[Key]) -> dict[Key, Any]:
+        """Return a result with a place for each key, which keeps the order of the keys.
+
+        Raises:
+            UnsupportedType: a key cannot be a key, because it is not hashable.
+        """
+        try:
+            return dict.fromkeys(keys, _ABSENT)
+        except TypeError:
+            encode_keys(keys)
+            raise
 
     def _chunks(self) -> Iterator[list[Chunk]]:
         batch_keys = self.session.keys_per_read
@@ -89,25 +125,33 @@ class LookupOperation(ReconcilingOperation):
             ).items()
         )
 
+    def cut_reconciliations(
+        self, keys: Sequence[Key], level: Level | None, attempt: int
+    ) -> list[Chunk]:
+        """Return chunks that compare records: of all replicas if ``level`` is None."""
+        self._has_absent = True  # a comparison does not report missing keys
+        return super().cut_reconciliations(keys, level, attempt)
+
     def deliver(self, keys: Sequence[Key], values: Values) -> None:
         """Process the answer to a look-up of ``keys``."""
-        decoded = self.decode(values.values)
+        decoded = self.decode(values.values, keys, self.undecodable)
         if len(decoded) != len(keys):
             raise ProtocolError(f"a peer answered {len(decoded)} values for {len(keys)} keys")
         self._learn_size(values)
-        if values.missing:
-            absent = set(values.missing)
-            self.found.update(
-                (key, value)
-                for place, (key, value) in enumerate(zip(keys, decoded, strict=True))
-                if place not in absent
-            )
-        else:
-            self.found.update(zip(keys, decoded, strict=True))
+        self.found.update(zip(keys, decoded, strict=True))
+        self._drop_missing(keys, values)
 
     def deliver_record(self, key: Key, record: Record) -> None:
         """Process the newest record of a key, which is live."""
-        [self.found[key]] = self.decode(codec.join_payloads([record.payload]))
+        frame = codec.join_payloads([record.payload])
+        [self.found[key]] = self.decode(frame, [key], self.undecodable)
+
+    def _drop_missing(self, keys: Sequence[Key], values: Values) -> None:
+        try:
+            for place in values.missing:
+                self.found.pop(keys[place], None)
+        except (IndexError, TypeError):
+            raise ProtocolError("a peer reported a missing key that was not requested") from None
 
     def _learn_size(self, values: Values) -> None:
         mean = len(values.values) / max(1, values.answered)
@@ -116,6 +160,10 @@ class LookupOperation(ReconcilingOperation):
     def result(self) -> dict[Key, Any]:
         """Return the values found."""
         super().result()
+        if self._has_absent:
+            self.found = {key: item for key, item in self.found.items() if item is not _ABSENT}
+        if self.undecodable and self.on_error is OnError.RAISE:
+            raise undecodable_error(self.undecodable, self.found)
         return self.found
 
 
@@ -127,8 +175,7 @@ class ExistsOperation(LookupOperation):
     def deliver(self, keys: Sequence[Key], values: Values) -> None:
         """Process the answer, which lists the missing keys only."""
         self.found.update(dict.fromkeys(keys, True))
-        for place in values.missing:
-            self.found.pop(keys[place], None)
+        self._drop_missing(keys, values)
 
     def deliver_record(self, key: Key, record: Record) -> None:
         """Process the newest record of a key, which is live."""

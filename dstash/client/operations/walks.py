@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from dstash.client.operations.base import Operation
@@ -23,11 +24,14 @@ from dstash.client.operations.drafts import Confirmed, Doubt, Draft, Position, Q
 from dstash.client.operations.key_lists import KeyListOperation, Listed
 from dstash.client.operations.page_reads import PAGE_BYTES, PAGE_KEYS, PageOperation
 from dstash.client.operations.reads import ExistsOperation, LookupOperation
+from dstash.client.results import undecodable_error
 from dstash.client.session import Session
 from dstash.store.record import Record, partition_of
+from dstash.types import OnError
 from dstash.wire import codec
-from dstash.wire.keys import Key, decode_key, expect_own
+from dstash.wire.keys import Key, decode_any_key, decode_key, expect_own
 from dstash.wire.messages import Count, Scan, ScanKeys, Values
+from dstash.wire.values import Undecodable
 
 #: Unconfirmed keys whose values are looked up together before their size is known.
 _FIRST_KEYS: Final = 16
@@ -133,20 +137,32 @@ class ItemsWalk(Walk[tuple[Key, Any]]):
         self._lookup: _WeighedLookup | None = None
 
     def _of_page(self, confirmed: Confirmed) -> list[tuple[Key, Any]]:
-        page = confirmed.draft.page
-        keys, values = codec.unpack_keys(page.keys), self.query.decode(page.values)
+        page, doubtful = confirmed.draft.page, confirmed.doubtful_partitions()
+        encoded = codec.unpack_keys(page.keys)
+        keys = list(map(decode_any_key if doubtful else decode_key, encoded))
+        undecodable: dict[Key, Undecodable] = {}
+        values = self.query.decode(page.values, keys, undecodable)
         codec.expect_even(keys, values)
-        pairs: Iterable[tuple[bytes, Any]] = zip(keys, values, strict=True)
-        doubtful = confirmed.doubtful_partitions()
+        pairs = list(zip(keys, values, strict=True))
         if doubtful:
-            pairs = ((key, value) for key, value in pairs if partition_of(key) not in doubtful)
-        return [(decode_key(key), value) for key, value in pairs]
+            confirmed_keys = [partition_of(key) not in doubtful for key in encoded]
+            pairs = list(compress(pairs, confirmed_keys))
+            expect_own(key for key, _ in pairs)
+        if undecodable and self.query.on_error is OnError.RAISE:
+            _refuse_undecodable(pairs)
+        return pairs
 
     def _look_up(self, session: Session, deadline: int) -> LookupOperation:
         query, keys = self.query, self._candidates[: self._at_once]
         self._looked_up = keys
         self._lookup = _WeighedLookup(
-            session, deadline, query.index, keys, query.level, query.decode
+            session,
+            deadline,
+            query.index,
+            keys,
+            query.level,
+            query.decode,
+            on_error=query.on_error,
         )
         return self._lookup
 
@@ -157,6 +173,14 @@ class ItemsWalk(Walk[tuple[Key, Any]]):
             self._at_once = min(PAGE_KEYS, 8 * self._at_once, max(1, PAGE_BYTES // mean))
         expect_own(found)
         return list(found.items())
+
+
+def _refuse_undecodable(pairs: Iterable[tuple[Key, Any]]) -> None:
+    """Raise ``UndecodableValue`` if a value of a page cannot be decoded."""
+    found = dict(pairs)
+    undecodable = {key: value for key, value in found.items() if isinstance(value, Undecodable)}
+    if undecodable:
+        raise undecodable_error(undecodable, found)
 
 
 class KeysWalk(Walk[Key]):

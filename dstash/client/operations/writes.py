@@ -26,7 +26,7 @@ from dstash.client.operations.batching import (
 from dstash.client.operations.clock_reading import ClockReading
 from dstash.client.operations.versions import FIRST_ATTEMPT, Earlier, WriteVersions
 from dstash.client.operations.votes import Votes
-from dstash.client.refusals import error_for, is_final
+from dstash.client.refusals import by_peer, error_for, is_final
 from dstash.client.results import BatchResult
 from dstash.client.routing import Peers, WriteSet, group
 from dstash.client.session import Send, Session
@@ -177,8 +177,7 @@ class WriteOperation(Operation):
         self, chunk: WriteChunk, places: Sequence[int], outcome: Outcome, error: DStashError
     ) -> None:
         """Record items of a chunk as failed or unknown."""
-        self.outcome.outcomes.update((chunk.items[place][0], outcome) for place in places)
-        self.outcome.reasons.append(error)
+        self.outcome.give_up([chunk.items[place][0] for place in places], outcome, error)
 
     def fail(self, error: DStashError) -> None:
         """End the whole call with an error, which is ``TimedOut`` if an item may be stored."""
@@ -418,7 +417,7 @@ class WriteChunk(Chunk):
         reasons = self._votes.failed | dict(refusals.of(places[0]))
         final = next(filter(is_final, reasons.values()), None)
         why = final or Unavailable("too few replicas have their data; the rest have lost it")
-        text = "; ".join(f"{peer}: {error}" for peer, error in sorted(reasons.items()))
+        text = by_peer(reasons)
         alike = refusals.shared(places[0]) and not acks
         outcome = Outcome.UNKNOWN if self._is_unknown(acks) and not alike else Outcome.FAILED
         self._votes.settle(places)
@@ -518,5 +517,5 @@ class WriteChunk(Chunk):
             is_unknown = self._is_unknown(self._votes.acks - refusing)
             outcome = Outcome.UNKNOWN if is_unknown else Outcome.FAILED
             refused = self._votes.refusals.of(places[0])
-            text = "; ".join([str(error), *(f"{peer}: {why}" for peer, why in refused.items())])
+            text = "; ".join(filter(None, [str(error), by_peer(refused)]))
             self.operation.give_up(self, places, outcome, error_for(outcome, error, text))

@@ -20,6 +20,7 @@ from dstash.client.operations.writes import (
     WriteChunk,
     WriteOperation,
 )
+from dstash.client.results import undecodable_error
 from dstash.errors import CorruptRecord, DStashError, UnsupportedType
 from dstash.store.record import Record
 from dstash.types import Outcome
@@ -163,6 +164,11 @@ class ReadGroup(Group):
             else:
                 self._resolve_each(waiters, key, found)
 
+    def refuse(self, key: Key, error: DStashError) -> None:
+        """Fail the callers that wait for a key."""
+        for future, _ in self.waiting.pop(key, ()):
+            _refuse(future, error)
+
     def _resolve_each(self, waiters: Sequence[Waiter], key: Key, found: dict[Key, Any]) -> None:
         for place, (future, default) in enumerate(waiters):
             value = found.get(key, default)
@@ -176,15 +182,25 @@ class CoalescedLookup(LookupOperation):
 
     group: ReadGroup
 
+    def _prepared(self, keys: Sequence[Key]) -> dict[Key, Any]:
+        return {}  # has only what was found, because callers are answered from it
+
     def deliver(self, keys: Sequence[Key], values: Values) -> None:
         """Process the answer to a look-up of ``keys``."""
         super().deliver(keys, values)
-        self.group.resolve(keys, self.found)
+        self._answer(keys)
 
     def deliver_record(self, key: Key, record: Record) -> None:
         """Process the newest record of a key whose replicas disagreed."""
         super().deliver_record(key, record)
-        self.group.resolve([key], self.found)
+        self._answer([key])
+
+    def _answer(self, keys: Sequence[Key]) -> None:
+        if self.undecodable:
+            for key in self.undecodable.keys() & keys:
+                error = undecodable_error({key: self.undecodable[key]}, {})
+                self.group.refuse(key, error)
+        self.group.resolve(keys, self.found)
 
 
 class CoalescedExists(CoalescedLookup, ExistsOperation):

@@ -22,8 +22,8 @@ from dstash.client.transport.coalesced import (
     ReadGroup,
     WriteGroup,
 )
-from dstash.limits import MAX_KEY_BYTES, check_index, check_ttl
-from dstash.types import Level
+from dstash.limits import MAX_KEY_BYTES, Ttl, check_index, check_ttl
+from dstash.types import Level, OnError
 from dstash.wire.keys import Key, encode_key
 from dstash.wire.values import TypeRegistry
 
@@ -42,6 +42,7 @@ class Batch:
         self._calls = calls
         self._types = types
         self._groups: list[Group] = []
+        # Groups by arguments; by the type of the timeout too, because 1 and True are equal.
         self._reads: dict[tuple[Any, ...], ReadGroup] = {}
         self._writes: dict[tuple[Any, ...], WriteGroup] = {}
         self._written: dict[tuple[str, Key], int] = {}
@@ -58,7 +59,7 @@ class Batch:
         """Check the key; return the group for its look-up."""
         if type(key) is not str or not key.isascii() or not 0 < len(key) <= MAX_KEY_BYTES:
             encode_key(key)  # rejects an invalid key before it fails the whole group
-        group = self._reads.get((CoalescedLookup, index, timeout, read))
+        group = self._reads.get((CoalescedLookup, index, timeout, type(timeout), read))
         return group or self._new_reads(CoalescedLookup, index, timeout, read)
 
     def exists(
@@ -66,26 +67,26 @@ class Batch:
     ) -> ReadGroup:
         """Check the key; return the group for its existence check."""
         encode_key(key)
-        group = self._reads.get((CoalescedExists, index, timeout, read))
+        group = self._reads.get((CoalescedExists, index, timeout, type(timeout), read))
         return group or self._new_reads(CoalescedExists, index, timeout, read)
 
     def put(
         self,
         index: str,
         item: Item,
-        ttl: float | None,
+        ttl: Ttl | None,
         timeout: float | None,
         write: str | Level | None,
     ) -> WriteGroup:
         """Add a put; return its group."""
-        slot = (CoalescedPut, index, ttl, timeout, write)
+        slot = (CoalescedPut, index, ttl, timeout, type(timeout), write)
         return self._write(slot, item, lambda: self._puts(index, ttl, timeout, write))
 
     def delete(
         self, index: str, item: Item, timeout: float | None, write: str | Level | None
     ) -> WriteGroup:
         """Add a delete; return its group."""
-        slot = (CoalescedDelete, index, timeout, write)
+        slot = (CoalescedDelete, index, timeout, type(timeout), write)
         return self._write(slot, item, lambda: self._deletes(index, timeout, write))
 
     # -- inside
@@ -99,16 +100,18 @@ class Batch:
     ) -> ReadGroup:
         check_index(index)
         deadline, level = self._calls.deadline(timeout), self._calls.read_level(read)
-        decode = self._types.decode_array
+        decode = self._types.decode_values
 
         def make(group: ReadGroup) -> CoalescedLookup:
             keys = list(group.waiting)
-            operation = kind(self._session, deadline, index, keys, level, decode)
+            operation = kind(
+                self._session, deadline, index, keys, level, decode, on_error=OnError.RETURN
+            )
             operation.group = group
             return operation
 
         group = ReadGroup(len(self._groups), deadline, make, self._types)
-        self._reads[kind, index, timeout, read] = group
+        self._reads[kind, index, timeout, type(timeout), read] = group
         self._groups.append(group)
         return group
 
@@ -128,7 +131,7 @@ class Batch:
         return group
 
     def _puts(
-        self, index: str, ttl: float | None, timeout: float | None, write: str | Level | None
+        self, index: str, ttl: Ttl | None, timeout: float | None, write: str | Level | None
     ) -> WriteGroup:
         check_index(index)
         deadline, level = self._calls.deadline(timeout), self._calls.write_level(write)

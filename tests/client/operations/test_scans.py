@@ -189,7 +189,7 @@ def test_differing_large_values_are_looked_up_in_small_batches() -> None:
     joined.silent = {"c"}
     joined.put(values)
     joined.silent = set()
-    walk = walk_for(Scan, Query("i", b"", Level.QUORUM, TYPES.decode_array))
+    walk = walk_for(Scan, Query("i", b"", Level.QUORUM, TYPES.decode_values))
     found: dict[Any, Any] = {}
     sizes: list[int] = []
     while not walk.done:
@@ -338,7 +338,7 @@ class TestExpiry:
 
     def test_old_read_ahead_page_is_dropped(self, joined: Joined, small_pages: None) -> None:
         joined.put(KEYS, "all")
-        walk = walk_for(Scan, Query("i", b"", Level.QUORUM, TYPES.decode_array))
+        walk = walk_for(Scan, Query("i", b"", Level.QUORUM, TYPES.decode_values))
         found: list[Any] = []
         joined.asked.clear()
         while not walk.done:

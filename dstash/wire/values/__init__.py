@@ -1,25 +1,32 @@
 """The encoding of values: msgpack, common Python types, and registered types.
 
 Types that msgpack lacks are encoded as msgpack extensions. Codes 0 to 99 are for registered types,
-100 to 127 for built-in ones; both are append-only, because they are on disk. Pickle is not used:
-decoding runs only the decoder that is registered for a code.
+100 to 127 for built-in ones (``kinds.py``). Pickle is not used: decoding runs only the
+decoder that is registered for a code. A type is stored exactly or refused: an instance of a
+subclass would come back as an instance of its base class.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import threading
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from decimal import Decimal
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 import msgpack
 
-from dstash.errors import CorruptRecord, DStashError, LimitError, UnsupportedType, UsageError
+from dstash.errors import (
+    CorruptRecord,
+    DStashError,
+    LimitError,
+    ProtocolError,
+    UnsupportedType,
+    UsageError,
+)
 from dstash.limits import MAX_VALUE_BYTES
 from dstash.wire import codec
+from dstash.wire.keys import show_key
+from dstash.wire.values.kinds import Extension, builtin_types, check_extensions, refusal_of
 
 T = TypeVar("T")
 
@@ -35,12 +42,23 @@ _TOO_DEEP: Final = (
     f"and up to {MAX_EXTENSION_NESTING} of tuples and sets"
 )
 
+#: Types whose values contain no other values.
+_LEAVES: Final = frozenset({str, bytes, int, float, bool, type(None), bytearray, memoryview})
 
-class _Extension(NamedTuple):
-    kind: type
-    code: int
-    encode: Callable[[Any], bytes]
-    decode: Callable[[bytes], Any]
+
+@dataclass(frozen=True, slots=True)
+class Undecodable:
+    """Stands for a stored value that this client cannot decode.
+
+    Attributes:
+        key: of the value.
+        payload: the stored msgpack object.
+        reason: why it cannot be decoded.
+    """
+
+    key: Any
+    payload: bytes
+    reason: str
 
 
 class TypeRegistry:
@@ -50,10 +68,10 @@ class TypeRegistry:
     """
 
     def __init__(self) -> None:
-        self._by_type: dict[type, _Extension] = {}
-        self._by_code: dict[int, _Extension] = {}
+        self._by_type: dict[type, Extension] = {}
+        self._by_code: dict[int, Extension] = {}
         self._local = threading.local()
-        for extension in _builtin_extensions(self):
+        for extension in builtin_types(self._pack_items, self._unpack):
             self._add(extension)
 
     def register(
@@ -85,7 +103,7 @@ class TypeRegistry:
         known = self._by_type.get(kind)
         if known is not None and known.code != code:
             raise UsageError(f"{kind.__name__} is registered already, with code {known.code}")
-        self._add(_Extension(kind, code, encode, decode))
+        self._add(Extension(kind, code, encode, decode))
 
     def encode(self, value: Any) -> bytes:
         """Return the payload of one value.
@@ -96,6 +114,15 @@ class TypeRegistry:
         """
         return self.encode_many([value])[0]
 
+    def encode_entries(self, keys: Sequence[object], values: Sequence[Any]) -> list[bytes]:
+        """Return the payloads of many values; an error names the key of the first bad one."""
+        try:
+            return self.encode_many(values)
+        except UsageError:
+            for key, value in zip(keys, values, strict=True):
+                self._encode_named(key, value)
+            raise
+
     def encode_many(self, values: Sequence[Any]) -> list[bytes]:
         """Return the payloads of many values."""
         packer = self._take_packer()
@@ -103,6 +130,10 @@ class TypeRegistry:
             payloads = list(map(packer.pack, values))
         except ValueError as error:
             raise self._explained(error) from None
+        except BufferError:
+            raise UnsupportedType(
+                "a memoryview that is not contiguous cannot be stored; store bytes(view)"
+            ) from None
         except (TypeError, OverflowError) as error:
             raise UnsupportedType(f"value cannot be stored: {error}") from None
         else:
@@ -112,6 +143,8 @@ class TypeRegistry:
             raise LimitError(f"value has {largest} bytes encoded; allowed are {MAX_VALUE_BYTES}")
         if largest >= MAX_NESTING:
             _check_nesting(payloads)
+        if not _LEAVES.issuperset(map(type, values)):
+            check_extensions(values, payloads, largest)
         return payloads
 
     def decode(self, payload: bytes) -> Any:
@@ -125,10 +158,35 @@ class TypeRegistry:
 
     def decode_array(self, frame: bytes) -> list[Any]:
         """Return the values of a frame that a peer has joined from payloads."""
-        values: list[Any] = self.decode(frame)
+        values = self.decode(frame)
+        if not isinstance(values, list):
+            raise ProtocolError(f"values are a msgpack {type(values).__name__}, not an array")
         return values
 
-    def _add(self, extension: _Extension) -> None:
+    def decode_values(
+        self, frame: bytes, keys: Sequence[Any], undecodable: MutableMapping[Any, Undecodable]
+    ) -> list[Any]:
+        """Return the values of a frame, with an ``Undecodable`` for each that cannot be decoded.
+
+        Args:
+            frame: payloads, joined by a peer.
+            keys: of the values.
+            undecodable: gets the values that cannot be decoded, by key.
+
+        Raises:
+            CorruptRecord: the frame is not an array of payloads.
+        """
+        try:
+            return self.decode_array(frame)
+        except DStashError:
+            payloads = codec.split_payloads(frame)
+            if len(payloads) != len(keys):
+                raise
+        values = [self._decode_named(*pair) for pair in zip(keys, payloads, strict=True)]
+        undecodable.update((value.key, value) for value in values if isinstance(value, Undecodable))
+        return values
+
+    def _add(self, extension: Extension) -> None:
         self._by_type[extension.kind] = extension
         self._by_code[extension.code] = extension
 
@@ -139,18 +197,38 @@ class TypeRegistry:
             packer = msgpack.Packer(default=self._to_extension, strict_types=True, autoreset=True)
         return packer
 
+    def _encode_named(self, key: object, value: Any) -> None:
+        """Encode a value; an error names its key."""
+        try:
+            self.encode(value)
+        except UsageError as error:
+            raise type(error)(f"key {show_key(key)}: {error}") from None
+
+    def _decode_named(self, key: Any, payload: bytes) -> Any:
+        try:
+            return self.decode(payload)
+        except DStashError as error:
+            return Undecodable(key, payload, str(error))
+
+    def _pack_items(self, items: Any) -> bytes:
+        packed: bytes = msgpack.packb(list(items), default=self._to_extension, strict_types=True)
+        _check_nesting([packed])
+        return packed
+
     def _unpack(self, payload: bytes) -> Any:
         return msgpack.unpackb(payload, ext_hook=self._from_extension, strict_map_key=False)
 
     def _to_extension(self, value: Any) -> msgpack.ExtType:
         extension = self._by_type.get(type(value))
         if extension is None:
-            raise UnsupportedType(
-                f"values of type {type(value).__name__} cannot be stored; "
-                "register it with client.types.register(...)"
-            )
-        with self._one_level_deeper(LimitError):
+            raise UnsupportedType(refusal_of(value))
+        if extension.variant is not None:
+            extension = extension.variant(value) or extension
+        depth = self._deepen(LimitError)
+        try:
             encoded = extension.encode(value)
+        finally:
+            self._local.depth = depth
         if not isinstance(encoded, bytes):
             raise UnsupportedType(
                 f"the encoder of {type(value).__name__} returned "
@@ -164,19 +242,19 @@ class TypeRegistry:
             raise UnsupportedType(
                 f"stored value has type code {code}, which is not registered on this client"
             )
-        with self._one_level_deeper(CorruptRecord):
+        depth = self._deepen(CorruptRecord)
+        try:
             return extension.decode(data)
+        finally:
+            self._local.depth = depth
 
-    @contextmanager
-    def _one_level_deeper(self, refusal: type[DStashError]) -> Iterator[None]:
-        depth = getattr(self._local, "depth", 0)
+    def _deepen(self, refusal: type[DStashError]) -> int:
+        """Enter an extension; return the depth to restore, or raise if it is too deep."""
+        depth: int = getattr(self._local, "depth", 0)
         if depth >= MAX_EXTENSION_NESTING:
             raise refusal(_TOO_DEEP)
         self._local.depth = depth + 1
-        try:
-            yield
-        finally:
-            self._local.depth = depth
+        return depth
 
     def _explained(self, error: ValueError) -> Exception:
         if isinstance(error, UsageError):
@@ -191,50 +269,3 @@ def _check_nesting(payloads: Sequence[bytes]) -> None:
     long = [payload for payload in payloads if len(payload) >= MAX_NESTING]
     if long and codec.malformed_payloads(long):
         raise LimitError(_TOO_DEEP)
-
-
-def _builtin_extensions(types: TypeRegistry) -> list[_Extension]:
-    def pack_items(items: Any) -> bytes:
-        packed: bytes = msgpack.packb(list(items), default=types._to_extension, strict_types=True)
-        _check_nesting([packed])
-        return packed
-
-    def text(
-        kind: type, code: int, write: Callable[[Any], str], read: Callable[[str], Any]
-    ) -> _Extension:
-        return _Extension(
-            kind, code, lambda value: write(value).encode(), lambda data: read(data.decode())
-        )
-
-    return [
-        text(dt.datetime, 100, dt.datetime.isoformat, dt.datetime.fromisoformat),
-        text(dt.date, 101, dt.date.isoformat, dt.date.fromisoformat),
-        text(dt.time, 102, dt.time.isoformat, dt.time.fromisoformat),
-        _Extension(dt.timedelta, 103, _pack_timedelta, _unpack_timedelta),
-        text(Decimal, 104, str, Decimal),
-        _Extension(uuid.UUID, 105, lambda value: value.bytes, lambda data: uuid.UUID(bytes=data)),
-        _Extension(set, 106, pack_items, lambda data: set(types._unpack(data))),
-        _Extension(frozenset, 107, pack_items, lambda data: frozenset(types._unpack(data))),
-        _Extension(tuple, 108, pack_items, lambda data: tuple(types._unpack(data))),
-        text(int, 109, str, int),  # only for integers beyond 64 bits
-        _Extension(complex, 110, _pack_complex, _unpack_complex),
-    ]
-
-
-def _pack_timedelta(value: dt.timedelta) -> bytes:
-    return b"%d %d %d" % (value.days, value.seconds, value.microseconds)
-
-
-def _unpack_timedelta(data: bytes) -> dt.timedelta:
-    days, seconds, microseconds = map(int, data.split())
-    return dt.timedelta(days, seconds, microseconds)
-
-
-def _pack_complex(value: complex) -> bytes:
-    packed: bytes = msgpack.packb([value.real, value.imag])
-    return packed
-
-
-def _unpack_complex(data: bytes) -> complex:
-    real, imaginary = msgpack.unpackb(data)
-    return complex(real, imaginary)

@@ -1,0 +1,115 @@
+"""What indexes call on their client, and the options that they hand on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any, Final, Protocol, TypedDict
+
+from dstash.client.results import BatchResult
+from dstash.config import ClientSettings
+from dstash.limits import Ttl
+from dstash.types import AnyLevel, AnyOnError, Level
+from dstash.wire.keys import Entries, Key
+
+#: Stands for a default that was not given, and for a value that does not exist.
+MISSING: Final = object()
+
+
+class ReadOptions(TypedDict, total=False):
+    """Options of a read, as in ``Client.lookup``."""
+
+    timeout: float | None
+    read: AnyLevel | None
+
+
+class ValuesOptions(ReadOptions, total=False):
+    """Options of a read of many values, as in ``Client.items``."""
+
+    on_error: AnyOnError
+
+
+class WriteOptions(TypedDict, total=False):
+    """Options of a write, as in ``Client.put``."""
+
+    timeout: float | None
+    write: AnyLevel | None
+
+
+class BatchOptions(WriteOptions, total=False):
+    """Options of a batch of writes, as in ``Client.batch_put``."""
+
+    on_error: AnyOnError
+
+
+class IndexCalls(Protocol):
+    """The methods of a blocking client that its indexes call."""
+
+    settings: ClientSettings
+
+    def put(self, index: str, key: Key, value: Any, *args: Any, **options: Any) -> None: ...
+    def lookup(self, index: str, key: Key, *args: Any, **options: Any) -> Any: ...
+    def delete(self, index: str, key: Key, *args: Any, **options: Any) -> bool: ...
+    def exists(self, index: str, key: Key, *args: Any, **options: Any) -> bool: ...
+    def ttl(self, index: str, key: Key, *args: Any, **options: Any) -> float | None: ...
+    def touch(self, index: str, key: Key, ttl: Ttl | None, *args: Any, **options: Any) -> bool: ...
+    def batch_put(
+        self, index: str, entries: Entries, *args: Any, **options: Any
+    ) -> BatchResult: ...
+    def batch_lookup(
+        self, index: str, keys: Iterable[Key], *args: Any, **options: Any
+    ) -> dict[Key, Any]: ...
+    def batch_delete(
+        self, index: str, keys: Iterable[Key], *args: Any, **options: Any
+    ) -> BatchResult: ...
+    def items(self, index: str, *args: Any, **options: Any) -> Iterator[tuple[Key, Any]]: ...
+    def keys(self, index: str, *args: Any, **options: Any) -> Iterator[Key]: ...
+    def count(self, index: str, *args: Any, **options: Any) -> int: ...
+
+
+class AsyncIndexCalls(Protocol):
+    """The methods of an asyncio client that its indexes call."""
+
+    settings: ClientSettings
+
+    async def put(self, index: str, key: Key, value: Any, *args: Any, **options: Any) -> None: ...
+    async def lookup(self, index: str, key: Key, *args: Any, **options: Any) -> Any: ...
+    async def delete(self, index: str, key: Key, *args: Any, **options: Any) -> bool: ...
+    async def exists(self, index: str, key: Key, *args: Any, **options: Any) -> bool: ...
+    async def ttl(self, index: str, key: Key, *args: Any, **options: Any) -> float | None: ...
+    async def touch(
+        self, index: str, key: Key, ttl: Ttl | None, *args: Any, **options: Any
+    ) -> bool: ...
+    async def batch_put(
+        self, index: str, entries: Entries, *args: Any, **options: Any
+    ) -> BatchResult: ...
+    async def batch_lookup(
+        self, index: str, keys: Iterable[Key], *args: Any, **options: Any
+    ) -> dict[Key, Any]: ...
+    async def batch_delete(
+        self, index: str, keys: Iterable[Key], *args: Any, **options: Any
+    ) -> BatchResult: ...
+    def items(self, index: str, *args: Any, **options: Any) -> AsyncIterator[tuple[Key, Any]]: ...
+    def keys(self, index: str, *args: Any, **options: Any) -> AsyncIterator[Key]: ...
+    async def count(self, index: str, *args: Any, **options: Any) -> int: ...
+
+
+def pairs_of(other: Any, entries: Mapping[str, Any]) -> Iterable[tuple[Key, Any]]:
+    """Return the (key, value) pairs of the arguments of ``update``.
+
+    Args:
+        other: a mapping, an object with ``keys()``, or an iterable of pairs.
+        entries: more pairs, from keyword arguments.
+    """
+    if isinstance(other, Mapping):
+        pairs: Iterable[tuple[Key, Any]] = other.items()
+    elif hasattr(other, "keys"):
+        pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118  # it may lack __iter__
+    else:
+        pairs = other
+    return chain(pairs, entries.items())
+
+
+def clearing_level(settings: ClientSettings) -> Level:
+    """Return the level at which ``clear`` finds the keys: that of the client, at least quorum."""
+    return max(Level.QUORUM, Level.parse(settings.read), key=list(Level).index)
