@@ -67,7 +67,7 @@ def launch(module: str, *, command: str, extra: str, packages: tuple[str, ...]) 
 def _use_utf8() -> None:
     """Start again in Python's UTF-8 mode if the locale has another encoding.
 
-    So arguments, stdin and file names are the same keys, values and files whatever the locale.
+    So arguments, stdin and file names have the same meaning in every locale.
     """
     if sys.getfilesystemencoding() != "utf-8" and sys.executable:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606  # our own command

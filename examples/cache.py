@@ -67,7 +67,7 @@ def main() -> None:
 
         @cached(client, "cache", ttl=60)
         def report(year: int, *, country: str) -> dict[str, object]:
-            calls.append(year)  # stands for a query of several seconds
+            calls.append(year)  # represents a query of several seconds
             return {"country": country, "year": year, "total": year * 7}
 
         client.index("cache").clear()  # remove the results of an earlier run

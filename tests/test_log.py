@@ -113,14 +113,14 @@ class TestLogCall:
         script = """
 for number in range(60_000):
     logger.info("a line", number=number, padding="x" * 100)
-print("went on", flush=True)
+print("continued", flush=True)
 log.flush(30)
 """
         reading, writing = os.pipe()
         with start(script, writing) as process, os.fdopen(reading) as read:
             os.close(writing)
             assert process.stdout is not None
-            assert process.stdout.readline() == b"went on\n"
+            assert process.stdout.readline() == b"continued\n"
             lines = [json.loads(line) for line in read]
             assert process.wait(timeout=60) == 0
         lost = [line["lost"] for line in lines if "lost" in line]

@@ -1,4 +1,4 @@
-"""The files of import and export: what a name stands for, and how a file is read or replaced."""
+"""The files of import and export: names, and how a file is read or replaced."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _in_place(file: str) -> BinaryIO | None:
 
 
 def _descriptor(file: str) -> int | None:
-    """Return the descriptor of this process that a name such as ``/dev/stdout`` stands for."""
+    """Return the descriptor of this process for a name such as ``/dev/stdout``."""
     path = os.path.abspath(file)
     for _ in range(_MAX_LINKS):
         folder, name = os.path.split(path)

@@ -27,7 +27,7 @@ _LOOK_MS: Final = 10
 
 
 class Background:
-    """Runs the tasks of one peer, and keeps the time and the epoch that they go by.
+    """Runs the tasks of one peer, and keeps the time and the epoch that they use.
 
     Args:
         peer: its id.

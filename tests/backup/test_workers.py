@@ -50,7 +50,7 @@ def test_second_interrupt_stops_without_waiting() -> None:
     def press_twice() -> None:
         _interrupt()
         _interrupt()
-        pytest.fail("it went on")
+        pytest.fail("it continued")
 
     workers = Workers(1, press_twice)
     with pytest.raises(KeyboardInterrupt):

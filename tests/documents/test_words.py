@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,27 @@ INSTEAD: Final = {
     r"tainted": "indeterminate",
     r"thins_out": "survivors_lack_quorum",
     r"take_turns": "use_time_slice",
+    r"(take|takes|took|by|in) turns": "alternate, alternately",
+    r"whom|whomever": "name the subject: 'the members that ...'",
+    r"whatever": "regardless of, for any",
+    r"told": "reported, sent, informed",
+    r"all the same": "nevertheless, still",
+    r"for good": "permanently",
+    r"(go|goes|going|gone|went) by": "use, follow",
+    r"(go|goes|going|went) on": "continue, succeed",
+    r"(give|gives|gave) way": "lose to, yield to",
+    r"(hold|holds|held) up": "delay, block",
+    r"(make|makes|made) up for": "compensate for, replace",
+    r"(stand|stands|stood) for": "mean, represent",
+    r"(say|says|said) nothing": "be silent, have no effect; name what is missing",
+    r"in hand": "accepted, waiting",
+    r"in doubt(?![.])": "unconfirmed, indeterminate",
+    r"turned away": "rejected as busy",
+    r"the dead": "records that are dead, members that are down",
+    r"mortal|mortals": "expirable",
+    r"misfortune|misfortunes": "fault",
+    r"tellinglookup": "CoalescedLookup",
+    r"for one in|, one in|lambda one": "a variable named after the element",
 }
 
 #: Allowed uses of a word: (path, word as matched) -> reason.
@@ -53,6 +75,7 @@ _SKIPPED: Final = re.compile(
 )
 
 
+@cache
 def _texts() -> list[tuple[str, str]]:
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -65,6 +88,8 @@ def _found(pattern: str) -> list[str]:
     words = re.compile(rf"(?<![A-Za-z0-9_])({pattern})(?![A-Za-z0-9_])", re.IGNORECASE)
     found = []
     for path, text in _texts():
+        if not words.search(text):
+            continue
         for number, line in enumerate(text.splitlines(), 1):
             found.extend(
                 f"{path}:{number}: {line.strip()}"

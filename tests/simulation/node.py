@@ -232,7 +232,7 @@ class Node:
     def resume(self) -> None:
         """Resume the process with all messages that arrived in the meantime."""
         if self.is_paused:
-            self.note("goes on")
+            self.note("continues")
             self.is_paused = False
             deferred, self._deferred = self._deferred, []
             for action, args in deferred:

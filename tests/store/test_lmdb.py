@@ -291,7 +291,7 @@ class TestRefusals:
     def test_store_of_another_cluster_or_peer_is_refused(self, folder: Path) -> None:
         store = LmdbStore(folder)
         store.adopt(Identity("cluster", "peer", ""))
-        store.adopt(Identity("cluster", "peer", "whatever"))
+        store.adopt(Identity("cluster", "peer", "other"))
         for other in (Identity("other", "peer", ""), Identity("cluster", "other", "")):
             with pytest.raises(ForeignStore, match="belongs to peer 'peer' of cluster 'cluster'"):
                 store.adopt(other)

@@ -33,7 +33,7 @@ _ADMIN_TIMEOUT_S: Final = 30.0
 _NO_RATE: Final = "unlimited: data moves with low priority"
 
 #: The actions that can leave fewer members than replicas. A member that is down and blocks a change
-#: can be removed all the same: ``force-remove`` says so by its name.
+#: can still be removed, by ``force-remove``.
 _MAY_LEAVE_TOO_FEW: Final = ("remove", "forget")
 #: The actions that move data and can be planned.
 _PLANNED: Final = ("add", "remove", "replace", "forget", "force-remove")

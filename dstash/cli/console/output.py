@@ -92,7 +92,7 @@ def visible(value: Any) -> str:
 
 
 def key_text(key: Key) -> str:
-    """Return a key as one line, so that keys can be told apart and ``parse_key_text`` reads it.
+    """Return a key as one line, unique per key, which ``parse_key_text`` reads.
 
     An integer is written in digits, bytes as ``0x00ff``, text as it is; text that could be taken
     for one of these, or that has characters to escape, is a JSON string.

@@ -105,7 +105,7 @@ def next_steps(cluster: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _without(cluster: Mapping[str, Any], down: Sequence[str]) -> str:
-    """Return how to go on if members never come back."""
+    """Return how to continue if members never return."""
     if len(cluster["members"]) - len(down) >= cluster["replicas"]:
         return f"if it never comes back: dstash cluster forget {' '.join(down)}"
     return (

@@ -31,7 +31,7 @@ _MAX_HEADER_CHARS: Final = 1 << 20
 
 
 def parse_delimiter(text: str) -> str:
-    """Return the character that an option stands for.
+    """Return the character that an option names.
 
     Raises:
         UsageError: it is not a single character, or one that CSV uses otherwise.

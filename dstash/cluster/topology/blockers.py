@@ -69,7 +69,7 @@ def _without_sources(view: View, peer: str, partitions: list[int]) -> Iterator[s
         lossy += [] if view.members[peer].synced else [peer]
         yield (
             f"{count} partitions of {peer} lack {short} of the replicas that have every write "
-            f"({', '.join(absent)}): {remedy}; if their data is lost for good: "
+            f"({', '.join(absent)}): {remedy}; if their data is permanently lost: "
             f"dstash cluster accept-loss {' '.join(sorted(set(lossy)))}"
         )
 

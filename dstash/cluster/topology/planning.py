@@ -227,7 +227,7 @@ def _no_source(
         return []
     names = ", ".join(sorted(missing))
     remedy = (
-        f"if their data is lost for good: dstash cluster accept-loss {' '.join(sorted(missing))}"
+        f"if their data is permanently lost: dstash cluster accept-loss {' '.join(sorted(missing))}"
     )
     return [
         f"{_many(waiting, 'partition')} could not be copied until one of {names} is back; {remedy}"

@@ -25,13 +25,13 @@ class Rules(NamedTuple):
     ``present``: the time (milliseconds since 1970) that versions are compared with; a version is
     at most ``max_skew`` ahead of it. It is not ``now``, because this peer's clock may be wrong.
     Stamps above ``latest`` are certainly from the future: they are refused, and a stored record
-    with one gives way to writes of clients. Between the two, this peer cannot decide yet.
+    with such a stamp loses to writes of clients. Between the two, this peer cannot decide yet.
     ``floor``: the highest horizon. Writes of clients up to it are refused, even if they arrived
     before it was set. ``promises`` (by partition): repairs stamped up to this must wait.
     ``horizons`` (by partition): tombstones up to this may have been dropped. See
-    ``cluster/replication/tombstone_gc.py``. ``owned``: the partitions of this peer.
-    ``has_room``: false when only deletes and repairs may be written; ``has_spare``: false when only
-    deletes may. ``upper_bound``: the highest stamp that a corrupt record may have had.
+    ``cluster/replication/tombstone_gc.py``. ``owned``: the partitions of this peer. ``has_room``:
+    false when only deletes and repairs may be written; ``has_spare``: false when only deletes may.
+    ``upper_bound``: the highest stamp that a corrupt record may have had.
     """
 
     now: int

@@ -88,13 +88,13 @@ def test_version_from_the_future_is_refused_and_clocks_are_read_again(group: Gro
 
 def test_task_gets_the_result_of_its_write_at_the_end(group: Group) -> None:
     version = pack(stamp_at(NOW), b"test")
-    told: list[DStashError | None] = []
-    group.commits.add(Merge(seal(SPACE, [b"k"], head(version), [b"\x01"])), told.append)
+    results: list[DStashError | None] = []
+    group.commits.add(Merge(seal(SPACE, [b"k"], head(version), [b"\x01"])), results.append)
     commit = group.commits.begin(NOW)
     commit.run(group.parts.store)
-    assert told == []
+    assert results == []
     group.commits.end(commit, NOW)
-    assert told == [None]
+    assert results == [None]
 
 
 def test_put_is_refused_when_the_disk_reserve_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
