@@ -98,7 +98,7 @@ def _read(file: Path, wanted: str, *, secret: bool = False) -> str:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{file} is not a key file") from None
-    if secret and mode & 0o077 and os.name == "posix":  # elsewhere the mode says nothing
+    if secret and mode & 0o077 and os.name == "posix":  # other systems ignore the mode
         raise ConfigError(
             f"{file} is a secret key that other users can read (mode {mode:03o}); "
             f"run: chmod 600 {file}"

@@ -92,7 +92,7 @@ def failure(*peers: str, timeout: float = TIMEOUT, **settings: Any) -> tuple[NoP
         (b"", b"", True, CLOSES),
     ],
 )
-def test_examination_tells_programs_apart(
+def test_examination_distinguishes_programs(
     greeting: bytes, answer: bytes, closes: bool, reason: str
 ) -> None:
     with program(greeting, answer, closes=closes) as port:

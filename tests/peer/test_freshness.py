@@ -391,7 +391,9 @@ class TestHeardTopology:
         }
         assert self.hear(joined, changed[wrong]) is None
 
-    def test_is_asked_for_when_a_client_knows_a_later_epoch(self, joined: Restarted) -> None:
+    def test_later_topology_is_requested_when_a_client_knows_its_epoch(
+        self, joined: Restarted
+    ) -> None:
         core, later = joined.peers["a"], joined.topology.next()
         joined.install(later, "b", "c")
         frames = encode(
@@ -404,7 +406,9 @@ class TestHeardTopology:
         joined.settle()
         assert core.topology_news.heard == later
 
-    def test_is_not_asked_for_when_the_membership_returns_it(self, joined: Restarted) -> None:
+    def test_later_topology_is_not_requested_when_the_membership_returns_it(
+        self, joined: Restarted
+    ) -> None:
         core, later = joined.peers["a"], joined.topology.next()
         frames = encode(
             Envelope(1, later.epoch, 0, Lookup("i", 1, Frame(codec.pack_blobs([b"k"]))))

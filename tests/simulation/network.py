@@ -216,7 +216,7 @@ class Network:
             connection.break_(self.delay("", ""))
 
     def break_between(self, owner: str, host: str) -> None:
-        """Break the connections from one machine to another, with what they hold up."""
+        """Break the connections from one machine to another, with their delayed messages."""
         for connection in list(self._open):
             if (connection.link.owner.name, connection.host.name) == (owner, host):
                 connection.break_(self.delay("", ""))

@@ -173,7 +173,7 @@ class Workload:
         yield from self._touch_record(index, key, record, (None, 0.3, 3.0, 20.0))
 
     def _late_touch(self) -> Script:
-        """Read a record, mostly delete it, and touch it some time later all the same."""
+        """Read a record, mostly delete it, and still touch it some time later."""
         index, key = self._place()
         found, error = yield from self._read_of(self._calls.records, index, [key], Level.QUORUM)
         if error is None and key in found:

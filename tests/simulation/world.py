@@ -224,7 +224,7 @@ class World:
         self.events.after(int(self.rng.random() * 2 * SECOND), restart)
 
     def check_epoch(self, node: Node, topology: Topology) -> None:
-        """Note a violation where an epoch stands for two topologies that are in use."""
+        """Record a violation if two topologies in use have the same epoch."""
         known = {
             other.name: other.core.view.topology
             for other in self.nodes
