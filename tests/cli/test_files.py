@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import os
@@ -117,13 +118,22 @@ def test_target_that_cannot_be_opened_is_refused(
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_signal_leaves_no_partial_file(tmp_path: Path, signal_number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("signal_number", "file"),
+    [
+        (signal.SIGTERM, "x.jsonl"),
+        (signal.SIGHUP, "x.jsonl.zst"),
+        (signal.SIGINT, "x.csv.gz"),
+    ],
+)
+def test_signal_leaves_no_partial_file(
+    tmp_path: Path, signal_number: signal.Signals, file: str
+) -> None:
     with socket.socket() as silent:  # takes connections and never answers
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         peers = f"127.0.0.1:{silent.getsockname()[1]}"
-        words = ["--peers", peers, "--timeout", "100", "export", "i", "x.jsonl"]
+        words = ["--peers", peers, "--timeout", "100", "export", "i", file]
         process = subprocess.Popen(
             [DSTASH, *words], cwd=tmp_path, stderr=subprocess.PIPE, env=clean_environment()
         )
@@ -152,6 +162,24 @@ def test_gzip_file_of_several_members_is_read_to_its_end(tmp_path: Path) -> None
     (tmp_path / "x.gz").write_bytes(gzip.compress(b"a\n") + gzip.compress(b"b\n"))
     with source(str(tmp_path / "x.gz")) as origin:
         assert origin.stream.read(100) + origin.stream.read(100) == b"a\nb\n"
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_data_is_not_ended_after_an_exception(tmp_path: Path, suffix: str) -> None:
+    fifo, copy = tmp_path / f"fifo{suffix}", tmp_path / f"copy{suffix}"
+    os.mkfifo(fifo)
+
+    def interrupted() -> None:
+        with target(str(fifo)) as out:
+            out.write(os.urandom(300_000))
+            raise KeyboardInterrupt
+
+    with copy.open("wb") as opened, subprocess.Popen(["cat", str(fifo)], stdout=opened):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        gc.collect()
+    with pytest.raises(UsageError, match=r"data ends early|not zst data"):
+        read(copy)
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])

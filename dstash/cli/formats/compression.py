@@ -86,12 +86,17 @@ def compressed(file: str, raw: BinaryIO) -> Iterator[BinaryIO]:
     if not suffix:
         yield raw
         return
+    below = _KeptOpen(raw)
     if suffix == GZIP:
-        out: Any = gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0)
+        out: Any = gzip.GzipFile("", "wb", _GZIP_LEVEL, below, mtime=0)
     else:
-        out = _zstandard_writer(raw)
-    yield out
-    out.close()  # not after an exception: a reader must not take the data for complete
+        out = _zstandard_writer(below)
+    try:
+        yield out
+    except BaseException:
+        below.abandon()
+        raise
+    out.close()
 
 
 def _zstandard_reader(raw: BinaryIO) -> Any:
@@ -101,29 +106,39 @@ def _zstandard_reader(raw: BinaryIO) -> Any:
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"))
 
 
-def _zstandard_writer(raw: BinaryIO) -> Any:
+def _zstandard_writer(raw: _KeptOpen) -> Any:
     if (standard := _standard()) is not None:
         return standard.ZstdFile(raw, "w")
     pa = _arrow()
-    return pa.CompressedOutputStream(pa.PythonFile(_KeptOpen(raw), "w"), "zstd")
+    return pa.CompressedOutputStream(pa.PythonFile(raw, "w"), "zstd")
 
 
 class _KeptOpen:
-    """A file that pyarrow writes to and does not close."""
+    """A file that a compressor writes to and does not close."""
 
     closed = False
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
+        self._is_abandoned = False
 
     def write(self, data: Any) -> int:
-        return self._raw.write(data)
+        return len(data) if self._is_abandoned else self._raw.write(data)
 
     def flush(self) -> None:
-        self._raw.flush()
+        if not self._is_abandoned:
+            self._raw.flush()
 
     def close(self) -> None:
-        self._raw.flush()
+        self.flush()
+
+    def abandon(self) -> None:
+        """Drop all that is written from now on.
+
+        A compressor that is not closed writes the end of the data when it is deleted, and a reader
+        must not take the data for complete.
+        """
+        self._is_abandoned = True
 
 
 def _standard() -> Any:
