@@ -15,6 +15,7 @@ from dstash.client.calls import Calls, check_keys, key_rounds, pair_rounds
 from dstash.client.describe import describe_cluster, describe_place
 from dstash.client.indexes.async_index import AsyncIndex
 from dstash.client.operations.base import Operation
+from dstash.client.operations.indexes import IndexSize
 from dstash.client.operations.walks import Walk
 from dstash.client.refusals import nothing_written
 from dstash.client.results import BatchResult
@@ -316,6 +317,15 @@ class AsyncClient(BaseClient):
         check_index(name)
         return AsyncIndex(self, name)
 
+    async def drop(
+        self, index: str, prefix: str | bytes = "", *, timeout: float | None = None
+    ) -> None:
+        """Drop an index, or the keys of it that begin with ``prefix``; see ``Client.drop``."""
+        with self._tracing.call("drop", index):
+            deadline = self._calls.deadline(timeout)
+            await self._view(deadline)
+            await self._run(self._calls.drop(index, prefix, deadline))
+
     # -- the cluster
 
     async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
@@ -324,6 +334,14 @@ class AsyncClient(BaseClient):
             deadline = self._calls.deadline(timeout)
             view = await self._view(deadline)
             return describe_cluster(view, await self._run(self._calls.status(view, deadline)))
+
+    async def indexes(self, *, timeout: float | None = None) -> list[IndexSize]:
+        """Return the indexes that have live records, with their approximate sizes, by name."""
+        with self._tracing.call("indexes"):
+            deadline = self._calls.deadline(timeout)
+            await self._view(deadline)
+            found: list[IndexSize] = await self._run(self._calls.indexes(deadline))
+            return found
 
     async def where(self, index: str, key: Key, *, timeout: float | None = None) -> dict[str, Any]:
         """Return the partition of a key and its replicas, in rank order."""

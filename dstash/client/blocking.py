@@ -18,6 +18,7 @@ from dstash.client.describe import describe_cluster, describe_place
 from dstash.client.discovery import identity
 from dstash.client.indexes.index import Index
 from dstash.client.operations.base import Operation
+from dstash.client.operations.indexes import IndexSize
 from dstash.client.operations.walks import Walk
 from dstash.client.refusals import nothing_written
 from dstash.client.results import BatchResult
@@ -425,6 +426,29 @@ class Client(BaseClient):
         check_index(name)
         return Index(self, name)
 
+    def drop(self, index: str, prefix: str | bytes = "", *, timeout: float | None = None) -> None:
+        """Drop an index, or the keys of it that begin with ``prefix``.
+
+        One entry in the topology drops any number of records. When the call returns, no read at
+        ``quorum`` or ``all`` finds a record that was acked before the call. A write that is made
+        after the call stays. Peers remove the records from their disks in the background;
+        ``status`` shows how far they are. See docs/consistency.md.
+
+        Args:
+            index: name of the keyspace.
+            prefix: drop only keys that begin with it.
+            timeout: seconds for the whole call.
+
+        Raises:
+            ChangeConflict: a member runs an earlier version, or too many drops are not settled.
+            Unavailable, NotReady: nothing was dropped.
+            TimedOut: the records may or may not be dropped; repeat the call, or look at ``status``.
+        """
+        with self._tracing.call("drop", index):
+            deadline = self._calls.deadline(timeout)
+            self._view(deadline)
+            self._run(self._calls.drop(index, prefix, deadline))
+
     # -- the cluster
 
     def status(self, *, timeout: float | None = None) -> dict[str, Any]:
@@ -434,6 +458,22 @@ class Client(BaseClient):
             view = self._view(deadline)
             answers = self._run(self._calls.status(view, deadline))
             return describe_cluster(view, answers)
+
+    def indexes(self, *, timeout: float | None = None) -> list[IndexSize]:
+        """Return the indexes that have live records, with their approximate sizes, by name.
+
+        One replica of each partition is asked, so writes that it missed are not counted. Each peer
+        counts about 100,000 records; the rest is estimated (``exact`` is false then).
+
+        Raises:
+            Unauthorised: the key may use some indexes only.
+            UsageError: a peer runs an earlier version, which cannot list indexes.
+        """
+        with self._tracing.call("indexes"):
+            deadline = self._calls.deadline(timeout)
+            self._view(deadline)
+            found: list[IndexSize] = self._run(self._calls.indexes(deadline))
+            return found
 
     def where(self, index: str, key: Key, *, timeout: float | None = None) -> dict[str, Any]:
         """Return the partition of a key and its replicas, in rank order."""

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from dstash.client.discovery import find_seeds
 from dstash.client.operations.admin import AdminOperation
 from dstash.client.operations.drafts import Query
+from dstash.client.operations.indexes import DropOperation, IndexesOperation
 from dstash.client.operations.reads import ExistsOperation, LookupOperation, RecordOperation
 from dstash.client.operations.scans import DiscoverOperation, RepairOperation, StatusOperation
 from dstash.client.operations.walks import Request, Walk, walk_for
@@ -245,6 +246,15 @@ class Calls:
     def repair(self, view: View, deadline: int) -> RepairOperation:
         """Return the operation that starts a full repair on every member."""
         return RepairOperation(self._session, deadline, list(view.members))
+
+    def drop(self, index: str, prefix: str | bytes, deadline: int) -> DropOperation:
+        """Return the operation that drops an index, or the keys with a prefix."""
+        check_index(index)
+        return DropOperation(self._session, deadline, index, encode_prefix(prefix))
+
+    def indexes(self, deadline: int) -> IndexesOperation:
+        """Return the operation that lists the indexes."""
+        return IndexesOperation(self._session, deadline)
 
     def admin(self, request: AdminRequest, deadline: int) -> AdminOperation:
         """Return the operation that carries out an admin request."""

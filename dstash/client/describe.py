@@ -9,9 +9,11 @@ from typing import Any, Final
 
 from dstash.cluster.topology.blockers import waits
 from dstash.cluster.topology.copies import Copies, count_copies, missing_copies
+from dstash.cluster.topology.drops import Drop
 from dstash.cluster.topology.topology import Change
 from dstash.cluster.topology.view import View
 from dstash.store.record import partition_of
+from dstash.version import stamp_milliseconds
 
 #: How long partitions must have differed before the status reports it: the comparison that finds
 #: a difference also repairs it, usually sooner.
@@ -46,6 +48,7 @@ def describe_cluster(view: View, answers: Mapping[str, Mapping[str, Any]]) -> di
         "alerts": [{"badness": badness, "text": text} for badness, text in copies.alerts()]
         + [{"badness": 1, "text": text} for text in missing_copies(topology, candidates)],
         "missing": describe_missing(answers),
+        "drops": [describe_drop(drop) for drop in topology.drops],
         "differing": min(topology.partitions, sum(map(_differing, answers.values()))),
         "members": [
             asdict(member)
@@ -111,6 +114,16 @@ def _differing(status: Mapping[str, Any]) -> int:
     """
     maintenance = status.get("maintenance", {})
     return int(maintenance["differing"]) if maintenance.get("differing_ms", 0) >= DIFFERS_MS else 0
+
+
+def describe_drop(drop: Drop) -> dict[str, Any]:
+    """Return a drop that is not settled; ``removed`` once no member has its records on disk."""
+    return {
+        "index": drop.index,
+        "prefix": drop.prefix,
+        "since": stamp_milliseconds(drop.stamp),
+        "removed": drop.swept,
+    }
 
 
 def describe_change(change: Change) -> dict[str, Any]:

@@ -101,6 +101,7 @@ class Background:
         quorum = Level.QUORUM.needed(topology.replicas)
         self._clock.install(view.members.keys(), voters, view.alive, quorum)
         self._floor.install(before, view)
+        self.replica.local_partitions.install_drops(topology.drops)
         self.maintenance.install(view, self.steady_time())
         self.look_soon()
 

@@ -23,7 +23,7 @@ from dstash.errors import (
     StoreError,
     StoreFailed,
 )
-from dstash.peer.admission.admin_requests import AdminRequests
+from dstash.peer.admission.admin_requests import AdminRequests, TopologyOrder
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.checks import Admission
 from dstash.peer.admission.questions import QUESTIONS, PeerQuestions
@@ -47,7 +47,6 @@ from dstash.store.record import Keyspace, locate
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import (
-    AdminRequest,
     Apply,
     Count,
     Delete,
@@ -328,7 +327,7 @@ class PeerCore:
         envelope, admission = request.envelope, self.admission
         message = envelope.message
         admission.check_permission(request.user, message)
-        if isinstance(message, AdminRequest):
+        if isinstance(message, TopologyOrder):
             self.admin_requests.accept(request, message)
             return None
         answer = self._control.answer(message, now)

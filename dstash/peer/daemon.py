@@ -14,7 +14,7 @@ import structlog
 
 from dstash import log, threads
 from dstash.cluster.membership.interface import Membership
-from dstash.cluster.topology.announcement import Announcement
+from dstash.cluster.topology.announcement import FEATURES, Announcement
 from dstash.cluster.topology.joining import check_cluster, was_in_cluster, was_removed
 from dstash.config import PeerSettings
 from dstash.errors import (
@@ -196,6 +196,7 @@ class Daemon:
             else "",
             key=self._transport.keys.public if self._transport.keys else "",
             plain=self.plain,
+            features=FEATURES,
         )
         agent = MembershipAgent(
             membership,

@@ -142,6 +142,7 @@ class Health:
             "uptime_s": (self._wall() - self._started) // 1000,
             "version": __version__,
             "maintenance": self._maintenance.describe(),
+            "drops": self._maintenance.describe_drops(),
             "counts": dict(self.counts + self._meters.kinds()),
         }
 

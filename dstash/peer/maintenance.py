@@ -10,6 +10,11 @@ import structlog
 from dstash import events
 from dstash.cluster.repair.antientropy import compare_all
 from dstash.cluster.repair.corrupt_records import repair_corrupt_records
+from dstash.cluster.repair.dropped_records import (
+    collect_progress,
+    describe_drops,
+    remove_dropped,
+)
 from dstash.cluster.repair.full_repair import repair
 from dstash.cluster.repair.future_records import restamp_all
 from dstash.cluster.repair.hints import Hints, replay
@@ -27,6 +32,7 @@ from dstash.cluster.replication.tombstone_gc import (
 )
 from dstash.cluster.replication.transfer import ask
 from dstash.cluster.topology import transitions
+from dstash.cluster.topology.drop_steps import with_swept, without_settled
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import DStashError
@@ -60,6 +66,10 @@ _REPLAY_PAUSE_MS: Final = 1000
 _SAVE_PAUSE_MS: Final = 1000
 #: How long (milliseconds) to wait after corrupt records could not be repaired.
 _CORRUPT_REPAIR_PAUSE_MS: Final = 1000
+#: How long (milliseconds) to wait after dropped records could not be removed, or a part of them.
+_REMOVE_PAUSE_MS: Final = 2000
+#: How often (milliseconds) members are asked how far they are with drops.
+_DROPS_MS: Final = 2000
 #: Each round of comparison verifies every record of this many partitions: all of them in an hour.
 _SCRUBBED_PER_ROUND: Final = PARTITIONS // 360 + 1
 
@@ -106,6 +116,7 @@ class Maintenance:
         self._replay_after: dict[str, int] = {}
         self._repair_corrupt_after = 0
         self._save_after = 0
+        self._remove_after = self._drops_after = self._removed_generation = 0
         self.freshness = Freshness(replica, scheduler, lambda step: self.proposals.append(step))
 
     def install(self, view: View, now: int) -> None:
@@ -141,6 +152,8 @@ class Maintenance:
         if not self.freshness_confirmed:
             return  # data of an old copy must not reach other peers
         self._settle_future(now)
+        self._remove_dropped(now)
+        self._settle_drops(view, now)
         for peer in self.hints.waiting():
             if peer in view.alive and now >= self._replay_after.get(peer, 0):
                 self._replay(peer)
@@ -196,10 +209,16 @@ class Maintenance:
             "repair": self.replica.repair.describe(self.replica.repaired),
             "hints": self.hints.describe(),
             "dirty_partitions": self.hints.describe_dirty(),
+            "drop_left": len(self.replica.local_partitions.drops.unswept),
+            "drop_removed": self.replica.local_partitions.drops.removed,
             "corrupt": len(self.replica.local_partitions.corruption),
             "corrupt_found": self.replica.local_partitions.corruption.found,
             "corrupt_repaired": self.replica.local_partitions.corruption.repaired,
         }
+
+    def describe_drops(self) -> dict[str, Any]:
+        """Return how far this peer is with removing dropped records."""
+        return describe_drops(self.replica)
 
     # -- inside
 
@@ -278,6 +297,38 @@ class Maintenance:
 
         if not self._scheduler.running("repair corrupt"):
             self._scheduler.spawn("repair corrupt", repair_corrupt_records(self.replica), ended)
+
+    def _remove_dropped(self, now: int) -> None:
+        """Remove dropped records; wait a while when some have to stay."""
+
+        def ended(result: Any, failure: DStashError | None) -> None:
+            self._remove_after = self.replica.now() + _REMOVE_PAUSE_MS
+
+        drops = self.replica.local_partitions.drops
+        if drops.generation != self._removed_generation:  # a new drop does not wait
+            self._removed_generation, self._remove_after = drops.generation, now
+        is_due = drops.unswept and now >= self._remove_after
+        if is_due and not self._scheduler.running("drop"):
+            self._scheduler.spawn("drop", remove_dropped(self.replica), ended)
+
+    def _settle_drops(self, view: View, now: int) -> None:
+        """End the drops that all members have passed. Any member could, and two do no harm."""
+        topology = view.topology
+        if not topology.drops or now < self._drops_after or coordinator(view) != self.replica.me:
+            return
+        if topology.change is not None or not view.members.keys() <= view.alive:
+            return
+
+        def ended(result: Any, failure: DStashError | None) -> None:
+            self._drops_after = self.replica.now() + _DROPS_MS
+            if failure is not None:
+                return
+            members, swept, passed = result
+            self.proposals.append(lambda latest: with_swept(latest, swept))
+            self.proposals.append(lambda latest: without_settled(latest, passed, members))
+
+        if not self._scheduler.running("settle drops"):
+            self._scheduler.spawn("settle drops", collect_progress(self.replica), ended)
 
     def _once(self, name: str, make: Callable[..., Task], *arguments: Any) -> None:
         if not self._scheduler.running(name):

@@ -15,17 +15,19 @@ import structlog
 from dstash import events, threads
 from dstash.cluster.membership.interface import Membership, StoredTopology, may_pass
 from dstash.cluster.topology.announcement import Announcement
+from dstash.cluster.topology.drop_steps import with_drop
 from dstash.cluster.topology.joining import KEPT, last_known, was_in_cluster, with_seen
 from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.transitions import ordered
 from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable
+from dstash.peer.admission.admin_requests import TopologyOrder
 from dstash.peer.maintenance import Proposal
 from dstash.peer.supervision.complaints import Complaints
 from dstash.peer.topology_steps import Known, TopologySteps, is_removed, unconfirmed_because
 from dstash.store.interface import Store
-from dstash.wire.messages import AdminReply, AdminRequest, Error
+from dstash.wire.messages import AdminReply, AdminRequest, DropRequest, Error
 from dstash.wire.shapes import Message
 
 _log = structlog.get_logger("dstash.peer")
@@ -103,7 +105,7 @@ class MembershipAgent:
         self._seen = seen
         self._failed = failed
         self._proposals: deque[Proposal] = deque()
-        self._admin_requests: deque[tuple[AdminRequest, Callable[[Message], None]]] = deque()
+        self._admin_requests: deque[tuple[TopologyOrder, Callable[[Message], None]]] = deque()
         self._view: View | None = None
         #: A topology that this peer uses but could not store yet.
         self._unkept: Topology | None = None
@@ -209,7 +211,7 @@ class MembershipAgent:
         self._proposals.extend(proposals)
         self._membership.wake()
 
-    def administer(self, request: AdminRequest, answer: Callable[[Message], None]) -> None:
+    def administer(self, request: TopologyOrder, answer: Callable[[Message], None]) -> None:
         """Carry out an admin request soon; ``answer`` is called on the agent's thread."""
         self._admin_requests.append((request, answer))
         self._membership.wake()
@@ -313,7 +315,7 @@ class MembershipAgent:
                 answer(Error.of(DStashError(f"the admin request failed: {error!r}")))
             self._admin_requests.popleft()
 
-    def _carry_out(self, request: AdminRequest) -> Topology:
+    def _carry_out(self, request: TopologyOrder) -> Topology:
         while True:
             stored = self._membership.read()
             if stored.topology is None:
@@ -321,18 +323,22 @@ class MembershipAgent:
             if stored.topology.restored is not None:
                 raise ChangeConflict(unconfirmed_because(stored.topology))
             self._steps.check_newest(stored.topology, self._last())
-            alive = self._membership.alive()
-            wanted = ordered(
-                stored.topology, alive, request.action, request.peers, request.rate, request.stamp
-            )
-            wanted = with_seen(wanted, self._seen())
-            if request.dry or self._membership.compare_and_set(wanted, stored.token):
-                _log.info(
-                    "admin request",
-                    action=request.action,
-                    peers=request.peers,
-                    dry=request.dry,
+            if isinstance(request, DropRequest):
+                wanted = with_drop(stored.topology, request.index, request.prefix, request.stamp)
+            else:
+                alive = self._membership.alive()
+                wanted = ordered(
+                    stored.topology,
+                    alive,
+                    request.action,
+                    request.peers,
+                    request.rate,
+                    request.stamp,
                 )
+            wanted = with_seen(wanted, self._seen())
+            is_dry = isinstance(request, AdminRequest) and request.dry
+            if is_dry or self._membership.compare_and_set(wanted, stored.token):
+                _log_order(request)
                 return wanted
 
     def _look(self) -> None:
@@ -440,3 +446,10 @@ def may_wait(error: MembershipUnreachable, store: Store) -> bool:
     while it runs. A new peer is of no use before it has joined, so a refusal ends it.
     """
     return may_pass(error) or was_in_cluster(store)
+
+
+def _log_order(request: TopologyOrder) -> None:
+    if isinstance(request, DropRequest):
+        _log.info("drop", index=request.index, prefix=request.prefix.hex())
+    else:
+        _log.info("admin request", action=request.action, peers=request.peers, dry=request.dry)

@@ -84,10 +84,12 @@ class Reader:
             CorruptRecord: a page begins with a corrupt record.
             ProtocolError: the request is malformed.
         """
-        with self._local_partitions.store.snapshot() as snapshot:
+        with self._local_partitions.snapshot() as snapshot:
             if isinstance(message, Lookup | Fetch):
                 return self._keys(message, snapshot, space, now)
-            return self._page(PageBuilder(snapshot, space, _page_request(message, now)))
+            drops = self._local_partitions.drops
+            covers = drops.floors.covers if drops.unswept else None
+            return self._page(PageBuilder(snapshot, space, _page_request(message, now), covers))
 
     def _keys(
         self, message: Lookup | Fetch, snapshot: Snapshot, space: Keyspace, now: int

@@ -7,7 +7,7 @@ partition in the page; a client compares it with the digest of another replica f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -59,9 +59,24 @@ class PageRequest(NamedTuple):
 
 
 class PageBuilder:
-    """Builds one page of a scan."""
+    """Builds one page of a scan.
 
-    def __init__(self, snapshot: Snapshot, space: Keyspace, request: PageRequest) -> None:
+    Args:
+        snapshot: the records.
+        space: the index.
+        request: the range, and what the page has.
+        is_dropped: tells of a (storage key, record) whether it was dropped with its index; None
+            if no record on disk was.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        space: Keyspace,
+        request: PageRequest,
+        is_dropped: Callable[[bytes, bytes], bool] | None = None,
+    ) -> None:
+        self._is_dropped = is_dropped
         self._snapshot = snapshot
         self._space = space
         self._request = request
@@ -116,6 +131,8 @@ class PageBuilder:
                     self._report_corrupt(place, storage_key, key)
                     if not with_digest:
                         return last
+                elif self._is_dropped is not None and self._is_dropped(storage_key, record):
+                    pass  # it costs a visit, as a tombstone does
                 elif is_plain or is_live_head(tail, now):
                     count += 1
                     if with_digest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -89,6 +89,9 @@ class Write:
     read them anyway, to report which keys existed. ``oldest`` is a lower bound of the entries'
     stamps: if it is above the horizons, no entry is too old.
 
+    ``is_dropped`` tells of a (storage key, stored record) whether it was dropped with its index:
+    then it does not count as live in ``existed``. None if no record was.
+
     ``may_spend_reserve``: the write frees space or repairs, so it may use the reserve of the disk.
     """
 
@@ -107,6 +110,7 @@ class Write:
     may_spend_reserve: bool = False
     latest: Stamp = MAX_STAMP
     replaces: frozenset[Version] = frozenset()
+    is_dropped: Callable[[bytes, bytes], bool] | None = None
 
     def bound(self) -> Version:
         """Return an upper bound of the versions of this write's records."""

@@ -53,15 +53,22 @@ def _replace_all(transaction: Transaction, write: Write) -> Merged:
     if write.report_existed:
         for position, (storage_key, _) in enumerate(write.entries):
             stored = transaction.get(storage_key)
-            if stored is not None and is_live_head(stored[VERSION_END:HEAD_BYTES], write.now):
+            if stored is not None and _existed(write, storage_key, stored):
                 merged.existed[position] = 1
     transaction.put_all(write.entries)
     return merged
 
 
+def _existed(write: Write, storage_key: bytes, stored: bytes) -> bool:
+    """Whether a stored record was live, and not dropped."""
+    return is_live_head(stored[VERSION_END:HEAD_BYTES], write.now) and not (
+        write.is_dropped is not None and write.is_dropped(storage_key, stored)
+    )
+
+
 def _merge_all(transaction: Transaction, write: Write) -> Merged:
     get, put = transaction.get, transaction.put
-    now, is_guarded, upper_bound = write.now, _is_guarded(write), write.upper_bound
+    is_guarded, upper_bound = _is_guarded(write), write.upper_bound
     merged = Merged(existed=bytearray(len(write.entries)))
     # Most keys are new, and a look-up costs as much as an insert.
     all_new = not is_guarded and transaction.insert_all(write.entries) == len(write.entries)
@@ -88,7 +95,7 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
             if outranks(stored, record) and not is_replaced:
                 merged.superseded.append((position, version))
                 continue
-            if is_live_head(stored[VERSION_END:HEAD_BYTES], now):
+            if _existed(write, storage_key, stored):
                 merged.existed[position] = 1
         put(storage_key, record)
     for storage_key, identity in write.drops:

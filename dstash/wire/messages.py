@@ -343,3 +343,43 @@ class Repair(Message):
     """Starts a full repair of a peer; answered by ``StatusReply``."""
 
     KIND = 32
+
+
+@message
+class IndexesRequest(Message):
+    """Requests the names and sizes of the indexes in ``partitions``.
+
+    ``partitions`` is a sequence of big-endian 16-bit numbers.
+    """
+
+    KIND = 33
+    partitions: bytes
+
+
+@message
+class IndexesReply(Message):
+    """Answers ``IndexesRequest``.
+
+    Of the ``partitions`` that were requested, records were counted in ``counted`` only. ``indexes``
+    has ``[name, records, bytes, partitions]`` for each index, at most 10,000: the live records and
+    their bytes in the partitions that were counted, and the number of all partitions with a record.
+    """
+
+    KIND = 34
+    partitions: int
+    counted: int
+    indexes: list[list[Any]]
+
+
+@message
+class DropRequest(Message):
+    """Drops an index, or the keys of it that begin with ``prefix``, by an entry of the topology.
+
+    ``stamp`` is the clock of the client. The peer that accepts the request replaces it by a stamp
+    above which no write quorum holds a record. Answered by ``AdminReply``.
+    """
+
+    KIND = 35
+    index: str
+    prefix: bytes
+    stamp: int

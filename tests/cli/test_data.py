@@ -134,6 +134,40 @@ def test_ttl_and_touch_report_the_time_to_live(inside: InProcess, index: str) ->
     assert (code, "ttl is -1.0 s" in text) == (2, True)
 
 
+def test_indexes_are_listed_with_records_and_size(inside: InProcess, index: str) -> None:
+    inside.out("put", index, "a", "1")
+    inside.out("put", index, "b", "2")
+    size = 2 * (2 + 1 + len(index) + 1 + 37 + 2)
+    row = {"name": index, "records": 2, "bytes": size, "exact": True}
+    lines = [json.loads(line) for line in inside.out("-o", "json", "indexes").splitlines()]
+    assert row in lines
+    assert any(
+        line.split() == [index, "2", f"{size}", "B"] for line in inside.out("indexes").splitlines()
+    )
+
+
+def test_drop_removes_an_index_or_a_prefix_and_shows_how(inside: InProcess, index: str) -> None:
+    lines = "".join(json.dumps({"key": f"k{n:03}", "value": n}) + "\n" for n in range(300))
+    inside.out("import", index, "-", stdin=lines.encode())
+    code, text = inside.refusal("drop", index)
+    assert (code, text) == (
+        2,
+        "drop asks for confirmation on a terminal; in a script, use --yes",
+    )
+    assert inside.out("drop", index, "k1", "--yes") == ""
+    assert inside.out("count", index) == "200\n"
+    shown = inside.out("-o", "json", "drop", index, "-y", "--watch").splitlines()
+    assert json.loads(shown[0]) == {"index": index, "prefix": "", "dropped": True}
+    ends = {row["peer"]: row for row in map(json.loads, shown[1:])}
+    assert [row["partitions_left"] for row in ends.values()] == [0, 0, 0]
+    assert all(row["removed_records"] >= 200 for row in ends.values())
+    assert inside.out("scan", index) == ""
+    inside.out("put", index, "k001", "again")
+    assert inside.out("count", index) == "1\n"
+    status = json.loads(inside.out("-o", "json", "status"))
+    assert {"index": index, "prefix": ""}.items() <= status["drops"][-1].items()
+
+
 def test_scan_and_count_use_prefix(inside: InProcess, index: str) -> None:
     for key in ("a1", "a2", "b\t1"):
         inside.out("put", index, key, f"v-{key}")

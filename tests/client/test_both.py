@@ -58,6 +58,28 @@ def test_keys_of_every_type(client: Any, index: str, key: Any) -> None:
     assert list(client.keys(index)) == [key]
 
 
+def test_indexes_names_an_index_once_it_has_records(client: Any, index: str) -> None:
+    assert index not in {found.name for found in client.indexes()}
+    client.batch_put(index, {"a": 1, "b": 2}, write="all")
+    assert {found.name: found.records for found in client.indexes()}[index] == 2
+
+
+def test_drop_removes_all_keys_and_spares_later_writes(client: Any, index: str) -> None:
+    client.batch_put(index, {f"k{number}": number for number in range(1000)})
+    other = f"{index[:50]} other"
+    client.batch_put(other, {"a": 1})
+    client.drop(index, "k99")
+    assert client.count(index) == 989
+    client.drop(index)
+    assert client.count(index) == 0
+    assert client.batch_lookup(index, ["k1", "k2"]) == {}
+    client.put(index, "k1", "new")
+    assert dict(client.items(index)) == {"k1": "new"}
+    assert client.lookup(other, "a") == 1
+    with pytest.raises(LimitError, match="index name has 0 bytes"):
+        client.drop("")
+
+
 def test_lookup_of_missing_key_returns_the_default(client: Any, index: str) -> None:
     assert client.lookup(index, "missing") is None
     assert client.lookup(index, "missing", 5) == 5

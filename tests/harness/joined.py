@@ -12,12 +12,16 @@ from typing import Any
 
 from dstash.client.operations.base import Operation
 from dstash.client.operations.drafts import Query
+from dstash.client.operations.indexes import DropOperation
 from dstash.client.operations.reads import ExistsOperation, LookupOperation
 from dstash.client.operations.walks import Request, walk_for
 from dstash.client.operations.writes import DeleteOperation, PutOperation
 from dstash.client.session import Send, Session
+from dstash.cluster.topology.announcement import FEATURES
+from dstash.cluster.topology.drop_steps import with_drop
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
+from dstash.errors import DStashError
 from dstash.peer.admission.requests import Reply
 from dstash.peer.core import PeerCore, Settings
 from dstash.store.memory import TwinStore
@@ -25,8 +29,9 @@ from dstash.store.record import build_record, keyspace, locate, open_record
 from dstash.types import Level
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.keys import encode_keys
-from dstash.wire.messages import Scan
+from dstash.wire.messages import AdminReply, DropRequest, Error, IndexesRequest, Scan
 from dstash.wire.protocol import HIGHEST_PROTOCOL, LOWEST_PROTOCOL
+from dstash.wire.shapes import Message
 from dstash.wire.values import TypeRegistry
 
 TYPES = TypeRegistry()
@@ -38,7 +43,8 @@ class Joined:
 
     ``down`` peers refuse connections, ``silent`` peers accept messages and never answer. ``tamper``
     may change a request to a peer; it returns None to lose it. ``tamper_answer`` may change the
-    answer of a peer to the client. ``offsets`` is how far the clocks of peers are ahead
+    answer of a peer to the client. ``unaware`` peers do not get a topology that a client changed.
+    ``offsets`` is how far the clocks of peers are ahead
     (milliseconds).
     """
 
@@ -46,7 +52,8 @@ class Joined:
         self.now = START
         self.offsets: dict[str, int] = {}
         members = tuple(
-            Member(peer, f"tcp://{peer}:1", f"store-{peer}", f"z-{peer}") for peer in names
+            Member(peer, f"tcp://{peer}:1", f"store-{peer}", f"z-{peer}", features=FEATURES)
+            for peer in names
         )
         self.topology = Topology(
             "c", "id", 5, replicas, formed=True, members=members, min_peers=len(names)
@@ -58,6 +65,7 @@ class Joined:
         }
         self.down: set[str] = set()
         self.silent: set[str] = set()
+        self.unaware: set[str] = set()
         #: Peers that accept messages of other peers and never answer them.
         self.mute: set[str] = set()
         self.tamper: Callable[[str, Envelope], Envelope | None] = lambda peer, envelope: envelope
@@ -170,8 +178,36 @@ class Joined:
         core = self.peers[send.peer]
         frames = send.frames if changed is envelope else changed_frames(changed)
         self._answer_each(send.peer, core.receive(b"client", frames, self.time_at(send.peer)))
+        self._carry_out_orders(send.peer)
         self._commit(send.peer)
+        if isinstance(changed.message, IndexesRequest):  # a task answers it
+            while self._tick(send.peer):
+                pass
         return []
+
+    def _carry_out_orders(self, name: str) -> None:
+        """Change the topology as the membership agent of a peer does when a client orders it."""
+        for pending in self.peers[name].admin_requests.take():
+            order = pending.request
+            if not isinstance(order, DropRequest):
+                continue
+            answer: Message
+            try:
+                changed = with_drop(self.topology, order.index, order.prefix, order.stamp)
+                self.change(changed)
+                answer = AdminReply(changed.encode())
+            except DStashError as error:
+                answer = Error.of(error)
+            self._answer_each(name, pending.answer(answer, self.time_at(name)))
+
+    def change(self, topology: Topology) -> None:
+        """Give a topology to all peers that hear of it."""
+        self.topology = topology
+        self.install(topology, *(name for name in self.peers if name not in self.unaware))
+
+    def drop(self, index: str = "i", prefix: bytes = b"", timeout: int = 5000) -> None:
+        """Drop an index, or the keys with a prefix."""
+        self.run(DropOperation(self.session, self.now + timeout, index, prefix))
 
     def put(self, entries: dict[str, Any], level: str = "quorum", timeout: int = 5000) -> Any:
         """Store values; return the ``BatchResult``."""

@@ -33,7 +33,8 @@ class Write:
     """One key of one call that writes.
 
     ``versions`` are all versions under which it was sent; ``acked`` is the acked version.
-    ``value`` is None for a delete. A touch carries the value of the record it saw. A write that is
+    ``value`` is None for a delete and for a drop, which is a write to each key that it covers. A
+    touch carries the value of the record it saw. A write that is
     stamped again after clocks were set may get another expiry: ``first_expiry`` is the lowest,
     ``expiry`` the last.
     """
@@ -55,6 +56,11 @@ class Write:
     #: The result of a delete of this key alone: whether the key existed.
     found: bool | None = None
     versions: list[Version] = field(default_factory=list)
+
+    @property
+    def removes(self) -> bool:
+        """Whether nothing is left after this write."""
+        return self.kind in ("delete", "drop")
 
 
 @dataclass(slots=True)
@@ -188,7 +194,7 @@ def _conclude_single(write: Write, result: BatchResult | None, error: DStashErro
 
 def describe_write(write: Write) -> str:
     """Return a readable line about a write."""
-    what = "" if write.kind == "delete" else f" of {write.value!r}"
+    what = "" if write.removes else f" of {write.value!r}"
     return (
         f"the {write.kind}{what} at {write.level} by {write.client} "
         f"({write.invoked / 1e6:.6f}..{min(write.returned, 10**12) / 1e6:.6f}, {write.outcome})"

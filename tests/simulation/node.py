@@ -7,7 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 from dstash.cluster.membership.interface import StoredTopology
-from dstash.cluster.topology.announcement import Announcement
+from dstash.cluster.topology.announcement import FEATURES, Announcement
 from dstash.cluster.topology.joining import was_removed
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
@@ -154,7 +154,12 @@ class Node:
     def announcement(self) -> Announcement:
         """Return the status of the process."""
         return Announcement(
-            self.name, self.address, self.store.store_id, self.zone, self.weight, http=""
+            self.name,
+            self.address,
+            self.store.store_id,
+            self.zone,
+            self.weight,
+            features=FEATURES,
         )
 
     def _announce(self, announcement: Announcement) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dstash.cli.console import output
 from dstash.errors import DStashError, Unavailable
+from dstash.limits import PARTITIONS
 
 if TYPE_CHECKING:
     from dstash.client.blocking import Client
@@ -30,6 +31,8 @@ def maintenance_of(member: Mapping[str, Any]) -> str:
         parts.append(f"streaming {share}")
     if repair.get("left"):
         parts.append(f"repair {_share(repair['left'], repair['of'])}")
+    if left := maintenance.get("drop_left"):
+        parts.append(f"drop {_share(left, PARTITIONS)}")
     if maintenance.get("corrupt"):
         parts.append(f"{maintenance['corrupt']} corrupt")
     if hints := sum(maintenance.get("hints", {}).values()):
@@ -68,6 +71,51 @@ def follow(client: Client, begun: Mapping[str, Any], *, as_json: bool) -> None:
             raise Unavailable(f"no answer from {', '.join(lost)} for {_LOST_AFTER_S:.0f} s")
         if goals:
             time.sleep(_POLL_INTERVAL_S)
+
+
+def follow_drop(client: Client, *, as_json: bool) -> None:
+    """Show how the members remove dropped records until none has any left.
+
+    Raises:
+        Unavailable: a member does not answer; it removes its records when it is back.
+    """
+    left: dict[str, int] = {}
+    silent_since: dict[str, float] = {}
+    while True:
+        status = _status(client)
+        for member in status["members"]:
+            peer, maintenance = member["id"], member.get("maintenance", {})
+            # A member with an older topology may not know the drop yet.
+            if "drop_left" not in maintenance or member["epoch"] < status["epoch"]:
+                silent_since.setdefault(peer, time.monotonic())
+                continue
+            silent_since.pop(peer, None)
+            if left.get(peer) != maintenance["drop_left"]:
+                left[peer] = maintenance["drop_left"]
+                _show_drop(peer, maintenance, as_json=as_json)
+        lost = [peer for peer, since in silent_since.items() if _is_lost(since)]
+        if lost:
+            raise Unavailable(
+                f"no answer from {', '.join(lost)} for {_LOST_AFTER_S:.0f} s; dropped records "
+                "are removed there when it is back"
+            )
+        if left and not any(left.values()) and not silent_since:
+            return
+        time.sleep(_POLL_INTERVAL_S)
+
+
+def _is_lost(since: float) -> bool:
+    return time.monotonic() - since > _LOST_AFTER_S
+
+
+def _show_drop(peer: str, maintenance: Mapping[str, Any], *, as_json: bool) -> None:
+    left, removed = maintenance["drop_left"], maintenance["drop_removed"]
+    if as_json:
+        output.json_line({"peer": peer, "partitions_left": left, "removed_records": removed})
+        sys.stdout.flush()
+        return
+    state = f"{_share(left, PARTITIONS)} of the partitions done" if left else "done"
+    output.line(f"{peer}: {state}, {removed:,} records removed since its start")
 
 
 def _status(client: Client) -> Mapping[str, Any]:

@@ -22,7 +22,13 @@ from dstash.errors import (
     TimedOut,
     Unavailable,
 )
-from dstash.wire.messages import AdminReply, AdminRequest, TopologyReply, TopologyRequest
+from dstash.wire.messages import (
+    AdminReply,
+    AdminRequest,
+    DropRequest,
+    TopologyReply,
+    TopologyRequest,
+)
 from dstash.wire.shapes import Message
 
 #: Errors of a peer that another peer may not return.
@@ -40,10 +46,33 @@ class AdminOperation(Operation):
         TimedOut: the answer was lost, and the topology does not show the outcome.
     """
 
-    def __init__(self, session: Session, deadline: int, request: AdminRequest) -> None:
+    #: Whether to try again until the deadline while no peer is ready to take the request.
+    waits_for_peers = False
+
+    def __init__(
+        self, session: Session, deadline: int, request: AdminRequest | DropRequest
+    ) -> None:
         super().__init__(session, deadline)
         self.request = request
         self.topology: Topology | None = None
+
+    @property
+    def is_dry(self) -> bool:
+        """Whether the request changes nothing."""
+        return isinstance(self.request, AdminRequest) and self.request.dry
+
+    def is_shown(self, topology: Topology, epoch: int) -> bool:
+        """Whether a topology shows the effect of the request, which was sent under an epoch."""
+        return isinstance(self.request, AdminRequest) and shows(topology, self.request, epoch)
+
+    @property
+    def unknown(self) -> TimedOut:
+        """The error for a request without an answer."""
+        action = self.request.action if isinstance(self.request, AdminRequest) else "drop"
+        return TimedOut(
+            f"no answer to {action!r} in time: it may or may not be carried out; "
+            "check the status before you try again"
+        )
 
     def _chunks(self) -> Iterator[list[Chunk]]:
         yield [_AdminChunk(self)]
@@ -78,19 +107,24 @@ class _AdminChunk(Chunk):
 
     def begin(self, now: int) -> list[Send]:
         if not self._left:
-            return self._no_peer_left()
+            return self._no_peer_left(now)
         self._asked = True
         self._epoch = self.operation.session.epoch
         return [self.operation.ask(self._left.pop(0), self, self.operation.request, now)]
 
-    def _no_peer_left(self) -> list[Send]:
+    def _no_peer_left(self, now: int) -> list[Send]:
+        if self.operation.waits_for_peers and isinstance(self._why, NotReady | Busy):
+            self._left = self.operation.peers()
+            self.operation.again_later(self, now)
+            self.attempt += 1
+            return []
         raise self._why or Unavailable("no peer accepts admin requests now")
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
         if not isinstance(message, AdminReply):
             raise ProtocolError(f"{peer} answered with an unexpected {type(message).__name__}")
         self.operation.topology = Topology.decode(message.topology)
-        if not self.operation.request.dry:
+        if not self.operation.is_dry:
             self.operation.session.install(message.topology, [])
         self.operation.finish(self)
         return []
@@ -100,7 +134,7 @@ class _AdminChunk(Chunk):
         is_sure = failure.definite or isinstance(failure.error, ChangeConflict)
         if is_sure and not isinstance(failure.error, _TRY_NEXT_PEER):
             raise failure.error
-        if is_sure or self.operation.request.dry:
+        if is_sure or self.operation.is_dry:
             self._asked = False
             return self.begin(now)
         return self.operation.replace(self, [_OutcomeChunk(self.operation, self._epoch)], now)
@@ -109,7 +143,7 @@ class _AdminChunk(Chunk):
         return []
 
     def expired(self, error: DStashError) -> None:
-        kind = _unknown(self.operation.request) if self._asked else error
+        kind = self.operation.unknown if self._asked else error
         self.operation.error = self.operation.error or kind
 
 
@@ -129,7 +163,7 @@ class _OutcomeChunk(Chunk):
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
         if isinstance(message, TopologyReply):
             topology = Topology.decode(message.topology)
-            if shows(topology, self.operation.request, self._epoch):
+            if self.operation.is_shown(topology, self._epoch):
                 self.operation.topology = topology
                 self.operation.finish(self)
                 return []
@@ -147,7 +181,7 @@ class _OutcomeChunk(Chunk):
         return self.operation.replace_later(self, [successor], now)
 
     def expired(self, error: DStashError) -> None:
-        self.operation.error = self.operation.error or _unknown(self.operation.request)
+        self.operation.error = self.operation.error or self.operation.unknown
 
 
 def shows(topology: Topology, request: AdminRequest, epoch: int) -> bool:
@@ -177,10 +211,3 @@ def shows(topology: Topology, request: AdminRequest, epoch: int) -> bool:
         case "lower-floors", _:
             return topology.ceiling_epoch > epoch
     return False
-
-
-def _unknown(request: AdminRequest) -> TimedOut:
-    return TimedOut(
-        f"no answer to {request.action!r} in time: it may or may not be carried out; "
-        "check the status before you try again"
-    )

@@ -146,7 +146,7 @@ class _Pushing:
             entries = local_partitions.walk_all(partitions, after)
             missed += [
                 entry
-                for entry in entries
+                for entry in local_partitions.drops.present(entries)
                 if self._is_missed(*entry) and (not buckets or bucket_of(entry[0]) in buckets)
             ]
             is_last = len(entries) < local_partitions.slice_records

@@ -74,7 +74,8 @@ def restamp_all(replica: Replica) -> Restamping:
     while True:
         entries = local_partitions.walk_all(partitions, after)
         latest = replica.clock.highest_possible()
-        future = [entry for entry in entries if _is_above(entry, latest)]
+        present = local_partitions.drops.present(entries)
+        future = [entry for entry in present if _is_above(entry, latest)]
         if future:
             left += yield from _restamp(replica, future)
         if len(entries) < local_partitions.slice_records:
@@ -110,9 +111,12 @@ def _restamp_batch(replica: Replica, partition: int, entries: Entries) -> Restam
             for key, record in (yield from sound_records(peer, list(replies))):
                 replies[key].append(record)
     horizon = replica.local_partitions.horizons[partition]
+    floors = replica.local_partitions.drops.floors
     restamped = []
     for key, record in entries:
-        case = _Case(key, record, replies[key], len(replicas), horizon, began)
+        # A record that was written after a drop must not get a stamp that the drop covers.
+        bound = max(horizon, floors.of_key(key))
+        case = _Case(key, record, replies[key], len(replicas), bound, began)
         successor = _successor(case, clock.latest())
         if successor is not None:
             restamped.append((key, successor))

@@ -181,7 +181,7 @@ def _mark_dirty(hints: Hints, peer: str, partitions: Iterable[int]) -> None:
 
 
 def _records(replica: Replica, peer: str, storage_keys: Iterable[bytes]) -> Entries:
-    with replica.local_partitions.store.snapshot() as snapshot:
+    with replica.local_partitions.snapshot() as snapshot:
         found = [(storage_key, snapshot.get(storage_key)) for storage_key in storage_keys]
     return [
         (storage_key, record)

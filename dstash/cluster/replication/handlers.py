@@ -132,7 +132,7 @@ def versions(local_partitions: LocalPartitions, request: VersionsRequest, now: i
     after = request.after
     while len(keys) < PAGE_KEYS:
         entries = local_partitions.walk_all(partitions, after)
-        for storage_key, record in entries:
+        for storage_key, record in local_partitions.drops.present(entries):
             if bucket_of(storage_key) not in wanted:
                 continue
             keys.append(storage_key)
@@ -164,13 +164,14 @@ def copy(local_partitions: LocalPartitions, request: CopyRequest, now: int) -> A
     slice_records = min(_MAX_COPY_SLICE, local_partitions.slice_records)
     while not page.is_full:
         entries = local_partitions.walk_all(partitions, page.after, slice_records)
-        page.take(entries)
+        page.take(local_partitions.drops.present(entries))
         if page.corrupt:
             local_partitions.corruption.report(page.corrupt)
             raise CorruptRecord("a record to copy is corrupt; it must be repaired first")
-        if len(entries) < slice_records and not page.is_full:
-            page.after = b""
-            break
+        if not page.is_full:
+            page.after = entries[-1][0] if len(entries) == slice_records else b""
+            if not page.after:
+                break
         yield Pause()
     return CopyReply(
         page.after, Frame(codec.pack_blobs(page.keys)), Frame(codec.pack_blobs(page.records))
@@ -215,7 +216,7 @@ def pull(local_partitions: LocalPartitions, request: Pull, now: int) -> Answerin
     corrupt: list[int] = []
     weight = 0
     for begin in range(0, len(keys), local_partitions.slice_records):
-        with local_partitions.store.snapshot() as snapshot:
+        with local_partitions.snapshot() as snapshot:
             for storage_key in keys[begin : begin + local_partitions.slice_records]:
                 record = snapshot.get(storage_key)
                 if record is not None and not is_sound(storage_key, record):

@@ -9,15 +9,18 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Final
 
 from dstash.cluster.replication.corruption import Corruption
+from dstash.cluster.replication.drops import Drops
 from dstash.cluster.replication.lineage import Lineage, StoreMemory
 from dstash.cluster.replication.tasks import Effect, Merge, Pause
+from dstash.cluster.topology.drops import Drop
 from dstash.limits import PARTITIONS
 from dstash.store.digest import BUCKETS, DigestKind, Sum, bucket_of
-from dstash.store.interface import Store
+from dstash.store.interface import Snapshot, Store
 from dstash.store.record import partition_in
 from dstash.version import MAX_STAMP, Stamp
 
@@ -76,6 +79,7 @@ class LocalPartitions:
         self.store = store
         self.slice_records = slice_records
         self.corruption = Corruption()
+        self.drops = Drops()
         #: By partition and kind.
         self._digests: dict[int, dict[DigestKind, bytes]] = {}
         self._work = 0  # since the last pause, in records walked
@@ -167,6 +171,11 @@ class LocalPartitions:
     def count(self, partition: int) -> int:
         """Return how many records the last walk of a partition found."""
         return self._counts[partition]
+
+    def install_drops(self, drops: tuple[Drop, ...]) -> None:
+        """Take the drops of another topology."""
+        if self.drops.install(drops):
+            self._digests.clear()
 
     # -- horizons
 
@@ -276,8 +285,9 @@ class LocalPartitions:
 
     @property
     def present(self) -> Stamp:
-        """The newest stamp on disk: of a record, a horizon, or a promised floor."""
-        return max(self.store.high_water, self.newest_horizon, self.kept_floor or 0)
+        """The newest stamp on disk: of a record, a horizon, a promised floor, or a drop."""
+        newest = max(self.store.high_water, self.newest_horizon, self.kept_floor or 0)
+        return max(newest, self.drops.floors.newest)
 
     def keep_floor(self) -> Generator[Effect, None, None]:
         """Store (as a task) the floor, unless it is on disk already."""
@@ -287,6 +297,12 @@ class LocalPartitions:
             self.kept_floor = max(stamp, self.kept_floor or 0)
 
     # -- walks
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """Return a consistent view of the records, without those that were dropped."""
+        with self.store.snapshot() as snapshot:
+            yield self.drops.seen_through(snapshot)
 
     def walk(self, partition: int, after: bytes = b"", limit: int = 0) -> Entries:
         """Return the next (storage key, record) pairs; fewer than a slice at the partition's end.
@@ -349,7 +365,8 @@ class LocalPartitions:
     ) -> Walking:
         """Return (as a task) the digest of a partition; of records up to ``until`` if given."""
         known = self._digests.get(partition, {}).get(kind) if until is None else None
-        if known is not None:
+        # A digest from before a drop may cover records that are still to be removed.
+        if known is not None and partition not in self.drops.unswept:
             return known
         # For a proposed horizon only the records that are live at it have to be equal: some
         # replicas may already have dropped the tombstones, and others not yet.
@@ -357,7 +374,7 @@ class LocalPartitions:
         total = Sum(horizon if until is None else until, until, kind)
         before, corrupt = self._changes[partition], self.corruption.known(partition)
         for number, entries in enumerate(self.slices(partition), 1):
-            total.add(entries)
+            total.add(self.drops.present(entries))
             if len(entries) == self.slice_records:
                 # Requests have priority over walks.
                 yield Pause(int(number % _SLICES_PER_PAUSE == 0))
@@ -377,7 +394,7 @@ class LocalPartitions:
         """Return (as a task) the concatenated bucket digests of a partition."""
         sums = [Sum(self.horizons[partition], kind=kind) for _ in range(BUCKETS)]
         for entries in self.slices(partition):
-            for entry in entries:
+            for entry in self.drops.present(entries):
                 sums[bucket_of(entry[0])].add([entry])
             yield Pause()
         for bucket_sum in sums:

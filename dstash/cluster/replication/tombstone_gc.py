@@ -59,7 +59,7 @@ def agree_all(replica: Replica, lag: int) -> Reaping:
     lag = max(lag, replica.local_partitions.grace(replica.wall()))
     stamp = stamp_at(replica.clock.time() - lag)
     yield from _walk_sole_replicas(replica)
-    for peers, partitions in _by_replicas(replica).items():
+    for peers, partitions in _by_replicas(replica, stamp).items():
         yield from _agree_in_batches(replica, peers, partitions, stamp)
 
 
@@ -86,13 +86,18 @@ def _walk_sole_replicas(replica: Replica) -> Reaping:
                 yield Pause()
 
 
-def _by_replicas(replica: Replica) -> dict[tuple[str, ...], list[int]]:
-    view = replica.view()
+def _by_replicas(replica: Replica, stamp: Stamp) -> dict[tuple[str, ...], list[int]]:
+    """Return the partitions that need a horizon of ``stamp``, by their replicas."""
+    view, local_partitions = replica.view(), replica.local_partitions
+    dropped = local_partitions.drops.floors.newest
     groups: dict[tuple[str, ...], list[int]] = {}
     for partition in range(PARTITIONS):
         peers = view.readers[partition]
-        is_first = peers[:1] == (replica.me,) and replica.local_partitions.has_expirable(partition)
-        if is_first and _can_agree(view, peers):
+        if peers[:1] != (replica.me,):
+            continue
+        # A drop ends when all horizons have passed its stamp.
+        is_before = local_partitions.horizons[partition] < dropped <= stamp
+        if (is_before or local_partitions.has_expirable(partition)) and _can_agree(view, peers):
             groups.setdefault(peers, []).append(partition)
     return groups
 

@@ -273,7 +273,7 @@ def newer_on_peer(
     offered = list(fingerprints.items())
     step = replica.local_partitions.slice_records
     for begin in range(0, len(offered), step):
-        with replica.local_partitions.store.snapshot() as snapshot:
+        with replica.local_partitions.snapshot() as snapshot:
             for storage_key, fingerprint in offered[begin : begin + step]:
                 record = snapshot.get(storage_key)
                 if record is None or _may_lose(record, fingerprint):

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+#: What this version can do beyond earlier ones; see ``Member.features``.
+FEATURES: Final = "drop"
 
 
 class Announcement(NamedTuple):
     """What a live peer publishes with its lock.
 
-    ``state`` is free text for people (``candidate``, ``member``, ...). ``key`` and ``plain`` are
-    those of ``Member``.
+    ``state`` is free text for people (``candidate``, ``member``, ...). ``key``, ``plain`` and
+    ``features`` are those of ``Member``.
     """
 
     peer: str
@@ -26,6 +29,7 @@ class Announcement(NamedTuple):
     state: str = ""
     key: str = ""
     plain: str = ""
+    features: str = ""
 
 
 def encode(announcement: Announcement) -> bytes:

@@ -35,6 +35,7 @@ def member_of(announcement: Announcement, state: State = State.ACTIVE) -> Member
         state=state,
         key=announcement.key,
         plain=announcement.plain,
+        features=announcement.features,
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from dstash.cluster.topology.drops import Drop, decoded
 from dstash.cluster.topology.rendezvous import Candidate
 from dstash.errors import ProtocolError
 from dstash.limits import PARTITIONS
@@ -48,7 +49,8 @@ class Member:
     without CURVE, only while an open cluster is being closed. ``seen`` is the newest life of the
     store (number, begin, newest stamp) that was known at the last change of the topology; see
     ``life``. ``waived`` is the id of a store whose loss an operator has accepted; see
-    ``transitions.accept_loss``.
+    ``transitions.accept_loss``. ``features`` names what the version of this member can do beyond
+    earlier versions, separated by spaces.
     """
 
     id: str
@@ -63,6 +65,7 @@ class Member:
     plain: str = ""
     seen: tuple[int, ...] = ()
     waived: str = ""
+    features: str = ""
 
     def endpoint(self, security: TransportSecurity) -> str | None:
         """Return the address (and key) to connect to; None if a connection is not allowed."""
@@ -121,7 +124,8 @@ class Topology:
     ``formed`` becomes true when ``min_peers`` have joined, and stays true. ``restored`` is set
     while the topology is a copy that a majority of its members have not confirmed yet. ``ceiling``
     is a stamp to which an operator has ordered, in the epoch ``ceiling_epoch`` (0: never), to lower
-    all floors and horizons above it. Each store does so once.
+    all floors and horizons above it. Each store does so once. ``drops`` are the drops that are not
+    settled; see ``drops.py``.
     """
 
     cluster: str
@@ -136,6 +140,7 @@ class Topology:
     restored: Restored | None = None
     ceiling: int = 0
     ceiling_epoch: int = 0
+    drops: tuple[Drop, ...] = ()
 
     def member(self, peer: str) -> Member | None:
         """Return the member with an id; None if there is none."""
@@ -189,6 +194,7 @@ class Topology:
                     "members": members,
                     "change": None if change is None else _change(change),
                     "restored": None if restored is None else _restored(restored),
+                    "drops": tuple(map(decoded, raw.get("drops", ()))),
                 }
             )._checked()
         except ProtocolError:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from dstash.cluster.topology.announcement import Announcement
+from dstash.cluster.topology.drops import lowered
 from dstash.cluster.topology.joining import is_newcomer, member_of, with_change_begun, without_data
 from dstash.cluster.topology.topology import Change, Member, State, Topology
 from dstash.cluster.topology.view import placement
@@ -261,7 +262,8 @@ def lower_floors(topology: Topology, alive: Collection[str], stamp: Stamp) -> To
     could bring back records above the stamp that were deleted and collected.
 
     Raises:
-        ChangeConflict: a member is down or streaming, or a topology change is running.
+        ChangeConflict: a member is down or streaming, a topology change is running, or records
+            above the stamp are still being dropped.
     """
     if topology.change is not None:
         raise ChangeConflict("a topology change is running; lower floors when it has ended")
@@ -271,7 +273,8 @@ def lower_floors(topology: Topology, alive: Collection[str], stamp: Stamp) -> To
         if not member.synced:
             raise ChangeConflict(f"peer {member.id!r} is streaming; lower floors after that")
     begun = topology.next()
-    return replace(begun, ceiling=stamp, ceiling_epoch=begun.epoch)
+    drops = lowered(topology.drops, stamp)
+    return replace(begun, ceiling=stamp, ceiling_epoch=begun.epoch, drops=drops)
 
 
 def _begin(topology: Topology, members: tuple[Member, ...]) -> Topology:

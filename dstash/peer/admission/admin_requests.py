@@ -1,4 +1,4 @@
-"""Admin requests, from their arrival until the membership agent has answered them."""
+"""Requests that change the topology, until the membership agent has answered them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from dstash.cluster.replication.cluster_clock import ClusterClock
 from dstash.errors import NotReady
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.requests import Reply, Request, Ticket
-from dstash.version import stamp_at
-from dstash.wire.messages import AdminRequest
+from dstash.version import MAX_STAMP, Stamp, stamp_at
+from dstash.wire.messages import AdminRequest, DropRequest
 from dstash.wire.shapes import Message
 
 #: The action that lowers floors to the present time of the cluster.
 _LOWER_FLOORS: Final = "lower-floors"
 
 
-class PendingAdminRequest(NamedTuple):
-    """An admin request, and the function that turns its answer into replies."""
+#: Requests that change the topology.
+TopologyOrder = AdminRequest | DropRequest
 
-    request: AdminRequest
+
+class PendingAdminRequest(NamedTuple):
+    """A request that changes the topology, and the function that turns its answer into replies."""
+
+    request: TopologyOrder
     answer: Callable[[Message, int], list[Reply]]
 
 
@@ -48,14 +52,16 @@ class AdminRequests:
         self._reply = reply
         self._waiting: list[PendingAdminRequest] = []
 
-    def accept(self, request: Request, message: AdminRequest) -> None:
-        """Keep an admin request until ``take``; it is answered later.
+    def accept(self, request: Request, message: TopologyOrder) -> None:
+        """Keep a request until ``take``; it is answered later.
 
         Raises:
             Busy: too many requests wait already.
             NotReady: it needs the time of the cluster, which is not known yet.
         """
-        if message.action == _LOWER_FLOORS:
+        if isinstance(message, DropRequest):
+            message = replace(message, stamp=self._highest_acked())
+        elif message.action == _LOWER_FLOORS:
             if not self._clock.knows_majority:
                 raise NotReady(f"{self._peer}: the clocks of a majority are not known yet")
             message = replace(message, stamp=stamp_at(self._clock.time()))
@@ -66,6 +72,17 @@ class AdminRequests:
             return [self._reply(request.ticket, answer, now)]
 
         self._waiting.append(PendingAdminRequest(message, answer))
+
+    def _highest_acked(self) -> Stamp:
+        """Return the stamp above which no write quorum holds a record.
+
+        Raises:
+            NotReady: it is not known, because other members have not answered yet.
+        """
+        stamp = self._clock.highest_acked()
+        if not self._clock.knows_majority or stamp == MAX_STAMP:
+            raise NotReady(f"{self._peer}: the clocks of the members are not known yet")
+        return stamp
 
     def take(self) -> list[PendingAdminRequest]:
         """Return the admin requests that arrived since the last call."""

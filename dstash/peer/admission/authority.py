@@ -27,8 +27,10 @@ from dstash.wire.messages import (
     Apply,
     Count,
     Delete,
+    DropRequest,
     Fetch,
     Hello,
+    IndexesRequest,
     Lookup,
     Ping,
     Put,
@@ -76,8 +78,8 @@ _PEERS: Final = frozenset({Role.PEER})
 #: The roles that may send a message. No role may send any other message.
 _NEEDED: Final[Mapping[type[Message], frozenset[Role]]] = {
     **dict.fromkeys((Hello, Ping, TopologyRequest, StatusRequest), _ALL_ROLES),
-    **dict.fromkeys((Lookup, Fetch, Scan, ScanKeys, Count), _NOT_PEER),
-    **dict.fromkeys((Put, Delete, Apply, Hint), _WRITERS),
+    **dict.fromkeys((Lookup, Fetch, Scan, ScanKeys, Count, IndexesRequest), _NOT_PEER),
+    **dict.fromkeys((Put, Delete, Apply, Hint, DropRequest), _WRITERS),
     **dict.fromkeys((AdminRequest, Repair), frozenset({Role.ADMIN})),
     # The requests of a backup.
     **dict.fromkeys((DigestsRequest, CopyRequest), _PEERS | {Role.ADMIN}),
@@ -148,6 +150,8 @@ class Authority:
         if grant.role not in _NEEDED.get(type(message), ()):
             raise Unauthorised(f"a key with role {grant.role} may not send {name}")
         if grant.indexes:
+            if isinstance(message, IndexesRequest):
+                raise Unauthorised("this key may use some indexes only; it may not list all")
             index = getattr(message, "index", None)
             if index is not None and index not in grant.indexes:
                 raise Unauthorised(f"this key may not use index {index!r}")

@@ -237,7 +237,7 @@ class Admission:
         Raises:
             BelowFloor: this peer has promised to refuse it.
         """
-        self._floor.check(message.version, now)
+        self._floor.check(message.index, message.version, now)
 
     def _too_much_unread(self) -> Busy:
         return self._backlog.busy("too many answers wait for their clients to read them")

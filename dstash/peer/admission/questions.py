@@ -1,4 +1,4 @@
-"""Questions of other peers, each answered by a task, because its answer may take long."""
+"""Questions, most of them of other peers, each answered by a task, because it may take long."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Final
 
 from dstash.cluster.replication import handlers
 from dstash.cluster.replication.handlers import PAGE_BYTES, Answering
+from dstash.cluster.replication.index_sizes import index_sizes
 from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.replication.tasks import Scheduler
 from dstash.errors import DStashError
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.requests import Request, Ticket
-from dstash.wire.messages import Error
+from dstash.wire.messages import Error, IndexesRequest
 from dstash.wire.replication import (
     BucketsRequest,
     CopyRequest,
@@ -37,6 +38,7 @@ QUESTIONS: Final[dict[type, Callable[..., Answering]]] = {
     SeenRequest: handlers.seen,
     SetHorizon: handlers.horizon,
     ReleaseFloor: handlers.release,
+    IndexesRequest: index_sizes,
 }
 
 

@@ -46,15 +46,17 @@ class WriteFloor:
         """
         self._start = min(self._start, stamp_at(self._clock.time()))
 
-    def check(self, version: bytes, now: int) -> None:
+    def check(self, index: str, version: bytes, now: int) -> None:
         """Refuse a write that this peer promised to refuse.
 
         Checked on arrival, not at the commit: a promise is answered after all writes that came
         before it are on disk.
 
         Raises:
-            BelowFloor: the version is not above the floor.
+            BelowFloor: the version is not above the floor, or the index was dropped up to a later
+                stamp.
         """
+        check_floor(version, self._local_partitions.drops.floors.of_index(index))
         try:
             check_floor(version, max(self._local_partitions.floor, self._start))
         except BelowFloor:

@@ -190,7 +190,7 @@ class Commit:
 def _prepare_put(message: Put, space: Keyspace, rules: Rules) -> Prepared:
     if not rules.has_room:
         raise DiskFull("the disk is full; puts are refused, reads and deletes still succeed")
-    _check_client_version(message.version, rules)
+    _check_client_version(message, rules)
     if message.expiry > rules.now + MAX_TTL_SECONDS * 1000:
         raise LimitError("the time to live is longer than 100 years")
     keys, payloads = codec.unpack_blobs(message.keys), codec.unpack_blobs(message.payloads)
@@ -202,7 +202,7 @@ def _prepare_put(message: Put, space: Keyspace, rules: Rules) -> Prepared:
 
 
 def _prepare_delete(message: Delete, space: Keyspace, rules: Rules) -> Prepared:
-    _check_client_version(message.version, rules)
+    _check_client_version(message, rules)
     keys = codec.unpack_blobs(message.keys)
     rejected = bad_keys(keys)
     places, keys, _ = _without(rejected, keys, keys)
@@ -210,6 +210,8 @@ def _prepare_delete(message: Delete, space: Keyspace, rules: Rules) -> Prepared:
     entries = seal(space, keys, tombstone, [_NO_PAYLOAD] * len(keys))
     write = _client_write(entries, message, rules)
     write.report_existed = write.may_spend_reserve = True
+    if rules.floors:
+        write.is_dropped = rules.floors.covers
     return Prepared(write, rejected, places)
 
 
@@ -246,11 +248,12 @@ _PREPARE: Final[dict[type, Callable[[Any, Any, Rules], Prepared]]] = {
 }
 
 
-def _check_client_version(version: bytes, rules: Rules) -> None:
+def _check_client_version(message: Put | Delete, rules: Rules) -> None:
+    version = message.version
     if len(version) != VERSION_BYTES:
         raise ProtocolError(f"a version has {VERSION_BYTES} bytes, not {len(version)}")
     check_skew(version, rules)
-    check_floor(version, rules.floor)
+    check_floor(version, max(rules.floor, rules.floors.of_index(message.index)))
 
 
 def _answer(message: Message, prepared: Prepared, merged: Merged) -> Stored:

@@ -75,6 +75,7 @@ class GroupCommit:
             has_spare=store.has_room(reserve // 2),
             upper_bound=store.high_water,
             latest=clock.highest_acked(),
+            floors=local_partitions.drops.floors,
         )
         return Commit(group, rules, recent=self.recent_deletes)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import starmap
+from typing import Final
 
 from dstash.errors import (
+    BelowFloor,
     Busy,
     ClockSkew,
     CorruptRecord,
@@ -38,6 +40,9 @@ from dstash.wire import codec
 from dstash.wire.messages import Apply
 from dstash.wire.replication import Push
 
+#: The error of a record that a client applies after its index was dropped.
+_DROPPED: Final = "the record was dropped with its index"
+
 
 def prepare_apply(message: Apply, space: Keyspace, rules: Rules) -> Prepared:
     """Prepare the records of a client, which restores a backup or repairs a replica.
@@ -53,6 +58,11 @@ def prepare_apply(message: Apply, space: Keyspace, rules: Rules) -> Prepared:
     good = [place for place in range(len(keys)) if place not in bad]
     located = locate(space, [keys[place] for place in good])
     entries = [(key, records[place]) for key, place in zip(located, good, strict=True)]
+    if rules.floors:
+        dropped = {place for place, entry in enumerate(entries) if rules.floors.covers(*entry)}
+        rejected += [[good[place], BelowFloor.code, _DROPPED] for place in sorted(dropped)]
+        good = [place for number, place in enumerate(good) if number not in dropped]
+        entries = [entry for number, entry in enumerate(entries) if number not in dropped]
     return _prepare_records(entries, good, rejected, rules)
 
 
@@ -66,6 +76,7 @@ def prepare_push(message: Push, space: None, rules: Rules) -> Prepared:
     entries = codec.unpack_entries(message.keys, message.records)
     for storage_key, _ in entries:
         _check_storage_key(storage_key, rules.owned)
+    entries = _without_dropped(entries, rules)
     return _prepare_records(entries, range(len(entries)), [], rules)
 
 
@@ -76,9 +87,16 @@ def prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
     """
     merge = message.merge
     entries = [entry for entry in merge.entries if partition_in(entry[0]) in rules.owned]
+    entries = _without_dropped(entries, rules)
     prepared = _prepare_records(entries, range(len(entries)), [], rules)
+    replacements = merge.replacements
+    if rules.floors:
+        replacements = [
+            (key, None if record is not None and rules.floors.covers(key, record) else record)
+            for key, record in replacements
+        ]
     replaced = [
-        newest_stamp(version_of(record)) for _, record in merge.replacements if record is not None
+        newest_stamp(version_of(record)) for _, record in replacements if record is not None
     ]
     newest = max(prepared.write.newest, *replaced, 0)
     write = replace(
@@ -86,10 +104,17 @@ def prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
         newest=newest,
         drops=merge.drops,
         marks=merge.marks,
-        replacements=merge.replacements,
+        replacements=replacements,
         replaces=merge.replaces,
     )
     return prepared._replace(write=write)
+
+
+def _without_dropped(entries: list[tuple[bytes, bytes]], rules: Rules) -> list[tuple[bytes, bytes]]:
+    """Leave out records that were dropped: the sender does not know of the drop yet."""
+    if not rules.floors:
+        return entries
+    return [entry for entry in entries if not rules.floors.covers(*entry)]
 
 
 def _check_storage_key(storage_key: bytes, owned: frozenset[int]) -> None:

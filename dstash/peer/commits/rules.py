@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
+from dstash.cluster.topology.drops import Floors
 from dstash.errors import ClockSkew, DStashError, LimitError
 from dstash.limits import MAX_KEY_BYTES
 from dstash.store.interface import Write
@@ -31,7 +32,8 @@ class Rules(NamedTuple):
     ``horizons`` (by partition): tombstones up to this may have been dropped. See
     ``cluster/replication/tombstone_gc.py``. ``owned``: the partitions of this peer. ``has_room``:
     false when only deletes and repairs may be written; ``has_spare``: false when only deletes may.
-    ``upper_bound``: the highest stamp that a corrupt record may have had.
+    ``upper_bound``: the highest stamp that a corrupt record may have had. ``floors``: which
+    records were dropped with their index.
     """
 
     now: int
@@ -45,6 +47,7 @@ class Rules(NamedTuple):
     has_spare: bool = True
     upper_bound: Stamp = MAX_STAMP
     latest: Stamp = MAX_STAMP
+    floors: Floors = Floors()
 
 
 class Prepared(NamedTuple):

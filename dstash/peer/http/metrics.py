@@ -65,6 +65,11 @@ _MAINTENANCE_GAUGES: Final = (
     ),
     ("dstash_unequal_partitions", "differing", "Partitions that differ from another replica."),
     (
+        "dstash_drop_left_partitions",
+        "drop_left",
+        "Partitions in which dropped records may still be on disk.",
+    ),
+    (
         "dstash_corrupt_waiting_records",
         "corrupt",
         "Corrupt records that are not yet repaired from other replicas.",
@@ -75,6 +80,11 @@ _MAINTENANCE_COUNTERS: Final = (
         "dstash_repaired_records_total",
         "repaired_records",
         "Records received from other replicas by repair.",
+    ),
+    (
+        "dstash_drop_removed_records_total",
+        "drop_removed",
+        "Records removed because their index was dropped.",
     ),
     ("dstash_corrupt_records_total", "corrupt_found", "Corrupt records found: checksum mismatch."),
     ("dstash_compared_partitions_total", "compared", "Partitions compared with another replica."),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from dstash.cluster.replication.partitions import LocalPartitions
+from dstash.cluster.topology.drops import Floors
 from dstash.cluster.topology.view import View
 from dstash.store.digest import is_reapable_at
 from dstash.store.memory import TwinStore
@@ -35,7 +36,7 @@ def convergence(run: Run) -> Iterator[Violation]:
         ]
         for storage_key in map(storage_key_of, run.world.places)
     }
-    yield from compare(stores, owners)
+    yield from compare(stores, owners, Floors(topology.drops))
 
 
 @check(When.RECOVERED)
@@ -67,7 +68,9 @@ def storage_key_of(place: Place) -> bytes:
     return partition_of(key).to_bytes(2, "big") + bytes((len(index),)) + index + key
 
 
-def compare(stores: Mapping[str, TwinStore], owners: dict[bytes, list[str]]) -> Iterator[Violation]:
+def compare(
+    stores: Mapping[str, TwinStore], owners: dict[bytes, list[str]], floors: Floors
+) -> Iterator[Violation]:
     """Check that every replica of a key has the same record, or no live record.
 
     A record that is dead at the peer's horizon of the partition may or may not be on disk. If
@@ -76,13 +79,18 @@ def compare(stores: Mapping[str, TwinStore], owners: dict[bytes, list[str]]) -> 
     Args:
         stores: what each peer holds.
         owners: the peers that should hold a storage key.
+        floors: what was dropped, and may be on some disks still.
     """
     horizons = {peer: LocalPartitions(store).horizons for peer, store in stores.items()}
     for storage_key, peers in owners.items():
         partition, index, key = split_storage_key(storage_key)
         held = {peer: stores[peer].records.get(storage_key) for peer in peers}
         counted = {
-            None if record is None or is_reapable_at(record, horizons[peer][partition]) else record
+            None
+            if record is None
+            or is_reapable_at(record, horizons[peer][partition])
+            or floors.covers(storage_key, record)
+            else record
             for peer, record in held.items()
         }
         if len(counted) > 1:

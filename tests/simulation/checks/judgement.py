@@ -53,9 +53,7 @@ def surely_there(
         if write is not without and write.invoked < end and may_count(terms, write)
     ]
     removing = [
-        max(write.versions)
-        for write in known
-        if write.kind == "delete" or may_be_dead(terms, write, end)
+        max(write.versions) for write in known if write.removes or may_be_dead(terms, write, end)
     ]
     last_removed = max(removing, default=b"")
     for write in known:

@@ -65,10 +65,10 @@ class ReadChecker:
         self, read: Read, known: list[Write], floor: Version, by: Write | None
     ) -> Violation | None:
         if read.is_blind:
-            candidates = [write for write in known if write.kind != "delete"]
+            candidates = [write for write in known if not write.removes]
         else:
             candidates = [
-                write for write in known if write.kind != "delete" and write.value == read.value
+                write for write in known if not write.removes and write.value == read.value
             ]
         if not candidates:
             return self._violation("I2", read, "was never written")
@@ -81,7 +81,7 @@ class ReadChecker:
                 return self._violation("I2", read, "has a version that was never written")
         fresh = [write for write in candidates if self._is_fresh(write, floor, by)]
         if not fresh:
-            kind = "I3" if by is not None and by.kind == "delete" else "I1"
+            kind = "I3" if by is not None and by.removes else "I1"
             return self._violation(kind, read, f"is older than {_describe(by)}")
         if not any(may_live(self._terms, write, read.invoked) for write in fresh):
             return self._violation("I3", read, "had expired")
@@ -100,7 +100,7 @@ class ReadChecker:
         if by is None:
             return None
         for write in known:
-            is_dead = write.kind == "delete" or may_be_dead(self._terms, write, read.returned)
+            is_dead = write.removes or may_be_dead(self._terms, write, read.returned)
             is_fresh = is_dead and may_count(self._terms, write)
             if is_fresh and self._is_fresh(write, floor, by):
                 return None
@@ -118,5 +118,5 @@ def _describe(write: Write | None) -> str:
     if write is None:
         return "nothing"
     acked = show_version(write.acked) if write.acked else "?"
-    what = "" if write.kind == "delete" else f" of {write.value!r}"
+    what = "" if write.removes else f" of {write.value!r}"
     return f"the {write.kind}{what} acked at {write.level} to {write.client} ({acked})"

@@ -10,3 +10,10 @@ from tests.simulation.faults.schedule import Faults
 def change(faults: Faults) -> Undo:
     """Start topology changes at random."""
     return faults.operator.act()
+
+
+@kind("drop", share=0.2)
+def drop(faults: Faults) -> Undo:
+    """Drop an index, or the keys of it with a prefix."""
+    faults.operator.drop()
+    return None

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from dstash.client.operations.indexes import serves_quorum
+from dstash.cluster.topology.drop_steps import with_drop
 from dstash.cluster.topology.topology import State, Topology
 from dstash.cluster.topology.transitions import ordered
+from dstash.cluster.topology.view import View
 from dstash.errors import DStashError
-from dstash.version import Stamp, stamp_at
-from tests.simulation.events import SECOND
+from dstash.types import Level, Outcome
+from dstash.version import MAX_STAMP, Stamp, highest_version, stamp_at
+from tests.simulation.events import MS, SECOND
+from tests.simulation.history import Write
 from tests.simulation.node import Node
 
 if TYPE_CHECKING:
@@ -108,6 +113,56 @@ class Operator:
                 self._order(self._rng.choice(("pause", "resume", "rate", "cancel")), [], 20_000)
             elif len(topology.members) > max(2, topology.replicas - 1):
                 self._order("remove", [self._rng.choice(topology.members).id])
+
+    def drop(self) -> None:
+        """Drop an index or a part of it, by the clock of any peer, as a client orders it."""
+        world, membership = self._world, self._world.membership
+        topology = membership.topology
+        if topology is None or topology.restored is not None:
+            return
+        cores = [node.core for node in world.nodes if node.core is not None and not node.is_paused]
+        stamps = [core.clock.highest_acked() for core in cores if core.clock.knows_majority]
+        known = [stamp for stamp in stamps if stamp != MAX_STAMP]
+        if not known:
+            return
+        index, prefix = self._rng.choice(world.indexes), self._rng.choice(("", "", "key1"))
+        stamp = self._rng.choice(known)
+        try:
+            wanted = with_drop(topology, index, prefix.encode(), stamp)
+        except DStashError as error:
+            world.note(f"drop {index} {prefix}: {error}")
+            return
+        if not membership.compare_and_set("", wanted, membership.read("").token):
+            return
+        world.note(f"order: drop {index} {prefix} up to {wanted.drops[-1].stamp}")
+        version = highest_version(wanted.drops[-1].stamp)
+        writes = [
+            world.history.add(
+                Write("drop", "operator", place, Level.QUORUM, world.events.now, versions=[version])
+            )
+            for place in world.places
+            if place[0] == index and place[1].startswith(prefix)
+        ]
+        self._await_drop(writes, wanted.cluster_id, wanted.epoch)
+
+    def _await_drop(self, writes: list[Write], cluster: str, epoch: int) -> None:
+        """Count a drop as acked once no quorum serves an older topology, as a client does."""
+        world = self._world
+        topology = world.membership.topology
+        passed = {
+            node.name
+            for node in world.nodes
+            if node.core is not None
+            and node.core.view is not None
+            and node.core.view.topology.cluster_id == cluster
+            and node.core.view.epoch >= epoch
+        }
+        if topology is None or serves_quorum(View(topology), passed):
+            world.events.after(20 * MS, self._await_drop, writes, cluster, epoch)
+            return
+        for write in writes:
+            write.outcome, write.acked = Outcome.STORED, write.versions[0]
+            write.returned = world.events.now
 
     def finish(self) -> None:
         """Let every topology change complete; check again every second.
