@@ -40,7 +40,8 @@ _ending: Ending | None = None
 
 
 def has_ended() -> bool:
-    """Return whether a signal has ended the command: a shell must not go on with the next line."""
+    """Return whether a signal has ended the command: a shell must not continue with the next
+    line."""
     return _ending is not None and _ending.number != 0
 
 

@@ -20,9 +20,9 @@ from dstash.types import Level
 from dstash.version import Steady
 from dstash.wire.envelope import Envelope
 
-#: How often (milliseconds) a peer looks which tasks are due. The loop of a busy peer runs thousands
-#: of times a second. An event that may begin a task (a new view, a hint, an answer) makes the next
-#: iteration look, whatever the time.
+#: How often (milliseconds) a peer checks which tasks are due. The loop of a busy peer runs
+#: thousands of times a second. After an event that may begin a task (a new view, a hint, an
+#: answer), the next iteration checks in any case.
 _LOOK_MS: Final = 10
 
 

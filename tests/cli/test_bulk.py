@@ -240,7 +240,7 @@ def test_import_shows_a_bar_on_a_terminal(dev: DevCluster, index: str, words: li
 
 def test_value_that_cannot_be_decoded_is_named_and_left_out(inside: InProcess, index: str) -> None:
     [address, *_] = [
-        one["address"] for one in json.loads(inside.out("-o", "json", "dev", "status"))
+        peer["address"] for peer in json.loads(inside.out("-o", "json", "dev", "status"))
     ]
     with Client(address, write="all", timeout=20) as client:
         client.types.register(
@@ -266,4 +266,4 @@ def test_value_that_cannot_be_decoded_is_named_and_left_out(inside: InProcess, i
         f"dstash: left out 1 value: key 'strange': {reason}"
     ]
     written = map(json.loads, (inside.folder / "strange.jsonl").read_text().splitlines())
-    assert {one["key"]: one["value"] for one in written} == {"good": 1, "also": "text"}
+    assert {record["key"]: record["value"] for record in written} == {"good": 1, "also": "text"}

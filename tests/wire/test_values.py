@@ -260,7 +260,7 @@ def test_decode_values_isolates_what_cannot_be_decoded() -> None:
     values = TYPES.decode_values(codec.join_payloads(payloads), keys, bad)
     assert [values[place] for place in (0, 4, 5, 6)] == [1, "two", (3,), None]
     assert values[1:4] == [bad["b"], bad["c"], bad["d"]]
-    assert [one.payload for one in bad.values()] == payloads[1:4]
+    assert [failure.payload for failure in bad.values()] == payloads[1:4]
     assert (
         bad["b"].reason == "stored value has type code 42, which is not registered on this client"
     )

@@ -12,7 +12,7 @@ from dstash.limits import Ttl
 from dstash.types import AnyLevel, AnyOnError, Level
 from dstash.wire.keys import Entries, Key
 
-#: Stands for a default that was not given, and for a value that does not exist.
+#: A default that was not given, or a value that does not exist.
 MISSING: Final = object()
 
 

@@ -48,7 +48,7 @@ _LEAVES: Final = frozenset({str, bytes, int, float, bool, type(None), bytearray,
 
 @dataclass(frozen=True, slots=True)
 class Undecodable:
-    """Stands for a stored value that this client cannot decode.
+    """A stored value that this client cannot decode.
 
     Attributes:
         key: of the value.

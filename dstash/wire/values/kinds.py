@@ -155,7 +155,7 @@ def _unpack_complex(data: bytes) -> complex:
 def check_extensions(values: Sequence[Any], payloads: Sequence[bytes], largest: int) -> None:
     """Raise ``UnsupportedType`` if a value contains a ``msgpack.ExtType``.
 
-    msgpack packs it as it is, whatever its code. Most payloads have no byte that could begin an
+    msgpack packs it unchanged, with any code. Most payloads have no byte that could begin an
     extension, so values are rarely searched.
     """
     step = max(1, _SEARCHED_BYTES // largest)
