@@ -17,6 +17,8 @@ _log = structlog.get_logger("dstash.peer")
 #: One line per minute (milliseconds) about one client and cause, and some for each cause.
 _PERIOD_MS: Final = 60_000
 _LINES_PER_CAUSE: Final = 5
+#: The text of an error may quote what the client has sent.
+_MAX_WHY_CHARS: Final = 300
 #: Refusals that an operator can act on. Others, such as an old epoch, are part of the protocol.
 _LOGGED: Final = (Busy, ProtocolError, Unauthorised, WrongCluster)
 
@@ -49,7 +51,7 @@ class Refusals:
             return
         _log.warning(
             events.CLIENT_REFUSED,
-            why=str(error),
+            why=str(error)[:_MAX_WHY_CHARS],
             cause=cause,
             address=self.address_of(sender),
             key=user,

@@ -46,6 +46,12 @@ def test_refused_client_is_named_with_the_reason() -> None:
     assert [line["cause"] for line in logs] == ["Unauthorised", "WrongCluster", "VersionMismatch"]
 
 
+def test_reason_of_a_refusal_is_cut() -> None:
+    with capture_logs() as logs:
+        Refusals().note(b"1", None, WrongCluster("x" * 10_000_000), 0)
+    assert len(logs[0]["why"]) == 300
+
+
 def test_refusals_are_limited_and_counted() -> None:
     refusals = Refusals()
     with capture_logs() as logs:
