@@ -24,6 +24,7 @@ from dstash.config.client import ClientOptions
 from dstash.config.problems import ARGUMENT
 from dstash.config.rules import Number, rules_of
 from dstash.errors import ConfigError
+from dstash.peer.main import app
 from dstash.types import Durability, Level
 
 KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
@@ -165,6 +166,11 @@ def test_otlp_endpoint_may_have_a_path() -> None:
 
 def test_load_peer_requires_data_dir() -> None:
     assert "data_dir is required" in str(refusal(load_peer))
+
+
+def test_peer_refuses_an_empty_data_dir_on_the_command_line() -> None:
+    with pytest.raises(ConfigError, match="command line: data_dir is ''; allowed is a path"):
+        app([""], prog_name="dstash-peer", standalone_mode=False)
 
 
 def test_bind_needs_insecure_unless_loopback_or_encrypted(tmp_path: Path) -> None:
