@@ -90,15 +90,16 @@ class Health:
             return "the peer is stopping"
         if self.not_ready is not None:
             return self.not_ready
-        if self._view is not None and not self._maintenance.freshness_confirmed:
-            return self._maintenance.freshness.why_not()
-        if self._view is None:
+        view = self._view  # other threads ask, too: it may change meanwhile
+        if view is None:
             return self.waits_for or "the peer has not joined a cluster"
-        if not self._view.topology.formed:
-            return str(forming(self._view))
-        member = self._view.members.get(self._peer)
+        if not view.topology.formed:
+            return str(forming(view))
+        member = view.members.get(self._peer)
         if member is None:
             return self.waits_for or "the peer is not a member of the cluster"
+        if why := self._maintenance.freshness.why_not():
+            return why
         if not member.synced:
             return "the peer's store is new or too old; it is streaming data from other replicas"
         if member.state is State.JOINING:

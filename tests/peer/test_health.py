@@ -53,6 +53,9 @@ def test_readiness_reports_peer_that_is_no_member(core: PeerCore, health: Health
     core.install(view("b"), START)
     core.tick(START)
     assert health.why_not_ready() == "the peer is not a member of the cluster"
+    # Its store confirms nothing before it is a member.
+    core.local_partitions.freshness_confirmed = False
+    assert health.why_not_ready() == "the peer is not a member of the cluster"
     health.waits_for = "it was removed"
     assert health.why_not_ready() == "it was removed"
 
