@@ -65,10 +65,8 @@ interpreters: ## Run the fast tests under every python3.11 to python3.14 on PATH
 	done
 
 coverage: setup ## Print which lines and branches the tests of this process run; ARGS are folders
-	$(TOOLS)/coverage erase
-	$(TOOLS)/coverage run -m pytest -q $(or $(ARGS),$(COVERED))
-	$(TOOLS)/coverage combine --quiet
-	$(TOOLS)/coverage report
+	$(TOOLS)/python -m pytest -q --numprocesses 2 --dist worksteal -p tests.harness.covering --table \
+		$(or $(ARGS),$(COVERED)) --covered $(or $(ARGS),$(COVERED))
 
 release: ## Build sdist and wheel, check them, and start a cluster from the wheel
 	$(call tool,release)
