@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from dstash.cli.commands.cluster import _ahead_by_peer, _show_ahead
 from dstash.cluster.replication.partitions import FLOOR_MARK
 from dstash.store.lmdb import LmdbStore
 from dstash.version import stamp_at
@@ -164,8 +165,9 @@ def test_floors_ahead_of_time_are_lowered(here: Here, peers: Peers) -> None:
     store.close()
     peers["p3"].start()
     peers["p3"].wait_ready()
-    wait_until(lambda: len(ahead()) == 3, PATIENCE, "all peers answer")
-    before = ahead()
+    before = wait_until(
+        lambda: found if len(found := ahead()) == 3 else None, PATIENCE, "all peers answer"
+    )
     assert (before["p1"], before["p2"]) == (0, 0)
     assert HOUR_MS - 60_000 < before["p3"] <= HOUR_MS
 
@@ -178,7 +180,7 @@ def test_floors_ahead_of_time_are_lowered(here: Here, peers: Peers) -> None:
     (planned,) = check("cluster lower-floors", out)
     assert (code, planned["dry_run"]) == (0, True)
     assert planned["ahead_ms"]["p3"] > HOUR_MS - 60_000
-    assert ahead()["p3"] > HOUR_MS - 60_000, "nothing is lowered yet"
+    assert peers["p3"].page("/status")["ahead_ms"] > HOUR_MS - 60_000, "nothing is lowered yet"
 
     code, out, err = here.ask("-o", "json", "cluster", "lower-floors", "--yes")
     (done,) = check("cluster lower-floors", out)
@@ -188,6 +190,19 @@ def test_floors_ahead_of_time_are_lowered(here: Here, peers: Peers) -> None:
     client.put("data", "lowered", 1, write="all")
     assert client.lookup("data", "lowered", read="all") == 1
     client.delete("data", "lowered", write="all")
+
+
+def test_peer_that_does_not_answer_is_not_shown_as_on_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    late = {"id": "p1", "answers": True, "ahead_ms": 1500}
+    ahead = _ahead_by_peer(
+        [late, late | {"id": "p2", "ahead_ms": 0}, {"id": "p3", "answers": False}]
+    )
+    assert ahead == {"p1": 1500, "p2": 0, "p3": None}
+    _show_ahead(ahead)
+    rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [["p1", "1.5 s"], ["p2", "no"], ["p3", "does not answer"]]
 
 
 def test_repair_checks_and_compares_all_records(here: Here) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -251,7 +251,7 @@ def lower_floors(ctx: typer.Context, dry_run: DryRun = False, yes: Yes = False) 
         timeout = run.long_timeout(_ADMIN_TIMEOUT_S)
         members = client.status(timeout=timeout)["members"]
         topology = client.admin.lower_floors(dry_run=True, timeout=timeout)
-        ahead = {member["id"]: int(member.get("ahead_ms") or 0) for member in members}
+        ahead = _ahead_by_peer(members)
         if not run.as_json and (dry_run or not yes):
             _show_ahead(ahead)
         if not dry_run:
@@ -264,8 +264,19 @@ def lower_floors(ctx: typer.Context, dry_run: DryRun = False, yes: Yes = False) 
         output.message("started; `dstash status` shows the peers that are still ahead of time")
 
 
-def _show_ahead(ahead: Mapping[str, int]) -> None:
-    rows = [[peer, f"{ms / 1000:.1f} s" if ms else "no"] for peer, ms in sorted(ahead.items())]
+def _ahead_by_peer(members: Iterable[Mapping[str, Any]]) -> dict[str, int | None]:
+    """Return by how many milliseconds each member is ahead of time; None if it did not answer."""
+    return {
+        member["id"]: int(member.get("ahead_ms") or 0) if member["answers"] else None
+        for member in members
+    }
+
+
+def _show_ahead(ahead: Mapping[str, int | None]) -> None:
+    shown = {None: "does not answer", 0: "no"}
+    rows = [
+        [peer, shown.get(ms) or f"{(ms or 0) / 1000:.1f} s"] for peer, ms in sorted(ahead.items())
+    ]
     output.table(("id", "ahead of time"), rows)
     output.message(
         "All peers would then refuse only writes older than now. Stored records are not changed: "
