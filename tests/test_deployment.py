@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -68,6 +69,15 @@ def _page(port: int, path: str, host: str = "127.0.0.1") -> bytes:
     return body
 
 
+def _probes() -> list[list[str]]:
+    """Return the commands by which Docker and Compose check the health of a peer."""
+    image = re.search(r"^HEALTHCHECK .* CMD \\\n\s*(\[.*\])$", DOCKERFILE.read_text(), re.M)
+    compose = re.search(r"^    test: (\[.*\])$", COMPOSE.read_text(), re.M)
+    assert image
+    assert compose
+    return [json.loads(image[1]), json.loads(compose[1])[1:]]
+
+
 def test_entrypoint_runs_a_peer(tmp_path: Path, manager: socket.socket) -> None:
     port, http = free_ports(2)
     environment = _environment(tmp_path, **_settings(tmp_path, port, http))
@@ -79,6 +89,14 @@ def test_entrypoint_runs_a_peer(tmp_path: Path, manager: socket.socket) -> None:
         for host in ("127.0.0.1", "[::1]"):  # where a probe may ask
             assert b'"healthy": true' in _page(http, "/healthz", host)
         assert b'cluster="boxed",peer="peer1"' in _page(http, "/metrics")
+        for probe in _probes():  # a proxy of the environment is not for this machine
+            here = [word.replace(":8080/", f":{http}/") for word in probe]
+            subprocess.run(
+                [sys.executable, *here[1:]],
+                env=os.environ | {"http_proxy": "http://127.0.0.1:1"},
+                check=True,
+                timeout=PATIENCE,
+            )
         process.send_signal(signal.SIGTERM)  # to the peer itself, which has replaced the script
         assert manager.recv(100) == b"STOPPING=1"
         assert process.wait(PATIENCE) == 0
