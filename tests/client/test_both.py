@@ -70,7 +70,9 @@ def test_drop_removes_all_keys_and_spares_later_writes(client: Any, index: str) 
     client.batch_put(other, {"a": 1})
     client.drop(index, "k99")
     assert client.count(index) == 989
-    client.drop(index)
+    client.index(index).drop("k98")
+    assert client.count(index) == 978
+    client.index(index).drop()
     assert client.count(index) == 0
     assert client.batch_lookup(index, ["k1", "k2"]) == {}
     client.put(index, "k1", "new")

@@ -103,6 +103,10 @@ class AsyncIndex:
         total.add(await self.batch_delete(waiting, on_error="return"))
         total.raise_for_failures()
 
+    async def drop(self, prefix: str | bytes = "", *, timeout: float | None = None) -> None:
+        """Drop all keys, or those that begin with ``prefix``, by one order; see ``Client.drop``."""
+        await self._client.drop(self.name, prefix, timeout=timeout)
+
     def keys(self, prefix: str | bytes = "", **options: Unpack[ReadOptions]) -> AsyncIterator[Key]:
         """Yield the keys."""
         return self._client.keys(self.name, prefix, **options)

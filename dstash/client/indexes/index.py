@@ -125,7 +125,7 @@ class Index(MutableMapping[Key, Any]):
         self._client.batch_put(self.name, pairs_of(other, entries))
 
     def clear(self) -> None:
-        """Delete every key of the index, in batches.
+        """Delete every key of the index, in batches; ``drop`` is faster for a large index.
 
         Keys that are put meanwhile may stay. The keys are read at the level of the client, and at
         ``quorum`` at least.
@@ -135,6 +135,13 @@ class Index(MutableMapping[Key, Any]):
         """
         keys = self._client.keys(self.name, read=clearing_level(self._client.settings))
         self._client.batch_delete(self.name, keys)
+
+    def drop(self, prefix: str | bytes = "", *, timeout: float | None = None) -> None:
+        """Drop all keys, or those that begin with ``prefix``, by one order; see ``Client.drop``.
+
+        It needs the membership service. ``clear`` does not.
+        """
+        self._client.drop(self.name, prefix, timeout=timeout)
 
     def keys(self, prefix: str | bytes = "", **options: Unpack[ReadOptions]) -> IndexKeys:
         """Return the keys, as a view that reads them when it is used; see ``Client.keys``."""
