@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from dstash.cluster.topology.announcement import Announcement
-from dstash.cluster.topology.drops import lowered
+from dstash.cluster.topology.drops import FEATURE, lowered
 from dstash.cluster.topology.joining import is_newcomer, member_of, with_change_begun, without_data
 from dstash.cluster.topology.topology import Change, Member, State, Topology
 from dstash.cluster.topology.view import placement
@@ -199,12 +199,18 @@ def add(topology: Topology, announcements: Sequence[Announcement]) -> Topology:
     """Return the topology in which candidates begin to join.
 
     Raises:
-        ChangeConflict: a candidate is already a member.
+        ChangeConflict: a candidate is already a member, or runs a version that does not know the
+            drops that are not settled.
     """
     joined = topology
     for announcement in announcements:
         if topology.member(announcement.peer) is not None:
             raise ChangeConflict(f"peer {announcement.peer!r} is already a member")
+        if topology.drops and FEATURE not in announcement.features.split():
+            raise ChangeConflict(
+                f"peer {announcement.peer!r} runs an earlier version, which would return records "
+                "that were dropped; upgrade it, or wait until no drop is left in dstash status"
+            )
         joined = joined.with_member(member_of(announcement, State.JOINING))
     return _begin(topology, joined.members)
 

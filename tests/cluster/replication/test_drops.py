@@ -15,6 +15,7 @@ from dstash.cluster.repair.dropped_records import remove_dropped
 from dstash.cluster.replication.partitions import BUSY_MS
 from dstash.cluster.replication.tombstone_gc import agree_all
 from dstash.cluster.topology import transitions
+from dstash.cluster.topology.announcement import FEATURES, Announcement
 from dstash.cluster.topology.drop_steps import MAX_DROPS, with_drop, with_swept, without_settled
 from dstash.cluster.topology.drops import Drop, Floors
 from dstash.cluster.topology.topology import Topology
@@ -362,6 +363,16 @@ class TestTopology:
         joined.session.install(replace(joined.topology, epoch=6).encode(), list("abc"))
         with pytest.raises(ChangeConflict, match=r"^b runs an earlier version"):
             joined.drop()
+
+    def test_candidate_of_an_earlier_version_is_refused_while_drops_are_left(
+        self, joined: Joined
+    ) -> None:
+        old = Announcement("d", "tcp://d:1", "store-d", "d", 1.0)
+        dropping = with_drop(joined.topology, "i", b"", 1)
+        with pytest.raises(ChangeConflict, match="'d' runs an earlier version"):
+            transitions.add(dropping, [old])
+        assert transitions.add(dropping, [old._replace(features=FEATURES)]).member("d")
+        assert transitions.add(joined.topology, [old]).member("d")
 
     def test_arguments_are_checked(self, joined: Joined) -> None:
         with pytest.raises(LimitError, match="index name has 0 bytes"):
