@@ -18,7 +18,7 @@ Removing = Generator[Effect, Any, None]
 #: Records removed in one transaction.
 _MAX_REMOVED: Final = 1000
 #: Ranges without records that are looked at in one scheduler step.
-_MAX_EMPTY: Final = 32
+_MAX_EMPTY: Final = 16
 #: After a transaction, removal rests as long as it took, up to this (milliseconds).
 _MAX_REST_MS: Final = 200
 
