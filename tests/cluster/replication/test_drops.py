@@ -13,6 +13,7 @@ from dstash.client.session import Session
 from dstash.cluster.repair.antientropy import compare_with
 from dstash.cluster.repair.dropped_records import remove_dropped
 from dstash.cluster.replication.partitions import BUSY_MS
+from dstash.cluster.replication.tasks import Merge
 from dstash.cluster.replication.tombstone_gc import agree_all
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.announcement import FEATURES, Announcement
@@ -183,6 +184,17 @@ class TestWrites:
         assert commit is not None
         commit.run(joined.stores["a"])
         assert on_disk(joined, "a") == set()
+
+    def test_corrupt_record_is_not_replaced_by_a_dropped_record(self, joined: Joined) -> None:
+        place, record = joined.place("k001"), joined.record("a", "k001")
+        joined.drop()
+        core = joined.peers["a"]
+        core.group_commit.add(Merge(replacements=[(place, record)]), lambda error: None)
+        commit = core.next_commit(joined.now)
+        assert commit is not None
+        joined.corruption("a", "k001")
+        commit.run(joined.stores["a"])
+        assert joined.record("a", "k001") is None
 
 
 class TestRemoval:
