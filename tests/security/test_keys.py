@@ -213,7 +213,7 @@ class TestKeyList:
             *("Welcome", "Error", "Pong", "TopologyReply", "Values", "Stored", "Records", "Page"),
             *("StatusReply", "AdminReply", "DigestsReply", "BucketsReply", "VersionsReply"),
             *("CopyReply", "HorizonReply", "SeenReply", "HistoryReply", "ClockReply"),
-            "FloorReleased",
+            *("FloorReleased", "IndexesReply"),
         }
         known = {shape.build.__name__ for shape in SHAPES.values()}
         assert {kind.__name__ for kind in _NEEDED} == known - answers
