@@ -56,7 +56,15 @@ def pair_rounds(entries: Entries, size: int) -> Iterator[list[tuple[Key, Any]]]:
         return _rounds(entries.items(), size)
     if not isinstance(entries, Iterable):
         raise UsageError(f"{_BATCH}, not {type(entries).__name__}")
-    return _rounds(entries, size)
+    return _checked(_rounds(entries, size))
+
+
+def _checked(rounds: Iterator[list[tuple[Key, Any]]]) -> Iterator[list[tuple[Key, Any]]]:
+    """Yield lists whose elements are pairs: a text of two characters would pass for one."""
+    for pairs in rounds:
+        if not _PAIRS.issuperset(map(type, pairs)):
+            _expect_pairs(pairs)
+        yield pairs
 
 
 def key_rounds(keys: Iterable[Key], size: int, method: str) -> Iterator[list[Key]]:
@@ -305,8 +313,6 @@ def _by_key(pairs: Sequence[Any]) -> dict[Key, Any]:
         UsageError: an element is no pair.
         UnsupportedType: a key is neither str, bytes nor int.
     """
-    if not _PAIRS.issuperset(map(type, pairs)):
-        _expect_pairs(pairs)
     try:
         entries: dict[Key, Any] = dict(pairs)
     except (TypeError, ValueError):

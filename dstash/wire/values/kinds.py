@@ -10,9 +10,11 @@ import dataclasses
 import datetime as dt
 import re
 import uuid
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from enum import Enum
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -155,34 +157,47 @@ def _unpack_complex(data: bytes) -> complex:
 def check_extensions(values: Sequence[Any], payloads: Sequence[bytes], largest: int) -> None:
     """Raise ``UnsupportedType`` if a value contains a ``msgpack.ExtType``.
 
-    msgpack packs it unchanged, with any code. Most payloads have no byte that could begin an
-    extension, so values are rarely searched.
+    msgpack packs it unchanged, with any code. Only values are searched whose payload has a byte
+    that could begin an extension, because a search takes longer than the encoding.
     """
     step = max(1, _SEARCHED_BYTES // largest)
     for begin in range(0, len(payloads), step):
-        joined = b"".join(payloads[begin : begin + step])
-        if not any(mark in joined for mark in _EXTENSION_MARKS):
-            continue
-        for value in values[begin : begin + step]:
-            kind = type(value)
-            if kind is msgpack.ExtType or (kind in _CONTAINERS and _contains_extension(value)):
-                raise UnsupportedType(
-                    "msgpack.ExtType cannot be stored; register a type for its code with "
-                    "client.types.register(...)"
-                )
+        places = _with_marks(payloads[begin : begin + step])
+        if any(_contains_extension(values[begin + place]) for place in places):
+            raise UnsupportedType(
+                "msgpack.ExtType cannot be stored; register a type for its code with "
+                "client.types.register(...)"
+            )
+
+
+def _with_marks(payloads: Sequence[bytes]) -> set[int]:
+    """Return the positions of payloads with a byte that could begin an extension."""
+    joined = b"".join(payloads)
+    found: set[int] = set()
+    ends: list[int] = []
+    for mark in _EXTENSION_MARKS:
+        at = joined.find(mark)
+        while at >= 0:
+            ends = ends or list(accumulate(map(len, payloads)))
+            place = bisect_right(ends, at)
+            found.add(place)
+            at = joined.find(mark, ends[place])
+    return found
 
 
 def _contains_extension(value: Any) -> bool:
-    waiting = [value]
+    waiting = [[value]]
     while waiting:
-        container = waiting.pop()
-        parts = [*container, *container.values()] if type(container) is dict else container
-        for part in parts:
-            kind = type(part)
-            if kind is msgpack.ExtType:
-                return True
-            if kind in _CONTAINERS:
-                waiting.append(part)
+        container: Any = waiting.pop()
+        kinds = set(map(type, container))
+        if type(container) is dict:
+            kinds.update(map(type, container.values()))
+        if msgpack.ExtType in kinds:
+            return True
+        if not kinds.isdisjoint(_CONTAINERS):
+            waiting += [part for part in container if type(part) in _CONTAINERS]
+            if type(container) is dict:
+                waiting += [part for part in container.values() if type(part) in _CONTAINERS]
     return False
 
 
