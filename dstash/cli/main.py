@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dstash.cli import failures, signals
+from dstash.cli import failures
 from dstash.cli.command_tree import Commands
 from dstash.cli.commands import (
     backup,
@@ -26,7 +26,7 @@ from dstash.cli.commands import (
     settings,
     store,
 )
-from dstash.cli.console import output, shell
+from dstash.cli.console import output, shell, signals
 from dstash.cli.invocation import Invocation, Output
 from dstash.config import unknown_variables
 from dstash.errors import UsageError

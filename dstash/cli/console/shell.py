@@ -11,7 +11,8 @@ from typing import Any, Final, TextIO
 
 import typer
 
-from dstash.cli import failures, invocation, signals
+from dstash.cli import failures, invocation
+from dstash.cli.console import signals
 from dstash.cli.invocation import Invocation
 from dstash.errors import UsageError
 
