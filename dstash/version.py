@@ -57,6 +57,12 @@ def write_of(version: Version) -> bytes:
     return version[:WRITE_BYTES]
 
 
+def is_later_write(version: Version, other: Version) -> bool:
+    """Whether a version is that of a later write by the same writer."""
+    begin, end = _STAMP_BYTES, WRITE_BYTES
+    return version[begin:end] == other[begin:end] and version[:begin] > other[:begin]
+
+
 def write_stamp(version: Version) -> Stamp:
     """Return the stamp of the write, without its last touch."""
     return int.from_bytes(version[:_STAMP_BYTES], "big")

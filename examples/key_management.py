@@ -86,9 +86,8 @@ class Vault:
         """Wrap all keys with the newest master key; return how many were rewrapped.
 
         No program may shred secrets at the same time: a key that is deleted after it was read here
-        would come back. A scan reads one replica of each partition, which may lack recent writes.
-        So before you destroy the old master key, rotate again, a minute after the last program
-        that stored secrets with it has ended.
+        would come back. A program that began earlier may still store secrets with the old master
+        key. So before you destroy it, rotate again after the last of these programs has ended.
         """
         found = self._client.batch_lookup(self._keys, list(self._client.keys(self._keys)))
         old = [

@@ -264,6 +264,18 @@ class TestDelete:
         assert (cluster.delete("k").deleted, cluster.delete("k").deleted) == (1, 0)
 
 
+def test_late_message_of_a_write_does_not_undo_a_later_write_of_the_client() -> None:
+    cluster = Cluster()
+    deadline = cluster.now + 3000
+    items: list[Any] = [("k", b"k", TYPES.encode("first"))]
+    first = PutOperation(cluster.session, deadline, "i", Level.QUORUM, items, None)
+    messages = first.more(cluster.now)
+    cluster.put({"k": "second"})
+    result: BatchResult = cluster.run(first, messages)
+    assert result.ok
+    assert cluster.lookup("k") == {"k": "second"}
+
+
 def test_write_stored_by_one_replica_is_not_unavailable() -> None:
     cluster = Cluster("onn")
     result = cluster.write("put", timeout=2000)

@@ -40,7 +40,7 @@ from dstash.errors import (
     from_wire,
 )
 from dstash.types import NEVER, Level, Outcome
-from dstash.version import Version, newest_stamp
+from dstash.version import Version, is_later_write, newest_stamp
 from dstash.wire import codec
 from dstash.wire.keys import Key
 from dstash.wire.messages import Apply, Delete, Put, Stored
@@ -340,7 +340,7 @@ class WriteChunk(Chunk):
                 self._versions.note_ahead(peer, newest_stamp(detail))
                 skew = ClockSkew(f"{peer} holds a version from the future")
                 self._votes.refusals.add(place, peer, skew)
-            else:
+            elif not is_later_write(detail, self.version):
                 known = self._superseded.get(place, b"")
                 self._superseded[place] = max(known, detail)
         return self._proceed(now)
