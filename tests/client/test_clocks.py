@@ -212,6 +212,21 @@ class TestFutureVersions:
             joined.session.suspect(avoided, joined.now + 10**9)
             assert joined.lookup("k") == {"k": "now"}
 
+    def test_record_of_a_quorum_is_read_from_a_replica_that_does_not_know_the_quorum(self) -> None:
+        joined = joined_at_rest()
+        pass_time(joined)
+        joined.put({"k": "old"})
+        present = stamp_at(joined.now + HOUR)
+        for peer, other in ("ac", "ca"):
+            joined.alter(peer, "k", lambda record: at(joined, record, joined.now + HOUR, "now"))
+            joined.stores[peer].high_water = present
+            clock = joined.peers[peer].clock
+            clock.note_present(other, present, clock.era)
+        for avoided in "abcabc":
+            joined.session = session_of(joined, a=0, b=0, c=0)
+            joined.session.suspect(avoided, joined.now + 10**9)
+            assert joined.lookup("k") == {"k": "now"}
+
 
 def at(joined: Joined, record: bytes, moment: int, value: Any) -> bytes:
     """Return a record with another stamp and another value."""

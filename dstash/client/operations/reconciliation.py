@@ -190,6 +190,10 @@ class Reconciliation(Chunk):
         """
         if self._repairing:
             return []
+        if self._refused and self.level is not None:
+            # Replicas that were not asked may hold the record as well.
+            wider = self.operation.cut_reconciliations(self.keys, None, self.attempt)
+            return self.operation.replace(self, wider, now)
         refused, self._refused = self._refused, set()
         withdrawn = [self._withdraw(place, record) for place, record in refused]
         if any(withdrawn):
