@@ -62,6 +62,9 @@ class Background:
         #: Whether the last tick looked which tasks are due, and the steady time of the next look.
         self.has_looked = False
         self._next_look = 0
+        self._corruption = local_partitions.corruption
+        #: How many corrupt records had been found at the last look.
+        self._found = 0
         self._view: View | None = None
         self._peer = peer
         self._clock = clock
@@ -112,9 +115,10 @@ class Background:
             stopping: begin no task but the last report to other peers, once no write waits.
         """
         steady = self.steady_time()
-        self.has_looked = stopping or steady >= self._next_look
+        found = self._corruption.found
+        self.has_looked = stopping or steady >= self._next_look or found > self._found
         if self.has_looked:
-            self._next_look = steady + _LOOK_MS
+            self._next_look, self._found = steady + _LOOK_MS, found
             self._begin_due_tasks(steady, stopping=stopping)
         outgoing = self.scheduler.tick(steady)
         for message in outgoing:
