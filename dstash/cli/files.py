@@ -16,6 +16,9 @@ from dstash.cli.failures import naming
 from dstash.cli.formats.compression import compressed, decompressed
 from dstash.errors import UsageError
 
+#: What these names mean where they are not links to descriptors, as in a container without them.
+_STANDARD: Final = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+
 #: As many as Linux follows in a path.
 _MAX_LINKS: Final = 40
 
@@ -130,7 +133,7 @@ def _descriptor(file: str) -> int | None:
         if name.isdigit() and os.path.realpath(folder) in ("/dev/fd", f"/proc/{os.getpid()}/fd"):
             return int(name)
         if not os.path.islink(path):
-            return None
+            return _STANDARD.get(path)
         path = os.path.join(folder, os.readlink(path))
     return None
 

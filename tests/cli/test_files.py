@@ -82,6 +82,14 @@ def test_target_appends_to_a_descriptor(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "x").read_bytes() == b"before new after"
 
 
+def test_target_is_stdout_by_name_where_the_name_is_no_link(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os.path, "islink", lambda path: False)
+    write("/dev/stdout")
+    assert capfd.readouterr().out == "new"
+
+
 def test_target_writes_to_a_process_substitution(tmp_path: Path) -> None:
     script = "from dstash.cli.files import target\nimport sys\n"
     script += "with target(sys.argv[1]) as out: out.write(b'new')\n"
