@@ -20,9 +20,11 @@ settings.register_profile(
 )
 settings.load_profile("dstash")
 
-# A shell starts background jobs with SIGINT ignored, which all processes of the tests would
-# inherit.
+# A shell starts background jobs with SIGINT ignored, and nohup its command with SIGHUP ignored.
+# All processes of the tests would inherit that; they do not inherit a handler that does nothing.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture(scope="session")

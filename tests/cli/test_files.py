@@ -142,12 +142,15 @@ def test_signal_leaves_no_partial_file(
         silent.listen()
         peers = f"127.0.0.1:{silent.getsockname()[1]}"
         words = ["--peers", peers, "--timeout", "100", "export", "i", file]
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [DSTASH, *words], cwd=tmp_path, stderr=subprocess.PIPE, env=clean_environment()
-        )
-        wait_until(lambda: os.listdir(tmp_path), PATIENCE, "a partial file is there")
-        process.send_signal(signal_number)
-        _, said = process.communicate(timeout=PATIENCE)
+        ) as process:
+            try:
+                wait_until(lambda: os.listdir(tmp_path), PATIENCE, "a partial file is there")
+                process.send_signal(signal_number)
+                _, said = process.communicate(timeout=PATIENCE)
+            finally:
+                process.kill()
     assert (process.returncode, said) == (128 + signal_number, b"dstash: interrupted\n")
     assert os.listdir(tmp_path) == []
 
