@@ -36,5 +36,7 @@ def test_page_without_a_url_has_no_image_and_no_relative_link() -> None:
     text = page()
     assert "![" not in text
     assert all(target.startswith("https://") for target in re.findall(r"\]\(([^)]+)\)", text))
-    assert "Python API, command line" in text
+    labels = re.findall(r"(?<!!)\[([^\]]*)\]\((?!https:)", (ROOT / "README.md").read_text())
+    assert {"Python API", "command line"} < set(labels)
+    assert all(label in text and f"[{label}]" not in text for label in labels)
     assert "client.batch_put(" in text
