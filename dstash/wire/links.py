@@ -62,6 +62,8 @@ class Links:
         self._answered: Waker | None = None
         #: Created when the first connection to an address fails.
         self._diagnoses: Diagnoses | None = None
+        #: Peers whose connection failed: reported when it was examined, or when it came up again.
+        self._unreported: set[str] = set()
         self._peer_of: dict[Any, str] = {}
         self._opened: list[str] = []
         self._written: set[str] = set()
@@ -96,6 +98,7 @@ class Links:
             return False
         self._drop(peer)
         self._searches.pop(peer, None)
+        self._unreported.discard(peer)
         return True
 
     def events(self, ready: Any) -> Iterator[Event]:
@@ -118,7 +121,7 @@ class Links:
         for state in link.changes():
             self._written.add(peer)  # waiting messages were sent
             if state is LinkState.UP:
-                self._came_up(peer, link)
+                yield from self._came_up(peer, link)
             if state is LinkState.DOWN or state.is_final:
                 if self._tries_next(peer, link):
                     return
@@ -164,13 +167,17 @@ class Links:
 
     # -- the end of a connection attempt
 
-    def _came_up(self, peer: str, link: Link) -> None:
+    def _came_up(self, peer: str, link: Link) -> Iterator[Event]:
+        """Record a connection; report an earlier failed attempt that is still being examined."""
         _log.debug("connected", peer=_shown(peer), address=link.place)
         self.reasons.pop(peer, None)
         if peer in self._searches:
             self._searches[peer].succeeded()
         if self._diagnoses is not None:
             self._diagnoses.succeeded(peer)
+        if peer in self._unreported:  # its messages were dropped: do not wait for a reason
+            self._unreported.discard(peer)
+            yield Event(peer, None)
 
     def _failed(self, peer: str, link: Link) -> Iterator[Event]:
         """Report a connection that broke, or find out first why it never came up."""
@@ -180,6 +187,7 @@ class Links:
             if self._diagnoses is None:
                 self._diagnoses = Diagnoses()
                 self._watcher.watch(self._diagnoses.waker)
+            self._unreported.add(peer)
             self._diagnoses.begin(
                 peer, link.place, has_key=link.has_key, was_closed=link.was_closed_in_handshake
             )
@@ -190,7 +198,11 @@ class Links:
     def _take_findings(self, diagnoses: Diagnoses) -> Iterator[Event]:
         for peer, reason in diagnoses.take():
             link = self._links.get(peer)
-            if link is None or link.state not in (LinkState.CONNECTING, LinkState.UP):
+            # While another attempt runs, its end reports the failure.
+            if peer in self._unreported and (
+                link is None or link.state is not LinkState.CONNECTING
+            ):
+                self._unreported.discard(peer)
                 self.reasons[peer] = reason
                 _log.debug(reason, peer=_shown(peer))
                 yield Event(peer, None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import itertools
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from dstash.wire.diagnosis import (
 )
 from dstash.wire.router import Router
 from dstash.wire.sockets import Context
+from tests.harness.peers import Peers
 from tests.harness.ports import free_port
 
 #: Much more than a cause that waiting does not remove may take.
@@ -38,22 +40,9 @@ TIMEOUT = 20.0
 
 
 @contextmanager
-def program(greeting: bytes, answer: bytes, *, closes: bool = False) -> Iterator[int]:
-    """Listen as a program that waits for a line, and answers it; yields the port."""
+def listener(serve: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Listen, and serve each connection on its own thread; yields the port."""
     server = socket.create_server(("127.0.0.1", 0))
-
-    def serve(connection: socket.socket) -> None:
-        with connection:
-            if closes:
-                return
-            connection.sendall(greeting)
-            heard = b""
-            while b"\n" not in heard:
-                if not (part := connection.recv(1000)):
-                    return
-                heard += part
-            connection.sendall(answer)
-            connection.recv(1000)
 
     def accept() -> None:
         while True:
@@ -71,6 +60,49 @@ def program(greeting: bytes, answer: bytes, *, closes: bool = False) -> Iterator
         server.shutdown(socket.SHUT_RDWR)
         server.close()
         thread.join()
+
+
+def program(greeting: bytes, answer: bytes, *, closes: bool = False) -> AbstractContextManager[int]:
+    """Listen as a program that waits for a line, and answers it; yields the port."""
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            if closes:
+                return
+            connection.sendall(greeting)
+            heard = b""
+            while b"\n" not in heard:
+                if not (part := connection.recv(1000)):
+                    return
+                heard += part
+            connection.sendall(answer)
+            connection.recv(1000)
+
+    return listener(serve)
+
+
+def busy_port(target: int) -> AbstractContextManager[int]:
+    """Forward ZeroMQ connections to a port, but close the first; never answer other programs."""
+    attempts = itertools.count()
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_RDWR)
+
+    def serve(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            begin = connection.recv(1000)
+            if not begin.startswith(b"\xff"):
+                connection.recv(1000)  # until the other side closes it
+            elif next(attempts) > 0:
+                with socket.create_connection(("127.0.0.1", target)) as peer:
+                    peer.sendall(begin)
+                    threading.Thread(target=pump, args=(peer, connection), daemon=True).start()
+                    pump(connection, peer)
+
+    return listener(serve)
 
 
 def failure(*peers: str, timeout: float = TIMEOUT, **settings: Any) -> tuple[NoPeers, float]:
@@ -201,3 +233,18 @@ def test_client_waits_while_another_address_may_still_answer(curve: CurvePort) -
     assert seconds >= 0.8
     assert NEEDS_CURVE in str(error)
     assert REFUSED in str(error)
+
+
+def test_second_attempt_connects_while_the_first_is_examined(peers: Peers, index: str) -> None:
+    """The request that was lost with the first attempt is sent again at once."""
+
+    async def put(port: int) -> None:
+        async with AsyncClient(f"127.0.0.1:{port}", timeout=TIMEOUT) as client:
+            await client.put(index, "k", 1)
+
+    began = time.monotonic()
+    with busy_port(peers["a"].port) as port:
+        asyncio.run(put(port))
+    with busy_port(peers["a"].port) as port, Client(f"127.0.0.1:{port}", timeout=TIMEOUT) as client:
+        assert client.lookup(index, "k") == 1
+    assert time.monotonic() - began < TIMEOUT / 2
