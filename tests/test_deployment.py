@@ -78,6 +78,14 @@ def _probes() -> list[list[str]]:
     return [json.loads(image[1]), json.loads(compose[1])[1:]]
 
 
+def _probe(program: str, page: str, port: int) -> int:
+    """Return the exit status of a probe; a proxy of the environment is not for this machine."""
+    more = {"http_proxy": "http://127.0.0.1:1", "DSTASH_HTTP_PORT": str(port)}
+    probe = [str(ENTRYPOINT.parent / program), page]
+    silent = subprocess.DEVNULL
+    return subprocess.run(probe, env=os.environ | more, stderr=silent, timeout=PATIENCE).returncode
+
+
 def test_entrypoint_runs_a_peer(tmp_path: Path, manager: socket.socket) -> None:
     port, http = free_ports(2)
     environment = _environment(tmp_path, **_settings(tmp_path, port, http))
@@ -89,20 +97,16 @@ def test_entrypoint_runs_a_peer(tmp_path: Path, manager: socket.socket) -> None:
         for host in ("127.0.0.1", "[::1]"):  # where a probe may ask
             assert b'"healthy": true' in _page(http, "/healthz", host)
         assert b'cluster="boxed",peer="peer1"' in _page(http, "/metrics")
-        for probe in _probes():  # a proxy of the environment is not for this machine
-            here = [word.replace(":8080/", f":{http}/") for word in probe]
-            subprocess.run(
-                [sys.executable, *here[1:]],
-                env=os.environ | {"http_proxy": "http://127.0.0.1:1"},
-                check=True,
-                timeout=PATIENCE,
-            )
+        for program, page in _probes():
+            assert _probe(program, page, http) == 0
+            assert _probe(program, "nothing", http) == 1
         process.send_signal(signal.SIGTERM)  # to the peer itself, which has replaced the script
         assert manager.recv(100) == b"STOPPING=1"
         assert process.wait(PATIENCE) == 0
     finally:
         process.kill()
         process.wait()
+    assert _probe("probe.sh", "healthz", http) == 1
     data = tmp_path / "peer1"
     assert stat.S_IMODE(data.stat().st_mode) == 0o700
     assert {stat.S_IMODE(file.stat().st_mode) for file in data.iterdir()} == {0o600}
@@ -198,7 +202,9 @@ def test_dockerfile_copies_only_files_in_the_build_context() -> None:
 
 def test_dockerfile_sets_user_and_ports() -> None:
     text = DOCKERFILE.read_text()
-    assert re.findall(r"^USER (.*)$", text, re.M) == ["10001"]
+    assert re.findall(r"^USER (.*)$", text, re.M) == ["10001:10001"]
+    for script in re.findall(r"\b\w+\.sh\b", text + COMPOSE.read_text()):
+        assert os.access(ENTRYPOINT.parent / script, os.X_OK), script
     assert re.findall(r"^EXPOSE (.*)$", text, re.M) == [f"{_default('port')} 8080"]
     assert "DSTASH_HTTP_PORT:-8080" in ENTRYPOINT.read_text()
 
@@ -381,5 +387,6 @@ def test_container_can_write_only_its_volume(
     ]
     assert peer["securityContext"]["readOnlyRootFilesystem"] is True
     user = re.findall(r"^USER (.*)$", DOCKERFILE.read_text(), re.M)
-    assert [str(pod["spec"]["securityContext"]["runAsUser"])] == user
+    ids = pod["spec"]["securityContext"]
+    assert [f"{ids['runAsUser']}:{ids['runAsGroup']}"] == user
     assert f"VOLUME {peer['volumeMounts'][0]['mountPath']}\n" in DOCKERFILE.read_text()

@@ -1,8 +1,9 @@
-"""The systemd unit: valid for systemd-analyze, and hardened."""
+"""The systemd unit: valid for systemd-analyze, hardened, and a peer runs under its filter."""
 
 from __future__ import annotations
 
 import configparser
+import ctypes.util
 import os
 import subprocess
 import sys
@@ -12,11 +13,27 @@ from typing import Final
 import pytest
 
 from dstash.config import PeerSettings
+from tests.harness.peers import Peers
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 UNIT: Final = ROOT / "conf" / "systemd" / "dstash-peer.service"
 PATIENCE: Final = 60.0
 DRAIN: Final = PeerSettings.drain_seconds
+
+#: Allows only the system calls that it is given, as systemd does, and then starts a program.
+CONFINE: Final = """
+import ctypes, errno, os, sys
+library, names, *command = sys.argv[1:]
+seccomp = ctypes.CDLL(library)
+seccomp.seccomp_init.restype = ctypes.c_void_p
+context = ctypes.c_void_p(seccomp.seccomp_init(ctypes.c_uint32(0x00050000 | errno.EPERM)))
+for name in names.split():
+    number = seccomp.seccomp_syscall_resolve_name(name.encode())
+    if number >= 0:
+        assert not seccomp.seccomp_rule_add(context, ctypes.c_uint32(0x7FFF0000), number, 0), name
+assert not seccomp.seccomp_load(context)
+os.execv(command[0], command)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +80,56 @@ def test_unit_waits_for_the_peer_to_drain() -> None:
     parser.read_string(UNIT.read_text())
     assert float(parser["Service"]["TimeoutStopSec"]) > DRAIN
     assert parser["Service"]["Type"] == "notify"
+
+
+def _system_calls(program: Path, group: str) -> set[str]:
+    """Return the system calls in a group of systemd."""
+    listed = subprocess.run(
+        [str(program), "syscall-filter", "--no-pager", group],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = set()
+    for line in listed.stdout.splitlines():
+        word = line.strip()
+        if word.startswith("@") and word != group:
+            found |= _system_calls(program, word)
+        elif word and word[0] not in "#@":
+            found.add(word)
+    return found
+
+
+def _allowed(program: Path) -> set[str]:
+    """Return the system calls that the unit allows."""
+    allowed: set[str] = set()
+    for line in UNIT.read_text().splitlines():
+        name, _, value = line.partition("=")
+        if name == "SystemCallFilter":
+            groups = (_system_calls(program, group) for group in value.lstrip("~").split())
+            calls = set().union(*groups)
+            allowed = allowed - calls if value.startswith("~") else allowed | calls
+    return allowed
+
+
+def _seccomp(program: Path) -> str:
+    """Return libseccomp of this machine, or of the package that systemd-analyze is from."""
+    unpacked = (str(path) for path in program.parent.parent.rglob("libseccomp.so.2"))
+    found = ctypes.util.find_library("seccomp") or next(unpacked, None)
+    assert found is not None, "libseccomp.so.2 was not found; install libseccomp2"
+    return found
+
+
+def test_peer_serves_under_the_system_call_filter(analyze: Path, tmp_path: Path) -> None:
+    with Peers.local(tmp_path) as peers:
+        peer = peers.make("a", [*peers.options, "--zone", "a", "--min-peers", "1"])
+        peers.all["a"] = peer
+        calls = " ".join(sorted(_allowed(analyze)))
+        peer.before = [sys.executable, "-c", CONFINE, _seccomp(analyze), calls]
+        peer.start()
+        peer.wait_ready()
+        client = peers.client()
+        client.put("i", "k", 1)
+        assert client.lookup("i", "k") == 1
+        status = (Path("/proc") / str(peer.process.pid) / "status").read_text()  # type: ignore[union-attr]
+        assert "Seccomp:\t2" in status

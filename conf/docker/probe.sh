@@ -1,0 +1,10 @@
+#!/bin/bash
+# Asks the peer in this container for a page of its health; the exit status is 0 if the answer is 200.
+#
+#   probe.sh healthz    all threads of the peer run
+#   probe.sh readyz     it serves requests
+#
+# A probe runs every few seconds, so it starts no Python, and takes no proxy of the environment.
+exec 3<>"/dev/tcp/127.0.0.1/${DSTASH_HTTP_PORT:-8080}" || exit 1
+printf 'GET /%s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' "$1" >&3
+read -r -t 2 _ status _ <&3 && [[ $status == 200 ]]
