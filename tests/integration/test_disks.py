@@ -201,7 +201,8 @@ def check_every_way_to_read(client: Client) -> None:
 
 def repaired(peer: Peer) -> int:
     """Return how many corrupt records a peer has repaired."""
-    return int(peer.page("/status")["maintenance"]["corrupt_repaired"])
+    status = peer.page("/status")  # empty while the peer does not answer
+    return int(status.get("maintenance", {}).get("corrupt_repaired", 0))
 
 
 def small_disk(folder: Path, size: int) -> list[str]:

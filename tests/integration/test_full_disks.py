@@ -139,10 +139,11 @@ def use_up(trio: Trio, client: Client, full: str) -> None:
             assert len(full) > 1, "a quorum has room"
             reasons = {str(reason) for reason in result.reasons}
             assert all("no room left on the disk" in reason for reason in reasons), reasons
-        if all(trio.disk_says(name) == DiskState.EXHAUSTED.value for name in full):
-            break
-    for name in full:
-        assert trio.peers[name].page("/readyz")["why"] == DiskState.EXHAUSTED.value
+        says = [trio.disk_says(name) for name in full]
+        says += [trio.peers[name].page("/readyz").get("why", "") for name in full]
+        if set(says) == {DiskState.EXHAUSTED.value}:
+            return
+    raise AssertionError(f"the disks are not used up: {says}")
 
 
 def check_log(trio: Trio, name: str) -> None:
