@@ -80,11 +80,14 @@ class RecordFlag(IntFlag):
 
     ``RESTORED``: the record is from a backup of another cluster. It keeps the stamp of its write.
     Horizons use its last touch instead, because this cluster has never deleted it.
+
+    ``REGISTER``: replicas agree on the record by ballots (see ``dstash/store/register``).
     """
 
     NONE = 0
     TOMBSTONE = 1
     RESTORED = 2
+    REGISTER = 4
 
 
 #: Expiry of a record that never expires.

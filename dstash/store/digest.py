@@ -27,6 +27,7 @@ from dstash.store.record import (
     is_sound,
     version_of,
 )
+from dstash.store.register.header import is_collectable
 from dstash.types import NEVER, RecordFlag
 from dstash.version import WRITE_BYTES, Stamp, newest_stamp, stamp_milliseconds, write_stamp
 
@@ -37,6 +38,7 @@ EMPTY: Final = bytes(DIGEST_BYTES)
 #: Flags and expiry of a restored value that never expires.
 _RESTORED_PERMANENT: Final = bytes((RecordFlag.RESTORED,)) + PLAIN[1:]
 
+_REGISTER: Final = RecordFlag.REGISTER.value
 _SUM_MASK: Final = (1 << 128) - 1
 _BUCKET_SHIFT: Final = PARTITIONS.bit_length() - 1
 
@@ -48,9 +50,14 @@ def bucket_of(storage_key: bytes) -> int:
 
 
 def is_reapable_at(record: bytes, stamp: Stamp) -> bool:
-    """Whether a record is not newer than ``stamp``, and a tombstone or expired by then."""
+    """Whether a record is not newer than ``stamp``, and a tombstone or expired by then.
+
+    Replicas agree on the expiry of a register by a tombstone, so only that counts.
+    """
     if newest_stamp(version_of(record)) > stamp:
         return False
+    if record[VERSION_END] & _REGISTER:
+        return is_collectable(record, stamp)
     if record[VERSION_END] & RecordFlag.TOMBSTONE:
         return True
     expiry = int.from_bytes(record[EXPIRY_BEGIN:HEAD_BYTES], "big")

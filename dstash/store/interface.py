@@ -10,6 +10,8 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from dstash import events
+from dstash.store.register.voter import Bounds
+from dstash.store.register.votes import Accepts, Prepares, Vote, VoteTransaction
 from dstash.version import MAX_STAMP, Stamp, Version, highest_version
 
 
@@ -42,16 +44,8 @@ class Snapshot(Protocol):
         ...
 
 
-class Transaction(Protocol):
+class Transaction(VoteTransaction, Protocol):
     """A write transaction: either all of it is on disk, or nothing."""
-
-    def get(self, storage_key: bytes) -> bytes | None:
-        """Return a record as of this transaction."""
-        ...
-
-    def put(self, storage_key: bytes, record: bytes) -> object:
-        """Store a record."""
-        ...
 
     def put_all(self, entries: Sequence[tuple[bytes, bytes]]) -> object:
         """Store (storage key, record) pairs."""
@@ -93,6 +87,10 @@ class Write:
     then it does not count as live in ``existed``. None if no record was.
 
     ``may_spend_reserve``: the write frees space or repairs, so it may use the reserve of the disk.
+
+    ``votes`` is a request to vote on registers. ``bounds`` are the limits of votes, and of
+    registers among the entries; None: without limits. ``latest``, ``replaces`` and ``upper_bound``
+    have no effect on registers: the rules are those of ``store/register/voter.py``.
     """
 
     entries: Sequence[tuple[bytes, bytes]]
@@ -111,6 +109,8 @@ class Write:
     latest: Stamp = MAX_STAMP
     replaces: frozenset[Version] = frozenset()
     is_dropped: Callable[[bytes, bytes], bool] | None = None
+    votes: Prepares | Accepts | None = None
+    bounds: Bounds | None = None
 
     def bound(self) -> Version:
         """Return an upper bound of the versions of this write's records."""
@@ -123,6 +123,10 @@ class Merged:
 
     ``corrupt``: the stored record is corrupt. ``past``: the entry is new here, but not above the
     horizon. ``promised``: the entry is new here, but not above a promise of this peer.
+    ``preempted``: the entry is a register, and a later round of it is promised here.
+
+    ``votes`` has the answer for each key of the ``votes`` of the write. ``registers`` is the number
+    of registers and promises that were stored.
 
     ``existed`` has a byte for each entry: whether the key was live before. It is only valid if the
     write has ``report_existed``.
@@ -133,6 +137,9 @@ class Merged:
     past: list[int] = field(default_factory=list)
     promised: list[int] = field(default_factory=list)
     existed: bytearray = field(default_factory=bytearray)
+    preempted: list[int] = field(default_factory=list)
+    votes: list[Vote] = field(default_factory=list)
+    registers: int = 0
 
 
 class StoreStats(NamedTuple):

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -38,6 +38,7 @@ from dstash.store.interface import DiskState, Identity, Merged, Snapshot, StoreS
 from dstash.store.lmdb_errors import translated
 from dstash.store.lock import DirectoryLock
 from dstash.store.merge import merge
+from dstash.store.register.votes import Accepts, raised
 from dstash.store.reserve import free_bytes
 from dstash.store.space import Space
 from dstash.types import Durability
@@ -47,7 +48,10 @@ _log = structlog.get_logger("dstash.store")
 
 T = TypeVar("T")
 
+#: The formats of a store. The second has registers or promises, which earlier versions of dstash
+#: would overwrite: they refuse to open it. A store gets it with its first register or promise.
 FORMAT: Final = 1
+REGISTER_FORMAT: Final = 2
 #: Exists while a store is created: a process that ends then leaves an empty data file behind.
 _MAKING_FILE: Final = "MAKING"
 _DATABASES: Final = 8
@@ -89,12 +93,24 @@ class _Mergeable:
     It uses one cursor, which finds neighbouring keys without a search from the root of the tree.
     """
 
-    def __init__(self, transaction: Any, cursor: Any) -> None:
+    def __init__(self, transaction: Any, cursor: Any, promises: Any) -> None:
         self.get: Callable[[bytes], bytes | None] = cursor.get
         self.put: Callable[[bytes, bytes], object] = cursor.put
         self.put_all: Callable[[Sequence[tuple[bytes, bytes]]], object] = cursor.putmulti
         self.delete: Callable[[bytes], object] = transaction.delete
         self._cursor = cursor
+        self._transaction = transaction
+        self._promises = promises
+
+    def promise(self, storage_key: bytes) -> bytes | None:
+        stored: bytes | None = self._transaction.get(storage_key, db=self._promises)
+        return stored
+
+    def put_promise(self, storage_key: bytes, promise: bytes) -> None:
+        self._transaction.put(storage_key, promise, db=self._promises)
+
+    def drop_promise(self, storage_key: bytes) -> None:
+        self._transaction.delete(storage_key, db=self._promises)
 
     def insert_all(self, entries: Sequence[tuple[bytes, bytes]]) -> int:
         _, added = self._cursor.putmulti(entries, overwrite=False)
@@ -187,6 +203,7 @@ class LmdbStore:
             self._env.reader_check()
             self._meta = self._env.open_db(b"meta")
             self._records = self._env.open_db(b"records")
+            self._promises = self._env.open_db(b"promises")
             self._read_meta(is_new)
             making.unlink(missing_ok=True)
             if is_new:
@@ -230,10 +247,12 @@ class LmdbStore:
                     )
                 transaction.put(_KEY_FORMAT, str(FORMAT).encode())
                 transaction.put(_KEY_STORE_ID, uuid.uuid4().hex.encode())
-            elif int(found) != FORMAT:
+            elif int(found) not in (FORMAT, REGISTER_FORMAT):
                 raise StoreError(
-                    f"{self.directory} has store format {int(found)}; this version reads {FORMAT}"
+                    f"{self.directory} has store format {int(found)}; "
+                    f"this version reads {FORMAT} and {REGISTER_FORMAT}"
                 )
+            self._format = FORMAT if found is None else int(found)
             self.store_id: str = transaction.get(_KEY_STORE_ID, b"").decode()
             self._identity = self._read_identity(transaction)
             self._high_water = int.from_bytes(transaction.get(_KEY_HIGH_WATER, b"\0"), "big")
@@ -318,22 +337,29 @@ class LmdbStore:
 
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
         """Merge writes in one transaction."""
-        high_water = max([self._high_water, *(write.newest for write in writes)])
+        newest = max([self._high_water, *(write.newest for write in writes)])
 
-        def work(transaction: Any) -> tuple[list[Merged], Version]:
+        def work(transaction: Any) -> tuple[list[Merged], Version, Stamp]:
             with transaction.cursor(self._records) as cursor:
-                merged = merge(_Mergeable(transaction, cursor), writes, self._ceiling)
+                mergeable = _Mergeable(transaction, cursor, self._promises)
+                merged, ceiling = merge(mergeable, writes, self._ceiling)
+            high_water = raised(newest, chain.from_iterable(item.votes for item in merged))
+            if self._format != REGISTER_FORMAT and any(item.registers for item in merged):
+                transaction.put(_KEY_FORMAT, str(REGISTER_FORMAT).encode(), db=self._meta)
             if high_water != self._high_water:
                 transaction.put(_KEY_HIGH_WATER, high_water.to_bytes(8, "big"), db=self._meta)
             for name, content in (mark for write in writes for mark in write.marks):
                 transaction.put(_MARK + name, content, db=self._meta)
             self._merged_at = time.perf_counter()
-            return merged
+            return merged, ceiling, high_water
 
         may_spend = all(write.may_spend_reserve for write in writes)
-        merged, self._ceiling = self._write(work, lambda: _needed(writes), may_spend=may_spend)
+        merged, self._ceiling, self._high_water = self._write(
+            work, lambda: _needed(writes), may_spend=may_spend
+        )
         self.synced_in = time.perf_counter() - self._merged_at
-        self._high_water = high_water
+        if any(item.registers for item in merged):
+            self._format = REGISTER_FORMAT
         return merged
 
     def _write(
@@ -443,7 +469,8 @@ class LmdbStore:
         """Return how many bytes of the data file are unused; the file never shrinks."""
         with self._growing, self._env.begin(self._records) as transaction:
             info = self._env.info()
-            trees = [transaction.stat(database) for database in (self._records, self._meta)]
+            databases = (self._records, self._meta, self._promises)
+            trees = [transaction.stat(database) for database in databases]
         pages = sum(
             tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"] for tree in trees
         )
@@ -493,4 +520,8 @@ def _needed(writes: Sequence[Write]) -> int:
         total += _BYTES_PER_RECORD * (
             len(write.entries) + len(write.replacements) + len(write.drops)
         )
+        if isinstance(write.votes, Accepts):
+            total += sum(len(record) + 2 * _BYTES_PER_RECORD for _, record in write.votes.entries)
+        elif write.votes is not None:
+            total += _BYTES_PER_RECORD * len(write.votes.keys)
     return total

@@ -9,10 +9,12 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 from dstash.errors import ForeignStore
 from dstash.store.interface import DiskState, Identity, Merged, Snapshot, StoreStats, Write
 from dstash.store.merge import merge
+from dstash.store.register.votes import raised
 from dstash.version import ZERO, Stamp, Version
 
 
@@ -21,6 +23,8 @@ class TwinStore:
 
     def __init__(self, store_id: str = "twin") -> None:
         self.records: dict[bytes, bytes] = {}
+        #: Promises for registers, by storage key, as stored.
+        self.promises: dict[bytes, bytes] = {}
         self.store_id = store_id
         self.identity: Identity | None = None
         self.high_water: Stamp = 0
@@ -50,10 +54,12 @@ class TwinStore:
 
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
         """Merge writes."""
-        merged, self._ceiling = merge(_TwinTransaction(self.records), writes, self._ceiling)
+        transaction = _TwinTransaction(self.records, self.promises)
+        merged, self._ceiling = merge(transaction, writes, self._ceiling)
         for write in writes:
             self.marks.update(write.marks)
-        self.high_water = max([self.high_water, *(write.newest for write in writes)])
+        high_water = max([self.high_water, *(write.newest for write in writes)])
+        self.high_water = raised(high_water, chain.from_iterable(item.votes for item in merged))
         return merged
 
     def has_room(self, reserve: int) -> bool:
@@ -78,9 +84,12 @@ class TwinStore:
 
 
 class _TwinTransaction:
-    def __init__(self, records: dict[bytes, bytes]) -> None:
+    def __init__(self, records: dict[bytes, bytes], promises: dict[bytes, bytes]) -> None:
         self.get = records.get
         self.put = records.__setitem__
+        self.promise = promises.get
+        self.put_promise = promises.__setitem__
+        self._promises = promises
         self.put_all = records.update
         self._records = records
 
@@ -92,6 +101,9 @@ class _TwinTransaction:
 
     def delete(self, storage_key: bytes) -> None:
         self._records.pop(storage_key, None)
+
+    def drop_promise(self, storage_key: bytes) -> None:
+        self._promises.pop(storage_key, None)
 
 
 class _TwinSnapshot:

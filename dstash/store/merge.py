@@ -1,9 +1,12 @@
-"""Last write wins: the only rule for merging records, regardless of their source.
+"""Last write wins: the rule for merging records, regardless of their source.
 
 A put by a client, a reconciliation, a replayed hint, a streamed partition: each is a merge of
 records into a transaction. Merging is commutative, associative and idempotent, so messages may
 arrive late, twice, or in any order (Shapiro et al., "Conflict-free Replicated Data Types", 2011).
 Records are totally ordered: by version, and records with equal versions by their other bytes.
+
+Registers are the exception: they are records on which replicas vote. ``store/register`` has their
+rules; this module only calls them.
 """
 
 from __future__ import annotations
@@ -23,6 +26,10 @@ from dstash.store.record import (
     partition_in,
     version_of,
 )
+from dstash.store.register.ballot import has_register_keys, is_register_key
+from dstash.store.register.header import is_register
+from dstash.store.register.voter import Bounds, Verdict
+from dstash.store.register.votes import Accepts, Limits, Prepares, merge_register, vote
 from dstash.version import Stamp, Version, newest_stamp, write_of, write_stamp
 
 
@@ -43,8 +50,54 @@ def merge(
     for write in writes:
         is_above = write.version is not None and write.version > ceiling
         merged.append((_replace_all if is_above else _merge_all)(transaction, write))
+        if write.votes is not None:
+            _vote(transaction, write.votes, _limits(write), merged[-1])
         ceiling = max(ceiling, write.bound())
     return merged, ceiling
+
+
+def _limits(write: Write) -> Limits:
+    return Limits(write.bounds or Bounds(), write.horizons)
+
+
+def _vote(
+    transaction: Transaction, request: Prepares | Accepts, limits: Limits, merged: Merged
+) -> None:
+    """Vote on registers. They do not raise the ceiling, because no put of a client meets them."""
+    merged.votes = vote(transaction, request, limits)
+    merged.registers += sum(1 for answer in merged.votes if answer.stamp)
+
+
+def _merge_register(transaction: Transaction, write: Write, merged: Merged, position: int) -> None:
+    """Merge one entry that is a register."""
+    storage_key, record = write.entries[position]
+    promised = write.promises.get(partition_in(storage_key), 0)
+    is_news = not _is_up_to_date_register(transaction, storage_key, record)
+    if write_stamp(version_of(record)) <= promised:
+        if is_news:
+            merged.promised.append(position)
+        return
+    verdict, held = merge_register(transaction, storage_key, record, _limits(write))
+    if verdict is Verdict.VOTED:
+        merged.registers += record != held.record
+    elif verdict is Verdict.CORRUPT:
+        merged.corrupt.append(position)
+    elif verdict is Verdict.TOO_OLD:
+        merged.past.append(position)
+    elif is_news:
+        merged.preempted.append(position)
+    else:
+        merged.superseded.append((position, held.version))
+
+
+def _is_up_to_date_register(transaction: Transaction, storage_key: bytes, record: bytes) -> bool:
+    stored = transaction.get(storage_key)
+    return (
+        stored is not None
+        and is_sound(storage_key, stored)
+        and is_register(stored)
+        and not outranks(record, stored)
+    )
 
 
 def _replace_all(transaction: Transaction, write: Write) -> Merged:
@@ -70,9 +123,18 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
     get, put = transaction.get, transaction.put
     is_guarded, upper_bound = _is_guarded(write), write.upper_bound
     merged = Merged(existed=bytearray(len(write.entries)))
+    # A client cannot write to an index with registers.
+    has_registers = write.version is None and has_register_keys(write.entries)
     # Most keys are new, and a look-up costs as much as an insert.
-    all_new = not is_guarded and transaction.insert_all(write.entries) == len(write.entries)
+    all_new = (
+        not is_guarded
+        and not has_registers
+        and transaction.insert_all(write.entries) == len(write.entries)
+    )
     for position, (storage_key, record) in enumerate(() if all_new else write.entries):
+        if has_registers and is_register_key(storage_key) and is_register(record):
+            _merge_register(transaction, write, merged, position)
+            continue
         stored = get(storage_key)
         if is_guarded:
             refusals = _refusals(write, merged, storage_key, stored, record)
@@ -91,6 +153,9 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
                     merged.corrupt.append(position)
                 continue
             version = version_of(stored)
+            if has_registers and is_register(stored):
+                merged.superseded.append((position, version))
+                continue
             is_replaced = newest_stamp(version) > write.latest or version in write.replaces
             if outranks(stored, record) and not is_replaced:
                 merged.superseded.append((position, version))

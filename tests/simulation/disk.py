@@ -22,6 +22,7 @@ class Copy(NamedTuple):
     marks: dict[bytes, bytes]
     high_water: Stamp
     ceiling: Version
+    promises: dict[bytes, bytes]
 
 
 class SimulatedStore(TwinStore):
@@ -102,13 +103,19 @@ class SimulatedStore(TwinStore):
     def copy(self) -> Copy:
         """Return a copy of the disk, as an operator makes it."""
         return Copy(
-            self.store_id, dict(self.records), dict(self.marks), self.high_water, self._ceiling
+            self.store_id,
+            dict(self.records),
+            dict(self.marks),
+            self.high_water,
+            self._ceiling,
+            dict(self.promises),
         )
 
     def put_back(self, copy: Copy) -> None:
         """Replace the content of the disk by a copy; no process may use it."""
         self.records, self.marks = dict(copy.records), dict(copy.marks)
         self.high_water, self._ceiling = copy.high_water, copy.ceiling
+        self.promises = dict(copy.promises)
         self._limbo.clear()
         self.forget_order()
 

@@ -15,8 +15,12 @@ from dstash.store.interface import Write
 from dstash.store.lmdb import LmdbStore
 from dstash.store.memory import TwinStore
 from dstash.store.record import head, keyspace, seal
+from dstash.store.register.ballot import Promise
+from dstash.store.register.voter import Bounds
+from dstash.store.register.votes import Accepts, Prepares
 from dstash.types import Durability, RecordFlag
-from dstash.version import pack, stamp_range_of
+from dstash.version import ZERO, pack, stamp_at, stamp_range_of
+from tests.store.register.parts import STORAGE_KEY, register
 
 SPACES = [keyspace(name, frozenset(range(PARTITIONS))) for name in (b"i", b"index")]
 KEYS = [b"%d" % number for number in range(12)]
@@ -46,6 +50,30 @@ def writes(draw: st.DrawFn) -> Write:
     return Write(entries, now, newest, drops, horizons, marks, oldest=oldest)
 
 
+registers = st.builds(
+    register,
+    st.integers(1, 40),
+    st.integers(0, 3),
+    st.sampled_from([b"aaaa", b"bbbb"]),
+    value=st.sampled_from([b"", b"\x01", b"\x02"]),
+)
+promises = st.builds(Promise, st.integers(0, 40), st.sampled_from([b"aaaa", b"bbbb"]))
+
+
+@st.composite
+def votes(draw: st.DrawFn) -> Write:
+    """Return a request to vote on a register, or registers that are merged with plain records."""
+    bounds = Bounds(stamp_at(draw(st.integers(0, 20))), high_water=stamp_at(50))
+    horizons = [stamp_at(draw(st.integers(0, 20)))] * PARTITIONS
+    content = [(STORAGE_KEY, draw(registers))]
+    kind = draw(st.integers(0, 2))
+    if kind == 0:
+        plain = seal(SPACES[0], [draw(st.sampled_from(KEYS))], draw(heads), [b"\x01"])
+        return Write([*content, *plain], 0, horizons=horizons, bounds=bounds)
+    request = Accepts(content) if kind == 1 else Prepares([STORAGE_KEY], draw(promises), [ZERO])
+    return Write([], 0, horizons=horizons, votes=request, bounds=bounds)
+
+
 class StoreAgainstTwin(RuleBasedStateMachine):
     """Both stores do the same and must always have the same records."""
 
@@ -60,7 +88,7 @@ class StoreAgainstTwin(RuleBasedStateMachine):
     def open(self, durability: Durability) -> None:
         self.store = LmdbStore(Path(self.folder.name), durability)
 
-    @rule(group=st.lists(writes(), min_size=1, max_size=4))
+    @rule(group=st.lists(writes() | votes(), min_size=1, max_size=4))
     def commit(self, group: list[Write]) -> None:
         assert self.store.commit(group) == self.twin.commit(group)
 

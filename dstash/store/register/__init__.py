@@ -1,0 +1,1 @@
+"""Registers: records on which replicas agree by ballots (see ``docs/atomic.md``)."""

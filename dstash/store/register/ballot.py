@@ -1,0 +1,104 @@
+"""Ballots: the versions of registers, and promises not to take lower ones.
+
+A register is a record in an index whose name begins with ``@``. Its version is a ballot: the
+milliseconds of the stamp are the *round*, its counter is the *step* in the round. The algorithm for
+each key is CASPaxos (Rystsov, "CASPaxos: Replicated State Machines without logs", 2018);
+``docs/atomic.md`` has the rules and the proofs.
+
+A promise on disk, under the storage key of its register::
+
+    | checksum 8 | round 8 | writer 4 |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from xxhash import xxh3_64_digest, xxh3_64_intdigest
+
+from dstash.version import WRITE_BYTES, WRITER_BYTES, Stamp, Version, write_stamp
+from dstash.version import stamp_milliseconds as milliseconds
+
+#: The first character of the name of an index with registers.
+SIGN: Final = "@"
+
+_SIGN_BYTE: Final = ord(SIGN)
+#: Where the name of the index begins in a storage key.
+_INDEX_BEGIN: Final = 3
+_STAMP_BYTES: Final = 8
+_CHECKSUM_BYTES: Final = 8
+_ROUND_BYTES: Final = 8
+_PROMISE_BYTES: Final = _CHECKSUM_BYTES + _ROUND_BYTES + WRITER_BYTES
+
+#: The writer of a promise that is corrupt: equal to that of no ballot.
+_UNKNOWN_WRITER: Final = b""
+
+
+class Promise(NamedTuple):
+    """A voter's statement that it takes no lower round, nor this round of another writer."""
+
+    round: int
+    writer: bytes
+
+    def forbids(self, version: Version) -> bool:
+        """Whether a register with this version must not be taken."""
+        number = round_of(version)
+        return number < self.round or (number == self.round and writer_of(version) != self.writer)
+
+
+def is_register_key(storage_key: bytes) -> bool:
+    """Whether a storage key is in an index with registers."""
+    return storage_key[_INDEX_BEGIN] == _SIGN_BYTE
+
+
+def has_register_keys(entries: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether any of some (storage key, record) pairs is in an index with registers."""
+    # A set of bytes is faster than a test of each key: streaming passes all its records here.
+    return _SIGN_BYTE in {storage_key[_INDEX_BEGIN] for storage_key, _ in entries}
+
+
+def round_of(version: Version) -> int:
+    """Return the round of a ballot, in milliseconds."""
+    return milliseconds(write_stamp(version))
+
+
+def writer_of(version: Version) -> bytes:
+    """Return the writer of a ballot."""
+    return version[_STAMP_BYTES:WRITE_BYTES]
+
+
+def is_rival(version: Version, other: Version) -> bool:
+    """Whether two versions are of one round, but of different writers."""
+    return round_of(version) == round_of(other) and writer_of(version) != writer_of(other)
+
+
+def pack_promise(storage_key: bytes, promise: Promise) -> bytes:
+    """Return a promise as it is stored."""
+    body = promise.round.to_bytes(_ROUND_BYTES, "big") + promise.writer
+    return _checksum(storage_key, body) + body
+
+
+def unpack_promise(storage_key: bytes, stored: bytes, bound: Stamp) -> Promise:
+    """Return a stored promise.
+
+    Args:
+        storage_key: the key of the register.
+        stored: as ``pack_promise`` returned it.
+        bound: a stamp above which this store had promised no round: if the promise is corrupt, it
+            counts as a promise for all rounds up to this bound.
+    """
+    body = stored[_CHECKSUM_BYTES:]
+    if not is_sound_promise(storage_key, stored):
+        return Promise(milliseconds(bound), _UNKNOWN_WRITER)
+    return Promise(int.from_bytes(body[:_ROUND_BYTES], "big"), body[_ROUND_BYTES:])
+
+
+def is_sound_promise(storage_key: bytes, stored: bytes) -> bool:
+    """Whether the checksum of a stored promise matches its content and its key."""
+    body = stored[_CHECKSUM_BYTES:]
+    return len(stored) == _PROMISE_BYTES and stored == _checksum(storage_key, body) + body
+
+
+def _checksum(storage_key: bytes, body: bytes) -> bytes:
+    return xxh3_64_digest(body, xxh3_64_intdigest(storage_key))

@@ -1,0 +1,189 @@
+"""Votes in a transaction: what peers propose, and registers that come from other replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from dstash.store.record import ABSENT, partition_in, version_of
+from dstash.store.register.ballot import Promise, pack_promise, round_of
+from dstash.store.register.voter import (
+    Bounds,
+    Held,
+    Verdict,
+    held,
+    judge_accept,
+    judge_merge,
+    judge_prepare,
+    visible,
+)
+from dstash.version import Stamp, Version, stamp_at, stamp_milliseconds, write_stamp
+
+
+class VoteTransaction(Protocol):
+    """The part of a write transaction that votes need."""
+
+    def get(self, storage_key: bytes) -> bytes | None:
+        """Return a record as of this transaction."""
+        ...
+
+    def put(self, storage_key: bytes, record: bytes) -> object:
+        """Store a record."""
+        ...
+
+    def promise(self, storage_key: bytes) -> bytes | None:
+        """Return a promise as of this transaction, as stored."""
+        ...
+
+    def put_promise(self, storage_key: bytes, promise: bytes) -> object:
+        """Store a promise."""
+        ...
+
+    def drop_promise(self, storage_key: bytes) -> object:
+        """Remove a promise, if there is one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepares:
+    """A request to promise a round for some keys; round 0 only asks what is held.
+
+    ``known``: for each key, the version that the proposer has, so that its record is not sent.
+    """
+
+    keys: Sequence[bytes]
+    promise: Promise
+    known: Sequence[Version]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepts:
+    """A request to take registers: (storage key, record) pairs."""
+
+    entries: Sequence[tuple[bytes, bytes]]
+
+
+class Vote(NamedTuple):
+    """The answer of a voter for one key.
+
+    Attributes:
+        verdict: whether it voted.
+        version: of the record that it holds; all zero without one.
+        past: the round that the next attempt must exceed.
+        horizon: of the partition.
+        record: the record, if it is above the version that the proposer knows.
+        stamp: what it voted for; 0 if nothing changed.
+    """
+
+    verdict: Verdict
+    version: Version
+    past: int
+    horizon: Stamp
+    record: bytes | None = None
+    stamp: Stamp = 0
+
+
+class Limits(NamedTuple):
+    """What votes on some keys depend on: the limits, and the horizons by partition."""
+
+    bounds: Bounds
+    horizons: Sequence[Stamp] | None
+
+    def held(self, transaction: VoteTransaction, storage_key: bytes) -> Held:
+        """Return what the voter holds for a key."""
+        return held(
+            storage_key,
+            transaction.get(storage_key),
+            transaction.promise(storage_key),
+            self.horizon(storage_key),
+            self.bounds,
+        )
+
+    def horizon(self, storage_key: bytes) -> Stamp:
+        """Return the horizon of a key."""
+        return self.horizons[partition_in(storage_key)] if self.horizons is not None else 0
+
+
+def vote(transaction: VoteTransaction, request: Prepares | Accepts, limits: Limits) -> list[Vote]:
+    """Vote on each key of a request, in order."""
+    if isinstance(request, Prepares):
+        pairs = zip(request.keys, request.known, strict=True)
+        return [_prepare(transaction, key, request.promise, known, limits) for key, known in pairs]
+    return [_accept(transaction, key, record, limits) for key, record in request.entries]
+
+
+def _prepare(
+    transaction: VoteTransaction,
+    storage_key: bytes,
+    promise: Promise,
+    known: Version,
+    limits: Limits,
+) -> Vote:
+    state, number = limits.held(transaction, storage_key), promise.round
+    stamp = 0
+    if number:
+        verdict = judge_prepare(state, number, limits.bounds)
+        if verdict is Verdict.VOTED:
+            transaction.put_promise(storage_key, pack_promise(storage_key, promise))
+            stamp = stamp_at(number)
+    else:
+        verdict = Verdict.CORRUPT if state.is_corrupt else Verdict.VOTED
+    record = visible(state)
+    version = version_of(record) if record is not None else ABSENT
+    is_news = record is not None and version > known
+    return Vote(
+        verdict,
+        version,
+        _past(state, limits),
+        limits.horizon(storage_key),
+        record if is_news else None,
+        stamp,
+    )
+
+
+def _accept(
+    transaction: VoteTransaction, storage_key: bytes, record: bytes, limits: Limits
+) -> Vote:
+    state = limits.held(transaction, storage_key)
+    verdict = judge_accept(state, record, limits.bounds)
+    version, stamp = state.version, 0
+    if verdict is Verdict.VOTED:
+        version = version_of(record)
+        if record != state.record:
+            _take(transaction, storage_key, record, state)
+            stamp = write_stamp(version)
+    return Vote(verdict, version, _past(state, limits), limits.horizon(storage_key), None, stamp)
+
+
+def _past(state: Held, limits: Limits) -> int:
+    lowest = max(state.lowest, limits.bounds.floor)
+    return max(state.round, stamp_milliseconds(lowest))
+
+
+def _take(transaction: VoteTransaction, storage_key: bytes, record: bytes, state: Held) -> None:
+    """Store a register, and remove the promise that its round reaches."""
+    transaction.put(storage_key, record)
+    if state.promise is not None and state.promise.round <= round_of(version_of(record)):
+        transaction.drop_promise(storage_key)
+
+
+def merge_register(
+    transaction: VoteTransaction, storage_key: bytes, record: bytes, limits: Limits
+) -> tuple[Verdict, Held]:
+    """Merge a register from another replica; returns the verdict, and what was held before."""
+    state = limits.held(transaction, storage_key)
+    verdict = judge_merge(state, record)
+    if verdict is Verdict.VOTED and record != state.record:
+        _take(transaction, storage_key, record, state)
+    return verdict, state
+
+
+def raised(high_water: Stamp, votes: Iterable[Vote]) -> Stamp:
+    """Return the high water after votes (V6).
+
+    It rises with every commit that has votes, so that a store that lost one of them is recognised
+    as older than it was.
+    """
+    stamps = [vote.stamp for vote in votes if vote.stamp]
+    return max([high_water + 1, *stamps]) if stamps else high_water
