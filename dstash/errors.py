@@ -22,7 +22,8 @@
     │   ├── StoreFailed           the peer's disk failed
     │   ├── CorruptRecord         the stored record fails its checksum
     │   ├── DeadlinePassed        the request arrived after its deadline
-    │   └── Unauthorised          the key may not do this
+    │   ├── Unauthorised          the key may not do this
+    │   └── Preempted             a replica has promised a later round of a register
     ├── Unavailable               not enough replicas answered; nothing was stored
     │   └── NoPeers               no peer answered
     ├── TimedOut                  no answer in time; a write may or may not be stored
@@ -197,6 +198,13 @@ class Unauthorised(Refused):
 
     code = 33
     exit_code = 7
+
+
+class Preempted(Refused):
+    """A replica has promised a later round of a register, or has taken one."""
+
+    code = 36
+    retryable = True
 
 
 class Unavailable(DStashError):

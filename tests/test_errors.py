@@ -31,6 +31,7 @@ CODES = {
     31: "CorruptRecord",
     32: "DeadlinePassed",
     33: "Unauthorised",
+    36: "Preempted",
     40: "Unavailable",
     41: "NoPeers",
     42: "TimedOut",

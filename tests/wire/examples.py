@@ -15,8 +15,11 @@ from xxhash import xxh3_128_digest
 from dstash.peer.telemetry.history import Sample, pack_samples
 from dstash.store.digest import DIGEST_BYTES
 from dstash.store.record import Record, build_record
+from dstash.store.register.header import Header, pack_header
+from dstash.types import RecordFlag
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
+from dstash.wire.consensus import Accept, Accepted, Prepare, Promised
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.messages import (
     AdminReply,
@@ -86,6 +89,13 @@ VALUE = b"\xa5value"
 RECORD = build_record(b"index", b"key", Record(VERSION, 0, 0, VALUE))
 STORAGE_KEY = b"\x05\xe3\x05indexkey"
 PARTITIONS = bytes.fromhex("05e3")
+#: The same key and value as a register, in index ``@index``.
+REGISTER_KEY = b"\x05\xe3\x06@indexkey"
+REGISTER = build_record(
+    b"@index",
+    b"key",
+    Record(VERSION, RecordFlag.REGISTER, 0, pack_header(Header(stamp_at(NOW, 1))) + VALUE),
+)
 #: Digests of a page whose only live record is ``RECORD``, in the first partition of the list.
 RANGE_DIGEST = bytes.fromhex("000000000001") + xxh3_128_digest(STORAGE_KEY + RECORD[:28])
 TOPOLOGY = json.dumps({"cluster": "dstash", "epoch": EPOCH}).encode()  # shortened
@@ -157,6 +167,15 @@ EXAMPLES: list[tuple[tuple[int, int], Message]] = [
     (REPLY, ClockReply(NOW, stamp_at(NOW))),
     ((7, 0), HistoryRequest(NOW - 2000)),
     (REPLY, HistoryReply(pack_samples([Sample(NOW, 10, 2, 4000, 2, 40, 900, 2000, 9000)]))),
+    (REQUEST, Prepare(NOW, VERSION[8:12], bytes(20), blobs(REGISTER_KEY))),
+    (
+        REPLY,
+        Promised(
+            b"\0", VERSION, NOW.to_bytes(8, "big"), bytes(8), stamp_at(NOW, 2), blobs(REGISTER)
+        ),
+    ),
+    (REQUEST, Accept(blobs(REGISTER_KEY), blobs(REGISTER))),
+    (REPLY, Accepted(b"\0", NOW.to_bytes(8, "big"), stamp_at(NOW, 2))),
 ]
 
 

@@ -1,0 +1,70 @@
+"""The messages by which a peer proposes new versions of registers to the replicas of their keys.
+
+``docs/atomic.md`` has the protocol. Peers do not send or answer these messages yet; kinds and
+fields are defined now so that they are never used for anything else.
+
+Keys are storage keys, as in ``replication.py``. A verdict is a number of
+``dstash.store.register.voter.Verdict``.
+"""
+
+from __future__ import annotations
+
+from dstash.wire.shapes import Frame, Message, message
+
+
+@message
+class Prepare(Message):
+    """Requests the promise of a round for registers; answered by ``Promised``.
+
+    ``round`` is in milliseconds; 0 only requests what is held, and promises nothing. ``writer`` is
+    the number of the proposing process (4 bytes). ``known`` has 20 bytes for each key: the version
+    that the proposer has, whose record need not be sent; empty if it has none.
+    """
+
+    KIND = 62
+    round: int
+    writer: bytes
+    known: bytes
+    keys: Frame
+
+
+@message
+class Promised(Message):
+    """Answers ``Prepare``, for each key in order.
+
+    ``verdicts`` has a byte for each key. ``held`` has 20 bytes for each key: the version of its
+    record, all zero without one. ``past`` has 8 bytes for each key: the round (milliseconds) that
+    the next attempt must exceed. ``horizons`` has 8 bytes for each key: the horizon of its
+    partition. ``high_water`` is the newest stamp of the voter's store. ``records`` has the record
+    of each key if it is above the known version, else nil.
+    """
+
+    KIND = 63
+    verdicts: bytes
+    held: bytes
+    past: bytes
+    horizons: bytes
+    high_water: int
+    records: Frame
+
+
+@message
+class Accept(Message):
+    """Requests that registers are taken; answered by ``Accepted``.
+
+    The versions are in the records.
+    """
+
+    KIND = 64
+    keys: Frame
+    records: Frame
+
+
+@message
+class Accepted(Message):
+    """Answers ``Accept``, for each key in order; the fields are as in ``Promised``."""
+
+    KIND = 65
+    verdicts: bytes
+    past: bytes
+    high_water: int
