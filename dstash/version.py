@@ -101,6 +101,11 @@ def stamp_at(milliseconds: int, counter: int = 0) -> Stamp:
     return (milliseconds << COUNTER_BITS) | counter
 
 
+def latest_stamp(milliseconds: int) -> Stamp:
+    """Return the last stamp of a millisecond since 1970."""
+    return min(MAX_STAMP, stamp_at(milliseconds + 1) - 1)
+
+
 def stamp_milliseconds(stamp: Stamp) -> int:
     """Return the wall-clock part of a stamp."""
     return stamp >> COUNTER_BITS

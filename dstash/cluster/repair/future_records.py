@@ -35,6 +35,7 @@ from dstash.cluster.replication.tasks import Effect, Merge, Pause
 from dstash.cluster.replication.transfer import sound_records
 from dstash.errors import DStashError
 from dstash.store.record import (
+    VERSION_END,
     Record,
     build_record,
     highest,
@@ -45,7 +46,7 @@ from dstash.store.record import (
     split_storage_key,
     version_of,
 )
-from dstash.types import Level
+from dstash.types import Level, RecordFlag
 from dstash.version import Stamp, newest_stamp, pack, stamp_at, unpack
 
 Restamping = Generator[Effect, Any, int]
@@ -86,6 +87,8 @@ def restamp_all(replica: Replica) -> Restamping:
 
 def _is_above(entry: tuple[bytes, bytes], latest: Stamp) -> bool:
     storage_key, record = entry
+    if record[VERSION_END] & RecordFlag.REGISTER:
+        return False  # a quorum may have chosen it: the next round continues above it
     return newest_stamp(version_of(record)) > latest and is_sound(storage_key, record)
 
 

@@ -10,6 +10,7 @@ from dstash.cluster.replication.tasks import Merge
 from dstash.errors import DStashError
 from dstash.peer.admission.requests import Ticket
 from dstash.store.record import Keyspace
+from dstash.wire.consensus import Accept, Prepare
 from dstash.wire.messages import Apply, Delete, Put
 from dstash.wire.replication import Push
 
@@ -30,13 +31,16 @@ class WaitingWrite:
     """A write that waits for a commit; an internal write has an empty ticket and no keyspace."""
 
     ticket: Ticket
-    message: Put | Delete | Apply | Push | Internal
+    message: Put | Delete | Apply | Push | Prepare | Accept | Internal
     space: Keyspace | None
     weight: int
 
     @classmethod
     def of(
-        cls, ticket: Ticket, message: Put | Delete | Apply | Push, space: Keyspace | None
+        cls,
+        ticket: Ticket,
+        message: Put | Delete | Apply | Push | Prepare | Accept,
+        space: Keyspace | None,
     ) -> WaitingWrite:
         """Return a write that came as a message, with its weight: the bytes of keys and content."""
         content = getattr(message, "payloads", b"") or getattr(message, "records", b"")

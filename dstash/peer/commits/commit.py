@@ -21,6 +21,7 @@ from dstash.errors import (
     DiskFull,
     DStashError,
     LimitError,
+    Preempted,
     ProtocolError,
     from_wire,
 )
@@ -31,12 +32,21 @@ from dstash.peer.admission.writes import Internal, WaitingWrite
 from dstash.peer.commits.recent_deletes import RecentDeletes
 from dstash.peer.commits.records import prepare_apply, prepare_internal, prepare_push
 from dstash.peer.commits.rules import TOMBSTONE, Prepared, Rejected, Rules, bad_keys, check_skew
+from dstash.peer.commits.votes import (
+    VOTES,
+    answer_votes,
+    corrupt_keys,
+    prepare_accepts,
+    prepare_promises,
+    voted_keys,
+)
 from dstash.peer.telemetry.meters import CommitStats, outcome_of
 from dstash.store.interface import Merged, Store, Write
 from dstash.store.record import VERSION_END, Keyspace, head, seal
 from dstash.types import RecordFlag
-from dstash.version import VERSION_BYTES, WRITER_BYTES, Version, newest_stamp, pack
+from dstash.version import VERSION_BYTES, WRITER_BYTES, Stamp, Version, newest_stamp, pack
 from dstash.wire import codec
+from dstash.wire.consensus import Accept, Prepare
 from dstash.wire.messages import Apply, Delete, Error, Put, Stored
 from dstash.wire.replication import Push
 from dstash.wire.shapes import Message
@@ -51,6 +61,9 @@ _NO_PAYLOAD: Final = b""
 _TOO_LATE: Final = "the record is too old: tombstones of its time may have been dropped already"
 #: The error of a record that must wait until replicas have agreed on a horizon.
 _AGREEING: Final = "replicas are agreeing on a horizon; retry in a moment"
+
+#: The error of a register that a promise forbids.
+_PREEMPTED: Final = "this replica has promised a later round of the register"
 
 _Ready = tuple[WaitingWrite, Prepared]
 
@@ -88,6 +101,8 @@ class Commit:
     fatal: DStashError | None = None
     #: Keys that recent deletes found; None to keep no such memory.
     recent: RecentDeletes | None = None
+    #: The newest stamp in the store after the commit.
+    _high_water: Stamp = 0
 
     def run(self, store: Store) -> None:
         """Commit all valid writes; afterwards every write has its answer."""
@@ -107,6 +122,7 @@ class Commit:
                     self._refuse(write, error)
                 self.fatal = error if store.check_writable() else None
                 return
+            self._high_water = store.high_water
             for (write, item), outcome in zip(ready, merged, strict=True):
                 self._accept(write, item, outcome)
             return
@@ -119,7 +135,7 @@ class Commit:
         for write, item in ready:
             left_out = leave_out((write, item))
             rest = item.without(left_out, error) if left_out else item
-            if rest.is_empty:
+            if rest.is_empty or isinstance(write.message, Accept):
                 self._refuse(write, error)
             else:
                 kept.append((write, rest))
@@ -167,17 +183,23 @@ class Commit:
     def _accept(self, waiting: WaitingWrite, prepared: Prepared, merged: Merged) -> None:
         write = prepared.write
         touched = map(_KEY, chain(write.entries, write.drops, write.replacements))
-        prefixes = set(map(_PREFIX, touched))
+        prefixes = set(map(_PREFIX, chain(touched, voted_keys(write))))
         codes = {code for _, code, _ in prepared.rejected}
         self.skewed = self.skewed or bool({ClockSkew.code, Busy.code} & codes)
         self.corrupt += [write.entries[place][0] for place in merged.corrupt]
+        self.corrupt += corrupt_keys(write, merged)
         self.changed.update(int.from_bytes(prefix, "big") for prefix in prefixes)
         if self.recent is not None and not isinstance(waiting.message, Put | Delete):
             self.recent.note(write.entries, merged.existed, self.rules.now)
         if isinstance(waiting.message, Internal):
             refusals = [from_wire(code, text, {}) for _, code, text in prepared.rejected]
             refusals += [Busy(_AGREEING)] if merged.promised else []
+            refusals += [Preempted(_PREEMPTED)] if merged.preempted else []
             self.done.append((waiting.message, next(iter(refusals), None)))
+        elif isinstance(waiting.message, VOTES):
+            self.sizes.append(len(merged.votes))
+            answer = answer_votes(waiting.message, prepared, merged, self._high_water)
+            self.replies.append((waiting.ticket, answer))
         else:
             self.sizes.append(len(write.entries))
             if self.recent is not None and isinstance(waiting.message, Delete):
@@ -245,6 +267,8 @@ _PREPARE: Final[dict[type, Callable[[Any, Any, Rules], Prepared]]] = {
     Apply: prepare_apply,
     Push: prepare_push,
     Internal: prepare_internal,
+    Prepare: prepare_promises,
+    Accept: prepare_accepts,
 }
 
 
@@ -261,6 +285,7 @@ def _answer(message: Message, prepared: Prepared, merged: Merged) -> Stored:
     rejected = [[places[place], 0, version] for place, version in merged.superseded]
     rejected += [_superseded_by_corrupt(message, prepared, place) for place in merged.corrupt]
     rejected += [[places[place], Busy.code, _AGREEING] for place in merged.promised]
+    rejected += [[places[place], Preempted.code, _PREEMPTED] for place in merged.preempted]
     if isinstance(message, Apply):  # repairs need no ack
         rejected += [[places[place], BelowFloor.code, _TOO_LATE] for place in merged.past]
     existed = b""

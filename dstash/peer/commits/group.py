@@ -16,6 +16,8 @@ from dstash.peer.commits.commit import Commit
 from dstash.peer.commits.recent_deletes import RecentDeletes
 from dstash.peer.commits.rules import Rules
 from dstash.peer.keyspaces import Keyspaces
+from dstash.store.register.voter import Bounds
+from dstash.version import Stamp, latest_stamp
 
 
 class GroupCommit:
@@ -48,6 +50,8 @@ class GroupCommit:
         self._clock = clock
         self._max_clock_skew_ms = max_clock_skew_ms
         self._disk_reserve = disk_reserve
+        #: By storage key, the bound for registers that were found corrupt; see ``Bounds.damage``.
+        self._damage: dict[bytes, Stamp] = {}
 
     def add(self, merge: Merge, done: Callable[[DStashError | None], None]) -> None:
         """Queue a write of this peer's own tasks; ``done`` is called with the error, if any."""
@@ -63,9 +67,18 @@ class GroupCommit:
         group = self._backlog.take(now)
         local_partitions, clock = self._local_partitions, self._clock
         store, reserve = local_partitions.store, self._disk_reserve
+        present = clock.present_ms()
+        floors = local_partitions.drops.floors
+        bounds = Bounds(
+            local_partitions.newest_horizon,
+            latest_stamp(present + self._max_clock_skew_ms),
+            store.high_water,
+            self._damage,
+            floors.of_key,
+        )
         rules = Rules(
             now,
-            clock.present_ms(),
+            present,
             self._max_clock_skew_ms,
             local_partitions.newest_horizon,
             local_partitions.promises(now),
@@ -75,7 +88,8 @@ class GroupCommit:
             has_spare=store.has_room(reserve // 2),
             upper_bound=store.high_water,
             latest=clock.highest_acked(),
-            floors=local_partitions.drops.floors,
+            floors=floors,
+            bounds=bounds,
         )
         return Commit(group, rules, recent=self.recent_deletes)
 

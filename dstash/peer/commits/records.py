@@ -17,11 +17,19 @@ from dstash.errors import (
     CorruptRecord,
     DiskFull,
     DStashError,
-    Misrouted,
     ProtocolError,
 )
 from dstash.peer.admission.writes import Internal
-from dstash.peer.commits.rules import TOMBSTONE, Prepared, Rejected, Rules, bad_keys, check_skew
+from dstash.peer.commits.rules import (
+    TOMBSTONE,
+    Prepared,
+    Rejected,
+    Rules,
+    bad_keys,
+    check_skew,
+    check_storage_key,
+)
+from dstash.peer.commits.votes import check_register_record
 from dstash.store.interface import Write
 from dstash.store.record import (
     HEAD_BYTES,
@@ -30,15 +38,17 @@ from dstash.store.record import (
     is_sound,
     locate,
     partition_in,
-    partition_of,
-    split_storage_key,
     version_of,
 )
+from dstash.store.register.ballot import is_register_key
 from dstash.types import RecordFlag
 from dstash.version import StampRange, newest_stamp, stamp_milliseconds, stamp_range_of
 from dstash.wire import codec
 from dstash.wire.messages import Apply
 from dstash.wire.replication import Push
+
+#: A plain number: arithmetic with flags takes longer.
+_REGISTER: Final = RecordFlag.REGISTER.value
 
 #: The error of a record that a client applies after its index was dropped.
 _DROPPED: Final = "the record was dropped with its index"
@@ -75,7 +85,7 @@ def prepare_push(message: Push, space: None, rules: Rules) -> Prepared:
     """
     entries = codec.unpack_entries(message.keys, message.records)
     for storage_key, _ in entries:
-        _check_storage_key(storage_key, rules.owned)
+        check_storage_key(storage_key, rules.owned)
     entries = _without_dropped(entries, rules)
     return _prepare_records(entries, range(len(entries)), [], rules)
 
@@ -89,7 +99,8 @@ def prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
     entries = [entry for entry in merge.entries if partition_in(entry[0]) in rules.owned]
     entries = _without_dropped(entries, rules)
     prepared = _prepare_records(entries, range(len(entries)), [], rules)
-    replacements = merge.replacements
+    # The votes of other replicas do not repair a register: see docs/atomic.md.
+    replacements = [item for item in merge.replacements if not is_register_key(item[0])]
     if rules.floors:
         replacements = [
             (key, None if record is not None and rules.floors.covers(key, record) else record)
@@ -117,16 +128,6 @@ def _without_dropped(entries: list[tuple[bytes, bytes]], rules: Rules) -> list[t
     return [entry for entry in entries if not rules.floors.covers(*entry)]
 
 
-def _check_storage_key(storage_key: bytes, owned: frozenset[int]) -> None:
-    if len(storage_key) < 4 or len(storage_key) < 4 + storage_key[2]:
-        raise ProtocolError("a storage key is too short")
-    partition, _, key = split_storage_key(storage_key)
-    if partition != partition_of(key):
-        raise ProtocolError("a storage key stands in the wrong partition")
-    if partition not in owned:
-        raise Misrouted(f"this peer holds no replica of partition {partition}")
-
-
 def _prepare_records(
     entries: list[tuple[bytes, bytes]], places: Sequence[int], rejected: Rejected, rules: Rules
 ) -> Prepared:
@@ -142,6 +143,7 @@ def _prepare_records(
             oldest=span.oldest,
             promises=rules.promises,
             may_spend_reserve=True,
+            bounds=rules.bounds,
         )
         return Prepared(write, rejected, places)
     good: list[tuple[bytes, bytes]] = []
@@ -163,6 +165,7 @@ def _prepare_records(
         upper_bound=rules.upper_bound,
         promises=rules.promises,
         may_spend_reserve=True,
+        bounds=rules.bounds,
     )
     return Prepared(write, rejected, kept)
 
@@ -177,8 +180,16 @@ def _valid_stamps(entries: Sequence[tuple[bytes, bytes]], rules: Rules) -> Stamp
         return None
     if not all(starmap(is_sound, entries)):
         return None
+    flags = {record[VERSION_END] for _, record in entries}
+    if max(flags) >= _REGISTER:
+        return None  # registers have other rules
     span = stamp_range_of([version_of(record) for _, record in entries])
-    payloads = [record[HEAD_BYTES:] for _, record in entries if not record[VERSION_END] & TOMBSTONE]
+    if flags == {0}:
+        payloads = [record[HEAD_BYTES:] for _, record in entries]
+    else:
+        payloads = [
+            record[HEAD_BYTES:] for _, record in entries if not record[VERSION_END] & TOMBSTONE
+        ]
     is_late = stamp_milliseconds(span.newest) - rules.present > rules.max_skew
     return None if is_late or codec.malformed_payloads(payloads) else span
 
@@ -187,6 +198,8 @@ def _bad_record(storage_key: bytes, record: bytes, rules: Rules) -> DStashError 
     if not is_sound(storage_key, record):
         return CorruptRecord("the record fails its checksum")
     version = version_of(record)
+    if record[VERSION_END] & _REGISTER:
+        return _bad_register(storage_key, record, rules)
     if not record[VERSION_END] & RecordFlag.TOMBSTONE:
         if not rules.has_spare:
             return DiskFull("the disk is full; only deletes still succeed")
@@ -199,3 +212,21 @@ def _bad_record(storage_key: bytes, record: bytes, rules: Rules) -> DStashError 
         is_certain = newest_stamp(version) > rules.latest
         return error if is_certain else Busy(f"{error}; other members are asked what they hold")
     return None
+
+
+def _bad_register(storage_key: bytes, record: bytes, rules: Rules) -> DStashError | None:
+    """Check a register that is merged.
+
+    One that is ahead of the clock may have been chosen by a quorum: it is never called invalid.
+    """
+    if not is_register_key(storage_key):
+        return ProtocolError("a register is in an index without registers")
+    try:
+        check_register_record(storage_key, record)
+        check_skew(version_of(record), rules)
+    except ClockSkew as error:
+        return Busy(f"{error}; the register waits until the cluster's clock allows it")
+    except DStashError as error:
+        return error
+    is_full = not rules.has_spare and not record[VERSION_END] & TOMBSTONE
+    return DiskFull("the disk is full; only deletes still succeed") if is_full else None

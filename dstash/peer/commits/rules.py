@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from dstash.cluster.topology.drops import Floors
-from dstash.errors import ClockSkew, DStashError, LimitError
+from dstash.errors import ClockSkew, DStashError, LimitError, Misrouted, ProtocolError
 from dstash.limits import MAX_KEY_BYTES
 from dstash.store.interface import Write
+from dstash.store.record import partition_of, split_storage_key
+from dstash.store.register.voter import Bounds
 from dstash.types import RecordFlag
 from dstash.version import MAX_STAMP, Stamp, newest_stamp, stamp_milliseconds
 
@@ -33,7 +35,7 @@ class Rules(NamedTuple):
     ``cluster/replication/tombstone_gc.py``. ``owned``: the partitions of this peer. ``has_room``:
     false when only deletes and repairs may be written; ``has_spare``: false when only deletes may.
     ``upper_bound``: the highest stamp that a corrupt record may have had. ``floors``: which
-    records were dropped with their index.
+    records were dropped with their index. ``bounds``: the limits of votes on registers.
     """
 
     now: int
@@ -48,6 +50,7 @@ class Rules(NamedTuple):
     upper_bound: Stamp = MAX_STAMP
     latest: Stamp = MAX_STAMP
     floors: Floors = Floors()
+    bounds: Bounds | None = None
 
 
 class Prepared(NamedTuple):
@@ -72,7 +75,9 @@ class Prepared(NamedTuple):
     def is_empty(self) -> bool:
         """Whether no entry is left to write."""
         write = self.write
-        return not (write.entries or write.drops or write.marks or write.replacements)
+        return not (
+            write.entries or write.drops or write.marks or write.replacements or write.votes
+        )
 
 
 def check_skew(version: bytes, rules: Rules) -> None:
@@ -99,3 +104,19 @@ def bad_keys(keys: Sequence[bytes]) -> Rejected:
         for place, key in enumerate(keys)
         if not 1 <= len(key) <= MAX_KEY_BYTES
     ]
+
+
+def check_storage_key(storage_key: bytes, owned: frozenset[int]) -> None:
+    """Refuse a storage key that a peer sent and that is malformed, or not held here.
+
+    Raises:
+        Misrouted: this peer holds no replica of its partition.
+        ProtocolError: it is malformed.
+    """
+    if len(storage_key) < 4 or len(storage_key) < 4 + storage_key[2]:
+        raise ProtocolError("a storage key is too short")
+    partition, _, key = split_storage_key(storage_key)
+    if partition != partition_of(key):
+        raise ProtocolError("a storage key stands in the wrong partition")
+    if partition not in owned:
+        raise Misrouted(f"this peer holds no replica of partition {partition}")

@@ -6,9 +6,19 @@ from typing import Any
 
 import pytest
 
+from dstash.cluster.repair.future_records import restamp_all
+from dstash.cluster.replication.tasks import Pause
 from dstash.cluster.topology.view import View
 from dstash.peer.maintenance import Pace
-from dstash.store.record import build_record, head, open_record, partition_of, version_of
+from dstash.store.record import (
+    Record,
+    build_record,
+    head,
+    open_record,
+    partition_of,
+    version_of,
+)
+from dstash.store.register.header import Header, pack_header
 from dstash.types import RecordFlag
 from dstash.version import newest_stamp, pack, stamp_at, stamp_milliseconds, unpack, with_touch
 from dstash.wire import codec
@@ -169,3 +179,21 @@ def test_records_of_one_client_get_distinct_versions() -> None:
     pass_time(joined)
     assert len({joined.record(peer, "k") for peer in replicas(joined)}) == 1
     assert set(values(joined)) <= {"earlier", "later"}
+
+
+@pytest.mark.parametrize("holder", "abc")
+def test_register_is_neither_restamped_nor_replaced(holder: str) -> None:
+    """A quorum may have chosen it, so only a later round replaces it."""
+    joined = joined_with()
+    stamp = stamp_at(joined.now + HOUR)
+    content = pack_header(Header(stamp)) + b"\x01"
+    register = Record(pack(stamp, b"oops"), RecordFlag.REGISTER, 0, content)
+    storage_key = joined.place("k")[:2] + b"\x02@ik"
+    record = build_record(b"@i", b"k", register)
+    joined.stores[holder].records[storage_key] = record
+    joined.stores[holder].high_water = stamp
+    joined.peers[holder].local_partitions.changed([partition_of(b"k")], joined.now)
+    pass_time(joined)
+    assert joined.stores[holder].records[storage_key] == record
+    effects = list(restamp_all(joined.peers[holder].maintenance.replica))
+    assert not [effect for effect in effects if not isinstance(effect, Pause)], "it asks nothing"

@@ -12,9 +12,13 @@ from dstash.peer.admission.requests import Ticket
 from dstash.peer.admission.writes import COMMIT_BYTES, WaitingWrite
 from dstash.peer.commits.group import GroupCommit
 from dstash.peer.keyspaces import Keyspaces
-from dstash.store.record import head, keyspace, partition_of, seal
+from dstash.store.record import Record, build_record, head, keyspace, partition_of, seal
+from dstash.store.register.header import Header, pack_header
+from dstash.store.register.voter import Verdict
+from dstash.types import RecordFlag
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
+from dstash.wire.consensus import Accept, Accepted, Prepare, Promised
 from dstash.wire.messages import Error, Put, Stored
 from dstash.wire.shapes import Frame
 from tests.peer.parts import NOW, Parts
@@ -104,3 +108,49 @@ def test_put_is_refused_when_the_disk_reserve_is_reached(monkeypatch: pytest.Mon
     [reply] = group.run()
     assert isinstance(reply, Error)
     assert "disk is full" in reply.text
+
+
+class TestVotes:
+    """The limits of votes on registers come from the state of the peer."""
+
+    KEY = partition_of(b"k").to_bytes(2, "big") + b"\x02@rk"
+
+    def vote(self, group: Group, message: Prepare | Accept) -> Promised | Accepted:
+        group.backlog.admit(WaitingWrite.of(Ticket(b"peer", 1), message, None))
+        [reply] = group.run()
+        assert isinstance(reply, Promised | Accepted)
+        return reply
+
+    def prepare(self, group: Group, round_: int) -> int:
+        keys = Frame(codec.pack_blobs([self.KEY]))
+        return self.vote(group, Prepare(round_, b"abcd", b"", keys)).verdicts[0]
+
+    def accept(self, group: Group, stamp: int) -> int:
+        content = pack_header(Header(stamp)) + b"\x01"
+        record = Record(pack(stamp, b"abcd"), RecordFlag.REGISTER, 0, content)
+        packed = [
+            Frame(codec.pack_blobs([part]))
+            for part in (self.KEY, build_record(b"@r", b"k", record))
+        ]
+        return self.vote(group, Accept(*packed)).verdicts[0]
+
+    def test_round_is_at_most_the_skew_ahead_of_the_cluster_clock(self, group: Group) -> None:
+        assert self.prepare(group, NOW + 501) == Verdict.TOO_FAR
+        assert self.prepare(group, NOW + 500) == Verdict.VOTED
+
+    def test_round_is_above_the_horizon(self, group: Group) -> None:
+        group.parts.partitions.adopt({partition_of(b"k"): stamp_at(NOW - 10)})
+        assert self.prepare(group, NOW - 10) == Verdict.TOO_OLD
+        assert self.prepare(group, NOW - 9) == Verdict.VOTED
+
+    def test_bound_of_corrupt_register_does_not_rise_with_other_writes(self, group: Group) -> None:
+        assert self.accept(group, stamp_at(NOW)) == Verdict.VOTED
+        store = group.parts.store
+        store.records[self.KEY] = store.records[self.KEY][:-1] + b"?"
+        assert self.prepare(group, NOW + 1) == Verdict.CORRUPT
+        bound = store.high_water
+        group.put(b"other", at=NOW + 300)
+        group.run()
+        assert store.high_water > bound
+        assert self.accept(group, bound) == Verdict.CORRUPT
+        assert self.accept(group, bound + 1) == Verdict.VOTED
