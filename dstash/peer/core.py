@@ -353,6 +353,7 @@ class PeerCore:
         """Begin a request that is answered later, or never."""
         ticket, message = request.ticket, request.envelope.message
         if isinstance(message, _WRITES):
+            self.admission.check_index(message)
             self.admission.check_freshness()
             if not isinstance(message, Apply):
                 self.admission.check_floor(message, now)
@@ -377,6 +378,7 @@ class PeerCore:
             ticket.notes.waits()
 
     def _take_hint(self, hint: Hint, now: int) -> None:
+        self.admission.check_index(hint)
         if self.view is not None and hint.peer in self.view.members:
             keys = codec.unpack_keys(hint.keys)
             space = self.keyspaces.find(hint.index)

@@ -31,6 +31,7 @@ from dstash.errors import (
     ProtocolError,
     StaleEpoch,
     Unauthorised,
+    UsageError,
     VersionMismatch,
     WrongCluster,
 )
@@ -40,6 +41,7 @@ from dstash.store.memory import TwinStore
 from dstash.store.record import Keyspace, head, keyspace, partition_of, seal
 from dstash.version import newest_stamp, pack, stamp_at
 from dstash.wire import codec
+from dstash.wire.consensus import Accept, Prepare
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import (
     AdminReply,
@@ -71,6 +73,7 @@ from dstash.wire.replication import (
     CopyRequest,
     DigestsReply,
     DigestsRequest,
+    Hint,
     Push,
     SeenReply,
     SeenRequest,
@@ -385,6 +388,38 @@ class TestRefusals:
         ):
             error = peer.refusal(message)
             assert isinstance(error, Misrouted | NotReady)
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            replace(put(b"k"), index="@i"),
+            Delete("@i", version(), keys(b"k")),
+            Apply("@i", keys(b"k"), keys(b"record")),
+            Hint("@i", "a", keys(b"k")),
+            replace(put(b"k"), index="@"),
+        ],
+    )
+    def test_write_to_index_reserved_for_registers_is_refused(
+        self, peer: Peer, message: Put | Delete | Apply | Hint
+    ) -> None:
+        error = peer.refusal(message)
+        assert isinstance(error, UsageError)
+        assert f"index {message.index!r} cannot be written" in str(error)
+        assert "use another name" in str(error)
+        assert peer.store.records == {}
+
+    def test_index_reserved_for_registers_can_be_read(self, peer: Peer) -> None:
+        answer = peer.ask(Lookup("@i", 1, keys(b"k")))
+        assert isinstance(answer, Values)
+        assert answer.missing == [0]
+        assert isinstance(peer.ask(Count("@i", b"", EVERYWHERE, b"", 10, 1000)), Page)
+
+    @pytest.mark.parametrize(
+        "request_", [Prepare(1, b"abcd", b"", keys(b"\0")), Accept(keys(), keys())]
+    )
+    def test_vote_is_not_served_yet(self, peer: Peer, request_: Message) -> None:
+        assert isinstance(peer.refusal(request_), ProtocolError)
+        assert peer.store.promises == {}
 
     def test_version_from_the_future_is_refused_with_difference(self, peer: Peer) -> None:
         peer.ask(put(b"k", at=peer.now + 500))

@@ -11,15 +11,16 @@ from typing import Protocol
 
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
-from dstash.errors import Busy, Forming, NotReady, StaleEpoch, Unauthorised
+from dstash.errors import Busy, Forming, NotReady, StaleEpoch, Unauthorised, UsageError
 from dstash.peer.admission.authority import Authority
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.future_epochs import FutureEpochRequests
 from dstash.peer.admission.requests import Request
 from dstash.peer.admission.write_floor import WriteFloor
+from dstash.store.register.ballot import SIGN
 from dstash.wire.envelope import Envelope
-from dstash.wire.messages import Delete, Put
-from dstash.wire.replication import SeenRequest
+from dstash.wire.messages import Apply, Delete, Put
+from dstash.wire.replication import Hint, SeenRequest
 from dstash.wire.shapes import Message
 
 
@@ -230,6 +231,19 @@ class Admission:
         """
         if not self._readiness.freshness_confirmed:
             raise self._readiness.refusal()
+
+    def check_index(self, message: Put | Delete | Apply | Hint) -> None:
+        """Refuse a write to an index that is reserved for registers.
+
+        Raises:
+            UsageError: its name begins with ``@``.
+        """
+        if message.index.startswith(SIGN):
+            raise UsageError(
+                f"index {message.index!r} cannot be written: names that begin with {SIGN!r} are "
+                "reserved for atomic operations, which this version does not have yet; "
+                "use another name"
+            )
 
     def check_floor(self, message: Put | Delete, now: int) -> None:
         """Refuse a write of a client that is too old.
