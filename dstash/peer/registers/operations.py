@@ -1,0 +1,263 @@
+"""Operations on a register: what each does to its value, as pure functions.
+
+A proposer applies operations to the register that it read from a quorum, and proposes the result
+as the next step. Requests have ids, so that a request that is repeated after an unknown outcome is
+applied once (rules D6 to D9 of ``docs/atomic.md``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+import msgpack
+
+from dstash.errors import UsageError
+from dstash.store.record import Record, is_tombstone, open_record
+from dstash.store.register.header import (
+    MAX_ANSWER_BYTES,
+    MAX_ENTRIES,
+    Applied,
+    Entry,
+    Header,
+    pack_header,
+    split,
+)
+from dstash.types import NEVER, RecordFlag
+from dstash.version import Stamp, Version, stamp_at, stamp_milliseconds, write_stamp
+
+#: The expected version of an operation that succeeds with any.
+ANY: Final = (1 << 64) - 1
+#: The expected version of an operation that needs an absent register.
+MISSING: Final = 0
+
+_MAX_INTEGER: Final = (1 << 63) - 1
+_MIN_INTEGER: Final = -(1 << 63)
+
+#: How much older (milliseconds) than the newest number an entry may be; less with many entries.
+_KEEP_MS: Final = 60_000
+_KEEP_MANY_MS: Final = 5_000
+_MANY: Final = 256
+
+
+class Kind(IntEnum):
+    """What an operation does. The numbers are for messages."""
+
+    #: Stores a value; ``expected`` makes it a compare-and-set, or an ``add`` with ``MISSING``.
+    PUT = 1
+    #: Stores a value and answers the value before.
+    SWAP = 2
+    #: Deletes and answers the value before.
+    POP = 3
+    DELETE = 4
+    #: Adds to an integer and answers the sum.
+    INCREMENT = 5
+    #: Changes the expiry only.
+    TOUCH = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A request for one key.
+
+    Attributes:
+        kind: what it does.
+        caller: 8 bytes, the caller of the request.
+        number: its number among the requests of that caller; a stamp.
+        repeated: whether the client has sent it before.
+        expected: the version that the register must have; ``ANY``, or ``MISSING`` for absent.
+        value: msgpack, for ``PUT`` and ``SWAP``.
+        amount: for ``INCREMENT``, with ``initial`` if the register is absent; ``at_least`` and
+            ``at_most`` bound the sum: outside them nothing is changed.
+        expiry: milliseconds since 1970, or ``NEVER``; None keeps the present one.
+        fence: a fencing token; the operation is refused if a higher one was used before.
+    """
+
+    kind: Kind
+    caller: bytes
+    number: Stamp
+    repeated: bool = False
+    expected: Stamp = ANY
+    value: bytes = b""
+    amount: int = 0
+    initial: int = 0
+    at_least: int = _MIN_INTEGER
+    at_most: int = _MAX_INTEGER
+    expiry: int | None = None
+    fence: Stamp = 0
+
+
+class Outcome(IntEnum):
+    """The outcome of an operation."""
+
+    APPLIED = 0
+    CONFLICT = 1
+    UNCHANGED = 2
+    #: The request is too old to know whether it was applied before.
+    FORGOTTEN = 3
+
+
+class State(NamedTuple):
+    """A register as a proposer reads it. ``is_absent``: it has no value."""
+
+    header: Header
+    value: bytes
+    expiry: int
+    is_absent: bool
+
+    @property
+    def version(self) -> Stamp:
+        """The version that users see; 0 if it is absent."""
+        return MISSING if self.is_absent else self.header.changed
+
+
+class Decision(NamedTuple):
+    """The result of an operation.
+
+    Attributes:
+        outcome: whether it was applied.
+        version: of the register: of this change if it was applied, else the present one.
+        answer: msgpack; empty for none. A repeated request lost it if it was over 32 bytes.
+        state: what has to be written; None if nothing has.
+        is_answer_lost: whether the request was applied before with an answer that was not kept.
+    """
+
+    outcome: Outcome
+    version: Stamp
+    answer: bytes = b""
+    state: State | None = None
+    is_answer_lost: bool = False
+
+
+def read(record: bytes | None, horizon: Stamp) -> State:
+    """Return the state of a register.
+
+    Args:
+        record: a sound register, or None if the voters hold none.
+        horizon: the highest that the voters of the round have reported.
+    """
+    if record is None:
+        return State(Header(0, forgotten=horizon), b"", NEVER, is_absent=True)
+    fields = open_record(record)
+    header, value = split(fields.payload)
+    return State(header, value, fields.expiry, is_tombstone(record))
+
+
+def write(state: State, version: Version) -> Record:
+    """Return the record of a state, for a step."""
+    flags = RecordFlag.REGISTER | (RecordFlag.TOMBSTONE if state.is_absent else 0)
+    return Record(version, int(flags), state.expiry, pack_header(state.header) + state.value)
+
+
+def apply(operation: Operation, state: State, version: Version) -> Decision:
+    """Apply an operation.
+
+    Args:
+        operation: the operation.
+        state: of the register, as the previous step left it.
+        version: of the step that would write the result.
+
+    Raises:
+        UsageError: it cannot be applied to this value; nothing is changed.
+    """
+    before = _known(operation, state)
+    if before is not None:
+        return before
+    if operation.number <= state.header.forgotten:
+        return Decision(Outcome.FORGOTTEN, state.version)
+    if operation.expected not in (ANY, state.version) or operation.fence < _fence(operation, state):
+        return _not_applied(operation, state, Outcome.CONFLICT)
+    changed = _change(operation, state)
+    if changed is None:
+        return _not_applied(operation, state, Outcome.UNCHANGED)
+    after, answer = changed
+    stamp = write_stamp(version)
+    is_touch = operation.kind is Kind.TOUCH
+    header = replace(
+        state.header,
+        changed=state.header.changed if is_touch else stamp,
+        fence=max(state.header.fence, operation.fence),
+    )
+    is_kept = len(answer) <= MAX_ANSWER_BYTES
+    applied, kept = (Applied.APPLIED, answer) if is_kept else (Applied.ANSWER_LOST, b"")
+    entry = Entry(operation.caller, operation.number, header.changed, applied, kept)
+    after = after._replace(header=_with(header, entry))
+    return Decision(Outcome.APPLIED, header.changed, answer, after)
+
+
+def _fence(operation: Operation, state: State) -> Stamp:
+    """Return the fencing token that an operation needs at least; 0 if it has none."""
+    return state.header.fence if operation.fence else 0
+
+
+def _known(operation: Operation, state: State) -> Decision | None:
+    """Return the answer of a request that was decided before; None if it was not."""
+    entries = [entry for entry in state.header.entries if entry.caller == operation.caller]
+    for entry in entries:
+        if entry.number == operation.number:
+            is_lost = entry.outcome == Applied.ANSWER_LOST
+            outcome = Outcome.APPLIED if is_lost else Outcome(entry.outcome)
+            return Decision(outcome, entry.changed, entry.answer, is_answer_lost=is_lost)
+    if any(entry.number > operation.number for entry in entries):
+        return Decision(Outcome.FORGOTTEN, state.version)
+    return None
+
+
+def _not_applied(operation: Operation, state: State, outcome: Outcome) -> Decision:
+    """Return a negative answer. That to a repeated request is kept, so that it stays true (D7)."""
+    if not operation.repeated:
+        return Decision(outcome, state.version)
+    entry = Entry(operation.caller, operation.number, state.version, int(outcome))
+    after = state._replace(header=_with(state.header, entry))
+    return Decision(outcome, state.version, b"", after)
+
+
+def _change(operation: Operation, state: State) -> tuple[State, bytes] | None:
+    """Return the state after an operation, and its answer; None if it changes nothing."""
+    expiry = operation.expiry
+    kept = state.expiry if expiry is None else expiry
+    before = b"" if state.is_absent else state.value
+    if operation.kind in (Kind.PUT, Kind.SWAP):
+        after = state._replace(value=operation.value, expiry=kept, is_absent=False)
+        return after, before if operation.kind is Kind.SWAP else b""
+    if operation.kind is Kind.INCREMENT:
+        return _increment(operation, state, kept)
+    if state.is_absent:
+        return None
+    if operation.kind is Kind.TOUCH:
+        return (state._replace(expiry=kept), b"") if kept != state.expiry else None
+    gone = state._replace(value=b"", expiry=NEVER, is_absent=True)
+    return gone, before if operation.kind is Kind.POP else b""
+
+
+def _increment(operation: Operation, state: State, expiry: int) -> tuple[State, bytes] | None:
+    present = operation.initial if state.is_absent else _integer(state.value)
+    total = present + operation.amount
+    if not operation.at_least <= total <= operation.at_most:
+        return None
+    if not _MIN_INTEGER <= total <= _MAX_INTEGER:
+        raise UsageError(f"{present} + {operation.amount} leaves the range of 64-bit integers")
+    packed: bytes = msgpack.packb(total)
+    return state._replace(value=packed, expiry=expiry, is_absent=False), packed
+
+
+def _integer(value: bytes) -> int:
+    """Return the integer that a value is; ``UsageError`` if it is something else."""
+    if len(value) <= 9:
+        number = msgpack.unpackb(value)
+        if type(number) is int:
+            return number
+    raise UsageError("the value is not an integer, so it cannot be incremented")
+
+
+def _with(header: Header, entry: Entry) -> Header:
+    """Return a header with another entry, without those that are too old (D8)."""
+    entries = sorted([*header.entries, entry], key=lambda kept: kept.number)
+    newest = stamp_milliseconds(entries[-1].number)
+    keep_ms = _KEEP_MANY_MS if len(entries) > _MANY else _KEEP_MS
+    oldest = stamp_at(max(0, newest - keep_ms))
+    kept = [kept for kept in entries if kept.number >= oldest][-MAX_ENTRIES:]
+    gone = entries[: len(entries) - len(kept)]
+    forgotten = max([header.forgotten, *(entry.number for entry in gone)])
+    return replace(header, forgotten=forgotten, entries=tuple(kept))
