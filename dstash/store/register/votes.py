@@ -18,7 +18,7 @@ from dstash.store.register.voter import (
     judge_prepare,
     visible,
 )
-from dstash.version import Stamp, Version, stamp_at, stamp_milliseconds, write_stamp
+from dstash.version import MAX_STAMP, Stamp, Version, stamp_at, stamp_milliseconds, write_stamp
 
 
 class VoteTransaction(Protocol):
@@ -183,7 +183,7 @@ def raised(high_water: Stamp, votes: Iterable[Vote]) -> Stamp:
     """Return the high water after votes (V6).
 
     It rises with every commit that has votes, so that a store that lost one of them is recognised
-    as older than it was.
+    as older than it was. The last stamp of all cannot be raised.
     """
     stamps = [vote.stamp for vote in votes if vote.stamp]
-    return max([high_water + 1, *stamps]) if stamps else high_water
+    return min(MAX_STAMP, max([high_water + 1, *stamps])) if stamps else high_water
