@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from dstash import AsyncClient, Client
 from dstash.client.operations.base import Operation
 from tests.harness.asynchronous import Driven
+from tests.harness.waiting import PATIENCE, wait_until
 
 ENTRIES: dict[Any, Any] = {f"k{number}": number for number in range(2500)}
 ENTRIES |= {b"k1": "bytes", 1: "int", "list": [1]}
@@ -115,7 +115,7 @@ def test_popitem_returns_each_key_once_then_raises(client: Any, index: str) -> N
     entries = {"a": 1, "b": None, 7: "c", b"d": [1]}
     users.update(entries)
     users.put("brief", 1, ttl=0.001)
-    time.sleep(0.01)  # until it has expired
+    wait_until(lambda: users.get("brief") is None, PATIENCE, "it has expired")
     assert dict([users.popitem() for _ in entries]) == entries
     with pytest.raises(KeyError, match="is empty"):
         users.popitem()
@@ -127,7 +127,7 @@ def test_items_do_not_fail_for_keys_that_expire_during_iteration(client: Any, in
     users.batch_put({number: number for number in range(50, 100)}, ttl=0.5)
     found = iter(users.items())
     pairs = [next(found)]
-    time.sleep(0.6)  # until they have expired
+    wait_until(lambda: not users.batch_lookup(range(50, 100)), PATIENCE, "they have expired")
     pairs += found
     assert all(key == value for key, value in pairs)
     assert len(set(pairs)) == len(pairs)

@@ -13,19 +13,35 @@ from collections.abc import (
     Iterator,
     KeysView,
     Mapping,
+    MappingView,
     Set,
     ValuesView,
 )
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dstash.client.indexes.calls import MISSING, IndexCalls, ReadOptions, ValuesOptions
 from dstash.wire.keys import Key, encode_key, encode_prefix
 
 T_co = TypeVar("T_co", covariant=True)
+Options = TypeVar("Options")
 
 
-class _ScannedSet(Set[T_co]):
-    """Set operations that read the elements once."""
+class _ScannedSet(MappingView, Set[T_co], Generic[T_co, Options]):
+    """A view of the keys with a prefix, whose set operations read the elements once."""
+
+    def __init__(
+        self,
+        mapping: Mapping[Key, Any],
+        client: IndexCalls,
+        index: str,
+        prefix: str | bytes,
+        options: Options,
+    ) -> None:
+        super().__init__(mapping)
+        self._client = client
+        self._index = index
+        self._prefix = prefix
+        self._options = options
 
     @classmethod
     def _from_iterable(cls, elements: Iterable[Any]) -> set[Any]:
@@ -75,22 +91,8 @@ class _ScannedSet(Set[T_co]):
         return len(mine) > len(theirs) and _contains_all(mine, theirs)
 
 
-class IndexKeys(_ScannedSet[Key], KeysView[Key]):
+class IndexKeys(_ScannedSet[Key, ReadOptions], KeysView[Key]):
     """The keys of an index that begin with a prefix."""
-
-    def __init__(
-        self,
-        mapping: Mapping[Key, Any],
-        client: IndexCalls,
-        index: str,
-        prefix: str | bytes,
-        options: ReadOptions,
-    ) -> None:
-        super().__init__(mapping)
-        self._client = client
-        self._index = index
-        self._prefix = prefix
-        self._options = options
 
     def __len__(self) -> int:
         return self._client.count(self._index, self._prefix, **self._options)
@@ -104,22 +106,8 @@ class IndexKeys(_ScannedSet[Key], KeysView[Key]):
         )
 
 
-class IndexItems(_ScannedSet[tuple[Key, Any]], ItemsView[Key, Any]):
+class IndexItems(_ScannedSet[tuple[Key, Any], ValuesOptions], ItemsView[Key, Any]):
     """The (key, value) pairs of an index whose keys begin with a prefix."""
-
-    def __init__(
-        self,
-        mapping: Mapping[Key, Any],
-        client: IndexCalls,
-        index: str,
-        prefix: str | bytes,
-        options: ValuesOptions,
-    ) -> None:
-        super().__init__(mapping)
-        self._client = client
-        self._index = index
-        self._prefix = prefix
-        self._options = options
 
     def __len__(self) -> int:
         return self._client.count(self._index, self._prefix, **_without_mode(self._options))
