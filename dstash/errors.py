@@ -24,6 +24,8 @@
     │   ├── DeadlinePassed        the request arrived after its deadline
     │   ├── Unauthorised          the key may not do this
     │   └── Preempted             a replica has promised a later round of a register
+    ├── Conflict                  a register has another version than was expected
+    ├── Forgotten                 a request is too old to know whether it was applied
     ├── Unavailable               not enough replicas answered; nothing was stored
     │   └── NoPeers               no peer answered
     ├── TimedOut                  no answer in time; a write may or may not be stored
@@ -205,6 +207,18 @@ class Preempted(Refused):
 
     code = 36
     retryable = True
+
+
+class Conflict(DStashError):
+    """A register has another version than was expected; ``details['version']`` is the present."""
+
+    code = 34
+
+
+class Forgotten(DStashError):
+    """A request is too old to know whether it was applied to a register."""
+
+    code = 37
 
 
 class Unavailable(DStashError):

@@ -16,14 +16,15 @@ from typing import Any, Final, NamedTuple
 
 from dstash.errors import ProtocolError
 from dstash.limits import MAX_FRAME_BYTES, MAX_FRAME_PARTS
-from dstash.wire import codec, consensus, messages, replication
+from dstash.wire import codec, messages, registers, replication
 from dstash.wire.messages import Error, Hello, Welcome
 from dstash.wire.protocol import LOWEST_PROTOCOL, is_spoken, mismatch
+from dstash.wire.registers import consensus
 from dstash.wire.shapes import SHAPES, Message, is_word, read_fields
 from dstash.wire.traceparent import context_of, trace_of
 
 #: The modules that define messages; importing them registers the kinds.
-MESSAGE_MODULES: Final = (messages, replication, consensus)
+MESSAGE_MODULES: Final = (messages, registers, replication, consensus)
 
 
 class Envelope(NamedTuple):

@@ -41,7 +41,6 @@ from dstash.store.memory import TwinStore
 from dstash.store.record import Keyspace, head, keyspace, partition_of, seal
 from dstash.version import newest_stamp, pack, stamp_at
 from dstash.wire import codec
-from dstash.wire.consensus import Accept, Prepare
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import (
     AdminReply,
@@ -68,6 +67,7 @@ from dstash.wire.messages import (
     Values,
     Welcome,
 )
+from dstash.wire.registers.consensus import Accept, Prepare
 from dstash.wire.replication import (
     CopyReply,
     CopyRequest,

@@ -17,6 +17,7 @@ from dstash.errors import ConfigError, Unauthorised
 from dstash.peer.admission.authority import _NEEDED, Role, fingerprint, read_authority
 from dstash.wire.curve import KeyPair, ZapHandler, load_public
 from dstash.wire.messages import AdminRequest, Hello, Lookup, Put
+from dstash.wire.registers import Change, Settle
 from dstash.wire.replication import Push
 from dstash.wire.router import Received, Router
 from dstash.wire.shapes import EMPTY, SHAPES
@@ -213,13 +214,17 @@ class TestKeyList:
             *("Welcome", "Error", "Pong", "TopologyReply", "Values", "Stored", "Records", "Page"),
             *("StatusReply", "AdminReply", "DigestsReply", "BucketsReply", "VersionsReply"),
             *("CopyReply", "HorizonReply", "SeenReply", "HistoryReply", "ClockReply"),
-            *("FloorReleased", "IndexesReply"),
+            *("FloorReleased", "IndexesReply", "Changed"),
         }
         # Peers refuse these until registers can be written.
         answers |= {"Prepare", "Promised", "Accept", "Accepted"}
         known = {shape.build.__name__ for shape in SHAPES.values()}
         assert {kind.__name__ for kind in _NEEDED} == known - answers
         assert all(roles and roles <= set(Role) for roles in _NEEDED.values())
+
+    def test_read_key_settles_registers_and_changes_none(self) -> None:
+        assert _NEEDED[Settle] == {Role.READ, Role.WRITE, Role.ADMIN}
+        assert _NEEDED[Change] == {Role.WRITE, Role.ADMIN}
 
 
 def received(router: Router) -> Received:

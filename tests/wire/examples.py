@@ -19,7 +19,6 @@ from dstash.store.register.header import Header, pack_header
 from dstash.types import RecordFlag
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
-from dstash.wire.consensus import Accept, Accepted, Prepare, Promised
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.messages import (
     AdminReply,
@@ -51,6 +50,18 @@ from dstash.wire.messages import (
     Want,
     Welcome,
 )
+from dstash.wire.registers import (
+    KEEP,
+    Amounts,
+    Change,
+    Changed,
+    ChangeKind,
+    ChangeOutcome,
+    Settle,
+    pack_amounts,
+    pack_numbers,
+)
+from dstash.wire.registers.consensus import Accept, Accepted, Prepare, Promised
 from dstash.wire.replication import (
     BucketsReply,
     BucketsRequest,
@@ -139,6 +150,33 @@ EXAMPLES: list[tuple[tuple[int, int], Message]] = [
     (REPLY, StatusReply({"ready": True, "records": 1})),
     (REQUEST, ScanKeys("index", b"", PARTITIONS, b"key", 2000, 2097152)),
     (REQUEST, Count("index", b"", PARTITIONS, b"", 2000, 2097152, True, b"key", NOW)),
+    (
+        REQUEST,
+        Change(
+            "@index",
+            b"caller01",
+            stamp_at(NOW),
+            False,
+            ChangeKind.INCREMENT,
+            KEEP,
+            0,
+            b"",
+            pack_amounts(Amounts(1, 0, 0, 100)),
+            KEYS,
+            blobs(),
+        ),
+    ),
+    (
+        REPLY,
+        Changed(
+            bytes([ChangeOutcome.APPLIED, ChangeOutcome.UNCHANGED]),
+            pack_numbers([stamp_at(NOW, 1), stamp_at(NOW)]),
+            b"",
+            [],
+            blobs(b"\x07", None),
+        ),
+    ),
+    (REQUEST, Settle("@index", KEYS)),
     (REQUEST, AdminRequest("remove", ["peer3"])),
     (REPLY, AdminReply(TOPOLOGY)),
     (REQUEST, Repair()),

@@ -40,6 +40,7 @@ from dstash.wire.messages import (
     StatusRequest,
     TopologyRequest,
 )
+from dstash.wire.registers import Change, Settle
 from dstash.wire.replication import (
     BucketsRequest,
     ClockRequest,
@@ -78,8 +79,8 @@ _PEERS: Final = frozenset({Role.PEER})
 #: The roles that may send a message. No role may send any other message.
 _NEEDED: Final[Mapping[type[Message], frozenset[Role]]] = {
     **dict.fromkeys((Hello, Ping, TopologyRequest, StatusRequest), _ALL_ROLES),
-    **dict.fromkeys((Lookup, Fetch, Scan, ScanKeys, Count, IndexesRequest), _NOT_PEER),
-    **dict.fromkeys((Put, Delete, Apply, Hint, DropRequest), _WRITERS),
+    **dict.fromkeys((Lookup, Fetch, Scan, ScanKeys, Count, IndexesRequest, Settle), _NOT_PEER),
+    **dict.fromkeys((Put, Delete, Apply, Hint, DropRequest, Change), _WRITERS),
     **dict.fromkeys((AdminRequest, Repair), frozenset({Role.ADMIN})),
     # The requests of a backup.
     **dict.fromkeys((DigestsRequest, CopyRequest), _PEERS | {Role.ADMIN}),

@@ -10,8 +10,8 @@ from dstash.cluster.replication.tasks import Merge
 from dstash.errors import DStashError
 from dstash.peer.admission.requests import Ticket
 from dstash.store.record import Keyspace
-from dstash.wire.consensus import Accept, Prepare
 from dstash.wire.messages import Apply, Delete, Put
+from dstash.wire.registers.consensus import Accept, Prepare
 from dstash.wire.replication import Push
 
 #: The most bytes of requests that one transaction takes. It bounds the time until an ack.

@@ -46,8 +46,8 @@ from dstash.store.record import VERSION_END, Keyspace, head, seal
 from dstash.types import RecordFlag
 from dstash.version import VERSION_BYTES, WRITER_BYTES, Stamp, Version, newest_stamp, pack
 from dstash.wire import codec
-from dstash.wire.consensus import Accept, Prepare
 from dstash.wire.messages import Apply, Delete, Error, Put, Stored
+from dstash.wire.registers.consensus import Accept, Prepare
 from dstash.wire.replication import Push
 from dstash.wire.shapes import Message
 

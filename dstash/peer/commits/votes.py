@@ -26,7 +26,7 @@ from dstash.store.register.voter import Verdict
 from dstash.store.register.votes import Accepts, Prepares, Vote
 from dstash.version import COUNTER_BITS, MAX_STAMP, VERSION_BYTES, WRITER_BYTES, ZERO, Stamp
 from dstash.wire import codec
-from dstash.wire.consensus import Accept, Accepted, Prepare, Promised
+from dstash.wire.registers.consensus import Accept, Accepted, Prepare, Promised
 from dstash.wire.shapes import Frame
 
 _MAX_ROUND: Final = MAX_STAMP >> COUNTER_BITS

@@ -8,7 +8,6 @@ applied once (rules D6 to D9 of ``docs/atomic.md``).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from typing import Final, NamedTuple
 
 import msgpack
@@ -26,35 +25,19 @@ from dstash.store.register.header import (
 )
 from dstash.types import NEVER, RecordFlag
 from dstash.version import Stamp, Version, stamp_at, stamp_milliseconds, write_stamp
-
-#: The expected version of an operation that succeeds with any.
-ANY: Final = (1 << 64) - 1
-#: The expected version of an operation that needs an absent register.
-MISSING: Final = 0
-
-_MAX_INTEGER: Final = (1 << 63) - 1
-_MIN_INTEGER: Final = -(1 << 63)
+from dstash.wire.registers import (
+    ANY,
+    MAX_INTEGER,
+    MIN_INTEGER,
+    MISSING,
+    ChangeKind,
+    ChangeOutcome,
+)
 
 #: How much older (milliseconds) than the newest number an entry may be; less with many entries.
 _KEEP_MS: Final = 60_000
 _KEEP_MANY_MS: Final = 5_000
 _MANY: Final = 256
-
-
-class Kind(IntEnum):
-    """What an operation does. The numbers are for messages."""
-
-    #: Stores a value; ``expected`` makes it a compare-and-set, or an ``add`` with ``MISSING``.
-    PUT = 1
-    #: Stores a value and answers the value before.
-    SWAP = 2
-    #: Deletes and answers the value before.
-    POP = 3
-    DELETE = 4
-    #: Adds to an integer and answers the sum.
-    INCREMENT = 5
-    #: Changes the expiry only.
-    TOUCH = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +57,7 @@ class Operation:
         fence: a fencing token; the operation is refused if a higher one was used before.
     """
 
-    kind: Kind
+    kind: ChangeKind
     caller: bytes
     number: Stamp
     repeated: bool = False
@@ -82,20 +65,10 @@ class Operation:
     value: bytes = b""
     amount: int = 0
     initial: int = 0
-    at_least: int = _MIN_INTEGER
-    at_most: int = _MAX_INTEGER
+    at_least: int = MIN_INTEGER
+    at_most: int = MAX_INTEGER
     expiry: int | None = None
     fence: Stamp = 0
-
-
-class Outcome(IntEnum):
-    """The outcome of an operation."""
-
-    APPLIED = 0
-    CONFLICT = 1
-    UNCHANGED = 2
-    #: The request is too old to know whether it was applied before.
-    FORGOTTEN = 3
 
 
 class State(NamedTuple):
@@ -123,7 +96,7 @@ class Decision(NamedTuple):
         is_answer_lost: whether the request was applied before with an answer that was not kept.
     """
 
-    outcome: Outcome
+    outcome: ChangeOutcome
     version: Stamp
     answer: bytes = b""
     state: State | None = None
@@ -165,15 +138,15 @@ def apply(operation: Operation, state: State, version: Version) -> Decision:
     if before is not None:
         return before
     if operation.number <= state.header.forgotten:
-        return Decision(Outcome.FORGOTTEN, state.version)
+        return Decision(ChangeOutcome.FORGOTTEN, state.version)
     if operation.expected not in (ANY, state.version) or operation.fence < _fence(operation, state):
-        return _not_applied(operation, state, Outcome.CONFLICT)
+        return _not_applied(operation, state, ChangeOutcome.CONFLICT)
     changed = _change(operation, state)
     if changed is None:
-        return _not_applied(operation, state, Outcome.UNCHANGED)
+        return _not_applied(operation, state, ChangeOutcome.UNCHANGED)
     after, answer = changed
     stamp = write_stamp(version)
-    is_touch = operation.kind is Kind.TOUCH
+    is_touch = operation.kind is ChangeKind.TOUCH
     header = replace(
         state.header,
         changed=state.header.changed if is_touch else stamp,
@@ -183,7 +156,7 @@ def apply(operation: Operation, state: State, version: Version) -> Decision:
     applied, kept = (Applied.APPLIED, answer) if is_kept else (Applied.ANSWER_LOST, b"")
     entry = Entry(operation.caller, operation.number, header.changed, applied, kept)
     after = after._replace(header=_with(header, entry))
-    return Decision(Outcome.APPLIED, header.changed, answer, after)
+    return Decision(ChangeOutcome.APPLIED, header.changed, answer, after)
 
 
 def _fence(operation: Operation, state: State) -> Stamp:
@@ -197,14 +170,14 @@ def _known(operation: Operation, state: State) -> Decision | None:
     for entry in entries:
         if entry.number == operation.number:
             is_lost = entry.outcome == Applied.ANSWER_LOST
-            outcome = Outcome.APPLIED if is_lost else Outcome(entry.outcome)
+            outcome = ChangeOutcome.APPLIED if is_lost else ChangeOutcome(entry.outcome)
             return Decision(outcome, entry.changed, entry.answer, is_answer_lost=is_lost)
     if any(entry.number > operation.number for entry in entries):
-        return Decision(Outcome.FORGOTTEN, state.version)
+        return Decision(ChangeOutcome.FORGOTTEN, state.version)
     return None
 
 
-def _not_applied(operation: Operation, state: State, outcome: Outcome) -> Decision:
+def _not_applied(operation: Operation, state: State, outcome: ChangeOutcome) -> Decision:
     """Return a negative answer. That to a repeated request is kept, so that it stays true (D7)."""
     if not operation.repeated:
         return Decision(outcome, state.version)
@@ -218,17 +191,17 @@ def _change(operation: Operation, state: State) -> tuple[State, bytes] | None:
     expiry = operation.expiry
     kept = state.expiry if expiry is None else expiry
     before = b"" if state.is_absent else state.value
-    if operation.kind in (Kind.PUT, Kind.SWAP):
+    if operation.kind in (ChangeKind.PUT, ChangeKind.SWAP):
         after = state._replace(value=operation.value, expiry=kept, is_absent=False)
-        return after, before if operation.kind is Kind.SWAP else b""
-    if operation.kind is Kind.INCREMENT:
+        return after, before if operation.kind is ChangeKind.SWAP else b""
+    if operation.kind is ChangeKind.INCREMENT:
         return _increment(operation, state, kept)
     if state.is_absent:
         return None
-    if operation.kind is Kind.TOUCH:
+    if operation.kind is ChangeKind.TOUCH:
         return (state._replace(expiry=kept), b"") if kept != state.expiry else None
     gone = state._replace(value=b"", expiry=NEVER, is_absent=True)
-    return gone, before if operation.kind is Kind.POP else b""
+    return gone, before if operation.kind is ChangeKind.POP else b""
 
 
 def _increment(operation: Operation, state: State, expiry: int) -> tuple[State, bytes] | None:
@@ -236,7 +209,7 @@ def _increment(operation: Operation, state: State, expiry: int) -> tuple[State, 
     total = present + operation.amount
     if not operation.at_least <= total <= operation.at_most:
         return None
-    if not _MIN_INTEGER <= total <= _MAX_INTEGER:
+    if not MIN_INTEGER <= total <= MAX_INTEGER:
         raise UsageError(f"{present} + {operation.amount} leaves the range of 64-bit integers")
     packed: bytes = msgpack.packb(total)
     return state._replace(value=packed, expiry=expiry, is_absent=False), packed

@@ -18,8 +18,8 @@ from dstash.store.register.voter import Verdict
 from dstash.types import RecordFlag
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
-from dstash.wire.consensus import Accept, Accepted, Prepare, Promised
 from dstash.wire.messages import Error, Put, Stored
+from dstash.wire.registers.consensus import Accept, Accepted, Prepare, Promised
 from dstash.wire.shapes import Frame
 from tests.peer.parts import NOW, Parts
 

@@ -20,8 +20,8 @@ from dstash.store.register.voter import Bounds, Verdict
 from dstash.types import RecordFlag
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
-from dstash.wire.consensus import Accept, Accepted, Prepare, Promised
 from dstash.wire.messages import Error, Stored
+from dstash.wire.registers.consensus import Accept, Accepted, Prepare, Promised
 from dstash.wire.replication import Push
 from dstash.wire.shapes import Frame, Message
 

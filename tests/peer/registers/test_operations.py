@@ -12,22 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dstash.errors import UsageError
-from dstash.peer.registers.operations import (
-    ANY,
-    MISSING,
-    Decision,
-    Kind,
-    Operation,
-    Outcome,
-    State,
-    apply,
-    read,
-    write,
-)
+from dstash.peer.registers.operations import Decision, Operation, State, apply, read, write
 from dstash.store.record import build_record
 from dstash.store.register.header import MAX_ENTRIES, check_register
 from dstash.types import NEVER
 from dstash.version import pack, stamp_at, write_stamp
+from dstash.wire.registers import ANY, MISSING
+from dstash.wire.registers import ChangeKind as Kind
+from dstash.wire.registers import ChangeOutcome as Outcome
 
 NOW = 1_800_000_000_000
 CALLER = b"caller01"
@@ -199,7 +191,11 @@ class TestExactlyOnce:
         operation = Operation(Kind.POP, CALLER, stamp_at(NOW, 9))
         assert register.send(operation).answer == BIG
         again = register.send(replace(operation, repeated=True))
-        assert (again.outcome, again.answer, again.is_answer_lost) == (Outcome.APPLIED, b"", True)
+        assert (again.outcome, again.answer, again.is_answer_lost) == (
+            Outcome.APPLIED,
+            b"",
+            True,
+        )
 
     def test_answer_of_absent_register_is_not_lost(self, register: Register) -> None:
         operation = Operation(Kind.SWAP, CALLER, stamp_at(NOW, 9), value=b"\x01")

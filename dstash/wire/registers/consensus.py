@@ -3,7 +3,7 @@
 ``docs/atomic.md`` has the protocol. Peers do not send or answer these messages yet; kinds and
 fields are defined now so that they are never used for anything else.
 
-Keys are storage keys, as in ``replication.py``. A verdict is a number of
+Keys are storage keys, as in ``wire/replication.py``. A verdict is a number of
 ``dstash.store.register.voter.Verdict``.
 """
 
