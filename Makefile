@@ -5,7 +5,7 @@ ARGS ?=
 SEEDS ?= 2000
 MINUTES ?= 5
 
-.PHONY: help setup fmt lint types layers docs site fast test lowest interpreters coverage release soak fuzz bench screenshot demo audit lock
+.PHONY: help setup fmt lint types layers docs site fast test lowest interpreters coverage release image soak fuzz bench screenshot demo audit lock
 .DEFAULT_GOAL := help
 
 FAST := tests/wire tests/store tests/cluster/topology tests/test_config.py tests/test_errors.py \
@@ -71,6 +71,9 @@ coverage: setup ## Print which lines and branches the tests of this process run;
 release: ## Build sdist and wheel, check them, and start a cluster from the wheel
 	$(call tool,release)
 	bin/release
+
+image: ## Build the image and run compose.yaml with podman, as root: start, kill, recreation, stop
+	bin/test-image $(ARGS)
 
 soak: setup ## Run the simulation, and the fault tests of real peers, for hours: SEEDS=2000
 	$(TOOLS)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)

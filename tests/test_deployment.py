@@ -23,6 +23,7 @@ from dstash.config import PeerSettings, load_peer, unknown_variables
 from tests.harness.devcluster import clean_environment
 from tests.harness.ports import free_ports
 from tests.harness.process import expirable
+from tests.image import build, walk
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -207,6 +208,19 @@ def test_dockerfile_sets_user_and_ports() -> None:
         assert os.access(ENTRYPOINT.parent / script, os.X_OK), script
     assert re.findall(r"^EXPOSE (.*)$", text, re.M) == [f"{_default('port')} 8080"]
     assert "DSTASH_HTTP_PORT:-8080" in ENTRYPOINT.read_text()
+
+
+def test_image_run_makes_the_images_that_the_files_name() -> None:
+    bases = set(re.findall(r"^FROM (\S+)", DOCKERFILE.read_text(), re.M))
+    assert {f"docker.io/library/{base}" for base in bases} == {build.BASE}
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    assert f"docker.io/{services['consul']['image']}" == build.CONSUL
+    peers = {name: service for name, service in services.items() if name != "consul"}
+    assert peers.keys() == set(walk.PEERS)
+    assert {service["image"] for service in peers.values()} == {"dstash"}
+    assert len([name for name in peers if "build" in peers[name]]) == 1
+    ports = {name: service["ports"] for name, service in peers.items()}
+    assert ports == {name: [f"127.0.0.1:{port}:8080"] for name, port in walk.PAGES.items()}
 
 
 def _default(key: str) -> Any:
