@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from dstash.config import PeerSettings, load_peer, unknown_variables
+from dstash.peer.http.server import Answer, HttpServer
 from tests.harness.devcluster import clean_environment
 from tests.harness.ports import free_ports
 from tests.harness.process import expirable
@@ -79,9 +80,13 @@ def _probes() -> list[list[str]]:
     return [json.loads(image[1]), json.loads(compose[1])[1:]]
 
 
-def _probe(program: str, page: str, port: int) -> int:
+def _probe(program: str, page: str, port: int, bind: str = "*") -> int:
     """Return the exit status of a probe; a proxy of the environment is not for this machine."""
-    more = {"http_proxy": "http://127.0.0.1:1", "DSTASH_HTTP_PORT": str(port)}
+    more = {
+        "http_proxy": "http://127.0.0.1:1",
+        "DSTASH_HTTP_PORT": str(port),
+        "DSTASH_HTTP_BIND": bind,
+    }
     probe = [str(ENTRYPOINT.parent / program), page]
     silent = subprocess.DEVNULL
     return subprocess.run(probe, env=os.environ | more, stderr=silent, timeout=PATIENCE).returncode
@@ -148,6 +153,17 @@ def test_entrypoint_uses_the_store_in_the_volume(
     else:
         assert done.returncode == 2
         assert f"several stores: {volume}/box1 {volume}/box3; choose one" in done.stderr
+
+
+@pytest.mark.parametrize("bind", ["::1", "[::1]", "::", "127.0.0.9", "localhost"])
+def test_probe_asks_the_address_that_the_peer_listens_on(bind: str) -> None:
+    server = HttpServer(bind.strip("[]"), 0, {"/healthz": lambda: Answer.json(200, {})})
+    server.start()
+    try:
+        port = int(server.address.rpartition(":")[2])
+        assert _probe("probe.sh", "healthz", port, bind) == 0
+    finally:
+        server.stop()
 
 
 def test_entrypoint_does_not_set_insecure(tmp_path: Path) -> None:
@@ -363,11 +379,15 @@ def test_pods_advertise_names_of_the_headless_service(
     assert advertise == f"$(POD_NAME).{name}.$(POD_NAMESPACE).svc"
 
 
-def test_pods_have_valid_settings(peer: Manifest) -> None:
+@pytest.mark.parametrize(
+    ("node", "consul"),
+    [("10.0.0.1", "http://10.0.0.1:8500"), ("fd00::1", "http://[fd00::1]:8500")],
+)
+def test_pods_have_valid_settings(peer: Manifest, node: str, consul: str) -> None:
     lines = (KUBERNETES / "peer.env").read_text().splitlines()
     shared = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     own = {variable["name"]: variable.get("value", "") for variable in peer["env"]}
-    known = {"POD_NAME": "dstash-0", "POD_NAMESPACE": "default", "HOST_IP": "10.0.0.1"}
+    known = {"POD_NAME": "dstash-0", "POD_NAMESPACE": "default", "HOST_IP": node}
     given = {
         name: re.sub(r"\$\((\w+)\)", lambda found: known[found[1]], text)
         for name, text in (shared | own).items()
@@ -375,7 +395,7 @@ def test_pods_have_valid_settings(peer: Manifest) -> None:
     }
     settings = _peer_settings(given, "dstash-0")
     assert settings.advertise == "dstash-0.dstash-peers.default.svc"
-    assert settings.consul == "http://10.0.0.1:8500"
+    assert settings.consul == consul
     assert settings.membership == "consul"
 
 

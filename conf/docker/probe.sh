@@ -5,6 +5,10 @@
 #   probe.sh readyz     it serves requests
 #
 # A probe runs every few seconds, so it starts no Python, and takes no proxy of the environment.
-exec 3<>"/dev/tcp/127.0.0.1/${DSTASH_HTTP_PORT:-8080}" || exit 1
+case ${DSTASH_HTTP_BIND:-*} in
+    "*" | 0.0.0.0 | :: | "[::]") host=127.0.0.1 ;;
+    *) host=${DSTASH_HTTP_BIND#[} ;;
+esac
+exec 3<>"/dev/tcp/${host%]}/${DSTASH_HTTP_PORT:-8080}" || exit 1
 printf 'GET /%s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' "$1" >&3
 read -r -t 2 _ status _ <&3 && [[ $status == 200 ]]

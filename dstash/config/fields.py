@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import ipaddress
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+from dstash.config import hosts
 from dstash.config.rules import Number, listing, text
 
 if TYPE_CHECKING:
@@ -22,9 +21,6 @@ _Z85: Final = {
         "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
     )
 }
-#: host, host:port, [v6] or [v6]:port
-_HOST: Final = r"(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)"
-_HOST_PORT: Final = re.compile(rf"{_HOST}(?::(?P<port>\d{{1,5}}))?")
 
 
 class Conflict(ValueError):
@@ -68,40 +64,25 @@ def _name(text: str) -> str:
 
 
 def _host(text: str) -> str:
-    bare = text.removeprefix("[").removesuffix("]")
-    if text == "*" or _is_address(bare) or re.fullmatch(_HOST, text):
-        return bare
-    raise ValueError("allowed is an address or a host name of this machine, without a port")
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a socket bound to ``host`` can be reached from this machine only."""
-    if _is_address(host):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
+    host = "*" if text == "*" else hosts.read_host(text)
+    if host is None:
+        raise ValueError("allowed is an address or a host name of this machine, without a port")
+    return host
 
 
 def _advertise(text: str) -> str:
-    match = _HOST_PORT.fullmatch(text)
-    if match is None or int(match["port"] or 1) not in range(1, 65_536):
+    place = hosts.read_place(text)
+    if place is None:
         raise ValueError("allowed is host or host:port, with a port from 1 to 65535")
-    return text
+    host, port = place
+    return host if port is None else f"{host}:{port}"
 
 
 def _endpoint(text: str) -> str:
-    rest = text.strip().removeprefix("tcp://")
-    match = _HOST_PORT.fullmatch(rest)
-    if match is None or not match["port"] or int(match["port"]) not in range(1, 65_536):
+    place = hosts.read_place(text.strip().removeprefix("tcp://"))
+    if place is None or place[1] is None:
         raise ValueError("allowed is tcp://host:port, with a port from 1 to 65535")
-    return f"tcp://{rest}"
+    return f"tcp://{place[0]}:{place[1]}"
 
 
 def is_key(text: str) -> bool:
@@ -122,7 +103,8 @@ def _key(text: str) -> str:
     return text.strip()
 
 
-def _url(text: str) -> str:
+def _url(raw: str) -> str:
+    text = hosts.read_url(raw)
     parts = _web(text)
     if parts is None or parts.path.strip("/"):
         raise ValueError("allowed is http://host:port or https://host:port")
@@ -131,7 +113,8 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
-def _collector_url(text: str) -> str:
+def _collector_url(raw: str) -> str:
+    text = hosts.read_url(raw)
     parts = _web(text)
     if parts is None:
         raise ValueError("allowed is http://host:port or https://host:port, optionally with a path")

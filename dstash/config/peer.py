@@ -16,8 +16,8 @@ from dstash.config.fields import (
     Port,
     Seconds,
     Url,
-    is_loopback,
 )
+from dstash.config.hosts import is_loopback
 from dstash.config.rules import Number
 from dstash.config.shared import SharedSettings, state_dir
 from dstash.limits import MAX_CLOCK_SKEW_MS, MAX_FRAME_BYTES, MIB

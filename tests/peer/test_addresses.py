@@ -4,7 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from dstash.peer.daemon import _announced_http
+from dstash.config import load_peer
+from dstash.peer.daemon import _advertised, _announced_http
+
+
+@pytest.mark.parametrize(
+    ("flags", "address"),
+    [
+        ({"bind": "::1"}, "tcp://[::1]:5555"),
+        ({"bind": "[::1]"}, "tcp://[::1]:5555"),
+        ({"advertise": "[fd00::1]"}, "tcp://[fd00::1]:5555"),
+        ({"advertise": "[fd00::1]:5000"}, "tcp://[fd00::1]:5000"),
+        ({"advertise": "[10.0.0.1]"}, "tcp://10.0.0.1:5555"),
+        ({"advertise": "peer1.example.org:5000"}, "tcp://peer1.example.org:5000"),
+    ],
+)
+def test_advertised_address_has_ipv6_host_in_brackets(flags: dict[str, str], address: str) -> None:
+    settings = load_peer(None, {"data_dir": "d"} | flags, {})
+    assert _advertised(settings, "tcp://127.0.0.1:5555") == address
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from dstash import threads
 from dstash.about import __version__
-from dstash.config.fields import is_loopback
+from dstash.config.hosts import is_loopback
 from dstash.peer.telemetry.tracing import LATE, Notes
 from dstash.telemetry import (
     DB_COLLECTION,

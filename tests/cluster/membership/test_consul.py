@@ -447,13 +447,24 @@ class TestSettings:
             ("https://consul.example/proxy/", "https://consul.example/proxy"),
             ("127.0.0.1:8500", "http://127.0.0.1:8500"),
             ("http://[::1]:8500", "http://[::1]:8500"),
+            ("[::1]:8500", "http://[::1]:8500"),
+            ("http://[10.0.0.1]:8500", "http://10.0.0.1:8500"),
         ],
     )
     def test_valid_consul_url_is_accepted(self, url: str, full: str) -> None:
         assert checked_url(url) == full
 
     @pytest.mark.parametrize(
-        "url", ["", "ftp://x", "http://", "http://x:99999", "http://u:pw@x", "http://x?token=1"]
+        "url",
+        [
+            "",
+            "ftp://x",
+            "http://",
+            "http://x:99999",
+            "http://u:pw@x",
+            "http://x?token=1",
+            "::1:8500",
+        ],
     )
     def test_invalid_consul_url_is_refused(self, url: str) -> None:
         with pytest.raises(ConfigError) as caught:

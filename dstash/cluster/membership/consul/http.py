@@ -22,6 +22,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from dstash.config.hosts import read_url
 from dstash.errors import ConfigError, MembershipUnreachable
 
 CONNECT_TIMEOUT_S: Final = 2.0
@@ -214,7 +215,10 @@ def read_timeout(params: Params, patience: float = READ_TIMEOUT_S) -> float:
 
 def checked_url(url: str) -> str:
     """Return the URL of an agent without a trailing slash; ``ConfigError`` if it is invalid."""
-    full = url if "://" in url else f"http://{url}"
+    try:
+        full = read_url(url if "://" in url else f"http://{url}")
+    except ValueError as error:
+        raise ConfigError(f"invalid consul URL {url!r}; {error}") from None
     try:
         parts = urlsplit(full)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
