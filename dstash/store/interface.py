@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from dstash import events
 from dstash.store.register.voter import Bounds
@@ -117,6 +117,11 @@ class Write:
         return self.version or highest_version(self.newest)
 
 
+#: The values of ``Merged.existed``, besides 0.
+LIVE: Final = 1
+UNSURE: Final = 2
+
+
 @dataclass(slots=True)
 class Merged:
     """The result of one ``Write``: the positions of superseded and of rejected entries.
@@ -128,8 +133,9 @@ class Merged:
     ``votes`` has the answer for each key of the ``votes`` of the write. ``registers`` is the number
     of registers and promises that were stored.
 
-    ``existed`` has a byte for each entry: whether the key was live before. It is only valid if the
-    write has ``report_existed``.
+    ``existed`` has a byte for each entry: ``LIVE`` if the key was live before, ``UNSURE`` if the
+    stored record was corrupt, so that this is unknown. It is only valid if the write has
+    ``report_existed``. ``replaced`` has the replacements that took the place of corrupt records.
     """
 
     superseded: list[tuple[int, Version]] = field(default_factory=list)
@@ -140,6 +146,7 @@ class Merged:
     preempted: list[int] = field(default_factory=list)
     votes: list[Vote] = field(default_factory=list)
     registers: int = 0
+    replaced: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
 class StoreStats(NamedTuple):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dstash.store.digest import is_reapable_at
-from dstash.store.interface import Merged, Transaction, Write
+from dstash.store.interface import LIVE, UNSURE, Merged, Transaction, Write
 from dstash.store.record import (
     HEAD_BYTES,
     VERSION_END,
@@ -106,17 +106,19 @@ def _replace_all(transaction: Transaction, write: Write) -> Merged:
     if write.report_existed:
         for position, (storage_key, _) in enumerate(write.entries):
             stored = transaction.get(storage_key)
-            if stored is not None and _existed(write, storage_key, stored):
-                merged.existed[position] = 1
+            if stored is not None:
+                is_known = is_sound(storage_key, stored)
+                merged.existed[position] = _live(write, storage_key, stored) if is_known else UNSURE
     transaction.put_all(write.entries)
     return merged
 
 
-def _existed(write: Write, storage_key: bytes, stored: bytes) -> bool:
-    """Whether a stored record was live, and not dropped."""
-    return is_live_head(stored[VERSION_END:HEAD_BYTES], write.now) and not (
+def _live(write: Write, storage_key: bytes, stored: bytes) -> int:
+    """Return ``LIVE`` if a stored record was live, and not dropped; else 0."""
+    is_live = is_live_head(stored[VERSION_END:HEAD_BYTES], write.now) and not (
         write.is_dropped is not None and write.is_dropped(storage_key, stored)
     )
+    return LIVE if is_live else 0
 
 
 def _merge_all(transaction: Transaction, write: Write) -> Merged:
@@ -148,6 +150,7 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
             if not is_sound(storage_key, stored):  # its version is not reliable
                 # The stamp of the write decides: a touch does not make a write newer.
                 if write_stamp(version_of(record)) > upper_bound:
+                    merged.existed[position] = UNSURE
                     put(storage_key, record)
                 else:
                     merged.corrupt.append(position)
@@ -160,19 +163,20 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
             if outranks(stored, record) and not is_replaced:
                 merged.superseded.append((position, version))
                 continue
-            if _existed(write, storage_key, stored):
-                merged.existed[position] = 1
+            merged.existed[position] = _live(write, storage_key, stored)
         put(storage_key, record)
     for storage_key, identity in write.drops:
         stored = get(storage_key)
         if stored is not None and identity_of(stored) == identity:
             transaction.delete(storage_key)
     for storage_key, replacement in write.replacements:
-        _write_replacement(transaction, storage_key, replacement)
+        _write_replacement(transaction, storage_key, replacement, merged)
     return merged
 
 
-def _write_replacement(transaction: Transaction, storage_key: bytes, record: bytes | None) -> None:
+def _write_replacement(
+    transaction: Transaction, storage_key: bytes, record: bytes | None, merged: Merged
+) -> None:
     stored = transaction.get(storage_key)
     if stored is None or is_sound(storage_key, stored):
         return  # it was rewritten in the meantime
@@ -180,6 +184,7 @@ def _write_replacement(transaction: Transaction, storage_key: bytes, record: byt
         transaction.delete(storage_key)
     else:
         transaction.put(storage_key, record)
+        merged.replaced.append((storage_key, record))
 
 
 def _is_guarded(write: Write) -> bool:

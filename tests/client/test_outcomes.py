@@ -29,7 +29,7 @@ from dstash.peer.commits.recent_deletes import RecentDeletes
 from dstash.peer.maintenance import Pace
 from dstash.store.interface import Store, Write
 from dstash.store.memory import TwinStore
-from dstash.store.record import build_record, open_record
+from dstash.store.record import VERSION_END, build_record, open_record
 from dstash.types import Level, Outcome, RecordFlag
 from dstash.version import newest_stamp, pack, with_touch
 from dstash.wire import codec
@@ -206,6 +206,12 @@ def delete_later(cluster: Cluster, peer: str) -> None:
     cluster.stores[peer].commit([Write(entries, cluster.now, newest_stamp(version))])
 
 
+def with_flipped_tombstone(record: bytes) -> bytes:
+    """Return a corrupt record: if it was live, it looks deleted, and the reverse."""
+    flags = record[VERSION_END] ^ RecordFlag.TOMBSTONE
+    return record[:VERSION_END] + bytes((flags,)) + record[VERSION_END + 1 :]
+
+
 class TestDelete:
     def test_acks_of_the_first_try_are_lost_with_the_connections(self) -> None:
         cluster = Cluster("mmd")
@@ -255,6 +261,41 @@ class TestDelete:
 
         cluster.tamper = hear_second
         assert cluster.write("delete").deleted == 1
+
+    @pytest.mark.parametrize("problems", ["ooo", "ood", "odd", "oss"])
+    @pytest.mark.parametrize("before", ["live", "tombstone"])
+    def test_replica_with_corrupt_record_leaves_to_others_whether_key_existed(
+        self, problems: str, before: str
+    ) -> None:
+        cluster = Cluster(problems)
+        if before == "tombstone":
+            cluster = Cluster()
+            cluster.delete("k", "all")
+            for peer, problem in zip(REPLICAS, problems, strict=True):
+                TROUBLES[problem](cluster, peer)
+        cluster.alter("a", "k", with_flipped_tombstone)
+        result = cluster.write("delete", "one")
+        assert (result.ok, result.stored) == (True, 1)
+        is_known = "o" in problems[1:]
+        assert result.deleted == (0 if is_known and before == "tombstone" else 1)
+
+    def test_delete_below_corrupt_record_is_stored_at_its_deadline(self) -> None:
+        """The answer of another replica would only tell whether the key existed."""
+        cluster = Cluster("oss")
+        cluster.alter("a", "k", with_flipped_tombstone)
+        result = cluster.write("delete", "one", timeout=500)
+        assert (result.stored, result.deleted, result.outcomes) == (1, 1, {})
+
+    def test_replica_repeats_answer_that_record_was_corrupt(self) -> None:
+        cluster = Cluster("mdd")
+        cluster.alter("a", "k", with_flipped_tombstone)
+        operation = DeleteOperation(
+            cluster.session, cluster.now + 5000, "i", Level.ONE, [("k", b"k", b"")]
+        )
+        sends = list(operation.more(cluster.now))
+        sends = [again for send in sends for again in cluster._deliver(operation, send)]
+        cluster.mute.clear()
+        assert cluster.run(operation, operation.lost("a", cluster.now)).deleted == 1
 
     def test_delete_of_missing_key_is_not_counted(self) -> None:
         assert Cluster().delete("other").deleted == 0

@@ -22,7 +22,7 @@ EDITS: Final = {
             '    payloads: Frame\n    replaces: bytes = rarely_set(b"")\n',
             '{}    tenant: str = "default"\n',
         ),
-        ('    existed: bytes = b""\n', "{}    took_us: int = 5\n"),
+        ('    unsure: bytes = rarely_set(b"")\n', "{}    took_us: int = 5\n"),
     ),
     "dstash.wire.envelope": (
         ("    values = read_fields(", "    _note(protocol)\n{}"),

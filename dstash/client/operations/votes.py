@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypeVar
 
 from dstash.client.refusals import Group, Refusals
@@ -34,10 +34,25 @@ class Votes:
         self._level = level
         self._size = size
         self._settled: set[int] = set()
+        #: By place, the replicas that stored an item and do not know whether its key existed.
+        self._unsure: dict[int, set[str]] = {}
 
     def is_met(self, acks: Collection[str]) -> bool:
         """Whether these acks meet the level."""
         return self._targets.is_met(acks, self._level)
+
+    def add_unsure(self, peer: str, places: Iterable[int]) -> None:
+        """Record that a replica does not know whether the keys of some items existed."""
+        for place in places:
+            self._unsure.setdefault(place, set()).add(peer)
+
+    def unsure(self, places: Sequence[int], acks: Collection[str]) -> list[int]:
+        """Return the places for which too few of these acks know whether the key existed."""
+        return [
+            place
+            for place in (places if self._unsure else ())
+            if place in self._unsure and not self.is_met(set(acks) - self._unsure[place])
+        ]
 
     def waiting(self) -> list[str]:
         """Return the replicas that have not answered."""

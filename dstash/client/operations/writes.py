@@ -333,6 +333,8 @@ class WriteChunk(Chunk):
         self._note_store(peer, message)
         for place, existed in enumerate(message.existed[: len(self.items)]):
             self.existed[place] |= existed
+        unsure = message.unsure[: len(self.items)]
+        self._votes.add_unsure(peer, (place for place, flag in enumerate(unsure) if flag))
         for place, code, detail in message.rejected:
             if code:
                 self._votes.refusals.add(place, peer, from_wire(code, detail, {}))
@@ -367,7 +369,10 @@ class WriteChunk(Chunk):
             acks = votes.acks - refusing
             possible = acks.union(waiting)
             if votes.is_met(acks):
-                sends += self._store(places, acks, now)
+                if waiting and waits:
+                    unsure = self._unsure(places, acks)
+                    places = [place for place in places if place not in unsure]
+                sends += self._store(places, acks, now) if places else []
             elif not acks and votes.refusals.shared(places[0]) and votes.is_met(votes.acks):
                 self._give_up(places, acks)
             elif votes.is_met(possible):
@@ -381,6 +386,11 @@ class WriteChunk(Chunk):
         elif again and not waiting and not self._paused:
             sends += self._try_again(now)
         return sends
+
+    def _unsure(self, places: Sequence[int], acks: Collection[str]) -> set[int]:
+        """Return the places of keys of which it is not known whether they existed."""
+        unsure = self._votes.unsure(places, acks)
+        return {place for place in unsure if not self.operation.existed(self, place)}
 
     def _end(self, now: int) -> list[Send]:
         """Finish; late answers of replicas are still processed after the call."""
@@ -398,6 +408,8 @@ class WriteChunk(Chunk):
 
     def _store(self, places: Sequence[int], acks: set[str], now: int) -> list[Send]:
         """Settle items as stored; stamp superseded items past the newer version instead."""
+        for place in self._unsure(places, acks):  # a record was there, and it may have been live
+            self.existed[place] = 1
         hints = self._hints(places, acks)
         superseded: Sequence[int] = []
         if self.operation.is_outdated:
@@ -513,8 +525,16 @@ class WriteChunk(Chunk):
 
     def expired(self, error: DStashError) -> None:
         """Give up the items that are not settled, with the outcome as far as it is known."""
-        for refusing, places in self._votes.groups():
-            is_unknown = self._is_unknown(self._votes.acks - refusing)
+        for refusing, group_places in self._votes.groups():
+            acks, places = self._votes.acks - refusing, group_places
+            if self._votes.is_met(acks):  # only whether the keys existed is not known
+                stored = [place for place in places if place not in self._superseded]
+                places = [place for place in places if place in self._superseded]
+                if stored:
+                    self._store(stored, acks, self.operation.deadline)
+                if not places:
+                    continue
+            is_unknown = self._is_unknown(acks)
             outcome = Outcome.UNKNOWN if is_unknown else Outcome.FAILED
             refused = self._votes.refusals.of(places[0])
             text = "; ".join(filter(None, [str(error), by_peer(refused)]))

@@ -41,7 +41,7 @@ from dstash.peer.commits.votes import (
     voted_keys,
 )
 from dstash.peer.telemetry.meters import CommitStats, outcome_of
-from dstash.store.interface import Merged, Store, Write
+from dstash.store.interface import LIVE, UNSURE, Merged, Store, Write
 from dstash.store.record import VERSION_END, Keyspace, head, seal
 from dstash.types import RecordFlag
 from dstash.version import VERSION_BYTES, WRITER_BYTES, Stamp, Version, newest_stamp, pack
@@ -191,6 +191,8 @@ class Commit:
         self.changed.update(int.from_bytes(prefix, "big") for prefix in prefixes)
         if self.recent is not None and not isinstance(waiting.message, Put | Delete):
             self.recent.note(write.entries, merged.existed, self.rules.now)
+            unsure = bytes((UNSURE,)) * len(merged.replaced)
+            self.recent.note(merged.replaced, unsure, self.rules.now)
         if isinstance(waiting.message, Internal):
             refusals = [from_wire(code, text, {}) for _, code, text in prepared.rejected]
             refusals += [Busy(_AGREEING)] if merged.promised else []
@@ -288,13 +290,15 @@ def _answer(message: Message, prepared: Prepared, merged: Merged) -> Stored:
     rejected += [[places[place], Preempted.code, _PREEMPTED] for place in merged.preempted]
     if isinstance(message, Apply):  # repairs need no ack
         rejected += [[places[place], BelowFloor.code, _TOO_LATE] for place in merged.past]
-    existed = b""
+    existed = unsure = b""
     if isinstance(message, Delete):
         by_place = bytearray(max(places, default=-1) + 1)
         for place, flag in zip(places, merged.existed, strict=True):
             by_place[place] = flag
-        existed = bytes(by_place)
-    return Stored(prepared.rejected + rejected, existed)
+        existed = bytes(flag & LIVE for flag in by_place)
+        if UNSURE in by_place:
+            unsure = bytes(flag == UNSURE for flag in by_place)
+    return Stored(prepared.rejected + rejected, existed, unsure)
 
 
 def _superseded_by_corrupt(message: Message, prepared: Prepared, place: int) -> list[Any]:

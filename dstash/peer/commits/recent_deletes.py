@@ -20,7 +20,10 @@ _MAX_AGE_MS: Final = 60_000
 
 
 class RecentDeletes:
-    """Keys that were live before recent deletes, by the version of the delete.
+    """Keys that were live before recent deletes, or corrupt, by the version of the delete.
+
+    In the arguments, ``existed`` has a byte for each item: ``LIVE`` where a live record existed,
+    ``UNSURE`` where a corrupt record existed, or both (added) after several attempts.
 
     Args:
         max_keys: how many keys are remembered; the oldest versions are forgotten first.
@@ -30,8 +33,8 @@ class RecentDeletes:
     def __init__(self, max_keys: int = _MAX_KEYS, max_age_ms: int = _MAX_AGE_MS) -> None:
         self._max_keys = max_keys
         self._max_age_ms = max_age_ms
-        #: By version, oldest first: when it was first seen, and its keys.
-        self._found: dict[Version, tuple[int, set[bytes]]] = {}
+        #: By version, oldest first: when it was first seen, and its keys with what existed.
+        self._found: dict[Version, tuple[int, dict[bytes, int]]] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -50,38 +53,39 @@ class RecentDeletes:
         Args:
             version: of the delete.
             storage_keys: of its items.
-            existed: a byte for each: 1 where a live record existed. It is changed in place.
+            existed: is changed in place.
             now: milliseconds since 1970.
             earlier: versions of the same delete that were sent before.
         """
-        for sent in earlier:
-            _, found = self._found.get(sent, (now, set()))
-            for place, key in enumerate(storage_keys):
-                existed[place] |= key in found
-        _, known = self._found.get(version, (now, set()))
-        if known:
-            for place, key in enumerate(storage_keys):
-                existed[place] |= key in known
-        self._add(version, compress(storage_keys, existed), now)
+        for sent in (*earlier, version):
+            _, found = self._found.get(sent, (now, {}))
+            if found:
+                for place, key in enumerate(storage_keys):
+                    existed[place] |= found.get(key, 0)
+        found_now = compress(zip(storage_keys, existed, strict=True), existed)
+        self._add(version, found_now, now)
         self._forget(now)
 
-    def note(self, entries: Sequence[tuple[bytes, bytes]], existed: bytearray, now: int) -> None:
-        """Remember the live records that were replaced by tombstones of other replicas.
+    def note(
+        self, entries: Sequence[tuple[bytes, bytes]], existed: Sequence[int], now: int
+    ) -> None:
+        """Remember what was replaced by tombstones of other replicas.
 
         Args:
             entries: (storage key, record) pairs that were merged, of any versions.
-            existed: a byte for each: 1 where a live record existed.
+            existed: what each of them replaced.
             now: milliseconds since 1970.
         """
-        for storage_key, record in compress(entries, existed):
+        for (storage_key, record), was in compress(zip(entries, existed, strict=True), existed):
             if is_tombstone(record):
-                self._add(version_of(record), [storage_key], now)
+                self._add(version_of(record), [(storage_key, was)], now)
         self._forget(now)
 
-    def _add(self, version: Version, storage_keys: Iterable[bytes], now: int) -> None:
-        since, known = self._found.get(version, (now, set()))
+    def _add(self, version: Version, found: Iterable[tuple[bytes, int]], now: int) -> None:
+        since, known = self._found.get(version, (now, {}))
         before = len(known)
-        known.update(storage_keys)
+        for storage_key, existed in found:
+            known[storage_key] = known.get(storage_key, 0) | existed
         if known:
             self._found[version] = since, known
             self._count += len(known) - before

@@ -14,6 +14,7 @@ from dstash.limits import MAX_TTL_SECONDS, PARTITIONS
 from dstash.peer.admission.requests import Ticket
 from dstash.peer.admission.writes import Internal, WaitingWrite
 from dstash.peer.commits.commit import Commit
+from dstash.peer.commits.recent_deletes import RecentDeletes
 from dstash.peer.commits.rules import Rules
 from dstash.store.interface import Merged, Write
 from dstash.store.memory import TwinStore
@@ -213,3 +214,19 @@ def test_background_write_reports_records_refused_for_room() -> None:
     [(_, error)] = commit.done
     assert isinstance(error, DiskFull)
     assert list(store.records) == [tombstone[0][0]]
+
+
+def test_delete_does_not_know_what_its_tombstone_replaced_in_a_repair() -> None:
+    """The tombstone came from a replica that had the delete first."""
+    version, store = pack(stamp_at(NOW), b"test"), TwinStore()
+    [(storage_key, sound)] = seal(SPACE, [b"k"], head(pack(stamp_at(NOW - 9), b"old")), [b"\x01"])
+    store.records[storage_key] = sound[:-1] + b"?"
+    [tombstone] = seal(SPACE, [b"k"], head(version, RecordFlag.TOMBSTONE), [b""])
+    repair = Internal(Merge([], replacements=[tombstone]), lambda error: None)
+    delete = Delete("i", version, Frame(codec.pack_blobs([b"k"])))
+    recent = RecentDeletes()
+    Commit([WaitingWrite(Ticket(b"", 0), repair, None, 10)], RULES, recent=recent).run(store)
+    assert store.records[storage_key] == tombstone[1]
+    commit = Commit([WaitingWrite(Ticket(b"client", 1), delete, SPACE, 10)], RULES, recent=recent)
+    commit.run(store)
+    assert dict(commit.replies)[Ticket(b"client", 1)] == Stored([], b"\0", b"\1")
