@@ -1,8 +1,9 @@
 """Operations on whole indexes: the list of all indexes, and the drop of an index.
 
 For the list, one replica of each partition is asked, and the answers are summed. For a drop, a peer
-writes an entry into the topology. The call returns when no quorum of a partition serves requests of
-an older topology any more: from then on no read at ``quorum`` finds a dropped record.
+writes an entry into the topology. The call returns when so many peers have confirmed the entry that
+no quorum of a partition serves requests without it, and no majority restores a lost topology
+without it: from then on no read at ``quorum`` finds a dropped record.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Final, NamedTuple
 from dstash.client.operations.admin import AdminOperation
 from dstash.client.operations.base import Chunk, Failure, Operation
 from dstash.client.session import Send, Session
+from dstash.cluster.topology.drop_acks import DropAcks
 from dstash.cluster.topology.drops import FEATURE, Drop
 from dstash.cluster.topology.topology import Topology
-from dstash.cluster.topology.view import View
 from dstash.errors import (
     ChangeConflict,
     DStashError,
@@ -26,7 +27,6 @@ from dstash.errors import (
 )
 from dstash.limits import PARTITIONS
 from dstash.types import Level
-from dstash.version import Stamp
 from dstash.wire.messages import (
     DropRequest,
     IndexesReply,
@@ -166,7 +166,8 @@ class DropOperation(AdminOperation):
 
     Raises:
         ChangeConflict: the drop is not possible now; the text says why.
-        TimedOut: it is not known whether the records are dropped, or not all peers know it yet.
+        TimedOut: it is not known whether the records are dropped: the order may be lost, or not
+            enough peers know it yet.
     """
 
     waits_for_peers = True
@@ -184,10 +185,14 @@ class DropOperation(AdminOperation):
     def _chunks(self) -> Iterator[list[Chunk]]:
         self._check_features(self.session.known_view().topology)
         yield from super()._chunks()
-        drop = self.find(self.topology) if self.topology is not None else None
-        if drop is not None:
-            self.session.observe(drop.stamp)
-        yield [_KnownChunk(self)]
+        ordered = self.topology
+        covering = self._covering(ordered) if ordered is not None else []
+        if ordered is None or not covering:
+            self.fail(ProtocolError("a peer answered with a topology without the drop"))
+            return
+        drop = max(covering, key=lambda drop: drop.stamp)
+        self.session.observe(drop.stamp)
+        yield [_KnownChunk(self, DropAcks(ordered, drop))]
 
     def _check_features(self, topology: Topology) -> None:
         """Refuse a drop before anything is sent, if the known members cannot carry it out."""
@@ -199,46 +204,44 @@ class DropOperation(AdminOperation):
 
     def is_shown(self, topology: Topology, epoch: int) -> bool:
         """Whether a topology has this drop, or a later one of the same keys."""
-        return self.find(topology) is not None
+        return any(
+            drop.stamp >= self.request.stamp and drop.number > epoch
+            for drop in self._covering(topology)
+        )
 
-    def find(self, topology: Topology) -> Drop | None:
-        """Return the drop of a topology that has the same effect; None if there is none."""
-        for drop in topology.drops:
-            if drop.includes(self._index, self._prefix) and drop.stamp >= self._stamp:
-                return drop
-        return None
-
-    @property
-    def _stamp(self) -> Stamp:
-        return self.request.stamp
+    def _covering(self, topology: Topology) -> list[Drop]:
+        """Return the drops of a topology that include all keys of this drop."""
+        return [drop for drop in topology.drops if drop.includes(self._index, self._prefix)]
 
 
 class _KnownChunk(Chunk):
-    """Asks the peers for their topology until too few serve an older one."""
+    """Asks the peers for their topology until enough have confirmed the drop."""
 
-    def __init__(self, operation: DropOperation) -> None:
+    def __init__(self, operation: DropOperation, acks: DropAcks) -> None:
         self.operation = operation
-        self._passed: set[str] = set()
+        self._acks = acks
         self._waiting: set[str] = set()
 
     def begin(self, now: int) -> list[Send]:
         view = self.operation.session.known_view()
-        self._waiting = set(view.members) - self._passed
+        self._waiting = set(view.members) - self._acks.passed
         return [
             self.operation.ask(peer, self, TopologyRequest(), now) for peer in sorted(self._waiting)
         ]
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
-        if isinstance(message, TopologyReply) and self._has_passed(message):
-            self._passed.add(peer)
-        if not serves_quorum(self.operation.session.known_view(), self._passed):
+        if isinstance(message, TopologyReply):
+            self._acks.take(peer, Topology.decode(message.topology))
+        view = self.operation.session.known_view()
+        if self._acks.is_acked(view):
             self.operation.finish(self)
             return []
+        if self._acks.is_lost(view):
+            raise TimedOut(
+                "the drop is not in the topology of most peers any more: the membership has lost "
+                "it, or all peers have removed the records meanwhile; drop again to be sure"
+            )
         return self._settle(peer, now)
-
-    def _has_passed(self, message: TopologyReply) -> bool:
-        wanted = self.operation.topology
-        return wanted is not None and Topology.decode(message.topology).epoch >= wanted.epoch
 
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
         return self._settle(peer, now)
@@ -251,19 +254,10 @@ class _KnownChunk(Chunk):
         self._waiting.discard(peer)
         if self._waiting:
             return []
-        successor = _KnownChunk(self.operation)
-        successor._passed = self._passed
+        successor = _KnownChunk(self.operation, self._acks)
         successor.retry_after = _PAUSE_MS
         return self.operation.replace_later(self, [successor], now)
 
     def expired(self, error: DStashError) -> None:
         text = f"the drop is ordered, but too few peers have confirmed it: {error}"
         self.operation.error = self.operation.error or TimedOut(text)
-
-
-def serves_quorum(view: View, passed: set[str]) -> bool:
-    """Whether in any partition the peers that are not in ``passed`` are enough for a quorum."""
-    return any(
-        len([peer for peer in peers if peer not in passed]) >= Level.QUORUM.needed(len(peers))
-        for peers in {*view.before, *view.writers}
-    )

@@ -39,8 +39,8 @@ class Drops:
         """
         if drops == self.known:
             return False
-        before = {drop.number for drop in self.known}
-        after = {drop.number for drop in drops}
+        before = {drop.identity for drop in self.known}
+        after = {drop.identity for drop in drops}
         returns = bool(self.unswept) and not before <= after
         self.known, self.floors = drops, Floors(drops)
         if after - before or returns:

@@ -41,6 +41,20 @@ class Drop:
         """Whether all keys of ``index`` that begin with ``prefix`` are in this drop."""
         return self.index == index and prefix.startswith(self.prefix)
 
+    def fulfils(self, other: Drop) -> bool:
+        """Whether all that ``other`` drops is dropped by this: it is the same, or took its place.
+
+        The stamp of a drop whose records are removed may have been lowered since.
+        """
+        is_lowered = self.swept and self.number == other.number
+        is_late = self.stamp >= other.stamp or is_lowered
+        return is_late and self.includes(other.index, other.prefix)
+
+    @property
+    def identity(self) -> tuple[str, str, Stamp, int]:
+        """What distinguishes it from all others: two histories may use one epoch."""
+        return self.index, self.prefix, self.stamp, self.number
+
 
 class Floors:
     """Which records are dropped; immutable, so any thread may use it."""

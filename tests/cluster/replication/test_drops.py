@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dstash.client.operations.indexes import DropOperation
 from dstash.client.operations.reads import RecordOperation
 from dstash.client.operations.writes import ApplyOperation
 from dstash.client.session import Session
@@ -17,9 +18,11 @@ from dstash.cluster.replication.tasks import Merge
 from dstash.cluster.replication.tombstone_gc import agree_all
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.announcement import FEATURES, Announcement
+from dstash.cluster.topology.drop_acks import DropAcks, serves_quorum
 from dstash.cluster.topology.drop_steps import MAX_DROPS, with_drop, with_swept, without_settled
 from dstash.cluster.topology.drops import Drop, Floors
-from dstash.cluster.topology.topology import Topology
+from dstash.cluster.topology.joining import confirm, restore, under_own_epoch
+from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import BelowFloor, ChangeConflict, LimitError, TimedOut, UsageError
 from dstash.peer.maintenance import Pace
@@ -28,7 +31,7 @@ from dstash.types import Level, Outcome
 from dstash.version import newest_stamp, pack, stamp_at, stamp_milliseconds, with_touch
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, encode
-from dstash.wire.messages import Count, Put, ScanKeys
+from dstash.wire.messages import Count, Put, ScanKeys, TopologyRequest
 from dstash.wire.replication import Push
 from dstash.wire.shapes import Frame
 from tests.cluster.virtual import NOW, PARTITION, Cluster
@@ -102,6 +105,40 @@ class TestReads:
         joined.unaware = {"b", "c"}
         with pytest.raises(TimedOut, match="the drop is ordered, but too few peers"):
             joined.drop(timeout=300)
+
+    def test_drop_that_the_membership_lost_before_peers_knew_it_is_not_acked(
+        self, joined: Joined
+    ) -> None:
+        before = joined.topology
+        restored = confirm(restore(before, None, "a"), "b")
+        joined.unaware = set("abc")
+
+        def lose(peer: str, envelope: Envelope) -> Envelope:
+            if isinstance(envelope.message, TopologyRequest):
+                joined.install(restored)
+            return envelope
+
+        joined.tamper = lose
+        with pytest.raises(TimedOut, match="not in the topology of most peers any more"):
+            joined.drop()
+        assert joined.session.epoch == restored.epoch > before.epoch
+        assert joined.lookup(*KEYS) == KEYS
+
+    def test_earlier_drop_does_not_answer_a_later_order(self, joined: Joined) -> None:
+        late = with_drop(joined.topology, "i", b"", stamp_at(joined.now + 3_600_000))
+        order = DropOperation(joined.session, joined.now + 1000, "i", b"k01")
+        assert order.is_shown(late, late.epoch - 1)
+        assert not order.is_shown(late.next(), late.epoch)
+
+    def test_drop_of_another_history_with_the_same_number_is_applied(self, joined: Joined) -> None:
+        before = joined.topology
+        joined.install(with_drop(before, "other", b"", stamp_at(joined.now)), "a")
+        joined.peers["a"].local_partitions.drops.unswept.clear()
+        joined.change(under_own_epoch(with_drop(before, "i", b"", stamp_at(joined.now))))
+        assert joined.lookup(*KEYS, level="all") == {}
+        assert joined.walk(ScanKeys, "one") == []
+        pass_time(joined)
+        assert on_disk(joined, "a") == set()
 
     def test_corrupt_record_of_dropped_index_does_not_count_as_absent(self, joined: Joined) -> None:
         joined.drop()
@@ -299,6 +336,13 @@ class TestRepair:
             assert horizon == stamp_at(NOW - 30_000)
 
 
+def lowered_after(topology: Topology) -> Topology:
+    """Return a topology after the removal of what was dropped, and after floors were lowered."""
+    swept = with_swept(topology, {drop.number for drop in topology.drops})
+    assert swept is not None
+    return transitions.lower_floors(swept, dict.fromkeys("abc"), 50)
+
+
 def dropped(milliseconds: int, index: str = "index") -> Drop:
     return Drop(index, "", stamp_at(milliseconds), 2)
 
@@ -394,6 +438,49 @@ class TestTopology:
             with_drop(joined.topology, "i", b"x" * 401, 1)
         with pytest.raises(ChangeConflict, match="has not formed"):
             with_drop(replace(joined.topology, formed=False), "i", b"", 1)
+
+    def test_ack_needs_a_majority_that_knows_the_drop_and_no_quorum_without_it(self) -> None:
+        members = tuple(
+            Member(peer, "", f"s-{peer}", zone, features=FEATURES)
+            for peer, zone in zip("abcde", "xyzzz", strict=True)
+        )
+        before = Topology("c", "id", 5, 3, formed=True, members=members)
+        ordered = with_drop(before, "i", b"k", 100)
+        acks = DropAcks(ordered, ordered.drops[0])
+        for peer in "ab":
+            acks.take(peer, ordered)
+        assert not serves_quorum(View(ordered), acks.passed)
+        assert not acks.is_acked(View(ordered)), "c, d and e may restore the topology without it"
+        acks.take("c", before)
+        acks.take("d", replace(ordered, cluster_id="another"))
+        assert not acks.is_acked(View(ordered))
+        acks.take("c", with_drop(ordered, "i", b"", 101))
+        assert acks.is_acked(View(ordered))
+
+    def test_peer_knows_a_drop_only_if_its_topology_has_the_entry(self, joined: Joined) -> None:
+        before, view = joined.topology, View(joined.topology)
+        ordered = with_drop(before, "i", b"k", 100)
+        [drop] = ordered.drops
+        lost = restore(before, None, "a")
+        others = [
+            with_drop(lost, "i", b"k", 99),
+            with_drop(lost, "i", b"k0", 101),
+            with_drop(lost, "j", b"", 101),
+            replace(ordered, drops=(replace(drop, stamp=99),)),
+        ]
+        for topology in (lost, *others):
+            acks = DropAcks(ordered, drop)
+            for peer, is_lost in ("a", False), ("b", True):
+                acks.take(peer, topology)
+                assert (acks.passed, acks.is_lost(view)) == (set(), is_lost)
+        acks = DropAcks(ordered, drop)
+        for peer in "abc":
+            acks.take(peer, before)
+        assert not acks.is_lost(view), "they have not read the membership yet"
+        for later in (ordered, with_drop(lost, "i", b"", 100), lowered_after(ordered)):
+            acks = DropAcks(ordered, drop)
+            acks.take("a", later)
+            assert acks.passed == {"a"}
 
     def test_number_of_drops_is_bounded(self, joined: Joined) -> None:
         topology = joined.topology

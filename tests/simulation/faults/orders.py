@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from dstash.client.operations.indexes import serves_quorum
+from dstash.cluster.topology.drop_acks import DropAcks
 from dstash.cluster.topology.drop_steps import with_drop
 from dstash.cluster.topology.topology import State, Topology
 from dstash.cluster.topology.transitions import ordered
@@ -134,8 +134,9 @@ class Operator:
             return
         if not membership.compare_and_set("", wanted, membership.read("").token):
             return
-        world.note(f"order: drop {index} {prefix} up to {wanted.drops[-1].stamp}")
-        version = highest_version(wanted.drops[-1].stamp)
+        drop = wanted.drops[-1]
+        world.note(f"order: drop {index} {prefix} up to {drop.stamp}")
+        version = highest_version(drop.stamp)
         writes = [
             world.history.add(
                 Write("drop", "operator", place, Level.QUORUM, world.events.now, versions=[version])
@@ -143,24 +144,23 @@ class Operator:
             for place in world.places
             if place[0] == index and place[1].startswith(prefix)
         ]
-        self._await_drop(writes, wanted.cluster_id, wanted.epoch)
+        self._await_drop(writes, DropAcks(wanted, drop))
 
-    def _await_drop(self, writes: list[Write], cluster: str, epoch: int) -> None:
-        """Count a drop as acked once no quorum serves an older topology, as a client does."""
+    def _await_drop(self, writes: list[Write], acks: DropAcks) -> None:
+        """Count a drop as acked once enough peers have confirmed it, as a client does.
+
+        A drop that the topology has lost is never acked.
+        """
         world = self._world
+        for node in world.nodes:
+            if node.core is not None and node.core.view is not None:
+                acks.take(node.name, node.core.view.topology)
         topology = world.membership.topology
-        passed = {
-            node.name
-            for node in world.nodes
-            if node.core is not None
-            and node.core.view is not None
-            and node.core.view.topology.cluster_id == cluster
-            and node.core.view.epoch >= epoch
-        }
-        if topology is None or serves_quorum(View(topology), passed):
-            world.events.after(20 * MS, self._await_drop, writes, cluster, epoch)
+        view = None if topology is None else View(topology)
+        if view is None or not (acks.is_acked(view) or acks.is_lost(view)):
+            world.events.after(20 * MS, self._await_drop, writes, acks)
             return
-        for write in writes:
+        for write in writes if acks.is_acked(view) else ():
             write.outcome, write.acked = Outcome.STORED, write.versions[0]
             write.returned = world.events.now
 
