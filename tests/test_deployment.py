@@ -411,6 +411,20 @@ def test_manifests_allow_forming_and_a_drain(
     assert pod["spec"]["terminationGracePeriodSeconds"] > DRAIN + sleep
 
 
+def test_rolling_update_waits_for_dns_and_pods_never_share_a_node(
+    manifests: dict[tuple[str, str], Manifest], pod: Manifest
+) -> None:
+    spec = manifests["StatefulSet", "dstash"]["spec"]
+    # A DNS server was seen to give the old address of a pod for 8 s.
+    assert spec["minReadySeconds"] > 8
+    assert spec["updateStrategy"] == {"type": "RollingUpdate"}
+    (rule,) = pod["spec"]["affinity"]["podAntiAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    assert rule["topologyKey"] == "kubernetes.io/hostname"
+    assert rule["labelSelector"]["matchLabels"] == pod["metadata"]["labels"]
+
+
 def test_container_can_write_only_its_volume(
     manifests: dict[tuple[str, str], Manifest], pod: Manifest, peer: Manifest
 ) -> None:

@@ -82,6 +82,24 @@ def test_unit_waits_for_the_peer_to_drain() -> None:
     assert parser["Service"]["Type"] == "notify"
 
 
+def test_unit_shows_the_peer_the_files_of_its_metrics() -> None:
+    lines = UNIT.read_text().splitlines()
+    assert not [line for line in lines if line.startswith("ProcSubset=")]  # hides /proc/stat
+    assert "ProtectProc=invisible" in lines
+
+
+def test_documentation_sets_the_data_directory_before_it_starts_the_unit() -> None:
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    steps = [
+        "peer.toml /etc/dstash",
+        "set `data_dir = ",
+        "systemctl daemon-reload && systemctl enable",
+    ]
+    places = [text.index(step) for step in steps]
+    assert places == sorted(places)
+    assert text.count("systemctl enable") == 1
+
+
 def _system_calls(program: Path, group: str) -> set[str]:
     """Return the system calls in a group of systemd."""
     listed = subprocess.run(

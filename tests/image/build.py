@@ -15,6 +15,7 @@ from tests.image.podman import ROOT, Failed, Podman, main, require, say, step
 
 #: What the images of Python and Consul in conf/docker are called; no registry is asked for them.
 BASE: Final = "docker.io/library/python:3.12-slim"
+IMAGE: Final = "localhost/dstash"
 CONSUL: Final = "docker.io/hashicorp/consul:1.20"
 PACKAGES: Final = ("ca-certificates", "python-is-python3", "python3", "python3-venv")
 CERTIFICATES: Final = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -124,7 +125,7 @@ def pip_settings() -> dict[str, str]:
 
 def check_settings(podman: Podman) -> None:
     """Check user, volume, ports, signal, health check and entry point of the image."""
-    config = podman.inspect("localhost/dstash")["Config"]
+    config = podman.inspect(IMAGE)["Config"]
     expected = {
         "User": "10001:10001",
         "Volumes": {"/data": {}},
@@ -134,7 +135,7 @@ def check_settings(podman: Podman) -> None:
     }
     for key, value in expected.items():
         require(config.get(key) == value, f"{key} of the image is {config.get(key)}, not {value}")
-    health = podman.inspect("localhost/dstash").get("Healthcheck")
+    health = podman.inspect(IMAGE).get("Healthcheck")
     require(
         health and health["Test"] == ["CMD", "probe.sh", "healthz"],
         f"the health check of the image is {health}",
@@ -167,14 +168,16 @@ for folder, may in (("/data", True), ("/", False), ("/opt/dstash", False)):
 
 def check_contents(podman: Podman) -> None:
     """Check in a container what the image contains, and that other commands run."""
-    alone = ("run", "--rm", "--network=none", "--read-only", "localhost/dstash")
+    alone = ("run", "--rm", "--network=none", "--read-only", IMAGE)
     wrong = podman(*alone, "python", "-c", INSPECTION).strip()
     require(not wrong, wrong.replace("\n", "; "))
     version = podman(*alone, "dstash", "--version").strip()
     require(re.fullmatch(r"(dstash )?\d+\.\S+", version), f"dstash --version prints {version!r}")
     status = podman.status(*alone)
     require(status == 2, f"a peer without curve and without insecure ends with {status}, not 2")
-    size = json.loads(podman("image", "inspect", "localhost/dstash"))[0]["Size"]
+    complaint = podman.complaint("run", "--rm", "--read-only", "-e", "DSTASH_INSECURE=true", IMAGE)
+    require("set local_dir" in complaint, f"a peer that cannot write its home says {complaint!r}")
+    size = json.loads(podman("image", "inspect", IMAGE))[0]["Size"]
     base = json.loads(podman("image", "inspect", BASE))[0]["Size"]
     say(f"the image adds {(size - base) / 1e6:.0f} MB to its base")
 

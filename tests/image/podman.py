@@ -112,6 +112,12 @@ class Podman:
         """Return the exit status of podman."""
         return self._start(["podman", *words], patience).returncode
 
+    def complaint(self, *words: str) -> str:
+        """Return the last line of the errors of podman, which must fail."""
+        done = self._start(["podman", *words], PATIENCE)
+        require(done.returncode, f"{shorten(done.args)} succeeded")
+        return last_line(done)
+
     def logs(self, name: str) -> str:
         """Return what a container wrote to stdout and stderr."""
         done = self._start(["podman", "logs", name], PATIENCE)
@@ -136,8 +142,8 @@ class Podman:
     def _run(self, command: list[str], patience: float) -> str:
         done = self._start(command, patience)
         if done.returncode:
-            words = " ".join(command[:6])
-            raise Failed(f"{words} ... ended with {done.returncode}: {last_line(done)}")
+            words = shorten(command)
+            raise Failed(f"{words} ended with {done.returncode}: {last_line(done)}")
         return done.stdout
 
     def _start(self, command: list[str], patience: float) -> subprocess.CompletedProcess[str]:
@@ -151,12 +157,18 @@ class Podman:
                 timeout=patience,
             )
         except subprocess.TimeoutExpired:
-            raise Failed(f"{' '.join(command[:6])} ... took more than {patience:.0f} s") from None
+            raise Failed(f"{shorten(command)} took more than {patience:.0f} s") from None
         except OSError as error:
             raise Failed(f"{command[0]} does not start: {error}") from None
         with open(self.home / "log", "a") as log:
             log.write(f"$ {' '.join(command)}\n{done.stdout}{done.stderr}= {done.returncode}\n")
         return done
+
+
+def shorten(command: list[str]) -> str:
+    """Return a command as a text of at most 120 characters."""
+    text = " ".join([Path(command[0]).name, *command[1:]])
+    return text if len(text) <= 120 else f"{text[:60]} ... {text[-56:]}"
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ PAGES: Final = {"peer1": 8081, "peer2": 8082, "peer3": 8083}
 SLOWEST: Final = 2.5
 #: Folders in the container of a peer, and whether it can write them.
 WRITABLE: Final = {"/data": True, "/tmp": True, "/opt": False, "/": False}  # noqa: S108
+#: Seconds in which a removed peer would join again if nothing kept it out.
+REJOIN: Final = 4.0
 MARKER: Final = "written-before"
 
 
@@ -36,10 +39,18 @@ def walk(podman: Podman) -> None:
     try:
         run_steps(podman)
     except Failed:
-        for box in podman("ps", "--all", "--quiet").split():
-            podman.logs(box)  # into the log
+        record_state(podman)
         raise
     say("passed")
+
+
+def record_state(podman: Podman) -> None:
+    """Write into the log what explains most failures: addresses, names, status, logs."""
+    for box in podman("ps", "--all", "--quiet").split():
+        podman.status("inspect", "--format", "{{.Name}} {{json .NetworkSettings.Networks}}", box)
+        podman.status("exec", box, "getent", "hosts", *PEERS)
+        podman.status("exec", box, "dstash", "--peers", "localhost:5000", "status")
+        podman.logs(box)
 
 
 def run_steps(podman: Podman) -> None:
@@ -56,6 +67,8 @@ def run_steps(podman: Podman) -> None:
         kill_peer(podman, "peer2")
     with step("rolling recreation of all peers"):
         recreate_peers(podman)
+    with step("removed peer, started again by its restart policy, stays out until it is added"):
+        remove_peer(podman, "peer3")
     with step("container with another name on the volume of a peer"):
         rename_peer(podman, "peer3")
     with step("stop"):
@@ -97,11 +110,18 @@ def is_ready(podman: Podman, service: str) -> bool:
     """Return whether the health check of the container passes, and the page outside says so."""
     if podman.status("healthcheck", "run", container(podman, service)):
         return False
+    return '"ready": true' in page(service, "/readyz")
+
+
+def page(service: str, path: str) -> str:
+    """Return a page of a peer from outside of its container; an empty text without an answer."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{PAGES[service]}/readyz", timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
+        with urllib.request.urlopen(f"http://127.0.0.1:{PAGES[service]}{path}", timeout=5) as found:
+            return str(found.read(), "utf-8")
+    except urllib.error.HTTPError as error:
+        return str(error.read(), "utf-8")
+    except OSError:
+        return ""
 
 
 def wait_for_cluster(podman: Podman) -> None:
@@ -195,6 +215,24 @@ def recreate_peers(podman: Podman) -> None:
             podman.compose("up", "--detach", "--no-build", "--no-deps", "--force-recreate", service)
             require(container(podman, service) != before, f"{service} has its old container")
             wait_for_cluster(podman)
+    check_value(podman)
+
+
+def remove_peer(podman: Podman, service: str) -> None:
+    """Remove a peer. Its container starts again, and it is no member until it is added again."""
+    before = podman.inspect(container(podman, service))["State"]["Pid"]
+    cli(podman, "peer1", "cluster", "remove", service, "--force", "--yes")
+    wait_until(
+        lambda: podman.inspect(container(podman, service))["State"]["Pid"] not in (0, before),
+        f"{service} runs again",
+    )
+    reason = f"dstash cluster add {service}"
+    wait_until(lambda: reason in page(service, "/readyz"), f"/readyz names {reason}")
+    time.sleep(REJOIN)
+    require(service not in members(podman), f"{service} has joined again by itself")
+    require(not is_ready(podman, service), f"{service} is ready, but no member")
+    cli(podman, "peer1", "cluster", "add", service, "--yes")
+    wait_for_cluster(podman)
     check_value(podman)
 
 
