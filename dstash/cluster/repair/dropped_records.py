@@ -10,6 +10,7 @@ from dstash.cluster.replication.drops import Entries
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect, Merge, Pause, Settle
 from dstash.cluster.replication.transfer import ask
+from dstash.cluster.topology.drops import Drop
 from dstash.store.record import identity_of, is_sound
 from dstash.wire.messages import StatusReply, StatusRequest
 
@@ -103,7 +104,7 @@ class _Removal:
 
 def collect_progress(
     replica: Replica,
-) -> Generator[Effect, Any, tuple[frozenset[str], set[int], set[int]]]:
+) -> Generator[Effect, Any, tuple[frozenset[str], list[Drop], list[Drop]]]:
     """Ask all members how far they are with the drops.
 
     Returns:
@@ -124,7 +125,12 @@ def collect_progress(
             own = reply.status.get("drops", {})
         swept &= set(own.get("swept", ()))
         passed &= set(own.get("passed", ()))
-    return frozenset(view.members), swept, passed
+    drops = view.topology.drops
+    return (
+        frozenset(view.members),
+        [drop for drop in drops if drop.number in swept],
+        [drop for drop in drops if drop.number in passed],
+    )
 
 
 def describe_drops(replica: Replica) -> dict[str, Any]:

@@ -59,26 +59,33 @@ def with_drop(topology: Topology, index: str, prefix: bytes, stamp: Stamp) -> To
     return replace(begun, drops=(*kept, new))
 
 
-def with_swept(topology: Topology, numbers: Collection[int]) -> Topology | None:
-    """Return the topology in which all members have removed the records of some drops."""
+def with_swept(topology: Topology, swept: Collection[Drop]) -> Topology | None:
+    """Return the topology in which all members have removed the records of some drops.
+
+    Args:
+        topology: the present one. It may be of another history, with other drops of these numbers.
+        swept: the drops.
+    """
+    known = {drop.identity for drop in swept}
     drops = tuple(
-        replace(drop, swept=True) if drop.number in numbers else drop for drop in topology.drops
+        replace(drop, swept=True) if drop.identity in known else drop for drop in topology.drops
     )
     return None if drops == topology.drops else replace(topology, drops=drops).next()
 
 
 def without_settled(
-    topology: Topology, numbers: Collection[int], members: Collection[str]
+    topology: Topology, settled: Collection[Drop], members: Collection[str]
 ) -> Topology | None:
     """Return the topology without some drops, whose stamp the horizons of all members have passed.
 
     Args:
-        topology: the present one.
-        numbers: of the drops.
+        topology: the present one, as for ``with_swept``.
+        settled: the drops.
         members: those that have confirmed it. None may have joined or lost its data since.
     """
     confirmed = all(member.id in members and member.synced for member in topology.members)
-    kept = tuple(drop for drop in topology.drops if drop.number not in numbers)
+    known = {drop.identity for drop in settled}
+    kept = tuple(drop for drop in topology.drops if drop.identity not in known)
     if not confirmed or topology.change is not None or kept == topology.drops:
         return None
     return replace(topology, drops=kept).next()

@@ -338,7 +338,7 @@ class TestRepair:
 
 def lowered_after(topology: Topology) -> Topology:
     """Return a topology after the removal of what was dropped, and after floors were lowered."""
-    swept = with_swept(topology, {drop.number for drop in topology.drops})
+    swept = with_swept(topology, topology.drops)
     assert swept is not None
     return transitions.lower_floors(swept, dict.fromkeys("abc"), 50)
 
@@ -494,22 +494,39 @@ class TestTopology:
         topology = with_drop(joined.topology, "i", b"", 1)
         [drop] = topology.drops
         members = frozenset("abc")
-        settled = without_settled(topology, {drop.number}, members)
+        settled = without_settled(topology, [drop], members)
         assert settled is not None
         assert settled.drops == ()
-        assert without_settled(topology, {drop.number}, frozenset("ab")) is None
-        assert without_settled(topology, {drop.number + 1}, members) is None
+        assert without_settled(topology, [drop], frozenset("ab")) is None
+        assert without_settled(topology, [replace(drop, number=drop.number + 1)], members) is None
         lost = topology.with_member(replace(topology.members[0], synced=False))
-        assert without_settled(lost, {drop.number}, members) is None
+        assert without_settled(lost, [drop], members) is None
         moving = transitions.remove(topology, ["a"])
-        assert without_settled(moving, {drop.number}, members) is None
+        assert without_settled(moving, [drop], members) is None
+
+    def test_drops_of_another_history_do_not_end_with_those_of_the_same_number(
+        self, joined: Joined
+    ) -> None:
+        core = joined.peers["a"]
+        core.maintenance._pace = Pace(10**9, 1000, 500)
+        other = with_drop(joined.topology, "other", b"", stamp_at(joined.now - 60_000))
+        mine = with_drop(joined.topology, "i", b"", stamp_at(joined.now))
+        joined.change(other)
+        proposals: list[Any] = []
+        for _ in range(20):
+            joined.now += 1000
+            joined.settle()
+            proposals += core.take_proposals()
+        steps = [step for step in proposals if step(other) is not None]
+        assert steps, "all members have removed the records"
+        assert [step(mine) for step in proposals] == [None] * len(proposals)
 
     def test_lower_floors_waits_for_removal(self, joined: Joined) -> None:
         topology = with_drop(joined.topology, "i", b"", 100)
         alive = dict.fromkeys("abc")
         with pytest.raises(ChangeConflict, match="index 'i' is still being dropped"):
             transitions.lower_floors(topology, alive, 50)
-        swept = with_swept(topology, {topology.epoch})
+        swept = with_swept(topology, topology.drops)
         assert swept is not None
         assert [drop.stamp for drop in transitions.lower_floors(swept, alive, 50).drops] == [50]
 
