@@ -34,11 +34,13 @@ from dstash.peer.admission.writes import WaitingWrite
 from dstash.peer.background import Background
 from dstash.peer.commits.commit import Commit
 from dstash.peer.commits.group import GroupCommit
+from dstash.peer.commits.votes import VOTES
 from dstash.peer.control import ControlRequests
 from dstash.peer.health import Health
 from dstash.peer.keyspaces import Keyspaces
 from dstash.peer.maintenance import Pace, Proposal
 from dstash.peer.reads import Reader
+from dstash.peer.registers.service import Registers
 from dstash.peer.telemetry.history import History
 from dstash.peer.telemetry.meters import Meters
 from dstash.peer.telemetry.tracing import Tracer
@@ -58,6 +60,7 @@ from dstash.wire.messages import (
     ScanKeys,
     Want,
 )
+from dstash.wire.registers import Change, Settle
 from dstash.wire.replication import Hint, Push, SeenRequest
 from dstash.wire.shapes import Message, weight_of
 
@@ -78,6 +81,8 @@ class Settings(NamedTuple):
     max_requests: int = 1024
     #: Records that a task walks before the scheduler runs the next task.
     slice_records: int = SLICE
+    #: Whether each commit is synced, which votes on registers need.
+    is_durable: bool = True
 
 
 class PeerCore:
@@ -153,6 +158,17 @@ class PeerCore:
             local_partitions=self.local_partitions,
             history=self.history,
         )
+        self.registers = Registers(
+            peer,
+            self.clock,
+            self.local_partitions,
+            backlog=self._backlog,
+            hints=self.hints,
+            propose=self.maintenance.propose,
+            steady_time=self._background.steady_time,
+            is_durable=settings.is_durable,
+            max_clock_skew_ms=settings.max_clock_skew_ms,
+        )
         self._reader = Reader(self.local_partitions, self.meters)
         self._questions = PeerQuestions(self.local_partitions, self.scheduler, self._backlog)
         self.admin_requests = AdminRequests(peer, self.clock, self._backlog, self._reply)
@@ -213,24 +229,28 @@ class PeerCore:
             self.health.counts["malformed"] += 1
             return
         self.topology_news.hear(peer, envelope)
-        self._background.answered(peer, envelope)
+        if not self.registers.answered(peer, envelope):
+            self._background.answered(peer, envelope)
 
     def lost(self, peer: str) -> None:
         """Take note that the connection to another peer broke."""
         self._background.lost(peer)
+        self.registers.lost(peer)
 
     def unsent(self, outgoing: Outgoing) -> None:
         """Take note that a message to another peer could not be sent."""
-        self._background.unsent(outgoing)
+        if not self.registers.unsent(outgoing):
+            self._background.unsent(outgoing)
 
     def tick(self, now: int) -> tuple[list[Reply], list[Outgoing]]:
         """Run a little of the background work; returns replies, and messages for other peers."""
         self._background.set_time(now)
-        outgoing = self._background.tick(stopping=self.health.stopping)
+        outgoing = self._background.tick(stopping=self.health.stopping) + self.registers.turn()
         if self._background.has_looked:
             self.health.watch()
         self.history.note(now)
         ready = self._questions.take() if self._questions.ready else []
+        ready += self.registers.take(now)
         replies = [self._reply(ticket, message, now) for ticket, message in ready]
         for request, error in self.admission.expired(now):
             replies.append(self._reply(request.ticket, Error.of(error), now))
@@ -240,7 +260,8 @@ class PeerCore:
 
     def wakeup(self, now: int) -> int:
         """Return how many milliseconds may pass before ``tick`` is due."""
-        return self._background.wakeup(now)
+        waits, due = self._background.wakeup(now), self.registers.wakeup(now)
+        return waits if due is None else min(waits, due)
 
     def take_proposals(self) -> list[Proposal]:
         """Return the topology steps that became due since the last call."""
@@ -260,6 +281,7 @@ class PeerCore:
         self._control.install(view)
         self.topology_news.install(view)
         self._background.install(view, now)
+        self.registers.install(view)
         return [reply for request in waited for reply in self._handle(request, now)]
 
     def next_commit(self, now: int) -> Commit | None:
@@ -274,12 +296,15 @@ class PeerCore:
         self.failure = self.failure or commit.fatal
         self.health.counts["commits"] += 1
         self.group_commit.end(commit, now)
-        return [self._reply(ticket, message, now) for ticket, message in commit.replies]
+        ready = [reply for reply in commit.replies if not self.registers.refused(reply[0])]
+        voted = [self.registers.voted(write, answer) for write, answer in commit.votes]
+        ready += [reply for reply in voted if reply is not None]
+        return [self._reply(ticket, message, now) for ticket, message in ready]
 
     @property
     def has_work(self) -> bool:
         """Whether writes wait for a commit, are in one, or other peers wait for a last report."""
-        if self._backlog.has_work:
+        if self._backlog.has_work or self.registers.has_work:
             return True
         return self.health.stopping and self._background.awaits_last_report()
 
@@ -342,6 +367,7 @@ class PeerCore:
         admission.check(request)
         if isinstance(message, _READS):
             admission.check_read(request)
+            admission.check_readable(message)
             answer = self._reader.read(message, self.keyspaces.find(message.index), now)
             if weight_of(answer) > _SMALL_ANSWER:
                 admission.check_room(request)
@@ -364,6 +390,12 @@ class PeerCore:
             self._enqueue(ticket, message, None)
         elif isinstance(message, Hint):
             self._take_hint(message, now)
+        elif isinstance(message, Change | Settle):
+            self.admission.check_freshness()
+            self.registers.begin(request, self.keyspaces.find(message.index), now)
+        elif isinstance(message, VOTES):
+            self.admission.check_freshness()
+            self.registers.begin_vote(request)
         else:
             if not isinstance(message, SeenRequest):  # by which other peers confirm their stores
                 self.admission.check_freshness()
@@ -399,7 +431,7 @@ _SMALL_ANSWER: Final = 128 * 1024
 #: Requests about keys: they need a formed cluster, a current epoch and an index.
 _READS: Final = (Lookup, Fetch, Scan, ScanKeys, Count)
 _WRITES: Final = (Put, Delete, Apply)
-_DATA: Final = {*_READS, *_WRITES, Push, Hint}
+_DATA: Final = {*_READS, *_WRITES, Push, Hint, Change, Settle, *VOTES}
 
 #: Outcomes of requests that were not refused. An accepted request is answered later.
 _ANSWERED: Final = "Answered"

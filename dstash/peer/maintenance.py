@@ -117,7 +117,11 @@ class Maintenance:
         self._repair_corrupt_after = 0
         self._save_after = 0
         self._remove_after = self._drops_after = self._removed_generation = 0
-        self.freshness = Freshness(replica, scheduler, lambda step: self.proposals.append(step))
+        self.freshness = Freshness(replica, scheduler, self.propose)
+
+    def propose(self, step: Proposal) -> None:
+        """Collect a topology step."""
+        self.proposals.append(step)
 
     def install(self, view: View, now: int) -> None:
         """Take a new view: begin or stop streaming, and compare with peers that are back."""

@@ -27,6 +27,7 @@ from dstash.store.record import (
     is_live_head,
     locate,
 )
+from dstash.store.register.header import value_of
 from dstash.types import RecordFlag
 from dstash.version import Stamp
 from dstash.wire import codec
@@ -56,6 +57,8 @@ NIL: Final = b"\xc0"
 _VALUES: Final = Want.VALUES.value
 _DIGEST: Final = Want.DIGEST.value
 _CONTENT: Final = Want.CONTENT.value
+
+_REGISTER: Final = RecordFlag.REGISTER.value
 
 #: How many records are read between two checks of their size.
 _RUN: Final = 32
@@ -313,8 +316,11 @@ def _payloads(
         ):
             corrupt.append(len(payloads))
             add(NIL)
-        elif (tail := record[VERSION_END:HEAD_BYTES]) == PLAIN or is_live_head(tail, now):
+        elif (tail := record[VERSION_END:HEAD_BYTES]) == PLAIN:
             add(record[HEAD_BYTES:])
+        elif is_live_head(tail, now):
+            payload = record[HEAD_BYTES:]
+            add(value_of(payload) if tail[0] & _REGISTER else payload)
         else:
             missing.append(len(payloads))
             add(NIL)

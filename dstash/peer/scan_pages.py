@@ -23,6 +23,7 @@ from dstash.store.record import (
     is_intact,
     is_live_head,
 )
+from dstash.store.register.header import is_register, value_of
 from dstash.wire import codec
 from dstash.wire.messages import Page
 from dstash.wire.shapes import Frame
@@ -137,7 +138,7 @@ class PageBuilder:
                     count += 1
                     if with_digest:
                         total += xxh3_128_intdigest(storage_key + record[:VERSION_END])
-                    self._take(key, record)
+                    self._take(key, record, is_plain=is_plain)
                 self._visits += 1 + len(record) // _VISIT_BYTES
                 last = key
                 if self._is_full():
@@ -165,12 +166,14 @@ class PageBuilder:
             self._keys.append(key)
             self._weight += len(key)
 
-    def _take(self, key: bytes, record: bytes) -> None:
+    def _take(self, key: bytes, record: bytes, *, is_plain: bool) -> None:
         if self._request.with_keys:
             self._keys.append(key)
             self._weight += len(key)
         if self._request.with_values:
-            self._payloads.append(record[HEAD_BYTES:])
+            is_bare = is_plain or not is_register(record)
+            payload = record[HEAD_BYTES:]
+            self._payloads.append(payload if is_bare else value_of(payload))
             self._weight += len(record)
 
     def _is_full(self) -> bool:

@@ -44,11 +44,14 @@ class Joined:
     ``down`` peers refuse connections, ``silent`` peers accept messages and never answer. ``tamper``
     may change a request to a peer; it returns None to lose it. ``tamper_answer`` may change the
     answer of a peer to the client. ``unaware`` peers do not get a topology that a client changed.
-    ``offsets`` is how far the clocks of peers are ahead
+    ``registers``: whether the cluster serves them. ``offsets`` is how far the clocks of peers are
+    ahead
     (milliseconds).
     """
 
-    def __init__(self, names: str = "abc", replicas: int = 3, **settings: Any) -> None:
+    def __init__(
+        self, names: str = "abc", replicas: int = 3, *, registers: bool = False, **settings: Any
+    ) -> None:
         self.now = START
         self.offsets: dict[str, int] = {}
         members = tuple(
@@ -56,7 +59,14 @@ class Joined:
             for peer in names
         )
         self.topology = Topology(
-            "c", "id", 5, replicas, formed=True, members=members, min_peers=len(names)
+            "c",
+            "id",
+            5,
+            replicas,
+            formed=True,
+            members=members,
+            min_peers=len(names),
+            registers=registers,
         )
         self.stores = {name: TwinStore(f"store-{name}") for name in names}
         self.peers = {

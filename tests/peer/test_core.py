@@ -65,9 +65,9 @@ from dstash.wire.messages import (
     TopologyReply,
     TopologyRequest,
     Values,
+    Want,
     Welcome,
 )
-from dstash.wire.registers.consensus import Accept, Prepare
 from dstash.wire.replication import (
     CopyReply,
     CopyRequest,
@@ -404,8 +404,8 @@ class TestRefusals:
     ) -> None:
         error = peer.refusal(message)
         assert isinstance(error, UsageError)
-        assert f"index {message.index!r} cannot be written" in str(error)
-        assert "use another name" in str(error)
+        assert f"index {message.index!r} has registers" in str(error)
+        assert "another name" in str(error)
         assert peer.store.records == {}
 
     def test_index_reserved_for_registers_can_be_read(self, peer: Peer) -> None:
@@ -415,11 +415,14 @@ class TestRefusals:
         assert isinstance(peer.ask(Count("@i", b"", EVERYWHERE, b"", 10, 1000)), Page)
 
     @pytest.mark.parametrize(
-        "request_", [Prepare(1, b"abcd", b"", keys(b"\0")), Accept(keys(), keys())]
+        "message", [Fetch("@i", keys(b"k")), Lookup("@i", Want.DIGEST, keys(b"k"))]
     )
-    def test_vote_is_not_served_yet(self, peer: Peer, request_: Message) -> None:
-        assert isinstance(peer.refusal(request_), ProtocolError)
-        assert peer.store.promises == {}
+    def test_replicas_of_registers_are_not_compared(
+        self, peer: Peer, message: Fetch | Lookup
+    ) -> None:
+        error = peer.refusal(message)
+        assert isinstance(error, UsageError)
+        assert "it is read by Settle, or at level one" in str(error)
 
     def test_version_from_the_future_is_refused_with_difference(self, peer: Peer) -> None:
         peer.ask(put(b"k", at=peer.now + 500))

@@ -209,11 +209,18 @@ EXAMPLES: list[tuple[tuple[int, int], Message]] = [
     (
         REPLY,
         Promised(
-            b"\0", VERSION, NOW.to_bytes(8, "big"), bytes(8), stamp_at(NOW, 2), blobs(REGISTER)
+            b"\0",
+            VERSION,
+            NOW.to_bytes(8, "big"),
+            bytes(8),
+            stamp_at(NOW, 2),
+            3,
+            NOW - 5000,
+            blobs(REGISTER),
         ),
     ),
     (REQUEST, Accept(blobs(REGISTER_KEY), blobs(REGISTER))),
-    (REPLY, Accepted(b"\0", NOW.to_bytes(8, "big"), stamp_at(NOW, 2))),
+    (REPLY, Accepted(b"\0", NOW.to_bytes(8, "big"), stamp_at(NOW, 2), 3, NOW - 5000)),
 ]
 
 

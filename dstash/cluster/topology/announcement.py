@@ -10,7 +10,7 @@ import json
 from typing import Any, Final, NamedTuple
 
 #: What this version can do beyond earlier ones; see ``Member.features``.
-FEATURES: Final = "drop"
+FEATURES: Final = "drop registers"
 
 
 class Announcement(NamedTuple):

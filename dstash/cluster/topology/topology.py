@@ -125,7 +125,7 @@ class Topology:
     while the topology is a copy that a majority of its members have not confirmed yet. ``ceiling``
     is a stamp to which an operator has ordered, in the epoch ``ceiling_epoch`` (0: never), to lower
     all floors and horizons above it. Each store does so once. ``drops`` are the drops that are not
-    settled; see ``drops.py``.
+    settled; see ``drops.py``. ``registers``: whether registers are served; see ``registers.py``.
     """
 
     cluster: str
@@ -141,6 +141,7 @@ class Topology:
     ceiling: int = 0
     ceiling_epoch: int = 0
     drops: tuple[Drop, ...] = ()
+    registers: bool = False
 
     def member(self, peer: str) -> Member | None:
         """Return the member with an id; None if there is none."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.drops import FEATURE, lowered
 from dstash.cluster.topology.joining import is_newcomer, member_of, with_change_begun, without_data
+from dstash.cluster.topology.registers import check_version
 from dstash.cluster.topology.topology import Change, Member, State, Topology
 from dstash.cluster.topology.view import placement
 from dstash.errors import ChangeConflict, UsageError
@@ -200,12 +201,13 @@ def add(topology: Topology, announcements: Sequence[Announcement]) -> Topology:
 
     Raises:
         ChangeConflict: a candidate is already a member, or runs a version that does not know the
-            drops that are not settled.
+            drops that are not settled, or registers.
     """
     joined = topology
     for announcement in announcements:
         if topology.member(announcement.peer) is not None:
             raise ChangeConflict(f"peer {announcement.peer!r} is already a member")
+        check_version(topology, announcement.peer, announcement.features)
         if topology.drops and FEATURE not in announcement.features.split():
             raise ChangeConflict(
                 f"peer {announcement.peer!r} runs an earlier version, which would return records "

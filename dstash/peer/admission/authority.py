@@ -41,6 +41,7 @@ from dstash.wire.messages import (
     TopologyRequest,
 )
 from dstash.wire.registers import Change, Settle
+from dstash.wire.registers.consensus import Accept, Prepare
 from dstash.wire.replication import (
     BucketsRequest,
     ClockRequest,
@@ -88,6 +89,7 @@ _NEEDED: Final[Mapping[type[Message], frozenset[Role]]] = {
         (
             *(Push, Pull, BucketsRequest, VersionsRequest),
             *(FloorRequest, SeenRequest, SetHorizon, ReleaseFloor, HistoryRequest, ClockRequest),
+            *(Prepare, Accept),
         ),
         _PEERS,
     ),

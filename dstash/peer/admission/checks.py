@@ -19,7 +19,17 @@ from dstash.peer.admission.requests import Request
 from dstash.peer.admission.write_floor import WriteFloor
 from dstash.store.register.ballot import SIGN
 from dstash.wire.envelope import Envelope
-from dstash.wire.messages import Apply, Delete, Put
+from dstash.wire.messages import (
+    Apply,
+    Count,
+    Delete,
+    Fetch,
+    Lookup,
+    Put,
+    Scan,
+    ScanKeys,
+    Want,
+)
 from dstash.wire.replication import Hint, SeenRequest
 from dstash.wire.shapes import Message
 
@@ -240,9 +250,24 @@ class Admission:
         """
         if message.index.startswith(SIGN):
             raise UsageError(
-                f"index {message.index!r} cannot be written: names that begin with {SIGN!r} are "
-                "reserved for atomic operations, which this version does not have yet; "
-                "use another name"
+                f"index {message.index!r} has registers: it is changed by atomic operations "
+                "(Change), not by plain writes; use a client of this version, or another name"
+            )
+
+    def check_readable(self, message: Lookup | Fetch | Scan | ScanKeys | Count) -> None:
+        """Refuse a read by comparison of replicas in an index of registers.
+
+        Equal answers of replicas are no agreement there, and expiry is no matter of clocks.
+
+        Raises:
+            UsageError: the index has registers, and the read is not at level one.
+        """
+        if not message.index.startswith(SIGN):
+            return
+        if type(message) is Fetch or (type(message) is Lookup and message.want & Want.DIGEST):
+            raise UsageError(
+                f"index {message.index!r} has registers: it is read by Settle, or at level one; "
+                "use a client of this version"
             )
 
     def check_floor(self, message: Put | Delete, now: int) -> None:

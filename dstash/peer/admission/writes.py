@@ -34,6 +34,8 @@ class WaitingWrite:
     message: Put | Delete | Apply | Push | Prepare | Accept | Internal
     space: Keyspace | None
     weight: int
+    #: In which a request for votes was sent.
+    epoch: int = 0
 
     @classmethod
     def of(
@@ -41,7 +43,8 @@ class WaitingWrite:
         ticket: Ticket,
         message: Put | Delete | Apply | Push | Prepare | Accept,
         space: Keyspace | None,
+        epoch: int = 0,
     ) -> WaitingWrite:
         """Return a write that came as a message, with its weight: the bytes of keys and content."""
         content = getattr(message, "payloads", b"") or getattr(message, "records", b"")
-        return cls(ticket, message, space, len(message.keys) + len(content))
+        return cls(ticket, message, space, len(message.keys) + len(content), epoch)

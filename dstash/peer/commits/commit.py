@@ -47,7 +47,7 @@ from dstash.types import RecordFlag
 from dstash.version import VERSION_BYTES, WRITER_BYTES, Stamp, Version, newest_stamp, pack
 from dstash.wire import codec
 from dstash.wire.messages import Apply, Delete, Error, Put, Stored
-from dstash.wire.registers.consensus import Accept, Prepare
+from dstash.wire.registers.consensus import Accept, Accepted, Prepare, Promised
 from dstash.wire.replication import Push
 from dstash.wire.shapes import Message
 
@@ -87,6 +87,8 @@ class Commit:
     waiting: list[WaitingWrite]
     rules: Rules
     replies: list[tuple[Ticket, Message]] = field(default_factory=list)
+    #: The answer to each request for votes: it counts only if its epoch has not ended (V7).
+    votes: list[tuple[WaitingWrite, Promised | Accepted]] = field(default_factory=list)
     #: The result of each internal write.
     done: list[tuple[Internal, DStashError | None]] = field(default_factory=list)
     #: How many keys of each other write were accepted.
@@ -155,6 +157,7 @@ class Commit:
             sync: seconds of that until the data was on disk.
         """
         outcomes = {ticket: outcome_of(message) for ticket, message in self.replies}
+        outcomes |= {write.ticket: "Voted" for write, _ in self.votes}
         writes = [
             (type(write.message).__name__, outcomes.get(write.ticket, "Unanswered"))
             for write in self.waiting
@@ -200,8 +203,9 @@ class Commit:
             self.done.append((waiting.message, next(iter(refusals), None)))
         elif isinstance(waiting.message, VOTES):
             self.sizes.append(len(merged.votes))
-            answer = answer_votes(waiting.message, prepared, merged, self._high_water)
-            self.replies.append((waiting.ticket, answer))
+            life = self.rules.life._replace(stamp=self._high_water)
+            answer = answer_votes(waiting.message, prepared, merged, life)
+            self.votes.append((waiting, answer))
         else:
             self.sizes.append(len(write.entries))
             if self.recent is not None and isinstance(waiting.message, Delete):

@@ -90,6 +90,7 @@ class GroupCommit:
             latest=clock.highest_acked(),
             floors=floors,
             bounds=bounds,
+            life=local_partitions.lineage.current,
         )
         return Commit(group, rules, recent=self.recent_deletes)
 

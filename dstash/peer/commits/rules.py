@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from dstash.cluster.topology.drops import Floors
+from dstash.cluster.topology.life import Life
 from dstash.errors import ClockSkew, DStashError, LimitError, Misrouted, ProtocolError
 from dstash.limits import MAX_KEY_BYTES
 from dstash.store.interface import Write
@@ -36,6 +37,7 @@ class Rules(NamedTuple):
     false when only deletes and repairs may be written; ``has_spare``: false when only deletes may.
     ``upper_bound``: the highest stamp that a corrupt record may have had. ``floors``: which
     records were dropped with their index. ``bounds``: the limits of votes on registers.
+    ``life``: of the store.
     """
 
     now: int
@@ -51,6 +53,7 @@ class Rules(NamedTuple):
     latest: Stamp = MAX_STAMP
     floors: Floors = Floors()
     bounds: Bounds | None = None
+    life: Life = Life(0, 0, 0)
 
 
 class Prepared(NamedTuple):

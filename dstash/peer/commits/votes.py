@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from dstash.cluster.topology.life import Life
 from dstash.errors import DiskFull, LimitError, ProtocolError
 from dstash.limits import MAX_VALUE_BYTES
 from dstash.peer.commits.rules import (
@@ -24,7 +25,7 @@ from dstash.store.register.ballot import Promise, is_register_key
 from dstash.store.register.header import check_register, is_register
 from dstash.store.register.voter import Verdict
 from dstash.store.register.votes import Accepts, Prepares, Vote
-from dstash.version import COUNTER_BITS, MAX_STAMP, VERSION_BYTES, WRITER_BYTES, ZERO, Stamp
+from dstash.version import COUNTER_BITS, MAX_STAMP, VERSION_BYTES, WRITER_BYTES, ZERO
 from dstash.wire import codec
 from dstash.wire.registers.consensus import Accept, Accepted, Prepare, Promised
 from dstash.wire.shapes import Frame
@@ -139,7 +140,7 @@ def corrupt_keys(write: Write, merged: Merged) -> list[bytes]:
 
 
 def answer_votes(
-    message: Prepare | Accept, prepared: Prepared, merged: Merged, high_water: Stamp
+    message: Prepare | Accept, prepared: Prepared, merged: Merged, life: Life
 ) -> Promised | Accepted:
     """Return the answer to a request for votes.
 
@@ -147,7 +148,7 @@ def answer_votes(
         message: the request.
         prepared: as it went into the transaction.
         merged: the result.
-        high_water: of the store, after the commit.
+        life: of the store, after the commit.
     """
     votes: list[Vote | None] = [None] * (len(merged.votes) + len(prepared.rejected))
     for place, vote in zip(prepared.places, merged.votes, strict=True):
@@ -155,12 +156,14 @@ def answer_votes(
     verdicts = bytes(Verdict.NO_ROOM if vote is None else vote.verdict for vote in votes)
     past = b"".join((vote.past if vote else 0).to_bytes(8, "big") for vote in votes)
     if isinstance(message, Accept):
-        return Accepted(verdicts, past, high_water)
+        return Accepted(verdicts, past, life.stamp, life.number, life.began)
     return Promised(
         verdicts,
         b"".join(vote.version for vote in merged.votes),
         past,
         b"".join(vote.horizon.to_bytes(8, "big") for vote in merged.votes),
-        high_water,
+        life.stamp,
+        life.number,
+        life.began,
         Frame(codec.pack_blobs([vote.record for vote in merged.votes])),
     )

@@ -70,6 +70,16 @@ class Operation:
     expiry: int | None = None
     fence: Stamp = 0
 
+    @property
+    def is_conditional(self) -> bool:
+        """Whether it may change nothing, because of its terms or of an absent register."""
+        return (
+            self.expected != ANY
+            or bool(self.fence)
+            or self.kind in (ChangeKind.POP, ChangeKind.DELETE, ChangeKind.TOUCH)
+            or (self.at_least, self.at_most) != (MIN_INTEGER, MAX_INTEGER)
+        )
+
 
 class State(NamedTuple):
     """A register as a proposer reads it. ``is_absent``: it has no value."""
@@ -117,6 +127,12 @@ def read(record: bytes | None, horizon: Stamp) -> State:
     return State(header, value, fields.expiry, is_tombstone(record))
 
 
+def expire(state: State, version: Version) -> State:
+    """Return the state after the expiry of a register: a tombstone, written by a step (D4)."""
+    header = replace(state.header, changed=write_stamp(version))
+    return State(header, b"", NEVER, is_absent=True)
+
+
 def write(state: State, version: Version) -> Record:
     """Return the record of a state, for a step."""
     flags = RecordFlag.REGISTER | (RecordFlag.TOMBSTONE if state.is_absent else 0)
@@ -157,6 +173,14 @@ def apply(operation: Operation, state: State, version: Version) -> Decision:
     entry = Entry(operation.caller, operation.number, header.changed, applied, kept)
     after = after._replace(header=_with(header, entry))
     return Decision(ChangeOutcome.APPLIED, header.changed, answer, after)
+
+
+def refuse(operation: Operation, state: State) -> Decision:
+    """Return the answer to an operation that cannot be applied to a value; see ``apply``.
+
+    A request that was repeated leaves an entry, so that no late copy of it is applied (D7).
+    """
+    return _not_applied(operation, state, ChangeOutcome.UNCHANGED)
 
 
 def _fence(operation: Operation, state: State) -> Stamp:

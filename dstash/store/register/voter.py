@@ -46,6 +46,8 @@ class Verdict(IntEnum):
     CORRUPT = 4
     #: The disk has no room for the record.
     NO_ROOM = 5
+    #: Voted, but what it holds may be older than a round that was prepared by earlier replicas.
+    UNSETTLED = 6
 
 
 def _no_drops(storage_key: bytes) -> Stamp:

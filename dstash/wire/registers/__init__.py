@@ -24,6 +24,9 @@ KEEP: Final = 0
 #: The time to live of a change after which the register never expires.
 NEVER_EXPIRES: Final = (1 << 64) - 1
 
+#: Registers of one request.
+MAX_REGISTERS: Final = 1000
+
 MAX_INTEGER: Final = (1 << 63) - 1
 MIN_INTEGER: Final = -(1 << 63)
 

@@ -1,7 +1,6 @@
 """The messages by which a peer proposes new versions of registers to the replicas of their keys.
 
-``docs/atomic.md`` has the protocol. Peers do not send or answer these messages yet; kinds and
-fields are defined now so that they are never used for anything else.
+``docs/atomic.md`` has the protocol.
 
 Keys are storage keys, as in ``wire/replication.py``. A verdict is a number of
 ``dstash.store.register.voter.Verdict``.
@@ -35,8 +34,9 @@ class Promised(Message):
     ``verdicts`` has a byte for each key. ``held`` has 20 bytes for each key: the version of its
     record, all zero without one. ``past`` has 8 bytes for each key: the round (milliseconds) that
     the next attempt must exceed. ``horizons`` has 8 bytes for each key: the horizon of its
-    partition. ``high_water`` is the newest stamp of the voter's store. ``records`` has the record
-    of each key if it is above the known version, else nil.
+    partition. ``records`` has the record of each key if it is above the known version, else nil.
+    ``high_water`` is the newest stamp of the voter's store, in its present ``life``, which began at
+    ``began`` (milliseconds since 1970).
     """
 
     KIND = 63
@@ -45,6 +45,8 @@ class Promised(Message):
     past: bytes
     horizons: bytes
     high_water: int
+    life: int
+    began: int
     records: Frame
 
 
@@ -68,3 +70,5 @@ class Accepted(Message):
     verdicts: bytes
     past: bytes
     high_water: int
+    life: int
+    began: int

@@ -56,7 +56,7 @@ class Group:
         commit = self.commits.begin(NOW)
         commit.run(self.parts.store)
         self.commits.end(commit, NOW)
-        return [message for _, message in commit.replies]
+        return [message for _, message in (*commit.replies, *commit.votes)]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dstash.cluster.replication.tasks import Merge
+from dstash.cluster.topology.life import Life
 from dstash.errors import Busy, DiskFull, LimitError, Misrouted, Preempted, ProtocolError
 from dstash.limits import MAX_VALUE_BYTES, PARTITIONS
 from dstash.peer.admission.requests import Ticket
@@ -34,6 +35,7 @@ VOTED, PREEMPTED = Verdict.VOTED, Verdict.PREEMPTED
 def rules(**fields: Any) -> Rules:
     bounds = Bounds(latest=stamp_at(NOW + 500))
     known = {"owned": EVERYTHING, "has_room": True, "bounds": bounds} | fields
+    known |= {"life": Life(3, NOW, 0)}
     return Rules(NOW, NOW, 500, 0, {}, [0] * PARTITIONS, **known)
 
 
@@ -74,7 +76,9 @@ def answers(store: TwinStore, *messages: Message, **fields: Any) -> list[Message
     waiting = [WaitingWrite.of(Ticket(b"peer", 1), message, None) for message in messages]  # type: ignore[arg-type]
     commit = Commit(waiting, rules(**fields))
     commit.run(store)
-    return [reply for _, reply in commit.replies]
+    by_write = {id(write): answer for write, answer in commit.votes}
+    refused = iter(reply for _, reply in commit.replies)
+    return [by_write[id(write)] if id(write) in by_write else next(refused) for write in waiting]
 
 
 def answer(store: TwinStore, message: Message, **fields: Any) -> Any:
@@ -97,6 +101,8 @@ def test_round_is_prepared_and_register_accepted() -> None:
         bytes(16),
         bytes(16),
         store.high_water,
+        3,
+        NOW,
         Frame(codec.pack_blobs([None, None])),
     )
     entry = register(b"a")
@@ -114,7 +120,7 @@ def test_requests_of_one_commit_are_voted_on_in_order() -> None:
     store = TwinStore()
     replies = answers(store, prepare(b"a", round_=NOW + 5), accept(register(b"a")))
     assert replies[1] == Accepted(
-        bytes((PREEMPTED,)), (NOW + 5).to_bytes(8, "big"), store.high_water
+        bytes((PREEMPTED,)), (NOW + 5).to_bytes(8, "big"), store.high_water, 3, NOW
     )
     assert store.records == {}
 
@@ -132,7 +138,7 @@ def test_corrupt_register_is_reported() -> None:
     commit = Commit(waiting, rules(bounds=Bounds(high_water=stamp_at(NOW))))
     commit.run(store)
     assert commit.corrupt == [entry[0]]
-    [(_, reply)] = commit.replies
+    [(_, reply)] = commit.votes
     assert isinstance(reply, Promised)
     assert reply.verdicts == bytes((Verdict.CORRUPT,))
 

@@ -1,0 +1,150 @@
+"""One request for votes on one register, and what the answers mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from dstash.peer.registers.plan import Plan
+from dstash.peer.registers.quorum import Voters
+from dstash.store.record import ABSENT, version_of
+from dstash.store.register.header import is_collectable
+from dstash.store.register.voter import Verdict
+from dstash.store.register.votes import Vote
+from dstash.version import Stamp, Version
+
+
+class Phase(Enum):
+    """What voters are asked for."""
+
+    #: What they hold: a prepare of round 0, which promises nothing.
+    ASK = "ask"
+    PREPARE = "prepare"
+    ACCEPT = "accept"
+
+
+@dataclass(eq=False, slots=True)
+class Attempt:
+    """A request for votes on one register.
+
+    Attributes:
+        phase: what is asked for.
+        round: that is prepared, or written in; 0 to ask.
+        voters: who votes.
+        known: the record that the proposer has, so that it is not sent again.
+        covers: how many operations at the front of the queue had arrived before it was sent.
+        record: that is to be accepted, and the plan that led to it.
+        waiting: voters that have not answered.
+        votes: the answers.
+        until: when (steady milliseconds) voters that have not answered count as silent.
+        began: when it was sent.
+    """
+
+    phase: Phase
+    round: int
+    voters: Voters
+    known: bytes | None
+    covers: int
+    until: int
+    began: int
+    record: bytes = b""
+    plan: Plan | None = None
+    #: Whether the proposer's own promise was requested.
+    has_own: bool = False
+    waiting: set[str] = field(default_factory=set)
+    votes: dict[str, Vote] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.waiting = set(self.voters.members)
+
+    def voted(self) -> list[str]:
+        """Return the members that have voted."""
+        return [name for name, vote in self.votes.items() if vote.verdict in _VOTES]
+
+    @property
+    def is_won(self) -> bool:
+        """Whether a quorum has voted."""
+        return self.voters.is_quorum(self.voted())
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether no quorum can vote any more."""
+        return not self.voters.is_quorum([*self.voted(), *self.waiting])
+
+    @property
+    def has_heard_quorum(self) -> bool:
+        """Whether a quorum has answered, in whatever way."""
+        return self.voters.is_quorum(self.votes.keys())
+
+    @property
+    def past(self) -> int:
+        """The highest round that a later one must exceed."""
+        return max((vote.past for vote in self.votes.values()), default=0)
+
+    @property
+    def horizon(self) -> Stamp:
+        """The highest horizon of counted members that have voted."""
+        return max((self.votes[name].horizon for name in self._counted()), default=0)
+
+    def shown(self) -> Shown:
+        """Return what the members that have voted hold (P1)."""
+        horizon = self.horizon
+        held = {name: self._held(self.votes[name], horizon) for name in self._counted()}
+        return Shown(held, horizon)
+
+    def _held(self, vote: Vote, horizon: Stamp) -> Version:
+        record = self.record_of(vote.version)
+        is_covered = record is not None and is_collectable(record, horizon)
+        return ABSENT if is_covered else vote.version
+
+    def agreed(self, shown: Shown, others: Iterable[str] = ()) -> Version | None:
+        """Return the version that a quorum has shown (T1), with some others; None if none has."""
+        settled = {
+            name: version
+            for name, version in shown.held.items()
+            if self.votes[name].verdict is Verdict.VOTED
+        }
+        rest = list(others)
+        versions: set[Version] = {ABSENT, *settled.values()}
+        for version in versions:
+            names = [name for name, other in settled.items() if other == version]
+            if self.voters.is_quorum([*names, *rest]):
+                return version
+        return None
+
+    def may_agree(self, shown: Shown) -> bool:
+        """Whether members that have not answered can make a version one that a quorum shows."""
+        return bool(self.waiting) and self.agreed(shown, self.waiting) is not None
+
+    def record_of(self, version: Version) -> bytes | None:
+        """Return the record of a version that was shown; None if nothing is held."""
+        known = self.known
+        if known is not None and version_of(known) == version:
+            return known
+        for vote in self.votes.values():
+            if vote.record is not None and vote.version == version:
+                return vote.record
+        return None
+
+    def _counted(self) -> list[str]:
+        return [name for name in self.voted() if name in self.voters.counted]
+
+
+#: Verdicts that are votes.
+_VOTES = frozenset({Verdict.VOTED, Verdict.UNSETTLED})
+
+
+class Shown:
+    """By member, the version that it holds; all zero for none, or what a horizon covers."""
+
+    __slots__ = ("held", "horizon")
+
+    def __init__(self, held: Mapping[str, Version], horizon: Stamp) -> None:
+        self.held = held
+        self.horizon = horizon
+
+    @property
+    def highest(self) -> Version:
+        """The highest version."""
+        return max(self.held.values(), default=ABSENT)

@@ -1,0 +1,320 @@
+"""The coordinator: the proposers of all registers for which this peer is the home.
+
+It has no I/O and no clock. What proposers want to send in one iteration of the event loop is sent
+as one message for each voter and kind of request. The peer's own votes go through its group commit,
+as those of other peers do.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from dstash.cluster.topology.view import View
+from dstash.errors import Busy
+from dstash.peer.registers.attempt import Attempt, Phase
+from dstash.peer.registers.pending import Pending, rejection
+from dstash.peer.registers.proposer import Proposer, Time
+from dstash.peer.registers.quorum import Voters, voters_of
+from dstash.peer.registers.votes import unpack_accepted, unpack_promised
+from dstash.store.record import ABSENT, partition_in, version_of
+from dstash.store.register.votes import Vote
+from dstash.version import Version
+from dstash.wire import codec
+from dstash.wire.registers.consensus import Accept, Accepted, Prepare, Promised
+from dstash.wire.shapes import Frame, Message
+
+#: Registers whose tenure is kept, and the bytes of their records.
+_MAX_TENURES: Final = 20_000
+_MAX_TENURE_BYTES: Final = 32 * 1024 * 1024
+
+#: Limits of one message between peers.
+_MAX_KEYS: Final = 2000
+_MAX_BYTES: Final = 2 * 1024 * 1024
+
+MOVING: Final = (
+    "a topology change moves the register to other replicas; it can be used when it has ended"
+)
+
+
+class Outbound(NamedTuple):
+    """A request for votes to send to a peer, under ``epoch``."""
+
+    peer: str
+    correlation: int
+    epoch: int
+    message: Message
+
+
+class _Sent(NamedTuple):
+    peer: str
+    attempts: list[tuple[Proposer, Attempt]]
+
+
+class Coordinator:
+    """The proposers of one peer.
+
+    Args:
+        me: the id of this peer.
+        writer: the number of this process, 4 bytes.
+        random: returns a number from 0 to 1.
+        missed: called with the voters that had not acked a step when it was chosen, and its key.
+    """
+
+    def __init__(
+        self,
+        me: str,
+        writer: bytes,
+        random: Callable[[], float],
+        missed: Callable[[Iterable[str], bytes], None],
+    ) -> None:
+        self.me = me
+        self._writer = writer
+        self._random = random
+        self._missed = missed
+        self._view: View | None = None
+        self._proposers: dict[bytes, Proposer] = {}
+        #: Registers without operations whose tenure is kept, by last use, and their bytes.
+        self._resting: OrderedDict[bytes, int] = OrderedDict()
+        self._resting_bytes = 0
+        #: Registers that may have something to send.
+        self._active: dict[bytes, Proposer] = {}
+        self._timers: list[tuple[int, int, Proposer, Attempt | None]] = []
+        self._serials = itertools.count()
+        #: Correlation ids apart from those of the scheduler, whose links are shared.
+        self._correlations = itertools.count(1 << 48)
+        self._sent: dict[int, _Sent] = {}
+        self._waiting: list[tuple[Proposer, Attempt, Iterable[str]]] = []
+        #: Events since the start, for status and metrics.
+        self.counts: dict[str, int] = defaultdict(int)
+
+    @property
+    def waits(self) -> int:
+        """How many registers have operations that wait."""
+        return sum(1 for proposer in self._proposers.values() if proposer.queue)
+
+    # -- input
+
+    def install(self, view: View) -> None:
+        """Take a view. With another epoch, all rounds end (P6)."""
+        before, self._view = self._view, view
+        if before is not None and before.epoch == view.epoch:
+            return
+        self._sent.clear()
+        self._timers.clear()
+        self._waiting.clear()
+        self._resting.clear()
+        self._resting_bytes = 0
+        self._active = {}
+        for proposer in list(self._proposers.values()):
+            proposer.abandon()
+            self._move(proposer, self._voters(proposer.key))
+
+    def _move(self, proposer: Proposer, voters: Voters) -> None:
+        if self.me in voters.counted and not voters.is_moving:
+            proposer.voters = voters
+            self._active[proposer.key] = proposer
+            return
+        for pending in proposer.queue:
+            if pending.emitted:
+                pending.expire()
+            pending.answer(rejection(Busy(MOVING)))
+        proposer.queue.clear()
+        del self._proposers[proposer.key]
+
+    def voters(self, storage_key: bytes) -> Voters:
+        """Return the voters of a register; the peer has a view."""
+        return self._voters(storage_key)
+
+    def _voters(self, storage_key: bytes) -> Voters:
+        if self._view is None:
+            raise AssertionError("a register is used before the view is known")
+        return voters_of(self._view, partition_in(storage_key))
+
+    def submit(self, storage_key: bytes, pending: Pending) -> None:
+        """Queue an operation on a register whose voters include this peer."""
+        proposer = self._proposers.get(storage_key)
+        if proposer is None:
+            voters = self._voters(storage_key)
+            proposer = Proposer(storage_key, voters, self.me, self._writer, self._random)
+            self._proposers[storage_key] = proposer
+        else:
+            self._resting_bytes -= self._resting.pop(storage_key, 0)
+        pending.why = lambda: proposer.reason
+        proposer.queue.append(pending)
+        self._active[storage_key] = proposer
+
+    def answered(self, correlation: int, message: Message, time: Time) -> bool:
+        """Take an answer; returns whether it was one to a request for votes."""
+        sent = self._sent.pop(correlation, None)
+        if sent is None:
+            return False
+        votes: list[Vote] = []
+        if isinstance(message, Promised):
+            votes = unpack_promised(message)
+        elif isinstance(message, Accepted):
+            votes = unpack_accepted(message)
+        given: list[Vote | None] = [*votes]
+        if len(votes) != len(sent.attempts):
+            given = [None] * len(sent.attempts)
+        for (proposer, attempt), vote in zip(sent.attempts, given, strict=True):
+            self._take(proposer, attempt, sent.peer, vote, time)
+        return True
+
+    def failed(self, correlation: int, time: Time) -> bool:
+        """Take note that a request for votes gets no answer; false if there was none."""
+        sent = self._sent.pop(correlation, None)
+        if sent is None:
+            return False
+        for proposer, attempt in sent.attempts:
+            self._take(proposer, attempt, sent.peer, None, time)
+        return True
+
+    def lost(self, peer: str, time: Time) -> None:
+        """Take note that the connection to a peer broke."""
+        for correlation in [key for key, sent in self._sent.items() if sent.peer == peer]:
+            self.failed(correlation, time)
+
+    def _take(
+        self, proposer: Proposer, attempt: Attempt, peer: str, vote: Vote | None, time: Time
+    ) -> None:
+        if proposer.attempt is not attempt:
+            return
+        proposer.take(attempt, peer, vote, time)
+        self._follow(proposer, attempt, time)
+
+    def _follow(self, proposer: Proposer, attempt: Attempt, time: Time) -> None:
+        """Do what follows when an attempt may have ended."""
+        if proposer.attempt is attempt:
+            if proposer.wants_own_vote() and not attempt.has_own:
+                attempt.has_own = True
+                self._waiting.append((proposer, attempt, (self.me,)))
+            return
+        self.counts[f"{attempt.phase.value}:{'won' if attempt.is_won else 'lost'}"] += 1
+        if attempt.phase is Phase.ACCEPT and attempt.is_won:
+            silent = [name for name in attempt.voters.members if name not in attempt.voted()]
+            if silent:
+                self._missed(silent, proposer.key)
+        if proposer.attempt is not None:  # a won round continues with an accept at once
+            self._emit(proposer, proposer.attempt)
+        else:
+            self._active[proposer.key] = proposer
+            if proposer.resume_at > time.steady:
+                self._at(proposer.resume_at, proposer, None)
+
+    # -- output
+
+    def turn(self, time: Time) -> list[Outbound]:
+        """Return what is to be sent now; messages to this peer itself are its own votes."""
+        self._run_timers(time)
+        while self._active:
+            active, self._active = self._active, {}
+            for proposer in active.values():
+                attempt = proposer.next(time)
+                if attempt is not None:
+                    self._emit(proposer, attempt)
+                elif proposer.attempt is None and not proposer.queue:
+                    self._rest(proposer)
+        return self._messages()
+
+    def wakeup(self) -> int | None:
+        """Return when (steady milliseconds) ``turn`` is due; None if nothing waits."""
+        if self._active or self._waiting:
+            return 0
+        return self._timers[0][0] if self._timers else None
+
+    def _at(self, when: int, proposer: Proposer, attempt: Attempt | None) -> None:
+        heapq.heappush(self._timers, (when, next(self._serials), proposer, attempt))
+
+    def _run_timers(self, time: Time) -> None:
+        while self._timers and self._timers[0][0] <= time.steady:
+            _, _, proposer, attempt = heapq.heappop(self._timers)
+            if attempt is None:
+                if self._proposers.get(proposer.key) is proposer:
+                    self._active[proposer.key] = proposer
+            elif proposer.attempt is attempt:
+                again = proposer.expire(attempt, time)
+                if again:
+                    self._waiting.append((proposer, attempt, sorted(again)))
+                    self._at(attempt.until, proposer, attempt)
+                self._follow(proposer, attempt, time)
+
+    def _emit(self, proposer: Proposer, attempt: Attempt) -> None:
+        members: Iterable[str] = attempt.voters.members
+        if attempt.phase is Phase.PREPARE:
+            members = [name for name in members if name != self.me]
+            if proposer.wants_own_vote():
+                attempt.has_own, members = True, [*members, self.me]
+        self._waiting.append((proposer, attempt, members))
+        self._at(attempt.until, proposer, attempt)
+
+    def _messages(self) -> list[Outbound]:
+        waiting, self._waiting = self._waiting, []
+        groups: dict[tuple[str, Phase, int], list[tuple[Proposer, Attempt]]] = defaultdict(list)
+        for proposer, attempt, names in waiting:
+            for name in names:
+                groups[name, attempt.phase, _round(attempt)].append((proposer, attempt))
+        return [
+            self._message(peer, phase, number, part)
+            for (peer, phase, number), attempts in groups.items()
+            for part in _parts(attempts)
+        ]
+
+    def _message(
+        self, peer: str, phase: Phase, number: int, attempts: list[tuple[Proposer, Attempt]]
+    ) -> Outbound:
+        correlation = next(self._correlations)
+        self._sent[correlation] = _Sent(peer, attempts)
+        keys = Frame(codec.pack_blobs([proposer.key for proposer, _ in attempts]))
+        message: Message
+        if phase is Phase.ACCEPT:
+            records = Frame(codec.pack_blobs([attempt.record for _, attempt in attempts]))
+            message = Accept(keys, records)
+        else:
+            known = b"".join([_version(attempt.known) for _, attempt in attempts])
+            message = Prepare(number, self._writer, known, keys)
+        epoch = self._view.epoch if self._view is not None else 0
+        return Outbound(peer, correlation, epoch, message)
+
+    # -- memory
+
+    def _rest(self, proposer: Proposer) -> None:
+        """Keep the tenure of a register without operations, up to some memory."""
+        tenure, key = proposer.tenure, proposer.key
+        if tenure is None:
+            self._proposers.pop(key, None)
+            return
+        self._resting_bytes -= self._resting.pop(key, 0)
+        size = len(key) + len(tenure.record or b"")
+        self._resting[key] = size
+        self._resting_bytes += size
+        while len(self._resting) > _MAX_TENURES or self._resting_bytes > _MAX_TENURE_BYTES:
+            oldest, size = self._resting.popitem(last=False)
+            self._resting_bytes -= size
+            self._proposers.pop(oldest, None)
+
+
+def _round(attempt: Attempt) -> int:
+    return attempt.round if attempt.phase is Phase.PREPARE else 0
+
+
+def _version(record: bytes | None) -> Version:
+    return ABSENT if record is None else version_of(record)
+
+
+def _parts(attempts: list[tuple[Proposer, Attempt]]) -> Iterable[list[tuple[Proposer, Attempt]]]:
+    """Split requests for votes into messages of limited size."""
+    part: list[tuple[Proposer, Attempt]] = []
+    weight = 0
+    for proposer, attempt in attempts:
+        size = len(proposer.key) + len(attempt.record)
+        if part and (len(part) >= _MAX_KEYS or weight + size > _MAX_BYTES):
+            yield part
+            part, weight = [], 0
+        part.append((proposer, attempt))
+        weight += size
+    if part:
+        yield part

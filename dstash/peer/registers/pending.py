@@ -1,0 +1,132 @@
+"""Operations that wait for their decision, and the requests that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from dstash.errors import DStashError, TimedOut, Unavailable
+from dstash.peer.registers.operations import Operation
+from dstash.types import NEVER
+from dstash.version import Stamp
+from dstash.wire import codec
+from dstash.wire.registers import Changed, ChangeOutcome, pack_numbers
+from dstash.wire.shapes import Frame
+
+
+class Answer(NamedTuple):
+    """The answer for one key. ``error`` is that of a rejected operation."""
+
+    outcome: ChangeOutcome
+    version: Stamp = 0
+    value: bytes | None = None
+    expiry: int = NEVER
+    error: DStashError | None = None
+
+
+def rejection(error: DStashError) -> Answer:
+    """Return the answer to an operation that failed."""
+    return Answer(ChangeOutcome.REJECTED, error=error)
+
+
+def _no_reason() -> DStashError | None:
+    return None
+
+
+@dataclass(eq=False, slots=True)
+class Pending:
+    """An operation on one register that waits for its decision.
+
+    Attributes:
+        operation: None reads.
+        decide: takes the answer; later answers are ignored.
+        emitted: whether it was part of an accept that was sent: its outcome is unknown until a
+            step is chosen.
+        must_write: whether a step must be written even if nothing changes.
+        is_decided: whether it has its answer.
+        why: returns why no quorum could be had so far.
+    """
+
+    operation: Operation | None
+    decide: Callable[[Answer], None]
+    emitted: bool = False
+    must_write: bool = False
+    is_decided: bool = False
+    why: Callable[[], DStashError | None] = _no_reason
+
+    @property
+    def may_need_no_write(self) -> bool:
+        """Whether it may be answered without a write if the replicas agree."""
+        operation = self.operation
+        if operation is None:
+            return not self.must_write
+        return operation.is_conditional and not (self.emitted or operation.repeated)
+
+    def answer(self, answer: Answer) -> None:
+        """Give the answer, unless it has one."""
+        if not self.is_decided:
+            self.is_decided = True
+            self.decide(answer)
+
+    def expire(self) -> None:
+        """Answer at the deadline, with the reason why no quorum could be had."""
+        reason = self.why()
+        if self.emitted:
+            self.answer(rejection(TimedOut(_text("no quorum has acked it in time", reason))))
+        elif reason is not None and not reason.retryable:
+            self.answer(rejection(reason))
+        else:
+            self.answer(rejection(Unavailable(_text("no quorum in time", reason))))
+
+
+def _text(text: str, reason: DStashError | None) -> str:
+    return text if reason is None else f"{text}: {reason}"
+
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """A request for some registers; ``done`` is called once, when each has its answer."""
+
+    done: Callable[[Changed], None]
+    is_read: bool
+    answers: list[Answer | None]
+    pending: list[Pending] = field(default_factory=list)
+    _missing: int = 0
+
+    @classmethod
+    def of(cls, count: int, done: Callable[[Changed], None], *, is_read: bool) -> Batch:
+        """Return a request for ``count`` registers."""
+        return cls(done, is_read, [None] * count, _missing=count)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether every register has its answer."""
+        return not self._missing
+
+    def deciding(self, place: int) -> Callable[[Answer], None]:
+        """Return the function that takes the answer for the register at a place."""
+
+        def decide(answer: Answer) -> None:
+            self.answers[place] = answer
+            self._missing -= 1
+            if not self._missing:
+                self.done(_changed(self.answers, is_read=self.is_read))
+
+        return decide
+
+
+def _changed(answers: list[Answer | None], *, is_read: bool) -> Changed:
+    given = [answer for answer in answers if answer is not None]
+    rejected = [
+        [place, answer.error.code, str(answer.error)]
+        for place, answer in enumerate(given)
+        if answer.error is not None
+    ]
+    return Changed(
+        bytes(answer.outcome for answer in given),
+        pack_numbers([answer.version for answer in given]),
+        pack_numbers([answer.expiry for answer in given]) if is_read else b"",
+        rejected,
+        Frame(codec.pack_blobs([answer.value for answer in given])),
+    )
