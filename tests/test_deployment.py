@@ -19,6 +19,7 @@ import kubernetes_validate  # type: ignore[import-untyped]  # ships no annotatio
 import pytest
 import yaml
 
+from dstash import Client
 from dstash.config import PeerSettings, load_peer, unknown_variables
 from dstash.peer.http.server import Answer, HttpServer
 from tests.harness.devcluster import clean_environment
@@ -59,7 +60,8 @@ def _settings(folder: Path, port: int, http: int) -> dict[str, str]:
         "NOTIFY_SOCKET": str(folder / "notify"),
         "DSTASH_PORT": str(port),
         "DSTASH_HTTP_PORT": str(http),
-        "DSTASH_ADVERTISE": "127.0.0.1",
+        "DSTASH_ADVERTISE": "[::1]",
+        "DSTASH_MIN_PEERS": "1",
         "DSTASH_LOCAL_DIR": str(folder / "membership"),
         "DSTASH_INSECURE": "true",
     }
@@ -103,6 +105,11 @@ def test_entrypoint_runs_a_peer(tmp_path: Path, manager: socket.socket) -> None:
         for host in ("127.0.0.1", "[::1]"):  # where a probe may ask
             assert b'"healthy": true' in _page(http, "/healthz", host)
         assert b'cluster="boxed",peer="peer1"' in _page(http, "/metrics")
+        with Client(f"127.0.0.1:{port}", cluster="boxed", timeout=PATIENCE) as client:
+            client.put("i", "k", 1)  # at the address that the peer advertises
+            assert client.lookup("i", "k") == 1
+            (member,) = client.status()["members"]
+            assert member["address"] == f"tcp://[::1]:{port}"
         for program, page in _probes():
             assert _probe(program, page, http) == 0
             assert _probe(program, "nothing", http) == 1
