@@ -350,7 +350,8 @@ class MembershipAgent:
             step = self._next_step(stored)
             if step is None:
                 break
-            self._membership.compare_and_set(step, stored.token)
+            if self._membership.compare_and_set(step, stored.token):
+                self._steps.was_set(step, stored)
         if stored.topology is not None:
             self._adopt(stored.topology)
         if self._unkept is not None:

@@ -26,6 +26,7 @@ from dstash.cluster.topology.joining import (
     was_in_cluster,
     was_removed,
 )
+from dstash.cluster.topology.restorations import Restorations
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.transitions import drop_dead_joiners, forget, switch
 from dstash.cluster.topology.view import View
@@ -96,6 +97,7 @@ class TopologySteps:
         self._max_gap = max_gap
         self._complaints = complaints
         self._clock = clock
+        self._restorations = Restorations(store)
         self._last_read = clock()
         self._down_since: dict[str, float] = {}
 
@@ -107,6 +109,17 @@ class TopologySteps:
             ForeignStore: the store belongs to another cluster.
             ChangeConflict: the peer was removed before its first view.
         """
+        step = self._next(stored, known)
+        if step is not None and _is_restoration(step, stored):
+            self._restorations.begin(step.epoch)
+        return step
+
+    def was_set(self, step: Topology, stored: StoredTopology) -> None:
+        """Take note that the membership has accepted a step from ``stored``."""
+        if _is_restoration(step, stored):
+            self._restorations.finish(step.epoch)
+
+    def _next(self, stored: StoredTopology, known: Known) -> Topology | None:
         topology = stored.topology
         if topology is not None and is_removed(self._announcement.peer, known.view, topology):
             return None
@@ -153,7 +166,7 @@ class TopologySteps:
         return step(topology, down, len(self._down_since))
 
     def _restore_or_join(self, topology: Topology | None, known: Known) -> Topology | None:
-        last, me = known.last, self._announcement.peer
+        last, me, above = known.last, self._announcement.peer, self._restorations.epoch
         if topology is None:
             if last is None or not last.formed:
                 return found(
@@ -164,7 +177,7 @@ class TopologySteps:
                     self._min_peers,
                 )
             _log.warning("the membership has lost the topology; restoring", epoch=last.epoch)
-            return restore(last, None, me)
+            return restore(last, None, me, above)
         if last is not None and (
             supersedes(last, topology, self._cluster) or self._is_abandoned(topology, known)
         ):
@@ -174,8 +187,11 @@ class TopologySteps:
                 epoch=last.epoch,
                 found=topology.epoch,
             )
-            return restore(last, topology, me)
+            return restore(last, topology, me, above)
         self.check_cluster(topology)
+        if last is not None and last.formed and self._restorations.may_repeat(topology, me):
+            _log.warning("the restored topology was lost again; restoring", epoch=last.epoch)
+            return restore(last, topology, me, above)
         if topology.restored is not None:
             return confirmed(topology, me)
         if last is not None and shares_epoch(last, topology):
@@ -184,7 +200,7 @@ class TopologySteps:
                 "put back, and the cluster has changed since); continuing under a later epoch",
                 epoch=last.epoch,
             )
-            return under_own_epoch(topology)
+            return under_own_epoch(topology, above)
         if known.view is None and was_removed(self._store, me, topology):
             raise ChangeConflict("the cluster has just gone on without this peer; start it again")
         is_new = topology.member(me) is None
@@ -240,6 +256,13 @@ class TopologySteps:
                 "or, if an empty peer has started first after the topology was lost, stop those "
                 "peers, delete the topology from the membership, and start this peer first"
             ) from None
+
+
+def _is_restoration(step: Topology, stored: StoredTopology) -> bool:
+    """Whether a step restores a topology, confirms it, or skips epochs."""
+    before = stored.topology
+    is_unconfirmed = step.restored or (before is not None and before.restored)
+    return bool(is_unconfirmed) or step.epoch > (before.epoch if before is not None else 0) + 1
 
 
 def is_removed(peer: str, view: View | None, topology: Topology) -> bool:

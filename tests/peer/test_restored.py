@@ -71,6 +71,11 @@ class Machines:
             for process in self.running:
                 process.agent._look()
 
+    def move(self, process: Process, where: str) -> None:
+        """Let a peer find another directory in the place of its membership."""
+        process.membership.close()
+        process.agent._membership = process.membership = LocalMembership(self.home / where, "c")
+
     def topology(self, where: str = "right") -> Topology:
         membership = LocalMembership(self.home / where, "c")
         found = membership.read().topology
@@ -129,12 +134,40 @@ def test_restored_topology_needs_majority_and_skips_epochs(machines: Machines) -
 def test_running_peers_restore_lost_topology(machines: Machines) -> None:
     before = formed(machines)
     for process in machines.running:
-        process.membership.close()
-        process.agent._membership = process.membership = LocalMembership(machines.home / "x", "c")
+        machines.move(process, "x")
     machines.look()
     epochs = {process.epoch for process in machines.running}
     assert len(epochs) == 1
     assert epochs.pop() > before.epoch + RESTORED_JUMP
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_topology_that_is_lost_twice_is_restored_under_other_epochs(
+    machines: Machines, restarts: bool
+) -> None:
+    """After the first time, ``b`` alone uses the topology, and ``c`` has confirmed it."""
+    formed(machines)
+    a, b, c = machines.running
+    for process in (c, b):
+        machines.move(process, "lost once")
+        process.agent._look()
+    used = b.views[-1].topology
+    assert used.epoch > c.epoch
+    if restarts:
+        machines.running.remove(c)
+        c.membership.close()
+    machines.move(a, "lost twice")
+    a.agent._look()
+    if restarts:
+        c = machines.start("c", where="lost twice")
+    else:
+        machines.move(c, "lost twice")
+    for process in (c, a, c):
+        process.agent._look()
+    assert a.epoch == c.epoch > used.epoch + RESTORED_JUMP // 2
+    machines.move(b, "lost twice")
+    machines.look()
+    assert {process.epoch for process in machines.running} == {a.epoch}
 
 
 def test_newer_copy_replaces_topology_restored_first(machines: Machines) -> None:

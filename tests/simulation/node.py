@@ -444,13 +444,15 @@ class Node:
 
     def _set(self, proposal: Topology, stored: StoredTopology) -> None:
         try:
-            self.world.membership.compare_and_set(self.name, proposal, stored.token)
+            is_set = self.world.membership.compare_and_set(self.name, proposal, stored.token)
         except MembershipUnreachable:
             self._looked(_RETRY)
             return
         except TurnFailed:
             self.world.turn_failed(self)
             return
+        if is_set and self._agent is not None:
+            self._agent._steps.was_set(proposal, stored)
         self._later(self.world.membership.delay(), self._read)
 
     def _looked(self, pause: int) -> None:

@@ -106,15 +106,16 @@ def check_cluster(store: Store, cluster: str, where: str) -> None:
         )
 
 
-def restore(last: Topology, lost: Topology | None, peer: str) -> Topology:
+def restore(last: Topology, lost: Topology | None, peer: str, above: int = 0) -> Topology:
     """Return the topology to store when the membership has lost it, or has an older version.
 
     Args:
         last: the newest topology that the peer knows.
         lost: the topology that the membership has instead, if any.
         peer: the peer that restores it.
+        above: the highest epoch of a restored topology that this peer remembers.
     """
-    epoch = max(last.epoch, lost.epoch if lost else 0) + RESTORED_JUMP
+    epoch = max(last.epoch, lost.epoch if lost else 0, above) + RESTORED_JUMP
     return confirm(replace(last, epoch=epoch, restored=Restored(last.epoch)), peer)
 
 
@@ -172,9 +173,14 @@ def shares_epoch(last: Topology, stored: Topology) -> bool:
     return last.formed and is_same_epoch and last != stored
 
 
-def under_own_epoch(stored: Topology) -> Topology:
-    """Return the stored topology under an epoch, and a change number, that no other history has."""
-    ahead = replace(stored, epoch=stored.epoch + RESTORED_JUMP)
+def under_own_epoch(stored: Topology, above: int = 0) -> Topology:
+    """Return the stored topology under an epoch, and a change number, that no other history has.
+
+    Args:
+        stored: the topology that the membership has.
+        above: the highest epoch of a restored topology that this peer remembers.
+    """
+    ahead = replace(stored, epoch=max(stored.epoch, above) + RESTORED_JUMP)
     is_streaming = ahead.change is not None and not ahead.change.switched
     return (with_change_begun(ahead) if is_streaming else ahead).next()
 
