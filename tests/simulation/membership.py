@@ -12,8 +12,10 @@ from typing import Final, Protocol
 
 from dstash.cluster.membership.interface import NOTHING, StoredTopology, Token
 from dstash.cluster.topology.announcement import Announcement
+from dstash.cluster.topology.joining import last_known
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import MembershipUnreachable, PeerIdInUse
+from dstash.store.interface import Store
 from tests.simulation.events import MS, SECOND, Events
 from tests.simulation.trace import Trace
 
@@ -30,6 +32,11 @@ class Watcher(Protocol):
     """A peer, as the membership sees it."""
 
     name: str
+
+    @property
+    def store(self) -> Store:
+        """Its disk."""
+        ...
 
     @property
     def answers(self) -> bool:
@@ -67,6 +74,10 @@ class VirtualMembership:
         self._cut_off: dict[str, int] = {}
         #: Peers whose rounds of the membership thread fail.
         self.failing: set[str] = set()
+        #: Epochs that were used again after an older topology was put back, by a peer that had not
+        #: seen the later one and so could not notice it.
+        self.used_again: set[int] = set()
+        self._newest_taken_away = 0
         #: The longest delay of notifications.
         self.lag = 300 * MS
         events.after(_SWEEP, self._sweep)
@@ -112,6 +123,8 @@ class VirtualMembership:
     def put_back(self, older: Topology) -> None:
         """Put a certain older topology back."""
         self._trace.note(self._events.now, f"the topology is {older.epoch} again")
+        if self.topology is not None:
+            self._newest_taken_away = max(self._newest_taken_away, self.topology.epoch)
         self._replace(older)
 
     def _replace(self, topology: Topology | None) -> None:
@@ -150,6 +163,8 @@ class VirtualMembership:
             return False
         if self.topology is not None and self.topology.formed:
             self.past.append(self.topology)
+            if topology.epoch <= self._newest_taken_away and self._knows_no_later(name):
+                self.used_again.add(topology.epoch)
         self.topology = topology
         self.moved_data |= topology.change is not None
         self._token += 1
@@ -184,6 +199,12 @@ class VirtualMembership:
             self._spread()
 
     # -- internal
+
+    def _knows_no_later(self, name: str) -> bool:
+        """Whether a peer (or an operator, if it has no name) knows no later topology."""
+        lock, stored = self._locks.get(name), self.topology
+        last = last_known(lock.holder.store) if lock is not None else None
+        return last is None or stored is None or last.epoch <= stored.epoch
 
     def _sweep(self) -> None:
         now = self._events.now

@@ -238,7 +238,8 @@ class World:
             are_members = all(
                 used.member(peer) for used in (other, topology) for peer in (name, node.name)
             )
-            if name == node.name or (are_members and not self.may_share_epochs):
+            may_share = self.may_share_epochs or topology.epoch in self.membership.used_again
+            if name == node.name or (are_members and not may_share):
                 text = f"{name} and {node.name} use different topologies of epoch {topology.epoch}"
                 self.history.broken.append(text)
 
