@@ -226,6 +226,9 @@ def swap(topology: Topology, old: str, announcement: Announcement) -> Topology:
 def drop_dead_joiners(topology: Topology, failed: Sequence[str], down: int) -> Topology | None:
     """Return the topology without joining members that have failed and block the change.
 
+    The whole change ends if otherwise members would leave for whom no other member comes, so that
+    keys had fewer copies than an operator asked for.
+
     Return None if more than a third of the members are down, as in ``forget``.
     """
     gone = [
@@ -236,7 +239,8 @@ def drop_dead_joiners(topology: Topology, failed: Sequence[str], down: int) -> T
     if not gone or _too_many_down(topology, down) or _running_change(topology).switched:
         return None
     rest = topology.without(gone)
-    if all(member.state is State.ACTIVE for member in rest.members):
+    copies = min(topology.replicas, len(topology.after()))
+    if len(rest.after()) < copies or all(member.state is State.ACTIVE for member in rest.members):
         return cancel(topology)
     return _begin(topology, rest.members)
 

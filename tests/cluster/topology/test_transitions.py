@@ -204,6 +204,16 @@ def test_failed_joining_member_is_dropped() -> None:
     assert transitions.drop_dead_joiners(begun, ["f"], 3) is None  # perhaps it is isolated
 
 
+def test_replacement_ends_without_the_new_member_when_copies_would_be_missing() -> None:
+    before = cluster("a", "b", "c")
+    begun = transitions.swap(before, "c", candidate("f"))
+    ended = transitions.drop_dead_joiners(begun, ["f"], 1)
+    assert ended == replace(before, epoch=begun.epoch + 1)
+    wanted = transitions.remove(begun, ["b"])  # an operator has asked for two copies
+    fewer = transitions.drop_dead_joiners(wanted, ["f"], 1)
+    assert fewer == replace(before, epoch=wanted.epoch + 1)
+
+
 def test_forget_does_nothing_while_too_many_are_down() -> None:
     before = cluster("a", "b", "c", "d")
     assert transitions.forget(before, ["d"], 1) is not None

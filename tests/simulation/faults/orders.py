@@ -88,7 +88,9 @@ class Operator:
     def _forget_one(self, topology: Topology) -> None:
         alive = self._world.membership.alive("")
         dead = [member.id for member in topology.members if member.id not in alive]
-        if dead and len(topology.members) > max(2, topology.replicas - 1):
+        # Without the last but one, the next lost disk would be the end of the data.
+        stay = [member.id for member in topology.before() if member.state is not State.LEAVING]
+        if dead and len(stay) > max(2, topology.replicas - 1):
             self._order("forget", [self._rng.choice(dead)])
 
     def _replace_one(self, topology: Topology) -> None:
