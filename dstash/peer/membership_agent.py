@@ -351,7 +351,7 @@ class MembershipAgent:
             if step is None:
                 break
             if self._membership.compare_and_set(step, stored.token):
-                self._steps.was_set(step, stored)
+                self._steps.finish(step, stored)
         if stored.topology is not None:
             self._adopt(stored.topology)
         if self._unkept is not None:
@@ -362,7 +362,10 @@ class MembershipAgent:
         """Return the next topology; None when no step is due."""
         known = Known(self._view, self._last(), was_there=self._was_there)
         step = self._steps.next_change(stored, known)
-        return None if step is None else with_seen(step, self._seen())
+        if step is None:
+            return None
+        self._steps.begin(step, stored)
+        return with_seen(step, self._seen())
 
     def _last(self) -> Topology | None:
         return last_known(self._store) if self._view is None else self._view.topology

@@ -109,17 +109,6 @@ class TopologySteps:
             ForeignStore: the store belongs to another cluster.
             ChangeConflict: the peer was removed before its first view.
         """
-        step = self._next(stored, known)
-        if step is not None and _is_restoration(step, stored):
-            self._restorations.begin(step.epoch)
-        return step
-
-    def was_set(self, step: Topology, stored: StoredTopology) -> None:
-        """Take note that the membership has accepted a step from ``stored``."""
-        if _is_restoration(step, stored):
-            self._restorations.finish(step.epoch)
-
-    def _next(self, stored: StoredTopology, known: Known) -> Topology | None:
         topology = stored.topology
         if topology is not None and is_removed(self._announcement.peer, known.view, topology):
             return None
@@ -137,6 +126,16 @@ class TopologySteps:
                 return step
             self._proposals.popleft()
         return switch(topology) or self._remove_long_down(topology)
+
+    def begin(self, step: Topology, stored: StoredTopology) -> None:
+        """Remember the epoch of a restoration, before the membership gets it."""
+        if _is_restoration(step, stored):
+            self._restorations.begin(step.epoch)
+
+    def finish(self, step: Topology, stored: StoredTopology) -> None:
+        """Remember the epoch of a restoration that the membership has accepted."""
+        if _is_restoration(step, stored):
+            self._restorations.finish(step.epoch)
 
     def _propose_first(self, topology: Topology) -> Topology | None:
         try:

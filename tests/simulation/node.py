@@ -452,7 +452,7 @@ class Node:
             self.world.turn_failed(self)
             return
         if is_set and self._agent is not None:
-            self._agent._steps.was_set(proposal, stored)
+            self._agent._steps.finish(proposal, stored)
         self._later(self.world.membership.delay(), self._read)
 
     def _looked(self, pause: int) -> None:

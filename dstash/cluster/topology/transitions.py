@@ -226,8 +226,8 @@ def swap(topology: Topology, old: str, announcement: Announcement) -> Topology:
 def drop_dead_joiners(topology: Topology, failed: Sequence[str], down: int) -> Topology | None:
     """Return the topology without joining members that have failed and block the change.
 
-    The whole change ends if otherwise members would leave for whom no other member comes, so that
-    keys had fewer copies than an operator asked for.
+    The whole change ends if it would leave fewer members than replicas, and with the joining
+    members it would not, because no operator has asked for fewer copies.
 
     Return None if more than a third of the members are down, as in ``forget``.
     """
