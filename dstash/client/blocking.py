@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from dstash.client.admin import Admin
 from dstash.client.base import BaseClient
 from dstash.client.calls import Calls, check_keys, key_rounds, pair_rounds
 from dstash.client.describe import describe_cluster, describe_place
-from dstash.client.discovery import identity
 from dstash.client.indexes.index import Index
 from dstash.client.operations.base import Operation
 from dstash.client.operations.indexes import IndexSize
@@ -23,40 +19,16 @@ from dstash.client.operations.walks import Walk
 from dstash.client.refusals import nothing_written
 from dstash.client.results import BatchResult
 from dstash.client.session import KEYS_PER_BATCH, Session
-from dstash.client.transport.channel import Channel
+from dstash.client.transport.pool import ChannelPool
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
-from dstash.errors import ClosedError, DStashError
 from dstash.limits import Ttl, check_index, check_ttl
 from dstash.store.record import Record
 from dstash.types import AnyLevel, AnyOnError, OnError
 from dstash.wire.keys import Entries, Key, encode_key
 from dstash.wire.messages import Count, Scan, ScanKeys
-from dstash.wire.sockets import Context
 
 T = TypeVar("T")
-
-#: How long ``close`` waits for the failing calls of other threads.
-_CLOSE_TIMEOUT_S = 2.0
-
-
-class _State(NamedTuple):
-    """The state that the calls of a process share. A call uses it from start to end."""
-
-    context: Context
-    session: Session
-    calls: Calls
-    #: Channels that no call uses now. There is no lock (``append`` and ``pop`` are atomic),
-    #: because a signal handler may make a call while it interrupts a call of the same thread.
-    idle: list[Channel]
-    #: The thread of the call that uses a channel, by channel.
-    lent: dict[Channel, int]
-
-    def close_idle(self) -> None:
-        """Close the channels that no call uses now."""
-        with suppress(IndexError):
-            while True:
-                self.idle.pop().close()
 
 
 class Client(BaseClient):
@@ -81,38 +53,21 @@ class Client(BaseClient):
     """
 
     def _start(self) -> None:
-        self._closed = False
-        self._states: dict[int, _State] = {}
-        self._state()  # reports invalid key files now, not on the first call
-
-    def _state(self) -> _State:
-        """Return the state of this process; a forked child gets its own connections and locks."""
-        process = os.getpid()
-        state = self._states.get(process)
-        if state is None:
-            state = self._states.setdefault(process, self._new_state())
-            for parent in [number for number in list(self._states) if number != process]:
-                self._states.pop(parent, None)
-        return state
-
-    def _new_state(self) -> _State:
-        session = self._new_session()
-        context = Context(keys=identity(self.settings))
-        return _State(context, session, Calls(self.settings, session, self.types), [], {})
+        self._pool = ChannelPool(self.settings, self.types, self._new_session)
 
     @property
     def _session(self) -> Session:
-        return self._state().session
+        return self._pool.session
 
     def _is_closed(self) -> bool:
-        return self._closed
+        return self._pool.is_closed
 
     def _current_session(self) -> Session:
         return self._session
 
     @property
     def _calls(self) -> Calls:
-        return self._state().calls
+        return self._pool.calls
 
     def __enter__(self) -> Self:
         return self
@@ -126,11 +81,11 @@ class Client(BaseClient):
         self.close()
 
     def __del__(self) -> None:
-        states = getattr(self, "_states", None)  # missing if a setting was invalid
-        if not states or self._closed or sys.is_finalizing():  # other threads are stopped then
+        pool = getattr(self, "_pool", None)  # missing if a setting was invalid
+        if pool is None or pool.is_closed or sys.is_finalizing():  # other threads are stopped then
             return
         try:
-            if self._state().idle:
+            if pool.has_idle:
                 warnings.warn(
                     "a Client was never closed", ResourceWarning, stacklevel=2, source=self
                 )
@@ -139,12 +94,7 @@ class Client(BaseClient):
 
     def close(self) -> None:
         """Close every connection. Calls in other threads fail; wait for them for at most 2 s."""
-        state = self._state()
-        self._closed = True
-        state.close_idle()
-        # A call that a signal handler interrupted in this thread cannot end before this returns.
-        is_inside = threading.get_ident() in list(state.lent.values())
-        state.context.close(0 if is_inside else _CLOSE_TIMEOUT_S)
+        self._pool.close()
 
     # -- one key
 
@@ -537,43 +487,9 @@ class Client(BaseClient):
         return part
 
     def _view(self, deadline: int) -> View:
-        with self._channel() as channel:
-            channel.run(self._calls.discovery(deadline))
+        self._pool.discover(deadline)
         return self._session.known_view()
 
     def _run(self, operation: Operation) -> Any:
         operation.trace = self._tracing.trace()
-        with self._channel() as channel:
-            if self._session.is_lost:
-                channel.run(self._calls.discovery(operation.deadline))
-            return channel.run(operation, self._calls.discovery)
-
-    @contextmanager
-    def _channel(self) -> Iterator[Channel]:
-        """Lend a channel to the calling thread; keep it for the next call unless it broke."""
-        state = self._state()
-        if self._closed:
-            raise ClosedError("the client was closed")
-        try:
-            channel = state.idle.pop()
-        except IndexError:
-            channel = Channel(state.context, state.session)
-        try:
-            state.lent[channel] = threading.get_ident()
-            yield channel
-        except DStashError:
-            self._give_back(state, channel)
-            if self._closed:
-                raise ClosedError("the client was closed") from None
-            raise
-        except BaseException:
-            state.lent.pop(channel, None)
-            channel.close()  # interrupted in the middle of a message
-            raise
-        self._give_back(state, channel)
-
-    def _give_back(self, state: _State, channel: Channel) -> None:
-        state.lent.pop(channel, None)
-        state.idle.append(channel)
-        if self._closed:  # ``close`` may have missed this channel
-            state.close_idle()
+        return self._pool.run(operation)
