@@ -10,8 +10,9 @@ from typing import Any, Self, TypeVar
 
 from dstash.client.admin import Admin
 from dstash.client.base import BaseClient
-from dstash.client.calls import Calls, check_keys, key_rounds, pair_rounds
+from dstash.client.calls import Calls
 from dstash.client.describe import describe_cluster, describe_place
+from dstash.client.entries import check_keys, key_rounds, pair_rounds
 from dstash.client.indexes.index import Index
 from dstash.client.operations.base import Operation
 from dstash.client.operations.indexes import IndexSize

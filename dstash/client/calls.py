@@ -6,12 +6,12 @@ is sent.
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from dstash.client.discovery import find_seeds
+from dstash.client.entries import entries_by_key
 from dstash.client.operations.admin import AdminOperation
 from dstash.client.operations.drafts import Query
 from dstash.client.operations.indexes import DropOperation, IndexesOperation
@@ -22,12 +22,12 @@ from dstash.client.operations.writes import ApplyOperation, DeleteOperation, Put
 from dstash.client.session import Session
 from dstash.cluster.topology.view import View
 from dstash.config.client import ClientSettings
-from dstash.errors import LimitError, NoPeers, UsageError
+from dstash.errors import LimitError, NoPeers
 from dstash.limits import MAX_TTL_SECONDS, Ttl, check_index, check_ttl
 from dstash.store.record import Record, build_record
 from dstash.types import NEVER, Level, OnError
 from dstash.version import with_touch
-from dstash.wire.keys import Entries, Key, encode_key, encode_keys, encode_prefix, show_key
+from dstash.wire.keys import Key, encode_key, encode_keys, encode_prefix
 from dstash.wire.messages import AdminRequest
 from dstash.wire.values import TypeRegistry
 
@@ -38,64 +38,7 @@ def steady_wall() -> Callable[[], int]:
     return lambda: int((time.monotonic() + offset) * 1000)
 
 
-_BATCH: Final = "a batch is a mapping, or an iterable of (key, value) pairs"
-#: The usual types of (key, value) pairs.
-_PAIRS: Final = frozenset({tuple, list})
-
-_T = TypeVar("_T")
 _Read = TypeVar("_Read", bound=LookupOperation)
-
-
-def pair_rounds(entries: Entries, size: int) -> Iterator[list[tuple[Key, Any]]]:
-    """Return the (key, value) pairs of a batch in lists of at most ``size``.
-
-    Raises:
-        UsageError: ``entries`` is neither a mapping nor iterable.
-    """
-    if isinstance(entries, Mapping):
-        return _rounds(entries.items(), size)
-    if not isinstance(entries, Iterable):
-        raise UsageError(f"{_BATCH}, not {type(entries).__name__}")
-    return _checked(_rounds(entries, size))
-
-
-def _checked(rounds: Iterator[list[tuple[Key, Any]]]) -> Iterator[list[tuple[Key, Any]]]:
-    """Yield lists whose elements are pairs: a text of two characters would pass for one."""
-    for pairs in rounds:
-        if not _PAIRS.issuperset(map(type, pairs)):
-            _expect_pairs(pairs)
-        yield pairs
-
-
-def key_rounds(keys: Iterable[Key], size: int, method: str) -> Iterator[list[Key]]:
-    """Return the keys of a batch in lists of at most ``size``, which are distinct in each list.
-
-    Raises:
-        LimitError: ``keys`` is a single key; ``method`` is what the user called.
-        UnsupportedType: a key is neither str, bytes nor int.
-    """
-    for chunk in _rounds(check_keys(keys, method), size):
-        yield _distinct(chunk)
-
-
-def check_keys(keys: Iterable[Key], method: str) -> Iterable[Key]:
-    """Return the keys of a batch.
-
-    Raises:
-        LimitError: ``keys`` is a single key; ``method`` is what the user called.
-    """
-    if isinstance(keys, str | bytes | bytearray | memoryview) or not isinstance(keys, Iterable):
-        raise LimitError(
-            f"{method} takes an iterable of keys, not one key: {show_key(keys)} is a "
-            f"{type(keys).__name__}"
-        )
-    return keys
-
-
-def _rounds(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    source = iter(items)
-    while chunk := list(itertools.islice(source, size)):
-        yield chunk
 
 
 class Calls:
@@ -161,7 +104,7 @@ class Calls:
         """Return the operation that stores values; if a key occurs twice, the last value counts."""
         check_index(index)
         milliseconds = check_ttl(ttl)
-        entries = _by_key(pairs)
+        entries = entries_by_key(pairs)
         keys = list(entries)
         encoded = encode_keys(keys)
         payloads = self._types.encode_entries(keys, list(entries.values()))
@@ -304,38 +247,3 @@ class Calls:
             encoded,
             on_error,
         )
-
-
-def _by_key(pairs: Sequence[Any]) -> dict[Key, Any]:
-    """Return pairs as a dictionary.
-
-    Raises:
-        UsageError: an element is no pair.
-        UnsupportedType: a key is neither str, bytes nor int.
-    """
-    try:
-        entries: dict[Key, Any] = dict(pairs)
-    except (TypeError, ValueError):
-        _expect_pairs(pairs)
-        raise
-    if len(entries) < len(pairs):
-        encode_keys([key for key, _ in pairs])  # 1, 1.0 and True are equal
-    return entries
-
-
-def _expect_pairs(pairs: Iterable[Any]) -> None:
-    for pair in pairs:
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise UsageError(f"{_BATCH}; there is a {type(pair).__name__} in it")
-        encode_key(pair[0])  # an unhashable key is invalid, too
-
-
-def _distinct(keys: Sequence[Key]) -> list[Key]:
-    try:
-        distinct = list(dict.fromkeys(keys))
-    except TypeError:
-        encode_keys(keys)  # an unhashable key is invalid
-        raise
-    if len(distinct) < len(keys):
-        encode_keys(keys)  # 1, 1.0 and True are equal
-    return distinct
