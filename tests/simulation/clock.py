@@ -22,6 +22,8 @@ class WallClock:
         self._events = events
         self.offset_ms = offset_ms
         self.drift_ppm = drift_ppm
+        #: Since when (microseconds) it was ahead by how much.
+        self._steps = [(0, offset_ms)]
         #: The largest error it ever had.
         self.worst_ms = abs(offset_ms)
 
@@ -40,7 +42,16 @@ class WallClock:
         """Set the clock forward or back."""
         self.worst_ms = self.error_ms()
         self.offset_ms += milliseconds
+        self._steps.append((self._events.now, self.offset_ms))
         self.worst_ms = max(self.worst_ms, self.error_ms())
+
+    def offset_at(self, moment: int) -> int:
+        """Return how far it was ahead at a moment, without drift."""
+        return next(offset for begin, offset in reversed(self._steps) if begin <= moment)
+
+    def steps_between(self, begin: int, end: int) -> list[int]:
+        """Return the moments at which it was set."""
+        return [moment for moment, _ in self._steps if begin < moment <= end]
 
     def set_right(self, within_ms: int = 200) -> None:
         """Correct a clock that is far off, so that peers accept its versions."""

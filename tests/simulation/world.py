@@ -387,6 +387,7 @@ class World:
             keeps_ones=not loses_ones,
             delivers_once=not self.conditions.duplication,
             keeps_order=Loss.CLOCK not in self.losses,
+            clocks=[node.clock for node in self.nodes[: self.conditions.peers]],
         )
 
     def _report(self, violations: list[Violation]) -> Report:

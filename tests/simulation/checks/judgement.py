@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
+from statistics import median_low
 
+from dstash.limits import MAX_CLOCK_SKEW_MS
 from dstash.types import NEVER, Level, Outcome
+from dstash.version import newest_stamp, stamp_milliseconds
 from tests.simulation.checks.registry import Terms
 from tests.simulation.clock import true_ms
 from tests.simulation.history import Write
 
 
-def overlap(terms: Terms, read: Level, write: Level) -> bool:
-    """Whether any two sets of replicas that satisfy these levels have a replica in common."""
-    if write is Level.ONE and not terms.keeps_ones:
+def overlap(terms: Terms, read: Level, write: Write, until: int) -> bool:
+    """Whether replicas that satisfy the level of a read have an acked write.
+
+    Args:
+        terms: of the run.
+        read: the level of the read.
+        write: an acked write.
+        until: when the read returned.
+    """
+    if write.level is Level.ONE and not keeps_one(terms, write, until):
         return False
-    return read.needed(terms.replicas) + write.needed(terms.replicas) > terms.replicas
+    return read.needed(terms.replicas) + write.level.needed(terms.replicas) > terms.replicas
+
+
+def keeps_one(terms: Terms, write: Write, until: int) -> bool:
+    """Whether a write that a single replica acked must survive until a moment."""
+    return terms.keeps_ones and not _was_from_the_future(terms, write, until)
+
+
+def _was_from_the_future(terms: Terms, write: Write, until: int) -> bool:
+    """Whether a write was ahead of the cluster clock, at its ack or after clocks were set back."""
+    if not terms.clocks or write.acked is None:
+        return False
+    begin = write.returned
+    steps = [clock.steps_between(begin, until) for clock in terms.clocks]
+    stamp = stamp_milliseconds(newest_stamp(write.acked))
+    return any(
+        stamp > cluster_ms(terms, moment) + MAX_CLOCK_SKEW_MS
+        for moment in (begin, *chain.from_iterable(steps))
+    )
+
+
+def cluster_ms(terms: Terms, moment: int) -> int:
+    """Return the median of the clocks of the members, in milliseconds since 1970."""
+    return true_ms(moment) + median_low(clock.offset_at(moment) for clock in terms.clocks)
 
 
 def may_count(terms: Terms, write: Write) -> bool:
@@ -58,6 +92,6 @@ def surely_there(
     last_removed = max(removing, default=b"")
     for write in known:
         is_acked = write.acked is not None and write.returned < begin
-        if is_acked and overlap(terms, level, write.level) and write.acked > last_removed:
+        if is_acked and overlap(terms, level, write, end) and write.acked > last_removed:
             return write
     return None

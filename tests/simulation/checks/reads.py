@@ -10,7 +10,13 @@ from collections.abc import Iterable, Iterator
 
 from dstash.types import Level
 from dstash.version import ZERO, Version
-from tests.simulation.checks.judgement import may_be_dead, may_count, may_live, overlap
+from tests.simulation.checks.judgement import (
+    keeps_one,
+    may_be_dead,
+    may_count,
+    may_live,
+    overlap,
+)
 from tests.simulation.checks.registry import Run, Terms, Violation, check
 from tests.simulation.history import History, Read, Write
 from tests.simulation.trace import show_version
@@ -56,8 +62,8 @@ class ReadChecker:
 
     def _overlaps(self, read: Read, write: Write) -> bool:
         if read.is_last:
-            return write.level is not Level.ONE or self._terms.keeps_ones
-        return overlap(self._terms, read.level, write.level)
+            return write.level is not Level.ONE or keeps_one(self._terms, write, read.returned)
+        return overlap(self._terms, read.level, write, read.returned)
 
     # -- what may be there
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from tests.simulation.clock import WallClock
 from tests.simulation.history import History, Place
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Terms(NamedTuple):
     delivers copies, which TCP never does after an answer.
     ``keeps_order``: whether the higher version always wins. If clocks were far off, a later write
     may have replaced a record from the future, and peers may have restamped records.
+    ``clocks``: of the members. A record that is from the future by their median, and that a single
+    replica has, loses to any other write.
     """
 
     replicas: int
@@ -43,6 +46,7 @@ class Terms(NamedTuple):
     keeps_ones: bool
     delivers_once: bool
     keeps_order: bool = True
+    clocks: Sequence[WallClock] = ()
 
 
 class Run(NamedTuple):
