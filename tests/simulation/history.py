@@ -35,8 +35,8 @@ class Write:
     ``versions`` are all versions under which it was sent; ``acked`` is the acked version.
     ``value`` is None for a delete and for a drop, which is a write to each key that it covers. A
     touch carries the value of the record it saw. A write that is
-    stamped again after clocks were set may get another expiry: ``first_expiry`` is the lowest,
-    ``expiry`` the last.
+    stamped again after clocks were set may get another expiry: ``first_expiry`` is the lowest that
+    was sent, ``last_expiry`` the highest, ``expiry`` the last, which may not have been sent.
     """
 
     kind: str
@@ -47,6 +47,7 @@ class Write:
     value: Any = None
     expiry: int = NEVER
     first_expiry: int = NEVER
+    last_expiry: int = NEVER
     returned: int = NEVER_RETURNED
     outcome: Outcome = Outcome.UNKNOWN
     acked: Version | None = None
@@ -146,6 +147,7 @@ def follow(operation: WriteOperation, writes: dict[Key, Write]) -> None:
             for key, _, _ in items:
                 write = writes[key]
                 write.first_expiry = min(request.expiry, write.first_expiry or request.expiry)
+                write.last_expiry = max(request.expiry, write.last_expiry)
         return request
 
     def noting_settle(chunk: WriteChunk, places: Sequence[int]) -> None:

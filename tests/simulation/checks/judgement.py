@@ -59,7 +59,8 @@ def may_count(terms: Terms, write: Write) -> bool:
 
 def may_live(terms: Terms, write: Write, moment: int) -> bool:
     """Whether the written value may still be live for some peer."""
-    return write.expiry == NEVER or write.expiry > true_ms(moment) - terms.slack_ms
+    last = max(write.expiry, write.last_expiry)
+    return write.expiry == NEVER or last > true_ms(moment) - terms.slack_ms
 
 
 def may_be_dead(terms: Terms, write: Write, moment: int) -> bool:

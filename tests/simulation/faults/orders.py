@@ -170,8 +170,12 @@ class Operator:
         """Let every topology change complete; check again every second.
 
         A request to resume is refused while a restored topology waits for members, and a lost
-        topology may come back without it. So it is repeated.
+        topology may come back without it. So it is repeated. It may also come back with members
+        that had left or were not running: they are started.
         """
+        for node in self._world.nodes:
+            if not node.is_running and self._world.is_member(node):
+                node.start()
         self._go_on()
         self._lower_floors()
         self._world.events.after(SECOND, self.finish)
