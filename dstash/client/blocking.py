@@ -14,7 +14,7 @@ from dstash.client.calls import Calls
 from dstash.client.describe import describe_cluster, describe_place
 from dstash.client.entries import check_keys, key_rounds, pair_rounds
 from dstash.client.indexes.index import Index
-from dstash.client.operations.base import Operation
+from dstash.client.operations.base import Call
 from dstash.client.operations.indexes import IndexSize
 from dstash.client.operations.walks import Walk
 from dstash.client.refusals import nothing_written
@@ -144,7 +144,7 @@ class Client(BaseClient):
             UndecodableValue: the type of the value is not registered, or its decoder failed.
         """
         with self._tracing.call("lookup", index):
-            return self._run(self._calls.lookup(index, [key], timeout, read)).get(key, default)
+            return self._run(self._calls.short_lookup(index, key, timeout, read)).get(key, default)
 
     def delete(
         self,
@@ -445,9 +445,7 @@ class Client(BaseClient):
 
     # -- for tools, such as backups
 
-    def run(
-        self, make: Callable[[Session, int], Operation], *, timeout: float | None = None
-    ) -> Any:
+    def run(self, make: Callable[[Session, int], Call], *, timeout: float | None = None) -> Any:
         """Run an operation and return its result.
 
         Args:
@@ -491,6 +489,6 @@ class Client(BaseClient):
         self._pool.discover(deadline)
         return self._session.known_view()
 
-    def _run(self, operation: Operation) -> Any:
+    def _run(self, operation: Call) -> Any:
         operation.trace = self._tracing.trace()
         return self._pool.run(operation)

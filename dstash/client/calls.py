@@ -17,6 +17,7 @@ from dstash.client.operations.drafts import Query
 from dstash.client.operations.indexes import DropOperation, IndexesOperation
 from dstash.client.operations.reads import ExistsOperation, LookupOperation, RecordOperation
 from dstash.client.operations.scans import DiscoverOperation, RepairOperation, StatusOperation
+from dstash.client.operations.short.lookup import ShortLookup
 from dstash.client.operations.walks import Request, Walk, walk_for
 from dstash.client.operations.writes import ApplyOperation, DeleteOperation, PutOperation
 from dstash.client.session import Session
@@ -165,6 +166,21 @@ class Calls:
         """Return the operation that looks keys up."""
         mode = OnError.parse(on_error)
         return self._read(LookupOperation, index, keys, timeout, read, mode)
+
+    def short_lookup(
+        self, index: str, key: Key, timeout: float | None, read: str | Level | None
+    ) -> ShortLookup:
+        """Return the call that looks a key up."""
+        check_index(index)
+        return ShortLookup(
+            self._session,
+            self.deadline(timeout),
+            index,
+            key,
+            encode_key(key),
+            self.read_level(read),
+            self._types.decode_values,
+        )
 
     def exists(
         self, index: str, keys: Sequence[Key], timeout: float | None, read: str | Level | None

@@ -90,6 +90,11 @@ class OutstandingWrites:
         waiting = list(self._waiting.items())
         return self._take([number for number, request in waiting if request.missed.peer == peer])
 
+    def is_overdue(self, now: int) -> bool:
+        """Whether replicas have left a write unanswered for too long."""
+        oldest = list(self._waiting.values())[:1]  # other threads may change it meanwhile
+        return bool(oldest) and now - oldest[0].since > _ANSWER_TIMEOUT_MS
+
     def overdue(self, now: int) -> list[Missed]:
         """Return the writes that replicas have not answered in time."""
         due = []

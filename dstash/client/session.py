@@ -29,8 +29,9 @@ from dstash.version import (
     pack,
     stamp_milliseconds,
 )
+from dstash.wire.codec import pack_header
 from dstash.wire.envelope import Envelope, encode
-from dstash.wire.messages import Hello, Ping, TopologyRequest
+from dstash.wire.messages import Hello, Lookup, Ping, TopologyRequest
 from dstash.wire.protocol import LOWEST_PROTOCOL, common_protocol
 from dstash.wire.replication import Hint
 from dstash.wire.shapes import Message
@@ -402,6 +403,26 @@ class Session:
             kept = self._read_tables[level] = _ReadTable(view, suspect, lagging, table)
         return kept.targets
 
+    def calm_table(self, level: Level, now: int) -> list[Peers] | None:
+        """Return the peers to read from, by partition, if all is well; else None.
+
+        It is None while a peer is suspect or lagging, while writes lack an overdue answer, and
+        before the cluster is found.
+        """
+        view = self.view
+        if view is None or self._suspects or self._lagging:
+            return None
+        if self.outstanding and self.outstanding.is_overdue(now):
+            return None
+        kept = self._read_tables.get(level)
+        if kept is None or kept.view is not view or kept.suspect or kept.lagging:
+            return self.read_targets(level)
+        return kept.targets
+
+    def learn_size(self, mean: float) -> None:
+        """Take the mean size (bytes) of the values in an answer."""
+        self.value_bytes += (mean - self.value_bytes) / 8
+
     def all_targets(self) -> list[Peers]:
         """Return all peers that can be read from, by partition."""
         return all_table(self.known_view())
@@ -433,6 +454,24 @@ class Session:
     def next_correlation(self) -> int:
         """Return a correlation id that this client has not used before."""
         return next(self._correlations)
+
+    def lookup_frames(
+        self, peer: str, correlation: int, deadline: int, index: str, want: int, keys: bytes
+    ) -> list[bytes]:
+        """Return the frames of a ``Lookup``, the same as those of ``request``.
+
+        Args:
+            peer: to send it to.
+            correlation: its correlation id.
+            deadline: in milliseconds by the clock of this machine.
+            index: of the keys.
+            want: what it requests.
+            keys: its body frame.
+        """
+        protocol = self._protocols.get(peer, LOWEST_PROTOCOL)
+        moment = self.peer_time(peer, deadline)
+        header = (protocol, Lookup.KIND, correlation, self.epoch, moment, index, want)
+        return [pack_header(header), keys]
 
     def request(
         self,

@@ -41,6 +41,7 @@ from dstash.peer.keyspaces import Keyspaces
 from dstash.peer.maintenance import Pace, Proposal
 from dstash.peer.reads import Reader
 from dstash.peer.registers.service import Registers
+from dstash.peer.short.reads import ShortReads
 from dstash.peer.telemetry.history import History
 from dstash.peer.telemetry.meters import Meters
 from dstash.peer.telemetry.tracing import Tracer
@@ -170,6 +171,15 @@ class PeerCore:
             max_clock_skew_ms=settings.max_clock_skew_ms,
         )
         self._reader = Reader(self.local_partitions, self.meters)
+        self._short_reads = ShortReads(
+            peer,
+            self.local_partitions,
+            self.keyspaces,
+            admission=self.admission,
+            health=self.health,
+            backlog=self._backlog,
+            meters=self.meters,
+        )
         self._questions = PeerQuestions(self.local_partitions, self.scheduler, self._backlog)
         self.admin_requests = AdminRequests(peer, self.clock, self._backlog, self._reply)
         self.topology_news = TopologyNews(
@@ -192,6 +202,13 @@ class PeerCore:
             now: this peer's own clock, in milliseconds since 1970.
             user: the public key that the sender has proved to own; None without CURVE.
         """
+        try:
+            short = self._short_reads.answer(sender, parts, now)
+        except StoreError as error:
+            self.failure = self.failure or error
+            short = None  # the dispatch reports the failure
+        if short is not None:
+            return [Reply(sender, short)]
         try:
             envelope = decode(parts)
         except ProtocolError as error:
@@ -258,6 +275,16 @@ class PeerCore:
             self.failure = self.failure or StoreFailed(broken)
         return replies, outgoing
 
+    def is_idle_at(self, now: int) -> bool:
+        """Whether ``tick`` has nothing to do: it has run in the same millisecond, and no news."""
+        return (
+            self._background.is_idle_at(now)
+            and not self._questions.ready
+            and not self.registers.has_work
+            and not self.health.stopping
+            and self.failure is None
+        )
+
     def wakeup(self, now: int) -> int:
         """Return how many milliseconds may pass before ``tick`` is due."""
         waits, due = self._background.wakeup(now), self.registers.wakeup(now)
@@ -279,6 +306,7 @@ class PeerCore:
         waited = self.admission.install(view)
         self.health.install(view)
         self._control.install(view)
+        self._short_reads.install(view)
         self.topology_news.install(view)
         self._background.install(view, now)
         self.registers.install(view)

@@ -31,6 +31,10 @@ class Keyspaces:
         self.owned = owned
         self._by_index.clear()
 
+    def known(self, index: str) -> Keyspace | None:
+        """Return the keyspace of an index if it is cached."""
+        return self._by_index.get(index)
+
     def find(self, index: str) -> Keyspace:
         """Return the keyspace of an index.
 

@@ -130,6 +130,8 @@ class PeerServer:
         self._stop = threading.Event()
         self._deadline = 0.0
         self._maintaining_since = 0.0
+        #: When messages were taken off the socket last.
+        self._read_at = 0.0
         core.scheduler.has_time = self._has_time
         core.admission.unread = router
         core.health.refusals.address_of = router.address_of
@@ -292,9 +294,22 @@ class PeerServer:
         if self._has_answered and self._core.scheduler.has_ready:
             os.sched_yield()  # to ZeroMQ's thread, which has answers to send
         self._has_answered = False
+        now = wall()
+        if not self._core.is_idle_at(now):
+            self._tick(now)
+        news = self._core.topology_news
+        if news.wants_refresh:
+            news.wants_refresh = False
+            self._agent.refresh()
+        if news.heard is not None:
+            self._agent.hear(news.heard)
+        for pending in self._core.admin_requests.take():
+            self._agent.administer(pending.request, partial(self._post_answer, pending))
+
+    def _tick(self, now: int) -> None:
         self._slow_disk.watch(self.seconds_committing())
         self._maintaining_since = time.perf_counter()
-        replies, outgoing = self._core.tick(wall())
+        replies, outgoing = self._core.tick(now)
         self._send(replies)
         members = self._core.view.members if self._core.view else {}
         for message in outgoing:
@@ -303,17 +318,9 @@ class PeerServer:
                 self._core.lost(message.peer)
             if not self._links.send(message.peer, address, message.frames):
                 self._core.unsent(message)
-        news = self._core.topology_news
-        if news.wants_refresh:
-            news.wants_refresh = False
-            self._agent.refresh()
-        if news.heard is not None:
-            self._agent.hear(news.heard)
         proposals = self._core.take_proposals()
         if proposals:
             self._agent.propose(proposals)
-        for pending in self._core.admin_requests.take():
-            self._agent.administer(pending.request, partial(self._post_answer, pending))
 
     def _endpoint(self, member: Member | None) -> str | None:
         authority = self._core.admission.authority
@@ -347,29 +354,46 @@ class PeerServer:
             self._send(self._posts.popleft()())
 
     def _receive_burst(self) -> None:
-        inbox, read_at = self._inbox, 0.0
         for _ in range(_MAX_BURST):
             began = time.perf_counter()
-            if not inbox or began - read_at > _READ_INTERVAL_S:
-                self._fill_inbox(began)
-                read_at = time.perf_counter()
-            received = inbox.take(began)
+            received = self._next_message(began)
             if received is None:
                 return
-            if self._core.tracer is not None:
-                self._core.tracer.waited = began - inbox.came
             replies = self._answer(received)
             self.meters.handling.observe(time.perf_counter() - began)
             self._send(replies)
-            self._reject(inbox.surplus())
         self._waker.wake()  # more may wait: do not sleep on it
+
+    def _next_message(self, now: float) -> Received | None:
+        """Return the message to handle next; the only message passes by the inbox."""
+        inbox, router, tracer = self._inbox, self._router, self._core.tracer
+        if not inbox:
+            first = router.receive() if router.has_message else None
+            if first is None or not router.has_message:
+                if tracer is not None:
+                    tracer.waited = 0.0
+                return first
+            self._put(first, now)
+            self._read_at = 0.0
+        if now - self._read_at > _READ_INTERVAL_S:
+            self._fill_inbox(now)
+            self._read_at = time.perf_counter()
+        received = inbox.take(now)
+        if tracer is not None:
+            tracer.waited = now - inbox.came
+        self._reject(inbox.surplus())
+        return received
+
+    def _put(self, received: Received, now: float) -> None:
+        self._inbox.put(received.sender, received, sum(map(len, received.parts)), now)
 
     def _fill_inbox(self, now: float) -> None:
         for _ in range(_MAX_READ):
-            if not self._inbox.has_room or (received := self._router.receive()) is None:
+            if not (self._inbox.has_room and self._router.has_message):
                 return
-            size = sum(map(len, received.parts))
-            self._inbox.put(received.sender, received, size, now)
+            if (received := self._router.receive()) is None:
+                return
+            self._put(received, now)
 
     def _reject(self, surplus: list[Received]) -> None:
         # To answer all of them would leave no time for work; the other clients ask another peer.

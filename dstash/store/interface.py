@@ -195,6 +195,10 @@ class Store(Protocol):
         """Return a consistent view for reading."""
         ...
 
+    def get(self, storage_key: bytes) -> bytes | None:
+        """Return the record of a key, None if there is none; faster than a snapshot."""
+        ...
+
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
         """Merge writes in one transaction; return when they are as durable as configured.
 

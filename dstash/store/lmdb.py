@@ -324,6 +324,17 @@ class LmdbStore:
         ):
             yield _Walkable(transaction, self._records)
 
+    def get(self, storage_key: bytes) -> bytes | None:
+        """Return the record of a key; None if there is none."""
+        self._check_process()
+        try:
+            with self._growing, self._env.begin(self._records) as transaction:
+                record: bytes | None = transaction.get(storage_key)
+                return record
+        except lmdb.Error:
+            with self.snapshot() as snapshot:  # which reports the error
+                return snapshot.get(storage_key)
+
     @contextmanager
     def _translated(self, is_full: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Translate errors; after a permanent error the store accepts no more writes."""

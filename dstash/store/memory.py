@@ -52,6 +52,10 @@ class TwinStore:
         """Return a view of the records as they are now."""
         yield _TwinSnapshot(dict(self.records))
 
+    def get(self, storage_key: bytes) -> bytes | None:
+        """Return the record of a key; None if there is none."""
+        return self.records.get(storage_key)
+
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
         """Merge writes."""
         transaction = _TwinTransaction(self.records, self.promises)

@@ -101,6 +101,15 @@ class Links:
         self._unreported.discard(peer)
         return True
 
+    def message_from(self, ready: Any) -> Event | None:
+        """Return the next message of a socket that is ready; None if it has another event."""
+        peer = self._peer_of.get(ready)
+        link = self._links[peer] if peer is not None else None
+        if peer is None or link is None or ready is not link.socket:
+            return None
+        parts = link.receive()
+        return None if parts is None else Event(peer, parts)
+
     def events(self, ready: Any) -> Iterator[Event]:
         """Yield the events on a socket that is ready."""
         if self._answered is not None and ready in (self._answered, self._answered.handle):

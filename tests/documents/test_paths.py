@@ -13,6 +13,7 @@ OPERATIONS = {
 #: Functions at which a path continues in another thread or process.
 LOOPS = {
     "client/transport/channel.py:Channel._drive",
+    "client/transport/channel.py:Channel._drive_short",
     "peer/server.py:PeerServer._turn",
     "peer/server.py:PeerServer._commit_all",
     "peer/membership_agent.py:MembershipAgent._turn",

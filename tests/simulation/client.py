@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Final
 
 from dstash.client.calls import Calls
-from dstash.client.operations.base import Operation
+from dstash.client.operations.base import Call
 from dstash.client.session import Session
 from dstash.client.transport.channel import _SEARCH_PAUSE_MS, _SEARCH_TIMEOUT_MS, Channel, Find
 from dstash.config import ClientSettings
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 #: Called with the operation when it is done.
-Done = Callable[[Operation], None]
+Done = Callable[[Call], None]
 
 _TYPES: Final = TypeRegistry()
 
@@ -44,7 +44,7 @@ class VirtualChannel(Channel):
         self._done: Done | None = None
         self._alarm = 0
 
-    def begin(self, operation: Operation, done: Done, find: Find | None = None) -> None:
+    def begin(self, operation: Call, done: Done, find: Find | None = None) -> None:
         """Drive a call; ``done`` is called at its end. ``find`` as in ``Channel.run``."""
         self._running, self._done, self._find = [operation], done, find
         operation.stores = self._stores
@@ -108,7 +108,7 @@ class VirtualChannel(Channel):
         self._next_find = self._session.wall() + _SEARCH_PAUSE_MS
         return True
 
-    def _end(self, operation: Operation) -> None:
+    def _end(self, operation: Call) -> None:
         done, self._running, self._done = self._done, [], None
         if done is not None:
             done(operation)
@@ -202,10 +202,10 @@ class VirtualClient:
         for action in deferred:
             self.do(action)
 
-    def run(self, operation: Operation, done: Callable[[Any, DStashError | None], None]) -> None:
+    def run(self, operation: Call, done: Callable[[Any, DStashError | None], None]) -> None:
         """Make a call; find the cluster first if necessary, as the blocking client does."""
 
-        def ended(operation: Operation) -> None:
+        def ended(operation: Call) -> None:
             try:
                 result = operation.result()
             except DStashError as error:
@@ -213,7 +213,7 @@ class VirtualClient:
             else:
                 done(result, None)
 
-        def discovered(discovery: Operation) -> None:
+        def discovered(discovery: Call) -> None:
             try:
                 discovery.result()
             except DStashError as error:

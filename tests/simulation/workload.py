@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
-from dstash.client.operations.base import Operation
-from dstash.client.operations.reads import ExistsOperation, LookupOperation, RecordOperation
+from dstash.client.operations.base import Call as ClientCall
+from dstash.client.operations.reads import ExistsOperation, RecordOperation
+from dstash.client.operations.short.lookup import ShortLookup
 from dstash.client.operations.walks import Request
 from dstash.client.operations.writes import ApplyOperation, WriteOperation
 from dstash.errors import DStashError
@@ -149,7 +150,7 @@ class Workload:
 
     def _lookup(self) -> Script:
         index, key = self._place()
-        yield from self._lookup_of(index, [key], self._level())
+        yield from self._read_of(self._short_lookup, index, [key], self._level())
 
     def _batch_lookup(self) -> Script:
         index, keys = self._places()
@@ -291,6 +292,12 @@ class Workload:
             text = f"{write.client} {write.kind} {write.value!r} at {write.level}: {write.outcome}"
             self._world.note(text, key.encode())
 
+    def _short_lookup(
+        self, index: str, keys: list[str], timeout: float | None, level: Level
+    ) -> ShortLookup:
+        [key] = keys
+        return self._calls.short_lookup(index, key, timeout, level)
+
     def _lookup_of(
         self, index: str, keys: list[str], level: Level, *, is_last: bool = False
     ) -> Call:
@@ -298,7 +305,7 @@ class Workload:
 
     def _read_of(
         self,
-        make: Callable[..., LookupOperation],
+        make: Callable[..., ClientCall],
         index: str,
         keys: list[str],
         level: Level,
@@ -360,4 +367,4 @@ def _value(record: Any) -> str:
 
 
 #: Kinds of operation that a script may yield.
-Wanted = Operation | int
+Wanted = ClientCall | int

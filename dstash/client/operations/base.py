@@ -14,7 +14,7 @@ peers. The transports (blocking, asyncio) send and receive the messages and pass
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from dstash.client.session import SILENCE_MS, Send, Session
@@ -102,15 +102,72 @@ class _Pending(NamedTuple):
     since: int
 
 
-class Operation(ABC):
-    """One call of a client.
+class Call(ABC):
+    """One call of a client, as transports drive it; see the start of this module."""
+
+    session: Session
+    #: In milliseconds of the session's wall clock.
+    deadline: int
+    #: Trace context of the call (see ``wire/traceparent.py``); empty for none.
+    trace: str
+    #: The store of each peer, as reported on the current connection.
+    stores: dict[str, Sighting]
+
+    @property
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether the call has ended."""
+
+    @property
+    @abstractmethod
+    def hungry(self) -> bool:
+        """Whether ``more`` has something to send now."""
+
+    @abstractmethod
+    def share(self, last_heard: dict[str, int]) -> None:
+        """Share with all calls on the same connections when each peer last answered."""
+
+    @abstractmethod
+    def more(self, now: int) -> list[Send]:
+        """Start the next requests."""
+
+    @abstractmethod
+    def receive(self, peer: str, envelope: Envelope, now: int) -> list[Send]:
+        """Process a message from a peer."""
+
+    @abstractmethod
+    def lost(self, peer: str, now: int, reason: str = "connection lost") -> list[Send]:
+        """Process that the connection to a peer broke: the outcome of its requests is unknown."""
+
+    @abstractmethod
+    def unsent(self, send: Send, now: int, reason: str = NOT_CONNECTED) -> list[Send]:
+        """Process that a request could not be sent: the peer certainly did nothing."""
+
+    @abstractmethod
+    def tick(self, now: int) -> list[Send]:
+        """Expire the call, start delayed requests and time out others, if due."""
+
+    @abstractmethod
+    def wakeup(self) -> int:
+        """Return the latest time at which ``tick`` must be called."""
+
+    @abstractmethod
+    def fail(self, error: DStashError) -> None:
+        """End the whole call with an error."""
+
+    @abstractmethod
+    def result(self) -> Any:
+        """Return the result of the call, or raise its error."""
+
+
+class Operation(Call):
+    """A call that is cut into chunks.
 
     Args:
         session: the state that the calls of this client share.
         deadline: of the call, in milliseconds of the session's wall clock.
     """
 
-    #: Trace context of the call (see ``wire/traceparent.py``); empty for none.
     trace: str = ""
 
     def __init__(self, session: Session, deadline: int) -> None:
@@ -122,8 +179,7 @@ class Operation(ABC):
         self._pending: dict[int, _Pending] = {}
         self._open: set[Chunk] = set()
         self._last_heard: dict[str, int] = {}
-        #: The store of each peer, as reported on the current connection.
-        self.stores: dict[str, Sighting] = {}
+        self.stores = {}
         self._later: list[tuple[int, Chunk]] = []
         self._reasons: dict[str, str] = {}
 
@@ -148,6 +204,19 @@ class Operation(ABC):
         for chunk in chunks:
             sends += chunk.begin(now)
         return sends
+
+    def adopt(self, chunk: Chunk, requests: Mapping[int, str], sent: int) -> None:
+        """Continue a call that has sent its requests already.
+
+        Args:
+            chunk: the only chunk of the call.
+            requests: peer by correlation id, of the requests without an answer so far.
+            sent: when they were sent, in milliseconds.
+        """
+        self._exhausted = True
+        self._open.add(chunk)
+        for correlation, peer in requests.items():
+            self._pending[correlation] = _Pending(peer, chunk, sent, sent)
 
     def finish(self, chunk: Chunk) -> list[tuple[int, str]]:
         """Finish a chunk; return (correlation id, peer) of its unanswered requests."""
@@ -299,11 +368,7 @@ class Operation(ABC):
                 self.stores[peer] = sighting
         pending = self._pending.pop(envelope.correlation, None)
         if pending is None:
-            sent = self.session.probe_sent(peer, envelope.correlation)
-            if sent is not None:
-                self.session.learn_clock(peer, envelope.moment, sent, now)
-            missed = self.session.outstanding.answered(envelope.correlation, message)
-            return self.session.hints(missed, now)
+            return take_late_answer(self.session, peer, envelope, now)
         # Only for answers to this call: an answer that has been waiting to be read since the last
         # call would make the clock of the peer look slow.
         name = message.peer if isinstance(message, Welcome) else peer
@@ -358,6 +423,14 @@ class Operation(ABC):
                 chunk.expired(error)
             if self.error is not None:
                 return  # the call fails as a whole
+
+
+def take_late_answer(session: Session, peer: str, envelope: Envelope, now: int) -> list[Send]:
+    """Process an answer that no running call waits for: to a ping, or to a write that returned."""
+    sent = session.probe_sent(peer, envelope.correlation)
+    if sent is not None:
+        session.learn_clock(peer, envelope.moment, sent, now)
+    return session.hints(session.outstanding.answered(envelope.correlation, envelope.message), now)
 
 
 def _connection_error(peer: str, reason: str) -> DStashError:

@@ -137,7 +137,7 @@ class LookupOperation(ReconcilingOperation):
         decoded = self.decode(values.values, keys, self.undecodable)
         if len(decoded) != len(keys):
             raise ProtocolError(f"a peer answered {len(decoded)} values for {len(keys)} keys")
-        self._learn_size(values)
+        self.session.learn_size(len(values.values) / max(1, values.answered))
         self.found.update(zip(keys, decoded, strict=True))
         self._drop_missing(keys, values)
 
@@ -152,10 +152,6 @@ class LookupOperation(ReconcilingOperation):
                 self.found.pop(keys[place], None)
         except (IndexError, TypeError):
             raise ProtocolError("a peer reported a missing key that was not requested") from None
-
-    def _learn_size(self, values: Values) -> None:
-        mean = len(values.values) / max(1, values.answered)
-        self.session.value_bytes += (mean - self.session.value_bytes) / 8
 
     def result(self) -> dict[Key, Any]:
         """Return the values found."""

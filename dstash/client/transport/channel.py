@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from dstash.client.operations.base import Operation
+from dstash.client.operations.base import Call
+from dstash.client.operations.short.lookup import ShortLookup
 from dstash.client.session import Send, Session
 from dstash.client.sightings import Sighting
 from dstash.errors import DStashError, ProtocolError
@@ -16,7 +17,7 @@ from dstash.wire.links import Links
 from dstash.wire.sockets import Context, Poller
 
 #: Creates the operation that finds the cluster, given its deadline.
-Find = Callable[[int], Operation]
+Find = Callable[[int], Call]
 
 #: Timeout of a search for the cluster within a call, and the pause before the next search.
 _SEARCH_TIMEOUT_MS: Final = 1000
@@ -38,9 +39,9 @@ class Channel:
         self._stores: dict[str, Sighting] = {}
         self._next_find = 0
         #: The call, and the search for the cluster within it: both get every message.
-        self._running: list[Operation] = []
+        self._running: list[Call] = []
 
-    def run(self, operation: Operation, find: Find | None = None) -> Any:
+    def run(self, operation: Call, find: Find | None = None) -> Any:
         """Drive a call to its end and return its result, or raise its error.
 
         Args:
@@ -50,12 +51,14 @@ class Channel:
         operation.stores = self._stores
         self._running.append(operation)
         try:
+            if isinstance(operation, ShortLookup):
+                self._drive_short(operation)
             self._drive(operation, find)
         finally:
             self._running.pop()
         return operation.result()
 
-    def _drive(self, operation: Operation, find: Find | None) -> None:
+    def _drive(self, operation: Call, find: Find | None) -> None:
         wall = self._session.wall
         self._send(self._session.probes(wall()), operation)
         while not any(running.done for running in self._running):
@@ -68,6 +71,25 @@ class Channel:
             if not operation.done:
                 self._pump(operation, 0 if operation.hungry else None)
 
+    def _drive_short(self, call: ShortLookup) -> None:
+        """Drive a short call until it is done, or until an operation has taken it over."""
+        self._send(call.more(self._session.wall()), call)
+        while call.is_running_short:
+            now = self._session.wall()
+            for ready in self._poller.wait(max(0, call.wakeup() - now)):
+                self._take_message(ready, call)
+            if call.is_running_short and (now := self._session.wall()) >= call.wakeup():
+                self._send(call.tick(now), call)
+
+    def _take_message(self, ready: Any, call: ShortLookup) -> None:
+        if call.done:
+            return  # the next call reads the rest
+        event = self._links.message_from(ready)
+        if event is None:
+            self._pump(call, 0)  # a connection changed
+        else:
+            self._receive(event.peer, event.parts or [])
+
     def close(self) -> None:
         """Close every connection."""
         self._links.close()
@@ -79,7 +101,7 @@ class Channel:
         # Also after a success: peers that answer a greeting may reject all other requests.
         self._next_find = self._session.wall() + _SEARCH_PAUSE_MS
 
-    def _send(self, sends: list[Send], operation: Operation) -> None:
+    def _send(self, sends: list[Send], operation: Call) -> None:
         queue = deque(sends)
         while queue:
             send = queue.popleft()
@@ -90,7 +112,7 @@ class Channel:
                 why = self._links.why_unsent(send.peer)
                 queue.extend(operation.unsent(send, self._session.wall(), why))
 
-    def _pump(self, operation: Operation, timeout: int | None) -> None:
+    def _pump(self, operation: Call, timeout: int | None) -> None:
         if timeout is None:
             timeout = max(0, operation.wakeup() - self._session.wall())
         for ready in self._poller.wait(timeout):
@@ -112,6 +134,12 @@ class Channel:
             self._send(operation.lost(peer, self._session.wall(), why), operation)
 
     def _receive(self, peer: str, parts: list[bytes]) -> None:
+        last = self._running[-1]
+        if isinstance(last, ShortLookup):
+            sends = last.receive_frames(peer, parts, self._session.wall())
+            if sends is not None:
+                self._send(sends, last)
+                return
         try:
             envelope = decode(parts)
         except ProtocolError:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from dstash.client.calls import Calls
 from dstash.client.discovery import identity
-from dstash.client.operations.base import Operation
+from dstash.client.operations.base import Call
 from dstash.client.session import Session
 from dstash.client.transport.channel import Channel
 from dstash.config.client import ClientSettings
@@ -75,17 +75,17 @@ class ChannelPool:
         """Whether there are channels to close that no call uses."""
         return bool(self._state().idle)
 
-    def run(self, operation: Operation) -> Any:
+    def run(self, operation: Call) -> Any:
         """Run an operation on a channel; find the cluster first if it is lost."""
-        with self._lend() as channel:
-            calls, session = self.calls, self.session
-            if session.is_lost:
-                channel.run(calls.discovery(operation.deadline))
-            return channel.run(operation, calls.discovery)
+        state = self._state()
+        with _Lent(self, state) as channel:
+            if state.session.is_lost:
+                channel.run(state.calls.discovery(operation.deadline))
+            return channel.run(operation, state.calls.discovery)
 
     def discover(self, deadline: int) -> None:
         """Refresh the view from the peers."""
-        with self._lend() as channel:
+        with _Lent(self, self._state()) as channel:
             channel.run(self.calls.discovery(deadline))
 
     def close(self) -> None:
@@ -114,32 +114,40 @@ class ChannelPool:
         context = Context(keys=identity(self._settings))
         return _State(context, session, Calls(self._settings, session, self._types), [], {})
 
-    @contextmanager
-    def _lend(self) -> Iterator[Channel]:
-        """Lend a channel to the calling thread; keep it for the next call unless it broke."""
-        state = self._state()
-        if self.is_closed:
+
+class _Lent:
+    """Lends a channel to the calling thread; keeps it for the next call unless it broke.
+
+    A class, because a generator as context manager takes longer than sending a request.
+    """
+
+    __slots__ = ("_channel", "_pool", "_state")
+
+    def __init__(self, pool: ChannelPool, state: _State) -> None:
+        self._pool = pool
+        self._state = state
+
+    def __enter__(self) -> Channel:
+        state = self._state
+        if self._pool.is_closed:
             raise ClosedError("the client was closed")
         try:
-            channel = state.idle.pop()
+            self._channel = state.idle.pop()
         except IndexError:
-            channel = Channel(state.context, state.session)
-        try:
-            state.lent[channel] = threading.get_ident()
-            yield channel
-        except DStashError:
-            self._give_back(state, channel)
-            if self.is_closed:
-                raise ClosedError("the client was closed") from None
-            raise
-        except BaseException:
-            state.lent.pop(channel, None)
-            channel.close()  # interrupted in the middle of a message
-            raise
-        self._give_back(state, channel)
+            self._channel = Channel(state.context, state.session)
+        state.lent[self._channel] = threading.get_ident()
+        return self._channel
 
-    def _give_back(self, state: _State, channel: Channel) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _trace: object
+    ) -> None:
+        channel, state, pool = self._channel, self._state, self._pool
         state.lent.pop(channel, None)
+        if kind is not None and not issubclass(kind, DStashError):
+            channel.close()  # interrupted in the middle of a message
+            return
         state.idle.append(channel)
-        if self.is_closed:  # ``close`` may have missed this channel
+        if pool.is_closed:  # ``close`` may have missed this channel
             state.close_idle()
+            if kind is not None:
+                raise ClosedError("the client was closed") from None
