@@ -74,7 +74,7 @@ class Attempt:
 
     @property
     def has_heard_quorum(self) -> bool:
-        """Whether a quorum has answered, in whatever way."""
+        """Whether a quorum has answered, also with refusals."""
         return self.voters.is_quorum(self.votes.keys())
 
     @property

@@ -163,7 +163,7 @@ class Proposer:
             planned = planned._replace(ballot=planned.ballot.after(1))
         attempt = self._attempt(Phase.ACCEPT, planned.ballot.round, time)
         attempt.plan, attempt.record = planned, planned.record(self.key)
-        tenure.ballot = planned.ballot  # a step is never reused, whatever becomes of it
+        tenure.ballot = planned.ballot  # a step is never reused, also if it is lost
         for item in planned.planned:
             item.pending.emitted = item.pending.emitted or item.changes
         return attempt
