@@ -9,9 +9,13 @@ if TYPE_CHECKING:
     from dstash.client.blocking import Client
     from dstash.client.indexes.async_index import AsyncIndex
     from dstash.client.indexes.index import Index
-    from dstash.client.results import BatchResult
+    from dstash.client.registers.async_locks import AsyncLock, AsyncSemaphore
+    from dstash.client.registers.limiters import AsyncLimiter, Limiter
+    from dstash.client.registers.locks import Lock, Semaphore
+    from dstash.client.results import BatchResult, ChangeResult, Entry
     from dstash.config.client import Security
     from dstash.errors import (
+        AnswerLost,
         BatchError,
         BelowFloor,
         Busy,
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
         Forgotten,
         Forming,
         LimitError,
+        LockLost,
         MembershipError,
         MembershipUnreachable,
         Misrouted,
@@ -55,13 +60,18 @@ if TYPE_CHECKING:
     from dstash.wire.values import Undecodable
 
 __all__ = [
+    "AnswerLost",
     "AsyncClient",
     "AsyncIndex",
+    "AsyncLimiter",
+    "AsyncLock",
+    "AsyncSemaphore",
     "BatchError",
     "BatchResult",
     "BelowFloor",
     "Busy",
     "ChangeConflict",
+    "ChangeResult",
     "Client",
     "ClockSkew",
     "ClosedError",
@@ -73,12 +83,16 @@ __all__ = [
     "DeadlinePassed",
     "DiskFull",
     "Durability",
+    "Entry",
     "ForeignStore",
     "Forgotten",
     "Forming",
     "Index",
     "Level",
     "LimitError",
+    "Limiter",
+    "Lock",
+    "LockLost",
     "MembershipError",
     "MembershipUnreachable",
     "Misrouted",
@@ -90,6 +104,7 @@ __all__ = [
     "ProtocolError",
     "Refused",
     "Security",
+    "Semaphore",
     "StaleEpoch",
     "StoreError",
     "StoreFailed",
@@ -110,13 +125,21 @@ __all__ = [
 _HOMES = {
     "AsyncClient": "client.asyncio",
     "AsyncIndex": "client.indexes.async_index",
+    "AsyncLimiter": "client.registers.limiters",
+    "AsyncLock": "client.registers.async_locks",
+    "AsyncSemaphore": "client.registers.async_locks",
     "BatchResult": "client.results",
+    "ChangeResult": "client.results",
     "Client": "client.blocking",
     "Durability": "types",
+    "Entry": "client.results",
     "Index": "client.indexes.index",
     "Level": "types",
+    "Limiter": "client.registers.limiters",
+    "Lock": "client.registers.locks",
     "Outcome": "types",
     "Security": "config.client",
+    "Semaphore": "client.registers.locks",
     "Undecodable": "wire.values",
     "__version__": "about",
 }

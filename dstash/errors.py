@@ -31,6 +31,8 @@
     ├── TimedOut                  no answer in time; a write may or may not be stored
     ├── BatchError                part of a batch failed; carries the outcome per key
     ├── UndecodableValue          this client cannot decode a stored value
+    ├── LockLost                  a lock is not held any more
+    ├── AnswerLost                a change was applied, but its answer is not known
     ├── ClosedError               the client is closed
     ├── StoreError                a data directory cannot be used
     │   ├── StoreInUse, ForeignStore, CorruptStore
@@ -213,6 +215,7 @@ class Conflict(DStashError):
     """A register has another version than was expected; ``details['version']`` is the present."""
 
     code = 34
+    exit_code = 4
 
 
 class Forgotten(DStashError):
@@ -293,6 +296,19 @@ class UndecodableValue(DStashError):
         super().__init__(message)
         self.undecodable: dict[Any, Any] = dict(undecodable or {})
         self.found: dict[Any, Any] = dict(found or {})
+
+
+class LockLost(DStashError):
+    """A lock is not held any more: it expired, was taken away, or could not be renewed."""
+
+    code = 46
+    exit_code = 4
+
+
+class AnswerLost(DStashError):
+    """A change was applied, but its answer (the value before) was lost; ``details['version']``."""
+
+    code = 47
 
 
 class StoreError(DStashError):

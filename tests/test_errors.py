@@ -40,6 +40,8 @@ CODES = {
     43: "BatchError",
     44: "ClosedError",
     45: "UndecodableValue",
+    46: "LockLost",
+    47: "AnswerLost",
     50: "StoreError",
     51: "StoreInUse",
     52: "ForeignStore",

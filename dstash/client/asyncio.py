@@ -17,8 +17,10 @@ from dstash.client.entries import check_keys, key_rounds, pair_rounds
 from dstash.client.indexes.async_index import AsyncIndex
 from dstash.client.operations.base import Operation
 from dstash.client.operations.indexes import IndexSize
+from dstash.client.operations.registers.names import has_registers
 from dstash.client.operations.walks import Walk
 from dstash.client.refusals import nothing_written
+from dstash.client.registers.asyncio import AsyncRegisterMethods
 from dstash.client.results import BatchResult
 from dstash.client.session import Session
 from dstash.client.transport.dispatch import Dispatch
@@ -37,7 +39,7 @@ T = TypeVar("T")
 _BATCH_KEYS = 25_000
 
 
-class AsyncClient(BaseClient):
+class AsyncClient(AsyncRegisterMethods, BaseClient):
     """A client of a dstash cluster for the tasks of one event loop.
 
     Calls for one key (``lookup``, ``exists``, ``put``, ``delete``) that are made in the same
@@ -102,12 +104,18 @@ class AsyncClient(BaseClient):
         *,
         timeout: float | None = None,
         write: AnyLevel | None = None,
+        fence: int | None = None,
     ) -> None:
         """Store a value; arguments and errors as in ``Client.put``.
 
         Of several puts of one key in the same iteration of the loop, the last put wins.
         """
         with self._tracing.call("put", index):
+            if has_registers(index) or fence is not None:
+                put = self._calls.put(index, [(key, value)], ttl, timeout, write, fence)
+                stored: BatchResult = await self._run(put)
+                stored.raise_first()
+                return
             check_ttl(ttl)  # here, because 1 and True are equal arguments
             encoded = encode_key(key)
             item = (key, encoded, self.types.encode_entries([key], [value])[0])
@@ -142,9 +150,16 @@ class AsyncClient(BaseClient):
         *,
         timeout: float | None = None,
         write: AnyLevel | None = None,
+        version: int | None = None,
+        fence: int | None = None,
     ) -> bool:
-        """Delete a key; return whether it existed."""
+        """Delete a key; return whether it existed; arguments as in ``Client.delete``."""
         with self._tracing.call("delete", index):
+            if has_registers(index) or version is not None or fence is not None:
+                delete = self._calls.delete(index, [key], timeout, write, version, fence)
+                result: BatchResult = await self._run(delete)
+                result.raise_first()
+                return bool(result.deleted)
             item = (key, encode_key(key), b"")
             group = self._dispatch.batch().delete(index, item, timeout, write)
             self._tracing.join(group)
@@ -189,6 +204,8 @@ class AsyncClient(BaseClient):
         *,
         timeout: float | None = None,
         write: AnyLevel | None = None,
+        version: int | None = None,
+        fence: int | None = None,
     ) -> bool:
         """Set the time to live of a key (None: for ever); return whether the key exists.
 
@@ -196,6 +213,8 @@ class AsyncClient(BaseClient):
             BelowFloor, Unavailable, TimedOut: as ``Client.touch``.
         """
         with self._tracing.call("touch", index):
+            if has_registers(index) or version is not None or fence is not None:
+                return await self._touch_register(index, key, ttl, version, fence, timeout)
             check_ttl(ttl)
             with nothing_written():
                 record = await self._record(index, key, timeout, None)

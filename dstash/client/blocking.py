@@ -16,8 +16,10 @@ from dstash.client.entries import check_keys, key_rounds, pair_rounds
 from dstash.client.indexes.index import Index
 from dstash.client.operations.base import Call
 from dstash.client.operations.indexes import IndexSize
+from dstash.client.operations.registers.names import has_registers
 from dstash.client.operations.walks import Walk
 from dstash.client.refusals import nothing_written
+from dstash.client.registers.blocking import RegisterMethods
 from dstash.client.results import BatchResult
 from dstash.client.session import KEYS_PER_BATCH, Session
 from dstash.client.transport.pool import ChannelPool
@@ -32,7 +34,7 @@ from dstash.wire.messages import Count, Scan, ScanKeys
 T = TypeVar("T")
 
 
-class Client(BaseClient):
+class Client(RegisterMethods, BaseClient):
     """A client of a dstash cluster. Thread-safe; usable after a fork.
 
     A client that is garbage-collected without ``close`` closes its connections, with a
@@ -108,6 +110,7 @@ class Client(BaseClient):
         *,
         timeout: float | None = None,
         write: AnyLevel | None = None,
+        fence: int | None = None,
     ) -> None:
         """Store a value. When it returns, as many replicas as ``write`` requires have stored it.
 
@@ -118,7 +121,8 @@ class Client(BaseClient):
                 docs/values.md lists them.
             ttl: seconds until the key expires, or a timedelta; None for never.
             timeout: seconds for the whole call, retries included.
-            write: ``one``, ``quorum`` or ``all``.
+            write: ``one``, ``quorum`` or ``all``; an index that begins with ``@`` uses a quorum.
+            fence: token of a lock, as in ``add``; only in an index that begins with ``@``.
 
         Raises:
             LimitError, UnsupportedType: the arguments are not allowed; no request was sent.
@@ -126,7 +130,8 @@ class Client(BaseClient):
             TimedOut: the value may or may not be stored; the text says why.
         """
         with self._tracing.call("put", index):
-            self._run(self._calls.put(index, [(key, value)], ttl, timeout, write)).raise_first()
+            put = self._calls.put(index, [(key, value)], ttl, timeout, write, fence)
+            self._run(put).raise_first()
 
     def lookup(
         self,
@@ -153,10 +158,16 @@ class Client(BaseClient):
         *,
         timeout: float | None = None,
         write: AnyLevel | None = None,
+        version: int | None = None,
+        fence: int | None = None,
     ) -> bool:
-        """Delete a key; return whether it existed. Errors as in ``put``."""
+        """Delete a key; return whether it existed. Errors as in ``put``.
+
+        In an index that begins with ``@``, ``version`` and ``fence`` are as in ``compare_and_set``.
+        """
         with self._tracing.call("delete", index):
-            result = self._run(self._calls.delete(index, [key], timeout, write))
+            delete = self._calls.delete(index, [key], timeout, write, version, fence)
+            result = self._run(delete)
             result.raise_first()
             return bool(result.deleted)
 
@@ -197,10 +208,13 @@ class Client(BaseClient):
         *,
         timeout: float | None = None,
         write: AnyLevel | None = None,
+        version: int | None = None,
+        fence: int | None = None,
     ) -> bool:
         """Set the time to live of a key (None: for ever); return whether the key exists.
 
-        The value stays the same. A concurrent put of the key always wins.
+        The value stays the same. A concurrent put of the key always wins. In an index that begins
+        with ``@``, ``version`` and ``fence`` are as in ``compare_and_set``.
 
         Raises:
             BelowFloor: the call took so long that a delete in the meantime may have been missed.
@@ -208,6 +222,8 @@ class Client(BaseClient):
             TimedOut: the new time to live may or may not be stored.
         """
         with self._tracing.call("touch", index):
+            if has_registers(index) or version is not None or fence is not None:
+                return self._touch_register(index, key, ttl, version, fence, timeout)
             check_ttl(ttl)
             with nothing_written():
                 record = self._record(index, key, timeout, None)

@@ -13,13 +13,20 @@ from typing import Any, TypeVar
 from dstash.client.discovery import find_seeds
 from dstash.client.entries import entries_by_key
 from dstash.client.operations.admin import AdminOperation
+from dstash.client.operations.batching import Item
 from dstash.client.operations.drafts import Query
 from dstash.client.operations.indexes import DropOperation, IndexesOperation
 from dstash.client.operations.reads import ExistsOperation, LookupOperation, RecordOperation
+from dstash.client.operations.registers.arguments import check_fence, check_version, new_ttl
+from dstash.client.operations.registers.changes import ChangeOperation
+from dstash.client.operations.registers.names import check_name, check_registers
+from dstash.client.operations.registers.request_ids import RequestIds
+from dstash.client.operations.registers.wanted import Wanted
 from dstash.client.operations.scans import DiscoverOperation, RepairOperation, StatusOperation
 from dstash.client.operations.short.lookup import ShortLookup
 from dstash.client.operations.walks import Request, Walk, walk_for
 from dstash.client.operations.writes import ApplyOperation, DeleteOperation, PutOperation
+from dstash.client.results import ChangeResult, Entry, undecodable_error
 from dstash.client.session import Session
 from dstash.cluster.topology.view import View
 from dstash.config.client import ClientSettings
@@ -27,10 +34,12 @@ from dstash.errors import LimitError, NoPeers
 from dstash.limits import MAX_TTL_SECONDS, Ttl, check_index, check_ttl
 from dstash.store.record import Record, build_record
 from dstash.types import NEVER, Level, OnError
-from dstash.version import with_touch
+from dstash.version import with_touch, write_stamp
+from dstash.wire import codec
 from dstash.wire.keys import Key, encode_key, encode_keys, encode_prefix
 from dstash.wire.messages import AdminRequest
-from dstash.wire.values import TypeRegistry
+from dstash.wire.registers import ANY, ChangeKind
+from dstash.wire.values import TypeRegistry, Undecodable
 
 
 def steady_wall() -> Callable[[], int]:
@@ -49,6 +58,12 @@ class Calls:
         self._settings = settings
         self._session = session
         self._types = types
+        self._ids = RequestIds(session)
+
+    @property
+    def session(self) -> Session:
+        """The state that the calls of the client share."""
+        return self._session
 
     def deadline(self, timeout: float | None) -> int:
         """Return the deadline of a call that starts now, in milliseconds of the session's clock.
@@ -101,34 +116,77 @@ class Calls:
         ttl: Ttl | None,
         timeout: float | None,
         write: str | Level | None,
-    ) -> PutOperation:
+        fence: int | None = None,
+    ) -> PutOperation | ChangeOperation:
         """Return the operation that stores values; if a key occurs twice, the last value counts."""
-        check_index(index)
+        has_registers = check_name(index)
         milliseconds = check_ttl(ttl)
+        level = self.write_level(write)
         entries = entries_by_key(pairs)
-        keys = list(entries)
-        encoded = encode_keys(keys)
-        payloads = self._types.encode_entries(keys, list(entries.values()))
-        items = list(zip(keys, encoded, payloads, strict=True))
+        if has_registers or fence is not None:
+            wanted = Wanted(ChangeKind.PUT, new_ttl(ttl), check_fence(fence))
+            return self.change("fence", index, list(entries.items()), wanted, timeout)
+        items = self._items(list(entries.items()))
         return PutOperation(
             self._session,
             self.deadline(timeout),
             index,
-            self.write_level(write),
+            level,
             items,
             milliseconds,
         )
 
+    def change(
+        self,
+        what: str,
+        index: str,
+        pairs: Sequence[tuple[Key, Any]],
+        wanted: Wanted,
+        timeout: float | None,
+    ) -> ChangeOperation:
+        """Return the operation that changes registers.
+
+        Args:
+            what: the operation, as users know it.
+            index: of the registers.
+            pairs: distinct keys, with the values to store.
+            wanted: what to do.
+            timeout: seconds for the whole call.
+
+        Raises:
+            UsageError: the index has no registers.
+        """
+        check_registers(index, what)
+        items = self._items(pairs)
+        deadline, decode = self.deadline(timeout), self._types.decode_values
+        return ChangeOperation(self._session, deadline, index, items, wanted, self._ids, decode)
+
+    def _items(self, pairs: Sequence[tuple[Key, Any]]) -> list[Item]:
+        keys = [key for key, _ in pairs]
+        encoded = encode_keys(keys)
+        payloads = self._types.encode_entries(keys, [value for _, value in pairs])
+        return list(zip(keys, encoded, payloads, strict=True))
+
     def delete(
-        self, index: str, keys: Sequence[Key], timeout: float | None, write: str | Level | None
-    ) -> DeleteOperation:
+        self,
+        index: str,
+        keys: Sequence[Key],
+        timeout: float | None,
+        write: str | Level | None,
+        version: int | None = None,
+        fence: int | None = None,
+    ) -> DeleteOperation | ChangeOperation:
         """Return the operation that deletes keys."""
-        check_index(index)
+        has_registers = check_name(index)
+        level = self.write_level(write)
+        if has_registers or version is not None or fence is not None:
+            expected = ANY if version is None else check_version(version)
+            wanted = Wanted(ChangeKind.DELETE, fence=check_fence(fence), expected=expected)
+            what = "delete with a version" if fence is None else "fence"
+            return self.change(what, index, [(key, None) for key in keys], wanted, timeout)
         coded = zip(keys, encode_keys(keys), strict=True)
         items = [(key, encoded, b"") for key, encoded in coded]
-        return DeleteOperation(
-            self._session, self.deadline(timeout), index, self.write_level(write), items
-        )
+        return DeleteOperation(self._session, self.deadline(timeout), index, level, items)
 
     def touch(
         self,
@@ -169,16 +227,18 @@ class Calls:
 
     def short_lookup(
         self, index: str, key: Key, timeout: float | None, read: str | Level | None
-    ) -> ShortLookup:
+    ) -> ShortLookup | LookupOperation:
         """Return the call that looks a key up."""
-        check_index(index)
+        level = self.read_level(read)
+        if check_name(index) and level is not Level.ONE:
+            return self.lookup(index, [key], timeout, level)
         return ShortLookup(
             self._session,
             self.deadline(timeout),
             index,
             key,
             encode_key(key),
-            self.read_level(read),
+            level,
             self._types.decode_values,
         )
 
@@ -193,6 +253,32 @@ class Calls:
     ) -> RecordOperation:
         """Return the operation that fetches whole records."""
         return self._read(RecordOperation, index, keys, timeout, read)
+
+    def entries(self, index: str, keys: Sequence[Key], timeout: float | None) -> RecordOperation:
+        """Return the operation that reads registers, linearizably."""
+        check_registers(index, "lookup_entry")
+        return self.records(index, keys, timeout, Level.QUORUM)
+
+    def entry_of(self, key: Key, record: Record | None) -> Entry | None:
+        """Return what a register holds; None if it does not exist.
+
+        Raises:
+            UndecodableValue: the value cannot be decoded.
+        """
+        if record is None:
+            return None
+        [value] = self._types.decode_values(codec.join_payloads([record.payload]), [key], {})
+        return Entry(
+            _decoded(key, value), write_stamp(record.version), self.seconds_left(key, record)
+        )
+
+    def value_of(self, key: Key, result: ChangeResult, default: Any) -> Any:
+        """Return the value that a key had before it was changed, or ``default``.
+
+        Raises:
+            UndecodableValue: the value cannot be decoded.
+        """
+        return _decoded(key, result.values[key]) if key in result.values else default
 
     def seconds_left(self, key: Key, record: Record | None) -> float | None:
         """Return the time to live that a record has left, in seconds; None if it never expires.
@@ -236,8 +322,10 @@ class Calls:
         on_error: str | OnError = OnError.RAISE,
     ) -> Walk[Any]:
         """Return the scan of an index that requests its pages with ``request``."""
-        check_index(index)
+        has_registers = check_name(index)
         level, mode = self.read_level(read), OnError.parse(on_error)
+        if has_registers:  # replicas of registers are compared by their homes only
+            level = Level.ONE
         query = Query(index, encode_prefix(prefix), level, self._types.decode_values, mode)
         return walk_for(request, query)
 
@@ -250,7 +338,7 @@ class Calls:
         read: str | Level | None,
         on_error: OnError = OnError.RAISE,
     ) -> _Read:
-        check_index(index)
+        check_name(index)
         # The rest of a larger batch is checked part by part, as it is sent.
         encoded = encode_keys(keys[: self._session.keys_per_read])
         return kind(
@@ -263,3 +351,9 @@ class Calls:
             encoded,
             on_error,
         )
+
+
+def _decoded(key: Key, value: Any) -> Any:
+    if isinstance(value, Undecodable):
+        raise undecodable_error({key: value}, {})
+    return value

@@ -1,4 +1,4 @@
-"""The result of a batch write: the outcome of each key."""
+"""The results of batch writes, with the outcome of each key, and of reads of registers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from dstash.errors import BatchError, DStashError, UndecodableValue
+from dstash.errors import AnswerLost, BatchError, DStashError, UndecodableValue
 from dstash.types import OnError, Outcome
 from dstash.wire.keys import Key, show_key
 from dstash.wire.values import Undecodable
@@ -97,6 +97,55 @@ class BatchResult:
         ]
         more = "; ..." if len(parts) > _MAX_SHOWN_ERRORS else ""
         return f"{failed} of {self.stored + failed} keys not written: {'; '.join(texts)}{more}"
+
+
+class Entry(NamedTuple):
+    """A register as it was read.
+
+    Attributes:
+        value: of the register.
+        version: a number that grows with each change of the value, also across deletes; it is a
+            condition for later changes, and a fencing token.
+        ttl: seconds until it expires; None for never.
+    """
+
+    value: Any
+    version: int
+    ttl: float | None
+
+
+@dataclass(slots=True)
+class ChangeResult(BatchResult):
+    """The outcome of a batch of changes to registers; true if no key failed.
+
+    ``versions`` has the version of each key that was changed, and ``values`` the sum of each key
+    that was incremented. ``unchanged`` has the present version (0: it does not exist) of each key
+    that needed no change: for ``batch_add`` those that existed, for ``batch_delete`` those that did
+    not. Every other key is in ``outcomes``, with its reason in ``errors``: a ``Conflict`` if it had
+    another version than the expected, or if an increment would leave its bounds.
+    """
+
+    versions: dict[Key, int] = field(default_factory=dict)
+    unchanged: dict[Key, int] = field(default_factory=dict)
+    values: dict[Key, Any] = field(default_factory=dict)
+
+    def add(self, part: BatchResult) -> None:
+        """Add the outcomes of a part of the batch."""
+        BatchResult.add(self, part)
+        if isinstance(part, ChangeResult):
+            self.versions.update(part.versions)
+            self.unchanged.update(part.unchanged)
+            self.values.update(part.values)
+
+    def version_of(self, key: Key) -> int | None:
+        """Return the version of a key after the call; None if it is not known."""
+        return self.versions.get(key, self.unchanged.get(key))
+
+
+def answer_lost_error(key: Key, version: int) -> AnswerLost:
+    """Return the error for a change that was applied without an answer."""
+    text = f"the value of key {show_key(key)} was changed, but the value before it is lost"
+    return AnswerLost(f"{text}: no answer came to the first request", version=version)
 
 
 def undecodable_error(

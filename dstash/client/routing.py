@@ -76,6 +76,21 @@ def _least(view: View, level: Level, replicas: Peers) -> int:
     return max(1, level.needed(len(replicas)))
 
 
+def home_table(view: View, suspect: Collection[str]) -> list[Peers]:
+    """Return the replicas of each partition in the order in which they are asked for registers.
+
+    The first is the home of its registers: the first replica in rank order, so that all clients ask
+    the same peer. Suspect members, members without their lock, and members that have lost their
+    data come last.
+    """
+    members, alive = view.members, view.alive
+
+    def reluctance(peer: str) -> tuple[bool, ...]:
+        return not members[peer].synced, peer in suspect, peer not in alive
+
+    return _per_set(view.readers, lambda replicas: tuple(sorted(replicas, key=reluctance)))
+
+
 def all_table(view: View) -> list[Peers]:
     """Return all replicas of each partition that have their data."""
     synced = {peer for peer, member in view.members.items() if member.synced}

@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from dstash.client.outstanding import Missed, OutstandingWrites
-from dstash.client.routing import Peers, WriteSet, all_table, read_table, write_table
+from dstash.client.routing import (
+    Peers,
+    WriteSet,
+    all_table,
+    home_table,
+    read_table,
+    write_table,
+)
 from dstash.client.sightings import Sightings
 from dstash.cluster.topology.topology import Topology, TransportSecurity
 from dstash.cluster.topology.view import View
@@ -121,8 +128,8 @@ class Session:
         self.batch_keys = batch_keys
         # A look-up gains less from neighbouring keys than a write, and more from an early start.
         self.keys_per_read = max(1, batch_keys // 2)
-        self._random_bytes = random_bytes
-        self._process = process
+        self.random_bytes = random_bytes
+        self.process = process
         self.view: View | None = None
         self.value_bytes = 100.0  # running mean, to bound the size of answers
         self._offsets: dict[str, int] = {}
@@ -140,6 +147,7 @@ class Session:
         self._identity = self._new_identity()
         self._correlations = itertools.count(1)
         self._read_tables: dict[Level, _ReadTable] = {}
+        self._home_table: _ReadTable | None = None
         self._write_table: tuple[View, list[WriteSet]] | None = None
 
     # -- time
@@ -180,7 +188,7 @@ class Session:
 
         It has its own writer id, because the clock of this client may reach the same stamp later.
         """
-        return pack(stamp + 1, self._random_bytes(WRITER_BYTES))
+        return pack(stamp + 1, self.random_bytes(WRITER_BYTES))
 
     def observe(self, stamp: Stamp) -> None:
         """Move the clock past a stamp that superseded ours, unless peers would reject it then."""
@@ -196,19 +204,22 @@ class Session:
         while True:
             identity = self._identity
             is_ahead = self.is_from_the_future(identity.clock.last)
-            if identity.process == self._process() and not is_ahead:
+            if identity.process == self.process() and not is_ahead:
                 return identity
             fresh = self._new_identity(0 if is_ahead else identity.clock.last)
             self._identity = identity.successor.setdefault(None, fresh)
 
     def _new_identity(self, floor: Stamp = 0) -> Identity:
-        writer = self._random_bytes(WRITER_BYTES)
-        return Identity(self._process(), writer, Clock(self.cluster_time, floor), {})
+        writer = self.random_bytes(WRITER_BYTES)
+        return Identity(self.process(), writer, Clock(self.cluster_time, floor), {})
 
     def jittered(self, pause: int) -> int:
         """Return a pause extended by a random part, up to a half of it."""
-        chance = int.from_bytes(self._random_bytes(2), "big") / 65_536
-        return pause + round(pause * chance / 2)
+        return pause + round(pause * self.random_share() / 2)
+
+    def random_share(self) -> float:
+        """Return a random number from 0 up to, but not including, 1."""
+        return int.from_bytes(self.random_bytes(2), "big") / 65_536
 
     # -- peers
 
@@ -422,6 +433,15 @@ class Session:
     def learn_size(self, mean: float) -> None:
         """Take the mean size (bytes) of the values in an answer."""
         self.value_bytes += (mean - self.value_bytes) / 8
+
+    def homes(self) -> list[Peers]:
+        """Return the peers to ask for registers, by partition: the home first, then the others."""
+        view, suspect = self.known_view(), frozenset(self._suspects)
+        kept = self._home_table
+        if kept is None or kept.view is not view or kept.suspect != suspect:
+            table = home_table(view, suspect)
+            kept = self._home_table = _ReadTable(view, suspect, frozenset(), table)
+        return kept.targets
 
     def all_targets(self) -> list[Peers]:
         """Return all peers that can be read from, by partition."""

@@ -9,16 +9,27 @@ import griffe
 
 _RESULTS: Final = (
     "client.results.BatchResult",
+    "client.results.ChangeResult",
+    "client.results.Entry",
     "wire.values.Undecodable",
     "types.Level",
     "types.OnError",
     "outcome.Outcome",
+)
+_LOCKS: Final = (
+    "client.registers.locks.Lock",
+    "client.registers.locks.Semaphore",
+    "client.registers.limiters.Limiter",
+    "client.registers.async_locks.AsyncLock",
+    "client.registers.async_locks.AsyncSemaphore",
+    "client.registers.limiters.AsyncLimiter",
 )
 #: The documented names, in this order, by the module that defines them.
 _PUBLIC: Final = (
     ("Clients", ("client.blocking.Client", "client.asyncio.AsyncClient")),
     ("Administration", ("client.admin.Admin", "client.admin.AsyncAdmin")),
     ("One index", ("client.indexes.index.Index", "client.indexes.async_index.AsyncIndex")),
+    ("Locks and limits", _LOCKS),
     ("Results and words", _RESULTS),
     ("Types of your own", ("wire.values.TypeRegistry",)),
 )

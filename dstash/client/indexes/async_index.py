@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final, Unpack
 
+from dstash.client.indexes.async_registers import AsyncRegisterIndex
 from dstash.client.indexes.calls import (
+    GONE,
     MISSING,
     AsyncIndexCalls,
     BatchOptions,
+    ChangeOptions,
+    PutOptions,
     ReadOptions,
     ValuesOptions,
-    WriteOptions,
     clearing_level,
     pairs_of,
 )
+from dstash.client.operations.registers.names import has_registers
 from dstash.client.results import BatchResult
 from dstash.limits import Ttl
 from dstash.wire.keys import Entries, Key
@@ -23,7 +27,7 @@ from dstash.wire.keys import Entries, Key
 _CLEARED_TOGETHER: Final = 25_000
 
 
-class AsyncIndex:
+class AsyncIndex(AsyncRegisterIndex):
     """The methods of ``Index``, with ``await`` and ``async for``; itself, it yields its keys.
 
     It is not a ``MutableMapping``, because ``users[key]`` and ``len(users)`` cannot be awaited: use
@@ -48,6 +52,12 @@ class AsyncIndex:
 
     async def setdefault(self, key: Key, default: Any = None) -> Any:
         """Return a value; if the key does not exist, put ``default`` and return it."""
+        while has_registers(self.name):
+            if await self._client.add(self.name, key, default):
+                return default
+            entry = await self._client.lookup_entry(self.name, key)
+            if entry is not None:  # it may have been deleted after ``add``
+                return entry.value
         value = await self._client.lookup(self.name, key, MISSING)
         if value is not MISSING:
             return value
@@ -60,6 +70,9 @@ class AsyncIndex:
         Raises:
             KeyError: the key does not exist, and there is no ``default``.
         """
+        if has_registers(self.name):
+            rest = () if default is MISSING else (default,)
+            return await self._client.pop(self.name, key, *rest)
         value = await self._client.lookup(self.name, key, MISSING)
         if value is not MISSING and await self._client.delete(self.name, key):
             return value
@@ -74,8 +87,8 @@ class AsyncIndex:
             KeyError: the index is empty.
         """
         async for key in self:
-            value = await self.pop(key, MISSING)
-            if value is not MISSING:  # it may have expired since the page was read
+            value = await self.pop(key, GONE)
+            if value is not GONE:  # it may have expired since the page was read
                 return key, value
         raise KeyError(f"popitem: index {self.name!r} is empty")
 
@@ -127,7 +140,7 @@ class AsyncIndex:
     # -- the methods of the client
 
     async def put(
-        self, key: Key, value: Any, ttl: Ttl | None = None, **options: Unpack[WriteOptions]
+        self, key: Key, value: Any, ttl: Ttl | None = None, **options: Unpack[PutOptions]
     ) -> None:
         """Store a value; options as in ``AsyncClient.put``."""
         await self._client.put(self.name, key, value, ttl, **options)
@@ -136,7 +149,7 @@ class AsyncIndex:
         """Return a value, or ``default``."""
         return await self._client.lookup(self.name, key, default, **options)
 
-    async def delete(self, key: Key, **options: Unpack[WriteOptions]) -> bool:
+    async def delete(self, key: Key, **options: Unpack[ChangeOptions]) -> bool:
         """Delete a key; return whether it existed."""
         return await self._client.delete(self.name, key, **options)
 
@@ -148,7 +161,7 @@ class AsyncIndex:
         """Return the seconds until a key expires; see ``AsyncClient.ttl``."""
         return await self._client.ttl(self.name, key, **options)
 
-    async def touch(self, key: Key, ttl: Ttl | None, **options: Unpack[WriteOptions]) -> bool:
+    async def touch(self, key: Key, ttl: Ttl | None, **options: Unpack[ChangeOptions]) -> bool:
         """Set the time to live of a key; return whether the key exists."""
         return await self._client.touch(self.name, key, ttl, **options)
 

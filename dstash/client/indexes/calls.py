@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, Final, Protocol, TypedDict
 
-from dstash.client.results import BatchResult
+from dstash.client.results import BatchResult, Entry
 from dstash.config import ClientSettings
 from dstash.limits import Ttl
 from dstash.types import AnyLevel, AnyOnError, Level
@@ -14,6 +14,8 @@ from dstash.wire.keys import Entries, Key
 
 #: A default that was not given, or a value that does not exist.
 MISSING: Final = object()
+#: The default of a ``pop`` for a key that may be gone.
+GONE: Final = object()
 
 
 class ReadOptions(TypedDict, total=False):
@@ -34,6 +36,34 @@ class WriteOptions(TypedDict, total=False):
 
     timeout: float | None
     write: AnyLevel | None
+
+
+class PutOptions(WriteOptions, total=False):
+    """Options of a put, as in ``Client.put``."""
+
+    fence: int | None
+
+
+class ChangeOptions(PutOptions, total=False):
+    """Options of a delete or touch, as in ``Client.delete``."""
+
+    version: int | None
+
+
+class RegisterOptions(TypedDict, total=False):
+    """Options of a change of a register, as in ``Client.add``."""
+
+    timeout: float | None
+    fence: int | None
+
+
+class CounterOptions(RegisterOptions, total=False):
+    """Options of an increment, as in ``Client.increment``."""
+
+    initial: int
+    at_least: int | None
+    at_most: int | None
+    ttl: Ttl | None
 
 
 class BatchOptions(WriteOptions, total=False):
@@ -65,6 +95,17 @@ class IndexCalls(Protocol):
     def items(self, index: str, *args: Any, **options: Any) -> Iterator[tuple[Key, Any]]: ...
     def keys(self, index: str, *args: Any, **options: Any) -> Iterator[Key]: ...
     def count(self, index: str, *args: Any, **options: Any) -> int: ...
+    def add(self, index: str, key: Key, value: Any, *args: Any, **options: Any) -> bool: ...
+    def compare_and_set(
+        self, index: str, key: Key, value: Any, version: int, *args: Any, **options: Any
+    ) -> int: ...
+    def get_and_set(self, index: str, key: Key, value: Any, *args: Any, **options: Any) -> Any: ...
+    def pop(self, index: str, key: Key, *args: Any, **options: Any) -> Any: ...
+    def increment(self, index: str, key: Key, *args: Any, **options: Any) -> int: ...
+    def decrement(self, index: str, key: Key, *args: Any, **options: Any) -> int: ...
+    def lookup_entry(
+        self, index: str, key: Key, *, timeout: float | None = None
+    ) -> Entry | None: ...
     def drop(self, index: str, *args: Any, **options: Any) -> None: ...
 
 
@@ -93,6 +134,19 @@ class AsyncIndexCalls(Protocol):
     def items(self, index: str, *args: Any, **options: Any) -> AsyncIterator[tuple[Key, Any]]: ...
     def keys(self, index: str, *args: Any, **options: Any) -> AsyncIterator[Key]: ...
     async def count(self, index: str, *args: Any, **options: Any) -> int: ...
+    async def add(self, index: str, key: Key, value: Any, *args: Any, **options: Any) -> bool: ...
+    async def compare_and_set(
+        self, index: str, key: Key, value: Any, version: int, *args: Any, **options: Any
+    ) -> int: ...
+    async def get_and_set(
+        self, index: str, key: Key, value: Any, *args: Any, **options: Any
+    ) -> Any: ...
+    async def pop(self, index: str, key: Key, *args: Any, **options: Any) -> Any: ...
+    async def increment(self, index: str, key: Key, *args: Any, **options: Any) -> int: ...
+    async def decrement(self, index: str, key: Key, *args: Any, **options: Any) -> int: ...
+    async def lookup_entry(
+        self, index: str, key: Key, *, timeout: float | None = None
+    ) -> Entry | None: ...
     async def drop(self, index: str, *args: Any, **options: Any) -> None: ...
 
 

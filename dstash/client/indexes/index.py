@@ -6,30 +6,35 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Unpack
 
 from dstash.client.indexes.calls import (
+    GONE,
     MISSING,
     BatchOptions,
+    ChangeOptions,
     IndexCalls,
+    PutOptions,
     ReadOptions,
     ValuesOptions,
-    WriteOptions,
     clearing_level,
     pairs_of,
 )
+from dstash.client.indexes.registers import RegisterIndex
 from dstash.client.indexes.views import IndexItems, IndexKeys, IndexValues, is_key
+from dstash.client.operations.registers.names import has_registers
 from dstash.client.results import BatchResult
 from dstash.limits import Ttl
 from dstash.wire.keys import Entries, Key
 
 
-class Index(MutableMapping[Key, Any]):
+class Index(RegisterIndex, MutableMapping[Key, Any]):
     """One index as a ``MutableMapping``, plus the client's methods without the index name.
 
     What is iterated is read page by page with its values, and what is written together is sent as a
     batch, so ``items``, ``values``, ``update`` and ``clear`` take any number of keys. Nothing is
-    atomic: another client may change a key between the two steps of ``pop`` or ``setdefault``.
-    ``len`` counts the keys on the peers; ``if index`` reads one page. At the default levels, they
-    and every iteration include what this client has written before. (``dict(index)`` makes a call
-    for each key, because Python asks for one value at a time: use ``dict(index.items())``.)
+    atomic: another client may change a key between the two steps of ``pop`` or ``setdefault``,
+    unless the name of the index begins with ``@``. ``len`` counts the keys on the peers; ``if
+    index`` reads one page. At the default levels, they and every iteration include what this client
+    has written before. (``dict(index)`` makes a call for each key, because Python asks for one
+    value at a time: use ``dict(index.items())``.)
     """
 
     def __init__(self, client: IndexCalls, name: str) -> None:
@@ -79,6 +84,12 @@ class Index(MutableMapping[Key, Any]):
 
     def setdefault(self, key: Key, default: Any = None) -> Any:
         """Return a value; if the key does not exist, put ``default`` and return it."""
+        while has_registers(self.name):
+            if self._client.add(self.name, key, default):
+                return default
+            entry = self._client.lookup_entry(self.name, key)
+            if entry is not None:  # it may have been deleted after ``add``
+                return entry.value
         value = self._client.lookup(self.name, key, MISSING)
         if value is not MISSING:
             return value
@@ -88,7 +99,8 @@ class Index(MutableMapping[Key, Any]):
     def pop(self, key: Key, default: Any = MISSING) -> Any:
         """Delete a key and return the value that it had.
 
-        If two clients pop a key at the same time, usually one of them gets it.
+        If two clients pop a key at the same time, usually one of them gets it; in an index that
+        begins with ``@``, always one.
 
         Args:
             key: to delete.
@@ -97,6 +109,9 @@ class Index(MutableMapping[Key, Any]):
         Raises:
             KeyError: the key does not exist, and there is no ``default``.
         """
+        if has_registers(self.name):
+            rest = () if default is MISSING else (default,)
+            return self._client.pop(self.name, key, *rest)
         value = self._client.lookup(self.name, key, MISSING)
         if value is not MISSING and self._client.delete(self.name, key):
             return value
@@ -111,8 +126,8 @@ class Index(MutableMapping[Key, Any]):
             KeyError: the index is empty.
         """
         for key in self:
-            value = self.pop(key, MISSING)
-            if value is not MISSING:  # it may have expired since the page was read
+            value = self.pop(key, GONE)
+            if value is not GONE:  # it may have expired since the page was read
                 return key, value
         raise KeyError(f"popitem: index {self.name!r} is empty")
 
@@ -158,7 +173,7 @@ class Index(MutableMapping[Key, Any]):
     # -- the methods of the client
 
     def put(
-        self, key: Key, value: Any, ttl: Ttl | None = None, **options: Unpack[WriteOptions]
+        self, key: Key, value: Any, ttl: Ttl | None = None, **options: Unpack[PutOptions]
     ) -> None:
         """Store a value; options as in ``Client.put``."""
         self._client.put(self.name, key, value, ttl, **options)
@@ -167,7 +182,7 @@ class Index(MutableMapping[Key, Any]):
         """Return a value, or ``default``."""
         return self._client.lookup(self.name, key, default, **options)
 
-    def delete(self, key: Key, **options: Unpack[WriteOptions]) -> bool:
+    def delete(self, key: Key, **options: Unpack[ChangeOptions]) -> bool:
         """Delete a key; return whether it existed."""
         return self._client.delete(self.name, key, **options)
 
@@ -193,7 +208,7 @@ class Index(MutableMapping[Key, Any]):
         """Return the seconds until a key expires; see ``Client.ttl``."""
         return self._client.ttl(self.name, key, **options)
 
-    def touch(self, key: Key, ttl: Ttl | None, **options: Unpack[WriteOptions]) -> bool:
+    def touch(self, key: Key, ttl: Ttl | None, **options: Unpack[ChangeOptions]) -> bool:
         """Set the time to live of a key; return whether the key exists."""
         return self._client.touch(self.name, key, ttl, **options)
 

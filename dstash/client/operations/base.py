@@ -238,10 +238,15 @@ class Operation(Call):
     def replace_later(self, chunk: Chunk, successors: list[Chunk], now: int) -> list[Send]:
         """Replace a chunk by other chunks, and start them after a pause; see ``again_later``."""
         self.finish(chunk)
-        self._open.update(successors)
         for successor in successors:
             successor.retry_after = chunk.retry_after
-            self.again_later(successor, now)
+        return self.start_later(successors, now)
+
+    def start_later(self, chunks: list[Chunk], now: int) -> list[Send]:
+        """Start chunks after a pause; see ``again_later``."""
+        self._open.update(chunks)
+        for chunk in chunks:
+            self.again_later(chunk, now)
         return []
 
     def again_later(self, chunk: Chunk, now: int) -> None:
@@ -450,4 +455,4 @@ def _is_definite(error: DStashError) -> bool:
     """
     if isinstance(error, StoreFailed) or type(error) is Refused:
         return False
-    return isinstance(error, Refused | ProtocolError | UsageError)
+    return isinstance(error, Refused | ProtocolError | UsageError | Unavailable)

@@ -19,12 +19,16 @@ from dstash.client.operations.reconciliation import (
     unexpected,
     worth_retrying,
 )
+from dstash.client.operations.registers.answers import Answer
+from dstash.client.operations.registers.names import has_registers
+from dstash.client.operations.registers.settles import SettlingOperation
 from dstash.client.results import undecodable_error
 from dstash.client.routing import Peers, group
 from dstash.client.session import Send, Session
 from dstash.errors import DStashError, ProtocolError
 from dstash.store.record import Record
-from dstash.types import Level, OnError
+from dstash.types import Level, OnError, RecordFlag
+from dstash.version import WRITER_BYTES, pack
 from dstash.wire import codec
 from dstash.wire.keys import Key, encode_keys
 from dstash.wire.messages import Lookup, Values, Want
@@ -47,7 +51,7 @@ Decode = Callable[[bytes, Sequence[Any], MutableMapping[Any, Undecodable]], list
 _ABSENT: Final = object()
 
 
-class LookupOperation(ReconcilingOperation):
+class LookupOperation(ReconcilingOperation, SettlingOperation):
     """Looks up any number of distinct keys.
 
     The result maps the keys that were found to their values, in the order of ``keys``.
@@ -113,8 +117,10 @@ class LookupOperation(ReconcilingOperation):
         self, keys: Sequence[Key], attempt: int = 0, encoded: Sequence[bytes] | None = None
     ) -> list[Chunk]:
         """Return chunks for keys, routed by the current view."""
-        table = self.session.read_targets(self.level)
         size = max(1, min(KEYS_PER_CHUNK, int(REPLY_BYTES / self.session.value_bytes)))
+        if self.is_linearizable:
+            return self.cut_settles(keys, size, attempt)
+        table = self.session.read_targets(self.level)
         return interleave(
             [
                 ReadChunk(self, targets, members[begin : begin + size], attempt)
@@ -124,6 +130,11 @@ class LookupOperation(ReconcilingOperation):
                 encoded or encode_keys(keys), keys, table, PARTITIONS_PER_BAND
             ).items()
         )
+
+    @property
+    def is_linearizable(self) -> bool:
+        """Whether the homes of registers are asked, which answer for a quorum."""
+        return self.level is not Level.ONE and has_registers(self.index)
 
     def cut_reconciliations(
         self, keys: Sequence[Key], level: Level | None, attempt: int
@@ -140,6 +151,16 @@ class LookupOperation(ReconcilingOperation):
         self.session.learn_size(len(values.values) / max(1, values.answered))
         self.found.update(zip(keys, decoded, strict=True))
         self._drop_missing(keys, values)
+
+    def deliver_settled(self, keys: Sequence[Key], answers: Sequence[Answer]) -> None:
+        """Process the registers of keys."""
+        for key, answer in zip(keys, answers, strict=True):
+            if answer.value is None:
+                self.found.pop(key, None)
+            else:
+                flags = int(RecordFlag.REGISTER)
+                version = pack(answer.version, bytes(WRITER_BYTES))
+                self.deliver_record(key, Record(version, flags, answer.expiry, answer.value))
 
     def deliver_record(self, key: Key, record: Record) -> None:
         """Process the newest record of a key, which is live."""
@@ -185,6 +206,8 @@ class RecordOperation(LookupOperation):
         self, keys: Sequence[Key], attempt: int = 0, encoded: Sequence[bytes] | None = None
     ) -> list[Chunk]:
         """Return chunks for keys, which compare the replicas record by record."""
+        if self.is_linearizable:
+            return self.cut_settles(keys, KEYS_PER_CHUNK, attempt)
         return self.cut_reconciliations(keys, self.level, attempt)
 
     def deliver_record(self, key: Key, record: Record) -> None:

@@ -1,0 +1,1 @@
+"""Operations on registers: changes, which are applied once, and linearizable reads."""

@@ -1,0 +1,1 @@
+"""Calls on registers, for both clients: conditional changes, locks, semaphores, rate limits."""

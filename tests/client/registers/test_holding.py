@@ -1,0 +1,169 @@
+"""Locks, semaphores and rate limits, against a home in memory."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from dstash.client.registers import holding, limiting, steps
+from dstash.client.registers.holding import Held, Want, lock_want, semaphore_want
+from dstash.client.registers.limiting import limit_of
+from dstash.client.registers.steps import Place
+from dstash.errors import Conflict, DStashError, LimitError, LockLost, TimedOut, Unavailable
+from dstash.wire.registers import Change, ChangeKind
+from dstash.wire.shapes import Message
+from tests.client.registers.home import Home
+
+JOB = lock_want("@locks", "job", 30, 0)
+
+
+@pytest.fixture
+def home() -> Home:
+    return Home()
+
+
+def acquire(home: Home, want: Want = JOB) -> Held:
+    return home.drive(holding.acquire(home.calls, want))
+
+
+def release(home: Home, held: Held, want: Want = JOB) -> None:
+    home.drive(holding.release(home.calls, want.index, held))
+
+
+def renew(home: Home, held: Held) -> None:
+    home.drive(holding.renew(home.calls, "@locks", held))
+
+
+def entry(home: Home, key: str = "job", index: str = "@locks") -> Any:
+    return home.drive(steps.lookup_entry(Place(home.calls, index, key)))
+
+
+class TestLock:
+    def test_second_holder_is_refused_with_the_name_of_the_first(self, home: Home) -> None:
+        acquire(home)
+        with pytest.raises(Conflict, match=r"lock 'job' is held by .*:\d+; waited 0 s"):
+            acquire(home)
+
+    def test_released_lock_is_free_and_its_next_token_is_higher(self, home: Home) -> None:
+        first = acquire(home)
+        release(home, first)
+        assert entry(home) is None
+        second = acquire(home)
+        assert second.token > first.token
+
+    def test_waiting_holder_gets_the_lock_when_it_is_released(self, home: Home) -> None:
+        first = acquire(home)
+        home.meanwhile = lambda: None if entry(home) is None else release(home, first)
+        second = acquire(home, lock_want("@locks", "job", 30, 10))
+        assert second.token > first.token
+        assert all(0 < pause <= 0.8 for pause in home.pauses)
+
+    def test_lock_expires_if_it_is_not_renewed(self, home: Home) -> None:
+        acquire(home)
+        assert entry(home).ttl == 30
+
+    def test_renewal_moves_the_expiry_and_keeps_the_token(self, home: Home) -> None:
+        held = acquire(home)
+        home.now += 10_000
+        before = held.lease.end
+        renew(home, held)
+        assert held.lease.end > before
+        assert (entry(home).ttl, entry(home).version) == (30, held.token)
+
+    def test_renewal_finds_that_the_lock_was_lost(self, home: Home) -> None:
+        held = acquire(home)
+        home.expire("job")
+        renew(home, held)
+        with pytest.raises(LockLost, match="lock 'job' is not held any more: it expired"):
+            held.lease.check(monotonic())
+
+    def test_renewal_never_takes_the_lock_of_another_holder(self, home: Home) -> None:
+        held = acquire(home)
+        home.expire("job")
+        other = acquire(home)
+        renew(home, held)
+        with pytest.raises(LockLost):
+            release(home, held)
+        assert entry(home).version == other.token
+
+    def test_release_finds_that_the_lock_was_lost(self, home: Home) -> None:
+        held = acquire(home)
+        home.expire("job")
+        other = acquire(home)
+        with pytest.raises(LockLost):
+            release(home, held)
+        assert entry(home).version == other.token
+
+    @pytest.mark.parametrize("error", [Unavailable("no quorum"), TimedOut("no quorum")])
+    def test_renewal_that_fails_is_tried_again(self, home: Home, error: DStashError) -> None:
+        held = acquire(home)
+        end = held.lease.end
+        home.interfere = lambda message: error
+        renew(home, held)
+        held.lease.check(monotonic())
+        assert held.lease.due < monotonic() + 5
+        assert held.lease.end == end
+
+    def test_holder_recognises_a_lock_whose_answer_was_lost(self, home: Home) -> None:
+        tries: list[int] = []
+
+        def lose_answers(message: Message) -> DStashError | None:
+            if isinstance(message, Change) and message.operation == ChangeKind.PUT and not tries:
+                if message.repeated:
+                    return TimedOut("no quorum")
+                home._change(message)
+                return TimedOut("no quorum")
+            return None
+
+        home.interfere = lose_answers
+        home.meanwhile = lambda: tries.append(1)
+        held = acquire(home, lock_want("@locks", "job", 30, 10))
+        assert entry(home).version == held.token
+        assert held.lease.left(monotonic()) <= 30
+
+
+class TestSemaphore:
+    def test_limit_bounds_the_number_of_holders(self, home: Home) -> None:
+        pool = semaphore_want("@semaphores", "pool", 3, 30, 0)
+        held = [acquire(home, pool) for _ in range(3)]
+        assert {place.key for place in held} == {"pool/0", "pool/1", "pool/2"}
+        with pytest.raises(Conflict, match="a place of semaphore 'pool' is held by others"):
+            acquire(home, pool)
+        release(home, held[1], pool)
+        assert acquire(home, pool).key == held[1].key
+
+    @pytest.mark.parametrize("limit", [0, 10_001, True, 1.5, "3"])
+    def test_bad_limit_is_named(self, limit: Any) -> None:
+        with pytest.raises(LimitError, match=r"limit is .*; allowed are integers from 1 to"):
+            semaphore_want("@semaphores", "pool", limit, 30, 0)
+
+
+class TestLimiter:
+    def test_acquisitions_of_a_period_are_limited(self, home: Home) -> None:
+        limit = limit_of("@limits", "mail", 3, 60)
+
+        def allowed(count: int = 1, wait: float = 0) -> bool:
+            return home.drive(limiting.acquire(home.calls, limit, count, wait))
+
+        assert [allowed(2), allowed(2), allowed(), allowed()] == [True, False, True, False]
+        home.now += 60_000
+        assert allowed(3) is True
+
+    def test_caller_may_wait_for_the_next_period(self, home: Home) -> None:
+        limit = limit_of("@limits", "mail", 1, 60)
+        assert home.drive(limiting.acquire(home.calls, limit, 1, 0)) is True
+        assert home.drive(limiting.acquire(home.calls, limit, 1, 120)) is True
+        assert 0 < sum(home.pauses) < 61
+
+    def test_counters_expire_after_their_period(self, home: Home) -> None:
+        limit = limit_of("@limits", "mail", 1, 60)
+        home.drive(limiting.acquire(home.calls, limit, 1, 0))
+        [key] = home.states
+        assert 60 < entry(home, key.decode(), "@limits").ttl <= 120
+
+    def test_count_above_the_limit_is_refused(self, home: Home) -> None:
+        limit = limit_of("@limits", "mail", 1, 60)
+        with pytest.raises(LimitError, match="count is 2, above the limit of 1 in a period"):
+            home.drive(limiting.acquire(home.calls, limit, 2, 0))
