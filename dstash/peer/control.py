@@ -103,7 +103,8 @@ class ControlRequests:
     def _clock(self, message: ClockRequest, now: int) -> Message:
         if self._view is None or not self._maintenance.freshness_confirmed:
             raise self._health.refusal()
-        return ClockReply(now, self._local_partitions.present)
+        local_partitions = self._local_partitions
+        return ClockReply(now, local_partitions.present, local_partitions.highest_bar)
 
     def _status(self, message: StatusRequest, now: int) -> Message:
         return StatusReply(self._health.status())

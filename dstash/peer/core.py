@@ -167,6 +167,7 @@ class PeerCore:
             hints=self.hints,
             propose=self.maintenance.propose,
             steady_time=self._background.steady_time,
+            preempted=self.group_commit.preempted,
             is_durable=settings.is_durable,
             max_clock_skew_ms=settings.max_clock_skew_ms,
         )

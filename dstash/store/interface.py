@@ -89,7 +89,8 @@ class Write:
     ``may_spend_reserve``: the write frees space or repairs, so it may use the reserve of the disk.
 
     ``votes`` is a request to vote on registers. ``bounds`` are the limits of votes, and of
-    registers among the entries; None: without limits. ``latest``, ``replaces`` and ``upper_bound``
+    registers among the entries; None: without limits. ``unpromise`` lists partitions whose promises
+    are removed. ``latest``, ``replaces`` and ``upper_bound``
     have no effect on registers: the rules are those of ``store/register/voter.py``.
     """
 
@@ -111,6 +112,7 @@ class Write:
     is_dropped: Callable[[bytes, bytes], bool] | None = None
     votes: Prepares | Accepts | None = None
     bounds: Bounds | None = None
+    unpromise: Sequence[int] = ()
 
     def bound(self) -> Version:
         """Return an upper bound of the versions of this write's records."""

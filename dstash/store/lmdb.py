@@ -112,6 +112,12 @@ class _Mergeable:
     def drop_promise(self, storage_key: bytes) -> None:
         self._transaction.delete(storage_key, db=self._promises)
 
+    def drop_promises(self, begin: bytes, end: bytes) -> None:
+        with self._transaction.cursor(self._promises) as cursor:
+            found = cursor.set_range(begin)
+            while found and cursor.key() < end:
+                found = cursor.delete()
+
     def insert_all(self, entries: Sequence[tuple[bytes, bytes]]) -> int:
         _, added = self._cursor.putmulti(entries, overwrite=False)
         return int(added)

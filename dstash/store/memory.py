@@ -109,6 +109,10 @@ class _TwinTransaction:
     def drop_promise(self, storage_key: bytes) -> None:
         self._promises.pop(storage_key, None)
 
+    def drop_promises(self, begin: bytes, end: bytes) -> None:
+        for storage_key in [key for key in self._promises if begin <= key < end]:
+            del self._promises[storage_key]
+
 
 class _TwinSnapshot:
     def __init__(self, records: dict[bytes, bytes]) -> None:

@@ -50,6 +50,10 @@ def merge(
     for write in writes:
         is_above = write.version is not None and write.version > ceiling
         merged.append((_replace_all if is_above else _merge_all)(transaction, write))
+        for partition in write.unpromise:
+            transaction.drop_promises(
+                partition.to_bytes(2, "big"), (partition + 1).to_bytes(2, "big")
+            )
         if write.votes is not None:
             _vote(transaction, write.votes, _limits(write), merged[-1])
         ceiling = max(ceiling, write.bound())

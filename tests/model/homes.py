@@ -12,12 +12,14 @@ from dstash.peer.registers.attempt import Attempt, Phase
 from dstash.peer.registers.pending import Answer, Pending
 from dstash.peer.registers.proposer import Proposer, Time
 from dstash.peer.registers.quorum import Voters
+from dstash.store.register.voter import Bounds, Verdict
+from dstash.store.register.votes import Vote
 from dstash.wire.registers import MISSING, ChangeKind, ChangeOutcome
 from tests.model.operations import Operation
 from tests.model.placements import Epoch
-from tests.model.replica import STORAGE_KEY, writer
+from tests.model.replica import STORAGE_KEY, Replica, writer
 from tests.model.walk import Walk
-from tests.model.world import Chain, World
+from tests.model.world import Chain, Reader, World
 
 _KINDS: Final = {"a": ChangeKind.PUT, "w": ChangeKind.PUT, "d": ChangeKind.DELETE}
 
@@ -207,10 +209,11 @@ class HomesWalk(Walk):
     """A random walk with the proposers of peers."""
 
     world: Homes
+    homes: type[Homes] = Homes
 
     def __init__(self, scenario: str, broken: str, seed: int) -> None:
         super().__init__(scenario, broken, seed)
-        self.world = Homes(scenario, broken)
+        self.world = self.homes(scenario, broken)
         self.world.chances = self._random.random
         self._steps["advance"] = self._advance
 
@@ -236,3 +239,70 @@ class HomesWalk(Walk):
         super()._crash()
         if self._random.random() < 0.3:
             self.world.crash(self._random.choice((1, 2, 3)))
+
+
+class _Bars(list[int]):
+    """The bar of the only partition."""
+
+    def __getitem__(self, partition: object) -> int:  # type: ignore[override]
+        return int(super().__getitem__(0))
+
+
+class BarredReplica(Replica):
+    """A replica that is streamed as peers are: with a bar in place of promises (T2)."""
+
+    bar = 0
+
+    def empty(self) -> None:
+        """Lose everything."""
+        super().empty()
+        self.bar = 0
+
+    def bounds(self) -> Bounds:
+        """Return the limits of votes."""
+        return Bounds(self.floor, bars=_Bars([self.bar]))
+
+    def stream(self, source: Replica) -> None:
+        """Copy the register of a source, and set the bar."""
+        if self.broken != "sets_no_bar":
+            self.bar = max(self.bar, self.store.high_water, source.store.high_water)
+        if self.broken != "streams_into_promises":
+            self.forget_promise()
+        super().stream(source)
+
+
+class SealedHomes(Homes):
+    """Homes as peers are: a register that a change moves is refused until the change has ended."""
+
+    def make_replica(self, name: str) -> Replica:
+        """Return a replica."""
+        replica = BarredReplica(name, self.broken)
+        # Promises are not streamed, so none has to be reached.
+        replica.take_promise = lambda promise: None  # type: ignore[method-assign]
+        return replica
+
+    def is_sealed(self, number: int) -> bool:
+        """Whether the change moves the register in an epoch."""
+        return len(self.scenario.epochs[number].sides) > 1
+
+    def arrive(self, sent: Sent, name: str) -> None:
+        """Deliver a request for votes, unless the register moves."""
+        if not self.is_sealed(sent.epoch):
+            super().arrive(sent, name)
+
+    def read(self, reader: Reader, name: str) -> bool:
+        """Ask a replica, unless the register moves."""
+        return self.is_sealed(reader.epoch) or super().read(reader, name)
+
+    def agreed(self, epoch: Epoch, answers: dict[str, Vote]) -> Vote | None:
+        """Return an answer that is chosen, without the replicas whose record is not settled."""
+        settled = {name: vote for name, vote in answers.items() if vote.verdict is Verdict.VOTED}
+        if self.broken == "unsettled_counts":
+            settled = answers
+        return super().agreed(epoch, settled)
+
+
+class SealedWalk(HomesWalk):
+    """A random walk in which moving registers are refused, and bars replace promises."""
+
+    homes = SealedHomes

@@ -103,13 +103,17 @@ class Replica:
         return self._vote(Accepts([(STORAGE_KEY, record)]))
 
     def _vote(self, request: Prepares | Accepts) -> Vote:
-        bounds, horizons = Bounds(self.floor), self._horizons()
+        bounds, horizons = self.bounds(), self._horizons()
         if self.broken == "votes_below_floor":
             bounds, horizons = Bounds(), None
         [merged] = self.store.commit(
             [Write([], 0, horizons=horizons, votes=request, bounds=bounds)]
         )
         return merged.votes[0]
+
+    def bounds(self) -> Bounds:
+        """Return the limits of votes."""
+        return Bounds(self.floor)
 
     def merge(self, record: bytes) -> Merged:
         """Merge a register from another replica."""

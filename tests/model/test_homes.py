@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from tests.model.homes import HomesWalk
+from tests.model.homes import HomesWalk, SealedWalk
 from tests.model.placements import SCENARIOS
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_walks_of_real_proposers_find_nothing(scenario: str) -> None:
     assert [text for seed in range(1, 41) if (text := HomesWalk(scenario, "", seed).run())] == []
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_walks_with_bars_in_place_of_promises_find_nothing(scenario: str) -> None:
+    assert [text for seed in range(1, 41) if (text := SealedWalk(scenario, "", seed).run())] == []
 
 
 @pytest.mark.parametrize(

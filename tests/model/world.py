@@ -104,7 +104,7 @@ class World:
         self.scenario = SCENARIOS[scenario]
         self.broken = broken
         self.now = 0
-        self.replicas = {name: Replica(name, broken) for name in self.scenario.names}
+        self.replicas = {name: self.make_replica(name) for name in self.scenario.names}
         self.newest_epoch = 1
         self.is_wiped = False
         self.messages: list[Message] = []
@@ -124,6 +124,10 @@ class World:
         #: Operations whose clients have sent them more than once.
         self.resent: set[str] = set()
         self.repair: tuple[int, bytes] | None = None
+
+    def make_replica(self, name: str) -> Replica:
+        """Return a replica."""
+        return Replica(name, self.broken)
 
     def epoch(self, number: int) -> Epoch | None:
         """Return the placement of an epoch; None for one that does not exist."""

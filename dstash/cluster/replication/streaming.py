@@ -32,7 +32,7 @@ from dstash.errors import DStashError
 from dstash.limits import MIB
 from dstash.store.digest import EMPTY, DigestKind
 from dstash.version import Stamp
-from dstash.wire.replication import DigestsReply, DigestsRequest
+from dstash.wire.replication import ClockReply, ClockRequest, DigestsReply, DigestsRequest
 
 Streaming = Generator[Effect, Any, None]
 
@@ -133,6 +133,9 @@ def _stream_from(
     replica = streamer.replica
     horizons: dict[int, Stamp] = {}
     corrupt: set[int] = set()
+    has_registers = replica.view().topology.registers
+    if has_registers:
+        yield from _forget_promises(replica, partitions)
     for source in chosen:
         empty = yield from replica.local_partitions.empty_among(sorted(partitions))
         beyond = yield from _copy_all(streamer, empty, source)
@@ -140,6 +143,8 @@ def _stream_from(
         beyond |= yield from _compare(streamer, held, source, corrupt)
         for partition, stamp in beyond.items():
             horizons[partition] = max(stamp, horizons.get(partition, 0))
+    if has_registers:
+        yield from _bar(replica, chosen, partitions)
     # A horizon from a wrong clock must not come with the data: see ``handlers.floor``.
     latest = replica.clock.latest()
     whole = {
@@ -153,6 +158,28 @@ def _stream_from(
         if partition not in corrupt:
             streamer.done(partition)
     return sorted(corrupt)
+
+
+def _forget_promises(replica: Replica, partitions: list[int]) -> Generator[Effect, Any, None]:
+    """Replace this peer's promises in partitions by a bar, so that no record is refused (T2)."""
+    local_partitions = replica.local_partitions
+    newest = max(local_partitions.present, local_partitions.highest_bar)
+    yield Merge(marks=[local_partitions.bar(partitions, newest)], unpromise=partitions)
+
+
+def _bar(
+    replica: Replica, chosen: Sequence[str], partitions: list[int]
+) -> Generator[Effect, Any, None]:
+    """Set the bar of registers in partitions that were streamed, in place of promises (T2).
+
+    The sources have answered under the epoch of the change. Since then they promise no rounds here,
+    and what they report is above all rounds that they have promised.
+    """
+    newest = 0
+    for source in chosen:
+        reply = yield from ask(source, ClockRequest(), ClockReply)
+        newest = max(newest, reply.present, reply.bar)
+    yield Merge(marks=[replica.local_partitions.bar(partitions, newest)])
 
 
 def _copy_all(

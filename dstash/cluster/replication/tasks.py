@@ -48,13 +48,14 @@ class Notify:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Merge, drop, mark and replace records, durably: see ``Write``."""
+    """Merge, drop, mark and replace records, and remove promises, durably: see ``Write``."""
 
     entries: Sequence[tuple[bytes, bytes]] = ()
     drops: Sequence[tuple[bytes, bytes]] = ()
     marks: Sequence[tuple[bytes, bytes]] = ()
     replacements: Sequence[tuple[bytes, bytes | None]] = ()
     replaces: frozenset[Version] = frozenset()
+    unpromise: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

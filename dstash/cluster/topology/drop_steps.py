@@ -34,6 +34,8 @@ def with_drop(topology: Topology, index: str, prefix: bytes, stamp: Stamp) -> To
         raise UsageError(
             f"the prefix has {len(prefix)} bytes; allowed are up to {MAX_KEY_BYTES} bytes"
         )
+    if topology.registers and index.startswith("@"):
+        raise UsageError(f"index {index!r} has registers, so it cannot be dropped; delete its keys")
     if not topology.formed:
         raise ChangeConflict("the cluster has not formed yet; there is nothing to drop")
     old = [member.id for member in topology.members if FEATURE not in member.features.split()]

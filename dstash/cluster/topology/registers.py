@@ -29,6 +29,19 @@ def with_registers(topology: Topology) -> Topology | None:
     return replace(topology, registers=True).next()
 
 
+def check_lowering(topology: Topology) -> None:
+    """Refuse to lower floors: fencing tokens of registers would go back (T7).
+
+    Raises:
+        ChangeConflict: the cluster serves registers.
+    """
+    if topology.registers:
+        raise ChangeConflict(
+            "floors cannot be lowered in a cluster with registers (indexes whose names begin with "
+            "'@'): their versions would go back"
+        )
+
+
 def check_version(topology: Topology, peer: str, features: str) -> None:
     """Refuse a candidate of an earlier version in a cluster that serves registers.
 

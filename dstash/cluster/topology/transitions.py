@@ -12,7 +12,7 @@ from dataclasses import replace
 from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.drops import FEATURE, lowered
 from dstash.cluster.topology.joining import is_newcomer, member_of, with_change_begun, without_data
-from dstash.cluster.topology.registers import check_version
+from dstash.cluster.topology.registers import check_lowering, check_version
 from dstash.cluster.topology.topology import Change, Member, State, Topology
 from dstash.cluster.topology.view import placement
 from dstash.errors import ChangeConflict, UsageError
@@ -275,8 +275,9 @@ def lower_floors(topology: Topology, alive: Collection[str], stamp: Stamp) -> To
 
     Raises:
         ChangeConflict: a member is down or streaming, a topology change is running, or records
-            above the stamp are still being dropped.
+            above the stamp are still being dropped; or the cluster serves registers.
     """
+    check_lowering(topology)
     if topology.change is not None:
         raise ChangeConflict("a topology change is running; lower floors when it has ended")
     for member in topology.members:

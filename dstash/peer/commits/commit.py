@@ -97,6 +97,8 @@ class Commit:
     changed: set[int] = field(default_factory=set)
     #: Storage keys whose records were found corrupt.
     corrupt: list[bytes] = field(default_factory=list)
+    #: Storage keys of registers that were not merged, because a later round is promised here.
+    preempted: list[bytes] = field(default_factory=list)
     #: Whether versions were refused because they are from the future.
     skewed: bool = False
     #: Set when the disk failed permanently: the peer must stop.
@@ -191,6 +193,7 @@ class Commit:
         self.skewed = self.skewed or bool({ClockSkew.code, Busy.code} & codes)
         self.corrupt += [write.entries[place][0] for place in merged.corrupt]
         self.corrupt += corrupt_keys(write, merged)
+        self.preempted += [write.entries[place][0] for place in merged.preempted]
         self.changed.update(int.from_bytes(prefix, "big") for prefix in prefixes)
         if self.recent is not None and not isinstance(waiting.message, Put | Delete):
             self.recent.note(write.entries, merged.existed, self.rules.now)
@@ -199,7 +202,6 @@ class Commit:
         if isinstance(waiting.message, Internal):
             refusals = [from_wire(code, text, {}) for _, code, text in prepared.rejected]
             refusals += [Busy(_AGREEING)] if merged.promised else []
-            refusals += [Preempted(_PREEMPTED)] if merged.preempted else []
             self.done.append((waiting.message, next(iter(refusals), None)))
         elif isinstance(waiting.message, VOTES):
             self.sizes.append(len(merged.votes))

@@ -44,6 +44,8 @@ class GroupCommit:
     ) -> None:
         #: Keys that recent deletes found.
         self.recent_deletes = RecentDeletes()
+        #: Storage keys of registers that a promise has kept from being merged.
+        self.preempted: set[bytes] = set()
         self._backlog = backlog
         self._local_partitions = local_partitions
         self._keyspaces = keyspaces
@@ -75,6 +77,7 @@ class GroupCommit:
             store.high_water,
             self._damage,
             floors.of_key,
+            local_partitions.bars,
         )
         rules = Rules(
             now,
@@ -100,6 +103,7 @@ class GroupCommit:
         self._clock.is_due = self._clock.is_due or commit.skewed
         self._local_partitions.changed(commit.changed, now)
         self._local_partitions.corruption.report(commit.corrupt)
+        self.preempted.update(commit.preempted)
         for internal, error in commit.done:
             internal.done(error)
         self._backlog.committed(commit.waiting, now)

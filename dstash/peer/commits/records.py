@@ -117,6 +117,7 @@ def prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
         marks=merge.marks,
         replacements=replacements,
         replaces=merge.replaces,
+        unpromise=merge.unpromise,
     )
     return prepared._replace(write=write)
 

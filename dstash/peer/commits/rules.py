@@ -79,7 +79,12 @@ class Prepared(NamedTuple):
         """Whether no entry is left to write."""
         write = self.write
         return not (
-            write.entries or write.drops or write.marks or write.replacements or write.votes
+            write.entries
+            or write.drops
+            or write.marks
+            or write.replacements
+            or write.votes
+            or write.unpromise
         )
 
 

@@ -74,7 +74,7 @@ class Attempt:
 
     @property
     def has_heard_quorum(self) -> bool:
-        """Whether a quorum has answered, also with refusals."""
+        """Whether a quorum has answered, by a vote or a refusal."""
         return self.voters.is_quorum(self.votes.keys())
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
@@ -21,6 +21,7 @@ from dstash.peer.registers.proposer import Proposer, Time
 from dstash.peer.registers.quorum import Voters, voters_of
 from dstash.peer.registers.votes import unpack_accepted, unpack_promised
 from dstash.store.record import ABSENT, partition_in, version_of
+from dstash.store.register.voter import Verdict
 from dstash.store.register.votes import Vote
 from dstash.version import Version
 from dstash.wire import codec
@@ -34,6 +35,9 @@ _MAX_TENURE_BYTES: Final = 32 * 1024 * 1024
 #: Limits of one message between peers.
 _MAX_KEYS: Final = 2000
 _MAX_BYTES: Final = 2 * 1024 * 1024
+
+#: How long (milliseconds) an answer is awaited at most.
+_AWAITED_MS: Final = 3000
 
 MOVING: Final = (
     "a topology change moves the register to other replicas; it can be used when it has ended"
@@ -61,7 +65,7 @@ class Coordinator:
         me: the id of this peer.
         writer: the number of this process, 4 bytes.
         random: returns a number from 0 to 1.
-        missed: called with the voters that had not acked a step when it was chosen, and its key.
+        missed: called with a voter that has not acked a chosen step, and the key.
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class Coordinator:
         me: str,
         writer: bytes,
         random: Callable[[], float],
-        missed: Callable[[Iterable[str], bytes], None],
+        missed: Callable[[str, bytes], None],
     ) -> None:
         self.me = me
         self._writer = writer
@@ -87,6 +91,8 @@ class Coordinator:
         #: Correlation ids apart from those of the scheduler, whose links are shared.
         self._correlations = itertools.count(1 << 48)
         self._sent: dict[int, _Sent] = {}
+        #: When the answers to requests are not awaited any more, oldest first.
+        self._until: deque[tuple[int, int]] = deque()
         self._waiting: list[tuple[Proposer, Attempt, Iterable[str]]] = []
         #: Events since the start, for status and metrics.
         self.counts: dict[str, int] = defaultdict(int)
@@ -147,6 +153,15 @@ class Coordinator:
         proposer.queue.append(pending)
         self._active[storage_key] = proposer
 
+    def conclude(self, storage_key: bytes) -> None:
+        """Write the latest version of a register to a quorum again, if this peer may."""
+        voters = self._voters(storage_key)
+        proposer = self._proposers.get(storage_key)
+        is_due = proposer is None or not any(item.must_write for item in proposer.queue)
+        if is_due and self.me in voters.counted and not voters.is_moving:
+            self.counts["concluded"] += 1
+            self.submit(storage_key, Pending(None, lambda answer: None, must_write=True))
+
     def answered(self, correlation: int, message: Message, time: Time) -> bool:
         """Take an answer; returns whether it was one to a request for votes."""
         sent = self._sent.pop(correlation, None)
@@ -182,9 +197,21 @@ class Coordinator:
         self, proposer: Proposer, attempt: Attempt, peer: str, vote: Vote | None, time: Time
     ) -> None:
         if proposer.attempt is not attempt:
+            self._take_late(proposer, attempt, peer, vote)
             return
         proposer.take(attempt, peer, vote, time)
         self._follow(proposer, attempt, time)
+
+    def _take_late(
+        self, proposer: Proposer, attempt: Attempt, peer: str, vote: Vote | None
+    ) -> None:
+        """Take an answer after a step was chosen: it may tell that the voter has missed it."""
+        if vote is not None:
+            proposer.hear(vote)
+        if attempt.phase is Phase.ACCEPT and attempt.is_won and peer in attempt.waiting:
+            attempt.waiting.discard(peer)
+            if vote is None or vote.verdict is not Verdict.VOTED:
+                self._missed(peer, proposer.key)
 
     def _follow(self, proposer: Proposer, attempt: Attempt, time: Time) -> None:
         """Do what follows when an attempt may have ended."""
@@ -195,9 +222,9 @@ class Coordinator:
             return
         self.counts[f"{attempt.phase.value}:{'won' if attempt.is_won else 'lost'}"] += 1
         if attempt.phase is Phase.ACCEPT and attempt.is_won:
-            silent = [name for name in attempt.voters.members if name not in attempt.voted()]
-            if silent:
-                self._missed(silent, proposer.key)
+            for name in attempt.voters.members:
+                if name not in attempt.waiting and name not in attempt.voted():
+                    self._missed(name, proposer.key)
         if proposer.attempt is not None:  # a won round continues with an accept at once
             self._emit(proposer, proposer.attempt)
         else:
@@ -210,6 +237,8 @@ class Coordinator:
     def turn(self, time: Time) -> list[Outbound]:
         """Return what is to be sent now; messages to this peer itself are its own votes."""
         self._run_timers(time)
+        while self._until and self._until[0][0] <= time.steady:
+            self.failed(self._until.popleft()[1], time)
         while self._active:
             active, self._active = self._active, {}
             for proposer in active.values():
@@ -218,7 +247,7 @@ class Coordinator:
                     self._emit(proposer, attempt)
                 elif proposer.attempt is None and not proposer.queue:
                     self._rest(proposer)
-        return self._messages()
+        return self._messages(time)
 
     def wakeup(self) -> int | None:
         """Return when (steady milliseconds) ``turn`` is due; None if nothing waits."""
@@ -251,22 +280,28 @@ class Coordinator:
         self._waiting.append((proposer, attempt, members))
         self._at(attempt.until, proposer, attempt)
 
-    def _messages(self) -> list[Outbound]:
+    def _messages(self, time: Time) -> list[Outbound]:
         waiting, self._waiting = self._waiting, []
         groups: dict[tuple[str, Phase, int], list[tuple[Proposer, Attempt]]] = defaultdict(list)
         for proposer, attempt, names in waiting:
             for name in names:
                 groups[name, attempt.phase, _round(attempt)].append((proposer, attempt))
         return [
-            self._message(peer, phase, number, part)
+            self._message(peer, phase, number, part, time)
             for (peer, phase, number), attempts in groups.items()
             for part in _parts(attempts)
         ]
 
     def _message(
-        self, peer: str, phase: Phase, number: int, attempts: list[tuple[Proposer, Attempt]]
+        self,
+        peer: str,
+        phase: Phase,
+        number: int,
+        attempts: list[tuple[Proposer, Attempt]],
+        time: Time,
     ) -> Outbound:
         correlation = next(self._correlations)
+        self._until.append((time.steady + _AWAITED_MS, correlation))
         self._sent[correlation] = _Sent(peer, attempts)
         keys = Frame(codec.pack_blobs([proposer.key for proposer, _ in attempts]))
         message: Message

@@ -141,7 +141,8 @@ class Proposer:
 
     def _is_over(self, tenure: Tenure, time: Time) -> bool:
         is_old = time.steady - tenure.began > _TENURE_MS
-        return is_old or tenure.ballot.step >= MAX_STEP - 1
+        is_preempted = self._heard > tenure.ballot.round  # a voter has promised a later one
+        return is_old or is_preempted or tenure.ballot.step >= MAX_STEP - 1
 
     def _plan(self, tenure: Tenure, time: Time) -> Plan:
         waiting = (pending for pending in self.queue if not pending.is_decided)
@@ -163,7 +164,7 @@ class Proposer:
             planned = planned._replace(ballot=planned.ballot.after(1))
         attempt = self._attempt(Phase.ACCEPT, planned.ballot.round, time)
         attempt.plan, attempt.record = planned, planned.record(self.key)
-        tenure.ballot = planned.ballot  # a step is never reused, also if it is lost
+        tenure.ballot = planned.ballot  # a step is never reused, even if it is lost
         for item in planned.planned:
             item.pending.emitted = item.pending.emitted or item.changes
         return attempt
@@ -194,6 +195,10 @@ class Proposer:
             attempt.votes[peer] = vote
             self._heard = max(self._heard, vote.past)
         return self._evaluate(attempt, time)
+
+    def hear(self, vote: Vote) -> None:
+        """Take note of a vote that comes too late to count."""
+        self._heard = max(self._heard, vote.past)
 
     def expire(self, attempt: Attempt, time: Time) -> set[str]:
         """End the time of a request for votes; returns the voters that an accept is sent to again.

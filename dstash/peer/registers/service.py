@@ -29,6 +29,7 @@ from dstash.peer.registers.home import Home
 from dstash.peer.registers.proposer import Time
 from dstash.peer.registers.quorum import voters_of
 from dstash.store.record import Keyspace, partition_in
+from dstash.store.register.ballot import is_register_key
 from dstash.version import WRITER_BYTES
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, encode
@@ -41,6 +42,10 @@ from dstash.wire.shapes import Message
 _OWN: Final = b"\0own"
 
 _RETRY_MS: Final = 100
+
+#: How often (milliseconds) registers are concluded, and how many at once.
+_CONCLUDE_MS: Final = 1000
+_MAX_CONCLUDED: Final = 200
 
 #: How often (milliseconds) the step that raises the feature level is proposed.
 _PROPOSE_MS: Final = 1000
@@ -62,6 +67,7 @@ class Registers:
         hints: what other replicas have missed.
         propose: takes a topology step.
         steady_time: returns milliseconds that never go back.
+        preempted: storage keys of registers that could not be merged; it takes them out.
         is_durable: whether each commit is synced: else this peer must not vote.
         max_clock_skew_ms: how far clocks may differ.
     """
@@ -76,6 +82,7 @@ class Registers:
         hints: Hints,
         propose: Propose,
         steady_time: Callable[[], int],
+        preempted: set[bytes],
         is_durable: bool,
         max_clock_skew_ms: int,
     ) -> None:
@@ -86,6 +93,8 @@ class Registers:
         self._hints = hints
         self._propose = propose
         self._steady_time = steady_time
+        self._preempted = preempted
+        self._conclude_after = 0
         self._is_durable = is_durable
         self._max_clock_skew_ms = max_clock_skew_ms
         self._view: View | None = None
@@ -224,6 +233,7 @@ class Registers:
 
     def turn(self) -> list[Outgoing]:
         """Return the messages to send now; this peer's own votes are queued for its disk."""
+        self._conclude()
         sent = self.coordinator.turn(self._time())
         outgoing = []
         for item in sent:
@@ -254,10 +264,32 @@ class Registers:
             waits.append(deadline - now)
         return max(0, min(waits)) if waits else None
 
-    def _missed(self, peers: Iterable[str], storage_key: bytes) -> None:
-        for peer in peers:
-            if peer != self._peer:
-                self._hints.add(peer, [storage_key], self._steady_time())
+    def _missed(self, peer: str, storage_key: bytes) -> None:
+        if peer != self._peer:
+            self._hints.add(peer, [storage_key], self._steady_time())
+
+    def _conclude(self) -> None:
+        """Conclude registers that could not be merged, and those that are corrupt (V3, V4)."""
+        now = self._steady_time()
+        corruption = self._local_partitions.corruption
+        if now < self._conclude_after or not (self._preempted or len(corruption)):
+            return
+        self._conclude_after = now + _CONCLUDE_MS
+        view = self._view
+        if view is None or not view.topology.registers or not self._may_vote(view):
+            return
+        if len(corruption):
+            corrupt = itertools.chain.from_iterable(corruption.by_partition().values())
+            self._preempted.update(filter(is_register_key, corrupt))
+        for storage_key in list(itertools.islice(self._preempted, _MAX_CONCLUDED)):
+            self._preempted.discard(storage_key)
+            self.coordinator.conclude(storage_key)
+
+    def _may_vote(self, view: View) -> bool:
+        member = view.members.get(self._peer)
+        is_counted = member is not None and member.synced and self._is_durable
+        is_fresh = self._local_partitions.freshness_confirmed
+        return is_counted and is_fresh and self._clock.knows_majority
 
     def _time(self) -> Time:
         clock = self._clock

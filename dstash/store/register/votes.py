@@ -44,6 +44,10 @@ class VoteTransaction(Protocol):
         """Remove a promise, if there is one."""
         ...
 
+    def drop_promises(self, begin: bytes, end: bytes) -> object:
+        """Remove the promises of a range of storage keys."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Prepares:
@@ -122,13 +126,14 @@ def _prepare(
 ) -> Vote:
     state, number = limits.held(transaction, storage_key), promise.round
     stamp = 0
+    voted = Verdict.UNSETTLED if state.is_unsettled else Verdict.VOTED
     if number:
         verdict = judge_prepare(state, number, limits.bounds)
         if verdict is Verdict.VOTED:
             transaction.put_promise(storage_key, pack_promise(storage_key, promise))
-            stamp = stamp_at(number)
+            stamp, verdict = stamp_at(number), voted
     else:
-        verdict = Verdict.CORRUPT if state.is_corrupt else Verdict.VOTED
+        verdict = Verdict.CORRUPT if state.is_corrupt else voted
     record = visible(state)
     version = version_of(record) if record is not None else ABSENT
     is_news = record is not None and version > known
@@ -157,7 +162,7 @@ def _accept(
 
 
 def _past(state: Held, limits: Limits) -> int:
-    lowest = max(state.lowest, limits.bounds.floor)
+    lowest = max(state.lowest, state.bar, limits.bounds.floor)
     return max(state.round, stamp_milliseconds(lowest))
 
 

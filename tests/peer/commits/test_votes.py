@@ -242,14 +242,16 @@ class TestPushed:
         late = register(b"a", milliseconds=NOW + 10_000_000)
         assert self.push(TwinStore(), late, latest=stamp_at(NOW))[0][1] == Busy.code
 
-    def test_task_learns_that_a_register_was_preempted(self) -> None:
+    def test_register_that_was_preempted_ends_no_task_and_is_to_be_concluded(self) -> None:
         store, errors = TwinStore(), []
         answer(store, prepare(b"a", round_=NOW + 5))
-        merge = Internal(Merge([register(b"a")]), errors.append)
+        entry = register(b"a")
+        merge = Internal(Merge([entry]), errors.append)
         commit = Commit([WaitingWrite(Ticket(b"", 0), merge, None, 10)], rules())
         commit.run(store)
         [(_, error)] = commit.done
-        assert isinstance(error, Preempted)
+        assert error is None
+        assert commit.preempted == [entry[0]]
 
     def test_corrupt_register_is_not_repaired_by_votes_of_others(self) -> None:
         store, entry = TwinStore(), register(b"a")

@@ -1,0 +1,200 @@
+"""Registers across topology changes: refused while they move, and safe afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dstash.cluster.topology import transitions
+from dstash.cluster.topology.announcement import FEATURES, Announcement
+from dstash.cluster.topology.drop_steps import with_drop
+from dstash.cluster.topology.topology import Topology
+from dstash.cluster.topology.view import View
+from dstash.errors import Busy, ChangeConflict, UsageError
+from dstash.store.record import partition_of, version_of
+from dstash.store.register.ballot import round_of
+from dstash.wire.registers import ChangeKind as Kind
+from dstash.wire.registers import ChangeOutcome as Outcome
+from dstash.wire.registers.consensus import Prepare
+from dstash.wire.replication import ClockReply, ClockRequest
+from tests.harness.joined import Joined
+from tests.harness.registers import Callers, blobs
+
+ONE, TWO, THREE = b"\x01", b"\x02", b"\x03"
+KEY = b"k"
+PLACE = partition_of(KEY).to_bytes(2, "big") + b"\x02@r" + KEY
+
+
+class Moving:
+    """A cluster of a, b and c, and a peer d that takes the place of a."""
+
+    def __init__(self) -> None:
+        self.joined = joined = Joined("abcd", registers=True)
+        before = joined.topology.without("d")
+        joined.session.install(replace(before, epoch=6).encode(), list("abc"))
+        joined.change(replace(before, epoch=6))
+        joined.settle()
+        self.callers = Callers(joined)
+
+    def begin(self) -> None:
+        """Begin the change."""
+        arrives = Announcement("d", "tcp://d:1", "store-d", "z-d", 1.0, features=FEATURES)
+        self.change(transitions.swap(self.joined.topology, "a", arrives))
+
+    def change(self, topology: Topology) -> None:
+        """Give a topology to all peers; those that are down are known to be."""
+        joined = self.joined
+        joined.topology = topology
+        view = View(topology, frozenset(joined.peers) - joined.down)
+        for name, core in joined.peers.items():
+            joined._answer_each(name, core.install(view, joined.now))
+
+    def end(self) -> None:
+        """Let the change run to its end."""
+        joined = self.joined
+        for _ in range(3000):
+            joined.settle()
+            joined.now += 20
+            for core in joined.peers.values():
+                for step in core.take_proposals():
+                    changed = step(joined.topology)
+                    if changed is not None:
+                        self.change(changed)
+            switched = transitions.switch(joined.topology)
+            if switched is not None:
+                self.change(switched)
+            if joined.topology.change is None:
+                break
+        assert joined.topology.change is None
+        assert {member.id for member in joined.topology.members} == set("bcd")
+        joined.settle()
+
+    def record(self, name: str) -> bytes | None:
+        """Return the register that a peer holds."""
+        return self.joined.stores[name].records.get(PLACE)
+
+
+@pytest.fixture
+def moving() -> Moving:
+    return Moving()
+
+
+def test_registers_are_refused_while_they_move(moving: Moving) -> None:
+    callers = moving.callers
+    callers.run(callers.change(Kind.PUT, KEY, values=[ONE]))
+    moving.begin()
+    for home in "abc":
+        error = callers.run(callers.settle(KEY, home=home)).error
+        assert isinstance(error, Busy)
+        assert "a topology change moves the register" in str(error)
+    prepare = Prepare(moving.joined.now + 1, b"abcd", b"", blobs(PLACE))
+    assert isinstance(callers.run(callers.send("b", prepare)).error, Busy)
+    moving.end()
+    assert callers.run(callers.settle(KEY, home="d")).result[::2] == (Outcome.FOUND, ONE, None)
+    increment = callers.change(Kind.INCREMENT, KEY, home="d")
+    assert callers.run(increment).result.value == TWO
+
+
+def test_operation_that_waits_is_refused_when_its_register_moves(moving: Moving) -> None:
+    joined, callers = moving.joined, moving.callers
+    joined.mute |= {"b", "c"}
+    never_sent = callers.change(Kind.PUT, KEY, values=[ONE])
+    joined.settle()
+    moving.begin()
+    joined.mute.clear()
+    assert callers.run(never_sent).result.error[0] == Busy.code
+
+
+def test_round_of_a_replica_that_left_cannot_be_undercut(moving: Moving) -> None:
+    """The fork of rule R6: a round prepared by a and b, and accepted by b alone.
+
+    After a was replaced by d, c and d hold an older record. They are a majority, so without a bar
+    they would agree on it, and a later round would find the record of b.
+    """
+    joined, callers = moving.joined, moving.callers
+    callers.run(callers.change(Kind.PUT, KEY, values=[ONE]))
+    joined.settle()
+    joined.down.add("c")
+    callers.run(callers.change(Kind.PUT, KEY, values=[TWO]))
+    newest = joined.stores["b"].records[PLACE]
+    assert moving.record("a") == newest
+    # a loses its copy of the accept, as if the accept had reached b alone.
+    joined.stores["a"].records[PLACE] = moving.record("c") or b""
+    joined.down.clear()
+    joined.down.add("b")
+    for core in joined.peers.values():
+        core.hints.forget("c")
+    moving.begin()
+    moving.end()
+    assert version_of(moving.record("d") or b"") < version_of(newest)
+    assert joined.stores["d"].promises == {}
+    first = callers.run(callers.settle(KEY, home="c")).result
+    joined.down.clear()
+    joined.settle()
+    for home in "dbc":
+        assert callers.run(callers.settle(KEY, home=home)).result[:3] == first[:3]
+    settled = moving.record("d")
+    assert settled is not None
+    assert round_of(version_of(settled)) > round_of(version_of(newest))
+
+
+def test_bar_survives_a_restart(moving: Moving) -> None:
+    joined = moving.joined
+    moving.callers.run(moving.callers.change(Kind.PUT, KEY, values=[ONE]))
+    moving.begin()
+    moving.end()
+    partition = partition_of(KEY)
+    bar = joined.peers["d"].local_partitions.bars[partition]
+    assert bar >= joined.peers["b"].store.high_water - (1000 << 16)
+    joined.restart("d")
+    joined.settle()
+    assert joined.peers["d"].local_partitions.bars[partition] == bar
+    clock = moving.callers.run(moving.callers.send("d", ClockRequest())).answer
+    assert isinstance(clock, ClockReply)
+    assert clock.bar >= bar, "the next peer that streams from d must know it"
+
+
+def test_promise_that_forbids_a_merge_is_concluded(moving: Moving) -> None:
+    joined, callers = moving.joined, moving.callers
+    callers.run(callers.change(Kind.PUT, KEY, values=[ONE]))
+    joined.down.add("c")
+    callers.run(callers.change(Kind.PUT, KEY, values=[TWO]))
+    joined.down.clear()
+    prepare = Prepare(joined.now + 100, b"dead", b"", blobs(PLACE))
+    callers.run(callers.send("c", prepare))
+    joined.settle()
+    for _ in range(300):
+        joined.now += 50
+        joined.settle()
+        if not joined.stores["c"].promises:
+            break
+    assert joined.stores["c"].promises == {}, "hints alone cannot reach it"
+    assert len({moving.record(name) for name in "abc"}) == 1
+    assert callers.run(callers.settle(KEY, home="c")).result.value == TWO
+
+
+def test_corrupt_register_is_concluded(moving: Moving) -> None:
+    joined, callers = moving.joined, moving.callers
+    callers.run(callers.change(Kind.PUT, KEY, values=[ONE]))
+    joined.settle()
+    joined.stores["b"].records[PLACE] = (moving.record("b") or b"")[:-1] + b"?"
+    assert callers.run(callers.settle(KEY, home="b")).result.value == ONE
+    for _ in range(100):
+        joined.now += 50
+        joined.settle()
+    assert len({moving.record(name) for name in "abc"}) == 1
+
+
+def test_drops_and_lower_floors_are_refused(moving: Moving) -> None:
+    topology: Topology = moving.joined.topology
+    with pytest.raises(UsageError, match="index '@r' has registers, so it cannot be dropped"):
+        with_drop(topology, "@r", b"", 1)
+    with pytest.raises(ChangeConflict, match="cannot be lowered in a cluster with"):
+        transitions.lower_floors(topology, frozenset("abc"), 1)
+
+
+def test_earlier_version_may_not_join(moving: Moving) -> None:
+    old = Announcement("e", "tcp://e:1", "store-e", "z-e", 1.0, features="drop")
+    with pytest.raises(ChangeConflict, match="'e' runs an earlier version"):
+        transitions.add(moving.joined.topology, [old])
