@@ -15,6 +15,8 @@ def wipe(faults: Faults) -> Undo:
     node, world = faults.unlucky, faults.world
     if not world.is_whole_on_disk() or not world.is_member(node):
         return None
+    if world.conditions.replicas == 1:
+        return None  # it has the only copy
     node.kill(power=True)
     node.wipe()
     world.losses.add(Loss.STORE)
@@ -25,7 +27,7 @@ def wipe(faults: Faults) -> Undo:
 def corruption(faults: Faults) -> Undo:
     """Flip a bit of a record."""
     store = faults.unlucky.store
-    if store.records:
+    if store.records and faults.world.conditions.replicas > 1:
         storage_key = faults.rng.choice(store.ordered())
         store.corruption(storage_key, faults.rng.randrange(1 << 16))
         faults.note(f"{faults.unlucky.name} has a rotten record {storage_key[3:]!r}")

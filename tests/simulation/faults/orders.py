@@ -178,7 +178,17 @@ class Operator:
                 node.start()
         self._go_on()
         self._lower_floors()
+        self._start_joining()
         self._world.events.after(SECOND, self.finish)
+
+    def _start_joining(self) -> None:
+        """Start members that are down and joining in a topology that was restored meanwhile."""
+        topology = self._world.membership.topology
+        for node in self._world.nodes:
+            member = topology.member(node.name) if topology is not None else None
+            is_joining = member is not None and member.state is State.JOINING
+            if is_joining and not node.is_running:
+                node.start()
 
     def _lower_floors(self) -> None:
         """Request lower floors once a peer has floors that other peers do not accept.
