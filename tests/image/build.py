@@ -48,13 +48,13 @@ def build(podman: Podman) -> None:
 
 def make_base(home: Path) -> Path:
     """Return an archive with a small Debian and its Python, made once."""
-    archive = home / "base.tar"
-    if archive.exists():
-        return archive
     release = Path("/etc/os-release").read_text()
     codename = re.search(r"^VERSION_CODENAME=(.+)$", release, re.M)
     require(codename, "/etc/os-release names no release of Debian")
     assert codename
+    archive = home / f"base-{codename[1]}.tar"
+    if archive.exists():
+        return archive
     sources = [
         str(path)
         for path in (Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*"))
