@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from dstash import Client
-from dstash.config import PeerSettings, load_peer, unknown_variables
+from dstash.config import ClientSettings, PeerSettings, load_peer, unknown_variables
 from dstash.peer.http.server import Answer, HttpServer
 from tests.harness.devcluster import clean_environment
 from tests.harness.ports import free_ports
@@ -416,6 +416,18 @@ def test_manifests_allow_forming_and_a_drain(
     assert manifests["PodDisruptionBudget", "dstash"]["spec"]["maxUnavailable"] == 1
     sleep = peer["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["spec"]["terminationGracePeriodSeconds"] > DRAIN + sleep
+
+
+def test_peers_ask_dns_again_before_a_call_times_out(pod: Manifest) -> None:
+    compose = yaml.safe_load(COMPOSE.read_text())["services"]
+    peers = [service for service in compose.values() if "hostname" in service]
+    options = [dict(word.split(":") for word in peer["dns_opt"]) for peer in peers]
+    options.append(
+        {option["name"]: option["value"] for option in pod["spec"]["dnsConfig"]["options"]}
+    )
+    for chosen in options:
+        assert 2 * float(chosen["timeout"]) < ClientSettings.timeout
+        assert float(chosen["attempts"]) >= 3
 
 
 def test_rolling_update_waits_for_dns_and_pods_never_share_a_node(

@@ -22,6 +22,8 @@ from tests.image.podman import ROOT, Failed, Podman, main, require, say, step, w
 PEERS: Final = ("peer1", "peer2", "peer3")
 NETWORK: Final = "dstash_default"
 TRAFFIC: Final = ROOT / "tests" / "image" / "traffic.py"
+#: As in compose.yaml: podman's DNS server loses questions when containers come or go.
+LOOKUPS: Final = ("--dns-opt", "timeout:1", "--dns-opt", "attempts:5")
 #: Ports of this machine that compose.yaml forwards to the pages of the peers.
 PAGES: Final = {"peer1": 8081, "peer2": 8082, "peer3": 8083}
 #: The longest call of a client while a peer is away, in seconds: half of its timeout.
@@ -163,7 +165,7 @@ def check_limits(podman: Podman) -> None:
 def traffic(podman: Podman) -> Iterator[None]:
     """Write and read with a client in a container of its own; a failed call is ``Failed``."""
     process = podman.spawn(
-        *("run", "--rm", "--name", "traffic", "--network", NETWORK, "--read-only"),
+        *("run", "--rm", "--name", "traffic", "--network", NETWORK, "--read-only", *LOOKUPS),
         *("--volume", f"{TRAFFIC}:/traffic.py:ro", "--env", "DSTASH_INSECURE=true"),
         *("localhost/dstash", "python", "/traffic.py"),
     )
@@ -248,6 +250,7 @@ def rename_peer(podman: Podman, service: str) -> None:
             "--detach",
             "--network",
             NETWORK,
+            *LOOKUPS,
             "--read-only",
             "--volume",
             f"dstash_{service}:/data",
