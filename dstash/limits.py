@@ -60,11 +60,12 @@ def check_index(name: str) -> bytes:
     return encoded
 
 
-def check_ttl(ttl: Ttl | None) -> int | None:
+def check_ttl(ttl: Ttl | None, name: str = "ttl") -> int | None:
     """Return a time to live as whole milliseconds, at least 1; None stays None.
 
     Args:
         ttl: seconds, or a timedelta.
+        name: of the argument, for errors.
 
     Raises:
         LimitError: it is of another type, not above 0, or 100 years or more.
@@ -74,7 +75,7 @@ def check_ttl(ttl: Ttl | None) -> int | None:
     seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         kind = type(ttl).__name__
-        raise LimitError(f"ttl must be a number of seconds or a timedelta, not {kind}")
+        raise LimitError(f"{name} must be a number of seconds or a timedelta, not {kind}")
     if not 0 < seconds < MAX_TTL_SECONDS:  # false for NaN too
-        raise LimitError(f"ttl is {seconds} s; allowed is more than 0 s and less than 100 years")
+        raise LimitError(f"{name} is {seconds} s; allowed is more than 0 s and less than 100 years")
     return max(1, round(seconds * 1000))

@@ -64,6 +64,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(indexes.app, cls=Commands, name="index")
 app.add_typer(cluster.app, cls=Commands, name="cluster")
 app.add_typer(backup.app, cls=Commands, name="backup")
 app.add_typer(dev.app, cls=Commands, name="dev")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, Unpack
 
 from dstash.client.calls import Calls
 from dstash.client.describe import describe_cluster
+from dstash.client.indexes.calls import SettingsOptions
 from dstash.client.operations.base import Operation
 from dstash.client.tracing.hook import Tracing
 from dstash.cluster.topology.topology import Topology
@@ -131,6 +132,12 @@ class AdminRequests(ABC, Generic[T, S]):
         return self.request("lower-floors", dry_run=dry_run, timeout=timeout)
 
     @abstractmethod
+    def set_index(
+        self, index: str, *, timeout: float | None = None, **settings: Unpack[SettingsOptions]
+    ) -> T:
+        """Change the settings of an index."""
+
+    @abstractmethod
     def repair(self, *, timeout: float | None = None) -> S:
         """Start a full repair on every member."""
 
@@ -172,6 +179,38 @@ class Admin(AdminRequests[Topology, dict[str, Any]]):
         self._run = run
         self._calls = calls
         self._tracing = tracing
+
+    def set_index(
+        self, index: str, *, timeout: float | None = None, **settings: Unpack[SettingsOptions]
+    ) -> Topology:
+        """Change the settings of an index, which peers apply to the writes of all clients.
+
+        Settings that are not given stay. Records that are stored already keep their expiry. When
+        the call returns, all later writes have the settings; see docs/consistency.md.
+
+        Args:
+            index: name of the keyspace; it need not have records yet.
+            ttl: the time to live, in seconds or as a timedelta, of puts that have none; None to
+                remove this setting.
+            max_ttl: the longest time to live of a put or touch: a longer one, or none, is cut to
+                it; None to remove this setting.
+            timeout: seconds for the whole call.
+
+        Returns:
+            the topology, with the settings of all indexes.
+
+        Raises:
+            LimitError: the index or a time is not allowed.
+            UsageError: no setting, or an unknown one, is given.
+            ChangeConflict: a member runs an earlier version, or too many indexes have settings.
+            Unauthorised: the key is not that of an admin.
+            TimedOut: the settings may be changed or not, or too few peers know them yet.
+        """
+        with self._tracing.call("set_index", index):
+            deadline = self._calls().deadline(timeout)
+            self._view(deadline)
+            topology: Topology = self._run(self._calls().set_index(index, settings, deadline))
+            return topology
 
     def repair(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Start a full repair on every member.
@@ -235,6 +274,17 @@ class AsyncAdmin(AdminRequests[Awaitable[Topology], Awaitable[dict[str, Any]]]):
         self._run = run
         self._calls = calls
         self._tracing = tracing
+
+    async def set_index(
+        self, index: str, *, timeout: float | None = None, **settings: Unpack[SettingsOptions]
+    ) -> Topology:
+        """Change the settings of an index; see ``Admin.set_index``."""
+        with self._tracing.call("set_index", index):
+            deadline = self._calls().deadline(timeout)
+            await self._view(deadline)
+            operation = self._calls().set_index(index, settings, deadline)
+            topology: Topology = await self._run(operation)
+            return topology
 
     async def repair(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Start a full repair on every member."""

@@ -16,7 +16,7 @@ from dstash.client.describe import describe_cluster, describe_place
 from dstash.client.entries import check_keys, key_rounds, pair_rounds
 from dstash.client.indexes.async_index import AsyncIndex
 from dstash.client.operations.base import Operation
-from dstash.client.operations.indexes import IndexSize
+from dstash.client.operations.indexes.sizes import IndexDefaults, IndexSize, defaults_of
 from dstash.client.operations.registers.names import has_registers
 from dstash.client.operations.walks import Walk
 from dstash.client.refusals import nothing_written
@@ -362,6 +362,12 @@ class AsyncClient(AsyncRegisterMethods, BaseClient):
             await self._view(deadline)
             found: list[IndexSize] = await self._run(self._calls.indexes(deadline))
             return found
+
+    async def index_settings(self, *, timeout: float | None = None) -> list[IndexDefaults]:
+        """Return the indexes that have settings, by name; ``admin.set_index`` changes them."""
+        with self._tracing.call("index_settings"):
+            view = await self._view(self._calls.deadline(timeout))
+            return defaults_of(view.topology.indexes)
 
     async def where(self, index: str, key: Key, *, timeout: float | None = None) -> dict[str, Any]:
         """Return the partition of a key and its replicas, in rank order."""

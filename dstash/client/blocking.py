@@ -15,7 +15,7 @@ from dstash.client.describe import describe_cluster, describe_place
 from dstash.client.entries import check_keys, key_rounds, pair_rounds
 from dstash.client.indexes.index import Index
 from dstash.client.operations.base import Call
-from dstash.client.operations.indexes import IndexSize
+from dstash.client.operations.indexes.sizes import IndexDefaults, IndexSize, defaults_of
 from dstash.client.operations.registers.names import has_registers
 from dstash.client.operations.walks import Walk
 from dstash.client.refusals import nothing_written
@@ -441,6 +441,11 @@ class Client(RegisterMethods, BaseClient):
             self._view(deadline)
             found: list[IndexSize] = self._run(self._calls.indexes(deadline))
             return found
+
+    def index_settings(self, *, timeout: float | None = None) -> list[IndexDefaults]:
+        """Return the indexes that have settings, by name; ``admin.set_index`` changes them."""
+        with self._tracing.call("index_settings"):
+            return defaults_of(self._view(self._calls.deadline(timeout)).topology.indexes)
 
     def where(self, index: str, key: Key, *, timeout: float | None = None) -> dict[str, Any]:
         """Return the partition of a key and its replicas, in rank order."""

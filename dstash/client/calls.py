@@ -15,7 +15,8 @@ from dstash.client.entries import entries_by_key
 from dstash.client.operations.admin import AdminOperation
 from dstash.client.operations.batching import Item
 from dstash.client.operations.drafts import Query
-from dstash.client.operations.indexes import DropOperation, IndexesOperation
+from dstash.client.operations.indexes.orders import DropOperation, IndexSettingsOperation
+from dstash.client.operations.indexes.sizes import IndexesOperation
 from dstash.client.operations.reads import ExistsOperation, LookupOperation, RecordOperation
 from dstash.client.operations.registers.arguments import check_fence, check_version, new_ttl
 from dstash.client.operations.registers.changes import ChangeOperation
@@ -304,6 +305,13 @@ class Calls:
         """Return the operation that drops an index, or the keys with a prefix."""
         check_index(index)
         return DropOperation(self._session, deadline, index, encode_prefix(prefix))
+
+    def set_index(
+        self, index: str, settings: Mapping[str, Any], deadline: int
+    ) -> IndexSettingsOperation:
+        """Return the operation that changes settings of an index; None removes a setting."""
+        times = {name: check_ttl(value, name) or 0 for name, value in settings.items()}
+        return IndexSettingsOperation(self._session, deadline, index, times)
 
     def indexes(self, deadline: int) -> IndexesOperation:
         """Return the operation that lists the indexes."""

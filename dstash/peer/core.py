@@ -13,6 +13,7 @@ from dstash.cluster.repair.hints import Hints
 from dstash.cluster.replication.cluster_clock import ClusterClock
 from dstash.cluster.replication.partitions import SLICE, LocalPartitions
 from dstash.cluster.replication.tasks import Outgoing
+from dstash.cluster.topology.index_settings import IndexSettings
 from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.view import View
 from dstash.errors import (
@@ -412,7 +413,8 @@ class PeerCore:
             self.admission.check_freshness()
             if not isinstance(message, Apply):
                 self.admission.check_floor(message, now)
-            self._enqueue(ticket, message, self.keyspaces.find(message.index))
+            settings = self.view.index_settings.get(message.index) if self.view else None
+            self._enqueue(ticket, message, self.keyspaces.find(message.index), settings)
         elif isinstance(message, Push):
             if not message.compared:  # else the other partitions would count as busy meanwhile
                 self.local_partitions.pushed(now)
@@ -432,9 +434,13 @@ class PeerCore:
             self._questions.begin(request, now)
 
     def _enqueue(
-        self, ticket: Ticket, message: Put | Delete | Apply | Push, space: Keyspace | None
+        self,
+        ticket: Ticket,
+        message: Put | Delete | Apply | Push,
+        space: Keyspace | None,
+        settings: IndexSettings | None = None,
     ) -> None:
-        self._backlog.admit(WaitingWrite.of(ticket, message, space))
+        self._backlog.admit(WaitingWrite.of(ticket, message, space, settings=settings))
         if ticket.notes is not None:
             ticket.notes.waits()
 

@@ -16,6 +16,7 @@ from dstash import events, threads
 from dstash.cluster.membership.interface import Membership, StoredTopology, may_pass
 from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.drop_steps import with_drop
+from dstash.cluster.topology.index_steps import with_settings
 from dstash.cluster.topology.joining import KEPT, last_known, was_in_cluster, with_seen
 from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Topology
@@ -27,7 +28,13 @@ from dstash.peer.maintenance import Proposal
 from dstash.peer.supervision.complaints import Complaints
 from dstash.peer.topology_steps import Known, TopologySteps, is_removed, unconfirmed_because
 from dstash.store.interface import Store
-from dstash.wire.messages import AdminReply, AdminRequest, DropRequest, Error
+from dstash.wire.messages import (
+    AdminReply,
+    AdminRequest,
+    DropRequest,
+    Error,
+    IndexSettingsRequest,
+)
 from dstash.wire.shapes import Message
 
 _log = structlog.get_logger("dstash.peer")
@@ -323,23 +330,29 @@ class MembershipAgent:
             if stored.topology.restored is not None:
                 raise ChangeConflict(unconfirmed_because(stored.topology))
             self._steps.check_newest(stored.topology, self._last())
-            if isinstance(request, DropRequest):
-                wanted = with_drop(stored.topology, request.index, request.prefix, request.stamp)
-            else:
-                alive = self._membership.alive()
-                wanted = ordered(
-                    stored.topology,
-                    alive,
-                    request.action,
-                    request.peers,
-                    request.rate,
-                    request.stamp,
-                )
+            wanted = self._ordered(stored.topology, request)
+            if wanted == stored.topology:
+                return wanted
             wanted = with_seen(wanted, self._seen())
             is_dry = isinstance(request, AdminRequest) and request.dry
             if is_dry or self._membership.compare_and_set(wanted, stored.token):
                 _log_order(request)
                 return wanted
+
+    def _ordered(self, topology: Topology, request: TopologyOrder) -> Topology:
+        """Return the topology that a request orders."""
+        if isinstance(request, DropRequest):
+            return with_drop(topology, request.index, request.prefix, request.stamp)
+        if isinstance(request, IndexSettingsRequest):
+            return with_settings(topology, request.index, request.settings, request.stamp)
+        return ordered(
+            topology,
+            self._membership.alive(),
+            request.action,
+            request.peers,
+            request.rate,
+            request.stamp,
+        )
 
     def _look(self) -> None:
         """Apply the steps that are due in the topology, and publish the view."""
@@ -455,5 +468,7 @@ def may_wait(error: MembershipUnreachable, store: Store) -> bool:
 def _log_order(request: TopologyOrder) -> None:
     if isinstance(request, DropRequest):
         _log.info("drop", index=request.index, prefix=request.prefix.hex())
+    elif isinstance(request, IndexSettingsRequest):
+        _log.info("settings of an index", index=request.index, settings=request.settings)
     else:
         _log.info("admin request", action=request.action, peers=request.peers, dry=request.dry)

@@ -15,6 +15,7 @@ import structlog
 
 from dstash.cluster.membership.interface import StoredTopology
 from dstash.cluster.topology.announcement import Announcement
+from dstash.cluster.topology.index_steps import with_settings_kept
 from dstash.cluster.topology.joining import (
     confirmed,
     found,
@@ -119,6 +120,13 @@ class TopologySteps:
             )
         step = self._restore_or_join(topology, known)
         if step is not None or topology is None or topology.restored is not None:
+            return step
+        step = with_settings_kept(topology, known.last)
+        if step is not None:
+            _log.warning(
+                "a member of an earlier version has removed the settings of indexes; restoring",
+                epoch=topology.epoch,
+            )
             return step
         while self._proposals:
             step = self._propose_first(topology)

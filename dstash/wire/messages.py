@@ -385,3 +385,18 @@ class DropRequest(Message):
     index: str
     prefix: bytes
     stamp: int
+
+
+@message
+class IndexSettingsRequest(Message):
+    """Changes the settings of an index, by an entry of the topology.
+
+    ``settings`` has milliseconds by name (``ttl``, ``max_ttl``), 0 to remove a setting; those that
+    it does not name stay. The peer that accepts the request sets ``stamp``. Answered by
+    ``AdminReply``.
+    """
+
+    KIND = 36
+    index: str
+    settings: dict[str, int]
+    stamp: int = 0

@@ -138,11 +138,63 @@ def test_indexes_are_listed_with_records_and_size(inside: InProcess, index: str)
     inside.out("put", index, "a", "1")
     inside.out("put", index, "b", "2")
     size = 2 * (2 + 1 + len(index) + 1 + 37 + 2)
-    row = {"name": index, "records": 2, "bytes": size, "exact": True}
+    row = {"name": index, "records": 2, "bytes": size, "exact": True, "ttl": None, "max_ttl": None}
     lines = [json.loads(line) for line in inside.out("-o", "json", "indexes").splitlines()]
     assert row in lines
     assert any(
-        line.split() == [index, "2", f"{size}", "B"] for line in inside.out("indexes").splitlines()
+        line.split() == [index, "2", f"{size}", "B", "-", "-"]
+        for line in inside.out("indexes").splitlines()
+    )
+
+
+def test_index_set_gives_later_puts_an_expiry(inside: InProcess, index: str) -> None:
+    assert (
+        inside.out("index", "show", index).split()
+        == ["index", "ttl", "max", "ttl", index] + ["-"] * 2
+    )
+    shown = inside.out("index", "set", index, "ttl=1h", "max-ttl=1.5h")
+    assert shown.splitlines()[1].split() == [index, "1h", "1h", "30m"]
+    inside.out("put", index, "a", "1")
+    inside.out("put", index, "b", "1", "--ttl", "7d")
+    assert 3500 < float(inside.out("ttl", index, "a")) <= 3600
+    assert 5300 < float(inside.out("ttl", index, "b")) <= 5400
+    inside.out("touch", index, "a", "--forever")
+    assert 5300 < float(inside.out("ttl", index, "a")) <= 5400
+    row = {"name": index, "ttl": 3600.0, "max_ttl": 5400.0}
+    assert json.loads(inside.out("-o", "json", "index", "show", index)) == row
+    listed = [json.loads(line) for line in inside.out("index", "show", "-o", "json").splitlines()]
+    assert row in listed
+    found = [json.loads(line) for line in inside.out("-o", "json", "indexes").splitlines()]
+    assert [each for each in found if row.items() <= each.items()]
+    shown = inside.out("index", "set", index, "ttl=none", "max_ttl=None", "-o", "json")
+    assert json.loads(shown) == {"name": index, "ttl": None, "max_ttl": None}
+    assert index not in inside.out("index", "show")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["ttl"], "'ttl' is not a setting; allowed are ttl=TIME and max_ttl=TIME, where TIME is"),
+        (["tll=1h"], "'tll=1h' is not a setting; allowed are ttl=TIME and max_ttl=TIME"),
+        (["ttl=1h", "ttl=2h"], "ttl is given twice"),
+        (["ttl=soon"], "'soon' is not a time; allowed are forms like 90, 1.5s, 15m, 12h, 7d"),
+        (["ttl=0"], "ttl is 0.0 s; allowed is more than 0 s and less than 100 years"),
+        (["max_ttl=-5"], "max_ttl is -5.0 s; allowed is more than 0 s and less than 100 years"),
+        (["max_ttl=36501d"], "max_ttl is 3153686400000 ms; allowed are 1 ms to 36,500 days"),
+    ],
+)
+def test_index_set_refuses_what_is_no_setting(
+    inside: InProcess, index: str, words: list[str], text: str
+) -> None:
+    code, said = inside.refusal("index", "set", index, *words)
+    assert (code, said.startswith(text)) == (2, True), said
+
+
+def test_index_set_refuses_names_of_registers(inside: InProcess) -> None:
+    code, said = inside.refusal("index", "set", "@locks", "ttl=1h")
+    assert (code, said) == (
+        2,
+        "index '@locks' is reserved for registers; it cannot have settings",
     )
 
 

@@ -82,6 +82,30 @@ def test_drop_removes_all_keys_and_spares_later_writes(client: Any, index: str) 
         client.drop("")
 
 
+def test_settings_of_an_index_apply_to_later_puts(client: Any, index: str) -> None:
+    client.put(index, "before", 1)
+    topology = client.admin.set_index(index, ttl=dt.timedelta(hours=1), max_ttl=7200)
+    assert topology.index_settings(index).ttl == 3_600_000
+    assert (index, 3600.0, 7200.0) in client.index_settings()
+    client.batch_put(index, {"short": 1, "more": 2})
+    client.put(index, "long", 1, ttl=86_400)
+    assert client.ttl(index, "before") is None
+    assert 3500 < client.ttl(index, "short") <= 3600
+    assert 7100 < client.ttl(index, "long") <= 7200
+    client.touch(index, "short", None)
+    assert 7100 < client.ttl(index, "short") <= 7200
+    client.admin.set_index(index, max_ttl=None)
+    client.touch(index, "short", None)
+    assert client.ttl(index, "short") is None
+    assert (index, 3600.0, None) in client.index_settings()
+    client.admin.set_index(index, ttl=None)
+    assert index not in {found.name for found in client.index_settings()}
+    with pytest.raises(LimitError, match=r"max_ttl is 0 s; allowed is more than 0 s"):
+        client.admin.set_index(index, max_ttl=0)
+    with pytest.raises(UsageError, match="no setting 'tll' of an index; there are ttl, max_ttl"):
+        client.admin.set_index(index, tll=1)
+
+
 def test_lookup_of_missing_key_returns_the_default(client: Any, index: str) -> None:
     assert client.lookup(index, "missing") is None
     assert client.lookup(index, "missing", 5) == 5

@@ -12,13 +12,14 @@ from typing import Any
 
 from dstash.client.operations.base import Operation
 from dstash.client.operations.drafts import Query
-from dstash.client.operations.indexes import DropOperation
+from dstash.client.operations.indexes.orders import DropOperation, IndexSettingsOperation
 from dstash.client.operations.reads import ExistsOperation, LookupOperation
 from dstash.client.operations.walks import Request, walk_for
 from dstash.client.operations.writes import DeleteOperation, PutOperation
 from dstash.client.session import Send, Session
 from dstash.cluster.topology.announcement import FEATURES
 from dstash.cluster.topology.drop_steps import with_drop
+from dstash.cluster.topology.index_steps import with_settings
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import DStashError
@@ -29,7 +30,14 @@ from dstash.store.record import build_record, keyspace, locate, open_record
 from dstash.types import Level
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.keys import encode_keys
-from dstash.wire.messages import AdminReply, DropRequest, Error, IndexesRequest, Scan
+from dstash.wire.messages import (
+    AdminReply,
+    DropRequest,
+    Error,
+    IndexesRequest,
+    IndexSettingsRequest,
+    Scan,
+)
 from dstash.wire.protocol import HIGHEST_PROTOCOL, LOWEST_PROTOCOL
 from dstash.wire.shapes import Message
 from dstash.wire.values import TypeRegistry
@@ -199,11 +207,14 @@ class Joined:
         """Change the topology as the membership agent of a peer does when a client orders it."""
         for pending in self.peers[name].admin_requests.take():
             order = pending.request
-            if not isinstance(order, DropRequest):
-                continue
             answer: Message
             try:
-                changed = with_drop(self.topology, order.index, order.prefix, order.stamp)
+                if isinstance(order, DropRequest):
+                    changed = with_drop(self.topology, order.index, order.prefix, order.stamp)
+                elif isinstance(order, IndexSettingsRequest):
+                    changed = with_settings(self.topology, order.index, order.settings, order.stamp)
+                else:
+                    continue
                 self.change(changed)
                 answer = AdminReply(changed.encode())
             except DStashError as error:
@@ -219,13 +230,24 @@ class Joined:
         """Drop an index, or the keys with a prefix."""
         self.run(DropOperation(self.session, self.now + timeout, index, prefix))
 
-    def put(self, entries: dict[str, Any], level: str = "quorum", timeout: int = 5000) -> Any:
-        """Store values; return the ``BatchResult``."""
+    def set_index(self, index: str = "i", timeout: int = 5000, **settings: int) -> None:
+        """Change settings of an index, in milliseconds."""
+        deadline = self.now + timeout
+        self.run(IndexSettingsOperation(self.session, deadline, index, settings))
+
+    def put(
+        self,
+        entries: dict[str, Any],
+        level: str = "quorum",
+        timeout: int = 5000,
+        ttl: int | None = None,
+    ) -> Any:
+        """Store values, for ``ttl`` milliseconds; return the ``BatchResult``."""
         keys = list(entries)
         payloads = TYPES.encode_many(list(entries.values()))
         items: list[Any] = list(zip(keys, encode_keys(keys), payloads, strict=True))
         deadline = self.now + timeout
-        return self.run(PutOperation(self.session, deadline, "i", Level(level), items, None))
+        return self.run(PutOperation(self.session, deadline, "i", Level(level), items, ttl))
 
     def delete(self, *keys: str, level: str = "quorum") -> Any:
         """Delete keys; return the ``BatchResult``."""

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from dstash.cluster.membership.local.membership import LocalMembership
-from dstash.cluster.topology.announcement import Announcement
+from dstash.cluster.topology.announcement import FEATURES, Announcement
+from dstash.cluster.topology.index_settings import IndexSettings
 from dstash.cluster.topology.joining import last_known
 from dstash.cluster.topology.topology import State, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, DiskFull, DStashError, MembershipUnreachable
 from dstash.peer.membership_agent import MembershipAgent
 from dstash.store.memory import TwinStore
-from dstash.wire.messages import AdminRequest, Error
+from dstash.wire.messages import AdminReply, AdminRequest, Error, IndexSettingsRequest
 from dstash.wire.shapes import Message
 from tests.harness.waiting import PATIENCE
 
@@ -334,6 +335,45 @@ class TestFailedRound:
         (answer,) = answers
         assert isinstance(answer, Error)
         assert "ZeroDivisionError" in answer.text
+
+
+class TestIndexSettings:
+    def order(self, cluster: Cluster, **settings: int) -> Message:
+        answers: list[Message] = []
+        agent = cluster.agents["a"]
+        agent.administer(IndexSettingsRequest("i", settings, 7), answers.append)
+        assert agent._turn() == 0
+        [answer] = answers
+        return answer
+
+    def upgrade(self, cluster: Cluster) -> None:
+        def upgraded(topology: Topology) -> Topology:
+            members = tuple(replace(member, features=FEATURES) for member in topology.members)
+            return replace(topology, members=members).next()
+
+        cluster.edit(upgraded)
+        agent = cluster.agents["a"]
+        agent._steps._announcement = agent._announcement._replace(features=FEATURES)
+
+    def test_order_changes_the_topology_once(self, cluster: Cluster) -> None:
+        self.upgrade(cluster)
+        first = self.order(cluster, max_ttl=60_000)
+        assert isinstance(first, AdminReply)
+        stored = cluster.members["a"].read().topology
+        assert stored is not None
+        assert stored.indexes == (IndexSettings("i", 0, 60_000, 7, stored.epoch),)
+        again = self.order(cluster, max_ttl=60_000)
+        assert isinstance(again, AdminReply)
+        assert Topology.decode(again.topology).epoch == stored.epoch
+
+    def test_order_that_is_not_possible_is_refused(self, cluster: Cluster) -> None:
+        refused = self.order(cluster, ttl=1)
+        assert isinstance(refused, Error)
+        assert "a, b, c, d, e runs an earlier version" in refused.text
+        self.upgrade(cluster)
+        refused = self.order(cluster, tll=1)
+        assert isinstance(refused, Error)
+        assert refused.text == "no setting 'tll' of an index; there are ttl, max_ttl"
 
 
 class TestUnstorableTopology:

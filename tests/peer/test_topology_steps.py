@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from dstash.cluster.membership.interface import StoredTopology
-from dstash.cluster.topology.announcement import Announcement
-from dstash.cluster.topology.joining import KEPT, RESTORED_JUMP
+from dstash.cluster.topology.announcement import FEATURES, Announcement
+from dstash.cluster.topology.index_steps import with_settings
+from dstash.cluster.topology.joining import KEPT, RESTORED_JUMP, member_of
 from dstash.cluster.topology.topology import State, Topology
 from dstash.errors import ChangeConflict, ForeignStore, MembershipUnreachable
 from dstash.peer.maintenance import Proposal
@@ -64,6 +65,18 @@ def announcement(peer: str) -> Announcement:
 
 
 MEMBER = Known(view_of("abcde"), TOPOLOGY, was_there=True)
+
+
+def test_settings_that_a_member_of_an_earlier_version_removed_are_restored() -> None:
+    members = tuple(replace(member, features=FEATURES) for member in TOPOLOGY.members)
+    last = with_settings(replace(TOPOLOGY, members=members), "i", {"ttl": 5}, 1)
+    erased = replace(last, indexes=(), indexes_epoch=0).next()
+    known = Known(None, last, was_there=True)
+    steps = Steps()
+    step = steps.next(replace(erased, members=(member_of(announcement("a")), *members[1:])), known)
+    assert step is not None
+    assert (step.indexes, step.epoch) == (last.indexes, erased.epoch + 1)
+    assert steps.next(step, known) is None
 
 
 def test_peer_without_a_past_founds_a_cluster() -> None:

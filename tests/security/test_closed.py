@@ -18,7 +18,16 @@ from dstash.wire import codec
 from dstash.wire.curve import KeyPair, ZapHandler
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.keys import encode_keys
-from dstash.wire.messages import AdminRequest, Delete, Error, Hello, Lookup, Values, Welcome
+from dstash.wire.messages import (
+    AdminRequest,
+    Delete,
+    Error,
+    Hello,
+    IndexSettingsRequest,
+    Lookup,
+    Values,
+    Welcome,
+)
 from dstash.wire.replication import (
     CopyReply,
     CopyRequest,
@@ -154,6 +163,7 @@ def test_one_of_several_server_keys_is_enough(closed: Closed) -> None:
         ("reader", Delete("i", bytes(20), KEYS)),
         ("reader", AdminRequest("pause", [])),
         ("writer", AdminRequest("remove", ["p2"])),
+        ("writer", IndexSettingsRequest("i", {"ttl": 1})),
         ("writer", Push(KEYS, KEYS)),
         ("writer", CopyRequest(ONE_PARTITION, b"")),
         ("admin", Pull(KEYS)),

@@ -26,6 +26,7 @@ from dstash.wire.messages import (
     AdminReply,
     AdminRequest,
     DropRequest,
+    IndexSettingsRequest,
     TopologyReply,
     TopologyRequest,
 )
@@ -48,9 +49,14 @@ class AdminOperation(Operation):
 
     #: Whether to try again until the deadline while no peer is ready to take the request.
     waits_for_peers = False
+    #: What an order without an action is, in messages.
+    what = ""
 
     def __init__(
-        self, session: Session, deadline: int, request: AdminRequest | DropRequest
+        self,
+        session: Session,
+        deadline: int,
+        request: AdminRequest | DropRequest | IndexSettingsRequest,
     ) -> None:
         super().__init__(session, deadline)
         self.request = request
@@ -68,7 +74,7 @@ class AdminOperation(Operation):
     @property
     def unknown(self) -> TimedOut:
         """The error for a request without an answer."""
-        action = self.request.action if isinstance(self.request, AdminRequest) else "drop"
+        action = self.request.action if isinstance(self.request, AdminRequest) else self.what
         return TimedOut(
             f"no answer to {action!r} in time: it may or may not be carried out; "
             "check the status before you try again"

@@ -30,6 +30,7 @@ from dstash.client.refusals import by_peer, error_for, is_final
 from dstash.client.results import BatchResult
 from dstash.client.routing import Peers, WriteSet, group
 from dstash.client.session import Send, Session
+from dstash.cluster.topology.index_settings import IndexSettings
 from dstash.errors import (
     BelowFloor,
     ClockSkew,
@@ -82,6 +83,11 @@ class WriteOperation(Operation):
     def is_outdated(self) -> bool:
         """Whether stored items must be written again, by the current clock readings."""
         return False
+
+    @property
+    def settings(self) -> IndexSettings | None:
+        """The settings that peers apply to this write, as far as this client knows."""
+        return None
 
     @abstractmethod
     def message(
@@ -228,6 +234,11 @@ class PutOperation(WriteOperation):
         drift = abs(self.session.offset - self._offset)
         return self.ttl is not None and drift > TTL_TOLERANCE_MS
 
+    @property
+    def settings(self) -> IndexSettings | None:
+        """The settings of the index in the current view."""
+        return self.session.known_view().index_settings.get(self.index)
+
     def message(
         self, version: Version, items: Sequence[Item], keys: Frame, replaces: bytes
     ) -> Message:
@@ -285,6 +296,7 @@ class WriteChunk(Chunk):
         self.version = version
         self.attempt = attempt
         self.epoch: int = epoch
+        self._settings = operation.settings
         #: Whether some replica may hold the write although none has acked it.
         self.indeterminate = indeterminate
         self.existed = bytearray(len(items))
@@ -489,8 +501,14 @@ class WriteChunk(Chunk):
         return self.operation.replace(self, self._successors(version, self.attempt), now)
 
     def _successors(self, version: Version | None, attempt: int) -> list[Chunk]:
-        """Return chunks for the items that are not settled, routed by the current view."""
+        """Return chunks for the items that are not settled, routed by the current view.
+
+        A retry keeps its version unless the settings of the index have changed: a replica that has
+        stored this version has computed another expiry, which must lose on all replicas.
+        """
         self.operation.keep_existed(self)
+        if self.operation.settings != self._settings:
+            version = None
         return self.operation.cut(
             self._votes.unsettled(self.items),
             version,

@@ -241,6 +241,10 @@ class ClusterClock:
         """
         return self._now - self.offset_ms
 
+    def earliest(self) -> Stamp:
+        """Return the lowest stamp of a write made now: its clock is behind by the tolerance."""
+        return stamp_at(max(0, self.time() - self._skew_ms))
+
     def confirmed(self) -> Stamp:
         """Return the highest stamp that a majority of members hold or have promised; 0 if unknown.
 

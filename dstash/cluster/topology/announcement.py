@@ -10,7 +10,7 @@ import json
 from typing import Any, Final, NamedTuple
 
 #: What this version can do beyond earlier ones; see ``Member.features``.
-FEATURES: Final = "drop registers"
+FEATURES: Final = "drop registers index-settings"
 
 
 class Announcement(NamedTuple):

@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from dstash.cluster.topology import index_settings
 from dstash.cluster.topology.drops import Drop, decoded
+from dstash.cluster.topology.index_settings import IndexSettings
 from dstash.cluster.topology.rendezvous import Candidate
 from dstash.errors import ProtocolError
 from dstash.limits import PARTITIONS
@@ -126,6 +128,8 @@ class Topology:
     is a stamp to which an operator has ordered, in the epoch ``ceiling_epoch`` (0: never), to lower
     all floors and horizons above it. Each store does so once. ``drops`` are the drops that are not
     settled; see ``drops.py``. ``registers``: whether registers are served; see ``registers.py``.
+    ``indexes`` are the settings of indexes, by name, and ``indexes_epoch`` is the epoch of the last
+    order about them (0: never).
     """
 
     cluster: str
@@ -142,6 +146,12 @@ class Topology:
     ceiling_epoch: int = 0
     drops: tuple[Drop, ...] = ()
     registers: bool = False
+    indexes: tuple[IndexSettings, ...] = ()
+    indexes_epoch: int = 0
+
+    def index_settings(self, index: str) -> IndexSettings | None:
+        """Return the settings of an index; None if it has none."""
+        return next((known for known in self.indexes if known.name == index), None)
 
     def member(self, peer: str) -> Member | None:
         """Return the member with an id; None if there is none."""
@@ -196,6 +206,7 @@ class Topology:
                     "change": None if change is None else _change(change),
                     "restored": None if restored is None else _restored(restored),
                     "drops": tuple(map(decoded, raw.get("drops", ()))),
+                    "indexes": tuple(map(index_settings.decoded, raw.get("indexes", ()))),
                 }
             )._checked()
         except ProtocolError:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from dstash.cluster.topology import drops, index_settings
 from dstash.cluster.topology.announcement import Announcement
-from dstash.cluster.topology.drops import FEATURE, lowered
+from dstash.cluster.topology.drops import lowered
 from dstash.cluster.topology.joining import is_newcomer, member_of, with_change_begun, without_data
 from dstash.cluster.topology.registers import check_lowering, check_version
 from dstash.cluster.topology.topology import Change, Member, State, Topology
@@ -201,17 +202,23 @@ def add(topology: Topology, announcements: Sequence[Announcement]) -> Topology:
 
     Raises:
         ChangeConflict: a candidate is already a member, or runs a version that does not know the
-            drops that are not settled, or registers.
+            drops that are not settled, the settings of indexes, or registers.
     """
     joined = topology
     for announcement in announcements:
         if topology.member(announcement.peer) is not None:
             raise ChangeConflict(f"peer {announcement.peer!r} is already a member")
         check_version(topology, announcement.peer, announcement.features)
-        if topology.drops and FEATURE not in announcement.features.split():
+        features = announcement.features.split()
+        if topology.drops and drops.FEATURE not in features:
             raise ChangeConflict(
                 f"peer {announcement.peer!r} runs an earlier version, which would return records "
                 "that were dropped; upgrade it, or wait until no drop is left in dstash status"
+            )
+        if topology.indexes and index_settings.FEATURE not in features:
+            raise ChangeConflict(
+                f"peer {announcement.peer!r} runs an earlier version, which does not apply the "
+                "settings of indexes; upgrade it"
             )
         joined = joined.with_member(member_of(announcement, State.JOINING))
     return _begin(topology, joined.members)
@@ -286,8 +293,15 @@ def lower_floors(topology: Topology, alive: Collection[str], stamp: Stamp) -> To
         if not member.synced:
             raise ChangeConflict(f"peer {member.id!r} is streaming; lower floors after that")
     begun = topology.next()
-    drops = lowered(topology.drops, stamp)
-    return replace(begun, ceiling=stamp, ceiling_epoch=begun.epoch, drops=drops)
+    return replace(
+        begun,
+        ceiling=stamp,
+        ceiling_epoch=begun.epoch,
+        drops=lowered(topology.drops, stamp),
+        indexes=tuple(
+            replace(settings, since=min(settings.since, stamp)) for settings in topology.indexes
+        ),
+    )
 
 
 def _begin(topology: Topology, members: tuple[Member, ...]) -> Topology:

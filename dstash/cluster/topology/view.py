@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from dstash.cluster.topology.index_settings import IndexSettings
 from dstash.cluster.topology.rendezvous import Candidate, Table, place, place_again
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.types import Level
@@ -80,6 +81,11 @@ class View:
     def members(self) -> dict[str, Member]:
         """The members by id."""
         return {member.id: member for member in self.topology.members}
+
+    @functools.cached_property
+    def index_settings(self) -> dict[str, IndexSettings]:
+        """The settings of indexes, by name; most have none."""
+        return {settings.name: settings for settings in self.topology.indexes}
 
     def votes_needed(self, owners: Sequence[str]) -> int:
         """Return how many replicas of a partition together have every acked write.

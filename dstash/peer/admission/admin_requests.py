@@ -11,7 +11,7 @@ from dstash.errors import NotReady
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.requests import Reply, Request, Ticket
 from dstash.version import MAX_STAMP, Stamp, stamp_at
-from dstash.wire.messages import AdminRequest, DropRequest
+from dstash.wire.messages import AdminRequest, DropRequest, IndexSettingsRequest
 from dstash.wire.shapes import Message
 
 #: The action that lowers floors to the present time of the cluster.
@@ -19,7 +19,7 @@ _LOWER_FLOORS: Final = "lower-floors"
 
 
 #: Requests that change the topology.
-TopologyOrder = AdminRequest | DropRequest
+TopologyOrder = AdminRequest | DropRequest | IndexSettingsRequest
 
 
 class PendingAdminRequest(NamedTuple):
@@ -61,9 +61,12 @@ class AdminRequests:
         """
         if isinstance(message, DropRequest):
             message = replace(message, stamp=self._highest_acked())
+        elif isinstance(message, IndexSettingsRequest):
+            self._check_clock()
+            # Later touches are above it, even those of a client whose clock is a little behind.
+            message = replace(message, stamp=self._clock.earliest())
         elif message.action == _LOWER_FLOORS:
-            if not self._clock.knows_majority:
-                raise NotReady(f"{self._peer}: the clocks of a majority are not known yet")
+            self._check_clock()
             message = replace(message, stamp=stamp_at(self._clock.time()))
         release = self._backlog.hold(request.size)
 
@@ -72,6 +75,15 @@ class AdminRequests:
             return [self._reply(request.ticket, answer, now)]
 
         self._waiting.append(PendingAdminRequest(message, answer))
+
+    def _check_clock(self) -> None:
+        """Refuse a request that needs the time of the cluster while it is not known.
+
+        Raises:
+            NotReady: it is not known yet.
+        """
+        if not self._clock.knows_majority:
+            raise NotReady(f"{self._peer}: the clocks of a majority are not known yet")
 
     def _highest_acked(self) -> Stamp:
         """Return the stamp above which no write quorum holds a record.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dstash.cluster.replication.tasks import Merge
+from dstash.cluster.topology.index_settings import IndexSettings
 from dstash.errors import DStashError
 from dstash.peer.admission.requests import Ticket
 from dstash.store.record import Keyspace
@@ -28,7 +29,11 @@ class Internal:
 
 @dataclass(slots=True)
 class WaitingWrite:
-    """A write that waits for a commit; an internal write has an empty ticket and no keyspace."""
+    """A write that waits for a commit; an internal write has an empty ticket and no keyspace.
+
+    ``settings`` are those of its index in the epoch in which it was admitted: replicas that commit
+    it in different epochs must store the same.
+    """
 
     ticket: Ticket
     message: Put | Delete | Apply | Push | Prepare | Accept | Internal
@@ -36,6 +41,7 @@ class WaitingWrite:
     weight: int
     #: In which a request for votes was sent.
     epoch: int = 0
+    settings: IndexSettings | None = None
 
     @classmethod
     def of(
@@ -44,7 +50,9 @@ class WaitingWrite:
         message: Put | Delete | Apply | Push | Prepare | Accept,
         space: Keyspace | None,
         epoch: int = 0,
+        settings: IndexSettings | None = None,
     ) -> WaitingWrite:
         """Return a write that came as a message, with its weight: the bytes of keys and content."""
         content = getattr(message, "payloads", b"") or getattr(message, "records", b"")
-        return cls(ticket, message, space, len(message.keys) + len(content), epoch)
+        weight = len(message.keys) + len(content)
+        return cls(ticket, message, space, weight, epoch, settings)

@@ -29,6 +29,7 @@ from dstash.limits import MAX_TTL_SECONDS, MAX_VALUE_BYTES, MOST_REPLACED
 from dstash.peer.admission.requests import Ticket
 from dstash.peer.admission.write_floor import check_floor
 from dstash.peer.admission.writes import Internal, WaitingWrite
+from dstash.peer.commits.expiries import with_expiries
 from dstash.peer.commits.recent_deletes import RecentDeletes
 from dstash.peer.commits.records import prepare_apply, prepare_internal, prepare_push
 from dstash.peer.commits.rules import TOMBSTONE, Prepared, Rejected, Rules, bad_keys, check_skew
@@ -174,7 +175,8 @@ class Commit:
 
     def _prepare(self, waiting: WaitingWrite) -> Prepared | DStashError:
         try:
-            return _PREPARE[type(waiting.message)](waiting.message, waiting.space, self.rules)
+            message = with_expiries(waiting)
+            return _PREPARE[type(message)](message, waiting.space, self.rules)
         except DStashError as error:
             return error
 

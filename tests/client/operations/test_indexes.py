@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dstash.client.operations.indexes import IndexesOperation, IndexSize
+from dstash.client.operations.indexes.sizes import IndexesOperation, IndexSize
 from dstash.client.operations.writes import PutOperation
 from dstash.cluster.replication import index_sizes
 from dstash.errors import Unavailable, UsageError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dstash.client.operations.indexes import DropOperation
+from dstash.client.operations.indexes.orders import DropOperation
 from dstash.client.operations.reads import RecordOperation
 from dstash.client.operations.writes import ApplyOperation
 from dstash.client.session import Session
@@ -17,8 +17,8 @@ from dstash.cluster.replication.partitions import BUSY_MS
 from dstash.cluster.replication.tasks import Merge
 from dstash.cluster.replication.tombstone_gc import agree_all
 from dstash.cluster.topology import transitions
+from dstash.cluster.topology.acks import DropAcks, serves_quorum
 from dstash.cluster.topology.announcement import FEATURES, Announcement
-from dstash.cluster.topology.drop_acks import DropAcks, serves_quorum
 from dstash.cluster.topology.drop_steps import MAX_DROPS, with_drop, with_swept, without_settled
 from dstash.cluster.topology.drops import Drop, Floors
 from dstash.cluster.topology.joining import confirm, restore, under_own_epoch

@@ -1,0 +1,107 @@
+"""When an order about an index is acked: which members know it, and whether it was lost.
+
+The epoch alone does not show that a member knows an order. If the membership loses the topology, or
+an older copy is put back, before a member has read the entry, the members continue without it,
+under a later epoch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from dstash.cluster.topology.drops import Drop
+from dstash.cluster.topology.index_settings import IndexSettings
+from dstash.cluster.topology.topology import Topology
+from dstash.cluster.topology.view import View
+from dstash.types import Level
+
+
+class OrderAcks(ABC):
+    """The members that have confirmed an order.
+
+    A member that has confirmed it counts from then on: it restores a lost topology with the entry.
+
+    Args:
+        ordered: the topology with the entry.
+    """
+
+    def __init__(self, ordered: Topology) -> None:
+        self._ordered = ordered
+        self._without: set[str] = set()
+        #: The members that have confirmed the order.
+        self.passed: set[str] = set()
+
+    @abstractmethod
+    def is_known_in(self, topology: Topology) -> bool:
+        """Whether a topology has the entry, or another that takes its place."""
+
+    def take(self, peer: str, topology: Topology) -> None:
+        """Take the topology by which a member serves requests."""
+        if topology.cluster_id != self._ordered.cluster_id:
+            return
+        if self.is_known_in(topology):
+            self.passed.add(peer)
+        elif topology.epoch >= self._ordered.epoch:
+            self._without.add(peer)
+
+    def is_acked(self, view: View) -> bool:
+        """Whether no quorum of a partition serves requests without the entry, now or later.
+
+        So few members have not confirmed it that they are no majority, which could restore a lost
+        topology without it.
+        """
+        rest = view.members.keys() - self.passed
+        return 2 * len(rest) <= len(view.members) and not serves_quorum(view, self.passed)
+
+    def is_lost(self, view: View) -> bool:
+        """Whether a majority serves a later topology without the entry.
+
+        It was lost with the topology; or it has ended since then, if no answer came for that long.
+        """
+        without = view.members.keys() & self._without - self.passed
+        return 2 * len(without) > len(view.members)
+
+
+class DropAcks(OrderAcks):
+    """The members that have confirmed a drop; its entry is only removed when its records are.
+
+    Args:
+        ordered: the topology with the entry.
+        drop: the entry.
+    """
+
+    def __init__(self, ordered: Topology, drop: Drop) -> None:
+        super().__init__(ordered)
+        self._drop = drop
+
+    def is_known_in(self, topology: Topology) -> bool:
+        """Whether a topology has the drop, or another that takes its place."""
+        return any(drop.fulfils(self._drop) for drop in topology.drops)
+
+
+class SettingsAcks(OrderAcks):
+    """The members that have confirmed the settings of an index.
+
+    Args:
+        ordered: the topology with the entry, or without it if the index has no settings any more.
+        index: its name.
+    """
+
+    def __init__(self, ordered: Topology, index: str) -> None:
+        super().__init__(ordered)
+        self._settings = ordered.index_settings(index) or IndexSettings(index)
+
+    def is_known_in(self, topology: Topology) -> bool:
+        """Whether the index has these settings in a topology, or those of a later order."""
+        wanted = self._settings
+        found = topology.index_settings(wanted.name) or IndexSettings(wanted.name)
+        is_same = (found.ttl, found.max_ttl) == (wanted.ttl, wanted.max_ttl)
+        return is_same or found.number > self._ordered.epoch
+
+
+def serves_quorum(view: View, passed: set[str]) -> bool:
+    """Whether in any partition the peers that are not in ``passed`` are enough for a quorum."""
+    return any(
+        len([peer for peer in peers if peer not in passed]) >= Level.QUORUM.needed(len(peers))
+        for peers in {*view.before, *view.writers}
+    )
