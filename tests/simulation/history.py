@@ -9,8 +9,9 @@ from typing import Any, Final, NamedTuple
 from dstash.client.operations.batching import Item
 from dstash.client.operations.writes import WriteChunk, WriteOperation
 from dstash.client.results import BatchResult
+from dstash.cluster.topology.index_settings import IndexSettings
 from dstash.errors import DStashError, TimedOut
-from dstash.store.record import open_record
+from dstash.store.record import Record, open_record
 from dstash.types import NEVER, Level, Outcome
 from dstash.version import Version
 from dstash.wire.keys import Key
@@ -34,9 +35,10 @@ class Write:
 
     ``versions`` are all versions under which it was sent; ``acked`` is the acked version.
     ``value`` is None for a delete and for a drop, which is a write to each key that it covers. A
-    touch carries the value of the record it saw. A write that is
-    stamped again after clocks were set may get another expiry: ``first_expiry`` is the lowest that
-    was sent, ``last_expiry`` the highest, ``expiry`` the last, which may not have been sent.
+    touch carries the value of the record it saw. ``expiries`` are those that peers had to give it,
+    as its client knew the settings of the index when it was sent: several if it was stamped or sent
+    again after clocks or settings were changed. ``settings`` are all that were ever ordered for the
+    index; the list grows while the run lasts.
     """
 
     kind: str
@@ -45,9 +47,6 @@ class Write:
     level: Level
     invoked: int
     value: Any = None
-    expiry: int = NEVER
-    first_expiry: int = NEVER
-    last_expiry: int = NEVER
     returned: int = NEVER_RETURNED
     outcome: Outcome = Outcome.UNKNOWN
     acked: Version | None = None
@@ -57,6 +56,35 @@ class Write:
     #: The result of a delete of this key alone: whether the key existed.
     found: bool | None = None
     versions: list[Version] = field(default_factory=list)
+    expiries: set[tuple[Version, int]] = field(default_factory=set)
+    settings: list[Order] = field(default_factory=list)
+
+    def allowed(self, version: Version | None = None) -> set[int]:
+        """Return the expiries that stored records of this write, or of a version, may have.
+
+        If a client repairs a replica by a record that was sent under earlier settings, the peer
+        cuts it.
+        """
+        found = set()
+        for sent, expiry in self.expiries:
+            if version is None or sent == version:
+                record = Record(sent, 0, expiry, b"")
+                found |= {
+                    expiry,
+                    *(order.settings.record(record).expiry for order in self.settings),
+                }
+        return found
+
+    @property
+    def expiry(self) -> int:
+        """The latest time at which the value is live, milliseconds since 1970; 0 for no end."""
+        allowed = self.allowed()
+        return NEVER if NEVER in allowed else max(allowed, default=NEVER)
+
+    @property
+    def first_expiry(self) -> int:
+        """The earliest time at which the value may have expired; 0 if it never does."""
+        return min(self.allowed() - {NEVER}, default=NEVER)
 
     @property
     def removes(self) -> bool:
@@ -81,6 +109,15 @@ class Read:
     version: Version | None = None
     is_blind: bool = False
     is_last: bool = False
+
+
+@dataclass(slots=True)
+class Order:
+    """Settings of an index that an operator ordered, and when (microseconds)."""
+
+    settings: IndexSettings
+    ordered: int
+    returned: int = NEVER_RETURNED
 
 
 class Counted(NamedTuple):
@@ -113,12 +150,15 @@ class History:
     starts: list[int] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     counted: list[Counted] = field(default_factory=list)
+    #: By index, the settings that were ordered, in order.
+    orders: dict[str, list[Order]] = field(default_factory=dict)
     #: Failures that no call may have.
     broken: list[str] = field(default_factory=list)
 
     def add(self, write: Write) -> Write:
         """Record the start of a write."""
         self.writes.setdefault(write.place, []).append(write)
+        write.settings = self.orders.setdefault(write.place[0], [])
         return write
 
     def counts(self) -> dict[str, int]:
@@ -137,17 +177,19 @@ def follow(operation: WriteOperation, writes: dict[Key, Write]) -> None:
     def noting_message(
         version: Version, items: list[Item], keys: Frame, replaces: bytes
     ) -> Message:
+        view = operation.session.known_view()
+        settings = view.index_settings.get(operation.index) or IndexSettings(operation.index)
+        request = message(version, items, keys, replaces)
         for key, _, content in items:
-            write = writes[key]
-            sent = open_record(content).version if write.kind in _WHOLE_RECORDS else version
+            write, sent = writes[key], version
+            if write.kind in _WHOLE_RECORDS:
+                record = open_record(content)
+                sent = record.version
+                write.expiries.add((sent, settings.record(record).expiry))
+            elif isinstance(request, Put):
+                write.expiries.add((sent, settings.expiry(sent, request.expiry)))
             if sent not in write.versions:
                 write.versions.append(sent)
-        request = message(version, items, keys, replaces)
-        if isinstance(request, Put):
-            for key, _, _ in items:
-                write = writes[key]
-                write.first_expiry = min(request.expiry, write.first_expiry or request.expiry)
-                write.last_expiry = max(request.expiry, write.last_expiry)
         return request
 
     def noting_settle(chunk: WriteChunk, places: Sequence[int]) -> None:

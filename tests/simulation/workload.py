@@ -13,8 +13,8 @@ from dstash.client.operations.short.lookup import ShortLookup
 from dstash.client.operations.walks import Request
 from dstash.client.operations.writes import ApplyOperation, WriteOperation
 from dstash.errors import DStashError
-from dstash.store.record import Record, build_record, open_record
-from dstash.types import NEVER, Level
+from dstash.store.record import Record, build_record
+from dstash.types import Level
 from dstash.wire.keys import Key, encode_key
 from dstash.wire.messages import Count, Scan, ScanKeys
 from tests.simulation.client import VirtualClient
@@ -191,8 +191,6 @@ class Workload:
         write = self._world.history.add(
             Write("touch", self._client.name, (index, key), level, self._now(), _value(record))
         )
-        [(_, _, content)] = operation._items
-        write.expiry = open_record(content).expiry
         yield from self._run_write(operation, {key: write})
 
     def _restore(self) -> Script:
@@ -212,7 +210,6 @@ class Workload:
         write = self._world.history.add(
             Write("restore", self._client.name, (index, key), level, self._now(), _value(record))
         )
-        write.expiry = record.expiry
         yield from self._run_write(operation, {key: write})
 
     def _scan(self) -> Script:
@@ -284,9 +281,6 @@ class Workload:
     def _run_write(self, operation: WriteOperation, writes: dict[str, Write]) -> Script:
         follow(operation, writes)  # type: ignore[arg-type]  # a str is a Key
         result, error = yield operation
-        for write in writes.values():
-            if write.kind == "put":
-                write.expiry = getattr(operation, "expiry", NEVER)
         conclude(writes, result, error, self._now())  # type: ignore[arg-type]
         for key, write in writes.items():
             text = f"{write.client} {write.kind} {write.value!r} at {write.level}: {write.outcome}"

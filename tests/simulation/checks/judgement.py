@@ -59,13 +59,13 @@ def may_count(terms: Terms, write: Write) -> bool:
 
 def may_live(terms: Terms, write: Write, moment: int) -> bool:
     """Whether the written value may still be live for some peer."""
-    last = max(write.expiry, write.last_expiry)
-    return write.expiry == NEVER or last > true_ms(moment) - terms.slack_ms
+    expiry = write.expiry
+    return expiry == NEVER or expiry > true_ms(moment) - terms.slack_ms
 
 
 def may_be_dead(terms: Terms, write: Write, moment: int) -> bool:
     """Whether the written value may have expired for some peer."""
-    first = write.first_expiry or write.expiry
+    first = write.first_expiry
     return first != NEVER and first <= true_ms(moment) + terms.slack_ms
 
 

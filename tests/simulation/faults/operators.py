@@ -17,3 +17,10 @@ def drop(faults: Faults) -> Undo:
     """Drop an index, or the keys of it with a prefix."""
     faults.operator.drop()
     return None
+
+
+@kind("settings", share=0.1)
+def settings(faults: Faults) -> Undo:
+    """Change the settings of an index."""
+    faults.operator.set_index()
+    return None

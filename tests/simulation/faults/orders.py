@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from dstash.cluster.topology.drop_acks import DropAcks
+from dstash.cluster.topology.acks import DropAcks, OrderAcks, SettingsAcks
 from dstash.cluster.topology.drop_steps import with_drop
+from dstash.cluster.topology.index_settings import IndexSettings
+from dstash.cluster.topology.index_steps import with_settings
 from dstash.cluster.topology.topology import State, Topology
 from dstash.cluster.topology.transitions import ordered
 from dstash.cluster.topology.view import View
@@ -14,7 +16,7 @@ from dstash.errors import DStashError
 from dstash.types import Level, Outcome
 from dstash.version import MAX_STAMP, Stamp, highest_version, stamp_at
 from tests.simulation.events import MS, SECOND
-from tests.simulation.history import Write
+from tests.simulation.history import Order, Write
 from tests.simulation.node import Node
 
 if TYPE_CHECKING:
@@ -154,17 +156,56 @@ class Operator:
         A drop that the topology has lost is never acked.
         """
         world = self._world
-        for node in world.nodes:
-            if node.core is not None and node.core.view is not None:
-                acks.take(node.name, node.core.view.topology)
-        topology = world.membership.topology
-        view = None if topology is None else View(topology)
+        view = self._asked(acks)
         if view is None or not (acks.is_acked(view) or acks.is_lost(view)):
             world.events.after(20 * MS, self._await_drop, writes, acks)
             return
         for write in writes if acks.is_acked(view) else ():
             write.outcome, write.acked = Outcome.STORED, write.versions[0]
             write.returned = world.events.now
+
+    def set_index(self) -> None:
+        """Change the settings of an index, by the clock of any peer, as a client orders it."""
+        world, membership = self._world, self._world.membership
+        topology = membership.topology
+        if topology is None or topology.restored is not None:
+            return
+        cores = [node.core for node in world.nodes if node.core is not None and not node.is_paused]
+        stamps = [core.clock.earliest() for core in cores if core.clock.knows_majority]
+        if not stamps:
+            return
+        index, stamp = self._rng.choice(world.indexes), self._rng.choice(stamps)
+        ttls, limits = (0, 400, 3_000, 60_000), (0, 900, 5_000, 30_000)
+        settings = {"ttl": self._rng.choice(ttls), "max_ttl": self._rng.choice(limits)}
+        try:
+            wanted = with_settings(topology, index, settings, stamp)
+        except DStashError as error:
+            world.note(f"settings of {index}: {error}")
+            return
+        if wanted == topology:
+            return
+        if not membership.compare_and_set("", wanted, membership.read("").token):
+            return
+        world.note(f"order: settings of {index}: {settings}")
+        order = Order(wanted.index_settings(index) or IndexSettings(index), world.events.now)
+        world.history.orders.setdefault(index, []).append(order)
+        self._await_settings(order, SettingsAcks(wanted, index))
+
+    def _await_settings(self, order: Order, acks: SettingsAcks) -> None:
+        """Count settings as ordered once enough peers have confirmed them, as a client does."""
+        view = self._asked(acks)
+        if view is None or not (acks.is_acked(view) or acks.is_lost(view)):
+            self._world.events.after(20 * MS, self._await_settings, order, acks)
+        elif acks.is_acked(view):
+            order.returned = self._world.events.now
+
+    def _asked(self, acks: OrderAcks) -> View | None:
+        """Ask all peers for an order; return the view of the membership."""
+        for node in self._world.nodes:
+            if node.core is not None and node.core.view is not None:
+                acks.take(node.name, node.core.view.topology)
+        topology = self._world.membership.topology
+        return None if topology is None else View(topology)
 
     def finish(self) -> None:
         """Let every topology change complete; check again every second.
