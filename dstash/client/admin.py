@@ -6,9 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar, Unpack
 
-from dstash.client.calls import Calls
+from dstash.client.calls import Calls, SettingsOptions
 from dstash.client.describe import describe_cluster
-from dstash.client.indexes.calls import SettingsOptions
 from dstash.client.operations.base import Operation
 from dstash.client.tracing.hook import Tracing
 from dstash.cluster.topology.topology import Topology

@@ -7,8 +7,8 @@ is sent.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
 
 from dstash.client.discovery import find_seeds
 from dstash.client.entries import entries_by_key
@@ -50,6 +50,13 @@ def steady_wall() -> Callable[[], int]:
 
 
 _Read = TypeVar("_Read", bound=LookupOperation)
+
+
+class SettingsOptions(TypedDict, total=False):
+    """Settings of an index, as in ``Admin.set_index``."""
+
+    ttl: Ttl | None
+    max_ttl: Ttl | None
 
 
 class Calls:

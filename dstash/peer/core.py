@@ -13,7 +13,7 @@ from dstash.cluster.repair.hints import Hints
 from dstash.cluster.replication.cluster_clock import ClusterClock
 from dstash.cluster.replication.partitions import SLICE, LocalPartitions
 from dstash.cluster.replication.tasks import Outgoing
-from dstash.cluster.topology.index_settings import IndexSettings
+from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.view import View
 from dstash.errors import (

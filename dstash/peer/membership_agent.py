@@ -16,7 +16,7 @@ from dstash import events, threads
 from dstash.cluster.membership.interface import Membership, StoredTopology, may_pass
 from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.drop_steps import with_drop
-from dstash.cluster.topology.index_steps import with_settings
+from dstash.cluster.topology.indexes.steps import with_settings
 from dstash.cluster.topology.joining import KEPT, last_known, was_in_cluster, with_seen
 from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Topology

@@ -15,7 +15,7 @@ import structlog
 
 from dstash.cluster.membership.interface import StoredTopology
 from dstash.cluster.topology.announcement import Announcement
-from dstash.cluster.topology.index_steps import with_settings_kept
+from dstash.cluster.topology.indexes.steps import with_settings_kept
 from dstash.cluster.topology.joining import (
     confirmed,
     found,

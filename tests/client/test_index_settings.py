@@ -14,8 +14,8 @@ from dstash.client.session import Session
 from dstash.cluster.repair.antientropy import compare_all
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.announcement import FEATURES, Announcement
-from dstash.cluster.topology.index_settings import MAX_TTL_MS, IndexSettings
-from dstash.cluster.topology.index_steps import MAX_INDEXES, with_settings, with_settings_kept
+from dstash.cluster.topology.indexes.settings import MAX_TTL_MS, IndexSettings
+from dstash.cluster.topology.indexes.steps import MAX_INDEXES, with_settings, with_settings_kept
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import ChangeConflict, LimitError, ProtocolError, TimedOut, UsageError
 from dstash.peer.maintenance import Pace

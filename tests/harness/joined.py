@@ -19,7 +19,7 @@ from dstash.client.operations.writes import DeleteOperation, PutOperation
 from dstash.client.session import Send, Session
 from dstash.cluster.topology.announcement import FEATURES
 from dstash.cluster.topology.drop_steps import with_drop
-from dstash.cluster.topology.index_steps import with_settings
+from dstash.cluster.topology.indexes.steps import with_settings
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import DStashError

@@ -12,7 +12,7 @@ import pytest
 
 from dstash.cluster.membership.local.membership import LocalMembership
 from dstash.cluster.topology.announcement import FEATURES, Announcement
-from dstash.cluster.topology.index_settings import IndexSettings
+from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.cluster.topology.joining import last_known
 from dstash.cluster.topology.topology import State, Topology
 from dstash.cluster.topology.view import View

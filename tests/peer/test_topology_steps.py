@@ -9,7 +9,7 @@ import pytest
 
 from dstash.cluster.membership.interface import StoredTopology
 from dstash.cluster.topology.announcement import FEATURES, Announcement
-from dstash.cluster.topology.index_steps import with_settings
+from dstash.cluster.topology.indexes.steps import with_settings
 from dstash.cluster.topology.joining import KEPT, RESTORED_JUMP, member_of
 from dstash.cluster.topology.topology import State, Topology
 from dstash.errors import ChangeConflict, ForeignStore, MembershipUnreachable

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from dstash.client.operations.batching import Item
 from dstash.client.operations.writes import WriteChunk, WriteOperation
 from dstash.client.results import BatchResult
-from dstash.cluster.topology.index_settings import IndexSettings
+from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.errors import DStashError, TimedOut
 from dstash.store.record import Record, open_record
 from dstash.types import NEVER, Level, Outcome

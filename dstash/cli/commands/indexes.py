@@ -13,12 +13,12 @@ from dstash.cli.arguments import IndexName, Prefix
 from dstash.cli.console import output
 from dstash.cli.console.repairs import follow_drop
 from dstash.cli.units import duration, parse_time, size
-from dstash.cluster.topology.index_settings import NAMES
+from dstash.cluster.topology.indexes.settings import NAMES
 from dstash.errors import UsageError
 from dstash.limits import check_index
 
 if TYPE_CHECKING:
-    from dstash.client.indexes.calls import SettingsOptions
+    from dstash.client.calls import SettingsOptions
     from dstash.client.operations.indexes.sizes import IndexDefaults
 
 app = typer.Typer(

@@ -72,13 +72,6 @@ class BatchOptions(WriteOptions, total=False):
     on_error: AnyOnError
 
 
-class SettingsOptions(TypedDict, total=False):
-    """Settings of an index, as in ``Admin.set_index``."""
-
-    ttl: Ttl | None
-    max_ttl: Ttl | None
-
-
 class IndexCalls(Protocol):
     """The methods of a blocking client that its indexes call."""
 

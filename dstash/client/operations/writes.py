@@ -30,7 +30,7 @@ from dstash.client.refusals import by_peer, error_for, is_final
 from dstash.client.results import BatchResult
 from dstash.client.routing import Peers, WriteSet, group
 from dstash.client.session import Send, Session
-from dstash.cluster.topology.index_settings import IndexSettings
+from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.errors import (
     BelowFloor,
     ClockSkew,

@@ -14,9 +14,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from dstash.cluster.topology import index_settings
 from dstash.cluster.topology.drops import Drop, decoded
-from dstash.cluster.topology.index_settings import IndexSettings
+from dstash.cluster.topology.indexes.settings import IndexSettings, decoded_settings
 from dstash.cluster.topology.rendezvous import Candidate
 from dstash.errors import ProtocolError
 from dstash.limits import PARTITIONS
@@ -206,7 +205,7 @@ class Topology:
                     "change": None if change is None else _change(change),
                     "restored": None if restored is None else _restored(restored),
                     "drops": tuple(map(decoded, raw.get("drops", ()))),
-                    "indexes": tuple(map(index_settings.decoded, raw.get("indexes", ()))),
+                    "indexes": tuple(map(decoded_settings, raw.get("indexes", ()))),
                 }
             )._checked()
         except ProtocolError:

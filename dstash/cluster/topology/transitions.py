@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from dstash.cluster.topology import drops, index_settings
+from dstash.cluster.topology import drops
 from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.drops import lowered
+from dstash.cluster.topology.indexes import settings
 from dstash.cluster.topology.joining import is_newcomer, member_of, with_change_begun, without_data
 from dstash.cluster.topology.registers import check_lowering, check_version
 from dstash.cluster.topology.topology import Change, Member, State, Topology
@@ -215,7 +216,7 @@ def add(topology: Topology, announcements: Sequence[Announcement]) -> Topology:
                 f"peer {announcement.peer!r} runs an earlier version, which would return records "
                 "that were dropped; upgrade it, or wait until no drop is left in dstash status"
             )
-        if topology.indexes and index_settings.FEATURE not in features:
+        if topology.indexes and settings.FEATURE not in features:
             raise ChangeConflict(
                 f"peer {announcement.peer!r} runs an earlier version, which does not apply the "
                 "settings of indexes; upgrade it"
@@ -298,9 +299,7 @@ def lower_floors(topology: Topology, alive: Collection[str], stamp: Stamp) -> To
         ceiling=stamp,
         ceiling_epoch=begun.epoch,
         drops=lowered(topology.drops, stamp),
-        indexes=tuple(
-            replace(settings, since=min(settings.since, stamp)) for settings in topology.indexes
-        ),
+        indexes=tuple(replace(known, since=min(known.since, stamp)) for known in topology.indexes),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from dstash.cluster.topology.index_settings import IndexSettings
+from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.cluster.topology.rendezvous import Candidate, Table, place, place_again
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.types import Level

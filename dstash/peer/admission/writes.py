@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dstash.cluster.replication.tasks import Merge
-from dstash.cluster.topology.index_settings import IndexSettings
+from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.errors import DStashError
 from dstash.peer.admission.requests import Ticket
 from dstash.store.record import Keyspace

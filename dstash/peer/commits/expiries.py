@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dstash.cluster.topology.index_settings import IndexSettings
+from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.peer.admission.writes import Internal, WaitingWrite
 from dstash.store.record import Keyspace, build_record, is_intact, open_record
 from dstash.wire import codec

@@ -17,10 +17,10 @@ from dstash.cluster.replication.partitions import BUSY_MS
 from dstash.cluster.replication.tasks import Merge
 from dstash.cluster.replication.tombstone_gc import agree_all
 from dstash.cluster.topology import transitions
-from dstash.cluster.topology.acks import DropAcks, serves_quorum
 from dstash.cluster.topology.announcement import FEATURES, Announcement
 from dstash.cluster.topology.drop_steps import MAX_DROPS, with_drop, with_swept, without_settled
 from dstash.cluster.topology.drops import Drop, Floors
+from dstash.cluster.topology.indexes.acks import DropAcks, serves_quorum
 from dstash.cluster.topology.joining import confirm, restore, under_own_epoch
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from dstash.cluster.topology.acks import DropAcks, OrderAcks, SettingsAcks
 from dstash.cluster.topology.drop_steps import with_drop
-from dstash.cluster.topology.index_settings import IndexSettings
-from dstash.cluster.topology.index_steps import with_settings
+from dstash.cluster.topology.indexes.acks import DropAcks, OrderAcks, SettingsAcks
+from dstash.cluster.topology.indexes.settings import IndexSettings
+from dstash.cluster.topology.indexes.steps import with_settings
 from dstash.cluster.topology.topology import State, Topology
 from dstash.cluster.topology.transitions import ordered
 from dstash.cluster.topology.view import View

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from unittest import mock
 
-from dstash.cluster.topology.acks import DropAcks
+from dstash.cluster.topology.indexes.acks import DropAcks
 from dstash.cluster.topology.topology import Topology
 from tests.simulation.events import MS
 from tests.simulation.planted.registry import plant, planted_conditions

@@ -15,10 +15,10 @@ from typing import Final
 from dstash.client.operations.admin import AdminOperation
 from dstash.client.operations.base import Chunk, Failure
 from dstash.client.session import Send, Session
-from dstash.cluster.topology.acks import DropAcks, OrderAcks, SettingsAcks
 from dstash.cluster.topology.drops import FEATURE, Drop
-from dstash.cluster.topology.index_settings import IndexSettings, check_settings
-from dstash.cluster.topology.index_steps import check_features, check_target
+from dstash.cluster.topology.indexes.acks import DropAcks, OrderAcks, SettingsAcks
+from dstash.cluster.topology.indexes.settings import IndexSettings, check_settings
+from dstash.cluster.topology.indexes.steps import check_features, check_target
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import ChangeConflict, DStashError, ProtocolError, TimedOut
 from dstash.wire.messages import (

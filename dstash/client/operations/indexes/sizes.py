@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from dstash.client.operations.base import Chunk, Failure, Operation
 from dstash.client.session import Send, Session
-from dstash.cluster.topology.index_settings import IndexSettings
+from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.errors import DStashError, ProtocolError, Unauthorised, UsageError
 from dstash.limits import PARTITIONS
 from dstash.types import Level

@@ -1,4 +1,4 @@
-"""The steps about settings of indexes, from one topology to the next; see ``index_settings.py``."""
+"""The steps about settings of indexes, from one topology to the next; see ``settings.py``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from dstash.cluster.topology.index_settings import (
+from dstash.cluster.topology.indexes.settings import (
     FEATURE,
     MAX_TTL,
     TTL,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from dstash.cluster.topology.drops import Drop
-from dstash.cluster.topology.index_settings import IndexSettings
+from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.types import Level

@@ -89,7 +89,7 @@ def check_settings(settings: Mapping[str, int]) -> None:
             )
 
 
-def decoded(raw: Any) -> IndexSettings:
+def decoded_settings(raw: Any) -> IndexSettings:
     """Return settings from their JSON form; ``ProtocolError`` if they are malformed."""
     settings = IndexSettings(
         str(raw["name"]),
