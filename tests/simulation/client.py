@@ -230,7 +230,7 @@ class VirtualClient:
 
 def copy_session(session: Session) -> Session:
     """Return the session as a forked process has it."""
-    apart = (session.wall, session.view, session.random_bytes, session._process)
+    apart = (session.wall, session.view, session.random_bytes, session.process)
     return deepcopy(session, {id(outside): outside for outside in apart})
 
 
