@@ -303,7 +303,8 @@ class PeerCore:
         if before is not None and view.epoch < before.epoch:
             return []
         if before is None or view.epoch != before.epoch:
-            self.keyspaces.install(view.owned_by(self.settings.peer))
+            moving = view.moving if view.topology.change is not None else frozenset()
+            self.keyspaces.install(view.owned_by(self.settings.peer), moving)
         self.view = view
         waited = self.admission.install(view)
         self.health.install(view)

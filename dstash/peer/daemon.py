@@ -358,6 +358,7 @@ def _core_settings(settings: PeerSettings, peer: str) -> Settings:
         settings.disk_reserve,
         max_waiting_bytes=settings.max_bytes_in_hand,
         max_requests=settings.max_requests_in_hand,
+        is_durable=settings.durability is Durability.SYNC,
     )
 
 

@@ -21,14 +21,17 @@ class Keyspaces:
     def __init__(self) -> None:
         #: The partitions that this peer holds, before and after a topology change.
         self.owned: frozenset[int] = frozenset()
+        #: The partitions that a topology change moves.
+        self.moving: frozenset[int] = frozenset()
         self._by_index: dict[str, Keyspace] = {}
 
     def __len__(self) -> int:
         return len(self._by_index)
 
-    def install(self, owned: frozenset[int]) -> None:
+    def install(self, owned: frozenset[int], moving: frozenset[int] = frozenset()) -> None:
         """Take the partitions of another topology."""
         self.owned = owned
+        self.moving = moving
         self._by_index.clear()
 
     def known(self, index: str) -> Keyspace | None:

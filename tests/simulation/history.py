@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dstash.client.operations.batching import Item
 from dstash.client.operations.writes import WriteChunk, WriteOperation
@@ -17,7 +17,11 @@ from dstash.version import Version
 from dstash.wire.keys import Key
 from dstash.wire.messages import Put
 from dstash.wire.shapes import Frame, Message
+from tests.harness.linearizability import Call as RegisterCall
 from tests.simulation.trace import show_version
+
+if TYPE_CHECKING:
+    from tests.simulation.registers import Step
 
 #: A place in the data: index and key.
 Place = tuple[str, str]
@@ -152,6 +156,11 @@ class History:
     counted: list[Counted] = field(default_factory=list)
     #: By index, the settings that were ordered, in order.
     orders: dict[str, list[Order]] = field(default_factory=dict)
+    #: By key, the calls on registers, and the changes that were applied.
+    registers: dict[str, list[RegisterCall]] = field(default_factory=dict)
+    steps: dict[str, list[Step]] = field(default_factory=dict)
+    #: How many calls on registers have not ended.
+    open_registers: int = 0
     #: Failures that no call may have.
     broken: list[str] = field(default_factory=list)
 

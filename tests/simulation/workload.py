@@ -20,6 +20,7 @@ from dstash.wire.messages import Count, Scan, ScanKeys
 from tests.simulation.client import VirtualClient
 from tests.simulation.events import MS
 from tests.simulation.history import Counted, Failure, Place, Read, Write, conclude, follow
+from tests.simulation.registers import RegisterCalls
 from tests.simulation.registry import independent
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Workload:
         self._timeout = world.conditions.timeout
         mix = _MIX | dict(world.conditions.mix)
         self._kinds, self._weights = list(mix), list(mix.values())
+        self._registers = RegisterCalls(world, client)
         #: Records that were read, as a backup has them.
         self._backup: list[tuple[str, str, Record]] = []
 
@@ -113,6 +115,11 @@ class Workload:
             else:
                 text = f"{index} cannot be read at level all: {error!r}"
                 self._world.history.broken.append(text)
+
+    def read_registers(self) -> Script:
+        """Read every register that was used until that succeeds."""
+        for key in sorted(self._world.history.registers):
+            yield from self._registers.read(key, tries=30)
 
     def last_words(self, place: Place) -> Script:
         """Check that this client, which ran throughout, can still write and read."""
@@ -211,6 +218,9 @@ class Workload:
             Write("restore", self._client.name, (index, key), level, self._now(), _value(record))
         )
         yield from self._run_write(operation, {key: write})
+
+    def _register(self) -> Script:
+        yield from self._registers.call()
 
     def _scan(self) -> Script:
         yield from self._scan_of(Scan)

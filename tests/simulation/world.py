@@ -108,6 +108,8 @@ class World:
         self.is_healing = False
         #: Whether an older topology was put back where no member could notice that.
         self.may_share_epochs = False
+        #: The highest value that was written to a register.
+        self.register_values = 0
         self.indexes = ["a", "b"]
         keys = self.conditions.keys
         self.places: list[Place] = [(self.indexes[i % 2], f"key{i // 2}") for i in range(keys)]
@@ -357,6 +359,7 @@ class World:
         reader = self._make_client(_READER)
         self.clients.append(reader)
         self._await([(reader, Workload(self, reader).read_back(self.places))])
+        self._await([(reader, Workload(self, reader).read_registers())])
         survivors = [client for client in self.clients if client is not reader]
         self._await(
             [

@@ -18,6 +18,7 @@ from dstash.cluster.replication.tasks import Effect, Merge
 from dstash.cluster.replication.transfer import sound_records
 from dstash.errors import Unavailable
 from dstash.store.record import highest
+from dstash.store.register.ballot import is_register_key
 from dstash.types import Level
 
 CorruptRepair = Generator[Effect, Any, None]
@@ -43,7 +44,14 @@ def repair_corrupt_records(replica: Replica) -> CorruptRepair:
 def _repair_corrupt(
     replica: Replica, partition: int, keys: list[bytes]
 ) -> Generator[Effect, Any, int]:
-    """Repair records of one partition; returns how many could not be repaired."""
+    """Repair records of one partition; returns how many could not be repaired.
+
+    A register is concluded instead, see ``peer/registers``, except while it moves: no voter votes
+    on it meanwhile, so no round can rely on the vote that was lost.
+    """
+    view = replica.view()
+    if not view.is_moving(partition):
+        keys = [key for key in keys if not is_register_key(key)]
     voters, needed = voters_for(replica, partition)
     votes = _Votes(keys)
     for peer in voters:
@@ -51,6 +59,8 @@ def _repair_corrupt(
         if undecided:
             yield from votes.collect(peer, undecided)
     decided = [key for key in keys if needed and votes.count[key] >= needed]
+    if replica.view().epoch != view.epoch:
+        decided = [key for key in decided if not is_register_key(key)]
     if decided:
         yield Merge(replacements=[(key, votes.newest.get(key)) for key in decided])
         replica.local_partitions.corruption.forget(decided)

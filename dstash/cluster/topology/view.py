@@ -87,6 +87,17 @@ class View:
         """The settings of indexes, by name; most have none."""
         return {settings.name: settings for settings in self.topology.indexes}
 
+    def is_moving(self, partition: int) -> bool:
+        """Whether the topology change gives a partition other replicas."""
+        if self.topology.change is None:
+            return False
+        return set(self.before[partition]) != set(self.writers[partition])
+
+    @functools.cached_property
+    def moving(self) -> frozenset[int]:
+        """The partitions that get other replicas."""
+        return frozenset(filter(self.is_moving, range(len(self.before))))
+
     def votes_needed(self, owners: Sequence[str]) -> int:
         """Return how many replicas of a partition together have every acked write.
 

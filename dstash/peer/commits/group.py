@@ -94,6 +94,7 @@ class GroupCommit:
             floors=floors,
             bounds=bounds,
             life=local_partitions.lineage.current,
+            moving=self._keyspaces.moving,
         )
         return Commit(group, rules, recent=self.recent_deletes)
 

@@ -37,7 +37,7 @@ class Rules(NamedTuple):
     false when only deletes and repairs may be written; ``has_spare``: false when only deletes may.
     ``upper_bound``: the highest stamp that a corrupt record may have had. ``floors``: which
     records were dropped with their index. ``bounds``: the limits of votes on registers.
-    ``life``: of the store.
+    ``life``: of the store. ``moving``: partitions that a topology change gives other replicas.
     """
 
     now: int
@@ -54,6 +54,7 @@ class Rules(NamedTuple):
     floors: Floors = Floors()
     bounds: Bounds | None = None
     life: Life = Life(0, 0, 0)
+    moving: frozenset[int] = frozenset()
 
 
 class Prepared(NamedTuple):

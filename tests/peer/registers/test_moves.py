@@ -186,6 +186,19 @@ def test_corrupt_register_is_concluded(moving: Moving) -> None:
     assert len({moving.record(name) for name in "abc"}) == 1
 
 
+def test_corrupt_register_that_moves_is_repaired(moving: Moving) -> None:
+    """The change waits for it: what is corrupt cannot be streamed, and no round can replace it."""
+    joined, callers = moving.joined, moving.callers
+    callers.run(callers.change(Kind.PUT, KEY, values=[ONE]))
+    joined.settle()
+    whole = moving.record("b") or b""
+    moving.begin()
+    joined.stores["b"].records[PLACE] = whole[:-1] + b"?"
+    joined.peers["b"].local_partitions.corruption.report([PLACE])
+    moving.end()
+    assert moving.record("b") == whole
+
+
 def test_drops_and_lower_floors_are_refused(moving: Moving) -> None:
     topology: Topology = moving.joined.topology
     with pytest.raises(UsageError, match="index '@r' has registers, so it cannot be dropped"):

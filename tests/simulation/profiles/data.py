@@ -35,6 +35,12 @@ def small_limits(drawn: Conditions, rng: Random) -> Conditions:
     )
 
 
+@profile("registers", share=0.1)
+def registers(drawn: Conditions, rng: Random) -> Conditions:
+    """Change and read registers, besides other calls."""
+    return replace(drawn, mix=(("register", rng.choice((60, 300))),))
+
+
 @profile("restores", share=0.05)
 def restores(drawn: Conditions, rng: Random) -> Conditions:
     """Restore old records while they are overwritten and deleted."""

@@ -1,0 +1,40 @@
+"""Checks of registers.
+
+- I7: the history of each register is linearizable.
+- I8: each request is applied at most once, and an acked one exactly once (by I7: all values differ,
+  and counters count).
+- I9: versions grow along real time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.harness.linearizability import is_linearizable
+from tests.simulation.checks.registry import Run, Violation, check
+from tests.simulation.registers import INDEX
+
+
+@check()
+def registers(run: Run) -> Iterator[Violation]:
+    """Check the calls on each register (I7, I8)."""
+    for key, calls in sorted(run.history.registers.items()):
+        if not is_linearizable(calls):
+            lines = [
+                f"{call.began / 1e6:.6f}..{call.ended / 1e6:.6f} {call.kind} {call.argument!r} -> "
+                f"{'?' if call.is_unknown else repr(call.answer)}"
+                for call in calls
+            ]
+            text = "its history is not linearizable:\n  " + "\n  ".join(lines)
+            yield Violation("I7", (INDEX, key), text)
+
+
+@check()
+def register_versions(run: Run) -> Iterator[Violation]:
+    """Check that versions grow along real time (I9)."""
+    for key, steps in sorted(run.history.steps.items()):
+        for step in steps:
+            earlier = [other.version for other in steps if other.ended < step.began]
+            if earlier and max(earlier) >= step.version:
+                text = f"version {step.version} was answered after {max(earlier)}"
+                yield Violation("I9", (INDEX, key), text)
