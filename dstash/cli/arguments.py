@@ -37,7 +37,8 @@ TypedKeys = Annotated[
 ]
 
 
-def _parse_ttl(text: str) -> float:
+def parse_duration(text: str) -> float:
+    """Return the seconds of an option such as ``15m``."""
     try:
         return parse_time(text)
     except UsageError as error:
@@ -49,7 +50,7 @@ Ttl = Annotated[
     typer.Option(
         "--ttl",
         metavar="TIME",
-        parser=_parse_ttl,
+        parser=parse_duration,
         help="Time to live: seconds, or 15m, 12h, 7d.",
     ),
 ]

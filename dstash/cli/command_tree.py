@@ -20,8 +20,12 @@ _GLOBAL: Final = {
 
 #: Commands of other systems and shells, and what they are here.
 _ELSEWHERE: Final = {
-    **dict.fromkeys(("set", "add", "insert", "store", "write"), "put"),
+    **dict.fromkeys(("set", "insert", "store", "write"), "put"),
     **dict.fromkeys(("lookup", "read", "fetch", "cat", "mget"), "get"),
+    **dict.fromkeys(("setnx",), "add"),
+    **dict.fromkeys(("getset",), "swap"),
+    **dict.fromkeys(("incrby", "increment"), "incr"),
+    **dict.fromkeys(("decrby", "decrement"), "decr"),
     **dict.fromkeys(("delete", "rm", "remove", "unset"), "del"),
     **dict.fromkeys(("list", "ls", "range", "items"), "scan"),
     **dict.fromkeys(("keys",), "scan --keys"),

@@ -22,7 +22,9 @@ from dstash.cli.commands import (
     data,
     dev,
     indexes,
+    lock,
     operate,
+    registers,
     settings,
     store,
 )
@@ -36,7 +38,8 @@ app = typer.Typer(
     cls=Commands,
     help="Read, write and operate a dstash cluster. Data goes to stdout, messages to stderr. The "
     "options may also follow the command.",
-    epilog="Exit codes: 0 ok, 1 error, 2 usage, 3 key not found, 5 unavailable or no quorum, "
+    epilog="Exit codes: 0 ok, 1 error, 2 usage, 3 key not found, "
+    "4 conflict, or a lock is not held, 5 unavailable or no quorum, "
     "6 timeout, 7 not authorised, 8 unhealthy, 9 part of a batch failed, 130 Ctrl-C, "
     "143 SIGTERM.",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -52,6 +55,12 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "touch": data.touch,
     "scan": data.scan,
     "count": data.count,
+    "add": registers.add,
+    "cas": registers.cas,
+    "incr": registers.incr,
+    "decr": registers.decr,
+    "swap": registers.swap,
+    "lock": lock.lock,
     "indexes": indexes.indexes,
     "drop": indexes.drop,
     "import": bulk.import_,

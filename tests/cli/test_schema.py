@@ -15,8 +15,8 @@ from dstash.cli.main import app
 from tests.cli.schema import ROOT, SCHEMA, check
 from tests.harness.devcluster import InProcess
 
-#: Commands without their own output: the shell prints the output of its commands.
-WITHOUT: Final = {"shell"}
+#: Commands without their own output: a shell and a lock print the output of other commands.
+WITHOUT: Final = {"lock", "shell"}
 
 
 def names(group: Any, prefix: str = "") -> Iterator[str]:
@@ -53,6 +53,12 @@ TYPED: Final = (
     "scan INDEX",
     "scan INDEX --keys",
     "count INDEX",
+    "add @INDEX k v",
+    "cas @INDEX other v --version 0",
+    "swap @INDEX k w",
+    "get @INDEX k --version",
+    "incr @INDEX n 5",
+    "decr @INDEX n",
     "where INDEX 7 --int",
     "export INDEX FOLDER/x.jsonl",
     "import INDEX FOLDER/x.jsonl",

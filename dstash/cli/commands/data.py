@@ -25,7 +25,7 @@ from dstash.cli.arguments import (
 )
 from dstash.cli.console import output
 from dstash.cli.console.skipped import SkippedValues
-from dstash.cli.invocation import KeyMissing
+from dstash.cli.invocation import Invocation, KeyMissing
 from dstash.errors import UndecodableValue, UsageError
 from dstash.wire.keys import Key
 from dstash.wire.values import Undecodable
@@ -62,6 +62,10 @@ def get(
     ctx: typer.Context,
     index: IndexName,
     keys: KeyTexts,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version, too; INDEX begins with @."),
+    ] = False,
     as_int: IntKeys = False,
     as_hex: HexKeys = False,
     typed: TypedKeys = False,
@@ -72,6 +76,9 @@ def get(
     """
     run = invocation.of(ctx)
     wanted = parse_keys(keys, as_int, as_hex, typed)
+    if version:
+        _print_entries(run, index, wanted)
+        return
     failure: UndecodableValue | None = None
     with run.client() as client:
         try:
@@ -89,16 +96,34 @@ def get(
     elif present:
         # In the shell, more output follows, so end the line.
         write = output.exact if run.kept is None else output.ended
-        write(_bytes(found[wanted[0]]))
+        write(output.value_bytes(found[wanted[0]]))
     if failure is not None:
         raise failure
     _expect_none(index, [key for key in wanted if key not in found])
+
+
+def _print_entries(run: Invocation, index: str, wanted: list[Key]) -> None:
+    """Print the values of registers with their versions."""
+    with run.client() as client:
+        entries = [(key, client.lookup_entry(index, key)) for key in wanted]
+    found = [(key, entry) for key, entry in entries if entry is not None]
+    if run.as_json:
+        for key, entry in found:
+            output.json_line({"key": key, **entry._asdict()})
+    elif found:
+        rows = ((output.key_text(key), str(it.version), _cell(it.value)) for key, it in found)
+        output.table(("key", "version", "value"), rows)
+    _expect_none(index, [key for key, entry in entries if entry is None])
 
 
 def delete(
     ctx: typer.Context,
     index: IndexName,
     keys: KeyTexts,
+    version: Annotated[
+        int | None,
+        typer.Option("--version", help="Only if the key has this version; INDEX begins with @."),
+    ] = None,
     as_int: IntKeys = False,
     as_hex: HexKeys = False,
     typed: TypedKeys = False,
@@ -106,9 +131,11 @@ def delete(
     """Delete keys."""
     run = invocation.of(ctx)
     to_delete = list(dict.fromkeys(parse_keys(keys, as_int, as_hex, typed)))
+    if version is not None and len(to_delete) > 1:
+        raise UsageError(f"--version is that of one key; {len(to_delete)} keys are given")
     with run.client() as client:
         if len(to_delete) == 1:
-            deleted = int(client.delete(index, to_delete[0]))
+            deleted = int(client.delete(index, to_delete[0], version=version))
         else:
             deleted = client.batch_delete(index, to_delete).deleted
     if run.as_json:
@@ -239,12 +266,6 @@ def _json_pair(key: Key, value: Any) -> str:
 
 def _cell(value: Any) -> str:
     return output.visible(value)
-
-
-def _bytes(value: Any) -> bytes:
-    if isinstance(value, bytes | bytearray):
-        return bytes(value)
-    return (value if isinstance(value, str) else tagged.dumps(value)).encode()
 
 
 def _missing(index: str, key: Key) -> KeyMissing:

@@ -70,6 +70,13 @@ class LineWriter:
         self._out.flush()
 
 
+def value_bytes(value: Any) -> bytes:
+    """Return a value byte for byte; values that are neither text nor bytes as JSON."""
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    return (value if isinstance(value, str) else tagged.dumps(value)).encode()
+
+
 def exact(value: bytes) -> None:
     """Write bytes as they are, followed by a newline if stdout is a terminal."""
     typer.echo(value, nl=sys.stdout.isatty())

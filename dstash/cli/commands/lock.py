@@ -1,0 +1,85 @@
+"""The command that holds a lock while another command runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Annotated, Final
+
+import typer
+
+from dstash.cli import invocation
+from dstash.cli.arguments import Ttl, parse_duration
+from dstash.errors import UsageError
+
+_TOKEN: Final = "DSTASH_LOCK_TOKEN"  # noqa: S105  # the name of a variable
+_DEFAULT_TTL_S: Final = 30.0
+_DEFAULT_WAIT_S: Final = 10.0
+_CHECK_INTERVAL_S: Final = 0.2
+#: How long a command may take to end after SIGTERM.
+_GRACE_S: Final = 10.0
+#: As shells report a command that was ended by a signal.
+_SIGNAL_EXIT_BASE: Final = 128
+
+
+def lock(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the lock.")],
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- COMMAND", help="Command to run, with its arguments.")
+    ],
+    ttl: Ttl = None,
+    wait: Annotated[
+        float | None,
+        typer.Option(
+            "--wait",
+            metavar="TIME",
+            parser=parse_duration,
+            help="How long to wait for the lock: 0, or 30s, 5m; 10s unless given.",
+        ),
+    ] = None,
+    index: Annotated[
+        str, typer.Option("--index", metavar="INDEX", help="Index of the lock.")
+    ] = "@locks",
+) -> None:
+    """Run a command while holding a lock; its exit code is that of the command.
+
+    The variable DSTASH_LOCK_TOKEN has the fencing token of the lock; see docs/locks.md. The lock is
+    renewed while the command runs. If its holder dies, it is free after --ttl (default 30 s). If
+    others hold it until --wait is over, the exit code is 4. If it is lost, the exit code is 4, too,
+    and the command gets SIGTERM.
+    """
+    if shutil.which(command[0]) is None:
+        raise UsageError(f"there is no command {command[0]!r}")
+    run = invocation.of(ctx)
+    lasting = _DEFAULT_TTL_S if ttl is None else ttl
+    waiting = _DEFAULT_WAIT_S if wait is None else wait
+    with run.client() as client, client.lock(name, lasting, waiting, index) as held:
+        code = _run(command, {**os.environ, _TOKEN: str(held.token)}, held.check)
+    raise typer.Exit(code)
+
+
+def _run(command: list[str], environment: dict[str, str], check: Callable[[], None]) -> int:
+    """Run a command and return its exit code; end it if ``check`` raises, or at a signal."""
+    with subprocess.Popen(command, env=environment) as child:  # noqa: S603  # the user's command
+        try:
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    code = child.wait(_CHECK_INTERVAL_S)
+                    return _SIGNAL_EXIT_BASE - code if code < 0 else code
+                check()
+        except BaseException:
+            _end(child)
+            raise
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a command that still runs, before its lock may go to another holder."""
+    child.terminate()
+    try:
+        child.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
