@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
+from dstash.backup import registers
 from dstash.backup.copy import Routes
 from dstash.backup.pieces import Entries
 from dstash.backup.restore_rules import Choice, Fate, Rule, into_same
 from dstash.client.operations.base import Operation
 from dstash.client.operations.peer_query import PeerQuery
-from dstash.client.operations.reads import ExistsOperation, StateOperation
+from dstash.client.operations.reads import ExistsOperation, RecordOperation, StateOperation
+from dstash.client.operations.registers.changes import ChangeOperation
+from dstash.client.operations.registers.names import has_registers
+from dstash.client.operations.registers.request_ids import RequestIds
 from dstash.client.operations.writes import ApplyOperation
 from dstash.client.refusals import is_because
+from dstash.client.results import ChangeResult
 from dstash.client.session import Session
 from dstash.cluster.topology.topology import Topology
-from dstash.errors import BelowFloor, CorruptRecord, ProtocolError
+from dstash.errors import BelowFloor, Conflict, CorruptRecord, ProtocolError
 from dstash.store.record import Record, build_record, open_record
 from dstash.types import Level
 from dstash.version import newest_stamp
@@ -80,6 +85,8 @@ class LiveCluster:
         Raises:
             DStashError: some records were not written, with the reason.
         """
+        if has_registers(index.decode()):
+            return self._restore_registers(index, entries, rule)
         there, corrupt = self._states(index, [key for key, _ in entries])
         choices = self._choices(entries, there, rule)
         if rule is into_same:  # whether the stored record was older is unknown
@@ -100,6 +107,40 @@ class LiveCluster:
         return Counter(
             Fate.DELETED_KEPT if key in refused else choice.fate for key, choice in choices.items()
         )
+
+    def _restore_registers(self, index: bytes, entries: Entries, rule: Rule) -> Counter[Fate]:
+        session = self._client.session(timeout=self._timeout)
+        names = {name: key for key, _ in entries if (name := _name(key)) is not None}
+        found: dict[Key, Record] = self._run(
+            lambda session, deadline: RecordOperation(
+                session, deadline, index.decode(), list(names), Level.QUORUM, _no_values
+            )
+        )
+        stored = {names[name]: record for name, record in found.items()}
+        now = session.cluster_time()
+        steps = {
+            key: registers.choose(registers.as_read(record), stored.get(key), rule, now)
+            for key, record in entries
+        }
+        ids = RequestIds(session)
+        fates = registers.unchanged(steps)
+        for change in registers.changes(steps):
+            refused = self._change(index, change, ids)
+            for key, fate in change.fates.items():
+                fates[Fate.NEWER_KEPT if key in refused else fate] += 1
+        return fates
+
+    def _change(self, index: bytes, change: registers.Change, ids: RequestIds) -> Collection[Key]:
+        """Change registers; return the keys that were changed by others meanwhile."""
+        result: ChangeResult = self._run(
+            lambda session, deadline: ChangeOperation(
+                session, deadline, index.decode(), change.items, change.wanted, ids, _no_values
+            )
+        )
+        for error in result.reasons:
+            if not isinstance(error, Conflict):
+                raise error
+        return result.outcomes
 
     def _states(self, index: bytes, keys: list[bytes]) -> tuple[dict[bytes, Record], list[bytes]]:
         """Return the newest record of each key that has one, and the keys of unknown state.
