@@ -1,9 +1,10 @@
 """Demonstration on real data: load, look up, kill a peer, continue, and compare every answer.
 
 ``bin/demo`` sets everything up and runs this. Three peers start on this machine. ``dstash import``
-loads all named characters of Unicode, which Python includes. A batch looks up 100,000 of them. One
-peer is killed with SIGKILL, and look-ups and writes continue on the other two. Every answer is
-compared with its source: after any difference the exit code is 1.
+loads all named characters of Unicode, which Python includes. A batch looks up 100,000 of them.
+Threads increment a counter while a lock is held. One peer is killed with SIGKILL. Counter and lock,
+look-ups and writes continue on the other two. Every answer is compared with its source: after any
+difference the exit code is 1.
 
     bin/demo            embedded membership, no server needed
     bin/demo --consul   the same on a real Consul
@@ -28,6 +29,7 @@ import unicodedata
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,13 +37,16 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from dstash import Client, DStashError
+from dstash import Client, Conflict, DStashError, Lock
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent
 INDEX = "unicode"
 PEERS = 3
 LOOKUPS = 100_000
+LOCK = "demo"
+COUNTS = 400
+THREADS = 8
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
 
@@ -190,7 +195,11 @@ class Demo:
         self._import(characters)
         with self._client() as client:
             self._look_up(client, characters, names, "look up in one batch")
-            self._kill_one()
+            with client.lock(LOCK) as lock:
+                self._count(client, 0, "count with 8 threads")
+                self._kill_one()
+                self._count(client, COUNTS, "count, one peer killed")
+                self._try_lock(client, lock)
             self._look_up(client, characters, names, "look up, one peer killed")
             self._put_again(client, characters, names)
 
@@ -226,6 +235,23 @@ class Demo:
         victim = self._cluster.peers[1].process
         self._console.print(f"killing {victim.name} with SIGKILL (pid {victim.popen.pid})")
         victim.kill()
+
+    def _count(self, client: Client, before: int, what: str) -> None:
+        began = self._begin(f"incrementing one counter {COUNTS} times with {THREADS} threads")
+        with ThreadPoolExecutor(THREADS) as pool:
+            sums = list(pool.map(lambda _: client.increment("@demo", "counter"), range(COUNTS)))
+        expected = range(before + 1, before + COUNTS + 1)
+        self._end(what, COUNTS, began, lambda: len(set(expected) ^ set(sums)))
+
+    def _try_lock(self, client: Client, lock: Lock) -> None:
+        began = self._begin("taking the lock that is held since before the kill")
+        try:
+            client.lock(LOCK, wait=0).acquire()
+            wrong = 1
+        except Conflict:
+            lock.check()
+            wrong = 0
+        self._end("lock still held", 1, began, lambda: wrong)
 
     def _put_again(self, client: Client, characters: Characters, names: Sequence[str]) -> None:
         changed = {name: characters[name] | {"name": name.title()} for name in names}

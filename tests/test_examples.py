@@ -74,6 +74,21 @@ def test_values_of_registered_types_round_trip(run: Run) -> None:
     assert _printed(run("custom_types.py")) == "round trip is equal: True"
 
 
+def test_job_runs_and_stores_its_result(run: Run) -> None:
+    assert _printed(run("job_lock.py")) == "run 1: {'total': 30}"
+    assert _printed(run("job_lock.py")) == "run 2: {'total': 30}"
+
+
+def test_rate_limit_refuses_requests_above_it(run: Run) -> None:
+    printed = _printed(run("rate_limit.py"))
+    assert printed == "served {'grace': 4, 'ada': 5}, refused {'ada': 3}, counted 9"
+
+
+def test_name_belongs_to_one_account(run: Run) -> None:
+    printed = _printed(run("unique_names.py"))
+    assert printed == "the name is taken\n['countess', 'ada']"
+
+
 def test_csv_file_is_loaded(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "people.csv"
     people = "".join(f"p{number},Person {number},{1900 + number % 100}\n" for number in range(3000))
