@@ -51,7 +51,8 @@ class ConsulAgent:
         self.host = host
         self.ports = dict(zip(_PORTS, ports or free_ports(len(_PORTS), host), strict=True))
         scheme = "https" if ca_file else "http"
-        self.url = f"{scheme}://{host}:{self.ports['http']}"
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"{scheme}://{shown}:{self.ports['http']}"
         self._ca_file = str(ca_file) if ca_file else True
         self.log = folder / f"consul-{self.ports['http']}-{host}.log"
         self._headers = {"X-Consul-Token": token} if token else {}
@@ -61,7 +62,14 @@ class ConsulAgent:
             *(part for name, port in self.ports.items() for part in (f"-{name}-port", str(port))),
             *(("-http-port", "-1", "-https-port", str(self.ports["http"])) if ca_file else ()),
             *("-dns-port", "-1", "-grpc-port", "-1"),
-            *("-bind", host, "-client", host, "-node", f"node-{host}-{self.ports['http']}"),
+            *(
+                "-bind",
+                host,
+                "-client",
+                host,
+                "-node",
+                f"node-{host.replace(':', '-')}-{self.ports['http']}",
+            ),
         ]
 
     def start(self) -> None:

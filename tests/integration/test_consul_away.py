@@ -29,6 +29,14 @@ def consul(tmp_path: Path) -> Iterator[ConsulAgent]:
 
 
 @pytest.fixture
+def ipv6_consul(tmp_path: Path) -> Iterator[ConsulAgent]:
+    """An agent for one test that listens on IPv6, not started."""
+    agent = ConsulAgent(tmp_path, host="::1")
+    yield agent
+    agent.stop()
+
+
+@pytest.fixture
 def peers(tmp_path: Path, consul: ConsulAgent) -> Iterator[Peers]:
     """Three peers on a running Consul."""
     consul.start()
@@ -61,8 +69,9 @@ def stops(peer: Peer) -> None:
 
 class TestEmptyPeer:
     def test_empty_peer_waits_for_unreachable_consul_and_joins(
-        self, tmp_path: Path, consul: ConsulAgent
+        self, tmp_path: Path, ipv6_consul: ConsulAgent
     ) -> None:
+        consul = ipv6_consul
         with Peers.consul(tmp_path, consul.url, "away") as peers:
             waits(peers.start("a"))
             consul.start()
