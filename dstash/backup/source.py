@@ -20,6 +20,7 @@ from dstash.client.operations.writes import ApplyOperation
 from dstash.client.refusals import is_because
 from dstash.client.results import ChangeResult
 from dstash.client.session import Session
+from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import BelowFloor, Conflict, CorruptRecord, ProtocolError
 from dstash.store.record import Record, build_record, open_record
@@ -200,11 +201,13 @@ class LiveCluster:
                 session, deadline, index.decode(), list(names), Level.QUORUM, _no_values
             )
         )
-        now = self._client.session(timeout=self._timeout).cluster_time()
+        session = self._client.session(timeout=self._timeout)
+        now, settings = session.cluster_time(), session.known_view().index_settings
+        limit = settings.get(index.decode(), IndexSettings(index.decode()))
         return {
             key
             for name, (key, record) in names.items()
-            if name not in found and record.is_live(now)
+            if name not in found and limit.record(record).is_live(now)
         }
 
     def _run(self, make: Callable[[Session, int], Operation]) -> Any:

@@ -443,7 +443,11 @@ class Client(RegisterMethods, BaseClient):
             return found
 
     def index_settings(self, *, timeout: float | None = None) -> list[IndexDefaults]:
-        """Return the indexes that have settings, by name; ``admin.set_index`` changes them."""
+        """Return the indexes that have settings, by name; ``admin.set_index`` changes them.
+
+        They are those of the topology that this client knows: it learns of changes by others with
+        its next request.
+        """
         with self._tracing.call("index_settings"):
             return defaults_of(self._view(self._calls.deadline(timeout)).topology.indexes)
 

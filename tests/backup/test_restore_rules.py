@@ -19,6 +19,8 @@ from dstash.client.session import Session
 from dstash.store.record import Record, open_record
 from dstash.types import NEVER, RecordFlag
 from dstash.version import ZERO, pack, stamp_at, with_touch
+from dstash.wire.envelope import Envelope
+from dstash.wire.messages import Apply
 from tests.backup.memory import Caller
 
 NOW = 1_000_000
@@ -158,6 +160,21 @@ class TestReplicas:
         assert fates == Counter({Fate.STORED: 3})
         assert other.lookup("gone", "changed", "same") == {"gone": 1, "changed": 1, "same": 1}
         assert self.restore(other, entries, into_other) == Counter({Fate.UNCHANGED: 3})
+
+    def test_restore_accepts_records_that_expire_by_the_settings_of_their_index(self) -> None:
+        _, entries = self.saved()
+        other = Caller()
+        other.now += 3000
+        other.settle()
+        other.set_index(max_ttl=1)
+
+        def slow(peer: str, envelope: Envelope) -> Envelope:
+            other.now += 5 * isinstance(envelope.message, Apply)
+            return envelope
+
+        other.tamper = slow
+        assert self.restore(other, entries, into_other) == Counter({Fate.STORED: 3})
+        assert other.lookup("gone", "changed", "same") == {}
 
     def test_restore_as_of_backup_returns_saved_state(self) -> None:
         joined, entries = self.saved()
