@@ -8,7 +8,8 @@ from tests.documents.paths import PAGE, Step, fault, steps
 
 STEPS = list(steps(PAGE.read_text()))
 OPERATIONS = {
-    *("Put", "Batch put", "Look-up", "Batch look-up", "Scan", "Topology change", "Repair"),
+    *("Put", "Batch put", "Look-up", "Batch look-up", "Scan"),
+    *("Change of a register", "Topology change", "Repair"),
 }
 #: Functions at which a path continues in another thread or process.
 LOOPS = {

@@ -211,9 +211,13 @@ class ChangeChunk(Chunk):
         return sends
 
     def _rejected(self, place: int, peer: str, error: DStashError) -> list[DStashError]:
-        """Give up an item that every home refuses; else return the error."""
+        """Give up an item that every home refuses; else return the error.
+
+        The home keeps the id of a repeated request that it refused, so no earlier copy is applied.
+        """
         if is_for_all(error):
-            self._give_up([place], error)
+            self._left.discard(place)
+            self.operation.give_up([self.items[place][0]], Outcome.FAILED, error)
             return []
         if not error.retryable:
             self._refusals[peer] = error

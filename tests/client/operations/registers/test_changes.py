@@ -172,10 +172,18 @@ class TestCopies:
         exchange.answer(0, NotReady("stopping"))
         assert len(exchange.sent) == 2
 
-    def test_key_is_unknown_if_an_earlier_copy_may_be_applied(self, exchange: Exchange) -> None:
+    def test_refusal_of_the_last_copy_is_final(self, exchange: Exchange) -> None:
         exchange.change("k", wanted=Wanted(ChangeKind.INCREMENT, amounts=Amounts(1)))
         exchange.wait(PATIENCE)
+        exchange.answer(0, changed(REJECTED, rejected=UsageError("not an integer")))
+        assert not exchange.operation.done
         exchange.answer(1, changed(REJECTED, rejected=UsageError("not an integer")))
+        assert outcome_of(exchange) == (Outcome.FAILED, UsageError)
+
+    def test_key_is_unknown_if_an_earlier_copy_may_be_applied(self, exchange: Exchange) -> None:
+        exchange.change("k")
+        exchange.wait(PATIENCE)
+        exchange.answer(1, UsageError("no such operation"))
         assert outcome_of(exchange) == (Outcome.UNKNOWN, TimedOut)
 
     def test_key_is_sent_again_until_its_accept_is_decided(self, exchange: Exchange) -> None:
@@ -183,6 +191,14 @@ class TestCopies:
         exchange.answer(0, changed(REJECTED, rejected=TimedOut("no quorum yet")))
         exchange.wait()
         assert exchange.request(1).repeated
+        exchange.expire()
+        assert outcome_of(exchange) == (Outcome.UNKNOWN, TimedOut)
+
+    def test_emitted_accept_stays_unknown_when_later_copies_fail(self, exchange: Exchange) -> None:
+        exchange.change("k")
+        exchange.answer(0, changed(REJECTED, rejected=TimedOut("no quorum yet")))
+        exchange.answer(1, NotReady("stopping"))
+        exchange.answer(2, NotReady("stopping"))
         exchange.expire()
         assert outcome_of(exchange) == (Outcome.UNKNOWN, TimedOut)
 
@@ -212,6 +228,12 @@ class TestForgotten:
         exchange.answer(1, changed(FORGOTTEN))
         assert outcome_of(exchange) == (Outcome.UNKNOWN, TimedOut)
         assert exchange.operation.result().errors["k"].details == {"because": Forgotten.code}
+
+    def test_copy_after_a_refused_request_is_unknown(self, exchange: Exchange) -> None:
+        exchange.change("k")
+        exchange.answer(0, NotReady("starting"))
+        exchange.answer(1, changed(FORGOTTEN))
+        assert outcome_of(exchange) == (Outcome.UNKNOWN, TimedOut)
 
     def test_number_ahead_of_the_clock_of_the_home_is_renewed(self, exchange: Exchange) -> None:
         exchange.change("k")
