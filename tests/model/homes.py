@@ -12,6 +12,7 @@ from dstash.peer.registers.attempt import Attempt, Phase
 from dstash.peer.registers.pending import Answer, Pending
 from dstash.peer.registers.proposer import Proposer, Time
 from dstash.peer.registers.quorum import Voters
+from dstash.store.record import is_sound
 from dstash.store.register.voter import Bounds, Verdict
 from dstash.store.register.votes import Vote
 from dstash.wire.registers import MISSING, ChangeKind, ChangeOutcome
@@ -306,3 +307,62 @@ class SealedWalk(HomesWalk):
     """A random walk in which moving registers are refused, and bars replace promises."""
 
     homes = SealedHomes
+
+
+class CorruptibleReplica(Replica):
+    """A replica whose record may become corrupt on disk (V4)."""
+
+    def empty(self) -> None:
+        """Lose everything."""
+        super().empty()
+        self.damage: dict[bytes, int] = {}
+
+    def bounds(self) -> Bounds:
+        """Return the limits of votes."""
+        return Bounds(self.floor, high_water=self.store.high_water, damage=self.damage)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether its record is sound, or absent."""
+        return self.record is None or is_sound(STORAGE_KEY, self.record)
+
+    def corrupt(self) -> None:
+        """Change a byte of the record."""
+        record = self.store.records.get(STORAGE_KEY)
+        if record is not None and self.is_sound:
+            self.store.records[STORAGE_KEY] = record[:-1] + bytes((record[-1] ^ 1,))
+
+
+class CorruptHomes(Homes):
+    """Homes whose replicas may have corrupt records."""
+
+    def agreed(self, epoch: Epoch, answers: dict[str, Vote]) -> Vote | None:
+        """Return an answer that is chosen, without the replicas whose record is corrupt."""
+        sound = {name: vote for name, vote in answers.items() if vote.verdict is Verdict.VOTED}
+        return super().agreed(epoch, sound)
+
+    def make_replica(self, name: str) -> Replica:
+        """Return a replica."""
+        return CorruptibleReplica(name, self.broken)
+
+    def copy(self, name: str) -> None:
+        """Take the record of a replica for a repair, unless it is corrupt."""
+        replica = self.replicas[name]
+        if isinstance(replica, CorruptibleReplica) and replica.is_sound:
+            super().copy(name)
+
+
+class CorruptWalk(HomesWalk):
+    """A random walk in which records become corrupt."""
+
+    homes = CorruptHomes
+
+    def __init__(self, scenario: str, broken: str, seed: int) -> None:
+        super().__init__(scenario, broken, seed)
+        self._steps["topology"] = self._corrupt
+        self._steps["collect"] = self._deliver
+
+    def _corrupt(self) -> None:
+        replica = self.world.replicas[self._random.choice(self._replicas)]
+        if isinstance(replica, CorruptibleReplica):
+            replica.corrupt()

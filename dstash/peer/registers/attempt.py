@@ -64,13 +64,15 @@ class Attempt:
 
     @property
     def is_won(self) -> bool:
-        """Whether a quorum has voted."""
-        return self.voters.is_quorum(self.voted())
+        """Whether a quorum has voted, and shown enough of what it holds (V4)."""
+        return self.voters.is_quorum(self.voted()) and self.voters.have_all(self._sighted())
 
     @property
     def is_lost(self) -> bool:
         """Whether no quorum can vote any more."""
-        return not self.voters.is_quorum([*self.voted(), *self.waiting])
+        rest = self.waiting
+        has_quorum = self.voters.is_quorum([*self.voted(), *rest])
+        return not (has_quorum and self.voters.have_all([*self._sighted(), *rest]))
 
     @property
     def has_heard_quorum(self) -> bool:
@@ -85,12 +87,12 @@ class Attempt:
     @property
     def horizon(self) -> Stamp:
         """The highest horizon of counted members that have voted."""
-        return max((self.votes[name].horizon for name in self._counted()), default=0)
+        return max((self.votes[name].horizon for name in self._sighted()), default=0)
 
     def shown(self) -> Shown:
         """Return what the members that have voted hold (P1)."""
         horizon = self.horizon
-        held = {name: self._held(self.votes[name], horizon) for name in self._counted()}
+        held = {name: self._held(self.votes[name], horizon) for name in self._sighted()}
         return Shown(held, horizon)
 
     def _held(self, vote: Vote, horizon: Stamp) -> Version:
@@ -127,12 +129,17 @@ class Attempt:
                 return vote.record
         return None
 
-    def _counted(self) -> list[str]:
-        return [name for name in self.voted() if name in self.voters.counted]
+    def _sighted(self) -> list[str]:
+        """Return the counted members that have voted and know what they hold."""
+        return [
+            name
+            for name in self.voted()
+            if name in self.voters.counted and self.votes[name].verdict is not Verdict.BLIND
+        ]
 
 
 #: Verdicts that are votes.
-_VOTES = frozenset({Verdict.VOTED, Verdict.UNSETTLED})
+_VOTES = frozenset({Verdict.VOTED, Verdict.UNSETTLED, Verdict.BLIND})
 
 
 class Shown:

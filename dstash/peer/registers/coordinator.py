@@ -249,6 +249,11 @@ class Coordinator:
                     self._rest(proposer)
         return self._messages(time)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether ``turn`` has nothing to do, now or later."""
+        return not (self._active or self._waiting or self._timers or self._until)
+
     def wakeup(self) -> int | None:
         """Return when (steady milliseconds) ``turn`` is due; None if nothing waits."""
         if self._active or self._waiting:

@@ -30,6 +30,14 @@ class Voters(NamedTuple):
         votes = self.counted.intersection(names)
         return all(2 * len(side & votes) > len(side) for side in self.sides)
 
+    def have_all(self, names: Collection[str]) -> bool:
+        """Whether the counted members among ``names`` hold all that a quorum agrees on.
+
+        They are N - W + 1 of the N members of each side, where W is a majority.
+        """
+        held = self.counted.intersection(names)
+        return all(2 * len(side & held) >= len(side) for side in self.sides)
+
 
 def voters_of(view: View, partition: int) -> Voters:
     """Return the voters of a partition."""

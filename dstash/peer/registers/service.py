@@ -233,6 +233,8 @@ class Registers:
 
     def turn(self) -> list[Outgoing]:
         """Return the messages to send now; this peer's own votes are queued for its disk."""
+        if self._is_idle():
+            return []  # the usual case, in each iteration of the loop
         self._conclude()
         sent = self.coordinator.turn(self._time())
         outgoing = []
@@ -243,6 +245,10 @@ class Registers:
                 envelope = Envelope(item.correlation, item.epoch, 0, item.message)
                 outgoing.append(Outgoing(item.peer, encode(envelope), item.correlation))
         return outgoing
+
+    def _is_idle(self) -> bool:
+        has_broken = self._preempted or len(self._local_partitions.corruption)
+        return self.coordinator.is_idle and not has_broken
 
     def _vote(self, item: Outbound) -> None:
         if isinstance(item.message, Prepare | Accept):

@@ -48,6 +48,8 @@ class Verdict(IntEnum):
     NO_ROOM = 5
     #: Voted, but what it holds may be older than a round that was prepared by earlier replicas.
     UNSETTLED = 6
+    #: Promised, but the stored record is corrupt, so this vote shows nothing.
+    BLIND = 7
 
 
 def _no_drops(storage_key: bytes) -> Stamp:
@@ -181,10 +183,8 @@ def judge_prepare(state: Held, number: int, bounds: Bounds) -> Verdict:
         number: the round, above 0.
         bounds: the limits of votes.
     """
-    if state.is_corrupt:
-        return Verdict.CORRUPT
     if number <= state.round:
-        return Verdict.PREEMPTED
+        return Verdict.CORRUPT if state.is_corrupt else Verdict.PREEMPTED
     if stamp_at(number) <= max(state.lowest, state.bar, bounds.floor):
         return Verdict.TOO_OLD
     return Verdict.TOO_FAR if _is_too_far(state, number, bounds) else Verdict.VOTED

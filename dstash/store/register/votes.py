@@ -127,13 +127,15 @@ def _prepare(
     state, number = limits.held(transaction, storage_key), promise.round
     stamp = 0
     voted = Verdict.UNSETTLED if state.is_unsettled else Verdict.VOTED
+    if state.is_corrupt:
+        voted = Verdict.BLIND if number else Verdict.CORRUPT
     if number:
         verdict = judge_prepare(state, number, limits.bounds)
         if verdict is Verdict.VOTED:
             transaction.put_promise(storage_key, pack_promise(storage_key, promise))
             stamp, verdict = stamp_at(number), voted
     else:
-        verdict = Verdict.CORRUPT if state.is_corrupt else voted
+        verdict = voted
     record = visible(state)
     version = version_of(record) if record is not None else ABSENT
     is_news = record is not None and version > known

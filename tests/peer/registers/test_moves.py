@@ -186,6 +186,19 @@ def test_corrupt_register_is_concluded(moving: Moving) -> None:
     assert len({moving.record(name) for name in "abc"}) == 1
 
 
+def test_corrupt_register_of_two_replicas_is_concluded() -> None:
+    """The other replica alone holds all that both agree on."""
+    joined = Joined("ab", replicas=2, registers=True)
+    callers = Callers(joined)
+    callers.run(callers.change(Kind.PUT, KEY, values=[ONE]))
+    stores = joined.stores
+    stores["a"].records[PLACE] = stores["a"].records[PLACE][:-1] + b"?"
+    assert callers.run(callers.settle(KEY)).result.value == ONE
+    assert callers.run(callers.change(Kind.INCREMENT, KEY, home="b")).result.value == TWO
+    joined.settle()
+    assert stores["a"].records == stores["b"].records
+
+
 def test_corrupt_register_that_moves_is_repaired(moving: Moving) -> None:
     """The change waits for it: what is corrupt cannot be streamed, and no round can replace it."""
     joined, callers = moving.joined, moving.callers

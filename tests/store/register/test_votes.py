@@ -271,10 +271,15 @@ class TestCorruption:
         store.records[STORAGE_KEY] = bytes(record)
         return store
 
-    def test_corrupt_record_gives_no_promise(self, store: TwinStore) -> None:
+    def test_voter_with_corrupt_record_promises_blindly_above_its_bound(
+        self, store: TwinStore
+    ) -> None:
         limits = {"high_water": stamp_at(50)}
-        assert prepare(store, 60, **limits).verdict is CORRUPT
         assert prepare(store, 0, **limits).verdict is CORRUPT
+        assert prepare(store, 50, **limits).verdict is CORRUPT
+        vote = prepare(store, 60, **limits)
+        assert (vote.verdict, vote.version, vote.record) == (Verdict.BLIND, bytes(20), None)
+        assert accept(store, register(59), **limits).verdict is PREEMPTED
 
     def test_corrupt_record_is_replaced_above_its_bound_only(self, store: TwinStore) -> None:
         limits = {"high_water": stamp_at(50)}
@@ -286,7 +291,7 @@ class TestCorruption:
     def test_bound_stays_where_damage_was_found(self, store: TwinStore) -> None:
         """Otherwise it would rise with every write to the store, and never be passed."""
         damage: dict[bytes, int] = {}
-        prepare(store, 60, high_water=stamp_at(50), damage=damage)
+        prepare(store, 0, high_water=stamp_at(50), damage=damage)
         assert damage == {STORAGE_KEY: stamp_at(50)}
         limits = {"high_water": stamp_at(90), "damage": damage}
         assert accept(store, register(51), **limits).verdict is VOTED
