@@ -13,6 +13,7 @@ from typing import Any, TypedDict, TypeVar
 from dstash.client.discovery import find_seeds
 from dstash.client.entries import entries_by_key
 from dstash.client.operations.admin import AdminOperation
+from dstash.client.operations.batch_lookup import BatchLookup
 from dstash.client.operations.batching import Item
 from dstash.client.operations.drafts import Query
 from dstash.client.operations.indexes.orders import DropOperation, IndexSettingsOperation
@@ -231,7 +232,7 @@ class Calls:
     ) -> LookupOperation:
         """Return the operation that looks keys up."""
         mode = OnError.parse(on_error)
-        return self._read(LookupOperation, index, keys, timeout, read, mode)
+        return self._read(BatchLookup, index, keys, timeout, read, mode)
 
     def short_lookup(
         self, index: str, key: Key, timeout: float | None, read: str | Level | None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dstash.client.operations.reads import LookupOperation
+from dstash.client.operations.batch_lookup import BatchLookup
 from dstash.client.operations.writes import ApplyOperation
 from dstash.client.routing import read_table
 from dstash.client.session import LAGGING_MS, MISSED_MS
@@ -414,7 +414,7 @@ def test_window_bounds_pending_requests() -> None:
         return envelope
 
     joined.tamper = look
-    operation = LookupOperation(
+    operation = BatchLookup(
         joined.session, joined.now + 5000, "i", list(keys), Level.ONE, TYPES.decode_values
     )
     assert len(joined.run(operation)) == len(keys)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from dstash.client.operations.base import Operation
+from dstash.client.operations.batch_lookup import BatchLookup
 from dstash.client.operations.drafts import Query
 from dstash.client.operations.indexes.orders import DropOperation, IndexSettingsOperation
-from dstash.client.operations.reads import ExistsOperation, LookupOperation
+from dstash.client.operations.reads import ExistsOperation
 from dstash.client.operations.walks import Request, walk_for
 from dstash.client.operations.writes import DeleteOperation, PutOperation
 from dstash.client.session import Send, Session
@@ -257,7 +258,7 @@ class Joined:
     def lookup(self, *keys: str, level: str = "quorum", timeout: int = 5000) -> dict[Any, Any]:
         """Look up keys."""
         deadline, decode = self.now + timeout, TYPES.decode_values
-        operation = LookupOperation(self.session, deadline, "i", list(keys), Level(level), decode)
+        operation = BatchLookup(self.session, deadline, "i", list(keys), Level(level), decode)
         found: dict[Any, Any] = self.run(operation)
         return found
 

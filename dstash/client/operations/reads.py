@@ -47,14 +47,11 @@ _CONTENT: Final = Want.CONTENT.value
 #: ``TypeRegistry.decode_values``.
 Decode = Callable[[bytes, Sequence[Any], MutableMapping[Any, Undecodable]], list[Any]]
 
-#: Stands in the result of a running look-up for a key that is not found so far.
-_ABSENT: Final = object()
-
 
 class LookupOperation(ReconcilingOperation, SettlingOperation):
     """Looks up any number of distinct keys.
 
-    The result maps the keys that were found to their values, in the order of ``keys``.
+    The result maps the keys that were found to their values.
 
     Args:
         session: the state that the calls of this client share.
@@ -87,25 +84,11 @@ class LookupOperation(ReconcilingOperation, SettlingOperation):
         self.level = level
         self.decode = decode
         self.on_error = on_error
-        self.found: dict[Key, Any] = self._prepared(keys)
+        self.found: dict[Key, Any] = {}
         #: Values that cannot be decoded; ``found`` has them, too.
         self.undecodable: dict[Key, Undecodable] = {}
-        #: Whether keys may be left in ``found`` that do not exist.
-        self._has_absent = False
         self._keys = keys
         self._encoded = encoded
-
-    def _prepared(self, keys: Sequence[Key]) -> dict[Key, Any]:
-        """Return a result with a place for each key, which keeps the order of the keys.
-
-        Raises:
-            UnsupportedType: a key cannot be a key, because it is not hashable.
-        """
-        try:
-            return dict.fromkeys(keys, _ABSENT)
-        except TypeError:
-            encode_keys(keys)
-            raise
 
     def _chunks(self) -> Iterator[list[Chunk]]:
         batch_keys = self.session.keys_per_read
@@ -117,7 +100,7 @@ class LookupOperation(ReconcilingOperation, SettlingOperation):
         self, keys: Sequence[Key], attempt: int = 0, encoded: Sequence[bytes] | None = None
     ) -> list[Chunk]:
         """Return chunks for keys, routed by the current view."""
-        size = max(1, min(KEYS_PER_CHUNK, int(REPLY_BYTES / self.session.value_bytes)))
+        size = self.keys_per_chunk()
         if self.is_linearizable:
             return self.cut_settles(keys, size, attempt)
         table = self.session.read_targets(self.level)
@@ -131,26 +114,31 @@ class LookupOperation(ReconcilingOperation, SettlingOperation):
             ).items()
         )
 
+    def keys_per_chunk(self) -> int:
+        """Return how many keys one request has, by the mean size of values."""
+        return max(1, min(KEYS_PER_CHUNK, int(REPLY_BYTES / self.session.value_bytes)))
+
     @property
     def is_linearizable(self) -> bool:
         """Whether the homes of registers are asked, which answer for a quorum."""
         return self.level is not Level.ONE and has_registers(self.index)
 
-    def cut_reconciliations(
-        self, keys: Sequence[Key], level: Level | None, attempt: int
-    ) -> list[Chunk]:
-        """Return chunks that compare records: of all replicas if ``level`` is None."""
-        self._has_absent = True  # a comparison does not report missing keys
-        return super().cut_reconciliations(keys, level, attempt)
-
     def deliver(self, keys: Sequence[Key], values: Values) -> None:
         """Process the answer to a look-up of ``keys``."""
+        self.found.update(zip(keys, self.decoded(keys, values), strict=True))
+        self._drop_missing(keys, values)
+
+    def decoded(self, keys: Sequence[Key], values: Values) -> list[Any]:
+        """Return the value of each key in an answer.
+
+        Raises:
+            ProtocolError: there are more or fewer values than keys.
+        """
         decoded = self.decode(values.values, keys, self.undecodable)
         if len(decoded) != len(keys):
             raise ProtocolError(f"a peer answered {len(decoded)} values for {len(keys)} keys")
         self.session.learn_size(len(values.values) / max(1, values.answered))
-        self.found.update(zip(keys, decoded, strict=True))
-        self._drop_missing(keys, values)
+        return decoded
 
     def deliver_settled(self, keys: Sequence[Key], answers: Sequence[Answer]) -> None:
         """Process the registers of keys."""
@@ -177,8 +165,6 @@ class LookupOperation(ReconcilingOperation, SettlingOperation):
     def result(self) -> dict[Key, Any]:
         """Return the values found."""
         super().result()
-        if self._has_absent:
-            self.found = {key: item for key, item in self.found.items() if item is not _ABSENT}
         if self.undecodable and self.on_error is OnError.RAISE:
             raise undecodable_error(self.undecodable, self.found)
         return self.found
@@ -227,14 +213,19 @@ class ReadChunk(Chunk):
     """Keys that are read from the same replicas, the first of which sends the values."""
 
     def __init__(
-        self, operation: LookupOperation, targets: Peers, keys: Sequence[Key], attempt: int
+        self,
+        operation: LookupOperation,
+        targets: Peers,
+        keys: Sequence[Key],
+        attempt: int,
+        encoded: Sequence[bytes] | None = None,
     ) -> None:
         self.operation = operation
         self.targets = targets
         self.keys = keys
         self.attempt = attempt
         self.epoch: int = operation.session.epoch
-        self._frame = Frame(codec.pack_blobs(encode_keys(keys)))
+        self._frame = Frame(codec.pack_blobs(encoded or encode_keys(keys)))
         self._digests: dict[str, bytes] = {}
         self._is_corrupt = False
         #: How many of the keys, from the first on, all answers so far cover.

@@ -182,9 +182,6 @@ class CoalescedLookup(LookupOperation):
 
     group: ReadGroup
 
-    def _prepared(self, keys: Sequence[Key]) -> dict[Key, Any]:
-        return {}  # has only what was found, because callers are answered from it
-
     def deliver(self, keys: Sequence[Key], values: Values) -> None:
         """Process the answer to a look-up of ``keys``."""
         super().deliver(keys, values)

@@ -7,8 +7,8 @@ from typing import Any
 import msgpack
 import pytest
 
+from dstash.client.operations.batch_lookup import BatchLookup
 from dstash.client.operations.drafts import Query
-from dstash.client.operations.reads import LookupOperation
 from dstash.client.operations.walks import walk_for
 from dstash.client.operations.writes import PutOperation
 from dstash.errors import UndecodableValue
@@ -38,7 +38,7 @@ def joined(request: pytest.FixtureRequest) -> Joined:
 
 def lookup(joined: Joined, level: str, on_error: OnError) -> dict[Any, Any]:
     keys = ["bad2", *GOOD, "bad1", "missing"]
-    operation = LookupOperation(
+    operation = BatchLookup(
         joined.session,
         joined.now + 5000,
         "i",

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dstash.client.operations.reads import ExistsOperation, LookupOperation, RecordOperation
+from dstash.client.operations.batch_lookup import BatchLookup
+from dstash.client.operations.reads import ExistsOperation, RecordOperation
 from dstash.errors import Busy, NotReady, Unauthorised, Unavailable
 from dstash.types import Level
 from dstash.wire import codec
@@ -26,7 +27,7 @@ def exchange() -> Exchange:
 def read(
     exchange: Exchange,
     *keys: str,
-    kind: type[LookupOperation] = LookupOperation,
+    kind: type[BatchLookup] = BatchLookup,
     level: str = "quorum",
 ) -> None:
     deadline = exchange.now + 10_000
@@ -58,9 +59,9 @@ def test_level_one_reads_one_replica_without_a_quorum(exchange: Exchange) -> Non
     assert exchange.message() == Lookup("@i", 1, Frame(codec.pack_blobs([b"k"])))
 
 
-@pytest.mark.parametrize("kind", [LookupOperation, ExistsOperation, RecordOperation])
+@pytest.mark.parametrize("kind", [BatchLookup, ExistsOperation, RecordOperation])
 def test_absent_registers_are_not_in_the_result(
-    exchange: Exchange, kind: type[LookupOperation]
+    exchange: Exchange, kind: type[BatchLookup]
 ) -> None:
     read(exchange, "k", kind=kind)
     exchange.answer(0, settled(...))
