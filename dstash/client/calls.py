@@ -263,9 +263,11 @@ class Calls:
         """Return the operation that fetches whole records."""
         return self._read(RecordOperation, index, keys, timeout, read)
 
-    def entries(self, index: str, keys: Sequence[Key], timeout: float | None) -> RecordOperation:
-        """Return the operation that reads registers, linearizably."""
-        check_registers(index, "lookup_entry")
+    def entries(
+        self, what: str, index: str, keys: Sequence[Key], timeout: float | None
+    ) -> RecordOperation:
+        """Return the operation that reads registers, linearizably, for the call ``what``."""
+        check_registers(index, what)
         return self.records(index, keys, timeout, Level.QUORUM)
 
     def entry_of(self, key: Key, record: Record | None) -> Entry | None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from dstash.client.indexes.calls import AsyncIndexCalls, CounterOptions, RegisterOptions
-from dstash.client.results import Entry
+from dstash.client.indexes.calls import (
+    AsyncIndexCalls,
+    ChangesOptions,
+    CounterOptions,
+    CountersOptions,
+    RegisterOptions,
+)
+from dstash.client.results import ChangeResult, Entry
 from dstash.limits import Ttl
-from dstash.wire.keys import Key
+from dstash.wire.keys import Entries, Key
 
 
 class AsyncRegisterIndex:
@@ -58,3 +64,21 @@ class AsyncRegisterIndex:
     async def lookup_entry(self, key: Key, *, timeout: float | None = None) -> Entry | None:
         """Return value, version and time to live of a key; None if it does not exist."""
         return await self._client.lookup_entry(self.name, key, timeout=timeout)
+
+    async def batch_add(
+        self, entries: Entries, ttl: Ttl | None = None, **options: Unpack[ChangesOptions]
+    ) -> ChangeResult:
+        """Store the values of keys that do not exist."""
+        return await self._client.batch_add(self.name, entries, ttl, **options)
+
+    async def batch_compare_and_set(
+        self, entries: Entries, ttl: Ttl | None = None, **options: Unpack[ChangesOptions]
+    ) -> ChangeResult:
+        """Store values of keys that still have their versions, given as (value, version)."""
+        return await self._client.batch_compare_and_set(self.name, entries, ttl, **options)
+
+    async def batch_increment(
+        self, amounts: Entries, **options: Unpack[CountersOptions]
+    ) -> ChangeResult:
+        """Add to integers, by key."""
+        return await self._client.batch_increment(self.name, amounts, **options)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, Final, Protocol, TypedDict
 
-from dstash.client.results import BatchResult, Entry
+from dstash.client.results import BatchResult, ChangeResult, Entry
 from dstash.config import ClientSettings
 from dstash.limits import Ttl
 from dstash.types import AnyLevel, AnyOnError, Level
@@ -66,6 +66,22 @@ class CounterOptions(RegisterOptions, total=False):
     ttl: Ttl | None
 
 
+class ChangesOptions(TypedDict, total=False):
+    """Options of a batch of changes of registers, as in ``Client.batch_add``."""
+
+    timeout: float | None
+    on_error: AnyOnError
+
+
+class CountersOptions(ChangesOptions, total=False):
+    """Options of a batch of increments, as in ``Client.batch_increment``."""
+
+    initial: int
+    at_least: int | None
+    at_most: int | None
+    ttl: Ttl | None
+
+
 class BatchOptions(WriteOptions, total=False):
     """Options of a batch of writes, as in ``Client.batch_put``."""
 
@@ -106,6 +122,15 @@ class IndexCalls(Protocol):
     def lookup_entry(
         self, index: str, key: Key, *, timeout: float | None = None
     ) -> Entry | None: ...
+    def batch_add(
+        self, index: str, entries: Entries, *args: Any, **options: Any
+    ) -> ChangeResult: ...
+    def batch_compare_and_set(
+        self, index: str, entries: Entries, *args: Any, **options: Any
+    ) -> ChangeResult: ...
+    def batch_increment(
+        self, index: str, amounts: Entries, *args: Any, **options: Any
+    ) -> ChangeResult: ...
     def drop(self, index: str, *args: Any, **options: Any) -> None: ...
 
 
@@ -147,6 +172,15 @@ class AsyncIndexCalls(Protocol):
     async def lookup_entry(
         self, index: str, key: Key, *, timeout: float | None = None
     ) -> Entry | None: ...
+    async def batch_add(
+        self, index: str, entries: Entries, *args: Any, **options: Any
+    ) -> ChangeResult: ...
+    async def batch_compare_and_set(
+        self, index: str, entries: Entries, *args: Any, **options: Any
+    ) -> ChangeResult: ...
+    async def batch_increment(
+        self, index: str, amounts: Entries, *args: Any, **options: Any
+    ) -> ChangeResult: ...
     async def drop(self, index: str, *args: Any, **options: Any) -> None: ...
 
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from dstash.client.indexes.calls import CounterOptions, IndexCalls, RegisterOptions
-from dstash.client.results import Entry
+from dstash.client.indexes.calls import (
+    ChangesOptions,
+    CounterOptions,
+    CountersOptions,
+    IndexCalls,
+    RegisterOptions,
+)
+from dstash.client.results import ChangeResult, Entry
 from dstash.limits import Ttl
-from dstash.wire.keys import Key
+from dstash.wire.keys import Entries, Key
 
 
 class RegisterIndex:
@@ -58,3 +64,19 @@ class RegisterIndex:
     def lookup_entry(self, key: Key, *, timeout: float | None = None) -> Entry | None:
         """Return value, version and time to live of a key; None if it does not exist."""
         return self._client.lookup_entry(self.name, key, timeout=timeout)
+
+    def batch_add(
+        self, entries: Entries, ttl: Ttl | None = None, **options: Unpack[ChangesOptions]
+    ) -> ChangeResult:
+        """Store the values of keys that do not exist."""
+        return self._client.batch_add(self.name, entries, ttl, **options)
+
+    def batch_compare_and_set(
+        self, entries: Entries, ttl: Ttl | None = None, **options: Unpack[ChangesOptions]
+    ) -> ChangeResult:
+        """Store values of keys that still have their versions, given as (value, version)."""
+        return self._client.batch_compare_and_set(self.name, entries, ttl, **options)
+
+    def batch_increment(self, amounts: Entries, **options: Unpack[CountersOptions]) -> ChangeResult:
+        """Add to integers, by key."""
+        return self._client.batch_increment(self.name, amounts, **options)

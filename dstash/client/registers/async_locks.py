@@ -74,8 +74,7 @@ class AsyncHolding:
         held, self._held = self._required(), None
         if self._renewer is not None:
             self._renewer.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._renewer
+            await asyncio.wait([self._renewer])
         steps = holding.release(self._calls(), self._want.index, held)
         await run_steps_async(steps, self._run)
 

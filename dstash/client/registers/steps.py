@@ -187,9 +187,9 @@ def touch(place: Place, ttl: Ttl | None, version: int | None) -> Steps[bool]:
     return bool(result.version_of(place.key))
 
 
-def lookup_entry(place: Place) -> Steps[Entry | None]:
-    """Read a register with its version and time to live."""
-    found = yield place.calls.entries(place.index, [place.key], place.timeout)
+def lookup_entry(place: Place, what: str = "lookup_entry") -> Steps[Entry | None]:
+    """Read a register with its version and time to live; errors name the call ``what``."""
+    found = yield place.calls.entries(what, place.index, [place.key], place.timeout)
     return place.calls.entry_of(place.key, found.get(place.key))
 
 
@@ -206,7 +206,7 @@ def update(place: Place, change: Callable[[Any], Any], default: Any, ttl: Ttl | 
             max(1, deadline - session.wall()) / 1000,
             place.fence,
         )
-        entry = yield from lookup_entry(left)
+        entry = yield from lookup_entry(left, "update")
         if entry is None and default is NOT_GIVEN:
             raise KeyError(place.key)
         value = change(default if entry is None else entry.value)

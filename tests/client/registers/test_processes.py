@@ -103,6 +103,10 @@ def test_index_is_atomic(client: Any, registers: str) -> None:
     assert (users.increment("ada", 2), users.decrement("ada")) == (6, 5)
     assert users.pop("ada") == 5
     assert users.pop("ada", None) is None
+    assert set(users.batch_add({"a": 1, "b": 2}).versions) == {"a", "b"}
+    assert users.batch_increment({"a": 1, "b": 1}, at_most=9).values == {"a": 2, "b": 3}
+    version = users.lookup_entry("a").version
+    assert users.batch_compare_and_set({"a": (5, version)}).ok
 
 
 def test_plain_index_refuses_operations_of_registers(client: Any, index: str) -> None:

@@ -219,6 +219,11 @@ BAD_CALLS: list[tuple[Any, type[DStashError], str]] = [
         "add needs an index whose name begins with @, such as '@plain': in index 'plain' the last",
     ),
     (lambda home: steps.lookup_entry(at(home, index="plain")), UsageError, "lookup_entry needs"),
+    (
+        lambda home: steps.update(at(home, index="plain"), lambda value: value, 0, None),
+        UsageError,
+        "update needs an index whose name begins with @",
+    ),
     (lambda home: steps.add(at(home, index="@"), 1, None), LimitError, "index name is '@' alone"),
     (lambda home: steps.add(at(home, index=""), 1, None), LimitError, "index name has 0 bytes"),
     (lambda home: steps.add(at(home), 1, 0), LimitError, "ttl is 0 s; allowed is more than 0 s"),
