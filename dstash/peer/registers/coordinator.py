@@ -11,6 +11,7 @@ import heapq
 import itertools
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Final, NamedTuple
 
 from dstash.cluster.topology.view import View
@@ -33,8 +34,11 @@ _MAX_TENURES: Final = 20_000
 _MAX_TENURE_BYTES: Final = 32 * 1024 * 1024
 
 #: Limits of one message between peers.
-_MAX_KEYS: Final = 2000
+_MAX_KEYS: Final = 250
 _MAX_BYTES: Final = 2 * 1024 * 1024
+
+#: Registers that one turn works on: requests of other clients must not wait for all of a batch.
+_MAX_ACTIVE: Final = 250
 
 #: How long (milliseconds) an answer is awaited at most.
 _AWAITED_MS: Final = 3000
@@ -80,6 +84,7 @@ class Coordinator:
         self._random = random
         self._missed = missed
         self._view: View | None = None
+        self._by_partition: dict[int, Voters] = {}
         self._proposers: dict[bytes, Proposer] = {}
         #: Registers without operations whose tenure is kept, by last use, and their bytes.
         self._resting: OrderedDict[bytes, int] = OrderedDict()
@@ -109,7 +114,9 @@ class Coordinator:
         before, self._view = self._view, view
         if before is not None and before.epoch == view.epoch:
             return
+        self._by_partition.clear()
         self._sent.clear()
+        self._until.clear()
         self._timers.clear()
         self._waiting.clear()
         self._resting.clear()
@@ -138,7 +145,11 @@ class Coordinator:
     def _voters(self, storage_key: bytes) -> Voters:
         if self._view is None:
             raise AssertionError("a register is used before the view is known")
-        return voters_of(self._view, partition_in(storage_key))
+        partition = partition_in(storage_key)
+        voters = self._by_partition.get(partition)
+        if voters is None:
+            voters = self._by_partition[partition] = voters_of(self._view, partition)
+        return voters
 
     def submit(self, storage_key: bytes, pending: Pending) -> None:
         """Queue an operation on a register whose voters include this peer."""
@@ -239,14 +250,13 @@ class Coordinator:
         self._run_timers(time)
         while self._until and self._until[0][0] <= time.steady:
             self.failed(self._until.popleft()[1], time)
-        while self._active:
-            active, self._active = self._active, {}
-            for proposer in active.values():
-                attempt = proposer.next(time)
-                if attempt is not None:
-                    self._emit(proposer, attempt)
-                elif proposer.attempt is None and not proposer.queue:
-                    self._rest(proposer)
+        for key in list(islice(self._active, _MAX_ACTIVE)):
+            proposer = self._active.pop(key)
+            attempt = proposer.next(time)
+            if attempt is not None:
+                self._emit(proposer, attempt)
+            elif proposer.attempt is None and not proposer.queue:
+                self._rest(proposer)
         return self._messages(time)
 
     @property
