@@ -172,6 +172,7 @@ class PeerCore:
             is_durable=settings.is_durable,
             max_clock_skew_ms=settings.max_clock_skew_ms,
         )
+        self.health.describe_registers = self.registers.describe
         self._reader = Reader(self.local_partitions, self.meters)
         self._short_reads = ShortReads(
             peer,

@@ -68,6 +68,8 @@ class Health:
         self.waits_for = ""
         #: Returns the stores that were set aside, by name, and their sizes in bytes.
         self.set_aside: Callable[[], Mapping[str, int]] = dict
+        #: Returns the state of the registers of which this peer is the home.
+        self.describe_registers: Callable[[], Mapping[str, Any]] = dict
         #: What is wrong with this peer although it serves, by source; for operators.
         self.problems: dict[str, str] = {}
         #: Events that no meter counts: malformed messages, refused requests by error, commits.
@@ -144,6 +146,7 @@ class Health:
             "version": __version__,
             "maintenance": self._maintenance.describe(),
             "drops": self._maintenance.describe_drops(),
+            "registers": dict(self.describe_registers()),
             "counts": dict(self.counts + self._meters.kinds()),
         }
 

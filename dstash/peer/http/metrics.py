@@ -208,6 +208,7 @@ class PeerCollector(Collector):
         yield pages
         yield from _cluster(state.view, settings.peer)
         yield from _maintenance(status["maintenance"])
+        yield from _registers(status["registers"])
         yield from _requests(status["counts"])
 
 
@@ -250,6 +251,24 @@ def _maintenance(maintenance: Mapping[str, Any]) -> Iterator[Metric]:
     for peer, count in maintenance["hints"].items():
         hints.add_metric([peer], count)
     yield hints
+
+
+def _registers(registers: Mapping[str, Any]) -> Iterator[Metric]:
+    text = "Operations on registers that wait for the votes of a quorum."
+    yield _gauge("dstash_registers_waiting", text, registers["waiting"])
+    text = (
+        "Registers written again after a promise or corruption had kept replicas from being equal."
+    )
+    yield CounterMetricFamily(
+        "dstash_registers_concluded_total", text, value=registers["concluded"]
+    )
+    text = (
+        "Requests for the votes of replicas on a register, by phase and by whether a quorum voted."
+    )
+    rounds = CounterMetricFamily("dstash_register_rounds_total", text, labels=["phase", "outcome"])
+    for key, count in sorted(registers["rounds"].items()):
+        rounds.add_metric(key.split(":"), count)
+    yield rounds
 
 
 def _connections(connections: Connections | None) -> Iterator[Metric]:

@@ -84,6 +84,11 @@ class Home:
         self._answer_bytes = 0
 
     @property
+    def waiting(self) -> int:
+        """How many operations wait for their decision."""
+        return self._operations
+
+    @property
     def has_work(self) -> bool:
         """Whether requests wait for their answers."""
         return bool(self._operations or self._ready)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Any, Final
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
@@ -109,6 +109,18 @@ class Registers:
     def has_work(self) -> bool:
         """Whether requests of clients wait for their answers."""
         return self._home.has_work
+
+    def describe(self) -> dict[str, Any]:
+        """Return the operations that wait, and the rounds since the start, for status and metrics.
+
+        ``rounds`` has the number of requests for votes, by phase and outcome.
+        """
+        counts = self.coordinator.counts
+        return {
+            "waiting": self._home.waiting,
+            "concluded": counts["concluded"],
+            "rounds": {key: count for key, count in counts.items() if ":" in key},
+        }
 
     def install(self, view: View) -> None:
         """Take a view."""

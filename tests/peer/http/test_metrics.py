@@ -107,6 +107,20 @@ def test_scrape_has_state_of_peer_and_cluster(peers: Peers) -> None:
     assert (info["peer"], info["cluster"]) == ("a", "dstash")
 
 
+def test_scrape_has_rounds_of_registers(peers: Peers) -> None:
+    peers.client().increment("@hits", "page")
+    found = [scrape(peer) for peer in peers.all.values()]
+    assert all(page.get("dstash_registers_waiting") == 0 for page in found)
+    assert all(page.get("dstash_registers_concluded_total") == 0 for page in found)
+    won = [
+        dict(labels)
+        for page in found
+        for name, labels in page.samples
+        if name == "dstash_register_rounds_total"
+    ]
+    assert {"phase": "accept", "outcome": "won"} in won
+
+
 def test_refusals_are_counted_by_reason(peers: Peers) -> None:
     with pytest.raises(DStashError):
         peers.client(cluster="another", timeout=2.0).lookup("numbers", 1)
