@@ -19,7 +19,7 @@ from dstash.errors import ProtocolError
 from dstash.wire.keys import Key, encode_keys
 from dstash.wire.messages import Values
 
-#: Stands for the value of a key that is not found.
+#: The value of a key that is not found.
 _ABSENT: Final = object()
 
 
