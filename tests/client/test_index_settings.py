@@ -41,6 +41,12 @@ def joined() -> Joined:
     return joined
 
 
+@pytest.fixture(scope="module")
+def topology() -> Topology:
+    """The topology of three members."""
+    return Joined().topology
+
+
 def held(joined: Joined, peer: str) -> Record:
     return open_record(joined.record(peer, KEY) or b"")
 
@@ -162,8 +168,9 @@ class TestEpochs:
         joined.put({KEY: 1}, "all")
         assert ttl_of(stored(joined)) == HOUR
 
-    @pytest.mark.parametrize("settings", [{"max_ttl": HOUR}, {"ttl": HOUR}])
-    @pytest.mark.parametrize("ttl", [None, 10 * DAY])
+    @pytest.mark.parametrize(
+        ("settings", "ttl"), [({"max_ttl": HOUR}, 10 * DAY), ({"ttl": HOUR}, None)]
+    )
     def test_record_of_a_lagging_replica_loses_on_all_replicas(
         self, joined: Joined, settings: dict[str, int], ttl: int | None
     ) -> None:
@@ -189,8 +196,14 @@ class TestEpochs:
         compare(joined)
         assert ttl_of(stored(joined)) == expected
 
-    @pytest.mark.parametrize("before", [{}, {"ttl": DAY}, {"max_ttl": HOUR}])
-    @pytest.mark.parametrize("after", [{"ttl": HOUR, "max_ttl": 0}, {"ttl": 0, "max_ttl": DAY}])
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            ({}, {"ttl": HOUR}),
+            ({"ttl": DAY}, {"ttl": HOUR}),
+            ({"max_ttl": HOUR}, {"ttl": 0, "max_ttl": DAY}),
+        ],
+    )
     def test_replicas_with_other_expiries_of_a_version_converge(
         self, joined: Joined, before: dict[str, int], after: dict[str, int]
     ) -> None:
@@ -320,8 +333,8 @@ class TestWholeRecords:
 
 
 class TestTopology:
-    def test_settings_survive_encoding_and_are_sorted(self, joined: Joined) -> None:
-        changed = with_settings(joined.topology, "z", {"ttl": 5}, 7)
+    def test_settings_survive_encoding_and_are_sorted(self, topology: Topology) -> None:
+        changed = with_settings(topology, "z", {"ttl": 5}, 7)
         changed = with_settings(changed, "a", {"max_ttl": 6}, 8)
         changed = with_settings(changed, "z", {"max_ttl": 9}, 10)
         assert Topology.decode(changed.encode()) == changed
@@ -329,16 +342,16 @@ class TestTopology:
             IndexSettings("a", 0, 6, 8, changed.epoch - 1),
             IndexSettings("z", 5, 9, 10, changed.epoch),
         )
-        assert changed.indexes_epoch == changed.epoch == joined.topology.epoch + 3
+        assert changed.indexes_epoch == changed.epoch == topology.epoch + 3
 
-    def test_setting_removed_leaves_the_other_and_no_empty_entry(self, joined: Joined) -> None:
-        changed = with_settings(joined.topology, "i", {"ttl": 5, "max_ttl": 6}, 7)
+    def test_setting_removed_leaves_the_other_and_no_empty_entry(self, topology: Topology) -> None:
+        changed = with_settings(topology, "i", {"ttl": 5, "max_ttl": 6}, 7)
         changed = with_settings(changed, "i", {"max_ttl": 0}, 8)
         assert changed.indexes == (IndexSettings("i", 5, number=changed.epoch),)
         assert with_settings(changed, "i", {"ttl": 0}, 9).indexes == ()
 
-    def test_same_settings_change_nothing(self, joined: Joined) -> None:
-        changed = with_settings(joined.topology, "i", {"max_ttl": 6}, 7)
+    def test_same_settings_change_nothing(self, topology: Topology) -> None:
+        changed = with_settings(topology, "i", {"max_ttl": 6}, 7)
         assert with_settings(changed, "i", {"max_ttl": 6, "ttl": 0}, 8) is changed
 
     def test_member_of_an_earlier_version_is_named(self, joined: Joined) -> None:
@@ -350,13 +363,13 @@ class TestTopology:
         with pytest.raises(ChangeConflict, match=r"^b runs an earlier version"):
             joined.set_index(ttl=1)
 
-    def test_candidate_of_an_earlier_version_is_refused(self, joined: Joined) -> None:
+    def test_candidate_of_an_earlier_version_is_refused(self, topology: Topology) -> None:
         old = Announcement("d", "tcp://d:1", "store-d", "d", 1.0, features="drop")
-        changed = with_settings(joined.topology, "i", {"ttl": 1}, 1)
+        changed = with_settings(topology, "i", {"ttl": 1}, 1)
         with pytest.raises(ChangeConflict, match="'d' runs an earlier version, which does not"):
             transitions.add(changed, [old])
         assert transitions.add(changed, [old._replace(features=FEATURES)]).member("d")
-        assert transitions.add(joined.topology, [old]).member("d")
+        assert transitions.add(topology, [old]).member("d")
 
     @pytest.mark.parametrize(
         ("index", "settings", "error", "text"),
@@ -382,8 +395,7 @@ class TestTopology:
         with pytest.raises(error, match=text):
             IndexSettingsOperation(joined.session, joined.now, index, settings)
 
-    def test_number_of_indexes_is_bounded(self, joined: Joined) -> None:
-        topology = joined.topology
+    def test_number_of_indexes_is_bounded(self, topology: Topology) -> None:
         for number in range(MAX_INDEXES):
             topology = with_settings(topology, f"i{number}", {"ttl": 1}, 1)
         with pytest.raises(ChangeConflict, match="128 indexes have settings; allowed are 128"):
@@ -391,19 +403,19 @@ class TestTopology:
         changed = with_settings(topology, "i3", {"ttl": 2}, 1)
         assert len(with_settings(changed, "i4", {"ttl": 0}, 1).indexes) == MAX_INDEXES - 1
 
-    def test_unknown_fields_of_a_later_version_are_ignored(self, joined: Joined) -> None:
-        changed = with_settings(joined.topology, "i", {"ttl": 5}, 7)
+    def test_unknown_fields_of_a_later_version_are_ignored(self, topology: Topology) -> None:
+        changed = with_settings(topology, "i", {"ttl": 5}, 7)
         data = changed.encode().replace(b'"ttl": 5', b'"ttl": 5, "later": [1]')
         assert Topology.decode(data) == changed
 
     @pytest.mark.parametrize("entry", ['{"name": ""}', '{"ttl": 1}', '{"name": "i", "ttl": -1}'])
-    def test_malformed_settings_are_refused(self, joined: Joined, entry: str) -> None:
-        data = joined.topology.encode().replace(b'"indexes": []', f'"indexes": [{entry}]'.encode())
+    def test_malformed_settings_are_refused(self, topology: Topology, entry: str) -> None:
+        data = topology.encode().replace(b'"indexes": []', f'"indexes": [{entry}]'.encode())
         with pytest.raises(ProtocolError):
             Topology.decode(data)
 
-    def test_lower_floors_lowers_the_stamp_since_when_touches_are_cut(self, joined: Joined) -> None:
-        topology = with_settings(joined.topology, "i", {"max_ttl": 5}, 100)
+    def test_lower_floors_lowers_the_stamp_of_max_ttl(self, topology: Topology) -> None:
+        topology = with_settings(topology, "i", {"max_ttl": 5}, 100)
         lowered = transitions.lower_floors(topology, dict.fromkeys("abc"), 50)
         assert lowered.indexes == (IndexSettings("i", 0, 5, 50, topology.epoch),)
 
@@ -412,8 +424,8 @@ class TestTopology:
         [settings] = joined.topology.indexes
         assert settings.since == stamp_at(joined.now - 500)  # max_clock_skew_ms
 
-    def test_settings_that_an_earlier_version_removed_come_back(self, joined: Joined) -> None:
-        last = with_settings(joined.topology, "i", {"ttl": 5}, 1)
+    def test_settings_that_an_earlier_version_removed_come_back(self, topology: Topology) -> None:
+        last = with_settings(topology, "i", {"ttl": 5}, 1)
         erased = replace(last, indexes=(), indexes_epoch=0).next()
         kept = with_settings_kept(erased, last)
         assert kept == replace(last, epoch=erased.epoch + 1)
