@@ -27,7 +27,7 @@ from dstash.client.operations.registers.wanted import Wanted
 from dstash.client.operations.scans import DiscoverOperation, RepairOperation, StatusOperation
 from dstash.client.operations.short.lookup import ShortLookup
 from dstash.client.operations.walks import Request, Walk, walk_for
-from dstash.client.operations.writes import ApplyOperation, DeleteOperation, PutOperation
+from dstash.client.operations.writes import DeleteOperation, PutOperation, TouchOperation
 from dstash.client.results import ChangeResult, Entry, undecodable_error
 from dstash.client.session import Session
 from dstash.cluster.topology.view import View
@@ -205,7 +205,7 @@ class Calls:
         ttl: Ttl | None,
         timeout: float | None,
         write: str | Level | None,
-    ) -> ApplyOperation:
+    ) -> TouchOperation:
         """Return the operation that gives ``record`` a new expiry."""
         milliseconds = check_ttl(ttl)
         expiry = NEVER if milliseconds is None else self._session.cluster_time() + milliseconds
@@ -214,7 +214,7 @@ class Calls:
         content = build_record(
             check_index(index), encoded, record._replace(version=version, expiry=expiry)
         )
-        return ApplyOperation(
+        return TouchOperation(
             self._session,
             self.deadline(timeout),
             index,

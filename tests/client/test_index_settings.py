@@ -9,7 +9,7 @@ import pytest
 
 from dstash.client.operations.indexes.orders import IndexSettingsOperation
 from dstash.client.operations.reads import RecordOperation
-from dstash.client.operations.writes import ApplyOperation
+from dstash.client.operations.writes import ApplyOperation, TouchOperation
 from dstash.client.session import Session
 from dstash.cluster.repair.antientropy import compare_all
 from dstash.cluster.topology import transitions
@@ -268,6 +268,35 @@ class TestEpochs:
 
 
 class TestWholeRecords:
+    def test_touch_that_a_lagging_replica_stored_loses_on_all_replicas(
+        self, joined: Joined
+    ) -> None:
+        joined.put({KEY: 1}, "all", ttl=DAY)
+        record = record_of(joined)
+        joined.unaware = {"c"}
+        other = another_client(joined)
+        joined.now += 2000
+        joined.settle()
+        joined.set_index(max_ttl=HOUR)
+        joined.session = other
+        sent = []
+
+        def lose_second(peer: str, envelope: Envelope) -> Envelope | None:
+            sent.append(peer)
+            return envelope if peer != "c" or sent.count("c") == 1 else None
+
+        joined.tamper = lose_second
+        version = with_touch(record.version, other.stamp())
+        touched = record._replace(version=version, expiry=joined.now + 10 * DAY)
+        items = [(KEY, KEY.encode(), build_record(b"i", KEY.encode(), touched))]
+        touch = TouchOperation(other, joined.now + 5000, "i", Level.QUORUM, items)
+        joined.run(touch).raise_first()
+        assert held(joined, "c").expiry == touched.expiry
+        joined.tamper = lambda peer, envelope: envelope
+        joined.install(joined.topology, "c")
+        compare(joined)
+        assert 0 < stored(joined).expiry <= joined.now + HOUR
+
     @pytest.mark.parametrize("ttl", [None, 3 * DAY])
     def test_touch_is_cut(self, joined: Joined, ttl: int | None) -> None:
         joined.set_index(ttl=SECOND, max_ttl=DAY)

@@ -204,7 +204,9 @@ def follow(operation: WriteOperation, writes: dict[Key, Write]) -> None:
     def noting_settle(chunk: WriteChunk, places: Sequence[int]) -> None:
         for place in places:
             write = writes[chunk.items[place][0]]
-            write.acked = write.versions[0] if write.kind in _WHOLE_RECORDS else chunk.version
+            is_whole = write.kind in _WHOLE_RECORDS
+            content = chunk.items[place][2]
+            write.acked = open_record(content).version if is_whole else chunk.version
         settle(chunk, places)
 
     operation.message = noting_message  # type: ignore[assignment]

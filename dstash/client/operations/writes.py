@@ -40,8 +40,9 @@ from dstash.errors import (
     Unavailable,
     from_wire,
 )
+from dstash.store.record import build_record, open_record
 from dstash.types import NEVER, Level, Outcome
-from dstash.version import Version, is_later_write, newest_stamp
+from dstash.version import Version, is_later_write, newest_stamp, with_touch
 from dstash.wire import codec
 from dstash.wire.keys import Key
 from dstash.wire.messages import Apply, Delete, Put, Stored
@@ -271,6 +272,41 @@ class ApplyOperation(WriteOperation):
         """Return an ``Apply``."""
         records = Frame(codec.pack_blobs(list(map(content_of, items))))
         return Apply(self.index, keys, records)
+
+
+class TouchOperation(ApplyOperation):
+    """Writes a record with another expiry.
+
+    Unlike other whole records it is new, so it has a stamp of this client: that of the touch.
+    """
+
+    _is_cut = False
+
+    @property
+    def settings(self) -> IndexSettings | None:
+        """The settings of the index in the current view."""
+        return self.session.known_view().index_settings.get(self.index)
+
+    def cut(
+        self,
+        items: Sequence[Item],
+        version: Version | None = None,
+        attempt: int = 0,
+        *,
+        indeterminate: bool = False,
+        earlier: Earlier = FIRST_ATTEMPT,
+    ) -> list[Chunk]:
+        """Return chunks for items; touched again if they are sent again without their version."""
+        if version is None and self._is_cut:
+            items = [self._touched_again(item) for item in items]
+        self._is_cut = True
+        return super().cut(items, version, attempt, indeterminate=indeterminate, earlier=earlier)
+
+    def _touched_again(self, item: Item) -> Item:
+        key, encoded, content = item
+        record = open_record(content)
+        touched = record._replace(version=with_touch(record.version, self.session.stamp()))
+        return key, encoded, build_record(self.index.encode(), encoded, touched)
 
 
 class WriteChunk(Chunk):

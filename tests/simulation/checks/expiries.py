@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dstash.store.record import is_sound, open_record, partition_in
 from dstash.types import NEVER
-from dstash.version import Version, stamp_milliseconds, write_stamp
+from dstash.version import Version, newest_stamp, stamp_milliseconds
 from tests.simulation.checks.convergence import storage_key_of
 from tests.simulation.checks.registry import Run, Violation, check
 from tests.simulation.history import Write, describe_write
@@ -39,15 +39,15 @@ def expiries(run: Run) -> Iterator[Violation]:
 
 @check()
 def longest(run: Run) -> Iterator[Violation]:
-    """Check that a put which began after an order had returned has at most its ``max_ttl``."""
+    """Check that a put or touch which began after an order has at most its ``max_ttl``."""
     if run.world.may_share_epochs:
         return
     for place, writes in run.history.writes.items():
         for write in writes:
             longest = _longest(write)
-            if write.kind != "put" or write.acked is None or longest == NEVER:
+            if write.kind not in ("put", "touch") or write.acked is None or longest == NEVER:
                 continue
-            limit = stamp_milliseconds(write_stamp(write.acked)) + longest
+            limit = stamp_milliseconds(newest_stamp(write.acked)) + longest
             if any(not 0 < expiry <= limit for expiry in _sent_with(write, write.acked)):
                 yield Violation("I3", place, f"{describe_write(write)} is longer than {longest} ms")
 
