@@ -16,7 +16,7 @@ from dstash.client.describe import describe_cluster, describe_place
 from dstash.client.entries import check_keys, key_rounds, pair_rounds
 from dstash.client.indexes.async_index import AsyncIndex
 from dstash.client.operations.base import Operation
-from dstash.client.operations.indexes.sizes import IndexDefaults, IndexSize, defaults_of
+from dstash.client.operations.indexes.sizes import IndexDefaults, IndexSize, defaults_in
 from dstash.client.operations.registers.names import has_registers
 from dstash.client.operations.walks import Walk
 from dstash.client.refusals import nothing_written
@@ -368,10 +368,13 @@ class AsyncClient(AsyncRegisterMethods, BaseClient):
 
         They are those of the topology that this client knows: it learns of changes by others with
         its next request.
+
+        Raises:
+            ChangeConflict: a member runs an earlier version, which does not apply settings.
         """
         with self._tracing.call("index_settings"):
             view = await self._view(self._calls.deadline(timeout))
-            return defaults_of(view.topology.indexes)
+            return defaults_in(view.topology)
 
     async def where(self, index: str, key: Key, *, timeout: float | None = None) -> dict[str, Any]:
         """Return the partition of a key and its replicas, in rank order."""

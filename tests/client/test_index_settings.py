@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dstash.client.operations.indexes.orders import IndexSettingsOperation
+from dstash.client.operations.indexes.sizes import IndexDefaults, defaults_in
 from dstash.client.operations.reads import RecordOperation
 from dstash.client.operations.writes import ApplyOperation, TouchOperation
 from dstash.client.session import Session
@@ -391,6 +392,15 @@ class TestTopology:
         joined.session.install(replace(joined.topology, epoch=6).encode(), list("abc"))
         with pytest.raises(ChangeConflict, match=r"^b runs an earlier version"):
             joined.set_index(ttl=1)
+
+    def test_settings_are_not_read_from_a_topology_with_an_earlier_version(
+        self, topology: Topology
+    ) -> None:
+        changed = with_settings(topology, "i", {"ttl": 1500}, 1)
+        assert defaults_in(changed) == [IndexDefaults("i", 1.5, None)]
+        old = replace(changed.members[1], features="drop")
+        with pytest.raises(ChangeConflict, match=r"^b runs an earlier version"):
+            defaults_in(replace(changed.with_member(old), indexes=(), indexes_epoch=0))
 
     def test_candidate_of_an_earlier_version_is_refused(self, topology: Topology) -> None:
         old = Announcement("d", "tcp://d:1", "store-d", "d", 1.0, features="drop")

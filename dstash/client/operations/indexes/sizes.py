@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from dstash.client.operations.base import Chunk, Failure, Operation
 from dstash.client.session import Send, Session
 from dstash.cluster.topology.indexes.settings import IndexSettings
+from dstash.cluster.topology.indexes.steps import check_features
+from dstash.cluster.topology.topology import Topology
 from dstash.errors import DStashError, ProtocolError, Unauthorised, UsageError
 from dstash.limits import PARTITIONS
 from dstash.types import Level
@@ -42,9 +44,14 @@ class IndexDefaults(NamedTuple):
     max_ttl: float | None
 
 
-def defaults_of(settings: Iterable[IndexSettings]) -> list[IndexDefaults]:
-    """Return settings in seconds."""
-    return [IndexDefaults(known.name, *seconds_of(known)) for known in settings]
+def defaults_in(topology: Topology) -> list[IndexDefaults]:
+    """Return the settings of all indexes, by name.
+
+    Raises:
+        ChangeConflict: a member runs an earlier version: a topology from it has no settings.
+    """
+    check_features(topology)
+    return [IndexDefaults(known.name, *seconds_of(known)) for known in topology.indexes]
 
 
 def seconds_of(settings: IndexSettings | None) -> tuple[float | None, float | None]:
