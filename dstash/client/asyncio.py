@@ -244,7 +244,8 @@ class AsyncClient(AsyncRegisterMethods, BaseClient):
         with self._tracing.call("batch_put", index, entries) as span:
             mode, total = OnError.parse(on_error), BatchResult()
             with total.kept_in_errors():
-                for chunk in pair_rounds(entries, _BATCH_KEYS):
+                size = self._calls.keys_per_round(index, _BATCH_KEYS)
+                for chunk in pair_rounds(entries, size):
                     total.add(await self._run(self._calls.put(index, chunk, ttl, timeout, write)))
             span.note_outcome(total)
             return total.conclude(mode)
@@ -280,7 +281,8 @@ class AsyncClient(AsyncRegisterMethods, BaseClient):
         with self._tracing.call("batch_delete", index, keys) as span:
             mode, total = OnError.parse(on_error), BatchResult()
             with total.kept_in_errors():
-                for chunk in key_rounds(keys, _BATCH_KEYS, "batch_delete"):
+                size = self._calls.keys_per_round(index, _BATCH_KEYS)
+                for chunk in key_rounds(keys, size, "batch_delete"):
                     total.add(await self._run(self._calls.delete(index, chunk, timeout, write)))
             span.note_outcome(total)
             return total.conclude(mode)

@@ -250,7 +250,7 @@ class Client(RegisterMethods, BaseClient):
             index: name of the keyspace.
             entries: a mapping, or an iterable of (key, value) pairs of any length.
             ttl: as in ``put``.
-            timeout: seconds for each 100,000 keys.
+            timeout: seconds for each 100,000 keys (2,000 in an index that begins with ``@``).
             write: ``one``, ``quorum`` or ``all``.
             on_error: ``raise`` raises ``BatchError`` after the whole batch was tried, if a key
                 was not stored; ``return`` returns the result in this case, too. Errors of the
@@ -268,7 +268,8 @@ class Client(RegisterMethods, BaseClient):
         with self._tracing.call("batch_put", index, entries) as span:
             mode, total = OnError.parse(on_error), BatchResult()
             with total.kept_in_errors():
-                for chunk in pair_rounds(entries, KEYS_PER_BATCH):
+                size = self._calls.keys_per_round(index, KEYS_PER_BATCH)
+                for chunk in pair_rounds(entries, size):
                     total.add(self._run(self._calls.put(index, chunk, ttl, timeout, write)))
             span.note_outcome(total)
             return total.conclude(mode)
@@ -320,7 +321,8 @@ class Client(RegisterMethods, BaseClient):
         with self._tracing.call("batch_delete", index, keys) as span:
             mode, total = OnError.parse(on_error), BatchResult()
             with total.kept_in_errors():
-                for chunk in key_rounds(keys, KEYS_PER_BATCH, "batch_delete"):
+                size = self._calls.keys_per_round(index, KEYS_PER_BATCH)
+                for chunk in key_rounds(keys, size, "batch_delete"):
                     total.add(self._run(self._calls.delete(index, chunk, timeout, write)))
             span.note_outcome(total)
             return total.conclude(mode)

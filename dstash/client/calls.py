@@ -21,7 +21,8 @@ from dstash.client.operations.indexes.sizes import IndexesOperation
 from dstash.client.operations.reads import ExistsOperation, LookupOperation, RecordOperation
 from dstash.client.operations.registers.arguments import check_fence, check_version, new_ttl
 from dstash.client.operations.registers.changes import ChangeOperation
-from dstash.client.operations.registers.names import check_name, check_registers
+from dstash.client.operations.registers.names import check_name, check_registers, has_registers
+from dstash.client.operations.registers.pacing import KEYS_PER_ROUND
 from dstash.client.operations.registers.request_ids import RequestIds
 from dstash.client.operations.registers.wanted import Wanted
 from dstash.client.operations.scans import DiscoverOperation, RepairOperation, StatusOperation
@@ -73,6 +74,10 @@ class Calls:
     def session(self) -> Session:
         """The state that the calls of the client share."""
         return self._session
+
+    def keys_per_round(self, index: str, usual: int) -> int:
+        """Return how many keys of a batch of writes are sent within one timeout."""
+        return min(usual, KEYS_PER_ROUND) if has_registers(index) else usual
 
     def deadline(self, timeout: float | None) -> int:
         """Return the deadline of a call that starts now, in milliseconds of the session's clock.
@@ -128,11 +133,11 @@ class Calls:
         fence: int | None = None,
     ) -> PutOperation | ChangeOperation:
         """Return the operation that stores values; if a key occurs twice, the last value counts."""
-        has_registers = check_name(index)
+        is_register = check_name(index)
         milliseconds = check_ttl(ttl)
         level = self.write_level(write)
         entries = entries_by_key(pairs)
-        if has_registers or fence is not None:
+        if is_register or fence is not None:
             wanted = Wanted(ChangeKind.PUT, new_ttl(ttl), check_fence(fence))
             return self.change("fence", index, list(entries.items()), wanted, timeout)
         items = self._items(list(entries.items()))
@@ -186,9 +191,9 @@ class Calls:
         fence: int | None = None,
     ) -> DeleteOperation | ChangeOperation:
         """Return the operation that deletes keys."""
-        has_registers = check_name(index)
+        is_register = check_name(index)
         level = self.write_level(write)
-        if has_registers or version is not None or fence is not None:
+        if is_register or version is not None or fence is not None:
             expected = ANY if version is None else check_version(version)
             wanted = Wanted(ChangeKind.DELETE, fence=check_fence(fence), expected=expected)
             what = "delete with a version" if fence is None else "fence"
@@ -340,9 +345,9 @@ class Calls:
         on_error: str | OnError = OnError.RAISE,
     ) -> Walk[Any]:
         """Return the scan of an index that requests its pages with ``request``."""
-        has_registers = check_name(index)
+        is_register = check_name(index)
         level, mode = self.read_level(read), OnError.parse(on_error)
-        if has_registers:  # replicas of registers are compared by their homes only
+        if is_register:  # replicas of registers are compared by their homes only
             level = Level.ONE
         query = Query(index, encode_prefix(prefix), level, self._types.decode_values, mode)
         return walk_for(request, query)

@@ -169,6 +169,8 @@ class Operation(Call):
     """
 
     trace: str = ""
+    #: How many requests may be pending before no further chunk is started.
+    window: int = WINDOW
 
     def __init__(self, session: Session, deadline: int) -> None:
         self.session = session
@@ -281,7 +283,7 @@ class Operation(Call):
     @property
     def hungry(self) -> bool:
         """Whether ``more`` has something to send now."""
-        return not self._exhausted and len(self._pending) < WINDOW
+        return not self._exhausted and len(self._pending) < self.window
 
     def more(self, now: int) -> list[Send]:
         """Start the next chunks."""

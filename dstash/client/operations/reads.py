@@ -21,6 +21,7 @@ from dstash.client.operations.reconciliation import (
 )
 from dstash.client.operations.registers.answers import Answer
 from dstash.client.operations.registers.names import has_registers
+from dstash.client.operations.registers.pacing import WINDOW as SETTLES_WINDOW
 from dstash.client.operations.registers.settles import SettlingOperation
 from dstash.client.results import undecodable_error
 from dstash.client.routing import Peers, group
@@ -89,6 +90,8 @@ class LookupOperation(ReconcilingOperation, SettlingOperation):
         self.undecodable: dict[Key, Undecodable] = {}
         self._keys = keys
         self._encoded = encoded
+        if self.is_linearizable:
+            self.window = SETTLES_WINDOW
 
     def _chunks(self) -> Iterator[list[Chunk]]:
         batch_keys = self.session.keys_per_read

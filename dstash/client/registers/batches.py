@@ -93,7 +93,8 @@ def _each(
     """Change the keys of a batch, part by part; errors count the keys of earlier parts."""
     total = ChangeResult()
     with total.kept_in_errors():
-        for part in pair_rounds(entries, calls.session.batch_keys):
+        size = calls.keys_per_round(index, calls.session.batch_keys)
+        for part in pair_rounds(entries, size):
             _expect_distinct(part)
             pairs, wanted = wish(part)
             total.add((yield calls.change(what, index, pairs, wanted, timeout)))

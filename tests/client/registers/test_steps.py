@@ -181,6 +181,20 @@ class TestBatches:
         result = home.drive(batches.add(home.calls, "@i", entries, None, None))
         assert set(result.versions) == set(entries)
 
+    def test_batch_is_sent_in_rounds_with_a_timeout_each(self, home: Home) -> None:
+        deadlines = set()
+
+        def note(message: Message) -> DStashError | None:
+            deadlines.add(home.now)
+            home.now += 500
+            return None
+
+        home.interfere = note
+        entries = {str(number): number for number in range(4500)}
+        result = home.drive(batches.add(home.calls, "@i", entries, None, 8))
+        assert result.stored == 4500
+        assert len(deadlines) * 500 > 8000  # longer than the timeout of a round
+
     def test_key_that_occurs_twice_is_refused(self, home: Home) -> None:
         with pytest.raises(UsageError, match="key 'a' occurs twice in a batch"):
             home.drive(batches.add(home.calls, "@i", [("a", 1), ("a", 2)], None, None))

@@ -20,7 +20,7 @@ from dstash.client.operations.registers.chunks import (
     ChangingOperation,
     Copy,
 )
-from dstash.client.operations.registers.pacing import MAX_KEYS
+from dstash.client.operations.registers.pacing import MAX_KEYS, WINDOW
 from dstash.client.operations.registers.request_ids import Caller, RequestIds
 from dstash.client.operations.registers.wanted import RequestId, Wanted
 from dstash.client.refusals import error_for
@@ -53,6 +53,8 @@ class ChangeOperation(ChangingOperation):
         ids: the source of request ids.
         decode: decodes values.
     """
+
+    window = WINDOW
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from dstash.client.operations.base import Chunk, Failure, Operation
+from dstash.client.operations.batching import interleave
 from dstash.client.operations.registers.answers import Answer, read_answers
 from dstash.client.operations.registers.pacing import MAX_KEYS, patience_for
 from dstash.client.routing import Peers, group
@@ -29,11 +30,13 @@ class SettlingOperation(Operation):
         """Return chunks that read registers, at most ``size`` keys in each."""
         size = min(size, MAX_KEYS)
         groups = group(encode_keys(keys), keys, self.session.homes())
-        return [
-            SettleChunk(self, homes, members[begin : begin + size], attempt)
+        return interleave(
+            [
+                SettleChunk(self, homes, members[begin : begin + size], attempt)
+                for begin in range(0, len(members), size)
+            ]
             for homes, members in groups.items()
-            for begin in range(0, len(members), size)
-        ]
+        )
 
     @abstractmethod
     def deliver_settled(self, keys: Sequence[Key], answers: Sequence[Answer]) -> None:
@@ -53,9 +56,11 @@ class SettleChunk(Chunk):
         self.epoch: int = operation.session.epoch
         self.patience = patience_for(len(keys))  # a home may have to write before it can answer
         self._home = 0
+        self._is_paused = False
 
     def begin(self, now: int) -> list[Send]:
         """Ask the present home; reroute if the view has changed."""
+        self._is_paused = False
         if self.operation.session.epoch > self.epoch:
             chunks = self.operation.cut_settles(self.keys, len(self.keys), self.attempt)
             return self.operation.replace(self, chunks, now)
@@ -74,8 +79,8 @@ class SettleChunk(Chunk):
             for answer in answers
             if answer.outcome not in _READ
         ]
+        self.operation.finish(self)
         if not errors:
-            self.operation.finish(self)
             return []
         done = set(read)
         self.keys = [key for place, key in enumerate(self.keys) if place not in done]
@@ -84,12 +89,15 @@ class SettleChunk(Chunk):
 
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
         """Ask again, or fail the call if every home would refuse."""
-        return self._retry(failure.error, now)
+        return self._retry(failure.error, now) if self._is_last(peer) else []
 
     def on_timeout(self, peer: str, now: int) -> list[Send]:
-        """Ask the next replica."""
-        self.operation.finish(self)
-        return self._ask_next(now)
+        """Ask the next replica, too; the first answer counts."""
+        return self._ask_next(now) if self._is_last(peer) else []
+
+    def _is_last(self, peer: str) -> bool:
+        """Whether a request is the last that was sent."""
+        return not self._is_paused and peer == self.homes[self._home]
 
     def expired(self, error: DStashError) -> None:
         """Fail the call: reads have no partial result."""
@@ -105,10 +113,13 @@ class SettleChunk(Chunk):
 
     def _ask_next(self, now: int) -> list[Send]:
         self._home = (self._home + 1) % len(self.homes)
-        return self.operation.start([self], now) if self._home else self._pause(now)
+        if not self._home:
+            return self._pause(now)
+        self.attempt += 1  # the next may take longer
+        return self.operation.start([self], now)
 
     def _pause(self, now: int) -> list[Send]:
-        self.operation.finish(self)
+        self._is_paused = True
         sends = self.operation.start_later([self], now)
         self.attempt += 1
         return sends

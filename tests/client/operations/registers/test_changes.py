@@ -82,6 +82,12 @@ def test_keys_of_a_call_are_grouped_by_home_and_have_one_request_id(exchange: Ex
     assert sorted(keys) == sorted(str(number).encode() for number in range(50))
 
 
+def test_few_requests_of_a_batch_are_pending(exchange: Exchange) -> None:
+    exchange.change(*map(str, range(10_000)))
+    assert 6 <= len(exchange.sent) < 12
+    assert {send.peer for send in exchange.sent} == {"a", "b", "c"}
+
+
 def test_conditions_and_amounts_follow_their_keys(exchange: Exchange) -> None:
     versions = {str(number): number + 1 for number in range(20)}
     exchange.change(*versions, wanted=Wanted(ChangeKind.PUT, expected=versions))

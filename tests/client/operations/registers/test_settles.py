@@ -103,6 +103,21 @@ def test_read_asks_the_next_replica_when_the_home_is_silent(exchange: Exchange) 
     assert exchange.operation.result() == {"k": 1}
 
 
+def test_late_answer_of_a_silent_home_counts(exchange: Exchange) -> None:
+    read(exchange, "k")
+    exchange.wait(PATIENCE)
+    exchange.wait(PATIENCE - 1)  # the second may take longer, so the third is not asked yet
+    assert len(exchange.sent) == 2
+    exchange.answer(0, settled(1))
+    assert exchange.operation.result() == {"k": 1}
+
+
+def test_few_requests_of_a_batch_are_pending(exchange: Exchange) -> None:
+    read(exchange, *map(str, range(10_000)))
+    assert 6 <= len(exchange.sent) < 12
+    assert {send.peer for send in exchange.sent} == {"a", "b", "c"}
+
+
 def test_busy_home_is_asked_again(exchange: Exchange) -> None:
     read(exchange, "k")
     exchange.answer(0, Busy("moving"))
