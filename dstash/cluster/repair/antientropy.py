@@ -181,13 +181,17 @@ def _differing(
     flags = split_flags(reply.busy, len(partitions))
     horizons = split_horizons(reply.horizons, len(partitions))
     differing: list[tuple[int, int]] = []
+    kind, now = kind_of(reply.kind), replica.now()
     for position, (partition, digest) in enumerate(zip(partitions, digests, strict=True)):
         if flags[position] == BUSY:
             continue
-        own_digest = yield from local_partitions.digest(partition, kind=kind_of(reply.kind))
-        compared_at[partition] = replica.now()
+        own_digest = local_partitions.known_digest(partition, kind)
+        if own_digest is None:
+            own_digest = yield from local_partitions.digest(partition, kind=kind)
+            now = replica.now()
+        compared_at[partition] = now
         replica.compared += 1
-        replica.differing.note(partition, peer, replica.now(), differs=own_digest != digest)
+        replica.differing.note(partition, peer, now, differs=own_digest != digest)
         if own_digest != digest:
             replica.differed += 1
             count = int.from_bytes(reply.counts[4 * position : 4 * position + 4], "big")
@@ -196,4 +200,5 @@ def _differing(
                 local_partitions.unreconciled[partition, peer] = max(own, horizons[position])
         if position % 64 == 0:
             yield Pause()
+            now = replica.now()
     return differing, dict(zip(partitions, horizons, strict=False))

@@ -90,8 +90,9 @@ def digests(local_partitions: LocalPartitions, request: DigestsRequest, now: int
     found, busy, counts, horizons = [], bytearray(), [], []
     for partition in unpack_partitions(request.partitions):
         is_skipped = request.skip_busy and local_partitions.is_busy(partition, now)
+        known = EMPTY if is_skipped else local_partitions.known_digest(partition, kind)
         found.append(
-            EMPTY if is_skipped else (yield from local_partitions.digest(partition, kind=kind))
+            (yield from local_partitions.digest(partition, kind=kind)) if known is None else known
         )
         is_whole = partition not in local_partitions.corruption
         busy.append(BUSY if is_skipped else 0 if is_whole else CORRUPT)

@@ -380,6 +380,13 @@ class LocalPartitions:
                 return
             after = entries[-1][0]
 
+    def known_digest(self, partition: int, kind: DigestKind) -> bytes | None:
+        """Return the digest of a partition if it is known, which needs no task."""
+        # A digest from before a drop may cover records that are still to be removed.
+        if partition in self.drops.unswept:
+            return None
+        return self._digests.get(partition, {}).get(kind)
+
     def digest(
         self,
         partition: int,
@@ -387,9 +394,8 @@ class LocalPartitions:
         kind: DigestKind = DigestKind.CONTENT,
     ) -> Walking:
         """Return (as a task) the digest of a partition; of records up to ``until`` if given."""
-        known = self._digests.get(partition, {}).get(kind) if until is None else None
-        # A digest from before a drop may cover records that are still to be removed.
-        if known is not None and partition not in self.drops.unswept:
+        known = self.known_digest(partition, kind) if until is None else None
+        if known is not None:
             return known
         # For a proposed horizon only the records that are live at it have to be equal: some
         # replicas may already have dropped the tombstones, and others not yet.
