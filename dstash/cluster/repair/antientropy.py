@@ -63,7 +63,7 @@ def compare_all(replica: Replica) -> Comparing:
             return
         yield Pause(pause)
         for peer, partitions in waiting.items():
-            shared = [number for number in partitions if _starts_here(replica, peer, number)]
+            shared = set(_shared_with(replica, peer)) & partitions
             waiting[peer] = set()
             with suppress(DStashError):
                 waiting[peer] = (yield from compare(replica, peer, sorted(shared))).waiting
@@ -75,9 +75,7 @@ def compare_with(replica: Replica, peer: str) -> Waiting:
     Returns:
         the partitions with records that have to wait until an agreement on a horizon ends.
     """
-    shared = [
-        partition for partition in range(PARTITIONS) if _starts_here(replica, peer, partition)
-    ]
+    shared = _shared_with(replica, peer)
     replica.differing.keep(peer, shared)
     quiet, overdue = _due(replica, peer, shared)
     exchanged = yield from compare(replica, peer, quiet, skip_busy=True)
@@ -117,7 +115,7 @@ def _due(replica: Replica, peer: str, partitions: list[int]) -> tuple[list[int],
     local_partitions, now = replica.local_partitions, replica.now()
     compared_at = local_partitions.compared_at(peer, now)
     overdue = [number for number in partitions if now - compared_at[number] > _OVERDUE_MS]
-    quiet = [number for number in partitions if not local_partitions.is_busy(number, now)]
+    quiet = local_partitions.quiet_among(partitions, now)
     return sorted(set(quiet).difference(overdue)), overdue
 
 
@@ -158,15 +156,17 @@ def _refusable(exchanging: Exchanging, partitions: Iterable[int]) -> Exchanging:
         return Exchanged(refused=set(partitions))
 
 
-def _starts_here(replica: Replica, peer: str, partition: int) -> bool:
-    lower = replica.me < peer
-    starts = lower if partition % 2 == 0 else not lower
-    return (
-        starts
-        # Not with a peer that is streaming: that has a rate, and can be paused.
-        and replica.is_reader(replica.me, partition)
-        and replica.is_reader(peer, partition)
-    )
+def _shared_with(replica: Replica, peer: str) -> list[int]:
+    """Return the partitions, ascending, whose comparison with a peer this peer starts.
+
+    Not with a peer that is streaming: that has a rate, and can be paused.
+    """
+    me = replica.me
+    parity = 0 if me < peer else 1
+    readers = replica.view().readers
+    # Many partitions have the same replica set: few sets are looked at.
+    have_both = {row: me in row and peer in row for row in set(readers)}
+    return [number for number in range(parity, PARTITIONS, 2) if have_both[readers[number]]]
 
 
 def _differing(

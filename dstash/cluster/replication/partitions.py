@@ -145,11 +145,18 @@ class LocalPartitions:
         writes and fetch them a second time. This is bounded in time, because new writes may be
         missed continually.
         """
+        return not self.quiet_among((partition,), now)
+
+    def quiet_among(self, partitions: Sequence[int], now: int) -> list[int]:
+        """Return the partitions that are not busy."""
         is_catching_up = (
             0 <= now - self._pushed_at < BUSY_MS and 0 <= now - self._pushed_since < CATCHING_UP_MS
         )
+        if is_catching_up:
+            return []
+        changed_at = self._changed_at
         # A time in the future was taken before the clock was set back.
-        return is_catching_up or 0 <= now - self._changed_at[partition] < BUSY_MS
+        return [number for number in partitions if not 0 <= now - changed_at[number] < BUSY_MS]
 
     def compared_at(self, peer: str, now: int) -> array[int]:
         """Return, by partition, when (milliseconds) it was last compared with a peer's replica.
