@@ -103,8 +103,7 @@ class ControlRequests:
     def _clock(self, message: ClockRequest, now: int) -> Message:
         if self._view is None or not self._maintenance.freshness_confirmed:
             raise self._health.refusal()
-        local_partitions = self._local_partitions
-        return ClockReply(now, local_partitions.present, local_partitions.highest_bar)
+        return ClockReply(now, self._local_partitions.present)
 
     def _status(self, message: StatusRequest, now: int) -> Message:
         return StatusReply(self._health.status())

@@ -89,8 +89,9 @@ class Write:
     ``may_spend_reserve``: the write frees space or repairs, so it may use the reserve of the disk.
 
     ``votes`` is a request to vote on registers. ``bounds`` are the limits of votes, and of
-    registers among the entries; None: without limits. ``unpromise`` lists partitions whose promises
-    are removed. ``latest``, ``replaces`` and ``upper_bound``
+    registers among the entries; None: without limits. ``resting`` lists partitions that are
+    streamed, and ``earlier`` (storage key, round) pairs that other voters have promised: see
+    ``take_earlier``. ``latest``, ``replaces`` and ``upper_bound``
     have no effect on registers: the rules are those of ``store/register/voter.py``.
     """
 
@@ -112,7 +113,8 @@ class Write:
     is_dropped: Callable[[bytes, bytes], bool] | None = None
     votes: Prepares | Accepts | None = None
     bounds: Bounds | None = None
-    unpromise: Sequence[int] = ()
+    resting: Sequence[int] = ()
+    earlier: Sequence[tuple[bytes, int]] = ()
 
     def bound(self) -> Version:
         """Return an upper bound of the versions of this write's records."""
@@ -191,6 +193,10 @@ class Store(Protocol):
 
     def marked(self, name: bytes) -> bytes | None:
         """Return the content of a mark; None if there is none."""
+        ...
+
+    def promises_between(self, begin: bytes, end: bytes, most: int) -> list[tuple[bytes, bytes]]:
+        """Return up to ``most`` promises of a range of storage keys, as stored."""
         ...
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain, takewhile
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -112,11 +112,8 @@ class _Mergeable:
     def drop_promise(self, storage_key: bytes) -> None:
         self._transaction.delete(storage_key, db=self._promises)
 
-    def drop_promises(self, begin: bytes, end: bytes) -> None:
-        with self._transaction.cursor(self._promises) as cursor:
-            found = cursor.set_range(begin)
-            while found and cursor.key() < end:
-                found = cursor.delete()
+    def promises_between(self, begin: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
+        return list(_Walkable(self._transaction, self._promises).walk(begin, end))
 
     def insert_all(self, entries: Sequence[tuple[bytes, bytes]]) -> int:
         _, added = self._cursor.putmulti(entries, overwrite=False)
@@ -340,6 +337,15 @@ class LmdbStore:
         except lmdb.Error:
             with self.snapshot() as snapshot:  # which reports the error
                 return snapshot.get(storage_key)
+
+    def promises_between(self, begin: bytes, end: bytes, most: int) -> list[tuple[bytes, bytes]]:
+        """Return up to ``most`` promises of a range of storage keys, as stored."""
+        with (
+            self._growing,
+            self._translated(),
+            self._env.begin(self._promises) as transaction,
+        ):
+            return list(islice(_Walkable(transaction, self._promises).walk(begin, end), most))
 
     @contextmanager
     def _translated(self, is_full: Callable[[], bool] = lambda: False) -> Iterator[None]:

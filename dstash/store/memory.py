@@ -56,6 +56,10 @@ class TwinStore:
         """Return the record of a key; None if there is none."""
         return self.records.get(storage_key)
 
+    def promises_between(self, begin: bytes, end: bytes, most: int) -> list[tuple[bytes, bytes]]:
+        """Return up to ``most`` promises of a range of storage keys, as stored."""
+        return sorted(item for item in self.promises.items() if begin <= item[0] < end)[:most]
+
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
         """Merge writes."""
         transaction = _TwinTransaction(self.records, self.promises)
@@ -109,9 +113,8 @@ class _TwinTransaction:
     def drop_promise(self, storage_key: bytes) -> None:
         self._promises.pop(storage_key, None)
 
-    def drop_promises(self, begin: bytes, end: bytes) -> None:
-        for storage_key in [key for key in self._promises if begin <= key < end]:
-            del self._promises[storage_key]
+    def promises_between(self, begin: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
+        return sorted(item for item in self._promises.items() if begin <= item[0] < end)
 
 
 class _TwinSnapshot:

@@ -29,7 +29,15 @@ from dstash.store.record import (
 from dstash.store.register.ballot import has_register_keys, is_register_key
 from dstash.store.register.header import is_register
 from dstash.store.register.voter import Bounds, Verdict
-from dstash.store.register.votes import Accepts, Limits, Prepares, merge_register, vote
+from dstash.store.register.votes import (
+    Accepts,
+    Limits,
+    Prepares,
+    merge_register,
+    rest,
+    take_earlier,
+    vote,
+)
 from dstash.version import Stamp, Version, newest_stamp, write_of, write_stamp
 
 
@@ -50,10 +58,11 @@ def merge(
     for write in writes:
         is_above = write.version is not None and write.version > ceiling
         merged.append((_replace_all if is_above else _merge_all)(transaction, write))
-        for partition in write.unpromise:
-            transaction.drop_promises(
-                partition.to_bytes(2, "big"), (partition + 1).to_bytes(2, "big")
-            )
+        for partition in write.resting:
+            rest(transaction, partition, _limits(write).bounds.high_water)
+        for storage_key, number in write.earlier:
+            take_earlier(transaction, storage_key, number, _limits(write).bounds.high_water)
+        merged[-1].registers += len(write.earlier)
         if write.votes is not None:
             _vote(transaction, write.votes, _limits(write), merged[-1])
         ceiling = max(ceiling, write.bound())

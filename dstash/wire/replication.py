@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
-from dstash.wire.shapes import Frame, Message, message, rarely_set
+from dstash.wire.shapes import Frame, Message, message
 
 
 @message
@@ -256,14 +256,12 @@ class ClockReply(Message):
 
     ``clock`` is the peer's own clock (milliseconds since 1970). ``present`` is the highest stamp in
     its store or its floors. A stamp that a majority of members report is accepted although it is
-    ahead of every clock. ``bar`` is the highest bar of registers in any partition; see
-    ``docs/atomic.md``.
+    ahead of every clock.
     """
 
     KIND = 59
     clock: int
     present: int
-    bar: int = rarely_set(0)
 
 
 @message

@@ -12,13 +12,14 @@ from dstash.peer.registers.attempt import Attempt, Phase
 from dstash.peer.registers.pending import Answer, Pending
 from dstash.peer.registers.proposer import Proposer, Time
 from dstash.peer.registers.quorum import Voters
-from dstash.store.record import is_sound
+from dstash.store.interface import Write
+from dstash.store.record import is_sound, partition_of
 from dstash.store.register.voter import Bounds, Verdict
 from dstash.store.register.votes import Vote
 from dstash.wire.registers import MISSING, ChangeKind, ChangeOutcome
 from tests.model.operations import Operation
 from tests.model.placements import Epoch
-from tests.model.replica import STORAGE_KEY, Replica, writer
+from tests.model.replica import KEY, STORAGE_KEY, Replica, writer
 from tests.model.walk import Walk
 from tests.model.world import Chain, Reader, World
 
@@ -242,33 +243,21 @@ class HomesWalk(Walk):
             self.world.crash(self._random.choice((1, 2, 3)))
 
 
-class _Bars(list[int]):
-    """The bar of the only partition."""
+class RestingReplica(Replica):
+    """A replica that is streamed as peers are (T2)."""
 
-    def __getitem__(self, partition: object) -> int:  # type: ignore[override]
-        return int(super().__getitem__(0))
-
-
-class BarredReplica(Replica):
-    """A replica that is streamed as peers are: with a bar in place of promises (T2)."""
-
-    bar = 0
-
-    def empty(self) -> None:
-        """Lose everything."""
-        super().empty()
-        self.bar = 0
-
-    def bounds(self) -> Bounds:
-        """Return the limits of votes."""
-        return Bounds(self.floor, bars=_Bars([self.bar]))
+    @property
+    def is_concluded(self) -> bool:
+        """Return True: no promise has to be reached before streaming ends."""
+        return True
 
     def stream(self, source: Replica) -> None:
-        """Copy the register of a source, and set the bar."""
-        if self.broken != "sets_no_bar":
-            self.bar = max(self.bar, self.store.high_water, source.store.high_water)
-        if self.broken != "streams_into_promises":
-            self.forget_promise()
+        """Take the promises of a source, then its register."""
+        rounds = [(STORAGE_KEY, source.promise.round)] if source.promise.round else []
+        if self.broken == "streams_no_promises":
+            rounds = []
+        resting = [partition_of(KEY)]
+        self.store.commit([Write([], 0, resting=resting, earlier=rounds)])
         super().stream(source)
 
 
@@ -277,8 +266,7 @@ class SealedHomes(Homes):
 
     def make_replica(self, name: str) -> Replica:
         """Return a replica."""
-        replica = BarredReplica(name, self.broken)
-        # Promises are not streamed, so none has to be reached.
+        replica = RestingReplica(name, self.broken)
         replica.take_promise = lambda promise: None  # type: ignore[method-assign]
         return replica
 
@@ -304,7 +292,7 @@ class SealedHomes(Homes):
 
 
 class SealedWalk(HomesWalk):
-    """A random walk in which moving registers are refused, and bars replace promises."""
+    """A random walk in which moving registers are refused."""
 
     homes = SealedHomes
 

@@ -21,7 +21,7 @@ def test_walks_of_real_proposers_find_nothing(scenario: str) -> None:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_walks_with_bars_in_place_of_promises_find_nothing(scenario: str) -> None:
+def test_walks_in_which_registers_rest_while_they_move_find_nothing(scenario: str) -> None:
     assert [text for seed in range(1, 31) if (text := SealedWalk(scenario, "", seed).run())] == []
 
 

@@ -62,7 +62,14 @@ from dstash.wire.registers import (
     pack_amounts,
     pack_numbers,
 )
-from dstash.wire.registers.consensus import Accept, Accepted, Prepare, Promised
+from dstash.wire.registers.consensus import (
+    Accept,
+    Accepted,
+    Prepare,
+    Promised,
+    PromisesReply,
+    PromisesRequest,
+)
 from dstash.wire.replication import (
     BucketsReply,
     BucketsRequest,
@@ -223,6 +230,8 @@ EXAMPLES: list[tuple[tuple[int, int], Message]] = [
     ),
     (REQUEST, Accept(blobs(REGISTER_KEY), blobs(REGISTER))),
     (REPLY, Accepted(b"\0", NOW.to_bytes(8, "big"), stamp_at(NOW, 2), 3, NOW - 5000)),
+    ((7, 0), PromisesRequest(PARTITIONS, b"")),
+    (REPLY, PromisesReply(b"", pack_numbers([NOW]), blobs(REGISTER_KEY))),
 ]
 
 

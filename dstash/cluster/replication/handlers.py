@@ -9,7 +9,7 @@ from itertools import accumulate
 from operator import itemgetter
 from typing import Any, Final
 
-from dstash.cluster.replication.partitions import LocalPartitions
+from dstash.cluster.replication.partitions import LocalPartitions, bounds
 from dstash.cluster.replication.replica import RECORD_BYTES
 from dstash.cluster.replication.tasks import Effect, Merge, Pause, Settle
 from dstash.cluster.topology.life import Life
@@ -17,9 +17,11 @@ from dstash.errors import CorruptRecord, DStashError, ProtocolError
 from dstash.limits import PARTITIONS
 from dstash.store.digest import BUCKETS, DIGEST_BYTES, EMPTY, DigestKind, bucket_of
 from dstash.store.record import ABSENT, CHECKSUM_END, is_sound, version_of
+from dstash.store.register.ballot import unpack_promise
 from dstash.version import stamp_milliseconds
 from dstash.wire import codec
 from dstash.wire.messages import Records
+from dstash.wire.registers.consensus import PromisesReply, PromisesRequest
 from dstash.wire.replication import (
     BucketsReply,
     BucketsRequest,
@@ -44,6 +46,9 @@ from dstash.wire.shapes import Frame, Message
 PAGE_BYTES: Final = 512 * 1024
 PAGE_KEYS: Final = 4000
 _MAX_COPY_SLICE: Final = 32
+
+#: Promises of one reply, at most.
+_MAX_PROMISES: Final = 2000
 
 #: In ``DigestsReply.busy``: the partition was skipped; its digest leaves out corrupt records.
 BUSY: Final = 1
@@ -208,6 +213,34 @@ class _CopyPage:
         self.corrupt += [key for key, record in taken if not is_sound(key, record)]
         self.keys += map(_KEY, taken)
         self.records += map(_RECORD, taken)
+
+
+def promises(local_partitions: LocalPartitions, request: PromisesRequest, now: int) -> Answering:
+    """Reply with a page of the open promises for registers.
+
+    Those that were given in an earlier epoch are on disk before. This peer gives none while
+    another is streamed from it, unless that one is not counted.
+    """
+    partitions = unpack_partitions(request.partitions)
+    if not request.after:
+        yield Settle()
+    store, after = local_partitions.store, request.after
+    found: list[tuple[bytes, bytes]] = []
+    for partition in partitions:
+        begin, end = bounds(partition)
+        if after >= end:
+            continue
+        first = max(begin, after + b"\0" if after else begin)
+        found += store.promises_between(first, end, _MAX_PROMISES - len(found))
+        if len(found) >= _MAX_PROMISES:
+            break
+        yield Pause()
+    keys = [storage_key for storage_key, _ in found]
+    bound = store.high_water
+    rounds = [unpack_promise(key, stored, bound).round for key, stored in found]
+    last = keys[-1] if len(found) >= _MAX_PROMISES else b""
+    packed = b"".join([number.to_bytes(8, "big") for number in rounds])
+    return PromisesReply(last, packed, Frame(codec.pack_blobs(keys)))
 
 
 def pull(local_partitions: LocalPartitions, request: Pull, now: int) -> Answering:

@@ -50,8 +50,6 @@ _GRACE_DURATION_MS: Final = 60_000
 PROMISE_MS: Final = 10_000
 
 HORIZONS_MARK: Final = b"horizons"
-#: By partition, the bar of its registers; see ``Bounds``.
-BARS_MARK: Final = b"bars"
 #: The epoch of the last executed order to lower floors and horizons, 8 bytes.
 LOWERED_MARK: Final = b"lowered"
 #: The highest stamp up to which this peer has promised to refuse writes of clients, 8 bytes.
@@ -92,9 +90,6 @@ class LocalPartitions:
         self.horizons: array[int] = array("Q")
         kept = store.marked(HORIZONS_MARK)
         self.horizons.frombytes(kept or bytes(8 * PARTITIONS))
-        #: By partition, the bar of its registers; empty until one is set.
-        self.bars: array[int] = array("Q")
-        self.bars.frombytes(store.marked(BARS_MARK) or b"")
         self._promises: dict[int, tuple[Stamp, int]] = {}
         #: By (partition, peer) whose replica differs and has another horizon: the later of the two
         #: horizons.
@@ -246,24 +241,6 @@ class LocalPartitions:
             self.advance([partition], stamp)
             self.floor = max(self.floor, stamp)
         return HORIZONS_MARK, self.horizons.tobytes()
-
-    def bar(self, partitions: Iterable[int], stamp: Stamp) -> tuple[bytes, bytes]:
-        """Set the bars of registers in some partitions; returns the mark to store.
-
-        Args:
-            partitions: those that were streamed.
-            stamp: the newest stamp that the sources and this store held or had promised.
-        """
-        bars = self.bars[:] or array("Q", bytes(8 * PARTITIONS))
-        for partition in partitions:
-            bars[partition] = max(bars[partition], stamp)
-        self.bars = bars  # a commit may read the other one
-        return BARS_MARK, bars.tobytes()
-
-    @property
-    def highest_bar(self) -> Stamp:
-        """The highest bar of any partition; 0 without any."""
-        return max(self.bars, default=0)
 
     def reset(self, partitions: Iterable[int]) -> tuple[bytes, bytes]:
         """Clear horizons, because a partition that is gained again has none; returns the mark."""

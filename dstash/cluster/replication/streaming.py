@@ -28,11 +28,14 @@ from dstash.cluster.replication.transfer import (
     split_flags,
     split_horizons,
 )
-from dstash.errors import DStashError
+from dstash.errors import DStashError, ProtocolError
 from dstash.limits import MIB
 from dstash.store.digest import EMPTY, DigestKind
 from dstash.version import Stamp
-from dstash.wire.replication import ClockReply, ClockRequest, DigestsReply, DigestsRequest
+from dstash.wire import codec
+from dstash.wire.registers import unpack_numbers
+from dstash.wire.registers.consensus import PromisesReply, PromisesRequest
+from dstash.wire.replication import DigestsReply, DigestsRequest
 
 Streaming = Generator[Effect, Any, None]
 
@@ -134,17 +137,17 @@ def _stream_from(
     horizons: dict[int, Stamp] = {}
     corrupt: set[int] = set()
     has_registers = replica.view().topology.registers
-    if has_registers:
-        yield from _forget_promises(replica, partitions)
+    if has_registers:  # own promises must not refuse records
+        yield Merge(resting=partitions)
     for source in chosen:
+        if has_registers:
+            yield from _take_promises(replica, source, partitions)
         empty = yield from replica.local_partitions.empty_among(sorted(partitions))
         beyond = yield from _copy_all(streamer, empty, source)
         held = sorted(set(partitions).difference(empty))
         beyond |= yield from _compare(streamer, held, source, corrupt)
         for partition, stamp in beyond.items():
             horizons[partition] = max(stamp, horizons.get(partition, 0))
-    if has_registers:
-        yield from _bar(replica, chosen, partitions)
     # A horizon from a wrong clock must not come with the data: see ``handlers.floor``.
     latest = replica.clock.latest()
     whole = {
@@ -160,26 +163,26 @@ def _stream_from(
     return sorted(corrupt)
 
 
-def _forget_promises(replica: Replica, partitions: list[int]) -> Generator[Effect, Any, None]:
-    """Replace this peer's promises in partitions by a bar, so that no record is refused (T2)."""
-    local_partitions = replica.local_partitions
-    newest = max(local_partitions.present, local_partitions.highest_bar)
-    yield Merge(marks=[local_partitions.bar(partitions, newest)], unpromise=partitions)
-
-
-def _bar(
-    replica: Replica, chosen: Sequence[str], partitions: list[int]
+def _take_promises(
+    replica: Replica, source: str, partitions: list[int]
 ) -> Generator[Effect, Any, None]:
-    """Set the bar of registers in partitions that were streamed, in place of promises (T2).
+    """Take the promises for registers of a source, before its records (T2).
 
-    The sources have answered under the epoch of the change. Since then they promise no rounds here,
-    and what they report is above all rounds that they have promised.
+    A round that it has promised in an earlier epoch is among these promises, or the source holds a
+    register of that round or a later one, which follows.
     """
-    newest = 0
-    for source in chosen:
-        reply = yield from ask(source, ClockRequest(), ClockReply)
-        newest = max(newest, reply.present, reply.bar)
-    yield Merge(marks=[replica.local_partitions.bar(partitions, newest)])
+    packed, after = pack_partitions(sorted(partitions)), b""
+    while True:
+        reply = yield from ask(source, PromisesRequest(packed, after), PromisesReply)
+        keys = codec.unpack_blobs(reply.keys)
+        rounds = unpack_numbers(reply.rounds)
+        if len(rounds) != len(keys):
+            raise ProtocolError(f"{source} sent {len(rounds)} rounds for {len(keys)} registers")
+        if keys:
+            yield Merge(earlier=list(zip(keys, rounds, strict=True)))
+        after = reply.after
+        if not after:
+            return
 
 
 def _copy_all(

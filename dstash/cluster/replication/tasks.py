@@ -48,14 +48,15 @@ class Notify:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Merge, drop, mark and replace records, and remove promises, durably: see ``Write``."""
+    """Merge, drop, mark and replace records, and take promises, durably: see ``Write``."""
 
     entries: Sequence[tuple[bytes, bytes]] = ()
     drops: Sequence[tuple[bytes, bytes]] = ()
     marks: Sequence[tuple[bytes, bytes]] = ()
     replacements: Sequence[tuple[bytes, bytes | None]] = ()
     replaces: frozenset[Version] = frozenset()
-    unpromise: Sequence[int] = ()
+    resting: Sequence[int] = ()
+    earlier: Sequence[tuple[bytes, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ from dstash.wire.messages import (
     TopologyRequest,
 )
 from dstash.wire.registers import Change, Settle
-from dstash.wire.registers.consensus import Accept, Prepare
+from dstash.wire.registers.consensus import Accept, Prepare, PromisesRequest
 from dstash.wire.replication import (
     BucketsRequest,
     ClockRequest,
@@ -90,7 +90,7 @@ _NEEDED: Final[Mapping[type[Message], frozenset[Role]]] = {
         (
             *(Push, Pull, BucketsRequest, VersionsRequest),
             *(FloorRequest, SeenRequest, SetHorizon, ReleaseFloor, HistoryRequest, ClockRequest),
-            *(Prepare, Accept),
+            *(Prepare, Accept, PromisesRequest),
         ),
         _PEERS,
     ),

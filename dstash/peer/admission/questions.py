@@ -14,6 +14,7 @@ from dstash.errors import DStashError
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.requests import Request, Ticket
 from dstash.wire.messages import Error, IndexesRequest
+from dstash.wire.registers.consensus import PromisesRequest
 from dstash.wire.replication import (
     BucketsRequest,
     CopyRequest,
@@ -39,6 +40,7 @@ QUESTIONS: Final[dict[type, Callable[..., Answering]]] = {
     SetHorizon: handlers.horizon,
     ReleaseFloor: handlers.release,
     IndexesRequest: index_sizes,
+    PromisesRequest: handlers.promises,
 }
 
 

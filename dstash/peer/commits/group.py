@@ -77,7 +77,6 @@ class GroupCommit:
             store.high_water,
             self._damage,
             floors.of_key,
-            local_partitions.bars,
         )
         rules = Rules(
             now,

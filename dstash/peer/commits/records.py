@@ -42,7 +42,7 @@ from dstash.store.record import (
 )
 from dstash.store.register.ballot import is_register_key
 from dstash.types import RecordFlag
-from dstash.version import StampRange, newest_stamp, stamp_milliseconds, stamp_range_of
+from dstash.version import MAX_STAMP, StampRange, newest_stamp, stamp_milliseconds, stamp_range_of
 from dstash.wire import codec
 from dstash.wire.messages import Apply
 from dstash.wire.replication import Push
@@ -114,6 +114,8 @@ def prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
         newest_stamp(version_of(record)) for _, record in replacements if record is not None
     ]
     newest = max(prepared.write.newest, *replaced, 0)
+    if merge.earlier or merge.resting:  # a store that lost this is recognised as old (V6)
+        newest = max(newest, min(MAX_STAMP, rules.upper_bound + 1))
     write = replace(
         prepared.write,
         newest=newest,
@@ -121,7 +123,9 @@ def prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
         marks=merge.marks,
         replacements=replacements,
         replaces=merge.replaces,
-        unpromise=merge.unpromise,
+        bounds=rules.bounds,
+        resting=merge.resting,
+        earlier=merge.earlier,
     )
     return prepared._replace(write=write)
 

@@ -85,7 +85,8 @@ class Prepared(NamedTuple):
             or write.marks
             or write.replacements
             or write.votes
-            or write.unpromise
+            or write.resting
+            or write.earlier
         )
 
 

@@ -7,7 +7,7 @@ each key is CASPaxos (Rystsov, "CASPaxos: Replicated State Machines without logs
 
 A promise on disk, under the storage key of its register::
 
-    | checksum 8 | round 8 | writer 4 |
+    | checksum 8 | round 8 | writer 4 | earlier 8, or nothing |
 """
 
 from __future__ import annotations
@@ -33,13 +33,36 @@ _PROMISE_BYTES: Final = _CHECKSUM_BYTES + _ROUND_BYTES + WRITER_BYTES
 
 #: The writer of a promise that is corrupt: equal to that of no ballot.
 _UNKNOWN_WRITER: Final = b""
+#: The writer of the promise of an earlier voter: equal to that of no ballot, too.
+EARLIER_WRITER: Final = bytes(WRITER_BYTES)
 
 
 class Promise(NamedTuple):
-    """A voter's statement that it takes no lower round, nor this round of another writer."""
+    """A voter's statement that it takes no lower round, nor this round of another writer.
+
+    ``earlier``: the highest round that was promised by a voter from which this store was streamed
+    (T2), 0 for none: what this store holds may come from another one, which did not promise it.
+    """
 
     round: int
     writer: bytes
+    earlier: int = 0
+
+    @property
+    def unsettled(self) -> int:
+        """The round up to which what the voter holds may be superseded (T3)."""
+        return self.earlier if self.writer != _UNKNOWN_WRITER else self.round
+
+    def forbids_merge(self, version: Version) -> bool:
+        """Whether a register must not be merged: an earlier voter's promise forbids votes only."""
+        return self.round > self.earlier and self.forbids(version)
+
+    def with_earlier(self, number: int) -> Promise:
+        """Return the promise together with that of an earlier voter."""
+        earlier = max(self.earlier, number)
+        if number > self.round:
+            return Promise(number, EARLIER_WRITER, earlier)
+        return Promise(self.round, self.writer, earlier)
 
     def forbids(self, version: Version) -> bool:
         """Whether a register with this version must not be taken."""
@@ -76,6 +99,8 @@ def is_rival(version: Version, other: Version) -> bool:
 def pack_promise(storage_key: bytes, promise: Promise) -> bytes:
     """Return a promise as it is stored."""
     body = promise.round.to_bytes(_ROUND_BYTES, "big") + promise.writer
+    if promise.earlier:
+        body += promise.earlier.to_bytes(_ROUND_BYTES, "big")
     return _checksum(storage_key, body) + body
 
 
@@ -91,13 +116,19 @@ def unpack_promise(storage_key: bytes, stored: bytes, bound: Stamp) -> Promise:
     body = stored[_CHECKSUM_BYTES:]
     if not is_sound_promise(storage_key, stored):
         return Promise(milliseconds(bound), _UNKNOWN_WRITER)
-    return Promise(int.from_bytes(body[:_ROUND_BYTES], "big"), body[_ROUND_BYTES:])
+    end = _ROUND_BYTES + WRITER_BYTES
+    return Promise(
+        int.from_bytes(body[:_ROUND_BYTES], "big"),
+        body[_ROUND_BYTES:end],
+        int.from_bytes(body[end:], "big"),
+    )
 
 
 def is_sound_promise(storage_key: bytes, stored: bytes) -> bool:
     """Whether the checksum of a stored promise matches its content and its key."""
     body = stored[_CHECKSUM_BYTES:]
-    return len(stored) == _PROMISE_BYTES and stored == _checksum(storage_key, body) + body
+    is_whole = len(stored) in (_PROMISE_BYTES, _PROMISE_BYTES + _ROUND_BYTES)
+    return is_whole and stored == _checksum(storage_key, body) + body
 
 
 def _checksum(storage_key: bytes, body: bytes) -> bytes:

@@ -7,12 +7,12 @@ record of a register replaces another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from dstash.store.record import ABSENT, is_sound, outranks, partition_in, version_of
+from dstash.store.record import ABSENT, is_sound, outranks, version_of
 from dstash.store.register.ballot import (
     Promise,
     is_rival,
@@ -67,8 +67,6 @@ class Bounds:
         damage: by storage key, a stamp above which the store had voted for nothing when its record
             or its promise was found corrupt. Votes add keys to it, and remove sound ones.
         dropped_at: returns the stamp up to which a storage key was dropped with its index; 0: not.
-        bars: by partition, the newest stamp for which earlier replicas may have prepared a round
-            that this voter did not promise (T2); empty without any.
     """
 
     floor: Stamp = 0
@@ -76,7 +74,6 @@ class Bounds:
     high_water: Stamp = MAX_STAMP
     damage: MutableMapping[bytes, Stamp] = field(default_factory=dict)
     dropped_at: Callable[[bytes], Stamp] = _no_drops
-    bars: Sequence[Stamp] = ()
 
     def damage_of(self, storage_key: bytes) -> Stamp:
         """Return the bound for a corrupt key; the first one found remains, up to some memory."""
@@ -90,8 +87,7 @@ class Held(NamedTuple):
 
     ``record`` is None if there is none or it is not a register. If ``is_corrupt``, its version is
     unknown, but it is not above ``damage``. ``horizon`` is that of the partition. ``lowest`` is the
-    stamp that every ballot must exceed: the horizon, or that of a drop. ``bar`` is the stamp that
-    new ballots must exceed as well, if it is above the horizon; merges need not.
+    stamp that every ballot must exceed: the horizon, or that of a drop.
     """
 
     promise: Promise | None
@@ -100,12 +96,13 @@ class Held(NamedTuple):
     damage: Stamp = 0
     horizon: Stamp = 0
     lowest: Stamp = 0
-    bar: Stamp = 0
 
     @property
     def is_unsettled(self) -> bool:
-        """Whether an earlier round that this voter did not promise may supersede what it holds."""
-        return bool(self.bar) and round_of(self.version) <= stamp_milliseconds(self.bar)
+        """Whether a round that an earlier voter has promised may supersede what it holds (T3)."""
+        if self.promise is None or stamp_at(self.promise.unsettled) <= self.horizon:
+            return False
+        return round_of(self.version) <= self.promise.unsettled
 
     @property
     def version(self) -> Version:
@@ -152,16 +149,7 @@ def held(
         damage,
         horizon,
         max(horizon, bounds.dropped_at(storage_key)),
-        _bar(storage_key, horizon, bounds),
     )
-
-
-def _bar(storage_key: bytes, horizon: Stamp, bounds: Bounds) -> Stamp:
-    """Return the bar of a key; 0 if it has none, or all replicas are equal up to it."""
-    if not bounds.bars:
-        return 0
-    bar = bounds.bars[partition_in(storage_key)]
-    return bar if bar > horizon else 0
 
 
 def visible(state: Held) -> bytes | None:
@@ -185,7 +173,7 @@ def judge_prepare(state: Held, number: int, bounds: Bounds) -> Verdict:
     """
     if number <= state.round:
         return Verdict.CORRUPT if state.is_corrupt else Verdict.PREEMPTED
-    if stamp_at(number) <= max(state.lowest, state.bar, bounds.floor):
+    if stamp_at(number) <= max(state.lowest, bounds.floor):
         return Verdict.TOO_OLD
     return Verdict.TOO_FAR if _is_too_far(state, number, bounds) else Verdict.VOTED
 
@@ -202,7 +190,7 @@ def judge_accept(state: Held, record: bytes, bounds: Bounds) -> Verdict:
             return Verdict.CORRUPT
     elif version <= state.version or is_rival(version, state.version):
         return Verdict.PREEMPTED
-    if write_stamp(version) <= max(state.lowest, state.bar, bounds.floor):
+    if write_stamp(version) <= max(state.lowest, bounds.floor):
         return Verdict.TOO_OLD
     return Verdict.TOO_FAR if _is_too_far(state, round_of(version), bounds) else Verdict.VOTED
 
@@ -214,7 +202,7 @@ def judge_merge(state: Held, record: bytes) -> Verdict:
         return Verdict.VOTED if record == state.record else Verdict.PREEMPTED
     if write_stamp(version) <= state.lowest:
         return Verdict.TOO_OLD
-    if state.forbids(version):
+    if state.promise is not None and state.promise.forbids_merge(version):
         return Verdict.PREEMPTED
     if state.is_corrupt and write_stamp(version) <= state.damage:
         return Verdict.CORRUPT

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from dstash.store.record import ABSENT, partition_in, version_of
-from dstash.store.register.ballot import Promise, pack_promise, round_of
+from dstash.store.register.ballot import (
+    EARLIER_WRITER,
+    Promise,
+    pack_promise,
+    round_of,
+    unpack_promise,
+)
 from dstash.store.register.voter import (
     Bounds,
     Held,
@@ -44,8 +50,8 @@ class VoteTransaction(Protocol):
         """Remove a promise, if there is one."""
         ...
 
-    def drop_promises(self, begin: bytes, end: bytes) -> object:
-        """Remove the promises of a range of storage keys."""
+    def promises_between(self, begin: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
+        """Return the promises of a range of storage keys, as stored."""
         ...
 
 
@@ -132,7 +138,9 @@ def _prepare(
     if number:
         verdict = judge_prepare(state, number, limits.bounds)
         if verdict is Verdict.VOTED:
-            transaction.put_promise(storage_key, pack_promise(storage_key, promise))
+            earlier = state.promise.unsettled if state.promise and state.is_unsettled else 0
+            given = promise._replace(earlier=earlier)
+            transaction.put_promise(storage_key, pack_promise(storage_key, given))
             stamp, verdict = stamp_at(number), voted
     else:
         verdict = voted
@@ -164,7 +172,7 @@ def _accept(
 
 
 def _past(state: Held, limits: Limits) -> int:
-    lowest = max(state.lowest, state.bar, limits.bounds.floor)
+    lowest = max(state.lowest, limits.bounds.floor)
     return max(state.round, stamp_milliseconds(lowest))
 
 
@@ -184,6 +192,34 @@ def merge_register(
     if verdict is Verdict.VOTED and record != state.record:
         _take(transaction, storage_key, record, state)
     return verdict, state
+
+
+def rest(transaction: VoteTransaction, partition: int, bound: Stamp) -> None:
+    """Make the promises in a partition those of an earlier voter, because it is streamed (T2)."""
+    begin, end = partition.to_bytes(2, "big"), (partition + 1).to_bytes(2, "big")
+    for storage_key, stored in transaction.promises_between(begin, end):
+        promise = unpack_promise(storage_key, stored, bound)
+        take_earlier(transaction, storage_key, promise.round, bound)
+
+
+def take_earlier(
+    transaction: VoteTransaction, storage_key: bytes, number: int, bound: Stamp
+) -> None:
+    """Take the promise of a voter from which this store was streamed (T2).
+
+    Args:
+        transaction: the transaction.
+        storage_key: the key.
+        number: the round that was promised.
+        bound: a stamp above which this store had promised no round; see ``unpack_promise``.
+    """
+    stored = transaction.promise(storage_key)
+    before = Promise(0, EARLIER_WRITER)
+    if stored is not None:
+        before = unpack_promise(storage_key, stored, bound)
+        before = before._replace(earlier=before.unsettled)
+    promise = before.with_earlier(number)
+    transaction.put_promise(storage_key, pack_promise(storage_key, promise))
 
 
 def raised(high_water: Stamp, votes: Iterable[Vote]) -> Stamp:

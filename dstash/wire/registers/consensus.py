@@ -72,3 +72,29 @@ class Accepted(Message):
     high_water: int
     life: int
     began: int
+
+
+@message
+class PromisesRequest(Message):
+    """Requests the open promises in some partitions (ascending); answered by ``PromisesReply``.
+
+    ``partitions`` is a sequence of big-endian 16-bit numbers. ``after`` is the last key of the
+    previous page, empty for the first.
+    """
+
+    KIND = 66
+    partitions: bytes
+    after: bytes
+
+
+@message
+class PromisesReply(Message):
+    """Answers ``PromisesRequest``: keys, and the promised round of each (8 bytes).
+
+    ``after`` is the last key if there may be more, else empty.
+    """
+
+    KIND = 67
+    after: bytes
+    rounds: bytes
+    keys: Frame

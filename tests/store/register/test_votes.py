@@ -259,6 +259,50 @@ class TestMerge:
         assert accept(store, register(19, 0, B)).verdict is PREEMPTED
 
 
+class TestEarlierVoters:
+    """T2 and T3: the promises of voters from which a store was streamed."""
+
+    def test_earlier_promise_refuses_votes_but_no_merge(self, store: Store) -> None:
+        commit(store, Write([], 0, earlier=[(STORAGE_KEY, 20)]))
+        assert prepare(store, 20).verdict is PREEMPTED
+        assert accept(store, register(20)).verdict is PREEMPTED
+        merge(store, register(10))
+        assert stored(store) == register(10)
+        assert prepare(store, 0).verdict is Verdict.UNSETTLED
+
+    def test_record_stays_unsettled_until_a_later_round_is_accepted(self, store: Store) -> None:
+        accept(store, register(10))
+        commit(store, Write([], 0, earlier=[(STORAGE_KEY, 20)]))
+        assert prepare(store, 30).verdict is Verdict.UNSETTLED
+        assert prepare(store, 0).verdict is Verdict.UNSETTLED, "its own promise changes nothing"
+        assert merge(store, register(25)).preempted == [0], "its own promise forbids merges"
+        assert accept(store, register(30)).verdict is VOTED
+        assert prepare(store, 0).verdict is VOTED
+        assert store.promises_between(b"", b"\xff", 9) == []
+
+    def test_own_promises_of_a_streamed_partition_become_those_of_an_earlier_voter(
+        self, store: Store
+    ) -> None:
+        accept(store, register(10))
+        prepare(store, 30)
+        commit(store, Write([], 0, resting=[PARTITION]))
+        assert prepare(store, 0).verdict is Verdict.UNSETTLED
+        merge(store, register(20, writer=B))
+        assert stored(store) == register(20, writer=B)
+        assert prepare(store, 30).verdict is PREEMPTED
+
+    def test_horizon_settles(self, store: Store) -> None:
+        commit(store, Write([], 0, earlier=[(STORAGE_KEY, 20)]))
+        assert prepare(store, 0, horizon=stamp_at(21)).verdict is VOTED
+
+    def test_promises_are_read_by_range(self, store: Store) -> None:
+        prepare(store, 20)
+        begin, end = PARTITION.to_bytes(2, "big"), (PARTITION + 1).to_bytes(2, "big")
+        assert [key for key, _ in store.promises_between(begin, end, 5)] == [STORAGE_KEY]
+        assert store.promises_between(begin, end, 0) == []
+        assert store.promises_between(STORAGE_KEY + b"\0", end, 5) == []
+
+
 class TestCorruption:
     """V4: corrupt records and promises, on the twin, whose content can be changed."""
 
@@ -310,8 +354,8 @@ class TestCorruption:
         assert prepare(store, 50, **limits).verdict is PREEMPTED
         assert accept(store, register(50), **limits).verdict is PREEMPTED
         assert merge(store, register(50)).preempted == [0]
-        assert prepare(store, 51, **limits).verdict is VOTED
-        assert store.promises[STORAGE_KEY] == pack_promise(STORAGE_KEY, Promise(51, A))
+        assert prepare(store, 51, **limits).verdict is Verdict.UNSETTLED, "it may be an earlier one"
+        assert store.promises[STORAGE_KEY] == pack_promise(STORAGE_KEY, Promise(51, A, 50))
 
 
 class TestHighWater:
