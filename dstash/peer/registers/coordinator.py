@@ -20,22 +20,17 @@ from dstash.peer.registers.attempt import Attempt, Phase
 from dstash.peer.registers.pending import Pending, rejection
 from dstash.peer.registers.proposer import Proposer, Time
 from dstash.peer.registers.quorum import Voters, voters_of
+from dstash.peer.registers.vote_requests import Attempts, requests_for
 from dstash.peer.registers.votes import unpack_accepted, unpack_promised
-from dstash.store.record import ABSENT, partition_in, version_of
+from dstash.store.record import partition_in
 from dstash.store.register.voter import Verdict
 from dstash.store.register.votes import Vote
-from dstash.version import Version
-from dstash.wire import codec
-from dstash.wire.registers.consensus import Accept, Accepted, Prepare, Promised
-from dstash.wire.shapes import Frame, Message
+from dstash.wire.registers.consensus import Accepted, Promised
+from dstash.wire.shapes import Message
 
 #: Registers whose tenure is kept, and the bytes of their records.
 _MAX_TENURES: Final = 20_000
 _MAX_TENURE_BYTES: Final = 32 * 1024 * 1024
-
-#: Limits of one message between peers.
-_MAX_KEYS: Final = 250
-_MAX_BYTES: Final = 2 * 1024 * 1024
 
 #: Registers that one turn works on: requests of other clients must not wait for all of a batch.
 _MAX_ACTIVE: Final = 250
@@ -59,7 +54,7 @@ class Outbound(NamedTuple):
 
 class _Sent(NamedTuple):
     peer: str
-    attempts: list[tuple[Proposer, Attempt]]
+    attempts: Attempts
 
 
 class Coordinator:
@@ -297,37 +292,14 @@ class Coordinator:
 
     def _messages(self, time: Time) -> list[Outbound]:
         waiting, self._waiting = self._waiting, []
-        groups: dict[tuple[str, Phase, int], list[tuple[Proposer, Attempt]]] = defaultdict(list)
-        for proposer, attempt, names in waiting:
-            for name in names:
-                groups[name, attempt.phase, _round(attempt)].append((proposer, attempt))
-        return [
-            self._message(peer, phase, number, part, time)
-            for (peer, phase, number), attempts in groups.items()
-            for part in _parts(attempts)
-        ]
-
-    def _message(
-        self,
-        peer: str,
-        phase: Phase,
-        number: int,
-        attempts: list[tuple[Proposer, Attempt]],
-        time: Time,
-    ) -> Outbound:
-        correlation = next(self._correlations)
-        self._until.append((time.steady + _AWAITED_MS, correlation))
-        self._sent[correlation] = _Sent(peer, attempts)
-        keys = Frame(codec.pack_blobs([proposer.key for proposer, _ in attempts]))
-        message: Message
-        if phase is Phase.ACCEPT:
-            records = Frame(codec.pack_blobs([attempt.record for _, attempt in attempts]))
-            message = Accept(keys, records)
-        else:
-            known = b"".join([_version(attempt.known) for _, attempt in attempts])
-            message = Prepare(number, self._writer, known, keys)
         epoch = self._view.epoch if self._view is not None else 0
-        return Outbound(peer, correlation, epoch, message)
+        messages = []
+        for peer, attempts, message in requests_for(waiting, self._writer):
+            correlation = next(self._correlations)
+            self._until.append((time.steady + _AWAITED_MS, correlation))
+            self._sent[correlation] = _Sent(peer, attempts)
+            messages.append(Outbound(peer, correlation, epoch, message))
+        return messages
 
     # -- memory
 
@@ -345,26 +317,3 @@ class Coordinator:
             oldest, size = self._resting.popitem(last=False)
             self._resting_bytes -= size
             self._proposers.pop(oldest, None)
-
-
-def _round(attempt: Attempt) -> int:
-    return attempt.round if attempt.phase is Phase.PREPARE else 0
-
-
-def _version(record: bytes | None) -> Version:
-    return ABSENT if record is None else version_of(record)
-
-
-def _parts(attempts: list[tuple[Proposer, Attempt]]) -> Iterable[list[tuple[Proposer, Attempt]]]:
-    """Split requests for votes into messages of limited size."""
-    part: list[tuple[Proposer, Attempt]] = []
-    weight = 0
-    for proposer, attempt in attempts:
-        size = len(proposer.key) + len(attempt.record)
-        if part and (len(part) >= _MAX_KEYS or weight + size > _MAX_BYTES):
-            yield part
-            part, weight = [], 0
-        part.append((proposer, attempt))
-        weight += size
-    if part:
-        yield part
