@@ -7,7 +7,9 @@ applied once (rules D6 to D9 of ``docs/atomic.md``).
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 import msgpack
@@ -38,6 +40,8 @@ from dstash.wire.registers import (
 _KEEP_MS: Final = 60_000
 _KEEP_MANY_MS: Final = 5_000
 _MANY: Final = 256
+
+_number_of: Final = attrgetter("number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,12 +253,16 @@ def _integer(value: bytes) -> int:
 
 
 def _with(header: Header, entry: Entry) -> Header:
-    """Return a header with another entry, without those that are too old (D8)."""
-    entries = sorted([*header.entries, entry], key=lambda kept: kept.number)
+    """Return a header with another entry, without those that are not needed any more (D8).
+
+    An entry of the same caller has a lower number: a late copy of that request is recognised by the
+    new entry.
+    """
+    entries = [kept for kept in header.entries if kept.caller != entry.caller]
+    insort(entries, entry, key=_number_of)
     newest = stamp_milliseconds(entries[-1].number)
     keep_ms = _KEEP_MANY_MS if len(entries) > _MANY else _KEEP_MS
     oldest = stamp_at(max(0, newest - keep_ms))
-    kept = [kept for kept in entries if kept.number >= oldest][-MAX_ENTRIES:]
-    gone = entries[: len(entries) - len(kept)]
-    forgotten = max([header.forgotten, *(entry.number for entry in gone)])
-    return replace(header, forgotten=forgotten, entries=tuple(kept))
+    first = max(bisect_left(entries, oldest, key=_number_of), len(entries) - MAX_ENTRIES)
+    forgotten = max(header.forgotten, entries[first - 1].number) if first else header.forgotten
+    return replace(header, forgotten=forgotten, entries=tuple(entries[first:]))

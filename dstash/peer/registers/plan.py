@@ -16,7 +16,7 @@ from dstash.limits import MAX_VALUE_BYTES
 from dstash.peer.registers.operations import Decision, State, apply, expire, refuse, write
 from dstash.peer.registers.pending import Answer, Pending, rejection
 from dstash.store.record import build_record, split_storage_key
-from dstash.store.register.header import pack_header
+from dstash.store.register.header import MAX_HEADER_BYTES, pack_header
 from dstash.types import NEVER
 from dstash.version import Version, pack, stamp_at
 from dstash.wire.registers import ChangeOutcome
@@ -116,6 +116,8 @@ def _apply(pending: Pending, state: State, version: Version) -> tuple[Answer, St
 
 
 def _check_size(state: State) -> None:
+    if len(state.value) + MAX_HEADER_BYTES <= MAX_VALUE_BYTES:
+        return
     size = len(state.value) + len(pack_header(state.header))
     if size > MAX_VALUE_BYTES:
         raise LimitError(

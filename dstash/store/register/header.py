@@ -28,6 +28,8 @@ MAX_ENTRIES: Final = 1024
 _FIXED: Final = struct.Struct(">IQQQH")
 _ENTRY: Final = struct.Struct(">8sQQBB")
 _SIZE: Final = struct.Struct(">I")
+#: The size of the largest header.
+MAX_HEADER_BYTES: Final = _FIXED.size + MAX_ENTRIES * (_ENTRY.size + MAX_ANSWER_BYTES)
 _TOMBSTONE: Final = RecordFlag.TOMBSTONE.value
 _REGISTER: Final = RecordFlag.REGISTER.value
 

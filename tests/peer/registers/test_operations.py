@@ -203,14 +203,32 @@ class TestExactlyOnce:
         assert not register.send(operation).is_answer_lost
 
     def test_entries_leave_by_age_and_are_forgotten(self, register: Register) -> None:
-        register.do(Kind.PUT, number=stamp_at(NOW), value=b"\x01")
-        register.do(Kind.PUT, number=stamp_at(NOW + 60_000), value=b"\x02")
+        callers = [b"caller-1", b"caller-2", b"caller-3"]
+        register.do(Kind.PUT, number=stamp_at(NOW), value=b"\x01", caller=callers[0])
+        register.do(Kind.PUT, number=stamp_at(NOW + 60_000), value=b"\x02", caller=callers[1])
         assert (len(register.state.header.entries), register.state.header.forgotten) == (2, 0)
-        register.do(Kind.PUT, number=stamp_at(NOW + 60_001), value=b"\x03")
+        register.do(Kind.PUT, number=stamp_at(NOW + 60_001), value=b"\x03", caller=callers[2])
         assert len(register.state.header.entries) == 2
         assert register.state.header.forgotten == stamp_at(NOW)
         late = register.do(Kind.PUT, number=stamp_at(NOW), value=b"\x01", caller=b"another1")
         assert late.outcome is Outcome.FORGOTTEN
+
+    def test_caller_has_its_last_entry_only(self, register: Register) -> None:
+        first = Operation(Kind.INCREMENT, CALLER, stamp_at(NOW, 1), amount=1)
+        register.send(first)
+        register.do(Kind.INCREMENT, caller=b"another1", number=stamp_at(NOW, 2), amount=1)
+        register.send(replace(first, number=stamp_at(NOW, 3)))
+        numbers = [entry.number for entry in register.state.header.entries]
+        assert numbers == [stamp_at(NOW, 2), stamp_at(NOW, 3)]
+        late = register.send(replace(first, repeated=True))
+        assert (late.outcome, register.value) == (Outcome.FORGOTTEN, 3)
+
+    def test_entries_are_in_the_order_of_their_numbers(self, register: Register) -> None:
+        for number in (5, 2, 9, 4):
+            caller = number.to_bytes(8, "big")
+            register.do(Kind.INCREMENT, stamp_at(NOW, number), amount=1, caller=caller)
+        numbers = [entry.number for entry in register.state.header.entries]
+        assert numbers == [stamp_at(NOW, number) for number in (2, 4, 5, 9)]
 
     def test_entries_are_limited(self, register: Register) -> None:
         for number in range(1, MAX_ENTRIES + 3):

@@ -10,7 +10,9 @@ from dstash.errors import ProtocolError
 from dstash.store.digest import is_reapable_at
 from dstash.store.record import CHECKSUM_END, HEAD_BYTES, Record, build_record
 from dstash.store.register.header import (
+    MAX_ANSWER_BYTES,
     MAX_ENTRIES,
+    MAX_HEADER_BYTES,
     Applied,
     Entry,
     Header,
@@ -121,3 +123,8 @@ def test_expired_register_is_not_dropped() -> None:
     plain = build_record(b"i", KEY, Record(record[CHECKSUM_END:28], 0, 20, b"\x01"))
     assert is_reapable_at(plain, stamp_at(1000))
     assert record[HEAD_BYTES:].endswith(b"\x01")
+
+
+def test_largest_header_has_its_stated_size() -> None:
+    entry = Entry(bytes(8), 1, 1, Applied.APPLIED, bytes(MAX_ANSWER_BYTES))
+    assert len(pack_header(Header(1, entries=(entry,) * MAX_ENTRIES))) == MAX_HEADER_BYTES
