@@ -269,6 +269,8 @@ class Freshness:
         if not self._confirmed:
             self._confirmed = not self._lacking(view)
         self._local_partitions.freshness_confirmed = self._confirmed and not self._is_old
+        if self._local_partitions.freshness_confirmed:
+            self._local_partitions.lineage.show()
 
     def _lacking(self, view: View) -> list[Collection[str]]:
         """Return the replica sets of which too few members have reported."""

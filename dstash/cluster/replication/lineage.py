@@ -47,6 +47,10 @@ class Lineage:
         #: The newest stamp in the store when this process started.
         self.high_water_at_start = store.high_water
         self._newest_number = 0
+        #: Whether the disk had no room for a new life, so that the previous life continues.
+        self._continues = False
+        #: Whether other peers and clients may have seen stamps of this process.
+        self._is_shown = False
         self._begin(now)
 
     def _begin(self, now: int) -> None:
@@ -58,12 +62,16 @@ class Lineage:
         try:
             self._store.mark(*self._mark())
         except DiskFull:
-            self._lives = [*before[:-1], last]  # the previous life continues
+            self._lives, self._continues = [*before[:-1], last], True
 
     @property
     def current(self) -> Life:
         """The life of this process, up to the newest stamp in the store now."""
         return self._lives[-1]._replace(stamp=self._store.high_water)
+
+    def show(self) -> None:
+        """Take note that from now on others may see the stamps of this process."""
+        self._is_shown = True
 
     def contradicts(self, seen: Life) -> bool:
         """Whether a life that was seen of this store proves that the store was rolled back."""
@@ -73,8 +81,12 @@ class Lineage:
     def is_behind(self, seen: Life) -> bool:
         """Like ``contradicts``, for a claim that may be false: nothing is remembered."""
         current = self._lives[-1]
-        if seen.number < self._base or seen.start == current.start:
+        if seen.number < self._base:
             return False
+        if seen.start == current.start:
+            # Seen of this process, unless the life is older than it, and it has shown no stamp yet.
+            own = self._store.high_water if self._is_shown else self.high_water_at_start
+            return self._continues and seen.stamp > own
         known = next((life for life in self._lives if life.number == seen.number), None)
         if known is not None:
             return known.began != seen.began or seen.stamp > known.stamp
@@ -86,7 +98,7 @@ class Lineage:
         ``claimed`` is the highest life number that clients have seen. Returns the mark to store.
         """
         number = max(self._newest_number, self._lives[-1].number, claimed) + 1
-        self._base, self._lives = number, [Life(number, now, 0)]
+        self._base, self._lives, self._continues = number, [Life(number, now, 0)], False
         return self._mark()
 
     def _mark(self) -> Mark:

@@ -90,6 +90,30 @@ def test_only_the_last_lives_are_kept_and_earlier_ones_still_agree() -> None:
     assert not any(map(Lineage(store, 999).contradicts, seen))
 
 
+class _FullStore(TwinStore):
+    """A store whose disk has no room for a mark."""
+
+    def mark(self, name: bytes, content: bytes) -> None:
+        raise DiskFull("no room")
+
+
+def test_old_copy_that_starts_on_a_full_disk_is_recognised() -> None:
+    store = TwinStore()
+    store.high_water = 100
+    before = Lineage(store, 1).current
+    copy = _FullStore()
+    copy.marks, copy.high_water = dict(store.marks), 100
+    lineage = Lineage(copy, 2)
+    assert lineage.current.start == before.start, "the previous life continues"
+    assert not lineage.contradicts(before)
+    assert lineage.contradicts(before._replace(stamp=101))
+    copy.high_water = 200  # by records of other replicas, which hide the loss
+    assert lineage.contradicts(before._replace(stamp=101))
+    lineage.show()
+    assert not lineage.contradicts(before._replace(stamp=200)), "this process may have shown it"
+    assert lineage.contradicts(before._replace(stamp=201))
+
+
 def test_start_on_a_full_disk_continues_the_previous_life() -> None:
     class Full(TwinStore):
         def mark(self, name: bytes, content: bytes) -> None:
