@@ -72,7 +72,8 @@ class GroupCommit:
         present = clock.present_ms()
         floors = local_partitions.drops.floors
         bounds = Bounds(
-            local_partitions.newest_horizon,
+            # A vote counts as a write (V1, V2): after the promise of a floor it would be missed.
+            max(local_partitions.floor, local_partitions.newest_horizon),
             latest_stamp(present + self._max_clock_skew_ms),
             store.high_water,
             self._damage,

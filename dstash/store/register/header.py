@@ -159,10 +159,12 @@ def is_collectable(record: bytes, stamp: Stamp) -> bool:
     """Whether a register may be dropped when ``stamp`` is the horizon.
 
     Only a tombstone may, and only if every request that it knows is covered by the horizon too:
-    afterwards the horizon alone says which requests are too old to be recognised.
+    afterwards the horizon alone says which requests are too old to be recognised. A tombstone with
+    a fencing token stays, because nothing else would refuse a lower token.
     """
     if not record[VERSION_END] & _TOMBSTONE:
         return False
     if newest_stamp(record[CHECKSUM_END:VERSION_END]) > stamp:
         return False
-    return split(record[HEAD_BYTES:])[0].newest_number <= stamp
+    header, _ = split(record[HEAD_BYTES:])
+    return not header.fence and header.newest_number <= stamp

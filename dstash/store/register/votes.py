@@ -217,7 +217,8 @@ def take_earlier(
     before = Promise(0, EARLIER_WRITER)
     if stored is not None:
         before = unpack_promise(storage_key, stored, bound)
-        before = before._replace(earlier=before.unsettled)
+        writer = before.writer or EARLIER_WRITER  # that of a corrupt promise is not known
+        before = before._replace(writer=writer, earlier=before.unsettled)
     promise = before.with_earlier(number)
     transaction.put_promise(storage_key, pack_promise(storage_key, promise))
 

@@ -143,6 +143,13 @@ class TestVotes:
         assert self.prepare(group, NOW - 10) == Verdict.TOO_OLD
         assert self.prepare(group, NOW - 9) == Verdict.VOTED
 
+    def test_vote_is_above_a_promised_floor(self, group: Group) -> None:
+        group.parts.partitions.floor = stamp_at(NOW - 10)
+        assert self.prepare(group, NOW - 10) == Verdict.TOO_OLD
+        assert self.accept(group, stamp_at(NOW - 10)) == Verdict.TOO_OLD
+        assert self.prepare(group, NOW - 9) == Verdict.VOTED
+        assert self.accept(group, stamp_at(NOW - 9)) == Verdict.VOTED
+
     def test_bound_of_corrupt_register_does_not_rise_with_other_writes(self, group: Group) -> None:
         assert self.accept(group, stamp_at(NOW)) == Verdict.VOTED
         store = group.parts.store

@@ -30,11 +30,12 @@ def register(
     entries: tuple[Entry, ...] = (),
     forgotten: int = 0,
     expiry: int = 0,
+    fence: int = 0,
 ) -> bytes:
     """Return a register; a tombstone if it has no value."""
     flags = RecordFlag.REGISTER | (0 if value else RecordFlag.TOMBSTONE)
     stamp = stamp_at(round_, step)
-    header = pack_header(Header(stamp, forgotten=forgotten, entries=entries))
+    header = pack_header(Header(stamp, fence, forgotten, entries))
     version = pack(stamp, writer)
     return build_record(INDEX, KEY, Record(version, flags, expiry, header + value))
 

@@ -117,6 +117,11 @@ def test_tombstone_is_dropped_when_horizon_covers_its_requests(
     assert is_reapable_at(record, horizon) is expected
 
 
+def test_tombstone_with_a_fencing_token_is_not_dropped() -> None:
+    assert not is_reapable_at(register(10, value=b"", fence=5), stamp_at(1000))
+    assert is_reapable_at(register(10, value=b""), stamp_at(1000))
+
+
 def test_expired_register_is_not_dropped() -> None:
     record = register(10, expiry=20)
     assert not is_reapable_at(record, stamp_at(1000))

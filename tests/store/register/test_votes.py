@@ -14,9 +14,9 @@ from dstash.store.interface import Store, Write
 from dstash.store.lmdb import LmdbStore
 from dstash.store.memory import TwinStore
 from dstash.store.record import Record, build_record, identity_of, version_of
-from dstash.store.register.ballot import Promise, pack_promise
+from dstash.store.register.ballot import Promise, is_sound_promise, pack_promise
 from dstash.store.register.header import Entry
-from dstash.store.register.voter import Verdict
+from dstash.store.register.voter import Bounds, Verdict
 from dstash.types import Durability
 from dstash.version import MAX_STAMP, ZERO, pack, stamp_at
 from tests.store.register.parts import (
@@ -290,6 +290,15 @@ class TestEarlierVoters:
         merge(store, register(20, writer=B))
         assert stored(store) == register(20, writer=B)
         assert prepare(store, 30).verdict is PREEMPTED
+
+    def test_corrupt_promise_of_a_streamed_partition_forbids_votes_but_no_merge(self) -> None:
+        store = TwinStore()
+        store.promises[STORAGE_KEY] = pack_promise(STORAGE_KEY, Promise(10, A))[:-1] + b"?"
+        commit(store, Write([], 0, resting=[PARTITION], bounds=Bounds(high_water=stamp_at(50))))
+        assert is_sound_promise(STORAGE_KEY, store.promises[STORAGE_KEY])
+        assert merge(store, register(20)).preempted == []
+        assert accept(store, register(50)).verdict is PREEMPTED
+        assert prepare(store, 51).verdict is Verdict.UNSETTLED
 
     def test_horizon_settles(self, store: Store) -> None:
         commit(store, Write([], 0, earlier=[(STORAGE_KEY, 20)]))
