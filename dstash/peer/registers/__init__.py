@@ -1,1 +1,1 @@
-"""Operations on registers (see ``docs/atomic.md``). Not used yet."""
+"""Operations on registers (see ``docs/atomic.md``)."""

@@ -109,10 +109,26 @@ def _apply(pending: Pending, state: State, version: Version) -> tuple[Answer, St
         if decision.state is not None:
             _check_size(decision.state)
     except UsageError as error:
-        return rejection(error), refuse(operation, state).state
+        return _refused(error, refuse(operation, state).state)
     if decision.outcome is ChangeOutcome.FORGOTTEN and pending.emitted:
         return rejection(TimedOut("it may have been applied in a round that was lost")), None
     return _answer(decision), decision.state
+
+
+def _refused(error: UsageError, state: State | None) -> tuple[Answer, State | None]:
+    """Return the answer to an operation that failed, and what has to be written for it.
+
+    A register without room for the entry of the request is not written: voters would refuse it, and
+    all that is sent with it. Then the answer is not final, because a late copy may be applied.
+    """
+    if state is not None:
+        try:
+            _check_size(state)
+        except LimitError:
+            return rejection(
+                TimedOut(f"the register has no room for the request's id: {error}")
+            ), None
+    return rejection(error), state
 
 
 def _check_size(state: State) -> None:
