@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from dstash.errors import DStashError, TimedOut, Unavailable
+from dstash.errors import Busy, DStashError, TimedOut, Unavailable
 from dstash.peer.registers.operations import Operation
 from dstash.types import NEVER
 from dstash.version import Stamp
 from dstash.wire import codec
 from dstash.wire.registers import Changed, ChangeOutcome, pack_numbers
 from dstash.wire.shapes import Frame
+
+#: The most bytes of values in one message, unless a single value is longer.
+_MAX_BYTES: Final = 4 * 1024 * 1024
 
 
 class Answer(NamedTuple):
@@ -117,7 +120,7 @@ class Batch:
 
 
 def _changed(answers: list[Answer | None], *, is_read: bool) -> Changed:
-    given = [answer for answer in answers if answer is not None]
+    given = _fitting([answer for answer in answers if answer is not None])
     rejected = [
         [place, answer.error.code, str(answer.error)]
         for place, answer in enumerate(given)
@@ -130,3 +133,23 @@ def _changed(answers: list[Answer | None], *, is_read: bool) -> Changed:
         rejected,
         Frame(codec.pack_blobs([answer.value for answer in given])),
     )
+
+
+def _fitting(answers: list[Answer]) -> list[Answer]:
+    """Return answers that fit into one message: the values that do not fit are left out."""
+    weight, fitting = 0, []
+    for answer in answers:
+        size = len(answer.value or b"")
+        if weight and weight + size > _MAX_BYTES:
+            fitting.append(_without_value(answer))
+        else:
+            weight += size
+            fitting.append(answer)
+    return fitting
+
+
+def _without_value(answer: Answer) -> Answer:
+    """Return the answer to repeat a read, or that the answer of a change is lost."""
+    if answer.outcome is ChangeOutcome.FOUND:
+        return rejection(Busy("the values of the request do not fit into one answer"))
+    return Answer(ChangeOutcome.ANSWER_LOST, answer.version)

@@ -8,6 +8,7 @@ from typing import Final
 
 from dstash.client.operations.base import Chunk, Failure, Operation
 from dstash.client.operations.batching import interleave
+from dstash.client.operations.reconciliation import REPLY_BYTES
 from dstash.client.operations.registers.answers import Answer, read_answers
 from dstash.client.operations.registers.pacing import MAX_KEYS, patience_for
 from dstash.client.routing import Peers, group
@@ -84,8 +85,19 @@ class SettleChunk(Chunk):
             return []
         done = set(read)
         self.keys = [key for place, key in enumerate(self.keys) if place not in done]
+        if all(isinstance(error, Busy) for error in errors):
+            sizes = [len(answers[place].value or b"") for place in read]
+            if sizes and sum(sizes) + max(sizes) > REPLY_BYTES:
+                return self._split(sizes, now)
         final = next((error for error in errors if not error.retryable), None)
         return self._retry(final or errors[0], now)
+
+    def _split(self, sizes: Sequence[int], now: int) -> list[Send]:
+        """Read the rest at once, in chunks of as many keys as fitted into this answer."""
+        session = self.operation.session
+        session.value_bytes = max(session.value_bytes, sum(sizes) / len(sizes))
+        chunks = self.operation.cut_settles(self.keys, len(sizes), self.attempt)
+        return self.operation.start(chunks, now)
 
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
         """Ask again, or fail the call if every home would refuse."""
