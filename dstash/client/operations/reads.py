@@ -145,6 +145,9 @@ class LookupOperation(ReconcilingOperation, SettlingOperation):
 
     def deliver_settled(self, keys: Sequence[Key], answers: Sequence[Answer]) -> None:
         """Process the registers of keys."""
+        sizes = [len(answer.value) for answer in answers if answer.value is not None]
+        if sizes:
+            self.session.learn_size(sum(sizes) / len(sizes))
         for key, answer in zip(keys, answers, strict=True):
             if answer.value is None:
                 self.found.pop(key, None)
@@ -191,12 +194,17 @@ class ExistsOperation(LookupOperation):
 class RecordOperation(LookupOperation):
     """Fetches whole records; the result maps keys to live ``Record``s."""
 
+    @property
+    def is_linearizable(self) -> bool:
+        """Whether the index has registers: peers send the records of registers to no client."""
+        return has_registers(self.index)
+
     def cut(
         self, keys: Sequence[Key], attempt: int = 0, encoded: Sequence[bytes] | None = None
     ) -> list[Chunk]:
         """Return chunks for keys, which compare the replicas record by record."""
         if self.is_linearizable:
-            return self.cut_settles(keys, KEYS_PER_CHUNK, attempt)
+            return self.cut_settles(keys, self.keys_per_chunk(), attempt)
         return self.cut_reconciliations(keys, self.level, attempt)
 
     def deliver_record(self, key: Key, record: Record) -> None:
@@ -269,6 +277,11 @@ class ReadChunk(Chunk):
     def _compare(self, values: Values, now: int) -> list[Send]:
         if self._answered < len(self.keys):
             return self._split(values, now)
+        if self._is_corrupt and has_registers(self.operation.index):
+            # Peers refuse ``Fetch`` there; a home reads a quorum, without the corrupt record.
+            size = self.operation.keys_per_chunk()
+            chunks = self.operation.cut_settles(self.keys, size, self.attempt)
+            return self.operation.replace(self, chunks, now)
         if self._is_corrupt or len(set(self._digests.values())) > 1:
             level = max(self.operation.level, Level.QUORUM, key=list(Level).index)
             # A corrupt record hashes like a missing record, so it must not count as a vote: other

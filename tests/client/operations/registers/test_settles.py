@@ -11,9 +11,9 @@ from dstash.client.operations.reads import ExistsOperation, RecordOperation
 from dstash.errors import Busy, NotReady, Unauthorised, Unavailable
 from dstash.types import Level
 from dstash.wire import codec
-from dstash.wire.messages import Lookup
+from dstash.wire.messages import Lookup, Values
 from dstash.wire.registers import Changed, ChangeOutcome, Settle, pack_numbers
-from dstash.wire.shapes import Frame
+from dstash.wire.shapes import EMPTY, Frame
 from tests.client.operations.registers.exchange import PATIENCE, TYPES, Exchange
 
 FOUND, ABSENT, REJECTED = ChangeOutcome.FOUND, ChangeOutcome.ABSENT, ChangeOutcome.REJECTED
@@ -57,6 +57,25 @@ def test_lookup_asks_the_home_only(exchange: Exchange, level: str) -> None:
 def test_level_one_reads_one_replica_without_a_quorum(exchange: Exchange) -> None:
     read(exchange, "k", level="one")
     assert exchange.message() == Lookup("@i", 1, Frame(codec.pack_blobs([b"k"])))
+
+
+def test_records_are_read_from_the_home_at_level_one(exchange: Exchange) -> None:
+    read(exchange, "k", kind=RecordOperation, level="one")
+    assert exchange.message() == Settle("@i", Frame(codec.pack_blobs([b"k"])))
+
+
+@pytest.mark.parametrize("kind", [BatchLookup, ExistsOperation])
+def test_corrupt_register_is_read_from_the_home_at_level_one(
+    exchange: Exchange, kind: type[BatchLookup]
+) -> None:
+    read(exchange, "k", kind=kind, level="one")
+    exchange.answer(0, Values(1, b"", [0], [0], EMPTY))
+    assert [type(exchange.message(place)) for place in range(len(exchange.sent))] == [
+        Lookup,
+        Settle,
+    ]
+    exchange.answer(1, settled(1))
+    assert list(exchange.operation.result()) == ["k"]
 
 
 @pytest.mark.parametrize("kind", [BatchLookup, ExistsOperation, RecordOperation])
@@ -137,6 +156,29 @@ def test_rejected_keys_are_read_again(exchange: Exchange) -> None:
     assert codec.unpack_keys(exchange.message(1).keys) == [keys[1].encode()]
     exchange.answer(1, settled(2))
     assert exchange.operation.result() == {keys[0]: 1, keys[1]: 2}
+
+
+def test_values_that_did_not_fit_are_read_at_once_in_smaller_chunks(exchange: Exchange) -> None:
+    replicas = exchange.session.replicas_of
+    keys = [key for key in map(str, range(100)) if replicas(key.encode()) == replicas(b"0")]
+    read(exchange, *keys[:10], kind=ExistsOperation)
+    part = settled(*[bytes(1_000_000)] * 4, *[...] * 6)
+    rejected = [[place, Busy.code, "too large"] for place in range(4, 10)]
+    outcomes = bytes([FOUND] * 4 + [REJECTED] * 6)
+    exchange.answer(0, Changed(outcomes, part.versions, part.expiries, rejected, part.values))
+    counts = [len(codec.unpack_keys(exchange.message(n).keys)) for n in range(len(exchange.sent))]
+    assert counts == [10, 4, 2]
+    exchange.answer(1, settled(*range(4)))
+    exchange.answer(2, settled(1, ...))
+    assert sorted(exchange.operation.result()) == sorted(keys[:9])
+
+
+def test_next_read_has_fewer_keys_after_large_values(exchange: Exchange) -> None:
+    read(exchange, "k")
+    exchange.answer(0, settled(bytes(8_000_000)))
+    exchange.sent.clear()
+    read(exchange, *map(str, range(1000)))
+    assert max(len(codec.unpack_keys(exchange.message(n).keys)) for n in range(6)) <= 4
 
 
 def test_lasting_refusal_fails_the_read(exchange: Exchange) -> None:
