@@ -119,6 +119,13 @@ class Attempt:
         """Whether members that have not answered can make a version one that a quorum shows."""
         return bool(self.waiting) and self.agreed(shown, self.waiting) is not None
 
+    def awaits_record(self, version: Version) -> bool:
+        """Whether only members that have not answered can show the record of a version.
+
+        The answers of other peers lack records that do not fit; that of this peer lacks none.
+        """
+        return bool(self.waiting) and version != ABSENT and self.record_of(version) is None
+
     def record_of(self, version: Version) -> bytes | None:
         """Return the record of a version that was shown; None if nothing is held."""
         known = self.known

@@ -20,7 +20,7 @@ from dstash.peer.registers.attempt import Attempt, Phase
 from dstash.peer.registers.pending import Pending, rejection
 from dstash.peer.registers.proposer import Proposer, Time
 from dstash.peer.registers.quorum import Voters, voters_of
-from dstash.peer.registers.vote_requests import Attempts, requests_for
+from dstash.peer.registers.vote_requests import Attempts, RecordSizes, requests_for
 from dstash.peer.registers.votes import unpack_accepted, unpack_promised
 from dstash.store.record import partition_in
 from dstash.store.register.voter import Verdict
@@ -91,6 +91,7 @@ class Coordinator:
         #: Correlation ids apart from those of the scheduler, whose links are shared.
         self._correlations = itertools.count(1 << 48)
         self._sent: dict[int, _Sent] = {}
+        self._sizes = RecordSizes()
         #: When the answers to requests are not awaited any more, oldest first.
         self._until: deque[tuple[int, int]] = deque()
         self._waiting: list[tuple[Proposer, Attempt, Iterable[str]]] = []
@@ -181,6 +182,8 @@ class Coordinator:
         given: list[Vote | None] = [*votes]
         if len(votes) != len(sent.attempts):
             given = [None] * len(sent.attempts)
+        elif isinstance(message, Promised):
+            self._sizes.learn(sent.attempts, votes)
         for (proposer, attempt), vote in zip(sent.attempts, given, strict=True):
             self._take(proposer, attempt, sent.peer, vote, time)
         return True
@@ -294,7 +297,7 @@ class Coordinator:
         waiting, self._waiting = self._waiting, []
         epoch = self._view.epoch if self._view is not None else 0
         messages = []
-        for peer, attempts, message in requests_for(waiting, self._writer):
+        for peer, attempts, message in requests_for(waiting, self._writer, self._sizes.expected):
             correlation = next(self._correlations)
             self._until.append((time.steady + _AWAITED_MS, correlation))
             self._sent[correlation] = _Sent(peer, attempts)

@@ -230,7 +230,7 @@ class Proposer:
     def _evaluate_answers(self, attempt: Attempt, time: Time) -> None:
         shown = attempt.shown()
         version = attempt.agreed(shown)
-        if version is not None:
+        if version is not None and not attempt.awaits_record(version):
             self.attempt, self._failures = None, 0
             self._agreed(attempt, version, shown.horizon, time)
         elif not attempt.may_agree(shown):

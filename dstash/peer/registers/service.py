@@ -28,6 +28,7 @@ from dstash.peer.registers.coordinator import MOVING, Coordinator, Outbound
 from dstash.peer.registers.home import Home
 from dstash.peer.registers.proposer import Time
 from dstash.peer.registers.quorum import voters_of
+from dstash.peer.registers.vote_requests import limited
 from dstash.store.record import Keyspace, partition_in
 from dstash.store.register.ballot import is_register_key
 from dstash.version import WRITER_BYTES
@@ -211,7 +212,10 @@ class Registers:
         if view is None or write.epoch != view.epoch:
             stale = StaleEpoch(f"epoch {write.epoch} ended before the vote was on disk")
             return None if ticket.sender == _OWN else (ticket, Error.of(stale))
-        if ticket.sender != _OWN:
+        is_own = ticket.sender == _OWN
+        if isinstance(answer, Promised):
+            answer = limited(answer, is_own=is_own)
+        if not is_own:
             return ticket, answer
         self.coordinator.answered(ticket.correlation, answer, self._time())
         return None

@@ -34,7 +34,8 @@ class Promised(Message):
     ``verdicts`` has a byte for each key. ``held`` has 20 bytes for each key: the version of its
     record, all zero without one. ``past`` has 8 bytes for each key: the round (milliseconds) that
     the next attempt must exceed. ``horizons`` has 8 bytes for each key: the horizon of its
-    partition. ``records`` has the record of each key if it is above the known version, else nil.
+    partition. ``records`` has the record of each key if it is above the known version, else nil;
+    nil, too, for a record that does not fit into 4 MiB together with those before it.
     ``high_water`` is the newest stamp of the voter's store, in its present ``life``, which began at
     ``began`` (milliseconds since 1970).
     """
