@@ -77,6 +77,7 @@ def test_methods_of_plain_indexes_work_on_registers(client: Any, registers: str)
     assert client.batch_put(registers, entries).stored == 600
     assert client.batch_lookup(registers, [*entries, "missing"]) == entries
     assert client.lookup(registers, "key-7", read="one") in (7, None)
+    assert client.ttl(registers, "key-2", read="one") is None
     assert client.batch_delete(registers, ["key-1", "missing"]).deleted == 1
     assert client.count(registers) <= 600
 
