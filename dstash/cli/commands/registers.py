@@ -32,8 +32,8 @@ Fence = Annotated[
 ]
 Amount = Annotated[int, typer.Argument(metavar="BY", help="The amount; put -- before -5.")]
 Initial = Annotated[int, typer.Option("--initial", help="The number that a missing key has.")]
-AtLeast = Annotated[int | None, typer.Option("--at-least", help="Refuse a result below it.")]
-AtMost = Annotated[int | None, typer.Option("--at-most", help="Refuse a result above it.")]
+LowestSum = Annotated[int | None, typer.Option("--at-least", help="Refuse a result below it.")]
+HighestSum = Annotated[int | None, typer.Option("--at-most", help="Refuse a result above it.")]
 
 _ABSENT = object()
 
@@ -134,8 +134,8 @@ def incr(
     key: KeyText,
     by: Amount = 1,
     initial: Initial = 0,
-    at_least: AtLeast = None,
-    at_most: AtMost = None,
+    at_least: LowestSum = None,
+    at_most: HighestSum = None,
     ttl: Ttl = None,
     fence: Fence = None,
     as_int: IntKeys = False,
@@ -168,8 +168,8 @@ def decr(
     key: KeyText,
     by: Amount = 1,
     initial: Initial = 0,
-    at_least: AtLeast = None,
-    at_most: AtMost = None,
+    at_least: LowestSum = None,
+    at_most: HighestSum = None,
     ttl: Ttl = None,
     fence: Fence = None,
     as_int: IntKeys = False,
