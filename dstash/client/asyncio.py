@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-import warnings
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from dstash.client.admin import AsyncAdmin
-from dstash.client.base import BaseClient
+from dstash.client.base import BaseClient, new_session
 from dstash.client.calls import Calls
 from dstash.client.describe import describe_cluster, describe_place
 from dstash.client.entries import check_keys, key_rounds, pair_rounds
@@ -57,9 +55,10 @@ class AsyncClient(AsyncRegisterMethods, BaseClient):
     """
 
     def _start(self) -> None:
-        self._session = self._new_session(_BATCH_KEYS)
+        self._session = new_session(self.settings, _BATCH_KEYS)
         self._calls = Calls(self.settings, self._session, self.types)
         self._dispatch = Dispatch(self.settings, self._session, self._calls, self.types)
+        self._close_with_client(self._dispatch)
 
     def _is_closed(self) -> bool:
         return self._dispatch.is_closed
@@ -78,16 +77,6 @@ class AsyncClient(AsyncRegisterMethods, BaseClient):
         trace: TracebackType | None,
     ) -> None:
         await self.close()
-
-    def __del__(self) -> None:
-        dispatch = getattr(self, "_dispatch", None)  # missing if a setting was invalid
-        if dispatch is not None and dispatch.is_open and not sys.is_finalizing():
-            try:
-                warnings.warn(
-                    "an AsyncClient was never closed", ResourceWarning, stacklevel=2, source=self
-                )
-            finally:
-                dispatch.drop()
 
     async def close(self) -> None:
         """Close every connection. Pending calls of other tasks fail."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Protocol, Self, Unpack
 
 from dstash.client.calls import steady_wall
 from dstash.client.discovery import security_of
@@ -19,6 +22,21 @@ from dstash.config.problems import ARGUMENT
 from dstash.errors import ConfigError
 from dstash.telemetry import missing
 from dstash.wire.values import TypeRegistry
+
+
+class Closable(Protocol):
+    """The connections of a client."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client was closed."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are connections to close."""
+
+    def drop(self) -> None:
+        """Close every connection, from any thread."""
 
 
 class BaseClient(ABC):
@@ -69,13 +87,37 @@ class BaseClient(ABC):
     def _start(self) -> None:
         """Create the session and the other shared state of the client's calls."""
 
-    def _new_session(self, batch_keys: int = KEYS_PER_BATCH) -> Session:
-        return Session(
-            steady_wall(),
-            zone=self.settings.zone or "",
-            security=security_of(self.settings),
-            batch_keys=batch_keys,
-        )
+    def _close_with_client(self, connections: Closable) -> None:
+        """Close the connections once this client is garbage-collected.
+
+        They must not refer to the client. A finalizer keeps them until it has run. A ``__del__``
+        of the client may run after those of its sockets, which then report themselves: in a
+        reference cycle the order depends on the ages of the objects.
+        """
+        finalizer = weakref.finalize(self, _close_unclosed, connections, type(self).__name__)
+        finalizer.atexit = False  # other threads may use the client until the process ends
+
+
+def new_session(settings: ClientSettings, batch_keys: int = KEYS_PER_BATCH) -> Session:
+    """Return a session for the calls of a process."""
+    return Session(
+        steady_wall(),
+        zone=settings.zone or "",
+        security=security_of(settings),
+        batch_keys=batch_keys,
+    )
+
+
+def _close_unclosed(connections: Closable, name: str) -> None:
+    """Report a client that was not closed, and close its connections."""
+    if connections.is_closed or sys.is_finalizing():  # other threads are stopped then
+        return
+    try:
+        if connections.is_open:
+            text = f"{'an' if name.startswith('A') else 'a'} {name} was never closed"
+            warnings.warn(text, ResourceWarning, stacklevel=3, source=connections)
+    finally:
+        connections.drop()
 
 
 def _flat(addresses: Sequence[str | Sequence[str]]) -> list[Any]:

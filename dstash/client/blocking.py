@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from dstash.client.admin import Admin
-from dstash.client.base import BaseClient
+from dstash.client.base import BaseClient, new_session
 from dstash.client.calls import Calls
 from dstash.client.describe import describe_cluster, describe_place
 from dstash.client.entries import check_keys, key_rounds, pair_rounds
@@ -56,7 +55,8 @@ class Client(RegisterMethods, BaseClient):
     """
 
     def _start(self) -> None:
-        self._pool = ChannelPool(self.settings, self.types, self._new_session)
+        self._pool = ChannelPool(self.settings, self.types, partial(new_session, self.settings))
+        self._close_with_client(self._pool)
 
     @property
     def _session(self) -> Session:
@@ -82,18 +82,6 @@ class Client(RegisterMethods, BaseClient):
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        pool = getattr(self, "_pool", None)  # missing if a setting was invalid
-        if pool is None or pool.is_closed or sys.is_finalizing():  # other threads are stopped then
-            return
-        try:
-            if pool.has_idle:
-                warnings.warn(
-                    "a Client was never closed", ResourceWarning, stacklevel=2, source=self
-                )
-        finally:
-            self.close()
 
     def close(self) -> None:
         """Close every connection. Calls in other threads fail; wait for them for at most 2 s."""

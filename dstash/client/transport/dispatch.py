@@ -126,8 +126,8 @@ class Dispatch:
 
     def drop(self) -> None:
         """Close every connection without waiting, from any thread."""
+        loop = self._loop if self.is_open else None
         self._closed = True
-        loop = self._loop
         if loop is None:
             return
         try:

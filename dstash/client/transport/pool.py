@@ -53,7 +53,7 @@ class ChannelPool:
     def __init__(
         self, settings: ClientSettings, types: TypeRegistry, new_session: Callable[[], Session]
     ) -> None:
-        self.is_closed = False
+        self._closed = False
         self._settings = settings
         self._types = types
         self._new_session = new_session
@@ -71,7 +71,12 @@ class ChannelPool:
         return self._state().calls
 
     @property
-    def has_idle(self) -> bool:
+    def is_closed(self) -> bool:
+        """Whether the client was closed."""
+        return self._closed
+
+    @property
+    def is_open(self) -> bool:
         """Whether there are channels to close that no call uses."""
         return bool(self._state().idle)
 
@@ -91,11 +96,15 @@ class ChannelPool:
     def close(self) -> None:
         """Close every connection. Calls in other threads fail; wait for them for at most 2 s."""
         state = self._state()
-        self.is_closed = True
+        self._closed = True
         state.close_idle()
         # A call that a signal handler interrupted in this thread cannot end before this returns.
         is_inside = threading.get_ident() in list(state.lent.values())
         state.context.close(0 if is_inside else _CLOSE_TIMEOUT_S)
+
+    def drop(self) -> None:
+        """Close every connection, from any thread."""
+        self.close()
 
     # -- inside
 
