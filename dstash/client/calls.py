@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Final, TypedDict, TypeVar
 
 from dstash.client.discovery import find_seeds
 from dstash.client.entries import entries_by_key
@@ -49,6 +49,15 @@ def steady_wall() -> Callable[[], int]:
     """Return a clock: milliseconds since 1970 that never decrease, unlike the system clock."""
     offset = time.time() - time.monotonic()
     return lambda: int((time.monotonic() + offset) * 1000)
+
+
+#: ``CLOCK_MONOTONIC`` stops while Linux is suspended: a lease that has expired would seem to last.
+_LEASE_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def steady() -> float:
+    """Return seconds of a clock that never goes back, and counts while the machine is suspended."""
+    return time.clock_gettime(_LEASE_CLOCK)
 
 
 _Read = TypeVar("_Read", bound=LookupOperation)

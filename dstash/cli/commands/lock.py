@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Annotated, Final
 
 import typer
 
 from dstash.cli import invocation
 from dstash.cli.arguments import Ttl, parse_duration
+from dstash.cli.console import signals
 from dstash.errors import UsageError
 
 _TOKEN: Final = "DSTASH_LOCK_TOKEN"  # noqa: S105  # the name of a variable
@@ -50,7 +51,8 @@ def lock(
     The variable DSTASH_LOCK_TOKEN has the fencing token of the lock; see docs/locks.md. The lock is
     renewed while the command runs. If its holder dies, it is free after --ttl (default 30 s). If
     others hold it until --wait is over, the exit code is 4. If it is lost, the exit code is 4, too,
-    and the command gets SIGTERM.
+    and the command gets SIGTERM; so it does at Ctrl-C. After 10 s, or at a second signal, it gets
+    SIGKILL.
     """
     if shutil.which(command[0]) is None:
         raise UsageError(f"there is no command {command[0]!r}")
@@ -64,22 +66,31 @@ def lock(
 
 def _run(command: list[str], environment: dict[str, str], check: Callable[[], None]) -> int:
     """Run a command and return its exit code; end it if ``check`` raises, or at a signal."""
-    with subprocess.Popen(command, env=environment) as child:  # noqa: S603  # the user's command
+    with signals.remembered() as received:
+        child = subprocess.Popen(command, env=environment)  # noqa: S603  # the user's command
         try:
-            while True:
-                with suppress(subprocess.TimeoutExpired):
-                    code = child.wait(_CHECK_INTERVAL_S)
-                    return _SIGNAL_EXIT_BASE - code if code < 0 else code
+            while _wait(child) is None and not received.numbers:
                 check()
-        except BaseException:
-            _end(child)
-            raise
+        finally:
+            _end(child, received)
+    return _SIGNAL_EXIT_BASE - child.returncode if child.returncode < 0 else child.returncode
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a command that still runs, before its lock may go to another holder."""
-    child.terminate()
+def _wait(child: subprocess.Popen[bytes]) -> int | None:
+    """Wait for the end of a command, but not for long; return its exit code if it has ended."""
     try:
-        child.wait(_GRACE_S)
+        return child.wait(_CHECK_INTERVAL_S)
     except subprocess.TimeoutExpired:
-        child.kill()
+        return None
+
+
+def _end(child: subprocess.Popen[bytes], received: signals.Remembered) -> None:
+    """End a command that still runs, before its lock may go to another holder.
+
+    It gets SIGTERM, and SIGKILL after some time, or at the second signal to this process.
+    """
+    until = time.monotonic() + _GRACE_S
+    child.terminate()
+    while _wait(child) is None:
+        if time.monotonic() >= until or len(received.numbers) > 1:
+            child.kill()

@@ -56,6 +56,38 @@ def at_prompt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class Remembered:
+    """The signals that have arrived, oldest first."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        """Remember a signal."""
+        self.numbers.append(number)
+
+
+@contextmanager
+def remembered() -> Iterator[Remembered]:
+    """Remember the signals that end a command, while the block runs; raise the first after it.
+
+    For work that an exception at any moment would break: ``subprocess`` loses a child whose start
+    is interrupted, and may wait forever for one if its ``wait`` is.
+    """
+    signals = Remembered()
+    earlier = {number: signal.getsignal(number) for number in (*_HANDLED, signal.SIGINT)}
+    ours = [number for number, handler in earlier.items() if handler is not signal.SIG_IGN]
+    for number in ours:
+        signal.signal(number, signals.take)
+    try:
+        yield signals
+    finally:
+        for number in ours:
+            signal.signal(number, earlier[number])
+        if signals.numbers:
+            signal.raise_signal(signals.numbers[0])
+
+
 @contextmanager
 def handled() -> Iterator[Ending]:
     """Handle the signals while the block runs, except those that the caller has us ignore."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
+from dstash.client.calls import steady
 from dstash.client.operations.base import Operation
 from dstash.client.registers import holding
-from dstash.client.registers.holding import FindCalls, Held, Want
+from dstash.client.registers.holding import Attempts, FindCalls, Held, Want
 from dstash.client.registers.steps import run_steps_async
 from dstash.errors import DStashError, UsageError
 
@@ -51,19 +51,31 @@ class AsyncHolding:
     @property
     def is_held(self) -> bool:
         """Whether it is held, as far as this process knows."""
-        return self._held is not None and self._held.lease.left(monotonic()) > 0
+        return self._held is not None and self._held.lease.left(steady()) > 0
 
     async def acquire(self) -> Self:
-        """Acquire it; errors as in ``Lock.acquire``."""
+        """Acquire it; errors as in ``Lock.acquire``.
+
+        If the task is cancelled, what it has acquired is released: the cancellation may take a
+        second.
+        """
         if self._held is not None:
             raise UsageError(f"{self._want.what} is held already; make another object for each use")
-        self._held = await run_steps_async(holding.acquire(self._calls(), self._want), self._run)
+        attempts = Attempts(self._calls(), self._want)
+        try:
+            self._held = await run_steps_async(holding.acquire(attempts), self._run)
+        except DStashError:
+            raise
+        except BaseException:  # cancelled: the caller does not know that there is a lock
+            with suppress(DStashError):
+                await run_steps_async(holding.abandon(attempts), self._run)
+            raise
         self._renewer = asyncio.get_running_loop().create_task(self._renew(self._held))
         return self
 
     def check(self) -> None:
         """Raise ``LockLost`` if it is not held any more."""
-        self._required().lease.check(monotonic())
+        self._required().lease.check(steady())
 
     async def release(self) -> None:
         """Release it.
@@ -85,8 +97,8 @@ class AsyncHolding:
 
     async def _renew(self, held: Held) -> None:
         lease = held.lease
-        while lease.left(monotonic()) > 0:
-            await asyncio.sleep(max(0.0, lease.due - monotonic()))
+        while lease.left(steady()) > 0:
+            await asyncio.sleep(max(0.0, lease.due - steady()))
             steps = holding.renew(self._calls(), self._want.index, held)
             await run_steps_async(steps, self._run)
 

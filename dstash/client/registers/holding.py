@@ -10,10 +10,9 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import monotonic
 from typing import Any, Final, NamedTuple
 
-from dstash.client.calls import Calls
+from dstash.client.calls import Calls, steady
 from dstash.client.operations.registers.arguments import check_version, new_ttl
 from dstash.client.operations.registers.wanted import Wanted
 from dstash.client.registers.leases import Lease, check_seconds
@@ -28,6 +27,7 @@ _HOLDER_BYTES: Final = 8
 #: Pauses between attempts: they double from the first to the longest, less a random part.
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 0.8
+_ABANDON_TIMEOUT_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Held(NamedTuple):
     lease: Lease
 
 
-class _Attempts:
+class Attempts:
     """The attempts of one acquisition."""
 
     def __init__(self, calls: Calls, want: Want) -> None:
@@ -80,22 +80,25 @@ class _Attempts:
         self.want = want
         holder = calls.session.random_bytes(_HOLDER_BYTES)
         self.value = {"holder": f"{socket.gethostname()}:{os.getpid()}", "id": holder}
-        self.until = monotonic() + want.wait
+        self.until = steady() + want.wait
+        #: The key of the latest request.
+        self.latest: Key | None = None
         #: When a request was sent of which the outcome is unknown, by key.
         self.unknown: dict[Key, float] = {}
 
-    def place(self, key: Key) -> Place:
-        """Return the register of a key; a call may take a third of its lease."""
-        return Place(self.calls, self.want.index, key, max(1.0, self.want.ttl / 3))
+    def place(self, key: Key, timeout: float | None = None) -> Place:
+        """Return the register of a key; a call may take a third of its lease, unless given."""
+        seconds = max(1.0, self.want.ttl / 3) if timeout is None else timeout
+        return Place(self.calls, self.want.index, key, seconds)
 
 
-def acquire(calls: Calls, want: Want) -> Steps[Held]:
+def acquire(attempts: Attempts) -> Steps[Held]:
     """Create one of the registers.
 
     Raises:
         Conflict: others held all of them until the wait was over.
     """
-    attempts = _Attempts(calls, want)
+    calls = attempts.calls
     number = 0
     while True:
         for key in (yield from _candidates(attempts)):
@@ -104,14 +107,14 @@ def acquire(calls: Calls, want: Want) -> Steps[Held]:
                 return held
         longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * (1 << min(number, 10)))
         pause = longest * (1 - calls.session.random_share() / 2)
-        left = attempts.until - monotonic()
+        left = attempts.until - steady()
         if left <= 0:
             raise (yield from _held_by_others(attempts))
         yield Pause(min(pause, left))
         number += 1
 
 
-def _candidates(attempts: _Attempts) -> Steps[Sequence[Key]]:
+def _candidates(attempts: Attempts) -> Steps[Sequence[Key]]:
     """Return the keys to try, in random order: of several keys, those that seem to be free."""
     want, calls = attempts.want, attempts.calls
     if len(want.keys) == 1:
@@ -119,7 +122,7 @@ def _candidates(attempts: _Attempts) -> Steps[Sequence[Key]]:
     try:
         found = yield calls.lookup(want.index, want.keys, None, Level.QUORUM)
     except (TimedOut, Unavailable):
-        if monotonic() >= attempts.until:
+        if steady() >= attempts.until:
             raise
         return []
     ours = [key for key in attempts.unknown if key in found]
@@ -127,9 +130,10 @@ def _candidates(attempts: _Attempts) -> Steps[Sequence[Key]]:
     return ours + [key for _, key in sorted(free, key=lambda pair: pair[0])]
 
 
-def _try(attempts: _Attempts, key: Key) -> Steps[Held | None]:
+def _try(attempts: Attempts, key: Key) -> Steps[Held | None]:
     """Create a register; None if it exists, or if it is not known whether it was created."""
-    asked, place, want = monotonic(), attempts.place(key), attempts.want
+    asked, place, want = steady(), attempts.place(key), attempts.want
+    attempts.latest = key
     try:
         wanted = Wanted(ChangeKind.PUT, new_ttl(want.ttl), expected=0, is_add=True)
         pairs = [(key, attempts.value)]
@@ -145,12 +149,32 @@ def _try(attempts: _Attempts, key: Key) -> Steps[Held | None]:
         del attempts.unknown[key]
     except TimedOut:
         attempts.unknown.setdefault(key, asked)
-        if monotonic() >= attempts.until:
+        if steady() >= attempts.until:
             raise
     except Unavailable:
-        if monotonic() >= attempts.until:
+        if steady() >= attempts.until:
             raise
     return None
+
+
+def abandon(attempts: Attempts) -> Steps[None]:
+    """Delete what an interrupted acquisition has created, if peers answer in a second each."""
+    latest = () if attempts.latest is None else (attempts.latest,)
+    for key in {*attempts.unknown, *latest}:
+        place = attempts.place(key, _ABANDON_TIMEOUT_S)
+        entry = yield from lookup_entry(place)
+        if entry is not None and entry.value == attempts.value:
+            yield from _delete(place, entry.version)
+
+
+def _delete(place: Place, version: int) -> Steps[Any]:
+    """Delete a register that has a version."""
+    wanted = Wanted(ChangeKind.DELETE, expected=check_version(version))
+    result: Any = yield place.calls.change(
+        "a lock", place.index, [(place.key, None)], wanted, place.timeout
+    )
+    result.raise_first()
+    return result
 
 
 def _held(want: Want, key: Key, token: int, asked: float) -> Held:
@@ -159,7 +183,7 @@ def _held(want: Want, key: Key, token: int, asked: float) -> Held:
     return Held(key, token, lease)
 
 
-def _held_by_others(attempts: _Attempts) -> Steps[Conflict]:
+def _held_by_others(attempts: Attempts) -> Steps[Conflict]:
     """Return the error for an acquisition that others prevented."""
     want = attempts.want
     text, version = f"{want.what} is held by others", 0
@@ -173,7 +197,7 @@ def _held_by_others(attempts: _Attempts) -> Steps[Conflict]:
 
 def renew(calls: Calls, index: str, held: Held) -> Steps[None]:
     """Renew a register, once; the lease says what came of it."""
-    lease, asked = held.lease, monotonic()
+    lease, asked = held.lease, steady()
     timeout = lease.left(asked)  # the request itself is repeated until then
     if timeout <= 0:
         return
@@ -186,7 +210,7 @@ def renew(calls: Calls, index: str, held: Held) -> Steps[None]:
     except DStashError as error:
         if not error.retryable:
             lease.lose(str(error))
-        lease.retry(monotonic())
+        lease.retry(steady())
     else:
         if result.version_of(held.key):
             lease.begin(asked)
@@ -201,15 +225,12 @@ def release(calls: Calls, index: str, held: Held) -> Steps[None]:
         LockLost: it was not held any more.
     """
     lease = held.lease
-    lease.check(monotonic())
-    timeout = max(1.0, lease.ttl / 3)
-    wanted = Wanted(ChangeKind.DELETE, expected=check_version(held.token))
-    result: Any = yield calls.change("a lock", index, [(held.key, None)], wanted, timeout)
+    lease.check(steady())
     try:
-        result.raise_first()
+        yield from _delete(Place(calls, index, held.key, max(1.0, lease.ttl / 3)), held.token)
     except Conflict:
         lease.lose("it expired, or was deleted")
-        lease.check(monotonic())
+        lease.check(steady())
 
 
 #: Returns the source of operations; another one after a fork.

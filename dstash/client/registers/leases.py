@@ -1,7 +1,8 @@
 """Leases: how long a holder may rely on a register with a time to live.
 
-A holder counts from before the request that created or renewed the register, on a monotonic clock.
-So its lease ends before the register does, if clocks run at the same speed.
+A holder counts from before the request that created or renewed the register, on a monotonic clock
+that also counts while the machine is suspended. So its lease ends before the register does, if
+clocks run at the same speed.
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
+from dstash.client.calls import steady
 from dstash.client.operations.base import Operation
 from dstash.client.registers import holding
-from dstash.client.registers.holding import FindCalls, Held, Want
+from dstash.client.registers.holding import Attempts, FindCalls, Held, Want
 from dstash.client.registers.steps import run_steps
 from dstash.errors import DStashError, UsageError
 
@@ -54,10 +54,12 @@ class Holding:
     @property
     def is_held(self) -> bool:
         """Whether it is held, as far as this process knows."""
-        return self._held is not None and self._held.lease.left(monotonic()) > 0
+        return self._held is not None and self._held.lease.left(steady()) > 0
 
     def acquire(self) -> Self:
         """Acquire it; the ``with`` block does so.
+
+        If it is interrupted, by Ctrl-C for instance, what it has acquired is released.
 
         Raises:
             Conflict: others held it until the wait was over.
@@ -66,17 +68,27 @@ class Holding:
         """
         if self._held is not None:
             raise UsageError(f"{self._want.what} is held already; make another object for each use")
-        self._held = run_steps(holding.acquire(self._calls(), self._want), self._run)
+        attempts = Attempts(self._calls(), self._want)
         self._stop.clear()
-        self._renewer = threading.Thread(
-            target=self._renew, args=(self._held,), name="dstash-renewer", daemon=True
-        )
-        self._renewer.start()
+        try:
+            self._held = run_steps(holding.acquire(attempts), self._run)
+            self._renewer = threading.Thread(
+                target=self._renew, args=(self._held,), name="dstash-renewer", daemon=True
+            )
+            self._renewer.start()
+        except DStashError:
+            raise
+        except BaseException:  # an interrupt: the caller does not know that there is a lock
+            self._held = None
+            self._stop.set()
+            with suppress(DStashError):
+                run_steps(holding.abandon(attempts), self._run)
+            raise
         return self
 
     def check(self) -> None:
         """Raise ``LockLost`` if it is not held any more."""
-        self._required().lease.check(monotonic())
+        self._required().lease.check(steady())
 
     def release(self) -> None:
         """Release it; the end of the ``with`` block does so.
@@ -97,8 +109,8 @@ class Holding:
 
     def _renew(self, held: Held) -> None:
         lease = held.lease
-        while lease.left(monotonic()) > 0:
-            if self._stop.wait(max(0.0, lease.due - monotonic())):
+        while lease.left(steady()) > 0:
+            if self._stop.wait(max(0.0, lease.due - steady())):
                 return
             run_steps(holding.renew(self._calls(), self._want.index, held), self._run)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from time import monotonic
+import asyncio
 from typing import Any
 
 import pytest
 
+from dstash.client.calls import steady
+from dstash.client.operations.base import Operation
 from dstash.client.registers import holding, limiting, steps
-from dstash.client.registers.holding import Held, Want, lock_want, semaphore_want
+from dstash.client.registers.async_locks import AsyncLock
+from dstash.client.registers.holding import Attempts, Held, Want, lock_want, semaphore_want
 from dstash.client.registers.limiting import limit_of
+from dstash.client.registers.locks import Lock
 from dstash.client.registers.steps import Place
 from dstash.errors import Conflict, DStashError, LimitError, LockLost, TimedOut, Unavailable
 from dstash.wire.registers import Change, ChangeKind
@@ -25,7 +29,7 @@ def home() -> Home:
 
 
 def acquire(home: Home, want: Want = JOB) -> Held:
-    return home.drive(holding.acquire(home.calls, want))
+    return home.drive(holding.acquire(Attempts(home.calls, want)))
 
 
 def release(home: Home, held: Held, want: Want = JOB) -> None:
@@ -77,7 +81,7 @@ class TestLock:
         home.expire("job")
         renew(home, held)
         with pytest.raises(LockLost, match="lock 'job' is not held any more: it expired"):
-            held.lease.check(monotonic())
+            held.lease.check(steady())
 
     def test_renewal_never_takes_the_lock_of_another_holder(self, home: Home) -> None:
         held = acquire(home)
@@ -102,8 +106,8 @@ class TestLock:
         end = held.lease.end
         home.interfere = lambda message: error
         renew(home, held)
-        held.lease.check(monotonic())
-        assert held.lease.due < monotonic() + 5
+        held.lease.check(steady())
+        assert held.lease.due < steady() + 5
         assert held.lease.end == end
 
     def test_holder_recognises_a_lock_whose_answer_was_lost(self, home: Home) -> None:
@@ -121,7 +125,47 @@ class TestLock:
         home.meanwhile = lambda: tries.append(1)
         held = acquire(home, lock_want("@locks", "job", 30, 10))
         assert entry(home).version == held.token
-        assert held.lease.left(monotonic()) <= 30
+        assert held.lease.left(steady()) <= 30
+
+    def test_interrupted_acquisition_leaves_no_lock(self, home: Home) -> None:
+        def run(operation: Operation) -> Any:
+            answer = home.run(operation)
+            if len(home.requests) == 1:
+                raise KeyboardInterrupt
+            return answer
+
+        lock = Lock(lambda: home.calls, run, JOB)
+        with pytest.raises(KeyboardInterrupt):
+            lock.acquire()
+        assert not lock.is_held
+        assert entry(home) is None
+
+    def test_interrupted_wait_leaves_the_lock_of_another_holder(self, home: Home) -> None:
+        held = acquire(home)
+        home.requests.clear()
+
+        def run(operation: Operation) -> Any:
+            answer = home.run(operation)
+            if len(home.requests) == 1:
+                raise KeyboardInterrupt
+            return answer
+
+        with pytest.raises(KeyboardInterrupt):
+            Lock(lambda: home.calls, run, JOB).acquire()
+        assert entry(home).version == held.token
+
+    def test_cancelled_acquisition_leaves_no_lock(self, home: Home) -> None:
+        async def run(operation: Operation) -> Any:
+            answer = home.run(operation)
+            if len(home.requests) == 1:
+                raise asyncio.CancelledError
+            return answer
+
+        lock = AsyncLock(lambda: home.calls, run, JOB)
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(lock.acquire())
+        assert not lock.is_held
+        assert entry(home) is None
 
 
 class TestSemaphore:
