@@ -15,7 +15,7 @@ from dstash.peer.telemetry.meters import Meters
 from dstash.store.digest import is_reapable_at
 from dstash.store.interface import Snapshot
 from dstash.store.record import (
-    ABSENT,
+    ABSENT_HEAD,
     CHECKSUM_END,
     HEAD_BYTES,
     MASK,
@@ -62,9 +62,6 @@ _REGISTER: Final = RecordFlag.REGISTER.value
 
 #: How many records are read between two checks of their size.
 _RUN: Final = 32
-
-#: Represents a missing record where only heads are compared.
-_NO_HEAD: Final = bytes(CHECKSUM_END) + ABSENT + bytes((RecordFlag.TOMBSTONE,)) + bytes(8)
 
 
 class Reader:
@@ -220,7 +217,7 @@ def digest_of(records: Sequence[bytes | None], want: int = 0) -> bytes:
     If ``want`` includes ``CONTENT``, it covers their checksums, too.
     """
     hashed = slice(0 if want & _CONTENT else CHECKSUM_END, VERSION_END)
-    absent = _NO_HEAD[hashed]
+    absent = ABSENT_HEAD[hashed]
     return xxh3_128_digest(
         b"".join([absent if record is None else record[hashed] for record in records])
     )
@@ -273,16 +270,16 @@ def _heads(
             partition = xxh3_64_intdigest(key) & MASK
             record = get(prefixes[partition] + key)  # type: ignore[operator]  # see Keyspace
             if record is None:
-                heads.append(_NO_HEAD)
+                heads.append(ABSENT_HEAD)
                 continue
             weight += len(record)
             head = record[:HEAD_BYTES]
             if not (head.endswith(PLAIN) and len(record) > HEAD_BYTES):
                 if not is_intact(record, key, space.salt):
                     corrupt.append(len(heads))
-                    head = _NO_HEAD
+                    head = ABSENT_HEAD
                 elif is_reapable_at(head, horizons[partition]):
-                    head = _NO_HEAD
+                    head = ABSENT_HEAD
             heads.append(head)
     except TypeError:
         raise space.misrouted() from None

@@ -36,6 +36,9 @@ PLAIN: Final = bytes(HEAD_BYTES - VERSION_END)
 #: Takes the place of the version of a missing or corrupt record.
 ABSENT: Final = bytes(VERSION_BYTES)
 
+#: Takes the place of the head of a missing record where only heads are compared.
+ABSENT_HEAD: Final = bytes(CHECKSUM_END) + ABSENT + bytes((RecordFlag.TOMBSTONE,)) + bytes(8)
+
 
 class Record(NamedTuple):
     """The fields of a record."""

@@ -19,8 +19,9 @@ from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.checks import Admission, Readiness
 from dstash.peer.keyspaces import Keyspaces
 from dstash.peer.telemetry.meters import Meters
+from dstash.store.digest import is_reapable_at
 from dstash.store.record import (
-    ABSENT,
+    ABSENT_HEAD,
     CHECKSUM_END,
     HEAD_BYTES,
     MASK,
@@ -30,15 +31,12 @@ from dstash.store.record import (
     is_live_head,
 )
 from dstash.store.register.ballot import SIGN
-from dstash.types import RecordFlag
 from dstash.wire import codec
 from dstash.wire.messages import Lookup, Values, Want
 from dstash.wire.protocol import is_spoken
 
 #: The fields of the header of a ``Lookup`` without a trace.
 _HEADER_FIELDS: Final = 7
-#: Represents a missing record in a digest.
-_NO_HEAD: Final = bytes(CHECKSUM_END) + ABSENT + bytes((RecordFlag.TOMBSTONE,)) + bytes(8)
 _MAX_INDEXES: Final = 32
 #: A larger record has an answer that may find no room.
 _MAX_RECORD_BYTES: Final = 64 * 1024
@@ -185,13 +183,18 @@ class ShortReads:
         record = self._local_partitions.store.get(prefix + key)
         hashed = plan.hashed
         if record is None:
-            digest = b"" if hashed is None else xxh3_128_digest(_NO_HEAD[hashed])
+            digest = b"" if hashed is None else xxh3_128_digest(ABSENT_HEAD[hashed])
             return digest, _FIRST, _NIL_VALUE if plan.has_values else _NO_VALUES
         tail = record[VERSION_END:HEAD_BYTES]
         if not HEAD_BYTES < len(record) <= _MAX_RECORD_BYTES or (
             tail != PLAIN and (tail[0] or not is_live_head(tail, now))
         ):
             return None
+        # A record that tombstone GC may drop counts as absent where only its digest is requested.
+        if tail != PLAIN and not plan.has_values:
+            horizon = self._local_partitions.horizons[number & MASK]
+            if is_reapable_at(record, horizon):
+                return None
         # The head of a plain record is not verified where only its digest is requested: if it is
         # corrupt, the digests differ.
         is_verified = plan.has_values or tail != PLAIN

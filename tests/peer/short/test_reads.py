@@ -10,7 +10,7 @@ import pytest
 from dstash.cluster.topology.drops import Drop
 from dstash.cluster.topology.view import View
 from dstash.peer.admission.authority import Authority
-from dstash.store.record import locate
+from dstash.store.record import locate, partition_of
 from dstash.version import stamp_at
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Delete, Lookup, Values
@@ -81,6 +81,16 @@ def test_other_records_are_left_to_the_dispatch(peer: Peer, key: bytes) -> None:
 def test_corrupt_plain_record_has_the_digest_of_the_dispatch(peer: Peer) -> None:
     frames = lookup(ROTTEN, want=6)
     assert short(peer, frames) == dispatched(peer, frames)
+
+
+def test_record_that_a_horizon_covers_has_the_digest_of_the_dispatch(peer: Peer) -> None:
+    frames = lookup(EXPIRING, want=6)
+    before = dispatched(peer, frames)
+    assert short(peer, frames) == before
+    # By the peer's own clock the record lives; by that of the horizon, which is ahead, it does not.
+    peer.core.local_partitions.horizons[partition_of(EXPIRING)] = stamp_at(peer.now + 60_001)
+    assert dispatched(peer, frames) != before
+    assert short(peer, frames) is None
 
 
 def test_both_paths_count_the_same(peer: Peer) -> None:
