@@ -89,6 +89,6 @@ def _import_structlog() -> None:
         return
     sys.modules["rich"] = None  # type: ignore[assignment]  # an import of it fails
     try:
-        import structlog  # noqa: F401
+        import structlog  # noqa: F401  # its import is its use
     finally:
         del sys.modules["rich"]

@@ -97,7 +97,7 @@ class DStashCluster(System):
     def _is_ready(self, number: int, url: str) -> bool:
         self.peers[number].check()
         try:
-            with urllib.request.urlopen(url, timeout=5):  # noqa: S310
+            with urllib.request.urlopen(url, timeout=5):  # noqa: S310  # HTTP, to loopback
                 return True
         except (urllib.error.URLError, OSError):
             return False

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pymemcache.client.hash import HashClient  # type: ignore[import-untyped]
+from pymemcache.client.hash import HashClient  # type: ignore[import-untyped]  # has no types
 
 from bench.stores.servers import START_SECONDS, Server, fetched
 from bench.stores.store import Pairs, Store, System

@@ -102,7 +102,7 @@ class Router:
     @property
     def has_message(self) -> bool:
         """Whether ``receive`` would return a message; faster than to find none."""
-        return bool(self.socket.getsockopt(_EVENTS) & _INPUT)  # type: ignore[operator]
+        return bool(self.socket.getsockopt(_EVENTS) & _INPUT)  # type: ignore[operator]  # it is an int
 
     def receive(self) -> Received | None:
         """Return the next message, None if there is none.

@@ -155,7 +155,7 @@ def _has_prefix(key: Any, prefix: str | bytes) -> bool:
 def _without_mode(options: ValuesOptions) -> ReadOptions:
     """Return the options that reads without values take."""
     kept: Any = {name: option for name, option in options.items() if name != "on_error"}
-    return kept  # type: ignore[no-any-return]
+    return kept  # type: ignore[no-any-return]  # the same dict
 
 
 def _elements(elements: Iterable[Any]) -> Collection[Any]:

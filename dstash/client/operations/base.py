@@ -46,7 +46,7 @@ from dstash.wire.sockets import KEY_UNKNOWN
 WINDOW: Final = 48
 
 #: Answers that contain a view.
-_VIEWS: Final = (Welcome, TopologyReply)
+VIEWS: Final = (Welcome, TopologyReply)
 
 #: Pauses between attempts.
 BACKOFF_MS: Final = (10, 30, 80, 200, 400)
@@ -365,7 +365,7 @@ class Operation(Call):
 
     def _take(self, peer: str, envelope: Envelope, now: int) -> list[Send]:
         message = envelope.message
-        if isinstance(message, _VIEWS):
+        if isinstance(message, VIEWS):
             self.session.install(message.topology, message.alive)
         if isinstance(message, Welcome):
             self.session.learn_protocol(peer, message.lowest, message.highest)

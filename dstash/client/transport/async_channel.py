@@ -250,8 +250,7 @@ class AsyncChannel:
         self._session.forget_protocol(peer)
         self._stores.pop(peer, None)
         for call in list(self._running.values()):
-            lost = call.operation.lost
-            self._step(call, lambda now, lost=lost: lost(peer, now, reason))  # type: ignore[misc]
+            self._step(call, partial(_lost, call.operation, peer, reason))
         missed = self._session.outstanding.lost(peer)
         self._post(self._session.hints(missed, self._session.wall()))
         if self._running and self._session.is_lost:
@@ -277,6 +276,11 @@ class AsyncChannel:
             for call in list(self._running.values()):
                 call.operation.fail(listener.error)
                 self._tend(call)
+
+
+def _lost(operation: Operation, peer: str, reason: str, now: int) -> list[Send]:
+    """Tell an operation at a time that a connection was lost."""
+    return operation.lost(peer, now, reason)
 
 
 def _settle(future: asyncio.Future[None], error: Exception | None) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from dstash.client.operations.base import Call, take_late_answer
+from dstash.client.operations.base import VIEWS, Call, take_late_answer
 from dstash.client.operations.reads import Decode, LookupOperation, ReadChunk
 from dstash.client.routing import Peers
 from dstash.client.session import SILENCE_MS, Send, Session
@@ -22,7 +22,7 @@ from dstash.types import Level
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope
 from dstash.wire.keys import Key
-from dstash.wire.messages import TopologyReply, Values, Want, Welcome
+from dstash.wire.messages import Values, Want
 from dstash.wire.protocol import CONTENT_DIGESTS, is_spoken
 from dstash.wire.shapes import Frame
 
@@ -31,8 +31,6 @@ _VALUES: Final = Want.VALUES.value
 _DIGEST: Final = Want.DIGEST.value
 _CONTENT: Final = Want.CONTENT.value
 
-#: Answers that contain a view.
-_VIEWS: Final = (Welcome, TopologyReply)
 #: The fields of the header of ``Values``.
 _HEADER_FIELDS: Final = 9
 
@@ -141,7 +139,7 @@ class ShortLookup(Call):
             if isinstance(message, Values) and message.answered == 1 and not message.corrupt:
                 answer = _Answer(message.digest, message.missing, message.values)
                 return self._take(peer, envelope.correlation, envelope.moment, answer, now)
-        elif self._general is None and not isinstance(message, _VIEWS):
+        elif self._general is None and not isinstance(message, VIEWS):
             self.session.heard(peer)
             return take_late_answer(self.session, peer, envelope, now)
         return self._continued().receive(peer, envelope, now)
