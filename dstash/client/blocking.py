@@ -11,7 +11,7 @@ from dstash.client.admin import Admin
 from dstash.client.base import BaseClient, new_session
 from dstash.client.calls import Calls
 from dstash.client.describe import describe_cluster, describe_place
-from dstash.client.entries import check_keys, key_rounds, pair_rounds
+from dstash.client.entries import check_keys, key_rounds, put_rounds
 from dstash.client.indexes.index import Index
 from dstash.client.operations.base import Call
 from dstash.client.operations.indexes.sizes import IndexDefaults, IndexSize, defaults_in
@@ -257,7 +257,7 @@ class Client(RegisterMethods, BaseClient):
             mode, total = OnError.parse(on_error), BatchResult()
             with total.kept_in_errors():
                 size = self._calls.keys_per_round(index, KEYS_PER_BATCH)
-                for chunk in pair_rounds(entries, size):
+                for chunk in put_rounds(entries, size):
                     total.add(self._run(self._calls.put(index, chunk, ttl, timeout, write)))
             span.note_outcome(total)
             return total.conclude(mode)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypedDict, TypeVar
 
 from dstash.client.discovery import find_seeds
-from dstash.client.entries import entries_by_key
+from dstash.client.entries import Round, entries_by_key
 from dstash.client.operations.admin import AdminOperation
 from dstash.client.operations.batch_lookup import BatchLookup
 from dstash.client.operations.batching import Item
@@ -135,7 +135,7 @@ class Calls:
     def put(
         self,
         index: str,
-        pairs: Sequence[tuple[Key, Any]],
+        pairs: Round,
         ttl: Ttl | None,
         timeout: float | None,
         write: str | Level | None,
@@ -149,7 +149,7 @@ class Calls:
         if is_register or fence is not None:
             wanted = Wanted(ChangeKind.PUT, new_ttl(ttl), check_fence(fence))
             return self.change("fence", index, list(entries.items()), wanted, timeout)
-        items = self._items(list(entries.items()))
+        items = self._items(list(entries), list(entries.values()))
         return PutOperation(
             self._session,
             self.deadline(timeout),
@@ -180,14 +180,13 @@ class Calls:
             UsageError: the index has no registers.
         """
         check_registers(index, what)
-        items = self._items(pairs)
+        items = self._items([key for key, _ in pairs], [value for _, value in pairs])
         deadline, decode = self.deadline(timeout), self._types.decode_values
         return ChangeOperation(self._session, deadline, index, items, wanted, self._ids, decode)
 
-    def _items(self, pairs: Sequence[tuple[Key, Any]]) -> list[Item]:
-        keys = [key for key, _ in pairs]
+    def _items(self, keys: Sequence[Key], values: Sequence[Any]) -> list[Item]:
         encoded = encode_keys(keys)
-        payloads = self._types.encode_entries(keys, [value for _, value in pairs])
+        payloads = self._types.encode_entries(keys, values)
         return list(zip(keys, encoded, payloads, strict=True))
 
     def delete(

@@ -15,6 +15,22 @@ _PAIRS: Final = frozenset({tuple, list})
 
 _T = TypeVar("_T")
 
+#: A part of a batch put: pairs, or a dictionary.
+Round = Sequence[tuple[Key, Any]] | dict[Any, Any]
+
+
+def put_rounds(entries: Entries, size: int) -> Iterator[Round]:
+    """Return the entries of a batch put in parts of at most ``size``.
+
+    A small dictionary is the only part: to make its pairs takes longer than to encode its keys.
+
+    Raises:
+        UsageError: ``entries`` is neither a mapping nor iterable.
+    """
+    if type(entries) is dict and 0 < len(entries) <= size:
+        return iter([entries])
+    return pair_rounds(entries, size)
+
 
 def pair_rounds(entries: Entries, size: int) -> Iterator[list[tuple[Key, Any]]]:
     """Return the (key, value) pairs of a batch in lists of at most ``size``.
@@ -68,8 +84,8 @@ def _rounds(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
         yield chunk
 
 
-def entries_by_key(pairs: Sequence[Any]) -> dict[Key, Any]:
-    """Return pairs as a dictionary.
+def entries_by_key(pairs: Round) -> dict[Key, Any]:
+    """Return entries as a new dictionary.
 
     Raises:
         UsageError: an element is no pair.

@@ -417,8 +417,7 @@ class WriteChunk(Chunk):
             acks = votes.acks - refusing
             possible = acks.union(waiting)
             if votes.is_met(acks):
-                if waiting and waits:
-                    unsure = self._unsure(places, acks)
+                if waiting and waits and (unsure := self._unsure(places, acks)):
                     places = [place for place in places if place not in unsure]
                 sends += self._store(places, acks, now) if places else []
             elif not acks and votes.refusals.shared(places[0]) and votes.is_met(votes.acks):

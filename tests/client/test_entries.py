@@ -1,0 +1,32 @@
+"""The entries of a batch put are cut into parts; a small dictionary is one part as it is."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from dstash.client.entries import entries_by_key, put_rounds
+
+
+def test_small_dictionary_is_one_part_without_pairs() -> None:
+    entries = {"a": 1, "b": 2}
+    [part] = put_rounds(entries, 2)
+    assert part is entries
+
+
+def test_large_dictionary_is_cut_into_pairs() -> None:
+    assert list(put_rounds({"a": 1, "b": 2, "c": 3}, 2)) == [[("a", 1), ("b", 2)], [("c", 3)]]
+
+
+def test_other_mapping_is_cut_into_pairs() -> None:
+    assert list(put_rounds(MappingProxyType({"a": 1}), 2)) == [[("a", 1)]]
+
+
+def test_empty_dictionary_has_no_parts() -> None:
+    assert list(put_rounds({}, 2)) == []
+
+
+def test_entries_are_copied_so_that_later_changes_do_not_count() -> None:
+    entries = {"a": 1}
+    copy = entries_by_key(entries)
+    entries["a"] = 2
+    assert copy == {"a": 1}
