@@ -2,19 +2,21 @@
 
 The keys are sent in the order of partitions (see ``routing.py``), and their values arrive in that
 order. A dictionary keeps the order in which keys were added; to add them again afterwards would
-take longer than to decode the values. So a chunk knows the places of its keys in the batch, the
-values are put into a list by place, and the dictionary is made from keys and list at once.
+take longer than to decode the values. So a chunk knows the places of its keys in its part of the
+batch, and the values are put into a list by place. When a part is complete, its keys and its list
+are added to the result, while peers work on the next part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any, Final, overload
 
 from dstash.client.operations.base import Chunk
 from dstash.client.operations.batching import chunked, interleave
 from dstash.client.operations.reads import PARTITIONS_PER_BAND, LookupOperation, ReadChunk
-from dstash.client.routing import group
+from dstash.client.routing import Peers, group
 from dstash.errors import ProtocolError
 from dstash.wire.keys import Key, encode_keys
 from dstash.wire.messages import Values
@@ -23,11 +25,33 @@ from dstash.wire.messages import Values
 _ABSENT: Final = object()
 
 
-class _Picked(Sequence[Key]):
-    """Some keys of a batch, by their places in it; looked up only where an error occurs."""
+class _Part:
+    """A part of a batch, with a value for each of its keys."""
 
-    def __init__(self, keys: Sequence[Key], places: Sequence[int]) -> None:
-        self._keys = keys
+    def __init__(self, keys: Sequence[Key]) -> None:
+        self.keys = keys
+        self.values: list[Any] = [_ABSENT] * len(keys)
+        #: The number of keys without an answer. Keys that are sent again keep it above 0.
+        self.left = len(keys)
+        self.has_missing = False
+
+    def add_to(self, found: dict[Key, Any], again: dict[Key, Any]) -> None:
+        """Add the keys that exist, in their order; ``again`` has the values of those sent again."""
+        pairs = zip(self.keys, self.values, strict=True)
+        if not self.left and not self.has_missing:
+            found.update(pairs)
+            return
+        for key, value in pairs:
+            newest = again.get(key, value) if self.left else value
+            if newest is not _ABSENT:
+                found[key] = newest
+
+
+class _Picked(Sequence[Key]):
+    """Some keys of a part, by their places in it; looked up only where an error occurs."""
+
+    def __init__(self, part: _Part, places: Sequence[int]) -> None:
+        self.part = part
         self.places = places
 
     def __len__(self) -> int:
@@ -41,57 +65,54 @@ class _Picked(Sequence[Key]):
 
     def __getitem__(self, place: int | slice) -> Key | list[Key]:
         if isinstance(place, slice):
-            return [self._keys[number] for number in self.places[place]]
-        return self._keys[self.places[place]]
+            return [self.part.keys[number] for number in self.places[place]]
+        return self.part.keys[self.places[place]]
 
 
 class BatchLookup(LookupOperation):
     """Looks up any number of distinct keys; the result has the order of ``keys``."""
 
-    _values: list[Any] | None = None
+    #: Parts that were sent and that are not in ``_result``; ``found`` has their keys sent again.
+    _parts: list[_Part]
+    _result: dict[Key, Any]
 
     def _chunks(self) -> Iterator[list[Chunk]]:
-        keys, size = self._keys, self.session.keys_per_read
-        self._values = [_ABSENT] * len(keys)
-        if self.is_linearizable:
-            yield from super()._chunks()
-            return
-        for begin in range(0, len(keys), size):
-            encoded, self._encoded = self._encoded, None
-            yield from chunked(
-                self._first_chunks(begin, encoded or encode_keys(keys[begin : begin + size]))
-            )
+        self._parts, self._result = [], {}
+        for begin in range(0, len(self._keys), self.session.keys_per_read):
+            part = _Part(self._keys[begin : begin + self.session.keys_per_read])
+            self._parts.append(part)
+            if self.is_linearizable:
+                yield from chunked(self.cut(part.keys))
+            else:
+                encoded, self._encoded = self._encoded or encode_keys(part.keys), None
+                yield from chunked(self._first_chunks(part, encoded))
 
-    def _first_chunks(self, begin: int, encoded: Sequence[bytes]) -> list[Chunk]:
-        """Return chunks for a part of the keys, of which none was sent yet.
-
-        Args:
-            begin: the place of the part in the batch.
-            encoded: its keys.
-        """
+    def _first_chunks(self, part: _Part, encoded: Sequence[bytes]) -> list[Chunk]:
+        """Return chunks for a part, of which no key was sent yet; ``encoded`` are its keys."""
         table, size = self.session.read_targets(self.level), self.keys_per_chunk()
-        places = range(begin, begin + len(encoded))
         return interleave(
             [
-                ReadChunk(
-                    self,
-                    targets,
-                    _Picked(self._keys, part := members[first : first + size]),
-                    0,
-                    [encoded[place - begin] for place in part],
-                )
+                self._first_chunk(targets, part, members[first : first + size], encoded)
                 for first in range(0, len(members), size)
             ]
-            for targets, members in group(encoded, places, table, PARTITIONS_PER_BAND).items()
+            for targets, members in group(
+                encoded, range(len(encoded)), table, PARTITIONS_PER_BAND
+            ).items()
         )
+
+    def _first_chunk(
+        self, targets: Peers, part: _Part, places: Sequence[int], encoded: Sequence[bytes]
+    ) -> ReadChunk:
+        picked = itemgetter(*places)(encoded) if len(places) > 1 else [encoded[places[0]]]
+        return ReadChunk(self, targets, _Picked(part, places), 0, picked)
 
     def deliver(self, keys: Sequence[Key], values: Values) -> None:
         """Process the answer to a look-up of ``keys``."""
-        if self._values is None or not isinstance(keys, _Picked):
+        if not isinstance(keys, _Picked):
             super().deliver(keys, values)
             return
-        decoded, places = self.decoded(keys, values), keys.places
-        found = self._values
+        decoded, places, part = self.decoded(keys, values), keys.places, keys.part
+        found = part.values
         for place, value in zip(places, decoded, strict=True):
             found[place] = value
         try:
@@ -99,21 +120,16 @@ class BatchLookup(LookupOperation):
                 found[places[number]] = _ABSENT
         except (IndexError, TypeError):
             raise ProtocolError("a peer reported a missing key that was not requested") from None
+        part.has_missing = part.has_missing or bool(values.missing)
+        part.left -= len(places)
+        while self._parts and not self._parts[0].left:
+            self._parts.pop(0).add_to(self._result, {})
 
     def result(self) -> dict[Key, Any]:
         """Return the values found."""
-        if self._values is not None and self.error is None:
-            self.found, self._values = self._in_order(self._values), None
+        if self.error is None:
+            again, self.found = self.found, self._result
+            for part in self._parts:
+                part.add_to(self.found, again)
+            self._parts = []
         return super().result()
-
-    def _in_order(self, values: Sequence[Any]) -> dict[Key, Any]:
-        """Return the values by key, in the order of the batch; ``found`` has those sent again."""
-        again = self.found
-        if not again and _ABSENT not in values:
-            return dict(zip(self._keys, values, strict=True))
-        pairs = zip(self._keys, values, strict=True)
-        return {
-            key: found
-            for key, value in pairs
-            if (found := again.get(key, value) if again else value) is not _ABSENT
-        }

@@ -54,6 +54,20 @@ def test_batch_in_several_parts_keeps_the_order(cluster: Joined) -> None:
     assert list(cluster.lookup(*KEYS)) == KEYS
 
 
+def test_missing_keys_of_a_part_are_left_out(cluster: Joined) -> None:
+    cluster.session.keys_per_read = 7
+    cluster.delete(*KEYS[8:11])
+    assert list(cluster.lookup(*KEYS)) == KEYS[:8] + KEYS[11:]
+
+
+def test_keys_of_a_part_that_are_asked_for_again_keep_their_places(cluster: Joined) -> None:
+    cluster.session.keys_per_read = 7
+    cluster.forget("b", KEYS[0])
+    cluster.forget("a", KEYS[20])
+    found = cluster.lookup(*KEYS, level="all")
+    assert list(found.items()) == [(key, key.upper()) for key in KEYS]
+
+
 def test_keys_of_a_chunk_are_those_of_its_places(cluster: Joined) -> None:
     decode = TYPES.decode_values
     operation = BatchLookup(cluster.session, cluster.now + 5000, "i", KEYS, Level.QUORUM, decode)
