@@ -24,6 +24,7 @@ class Call:
     ``kind`` and ``argument``: ``read``; ``put`` (value; answers None); ``add`` (value; whether it
     was absent); ``swap`` (value; the value before); ``compare`` ((expected, value); whether it was
     as expected); ``increment`` (amount; the value after); ``delete`` (whether it existed).
+    ``version``: the version of the value that it stored; 0 if it stored none, or that is unknown.
     """
 
     began: float
@@ -31,6 +32,7 @@ class Call:
     kind: str
     argument: Any = None
     answer: Any = UNKNOWN
+    version: int = 0
 
     @property
     def is_unknown(self) -> bool:

@@ -1,8 +1,9 @@
-"""The checker of histories, compared with trying every order."""
+"""The two checkers of histories, compared with each other and with trying every order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations, permutations
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.harness.linearizability import UNKNOWN, Call, effect, is_linearizable
+from tests.harness.replay import contradiction
 
 values = st.integers(1, 3)
 kinds = st.one_of(
@@ -109,3 +111,85 @@ def test_history_of_sequential_calls_is_accepted(history: list[Call]) -> None:
 )
 def test_history_is_judged(history: list[Call], expected: bool) -> None:
     assert is_linearizable(history) is expected
+
+
+def versioned(history: Sequence[Call], versions: Sequence[int]) -> list[Call]:
+    """Give a version to each call that stored a value."""
+    return [
+        replace(call, version=version) if stores(call) else call
+        for call, version in zip(history, versions, strict=False)
+    ]
+
+
+def stores(call: Call) -> bool:
+    """Whether a call is known to have stored a value, or to have deleted one."""
+    if call.is_unknown or call.kind == "read":
+        return False
+    return call.kind in ("put", "swap", "increment") or call.answer is True
+
+
+def in_order(history: Sequence[Call]) -> list[Call]:
+    """Give versions that grow with the places of the calls."""
+    return versioned(history, range(1, len(history) + 1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(likely_histories())
+def test_replay_explains_the_order_that_made_the_history(history: list[Call]) -> None:
+    assert contradiction(in_order(history)) == ""
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(calls(), max_size=5) | likely_histories(), st.permutations(range(1, 6)))
+def test_replayed_history_without_unknown_outcomes_is_linearizable(
+    history: list[Call], versions: list[int]
+) -> None:
+    known = [call for call in history if not call.is_unknown]
+    if contradiction(versioned(known, versions)) == "":
+        assert is_linearizable(known)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(calls(), min_size=1, max_size=4) | likely_histories())
+def test_linearizable_history_is_explained_by_some_order_of_versions(
+    history: list[Call],
+) -> None:
+    known = [call for call in history if not call.is_unknown]
+    numbers = range(1, len(known) + 1)
+    explained = any(
+        contradiction(versioned(known, versions)) == "" for versions in permutations(numbers)
+    )
+    assert explained == is_linearizable(known)
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        ([Call(0, 1, "put", 1, None, 5), Call(2, 3, "put", 2, None, 5)], "have the same version"),
+        (
+            [Call(0, 1, "put", 1, None, 6), Call(2, 3, "put", 2, None, 5)],
+            "with a lower version began",
+        ),
+        (
+            [Call(0, 1, "put", 1, None, 5), Call(2, 3, "swap", 2, 3, 6)],
+            "does not fit to the version",
+        ),
+        ([Call(0, 1, "put", 1, None, 5), Call(2, 3, "read", None, None)], "fits nowhere"),
+        # Reads that see two values in turn, of which each was stored once.
+        (
+            [
+                Call(0, 1, "put", 1, None, 5),
+                Call(0, 9, "put", 2, None, 6),
+                Call(2, 3, "read", None, 2),
+                Call(4, 5, "read", None, 1),
+            ],
+            "fits nowhere",
+        ),
+        # A read sees what an unknown call may have stored, and not what began later.
+        ([Call(0, 1, "put", 1), Call(2, 3, "read", None, 1)], ""),
+        ([Call(4, 5, "put", 1), Call(2, 3, "read", None, 1)], "fits nowhere"),
+    ],
+)
+def test_replay_judges(history: list[Call], expected: str) -> None:
+    found = contradiction(history)
+    assert expected in found if expected else not found

@@ -148,9 +148,9 @@ class RegisterCalls:
             "swap": result.values.get(key),
             "increment": result.values.get(key),
         }
-        self._note(began, key, kind, argument, answers[kind])
+        version = result.versions.get(key, 0)
+        self._note(began, key, kind, argument, answers[kind], version)
         if is_applied:
-            version = result.versions[key]
             step = Step(began, self._now(), version)
             self._world.history.steps.setdefault(key, []).append(step)
             value = argument[1] if kind == "compare" else argument
@@ -158,8 +158,10 @@ class RegisterCalls:
             if kind == "delete":
                 del self._seen[key]
 
-    def _note(self, began: int, key: str, kind: str, argument: Any, answer: Any) -> None:
-        call = Call(began, self._now(), kind, argument, answer)
+    def _note(
+        self, began: int, key: str, kind: str, argument: Any, answer: Any, version: int = 0
+    ) -> None:
+        call = Call(began, self._now(), kind, argument, answer, version)
         self._world.history.registers.setdefault(key, []).append(call)
         shown = "?" if call.is_unknown else repr(answer)
         text = f"{self._client.name} {kind} {argument!r} -> {shown} (since {began / 1e6:.6f})"

@@ -30,6 +30,7 @@ from dstash.wire.registers.consensus import Accept
 from tests.harness.joined import Joined
 from tests.harness.linearizability import Call, is_linearizable
 from tests.harness.registers import Callers, Sent, blobs
+from tests.harness.replay import contradiction
 
 ONE, TWO = b"\x01", b"\x02"
 
@@ -353,6 +354,7 @@ class TestHistories:
         history = History(seed)
         history.run()
         assert is_linearizable(history.calls)
+        assert contradiction(history.calls) == ""
         assert sum(not call.is_unknown for call in history.calls) > 8
 
 
@@ -435,7 +437,8 @@ class History:
             "increment": value,
             "delete": is_applied,
         }
-        self.calls.append(Call(began, self._joined.now, kind, argument, answers[kind]))
+        version = result.version if is_applied else 0
+        self.calls.append(Call(began, self._joined.now, kind, argument, answers[kind], version))
 
     def _note(self, began: int, kind: str, argument: Any) -> None:
         self.calls.append(Call(began, self._joined.now, kind, argument))
