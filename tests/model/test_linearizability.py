@@ -125,7 +125,7 @@ def stores(call: Call) -> bool:
     """Whether a call is known to have stored a value, or to have deleted one."""
     if call.is_unknown or call.kind == "read":
         return False
-    return call.kind in ("put", "swap", "increment") or call.answer is True
+    return call.kind in ("put", "swap", "increment") or call.answer == 1  # or True, its equal
 
 
 def in_order(history: Sequence[Call]) -> list[Call]:
