@@ -14,6 +14,7 @@ from dstash import log
 from dstash.config import load_peer, unknown_variables
 from dstash.errors import DStashError, UsageError
 from dstash.peer.daemon import Daemon
+from dstash.peer.supervision.allocator import keep_freed_memory
 
 _log = structlog.get_logger("dstash.peer")
 
@@ -68,6 +69,7 @@ def serve(
         )
     # With the default interval, a commit of thousands of records would delay look-ups too long.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    keep_freed_memory()
     Daemon(settings).run()
 
 
