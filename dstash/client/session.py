@@ -293,8 +293,12 @@ class Session:
         self._protocols.pop(peer, None)
 
     def suspect(self, peer: str, now: int) -> None:
-        """Mark a peer as suspect until it answers again."""
-        self._suspects.setdefault(peer, now + PROBE_MS)
+        """Mark a member as suspect until it answers again.
+
+        Other peers, such as a silent seed, are never pinged, so they would remain suspect.
+        """
+        if self.view is not None and peer in self.view.members:
+            self._suspects.setdefault(peer, now + PROBE_MS)
 
     def is_suspect(self, peer: str) -> bool:
         """Whether a peer is suspect."""
@@ -382,12 +386,15 @@ class Session:
         is_same = current is not None and current.topology.cluster_id == fresh.cluster_id
         if current is not None and is_same and fresh.epoch < current.epoch:
             return
-        self._drop_clocks(fresh)
+        self._forget_others(fresh)
         self.view = View(fresh, frozenset(alive) if alive else (current or View(fresh)).alive)
 
-    def _drop_clocks(self, topology: Topology) -> None:
-        """Drop the clocks of peers that are no members: they must not outvote those of members."""
+    def _forget_others(self, topology: Topology) -> None:
+        """Forget peers that are no members: their clocks must not outvote those of members."""
         members = {member.id for member in topology.members}
+        suspects = list(self._suspects.items())
+        if not members.issuperset(peer for peer, _ in suspects):
+            self._suspects = {peer: due for peer, due in suspects if peer in members}
         if not members.issuperset(self._offsets):
             self._offsets = {peer: ms for peer, ms in self._offsets.items() if peer in members}
         if not members.issuperset(self._skews):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -135,6 +136,20 @@ def test_client_with_a_suspect_peer_makes_no_short_calls(cluster: Cluster) -> No
     cluster.session.suspect("b", cluster.now)
     call = cluster.look_up()
     assert (call.result(), was_short(call)) == ({"k": "value"}, False)
+
+
+def test_silent_seed_does_not_prevent_short_calls(cluster: Cluster) -> None:
+    cluster.session.suspect("tcp://elsewhere:1", cluster.now)
+    assert was_short(cluster.look_up())
+
+
+def test_removed_suspect_does_not_prevent_short_calls(cluster: Cluster) -> None:
+    cluster.session.suspect("c", cluster.now)
+    left = tuple(member for member in cluster.topology.members if member.id != "c")
+    smaller = replace(cluster.topology.next(), members=left)
+    cluster.install(smaller, "a", "b")
+    cluster.session.install(smaller.encode(), ["a", "b"])
+    assert was_short(cluster.look_up(level="one"))
 
 
 def test_stale_epoch_is_learnt(cluster: Cluster) -> None:
