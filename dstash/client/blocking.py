@@ -118,7 +118,7 @@ class Client(RegisterMethods, BaseClient):
             TimedOut: the value may or may not be stored; the text says why.
         """
         with self._tracing.call("put", index):
-            put = self._calls.put(index, [(key, value)], ttl, timeout, write, fence)
+            put = self._calls.short_put(index, key, value, ttl, timeout, write, fence)
             self._run(put).raise_first()
 
     def lookup(
@@ -154,7 +154,7 @@ class Client(RegisterMethods, BaseClient):
         In an index that begins with ``@``, ``version`` and ``fence`` are as in ``compare_and_set``.
         """
         with self._tracing.call("delete", index):
-            delete = self._calls.delete(index, [key], timeout, write, version, fence)
+            delete = self._calls.short_delete(index, key, timeout, write, version, fence)
             result = self._run(delete)
             result.raise_first()
             return bool(result.deleted)

@@ -27,6 +27,7 @@ from dstash.client.operations.registers.request_ids import RequestIds
 from dstash.client.operations.registers.wanted import Wanted
 from dstash.client.operations.scans import DiscoverOperation, RepairOperation, StatusOperation
 from dstash.client.operations.short.lookup import ShortLookup
+from dstash.client.operations.short.write import ShortDelete, ShortPut
 from dstash.client.operations.walks import Request, Walk, walk_for
 from dstash.client.operations.writes import DeleteOperation, PutOperation, TouchOperation
 from dstash.client.results import ChangeResult, Entry, undecodable_error
@@ -159,6 +160,24 @@ class Calls:
             milliseconds,
         )
 
+    def short_put(
+        self,
+        index: str,
+        key: Key,
+        value: Any,
+        ttl: Ttl | None,
+        timeout: float | None,
+        write: str | Level | None,
+        fence: int | None = None,
+    ) -> ShortPut | ChangeOperation | PutOperation:
+        """Return the call that stores one value."""
+        if fence is not None or check_name(index):
+            return self.put(index, [(key, value)], ttl, timeout, write, fence)
+        milliseconds = check_ttl(ttl)
+        level = self.write_level(write)
+        [item] = self._items([key], [value])
+        return ShortPut(self._session, self.deadline(timeout), index, level, item, milliseconds)
+
     def change(
         self,
         what: str,
@@ -209,6 +228,22 @@ class Calls:
         coded = zip(keys, encode_keys(keys), strict=True)
         items = [(key, encoded, b"") for key, encoded in coded]
         return DeleteOperation(self._session, self.deadline(timeout), index, level, items)
+
+    def short_delete(
+        self,
+        index: str,
+        key: Key,
+        timeout: float | None,
+        write: str | Level | None,
+        version: int | None = None,
+        fence: int | None = None,
+    ) -> ShortDelete | ChangeOperation | DeleteOperation:
+        """Return the call that deletes one key."""
+        if version is not None or fence is not None or check_name(index):
+            return self.delete(index, [key], timeout, write, version, fence)
+        level = self.write_level(write)
+        item = (key, encode_key(key), b"")
+        return ShortDelete(self._session, self.deadline(timeout), index, level, item)
 
     def touch(
         self,

@@ -85,6 +85,10 @@ class OutstandingWrites:
         ]
         return [missed._replace(keys=Frame(codec.pack_blobs(valid)))] if valid else []
 
+    def acked(self, correlation: int) -> bool:
+        """Process a late ack of all keys; return whether the request was remembered."""
+        return bool(self._waiting) and bool(self._take((correlation,)))
+
     def lost(self, peer: str) -> list[Missed]:
         """Record that the connection to a replica broke; return the writes it may have missed."""
         waiting = list(self._waiting.items())

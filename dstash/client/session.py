@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from dstash.client.outstanding import Missed, OutstandingWrites
 from dstash.client.routing import (
@@ -38,7 +38,7 @@ from dstash.version import (
 )
 from dstash.wire.codec import pack_header
 from dstash.wire.envelope import Envelope, encode
-from dstash.wire.messages import Hello, Lookup, Ping, TopologyRequest
+from dstash.wire.messages import Hello, Ping, TopologyRequest
 from dstash.wire.protocol import LOWEST_PROTOCOL, common_protocol
 from dstash.wire.replication import Hint
 from dstash.wire.shapes import Message
@@ -421,16 +421,20 @@ class Session:
             kept = self._read_tables[level] = _ReadTable(view, suspect, lagging, table)
         return kept.targets
 
-    def calm_table(self, level: Level, now: int) -> list[Peers] | None:
-        """Return the peers to read from, by partition, if all is well; else None.
+    def calm_view(self, now: int) -> View | None:
+        """Return the view if all is well, else None.
 
-        It is None while a peer is suspect or lagging, while writes lack an overdue answer, and
-        before the cluster is found.
+        It is None while a peer is suspect, while writes lack an overdue answer, and before the
+        cluster is found.
         """
-        view = self.view
-        if view is None or self._suspects or self._lagging:
+        if self._suspects or (self.outstanding and self.outstanding.is_overdue(now)):
             return None
-        if self.outstanding and self.outstanding.is_overdue(now):
+        return self.view
+
+    def calm_table(self, level: Level, now: int) -> list[Peers] | None:
+        """Return the peers to read from, by partition, if all is well and no peer is lagging."""
+        view = self.calm_view(now)
+        if view is None or self._lagging:
             return None
         kept = self._read_tables.get(level)
         if kept is None or kept.view is not view or kept.suspect or kept.lagging:
@@ -482,23 +486,30 @@ class Session:
         """Return a correlation id that this client has not used before."""
         return next(self._correlations)
 
-    def lookup_frames(
-        self, peer: str, correlation: int, deadline: int, index: str, want: int, keys: bytes
-    ) -> list[bytes]:
-        """Return the frames of a ``Lookup``, the same as those of ``request``.
+    def short_request(
+        self,
+        peer: str,
+        correlation: int,
+        deadline: int,
+        epoch: int,
+        kind: int,
+        fields: tuple[Any, ...],
+        body: tuple[bytes, ...],
+    ) -> Send:
+        """Return what ``request`` returns, without the objects of message and envelope.
 
         Args:
             peer: to send it to.
             correlation: its correlation id.
             deadline: in milliseconds by the clock of this machine.
-            index: of the keys.
-            want: what it requests.
-            keys: its body frame.
+            epoch: of the view that it was routed by.
+            kind: of the message.
+            fields: of the message, without those that are omitted.
+            body: its body frames.
         """
         protocol = self._protocols.get(peer, LOWEST_PROTOCOL)
-        moment = self.peer_time(peer, deadline)
-        header = (protocol, Lookup.KIND, correlation, self.epoch, moment, index, want)
-        return [pack_header(header), keys]
+        header = (protocol, kind, correlation, epoch, self.peer_time(peer, deadline), *fields)
+        return Send(peer, [pack_header(header), *body], correlation)
 
     def request(
         self,

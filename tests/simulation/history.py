@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dstash.client.operations.batching import Item
+from dstash.client.operations.short.write import ShortPut, ShortWrite
 from dstash.client.operations.writes import WriteChunk, WriteOperation
 from dstash.client.results import BatchResult
+from dstash.client.session import Send
 from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.errors import DStashError, TimedOut
 from dstash.store.record import Record, open_record
@@ -179,8 +181,11 @@ class History:
         return counts
 
 
-def follow(operation: WriteOperation, writes: dict[Key, Write]) -> None:
+def follow(operation: WriteOperation | ShortWrite, writes: dict[Key, Write]) -> None:
     """Record the versions under which the items of a write are sent and acked."""
+    if isinstance(operation, ShortWrite):
+        _follow_short(operation, writes)
+        return
     message, settle = operation.message, operation.settle
 
     def noting_message(
@@ -211,6 +216,39 @@ def follow(operation: WriteOperation, writes: dict[Key, Write]) -> None:
 
     operation.message = noting_message  # type: ignore[assignment]
     operation.settle = noting_settle  # type: ignore[method-assign]
+
+
+def _follow_short(call: ShortWrite, writes: dict[Key, Write]) -> None:
+    """Record the version under which a short call sends and acks its item.
+
+    The operation that continues the call is followed like any other.
+    """
+    [write] = writes.values()
+    more, end, operation = call.more, call._end, call.operation
+
+    def noting_more(now: int) -> list[Send]:
+        was_sent = bool(call.version)
+        settings = call.session.known_view().index_settings.get(call.index)
+        sends = more(now)
+        if call.version and not was_sent:
+            write.versions.append(call.version)
+            if isinstance(call, ShortPut):
+                settings = settings or IndexSettings(call.index)
+                write.expiries.add((call.version, settings.expiry(call.version, call.expiry)))
+        return sends
+
+    def noting_end(now: int) -> list[Send]:
+        write.acked = call.version
+        return end(now)
+
+    def followed_operation() -> WriteOperation:
+        general = operation()
+        follow(general, writes)
+        return general
+
+    call.more = noting_more  # type: ignore[method-assign]
+    call._end = noting_end  # type: ignore[method-assign]
+    call.operation = followed_operation  # type: ignore[method-assign]
 
 
 def conclude(

@@ -10,6 +10,7 @@ import msgpack
 from dstash.client.operations.base import Call as ClientCall
 from dstash.client.operations.reads import ExistsOperation, RecordOperation
 from dstash.client.operations.short.lookup import ShortLookup
+from dstash.client.operations.short.write import ShortWrite
 from dstash.client.operations.walks import Request
 from dstash.client.operations.writes import ApplyOperation, WriteOperation
 from dstash.errors import DStashError
@@ -149,11 +150,11 @@ class Workload:
 
     def _batch_put(self) -> Script:
         index, keys = self._places()
-        yield from self._write("put", index, keys, self._level())
+        yield from self._write("put", index, keys, self._level(), is_batch=True)
 
     def _batch_delete(self) -> Script:
         index, keys = self._places()
-        yield from self._write("delete", index, keys, self._level())
+        yield from self._write("delete", index, keys, self._level(), is_batch=True)
 
     def _lookup(self) -> Script:
         index, key = self._place()
@@ -267,6 +268,7 @@ class Workload:
         level: Level,
         ttl: float | None = None,
         *,
+        is_batch: bool = False,
         must_work: bool = False,
     ) -> Script:
         values: dict[Key, Any] = {key: self._value() if kind == "put" else None for key in keys}
@@ -276,11 +278,13 @@ class Workload:
             )
             for key in keys
         }
-        operation: WriteOperation
-        if kind == "put":
+        operation: WriteOperation | ShortWrite
+        if is_batch and kind == "put":
             operation = self._calls.put(index, list(values.items()), ttl, self._timeout, level)
-        else:
+        elif is_batch:
             operation = self._calls.delete(index, keys, self._timeout, level)
+        else:
+            operation = self._short_write(kind, index, values, ttl, level)
         yield from self._run_write(operation, writes)
         if must_work:
             for write in writes.values():
@@ -288,7 +292,17 @@ class Workload:
                     text = f"{self._client.name} cannot write any more: {write.error}"
                     self._world.history.broken.append(text)
 
-    def _run_write(self, operation: WriteOperation, writes: dict[str, Write]) -> Script:
+    def _short_write(
+        self, kind: str, index: str, values: dict[Key, Any], ttl: float | None, level: Level
+    ) -> ShortWrite:
+        [(key, value)] = values.items()
+        if kind == "put":
+            return self._calls.short_put(index, key, value, ttl, self._timeout, level)
+        return self._calls.short_delete(index, key, self._timeout, level)
+
+    def _run_write(
+        self, operation: WriteOperation | ShortWrite, writes: dict[str, Write]
+    ) -> Script:
         follow(operation, writes)  # type: ignore[arg-type]  # a str is a Key
         result, error = yield operation
         conclude(writes, result, error, self._now())  # type: ignore[arg-type]

@@ -215,6 +215,7 @@ class Operation(Call):
             requests: peer by correlation id, of the requests without an answer so far.
             sent: when they were sent, in milliseconds.
         """
+        self._source = iter(())
         self._exhausted = True
         self._open.add(chunk)
         for correlation, peer in requests.items():

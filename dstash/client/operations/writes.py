@@ -226,8 +226,11 @@ class PutOperation(WriteOperation):
     def renew(self) -> None:
         """Compute the expiry from the current clock readings."""
         if self.ttl is not None:
-            self._offset = self.session.offset
-            self.expiry = self.session.cluster_time() + self.ttl
+            self.expire_at(self.session.cluster_time() + self.ttl, self.session.offset)
+
+    def expire_at(self, expiry: int, offset: int) -> None:
+        """Take an expiry, and how far the cluster clock was ahead when it was computed."""
+        self.expiry, self._offset = expiry, offset
 
     @property
     def is_outdated(self) -> bool:
@@ -359,18 +362,28 @@ class WriteChunk(Chunk):
         """Send to every replica that has not acked; reroute if the view has changed."""
         if self.operation.session.epoch > self.epoch:
             return self._reroute(self.version, now)
-        if self._message is None:
-            keys = self._keys = Frame(codec.pack_blobs(list(map(encoded_of, self.items))))
-            self._message = self.operation.message(
-                self.version, self.items, keys, self._versions.earlier.refused
-            )
+        message = self._request()
         if self._begun and self._votes.waiting():
             self.indeterminate = True  # sent twice, so one answer does not settle it
         self._begun = True
         waiting = [peer for peer in self.targets.peers if peer not in self._votes.acks]
         self._votes.failed.clear()
         self._paused = False
-        return [self.operation.ask(peer, self, self._message, now) for peer in waiting]
+        return [self.operation.ask(peer, self, message, now) for peer in waiting]
+
+    def resume(self, settings: IndexSettings | None) -> None:
+        """Continue with requests that a short call has sent under these settings."""
+        self._settings = settings
+        self._request()
+        self._begun = True
+
+    def _request(self) -> Message:
+        if self._message is None:
+            self._keys = Frame(codec.pack_blobs(list(map(encoded_of, self.items))))
+            self._message = self.operation.message(
+                self.version, self.items, self._keys, self._versions.earlier.refused
+            )
+        return self._message
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
         """Process an ack: of all items, except those that the replica refused."""

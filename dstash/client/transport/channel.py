@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from dstash.client.operations.base import Call
-from dstash.client.operations.short.lookup import ShortLookup
+from dstash.client.operations.short.call import ShortCall
 from dstash.client.session import Send, Session
 from dstash.client.sightings import Sighting
 from dstash.errors import DStashError, ProtocolError
@@ -51,9 +51,10 @@ class Channel:
         operation.stores = self._stores
         self._running.append(operation)
         try:
-            if isinstance(operation, ShortLookup):
+            if isinstance(operation, ShortCall):
                 self._drive_short(operation)
-            self._drive(operation, find)
+            if not operation.done:
+                self._drive(operation, find)
         finally:
             self._running.pop()
         return operation.result()
@@ -71,7 +72,7 @@ class Channel:
             if not operation.done:
                 self._pump(operation, 0 if operation.hungry else None)
 
-    def _drive_short(self, call: ShortLookup) -> None:
+    def _drive_short(self, call: ShortCall) -> None:
         """Drive a short call until it is done, or until an operation has taken it over."""
         self._send(call.more(self._session.wall()), call)
         while call.is_running_short:
@@ -81,7 +82,7 @@ class Channel:
             if call.is_running_short and (now := self._session.wall()) >= call.wakeup():
                 self._send(call.tick(now), call)
 
-    def _take_message(self, ready: Any, call: ShortLookup) -> None:
+    def _take_message(self, ready: Any, call: ShortCall) -> None:
         if call.done:
             return  # the next call reads the rest
         event = self._links.message_from(ready)
@@ -135,7 +136,7 @@ class Channel:
 
     def _receive(self, peer: str, parts: list[bytes]) -> None:
         last = self._running[-1]
-        if isinstance(last, ShortLookup):
+        if isinstance(last, ShortCall):
             sends = last.receive_frames(peer, parts, self._session.wall())
             if sends is not None:
                 self._send(sends, last)
