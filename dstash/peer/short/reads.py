@@ -117,7 +117,7 @@ class ShortReads:
             return None
         body = parts[1]
         # One byte string of up to 255 bytes (msgpack's bin 8) in an array.
-        if body[:2] != b"\x91\xc4" or len(body) != 3 + body[2] or len(body) == 3:
+        if len(body) <= 3 or body[:2] != b"\x91\xc4" or len(body) != 3 + body[2]:
             return None
         try:
             header = codec.unpack_header(parts[0])

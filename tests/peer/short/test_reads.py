@@ -126,10 +126,12 @@ def test_both_paths_count_the_same(peer: Peer) -> None:
             )
         ),
         [b"", b"\x91\xc4\x01k"],
+        [b"", b"\x91\xc4"],
+        [b"", b"\x91\xc4\x00"],
         [b"\x97" + b"\xff" * 7, b"\x91\xc4\x01k"],
         [*lookup(LIVE), b"third"],
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_other_requests_are_left_to_the_dispatch(peer: Peer, frames: list[bytes]) -> None:
     dispatched(peer, lookup(LIVE))
