@@ -25,6 +25,8 @@ def overlap(terms: Terms, read: Level, write: Write, until: int) -> bool:
     """
     if write.level is Level.ONE and not keeps_one(terms, write, until):
         return False
+    if write.kind == "drop":  # acked when no quorum of a partition serves reads without it
+        return read.needed(terms.replicas) >= Level.QUORUM.needed(terms.replicas)
     return read.needed(terms.replicas) + write.level.needed(terms.replicas) > terms.replicas
 
 
