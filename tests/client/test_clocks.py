@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -190,6 +191,34 @@ class TestFutureVersions:
             joined.session = session_of(joined, a=0, b=0, c=0)
             joined.session.suspect(avoided, joined.now + 10**9)
             assert joined.lookup("k", level=level) == {"k": "old"}
+
+    def test_record_that_a_higher_record_may_have_replaced_is_read(self) -> None:
+        """It was acked by two replicas; one of them has accepted a higher record since then."""
+        joined = joined_at_rest()
+        pass_time(joined)
+        joined.put({"k": "old"})
+        joined.alter("a", "k", lambda record: at(joined, record, joined.now + HOUR, "acked"))
+        joined.alter("b", "k", lambda record: at(joined, record, joined.now + 2 * HOUR, "higher"))
+        for avoided in "abcabc":
+            joined.session = session_of(joined, a=0, b=0, c=0)
+            joined.session.suspect(avoided, joined.now + 10**9)
+            assert joined.lookup("k") == {"k": "acked"}
+
+    @pytest.mark.parametrize("is_waived", [False, True])
+    def test_record_that_a_lost_store_may_have_held_is_read(self, is_waived: bool) -> None:
+        joined = joined_at_rest()
+        pass_time(joined)
+        joined.put({"k": "old"})
+        joined.alter("a", "k", lambda record: at(joined, record, joined.now + HOUR, "future"))
+        lost = replace(joined.topology.members[1], synced=False)
+        if is_waived:
+            lost = replace(lost, waived=lost.store_id)
+        members = (joined.topology.members[0], lost, joined.topology.members[2])
+        joined.topology = replace(joined.topology, epoch=6, members=members)
+        joined.down = {"b"}
+        joined.install(joined.topology)
+        joined.session = session_of(joined, a=0, c=0)
+        assert joined.lookup("k") == {"k": "old" if is_waived else "future"}
 
     def test_put_replaces_record_from_the_future(self) -> None:
         joined = joined_at_rest()

@@ -93,6 +93,8 @@ class Reconciliation(Chunk):
         self._repairing: dict[str, list[int]] = {}
         #: Newest records, with their positions, that a replica rejected as future.
         self._refused: set[tuple[int, bytes]] = set()
+        #: Replicas whose record was excluded, by position. It had won over all other records.
+        self._excluded: dict[int, set[str]] = {}
         #: Replicas whose disks have no space for the newest record, by position.
         self._full: dict[int, set[str]] = {}
         #: How many replicas hold a corrupt record, by position.
@@ -185,8 +187,8 @@ class Reconciliation(Chunk):
     def _settle_or_deliver(self, now: int) -> list[Send]:
         """Deliver, unless repairs are pending or the newest records must be picked again.
 
-        A future record that a quorum of replicas hold counts as valid. Any other future record must
-        not supersede an older write, because the next read may not find it.
+        A future record that a quorum of replicas may have accepted counts as valid. Any other
+        future record must not supersede an older write, because the next read may not find it.
         """
         if self._repairing:
             return []
@@ -216,11 +218,25 @@ class Reconciliation(Chunk):
         return len(holders) < Level.QUORUM.needed(replicas)
 
     def _withdraw(self, place: int, record: bytes) -> bool:
-        """Exclude a record unless a quorum hold it; return whether it was excluded."""
-        holders = [peer for peer, records in self._records.items() if records[place] == record]
-        replicas = len(self.operation.session.replicas_of(self.encoded[place]))
-        if len(holders) >= Level.QUORUM.needed(replicas):
+        """Exclude a record unless a quorum may have accepted it; return whether it was excluded.
+
+        A higher record may have taken its place on a replica. A replica whose record is corrupt, or
+        that was not asked because it lacks data, may have had it.
+        """
+        holders = {peer for peer, records in self._records.items() if records[place] == record}
+        excluded = self._excluded.setdefault(place, set())
+        view = self.operation.session.known_view()
+        replicas = self.operation.session.replicas_of(self.encoded[place])
+        unknown = [
+            peer
+            for peer in replicas
+            if place in self._corrupt_at.get(peer, ())
+            or (peer not in self.peers and not view.members[peer].is_waived)
+        ]
+        possible = len(holders | excluded) + len(unknown)
+        if possible >= Level.QUORUM.needed(len(replicas)):
             return False
+        excluded |= holders
         for peer in holders:
             self._records[peer][place] = None
         return bool(holders)

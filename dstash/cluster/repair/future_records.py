@@ -6,14 +6,19 @@ a record had come, the replicas would differ until then, and the record would th
 later writes. So a peer that holds certainly future records (see ``ClusterClock``) asks the other
 replicas for their record of each key, and acts on the replies:
 
-- A quorum of replicas holds this very record. Its write may have been acked, and no later write
-  was, because that would have replaced it on one of them (a write of a client replaces a future
-  record). The record gets a stamp just above those on the other replicas.
-- No quorum can hold it. It is replaced by a record of another replica that was written after the
-  horizon. If there is none, it gets the lowest accepted stamp, just above the horizon, so that any
-  later write wins. It was itself written after the horizon: otherwise the replicas would have
-  differed and would not have agreed on that horizon.
-- Too few replicas reply to decide. The record stays, and is examined again later.
+- It can be the last acked write: so many replicas hold it, or a record that wins over it and may
+  have taken its place, that a quorum may have accepted it. No later write was acked, because that
+  would have replaced it on one of them (a write of a client replaces a future record). The record
+  gets a stamp just above those on the other replicas. Lower future records are replaced before, so
+  that they cannot win over the new stamp.
+- A record of another replica that wins over this one can be the last acked write. This one is
+  replaced, as below.
+- No quorum can have accepted it. It is replaced by a record of another replica that was written
+  after the horizon. If there is none, it gets the lowest accepted stamp, just above the horizon, so
+  that any later write wins. It was itself written after the horizon: otherwise the replicas would
+  have differed and would not have agreed on that horizon.
+- Too few replicas reply to decide. The record stays, and is examined again later. A replica that
+  has lost its data (and is streamed again) is not waited for: it may have held each record.
 
 Afterwards the replicas become equal by the usual comparison. If two of three replicas, or all
 three, hold such records, a majority of the members hold those stamps, which makes them the present
@@ -24,7 +29,7 @@ record and is partitioned from the others until that time brings it back as the 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import Any, Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
@@ -42,6 +47,7 @@ from dstash.store.record import (
     horizon_stamp,
     is_sound,
     open_record,
+    outranks,
     partition_in,
     split_storage_key,
     version_of,
@@ -58,14 +64,50 @@ _SPREAD_MASK: Final = 0xFFFF
 
 
 class _Case(NamedTuple):
-    """One future record, and the records of other replicas under its key."""
+    """One future record, and the records of other replicas under its key.
+
+    ``replicas``: how many there are. ``lost``: how many of them have lost their data, without an
+    order that waives their acks. ``silent``: how many others did not reply. ``latest``: records
+    above it are from the future.
+    """
 
     key: bytes
     record: bytes
     replies: list[bytes | None]
     replicas: int
+    lost: int
+    silent: int
     horizon: Stamp
+    latest: Stamp
     began: Stamp
+
+    @property
+    def needed(self) -> int:
+        """How many replicas are a write quorum."""
+        return Level.QUORUM.needed(self.replicas)
+
+    def held(self, record: bytes) -> int:
+        """Return how many replicas have a record, or one that may have taken its place."""
+        found = (self.record, *self.replies)
+        return sum(other is not None and not outranks(record, other) for other in found)
+
+    def may_be_acked(self, record: bytes) -> bool:
+        """Whether a quorum may have accepted a record, as far as this peer knows."""
+        return self.held(record) + self.lost + self.silent >= self.needed
+
+    def counts_as_acked(self, record: bytes) -> bool:
+        """Whether a quorum may have accepted a record, and no more replies can deny that."""
+        return self.held(record) + (0 if self.silent else self.lost) >= self.needed
+
+    def other_future(self, best: bytes | None) -> list[bytes]:
+        """Return the future records of other replicas that ``best`` does not win over."""
+        return [
+            record
+            for record in self.replies
+            if record is not None
+            and newest_stamp(version_of(record)) > self.latest
+            and not (best is not None and outranks(best, record))
+        ]
 
 
 def restamp_all(replica: Replica) -> Restamping:
@@ -105,22 +147,28 @@ def _restamp(replica: Replica, entries: Entries) -> Restamping:
 
 
 def _restamp_batch(replica: Replica, partition: int, entries: Entries) -> Restamping:
-    clock, replicas = replica.clock, replica.view().readers[partition]
+    clock, view = replica.clock, replica.view()
+    replicas = view.readers[partition]
     # Chosen before any request, so that a write acked in the meantime has a later stamp.
     began = stamp_at(clock.time())
     replies: dict[bytes, list[bytes | None]] = {key: [] for key, _ in entries}
-    for peer in replicas:
-        if peer != replica.me and replica.is_alive(peer):
+    others = [view.members[peer] for peer in replicas if peer != replica.me]
+    synced = [member.id for member in others if member.synced]
+    lost = sum(not member.synced and not member.is_waived for member in others)
+    for peer in synced:
+        if replica.is_alive(peer):
             for key, record in (yield from sound_records(peer, list(replies))):
                 replies[key].append(record)
     horizon = replica.local_partitions.horizons[partition]
     floors = replica.local_partitions.drops.floors
+    latest = clock.latest()
     restamped = []
     for key, record in entries:
         # A record that was written after a drop must not get a stamp that the drop covers.
         bound = max(horizon, floors.of_key(key))
-        case = _Case(key, record, replies[key], len(replicas), bound, began)
-        successor = _successor(case, clock.latest())
+        silent = len(synced) - len(replies[key])
+        case = _Case(key, record, replies[key], len(replicas), lost, silent, bound, latest, began)
+        successor = _successor(case)
         if successor is not None:
             restamped.append((key, successor))
     if restamped:
@@ -132,28 +180,32 @@ def _restamp_batch(replica: Replica, partition: int, entries: Entries) -> Restam
     return len(entries) - len(restamped)
 
 
-def _successor(case: _Case, latest: Stamp) -> bytes | None:
+def _successor(case: _Case) -> bytes | None:
     """Return the record that replaces a future record; None while that is undecided."""
-    needed = Level.QUORUM.needed(case.replicas)
-    holders = 1 + case.replies.count(case.record)
-    without = 1 + len(case.replies) - holders
-    best = highest(_acceptable(case.replies, case.horizon, latest))
-    if holders >= needed:
-        return _promoted(case, best)
-    if without <= case.replicas - needed:
-        return None
-    return best if best is not None else _demoted(case, latest)
+    best = highest(_acceptable(case))
+    if best is not None and outranks(best, case.record):
+        return best  # only the last touch of this record is from the future
+    others = case.other_future(best)
+    higher = [record for record in others if outranks(record, case.record)]
+    lower = [record for record in others if outranks(case.record, record)]
+    if not any(map(case.counts_as_acked, higher)):
+        if any(map(case.may_be_acked, higher)):
+            return None
+        if case.may_be_acked(case.record):
+            is_decided = case.counts_as_acked(case.record) and not lower
+            return _promoted(case, best) if is_decided else None
+        if any(map(case.may_be_acked, lower)):
+            return None
+    return best if best is not None else _demoted(case)
 
 
-def _acceptable(
-    records: Sequence[bytes | None], horizon: Stamp, latest: Stamp
-) -> list[bytes | None]:
+def _acceptable(case: _Case) -> list[bytes]:
     return [
         record
-        for record in records
+        for record in case.replies
         if record is not None
-        and horizon_stamp(record) > horizon
-        and newest_stamp(version_of(record)) <= latest
+        and horizon_stamp(record) > case.horizon
+        and newest_stamp(version_of(record)) <= case.latest
     ]
 
 
@@ -164,9 +216,9 @@ def _promoted(case: _Case, best: bytes | None) -> bytes:
     return _stamped(case, stamp, 0)
 
 
-def _demoted(case: _Case, latest: Stamp) -> bytes:
+def _demoted(case: _Case) -> bytes:
     stamp, _, _ = unpack(version_of(case.record))
-    if stamp > latest:
+    if stamp > case.latest:
         spread = xxh3_64_intdigest(version_of(case.record)) & _SPREAD_MASK
         return _stamped(case, case.horizon + 1 + spread, 0)
     return _stamped(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -44,9 +46,11 @@ def replicas(joined: Joined) -> tuple[str, ...]:
     return View(joined.topology).readers[partition_of(b"k")]
 
 
-def put_future(joined: Joined, *peers: str, value: Any = "future", flags: int = 0) -> bytes:
+def put_future(
+    joined: Joined, *peers: str, value: Any = "future", flags: int = 0, ahead: int = HOUR
+) -> bytes:
     """Store a record on peers that is stamped an hour ahead."""
-    version = pack(stamp_at(joined.now + HOUR), b"oops")
+    version = pack(stamp_at(joined.now + ahead), b"oops")
     payload = b"" if flags else TYPES.encode_many([value])[0]
     record = build_record(
         b"i", b"k", open_record(bytes(8) + head(version, flags))._replace(payload=payload)
@@ -139,6 +143,77 @@ def test_record_waits_for_an_unavailable_replica() -> None:
     joined.down = set()
     pass_time(joined)
     assert values(joined) == ["future"] * 3
+
+
+def hold_each(joined: Joined, held: tuple[int, ...]) -> int | str:
+    """Store on each replica the record with its number (0: none); returns what wins.
+
+    A replica with a higher record may have had a lower one before, so a record may be acked when a
+    quorum of replicas hold it or a higher one.
+    """
+    for peer, number in zip(replicas(joined), held, strict=True):
+        if number:
+            put_future(joined, peer, value=number, ahead=number * HOUR)
+    return sorted(held)[1] or "old"
+
+
+@pytest.mark.parametrize(
+    "held", [*permutations((0, 1, 2)), *permutations((1, 2, 3)), (0, 1, 1), (2, 1, 1), (1, 2, 2)]
+)
+def test_highest_record_that_a_quorum_may_have_accepted_wins(held: tuple[int, ...]) -> None:
+    joined = joined_with("abcdef")  # no majority of the members hold these stamps
+    joined.put({"k": "old"}, "all")
+    expected = hold_each(joined, held)
+    pass_time(joined, 20_000)  # up to three rounds, one after the other
+    assert values(joined) == [expected] * 3
+    assert_equal_and_past(joined)
+
+
+@pytest.mark.parametrize("silent", range(3))
+def test_record_that_an_unavailable_replica_may_have_accepted_is_not_lost(silent: int) -> None:
+    joined = joined_with("abcdef")
+    joined.put({"k": "old"}, "all")
+    expected = hold_each(joined, (1, 2, 0))
+    joined.down = {replicas(joined)[silent]}
+    pass_time(joined, 8000)
+    joined.down = set()
+    pass_time(joined, 20_000)
+    assert values(joined) == [expected] * 3
+
+
+def test_record_is_kept_when_the_other_replica_that_had_it_has_lost_its_data() -> None:
+    joined = joined_with("abcde")
+    joined.put({"k": "old"}, "all")
+    first, second, _ = replicas(joined)
+    put_future(joined, first)
+    joined.forget(second, "k")
+    members = tuple(
+        replace(member, synced=member.id != second) for member in joined.topology.members
+    )
+    joined.topology = replace(joined.topology, epoch=joined.topology.epoch + 1, members=members)
+    joined.install(joined.topology)
+    pass_time(joined)
+    record = joined.record(first, "k")
+    assert record == joined.record(replicas(joined)[2], "k")
+    assert values(joined)[0] == "future"
+    assert stamp_milliseconds(newest_stamp(version_of(record or b""))) <= joined.now
+
+
+def test_touch_from_the_future_does_not_win_over_a_later_write() -> None:
+    joined = joined_with("abcde")
+    joined.put({"k": "old"}, "all")
+    first, _, _ = replicas(joined)
+    before = joined.record(first, "k")
+    assert before is not None
+    stored = open_record(before)
+    touched = stored._replace(version=with_touch(stored.version, stamp_at(joined.now + HOUR)))
+    joined.down = {first}
+    joined.now += 1000
+    assert joined.put({"k": "new"}).ok
+    joined.down = set()
+    store(joined, first, build_record(b"i", b"k", touched))
+    pass_time(joined)
+    assert values(joined) == ["new"] * 3
 
 
 def test_concurrent_write_is_kept() -> None:
