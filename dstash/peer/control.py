@@ -94,8 +94,8 @@ class ControlRequests:
         )
 
     def _topology(self, message: TopologyRequest, now: int) -> Message:
-        alive = sorted(self._current_view().alive)
-        return TopologyReply(self._admission.topology_bytes, alive)
+        view = self._current_view()
+        return TopologyReply(self._admission.topology_bytes, sorted(view.alive), view.is_kept)
 
     def _ping(self, message: Ping, now: int) -> Message:
         return Pong()

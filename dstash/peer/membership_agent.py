@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import structlog
 
@@ -210,7 +211,8 @@ class MembershipAgent:
                 return
             _log.warning("using the topology of another member", epoch=topology.epoch)
             # Liveness is not known: requests find out which members are down.
-            self._heard = View(topology, frozenset(member.id for member in topology.members))
+            alive = frozenset(member.id for member in topology.members)
+            self._heard = View(topology, alive, is_kept=False)
             self._publish(self._heard)
 
     def propose(self, proposals: Iterable[Proposal]) -> None:
@@ -367,8 +369,7 @@ class MembershipAgent:
                 self._steps.finish(step, stored)
         if stored.topology is not None:
             self._adopt(stored.topology)
-        if self._unkept is not None:
-            self._keep(self._unkept)
+        self._keep_again()
         self._unanswered_since = None
 
     def _next_step(self, stored: StoredTopology) -> Topology | None:
@@ -414,7 +415,7 @@ class MembershipAgent:
             self._keep(topology)
             _log.info(events.TOPOLOGY, epoch=topology.epoch, members=len(topology.members))
         with self._views:
-            self._view, self._heard = View(topology, alive), None
+            self._view, self._heard = View(topology, alive, is_kept=self._unkept is None), None
             self._publish(self._view)
 
     def _not_added_because(self, topology: Topology) -> str:
@@ -430,8 +431,8 @@ class MembershipAgent:
             f"dstash cluster add {me}"
         )
 
-    def _keep(self, topology: Topology) -> None:
-        """Store a topology, in case the membership loses it.
+    def _keep(self, topology: Topology) -> bool:
+        """Store a topology, in case the membership loses it; returns whether it is stored.
 
         If that fails (the disk is full), the peer uses the topology anyway and stores it later,
         because otherwise it would block every topology change. This does not hold for its first
@@ -444,6 +445,7 @@ class MembershipAgent:
             self._store.mark(KEPT, topology.encode())
             self._unkept = None
             self._note(_TOPOLOGY, "")
+            return True
         except DStashError as error:
             kept = last_known(self._store)
             if kept is None or kept.member(self._announcement.peer) is None:
@@ -454,6 +456,17 @@ class MembershipAgent:
                 f"the topology of epoch {topology.epoch} cannot be stored ({error}): this peer "
                 "uses it, and retries to store it",
             )
+            return False
+
+    def _keep_again(self) -> None:
+        """Try again to store the topology in use, and publish that it is stored."""
+        if self._unkept is None or not self._keep(self._unkept):
+            return
+        with self._views:
+            if self._view is not None:
+                self._view = replace(self._view, is_kept=True)
+                if self._heard is None:
+                    self._publish(self._view)
 
 
 def may_wait(error: MembershipUnreachable, store: Store) -> bool:

@@ -107,11 +107,16 @@ class TopologyRequest(Message):
 
 @message
 class TopologyReply(Message):
-    """Answers ``TopologyRequest``: the peer's topology as JSON, and the ids of the live peers."""
+    """Answers ``TopologyRequest``: the peer's topology as JSON, and the ids of the live peers.
+
+    ``is_kept`` tells whether the peer has the topology on its disk. Peers of an earlier version do
+    not tell.
+    """
 
     KIND = 7
     topology: bytes
     alive: list[str]
+    is_kept: bool = rarely_set(True)
 
 
 @message

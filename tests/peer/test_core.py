@@ -343,10 +343,22 @@ class TestReplies:
         waiting = Peer(topology(least=3))
         assert isinstance(waiting.ask(Hello(), epoch=0), Welcome)
         assert waiting.ask(Ping(), epoch=0) == Pong()
-        assert isinstance(waiting.ask(TopologyRequest(), epoch=0), TopologyReply)
+        reply = waiting.ask(TopologyRequest(), epoch=0)
+        assert isinstance(reply, TopologyReply)
+        assert reply.is_kept
         status = waiting.ask(StatusRequest(), epoch=0)
         assert isinstance(status, StatusReply)
         assert not status.status["ready"]
+
+    def test_topology_that_is_not_on_disk_is_reported_until_it_is(self) -> None:
+        peer = Peer(topology())
+        view = peer.core.view
+        assert view is not None
+        for is_kept in (False, True):
+            peer.core.install(replace(view, is_kept=is_kept), START)
+            assert peer.ask(TopologyRequest()) == TopologyReply(
+                view.topology.encode(), sorted(view.alive), is_kept
+            )
 
 
 class TestRefusals:

@@ -115,7 +115,8 @@ class TestHeardTopology:
         cluster.agents["a"]._look()
         self.turn(cluster.agents["a"], monkeypatch, away=True)
         heard = self.later(cluster)
-        assert [view.topology for view in self.hear(cluster, heard)] == [heard]
+        [view] = self.hear(cluster, heard)
+        assert (view.topology, view.is_kept) == (heard, False)
         assert last_known(cluster.stores["a"]) == replace(heard, epoch=heard.epoch - 1)
         self.turn(cluster.agents["a"], monkeypatch, away=True)
         assert self.hear(cluster, heard) == []
@@ -387,6 +388,8 @@ class TestUnstorableTopology:
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         agent, store = cluster.agents["a"], cluster.stores["a"]
+        published: list[View] = []
+        agent._publish = published.append
         epoch = cluster.members["a"].read().topology.next().epoch  # type: ignore[union-attr]
         with monkeypatch.context() as patched:
             self.fill_disk(store, patched)
@@ -395,8 +398,10 @@ class TestUnstorableTopology:
             assert agent._view is not None
             assert agent._view.epoch == epoch
             assert f"the topology of epoch {epoch} cannot be stored" in agent.problem
+            assert [(view.epoch, view.is_kept) for view in published] == [(epoch, False)]
         agent._turn()
         assert agent.problem == ""
+        assert [(view.epoch, view.is_kept) for view in published[1:]] == [(epoch, True)]
         kept = last_known(store)
         assert kept is not None
         assert kept.epoch == epoch

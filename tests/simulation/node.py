@@ -437,6 +437,7 @@ class Node:
             return
         if stored.topology is not None:
             self._agent._adopt(stored.topology)
+        self._agent._keep_again()
         self._agent._unanswered_since = None
         if self.core is not None and self.core.view is not None:
             self.core.health.not_ready = None

@@ -51,10 +51,12 @@ class View:
 
     ``alive`` has the ids of the members that hold their session lock. A write needs its acks both
     in ``before`` and in ``writers`` of the partition; they are the same without a topology change.
+    ``is_kept`` tells whether a peer has this topology on its disk.
     """
 
     topology: Topology
     alive: frozenset[str] = frozenset()
+    is_kept: bool = True
 
     @property
     def epoch(self) -> int:

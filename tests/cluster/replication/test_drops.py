@@ -31,7 +31,7 @@ from dstash.types import Level, Outcome
 from dstash.version import newest_stamp, pack, stamp_at, stamp_milliseconds, with_touch
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, encode
-from dstash.wire.messages import Count, Put, ScanKeys, TopologyRequest
+from dstash.wire.messages import Count, Put, ScanKeys, TopologyReply, TopologyRequest
 from dstash.wire.replication import Push
 from dstash.wire.shapes import Frame
 from tests.cluster.virtual import NOW, PARTITION, Cluster
@@ -105,6 +105,21 @@ class TestReads:
         joined.unaware = {"b", "c"}
         with pytest.raises(TimedOut, match="the drop is ordered, but too few peers"):
             joined.drop(timeout=300)
+
+    def test_drop_waits_until_peers_have_it_on_disk(self, joined: Joined) -> None:
+        def forget(envelope: Envelope) -> Envelope:
+            message = envelope.message
+            if isinstance(message, TopologyReply) and joined.now < full_until:
+                assert message.is_kept
+                return envelope._replace(message=replace(message, is_kept=False))
+            return envelope
+
+        joined.tamper_answer = forget
+        full_until = joined.now + 500
+        with pytest.raises(TimedOut, match="the drop is ordered, but too few peers"):
+            joined.drop(timeout=300)
+        joined.drop()
+        assert joined.now >= full_until
 
     def test_drop_that_the_membership_lost_before_peers_knew_it_is_not_acked(
         self, joined: Joined
@@ -448,14 +463,25 @@ class TestTopology:
         ordered = with_drop(before, "i", b"k", 100)
         acks = DropAcks(ordered, ordered.drops[0])
         for peer in "ab":
-            acks.take(peer, ordered)
+            acks.take(peer, ordered, is_kept=True)
         assert not serves_quorum(View(ordered), acks.passed)
         assert not acks.is_acked(View(ordered)), "c, d and e may restore the topology without it"
-        acks.take("c", before)
-        acks.take("d", replace(ordered, cluster_id="another"))
+        acks.take("c", before, is_kept=True)
+        acks.take("d", replace(ordered, cluster_id="another"), is_kept=True)
         assert not acks.is_acked(View(ordered))
-        acks.take("c", with_drop(ordered, "i", b"", 101))
+        acks.take("c", with_drop(ordered, "i", b"", 101), is_kept=True)
         assert acks.is_acked(View(ordered))
+
+    def test_peer_confirms_a_drop_only_when_it_is_on_its_disk(self, joined: Joined) -> None:
+        ordered, view = with_drop(joined.topology, "i", b"", 100), View(joined.topology)
+        acks = DropAcks(ordered, ordered.drops[0])
+        for peer in "abc":
+            acks.take(peer, ordered, is_kept=False)
+        assert not acks.is_acked(view), "after a restart they serve without it"
+        assert not acks.is_lost(view)
+        for peer in "ab":
+            acks.take(peer, ordered, is_kept=True)
+        assert acks.is_acked(view)
 
     def test_peer_knows_a_drop_only_if_its_topology_has_the_entry(self, joined: Joined) -> None:
         before, view = joined.topology, View(joined.topology)
@@ -471,15 +497,15 @@ class TestTopology:
         for topology in (lost, *others):
             acks = DropAcks(ordered, drop)
             for peer, is_lost in ("a", False), ("b", True):
-                acks.take(peer, topology)
+                acks.take(peer, topology, is_kept=True)
                 assert (acks.passed, acks.is_lost(view)) == (set(), is_lost)
         acks = DropAcks(ordered, drop)
         for peer in "abc":
-            acks.take(peer, before)
+            acks.take(peer, before, is_kept=True)
         assert not acks.is_lost(view), "they have not read the membership yet"
         for later in (ordered, with_drop(lost, "i", b"", 100), lowered_after(ordered)):
             acks = DropAcks(ordered, drop)
-            acks.take("a", later)
+            acks.take("a", later, is_kept=True)
             assert acks.passed == {"a"}
 
     def test_number_of_drops_is_bounded(self, joined: Joined) -> None:

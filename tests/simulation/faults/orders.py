@@ -203,7 +203,8 @@ class Operator:
         """Ask all peers for an order; return the view of the membership."""
         for node in self._world.nodes:
             if node.core is not None and node.core.view is not None:
-                acks.take(node.name, node.core.view.topology)
+                view = node.core.view
+                acks.take(node.name, view.topology, is_kept=view.is_kept)
         topology = self._world.membership.topology
         return None if topology is None else View(topology)
 

@@ -14,7 +14,7 @@ from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 
 
-def _by_epoch(acks: DropAcks, peer: str, topology: Topology) -> None:
+def _by_epoch(acks: DropAcks, peer: str, topology: Topology, *, is_kept: bool) -> None:
     if topology.epoch >= acks._ordered.epoch:
         acks.passed.add(peer)
 

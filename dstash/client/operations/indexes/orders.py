@@ -175,7 +175,8 @@ class _KnownChunk(Chunk):
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
         if isinstance(message, TopologyReply):
-            self._acks.take(peer, Topology.decode(message.topology))
+            found = Topology.decode(message.topology)
+            self._acks.take(peer, found, is_kept=message.is_kept)
         view = self.operation.session.known_view()
         if self._acks.is_acked(view):
             self.operation.finish(self)

@@ -19,7 +19,8 @@ from dstash.types import Level
 class OrderAcks(ABC):
     """The members that have confirmed an order.
 
-    A member that has confirmed it counts from then on: it restores a lost topology with the entry.
+    A member that has confirmed it counts from then on: it has the entry on its disk, serves by it
+    after a restart, and restores a lost topology with it.
 
     Args:
         ordered: the topology with the entry.
@@ -35,12 +36,20 @@ class OrderAcks(ABC):
     def is_known_in(self, topology: Topology) -> bool:
         """Whether a topology has the entry, or another that takes its place."""
 
-    def take(self, peer: str, topology: Topology) -> None:
-        """Take the topology by which a member serves requests."""
+    def take(self, peer: str, topology: Topology, *, is_kept: bool) -> None:
+        """Take the topology by which a member serves requests.
+
+        Args:
+            peer: the member.
+            topology: its topology.
+            is_kept: whether the member has it on its disk. Otherwise it does not confirm the order
+                yet: a restart would take it back.
+        """
         if topology.cluster_id != self._ordered.cluster_id:
             return
         if self.is_known_in(topology):
-            self.passed.add(peer)
+            if is_kept:
+                self.passed.add(peer)
         elif topology.epoch >= self._ordered.epoch:
             self._without.add(peer)
 
