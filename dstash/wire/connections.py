@@ -9,7 +9,6 @@ memory, and a well-behaved client reconnects.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import resource
@@ -27,6 +26,7 @@ from typing import Final, NamedTuple
 
 from dstash import events
 from dstash.logger import Logger
+from dstash.wire.memory import Memory, give_back_memory
 
 _log = Logger("dstash.connections")
 
@@ -56,13 +56,15 @@ _PAUSE_FACTOR: Final = 9
 _LARGE_MESSAGE_BYTES: Final = 16 * 1024
 #: Least time between two sums over the unread bytes of all clients.
 _SUM_INTERVAL_S: Final = 0.005
+#: While no message moves and memory grows by less, a check of connections is skipped, but for one
+#: check in this many seconds.
+_QUIET_GROWTH_BYTES, _QUIET_CHECK_S = 1024 * 1024, 1.0
 #: Descriptors that are reserved: for links to other peers, the membership, files.
 _RESERVED_DESCRIPTORS: Final = 48
 #: libzmq frees the memory of a cut connection with a delay: return it to the system then.
 _TRIM_DELAYS_S: Final = (0.5, 2.0, 5.0)
 #: Seconds between two log lines about cut connections: anyone can cause them.
 _LOG_INTERVAL_S: Final = 5.0
-_PAGE_BYTES: Final = resource.getpagesize()
 
 
 class Limits(NamedTuple):
@@ -183,6 +185,11 @@ class Connection:
         if self.large and self.large[-1][1] > self.given:
             self.large.pop()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether next to nothing waits in it, in both directions."""
+        return max(self.backlog, self.debt) <= _NEGLIGIBLE_BYTES and not self.is_cut
+
     def has_stalled(self, now: float) -> bool:
         """Whether the other side does not read its answers. Call it at every check."""
         if self.debt <= _NEGLIGIBLE_BYTES or self.left - self.read_to >= _LEAST_READ_BYTES:
@@ -247,6 +254,8 @@ class Connections:
         self._memory = Memory()
         self._used = self._memory.private()
         self._sampled = time.monotonic()
+        self._checked_traffic = (0, 0)
+        self._is_settled = False
         self.cuts = 0
         self._next_log_line = 0.0
         self._trims: list[float] = []  # times at which to return freed memory to the system
@@ -400,6 +409,11 @@ class Connections:
     def check(self) -> None:
         """Remove closed connections, and cut those that exceed a limit."""
         now = time.monotonic()
+        if self._is_quiet(now):
+            for connection in list(self._by_fd.values()):
+                connection.read_at = now  # it has nothing to read
+            return
+        self._checked_traffic, self._is_settled = self._traffic(), True
         forgiven = int((now - self._sampled) * _HEARTBEAT_BYTES_PER_S) + 1
         self._sampled = now
         closed = {
@@ -420,6 +434,25 @@ class Connections:
         self._cut_oversized(live)
         self._cut_stalled(live, now)
         self._cut_when_memory_is_short(live)
+        if self._trims or not all(client.is_settled for client in list(self._by_fd.values())):
+            self._is_settled = False
+
+    def _traffic(self) -> tuple[int, int]:
+        """Return numbers that change with each connection and each message."""
+        connections = list(self._by_fd.values())
+        return len(connections), sum(client.taken + client.given for client in connections)
+
+    def _is_quiet(self, now: float) -> bool:
+        """Whether nothing has moved since the last check, so that the kernel need not be asked.
+
+        A message without end, of which nothing is taken, shows by the memory that it uses.
+        """
+        return (
+            self._is_settled
+            and now - self._sampled < _QUIET_CHECK_S
+            and self._traffic() == self._checked_traffic
+            and self._memory.private() - self._used < _QUIET_GROWTH_BYTES
+        )
 
     def _remove(self, closed: set[Connection]) -> None:
         with self._lock:
@@ -432,6 +465,7 @@ class Connections:
 
     def _cut(self, connection: Connection, why: str) -> None:
         self.cuts += 1
+        self._is_settled = False
         address = connection.address()
         connection.cut()
         now = time.monotonic()
@@ -494,26 +528,3 @@ class Connections:
 def _reads(connection: Connection | None) -> bool:
     """Whether a client is known to read its answers."""
     return connection is not None and connection.left >= _SURELY_READ_BYTES
-
-
-def give_back_memory() -> None:
-    """Return freed memory to the system: glibc keeps free blocks between used blocks."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # only glibc has it
-        trim(0)
-
-
-class Memory:
-    """The private memory of this process, readable even without free descriptors."""
-
-    def __init__(self) -> None:
-        self._file = open("/proc/self/statm", "rb", buffering=0)  # noqa: SIM115  # kept open
-
-    def private(self) -> int:
-        """Return the bytes of resident memory that map no file."""
-        _, resident, shared, *_ = map(int, os.pread(self._file.fileno(), 200, 0).split())
-        return (resident - shared) * _PAGE_BYTES
-
-    def close(self) -> None:
-        """Release the descriptor."""
-        self._file.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Collection
@@ -202,6 +203,8 @@ class _Watch:
         self._router = socket
         self._connections = connections
         self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._poller = zmq.Poller()
+        self._poller.register(self._monitor, zmq.POLLIN)
         self._stop = threading.Event()
         self._thread = threads.thread(self._run, name="connections", may_end=self._stop.is_set)
         self._thread.start()
@@ -218,7 +221,7 @@ class _Watch:
         while not self._stop.is_set():
             due = time.monotonic() + _CHECK_INTERVAL_S * (1 + len(self._connections) / 100)
             while (left := due - time.monotonic()) > 0 and not self._stop.is_set():
-                if self._monitor.poll(max(1, int(left * 1000))):
+                if self._poller.poll(math.ceil(left * 1000)):
                     self._take()
                     if self._connections.are_too_many:
                         break
