@@ -16,6 +16,7 @@ from dstash.store.interface import Write
 from dstash.store.record import is_sound, partition_of
 from dstash.store.register.voter import Bounds, Verdict
 from dstash.store.register.votes import Vote
+from dstash.version import MAX_STAMP, Stamp, stamp_at
 from dstash.wire.registers import MISSING, ChangeKind, ChangeOutcome
 from tests.model.operations import Operation
 from tests.model.placements import Epoch
@@ -295,6 +296,46 @@ class SealedWalk(HomesWalk):
     """A random walk in which moving registers are refused."""
 
     homes = SealedHomes
+
+
+class ClockedReplica(RestingReplica):
+    """A replica with a clock that may be set (V5), which bounds its promises, but no merges."""
+
+    latest: Stamp = MAX_STAMP
+
+    def bounds(self) -> Bounds:
+        """Return the limits of votes."""
+        return Bounds(self.floor, latest=self.latest)
+
+
+class ClockedHomes(SealedHomes):
+    """Homes whose replicas have clocks."""
+
+    def make_replica(self, name: str) -> Replica:
+        """Return a replica."""
+        replica = ClockedReplica(name, self.broken)
+        replica.take_promise = lambda promise: None  # type: ignore[method-assign]
+        return replica
+
+    def set_clock(self, name: str, number: int) -> None:
+        """Set the latest round that a replica promises by its clock."""
+        replica = self.replicas[name]
+        if isinstance(replica, ClockedReplica):
+            replica.latest = stamp_at(number)
+
+
+class ClockedWalk(SealedWalk):
+    """A random walk in which clocks are set forward and back."""
+
+    world: ClockedHomes
+    homes = ClockedHomes
+
+    def _deliver(self) -> None:
+        rng, rounds = self._random, [replica.round for replica in self.world.replicas.values()]
+        if rng.random() < 0.2:
+            number = rng.randrange(min(rounds), max(rounds) + 10)
+            self.world.set_clock(rng.choice(self._replicas), number)
+        super()._deliver()
 
 
 class CorruptibleReplica(Replica):

@@ -11,7 +11,7 @@ from dstash.peer.registers.plan import Plan
 from dstash.peer.registers.proposer import Proposer, Tenure, Time
 from dstash.peer.registers.quorum import Voters
 from dstash.version import Version
-from tests.model.homes import CorruptWalk, HomesWalk, SealedWalk
+from tests.model.homes import ClockedWalk, CorruptWalk, HomesWalk, SealedWalk
 from tests.model.placements import SCENARIOS
 
 
@@ -23,6 +23,11 @@ def test_walks_of_real_proposers_find_nothing(scenario: str) -> None:
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_walks_in_which_registers_rest_while_they_move_find_nothing(scenario: str) -> None:
     assert [text for seed in range(1, 31) if (text := SealedWalk(scenario, "", seed).run())] == []
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_walks_with_clocks_that_are_set_find_nothing(scenario: str) -> None:
+    assert [text for seed in range(1, 31) if (text := ClockedWalk(scenario, "", seed).run())] == []
 
 
 def test_walks_with_corrupt_records_find_nothing() -> None:

@@ -226,15 +226,12 @@ def _bad_record(storage_key: bytes, record: bytes, rules: Rules) -> DStashError 
 def _bad_register(storage_key: bytes, record: bytes, rules: Rules) -> DStashError | None:
     """Check a register that is merged.
 
-    One that is ahead of the clock may have been chosen by a quorum: it is never called invalid.
+    The clock is no bound: a quorum has promised its round, and may have chosen it (V3).
     """
     if not is_register_key(storage_key):
         return ProtocolError("a register is in an index without registers")
     try:
         check_register_record(storage_key, record)
-        check_skew(version_of(record), rules)
-    except ClockSkew as error:
-        return Busy(f"{error}; the register waits until the cluster's clock allows it")
     except DStashError as error:
         return error
     is_full = not rules.has_spare and not record[VERSION_END] & TOMBSTONE

@@ -8,7 +8,7 @@ import pytest
 
 from dstash.cluster.replication.tasks import Merge
 from dstash.cluster.topology.life import Life
-from dstash.errors import Busy, DiskFull, LimitError, Misrouted, Preempted, ProtocolError
+from dstash.errors import DiskFull, LimitError, Misrouted, Preempted, ProtocolError
 from dstash.limits import MAX_VALUE_BYTES, PARTITIONS
 from dstash.peer.admission.requests import Ticket
 from dstash.peer.admission.writes import Internal, WaitingWrite
@@ -228,7 +228,6 @@ class TestPushed:
             (register(b"a", header=b""), ProtocolError.code),
             (register(b"a", value=b"", index=b"i"), ProtocolError.code),
             (register(b"a", value=b"", header=b""), ProtocolError.code),
-            (register(b"a", milliseconds=NOW + 501), Busy.code),
         ],
     )
     def test_invalid_register_is_rejected(self, entry: tuple[bytes, bytes], code: int) -> None:
@@ -237,10 +236,12 @@ class TestPushed:
         assert (place_, given) == (0, code)
         assert list(store.records) == [place(b"b")]
 
-    def test_register_of_the_future_is_never_called_invalid(self) -> None:
-        """Otherwise repairs would drop what a quorum may have chosen."""
-        late = register(b"a", milliseconds=NOW + 10_000_000)
-        assert self.push(TwinStore(), late, latest=stamp_at(NOW))[0][1] == Busy.code
+    def test_register_of_the_future_is_merged(self) -> None:
+        """A quorum may have chosen it, so no replica may leave it out."""
+        store, late = TwinStore(), register(b"a", milliseconds=NOW + 10_000_000)
+        assert self.push(store, late, latest=stamp_at(NOW)) == []
+        assert store.records == dict([late])
+        assert store.high_water >= stamp_at(NOW + 10_000_000)
 
     def test_register_that_was_preempted_ends_no_task_and_is_to_be_concluded(self) -> None:
         store, errors = TwinStore(), []

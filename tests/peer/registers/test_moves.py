@@ -12,7 +12,7 @@ from dstash.cluster.topology.drop_steps import with_drop
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import Busy, ChangeConflict, UsageError
-from dstash.store.record import partition_of, version_of
+from dstash.store.record import build_record, open_record, partition_of, version_of
 from dstash.store.register.ballot import (
     Promise,
     pack_promise,
@@ -20,6 +20,7 @@ from dstash.store.register.ballot import (
     unpack_promise,
     writer_of,
 )
+from dstash.version import pack, stamp_at
 from dstash.wire.registers import ChangeKind as Kind
 from dstash.wire.registers import ChangeOutcome as Outcome
 from dstash.wire.registers.consensus import Prepare
@@ -158,6 +159,33 @@ def test_register_without_open_promises_is_not_written_again(moving: Moving) -> 
     for home in "dbc":
         assert callers.run(callers.settle(KEY, home=home)).result.value == ONE
     assert moving.record("d") == before
+
+
+def test_register_that_is_ahead_of_the_clocks_is_streamed(moving: Moving) -> None:
+    """Its round was promised by a and b while their clocks were ahead, and b alone accepted it."""
+    joined, callers = moving.joined, moving.callers
+    callers.run(callers.change(Kind.PUT, KEY, values=[ONE]))
+    callers.run(callers.change(Kind.INCREMENT, KEY))
+    joined.settle()
+    latest = open_record(moving.record("b") or b"")
+    number, writer = joined.now + 3_600_000, b"dead"
+    ahead = latest._replace(version=pack(stamp_at(number), writer))
+    joined.stores["a"].promises[PLACE] = pack_promise(PLACE, Promise(number, writer))
+    joined.stores["b"].records[PLACE] = build_record(b"@r", KEY, ahead)
+    joined.down.add("c")
+    moving.begin()
+    moving.end()
+    assert version_of(moving.record("d") or b"") == ahead.version
+    joined.down.clear()
+    assert callers.run(callers.settle(KEY, home="d")).result.value == TWO
+    assert callers.run(callers.change(Kind.INCREMENT, KEY, home="b")).result.value == THREE
+    for _ in range(300):
+        joined.now += 50
+        joined.settle()
+    assert len({moving.record(name) for name in "bcd"}) == 1, "merges take it"
+    assert version_of(moving.record("c") or b"") > ahead.version
+    joined.down.add("b")
+    assert callers.run(callers.settle(KEY, home="c")).result.value == THREE
 
 
 def test_promise_that_forbids_a_merge_is_concluded(moving: Moving) -> None:
