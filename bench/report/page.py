@@ -80,7 +80,7 @@ def write(
 
 
 def _tables() -> Sequence[str]:
-    return ("batches", "sizes", "singles", "clients", "growth", "squeeze")
+    return ("batches", "sizes", "singles", "registers", "clients", "growth", "squeeze")
 
 
 def _of(cases: Sequence[Case], action: str) -> list[Case]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from bench.memory import MIB
-from bench.parts import batches, clients, growth, singles, squeeze
+from bench.parts import batches, clients, growth, registers, singles, squeeze
 from bench.work import Case, Work, find, ratio
 
 #: A case, identified by work and system.
@@ -97,6 +97,45 @@ TARGETS: Final[tuple[Ratio | Bound | Shown, ...]] = (
         (singles.DURABLE, "etcd"),
         5.0,
         least=True,
+    ),
+    Ratio(
+        "compare-and-set, one caller / put",
+        (registers.SET_ONE, _QUORUM),
+        (registers.PUT_ONE, _QUORUM),
+        1.3,
+    ),
+    Ratio(
+        "add of a new key, one caller / put",
+        (registers.ADD_ONE, _QUORUM),
+        (registers.PUT_ONE, _QUORUM),
+        2.2,
+    ),
+    Ratio(
+        "compare-and-set, 64 callers / etcd",
+        (registers.SET_OWN, _QUORUM),
+        (registers.SET_OWN, "etcd"),
+        0.6,
+        least=True,
+    ),
+    Ratio(
+        "adds of new keys, 64 callers / etcd",
+        (registers.ADD_NEW, _QUORUM),
+        (registers.ADD_NEW, "etcd"),
+        0.35,
+        least=True,
+    ),
+    Ratio(
+        "increments of one counter, 64 callers / etcd",
+        (registers.COUNT, _QUORUM),
+        (registers.COUNT, "etcd"),
+        5.0,
+        least=True,
+    ),
+    Ratio(
+        "batch put into registers / into a plain index",
+        (registers.BATCH, _QUORUM),
+        (registers.PLAIN_BATCH, _QUORUM),
+        4.0,
     ),
     Ratio(
         "lookup at 10,000,000 records / at 100,000",

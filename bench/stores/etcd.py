@@ -1,4 +1,4 @@
-"""etcd: one server, and puts of single keys over its HTTP gateway, each synced before the answer.
+"""etcd: one server, and calls for single keys over its HTTP gateway; writes are synced.
 
 A Python program without gRPC uses this gateway. The client is minimal (a connection per caller,
 hand-written requests), so that the measured time is that of etcd.
@@ -9,19 +9,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from bench.stores.servers import START_SECONDS, Server, fetched
 from bench.stores.store import System
 from tests.harness.ports import free_ports
 from tests.harness.waiting import wait_until
 
-_HEAD: Final = "POST /v3/kv/put HTTP/1.1\r\nHost: etcd\r\nContent-Length: {}\r\n\r\n"
-_LENGTH: Final = b"content-length:"
+_HEAD: Final = "POST /v3/kv/{} HTTP/1.1\r\nHost: etcd\r\nContent-Length: {}\r\n\r\n"
+_LENGTH: Final = re.compile(rb"content-length: *(\d+)")
+_REVISION: Final = re.compile(rb'"revision":"(\d+)"')
 
 
 class EtcdServer(System):
@@ -59,30 +61,68 @@ class EtcdServer(System):
             server.stop()
 
 
+class EtcdCaller:
+    """A caller with a connection of its own; one call at a time."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def connect(cls, port: int) -> Self:
+        """Return a connected caller."""
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self._writer.close()
+        await self._writer.wait_closed()
+
+    async def put(self, key: str, value: bytes) -> int:
+        """Store a value; return its revision."""
+        answer = await self._ask("put", f'{{"key":"{_coded(key)}","value":"{_coded(value)}"}}')
+        return _number(_REVISION, answer)
+
+    async def get(self, key: str) -> tuple[bytes, int]:
+        """Return the value of an existing key, and its revision."""
+        [entry] = json.loads(await self._ask("range", f'{{"key":"{_coded(key)}"}}'))["kvs"]
+        return base64.b64decode(entry["value"]), int(entry["mod_revision"])
+
+    async def compare_and_set(self, key: str, value: bytes, revision: int) -> int:
+        """Store a value if the key has this revision (0: is missing); return the new one, or 0."""
+        name = _coded(key)
+        answer = await self._ask(
+            "txn",
+            f'{{"compare":[{{"key":"{name}","target":"MOD","mod_revision":"{revision}"}}],'
+            f'"success":[{{"requestPut":{{"key":"{name}","value":"{_coded(value)}"}}}}]}}',
+        )
+        return _number(_REVISION, answer) if b'"succeeded":true' in answer else 0
+
+    async def _ask(self, call: str, body: str) -> bytes:
+        self._writer.write((_HEAD.format(call, len(body)) + body).encode())
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head
+        return await self._reader.readexactly(_number(_LENGTH, head.lower()))
+
+
 async def put_all(port: int, pairs: Iterator[tuple[str, bytes]], callers: int) -> None:
     """Put pairs with this number of callers, one at a time each."""
     await asyncio.gather(*(_put_some(port, pairs) for _ in range(callers)))
 
 
 async def _put_some(port: int, pairs: Iterator[tuple[str, bytes]]) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    caller = await EtcdCaller.connect(port)
     try:
         for key, value in pairs:
-            writer.write(_request(key, value))
-            await _answer(reader)
+            await caller.put(key, value)
     finally:
-        writer.close()
-        await writer.wait_closed()
+        await caller.close()
 
 
-def _request(key: str, value: bytes) -> bytes:
-    pair = (base64.b64encode(key.encode()).decode(), base64.b64encode(value).decode())
-    body = f'{{"key":"{pair[0]}","value":"{pair[1]}"}}'
-    return (_HEAD.format(len(body)) + body).encode()
+def _coded(text: str | bytes) -> str:
+    return base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
 
 
-async def _answer(reader: asyncio.StreamReader) -> None:
-    head = await reader.readuntil(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200"), head
-    begin = head.lower().index(_LENGTH) + len(_LENGTH)
-    await reader.readexactly(int(head[begin : head.index(b"\r", begin)]))
+def _number(pattern: re.Pattern[bytes], text: bytes) -> int:
+    found = pattern.search(text)
+    assert found is not None, text
+    return int(found[1])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.parts import batches, calls, singles, stages
+from bench.parts import batches, calls, registers, singles, stages
 from bench.report import page, plot
 from bench.report.targets import TARGETS, Ratio, judge
 from bench.work import Case, Unit, Work, find, known, ratio, use_time_slice
@@ -16,10 +16,15 @@ MACHINE = {"date": "2024-02-29", "processor": "2 cores"}
 
 def made_up() -> dict[str, list[Case]]:
     parts: dict[str, list[Case]] = {}
+    rates = (singles.CONCURRENT, singles.DURABLE, *registers.RATES)
     for target in TARGETS:
         subjects = [target.of, target.to] if isinstance(target, Ratio) else [target.of]
         for work, store in subjects:
-            unit = Unit.RATE if work in (singles.CONCURRENT, singles.DURABLE) else Unit.SECONDS
+            unit = (
+                Unit.RATE
+                if work in (singles.CONCURRENT, singles.DURABLE, *registers.RATES)
+                else Unit.SECONDS
+            )
             parts.setdefault("batches", []).append(known(work, store, unit, [2.0, 1.0, 3.0]))
     stage = stages.stage("lookup", stages.LMDB)
     parts["stages"] = [known(*stage, Unit.SECONDS, [0.042])]
