@@ -20,11 +20,7 @@ def made_up() -> dict[str, list[Case]]:
     for target in TARGETS:
         subjects = [target.of, target.to] if isinstance(target, Ratio) else [target.of]
         for work, store in subjects:
-            unit = (
-                Unit.RATE
-                if work in (singles.CONCURRENT, singles.DURABLE, *registers.RATES)
-                else Unit.SECONDS
-            )
+            unit = Unit.RATE if work in rates else Unit.SECONDS
             parts.setdefault("batches", []).append(known(work, store, unit, [2.0, 1.0, 3.0]))
     stage = stages.stage("lookup", stages.LMDB)
     parts["stages"] = [known(*stage, Unit.SECONDS, [0.042])]

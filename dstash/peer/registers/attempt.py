@@ -54,25 +54,34 @@ class Attempt:
     has_own: bool = False
     waiting: set[str] = field(default_factory=set)
     votes: dict[str, Vote] = field(default_factory=dict)
+    #: The members that have voted; of them, those that count and know what they hold.
+    voted: list[str] = field(default_factory=list)
+    sighted: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.waiting = set(self.voters.members)
 
-    def voted(self) -> list[str]:
-        """Return the members that have voted."""
-        return [name for name, vote in self.votes.items() if vote.verdict in _VOTES]
+    def take(self, name: str, vote: Vote) -> None:
+        """Take the answer of a member that has not answered yet."""
+        self.waiting.discard(name)
+        self.votes[name] = vote
+        if vote.verdict not in _VOTES:
+            return
+        self.voted.append(name)
+        if vote.verdict is not Verdict.BLIND and name in self.voters.counted:
+            self.sighted.append(name)
 
     @property
     def is_won(self) -> bool:
         """Whether a quorum has voted, and shown enough of what it holds (V4)."""
-        return self.voters.is_quorum(self.voted()) and self.voters.have_all(self._sighted())
+        return self.voters.is_quorum(self.voted) and self.voters.have_all(self.sighted)
 
     @property
     def is_lost(self) -> bool:
         """Whether no quorum can vote any more."""
         rest = self.waiting
-        has_quorum = self.voters.is_quorum([*self.voted(), *rest])
-        return not (has_quorum and self.voters.have_all([*self._sighted(), *rest]))
+        has_quorum = self.voters.is_quorum([*self.voted, *rest])
+        return not (has_quorum and self.voters.have_all([*self.sighted, *rest]))
 
     @property
     def has_heard_quorum(self) -> bool:
@@ -87,12 +96,12 @@ class Attempt:
     @property
     def horizon(self) -> Stamp:
         """The highest horizon of counted members that have voted."""
-        return max((self.votes[name].horizon for name in self._sighted()), default=0)
+        return max((self.votes[name].horizon for name in self.sighted), default=0)
 
     def shown(self) -> Shown:
         """Return what the members that have voted hold (P1)."""
         horizon = self.horizon
-        held = {name: self._held(self.votes[name], horizon) for name in self._sighted()}
+        held = {name: self._held(self.votes[name], horizon) for name in self.sighted}
         return Shown(held, horizon)
 
     def _held(self, vote: Vote, horizon: Stamp) -> Version:
@@ -135,14 +144,6 @@ class Attempt:
             if vote.record is not None and vote.version == version:
                 return vote.record
         return None
-
-    def _sighted(self) -> list[str]:
-        """Return the counted members that have voted and know what they hold."""
-        return [
-            name
-            for name in self.voted()
-            if name in self.voters.counted and self.votes[name].verdict is not Verdict.BLIND
-        ]
 
 
 #: Verdicts that are votes.

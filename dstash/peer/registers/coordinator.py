@@ -232,7 +232,7 @@ class Coordinator:
         self.counts[f"{attempt.phase.value}:{'won' if attempt.is_won else 'lost'}"] += 1
         if attempt.phase is Phase.ACCEPT and attempt.is_won:
             for name in attempt.voters.members:
-                if name not in attempt.waiting and name not in attempt.voted():
+                if name not in attempt.waiting and name not in attempt.voted:
                     self._missed(name, proposer.key)
         if proposer.attempt is not None:  # a won round continues with an accept at once
             self._emit(proposer, proposer.attempt)

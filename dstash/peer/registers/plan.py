@@ -42,7 +42,7 @@ class Ballot(NamedTuple):
 
     def after(self, steps: int) -> Ballot:
         """Return a later step of the round."""
-        return self._replace(step=self.step + steps)
+        return Ballot(self.round, self.step + steps, self.writer)  # faster than _replace
 
 
 class Planned(NamedTuple):

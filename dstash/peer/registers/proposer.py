@@ -179,7 +179,7 @@ class Proposer:
         attempt = self.attempt
         if attempt is None or attempt.phase is not Phase.PREPARE or self._me not in attempt.waiting:
             return False
-        return not attempt.is_won and self.voters.is_quorum([*attempt.voted(), self._me])
+        return not attempt.is_won and self.voters.is_quorum([*attempt.voted, self._me])
 
     # -- what the answers mean
 
@@ -190,9 +190,10 @@ class Proposer:
         """
         if attempt is not self.attempt or peer not in attempt.waiting:
             return False
-        attempt.waiting.discard(peer)
-        if vote is not None:
-            attempt.votes[peer] = vote
+        if vote is None:
+            attempt.waiting.discard(peer)
+        else:
+            attempt.take(peer, vote)
             self._heard = max(self._heard, vote.past)
         return self._evaluate(attempt, time)
 
@@ -316,6 +317,5 @@ def _reason(attempt: Attempt) -> DStashError:
         return DiskFull("replicas of the register have no room on their disks")
     answered = len(attempt.votes)
     return Unavailable(
-        f"{len(attempt.voted())} of {len(attempt.voters.members)} replicas voted, "
-        f"{answered} answered"
+        f"{len(attempt.voted)} of {len(attempt.voters.members)} replicas voted, {answered} answered"
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from dstash.cluster.topology.view import View
 
 
-class Voters(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Voters:
     """The members that vote on a partition in one epoch.
 
     ``members`` are all of them, in rank order. ``sides`` are the replica sets of the partition: the
@@ -19,6 +20,9 @@ class Voters(NamedTuple):
     members: tuple[str, ...]
     sides: tuple[frozenset[str], ...]
     counted: frozenset[str]
+    #: The answers of both questions by set of names: there are few sets, and many registers ask.
+    _quorums: dict[frozenset[str], bool] = field(default_factory=dict, compare=False, repr=False)
+    _holders: dict[frozenset[str], bool] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_moving(self) -> bool:
@@ -27,16 +31,26 @@ class Voters(NamedTuple):
 
     def is_quorum(self, names: Collection[str]) -> bool:
         """Whether the counted members among ``names`` are a majority of each side: a Q(E)."""
-        votes = self.counted.intersection(names)
-        return all(2 * len(side & votes) > len(side) for side in self.sides)
+        asked = frozenset(names)
+        answer = self._quorums.get(asked)
+        if answer is None:
+            votes = self.counted & asked
+            answer = all(2 * len(side & votes) > len(side) for side in self.sides)
+            self._quorums[asked] = answer
+        return answer
 
     def have_all(self, names: Collection[str]) -> bool:
         """Whether the counted members among ``names`` hold all that a quorum agrees on.
 
         They are N - W + 1 of the N members of each side, where W is a majority.
         """
-        held = self.counted.intersection(names)
-        return all(2 * len(side & held) >= len(side) for side in self.sides)
+        asked = frozenset(names)
+        answer = self._holders.get(asked)
+        if answer is None:
+            held = self.counted & asked
+            answer = all(2 * len(side & held) >= len(side) for side in self.sides)
+            self._holders[asked] = answer
+        return answer
 
 
 def voters_of(view: View, partition: int) -> Voters:
