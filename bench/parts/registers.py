@@ -1,4 +1,4 @@
-"""Part ``registers``: atomic operations on one key, beside etcd's transactions and Redis.
+"""Part ``registers``: atomic operations on one key, compared with etcd and Redis.
 
 One caller, then 64 on an event loop: a compare-and-set of a key that the caller has changed before,
 an add of a new key, an increment of one counter. Redis compares in a script; etcd increments by
