@@ -75,8 +75,9 @@ class Write:
     it. ``replacements`` are (storage key, record or None) pairs, known to be correct: each replaces
     the stored record if that is still corrupt.
 
-    A stored record with a stamp above ``latest`` is a future record, and every record replaces it.
-    The same holds for a stored record with a version in ``replaces``.
+    A stored record with a stamp above ``latest`` is a future record, and every record above
+    ``acked`` replaces it. The same holds for a stored record with a version in ``replaces``. It may
+    have replaced an acked record itself, which is not above ``acked``: an older one must not win.
 
     ``version`` is the version of all entries if they share one, as in the write of a client. If it
     is above every stored version, the stored records are not read. ``report_existed``: whether to
@@ -91,7 +92,7 @@ class Write:
     ``votes`` is a request to vote on registers. ``bounds`` are the limits of votes, and of
     registers among the entries; None: without limits. ``resting`` lists partitions that are
     streamed, and ``earlier`` (storage key, round) pairs that other voters have promised: see
-    ``take_earlier``. ``latest``, ``replaces`` and ``upper_bound``
+    ``take_earlier``. ``latest``, ``acked``, ``replaces`` and ``upper_bound``
     have no effect on registers: the rules are those of ``store/register/voter.py``.
     """
 
@@ -109,6 +110,7 @@ class Write:
     promises: Mapping[int, Stamp] = field(default_factory=dict)
     may_spend_reserve: bool = False
     latest: Stamp = MAX_STAMP
+    acked: Stamp = 0
     replaces: frozenset[Version] = frozenset()
     is_dropped: Callable[[bytes, bytes], bool] | None = None
     votes: Prepares | Accepts | None = None

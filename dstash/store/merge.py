@@ -172,7 +172,8 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
             if has_registers and is_register(stored):
                 merged.superseded.append((position, version))
                 continue
-            is_replaced = newest_stamp(version) > write.latest or version in write.replaces
+            is_future = newest_stamp(version) > write.latest or version in write.replaces
+            is_replaced = is_future and newest_stamp(version_of(record)) > write.acked
             if outranks(stored, record) and not is_replaced:
                 merged.superseded.append((position, version))
                 continue

@@ -31,7 +31,7 @@ def simulate(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProce
 
 
 def once_failed() -> list[tuple[str, ...]]:
-    """Return (seed, calls, partitions, faults...) of seeds that failed before."""
+    """Return (seed, calls, partitions, faults and +profiles...) of seeds that failed before."""
     lines = [line.split("#")[0].split() for line in _SEEDS.read_text().splitlines()]
     return [tuple(line) for line in lines if line]
 
@@ -53,9 +53,11 @@ def test_seeds_that_failed_before_pass() -> None:
     alike: dict[tuple[str, ...], list[str]] = {}
     for seed, *conditions in once_failed():
         alike.setdefault(tuple(conditions), []).append(seed)
-    for (calls, partitions, *faults), seeds in alike.items():
+    for (calls, partitions, *more), seeds in alike.items():
+        faults = ",".join(word for word in more if word[0] != "+")
+        profiles = ",".join(word[1:] for word in more if word[0] == "+")
         words = ["--only", *seeds, "--calls", calls, "--partitions", partitions]
-        run = simulate(*words, "--with", ",".join(faults))
+        run = simulate(*words, "--with", faults, "--profile", profiles)
         assert run.returncode == 0, run.stdout + run.stderr
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dstash.limits import PARTITIONS
 from dstash.store.interface import Write
 from dstash.store.memory import TwinStore
-from dstash.store.record import HEAD_BYTES, head, keyspace, partition_of, seal
+from dstash.store.record import HEAD_BYTES, head, keyspace, partition_of, seal, version_of
 from dstash.types import RecordFlag
-from dstash.version import newest_stamp, pack, stamp_range_of
+from dstash.version import MAX_STAMP, newest_stamp, pack, stamp_range_of
 
 SPACE = keyspace(b"index", frozenset(range(PARTITIONS)))
 NOW = 1_000_000
@@ -203,3 +204,17 @@ def test_write_above_the_ceiling_replaces_records_unread() -> None:
             [result] = store.commit([write])
             assert result.corrupt == ([] if replaced else [0])
             assert (store.records[put(9)[0]] == put(10)[1]) is replaced
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_future_record_loses_only_to_writes_above_the_acked_stamps(named: bool) -> None:
+    for stamp, is_taken in ((5, False), (6, True)):
+        store = TwinStore()
+        future = put(100)
+        store.commit([Write([future], NOW)])
+        replaces = frozenset([version_of(future[1])]) if named else frozenset()
+        write = Write([put(stamp)], NOW, acked=5, replaces=replaces)
+        write.latest = MAX_STAMP if named else 50
+        [result] = store.commit([write])
+        assert (store.records[future[0]] == put(stamp)[1]) is is_taken
+        assert [place for place, _ in result.superseded] == ([] if is_taken else [0])

@@ -256,6 +256,16 @@ class ClusterClock:
         needed = max(1, self._majority() - self._silent_holders)
         return self._held_by(needed, self._known_presents)
 
+    def newest_acked(self) -> Stamp:
+        """Return the highest stamp that a write quorum may hold, by the presents read so far.
+
+        It does not depend on clocks. Members whose present was never read may hold any stamp up to
+        this peer's own; if they are a quorum, any stamp at all.
+        """
+        unknown = self._other_holders - len(self._known_presents)
+        needed = min(self._quorum, self._majority()) - unknown
+        return MAX_STAMP if needed < 1 else self._held_by(needed, self._known_presents)
+
     def _majority(self) -> int:
         return len(self._holders) // 2 + 1
 

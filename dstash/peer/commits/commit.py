@@ -255,6 +255,7 @@ def _client_write(entries: list[tuple[bytes, bytes]], message: Put | Delete, rul
         upper_bound=rules.upper_bound,
         version=message.version,
         latest=rules.latest,
+        acked=rules.acked,
         replaces=_replaced(message.replaces),
     )
 

@@ -91,6 +91,7 @@ class GroupCommit:
             has_spare=store.has_room(reserve // 2),
             upper_bound=store.high_water,
             latest=clock.highest_acked(),
+            acked=clock.newest_acked(),
             floors=floors,
             bounds=bounds,
             life=local_partitions.lineage.current,

@@ -29,7 +29,8 @@ class Rules(NamedTuple):
     ``present``: the time (milliseconds since 1970) that versions are compared with; a version is
     at most ``max_skew`` ahead of it. It is not ``now``, because this peer's clock may be wrong.
     Stamps above ``latest`` are certainly from the future: they are refused, and a stored record
-    with such a stamp loses to writes of clients. Between the two, this peer cannot decide yet.
+    with such a stamp loses to writes of clients above ``acked``, which bounds the stamps of acked
+    writes. Between the two, this peer cannot decide yet.
     ``floor``: the highest horizon. Writes of clients up to it are refused, even if they arrived
     before it was set. ``promises`` (by partition): repairs stamped up to this must wait.
     ``horizons`` (by partition): tombstones up to this may have been dropped. See
@@ -51,6 +52,7 @@ class Rules(NamedTuple):
     has_spare: bool = True
     upper_bound: Stamp = MAX_STAMP
     latest: Stamp = MAX_STAMP
+    acked: Stamp = 0
     floors: Floors = Floors()
     bounds: Bounds | None = None
     life: Life = Life(0, 0, 0)

@@ -233,6 +233,15 @@ def test_stamp_held_by_write_quorum_is_kept_without_majority() -> None:
     assert clock.highest_acked() >= stamp_at(NOW + HOUR), "two replicas of three may have acked it"
 
 
+def test_newest_acked_stamp_is_what_a_write_quorum_may_hold() -> None:
+    clock = clock_of("abc", present=stamp_at(NOW + HOUR))
+    assert clock.newest_acked() == MAX_STAMP, "both others may hold any stamp"
+    clock.note_present("b", stamp_at(NOW), clock.era)
+    assert clock.newest_acked() == stamp_at(NOW + HOUR), "the third may hold it"
+    clock.note_present("c", stamp_at(NOW - 5), clock.era)
+    assert clock.newest_acked() == stamp_at(NOW)
+
+
 def test_removed_member_that_moves_the_median_begins_an_era() -> None:
     clock = clock_of("abcde")
     read(clock, b=0, c=HOUR, d=HOUR, e=HOUR)
