@@ -154,7 +154,7 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
         if is_guarded:
             refusals = _refusals(write, merged, storage_key, stored, record)
             if refusals is not None:
-                if stored is None or not _is_up_to_date(storage_key, stored, record):
+                if stored is None or not _is_up_to_date(write, storage_key, stored, record):
                     refusals.append(position)
                 continue
         if stored == record:
@@ -172,9 +172,7 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
             if has_registers and is_register(stored):
                 merged.superseded.append((position, version))
                 continue
-            is_future = newest_stamp(version) > write.latest or version in write.replaces
-            is_replaced = is_future and newest_stamp(version_of(record)) > write.acked
-            if outranks(stored, record) and not is_replaced:
+            if outranks(stored, record) and not _is_replaced(write, version, record):
                 merged.superseded.append((position, version))
                 continue
             merged.existed[position] = _live(write, storage_key, stored)
@@ -212,8 +210,16 @@ def _is_guarded(write: Write) -> bool:
     return write.oldest <= max(bounds, default=0)
 
 
-def _is_up_to_date(storage_key: bytes, stored: bytes, record: bytes) -> bool:
-    return not outranks(record, stored) and is_sound(storage_key, stored)
+def _is_replaced(write: Write, stored: Version, record: bytes) -> bool:
+    """Whether a stored version is that of a future record, which a record of a write replaces."""
+    is_future = newest_stamp(stored) > write.latest or stored in write.replaces
+    return is_future and newest_stamp(version_of(record)) > write.acked
+
+
+def _is_up_to_date(write: Write, storage_key: bytes, stored: bytes, record: bytes) -> bool:
+    if outranks(record, stored) or not is_sound(storage_key, stored):
+        return False
+    return stored == record or not _is_replaced(write, version_of(stored), record)
 
 
 def _refusals(

@@ -194,6 +194,37 @@ def test_record_stamped_at_a_horizon_is_rejected() -> None:
             assert bool(store.records) is is_taken
 
 
+def test_rejected_record_that_would_replace_a_higher_one_is_reported() -> None:
+    storage_key, record = put(9)
+    replaces = frozenset({record[8:28]})
+    for stored, replacing, is_reported in (
+        (put(9), replaces, True),
+        (put(9), frozenset(), False),
+        (put(8), replaces, False),  # it was rewritten in the meantime
+        (put(4), frozenset({put(4)[1][8:28]}), False),
+    ):
+        store = TwinStore()
+        store.commit([Write([stored], NOW, 9)])
+        promises = dict.fromkeys(range(PARTITIONS), 5)
+        [result] = store.commit(
+            [
+                Write(
+                    [put(4)],
+                    NOW,
+                    4,
+                    horizons=[0] * PARTITIONS,
+                    promises=promises,
+                    replaces=replacing,
+                )
+            ]
+        )
+        assert result.promised == [0] * is_reported
+        horizons = [5] * PARTITIONS
+        [result] = store.commit([Write([put(4)], NOW, 4, horizons=horizons, replaces=replacing)])
+        assert result.past == [0] * is_reported
+        assert store.records[storage_key] == stored[1]
+
+
 def test_write_above_the_ceiling_replaces_records_unread() -> None:
     for form in corrupt_forms():
         store = corrupt_store(form)

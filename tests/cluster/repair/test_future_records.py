@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from dstash.cluster.repair import future_records
 from dstash.cluster.repair.future_records import restamp_all
-from dstash.cluster.replication.tasks import Pause
+from dstash.cluster.replication.tasks import Merge, Pause
 from dstash.cluster.topology.view import View
 from dstash.peer.maintenance import Pace
 from dstash.store.record import (
@@ -143,6 +144,44 @@ def test_record_waits_for_an_unavailable_replica() -> None:
     joined.down = set()
     pass_time(joined)
     assert values(joined) == ["future"] * 3
+
+
+def test_record_waits_for_an_agreement_on_a_horizon() -> None:
+    joined = joined_with()
+    joined.put({"k": "old"})
+    record = put_future(joined, "a", flags=RecordFlag.TOMBSTONE)
+    partition, stamp = partition_of(b"k"), stamp_at(joined.now)
+    joined.peers["a"].local_partitions.promise(partition, stamp, joined.now)
+    pass_time(joined, 5000)
+    assert joined.record("a", "k") == record
+    pass_time(joined)
+    assert values(joined) == ["old"] * 3
+    assert_equal_and_past(joined)
+
+
+def test_record_is_examined_again_when_the_horizon_rises_before_the_commit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The record that would have replaced it has expired, so replicas agree on a later stamp."""
+    joined = joined_with()
+    joined.put({"k": "old"})
+    record = put_future(joined, "a", flags=RecordFlag.TOMBSTONE)
+    for peer in "bc":
+        joined.expire(peer, "k", joined.now)
+    horizons = iter([stamp_at(joined.now)])
+
+    def merge_while_horizon_rises(*merge: Any, **more: Any) -> Merge:
+        for stamp in horizons:
+            for peer in joined.peers.values():
+                peer.local_partitions.advance([partition_of(b"k")], stamp)
+        return Merge(*merge, **more)
+
+    monkeypatch.setattr(future_records, "Merge", merge_while_horizon_rises)
+    pass_time(joined, 3000)
+    assert joined.record("a", "k") == record
+    pass_time(joined)
+    assert values(joined) == [None] * 3
+    assert_equal_and_past(joined)
 
 
 def hold_each(joined: Joined, held: tuple[int, ...]) -> int | str:
