@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, TypedDict, TypeVar
 
 from dstash.client.discovery import find_seeds
@@ -52,13 +53,20 @@ def steady_wall() -> Callable[[], int]:
     return lambda: int((time.monotonic() + offset) * 1000)
 
 
-#: ``CLOCK_MONOTONIC`` stops while Linux is suspended: a lease that has expired would seem to last.
-_LEASE_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+def _lease_clock() -> Callable[[], float]:
+    """Return a clock that never goes back, and counts while the machine is suspended.
+
+    ``CLOCK_MONOTONIC`` stops while Linux is suspended: a lease that has expired would seem to last.
+    ``time.monotonic`` does so on macOS. On Windows it counts, and there are no other clocks.
+    """
+    if not hasattr(time, "clock_gettime"):
+        return time.monotonic
+    number = getattr(time, "CLOCK_BOOTTIME", None)
+    return partial(time.clock_gettime, time.CLOCK_MONOTONIC if number is None else number)
 
 
-def steady() -> float:
-    """Return seconds of a clock that never goes back, and counts while the machine is suspended."""
-    return time.clock_gettime(_LEASE_CLOCK)
+#: Returns seconds of the clock of leases.
+steady: Final = _lease_clock()
 
 
 _Read = TypeVar("_Read", bound=LookupOperation)

@@ -26,7 +26,7 @@ BLOCK: Final = f"import sys; sys.modules.update(dict.fromkeys({BLOCKED}))\n"
 
 #: Removes what macOS or Windows lacks, once the standard library itself is loaded.
 HIDE: Final = """
-import asyncio, builtins, http.client, io, msgpack, os, pathlib, signal, subprocess, sys, zmq
+import asyncio, builtins, http.client, io, msgpack, os, pathlib, signal, subprocess, sys, time, zmq
 for name in ("fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "syslog"):
     sys.modules[name] = None
 for name in dir(os):
@@ -37,6 +37,9 @@ for name in ("fork", "register_at_fork", "pipe2", "statvfs", "getuid", "geteuid"
     delattr(os, name)
 for name in ("SIGHUP", "SIGUSR1", "SIGKILL", "SIGALRM", "pthread_sigmask", "setitimer"):
     delattr(signal, name)
+for name in dir(time):
+    if name.startswith(("clock_", "CLOCK_")):
+        delattr(time, name)
 def hide(real):
     def without_proc(path, *args, **options):
         if str(path).startswith("/proc"):
