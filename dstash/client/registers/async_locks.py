@@ -56,15 +56,15 @@ class AsyncHolding:
     async def acquire(self) -> Self:
         """Acquire it; errors as in ``Lock.acquire``.
 
-        If the task is cancelled, what it has acquired is released: the cancellation may take a
-        second.
+        If the task is cancelled, what it has acquired is released if peers answer: the cancellation
+        may take a few seconds.
         """
         if self._held is not None:
             raise UsageError(f"{self._want.what} is held already; make another object for each use")
         attempts = Attempts(self._calls(), self._want)
         try:
             self._held = await run_steps_async(holding.acquire(attempts), self._run)
-        except DStashError:
+        except (DStashError, GeneratorExit):  # a coroutine that is closed cannot wait for answers
             raise
         except BaseException:  # cancelled: the caller does not know that there is a lock
             with suppress(DStashError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -27,7 +28,9 @@ _HOLDER_BYTES: Final = 8
 #: Pauses between attempts: they double from the first to the longest, less a random part.
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 0.8
+#: Timeout of a call that deletes what an interrupted acquisition has created, and of all of them.
 _ABANDON_TIMEOUT_S: Final = 1.0
+_ABANDON_LIMIT_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +161,20 @@ def _try(attempts: Attempts, key: Key) -> Steps[Held | None]:
 
 
 def abandon(attempts: Attempts) -> Steps[None]:
-    """Delete what an interrupted acquisition has created, if peers answer in a second each."""
+    """Delete what an interrupted acquisition may have created, the latest first.
+
+    Each call may take a second, and no key is begun after three. What is left then expires.
+    """
+    until = steady() + _ABANDON_LIMIT_S
     latest = () if attempts.latest is None else (attempts.latest,)
-    for key in {*attempts.unknown, *latest}:
+    for key in dict.fromkeys((*latest, *attempts.unknown)):
+        if steady() >= until:
+            return
         place = attempts.place(key, _ABANDON_TIMEOUT_S)
-        entry = yield from lookup_entry(place)
-        if entry is not None and entry.value == attempts.value:
-            yield from _delete(place, entry.version)
+        with suppress(DStashError):  # the home of another key may answer
+            entry = yield from lookup_entry(place)
+            if entry is not None and entry.value == attempts.value:
+                yield from _delete(place, entry.version)
 
 
 def _delete(place: Place, version: int) -> Steps[Any]:

@@ -59,7 +59,8 @@ class Holding:
     def acquire(self) -> Self:
         """Acquire it; the ``with`` block does so.
 
-        If it is interrupted, by Ctrl-C for instance, what it has acquired is released.
+        If it is interrupted, by Ctrl-C for instance, what it has acquired is released if peers
+        answer within a few seconds; otherwise it expires.
 
         Raises:
             Conflict: others held it until the wait was over.

@@ -16,7 +16,8 @@ from dstash.client.registers.limiting import limit_of
 from dstash.client.registers.locks import Lock
 from dstash.client.registers.steps import Place
 from dstash.errors import Conflict, DStashError, LimitError, LockLost, TimedOut, Unavailable
-from dstash.wire.registers import Change, ChangeKind
+from dstash.wire import codec
+from dstash.wire.registers import Change, ChangeKind, Settle
 from dstash.wire.shapes import Message
 from tests.client.registers.home import Home
 
@@ -167,8 +168,37 @@ class TestLock:
         assert not lock.is_held
         assert entry(home) is None
 
+    def test_closed_acquisition_makes_no_more_calls(self, home: Home) -> None:
+        async def run(operation: Operation) -> Any:
+            await asyncio.get_running_loop().create_future()
+
+        async def begin_and_close() -> None:
+            acquisition = AsyncLock(lambda: home.calls, run, JOB).acquire()
+            acquisition.send(None)
+            acquisition.close()
+
+        asyncio.run(begin_and_close())
+        assert home.requests == []
+
 
 class TestSemaphore:
+    @pytest.mark.parametrize("silent", ["pool/0", "pool/1"])
+    def test_place_without_an_answer_keeps_no_other_place(self, home: Home, silent: str) -> None:
+        attempts = Attempts(home.calls, semaphore_want("@semaphores", "pool", 2, 30, 10))
+        for key in attempts.want.keys:
+            home.drive(steps.add(attempts.place(key), attempts.value, 30))
+        attempts.unknown = dict.fromkeys(attempts.want.keys, 0.0)
+
+        def lose(message: Message) -> DStashError | None:
+            lost = isinstance(message, Settle) and codec.unpack_keys(message.keys)
+            return Unavailable("no quorum") if lost == [silent.encode()] else None
+
+        home.interfere = lose
+        home.drive(holding.abandon(attempts))
+        home.interfere = lambda message: None
+        left = [key for key in attempts.want.keys if entry(home, str(key), "@semaphores")]
+        assert left == [silent]
+
     def test_limit_bounds_the_number_of_holders(self, home: Home) -> None:
         pool = semaphore_want("@semaphores", "pool", 3, 30, 0)
         held = [acquire(home, pool) for _ in range(3)]
