@@ -16,7 +16,7 @@ from dstash.cluster.repair.dropped_records import (
     remove_dropped,
 )
 from dstash.cluster.repair.full_repair import repair
-from dstash.cluster.repair.future_records import restamp_all
+from dstash.cluster.repair.future_records import FutureRecords
 from dstash.cluster.repair.hints import Hints, replay
 from dstash.cluster.replication.clock_exchange import ask_clock
 from dstash.cluster.replication.epoch_barrier import await_barrier, coordinator
@@ -38,7 +38,6 @@ from dstash.cluster.topology.view import View
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
 from dstash.peer.freshness import Freshness
-from dstash.version import Stamp, stamp_at
 from dstash.wire.messages import TopologyReply, TopologyRequest
 
 _log = structlog.get_logger("dstash.peer")
@@ -56,10 +55,6 @@ _CLOCKS_PAUSE_MS: Final = 50
 #: How long (milliseconds) the membership may take to return a later topology, before other members
 #: are asked for it.
 _TOPOLOGY_PAUSE_MS: Final = 200
-#: How long (milliseconds) future records wait: until they certainly are from the future, and again
-#: if they could not be settled.
-_FUTURE_WAIT_MS: Final = 2000
-_FUTURE_PAUSE_MS: Final = 5000
 #: How long (milliseconds) to wait after a peer refused its hints.
 _REPLAY_PAUSE_MS: Final = 1000
 #: How long (milliseconds) to wait after the marks of hints could not be stored.
@@ -106,9 +101,7 @@ class Maintenance:
         )
         self._unstreamed: set[int] = set()
         self._ending = 0
-        #: The newest stamp of the store when its records from the future were settled last.
-        self._settled_up_to: Stamp = 0
-        self._settle_after: int | None = None
+        self._future = FutureRecords(replica, scheduler)
         self._last_clocks = self._clocks_after = now
         self._next_compare = now + pace.compare_ms // 5
         self._next_gc = now + pace.gc_interval_ms
@@ -155,7 +148,7 @@ class Maintenance:
         self._end_if_switched(view)
         if not self.freshness_confirmed:
             return  # data of an old copy must not reach other peers
-        self._settle_future(now)
+        self._future.tick(now)
         self._remove_dropped(now)
         self._settle_drops(view, now)
         for peer in self.hints.waiting():
@@ -243,32 +236,6 @@ class Maintenance:
         topology, local_partitions = view.topology, self.replica.local_partitions
         if topology.ceiling_epoch > local_partitions.lowered_in:
             self._once("lower", local_partitions.lower, topology.ceiling, topology.ceiling_epoch)
-
-    def _settle_future(self, now: int) -> None:
-        """Settle future records, if there may be new future records."""
-        clock, newest = self.replica.clock, self.replica.local_partitions.store.high_water
-        if not clock.knows_majority:
-            self._settled_up_to = 0  # meanwhile this peer accepts writes by its own clock
-            return
-        # The first bound is lower but cheap: nearly all stamps are from the past.
-        certain = max(self._settled_up_to, stamp_at(clock.time()))
-        if newest <= certain or newest <= clock.highest_possible():
-            self._settle_after = None
-            return
-        if self._settle_after is None:
-            clock.is_due = True  # perhaps a majority has stamps as new
-            self._settle_after = now + _FUTURE_WAIT_MS
-        if now < self._settle_after or not self.freshness_confirmed:
-            return
-
-        def ended(left: Any, failure: DStashError | None) -> None:
-            if left or failure is not None:
-                self._settle_after = self.replica.now() + _FUTURE_PAUSE_MS
-            else:
-                self._settled_up_to = newest
-
-        if not self._scheduler.running("future"):
-            self._scheduler.spawn("future", restamp_all(self.replica), ended)
 
     def _replay(self, peer: str) -> None:
         """Replay hints; after a refusal, wait a while."""

@@ -30,13 +30,14 @@ record and is partitioned from the others until that time brings it back as the 
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
 from dstash.cluster.replication.partitions import Entries
 from dstash.cluster.replication.replica import Replica
-from dstash.cluster.replication.tasks import Effect, Merge, Pause
+from dstash.cluster.replication.tasks import Effect, Merge, Pause, Scheduler
 from dstash.cluster.replication.transfer import sound_records
 from dstash.errors import DStashError
 from dstash.store.record import (
@@ -57,6 +58,11 @@ from dstash.version import Stamp, newest_stamp, pack, stamp_at, unpack
 
 Restamping = Generator[Effect, Any, int]
 
+_TASK: Final = "future"
+#: How long (milliseconds) future records wait: until they certainly are from the future, and again
+#: if they could not be resolved.
+_WAIT_MS: Final = 2000
+_PAUSE_MS: Final = 5000
 #: Keys requested in one message.
 _MAX_KEYS: Final = 500
 #: Spreads the lowest stamps, so that two records of one client do not get the same version.
@@ -110,15 +116,69 @@ class _Case(NamedTuple):
         ]
 
 
+class FutureRecords:
+    """Decides when this peer resolves its future records.
+
+    Args:
+        replica: this peer.
+        scheduler: runs the task.
+    """
+
+    def __init__(self, replica: Replica, scheduler: Scheduler) -> None:
+        self._replica = replica
+        self._scheduler = scheduler
+        #: The newest stamp of the store when all its future records were resolved last.
+        self._settled_up_to: Stamp = 0
+        #: The highest stamp that was accepted since that task began.
+        self._accepted_up_to: Stamp = 0
+        self._after: int | None = None
+
+    def tick(self, now: int) -> None:
+        """Start the task if there may be future records that were not resolved yet."""
+        clock, newest = self._replica.clock, self._replica.local_partitions.store.high_water
+        if not clock.knows_majority:
+            self._settled_up_to = 0  # meanwhile this peer accepts writes by its own clock
+            return
+        # This bound is lower than those below but cheap: nearly all stamps are from the past.
+        if newest <= stamp_at(clock.time()):
+            self._settled_up_to, self._after = 0, None
+            return
+        self._accepted_up_to = max(self._accepted_up_to, clock.latest())
+        certain = clock.highest_possible()
+        if self._accepted_up_to > certain + stamp_at(_WAIT_MS):
+            # The cluster clock was ahead, so there may be other future records below that stamp.
+            self._settled_up_to = 0
+        if newest <= max(self._settled_up_to, certain):
+            self._after = None
+            return
+        if self._after is None:
+            clock.is_due = True  # perhaps a majority has stamps as new
+            self._after = now + _WAIT_MS
+        if now >= self._after and not self._scheduler.running(_TASK):
+            self._accepted_up_to = clock.latest()
+            self._scheduler.spawn(_TASK, restamp_all(self._replica), partial(self._ended, newest))
+
+    def _ended(self, newest: Stamp, left: Any, failure: DStashError | None) -> None:
+        if left or failure is not None:
+            self._after = self._replica.now() + _PAUSE_MS
+        else:
+            self._settled_up_to = newest
+
+
 def restamp_all(replica: Replica) -> Restamping:
-    """Resolve all future records of this peer; returns how many have to wait."""
+    """Resolve all future records of this peer; returns how many have to wait.
+
+    Records that are not certainly from the future, but not accepted now either, have to wait.
+    """
     local_partitions, left, after = replica.local_partitions, 0, b""
     partitions = sorted(replica.view().owned_by(replica.me))
     while True:
         entries = local_partitions.walk_all(partitions, after)
-        latest = replica.clock.highest_possible()
+        accepted, certain = replica.clock.latest(), replica.clock.highest_possible()
         present = local_partitions.drops.present(entries)
-        future = [entry for entry in present if _is_above(entry, latest)]
+        ahead = [entry for entry in present if _is_above(entry, accepted)]
+        future = [entry for entry in ahead if newest_stamp(version_of(entry[1])) > certain]
+        left += len(ahead) - len(future)
         if future:
             left += yield from _restamp(replica, future)
         if len(entries) < local_partitions.slice_records:

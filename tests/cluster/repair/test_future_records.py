@@ -23,7 +23,15 @@ from dstash.store.record import (
 )
 from dstash.store.register.header import Header, pack_header
 from dstash.types import RecordFlag
-from dstash.version import newest_stamp, pack, stamp_at, stamp_milliseconds, unpack, with_touch
+from dstash.version import (
+    MAX_STAMP,
+    newest_stamp,
+    pack,
+    stamp_at,
+    stamp_milliseconds,
+    unpack,
+    with_touch,
+)
 from dstash.wire import codec
 from tests.harness.joined import TYPES, Joined
 
@@ -182,6 +190,35 @@ def test_record_is_examined_again_when_the_horizon_rises_before_the_commit(
     pass_time(joined)
     assert values(joined) == [None] * 3
     assert_equal_and_past(joined)
+
+
+def test_record_that_is_older_than_an_earlier_future_record_is_settled_too() -> None:
+    """It is accepted while the cluster clock is ahead, after the earlier one was settled."""
+    joined = joined_with("abcde")
+    joined.put({"k": "old"}, "all")
+    first, *_ = replicas(joined)
+    put_future(joined, first, ahead=2 * HOUR)
+    pass_time(joined)
+    assert values(joined) == ["old"] * 3
+    joined.offsets = {peer: HOUR for peer in "abcde" if peer != first}
+    pass_time(joined, 4000)
+    put_future(joined, first, ahead=HOUR)
+    joined.offsets = {}
+    pass_time(joined, 20_000)
+    assert values(joined) == ["old"] * 3
+    assert_equal_and_past(joined)
+
+
+def test_record_is_left_while_it_is_not_certainly_from_the_future() -> None:
+    joined = joined_with()
+    record = put_future(joined, "a")
+    replica = joined.peers["a"].maintenance.replica
+    replica.clock.advance(joined.now + 10_000)  # it was stopped: it has to ask the others again
+    assert replica.clock.highest_possible() == MAX_STAMP
+    with pytest.raises(StopIteration) as ended:
+        next(restamp_all(replica))
+    assert ended.value.value == 1
+    assert joined.record("a", "k") == record
 
 
 def hold_each(joined: Joined, held: tuple[int, ...]) -> int | str:
