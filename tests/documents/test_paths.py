@@ -9,7 +9,7 @@ from tests.documents.paths import PAGE, Step, fault, steps
 STEPS = list(steps(PAGE.read_text()))
 OPERATIONS = {
     *("Put", "Batch put", "Look-up", "Batch look-up", "Scan"),
-    *("Change of a register", "Topology change", "Repair"),
+    *("Change of a register", "Topology change", "Repair", "Tombstone GC"),
 }
 #: Functions at which a path continues in another thread or process.
 LOOPS = {
