@@ -176,6 +176,8 @@ class Samples:
 
         monkeypatch.setattr(Connection, "sample", counted)
         monkeypatch.setattr(Memory, "private", lambda _: self.memory)
+        self.now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
     def in_check(self) -> int:
         """Return how often one check samples connections."""
@@ -215,12 +217,9 @@ def test_check_samples_again_when_memory_grows(samples: Samples) -> None:
     assert samples.in_check() == 1
 
 
-def test_check_samples_again_after_a_second(
-    samples: Samples, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_samples_again_after_a_second(samples: Samples) -> None:
     samples.in_check()
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 1.1)
+    samples.now += 1.1
     assert samples.in_check() == 1
 
 
