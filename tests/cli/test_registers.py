@@ -153,6 +153,24 @@ class TestLock:
         with pytest.raises(ProcessLookupError):
             os.kill(started[0], 0)
 
+    def test_interrupt_while_signals_are_to_be_remembered_leaves_the_handlers(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        set_handler, interrupts = signal.signal, [signal.SIGINT]
+
+        def set_and_interrupt(number: int, handler: Any) -> Any:
+            before = set_handler(number, handler)
+            while interrupts:
+                signal.raise_signal(interrupts.pop())
+            return before
+
+        handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+        monkeypatch.setattr(signal, "signal", set_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            lock._run(["true"], dict(os.environ), lambda: None)
+        left = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+        assert left == handlers
+
     def test_second_signal_kills_the_command(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

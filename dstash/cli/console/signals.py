@@ -77,9 +77,9 @@ def remembered() -> Iterator[Remembered]:
     signals = Remembered()
     earlier = {number: signal.getsignal(number) for number in (*_HANDLED, signal.SIGINT)}
     ours = [number for number, handler in earlier.items() if handler is not signal.SIG_IGN]
-    for number in ours:
-        signal.signal(number, signals.take)
     try:
+        for number in ours:  # a signal may end this, too
+            signal.signal(number, signals.take)
         yield signals
     finally:
         for number in ours:
