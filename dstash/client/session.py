@@ -327,11 +327,11 @@ class Session:
         Another peer gets a request for the topology, because suspect peers may have moved.
         """
         members = self.view.members if self.view else {}
-        due = [
-            peer
-            for peer, due_at in list(self._suspects.items())
-            if due_at <= now and peer in members
-        ]
+        suspects = list(self._suspects.items())
+        due = [peer for peer, due_at in suspects if due_at <= now and peer in members]
+        for peer, _ in suspects:
+            if peer not in members:  # suspected while another thread installed a view without it
+                self._suspects.pop(peer, None)
         sends = []
         for peer in due:
             self._suspects[peer] = now + PROBE_MS

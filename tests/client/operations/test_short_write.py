@@ -385,6 +385,16 @@ def test_silent_seed_does_not_prevent_short_calls() -> None:
     assert was_short(call)
 
 
+def test_removed_member_that_is_suspected_late_does_not_prevent_short_calls() -> None:
+    cluster = Cluster()
+    cluster.session._suspects["removed"] = cluster.now  # by a thread that had the earlier view
+    for is_short in (False, True):
+        call = cluster.call()
+        cluster.run(call)  # type: ignore[arg-type]  # the harness drives any call
+        assert was_short(call) is is_short
+        cluster.session.probes(cluster.now)  # as each call does that is not short
+
+
 def test_lost_connection_hands_the_acks_over() -> None:
     cluster = Cluster()
     call = cluster.call(level="all")
