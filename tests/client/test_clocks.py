@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from dstash.client.operations.reconciliation import Reconciliation
 from dstash.client.operations.writes import PutOperation
 from dstash.client.session import Session
 from dstash.cluster.topology.topology import Member, Topology
+from dstash.cluster.topology.view import View
 from dstash.peer.core import PeerCore
 from dstash.peer.maintenance import Pace
 from dstash.store.record import build_record, open_record, partition_of
@@ -219,6 +221,33 @@ class TestFutureVersions:
         joined.install(joined.topology)
         joined.session = session_of(joined, a=0, c=0)
         assert joined.lookup("k") == {"k": "old" if is_waived else "future"}
+
+    def test_record_is_excluded_by_one_view_while_another_thread_installs_the_next(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        joined = joined_at_rest()
+        pass_time(joined)
+        joined.put({"k": "old"})
+        joined.alter("a", "k", lambda record: at(joined, record, joined.now + HOUR, "future"))
+        joined.session = session_of(joined, a=0, b=0, c=0)
+        first, second, third = joined.topology.members
+        members = (first, second, replace(third, id="d"))
+        session, known = joined.session, joined.session.known_view()
+        later = View(replace(joined.topology, epoch=known.epoch + 1, members=members))
+        withdraw, views = Reconciliation._withdraw, [known]
+
+        def known_view() -> View:
+            views.append(later)
+            return views[-2]
+
+        def withdraw_meanwhile(chunk: Reconciliation, place: int, record: bytes) -> bool:
+            with monkeypatch.context() as patch:
+                patch.setattr(session, "known_view", known_view)
+                return withdraw(chunk, place, record)
+
+        monkeypatch.setattr(Reconciliation, "_withdraw", withdraw_meanwhile)
+        assert joined.lookup("k", level="all") == {"k": "old"}
+        assert views == [known, later]
 
     def test_put_replaces_record_from_the_future(self) -> None:
         joined = joined_at_rest()

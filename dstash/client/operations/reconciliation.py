@@ -24,7 +24,7 @@ from dstash.errors import (
     StaleEpoch,
     Unauthorised,
 )
-from dstash.store.record import Record, highest, open_record, version_of
+from dstash.store.record import Record, highest, open_record, partition_of, version_of
 from dstash.types import Level
 from dstash.wire import codec
 from dstash.wire.keys import Key, encode_keys
@@ -225,8 +225,8 @@ class Reconciliation(Chunk):
         """
         holders = {peer for peer, records in self._records.items() if records[place] == record}
         excluded = self._excluded.setdefault(place, set())
-        view = self.operation.session.known_view()
-        replicas = self.operation.session.replicas_of(self.encoded[place])
+        view = self.operation.session.known_view()  # once: other threads may replace it
+        replicas = view.readers[partition_of(self.encoded[place])]
         unknown = [
             peer
             for peer in replicas
