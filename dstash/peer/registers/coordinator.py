@@ -216,7 +216,7 @@ class Coordinator:
     ) -> None:
         """Take an answer after a step was chosen: it may tell that the voter has missed it."""
         if vote is not None:
-            proposer.hear(vote)
+            proposer.hear(peer, vote)
         if attempt.phase is Phase.ACCEPT and attempt.is_won and peer in attempt.waiting:
             attempt.waiting.discard(peer)
             if vote is None or vote.verdict is not Verdict.VOTED:

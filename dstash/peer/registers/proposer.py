@@ -34,6 +34,8 @@ _TENURE_MS: Final = 20_000
 _PAUSE_MS: Final = 5
 _MAX_DOUBLINGS: Final = 6
 _RANK_PAUSE_MS: Final = 10
+#: How many rounds in the future a voter is led to the round of another voter, one after the other.
+_MAX_CLIMB: Final = 100
 
 
 class Time(NamedTuple):
@@ -79,11 +81,13 @@ class Proposer:
     """
 
     __slots__ = (
+        "_climb",
         "_failures",
         "_heard",
         "_is_write_due",
         "_me",
         "_random",
+        "_too_far",
         "_writer",
         "attempt",
         "key",
@@ -109,7 +113,12 @@ class Proposer:
         self._me = me
         self._writer = writer
         self._random = random
-        self._heard = 0
+        #: By voter, the round that the next one must exceed.
+        self._heard: dict[str, int] = {}
+        #: The round of the last prepare, if voters refused it as too far in the future; else 0.
+        self._too_far = 0
+        #: The next round, if it leads a voter to the round of another one; else 0.
+        self._climb = 0
         self._failures = 0
         self._is_write_due = False
 
@@ -141,7 +150,7 @@ class Proposer:
 
     def _is_over(self, tenure: Tenure, time: Time) -> bool:
         is_old = time.steady - tenure.began > _TENURE_MS
-        is_preempted = self._heard > tenure.ballot.round  # a voter has promised a later one
+        is_preempted = self._past() > tenure.ballot.round  # a voter has promised a later one
         return is_old or is_preempted or tenure.ballot.step >= MAX_STEP - 1
 
     def _plan(self, tenure: Tenure, time: Time) -> Plan:
@@ -156,7 +165,20 @@ class Proposer:
 
     def _prepare(self, time: Time) -> Attempt:
         self._is_write_due = False
-        return self._attempt(Phase.PREPARE, max(time.cluster, self._heard + 1), time)
+        number = self._climb or max(time.cluster, self._past() + 1)
+        self._climb = 0
+        return self._attempt(Phase.PREPARE, number, time)
+
+    def _past(self) -> int:
+        """Return the round that the next one must exceed.
+
+        A minority may have promised a round that is too far in the future for the other voters, who
+        are a quorum without it (V5). So it does not count after a round above it was refused.
+        """
+        heard = self._heard.values()
+        if not self._too_far:
+            return max(heard, default=0)
+        return max((past for past in heard if past + 1 < self._too_far), default=0)
 
     def _accept(self, tenure: Tenure, planned: Plan, time: Time) -> Attempt:
         """Write the steps of a plan; without any, write the base again, as the next step."""
@@ -194,12 +216,12 @@ class Proposer:
             attempt.waiting.discard(peer)
         else:
             attempt.take(peer, vote)
-            self._heard = max(self._heard, vote.past)
+            self.hear(peer, vote)
         return self._evaluate(attempt, time)
 
-    def hear(self, vote: Vote) -> None:
-        """Take note of a vote that comes too late to count."""
-        self._heard = max(self._heard, vote.past)
+    def hear(self, peer: str, vote: Vote) -> None:
+        """Take note of a vote, also of one that comes too late to count."""
+        self._heard[peer] = max(self._heard.get(peer, 0), vote.past)
 
     def expire(self, attempt: Attempt, time: Time) -> set[str]:
         """End the time of a request for votes; returns the voters that an accept is sent to again.
@@ -299,10 +321,24 @@ class Proposer:
         self.attempt = self.tenure = None
         self._is_write_due = attempt.has_heard_quorum
         self.reason = _reason(attempt)
+        if attempt.phase is Phase.PREPARE:
+            self._avoid_future(attempt)
         pause = self._random() * _PAUSE_MS * 2 ** min(self._failures, _MAX_DOUBLINGS)
         rank = self.voters.members.index(self._me) if self._me in self.voters.members else 0
         self._failures += 1
         self.resume_at = time.steady + round(pause) + rank * _RANK_PAUSE_MS
+
+    def _avoid_future(self, attempt: Attempt) -> None:
+        """Choose the next round after one that voters refused as too far in the future (P10).
+
+        Each voter promises the round after its own. So where the rounds of a quorum are ahead of
+        the clocks and differ a little, the voter with the lower one is led to the other.
+        """
+        verdicts = {vote.verdict for vote in attempt.votes.values()}
+        self._too_far = attempt.round if Verdict.TOO_FAR in verdicts else 0
+        gap = attempt.past - attempt.round
+        if self._too_far and attempt.voted and 0 <= gap < _MAX_CLIMB:
+            self._climb = attempt.round + 1
 
     def abandon(self) -> None:
         """End the tenure and the request for votes, because the epoch has changed (P6)."""

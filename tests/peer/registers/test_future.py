@@ -1,0 +1,68 @@
+"""Registers of which some voters have promised rounds that are far ahead of the clocks."""
+
+from __future__ import annotations
+
+import pytest
+
+from dstash.store.record import partition_of
+from dstash.store.register.ballot import Promise, pack_promise
+from dstash.version import stamp_at
+from dstash.wire.registers import ChangeKind as Kind
+from dstash.wire.registers import ChangeOutcome as Outcome
+from tests.harness.joined import Joined
+from tests.harness.registers import Callers
+
+HOUR = 3_600_000
+KEY = b"k"
+PLACE = partition_of(KEY).to_bytes(2, "big") + b"\x02@r" + KEY
+
+
+@pytest.fixture
+def joined() -> Joined:
+    return Joined(registers=True)
+
+
+@pytest.fixture
+def callers(joined: Joined) -> Callers:
+    """Clients that have set a register to 1."""
+    callers = Callers(joined)
+    callers.run(callers.change(Kind.PUT, KEY, values=[b"\x01"]))
+    joined.settle()
+    return callers
+
+
+def promise_of_the_future(joined: Joined, *names: str) -> int:
+    """Let peers promise a round an hour ahead; returns it."""
+    number = joined.now + HOUR
+    for name in names:
+        joined.stores[name].promises[PLACE] = pack_promise(PLACE, Promise(number, b"dead"))
+    return number
+
+
+@pytest.mark.parametrize("home", ["a", "b", "c"])
+def test_promise_of_one_voter_does_not_block_the_others(
+    joined: Joined, callers: Callers, home: str
+) -> None:
+    number = promise_of_the_future(joined, "a")
+    for value in (b"\x02", b"\x03"):
+        result = callers.run(callers.change(Kind.INCREMENT, KEY, home=home)).result
+        assert (result.outcome, result.value) == (Outcome.APPLIED, value)
+        assert result.version < stamp_at(number)
+
+
+def test_round_continues_above_the_promises_of_a_quorum(joined: Joined, callers: Callers) -> None:
+    """Also after b was silent, when c alone could not do without a."""
+    number = promise_of_the_future(joined, "a", "b")
+    joined.mute.add("b")
+    change = callers.change(Kind.INCREMENT, KEY, home="c")
+    for _ in range(30):
+        joined.now += 50
+        joined.settle()
+    joined.mute.clear()
+    result = callers.run(change).result
+    assert (result.outcome, result.value) == (Outcome.APPLIED, b"\x02")
+    assert result.version > stamp_at(number)
+    for _ in range(400):
+        joined.now += 50
+        joined.settle()
+    assert len({joined.stores[name].records[PLACE] for name in "abc"}) == 1
