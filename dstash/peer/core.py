@@ -306,6 +306,8 @@ class PeerCore:
         if before is None or view.epoch != before.epoch:
             moving = view.moving if view.topology.change is not None else frozenset()
             self.keyspaces.install(view.owned_by(self.settings.peer), moving)
+        own = view.members.get(self.settings.peer)
+        self.keyspaces.lacks_data = own is not None and not own.synced
         self.view = view
         waited = self.admission.install(view)
         self.health.install(view)

@@ -23,6 +23,8 @@ class Keyspaces:
         self.owned: frozenset[int] = frozenset()
         #: The partitions that a topology change moves.
         self.moving: frozenset[int] = frozenset()
+        #: Whether this peer has lost data that it is streamed again.
+        self.lacks_data = False
         self._by_index: dict[str, Keyspace] = {}
 
     def __len__(self) -> int:

@@ -182,6 +182,14 @@ def test_full_disk_is_reported_by_readiness(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class TestReplies:
+    def test_peer_that_lost_its_data_does_not_know_which_keys_existed(self) -> None:
+        whole = topology("abc")
+        first, *others = whole.members
+        peer = Peer(replace(whole, members=(replace(first, synced=False), *others)))
+        assert peer.ask(put(b"here", at=START + 1001)) == Stored([])
+        stored = peer.ask(Delete("i", version(START + 1002), keys(b"here", b"gone")))
+        assert stored == Stored([], b"\1\0", b"\0\1")
+
     def test_put_is_acked_after_its_commit(self, peer: Peer) -> None:
         envelope = Envelope(7, EPOCH, 0, put(b"k", b"l"))
         assert peer.core.receive(b"client", encode(envelope), peer.now) == []

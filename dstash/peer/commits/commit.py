@@ -216,7 +216,9 @@ class Commit:
                 keys = list(map(_KEY, write.entries))
                 version, earlier = waiting.message.version, write.replaces
                 self.recent.answer(version, keys, merged.existed, self.rules.now, earlier)
-            self.replies.append((waiting.ticket, _answer(waiting.message, prepared, merged)))
+            lacks_data = self.rules.lacks_data
+            stored = _answer(waiting.message, prepared, merged, lacks_data=lacks_data)
+            self.replies.append((waiting.ticket, stored))
 
 
 def _prepare_put(message: Put, space: Keyspace, rules: Rules) -> Prepared:
@@ -291,7 +293,7 @@ def _check_client_version(message: Put | Delete, rules: Rules) -> None:
     check_floor(version, max(rules.floor, rules.floors.of_index(message.index)))
 
 
-def _answer(message: Message, prepared: Prepared, merged: Merged) -> Stored:
+def _answer(message: Message, prepared: Prepared, merged: Merged, *, lacks_data: bool) -> Stored:
     places = prepared.places
     rejected = [[places[place], 0, version] for place, version in merged.superseded]
     rejected += [_superseded_by_corrupt(message, prepared, place) for place in merged.corrupt]
@@ -305,7 +307,9 @@ def _answer(message: Message, prepared: Prepared, merged: Merged) -> Stored:
         for place, flag in zip(places, merged.existed, strict=True):
             by_place[place] = flag
         existed = bytes(flag & LIVE for flag in by_place)
-        if UNSURE in by_place:
+        if lacks_data:
+            unsure = bytes(not flag & LIVE for flag in by_place)
+        elif UNSURE in by_place:
             unsure = bytes(flag == UNSURE for flag in by_place)
     return Stored(prepared.rejected + rejected, existed, unsure)
 

@@ -96,6 +96,7 @@ class GroupCommit:
             bounds=bounds,
             life=local_partitions.lineage.current,
             moving=self._keyspaces.moving,
+            lacks_data=self._keyspaces.lacks_data,
         )
         return Commit(group, rules, recent=self.recent_deletes)
 

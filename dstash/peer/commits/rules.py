@@ -39,6 +39,7 @@ class Rules(NamedTuple):
     ``upper_bound``: the highest stamp that a corrupt record may have had. ``floors``: which
     records were dropped with their index. ``bounds``: the limits of votes on registers.
     ``life``: of the store. ``moving``: partitions that a topology change gives other replicas.
+    ``lacks_data``: whether this peer does not know which keys existed.
     """
 
     now: int
@@ -57,6 +58,7 @@ class Rules(NamedTuple):
     bounds: Bounds | None = None
     life: Life = Life(0, 0, 0)
     moving: frozenset[int] = frozenset()
+    lacks_data: bool = False
 
 
 class Prepared(NamedTuple):
