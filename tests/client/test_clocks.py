@@ -222,6 +222,15 @@ class TestFutureVersions:
         joined.session = session_of(joined, a=0, c=0)
         assert joined.lookup("k") == {"k": "old" if is_waived else "future"}
 
+    def test_record_that_a_corrupt_record_may_have_been_is_read(self) -> None:
+        joined = joined_at_rest()
+        pass_time(joined)
+        joined.put({"k": "old"})
+        joined.alter("a", "k", lambda record: at(joined, record, joined.now + HOUR, "future"))
+        joined.corruption("b", "k")
+        joined.session = session_of(joined, a=0, b=0, c=0)
+        assert joined.lookup("k") == {"k": "future"}
+
     def test_record_is_excluded_by_one_view_while_another_thread_installs_the_next(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -202,6 +202,16 @@ def test_check_samples_a_quiet_connection_once(samples: Samples) -> None:
     assert [samples.in_check() for _ in range(3)] == [1, 0, 0]
 
 
+def test_skipped_check_counts_as_time_in_which_a_client_had_nothing_to_read(
+    samples: Samples,
+) -> None:
+    samples.in_check()
+    samples.now += 0.5
+    assert samples.in_check() == 0
+    [connection] = samples.connections._by_fd.values()
+    assert connection.read_at == samples.now
+
+
 def test_check_samples_again_after_a_message(samples: Samples) -> None:
     samples.in_check()
     samples.connections.took(b"\0id", [b"request"])

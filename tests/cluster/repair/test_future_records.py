@@ -257,22 +257,42 @@ def test_record_that_an_unavailable_replica_may_have_accepted_is_not_lost(silent
     assert values(joined) == [expected] * 3
 
 
-def test_record_is_kept_when_the_other_replica_that_had_it_has_lost_its_data() -> None:
-    joined = joined_with("abcde")
-    joined.put({"k": "old"}, "all")
-    first, second, _ = replicas(joined)
-    put_future(joined, first)
-    joined.forget(second, "k")
-    members = tuple(
-        replace(member, synced=member.id != second) for member in joined.topology.members
-    )
+def lose(joined: Joined, peer: str, *, is_waived: bool = False) -> None:
+    """Let a peer lose its data, so that it is streamed again; its acks may be waived."""
+    joined.forget(peer, "k")
+    lost = next(member for member in joined.topology.members if member.id == peer)
+    changed = replace(lost, synced=False, waived=lost.store_id if is_waived else "")
+    members = tuple(changed if member is lost else member for member in joined.topology.members)
     joined.topology = replace(joined.topology, epoch=joined.topology.epoch + 1, members=members)
     joined.install(joined.topology)
+
+
+@pytest.mark.parametrize("is_waived", [False, True])
+def test_record_is_kept_if_the_other_replica_that_had_it_lost_its_data(is_waived: bool) -> None:
+    joined = joined_with("abcde")
+    joined.put({"k": "old"}, "all")
+    first, second, third = replicas(joined)
+    put_future(joined, first)
+    lose(joined, second, is_waived=is_waived)
     pass_time(joined)
     record = joined.record(first, "k")
-    assert record == joined.record(replicas(joined)[2], "k")
-    assert values(joined)[0] == "future"
+    assert record == joined.record(third, "k")
+    assert values(joined)[0] == ("old" if is_waived else "future")
     assert stamp_milliseconds(newest_stamp(version_of(record or b""))) <= joined.now
+
+
+def test_record_waits_for_an_unavailable_replica_while_another_has_lost_its_data() -> None:
+    joined = joined_with("abcde")
+    joined.put({"k": "old"}, "all")
+    first, second, third = replicas(joined)
+    record = put_future(joined, first)
+    lose(joined, second)
+    joined.down = {third}
+    pass_time(joined, 8000)
+    assert joined.record(first, "k") == record
+    joined.down = set()
+    pass_time(joined)
+    assert values(joined)[0] == "future"
 
 
 def test_touch_from_the_future_does_not_win_over_a_later_write() -> None:
