@@ -18,6 +18,7 @@
     │   ├── Busy                  the peer is overloaded; says when to retry
     │   ├── ClockSkew             the version is too far ahead of the peer's clock
     │   ├── BelowFloor            the version is older than the peer may still accept
+    │   │   └── IndexDropped      the record was dropped with its index
     │   ├── DiskFull              no space to store
     │   ├── StoreFailed           the peer's disk failed
     │   ├── CorruptRecord         the stored record fails its checksum
@@ -165,6 +166,12 @@ class BelowFloor(Refused):
 
     code = 28
     retryable = True
+
+
+class IndexDropped(BelowFloor):
+    """The record was dropped with its index, so it must not be stored again."""
+
+    code = 38
 
 
 class DiskFull(Refused):

@@ -34,6 +34,7 @@ CODES = {
     34: "Conflict",
     36: "Preempted",
     37: "Forgotten",
+    38: "IndexDropped",
     40: "Unavailable",
     41: "NoPeers",
     42: "TimedOut",

@@ -12,6 +12,7 @@ from dstash.client.operations.batch_lookup import BatchLookup
 from dstash.client.operations.writes import ApplyOperation
 from dstash.client.routing import read_table
 from dstash.client.session import LAGGING_MS, MISSED_MS
+from dstash.cluster.topology.drop_steps import with_drop
 from dstash.errors import BelowFloor, CorruptRecord, ProtocolError, TimedOut, Unavailable
 from dstash.limits import PARTITIONS
 from dstash.peer import reads
@@ -143,6 +144,22 @@ class TestDisagreement:
         for away in set("abc") - {missed}:
             joined.down = {away}
             assert joined.lookup("k") == {"k": 1}
+
+
+class TestDrops:
+    @pytest.mark.parametrize("avoided", "abc")
+    def test_quorum_read_returns_nothing_that_one_replica_knows_to_be_dropped(
+        self, avoided: str
+    ) -> None:
+        joined = Joined()
+        joined.put({"k": "dropped"}, "all")
+        joined.now += 10
+        stamp = stamp_at(joined.now)
+        changed = with_drop(joined.topology, "i", b"", stamp)
+        # After the control plane was forked, two topologies may have one epoch.
+        joined.install(replace(changed, epoch=joined.topology.epoch), "a", "b")
+        joined.session.suspect(avoided, joined.now + 10**9)
+        assert joined.lookup("k") == {}
 
 
 class TestCorruptRecords:

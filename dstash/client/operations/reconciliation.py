@@ -19,6 +19,7 @@ from dstash.errors import (
     CorruptRecord,
     DiskFull,
     DStashError,
+    IndexDropped,
     Misrouted,
     ProtocolError,
     StaleEpoch,
@@ -95,6 +96,8 @@ class Reconciliation(Chunk):
         self._refused: set[tuple[int, bytes]] = set()
         #: Replicas whose record was excluded, by position. It had won over all other records.
         self._excluded: dict[int, set[str]] = {}
+        #: Newest records, with their positions, that a replica has dropped with their index.
+        self._dropped: set[tuple[int, bytes]] = set()
         #: Replicas whose disks have no space for the newest record, by position.
         self._full: dict[int, set[str]] = {}
         #: How many replicas hold a corrupt record, by position.
@@ -172,17 +175,18 @@ class Reconciliation(Chunk):
         return [self.operation.ask(peer, self, apply, now)]
 
     def _note_refused(self, peer: str, places: list[int], message: Stored) -> None:
-        """Record the repairs that a replica refused for lack of disk space or as future."""
+        """Record the repairs that a replica refused: as dropped or future, or without space."""
         for number, code, _ in message.rejected:
             if type(number) is not int or number >= len(places):
                 continue
             place = places[number]
             if code == DiskFull.code:
                 self._full.setdefault(place, set()).add(peer)
-            elif code == ClockSkew.code:
+            elif code in (ClockSkew.code, IndexDropped.code):
                 winner = highest([records[place] for records in self._records.values()])
                 if winner is not None:
-                    self._refused.add((place, winner))
+                    refused = self._refused if code == ClockSkew.code else self._dropped
+                    refused.add((place, winner))
 
     def _settle_or_deliver(self, now: int) -> list[Send]:
         """Deliver, unless repairs are pending or the newest records must be picked again.
@@ -192,6 +196,9 @@ class Reconciliation(Chunk):
         """
         if self._repairing:
             return []
+        if self._dropped:
+            self._exclude_dropped()
+            return self._repair_losers(now)
         if self._refused and self.level is not None:
             # Replicas that were not asked may hold the record as well.
             wider = self.operation.cut_reconciliations(self.keys, None, self.attempt)
@@ -207,6 +214,16 @@ class Reconciliation(Chunk):
             return self.operation.replace(self, wider, now)
         self._deliver()
         return []
+
+    def _exclude_dropped(self) -> None:
+        """Exclude records that a replica knows to be dropped; others may not know it yet."""
+        for place, record in self._dropped:
+            for records in self._records.values():
+                if records[place] == record:
+                    records[place] = None
+        dropped = {place for place, _ in self._dropped}
+        self._refused = {entry for entry in self._refused if entry[0] not in dropped}
+        self._dropped = set()
 
     def _lacks_quorum(self, place: int) -> bool:
         """Whether less than a quorum hold the newest record, because disks are full."""

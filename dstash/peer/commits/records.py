@@ -11,12 +11,12 @@ from itertools import starmap
 from typing import Final
 
 from dstash.errors import (
-    BelowFloor,
     Busy,
     ClockSkew,
     CorruptRecord,
     DiskFull,
     DStashError,
+    IndexDropped,
     ProtocolError,
 )
 from dstash.peer.admission.writes import Internal
@@ -70,7 +70,7 @@ def prepare_apply(message: Apply, space: Keyspace, rules: Rules) -> Prepared:
     entries = [(key, records[place]) for key, place in zip(located, good, strict=True)]
     if rules.floors:
         dropped = {place for place, entry in enumerate(entries) if rules.floors.covers(*entry)}
-        rejected += [[good[place], BelowFloor.code, _DROPPED] for place in sorted(dropped)]
+        rejected += [[good[place], IndexDropped.code, _DROPPED] for place in sorted(dropped)]
         good = [place for number, place in enumerate(good) if number not in dropped]
         entries = [entry for number, entry in enumerate(entries) if number not in dropped]
     return _prepare_records(entries, good, rejected, rules)
