@@ -17,7 +17,7 @@ from dstash.client.operations.admin import AdminOperation
 from dstash.client.operations.batch_lookup import BatchLookup
 from dstash.client.operations.batching import Item
 from dstash.client.operations.drafts import Query
-from dstash.client.operations.indexes.orders import DropOperation, IndexSettingsOperation
+from dstash.client.operations.indexes.requests import DropOperation, IndexSettingsOperation
 from dstash.client.operations.indexes.sizes import IndexesOperation
 from dstash.client.operations.reads import ExistsOperation, LookupOperation, RecordOperation
 from dstash.client.operations.registers.arguments import check_fence, check_version, new_ttl

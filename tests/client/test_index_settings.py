@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dstash.client.operations.indexes.orders import IndexSettingsOperation
+from dstash.client.operations.indexes.requests import IndexSettingsOperation
 from dstash.client.operations.indexes.sizes import IndexDefaults, defaults_in
 from dstash.client.operations.reads import RecordOperation
 from dstash.client.operations.writes import ApplyOperation, TouchOperation

@@ -13,7 +13,7 @@ from typing import Any
 from dstash.client.operations.base import Operation
 from dstash.client.operations.batch_lookup import BatchLookup
 from dstash.client.operations.drafts import Query
-from dstash.client.operations.indexes.orders import DropOperation, IndexSettingsOperation
+from dstash.client.operations.indexes.requests import DropOperation, IndexSettingsOperation
 from dstash.client.operations.reads import ExistsOperation
 from dstash.client.operations.walks import Request, walk_for
 from dstash.client.operations.writes import DeleteOperation, PutOperation

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dstash.client.operations.indexes.orders import DropOperation
+from dstash.client.operations.indexes.requests import DropOperation
 from dstash.client.operations.reads import RecordOperation
 from dstash.client.operations.writes import ApplyOperation
 from dstash.client.session import Session

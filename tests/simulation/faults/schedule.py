@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tests.simulation.disk import Copy
-from tests.simulation.faults.orders import Operator
+from tests.simulation.faults.admin_requests import Operator
 from tests.simulation.faults.registry import KINDS
 from tests.simulation.node import Node
 
