@@ -24,7 +24,7 @@ from dstash.errors import (
     StoreError,
     StoreFailed,
 )
-from dstash.peer.admission.admin_requests import AdminRequests, TopologyOrder
+from dstash.peer.admission.admin_requests import AdminRequests, OperatorRequest
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.checks import Admission
 from dstash.peer.admission.questions import QUESTIONS, PeerQuestions
@@ -386,7 +386,7 @@ class PeerCore:
         envelope, admission = request.envelope, self.admission
         message = envelope.message
         admission.check_permission(request.user, message)
-        if isinstance(message, TopologyOrder):
+        if isinstance(message, OperatorRequest):
             self.admin_requests.accept(request, message)
             return None
         answer = self._control.answer(message, now)

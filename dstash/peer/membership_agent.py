@@ -21,10 +21,10 @@ from dstash.cluster.topology.indexes.steps import with_settings
 from dstash.cluster.topology.joining import KEPT, last_known, was_in_cluster, with_seen
 from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Topology
-from dstash.cluster.topology.transitions import ordered
+from dstash.cluster.topology.transitions import requested
 from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable
-from dstash.peer.admission.admin_requests import TopologyOrder
+from dstash.peer.admission.admin_requests import OperatorRequest
 from dstash.peer.maintenance import Proposal
 from dstash.peer.supervision.complaints import Complaints
 from dstash.peer.topology_steps import Known, TopologySteps, is_removed, unconfirmed_because
@@ -113,7 +113,7 @@ class MembershipAgent:
         self._seen = seen
         self._failed = failed
         self._proposals: deque[Proposal] = deque()
-        self._admin_requests: deque[tuple[TopologyOrder, Callable[[Message], None]]] = deque()
+        self._admin_requests: deque[tuple[OperatorRequest, Callable[[Message], None]]] = deque()
         self._view: View | None = None
         #: A topology that this peer uses but could not store yet.
         self._unkept: Topology | None = None
@@ -220,7 +220,7 @@ class MembershipAgent:
         self._proposals.extend(proposals)
         self._membership.wake()
 
-    def administer(self, request: TopologyOrder, answer: Callable[[Message], None]) -> None:
+    def administer(self, request: OperatorRequest, answer: Callable[[Message], None]) -> None:
         """Carry out an admin request soon; ``answer`` is called on the agent's thread."""
         self._admin_requests.append((request, answer))
         self._membership.wake()
@@ -324,7 +324,7 @@ class MembershipAgent:
                 answer(Error.of(DStashError(f"the admin request failed: {error!r}")))
             self._admin_requests.popleft()
 
-    def _carry_out(self, request: TopologyOrder) -> Topology:
+    def _carry_out(self, request: OperatorRequest) -> Topology:
         while True:
             stored = self._membership.read()
             if stored.topology is None:
@@ -332,22 +332,22 @@ class MembershipAgent:
             if stored.topology.restored is not None:
                 raise ChangeConflict(unconfirmed_because(stored.topology))
             self._steps.check_newest(stored.topology, self._last())
-            wanted = self._ordered(stored.topology, request)
+            wanted = self._requested(stored.topology, request)
             if wanted == stored.topology:
                 return wanted
             wanted = with_seen(wanted, self._seen())
             is_dry = isinstance(request, AdminRequest) and request.dry
             if is_dry or self._membership.compare_and_set(wanted, stored.token):
-                _log_order(request)
+                _log_request(request)
                 return wanted
 
-    def _ordered(self, topology: Topology, request: TopologyOrder) -> Topology:
-        """Return the topology that a request orders."""
+    def _requested(self, topology: Topology, request: OperatorRequest) -> Topology:
+        """Return the topology that results from a request."""
         if isinstance(request, DropRequest):
             return with_drop(topology, request.index, request.prefix, request.stamp)
         if isinstance(request, IndexSettingsRequest):
             return with_settings(topology, request.index, request.settings, request.stamp)
-        return ordered(
+        return requested(
             topology,
             self._membership.alive(),
             request.action,
@@ -478,7 +478,7 @@ def may_wait(error: MembershipUnreachable, store: Store) -> bool:
     return may_pass(error) or was_in_cluster(store)
 
 
-def _log_order(request: TopologyOrder) -> None:
+def _log_request(request: OperatorRequest) -> None:
     if isinstance(request, DropRequest):
         _log.info("drop", index=request.index, prefix=request.prefix.hex())
     elif isinstance(request, IndexSettingsRequest):

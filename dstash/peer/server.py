@@ -22,7 +22,7 @@ from dstash.cluster.topology.topology import Member, Topology, TransportSecurity
 from dstash.cluster.topology.view import View
 from dstash.cpu_scheduling import LONG, use_time_slice
 from dstash.errors import DStashError, NotReady, StoreFailed
-from dstash.peer.admission.admin_requests import PendingAdminRequest, TopologyOrder
+from dstash.peer.admission.admin_requests import OperatorRequest, PendingAdminRequest
 from dstash.peer.admission.authority import Authority
 from dstash.peer.admission.inbox import Inbox
 from dstash.peer.admission.requests import Reply
@@ -75,7 +75,7 @@ class TopologyAgent(Protocol):
     def propose(self, proposals: Iterable[Proposal]) -> None:
         """Apply topology steps soon."""
 
-    def administer(self, request: TopologyOrder, answer: Callable[[Message], None]) -> None:
+    def administer(self, request: OperatorRequest, answer: Callable[[Message], None]) -> None:
         """Carry out an admin request soon."""
 
 
@@ -89,7 +89,7 @@ class _NoAgentYet:
     def propose(self, proposals: Iterable[Proposal]) -> None:
         """Do nothing."""
 
-    def administer(self, request: TopologyOrder, answer: Callable[[Message], None]) -> None:
+    def administer(self, request: OperatorRequest, answer: Callable[[Message], None]) -> None:
         answer(Error.of(NotReady("the peer is starting")))
 
 

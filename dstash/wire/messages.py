@@ -324,7 +324,7 @@ class Count(Message):
 
 @message
 class AdminRequest(Message):
-    """Changes the topology by order of an operator; ``peer/membership_agent.py`` has the actions.
+    """Changes the topology for an operator; ``peer/membership_agent.py`` has the actions.
 
     With ``dry`` the peer only computes the result. ``rate`` is in bytes per second. The peer that
     accepts the request sets ``stamp`` to the cluster clock, for ``lower-floors``.

@@ -245,13 +245,13 @@ class TestEpochs:
         assert begun
         assert ttl_of(stored(joined)) is None  # all replicas had admitted it in the old epoch
 
-    def test_order_waits_until_no_quorum_has_the_earlier_topology(self, joined: Joined) -> None:
+    def test_request_waits_until_no_quorum_has_the_earlier_topology(self, joined: Joined) -> None:
         joined.unaware = {"b", "c"}
-        text = "the change of settings is ordered, but too few peers"
+        text = "the change of settings is requested, but too few peers"
         with pytest.raises(TimedOut, match=text):
             joined.set_index(ttl=HOUR, timeout=300)
 
-    def test_order_fails_if_a_restored_topology_lacks_it(self, joined: Joined) -> None:
+    def test_request_fails_if_a_restored_topology_lacks_it(self, joined: Joined) -> None:
         restored = replace(joined.topology, epoch=joined.topology.epoch + 1000)
         joined.unaware = set("abc")
 
@@ -458,7 +458,7 @@ class TestTopology:
         lowered = transitions.lower_floors(topology, dict.fromkeys("abc"), 50)
         assert lowered.indexes == (IndexSettings("i", 0, 5, 50, topology.epoch),)
 
-    def test_order_has_a_stamp_below_later_touches(self, joined: Joined) -> None:
+    def test_request_has_a_stamp_below_later_touches(self, joined: Joined) -> None:
         joined.set_index(max_ttl=DAY)
         [settings] = joined.topology.indexes
         assert settings.since == stamp_at(joined.now - 500)  # max_clock_skew_ms

@@ -99,7 +99,7 @@ class Cluster:
             for name in "abcd"
         }
 
-    def order(self, rate: int) -> None:
+    def limit(self, rate: int) -> None:
         topology = self.view.topology
         assert topology.change is not None
         change = replace(topology.change, rate=rate)

@@ -197,23 +197,25 @@ class Joined:
         core = self.peers[send.peer]
         frames = send.frames if changed is envelope else changed_frames(changed)
         self._answer_each(send.peer, core.receive(b"client", frames, self.time_at(send.peer)))
-        self._carry_out_orders(send.peer)
+        self._carry_out_requests(send.peer)
         self._commit(send.peer)
         if isinstance(changed.message, IndexesRequest):  # a task answers it
             while self._tick(send.peer):
                 pass
         return []
 
-    def _carry_out_orders(self, name: str) -> None:
-        """Change the topology as the membership agent of a peer does when a client orders it."""
+    def _carry_out_requests(self, name: str) -> None:
+        """Change the topology as the membership agent of a peer does when a client requests it."""
         for pending in self.peers[name].admin_requests.take():
-            order = pending.request
+            request = pending.request
             answer: Message
             try:
-                if isinstance(order, DropRequest):
-                    changed = with_drop(self.topology, order.index, order.prefix, order.stamp)
-                elif isinstance(order, IndexSettingsRequest):
-                    changed = with_settings(self.topology, order.index, order.settings, order.stamp)
+                if isinstance(request, DropRequest):
+                    changed = with_drop(self.topology, request.index, request.prefix, request.stamp)
+                elif isinstance(request, IndexSettingsRequest):
+                    changed = with_settings(
+                        self.topology, request.index, request.settings, request.stamp
+                    )
                 else:
                     continue
                 self.change(changed)

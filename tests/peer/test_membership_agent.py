@@ -327,7 +327,7 @@ class TestFailedRound:
         agent = self.agent_with(cluster, [])
         answers: list[Message] = []
 
-        def fail(order: AdminRequest) -> None:
+        def fail(request: AdminRequest) -> None:
             raise ZeroDivisionError("no")
 
         monkeypatch.setattr(agent, "_carry_out", fail)
@@ -339,7 +339,7 @@ class TestFailedRound:
 
 
 class TestIndexSettings:
-    def order(self, cluster: Cluster, **settings: int) -> Message:
+    def change(self, cluster: Cluster, **settings: int) -> Message:
         answers: list[Message] = []
         agent = cluster.agents["a"]
         agent.administer(IndexSettingsRequest("i", settings, 7), answers.append)
@@ -356,23 +356,23 @@ class TestIndexSettings:
         agent = cluster.agents["a"]
         agent._steps._announcement = agent._announcement._replace(features=FEATURES)
 
-    def test_order_changes_the_topology_once(self, cluster: Cluster) -> None:
+    def test_request_changes_the_topology_once(self, cluster: Cluster) -> None:
         self.upgrade(cluster)
-        first = self.order(cluster, max_ttl=60_000)
+        first = self.change(cluster, max_ttl=60_000)
         assert isinstance(first, AdminReply)
         stored = cluster.members["a"].read().topology
         assert stored is not None
         assert stored.indexes == (IndexSettings("i", 0, 60_000, 7, stored.epoch),)
-        again = self.order(cluster, max_ttl=60_000)
+        again = self.change(cluster, max_ttl=60_000)
         assert isinstance(again, AdminReply)
         assert Topology.decode(again.topology).epoch == stored.epoch
 
-    def test_order_that_is_not_possible_is_refused(self, cluster: Cluster) -> None:
-        refused = self.order(cluster, ttl=1)
+    def test_request_that_is_not_possible_is_refused(self, cluster: Cluster) -> None:
+        refused = self.change(cluster, ttl=1)
         assert isinstance(refused, Error)
         assert "a, b, c, d, e runs an earlier version" in refused.text
         self.upgrade(cluster)
-        refused = self.order(cluster, tll=1)
+        refused = self.change(cluster, tll=1)
         assert isinstance(refused, Error)
         assert refused.text == "no setting 'tll' of an index; there are ttl, max_ttl"
 

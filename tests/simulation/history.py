@@ -43,8 +43,8 @@ class Write:
     ``value`` is None for a delete and for a drop, which is a write to each key that it covers. A
     touch carries the value of the record it saw. ``expiries`` are those that peers had to give it,
     as its client knew the settings of the index when it was sent: several if it was stamped or sent
-    again after clocks or settings were changed. ``settings`` are all that were ever ordered for the
-    index; the list grows while the run lasts.
+    again after clocks or settings were changed. ``settings`` are all that were ever requested for
+    the index; the list grows while the run lasts.
     """
 
     kind: str
@@ -63,7 +63,7 @@ class Write:
     found: bool | None = None
     versions: list[Version] = field(default_factory=list)
     expiries: set[tuple[Version, int]] = field(default_factory=set)
-    settings: list[Order] = field(default_factory=list)
+    settings: list[SettingsRequest] = field(default_factory=list)
 
     def allowed(self, version: Version | None = None) -> set[int]:
         """Return the expiries that stored records of this write, or of a version, may have.
@@ -77,7 +77,7 @@ class Write:
                 record = Record(sent, 0, expiry, b"")
                 found |= {
                     expiry,
-                    *(order.settings.record(record).expiry for order in self.settings),
+                    *(request.settings.record(record).expiry for request in self.settings),
                 }
         return found
 
@@ -118,11 +118,11 @@ class Read:
 
 
 @dataclass(slots=True)
-class Order:
-    """Settings of an index that an operator ordered, and when (microseconds)."""
+class SettingsRequest:
+    """Settings of an index that an operator requested, and when (microseconds)."""
 
     settings: IndexSettings
-    ordered: int
+    began: int
     returned: int = NEVER_RETURNED
 
 
@@ -157,7 +157,7 @@ class History:
     failures: list[Failure] = field(default_factory=list)
     counted: list[Counted] = field(default_factory=list)
     #: By index, the settings that were ordered, in order.
-    orders: dict[str, list[Order]] = field(default_factory=dict)
+    requests: dict[str, list[SettingsRequest]] = field(default_factory=dict)
     #: By key, the calls on registers, and the changes that were applied.
     registers: dict[str, list[RegisterCall]] = field(default_factory=dict)
     steps: dict[str, list[Step]] = field(default_factory=dict)
@@ -169,7 +169,7 @@ class History:
     def add(self, write: Write) -> Write:
         """Record the start of a write."""
         self.writes.setdefault(write.place, []).append(write)
-        write.settings = self.orders.setdefault(write.place[0], [])
+        write.settings = self.requests.setdefault(write.place[0], [])
         return write
 
     def counts(self) -> dict[str, int]:

@@ -117,7 +117,7 @@ class AsyncIndex(AsyncRegisterIndex):
         total.raise_for_failures()
 
     async def drop(self, prefix: str | bytes = "", *, timeout: float | None = None) -> None:
-        """Drop all keys, or those that begin with ``prefix``, by one order; see ``Client.drop``."""
+        """Drop all keys, or those with a prefix, by one request; see ``Client.drop``."""
         await self._client.drop(self.name, prefix, timeout=timeout)
 
     def keys(self, prefix: str | bytes = "", **options: Unpack[ReadOptions]) -> AsyncIterator[Key]:

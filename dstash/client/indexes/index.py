@@ -152,7 +152,7 @@ class Index(RegisterIndex, MutableMapping[Key, Any]):
         self._client.batch_delete(self.name, keys)
 
     def drop(self, prefix: str | bytes = "", *, timeout: float | None = None) -> None:
-        """Drop all keys, or those that begin with ``prefix``, by one order; see ``Client.drop``.
+        """Drop all keys, or those with a prefix, by one request; see ``Client.drop``.
 
         It needs the membership service. ``clear`` does not.
         """

@@ -49,7 +49,7 @@ class AdminOperation(Operation):
 
     #: Whether to try again until the deadline while no peer is ready to take the request.
     waits_for_peers = False
-    #: What an order without an action is, in messages.
+    #: What a request without an action is, in messages.
     what = ""
 
     def __init__(

@@ -72,8 +72,8 @@ _SPREAD_MASK: Final = 0xFFFF
 class _Case(NamedTuple):
     """One future record, and the records of other replicas under its key.
 
-    ``replicas``: how many there are. ``lost``: how many of them have lost their data, without an
-    order that waives their acks. ``silent``: how many others did not reply. ``latest``: records
+    ``replicas``: how many there are. ``lost``: how many of them have lost their data, without a
+    request that waives their acks. ``silent``: how many others did not reply. ``latest``: records
     above it are from the future.
     """
 

@@ -50,7 +50,7 @@ _GRACE_DURATION_MS: Final = 60_000
 PROMISE_MS: Final = 10_000
 
 HORIZONS_MARK: Final = b"horizons"
-#: The epoch of the last executed order to lower floors and horizons, 8 bytes.
+#: The epoch of the last executed request to lower floors and horizons, 8 bytes.
 LOWERED_MARK: Final = b"lowered"
 #: The highest stamp up to which this peer has promised to refuse writes of clients, 8 bytes.
 FLOOR_MARK: Final = b"floor"
@@ -112,7 +112,7 @@ class LocalPartitions:
         self.store_ids: dict[str, str] = {}
         #: Writes of clients up to this stamp are refused; the client stamps them again.
         self.floor: Stamp = max(self.kept_floor or 0, self.newest_horizon)
-        #: The epoch of the last executed order to lower floors and horizons.
+        #: The epoch of the last executed request to lower floors and horizons.
         self.lowered_in = int.from_bytes(store.marked(LOWERED_MARK) or b"", "big")
         self._grace = self._grace_until = 0
         #: Returns the highest stamp that may be promised; raises ``NotReady`` while it is unknown.
@@ -255,7 +255,7 @@ class LocalPartitions:
 
         Args:
             ceiling: the stamp.
-            epoch: the epoch of the order; each order is executed once.
+            epoch: the epoch of the request; each request is executed once.
         """
         self.floor = min(self.floor, ceiling)
         if self.kept_floor is not None:

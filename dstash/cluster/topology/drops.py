@@ -24,11 +24,11 @@ FEATURE: Final = "drop"
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """One order to drop records.
+    """One request to drop records.
 
     ``prefix`` is the prefix of the encoded keys as hexadecimal text, empty for all keys. Records
-    written up to ``stamp`` are dropped. ``number`` is the epoch of the order. ``swept`` means that
-    every member has removed the records from its disk.
+    written up to ``stamp`` are dropped. ``number`` is the epoch of the request. ``swept`` means
+    that every member has removed the records from its disk.
     """
 
     index: str

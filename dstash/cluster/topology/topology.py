@@ -124,11 +124,11 @@ class Topology:
 
     ``formed`` becomes true when ``min_peers`` have joined, and stays true. ``restored`` is set
     while the topology is a copy that a majority of its members have not confirmed yet. ``ceiling``
-    is a stamp to which an operator has ordered, in the epoch ``ceiling_epoch`` (0: never), to lower
-    all floors and horizons above it. Each store does so once. ``drops`` are the drops that are not
-    settled; see ``drops.py``. ``registers``: whether registers are served; see ``registers.py``.
-    ``indexes`` are the settings of indexes, by name, and ``indexes_epoch`` is the epoch of the last
-    order about them (0: never).
+    is a stamp to which an operator has requested, in the epoch ``ceiling_epoch`` (0: never), that
+    all floors and horizons above it be lowered. Each store does so once. ``drops`` are the drops
+    that are not settled; see ``drops.py``. ``registers``: whether registers are served; see
+    ``registers.py``. ``indexes`` are the settings of indexes, by name, and ``indexes_epoch`` is the
+    epoch of the last request about them (0: never).
     """
 
     cluster: str

@@ -112,7 +112,7 @@ def remove(topology: Topology, peers: Sequence[str]) -> Topology:
 
 
 def remove_down(topology: Topology, peers: Sequence[str], alive: Collection[str]) -> Topology:
-    """Return the topology in which members that are down leave, by order of an operator.
+    """Return the topology in which members that are down leave, at the request of an operator.
 
     Raises:
         ChangeConflict: one of them is alive; or more than a third of the members are down.
@@ -276,7 +276,7 @@ def steer(topology: Topology, *, paused: bool | None = None, rate: int | None = 
 
 
 def lower_floors(topology: Topology, alive: Collection[str], stamp: Stamp) -> Topology:
-    """Return the topology that orders each peer to lower its floors and horizons to a stamp.
+    """Return the topology that asks each peer to lower its floors and horizons to a stamp.
 
     All members must be alive and synced, and no topology change may run: an unavailable replica
     could bring back records above the stamp that were deleted and collected.
@@ -349,7 +349,7 @@ def _running_change(topology: Topology) -> Change:
     return topology.change
 
 
-def ordered(
+def requested(
     topology: Topology,
     alive: Mapping[str, Announcement],
     action: str,

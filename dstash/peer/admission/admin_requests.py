@@ -19,13 +19,13 @@ _LOWER_FLOORS: Final = "lower-floors"
 
 
 #: Requests that change the topology.
-TopologyOrder = AdminRequest | DropRequest | IndexSettingsRequest
+OperatorRequest = AdminRequest | DropRequest | IndexSettingsRequest
 
 
 class PendingAdminRequest(NamedTuple):
     """A request that changes the topology, and the function that turns its answer into replies."""
 
-    request: TopologyOrder
+    request: OperatorRequest
     answer: Callable[[Message, int], list[Reply]]
 
 
@@ -52,7 +52,7 @@ class AdminRequests:
         self._reply = reply
         self._waiting: list[PendingAdminRequest] = []
 
-    def accept(self, request: Request, message: TopologyOrder) -> None:
+    def accept(self, request: Request, message: OperatorRequest) -> None:
         """Keep a request until ``take``; it is answered later.
 
         Raises:

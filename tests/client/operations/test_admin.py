@@ -28,10 +28,10 @@ def cluster() -> Topology:
 class Exchange:
     """An admin request, and peers that reply as the test decides."""
 
-    def __init__(self, order: AdminRequest) -> None:
+    def __init__(self, request: AdminRequest) -> None:
         self.session = Session(lambda: NOW)
         self.session.install(cluster().encode(), list(NAMES))
-        self.operation = AdminOperation(self.session, NOW + 5000, order)
+        self.operation = AdminOperation(self.session, NOW + 5000, request)
         self.sent = self.operation.more(NOW)
         assert self.operation.more(NOW) == []
 

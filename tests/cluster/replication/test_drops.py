@@ -103,7 +103,7 @@ class TestReads:
 
     def test_drop_waits_until_no_quorum_has_an_older_topology(self, joined: Joined) -> None:
         joined.unaware = {"b", "c"}
-        with pytest.raises(TimedOut, match="the drop is ordered, but too few peers"):
+        with pytest.raises(TimedOut, match="the drop is requested, but too few peers"):
             joined.drop(timeout=300)
 
     def test_drop_waits_until_peers_have_it_on_disk(self, joined: Joined) -> None:
@@ -116,7 +116,7 @@ class TestReads:
 
         joined.tamper_answer = forget
         full_until = joined.now + 500
-        with pytest.raises(TimedOut, match="the drop is ordered, but too few peers"):
+        with pytest.raises(TimedOut, match="the drop is requested, but too few peers"):
             joined.drop(timeout=300)
         joined.drop()
         assert joined.now >= full_until
@@ -139,11 +139,11 @@ class TestReads:
         assert joined.session.epoch == restored.epoch > before.epoch
         assert joined.lookup(*KEYS) == KEYS
 
-    def test_earlier_drop_does_not_answer_a_later_order(self, joined: Joined) -> None:
+    def test_earlier_drop_does_not_answer_a_later_request(self, joined: Joined) -> None:
         late = with_drop(joined.topology, "i", b"", stamp_at(joined.now + 3_600_000))
-        order = DropOperation(joined.session, joined.now + 1000, "i", b"k01")
-        assert order.is_shown(late, late.epoch - 1)
-        assert not order.is_shown(late.next(), late.epoch)
+        request = DropOperation(joined.session, joined.now + 1000, "i", b"k01")
+        assert request.is_shown(late, late.epoch - 1)
+        assert not request.is_shown(late.next(), late.epoch)
 
     def test_drop_of_another_history_with_the_same_number_is_applied(self, joined: Joined) -> None:
         before = joined.topology
@@ -460,51 +460,51 @@ class TestTopology:
             for peer, zone in zip("abcde", "xyzzz", strict=True)
         )
         before = Topology("c", "id", 5, 3, formed=True, members=members)
-        ordered = with_drop(before, "i", b"k", 100)
-        acks = DropAcks(ordered, ordered.drops[0])
+        requested = with_drop(before, "i", b"k", 100)
+        acks = DropAcks(requested, requested.drops[0])
         for peer in "ab":
-            acks.take(peer, ordered, is_kept=True)
-        assert not serves_quorum(View(ordered), acks.passed)
-        assert not acks.is_acked(View(ordered)), "c, d and e may restore the topology without it"
+            acks.take(peer, requested, is_kept=True)
+        assert not serves_quorum(View(requested), acks.passed)
+        assert not acks.is_acked(View(requested)), "c, d and e may restore the topology without it"
         acks.take("c", before, is_kept=True)
-        acks.take("d", replace(ordered, cluster_id="another"), is_kept=True)
-        assert not acks.is_acked(View(ordered))
-        acks.take("c", with_drop(ordered, "i", b"", 101), is_kept=True)
-        assert acks.is_acked(View(ordered))
+        acks.take("d", replace(requested, cluster_id="another"), is_kept=True)
+        assert not acks.is_acked(View(requested))
+        acks.take("c", with_drop(requested, "i", b"", 101), is_kept=True)
+        assert acks.is_acked(View(requested))
 
     def test_peer_confirms_a_drop_only_when_it_is_on_its_disk(self, joined: Joined) -> None:
-        ordered, view = with_drop(joined.topology, "i", b"", 100), View(joined.topology)
-        acks = DropAcks(ordered, ordered.drops[0])
+        requested, view = with_drop(joined.topology, "i", b"", 100), View(joined.topology)
+        acks = DropAcks(requested, requested.drops[0])
         for peer in "abc":
-            acks.take(peer, ordered, is_kept=False)
+            acks.take(peer, requested, is_kept=False)
         assert not acks.is_acked(view), "after a restart they serve without it"
         assert not acks.is_lost(view)
         for peer in "ab":
-            acks.take(peer, ordered, is_kept=True)
+            acks.take(peer, requested, is_kept=True)
         assert acks.is_acked(view)
 
     def test_peer_knows_a_drop_only_if_its_topology_has_the_entry(self, joined: Joined) -> None:
         before, view = joined.topology, View(joined.topology)
-        ordered = with_drop(before, "i", b"k", 100)
-        [drop] = ordered.drops
+        requested = with_drop(before, "i", b"k", 100)
+        [drop] = requested.drops
         lost = restore(before, None, "a")
         others = [
             with_drop(lost, "i", b"k", 99),
             with_drop(lost, "i", b"k0", 101),
             with_drop(lost, "j", b"", 101),
-            replace(ordered, drops=(replace(drop, stamp=99),)),
+            replace(requested, drops=(replace(drop, stamp=99),)),
         ]
         for topology in (lost, *others):
-            acks = DropAcks(ordered, drop)
+            acks = DropAcks(requested, drop)
             for peer, is_lost in ("a", False), ("b", True):
                 acks.take(peer, topology, is_kept=True)
                 assert (acks.passed, acks.is_lost(view)) == (set(), is_lost)
-        acks = DropAcks(ordered, drop)
+        acks = DropAcks(requested, drop)
         for peer in "abc":
             acks.take(peer, before, is_kept=True)
         assert not acks.is_lost(view), "they have not read the membership yet"
-        for later in (ordered, with_drop(lost, "i", b"", 100), lowered_after(ordered)):
-            acks = DropAcks(ordered, drop)
+        for later in (requested, with_drop(lost, "i", b"", 100), lowered_after(requested)):
+            acks = DropAcks(requested, drop)
             acks.take("a", later, is_kept=True)
             assert acks.passed == {"a"}
 

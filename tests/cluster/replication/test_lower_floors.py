@@ -32,14 +32,14 @@ def pass_time(joined: Joined) -> None:
         joined.settle()
 
 
-def ordered(joined: Joined) -> Topology:
+def requested(joined: Joined) -> Topology:
     """Return the topology with the request in it, as a peer and its membership agent make it."""
     core = joined.peers["a"]
     frames = encode(Envelope(7, joined.topology.epoch, 0, AdminRequest("lower-floors", [])))
     core.receive(b"x", frames, joined.now)
     [pending] = core.admin_requests.take()
-    order = pending.request
-    return transitions.ordered(joined.topology, alive(), order.action, [], 0, order.stamp)
+    request = pending.request
+    return transitions.requested(joined.topology, alive(), request.action, [], 0, request.stamp)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_floors_and_horizons_above_the_stamp_are_lowered_durably(joined: Joined)
     assert joined.peers["c"].health.status()["ahead_ms"] > HOUR // 2
     joined.put({"k": 2})
     assert joined.record("c", "k") != joined.record("a", "k")
-    joined.topology = ordered(joined)
+    joined.topology = requested(joined)
     joined.install(joined.topology)
     joined.session.install(joined.topology.encode(), list("abc"))
     pass_time(joined)
@@ -79,7 +79,7 @@ def test_floors_and_horizons_above_the_stamp_are_lowered_durably(joined: Joined)
 
 
 def test_lower_floors_request_is_executed_once(joined: Joined) -> None:
-    joined.topology = ordered(joined)
+    joined.topology = requested(joined)
     joined.install(joined.topology)
     pass_time(joined)
     later = stamp_at(joined.now)
@@ -94,7 +94,7 @@ def test_lower_floors_request_is_executed_once(joined: Joined) -> None:
 def test_floors_below_the_stamp_are_kept(joined: Joined) -> None:
     before = stamp_at(joined.now - 5000)
     joined.peers["a"].local_partitions.advance([PARTITION], before)
-    joined.topology = ordered(joined)
+    joined.topology = requested(joined)
     joined.install(joined.topology)
     pass_time(joined)
     assert joined.peers["a"].local_partitions.horizons[PARTITION] == before
@@ -111,7 +111,7 @@ def test_lower_floors_request_has_stamp_of_cluster_clock(joined: Joined) -> None
 
 
 def test_lower_floors_request_round_trip(joined: Joined) -> None:
-    topology = ordered(joined)
+    topology = requested(joined)
     assert Topology.decode(topology.encode()) == topology
     assert topology.ceiling_epoch == topology.epoch == joined.topology.epoch + 1
 
@@ -134,4 +134,4 @@ class TestRefused:
 
     def test_lower_floors_fails_when_peers_are_given(self, joined: Joined) -> None:
         with pytest.raises(UsageError):
-            transitions.ordered(joined.topology, alive(), "lower-floors", ["a"], 0, 1)
+            transitions.requested(joined.topology, alive(), "lower-floors", ["a"], 0, 1)

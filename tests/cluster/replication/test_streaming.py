@@ -118,7 +118,7 @@ def test_pages_are_small_unless_the_rate_needs_more(rate: int, delay: int, pages
     cluster = Cluster()
     records = hold_400_kilobytes(cluster)
     cluster.delay = delay
-    cluster.order(rate)
+    cluster.limit(rate)
     assert cluster.stream("d") == [PARTITION]
     assert cluster.records("d") == records
     assert cluster.asked[CopyRequest] == pages
@@ -151,7 +151,7 @@ def test_slow_page_is_followed_without_a_pause(delay: int) -> None:
     cluster = Cluster()
     hold_400_kilobytes(cluster)
     cluster.delay = delay
-    cluster.order(1_000_000)
+    cluster.limit(1_000_000)
     cluster.stream("d")
     assert 750 < cluster.now - NOW < 900, "each of two fillers has half of the rate"
 
@@ -160,7 +160,7 @@ def test_long_pauses_do_not_accumulate() -> None:
     cluster = Cluster()
     hold_400_kilobytes(cluster)
     cluster.late = 9
-    cluster.order(1_000_000)
+    cluster.limit(1_000_000)
     cluster.stream("d")
     assert 750 < cluster.now - NOW < 850, "and not 9 ms more for each page"
 
@@ -176,7 +176,7 @@ def test_delayed_task_exceeds_the_rate_only_briefly(
         return handlers.copy(local_partitions, question, now)
 
     monkeypatch.setitem(ANSWERS, CopyRequest, held_up)
-    cluster.order(1_000_000)
+    cluster.limit(1_000_000)
     cluster.stream("d")
     held_up_for = 400 - 2 * 80  # the page itself may take this long
     assert 750 + held_up_for - 60 < cluster.now - NOW < 900 + held_up_for
@@ -185,12 +185,12 @@ def test_delayed_task_exceeds_the_rate_only_briefly(
 def test_removed_rate_limit_leaves_no_debt() -> None:
     cluster = Cluster()
     throttle = Throttle(cluster.peers["d"])
-    cluster.order(1000)
+    cluster.limit(1000)
     waiting = throttle.keep(60_000)  # for a minute
     assert next(waiting) == Pause(200)
-    cluster.order(0)
+    cluster.limit(0)
     cluster.run("d", waiting)
-    cluster.order(1_000_000)
+    cluster.limit(1_000_000)
     cluster.run("d", throttle.keep(50_000))
     assert cluster.now - NOW == 50
 
@@ -211,7 +211,7 @@ def test_pages_of_small_records_grow_until_they_reach_the_rate() -> None:
     cluster = Cluster()
     records, weight = hold_small_records(cluster)
     cluster.delay = 15
-    cluster.order(8_000_000)
+    cluster.limit(8_000_000)
     d = cluster.peers["d"]
     assert cluster.run("d", copy(d, list(range(100)), "a", Throttle(d))) == records
     at_least = 1000 * 2 * weight / 8_000_000  # the other task uses its half
@@ -223,7 +223,7 @@ def test_small_records_are_limited_by_effort_unless_rate_is_high(rate: int) -> N
     cluster = Cluster()
     records, weight = hold_small_records(cluster)
     cluster.delay = 4
-    cluster.order(rate)
+    cluster.limit(rate)
     d = cluster.peers["d"]
     assert cluster.run("d", copy(d, list(range(100)), "a", Throttle(d))) == records
     per_second = records / ((cluster.now - NOW) / 1000) * 2  # the other task uses its half
@@ -238,7 +238,7 @@ def test_throttle_makes_up_for_time_between_batches() -> None:
     cluster = Cluster()
     _, weight = hold_small_records(cluster)
     cluster.delay = 10
-    cluster.order(1_000_000)
+    cluster.limit(1_000_000)
     cluster.run("d", streaming.stream(cluster.peers["d"], range(100), print))
     at_least = 1000 * 2 * weight / 1_000_000
     assert cluster.asked[DigestsRequest] > 20

@@ -179,7 +179,7 @@ def test_lost_marks_an_old_store_as_not_synced() -> None:
 
 
 def test_join_keeps_rate_and_pause_of_the_running_change() -> None:
-    begun = transitions.ordered(cluster("a", "b", "c", "d"), {}, "remove", ["d"], 1000)
+    begun = transitions.requested(cluster("a", "b", "c", "d"), {}, "remove", ["d"], 1000)
     paused = transitions.steer(begun, paused=True)
     grown = joining.join(paused, candidate("e"))
     assert grown is not None
@@ -239,14 +239,14 @@ def test_forget_removes_only_failed_members() -> None:
     before = cluster(*"abcdef")
     alive = {name: candidate(name) for name in "abcdef"}
     with pytest.raises(ChangeConflict, match="'f' is alive"):
-        transitions.ordered(before, alive, "forget", ["f"], 0)
+        transitions.requested(before, alive, "forget", ["f"], 0)
     del alive["f"], alive["e"]
-    begun = transitions.ordered(before, alive, "forget", ["f"], 0)
+    begun = transitions.requested(before, alive, "forget", ["f"], 0)
     assert [member.state for member in begun.members][-2:] == [State.ACTIVE, State.LEAVING]
     del alive["d"]
     with pytest.raises(ChangeConflict, match=r"3 of 6 members are down \(d, e, f\)"):
-        transitions.ordered(before, alive, "forget", ["f"], 0)
-    assert transitions.ordered(before, alive, "remove", ["f"], 0).members == begun.members
+        transitions.requested(before, alive, "forget", ["f"], 0)
+    assert transitions.requested(before, alive, "remove", ["f"], 0).members == begun.members
 
 
 def test_change_round_trips_through_json() -> None:

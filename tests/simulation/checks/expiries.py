@@ -39,7 +39,7 @@ def expiries(run: Run) -> Iterator[Violation]:
 
 @check()
 def longest(run: Run) -> Iterator[Violation]:
-    """Check that a put or touch which began after an order has at most its ``max_ttl``."""
+    """Check that a put or touch which began after a request has at most its ``max_ttl``."""
     if run.world.may_share_epochs:
         return
     for place, writes in run.history.writes.items():
@@ -55,11 +55,13 @@ def longest(run: Run) -> Iterator[Violation]:
 def _longest(write: Write) -> int:
     """Return the longest time to live (ms) that any settings in force allowed; 0 for no limit."""
     in_force = 0
-    for number, order in enumerate(write.settings):
-        if order.returned <= write.invoked:
+    for number, request in enumerate(write.settings):
+        if request.returned <= write.invoked:
             in_force = number + 1
-    orders = [order for order in write.settings[in_force - 1 :] if order.ordered <= write.returned]
-    limits = [order.settings.max_ttl for order in orders] if in_force else [0]
+    requests = [
+        request for request in write.settings[in_force - 1 :] if request.began <= write.returned
+    ]
+    limits = [request.settings.max_ttl for request in requests] if in_force else [0]
     return 0 if 0 in limits else max(limits, default=0)
 
 

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from dstash.cluster.topology.drop_steps import with_drop
-from dstash.cluster.topology.indexes.acks import DropAcks, OrderAcks, SettingsAcks
+from dstash.cluster.topology.indexes.acks import DropAcks, RequestAcks, SettingsAcks
 from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.cluster.topology.indexes.steps import with_settings
 from dstash.cluster.topology.topology import State, Topology
-from dstash.cluster.topology.transitions import ordered
+from dstash.cluster.topology.transitions import requested
 from dstash.cluster.topology.view import View
 from dstash.errors import DStashError
 from dstash.types import Level, Outcome
 from dstash.version import MAX_STAMP, Stamp, highest_version, stamp_at
 from tests.simulation.events import MS, SECOND
-from tests.simulation.history import Order, Write
+from tests.simulation.history import SettingsRequest, Write
 from tests.simulation.node import Node
 
 if TYPE_CHECKING:
@@ -55,13 +55,13 @@ class Operator:
             case "forget":
                 self._forget_one(topology)
             case "rate":
-                self._order("rate", [], self._rng.choice((500, 20_000)))
+                self._request("rate", [], self._rng.choice((500, 20_000)))
                 return self._go_on
             case "pause":
-                self._order("pause", [])
+                self._request("pause", [])
                 return self._go_on
             case _:
-                self._order(action, [])
+                self._request(action, [])
         return None
 
     def _spares(self) -> list[Node]:
@@ -71,7 +71,7 @@ class Operator:
         """Add one or two machines: they join by themselves, or by a request that names both."""
         waiting = [node.name for node in self._spares() if node.is_running]
         if waiting:
-            self._order("add", waiting)
+            self._request("add", waiting)
             return
         idle = self._spares()
         waits_to_be_added = self._rng.random() < 0.3
@@ -85,7 +85,7 @@ class Operator:
         least = max(2, topology.replicas - self._rng.choice((0, 0, 1)))
         leaving = min(len(stay) - least, self._rng.choice((1, 1, 2)))
         if leaving > 0:
-            self._order("remove", self._rng.sample(stay, leaving))
+            self._request("remove", self._rng.sample(stay, leaving))
 
     def _forget_one(self, topology: Topology) -> None:
         alive = self._world.membership.alive("")
@@ -93,13 +93,13 @@ class Operator:
         # Without the last but one, the next lost disk would be the end of the data.
         stay = [member.id for member in topology.before() if member.state is not State.LEAVING]
         if dead and len(stay) > max(2, topology.replicas - 1):
-            self._order("forget", [self._rng.choice(dead)])
+            self._request("forget", [self._rng.choice(dead)])
 
     def _replace_one(self, topology: Topology) -> None:
         waiting = [node for node in self._spares() if node.is_running]
         if waiting:
             old = self._rng.choice([member.id for member in topology.members])
-            self._order("replace", [old, self._rng.choice(waiting).name])
+            self._request("replace", [old, self._rng.choice(waiting).name])
             return
         idle = self._spares()
         if idle:
@@ -108,18 +108,18 @@ class Operator:
             node.start()
 
     def change_often(self, times: int) -> None:
-        """Give several orders in a row for which no machine has to start."""
+        """Make several requests in a row for which no machine has to start."""
         for _ in range(times):
             topology = self._world.membership.topology
             if topology is None or topology.restored is not None or self._world.is_healing:
                 return
             if topology.change is not None:
-                self._order(self._rng.choice(("pause", "resume", "rate", "cancel")), [], 20_000)
+                self._request(self._rng.choice(("pause", "resume", "rate", "cancel")), [], 20_000)
             elif len(topology.members) > max(2, topology.replicas - 1):
-                self._order("remove", [self._rng.choice(topology.members).id])
+                self._request("remove", [self._rng.choice(topology.members).id])
 
     def drop(self) -> None:
-        """Drop an index or a part of it, by the clock of any peer, as a client orders it."""
+        """Drop an index or a part of it, by the clock of any peer, as a client requests it."""
         world, membership = self._world, self._world.membership
         topology = membership.topology
         if topology is None or topology.restored is not None:
@@ -139,7 +139,7 @@ class Operator:
         if not membership.compare_and_set("", wanted, membership.read("").token):
             return
         drop = wanted.drops[-1]
-        world.note(f"order: drop {index} {prefix} up to {drop.stamp}")
+        world.note(f"request: drop {index} {prefix} up to {drop.stamp}")
         version = highest_version(drop.stamp)
         writes = [
             world.history.add(
@@ -165,7 +165,7 @@ class Operator:
             write.returned = world.events.now
 
     def set_index(self) -> None:
-        """Change the settings of an index, by the clock of any peer, as a client orders it."""
+        """Change the settings of an index, by the clock of any peer, as a client requests it."""
         world, membership = self._world, self._world.membership
         topology = membership.topology
         if topology is None or topology.restored is not None:
@@ -186,21 +186,23 @@ class Operator:
             return
         if not membership.compare_and_set("", wanted, membership.read("").token):
             return
-        world.note(f"order: settings of {index}: {settings}")
-        order = Order(wanted.index_settings(index) or IndexSettings(index), world.events.now)
-        world.history.orders.setdefault(index, []).append(order)
-        self._await_settings(order, SettingsAcks(wanted, index))
+        world.note(f"request: settings of {index}: {settings}")
+        request = SettingsRequest(
+            wanted.index_settings(index) or IndexSettings(index), world.events.now
+        )
+        world.history.requests.setdefault(index, []).append(request)
+        self._await_settings(request, SettingsAcks(wanted, index))
 
-    def _await_settings(self, order: Order, acks: SettingsAcks) -> None:
-        """Count settings as ordered once enough peers have confirmed them, as a client does."""
+    def _await_settings(self, request: SettingsRequest, acks: SettingsAcks) -> None:
+        """Count settings as acked once enough peers have confirmed them, as a client does."""
         view = self._asked(acks)
         if view is None or not (acks.is_acked(view) or acks.is_lost(view)):
-            self._world.events.after(20 * MS, self._await_settings, order, acks)
+            self._world.events.after(20 * MS, self._await_settings, request, acks)
         elif acks.is_acked(view):
-            order.returned = self._world.events.now
+            request.returned = self._world.events.now
 
-    def _asked(self, acks: OrderAcks) -> View | None:
-        """Ask all peers for an order; return the view of the membership."""
+    def _asked(self, acks: RequestAcks) -> View | None:
+        """Ask all peers for a request; return the view of the membership."""
         for node in self._world.nodes:
             if node.core is not None and node.core.view is not None:
                 view = node.core.view
@@ -249,7 +251,7 @@ class Operator:
         self._looks_blocked = self._looks_blocked + 1 if is_blocked else 0
         if self._looks_blocked >= _LOOKS_BEFORE_LOWERING:
             self._looks_blocked = 0
-            self._order("lower-floors", [], stamp=stamp_at(settled[0].clock.time()))
+            self._request("lower-floors", [], stamp=stamp_at(settled[0].clock.time()))
 
     def _go_on(self) -> None:
         """Let a paused or slow topology change complete."""
@@ -257,20 +259,20 @@ class Operator:
         if topology is None or topology.change is None:
             return
         if topology.change.rate:
-            self._order("rate", [], 0)
+            self._request("rate", [], 0)
         if topology.change.paused:
-            self._order("resume", [])
+            self._request("resume", [])
 
-    def _order(self, action: str, peers: list[str], rate: int = 0, stamp: Stamp = 0) -> None:
+    def _request(self, action: str, peers: list[str], rate: int = 0, stamp: Stamp = 0) -> None:
         """Carry out a request at once, as a peer does."""
         membership = self._world.membership
         topology = membership.topology
         if topology is None or topology.restored is not None:
             return  # the membership agent refuses admin requests then
         try:
-            wanted = ordered(topology, membership.alive(""), action, peers, rate, stamp)
+            wanted = requested(topology, membership.alive(""), action, peers, rate, stamp)
         except DStashError as error:
             self._world.note(f"{action} {peers}: {error}")
             return
-        self._world.note(f"order: {action} {', '.join(peers)}")
+        self._world.note(f"request: {action} {', '.join(peers)}")
         membership.compare_and_set("", wanted, membership.read("").token)

@@ -15,7 +15,7 @@ from tests.simulation.world import World
 
 
 def _by_epoch(acks: DropAcks, peer: str, topology: Topology, *, is_kept: bool) -> None:
-    if topology.epoch >= acks._ordered.epoch:
+    if topology.epoch >= acks._requested.epoch:
         acks.passed.add(peer)
 
 

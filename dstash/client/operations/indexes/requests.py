@@ -1,4 +1,4 @@
-"""Orders about whole indexes: a drop, and the settings of an index.
+"""Requests about whole indexes: a drop, and the settings of an index.
 
 A peer writes an entry into the topology. The call returns when so many peers have confirmed the
 entry that no quorum of a partition serves requests without it, and no majority restores a lost
@@ -16,7 +16,7 @@ from dstash.client.operations.admin import AdminOperation
 from dstash.client.operations.base import Chunk, Failure
 from dstash.client.session import Send, Session
 from dstash.cluster.topology.drops import FEATURE, Drop
-from dstash.cluster.topology.indexes.acks import DropAcks, OrderAcks, SettingsAcks
+from dstash.cluster.topology.indexes.acks import DropAcks, RequestAcks, SettingsAcks
 from dstash.cluster.topology.indexes.settings import IndexSettings, check_settings
 from dstash.cluster.topology.indexes.steps import check_features, check_target
 from dstash.cluster.topology.topology import Topology
@@ -34,7 +34,7 @@ _PAUSE_MS: Final = 20
 
 
 class IndexOperation(AdminOperation):
-    """An order about an index that is complete when enough peers have confirmed its entry."""
+    """A request about an index that is complete when enough peers have confirmed its entry."""
 
     waits_for_peers = True
     #: Why most peers may have a topology without the entry, and what to do.
@@ -42,7 +42,7 @@ class IndexOperation(AdminOperation):
 
     @property
     def hungry(self) -> bool:
-        """Whether ``more`` has something to send now: first the order, then the questions."""
+        """Whether ``more`` has something to send now: first the request, then the questions."""
         return super().hungry and (not self._open or self.topology is not None)
 
     def _chunks(self) -> Iterator[list[Chunk]]:
@@ -56,11 +56,11 @@ class IndexOperation(AdminOperation):
 
     @abstractmethod
     def check(self, topology: Topology) -> None:
-        """Refuse the order before anything is sent, if the known members cannot carry it out."""
+        """Refuse the request before anything is sent, if the known members cannot carry it out."""
 
     @abstractmethod
-    def acks(self, ordered: Topology) -> OrderAcks | None:
-        """Return what confirms the order, from its answer; None if the answer lacks the order."""
+    def acks(self, requested: Topology) -> RequestAcks | None:
+        """Return what confirms the request, from its answer; None if the answer lacks it."""
 
 
 class DropOperation(IndexOperation):
@@ -68,7 +68,7 @@ class DropOperation(IndexOperation):
 
     Raises:
         ChangeConflict: the drop is not possible now; the text says why.
-        TimedOut: it is not known whether the records are dropped: the order may be lost, or not
+        TimedOut: it is not known whether the records are dropped: the request may be lost, or not
             enough peers know it yet.
     """
 
@@ -91,14 +91,14 @@ class DropOperation(IndexOperation):
                 f"{', '.join(old)} runs an earlier version, which cannot drop; upgrade all members"
             )
 
-    def acks(self, ordered: Topology) -> DropAcks | None:
+    def acks(self, requested: Topology) -> DropAcks | None:
         """Return what confirms the drop, and move the clock past it."""
-        covering = self._covering(ordered)
+        covering = self._covering(requested)
         if not covering:
             return None
         drop = max(covering, key=lambda drop: drop.stamp)
         self.session.observe(drop.stamp)
-        return DropAcks(ordered, drop)
+        return DropAcks(requested, drop)
 
     def is_shown(self, topology: Topology, epoch: int) -> bool:
         """Whether a topology has this drop, or a later one of the same keys."""
@@ -124,13 +124,13 @@ class IndexSettingsOperation(IndexOperation):
     Raises:
         LimitError, UsageError: the index or a setting is not allowed.
         ChangeConflict: it is not possible now; the text says why.
-        TimedOut: it is not known whether they are changed: the order may be lost, or not enough
+        TimedOut: it is not known whether they are changed: the request may be lost, or not enough
             peers know it yet.
     """
 
     what = "change of settings"
     why_lost = (
-        "the membership has lost it, or another order has changed them meanwhile; "
+        "the membership has lost it, or another request has changed them meanwhile; "
         "check dstash index show"
     )
 
@@ -145,12 +145,12 @@ class IndexSettingsOperation(IndexOperation):
         self._settings = dict(settings)
 
     def check(self, topology: Topology) -> None:
-        """Refuse the order before anything is sent, if a member would not apply it."""
+        """Refuse the request before anything is sent, if a member would not apply it."""
         check_features(topology)
 
-    def acks(self, ordered: Topology) -> SettingsAcks | None:
+    def acks(self, requested: Topology) -> SettingsAcks | None:
         """Return what confirms the settings."""
-        return SettingsAcks(ordered, self._index) if self.is_shown(ordered, 0) else None
+        return SettingsAcks(requested, self._index) if self.is_shown(requested, 0) else None
 
     def is_shown(self, topology: Topology, epoch: int) -> bool:
         """Whether a topology has these settings."""
@@ -159,9 +159,9 @@ class IndexSettingsOperation(IndexOperation):
 
 
 class _KnownChunk(Chunk):
-    """Asks the peers for their topology until enough have confirmed the order."""
+    """Asks the peers for their topology until enough have confirmed the request."""
 
-    def __init__(self, operation: IndexOperation, acks: OrderAcks) -> None:
+    def __init__(self, operation: IndexOperation, acks: RequestAcks) -> None:
         self.operation = operation
         self._acks = acks
         self._waiting: set[str] = set()
@@ -204,5 +204,7 @@ class _KnownChunk(Chunk):
         return self.operation.replace_later(self, [successor], now)
 
     def expired(self, error: DStashError) -> None:
-        text = f"the {self.operation.what} is ordered, but too few peers have confirmed it: {error}"
+        text = (
+            f"the {self.operation.what} is requested, but too few peers have confirmed it: {error}"
+        )
         self.operation.error = self.operation.error or TimedOut(text)

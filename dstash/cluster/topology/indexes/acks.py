@@ -1,7 +1,7 @@
-"""When an order about an index is acked: which members know it, and whether it was lost.
+"""When a request about an index is acked: which members know it, and whether it was lost.
 
-The epoch alone does not show that a member knows an order. If the membership loses the topology, or
-an older copy is put back, before a member has read the entry, the members continue without it,
+The epoch alone does not show that a member knows a request. If the membership loses the topology,
+or an older copy is put back, before a member has read the entry, the members continue without it,
 under a later epoch.
 """
 
@@ -16,20 +16,20 @@ from dstash.cluster.topology.view import View
 from dstash.types import Level
 
 
-class OrderAcks(ABC):
-    """The members that have confirmed an order.
+class RequestAcks(ABC):
+    """The members that have confirmed a request.
 
     A member that has confirmed it counts from then on: it has the entry on its disk, serves by it
     after a restart, and restores a lost topology with it.
 
     Args:
-        ordered: the topology with the entry.
+        requested: the topology with the entry.
     """
 
-    def __init__(self, ordered: Topology) -> None:
-        self._ordered = ordered
+    def __init__(self, requested: Topology) -> None:
+        self._requested = requested
         self._without: set[str] = set()
-        #: The members that have confirmed the order.
+        #: The members that have confirmed the request.
         self.passed: set[str] = set()
 
     @abstractmethod
@@ -42,15 +42,15 @@ class OrderAcks(ABC):
         Args:
             peer: the member.
             topology: its topology.
-            is_kept: whether the member has it on its disk. Otherwise it does not confirm the order
-                yet: a restart would take it back.
+            is_kept: whether the member has it on its disk. Otherwise it does not confirm the
+                request yet: a restart would take it back.
         """
-        if topology.cluster_id != self._ordered.cluster_id:
+        if topology.cluster_id != self._requested.cluster_id:
             return
         if self.is_known_in(topology):
             if is_kept:
                 self.passed.add(peer)
-        elif topology.epoch >= self._ordered.epoch:
+        elif topology.epoch >= self._requested.epoch:
             self._without.add(peer)
 
     def is_acked(self, view: View) -> bool:
@@ -71,16 +71,16 @@ class OrderAcks(ABC):
         return 2 * len(without) > len(view.members)
 
 
-class DropAcks(OrderAcks):
+class DropAcks(RequestAcks):
     """The members that have confirmed a drop; its entry is only removed when its records are.
 
     Args:
-        ordered: the topology with the entry.
+        requested: the topology with the entry.
         drop: the entry.
     """
 
-    def __init__(self, ordered: Topology, drop: Drop) -> None:
-        super().__init__(ordered)
+    def __init__(self, requested: Topology, drop: Drop) -> None:
+        super().__init__(requested)
         self._drop = drop
 
     def is_known_in(self, topology: Topology) -> bool:
@@ -88,24 +88,24 @@ class DropAcks(OrderAcks):
         return any(drop.fulfils(self._drop) for drop in topology.drops)
 
 
-class SettingsAcks(OrderAcks):
+class SettingsAcks(RequestAcks):
     """The members that have confirmed the settings of an index.
 
     Args:
-        ordered: the topology with the entry, or without it if the index has no settings any more.
+        requested: the topology with the entry, or without it if the index has no settings any more.
         index: its name.
     """
 
-    def __init__(self, ordered: Topology, index: str) -> None:
-        super().__init__(ordered)
-        self._settings = ordered.index_settings(index) or IndexSettings(index)
+    def __init__(self, requested: Topology, index: str) -> None:
+        super().__init__(requested)
+        self._settings = requested.index_settings(index) or IndexSettings(index)
 
     def is_known_in(self, topology: Topology) -> bool:
-        """Whether the index has these settings in a topology, or those of a later order."""
+        """Whether the index has these settings in a topology, or those of a later request."""
         wanted = self._settings
         found = topology.index_settings(wanted.name) or IndexSettings(wanted.name)
         is_same = (found.ttl, found.max_ttl) == (wanted.ttl, wanted.max_ttl)
-        return is_same or found.number > self._ordered.epoch
+        return is_same or found.number > self._requested.epoch
 
 
 def serves_quorum(view: View, passed: set[str]) -> bool:

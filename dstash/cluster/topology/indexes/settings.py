@@ -37,7 +37,7 @@ class IndexSettings:
     ``ttl`` is the time to live of a put that has none. ``max_ttl`` is the longest time to live of a
     record. ``since`` is the stamp from which ``max_ttl`` applies to whole records: earlier records
     keep their expiry when a client copies them to a replica. ``number`` is the epoch of the last
-    order about the index.
+    request about the index.
     """
 
     name: str
