@@ -105,7 +105,7 @@ class Cluster(Joined):
         return {peer for peer in REPLICAS if WRITTEN[kind](self.record(peer, "k") or b"")}
 
 
-def _damage(cluster: Cluster, peer: str) -> None:
+def _corrupt(cluster: Cluster, peer: str) -> None:
     cluster.corruption(peer, "k")
 
 
@@ -120,7 +120,7 @@ TROUBLES: dict[str, Callable[[Cluster, str], None]] = {
         cluster.peers[peer].health, "not_ready", "the peer is starting"
     ),
     "f": lambda cluster, peer: cluster.fill(peer),
-    "c": _damage,
+    "c": _corrupt,
 }
 WRITTEN: dict[str, Callable[[bytes], bool]] = {
     "put": lambda record: bool(record) and open_record(record).payload == TYPES.encode("after"),
@@ -280,7 +280,7 @@ class TestDelete:
         assert result.deleted == (0 if is_known and before == "tombstone" else 1)
 
     def test_delete_below_corrupt_record_is_stored_at_its_deadline(self) -> None:
-        """The answer of another replica would only tell whether the key existed."""
+        """The answer of another replica would only show whether the key existed."""
         cluster = Cluster("oss")
         cluster.alter("a", "k", with_flipped_tombstone)
         result = cluster.write("delete", "one", timeout=500)

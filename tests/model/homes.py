@@ -344,11 +344,11 @@ class CorruptibleReplica(Replica):
     def empty(self) -> None:
         """Lose everything."""
         super().empty()
-        self.damage: dict[bytes, int] = {}
+        self.corruption: dict[bytes, int] = {}
 
     def bounds(self) -> Bounds:
         """Return the limits of votes."""
-        return Bounds(self.floor, high_water=self.store.high_water, damage=self.damage)
+        return Bounds(self.floor, high_water=self.store.high_water, corruption=self.corruption)
 
     @property
     def is_sound(self) -> bool:

@@ -52,8 +52,8 @@ class GroupCommit:
         self._clock = clock
         self._max_clock_skew_ms = max_clock_skew_ms
         self._disk_reserve = disk_reserve
-        #: By storage key, the bound for registers that were found corrupt; see ``Bounds.damage``.
-        self._damage: dict[bytes, Stamp] = {}
+        #: By storage key, the bound for registers found corrupt; see ``Bounds.corruption``.
+        self._corruption: dict[bytes, Stamp] = {}
 
     def add(self, merge: Merge, done: Callable[[DStashError | None], None]) -> None:
         """Queue a write of this peer's own tasks; ``done`` is called with the error, if any."""
@@ -76,7 +76,7 @@ class GroupCommit:
             max(local_partitions.floor, local_partitions.newest_horizon),
             latest_stamp(present + self._max_clock_skew_ms),
             store.high_water,
-            self._damage,
+            self._corruption,
             floors.of_key,
         )
         rules = Rules(

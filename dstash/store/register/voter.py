@@ -28,7 +28,7 @@ from dstash.version import MAX_STAMP, Stamp, Version, stamp_at, stamp_millisecon
 _MARGIN_MS: Final = 1
 
 #: Corrupt keys whose bound is remembered. Past this number it rises with the high water.
-_MAX_DAMAGED: Final = 10_000
+_MAX_CORRUPT: Final = 10_000
 
 
 class Verdict(IntEnum):
@@ -64,36 +64,36 @@ class Bounds:
         floor: ballots with a stamp up to this are refused; merges only obey horizons.
         latest: the latest stamp that the cluster clock accepts.
         high_water: the newest stamp that the store has committed.
-        damage: by storage key, a stamp above which the store had voted for nothing when its record
-            or its promise was found corrupt. Votes add keys to it, and remove sound ones.
+        corruption: by storage key, a stamp above which the store had voted for nothing when its
+            record or its promise was found corrupt. Votes add keys to it, and remove sound ones.
         dropped_at: returns the stamp up to which a storage key was dropped with its index; 0: not.
     """
 
     floor: Stamp = 0
     latest: Stamp = MAX_STAMP
     high_water: Stamp = MAX_STAMP
-    damage: MutableMapping[bytes, Stamp] = field(default_factory=dict)
+    corruption: MutableMapping[bytes, Stamp] = field(default_factory=dict)
     dropped_at: Callable[[bytes], Stamp] = _no_drops
 
-    def damage_of(self, storage_key: bytes) -> Stamp:
+    def corruption_of(self, storage_key: bytes) -> Stamp:
         """Return the bound for a corrupt key; the first one found remains, up to some memory."""
-        if len(self.damage) >= _MAX_DAMAGED:
-            return self.damage.get(storage_key, self.high_water)
-        return self.damage.setdefault(storage_key, self.high_water)
+        if len(self.corruption) >= _MAX_CORRUPT:
+            return self.corruption.get(storage_key, self.high_water)
+        return self.corruption.setdefault(storage_key, self.high_water)
 
 
 class Held(NamedTuple):
     """What a voter holds for one key.
 
     ``record`` is None if there is none or it is not a register. If ``is_corrupt``, its version is
-    unknown, but it is not above ``damage``. ``horizon`` is that of the partition. ``lowest`` is the
-    stamp that every ballot must exceed: the horizon, or that of a drop.
+    unknown, but it is not above ``corruption``. ``horizon`` is that of the partition. ``lowest`` is
+    the stamp that every ballot must exceed: the horizon, or that of a drop.
     """
 
     promise: Promise | None
     record: bytes | None
     is_corrupt: bool = False
-    damage: Stamp = 0
+    corruption: Stamp = 0
     horizon: Stamp = 0
     lowest: Stamp = 0
 
@@ -114,7 +114,7 @@ class Held(NamedTuple):
         """The highest round that the voter has voted for; of a corrupt record, that it may have."""
         known = round_of(self.version)
         if self.is_corrupt:
-            known = stamp_milliseconds(self.damage)
+            known = stamp_milliseconds(self.corruption)
         return max(known, self.promise.round if self.promise else 0)
 
     def forbids(self, version: Version) -> bool:
@@ -132,21 +132,21 @@ def held(
         stored: the record on disk.
         promise: the promise on disk.
         horizon: of the partition.
-        bounds: the limits of votes; a corrupt record or promise is noted in ``damage``.
+        bounds: the limits of votes; a corrupt record or promise is noted in ``corruption``.
     """
     is_corrupt = stored is not None and not is_sound(storage_key, stored)
-    damage = 0
+    corruption = 0
     if is_corrupt or (promise is not None and not is_sound_promise(storage_key, promise)):
-        damage = bounds.damage_of(storage_key)
+        corruption = bounds.corruption_of(storage_key)
     else:
-        bounds.damage.pop(storage_key, None)  # a later vote is not covered by it
+        bounds.corruption.pop(storage_key, None)  # a later vote is not covered by it
     if stored is not None and not is_corrupt and not is_register(stored):
         stored = None  # written before names like this were reserved; a register replaces it
     return Held(
-        unpack_promise(storage_key, promise, damage) if promise is not None else None,
+        unpack_promise(storage_key, promise, corruption) if promise is not None else None,
         stored,
         is_corrupt,
-        damage,
+        corruption,
         horizon,
         max(horizon, bounds.dropped_at(storage_key)),
     )
@@ -186,7 +186,7 @@ def judge_accept(state: Held, record: bytes, bounds: Bounds) -> Verdict:
     if state.forbids(version):
         return Verdict.PREEMPTED
     if state.is_corrupt:
-        if write_stamp(version) <= state.damage:
+        if write_stamp(version) <= state.corruption:
             return Verdict.CORRUPT
     elif version <= state.version or is_rival(version, state.version):
         return Verdict.PREEMPTED
@@ -204,7 +204,7 @@ def judge_merge(state: Held, record: bytes) -> Verdict:
         return Verdict.TOO_OLD
     if state.promise is not None and state.promise.forbids_merge(version):
         return Verdict.PREEMPTED
-    if state.is_corrupt and write_stamp(version) <= state.damage:
+    if state.is_corrupt and write_stamp(version) <= state.corruption:
         return Verdict.CORRUPT
     return Verdict.VOTED
 

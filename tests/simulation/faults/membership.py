@@ -54,16 +54,16 @@ def election(faults: Faults) -> Undo:
 @kind("lost_topology", share=0.04)
 def lost_topology(faults: Faults) -> Undo:
     """Delete the topology from the membership, while peers run or are down."""
-    return _damage_topology(faults, faults.world.membership.lose_topology)
+    return _corrupt_topology(faults, faults.world.membership.lose_topology)
 
 
 @kind("old_topology", share=0.04)
 def old_topology(faults: Faults) -> Undo:
     """Roll the membership back to an older topology, while peers run or are down."""
-    return _damage_topology(faults, faults.world.membership.roll_back)
+    return _corrupt_topology(faults, faults.world.membership.roll_back)
 
 
-def _damage_topology(faults: Faults, corruption: Callable[[], None]) -> Undo:
+def _corrupt_topology(faults: Faults, corruption: Callable[[], None]) -> Undo:
     topology = faults.world.membership.topology
     if topology is None or not topology.formed or topology.restored is not None:
         return None

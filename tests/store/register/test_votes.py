@@ -341,25 +341,25 @@ class TestCorruption:
         assert accept(store, register(50, 1), **limits).verdict is VOTED
         assert prepare(store, 51, **limits).verdict is VOTED
 
-    def test_bound_stays_where_damage_was_found(self, store: TwinStore) -> None:
+    def test_bound_stays_where_corruption_was_found(self, store: TwinStore) -> None:
         """Otherwise it would rise with every write to the store, and never be passed."""
-        damage: dict[bytes, int] = {}
-        prepare(store, 0, high_water=stamp_at(50), damage=damage)
-        assert damage == {STORAGE_KEY: stamp_at(50)}
-        limits = {"high_water": stamp_at(90), "damage": damage}
+        corruption: dict[bytes, int] = {}
+        prepare(store, 0, high_water=stamp_at(50), corruption=corruption)
+        assert corruption == {STORAGE_KEY: stamp_at(50)}
+        limits = {"high_water": stamp_at(90), "corruption": corruption}
         assert accept(store, register(51), **limits).verdict is VOTED
 
     def test_bound_ends_when_the_record_is_sound(self, store: TwinStore) -> None:
-        """A later damage must be judged by what was voted since."""
-        damage: dict[bytes, int] = {}
-        accept(store, register(51), high_water=stamp_at(50), damage=damage)
-        prepare(store, 60, high_water=stamp_at(60), damage=damage)
-        assert damage == {}
+        """A later corruption must be judged by what was voted since."""
+        corruption: dict[bytes, int] = {}
+        accept(store, register(51), high_water=stamp_at(50), corruption=corruption)
+        prepare(store, 60, high_water=stamp_at(60), corruption=corruption)
+        assert corruption == {}
 
     def test_corrupt_promise_forbids_rounds_up_to_its_bound(self) -> None:
         store = TwinStore()
         store.promises[STORAGE_KEY] = pack_promise(STORAGE_KEY, Promise(10, A))[:-1] + b"?"
-        limits = {"high_water": stamp_at(50), "damage": {}}
+        limits = {"high_water": stamp_at(50), "corruption": {}}
         assert prepare(store, 50, **limits).verdict is PREEMPTED
         assert accept(store, register(50), **limits).verdict is PREEMPTED
         assert merge(store, register(50)).preempted == [0]
