@@ -127,7 +127,7 @@ class Importer:
         self._waiting: dict[Key, _Waiting] = {}
         self._lines = self._bytes = 0
         self._in_flight: Future[None] | None = None
-        self.in_doubt = 0
+        self.unconfirmed = 0
         self.stored = 0
         self.skipped = Lines(noun)
         self.failed = Lines(noun)
@@ -157,7 +157,7 @@ class Importer:
     def settled(self) -> float:
         """Return the share of the lines read that are stored, skipped or failed by now."""
         settled = self.stored + self.skipped.count + self.failed.count
-        return settled / max(1, settled + self.in_doubt + self._lines)
+        return settled / max(1, settled + self.unconfirmed + self._lines)
 
     def _take(self, row: Row | BadRow, pool: Executor) -> None:
         if isinstance(row, BadRow):
@@ -182,11 +182,11 @@ class Importer:
         self._settle()
         batch = _Batch(self._waiting, self._lines)
         self._waiting, self._lines, self._bytes = {}, 0, 0
-        self.in_doubt = batch.lines
+        self.unconfirmed = batch.lines
         self._in_flight = pool.submit(self._store, batch)
 
     def _settle(self) -> None:
-        """Wait for the batch in flight. After an error, ``in_doubt`` is the number of its lines."""
+        """Wait for the batch in flight. After an error, ``unconfirmed`` counts its lines."""
         in_flight, self._in_flight = self._in_flight, None
         if in_flight is not None:
             in_flight.result()
@@ -203,7 +203,7 @@ class Importer:
                 self._account(batch.records[key].lines, result.outcomes.get(key), reason)
 
     def _account(self, lines: list[int], outcome: str | None, reason: str) -> None:
-        self.in_doubt -= len(lines)
+        self.unconfirmed -= len(lines)
         if outcome is None:
             self.stored += len(lines)
             return

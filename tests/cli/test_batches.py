@@ -137,12 +137,12 @@ def test_importer_with_stop_ends_at_a_refused_record() -> None:
 
 
 @pytest.mark.usefixtures("_small")
-def test_importer_error_leaves_only_the_batch_in_flight_in_doubt() -> None:
+def test_importer_error_leaves_only_the_batch_in_flight_unconfirmed() -> None:
     target = Target(dead_after=2)
     importer = Importer(target, "i", None, OnError.STOP)
     with pytest.raises(NoPeers):
         importer.run(rows(*range(100)), lambda records: None)
-    assert (importer.stored, importer.in_doubt) == (20, 10)
+    assert (importer.stored, importer.unconfirmed) == (20, 10)
 
 
 @pytest.mark.usefixtures("_small")
@@ -155,7 +155,7 @@ def test_importer_waits_for_the_batch_in_flight_on_ctrl_c() -> None:
     importer = Importer(target, "i", None, OnError.STOP)
     with pytest.raises(KeyboardInterrupt):
         importer.run(interrupted(), lambda records: None)
-    assert (importer.stored, importer.in_doubt, len(target.data)) == (20, 0, 20)
+    assert (importer.stored, importer.unconfirmed, len(target.data)) == (20, 0, 20)
 
 
 def test_importer_stores_complete_records_of_a_truncated_file() -> None:

@@ -207,9 +207,11 @@ def _progress_in_errors(importer: Importer, file: str) -> Iterator[None]:
 
 
 def _so_far(importer: Importer) -> str:
-    doubt = f", and possibly some of the next {importer.in_doubt:,}" if importer.in_doubt else ""
+    unconfirmed = (
+        f", and possibly some of the next {importer.unconfirmed:,}" if importer.unconfirmed else ""
+    )
     skipped = f", skipped {importer.skipped}" if importer.skipped.count else ""
-    return f"stored {_counted(importer.stored)}{doubt}{skipped}"
+    return f"stored {_counted(importer.stored)}{unconfirmed}{skipped}"
 
 
 def _counts(importer: Importer) -> dict[str, int]:

@@ -142,7 +142,7 @@ class Draft:
         return self.begin.after if places and places[0] == 0 else b""
 
 
-class Doubt(NamedTuple):
+class Unconfirmed(NamedTuple):
     """A range in which replicas differ.
 
     It starts after the key ``after`` in the first partition, and ends with the key ``until`` in the
@@ -160,16 +160,16 @@ class Confirmed(NamedTuple):
     draft: Draft
     ahead: Draft | None
 
-    def doubt(self) -> Doubt | None:
+    def unconfirmed(self) -> Unconfirmed | None:
         """Return the range in which the replicas differ, None if they agree."""
         places = sorted(self.draft.differing)
         if not places:
             return None
         draft = self.draft
         partitions = [draft.asked[place] for place in places]
-        return Doubt(partitions, draft.after(places), draft.until(places))
+        return Unconfirmed(partitions, draft.after(places), draft.until(places))
 
-    def doubtful_partitions(self) -> frozenset[int]:
+    def unconfirmed_partitions(self) -> frozenset[int]:
         """Return the partitions in which the replicas differ."""
         return frozenset(self.draft.asked[place] for place in self.draft.differing)
 

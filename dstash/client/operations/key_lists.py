@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from dstash.client.operations.base import Chunk, Failure, Operation
-from dstash.client.operations.drafts import Doubt, Query, check_progress
+from dstash.client.operations.drafts import Query, Unconfirmed, check_progress
 from dstash.client.operations.page_reads import PAGE_BYTES, PAGE_KEYS
 from dstash.client.routing import Peers
 from dstash.client.session import Send, Session
@@ -27,16 +27,18 @@ class Listed(NamedTuple):
     """The keys of the first part of a range, and the rest of the range."""
 
     keys: list[Key]
-    rest: Doubt | None
+    rest: Unconfirmed | None
 
 
 class KeyListOperation(Operation):
     """Lists the keys of the first part of a range on as many replicas as the level needs."""
 
-    def __init__(self, session: Session, deadline: int, query: Query, doubt: Doubt) -> None:
+    def __init__(
+        self, session: Session, deadline: int, query: Query, unconfirmed: Unconfirmed
+    ) -> None:
         super().__init__(session, deadline)
         self.query = query
-        self.doubt = doubt
+        self.unconfirmed = unconfirmed
         self.listed: Listed | None = None
 
     def _chunks(self) -> Iterator[list[Chunk]]:
@@ -58,20 +60,20 @@ class _ListChunk(Chunk):
         self._pages: dict[str, Page] = {}
 
     def begin(self, now: int) -> list[Send]:
-        operation, doubt = self.operation, self.operation.doubt
+        operation, unconfirmed = self.operation, self.operation.unconfirmed
         table = operation.session.read_targets(operation.query.level)
-        self._peers = table[doubt.partitions[0]]
+        self._peers = table[unconfirmed.partitions[0]]
         if not self._peers:
             return self._again(now)
         self.epoch = operation.session.epoch
         self._asked = _first_with_same_targets(
-            doubt.partitions, [table[partition] for partition in doubt.partitions]
+            unconfirmed.partitions, [table[partition] for partition in unconfirmed.partitions]
         )
         request = ScanKeys(
             operation.query.index,
             operation.query.prefix,
             b"".join([partition.to_bytes(2, "big") for partition in self._asked]),
-            doubt.after,
+            unconfirmed.after,
             PAGE_KEYS,
             PAGE_BYTES,
             digest=True,
@@ -81,7 +83,7 @@ class _ListChunk(Chunk):
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
         if not isinstance(message, Page):
             raise ProtocolError(f"{peer} answered with an unexpected {type(message).__name__}")
-        check_progress(message, len(self._asked), self.operation.doubt.after)
+        check_progress(message, len(self._asked), self.operation.unconfirmed.after)
         self._pages[peer] = message
         if len(self._pages) == len(self._peers):
             self.operation.listed = self._union()
@@ -89,15 +91,15 @@ class _ListChunk(Chunk):
         return []
 
     def _union(self) -> Listed:
-        pages, doubt = self._pages.values(), self.operation.doubt
+        pages, unconfirmed = self._pages.values(), self.operation.unconfirmed
         done, after = min((page.done, page.after) for page in pages)
-        last = len(doubt.partitions) - 1
-        if doubt.until and (done > last or (done == last and after >= doubt.until)):
-            done, after = last, doubt.until
+        last = len(unconfirmed.partitions) - 1
+        if unconfirmed.until and (done > last or (done == last and after >= unconfirmed.until)):
+            done, after = last, unconfirmed.until
             rest = None
         else:
-            partitions = doubt.partitions[done:]
-            rest = Doubt(partitions, after, doubt.until) if partitions else None
+            partitions = unconfirmed.partitions[done:]
+            rest = Unconfirmed(partitions, after, unconfirmed.until) if partitions else None
         places = {partition: place for place, partition in enumerate(self._asked)}
         keys: dict[bytes, None] = {}
         for page in pages:

@@ -20,7 +20,7 @@ from itertools import compress
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from dstash.client.operations.base import Operation
-from dstash.client.operations.drafts import Confirmed, Doubt, Draft, Position, Query
+from dstash.client.operations.drafts import Confirmed, Draft, Position, Query, Unconfirmed
 from dstash.client.operations.key_lists import KeyListOperation, Listed
 from dstash.client.operations.page_reads import PAGE_BYTES, PAGE_KEYS, PageOperation
 from dstash.client.operations.reads import ExistsOperation, LookupOperation
@@ -53,7 +53,7 @@ class Walk(ABC, Generic[T]):
         self.query = query
         self._position = Position.start()
         self._ahead: Draft | None = None
-        self._doubt: Doubt | None = None
+        self._unconfirmed: Unconfirmed | None = None
         self._candidates: list[Key] = []
         self._looked_up: list[Key] = []
         self._pages = 0
@@ -66,15 +66,15 @@ class Walk(ABC, Generic[T]):
     @property
     def done(self) -> bool:
         """Whether the whole scan was delivered."""
-        return self._position.done and self._doubt is None and not self._candidates
+        return self._position.done and self._unconfirmed is None and not self._candidates
 
     def operation(self, session: Session, deadline: int) -> Operation:
         """Return the next operation, whose result goes to ``take``."""
         query = self.query
         if self._candidates:
             return self._look_up(session, deadline)
-        if self._doubt is not None:
-            return KeyListOperation(session, deadline, query, self._doubt)
+        if self._unconfirmed is not None:
+            return KeyListOperation(session, deadline, query, self._unconfirmed)
         ahead = self._ahead
         if ahead is not None and session.wall() - ahead.read_at > _MAX_AHEAD_AGE_MS:
             ahead = None
@@ -88,10 +88,10 @@ class Walk(ABC, Generic[T]):
         if isinstance(result, Confirmed):
             self._pages += 1
             self._position, self._ahead = result.draft.end, result.ahead
-            self._doubt = result.doubt()
+            self._unconfirmed = result.unconfirmed()
             return self._of_page(result)
         if isinstance(result, Listed):
-            self._doubt, self._candidates = result.rest, result.keys
+            self._unconfirmed, self._candidates = result.rest, result.keys
             return None if result.keys else []
         self._candidates = self._candidates[len(self._looked_up) :]
         return self._of_found(result)
@@ -137,15 +137,15 @@ class ItemsWalk(Walk[tuple[Key, Any]]):
         self._lookup: _WeighedLookup | None = None
 
     def _of_page(self, confirmed: Confirmed) -> list[tuple[Key, Any]]:
-        page, doubtful = confirmed.draft.page, confirmed.doubtful_partitions()
+        page, unconfirmed = confirmed.draft.page, confirmed.unconfirmed_partitions()
         encoded = codec.unpack_keys(page.keys)
-        keys = list(map(decode_any_key if doubtful else decode_key, encoded))
+        keys = list(map(decode_any_key if unconfirmed else decode_key, encoded))
         undecodable: dict[Key, Undecodable] = {}
         values = self.query.decode(page.values, keys, undecodable)
         codec.expect_even(keys, values)
         pairs = list(zip(keys, values, strict=True))
-        if doubtful:
-            confirmed_keys = [partition_of(key) not in doubtful for key in encoded]
+        if unconfirmed:
+            confirmed_keys = [partition_of(key) not in unconfirmed for key in encoded]
             pairs = list(compress(pairs, confirmed_keys))
             expect_own(key for key, _ in pairs)
         if undecodable and self.query.on_error is OnError.RAISE:
@@ -190,9 +190,9 @@ class KeysWalk(Walk[Key]):
 
     def _of_page(self, confirmed: Confirmed) -> list[Key]:
         keys: Iterable[bytes] = codec.unpack_keys(confirmed.draft.page.keys)
-        doubtful = confirmed.doubtful_partitions()
-        if doubtful:
-            keys = (key for key in keys if partition_of(key) not in doubtful)
+        unconfirmed = confirmed.unconfirmed_partitions()
+        if unconfirmed:
+            keys = (key for key in keys if partition_of(key) not in unconfirmed)
         return list(map(decode_key, keys))
 
     def _of_found(self, found: dict[Key, Any]) -> list[Key]:
