@@ -159,7 +159,7 @@ def _ticks(peer: Peer) -> int:
 
 
 def main() -> int:
-    """Run all measurements; the exit code tells whether every target was reached."""
+    """Run all measurements; the exit code says whether every target was reached."""
     parser = argparse.ArgumentParser(prog="python -m bench.repair", description=__doc__)
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--changed", type=int, default=100_000)

@@ -234,7 +234,7 @@ def placements() -> list[Figure]:
 
 
 def main() -> int:
-    """Run all measurements; the exit code tells whether every target was reached."""
+    """Run all measurements; the exit code says whether every target was reached."""
     parser = argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__)
     parser.add_argument("--records", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3, help="changes of each kind")

@@ -265,7 +265,7 @@ class PeerCore:
     def tick(self, now: int) -> tuple[list[Reply], list[Outgoing]]:
         """Run a little of the background work; returns replies, and messages for other peers."""
         self._background.set_time(now)
-        outgoing = self._background.tick(stopping=self.health.stopping) + self.registers.turn()
+        outgoing = self._background.tick(stopping=self.health.stopping) + self.registers.tick()
         if self._background.has_looked:
             self.health.watch()
         self.history.note(now)

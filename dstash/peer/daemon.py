@@ -276,9 +276,9 @@ class Daemon:
         self.server.stop()
 
     def _watch_threads(self) -> None:
-        self._watchdog.watch("MainThread", self.server.seconds_since_turn, _LOOP_LIMIT_S)
+        self._watchdog.watch("MainThread", self.server.seconds_since_iteration, _LOOP_LIMIT_S)
         self._watchdog.watch("committer", self.server.seconds_committing, _THREAD_LIMIT_S)
-        self._watchdog.watch("membership", self.agent.seconds_since_turn, _THREAD_LIMIT_S)
+        self._watchdog.watch("membership", self.agent.seconds_since_iteration, _THREAD_LIMIT_S)
         self._watchdog.start()
         if self._failure is not None:
             self.server.fail(self._failure)
@@ -322,20 +322,20 @@ class Daemon:
     # -- pages
 
     def _healthz(self) -> Answer:
-        quiet = self.server.seconds_since_turn()
+        quiet = self.server.seconds_since_iteration()
         problems = self._watchdog.problems()
-        facts = {"healthy": not problems, "why": "; ".join(problems), "seconds_quiet": quiet}
-        return Answer.json(503 if problems else 200, facts)
+        health = {"healthy": not problems, "why": "; ".join(problems), "seconds_quiet": quiet}
+        return Answer.json(503 if problems else 200, health)
 
     def _readyz(self) -> Answer:
         why = self.core.health.why_not_ready()
-        facts = {
+        readiness = {
             "ready": why is None,
             "why": why,
             "alerts": list(self.core.health.problems.values()),
             "ahead_ms": self.core.health.ahead_ms,
         }
-        return Answer.json(503 if why else 200, facts)
+        return Answer.json(503 if why else 200, readiness)
 
     def _status(self) -> Answer:
         return Answer.json(200, self.core.health.status() | {"id": self.peer, "pid": os.getpid()})

@@ -129,7 +129,7 @@ class MembershipAgent:
         #: Whether a restored topology waits for other members.
         self._waits_for_others = False
         self._problems: dict[str, str] = {}
-        self._complaints = Complaints("a turn of the membership thread failed", clock)
+        self._complaints = Complaints("an iteration of the membership thread failed", clock)
         self._steps = TopologySteps(
             announcement,
             store,
@@ -144,7 +144,7 @@ class MembershipAgent:
             complaints=self._complaints,
             clock=clock,
         )
-        self._turned: float | None = None
+        self._iteration_began: float | None = None
         self._stop = threading.Event()
         self._thread = threads.thread(self._run, name="membership", may_end=self._stop.is_set)
 
@@ -238,9 +238,9 @@ class MembershipAgent:
         """The problems between this peer and the membership, as text; empty when there are none."""
         return "; ".join(self._problems.values())
 
-    def seconds_since_turn(self) -> float:
+    def seconds_since_iteration(self) -> float:
         """Return the age of the thread's present iteration; 0 when the thread does not run."""
-        return 0.0 if self._turned is None else time.monotonic() - self._turned
+        return 0.0 if self._iteration_began is None else time.monotonic() - self._iteration_began
 
     def _announce(self) -> None:
         self._await_answer()
@@ -264,11 +264,11 @@ class MembershipAgent:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self._turned = time.monotonic()
-            self._stop.wait(self._turn())
-        self._turned = None
+            self._iteration_began = time.monotonic()
+            self._stop.wait(self._iterate())
+        self._iteration_began = None
 
-    def _turn(self) -> float:
+    def _iterate(self) -> float:
         """Wait for a change and apply it; returns the seconds until the next iteration."""
         try:
             if self._is_announced:

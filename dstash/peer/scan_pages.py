@@ -66,7 +66,7 @@ class PageBuilder:
         snapshot: the records.
         space: the index.
         request: the range, and what the page has.
-        is_dropped: tells of a (storage key, record) whether it was dropped with its index; None
+        is_dropped: returns whether a (storage key, record) was dropped with its index; None
             if no record on disk was.
     """
 

@@ -218,7 +218,7 @@ class PeerServer:
 
         self.post(note)
 
-    def seconds_since_turn(self) -> float:
+    def seconds_since_iteration(self) -> float:
         """Return the age of the loop's present iteration: much more than 0.2 means it hangs."""
         return time.monotonic() - self._last_iteration
 
@@ -245,7 +245,7 @@ class PeerServer:
         self._committer.start()
         try:
             while not self._finished():
-                self._turn()
+                self._iterate()
         finally:
             self._commits_end = True
             self._commits.put(None)
@@ -258,7 +258,7 @@ class PeerServer:
         if self._error is not None:
             raise self._error
 
-    def _turn(self) -> None:
+    def _iterate(self) -> None:
         self._last_iteration = time.monotonic()
         ready = self._poller.wait(min(_MAX_POLL_MS, self._core.wakeup(wall())))
         for source in ready:

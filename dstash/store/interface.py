@@ -84,7 +84,7 @@ class Write:
     read them anyway, to report which keys existed. ``oldest`` is a lower bound of the entries'
     stamps: if it is above the horizons, no entry is too old.
 
-    ``is_dropped`` tells of a (storage key, stored record) whether it was dropped with its index:
+    ``is_dropped`` returns whether a (storage key, stored record) was dropped with its index:
     then it does not count as live in ``existed``. None if no record was.
 
     ``may_spend_reserve``: the write frees space or repairs, so it may use the reserve of the disk.

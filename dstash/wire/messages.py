@@ -109,8 +109,8 @@ class TopologyRequest(Message):
 class TopologyReply(Message):
     """Answers ``TopologyRequest``: the peer's topology as JSON, and the ids of the live peers.
 
-    ``is_kept`` tells whether the peer has the topology on its disk. Peers of an earlier version do
-    not tell.
+    ``is_kept`` says whether the peer has the topology on its disk; peers of an earlier version do
+    not send it.
     """
 
     KIND = 7

@@ -15,9 +15,9 @@ OPERATIONS = {
 LOOPS = {
     "client/transport/channel.py:Channel._drive",
     "client/transport/channel.py:Channel._drive_short",
-    "peer/server.py:PeerServer._turn",
+    "peer/server.py:PeerServer._iterate",
     "peer/server.py:PeerServer._commit_all",
-    "peer/membership_agent.py:MembershipAgent._turn",
+    "peer/membership_agent.py:MembershipAgent._iterate",
     "peer/maintenance.py:Maintenance.tick",
 }
 #: The number of modules that a batch put may cross, from the user's call to the disk and back.

@@ -50,7 +50,12 @@ INSTEAD: Final = {
     r"(stand|stands|stood) for": "mean, represent",
     r"(say|says|said) nothing": "be silent, have no effect; name what is missing",
     r"in hand": "accepted, waiting",
-    r"in doubt(?![.])": "unconfirmed, indeterminate",
+    r"doubt|doubts|doubtful|in_doubt": "unconfirmed, indeterminate",
+    r"damage|damages|damage_of": "corruption, corrupt",
+    r"orderacks|topologyorder|by order of|(is|are) ordered, but": "request",
+    r"(an|one|another|each|executed) order (to|about|has|that waives)": "request",
+    r"seconds_since_turn|(a|one) turn of|(a|one) turn works": "iteration, tick",
+    r"(tell|tells) (of|whether)": "return whether, say whether",
     r"turned away": "rejected as busy",
     r"the dead": "records that are dead, members that are down",
     r"mortal|mortals": "expirable",
@@ -61,6 +66,9 @@ INSTEAD: Final = {
 
 #: Allowed uses of a word: (path, word as matched) -> reason.
 EXCEPTIONS: Final[dict[tuple[str, str], str]] = {
+    ("tests/simulation/faults/disks.py", "damage"): "a kind of fault; seeds.txt names it",
+    ("tests/simulation/planted/refusals_as_acks.py", "damage"): "the same kind of fault",
+    ("tests/simulation/profiles/clusters.py", "damage"): "the same kind of fault",
     ("dstash/config/problems.py", "bury_interval"): "the hint for a setting that was renamed",
     ("dstash/config/problems.py", "bury_lag"): "the hint for a setting that was renamed",
     ("dstash/config/problems.py", "heal_rate"): "the hint for a setting that was renamed",

@@ -2,8 +2,8 @@
 
     python -m tests.harness.broken_peer FAULT dstash-peer DATA ...
 
-``end:NAME`` ends the thread of that name. ``hang:NAME`` makes it hang. ``turn`` makes each round of
-the membership thread fail. ``unkept`` makes the store refuse to keep a topology.
+``end:NAME`` ends the thread of that name. ``hang:NAME`` makes it hang. ``iteration`` makes each
+iteration of the membership thread fail. ``unkept`` makes the store refuse to keep a topology.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _plant(fault: str) -> None:
         _hang_when_on(LocalMembership, "read")
     elif fault == "hang:committer":
         _hang_when_on(LmdbStore, "sync")
-    elif fault == "turn":
+    elif fault == "iteration":
         _refuse_when_on(LocalMembership, "read", ZeroDivisionError)
     elif fault == "unkept":
         _refuse_when_on(LmdbStore, "mark", DiskFull)

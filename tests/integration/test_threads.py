@@ -76,7 +76,7 @@ def test_peer_stops_with_one_line_when_a_thread_ends(own: Peers, thread: str) ->
 
 
 def test_membership_thread_survives_a_failed_round(own: Peers) -> None:
-    peer = restart_broken(own, "b", "turn")
+    peer = restart_broken(own, "b", "iteration")
     peer.signal(signal.SIGUSR1)
     problem = "the membership thread failed and tries again: ZeroDivisionError"
     for page in ("/readyz", "/status"):
@@ -86,7 +86,7 @@ def test_membership_thread_survives_a_failed_round(own: Peers) -> None:
     failed = [
         event
         for event in events(peer)
-        if event["event"] == "a turn of the membership thread failed"
+        if event["event"] == "an iteration of the membership thread failed"
     ]
     assert len(failed) == 1, "a failure of one kind is logged once"
     peer.signal(signal.SIGUSR1)

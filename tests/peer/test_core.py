@@ -102,9 +102,9 @@ class Peer:
         self.now = START + 1000
         if view is not None:
             self.core.install(View(view, frozenset(member.id for member in view.members)), self.now)
-            self.turn()
+            self.iterate()
 
-    def turn(self) -> list[Message]:
+    def iterate(self) -> list[Message]:
         replies = []
         for _ in range(20):
             ticked, _ = self.core.tick(self.now)
@@ -117,7 +117,7 @@ class Peer:
     def ask(self, message: Message, *, epoch: int = EPOCH, deadline: int = 0) -> Message | None:
         envelope = Envelope(7, epoch, deadline, message)
         replies = self.core.receive(b"client", encode(envelope), self.now)
-        answers = [decode(reply.frames).message for reply in replies] + self.turn()
+        answers = [decode(reply.frames).message for reply in replies] + self.iterate()
         assert len(answers) <= 1
         return answers[0] if answers else None
 
@@ -194,7 +194,7 @@ class TestReplies:
         envelope = Envelope(7, EPOCH, 0, put(b"k", b"l"))
         assert peer.core.receive(b"client", encode(envelope), peer.now) == []
         assert peer.core.has_work
-        assert peer.turn() == [Stored([])]
+        assert peer.iterate() == [Stored([])]
         assert not peer.core.has_work
         assert found(peer, b"k", b"m", b"l") == [1, "missing", 1]
 
@@ -203,7 +203,7 @@ class TestReplies:
             envelope = Envelope(number, EPOCH, 0, put(b"%d" % number))
             peer.core.receive(b"client", encode(envelope), peer.now)
         commits = peer.core.health.counts["commits"]
-        assert peer.turn() == [Stored([])] * 10
+        assert peer.iterate() == [Stored([])] * 10
         assert peer.core.health.counts["commits"] == commits + 1
 
     def test_delete_reports_which_keys_existed(self, peer: Peer) -> None:
@@ -261,7 +261,7 @@ class TestReplies:
             yield Merge(replacements=[(place, replacement)])
 
         peer.core.scheduler.spawn("repair", repair())
-        peer.turn()
+        peer.iterate()
         assert peer.store.records[place] == replacement
         assert peer.store.high_water == newest_stamp(newer)
 
@@ -468,7 +468,7 @@ class TestRefusals:
         assert isinstance(reply, Error)
         assert isinstance(reply.error(), Busy)
         assert reply.error().details["retry_after_ms"] > 0
-        assert Stored([]) in peer.turn()
+        assert Stored([]) in peer.iterate()
         assert peer.ask(large) == Stored([])
 
     def test_invalid_item_fails_alone(self, peer: Peer) -> None:
@@ -545,7 +545,7 @@ class TestBounds:
             reply for _ in range(10) for reply in peer.core.receive(b"p", question, peer.now)
         ]
         assert {type(decode(reply.frames).message) for reply in replies} == {Error}
-        assert 1 <= len([reply for reply in peer.turn() if isinstance(reply, CopyReply)]) < 10
+        assert 1 <= len([reply for reply in peer.iterate() if isinstance(reply, CopyReply)]) < 10
         assert isinstance(peer.ask(CopyRequest(EVERYWHERE, b"")), CopyReply)  # there is room again
 
     def test_admin_requests_are_limited_in_number(self) -> None:
@@ -607,7 +607,7 @@ class TestDrops:
         body = data.draw(st.lists(st.binary(max_size=30), max_size=3))
         header = msgpack.packb([1, kind, 7, EPOCH, 0, *more])
         peer.core.receive(b"client", [header, *body], peer.now)
-        peer.turn()
+        peer.iterate()
         assert peer.core.failure is None
 
 
@@ -617,13 +617,13 @@ class TestFutureEpochs:
         assert peer.core.topology_news.wants_refresh
         newer = View(replace(topology(), epoch=EPOCH + 1), frozenset("a"))
         assert peer.core.install(newer, peer.now) == []
-        assert peer.turn() == [Stored([])]
+        assert peer.iterate() == [Stored([])]
         assert not peer.core.topology_news.wants_refresh
 
     def test_request_of_invented_epoch_is_answered_later(self, peer: Peer) -> None:
         assert peer.ask(put(b"k"), epoch=2**40) is None
         peer.now += 60_000
-        [answer] = peer.turn()
+        [answer] = peer.iterate()
         assert isinstance(answer, Error)
         assert isinstance(answer.error(), NotReady)
 

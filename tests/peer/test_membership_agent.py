@@ -90,13 +90,15 @@ class TestHeardTopology:
         assert topology is not None
         return replace(topology, epoch=topology.epoch + 1, **changes)
 
-    def turn(self, agent: MembershipAgent, monkeypatch: pytest.MonkeyPatch, *, away: bool) -> None:
+    def iterate(
+        self, agent: MembershipAgent, monkeypatch: pytest.MonkeyPatch, *, away: bool
+    ) -> None:
         def watch(patience: float) -> None:
             if away:
                 raise MembershipUnreachable("gone")
 
         monkeypatch.setattr(agent._membership, "watch", watch)
-        agent._turn()
+        agent._iterate()
 
     def hear(self, cluster: Cluster, topology: Topology, after: float = 0.5) -> list[View]:
         """Let the first agent hear a topology, and return the views that it has published."""
@@ -113,12 +115,12 @@ class TestHeardTopology:
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         cluster.agents["a"]._look()
-        self.turn(cluster.agents["a"], monkeypatch, away=True)
+        self.iterate(cluster.agents["a"], monkeypatch, away=True)
         heard = self.later(cluster)
         [view] = self.hear(cluster, heard)
         assert (view.topology, view.is_kept) == (heard, False)
         assert last_known(cluster.stores["a"]) == replace(heard, epoch=heard.epoch - 1)
-        self.turn(cluster.agents["a"], monkeypatch, away=True)
+        self.iterate(cluster.agents["a"], monkeypatch, away=True)
         assert self.hear(cluster, heard) == []
 
     def test_topology_is_used_while_a_request_to_the_membership_hangs(
@@ -148,10 +150,10 @@ class TestHeardTopology:
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         agent = cluster.agents["a"]
-        self.turn(agent, monkeypatch, away=True)
+        self.iterate(agent, monkeypatch, away=True)
         assert self.hear(cluster, self.later(cluster))
         stored = cluster.members["a"].read().topology
-        self.turn(agent, monkeypatch, away=False)
+        self.iterate(agent, monkeypatch, away=False)
         assert agent._view is not None
         # Nothing was restored from the topology of another peer.
         assert agent._view.topology == cluster.members["a"].read().topology == stored
@@ -161,12 +163,12 @@ class TestHeardTopology:
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         agent = cluster.agents["a"]
-        self.turn(agent, monkeypatch, away=True)
+        self.iterate(agent, monkeypatch, away=True)
         assert self.hear(cluster, self.later(cluster))
         cluster.edit(lambda topology: topology.next())
         published: list[View] = []
         agent._publish = published.append
-        self.turn(agent, monkeypatch, away=False)
+        self.iterate(agent, monkeypatch, away=False)
         stored = cluster.members["a"].read().topology
         assert last_known(cluster.stores["a"]) == stored
         assert [view.topology for view in published] == [stored]
@@ -174,14 +176,14 @@ class TestHeardTopology:
     def test_heard_topology_does_not_override_membership(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        self.turn(cluster.agents["a"], monkeypatch, away=False)
+        self.iterate(cluster.agents["a"], monkeypatch, away=False)
         assert self.hear(cluster, self.later(cluster)) == []
 
     @pytest.mark.parametrize("changes", [{"epoch": 1}, {"cluster_id": "other"}])
     def test_another_cluster_or_an_earlier_epoch_is_not_used(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
     ) -> None:
-        self.turn(cluster.agents["a"], monkeypatch, away=True)
+        self.iterate(cluster.agents["a"], monkeypatch, away=True)
         assert self.hear(cluster, replace(self.later(cluster), **changes)) == []
 
 
@@ -307,9 +309,9 @@ class TestFailedRound:
 
         with monkeypatch.context() as patched:
             patched.setattr(cluster.members["a"], "read", fail)
-            assert agent._turn() > 0
-            assert agent._turn() > 0
-        assert agent._turn() == 0
+            assert agent._iterate() > 0
+            assert agent._iterate() > 0
+        assert agent._iterate() == 0
         (source, text), over = shown
         assert source == "membership"
         assert "no" in text
@@ -318,7 +320,7 @@ class TestFailedRound:
     def test_round_failed_by_proposal_drops_the_proposal(self, cluster: Cluster) -> None:
         agent = self.agent_with(cluster, [])
         agent.propose([lambda topology: 1 / 0, lambda topology: None])  # type: ignore[list-item, return-value]
-        assert agent._turn() == 0
+        assert agent._iterate() == 0
         assert not agent._proposals
 
     def test_round_failed_by_admin_request_answers_it(
@@ -332,7 +334,7 @@ class TestFailedRound:
 
         monkeypatch.setattr(agent, "_carry_out", fail)
         agent.administer(AdminRequest("add", ["x"], 0, False), answers.append)
-        assert agent._turn() == 0
+        assert agent._iterate() == 0
         (answer,) = answers
         assert isinstance(answer, Error)
         assert "ZeroDivisionError" in answer.text
@@ -343,7 +345,7 @@ class TestIndexSettings:
         answers: list[Message] = []
         agent = cluster.agents["a"]
         agent.administer(IndexSettingsRequest("i", settings, 7), answers.append)
-        assert agent._turn() == 0
+        assert agent._iterate() == 0
         [answer] = answers
         return answer
 
@@ -394,12 +396,12 @@ class TestUnstorableTopology:
         with monkeypatch.context() as patched:
             self.fill_disk(store, patched)
             cluster.edit(lambda topology: topology.next())  # type: ignore[attr-defined]
-            agent._turn()
+            agent._iterate()
             assert agent._view is not None
             assert agent._view.epoch == epoch
             assert f"the topology of epoch {epoch} cannot be stored" in agent.problem
             assert [(view.epoch, view.is_kept) for view in published] == [(epoch, False)]
-        agent._turn()
+        agent._iterate()
         assert agent.problem == ""
         assert [(view.epoch, view.is_kept) for view in published[1:]] == [(epoch, True)]
         kept = last_known(store)

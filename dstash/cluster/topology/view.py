@@ -51,7 +51,7 @@ class View:
 
     ``alive`` has the ids of the members that hold their session lock. A write needs its acks both
     in ``before`` and in ``writers`` of the partition; they are the same without a topology change.
-    ``is_kept`` tells whether a peer has this topology on its disk.
+    ``is_kept`` says whether a peer has this topology on its disk.
     """
 
     topology: Topology

@@ -72,7 +72,7 @@ class Admission:
     Args:
         peer: its id.
         readiness: its health.
-        backlog: the accepted writes; tells when a request that is rejected as busy may be retried.
+        backlog: the accepted writes; says when a request that is rejected as busy may be retried.
         floor: decides which writes are too old.
         max_waiting_bytes: of requests that wait for a newer topology.
     """

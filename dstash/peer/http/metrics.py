@@ -145,7 +145,7 @@ class PeerCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family; those of the core only if its thread answers in time."""
-        quiet = self._server.seconds_since_turn()
+        quiet = self._server.seconds_since_iteration()
         text = "Seconds since the last iteration of the peer's event loop."
         yield _gauge("dstash_loop_quiet_seconds", text, quiet)
         yield from self._meters()

@@ -64,7 +64,7 @@ class Dashboard:
         return Answer.json(200, {} if known is None else state.load(known, KEPT))
 
     def _hangs(self) -> dict[str, Any]:
-        settings, quiet = self._core.settings, self._server.seconds_since_turn()
+        settings, quiet = self._core.settings, self._server.seconds_since_iteration()
         return state.unknown(settings.peer, settings.cluster, quiet)
 
     def _known(self) -> Known | None:

@@ -32,7 +32,7 @@ from dstash.wire.shapes import Message
 _MAX_TENURES: Final = 20_000
 _MAX_TENURE_BYTES: Final = 32 * 1024 * 1024
 
-#: Registers that one turn works on: requests of other clients must not wait for all of a batch.
+#: Registers that one tick works on: requests of other clients must not wait for all of a batch.
 _MAX_ACTIVE: Final = 250
 
 #: How long (milliseconds) an answer is awaited at most.
@@ -214,7 +214,7 @@ class Coordinator:
     def _take_late(
         self, proposer: Proposer, attempt: Attempt, peer: str, vote: Vote | None
     ) -> None:
-        """Take an answer after a step was chosen: it may tell that the voter has missed it."""
+        """Take an answer after a step was chosen: it may show that the voter has missed it."""
         if vote is not None:
             proposer.hear(peer, vote)
         if attempt.phase is Phase.ACCEPT and attempt.is_won and peer in attempt.waiting:
@@ -243,7 +243,7 @@ class Coordinator:
 
     # -- output
 
-    def turn(self, time: Time) -> list[Outbound]:
+    def tick(self, time: Time) -> list[Outbound]:
         """Return what is to be sent now; messages to this peer itself are its own votes."""
         self._run_timers(time)
         while self._until and self._until[0][0] <= time.steady:
@@ -259,11 +259,11 @@ class Coordinator:
 
     @property
     def is_idle(self) -> bool:
-        """Whether ``turn`` has nothing to do, now or later."""
+        """Whether ``tick`` has nothing to do, now or later."""
         return not (self._active or self._waiting or self._timers or self._until)
 
     def wakeup(self) -> int | None:
-        """Return when (steady milliseconds) ``turn`` is due; None if nothing waits."""
+        """Return when (steady milliseconds) ``tick`` is due; None if nothing waits."""
         if self._active or self._waiting:
             return 0
         return self._timers[0][0] if self._timers else None

@@ -247,12 +247,12 @@ class Registers:
         """Take note that a message could not be sent; false if it requested no votes."""
         return self.coordinator.failed(outgoing.correlation, self._time())
 
-    def turn(self) -> list[Outgoing]:
+    def tick(self) -> list[Outgoing]:
         """Return the messages to send now; this peer's own votes are queued for its disk."""
         if self._is_idle():
             return []  # the usual case, in each iteration of the loop
         self._conclude()
-        sent = self.coordinator.turn(self._time())
+        sent = self.coordinator.tick(self._time())
         outgoing = []
         for item in sent:
             if item.peer == self._peer:
@@ -276,11 +276,11 @@ class Registers:
         return self._home.take(now)
 
     def wakeup(self, now: int) -> int | None:
-        """Return in how many milliseconds ``turn`` and ``take`` are due; None if nothing waits."""
+        """Return in how many milliseconds ``tick`` and ``take`` are due; None if nothing waits."""
         waits = []
-        turn = self.coordinator.wakeup()
-        if turn is not None:
-            waits.append(turn - self._steady_time())
+        due = self.coordinator.wakeup()
+        if due is not None:
+            waits.append(due - self._steady_time())
         deadline = self._home.wakeup()
         if deadline is not None:
             waits.append(deadline - now)

@@ -79,7 +79,7 @@ class _Hanging:
     meters = Meters()
     connections = None
 
-    def seconds_since_turn(self) -> float:
+    def seconds_since_iteration(self) -> float:
         return 12.5
 
     def ask(self, question: object, timeout: float) -> None:

@@ -34,7 +34,7 @@ class Traced(Peer):
         given = {"epoch": EPOCH, "moment": 0} | surroundings
         envelope = Envelope(7, given["epoch"], given["moment"], message, trace=trace)
         self.core.receive(b"client", encode(envelope), self.now)
-        self.turn()
+        self.iterate()
         return list(self.noted)
 
 
@@ -99,7 +99,7 @@ def test_refused_request_is_noted_with_reason(peer: Traced) -> None:
 def test_request_of_future_epoch_is_noted_when_it_expires(peer: Traced) -> None:
     assert peer.handle(put(b"k"), epoch=EPOCH + 1) == []
     peer.now += 5000
-    peer.turn()
+    peer.iterate()
     assert [notes.outcome for notes in peer.noted] == ["NotReady"]
 
 
