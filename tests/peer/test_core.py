@@ -550,13 +550,13 @@ class TestBounds:
 
     def test_admin_requests_are_limited_in_number(self) -> None:
         peer = Peer(topology(), max_waiting_bytes=2 * 2**20, max_requests=10)
-        request = encode(Envelope(7, EPOCH, 0, AdminRequest("pause", [])))
-        replies = [reply for _ in range(20) for reply in peer.core.receive(b"a", request, peer.now)]
+        frames = encode(Envelope(7, EPOCH, 0, AdminRequest("pause", [])))
+        replies = [reply for _ in range(20) for reply in peer.core.receive(b"a", frames, peer.now)]
         pending = peer.core.admin_requests.take()
         assert (len(pending), len(replies)) == (10, 10)
         for request in pending:
             request.answer(AdminReply(b""), peer.now)
-        assert peer.core.receive(b"a", request, peer.now) == []
+        assert peer.core.receive(b"a", frames, peer.now) == []
 
     def test_seen_requests_of_strangers_are_not_stored(self) -> None:
         peer = Peer(topology("ab"))
