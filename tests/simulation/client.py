@@ -65,7 +65,7 @@ class VirtualChannel(Channel):
             return
         operation = self._running[0]
         try:
-            self._turn()
+            self._iterate()
         except DStashError as error:  # the real loop would raise it to the caller
             operation.fail(error)
         if operation.done:
@@ -73,7 +73,7 @@ class VirtualChannel(Channel):
         else:
             self._set_alarm(self._running[-1].wakeup() - self._session.wall())
 
-    def _turn(self) -> None:
+    def _iterate(self) -> None:
         for handle in self._connections.ready():
             for peer, parts in self._links.events(handle):
                 if parts is None:

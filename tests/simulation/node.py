@@ -34,7 +34,7 @@ _RETRY: Final = 500 * MS
 #: How long a membership agent waits after an error of its own store.
 _AT_ODDS: Final = 1 * SECOND
 #: Approximate duration of an iteration of the loop.
-_TURN: Final = 150
+_ITERATION: Final = 150
 #: How long a stopping peer may answer accepted requests.
 _DRAIN: Final = 5 * SECOND
 
@@ -68,7 +68,7 @@ class Node:
         self._lives = 0
         self._agent: MembershipAgent | None = None
         self._links: VirtualLinks | None = None
-        self._turning = 0
+        self._next_iteration = 0
         self._looking = False
         self._look_again = False
         self._committing: Commit | None = None
@@ -129,7 +129,7 @@ class Node:
         )
         self.core = self.world.make_core(settings, self.store, self.clock())
         self._links = VirtualLinks(self.world.network, self, self._greeting, self._woken)
-        self._turning = 0
+        self._next_iteration = 0
         self._looking = self._look_again = False
         self._committing = None
         announcement = self.announcement()
@@ -292,7 +292,7 @@ class Node:
             return
         self._connections[connection.id] = connection
         self._send(self.core.receive(connection.id, parts, self.clock()))
-        self._turn()
+        self._iterate()
 
     def _send(self, replies: list[Reply]) -> None:
         for reply in replies:
@@ -301,12 +301,12 @@ class Node:
                 del self._connections[reply.to]
 
     def _woken(self) -> None:
-        self._run(self._lives, self._turn, ())
+        self._run(self._lives, self._iterate, ())
 
     def _greeting(self) -> list[bytes]:
         return encode(Envelope(0, 0, 0, Hello(self.world.cluster, sender=self.name)))
 
-    def _turn(self) -> None:
+    def _iterate(self) -> None:
         """Do the work of one loop iteration, except receiving requests."""
         core, links = self.core, self._links
         if core is None or links is None:
@@ -319,7 +319,7 @@ class Node:
                     core.receive_answer(peer, parts, self.clock())
         self._maintain(core, links)
         self._hand_over()
-        self._turn_again(core.wakeup(self.clock()))
+        self._iterate_again(core.wakeup(self.clock()))
 
     def _maintain(self, core: PeerCore, links: VirtualLinks) -> None:
         replies, outgoing = core.tick(self.clock())
@@ -343,17 +343,17 @@ class Node:
             self._agent._proposals.extend(proposals)
             self.look_soon()
 
-    def _turn_again(self, milliseconds: int) -> None:
+    def _iterate_again(self, milliseconds: int) -> None:
         """Schedule an iteration when the core has work, unless an earlier one is due."""
-        when = self.world.events.now + max(_TURN, min(milliseconds, 200) * MS)
-        if not self.world.events.now < self._turning <= when:
-            self._turning = when
-            self._later(when - self.world.events.now, self._turn_due, when)
+        when = self.world.events.now + max(_ITERATION, min(milliseconds, 200) * MS)
+        if not self.world.events.now < self._next_iteration <= when:
+            self._next_iteration = when
+            self._later(when - self.world.events.now, self._iteration_due, when)
 
-    def _turn_due(self, when: int) -> None:
-        if when == self._turning:
-            self._turning = 0
-            self._turn()
+    def _iteration_due(self, when: int) -> None:
+        if when == self._next_iteration:
+            self._next_iteration = 0
+            self._iterate()
 
     # -- commits
 
@@ -378,7 +378,7 @@ class Node:
             self.world.events.after(10 * MS, self._died, self._lives)
             core.health.stopping = True
             return
-        self._turn()
+        self._iterate()
 
     def _died(self, life: int) -> None:
         if life == self._lives:
@@ -409,14 +409,14 @@ class Node:
             self._go_without(error)
             self._looked(_RETRY)
         except TurnFailed:
-            self.world.turn_failed(self)
+            self.world.iteration_failed(self)
         except ChangeConflict as error:  # it was removed while it started
             self.note(f"stops: {error}")
             self._died(self._lives)
         except DStashError as error:
             self._at_odds(error)
 
-    def turn_again(self) -> None:
+    def iterate_again(self) -> None:
         """Read again after a round that failed."""
         self._looked(_AT_ODDS)
 
@@ -450,7 +450,7 @@ class Node:
             self._looked(_RETRY)
             return
         except TurnFailed:
-            self.world.turn_failed(self)
+            self.world.iteration_failed(self)
             return
         if is_set and self._agent is not None:
             self._agent._steps.finish(proposal, stored)
@@ -470,4 +470,4 @@ class Node:
         owned = self.core.keyspaces.owned
         self.core.keyspaces.owned = _OWNED.setdefault(owned, owned)
         self._send(replies)
-        self._turn()
+        self._iterate()

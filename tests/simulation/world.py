@@ -173,9 +173,9 @@ class World:
         """Return the topology that a membership agent proposes."""
         return agent._next_step(stored)
 
-    def turn_failed(self, node: Node) -> None:
+    def iteration_failed(self, node: Node) -> None:
         """Continue after a failed round of a peer's membership thread."""
-        node.turn_again()
+        node.iterate_again()
 
     def crashed(self, node: Node) -> None:
         """Remove unsynced writes from a disk."""

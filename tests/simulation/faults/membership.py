@@ -40,7 +40,7 @@ def failing_turns(faults: Faults) -> Undo:
     """Make every round of a peer's membership thread fail."""
     failing, name = faults.world.membership.failing, faults.any_node().name
     failing.add(name)
-    faults.note(f"turns of the membership thread of {name} fail")
+    faults.note(f"iterations of the membership thread of {name} fail")
     return lambda: failing.discard(name)
 
 

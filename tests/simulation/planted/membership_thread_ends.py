@@ -15,5 +15,5 @@ class MembershipThreadEnds(World):
         conditions = planted_conditions(seed, "failing_turns", "change", "kill")
         super().__init__(seed, conditions=conditions)
 
-    def turn_failed(self, node: Node) -> None:
+    def iteration_failed(self, node: Node) -> None:
         """End the thread without a report."""
