@@ -177,13 +177,16 @@ class MembershipAgent:
         """
         self._await_answer()
         problem = f"the membership is out of reach ({error}): "
-        if self._view is None and not self._has_read:
-            self._begin_with_kept()
+        before = self._view
+        if before is None and not self._has_read:
+            self._view = self._kept_view()
         if self._view is None:
             self._wait(f"{problem}this peer has no topology on its disk, and waits")
         elif not self._is_announced:
             problem += "this peer has started with the topology on its disk; "
         self._note(_MEMBERSHIP, problem + _CONSEQUENCE)
+        if self._view is not before and self._view is not None:
+            self._publish(self._view)  # after the problem: no peer is ready without saying so
 
     def start(self) -> None:
         """Start the thread."""
@@ -251,16 +254,17 @@ class MembershipAgent:
         if self._unanswered_since is None:
             self._unanswered_since = self._clock()
 
-    def _begin_with_kept(self) -> None:
+    def _kept_view(self) -> View | None:
+        """Return a view of the topology on disk if this peer was a member with this store."""
         kept = last_known(self._store)
         member = kept.member(self._announcement.peer) if kept is not None else None
         if kept is None or member is None or not kept.formed:
-            return
-        if member.store_id == self._announcement.store_id:
-            _log.warning("using the topology on disk", epoch=kept.epoch)
-            # Liveness is not known: requests find out which members are down.
-            self._view = View(kept, frozenset(member.id for member in kept.members))
-            self._publish(self._view)
+            return None
+        if member.store_id != self._announcement.store_id:
+            return None
+        _log.warning("using the topology on disk", epoch=kept.epoch)
+        # Liveness is not known: requests find out which members are down.
+        return View(kept, frozenset(member.id for member in kept.members))
 
     def _run(self) -> None:
         while not self._stop.is_set():
