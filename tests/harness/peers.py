@@ -119,6 +119,11 @@ class Peer:
         """Wait until it reports that it serves requests."""
         wait_until(self.is_ready, PATIENCE, f"{self.name} is ready (see {self.log})")
 
+    def wait_logged(self, text: str) -> None:
+        """Wait until a text is in its log, which a thread of its own writes."""
+        what = f"{self.name} logs {text!r} (see {self.log})"
+        wait_until(lambda: text in self.log.read_text(), PATIENCE, what)
+
 
 class Peers:
     """The peers of a cluster, and a client for the test.

@@ -96,7 +96,7 @@ def test_old_copy_is_recognised_by_members_restarted_meanwhile(tmp_path: Path) -
         put_back(peers["a"], copy)
         peers["a"].start()
         peers["a"].wait_ready()
-        assert "this store is an old copy" in peers["a"].log.read_text()
+        peers["a"].wait_logged("this store is an old copy")
         assert problems(peers["a"]) == []
         peers["c"].stop()
         assert peers.client(timeout=10.0).batch_lookup("i", KEYS) == {}

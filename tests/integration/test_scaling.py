@@ -150,7 +150,7 @@ def test_cluster_scales_to_five_and_back_and_replaces_a_peer(peers: Peers) -> No
     assert "it was removed from it, and waits for: dstash cluster add p1" in page["why"]
     assert peers["p1"].page("/healthz")["healthy"]
     (aside,) = peers["p1"].data.glob("set-aside-*")
-    assert str(aside) in peers["p1"].log.read_text()
+    peers["p1"].wait_logged(str(aside))
     client.admin.add(["p1"])
     peers["p1"].wait_ready()
     peers.settle(client)
@@ -346,6 +346,6 @@ def test_failed_members_are_forgotten_and_rejoin_empty(tmp_path: Path) -> None:
         cluster["p4"].wait_ready()
         cluster.settle(client)
         (aside,) = cluster["p4"].data.glob("set-aside-*")
-        assert str(aside) in cluster["p4"].log.read_text()
+        cluster["p4"].wait_logged(str(aside))
         assert client.batch_lookup("data", [f"k{n}" for n in range(100)], read="all") == {}
         wait_until_equal(cluster, client)
