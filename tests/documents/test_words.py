@@ -92,24 +92,25 @@ def _texts() -> list[tuple[str, str]]:
     return [(path, (ROOT / path).read_text()) for path in paths if (ROOT / path).is_file()]
 
 
-def _found(pattern: str) -> list[str]:
-    words = re.compile(rf"(?<![A-Za-z0-9_])({pattern})(?![A-Za-z0-9_])", re.IGNORECASE)
-    found = []
+@cache
+def _all_found() -> dict[str, list[str]]:
+    """Return where each pattern was found: all of them in one pass, which takes two seconds."""
+    patterns = list(INSTEAD)
+    alternatives = "|".join(f"(?P<p{place}>{each})" for place, each in enumerate(patterns))
+    words = re.compile(rf"(?<![A-Za-z0-9_])(?:{alternatives})(?![A-Za-z0-9_])", re.IGNORECASE)
+    found: dict[str, list[str]] = {pattern: [] for pattern in patterns}
     for path, text in _texts():
-        if not words.search(text):
-            continue
-        for number, line in enumerate(text.splitlines(), 1):
-            found.extend(
-                f"{path}:{number}: {line.strip()}"
-                for match in words.finditer(line)
-                if (path, match[1].lower()) not in EXCEPTIONS
-            )
+        for number, line in enumerate(text.splitlines() if words.search(text) else (), 1):
+            for match in words.finditer(line):
+                if (path, match[0].lower()) not in EXCEPTIONS and match.lastgroup is not None:
+                    pattern = patterns[int(match.lastgroup[1:])]
+                    found[pattern].append(f"{path}:{number}: {line.strip()}")
     return found
 
 
 @pytest.mark.parametrize("pattern", INSTEAD)
 def test_old_word_does_not_return(pattern: str) -> None:
-    found = _found(pattern)
+    found = _all_found()[pattern]
     assert not found, f"write {INSTEAD[pattern]!r} instead:\n" + "\n".join(found)
 
 
