@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -176,18 +175,21 @@ class TestLock:
     ) -> None:
         monkeypatch.setattr(lock, "_GRACE_S", 600.0)
         number = tmp_path / "number"
-        script = 'trap "" TERM; echo $$ > "$1.new"; mv "$1.new" "$1"; exec sleep 60'
+        survived = tmp_path / "survived"
+        script = 'trap \': > "$2"\' TERM; echo $$ > "$1.new"; mv "$1.new" "$1"'
+        script += "; while :; do sleep 0.05; done"
 
         def interrupt_twice() -> None:
             wait_until(number.exists, 20, "the command has started")
-            for _ in range(2):
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.1)  # two signals at once are one
+            os.kill(os.getpid(), signal.SIGINT)
+            wait_until(survived.exists, 20, "the command has got SIGTERM")  # else they are one
+            os.kill(os.getpid(), signal.SIGINT)
 
         thread = threading.Thread(target=interrupt_twice)
         thread.start()
+        command = ["sh", "-c", script, "sh", str(number), str(survived)]
         with pytest.raises(KeyboardInterrupt):
-            lock._run(["sh", "-c", script, "sh", str(number)], dict(os.environ), lambda: None)
+            lock._run(command, dict(os.environ), lambda: None)
         thread.join()
         with pytest.raises(ProcessLookupError):
             os.kill(int(number.read_text()), 0)
