@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from unittest import mock
 
 from dstash.store.register.voter import Held
-from tests.simulation.events import MS
-from tests.simulation.planted.registry import plant, planted_conditions
+from tests.simulation.planted.registry import plant, register_conditions
 from tests.simulation.world import World
 
 
@@ -18,16 +16,7 @@ class AcceptsBelowPromise(World):
     """Accepts a round below one that it has promised (V2), while homes change."""
 
     def __init__(self, seed: int) -> None:
-        drawn = planted_conditions(seed, "isolate", "kill", "lost_requests")
-        conditions = replace(
-            drawn,
-            peers=3,
-            offsets_ms=(0, 0, 0),
-            clients=4,
-            calm=300 * MS,
-            pause=30 * MS,
-            mix=(("register", 400),),
-        )
+        conditions = register_conditions(seed, "isolate", "kill", "lost_requests")
         super().__init__(seed, conditions=conditions)
 
     def patches(self) -> Iterable[AbstractContextManager[object]]:

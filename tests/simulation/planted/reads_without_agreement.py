@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from unittest import mock
 
 from dstash.peer.registers.attempt import Attempt, Shown
 from dstash.version import Version
-from tests.simulation.events import MS
-from tests.simulation.planted.registry import plant, planted_conditions
+from tests.simulation.planted.registry import plant, register_conditions
 from tests.simulation.world import World
 
 
@@ -23,16 +21,7 @@ class ReadsWithoutAgreement(World):
     """Does not wait for a quorum that shows one version (P3), while homes change."""
 
     def __init__(self, seed: int) -> None:
-        drawn = planted_conditions(seed, "isolate", "cut_pair", "kill", "isolate_one_way")
-        conditions = replace(
-            drawn,
-            peers=3,
-            offsets_ms=(0, 0, 0),
-            clients=4,
-            calm=300 * MS,
-            pause=30 * MS,
-            mix=(("register", 400),),
-        )
+        conditions = register_conditions(seed, "isolate", "cut_pair", "kill", "isolate_one_way")
         super().__init__(seed, conditions=conditions)
 
     def patches(self) -> Iterable[AbstractContextManager[object]]:

@@ -72,3 +72,16 @@ def planted_conditions(seed: int, *faults: str) -> Conditions:
         timeout=2.0,
         pause=100 * MS,
     )
+
+
+def register_conditions(seed: int, *faults: str) -> Conditions:
+    """Return conditions under which four clients call registers, and homes change often."""
+    return replace(
+        planted_conditions(seed, *faults),
+        peers=3,
+        offsets_ms=(0, 0, 0),
+        clients=4,
+        calm=300 * MS,
+        pause=30 * MS,
+        mix=(("register", 400),),
+    )
