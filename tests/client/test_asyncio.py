@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from dstash import AsyncClient, Client
-from dstash.client.operations import reads
+from dstash.client.operations import clock_reading, reads, writes
+from dstash.client.operations.clock_reading import ClockReading
+from dstash.client.session import Send
 from dstash.errors import (
     ClosedError,
     DStashError,
@@ -171,6 +173,49 @@ def test_last_write_of_a_key_in_one_iteration_wins(on_client: Any, index: str) -
         assert found == [19, None, 2, 2]
 
     on_client(test)
+
+
+def test_writes_of_a_new_client_are_stamped_in_the_order_of_the_calls(
+    on_client: Any, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings: list[ClockReading] = []
+
+    class FirstEndsLast(ClockReading):
+        """The first reading waits for all peers, the others only for a majority."""
+
+        def begin(self, now: int) -> list[Send]:
+            readings.append(self)
+            return super().begin(now)
+
+        def _end_if_enough(self) -> None:
+            if self is not readings[0] or not self._waiting:
+                super()._end_if_enough()
+
+    for module in (clock_reading, writes):
+        monkeypatch.setattr(module, "ClockReading", FirstEndsLast)
+
+    async def test(client: AsyncClient) -> None:
+        calls: list[Awaitable[Any]] = [client.put(index, "a", number) for number in range(3)]
+        calls += [client.put(index, "b", 1), client.batch_put(index, {"b": 2, "c": 1})]
+        calls += [client.batch_put(index, {"c": 2})]
+        await asyncio.gather(*calls)
+        assert await client.batch_lookup(index, list("abc")) == {"a": 2, "b": 2, "c": 2}
+        assert len(readings) == 1
+
+    on_client(test)
+
+
+def test_close_right_after_the_first_call_fails_that_call(seeds: list[str]) -> None:
+    async def test() -> None:
+        client = AsyncClient(*seeds, timeout=20)
+        call = asyncio.ensure_future(client.put("index", "key", 1))
+        while not client._dispatch._tasks:
+            await asyncio.sleep(0)
+        await client.close()  # its task has not made its first step
+        with pytest.raises(ClosedError):
+            await asyncio.wait_for(call, 5)
+
+    asyncio.run(test())
 
 
 def test_lookups_of_one_key_return_separate_mutable_values(on_client: Any, index: str) -> None:

@@ -7,6 +7,8 @@ correct stamps. So the client first reads the clocks of a majority: of all membe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from dstash.client.operations.base import Chunk, Failure, Operation
 from dstash.client.session import Send
 from dstash.errors import DStashError
@@ -53,3 +55,10 @@ class ClockReading(Chunk):
         if not self._waiting or not self.operation.session.unread_clocks():
             self.is_over = True
             self.operation.finish(self)
+
+
+class ClockReadingOperation(Operation):
+    """Reads the clocks once, for several writes that are stamped after it."""
+
+    def _chunks(self) -> Iterator[list[Chunk]]:
+        yield [ClockReading(self)]

@@ -63,6 +63,8 @@ class WriteOperation(Operation):
     is_stamped = True
     #: Whether a request names all versions of earlier attempts.
     keeps_versions = False
+    #: Whether to read clocks that are unread; False if the transport does that.
+    reads_clocks = True
 
     def __init__(
         self, session: Session, deadline: int, index: str, level: Level, items: Sequence[Item]
@@ -104,7 +106,7 @@ class WriteOperation(Operation):
 
     def _clocks_first(self) -> Iterator[list[Chunk]]:
         """Yield the clock reading, if it must precede the first stamp."""
-        if self._reading is None and self.session.unread_clocks():
+        if self.reads_clocks and self._reading is None and self.session.unread_clocks():
             self._reading = ClockReading(self)
             yield [self._reading]
 

@@ -14,10 +14,11 @@ from typing import Any, Final
 from dstash.client.calls import Calls
 from dstash.client.discovery import identity
 from dstash.client.operations.base import Operation
+from dstash.client.operations.clock_reading import ClockReadingOperation
 from dstash.client.operations.writes import WriteOperation
 from dstash.client.session import Session
 from dstash.client.transport.async_channel import AsyncChannel
-from dstash.client.transport.coalesced import Group
+from dstash.client.transport.coalesced import Group, WriteGroup
 from dstash.client.transport.coalescing import Batch
 from dstash.config.client import ClientSettings
 from dstash.errors import ClosedError, DStashError, NoPeers, UsageError
@@ -45,6 +46,8 @@ class Dispatch:
         self._flush: asyncio.Handle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_search = 0
+        self._held = 0  # calls that wait until they may start
+        self._readings = 0  # how often clocks were read
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0  # that the loop runs on
@@ -98,12 +101,17 @@ class Dispatch:
     async def run(self, operation: Operation) -> Any:
         """Drive one call to its end and return its result, or raise its error."""
         self.on_loop()
-        if isinstance(operation, WriteOperation):
+        is_write = isinstance(operation, WriteOperation)
+        if is_write:
             self.flush()  # earlier calls must be stamped first
-        if self._session.is_lost:
-            await asyncio.sleep(0)  # flushed calls come first
-            await self._find(operation.deadline)
-        return await self._channel.run(operation)
+        if self._must_wait(is_write):
+            self._held += 1
+            try:
+                await asyncio.sleep(0)  # flushed calls come first
+                await self._prepare(operation.deadline, is_write)
+            finally:
+                self._held -= 1
+        return await self._channel.run(_without_reading(operation))
 
     async def discover(self, deadline: int) -> None:
         """Refresh the view from the peers.
@@ -161,11 +169,11 @@ class Dispatch:
             for group in groups:
                 self._ended(group, error)
             return
-        if groups and self._session.is_lost:
-            for group in groups:
-                self._begin_when_found(group)
-        else:
-            self._begin(groups)
+        for group in groups:
+            if self._must_wait(isinstance(group, WriteGroup)):
+                self._begin_later(group)
+            else:
+                self._begin([group])
 
     # -- inside
 
@@ -191,20 +199,38 @@ class Dispatch:
     def _begin(self, groups: Iterable[Group]) -> None:
         for group in groups:
             if group.is_wanted():
-                operation = group.begin()
+                operation = _without_reading(group.begin())
                 operation.trace = group.trace
                 self._channel.start(operation, partial(self._ended, group))
 
     def _ended(self, group: Group, error: Exception | None) -> None:
         self._begin(group.ended(error))
 
-    def _begin_when_found(self, group: Group) -> None:
-        self._spawn(self._find_and_begin(group))
+    def _must_wait(self, is_write: bool) -> bool:
+        """Whether a call must wait until the cluster is found, and for a write also its clocks.
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        A write also waits behind earlier writes that wait, because stamps must have the order of
+        the calls.
+        """
+        if self._session.is_lost:
+            return True
+        return is_write and (self._held > 0 or bool(self._session.unread_clocks()))
+
+    def _begin_later(self, group: Group) -> None:
+        self._held += 1
+        task = self._spawn(self._prepare_and_begin(group))
+        task.add_done_callback(partial(self._waited, group))
+
+    def _waited(self, group: Group, task: asyncio.Task[None]) -> None:
+        self._held -= 1
+        if task.cancelled():  # here, because it may have been cancelled before its first step
+            self._ended(group, ClosedError("the client was closed"))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _search(self) -> None:
         """Search for the cluster during pending calls: every member may have moved."""
@@ -219,19 +245,21 @@ class Dispatch:
         # Also after a success: peers that answer a greeting may reject all other requests.
         self._next_search = self._session.wall() + _SEARCH_PAUSE_MS
 
-    async def _find_and_begin(self, group: Group) -> None:
+    async def _prepare_and_begin(self, group: Group) -> None:
         try:
-            await self._find(group.deadline)
-        except asyncio.CancelledError:
-            self._ended(group, ClosedError("the client was closed"))
-            raise
+            await self._prepare(group.deadline, isinstance(group, WriteGroup))
         except Exception as error:
             self._ended(group, error)
         else:
             self._begin([group])
 
-    async def _find(self, deadline: int) -> None:
-        """Find the cluster, unless another call has found it in the meantime."""
+    async def _prepare(self, deadline: int, is_write: bool) -> None:
+        """Find the cluster and, for a write, read its clocks; calls continue in their order.
+
+        What another call has done in the meantime is not repeated. If each write read the clocks
+        itself, the one whose answers come first would be stamped first.
+        """
+        readings = self._readings
         try:
             async with asyncio.timeout((deadline - self._session.wall()) / 1000):
                 await self._finding.acquire()
@@ -240,6 +268,9 @@ class Dispatch:
         try:
             if self._session.is_lost:
                 await self.discover(deadline)
+            if is_write and self._readings == readings and self._session.unread_clocks():
+                await self._channel.run(ClockReadingOperation(self._session, deadline))
+                self._readings += 1
         finally:
             self._finding.release()
 
@@ -248,6 +279,13 @@ class Dispatch:
             return self._calls.discovery(deadline)
         # Reading Consul or a directory blocks.
         return await asyncio.to_thread(self._calls.discovery, deadline)
+
+
+def _without_reading(operation: Operation) -> Operation:
+    """Let an operation rely on the clocks that ``Dispatch`` has read."""
+    if isinstance(operation, WriteOperation):
+        operation.reads_clocks = False
+    return operation
 
 
 def _check_readers(loop: asyncio.AbstractEventLoop) -> None:
