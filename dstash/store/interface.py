@@ -139,9 +139,10 @@ class Merged:
     ``votes`` has the answer for each key of the ``votes`` of the write. ``registers`` is the number
     of registers and promises that were stored.
 
-    ``existed`` has a byte for each entry: ``LIVE`` if the key was live before, ``UNSURE`` if the
-    stored record was corrupt, so that this is unknown. It is only valid if the write has
-    ``report_existed``. ``replaced`` has the replacements that took the place of corrupt records.
+    ``existed`` has a byte for each entry: ``LIVE`` if the key was live before. ``UNSURE`` if this
+    is unknown: the stored record was corrupt, or it is live, and a later write of the same client.
+    It is only valid if the write has ``report_existed``. ``replaced`` has the replacements that
+    took the place of corrupt records.
     """
 
     superseded: list[tuple[int, Version]] = field(default_factory=list)

@@ -38,7 +38,7 @@ from dstash.store.register.votes import (
     take_earlier,
     vote,
 )
-from dstash.version import Stamp, Version, newest_stamp, write_of, write_stamp
+from dstash.version import Stamp, Version, is_later_write, newest_stamp, write_of, write_stamp
 
 
 def merge(
@@ -134,6 +134,19 @@ def _live(write: Write, storage_key: bytes, stored: bytes) -> int:
     return LIVE if is_live else 0
 
 
+def _is_overtaken(write: Write, storage_key: bytes, stored: bytes) -> bool:
+    """Whether a stored live record is a later write of the same client.
+
+    It hides whether the key was live when that later write arrived. The client does not stamp a
+    write past its own later one, so no other attempt finds that out.
+    """
+    return (
+        write.version is not None
+        and is_later_write(version_of(stored), write.version)
+        and bool(_live(write, storage_key, stored))
+    )
+
+
 def _merge_all(transaction: Transaction, write: Write) -> Merged:
     get, put = transaction.get, transaction.put
     is_guarded, upper_bound = _is_guarded(write), write.upper_bound
@@ -174,6 +187,8 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
                 continue
             if outranks(stored, record) and not _is_replaced(write, version, record):
                 merged.superseded.append((position, version))
+                if write.report_existed and _is_overtaken(write, storage_key, stored):
+                    merged.existed[position] = UNSURE
                 continue
             merged.existed[position] = _live(write, storage_key, stored)
         put(storage_key, record)

@@ -173,8 +173,9 @@ class Stored(Message):
     ``rejected`` has ``[position, code, detail]`` for each key that was not stored: code 0 with the
     stored version if that is higher (superseded), else an error code with its text. ``existed``
     has a byte per key of a ``Delete``: 1 if a live record was stored before. ``unsure`` has a byte
-    per key too, or is empty: 1 if it is not known, because the record was corrupt, or because the
-    replica is streamed the data that it has lost.
+    per key too, or is empty: 1 if it is not known, because the record was corrupt, because a later
+    put of the same client has reached the replica first, or because the replica is streamed the
+    data that it has lost.
     """
 
     KIND = 15

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dstash.client.operations.short.write import ShortDelete
 from dstash.client.operations.writes import (
     ApplyOperation,
     DeleteOperation,
@@ -206,6 +207,14 @@ def delete_later(cluster: Cluster, peer: str) -> None:
     cluster.stores[peer].commit([Write(entries, cluster.now, newest_stamp(version))])
 
 
+def delete_of(cluster: Cluster, level: str, *, is_short: bool) -> Any:
+    """Return the call that deletes the key."""
+    deadline, item = cluster.now + 3000, ("k", b"k", b"")
+    if is_short:
+        return ShortDelete(cluster.session, deadline, "i", Level(level), item)
+    return DeleteOperation(cluster.session, deadline, "i", Level(level), [item])
+
+
 def with_flipped_tombstone(record: bytes) -> bytes:
     """Return a corrupt record: if it was live, it looks deleted, and the reverse."""
     flags = record[VERSION_END] ^ RecordFlag.TOMBSTONE
@@ -296,6 +305,58 @@ class TestDelete:
         sends = [again for send in sends for again in cluster._deliver(operation, send)]
         cluster.mute.clear()
         assert cluster.run(operation, operation.lost("a", cluster.now)).deleted == 1
+
+    @pytest.mark.parametrize("is_short", [True, False])
+    @pytest.mark.parametrize("level", ["one", "quorum"])
+    def test_delete_overtaken_by_later_put_of_the_client_found_the_key(
+        self, level: str, *, is_short: bool
+    ) -> None:
+        cluster = Cluster()
+        operation = delete_of(cluster, level, is_short=is_short)
+        sends = operation.more(cluster.now)
+        cluster.put({"k": "later"}, "all")
+        began = cluster.now
+        result = cluster.run(operation, sends)
+        assert (result.stored, result.deleted, cluster.now) == (1, 1, began)
+        assert cluster.lookup("k", level="all") == {"k": "later"}
+
+    @pytest.mark.parametrize("is_short", [True, False])
+    @pytest.mark.parametrize(("before", "deleted"), [("live", 1), ("tombstone", 0)])
+    def test_replica_that_delete_reached_in_time_knows_whether_key_existed(
+        self, before: str, deleted: int, *, is_short: bool
+    ) -> None:
+        cluster = Cluster()
+        if before == "tombstone":
+            cluster.delete("k", level="all")
+        operation = delete_of(cluster, "one", is_short=is_short)
+        sends = operation.more(cluster.now)
+        cluster.silent.update("bc")
+        cluster.put({"k": "later"}, "one")
+        cluster.silent.clear()
+        result = cluster.run(operation, sends)
+        assert (result.stored, result.deleted) == (1, deleted)
+
+    def test_batch_delete_counts_keys_that_later_put_overtook(self) -> None:
+        cluster = Cluster()
+        cluster.put({"l": "before"}, "all")
+        items: list[Any] = [(key, key.encode(), b"") for key in ("k", "l", "missing")]
+        operation = DeleteOperation(cluster.session, cluster.now + 3000, "i", Level.ONE, items)
+        sends = operation.more(cluster.now)
+        cluster.put({"k": "later"}, "all")
+        result = cluster.run(operation, sends)
+        assert (result.stored, result.deleted) == (3, 2)
+
+    def test_overtaken_delete_that_is_stamped_again_waits_for_no_answer(self) -> None:
+        cluster = Cluster()
+        operation = delete_of(cluster, "quorum", is_short=False)
+        sends = operation.more(cluster.now)
+        cluster.silent.update("bc")
+        cluster.put({"k": "later"}, "one")
+        cluster.silent.discard("b")
+        delete_later(cluster, "b")
+        began = cluster.now
+        result = cluster.run(operation, sends)
+        assert (result.stored, result.deleted, cluster.now) == (1, 1, began)
 
     def test_delete_of_missing_key_is_not_counted(self) -> None:
         assert Cluster().delete("other").deleted == 0

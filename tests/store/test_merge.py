@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dstash.limits import PARTITIONS
-from dstash.store.interface import Write
+from dstash.store.interface import UNSURE, Write
 from dstash.store.memory import TwinStore
 from dstash.store.record import HEAD_BYTES, head, keyspace, partition_of, seal, version_of
 from dstash.types import RecordFlag
@@ -83,8 +83,8 @@ def test_superseded_entries_report_the_winning_version(some: list[Entry], entry:
         assert store.records[entry[0]] == entry[1]
 
 
-def put(stamp: int, expiry: int = 0, flags: int = 0) -> Entry:
-    return seal(SPACE, [b"x"], head(pack(stamp, b"aaaa"), flags, expiry), [b"\x01"])[0]
+def put(stamp: int, expiry: int = 0, flags: int = 0, writer: bytes = b"aaaa") -> Entry:
+    return seal(SPACE, [b"x"], head(pack(stamp, writer), flags, expiry), [b"\x01"])[0]
 
 
 def test_existed_reports_live_records() -> None:
@@ -99,6 +99,37 @@ def test_existed_reports_live_records() -> None:
     assert not existed(put(3), now=NOW + 1)
     assert existed(put(4, flags=RecordFlag.TOMBSTONE))
     assert not existed(put(5))
+
+
+@pytest.mark.parametrize(
+    ("stored", "existed"),
+    [
+        (put(5), UNSURE),
+        (put(5, expiry=NOW + 1), UNSURE),
+        (put(5, expiry=NOW), 0),
+        (put(5, flags=RecordFlag.TOMBSTONE), 0),
+        (put(5, writer=b"bbbb"), 0),
+    ],
+)
+def test_existed_is_unsure_below_later_live_write_of_same_client(
+    stored: Entry, existed: int
+) -> None:
+    store = TwinStore()
+    store.commit([Write([stored], NOW, 5)])
+    tombstone = put(4, flags=RecordFlag.TOMBSTONE)
+    write = Write([tombstone], NOW, 4, version=pack(4, b"aaaa"), report_existed=True)
+    [result] = store.commit([write])
+    assert (len(result.superseded), result.existed[0]) == (1, existed)
+
+
+def test_existed_is_known_below_later_dropped_write_of_same_client() -> None:
+    store = TwinStore()
+    store.commit([Write([put(5)], NOW, 5)])
+    tombstone = put(4, flags=RecordFlag.TOMBSTONE)
+    write = Write([tombstone], NOW, 4, version=pack(4, b"aaaa"), report_existed=True)
+    write.is_dropped = lambda storage_key, record: True
+    [result] = store.commit([write])
+    assert (len(result.superseded), result.existed[0]) == (1, 0)
 
 
 def corrupt_forms() -> list[bytes]:

@@ -450,9 +450,15 @@ class WriteChunk(Chunk):
         return sends
 
     def _unsure(self, places: Sequence[int], acks: Collection[str]) -> set[int]:
-        """Return the places of keys of which it is not known whether they existed."""
-        unsure = self._votes.unsure(places, acks)
-        return {place for place in unsure if not self.operation.existed(self, place)}
+        """Return the places of keys of which it is not known whether they existed.
+
+        Items that are written again are not among them: their next attempt finds it out.
+        """
+        return {
+            place
+            for place in self._votes.unsure(places, acks)
+            if place not in self._superseded and not self.operation.existed(self, place)
+        }
 
     def _end(self, now: int) -> list[Send]:
         """Finish; late answers of replicas are still processed after the call."""

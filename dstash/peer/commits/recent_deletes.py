@@ -20,10 +20,10 @@ _MAX_AGE_MS: Final = 60_000
 
 
 class RecentDeletes:
-    """Keys that were live before recent deletes, or corrupt, by the version of the delete.
+    """Keys that were live before recent deletes, or may have been, by the version of the delete.
 
     In the arguments, ``existed`` has a byte for each item: ``LIVE`` where a live record existed,
-    ``UNSURE`` where a corrupt record existed, or both (added) after several attempts.
+    ``UNSURE`` where that is not known, or both (added) after several attempts.
 
     Args:
         max_keys: how many keys are remembered; the oldest versions are forgotten first.
