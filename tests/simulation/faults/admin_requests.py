@@ -191,7 +191,7 @@ class Operator:
             wanted.index_settings(index) or IndexSettings(index), world.events.now
         )
         world.history.requests.setdefault(index, []).append(request)
-        self._await_settings(request, SettingsAcks(wanted, index))
+        self._await_settings(request, SettingsAcks(wanted, index, settings))
 
     def _await_settings(self, request: SettingsRequest, acks: SettingsAcks) -> None:
         """Count settings as acked once enough peers have confirmed them, as a client does."""

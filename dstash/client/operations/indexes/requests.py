@@ -17,8 +17,8 @@ from dstash.client.operations.base import Chunk, Failure
 from dstash.client.session import Send, Session
 from dstash.cluster.topology.drops import FEATURE, Drop
 from dstash.cluster.topology.indexes.acks import DropAcks, RequestAcks, SettingsAcks
-from dstash.cluster.topology.indexes.settings import IndexSettings, check_settings
-from dstash.cluster.topology.indexes.steps import check_features, check_target
+from dstash.cluster.topology.indexes.settings import check_settings
+from dstash.cluster.topology.indexes.steps import check_features, check_target, has_settings
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import ChangeConflict, DStashError, ProtocolError, TimedOut
 from dstash.wire.messages import (
@@ -150,12 +150,13 @@ class IndexSettingsOperation(IndexOperation):
 
     def acks(self, requested: Topology) -> SettingsAcks | None:
         """Return what confirms the settings."""
-        return SettingsAcks(requested, self._index) if self.is_shown(requested, 0) else None
+        if not self.is_shown(requested, 0):
+            return None
+        return SettingsAcks(requested, self._index, self._settings)
 
     def is_shown(self, topology: Topology, epoch: int) -> bool:
         """Whether a topology has these settings."""
-        found = topology.index_settings(self._index) or IndexSettings(self._index)
-        return all(getattr(found, name) == self._settings[name] for name in self._settings)
+        return has_settings(topology, self._index, self._settings)
 
 
 class _KnownChunk(Chunk):

@@ -8,9 +8,10 @@ under a later epoch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from dstash.cluster.topology.drops import Drop
-from dstash.cluster.topology.indexes.settings import IndexSettings
+from dstash.cluster.topology.indexes.steps import has_settings
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.types import Level
@@ -89,23 +90,26 @@ class DropAcks(RequestAcks):
 
 
 class SettingsAcks(RequestAcks):
-    """The members that have confirmed the settings of an index.
+    """The members that have confirmed settings of an index.
+
+    Other settings are no confirmation, not even with a later number: where an older topology was
+    put back, members know numbers of earlier requests that are higher than that of this one. So a
+    later request that takes the place of this one makes its outcome unknown.
 
     Args:
-        requested: the topology with the entry, or without it if the index has no settings any more.
+        requested: the topology with the settings.
         index: its name.
+        settings: those that were requested, by name; the other settings of the index may change.
     """
 
-    def __init__(self, requested: Topology, index: str) -> None:
+    def __init__(self, requested: Topology, index: str, settings: Mapping[str, int]) -> None:
         super().__init__(requested)
-        self._settings = requested.index_settings(index) or IndexSettings(index)
+        self._index = index
+        self._settings = settings
 
     def is_known_in(self, topology: Topology) -> bool:
-        """Whether the index has these settings in a topology, or those of a later request."""
-        wanted = self._settings
-        found = topology.index_settings(wanted.name) or IndexSettings(wanted.name)
-        is_same = (found.ttl, found.max_ttl) == (wanted.ttl, wanted.max_ttl)
-        return is_same or found.number > self._requested.epoch
+        """Whether the index has these settings in a topology."""
+        return has_settings(topology, self._index, self._settings)
 
 
 def serves_quorum(view: View, passed: set[str]) -> bool:

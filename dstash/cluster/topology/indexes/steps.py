@@ -66,6 +66,12 @@ def with_settings(
     return replace(begun, indexes=indexes, indexes_epoch=begun.epoch)
 
 
+def has_settings(topology: Topology, index: str, settings: Mapping[str, int]) -> bool:
+    """Whether an index has settings in a topology: milliseconds by name, 0 for none."""
+    found = topology.index_settings(index) or IndexSettings(index)
+    return all(getattr(found, name) == value for name, value in settings.items())
+
+
 def check_target(index: str) -> None:
     """Check the name of an index that is to have settings.
 
