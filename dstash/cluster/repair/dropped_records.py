@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -115,35 +115,38 @@ def collect_progress(
         DStashError: a member does not answer.
     """
     view = replica.view()
-    numbers = {drop.number for drop in view.topology.drops}
-    swept, passed = set(numbers), set(numbers)
+    swept = passed = view.topology.drops
     for peer in sorted(view.members):
         if peer == replica.me:
             own = describe_drops(replica)
         else:
             reply = yield from ask(peer, StatusRequest(), StatusReply)
             own = reply.status.get("drops", {})
-        swept &= set(own.get("swept", ()))
-        passed &= set(own.get("passed", ()))
-    drops = view.topology.drops
-    return (
-        frozenset(view.members),
-        [drop for drop in drops if drop.number in swept],
-        [drop for drop in drops if drop.number in passed],
-    )
+        swept = _named_in(own.get("swept", ()), swept)
+        passed = _named_in(own.get("passed", ()), passed)
+    return frozenset(view.members), [*swept], [*passed]
+
+
+def _named_in(identities: Sequence[Any], drops: Sequence[Drop]) -> tuple[Drop, ...]:
+    """Return the drops that a member has named.
+
+    A member may know another history, with other drops of the same numbers.
+    """
+    return tuple(drop for drop in drops if [*drop.identity] in identities)
 
 
 def describe_drops(replica: Replica) -> dict[str, Any]:
     """Return the progress of this peer with the drops as plain data.
 
-    ``swept`` are the numbers of the drops whose records it has removed, ``passed`` of those that
+    ``swept`` are the identities of the drops whose records it has removed, ``passed`` of those that
     its horizons have passed.
     """
     local_partitions = replica.local_partitions
     drops = local_partitions.drops
-    numbers = [drop.number for drop in drops.known]
-    owned = replica.view().owned_by(replica.me) if numbers else ()
+    owned = replica.view().owned_by(replica.me) if drops.known else ()
+    swept = () if drops.unswept else drops.known
+    passed = drops.passed(local_partitions.horizons, owned)
     return {
-        "swept": [] if drops.unswept else numbers,
-        "passed": drops.passed(local_partitions.horizons, owned),
+        "swept": [[*drop.identity] for drop in swept],
+        "passed": [[*drop.identity] for drop in passed],
     }

@@ -58,12 +58,12 @@ class Drops:
         """Return a snapshot whose ``get`` leaves out records that count as absent."""
         return _Filtered(snapshot, self.floors) if self.unswept else snapshot
 
-    def passed(self, horizons: Sequence[Stamp], owned: Iterable[int]) -> list[int]:
-        """Return the numbers of the drops that this peer does not need any more."""
+    def passed(self, horizons: Sequence[Stamp], owned: Iterable[int]) -> list[Drop]:
+        """Return the drops that this peer does not need any more."""
         if self.unswept:
             return []
         lowest = min((horizons[partition] for partition in owned), default=self.floors.newest)
-        return [drop.number for drop in self.known if drop.stamp <= lowest]
+        return [drop for drop in self.known if drop.stamp <= lowest]
 
 
 class _Filtered:

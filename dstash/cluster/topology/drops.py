@@ -27,8 +27,9 @@ class Drop:
     """One request to drop records.
 
     ``prefix`` is the prefix of the encoded keys as hexadecimal text, empty for all keys. Records
-    written up to ``stamp`` are dropped. ``number`` is the epoch of the request. ``swept`` means
-    that every member has removed the records from its disk.
+    written up to ``stamp`` are dropped; it may be lowered once the records are removed. ``number``
+    is the epoch of the request. ``swept`` means that every member has removed the records from its
+    disk.
     """
 
     index: str
@@ -44,11 +45,10 @@ class Drop:
     def fulfils(self, other: Drop) -> bool:
         """Whether all that ``other`` drops is dropped by this: it is the same, or took its place.
 
-        The stamp of a drop whose records are removed may have been lowered since.
+        Only index, prefix and stamp show that. In another history, a drop of the same number may
+        be an earlier one.
         """
-        is_lowered = self.swept and self.number == other.number
-        is_late = self.stamp >= other.stamp or is_lowered
-        return is_late and self.includes(other.index, other.prefix)
+        return self.stamp >= other.stamp and self.includes(other.index, other.prefix)
 
     @property
     def identity(self) -> tuple[str, str, Stamp, int]:

@@ -395,6 +395,26 @@ class TestSettling:
             apply_proposals(joined)
         assert [drop.swept for drop in joined.topology.drops] == [False]
 
+    def test_drop_does_not_end_while_a_member_knows_another_of_its_number(
+        self, joined: Joined
+    ) -> None:
+        """An older topology was put back, and one member still uses the newer one."""
+        for core in joined.peers.values():
+            core.maintenance._pace = Pace(10**9, 1000, 500)
+            core.maintenance._next_gc = 0
+        other = with_drop(joined.topology, "other", b"", 1)
+        joined.unaware = {"c"}
+        joined.install(other, "c")
+        joined.drop()
+        assert [drop.number for drop in joined.topology.drops] == [other.drops[0].number]
+        for _ in range(40):
+            joined.now += 500
+            joined.settle()
+            apply_proposals(joined)
+        assert on_disk(joined, "a") == set()
+        assert not joined.peers["c"].local_partitions.drops.unswept
+        assert [drop.swept for drop in joined.topology.drops] == [False]
+
 
 def apply_proposals(joined: Joined) -> None:
     for core in joined.peers.values():
@@ -488,13 +508,18 @@ class TestTopology:
         requested = with_drop(before, "i", b"k", 100)
         [drop] = requested.drops
         lost = restore(before, None, "a")
+        # In another history, a drop of the same number may be an earlier one.
+        earlier = with_drop(before, "i", b"k", 50)
+        assert earlier.drops[0].number == drop.number
         others = [
+            with_swept(earlier, earlier.drops),
+            lowered_after(requested),
             with_drop(lost, "i", b"k", 99),
             with_drop(lost, "i", b"k0", 101),
             with_drop(lost, "j", b"", 101),
             replace(requested, drops=(replace(drop, stamp=99),)),
         ]
-        for topology in (lost, *others):
+        for topology in filter(None, (lost, *others)):
             acks = DropAcks(requested, drop)
             for peer, is_lost in ("a", False), ("b", True):
                 acks.take(peer, topology, is_kept=True)
@@ -503,7 +528,7 @@ class TestTopology:
         for peer in "abc":
             acks.take(peer, before, is_kept=True)
         assert not acks.is_lost(view), "they have not read the membership yet"
-        for later in (requested, with_drop(lost, "i", b"", 100), lowered_after(requested)):
+        for later in (requested, with_drop(lost, "i", b"", 100)):
             acks = DropAcks(requested, drop)
             acks.take("a", later, is_kept=True)
             assert acks.passed == {"a"}
