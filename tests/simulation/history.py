@@ -20,6 +20,7 @@ from dstash.wire.keys import Key
 from dstash.wire.messages import Put
 from dstash.wire.shapes import Frame, Message
 from tests.harness.linearizability import Call as RegisterCall
+from tests.simulation.events import SECOND
 from tests.simulation.trace import show_version
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ Place = tuple[str, str]
 
 #: The end of a call that never returned.
 NEVER_RETURNED: Final = 1 << 62
+
+#: A peer looks at its clock more often than this (microseconds).
+_SAME_SPAN: Final = SECOND
 
 #: Kinds of writes that send records with their existing version.
 _WHOLE_RECORDS: Final = ("touch", "restore")
@@ -161,6 +165,8 @@ class History:
     #: By key, the calls on registers, and the changes that were applied.
     registers: dict[str, list[RegisterCall]] = field(default_factory=dict)
     steps: dict[str, list[Step]] = field(default_factory=dict)
+    #: By peer, the spans (microseconds) in which it judged stamps by its own clock alone.
+    alone: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     #: How many calls on registers have not ended.
     open_registers: int = 0
     #: Failures that no call may have.
@@ -171,6 +177,14 @@ class History:
         self.writes.setdefault(write.place, []).append(write)
         write.settings = self.requests.setdefault(write.place[0], [])
         return write
+
+    def note_alone(self, peer: str, now: int) -> None:
+        """Record that a peer, which knows no majority of the clocks, judges stamps by its own."""
+        spans = self.alone.setdefault(peer, [])
+        if spans and now - spans[-1][1] <= _SAME_SPAN:
+            spans[-1] = spans[-1][0], now
+        else:
+            spans.append((now, now))
 
     def counts(self) -> dict[str, int]:
         """Return the number of writes by outcome, and the number of answered reads."""

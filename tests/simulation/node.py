@@ -16,7 +16,7 @@ from dstash.peer.admission.requests import Reply
 from dstash.peer.commits.commit import Commit
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.membership_agent import MembershipAgent
-from dstash.version import Stamp
+from dstash.version import MAX_STAMP, Stamp
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.messages import Hello
 from tests.simulation.clock import WallClock
@@ -321,8 +321,15 @@ class Node:
         self._hand_over()
         self._iterate_again(core.wakeup(self.clock()))
 
+    def _note_clock(self, core: PeerCore) -> None:
+        """Record that this peer judges stamps by its own clock, if it does."""
+        is_alone = not core.clock.knows_majority and core.clock.highest_acked() < MAX_STAMP
+        if is_alone and core.view is not None and self.name in core.view.members:
+            self.world.history.note_alone(self.name, self.world.events.now)
+
     def _maintain(self, core: PeerCore, links: VirtualLinks) -> None:
         replies, outgoing = core.tick(self.clock())
+        self._note_clock(core)
         self._send(replies)
         members = core.view.members if core.view else {}
         for request in outgoing:

@@ -391,6 +391,11 @@ class World:
             delivers_once=not self.conditions.duplication,
             keeps_order=Loss.CLOCK not in self.losses,
             clocks=[node.clock for node in self.nodes[: self.conditions.peers]],
+            alone=[
+                (node.clock, self.history.alone[node.name])
+                for node in self.nodes
+                if node.name in self.history.alone
+            ],
         )
 
     def _report(self, violations: list[Violation]) -> Report:

@@ -36,16 +36,23 @@ def keeps_one(terms: Terms, write: Write, until: int) -> bool:
 
 
 def _was_from_the_future(terms: Terms, write: Write, until: int) -> bool:
-    """Whether a write was ahead of the cluster clock, at its ack or after clocks were set back."""
+    """Whether a write was ahead of the cluster clock, at its ack or after clocks were set back.
+
+    A peer that could not read the clocks of a majority took its own for that of the cluster.
+    """
     if not terms.clocks or write.acked is None:
         return False
-    begin = write.returned
+    begin, limit = write.returned, stamp_milliseconds(newest_stamp(write.acked)) - MAX_CLOCK_SKEW_MS
     steps = [clock.steps_between(begin, until) for clock in terms.clocks]
-    stamp = stamp_milliseconds(newest_stamp(write.acked))
-    return any(
-        stamp > cluster_ms(terms, moment) + MAX_CLOCK_SKEW_MS
-        for moment in (begin, *chain.from_iterable(steps))
-    )
+    if any(limit > cluster_ms(terms, moment) for moment in (begin, *chain.from_iterable(steps))):
+        return True
+    for clock, spans in terms.alone:
+        for first, last in spans:
+            start, end = max(first, write.invoked), min(last, until)
+            moments = (start, *clock.steps_between(start, end)) if start <= end else ()
+            if any(limit > true_ms(moment) + clock.offset_at(moment) for moment in moments):
+                return True
+    return False
 
 
 def cluster_ms(terms: Terms, moment: int) -> int:

@@ -38,7 +38,8 @@ class Terms(NamedTuple):
     ``keeps_order``: whether the higher version always wins. If clocks were far off, a later write
     may have replaced a record from the future, and peers may have restamped records.
     ``clocks``: of the members. A record that is from the future by their median, and that a single
-    replica has, loses to any other write.
+    replica has, loses to any other write. ``alone`` has the clocks of peers that could not read
+    those of a majority, with the spans (microseconds) in which they judged by their own.
     """
 
     replicas: int
@@ -47,6 +48,7 @@ class Terms(NamedTuple):
     delivers_once: bool
     keeps_order: bool = True
     clocks: Sequence[WallClock] = ()
+    alone: Sequence[tuple[WallClock, Sequence[tuple[int, int]]]] = ()
 
 
 class Run(NamedTuple):
