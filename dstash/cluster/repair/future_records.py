@@ -35,13 +35,12 @@ from typing import Any, Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from dstash.cluster.replication.future.survey import Survey, is_ahead, survey
 from dstash.cluster.replication.partitions import Entries
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect, Merge, Pause, Scheduler
-from dstash.cluster.replication.transfer import sound_records
 from dstash.errors import DStashError
 from dstash.store.record import (
-    VERSION_END,
     Record,
     build_record,
     highest,
@@ -53,7 +52,6 @@ from dstash.store.record import (
     split_storage_key,
     version_of,
 )
-from dstash.types import Level, RecordFlag
 from dstash.version import Stamp, newest_stamp, pack, stamp_at, unpack
 
 Restamping = Generator[Effect, Any, int]
@@ -70,46 +68,23 @@ _SPREAD_MASK: Final = 0xFFFF
 
 
 class _Case(NamedTuple):
-    """One future record, and the records of other replicas under its key.
+    """One future record, and what the replicas hold under its key.
 
-    ``replicas``: how many there are. ``lost``: how many of them have lost their data, without a
-    request that waives their acks. ``silent``: how many others did not reply. ``latest``: records
-    above it are from the future.
+    ``latest``: records above it are from the future.
     """
 
     key: bytes
     record: bytes
-    replies: list[bytes | None]
-    replicas: int
-    lost: int
-    silent: int
+    survey: Survey
     horizon: Stamp
     latest: Stamp
     began: Stamp
 
-    @property
-    def needed(self) -> int:
-        """How many replicas are a write quorum."""
-        return Level.QUORUM.needed(self.replicas)
-
-    def held(self, record: bytes) -> int:
-        """Return how many replicas have a record, or one that may have taken its place."""
-        found = (self.record, *self.replies)
-        return sum(other is not None and not outranks(record, other) for other in found)
-
-    def may_be_acked(self, record: bytes) -> bool:
-        """Whether a quorum may have accepted a record, as far as this peer knows."""
-        return self.held(record) + self.lost + self.silent >= self.needed
-
-    def counts_as_acked(self, record: bytes) -> bool:
-        """Whether a quorum may have accepted a record, and no more replies can deny that."""
-        return self.held(record) + (0 if self.silent else self.lost) >= self.needed
-
     def other_future(self, best: bytes | None) -> list[bytes]:
-        """Return the future records of other replicas that ``best`` does not win over."""
+        """Return the future records of replicas that ``best`` does not win over."""
         return [
             record
-            for record in self.replies
+            for record in self.survey.records
             if record is not None
             and newest_stamp(version_of(record)) > self.latest
             and not (best is not None and outranks(best, record))
@@ -176,7 +151,7 @@ def restamp_all(replica: Replica) -> Restamping:
         entries = local_partitions.walk_all(partitions, after)
         accepted, certain = replica.clock.latest(), replica.clock.highest_possible()
         present = local_partitions.drops.present(entries)
-        ahead = [entry for entry in present if _is_above(entry, accepted)]
+        ahead = [entry for entry in present if is_ahead(entry, accepted) and is_sound(*entry)]
         future = [entry for entry in ahead if newest_stamp(version_of(entry[1])) > certain]
         left += len(ahead) - len(future)
         if future:
@@ -185,13 +160,6 @@ def restamp_all(replica: Replica) -> Restamping:
             return left
         after = entries[-1][0]
         yield Pause()
-
-
-def _is_above(entry: tuple[bytes, bytes], latest: Stamp) -> bool:
-    storage_key, record = entry
-    if record[VERSION_END] & RecordFlag.REGISTER:
-        return False  # a quorum may have chosen it: the next round continues above it
-    return newest_stamp(version_of(record)) > latest and is_sound(storage_key, record)
 
 
 def _restamp(replica: Replica, entries: Entries) -> Restamping:
@@ -207,18 +175,10 @@ def _restamp(replica: Replica, entries: Entries) -> Restamping:
 
 
 def _restamp_batch(replica: Replica, partition: int, entries: Entries) -> Restamping:
-    clock, view = replica.clock, replica.view()
-    replicas = view.readers[partition]
+    clock = replica.clock
     # Chosen before any request, so that a write acked in the meantime has a later stamp.
     began = stamp_at(clock.time())
-    replies: dict[bytes, list[bytes | None]] = {key: [] for key, _ in entries}
-    others = [view.members[peer] for peer in replicas if peer != replica.me]
-    synced = [member.id for member in others if member.synced]
-    lost = sum(not member.synced and not member.is_waived for member in others)
-    for peer in synced:
-        if replica.is_alive(peer):
-            for key, record in (yield from sound_records(peer, list(replies))):
-                replies[key].append(record)
+    surveys = yield from survey(replica, partition, [key for key, _ in entries])
     horizon = replica.local_partitions.horizons[partition]
     floors = replica.local_partitions.drops.floors
     latest = clock.latest()
@@ -226,8 +186,7 @@ def _restamp_batch(replica: Replica, partition: int, entries: Entries) -> Restam
     for key, record in entries:
         # A record that was written after a drop must not get a stamp that the drop covers.
         bound = max(horizon, floors.of_key(key))
-        silent = len(synced) - len(replies[key])
-        case = _Case(key, record, replies[key], len(replicas), lost, silent, bound, latest, began)
+        case = _Case(key, record, surveys[key], bound, latest, began)
         successor = _successor(case)
         if successor is not None:
             restamped.append((key, successor))
@@ -250,13 +209,13 @@ def _successor(case: _Case) -> bytes | None:
     others = case.other_future(best)
     higher = [record for record in others if outranks(record, case.record)]
     lower = [record for record in others if outranks(case.record, record)]
-    if not any(map(case.counts_as_acked, higher)):
-        if any(map(case.may_be_acked, higher)):
+    if not any(map(case.survey.counts_as_acked, higher)):
+        if any(map(case.survey.may_be_acked, higher)):
             return None
-        if case.may_be_acked(case.record):
-            is_decided = case.counts_as_acked(case.record) and not lower
+        if case.survey.may_be_acked(case.record):
+            is_decided = case.survey.counts_as_acked(case.record) and not lower
             return _promoted(case, best) if is_decided else None
-        if any(map(case.may_be_acked, lower)):
+        if any(map(case.survey.may_be_acked, lower)):
             return None
     return best if best is not None else _demoted(case)
 
@@ -264,7 +223,7 @@ def _successor(case: _Case) -> bytes | None:
 def _acceptable(case: _Case) -> list[bytes]:
     return [
         record
-        for record in case.replies
+        for record in case.survey.records
         if record is not None
         and horizon_stamp(record) > case.horizon
         and newest_stamp(version_of(record)) <= case.latest
@@ -273,7 +232,7 @@ def _acceptable(case: _Case) -> list[bytes]:
 
 def _promoted(case: _Case, best: bytes | None) -> bytes:
     above = max(case.horizon, newest_stamp(version_of(best)) if best else 0)
-    all_replied = len(case.replies) + 1 >= case.replicas
+    all_replied = len(case.survey.records) >= case.survey.replicas
     stamp = above + 1 if all_replied else max(above + 1, case.began)
     return _stamped(case, stamp, 0)
 

@@ -8,13 +8,18 @@ old epoch, and ``Settle`` includes the writes that they accepted before.
 This peer may have held the partition earlier and missed deletes since. A record stamped up to the
 source's horizon that the source lacks was deleted and collected in the meantime. Such a record is
 dropped, and the horizon is adopted, so that no other replica can bring it back.
+
+A record that is stamped ahead of every clock is taken if a quorum of the replicas holds it (see
+``future/survey``): it can be the last acked write.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
+from dstash.cluster.replication.future.survey import take_streamed
 from dstash.cluster.replication.handlers import CORRUPT, kind_of, pack_partitions
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect, Merge, Pause, Settle
@@ -202,7 +207,8 @@ def _copy_all(
         partition for partition, count, digest, flag in rows if count or digest != EMPTY or flag
     ]
     if not_empty:
-        yield from copy(streamer.replica, not_empty, source, streamer.throttle)
+        replica, throttle = streamer.replica, streamer.throttle
+        yield from copy(replica, not_empty, source, throttle, partial(take_streamed, replica))
     return _beyond(streamer.replica, partitions, reply.horizons)
 
 
@@ -231,7 +237,8 @@ def _compare(
         if digest != own_digest and (digest != EMPTY or partition in beyond):
             differing.append(partition)
     if differing:
-        yield from pull_newer(replica, differing, source, beyond, streamer.throttle)
+        take_in = partial(take_streamed, replica)
+        yield from pull_newer(replica, differing, source, beyond, streamer.throttle, take_in)
     return beyond
 
 

@@ -48,7 +48,10 @@ class Notify:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Merge, drop, mark and replace records, and take promises, durably: see ``Write``."""
+    """Merge, drop, mark and replace records, and take promises, durably: see ``Write``.
+
+    ``is_acked``: a quorum may have accepted each record, so no clock refuses it.
+    """
 
     entries: Sequence[tuple[bytes, bytes]] = ()
     drops: Sequence[tuple[bytes, bytes]] = ()
@@ -57,6 +60,7 @@ class Merge:
     replaces: frozenset[Version] = frozenset()
     resting: Sequence[int] = ()
     earlier: Sequence[tuple[bytes, int]] = ()
+    is_acked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_left
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from dstash.cluster.replication.handlers import PAGE_BYTES, pack_partitions
@@ -39,6 +39,9 @@ _Answer = TypeVar("_Answer", bound=Message)
 
 Entries = list[tuple[bytes, bytes]]
 
+#: Merges records; returns the error if some were refused, else None.
+Take = Callable[[Entries], Generator[Effect, Any, DStashError | None]]
+
 #: Identity of a record on another peer: its version, then its checksum if that peer sends it.
 Fingerprint = bytes
 
@@ -52,8 +55,21 @@ _REST_FACTOR: Final = 3
 _MAX_REST_MS: Final = 200
 
 
-def copy(replica: Replica, partitions: Sequence[int], source: str, throttle: Throttle) -> Counting:
-    """Copy whole partitions (ascending); returns the number of records."""
+def copy(
+    replica: Replica,
+    partitions: Sequence[int],
+    source: str,
+    throttle: Throttle,
+    take_in: Take | None = None,
+) -> Counting:
+    """Copy whole partitions (ascending); returns the number of records.
+
+    Args:
+        take_in: merges the records of a page; ``take`` without it.
+
+    Raises:
+        DStashError: some records were refused.
+    """
     begin, after, copied, size = 0, b"", 0, page_bytes(replica.rate)
     window = _FIRST_WINDOW
     while begin < len(partitions):
@@ -62,8 +78,9 @@ def copy(replica: Replica, partitions: Sequence[int], source: str, throttle: Thr
         request = CopyRequest(pack_partitions(requested), after, size)
         page = yield from ask(source, request, CopyReply)
         entries = codec.unpack_entries(page.keys, page.records)
-        if entries:
-            yield Merge(entries)
+        refusal = yield from (take_in or take)(entries)
+        if refusal is not None:
+            raise refusal
         took = replica.now() - began
         copied += len(entries)
         weight = yield from throttle.take_in(entries)
@@ -84,11 +101,13 @@ def pull_newer(
     source: str,
     horizons: Mapping[int, Stamp],
     throttle: Throttle,
+    take_in: Take,
 ) -> Counting:
     """Pull the records that are newer on ``source``, and drop those that it has collected.
 
     Args:
         horizons: the horizons of the source, by partition.
+        take_in: merges records.
 
     Returns:
         the number of records pulled.
@@ -104,7 +123,7 @@ def pull_newer(
         if any(version_in(fingerprint) == ABSENT for fingerprint in page.values()):
             raise CorruptRecord(f"{source} has a corrupt record; it must be repaired first")
         newer = yield from newer_on_peer(replica, page)
-        pulled += (yield from pull(replica, source, newer, throttle, {})).check()
+        pulled += (yield from pull(replica, source, newer, throttle, {}, take_in)).check()
         yield from _drop_reaped(replica, reaped, _VersionPage(begin, after, page), horizons)
         if not after:
             return pulled
@@ -301,12 +320,14 @@ def pull(
     keys: list[bytes],
     throttle: Throttle,
     horizons: Mapping[int, Stamp],
+    take_in: Take | None = None,
 ) -> Generator[Effect, Any, Pulled]:
     """Fetch records. A refused or corrupt record does not delay the rest.
 
     Args:
         horizons: the horizons of the source, by partition. Records that are reapable there are
             skipped, because the source has collected them.
+        take_in: merges records; ``take`` without it.
     """
     pulled = Pulled(0, {})
     while keys:
@@ -323,7 +344,7 @@ def pull(
             for key, record in zip(batch, records, strict=False)
             if record is not None and not is_reapable_at(record, horizons.get(partition_in(key), 0))
         ]
-        refusal = yield from _take(entries)
+        refusal = yield from (take_in or take)(entries)
         if refusal is None:
             pulled = pulled._replace(moved=pulled.moved + len(entries))
         else:
@@ -334,8 +355,12 @@ def pull(
     return pulled
 
 
-def _take(entries: Entries) -> Generator[Effect, Any, DStashError | None]:
-    """Merge records; returns the error if some were refused, else None."""
+def take(entries: Entries) -> Generator[Effect, Any, DStashError | None]:
+    """Merge records; returns the error if some were refused, else None.
+
+    Raises:
+        DStashError: the error is not one of single records.
+    """
     try:
         if entries:
             yield Merge(entries)

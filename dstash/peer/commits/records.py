@@ -96,6 +96,8 @@ def prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
     A comparison may fetch records whose partition has moved away meanwhile; they are dropped.
     """
     merge = message.merge
+    if merge.is_acked:
+        rules = rules._replace(max_skew=stamp_milliseconds(MAX_STAMP))
     entries = [entry for entry in merge.entries if partition_in(entry[0]) in rules.owned]
     entries = _without_dropped(entries, rules)
     prepared = _prepare_records(entries, range(len(entries)), [], rules)
