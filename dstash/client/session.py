@@ -143,6 +143,8 @@ class Session:
         #: The newest stamp of each store that this client saw.
         self.sightings = Sightings()
         self._probes: dict[str, tuple[int, int]] = {}  # peer -> (correlation id, time sent)
+        self._view_due = 0  # when the topology may be requested again
+        self._view_turn = itertools.count()
         self._protocols: dict[str, int] = {}  # peer -> the version that both sides speak
         self._identity = self._new_identity()
         self._correlations = itertools.count(1)
@@ -342,6 +344,20 @@ class Session:
         if trusted:
             sends.append(self.request(trusted[0], self.next_correlation(), 0, TopologyRequest()))
         return sends
+
+    def view_request(self, now: int) -> list[Send]:
+        """Return a request for the topology to one of the members, at most every half second.
+
+        For calls that wait without a request to any peer, because the view has too few replicas for
+        them: no answer would bring them a newer view.
+        """
+        if self.view is None or now < self._view_due <= now + PROBE_MS:
+            return []
+        self._view_due = now + PROBE_MS
+        members = sorted(self.view.members)
+        able = [peer for peer in members if peer not in self._suspects] or members
+        peer = able[next(self._view_turn) % len(able)]
+        return [self.request(peer, self.next_correlation(), 0, TopologyRequest())]
 
     def hints(self, missed: Iterable[Missed], now: int) -> list[Send]:
         """Return hints for replicas that have a write, about replicas that missed it."""

@@ -332,7 +332,10 @@ class Operation(Call):
         if now >= self.deadline:
             self._expire(now)
             return []
-        sends = self.session.probes(now) + self._begin_due(now)
+        sends = self.session.probes(now)
+        if self._later and not self._pending:
+            sends += self.session.view_request(now)
+        sends += self._begin_due(now)
         for number, pending in list(self._pending.items()):
             if number in self._pending and now >= self._patience_ends(pending):
                 self._pending[number] = pending._replace(since=now)
