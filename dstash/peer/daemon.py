@@ -35,8 +35,8 @@ from dstash.peer.supervision.opening import open_membership, open_store, peer_id
 from dstash.peer.supervision.store_watch import StoreWatch
 from dstash.peer.supervision.watchdog import STOP_MARGIN, Watchdog
 from dstash.peer.telemetry.tracing import Tracer
+from dstash.store.crashes import last_fault, note_faults
 from dstash.store.directory import is_marked_removed, set_aside_stores, unmark_removed
-from dstash.store.faults import last_fault, note_faults
 from dstash.store.lmdb import LmdbStore
 from dstash.telemetry import missing
 from dstash.types import Durability
@@ -358,7 +358,7 @@ def _core_settings(settings: PeerSettings, peer: str) -> Settings:
         settings.disk_reserve,
         max_waiting_bytes=settings.max_bytes_in_hand,
         max_requests=settings.max_requests_in_hand,
-        is_durable=settings.durability is Durability.SYNC,
+        is_durable=settings.durability is not Durability.NONE,
     )
 
 

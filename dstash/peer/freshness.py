@@ -9,6 +9,7 @@ has seen every write that this peer acked. Later evidence ends the vote as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
@@ -23,6 +24,7 @@ from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import DStashError
 from dstash.peer.claims import SUSPECTED, Claims
+from dstash.store.interface import LACKING_MARK
 from dstash.version import Stamp
 
 _log = structlog.get_logger("dstash.peer")
@@ -95,6 +97,8 @@ class Freshness:
                 self._judge(
                     local_partitions.lineage.contradicts(Life(*member.seen)), "the topology"
                 )
+            if local_partitions.store.may_lack_writes:
+                self._judge_unsynced(view)
         self._evaluate()
         self._next_look = 0
 
@@ -115,7 +119,10 @@ class Freshness:
         if self._local_partitions.freshness_confirmed or self._view is None:
             return ""
         if self._is_old:
-            return "the peer's store is an old copy; its data will be streamed from other replicas"
+            what = "the peer's store is an old copy"
+            if self._local_partitions.store.may_lack_writes:
+                what = "the peer's machine stopped before all commits were synced"
+            return f"{what}; its data will be streamed from other replicas"
         members = self._view.members
         owners = {peer for row in self._lacking(self._view) for peer in row}
         missing = sorted(owners - self._confirmed_by - {self._replica.me})
@@ -140,10 +147,12 @@ class Freshness:
         mark = lineage.rebase(self._replica.wall(), self._claims.highest_number)
         while True:
             try:
-                yield Merge(marks=[mark])
-                return
+                yield Merge(marks=[mark, (LACKING_MARK, b"")])
             except DStashError:
                 yield Pause(_RETRY_DOWN_MS)
+            else:
+                self._local_partitions.store.may_lack_writes = False
+                return
 
     def newest_lives(self) -> dict[str, Life]:
         """Return the newest life that was seen of each store. Any thread may call this."""
@@ -254,6 +263,24 @@ class Freshness:
             self._propose(lambda latest: transitions.lost(latest, me, store_id))
             self._evaluate()
         return True
+
+    def _judge_unsynced(self, view: View) -> None:
+        """End the vote of a store that may lack its last commits; a sole replica keeps it."""
+        me = self._replica.me
+        owners = {*view.before, *view.writers}
+        if any(me in row and len(row) > 1 for row in owners):
+            self._judge(True, "its machine: it stopped before all commits were synced")
+        elif self._votes(view):
+            _log.warning(
+                "the machine stopped before all commits were synced: the last writes may be lost, "
+                "and no other replica has them"
+            )
+            self._scheduler.spawn("seen:lacking", self._keep_lacking())
+
+    def _keep_lacking(self) -> Task:
+        with suppress(DStashError):  # then the next process repeats the warning
+            yield Merge(marks=[(LACKING_MARK, b"")])
+        self._local_partitions.store.may_lack_writes = False
 
     def _evaluate(self) -> None:
         """Decide whether this store may vote."""

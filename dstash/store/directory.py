@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Final
 
 from dstash.errors import CorruptStore, StoreError
-from dstash.store.faults import FAULT_FILE
 
 DATA_FILE: Final = "data.mdb"
 LOCK_FILE: Final = "lock.mdb"
 #: Exists once LMDB has failed to read the store; contains the reason.
 DAMAGED_FILE: Final = "DAMAGED"
+#: Contains the fatal signal that ended the last process, if any; see ``crashes``.
+FAULT_FILE: Final = "FAULT"
+#: Contains the id of the boot of the machine while commits are not synced; see ``crashes``.
+UNSYNCED_FILE: Final = "UNSYNCED"
 #: Exists once the peer was removed from its cluster, until it is added again.
 REMOVED_FILE: Final = "REMOVED"
 
@@ -136,7 +139,7 @@ def set_aside(directory: Path) -> tuple[Path, list[Path]]:
     aside = directory / f"{_ASIDE}{began}-{uuid.uuid4().hex[:4]}"
     try:
         aside.mkdir(DIRECTORY_MODE)
-        for name in (DATA_FILE, LOCK_FILE, DAMAGED_FILE, FAULT_FILE):
+        for name in (DATA_FILE, LOCK_FILE, DAMAGED_FILE, FAULT_FILE, UNSYNCED_FILE):
             if (directory / name).exists():
                 (directory / name).rename(aside / name)
         older = [path for path in _asides(directory) if path != aside]

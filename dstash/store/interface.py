@@ -14,6 +14,9 @@ from dstash.store.register.voter import Bounds
 from dstash.store.register.votes import Accepts, Prepares, Vote, VoteTransaction
 from dstash.version import MAX_STAMP, Stamp, Version, highest_version
 
+#: Not empty while a store may lack writes; see ``Store.may_lack_writes``.
+LACKING_MARK: Final = b"lacking"
+
 
 class Identity(NamedTuple):
     """The owner of a store. ``store_id`` is created with the store and is unique."""
@@ -175,6 +178,9 @@ class Store(Protocol):
     store_id: str
     #: How long (seconds) the last commit took to sync.
     synced_in: float
+    #: Whether the machine stopped before all commits were synced. Its owner sets it to False once
+    #: it has the data again, and stores an empty ``LACKING_MARK``.
+    may_lack_writes: bool
 
     @property
     def identity(self) -> Identity | None:

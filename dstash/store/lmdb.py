@@ -22,6 +22,7 @@ import structlog
 
 from dstash.errors import CorruptStore, DiskFull, ForeignStore, StoreError, StoreFailed
 from dstash.limits import MIB
+from dstash.store.crashes import last_fault, may_lack_writes, note_synced, note_unsynced
 from dstash.store.directory import (
     DAMAGED_FILE,
     DATA_FILE,
@@ -32,9 +33,16 @@ from dstash.store.directory import (
     sync_names,
 )
 from dstash.store.disk_space import FULL, grown, lacks_room, map_size_for
-from dstash.store.faults import last_fault
 from dstash.store.integrity import can_be_read
-from dstash.store.interface import DiskState, Identity, Merged, Snapshot, StoreStats, Write
+from dstash.store.interface import (
+    LACKING_MARK,
+    DiskState,
+    Identity,
+    Merged,
+    Snapshot,
+    StoreStats,
+    Write,
+)
 from dstash.store.lmdb_errors import translated
 from dstash.store.lock import DirectoryLock
 from dstash.store.merge import merge
@@ -150,14 +158,17 @@ class LmdbStore:
         self._failed: str | None = None
         self._merged_at = self.synced_in = 0.0
         self._pid = os.getpid()
+        self._keeps_note = False
         self._syncs_commits = durability is Durability.SYNC
         make_directory(directory)
         self._lock = DirectoryLock(directory)
         try:
             check_mark(directory)
             self._space = Space(directory, reserve, self._reusable)
-            self._allocate_lock_file()
+            self._spending(self._allocate_lock_file)
+            self.may_lack_writes = self._may_lack_writes()
             self._open(durability)
+            self._note_durability()
             self._file = os.stat(directory / DATA_FILE)
             if reserve is not None:
                 self._space.tend()
@@ -170,19 +181,54 @@ class LmdbStore:
 
         Without an allocated block, such a write raises SIGBUS when the disk is full.
         """
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        handle = os.open(self.directory / LOCK_FILE, flags, FILE_MODE)
+        try:
+            os.posix_fallocate(handle, 0, max(_LOCK_FILE_BYTES, os.fstat(handle).st_size))
+        finally:
+            os.close(handle)
+
+    def _spending(self, act: Callable[[], None]) -> None:
+        """Write a small file; if the disk is full, on the reserve."""
         with translated(self.directory):
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            handle = os.open(self.directory / LOCK_FILE, flags, FILE_MODE)
             try:
-                size = max(_LOCK_FILE_BYTES, os.fstat(handle).st_size)
-                try:
-                    os.posix_fallocate(handle, 0, size)
-                except OSError as error:
-                    if error.errno not in FULL or not self._space.refused(may_spend=True):
-                        raise
-                    os.posix_fallocate(handle, 0, size)
-            finally:
-                os.close(handle)
+                act()
+            except OSError as error:
+                if error.errno not in FULL or not self._space.refused(may_spend=True):
+                    raise
+                act()
+
+    def _may_lack_writes(self) -> bool:
+        """Whether the machine stopped before all commits were synced.
+
+        The kernel may then have written the root of a tree and not its leaves.
+
+        Raises:
+            CorruptStore: so a part of the store cannot be read.
+        """
+        if not may_lack_writes(self.directory):
+            return False
+        if not can_be_read(self.directory):
+            raise CorruptStore(
+                f"{self.directory / DATA_FILE} cannot be read: the machine stopped before all "
+                "commits were synced"
+            )
+        return True
+
+    def _note_durability(self) -> None:
+        """Note on disk whether this process syncs each commit, and what an earlier one lost."""
+        if self.may_lack_writes:
+            try:
+                self.mark(LACKING_MARK, b"1")
+            except DiskFull:
+                self._keeps_note = True  # which says the same to the next process
+                return
+        self.may_lack_writes = bool(self.marked(LACKING_MARK))
+        if self._syncs_commits:
+            self.sync()
+            self._spending(lambda: note_synced(self.directory))
+        else:
+            self._spending(lambda: note_unsynced(self.directory))
 
     def _open(self, durability: Durability) -> None:
         making = self.directory / _MAKING_FILE
@@ -529,6 +575,9 @@ class LmdbStore:
             try:
                 if not self._failed:
                     self.sync()
+                    if not self._keeps_note:
+                        with translated(self.directory):
+                            note_synced(self.directory)
             finally:
                 self._env.close()
                 self._lock.release()

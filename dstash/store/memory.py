@@ -30,6 +30,7 @@ class TwinStore:
         self.high_water: Stamp = 0
         self.marks: dict[bytes, bytes] = {}
         self.synced_in = 0.0
+        self.may_lack_writes = False
         self._ceiling: Version = ZERO
 
     def adopt(self, identity: Identity) -> None:

@@ -20,7 +20,7 @@ import pytest
 from dstash import Client
 from dstash.errors import DStashError, StoreFailed
 from dstash.limits import MIB
-from dstash.store.faults import last_fault
+from dstash.store.crashes import last_fault
 from tests.harness.invariants import check_invariants
 from tests.harness.load import Load
 from tests.harness.peers import PATIENCE, Peer, Peers

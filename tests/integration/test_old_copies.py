@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dstash.errors import Unavailable
 from dstash.peer.claims import SUSPECTED
+from dstash.store.directory import UNSYNCED_FILE
 from tests.harness.peers import Peer, Peers
 from tests.harness.waiting import PATIENCE, wait_until
 
@@ -125,3 +127,49 @@ def test_old_copy_started_alone_waits_and_names_missing_members(tmp_path: Path) 
         peers["c"].start()
         peers["a"].wait_ready()
         assert peers.client(timeout=10.0).batch_lookup("i", KEYS) == {}
+
+
+def test_machine_that_stops_before_a_sync_loses_no_write_of_a_quorum(tmp_path: Path) -> None:
+    with Peers.local(tmp_path, "--durability", "interval") as peers:
+        peers.form("a", "b", "c")
+        client = peers.client(timeout=10.0)
+        client.batch_put("i", dict.fromkeys(KEYS, 1), write="all")
+        assert peers["a"].stop() == 0
+        copy = tmp_path / "copy"
+        shutil.copytree(peers["a"].data, copy)
+        peers["a"].start()
+        peers["a"].wait_ready()
+        client.batch_lookup("i", KEYS, read="all")
+        peers["c"].freeze()
+        client.batch_put("i", dict.fromkeys(KEYS, 2), write="quorum")  # acked by a and b
+        note = (peers["a"].data / UNSYNCED_FILE).read_bytes()
+        peers["a"].kill()
+        put_back(peers["a"], copy)  # all that was on its disk when its machine stopped
+        (peers["a"].data / UNSYNCED_FILE).write_bytes(note[::-1])  # the id of another boot
+        peers["c"].thaw()
+        peers["a"].start()
+        peers["a"].wait_logged("it stopped before all commits were synced")
+        peers["a"].wait_ready()
+        peers["b"].kill()
+        assert client.batch_lookup("i", KEYS) == dict.fromkeys(KEYS, 2)
+
+
+def test_all_machines_that_stop_before_a_sync_need_an_operator(tmp_path: Path) -> None:
+    with Peers.local(tmp_path, "--durability", "interval") as peers:
+        peers.form("a", "b", "c")
+        client = peers.client(timeout=10.0)
+        client.batch_put("i", dict.fromkeys(KEYS, 1), write="all")
+        for name in "abc":
+            note = (peers[name].data / UNSYNCED_FILE).read_bytes()
+            peers[name].kill()
+            (peers[name].data / UNSYNCED_FILE).write_bytes(note[::-1])
+        for name in "abc":
+            peers[name].start()
+        for name in "abc":
+            peers[name].wait_logged("it stopped before all commits were synced")
+        with pytest.raises(Unavailable):
+            client.lookup("i", KEYS[0], timeout=3.0)
+        client.admin.accept_loss(["a", "b", "c"])
+        for name in "abc":
+            peers[name].wait_ready()
+        assert client.batch_lookup("i", KEYS, timeout=30.0) == dict.fromkeys(KEYS, 1)

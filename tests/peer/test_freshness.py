@@ -17,6 +17,7 @@ from dstash.peer.admission.authority import Authority, Grant, Role
 from dstash.peer.claims import SUSPECTED
 from dstash.peer.core import PeerCore, Settings
 from dstash.peer.maintenance import Pace
+from dstash.store.interface import LACKING_MARK
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Error, Hello, Lookup, TopologyRequest, Welcome
@@ -573,3 +574,35 @@ class TestClaims:
         answer = self.claim(joined, "a", seen)
         assert isinstance(answer, Error)
         assert "Hello.seen is not a list of" in answer.text
+
+
+def test_store_whose_machine_stopped_before_a_sync_is_streamed_again(joined: Restarted) -> None:
+    joined.put({"k": 1})
+    joined.pass_time(3)
+    copy = deepcopy(joined.stores["a"])
+    joined.put({"k": 2}, level="all")
+    joined.end("a")  # before it has reported how new its store is
+    copy.may_lack_writes = True
+    joined.stores["a"] = copy
+    joined.start("a")
+    assert not joined.votes("a")
+    assert "stopped before all commits were synced" in joined.why("a")
+    joined.pass_time(20)
+    assert joined.synced() == "abc"
+    assert joined.votes("a")
+    assert joined.record("a", "k") == joined.record("b", "k")
+    assert not copy.may_lack_writes
+    assert copy.marks[LACKING_MARK] == b""
+
+
+def test_sole_replica_serves_after_its_machine_stopped_before_a_sync() -> None:
+    joined = Restarted(replicas=1)
+    joined.pass_time(3)
+    joined.end("a")
+    joined.stores["a"].may_lack_writes = True
+    joined.start("a")
+    joined.pass_time(3)
+    assert joined.synced() == "abc"
+    assert joined.votes("a")
+    assert not joined.stores["a"].may_lack_writes
+    assert joined.stores["a"].marks[LACKING_MARK] == b""

@@ -26,8 +26,8 @@ from dstash.errors import (
 )
 from dstash.limits import MIB, PARTITIONS
 from dstash.store import disk_space
+from dstash.store.crashes import FAULT_FILE, last_fault, note_faults
 from dstash.store.directory import DATA_FILE, LOCK_FILE, set_aside
-from dstash.store.faults import FAULT_FILE, last_fault, note_faults
 from dstash.store.interface import Identity, Write
 from dstash.store.lmdb import LmdbStore
 from dstash.store.record import head, keyspace, seal
@@ -544,7 +544,7 @@ class TestExternalChanges:
             """
             import os, signal, sys
             from pathlib import Path
-            from dstash.store.faults import note_faults
+            from dstash.store.crashes import note_faults
             note_faults(Path(sys.argv[1]))
             os.kill(os.getpid(), signal.SIGBUS)
             """,

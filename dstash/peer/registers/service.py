@@ -69,7 +69,7 @@ class Registers:
         propose: takes a topology step.
         steady_time: returns milliseconds that never go back.
         preempted: storage keys of registers that could not be merged; it takes them out.
-        is_durable: whether each commit is synced: else this peer must not vote.
+        is_durable: whether no loss of a commit goes unnoticed: else this peer must not vote.
         max_clock_skew_ms: how far clocks may differ.
     """
 
@@ -174,7 +174,7 @@ class Registers:
             raise NotReady(f"{self._peer} has no topology yet")
         if not self._is_durable:
             raise UsageError(
-                f'registers need durability = "sync"; {self._peer} has another setting'
+                f'registers need durability = "sync" or "interval"; {self._peer} has "none"'
             )
         if not view.topology.registers:
             self._raise_level(view)

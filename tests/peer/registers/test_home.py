@@ -294,12 +294,12 @@ class TestStates:
         assert isinstance(error, UsageError)
         assert "b runs an earlier version" in str(error)
 
-    def test_peer_whose_commits_are_not_synced_neither_votes_nor_proposes(self) -> None:
+    def test_peer_whose_commits_are_never_synced_neither_votes_nor_proposes(self) -> None:
         joined = Joined(registers=True, is_durable=False)
         callers = Callers(joined)
         error = callers.run(callers.settle(b"k")).error
         assert isinstance(error, UsageError)
-        assert 'need durability = "sync"' in str(error)
+        assert 'need durability = "sync" or "interval"' in str(error)
 
     def test_unsynced_peer_neither_votes_nor_proposes(
         self, joined: Joined, callers: Callers

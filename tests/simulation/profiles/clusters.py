@@ -9,7 +9,7 @@ from tests.simulation.conditions import Conditions
 from tests.simulation.profiles.registry import profile
 
 #: Fault kinds that lose the data of a single replica.
-_LOSSES = ("wipe", "damage", "old_copy")
+_LOSSES = ("wipe", "damage", "old_copy", "unsynced")
 
 
 @profile("replicas", share=0.06)
