@@ -107,7 +107,7 @@ class PeerCore:
         self.view: View | None = None
         #: Set when the disk failed permanently: the peer must stop.
         self.failure: DStashError | None = None
-        self.keyspaces = Keyspaces()
+        self.keyspaces = Keyspaces(peer)
         self.local_partitions = LocalPartitions(store, settings.slice_records, now)
         self.clock = ClusterClock(
             peer, settings.max_clock_skew_ms, lambda: self.local_partitions.present, now
@@ -300,15 +300,10 @@ class PeerCore:
 
     def install(self, view: View, now: int) -> list[Reply]:
         """Take a view, unless it is older than the current view; answer requests that waited."""
-        before = self.view
-        if before is not None and view.epoch < before.epoch:
+        if self.view is not None and view.epoch < self.view.epoch:
             return []
-        if before is None or view.epoch != before.epoch:
-            moving = view.moving if view.topology.change is not None else frozenset()
-            self.keyspaces.install(view.owned_by(self.settings.peer), moving)
-        own = view.members.get(self.settings.peer)
-        self.keyspaces.lacks_data = own is not None and not own.synced
         self.view = view
+        self.keyspaces.install(view)
         waited = self.admission.install(view)
         self.health.install(view)
         self._control.install(view)

@@ -21,7 +21,7 @@ from dstash.wire import codec
 from dstash.wire.messages import Error, Put, Stored
 from dstash.wire.registers.consensus import Accept, Accepted, Prepare, Promised
 from dstash.wire.shapes import Frame
-from tests.peer.parts import NOW, Parts
+from tests.peer.parts import NOW, Parts, view_of
 
 EVERYTHING = frozenset(range(PARTITIONS))
 SPACE = keyspace(b"i", EVERYTHING)
@@ -33,8 +33,8 @@ class Group:
     def __init__(self, disk_reserve: int = 0) -> None:
         self.parts = Parts()
         self.backlog = Backlog(64 * COMMIT_BYTES, 100)
-        keyspaces = Keyspaces()
-        keyspaces.install(EVERYTHING)
+        keyspaces = Keyspaces("a")
+        keyspaces.install(view_of("a"))
         self.commits = GroupCommit(
             self.backlog,
             self.parts.partitions,
