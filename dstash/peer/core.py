@@ -36,7 +36,7 @@ from dstash.peer.background import Background
 from dstash.peer.commits.commit import Commit
 from dstash.peer.commits.group import GroupCommit
 from dstash.peer.commits.votes import VOTES
-from dstash.peer.control import ControlRequests
+from dstash.peer.dispatch.control import ControlRequests
 from dstash.peer.health import Health
 from dstash.peer.keyspaces import Keyspaces
 from dstash.peer.maintenance import Pace, Proposal
