@@ -23,7 +23,8 @@ from bench.stores.servers import Server, processor_seconds
 from bench.work import Case, Unit, Work, known, use_time_slice
 from dstash.client.operations.reads import LookupOperation
 from dstash.client.session import Send
-from dstash.peer.core import PeerCore, Settings
+from dstash.peer.assembly import Settings
+from dstash.peer.core import PeerCore
 from dstash.store.lmdb import LmdbStore
 from dstash.types import Durability, Level
 from dstash.wire.envelope import decode

@@ -24,7 +24,8 @@ from dstash.errors import (
     UsageError,
 )
 from dstash.peer.admission.key_watcher import open_transport
-from dstash.peer.core import PeerCore, Settings
+from dstash.peer.assembly import Settings
+from dstash.peer.core import PeerCore
 from dstash.peer.http.pages import Dashboard
 from dstash.peer.http.server import Answer, HttpServer
 from dstash.peer.maintenance import Pace

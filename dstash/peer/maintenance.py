@@ -172,7 +172,7 @@ class Maintenance:
     def ask_topology(self) -> None:
         """Ask the other members for their topology, unless the membership returns a later one soon.
 
-        Their replies are used where they arrive: see ``PeerCore.receive_answer``.
+        Their replies are used where they arrive: see ``OutgoingRequests.answered``.
         """
         view = self._view
         for peer in sorted(view.members.keys() - {self.replica.me}) if view else ():

@@ -283,9 +283,9 @@ class PeerServer:
     def _take_events(self, ready: object) -> None:
         for peer, parts in self._links.events(ready):
             if parts is None:
-                self._core.lost(peer)
+                self._core.outgoing.lost(peer)
             else:
-                self._core.receive_answer(peer, parts, wall())
+                self._core.outgoing.answered(peer, parts, wall())
 
     def _has_time(self) -> bool:
         return time.perf_counter() - self._maintaining_since < _MAINTENANCE_S
@@ -315,9 +315,9 @@ class PeerServer:
         for message in outgoing:
             address = self._endpoint(members.get(message.peer))
             if self._links.moved(message.peer, address):
-                self._core.lost(message.peer)
+                self._core.outgoing.lost(message.peer)
             if not self._links.send(message.peer, address, message.frames):
-                self._core.unsent(message)
+                self._core.outgoing.unsent(message)
         proposals = self._core.take_proposals()
         if proposals:
             self._agent.propose(proposals)
@@ -398,13 +398,13 @@ class PeerServer:
     def _reject(self, surplus: list[Received]) -> None:
         # To answer all of them would leave no time for work; the other clients ask another peer.
         for sender, parts, _ in surplus[:_MAX_REJECTED]:
-            self._send(self._core.reject_as_busy(sender, parts, wall(), "the peer is overloaded"))
+            self._send(self._core.rejections.busy(sender, parts, wall(), "the peer is overloaded"))
         self._core.health.counts["dropped"] += len(surplus[_MAX_REJECTED:])
 
     def _answer(self, received: Received) -> list[Reply]:
         sender, parts, user = received
         if self._router.is_slow(sender):
-            return self._core.reject_as_busy(
+            return self._core.rejections.busy(
                 sender, parts, wall(), "the client does not read its answers"
             )
         try:

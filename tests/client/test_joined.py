@@ -297,13 +297,13 @@ class TestSuperseded:
             return envelope._replace(message=message)
 
         joined.tamper = far_ahead
-        original = core._reply
+        original = core.replies.encode
 
         def reply(*args: Any) -> Any:
             replies.append(args[1])
             return original(*args)
 
-        core._reply = reply  # type: ignore[method-assign]
+        core.replies.encode = reply  # type: ignore[method-assign]
         joined.put({"k": 1}, "one", timeout=100)
         assert "2000 ms ahead of the cluster's clock; allowed are 500 ms" in replies[0].text
 

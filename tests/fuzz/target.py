@@ -8,7 +8,8 @@ from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
 from dstash.peer.admission.authority import Authority
 from dstash.peer.admission.requests import Reply
-from dstash.peer.core import PeerCore, Settings
+from dstash.peer.assembly import Settings
+from dstash.peer.core import PeerCore
 from dstash.store.memory import TwinStore
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
@@ -57,7 +58,7 @@ class Target:
             answers, outgoing = self.core.tick(NOW)
             replies += answers
             for request in outgoing:
-                self.core.unsent(request)
+                self.core.outgoing.unsent(request)
             while (commit := self.core.next_commit(NOW)) is not None:
                 commit.run(self.core.store)
                 assert commit.fatal is None

@@ -25,7 +25,8 @@ from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import DStashError
 from dstash.peer.admission.requests import Reply
-from dstash.peer.core import PeerCore, Settings
+from dstash.peer.assembly import Settings
+from dstash.peer.core import PeerCore
 from dstash.store.memory import TwinStore
 from dstash.store.record import build_record, keyspace, locate, open_record
 from dstash.types import Level
@@ -136,7 +137,7 @@ class Joined:
         for request in outgoing:
             core_of_other = self.peers.get(request.peer)
             if core_of_other is None or request.peer in self.down:
-                core.unsent(request)
+                core.outgoing.unsent(request)
                 continue
             if request.peer in self.mute or name in self.mute:
                 continue
@@ -158,7 +159,7 @@ class Joined:
                 self._answers.append((name, reply.frames))
             elif reply.to:
                 asker = reply.to.decode().split(":")[0]
-                self.peers[asker].receive_answer(name, reply.frames, self.time_at(asker))
+                self.peers[asker].outgoing.answered(name, reply.frames, self.time_at(asker))
 
     # -- the client
 

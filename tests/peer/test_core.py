@@ -36,7 +36,8 @@ from dstash.errors import (
     WrongCluster,
 )
 from dstash.limits import PARTITIONS
-from dstash.peer.core import PeerCore, Settings
+from dstash.peer.assembly import Settings
+from dstash.peer.core import PeerCore
 from dstash.store.memory import TwinStore
 from dstash.store.record import Keyspace, head, keyspace, partition_of, seal
 from dstash.version import newest_stamp, pack, stamp_at

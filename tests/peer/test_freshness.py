@@ -14,8 +14,9 @@ from dstash.cluster.topology.topology import Restored, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import NotReady, StaleEpoch
 from dstash.peer.admission.authority import Authority, Grant, Role
+from dstash.peer.assembly import Settings
 from dstash.peer.claims import SUSPECTED
-from dstash.peer.core import PeerCore, Settings
+from dstash.peer.core import PeerCore
 from dstash.peer.maintenance import Pace
 from dstash.store.interface import LACKING_MARK
 from dstash.wire import codec
@@ -299,7 +300,7 @@ def test_seen_messages_of_earlier_versions_are_understood(joined: Restarted) -> 
             continue
         assert envelope.message.high_water == 0
         answer = Envelope(envelope.correlation, envelope.epoch, 0, SeenReply(newest, newest))
-        core.receive_answer(peer, encode(answer), joined.now)
+        core.outgoing.answered(peer, encode(answer), joined.now)
     core.tick(joined.now)
     core.tick(joined.now)
     assert not core.maintenance.freshness_confirmed
@@ -426,9 +427,9 @@ class TestHeardTopology:
         core = joined.peers["a"]
         error = StaleEpoch("old", topology=joined.topology.next().encode())
         frames = encode(Envelope(1, joined.topology.epoch + 1, 0, Error.of(error)))
-        core.receive_answer("x", frames, joined.now)
+        core.outgoing.answered("x", frames, joined.now)
         assert core.topology_news.heard is None
-        core.receive_answer("b", frames, joined.now)
+        core.outgoing.answered("b", frames, joined.now)
         assert core.topology_news.heard is not None
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
-from dstash.peer.core import PeerCore, Settings
+from dstash.peer.assembly import Settings
+from dstash.peer.core import PeerCore
 from dstash.peer.health import Health
 from dstash.store.memory import TwinStore
 

@@ -53,7 +53,7 @@ def test_peers_use_highest_common_version(
         return {decode(request.frames).protocol for request in outgoing}
 
     assert spoken() == {1}
-    peer.core.receive_answer("b", encode(Envelope(0, EPOCH, 0, welcome)), peer.now)
+    peer.core.outgoing.answered("b", encode(Envelope(0, EPOCH, 0, welcome)), peer.now)
     assert spoken() == {2}
-    peer.core.lost("b")
+    peer.core.outgoing.lost("b")
     assert spoken() == {1}

@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 from dstash import events
 from dstash.cluster.replication.tasks import Merge, Pause, Task
 from dstash.limits import MIB
-from dstash.peer.core import PeerCore, Settings
+from dstash.peer.assembly import Settings
+from dstash.peer.core import PeerCore
 from dstash.peer.server import PeerServer, wall
 from dstash.peer.supervision import slow_disk
 from dstash.store.interface import Merged, Write

@@ -129,5 +129,5 @@ def test_core_of_closed_cluster_answers_or_drops_any_message(
 @given(ANYTHING)
 def test_core_accepts_any_message_as_answer(parts: list[bytes]) -> None:
     target = Target()
-    target.core.receive_answer("p2", parts, NOW)
+    target.core.outgoing.answered("p2", parts, NOW)
     target.drain()

@@ -13,8 +13,9 @@ from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable, PeerIdInUse
 from dstash.peer.admission.requests import Reply
+from dstash.peer.assembly import Settings
 from dstash.peer.commits.commit import Commit
-from dstash.peer.core import PeerCore, Settings
+from dstash.peer.core import PeerCore
 from dstash.peer.membership_agent import MembershipAgent
 from dstash.version import MAX_STAMP, Stamp
 from dstash.wire.envelope import Envelope, encode
@@ -314,9 +315,9 @@ class Node:
         for handle in links.ready():
             for peer, parts in links.events(handle):
                 if parts is None:
-                    core.lost(peer)
+                    core.outgoing.lost(peer)
                 else:
-                    core.receive_answer(peer, parts, self.clock())
+                    core.outgoing.answered(peer, parts, self.clock())
         self._maintain(core, links)
         self._hand_over()
         self._iterate_again(core.wakeup(self.clock()))
@@ -336,9 +337,9 @@ class Node:
             member = members.get(request.peer)
             address = member.address if member else None
             if links.moved(request.peer, address):
-                core.lost(request.peer)
+                core.outgoing.lost(request.peer)
             if not links.send(request.peer, address, request.frames):
-                core.unsent(request)
+                core.outgoing.unsent(request)
         news = core.topology_news
         if news.wants_refresh:
             news.wants_refresh = False

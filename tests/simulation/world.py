@@ -19,8 +19,9 @@ from dstash.cluster.membership.interface import StoredTopology
 from dstash.cluster.topology.joining import found
 from dstash.cluster.topology.topology import Topology
 from dstash.limits import PARTITIONS
+from dstash.peer.assembly import Settings
 from dstash.peer.commits.commit import Commit
-from dstash.peer.core import PeerCore, Settings
+from dstash.peer.core import PeerCore
 from dstash.peer.membership_agent import MembershipAgent
 from dstash.store.memory import TwinStore
 from tests.simulation.checks import Run, Terms, Violation, When, judge

@@ -96,7 +96,7 @@ _MAINTENANCE_COUNTERS: Final = (
         "Corrupt records repaired from other replicas.",
     ),
 )
-#: Counters of ``PeerCore.counts``.
+#: Counters of ``Health.counts``.
 _COUNTS: Final = (
     ("dstash_commits_total", "commits", "Group commits."),
     ("dstash_late_total", "late", "Requests dropped because their deadline had passed."),

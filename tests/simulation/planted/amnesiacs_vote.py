@@ -8,7 +8,8 @@ from dstash.cluster.membership.interface import StoredTopology
 from dstash.cluster.replication.lineage import StoreMemory
 from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Topology
-from dstash.peer.core import PeerCore, Settings
+from dstash.peer.assembly import Settings
+from dstash.peer.core import PeerCore
 from dstash.peer.membership_agent import MembershipAgent
 from dstash.store.memory import TwinStore
 from tests.simulation.events import MS

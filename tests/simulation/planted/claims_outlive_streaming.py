@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from dstash.cluster.replication.lineage import Lineage
 from dstash.cluster.topology.life import Life
-from dstash.peer.core import PeerCore, Settings
+from dstash.peer.assembly import Settings
+from dstash.peer.core import PeerCore
 from dstash.store.memory import TwinStore
 from tests.simulation.events import MS
 from tests.simulation.planted.registry import plant, planted_conditions

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dstash.cluster.replication.cluster_clock import ClusterClock
-from dstash.peer.core import PeerCore, Settings
+from dstash.peer.assembly import Settings
+from dstash.peer.core import PeerCore
 from dstash.store.memory import TwinStore
 from dstash.version import Stamp
 from tests.simulation.events import SECOND
