@@ -17,6 +17,7 @@ from dstash.cluster.topology import transitions
 from dstash.cluster.topology.announcement import FEATURES, Announcement
 from dstash.cluster.topology.indexes.settings import MAX_TTL_MS, IndexSettings
 from dstash.cluster.topology.indexes.steps import MAX_INDEXES, with_settings, with_settings_kept
+from dstash.cluster.topology.joining import under_own_epoch
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import ChangeConflict, LimitError, ProtocolError, TimedOut, UsageError
 from dstash.peer.maintenance import Pace
@@ -473,3 +474,11 @@ class TestTopology:
         assert with_settings_kept(removed, last) is None
         assert with_settings_kept(replace(erased, cluster_id="other"), last) is None
         assert with_settings_kept(erased, None) is None
+
+    def test_settings_of_another_history_stay(self, topology: Topology) -> None:
+        """An older topology was put back, and the cluster has changed since."""
+        last = with_settings(replace(topology, epoch=topology.epoch + 5), "i", {"ttl": 5}, 1)
+        stored = with_settings(topology, "i", {"ttl": 6}, 1)
+        assert stored.indexes_epoch < last.indexes_epoch
+        assert with_settings_kept(replace(stored, epoch=last.epoch + 1), last) is None
+        assert with_settings_kept(under_own_epoch(replace(stored, epoch=last.epoch)), last) is None

@@ -101,18 +101,20 @@ def check_features(topology: Topology) -> None:
 def with_settings_kept(stored: Topology, last: Topology | None) -> Topology | None:
     """Return the topology with the settings that a member of an earlier version has removed.
 
-    Such a member writes the topology without the fields that it does not know.
+    Such a member writes the topology without the fields that it does not know. Other settings than
+    the last known ones are those of a later request, or of another history: they stay, because
+    nothing shows which history has the later request.
 
     Args:
         stored: the present one.
         last: the newest that this peer has used.
 
     Returns:
-        the next topology; None if it has the newest settings that this peer knows.
+        the next topology; None if no settings are missing, as far as this peer knows.
     """
     if last is None or last.cluster_id != stored.cluster_id:
         return None
-    if last.indexes_epoch <= stored.indexes_epoch or last.epoch >= stored.epoch:
+    if stored.indexes_epoch or not last.indexes_epoch or last.epoch >= stored.epoch:
         return None
     kept = replace(stored, indexes=last.indexes, indexes_epoch=last.indexes_epoch)
     return kept.next()
