@@ -7,7 +7,9 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from random import Random
+from statistics import median_low
 from typing import Any, Final
 from unittest import mock
 from uuid import UUID
@@ -18,7 +20,7 @@ from dstash.client.session import Session
 from dstash.cluster.membership.interface import StoredTopology
 from dstash.cluster.topology.joining import found
 from dstash.cluster.topology.topology import Topology
-from dstash.limits import PARTITIONS
+from dstash.limits import MAX_CLOCK_SKEW_MS, PARTITIONS
 from dstash.peer.assembly import Settings
 from dstash.peer.commits.commit import Commit
 from dstash.peer.core import PeerCore
@@ -390,7 +392,7 @@ class World:
             slack,
             keeps_ones=not loses_ones,
             delivers_once=not self.conditions.duplication,
-            keeps_order=Loss.CLOCK not in self.losses,
+            keeps_order=Loss.CLOCK not in self.losses and not self._was_median_wrong(),
             clocks=[node.clock for node in self.nodes[: self.conditions.peers]],
             alone=[
                 (node.clock, self.history.alone[node.name])
@@ -398,6 +400,18 @@ class World:
                 if node.name in self.history.alone
             ],
         )
+
+    def _was_median_wrong(self) -> bool:
+        """Whether a topology had so many members with odd clocks that their median was wrong.
+
+        A machine that joins later has the clock of an earlier one.
+        """
+        offsets = dict(zip((node.name for node in self.nodes), cycle(self.conditions.offsets_ms)))
+        used = filter(None, (self.membership.topology, *self.membership.past))
+        medians = {
+            median_low(offsets[member.id] for member in topology.members) for topology in used
+        }
+        return any(abs(median) > MAX_CLOCK_SKEW_MS for median in medians)
 
     def _report(self, violations: list[Violation]) -> Report:
         traces: dict[Place | None, list[str]] = {}

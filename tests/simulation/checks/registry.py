@@ -35,8 +35,9 @@ class Terms(NamedTuple):
     partition moved).
     ``delivers_once``: whether a request that was refused stays refused; not so where the network
     delivers copies, which TCP never does after an answer.
-    ``keeps_order``: whether the higher version always wins. If clocks were far off, a later write
-    may have replaced a record from the future, and peers may have restamped records.
+    ``keeps_order``: whether the higher version always wins. If clocks were far off, or those of so
+    many members that their median was, a later write may have replaced a record from the future,
+    and peers may have restamped records.
     ``clocks``: of the members. A record that is from the future by their median, and that a single
     replica has, loses to any other write. ``alone`` has the clocks of peers that could not read
     those of a majority, with the spans (microseconds) in which they judged by their own.
