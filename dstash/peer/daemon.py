@@ -41,7 +41,7 @@ from dstash.store.directory import is_marked_removed, set_aside_stores, unmark_r
 from dstash.store.lmdb import LmdbStore
 from dstash.telemetry import missing
 from dstash.types import Durability
-from dstash.wire.connections import Limits
+from dstash.wire.connections.connections import Limits
 from dstash.wire.curve import ZapHandler
 from dstash.wire.router import Router
 from dstash.wire.sockets import Context

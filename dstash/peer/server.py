@@ -31,7 +31,7 @@ from dstash.peer.core import PeerCore
 from dstash.peer.maintenance import Proposal
 from dstash.peer.supervision.slow_disk import SlowDisk
 from dstash.waker import Waker
-from dstash.wire.connections import Connections
+from dstash.wire.connections.connections import Connections
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.links import Links
 from dstash.wire.messages import Error, Hello

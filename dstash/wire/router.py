@@ -15,7 +15,7 @@ from dstash import threads
 from dstash.errors import UsageError
 from dstash.limits import MAX_FRAME_PARTS
 from dstash.logger import Logger
-from dstash.wire.connections import Connections, Limits
+from dstash.wire.connections.connections import Connections, Limits
 from dstash.wire.curve import listen_with
 from dstash.wire.names import listening_places
 from dstash.wire.sockets import MONITOR_EVENT, NOBLOCK, Context, reason_of, send_parts

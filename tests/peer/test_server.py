@@ -20,7 +20,7 @@ from dstash.peer.server import PeerServer, wall
 from dstash.peer.supervision import slow_disk
 from dstash.store.interface import Merged, Write
 from dstash.store.memory import TwinStore
-from dstash.wire.connections import Limits
+from dstash.wire.connections.connections import Limits
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Hello, Ping, Pong, StatusRequest
 from dstash.wire.router import Router

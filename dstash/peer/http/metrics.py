@@ -30,7 +30,7 @@ from dstash.peer.core import PeerCore
 from dstash.peer.http.server import Answer
 from dstash.peer.server import PeerServer
 from dstash.peer.telemetry.meters import Histogram
-from dstash.wire.connections import Connections
+from dstash.wire.connections.connections import Connections
 
 #: How long a scrape waits for the core's thread.
 _CORE_TIMEOUT_S: Final = 2.0

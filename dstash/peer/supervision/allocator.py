@@ -25,7 +25,8 @@ _LARGEST_BYTES: Final = 8 * 1024 * 1024
 def keep_freed_memory() -> None:
     """Keep some freed memory for the next message; without glibc, do nothing.
 
-    ``give_back_memory`` of ``wire/memory.py`` still returns it after a connection was cut.
+    ``give_back_memory`` of ``wire/connections/memory.py`` still returns it after a connection was
+    cut.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # another C library

@@ -1,0 +1,1 @@
+"""The connections of a router, their limits, and the memory that they use."""
