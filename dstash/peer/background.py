@@ -107,6 +107,7 @@ class Background:
         self._clock.install(view.members.keys(), voters, view.alive, quorum)
         self._floor.install(before, view)
         self.replica.local_partitions.install_drops(topology.drops)
+        self.replica.local_partitions.lowering_epoch = topology.ceiling_epoch
         self.maintenance.install(view, self.steady_time())
         self.look_soon()
 

@@ -20,6 +20,7 @@ from dstash.cluster.repair.future_records import FutureRecords
 from dstash.cluster.repair.hints import Hints, replay
 from dstash.cluster.replication.clock_exchange import ask_clock
 from dstash.cluster.replication.epoch_barrier import await_barrier, coordinator
+from dstash.cluster.replication.future.lowering import lower_floors
 from dstash.cluster.replication.replica import Progress, Replica
 from dstash.cluster.replication.streaming import stream
 from dstash.cluster.replication.tasks import Pause, Scheduler, Task
@@ -142,7 +143,7 @@ class Maintenance:
             return
         if self.hints.marks.has_unsaved and now >= self._save_after:
             self._save_hints()
-        self._lower_floors(view)
+        self._lower_floors()
         self._read_clocks(view, now)
         self.freshness.tick(now)
         self._end_if_switched(view)
@@ -231,11 +232,10 @@ class Maintenance:
             # One task for each peer: a frozen peer must not delay the answers of the rest.
             self._once(f"clock:{peer}", ask_clock, clock, peer)
 
-    def _lower_floors(self, view: View) -> None:
+    def _lower_floors(self) -> None:
         """Lower floors and horizons as the topology demands, and retry until that is on disk."""
-        topology, local_partitions = view.topology, self.replica.local_partitions
-        if topology.ceiling_epoch > local_partitions.lowered_in:
-            self._once("lower", local_partitions.lower, topology.ceiling, topology.ceiling_epoch)
+        if self.replica.local_partitions.is_lowering:
+            self._once("lower", lower_floors, self.replica)
 
     def _replay(self, peer: str) -> None:
         """Replay hints; after a refusal, wait a while."""

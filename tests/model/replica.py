@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any, Final
 
+from dstash.limits import PARTITIONS
 from dstash.store.digest import DigestKind, Sum
 from dstash.store.interface import Merged, Write
 from dstash.store.memory import TwinStore
@@ -51,6 +52,8 @@ class Replica:
         self.store = TwinStore(self.name)
         self.floor: Stamp = 0
         self.horizon: Stamp = 0
+        #: The highest horizon that any replica had when floors were lowered (T7).
+        self.lowered: Stamp = 0
         #: The horizon on which replicas are agreeing: merges up to it wait.
         self.agreeing: Stamp = 0
 
@@ -113,7 +116,7 @@ class Replica:
 
     def bounds(self) -> Bounds:
         """Return the limits of votes."""
-        return Bounds(self.floor)
+        return Bounds(self.floor, floors=[self.lowered] * PARTITIONS if self.lowered else [])
 
     def merge(self, record: bytes) -> Merged:
         """Merge a register from another replica."""
@@ -150,6 +153,7 @@ class Replica:
                 self.store.records.pop(STORAGE_KEY, None)
             self.horizon = source.horizon
             self.floor = max(self.floor, source.horizon)
+        self.lowered = max(self.lowered, source.lowered)
         record = source.record
         if record is not None and self.broken != "streams_nothing":
             promise = self.promise

@@ -37,3 +37,9 @@ def test_broken_rule_is_found(scenario: str, broken: str, seed: int) -> None:
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_walks_find_nothing_with_all_rules(scenario: str) -> None:
     assert [text for seed in range(1, 31) if (text := Walk(scenario, "", seed).run())] == []
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_walks_find_nothing_while_floors_are_lowered(scenario: str) -> None:
+    walks = [Walk(scenario, "", seed, lowers=True) for seed in range(1, 31)]
+    assert [text for walk in walks if (text := walk.run())] == []

@@ -190,6 +190,29 @@ def accepted_below_horizon(schedule: Schedule) -> None:
     assert world.observations[-1].operation.startswith("q")
 
 
+def prepared_below_horizon(schedule: Schedule) -> None:
+    """A round is below a tombstone that two replicas had collected before floors were lowered."""
+    world = schedule.world
+    for kind in "wd":
+        schedule.prepare(2, kind, 1100, 1, "ABC")
+        schedule.accept(2, "ABC")
+    world.agree(stamp_at(6000))
+    for step in (world.promise_floor, world.set_horizon):
+        for name in "ABC":
+            step(name)
+    for name in "AB":
+        world.replicas[name].collect()
+    world.begin_lowering(stamp_at(500))
+    for name in "ABC":
+        world.lower(name)
+    schedule.prepare(1, "w", 600, 1, "AB")
+    schedule.accept(1, "AB")
+    schedule.abandon(1)
+    schedule.prepare(3, "q", 7000, 1, "BC")
+    schedule.accept(3, "BC")
+    assert world.observations[-1].operation.startswith("q")
+
+
 def agreed_on_one_side(schedule: Schedule) -> None:
     """A step that only the old side has taken is read before the switch, and not after it."""
     schedule.enter(2)
@@ -223,6 +246,7 @@ SCHEDULES = [
     (agreed_on_one_side, "agrees_on_old_side"),
     (prepared_in_two_epochs, "votes_across_epochs"),
     (accepted_below_horizon, "votes_below_floor"),
+    (prepared_below_horizon, "lowers_rounds_too"),
 ]
 
 

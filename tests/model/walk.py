@@ -32,9 +32,10 @@ class Walk:
         scenario: the name of a scenario.
         broken: the rule that is broken; empty for none.
         seed: of all choices.
+        lowers: whether floors and horizons are lowered now and then.
     """
 
-    def __init__(self, scenario: str, broken: str, seed: int) -> None:
+    def __init__(self, scenario: str, broken: str, seed: int, *, lowers: bool = False) -> None:
         self.world = World(scenario, broken)
         self._random = Random(seed)
         self._weights = self._random.choice(_WEIGHTS)
@@ -48,6 +49,7 @@ class Walk:
             "topology": self._change_topology,
             "collect": self._collect,
         }
+        self._lowers = lowers
         self._replicas = list(self.world.replicas)
         self._serial = 0
         #: Operations whose outcome is unknown, and copies of requests that arrive late.
@@ -166,6 +168,8 @@ class Walk:
         ):
             world.end_agreement()
             return
+        if self._lowers and self._lower():
+            return
         if world.broken == "collects_by_timer":
             world.collect_by_timer(rng.choice(epoch.readers))
         elif rng.random() < 0.3:
@@ -179,3 +183,19 @@ class Walk:
         else:
             missing = set(epoch.readers) - world.agreement.digests.keys()
             world.promise_floor(rng.choice(sorted(missing)))
+
+    def _lower(self) -> bool:
+        """Take a step of lowering floors, at random; returns whether it did.
+
+        No horizon is agreed on before all replicas have lowered theirs.
+        """
+        world, rng = self.world, self._random
+        if world.unlowered:
+            if rng.random() < 0.5:
+                world.lower(rng.choice(sorted(world.unlowered)))
+            return True
+        if rng.random() < 0.9:
+            return False
+        newest = max(replica.round for replica in world.replicas.values())
+        world.begin_lowering(stamp_at(rng.randint(0, newest)))
+        return True

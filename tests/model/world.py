@@ -124,6 +124,9 @@ class World:
         #: Operations whose clients have sent them more than once.
         self.resent: set[str] = set()
         self.repair: tuple[int, bytes] | None = None
+        #: The stamp that floors are lowered to, and the replicas that have not done so yet.
+        self.ceiling: Stamp = 0
+        self.unlowered: set[str] = set()
 
     def make_replica(self, name: str) -> Replica:
         """Return a replica."""
@@ -414,6 +417,35 @@ class World:
         agreement.informed.add(name)
         if len(agreement.informed) == len(self.scenario.epochs[agreement.epoch].readers):
             self.end_agreement()
+
+    def begin_lowering(self, ceiling: Stamp) -> None:
+        """Begin an epoch in which replicas lower their floors and horizons, one after the other.
+
+        Messages of earlier epochs are refused, and promises of floors are withdrawn.
+        """
+        self.ceiling = ceiling
+        self.end_agreement()
+        self.messages.clear()
+        self.repair = None
+        for proposer in list(self.proposals):
+            self.give_up(proposer)
+        self.tenures.clear()
+        self.unlowered = set(self.scenario.epochs[self.newest_epoch].readers)
+
+    def lower(self, name: str) -> None:
+        """Lower the floor and horizon of a replica; rounds stay above all horizons (T7)."""
+        readers = self.scenario.epochs[self.newest_epoch].readers
+        others = [self.replicas[each] for each in readers]
+        horizons = [max(other.horizon, other.lowered) for other in others]
+        replica = self.replicas[name]
+        if self.broken == "lowers_rounds_too":
+            horizons = []
+        replica.lowered = max([replica.lowered, *horizons])
+        replica.floor, replica.horizon = (
+            min(replica.floor, self.ceiling),
+            min(replica.horizon, self.ceiling),
+        )
+        self.unlowered.discard(name)
 
     def collect_by_timer(self, name: str) -> None:
         """Drop a tombstone without any agreement, as a broken rule."""

@@ -216,7 +216,7 @@ class TestKeyList:
             *("CopyReply", "HorizonReply", "SeenReply", "HistoryReply", "ClockReply"),
             *("FloorReleased", "IndexesReply", "Changed"),
         }
-        answers |= {"Promised", "Accepted", "PromisesReply"}
+        answers |= {"Promised", "Accepted", "PromisesReply", "RegisterFloorsReply"}
         known = {shape.build.__name__ for shape in SHAPES.values()}
         assert {kind.__name__ for kind in _NEEDED} == known - answers
         assert all(roles and roles <= set(Role) for roles in _NEEDED.values())

@@ -69,6 +69,8 @@ from dstash.wire.registers.consensus import (
     Promised,
     PromisesReply,
     PromisesRequest,
+    RegisterFloorsReply,
+    RegisterFloorsRequest,
 )
 from dstash.wire.replication import (
     BucketsReply,
@@ -231,7 +233,12 @@ EXAMPLES: list[tuple[tuple[int, int], Message]] = [
     (REQUEST, Accept(blobs(REGISTER_KEY), blobs(REGISTER))),
     (REPLY, Accepted(b"\0", NOW.to_bytes(8, "big"), stamp_at(NOW, 2), 3, NOW - 5000)),
     ((7, 0), PromisesRequest(PARTITIONS, b"")),
-    (REPLY, PromisesReply(b"", pack_numbers([NOW]), blobs(REGISTER_KEY))),
+    (
+        REPLY,
+        PromisesReply(b"", pack_numbers([NOW]), blobs(REGISTER_KEY), pack_numbers([stamp_at(NOW)])),
+    ),
+    ((7, 0), RegisterFloorsRequest(PARTITIONS)),
+    (REPLY, RegisterFloorsReply(pack_numbers([stamp_at(NOW)]))),
 ]
 
 

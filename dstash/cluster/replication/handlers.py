@@ -13,7 +13,7 @@ from dstash.cluster.replication.partitions import LocalPartitions, bounds
 from dstash.cluster.replication.replica import RECORD_BYTES
 from dstash.cluster.replication.tasks import Effect, Merge, Pause, Settle
 from dstash.cluster.topology.life import Life
-from dstash.errors import CorruptRecord, DStashError, ProtocolError
+from dstash.errors import CorruptRecord, DStashError, NotReady, ProtocolError
 from dstash.limits import PARTITIONS
 from dstash.store.digest import BUCKETS, DIGEST_BYTES, EMPTY, DigestKind, bucket_of
 from dstash.store.record import ABSENT, CHECKSUM_END, is_sound, version_of
@@ -239,8 +239,10 @@ def promises(local_partitions: LocalPartitions, request: PromisesRequest, now: i
     bound = store.high_water
     rounds = [unpack_promise(key, stored, bound).round for key, stored in found]
     last = keys[-1] if len(found) >= _MAX_PROMISES else b""
+    floors = [] if request.after else [local_partitions.reaped(number) for number in partitions]
     packed = b"".join([number.to_bytes(8, "big") for number in rounds])
-    return PromisesReply(last, packed, Frame(codec.pack_blobs(keys)))
+    packed_floors = b"".join([stamp.to_bytes(8, "big") for stamp in floors])
+    return PromisesReply(last, packed, Frame(codec.pack_blobs(keys)), packed_floors)
 
 
 def pull(local_partitions: LocalPartitions, request: Pull, now: int) -> Answering:
@@ -269,6 +271,8 @@ def floor(local_partitions: LocalPartitions, request: FloorRequest, now: int) ->
     """Promise to refuse writes up to a stamp, and reply with digests of the records up to it."""
     partitions = unpack_partitions(request.partitions)
     kind = kind_of(request.kind, DigestKind.WRITES)
+    if local_partitions.is_lowering:
+        raise NotReady("floors are being lowered; none is promised until that is on disk")
     latest = local_partitions.latest_promise()
     if request.stamp > latest:
         ahead = stamp_milliseconds(request.stamp) - stamp_milliseconds(latest)

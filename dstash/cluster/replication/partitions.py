@@ -50,6 +50,8 @@ _GRACE_DURATION_MS: Final = 60_000
 PROMISE_MS: Final = 10_000
 
 HORIZONS_MARK: Final = b"horizons"
+#: By partition, the highest horizon that a replica had when floors were lowered; as horizons.
+REGISTER_FLOORS_MARK: Final = b"register floors"
 #: The epoch of the last executed request to lower floors and horizons, 8 bytes.
 LOWERED_MARK: Final = b"lowered"
 #: The highest stamp up to which this peer has promised to refuse writes of clients, 8 bytes.
@@ -90,6 +92,10 @@ class LocalPartitions:
         self.horizons: array[int] = array("Q")
         kept = store.marked(HORIZONS_MARK)
         self.horizons.frombytes(kept or bytes(8 * PARTITIONS))
+        kept = store.marked(REGISTER_FLOORS_MARK)
+        #: By partition, a stamp that rounds of registers must exceed (T7): the highest horizon that
+        #: any replica had before it was lowered. Empty if none ever was. Never changed in place.
+        self.register_floors: array[int] = array("Q", kept or b"")
         self._promises: dict[int, tuple[Stamp, int]] = {}
         #: By (partition, peer) whose replica differs and has another horizon: the later of the two
         #: horizons.
@@ -115,6 +121,8 @@ class LocalPartitions:
         #: The epoch of the last executed request to lower floors and horizons.
         self.lowered_in = int.from_bytes(store.marked(LOWERED_MARK) or b"", "big")
         self._grace = self._grace_until = 0
+        #: The epoch of the last request to lower floors and horizons.
+        self.lowering_epoch = 0
         #: Returns the highest stamp that may be promised; raises ``NotReady`` while it is unknown.
         self.latest_promise: Callable[[], Stamp] = lambda: MAX_STAMP
 
@@ -250,13 +258,47 @@ class LocalPartitions:
         self.newest_horizon = max(self.horizons)
         return HORIZONS_MARK, self.horizons.tobytes()
 
-    def lower(self, ceiling: Stamp, epoch: int) -> Generator[Effect, None, None]:
+    def reaped(self, partition: int) -> Stamp:
+        """Return the stamp up to which tombstones of registers may have been dropped."""
+        floors = self.register_floors
+        return max(self.horizons[partition], floors[partition] if floors else 0)
+
+    def raise_register_floors(self, floors: Mapping[int, Stamp]) -> list[tuple[bytes, bytes]]:
+        """Raise the floors of registers, by partition; returns the marks to store."""
+        floors = {partition: stamp for partition, stamp in floors.items() if stamp}
+        if not floors:
+            return []
+        raised = array("Q", self.register_floors or bytes(8 * PARTITIONS))
+        for partition, stamp in floors.items():
+            raised[partition] = max(raised[partition], stamp)
+        self.register_floors = raised
+        return [(REGISTER_FLOORS_MARK, raised.tobytes())]
+
+    @property
+    def is_lowering(self) -> bool:
+        """Whether floors and horizons are to be lowered, and are not on disk yet."""
+        return self.lowering_epoch > self.lowered_in
+
+    def withdraw(self) -> None:
+        """Withdraw all promises: no horizon that they allowed can be set any more."""
+        self._promises.clear()
+
+    def lower(
+        self, ceiling: Stamp, epoch: int, floors: Mapping[int, Stamp] | None = None
+    ) -> Generator[Effect, None, None]:
         """Lower (as a task) the floor, horizons and promises above a stamp to it, durably.
 
         Args:
             ceiling: the stamp.
             epoch: the epoch of the request; each request is executed once.
+            floors: by partition, the highest horizon of any replica, if registers are served.
         """
+        marks = []
+        if floors is not None:
+            own = {number: self.horizons[number] for number in range(PARTITIONS)}
+            highest = {number: max(own[number], floors.get(number, 0)) for number in own}
+            above = {number: stamp for number, stamp in highest.items() if stamp > ceiling}
+            marks = self.raise_register_floors(above)
         self.floor = min(self.floor, ceiling)
         if self.kept_floor is not None:
             self.kept_floor = min(self.kept_floor, ceiling)
@@ -270,10 +312,21 @@ class LocalPartitions:
             for partition, promise in self._promises.items()
             if promise[0] <= ceiling
         }
-        marks = [(HORIZONS_MARK, self.horizons.tobytes()), (LOWERED_MARK, epoch.to_bytes(8, "big"))]
+        marks += [
+            (HORIZONS_MARK, self.horizons.tobytes()),
+            (LOWERED_MARK, epoch.to_bytes(8, "big")),
+        ]
         if self.kept_floor is not None:
             marks.append((FLOOR_MARK, self.kept_floor.to_bytes(8, "big")))
         yield Merge(marks=marks)
+        self.lowered_in = epoch
+
+    def end_lowering(
+        self, epoch: int, floors: Mapping[int, Stamp]
+    ) -> Generator[Effect, None, None]:
+        """Raise (as a task) the floors of registers, durably, after ``lower`` without them."""
+        marks = self.raise_register_floors(floors)
+        yield Merge(marks=[*marks, (LOWERED_MARK, epoch.to_bytes(8, "big"))])
         self.lowered_in = epoch
 
     def promises(self, now: int) -> dict[int, Stamp]:
@@ -301,7 +354,8 @@ class LocalPartitions:
         stamp = self.floor
         if self.kept_floor is None or stamp > self.kept_floor:
             yield Merge(marks=[(FLOOR_MARK, stamp.to_bytes(8, "big"))])
-            self.kept_floor = max(stamp, self.kept_floor or 0)
+            if stamp <= self.floor:  # else it was lowered meanwhile, on disk too
+                self.kept_floor = max(stamp, self.kept_floor or 0)
 
     # -- walks
 

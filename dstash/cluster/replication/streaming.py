@@ -15,7 +15,7 @@ A record that is stamped ahead of every clock is taken if a quorum of the replic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +25,7 @@ from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect, Merge, Pause, Settle
 from dstash.cluster.replication.throttle import Throttle
 from dstash.cluster.replication.transfer import (
+    Reaped,
     ask,
     copy,
     pull_newer,
@@ -140,28 +141,37 @@ def _stream_from(
     """
     replica = streamer.replica
     horizons: dict[int, Stamp] = {}
+    floors: dict[int, Stamp] = {}
     corrupt: set[int] = set()
     has_registers = replica.view().topology.registers
     if has_registers:  # own promises must not refuse records
         yield Merge(resting=partitions)
     for source in chosen:
+        reaped: dict[int, Stamp] = {}
         if has_registers:
-            yield from _take_promises(replica, source, partitions)
+            reaped = yield from _take_promises(replica, source, partitions)
+        for partition, stamp in reaped.items():
+            floors[partition] = max(stamp, floors.get(partition, 0))
         empty = yield from replica.local_partitions.empty_among(sorted(partitions))
         beyond = yield from _copy_all(streamer, empty, source)
         held = sorted(set(partitions).difference(empty))
-        beyond |= yield from _compare(streamer, held, source, corrupt)
+        beyond |= yield from _compare(streamer, held, source, corrupt, reaped)
         for partition, stamp in beyond.items():
             horizons[partition] = max(stamp, horizons.get(partition, 0))
-    # A horizon from a wrong clock must not come with the data: see ``handlers.floor``.
+    # A horizon from a wrong clock must not come with the data: see ``handlers.floor``. Rounds of
+    # registers have to exceed it nevertheless.
     latest = replica.clock.latest()
     whole = {
         partition: min(stamp, latest)
         for partition, stamp in horizons.items()
         if partition not in corrupt
     }
+    above = {partition: stamp for partition, stamp in floors.items() if stamp > latest}
+    marks = replica.local_partitions.raise_register_floors(above)
     if whole:
-        yield Merge(marks=[replica.local_partitions.adopt(whole)])
+        marks.append(replica.local_partitions.adopt(whole))
+    if marks:
+        yield Merge(marks=marks)
     for partition in partitions:
         if partition not in corrupt:
             streamer.done(partition)
@@ -170,24 +180,31 @@ def _stream_from(
 
 def _take_promises(
     replica: Replica, source: str, partitions: list[int]
-) -> Generator[Effect, Any, None]:
+) -> Generator[Effect, Any, dict[int, Stamp]]:
     """Take the promises for registers of a source, before its records (T2).
+
+    Returns by partition the highest horizon that the source has had; none of an earlier version.
 
     A round that it has promised in an earlier epoch is among these promises, or the source holds a
     register of that round or a later one, which follows.
     """
-    packed, after = pack_partitions(sorted(partitions)), b""
+    requested, after = sorted(partitions), b""
+    packed = pack_partitions(requested)
+    floors: dict[int, Stamp] = {}
     while True:
         reply = yield from ask(source, PromisesRequest(packed, after), PromisesReply)
         keys = codec.unpack_blobs(reply.keys)
         rounds = unpack_numbers(reply.rounds)
         if len(rounds) != len(keys):
             raise ProtocolError(f"{source} sent {len(rounds)} rounds for {len(keys)} registers")
+        if reply.floors:
+            stamps = split_horizons(reply.floors, len(requested))
+            floors = dict(zip(requested, stamps, strict=False))
         if keys:
             yield Merge(earlier=list(zip(keys, rounds, strict=True)))
         after = reply.after
         if not after:
-            return
+            return floors
 
 
 def _copy_all(
@@ -213,12 +230,17 @@ def _copy_all(
 
 
 def _compare(
-    streamer: _Streamer, partitions: list[int], source: str, corrupt: set[int]
+    streamer: _Streamer,
+    partitions: list[int],
+    source: str,
+    corrupt: set[int],
+    floors: Mapping[int, Stamp],
 ) -> Generator[Effect, Any, dict[int, Stamp]]:
     """Pull missing records of partitions that have records here; returns horizons likewise.
 
     Args:
         corrupt: receives the partitions of which the source has corrupt records.
+        floors: by partition, the highest horizon that the source has had.
     """
     if not partitions:
         return {}
@@ -238,7 +260,10 @@ def _compare(
             differing.append(partition)
     if differing:
         take_in = partial(take_streamed, replica)
-        yield from pull_newer(replica, differing, source, beyond, streamer.throttle, take_in)
+        own = replica.local_partitions.reaped
+        later = {number: stamp for number, stamp in floors.items() if stamp > own(number)}
+        reaped = Reaped(beyond, later)
+        yield from pull_newer(replica, differing, source, reaped, streamer.throttle, take_in)
     return beyond
 
 

@@ -16,12 +16,14 @@ from dstash.store.digest import DIGEST_BYTES, is_reapable_at
 from dstash.store.record import (
     ABSENT,
     CHECKSUM_END,
+    VERSION_END,
     horizon_stamp,
     identity_of,
     is_sound,
     partition_in,
     version_of,
 )
+from dstash.types import RecordFlag
 from dstash.version import VERSION_BYTES, ZERO, Stamp, Version, write_of
 from dstash.wire import codec
 from dstash.wire.messages import Records, Stored
@@ -99,14 +101,14 @@ def pull_newer(
     replica: Replica,
     partitions: Sequence[int],
     source: str,
-    horizons: Mapping[int, Stamp],
+    reaped: Reaped,
     throttle: Throttle,
     take_in: Take,
 ) -> Counting:
     """Pull the records that are newer on ``source``, and drop those that it has collected.
 
     Args:
-        horizons: the horizons of the source, by partition.
+        reaped: which records the source may have collected.
         take_in: merges records.
 
     Returns:
@@ -116,7 +118,6 @@ def pull_newer(
         CorruptRecord: the source has a corrupt record, so its data is incomplete.
     """
     pulled, after = 0, b""
-    reaped = [partition for partition in partitions if partition in horizons]
     while True:
         begin = after
         page, after = yield from versions_page(source, partitions, (), begin)
@@ -124,9 +125,32 @@ def pull_newer(
             raise CorruptRecord(f"{source} has a corrupt record; it must be repaired first")
         newer = yield from newer_on_peer(replica, page)
         pulled += (yield from pull(replica, source, newer, throttle, {}, take_in)).check()
-        yield from _drop_reaped(replica, reaped, _VersionPage(begin, after, page), horizons)
+        yield from _drop_reaped(replica, partitions, _VersionPage(begin, after, page), reaped)
         if not after:
             return pulled
+
+
+class Reaped(NamedTuple):
+    """The records that a source may have collected, so that they must not return from here.
+
+    ``horizons``: of the source, by partition, where they are later than those of this peer.
+    ``floors``: the highest horizon that it has had, for registers (T7).
+    """
+
+    horizons: Mapping[int, Stamp]
+    floors: Mapping[int, Stamp]
+
+    def any_in(self, partition: int) -> bool:
+        """Whether it may have collected records of a partition that this peer may hold."""
+        return partition in self.horizons or partition in self.floors
+
+    def covers(self, storage_key: bytes, record: bytes) -> bool:
+        """Whether it may have collected a record."""
+        partition = partition_in(storage_key)
+        stamp = self.horizons.get(partition, 0)
+        if record[VERSION_END] & RecordFlag.REGISTER:
+            stamp = max(stamp, self.floors.get(partition, 0))
+        return horizon_stamp(record) <= stamp
 
 
 class _VersionPage(NamedTuple):
@@ -138,20 +162,21 @@ class _VersionPage(NamedTuple):
 
 
 def _drop_reaped(
-    replica: Replica, partitions: Sequence[int], page: _VersionPage, horizons: Mapping[int, Stamp]
+    replica: Replica, partitions: Sequence[int], page: _VersionPage, reaped: Reaped
 ) -> Generator[Effect, Any, None]:
+    partitions = [partition for partition in partitions if reaped.any_in(partition)]
     after = page.begin
     while partitions:
         entries = replica.local_partitions.walk_all(partitions, after)
-        reaped = [
+        drops = [
             (storage_key, identity_of(record))
             for storage_key, record in entries
             if not (page.end and storage_key > page.end)
             and _is_later_write(record, page.fingerprints.get(storage_key, ZERO))
-            and horizon_stamp(record) <= horizons[partition_in(storage_key)]
+            and reaped.covers(storage_key, record)
         ]
-        if reaped:
-            yield Merge(drops=reaped)
+        if drops:
+            yield Merge(drops=drops)
         after = entries[-1][0] if len(entries) == replica.local_partitions.slice_records else b""
         if not after or (page.end and after >= page.end):
             return

@@ -15,6 +15,8 @@ from dstash.errors import ChangeConflict
 
 #: The name of this feature in ``Member.features``.
 FEATURE: Final = "registers"
+#: That of keeping the floors of registers when others are lowered.
+FLOORS_FEATURE: Final = "register-floors"
 
 
 def unable(topology: Topology) -> list[str]:
@@ -30,15 +32,17 @@ def with_registers(topology: Topology) -> Topology | None:
 
 
 def check_lowering(topology: Topology) -> None:
-    """Refuse to lower floors: fencing tokens of registers would go back (T7).
+    """Refuse to lower floors where a member would not keep those of registers (T7).
 
     Raises:
-        ChangeConflict: the cluster serves registers.
+        ChangeConflict: a member of a cluster with registers runs an earlier version.
     """
-    if topology.registers:
+    members = topology.members if topology.registers else ()
+    old = [member.id for member in members if FLOORS_FEATURE not in member.features.split()]
+    if old:
         raise ChangeConflict(
-            "floors cannot be lowered in a cluster with registers (indexes whose names begin with "
-            "'@'): their versions would go back"
+            f"{', '.join(old)} runs an earlier version, which would let versions of registers "
+            "(indexes whose names begin with '@') go back; upgrade all members"
         )
 
 
@@ -48,7 +52,8 @@ def check_version(topology: Topology, peer: str, features: str) -> None:
     Raises:
         ChangeConflict: it is of an earlier version.
     """
-    if topology.registers and FEATURE not in features.split():
+    needed = {FEATURE, FLOORS_FEATURE} if topology.ceiling_epoch else {FEATURE}
+    if topology.registers and not needed.issubset(features.split()):
         raise ChangeConflict(
             f"peer {peer!r} runs an earlier version, which does not know the registers of this "
             "cluster (indexes whose names begin with '@'); upgrade it"

@@ -283,7 +283,8 @@ def lower_floors(topology: Topology, alive: Collection[str], stamp: Stamp) -> To
 
     Raises:
         ChangeConflict: a member is down or streaming, a topology change is running, or records
-            above the stamp are still being dropped; or the cluster serves registers.
+            above the stamp are still being dropped; or a member has an earlier version, which
+            would not keep the floors of registers.
     """
     check_lowering(topology)
     if topology.change is not None:

@@ -42,7 +42,12 @@ from dstash.wire.messages import (
     TopologyRequest,
 )
 from dstash.wire.registers import Change, Settle
-from dstash.wire.registers.consensus import Accept, Prepare, PromisesRequest
+from dstash.wire.registers.consensus import (
+    Accept,
+    Prepare,
+    PromisesRequest,
+    RegisterFloorsRequest,
+)
 from dstash.wire.replication import (
     BucketsRequest,
     ClockRequest,
@@ -90,7 +95,7 @@ _NEEDED: Final[Mapping[type[Message], frozenset[Role]]] = {
         (
             *(Push, Pull, BucketsRequest, VersionsRequest),
             *(FloorRequest, SeenRequest, SetHorizon, ReleaseFloor, HistoryRequest, ClockRequest),
-            *(Prepare, Accept, PromisesRequest),
+            *(Prepare, Accept, PromisesRequest, RegisterFloorsRequest),
         ),
         _PEERS,
     ),

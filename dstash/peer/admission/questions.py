@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from dstash.cluster.replication import handlers
+from dstash.cluster.replication.future.lowering import register_floors
 from dstash.cluster.replication.handlers import PAGE_BYTES, Answering
 from dstash.cluster.replication.index_sizes import index_sizes
 from dstash.cluster.replication.partitions import LocalPartitions
@@ -14,7 +15,7 @@ from dstash.errors import DStashError
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.requests import Request, Ticket
 from dstash.wire.messages import Error, IndexesRequest
-from dstash.wire.registers.consensus import PromisesRequest
+from dstash.wire.registers.consensus import PromisesRequest, RegisterFloorsRequest
 from dstash.wire.replication import (
     BucketsRequest,
     CopyRequest,
@@ -41,6 +42,7 @@ QUESTIONS: Final[dict[type, Callable[..., Answering]]] = {
     ReleaseFloor: handlers.release,
     IndexesRequest: index_sizes,
     PromisesRequest: handlers.promises,
+    RegisterFloorsRequest: register_floors,
 }
 
 

@@ -78,6 +78,7 @@ class GroupCommit:
             store.high_water,
             self._corruption,
             floors.of_key,
+            local_partitions.register_floors,
         )
         rules = Rules(
             now,

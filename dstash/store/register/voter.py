@@ -7,12 +7,12 @@ record of a register replaces another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from dstash.store.record import ABSENT, is_sound, outranks, version_of
+from dstash.store.record import ABSENT, is_sound, outranks, partition_in, version_of
 from dstash.store.register.ballot import (
     Promise,
     is_rival,
@@ -23,8 +23,9 @@ from dstash.store.register.ballot import (
 from dstash.store.register.header import is_collectable, is_register
 from dstash.version import MAX_STAMP, Stamp, Version, stamp_at, stamp_milliseconds, write_stamp
 
-#: How far (milliseconds) a round may exceed the voter's own round of that key at any time, so that
-#: a key whose round is ahead of the clocks can still be written.
+#: How far (milliseconds) a round may exceed the voter's own round of that key, and the horizon and
+#: floor of its partition, at any time: else a key of which they are ahead of the clocks could not
+#: be written.
 _MARGIN_MS: Final = 1
 
 #: Corrupt keys whose bound is remembered. Past this number it rises with the high water.
@@ -67,6 +68,8 @@ class Bounds:
         corruption: by storage key, a stamp above which the store had voted for nothing when its
             record or its promise was found corrupt. Votes add keys to it, and remove sound ones.
         dropped_at: returns the stamp up to which a storage key was dropped with its index; 0: not.
+        floors: by partition, the highest horizon that a replica had when floors were lowered (T7);
+            empty if they never were. Rounds must exceed it, too.
     """
 
     floor: Stamp = 0
@@ -74,6 +77,11 @@ class Bounds:
     high_water: Stamp = MAX_STAMP
     corruption: MutableMapping[bytes, Stamp] = field(default_factory=dict)
     dropped_at: Callable[[bytes], Stamp] = _no_drops
+    floors: Sequence[Stamp] = ()
+
+    def floor_of(self, storage_key: bytes) -> Stamp:
+        """Return the floor of the partition of a key; 0 if it has none."""
+        return self.floors[partition_in(storage_key)] if self.floors else 0
 
     def corruption_of(self, storage_key: bytes) -> Stamp:
         """Return the bound for a corrupt key; the first one found remains, up to some memory."""
@@ -87,7 +95,8 @@ class Held(NamedTuple):
 
     ``record`` is None if there is none or it is not a register. If ``is_corrupt``, its version is
     unknown, but it is not above ``corruption``. ``horizon`` is that of the partition. ``lowest`` is
-    the stamp that every ballot must exceed: the horizon, or that of a drop.
+    the stamp that every ballot must exceed: the horizon, or that of a drop. ``floor`` (of the
+    partition) is what rounds must exceed, too; merges need not (T7).
     """
 
     promise: Promise | None
@@ -96,6 +105,7 @@ class Held(NamedTuple):
     corruption: Stamp = 0
     horizon: Stamp = 0
     lowest: Stamp = 0
+    floor: Stamp = 0
 
     @property
     def is_unsettled(self) -> bool:
@@ -149,6 +159,7 @@ def held(
         corruption,
         horizon,
         max(horizon, bounds.dropped_at(storage_key)),
+        bounds.floor_of(storage_key),
     )
 
 
@@ -173,7 +184,7 @@ def judge_prepare(state: Held, number: int, bounds: Bounds) -> Verdict:
     """
     if number <= state.round:
         return Verdict.CORRUPT if state.is_corrupt else Verdict.PREEMPTED
-    if stamp_at(number) <= max(state.lowest, bounds.floor):
+    if stamp_at(number) <= max(state.lowest, state.floor, bounds.floor):
         return Verdict.TOO_OLD
     return Verdict.TOO_FAR if _is_too_far(state, number, bounds) else Verdict.VOTED
 
@@ -190,7 +201,7 @@ def judge_accept(state: Held, record: bytes, bounds: Bounds) -> Verdict:
             return Verdict.CORRUPT
     elif version <= state.version or is_rival(version, state.version):
         return Verdict.PREEMPTED
-    if write_stamp(version) <= max(state.lowest, bounds.floor):
+    if write_stamp(version) <= max(state.lowest, state.floor, bounds.floor):
         return Verdict.TOO_OLD
     return Verdict.TOO_FAR if _is_too_far(state, round_of(version), bounds) else Verdict.VOTED
 
@@ -212,4 +223,6 @@ def judge_merge(state: Held, record: bytes) -> Verdict:
 def _is_too_far(state: Held, number: int, bounds: Bounds) -> bool:
     known = round_of(state.version) if not state.is_corrupt else 0
     known = max(known, state.promise.round if state.promise else 0)
+    # All replicas refuse rounds up to these, so the next one can only be above them.
+    known = max(known, stamp_milliseconds(max(state.horizon, state.floor)))
     return stamp_at(number) > bounds.latest and number > known + _MARGIN_MS

@@ -81,7 +81,7 @@ class Vote(NamedTuple):
         verdict: whether it voted.
         version: of the record that it holds; all zero without one.
         past: the round that the next attempt must exceed.
-        horizon: of the partition.
+        horizon: of the partition, or its floor, if that is higher (T7).
         record: the record, if it is above the version that the proposer knows.
         stamp: what it voted for; 0 if nothing changed.
     """
@@ -113,6 +113,10 @@ class Limits(NamedTuple):
     def horizon(self, storage_key: bytes) -> Stamp:
         """Return the horizon of a key."""
         return self.horizons[partition_in(storage_key)] if self.horizons is not None else 0
+
+    def reaped(self, storage_key: bytes) -> Stamp:
+        """Return the stamp up to which tombstones may have been dropped: a horizon, or before."""
+        return max(self.horizon(storage_key), self.bounds.floor_of(storage_key))
 
 
 def vote(transaction: VoteTransaction, request: Prepares | Accepts, limits: Limits) -> list[Vote]:
@@ -151,7 +155,7 @@ def _prepare(
         verdict,
         version,
         _past(state, limits),
-        limits.horizon(storage_key),
+        limits.reaped(storage_key),
         record if is_news else None,
         stamp,
     )
@@ -168,11 +172,11 @@ def _accept(
         if record != state.record:
             _take(transaction, storage_key, record, state)
             stamp = write_stamp(version)
-    return Vote(verdict, version, _past(state, limits), limits.horizon(storage_key), None, stamp)
+    return Vote(verdict, version, _past(state, limits), limits.reaped(storage_key), None, stamp)
 
 
 def _past(state: Held, limits: Limits) -> int:
-    lowest = max(state.lowest, limits.bounds.floor)
+    lowest = max(state.lowest, state.floor, limits.bounds.floor)
     return max(state.round, stamp_milliseconds(lowest))
 
 

@@ -8,7 +8,7 @@ Keys are storage keys, as in ``wire/replication.py``. A verdict is a number of
 
 from __future__ import annotations
 
-from dstash.wire.shapes import Frame, Message, message
+from dstash.wire.shapes import Frame, Message, message, rarely_set
 
 
 @message
@@ -92,10 +92,33 @@ class PromisesRequest(Message):
 class PromisesReply(Message):
     """Answers ``PromisesRequest``: keys, and the promised round of each (8 bytes).
 
-    ``after`` is the last key if there may be more, else empty.
+    ``after`` is the last key if there may be more, else empty. ``floors`` has a stamp for each
+    requested partition (8 bytes): the highest horizon that it has had; only on the first page.
     """
 
     KIND = 67
     after: bytes
     rounds: bytes
     keys: Frame
+    floors: bytes = rarely_set(b"")
+
+
+@message
+class RegisterFloorsRequest(Message):
+    """Requests the highest horizon that each of some partitions has had.
+
+    A peer sends it before it lowers its horizons. A peer that has to lower its own withdraws its
+    promises before it answers. ``partitions`` is a sequence of big-endian 16-bit
+    numbers.
+    """
+
+    KIND = 68
+    partitions: bytes
+
+
+@message
+class RegisterFloorsReply(Message):
+    """Answers ``RegisterFloorsRequest``: a stamp for each partition (8 bytes)."""
+
+    KIND = 69
+    floors: bytes

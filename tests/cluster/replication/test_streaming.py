@@ -87,7 +87,7 @@ def test_reply_with_wrong_number_of_flags_is_rejected(
     replica, question = cluster.peers["d"], DigestsRequest(pack_partitions([PARTITION]))
     for task in (
         _copy_all(streamer(cluster), [PARTITION], "a"),
-        _compare(streamer(cluster), [PARTITION], "a", set()),
+        _compare(streamer(cluster), [PARTITION], "a", set(), {}),
         _differing(replica, "a", question),
     ):
         with pytest.raises(ProtocolError, match="flags for 1 partitions"):

@@ -245,12 +245,10 @@ def test_corrupt_register_that_moves_is_repaired(moving: Moving) -> None:
     assert moving.record("b") == whole
 
 
-def test_drops_and_lower_floors_are_refused(moving: Moving) -> None:
+def test_drops_are_refused(moving: Moving) -> None:
     topology: Topology = moving.joined.topology
     with pytest.raises(UsageError, match="index '@r' has registers, so it cannot be dropped"):
         with_drop(topology, "@r", b"", 1)
-    with pytest.raises(ChangeConflict, match="cannot be lowered in a cluster with"):
-        transitions.lower_floors(topology, frozenset("abc"), 1)
 
 
 def test_earlier_version_may_not_join(moving: Moving) -> None:

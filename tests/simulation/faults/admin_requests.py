@@ -244,7 +244,7 @@ class Operator:
         settled = [core for core in cores if core.clock.knows_majority and core.clock.is_complete]
         bounds = [core.clock.latest() for core in settled]
         is_blocked = any(
-            core.health.ahead_ms and core.local_partitions.present > bound
+            max(core.local_partitions.floor, core.local_partitions.newest_horizon) > bound
             for core in settled
             for bound in bounds
         )
