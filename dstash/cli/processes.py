@@ -18,6 +18,7 @@ from typing import Final
 
 from dstash.cli.failures import naming
 from dstash.errors import DStashError, UsageError
+from dstash.store.directory import is_marked_removed
 
 STATE_FILE: Final = "dev.json"
 _POLL_INTERVAL_S: Final = 0.05
@@ -97,6 +98,10 @@ class DevCluster:
     def data(self, peer: str) -> Path:
         """Return the data directory of a peer."""
         return self.root / peer
+
+    def is_removed(self, peer: str) -> bool:
+        """Whether a peer was removed from the cluster; it notes that when it is started again."""
+        return is_marked_removed(self.data(peer))
 
     def load(self) -> list[Process]:
         """Return the peers that were started here, running or not."""

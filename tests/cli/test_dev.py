@@ -81,6 +81,27 @@ def test_dev_up_starts_only_missing_peers(own: DevCluster) -> None:
     assert own.out("health", "--wait", "30") == "healthy\n"
 
 
+def test_dev_up_leaves_out_a_removed_peer(own: DevCluster) -> None:
+    own.out("dev", "up", "-n", "4")
+    own.out("cluster", "remove", "peer4", "--yes", "--watch")
+    said = own.run("dev", "up", "--wait", "30").stderr.decode()
+    assert said.startswith("dstash: peer4 was removed from the cluster; it is not started any more")
+    assert "3 peers are ready" in said
+    # The next ones know that, and a new peer takes another name.
+    assert own.run("dev", "up").stderr.startswith(b"dstash: 3 peers are ready;")
+    states = json.loads(own.out("-o", "json", "dev", "status"))
+    assert [state["state"] for state in states] == ["ready", "ready", "ready", "removed"]
+    own.out("dev", "up", "-n", "4")
+    assert [peer.id for peer in processes(own) if peer.runs()] == [
+        "peer1",
+        "peer2",
+        "peer3",
+        "peer5",
+    ]
+    own.out("dev", "down", "--purge")
+    assert not (own.folder / ".dstash").exists()
+
+
 def test_dev_up_prints_peers_for_other_directories(own: DevCluster, tmp_path: Path) -> None:
     line = own.out("dev", "up", "-n", "1", "--dir", str(tmp_path / "there"))
     name, _, peers = line.strip().removeprefix("export ").partition("=")

@@ -11,7 +11,8 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -61,15 +62,7 @@ def up(
     """Start peers, and return when all of them are ready. Peers that already run are kept."""
     cluster = DevCluster(root.absolute())
     with cluster.locked():
-        known = {process.id: process for process in cluster.load()}
-        wanted = number or len(known) or _DEFAULT_PEERS
-        _explain_number(wanted, len(known))
-        options = _options(cluster, wanted)
-        running = [
-            _start(cluster, peer, known.get(peer), ports, options)
-            for peer, ports in zip(_names(wanted, known), _ports(known), strict=False)
-        ]
-        running = _await_ready(cluster, running, options, wait)
+        running = _up(cluster, number, wait)
     _report(ctx, cluster, running)
 
 
@@ -104,7 +97,14 @@ def status(ctx: typer.Context, root: Root = DEFAULT_ROOT) -> None:
     cluster = DevCluster(root.absolute())
     columns = ("id", "pid", "address", "http", "state", "log")
     rows = [
-        (peer.id, str(peer.pid), peer.address, peer.http, _state(peer), str(cluster.log(peer.id)))
+        (
+            peer.id,
+            str(peer.pid),
+            peer.address,
+            peer.http,
+            _state(cluster, peer),
+            str(cluster.log(peer.id)),
+        )
         for peer in cluster.load()
     ]
     if invocation.of(ctx).as_json:
@@ -114,6 +114,33 @@ def status(ctx: typer.Context, root: Root = DEFAULT_ROOT) -> None:
         output.table(columns, rows)
     if not rows:
         output.message(f"there is no dev cluster in {root}")
+
+
+def _up(cluster: DevCluster, number: int | None, wait: float) -> list[Process]:
+    """Start the peers that do not run, and return all once they are ready.
+
+    A peer that was removed from the cluster would wait for ``dstash cluster add``, never ready. It
+    only notes that when it is started again; then this starts over without it.
+    """
+    while True:
+        known = {process.id: process for process in cluster.load()}
+        removed = {peer for peer in known if cluster.is_removed(peer)}
+        kept = len(known) - len(removed)
+        wanted = number or kept or _DEFAULT_PEERS
+        _explain_number(wanted, kept)
+        options = _options(cluster, wanted)
+        names = _names(max(wanted, kept), removed)
+        running = [
+            _start(cluster, peer, known.get(peer), ports, options)
+            for peer, ports in zip(names, _ports(known), strict=False)
+        ]
+        running = _await_ready(cluster, running, options, wait)
+        removed_now = [peer for peer in running if cluster.is_removed(peer.id)]
+        if not removed_now:
+            return running
+        stop(removed_now, _STOP_TIMEOUT_S)
+        for peer in removed_now:
+            output.message(f"{peer.id} was removed from the cluster; it is not started any more")
 
 
 def _explain_number(wanted: int, known: int) -> None:
@@ -127,9 +154,10 @@ def _explain_number(wanted: int, known: int) -> None:
         output.message(f"there are {known} peers, not {wanted}: more are added")
 
 
-def _names(number: int, known: dict[str, Process]) -> list[str]:
-    # Peers of an earlier, larger cluster are members and hold data: start them as well.
-    return [f"peer{n}" for n in range(1, max(number, len(known)) + 1)]
+def _names(number: int, removed: Collection[str]) -> list[str]:
+    """Return the names of the first peers, without those that were removed from the cluster."""
+    names = (f"peer{n}" for n in count(1))
+    return list(islice((name for name in names if name not in removed), number))
 
 
 def _options(cluster: DevCluster, number: int) -> list[str]:
@@ -173,12 +201,14 @@ def _free(port: int) -> int:
 def _await_ready(
     cluster: DevCluster, processes: Sequence[Process], options: Sequence[str], wait: float
 ) -> list[Process]:
-    """Return the peers once all of them are ready."""
+    """Return the peers once all of them are ready, or were removed from the cluster."""
     deadline = time.monotonic() + wait
     peers = list(processes)
     while True:
         peers = [peer if peer.runs() else _start_again(cluster, peer, options) for peer in peers]
-        late = [peer.id for peer in peers if not _is_ready(peer)]
+        late = [
+            peer.id for peer in peers if not _is_ready(peer) and not cluster.is_removed(peer.id)
+        ]
         if not late:
             return peers
         if time.monotonic() > deadline:
@@ -216,9 +246,9 @@ def _last_log_line(cluster: DevCluster, process: Process) -> str:
     return f"{lines[-1] if lines else 'no log output'} (log: {log})"
 
 
-def _state(process: Process) -> str:
+def _state(cluster: DevCluster, process: Process) -> str:
     if not process.runs():
-        return "stopped"
+        return "removed" if cluster.is_removed(process.id) else "stopped"
     return "ready" if _is_ready(process) else "starting"
 
 
