@@ -33,7 +33,6 @@ from dstash.store.directory import (
     sync_names,
 )
 from dstash.store.disk_space import FULL, grown, lacks_room, map_size_for
-from dstash.store.integrity import can_be_read
 from dstash.store.interface import (
     LACKING_MARK,
     DiskState,
@@ -46,6 +45,7 @@ from dstash.store.interface import (
 from dstash.store.lmdb_errors import translated
 from dstash.store.lock import DirectoryLock
 from dstash.store.merge import merge
+from dstash.store.offline.integrity import can_be_read
 from dstash.store.register.votes import Accepts, raised
 from dstash.store.reserve import free_bytes
 from dstash.store.space import Space

@@ -15,11 +15,11 @@ import pytest
 from dstash.errors import CorruptStore, StoreError, StoreInUse
 from dstash.limits import PARTITIONS
 from dstash.store.directory import DAMAGED_FILE, DATA_FILE
-from dstash.store.integrity import can_be_read, reading
 from dstash.store.interface import Write
 from dstash.store.lmdb import LmdbStore
+from dstash.store.offline.integrity import can_be_read, reading
+from dstash.store.offline.scrub import scrub
 from dstash.store.record import head, keyspace, seal
-from dstash.store.scrub import scrub
 from dstash.version import pack, stamp_at
 
 

@@ -12,8 +12,8 @@ from dstash.cli.console import output
 from dstash.cli.invocation import Output
 from dstash.errors import CorruptStore, StoreError
 from dstash.store.directory import DATA_FILE
-from dstash.store.integrity import reading
-from dstash.store.scrub import Scrubbed, scrub
+from dstash.store.offline.integrity import reading
+from dstash.store.offline.scrub import Scrubbed, scrub
 
 app = typer.Typer(help="Inspect the data directory of a stopped peer.", no_args_is_help=True)
 

@@ -1,7 +1,7 @@
 """Reading a store without changing it: an integrity check, and the records of a copy.
 
 LMDB reports some corrupt pages as errors; others fail an assertion, which aborts the process.
-``python -m dstash.store.integrity DIR`` walks every tree; the caller checks how it ended.
+``python -m dstash.store.offline.integrity DIR`` walks every tree; the caller checks how it ended.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def can_be_read(directory: Path) -> bool:
     Raises:
         StoreError: the result is unknown, because the process ended for another reason.
     """
-    command = [sys.executable, "-m", "dstash.store.integrity", os.fspath(directory)]
+    command = [sys.executable, "-m", "dstash.store.offline.integrity", os.fspath(directory)]
     done = subprocess.run(  # noqa: S603  # our own command
         command,
         stdin=subprocess.DEVNULL,
@@ -45,7 +45,7 @@ def can_be_read(directory: Path) -> bool:
     )
     if done.returncode not in (0, _UNREADABLE, *_FATAL):
         raise StoreError(
-            f"cannot check whether {directory} can be read: python -m dstash.store.integrity ended "
+            f"cannot check whether {directory} can be read: python -m dstash.store.offline.integrity ended "
             f"with status {done.returncode}"
         )
     return done.returncode == 0
