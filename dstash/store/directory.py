@@ -19,6 +19,8 @@ from dstash.errors import CorruptStore, StoreError
 
 DATA_FILE: Final = "data.mdb"
 LOCK_FILE: Final = "lock.mdb"
+#: Has the new data file of a compaction, until it is complete.
+COMPACTING: Final = "compacting"
 #: Exists once LMDB has failed to read the store; contains the reason.
 DAMAGED_FILE: Final = "DAMAGED"
 #: Contains the fatal signal that ended the last process, if any; see ``crashes``.
@@ -124,6 +126,11 @@ def sync_names(directory: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def remove_compacting(directory: Path) -> None:
+    """Remove what a compaction left that did not end."""
+    shutil.rmtree(directory / COMPACTING, ignore_errors=True)
 
 
 def set_aside(directory: Path) -> tuple[Path, list[Path]]:

@@ -30,6 +30,7 @@ from dstash.store.directory import (
     LOCK_FILE,
     check_mark,
     make_directory,
+    remove_compacting,
     sync_names,
 )
 from dstash.store.disk_space import FULL, grown, lacks_room, map_size_for
@@ -164,6 +165,7 @@ class LmdbStore:
         self._lock = DirectoryLock(directory)
         try:
             check_mark(directory)
+            remove_compacting(directory)
             self._space = Space(directory, reserve, self._reusable)
             self._spending(self._allocate_lock_file)
             self.may_lack_writes = self._may_lack_writes()

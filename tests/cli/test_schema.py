@@ -124,4 +124,8 @@ def test_commands_on_stopped_peers_follow_their_schemas(tmp_path: Path) -> None:
     assert down == {"stopped": 1, "purged": False}
     (found,) = check("store check", own.out("-o", "json", "store", "check", ".dstash/peer1"))
     assert (found["records"], found["indexes"], found["corrupt"]) == (1, {"things": 1}, 0)
+    compacted = own.out("-o", "json", "store", "compact", ".dstash/peer1")
+    (sizes,) = check("store compact", compacted)
+    assert sizes["records"] == 1
+    assert 0 < sizes["after"] <= sizes["before"]
     check("dev down", own.out("-o", "json", "dev", "down", "--purge"))

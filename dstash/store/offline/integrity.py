@@ -45,8 +45,8 @@ def can_be_read(directory: Path) -> bool:
     )
     if done.returncode not in (0, _UNREADABLE, *_FATAL):
         raise StoreError(
-            f"cannot check whether {directory} can be read: python -m dstash.store.offline.integrity ended "
-            f"with status {done.returncode}"
+            f"cannot check whether {directory} can be read: python -m "
+            f"dstash.store.offline.integrity ended with status {done.returncode}"
         )
     return done.returncode == 0
 

@@ -1,0 +1,153 @@
+"""Compaction: copies the trees of a store to a new file, with full pages and no free ones.
+
+Random writes leave the leaf pages of a tree half full, as in every B-tree, and deleted data leaves
+free pages behind, which LMDB uses again but never gives back to the disk. A tree that is written in
+the order of its keys has full pages.
+
+The new file is written next to the old one and renamed over it once it is synced, so a process that
+ends meanwhile, or a machine, leaves the old store or the new one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import lmdb
+
+from dstash.errors import CorruptStore, StoreError
+from dstash.store.directory import (
+    COMPACTING,
+    DATA_FILE,
+    DIRECTORY_MODE,
+    FILE_MODE,
+    check_mark,
+    remove_compacting,
+    sync_names,
+)
+from dstash.store.disk_space import map_size_for
+from dstash.store.lmdb_errors import translated
+from dstash.store.lock import DirectoryLock
+from dstash.store.offline.integrity import can_be_read
+from dstash.store.reserve import free_bytes
+
+_TREES: Final = (b"meta", b"records", b"promises")
+_SLICE_RECORDS: Final = 10_000
+#: What the new file needs beyond the pages in use: branch pages that are not shared.
+_MARGIN_BYTES: Final = 1 << 20
+
+
+class Compacted(NamedTuple):
+    """The result of a compaction. ``before`` and ``after`` are bytes of the data file."""
+
+    records: int
+    before: int
+    after: int
+
+
+def compact(directory: Path, on_progress: Callable[[int], None] = lambda done: None) -> Compacted:
+    """Copy the store of a stopped peer to a new file without unused space.
+
+    Args:
+        directory: the data directory of the peer.
+        on_progress: called with the number of records written so far.
+
+    Raises:
+        StoreInUse: a process uses the directory.
+        CorruptStore: LMDB cannot read the store.
+        StoreError: there is no store, too little room, or the directory cannot be written.
+    """
+    if not (directory / DATA_FILE).exists():
+        raise StoreError(f"{directory} is not a data directory: it has no {DATA_FILE}")
+    lock = DirectoryLock(directory)
+    try:
+        check_mark(directory)
+        if not can_be_read(directory):
+            raise CorruptStore(f"{directory / DATA_FILE} cannot be read by LMDB")
+        with translated(directory):
+            return _compact(directory, on_progress)
+    finally:
+        lock.release()
+
+
+def _compact(directory: Path, on_progress: Callable[[int], None]) -> Compacted:
+    file, made = directory / DATA_FILE, directory / COMPACTING
+    before = file.stat().st_size
+    remove_compacting(directory)
+    source = lmdb.open(
+        os.fspath(directory), readonly=True, lock=False, create=False, max_dbs=len(_TREES)
+    )
+    try:
+        _check_room(directory, source)
+        made.mkdir(DIRECTORY_MODE)
+        records = _copy(source, made, map_size_for(file), on_progress)
+    except BaseException:
+        remove_compacting(directory)
+        raise
+    finally:
+        source.close()
+    (made / DATA_FILE).rename(file)
+    sync_names(directory)
+    remove_compacting(directory)
+    return Compacted(records, before, file.stat().st_size)
+
+
+def _check_room(directory: Path, source: Any) -> None:
+    needed = _MARGIN_BYTES
+    with source.begin() as transaction:
+        for name in _TREES:
+            tree = transaction.stat(_open(source, name, transaction))
+            pages = tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"]
+            needed += pages * tree["psize"]
+    free = free_bytes(directory)
+    if free < needed:
+        raise StoreError(
+            f"compacting {directory} needs {needed} bytes of free space, and {free} are free; "
+            "nothing was changed"
+        )
+
+
+def _open(environment: Any, name: bytes, transaction: Any) -> Any:
+    try:
+        return environment.open_db(name, transaction, create=False)
+    except lmdb.NotFoundError:
+        raise StoreError(f"{environment.path()} is not a dstash store") from None
+
+
+def _copy(source: Any, made: Path, size: int, on_progress: Callable[[int], None]) -> int:
+    """Copy all trees in the order of their keys; return the number of records."""
+    copy = lmdb.open(
+        os.fspath(made),
+        map_size=size,
+        mode=FILE_MODE,
+        max_dbs=len(_TREES),
+        sync=False,  # it is synced once, at the end
+        readahead=False,
+        lock=False,
+    )
+    try:
+        with source.begin() as reading:
+            of = reading.stat(_open(source, b"records", reading))["entries"]
+            for name in _TREES:
+                tree, done = _open(source, name, reading), 0
+                target = copy.open_db(name)
+                for part in _slices(reading, tree):
+                    with copy.begin(target, write=True) as writing, writing.cursor() as cursor:
+                        cursor.putmulti(part, append=True)
+                    if name == b"records":
+                        done += len(part)
+                        on_progress(done)
+        copy.sync(True)
+    finally:
+        copy.close()
+    return int(of)
+
+
+def _slices(transaction: Any, tree: Any) -> Iterator[list[tuple[bytes, bytes]]]:
+    with transaction.cursor(tree) as cursor:
+        entries = iter(cursor)
+        while part := list(islice(entries, _SLICE_RECORDS)):
+            yield part
