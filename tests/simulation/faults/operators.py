@@ -24,3 +24,10 @@ def settings(faults: Faults) -> Undo:
     """Change the settings of an index."""
     faults.operator.set_index()
     return None
+
+
+@kind("lower_floors", share=0.04)
+def lower_floors(faults: Faults) -> Undo:
+    """Lower floors and horizons to the time of the cluster, whether they are ahead or not."""
+    faults.operator.lower_floors()
+    return None

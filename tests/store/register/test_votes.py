@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,6 +88,18 @@ class TestPrepare:
         vote = prepare(store, 10, **{limit: stamp_at(10)})
         assert (vote.verdict, vote.past) == (TOO_OLD, 10)
         assert prepare(store, 11, **{limit: stamp_at(10)}).verdict is VOTED
+
+    def test_round_up_to_floor_of_registers_is_too_old(self, store: Store) -> None:
+        """T7: it is the highest horizon that a replica of the partition had."""
+        floors = [0] * PARTITIONS
+        floors[PARTITION] = stamp_at(10)
+        accept(store, register(5, value=b""))
+        vote = prepare(store, 10, floors=floors)
+        assert (vote.verdict, vote.past, vote.horizon) == (TOO_OLD, 10, stamp_at(10))
+        assert accept(store, register(10), floors=floors).verdict is TOO_OLD
+        assert prepare(store, 11, floors=floors).verdict is VOTED
+        floors[PARTITION] = 0
+        assert accept(store, register(11), floors=floors).verdict is VOTED
 
     def test_round_of_a_dropped_index_is_too_old(self, store: Store) -> None:
         def dropped_at(storage_key: bytes) -> int:
@@ -190,6 +203,16 @@ class TestFuture:
         assert prepare(store, 501, latest=stamp_at(100)).verdict is VOTED
         assert accept(store, register(501), latest=stamp_at(100)).verdict is VOTED
 
+    @pytest.mark.parametrize("limit", ["horizon", "floors"])
+    def test_round_continues_above_a_horizon_of_the_future(self, store: Store, limit: str) -> None:
+        """No replica takes part in a round up to it."""
+        ahead = stamp_at(500, 3)
+        limits: dict[str, Any] = {limit: ahead if limit == "horizon" else [ahead] * PARTITIONS}
+        assert prepare(store, 500, latest=stamp_at(100), **limits).verdict is TOO_OLD
+        assert prepare(store, 502, latest=stamp_at(100), **limits).verdict is TOO_FAR
+        assert prepare(store, 501, latest=stamp_at(100), **limits).verdict is VOTED
+        assert prepare(store, 601, latest=stamp_at(100), floor=stamp_at(600)).verdict is TOO_FAR
+
     def test_refused_round_does_not_raise_the_high_water(self, store: Store) -> None:
         """Otherwise a peer with a wrong clock would move the time that others accept."""
         prepare(store, 100)
@@ -239,6 +262,11 @@ class TestMerge:
         """A floor only concerns new writes: replicas must become equal above the horizon."""
         prepare(store, 0, floor=stamp_at(50))
         assert merge(store, register(10)).past == []
+        assert stored(store) == register(10)
+
+    def test_merge_ignores_the_floor_of_registers(self, store: Store) -> None:
+        floors = [stamp_at(50)] * PARTITIONS
+        assert merge(store, register(10), bounds=Bounds(floors=floors)).past == []
         assert stored(store) == register(10)
 
     def test_plain_neighbours_are_merged(self, store: Store) -> None:
