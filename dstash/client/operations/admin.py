@@ -2,7 +2,7 @@
 
 An admin request is sent to one peer. If the answer is lost, the request may have been carried out,
 and a second request might start another change. So the client does not send it again: it reads the
-topology, which shows the outcome.
+topology, which shows the outcome. For the same reason it first finds a peer that answers.
 """
 
 from __future__ import annotations
@@ -81,15 +81,18 @@ class AdminOperation(Operation):
         )
 
     def _chunks(self) -> Iterator[list[Chunk]]:
-        yield [_AdminChunk(self)]
+        yield [_SelectionChunk(self)]
 
     def peers(self) -> list[str]:
-        """Return the peers to try, the likeliest to answer first."""
-        view = self.session.known_view()
+        """Return the members, the likeliest to answer first."""
         return sorted(
-            sorted(view.members),
-            key=lambda peer: (self.session.is_suspect(peer), peer not in view.alive),
+            sorted(self.session.known_view().members),
+            key=lambda peer: (self.session.is_suspect(peer), not self.is_alive(peer)),
         )
+
+    def is_alive(self, peer: str) -> bool:
+        """Whether a member holds its session lock, as far as this client knows."""
+        return peer in self.session.known_view().alive
 
     def result(self) -> Topology:
         """Return the topology."""
@@ -99,32 +102,96 @@ class AdminOperation(Operation):
         return self.topology
 
 
-class _AdminChunk(Chunk):
-    """The request itself: sent to the next peer only if the last one did not carry it out."""
+class _SelectionChunk(Chunk):
+    """Finds a peer that answers, and sends the request to it.
 
-    patience = _ANSWER_TIMEOUT_MS
+    A request must not be sent twice, so the answer of a silent peer would have to be awaited until
+    the deadline. A peer that is not alive is chosen only if no other one answers in time: it may
+    not reach the membership.
 
-    def __init__(self, operation: AdminOperation) -> None:
+    Args:
+        operation: of the request.
+        tried: peers that did not carry it out.
+        why: the last reason.
+    """
+
+    def __init__(
+        self,
+        operation: AdminOperation,
+        tried: frozenset[str] = frozenset(),
+        why: DStashError | None = None,
+    ) -> None:
         self.operation = operation
-        self._left = operation.peers()
-        self._asked = False
-        self._epoch = 0
-        self._why: DStashError | None = None
+        self._tried = tried
+        self._why = why
+        self._waiting: set[str] = set()
+        self._awaited: set[str] = set()
+        self._answered: list[str] = []
 
     def begin(self, now: int) -> list[Send]:
-        if not self._left:
+        operation = self.operation
+        peers = [peer for peer in operation.peers() if peer not in self._tried]
+        self._waiting = set(peers)
+        self._awaited = {peer for peer in peers if operation.is_alive(peer)}
+        if not peers:
             return self._no_peer_left(now)
-        self._asked = True
-        self._epoch = self.operation.session.epoch
-        return [self.operation.ask(self._left.pop(0), self, self.operation.request, now)]
+        return [operation.ask(peer, self, TopologyRequest(), now) for peer in peers]
+
+    def answered(self, peer: str, message: Message, now: int) -> list[Send]:
+        self._waiting.discard(peer)
+        if isinstance(message, TopologyReply):
+            if peer in self._awaited:
+                return self._send_to(peer, now)
+            self._answered.append(peer)
+        return self._give_up(peer, now)
+
+    def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
+        if failure.definite and not isinstance(failure.error, _TRY_NEXT_PEER):
+            raise failure.error
+        self._why = failure.error
+        self._waiting.discard(peer)
+        return self._give_up(peer, now)
+
+    def on_timeout(self, peer: str, now: int) -> list[Send]:
+        return self._give_up(peer, now)
+
+    def _give_up(self, peer: str, now: int) -> list[Send]:
+        """Await a peer no longer; it may still answer."""
+        self._awaited.discard(peer)
+        if self._answered and not self._awaited:
+            return self._send_to(self._answered[0], now)
+        return [] if self._waiting else self._no_peer_left(now)
+
+    def _send_to(self, peer: str, now: int) -> list[Send]:
+        successor = _AdminChunk(self.operation, peer, self._tried)
+        successor.attempt = self.attempt
+        return self.operation.replace(self, [successor], now)
 
     def _no_peer_left(self, now: int) -> list[Send]:
         if self.operation.waits_for_peers and isinstance(self._why, NotReady | Busy):
-            self._left = self.operation.peers()
-            self.operation.again_later(self, now)
-            self.attempt += 1
-            return []
+            successor = _SelectionChunk(self.operation)
+            successor.attempt = self.attempt + 1
+            return self.operation.replace_later(self, [successor], now)
         raise self._why or Unavailable("no peer accepts admin requests now")
+
+    def expired(self, error: DStashError) -> None:
+        self.operation.error = self.operation.error or error
+
+
+class _AdminChunk(Chunk):
+    """The request itself: sent to another peer only if this one did not carry it out."""
+
+    patience = _ANSWER_TIMEOUT_MS
+
+    def __init__(self, operation: AdminOperation, peer: str, tried: frozenset[str]) -> None:
+        self.operation = operation
+        self._peer = peer
+        self._tried = tried | {peer}
+        self._epoch = 0
+
+    def begin(self, now: int) -> list[Send]:
+        self._epoch = self.operation.session.epoch
+        return [self.operation.ask(self._peer, self, self.operation.request, now)]
 
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
         if not isinstance(message, AdminReply):
@@ -136,21 +203,20 @@ class _AdminChunk(Chunk):
         return []
 
     def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
-        self._why = failure.error
         is_sure = failure.definite or isinstance(failure.error, ChangeConflict)
         if is_sure and not isinstance(failure.error, _TRY_NEXT_PEER):
             raise failure.error
+        successor: Chunk = _OutcomeChunk(self.operation, self._epoch)
         if is_sure or self.operation.is_dry:
-            self._asked = False
-            return self.begin(now)
-        return self.operation.replace(self, [_OutcomeChunk(self.operation, self._epoch)], now)
+            successor = _SelectionChunk(self.operation, self._tried, failure.error)
+            successor.attempt, successor.retry_after = self.attempt, self.retry_after
+        return self.operation.replace(self, [successor], now)
 
     def on_timeout(self, peer: str, now: int) -> list[Send]:
         return []
 
     def expired(self, error: DStashError) -> None:
-        kind = self.operation.unknown if self._asked else error
-        self.operation.error = self.operation.error or kind
+        self.operation.error = self.operation.error or self.operation.unknown
 
 
 class _OutcomeChunk(Chunk):

@@ -26,14 +26,27 @@ def cluster() -> Topology:
 
 
 class Exchange:
-    """An admin request, and peers that reply as the test decides."""
+    """An admin request, and peers that reply as the test decides.
 
-    def __init__(self, request: AdminRequest) -> None:
+    All of them are asked for the topology first; ``chosen`` answers, and gets the request.
+    """
+
+    def __init__(self, request: AdminRequest, chosen: str = "a") -> None:
         self.session = Session(lambda: NOW)
         self.session.install(cluster().encode(), list(NAMES))
         self.operation = AdminOperation(self.session, NOW + 5000, request)
         self.sent = self.operation.more(NOW)
         assert self.operation.more(NOW) == []
+        if chosen:
+            self.choose(chosen)
+
+    def choose(self, peer: str) -> None:
+        """Answer the request for the topology of one peer."""
+        place = next(place for place, send in enumerate(self.sent) if send.peer == peer)
+        assert self.message(place) == TopologyRequest()
+        asked, self.sent = self.sent[place], []
+        reply = Envelope(asked.correlation, 7, 0, TopologyReply(cluster().encode(), list(NAMES)))
+        self._take(self.operation.receive(peer, reply, NOW))
 
     def message(self, place: int = 0) -> Message:
         return decode_message(self.sent[place].frames).message
@@ -77,8 +90,45 @@ def test_request_without_effect_is_sent_to_another_peer(error: DStashError) -> N
     exchange = Exchange(AdminRequest("remove", ["d"], dry=isinstance(error, Unavailable)))
     first = exchange.sent[0].peer
     exchange.answer(Error.of(error))
+    assert first not in [send.peer for send in exchange.sent]
+    exchange.choose("c")
     assert isinstance(exchange.message(), AdminRequest)
-    assert exchange.sent[0].peer != first
+    assert exchange.sent[0].peer == "c"
+
+
+def test_request_is_sent_only_to_a_peer_that_answers() -> None:
+    exchange = Exchange(AdminRequest("remove", ["a"]), chosen="")
+    assert [send.peer for send in exchange.sent] == list(NAMES)
+    exchange.later(1000)  # none has answered so far
+    assert not any(
+        isinstance(exchange.message(place), AdminRequest) for place in range(len(exchange.sent))
+    )
+    exchange.choose("c")
+    assert [send.peer for send in exchange.sent] == ["c"]
+    assert isinstance(exchange.message(), AdminRequest)
+
+
+def test_request_without_a_peer_that_answers_is_not_sent() -> None:
+    exchange = Exchange(AdminRequest("pause", []), chosen="")
+    exchange.later(6000)
+    with pytest.raises(TimedOut, match="no answer in time"):
+        exchange.operation.result()
+
+
+def test_peer_that_is_not_alive_is_chosen_only_if_the_others_are_silent() -> None:
+    session = Session(lambda: NOW)
+    session.install(cluster().encode(), ["b", "c", "d"])
+    operation = AdminOperation(session, NOW + 5000, AdminRequest("pause", []))
+    last = operation.more(NOW)[-1]
+    assert last.peer == "a"
+    reply = Envelope(last.correlation, 7, 0, TopologyReply(cluster().encode(), ["b", "c", "d"]))
+    assert operation.receive("a", reply, NOW) == []
+    requests = [
+        send
+        for send in operation.tick(NOW + 1000)
+        if isinstance(decode_message(send.frames).message, AdminRequest)
+    ]
+    assert [send.peer for send in requests] == ["a"]
 
 
 def test_conflict_is_raised_at_once() -> None:

@@ -106,6 +106,12 @@ class TestReads:
         with pytest.raises(TimedOut, match="the drop is requested, but too few peers"):
             joined.drop(timeout=300)
 
+    def test_drop_is_sent_to_another_peer_than_a_silent_one(self, joined: Joined) -> None:
+        joined.put({"old": 1})
+        joined.silent = {"a"}
+        joined.drop()
+        assert joined.lookup("old") == {}
+
     def test_drop_waits_until_peers_have_it_on_disk(self, joined: Joined) -> None:
         def forget(envelope: Envelope) -> Envelope:
             message = envelope.message
