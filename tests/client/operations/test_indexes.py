@@ -7,6 +7,7 @@ import pytest
 from dstash.client.operations.indexes.sizes import IndexesOperation, IndexSize
 from dstash.client.operations.writes import PutOperation
 from dstash.cluster.replication import index_sizes
+from dstash.config.client import ClientSettings
 from dstash.errors import Unavailable, UsageError
 from dstash.types import Level
 from dstash.wire.envelope import Envelope
@@ -65,6 +66,15 @@ def test_another_replica_answers_for_a_peer_that_is_down(joined: Joined) -> None
     store(joined, "users", 100)
     joined.down = {"b"}
     assert [(index.records, index.exact) for index in listed(joined)] == [(100, True)]
+
+
+def test_another_replica_answers_for_a_silent_peer_within_the_default_timeout(
+    joined: Joined,
+) -> None:
+    store(joined, "users", 100)
+    joined.silent = {"b"}
+    timeout = round(ClientSettings().timeout * 1000)
+    assert [(index.records, index.exact) for index in listed(joined, timeout)] == [(100, True)]
 
 
 def test_list_fails_when_a_partition_has_no_replica_that_answers(joined: Joined) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from dstash.client.operations.base import Chunk, Failure, Operation
-from dstash.client.session import Send, Session
+from dstash.client.session import SILENCE_MS, Send, Session
 from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.cluster.topology.indexes.steps import check_features
 from dstash.cluster.topology.topology import Topology
@@ -16,8 +16,9 @@ from dstash.types import Level
 from dstash.wire.messages import IndexesReply, IndexesRequest
 from dstash.wire.shapes import Message
 
-#: A peer counts up to 100,000 records before it answers.
+#: A peer counts up to 100,000 records before it answers. But a call has time to ask another one.
 _ANSWER_TIMEOUT_MS: Final = 5000
+_ANSWER_TIMEOUT_SHARE: Final = 1 / 5
 
 
 class IndexSize(NamedTuple):
@@ -73,6 +74,9 @@ class IndexesOperation(Operation):
 
     def __init__(self, session: Session, deadline: int) -> None:
         super().__init__(session, deadline)
+        share = round((deadline - session.wall()) * _ANSWER_TIMEOUT_SHARE)
+        #: How long the first peers have, in milliseconds; later ones have longer.
+        self.patience = min(_ANSWER_TIMEOUT_MS, max(share, SILENCE_MS))
         self._totals: dict[str, _Total] = {}
 
     def _chunks(self) -> Iterator[list[Chunk]]:
@@ -125,8 +129,6 @@ class IndexesOperation(Operation):
 
 
 class _IndexesChunk(Chunk):
-    patience = _ANSWER_TIMEOUT_MS
-
     def __init__(
         self,
         operation: IndexesOperation,
@@ -139,6 +141,7 @@ class _IndexesChunk(Chunk):
         self.peer = peer
         self.attempt = attempt
         self.epoch: int = epoch
+        self.patience = operation.patience
         self._partitions = partitions
 
     def begin(self, now: int) -> list[Send]:
