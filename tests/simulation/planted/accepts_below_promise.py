@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from unittest import mock
 
 from dstash.store.register.voter import Held
+from tests.simulation.events import MS
 from tests.simulation.planted.registry import plant, register_conditions
 from tests.simulation.world import World
 
@@ -16,8 +18,9 @@ class AcceptsBelowPromise(World):
     """Accepts a round below one that it has promised (V2), while homes change."""
 
     def __init__(self, seed: int) -> None:
-        conditions = register_conditions(seed, "isolate", "kill", "lost_requests")
-        super().__init__(seed, conditions=conditions)
+        drawn = register_conditions(seed, "isolate", "kill", "lost_requests")
+        # Two homes must change one register within milliseconds.
+        super().__init__(seed, conditions=replace(drawn, calls=400, pause=15 * MS))
 
     def patches(self) -> Iterable[AbstractContextManager[object]]:
         """Return the broken rule."""
