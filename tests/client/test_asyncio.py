@@ -16,7 +16,11 @@ import pytest
 
 from dstash import AsyncClient, Client
 from dstash.client.operations import clock_reading, reads, writes
+from dstash.client.operations.base import Operation
 from dstash.client.operations.clock_reading import ClockReading
+from dstash.client.operations.short.call import ShortCall
+from dstash.client.operations.short.lookup import ShortLookup
+from dstash.client.operations.short.write import ShortPut, ShortWrite
 from dstash.client.session import Send
 from dstash.errors import (
     ClosedError,
@@ -157,6 +161,66 @@ def test_arguments_equal_to_valid_ones_are_refused_in_the_same_iteration(
         kinds = [type(result) for result in results[1::2]]
         assert kinds == [LimitError, UnsupportedType, LimitError, LimitError, LimitError]
         assert results[::2] == [None, None, None, False, False]
+
+    on_client(test)
+
+
+def test_calls_of_one_key_are_short(
+    on_client: Any, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    continued: list[ShortCall] = []
+    hand_over = ShortCall._continued
+
+    def note(call: ShortCall) -> Operation:
+        continued.append(call)
+        return hand_over(call)
+
+    async def test(client: AsyncClient) -> None:
+        await client.put(index, "found", 1)  # finds the cluster, and reads its clocks
+        monkeypatch.setattr(ShortCall, "_continued", note)
+        for _ in range(20):
+            await client.put(index, "key", 1)
+            assert await client.lookup(index, "key") == 1
+            assert await client.lookup(index, "missing", 2) == 2
+            assert await client.delete(index, "key")
+        assert len(continued) < 40  # some: a replica may answer a write late
+        kept = len(continued)
+        assert await client.lookup(f"@{index}"[:64], "key", 3) == 3  # a register, never short
+        assert len(continued) == kept
+
+    on_client(test)
+
+
+def test_short_calls_continue_when_the_answer_is_not_plain(
+    on_client: Any, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(client: AsyncClient) -> None:
+        await client.put(index, "key", 1)
+        monkeypatch.setattr(ShortLookup, "_deliver", lambda call: False)
+        monkeypatch.setattr(ShortWrite, "is_outdated", True)
+        monkeypatch.setattr(ShortPut, "is_outdated", True)
+        assert await client.lookup(index, "key") == 1
+        await client.put(index, "key", 2)
+        assert await client.lookup(index, "key") == 2
+        assert await client.delete(index, "key")
+        assert not await client.delete(index, "key")
+        assert await client.lookup(index, "key", 3) == 3
+
+    on_client(test)
+
+
+def test_short_lookup_raises_the_error_of_its_operation(
+    on_client: Any, blocking: Client, index: str
+) -> None:
+    blocking.types.register(
+        range, code=7, encode=lambda value: b"%d" % value.stop, decode=lambda data: range(int(data))
+    )
+    blocking.put(index, "range", range(3))
+
+    async def test(client: AsyncClient) -> None:
+        await client.put(index, "key", 1)
+        with pytest.raises(UndecodableValue, match="range"):
+            await client.lookup(index, "range")
 
     on_client(test)
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
-from dstash.client.operations.base import Chunk, Operation
+from dstash.client.operations.base import Call, Chunk, Operation
+from dstash.client.operations.short.call import ShortCall
 from dstash.client.session import Send, Session
 from dstash.client.sightings import Sighting
 from dstash.errors import ClosedError, DStashError, ProtocolError
@@ -28,7 +29,7 @@ class _RunningCall:
 
     __slots__ = ("asked", "due", "ended", "fault", "is_fed", "operation", "over", "timer")
 
-    def __init__(self, operation: Operation, ended: Ended) -> None:
+    def __init__(self, operation: Call, ended: Ended) -> None:
         self.operation = operation
         self.ended = ended
         self.asked: list[int] = []
@@ -70,7 +71,7 @@ class AsyncChannel:
         self._search = search
         self._loop = loop
         self._links = Links(context, self, session.greeting)
-        self._running: dict[Operation, _RunningCall] = {}
+        self._running: dict[Call, _RunningCall] = {}
         self._asker: dict[int, _RunningCall] = {}
         self._heard: dict[str, int] = {}
         self._stores: dict[str, Sighting] = {}
@@ -79,7 +80,7 @@ class AsyncChannel:
 
     # -- calls
 
-    async def run(self, operation: Operation) -> Any:
+    async def run(self, operation: Call) -> Any:
         """Drive a call to its end and return its result, or raise its error.
 
         Cancellation abandons the call: requests that were sent may be carried out or not.
@@ -92,14 +93,14 @@ class AsyncChannel:
             self.abandon(operation)
         return operation.result()
 
-    def start(self, operation: Operation, ended: Ended) -> None:
+    def start(self, operation: Call, ended: Ended) -> None:
         """Start a call; ``ended`` is called once, unless the call is abandoned before."""
         operation.share(self._heard)
         operation.stores = self._stores
         call = self._running[operation] = _RunningCall(operation, ended)
         self._step(call, partial(self._first, operation))
 
-    def abandon(self, operation: Operation) -> None:
+    def abandon(self, operation: Call) -> None:
         """Drop a call whose callers have all been cancelled."""
         call = self._running.get(operation)
         if call is not None:
@@ -129,7 +130,7 @@ class AsyncChannel:
 
     # -- one step of a call
 
-    def _first(self, operation: Operation, now: int) -> list[Send]:
+    def _first(self, operation: Call, now: int) -> list[Send]:
         sends = self._session.probes(now) + operation.more(now)
         # Most calls have a single part, and end their chunks here.
         return sends + operation.more(now) if operation.hungry else sends
@@ -257,6 +258,8 @@ class AsyncChannel:
             self._search()
 
     def _receive(self, peer: str, parts: list[bytes]) -> None:
+        if len(self._running) == 1 and self._receive_short(peer, parts):
+            return
         try:
             envelope = decode(parts)
         except ProtocolError:
@@ -266,6 +269,24 @@ class AsyncChannel:
             self._overhear(peer, envelope)
         else:
             self._step(call, partial(call.operation.receive, peer, envelope))
+
+    def _receive_short(self, peer: str, parts: list[bytes]) -> bool:
+        """Let the only call take a message as frames, if it is short; false if it has not."""
+        [call] = self._running.values()
+        operation, sends = call.operation, None
+        if not isinstance(operation, ShortCall) or not operation.is_running_short:
+            return False
+        try:
+            sends = operation.receive_frames(peer, parts, self._session.wall())
+            if sends is None:
+                return False
+            self._send(sends, call)
+        except DStashError as error:
+            operation.fail(error)
+        except Exception as error:  # a bug must not block the caller for ever
+            call.fault = error
+        self._tend(call)
+        return True
 
     def _overhear(self, peer: str, envelope: Envelope) -> None:
         now = self._heard[peer] = self._session.wall()
@@ -278,7 +299,7 @@ class AsyncChannel:
                 self._tend(call)
 
 
-def _lost(operation: Operation, peer: str, reason: str, now: int) -> list[Send]:
+def _lost(operation: Call, peer: str, reason: str, now: int) -> list[Send]:
     """Tell an operation at a time that a connection was lost."""
     return operation.lost(peer, now, reason)
 

@@ -11,9 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from dstash.client.operations.base import Operation
+from dstash.client.operations.base import Call
 from dstash.client.operations.batching import Item
 from dstash.client.operations.reads import ExistsOperation, LookupOperation
+from dstash.client.operations.short.lookup import ShortLookup
+from dstash.client.operations.short.write import ShortWrite
 from dstash.client.operations.writes import (
     DeleteOperation,
     PutOperation,
@@ -48,7 +50,7 @@ class Group(ABC):
         self.number = number
         self.deadline = deadline
         self.waiting: dict[Key, list[Waiter]] = {}
-        self.operation: Operation | None = None
+        self.operation: Call | None = None
         #: Trace context of the operation; empty for none.
         self.trace = ""
         self._new_future = asyncio.get_running_loop().create_future
@@ -64,12 +66,16 @@ class Group(ABC):
         return future
 
     @abstractmethod
-    def begin(self) -> Operation:
-        """Create the operation, for the keys that callers still wait for."""
+    def begin(self) -> Call:
+        """Create the call, for the keys that callers still wait for; a short one for one key."""
 
     @abstractmethod
     def alone(self, key: Key, waiters: list[Waiter]) -> Group:
         """Return a group like this one, for one key."""
+
+    @abstractmethod
+    def _take_result(self) -> None:
+        """Answer the callers of a short call that has succeeded; others are answered already."""
 
     @abstractmethod
     def _unresolved(self, future: asyncio.Future[Any], default: Any) -> None:
@@ -84,6 +90,8 @@ class Group(ABC):
         error = error or self._outcome()
         if error is not None and len(self.waiting) > 1 and _is_about_one_key(error):
             return [self._alone(key, waiters) for key, waiters in self.waiting.items()]
+        if error is None:
+            self._take_result()
         for future, default in self._drain():
             if error is None:
                 self._unresolved(future, default)
@@ -131,17 +139,21 @@ class ReadGroup(Group):
         self,
         number: int,
         deadline: int,
-        make: Callable[[ReadGroup], LookupOperation],
+        make: Callable[[ReadGroup], LookupOperation | ShortLookup],
         types: TypeRegistry,
     ) -> None:
         super().__init__(number, deadline)
         self._make = make
         self._types = types
 
-    def begin(self) -> LookupOperation:
-        """Create the operation."""
+    def begin(self) -> LookupOperation | ShortLookup:
+        """Create the call."""
         made = self.operation = self._make(self)
         return made
+
+    def _take_result(self) -> None:
+        if isinstance(self.operation, ShortLookup):
+            self.resolve(list(self.waiting), self.operation.result())
 
     def alone(self, key: Key, waiters: list[Waiter]) -> Group:
         """Return a group for one key."""
@@ -208,17 +220,31 @@ class WriteGroup(Group):
     """Puts with the same time to live, or deletes; each key occurs once."""
 
     def __init__(
-        self, number: int, deadline: int, make: Callable[[WriteGroup, list[Item]], WriteOperation]
+        self,
+        number: int,
+        deadline: int,
+        make: Callable[[WriteGroup, list[Item]], WriteOperation | ShortWrite],
     ) -> None:
         super().__init__(number, deadline)
         self._make = make
         self.items: dict[Key, Item] = {}
 
-    def begin(self) -> WriteOperation:
-        """Create the operation."""
+    def begin(self) -> WriteOperation | ShortWrite:
+        """Create the call."""
         items = [item for key, item in self.items.items() if key in self.waiting]
         made = self.operation = self._make(self, items)
         return made
+
+    def _take_result(self) -> None:
+        if not isinstance(self.operation, ShortWrite):
+            return
+        outcome, error = self.operation.result(), None
+        try:
+            outcome.raise_first()
+        except DStashError as first:
+            error = first
+        for key in list(self.waiting):
+            self.resolve(key, bool(outcome.deleted), error)
 
     def alone(self, key: Key, waiters: list[Waiter]) -> Group:
         """Return a group for one key."""

@@ -12,6 +12,9 @@ from typing import Any
 
 from dstash.client.calls import Calls
 from dstash.client.operations.batching import Item
+from dstash.client.operations.registers.names import has_registers
+from dstash.client.operations.short.lookup import ShortLookup
+from dstash.client.operations.short.write import ShortDelete, ShortPut
 from dstash.client.session import Session
 from dstash.client.transport.coalesced import (
     CoalescedDelete,
@@ -102,8 +105,13 @@ class Batch:
         deadline, level = self._calls.deadline(timeout), self._calls.read_level(read)
         decode = self._types.decode_values
 
-        def make(group: ReadGroup) -> CoalescedLookup:
+        is_short = kind is CoalescedLookup and (level is Level.ONE or not has_registers(index))
+
+        def make(group: ReadGroup) -> CoalescedLookup | ShortLookup:
             keys = list(group.waiting)
+            if is_short and len(keys) == 1:
+                encoded = encode_key(keys[0])
+                return ShortLookup(self._session, deadline, index, keys[0], encoded, level, decode)
             operation = kind(
                 self._session, deadline, index, keys, level, decode, on_error=OnError.RETURN
             )
@@ -137,7 +145,9 @@ class Batch:
         deadline, level = self._calls.deadline(timeout), self._calls.write_level(write)
         milliseconds = check_ttl(ttl)
 
-        def make(group: WriteGroup, items: list[Item]) -> CoalescedPut:
+        def make(group: WriteGroup, items: list[Item]) -> CoalescedPut | ShortPut:
+            if len(items) == 1:
+                return ShortPut(self._session, deadline, index, level, items[0], milliseconds)
             operation = CoalescedPut(self._session, deadline, index, level, items, milliseconds)
             operation.group = group
             return operation
@@ -148,7 +158,9 @@ class Batch:
         check_index(index)
         deadline, level = self._calls.deadline(timeout), self._calls.write_level(write)
 
-        def make(group: WriteGroup, items: list[Item]) -> CoalescedDelete:
+        def make(group: WriteGroup, items: list[Item]) -> CoalescedDelete | ShortDelete:
+            if len(items) == 1:
+                return ShortDelete(self._session, deadline, index, level, items[0])
             operation = CoalescedDelete(self._session, deadline, index, level, items)
             operation.group = group
             return operation

@@ -9,11 +9,11 @@ from contextlib import suppress
 from functools import partial
 from socket import socketpair
 from threading import get_ident
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from dstash.client.calls import Calls
 from dstash.client.discovery import identity
-from dstash.client.operations.base import Operation
+from dstash.client.operations.base import Call, Operation
 from dstash.client.operations.clock_reading import ClockReadingOperation
 from dstash.client.operations.writes import WriteOperation
 from dstash.client.session import Session
@@ -31,6 +31,9 @@ _CLOSE_TIMEOUT_S: Final = 2.0
 #: Timeout of a search for the cluster during calls, and the pause before the next search.
 _SEARCH_TIMEOUT_MS: Final = 1000
 _SEARCH_PAUSE_MS: Final = 500
+
+
+AnyCall = TypeVar("AnyCall", bound=Call)
 
 
 class Dispatch:
@@ -281,7 +284,7 @@ class Dispatch:
         return await asyncio.to_thread(self._calls.discovery, deadline)
 
 
-def _without_reading(operation: Operation) -> Operation:
+def _without_reading(operation: AnyCall) -> AnyCall:
     """Let an operation rely on the clocks that ``Dispatch`` has read."""
     if isinstance(operation, WriteOperation):
         operation.reads_clocks = False

@@ -43,6 +43,8 @@ class ShortCall(Call):
         self._sent_at = 0
         #: Peer by the correlation id of its request.
         self._asked: dict[int, str] = {}
+        #: When each peer last answered, if that is shared with other calls.
+        self._last_heard: dict[str, int] | None = None
 
     # -- for subclasses
 
@@ -86,7 +88,9 @@ class ShortCall(Call):
 
     def share(self, last_heard: dict[str, int]) -> None:
         """Share with all calls on the same connections when each peer last answered."""
-        self._continued().share(last_heard)
+        self._last_heard = last_heard
+        if self._general is not None:
+            self._general.share(last_heard)
 
     def lost(self, peer: str, now: int, reason: str = "connection lost") -> list[Send]:
         """Process that the connection to a peer broke."""
@@ -118,7 +122,15 @@ class ShortCall(Call):
         """Return the operation that continues this call."""
         if self._general is None:
             self._general = self._hand_over(self._stores)
+            if self._last_heard is not None:
+                self._general.share(self._last_heard)
         return self._general
+
+    def _hear(self, peer: str, now: int) -> None:
+        """Record that a peer has answered."""
+        self.session.heard(peer)
+        if self._last_heard is not None:
+            self._last_heard[peer] = now
 
     def _is_about_others(self, envelope: Envelope) -> bool:
         """Whether a message is neither an answer to this call nor a view."""

@@ -91,7 +91,7 @@ class ShortLookup(ShortCall):
     def receive(self, peer: str, envelope: Envelope, now: int) -> list[Send]:
         """Process a message from a peer."""
         if self._is_about_others(envelope):
-            self.session.heard(peer)
+            self._hear(peer, now)
             return take_late_answer(self.session, peer, envelope, now)
         message = envelope.message
         if (
@@ -160,7 +160,7 @@ class ShortLookup(ShortCall):
     def _take(
         self, peer: str, correlation: int, moment: int, answer: _Answer, now: int
     ) -> list[Send]:
-        self.session.heard(peer)
+        self._hear(peer, now)
         self.session.learn_clock(peer, moment, self._sent_at, now)
         self._answers[peer] = answer
         if len(self._answers) < len(self._targets):

@@ -101,7 +101,7 @@ class ShortWrite(ShortCall):
     def receive(self, peer: str, envelope: Envelope, now: int) -> list[Send]:
         """Process a message from a peer."""
         if self._is_about_others(envelope):
-            self.session.heard(peer)
+            self._hear(peer, now)
             return take_late_answer(self.session, peer, envelope, now)
         message, correlation = envelope.message, envelope.correlation
         if (
@@ -136,7 +136,7 @@ class ShortWrite(ShortCall):
         if self._asked.get(correlation) == peer:
             return self._take(peer, correlation, moment, existed, now)
         if self.session.outstanding.acked(correlation):
-            self.session.heard(peer)
+            self._hear(peer, now)
             return []
         return None
 
@@ -170,7 +170,7 @@ class ShortWrite(ShortCall):
     ) -> list[Send]:
         """Count an ack. The operation counts the last one if the write needs more steps then."""
         session = self.session
-        session.heard(peer)
+        self._hear(peer, now)
         session.learn_clock(peer, moment, self._sent_at, now)
         sighting = self._stores.get(peer)
         if sighting is not None:
