@@ -168,22 +168,22 @@ def test_arguments_equal_to_valid_ones_are_refused_in_the_same_iteration(
 def test_calls_of_one_key_are_short(
     on_client: Any, index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    continued: list[ShortCall] = []
+    continued: set[ShortCall] = set()
     hand_over = ShortCall._continued
 
     def note(call: ShortCall) -> Operation:
-        continued.append(call)
+        continued.add(call)
         return hand_over(call)
 
     async def test(client: AsyncClient) -> None:
         await client.put(index, "found", 1)  # finds the cluster, and reads its clocks
         monkeypatch.setattr(ShortCall, "_continued", note)
         for _ in range(20):
-            await client.put(index, "key", 1)
+            await client.put(index, "key", 1, write="all")  # so that the replicas agree
             assert await client.lookup(index, "key") == 1
             assert await client.lookup(index, "missing", 2) == 2
-            assert await client.delete(index, "key")
-        assert len(continued) < 40  # some: a replica may answer a write late
+            assert await client.delete(index, "key", write="all")
+        assert len(continued) < 20  # of 80: on a busy machine a peer may answer late
         kept = len(continued)
         assert await client.lookup(f"@{index}"[:64], "key", 3) == 3  # a register, never short
         assert len(continued) == kept
