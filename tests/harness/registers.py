@@ -117,6 +117,7 @@ class Callers:
                 amounts or b"",
                 blobs(*keys),
                 blobs(*values),
+                fields.pop("epoch", 0),
             ),
             **fields,
         )

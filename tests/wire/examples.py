@@ -174,6 +174,7 @@ EXAMPLES: list[tuple[tuple[int, int], Message]] = [
             pack_amounts(Amounts(1, 0, 0, 100)),
             KEYS,
             blobs(),
+            EPOCH,
         ),
     ),
     (

@@ -52,6 +52,8 @@ PROMISE_MS: Final = 10_000
 HORIZONS_MARK: Final = b"horizons"
 #: By partition, the highest horizon that a replica had when floors were lowered; as horizons.
 REGISTER_FLOORS_MARK: Final = b"register floors"
+#: The epoch in which such floors were streamed last, 8 bytes.
+FLOORS_STREAMED_MARK: Final = b"floors streamed"
 #: The epoch of the last executed request to lower floors and horizons, 8 bytes.
 LOWERED_MARK: Final = b"lowered"
 #: The highest stamp up to which this peer has promised to refuse writes of clients, 8 bytes.
@@ -96,6 +98,8 @@ class LocalPartitions:
         #: By partition, a stamp that rounds of registers must exceed (T7): the highest horizon that
         #: any replica had before it was lowered. Empty if none ever was. Never changed in place.
         self.register_floors: array[int] = array("Q", kept or b"")
+        #: The epoch in which some of them were streamed last.
+        self.floors_streamed_in = int.from_bytes(store.marked(FLOORS_STREAMED_MARK) or b"", "big")
         self._promises: dict[int, tuple[Stamp, int]] = {}
         #: By (partition, peer) whose replica differs and has another horizon: the later of the two
         #: horizons.
@@ -273,6 +277,26 @@ class LocalPartitions:
             raised[partition] = max(raised[partition], stamp)
         self.register_floors = raised
         return [(REGISTER_FLOORS_MARK, raised.tobytes())]
+
+    def stream_register_floors(
+        self, floors: Mapping[int, Stamp], epoch: int
+    ) -> list[tuple[bytes, bytes]]:
+        """Take the floors of registers of a source, in an epoch; returns the marks to store."""
+        marks = self.raise_register_floors(floors)
+        if marks:
+            self.floors_streamed_in = epoch
+            marks.append((FLOORS_STREAMED_MARK, epoch.to_bytes(8, "big")))
+        return marks
+
+    @property
+    def floors_are_horizons(self) -> bool:
+        """Whether floors of registers count as horizons, until floors are lowered again (D3).
+
+        They may be horizons of sources that were not lowered, or the topology may have been
+        restored without the last request, so that homes do not know it.
+        """
+        is_settled = self.lowering_epoch == self.lowered_in
+        return not is_settled or self.floors_streamed_in > self.lowered_in
 
     @property
     def is_lowering(self) -> bool:

@@ -166,10 +166,15 @@ def _stream_from(
         for partition, stamp in horizons.items()
         if partition not in corrupt
     }
-    above = {partition: stamp for partition, stamp in floors.items() if stamp > latest}
-    marks = replica.local_partitions.raise_register_floors(above)
+    local_partitions, marks = replica.local_partitions, []
     if whole:
-        marks.append(replica.local_partitions.adopt(whole))
+        marks.append(local_partitions.adopt(whole))
+    above = {
+        partition: stamp
+        for partition, stamp in floors.items()
+        if stamp > local_partitions.horizons[partition]
+    }
+    marks += local_partitions.stream_register_floors(above, replica.view().epoch)
     if marks:
         yield Merge(marks=marks)
     for partition in partitions:

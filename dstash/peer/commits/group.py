@@ -79,6 +79,7 @@ class GroupCommit:
             self._corruption,
             floors.of_key,
             local_partitions.register_floors,
+            floors_are_horizons=local_partitions.floors_are_horizons,
         )
         rules = Rules(
             now,

@@ -11,6 +11,7 @@ import heapq
 import itertools
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -25,6 +26,7 @@ from dstash.peer.registers.votes import unpack_accepted, unpack_promised
 from dstash.store.record import partition_in
 from dstash.store.register.voter import Verdict
 from dstash.store.register.votes import Vote
+from dstash.version import MAX_STAMP
 from dstash.wire.registers.consensus import Accepted, Promised
 from dstash.wire.shapes import Message
 
@@ -118,8 +120,13 @@ class Coordinator:
         self._resting.clear()
         self._resting_bytes = 0
         self._active = {}
+        is_lowering = before is not None and (
+            before.topology.ceiling_epoch < view.topology.ceiling_epoch
+        )
         for proposer in list(self._proposers.values()):
             proposer.abandon()
+            if is_lowering:
+                _lose_copies(proposer)
             self._move(proposer, self._voters(proposer.key))
 
     def _move(self, proposer: Proposer, voters: Voters) -> None:
@@ -320,3 +327,10 @@ class Coordinator:
             oldest, size = self._resting.popitem(last=False)
             self._resting_bytes -= size
             self._proposers.pop(oldest, None)
+
+
+def _lose_copies(proposer: Proposer) -> None:
+    """Let operations that wait count as applied without a trace, unless one is found (T7)."""
+    for pending in proposer.queue:
+        if pending.operation is not None:
+            pending.operation = replace(pending.operation, lost_until=MAX_STAMP)

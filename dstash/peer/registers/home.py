@@ -10,8 +10,8 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from dstash.cluster.replication.cluster_clock import ClusterClock
@@ -25,6 +25,7 @@ from dstash.store.record import Keyspace, locate
 from dstash.store.register.ballot import SIGN
 from dstash.store.register.header import CALLER_BYTES
 from dstash.types import NEVER
+from dstash.version import Stamp
 from dstash.wire import codec
 from dstash.wire.registers import (
     KEEP,
@@ -70,11 +71,19 @@ class Home:
     Args:
         coordinator: decides operations.
         clock: the cluster clock, as this peer knows it.
+        lost_until: returns the stamp up to which copies of a request for a storage key may have
+            been applied without a trace; takes the epoch in which its number was made, and the key.
     """
 
-    def __init__(self, coordinator: Coordinator, clock: ClusterClock) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        clock: ClusterClock,
+        lost_until: Callable[[int, bytes], Stamp],
+    ) -> None:
         self._coordinator = coordinator
         self._clock = clock
+        self._lost_until = lost_until
         self._deadlines: list[tuple[int, int, _Waiting]] = []
         self._serials = itertools.count()
         self._operations = self._bytes = 0
@@ -123,6 +132,13 @@ class Home:
                 return
         storage_keys = locate(space, keys)
         self._check_voters(storage_keys)
+        if isinstance(message, Change) and message.repeated:
+            operations = [
+                replace(operation, lost_until=self._lost_until(message.epoch, key))
+                if operation is not None
+                else None
+                for operation, key in zip(operations, storage_keys, strict=True)
+            ]
         weight = weight_of(message)
         if self._operations and (
             self._operations + len(keys) > _MAX_WAITING or self._bytes + weight > _MAX_WAITING_BYTES

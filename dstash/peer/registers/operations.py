@@ -59,6 +59,7 @@ class Operation:
             ``at_most`` bound the sum: outside them nothing is changed.
         expiry: milliseconds since 1970, or ``NEVER``; None keeps the present one.
         fence: a fencing token; the operation is refused if a higher one was used before.
+        lost_until: a copy with a number up to this may have been applied without a trace (T7).
     """
 
     kind: ChangeKind
@@ -73,6 +74,7 @@ class Operation:
     at_most: int = MAX_INTEGER
     expiry: int | None = None
     fence: Stamp = 0
+    lost_until: Stamp = 0
 
     @property
     def is_conditional(self) -> bool:
@@ -157,7 +159,7 @@ def apply(operation: Operation, state: State, version: Version) -> Decision:
     before = _known(operation, state)
     if before is not None:
         return before
-    if operation.number <= state.header.forgotten:
+    if operation.number <= max(state.header.forgotten, operation.lost_until):
         return Decision(ChangeOutcome.FORGOTTEN, state.version)
     if operation.expected not in (ANY, state.version) or operation.fence < _fence(operation, state):
         return _not_applied(operation, state, ChangeOutcome.CONFLICT)

@@ -31,7 +31,7 @@ from dstash.peer.registers.quorum import voters_of
 from dstash.peer.registers.vote_requests import limited
 from dstash.store.record import Keyspace, partition_in
 from dstash.store.register.ballot import is_register_key
-from dstash.version import WRITER_BYTES
+from dstash.version import MAX_STAMP, WRITER_BYTES, Stamp
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.messages import Error
@@ -104,7 +104,7 @@ class Registers:
         seed = f"{store_id} {life.number} {life.began}".encode()
         writer = xxh3_64_digest(seed)[:WRITER_BYTES]
         self.coordinator = Coordinator(peer, writer, _chances(seed), self._missed)
-        self._home = Home(self.coordinator, clock)
+        self._home = Home(self.coordinator, clock, self._lost_until)
 
     @property
     def has_work(self) -> bool:
@@ -285,6 +285,21 @@ class Registers:
         if deadline is not None:
             waits.append(deadline - now)
         return max(0, min(waits)) if waits else None
+
+    def _lost_until(self, epoch: int, storage_key: bytes) -> Stamp:
+        """Return the number up to which requests may have been applied without a trace (T7).
+
+        Args:
+            epoch: in which the number of the request was made.
+            storage_key: of the register.
+        """
+        local_partitions = self._local_partitions
+        if epoch >= max(local_partitions.lowering_epoch, local_partitions.lowered_in):
+            return 0
+        if local_partitions.is_lowering:
+            return MAX_STAMP  # the floors of registers are not known yet
+        floors = local_partitions.register_floors
+        return floors[partition_in(storage_key)] if floors else 0
 
     def _missed(self, peer: str, storage_key: bytes) -> None:
         if peer != self._peer:

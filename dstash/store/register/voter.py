@@ -70,6 +70,7 @@ class Bounds:
         dropped_at: returns the stamp up to which a storage key was dropped with its index; 0: not.
         floors: by partition, the highest horizon that a replica had when floors were lowered (T7);
             empty if they never were. Rounds must exceed it, too.
+        floors_are_horizons: whether they count as horizons for new registers, too (D3).
     """
 
     floor: Stamp = 0
@@ -78,6 +79,7 @@ class Bounds:
     corruption: MutableMapping[bytes, Stamp] = field(default_factory=dict)
     dropped_at: Callable[[bytes], Stamp] = _no_drops
     floors: Sequence[Stamp] = ()
+    floors_are_horizons: bool = False
 
     def floor_of(self, storage_key: bytes) -> Stamp:
         """Return the floor of the partition of a key; 0 if it has none."""

@@ -81,7 +81,7 @@ class Vote(NamedTuple):
         verdict: whether it voted.
         version: of the record that it holds; all zero without one.
         past: the round that the next attempt must exceed.
-        horizon: of the partition, or its floor, if that is higher (T7).
+        horizon: of the partition; its floor, if that may be a horizon and is higher.
         record: the record, if it is above the version that the proposer knows.
         stamp: what it voted for; 0 if nothing changed.
     """
@@ -115,8 +115,9 @@ class Limits(NamedTuple):
         return self.horizons[partition_in(storage_key)] if self.horizons is not None else 0
 
     def reaped(self, storage_key: bytes) -> Stamp:
-        """Return the stamp up to which tombstones may have been dropped: a horizon, or before."""
-        return max(self.horizon(storage_key), self.bounds.floor_of(storage_key))
+        """Return the stamp up to which requests may have left no trace, for new registers (D3)."""
+        floor = self.bounds.floor_of(storage_key) if self.bounds.floors_are_horizons else 0
+        return max(self.horizon(storage_key), floor)
 
 
 def vote(transaction: VoteTransaction, request: Prepares | Accepts, limits: Limits) -> list[Vote]:

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 from dstash.errors import ProtocolError
-from dstash.wire.shapes import Frame, Message, message
+from dstash.wire.shapes import Frame, Message, message, rarely_set
 
 #: The expected version of an operation that succeeds with any.
 ANY: Final = (1 << 64) - 1
@@ -79,7 +79,8 @@ class Change(Message):
     milliseconds; 0 keeps the present expiry, 2**64 - 1 removes it. ``fence`` is a fencing token, or
     0. ``expected`` has the version that the register must have, for each key or once for all keys;
     empty for any. ``amounts`` are those of ``INCREMENT``, likewise; see ``pack_amounts``.
-    ``payloads`` has a value for each key of ``PUT`` and ``SWAP``, else nothing.
+    ``payloads`` has a value for each key of ``PUT`` and ``SWAP``, else nothing. In ``epoch`` the
+    client made the number: no copy was sent in an earlier one. It is 0 if unknown.
     """
 
     KIND = 26
@@ -94,6 +95,7 @@ class Change(Message):
     amounts: bytes
     keys: Frame
     payloads: Frame
+    epoch: int = rarely_set(0)
 
 
 @message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -28,6 +29,8 @@ HOUR = 3_600_000
 ONE, TWO = b"\x01", b"\x02"
 KEY = b"k"
 PARTITION = partition_of(KEY)
+#: A key of the same partition that has no register.
+ABSENT = next(key for key in map(b"%d".__mod__, count()) if partition_of(key) == PARTITION)
 
 
 class Lowering:
@@ -165,7 +168,97 @@ def test_new_replica_takes_the_highest_horizon_of_its_sources(
     local_partitions = joined.peers["d"].local_partitions
     assert local_partitions.horizons[PARTITION] < ahead, "its clock does not accept it"
     assert local_partitions.register_floors[PARTITION] == ahead
-    assert LocalPartitions(joined.stores["d"]).register_floors[PARTITION] == ahead
+    again = LocalPartitions(joined.stores["d"])
+    assert again.register_floors[PARTITION] == ahead
+    assert again.floors_are_horizons, "no request has lowered the horizons of the sources"
+    again.lowering_epoch = joined.topology.epoch + 1
+    list(again.lower(1, again.lowering_epoch, {}))
+    assert not again.floors_are_horizons
+    assert again.register_floors[PARTITION] == ahead
+
+
+def test_new_replica_takes_floors_of_the_past() -> None:
+    """The time may have passed them, but clocks can be set back."""
+    moving = Moving()
+    joined = moving.joined
+    moving.callers.run(moving.callers.change(Kind.PUT, KEY, values=[ONE]))
+    floor = stamp_at(joined.now - HOUR)
+    for peer in "abc":
+        joined.peers[peer].local_partitions.raise_register_floors({PARTITION: floor})
+    moving.begin()
+    moving.end()
+    assert joined.peers["d"].local_partitions.register_floors[PARTITION] == floor
+
+
+class TestRequestIds:
+    """Requests of before are not applied again, although horizons do not refuse them any more."""
+
+    @pytest.fixture
+    def lowering(self) -> Lowering:
+        lowering = Lowering("a", "b")
+        lowering.lower()
+        lowering.pass_time()
+        return lowering
+
+    def put(self, lowering: Lowering, **wanted: Any) -> Result:
+        callers = lowering.callers
+        return callers.run(callers.change(Kind.PUT, ABSENT, values=[TWO], **wanted)).result
+
+    def test_new_register_is_created_above_the_horizon(self, lowering: Lowering) -> None:
+        result = self.put(lowering)
+        assert result.outcome is Outcome.APPLIED
+        assert result.version > lowering.ahead
+
+    def test_repeated_request_of_before_is_refused(self, lowering: Lowering) -> None:
+        epoch = lowering.joined.topology.epoch
+        assert self.put(lowering, repeated=True).outcome is Outcome.FORGOTTEN
+        before = self.put(lowering, repeated=True, epoch=epoch - 1, caller=b"caller02")
+        assert before.outcome is Outcome.FORGOTTEN
+        assert self.put(lowering, repeated=True, epoch=epoch).outcome is Outcome.APPLIED
+
+    def test_restored_topology_without_the_request_keeps_horizons(self, lowering: Lowering) -> None:
+        joined = lowering.joined
+        earlier = replace(joined.topology, ceiling=0, ceiling_epoch=0).next()
+        joined.change(earlier)
+        assert self.put(lowering).outcome is Outcome.FORGOTTEN
+
+    def test_repeated_request_above_every_horizon_is_applied(self, lowering: Lowering) -> None:
+        joined = lowering.joined
+        joined.now += 2 * HOUR
+        lowering.pass_time()
+        assert self.put(lowering, repeated=True).outcome is Outcome.APPLIED
+
+    def test_request_that_left_a_trace_gets_its_answer_again(self) -> None:
+        lowering = Lowering("a")
+        number = stamp_at(lowering.joined.now, 7)
+        first = lowering.change(Kind.INCREMENT, number=number)
+        lowering.lower()
+        lowering.pass_time()
+        again = lowering.change(Kind.INCREMENT, "b", number=number, repeated=True)
+        assert again == first
+
+    def test_request_that_waits_at_its_home_is_refused(self) -> None:
+        lowering = Lowering()
+        joined, callers = lowering.joined, lowering.callers
+        joined.mute = {"b", "c"}
+        sent = callers.change(Kind.PUT, ABSENT, values=[TWO])
+        joined.settle()
+        lowering.lower()
+        joined.mute = set()
+        assert callers.run(sent).result.outcome is Outcome.FORGOTTEN
+
+    def test_repeated_request_is_refused_while_floors_are_not_known(self) -> None:
+        lowering = Lowering()
+        joined, callers = lowering.joined, lowering.callers
+        for core in joined.peers.values():
+            core.local_partitions.floor = 0
+        joined.down = {"c"}
+        lowering.lower()
+        joined.settle()
+        assert joined.peers["a"].local_partitions.is_lowering
+        assert self.put(lowering, repeated=True).outcome is Outcome.FORGOTTEN
+        result = callers.run(callers.change(Kind.PUT, ABSENT, values=[TWO])).result
+        assert result.outcome is Outcome.APPLIED
 
 
 def test_member_of_an_earlier_version_keeps_no_floors_of_registers() -> None:

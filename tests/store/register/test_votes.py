@@ -95,7 +95,8 @@ class TestPrepare:
         floors[PARTITION] = stamp_at(10)
         accept(store, register(5, value=b""))
         vote = prepare(store, 10, floors=floors)
-        assert (vote.verdict, vote.past, vote.horizon) == (TOO_OLD, 10, stamp_at(10))
+        assert (vote.verdict, vote.past, vote.horizon) == (TOO_OLD, 10, 0)
+        assert prepare(store, 10, floors=floors, floors_are_horizons=True).horizon == stamp_at(10)
         assert accept(store, register(10), floors=floors).verdict is TOO_OLD
         assert prepare(store, 11, floors=floors).verdict is VOTED
         floors[PARTITION] = 0

@@ -89,7 +89,7 @@ class ChangeOperation(ChangingOperation):
         self._callers.append(caller)
         if not self.session.is_from_the_future(past):
             caller.move_past(past)
-        return RequestId(caller, caller.next_number())
+        return RequestId(caller, caller.next_number(), self.session.epoch)
 
     def message(self, items: Sequence[Item], request: RequestId, *, repeated: bool) -> Change:
         """Return the request for items."""

@@ -29,10 +29,14 @@ _WITH_VALUES: Final = frozenset({ChangeKind.PUT, ChangeKind.SWAP})
 
 
 class RequestId(NamedTuple):
-    """The id of a request: all copies of it, and the parts of a batch, have the same."""
+    """The id of a request: all copies of it, and the parts of a batch, have the same.
+
+    ``epoch`` is that in which it was made: no copy was sent in an earlier one.
+    """
 
     caller: Caller
     number: Stamp
+    epoch: int
 
 
 class Wanted(NamedTuple):
@@ -76,6 +80,7 @@ class Wanted(NamedTuple):
             self._packed_amounts(keys),
             Frame(codec.pack_blobs(list(map(encoded_of, items)))),
             Frame(codec.pack_blobs(list(map(content_of, items)))) if has_values else EMPTY,
+            request.epoch,
         )
 
     def is_refused(self, answer: Answer) -> bool:

@@ -110,6 +110,19 @@ def test_busy_home_gets_the_same_request_again_with_the_flag(exchange: Exchange)
     assert (first.caller, first.number) == (second.caller, second.number)
 
 
+def test_copies_state_the_epoch_in_which_their_number_was_made(exchange: Exchange) -> None:
+    exchange.change("k")
+    later = cluster(epoch=8)
+    exchange.answer(0, StaleEpoch("old", topology=later.encode()))
+    exchange.wait()
+    first, second = exchange.request(0), exchange.request(1)
+    assert exchange.session.epoch == 8
+    assert (first.epoch, second.epoch) == (7, 7)
+    assert (first.number, second.repeated) == (second.number, True)
+    exchange.answer(1, changed(APPLIED))
+    assert exchange.operation.result().ok
+
+
 def test_silent_home_is_followed_by_the_next_rank(exchange: Exchange) -> None:
     exchange.change("k")
     exchange.wait(PATIENCE - 1)
