@@ -15,6 +15,7 @@ from dstash.client.calls import Calls
 from dstash.client.discovery import identity
 from dstash.client.operations.base import Call, Operation
 from dstash.client.operations.clock_reading import ClockReadingOperation
+from dstash.client.operations.short.write import ShortWrite
 from dstash.client.operations.writes import WriteOperation
 from dstash.client.session import Session
 from dstash.client.transport.async_channel import AsyncChannel
@@ -286,7 +287,7 @@ class Dispatch:
 
 def _without_reading(operation: AnyCall) -> AnyCall:
     """Let an operation rely on the clocks that ``Dispatch`` has read."""
-    if isinstance(operation, WriteOperation):
+    if isinstance(operation, WriteOperation | ShortWrite):
         operation.reads_clocks = False
     return operation
 

@@ -52,6 +52,8 @@ class ShortWrite(ShortCall):
     """
 
     patience = WriteChunk.patience
+    #: Whether its operation reads clocks that are unread; False if the transport does that.
+    reads_clocks = True
 
     def __init__(
         self, session: Session, deadline: int, index: str, level: Level, item: Item
@@ -200,6 +202,7 @@ class ShortWrite(ShortCall):
         """Return the operation that continues this call, with its requests and acks."""
         general = self.operation()
         general.trace, general.stores = self.trace, stores
+        general.reads_clocks = self.reads_clocks
         if self._view is not None and not self._has_ended:
             chunk = WriteChunk(
                 general,
