@@ -198,8 +198,7 @@ class Walk:
             return False
         newest = max(replica.round for replica in world.replicas.values())
         world.begin_lowering(stamp_at(rng.randint(0, newest)))
-        if world.broken != "applies_lost_copies":
-            # Copies of earlier requests are refused, as are repeated ones without a trace (D6).
-            self._late.clear()
-            self._unknown.clear()
+        # Copies of earlier requests are refused, as are repeated ones without a trace (D6).
+        self._late.clear()
+        self._unknown.clear()
         return True
