@@ -3,10 +3,14 @@
 A holder counts from before the request that created or renewed the register, on a monotonic clock
 that also counts while the machine is suspended. So its lease ends before the register does, if
 clocks run at the same speed.
+
+A forked child has a copy of the lease, but its parent holds the register: the child neither learns
+of renewals and of the release, nor may it release what the parent relies on.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
 
 from dstash.errors import LimitError, LockLost
@@ -36,6 +40,7 @@ class Lease:
         #: When it must be renewed next.
         self.due = 0.0
         self._reason = ""
+        self._process = os.getpid()
 
     def begin(self, asked: float) -> None:
         """Begin or renew; ``asked`` is the time before the request."""
@@ -51,11 +56,14 @@ class Lease:
         self._reason = self._reason or reason
 
     def left(self, now: float) -> float:
-        """Return the seconds that it lasts without a renewal; 0 if it has ended."""
-        return 0.0 if self._reason else max(0.0, self.end - now)
+        """Return the seconds that it lasts without a renewal; 0 if it ended, or after a fork."""
+        is_ours = not self._reason and self._process == os.getpid()
+        return max(0.0, self.end - now) if is_ours else 0.0
 
     def check(self, now: float) -> None:
-        """Raise ``LockLost`` if it has ended."""
+        """Raise ``LockLost`` if it has ended, or belongs to the parent of this process."""
+        if self._process != os.getpid():
+            raise LockLost(f"{self.what} is held by the parent process, not by this one")
         if self.left(now) <= 0:
             reason = self._reason or f"it could not be renewed for {self.ttl:g} s"
             raise LockLost(f"{self.what} is not held any more: {reason}")

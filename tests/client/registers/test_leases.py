@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from dstash.client.registers.leases import Lease, check_seconds
@@ -42,6 +44,16 @@ def test_lost_lease_stays_lost(lease: Lease) -> None:
     assert lease.left(101) == 0
     with pytest.raises(LockLost, match="it was deleted"):
         lease.check(101)
+
+
+def test_lease_is_not_that_of_a_forked_child(lease: Lease, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = os.getpid() + 1
+    with monkeypatch.context() as forked:
+        forked.setattr(os, "getpid", lambda: child)
+        assert lease.left(100) == 0
+        with pytest.raises(LockLost, match="lock 'job' is held by the parent process"):
+            lease.check(100)
+    lease.check(100)
 
 
 @pytest.mark.parametrize("value", ["5", True, 0, -1, float("nan"), float("inf"), None])
