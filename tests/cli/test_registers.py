@@ -47,6 +47,12 @@ def test_get_with_version_prints_a_table(inside: InProcess, registers: str) -> N
     assert [row.split()[0], row.split()[2]] == ["k", "v"]
 
 
+def test_get_with_version_in_a_plain_index_names_the_option(inside: InProcess) -> None:
+    code, text = inside.refusal("get", "things", "k", "--version")
+    assert code == 2
+    assert "--version needs an index whose name begins with @, such as '@things'" in text
+
+
 def test_counters_print_their_sums(inside: InProcess, registers: str) -> None:
     assert inside.out("incr", registers, "n") == "1\n"
     assert inside.out("incr", registers, "n", "9") == "10\n"

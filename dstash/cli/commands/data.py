@@ -26,6 +26,7 @@ from dstash.cli.arguments import (
 from dstash.cli.console import output
 from dstash.cli.console.skipped import SkippedValues
 from dstash.cli.invocation import Invocation, KeyMissing
+from dstash.client.operations.registers.names import check_registers
 from dstash.errors import UndecodableValue, UsageError
 from dstash.wire.keys import Key
 from dstash.wire.values import Undecodable
@@ -104,6 +105,7 @@ def get(
 
 def _print_entries(run: Invocation, index: str, wanted: list[Key]) -> None:
     """Print the values of registers with their versions."""
+    check_registers(index, "--version")
     with run.client() as client:
         entries = [(key, client.lookup_entry(index, key)) for key in wanted]
     found = [(key, entry) for key, entry in entries if entry is not None]
