@@ -69,6 +69,14 @@ def test_seed_replays_exactly() -> None:
 
 
 @pytest.mark.timeout(300)
+def test_seed_with_several_corrupt_registers_replays_exactly() -> None:
+    words = ("--with", "far_clock,lower_floors", "--profile", "registers,short_grace")
+    runs = [simulate("--only", "73018", *words, "--digests", hash_seed=seed) for seed in "01"]
+    first, second = (run.stdout.splitlines()[0] for run in runs)
+    assert first == second
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", sorted(PLANTED))
 def test_simulation_finds_planted_fault(name: str) -> None:
     planted = PLANTED[name]

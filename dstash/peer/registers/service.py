@@ -318,7 +318,7 @@ class Registers:
         if len(corruption):
             corrupt = itertools.chain.from_iterable(corruption.by_partition().values())
             self._preempted.update(filter(is_register_key, corrupt))
-        for storage_key in list(itertools.islice(self._preempted, _MAX_CONCLUDED)):
+        for storage_key in sorted(self._preempted)[:_MAX_CONCLUDED]:
             self._preempted.discard(storage_key)
             self.coordinator.conclude(storage_key)
 
