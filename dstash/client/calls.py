@@ -93,6 +93,11 @@ class Calls:
         """The state that the calls of the client share."""
         return self._session
 
+    @property
+    def timeout(self) -> float:
+        """The timeout of a call that has none of its own, in seconds."""
+        return self._settings.timeout
+
     def keys_per_round(self, index: str, usual: int) -> int:
         """Return how many keys of a batch of writes are sent within one timeout."""
         return min(usual, KEYS_PER_ROUND) if has_registers(index) else usual

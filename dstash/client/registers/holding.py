@@ -28,6 +28,8 @@ _HOLDER_BYTES: Final = 8
 #: Pauses between attempts: they double from the first to the longest, less a random part.
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 0.8
+#: The shortest timeout of a call: a silent home costs a second before another replica is asked.
+_SHORTEST_TIMEOUT_S: Final = 1.0
 #: Timeout of a call that deletes what an interrupted acquisition has created, and of all of them.
 _ABANDON_TIMEOUT_S: Final = 1.0
 _ABANDON_LIMIT_S: Final = 3.0
@@ -90,9 +92,14 @@ class Attempts:
         self.unknown: dict[Key, float] = {}
 
     def place(self, key: Key, timeout: float | None = None) -> Place:
-        """Return the register of a key; a call may take a third of its lease, unless given."""
-        seconds = max(1.0, self.want.ttl / 3) if timeout is None else timeout
+        """Return the register of a key, with the timeout of a call."""
+        seconds = _call_timeout(self.calls, self.want.ttl) if timeout is None else timeout
         return Place(self.calls, self.want.index, key, seconds)
+
+
+def _call_timeout(calls: Calls, ttl: float) -> float:
+    """Return the timeout of one call: that of the client, but at most a third of a lease."""
+    return max(_SHORTEST_TIMEOUT_S, min(ttl / 3, calls.timeout))
 
 
 def acquire(attempts: Attempts) -> Steps[Held]:
@@ -208,7 +215,8 @@ def _held_by_others(attempts: Attempts) -> Steps[Conflict]:
 def renew(calls: Calls, index: str, held: Held) -> Steps[None]:
     """Renew a register, once; the lease says what came of it."""
     lease, asked = held.lease, steady()
-    timeout = lease.left(asked)  # the request itself is repeated until then
+    # A long lease must not make the holder wait for an answer when it releases.
+    timeout = min(lease.left(asked), max(_SHORTEST_TIMEOUT_S, calls.timeout))
     if timeout <= 0:
         return
     wanted = Wanted(ChangeKind.TOUCH, new_ttl(lease.ttl), expected=check_version(held.token))
@@ -237,7 +245,8 @@ def release(calls: Calls, index: str, held: Held) -> Steps[None]:
     lease = held.lease
     lease.check(steady())
     try:
-        yield from _delete(Place(calls, index, held.key, max(1.0, lease.ttl / 3)), held.token)
+        place = Place(calls, index, held.key, _call_timeout(calls, lease.ttl))
+        yield from _delete(place, held.token)
     except Conflict:
         lease.lose("it expired, or was deleted")
         lease.check(steady())

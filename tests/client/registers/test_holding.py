@@ -77,6 +77,22 @@ class TestLock:
         assert held.lease.end > before
         assert (entry(home).ttl, entry(home).version) == (30, held.token)
 
+    def test_calls_of_a_long_lease_end_with_the_timeout_of_the_client(
+        self, home: Home, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        timeouts: list[int] = []
+        run = home.run
+
+        def noted(operation: Operation) -> Any:
+            timeouts.append(operation.deadline - home.now)
+            return run(operation)
+
+        monkeypatch.setattr(home, "run", noted)
+        held = acquire(home, lock_want("@locks", "job", 36_000, 0))
+        renew(home, held)
+        release(home, held)
+        assert timeouts == [round(home.calls.timeout * 1000)] * 3
+
     def test_renewal_finds_that_the_lock_was_lost(self, home: Home) -> None:
         held = acquire(home)
         home.expire("job")
