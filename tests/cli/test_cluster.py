@@ -130,6 +130,9 @@ def test_cluster_command_changes_nothing_without_confirmation(here: Here) -> Non
     code, _, err = here.ask("cluster", "add", "p4", stdin=b"n\n")
     assert code == 130
     assert "add p4?" in err
+    code, _, err = here.ask("cluster", "add", "p4", stdin=b"")
+    assert code == 2
+    assert err.endswith("\ndstash: add asks for confirmation; in a script, use --yes\n")
     here.wait_candidate("p4")
 
 

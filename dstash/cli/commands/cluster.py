@@ -207,6 +207,22 @@ def _confirm_by_name(cluster: str, command: str, purpose: str) -> None:
         raise UsageError(f"{typed!r} is not the name of the cluster; nothing was changed")
 
 
+def _confirm(action: str, peers: Sequence[str]) -> None:
+    """Ask whether to carry out an action.
+
+    Raises:
+        Abort: the answer was no.
+        UsageError: stdin has ended.
+    """
+    try:
+        typer.confirm(f"{action} {' '.join(peers)}?", abort=True, err=True)
+    except typer.Abort as error:
+        if isinstance(error.__context__, EOFError):
+            typer.echo(err=True)  # ends the line of the question
+            raise UsageError(f"{action} asks for confirmation; in a script, use --yes") from None
+        raise
+
+
 @app.command()
 def cancel(ctx: typer.Context, dry_run: DryRun = False) -> None:
     """Cancel the topology change and return to the placement before it; no data is lost."""
@@ -340,7 +356,7 @@ def _move(
         if action in _MAY_LEAVE_TOO_FEW and not force:
             _expect_enough(left)
         if not yes:
-            typer.confirm(f"{action} {' '.join(peers)}?", abort=True, err=True)
+            _confirm(action, peers)
         timeout = run.long_timeout(_ADMIN_TIMEOUT_S)
         begun = client.admin.request(action, peers, rate=limit, timeout=timeout)
         _announce(run, begun.epoch, prepared, watch)
