@@ -73,7 +73,7 @@ def test_swap_prints_the_value_before_byte_for_byte(inside: InProcess, registers
     ("words", "text"),
     [
         (("add", "plain", "k", "v"), "add needs an index whose name begins with @"),
-        (("get", "plain", "k", "--version"), "lookup_entry needs an index whose name begins with"),
+        (("get", "plain", "k", "--version"), "--version needs an index whose name begins with @"),
         (("del", "plain", "k", "--version", "5"), "delete with a version needs an index whose"),
         (("del", "@i", "a", "b", "--version", "5"), "--version is that of one key; 2 keys are"),
         (("add", "@", "k", "v"), "index name is '@' alone"),
