@@ -50,8 +50,11 @@ def explain(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):
         return PIPE_CLOSED
     if isinstance(error, OSError):
-        # An error without file name is about stdin or stdout: all others are translated.
-        where = error.filename or "reading stdin or writing stdout"
+        # An error without file name is about stdin or stdout: all others are translated. Only a
+        # working directory that was removed has no name either.
+        missing = isinstance(error, FileNotFoundError)
+        unnamed = "the working directory" if missing else "reading stdin or writing stdout"
+        where = error.filename or unnamed
         output.message(f"{where}: {error.strerror or error}")
     else:  # a bug in dstash
         name = type(error).__name__

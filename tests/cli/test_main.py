@@ -178,6 +178,17 @@ def test_os_error_is_one_line(dstash: Dstash, monkeypatch: pytest.MonkeyPatch) -
     assert dstash("count", "i") == (1, "", "dstash: /data/x: No space left on device\n")
 
 
+def test_removed_working_directory_is_named(
+    dstash: Dstash, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "removed"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    code, _, err = dstash("dev", "status")
+    assert (code, err) == (1, "dstash: the working directory: No such file or directory\n")
+
+
 def test_every_command_has_a_description() -> None:
     for command in (data.put, data.get, data.delete, data.scan):
         assert command.__doc__
