@@ -96,7 +96,7 @@ def test_compaction_that_is_killed_leaves_a_whole_store(folder: Path, tmp_path: 
     code += "compact; print('begins', flush=True); compact(Path(sys.argv[1]))"
     command = [sys.executable, "-c", code]
     ended = 0
-    for pause in range(25):
+    for pause in range(12):
         copy = tmp_path / "copy"
         shutil.copytree(folder, copy)
         with subprocess.Popen(
@@ -104,7 +104,7 @@ def test_compaction_that_is_killed_leaves_a_whole_store(folder: Path, tmp_path: 
         ) as process:
             assert process.stdout is not None
             process.stdout.readline()
-            time.sleep(pause / 40)
+            time.sleep(pause / 20)
             ended += process.poll() is not None
             process.send_signal(signal.SIGKILL)
         # A process that it was about to start has its lock until that process has begun.
@@ -112,7 +112,7 @@ def test_compaction_that_is_killed_leaves_a_whole_store(folder: Path, tmp_path: 
         assert content(copy) == before
         assert not (copy / COMPACTING).exists()
         shutil.rmtree(copy)
-    assert ended < 25
+    assert ended < 12
 
 
 def test_error_in_the_middle_leaves_the_old_store(

@@ -20,7 +20,9 @@ class AcceptsBelowPromise(World):
     def __init__(self, seed: int) -> None:
         drawn = register_conditions(seed, "isolate", "kill", "lost_requests")
         # Two homes must change one register within milliseconds.
-        super().__init__(seed, conditions=replace(drawn, calls=400, pause=15 * MS))
+        super().__init__(
+            seed, conditions=replace(drawn, calls=400, keys=2, clients=8, pause=15 * MS)
+        )
 
     def patches(self) -> Iterable[AbstractContextManager[object]]:
         """Return the broken rule."""
