@@ -12,6 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from dstash.errors import CorruptStore, StoreError, StoreInUse
@@ -104,7 +105,7 @@ def test_compaction_that_is_killed_leaves_a_whole_store(folder: Path, tmp_path: 
         ) as process:
             assert process.stdout is not None
             process.stdout.readline()
-            time.sleep(pause / 20)
+            time.sleep(pause / 20)  # at another moment each time
             ended += process.poll() is not None
             process.send_signal(signal.SIGKILL)
         # A process that it was about to start has its lock until that process has begun.
@@ -136,6 +137,27 @@ def test_remains_of_an_earlier_compaction_are_replaced(folder: Path) -> None:
     compact(folder)
     assert not (folder / COMPACTING).exists()
     assert content(folder) == before
+
+
+def test_databases_of_other_versions_are_kept(folder: Path) -> None:
+    with lmdb.open(os.fspath(folder), max_dbs=8) as environment:
+        later = environment.open_db(b"of a later version")
+        with environment.begin(later, write=True) as transaction:
+            transaction.put(b"key", b"value")
+            transaction.drop(environment.open_db(b"promises", transaction))  # of an earlier one
+    compact(folder)
+    with lmdb.open(os.fspath(folder), max_dbs=8) as environment:
+        later = environment.open_db(b"of a later version", create=False)
+        with environment.begin(later) as transaction:
+            assert transaction.get(b"key") == b"value"
+            with pytest.raises(lmdb.NotFoundError):
+                environment.open_db(b"promises", transaction, create=False)
+
+
+def test_file_of_another_program_is_refused(tmp_path: Path) -> None:
+    lmdb.open(os.fspath(tmp_path)).close()
+    with pytest.raises(StoreError, match="is not a dstash store"):
+        compact(tmp_path)
 
 
 def test_store_in_use_is_not_compacted(folder: Path) -> None:

@@ -11,7 +11,7 @@ ends meanwhile, or a machine, leaves the old store or the new one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -34,7 +34,9 @@ from dstash.store.lock import DirectoryLock
 from dstash.store.offline.integrity import can_be_read
 from dstash.store.reserve import free_bytes
 
-_TREES: Final = (b"meta", b"records", b"promises")
+#: Databases of a store: these at least, and those of its version.
+_TREES: Final = frozenset({b"meta", b"records"})
+_MAX_TREES: Final = 8
 _SLICE_RECORDS: Final = 10_000
 #: What the new file needs beyond the pages in use: branch pages that are not shared.
 _MARGIN_BYTES: Final = 1 << 20
@@ -78,12 +80,13 @@ def _compact(directory: Path, on_progress: Callable[[int], None]) -> Compacted:
     before = file.stat().st_size
     remove_compacting(directory)
     source = lmdb.open(
-        os.fspath(directory), readonly=True, lock=False, create=False, max_dbs=len(_TREES)
+        os.fspath(directory), readonly=True, lock=False, create=False, max_dbs=_MAX_TREES
     )
     try:
-        _check_room(directory, source)
+        trees = _trees(directory, source)
+        _check_room(directory, source, trees)
         made.mkdir(DIRECTORY_MODE)
-        records = _copy(source, made, map_size_for(file), on_progress)
+        records = _copy(source, trees, made, map_size_for(file), on_progress)
     except BaseException:
         remove_compacting(directory)
         raise
@@ -95,11 +98,20 @@ def _compact(directory: Path, on_progress: Callable[[int], None]) -> Compacted:
     return Compacted(records, before, file.stat().st_size)
 
 
-def _check_room(directory: Path, source: Any) -> None:
+def _trees(directory: Path, source: Any) -> dict[bytes, Any]:
+    """Return all databases by name, those of other versions among them."""
+    with source.begin() as transaction, transaction.cursor() as cursor:
+        names = [bytes(name) for name in cursor.iternext(keys=True, values=False)]
+    if not _TREES.issubset(names):
+        raise StoreError(f"{directory / DATA_FILE} is not a dstash store")
+    return {name: source.open_db(name, create=False) for name in names}
+
+
+def _check_room(directory: Path, source: Any, trees: Mapping[bytes, Any]) -> None:
     needed = _MARGIN_BYTES
     with source.begin() as transaction:
-        for name in _TREES:
-            tree = transaction.stat(_open(source, name, transaction))
+        for database in trees.values():
+            tree = transaction.stat(database)
             pages = tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"]
             needed += pages * tree["psize"]
     free = free_bytes(directory)
@@ -110,29 +122,28 @@ def _check_room(directory: Path, source: Any) -> None:
         )
 
 
-def _open(environment: Any, name: bytes, transaction: Any) -> Any:
-    try:
-        return environment.open_db(name, transaction, create=False)
-    except lmdb.NotFoundError:
-        raise StoreError(f"{environment.path()} is not a dstash store") from None
-
-
-def _copy(source: Any, made: Path, size: int, on_progress: Callable[[int], None]) -> int:
+def _copy(
+    source: Any,
+    trees: Mapping[bytes, Any],
+    made: Path,
+    size: int,
+    on_progress: Callable[[int], None],
+) -> int:
     """Copy all trees in the order of their keys; return the number of records."""
     copy = lmdb.open(
         os.fspath(made),
         map_size=size,
         mode=FILE_MODE,
-        max_dbs=len(_TREES),
+        max_dbs=_MAX_TREES,
         sync=False,  # it is synced once, at the end
         readahead=False,
         lock=False,
     )
     try:
         with source.begin() as reading:
-            of = reading.stat(_open(source, b"records", reading))["entries"]
-            for name in _TREES:
-                tree, done = _open(source, name, reading), 0
+            of = reading.stat(trees[b"records"])["entries"]
+            for name, tree in trees.items():
+                done = 0
                 target = copy.open_db(name)
                 for part in _slices(reading, tree):
                     with copy.begin(target, write=True) as writing, writing.cursor() as cursor:
