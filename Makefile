@@ -11,7 +11,7 @@ MINUTES ?= 5
 FAST := tests/wire tests/store tests/cluster/topology tests/test_config.py tests/test_errors.py \
 	tests/test_version.py tests/documents/test_paths.py
 # Property tests that take seconds each.
-SLOW := not TestStoreAgainstTwin and not TestAgain and not TestThousand and not bombs
+SLOW := not TestStoreAgainstTwin and not TestAgain and not TestThousand and not bombs and not test_unsynced and not test_compaction
 COVERED := tests/wire tests/store tests/cluster tests/client tests/peer tests/backup tests/cli tests/simulation
 
 # An environment of its own for tools that the tests do not need.
