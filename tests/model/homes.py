@@ -163,7 +163,7 @@ class Homes(World):
         if attempt.phase is Phase.ACCEPT:
             vote = replica.accept(attempt.record)
         elif attempt.phase is Phase.PREPARE:
-            vote = replica.prepare(attempt.round, number)
+            vote = replica.prepare(attempt.round, number, is_needed=attempt.is_needed)
         else:
             vote = replica.ask()
         if self.homes.get(number, (0, None))[1] is not proposer:

@@ -87,11 +87,12 @@ class Replica:
 
     # -- votes
 
-    def prepare(self, round_: int, proposer: int) -> Vote:
+    def prepare(self, round_: int, proposer: int, *, is_needed: bool = False) -> Vote:
         """Vote on a round."""
         if self.broken == "promises_twice" and self.promise.round == round_:
             self.forget_promise()
-        return self._vote(Prepares([STORAGE_KEY], Promise(round_, writer(proposer)), [ZERO]))
+        promise = Promise(round_, writer(proposer))
+        return self._vote(Prepares([STORAGE_KEY], promise, [ZERO], is_needed))
 
     def ask(self) -> Vote:
         """Return what the replica holds, as a reader sees it."""

@@ -67,6 +67,8 @@ class Write:
     found: bool | None = None
     versions: list[Version] = field(default_factory=list)
     expiries: set[tuple[Version, int]] = field(default_factory=set)
+    #: Versions of puts, with the expiry that the message had before settings were applied.
+    requested: set[tuple[Version, int]] = field(default_factory=set)
     settings: list[SettingsRequest] = field(default_factory=list)
 
     def allowed(self, version: Version | None = None) -> set[int]:
@@ -85,21 +87,30 @@ class Write:
                 }
         return found
 
+    def allowed_by_any(self) -> set[int]:
+        """Return the expiries of its records under any settings that the index ever had.
+
+        Two topologies of one epoch may have other settings, and each replica applies its own.
+        """
+        settings = [IndexSettings(self.place[0]), *(request.settings for request in self.settings)]
+        return self.allowed() | {
+            each.expiry(version, expiry) for each in settings for version, expiry in self.requested
+        }
+
     @property
     def expiry(self) -> int:
         """The latest time at which the value is live, milliseconds since 1970; 0 for no end."""
-        allowed = self.allowed()
-        return NEVER if NEVER in allowed else max(allowed, default=NEVER)
-
-    @property
-    def first_expiry(self) -> int:
-        """The earliest time at which the value may have expired; 0 if it never does."""
-        return min(self.allowed() - {NEVER}, default=NEVER)
+        return latest_of(self.allowed())
 
     @property
     def removes(self) -> bool:
         """Whether nothing is left after this write."""
         return self.kind in ("delete", "drop")
+
+
+def latest_of(expiries: set[int]) -> int:
+    """Return the latest of some expiries; 0 for no end."""
+    return NEVER if NEVER in expiries else max(expiries, default=NEVER)
 
 
 @dataclass(slots=True)
@@ -215,6 +226,7 @@ def follow(operation: WriteOperation | ShortWrite, writes: dict[Key, Write]) -> 
                 sent = record.version
                 write.expiries.add((sent, settings.record(record).expiry))
             elif isinstance(request, Put):
+                write.requested.add((sent, request.expiry))
                 write.expiries.add((sent, settings.expiry(sent, request.expiry)))
             if sent not in write.versions:
                 write.versions.append(sent)
@@ -248,6 +260,7 @@ def _follow_short(call: ShortWrite, writes: dict[Key, Write]) -> None:
             write.versions.append(call.version)
             if isinstance(call, ShortPut):
                 settings = settings or IndexSettings(call.index)
+                write.requested.add((call.version, call.expiry))
                 write.expiries.add((call.version, settings.expiry(call.version, call.expiry)))
         return sends
 

@@ -393,6 +393,7 @@ class World:
             keeps_ones=not loses_ones,
             delivers_once=not self.conditions.duplication,
             keeps_order=Loss.CLOCK not in self.losses and not self._was_median_wrong(),
+            shares_epochs=self.may_share_epochs or bool(self.membership.used_again),
             clocks=[node.clock for node in self.nodes[: self.conditions.peers]],
             alone=[
                 (node.clock, self.history.alone[node.name])

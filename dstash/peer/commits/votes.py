@@ -55,7 +55,8 @@ def prepare_promises(message: Prepare, space: None, rules: Rules) -> Prepared:
     if message.round and not rules.has_spare:
         raise DiskFull(_NO_ROOM)
     promise = Promise(message.round, message.writer)
-    return _prepared(Prepares(keys, promise, _known(message.known, len(keys))), rules, len(keys))
+    known = _known(message.known, len(keys))
+    return _prepared(Prepares(keys, promise, known, message.is_needed), rules, len(keys))
 
 
 def _known(packed: bytes, count: int) -> list[bytes]:

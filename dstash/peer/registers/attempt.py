@@ -39,6 +39,7 @@ class Attempt:
         votes: the answers.
         until: when (steady milliseconds) voters that have not answered count as silent.
         began: when it was sent.
+        is_needed: whether a round is ahead of the clocks because no quorum exists below it (P10).
     """
 
     phase: Phase
@@ -50,6 +51,7 @@ class Attempt:
     began: int
     record: bytes = b""
     plan: Plan | None = None
+    is_needed: bool = False
     #: Whether the proposer's own promise was requested.
     has_own: bool = False
     waiting: set[str] = field(default_factory=set)
@@ -87,6 +89,15 @@ class Attempt:
     def has_heard_quorum(self) -> bool:
         """Whether a quorum has answered, by a vote or a refusal."""
         return self.voters.is_quorum(self.votes.keys())
+
+    def is_held_up(self, number: int) -> bool:
+        """Whether no quorum exists without voters that have promised rounds from ``number`` on."""
+        names = [
+            name
+            for name, vote in self.votes.items()
+            if vote.verdict is Verdict.PREEMPTED and vote.past >= number
+        ]
+        return not self.voters.is_quorum([*set(self.voters.members).difference(names)])
 
     @property
     def past(self) -> int:

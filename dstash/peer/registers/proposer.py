@@ -84,6 +84,7 @@ class Proposer:
         "_climb",
         "_failures",
         "_heard",
+        "_is_needed",
         "_is_write_due",
         "_me",
         "_random",
@@ -119,6 +120,8 @@ class Proposer:
         self._too_far = 0
         #: The next round, if it leads a voter to the round of another one; else 0.
         self._climb = 0
+        #: Whether no quorum exists without voters that have promised rounds of the future.
+        self._is_needed = False
         self._failures = 0
         self._is_write_due = False
 
@@ -165,9 +168,12 @@ class Proposer:
 
     def _prepare(self, time: Time) -> Attempt:
         self._is_write_due = False
-        number = self._climb or max(time.cluster, self._past() + 1)
+        past = self._past()
+        number = self._climb or max(time.cluster, past + 1)
         self._climb = 0
-        return self._attempt(Phase.PREPARE, number, time)
+        attempt = self._attempt(Phase.PREPARE, number, time)
+        attempt.is_needed = self._is_needed and number == past + 1
+        return attempt
 
     def _past(self) -> int:
         """Return the round that the next one must exceed.
@@ -243,6 +249,7 @@ class Proposer:
         elif attempt.is_won:
             self.attempt, self._failures = None, 0
             if attempt.phase is Phase.PREPARE:
+                self._is_needed = False
                 self._begin_tenure(attempt, time)
             else:
                 self._chosen(attempt)
@@ -332,10 +339,14 @@ class Proposer:
         """Choose the next round after one that voters refused as too far in the future (P10).
 
         Each voter promises the round after its own. So where the rounds of a quorum are ahead of
-        the clocks and differ a little, the voter with the lower one is led to the other.
+        the clocks and differ a little, the voter with the lower one is led to the other. If no
+        quorum exists below such a round, the others are asked for one that is needed.
         """
         verdicts = {vote.verdict for vote in attempt.votes.values()}
+        before = self._too_far
         self._too_far = attempt.round if Verdict.TOO_FAR in verdicts else 0
+        if attempt.round < before and not self._too_far:
+            self._is_needed = self._is_needed or attempt.is_held_up(before - 1)
         gap = attempt.past - attempt.round
         if self._too_far and attempt.voted and 0 <= gap < _MAX_CLIMB:
             self._climb = attempt.round + 1
@@ -343,7 +354,7 @@ class Proposer:
     def abandon(self) -> None:
         """End the tenure and the request for votes, because the epoch has changed (P6)."""
         self.attempt = self.tenure = None
-        self._is_write_due = False
+        self._is_write_due = self._is_needed = False
         self.resume_at = 0
 
 

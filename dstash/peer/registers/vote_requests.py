@@ -79,21 +79,24 @@ def requests_for(
         writer: the number of this process.
         expected: bytes of each record in the answer.
     """
-    groups: dict[tuple[str, Phase, int], Attempts] = defaultdict(list)
+    groups: dict[tuple[str, Phase, int, bool], Attempts] = defaultdict(list)
     for proposer, attempt, names in waiting:
         for name in names:
-            groups[name, attempt.phase, _round(attempt)].append((proposer, attempt))
-    for (peer, phase, number), attempts in groups.items():
+            shared = name, attempt.phase, _round(attempt), attempt.is_needed
+            groups[shared].append((proposer, attempt))
+    for (peer, phase, number, is_needed), attempts in groups.items():
         for part in _parts(attempts, 0 if phase is Phase.ACCEPT else expected):
-            yield peer, part, _message(phase, number, part, writer)
+            yield peer, part, _message(phase, number, part, writer, is_needed=is_needed)
 
 
-def _message(phase: Phase, number: int, attempts: Attempts, writer: bytes) -> Message:
+def _message(
+    phase: Phase, number: int, attempts: Attempts, writer: bytes, *, is_needed: bool
+) -> Message:
     keys = Frame(codec.pack_blobs([proposer.key for proposer, _ in attempts]))
     if phase is Phase.ACCEPT:
         return Accept(keys, Frame(codec.pack_blobs([attempt.record for _, attempt in attempts])))
     known = b"".join([_version(attempt.known) for _, attempt in attempts])
-    return Prepare(number, writer, known, keys)
+    return Prepare(number, writer, known, keys, is_needed)
 
 
 def _round(attempt: Attempt) -> int:

@@ -176,19 +176,21 @@ def visible(state: Held) -> bytes | None:
     return record
 
 
-def judge_prepare(state: Held, number: int, bounds: Bounds) -> Verdict:
+def judge_prepare(state: Held, number: int, bounds: Bounds, *, is_needed: bool = False) -> Verdict:
     """Return whether a voter promises a round (V1, V4, V5).
 
     Args:
         state: what the voter holds.
         number: the round, above 0.
         bounds: the limits of votes.
+        is_needed: whether no quorum exists below this round, so that it may be too far ahead (P10).
     """
     if number <= state.round:
         return Verdict.CORRUPT if state.is_corrupt else Verdict.PREEMPTED
     if stamp_at(number) <= max(state.lowest, state.floor, bounds.floor):
         return Verdict.TOO_OLD
-    return Verdict.TOO_FAR if _is_too_far(state, number, bounds) else Verdict.VOTED
+    is_refused = not is_needed and _is_too_far(state, number, bounds)
+    return Verdict.TOO_FAR if is_refused else Verdict.VOTED
 
 
 def judge_accept(state: Held, record: bytes, bounds: Bounds) -> Verdict:

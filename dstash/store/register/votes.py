@@ -60,11 +60,13 @@ class Prepares:
     """A request to promise a round for some keys; round 0 only asks what is held.
 
     ``known``: for each key, the version that the proposer has, so that its record is not sent.
+    ``is_needed``: the round may be ahead of the clocks, because no quorum exists below it (P10).
     """
 
     keys: Sequence[bytes]
     promise: Promise
     known: Sequence[Version]
+    is_needed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,27 +126,27 @@ def vote(transaction: VoteTransaction, request: Prepares | Accepts, limits: Limi
     """Vote on each key of a request, in order."""
     if isinstance(request, Prepares):
         pairs = zip(request.keys, request.known, strict=True)
-        return [_prepare(transaction, key, request.promise, known, limits) for key, known in pairs]
+        return [_prepare(transaction, key, request, known, limits) for key, known in pairs]
     return [_accept(transaction, key, record, limits) for key, record in request.entries]
 
 
 def _prepare(
     transaction: VoteTransaction,
     storage_key: bytes,
-    promise: Promise,
+    request: Prepares,
     known: Version,
     limits: Limits,
 ) -> Vote:
-    state, number = limits.held(transaction, storage_key), promise.round
+    state, number = limits.held(transaction, storage_key), request.promise.round
     stamp = 0
     voted = Verdict.UNSETTLED if state.is_unsettled else Verdict.VOTED
     if state.is_corrupt:
         voted = Verdict.BLIND if number else Verdict.CORRUPT
     if number:
-        verdict = judge_prepare(state, number, limits.bounds)
+        verdict = judge_prepare(state, number, limits.bounds, is_needed=request.is_needed)
         if verdict is Verdict.VOTED:
             earlier = state.promise.unsettled if state.promise and state.is_unsettled else 0
-            given = promise._replace(earlier=earlier)
+            given = request.promise._replace(earlier=earlier)
             transaction.put_promise(storage_key, pack_promise(storage_key, given))
             stamp, verdict = stamp_at(number), voted
     else:

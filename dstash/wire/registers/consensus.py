@@ -17,7 +17,9 @@ class Prepare(Message):
 
     ``round`` is in milliseconds; 0 only requests what is held, and promises nothing. ``writer`` is
     the number of the proposing process (4 bytes). ``known`` has 20 bytes for each key: the version
-    that the proposer has, whose record need not be sent; empty if it has none.
+    that the proposer has, whose record need not be sent; empty if it has none. ``is_needed``: no
+    quorum exists without voters that have promised a round just below this one, so it may be ahead
+    of the clocks.
     """
 
     KIND = 62
@@ -25,6 +27,7 @@ class Prepare(Message):
     writer: bytes
     known: bytes
     keys: Frame
+    is_needed: bool = rarely_set(default=False)
 
 
 @message

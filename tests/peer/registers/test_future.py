@@ -31,9 +31,9 @@ def callers(joined: Joined) -> Callers:
     return callers
 
 
-def promise_of_the_future(joined: Joined, *names: str) -> int:
-    """Let peers promise a round an hour ahead; returns it."""
-    number = joined.now + HOUR
+def promise_of_the_future(joined: Joined, *names: str, ahead: int = HOUR) -> int:
+    """Let peers promise a round that is ``ahead`` (ms) of the clocks; returns it."""
+    number = joined.now + ahead
     for name in names:
         joined.stores[name].promises[PLACE] = pack_promise(PLACE, Promise(number, b"dead"))
     return number
@@ -66,3 +66,27 @@ def test_round_continues_above_the_promises_of_a_quorum(joined: Joined, callers:
         joined.now += 50
         joined.settle()
     assert len({joined.stores[name].records[PLACE] for name in "abc"}) == 1
+
+
+def test_round_is_led_above_promises_that_are_far_apart(joined: Joined, callers: Callers) -> None:
+    """No quorum exists without one of them, so the one with the lower round has to follow."""
+    promise_of_the_future(joined, "a")
+    number = promise_of_the_future(joined, "b", ahead=2 * HOUR)
+    result = callers.run(callers.change(Kind.INCREMENT, KEY, home="c")).result
+    assert (result.outcome, result.value) == (Outcome.APPLIED, b"\x02")
+    assert result.version > stamp_at(number)
+    result = callers.run(callers.change(Kind.INCREMENT, KEY, home="a")).result
+    assert (result.outcome, result.value) == (Outcome.APPLIED, b"\x03")
+
+
+def test_silent_voter_leads_no_round_into_the_future(joined: Joined, callers: Callers) -> None:
+    number = promise_of_the_future(joined, "a")
+    joined.mute.add("b")
+    change = callers.change(Kind.INCREMENT, KEY, home="c")
+    for _ in range(30):
+        joined.now += 50
+        joined.settle()
+    joined.mute.clear()
+    result = callers.run(change).result
+    assert (result.outcome, result.value) == (Outcome.APPLIED, b"\x02")
+    assert result.version < stamp_at(number)

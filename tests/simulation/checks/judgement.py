@@ -11,7 +11,7 @@ from dstash.types import NEVER, Level, Outcome
 from dstash.version import newest_stamp, stamp_milliseconds
 from tests.simulation.checks.registry import Terms
 from tests.simulation.clock import true_ms
-from tests.simulation.history import Write
+from tests.simulation.history import Write, latest_of
 
 
 def overlap(terms: Terms, read: Level, write: Write, until: int) -> bool:
@@ -68,14 +68,18 @@ def may_count(terms: Terms, write: Write) -> bool:
 
 def may_live(terms: Terms, write: Write, moment: int) -> bool:
     """Whether the written value may still be live for some peer."""
-    expiry = write.expiry
+    expiry = latest_of(_expiries(terms, write))
     return expiry == NEVER or expiry > true_ms(moment) - terms.slack_ms
 
 
 def may_be_dead(terms: Terms, write: Write, moment: int) -> bool:
     """Whether the written value may have expired for some peer."""
-    first = write.first_expiry
+    first = min(_expiries(terms, write) - {NEVER}, default=NEVER)
     return first != NEVER and first <= true_ms(moment) + terms.slack_ms
+
+
+def _expiries(terms: Terms, write: Write) -> set[int]:
+    return write.allowed_by_any() if terms.shares_epochs else write.allowed()
 
 
 def surely_there(

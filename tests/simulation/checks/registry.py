@@ -38,6 +38,7 @@ class Terms(NamedTuple):
     ``keeps_order``: whether the higher version always wins. If clocks were far off, or those of so
     many members that their median was, a later write may have replaced a record from the future,
     and peers may have restamped records.
+    ``shares_epochs``: whether two topologies of one epoch, with other settings, may have existed.
     ``clocks``: of the members. A record that is from the future by their median, and that a single
     replica has, loses to any other write. ``alone`` has the clocks of peers that could not read
     those of a majority, with the spans (microseconds) in which they judged by their own.
@@ -48,6 +49,7 @@ class Terms(NamedTuple):
     keeps_ones: bool
     delivers_once: bool
     keeps_order: bool = True
+    shares_epochs: bool = False
     clocks: Sequence[WallClock] = ()
     alone: Sequence[tuple[WallClock, Sequence[tuple[int, int]]]] = ()
 

@@ -47,10 +47,17 @@ def commit(store: Store, write: Write) -> Merged:
 
 
 def prepare(
-    store: Store, round_: int, writer: bytes = A, known: bytes = ZERO, **limits: Any
+    store: Store,
+    round_: int,
+    writer: bytes = A,
+    known: bytes = ZERO,
+    *,
+    is_needed: bool = False,
+    **limits: Any,
 ) -> Vote:
     """Request the promise of a round; limits are ``horizon`` and those of ``Bounds``."""
-    return vote(store, Prepares([STORAGE_KEY], Promise(round_, writer), [known]), **limits)
+    request = Prepares([STORAGE_KEY], Promise(round_, writer), [known], is_needed)
+    return vote(store, request, **limits)
 
 
 def accept(store: Store, record: bytes, **limits: Any) -> Vote:

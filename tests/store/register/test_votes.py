@@ -198,6 +198,16 @@ class TestFuture:
         assert accept(store, register(101), latest=stamp_at(100, 9)).verdict is TOO_FAR
         assert prepare(store, 100, latest=stamp_at(100, 9)).verdict is VOTED
 
+    def test_needed_round_is_promised_ahead_of_the_clock_only(self, store: Store) -> None:
+        """P10: the promise has all other bounds, and an accept in another round has this one."""
+        limits: dict[str, Any] = {"latest": stamp_at(100), "is_needed": True}
+        assert prepare(store, 500, floor=stamp_at(500), **limits).verdict is TOO_OLD
+        assert prepare(store, 500, horizon=stamp_at(500), **limits).verdict is TOO_OLD
+        assert prepare(store, 500, **limits).verdict is VOTED
+        assert prepare(store, 500, **limits).verdict is PREEMPTED
+        assert accept(store, register(502), latest=stamp_at(100)).verdict is TOO_FAR
+        assert accept(store, register(500), latest=stamp_at(100)).verdict is VOTED
+
     def test_round_continues_above_a_record_of_the_future(self, store: Store) -> None:
         accept(store, register(500))
         assert prepare(store, 502, latest=stamp_at(100)).verdict is TOO_FAR
