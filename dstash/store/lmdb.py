@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain, islice, takewhile
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -22,18 +22,19 @@ import structlog
 
 from dstash.errors import CorruptStore, DiskFull, ForeignStore, StoreError, StoreFailed
 from dstash.limits import MIB
-from dstash.store.crashes import last_fault, may_lack_writes, note_synced, note_unsynced
+from dstash.store.crashes import may_lack_writes, note_synced, note_unsynced
 from dstash.store.directory import (
     DAMAGED_FILE,
     DATA_FILE,
     FILE_MODE,
-    LOCK_FILE,
     check_mark,
     make_directory,
     remove_compacting,
     sync_names,
 )
-from dstash.store.disk_space import FULL, grown, lacks_room, map_size_for
+from dstash.store.disk_space import FULL, grown, lacks_room
+from dstash.store.environment.opening import allocate_lock_file, open_environment
+from dstash.store.environment.transactions import Mergeable, Walkable
 from dstash.store.interface import (
     LACKING_MARK,
     DiskState,
@@ -63,10 +64,6 @@ FORMAT: Final = 1
 REGISTER_FORMAT: Final = 2
 #: Exists while a store is created: a process that ends then leaves an empty data file behind.
 _MAKING_FILE: Final = "MAKING"
-_DATABASES: Final = 8
-_MAX_READERS: Final = 126
-#: The size of LMDB's lock file for this number of readers.
-_LOCK_FILE_BYTES: Final = 8192
 
 #: What a commit writes in addition to its records, at most: copies of the pages on their paths.
 _BYTES_PER_RECORD: Final = 8192
@@ -78,55 +75,6 @@ _KEY_CLUSTER: Final = b"cluster"
 _KEY_PEER: Final = b"peer"
 _KEY_HIGH_WATER: Final = b"high_water"
 _MARK: Final = b"mark:"
-
-
-class _Walkable:
-    """A read transaction with the interface of ``Snapshot``."""
-
-    def __init__(self, transaction: Any, database: Any) -> None:
-        self.get: Callable[[bytes], bytes | None] = transaction.get
-        self._transaction = transaction
-        self._database = database
-
-    def walk(self, begin: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        with self._transaction.cursor(self._database) as cursor:
-            if not cursor.set_range(begin):
-                return
-            # A pair is below (end,) as long as its key is below end.
-            yield from takewhile((end,).__gt__, cursor.iternext(keys=True, values=True))
-
-
-class _Mergeable:
-    """A write transaction with the interface of ``Transaction``.
-
-    It uses one cursor, which finds neighbouring keys without a search from the root of the tree.
-    """
-
-    def __init__(self, transaction: Any, cursor: Any, promises: Any) -> None:
-        self.get: Callable[[bytes], bytes | None] = cursor.get
-        self.put: Callable[[bytes, bytes], object] = cursor.put
-        self.put_all: Callable[[Sequence[tuple[bytes, bytes]]], object] = cursor.putmulti
-        self.delete: Callable[[bytes], object] = transaction.delete
-        self._cursor = cursor
-        self._transaction = transaction
-        self._promises = promises
-
-    def promise(self, storage_key: bytes) -> bytes | None:
-        stored: bytes | None = self._transaction.get(storage_key, db=self._promises)
-        return stored
-
-    def put_promise(self, storage_key: bytes, promise: bytes) -> None:
-        self._transaction.put(storage_key, promise, db=self._promises)
-
-    def drop_promise(self, storage_key: bytes) -> None:
-        self._transaction.delete(storage_key, db=self._promises)
-
-    def promises_between(self, begin: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
-        return list(_Walkable(self._transaction, self._promises).walk(begin, end))
-
-    def insert_all(self, entries: Sequence[tuple[bytes, bytes]]) -> int:
-        _, added = self._cursor.putmulti(entries, overwrite=False)
-        return int(added)
 
 
 class LmdbStore:
@@ -167,7 +115,7 @@ class LmdbStore:
             check_mark(directory)
             remove_compacting(directory)
             self._space = Space(directory, reserve, self._reusable)
-            self._spending(self._allocate_lock_file)
+            self._spending(lambda: allocate_lock_file(directory))
             self.may_lack_writes = self._may_lack_writes()
             self._open(durability)
             self._note_durability()
@@ -177,18 +125,6 @@ class LmdbStore:
         except BaseException:
             self._lock.release()
             raise
-
-    def _allocate_lock_file(self) -> None:
-        """Allocate the blocks of LMDB's lock file, to which readers write through a map.
-
-        Without an allocated block, such a write raises SIGBUS when the disk is full.
-        """
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        handle = os.open(self.directory / LOCK_FILE, flags, FILE_MODE)
-        try:
-            os.posix_fallocate(handle, 0, max(_LOCK_FILE_BYTES, os.fstat(handle).st_size))
-        finally:
-            os.close(handle)
 
     def _spending(self, act: Callable[[], None]) -> None:
         """Write a small file; if the disk is full, on the reserve."""
@@ -238,54 +174,12 @@ class LmdbStore:
             if not (self.directory / DATA_FILE).exists():
                 making.touch(FILE_MODE)
             is_new = making.exists()
-            self._env = lmdb.open(
-                os.fspath(self.directory),
-                map_size=map_size_for(self.directory / DATA_FILE),
-                mode=FILE_MODE,
-                max_dbs=_DATABASES,
-                max_readers=_MAX_READERS,
-                sync=durability is Durability.SYNC,
-                metasync=True,
-                readahead=False,  # records are hashed: the next page is rarely needed next
-                writemap=False,  # with it a full disk raises SIGBUS instead of an error
-                lock=True,
-            )
-            self._check_data_file()
-            self._env.reader_check()
-            self._meta = self._env.open_db(b"meta")
-            self._records = self._env.open_db(b"records")
-            self._promises = self._env.open_db(b"promises")
+            opened = open_environment(self.directory, syncs=durability is Durability.SYNC)
+            self._env, self._meta, self._records, self._promises = opened
             self._read_meta(is_new)
             making.unlink(missing_ok=True)
             if is_new:
                 sync_names(self.directory)
-
-    def _check_data_file(self) -> None:
-        """Check a data file that is too short, or that ended the last process.
-
-        Access to a page beyond the end of the file raises SIGBUS. A short file alone is no proof of
-        corruption: pages that the same commit allocated and freed are never written. So the file is
-        extended to its full length and then read: a page of zeros is not part of a tree.
-
-        Raises:
-            CorruptStore: the file cannot be read.
-        """
-        file = self.directory / DATA_FILE
-        used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
-        size, fault = file.stat().st_size, last_fault(self.directory)
-        if size >= used and not fault:
-            return
-        text = f"{file} was truncated: it has {size} of {used} bytes"
-        if size >= used:
-            text = f"{file} cannot be read: it ended the last process of this peer ({fault})"
-        os.truncate(file, max(size, used))
-        try:
-            if not can_be_read(self.directory):
-                raise CorruptStore(text)
-        except StoreError:
-            self._env.close()
-            os.truncate(file, size)
-            raise
 
     def _read_meta(self, is_new: bool) -> None:
         with self._env.begin(self._meta, write=True) as transaction:
@@ -373,7 +267,7 @@ class LmdbStore:
             self._translated(),
             self._env.begin(self._records) as transaction,
         ):
-            yield _Walkable(transaction, self._records)
+            yield Walkable(transaction, self._records)
 
     def get(self, storage_key: bytes) -> bytes | None:
         """Return the record of a key; None if there is none."""
@@ -393,7 +287,7 @@ class LmdbStore:
             self._translated(),
             self._env.begin(self._promises) as transaction,
         ):
-            return list(islice(_Walkable(transaction, self._promises).walk(begin, end), most))
+            return list(islice(Walkable(transaction, self._promises).walk(begin, end), most))
 
     @contextmanager
     def _translated(self, is_full: Callable[[], bool] = lambda: False) -> Iterator[None]:
@@ -412,7 +306,7 @@ class LmdbStore:
 
         def work(transaction: Any) -> tuple[list[Merged], Version, Stamp]:
             with transaction.cursor(self._records) as cursor:
-                mergeable = _Mergeable(transaction, cursor, self._promises)
+                mergeable = Mergeable(transaction, cursor, self._promises)
                 merged, ceiling = merge(mergeable, writes, self._ceiling)
             high_water = raised(newest, chain.from_iterable(item.votes for item in merged))
             if self._format != REGISTER_FORMAT and any(item.registers for item in merged):

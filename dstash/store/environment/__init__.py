@@ -1,0 +1,1 @@
+"""An LMDB environment: how it is opened, and its transactions."""
