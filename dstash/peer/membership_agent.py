@@ -378,7 +378,8 @@ class MembershipAgent:
 
     def _next_step(self, stored: StoredTopology) -> Topology | None:
         """Return the next topology; None when no step is due."""
-        known = Known(self._view, self._last(), was_there=self._was_there)
+        heard = self._heard.topology if self._heard is not None else None
+        known = Known(self._view, self._last(), was_there=self._was_there, heard=heard)
         step = self._steps.next_change(stored, known)
         if step is None:
             return None

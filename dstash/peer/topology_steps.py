@@ -44,12 +44,14 @@ class Known(NamedTuple):
 
     ``view``: None before the first. ``last``: the last topology that the membership had, as far as
     this peer knows; None if it has never been in a cluster. ``was_there``: whether the membership
-    has had this peer's cluster since this process began.
+    has had this peer's cluster since this process began. ``heard``: the later topology of another
+    member that is used while the membership does not answer.
     """
 
     view: View | None
     last: Topology | None
     was_there: bool
+    heard: Topology | None = None
 
 
 class TopologySteps:
@@ -201,11 +203,11 @@ class TopologySteps:
             return restore(last, topology, me, above)
         if topology.restored is not None:
             return confirmed(topology, me)
-        if last is not None and shares_epoch(last, topology):
+        if any(seen is not None and shares_epoch(seen, topology) for seen in (last, known.heard)):
             _log.warning(
                 "the membership has another topology of the last known epoch (an older copy was "
                 "put back, and the cluster has changed since); continuing under a later epoch",
-                epoch=last.epoch,
+                epoch=topology.epoch,
             )
             return under_own_epoch(topology, above)
         if known.view is None and was_removed(self._store, me, topology):

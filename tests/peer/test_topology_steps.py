@@ -114,6 +114,16 @@ def test_member_that_is_current_has_no_step() -> None:
     assert Steps().next(TOPOLOGY, MEMBER) is None
 
 
+def test_epoch_of_a_heard_topology_is_not_used_for_another_one() -> None:
+    """The membership lost a change that one member knew, and its epoch was given again."""
+    stored = TOPOLOGY.next()
+    heard = replace(stored, replicas=2)
+    step = Steps().next(stored, MEMBER._replace(heard=heard))
+    assert step is not None
+    assert step == replace(stored, epoch=stored.epoch + RESTORED_JUMP + 1)
+    assert Steps().next(stored, MEMBER._replace(heard=stored)) is None
+
+
 def test_removed_member_has_no_step() -> None:
     assert Steps().next(TOPOLOGY.without(["a"]).next(), MEMBER) is None
 
