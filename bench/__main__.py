@@ -21,6 +21,7 @@ from typing import Final
 
 from rich.console import Console
 
+from bench.kept import KeptParts, Part, code, plain
 from bench.lab import Lab
 from bench.parts import (
     batches,
@@ -74,30 +75,52 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="in place of each part's own number")
     parser.add_argument("--save", action="store_true", help=f"write docs/{_PAGE} and docs/{_PLOT}")
     parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="measure only the parts that an interrupted run of this code has not finished",
+    )
+    parser.add_argument(
         "--full", action="store_true", help="also 10,000,000 records, 2 GiB of data, large batches"
     )
     return parser.parse_args()
 
 
 def run(options: argparse.Namespace, folder: Path, note: Callable[[str], None]) -> _Outcome:
-    """Measure the requested parts."""
-    measured: dict[str, list[Case]] = {}
+    """Measure the requested parts, or take those that an interrupted run has finished."""
+    machine = describe()
+    terms = {"code": code(), "full": options.full, "rounds": options.rounds, **machine}
+    kept = KeptParts(_KEPT / "parts", {**terms, "date": ""})
+    if not options.resume:
+        kept.clear()
+    parts: dict[str, Part] = {}
     with ExitStack() as stack:
         lab = Lab(folder, stack, note, full=options.full)
         for name, (measure, rounds) in PARTS.items():
-            if name in options.only:
-                note(f"part {name}")
-                measured[name] = measure(lab, options.rounds or rounds)
-        return _Outcome(measured, lab.remarks)
+            if name not in options.only:
+                continue
+            found = kept.find(name)
+            note(f"part {name}{' was measured before' if found else ''}")
+            if found is None:
+                earlier = len(lab.remarks)
+                cases = measure(lab, options.rounds or rounds)
+                found = Part(cases, lab.remarks[earlier:])
+                kept.keep(name, found)
+            parts[name] = found
+    remarks = [remark for part in parts.values() for remark in part.remarks]
+    return _Outcome({name: part.cases for name, part in parts.items()}, remarks, machine)
 
 
 class _Outcome:
     """The result of a run."""
 
-    def __init__(self, parts: Mapping[str, Sequence[Case]], remarks: Sequence[str]) -> None:
-        self.parts, self.remarks = parts, remarks
+    def __init__(
+        self,
+        parts: Mapping[str, Sequence[Case]],
+        remarks: Sequence[str],
+        machine: Mapping[str, str],
+    ) -> None:
+        self.parts, self.remarks, self.machine = parts, remarks, machine
         self.cases = [case for part in parts.values() for case in part]
-        self.machine = describe()
         self.verdicts = judge(self.cases)
 
     def keep(self, options: argparse.Namespace) -> Path:
@@ -122,11 +145,7 @@ class _Outcome:
         return folder
 
     def _plain(self) -> dict[str, object]:
-        figures = [
-            {**case.work._asdict(), "store": case.store, "unit": case.unit, "samples": case.samples}
-            for case in self.cases
-        ]
-        return {"machine": self.machine, "figures": figures, "remarks": self.remarks}
+        return {"machine": self.machine, "figures": plain(self.cases), "remarks": self.remarks}
 
 
 def main() -> int:
