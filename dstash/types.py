@@ -55,6 +55,9 @@ class Level(Word):
 #: A level, as calls take it.
 AnyLevel = Level | Literal["one", "quorum", "all"]
 
+#: How a client compresses the values that it writes.
+Compression = Literal["none", "zstd"]
+
 
 class Durability(Word):
     """When a commit is synced: before its ack, once per interval, or when the OS decides."""

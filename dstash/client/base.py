@@ -71,7 +71,7 @@ class BaseClient(ABC):
 
     def _configure(self, settings: ClientSettings, provider: Any = None) -> None:
         self.settings = settings
-        self.types = TypeRegistry()
+        self.types = TypeRegistry(settings.compression)
         self._tracing = _open_tracing(settings, self._current_session, provider)
         self._start()
 

@@ -46,8 +46,9 @@ class Client(RegisterMethods, BaseClient):
             Without any, it uses ``DSTASH_PEERS``, Consul, or a cluster on this machine.
         settings: ``consul``, ``cluster``, ``read`` and ``write`` (levels), ``timeout`` (seconds),
             ``zone`` and others: see ``conf/client.toml``. ``security`` is a ``Security`` with the
-            keys for a closed cluster. ``tracing`` is True, or an OpenTelemetry tracer provider,
-            for a span of each call.
+            keys for a closed cluster. ``compression="zstd"`` stores values compressed where that
+            makes them smaller (docs/values.md). ``tracing`` is True, or an OpenTelemetry tracer
+            provider, for a span of each call.
 
     Raises:
         ConfigError: a setting is invalid.

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypedDict
 
 from dstash.config.fields import Endpoints, Name, PublicKeys, Seconds, Url, working_dir
 from dstash.config.shared import SharedSettings, state_dir
-from dstash.types import AnyLevel, Level
+from dstash.types import AnyLevel, Compression, Level
 
 #: The default addresses of ``dstash dev up``.
 DEV_PEERS: Final = tuple(f"tcp://127.0.0.1:{port}" for port in (5000, 5001, 5002))
@@ -58,6 +58,7 @@ class ClientSettings(SharedSettings):
     Attributes:
         peers: ``tcp://host:port`` of one or more peers; these report the addresses of the rest.
         timeout: seconds for a whole call, retries included.
+        compression: of the values that this client writes; every client reads compressed ones.
         tracing: record an OpenTelemetry span for each call.
         server_key: public CURVE keys of the first peers to connect to; these report the rest.
     """
@@ -68,6 +69,7 @@ class ClientSettings(SharedSettings):
     write: Level = Level.QUORUM
     timeout: Seconds = 5.0
     zone: Name | None = None
+    compression: Compression = "none"
     tracing: bool = False
     server_key: PublicKeys | None = None
     _working_dir: Path = field(default_factory=working_dir, init=False, repr=False, compare=False)
@@ -128,6 +130,7 @@ class ClientOptions(TypedDict, total=False):
     write: AnyLevel | None
     timeout: float | None
     zone: str | None
+    compression: Compression | None
     tracing: bool | TracerProvider | None
     server_key: str | Sequence[str] | None
     security: Security | None

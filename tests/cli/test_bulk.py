@@ -44,6 +44,25 @@ def test_export_then_import_restores_the_records(dev: DevCluster, index: str) ->
     assert dev.out("count", index) == "4\n"
 
 
+def test_import_compresses_values_and_export_reads_them(
+    dev: DevCluster, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = jsonl(*({"key": key, "value": f"{key} and the same " * 50} for key in range(9)))
+    dev.out("import", f"{index}-plain", "-", stdin=records)
+    monkeypatch.setitem(devcluster.settings, "DSTASH_COMPRESSION", "zstd")
+    dev.out("import", index, "-", stdin=records)
+    dev.out("export", index, "x.msgpack")
+    monkeypatch.delitem(devcluster.settings, "DSTASH_COMPRESSION")
+    dev.out("import", f"{index}3", "x.msgpack")
+    for name in (index, f"{index}-plain", f"{index}3"):
+        lines = dev.out("export", name, "-").splitlines()
+        exported = sorted(map(json.loads, lines), key=lambda record: record["key"])
+        assert jsonl(*exported) == records
+    lines = dev.out("-o", "json", "indexes").splitlines()
+    sizes = {found["name"]: found["bytes"] for found in map(json.loads, lines)}
+    assert 5 * sizes[index] < min(sizes[f"{index}-plain"], sizes[f"{index}3"])
+
+
 def test_import_and_export_csv(inside: InProcess, index: str) -> None:
     (inside.folder / "x.csv").write_text('id,name,note\n1,one,"a, b"\n2,two,\n')
     inside.out("import", index, "x.csv", "--int")

@@ -61,7 +61,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 
 def test_dependencies_of_the_client_exclude_cli_http_and_metrics() -> None:
     names = {re.split(r"[>=]", requirement)[0] for requirement in PYPROJECT["dependencies"]}
-    assert names == {"msgpack", "pyzmq", "xxhash"}
+    assert names == {"msgpack", "pyzmq", "xxhash", "zstandard"}
 
 
 def test_client_without_extras_is_created_and_connects() -> None:

@@ -1,9 +1,9 @@
 """The encoding of values: msgpack, common Python types, and registered types.
 
 Types that msgpack lacks are encoded as msgpack extensions. Codes 0 to 99 are for registered types,
-100 to 127 for built-in ones (``kinds.py``). Pickle is not used: decoding runs only the
-decoder that is registered for a code. A type is stored exactly or refused: an instance of a
-subclass would come back as an instance of its base class.
+100 to 127 for built-in ones (``kinds.py``) and for compressed values (``compression.py``). Pickle
+is not used: decoding runs only the decoder that is registered for a code. A type is stored exactly
+or refused: an instance of a subclass would come back as an instance of its base class.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgpack
@@ -24,8 +25,10 @@ from dstash.errors import (
     UsageError,
 )
 from dstash.limits import MAX_VALUE_BYTES
+from dstash.types import Compression
 from dstash.wire import codec
 from dstash.wire.keys import show_key
+from dstash.wire.values.compression import COMPRESSED_CODE, Compressed, Zstandard
 from dstash.wire.values.kinds import Extension, builtin_types, check_extensions, refusal_of
 
 T = TypeVar("T")
@@ -41,6 +44,7 @@ _TOO_DEEP: Final = (
     f"value is nested too deeply; up to {MAX_NESTING} levels of lists and maps are allowed, "
     f"and up to {MAX_EXTENSION_NESTING} of tuples and sets"
 )
+_PART: Final = "stored value contains a compressed part; only a whole value may be compressed"
 
 #: Types whose values contain no other values.
 _LEAVES: Final = frozenset({str, bytes, int, float, bool, type(None), bytearray, memoryview})
@@ -65,12 +69,19 @@ class TypeRegistry:
     """The types that a client can store in addition to those of msgpack.
 
     Thread-safe. Registering the same type under the same code again replaces its functions.
+
+    Args:
+        compression: of the values that ``encode_entries`` encodes; all that are compressed can be
+            decoded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compression: Compression = "none") -> None:
+        self._compresses = compression == "zstd"
+        self._zstandard = Zstandard()
         self._by_type: dict[type, Extension] = {}
         self._by_code: dict[int, Extension] = {}
         self._local = threading.local()
+        self._hook = partial(self._from_extension, None)
         for extension in builtin_types(self._pack_items, self._unpack):
             self._add(extension)
 
@@ -115,16 +126,20 @@ class TypeRegistry:
         return self.encode_many([value])[0]
 
     def encode_entries(self, keys: Sequence[object], values: Sequence[Any]) -> list[bytes]:
-        """Return the payloads of many values; an error names the key of the first bad one."""
+        """Return the payloads to store for many values, compressed if that is set.
+
+        An error names the key of the first value that cannot be stored.
+        """
         try:
-            return self.encode_many(values)
+            payloads = self.encode_many(values)
         except UsageError:
             for key, value in zip(keys, values, strict=True):
                 self._encode_named(key, value)
             raise
+        return self._zstandard.compress(payloads) if self._compresses else payloads
 
     def encode_many(self, values: Sequence[Any]) -> list[bytes]:
-        """Return the payloads of many values."""
+        """Return the payloads of many values, none of them compressed."""
         packer = self._take_packer()
         try:
             payloads = list(map(packer.pack, values))
@@ -149,16 +164,11 @@ class TypeRegistry:
 
     def decode(self, payload: bytes) -> Any:
         """Return the value of a payload; ``CorruptRecord`` if it cannot be decoded."""
-        try:
-            return self._unpack(payload)
-        except DStashError:
-            raise
-        except Exception as error:  # registered decoders may raise anything
-            raise CorruptRecord(f"stored value cannot be decoded: {error}") from error
+        return self._decode(payload, self._unpack_compressed_value)
 
     def decode_array(self, frame: bytes) -> list[Any]:
         """Return the values of a frame that a peer has joined from payloads."""
-        values = self.decode(frame)
+        values = self._decode(frame, self._unpack_compressed_values)
         if not isinstance(values, list):
             raise ProtocolError(f"values are a msgpack {type(values).__name__}, not an array")
         return values
@@ -215,8 +225,54 @@ class TypeRegistry:
         _check_nesting([packed])
         return packed
 
+    def _decode(self, payload: bytes, unpack_compressed: Callable[[bytes], Any]) -> Any:
+        """Return what a payload contains.
+
+        Args:
+            payload: a msgpack object.
+            unpack_compressed: returns what a payload contains that has something compressed.
+        """
+        try:
+            try:
+                return self._unpack(payload)
+            except _CompressedPart:  # no error, if it is a whole value
+                return unpack_compressed(payload)
+        except DStashError:
+            raise
+        except Exception as error:  # registered decoders may raise anything
+            raise CorruptRecord(f"stored value cannot be decoded: {error}") from error
+
+    def _unpack_compressed_value(self, payload: bytes) -> Any:
+        value, count = self._unpack_outer(payload)
+        return self._decompressed([value], count)[0]
+
+    def _unpack_compressed_values(self, frame: bytes) -> Any:
+        values, count = self._unpack_outer(frame)
+        return self._decompressed(values, count) if type(values) is list else values
+
+    def _unpack_outer(self, payload: bytes) -> tuple[Any, int]:
+        """Return what a payload contains, with ``Compressed`` objects, and how many these are."""
+        compressed: list[Compressed] = []
+        hook = partial(self._from_extension, compressed)
+        return msgpack.unpackb(payload, ext_hook=hook, strict_map_key=False), len(compressed)
+
+    def _decompressed(self, values: list[Any], count: int) -> list[Any]:
+        """Return values with those decompressed that are ``Compressed``.
+
+        Raises:
+            CorruptRecord: there are not as many as ``count``. The others are inside of values, and
+                could make a value of any size.
+        """
+        found = [type(value) is Compressed for value in values]
+        if sum(found) != count:
+            raise CorruptRecord(_PART) from None
+        return [
+            self._unpack(self._zstandard.decompress(value.frame)) if is_compressed else value
+            for value, is_compressed in zip(values, found, strict=True)
+        ]
+
     def _unpack(self, payload: bytes) -> Any:
-        return msgpack.unpackb(payload, ext_hook=self._from_extension, strict_map_key=False)
+        return msgpack.unpackb(payload, ext_hook=self._hook, strict_map_key=False)
 
     def _to_extension(self, value: Any) -> msgpack.ExtType:
         extension = self._by_type.get(type(value))
@@ -236,9 +292,21 @@ class TypeRegistry:
             )
         return msgpack.ExtType(extension.code, encoded)
 
-    def _from_extension(self, code: int, data: bytes) -> Any:
+    def _from_extension(self, compressed: list[Compressed] | None, code: int, data: bytes) -> Any:
+        """Return what an extension contains.
+
+        Args:
+            compressed: gets what is compressed; None to raise ``_CompressedPart`` instead.
+            code: of the extension.
+            data: its content.
+        """
         extension = self._by_code.get(code)
         if extension is None:
+            if code == COMPRESSED_CODE:
+                if compressed is None:
+                    raise _CompressedPart(_PART)
+                compressed.append(Compressed(data))
+                return compressed[-1]
             raise UnsupportedType(
                 f"stored value has type code {code}, which is not registered on this client"
             )
@@ -262,6 +330,10 @@ class TypeRegistry:
         if "recursion" in str(error):
             return LimitError(_TOO_DEEP)
         return LimitError(f"value cannot be stored: {error}")
+
+
+class _CompressedPart(CorruptRecord):
+    """A payload contains something that is compressed."""
 
 
 def _check_nesting(payloads: Sequence[bytes]) -> None:
