@@ -72,6 +72,7 @@ class PeerSettings(SharedSettings):
     repair_rate: CountOrNone = 32 * MIB
     disk_reserve: CountOrNone = 64 * MIB
     on_corrupt: Literal["stop", "resync"] = "stop"
+    share_reads: bool = False
     drain_seconds: Seconds = 8.0
 
     http_bind: Host = "127.0.0.1"

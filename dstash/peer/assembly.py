@@ -29,6 +29,7 @@ from dstash.peer.keyspaces import Keyspaces
 from dstash.peer.maintenance import Pace
 from dstash.peer.reads import Reader
 from dstash.peer.registers.service import Registers
+from dstash.peer.sharing.serving import Serving
 from dstash.peer.short.reads import ShortReads
 from dstash.peer.telemetry.history import History
 from dstash.peer.telemetry.meters import Meters
@@ -112,6 +113,9 @@ class Services:
             settings.disk_reserve,
             now,
         )
+        self.serving = Serving(
+            settings.peer, state.local_partitions, self.background.scheduler, self.health
+        )
         self.admission = Admission(
             settings.peer, self.health, state.backlog, state.floor, settings.max_waiting_bytes
         )
@@ -147,6 +151,7 @@ class Handlers:
             maintenance=background.maintenance,
             local_partitions=state.local_partitions,
             history=services.history,
+            serving=services.serving,
         )
         self.reader = Reader(state.local_partitions, state.meters)
         self.short_reads = ShortReads(

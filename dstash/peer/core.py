@@ -74,6 +74,7 @@ class PeerCore:
         self.health = services.health
         self.admission = services.admission
         self.registers = services.registers
+        self.serving = services.serving
         handlers = Handlers(settings, state, services)
         self.replies = handlers.replies
         self.rejections = handlers.rejections
@@ -120,6 +121,7 @@ class PeerCore:
         """Run a little of the background work; returns replies, and messages for other peers."""
         self._background.set_time(now)
         outgoing = self._background.tick(stopping=self.health.stopping) + self.registers.tick()
+        self.serving.watch()
         if self._background.has_looked:
             self.health.watch()
         self.history.note(now)
@@ -157,6 +159,7 @@ class PeerCore:
         if self.view is not None and view.epoch < self.view.epoch:
             return []
         self.view = view
+        self.serving.install(view)  # first: what follows may answer by the new epoch
         self.keyspaces.install(view)
         waited = self.admission.install(view)
         self.health.install(view)

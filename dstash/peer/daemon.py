@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from dstash import log, threads
+from dstash import events, log, threads
 from dstash.cluster.membership.interface import Membership
 from dstash.cluster.topology.announcement import FEATURES, Announcement
 from dstash.cluster.topology.joining import check_cluster, was_in_cluster, was_removed
@@ -31,6 +32,8 @@ from dstash.peer.http.server import Answer, HttpServer
 from dstash.peer.maintenance import Pace
 from dstash.peer.membership_agent import MembershipAgent, may_wait
 from dstash.peer.server import PeerServer, wall
+from dstash.peer.sharing.reader_watch import ReaderWatch
+from dstash.peer.sharing.serving import Outlet
 from dstash.peer.supervision.notify import notify
 from dstash.peer.supervision.opening import open_membership, open_store, peer_id, replace_removed
 from dstash.peer.supervision.store_watch import StoreWatch
@@ -39,6 +42,8 @@ from dstash.peer.telemetry.tracing import Tracer
 from dstash.store.crashes import last_fault, note_faults
 from dstash.store.directory import is_marked_removed, set_aside_stores, unmark_removed
 from dstash.store.lmdb import LmdbStore
+from dstash.store.sharing.heartbeat import Heartbeat
+from dstash.store.sharing.places import StorePlace, this_machine, why_not_shared
 from dstash.telemetry import missing
 from dstash.types import Durability
 from dstash.wire.connections.connections import Limits
@@ -110,6 +115,10 @@ class Daemon:
             security=self._transport.security,
         )
         self.core.health.set_aside = partial(set_aside_stores, settings.data_dir)
+        self.readers = ReaderWatch(store)
+        self.core.health.describe_readers = self.readers.describe
+        if settings.share_reads:
+            self._share_reads(store)
         self._server = self.server
         self.http = self._open_http()
         self.address = _advertised(settings, router.address)
@@ -140,6 +149,20 @@ class Daemon:
             self._undo.append(note_faults(directory))
         except OSError as error:  # the peer serves anyway, but the cause of a crash stays unknown
             _log.warning("cannot record faults", path=str(directory), error=str(error))
+
+    def _share_reads(self, store: LmdbStore) -> None:
+        """Let clients on this machine read the store without this process."""
+        directory = self.settings.data_dir.resolve()
+        if why := why_not_shared(directory):
+            _log.warning(events.READS_NOT_SHARED, why=why)
+            return
+        heartbeat = Heartbeat(directory)
+        self._undo.append(heartbeat.close)
+        place = StorePlace(this_machine(), str(directory), store.store_id)
+        self.core.serving.share(
+            Outlet(place.fields(), heartbeat.show, _new_ticket, lambda: store.generation)
+        )
+        self.server.beat = heartbeat.beat
 
     def _open_tracer(self) -> Tracer | None:
         endpoint = self.settings.otlp_endpoint
@@ -246,7 +269,7 @@ class Daemon:
         if self.http:
             self.http.start()
         self._start_syncing()
-        watch = StoreWatch(self._store)
+        watch = StoreWatch(self.readers)
         self._undo.append(watch.stop)
         watch.start()
         self.agent.start()
@@ -340,6 +363,10 @@ class Daemon:
 
     def _status(self) -> Answer:
         return Answer.json(200, self.core.health.status() | {"id": self.peer, "pid": os.getpid()})
+
+
+def _new_ticket() -> int:
+    return secrets.randbits(63) | 1
 
 
 def _core_settings(settings: PeerSettings, peer: str) -> Settings:

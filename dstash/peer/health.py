@@ -70,6 +70,8 @@ class Health:
         self.set_aside: Callable[[], Mapping[str, int]] = dict
         #: Returns the state of the registers of which this peer is the home.
         self.describe_registers: Callable[[], Mapping[str, Any]] = dict
+        #: Returns the processes that read the store next to this peer.
+        self.describe_readers: Callable[[], Mapping[str, Any]] = dict
         #: What is wrong with this peer although it serves, by source; for operators.
         self.problems: dict[str, str] = {}
         #: Events that no meter counts: malformed messages, refused requests by error, commits.
@@ -147,6 +149,7 @@ class Health:
             "maintenance": self._maintenance.describe(),
             "drops": self._maintenance.describe_drops(),
             "registers": dict(self.describe_registers()),
+            "readers": dict(self.describe_readers()),
             "counts": dict(self.counts + self._meters.kinds()),
         }
 

@@ -48,6 +48,8 @@ _MAX_BURST = 128
 
 #: The longest wait for events in one iteration of the loop.
 _MAX_POLL_MS = 200
+#: How often (seconds) the heartbeat is written, at most.
+_BEAT_INTERVAL_S = 0.1
 #: How often (seconds) the socket is read while messages wait in the inbox.
 _READ_INTERVAL_S = 0.001
 #: The most messages taken off the socket at once: a flood must not starve the loop.
@@ -135,6 +137,9 @@ class PeerServer:
         core.scheduler.has_time = self._has_time
         core.admission.unread = router
         core.health.refusals.address_of = router.address_of
+        #: Called at least every 0.3 s while the loop runs; by other processes it is seen to live.
+        self.beat: Callable[[], None] = lambda: None
+        self._beaten_at = 0.0
         self._slow_disk = SlowDisk()
         self._last_iteration = time.monotonic()
         self._error: DStashError | None = None
@@ -259,7 +264,10 @@ class PeerServer:
             raise self._error
 
     def _iterate(self) -> None:
-        self._last_iteration = time.monotonic()
+        now = self._last_iteration = time.monotonic()
+        if now - self._beaten_at > _BEAT_INTERVAL_S:
+            self._beaten_at = now
+            self.beat()
         ready = self._poller.wait(min(_MAX_POLL_MS, self._core.wakeup(wall())))
         for source in ready:
             if source == self._waker.handle:

@@ -96,12 +96,17 @@ def shared_mode(directory: Path) -> str:
 
 def network_kind(directory: Path) -> str | None:
     """Return the type of the network file system of a directory; None on a local disk."""
+    kind = kind_of_mount(directory)
+    return kind if kind in _NETWORK else None
+
+
+def kind_of_mount(directory: Path) -> str:
+    """Return the type of the file system of a directory; empty if it is unknown."""
     try:
         lines = MOUNTS.read_text(errors="surrogateescape").splitlines()
-    except OSError:  # not Linux, or a sandbox: the type is unknown
-        return None
-    kind = _kind_of(directory.resolve(), lines)
-    return kind if kind in _NETWORK else None
+    except OSError:  # not Linux, or a sandbox
+        return ""
+    return _kind_of(directory.resolve(), lines)
 
 
 def _kind_of(path: Path, lines: list[str]) -> str:

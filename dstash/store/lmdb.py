@@ -50,6 +50,9 @@ from dstash.store.merge import merge
 from dstash.store.offline.integrity import can_be_read
 from dstash.store.register.votes import Accepts, raised
 from dstash.store.reserve import free_bytes
+from dstash.store.sharing.heartbeat import silence
+from dstash.store.sharing.lock_file import drop_unfit_lock_file
+from dstash.store.sharing.mark import Generation
 from dstash.store.space import Space
 from dstash.types import Durability
 from dstash.version import Stamp, Version, highest_version
@@ -115,6 +118,8 @@ class LmdbStore:
             check_mark(directory)
             remove_compacting(directory)
             self._space = Space(directory, reserve, self._reusable)
+            self._spending(lambda: silence(directory))
+            drop_unfit_lock_file(directory)
             self._spending(lambda: allocate_lock_file(directory))
             self.may_lack_writes = self._may_lack_writes()
             self._open(durability)
@@ -440,6 +445,21 @@ class LmdbStore:
             tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"] for tree in trees
         )
         return int((info["last_pgno"] + 1 - pages) * trees[0]["psize"])
+
+    @property
+    def generation(self) -> Generation:
+        """The data file in use."""
+        return Generation(self._file.st_dev, self._file.st_ino)
+
+    def readers(self) -> tuple[str, int]:
+        """Free what readers that have ended left behind; return the others, and the last commit.
+
+        Returns:
+            LMDB's table of read transactions as text, and the number of the last transaction.
+        """
+        with translated(self.directory):
+            self._env.reader_check()
+            return self._env.readers(), int(self._env.info()["last_txnid"])
 
     def check_writable(self) -> str | None:
         """Return None if the store accepts writes, else the reason why not."""

@@ -50,6 +50,9 @@ class Welcome(Message):
 
     ``store`` is ``[store id, life, begin, stamp]`` of the peer's store. The stamp is 0 until the
     peer has checked that its store was not rolled back.
+
+    ``place`` is where clients on the machine of the peer may read its store themselves:
+    ``[boot id, machine id, directory, store id]``. It is empty unless the peer shares its store.
     """
 
     KIND = 2
@@ -60,7 +63,8 @@ class Welcome(Message):
     limits: dict[str, int]
     topology: bytes
     alive: list[str]
-    store: list[Any] = rarely_set([])
+    store: list[Any] = field(default_factory=list)
+    place: list[Any] = rarely_set([])
 
 
 @message

@@ -28,6 +28,7 @@ from dstash.limits import MIB, PARTITIONS
 from dstash.store import disk_space
 from dstash.store.crashes import FAULT_FILE, last_fault, note_faults
 from dstash.store.directory import DATA_FILE, LOCK_FILE, set_aside
+from dstash.store.environment.opening import LOCK_FILE_BYTES
 from dstash.store.interface import Identity, Write
 from dstash.store.lmdb import LmdbStore
 from dstash.store.record import head, keyspace, seal
@@ -558,7 +559,7 @@ class TestExternalChanges:
 
 def test_lock_file_has_its_blocks_before_a_reader_needs_them(store: LmdbStore) -> None:
     found = (store.directory / LOCK_FILE).stat()
-    assert found.st_blocks * 512 >= found.st_size == 8192
+    assert found.st_blocks * 512 >= found.st_size == LOCK_FILE_BYTES
 
 
 def test_full_disk_releases_the_reserve_only_for_deletes(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ EXAMPLES: list[tuple[tuple[int, int], Message]] = [
     ((1, 0), Hello("dstash")),
     (
         (1, NOW),
-        Welcome("dstash", "peer1", 1, 1, {"key_bytes": 400}, TOPOLOGY, ["peer1", "peer2"]),
+        Welcome("dstash", "peer1", 1, 1, {"key_bytes": 400}, TOPOLOGY, ["peer1", "peer2"], []),
     ),
     (REPLY, Error(26, "too many writes wait for the disk", {"retry_after_ms": 20})),
     (REQUEST, Ping()),

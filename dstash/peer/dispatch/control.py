@@ -13,6 +13,7 @@ from dstash.peer.admission.checks import Admission
 from dstash.peer.admission.requests import LIMITS
 from dstash.peer.health import Health
 from dstash.peer.maintenance import Maintenance
+from dstash.peer.sharing.serving import Serving
 from dstash.peer.telemetry.history import History, pack_samples
 from dstash.wire.messages import (
     Hello,
@@ -50,6 +51,7 @@ class ControlRequests:
         maintenance: Maintenance,
         local_partitions: LocalPartitions,
         history: History,
+        serving: Serving,
     ) -> None:
         self._peer = peer
         self._cluster = cluster
@@ -59,6 +61,7 @@ class ControlRequests:
         self._maintenance = maintenance
         self._local_partitions = local_partitions
         self._history = history
+        self._serving = serving
         self._view: View | None = None
 
     def install(self, view: View) -> None:
@@ -91,6 +94,7 @@ class ControlRequests:
             self._admission.topology_bytes,
             sorted(self._current_view().alive),
             self._maintenance.freshness.describe_store(),
+            self._serving.place,
         )
 
     def _topology(self, message: TopologyRequest, now: int) -> Message:

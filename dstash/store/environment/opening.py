@@ -13,11 +13,14 @@ from dstash.store.crashes import last_fault
 from dstash.store.directory import DATA_FILE, FILE_MODE, LOCK_FILE
 from dstash.store.disk_space import map_size_for
 from dstash.store.offline.integrity import can_be_read
+from dstash.store.sharing.heartbeat import like_data_file
 
 MAX_DATABASES: Final = 8
-_MAX_READERS: Final = 126
+#: How many read transactions may be open at the same time, in all processes: each thread that reads
+#: next to the peer needs one.
+_MAX_READERS: Final = 1022
 #: The size of LMDB's lock file for this number of readers.
-_LOCK_FILE_BYTES: Final = 8192
+LOCK_FILE_BYTES: Final = 65_536
 
 
 class Opened(NamedTuple):
@@ -66,7 +69,8 @@ def allocate_lock_file(directory: Path) -> None:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     handle = os.open(directory / LOCK_FILE, flags, FILE_MODE)
     try:
-        os.posix_fallocate(handle, 0, max(_LOCK_FILE_BYTES, os.fstat(handle).st_size))
+        like_data_file(handle, directory)
+        os.posix_fallocate(handle, 0, max(LOCK_FILE_BYTES, os.fstat(handle).st_size))
     finally:
         os.close(handle)
 

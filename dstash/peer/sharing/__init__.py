@@ -1,0 +1,1 @@
+"""What a peer lets other processes of its machine read from its store."""
