@@ -43,6 +43,7 @@ from dstash.store.crashes import last_fault, note_faults
 from dstash.store.directory import is_marked_removed, set_aside_stores, unmark_removed
 from dstash.store.lmdb import LmdbStore
 from dstash.store.sharing.heartbeat import Heartbeat
+from dstash.store.sharing.mark import Generation
 from dstash.store.sharing.places import StorePlace, this_machine, why_not_shared
 from dstash.telemetry import missing
 from dstash.types import Durability
@@ -159,9 +160,13 @@ class Daemon:
         heartbeat = Heartbeat(directory)
         self._undo.append(heartbeat.close)
         place = StorePlace(this_machine(), str(directory), store.store_id)
-        self.core.serving.share(
-            Outlet(place.fields(), heartbeat.show, _new_ticket, lambda: store.generation)
-        )
+
+        def show(ticket: int, generation: Generation) -> None:
+            store.while_current(generation, lambda: heartbeat.show(ticket, generation))
+
+        # A client that still reads the old file must not miss a commit to the new one.
+        store.on_replaced = lambda: heartbeat.show(0, store.generation)
+        self.core.serving.share(Outlet(place.fields(), show, _new_ticket, lambda: store.generation))
         self.server.beat = heartbeat.beat
 
     def _open_tracer(self) -> Tracer | None:

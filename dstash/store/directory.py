@@ -21,6 +21,8 @@ DATA_FILE: Final = "data.mdb"
 LOCK_FILE: Final = "lock.mdb"
 #: Has the new data file of a compaction, until it is complete.
 COMPACTING: Final = "compacting"
+#: Has the new data file of a compaction from the moment it is complete until it is in its place.
+COMPACTED: Final = "compacted"
 #: Exists once LMDB has failed to read the store; contains the reason.
 DAMAGED_FILE: Final = "DAMAGED"
 #: Contains the fatal signal that ended the last process, if any; see ``crashes``.
@@ -124,13 +126,17 @@ def _unescape(field: str) -> str:
 def sync_names(directory: Path) -> None:
     """Sync the directory entries of a new store: syncing a file does not sync its name."""
     for folder in (directory, directory.resolve().parent):
-        if not os.access(folder, os.R_OK):
-            continue  # it cannot be opened, so its creator has to sync it
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        if os.access(folder, os.R_OK):  # else it cannot be opened, so its creator has to sync it
+            sync_entries(folder)
+
+
+def sync_entries(folder: Path) -> None:
+    """Sync the names in one directory."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def remove_compacting(directory: Path) -> None:
@@ -151,7 +157,8 @@ def set_aside(directory: Path) -> tuple[Path, list[Path]]:
     aside = directory / f"{_ASIDE}{began}-{uuid.uuid4().hex[:4]}"
     try:
         aside.mkdir(DIRECTORY_MODE)
-        for name in (DATA_FILE, LOCK_FILE, DAMAGED_FILE, FAULT_FILE, UNSYNCED_FILE):
+        # The lock file goes first: it must never be used with another data file.
+        for name in (LOCK_FILE, DATA_FILE, DAMAGED_FILE, FAULT_FILE, UNSYNCED_FILE):
             if (directory / name).exists():
                 (directory / name).rename(aside / name)
         older = [path for path in _asides(directory) if path != aside]

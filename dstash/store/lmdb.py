@@ -1,8 +1,7 @@
 """The store in LMDB: one environment per peer, one commit for all waiting writes.
 
-LMDB gives readers a consistent snapshot that never waits for the writer, and atomic commits. This
-module adds what LMDB lacks: the map grows, a full disk is an error from which the store recovers,
-and after a failed sync the store accepts no more writes.
+LMDB gives readers a consistent snapshot that never waits for the writer, and atomic commits. What
+it lacks is in ``environment/live.py``.
 """
 
 from __future__ import annotations
@@ -12,19 +11,17 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import lmdb
 import structlog
 
-from dstash.errors import CorruptStore, DiskFull, ForeignStore, StoreError, StoreFailed
-from dstash.limits import MIB
+from dstash.errors import Busy, CorruptStore, DiskFull, ForeignStore, StoreError
 from dstash.store.crashes import may_lack_writes, note_synced, note_unsynced
 from dstash.store.directory import (
-    DAMAGED_FILE,
     DATA_FILE,
     FILE_MODE,
     check_mark,
@@ -32,9 +29,11 @@ from dstash.store.directory import (
     remove_compacting,
     sync_names,
 )
-from dstash.store.disk_space import FULL, grown, lacks_room
+from dstash.store.disk_space import FULL
+from dstash.store.environment.live import LiveEnvironment
 from dstash.store.environment.opening import allocate_lock_file, open_environment
-from dstash.store.environment.transactions import Mergeable, Walkable
+from dstash.store.environment.switch import Step, finish_switch
+from dstash.store.environment.transactions import Mergeable, Recording, Walkable
 from dstash.store.interface import (
     LACKING_MARK,
     DiskState,
@@ -48,18 +47,16 @@ from dstash.store.lmdb_errors import translated
 from dstash.store.lock import DirectoryLock
 from dstash.store.merge import merge
 from dstash.store.offline.integrity import can_be_read
+from dstash.store.online.compaction import Compacted, Progress, compact
 from dstash.store.register.votes import Accepts, raised
 from dstash.store.reserve import free_bytes
 from dstash.store.sharing.heartbeat import silence
 from dstash.store.sharing.lock_file import drop_unfit_lock_file
-from dstash.store.sharing.mark import Generation
 from dstash.store.space import Space
 from dstash.types import Durability
 from dstash.version import Stamp, Version, highest_version
 
 _log = structlog.get_logger("dstash.store")
-
-T = TypeVar("T")
 
 #: The formats of a store. The second has registers or promises, which earlier versions of dstash
 #: would overwrite: they refuse to open it. A store gets it with its first register or promise.
@@ -68,9 +65,8 @@ REGISTER_FORMAT: Final = 2
 #: Exists while a store is created: a process that ends then leaves an empty data file behind.
 _MAKING_FILE: Final = "MAKING"
 
-#: What a commit writes in addition to its records, at most: copies of the pages on their paths.
+#: What a commit writes in addition to a record, at most: copies of the pages on its path.
 _BYTES_PER_RECORD: Final = 8192
-_BYTES_PER_COMMIT: Final = MIB // 4
 
 _KEY_FORMAT: Final = b"format"
 _KEY_STORE_ID: Final = b"store_id"
@@ -80,7 +76,7 @@ _KEY_HIGH_WATER: Final = b"high_water"
 _MARK: Final = b"mark:"
 
 
-class LmdbStore:
+class LmdbStore(LiveEnvironment):
     """The records of one peer, in one directory.
 
     Safe for one committing thread and any number of reading threads.
@@ -104,25 +100,23 @@ class LmdbStore:
         durability: Durability = Durability.SYNC,
         reserve: int | None = None,
     ) -> None:
-        self.directory = directory
-        self._growing = threading.Lock()  # held to read or to grow the map; never during a sync
-        self._writing = threading.Lock()  # held to write: the map must not grow during it
-        self._failed: str | None = None
+        super().__init__(directory, syncs_commits=durability is Durability.SYNC)
         self._merged_at = self.synced_in = 0.0
-        self._pid = os.getpid()
         self._keeps_note = False
-        self._syncs_commits = durability is Durability.SYNC
+        self._compacting = threading.Lock()  # held by a compaction
         make_directory(directory)
         self._lock = DirectoryLock(directory)
         try:
-            check_mark(directory)
+            with translated(directory):
+                finish_switch(directory)
             remove_compacting(directory)
-            self._space = Space(directory, reserve, self._reusable)
+            check_mark(directory)
+            self._space = Space(directory, reserve, self.unused_bytes)
             self._spending(lambda: silence(directory))
             drop_unfit_lock_file(directory)
             self._spending(lambda: allocate_lock_file(directory))
             self.may_lack_writes = self._may_lack_writes()
-            self._open(durability)
+            self._open()
             self._note_durability()
             self._file = os.stat(directory / DATA_FILE)
             if reserve is not None:
@@ -167,19 +161,19 @@ class LmdbStore:
                 self._keeps_note = True  # which says the same to the next process
                 return
         self.may_lack_writes = bool(self.marked(LACKING_MARK))
-        if self._syncs_commits:
+        if self.syncs_commits:
             self.sync()
             self._spending(lambda: note_synced(self.directory))
         else:
             self._spending(lambda: note_unsynced(self.directory))
 
-    def _open(self, durability: Durability) -> None:
+    def _open(self) -> None:
         making = self.directory / _MAKING_FILE
         with translated(self.directory):
             if not (self.directory / DATA_FILE).exists():
                 making.touch(FILE_MODE)
             is_new = making.exists()
-            opened = open_environment(self.directory, syncs=durability is Durability.SYNC)
+            opened = open_environment(self.directory, syncs=self.syncs_commits)
             self._env, self._meta, self._records, self._promises = opened
             self._read_meta(is_new)
             making.unlink(missing_ok=True)
@@ -246,7 +240,7 @@ class LmdbStore:
     def mark(self, name: bytes, content: bytes) -> None:
         """Store a mark durably."""
         self._write(lambda transaction: transaction.put(_MARK + name, content, db=self._meta))
-        if not self._syncs_commits:
+        if not self.syncs_commits:
             self.sync()
 
     def marked(self, name: bytes) -> bytes | None:
@@ -294,24 +288,13 @@ class LmdbStore:
         ):
             return list(islice(Walkable(transaction, self._promises).walk(begin, end), most))
 
-    @contextmanager
-    def _translated(self, is_full: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Translate errors; after a permanent error the store accepts no more writes."""
-        try:
-            with translated(self.directory, self._fail, is_full):
-                yield
-        except CorruptStore as error:
-            # A restart does not make the file readable, so the peer must not try again and again.
-            self._mark_corrupt(str(error))
-            raise
-
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
         """Merge writes in one transaction."""
         newest = max([self._high_water, *(write.newest for write in writes)])
 
         def work(transaction: Any) -> tuple[list[Merged], Version, Stamp]:
             with transaction.cursor(self._records) as cursor:
-                mergeable = Mergeable(transaction, cursor, self._promises)
+                mergeable = self._mergeable(transaction, cursor)
                 merged, ceiling = merge(mergeable, writes, self._ceiling)
             high_water = raised(newest, chain.from_iterable(item.votes for item in merged))
             if self._format != REGISTER_FORMAT and any(item.registers for item in merged):
@@ -332,64 +315,38 @@ class LmdbStore:
             self._format = REGISTER_FORMAT
         return merged
 
-    def _write(
+    def _mergeable(self, transaction: Any, cursor: Any) -> Mergeable:
+        if self._journal is None:
+            return Mergeable(transaction, cursor, self._promises)
+        return Recording(transaction, cursor, self._promises, *self._noted)
+
+    def compact(
         self,
-        work: Callable[[Any], T],
-        needed: Callable[[], int] = lambda: 0,
-        *,
-        may_spend: bool = True,
-    ) -> T:
-        """Run ``work`` in a transaction; grow the map and retry when the map is full.
+        progress: Progress | None = None,
+        cancelled: threading.Event | None = None,
+        on_step: Callable[[Step], None] = lambda step: None,
+    ) -> Compacted:
+        """Give the space of free and half-full pages back to the disk, while the store is used.
 
         Args:
-            work: the work, which may run more than once.
-            needed: returns how many bytes it may write.
-            may_spend: whether to release the reserve and retry when the disk is full.
+            progress: is kept current meanwhile.
+            cancelled: ends the compaction when it is set.
+            on_step: called at the steps of the compaction.
+
+        Raises:
+            Busy: a compaction runs already.
+            CorruptStore: LMDB cannot read the store.
+            StoreFailed: the disk failed; the store accepts no more writes.
+            StoreError: it was cancelled, the disk lacks room, or writes come too fast; the store
+                is as it was.
         """
         self._check_process()
-        if self._failed:
-            raise StoreFailed(self._failed)
-
-        def is_full() -> bool:
-            return lacks_room(self.directory, needed() + _BYTES_PER_COMMIT)
-
-        with self._writing:
-            while True:
-                try:
-                    with (
-                        self._translated(is_full),
-                        self._env.begin(self._records, write=True) as transaction,
-                    ):
-                        result = work(transaction)
-                except lmdb.MapFullError:
-                    self._grow()
-                except DiskFull:
-                    if not self._space.refused(may_spend=may_spend):
-                        raise
-                else:
-                    self._space.stored()
-                    return result
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._pid:  # both processes would overwrite each other's pages
-            raise StoreError(
-                f"{self.directory} was opened before a fork; a process must open it after the fork"
-            )
-
-    def _grow(self) -> None:
-        with self._growing:
-            size = self._env.info()["map_size"]
-            self._env.set_mapsize(grown(size))
-
-    def _fail(self, reason: str) -> None:
-        # After a failed fsync the next fsync may report success for pages that never reached the
-        # disk ("fsyncgate"): no write of this process can be trusted from here on.
-        self._failed = reason
-
-    def sync(self) -> None:
-        """Sync earlier commits that were not synced (durability ``interval``)."""
-        with translated(self.directory, self._fail):
-            self._env.sync(True)
+        if not self._compacting.acquire(blocking=False):
+            raise Busy(f"a compaction of {self.directory} runs already")
+        try:
+            return compact(self, progress or Progress(), cancelled or threading.Event(), on_step)
+        finally:
+            self._compacting.release()
 
     def has_room(self, reserve: int) -> bool:
         """Whether more than ``reserve`` bytes are free, on the disk or in the data file."""
@@ -410,60 +367,6 @@ class LmdbStore:
             _log.error("the store is closed", why=harm)
         if self._failed is None:
             self._space.tend()
-
-    def _harm(self) -> str:
-        """Return what another program did to the data file; empty for nothing."""
-        file = self.directory / DATA_FILE
-        try:
-            found = os.stat(file)
-        except FileNotFoundError:
-            found = None
-        if found is None or (found.st_dev, found.st_ino) != (self._file.st_dev, self._file.st_ino):
-            return f"{file} was moved, removed or replaced while the peer ran"
-        before, self._file = self._file, found
-        if found.st_size >= before.st_size:  # LMDB never truncates it
-            return ""
-        text = f"{file} was truncated while the peer ran: from {before.st_size} bytes"
-        text += f" to {found.st_size}"
-        self._mark_corrupt(text)  # later writes may have restored its length
-        return text
-
-    def _mark_corrupt(self, text: str) -> None:
-        """Prevent the next process from using the data file."""
-        with suppress(OSError):  # if this fails, the next start detects it by itself
-            mark = self.directory / DAMAGED_FILE
-            mark.touch(FILE_MODE)
-            mark.write_text(f"{text}\n")
-
-    def _reusable(self) -> int:
-        """Return how many bytes of the data file are unused; the file never shrinks."""
-        with self._growing, self._env.begin(self._records) as transaction:
-            info = self._env.info()
-            databases = (self._records, self._meta, self._promises)
-            trees = [transaction.stat(database) for database in databases]
-        pages = sum(
-            tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"] for tree in trees
-        )
-        return int((info["last_pgno"] + 1 - pages) * trees[0]["psize"])
-
-    @property
-    def generation(self) -> Generation:
-        """The data file in use."""
-        return Generation(self._file.st_dev, self._file.st_ino)
-
-    def readers(self) -> tuple[str, int]:
-        """Free what readers that have ended left behind; return the others, and the last commit.
-
-        Returns:
-            LMDB's table of read transactions as text, and the number of the last transaction.
-        """
-        with translated(self.directory):
-            self._env.reader_check()
-            return self._env.readers(), int(self._env.info()["last_txnid"])
-
-    def check_writable(self) -> str | None:
-        """Return None if the store accepts writes, else the reason why not."""
-        return self._failed
 
     def stats(self) -> StoreStats:
         """Return sizes."""
@@ -487,7 +390,7 @@ class LmdbStore:
 
     def close(self) -> None:
         """Sync and close the store, and release its directory."""
-        with self._writing, self._growing:
+        with self._writing:
             try:
                 if not self._failed:
                     self.sync()
@@ -495,7 +398,8 @@ class LmdbStore:
                         with translated(self.directory):
                             note_synced(self.directory)
             finally:
-                self._env.close()
+                with self._growing:
+                    self._env.close()
                 self._lock.release()
 
 

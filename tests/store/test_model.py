@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dstash.limits import MIB, PARTITIONS
 from dstash.store import disk_space
+from dstash.store.directory import COMPACTED, COMPACTING
+from dstash.store.environment.switch import Step
 from dstash.store.interface import Write
 from dstash.store.lmdb import LmdbStore
 from dstash.store.memory import TwinStore
+from dstash.store.online import compaction
 from dstash.store.record import head, keyspace, seal
 from dstash.store.register.ballot import Promise
 from dstash.store.register.voter import Bounds
@@ -82,6 +87,9 @@ class StoreAgainstTwin(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.first_map = disk_space._FIRST_MAP
         disk_space._FIRST_MAP = MIB // 4  # so that the map grows during the test
+        self.patch = pytest.MonkeyPatch()
+        for name, number in (("_PART_RECORDS", 2), ("_MAX_WAITING", 1), ("_MIN_PAUSE_S", 0.0)):
+            self.patch.setattr(compaction, name, number)
         self.twin = TwinStore()
         self.open(Durability.NONE)
 
@@ -90,7 +98,22 @@ class StoreAgainstTwin(RuleBasedStateMachine):
 
     @rule(group=st.lists(writes() | votes(), min_size=1, max_size=4))
     def commit(self, group: list[Write]) -> None:
+        self.commit_group(group)
+
+    def commit_group(self, group: list[Write]) -> None:
         assert self.store.commit(group) == self.twin.commit(group)
+
+    @rule(groups=st.lists(st.lists(writes() | votes(), min_size=1, max_size=2), max_size=8))
+    def compact(self, groups: list[list[Write]]) -> None:
+        """Compact the store, with a commit at each step that does not hold commits back."""
+
+        def commit(step: Step) -> None:
+            if step in (Step.BEGUN, Step.COPYING, Step.CATCHING_UP) and groups:
+                self.commit_group(groups.pop())
+
+        done = self.store.compact(on_step=commit)
+        assert done.records == len(self.twin.records)
+        assert not {COMPACTING, COMPACTED}.intersection(os.listdir(self.folder.name))
 
     @rule(content=st.binary(max_size=20))
     def mark(self, content: bytes) -> None:
@@ -111,6 +134,8 @@ class StoreAgainstTwin(RuleBasedStateMachine):
     def holds_the_same(self) -> None:
         with self.store.snapshot() as snapshot:
             assert dict(snapshot.walk(b"", b"\xff" * 9)) == self.twin.records
+        everything = (b"", b"\xff" * 9, 1000)
+        assert self.store.promises_between(*everything) == self.twin.promises_between(*everything)
         assert self.store.stats().records == len(self.twin.records)
         assert self.store.high_water == self.twin.high_water
         assert self.store.marked(b"mark") == self.twin.marked(b"mark")
@@ -119,6 +144,7 @@ class StoreAgainstTwin(RuleBasedStateMachine):
         self.store.close()
         self.folder.cleanup()
         disk_space._FIRST_MAP = self.first_map
+        self.patch.undo()
 
 
 TestStoreAgainstTwin = StoreAgainstTwin.TestCase

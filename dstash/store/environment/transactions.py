@@ -60,3 +60,52 @@ class Mergeable:
         """Store the (storage key, record) pairs whose keys do not exist; returns how many."""
         _, added = self._cursor.putmulti(entries, overwrite=False)
         return int(added)
+
+
+class Recording(Mergeable):
+    """A write transaction that notes which keys it may change, for a compaction that runs.
+
+    Args:
+        noted_records: gets the storage keys of records.
+        noted_promises: gets the storage keys of promises.
+    """
+
+    def __init__(
+        self,
+        transaction: Any,
+        cursor: Any,
+        promises: Any,
+        noted_records: list[bytes],
+        noted_promises: list[bytes],
+    ) -> None:
+        super().__init__(transaction, cursor, promises)
+        self._noted_records, self._noted_promises = noted_records, noted_promises
+        self._put, self._put_all, self._delete = self.put, self.put_all, self.delete
+        self.put, self.put_all, self.delete = self._put_one, self._put_many, self._delete_one
+
+    def _put_one(self, storage_key: bytes, record: bytes) -> object:
+        self._noted_records.append(storage_key)
+        return self._put(storage_key, record)
+
+    def _put_many(self, entries: Sequence[tuple[bytes, bytes]]) -> object:
+        self._noted_records += [storage_key for storage_key, _ in entries]
+        return self._put_all(entries)
+
+    def _delete_one(self, storage_key: bytes) -> object:
+        self._noted_records.append(storage_key)
+        return self._delete(storage_key)
+
+    def insert_all(self, entries: Sequence[tuple[bytes, bytes]]) -> int:
+        """Store the pairs whose keys do not exist; returns how many."""
+        self._noted_records += [storage_key for storage_key, _ in entries]
+        return super().insert_all(entries)
+
+    def put_promise(self, storage_key: bytes, promise: bytes) -> None:
+        """Store a promise."""
+        self._noted_promises.append(storage_key)
+        super().put_promise(storage_key, promise)
+
+    def drop_promise(self, storage_key: bytes) -> None:
+        """Remove a promise, if there is one."""
+        self._noted_promises.append(storage_key)
+        super().drop_promise(storage_key)

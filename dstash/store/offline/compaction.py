@@ -4,7 +4,7 @@ Random writes leave the leaf pages of a tree half full, as in every B-tree, and 
 free pages behind, which LMDB uses again but never gives back to the disk. A tree that is written in
 the order of its keys has full pages.
 
-The new file is written next to the old one and renamed over it once it is synced, so a process that
+The new file is written next to the old one and takes its place once it is synced, so a process that
 ends meanwhile, or a machine, leaves the old store or the new one.
 """
 
@@ -22,13 +22,13 @@ from dstash.errors import CorruptStore, StoreError
 from dstash.store.directory import (
     COMPACTING,
     DATA_FILE,
-    DIRECTORY_MODE,
-    FILE_MODE,
     check_mark,
     remove_compacting,
-    sync_names,
 )
 from dstash.store.disk_space import map_size_for
+from dstash.store.environment.copy import Copy, count_entries
+from dstash.store.environment.opening import MAX_DATABASES, allocate_lock_file
+from dstash.store.environment.switch import finish_switch, switch
 from dstash.store.lmdb_errors import translated
 from dstash.store.lock import DirectoryLock
 from dstash.store.offline.integrity import can_be_read
@@ -36,7 +36,6 @@ from dstash.store.reserve import free_bytes
 
 #: Databases of a store: these at least, and those of its version.
 _TREES: Final = frozenset({b"meta", b"records"})
-_MAX_TREES: Final = 8
 _SLICE_RECORDS: Final = 10_000
 #: What the new file needs beyond the pages in use: branch pages that are not shared.
 _MARGIN_BYTES: Final = 1 << 20
@@ -66,6 +65,8 @@ def compact(directory: Path, on_progress: Callable[[int], None] = lambda done: N
         raise StoreError(f"{directory} is not a data directory: it has no {DATA_FILE}")
     lock = DirectoryLock(directory)
     try:
+        with translated(directory):
+            finish_switch(directory)
         check_mark(directory)
         if not can_be_read(directory):
             raise CorruptStore(f"{directory / DATA_FILE} cannot be read by LMDB")
@@ -80,21 +81,19 @@ def _compact(directory: Path, on_progress: Callable[[int], None]) -> Compacted:
     before = file.stat().st_size
     remove_compacting(directory)
     source = lmdb.open(
-        os.fspath(directory), readonly=True, lock=False, create=False, max_dbs=_MAX_TREES
+        os.fspath(directory), readonly=True, lock=False, create=False, max_dbs=MAX_DATABASES
     )
     try:
         trees = _trees(directory, source)
         _check_room(directory, source, trees)
-        made.mkdir(DIRECTORY_MODE)
-        records = _copy(source, trees, made, map_size_for(file), on_progress)
+        records = _copy(source, trees, Copy(made, trees, map_size_for(file)), on_progress)
+        allocate_lock_file(made)
+        switch(directory)
     except BaseException:
         remove_compacting(directory)
         raise
     finally:
         source.close()
-    (made / DATA_FILE).rename(file)
-    sync_names(directory)
-    remove_compacting(directory)
     return Compacted(records, before, file.stat().st_size)
 
 
@@ -123,38 +122,25 @@ def _check_room(directory: Path, source: Any, trees: Mapping[bytes, Any]) -> Non
 
 
 def _copy(
-    source: Any,
-    trees: Mapping[bytes, Any],
-    made: Path,
-    size: int,
-    on_progress: Callable[[int], None],
+    source: Any, trees: Mapping[bytes, Any], copy: Copy, on_progress: Callable[[int], None]
 ) -> int:
     """Copy all trees in the order of their keys; return the number of records."""
-    copy = lmdb.open(
-        os.fspath(made),
-        map_size=size,
-        mode=FILE_MODE,
-        max_dbs=_MAX_TREES,
-        sync=False,  # it is synced once, at the end
-        readahead=False,
-        lock=False,
-    )
     try:
         with source.begin() as reading:
-            of = reading.stat(trees[b"records"])["entries"]
+            counts = count_entries(reading, trees)
             for name, tree in trees.items():
                 done = 0
-                target = copy.open_db(name)
                 for part in _slices(reading, tree):
-                    with copy.begin(target, write=True) as writing, writing.cursor() as cursor:
-                        cursor.putmulti(part, append=True)
+                    copy.append(name, part)
                     if name == b"records":
                         done += len(part)
                         on_progress(done)
-        copy.sync(True)
+        if copy.counts() != counts:
+            raise CorruptStore(f"the store counts {counts} entries, but {copy.counts()} were read")
+        copy.sync()
     finally:
         copy.close()
-    return int(of)
+    return counts[b"records"]
 
 
 def _slices(transaction: Any, tree: Any) -> Iterator[list[tuple[bytes, bytes]]]:

@@ -1,0 +1,1 @@
+"""Compaction of a store while its peer serves."""

@@ -1,0 +1,1 @@
+"""Tests of the compaction of a store in use."""
