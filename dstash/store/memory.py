@@ -98,6 +98,7 @@ class _TwinTransaction:
         self.put = records.__setitem__
         self.promise = promises.get
         self.put_promise = promises.__setitem__
+        self.put_promises = promises.update
         self._promises = promises
         self.put_all = records.update
         self._records = records

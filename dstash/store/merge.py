@@ -27,6 +27,7 @@ from dstash.store.record import (
     version_of,
 )
 from dstash.store.register.ballot import has_register_keys, is_register_key
+from dstash.store.register.batch import vote_all
 from dstash.store.register.header import is_register
 from dstash.store.register.voter import Bounds, Verdict
 from dstash.store.register.votes import (
@@ -36,7 +37,6 @@ from dstash.store.register.votes import (
     merge_register,
     rest,
     take_earlier,
-    vote,
 )
 from dstash.version import Stamp, Version, is_later_write, newest_stamp, write_of, write_stamp
 
@@ -77,7 +77,7 @@ def _vote(
     transaction: Transaction, request: Prepares | Accepts, limits: Limits, merged: Merged
 ) -> None:
     """Vote on registers. They do not raise the ceiling, because no put of a client meets them."""
-    merged.votes = vote(transaction, request, limits)
+    merged.votes = vote_all(transaction, request, limits)
     merged.registers += sum(1 for answer in merged.votes if answer.stamp)
 
 

@@ -179,6 +179,13 @@ def build_record(index: bytes, key: bytes, record: Record) -> bytes:
     return xxh3_64_digest(body, seed) + body
 
 
+def seal_at(storage_key: bytes, body: bytes) -> bytes:
+    """Return a record, given all of it but the checksum."""
+    end = 3 + storage_key[2]
+    seed = xxh3_64_intdigest(storage_key[end:]) ^ xxh3_64_intdigest(storage_key[3:end])
+    return xxh3_64_digest(body, seed) + body
+
+
 def is_tombstone(record: bytes) -> bool:
     """Return whether a sound record is a tombstone."""
     return bool(record[VERSION_END] & RecordFlag.TOMBSTONE)

@@ -16,7 +16,7 @@ from dstash.peer.commits.commit import Commit
 from dstash.peer.commits.recent_deletes import RecentDeletes
 from dstash.peer.commits.rules import Rules
 from dstash.peer.keyspaces import Keyspaces
-from dstash.store.register.voter import Bounds
+from dstash.store.register.voter import Bounds, no_drops
 from dstash.version import Stamp, latest_stamp
 
 
@@ -77,7 +77,7 @@ class GroupCommit:
             latest_stamp(present + self._max_clock_skew_ms),
             store.high_water,
             self._corruption,
-            floors.of_key,
+            floors.of_key if floors else no_drops,
             local_partitions.register_floors,
             floors_are_horizons=local_partitions.floors_are_horizons,
         )
@@ -97,7 +97,7 @@ class GroupCommit:
             floors=floors,
             bounds=bounds,
             life=local_partitions.lineage.current,
-            resting=self._keyspaces.resting,
+            moving=self._keyspaces.moving,
             lacks_data=self._keyspaces.lacks_data,
         )
         return Commit(group, rules, recent=self.recent_deletes)

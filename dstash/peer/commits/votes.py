@@ -6,8 +6,10 @@ sender is a peer, so a malformed request is refused as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
+
+from xxhash import xxh3_64_intdigest
 
 from dstash.cluster.topology.life import Life
 from dstash.errors import DiskFull, LimitError, ProtocolError
@@ -20,18 +22,41 @@ from dstash.peer.commits.rules import (
     check_storage_key,
 )
 from dstash.store.interface import Merged, Write
-from dstash.store.record import HEAD_BYTES, VERSION_END, is_sound
-from dstash.store.register.ballot import Promise, is_register_key
-from dstash.store.register.header import check_register, is_register
+from dstash.store.record import ABSENT, CHECKSUM_END, HEAD_BYTES, MASK, VERSION_END, is_sound
+from dstash.store.register.ballot import SIGN_BYTE, Promise
+from dstash.store.register.header import (
+    ENTRY,
+    HEADER,
+    MAX_ANSWER_BYTES,
+    check_register,
+    is_register,
+)
 from dstash.store.register.voter import Verdict
 from dstash.store.register.votes import Accepts, Prepares, Vote
-from dstash.version import COUNTER_BITS, MAX_STAMP, VERSION_BYTES, WRITER_BYTES, ZERO
+from dstash.types import RecordFlag
+from dstash.version import (
+    COUNTER_BITS,
+    MAX_STAMP,
+    VERSION_BYTES,
+    WRITE_BYTES,
+    WRITER_BYTES,
+    ZERO,
+)
 from dstash.wire import codec
+from dstash.wire.registers import pack_numbers
 from dstash.wire.registers.consensus import Accept, Accepted, Prepare, Promised
 from dstash.wire.shapes import Frame
 
 _MAX_ROUND: Final = MAX_STAMP >> COUNTER_BITS
+_MALFORMED: Final = "the value of a register is not one well-formed msgpack object"
+_REGISTER: Final = RecordFlag.REGISTER.value
+_TOUCH_BEGIN: Final = CHECKSUM_END + WRITE_BYTES
+_NO_TOUCH: Final = bytes(VERSION_END - _TOUCH_BEGIN)
+#: The bytes of a header with one request whose answer is empty; the last has the answer's length.
+_PLAIN_BYTES: Final = HEADER.size + ENTRY.size
 _NO_ROOM: Final = "the disk is full; only deletes still succeed"
+
+_WITHOUT_ROOM: Final = Vote(Verdict.NO_ROOM, ABSENT, 0, 0)
 
 #: Messages that request votes.
 VOTES: Final = (Prepare, Accept)
@@ -46,8 +71,7 @@ def prepare_promises(message: Prepare, space: None, rules: Rules) -> Prepared:
         ProtocolError: the request is malformed.
     """
     keys = codec.unpack_blobs(message.keys)
-    for storage_key in keys:
-        _check_register_key(storage_key, rules)
+    _check_register_keys(keys, rules)
     if message.round > _MAX_ROUND:
         raise ProtocolError(f"round {message.round} is too high; allowed are 48 bits")
     if len(message.writer) != WRITER_BYTES:
@@ -77,9 +101,8 @@ def prepare_accepts(message: Accept, space: None, rules: Rules) -> Prepared:
         ProtocolError: the request is malformed.
     """
     entries = codec.unpack_entries(message.keys, message.records)
-    for storage_key, record in entries:
-        _check_register_key(storage_key, rules)
-        check_register_record(storage_key, record)
+    _check_register_keys([storage_key for storage_key, _ in entries], rules)
+    _check_register_records(entries)
     places: Sequence[int] = range(len(entries))
     rejected: Rejected = []
     if not rules.has_room:
@@ -103,10 +126,41 @@ def _prepared(votes: Prepares | Accepts, rules: Rules, count: int) -> Prepared:
     return Prepared(write, [], range(count))
 
 
-def _check_register_key(storage_key: bytes, rules: Rules) -> None:
-    check_storage_key(storage_key, rules.owned)
-    if not is_register_key(storage_key):
-        raise ProtocolError("a vote is requested on a key of an index without registers")
+def _check_register_keys(storage_keys: Iterable[bytes], rules: Rules) -> None:
+    """Refuse keys that are malformed or not held here, like ``check_storage_key``, in few steps."""
+    owned = rules.owned
+    for storage_key in storage_keys:
+        key = storage_key[3 + storage_key[2] :] if len(storage_key) > 3 else b""
+        partition = int.from_bytes(storage_key[:2])
+        if not key or partition != xxh3_64_intdigest(key) & MASK or partition not in owned:
+            check_storage_key(storage_key, owned)
+        if storage_key[3] != SIGN_BYTE:
+            raise ProtocolError("a vote is requested on a key of an index without registers")
+
+
+def _check_register_records(entries: Sequence[tuple[bytes, bytes]]) -> None:
+    """Refuse records like ``check_register_record``, in few steps for those of one request."""
+    values = []
+    for storage_key, record in entries:
+        value = _plain_value(record)
+        if value is None or not is_sound(storage_key, record):
+            check_register_record(storage_key, record)
+        else:
+            values.append(value)
+    if codec.malformed_payloads(values):
+        raise ProtocolError(_MALFORMED)
+
+
+def _plain_value(record: bytes) -> bytes | None:
+    """Return the value of a record that is a valid register with one request; None for others."""
+    if not HEAD_BYTES + _PLAIN_BYTES <= len(record) <= HEAD_BYTES + MAX_VALUE_BYTES:
+        return None
+    is_plain = record[VERSION_END] == _REGISTER and record[_TOUCH_BEGIN:VERSION_END] == _NO_TOUCH
+    size, *_, count = HEADER.unpack_from(record, HEAD_BYTES)
+    answer = record[HEAD_BYTES + _PLAIN_BYTES - 1]
+    is_plain = is_plain and count == 1 and answer <= MAX_ANSWER_BYTES
+    is_whole = size == _PLAIN_BYTES + answer and len(record) >= HEAD_BYTES + size
+    return record[HEAD_BYTES + size :] if is_plain and is_whole else None
 
 
 def check_register_record(storage_key: bytes, record: bytes) -> None:
@@ -124,7 +178,7 @@ def check_register_record(storage_key: bytes, record: bytes) -> None:
         raise LimitError(f"a register has at most {MAX_VALUE_BYTES} bytes with its header")
     value = check_register(record)
     if not record[VERSION_END] & TOMBSTONE and codec.malformed_payloads([value]):
-        raise ProtocolError("the value of a register is not one well-formed msgpack object")
+        raise ProtocolError(_MALFORMED)
 
 
 def voted_keys(write: Write) -> list[bytes]:
@@ -136,6 +190,8 @@ def voted_keys(write: Write) -> list[bytes]:
 
 def corrupt_keys(write: Write, merged: Merged) -> list[bytes]:
     """Return the storage keys whose records were found corrupt by a vote."""
+    if not any(vote.verdict is Verdict.CORRUPT for vote in merged.votes):
+        return []
     pairs = zip(voted_keys(write), merged.votes, strict=True)
     return [storage_key for storage_key, vote in pairs if vote.verdict is Verdict.CORRUPT]
 
@@ -151,18 +207,20 @@ def answer_votes(
         merged: the result.
         life: of the store, after the commit.
     """
-    votes: list[Vote | None] = [None] * (len(merged.votes) + len(prepared.rejected))
-    for place, vote in zip(prepared.places, merged.votes, strict=True):
-        votes[place] = vote
-    verdicts = bytes(Verdict.NO_ROOM if vote is None else vote.verdict for vote in votes)
-    past = b"".join((vote.past if vote else 0).to_bytes(8, "big") for vote in votes)
+    votes: Sequence[Vote] = merged.votes
+    if prepared.rejected:
+        by_place = dict(zip(prepared.places, merged.votes, strict=True))
+        count = len(merged.votes) + len(prepared.rejected)
+        votes = [by_place.get(place, _WITHOUT_ROOM) for place in range(count)]
+    verdicts = bytes([vote.verdict for vote in votes])
+    past = pack_numbers([vote.past for vote in votes])
     if isinstance(message, Accept):
         return Accepted(verdicts, past, life.stamp, life.number, life.began)
     return Promised(
         verdicts,
-        b"".join(vote.version for vote in merged.votes),
+        b"".join([vote.version for vote in merged.votes]),
         past,
-        b"".join(vote.horizon.to_bytes(8, "big") for vote in merged.votes),
+        pack_numbers([vote.horizon for vote in merged.votes]),
         life.stamp,
         life.number,
         life.began,

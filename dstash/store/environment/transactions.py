@@ -48,6 +48,12 @@ class Mergeable:
         """Store a promise."""
         self._transaction.put(storage_key, promise, db=self._promises)
 
+    def put_promises(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
+        """Store promises."""
+        if entries:
+            with self._transaction.cursor(self._promises) as cursor:
+                cursor.putmulti(entries)
+
     def drop_promise(self, storage_key: bytes) -> None:
         """Remove a promise, if there is one."""
         self._transaction.delete(storage_key, db=self._promises)
@@ -104,6 +110,11 @@ class Recording(Mergeable):
         """Store a promise."""
         self._noted_promises.append(storage_key)
         super().put_promise(storage_key, promise)
+
+    def put_promises(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
+        """Store promises."""
+        self._noted_promises += [storage_key for storage_key, _ in entries]
+        super().put_promises(entries)
 
     def drop_promise(self, storage_key: bytes) -> None:
         """Remove a promise, if there is one."""

@@ -25,11 +25,11 @@ CALLER_BYTES: Final = 8
 MAX_ANSWER_BYTES: Final = 32
 MAX_ENTRIES: Final = 1024
 
-_FIXED: Final = struct.Struct(">IQQQH")
-_ENTRY: Final = struct.Struct(">8sQQBB")
+HEADER: Final = struct.Struct(">IQQQH")
+ENTRY: Final = struct.Struct(">8sQQBB")
 _SIZE: Final = struct.Struct(">I")
 #: The size of the largest header.
-MAX_HEADER_BYTES: Final = _FIXED.size + MAX_ENTRIES * (_ENTRY.size + MAX_ANSWER_BYTES)
+MAX_HEADER_BYTES: Final = HEADER.size + MAX_ENTRIES * (ENTRY.size + MAX_ANSWER_BYTES)
 _TOMBSTONE: Final = RecordFlag.TOMBSTONE.value
 _REGISTER: Final = RecordFlag.REGISTER.value
 
@@ -83,15 +83,13 @@ class Header:
 def pack_header(header: Header) -> bytes:
     """Return a header as it is stored."""
     body = b"".join(
-        _ENTRY.pack(
-            entry.caller, entry.number, entry.changed, int(entry.outcome), len(entry.answer)
-        )
+        ENTRY.pack(entry.caller, entry.number, entry.changed, int(entry.outcome), len(entry.answer))
         + entry.answer
         for entry in header.entries
     )
-    size = _FIXED.size + len(body)
+    size = HEADER.size + len(body)
     fixed = (header.changed, header.fence, header.forgotten, len(header.entries))
-    return _FIXED.pack(size, *fixed) + body
+    return HEADER.pack(size, *fixed) + body
 
 
 def split(payload: bytes) -> tuple[Header, bytes]:
@@ -107,17 +105,17 @@ def split(payload: bytes) -> tuple[Header, bytes]:
 
 
 def _split(payload: bytes) -> tuple[Header, bytes]:
-    size, changed, fence, forgotten, count = _FIXED.unpack_from(payload)
+    size, changed, fence, forgotten, count = HEADER.unpack_from(payload)
     if count > MAX_ENTRIES:
         raise ProtocolError(f"a register has {count} entries; allowed are {MAX_ENTRIES}")
-    place, entries = _FIXED.size, []
+    place, entries = HEADER.size, []
     for _ in range(count):
-        caller, number, version, outcome, length = _ENTRY.unpack_from(payload, place)
+        caller, number, version, outcome, length = ENTRY.unpack_from(payload, place)
         if length > MAX_ANSWER_BYTES:
             raise ProtocolError(
                 f"an answer of {length} bytes in a register; allowed are {MAX_ANSWER_BYTES}"
             )
-        place += _ENTRY.size
+        place += ENTRY.size
         answer = payload[place : place + length]
         entries.append(Entry(caller, number, version, outcome, answer))
         place += length

@@ -53,7 +53,8 @@ class Verdict(IntEnum):
     BLIND = 7
 
 
-def _no_drops(storage_key: bytes) -> Stamp:
+def no_drops(storage_key: bytes) -> Stamp:
+    """Return 0: no index was dropped."""
     return 0
 
 
@@ -77,7 +78,7 @@ class Bounds:
     latest: Stamp = MAX_STAMP
     high_water: Stamp = MAX_STAMP
     corruption: MutableMapping[bytes, Stamp] = field(default_factory=dict)
-    dropped_at: Callable[[bytes], Stamp] = _no_drops
+    dropped_at: Callable[[bytes], Stamp] = no_drops
     floors: Sequence[Stamp] = ()
     floors_are_horizons: bool = False
 

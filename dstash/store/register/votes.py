@@ -42,8 +42,16 @@ class VoteTransaction(Protocol):
         """Return a promise as of this transaction, as stored."""
         ...
 
+    def put_all(self, entries: Sequence[tuple[bytes, bytes]]) -> object:
+        """Store records."""
+        ...
+
     def put_promise(self, storage_key: bytes, promise: bytes) -> object:
         """Store a promise."""
+        ...
+
+    def put_promises(self, entries: Sequence[tuple[bytes, bytes]]) -> object:
+        """Store promises."""
         ...
 
     def drop_promise(self, storage_key: bytes) -> object:
@@ -126,17 +134,18 @@ def vote(transaction: VoteTransaction, request: Prepares | Accepts, limits: Limi
     """Vote on each key of a request, in order."""
     if isinstance(request, Prepares):
         pairs = zip(request.keys, request.known, strict=True)
-        return [_prepare(transaction, key, request, known, limits) for key, known in pairs]
-    return [_accept(transaction, key, record, limits) for key, record in request.entries]
+        return [prepare(transaction, key, request, known, limits) for key, known in pairs]
+    return [accept(transaction, key, record, limits) for key, record in request.entries]
 
 
-def _prepare(
+def prepare(
     transaction: VoteTransaction,
     storage_key: bytes,
     request: Prepares,
     known: Version,
     limits: Limits,
 ) -> Vote:
+    """Promise a round for a key, or refuse it; round 0 only asks what is held."""
     state, number = limits.held(transaction, storage_key), request.promise.round
     stamp = 0
     voted = Verdict.UNSETTLED if state.is_unsettled else Verdict.VOTED
@@ -164,9 +173,8 @@ def _prepare(
     )
 
 
-def _accept(
-    transaction: VoteTransaction, storage_key: bytes, record: bytes, limits: Limits
-) -> Vote:
+def accept(transaction: VoteTransaction, storage_key: bytes, record: bytes, limits: Limits) -> Vote:
+    """Take a register, or refuse it."""
     state = limits.held(transaction, storage_key)
     verdict = judge_accept(state, record, limits.bounds)
     version, stamp = state.version, 0

@@ -155,7 +155,7 @@ def unpack_amounts(packed: bytes, count: int) -> list[Amounts]:
 
 def pack_numbers(numbers: Sequence[int]) -> bytes:
     """Return numbers below 2**64 as they are sent."""
-    return b"".join([number.to_bytes(_NUMBER_BYTES, "big") for number in numbers])
+    return struct.pack(f">{len(numbers)}Q", *numbers)
 
 
 def unpack_numbers(packed: bytes) -> list[int]:
@@ -166,8 +166,7 @@ def unpack_numbers(packed: bytes) -> list[int]:
     """
     if len(packed) % _NUMBER_BYTES:
         raise ProtocolError(f"{len(packed)} bytes are not a sequence of numbers of 8 bytes")
-    places = range(0, len(packed), _NUMBER_BYTES)
-    return [int.from_bytes(packed[place : place + _NUMBER_BYTES], "big") for place in places]
+    return list(struct.unpack(f">{len(packed) // _NUMBER_BYTES}Q", packed))
 
 
 def unpack_expected(packed: bytes, count: int) -> list[int]:

@@ -32,9 +32,13 @@ from dstash.store.lmdb import LmdbStore
 from dstash.store.memory import TwinStore
 from dstash.store.online import compaction
 from dstash.store.online.compaction import Progress
-from dstash.store.record import is_sound
-from dstash.types import Durability
-from dstash.version import stamp_at
+from dstash.store.record import Record, build_record, is_sound, partition_of
+from dstash.store.register.ballot import Promise
+from dstash.store.register.header import Header, pack_header
+from dstash.store.register.voter import Verdict
+from dstash.store.register.votes import Accepts, Prepares
+from dstash.types import Durability, RecordFlag
+from dstash.version import ZERO, pack, stamp_at
 from tests.harness.small_disks import SmallDisk
 from tests.store.register.parts import STORAGE_KEY, prepare, register
 from tests.store.test_lmdb import NOW, elsewhere, entries, held, put
@@ -180,6 +184,33 @@ def test_votes_during_the_copy_are_kept(store: LmdbStore) -> None:
     store.compact(on_step=lambda step: step is Step.CATCHING_UP and store.commit([merge]))
     assert held(store)[STORAGE_KEY] == register(9)
     assert store.promises_between(b"", b"\xff" * 9, 10) == [], "the vote has removed the promise"
+
+
+def test_votes_on_many_registers_during_the_copy_are_kept(store: LmdbStore) -> None:
+    keys = [storage_key_of(b"register-%d" % number) for number in range(20)]
+    promised = Prepares(keys, Promise(9, b"aaaa"), [ZERO] * len(keys))
+    taken = Accepts([(key, register_of(key, 9)) for key in keys[:10]])
+
+    def vote(request: Prepares | Accepts) -> None:
+        [merged] = store.commit([Write([], NOW, votes=request)])
+        assert {given.verdict for given in merged.votes} == {Verdict.VOTED}
+
+    store.compact(on_step=lambda step: vote(promised) if step is Step.CATCHING_UP else None)
+    everything = (b"", b"\xff" * 9, 100)
+    assert {key for key, _ in store.promises_between(*everything)} == set(keys)
+    store.compact(on_step=lambda step: vote(taken) if step is Step.CATCHING_UP else None)
+    assert {key for key, _ in store.promises_between(*everything)} == set(keys[10:])
+    assert {key: held(store)[key] for key in keys[:10]} == dict(taken.entries)
+
+
+def storage_key_of(key: bytes) -> bytes:
+    return partition_of(key).to_bytes(2, "big") + b"\x02@r" + key
+
+
+def register_of(storage_key: bytes, number: int) -> bytes:
+    payload = pack_header(Header(stamp_at(number))) + b"\x01"
+    record = Record(pack(stamp_at(number), b"aaaa"), RecordFlag.REGISTER, 0, payload)
+    return build_record(b"@r", storage_key[5:], record)
 
 
 def test_writers_and_readers_meanwhile_lose_nothing(store: LmdbStore) -> None:
