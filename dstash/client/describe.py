@@ -128,8 +128,7 @@ def describe_drop(drop: Drop) -> dict[str, Any]:
 
 def describe_change(change: Change) -> dict[str, Any]:
     """Return a topology change."""
-    lists = ("complete", "gone", "registers_complete")
-    return asdict(change) | {name: list(getattr(change, name)) for name in lists}
+    return asdict(change) | {"complete": list(change.complete), "gone": list(change.gone)}
 
 
 def describe_place(view: View, encoded: bytes) -> dict[str, Any]:

@@ -66,8 +66,6 @@ _CORRUPT_REPAIR_PAUSE_MS: Final = 1000
 _REMOVE_PAUSE_MS: Final = 2000
 #: How often (milliseconds) members are asked how far they are with drops.
 _DROPS_MS: Final = 2000
-#: The purpose of streaming the registers of a topology change, after all other records.
-_REGISTERS: Final = "registers"
 #: Each round of comparison verifies every record of this many partitions: all of them in an hour.
 _SCRUBBED_PER_ROUND: Final = PARTITIONS // 360 + 1
 
@@ -365,23 +363,19 @@ class Maintenance:
                 lambda latest: transitions.streamed(latest, me, store_id),
             )
         change = topology.change
-        if change is None or change.switched or change.paused:
-            return None
-        are_registers = me in change.complete
-        if are_registers and (not change.resting or me in change.registers_complete):
+        if change is None or change.switched or change.paused or me in change.complete:
             return None
         gained = transitions.incoming(topology).get(me)
         if not gained:
             return None
         number = change.number
-        step = transitions.complete_registers if are_registers else transitions.complete
 
         def complete(latest: Topology) -> Topology | None:
             # A change of another history may have the same number, see ``joining.shares_epoch``.
             is_same = transitions.incoming(latest).get(me) == gained
-            return step(latest, me, number) if is_same else None
+            return transitions.complete(latest, me, number) if is_same else None
 
-        return (_REGISTERS if are_registers else "change", number, tuple(gained)), gained, complete
+        return ("change", number, tuple(gained)), gained, complete
 
     def _begin_streaming(
         self, purpose: tuple[Any, ...], partitions: list[int], step: Proposal
@@ -419,8 +413,7 @@ class Maintenance:
             all_ended()
         for number, share in enumerate(streamers):
             if share:
-                done = self._unstreamed.discard
-                task = stream(self.replica, share, done, registers=purpose[0] == _REGISTERS)
+                task = stream(self.replica, share, self._unstreamed.discard)
                 self._scheduler.spawn(f"stream:{number}", task, ended)
 
     def _log_streaming(self, event: str) -> None:

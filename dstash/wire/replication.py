@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
-from dstash.wire.shapes import Frame, Message, message, rarely_set
+from dstash.wire.shapes import Frame, Message, message
 
 
 @message
@@ -71,8 +71,7 @@ class VersionsRequest(Message):
     """Requests keys and versions of partitions, in ``buckets`` (one byte each; empty: in all).
 
     ``partitions`` ascend. ``after`` is the last storage key of the previous page; empty for the
-    first page. ``checksums`` requests the checksums of the records too. ``registers`` requests
-    registers only.
+    first page. ``checksums`` requests the checksums of the records too.
     """
 
     KIND = 44
@@ -80,7 +79,6 @@ class VersionsRequest(Message):
     buckets: bytes
     after: bytes
     checksums: bool = False
-    registers: bool = rarely_set(default=False)
 
 
 @message

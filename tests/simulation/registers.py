@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dstash.client.operations.registers.wanted import Wanted
 from dstash.client.results import ChangeResult
 from dstash.errors import Conflict, DStashError, TimedOut
+from dstash.store.record import partition_of
 from dstash.types import Level, Outcome
+from dstash.wire.keys import encode_key
 from dstash.wire.registers import ANY, MISSING, NEVER_EXPIRES, Amounts, ChangeKind
 from tests.harness.linearizability import UNKNOWN, Call
 from tests.simulation.client import VirtualClient
@@ -25,6 +28,33 @@ INDEX: Final = "@r"
 PLAIN_KEYS: Final = ("plain0", "plain1")
 COUNTERS: Final = ("count0", "count1")
 
+#: Keys of the same partition as each of these, which are changed and read in batches only.
+COMPANIONS: Final = {
+    key: list(
+        islice(
+            (
+                name
+                for name in (f"{key}-{number}" for number in count())
+                if partition_of(encode_key(name)) == partition_of(encode_key(key))
+            ),
+            6,
+        )
+    )
+    for key in (*PLAIN_KEYS, *COUNTERS)
+}
+
+_PLAIN_KINDS: Final = (
+    "put",
+    "add",
+    "compare",
+    "compare",
+    "swap",
+    "delete",
+    "touch",
+    "read",
+    "read",
+)
+_COUNTER_KINDS: Final = ("increment", "increment", "increment", "read", "delete")
 _KINDS: Final = {
     "put": ChangeKind.PUT,
     "add": ChangeKind.PUT,
@@ -68,43 +98,67 @@ class RegisterCalls:
         unknown = sum(call.is_unknown for call in calls)
         if len(calls) + history.open_registers >= _MAX_CALLS or unknown >= _MAX_UNKNOWN:
             return
-        kinds = ("put", "add", "compare", "compare", "swap", "delete", "touch", "read", "read")
-        if key in COUNTERS:
-            kinds = ("increment", "increment", "increment", "read", "delete")
-        kind = rng.choice(kinds)
+        kind = rng.choice(_COUNTER_KINDS if key in COUNTERS else _PLAIN_KINDS)
         history.open_registers += 1
-        if kind == "read":
-            yield from self.read(key)
-        else:
-            yield from self._change(kind, key)
+        yield from self._one(kind, [key])
         history.open_registers -= 1
+
+    def call_batch(self) -> Script:
+        """Make one call on many keys, which have one home, so that it decides them together."""
+        rng, history = self._world.rng, self._world.history
+        first = rng.choice((*PLAIN_KEYS, *COUNTERS))
+        keys = [first, *rng.sample(COMPANIONS[first], rng.randint(4, 6))]
+        for key in keys:
+            calls = history.registers.setdefault(key, [])
+            unknown = sum(call.is_unknown for call in calls)
+            if len(calls) + history.open_registers >= _MAX_CALLS or unknown >= _MAX_UNKNOWN:
+                return
+        kind = rng.choice(_COUNTER_KINDS if first in COUNTERS else _PLAIN_KINDS)
+        history.open_registers += 1
+        yield from self._one(kind, keys)
+        history.open_registers -= 1
+
+    def _one(self, kind: str, keys: list[str]) -> Script:
+        if kind == "read":
+            yield from self._read(keys)
+        else:
+            yield from self._change(kind, keys)
 
     def read(self, key: str, tries: int = 1) -> Script:
         """Read a key, some times if that fails."""
+        yield from self._read([key], tries)
+
+    def _read(self, keys: list[str], tries: int = 1) -> Script:
         for left in range(tries - 1, -1, -1):
             began = self._now()
-            operation = self._client.calls.lookup(INDEX, [key], self._timeout, Level.QUORUM)
+            operation = self._client.calls.lookup(INDEX, keys, self._timeout, Level.QUORUM)
             found, error = yield operation
             if error is None:
-                self._note(began, key, "read", None, found.get(key))
+                for key in keys:
+                    self._note(began, key, "read", None, found.get(key))
                 return
             if tries > 1 and not left:
-                text = f"register {key} cannot be read: {error!r}"
+                text = f"register {keys[0]} cannot be read: {error!r}"
                 self._world.history.broken.append(text)
             yield 500 * MS
 
-    def _change(self, kind: str, key: str) -> Script:
-        self._world.register_values += 1000
-        value, argument, expected = self._world.register_values, None, ANY
-        pairs: list[tuple[Any, Any]] = [(key, value)]
-        if kind in ("put", "add", "swap"):
-            argument = value
-            expected = MISSING if kind == "add" else ANY
-        elif kind == "compare":
-            expected, before = self._seen.get(key, (1, "never"))
-            argument = (before, value)
-        elif kind == "increment":
-            argument = 1
+    def _change(self, kind: str, keys: list[str]) -> Script:
+        pairs: list[tuple[Any, Any]] = []
+        arguments: dict[str, Any] = {}
+        versions: dict[Any, int] = {}
+        for key in keys:
+            self._world.register_values += 1000
+            value = self._world.register_values
+            pairs.append((key, value))
+            arguments[key] = None
+            if kind in ("put", "add", "swap"):
+                arguments[key] = value
+            elif kind == "compare":
+                versions[key], before = self._seen.get(key, (1, "never"))
+                arguments[key] = (before, value)
+            elif kind == "increment":
+                arguments[key] = 1
+        expected = versions or (MISSING if kind == "add" else ANY)
         wanted = Wanted(
             _KINDS[kind],
             _LONG_MS if kind == "touch" else NEVER_EXPIRES,
@@ -115,8 +169,8 @@ class RegisterCalls:
         began = self._now()
         operation = self._client.calls.change(kind, INDEX, pairs, wanted, self._timeout)
         result, error = yield operation
-        if kind != "touch":
-            self._note_change(began, key, kind, argument, result, error)
+        for key in keys if kind != "touch" else ():
+            self._note_change(began, key, kind, arguments[key], result, error)
 
     def _note_change(
         self,

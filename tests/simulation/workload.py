@@ -223,6 +223,9 @@ class Workload:
     def _register(self) -> Script:
         yield from self._registers.call()
 
+    def _register_batch(self) -> Script:
+        yield from self._registers.call_batch()
+
     def _scan(self) -> Script:
         yield from self._scan_of(Scan)
 

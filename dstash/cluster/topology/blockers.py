@@ -30,9 +30,8 @@ def _change(view: View, status: Mapping[str, Mapping[str, Any]]) -> Iterator[str
         return
     if change.paused:
         yield "the topology change is paused: dstash cluster resume"
-    complete = change.registers_complete if change.resting else change.complete
     for peer, gained in sorted(incoming(view.topology).items()):
-        if peer in complete:
+        if peer in change.complete:
             continue
         if peer not in view.alive:
             yield (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Final, NamedTuple
@@ -18,12 +18,15 @@ from typing import Final, NamedTuple
 from dstash.cluster.topology.view import View
 from dstash.errors import Busy
 from dstash.peer.registers.attempt import Attempt, Phase
-from dstash.peer.registers.pending import Pending, rejection
+from dstash.peer.registers.batch_attempt import BatchAttempt
+from dstash.peer.registers.batches import Batches
+from dstash.peer.registers.pending import Batch, Pending, rejection
 from dstash.peer.registers.proposer import Proposer, Time
 from dstash.peer.registers.quorum import Voters, voters_of
+from dstash.peer.registers.requested import Requested
 from dstash.peer.registers.vote_requests import Attempts, RecordSizes, requests_for
 from dstash.peer.registers.votes import unpack_accepted, unpack_promised
-from dstash.store.record import partition_in
+from dstash.store.record import ABSENT, partition_in
 from dstash.store.register.voter import Verdict
 from dstash.store.register.votes import Vote
 from dstash.version import MAX_STAMP
@@ -39,6 +42,9 @@ _MAX_ACTIVE: Final = 250
 
 #: How long (milliseconds) an answer is awaited at most.
 _AWAITED_MS: Final = 3000
+
+#: Requests with fewer registers are decided register by register, with a tenure for each.
+_MIN_BATCH: Final = 4
 
 MOVING: Final = (
     "a topology change moves the register to other replicas; it can be used when it has ended"
@@ -82,6 +88,8 @@ class Coordinator:
         self._missed = missed
         self._view: View | None = None
         self._by_partition: dict[int, Voters] = {}
+        #: One object for all partitions with the same voters.
+        self._same_voters: dict[Voters, Voters] = {}
         self._proposers: dict[bytes, Proposer] = {}
         #: Registers without operations whose tenure is kept, by last use, and their bytes.
         self._resting: OrderedDict[bytes, int] = OrderedDict()
@@ -92,6 +100,9 @@ class Coordinator:
         self._serials = itertools.count()
         #: Correlation ids apart from those of the scheduler, whose links are shared.
         self._correlations = itertools.count(1 << 48)
+        self._batches = Batches(self, me, writer, random, self._correlations)
+        #: Registers that are part of a batch: their proposers wait until it has ended.
+        self._in_batch: set[bytes] = set()
         self._sent: dict[int, _Sent] = {}
         self._sizes = RecordSizes()
         #: When the answers to requests are not awaited any more, oldest first.
@@ -103,7 +114,9 @@ class Coordinator:
     @property
     def waits(self) -> int:
         """How many registers have operations that wait."""
-        return sum(1 for proposer in self._proposers.values() if proposer.queue)
+        return self._batches.waits + sum(
+            1 for proposer in self._proposers.values() if proposer.queue
+        )
 
     # -- input
 
@@ -113,6 +126,8 @@ class Coordinator:
         if before is not None and before.epoch == view.epoch:
             return
         self._by_partition.clear()
+        self._same_voters.clear()
+        self._batches.end_all()
         self._sent.clear()
         self._until.clear()
         self._timers.clear()
@@ -151,11 +166,60 @@ class Coordinator:
         partition = partition_in(storage_key)
         voters = self._by_partition.get(partition)
         if voters is None:
-            voters = self._by_partition[partition] = voters_of(self._view, partition)
+            voters = voters_of(self._view, partition)
+            voters = self._by_partition[partition] = self._same_voters.setdefault(voters, voters)
         return voters
+
+    def submit_all(self, storage_keys: Sequence[bytes], requested: Requested, batch: Batch) -> None:
+        """Queue the operations of a request, whose registers have this peer among their voters.
+
+        Args:
+            storage_keys: of the registers.
+            requested: the operation of each.
+            batch: takes the answers.
+        """
+        by_voters: dict[Hashable, tuple[Voters, list[bytes], list[int]]] = {}
+        has_many = len(storage_keys) >= _MIN_BATCH
+        for place, storage_key in enumerate(storage_keys):
+            if has_many and self._is_free(storage_key):
+                voters = self._voters(storage_key)
+                _, keys, places = by_voters.setdefault(voters.names, (voters, [], []))
+                keys.append(storage_key)
+                places.append(place)
+            else:
+                self.submit(storage_key, batch.add(place, requested.of(place)))
+        for voters, keys, places in by_voters.values():
+            self._in_batch.update(keys)
+            self._batches.begin(voters, batch, requested, keys, places)
+
+    def _is_free(self, storage_key: bytes) -> bool:
+        """Whether a register can be part of a batch: no operation waits for it.
+
+        The tenure of a register whose operations have ended is given up. The batch prepares later
+        rounds, or its proposer does so, because voters refuse the round of the batch.
+        """
+        if storage_key in self._in_batch:
+            return False
+        if storage_key not in self._proposers:
+            return True
+        if storage_key not in self._resting:
+            return False
+        self._resting_bytes -= self._resting.pop(storage_key)
+        del self._proposers[storage_key]
+        return True
+
+    def expire(self, batch: Batch) -> None:
+        """Answer for the registers of a request at its deadline."""
+        for pending in batch.pending:
+            pending.expire()
+        self._batches.expire(batch)
 
     def submit(self, storage_key: bytes, pending: Pending) -> None:
         """Queue an operation on a register whose voters include this peer."""
+        self._proposer(storage_key, pending).queue.append(pending)
+
+    def _proposer(self, storage_key: bytes, pending: Pending) -> Proposer:
+        """Return the proposer of a register, for another operation."""
         proposer = self._proposers.get(storage_key)
         if proposer is None:
             voters = self._voters(storage_key)
@@ -164,8 +228,46 @@ class Coordinator:
         else:
             self._resting_bytes -= self._resting.pop(storage_key, 0)
         pending.why = lambda: proposer.reason
-        proposer.queue.append(pending)
-        self._active[storage_key] = proposer
+        if storage_key not in self._in_batch:
+            self._active[storage_key] = proposer
+        return proposer
+
+    # -- for batches
+
+    def give_back(
+        self, attempt: BatchAttempt, positions: Sequence[int], votes: dict[str, list[Vote]]
+    ) -> None:
+        """Let the registers at positions of a batch be proposed each by itself."""
+        requested, batch = attempt.requested, attempt.batch
+        own = Vote(Verdict.VOTED, ABSENT, attempt.round, 0)
+        for count, position in enumerate(positions):
+            key, place = attempt.keys[position], attempt.places[position]
+            self._in_batch.discard(key)
+            pending = batch.add(place, requested.of(place), emitted=attempt.emitted)
+            proposer = self._proposer(key, pending)
+            proposer.queue.appendleft(pending)  # it came before those that have waited for it
+            proposer.hear(self.me, own)
+            for name, given in votes.items():
+                proposer.hear(name, given[count])
+
+    def release(self, keys: Iterable[bytes]) -> None:
+        """Take note that a batch has ended for some registers."""
+        self._in_batch.difference_update(keys)
+        if len(self._proposers) > len(self._resting):
+            for key in keys:
+                proposer = self._proposers.get(key)
+                if proposer is not None:
+                    self._active[key] = proposer
+
+    def missed(self, peer: str, storage_key: bytes) -> None:
+        """Take note that a voter has not acked a chosen step."""
+        self._missed(peer, storage_key)
+
+    def count(self, phase: Phase, count: int, *, won: bool) -> None:
+        """Count requests for votes that have ended."""
+        self.counts[f"{phase.value}:{'won' if won else 'lost'}"] += count
+
+    # -- answers
 
     def conclude(self, storage_key: bytes) -> None:
         """Write the latest version of a register to a quorum again, if this peer may."""
@@ -180,7 +282,7 @@ class Coordinator:
         """Take an answer; returns whether it was one to a request for votes."""
         sent = self._sent.pop(correlation, None)
         if sent is None:
-            return False
+            return self._batches.answered(correlation, message, time)
         votes: list[Vote] = []
         if isinstance(message, Promised):
             votes = unpack_promised(message)
@@ -199,7 +301,7 @@ class Coordinator:
         """Take note that a request for votes gets no answer; false if there was none."""
         sent = self._sent.pop(correlation, None)
         if sent is None:
-            return False
+            return self._batches.answered(correlation, None, time)
         for proposer, attempt in sent.attempts:
             self._take(proposer, attempt, sent.peer, None, time)
         return True
@@ -208,6 +310,7 @@ class Coordinator:
         """Take note that the connection to a peer broke."""
         for correlation in [key for key, sent in self._sent.items() if sent.peer == peer]:
             self.failed(correlation, time)
+        self._batches.lost(peer, time)
 
     def _take(
         self, proposer: Proposer, attempt: Attempt, peer: str, vote: Vote | None, time: Time
@@ -262,18 +365,29 @@ class Coordinator:
                 self._emit(proposer, attempt)
             elif proposer.attempt is None and not proposer.queue:
                 self._rest(proposer)
-        return self._messages(time)
+        epoch = self._view.epoch if self._view is not None else 0
+        return [
+            *self._messages(time, epoch),
+            *(
+                Outbound(peer, correlation, epoch, message)
+                for peer, correlation, message in self._batches.tick(time)
+            ),
+        ]
 
     @property
     def is_idle(self) -> bool:
         """Whether ``tick`` has nothing to do, now or later."""
-        return not (self._active or self._waiting or self._timers or self._until)
+        has_work = self._active or self._waiting or self._timers or self._until
+        return not has_work and self._batches.is_idle
 
     def wakeup(self) -> int | None:
         """Return when (steady milliseconds) ``tick`` is due; None if nothing waits."""
         if self._active or self._waiting:
             return 0
-        return self._timers[0][0] if self._timers else None
+        due = self._batches.wakeup()
+        if not self._timers:
+            return due
+        return self._timers[0][0] if due is None else min(due, self._timers[0][0])
 
     def _at(self, when: int, proposer: Proposer, attempt: Attempt | None) -> None:
         heapq.heappush(self._timers, (when, next(self._serials), proposer, attempt))
@@ -300,9 +414,8 @@ class Coordinator:
         self._waiting.append((proposer, attempt, members))
         self._at(attempt.until, proposer, attempt)
 
-    def _messages(self, time: Time) -> list[Outbound]:
+    def _messages(self, time: Time, epoch: int) -> list[Outbound]:
         waiting, self._waiting = self._waiting, []
-        epoch = self._view.epoch if self._view is not None else 0
         messages = []
         for peer, attempts, message in requests_for(waiting, self._writer, self._sizes.expected):
             correlation = next(self._correlations)

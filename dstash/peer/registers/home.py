@@ -11,7 +11,7 @@ import heapq
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from dstash.cluster.replication.cluster_clock import ClusterClock
@@ -20,7 +20,8 @@ from dstash.limits import MAX_KEY_BYTES, MAX_TTL_SECONDS
 from dstash.peer.admission.requests import Ticket
 from dstash.peer.registers.coordinator import MOVING, Coordinator
 from dstash.peer.registers.operations import Operation
-from dstash.peer.registers.pending import Batch, Pending
+from dstash.peer.registers.pending import Batch
+from dstash.peer.registers.requested import Requested
 from dstash.store.record import Keyspace, locate
 from dstash.store.register.ballot import SIGN
 from dstash.store.register.header import CALLER_BYTES
@@ -124,7 +125,7 @@ class Home:
             UsageError: it is invalid.
         """
         keys = _keys(message)
-        operations = self._operations_of(message, len(keys))
+        requested = self._operations_of(message, len(keys))
         copy = None
         if isinstance(message, Change):
             copy = (ticket.sender, ticket.correlation, message.caller, message.number)
@@ -133,25 +134,21 @@ class Home:
         storage_keys = locate(space, keys)
         self._check_voters(storage_keys)
         if isinstance(message, Change) and message.repeated:
-            operations = [
-                replace(operation, lost_until=self._lost_until(message.epoch, key))
-                if operation is not None
-                else None
-                for operation, key in zip(operations, storage_keys, strict=True)
-            ]
+            lost_until = [self._lost_until(message.epoch, key) for key in storage_keys]
+            requested.lost_until = lost_until if any(lost_until) else ()
         weight = weight_of(message)
         if self._operations and (
             self._operations + len(keys) > _MAX_WAITING or self._bytes + weight > _MAX_WAITING_BYTES
         ):
             raise Busy("too many changes of registers are waiting", retry_after_ms=_RETRY_MS)
-        self._queue(ticket, copy, storage_keys, operations, weight, deadline or now + _DEADLINE_MS)
+        self._queue(ticket, copy, storage_keys, requested, weight, deadline or now + _DEADLINE_MS)
 
     def _queue(
         self,
         ticket: Ticket,
         copy: _Copy | None,
         storage_keys: Sequence[bytes],
-        operations: Sequence[Operation | None],
+        requested: Requested,
         weight: int,
         deadline: int,
     ) -> None:
@@ -164,14 +161,11 @@ class Home:
         if copy is not None:
             self._answers[copy] = deadline, None
         heapq.heappush(self._deadlines, (deadline, next(self._serials), waiting))
-        for place, (key, operation) in enumerate(zip(storage_keys, operations, strict=True)):
-            pending = Pending(operation, batch.deciding(place))
-            batch.pending.append(pending)
-            self._coordinator.submit(key, pending)
+        self._coordinator.submit_all(storage_keys, requested, batch)
 
-    def _operations_of(self, message: Change | Settle, count: int) -> Sequence[Operation | None]:
+    def _operations_of(self, message: Change | Settle, count: int) -> Requested:
         if isinstance(message, Settle):
-            return [None] * count
+            return Requested(None)
         ahead = self._clock.ahead_ms(message.number)
         if ahead:
             raise ClockSkew(
@@ -221,8 +215,7 @@ class Home:
         """Return the answers that are ready, those of requests past their deadlines among them."""
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, waiting = heapq.heappop(self._deadlines)
-            for pending in waiting.batch.pending:
-                pending.expire()
+            self._coordinator.expire(waiting.batch)
         ready, self._ready = self._ready, []
         return ready
 
@@ -249,8 +242,8 @@ def _keys(message: Change | Settle) -> list[bytes]:
     return keys
 
 
-def _operations(message: Change, count: int, time: int) -> list[Operation | None]:
-    """Return the operation for each key.
+def _operations(message: Change, count: int, time: int) -> Requested:
+    """Return the operation of each key.
 
     Args:
         message: the request.
@@ -271,28 +264,28 @@ def _operations(message: Change, count: int, time: int) -> list[Operation | None
         raise ProtocolError(f"value {malformed[0]} is not one well-formed msgpack object")
     if bool(message.amounts) != (kind is ChangeKind.INCREMENT):
         raise ProtocolError(f"{kind.name} has {len(message.amounts)} bytes of amounts")
-    amounts = [Amounts(0)] * count
-    if message.amounts:
-        amounts = unpack_amounts(message.amounts, count)
+    amounts = unpack_amounts(message.amounts, count) if message.amounts else [Amounts(0)]
     expected = unpack_expected(message.expected, count)
-    expiry = _expiry(message, kind, time)
-    return [
-        Operation(
-            kind,
-            message.caller,
-            message.number,
-            repeated=message.repeated,
-            expected=expected[place],
-            value=payloads[place] if has_values else b"",
-            amount=amounts[place].amount,
-            initial=amounts[place].initial,
-            at_least=amounts[place].at_least,
-            at_most=amounts[place].at_most,
-            expiry=expiry,
-            fence=message.fence,
-        )
-        for place in range(count)
-    ]
+    first = amounts[0]
+    common = Operation(
+        kind,
+        message.caller,
+        message.number,
+        repeated=message.repeated,
+        expected=expected[0],
+        amount=first.amount,
+        initial=first.initial,
+        at_least=first.at_least,
+        at_most=first.at_most,
+        expiry=_expiry(message, kind, time),
+        fence=message.fence,
+    )
+    return Requested(
+        common,
+        payloads,
+        expected if set(expected) != {common.expected} else (),
+        amounts if set(amounts) != {first} else (),
+    )
 
 
 def _expiry(message: Change, kind: ChangeKind, time: int) -> int | None:

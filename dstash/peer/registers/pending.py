@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -107,16 +107,31 @@ class Batch:
         """Whether every register has its answer."""
         return not self._missing
 
-    def deciding(self, place: int) -> Callable[[Answer], None]:
-        """Return the function that takes the answer for the register at a place."""
+    def settle(self, places: Iterable[int], answers: Iterable[Answer]) -> None:
+        """Take the answers for the registers at places without an answer."""
+        count = 0
+        for place, answer in zip(places, answers, strict=False):
+            self.answers[place] = answer
+            count += 1
+        self._decided(count)
 
+    def add(self, place: int, operation: Operation | None, *, emitted: bool = False) -> Pending:
+        """Return the operation at a place as one that waits for its decision by itself."""
+        pending = Pending(operation, self._deciding(place), emitted)
+        self.pending.append(pending)
+        return pending
+
+    def _deciding(self, place: int) -> Callable[[Answer], None]:
         def decide(answer: Answer) -> None:
             self.answers[place] = answer
-            self._missing -= 1
-            if not self._missing:
-                self.done(_changed(self.answers, is_read=self.is_read))
+            self._decided(1)
 
         return decide
+
+    def _decided(self, count: int) -> None:
+        self._missing -= count
+        if count and not self._missing:
+            self.done(_changed(self.answers, is_read=self.is_read))
 
 
 def _changed(answers: list[Answer | None], *, is_read: bool) -> Changed:

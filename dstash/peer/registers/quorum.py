@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from dstash.cluster.topology.view import View
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Voters:
     """The members that vote on a partition in one epoch.
 
@@ -24,9 +25,14 @@ class Voters:
     _quorums: dict[frozenset[str], bool] = field(default_factory=dict, compare=False, repr=False)
     _holders: dict[frozenset[str], bool] = field(default_factory=dict, compare=False, repr=False)
 
+    @cached_property
+    def names(self) -> Hashable:
+        """What is equal for voters that differ in their ranks only."""
+        return self.sides, self.counted
+
     @property
     def is_moving(self) -> bool:
-        """Whether registers rest, because a topology change gives the partition other replicas."""
+        """Whether a topology change gives the partition other replicas."""
         return len(self.sides) > 1
 
     def is_quorum(self, names: Collection[str]) -> bool:
@@ -56,8 +62,6 @@ class Voters:
 def voters_of(view: View, partition: int) -> Voters:
     """Return the voters of a partition."""
     before, after = view.before[partition], view.writers[partition]
-    if not view.is_resting(partition):
-        after = before  # the replicas that serve registers
     members = tuple(dict.fromkeys((*before, *after)))
     sides = tuple(dict.fromkeys((frozenset(before), frozenset(after))))
     counted = frozenset(name for name in members if view.members[name].synced)

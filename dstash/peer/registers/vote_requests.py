@@ -11,6 +11,7 @@ import msgpack
 
 from dstash.limits import MAX_FRAME_BYTES
 from dstash.peer.registers.attempt import Attempt, Phase
+from dstash.peer.registers.batch_attempt import BatchAttempt
 from dstash.peer.registers.proposer import Proposer
 from dstash.store.record import ABSENT, version_of
 from dstash.store.register.voter import Verdict
@@ -97,6 +98,15 @@ def _message(
         return Accept(keys, Frame(codec.pack_blobs([attempt.record for _, attempt in attempts])))
     known = b"".join([_version(attempt.known) for _, attempt in attempts])
     return Prepare(number, writer, known, keys, is_needed)
+
+
+def batch_message(attempt: BatchAttempt, writer: bytes) -> Message:
+    """Return the request for votes on the registers of a batch."""
+    keys, records = Frame(codec.pack_blobs(attempt.keys)), attempt.records
+    if attempt.phase is Phase.ACCEPT:
+        return Accept(keys, Frame(codec.pack_blobs(records)))
+    known = b"".join(map(_version, records)) if any(records) else b""
+    return Prepare(attempt.round if attempt.phase is Phase.PREPARE else 0, writer, known, keys)
 
 
 def _round(attempt: Attempt) -> int:

@@ -190,9 +190,9 @@ class TestBatches:
             return None
 
         home.interfere = note
-        entries = {str(number): number for number in range(4500)}
+        entries = {str(number): number for number in range(22_500)}
         result = home.drive(batches.add(home.calls, "@i", entries, None, 8))
-        assert result.stored == 4500
+        assert result.stored == 22_500
         assert len(deadlines) * 500 > 8000  # longer than the timeout of a round
 
     def test_key_that_occurs_twice_is_refused(self, home: Home) -> None:

@@ -57,8 +57,8 @@ def test_read_of_large_registers_fits_into_frames(joined: Weighed, callers: Call
     assert {result.error[0] for result in results[4:]} == {Busy.code}
     assert 4 * len(VALUE) < joined.largest < MAX_FRAME_BYTES // 2
     rounds = joined.peers["b"].registers.describe()["rounds"]
-    assert rounds["prepare:won"] <= 5, "most are read from the store of the home"
-    assert rounds.keys() == {"ask:won", "prepare:won"}, "no round is lost, nothing is written"
+    assert sum(rounds.values()) <= 25, "most are read from the store of the home"
+    assert not any("accept" in key or "lost" in key for key in rounds), "nothing is written"
 
 
 def test_large_registers_are_changed_in_rounds_whose_answers_fit(

@@ -16,7 +16,7 @@ def answered(*sizes: int, outcome: Outcome, is_read: bool) -> Changed:
     done: list[Changed] = []
     batch = Batch.of(len(sizes), done.append, is_read=is_read)
     for place, size in enumerate(sizes):
-        batch.deciding(place)(Answer(outcome, 7, bytes(size)))
+        batch.add(place, None).answer(Answer(outcome, 7, bytes(size)))
     [message] = done
     return message
 

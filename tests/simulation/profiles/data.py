@@ -41,6 +41,12 @@ def registers(drawn: Conditions, rng: Random) -> Conditions:
     return replace(drawn, mix=(("register", rng.choice((60, 300))),))
 
 
+@profile("registers_in_batches", share=0.08)
+def registers_in_batches(drawn: Conditions, rng: Random) -> Conditions:
+    """Change and read registers, many of them in one call."""
+    return replace(drawn, mix=(("register", rng.choice((20, 100))), ("register_batch", 200)))
+
+
 @profile("restores", share=0.05)
 def restores(drawn: Conditions, rng: Random) -> Conditions:
     """Restore old records while they are overwritten and deleted."""
