@@ -11,7 +11,14 @@ from contextlib import suppress
 from typing import Any, Final
 
 from dstash.cluster.repair.exchange import Exchanged, Exchanging, exchange, exchange_large
-from dstash.cluster.replication.handlers import BUSY, kind_of, pack_partitions, unpack_partitions
+from dstash.cluster.replication.handlers import (
+    BUSY,
+    PARTITIONS_PER_STEP,
+    PARTITIONS_PER_WALK,
+    kind_of,
+    pack_partitions,
+    unpack_partitions,
+)
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect, Pause
 from dstash.cluster.replication.transfer import (
@@ -182,23 +189,32 @@ def _differing(
     horizons = split_horizons(reply.horizons, len(partitions))
     differing: list[tuple[int, int]] = []
     kind, now = kind_of(reply.kind), replica.now()
-    for position, (partition, digest) in enumerate(zip(partitions, digests, strict=True)):
-        if flags[position] == BUSY:
-            continue
-        own_digest = local_partitions.known_digest(partition, kind)
-        if own_digest is None:
+    for begin in range(0, len(partitions), PARTITIONS_PER_STEP):
+        end = min(begin + PARTITIONS_PER_STEP, len(partitions))
+        some = partitions[begin:end]
+        known = local_partitions.known_digests(some, kind)
+        is_equal = known == digests[begin:end] and BUSY not in flags[begin:end]
+        if is_equal:  # nearly always, in an idle cluster
+            for partition in some:
+                compared_at[partition] = now
+            replica.compared += len(some)
+            replica.differing.note_equal(some, peer)
+        for position in () if is_equal else range(begin, end):
+            if flags[position] == BUSY:
+                continue
+            partition, digest = partitions[position], digests[position]
             own_digest = yield from local_partitions.digest(partition, kind=kind)
-            now = replica.now()
-        compared_at[partition] = now
-        replica.compared += 1
-        replica.differing.note(partition, peer, now, differs=own_digest != digest)
-        if own_digest != digest:
-            replica.differed += 1
-            count = int.from_bytes(reply.counts[4 * position : 4 * position + 4], "big")
-            differing.append((partition, max(count, local_partitions.count(partition))))
-            if horizons and horizons[position] != (own := local_partitions.horizons[partition]):
-                local_partitions.unreconciled[partition, peer] = max(own, horizons[position])
-        if position % 64 == 0:
-            yield Pause()
-            now = replica.now()
+            compared_at[partition] = now = replica.now()
+            replica.compared += 1
+            replica.differing.note(partition, peer, now, differs=own_digest != digest)
+            if own_digest != digest:
+                replica.differed += 1
+                count = int.from_bytes(reply.counts[4 * position : 4 * position + 4], "big")
+                differing.append((partition, max(count, local_partitions.count(partition))))
+                if horizons and horizons[position] != (own := local_partitions.horizons[partition]):
+                    local_partitions.unreconciled[partition, peer] = max(own, horizons[position])
+            if position % PARTITIONS_PER_WALK == 0:
+                yield Pause()
+        yield Pause()
+        now = replica.now()
     return differing, dict(zip(partitions, horizons, strict=False))

@@ -38,6 +38,10 @@ class Corruption:
     def __contains__(self, partition: int) -> bool:
         return partition in self._waiting or partition in self._overflowed
 
+    def among(self, partitions: Iterable[int]) -> set[int]:
+        """Return the partitions that have corrupt records."""
+        return (self._waiting.keys() | self._overflowed).intersection(partitions)
+
     def report(self, storage_keys: Iterable[bytes]) -> None:
         """Record that records fail their checksum; tracked records are not counted twice."""
         for storage_key in storage_keys:

@@ -57,6 +57,14 @@ CORRUPT: Final = 2
 _KEY: Final = itemgetter(0)
 _RECORD: Final = itemgetter(1)
 
+#: Partitions whose digests are collected or compared before other work may run: known digests, and
+#: those that have to be looked for one by one.
+PARTITIONS_PER_STEP: Final = 256
+PARTITIONS_PER_WALK: Final = 64
+
+#: Digests, flags, counts and horizons of some partitions.
+_Part = tuple[bytes, bytes, bytes, bytes]
+
 Answering = Generator[Effect, Any, Message]
 
 
@@ -92,20 +100,48 @@ def digests(local_partitions: LocalPartitions, request: DigestsRequest, now: int
     yield Settle()
     if request.skip_all:
         return (yield from _outlines(local_partitions, request))
-    found, busy, counts, horizons = [], bytearray(), [], []
-    for partition in unpack_partitions(request.partitions):
-        is_skipped = request.skip_busy and local_partitions.is_busy(partition, now)
-        known = EMPTY if is_skipped else local_partitions.known_digest(partition, kind)
-        found.append(
-            (yield from local_partitions.digest(partition, kind=kind)) if known is None else known
-        )
-        is_whole = partition not in local_partitions.corruption
-        busy.append(BUSY if is_skipped else 0 if is_whole else CORRUPT)
-        counts.append(local_partitions.count(partition).to_bytes(4, "big"))
-        horizons.append(local_partitions.horizons[partition].to_bytes(8, "big"))
-        if len(found) % 64 == 0:
+    partitions = unpack_partitions(request.partitions)
+    parts: list[_Part] = [_part(local_partitions, (), ())]
+    for begin in range(0, len(partitions), PARTITIONS_PER_STEP):
+        some = partitions[begin : begin + PARTITIONS_PER_STEP]
+        quiet = local_partitions.quiet_among(some, now) if request.skip_busy else some
+        known = local_partitions.known_digests(some, kind)
+        if len(quiet) == len(some) and None not in known:  # nearly always, in an idle cluster
+            parts.append(_part(local_partitions, some, known))
+        else:
+            for place, partition in enumerate(some, 1):
+                is_quiet, digest = partition in quiet, EMPTY
+                if is_quiet:
+                    digest = yield from local_partitions.digest(partition, kind=kind)
+                parts.append(_part(local_partitions, [partition], [digest], skip=not is_quiet))
+                if place % PARTITIONS_PER_WALK == 0:
+                    yield Pause()
+        if len(some) == PARTITIONS_PER_STEP:
             yield Pause()
-    return DigestsReply(b"".join(found), bytes(busy), b"".join(counts), b"".join(horizons), kind)
+    found, busy, counts, horizons = map(b"".join, zip(*parts, strict=True))
+    return DigestsReply(found, busy, counts, horizons, kind)
+
+
+def _part(
+    local_partitions: LocalPartitions,
+    partitions: Sequence[int],
+    digests: Sequence[Any],
+    *,
+    skip: bool = False,
+) -> _Part:
+    """Return digests, flags, counts and horizons of partitions, packed for a reply."""
+    size, corrupt = len(partitions), local_partitions.corruption.among(partitions)
+    flags = bytes([BUSY if skip else 0]) * size
+    if corrupt and not skip:
+        flags = bytes(CORRUPT if partition in corrupt else 0 for partition in partitions)
+    counts = map(local_partitions.count, partitions)
+    horizons = map(local_partitions.horizons.__getitem__, partitions)
+    return (
+        b"".join(digests),
+        flags,
+        struct.pack(f">{size}I", *counts),
+        struct.pack(f">{size}Q", *horizons),
+    )
 
 
 def _outlines(local_partitions: LocalPartitions, request: DigestsRequest) -> Answering:

@@ -34,6 +34,7 @@ _MAX_PARTITIONS_PER_STEP: Final = 64
 
 #: Cost of opening a partition, in records walked.
 _OPEN_COST_RECORDS: Final = 10
+_NO_DIGESTS: Final[dict[DigestKind, bytes]] = {}
 
 #: A partition that changed within this time is busy: its replicas may differ for a moment.
 BUSY_MS: Final = 2000
@@ -145,17 +146,13 @@ class LocalPartitions:
             self._pushed_since = now
         self._pushed_at = now
 
-    def is_busy(self, partition: int, now: int) -> bool:
-        """Whether a partition has just changed, or is likely to change soon.
+    def quiet_among(self, partitions: Sequence[int], now: int) -> list[int]:
+        """Return the partitions that are not busy: did not just change, and will not soon.
 
         While a peer receives the writes that it missed, a comparison would find the remaining
         writes and fetch them a second time. This is bounded in time, because new writes may be
         missed continually.
         """
-        return not self.quiet_among((partition,), now)
-
-    def quiet_among(self, partitions: Sequence[int], now: int) -> list[int]:
-        """Return the partitions that are not busy."""
         is_catching_up = (
             0 <= now - self._pushed_at < BUSY_MS and 0 <= now - self._pushed_since < CATCHING_UP_MS
         )
@@ -442,12 +439,14 @@ class LocalPartitions:
                 return
             after = entries[-1][0]
 
-    def known_digest(self, partition: int, kind: DigestKind) -> bytes | None:
-        """Return the digest of a partition if it is known, which needs no task."""
+    def known_digests(self, partitions: Iterable[int], kind: DigestKind) -> list[bytes | None]:
+        """Return the digests of partitions; None for those that are not known without a task."""
+        digests, unswept, none = self._digests, self.drops.unswept, _NO_DIGESTS
         # A digest from before a drop may cover records that are still to be removed.
-        if partition in self.drops.unswept:
-            return None
-        return self._digests.get(partition, {}).get(kind)
+        return [
+            None if partition in unswept else digests.get(partition, none).get(kind)
+            for partition in partitions
+        ]
 
     def digest(
         self,
@@ -456,7 +455,7 @@ class LocalPartitions:
         kind: DigestKind = DigestKind.CONTENT,
     ) -> Walking:
         """Return (as a task) the digest of a partition; of records up to ``until`` if given."""
-        known = self.known_digest(partition, kind) if until is None else None
+        known = self.known_digests([partition], kind)[0] if until is None else None
         if known is not None:
             return known
         # For a proposed horizon only the records that are live at it have to be equal: some

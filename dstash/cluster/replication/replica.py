@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -109,6 +109,12 @@ class Differing:
             since.setdefault(partition, now)
         else:
             since.pop(partition, None)
+
+    def note_equal(self, partitions: Iterable[int], other: str) -> None:
+        """Record that partitions are equal on another replica."""
+        if since := self._since.get(other):
+            for partition in partitions:
+                since.pop(partition, None)
 
     def keep(self, other: str, partitions: Collection[int]) -> None:
         """Drop the results of comparisons with a peer, except for these partitions."""

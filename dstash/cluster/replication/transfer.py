@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import struct
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
@@ -398,7 +399,7 @@ def split_digests(packed: bytes, count: int) -> list[bytes]:
     """Return ``count`` digests; ``ProtocolError`` on another number."""
     if len(packed) != count * DIGEST_BYTES:
         raise ProtocolError(f"a peer sent {len(packed)} bytes of digests for {count} partitions")
-    return list(split(packed, DIGEST_BYTES))
+    return [digest for (digest,) in struct.iter_unpack(f"{DIGEST_BYTES}s", packed)]
 
 
 def split_counts(packed: bytes, count: int) -> list[int]:
@@ -412,7 +413,7 @@ def split_horizons(packed: bytes, count: int) -> list[Stamp]:
     """Return ``count`` horizons; none from a peer of an earlier version."""
     if len(packed) != 8 * count:
         return []
-    return [int.from_bytes(packed[begin : begin + 8], "big") for begin in range(0, 8 * count, 8)]
+    return list(struct.unpack(f">{count}Q", packed))
 
 
 def split_flags(packed: bytes, count: int) -> bytes:

@@ -46,18 +46,22 @@ def test_promise_is_not_prolonged_when_clock_is_set_back() -> None:
 
 def test_partitions_are_busy_for_a_bounded_time_while_catching_up() -> None:
     local_partitions = LocalPartitions(TwinStore())
-    assert not local_partitions.is_busy(7, NOW)
+
+    def is_busy(now: int) -> bool:
+        return not local_partitions.quiet_among([7], now)
+
+    assert not is_busy(NOW)
     local_partitions.pushed(NOW)
-    assert local_partitions.is_busy(7, NOW + BUSY_MS - 1)
-    assert not local_partitions.is_busy(7, NOW + BUSY_MS)
-    assert not local_partitions.is_busy(7, NOW - 1), "the clock was set back"
+    assert is_busy(NOW + BUSY_MS - 1)
+    assert not is_busy(NOW + BUSY_MS)
+    assert not is_busy(NOW - 1), "the clock was set back"
     pushes = range(NOW + BUSY_MS, NOW + BUSY_MS + CATCHING_UP_MS + 1, BUSY_MS // 2)
     for moment in pushes:
         local_partitions.pushed(moment)
-        assert local_partitions.is_busy(7, moment) is (moment < NOW + BUSY_MS + CATCHING_UP_MS)
+        assert is_busy(moment) is (moment < NOW + BUSY_MS + CATCHING_UP_MS)
     quiet = pushes[-1] + BUSY_MS
     local_partitions.pushed(quiet)
-    assert local_partitions.is_busy(7, quiet), "another one begins"
+    assert is_busy(quiet), "another one begins"
 
 
 def test_digest_is_not_cached_when_horizon_moves_during_it() -> None:

@@ -1,0 +1,121 @@
+"""Tests of the digests that replicas compare: those that are known take a shorter way."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from dstash.cluster.repair.antientropy import compare_with
+from dstash.cluster.replication.handlers import (
+    BUSY,
+    CORRUPT,
+    PARTITIONS_PER_STEP,
+    digests,
+    pack_partitions,
+)
+from dstash.cluster.replication.partitions import BUSY_MS, LocalPartitions
+from dstash.cluster.replication.tasks import Effect, Pause, Settle
+from dstash.limits import PARTITIONS
+from dstash.store.interface import Write
+from dstash.store.memory import TwinStore
+from dstash.store.record import head, keyspace, seal
+from dstash.version import pack, stamp_at
+from dstash.wire.replication import DigestsReply, DigestsRequest
+from dstash.wire.shapes import Message
+from tests.cluster.virtual import PARTITION, Cluster
+
+NOW = 1_700_000_000_000
+SPACE = keyspace(b"i", frozenset(range(PARTITIONS)))
+FIELDS = ("digests", "busy", "counts", "horizons")
+
+
+def reply_of(
+    local_partitions: LocalPartitions, request: DigestsRequest
+) -> tuple[DigestsReply, int]:
+    """Return the reply to a request, and how often the task paused."""
+    replies: list[Message] = []
+
+    def run() -> Generator[Effect, Any, None]:
+        replies.append((yield from digests(local_partitions, request, NOW)))
+
+    effects = list(run())
+    assert effects.pop(0) == Settle()
+    [reply] = replies
+    assert isinstance(reply, DigestsReply)
+    return reply, effects.count(Pause())
+
+
+@pytest.fixture(params=range(3))
+def local_partitions(request: pytest.FixtureRequest) -> LocalPartitions:
+    """Partitions with records, corrupt records, horizons, digests that are known, and changes."""
+    rng = random.Random(request.param)
+    store = TwinStore()
+    keys = [b"%d" % number for number in range(1500)]
+    entries = seal(SPACE, keys, head(pack(4, b"test")), [b"\1"] * len(keys))
+    store.commit([Write(entries, NOW)])
+    for key, record in rng.sample(entries, 3):
+        store.records[key] = record[:-1] + b"\2"
+    made = LocalPartitions(store)
+    for number in range(0, PARTITIONS, 7):
+        made.horizons[number] = number
+    known = range(1024, 4096) if request.param else range(PARTITIONS)
+    reply_of(made, DigestsRequest(pack_partitions(known), kind=1))
+    changed = rng.sample(range(PARTITIONS), 40)
+    made.changed(changed[:20], NOW - 1)
+    made.changed(changed[20:], NOW - 10**9)
+    return made
+
+
+@pytest.mark.parametrize("skip_busy", [True, False])
+def test_reply_for_many_partitions_is_that_for_each(
+    local_partitions: LocalPartitions, skip_busy: bool
+) -> None:
+    request = DigestsRequest(pack_partitions(range(PARTITIONS)), skip_busy, kind=1)
+    first, _ = reply_of(local_partitions, request)
+    second, pauses = reply_of(local_partitions, request)
+    single = [
+        reply_of(local_partitions, DigestsRequest(pack_partitions([number]), skip_busy, kind=1))[0]
+        for number in range(PARTITIONS)
+    ]
+    expected: list[Any] = [b"".join(getattr(part, name) for part in single) for name in FIELDS]
+    for whole in (first, second):
+        assert [getattr(whole, name) for name in FIELDS] == expected
+    assert first.busy.count(CORRUPT) == 3
+    assert first.busy.count(BUSY) == (20 if skip_busy else 0)
+    assert pauses >= PARTITIONS // PARTITIONS_PER_STEP, "requests are served in between"
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 1000])
+def test_reply_has_as_many_digests_as_the_request_has_partitions(count: int) -> None:
+    reply, pauses = reply_of(
+        LocalPartitions(TwinStore()), DigestsRequest(pack_partitions(range(count)))
+    )
+    assert [len(getattr(reply, name)) for name in FIELDS] == [
+        16 * count,
+        count,
+        4 * count,
+        8 * count,
+    ]
+    assert pauses >= count // PARTITIONS_PER_STEP
+
+
+def test_comparison_notes_partitions_that_differ_and_those_that_are_equal() -> None:
+    cluster = Cluster(joins=False)
+    replica = cluster.peers["a"]
+    cluster.run("a", compare_with(replica, "b"))
+    before = replica.compared
+    assert before == PARTITIONS // 2, "the lower id begins for even partitions"
+    cluster.write("b", stamp_at(NOW))
+    starts = replica if PARTITION % 2 == 0 else cluster.peers["b"]
+    other = "b" if starts is replica else "a"
+    cluster.now += BUSY_MS
+    cluster.run(starts.me, compare_with(starts, other))
+    assert (starts.differed, starts.differing.describe(cluster.now)["differing"]) == (1, 1)
+    cluster.now += BUSY_MS
+    cluster.run(starts.me, compare_with(starts, other))
+    assert (starts.differed, starts.differing.describe(cluster.now)["differing"]) == (1, 0)
+    compared_at = starts.local_partitions.compared_at(other, cluster.now)
+    assert set(compared_at[PARTITION % 2 :: 2]) == {cluster.now}
