@@ -77,8 +77,9 @@ class HttpServer:
             raise UsageError(f"cannot serve HTTP on {shown}:{port}: {reason}") from None
         self.address = f"http://{shown}:{self._server.server_address[1]}"
         self._stopping = False
+        # It waits for connections without a timeout; ``stop`` ends the wait.
         self._thread = threads.thread(
-            self._server.serve_forever, 0.1, name="http", may_end=lambda: self._stopping
+            self._server.serve_forever, None, name="http", may_end=lambda: self._stopping
         )
 
     def start(self) -> None:
@@ -89,6 +90,8 @@ class HttpServer:
         """Stop serving."""
         self._stopping = True
         if self._thread.is_alive():
+            with suppress(OSError):
+                self._server.socket.shutdown(socket.SHUT_RDWR)  # this wakes the thread
             self._server.shutdown()
             self._thread.join(timeout=5)
         self._server.server_close()

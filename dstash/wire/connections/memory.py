@@ -22,11 +22,12 @@ class Memory:
 
     def __init__(self) -> None:
         self._file = open("/proc/self/statm", "rb", buffering=0)  # noqa: SIM115  # kept open
+        self._fd = self._file.fileno()
 
     def private(self) -> int:
         """Return the bytes of resident memory that map no file."""
-        _, resident, shared, *_ = map(int, os.pread(self._file.fileno(), 200, 0).split())
-        return (resident - shared) * _PAGE_BYTES
+        _, resident, shared, _ = os.pread(self._fd, 200, 0).split(b" ", 3)
+        return (int(resident) - int(shared)) * _PAGE_BYTES
 
     def close(self) -> None:
         """Release the descriptor."""

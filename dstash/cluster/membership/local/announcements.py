@@ -14,7 +14,7 @@ _HALF_WRITTEN_TRIES: Final = 5
 _HALF_WRITTEN_PAUSE_S: Final = 0.002
 
 
-def announcements_in(folder: Path) -> dict[str, Announcement]:
+def announcements_in(folder: Path | str) -> dict[str, Announcement]:
     """Return the announcements of live peers by peer.
 
     Raises:

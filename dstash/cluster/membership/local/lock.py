@@ -27,6 +27,9 @@ class LockFile:
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
+        own = os.fstat(handle)
+        #: Device and inode of the file.
+        self._place = own.st_dev, own.st_ino
 
     @classmethod
     def take(
@@ -58,14 +61,13 @@ class LockFile:
         os.ftruncate(self._handle, 0)
         os.pwrite(self._handle, content, 0)
 
-    def is_at(self, path: Path) -> bool:
+    def is_at(self, path: Path | str) -> bool:
         """Whether the file at ``path`` is this file."""
         try:
             found = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        own = os.fstat(self._handle)
-        return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
+        return (found.st_dev, found.st_ino) == self._place
 
     def release(self) -> None:
         """Release the lock. The file stays."""

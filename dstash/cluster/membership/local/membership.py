@@ -59,6 +59,7 @@ class LocalMembership:
         self.cluster = cluster
         self._home = directory / safe_name(cluster)
         self._peers, self._locks = self._home / "peers", self._home / "locks"
+        self._peers_path = os.fspath(self._peers)  # a path is read ten times a second
         self._topology = TopologyFile(self._home)
         try:
             self._make_directory()
@@ -73,8 +74,9 @@ class LocalMembership:
                 f"{directory} is on a network file system ({kind}); "
                 "the local membership is for one machine, use Consul for several"
             )
-        self._mutex = threading.Lock()  # guards the next four attributes
+        self._mutex = threading.Lock()  # guards the next five attributes
         self._peer: str | None = None
+        self._peer_path = ""
         self._announcement: Announcement | None = None
         self._held: LockFile | None = None
         self._named: dict[str, LockFile] = {}
@@ -101,6 +103,7 @@ class LocalMembership:
             if self._held is None:
                 self._make_directory()
                 self._held, self._peer = _take(path, announcement.peer), announcement.peer
+                self._peer_path = os.fspath(path)
                 _log.info("announced", peer=announcement.peer)
             self._held.write(encode(announcement))
             self._announcement = announcement
@@ -207,11 +210,10 @@ class LocalMembership:
             held, announcement = self._held, self._announcement
             if held is None or announcement is None:
                 return
-            path = self._peers / safe_name(announcement.peer)
-            if held.is_at(path):
+            if held.is_at(self._peer_path):
                 return
             self._make_directory()
-            taken = _take(path, announcement.peer)
+            taken = _take(Path(self._peer_path), announcement.peer)
             taken.write(encode(announcement))
             self._held = taken
             held.release()
@@ -227,7 +229,7 @@ class LocalMembership:
         self._named.clear()
 
     def _alive(self) -> dict[str, Announcement]:
-        return announcements_in(self._peers)
+        return announcements_in(self._peers_path)
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
