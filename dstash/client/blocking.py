@@ -13,6 +13,7 @@ from dstash.client.calls import Calls
 from dstash.client.describe import describe_cluster, describe_place
 from dstash.client.entries import check_keys, key_rounds, put_rounds
 from dstash.client.indexes.index import Index
+from dstash.client.local.reads import ASK
 from dstash.client.operations.base import Call
 from dstash.client.operations.indexes.sizes import IndexDefaults, IndexSize, defaults_in
 from dstash.client.operations.registers.names import has_registers
@@ -138,6 +139,9 @@ class Client(RegisterMethods, BaseClient):
             UndecodableValue: the type of the value is not registered, or its decoder failed.
         """
         with self._tracing.call("lookup", index):
+            found = self._pool.local.lookup(index, key, default, timeout, read)
+            if found is not ASK:
+                return found
             return self._run(self._calls.short_lookup(index, key, timeout, read)).get(key, default)
 
     def delete(

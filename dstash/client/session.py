@@ -26,6 +26,7 @@ from dstash.cluster.topology.view import View
 from dstash.errors import WrongCluster
 from dstash.limits import CLOCK_SKEW_LIMIT, MAX_CLOCK_SKEW_MS
 from dstash.store.record import partition_of
+from dstash.store.sharing.places import StorePlace
 from dstash.types import Level
 from dstash.version import (
     WRITER_BYTES,
@@ -137,7 +138,9 @@ class Session:
         self._skews: dict[str, int] = {}  # peer -> how far versions may be ahead of its clock
         self._max_skew = MAX_CLOCK_SKEW_MS  # the smallest of them
         self._suspects: dict[str, int] = {}  # peer -> when it is pinged next
-        self._lagging: dict[str, int] = {}  # peer -> until when it counts as lagging
+        self.lagging: dict[str, int] = {}  # peer -> until when it counts as lagging
+        #: Where each peer shares its store with clients of its machine. Replaced, never changed.
+        self.places: Mapping[str, StorePlace] = {}
         #: Writes that returned before all replicas answered.
         self.outstanding = OutstandingWrites()
         #: The newest stamp of each store that this client saw.
@@ -279,6 +282,14 @@ class Session:
         self._skews[peer] = skew if isinstance(skew, int) and skew >= 0 else MAX_CLOCK_SKEW_MS
         self._max_skew = min(self._skews.values())
 
+    def learn_place(self, peer: str, fields: list[Any]) -> None:
+        """Record where a peer shares its store, from its ``Welcome``; empty if it does not."""
+        place = StorePlace.of(fields)
+        if place == self.places.get(peer):
+            return
+        others = {name: known for name, known in self.places.items() if name != peer}
+        self.places = others if place is None else {**others, peer: place}
+
     def learn_protocol(self, peer: str, lowest: object, highest: object) -> bool:
         """Record the protocol versions of a peer; return whether there is a common version."""
         shared = common_protocol(lowest, highest)
@@ -313,15 +324,15 @@ class Session:
         seconds is enough to find out whether it has caught up.
         """
         if stamp_milliseconds(newest_stamp(missing)) < self.cluster_time() - MISSED_MS:
-            self._lagging[peer] = now + LAGGING_MS
+            self.lagging[peer] = now + LAGGING_MS
 
     def _lagging_peers(self) -> frozenset[str]:
-        if not self._lagging:
+        if not self.lagging:
             return frozenset()
         now = self.wall()
-        for peer in [peer for peer, until in list(self._lagging.items()) if until <= now]:
-            self._lagging.pop(peer, None)
-        return frozenset(self._lagging)
+        for peer in [peer for peer, until in list(self.lagging.items()) if until <= now]:
+            self.lagging.pop(peer, None)
+        return frozenset(self.lagging)
 
     def probes(self, now: int) -> list[Send]:
         """Return the pings that are due for suspect peers; any answer ends the suspicion.
@@ -450,7 +461,7 @@ class Session:
     def calm_table(self, level: Level, now: int) -> list[Peers] | None:
         """Return the peers to read from, by partition, if all is well and no peer is lagging."""
         view = self.calm_view(now)
-        if view is None or self._lagging:
+        if view is None or self.lagging:
             return None
         kept = self._read_tables.get(level)
         if kept is None or kept.view is not view or kept.suspect or kept.lagging:

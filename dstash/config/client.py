@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol, TypedDict
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypedDict
 
 from dstash.config.fields import Endpoints, Name, PublicKeys, Seconds, Url, working_dir
 from dstash.config.shared import SharedSettings, state_dir
@@ -60,6 +60,8 @@ class ClientSettings(SharedSettings):
         timeout: seconds for a whole call, retries included.
         compression: of the values that this client writes; every client reads compressed ones.
         tracing: record an OpenTelemetry span for each call.
+        local_reads: ``auto`` reads the stores of peers that share them on this machine, at level
+            one, without a request.
         server_key: public CURVE keys of the first peers to connect to; these report the rest.
     """
 
@@ -71,6 +73,7 @@ class ClientSettings(SharedSettings):
     zone: Name | None = None
     compression: Compression = "none"
     tracing: bool = False
+    local_reads: Literal["auto", "off"] = "auto"
     server_key: PublicKeys | None = None
     _working_dir: Path = field(default_factory=working_dir, init=False, repr=False, compare=False)
 
@@ -132,5 +135,6 @@ class ClientOptions(TypedDict, total=False):
     zone: str | None
     compression: Compression | None
     tracing: bool | TracerProvider | None
+    local_reads: Literal["auto", "off"] | None
     server_key: str | Sequence[str] | None
     security: Security | None

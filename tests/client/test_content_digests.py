@@ -109,4 +109,4 @@ class TestAfterTombstoneGc:
         for key in self.KEYS:
             joined.peers["b"].local_partitions.horizons[partition_of(key.encode())] = 0
         assert joined.lookup(*self.KEYS, level="all") == {}
-        assert joined.session._lagging == {}
+        assert joined.session.lagging == {}

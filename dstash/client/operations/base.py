@@ -374,6 +374,7 @@ class Operation(Call):
         if isinstance(message, Welcome):
             self.session.learn_protocol(peer, message.lowest, message.highest)
             self.session.learn_limits(message.peer, message.limits)
+            self.session.learn_place(message.peer, message.place)
             sighting = self.session.sightings.learn(message.store)
             if sighting is not None:
                 self.stores[peer] = sighting

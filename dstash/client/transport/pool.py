@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from dstash.client.calls import Calls
 from dstash.client.discovery import identity
+from dstash.client.local.reads import LocalLookup, NoLocalReads, open_local_reads
 from dstash.client.operations.base import Call
 from dstash.client.session import Session
 from dstash.client.transport.channel import Channel
@@ -28,6 +29,7 @@ class _State(NamedTuple):
     context: Context
     session: Session
     calls: Calls
+    local: LocalLookup
     #: Channels that no call uses now. There is no lock (``append`` and ``pop`` are atomic),
     #: because a signal handler may make a call while it interrupts a call of the same thread.
     idle: list[Channel]
@@ -58,6 +60,9 @@ class ChannelPool:
         self._types = types
         self._new_session = new_session
         self._states: dict[int, _State] = {}
+        #: Look-ups without a request. In a forked child it is that of the parent, which answers no
+        #: look-up, until the first request.
+        self.local: LocalLookup = NoLocalReads()
         self._state()  # reports invalid key files now, not on the first call
 
     @property
@@ -100,6 +105,7 @@ class ChannelPool:
         state.close_idle()
         # A call that a signal handler interrupted in this thread cannot end before this returns.
         is_inside = threading.get_ident() in list(state.lent.values())
+        state.local.close()
         state.context.close(0 if is_inside else _CLOSE_TIMEOUT_S)
 
     def drop(self) -> None:
@@ -114,6 +120,7 @@ class ChannelPool:
         state = self._states.get(process)
         if state is None:
             state = self._states.setdefault(process, self._new_state())
+            self.local = state.local
             for parent in [number for number in list(self._states) if number != process]:
                 self._states.pop(parent, None)
         return state
@@ -121,7 +128,9 @@ class ChannelPool:
     def _new_state(self) -> _State:
         session = self._new_session()
         context = Context(keys=identity(self._settings))
-        return _State(context, session, Calls(self._settings, session, self._types), [], {})
+        calls = Calls(self._settings, session, self._types)
+        local = open_local_reads(self._settings, session, self._types)
+        return _State(context, session, calls, local, [], {})
 
 
 class _Lent:

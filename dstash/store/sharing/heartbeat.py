@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -47,7 +48,7 @@ def _clock() -> Callable[[], int]:
     number = getattr(time, "CLOCK_BOOTTIME", None)
     if number is None:
         return time.monotonic_ns
-    return lambda: time.clock_gettime_ns(number)
+    return partial(time.clock_gettime_ns, number)
 
 
 boot_time_ns: Final = _clock()
