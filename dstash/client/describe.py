@@ -128,7 +128,8 @@ def describe_drop(drop: Drop) -> dict[str, Any]:
 
 def describe_change(change: Change) -> dict[str, Any]:
     """Return a topology change."""
-    return asdict(change) | {"complete": list(change.complete), "gone": list(change.gone)}
+    lists = ("complete", "gone", "registers_complete")
+    return asdict(change) | {name: list(getattr(change, name)) for name in lists}
 
 
 def describe_place(view: View, encoded: bytes) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Claims:
             known = self._kept.get(life.start)
             is_news = known is None or known.stamp < life.stamp
             is_plausible = store_id == self._store_id and life.number <= farthest
-            if is_plausible and is_news and self._lineage.is_behind(life):
+            if is_plausible and is_news and self._contradicts(life):
                 self._kept[life.start] = life
                 has_news = True
         while len(self._kept) > _MAX_CLAIMS:
@@ -57,10 +57,11 @@ class Claims:
 
     def contradict(self) -> bool:
         """Whether a claim contradicts the store now; streaming since then voids claims."""
-        self._kept = {
-            start: life for start, life in self._kept.items() if self._lineage.is_behind(life)
-        }
+        self._kept = {start: life for start, life in self._kept.items() if self._contradicts(life)}
         return bool(self._kept)
+
+    def _contradicts(self, life: Life) -> bool:
+        return self._lineage.is_behind(life) and not self._lineage.precedes_base(life)
 
     @property
     def highest_number(self) -> int:

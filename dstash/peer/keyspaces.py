@@ -25,8 +25,8 @@ class Keyspaces:
     def __init__(self, peer: str) -> None:
         #: The partitions that this peer holds, before and after a topology change.
         self.owned: frozenset[int] = frozenset()
-        #: The partitions that a topology change moves.
-        self.moving: frozenset[int] = frozenset()
+        #: The partitions whose registers rest, because a topology change moves them.
+        self.resting: frozenset[int] = frozenset()
         #: Whether this peer has lost data that it is streamed again.
         self.lacks_data = False
         self._peer = peer
@@ -41,7 +41,7 @@ class Keyspaces:
         if view.epoch != self._epoch:
             self._epoch = view.epoch
             self.owned = view.owned_by(self._peer)
-            self.moving = view.moving if view.topology.change is not None else frozenset()
+            self.resting = view.resting if view.topology.change is not None else frozenset()
             self._by_index.clear()
         member = view.members.get(self._peer)
         self.lacks_data = member is not None and not member.synced

@@ -66,6 +66,8 @@ _CORRUPT_REPAIR_PAUSE_MS: Final = 1000
 _REMOVE_PAUSE_MS: Final = 2000
 #: How often (milliseconds) members are asked how far they are with drops.
 _DROPS_MS: Final = 2000
+#: The purpose of streaming the registers of a topology change, after all other records.
+_REGISTERS: Final = "registers"
 #: Each round of comparison verifies every record of this many partitions: all of them in an hour.
 _SCRUBBED_PER_ROUND: Final = PARTITIONS // 360 + 1
 
@@ -363,19 +365,23 @@ class Maintenance:
                 lambda latest: transitions.streamed(latest, me, store_id),
             )
         change = topology.change
-        if change is None or change.switched or change.paused or me in change.complete:
+        if change is None or change.switched or change.paused:
+            return None
+        are_registers = me in change.complete
+        if are_registers and (not change.resting or me in change.registers_complete):
             return None
         gained = transitions.incoming(topology).get(me)
         if not gained:
             return None
         number = change.number
+        step = transitions.complete_registers if are_registers else transitions.complete
 
         def complete(latest: Topology) -> Topology | None:
             # A change of another history may have the same number, see ``joining.shares_epoch``.
             is_same = transitions.incoming(latest).get(me) == gained
-            return transitions.complete(latest, me, number) if is_same else None
+            return step(latest, me, number) if is_same else None
 
-        return ("change", number, tuple(gained)), gained, complete
+        return (_REGISTERS if are_registers else "change", number, tuple(gained)), gained, complete
 
     def _begin_streaming(
         self, purpose: tuple[Any, ...], partitions: list[int], step: Proposal
@@ -413,7 +419,8 @@ class Maintenance:
             all_ended()
         for number, share in enumerate(streamers):
             if share:
-                task = stream(self.replica, share, self._unstreamed.discard)
+                done = self._unstreamed.discard
+                task = stream(self.replica, share, done, registers=purpose[0] == _REGISTERS)
                 self._scheduler.spawn(f"stream:{number}", task, ended)
 
     def _log_streaming(self, event: str) -> None:

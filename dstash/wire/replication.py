@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
-from dstash.wire.shapes import Frame, Message, message
+from dstash.wire.shapes import Frame, Message, message, rarely_set
 
 
 @message
@@ -71,7 +71,8 @@ class VersionsRequest(Message):
     """Requests keys and versions of partitions, in ``buckets`` (one byte each; empty: in all).
 
     ``partitions`` ascend. ``after`` is the last storage key of the previous page; empty for the
-    first page. ``checksums`` requests the checksums of the records too.
+    first page. ``checksums`` requests the checksums of the records too. ``registers`` requests
+    registers only.
     """
 
     KIND = 44
@@ -79,6 +80,7 @@ class VersionsRequest(Message):
     buckets: bytes
     after: bytes
     checksums: bool = False
+    registers: bool = rarely_set(default=False)
 
 
 @message

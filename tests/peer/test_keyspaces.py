@@ -27,7 +27,7 @@ def test_view_decides_which_partitions_are_held() -> None:
     assert keyspaces.owned == frozenset(range(PARTITIONS))
     keyspaces.install(view_of("bcde", EPOCH + 1))
     assert keyspaces.owned == frozenset()
-    assert keyspaces.moving == frozenset()
+    assert keyspaces.resting == frozenset()
 
 
 def test_keyspace_is_kept_until_the_epoch_changes() -> None:

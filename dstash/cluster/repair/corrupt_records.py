@@ -46,11 +46,11 @@ def _repair_corrupt(
 ) -> Generator[Effect, Any, int]:
     """Repair records of one partition; returns how many could not be repaired.
 
-    A register is concluded instead, see ``peer/registers``, except while it moves: no voter votes
+    A register is concluded instead, see ``peer/registers``, except while it rests: no voter votes
     on it meanwhile, so no round can rely on the vote that was lost.
     """
     view = replica.view()
-    if not view.is_moving(partition):
+    if not view.is_resting(partition):
         keys = [key for key in keys if not is_register_key(key)]
     voters, needed = voters_for(replica, partition)
     votes = _Votes(keys)

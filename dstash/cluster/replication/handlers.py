@@ -168,12 +168,13 @@ def versions(local_partitions: LocalPartitions, request: VersionsRequest, now: i
     if not request.after:
         yield Settle()
     wanted = set(request.buckets or range(BUCKETS))
+    walk = local_partitions.walk_registers if request.registers else local_partitions.walk_all
     keys: list[bytes] = []
     found: list[bytes] = []
     checksums: list[bytes] = []
     after = request.after
     while len(keys) < PAGE_KEYS:
-        entries = local_partitions.walk_all(partitions, after)
+        entries = walk(partitions, after)
         for storage_key, record in local_partitions.drops.present(entries):
             if bucket_of(storage_key) not in wanted:
                 continue

@@ -43,7 +43,7 @@ class Lineage:
 
     def __init__(self, store: Store, now: int) -> None:
         self._store = store
-        self._base, self._lives = _decode_lineage(store.marked(LINEAGE_MARK))
+        self._base, self._based, self._lives = _decode_lineage(store.marked(LINEAGE_MARK))
         #: The newest stamp in the store when this process started.
         self.high_water_at_start = store.high_water
         self._newest_number = 0
@@ -92,6 +92,14 @@ class Lineage:
             return known.began != seen.began or seen.stamp > known.stamp
         return seen.number > current.number or seen.stamp > self._lives[0].stamp
 
+    def precedes_base(self, seen: Life) -> bool:
+        """Whether a life began before the store was streamed again, by this peer's clock.
+
+        A copy that is put back repeats the numbers of later lives. So a client may have seen one
+        that no member has heard of, under a number that this store has used again.
+        """
+        return seen.began < self._based
+
     def rebase(self, now: int, claimed: int = 0) -> Mark:
         """Begin a life that voids every earlier sighting, because the store was streamed again.
 
@@ -99,10 +107,12 @@ class Lineage:
         """
         number = max(self._newest_number, self._lives[-1].number, claimed) + 1
         self._base, self._lives, self._continues = number, [Life(number, now, 0)], False
+        self._based = now
         return self._mark()
 
     def _mark(self) -> Mark:
-        return LINEAGE_MARK, json.dumps({"base": self._base, "lives": self._lives}).encode()
+        content = {"base": self._base, "based": self._based, "lives": self._lives}
+        return LINEAGE_MARK, json.dumps(content).encode()
 
 
 class StoreMemory:
@@ -157,12 +167,13 @@ class StoreMemory:
         return SEEN_MARK, json.dumps(self._seen, sort_keys=True).encode()
 
 
-def _decode_lineage(kept: bytes | None) -> tuple[int, list[Life]]:
+def _decode_lineage(kept: bytes | None) -> tuple[int, int, list[Life]]:
     try:
         raw = json.loads(kept or b"{}")
-        return int(raw.get("base", 0)), lives_of(raw.get("lives", ()))
+        based = int(raw.get("based", 0))  # earlier versions did not note it
+        return int(raw.get("base", 0)), based, lives_of(raw.get("lives", ()))
     except (ValueError, TypeError, AttributeError):
-        return 0, []
+        return 0, 0, []
 
 
 def _decode_seen(kept: bytes | None) -> dict[str, tuple[Life, ...]]:

@@ -22,6 +22,7 @@ from dstash.limits import PARTITIONS
 from dstash.store.digest import BUCKETS, DigestKind, Sum, bucket_of
 from dstash.store.interface import Snapshot, Store
 from dstash.store.record import partition_in
+from dstash.store.register.ballot import registers_between
 from dstash.version import MAX_STAMP, Stamp
 
 #: Default number of records walked in one scheduler step: checking them is faster than a look-up.
@@ -407,6 +408,20 @@ class LocalPartitions:
                 begin = max(begin, after + b"\0") if after else begin
                 entries += islice(snapshot.walk(begin, end), limit - len(entries))
                 if len(entries) >= limit:
+                    break
+        return entries
+
+    def walk_registers(self, partitions: Sequence[int], after: bytes) -> Entries:
+        """Like ``walk_all``, in the indexes that have registers."""
+        entries: Entries = []
+        first = partition_in(after) if after else 0
+        with self.store.snapshot() as snapshot:
+            for partition in partitions[bisect_left(partitions, first) :]:
+                begin, end = bounds(partition)
+                begin = max(begin, after + b"\0") if after else begin
+                found = registers_between(snapshot.walk, begin, end)
+                entries += islice(found, self.slice_records - len(entries))
+                if len(entries) >= self.slice_records:
                     break
         return entries
 

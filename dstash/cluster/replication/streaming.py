@@ -58,11 +58,15 @@ _RETRY_MS: Final = 300
 
 
 class _Streamer(NamedTuple):
-    """One streaming task of a peer; calls ``done`` with each partition that is complete."""
+    """One streaming task of a peer; calls ``done`` with each partition that is complete.
+
+    ``registers``: whether it streams registers only.
+    """
 
     replica: Replica
     throttle: Throttle
     done: Callable[[int], None]
+    registers: bool = False
 
 
 def sources(replica: Replica, partition: int) -> tuple[list[str], int]:
@@ -79,9 +83,23 @@ def sources(replica: Replica, partition: int) -> tuple[list[str], int]:
     return alive_first, needed - (replica.me in synced)
 
 
-def stream(replica: Replica, partitions: Sequence[int], done: Callable[[int], None]) -> Streaming:
-    """Stream partitions until all are complete; call ``done`` with each complete partition."""
-    streamer = _Streamer(replica, Throttle(replica), done)
+def stream(
+    replica: Replica,
+    partitions: Sequence[int],
+    done: Callable[[int], None],
+    *,
+    registers: bool = False,
+) -> Streaming:
+    """Stream partitions until all are complete; call ``done`` with each complete partition.
+
+    Args:
+        replica: of this peer.
+        partitions: to stream.
+        done: called with each partition that is complete.
+        registers: whether to stream only the registers of partitions that have been streamed, and
+            the promises for them, because their old replicas have served them until now (T2).
+    """
+    streamer = _Streamer(replica, Throttle(replica), done, registers)
     waiting, size = list(partitions), _FIRST_BATCH
     yield Settle()  # a pending drop must not count as held data
     while waiting:
@@ -152,6 +170,9 @@ def _stream_from(
             reaped = yield from _take_promises(replica, source, partitions)
         for partition, stamp in reaped.items():
             floors[partition] = max(stamp, floors.get(partition, 0))
+        if streamer.registers:
+            yield from _pull_registers(streamer, partitions, source, reaped)
+            continue
         empty = yield from replica.local_partitions.empty_among(sorted(partitions))
         beyond = yield from _copy_all(streamer, empty, source)
         held = sorted(set(partitions).difference(empty))
@@ -265,11 +286,31 @@ def _compare(
             differing.append(partition)
     if differing:
         take_in = partial(take_streamed, replica)
-        own = replica.local_partitions.reaped
-        later = {number: stamp for number, stamp in floors.items() if stamp > own(number)}
-        reaped = Reaped(beyond, later)
+        reaped = Reaped(beyond, _later(replica, floors))
         yield from pull_newer(replica, differing, source, reaped, streamer.throttle, take_in)
     return beyond
+
+
+def _pull_registers(
+    streamer: _Streamer, partitions: Sequence[int], source: str, floors: Mapping[int, Stamp]
+) -> Generator[Effect, Any, None]:
+    """Pull the registers that are newer on a source, and drop those that it has collected."""
+    replica = streamer.replica
+    yield from pull_newer(
+        replica,
+        sorted(partitions),
+        source,
+        Reaped({}, _later(replica, floors)),
+        streamer.throttle,
+        partial(take_streamed, replica),
+        registers=True,
+    )
+
+
+def _later(replica: Replica, floors: Mapping[int, Stamp]) -> dict[int, Stamp]:
+    """Return the highest horizons of a source that are above those that this peer has had."""
+    own = replica.local_partitions.reaped
+    return {partition: stamp for partition, stamp in floors.items() if stamp > own(partition)}
 
 
 def _beyond(replica: Replica, partitions: Sequence[int], packed: bytes) -> dict[int, Stamp]:

@@ -105,12 +105,15 @@ def pull_newer(
     reaped: Reaped,
     throttle: Throttle,
     take_in: Take,
+    *,
+    registers: bool = False,
 ) -> Counting:
     """Pull the records that are newer on ``source``, and drop those that it has collected.
 
     Args:
         reaped: which records the source may have collected.
         take_in: merges records.
+        registers: whether to look at registers only.
 
     Returns:
         the number of records pulled.
@@ -121,12 +124,13 @@ def pull_newer(
     pulled, after = 0, b""
     while True:
         begin = after
-        page, after = yield from versions_page(source, partitions, (), begin)
+        page, after = yield from versions_page(source, partitions, (), begin, registers=registers)
         if any(version_in(fingerprint) == ABSENT for fingerprint in page.values()):
             raise CorruptRecord(f"{source} has a corrupt record; it must be repaired first")
         newer = yield from newer_on_peer(replica, page)
         pulled += (yield from pull(replica, source, newer, throttle, {}, take_in)).check()
-        yield from _drop_reaped(replica, partitions, _VersionPage(begin, after, page), reaped)
+        collected = _VersionPage(begin, after, page, registers)
+        yield from _drop_reaped(replica, partitions, collected, reaped)
         if not after:
             return pulled
 
@@ -155,20 +159,25 @@ class Reaped(NamedTuple):
 
 
 class _VersionPage(NamedTuple):
-    """The fingerprints of a page, and the storage keys around it (empty: no bound)."""
+    """The fingerprints of a page, and the storage keys around it (empty: no bound).
+
+    ``registers``: whether it has registers only.
+    """
 
     begin: bytes
     end: bytes
     fingerprints: Mapping[bytes, Fingerprint]
+    registers: bool
 
 
 def _drop_reaped(
     replica: Replica, partitions: Sequence[int], page: _VersionPage, reaped: Reaped
 ) -> Generator[Effect, Any, None]:
     partitions = [partition for partition in partitions if reaped.any_in(partition)]
-    after = page.begin
+    after, held = page.begin, replica.local_partitions
+    walk = held.walk_registers if page.registers else held.walk_all
     while partitions:
-        entries = replica.local_partitions.walk_all(partitions, after)
+        entries = walk(partitions, after)
         drops = [
             (storage_key, identity_of(record))
             for storage_key, record in entries
@@ -178,7 +187,7 @@ def _drop_reaped(
         ]
         if drops:
             yield Merge(drops=drops)
-        after = entries[-1][0] if len(entries) == replica.local_partitions.slice_records else b""
+        after = entries[-1][0] if len(entries) == held.slice_records else b""
         if not after or (page.end and after >= page.end):
             return
         yield Pause()
@@ -215,10 +224,16 @@ def _rest(replica: Replica, began: int) -> Pause:
 
 
 def versions_page(
-    source: str, partitions: Sequence[int], buckets: Sequence[int], after: bytes
+    source: str,
+    partitions: Sequence[int],
+    buckets: Sequence[int],
+    after: bytes,
+    *,
+    registers: bool = False,
 ) -> Generator[Effect, Any, tuple[dict[bytes, Fingerprint], bytes]]:
     """Fetch a page of fingerprints by storage key, and the position after it (empty: the end)."""
-    request = VersionsRequest(pack_partitions(partitions), bytes(buckets), after, checksums=True)
+    packed = pack_partitions(partitions)
+    request = VersionsRequest(packed, bytes(buckets), after, checksums=True, registers=registers)
     page = yield from ask(source, request, VersionsReply)
     keys = codec.unpack_blobs(page.keys)
     if len(page.versions) != len(keys) * VERSION_BYTES:

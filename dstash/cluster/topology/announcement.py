@@ -10,7 +10,7 @@ import json
 from typing import Any, Final, NamedTuple
 
 #: What this version can do beyond earlier ones; see ``Member.features``.
-FEATURES: Final = "drop registers index-settings register-floors"
+FEATURES: Final = "drop registers index-settings register-floors registers-last"
 
 
 class Announcement(NamedTuple):

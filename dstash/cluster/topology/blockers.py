@@ -30,8 +30,9 @@ def _change(view: View, status: Mapping[str, Mapping[str, Any]]) -> Iterator[str
         return
     if change.paused:
         yield "the topology change is paused: dstash cluster resume"
+    complete = change.registers_complete if change.resting else change.complete
     for peer, gained in sorted(incoming(view.topology).items()):
-        if peer in change.complete:
+        if peer in complete:
             continue
         if peer not in view.alive:
             yield (

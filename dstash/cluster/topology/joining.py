@@ -12,6 +12,7 @@ from typing import Final
 
 from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.life import Life
+from dstash.cluster.topology.registers import streams_last
 from dstash.cluster.topology.topology import Change, Member, Restored, State, Topology
 from dstash.errors import ForeignStore, ProtocolError
 from dstash.store.interface import Store
@@ -226,10 +227,16 @@ def with_change_begun(topology: Topology) -> Topology:
     Concurrent changes are merged. A running change restarts: members that have streamed
     their data find that out by comparing digests.
     """
-    number, running = topology.epoch + 1, topology.change
-    if running is None:
-        return replace(topology, change=Change(number))
-    return replace(topology, change=replace(running, number=number, complete=()))
+    running = topology.change or Change(0)
+    begun = replace(
+        running,
+        number=topology.epoch + 1,
+        complete=(),
+        registers_last=streams_last(topology),
+        resting=False,
+        registers_complete=(),
+    )
+    return replace(topology, change=begun)
 
 
 def is_newcomer(topology: Topology, member: Member) -> bool:

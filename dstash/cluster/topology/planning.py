@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from dstash.cluster.topology.rendezvous import Table
 from dstash.cluster.topology.topology import Member, Topology
-from dstash.cluster.topology.transitions import survivors_lack_quorum
-from dstash.cluster.topology.view import View, placement
+from dstash.cluster.topology.view import View, placement, survivors_lack_quorum
 
 
 class Weight(NamedTuple):

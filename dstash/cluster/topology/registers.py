@@ -11,12 +11,15 @@ from dataclasses import replace
 from typing import Final
 
 from dstash.cluster.topology.topology import Topology
+from dstash.cluster.topology.view import placement, survivors_lack_quorum
 from dstash.errors import ChangeConflict
 
 #: The name of this feature in ``Member.features``.
 FEATURE: Final = "registers"
 #: That of keeping the floors of registers when others are lowered.
 FLOORS_FEATURE: Final = "register-floors"
+#: That of streaming registers last in a topology change.
+LAST_FEATURE: Final = "registers-last"
 
 
 def unable(topology: Topology) -> list[str]:
@@ -58,3 +61,20 @@ def check_version(topology: Topology, peer: str, features: str) -> None:
             f"peer {peer!r} runs an earlier version, which does not know the registers of this "
             "cluster (indexes whose names begin with '@'); upgrade it"
         )
+
+
+def streams_last(topology: Topology) -> bool:
+    """Whether a topology change that begins streams registers last (T1).
+
+    Replicas that stay and have to stream would vote while they take records that their promises
+    forbid. So where there are any, and where a member runs an earlier version, registers rest
+    during the whole change.
+    """
+    members = topology.members
+    if not topology.registers or any(LAST_FEATURE not in m.features.split() for m in members):
+        return False
+    before = placement(topology.before(), topology.replicas)
+    after = placement(topology.after(), topology.replicas)
+    pairs = [(old, new) for old, new in set(zip(before, after, strict=True)) if old != new]
+    gains = any(not set(old).issuperset(new) for old, new in pairs)
+    return gains and not any(survivors_lack_quorum(old, new) for old, new in pairs)

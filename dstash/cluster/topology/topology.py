@@ -96,6 +96,10 @@ class Change:
     ``switched`` means that all are complete and reads use the new replica sets; writes still go to
     both until no quorum serves the old replica sets. ``gone`` lists members that an operator has
     force-removed, so that the end of the change does not wait for them.
+
+    ``registers_last``: whether registers are streamed last. Until then their old replicas serve
+    them; then ``resting`` is set, and no replica does until the change ends.
+    ``registers_complete`` lists the members that have streamed all registers they gain.
     """
 
     number: int
@@ -104,6 +108,14 @@ class Change:
     rate: int = 0
     switched: bool = False
     gone: tuple[str, ...] = ()
+    registers_last: bool = False
+    resting: bool = False
+    registers_complete: tuple[str, ...] = ()
+
+    @property
+    def serves_registers(self) -> bool:
+        """Whether the old replicas of partitions that move still serve registers (T1)."""
+        return self.registers_last and not (self.resting or self.switched)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +247,7 @@ def _member(raw: dict[str, Any]) -> Member:
 
 
 def _change(raw: dict[str, Any]) -> Change:
-    lists = {name: tuple(raw.get(name, ())) for name in ("complete", "gone")}
+    lists = {name: tuple(raw.get(name, ())) for name in ("complete", "gone", "registers_complete")}
     return Change(**_known(Change, raw) | lists)
 
 

@@ -16,9 +16,8 @@ from dstash.cluster.topology.indexes import settings
 from dstash.cluster.topology.joining import is_newcomer, member_of, with_change_begun, without_data
 from dstash.cluster.topology.registers import check_lowering, check_version
 from dstash.cluster.topology.topology import Change, Member, State, Topology
-from dstash.cluster.topology.view import placement
+from dstash.cluster.topology.view import placement, survivors_lack_quorum
 from dstash.errors import ChangeConflict, UsageError
-from dstash.types import Level
 from dstash.version import Stamp
 
 
@@ -36,19 +35,6 @@ def incoming(topology: Topology) -> dict[str, list[int]]:
     return gained
 
 
-def survivors_lack_quorum(old: Sequence[str], new: Sequence[str]) -> bool:
-    """Whether the remaining replicas must stream too, because too few may have every write.
-
-    Reads and later changes rely on an acked write being on a quorum of its replicas. A quorum of
-    the old replicas may include leaving members; a replica that has streamed has every write. With
-    as many replicas as before, this gives a quorum of the new replicas; with fewer replicas it may
-    not.
-    """
-    leaving, gaining = set(old).difference(new), set(new).difference(old)
-    holders = Level.QUORUM.needed(len(old)) - len(leaving) + len(gaining)
-    return holders < Level.QUORUM.needed(len(new))
-
-
 def complete(topology: Topology, peer: str, number: int) -> Topology | None:
     """Return the topology in which a member has streamed all its gains of change ``number``."""
     change = topology.change
@@ -58,16 +44,35 @@ def complete(topology: Topology, peer: str, number: int) -> Topology | None:
     return replace(topology, change=replace(change, complete=done)).next()
 
 
-def switch(topology: Topology) -> Topology | None:
-    """Return the topology in which reads use the new placement; None until all gains are complete.
+def complete_registers(topology: Topology, peer: str, number: int) -> Topology | None:
+    """Return the topology in which a member has streamed the registers of its gains, too.
 
-    Writes still go to both placements, because clients with an older topology read the old
-    placement.
+    ``complete`` alone does not count: until registers rest, they change on their old replicas.
+    """
+    change = topology.change
+    if change is None or change.number != number or not change.resting:
+        return None
+    if peer in change.registers_complete:
+        return None
+    done = tuple(sorted({*change.registers_complete, peer}))
+    return replace(topology, change=replace(change, registers_complete=done)).next()
+
+
+def switch(topology: Topology) -> Topology | None:
+    """Return the topology after all gains are complete; None until then.
+
+    Reads use the new placement. Writes still go to both placements, because clients with an older
+    topology read the old placement. If registers are streamed last, they rest first (T1).
     """
     change = topology.change
     if change is None or change.switched:
         return None
-    if incoming(topology).keys() - set(change.complete):
+    gaining = incoming(topology).keys()
+    if gaining - set(change.complete):
+        return None
+    if change.registers_last and not change.resting:
+        return replace(topology, change=replace(change, resting=True)).next()
+    if change.registers_last and gaining - set(change.registers_complete):
         return None
     return replace(topology, change=replace(change, switched=True)).next()
 

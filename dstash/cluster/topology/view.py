@@ -45,6 +45,19 @@ def placement(members: list[Member], replicas: int) -> Table:
     return table
 
 
+def survivors_lack_quorum(old: Sequence[str], new: Sequence[str]) -> bool:
+    """Whether the remaining replicas must stream too, because too few may have every write.
+
+    Reads and later changes rely on an acked write being on a quorum of its replicas. A quorum of
+    the old replicas may include leaving members; a replica that has streamed has every write. With
+    as many replicas as before, this gives a quorum of the new replicas; with fewer replicas it may
+    not.
+    """
+    leaving, gaining = set(old).difference(new), set(new).difference(old)
+    holders = Level.QUORUM.needed(len(old)) - len(leaving) + len(gaining)
+    return holders < Level.QUORUM.needed(len(new))
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """The topology and liveness that a process uses.
@@ -95,10 +108,15 @@ class View:
             return False
         return set(self.before[partition]) != set(self.writers[partition])
 
+    def is_resting(self, partition: int) -> bool:
+        """Whether no replica serves the registers of a partition, because it moves (T1)."""
+        change = self.topology.change
+        return change is not None and not change.serves_registers and self.is_moving(partition)
+
     @functools.cached_property
-    def moving(self) -> frozenset[int]:
-        """The partitions that get other replicas."""
-        return frozenset(filter(self.is_moving, range(len(self.before))))
+    def resting(self) -> frozenset[int]:
+        """The partitions whose registers no replica serves."""
+        return frozenset(filter(self.is_resting, range(len(self.before))))
 
     def votes_needed(self, owners: Sequence[str]) -> int:
         """Return how many replicas of a partition together have every acked write.

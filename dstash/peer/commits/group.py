@@ -97,7 +97,7 @@ class GroupCommit:
             floors=floors,
             bounds=bounds,
             life=local_partitions.lineage.current,
-            moving=self._keyspaces.moving,
+            resting=self._keyspaces.resting,
             lacks_data=self._keyspaces.lacks_data,
         )
         return Commit(group, rules, recent=self.recent_deletes)

@@ -101,11 +101,11 @@ def prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
     entries = [entry for entry in merge.entries if partition_in(entry[0]) in rules.owned]
     entries = _without_dropped(entries, rules)
     prepared = _prepare_records(entries, range(len(entries)), [], rules)
-    # The votes of other replicas do not repair a register, unless it moves: see docs/atomic.md.
+    # The votes of other replicas do not repair a register, unless it rests: see docs/atomic.md.
     replacements = [
         item
         for item in merge.replacements
-        if not is_register_key(item[0]) or partition_in(item[0]) in rules.moving
+        if not is_register_key(item[0]) or partition_in(item[0]) in rules.resting
     ]
     if rules.floors:
         replacements = [

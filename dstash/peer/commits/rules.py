@@ -38,7 +38,7 @@ class Rules(NamedTuple):
     false when only deletes and repairs may be written; ``has_spare``: false when only deletes may.
     ``upper_bound``: the highest stamp that a corrupt record may have had. ``floors``: which
     records were dropped with their index. ``bounds``: the limits of votes on registers.
-    ``life``: of the store. ``moving``: partitions that a topology change gives other replicas.
+    ``life``: of the store. ``resting``: partitions whose registers rest.
     ``lacks_data``: whether this peer does not know which keys existed.
     """
 
@@ -57,7 +57,7 @@ class Rules(NamedTuple):
     floors: Floors = Floors()
     bounds: Bounds | None = None
     life: Life = Life(0, 0, 0)
-    moving: frozenset[int] = frozenset()
+    resting: frozenset[int] = frozenset()
     lacks_data: bool = False
 
 

@@ -32,7 +32,7 @@ class Voters:
 
     @property
     def is_moving(self) -> bool:
-        """Whether a topology change gives the partition other replicas."""
+        """Whether registers rest, because a topology change gives the partition other replicas."""
         return len(self.sides) > 1
 
     def is_quorum(self, names: Collection[str]) -> bool:
@@ -62,6 +62,8 @@ class Voters:
 def voters_of(view: View, partition: int) -> Voters:
     """Return the voters of a partition."""
     before, after = view.before[partition], view.writers[partition]
+    if not view.is_resting(partition):
+        after = before  # the replicas that serve registers
     members = tuple(dict.fromkeys((*before, *after)))
     sides = tuple(dict.fromkeys((frozenset(before), frozenset(after))))
     counted = frozenset(name for name in members if view.members[name].synced)

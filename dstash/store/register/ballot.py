@@ -12,7 +12,7 @@ A promise on disk, under the storage key of its register::
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
@@ -79,6 +79,37 @@ def has_register_keys(entries: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether any of some (storage key, record) pairs is in an index with registers."""
     # A set of bytes is faster than a test of each key: streaming passes all its records here.
     return SIGN_BYTE in {storage_key[_INDEX_BEGIN] for storage_key, _ in entries}
+
+
+def registers_between(
+    walk: Callable[[bytes, bytes], Iterator[tuple[bytes, bytes]]], begin: bytes, end: bytes
+) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the (storage key, record) pairs of registers in a range of one partition.
+
+    Names of indexes are sorted by their length, so it looks once for each length that is used.
+
+    Args:
+        walk: yields the pairs with ``begin <= storage key < end``, in order.
+        begin: where the range begins.
+        end: where it ends.
+    """
+    while begin < end:
+        following = next(walk(begin, end), None)
+        if following is None:
+            return
+        place, sign = following[0][:_INDEX_BEGIN], following[0][_INDEX_BEGIN]
+        first, last = place + SIGN.encode(), place + bytes((SIGN_BYTE + 1,))
+        if sign <= SIGN_BYTE:
+            yield from walk(max(begin, first), min(end, last))
+            begin = last
+        else:
+            begin = _next_length(place, end)
+
+
+def _next_length(place: bytes, end: bytes) -> bytes:
+    """Return where the names of the next length begin in a partition."""
+    length = place[-1]
+    return place[:-1] + bytes((length + 1,)) if length < 0xFF else end
 
 
 def round_of(version: Version) -> int:

@@ -65,6 +65,22 @@ def test_sightings_before_streaming_are_void() -> None:
     assert not any(map(Lineage(copy, 21).contradicts, seen))
 
 
+def test_life_from_before_streaming_may_have_a_number_that_is_used_again() -> None:
+    """Two old copies were put back, and no member has heard of the life between."""
+    copy = TwinStore()
+    lived(copy, 100, 1)
+    between = deepcopy(copy)
+    lineage = Lineage(between, 20)
+    between.mark(*lineage.rebase(20))
+    seen = lineage.current
+    last = Lineage(copy, 30)
+    copy.mark(*last.rebase(30))
+    assert last.is_behind(seen)
+    for known in (last, Lineage(copy, 31)):
+        assert known.precedes_base(seen)
+        assert not known.precedes_base(Life(9, 30, 100))
+
+
 def test_copy_from_before_streaming_is_old() -> None:
     store = TwinStore()
     lived(store, 100, 1)

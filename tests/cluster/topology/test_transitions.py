@@ -11,7 +11,7 @@ from dstash.client.routing import WriteSet, write_table
 from dstash.cluster.topology import joining, transitions
 from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.topology import Member, State, Topology
-from dstash.cluster.topology.view import View, can_read
+from dstash.cluster.topology.view import View, can_read, survivors_lack_quorum
 from dstash.errors import ChangeConflict
 from dstash.types import Level
 
@@ -121,7 +121,7 @@ def test_remaining_replicas_stream_when_replicas_decrease() -> None:
 @pytest.mark.parametrize("old", ["a", "ab", "abc", "abcd", "abcde", "abcdefg"])
 @pytest.mark.parametrize("new", ["a", "x", "ab", "ax", "abc", "axy", "abcd", "abcx", "abcde"])
 def test_quorum_has_every_acked_write_after_a_change(old: str, new: str) -> None:
-    streamed = set(new) if transitions.survivors_lack_quorum(old, new) else set(new) - set(old)
+    streamed = set(new) if survivors_lack_quorum(old, new) else set(new) - set(old)
     for acked in combinations(old, Level.QUORUM.needed(len(old))):
         assert len(streamed.union(acked).intersection(new)) >= Level.QUORUM.needed(len(new))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.announcement import FEATURES, Announcement
 from dstash.cluster.topology.drop_steps import with_drop
-from dstash.cluster.topology.topology import Topology
+from dstash.cluster.topology.topology import Change, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import Busy, ChangeConflict, UsageError
 from dstash.store.record import build_record, open_record, partition_of, version_of
@@ -56,8 +57,20 @@ class Moving:
         for name, core in joined.peers.items():
             joined._answer_each(name, core.install(view, joined.now))
 
-    def end(self) -> None:
-        """Let the change run to its end."""
+    def copy(self) -> None:
+        """Let the change run until d has streamed its data, while registers are served."""
+        self._run(lambda change: change is not None and "d" in change.complete)
+
+    def rest(self) -> None:
+        """Let the change go to the step in which registers rest, and no further."""
+        self.copy()
+        resting = transitions.switch(self.joined.topology)
+        assert resting is not None
+        self.change(resting)
+        assert resting.change is not None
+        assert resting.change.resting
+
+    def _run(self, is_done: Callable[[Change | None], bool]) -> None:
         joined = self.joined
         for _ in range(3000):
             joined.settle()
@@ -67,12 +80,17 @@ class Moving:
                     changed = step(joined.topology)
                     if changed is not None:
                         self.change(changed)
+            if is_done(joined.topology.change):
+                return
             switched = transitions.switch(joined.topology)
             if switched is not None:
                 self.change(switched)
-            if joined.topology.change is None:
-                break
-        assert joined.topology.change is None
+        raise AssertionError(f"the change is not done: {joined.topology.change}")
+
+    def end(self) -> None:
+        """Let the change run to its end."""
+        joined = self.joined
+        self._run(lambda change: change is None)
         assert {member.id for member in joined.topology.members} == set("bcd")
         joined.settle()
 
@@ -86,10 +104,36 @@ def moving() -> Moving:
     return Moving()
 
 
-def test_registers_are_refused_while_they_move(moving: Moving) -> None:
+def test_registers_are_served_until_all_data_is_copied(moving: Moving) -> None:
+    joined, callers = moving.joined, moving.callers
+    callers.run(callers.change(Kind.PUT, KEY, values=[ONE]))
+    moving.begin()
+    assert callers.run(callers.change(Kind.INCREMENT, KEY, home="a")).result.value == TWO
+    moving.copy()
+    assert callers.run(callers.change(Kind.INCREMENT, KEY, home="b")).result.value == THREE
+    moving.end()
+    assert moving.record("d") == moving.record("b")
+    joined.down |= {"c"}
+    assert callers.run(callers.settle(KEY, home="d")).result[::2] == (Outcome.FOUND, THREE, None)
+
+
+def test_member_of_an_earlier_version_lets_registers_rest_at_once(moving: Moving) -> None:
+    callers, topology = moving.callers, moving.joined.topology
+    callers.run(callers.change(Kind.PUT, KEY, values=[ONE]))
+    old = FEATURES.replace("registers-last", "").strip()
+    members = tuple(replace(member, features=old) for member in topology.members)
+    moving.joined.topology = replace(topology, members=members)
+    moving.begin()
+    assert isinstance(callers.run(callers.settle(KEY, home="b")).error, Busy)
+    moving.end()
+    assert callers.run(callers.settle(KEY, home="d")).result.value == ONE
+
+
+def test_registers_are_refused_while_they_rest(moving: Moving) -> None:
     callers = moving.callers
     callers.run(callers.change(Kind.PUT, KEY, values=[ONE]))
     moving.begin()
+    moving.rest()
     for home in "abc":
         error = callers.run(callers.settle(KEY, home=home)).error
         assert isinstance(error, Busy)
@@ -102,17 +146,20 @@ def test_registers_are_refused_while_they_move(moving: Moving) -> None:
     assert callers.run(increment).result.value == TWO
 
 
-def test_operation_that_waits_is_refused_when_its_register_moves(moving: Moving) -> None:
+def test_operation_that_waits_is_refused_when_its_register_rests(moving: Moving) -> None:
     joined, callers = moving.joined, moving.callers
+    moving.begin()
+    moving.copy()
     joined.mute |= {"b", "c"}
     never_sent = callers.change(Kind.PUT, KEY, values=[ONE])
     joined.settle()
-    moving.begin()
+    moving.rest()
     joined.mute.clear()
     assert callers.run(never_sent).result.error[0] == Busy.code
 
 
-def test_round_of_a_replica_that_left_cannot_be_undercut(moving: Moving) -> None:
+@pytest.mark.parametrize("phase", ["before", "copied"])
+def test_round_of_a_replica_that_left_cannot_be_undercut(moving: Moving, phase: str) -> None:
     """The fork of rule R6: a round prepared by a and b, and accepted by b alone.
 
     After a was replaced by d, c and d hold an older record. They are a majority, so without the
@@ -121,6 +168,9 @@ def test_round_of_a_replica_that_left_cannot_be_undercut(moving: Moving) -> None
     joined, callers = moving.joined, moving.callers
     callers.run(callers.change(Kind.PUT, KEY, values=[ONE]))
     joined.settle()
+    if phase == "copied":  # d has taken promises already
+        moving.begin()
+        moving.copy()
     joined.down.add("c")
     callers.run(callers.change(Kind.PUT, KEY, values=[TWO]))
     newest = joined.stores["b"].records[PLACE]
@@ -134,7 +184,8 @@ def test_round_of_a_replica_that_left_cannot_be_undercut(moving: Moving) -> None
     joined.down.add("b")
     for core in joined.peers.values():
         core.hints.forget("c")
-    moving.begin()
+    if phase == "before":
+        moving.begin()
     moving.end()
     assert version_of(moving.record("d") or b"") < version_of(newest)
     streamed = unpack_promise(PLACE, joined.stores["d"].promises[PLACE], 0)
@@ -239,6 +290,7 @@ def test_corrupt_register_that_moves_is_repaired(moving: Moving) -> None:
     joined.settle()
     whole = moving.record("b") or b""
     moving.begin()
+    moving.rest()
     joined.stores["b"].records[PLACE] = whole[:-1] + b"?"
     joined.peers["b"].local_partitions.corruption.report([PLACE])
     moving.end()

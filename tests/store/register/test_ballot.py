@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from dstash.store.register.ballot import (
@@ -10,6 +12,7 @@ from dstash.store.register.ballot import (
     is_rival,
     is_sound_promise,
     pack_promise,
+    registers_between,
     round_of,
     unpack_promise,
 )
@@ -60,3 +63,17 @@ def test_versions_of_two_writers_in_one_round_are_rivals() -> None:
 )
 def test_name_of_the_index_decides(storage_key: bytes, expected: bool) -> None:
     assert is_register_key(storage_key) is expected
+
+
+@pytest.mark.parametrize("begin", [0, 1, 2, 3, 4, 5, 6, 7])
+def test_registers_between_finds_only_indexes_with_registers(begin: int) -> None:
+    names = [b"\x01@", b"\x01a", b"\x02!x", b"\x02@r", b"\x02@s", b"\x02rr", b"\x03@rr"]
+    keys = [b"\0\5" + name + b"key" for name in [*names, b"\xff@" + 254 * b"x"]]
+
+    def walk(low: bytes, high: bytes) -> Iterator[tuple[bytes, bytes]]:
+        for key in keys:
+            if low <= key < high:
+                yield key, b"record"
+
+    found = [key for key, _ in registers_between(walk, keys[begin], b"\0\6")]
+    assert found == [key for key in keys[begin:] if is_register_key(key)]
