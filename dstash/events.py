@@ -30,6 +30,10 @@ DISK_FREE: Final = "there is room on the disk again"
 DISK_SLOW: Final = "the disk is slow"
 DISK_NOT_SLOW: Final = "the disk is no longer slow"
 
+COMPACTION_BEGUN: Final = "compaction has begun"
+COMPACTION_ENDED: Final = "compaction has ended"
+COMPACTION_GIVEN_UP: Final = "compaction was given up"
+
 CLIENT_REFUSED: Final = "a client was refused"
 KEY_REFUSED: Final = "connection refused"
 CONNECTION_CUT: Final = "connection cut"

@@ -141,6 +141,10 @@ class AdminRequests(ABC, Generic[T, S]):
         """Start a full repair on every member."""
 
     @abstractmethod
+    def compact(self, peer: str, *, timeout: float | None = None) -> S:
+        """Start a compaction of the store of a member."""
+
+    @abstractmethod
     def request(
         self,
         action: str,
@@ -230,6 +234,31 @@ class Admin(AdminRequests[Topology, dict[str, Any]]):
             answers = self._run(self._calls().repair(view, deadline))
             return describe_cluster(view, answers)
 
+    def compact(self, peer: str, *, timeout: float | None = None) -> dict[str, Any]:
+        """Start a compaction of the store of a member, which serves meanwhile.
+
+        Args:
+            peer: the id of the member.
+            timeout: seconds for the whole call.
+
+        Returns:
+            the status of the member. Its progress is under ``compaction``; it has completed when
+            ``ended`` has increased, and was given up when ``given_up`` has.
+
+        Raises:
+            Busy: a compaction of the member runs already.
+            Unauthorised: the key is not that of an admin.
+            Unavailable: the member did not answer within 5 s, or within the timeout.
+            UsageError: there is no such member.
+        """
+        with self._tracing.call("compact"):
+            deadline = self._calls().deadline(timeout)
+            view = self._view(deadline)
+            answers: dict[str, dict[str, Any]] = self._run(
+                self._calls().compact(view, peer, deadline)
+            )
+            return answers[peer]
+
     def request(
         self,
         action: str,
@@ -292,6 +321,16 @@ class AsyncAdmin(AdminRequests[Awaitable[Topology], Awaitable[dict[str, Any]]]):
             view = await self._view(deadline)
             answers = await self._run(self._calls().repair(view, deadline))
             return describe_cluster(view, answers)
+
+    async def compact(self, peer: str, *, timeout: float | None = None) -> dict[str, Any]:
+        """Start a compaction of the store of a member; see ``Admin.compact``."""
+        with self._tracing.call("compact"):
+            deadline = self._calls().deadline(timeout)
+            view = await self._view(deadline)
+            answers: dict[str, dict[str, Any]] = await self._run(
+                self._calls().compact(view, peer, deadline)
+            )
+            return answers[peer]
 
     async def request(
         self,

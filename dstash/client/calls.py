@@ -26,7 +26,12 @@ from dstash.client.operations.registers.names import check_name, check_registers
 from dstash.client.operations.registers.pacing import KEYS_PER_ROUND
 from dstash.client.operations.registers.request_ids import RequestIds
 from dstash.client.operations.registers.wanted import Wanted
-from dstash.client.operations.scans import DiscoverOperation, RepairOperation, StatusOperation
+from dstash.client.operations.scans import (
+    CompactOperation,
+    DiscoverOperation,
+    RepairOperation,
+    StatusOperation,
+)
 from dstash.client.operations.short.lookup import ShortLookup
 from dstash.client.operations.short.write import ShortDelete, ShortPut
 from dstash.client.operations.walks import Request, Walk, walk_for
@@ -35,7 +40,7 @@ from dstash.client.results import ChangeResult, Entry, undecodable_error
 from dstash.client.session import Session
 from dstash.cluster.topology.view import View
 from dstash.config.client import ClientSettings
-from dstash.errors import LimitError, NoPeers
+from dstash.errors import LimitError, NoPeers, UsageError
 from dstash.limits import MAX_TTL_SECONDS, Ttl, check_index, check_ttl
 from dstash.store.record import Record, build_record
 from dstash.types import NEVER, Level, OnError
@@ -371,6 +376,17 @@ class Calls:
     def repair(self, view: View, deadline: int) -> RepairOperation:
         """Return the operation that starts a full repair on every member."""
         return RepairOperation(self._session, deadline, list(view.members))
+
+    def compact(self, view: View, peer: str, deadline: int) -> CompactOperation:
+        """Return the operation that starts a compaction of the store of a member.
+
+        Raises:
+            UsageError: there is no such member.
+        """
+        if peer not in view.members:
+            known = ", ".join(sorted(view.members)) or "none"
+            raise UsageError(f"{peer!r} is not a member of the cluster; members are {known}")
+        return CompactOperation(self._session, deadline, peer)
 
     def drop(self, index: str, prefix: str | bytes, deadline: int) -> DropOperation:
         """Return the operation that drops an index, or the keys with a prefix."""

@@ -71,6 +71,8 @@ class PeerSettings(SharedSettings):
     gc_grace: Seconds = 30.0
     repair_rate: CountOrNone = 32 * MIB
     disk_reserve: CountOrNone = 64 * MIB
+    compact_when_free: Annotated[float, Number(float, least=0, below=1)] = 0.5
+    compact_min_bytes: CountOrNone = 256 * MIB
     on_corrupt: Literal["stop", "resync"] = "stop"
     share_reads: bool = False
     drain_seconds: Seconds = 8.0

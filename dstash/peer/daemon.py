@@ -34,6 +34,7 @@ from dstash.peer.membership_agent import MembershipAgent, may_wait
 from dstash.peer.server import PeerServer, wall
 from dstash.peer.sharing.reader_watch import ReaderWatch
 from dstash.peer.sharing.serving import Outlet
+from dstash.peer.supervision.compactions import Compactions, Schedule
 from dstash.peer.supervision.notify import notify
 from dstash.peer.supervision.opening import open_membership, open_store, peer_id, replace_removed
 from dstash.peer.supervision.store_watch import StoreWatch
@@ -120,6 +121,11 @@ class Daemon:
         self.core.health.describe_readers = self.readers.describe
         if settings.share_reads:
             self._share_reads(store)
+        schedule = Schedule(settings.compact_when_free, settings.compact_min_bytes)
+        self.compactions = Compactions(store, schedule)
+        self.readers.on_held = lambda readers: self.compactions.suggest("a snapshot is held")
+        self.core.health.describe_compaction = self.compactions.describe
+        self.core.health.order_compaction = self.compactions.order
         self._server = self.server
         self.http = self._open_http()
         self.address = _advertised(settings, router.address)
@@ -277,6 +283,8 @@ class Daemon:
         watch = StoreWatch(self.readers)
         self._undo.append(watch.stop)
         watch.start()
+        self._undo.append(self.compactions.stop)
+        self.compactions.start()
         self.agent.start()
         _log.info(
             "serving",

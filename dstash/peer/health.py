@@ -72,6 +72,10 @@ class Health:
         self.describe_registers: Callable[[], Mapping[str, Any]] = dict
         #: Returns the processes that read the store next to this peer.
         self.describe_readers: Callable[[], Mapping[str, Any]] = dict
+        #: Returns the compaction of the store that runs, or the last one.
+        self.describe_compaction: Callable[[], Mapping[str, Any]] = dict
+        #: Begins a compaction of the store soon; ``Busy`` if one runs.
+        self.order_compaction: Callable[[], None] = _refuse_compaction
         #: What is wrong with this peer although it serves, by source; for operators.
         self.problems: dict[str, str] = {}
         #: Events that no meter counts: malformed messages, refused requests by error, commits.
@@ -134,6 +138,7 @@ class Health:
             "alerts": list(self.problems.values()),
             "records": stats.records,
             "used_bytes": stats.used_bytes,
+            "unused_bytes": stats.unused_bytes,
             "map_bytes": stats.map_bytes,
             "pages": dict(stats.pages),
             "free_bytes": stats.free_bytes,
@@ -150,6 +155,7 @@ class Health:
             "drops": self._maintenance.describe_drops(),
             "registers": dict(self.describe_registers()),
             "readers": dict(self.describe_readers()),
+            "compaction": dict(self.describe_compaction()),
             "counts": dict(self.counts + self._meters.kinds()),
         }
 
@@ -185,3 +191,7 @@ class Health:
         offset = self._clock.offset_ms
         where = "ahead of" if offset > 0 else "behind"
         return f"the clock is {abs(offset)} ms {where} the cluster's; set it by NTP"
+
+
+def _refuse_compaction() -> None:
+    raise NotReady("the peer is starting")

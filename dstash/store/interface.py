@@ -170,6 +170,8 @@ class StoreStats(NamedTuple):
     pages: Mapping[str, int] = MappingProxyType({})
     #: Bytes allocated as a reserve for deletes on a full disk.
     reserved_bytes: int = 0
+    #: Bytes of ``used_bytes`` that a compaction would give back at least.
+    unused_bytes: int = 0
 
 
 class Store(Protocol):

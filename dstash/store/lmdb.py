@@ -386,6 +386,7 @@ class LmdbStore(LiveEnvironment):
             free_bytes=free_bytes(self.directory),
             pages=pages,
             reserved_bytes=self._space.reserved,
+            unused_bytes=self.unused_bytes(),
         )
 
     def close(self) -> None:

@@ -359,6 +359,13 @@ class Repair(Message):
 
 
 @message
+class Compact(Message):
+    """Starts a compaction of the store of a peer; answered by ``StatusReply``."""
+
+    KIND = 37
+
+
+@message
 class IndexesRequest(Message):
     """Requests the names and sizes of the indexes in ``partitions``.
 

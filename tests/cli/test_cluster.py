@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +18,7 @@ import pytest
 
 from dstash.cli.commands.cluster import _ahead_by_peer, _show_ahead
 from dstash.cluster.replication.partitions import FLOOR_MARK
+from dstash.store.directory import DATA_FILE
 from dstash.store.lmdb import LmdbStore
 from dstash.version import stamp_at
 from tests.cli.schema import check
@@ -224,6 +227,44 @@ def test_repair_checks_and_compares_all_records(here: Here) -> None:
     code, out, err = here.ask("cluster", "repair")
     assert (code, out) == (0, "")
     assert "started" in err
+
+
+def test_compaction_gives_space_back_while_a_client_writes(here: Here, peers: Peers) -> None:
+    client = peers.client()
+    file = peers["p1"].data / DATA_FILE
+    client.batch_put("gone", {f"k{n}": bytes(1000) for n in range(20_000)}).raise_for_failures()
+    client.batch_delete("gone", [f"k{n}" for n in range(20_000)]).raise_for_failures()
+    before, stop = file.stat().st_size, threading.Event()
+    values: dict[str, int] = {}
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            client.put("written", f"k{number}", number, write="all")
+            values[f"k{number}"] = number
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    code, out, err = here.ask("cluster", "compact", "p1", "--watch")
+    stop.set()
+    writing.join()
+    assert (code, err) == (0, "")
+    assert re.search(r"p1: done, \S+ \S+ before, \S+ \S+ now", out.splitlines()[-1])
+    assert file.stat().st_size < before
+    peers["p1"].stop()
+    store = LmdbStore(peers["p1"].data)
+    with store.snapshot() as snapshot:
+        kept = [key for key, _ in snapshot.walk(b"", b"\xff" * 9) if b"written" in key]
+    store.close()
+    assert len(kept) == len(values) > 0
+    peers["p1"].start()
+    peers["p1"].wait_ready()
+    code, _, err = here.ask("cluster", "compact", "p9")
+    assert (code, err) == (
+        2,
+        "dstash: 'p9' is not a member of the cluster; members are p1, p2, p3\n",
+    )
 
 
 def test_watch_shows_bars_on_a_terminal(here: Here, peers: Peers) -> None:

@@ -67,6 +67,8 @@ TYPED: Final = (
     "backup restore FOLDER/saved",
     "cluster repair",
     "cluster repair --watch",
+    "cluster compact peer1",
+    "cluster compact peer2 --watch",
     "index set INDEX ttl=1d",
     "index show INDEX",
     "index show",

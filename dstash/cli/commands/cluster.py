@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from dstash.cli import invocation
-from dstash.cli.console import output, repairs, transfers
+from dstash.cli.console import compactions, output, repairs, transfers
 from dstash.cli.console.completion import candidate_ids, member_ids, peer_ids
 from dstash.cli.units import parse_rate, size
 from dstash.client.describe import describe_change
@@ -327,6 +327,32 @@ def repair(
             repairs.follow(client, begun, as_json=run.as_json)
         elif run.as_json:
             output.json_line({"begun": [m["id"] for m in members if m["answers"]]})
+        else:
+            output.message("started; `dstash status` shows the progress")
+
+
+@app.command()
+def compact(
+    ctx: typer.Context,
+    peer: Annotated[
+        str, typer.Argument(metavar="PEER", help="Id of a member.", autocompletion=member_ids)
+    ],
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show progress until the compaction ends.")
+    ] = False,
+) -> None:
+    """Give unused space of a peer's data file back to the disk, while the peer serves.
+
+    The new file is written next to the old one, so the disk needs as much free space as the data
+    takes. Compact one peer at a time.
+    """
+    run = invocation.of(ctx)
+    with run.client() as client:
+        begun = client.admin.compact(peer, timeout=run.long_timeout(_ADMIN_TIMEOUT_S))
+        if watch:
+            compactions.follow(client, peer, begun["compaction"], as_json=run.as_json)
+        elif run.as_json:
+            output.json_line({"begun": [peer]})
         else:
             output.message("started; `dstash status` shows the progress")
 

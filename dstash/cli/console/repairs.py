@@ -31,6 +31,10 @@ def maintenance_of(member: Mapping[str, Any]) -> str:
         parts.append(f"streaming {share}")
     if repair.get("left"):
         parts.append(f"repair {_share(repair['left'], repair['of'])}")
+    compaction = member.get("compaction", {})
+    if compaction.get("running"):
+        left = compaction["of"] - compaction["copied"]
+        parts.append(f"compacting {_share(left, compaction['of'])}")
     if left := maintenance.get("drop_left"):
         parts.append(f"drop {_share(left, PARTITIONS)}")
     if maintenance.get("corrupt"):

@@ -1,4 +1,4 @@
-"""Requests to all members: status, full repair, and discovery by the seed addresses."""
+"""Requests to members: status, full repair, compaction, and discovery by the seed addresses."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from dstash.errors import (
     WrongCluster,
 )
 from dstash.wire.messages import (
+    Compact,
     Hello,
     Repair,
     StatusReply,
@@ -25,8 +26,8 @@ from dstash.wire.messages import (
 )
 from dstash.wire.shapes import Message
 
-#: How long to wait until a peer starts a repair. It is long, because a peer that is reported as
-#: silent counts as not repaired.
+#: How long to wait until a peer starts a repair or a compaction. It is long, because a peer that is
+#: reported as silent counts as not repaired.
 _REPAIR_TIMEOUT_MS: Final = 5000
 
 
@@ -68,6 +69,29 @@ class RepairOperation(StatusOperation):
         return answers
 
 
+class CompactOperation(StatusOperation):
+    """Starts a compaction of the store of one peer; the result is its status.
+
+    Raises:
+        Busy: a compaction of the peer runs already.
+        Unavailable: the peer does not answer.
+    """
+
+    def __init__(self, session: Session, deadline: int, peer: str) -> None:
+        super().__init__(session, deadline, [peer])
+        self.peer = peer
+
+    def _chunk(self, peer: str) -> Chunk:
+        return _CompactChunk(self, peer, Compact())
+
+    def result(self) -> dict[str, dict[str, Any]]:
+        """Return the status of the peer, by its id."""
+        answers = super().result()
+        if not answers:
+            raise Unavailable(f"{self.peer} does not answer; it may or may not be compacted")
+        return answers
+
+
 class _StatusChunk(Chunk):
     def __init__(self, operation: StatusOperation, peer: str, question: Message) -> None:
         self.operation = operation
@@ -102,6 +126,15 @@ class _StatusChunk(Chunk):
 
 class _RepairChunk(_StatusChunk):
     patience = _REPAIR_TIMEOUT_MS
+
+
+class _CompactChunk(_StatusChunk):
+    patience = _REPAIR_TIMEOUT_MS
+
+    def failed(self, peer: str, failure: Failure, now: int) -> list[Send]:
+        if isinstance(failure.error, DeadlinePassed) and not self.attempt:
+            return super().failed(peer, failure, now)
+        raise failure.error
 
 
 class DiscoverOperation(Operation):

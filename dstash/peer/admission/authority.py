@@ -25,6 +25,7 @@ from dstash.types import Word
 from dstash.wire.messages import (
     AdminRequest,
     Apply,
+    Compact,
     Count,
     Delete,
     DropRequest,
@@ -88,7 +89,7 @@ _NEEDED: Final[Mapping[type[Message], frozenset[Role]]] = {
     **dict.fromkeys((Hello, Ping, TopologyRequest, StatusRequest), _ALL_ROLES),
     **dict.fromkeys((Lookup, Fetch, Scan, ScanKeys, Count, IndexesRequest, Settle), _NOT_PEER),
     **dict.fromkeys((Put, Delete, Apply, Hint, DropRequest, Change), _WRITERS),
-    **dict.fromkeys((AdminRequest, IndexSettingsRequest, Repair), frozenset({Role.ADMIN})),
+    **dict.fromkeys((AdminRequest, IndexSettingsRequest, Repair, Compact), frozenset({Role.ADMIN})),
     # The requests of a backup.
     **dict.fromkeys((DigestsRequest, CopyRequest), _PEERS | {Role.ADMIN}),
     **dict.fromkeys(

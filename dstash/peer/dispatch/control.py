@@ -16,6 +16,7 @@ from dstash.peer.maintenance import Maintenance
 from dstash.peer.sharing.serving import Serving
 from dstash.peer.telemetry.history import History, pack_samples
 from dstash.wire.messages import (
+    Compact,
     Hello,
     Ping,
     Pong,
@@ -72,6 +73,7 @@ class ControlRequests:
         """Return the answer; None when the message is no control request.
 
         Raises:
+            Busy: a compaction runs already.
             NotReady: the peer has no view yet, or may not vote.
             VersionMismatch: the sender shares no protocol version.
             WrongCluster: the sender looks for another cluster.
@@ -118,6 +120,12 @@ class ControlRequests:
         self._maintenance.repair()
         return StatusReply(self._health.status())
 
+    def _compact(self, message: Compact, now: int) -> Message:
+        if self._health.stopping:
+            raise self._health.refusal()
+        self._health.order_compaction()
+        return StatusReply(self._health.status())
+
     def _samples(self, message: HistoryRequest, now: int) -> Message:
         return HistoryReply(pack_samples(self._history.since(message.after)))
 
@@ -133,6 +141,7 @@ _ANSWERS: Final[dict[type, Callable[[ControlRequests, Any, int], Message]]] = {
     TopologyRequest: ControlRequests._topology,
     StatusRequest: ControlRequests._status,
     Repair: ControlRequests._repair,
+    Compact: ControlRequests._compact,
     HistoryRequest: ControlRequests._samples,
     ClockRequest: ControlRequests._clock,
 }

@@ -42,6 +42,11 @@ _GAUGES: Final = (
     ("dstash_epoch", "epoch", "Epoch of the topology that this peer uses."),
     ("dstash_records", "records", "Records on disk, tombstones included."),
     ("dstash_store_used_bytes", "used_bytes", "Bytes of LMDB pages that have ever been used."),
+    (
+        "dstash_store_unused_bytes",
+        "unused_bytes",
+        "Bytes of used pages that are free; a compaction gives them back to the disk.",
+    ),
     ("dstash_store_map_bytes", "map_bytes", "Size of LMDB's memory map; it grows as needed."),
     ("dstash_disk_free_bytes", "free_bytes", "Free bytes on the disk of the store."),
     ("dstash_disk_reserved_bytes", "reserved_bytes", "Bytes reserved for deletes on a full disk."),
@@ -209,6 +214,7 @@ class PeerCollector(Collector):
         yield from _cluster(state.view, settings.peer)
         yield from _maintenance(status["maintenance"])
         yield from _registers(status["registers"])
+        yield from _compaction(status["compaction"])
         yield from _requests(status["counts"])
 
 
@@ -251,6 +257,23 @@ def _maintenance(maintenance: Mapping[str, Any]) -> Iterator[Metric]:
     for peer, count in maintenance["hints"].items():
         hints.add_metric([peer], count)
     yield hints
+
+
+def _compaction(compaction: Mapping[str, Any]) -> Iterator[Metric]:
+    if not compaction:  # the peer is starting
+        return
+    text = "Whether the store is being compacted."
+    yield _gauge("dstash_compaction_running", text, compaction["running"])
+    text = "Records that the compaction which runs has yet to copy."
+    left = compaction["of"] - compaction["copied"]
+    yield _gauge("dstash_compaction_left_records", text, max(0, left))
+    text = "Seconds for which the last compaction held commits back."
+    yield _gauge("dstash_compaction_held_seconds", text, compaction["held_seconds"])
+    text = "Compactions of the store that have ended."
+    yield CounterMetricFamily("dstash_compactions_total", text, value=compaction["ended"])
+    text = "Compactions of the store that were given up; see the log."
+    name = "dstash_compactions_given_up_total"
+    yield CounterMetricFamily(name, text, value=compaction["given_up"])
 
 
 def _registers(registers: Mapping[str, Any]) -> Iterator[Metric]:

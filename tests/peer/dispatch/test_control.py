@@ -9,6 +9,7 @@ from dstash.limits import CLOCK_SKEW_LIMIT
 from dstash.peer.assembly import Handlers, Services, Settings, SharedState
 from dstash.store.memory import TwinStore
 from dstash.wire.messages import (
+    Compact,
     Hello,
     Lookup,
     Ping,
@@ -61,6 +62,22 @@ def test_ping_and_status_are_answered_without_a_view(peer: Peer) -> None:
 def test_other_requests_are_refused_without_a_view(peer: Peer, message: Message) -> None:
     with pytest.raises(NotReady, match="a: the peer is starting"):
         peer.ask(message)
+
+
+def test_compaction_is_ordered_and_its_state_returned(peer: Peer) -> None:
+    with pytest.raises(NotReady, match="the peer is starting"):
+        peer.ask(Compact())
+    orders: list[str] = []
+    peer.services.health.order_compaction = lambda: orders.append("ordered")
+    peer.services.health.describe_compaction = lambda: {"running": bool(orders)}
+    reply = peer.ask(Compact())
+    assert isinstance(reply, StatusReply)
+    assert orders == ["ordered"]
+    assert reply.status["compaction"] == {"running": True}
+    peer.services.health.stopping = True
+    with pytest.raises(NotReady, match="is stopping"):
+        peer.ask(Compact())
+    assert orders == ["ordered"]
 
 
 def test_hello_is_answered_with_the_topology_and_the_limits(peer: Peer) -> None:
