@@ -100,7 +100,8 @@ def stream(
             the promises for them, because their old replicas have served them until now (T2).
     """
     streamer = _Streamer(replica, Throttle(replica), done, registers)
-    waiting, size = list(partitions), _FIRST_BATCH
+    # Registers are not served meanwhile, and few of them are missing.
+    waiting, size = list(partitions), _MAX_BATCH if registers else _FIRST_BATCH
     yield Settle()  # a pending drop must not count as held data
     while waiting:
         left: list[int] = []
