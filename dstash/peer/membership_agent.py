@@ -5,6 +5,7 @@ While the membership does not answer, the peer serves with the view it has, and 
 
 from __future__ import annotations
 
+import random as randomness
 import threading
 import time
 from collections import deque
@@ -75,6 +76,7 @@ class MembershipAgent:
         report_wait: called with the reason why this peer has no view yet.
         seen: returns, by store id, the newest life that this peer has seen.
         clock: returns monotonic seconds.
+        random: returns a number from 0 to 1.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class MembershipAgent:
         seen: Callable[[], Mapping[str, Life]] = dict,
         failed: Callable[[DStashError], None] = lambda error: None,
         clock: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = randomness.random,
     ) -> None:
         self._membership = membership
         self._announcement = announcement
@@ -143,6 +146,7 @@ class MembershipAgent:
             max_gap=_MAX_GAP_S,
             complaints=self._complaints,
             clock=clock,
+            random=random,
         )
         self._iteration_began: float | None = None
         self._stop = threading.Event()

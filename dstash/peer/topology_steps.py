@@ -17,6 +17,7 @@ from dstash.cluster.membership.interface import StoredTopology
 from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.indexes.steps import with_settings_kept
 from dstash.cluster.topology.joining import (
+    MAX_FURTHER,
     confirmed,
     found,
     join,
@@ -70,6 +71,7 @@ class TopologySteps:
         max_gap: seconds without a step after which it is not known which members stayed down.
         complaints: logs proposals that fail.
         clock: returns monotonic seconds.
+        random: returns a number from 0 to 1.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class TopologySteps:
         max_gap: float,
         complaints: Complaints,
         clock: Callable[[], float],
+        random: Callable[[], float],
     ) -> None:
         self._announcement = announcement
         self._store = store
@@ -100,6 +103,7 @@ class TopologySteps:
         self._max_gap = max_gap
         self._complaints = complaints
         self._clock = clock
+        self._random = random
         self._restorations = Restorations(store)
         self._last_read = clock()
         self._down_since: dict[str, float] = {}
@@ -176,6 +180,7 @@ class TopologySteps:
 
     def _restore_or_join(self, topology: Topology | None, known: Known) -> Topology | None:
         last, me, above = known.last, self._announcement.peer, self._restorations.epoch
+        further = int(self._random() * MAX_FURTHER)
         if topology is None:
             if last is None or not last.formed:
                 return found(
@@ -186,7 +191,7 @@ class TopologySteps:
                     self._min_peers,
                 )
             _log.warning("the membership has lost the topology; restoring", epoch=last.epoch)
-            return restore(last, None, me, above)
+            return restore(last, None, me, above, further)
         if last is not None and (
             supersedes(last, topology, self._cluster) or self._is_abandoned(topology, known)
         ):
@@ -196,11 +201,11 @@ class TopologySteps:
                 epoch=last.epoch,
                 found=topology.epoch,
             )
-            return restore(last, topology, me, above)
+            return restore(last, topology, me, above, further)
         self.check_cluster(topology)
         if last is not None and last.formed and self._restorations.may_repeat(topology, me):
             _log.warning("the restored topology was lost again; restoring", epoch=last.epoch)
-            return restore(last, topology, me, above)
+            return restore(last, topology, me, above, further)
         if topology.restored is not None:
             return confirmed(topology, me)
         if any(seen is not None and shares_epoch(seen, topology) for seen in (last, known.heard)):
@@ -209,7 +214,7 @@ class TopologySteps:
                 "put back, and the cluster has changed since); continuing under a later epoch",
                 epoch=topology.epoch,
             )
-            return under_own_epoch(topology, above)
+            return under_own_epoch(topology, above, further)
         if known.view is None and was_removed(self._store, me, topology):
             raise ChangeConflict("the cluster has just gone on without this peer; start it again")
         is_new = topology.member(me) is None

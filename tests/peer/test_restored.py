@@ -40,6 +40,7 @@ class Process:
             publish=self.views.append,
             removed=lambda: None,
             report_wait=self.said.append,
+            random=lambda: 0.0,
         )
 
     @property

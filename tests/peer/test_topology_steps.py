@@ -10,7 +10,7 @@ import pytest
 from dstash.cluster.membership.interface import StoredTopology
 from dstash.cluster.topology.announcement import FEATURES, Announcement
 from dstash.cluster.topology.indexes.steps import with_settings
-from dstash.cluster.topology.joining import KEPT, RESTORED_JUMP, member_of
+from dstash.cluster.topology.joining import KEPT, MAX_FURTHER, RESTORED_JUMP, member_of
 from dstash.cluster.topology.topology import State, Topology
 from dstash.errors import ChangeConflict, ForeignStore, MembershipUnreachable
 from dstash.peer.maintenance import Proposal
@@ -29,7 +29,7 @@ class Steps:
     """The steps of one peer; ``alive`` are the peers that hold their lock."""
 
     def __init__(self, peer: str = "a", *, waits_to_be_added: bool = False) -> None:
-        self.now = 1000.0
+        self.now, self.random = 1000.0, 0.0
         self.alive = "abcde"
         self.store = TwinStore(f"store-{peer}")
         self.proposals: deque[Proposal] = deque()
@@ -46,6 +46,7 @@ class Steps:
             max_gap=10,
             complaints=Complaints("failed", lambda: self.now),
             clock=lambda: self.now,
+            random=lambda: self.random,
         )
 
     def next(self, topology: Topology | None, known: Known = NEW) -> Topology | None:
@@ -91,6 +92,18 @@ def test_member_restores_a_topology_that_is_gone() -> None:
     assert restored is not None
     assert restored.epoch == EPOCH + RESTORED_JUMP
     assert restored.restored is not None
+
+
+def test_two_restorations_of_one_topology_have_different_epochs() -> None:
+    """The first may have been lost again before this peer heard of it (T5)."""
+    epochs = set()
+    for chance in (0.0, 0.5, 0.999):
+        steps = Steps()
+        steps.random = chance
+        restored = steps.next(None, MEMBER)
+        assert restored is not None
+        epochs.add(restored.epoch - EPOCH - RESTORED_JUMP)
+    assert epochs == {0, MAX_FURTHER // 2, int(0.999 * MAX_FURTHER)}
 
 
 def test_corrupt_topology_founds_no_cluster() -> None:

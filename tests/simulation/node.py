@@ -57,6 +57,8 @@ class Node:
         self.weight = weight
         self.clock = clock
         self.world = world
+        #: Apart from the generator of the world, whose next numbers it must not change.
+        self._epochs = Random(f"{world.seed} {name}")
         self.stores = 1
         self.store = world.make_store(f"{name}-store1")
         self.address = f"sim://{name}:1"
@@ -147,6 +149,7 @@ class Node:
             seen=self.core.newest_lives,
             removed=self.stop,
             clock=lambda: self.world.events.now / SECOND,
+            random=self._epochs.random,
         )
         self.note("starts")
         self.world.network.listen(self.address, self)

@@ -22,6 +22,8 @@ KEPT: Final = b"topology"
 
 #: How far the epoch jumps when a lost topology is restored, so that two histories share no epoch.
 RESTORED_JUMP: Final = 1 << 20
+#: The highest random number that is added to it.
+MAX_FURTHER: Final = (1 << 16) - 1
 
 
 def member_of(announcement: Announcement, state: State = State.ACTIVE) -> Member:
@@ -107,7 +109,9 @@ def check_cluster(store: Store, cluster: str, where: str) -> None:
         )
 
 
-def restore(last: Topology, lost: Topology | None, peer: str, above: int = 0) -> Topology:
+def restore(
+    last: Topology, lost: Topology | None, peer: str, above: int = 0, further: int = 0
+) -> Topology:
     """Return the topology to store when the membership has lost it, or has an older version.
 
     Args:
@@ -115,8 +119,10 @@ def restore(last: Topology, lost: Topology | None, peer: str, above: int = 0) ->
         lost: the topology that the membership has instead, if any.
         peer: the peer that restores it.
         above: the highest epoch of a restored topology that this peer remembers.
+        further: a random number up to ``MAX_FURTHER``. Others may have restored the same topology
+            in the meantime, and lost it again.
     """
-    epoch = max(last.epoch, lost.epoch if lost else 0, above) + RESTORED_JUMP
+    epoch = max(last.epoch, lost.epoch if lost else 0, above) + RESTORED_JUMP + further
     return confirm(replace(last, epoch=epoch, restored=Restored(last.epoch)), peer)
 
 
@@ -174,14 +180,15 @@ def shares_epoch(last: Topology, stored: Topology) -> bool:
     return last.formed and is_same_epoch and last != stored
 
 
-def under_own_epoch(stored: Topology, above: int = 0) -> Topology:
+def under_own_epoch(stored: Topology, above: int = 0, further: int = 0) -> Topology:
     """Return the stored topology under an epoch, and a change number, that no other history has.
 
     Args:
         stored: the topology that the membership has.
         above: the highest epoch of a restored topology that this peer remembers.
+        further: a random number, as in ``restore``.
     """
-    ahead = replace(stored, epoch=max(stored.epoch, above) + RESTORED_JUMP)
+    ahead = replace(stored, epoch=max(stored.epoch, above) + RESTORED_JUMP + further)
     is_streaming = ahead.change is not None and not ahead.change.switched
     return (with_change_begun(ahead) if is_streaming else ahead).next()
 

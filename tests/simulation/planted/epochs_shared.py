@@ -32,6 +32,7 @@ class RestoredWithoutJump(_Forked):
     def patches(self) -> Iterable[AbstractContextManager[object]]:
         """Return the fault."""
         yield mock.patch("dstash.cluster.topology.joining.RESTORED_JUMP", 1)
+        yield mock.patch("dstash.peer.topology_steps.MAX_FURTHER", 0)
 
 
 def _never(last: Topology, stored: Topology) -> bool:
