@@ -155,6 +155,20 @@ class Background:
         waits = 1000 if due is None else min(1000, due - steady)
         return max(0, waits if self.has_looked else min(waits, self._next_look - steady))
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether no task is soon due that ``wakeup`` does not know of."""
+        maintenance, view = self.maintenance, self._view
+        return (
+            view is not None
+            and view.topology.change is None
+            and maintenance.freshness_confirmed
+            and self._clock.is_complete
+            and not self._backlog.has_work
+            and not self._corruption
+            and not maintenance.hints.waiting()
+        )
+
     def answered(self, peer: str, envelope: Envelope) -> None:
         """Take an answer of another peer, which also shows its clock."""
         self.look_soon()

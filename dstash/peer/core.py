@@ -55,6 +55,8 @@ class PeerCore:
         self.store = store
         self.tracer = tracer
         self.view: View | None = None
+        #: Whether, at the last look, nothing was soon due that ``wakeup`` does not know of.
+        self.is_calm = False
         #: Set when the disk failed permanently: the peer must stop.
         self.failure: DStashError | None = None
         state = SharedState(settings, store, now)
@@ -124,6 +126,8 @@ class PeerCore:
         self.serving.watch()
         if self._background.has_looked:
             self.health.watch()
+            is_free = not (self.admission.has_waiting or self.health.stopping)
+            self.is_calm = is_free and self._background.is_calm
         self.history.note(now)
         ready = self._questions.take() if self._questions.ready else []
         ready += self.registers.take(now)

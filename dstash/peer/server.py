@@ -46,8 +46,9 @@ T = TypeVar("T")
 #: The most messages handled in one iteration of the loop, before commits and posts.
 _MAX_BURST = 128
 
-#: The longest wait for events in one iteration of the loop.
+#: The longest wait for events in one iteration of the loop, and while nothing is soon due.
 _MAX_POLL_MS = 200
+_CALM_POLL_MS = 500
 #: How often (seconds) the heartbeat is written, at most.
 _BEAT_INTERVAL_S = 0.1
 #: How often (seconds) the socket is read while messages wait in the inbox.
@@ -224,7 +225,7 @@ class PeerServer:
         self.post(note)
 
     def seconds_since_iteration(self) -> float:
-        """Return the age of the loop's present iteration: much more than 0.2 means it hangs."""
+        """Return the age of the loop's present iteration: much more than 0.5 means it hangs."""
         return time.monotonic() - self._last_iteration
 
     def seconds_committing(self) -> float:
@@ -268,7 +269,8 @@ class PeerServer:
         if now - self._beaten_at > _BEAT_INTERVAL_S:
             self._beaten_at = now
             self.beat()
-        ready = self._poller.wait(min(_MAX_POLL_MS, self._core.wakeup(wall())))
+        longest = _CALM_POLL_MS if self._core.is_calm else _MAX_POLL_MS
+        ready = self._poller.wait(min(longest, self._core.wakeup(wall())))
         for source in ready:
             if source == self._waker.handle:
                 self._waker.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,14 +11,18 @@ import pytest
 from dstash.cluster.repair.hints import Hints
 from dstash.cluster.replication.tasks import Effect
 from dstash.cluster.replication.transfer import ask
+from dstash.cluster.topology.topology import Change
+from dstash.cluster.topology.view import View
 from dstash.errors import DStashError, Unavailable
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.write_floor import WriteFloor
 from dstash.peer.background import Background
 from dstash.peer.maintenance import Pace
-from dstash.wire.envelope import Envelope, decode
-from dstash.wire.messages import Ping, Pong
+from dstash.wire.codec import pack_blobs
+from dstash.wire.envelope import Envelope, decode, encode
+from dstash.wire.messages import Lookup, Ping, Pong, Want
 from dstash.wire.replication import ClockReply, ClockRequest
+from tests.harness.joined import Joined
 from tests.peer.parts import EPOCH, NOW, Parts, view_of
 
 
@@ -103,3 +108,50 @@ def test_peer_that_stops_begins_no_tasks_but_a_last_report(work: Work) -> None:
     assert not work.requests(ClockRequest, stopping=True)
     work.background.set_time(NOW + 60_000)
     assert not work.background.awaits_last_report()
+
+
+def test_work_is_calm_once_clocks_are_known_and_while_no_task_is_due(work: Work) -> None:
+    background, partitions = work.background, work.parts.partitions
+    assert not background.is_calm, "there is no view"
+    background.install(view_of(), NOW)
+    partitions.freshness_confirmed = True
+    assert not background.is_calm, "the other clocks are not known"
+    for peer, envelope in work.requests(ClockRequest).items():
+        answer = Envelope(envelope.correlation, EPOCH, NOW, ClockReply(NOW, 0))
+        background.answered(peer, answer)
+    work.requests(ClockRequest)
+    assert background.is_calm
+    partitions.freshness_confirmed = False
+    assert not background.is_calm
+    partitions.freshness_confirmed = True
+    background.maintenance.hints.add("b", [b"\0\0\1ik"], NOW)
+    assert not background.is_calm
+    background.maintenance.hints.forget("b")
+    partitions.corruption.report([b"\0\0\1ik"])
+    assert not background.is_calm
+    partitions.corruption.forget([b"\0\0\1ik"])
+    assert background.is_calm
+    view = view_of()
+    background.install(View(replace(view.topology, change=Change(EPOCH)), view.alive), NOW)
+    partitions.freshness_confirmed = True
+    assert not background.is_calm, "a topology change is in progress"
+
+
+def test_peer_is_calm_unless_a_request_waits_for_a_topology() -> None:
+    joined = Joined()
+    core = joined.peers["a"]
+
+    def look() -> bool:
+        joined.now += 100
+        joined.settle()
+        return core.is_calm
+
+    assert any(look() for _ in range(20)), "the clocks are known"
+    request = Envelope(
+        1, joined.topology.epoch + 1, 0, Lookup("i", int(Want.VALUES), pack_blobs([b"k"]))
+    )
+    assert not core.receive(b"client", encode(request), joined.now)
+    assert not look()
+    assert any(look() for _ in range(20)), "the request has expired"
+    core.health.stopping = True
+    assert not look()

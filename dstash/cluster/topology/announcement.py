@@ -37,7 +37,7 @@ def encode(announcement: Announcement) -> bytes:
     return json.dumps(announcement._asdict(), sort_keys=True).encode()
 
 
-@functools.lru_cache(maxsize=1024)  # the same bytes are read ten times a second
+@functools.lru_cache(maxsize=1024)  # the same bytes are read several times a second
 def decode(data: bytes | None) -> Announcement | None:
     """Return the announcement; None if the data is not a complete announcement.
 

@@ -173,6 +173,11 @@ class Admission:
             raise self._backlog.busy("too many requests wait for the topology")
         return is_first
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether requests wait for a topology."""
+        return bool(self._future_epoch)
+
     def expired(self, now: int) -> list[tuple[Request, NotReady]]:
         """Return the requests that waited too long for a topology, each with its error."""
         return [

@@ -23,7 +23,7 @@ import pytest
 from dstash.cluster.membership.interface import NOTHING, StoredTopology
 from dstash.cluster.membership.local import topology_file
 from dstash.cluster.membership.local.lock import LockFile, read_if_held
-from dstash.cluster.membership.local.membership import LocalMembership
+from dstash.cluster.membership.local.membership import LocalMembership, poll_interval
 from dstash.cluster.membership.local.topology_file import TopologyFile
 from dstash.cluster.topology.announcement import decode, encode
 from dstash.cluster.topology.names import safe_name
@@ -479,6 +479,9 @@ class TestPeerFiles:
         membership.announce(announcement("p1"))
         timer.join()
         assert list(membership.alive()) == ["p1"]
+
+    def test_polls_are_slower_once_nothing_changes(self) -> None:
+        assert [poll_interval(seconds) for seconds in (0.0, 9.9, 10.0, 1e9)] == [0.1, 0.1, 0.2, 0.2]
 
     def test_second_membership_in_same_process_is_refused(
         self, membership: LocalMembership, tmp_path: Path

@@ -32,7 +32,10 @@ from dstash.logger import Logger
 from dstash.store.directory import network_kind
 from dstash.store.legacy_topology import read_legacy_topology
 
+#: Seconds between two polls, and once nothing has changed for some time.
 _POLL_INTERVAL_S: Final = 0.1
+_CALM_INTERVAL_S: Final = 0.2
+_CALM_AFTER_S: Final = 10.0
 #: Where earlier versions kept the topology.
 _LEGACY: Final = "topology.lmdb"
 
@@ -81,6 +84,7 @@ class LocalMembership:
         self._held: LockFile | None = None
         self._named: dict[str, LockFile] = {}
         self._seen: _Observation | None = None
+        self._changed_at = time.monotonic()
         self._woken = threading.Event()
         self._is_closed = False
 
@@ -167,7 +171,8 @@ class LocalMembership:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return False
-            if self._woken.wait(min(_POLL_INTERVAL_S, remaining)):
+            interval = poll_interval(time.monotonic() - self._changed_at)
+            if self._woken.wait(min(interval, remaining)):
                 self._woken.clear()
                 return self._has_changed()
         return True
@@ -177,6 +182,8 @@ class LocalMembership:
             self._keep_lock()
             seen = self._topology.token(), self._alive()
         is_changed = seen != self._seen
+        if is_changed:
+            self._changed_at = time.monotonic()
         self._seen = seen
         return is_changed
 
@@ -240,6 +247,14 @@ class LocalMembership:
         except OSError as error:
             where = error.filename or self._peers.parent
             raise MembershipUnreachable(f"{where}: {error.strerror}") from None
+
+
+def poll_interval(unchanged: float) -> float:
+    """Return the seconds until the next poll, if nothing has changed for ``unchanged`` seconds.
+
+    A change seldom comes alone, and each of its steps waits for the polls of all members.
+    """
+    return _POLL_INTERVAL_S if unchanged < _CALM_AFTER_S else _CALM_INTERVAL_S
 
 
 def _take(path: Path, peer: str) -> LockFile:
