@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import socket
 import threading
@@ -32,8 +31,8 @@ from dstash.peer.http.server import Answer, HttpServer
 from dstash.peer.maintenance import Pace
 from dstash.peer.membership_agent import MembershipAgent, may_wait
 from dstash.peer.server import PeerServer, wall
+from dstash.peer.sharing.outlet import outlet
 from dstash.peer.sharing.reader_watch import ReaderWatch
-from dstash.peer.sharing.serving import Outlet
 from dstash.peer.supervision.compactions import Compactions, Schedule
 from dstash.peer.supervision.notify import notify
 from dstash.peer.supervision.opening import open_membership, open_store, peer_id, replace_removed
@@ -44,7 +43,6 @@ from dstash.store.crashes import last_fault, note_faults
 from dstash.store.directory import is_marked_removed, set_aside_stores, unmark_removed
 from dstash.store.lmdb import LmdbStore
 from dstash.store.sharing.heartbeat import Heartbeat
-from dstash.store.sharing.mark import Generation
 from dstash.store.sharing.places import StorePlace, this_machine, why_not_shared
 from dstash.telemetry import missing
 from dstash.types import Durability
@@ -166,13 +164,7 @@ class Daemon:
         heartbeat = Heartbeat(directory)
         self._undo.append(heartbeat.close)
         place = StorePlace(this_machine(), str(directory), store.store_id)
-
-        def show(ticket: int, generation: Generation) -> None:
-            store.while_current(generation, lambda: heartbeat.show(ticket, generation))
-
-        # A client that still reads the old file must not miss a commit to the new one.
-        store.on_replaced = lambda: heartbeat.show(0, store.generation)
-        self.core.serving.share(Outlet(place.fields(), show, _new_ticket, lambda: store.generation))
+        self.core.serving.share(outlet(store, heartbeat, place))
         self.server.beat = heartbeat.beat
 
     def _open_tracer(self) -> Tracer | None:
@@ -376,10 +368,6 @@ class Daemon:
 
     def _status(self) -> Answer:
         return Answer.json(200, self.core.health.status() | {"id": self.peer, "pid": os.getpid()})
-
-
-def _new_ticket() -> int:
-    return secrets.randbits(63) | 1
 
 
 def _core_settings(settings: PeerSettings, peer: str) -> Settings:

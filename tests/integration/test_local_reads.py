@@ -76,6 +76,23 @@ def test_lookup_is_answered_without_a_request(trio: Peers) -> None:
     assert client.lookup("plain", "missing", "default") == "default"
 
 
+def test_local_reads_across_compactions_see_every_acked_write(own: Peers) -> None:
+    client = own.client(read="one", write="all")
+    client.batch_put("moved", dict.fromkeys(KEYS, 0))
+    _local(own, lambda: _read_all(client, "moved"))
+    files = {name: (peer.data / DATA_FILE).stat().st_ino for name, peer in own.all.items()}
+    written = count(1)
+    for name in own.all:
+        assert client.admin.compact(name)["compaction"]["running"]
+    while any(peer.page("/status")["compaction"]["ended"] == 0 for peer in own.all.values()):
+        for key in KEYS[:50]:
+            value = next(written)
+            client.put("moved", key, value)
+            assert client.lookup("moved", key) == value
+    assert _local(own, lambda: client.lookup("moved", KEYS[-1])) == 0
+    assert all((own[name].data / DATA_FILE).stat().st_ino != file for name, file in files.items())
+
+
 def test_lookup_at_other_levels_and_of_registers_asks_peers(trio: Peers) -> None:
     client = trio.client(read="one", write="all")
     client.put("levels", "key", 1)

@@ -61,9 +61,10 @@ class LiveEnvironment:
         self._failed: str | None = None
         self._pid = os.getpid()
         self._journal: Journal | None = None
-        #: Called when the data file was replaced, before the first commit to the new one. It must
-        #: neither block nor raise.
-        self.on_replaced: Callable[[], None] = lambda: None
+        #: Called before the data file is replaced, while commits are held back: other processes
+        #: must not read it any more. It must neither block nor raise.
+        self.on_replace: Callable[[], None] = lambda: None
+        self._is_replacing = False
         #: The keys of records and of promises that the present transaction may change.
         self._noted: tuple[list[bytes], list[bytes]] = ([], [])
 
@@ -199,9 +200,9 @@ class LiveEnvironment:
             return self._env.readers(), int(self._env.info()["last_txnid"])
 
     def while_current(self, generation: Generation, act: Callable[[], None]) -> None:
-        """Call ``act`` if this is the data file in use, which is not replaced meanwhile."""
+        """Call ``act`` if this is the data file in use, and it is not being replaced."""
         with self._growing:
-            if generation == self.generation:
+            if generation == self.generation and not self._is_replacing:
                 act()
 
     # -- for a compaction
@@ -253,16 +254,22 @@ class LiveEnvironment:
             StoreFailed: they may be moved or not; the store accepts no more writes.
         """
         with self._naming, self._syncing:
+            with self._growing:
+                self._is_replacing = True
+                self.on_replace()
             try:
                 rename()
             except StoreFailed as error:
                 # The next process will use the other file, so no commit to this one may follow.
                 self._fail(str(error))
                 raise
+            except OSError:
+                self._is_replacing = False
+                raise
             with self._growing, self._copying:
+                self._is_replacing = False
                 previous = self._env
                 self._env, self._meta, self._records, self._promises = opened
                 self._file = os.stat(self.directory / DATA_FILE)
                 self._journal = None
-                self.on_replaced()
         return previous

@@ -458,18 +458,23 @@ def test_failed_switch_takes_no_more_commits_once_it_is_decided(
     assert is_clean(folder)
 
 
-def test_replacement_is_reported_before_the_next_commit(store: LmdbStore) -> None:
+def test_other_processes_are_kept_away_before_the_files_are_moved(store: LmdbStore) -> None:
     noted: list[object] = []
     old = store.generation
-    store.on_replaced = lambda: noted.append(store.generation)
-    store.compact(on_step=noted.append)
-    assert noted[-3:] == [Step.DATA_MOVED, store.generation, Step.SWITCHED]
+    store.on_replace = lambda: noted.append("kept away")
+
+    def note(step: Step) -> None:
+        noted.append(step)
+        store.while_current(old, lambda: noted.append("let in"))
+
+    store.compact(on_step=note)
+    place = noted.index("kept away")
+    assert noted[place - 1 : place + 2] == ["let in", "kept away", Step.COMPLETE]
+    assert "let in" not in noted[place:]
     assert store.generation.inode == (store.directory / DATA_FILE).stat().st_ino != old.inode
-    acted: list[object] = []
-    store.while_current(old, lambda: acted.append(old))
-    store.while_current(store.generation, lambda: acted.append(store.generation))
-    assert acted == [store.generation]
-    assert len(store.readers()[0].splitlines()) > 0
+    store.while_current(store.generation, lambda: noted.append("let in"))
+    assert noted[-2:] == [Step.SWITCHED, "let in"]
+    assert store.readers()[1] > 0
 
 
 def test_new_files_have_the_rights_of_the_old_ones(store: LmdbStore) -> None:
