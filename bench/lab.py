@@ -21,6 +21,8 @@ S = TypeVar("S", bound=System)
 C = TypeVar("C", bound=AbstractContextManager[Any])
 
 LEVELS = ("one", "quorum", "all")
+#: The name of dstash with local reads.
+LOCAL = "dstash N=3 local"
 
 
 class Lab:
@@ -112,9 +114,14 @@ class Lab:
         return partial(DStash, "dstash N=1", self.one_copy.addresses, "one")
 
     @cached_property
+    def dstash_local(self) -> Connect:
+        """dstash with three copies at level one, whose client reads the stores of the peers."""
+        return partial(DStash, LOCAL, self.three_copies.addresses, "one", "auto")
+
+    @cached_property
     def stores(self) -> dict[str, Store]:
         """A client of each store in this process, by name."""
-        connects = [*self.rivals, self.dstash_one_copy, *self.dstash(*LEVELS)]
+        connects = [*self.rivals, self.dstash_one_copy, *self.dstash(*LEVELS), self.dstash_local]
         stores: list[Store] = [connect() for connect in connects]
         stores.append(Lmdb(self.folder / "lmdb"))
         for store in stores:

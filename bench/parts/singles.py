@@ -13,7 +13,7 @@ from typing import Any, Final
 import redis.asyncio
 
 from bench import data
-from bench.lab import Lab
+from bench.lab import LOCAL, Lab
 from bench.parts.batches import KEYS, VALUE_BYTES
 from bench.stores import etcd
 from bench.stores.dstash_store import INDEX
@@ -29,6 +29,7 @@ CALLS: Final = 500
 CONCURRENT_CALLS: Final = 20_000
 DURABLE_CALLS: Final = 3000
 _ASKED: Final = ("redis", "redis cluster", "memcached", "dstash N=3 one", "dstash N=3 quorum")
+_ALONE: Final = (*_ASKED, LOCAL)
 _FILLED: Final = (*_ASKED, "dstash N=1")
 
 #: Yields a function that starts a call for a key.
@@ -59,7 +60,7 @@ def callers(lab: Lab, runner: asyncio.Runner) -> Iterator[list[Case]]:
 
 def _one(lab: Lab, echo: EchoClient, keys: list[str]) -> Iterator[Case]:
     yield Case(ONE, "echo", lambda: _middle(lambda key: echo.round_trip(), keys))
-    for name in _ASKED:
+    for name in _ALONE:
         yield Case(ONE, name, partial(_middle, lab.stores[name].get_one, keys))
 
 
@@ -101,7 +102,9 @@ def _redis(port: int) -> _Asked:
 
 
 def _dstash(addresses: list[str], level: str) -> _Asked:
-    client = AsyncClient(*addresses, read=Level(level), write=Level(level), timeout=60)
+    client = AsyncClient(
+        *addresses, read=Level(level), write=Level(level), timeout=60, local_reads="off"
+    )
     return _Asked(client, partial(client.lookup, INDEX), client.close)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+from bench.lab import LOCAL
 from bench.memory import MIB
 from bench.parts import batches, clients, growth, registers, singles, squeeze
 from bench.work import Case, Work, find, ratio
@@ -76,6 +77,12 @@ TARGETS: Final[tuple[Ratio | Bound | Shown, ...]] = (
         (singles.ONE, _ONE),
         (singles.ONE, "echo"),
         1.3,
+    ),
+    Ratio(
+        "single lookup, blocking, local reads, p50 / redis-py",
+        (singles.ONE, LOCAL),
+        (singles.ONE, "redis"),
+        0.3,
     ),
     Ratio(
         "256 concurrent lookups, AsyncClient / raw echo",

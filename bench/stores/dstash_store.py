@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bench.stores.servers import START_SECONDS, Server
 from bench.stores.store import Pairs, Store, System
@@ -74,6 +74,9 @@ class DStashCluster(System):
         command += ["127.0.0.1", str(port), "--http-port", str(http), "--membership", "local"]
         command += ["--local-dir", str(self._folder / "membership")]
         command += ["--min-peers", str(_PEERS), "--replicas", str(self.replicas)]
+        shares = self._folder / "shares.toml"
+        shares.write_text("share_reads = true\n")
+        command += ["--config", str(shares)]
         confine = self._confine[number] if self._confine else None
         self.peers[number] = Server(name, command, self._folder, confine)
 
@@ -104,11 +107,30 @@ class DStashCluster(System):
 
 
 class DStash(Store):
-    """The blocking client with the same level for reads and writes."""
+    """The blocking client with the same level for reads and writes.
 
-    def __init__(self, name: str, addresses: Sequence[str], level: str) -> None:
+    Args:
+        name: of the store in reports.
+        addresses: of the peers.
+        level: of reads and writes.
+        local_reads: ``auto`` reads the stores of the peers without a request.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        addresses: Sequence[str],
+        level: str,
+        local_reads: Literal["auto", "off"] = "off",
+    ) -> None:
         self.name = name
-        self._client = Client(*addresses, read=Level(level), write=Level(level), timeout=60)
+        self._client = Client(
+            *addresses,
+            read=Level(level),
+            write=Level(level),
+            timeout=60,
+            local_reads=local_reads,
+        )
 
     def put(self, pairs: Pairs) -> None:
         """Store all pairs; every ack means that they are synced to disk."""

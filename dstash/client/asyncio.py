@@ -13,6 +13,7 @@ from dstash.client.calls import Calls
 from dstash.client.describe import describe_cluster, describe_place
 from dstash.client.entries import check_keys, key_rounds, put_rounds
 from dstash.client.indexes.async_index import AsyncIndex
+from dstash.client.local.batches import ASK, MOST_KEYS, PartlyRead
 from dstash.client.operations.base import Operation
 from dstash.client.operations.indexes.sizes import IndexDefaults, IndexSize, defaults_in
 from dstash.client.operations.registers.names import has_registers
@@ -35,6 +36,8 @@ T = TypeVar("T")
 #: Keys of a batch that are encoded, sorted and sent in one step: few enough not to block the event
 #: loop for long.
 _BATCH_KEYS = 25_000
+#: Keys of a batch that are read without a request before other tasks run.
+_LOCAL_KEYS = 2_000
 
 
 class AsyncClient(AsyncRegisterMethods, BaseClient):
@@ -123,6 +126,11 @@ class AsyncClient(AsyncRegisterMethods, BaseClient):
     ) -> Any:
         """Return the value of a key, or ``default``."""
         with self._tracing.call("lookup", index):
+            found = self._dispatch.local.lookup(index, key, default, timeout, read)
+            if found is not ASK and self._dispatch.may_answer():
+                if self._dispatch.is_others_turn():
+                    await asyncio.sleep(0)
+                return found
             group = self._dispatch.batch().lookup(index, key, timeout, read)
             self._tracing.join(group)
             future = group.join(key, default)
@@ -251,9 +259,18 @@ class AsyncClient(AsyncRegisterMethods, BaseClient):
         """Return the values of the keys that exist; see ``Client.batch_lookup``."""
         with self._tracing.call("batch_lookup", index, keys) as span:
             many = list(check_keys(keys, "batch_lookup"))
-            found: dict[Key, Any] = await self._run(
-                self._calls.lookup(index, many, timeout, read, on_error)
-            )
+            mode = OnError.parse(on_error)
+            values = await self._read_local(index, many, timeout, read)
+            found: dict[Key, Any]
+            if values is None:
+                found = await self._run(self._calls.lookup(index, many, timeout, read, mode))
+            else:
+                partly, answers = PartlyRead(many, values), dict[Key, Any]()
+                if partly.rest:
+                    with partly.kept_in_errors():
+                        lookup = self._calls.lookup(index, partly.rest, timeout, read, mode)
+                        answers = await self._run(lookup)
+                found = partly.with_answers(answers)
             span.note_found(len(found))
             return found
 
@@ -385,6 +402,23 @@ class AsyncClient(AsyncRegisterMethods, BaseClient):
         return AsyncAdmin(self._view, self._run, lambda: self._calls, self._tracing)
 
     # -- inside
+
+    async def _read_local(
+        self, index: str, keys: list[Key], timeout: float | None, read: AnyLevel | None
+    ) -> list[Any] | None:
+        """Return what ``lookup_all`` of the local reads returns; other tasks run in between."""
+        values: list[Any] = []
+        if len(keys) > MOST_KEYS:
+            return None
+        for begin in range(0, len(keys), _LOCAL_KEYS):
+            part = keys[begin : begin + _LOCAL_KEYS]
+            some = self._dispatch.local.lookup_all(index, part, timeout, read)
+            if not self._dispatch.may_answer() or (some is None and not begin):
+                return None
+            values += [ASK] * len(part) if some is None else some
+            if len(values) < len(keys):
+                await asyncio.sleep(0)
+        return values or None
 
     async def _run(self, operation: Operation) -> Any:
         operation.trace = self._tracing.trace()

@@ -13,7 +13,7 @@ from dstash.client.calls import Calls
 from dstash.client.describe import describe_cluster, describe_place
 from dstash.client.entries import check_keys, key_rounds, put_rounds
 from dstash.client.indexes.index import Index
-from dstash.client.local.reads import ASK
+from dstash.client.local.batches import ASK, PartlyRead
 from dstash.client.operations.base import Call
 from dstash.client.operations.indexes.sizes import IndexDefaults, IndexSize, defaults_in
 from dstash.client.operations.registers.names import has_registers
@@ -292,9 +292,18 @@ class Client(RegisterMethods, BaseClient):
         """
         with self._tracing.call("batch_lookup", index, keys) as span:
             many = list(check_keys(keys, "batch_lookup"))
-            found: dict[Key, Any] = self._run(
-                self._calls.lookup(index, many, timeout, read, on_error)
-            )
+            mode = OnError.parse(on_error)
+            values = self._pool.local.lookup_all(index, many, timeout, read)
+            found: dict[Key, Any]
+            if values is None:
+                found = self._run(self._calls.lookup(index, many, timeout, read, mode))
+            else:
+                partly, answers = PartlyRead(many, values), dict[Key, Any]()
+                if partly.rest:
+                    with partly.kept_in_errors():
+                        lookup = self._calls.lookup(index, partly.rest, timeout, read, mode)
+                        answers = self._run(lookup)
+                found = partly.with_answers(answers)
             span.note_found(len(found))
             return found
 

@@ -115,7 +115,7 @@ class Daemon:
             security=self._transport.security,
         )
         self.core.health.set_aside = partial(set_aside_stores, settings.data_dir)
-        self.readers = ReaderWatch(store)
+        self.readers = ReaderWatch(store, partial(self.server.problem, "readers"))
         self.core.health.describe_readers = self.readers.describe
         if settings.share_reads:
             self._share_reads(store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
@@ -13,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from dstash import Client
-from dstash.errors import ClosedError
+from dstash import AsyncClient, Client
+from dstash.errors import ClosedError, UsageError
 from dstash.store.directory import DATA_FILE
 from dstash.store.sharing import reading  # now, because another user may not read the modules
 from dstash.store.sharing.heartbeat import HEARTBEAT_FILE
@@ -292,6 +293,80 @@ def test_forked_child_reads_by_itself(trio: Peers) -> None:
     before = _requests(trio)
     assert client.lookup("forks", "key") == 1
     assert _requests(trio) == before
+
+
+def test_async_client_reads_without_a_request_and_lets_others_run(trio: Peers) -> None:
+    async def test() -> None:
+        seeds = [peer.address for peer in trio.all.values()]
+        async with AsyncClient(*seeds, read="one", write="all", timeout=20) as client:
+            await client.batch_put("loops", {key: [key] for key in KEYS[:100]})
+            expected = {key: [key] for key in KEYS[:100]}
+
+            async def all_local() -> bool:
+                before = await asyncio.to_thread(_requests, trio)
+                found = {key: await client.lookup("loops", key) for key in KEYS}
+                assert found == {key: expected.get(key) for key in KEYS}
+                assert await client.batch_lookup("loops", KEYS) == expected
+                return await asyncio.to_thread(_requests, trio) == before
+
+            async with asyncio.timeout(PATIENCE):
+                while not await all_local():
+                    pass
+            ran = asyncio.Event()
+            asyncio.get_running_loop().call_soon(ran.set)
+            for _ in range(1000):
+                await client.lookup("loops", KEYS[0])
+            assert ran.is_set(), "no other task ran during the look-ups"
+        with pytest.raises(ClosedError):
+            await client.lookup("loops", KEYS[0])
+
+    asyncio.run(test())
+
+
+def test_async_client_on_another_loop_is_refused_as_before(trio: Peers) -> None:
+    seeds = [peer.address for peer in trio.all.values()]
+    client = AsyncClient(*seeds, read="one", write="all", timeout=20)
+
+    async def use() -> None:
+        await client.put("another", "key", 1)
+        for _ in range(50):
+            assert await client.lookup("another", "key") == 1
+
+    with asyncio.Runner() as first:
+        first.run(use())
+        with pytest.raises(UsageError, match="another event loop"):
+            asyncio.run(client.lookup("another", "key"))  # type: ignore[arg-type]
+        first.run(client.close())
+
+
+def test_batch_reads_what_it_can_and_asks_for_the_rest(tmp_path: Path) -> None:
+    """Only one of two peers shares its store, and each key is on one of them."""
+    with Peers.local(tmp_path, "--replicas", "1") as peers:
+        peers.environ |= SHARES
+        peers.start("a", "--min-peers", "2")
+        peers.environ.clear()
+        peers.start("b", "--min-peers", "2")
+        peers["a"].wait_ready()
+        peers["b"].wait_ready()
+        client = peers.client(read="one")
+        entries = {key: [key] for key in KEYS[:150]}
+        client.batch_put("i", entries)
+
+        def asked() -> tuple[int, int]:
+            return peers["a"].lookups(), peers["b"].lookups()
+
+        def only_b_is_asked() -> bool:
+            before = asked()
+            found = client.batch_lookup("i", KEYS)
+            assert list(found.items()) == list(entries.items())
+            after = asked()
+            return after[0] == before[0] and after[1] > before[1]
+
+        wait_until(only_b_is_asked, PATIENCE, "the store of a is read")
+        many = [f"{number}" for number in range(6000)]
+        assert client.batch_lookup("i", many) == {}
+        with pytest.raises(ValueError, match="on_error"):
+            client.batch_lookup("i", KEYS, on_error="ignore")  # type: ignore[arg-type]
 
 
 def test_user_without_rights_asks_peers_and_is_warned_once(trio: Peers, tmp_path: Path) -> None:

@@ -11,13 +11,15 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from dstash.client.local.rules import routes, why_foreign
+from dstash.client.local.batches import ABSENT, ASK, MOST_KEYS
+from dstash.client.local.rules import is_listed, routes, why_foreign
+from dstash.client.routing import group
 from dstash.client.session import Session
 from dstash.cluster.topology.view import View
 from dstash.config.client import ClientSettings
@@ -35,16 +37,14 @@ from dstash.store.record import (
 from dstash.store.register.ballot import SIGN
 from dstash.store.sharing.places import StorePlace, this_machine
 from dstash.types import Level, RecordFlag
-from dstash.wire.keys import Key, encode_key
+from dstash.wire.codec import join_payloads
+from dstash.wire.keys import Key, encode_key, encode_keys
 from dstash.wire.values import TypeRegistry
 
 if TYPE_CHECKING:
     from dstash.store.sharing.reading import SharedStore
 
 _log = Logger("dstash.client")
-
-#: Returned instead of a value: a peer has to be asked.
-ASK: Final[Any] = object()
 
 #: How often (seconds) stores are looked at that cannot be read now.
 _LOOK_INTERVAL_S: Final = 0.25
@@ -54,11 +54,17 @@ _MAX_INDEXES: Final = 32
 #: Reasons that are logged, at most.
 _MAX_WARNINGS: Final = 32
 _REGISTER: Final = RecordFlag.REGISTER.value
+#: How many records of a batch are read in one snapshot, and about how many bytes.
+_SNAPSHOT_KEYS: Final = 500
+_SNAPSHOT_BYTES: Final = 4 * 1024 * 1024
+#: Neighbouring partitions whose keys are not sorted further.
+_BAND: Final = 16
 _PREFIXES: Final = [partition.to_bytes(2, "big") for partition in range(PARTITIONS)]
 _ONE: Final = Level.ONE.value
 
-#: Reads a record, given its storage key.
+#: Reads a record, given its storage key; or many.
 Read = Callable[[bytes], bytes | None]
+ReadAll = Callable[[list[bytes]], list[bytes | None]]
 
 _NOWHERE: Final[list[Read | None]] = [None] * PARTITIONS
 
@@ -70,6 +76,11 @@ class LocalLookup(Protocol):
         self, index: str, key: Key, default: Any, timeout: float | None, read: str | Level | None
     ) -> Any:
         """Return the value of a key, ``default`` if there is none, or ``ASK``."""
+
+    def lookup_all(
+        self, index: str, keys: Sequence[Key], timeout: float | None, read: str | Level | None
+    ) -> list[Any] | None:
+        """Return the value of each key, ``ABSENT`` or ``ASK``; None is ``ASK`` for all of them."""
 
     def close(self) -> None:
         """Close all stores."""
@@ -83,6 +94,12 @@ class NoLocalReads:
     ) -> Any:
         """Return ``ASK``."""
         return ASK
+
+    def lookup_all(
+        self, index: str, keys: Sequence[Key], timeout: float | None, read: str | Level | None
+    ) -> list[Any] | None:
+        """Return None."""
+        return None
 
     def close(self) -> None:
         """Do nothing."""
@@ -109,6 +126,8 @@ class LocalReads:
         self._types = types
         self._reads_one = level is Level.ONE
         self._routes = _NOWHERE
+        #: Reads many records of the same store as a function in ``_routes``.
+        self._reads_all: dict[Read | None, ReadAll] = {}
         self._names: dict[str, _Name] = {}
         #: The view and the places by which ``_routes`` was computed.
         self._view: object = None
@@ -130,17 +149,8 @@ class LocalReads:
         """
         if (read != _ONE) if read is not None else not self._reads_one:
             return ASK
-        session = self._session
-        if session.view is not self._view or session.places is not self._places:
-            self._refresh()
-        if self._routes is _NOWHERE:
-            return self._look_again()
-        if timeout is not None and (
-            type(timeout) not in _NUMBERS or not 0 < timeout <= MAX_TTL_SECONDS
-        ):
-            return ASK
-        name = (self._names.get(index) or self._learn(index)) if type(index) is str else None
-        if name is None or session.lagging:
+        name = self._begin(index, timeout)
+        if name is None:
             return ASK
         if type(key) is str and key.isascii() and 0 < len(key) <= MAX_KEY_BYTES:
             encoded = key.encode()
@@ -174,6 +184,32 @@ class LocalReads:
         except DStashError:
             return ASK
 
+    def lookup_all(
+        self, index: str, keys: Sequence[Key], timeout: float | None, read: str | Level | None
+    ) -> list[Any] | None:
+        """Return the value of each key, ``ABSENT`` or ``ASK``; None is ``ASK`` for all of them."""
+        if len(keys) > MOST_KEYS or ((read != _ONE) if read is not None else not self._reads_one):
+            return None
+        name = self._begin(index, timeout)
+        if name is None:
+            return None
+        try:
+            encoded = encode_keys(keys)
+        except DStashError:
+            return None
+        values: list[Any] = [ASK] * len(keys)
+        reads_all, routed = self._reads_all, self._routes
+        size = max(1, min(_SNAPSHOT_KEYS, int(_SNAPSHOT_BYTES / self._session.value_bytes)))
+        for read_record, places in group(encoded, range(len(keys)), routed, _BAND).items():
+            read_all = reads_all.get(read_record)
+            for begin in range(0, len(places) if read_all is not None else 0, size):
+                try:
+                    self._read_some(read_all, name, encoded, places[begin : begin + size], values)
+                except Exception as error:  # NotServed, whose module needs LMDB
+                    self._lapsed(error)
+                    break
+        return values
+
     def close(self) -> None:
         """Close all stores, unless other clients of this process use them."""
         self._is_closed = True
@@ -188,6 +224,67 @@ class LocalReads:
         self._routes, self._stores = _NOWHERE, {}
 
     # -- inside
+
+    def _begin(self, index: str, timeout: float | None) -> _Name | None:
+        """Take the newest view; return the index. None: a peer has to be asked."""
+        session = self._session
+        if session.view is not self._view or session.places is not self._places:
+            self._refresh()
+        if self._routes is _NOWHERE:
+            self._look_again()
+            return None
+        if timeout is not None and (
+            type(timeout) not in _NUMBERS or not 0 < timeout <= MAX_TTL_SECONDS
+        ):
+            return None
+        if type(index) is not str or session.lagging:
+            return None
+        return self._names.get(index) or self._learn(index)
+
+    def _read_some(
+        self,
+        read_all: Any,
+        name: _Name,
+        encoded: Sequence[bytes],
+        places: Sequence[int],
+        values: list[Any],
+    ) -> None:
+        """Set the values of some keys, by their places, if they are in one store."""
+        picked = [encoded[place] for place in places]
+        numbers = list(map(xxh3_64_intdigest, picked))
+        infix, salt = name
+        prefixes = _PREFIXES
+        records = read_all(
+            [
+                prefixes[number & MASK] + infix + key
+                for number, key in zip(numbers, picked, strict=True)
+            ]
+        )
+        payloads: list[bytes] = []
+        found: list[int] = []
+        add, note = payloads.append, found.append
+        for place, number, record in zip(places, numbers, records, strict=True):
+            if record is None:
+                values[place] = ABSENT
+            elif xxh3_64_digest(record[CHECKSUM_END:], number ^ salt) == record[:CHECKSUM_END]:
+                tail = record[VERSION_END:HEAD_BYTES]
+                if tail == PLAIN:
+                    add(record[HEAD_BYTES:])
+                    note(place)
+                elif len(tail) == len(PLAIN) and not tail[0] & _REGISTER:
+                    if is_live_head(tail, time.time_ns() // 1_000_000):
+                        add(record[HEAD_BYTES:])
+                        note(place)
+                    else:
+                        values[place] = ABSENT
+        try:
+            decoded = self._types.decode_array(join_payloads(payloads))
+        except DStashError:
+            return
+        if len(decoded) == len(found):
+            for place, value in zip(found, decoded, strict=True):
+                values[place] = value
+            self._session.learn_size(sum(map(len, payloads)) / max(1, len(payloads)))
 
     def _learn(self, index: str) -> _Name | None:
         """Return an index that was not used before; None: its look-ups need a request."""
@@ -244,12 +341,16 @@ class LocalReads:
             usable = {
                 peer: place
                 for peer, place in places.items()
-                if peer in view.members and here.is_same(place.machine)
+                if is_listed(view, peer, place) and here.is_same(place.machine)
             }
             found = {peer: self._renewed(view, peer, place) for peer, place in usable.items()}
             stores = {peer: store for peer, store in found.items() if store is not None}
             marks = {peer: store.mark for peer, store in stores.items()}
             reads = {peer: partial(stores[peer].read, mark.ticket) for peer, mark in marks.items()}
+            self._reads_all = {
+                reads[peer]: partial(stores[peer].read_all, mark.ticket)
+                for peer, mark in marks.items()
+            }
             table = routes(view, marks)
             has_any = any(peer is not None for peer in table)
             self._routes = (

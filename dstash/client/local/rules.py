@@ -23,12 +23,21 @@ def why_foreign(view: View, peer: str, place: StorePlace, owner: tuple[str, str]
         place: of the store.
         owner: cluster and peer that the store belongs to.
     """
-    member = view.members.get(peer)
     if owner != (view.topology.cluster_id, peer):
         return f"the store in {place.directory} belongs to peer {owner[1]!r} of another cluster"
-    if member is not None and member.store_id != place.store_id:
-        return f"the store in {place.directory} is not the one that the topology lists"
     return ""
+
+
+def is_listed(view: View, peer: str, place: StorePlace) -> bool:
+    """Whether a store is the one that the topology lists for a member: it may have got a new one.
+
+    Args:
+        view: of the client.
+        peer: the member that has named the place.
+        place: of the store.
+    """
+    member = view.members.get(peer)
+    return member is not None and member.store_id == place.store_id
 
 
 def readable(view: View, peer: str, mark: ServingMark) -> frozenset[int]:

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 from dstash.client.calls import Calls
 from dstash.client.discovery import identity
+from dstash.client.local.reads import open_local_reads
 from dstash.client.operations.base import Call, Operation
 from dstash.client.operations.clock_reading import ClockReadingOperation
 from dstash.client.operations.short.write import ShortWrite
@@ -32,6 +33,8 @@ _CLOSE_TIMEOUT_S: Final = 2.0
 #: Timeout of a search for the cluster during calls, and the pause before the next search.
 _SEARCH_TIMEOUT_MS: Final = 1000
 _SEARCH_PAUSE_MS: Final = 500
+#: After so many answers in a row that took no request, and so let no other task run, one waits.
+_MAX_UNYIELDED: Final = 100
 
 
 AnyCall = TypeVar("AnyCall", bound=Call)
@@ -46,12 +49,15 @@ class Dispatch:
         self._settings = settings
         self._session = session
         self._calls = calls
+        #: Look-ups without a request.
+        self.local = open_local_reads(settings, session, types)
         self._batch = Batch(session, calls, types)
         self._flush: asyncio.Handle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_search = 0
         self._held = 0  # calls that wait until they may start
         self._readings = 0  # how often clocks were read
+        self._unyielded = 0  # answers in a row that let no other task run
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0  # that the loop runs on
@@ -87,6 +93,21 @@ class Dispatch:
     def _runs(self) -> bool:
         """Whether the loop of this client runs; it may have stopped before a flush."""
         return self._loop is not None and self._loop.is_running()
+
+    def may_answer(self) -> bool:
+        """Whether a call may be answered here without a request: on the loop of this client."""
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:  # in a forked child
+            return False
+
+    def is_others_turn(self) -> bool:
+        """Count an answer without a request; return whether other tasks have waited for long."""
+        self._unyielded += 1
+        if self._unyielded < _MAX_UNYIELDED:
+            return False
+        self._unyielded = 0
+        return True
 
     async def answer(self, group: Group, key: Key, default: Any) -> Any:
         """Wait for the answer to one key of a group."""
@@ -140,6 +161,7 @@ class Dispatch:
         """Close every connection without waiting, from any thread."""
         loop = self._loop if self.is_open else None
         self._closed = True
+        self.local.close()
         if loop is None:
             return
         try:
@@ -149,6 +171,7 @@ class Dispatch:
 
     async def close(self) -> None:
         """Fail pending calls, and close every connection."""
+        self.local.close()
         if not self.is_open:
             self._closed = True
             return

@@ -215,6 +215,7 @@ class PeerCollector(Collector):
         yield from _maintenance(status["maintenance"])
         yield from _registers(status["registers"])
         yield from _compaction(status["compaction"])
+        yield from _readers(status["readers"])
         yield from _requests(status["counts"])
 
 
@@ -292,6 +293,13 @@ def _registers(registers: Mapping[str, Any]) -> Iterator[Metric]:
     for key, count in sorted(registers["rounds"].items()):
         rounds.add_metric(key.split(":"), count)
     yield rounds
+
+
+def _readers(readers: Mapping[str, Any]) -> Iterator[Metric]:
+    text = "Threads, of all processes of the machine, in the table of readers of the store."
+    yield _gauge("dstash_readers", text, readers.get("known", 0))
+    text = "Seconds that the oldest outdated snapshot has been held; the data file grows meanwhile."
+    yield _gauge("dstash_oldest_snapshot_seconds", text, readers.get("oldest_s", 0))
 
 
 def _connections(connections: Connections | None) -> Iterator[Metric]:

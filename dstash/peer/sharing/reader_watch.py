@@ -32,16 +32,23 @@ class ReaderWatch:
 
     Args:
         store: the store.
+        show: shows a problem to operators; an empty text ends it.
         clock: returns monotonic seconds.
     """
 
-    def __init__(self, store: ReadableStore, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: ReadableStore,
+        show: Callable[[str], None] = lambda text: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.readers = Readers()
         #: Called on the thread of the watch as long as a reader holds a snapshot for too long, so
         #: that the data file grows. A compaction ends that: readers of the old file do not hold the
         #: pages of the new one.
         self.on_held: Callable[[Readers], None] = lambda readers: None
         self._store = store
+        self._show = show
         self._clock = clock
         self._table = ReaderTable()
         self._next_look = clock()
@@ -58,10 +65,14 @@ class ReaderWatch:
         if readers.is_too_old != self._was_held:
             self._was_held = readers.is_too_old
             if readers.is_too_old:
-                _log.warning(
-                    events.SNAPSHOT_HELD, pid=readers.process, seconds=round(readers.oldest_s)
+                seconds = round(readers.oldest_s)
+                _log.warning(events.SNAPSHOT_HELD, pid=readers.process, seconds=seconds)
+                self._show(
+                    f"process {readers.process} has read from the store for {seconds} s; until it "
+                    "ends or continues, the data file grows with each commit"
                 )
             else:
+                self._show("")
                 _log.info(events.SNAPSHOT_RELEASED)
         if readers.is_too_old:
             self.on_held(readers)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dstash.client.local.rules import readable, routes, why_foreign
+from dstash.client.local.rules import is_listed, readable, routes, why_foreign
 from dstash.cluster.topology.topology import Member, State, Topology
 from dstash.cluster.topology.view import View
 from dstash.store.sharing.mark import ServingMark
@@ -89,5 +89,10 @@ def test_store_of_another_peer_or_cluster_is_foreign() -> None:
     assert why_foreign(VIEW, "a", place, ("id", "a")) == ""
     assert "peer 'b' of another cluster" in why_foreign(VIEW, "a", place, ("id", "b"))
     assert "another cluster" in why_foreign(VIEW, "a", place, ("other", "a"))
-    other = place._replace(store_id="store-b")
-    assert "not the one that the topology lists" in why_foreign(VIEW, "a", other, ("id", "a"))
+
+
+def test_store_is_listed_if_the_topology_has_its_id() -> None:
+    place = StorePlace(Machine("boot", ""), "/data", "store-a")
+    assert is_listed(VIEW, "a", place)
+    assert not is_listed(VIEW, "a", place._replace(store_id="store-b"))
+    assert not is_listed(VIEW, "d", place)

@@ -24,7 +24,8 @@ class _Store:
 
 def test_reader_that_holds_a_snapshot_is_reported() -> None:
     store, now, held = _Store(), [0.0], list[Readers]()
-    watch = ReaderWatch(store, lambda: now[0])
+    shown = list[str]()
+    watch = ReaderWatch(store, shown.append, lambda: now[0])
     watch.on_held = held.append
     with structlog.testing.capture_logs() as logs:
         store.table = f"{HEAD} 77 7f00 4\n"
@@ -36,5 +37,6 @@ def test_reader_that_holds_a_snapshot_is_reported() -> None:
     assert store.tended == 7
     assert [line["event"] for line in logs] == [events.SNAPSHOT_HELD, events.SNAPSHOT_RELEASED]
     assert logs[0]["pid"] == 77
+    assert [text[:40] for text in shown] == ["process 77 has read from the store for 3", ""]
     assert [round(readers.oldest_s) for readers in held] == [31, 33, 35]
     assert watch.describe() == {"known": 0, "oldest_s": 0}

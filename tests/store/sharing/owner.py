@@ -38,8 +38,13 @@ def put(key, text, milliseconds):
     entries = seal(space, [key.encode()], head(version), [payload])
     store.commit([Write(entries, milliseconds, stamp_at(milliseconds))])
 
-def mark(ticket, epoch, partitions):
-    made = ServingMark(ticket, epoch, "id", frozenset(range(partitions)))
+def put_payload(key, payload, milliseconds, flags=0, expiry=0):
+    version = pack(stamp_at(milliseconds), bytes(8))
+    entries = seal(space, [key.encode()], head(version, flags, expiry), [bytes.fromhex(payload)])
+    store.commit([Write(entries, milliseconds, stamp_at(milliseconds))])
+
+def mark(ticket, epoch, partitions, cluster_id="id"):
+    made = ServingMark(ticket, epoch, cluster_id, frozenset(range(partitions)))
     store.mark(SERVING_MARK, made.encode())
 
 def show(ticket):

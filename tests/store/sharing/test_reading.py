@@ -150,6 +150,16 @@ def test_another_data_file_is_opened_instead_of_the_old_one(
         assert record.endswith(b"new")
 
 
+def test_data_file_that_the_owner_does_not_use_is_not_opened(
+    owner: Owner, store: SharedStore, tmp_path: Path
+) -> None:
+    store.close()
+    (tmp_path / "copy").write_bytes((owner.directory / DATA_FILE).read_bytes())
+    (tmp_path / "copy").rename(owner.directory / DATA_FILE)
+    with pytest.raises(StoreError, match="is not the data file that the peer uses"):
+        store.renew()
+
+
 def test_data_file_that_outgrows_the_map_is_mapped_again(
     owner: Owner, store: SharedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
