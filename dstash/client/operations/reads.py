@@ -148,13 +148,17 @@ class LookupOperation(ReconcilingOperation, SettlingOperation):
         sizes = [len(answer.value) for answer in answers if answer.value is not None]
         if sizes:
             self.session.learn_size(sum(sizes) / len(sizes))
-        for key, answer in zip(keys, answers, strict=True):
-            if answer.value is None:
-                self.found.pop(key, None)
-            else:
-                flags = int(RecordFlag.REGISTER)
-                version = pack(answer.version, bytes(WRITER_BYTES))
-                self.deliver_record(key, Record(version, flags, answer.expiry, answer.value))
+            live = [place for place, answer in enumerate(answers) if answer.value is not None]
+            self.deliver_live([keys[place] for place in live], [answers[place] for place in live])
+        if len(sizes) < len(keys):
+            for key, answer in zip(keys, answers, strict=True):
+                if answer.value is None:
+                    self.found.pop(key, None)
+
+    def deliver_live(self, keys: Sequence[Key], answers: Sequence[Answer]) -> None:
+        """Process registers that have values."""
+        frame = codec.join_payloads([answer.value or b"" for answer in answers])
+        self.found.update(zip(keys, self.decode(frame, keys, self.undecodable), strict=True))
 
     def deliver_record(self, key: Key, record: Record) -> None:
         """Process the newest record of a key, which is live."""
@@ -186,6 +190,10 @@ class ExistsOperation(LookupOperation):
         self.found.update(dict.fromkeys(keys, True))
         self._drop_missing(keys, values)
 
+    def deliver_live(self, keys: Sequence[Key], answers: Sequence[Answer]) -> None:
+        """Process registers that have values."""
+        self.found.update(dict.fromkeys(keys, True))
+
     def deliver_record(self, key: Key, record: Record) -> None:
         """Process the newest record of a key, which is live."""
         self.found[key] = True
@@ -206,6 +214,12 @@ class RecordOperation(LookupOperation):
         if self.is_linearizable:
             return self.cut_settles(keys, self.keys_per_chunk(), attempt)
         return self.cut_reconciliations(keys, self.level, attempt)
+
+    def deliver_live(self, keys: Sequence[Key], answers: Sequence[Answer]) -> None:
+        """Process registers that have values."""
+        for key, answer in zip(keys, answers, strict=True):
+            flags, version = int(RecordFlag.REGISTER), pack(answer.version, bytes(WRITER_BYTES))
+            self.deliver_record(key, Record(version, flags, answer.expiry, answer.value or b""))
 
     def deliver_record(self, key: Key, record: Record) -> None:
         """Process the newest record of a key, which is live."""

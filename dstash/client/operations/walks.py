@@ -24,6 +24,7 @@ from dstash.client.operations.drafts import Confirmed, Draft, Position, Query, U
 from dstash.client.operations.key_lists import KeyListOperation, Listed
 from dstash.client.operations.page_reads import PAGE_BYTES, PAGE_KEYS, PageOperation
 from dstash.client.operations.reads import ExistsOperation, LookupOperation
+from dstash.client.operations.registers.answers import Answer
 from dstash.client.results import undecodable_error
 from dstash.client.session import Session
 from dstash.store.record import Record, partition_of
@@ -119,6 +120,11 @@ class _WeighedLookup(LookupOperation):
         """Process the answer to a look-up of ``keys``."""
         self.weight += len(values.values)
         super().deliver(keys, values)
+
+    def deliver_live(self, keys: Sequence[Key], answers: Sequence[Answer]) -> None:
+        """Process registers that have values."""
+        self.weight += sum(len(answer.value or b"") for answer in answers)
+        super().deliver_live(keys, answers)
 
     def deliver_record(self, key: Key, record: Record) -> None:
         """Process the newest record of a key, which is live."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 from dstash.client.operations.base import Call
 from dstash.client.operations.batching import Item
 from dstash.client.operations.reads import ExistsOperation, LookupOperation
+from dstash.client.operations.registers.answers import Answer
 from dstash.client.operations.short.lookup import ShortLookup
 from dstash.client.operations.short.write import ShortWrite
 from dstash.client.operations.writes import (
@@ -197,6 +198,11 @@ class CoalescedLookup(LookupOperation):
     def deliver(self, keys: Sequence[Key], values: Values) -> None:
         """Process the answer to a look-up of ``keys``."""
         super().deliver(keys, values)
+        self._answer(keys)
+
+    def deliver_live(self, keys: Sequence[Key], answers: Sequence[Answer]) -> None:
+        """Process registers that have values."""
+        super().deliver_live(keys, answers)
         self._answer(keys)
 
     def deliver_record(self, key: Key, record: Record) -> None:

@@ -65,6 +65,7 @@ class BatchAttempt:
         until: when voters that have not answered count as silent.
         waiting: voters that were asked and have not answered.
         votes: the answers.
+        spare: voters that were not asked, because the others may be enough.
         has_own: whether the proposer's own promise was requested.
         sent: how many times it was sent.
         is_over: whether its registers have left it.
@@ -86,6 +87,7 @@ class BatchAttempt:
     until: int = 0
     waiting: set[str] = field(default_factory=set)
     votes: dict[str, Columns] = field(default_factory=dict)
+    spare: Sequence[str] = ()
     has_own: bool = False
     sent: int = 0
     is_over: bool = False

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from dstash.limits import MAX_VALUE_BYTES
 from dstash.peer.registers.operations import read, write
 from dstash.peer.registers.pending import Answer, Pending
-from dstash.peer.registers.plan import Ballot, Plan, plan
+from dstash.peer.registers.plan import Ballot, Plan, plan, read_present
 from dstash.peer.registers.requested import Requested
 from dstash.store.record import head, seal_at
 from dstash.store.register.header import MAX_HEADER_BYTES, pack_header
@@ -70,6 +70,7 @@ class BatchPlan:
         self._expired_at = expired_at
         self._emitted = emitted
         self._asks = last.round == 0
+        self._reads = requested.common is None and not emitted
         self._values = requested.values if requested.has_values else ()
         self._templates: dict[Hashable, _Template] = {}
         self._is_uniform = requested.is_uniform
@@ -84,6 +85,10 @@ class BatchPlan:
             horizon: the highest that voters have reported.
         """
         values = self._values
+        if base is not None and self._reads:
+            answer = read_present(base, self._expired_at)
+            if answer is not None:
+                return Written(b"", answer)
         if base is not None or (values and len(values[place]) > _MAX_SIMPLE_BYTES):
             return self._finish(self._plan(place, base, horizon), key)
         terms = horizon if self._is_uniform else (horizon, self._requested.terms(place))

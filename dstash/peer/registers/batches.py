@@ -17,7 +17,7 @@ from dstash.peer.registers.batch_attempt import BatchAttempt, Decided
 from dstash.peer.registers.batch_plan import BatchPlan
 from dstash.peer.registers.pending import Batch, rejection
 from dstash.peer.registers.plan import Ballot
-from dstash.peer.registers.proposer import Time
+from dstash.peer.registers.proposer import UNKNOWN, Peek, Time
 from dstash.peer.registers.quorum import Voters
 from dstash.peer.registers.requested import Requested
 from dstash.peer.registers.vote_requests import batch_message
@@ -32,9 +32,9 @@ _ANSWER_OF_KEY_MS: Final = 1
 _MAX_SENT: Final = 4
 #: How long (milliseconds) an answer may come after its voter counted as silent.
 _LATE_MS: Final = 3000
-#: How long (milliseconds) the own promise of a home waits for those of the others, which are
-#: enough if all of them answer.
-_OWN_MS: Final = 100
+#: How long (milliseconds) a quorum may take before further voters are asked. Those are, for what
+#: registers hold, the ones behind the first quorum; for a promise, the home itself.
+_PATIENCE_MS: Final = 100
 #: The pauses (milliseconds) after lost rounds: at random up to a bound that doubles.
 _PAUSE_MS: Final = 20
 _MAX_DOUBLINGS: Final = 4
@@ -87,6 +87,7 @@ class Batches:
         me: the id of this peer.
         writer: the number of this process, 4 bytes.
         random: returns a number from 0 to 1.
+        peek: returns what this peer holds.
         correlations: yields correlation ids.
     """
 
@@ -96,12 +97,14 @@ class Batches:
         me: str,
         writer: bytes,
         random: Callable[[], float],
+        peek: Peek,
         correlations: Iterator[int],
     ) -> None:
         self._owner = owner
         self._me = me
         self._writer = writer
         self._random = random
+        self._peek = peek
         self._correlations = correlations
         #: The attempts that are not over, in the order in which they began.
         self._open: dict[BatchAttempt, None] = {}
@@ -222,6 +225,9 @@ class Batches:
             self._hand_over(attempt, refused)
             if not attempt.is_over:
                 self._follow(attempt, time)
+        elif attempt.spare and (not self._may_win(attempt) or self._is_late(attempt, time)):
+            names, attempt.spare = attempt.spare, []
+            self._emit(attempt, names, time)
         elif self._wants_own_vote(attempt, time):
             self._hand_over(attempt, refused)  # the home promises no round that others refuse (P7)
             if not attempt.is_over:
@@ -235,7 +241,11 @@ class Batches:
         if attempt.has_own or attempt.phase is not Phase.PREPARE:
             return False
         is_enough = attempt.voters.is_quorum([*attempt.votes, self._me])
-        return is_enough and (not attempt.waiting or time.steady >= attempt.begins + _OWN_MS)
+        return is_enough and (not attempt.waiting or self._is_late(attempt, time))
+
+    def _is_late(self, attempt: BatchAttempt, time: Time) -> bool:
+        """Whether voters have not answered for so long that others are asked, too."""
+        return time.steady >= attempt.begins + _PATIENCE_MS
 
     def _may_win(self, attempt: BatchAttempt) -> bool:
         names = {*attempt.votes, *attempt.waiting}
@@ -332,16 +342,47 @@ class Batches:
                 continue
             if not attempt.is_sent:
                 if attempt.begins <= time.steady:
-                    self._start(attempt, time)
+                    self._begin(attempt, time)
             elif attempt.until <= time.steady:
                 self._expire(attempt, time)
-            elif self._wants_own_vote(attempt, time):
+            elif self._wants_own_vote(attempt, time) or (
+                attempt.spare and self._is_late(attempt, time)
+            ):
                 self._evaluate(attempt, time)
         return self._messages(time)
 
+    def _begin(self, attempt: BatchAttempt, time: Time) -> None:
+        """Start a new batch: prepare at once what probably has to be written (P8)."""
+        if attempt.phase is Phase.ASK and not attempt.lost:
+            likely = self._likely_writes(attempt, time)
+            if len(likely) == len(attempt.keys):
+                attempt.phase = Phase.PREPARE
+            elif likely:
+                writes = attempt.following(Phase.PREPARE, likely, (), ())
+                attempt.without(likely)
+                self._open[writes] = None
+                self._start(writes, time)
+        self._start(attempt, time)
+
+    def _likely_writes(self, attempt: BatchAttempt, time: Time) -> list[int]:
+        """Return the positions of operations that write if others hold what this peer holds."""
+        if attempt.requested.common is None:
+            return []
+        peek, likely = self._peek, []
+        nothing = Ballot(0, 0, self._writer)
+        planned = BatchPlan(attempt.requested, nothing, time.expired, emitted=False)
+        for position, (place, key) in enumerate(zip(attempt.places, attempt.keys, strict=True)):
+            held = peek(key)
+            if held != UNKNOWN and planned.written(place, key, held, 0).record:
+                likely.append(position)
+        return likely
+
     def _start(self, attempt: BatchAttempt, time: Time) -> None:
         names: Sequence[str] = attempt.voters.members
-        if attempt.phase is Phase.PREPARE:
+        if attempt.phase is Phase.ASK:
+            names = _quorum_with(self._me, attempt.voters)
+            attempt.spare = [name for name in attempt.voters.members if name not in names]
+        elif attempt.phase is Phase.PREPARE:
             attempt.round = max(time.cluster, attempt.round + 1)
             attempt.has_own = attempt.voters.is_quorum([self._me])
             if not attempt.has_own:
@@ -370,19 +411,22 @@ class Batches:
         for attempt, names in due:
             if attempt.is_over:
                 continue
-            message = batch_message(attempt, self._writer)
+            own = batch_message(attempt, self._writer) if self._me in names else None
+            message = batch_message(attempt, self._writer, with_records=False)
             for name in names:
                 correlation = next(self._correlations)
                 self._sent[correlation] = _Sent(name, attempt, attempt.keys)
                 self._until.append((attempt.until + _LATE_MS, correlation))
-                messages.append((name, correlation, message))
+                sent = own if own is not None and name == self._me else message
+                messages.append((name, correlation, sent))
         return messages
 
     def _due_at(self, attempt: BatchAttempt) -> int:
         if not attempt.is_sent:
             return attempt.begins
-        if attempt.phase is Phase.PREPARE and not attempt.has_own and attempt.votes:
-            return min(attempt.until, attempt.begins + _OWN_MS)
+        is_own_left = attempt.phase is Phase.PREPARE and not attempt.has_own and attempt.votes
+        if attempt.spare or is_own_left:
+            return min(attempt.until, attempt.begins + _PATIENCE_MS)
         return attempt.until
 
 
@@ -403,6 +447,15 @@ def _following(attempt: BatchAttempt, decided: Decided) -> Iterator[BatchAttempt
         yield attempt.following(
             phase, due[begin:], decided.records[begin:], decided.outcomes[begin:]
         )
+
+
+def _quorum_with(me: str, voters: Voters) -> list[str]:
+    """Return the first voters that are a quorum together with this peer."""
+    names = [me]
+    for name in voters.members:
+        if not voters.is_quorum(names) and name != me:
+            names.append(name)
+    return names
 
 
 def _reason(attempt: BatchAttempt) -> str:

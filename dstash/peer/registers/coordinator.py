@@ -21,7 +21,7 @@ from dstash.peer.registers.attempt import Attempt, Phase
 from dstash.peer.registers.batch_attempt import BatchAttempt
 from dstash.peer.registers.batches import Batches
 from dstash.peer.registers.pending import Batch, Pending, rejection
-from dstash.peer.registers.proposer import Proposer, Time
+from dstash.peer.registers.proposer import Peek, Proposer, Time, peek_nothing
 from dstash.peer.registers.quorum import Voters, voters_of
 from dstash.peer.registers.requested import Requested
 from dstash.peer.registers.vote_requests import Attempts, RecordSizes, requests_for
@@ -73,6 +73,7 @@ class Coordinator:
         writer: the number of this process, 4 bytes.
         random: returns a number from 0 to 1.
         missed: called with a voter that has not acked a chosen step, and the key.
+        peek: returns what this peer holds.
     """
 
     def __init__(
@@ -81,11 +82,13 @@ class Coordinator:
         writer: bytes,
         random: Callable[[], float],
         missed: Callable[[str, bytes], None],
+        peek: Peek = peek_nothing,
     ) -> None:
         self.me = me
         self._writer = writer
         self._random = random
         self._missed = missed
+        self._peek = peek
         self._view: View | None = None
         self._by_partition: dict[int, Voters] = {}
         #: One object for all partitions with the same voters.
@@ -100,7 +103,7 @@ class Coordinator:
         self._serials = itertools.count()
         #: Correlation ids apart from those of the scheduler, whose links are shared.
         self._correlations = itertools.count(1 << 48)
-        self._batches = Batches(self, me, writer, random, self._correlations)
+        self._batches = Batches(self, me, writer, random, peek, self._correlations)
         #: Registers that are part of a batch: their proposers wait until it has ended.
         self._in_batch: set[bytes] = set()
         self._sent: dict[int, _Sent] = {}
@@ -223,7 +226,9 @@ class Coordinator:
         proposer = self._proposers.get(storage_key)
         if proposer is None:
             voters = self._voters(storage_key)
-            proposer = Proposer(storage_key, voters, self.me, self._writer, self._random)
+            proposer = Proposer(
+                storage_key, voters, self.me, self._writer, self._random, self._peek
+            )
             self._proposers[storage_key] = proposer
         else:
             self._resting_bytes -= self._resting.pop(storage_key, 0)

@@ -15,8 +15,14 @@ from dstash.errors import LimitError, TimedOut, UsageError
 from dstash.limits import MAX_VALUE_BYTES
 from dstash.peer.registers.operations import Decision, State, apply, expire, refuse, write
 from dstash.peer.registers.pending import Answer, Pending, rejection
-from dstash.store.record import build_record, split_storage_key
-from dstash.store.register.header import MAX_HEADER_BYTES, pack_header
+from dstash.store.record import (
+    EXPIRY_BEGIN,
+    HEAD_BYTES,
+    build_record,
+    is_tombstone,
+    split_storage_key,
+)
+from dstash.store.register.header import MAX_HEADER_BYTES, pack_header, read_value
 from dstash.types import NEVER
 from dstash.version import Version, pack, stamp_at
 from dstash.wire.registers import ChangeOutcome
@@ -145,6 +151,20 @@ def _answer(decision: Decision) -> Answer:
     if decision.is_answer_lost:
         return Answer(ChangeOutcome.ANSWER_LOST, decision.version)
     return Answer(decision.outcome, decision.version, decision.answer or None)
+
+
+def read_present(record: bytes, expired_at: int) -> Answer | None:
+    """Return the answer of a read, in fewer steps than ``plan``; None if that has to decide.
+
+    Args:
+        record: a sound register.
+        expired_at: registers whose expiry is up to this time are gone; 0: none.
+    """
+    expiry = int.from_bytes(record[EXPIRY_BEGIN:HEAD_BYTES], "big")
+    if is_tombstone(record) or NEVER != expiry <= expired_at:
+        return None
+    changed, value = read_value(record)
+    return Answer(ChangeOutcome.FOUND, changed, value, expiry)
 
 
 def read_answer(state: State) -> Answer:

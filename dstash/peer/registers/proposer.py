@@ -7,7 +7,7 @@ register that clients have sent to this peer wait here, in the order of their ar
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final, NamedTuple
@@ -36,6 +36,17 @@ _MAX_DOUBLINGS: Final = 6
 _RANK_PAUSE_MS: Final = 10
 #: How many rounds in the future a voter is led to the round of another voter, one after the other.
 _MAX_CLIMB: Final = 100
+
+
+#: Returns the record of a storage key in the store of this peer, None for none, and ``UNKNOWN`` if
+#: that is not readable. It only shows what is likely.
+Peek = Callable[[bytes], bytes | None]
+UNKNOWN: Final = b""
+
+
+def peek_nothing(storage_key: bytes) -> bytes | None:
+    """Return ``UNKNOWN``."""
+    return UNKNOWN
 
 
 class Time(NamedTuple):
@@ -78,6 +89,7 @@ class Proposer:
         me: this peer.
         writer: the number of this process.
         random: returns a number from 0 to 1.
+        peek: returns what this peer holds.
     """
 
     __slots__ = (
@@ -87,6 +99,7 @@ class Proposer:
         "_is_needed",
         "_is_write_due",
         "_me",
+        "_peek",
         "_random",
         "_too_far",
         "_writer",
@@ -100,7 +113,13 @@ class Proposer:
     )
 
     def __init__(
-        self, key: bytes, voters: Voters, me: str, writer: bytes, random: Callable[[], float]
+        self,
+        key: bytes,
+        voters: Voters,
+        me: str,
+        writer: bytes,
+        random: Callable[[], float],
+        peek: Peek = peek_nothing,
     ) -> None:
         self.key = key
         self.voters = voters
@@ -114,6 +133,7 @@ class Proposer:
         self._me = me
         self._writer = writer
         self._random = random
+        self._peek = peek
         #: By voter, the round that the next one must exceed.
         self._heard: dict[str, int] = {}
         #: The round of the last prepare, if voters refused it as too far in the future; else 0.
@@ -149,6 +169,8 @@ class Proposer:
             return self._ask(time)
         if self._is_write_due or not all(pending.may_need_no_write for pending in self.queue):
             return self._prepare(time)
+        if not self._failures and self._is_write_likely(time):
+            return self._prepare(time)
         return self._ask(time)
 
     def _is_over(self, tenure: Tenure, time: Time) -> bool:
@@ -157,8 +179,21 @@ class Proposer:
         return is_old or is_preempted or tenure.ballot.step >= MAX_STEP - 1
 
     def _plan(self, tenure: Tenure, time: Time) -> Plan:
-        waiting = (pending for pending in self.queue if not pending.is_decided)
-        return plan(waiting, tenure.state, tenure.ballot, time.expired)
+        return plan(self._undecided(), tenure.state, tenure.ballot, time.expired)
+
+    def _undecided(self) -> Iterator[Pending]:
+        return (pending for pending in self.queue if not pending.is_decided)
+
+    def _is_write_likely(self, time: Time) -> bool:
+        """Whether an operation would write if all replicas held what this peer holds (P8)."""
+        if all(pending.operation is None for pending in self.queue):
+            return False
+        record = self._peek(self.key)
+        if record == UNKNOWN:
+            return False
+        nothing = Ballot(0, 0, self._writer)
+        planned = plan(self._undecided(), read(record, 0), nothing, time.expired)
+        return planned.ballot.step > 0 or planned.needs_step
 
     def _known(self) -> bytes | None:
         return self.tenure.record if self.tenure is not None else None

@@ -21,17 +21,18 @@ from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.registers import unable, with_registers
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
-from dstash.errors import Busy, NotReady, StaleEpoch, UsageError
+from dstash.errors import Busy, DStashError, NotReady, StaleEpoch, UsageError
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.requests import Request, Ticket
 from dstash.peer.admission.writes import WaitingWrite
 from dstash.peer.registers.coordinator import MOVING, Coordinator, Outbound
 from dstash.peer.registers.home import Home
-from dstash.peer.registers.proposer import Time
+from dstash.peer.registers.proposer import UNKNOWN, Time
 from dstash.peer.registers.quorum import voters_of
 from dstash.peer.registers.vote_requests import limited
-from dstash.store.record import Keyspace, partition_in
+from dstash.store.record import Keyspace, is_sound, partition_in
 from dstash.store.register.ballot import is_register_key
+from dstash.store.register.header import is_register
 from dstash.version import MAX_STAMP, WRITER_BYTES, Stamp
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, encode
@@ -104,7 +105,7 @@ class Registers:
         life, store_id = local_partitions.lineage.current, local_partitions.store.store_id
         seed = f"{store_id} {life.number} {life.began}".encode()
         writer = xxh3_64_digest(seed)[:WRITER_BYTES]
-        self.coordinator = Coordinator(peer, writer, _chances(seed), self._missed)
+        self.coordinator = Coordinator(peer, writer, _chances(seed), self._missed, self._held)
         self._home = Home(self.coordinator, clock, self._lost_until)
 
     @property
@@ -305,6 +306,16 @@ class Registers:
     def _missed(self, peer: str, storage_key: bytes) -> None:
         if peer != self._peer:
             self._hints.add(peer, [storage_key], self._steady_time())
+
+    def _held(self, storage_key: bytes) -> bytes | None:
+        """Return the record that this peer holds; ``UNKNOWN`` if it is not a sound register."""
+        try:
+            record = self._local_partitions.store.get(storage_key)
+        except DStashError:  # the next commit reports it
+            return UNKNOWN
+        if record is None or (is_sound(storage_key, record) and is_register(record)):
+            return record
+        return UNKNOWN
 
     def _conclude(self) -> None:
         """Conclude registers that could not be merged, and those that are corrupt (V3, V4)."""

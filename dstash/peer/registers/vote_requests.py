@@ -16,10 +16,13 @@ from dstash.peer.registers.proposer import Proposer
 from dstash.store.record import ABSENT, version_of
 from dstash.store.register.voter import Verdict
 from dstash.store.register.votes import Vote
-from dstash.version import Version
+from dstash.version import VERSION_BYTES, Version
 from dstash.wire import codec
 from dstash.wire.registers.consensus import Accept, Prepare, Promised
 from dstash.wire.shapes import Frame, Message
+
+#: Above all versions: a voter sends no record to a proposer that knows this one.
+_HIGHEST: Final = b"\xff" * VERSION_BYTES
 
 Attempts = list[tuple[Proposer, Attempt]]
 
@@ -100,11 +103,19 @@ def _message(
     return Prepare(number, writer, known, keys, is_needed)
 
 
-def batch_message(attempt: BatchAttempt, writer: bytes) -> Message:
-    """Return the request for votes on the registers of a batch."""
+def batch_message(attempt: BatchAttempt, writer: bytes, *, with_records: bool = True) -> Message:
+    """Return the request for votes on the registers of a batch.
+
+    Args:
+        attempt: the batch.
+        writer: the number of this process.
+        with_records: whether voters return the records that they hold, if it only asks.
+    """
     keys, records = Frame(codec.pack_blobs(attempt.keys)), attempt.records
     if attempt.phase is Phase.ACCEPT:
         return Accept(keys, Frame(codec.pack_blobs(records)))
+    if not with_records and attempt.phase is Phase.ASK:
+        return Prepare(0, writer, _HIGHEST * len(attempt.keys), keys)
     known = b"".join(map(_version, records)) if any(records) else b""
     return Prepare(attempt.round if attempt.phase is Phase.PREPARE else 0, writer, known, keys)
 

@@ -28,6 +28,7 @@ MAX_ENTRIES: Final = 1024
 HEADER: Final = struct.Struct(">IQQQH")
 ENTRY: Final = struct.Struct(">8sQQBB")
 _SIZE: Final = struct.Struct(">I")
+_BEGINNING: Final = struct.Struct(">IQ")
 #: The size of the largest header.
 MAX_HEADER_BYTES: Final = HEADER.size + MAX_ENTRIES * (ENTRY.size + MAX_ANSWER_BYTES)
 _TOMBSTONE: Final = RecordFlag.TOMBSTONE.value
@@ -127,6 +128,12 @@ def _split(payload: bytes) -> tuple[Header, bytes]:
 def value_of(payload: bytes) -> bytes:
     """Return the value in the payload of a valid register, without reading the entries."""
     return payload[_SIZE.unpack_from(payload)[0] :]
+
+
+def read_value(record: bytes) -> tuple[Stamp, bytes]:
+    """Return ``changed`` and the value of a valid register, without reading the entries."""
+    size, changed = _BEGINNING.unpack_from(record, HEAD_BYTES)
+    return changed, record[HEAD_BYTES + size :]
 
 
 def check_register(record: bytes) -> bytes:

@@ -108,7 +108,9 @@ class TestRounds:
         assert [result.outcome for result in added.results] == (
             [Outcome.CONFLICT] * 20 + [Outcome.APPLIED] * 10
         )
-        assert joined.requests["b", "Ask", 30] == joined.requests["b", "Accept", 10] == 1
+        new = {key: count for key, count in joined.requests.items() if key[2] == 10}
+        assert new == {(voter, kind, 10): 1 for voter in "bc" for kind in ("Prepare", "Accept")}
+        assert [kind for _, kind, count in joined.requests if count == 20].count("Ask") == 1
         found = callers.run(callers.settle(*KEYS)).results
         assert [result.value for result in found] == [b"\x01"] * 20 + [b"\x02"] * 10
 
@@ -167,6 +169,42 @@ class TestRounds:
         added = callers.run(callers.change(Kind.PUT, *KEYS, values=TWOS, expected=MISSING))
         assert outcomes(added) == {Outcome.APPLIED}
         assert min(result.version for result in added.results) > horizon
+
+    def test_single_add_of_an_absent_key_prepares_at_once(
+        self, joined: Watched, callers: Callers
+    ) -> None:
+        for _ in range(2):
+            callers.run(callers.change(Kind.PUT, KEYS[0], values=ONES[:1], expected=MISSING))
+            joined.now += 10
+        assert [kind for _, kind, _ in joined.requests].count("Ask") == 2, "the second only asks"
+        assert counts(joined)["prepare:won"] == counts(joined)["accept:won"] == 1
+
+    def test_home_that_has_missed_a_register_does_not_add_it_again(
+        self, joined: Watched, callers: Callers
+    ) -> None:
+        joined.mute.add("a")
+        callers.run(callers.change(Kind.PUT, *KEYS, values=ONES, home="b"))
+        joined.mute.clear()
+        joined.now += 10
+        single = callers.change(Kind.PUT, KEYS[0], values=TWOS[:1], expected=MISSING)
+        assert callers.run(single).result.outcome is Outcome.CONFLICT
+        added = callers.run(callers.change(Kind.PUT, *KEYS, values=TWOS, expected=MISSING))
+        assert outcomes(added) == {Outcome.CONFLICT}
+        assert {result.value for result in callers.run(callers.settle(*KEYS)).results} == {b"\x01"}
+
+    @pytest.mark.parametrize("state", ["mute", "down"])
+    def test_read_asks_the_third_voter_if_the_second_does_not_answer(
+        self, joined: Watched, callers: Callers, state: str
+    ) -> None:
+        callers.run(callers.change(Kind.PUT, *KEYS, values=ONES))
+        for voter in "bc":
+            getattr(joined, state).add(voter)
+            began = joined.now
+            results = callers.run(callers.settle(*KEYS)).results
+            assert {result.value for result in results} == {b"\x01"}
+            assert joined.now - began <= (110 if state == "mute" else 5)
+            getattr(joined, state).clear()
+            joined.now += 1000
 
 
 class TestRegistersThatLeave:

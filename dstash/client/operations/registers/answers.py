@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from dstash.errors import DStashError, ProtocolError, from_wire
 from dstash.version import Stamp
 from dstash.wire import codec
 from dstash.wire.registers import Changed, ChangeOutcome, unpack_numbers
 from dstash.wire.shapes import Message
+
+_OUTCOMES: Final = {int(outcome): outcome for outcome in ChangeOutcome}
 
 
 class Answer(NamedTuple):
@@ -44,12 +46,10 @@ def read_answers(peer: str, message: Message, count: int) -> list[Answer]:
         raise ProtocolError(f"{peer} sent {len(message.outcomes)} answers for {count} keys")
     errors = {place: from_wire(code, text, {}) for place, code, text in message.rejected}
     try:
-        outcomes = [ChangeOutcome(number) for number in message.outcomes]
-    except ValueError:
+        outcomes = [_OUTCOMES[number] for number in message.outcomes]
+    except KeyError:
         raise ProtocolError(f"{peer} sent an unknown outcome") from None
-    return [
-        Answer(outcome, version, value, expiry, errors.get(place))
-        for place, (outcome, version, value, expiry) in enumerate(
-            zip(outcomes, versions, values, expiries, strict=True)
-        )
-    ]
+    answers = list(map(Answer, outcomes, versions, values, expiries))
+    for place, error in errors.items():
+        answers[place] = answers[place]._replace(error=error)
+    return answers

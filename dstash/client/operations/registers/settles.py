@@ -71,6 +71,10 @@ class SettleChunk(Chunk):
     def answered(self, peer: str, message: Message, now: int) -> list[Send]:
         """Deliver what was read; ask again for the rest."""
         answers = read_answers(peer, message, len(self.keys))
+        if _READ.issuperset({answer.outcome for answer in answers}):
+            self.operation.deliver_settled(self.keys, answers)
+            self.operation.finish(self)
+            return []
         read = [place for place, answer in enumerate(answers) if answer.outcome in _READ]
         if read:
             keys = [self.keys[place] for place in read]
@@ -81,8 +85,6 @@ class SettleChunk(Chunk):
             if answer.outcome not in _READ
         ]
         self.operation.finish(self)
-        if not errors:
-            return []
         done = set(read)
         self.keys = [key for place, key in enumerate(self.keys) if place not in done]
         if all(isinstance(error, Busy) for error in errors):
