@@ -12,7 +12,7 @@ from dstash.cli.console import output
 from dstash.cli.console.progress import progress_bar
 from dstash.cli.invocation import Output
 from dstash.cli.units import size
-from dstash.errors import CorruptStore, StoreError
+from dstash.errors import CorruptStore, StoreError, StoreInUse
 from dstash.store.directory import DATA_FILE
 from dstash.store.offline.compaction import compact as compact_store
 from dstash.store.offline.integrity import reading
@@ -63,7 +63,12 @@ def compact(
     """
     run = invocation.of(ctx)
     with progress_bar("Compacting", None) as progress:
-        done = compact_store(directory, progress)
+        try:
+            done = compact_store(directory, progress)
+        except StoreInUse as error:
+            raise StoreInUse(
+                f"{error}; `dstash cluster compact PEER` compacts the store of a running peer"
+            ) from None
     summary = {
         "directory": str(directory),
         "records": done.records,
