@@ -118,6 +118,7 @@ class Callers:
                 blobs(*keys),
                 blobs(*values),
                 fields.pop("epoch", 0),
+                fields.pop("is_ahead", False),
             ),
             **fields,
         )

@@ -128,6 +128,17 @@ class RegisterCalls:
         """Read a key, some times if that fails."""
         yield from self._read([key], tries)
 
+    def write(self, key: str, tries: int) -> Script:
+        """Write to a key, some times if that fails."""
+        history, kind = self._world.history, "increment" if key in COUNTERS else "put"
+        for _ in range(tries):
+            before = len(history.steps.get(key, ()))
+            yield from self._change(kind, [key])
+            if len(history.steps.get(key, ())) > before:
+                return
+            yield 500 * MS
+        history.broken.append(f"register {key} cannot be written")
+
     def _read(self, keys: list[str], tries: int = 1) -> Script:
         for left in range(tries - 1, -1, -1):
             began = self._now()

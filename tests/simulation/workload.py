@@ -118,9 +118,10 @@ class Workload:
                 self._world.history.broken.append(text)
 
     def read_registers(self) -> Script:
-        """Read every register that was used until that succeeds."""
+        """Read every register that was used, and write to it, until that succeeds."""
         for key in sorted(self._world.history.registers):
             yield from self._registers.read(key, tries=30)
+            yield from self._registers.write(key, tries=10)
 
     def last_words(self, place: Place) -> Script:
         """Check that this client, which ran throughout, can still write and read."""

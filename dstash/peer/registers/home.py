@@ -167,7 +167,7 @@ class Home:
         if isinstance(message, Settle):
             return Requested(None)
         ahead = self._clock.ahead_ms(message.number)
-        if ahead:
+        if ahead and not message.is_ahead:
             raise ClockSkew(
                 f"the number of the request is {ahead} ms ahead of the cluster's clock",
                 ahead_ms=ahead,
@@ -279,6 +279,7 @@ def _operations(message: Change, count: int, time: int) -> Requested:
         at_most=first.at_most,
         expiry=_expiry(message, kind, time),
         fence=message.fence,
+        is_ahead=message.is_ahead,
     )
     return Requested(
         common,

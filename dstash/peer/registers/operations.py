@@ -40,6 +40,8 @@ from dstash.wire.registers import (
 _KEEP_MS: Final = 60_000
 _KEEP_MANY_MS: Final = 5_000
 _MANY: Final = 256
+#: How far a number of the future may exceed the highest one that the register remembers.
+_AHEAD: Final = stamp_at(1)
 
 _number_of: Final = attrgetter("number")
 
@@ -60,6 +62,7 @@ class Operation:
         expiry: milliseconds since 1970, or ``NEVER``; None keeps the present one.
         fence: a fencing token; the operation is refused if a higher one was used before.
         lost_until: a copy with a number up to this may have been applied without a trace (T7).
+        is_ahead: whether the number may be ahead of the clocks, just above that of the register.
     """
 
     kind: ChangeKind
@@ -75,6 +78,7 @@ class Operation:
     expiry: int | None = None
     fence: Stamp = 0
     lost_until: Stamp = 0
+    is_ahead: bool = False
 
     @property
     def is_conditional(self) -> bool:
@@ -106,7 +110,8 @@ class Decision(NamedTuple):
 
     Attributes:
         outcome: whether it was applied.
-        version: of the register: of this change if it was applied, else the present one.
+        version: of the register: of this change if it was applied, else the present one. Of a
+            request that is forgotten, the number that another one must exceed.
         answer: msgpack; empty for none. A repeated request lost it if it was over 32 bytes.
         state: what has to be written; None if nothing has.
         is_answer_lost: whether the request was applied before with an answer that was not kept.
@@ -160,7 +165,9 @@ def apply(operation: Operation, state: State, version: Version) -> Decision:
     if before is not None:
         return before
     if operation.number <= max(state.header.forgotten, operation.lost_until):
-        return Decision(ChangeOutcome.FORGOTTEN, state.version)
+        return _forgotten(state)
+    if operation.is_ahead and operation.number > _newest(state) + _AHEAD:
+        return _forgotten(state)  # else the register would remember any number of the future
     if operation.expected not in (ANY, state.version) or operation.fence < _fence(operation, state):
         return _not_applied(operation, state, ChangeOutcome.CONFLICT)
     changed = _change(operation, state)
@@ -203,8 +210,18 @@ def _known(operation: Operation, state: State) -> Decision | None:
             outcome = ChangeOutcome.APPLIED if is_lost else ChangeOutcome(entry.outcome)
             return Decision(outcome, entry.changed, entry.answer, is_answer_lost=is_lost)
     if any(entry.number > operation.number for entry in entries):
-        return Decision(ChangeOutcome.FORGOTTEN, state.version)
+        return _forgotten(state)
     return None
+
+
+def _forgotten(state: State) -> Decision:
+    return Decision(ChangeOutcome.FORGOTTEN, _newest(state))
+
+
+def _newest(state: State) -> Stamp:
+    """Return the highest number that a register remembers, or has forgotten."""
+    entries = state.header.entries
+    return max(state.header.forgotten, entries[-1].number if entries else 0)
 
 
 def _not_applied(operation: Operation, state: State, outcome: ChangeOutcome) -> Decision:

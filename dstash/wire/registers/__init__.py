@@ -80,7 +80,8 @@ class Change(Message):
     0. ``expected`` has the version that the register must have, for each key or once for all keys;
     empty for any. ``amounts`` are those of ``INCREMENT``, likewise; see ``pack_amounts``.
     ``payloads`` has a value for each key of ``PUT`` and ``SWAP``, else nothing. In ``epoch`` the
-    client made the number: no copy was sent in an earlier one. It is 0 if unknown.
+    client made the number: no copy was sent in an earlier one. It is 0 if unknown. ``is_ahead``:
+    the number is just above one that the register remembers, and may be ahead of the clocks.
     """
 
     KIND = 26
@@ -95,7 +96,8 @@ class Change(Message):
     amounts: bytes
     keys: Frame
     payloads: Frame
-    epoch: int = rarely_set(0)
+    epoch: int = 0
+    is_ahead: bool = rarely_set(default=False)
 
 
 @message
@@ -103,8 +105,9 @@ class Changed(Message):
     """Answers ``Change`` and ``Settle``, for each key in order.
 
     ``outcomes`` has a byte for each key, a ``ChangeOutcome``. ``versions`` has a number for each
-    key: the version after the change, else the present one, 0 for an absent register. ``expiries``
-    has a number for each key of a ``Settle`` (milliseconds since 1970, 0 for never). ``rejected``
+    key: the version after the change, else the present one, 0 for an absent register; if a request
+    is forgotten, the number that another one must exceed. ``expiries`` has a number for each key
+    of a ``Settle`` (milliseconds since 1970, 0 for never). ``rejected``
     has ``[position, code, text]`` for each rejected key. ``values`` has a byte string for each key:
     the answer of the operation, nil if there is none.
     """

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from dstash.store.record import partition_of
+from dstash.errors import ClockSkew
+from dstash.store.record import build_record, open_record, partition_of
 from dstash.store.register.ballot import Promise, pack_promise
+from dstash.store.register.header import pack_header, split
 from dstash.version import stamp_at
 from dstash.wire.registers import ChangeKind as Kind
 from dstash.wire.registers import ChangeOutcome as Outcome
@@ -90,3 +94,43 @@ def test_silent_voter_leads_no_round_into_the_future(joined: Joined, callers: Ca
     result = callers.run(change).result
     assert (result.outcome, result.value) == (Outcome.APPLIED, b"\x02")
     assert result.version < stamp_at(number)
+
+
+@pytest.fixture
+def forgotten(joined: Joined, callers: Callers) -> int:
+    """A number of the future that all replicas of the register have forgotten; returns it."""
+    number = stamp_at(joined.now + HOUR)
+    for store in joined.stores.values():
+        found = open_record(store.records[PLACE])
+        header, value = split(found.payload)
+        payload = pack_header(replace(header, forgotten=number, entries=())) + value
+        store.records[PLACE] = build_record(b"@r", KEY, found._replace(payload=payload))
+    return number
+
+
+def test_register_that_forgot_numbers_of_the_future_takes_the_next(
+    callers: Callers, forgotten: int
+) -> None:
+    refused = callers.run(callers.change(Kind.INCREMENT, KEY, home="b")).result
+    assert (refused.outcome, refused.version) == (Outcome.FORGOTTEN, forgotten)
+    for number in (forgotten + 1, forgotten + 2):
+        sent = callers.change(Kind.INCREMENT, KEY, home="b", number=number, is_ahead=True)
+        assert callers.run(sent).result.outcome is Outcome.APPLIED
+    again = callers.change(
+        Kind.INCREMENT, KEY, home="b", number=number, is_ahead=True, repeated=True
+    )
+    assert callers.run(again).result.value == b"\x03", "it is applied once"
+    other = callers.change(
+        Kind.INCREMENT, KEY, home="b", caller=b"caller02", number=number, is_ahead=True
+    )
+    assert callers.run(other).result.value == b"\x04"
+
+
+def test_number_of_the_future_must_be_next(callers: Callers, forgotten: int) -> None:
+    far = forgotten + stamp_at(2)
+    refused = callers.run(
+        callers.change(Kind.INCREMENT, KEY, home="b", number=far, is_ahead=True)
+    ).result
+    assert (refused.outcome, refused.version) == (Outcome.FORGOTTEN, forgotten)
+    error = callers.run(callers.change(Kind.INCREMENT, KEY, home="b", number=forgotten + 1)).error
+    assert isinstance(error, ClockSkew)

@@ -84,11 +84,15 @@ class ChangeOperation(ChangingOperation):
             yield from chunked(self.cut(part, self.new_request()))
 
     def new_request(self, past: Stamp = 0) -> RequestId:
-        """Return a new id, with a number above ``past`` if that is not in the future."""
+        """Return a new id, with a number above ``past``.
+
+        If that is in the future, other requests of the caller keep the numbers of its clock.
+        """
         caller = self._ids.take()
         self._callers.append(caller)
-        if not self.session.is_from_the_future(past):
-            caller.move_past(past)
+        if self.session.is_from_the_future(past):
+            return RequestId(caller, past + 1, self.session.epoch, is_ahead=True)
+        caller.move_past(past)
         return RequestId(caller, caller.next_number(), self.session.epoch)
 
     def message(self, items: Sequence[Item], request: RequestId, *, repeated: bool) -> Change:

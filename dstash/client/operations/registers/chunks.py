@@ -8,7 +8,7 @@ nothing. A negative answer to an earlier copy is ignored: a later copy may be ap
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from dstash.client.operations.base import Chunk, Failure, Operation
@@ -183,8 +183,7 @@ class ChangeChunk(Chunk):
         answers = read_answers(peer, message, len(copy.places))
         self._undecided.discard(copy)
         errors: list[DStashError] = []
-        forgotten: list[int] = []
-        past = 0
+        forgotten: dict[int, Stamp] = {}
         for place, answer in zip(copy.places, answers, strict=True):
             if place not in self._left:
                 continue
@@ -198,11 +197,10 @@ class ChangeChunk(Chunk):
             elif answer.outcome in _NOT_APPLIED:
                 self._settle(place, answer)
             elif answer.outcome is ChangeOutcome.FORGOTTEN:
-                forgotten.append(place)
-                past = max(past, answer.version)
+                forgotten[place] = answer.version
             else:
                 errors += self._rejected(place, peer, answer.error or Refused("no reason given"))
-        sends = self._renew(forgotten, past, now) if forgotten else []
+        sends = self._renew(forgotten, now) if forgotten else []
         if not self._left:
             self._end()
         elif copy is self._last and not self._is_paused:
@@ -223,21 +221,32 @@ class ChangeChunk(Chunk):
             self._refusals[peer] = error
         return [error]
 
-    def _renew(self, places: Sequence[int], past: Stamp, now: int) -> list[Send]:
+    def _renew(self, past: Mapping[int, Stamp], now: int) -> list[Send]:
         """Send items whose request number is too low again, under another id.
 
         Only if a single copy was sent: an earlier copy may have been applied before the home
         forgot it.
+
+        Args:
+            past: by place, the number that another one must exceed.
+            now: milliseconds, by the clock of this machine.
         """
         if self._last is None or self._last.repeated:
             why = Forgotten("the replicas do not know any more whether they applied the request")
-            self.operation.uncertain.update(self.items[place][0] for place in places)
-            self._give_up(places, why)
+            self.operation.uncertain.update(self.items[place][0] for place in past)
+            self._give_up(list(past), why)
             return []
-        self._left.difference_update(places)
-        items = [self.items[place] for place in places]
-        request = self.operation.new_request(past)
-        chunks = self.operation.cut(items, request, self.attempt + 1)
+        self._left.difference_update(past)
+        is_ahead = self.operation.session.is_from_the_future
+        ahead = [place for place in past if is_ahead(past[place])]
+        others = [place for place in past if place not in ahead]
+        # A register takes a number of the future only if it is just above its own.
+        groups = [[place] for place in ahead] + ([others] if others else [])
+        chunks: list[Chunk] = []
+        for places in groups:
+            request = self.operation.new_request(max(past[place] for place in places))
+            items = [self.items[place] for place in places]
+            chunks += self.operation.cut(items, request, self.attempt + 1)
         return self.operation.start_later(chunks, now)
 
     def copy_failed(self, copy: Copy, failure: Failure, now: int) -> list[Send]:
@@ -257,7 +266,7 @@ class ChangeChunk(Chunk):
             self._end()
             return []
         if isinstance(error, ClockSkew) and not copy.repeated:
-            sends = self._renew(sorted(self._left), 0, now)
+            sends = self._renew(dict.fromkeys(sorted(self._left), 0), now)
             self._end()
             return sends
         if not error.retryable:

@@ -31,12 +31,14 @@ _WITH_VALUES: Final = frozenset({ChangeKind.PUT, ChangeKind.SWAP})
 class RequestId(NamedTuple):
     """The id of a request: all copies of it, and the parts of a batch, have the same.
 
-    ``epoch`` is that in which it was made: no copy was sent in an earlier one.
+    ``epoch`` is that in which it was made: no copy was sent in an earlier one. ``is_ahead``: the
+    number is just above one that the register remembers, which is ahead of the clocks.
     """
 
     caller: Caller
     number: Stamp
     epoch: int
+    is_ahead: bool = False
 
 
 class Wanted(NamedTuple):
@@ -81,6 +83,7 @@ class Wanted(NamedTuple):
             Frame(codec.pack_blobs(list(map(encoded_of, items)))),
             Frame(codec.pack_blobs(list(map(content_of, items)))) if has_values else EMPTY,
             request.epoch,
+            request.is_ahead,
         )
 
     def is_refused(self, answer: Answer) -> bool:

@@ -234,12 +234,20 @@ class TestForgotten:
         exchange.answer(1, changed(APPLIED))
         assert exchange.operation.result().ok
 
-    def test_number_does_not_follow_a_version_of_the_future(self, exchange: Exchange) -> None:
+    def test_number_of_the_future_is_used_for_one_request(self, exchange: Exchange) -> None:
         exchange.change("k")
         future = stamp_at(NOW + 3_600_000)
         exchange.answer(0, changed(FORGOTTEN, version=future))
         exchange.wait()
-        assert exchange.request(1).number < future
+        second = exchange.request(1)
+        assert (second.number, second.is_ahead, second.repeated) == (future + 1, True, False)
+        exchange.answer(1, ClockSkew("a home of an earlier version"))
+        exchange.wait()
+        third = exchange.request(2)
+        assert third.number < future
+        assert not third.is_ahead
+        exchange.answer(2, changed(APPLIED))
+        assert exchange.operation.result().ok
 
     def test_request_sent_twice_is_unknown(self, exchange: Exchange) -> None:
         exchange.change("k")
