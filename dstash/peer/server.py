@@ -138,7 +138,8 @@ class PeerServer:
         core.scheduler.has_time = self._has_time
         core.admission.unread = router
         core.health.refusals.address_of = router.address_of
-        #: Called at least every 0.3 s while the loop runs; by other processes it is seen to live.
+        #: Shows other processes that the peer lives. Called at each iteration of the loop, but not
+        #: more than ten times a second.
         self.beat: Callable[[], None] = lambda: None
         self._beaten_at = 0.0
         self._slow_disk = SlowDisk()

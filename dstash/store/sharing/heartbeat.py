@@ -24,7 +24,7 @@ from dstash.store.sharing.mark import Generation
 HEARTBEAT_FILE: Final = "HEARTBEAT"
 HEARTBEAT_BYTES: Final = 4096
 #: Readers do not trust a heartbeat that is older (nanoseconds).
-MAX_AGE_NS: Final = 1_000_000_000
+MAX_AGE_NS: Final = 1_500_000_000
 
 #: The places of the words in the file.
 MAGIC: Final = 0

@@ -19,7 +19,7 @@ import json, sys, threading, time
 from pathlib import Path
 from dstash.store.interface import Identity, Write
 from dstash.store.lmdb import LmdbStore
-from dstash.store.record import head, keyspace, seal
+from dstash.store.record import head, keyspace, locate, seal
 from dstash.store.sharing.heartbeat import Heartbeat
 from dstash.store.sharing.mark import SERVING_MARK, ServingMark
 from dstash.version import pack, stamp_at
@@ -65,6 +65,11 @@ threading.Thread(target=beat_often, daemon=True).start()
 
 def readers():
     return store.readers()[0]
+
+def corrupt(key):
+    place = locate(space, [key.encode()])[0]
+    record = store.get(place)
+    store._write(lambda transaction: transaction.put(place, record[:-1] + b"?", db=store._records))
 
 def set_format(text):
     store._write(lambda transaction: transaction.put(b"format", text.encode(), db=store._meta))
