@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -59,11 +61,20 @@ def add_member(peers: Peers, name: str) -> None:
     assert name in peers.members(client)
 
 
+def ended_at_connection(peer: Peer) -> bool:
+    """Connect to the HTTP port; returns whether the peer has ended."""
+    with suppress(OSError):
+        socket.create_connection(("127.0.0.1", peer.http_port), timeout=5).close()
+    return not peer.runs()
+
+
 @pytest.mark.parametrize("thread", ["membership", "committer", "http", "connections", "watchdog"])
 def test_peer_stops_with_one_line_when_a_thread_ends(own: Peers, thread: str) -> None:
     peer = restart_broken(own, "b", f"end:{thread}")
     with Load(own.client()) as load:  # the committer gets the exception at its next commit
         peer.signal(signal.SIGUSR1)
+        if thread == "http":  # it gets the exception at a connection
+            wait_until(lambda: ended_at_connection(peer), 30, "the thread ends")
         assert peer.wait_end() == 1
         wait_until(lambda: load.operations > 20 or load.errors, 60, "more calls")
     last = peer.log.read_text().splitlines()[-1]
