@@ -31,20 +31,29 @@ class Step(Enum):
     SWITCHED = "switched"
 
 
+def prepare_switch(directory: Path) -> None:
+    """Sync the names of the new files, which need not have their last content.
+
+    Raises:
+        OSError: they cannot be synced.
+    """
+    sync_entries(directory / COMPACTING)
+
+
 def switch(directory: Path, on_step: Callable[[Step], None] = lambda step: None) -> None:
-    """Move the complete and synced files of a compaction to their place.
+    """Move the files of a compaction to their place; call ``prepare_switch`` before.
+
+    The names are synced once, at the end: until then no commit is acked, and after an end of the
+    machine no process has a lock file open.
 
     Raises:
         OSError: nothing was moved.
         StoreFailed: the next process to open the store will use the new files, but they may not be
             in their place now, or not durably.
     """
-    made = directory / COMPACTING
-    sync_entries(made)
     on_step(Step.COMPLETE)
-    made.rename(directory / COMPACTED)
+    (directory / COMPACTING).rename(directory / COMPACTED)
     try:
-        sync_entries(directory)
         on_step(Step.DECIDED)
         finish_switch(directory, on_step)
     except OSError as error:

@@ -28,7 +28,7 @@ from dstash.store.directory import (
 from dstash.store.disk_space import map_size_for
 from dstash.store.environment.copy import Copy, count_entries
 from dstash.store.environment.opening import MAX_DATABASES, allocate_lock_file
-from dstash.store.environment.switch import finish_switch, switch
+from dstash.store.environment.switch import finish_switch, prepare_switch, switch
 from dstash.store.lmdb_errors import translated
 from dstash.store.lock import DirectoryLock
 from dstash.store.offline.integrity import can_be_read
@@ -88,6 +88,7 @@ def _compact(directory: Path, on_progress: Callable[[int], None]) -> Compacted:
         _check_room(directory, source, trees)
         records = _copy(source, trees, Copy(made, trees, map_size_for(file)), on_progress)
         allocate_lock_file(made)
+        prepare_switch(directory)
         switch(directory)
     except BaseException:
         remove_compacting(directory)

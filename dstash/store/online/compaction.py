@@ -29,7 +29,7 @@ from dstash.store.disk_space import map_size_for
 from dstash.store.environment.copy import Copy, count_entries
 from dstash.store.environment.journal import Journal
 from dstash.store.environment.opening import Opened
-from dstash.store.environment.switch import Step, switch
+from dstash.store.environment.switch import Step, prepare_switch, switch
 from dstash.store.lmdb_errors import translated
 from dstash.store.reserve import free_bytes
 
@@ -39,7 +39,9 @@ _RECORDS: Final = b"records"
 #: What is copied at once, at most: other threads wait for the interpreter meanwhile.
 _PART_RECORDS: Final = 250
 _PART_BYTES: Final = MIB // 8
-#: After each part, others have the interpreter for as long as it took, and at least for so long.
+#: The pause after each part, in which others have the interpreter: how many times as long as the
+#: part took, and at least how long (seconds).
+_PAUSE_RATIO: Final = 2.0
 _MIN_PAUSE_S: Final = 0.001
 #: Keys that wait while others are copied for the first time.
 _MAX_WAITING: Final = 5000
@@ -56,6 +58,10 @@ _LAST_RECORDS: Final = 10_000
 _LAST_BYTES: Final = 16 * MIB
 #: What the new file needs beyond the pages in use, and what is left free on the disk.
 _MARGIN_BYTES: Final = MIB
+
+
+#: The name of a database, a key, and its value; None if the key was removed.
+_Change = tuple[bytes, bytes, bytes | None]
 
 
 class Compacted(NamedTuple):
@@ -178,6 +184,7 @@ class _Compaction:
                     self._copy_all(copy, name)
             self._catch_up(copy)
             opened = copy.open_as_store(syncs=self._live.syncs_commits)
+            prepare_switch(directory)
             with self._live.held():
                 began = time.perf_counter()
                 records, previous = self._finish(copy, opened)
@@ -266,17 +273,17 @@ class _Compaction:
             began = time.perf_counter()
             copy.change(changes)
             took, keys = took + time.perf_counter() - began, keys + len(changes)
-            self._pause(began, 1.0 if is_paced else 0.0)
+            self._pause(began, _PAUSE_RATIO if is_paced else 0.0)
         return 2 * took / keys if keys else _PER_KEY_S
 
-    def _changes(self, most: int, most_bytes: int) -> Iterator[list[tuple[bytes, bytes, Any]]]:
+    def _changes(self, most: int, most_bytes: int) -> Iterator[list[_Change]]:
         """Yield what keys of the journal have now: (name of the database, key, value) triples."""
         for name, keys in self._journal.take().items():
             last = self._copied[name]
             # Keys further on are copied later, with what they have then.
             wanted = deque(keys if last is None else keys[: bisect_right(keys, last)])
             while wanted:
-                part: list[tuple[bytes, bytes, Any]] = []
+                part: list[_Change] = []
                 size = 0
                 with self._live.reading() as transaction:
                     while wanted and len(part) < most and size <= most_bytes:
@@ -293,19 +300,23 @@ class _Compaction:
             the number of records, and the previous environment.
         """
         self._at(Step.HELD)
+        last: list[_Change] = []
         for changes in self._changes(_LAST_RECORDS, _LAST_BYTES):
-            copy.change(changes)
+            if last:
+                copy.change(last)
+            last = changes
         with self._live.reading() as transaction:
             with transaction.cursor(self._databases[_META]) as cursor:
-                meta = [(_META, key, value) for key, value in cursor]
+                last += [(_META, key, value) for key, value in cursor]
             expected = count_entries(transaction, self._databases)
-        copy.change(meta)
+        copy.change(last)  # in as few transactions as possible: each is synced
         if (found := copy.counts()) != expected:
             raise CorruptStore(
                 f"{self._live.directory}: the store counts {expected} entries, but {found} can be "
                 "read; it was not compacted"
             )
-        copy.sync()
+        if not self._live.syncs_commits:
+            copy.sync()
         self._check_journal()
         directory = self._live.directory
         return expected[_RECORDS], self._live.replace(opened, lambda: switch(directory, self._at))
@@ -317,11 +328,11 @@ class _Compaction:
                 "nothing was changed"
             )
 
-    def _pause(self, began: float, ratio: float = 1.0) -> None:
-        """Leave the interpreter and the disk to others for as long as a part has taken."""
+    def _pause(self, began: float, ratio: float = _PAUSE_RATIO) -> None:
+        """Leave the interpreter and the disk to others for a while after a part."""
         self._check_journal()
         took = time.perf_counter() - began
-        if self._cancelled.wait(max(took, _MIN_PAUSE_S) * ratio):
+        if self._cancelled.wait(max(took * ratio, _MIN_PAUSE_S if ratio else 0.0)):
             raise StoreError(f"the compaction of {self._live.directory} was cancelled")
         if free_bytes(self._live.directory) < _MARGIN_BYTES:
             self._journal.end("the disk is full")
