@@ -323,6 +323,32 @@ def test_async_client_reads_without_a_request_and_lets_others_run(trio: Peers) -
     asyncio.run(test())
 
 
+def test_async_client_made_before_a_fork_reads_without_a_request(trio: Peers) -> None:
+    seeds = [peer.address for peer in trio.all.values()]
+    client = AsyncClient(*seeds, read="one", write="all", timeout=20)
+
+    async def use() -> None:
+        await client.put("preloaded", "key", 1)
+        async with client, asyncio.timeout(PATIENCE):
+            while True:
+                before = await asyncio.to_thread(_requests, trio)
+                for _ in range(50):
+                    assert await client.lookup("preloaded", "key") == 1
+                if await asyncio.to_thread(_requests, trio) == before:
+                    return
+
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            asyncio.run(use())
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    asyncio.run(client.close())
+
+
 def test_async_client_on_another_loop_is_refused_as_before(trio: Peers) -> None:
     seeds = [peer.address for peer in trio.all.values()]
     client = AsyncClient(*seeds, read="one", write="all", timeout=20)

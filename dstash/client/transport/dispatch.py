@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from dstash.client.calls import Calls
 from dstash.client.discovery import identity
-from dstash.client.local.reads import open_local_reads
+from dstash.client.local.reads import LocalLookup, NoLocalReads, open_local_reads
 from dstash.client.operations.base import Call, Operation
 from dstash.client.operations.clock_reading import ClockReadingOperation
 from dstash.client.operations.short.write import ShortWrite
@@ -49,8 +49,9 @@ class Dispatch:
         self._settings = settings
         self._session = session
         self._calls = calls
-        #: Look-ups without a request.
-        self.local = open_local_reads(settings, session, types)
+        self._types = types
+        #: Look-ups without a request, once a loop of this process uses the client.
+        self.local: LocalLookup = NoLocalReads()
         self._batch = Batch(session, calls, types)
         self._flush: asyncio.Handle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -215,6 +216,7 @@ class Dispatch:
         self._context = Context(keys=identity(self._settings))
         self._channel = AsyncChannel(self._context, self._session, loop, self._search)
         self._finding = asyncio.Lock()
+        self.local = open_local_reads(self._settings, self._session, self._types)
         self._loop, self._process = loop, os.getpid()
 
     def _check_process(self) -> None:
