@@ -41,7 +41,7 @@ _PART_RECORDS: Final = 250
 _PART_BYTES: Final = MIB // 8
 #: The pause after each part, in which others have the interpreter: how many times as long as the
 #: part took, and at least how long (seconds).
-_PAUSE_RATIO: Final = 2.0
+_PAUSE_RATIO: Final = 4.0
 _MIN_PAUSE_S: Final = 0.001
 #: Keys that wait while others are copied for the first time.
 _MAX_WAITING: Final = 5000
