@@ -243,7 +243,7 @@ class Client(RegisterMethods, BaseClient):
             index: name of the keyspace.
             entries: a mapping, or an iterable of (key, value) pairs of any length.
             ttl: as in ``put``.
-            timeout: seconds for each 100,000 keys (10,000 in an index that begins with ``@``).
+            timeout: seconds for each 100,000 keys (20,000 in an index that begins with ``@``).
             write: ``one``, ``quorum`` or ``all``.
             on_error: ``raise`` raises ``BatchError`` after the whole batch was tried, if a key
                 was not stored; ``return`` returns the result in this case, too. Errors of the

@@ -271,7 +271,7 @@ class RegisterMethods(ABC):
             index: name of the keyspace; it begins with ``@``.
             entries: (value, version) by key; a version is as in ``compare_and_set``.
             ttl: as in ``compare_and_set``.
-            timeout: seconds for each 10,000 keys.
+            timeout: seconds for each 20,000 keys.
             on_error: as in ``batch_put``.
 
         Raises:
@@ -302,7 +302,7 @@ class RegisterMethods(ABC):
             at_least: as in ``increment``, for all keys.
             at_most: as in ``increment``, for all keys.
             ttl: as in ``increment``, for all keys.
-            timeout: seconds for each 10,000 keys.
+            timeout: seconds for each 20,000 keys.
             on_error: as in ``batch_put``.
 
         Raises:

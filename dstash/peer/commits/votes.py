@@ -54,6 +54,9 @@ _TOUCH_BEGIN: Final = CHECKSUM_END + WRITE_BYTES
 _NO_TOUCH: Final = bytes(VERSION_END - _TOUCH_BEGIN)
 #: The bytes of a header with one request whose answer is empty; the last has the answer's length.
 _PLAIN_BYTES: Final = HEADER.size + ENTRY.size
+#: Where they end in a record.
+_PLAIN_END: Final = HEAD_BYTES + _PLAIN_BYTES
+_MAX_BYTES: Final = HEAD_BYTES + MAX_VALUE_BYTES
 _NO_ROOM: Final = "the disk is full; only deletes still succeed"
 
 _WITHOUT_ROOM: Final = Vote(Verdict.NO_ROOM, ABSENT, 0, 0)
@@ -141,23 +144,31 @@ def _check_register_keys(storage_keys: Iterable[bytes], rules: Rules) -> None:
 def _check_register_records(entries: Sequence[tuple[bytes, bytes]]) -> None:
     """Refuse records like ``check_register_record``, in few steps for those of one request."""
     values = []
+    shared, begin = b"", 0  # the content of the last record up to its value, which most have
     for storage_key, record in entries:
-        value = _plain_value(record)
-        if value is None or not is_sound(storage_key, record):
-            check_register_record(storage_key, record)
+        if record[_TOUCH_BEGIN:_PLAIN_END] == shared and begin <= len(record) <= _MAX_BYTES:
+            value = record[begin:]
         else:
-            values.append(value)
+            plain = _plain_value(record)
+            if plain is None:
+                check_register_record(storage_key, record)
+                continue
+            value, shared = plain, record[_TOUCH_BEGIN:_PLAIN_END]
+            begin = len(record) - len(value)
+        if not is_sound(storage_key, record):
+            check_register_record(storage_key, record)
+        values.append(value)
     if codec.malformed_payloads(values):
         raise ProtocolError(_MALFORMED)
 
 
 def _plain_value(record: bytes) -> bytes | None:
     """Return the value of a record that is a valid register with one request; None for others."""
-    if not HEAD_BYTES + _PLAIN_BYTES <= len(record) <= HEAD_BYTES + MAX_VALUE_BYTES:
+    if not _PLAIN_END <= len(record) <= _MAX_BYTES:
         return None
     is_plain = record[VERSION_END] == _REGISTER and record[_TOUCH_BEGIN:VERSION_END] == _NO_TOUCH
     size, *_, count = HEADER.unpack_from(record, HEAD_BYTES)
-    answer = record[HEAD_BYTES + _PLAIN_BYTES - 1]
+    answer = record[_PLAIN_END - 1]
     is_plain = is_plain and count == 1 and answer <= MAX_ANSWER_BYTES
     is_whole = size == _PLAIN_BYTES + answer and len(record) >= HEAD_BYTES + size
     return record[HEAD_BYTES + size :] if is_plain and is_whole else None

@@ -34,7 +34,7 @@ _MAX_SENT: Final = 4
 _LATE_MS: Final = 3000
 #: How long (milliseconds) a quorum may take before further voters are asked. Those are, for what
 #: registers hold, the ones behind the first quorum; for a promise, the home itself.
-_PATIENCE_MS: Final = 100
+_PATIENCE_MS: Final = 250
 #: The pauses (milliseconds) after lost rounds: at random up to a bound that doubles.
 _PAUSE_MS: Final = 20
 _MAX_DOUBLINGS: Final = 4

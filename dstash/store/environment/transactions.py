@@ -27,7 +27,13 @@ class Walkable:
 class Mergeable:
     """A write transaction with the interface of ``Transaction``.
 
-    It uses one cursor, which finds neighbouring keys without a search from the root of the tree.
+    It uses one cursor for each database, which finds neighbouring keys without a search from the
+    root of the tree.
+
+    Args:
+        transaction: the transaction.
+        cursor: of the records.
+        promises: the database of promises.
     """
 
     def __init__(self, transaction: Any, cursor: Any, promises: Any) -> None:
@@ -38,25 +44,34 @@ class Mergeable:
         self._cursor = cursor
         self._transaction = transaction
         self._promises = promises
+        self._promise_cursor: Any = None
+
+    def _cursor_of_promises(self) -> Any:
+        """Return the cursor of promises, which most transactions do not need."""
+        if self._promise_cursor is None:
+            self._promise_cursor = self._transaction.cursor(self._promises)
+        return self._promise_cursor
 
     def promise(self, storage_key: bytes) -> bytes | None:
         """Return a promise as of this transaction, as stored."""
-        stored: bytes | None = self._transaction.get(storage_key, db=self._promises)
+        cursor = self._promise_cursor or self._cursor_of_promises()
+        stored: bytes | None = cursor.get(storage_key)
         return stored
 
     def put_promise(self, storage_key: bytes, promise: bytes) -> None:
         """Store a promise."""
-        self._transaction.put(storage_key, promise, db=self._promises)
+        self._cursor_of_promises().put(storage_key, promise)
 
     def put_promises(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         """Store promises."""
         if entries:
-            with self._transaction.cursor(self._promises) as cursor:
-                cursor.putmulti(entries)
+            self._cursor_of_promises().putmulti(entries)
 
     def drop_promise(self, storage_key: bytes) -> None:
         """Remove a promise, if there is one."""
-        self._transaction.delete(storage_key, db=self._promises)
+        cursor = self._cursor_of_promises()
+        if cursor.set_key(storage_key):
+            cursor.delete()
 
     def promises_between(self, begin: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
         """Return the promises of a range of storage keys, as stored."""

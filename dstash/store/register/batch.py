@@ -38,8 +38,8 @@ from dstash.version import (
 _MIN_KEYS: Final = 4
 
 _REGISTER: Final = RecordFlag.REGISTER.value
-_STAMP_END: Final = CHECKSUM_END + 8
-_WRITER_END: Final = CHECKSUM_END + WRITE_BYTES
+_STAMP_BYTES: Final = 8
+_STAMP_END: Final = CHECKSUM_END + _STAMP_BYTES
 _PROMISE_CHECKSUM_BYTES: Final = 8
 
 
@@ -141,16 +141,20 @@ def _prepare_all(transaction: VoteTransaction, request: Prepares, limits: Limits
 def _accept_all(transaction: VoteTransaction, request: Accepts, limits: Limits) -> list[Vote]:
     corruption, latest = limits.bounds.corruption, limits.bounds.latest
     get, get_promise, partitions = transaction.get, transaction.promise, _Partitions(limits)
+    drop_promise = transaction.drop_promise
     taken: list[tuple[bytes, bytes]] = []
     votes: list[Vote] = []
-    ballot = body = b""
+    #: The votes on new registers that were promised, of one version.
+    plain: dict[_Lowest, Vote] = {}
+    version = body = b""
     number = stamp = 0
     for storage_key, record in request.entries:
-        if record[CHECKSUM_END:_WRITER_END] != ballot:
-            ballot = record[CHECKSUM_END:_WRITER_END]
-            stamp = int.from_bytes(ballot[:8], "big")
+        if record[CHECKSUM_END:VERSION_END] != version:
+            version = record[CHECKSUM_END:VERSION_END]
+            stamp = write_stamp(version)
             number = stamp_milliseconds(stamp)
-            body = number.to_bytes(8, "big") + ballot[8:]
+            body = number.to_bytes(8, "big") + version[_STAMP_BYTES:WRITE_BYTES]
+            plain = {}
         lowest = partitions[storage_key[:2]]
         stored, promise = get(storage_key), get_promise(storage_key)
         is_plain = lowest.stamp < stamp <= latest and storage_key not in corruption
@@ -170,10 +174,17 @@ def _accept_all(transaction: VoteTransaction, request: Accepts, limits: Limits) 
             votes.append(accept(transaction, storage_key, record, limits))
             continue
         taken.append((storage_key, record))
+        if promise is None or stored is not None:
+            given = Vote(Verdict.VOTED, version, past, lowest.reaped, None, stamp)
+        else:
+            try:
+                given = plain[lowest]
+            except KeyError:
+                given = Vote(Verdict.VOTED, version, past, lowest.reaped, None, stamp)
+                plain[lowest] = given
         if promise is not None:
-            transaction.drop_promise(storage_key)
-        version = record[CHECKSUM_END:VERSION_END]
-        votes.append(Vote(Verdict.VOTED, version, past, lowest.reaped, None, stamp))
+            drop_promise(storage_key)
+        votes.append(given)
     transaction.put_all(taken)
     return votes
 

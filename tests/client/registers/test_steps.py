@@ -190,9 +190,9 @@ class TestBatches:
             return None
 
         home.interfere = note
-        entries = {str(number): number for number in range(22_500)}
+        entries = {str(number): number for number in range(45_000)}
         result = home.drive(batches.add(home.calls, "@i", entries, None, 8))
-        assert result.stored == 22_500
+        assert result.stored == 45_000
         assert len(deadlines) * 500 > 8000  # longer than the timeout of a round
 
     def test_key_that_occurs_twice_is_refused(self, home: Home) -> None:

@@ -15,8 +15,8 @@ from dstash.peer.admission.writes import Internal, WaitingWrite
 from dstash.peer.commits.commit import Commit
 from dstash.peer.commits.rules import Rules
 from dstash.store.memory import TwinStore
-from dstash.store.record import Record, build_record, partition_of, version_of
-from dstash.store.register.header import Header, pack_header
+from dstash.store.record import Record, build_record, partition_of, seal_at, version_of
+from dstash.store.register.header import Entry, Header, pack_header
 from dstash.store.register.voter import Bounds, Verdict
 from dstash.types import RecordFlag
 from dstash.version import pack, stamp_at
@@ -163,6 +163,36 @@ def test_corrupt_register_is_reported() -> None:
 )
 def test_malformed_request_is_refused(message: Message, text: str) -> None:
     error = refusal(message)
+    assert isinstance(error, ProtocolError)
+    assert text in str(error)
+
+
+SHARED = pack_header(Header(1, entries=(Entry(b"caller01", 1, 1, answer=b"abc"),)))
+
+
+def altered(key: bytes, change: Any) -> tuple[bytes, bytes]:
+    """Return a register whose content was changed, with the right checksum."""
+    _, record = register(key, header=SHARED)
+    return place(key), seal_at(place(key), change(record[8:]))
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        (register(b"b", header=SHARED, value=b"\x01\x01"), "well-formed msgpack"),
+        ((place(b"b"), register(b"a", header=SHARED)[1]), "fails its checksum"),
+        (altered(b"b", lambda body: body[:-2]), "states"),
+        (altered(b"b", lambda body: body[:12] + b"\1" + body[13:]), "a version with a touch"),
+        (altered(b"b", lambda body: body[:20] + b"\0" + body[21:]), "not a register"),
+        (altered(b"b", lambda body: body[:32] + b"\xff" + body[33:]), "states"),
+    ],
+)
+def test_malformed_register_after_a_valid_one_is_refused(
+    entry: tuple[bytes, bytes], text: str
+) -> None:
+    valid = [register(b"a", header=SHARED), register(b"c", header=SHARED)]
+    assert answer(TwinStore(), accept(*valid)).verdicts == bytes((VOTED, VOTED))
+    error = refusal(accept(valid[0], entry, valid[1]))
     assert isinstance(error, ProtocolError)
     assert text in str(error)
 

@@ -202,7 +202,7 @@ class TestRounds:
             began = joined.now
             results = callers.run(callers.settle(*KEYS)).results
             assert {result.value for result in results} == {b"\x01"}
-            assert joined.now - began <= (110 if state == "mute" else 5)
+            assert joined.now - began <= (260 if state == "mute" else 5)
             getattr(joined, state).clear()
             joined.now += 1000
 
@@ -288,7 +288,7 @@ class TestSilence:
         assert outcomes(callers.run(callers.change(Kind.PUT, *KEYS, values=ONES))) == {
             Outcome.APPLIED
         }
-        assert joined.now - began < 150
+        assert joined.now - began < 300
 
     def test_round_without_quorum_is_unavailable_at_the_deadline(
         self, joined: Watched, callers: Callers

@@ -141,6 +141,17 @@ class ChangeOperation(ChangingOperation):
         else:
             outcome.unchanged[key] = answer.version
 
+    def settle_applied(self, items: Sequence[Item], answers: Sequence[Answer]) -> None:
+        """Record changes that were all applied."""
+        outcome, keys = self.outcome, [key for key, _, _ in items]
+        outcome.stored += len(keys)
+        outcome.deleted += len(keys) if self.wanted.kind in _DELETES else 0
+        outcome.versions.update(zip(keys, [answer.version for answer in answers], strict=True))
+        for key, answer in zip(keys, answers, strict=True):
+            if answer.value is not None:
+                frame = codec.join_payloads([answer.value])
+                [outcome.values[key]] = self._decode(frame, [key], {})
+
     def give_up(self, keys: Sequence[Key], outcome: Outcome, error: DStashError) -> None:
         """Record keys as failed or unknown."""
         self.outcome.give_up(keys, outcome, error)

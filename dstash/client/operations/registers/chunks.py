@@ -31,10 +31,11 @@ from dstash.errors import (
 from dstash.types import Outcome
 from dstash.version import Stamp
 from dstash.wire.keys import Key
-from dstash.wire.registers import Change, ChangeOutcome
+from dstash.wire.registers import Change, Changed, ChangeOutcome
 from dstash.wire.shapes import Message
 
 APPLIED: Final = frozenset({ChangeOutcome.APPLIED, ChangeOutcome.ANSWER_LOST})
+_APPLIED_BYTE: Final = bytes((ChangeOutcome.APPLIED,))
 _NOT_APPLIED: Final = frozenset({ChangeOutcome.CONFLICT, ChangeOutcome.UNCHANGED})
 
 
@@ -61,6 +62,10 @@ class ChangingOperation(Operation):
     @abstractmethod
     def settle(self, item: Item, answer: Answer) -> None:
         """Record the outcome of a change that was applied, or has certainly changed nothing."""
+
+    @abstractmethod
+    def settle_applied(self, items: Sequence[Item], answers: Sequence[Answer]) -> None:
+        """Record changes that were all applied."""
 
     @abstractmethod
     def give_up(self, keys: Sequence[Key], outcome: Outcome, error: DStashError) -> None:
@@ -182,6 +187,12 @@ class ChangeChunk(Chunk):
         """Settle the items that the answer to a copy decides; send the rest again."""
         answers = read_answers(peer, message, len(copy.places))
         self._undecided.discard(copy)
+        if len(copy.places) == len(self._left) and _is_all_applied(message):
+            items = self._items_left()
+            self._left.clear()
+            self.operation.settle_applied(items, answers)
+            self._end()
+            return []
         errors: list[DStashError] = []
         forgotten: dict[int, Stamp] = {}
         for place, answer in zip(copy.places, answers, strict=True):
@@ -346,3 +357,8 @@ class ChangeChunk(Chunk):
     def _end(self) -> None:
         self._forget_copies()
         self.operation.finish(self)
+
+
+def _is_all_applied(message: Message) -> bool:
+    """Whether an answer states for each key that its change was applied."""
+    return isinstance(message, Changed) and not message.outcomes.strip(_APPLIED_BYTE)

@@ -12,7 +12,7 @@ MAX_KEYS: Final = 1000
 WINDOW: Final = 8
 
 #: Keys of a batch that are changed within one timeout: a register takes longer than a plain key.
-KEYS_PER_ROUND: Final = 10_000
+KEYS_PER_ROUND: Final = 20_000
 
 #: Two round trips between peers, with a sync each, and the queue of the key.
 _PATIENCE_MS: Final = 1000
