@@ -17,7 +17,7 @@ from typing import Any, Final
 import lmdb
 
 from dstash.errors import CorruptStore, StoreError
-from dstash.store.directory import DATA_FILE
+from dstash.store.directory import DATA_FILE, LOCK_FILE
 from dstash.store.sharing.heartbeat import (
     BEATEN_AT,
     MAX_AGE_NS,
@@ -70,7 +70,9 @@ class SharedStore:
         self._busy: list[None] = []
         self._heartbeat: SeenHeartbeat | None = None
         self._environment: Any = None
-        self._generation = Generation(0, 0)
+        #: The data file and the lock file that are open. A peer that starts may replace the lock
+        #: file alone: LMDB would then show old snapshots of the data file.
+        self._files = Generation(0, 0), Generation(0, 0)
         self._words = _SILENCE
         self._begin: Any = None
         self._meta: Any = None
@@ -148,13 +150,16 @@ class SharedStore:
                 raise NotServed
             if heartbeat.process == os.getpid():
                 raise StoreError("the peer runs in this process")
-            if self._environment is None or self._generation != heartbeat.generation:
-                self._open(heartbeat.generation)
+            files = heartbeat.generation, self._lock_file()
+            if self._environment is None or self._files != files:
+                self._open(*files)
             try:
                 self._take_mark(ticket)
             except lmdb.MapResizedError:  # the data file has outgrown the map
-                self._open(heartbeat.generation)
+                self._open(*files)
                 self._take_mark(ticket)
+            if self._words[TICKET] != ticket or self._lock_file() != files[1]:
+                raise NotServed  # the files were replaced meanwhile
 
     def close(self) -> None:
         """Close the files, as soon as no thread reads.
@@ -184,7 +189,11 @@ class SharedStore:
         self._words = heartbeat.words
         return heartbeat
 
-    def _open(self, generation: Generation) -> None:
+    def _lock_file(self) -> Generation:
+        found = (self._directory / LOCK_FILE).stat()
+        return Generation(found.st_dev, found.st_ino)
+
+    def _open(self, generation: Generation, lock_file: Generation) -> None:
         self._close_environment()
         file = self._directory / DATA_FILE
         found = file.stat()
@@ -212,7 +221,7 @@ class SharedStore:
         except StoreError:
             environment.close()
             raise
-        self._environment, self._generation = environment, generation
+        self._environment, self._files = environment, (generation, lock_file)
         self._begin = partial(environment.begin, records)
 
     def _check(self, environment: Any) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dstash.errors import StoreError
-from dstash.store.directory import DATA_FILE
+from dstash.store.directory import DATA_FILE, LOCK_FILE
 from dstash.store.record import keyspace, partition_of
 from dstash.store.sharing import heartbeat, reading
 from dstash.store.sharing.places import StorePlace
@@ -131,6 +131,19 @@ def test_restarted_owner_is_read_again_with_its_new_mark(owner: Owner, store: Sh
         record = store.read(9, place_of("key"))
         assert record is not None
         assert record.endswith(b"new")
+
+
+def test_lock_file_that_is_replaced_alone_hides_no_commit(owner: Owner, store: SharedStore) -> None:
+    owner.kill()
+    (owner.directory / LOCK_FILE).unlink()  # as a peer does that finds that it does not fit
+    with Owner(owner.directory) as again:
+        again.serve(9)
+        store.renew()
+        for number in range(1, 6):
+            again.do("put", "key", f"{number}", NOW + number)
+            record = store.read(9, place_of("key"))
+            assert record is not None
+            assert record.endswith(b"%d" % number)
 
 
 def test_another_data_file_is_opened_instead_of_the_old_one(
