@@ -91,11 +91,14 @@ class Attempt:
         return self.voters.is_quorum(self.votes.keys())
 
     def is_held_up(self, number: int) -> bool:
-        """Whether no quorum exists without voters that have promised rounds from ``number`` on."""
+        """Whether no quorum exists without voters that may have promised rounds from ``number`` on.
+
+        They have promised one, or do not know what they have promised (V4).
+        """
         names = [
             name
             for name, vote in self.votes.items()
-            if vote.verdict is Verdict.PREEMPTED and vote.past >= number
+            if vote.verdict in (Verdict.PREEMPTED, Verdict.CORRUPT) and vote.past >= number
         ]
         return not self.voters.is_quorum([*set(self.voters.members).difference(names)])
 

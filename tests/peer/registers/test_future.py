@@ -134,3 +134,16 @@ def test_number_of_the_future_must_be_next(callers: Callers, forgotten: int) -> 
     assert (refused.outcome, refused.version) == (Outcome.FORGOTTEN, forgotten)
     error = callers.run(callers.change(Kind.INCREMENT, KEY, home="b", number=forgotten + 1)).error
     assert isinstance(error, ClockSkew)
+
+
+def test_corrupt_register_with_a_bound_of_the_future_is_replaced() -> None:
+    """The other one of two replicas follows it, because no quorum exists below the bound (V4)."""
+    joined = Joined("ab", replicas=2, registers=True)
+    callers = Callers(joined)
+    callers.run(callers.change(Kind.PUT, KEY, values=[b"\x01"]))
+    store, ahead = joined.stores["a"], stamp_at(joined.now + HOUR)
+    store.high_water = ahead
+    store.records[PLACE] = store.records[PLACE][:-1] + b"?"
+    result = callers.run(callers.change(Kind.INCREMENT, KEY, home="b")).result
+    assert (result.outcome, result.value) == (Outcome.APPLIED, b"\x02")
+    assert result.version > ahead
