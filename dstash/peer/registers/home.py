@@ -47,6 +47,9 @@ _DEADLINE_MS: Final = 60_000
 #: Operations that may wait for their decision, and the bytes of requests.
 _MAX_WAITING: Final = 20_000
 _MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
+#: How long (milliseconds) an answer is kept for duplicates at least, by a clock that nobody sets:
+#: after this peer's clock was set back, a duplicate can come before its deadline again.
+_KEEP_MS: Final = 60_000
 #: Answers that are kept for duplicates, and their bytes.
 _MAX_ANSWERS: Final = 20_000
 _MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
@@ -66,6 +69,15 @@ class _Waiting:
     copy: _Copy | None
 
 
+@dataclass(eq=False, slots=True)
+class _Given:
+    """An answer that is kept until its deadline has passed, and until a steady time."""
+
+    deadline: int
+    until: int
+    answer: Changed | None = None
+
+
 class Home:
     """The requests for registers of one peer.
 
@@ -74,6 +86,7 @@ class Home:
         clock: the cluster clock, as this peer knows it.
         lost_until: returns the stamp up to which copies of a request for a storage key may have
             been applied without a trace; takes the epoch in which its number was made, and the key.
+        steady: returns milliseconds that never go back.
     """
 
     def __init__(
@@ -81,16 +94,18 @@ class Home:
         coordinator: Coordinator,
         clock: ClusterClock,
         lost_until: Callable[[int, bytes], Stamp],
+        steady: Callable[[], int],
     ) -> None:
         self._coordinator = coordinator
         self._clock = clock
         self._lost_until = lost_until
+        self._steady = steady
         self._deadlines: list[tuple[int, int, _Waiting]] = []
         self._serials = itertools.count()
         self._operations = self._bytes = 0
         self._ready: list[tuple[Ticket, Changed]] = []
-        #: By copy, the deadline and the answer; no answer yet while it waits.
-        self._answers: OrderedDict[_Copy, tuple[int, Changed | None]] = OrderedDict()
+        #: By copy, the answer; none yet while it waits.
+        self._answers: OrderedDict[_Copy, _Given] = OrderedDict()
         self._answer_bytes = 0
 
     @property
@@ -159,7 +174,7 @@ class Home:
         self._operations += len(storage_keys)
         self._bytes += weight
         if copy is not None:
-            self._answers[copy] = deadline, None
+            self._answers[copy] = _Given(deadline, self._steady() + _KEEP_MS)
         heapq.heappush(self._deadlines, (deadline, next(self._serials), waiting))
         self._coordinator.submit_all(storage_keys, requested, batch)
 
@@ -185,21 +200,22 @@ class Home:
 
     def _is_duplicate(self, ticket: Ticket, copy: _Copy, now: int) -> bool:
         """Whether this connection has sent a request already; its answer is repeated."""
+        steady = self._steady()
         while self._answers:
-            first, (deadline, answer) = next(iter(self._answers.items()))
+            first, given = next(iter(self._answers.items()))
             is_full = len(self._answers) > _MAX_ANSWERS or self._answer_bytes > _MAX_ANSWER_BYTES
-            if not is_full and deadline >= now:
+            if not is_full and (given.deadline >= now or given.until >= steady):
                 break
             self._forget(first)
-        if copy not in self._answers:
+        known = self._answers.get(copy)
+        if known is None:
             return False
-        answer = self._answers[copy][1]
-        if answer is not None:
-            self._ready.append((ticket, answer))
+        if known.answer is not None:
+            self._ready.append((ticket, known.answer))
         return True
 
     def _forget(self, copy: _Copy) -> None:
-        _, answer = self._answers.pop(copy)
+        answer = self._answers.pop(copy).answer
         if answer is not None:
             self._answer_bytes -= weight_of(answer)
 
@@ -207,8 +223,9 @@ class Home:
         self._operations -= len(waiting.batch.answers)
         self._bytes -= waiting.weight
         self._ready.append((waiting.ticket, answer))
-        if waiting.copy is not None and waiting.copy in self._answers:
-            self._answers[waiting.copy] = waiting.deadline, answer
+        given = self._answers.get(waiting.copy) if waiting.copy is not None else None
+        if given is not None:
+            given.answer = answer
             self._answer_bytes += weight_of(answer)
 
     def take(self, now: int) -> list[tuple[Ticket, Changed]]:

@@ -106,7 +106,7 @@ class Registers:
         seed = f"{store_id} {life.number} {life.began}".encode()
         writer = xxh3_64_digest(seed)[:WRITER_BYTES]
         self.coordinator = Coordinator(peer, writer, _chances(seed), self._missed, self._held)
-        self._home = Home(self.coordinator, clock, self._lost_until)
+        self._home = Home(self.coordinator, clock, self._lost_until, steady_time)
 
     @property
     def has_work(self) -> bool:

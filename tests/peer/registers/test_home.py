@@ -11,6 +11,7 @@ import pytest
 
 from dstash.cluster.topology.view import View
 from dstash.errors import Busy, ClockSkew, LimitError, NotReady, ProtocolError, UsageError
+from dstash.peer.admission.requests import Ticket
 from dstash.version import stamp_at
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
@@ -216,6 +217,22 @@ class TestRequests:
         assert callers.run(delete).result.outcome is Outcome.UNCHANGED
         callers.run(callers.change(Kind.PUT, b"k", values=[ONE]))
         frames = joined_frames(delete, joined)
+        joined._answer_each("a", joined.peers["a"].receive(b"client", frames, joined.now))
+        joined.settle()
+        assert callers.run(callers.settle(b"k")).result.outcome is Outcome.FOUND
+
+    def test_duplicate_is_recognised_after_the_clock_of_the_home_was_set_back(
+        self, joined: Joined, callers: Callers
+    ) -> None:
+        """Its answer was beyond its deadline, and the duplicate is before it again."""
+        delete = callers.change(Kind.DELETE, b"k")
+        assert callers.run(delete).result.outcome is Outcome.UNCHANGED
+        frames = joined_frames(delete, joined)
+        home = joined.peers["a"].registers._home
+        for step in (20_000, -20_000):
+            joined.now += step
+            home._is_duplicate(Ticket(b"other", 1), (b"other", 1, b"caller02", 1), joined.now)
+        callers.run(callers.change(Kind.PUT, b"k", values=[ONE]))
         joined._answer_each("a", joined.peers["a"].receive(b"client", frames, joined.now))
         joined.settle()
         assert callers.run(callers.settle(b"k")).result.outcome is Outcome.FOUND
