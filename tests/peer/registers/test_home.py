@@ -215,7 +215,7 @@ class TestRequests:
     ) -> None:
         delete = callers.change(Kind.DELETE, b"k")
         assert callers.run(delete).result.outcome is Outcome.UNCHANGED
-        callers.run(callers.change(Kind.PUT, b"k", values=[ONE]))
+        callers.run(callers.change(Kind.PUT, b"k", values=[ONE], caller=b"caller02"))
         frames = joined_frames(delete, joined)
         joined._answer_each("a", joined.peers["a"].receive(b"client", frames, joined.now))
         joined.settle()
@@ -232,7 +232,7 @@ class TestRequests:
         for step in (20_000, -20_000):
             joined.now += step
             home._is_duplicate(Ticket(b"other", 1), (b"other", 1, b"caller02", 1), joined.now)
-        callers.run(callers.change(Kind.PUT, b"k", values=[ONE]))
+        callers.run(callers.change(Kind.PUT, b"k", values=[ONE], caller=b"caller02"))
         joined._answer_each("a", joined.peers["a"].receive(b"client", frames, joined.now))
         joined.settle()
         assert callers.run(callers.settle(b"k")).result.outcome is Outcome.FOUND
