@@ -45,6 +45,11 @@ class WallClock:
         self._steps.append((self._events.now, self.offset_ms))
         self.worst_ms = max(self.worst_ms, self.error_ms())
 
+    @property
+    def set_at(self) -> list[int]:
+        """The moments since which it was ahead by something else."""
+        return [moment for moment, _ in self._steps]
+
     def offset_at(self, moment: int) -> int:
         """Return how far it was ahead at a moment, without drift."""
         return next(offset for begin, offset in reversed(self._steps) if begin <= moment)

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import cycle
 from random import Random
 from statistics import median_low
 from typing import Any, Final
@@ -403,14 +402,17 @@ class World:
         )
 
     def _was_median_wrong(self) -> bool:
-        """Whether a topology had so many members with odd clocks that their median was wrong.
+        """Whether the median of the clocks of a topology may have been wrong at some moment.
 
-        A machine that joins later has the clock of an earlier one.
+        So it is where one clock of three is always odd, and another one is set.
         """
-        offsets = dict(zip((node.name for node in self.nodes), cycle(self.conditions.offsets_ms)))
+        clocks = {node.name: node.clock for node in self.nodes}
+        moments = {moment for clock in clocks.values() for moment in clock.set_at}
         used = filter(None, (self.membership.topology, *self.membership.past))
         medians = {
-            median_low(offsets[member.id] for member in topology.members) for topology in used
+            median_low(clocks[member.id].offset_at(moment) for member in topology.members)
+            for topology in used
+            for moment in moments
         }
         return any(abs(median) > MAX_CLOCK_SKEW_MS for median in medians)
 
