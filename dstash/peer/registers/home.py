@@ -47,7 +47,7 @@ _DEADLINE_MS: Final = 60_000
 #: Operations that may wait for their decision, and the bytes of requests.
 _MAX_WAITING: Final = 20_000
 _MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
-#: How long (milliseconds) an answer is kept for duplicates at least, by a clock that nobody sets:
+#: How long (milliseconds) an answer is kept for duplicates at least, by a clock that is never set:
 #: after this peer's clock was set back, a duplicate can come before its deadline again.
 _KEEP_MS: Final = 60_000
 #: Answers that are kept for duplicates, and their bytes.
