@@ -90,8 +90,10 @@ class HttpServer:
         """Stop serving."""
         self._stopping = True
         if self._thread.is_alive():
-            with suppress(OSError):
-                self._server.socket.shutdown(socket.SHUT_RDWR)  # this wakes the thread
+            with suppress(
+                OSError
+            ):  # some systems refuse it, although it wakes the thread there, too
+                self._server.socket.shutdown(socket.SHUT_RDWR)
             self._server.shutdown()
             self._thread.join(timeout=5)
         self._server.server_close()
