@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from dstash.cluster.replication.lineage import MOST_CLAIMS, Lineage
+from dstash.cluster.replication.lineage import LIVES_PER_EPOCH, MOST_CLAIMS, Lineage
+from dstash.cluster.topology.joining import RESTORED_JUMP
 from dstash.cluster.topology.life import Life
 from dstash.errors import ProtocolError
 from dstash.wire.shapes import is_word
@@ -19,8 +20,9 @@ SUSPECTED: Final = "a client saw a newer state of this store: restored from an o
 
 #: The most claims that are kept.
 _MAX_CLAIMS: Final = 16
-#: A life whose number is further ahead is invented: the number grows by one with each start.
-_MAX_NUMBERS_AHEAD: Final = 1_000_000
+#: A life whose number is further ahead is invented: the number grows by one with each start, and
+#: follows the epoch when the store is streamed again. An epoch jumps when a topology is restored.
+_MAX_NUMBERS_AHEAD: Final = 32 * RESTORED_JUMP * LIVES_PER_EPOCH
 
 
 class Claims:
@@ -48,7 +50,7 @@ class Claims:
             known = self._kept.get(life.start)
             is_news = known is None or known.stamp < life.stamp
             is_plausible = store_id == self._store_id and life.number <= farthest
-            if is_plausible and is_news and self._contradicts(life):
+            if is_plausible and is_news and self._lineage.is_behind(life):
                 self._kept[life.start] = life
                 has_news = True
         while len(self._kept) > _MAX_CLAIMS:
@@ -57,11 +59,9 @@ class Claims:
 
     def contradict(self) -> bool:
         """Whether a claim contradicts the store now; streaming since then voids claims."""
-        self._kept = {start: life for start, life in self._kept.items() if self._contradicts(life)}
+        is_behind = self._lineage.is_behind
+        self._kept = {start: life for start, life in self._kept.items() if is_behind(life)}
         return bool(self._kept)
-
-    def _contradicts(self, life: Life) -> bool:
-        return self._lineage.is_behind(life) and not self._lineage.precedes_base(life)
 
     @property
     def highest_number(self) -> int:

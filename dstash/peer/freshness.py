@@ -141,10 +141,10 @@ class Freshness:
         view = self._view
         member = view.members.get(self._replica.me) if view is not None else None
         self._confirmed = True
-        if member is None or member.synced:
+        if view is None or member is None or member.synced:
             return
         lineage = self._local_partitions.lineage
-        mark = lineage.rebase(self._replica.wall(), self._claims.highest_number)
+        mark = lineage.rebase(self._replica.wall(), view.epoch, self._claims.highest_number)
         while True:
             try:
                 yield Merge(marks=[mark, (LACKING_MARK, b"")])

@@ -358,11 +358,11 @@ class Maintenance:
             return None
         if not member.synced:
             held = [number for number in range(PARTITIONS) if me in view.readers[number]]
-            store_id = member.store_id
+            store_id, lineage = member.store_id, self.replica.local_partitions.lineage
             return (
                 ("store", store_id, view.readers),
                 held,
-                lambda latest: transitions.streamed(latest, me, store_id),
+                lambda latest: transitions.streamed(latest, me, store_id, lineage.current),
             )
         change = topology.change
         if change is None or change.switched or change.paused:

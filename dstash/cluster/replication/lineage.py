@@ -30,6 +30,11 @@ _MAX_SEEN_LIVES: Final = 16
 #: Lives of stores that a client reports to a peer, at most.
 MOST_CLAIMS: Final = 64
 
+#: A streamed store continues above the epoch times this number, because old copies that are put
+#: back repeat the numbers of lives, and another member may not have heard of every life between.
+#: Each streaming has its own epoch, so its life has a number that no earlier life has.
+LIVES_PER_EPOCH: Final = 1 << 20
+
 Mark = tuple[bytes, bytes]
 
 
@@ -43,7 +48,7 @@ class Lineage:
 
     def __init__(self, store: Store, now: int) -> None:
         self._store = store
-        self._base, self._based, self._lives = _decode_lineage(store.marked(LINEAGE_MARK))
+        self._base, self._lives = _decode_lineage(store.marked(LINEAGE_MARK))
         #: The newest stamp in the store when this process started.
         self.high_water_at_start = store.high_water
         self._newest_number = 0
@@ -92,26 +97,24 @@ class Lineage:
             return known.began != seen.began or seen.stamp > known.stamp
         return seen.number > current.number or seen.stamp > self._lives[0].stamp
 
-    def precedes_base(self, seen: Life) -> bool:
-        """Whether a life began before the store was streamed again, by this peer's clock.
-
-        A copy that is put back repeats the numbers of later lives. So a client may have seen one
-        that no member has heard of, under a number that this store has used again.
-        """
-        return seen.began < self._based
-
-    def rebase(self, now: int, claimed: int = 0) -> Mark:
+    def rebase(self, now: int, epoch: int, claimed: int = 0) -> Mark:
         """Begin a life that voids every earlier sighting, because the store was streamed again.
 
-        ``claimed`` is the highest life number that clients have seen. Returns the mark to store.
+        Args:
+            now: as for the store's start (milliseconds since 1970).
+            epoch: of the topology in which the store was not synced.
+            claimed: the highest life number that clients have seen.
+
+        Returns:
+            the mark to store.
         """
-        number = max(self._newest_number, self._lives[-1].number, claimed) + 1
+        following = max(self._newest_number, self._lives[-1].number, claimed) + 1
+        number = max(following, epoch * LIVES_PER_EPOCH)
         self._base, self._lives, self._continues = number, [Life(number, now, 0)], False
-        self._based = now
         return self._mark()
 
     def _mark(self) -> Mark:
-        content = {"base": self._base, "based": self._based, "lives": self._lives}
+        content = {"base": self._base, "lives": self._lives}
         return LINEAGE_MARK, json.dumps(content).encode()
 
 
@@ -167,13 +170,12 @@ class StoreMemory:
         return SEEN_MARK, json.dumps(self._seen, sort_keys=True).encode()
 
 
-def _decode_lineage(kept: bytes | None) -> tuple[int, int, list[Life]]:
+def _decode_lineage(kept: bytes | None) -> tuple[int, list[Life]]:
     try:
         raw = json.loads(kept or b"{}")
-        based = int(raw.get("based", 0))  # earlier versions did not note it
-        return int(raw.get("base", 0)), based, lives_of(raw.get("lives", ()))
+        return int(raw.get("base", 0)), lives_of(raw.get("lives", ()))
     except (ValueError, TypeError, AttributeError):
-        return 0, 0, []
+        return 0, []
 
 
 def _decode_seen(kept: bytes | None) -> dict[str, tuple[Life, ...]]:

@@ -14,6 +14,7 @@ from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.drops import lowered
 from dstash.cluster.topology.indexes import settings
 from dstash.cluster.topology.joining import is_newcomer, member_of, with_change_begun, without_data
+from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.registers import check_lowering, check_version
 from dstash.cluster.topology.topology import Change, Member, State, Topology
 from dstash.cluster.topology.view import placement, survivors_lack_quorum
@@ -89,12 +90,17 @@ def finish(topology: Topology, number: int) -> Topology | None:
     return replace(topology, members=members, change=None).next()
 
 
-def streamed(topology: Topology, peer: str, store_id: str) -> Topology | None:
-    """Return the topology in which a member has streamed its data into its store again."""
+def streamed(topology: Topology, peer: str, store_id: str, life: Life) -> Topology | None:
+    """Return the topology in which a member has streamed its data into its store again.
+
+    It names the life that this began (not how new it is). So a copy of the store from before it is
+    recognised from the moment the store votes, even if no member has heard of that life.
+    """
     member = topology.member(peer)
     if member is None or member.synced or member.store_id != store_id:
         return None
-    return topology.with_member(replace(member, synced=True, waived="")).next()
+    seen = max(member.seen, tuple(life._replace(stamp=0)))
+    return topology.with_member(replace(member, synced=True, waived="", seen=seen)).next()
 
 
 def lost(topology: Topology, peer: str, store_id: str) -> Topology | None:

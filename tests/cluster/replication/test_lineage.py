@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 
-from dstash.cluster.replication.lineage import LINEAGE_MARK, Lineage, StoreMemory
+from dstash.cluster.replication.lineage import (
+    LINEAGE_MARK,
+    LIVES_PER_EPOCH,
+    Lineage,
+    StoreMemory,
+)
+from dstash.cluster.topology import transitions
 from dstash.cluster.topology.life import Life
 from dstash.errors import DiskFull
 from dstash.store.memory import TwinStore
+from tests.peer.parts import EPOCH, view_of
 
 
 def lived(store: TwinStore, until: int, now: int) -> Life:
@@ -60,25 +68,41 @@ def test_sightings_before_streaming_are_void() -> None:
     seen = [lived(store, 100 * number, number) for number in range(2, 9)]
     lineage = Lineage(copy, 20)
     assert all(map(lineage.contradicts, seen))
-    copy.mark(*lineage.rebase(20))
+    copy.mark(*lineage.rebase(20, 5))
     assert not any(map(lineage.contradicts, seen))
     assert not any(map(Lineage(copy, 21).contradicts, seen))
 
 
-def test_life_from_before_streaming_may_have_a_number_that_is_used_again() -> None:
-    """Two old copies were put back, and no member has heard of the life between."""
+def test_numbers_of_lives_between_two_old_copies_are_not_used_again() -> None:
+    """Two old copies were put back, and no member has heard of the life between (seed 200736)."""
     copy = TwinStore()
     lived(copy, 100, 1)
     between = deepcopy(copy)
-    lineage = Lineage(between, 20)
-    between.mark(*lineage.rebase(20))
-    seen = lineage.current
-    last = Lineage(copy, 30)
-    copy.mark(*last.rebase(30))
-    assert last.is_behind(seen)
-    for known in (last, Lineage(copy, 31)):
-        assert known.precedes_base(seen)
-        assert not known.precedes_base(Life(9, 30, 100))
+    lineage = Lineage(between, 30)
+    between.mark(*lineage.rebase(30, 5))
+    seen = [lineage.current, lived(between, 200, 31)]
+    last = Lineage(copy, 20)  # its clock was set back (seed 820696)
+    copy.mark(*last.rebase(20, 7))
+    for known in (last, Lineage(copy, 21)):
+        assert not any(map(known.is_behind, seen))
+        assert known.is_behind(Life(9 * LIVES_PER_EPOCH, 30, 100))
+
+
+def test_topology_that_lists_a_streamed_store_reveals_an_older_copy() -> None:
+    """No member has heard of the life in which it was streamed (seed 820748)."""
+    store = TwinStore()
+    lived(store, 100, 1)
+    copy = deepcopy(store)
+    lineage = Lineage(store, 2)
+    store.mark(*lineage.rebase(2, EPOCH))
+    topology = view_of().topology
+    (member, *_) = topology.members
+    topology = topology.with_member(replace(member, synced=False))
+    listed = transitions.streamed(topology, member.id, member.store_id, lineage.current)
+    assert listed is not None
+    seen = Life(*listed.members[0].seen)
+    assert not Lineage(store, 3).contradicts(seen)
+    assert Lineage(copy, 3).contradicts(seen)
 
 
 def test_copy_from_before_streaming_is_old() -> None:
@@ -86,7 +110,7 @@ def test_copy_from_before_streaming_is_old() -> None:
     lived(store, 100, 1)
     copy = deepcopy(store)
     lineage = Lineage(store, 2)
-    store.mark(*lineage.rebase(2))
+    store.mark(*lineage.rebase(2, 5))
     assert Lineage(copy, 3).contradicts(lineage.current)
 
 

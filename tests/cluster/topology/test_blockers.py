@@ -9,6 +9,7 @@ import pytest
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.blockers import waits
+from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.planning import plan, plan_loss
 from dstash.cluster.topology.topology import Member, State, Topology
 from dstash.cluster.topology.view import View
@@ -154,9 +155,10 @@ def test_waiver_ends_when_the_member_is_synced_and_with_its_store() -> None:
     member = accepted.member("b")
     assert member is not None
     assert member.is_waived
-    back = transitions.streamed(accepted, "b", "store-b")
+    back = transitions.streamed(accepted, "b", "store-b", Life(9, 9, 9))
     assert back is not None
     assert back.members[1].waived == ""
+    assert back.members[1].seen == (9, 9, 0)
     assert not replace(member, store_id="another").is_waived
     assert Topology.decode(accepted.encode()) == accepted
 
