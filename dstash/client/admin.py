@@ -189,7 +189,7 @@ class Admin(AdminRequests[Topology, dict[str, Any]]):
         """Change the settings of an index, which peers apply to the writes of all clients.
 
         Settings that are not given stay. Records that are stored already keep their expiry. When
-        the call returns, all later writes have the settings; see docs/consistency.md.
+        the call returns, all later writes at quorum have the settings; see docs/consistency.md.
 
         Args:
             index: name of the keyspace; it need not have records yet.
