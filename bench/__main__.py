@@ -1,8 +1,9 @@
 """``python -m bench``: measure dstash and alternatives, print tables and draw a plot.
 
 Parts: batches (100,000 x 100 B at every level), sizes (10 B to 64 KiB, 1 to 100,000 keys), singles
-(one key a call), registers (atomic operations), clients (1 to 16), growth (100,000 to 10,000,000
-records), squeeze (more data than memory), stages (where the time goes).
+(one key a call), upkeep (an idle peer, bytes on the disk), registers (atomic operations), clients
+(1 to 16), growth (100,000 to 10,000,000 records), squeeze (more data than memory), stages (where
+the time goes).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from bench.parts import (
     singles,
     squeeze,
     stages,
+    upkeep,
 )
 from bench.report import page, plot
 from bench.report.machine import describe
@@ -53,6 +55,7 @@ PARTS: Final[Mapping[str, tuple[Measure, int]]] = {
     # First, because the cost of a durable put depends on the stored data, and etcd stores only
     # this.
     "singles": (singles.measure, 9),
+    "upkeep": (upkeep.measure, 5),
     "registers": (registers.measure, 5),
     "calls": (calls.measure, 5),
     "batches": (batches.measure, 7),

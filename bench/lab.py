@@ -16,6 +16,7 @@ from bench.stores.memcached_store import Memcached, MemcachedServers
 from bench.stores.redis_store import Redis, RedisCluster, RedisClustered, RedisServer
 from bench.stores.store import Store, System
 from bench.work import Note
+from dstash.types import Durability
 
 S = TypeVar("S", bound=System)
 C = TypeVar("C", bound=AbstractContextManager[Any])
@@ -23,6 +24,8 @@ C = TypeVar("C", bound=AbstractContextManager[Any])
 LEVELS = ("one", "quorum", "all")
 #: The name of dstash with local reads.
 LOCAL = "dstash N=3 local"
+#: The name of dstash whose peers sync once an interval.
+RELAXED = "dstash N=3 interval"
 
 
 class Lab:
@@ -90,6 +93,11 @@ class Lab:
         """Three peers, each key on all of them."""
         return self.started(DStashCluster(self.folder / "dstash-3", 3))
 
+    @cached_property
+    def relaxed(self) -> DStashCluster:
+        """Three peers, each key on all of them, which sync once an interval."""
+        return self.started(DStashCluster(self.folder / "dstash-i", 3, Durability.INTERVAL))
+
     # -- stores
 
     @cached_property
@@ -122,11 +130,17 @@ class Lab:
     def stores(self) -> dict[str, Store]:
         """A client of each store in this process, by name."""
         connects = [*self.rivals, self.dstash_one_copy, *self.dstash(*LEVELS), self.dstash_local]
+        connects.append(self.dstash_relaxed)
         stores: list[Store] = [connect() for connect in connects]
         stores.append(Lmdb(self.folder / "lmdb"))
         for store in stores:
             self._stack.callback(store.close)
         return {store.name: store for store in stores}
+
+    @cached_property
+    def dstash_relaxed(self) -> Connect:
+        """dstash with three copies at quorum, whose peers sync once an interval."""
+        return partial(DStash, RELAXED, self.relaxed.addresses, "quorum")
 
     @cached_property
     def crew(self) -> Crew:

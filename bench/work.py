@@ -17,6 +17,7 @@ class Unit(StrEnum):
     SECONDS = "s"
     RATE = "/s"
     BYTES = "B"
+    SHARE = "%"
 
 
 class Work(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from bench import data
-from bench.lab import Lab
+from bench.lab import RELAXED, Lab
 from bench.stores.store import Pairs, Store
 from bench.work import Case, Work, use_time_slice
 
@@ -27,6 +27,7 @@ _STORES: Final = (
     "dstash N=3 quorum",
     "lmdb",
 )
+_ORDERED: Final = ("redis", "dstash N=3 one", "dstash N=3 quorum")
 #: Combinations with more bytes are omitted.
 _MOST_BYTES: Final = 128 << 20
 _MOST_BYTES_FULL: Final = 700 << 20
@@ -41,6 +42,11 @@ def lookup(keys: int = KEYS, value_bytes: int = VALUE_BYTES) -> Work:
     return Work("lookup", keys, value_bytes)
 
 
+def lookup_in_order() -> Work:
+    """Return the name of a batch look-up of keys in the order in which they were stored."""
+    return Work("lookup in the order of storing", KEYS, VALUE_BYTES)
+
+
 def put(keys: int = KEYS, value_bytes: int = VALUE_BYTES) -> Work:
     """Return the name of a batch put."""
     return Work("put", keys, value_bytes)
@@ -48,7 +54,14 @@ def put(keys: int = KEYS, value_bytes: int = VALUE_BYTES) -> Work:
 
 def measure(lab: Lab, rounds: int) -> list[Case]:
     """Measure the batch of the targets on every system at every level."""
-    cases = _cases(list(lab.stores.values()), KEYS, VALUE_BYTES)
+    stores = [store for store in lab.stores.values() if store.name != RELAXED]
+    pairs = data.fresh(KEYS, VALUE_BYTES)
+    in_order = [
+        _lookups(store, pairs, list(pairs), lookup_in_order())
+        for store in stores
+        if store.name in _ORDERED
+    ]
+    cases = [*_cases(stores, KEYS, VALUE_BYTES), *in_order]
     return list(use_time_slice(cases, rounds, lab.note))
 
 
@@ -79,11 +92,12 @@ def combinations(most: int) -> Iterator[tuple[int, int]]:
 def _cases(stores: Sequence[Store], keys: int, value_bytes: int) -> list[Case]:
     known = data.fresh(keys, value_bytes)
     order = data.shuffled(known)
-    lookups = [_lookups(store, known, order, value_bytes) for store in stores]
+    work = lookup(keys, value_bytes)
+    lookups = [_lookups(store, known, order, work) for store in stores]
     return [*lookups, *(_puts(store, keys, value_bytes) for store in stores)]
 
 
-def _lookups(store: Store, known: Pairs, order: Sequence[str], value_bytes: int) -> Case:
+def _lookups(store: Store, known: Pairs, order: Sequence[str], work: Work) -> Case:
     store.fill(known)
     assert store.found(store.get(order), order) == known, f"{store.name} answered wrongly"
     keys = len(order)
@@ -100,7 +114,7 @@ def _lookups(store: Store, known: Pairs, order: Sequence[str], value_bytes: int)
         assert store.found(answers[0], order) == known, f"{store.name} answered wrongly"
         return seconds / times
 
-    return Case(lookup(keys, value_bytes), store.name, take)
+    return Case(work, store.name, take)
 
 
 def _puts(store: Store, keys: int, value_bytes: int) -> Case:

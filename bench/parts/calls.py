@@ -16,8 +16,9 @@ from typing import Final, Self
 
 from bench import data
 from bench.lab import Lab
-from bench.parts import batches, singles
-from bench.parts.singles import CONCURRENT, DURABLE, ONE
+from bench.parts import batches, registers, singles
+from bench.parts.registers import ADD_NEW, SET_OWN
+from bench.parts.singles import CONCURRENT, DURABLE, ONE, PUT_ONE, THREADS
 from bench.parts.stages import CLIENT, SERVERS, WALL
 from bench.stores.servers import Server, processor_seconds
 from bench.work import Case, Unit, Work, known, use_time_slice
@@ -42,6 +43,10 @@ _CALLS: Final = {
     ONE: singles.CALLS,
     CONCURRENT: singles.CONCURRENT_CALLS,
     DURABLE: singles.DURABLE_CALLS,
+    PUT_ONE: singles.PUT_CALLS,
+    THREADS: 2 * singles.THREAD_CALLS,  # half of them before the clock starts
+    SET_OWN: registers.SET_CALLS,
+    ADD_NEW: registers.SET_CALLS,
 }
 _SHOWN: Final = ("echo", "redis", "etcd", "dstash N=1", "dstash N=3 one", "dstash N=3 quorum")
 
@@ -56,8 +61,13 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
     bench = lab.entered(_Stages(lab.folder / "call-stages"))
     cases = [Case(STAGE, name, take) for name, take in bench.stages()]
     measured = list(use_time_slice(cases, rounds, lab.note))
-    with asyncio.Runner() as runner, singles.callers(lab, runner) as singly:
-        costs = [_Costs(case, _servers(lab, case)) for case in singly if case.store in _SHOWN]
+    with (
+        asyncio.Runner() as runner,
+        singles.callers(lab, runner) as singly,
+        registers.callers(lab, runner) as atomic,
+    ):
+        whole = [*singly, *(case for case in atomic if case.work in _CALLS)]
+        costs = [_Costs(case, _servers(lab, case)) for case in whole if case.store in _SHOWN]
         for number in range(rounds + 1):
             lab.note(f"calls, round {number} of {rounds}" if number else "calls, warming up")
             for cost in costs:

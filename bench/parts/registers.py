@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from statistics import median
@@ -39,7 +40,7 @@ RATES: Final = (SET_OWN, ADD_NEW, COUNT)
 QUORUM: Final = "dstash N=3 quorum"
 _REGISTERS: Final = "@bench"
 _ONE_CALLS: Final = 200
-_SET_CALLS: Final = 3000
+SET_CALLS: Final = 3000
 _COUNT_CALLS: Final = 2000
 _VALUE: Final = bytes(VALUE_BYTES)
 #: Stores a value if the key has another one: redis-py sends its hash.
@@ -54,12 +55,18 @@ Act = Callable[[int, int], Awaitable[Any]]
 
 def measure(lab: Lab, rounds: int) -> list[Case]:
     """Measure all cases."""
-    with asyncio.Runner() as runner:
-        bench = _Bench(lab, runner)
-        try:
-            return list(use_time_slice(list(bench.cases()), rounds, lab.note))
-        finally:
-            bench.close()
+    with asyncio.Runner() as runner, callers(lab, runner) as cases:
+        return list(use_time_slice(cases, rounds, lab.note))
+
+
+@contextmanager
+def callers(lab: Lab, runner: asyncio.Runner) -> Iterator[list[Case]]:
+    """Yield all cases."""
+    bench = _Bench(lab, runner)
+    try:
+        yield list(bench.cases())
+    finally:
+        bench.close()
 
 
 class _Bench:
@@ -234,7 +241,7 @@ async def _spread(work: Work, act: Act) -> float:
     """Let the callers make calls; return calls a second, or of one caller the median time."""
     if not work.clients:
         return median([await _timed(act, number) for number in range(_ONE_CALLS)])
-    calls = _COUNT_CALLS if work == COUNT else _SET_CALLS
+    calls = _COUNT_CALLS if work == COUNT else SET_CALLS
     order = iter(range(calls))
 
     async def call(caller: int) -> None:

@@ -1,11 +1,16 @@
-"""Part ``singles``: one key a call. One blocking caller; 256 on an event loop; 64 durable puts."""
+"""Part ``singles``: one key a call.
+
+Look-ups of one blocking caller, of 16 threads on one client, of 256 callers on an event loop; puts
+of one caller, and of 64.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from statistics import median
 from typing import Any, Final
@@ -13,49 +18,58 @@ from typing import Any, Final
 import redis.asyncio
 
 from bench import data
-from bench.lab import LOCAL, Lab
+from bench.lab import LOCAL, RELAXED, Lab
 from bench.parts.batches import KEYS, VALUE_BYTES
 from bench.stores import etcd
 from bench.stores.dstash_store import INDEX
 from bench.stores.echo import EchoClient
+from bench.stores.lmdb_store import Lmdb
+from bench.stores.store import Store
 from bench.work import Case, Unit, Work, use_time_slice
 from dstash import AsyncClient, Level
 
 ONE: Final = Work("lookup, one caller", 1, VALUE_BYTES)
+THREADS: Final = Work("lookups of threads on one client", 1, VALUE_BYTES, 16)
+PUT_ONE: Final = Work("put, one caller", 1, VALUE_BYTES)
 CONCURRENT: Final = Work("lookups on an event loop", 1, VALUE_BYTES, 256)
 DURABLE: Final = Work("durable puts", 1, VALUE_BYTES, 64)
 
 CALLS: Final = 500
+PUT_CALLS: Final = 200
+THREAD_CALLS: Final = 8000
 CONCURRENT_CALLS: Final = 20_000
 DURABLE_CALLS: Final = 3000
 _ASKED: Final = ("redis", "redis cluster", "memcached", "dstash N=3 one", "dstash N=3 quorum")
 _ALONE: Final = (*_ASKED, LOCAL)
 _FILLED: Final = (*_ASKED, "dstash N=1")
+_QUORUM: Final = "dstash N=3 quorum"
+#: What no put with three copies on one disk can avoid: the limit of ``PUT_ONE``.
+SYNCS: Final = "three syncs and an echo"
 
 #: Yields a function that starts a call for a key.
 Ask = Callable[[str], Awaitable[Any]]
 
 
 def measure(lab: Lab, rounds: int) -> list[Case]:
-    """Measure all three cases."""
+    """Measure all cases."""
     with asyncio.Runner() as runner, callers(lab, runner) as cases:
         return list(use_time_slice(cases, rounds, lab.note))
 
 
 @contextmanager
 def callers(lab: Lab, runner: asyncio.Runner) -> Iterator[list[Case]]:
-    """Yield all three cases for every system that takes part."""
+    """Yield all cases for every system that takes part."""
     pairs = data.fresh(KEYS, VALUE_BYTES)
     keys = data.shuffled(pairs)
     for name in _FILLED:
         lab.stores[name].fill(pairs)
     runner.run(etcd.put_all(lab.etcd.port, iter(pairs.items()), DURABLE.clients))
     echo = EchoClient(lab.echo.port)
-    try:
-        alone = _one(lab, echo, keys)
-        yield [*alone, *_concurrent(lab, echo, runner, keys), *_durable(lab, runner)]
-    finally:
-        echo.close()
+    with ExitStack() as closing:
+        closing.callback(echo.close)
+        alone = [*_one(lab, echo, keys), *_puts_alone(lab, echo, closing)]
+        together = [*_threads(lab, keys), *_concurrent(lab, echo, runner, keys)]
+        yield [*alone, *together, *_durable(lab, runner)]
 
 
 def _one(lab: Lab, echo: EchoClient, keys: list[str]) -> Iterator[Case]:
@@ -72,6 +86,52 @@ def _middle(ask: Callable[[str], object], keys: list[str]) -> float:
         ask(key)
         samples.append(time.perf_counter() - began)
     return median(samples)
+
+
+def _puts_alone(lab: Lab, echo: EchoClient, closing: ExitStack) -> Iterator[Case]:
+    disks = [Lmdb(lab.folder / f"synced-{number}") for number in range(3)]
+    for disk in disks:
+        closing.callback(disk.close)
+
+    def put_three_times(key: str) -> None:
+        for disk in disks:
+            disk.put({key: bytes(VALUE_BYTES)})
+        echo.round_trip()
+
+    yield Case(PUT_ONE, SYNCS, partial(_middle_put, put_three_times))
+    for name in (_QUORUM, RELAXED):
+        store = lab.stores[name]
+        put = partial(_put_one, store)
+        yield Case(PUT_ONE, name, partial(_middle_put, put))
+
+
+def _put_one(store: Store, key: str) -> None:
+    store.put_one(key, bytes(VALUE_BYTES))
+
+
+def _middle_put(put: Callable[[str], object]) -> float:
+    """Return the median of many sequential puts of new keys (seconds)."""
+    return _middle(put, list(data.fresh(PUT_CALLS, 1)))
+
+
+def _threads(lab: Lab, keys: list[str]) -> Iterator[Case]:
+    for name in ("redis", "dstash N=3 one"):
+        yield Case(THREADS, name, partial(_by_threads, lab.stores[name].get_one, keys), Unit.RATE)
+
+
+def _by_threads(ask: Callable[[str], object], keys: list[str]) -> float:
+    """Let threads look up single keys; return look-ups a second."""
+    share = THREAD_CALLS // THREADS.clients
+
+    def call(number: int) -> None:
+        for key in keys[number * share : (number + 1) * share]:
+            assert ask(key) is not None
+
+    with ThreadPoolExecutor(THREADS.clients) as pool:
+        list(pool.map(call, range(THREADS.clients)))  # starts the threads, and connects
+        began = time.perf_counter()
+        list(pool.map(call, range(THREADS.clients)))
+        return THREAD_CALLS / (time.perf_counter() - began)
 
 
 def _concurrent(

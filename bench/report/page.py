@@ -9,7 +9,7 @@ from string import Template
 from typing import Final
 
 from bench.memory import MIB
-from bench.parts import batches, calls, singles, squeeze, stages
+from bench.parts import batches, calls, registers, singles, squeeze, stages, upkeep
 from bench.parts.batches import most_bytes
 from bench.report.tables import Table, crossed, figure, listed
 from bench.report.targets import Verdict, rows
@@ -19,6 +19,15 @@ _WORDS: Final = Path(__file__).with_suffix(".md")
 _ONE: Final = "dstash N=3 one"
 _QUORUM: Final = "dstash N=3 quorum"
 _NOTHING: Final = "(not measured)"
+_CALLS: Final = (
+    singles.ONE,
+    singles.THREADS,
+    singles.CONCURRENT,
+    singles.PUT_ONE,
+    singles.DURABLE,
+    registers.SET_OWN,
+    registers.ADD_NEW,
+)
 _SHARES: Final = (stages.WALL, stages.CLIENT, stages.SERVERS)
 
 #: Figures within the text, by their name in the template.
@@ -37,6 +46,13 @@ _FIGURES: Final[Mapping[str, tuple[Work, str]]] = {
     "durable": (singles.DURABLE, _QUORUM),
     "echo_concurrent": (singles.CONCURRENT, "echo"),
     "redis_concurrent": (singles.CONCURRENT, "redis"),
+    "redis_random": (batches.lookup(), "redis"),
+    "redis_ordered": (batches.lookup_in_order(), "redis"),
+    "put_one": (singles.PUT_ONE, _QUORUM),
+    "syncs": (singles.PUT_ONE, singles.SYNCS),
+    "idle": (upkeep.IDLE, upkeep.PEER),
+    "loaded": (upkeep.DISK, upkeep.LOADED),
+    "compacted": (upkeep.DISK, upkeep.COMPACTED),
 }
 
 
@@ -75,12 +91,15 @@ def write(
         lookup_total=_text(_total(cases, partial(stages.share, "lookup"), _ONE)),
         **_halved("durable", _processors(cases, singles.DURABLE, _QUORUM)),
         **_halved("concurrent", _processors(cases, singles.CONCURRENT, _ONE)),
+        **_halved("set_own", _processors(cases, registers.SET_OWN, _QUORUM)),
+        **_halved("add_new", _processors(cases, registers.ADD_NEW, _QUORUM)),
+        set_etcd_total=_text(_processors(cases, registers.SET_OWN, "etcd")),
         etcd_total=_text(_processors(cases, singles.DURABLE, "etcd")),
     )
 
 
 def _tables() -> Sequence[str]:
-    return ("batches", "sizes", "singles", "registers", "clients", "growth", "squeeze")
+    return ("batches", "sizes", "singles", "upkeep", "registers", "clients", "growth", "squeeze")
 
 
 def _of(cases: Sequence[Case], action: str) -> list[Case]:
@@ -101,7 +120,7 @@ def _shares(cases: Sequence[Case]) -> Table:
 def _costs(cases: Sequence[Case]) -> Table:
     """Return a line for each kind of call and system: elapsed, client and server time."""
     lines = []
-    for work in (singles.ONE, singles.CONCURRENT, singles.DURABLE):
+    for work in _CALLS:
         for wall in (case for case in cases if case.work == calls.share(work, stages.WALL)):
             shares = [find(cases, calls.share(work, name), wall.store) for name in _SHARES]
             lines.append([f"{work.action}, {wall.store}", *map(_each, shares)])

@@ -56,7 +56,9 @@ def figure(case: Case) -> str:
     """Return the median of a case in readable units."""
     middle = case.middle
     if case.unit is Unit.BYTES:
-        return f"{middle / MIB:,.0f} MiB"
+        return f"{middle / MIB:,.0f} MiB" if middle >= MIB else f"{middle:,.0f} B"
+    if case.unit is Unit.SHARE:
+        return f"{middle:.2%}"
     if case.unit is Unit.RATE:
         return f"{middle:,.0f}/s"
     if middle >= 1:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from bench.lab import LOCAL
+from bench.lab import LOCAL, RELAXED
 from bench.memory import MIB
-from bench.parts import batches, clients, growth, registers, singles, squeeze
+from bench.parts import batches, clients, growth, registers, singles, squeeze, stages, upkeep
 from bench.work import Case, Work, find, ratio
 
 #: A case, identified by work and system.
@@ -17,6 +17,7 @@ _ONE: Final = "dstash N=3 one"
 _QUORUM: Final = "dstash N=3 quorum"
 _LOOKUP: Final = batches.lookup()
 _PUT: Final = batches.put()
+_CLIENT: Final = stages.share("lookup", stages.CLIENT)
 _STORED: Final = "after storing them"
 
 
@@ -57,15 +58,22 @@ class Verdict(NamedTuple):
 
 
 TARGETS: Final[tuple[Ratio | Bound | Shown, ...]] = (
-    Ratio("batch lookup, level one / Redis", (_LOOKUP, _ONE), (_LOOKUP, "redis"), 1.0),
+    Ratio("batch lookup, level one / Redis", (_LOOKUP, _ONE), (_LOOKUP, "redis"), 0.7),
     Ratio(
         "batch lookup, level one / Redis Cluster",
         (_LOOKUP, _ONE),
         (_LOOKUP, "redis cluster"),
         0.25,
     ),
-    Ratio("batch lookup, quorum / Redis", (_LOOKUP, _QUORUM), (_LOOKUP, "redis"), 1.4),
+    Ratio("batch lookup, quorum / Redis", (_LOOKUP, _QUORUM), (_LOOKUP, "redis"), 1.1),
+    Ratio(
+        "batch lookup, level one, processor time of the client / redis-py",
+        (_CLIENT, _ONE),
+        (_CLIENT, "redis"),
+        1.0,
+    ),
     Ratio("batch put, N=1, fsync / Redis", (_PUT, "dstash N=1"), (_PUT, "redis"), 1.2),
+    Ratio("batch put, N=3, quorum, fsync / Redis", (_PUT, _QUORUM), (_PUT, "redis"), 1.6),
     Ratio(
         "batch put, N=3, quorum, fsync / Redis Cluster",
         (_PUT, _QUORUM),
@@ -76,13 +84,38 @@ TARGETS: Final[tuple[Ratio | Bound | Shown, ...]] = (
         "single lookup, blocking, level one, p50 / raw echo",
         (singles.ONE, _ONE),
         (singles.ONE, "echo"),
-        1.3,
+        1.4,
+    ),
+    Ratio(
+        "single lookup, blocking, quorum, p50 / raw echo",
+        (singles.ONE, _QUORUM),
+        (singles.ONE, "echo"),
+        2.0,
     ),
     Ratio(
         "single lookup, blocking, local reads, p50 / redis-py",
         (singles.ONE, LOCAL),
         (singles.ONE, "redis"),
         0.3,
+    ),
+    Ratio(
+        "single lookups of 16 threads on one client / redis-py",
+        (singles.THREADS, _ONE),
+        (singles.THREADS, "redis"),
+        1.2,
+        least=True,
+    ),
+    Ratio(
+        "single durable put, N=3 quorum, p50 / three LMDB syncs and an echo",
+        (singles.PUT_ONE, _QUORUM),
+        (singles.PUT_ONE, singles.SYNCS),
+        1.3,
+    ),
+    Ratio(
+        "single put, N=3 quorum, durability interval, p50 / raw echo",
+        (singles.PUT_ONE, RELAXED),
+        (singles.ONE, "echo"),
+        3.0,
     ),
     Ratio(
         "256 concurrent lookups, AsyncClient / raw echo",
@@ -95,7 +128,7 @@ TARGETS: Final[tuple[Ratio | Bound | Shown, ...]] = (
         "256 concurrent lookups, AsyncClient / redis-py asyncio",
         (singles.CONCURRENT, _ONE),
         (singles.CONCURRENT, "redis"),
-        5.0,
+        13.0,
         least=True,
     ),
     Ratio(
@@ -144,6 +177,8 @@ TARGETS: Final[tuple[Ratio | Bound | Shown, ...]] = (
         (registers.PLAIN_BATCH, _QUORUM),
         4.0,
     ),
+    Bound("an idle peer, of a core", (upkeep.IDLE, upkeep.PEER), 0.3, 0.01, "%"),
+    Bound("a record of 100 B on the disk", (upkeep.DISK, upkeep.COMPACTED), 230, 1, "B"),
     Ratio(
         "lookup at 10,000,000 records / at 100,000",
         (growth.lookup(growth.LARGE), growth.STORE),

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from bench.stores.servers import START_SECONDS, Server
 from bench.stores.store import Pairs, Store, System
 from dstash import Client, Level
+from dstash.types import Durability
 from tests.harness.ports import free_ports
 from tests.harness.waiting import wait_until
 
@@ -22,10 +23,13 @@ _PEERS = 3
 
 
 class DStashCluster(System):
-    """Three peers with ``replicas`` copies of each key that sync before each ack."""
+    """Three peers with ``replicas`` copies of each key, which sync before each ack by default."""
 
-    def __init__(self, folder: Path, replicas: int) -> None:
+    def __init__(
+        self, folder: Path, replicas: int, durability: Durability = Durability.SYNC
+    ) -> None:
         self.replicas = replicas
+        self.durability = durability
         self._folder = folder
         self._confine: Sequence[Callable[[int], None]] = ()
         self._ports = free_ports(2 * _PEERS)
@@ -74,6 +78,7 @@ class DStashCluster(System):
         command += ["127.0.0.1", str(port), "--http-port", str(http), "--membership", "local"]
         command += ["--local-dir", str(self._folder / "membership")]
         command += ["--min-peers", str(_PEERS), "--replicas", str(self.replicas)]
+        command += ["--durability", self.durability.value]
         shares = self._folder / "shares.toml"
         shares.write_text("share_reads = true\n")
         command += ["--config", str(shares)]
@@ -144,6 +149,10 @@ class DStash(Store):
         """Look up a key."""
         value: bytes | None = self._client.lookup(INDEX, key)
         return value
+
+    def put_one(self, key: str, value: bytes) -> None:
+        """Store a pair."""
+        self._client.put(INDEX, key, value)
 
     def fill(self, pairs: Pairs) -> None:
         """Store on all replicas: at level one, a busy replica may get a write much later."""

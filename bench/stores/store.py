@@ -53,6 +53,10 @@ class Store(ABC):
     def get_one(self, key: str) -> bytes | None:
         """Look up a key with the usual call for one key."""
 
+    def put_one(self, key: str, value: bytes) -> None:
+        """Store a pair with the usual call for one key."""
+        self.put({key: value})
+
     def fill(self, pairs: Pairs) -> None:
         """Store all pairs on all servers that should have them. Not timed."""
         self.put(pairs)
