@@ -27,8 +27,9 @@ _log = Logger("dstash.wire")
 _EVENTS: Final = int(zmq.EVENTS)
 _INPUT: Final = int(zmq.POLLIN)
 
-#: Seconds between two checks of the connections, when there are few.
+#: Seconds between two checks of the connections, when there are few; and while no message moves.
 _CHECK_INTERVAL_S: Final = 0.05
+_QUIET_INTERVAL_S: Final = 0.1
 #: Frames of one message that are discarded in one call.
 _DISCARDED_FRAMES: Final = 10_000
 
@@ -222,7 +223,8 @@ class _Watch:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            due = time.monotonic() + _CHECK_INTERVAL_S * (1 + len(self._connections) / 100)
+            pause = _QUIET_INTERVAL_S if self._connections.was_quiet else _CHECK_INTERVAL_S
+            due = time.monotonic() + pause * (1 + len(self._connections) / 100)
             while (left := due - time.monotonic()) > 0 and not self._stop.is_set():
                 # The descriptor is not ready again for events that are left.
                 if self._has_more or self._poller.poll(math.ceil(left * 1000)):

@@ -100,6 +100,8 @@ class Connections:
         self._sampled = time.monotonic()
         self._checked_traffic = (0, 0)
         self._is_settled = False
+        #: Whether nothing had moved at the last check.
+        self.was_quiet = False
         self.cuts = 0
         self._next_log_line = 0.0
         self._trims: list[float] = []  # times at which to return freed memory to the system
@@ -253,7 +255,8 @@ class Connections:
     def check(self) -> None:
         """Remove closed connections, and cut those that exceed a limit."""
         now = time.monotonic()
-        if self._is_quiet(now):
+        self.was_quiet = self._is_quiet(now)
+        if self.was_quiet:
             for connection in list(self._by_fd.values()):
                 connection.read_at = now  # it has nothing to read
             return

@@ -34,7 +34,7 @@ from dstash.store.legacy_topology import read_legacy_topology
 
 #: Seconds between two polls, and once nothing has changed for some time.
 _POLL_INTERVAL_S: Final = 0.1
-_CALM_INTERVAL_S: Final = 0.2
+_CALM_INTERVAL_S: Final = 0.5
 _CALM_AFTER_S: Final = 10.0
 #: Where earlier versions kept the topology.
 _LEGACY: Final = "topology.lmdb"
