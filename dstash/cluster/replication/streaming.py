@@ -15,7 +15,7 @@ A record that is stamped ahead of every clock is taken if a quorum of the replic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -34,7 +34,7 @@ from dstash.cluster.replication.transfer import (
     split_flags,
     split_horizons,
 )
-from dstash.errors import DStashError, ProtocolError
+from dstash.errors import CorruptRecord, DStashError, ProtocolError
 from dstash.limits import MIB
 from dstash.store.digest import EMPTY, DigestKind
 from dstash.version import Stamp
@@ -60,13 +60,20 @@ _RETRY_MS: Final = 300
 class _Streamer(NamedTuple):
     """One streaming task of a peer; calls ``done`` with each partition that is complete.
 
-    ``registers``: whether it streams registers only.
+    ``registers``: whether it streams registers only. ``avoided``: by partition, the sources that
+    had corrupt records. Other sources come first: it can take long until these are repaired.
     """
 
     replica: Replica
     throttle: Throttle
     done: Callable[[int], None]
-    registers: bool = False
+    registers: bool
+    avoided: dict[int, set[str]]
+
+    def avoid(self, source: str, partitions: Iterable[int]) -> None:
+        """Take note that a source has corrupt records in some of these partitions."""
+        for partition in partitions:
+            self.avoided.setdefault(partition, set()).add(source)
 
 
 def sources(replica: Replica, partition: int) -> tuple[list[str], int]:
@@ -99,7 +106,7 @@ def stream(
         registers: whether to stream only the registers of partitions that have been streamed, and
             the promises for them, because their old replicas have served them until now (T2).
     """
-    streamer = _Streamer(replica, Throttle(replica), done, registers)
+    streamer = _Streamer(replica, Throttle(replica), done, registers, {})
     # Registers are not served meanwhile, and few of them are missing.
     waiting, size = list(partitions), _MAX_BATCH if registers else _FIRST_BATCH
     yield Settle()  # a pending drop must not count as held data
@@ -128,7 +135,7 @@ def _stream_some(
 ) -> Generator[Effect, Any, list[int]]:
     """Stream the partitions that can be streamed now; returns the rest."""
     left: list[int] = []
-    for chosen, members in _by_sources(streamer.replica, partitions).items():
+    for chosen, members in _by_sources(streamer, partitions).items():
         if chosen is None:
             left += members
             continue
@@ -140,11 +147,13 @@ def _stream_some(
 
 
 def _by_sources(
-    replica: Replica, partitions: Sequence[int]
+    streamer: _Streamer, partitions: Sequence[int]
 ) -> dict[tuple[str, ...] | None, list[int]]:
     groups: dict[tuple[str, ...] | None, list[int]] = {}
     for partition in partitions:
-        able, needed = sources(replica, partition)
+        able, needed = sources(streamer.replica, partition)
+        if partition in streamer.avoided:
+            able.sort(key=streamer.avoided[partition].__contains__)
         chosen = tuple(able[:needed]) if len(able) >= needed else None
         groups.setdefault(chosen, []).append(partition)
     return groups
@@ -156,7 +165,7 @@ def _stream_from(
     """Stream missing records from every chosen source; together they have every acked write.
 
     Returns the partitions of which a source has corrupt records, so that its data is incomplete.
-    They are retried after the source has repaired them.
+    They are retried with other sources, or after the source has repaired them.
     """
     replica = streamer.replica
     horizons: dict[int, Stamp] = {}
@@ -171,13 +180,11 @@ def _stream_from(
             reaped = yield from _take_promises(replica, source, partitions)
         for partition, stamp in reaped.items():
             floors[partition] = max(stamp, floors.get(partition, 0))
-        if streamer.registers:
-            yield from _pull_registers(streamer, partitions, source, reaped)
-            continue
-        empty = yield from replica.local_partitions.empty_among(sorted(partitions))
-        beyond = yield from _copy_all(streamer, empty, source)
-        held = sorted(set(partitions).difference(empty))
-        beyond |= yield from _compare(streamer, held, source, corrupt, reaped)
+        try:
+            beyond = yield from _pull(streamer, partitions, source, corrupt, reaped)
+        except CorruptRecord:
+            streamer.avoid(source, partitions)
+            raise
         for partition, stamp in beyond.items():
             horizons[partition] = max(stamp, horizons.get(partition, 0))
     # A horizon from a wrong clock must not come with the data: see ``handlers.floor``. Rounds of
@@ -203,6 +210,41 @@ def _stream_from(
         if partition not in corrupt:
             streamer.done(partition)
     return sorted(corrupt)
+
+
+def _pull(
+    streamer: _Streamer,
+    partitions: list[int],
+    source: str,
+    corrupt: set[int],
+    floors: Mapping[int, Stamp],
+) -> Generator[Effect, Any, dict[int, Stamp]]:
+    """Pull what a source has and this peer lacks.
+
+    Args:
+        streamer: the task.
+        partitions: to stream.
+        source: the peer.
+        corrupt: receives the partitions of which the source has corrupt records.
+        floors: by partition, the highest horizon that the source has had.
+
+    Returns:
+        the source's horizons that are later than this peer's, by partition.
+
+    Raises:
+        CorruptRecord: the source has a corrupt record.
+    """
+    if streamer.registers:
+        yield from _pull_registers(streamer, partitions, source, floors)
+        return {}
+    empty = yield from streamer.replica.local_partitions.empty_among(sorted(partitions))
+    beyond = yield from _copy_all(streamer, empty, source)
+    held = sorted(set(partitions).difference(empty))
+    found: set[int] = set()
+    beyond |= yield from _compare(streamer, held, source, found, floors)
+    streamer.avoid(source, found)
+    corrupt |= found
+    return beyond
 
 
 def _take_promises(

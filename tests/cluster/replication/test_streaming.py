@@ -20,6 +20,7 @@ from dstash.cluster.replication.tombstone_gc import clean_up
 from dstash.cluster.replication.transfer import copy, split_horizons
 from dstash.errors import ProtocolError
 from dstash.limits import MIB
+from dstash.store.memory import TwinStore
 from dstash.store.record import head, keyspace, partition_of, seal
 from dstash.types import RecordFlag
 from dstash.version import WRITER_BYTES, pack, stamp_at
@@ -38,6 +39,21 @@ def test_write_missed_by_one_replica_is_streamed() -> None:
         assert cluster.records("d") == 1
 
 
+@pytest.mark.parametrize("has_record", [False, True])
+def test_source_with_a_corrupt_record_is_replaced_by_another(has_record: bool) -> None:
+    cluster = Cluster()
+    for peer in "abcd" if has_record else "abc":
+        cluster.write(peer, stamp_at(NOW))
+    store = cluster.peers["a"].local_partitions.store
+    assert isinstance(store, TwinStore)
+    [(key, record)] = store.records.items()
+    store.records[key] = record[:-1] + b"\xff"
+    able, needed = sources(cluster.peers["d"], PARTITION)
+    assert "a" in able[:needed]
+    assert cluster.stream("d") == [PARTITION]
+    assert cluster.records("d") == 1
+
+
 def test_only_partitions_with_records_are_compared() -> None:
     cluster = Cluster()
     assert cluster.stream("d") == [PARTITION]
@@ -51,7 +67,7 @@ def test_only_partitions_with_records_are_compared() -> None:
 
 
 def streamer(cluster: Cluster) -> _Streamer:
-    return _Streamer(cluster.peers["d"], Throttle(cluster.peers["d"]), print)
+    return _Streamer(cluster.peers["d"], Throttle(cluster.peers["d"]), print, False, {})
 
 
 @pytest.mark.parametrize("reported", ["digest", "flag"])
