@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -127,6 +127,16 @@ class View:
         able = sum(not self.members[peer].is_waived for peer in owners)
         return min(able, len(owners) - Level.QUORUM.needed(len(owners)) + 1)
 
+    def may_read_without(self, owners: Sequence[str], passed: Collection[str]) -> bool:
+        """Whether replicas that are not in ``passed`` may be enough for a read at quorum.
+
+        While some replicas lack their data, those that have every acked write are enough, and this
+        may still be so in the topology by which the others serve. With an even number of replicas
+        these are fewer than a quorum.
+        """
+        rest = [peer for peer in owners if peer not in passed]
+        return len(rest) >= max(1, self.votes_needed(owners))
+
     def is_read(self, peer: str) -> bool:
         """Whether reads go to a peer."""
         return any(peer in readers for readers in self.readers)
@@ -140,8 +150,5 @@ class View:
 
 
 def can_read(view: View, passed: frozenset[str]) -> bool:
-    """Whether any old replica set has a quorum of peers that are not in ``passed``."""
-    return any(
-        len([peer for peer in peers if peer not in passed]) >= Level.QUORUM.needed(len(peers))
-        for peers in set(view.before)
-    )
+    """Whether peers of an old replica set that are not in ``passed`` may serve reads at quorum."""
+    return any(view.may_read_without(peers, passed) for peers in set(view.before))

@@ -480,6 +480,16 @@ class TestTopology:
         with pytest.raises(ChangeConflict, match="has not formed"):
             with_drop(replace(joined.topology, formed=False), "i", b"", 1)
 
+    def test_ack_needs_both_of_two_replicas(self) -> None:
+        members = tuple(Member(peer, "", f"s-{peer}", peer, features=FEATURES) for peer in "ab")
+        before = Topology("c", "id", 5, 2, formed=True, members=members)
+        requested = with_drop(before, "i", b"k", 100)
+        acks = DropAcks(requested, requested.drops[0])
+        acks.take("a", requested, is_kept=True)
+        assert not acks.is_acked(View(requested)), "b served reads alone while a had lost its data"
+        acks.take("b", requested, is_kept=True)
+        assert acks.is_acked(View(requested))
+
     def test_ack_needs_a_majority_that_knows_the_drop_and_no_quorum_without_it(self) -> None:
         members = tuple(
             Member(peer, "", f"s-{peer}", zone, features=FEATURES)

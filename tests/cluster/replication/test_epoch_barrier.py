@@ -33,7 +33,13 @@ def switched(olds: str, joiner: str, replicas: int) -> View:
 
 @pytest.mark.parametrize(
     ("olds", "joiner", "replicas", "asked"),
-    [("b", "a", 1, "b"), ("bc", "a", 1, "bc"), ("bc", "a", 2, "b"), ("a", "b", 1, "")],
+    [
+        ("b", "a", 1, "b"),
+        ("bc", "a", 1, "bc"),
+        ("bc", "a", 2, "bc"),
+        ("bcd", "a", 3, "bc"),
+        ("a", "b", 1, ""),
+    ],
 )
 @pytest.mark.parametrize("late", [0, 2])
 def test_barrier_ends_when_no_quorum_serves_the_old_epoch(

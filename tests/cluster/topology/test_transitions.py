@@ -105,6 +105,15 @@ def test_writes_leave_old_replicas_only_after_reads() -> None:
             assert read & set(passed)
 
 
+def test_change_of_two_replicas_waits_for_both() -> None:
+    """One of them served reads alone, while the other had lost its data, and may still do so."""
+    before = cluster("a", "b", replicas=2)
+    *_, switched, _ = map(View, steps(before, transitions.swap(before, "b", candidate("d"))))
+    assert can_read(switched, frozenset("a"))
+    assert can_read(switched, frozenset("bd"))
+    assert not can_read(switched, frozenset("ab"))
+
+
 def test_remaining_replicas_stream_when_replicas_decrease() -> None:
     three = cluster("a", "b", "c")
     # A write may be acked only by b and c; then a quorum of a and b needs both.

@@ -14,7 +14,6 @@ from dstash.cluster.topology.drops import Drop
 from dstash.cluster.topology.indexes.steps import has_settings
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
-from dstash.types import Level
 
 
 class RequestAcks(ABC):
@@ -113,8 +112,5 @@ class SettingsAcks(RequestAcks):
 
 
 def serves_quorum(view: View, passed: set[str]) -> bool:
-    """Whether in any partition the peers that are not in ``passed`` are enough for a quorum."""
-    return any(
-        len([peer for peer in peers if peer not in passed]) >= Level.QUORUM.needed(len(peers))
-        for peers in {*view.before, *view.writers}
-    )
+    """Whether in any partition the peers not in ``passed`` may be enough for a read at quorum."""
+    return any(view.may_read_without(peers, passed) for peers in {*view.before, *view.writers})
