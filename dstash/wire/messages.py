@@ -222,12 +222,16 @@ class Records(Message):
 
 @message
 class Apply(Message):
-    """Stores whole records with their versions (read repair, touch)."""
+    """Stores whole records with their versions (read repair, touch).
+
+    ``is_touch``: the client has touched them, so settings of the index apply, for any stamps.
+    """
 
     KIND = 19
     index: str
     keys: Frame
     records: Frame
+    is_touch: bool = rarely_set(default=False)
 
 
 @message

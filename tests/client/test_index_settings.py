@@ -309,6 +309,20 @@ class TestWholeRecords:
         touch(joined, HOUR)
         assert stored(joined).expiry == joined.now + HOUR
 
+    def test_touch_of_a_client_whose_clock_is_late_is_cut(self, joined: Joined) -> None:
+        joined.put({KEY: 1}, "all")
+        record = record_of(joined)
+        moment = joined.now
+        joined.now += 2000
+        joined.settle()
+        joined.set_index(max_ttl=HOUR)
+        version = with_touch(record.version, stamp_at(moment))
+        touched = record._replace(version=version, expiry=moment + DAY)
+        items = [(KEY, KEY.encode(), build_record(b"i", KEY.encode(), touched))]
+        level, deadline = Level.ALL, joined.now + 5000
+        joined.run(TouchOperation(joined.session, deadline, "i", level, items)).raise_first()
+        assert stored(joined).expiry == moment + HOUR
+
     def test_touch_without_ttl_removes_the_expiry_where_none_is_required(
         self, joined: Joined
     ) -> None:

@@ -224,7 +224,8 @@ def follow(operation: WriteOperation | ShortWrite, writes: dict[Key, Write]) -> 
             if write.kind in _WHOLE_RECORDS:
                 record = open_record(content)
                 sent = record.version
-                write.expiries.add((sent, settings.record(record).expiry))
+                limited = settings.record(record, is_touch=write.kind == "touch")
+                write.expiries.add((sent, limited.expiry))
             elif isinstance(request, Put):
                 write.requested.add((sent, request.expiry))
                 write.expiries.add((sent, settings.expiry(sent, request.expiry)))

@@ -307,6 +307,13 @@ class TouchOperation(ApplyOperation):
         self._is_cut = True
         return super().cut(items, version, attempt, indeterminate=indeterminate, earlier=earlier)
 
+    def message(
+        self, version: Version, items: Sequence[Item], keys: Frame, replaces: bytes
+    ) -> Message:
+        """Return an ``Apply``."""
+        records = Frame(codec.pack_blobs(list(map(content_of, items))))
+        return Apply(self.index, keys, records, is_touch=True)
+
     def _touched_again(self, item: Item) -> Item:
         key, encoded, content = item
         record = open_record(content)

@@ -27,17 +27,19 @@ def with_expiries(waiting: WaitingWrite) -> Message | Internal:
         keys, records = codec.unpack_blobs(message.keys), codec.unpack_blobs(message.records)
         codec.expect_even(keys, records)
         limited = [
-            _limited(space, settings, key, record)
+            _limited(space, settings, key, record, is_touch=message.is_touch)
             for key, record in zip(keys, records, strict=True)
         ]
         return replace(message, records=Frame(codec.pack_blobs(limited)))
     return message
 
 
-def _limited(space: Keyspace, settings: IndexSettings, key: bytes, record: bytes) -> bytes:
+def _limited(
+    space: Keyspace, settings: IndexSettings, key: bytes, record: bytes, *, is_touch: bool
+) -> bytes:
     """Return a record that may be stored; a corrupt one stays as it is, and is refused later."""
     if not is_intact(record, key, space.salt):
         return record
     found = open_record(record)
-    allowed = settings.record(found)
+    allowed = settings.record(found, is_touch=is_touch)
     return record if allowed == found else build_record(space.index, key, allowed)

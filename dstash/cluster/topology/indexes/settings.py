@@ -53,15 +53,21 @@ class IndexSettings:
             expiry = begin + self.ttl
         return self._limited(begin, expiry)
 
-    def record(self, record: Record) -> Record:
+    def record(self, record: Record, *, is_touch: bool = False) -> Record:
         """Return a whole record as it may be stored: with another expiry if its own is too late.
 
         A tombstone, and a record that was neither written nor touched after ``since``, stay as they
-        are. ``ttl`` does not apply: whole records have been stored before, or are touched, and a
-        touch always names its time to live.
+        are. A touch is after it, even if the clock of its client is late. ``ttl`` does not apply:
+        whole records have been stored before, or are touched, and a touch always names its time to
+        live.
+
+        Args:
+            record: the record.
+            is_touch: whether its client touches it now.
         """
         newest = newest_stamp(record.version)
-        if not self.max_ttl or record.is_tombstone or newest <= self.since:
+        is_earlier = newest <= self.since and not is_touch
+        if not self.max_ttl or record.is_tombstone or is_earlier:
             return record
         return record._replace(expiry=self._limited(stamp_milliseconds(newest), record.expiry))
 
