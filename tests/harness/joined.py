@@ -159,7 +159,9 @@ class Joined:
                 self._answers.append((name, reply.frames))
             elif reply.to:
                 asker = reply.to.decode().split(":")[0]
-                self.peers[asker].outgoing.answered(name, reply.frames, self.time_at(asker))
+                if asker in self.peers:  # a test may take a peer out
+                    core = self.peers[asker]
+                    core.outgoing.answered(name, reply.frames, self.time_at(asker))
 
     # -- the client
 

@@ -10,7 +10,7 @@ replicas for their record of each key, and acts on the replies:
   have taken its place, that a quorum may have accepted it. No later write was acked, because that
   would have replaced it on one of them (a write of a client replaces a future record). The record
   gets a stamp just above those on the other replicas. Lower future records are replaced before, so
-  that they cannot win over the new stamp.
+  that they cannot win over the new stamp; a replica that does not reply may hold one.
 - A record of another replica that wins over this one can be the last acked write. This one is
   replaced, as below.
 - No quorum can have accepted it. It is replaced by a record of another replica that was written
@@ -213,7 +213,8 @@ def _successor(case: _Case) -> bytes | None:
         if any(map(case.survey.may_be_acked, higher)):
             return None
         if case.survey.may_be_acked(case.record):
-            is_decided = case.survey.counts_as_acked(case.record) and not lower
+            has_lower = lower or case.survey.silent  # a silent replica may hold one
+            is_decided = case.survey.counts_as_acked(case.record) and not has_lower
             return _promoted(case, best) if is_decided else None
         if any(map(case.survey.may_be_acked, lower)):
             return None

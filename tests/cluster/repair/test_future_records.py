@@ -257,6 +257,23 @@ def test_record_that_an_unavailable_replica_may_have_accepted_is_not_lost(silent
     assert values(joined) == [expected] * 3
 
 
+def test_earlier_record_of_an_unavailable_replica_does_not_return_at_its_time() -> None:
+    joined = joined_with("abcdef")
+    joined.put({"k": "old"}, "all")
+    first, second, third = replicas(joined)
+    put_future(joined, third, value="earlier", ahead=60_000)
+    put_future(joined, first, second, value="acked")
+    stopped = joined.peers.pop(third)
+    joined.install(joined.topology)
+    pass_time(joined, 8000)
+    joined.peers[third] = stopped
+    joined.install(joined.topology)
+    joined.now += 60_000
+    pass_time(joined, 20_000)
+    assert values(joined) == ["acked"] * 3
+    assert_equal_and_past(joined)
+
+
 def lose(joined: Joined, peer: str, *, is_waived: bool = False) -> None:
     """Let a peer lose its data, so that it is streamed again; its acks may be waived."""
     joined.forget(peer, "k")
