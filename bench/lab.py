@@ -143,6 +143,14 @@ class Lab:
         return partial(DStash, RELAXED, self.relaxed.addresses, "quorum")
 
     @cached_property
+    def disks(self) -> list[Lmdb]:
+        """Three raw environments, which are synced one after the other."""
+        disks = [Lmdb(self.folder / f"synced-{number}") for number in range(3)]
+        for disk in disks:
+            self._stack.callback(disk.close)
+        return disks
+
+    @cached_property
     def crew(self) -> Crew:
         """Processes with a client of each store."""
         crew = Crew([*self.rivals, *self.dstash("one", "quorum")])

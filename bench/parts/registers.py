@@ -49,6 +49,8 @@ _SCRIPT: Final = (
     "redis.call('SET', KEYS[1], ARGV[2]) return 1"
 )
 
+_fresh: Final = count()
+
 #: Makes one call of a caller, given its number and that of the call.
 Act = Callable[[int, int], Awaitable[Any]]
 
@@ -75,7 +77,6 @@ class _Bench:
     def __init__(self, lab: Lab, runner: asyncio.Runner) -> None:
         self._lab, self._runner = lab, runner
         self._client = Client(*lab.three_copies.addresses, write=Level.QUORUM, timeout=60)
-        self._fresh = count()
 
     def close(self) -> None:
         """Close the clients that live as long as the part."""
@@ -102,7 +103,7 @@ class _Bench:
         yield Case(BATCH, QUORUM, partial(self._batch, _REGISTERS))
 
     def _new(self) -> str:
-        return f"register-{next(self._fresh):08}"
+        return f"register-{next(_fresh):08}"
 
     def _put(self) -> None:
         self._client.put(INDEX, self._new(), _VALUE)

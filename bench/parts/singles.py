@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from statistics import median
 from typing import Any, Final
@@ -23,7 +23,6 @@ from bench.parts.batches import KEYS, VALUE_BYTES
 from bench.stores import etcd
 from bench.stores.dstash_store import INDEX
 from bench.stores.echo import EchoClient
-from bench.stores.lmdb_store import Lmdb
 from bench.stores.store import Store
 from bench.work import Case, Unit, Work, use_time_slice
 from dstash import AsyncClient, Level
@@ -65,11 +64,12 @@ def callers(lab: Lab, runner: asyncio.Runner) -> Iterator[list[Case]]:
         lab.stores[name].fill(pairs)
     runner.run(etcd.put_all(lab.etcd.port, iter(pairs.items()), DURABLE.clients))
     echo = EchoClient(lab.echo.port)
-    with ExitStack() as closing:
-        closing.callback(echo.close)
-        alone = [*_one(lab, echo, keys), *_puts_alone(lab, echo, closing)]
+    try:
+        alone = [*_one(lab, echo, keys), *_puts_alone(lab, echo)]
         together = [*_threads(lab, keys), *_concurrent(lab, echo, runner, keys)]
         yield [*alone, *together, *_durable(lab, runner)]
+    finally:
+        echo.close()
 
 
 def _one(lab: Lab, echo: EchoClient, keys: list[str]) -> Iterator[Case]:
@@ -88,13 +88,9 @@ def _middle(ask: Callable[[str], object], keys: list[str]) -> float:
     return median(samples)
 
 
-def _puts_alone(lab: Lab, echo: EchoClient, closing: ExitStack) -> Iterator[Case]:
-    disks = [Lmdb(lab.folder / f"synced-{number}") for number in range(3)]
-    for disk in disks:
-        closing.callback(disk.close)
-
+def _puts_alone(lab: Lab, echo: EchoClient) -> Iterator[Case]:
     def put_three_times(key: str) -> None:
-        for disk in disks:
+        for disk in lab.disks:
             disk.put({key: bytes(VALUE_BYTES)})
         echo.round_trip()
 
