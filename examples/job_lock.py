@@ -2,8 +2,9 @@
 
     dstash dev up && python examples/job_lock.py
 
-Start it on every machine. The lock makes it run once; the fencing token protects the result if a
-machine is paused for so long that its lock expires.
+Start it on every machine. The lock keeps two of them from running it at the same time; one that
+starts later runs it again. The fencing token protects the result if a machine is paused for so long
+that its lock expires.
 """
 
 from __future__ import annotations
@@ -17,16 +18,26 @@ _PARTS = 5
 
 
 def report(client: Client) -> int:
-    """Compute a report in parts; return how many runs it had."""
+    """Compute a report in parts; return how many runs there were.
+
+    Raises:
+        Conflict: another machine holds the lock.
+        LockLost: the lock was lost, and another machine may have taken it.
+    """
     with client.lock("report", ttl=30, wait=0) as lock:
         total = 0
         for part in range(_PARTS):
             lock.check()  # raises LockLost before work that another machine does, too
             total += _work(part)
-        runs = client.update("@reports", "runs", lambda runs: runs + 1, default=0)
-        # Refused if a later holder has stored a report: its token is higher.
-        client.put("@reports", "latest", {"total": total}, fence=lock.token)
-        return int(runs)
+        try:
+            client.put("@reports", "latest", {"total": total}, fence=lock.token)
+            return int(client.update("@reports", "runs", _one_more, default=0, fence=lock.token))
+        except Conflict as error:  # the token of a later holder is higher
+            raise LockLost(f"another machine has stored its report: {error}") from None
+
+
+def _one_more(runs: int) -> int:
+    return runs + 1
 
 
 def _work(part: int) -> int:
