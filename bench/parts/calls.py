@@ -39,6 +39,11 @@ STAGES: Final = (
 STAGE: Final = Work("stage of a call", 1, batches.VALUE_BYTES)
 
 _LOOP: Final = 1000
+#: Peers are quiet when they have used less than this share of a core for so many spans in a row:
+#: longer than the time between two comparisons.
+_SPAN_SECONDS: Final = 2.0
+_QUIET_SPANS: Final = 8
+_QUIET_SHARE: Final = 0.2
 _CALLS: Final = {
     ONE: singles.CALLS,
     CONCURRENT: singles.CONCURRENT_CALLS,
@@ -68,11 +73,23 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
     ):
         whole = [*singly, *(case for case in atomic if case.work in _CALLS)]
         costs = [_Costs(case, _servers(lab, case)) for case in whole if case.store in _SHOWN]
+        _await_quiet(lab)
         for number in range(rounds + 1):
             lab.note(f"calls, round {number} of {rounds}" if number else "calls, warming up")
             for cost in costs:
                 cost.take(counts=number > 0)
     return measured + [case for cost in costs for case in cost.cases()]
+
+
+def _await_quiet(lab: Lab) -> None:
+    """Wait until peers have compared what was stored: this would count as the cost of calls."""
+    servers = [*lab.one_copy.servers, *lab.three_copies.servers]
+    quiet = 0
+    while quiet < _QUIET_SPANS:
+        worked = processor_seconds(servers)
+        time.sleep(_SPAN_SECONDS)
+        share = (processor_seconds(servers) - worked) / _SPAN_SECONDS
+        quiet = quiet + 1 if share < _QUIET_SHARE else 0
 
 
 def _servers(lab: Lab, case: Case) -> Sequence[Server]:

@@ -27,7 +27,7 @@ from bench.stores.etcd import EtcdCaller
 from bench.work import Case, Unit, Work, use_time_slice
 from dstash import AsyncClient, Client, Level
 
-PUT_ONE: Final = Work("put, one caller", 1, VALUE_BYTES)
+PUT_ONE: Final = Work("plain put, one caller", 1, VALUE_BYTES)
 SET_ONE: Final = Work("compare-and-set, one caller", 1, VALUE_BYTES)
 ADD_ONE: Final = Work("add, one caller", 1, VALUE_BYTES)
 SET_OWN: Final = Work("compare-and-set, own keys", 1, VALUE_BYTES, 64)
