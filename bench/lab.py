@@ -127,20 +127,20 @@ class Lab:
         return partial(DStash, LOCAL, self.three_copies.addresses, "one", "auto")
 
     @cached_property
+    def dstash_relaxed(self) -> Connect:
+        """dstash with three copies at quorum, whose peers sync once an interval."""
+        return partial(DStash, RELAXED, self.relaxed.addresses, "quorum")
+
+    @cached_property
     def stores(self) -> dict[str, Store]:
         """A client of each store in this process, by name."""
-        connects = [*self.rivals, self.dstash_one_copy, *self.dstash(*LEVELS), self.dstash_local]
-        connects.append(self.dstash_relaxed)
+        connects = [*self.rivals, self.dstash_one_copy, *self.dstash(*LEVELS)]
+        connects += [self.dstash_local, self.dstash_relaxed]
         stores: list[Store] = [connect() for connect in connects]
         stores.append(Lmdb(self.folder / "lmdb"))
         for store in stores:
             self._stack.callback(store.close)
         return {store.name: store for store in stores}
-
-    @cached_property
-    def dstash_relaxed(self) -> Connect:
-        """dstash with three copies at quorum, whose peers sync once an interval."""
-        return partial(DStash, RELAXED, self.relaxed.addresses, "quorum")
 
     @cached_property
     def disks(self) -> list[Lmdb]:

@@ -27,6 +27,7 @@ _STORES: Final = (
     "dstash N=3 quorum",
     "lmdb",
 )
+#: Those that look keys up in the order of storing, too.
 _ORDERED: Final = ("redis", "dstash N=3 one", "dstash N=3 quorum")
 #: Combinations with more bytes are omitted.
 _MOST_BYTES: Final = 128 << 20

@@ -44,6 +44,7 @@ _LOOP: Final = 1000
 _SPAN_SECONDS: Final = 2.0
 _QUIET_SPANS: Final = 8
 _QUIET_SHARE: Final = 0.2
+_MAX_SPANS: Final = 150
 _CALLS: Final = {
     ONE: singles.CALLS,
     CONCURRENT: singles.CONCURRENT_CALLS,
@@ -82,14 +83,21 @@ def measure(lab: Lab, rounds: int) -> list[Case]:
 
 
 def _await_quiet(lab: Lab) -> None:
-    """Wait until peers have compared what was stored: this would count as the cost of calls."""
+    """Wait until peers have compared what was stored: this would count as the cost of calls.
+
+    Raises:
+        AssertionError: they are busy for minutes.
+    """
     servers = [*lab.one_copy.servers, *lab.three_copies.servers]
     quiet = 0
-    while quiet < _QUIET_SPANS:
+    for _ in range(_MAX_SPANS):
         worked = processor_seconds(servers)
         time.sleep(_SPAN_SECONDS)
         share = (processor_seconds(servers) - worked) / _SPAN_SECONDS
         quiet = quiet + 1 if share < _QUIET_SHARE else 0
+        if quiet == _QUIET_SPANS:
+            return
+    raise AssertionError("the peers do not become quiet")
 
 
 def _servers(lab: Lab, case: Case) -> Sequence[Server]:

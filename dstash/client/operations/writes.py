@@ -270,13 +270,15 @@ class ApplyOperation(WriteOperation):
     """Writes whole records with their own versions. A superseded record counts as stored."""
 
     is_stamped = False
+    #: Whether the records are touched by this call.
+    is_touch = False
 
     def message(
         self, version: Version, items: Sequence[Item], keys: Frame, replaces: bytes
     ) -> Message:
         """Return an ``Apply``."""
         records = Frame(codec.pack_blobs(list(map(content_of, items))))
-        return Apply(self.index, keys, records)
+        return Apply(self.index, keys, records, self.is_touch)
 
 
 class TouchOperation(ApplyOperation):
@@ -285,6 +287,7 @@ class TouchOperation(ApplyOperation):
     Unlike other whole records it is new, so it has a stamp of this client: that of the touch.
     """
 
+    is_touch = True
     _is_cut = False
 
     @property
@@ -306,13 +309,6 @@ class TouchOperation(ApplyOperation):
             items = [self._touched_again(item) for item in items]
         self._is_cut = True
         return super().cut(items, version, attempt, indeterminate=indeterminate, earlier=earlier)
-
-    def message(
-        self, version: Version, items: Sequence[Item], keys: Frame, replaces: bytes
-    ) -> Message:
-        """Return an ``Apply``."""
-        records = Frame(codec.pack_blobs(list(map(content_of, items))))
-        return Apply(self.index, keys, records, is_touch=True)
 
     def _touched_again(self, item: Item) -> Item:
         key, encoded, content = item

@@ -90,9 +90,8 @@ class HttpServer:
         """Stop serving."""
         self._stopping = True
         if self._thread.is_alive():
-            with suppress(
-                OSError
-            ):  # some systems refuse it, although it wakes the thread there, too
+            # This wakes the thread. Some systems refuse it, but wake the thread nevertheless.
+            with suppress(OSError):
                 self._server.socket.shutdown(socket.SHUT_RDWR)
             self._server.shutdown()
             self._thread.join(timeout=5)
